@@ -1,0 +1,1 @@
+"""Insula: a cloud for many tenants on the Linux machines that you already have."""

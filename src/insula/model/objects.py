@@ -1,0 +1,224 @@
+"""The objects of Insula: what tenants ask for (spec) and what was measured (status).
+
+Every object is a frozen struct; a change makes a new one (`msgspec.structs.replace`). A spec is what the store
+holds as wanted state, a status what a reconciler measured. Times are seconds since the epoch. Sizes are bytes.
+Addresses are strings in their canonical form (`ipaddress`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+IDS_PER_TENANT = 65536
+"""Each tenant owns this many user and group IDs on the host, from `Tenant.id_base` up (user_namespaces(7))."""
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
+    """The base of all objects: immutable, keyword-only, strict about unknown fields."""
+
+
+# -- tenants ---------------------------------------------------------------------------------------------------
+
+
+class Limits(Struct):
+    """What a tenant may use as a whole; None is no limit. `cpus` in CPUs, `bandwidth` in bits a second."""
+
+    cpus: float | None = None
+    memory: int | None = None
+    instances: int | None = None
+    bandwidth: int | None = None
+
+
+class Tenant(Struct):
+    """Somebody who shares the host with others that they don't trust.
+
+    `index` is a small number unique on this cloud, never reused while the tenant exists; the host's names for
+    the tenant's parts derive from it, and so does `id_base`.
+    """
+
+    name: str
+    index: int
+    id_base: int
+    limits: Limits = Limits()
+    labels: dict[str, str] = {}
+    created: float
+
+
+# -- networks --------------------------------------------------------------------------------------------------
+
+
+class Network(Struct):
+    """One layer-2 segment of a tenant. `gateway` addresses belong to the tenant's router, the first of each subnet."""
+
+    tenant: str
+    name: str
+    index: int  # unique on this cloud: names the bridge
+    vni: int  # 24 bits, unique on this cloud (RFC 7348)
+    subnet: str
+    gateway: str
+    subnet6: str | None = None
+    gateway6: str | None = None
+    mtu: int = 1500
+    labels: dict[str, str] = {}
+    created: float
+
+
+class NetworkStatus(Struct):
+    """Measured: `ready` is True when the gateway and the resolver answered inside the tenant's namespace."""
+
+    ready: bool
+    reason: str | None = None
+    ports: int = 0
+
+
+class Port(Struct):
+    """The connection of one instance to one network. `index` is unique on this cloud: it names the host's device."""
+
+    tenant: str
+    network: str
+    instance: str
+    index: int
+    mac: str
+    address: str
+    address6: str | None = None
+
+
+# -- images ----------------------------------------------------------------------------------------------------
+
+
+class ImageConfig(Struct):
+    """The part of an OCI image configuration that a launch needs (image-spec, config.md)."""
+
+    env: list[str] = []
+    entrypoint: list[str] = []
+    cmd: list[str] = []
+    user: str = ""
+    working_dir: str = "/"
+    stop_signal: str = "SIGTERM"
+    labels: dict[str, str] = {}
+    volumes: list[str] = []
+    exposed_ports: list[str] = []
+
+
+class Image(Struct):
+    """A named image. `tenant` is the owner; "" is shared: every tenant may run it and none may change it.
+
+    `layers` are the DiffIDs (sha256 of the uncompressed layer tar), lowest first.
+    """
+
+    tenant: str
+    name: str  # repository:tag
+    digest: str  # of the manifest, sha256:…
+    config_digest: str
+    layers: list[str]
+    size: int
+    config: ImageConfig
+    architecture: str = "amd64"
+    created: float
+
+
+# -- instances -------------------------------------------------------------------------------------------------
+
+
+class RestartPolicy(Struct):
+    """docker-run(1) --restart: what to do when the instance's PID 1 exits by itself."""
+
+    name: Literal["no", "on-failure", "always", "unless-stopped"] = "no"
+    max_retries: int = 0  # of on-failure; 0 is without limit
+
+
+class Resources(Struct):
+    """Limits of one instance; None is no limit but the tenant's."""
+
+    cpus: float | None = None
+    memory: int | None = None
+    pids: int | None = 4096
+
+
+class Rlimit(Struct):
+    """getrlimit(2): `name` as in RLIMIT_NOFILE without the prefix, lower case."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+class Tmpfs(Struct):
+    """A tmpfs inside the instance; `size` in bytes."""
+
+    path: str
+    size: int = 64 << 20
+
+
+class InstanceSpec(Struct):
+    """What a user asks for with `insula run`. Empty or None means: what the image says, or the default."""
+
+    name: str = ""
+    image: str
+    network: str | None = "default"  # None: loopback only
+    address: str | None = None
+    address6: str | None = None
+    command: list[str] = []  # replaces the image's cmd
+    entrypoint: list[str] | None = None
+    env: dict[str, str] = {}
+    user: str | None = None
+    working_dir: str | None = None
+    hostname: str | None = None
+    labels: dict[str, str] = {}
+    stop_signal: str | None = None
+    stop_timeout: float = 10.0
+    tty: bool = False
+    stdin: bool = False  # keep the standard input open, `-i`
+    init: bool = False
+    read_only: bool = False
+    tmpfs: list[Tmpfs] = []
+    rlimits: list[Rlimit] = []
+    cap_add: list[str] = []
+    cap_drop: list[str] = []
+    sysctls: dict[str, str] = {}
+    resources: Resources = Resources()
+    restart: RestartPolicy = RestartPolicy()
+    remove: bool = False  # `--rm`
+    log_size: int = 10 << 20
+    log_files: int = 3
+
+
+class Instance(Struct):
+    """The wanted state of an instance. `id` is 32 hex digits, new for each; `wanted` is what the user last asked."""
+
+    tenant: str
+    name: str
+    id: str
+    spec: InstanceSpec
+    image_digest: str
+    layers: list[str]
+    config: ImageConfig
+    port: Port | None
+    wanted: Literal["running", "stopped", "removed"]
+    generation: int = 0  # rises with every start that the user asks for
+    created: float
+
+
+class Exit(Struct):
+    """How PID 1 ended: `exit_status` as a shell has it (128 + signal when killed); None when nobody saw it."""
+
+    exit_status: int | None
+    signal: int | None = None
+    oom: bool = False
+    finished: float
+
+
+class InstanceStatus(Struct):
+    """Measured by the instance's reconciler."""
+
+    state: Literal["created", "starting", "running", "stopping", "exited", "failed", "removing"]
+    generation: int = 0  # of the start this status is about
+    pid: int | None = None  # on the host; 1 inside
+    start_time: int | None = None  # field 22 of proc_pid_stat(5): with the pid it names the process for ever
+    started: float | None = None
+    exit: Exit | None = None
+    error: str | None = None
+    hint: str | None = None
+    restarts: int = 0
