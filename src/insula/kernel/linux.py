@@ -134,7 +134,7 @@ def _path(path: str | os.PathLike[str]) -> bytes:
     return os.fsencode(path)
 
 
-# -- processes and namespaces ----------------------------------------------------------------------------------
+# -- processes and namespaces ---------------------------------------------------------------------
 
 _CLONE_ARGS = struct.Struct("11Q")
 
@@ -192,7 +192,7 @@ def join_session_keyring(name: str) -> None:
     _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name.encode())
 
 
-# -- mounts, the classic calls ---------------------------------------------------------------------------------
+# -- mounts, the classic calls ---------------------------------------------------------------------
 
 
 def mount(
@@ -224,7 +224,7 @@ def pivot_root(new_root: str, put_old: str) -> None:
     _call("pivot_root", _path(new_root), _path(put_old), on=new_root)
 
 
-# -- mounts as file descriptors (Linux 5.2) --------------------------------------------------------------------
+# -- mounts as file descriptors (Linux 5.2) ---------------------------------------------------------------------
 
 
 def open_tree(dirfd: int, path: str | os.PathLike[str], flags: int) -> int:

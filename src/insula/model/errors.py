@@ -61,8 +61,7 @@ class Unavailable(InsulaError):
 
 
 _BY_NAME: dict[str, type[InsulaError]] = {
-    c.__name__: c
-    for c in (InsulaError, Invalid, Denied, NotFound, Conflict, QuotaExceeded, Failed, Unavailable)
+    c.__name__: c for c in (InsulaError, Invalid, Denied, NotFound, Conflict, QuotaExceeded, Failed, Unavailable)
 }
 
 

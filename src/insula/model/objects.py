@@ -7,7 +7,7 @@ Addresses are strings in their canonical form (`ipaddress`).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, dataclass_transform
 
 import msgspec
 
@@ -15,11 +15,12 @@ IDS_PER_TENANT = 65536
 """Each tenant owns this many user and group IDs on the host, from `Tenant.id_base` up (user_namespaces(7))."""
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
     """The base of all objects: immutable, keyword-only, strict about unknown fields."""
 
 
-# -- tenants ---------------------------------------------------------------------------------------------------
+# -- tenants ---------------------------------------------------------------------
 
 
 class Limits(Struct):
@@ -46,7 +47,7 @@ class Tenant(Struct):
     created: float
 
 
-# -- networks --------------------------------------------------------------------------------------------------
+# -- networks ---------------------------------------------------------------------
 
 
 class Network(Struct):
@@ -85,7 +86,7 @@ class Port(Struct):
     address6: str | None = None
 
 
-# -- images ----------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------
 
 
 class ImageConfig(Struct):
@@ -119,7 +120,7 @@ class Image(Struct):
     created: float
 
 
-# -- instances -------------------------------------------------------------------------------------------------
+# -- instances ---------------------------------------------------------------------
 
 
 class RestartPolicy(Struct):

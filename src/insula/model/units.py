@@ -34,9 +34,7 @@ def parse_size(text: str) -> int:
     """Bytes from ``64m``, ``1.5g``, ``512KiB`` or plain digits."""
     match = _SIZE.fullmatch(text.strip())
     if not match or (value := int(float(match[1]) * _BINARY[match[2].lower()])) > _MAX:
-        raise Invalid(
-            f"size {shorten(text)} does not parse", "write bytes with k, m, g or t, as in 64m or 1.5g"
-        )
+        raise Invalid(f"size {shorten(text)} does not parse", "write bytes with k, m, g or t, as in 64m or 1.5g")
     return value
 
 
@@ -44,9 +42,7 @@ def parse_rate(text: str) -> int:
     """Bits a second from ``10m``, ``1gbit`` or plain digits (decimal suffixes, as tc(8) has them)."""
     match = _RATE.fullmatch(text.strip())
     if not match or (value := int(float(match[1]) * _DECIMAL[match[2].lower()])) > _MAX:
-        raise Invalid(
-            f"rate {shorten(text)} does not parse", "write bits a second with k, m or g, as in 10m or 1gbit"
-        )
+        raise Invalid(f"rate {shorten(text)} does not parse", "write bits a second with k, m or g, as in 10m or 1gbit")
     return value
 
 
@@ -57,9 +53,7 @@ def parse_cpus(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0.01 <= value <= 65536:
-        raise Invalid(
-            f"CPU count {shorten(text)} does not parse", "write a number of CPUs from 0.01 up, as in 0.5 or 2"
-        )
+        raise Invalid(f"CPU count {shorten(text)} does not parse", "write CPUs from 0.01 up, as in 0.5 or 2")
     return value
 
 
@@ -67,22 +61,18 @@ def parse_duration(text: str) -> float:
     """Seconds from ``10``, ``1.5s``, ``200ms``, ``5m`` or ``1h``."""
     match = _DURATION.fullmatch(text.strip())
     if not match:
-        raise Invalid(
-            f"duration {shorten(text)} does not parse", "write seconds, or use ms, s, m, h, as in 10s"
-        )
+        raise Invalid(f"duration {shorten(text)} does not parse", "write seconds, or use ms, s, m, h, as in 10s")
     return float(match[1]) * _SECONDS[match[2]]
 
 
 def format_size(value: int) -> str:
     """``1.5G`` for people; exact multiples have no fraction."""
     size = float(value)
-    for suffix in ("B", "K", "M", "G"):
-        if abs(size) < 1024:
-            break
+    suffixes = "BKMGT"
+    while abs(size) >= 1024 and len(suffixes) > 1:
         size /= 1024
-    else:
-        suffix = "T"
-    return f"{size:.0f}{suffix}" if size == int(size) or size >= 100 else f"{size:.1f}{suffix}"
+        suffixes = suffixes[1:]
+    return f"{size:.0f}{suffixes[0]}" if size == int(size) or size >= 100 else f"{size:.1f}{suffixes[0]}"
 
 
 def shorten(value: object, limit: int = 60) -> str:
