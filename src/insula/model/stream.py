@@ -16,7 +16,8 @@ MAX_PAYLOAD = 1 << 20
 
 
 class Kind(IntEnum):
-    """What a frame carries. Towards the instance: STDIN, STDIN_EOF, RESIZE; from it: STDOUT, STDERR, EXIT, ERROR."""
+    """What a frame carries. Towards the instance: OPEN, STDIN, STDIN_EOF, RESIZE, SIGNAL; from it: STDOUT, STDERR,
+    EXIT, ERROR. OPEN and SIGNAL are for the API's side alone: the runtime never sees them."""
 
     STDIN = 0
     STDOUT = 1
@@ -26,6 +27,8 @@ class Kind(IntEnum):
     EXIT = 5  # payload: JSON {"exit_status": int, "signal": int | null, "oom": bool}
     ERROR = 6  # payload: JSON as of InsulaError.to_dict
     IDLE = 7  # keeps a connection alive; payload empty
+    OPEN = 8  # payload: JSON, what to execute; the first frame of an exec
+    SIGNAL = 9  # payload: one byte, a signal for the process at the other end (signal(7))
 
 
 def encode(kind: Kind, payload: bytes = b"") -> bytes:
