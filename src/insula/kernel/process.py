@@ -1,0 +1,119 @@
+"""Processes, named so that a name never comes to mean another process.
+
+A PID is reused after its process is gone. A PID together with the process's start time (field 22 of
+proc_pid_stat(5), in clock ticks since boot) is not, and a pidfd (pidfd_open(2)) holds on to one process for good.
+So what is written to disk is (pid, start time), and what is signalled is a pidfd opened and checked against it.
+
+In a PID namespace (pid_namespaces(7)) a process has one number in every namespace from its own up to the
+host's; the `NSpid` line of /proc/PID/status lists them, outermost first.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from insula.kernel import linux
+
+
+def start_time(pid: int) -> int | None:
+    """When `pid` started, in clock ticks since boot; None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # the command, field 2, is in parentheses and may hold any byte: count from the last one
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def open_process(pid: int, started: int | None) -> int:
+    """A pidfd of the process that is (pid, start time); ProcessLookupError if that one is gone."""
+    pidfd = os.pidfd_open(pid)
+    # checked after opening: if the times match now, the descriptor can't be of a later process
+    if started is None or start_time(pid) != started:
+        os.close(pidfd)
+        raise ProcessLookupError(3, "the process is gone", str(pid))
+    return pidfd
+
+
+def is_alive(pid: int, started: int | None) -> bool:
+    """Whether the process that is (pid, start time) still runs; a zombie does not."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return fields[0] not in (b"Z", b"X") and started is not None and int(fields[19]) == started
+
+
+def open_namespace(pid: int, started: int | None, kind: str) -> int:
+    """A descriptor of a namespace (`net`, `mnt`, `user`, …) of the process that is (pid, start time)."""
+    pidfd = open_process(pid, started)
+    try:
+        fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        if not is_alive(pid, started):
+            os.close(fd)
+            raise ProcessLookupError(3, "the process is gone", str(pid))
+        return fd
+    finally:
+        os.close(pidfd)
+
+
+class Process(NamedTuple):
+    """One process as /proc shows it. `pids` are its numbers from the host's namespace inward."""
+
+    pid: int
+    pids: list[int]
+    parent: int
+    uid: int
+    state: str
+    command: str
+
+
+def read(pid: int) -> Process | None:
+    """What /proc says of `pid`; None if it is gone."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        with open(f"/proc/{pid}/cmdline", "rb") as raw:
+            command = raw.read(4096).rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Process(
+        pid=pid,
+        pids=[int(p) for p in status.get("NSpid", str(pid)).split()],
+        parent=int(status["PPid"]),
+        uid=int(status["Uid"].split()[0]),
+        state=status["State"][:1],
+        command=command or f"[{status['Name']}]",
+    )
+
+
+def user_namespace(base: int, count: int) -> int:
+    """A descriptor of a new user namespace that maps IDs 0…count-1 to base…base+count-1 on the host.
+
+    It lives as long as the descriptor, and serves to map mounts (MOUNT_ATTR_IDMAP). Needs a single thread.
+    """
+    release, hold = os.pipe()
+    pid, pidfd = linux.clone3(linux.CLONE_NEWUSER)
+    if pid == 0:
+        os.close(hold)
+        os.read(release, 1)
+        os._exit(0)
+    try:
+        map_ids(pid, base, count)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        for fd in (release, hold, pidfd):
+            os.close(fd)
+        os.waitpid(pid, 0)
+
+
+def map_ids(pid: int, base: int, count: int) -> None:
+    """Write the uid_map and gid_map (user_namespaces(7)) of a process whose user namespace has none yet."""
+    for name in ("uid_map", "gid_map"):
+        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"0 %d %d\n" % (base, count))
+        finally:
+            os.close(fd)
