@@ -1,0 +1,48 @@
+"""Loading a compiled seccomp filter into the calling thread (seccomp(2)): for the child just before its execve.
+
+From then on the kernel runs the program before every system call of this thread and its children, and nothing can
+take it off again. It imports next to nothing; the compiler, which imports more, is `insula.kernel.seccomp`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final
+
+SECCOMP_FILTER_FLAG_TSYNC: Final = 1
+SECCOMP_FILTER_FLAG_LOG: Final = 2
+SECCOMP_FILTER_FLAG_SPEC_ALLOW: Final = 4
+SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 8
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: Final = 32
+
+_SECCOMP_SET_MODE_FILTER: Final = 1
+_NR_SECCOMP: Final = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
+_SOCK_FPROG: Final = struct.Struct("HxxxxxxP")  # linux/filter.h: length in instructions, and the address of them
+_INSTRUCTION: Final = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def load(program: bytes, flags: int = 0) -> int:
+    """Install `program`, an array of struct sock_filter; with SECCOMP_FILTER_FLAG_NEW_LISTENER return its descriptor.
+
+    The thread must have CAP_SYS_ADMIN in its user namespace, or no_new_privs set (PR_SET_NO_NEW_PRIVS); else the
+    kernel answers EACCES. EINVAL means that the program is no valid filter. Both are raised as OSError.
+    """
+    if not program or len(program) % _INSTRUCTION:
+        raise ValueError(f"a filter of {len(program)} bytes is not a whole number of instructions")
+    number = _NR_SECCOMP.get(os.uname().machine)
+    if number is None:
+        raise OSError(38, f"seccomp: not known on {os.uname().machine}")
+    code = ctypes.create_string_buffer(program, len(program))
+    fprog = _SOCK_FPROG.pack(len(program) // _INSTRUCTION, ctypes.addressof(code))
+    result: int = _libc.syscall(
+        ctypes.c_long(number), ctypes.c_long(_SECCOMP_SET_MODE_FILTER), ctypes.c_long(flags), fprog
+    )
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"seccomp: {os.strerror(error)}")
+    return result

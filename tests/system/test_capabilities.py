@@ -1,0 +1,130 @@
+"""Capabilities really given up, as the kernel reports them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+
+from insula.kernel import capabilities as caps
+from insula.kernel import linux
+from tests.forked import errno_of, forked
+
+DEFAULT = caps.Capabilities(caps.DEFAULT, caps.DEFAULT, caps.DEFAULT)
+EPERM = 1
+
+
+def status(name: str) -> int:
+    """A capability mask of this process from /proc/self/status."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith(f"{name}:"))
+
+
+def proc_sets() -> tuple[int, ...]:
+    return tuple(status(name) for name in ("CapBnd", "CapEff", "CapPrm", "CapInh", "CapAmb"))
+
+
+def test_current_is_what_proc_says() -> None:
+    assert tuple(caps.current()) == proc_sets()
+    assert caps.current().effective  # else this test runs without root and shows nothing
+
+
+def test_root_keeps_only_the_default_set() -> None:
+    def child() -> tuple[tuple[int, ...], int, int, int]:
+        before = errno_of(lambda: socket.sethostname(os.uname().nodename))  # the same name: harmless
+        caps.before_setuid(DEFAULT)
+        caps.after_setuid(DEFAULT)
+        return (
+            proc_sets(),
+            before,
+            errno_of(lambda: socket.sethostname(os.uname().nodename)),
+            errno_of(lambda: os.chown("/proc/self/cwd", -1, -1)),
+        )
+
+    sets, before, sethostname, chown = forked(child)
+    assert sets == (caps.DEFAULT, caps.DEFAULT, caps.DEFAULT, 0, 0)
+    assert before == 0
+    assert sethostname == EPERM
+    assert chown == 0
+
+
+def test_another_user_gets_what_was_asked_through_setuid() -> None:
+    sets = caps.Capabilities(caps.DEFAULT, caps.to_mask(["KILL"]), caps.to_mask(["KILL", "CHOWN"]))
+
+    def child() -> tuple[int, ...]:
+        caps.before_setuid(sets)
+        os.setgroups([])
+        os.setgid(1234)
+        os.setuid(1234)
+        caps.after_setuid(sets)
+        return proc_sets()
+
+    assert forked(child) == (*sets,)
+
+
+def test_without_keeping_them_setuid_clears_them() -> None:
+    """The positive control of the test above: the two phases are needed."""
+
+    def child() -> int:
+        os.setuid(1234)
+        return errno_of(lambda: caps.after_setuid(DEFAULT))
+
+    assert forked(child) == EPERM
+
+
+def test_exec_cannot_give_back_what_the_bounding_set_lacks() -> None:
+    def child() -> tuple[int, int]:
+        def bounded() -> None:
+            caps.before_setuid(DEFAULT)
+            caps.after_setuid(DEFAULT)
+
+        def effective(preexec: bool) -> int:
+            done = subprocess.run(
+                ["/bin/grep", "CapEff", "/proc/self/status"],
+                preexec_fn=bounded if preexec else None,
+                capture_output=True,
+                check=True,
+            )
+            return int(done.stdout.split()[1], 16)
+
+        return effective(False), effective(True)
+
+    before, after = forked(child)
+    assert before & caps.to_mask(["SYS_ADMIN"])
+    assert after == caps.DEFAULT
+
+
+def test_ambient_capabilities_survive_exec_of_another_user() -> None:
+    kill = caps.to_mask(["KILL"])
+    sets = caps.Capabilities(kill, kill, kill, kill, kill)
+
+    def child() -> int:
+        def lower() -> None:
+            caps.before_setuid(sets)
+            os.setuid(1234)
+            caps.after_setuid(sets)
+
+        done = subprocess.run(
+            ["/bin/grep", "CapEff", "/proc/self/status"], preexec_fn=lower, capture_output=True, check=True
+        )
+        return int(done.stdout.split()[1], 16)
+
+    assert forked(child) == kill
+
+
+def test_more_than_one_has_is_an_error() -> None:
+    def child() -> int:
+        caps.before_setuid(DEFAULT)
+        caps.after_setuid(DEFAULT)
+        return errno_of(lambda: caps.after_setuid(caps.Capabilities(caps.ALL, caps.ALL, caps.ALL)))
+
+    assert forked(child) == EPERM
+
+
+def test_keepcaps_is_off_afterwards() -> None:
+    def child() -> int:
+        caps.before_setuid(DEFAULT)
+        caps.after_setuid(DEFAULT)
+        return linux.prctl(7)  # PR_GET_KEEPCAPS
+
+    assert forked(child) == 0

@@ -1,0 +1,67 @@
+"""Names, numbers and sets of capabilities."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.kernel import capabilities as caps
+from insula.model.errors import Invalid
+
+
+def test_numbers_are_the_kernel_headers() -> None:
+    assert caps.NUMBERS["CAP_CHOWN"] == 0
+    assert caps.NUMBERS["CAP_NET_ADMIN"] == 12
+    assert caps.NUMBERS["CAP_SYS_ADMIN"] == 21
+    assert caps.NUMBERS["CAP_SETFCAP"] == 31
+    assert caps.NUMBERS["CAP_CHECKPOINT_RESTORE"] == 40
+
+
+def test_default_is_the_fourteen_of_docker() -> None:
+    names = caps.to_names(caps.DEFAULT)
+    assert len(names) == 14
+    assert "CAP_CHOWN" in names
+    assert not {"CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"} & set(names)
+
+
+@given(st.sets(st.sampled_from(caps.NAMES)))
+def test_masks_and_names_are_inverse(names: set[str]) -> None:
+    assert set(caps.to_names(caps.to_mask(names))) == names
+
+
+@pytest.mark.parametrize("name", ["NET_ADMIN", "net_admin", "CAP_NET_ADMIN", "cap_net_admin"])
+def test_every_spelling(name: str) -> None:
+    assert caps.normalise(name) == "CAP_NET_ADMIN"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "CAP_", "ALL", "NET ADMIN", "CAP_CAP_CHOWN", "x" * 10000, "CHOWN\0", "ſYS_ADMIN\n"]
+)
+def test_unknown_names_are_refused_in_one_short_line(name: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        caps.normalise(name)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_adjust_is_dockers() -> None:
+    admin, chown = caps.to_mask(["SYS_ADMIN"]), caps.to_mask(["CHOWN"])
+    assert caps.adjust(caps.DEFAULT) == caps.DEFAULT
+    assert caps.adjust(caps.DEFAULT, add=["sys_admin"]) == caps.DEFAULT | admin
+    assert caps.adjust(caps.DEFAULT, drop=["CHOWN"]) == caps.DEFAULT & ~chown
+    assert caps.adjust(caps.DEFAULT, add=["CHOWN"], drop=["all"]) == chown
+    assert caps.adjust(caps.DEFAULT, add=["ALL"], drop=["CAP_SYS_ADMIN"]) == caps.ALL & ~admin
+    assert caps.adjust(caps.DEFAULT, add=["CHOWN"], drop=["CHOWN"]) & chown
+
+
+def test_oci_round_trip_and_ambient_needs_the_others() -> None:
+    sets = caps.Capabilities.from_oci(
+        {"bounding": ["CAP_CHOWN", "CAP_KILL"], "permitted": ["CAP_KILL"], "ambient": ["CAP_KILL", "CAP_CHOWN"]}
+    )
+    assert sets.ambient == 0
+    assert sets.to_oci()["bounding"] == ["CAP_CHOWN", "CAP_KILL"]
+    assert caps.Capabilities.from_oci(None) == caps.Capabilities()
+    with pytest.raises(Invalid):
+        caps.Capabilities.from_oci({"effective": ["CAP_EVERYTHING"]})
