@@ -1,0 +1,130 @@
+# shellcheck shell=sh
+# What the scripts share: messages, Debian packages, builds, pid files. Plain POSIX sh; sourced, never run.
+
+CHECKOUT=$(cd "$(dirname "$0")/.." && pwd)
+INSTALL=/opt/insula
+STATE=/var/lib/insula
+RUN=/run/insula
+LOGS=/var/log/insula
+PREFIX=insula
+PYTHON=/usr/bin/python3
+PID_FILE=$RUN/insulad.pid
+SERVICE=/etc/systemd/system/insulad.service
+COMPLETIONS="/usr/local/share/bash-completion/completions/insula
+/usr/local/share/zsh/site-functions/_insula
+/usr/local/share/fish/vendor_completions.d/insula.fish"
+
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
+export PATH DEBIAN_FRONTEND=noninteractive
+unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
+
+say() { printf '%s\n' "$*"; }
+step() { printf '==> %s\n' "$*"; }
+
+# die WHAT HINT: the one line that every error is.
+die() {
+    printf 'error: %s; hint: %s\n' "$1" "$2" >&2
+    exit 1
+}
+
+need_root() { [ "$(id -u)" = 0 ] || die "this needs root" "run it as root, for example with sudo"; }
+
+# quietly WHAT HINT COMMAND…: its output only when it fails.
+quietly() {
+    what=$1 hint=$2
+    shift 2
+    output=$(mktemp)
+    if "$@" >"$output" 2>&1 9>&-; then
+        rm -f "$output"
+    else
+        tail -n 20 "$output" >&2
+        rm -f "$output"
+        die "$what" "$hint"
+    fi
+}
+
+# one_at_a_time: a second script of ours waits here for the first.
+one_at_a_time() {
+    mkdir -p "$INSTALL"
+    exec 9>"$INSTALL/.lock"
+    flock -n 9 || { say "another script of Insula is at work, waiting"; flock 9; }
+}
+
+# -- Debian packages ------------------------------------------------------------------------------------------
+
+# packages KIND…: the names that scripts/packages lists for these kinds.
+packages() {
+    for kind in "$@"; do
+        awk -v kind="$kind" '$1 == kind { print $2 }' "$CHECKOUT/scripts/packages"
+    done
+}
+
+missing_packages() {
+    for name in $(packages "$@"); do
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || printf '%s ' "$name"
+    done
+}
+
+apt() { apt-get -q -y -o DPkg::Lock::Timeout=300 -o APT::Install-Recommends=false "$@"; }
+
+# ensure_packages KIND…: installs what is missing; fetches package lists only if that fails without.
+ensure_packages() {
+    command -v dpkg-query >/dev/null || die "this is not a Debian system" \
+        "install the equivalents of: $(packages "$@" | tr '\n' ' ')and use pip"
+    missing=$(missing_packages "$@")
+    [ -n "$missing" ] || return 0
+    step "installing Debian packages: $missing"
+    [ -z "$(dpkg --audit 2>/dev/null)" ] || dpkg --configure -a >/dev/null 2>&1 || true
+    # shellcheck disable=SC2086  # a list of words
+    apt install $missing >/dev/null 2>&1 9>&- || {
+        quietly "package lists can't be fetched" "check the network and /etc/apt/sources.list" apt update
+        quietly "packages can't be installed: $missing" "see the lines above" apt install $missing
+    }
+}
+
+# -- the Python part ------------------------------------------------------------------------------------------
+
+check_python() {
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        die "$PYTHON is missing or older than 3.11" "use Debian 12 or later"
+}
+
+# source_hash PATH…: names one state of these files of the checkout and of the Python that runs them.
+source_hash() {
+    (
+        cd "$CHECKOUT"
+        "$PYTHON" -VV
+        find "$@" -type f ! -name '*.pyc' -exec sha256sum {} + | LC_ALL=C sort -k 2
+    ) | sha256sum | cut -c 1-16
+}
+
+# -- processes ------------------------------------------------------------------------------------------------
+
+# start_time PID: field 22 of proc_pid_stat(5); with the pid it names a process for ever.
+start_time() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+
+# alive FILE: prints the pid if the process that a pid file ("PID START_TIME") names still runs.
+alive() {
+    pid='' started=''
+    [ -r "$1" ] || return 1
+    read -r pid started <"$1" || true
+    [ -n "$pid" ] && [ -n "$started" ] && [ "$(start_time "$pid")" = "$started" ] || return 1
+    [ "$(sed 's/.*) //' "/proc/$pid/stat" | cut -c 1)" != Z ] && printf '%s\n' "$pid"
+}
+
+# stop_process FILE: SIGTERM, and after ten seconds SIGKILL.
+stop_process() {
+    pid=$(alive "$1") || return 0
+    kill -TERM "$pid" 2>/dev/null || true
+    tries=0
+    while alive "$1" >/dev/null; do
+        tries=$((tries + 1))
+        [ "$tries" != 100 ] || kill -KILL "$pid" 2>/dev/null || true
+        [ "$tries" -lt 150 ] || die "process $pid ($1) does not end" "look at /proc/$pid/stack"
+        sleep 0.1
+    done
+}
+
+has_systemd() { [ -d /run/systemd/system ]; }
+
+answers() { insula status >/dev/null 2>&1 9>&-; }

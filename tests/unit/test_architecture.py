@@ -1,0 +1,125 @@
+"""The house's rules that a machine can check: import arrows, sizes, docstrings.
+
+The arrows are read from the source with ast, not by importing, so that imports inside functions count as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCE = REPOSITORY / "src"
+MODULES = sorted((SOURCE / "insula").rglob("*.py"))
+FILES = [*MODULES, *sorted((REPOSITORY / "tests").rglob("*.py")), *sorted((REPOSITORY / "bench").rglob("*.py"))]
+
+ROOMS = {"container", "machine", "image", "volume", "network", "store"}
+LIGHT = {"insula.model.errors", "insula.model.units", "insula.model.stream"}
+
+# What each room may import of Insula: whole rooms, or single modules of one.
+ARROWS: dict[str, set[str]] = {
+    "model": set(),
+    "kernel": {"model"},
+    **{room: {"kernel", "model"} for room in ROOMS},
+    "control": {*ROOMS, "kernel", "model"},
+    "api": {"control", *ROOMS, "kernel", "model"},
+    "client": LIGHT,
+    "cli": {"client", *LIGHT},
+}
+# What each may import of others' packages; the command line starts in milliseconds because it has none.
+PACKAGES: dict[str, set[str]] = {
+    "client": set(),
+    "cli": set(),
+    "api": {"msgspec", "litestar", "uvicorn"},
+}
+UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+
+
+def module_name(path: Path) -> str:
+    """``src/insula/model/units.py`` → ``insula.model.units``."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of everything that `source` imports, wherever it stands."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: None if is_package and node.level == 1 else -node.level + is_package]
+                base = ".".join([*parents, base] if base else parents)
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}"
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    """One line for each import that the arrows forbid."""
+    room = module.split(".")[1] if "." in module else ""
+    found = []
+    for line, name in imports(source, module, is_package):
+        top, *rest = name.split(".")
+        if top == "insula":
+            target = rest[0] if rest else ""
+            inside = target in {"", room} or target.startswith("__")
+            allowed = inside or target in ARROWS[room] or any(f"{name}.".startswith(f"{m}.") for m in ARROWS[room])
+        else:
+            allowed = top in sys.stdlib_module_names or top in PACKAGES.get(room, {"msgspec"})
+        if not allowed:
+            found.append(f"{module}:{line} imports {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_run_downward_only(path: Path) -> None:
+    assert violations(path.read_text(), module_name(path), path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("insula.model.units", "import insula.kernel.linux"),
+        ("insula.model.units", "from .. import kernel"),
+        ("insula.network.fabric", "from insula.store import protocol"),
+        ("insula.network.fabric", "def f():\n    from insula.container.runtime import Runtime"),
+        ("insula.network.linux.links", "from ...image import store"),
+        ("insula.control.cloud", "import litestar"),
+        ("insula.cli.main", "import msgspec"),
+        ("insula.cli.main", "from insula.model.objects import Tenant"),
+        ("insula.client.http", "from insula.api import daemon"),
+        ("insula.kernel.linux", "from insula import container"),
+    ],
+)
+def test_the_check_sees_a_wrong_arrow(module: str, source: str) -> None:
+    assert len(violations(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("insula.cli.main", "from insula.model.errors import InsulaError\nfrom insula.client import http\nimport json"),
+        ("insula.network.linux.links", "from ..fabric import Fabric\nfrom insula.kernel import netlink"),
+        ("insula.control.cloud", "from insula.store.protocol import Store\nimport msgspec"),
+        ("insula.api.daemon", "import litestar, uvicorn\nfrom insula import __version__"),
+    ],
+)
+def test_the_check_lets_right_arrows_pass(module: str, source: str) -> None:
+    assert violations(source, module) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_file_has_one_concern(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") < 500
+    if path.stem != "__init__" or text.strip():
+        assert ast.get_docstring(ast.parse(text)), "a module begins by saying what it is about"
+    if path != Path(__file__):
+        assert not UNFINISHED.search(text)
