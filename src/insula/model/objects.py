@@ -17,13 +17,13 @@ IDS_PER_TENANT = 65536
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
-    """The base of all objects: immutable, keyword-only, strict about unknown fields."""
+    """The base of all objects: immutable and strict about unknown fields (`kw_only` is not inherited)."""
 
 
 # -- tenants ---------------------------------------------------------------------
 
 
-class Limits(Struct):
+class Limits(Struct, kw_only=True):
     """What a tenant may use as a whole; None is no limit. `cpus` in CPUs, `bandwidth` in bits a second."""
 
     cpus: float | None = None
@@ -32,7 +32,7 @@ class Limits(Struct):
     bandwidth: int | None = None
 
 
-class Tenant(Struct):
+class Tenant(Struct, kw_only=True):
     """Somebody who shares the host with others that they don't trust.
 
     `index` is a small number unique on this cloud, never reused while the tenant exists; the host's names for
@@ -50,7 +50,7 @@ class Tenant(Struct):
 # -- networks ---------------------------------------------------------------------
 
 
-class Network(Struct):
+class Network(Struct, kw_only=True):
     """One layer-2 segment of a tenant. `gateway` addresses belong to the tenant's router, the first of each subnet."""
 
     tenant: str
@@ -66,7 +66,7 @@ class Network(Struct):
     created: float
 
 
-class NetworkStatus(Struct):
+class NetworkStatus(Struct, kw_only=True):
     """Measured: `ready` is True when the gateway and the resolver answered inside the tenant's namespace."""
 
     ready: bool
@@ -74,7 +74,7 @@ class NetworkStatus(Struct):
     ports: int = 0
 
 
-class Port(Struct):
+class Port(Struct, kw_only=True):
     """The connection of one instance to one network. `index` is unique on this cloud: it names the host's device."""
 
     tenant: str
@@ -89,7 +89,7 @@ class Port(Struct):
 # -- images ---------------------------------------------------------------------
 
 
-class ImageConfig(Struct):
+class ImageConfig(Struct, kw_only=True):
     """The part of an OCI image configuration that a launch needs (image-spec, config.md)."""
 
     env: list[str] = []
@@ -103,7 +103,7 @@ class ImageConfig(Struct):
     exposed_ports: list[str] = []
 
 
-class Image(Struct):
+class Image(Struct, kw_only=True):
     """A named image. `tenant` is the owner; "" is shared: every tenant may run it and none may change it.
 
     `layers` are the DiffIDs (sha256 of the uncompressed layer tar), lowest first.
@@ -123,14 +123,14 @@ class Image(Struct):
 # -- instances ---------------------------------------------------------------------
 
 
-class RestartPolicy(Struct):
+class RestartPolicy(Struct, kw_only=True):
     """docker-run(1) --restart: what to do when the instance's PID 1 exits by itself."""
 
     name: Literal["no", "on-failure", "always", "unless-stopped"] = "no"
     max_retries: int = 0  # of on-failure; 0 is without limit
 
 
-class Resources(Struct):
+class Resources(Struct, kw_only=True):
     """Limits of one instance; None is no limit but the tenant's."""
 
     cpus: float | None = None
@@ -138,7 +138,7 @@ class Resources(Struct):
     pids: int | None = 4096
 
 
-class Rlimit(Struct):
+class Rlimit(Struct, kw_only=True):
     """getrlimit(2): `name` as in RLIMIT_NOFILE without the prefix, lower case."""
 
     name: str
@@ -146,14 +146,14 @@ class Rlimit(Struct):
     hard: int
 
 
-class Tmpfs(Struct):
+class Tmpfs(Struct, kw_only=True):
     """A tmpfs inside the instance; `size` in bytes."""
 
     path: str
     size: int = 64 << 20
 
 
-class InstanceSpec(Struct):
+class InstanceSpec(Struct, kw_only=True):
     """What a user asks for with `insula run`. Empty or None means: what the image says, or the default."""
 
     name: str = ""
@@ -186,7 +186,7 @@ class InstanceSpec(Struct):
     log_files: int = 3
 
 
-class Instance(Struct):
+class Instance(Struct, kw_only=True):
     """The wanted state of an instance. `id` is 32 hex digits, new for each; `wanted` is what the user last asked."""
 
     tenant: str
@@ -202,7 +202,7 @@ class Instance(Struct):
     created: float
 
 
-class Exit(Struct):
+class Exit(Struct, kw_only=True):
     """How PID 1 ended: `exit_status` as a shell has it (128 + signal when killed); None when nobody saw it."""
 
     exit_status: int | None
@@ -211,7 +211,7 @@ class Exit(Struct):
     finished: float
 
 
-class InstanceStatus(Struct):
+class InstanceStatus(Struct, kw_only=True):
     """Measured by the instance's reconciler."""
 
     state: Literal["created", "starting", "running", "stopping", "exited", "failed", "removing"]
