@@ -1,0 +1,1 @@
+"""The one source of truth: a small protocol (`protocol`), its embedded form (`sqlite`) and typed keys (`typed`)."""

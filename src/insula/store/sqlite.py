@@ -1,0 +1,292 @@
+"""The embedded store: one SQLite file, one thread, one fsync for all who wait at the same time.
+
+SQLite in WAL mode with `synchronous=FULL` returns from COMMIT when the log is on the disk. An fsync costs about as
+much as everything else a launch does, so the thread commits *groups*: whatever queued up during the last fsync
+becomes one SQLite transaction, each request in a SAVEPOINT of its own, with its own revision, and is answered
+after the common COMMIT. Reads go first and don't wait for it.
+
+The file is locked exclusively as long as it's open: a second daemon on the same state is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from insula.model.errors import InsulaError, Invalid, Unavailable
+from insula.store.migrations import STEPS, Step
+from insula.store.protocol import (
+    Compare,
+    Delete,
+    Entry,
+    Event,
+    Put,
+    Snapshot,
+    Write,
+    check_key,
+    check_writes,
+)
+from insula.store.tables import Tables, explain
+
+T = TypeVar("T")
+GROUP = 256
+"""At most so many requests in one commit."""
+
+
+class _Request(NamedTuple):
+    work: Callable[[], Any]
+    writes: bool
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+
+
+class _Watcher:
+    """Events wait here for one reader; too many, and it reads on from the file instead (`lagging`)."""
+
+    LIMIT = 4096
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.loop = asyncio.get_running_loop()
+        self.wake = asyncio.Event()
+        self.pending: deque[Event] = deque()
+        self.lagging = True
+
+    def push(self, events: Sequence[Event]) -> None:
+        if not self.lagging:
+            self.pending.extend(e for e in events if e.entry.key.startswith(self.prefix))
+            self.lagging = len(self.pending) > self.LIMIT
+        self.wake.set()
+
+    def take(self) -> Sequence[Event]:
+        taken, self.pending = self.pending, deque()
+        return taken
+
+
+class SqliteStore:
+    """`Store` in the file `path`, which is made (mode 0600) if it isn't there.
+
+    `history` is how many revisions can be watched back at least. Raises Unavailable when the file is of a newer
+    version or no database, Conflict when another process has it open.
+    """
+
+    def __init__(self, path: Path, *, history: int = 10_000, steps: Sequence[Step] = STEPS) -> None:
+        self.path = path
+        self._tables = Tables(path, history, steps)
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._watchers: set[_Watcher] = set()
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._unarmed = set(self._tables.deadlines)
+        self._expiring: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="insula-store", daemon=True)
+        self._thread.start()
+
+    # -- the Store protocol --------------------------------------------------------------------------------------
+
+    async def get(self, key: str) -> Entry | None:
+        check_key(key)
+        return await self._read(lambda: self._tables.get(key))
+
+    async def list(self, prefix: str) -> Snapshot:
+        check_key(prefix)
+        return await self._read(lambda: self._tables.scan(prefix))
+
+    async def put(self, key: str, value: bytes, *, expect: int | None = None, lease: int | None = None) -> int:
+        compares = [] if expect is None else [Compare(key, expect)]
+        return await self.transact(compares, [Put(key, value, lease)])
+
+    async def delete(self, key: str, *, expect: int | None = None) -> int:
+        compares = [] if expect is None else [Compare(key, expect)]
+        return await self.transact(compares, [Delete(key)])
+
+    async def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
+        for compare in compares:
+            check_key(compare.key)
+        check_writes(writes)
+        return await self._write(lambda: self._tables.transact(compares, writes))
+
+    async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[Event]:
+        check_key(prefix)
+        watcher = _Watcher(prefix)
+        self._watchers.add(watcher)
+        seen = from_revision
+        try:
+            while not self._closed:
+                watcher.wake.clear()
+                for event in await self._next(watcher, seen):
+                    yield event
+                    seen = event.revision
+                if not (watcher.pending or watcher.lagging or self._closed):
+                    await watcher.wake.wait()
+        finally:
+            self._watchers.discard(watcher)
+
+    async def _next(self, watcher: _Watcher, seen: int) -> Sequence[Event]:
+        """What there is after `seen`: from memory, or from the file for a watcher that is new or fell behind."""
+        if not watcher.lagging:
+            return [event for event in watcher.take() if event.revision > seen]
+        watcher.take()
+        watcher.lagging = False  # what is pushed from here on overlaps with what the file tells
+        return await self._read(lambda: self._tables.changes(watcher.prefix, seen))
+
+    async def grant(self, ttl: float) -> int:
+        if not 0 < ttl <= 1e9:
+            raise Invalid(f"a lease of {ttl} seconds makes no sense", "use a positive number of seconds")
+        lease = await self._write(lambda: self._tables.grant(ttl))
+        self._arm(lease)
+        return lease
+
+    async def keep_alive(self, lease: int) -> None:
+        await self._read(lambda: self._tables.keep_alive(lease))
+
+    async def revoke(self, lease: int) -> None:
+        await self._write(lambda: self._tables.revoke(lease))
+        if timer := self._timers.pop(lease, None):
+            timer.cancel()
+
+    async def close(self) -> None:
+        """Answers what was asked before, ends the watches, and lets go of the file."""
+        if self._closed:
+            return
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for watcher in self._watchers:
+            watcher.loop.call_soon_threadsafe(watcher.wake.set)
+        self._requests.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    # -- leases end by timers of the event loop ------------------------------------------------------------------
+
+    def _arm(self, lease: int) -> None:
+        delay = self._tables.deadlines.get(lease, 0.0) - time.monotonic()
+        self._timers[lease] = asyncio.get_running_loop().call_later(delay, self._spawn_expire, lease)
+
+    def _spawn_expire(self, lease: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._expire(lease))
+        self._expiring.add(task)
+        task.add_done_callback(self._expiring.discard)
+
+    async def _expire(self, lease: int) -> None:
+        over = False
+        try:
+            over = await self._write(lambda: self._tables.expire(lease))
+        except InsulaError:  # a full disk: the lease stays over, its keys go as soon as they can
+            await asyncio.sleep(1.0)
+        if over:
+            self._timers.pop(lease, None)
+        elif not self._closed:
+            self._arm(lease)
+
+    # -- the way to the thread -----------------------------------------------------------------------------------
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        return await self._submit(work, writes=False)
+
+    async def _write(self, work: Callable[[], T]) -> T:
+        return await self._submit(work, writes=True)
+
+    async def _submit(self, work: Callable[[], T], *, writes: bool) -> T:
+        if self._closed:
+            raise Unavailable("the store is closed", "start the daemon")
+        while self._unarmed:  # leases of the last run, now that there is an event loop
+            self._arm(self._unarmed.pop())
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._requests.put(_Request(work, writes, loop, future))
+        return await future
+
+    def _work(self) -> None:
+        """The thread: take all that waits, answer the reads, commit the writes together."""
+        last = False
+        while not last:
+            group, last = self._take()
+            for request in group:
+                if not request.writes:
+                    _answer(request, _attempt(request.work))
+            if writes := [request for request in group if request.writes]:
+                self._commit(writes)
+        self._tables.connection.close()
+
+    def _take(self) -> tuple[Sequence[_Request], bool]:
+        """What waits, at least one request; True when it's the last."""
+        group: deque[_Request] = deque()
+        request = self._requests.get()
+        while request is not None:
+            group.append(request)
+            if len(group) == GROUP:
+                return group, False
+            try:
+                request = self._requests.get_nowait()
+            except queue.Empty:
+                return group, False
+        return group, True
+
+    def _commit(self, requests: Sequence[_Request]) -> None:
+        connection, tables = self._tables.connection, self._tables
+        tables.events = []
+        before = tables.mark()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            outcomes = [self._savepoint(request) for request in requests]
+            if tables.events:
+                tables.save_counters()
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+                connection.execute("ROLLBACK")
+            tables.restore(before)
+            outcomes = [explain(error, self.path) for _ in requests]
+        self._publish(tables.events)
+        for request, outcome in zip(requests, outcomes, strict=True):
+            _answer(request, outcome)
+
+    def _savepoint(self, request: _Request) -> Any:
+        """The result or the exception; after an exception the request left no trace in the group."""
+        connection, tables = self._tables.connection, self._tables
+        before = tables.mark()
+        connection.execute("SAVEPOINT request")
+        outcome = _attempt(request.work)
+        if isinstance(outcome, sqlite3.Error):
+            raise outcome  # the disk's fault: it concerns the whole group
+        if isinstance(outcome, Exception):
+            connection.execute("ROLLBACK TO request")
+            tables.restore(before)
+        connection.execute("RELEASE request")
+        return outcome
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        if events:
+            for watcher in self._watchers.copy():
+                with contextlib.suppress(RuntimeError):  # its loop is closed
+                    watcher.loop.call_soon_threadsafe(watcher.push, events)
+
+
+def _attempt(work: Callable[[], Any]) -> Any:
+    """What it returns, or the exception it raises: the thread must outlive every request."""
+    try:
+        return work()
+    except Exception as error:
+        return error
+
+
+def _answer(request: _Request, outcome: Any) -> None:
+    def deliver() -> None:
+        if request.future.done():  # cancelled meanwhile
+            return
+        if isinstance(outcome, Exception):
+            request.future.set_exception(outcome)
+        else:
+            request.future.set_result(outcome)
+
+    with contextlib.suppress(RuntimeError):  # its loop is closed
+        request.loop.call_soon_threadsafe(deliver)

@@ -1,0 +1,78 @@
+"""Typed objects in the store: where each kind lives, and its JSON.
+
+    instances = Keyspace("/instances", Instance, 2)
+    await store.transact([instances.absent("acme", "web")], [instances.put(web, "acme", "web")])
+    found = await instances.get(store, "acme", "web")      # Found(value=Instance(…), revision=17)
+
+The JSON is msgspec's, strict in both directions, so a file that somebody edited can't smuggle anything in.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from insula.model.errors import Failed
+from insula.store.protocol import Compare, Delete, Entry, Put, Store
+
+T = TypeVar("T")
+
+
+class Found(NamedTuple, Generic[T]):
+    """An object and the revision of its last change."""
+
+    value: T
+    revision: int
+
+
+class Keyspace(Generic[T]):
+    """Objects of one type below `root`, named by `depth` parts; only the last part may hold slashes."""
+
+    def __init__(self, root: str, kind: type[T], depth: int) -> None:
+        self.root = root
+        self.depth = depth
+        self._decoder = msgspec.json.Decoder(kind)
+        self._encoder = msgspec.json.Encoder()
+
+    def key(self, *parts: str) -> str:
+        if len(parts) != self.depth or not all(parts) or any("/" in part for part in parts[:-1]):
+            raise ValueError(f"{parts} doesn't name anything below {self.root}")
+        return "/".join((self.root, *parts))
+
+    def prefix(self, *parts: str) -> str:
+        """The prefix of all keys that begin with these parts."""
+        if len(parts) >= self.depth or not all(parts) or any("/" in part for part in parts):
+            raise ValueError(f"{parts} is no prefix below {self.root}")
+        return "/".join((self.root, *parts, ""))
+
+    def parts(self, key: str) -> tuple[str, ...]:
+        """The inverse of `key`."""
+        return tuple(key[len(self.root) + 1 :].split("/", self.depth - 1))
+
+    def decode(self, entry: Entry) -> T:
+        try:
+            return self._decoder.decode(entry.value)
+        except msgspec.DecodeError as error:
+            raise Failed(f"the state at {entry.key} is damaged: {error}", "restore the state") from error
+
+    def put(self, value: T, *parts: str, lease: int | None = None) -> Put:
+        return Put(self.key(*parts), self._encoder.encode(value), lease)
+
+    def delete(self, *parts: str) -> Delete:
+        return Delete(self.key(*parts))
+
+    def absent(self, *parts: str) -> Compare:
+        return Compare(self.key(*parts), 0)
+
+    def unchanged(self, found: Found[T], *parts: str) -> Compare:
+        return Compare(self.key(*parts), found.revision)
+
+    async def get(self, store: Store, *parts: str) -> Found[T] | None:
+        entry = await store.get(self.key(*parts))
+        return Found(self.decode(entry), entry.revision) if entry else None
+
+    async def list(self, store: Store, *parts: str) -> list[T]:
+        """In key order."""
+        snapshot = await store.list(self.prefix(*parts))
+        return [self.decode(entry) for entry in snapshot.entries]

@@ -1,0 +1,232 @@
+"""What is SQLite's own: durability, the lock, migrations, group commit, forgetting history."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from insula.model.errors import Conflict, Failed, Invalid, Unavailable
+from insula.model.objects import Limits, Tenant
+from insula.store.migrations import STEPS, migrate
+from insula.store.protocol import Compacted, Put
+from insula.store.sqlite import SqliteStore
+from insula.store.typed import Keyspace
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from insula.store.protocol import Put
+from insula.store.sqlite import SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]))
+    async def write(worker):
+        for i in range(10**9):
+            await store.transact([], [Put(f"/{worker}/{i}/a", b"x" * 500), Put(f"/{worker}/{i}/b", b"")])
+            sys.stdout.write(f"/{worker}/{i}\\n"); sys.stdout.flush()
+    await asyncio.gather(*(write(w) for w in range(4)))
+
+asyncio.run(main())
+"""
+
+
+def test_what_was_answered_survives_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    answered: set[str] = set()
+    for _ in range(5):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        answered.add(writer.stdout.readline().strip())
+        time.sleep(random.uniform(0.0, 0.1))
+        os.kill(writer.pid, signal.SIGKILL)
+        *complete, _ = writer.stdout.read().split("\n")  # the last line may be cut
+        answered.update(complete)
+        writer.stdout.close()
+        assert writer.wait() == -signal.SIGKILL
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    keys = {key for (key,) in connection.execute("SELECT key FROM entries")}
+    connection.close()
+    assert len(answered) > 20
+    assert not {name for name in answered if not {f"{name}/a", f"{name}/b"} <= keys}
+    assert {key[:-2] for key in keys if key.endswith("/a")} == {key[:-2] for key in keys if key.endswith("/b")}
+
+
+def test_commits_wait_for_the_disk(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "state.db")
+    pragmas = {
+        name: store._tables.connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("synchronous", "journal_mode", "locking_mode")
+    }
+    asyncio.run(store.close())
+    assert pragmas == {"synchronous": 2, "journal_mode": "wal", "locking_mode": "exclusive"}
+    assert (tmp_path / "state.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_owner_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    store = SqliteStore(path)
+    with pytest.raises(Conflict, match="in use by another process"):
+        SqliteStore(path)
+    asyncio.run(store.close())
+    asyncio.run(SqliteStore(path).close())
+
+
+def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.write_bytes(b"this is no database\n" * 100)
+    with pytest.raises(Unavailable, match="is no database"):
+        SqliteStore(path)
+    assert path.read_bytes() == b"this is no database\n" * 100
+    with pytest.raises(Failed, match="can't be kept"):
+        SqliteStore(tmp_path / "missing" / "state.db")
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    asyncio.run(SqliteStore(path).close())
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {len(STEPS) + 1}")
+    connection.close()
+    with pytest.raises(Unavailable, match=f"schema version {len(STEPS) + 1}"):
+        SqliteStore(path)
+
+
+def test_migrations_go_forward_and_only_whole() -> None:
+    def second(connection: sqlite3.Connection) -> None:
+        connection.execute("ALTER TABLE entries ADD COLUMN note TEXT")
+
+    def broken(connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE more (x)")
+        raise RuntimeError("in the middle")
+
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    assert migrate(connection) == 0
+    assert migrate(connection) == len(STEPS)
+    with pytest.raises(RuntimeError):
+        migrate(connection, [*STEPS, second, broken])
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(STEPS),)
+    assert not connection.execute("SELECT * FROM sqlite_schema WHERE name = 'more'").fetchall()
+    assert "note" not in {row[1] for row in connection.execute("PRAGMA table_info(entries)")}
+    assert migrate(connection, [*STEPS, second]) == len(STEPS)
+    assert "note" in {row[1] for row in connection.execute("PRAGMA table_info(entries)")}
+
+
+def test_a_full_disk_is_one_clear_error_and_changes_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        await store.put("/a", b"1")
+        pages = store._tables.connection.execute("PRAGMA page_count").fetchone()[0]
+        store._tables.connection.execute(f"PRAGMA max_page_count = {pages}")
+        before = await store.list("/")
+        with pytest.raises(Failed, match="disk that holds the state is full") as error:
+            await store.transact([], [Put("/b", bytes(100_000)), Put("/a", b"2")])
+        assert error.value.hint
+        assert await store.list("/") == before
+        store._tables.connection.execute("PRAGMA max_page_count = 100000")
+        assert await store.put("/b", bytes(100_000)) == before.revision + 1
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_writers_share_commits_and_fail_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        statements: list[str] = []
+        store._tables.connection.set_trace_callback(statements.append)
+        outcomes = await asyncio.gather(
+            *(store.put(f"/{i}", b"", expect=i % 2 and 99) for i in range(100)), return_exceptions=True
+        )
+        assert [isinstance(outcome, int) for outcome in outcomes] == [i % 2 == 0 for i in range(100)]
+        assert sorted(o for o in outcomes if isinstance(o, int)) == list(range(1, 51))
+        assert 1 <= statements.count("COMMIT") < 50
+        assert len((await store.list("/")).entries) == 50
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_old_history_is_forgotten(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db", history=20)
+        for i in range(100):
+            await store.put("/a", b"%d" % i)
+        with pytest.raises(Compacted):
+            await anext(store.watch("/", 1))
+        event = await anext(store.watch("/", 80))
+        assert (event.revision, event.entry.value) == (81, b"80")
+        await store.close()
+        connection = sqlite3.connect(tmp_path / "state.db")
+        assert connection.execute("SELECT count(*) FROM changes").fetchone()[0] <= 40
+        connection.close()
+
+    asyncio.run(main())
+
+
+def test_a_slow_watcher_reads_on_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("insula.store.sqlite._Watcher.LIMIT", 10)
+
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        await store.put("/0", b"")
+        events = store.watch("/", 0)
+        assert (await anext(events)).revision == 1
+        await asyncio.gather(*(store.put(f"/{i}", b"") for i in range(1, 200)))
+        assert [(await anext(events)).revision for _ in range(199)] == list(range(2, 201))
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_request_harms_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        task = asyncio.ensure_future(store.put("/a", b""))
+        await asyncio.sleep(0)
+        task.cancel()
+        await store.put("/b", b"")
+        assert "/b" in {entry.key for entry in (await store.list("/")).entries}
+        await store.close()
+        with pytest.raises(Unavailable):
+            await store.get("/a")
+
+    asyncio.run(main())
+
+
+def test_typed_objects_come_back_as_they_were(tmp_path: Path) -> None:
+    tenants = Keyspace("/tenants", Tenant, 1)
+    images = Keyspace("/images", Limits, 2)
+    acme = Tenant(name="acme", index=1, id_base=1 << 30, limits=Limits(cpus=1.5), labels={"a": "ü"}, created=1.0)
+
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        await store.transact([tenants.absent("acme")], [tenants.put(acme, "acme")])
+        found = await tenants.get(store, "acme")
+        assert found is not None
+        assert found.value == acme
+        await store.transact([tenants.unchanged(found, "acme")], [images.put(Limits(), "_", "library/x:1")])
+        assert images.parts((await store.list(images.prefix("_"))).entries[0].key) == ("_", "library/x:1")
+        assert await tenants.list(store) == [acme]
+        await store.put("/tenants/bad", b'{"name": 3}')
+        with pytest.raises(Failed, match="/tenants/bad is damaged"):
+            await tenants.get(store, "bad")
+        for parts in ((), ("",), ("a", "b"), ("a/b", "c", "d")):
+            with pytest.raises(ValueError, match="doesn't name"):
+                tenants.key(*parts)
+        with pytest.raises(ValueError, match="doesn't name"):
+            images.key("a/b", "c")
+        with pytest.raises(Invalid):
+            await tenants.get(store, "a b")
+        await store.close()
+
+    asyncio.run(main())
