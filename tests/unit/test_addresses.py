@@ -1,0 +1,137 @@
+"""Addresses: what is given out is free, inside the subnet, and never the gateway's."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.model.errors import Conflict, Invalid
+from insula.network import addresses
+
+
+@st.composite
+def subnets(draw: st.DrawFn, version: int | None = None) -> addresses.Subnet:
+    """Subnets that a tenant may have, small ones more often."""
+    if (version or draw(st.sampled_from([4, 6]))) == 4:
+        prefix = draw(st.integers(8, 30))
+        number = (10 << 24) | draw(st.integers(0, (1 << 24) - 1))
+        return IPv4Network((number >> (32 - prefix) << (32 - prefix), prefix))
+    prefix = draw(st.integers(16, 126))
+    number = (0xFD << 120) | draw(st.integers(0, (1 << 120) - 1))
+    return IPv6Network((number >> (128 - prefix) << (128 - prefix), prefix))
+
+
+@given(subnets())
+def test_a_subnet_is_read_back_as_it_was_written(subnet: addresses.Subnet) -> None:
+    assert addresses.parse_subnet(str(subnet), subnet.version) == subnet
+
+
+@given(subnets(), st.integers(0, 40))
+def test_allocation_never_repeats_and_stays_inside(subnet: addresses.Subnet, count: int) -> None:
+    taken: set[str] = set()
+    room = subnet.num_addresses - (3 if subnet.version == 4 else 2)
+    for _ in range(min(count, room)):
+        given_out = addresses.allocate(subnet, taken)
+        assert given_out not in taken
+        assert ip_address(given_out) in subnet
+        assert given_out not in {str(subnet.network_address), addresses.gateway_of(subnet)}
+        assert subnet.version == 6 or given_out != str(subnet.broadcast_address)
+        assert addresses.allocate(subnet, taken, given_out) == given_out
+        taken.add(given_out)
+    if count > room:
+        with pytest.raises(Conflict, match="no free address"):
+            addresses.allocate(subnet, taken)
+
+
+@given(subnets(), st.sets(st.integers(0, 30), max_size=12))
+def test_the_lowest_free_address_is_given(subnet: addresses.Subnet, gaps: set[int]) -> None:
+    top = min(30, subnet.num_addresses - (2 if subnet.version == 4 else 1))
+    usable = [str(subnet[i]) for i in range(2, top + 1)]
+    taken = {a for i, a in enumerate(usable) if i not in gaps}
+    free = [a for a in usable if a not in taken]
+    if free:
+        assert addresses.allocate(subnet, taken) == free[0]
+
+
+@given(subnets(), st.one_of(st.ip_addresses(), subnets().map(lambda s: s.network_address)))
+def test_a_wanted_address_is_given_exactly_when_it_may_be(subnet: addresses.Subnet, wanted: addresses.Address) -> None:
+    forbidden = {subnet.network_address, subnet[1]} | ({subnet.broadcast_address} if subnet.version == 4 else set())
+    if wanted.version == subnet.version and wanted in subnet and wanted not in forbidden:
+        assert addresses.allocate(subnet, (), str(wanted)) == str(wanted)
+        with pytest.raises(Conflict, match="taken"):
+            addresses.allocate(subnet, {str(wanted)}, str(wanted))
+    else:
+        with pytest.raises((Invalid, Conflict)):
+            addresses.allocate(subnet, (), str(wanted))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "CIDR"),
+        ("10.0.0.0", "CIDR"),
+        ("10.0.0.0/33", "CIDR"),
+        ("ten/8", "CIDR"),
+        ("10.0.0.1/24", "the network is 10.0.0.0/24"),
+        ("fd00::/64", "not an IPv4"),
+        ("10.0.0.0/31", "size"),
+        ("10.0.0.0/7", "size"),
+        ("0.0.0.0/0", "size"),
+        ("127.0.0.0/8", "loopback"),
+        ("169.254.0.0/24", "link-local"),
+        ("240.0.0.0/8", "multicast"),
+        ("192.0.2.0/25", "outside"),
+        ("100.64.3.0/24", "reserved on this cloud"),
+        ("10.0.0.0/24\nx", "CIDR"),
+    ],
+)
+def test_bad_subnets_are_refused_in_one_line(text: str, says: str) -> None:
+    with pytest.raises(Invalid, match=says) as refused:
+        addresses.parse_subnet(text, 4, reserved=["100.64.0.0/10"])
+    assert "\n" not in str(refused.value)
+    assert refused.value.hint
+
+
+@given(st.text(max_size=30), st.sampled_from([4, 6]))
+def test_any_text_is_a_subnet_or_invalid(text: str, version: int) -> None:
+    try:
+        addresses.parse_subnet(text, version)
+    except Invalid as error:
+        assert "\n" not in str(error)
+
+
+@given(subnets(), st.text(max_size=30))
+def test_any_text_is_an_address_or_refused(subnet: addresses.Subnet, text: str) -> None:
+    try:
+        addresses.allocate(subnet, (), text)
+    except (Invalid, Conflict) as error:
+        assert "\n" not in str(error)
+
+
+def test_overlap_is_a_conflict_that_names_the_network() -> None:
+    others = [("front", "10.0.0.0/16"), ("back", None), ("six", "fd00::/64")]
+    with pytest.raises(Conflict, match="front"):
+        addresses.check_disjoint(ip_network("10.0.4.0/24"), others)
+    addresses.check_disjoint(ip_network("10.1.0.0/16"), others)
+    addresses.check_disjoint(ip_network("fd00:1::/64"), others)
+
+
+@given(st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 32) - 1))
+def test_macs_are_unique_unicast_and_local(a: int, b: int) -> None:
+    macs = {addresses.port_mac(a), addresses.port_mac(b), addresses.gateway_mac(a), addresses.gateway_mac(b)}
+    assert len(macs) == (2 if a == b else 4)
+    assert all(int(mac[:2], 16) & 3 == 2 for mac in macs)
+
+
+@given(st.integers(0, (1 << 32) - 1))
+def test_link_local_follows_the_mac(index: int) -> None:
+    address = IPv6Address(addresses.link_local(addresses.port_mac(index)))
+    assert address.is_link_local
+    assert int(address) & 0xFFFFFF == index & 0xFFFFFF
+
+
+def test_link_local_example_of_the_rfc() -> None:
+    assert addresses.link_local("34:56:78:9a:bc:de") == "fe80::3656:78ff:fe9a:bcde"
