@@ -1,0 +1,331 @@
+"""What an instance printed, in files that outlive everybody: the keeper writes them, anybody may read them.
+
+A log is a directory with the files `log`, `log.1`, `log.2` …, newest first. Each is a sequence of records, the frames
+of `insula.model.stream` with eight bytes of time (nanoseconds since the epoch, big-endian) at the head of the payload:
+
+    kind 1 | length 4 | time 8 | data (length - 8)
+
+Nothing marks where a record begins, so everything rests on this: a file is whole from its start up to a *tail* that
+may be torn. The writer may be killed in the middle of a record, or the disk be full there. A reader stops before a
+torn tail, since the rest may still come; a writer that opens the log again cuts it off.
+
+When `log` is full it is renamed to `log.1`, `log.1` to `log.2`, and so on; the last one is gone. A reader that follows
+knows the file that it has open by its inode, and finds by it which file comes next, whatever was renamed meanwhile.
+
+The keeper imports this file for every log of a host, so it imports little itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import time
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from insula.model.stream import MAX_PAYLOAD, Kind
+
+MIN_SIZE: Final = 4096
+"""A log file may not be limited to less than this many bytes."""
+
+_HEAD: Final = struct.Struct(">BIQ")
+_TIME: Final = 8
+_KINDS: Final = frozenset((Kind.STDOUT, Kind.STDERR))
+_BATCH: Final = 1 << 18  # what one poll reads at most, so that an event loop is not held up
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Record(NamedTuple):
+    """A piece of output: when it was read from the instance, whether STDOUT or STDERR, and its bytes."""
+
+    time_ns: int
+    kind: Kind
+    data: bytes
+
+
+class LogWriter:
+    """Appends records to the log in `directory`, of at most `max_files` files of at most `max_size` bytes.
+
+    One writer at a time. `dropped` counts the bytes of output that the disk had no room for; writing goes on as soon
+    as there is room again. Raises OSError only if the directory is not there or not writable at the start.
+    """
+
+    def __init__(self, directory: str, max_size: int, max_files: int) -> None:
+        if max_size < MIN_SIZE or max_files < 1:
+            raise ValueError(f"a log needs at least one file of {MIN_SIZE} bytes, not {max_files} of {max_size}")
+        self.dropped = 0
+        self._directory = directory
+        self._path = f"{directory}/log"
+        self._max_size = max_size
+        self._max_files = max_files
+        self._chunk = min(MAX_PAYLOAD - _TIME, max_size - _HEAD.size)
+        self._fd = -1
+        self._end = 0  # where the last whole record ends
+        self._torn = False
+        try:
+            self._open()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+
+    def write(self, kind: Kind, data: bytes | memoryview) -> None:
+        """Append `data` of STDOUT or STDERR, in several records if it is long. What the disk refuses is `dropped`."""
+        if kind not in _KINDS:
+            raise ValueError(f"{kind!r} is no output")
+        view = memoryview(data)
+        for start in range(0, len(view), self._chunk):
+            piece = view[start : start + self._chunk]
+            try:
+                self._append(kind, piece)
+            except OSError:
+                self.dropped += len(piece)
+
+    def close(self) -> None:
+        """Close the file; nothing is left to flush, as every write went to the kernel at once."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._end = _end_of_records(self._fd)
+        self._torn = os.fstat(self._fd).st_size > self._end
+
+    def _append(self, kind: Kind, piece: memoryview) -> None:
+        if self._fd < 0:
+            self._open()
+        if self._torn:
+            os.ftruncate(self._fd, self._end)
+            self._torn = False
+        length = _HEAD.size + len(piece)
+        if self._end and self._end + length > self._max_size:
+            self._rotate()
+        head = _HEAD.pack(kind, _TIME + len(piece), time.time_ns())
+        self._torn = True  # until it is known to be whole
+        written = os.writev(self._fd, (head, piece))
+        if written < length:
+            raise OSError(errno.ENOSPC, "short write")
+        self._end += length
+        self._torn = False
+
+    def _rotate(self) -> None:
+        self.close()
+        if self._max_files == 1:
+            os.unlink(self._path)
+        for number in range(self._max_files - 1, 0, -1):
+            try:
+                os.rename(f"{self._path}.{number - 1}" if number > 1 else self._path, f"{self._path}.{number}")
+            except FileNotFoundError:
+                continue
+        self._open()
+
+
+class LogReader:
+    """Reads the log in `directory` from its oldest record on, without ever waiting: call `poll` again and again.
+
+    `since_ns` leaves out records that are older. `tail` leaves out all but the last so many lines that are there at
+    the first poll, stdout and stderr counted together. The log may be rotated and written meanwhile; what is rotated
+    out of existence before it was read is lost. A directory or file that is not there (yet) is an empty log.
+    """
+
+    def __init__(self, directory: str, *, since_ns: int = 0, tail: int | None = None) -> None:
+        self._path = f"{directory}/log"
+        self._since = since_ns
+        self._tail = tail
+        self._fd = -1
+        self._offset = 0
+        self._skip = 0  # bytes of the first record that belong to lines before the tail
+
+    def __enter__(self) -> LogReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def poll(self) -> list[Record]:
+        """The next records, in order; an empty list when there are no more for now."""
+        if self._tail is not None:
+            lines, self._tail = self._tail, None
+            self._seek_tail(lines)
+        if self._fd < 0 and not self._open_oldest():
+            return []
+        while True:
+            # asked before reading: what is read after the file was renamed away is all there will ever be
+            superseded = not self._is_newest()
+            records, self._offset = _read_records(self._fd, self._offset)
+            if records:
+                records = self._trim(records)
+                if records:
+                    return records
+            elif not superseded or not self._open_next():
+                return []
+
+    def _trim(self, records: list[Record]) -> list[Record]:
+        if self._skip:
+            first = records[0]
+            records[0] = first._replace(data=first.data[self._skip :])
+            self._skip = 0
+        return [r for r in records if r.data and r.time_ns >= self._since]
+
+    # -- which file -------------------------------------------------------------------------------------------
+
+    def _name(self, number: int) -> str:
+        return f"{self._path}.{number}" if number else self._path
+
+    def _switch(self, fd: int) -> None:
+        self.close()
+        self._fd, self._offset = fd, 0
+
+    def _is_newest(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False  # between two steps of a rotation
+
+    def _numbers(self) -> list[int]:
+        """The numbers of the files that exist, oldest first."""
+        try:
+            names = os.listdir(os.path.dirname(self._path))
+        except FileNotFoundError:
+            return []
+        numbers = [int(n[4:]) for n in names if n.startswith("log.") and n[4:].isdecimal() and n.isascii()]
+        return sorted(numbers, reverse=True) + ([0] if "log" in names else [])
+
+    def _open_number(self, number: int) -> int | None:
+        try:
+            return os.open(self._name(number), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+
+    def _open_oldest(self) -> bool:
+        for number in self._numbers():
+            fd = self._open_number(number)
+            if fd is not None:
+                self._switch(fd)
+                return True
+        return False
+
+    def _open_next(self) -> bool:
+        """Go from the open file to the next newer one; False if that is not there yet."""
+        while True:
+            at = self._position()
+            if at == 0:
+                return False
+            if at is None:  # rotated away: the oldest that is left comes next
+                return self._open_oldest()
+            newer = [number for number in self._numbers() if number < at]
+            if not newer:
+                return False
+            fd = self._open_number(newer[0])
+            if fd is not None:
+                if self._position() == at:
+                    self._switch(fd)
+                    return True
+                os.close(fd)  # renamed in between: look again
+
+    def _position(self) -> int | None:
+        """The number that the open file has now; None if it was removed."""
+        while (mine := os.fstat(self._fd)).st_nlink:
+            for number in reversed(self._numbers()):
+                try:
+                    if os.path.samestat(os.stat(self._name(number)), mine):
+                        return number
+                except FileNotFoundError:
+                    continue
+        return None
+
+    # -- tail --------------------------------------------------------------------------------------------------
+
+    def _seek_tail(self, lines: int) -> None:
+        """Open the file and set the offset where the last `lines` lines begin."""
+        wanted = lines
+        last = True  # the very last line counts whether it ends or not
+        for number in reversed(self._numbers()):
+            fd = self._open_number(number)
+            if fd is None:
+                continue
+            self._switch(fd)
+            records = _scan(fd)
+            if lines <= 0:
+                self._offset = records[-1][1] if records else 0
+                return
+            for start, end in reversed(records):
+                data = os.pread(fd, end - start - _HEAD.size, start + _HEAD.size)
+                if last and data:
+                    wanted += data.endswith(b"\n")
+                    last = False
+                breaks = data.count(b"\n")
+                if breaks >= wanted:
+                    at = len(data)
+                    for _ in range(wanted):
+                        at = data.rindex(b"\n", 0, at)
+                    self._offset, self._skip = start, at + 1
+                    return
+                wanted -= breaks
+
+
+def read_log(directory: str, *, follow: bool = False, since_ns: int = 0, tail: int | None = None) -> Iterator[Record]:
+    """The records of the log in order; with `follow` it waits for more and never ends by itself (blocking)."""
+    with LogReader(directory, since_ns=since_ns, tail=tail) as reader:
+        while True:
+            records = reader.poll()
+            yield from records
+            if not records:
+                if not follow:
+                    return
+                time.sleep(0.05)
+
+
+# -- records in a file --------------------------------------------------------------------------------------------
+
+
+def _parse(buffer: bytes, offset: int) -> tuple[Kind, int, int] | None:
+    """Kind, time and end of the record at `offset`; None if there is no whole record there."""
+    if len(buffer) - offset < _HEAD.size:
+        return None
+    kind, length, when = _HEAD.unpack_from(buffer, offset)
+    end = offset + _HEAD.size - _TIME + length
+    if kind not in _KINDS or not _TIME <= length <= MAX_PAYLOAD or end > len(buffer):
+        return None
+    return Kind(kind), when, end
+
+
+def _read_records(fd: int, offset: int) -> tuple[list[Record], int]:
+    """A batch of whole records from `offset` on, at least one if there is one, and the offset after them."""
+    for size in (_BATCH, MAX_PAYLOAD + _HEAD.size):
+        buffer = os.pread(fd, size, offset)
+        records = []
+        at = 0
+        while (found := _parse(buffer, at)) is not None:
+            kind, when, end = found
+            records.append(Record(when, kind, buffer[at + _HEAD.size : end]))
+            at = end
+        if records or len(buffer) < size:
+            break
+    return records, offset + at
+
+
+def _scan(fd: int) -> list[tuple[int, int]]:
+    """Where each whole record of the file starts and ends."""
+    spans: list[tuple[int, int]] = []
+    base = 0
+    while True:
+        buffer = os.pread(fd, MAX_PAYLOAD + _HEAD.size, base)
+        at = 0
+        while (found := _parse(buffer, at)) is not None:
+            spans.append((base + at, base + found[2]))
+            at = found[2]
+        if at == 0:
+            return spans
+        base += at
+
+
+def _end_of_records(fd: int) -> int:
+    spans = _scan(fd)
+    return spans[-1][1] if spans else 0
