@@ -1,0 +1,133 @@
+"""`insula`: finds the verb, imports its file and nothing else, and turns errors into lines and exit statuses.
+
+Exit status: 0; 1 for an error; 2 for a wrong command line; 125 for a failure of the engine in `run` and `exec`,
+which else exit as the instance's process did (126: it can't be executed, 127: it isn't there).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from signal import SIG_DFL, SIGINT, SIGPIPE, raise_signal, signal
+from typing import TYPE_CHECKING
+
+from insula.cli.options import GLOBAL, Command, Usage, describe, help_text, parse, split_global
+from insula.cli.output import error
+from insula.model.errors import InsulaError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERBS: Mapping[str, tuple[str, str]] = {
+    # verb: (file below cli/verbs, one line of help)
+    "run": ("run", "create and start an instance from an image"),
+    "ps": ("ps", "list instances"),
+    "exec": ("exec", "run one more command in a running instance"),
+    "logs": ("logs", "show what an instance has printed"),
+    "attach": ("attach", "connect the terminal to a running instance"),
+    "start": ("lifecycle", "start stopped instances"),
+    "stop": ("lifecycle", "stop instances: their stop signal, then SIGKILL"),
+    "restart": ("lifecycle", "stop and start instances"),
+    "kill": ("lifecycle", "send a signal to instances"),
+    "wait": ("lifecycle", "block until instances exit, and print their exit statuses"),
+    "rm": ("lifecycle", "remove instances"),
+    "cp": ("cp", "copy files between an instance and the host"),
+    "inspect": ("inspect", "everything about an object, as JSON"),
+    "top": ("top", "the processes of an instance, inside and on the host"),
+    "explain": ("explain", "what makes an instance isolated"),
+    "whois": ("whois", "whose instance a process of the host belongs to"),
+    "tenant": ("tenant", "create, list, show and remove tenants"),
+    "network": ("network", "create, list, show and remove networks"),
+    "image": ("image", "pull, push, load, save, import, build, list and remove images"),
+    "verify": ("verify", "prove the isolation: what the data plane lets through against what it should"),
+    "status": ("status", "the state of this host"),
+    "doctor": ("doctor", "what this host has and lacks, and what follows"),
+    "events": ("events", "watch what changes"),
+    "demo": ("demo", "the guided tour on live instances"),
+    "down": ("down", "stop everything and clean the host; the state is kept"),
+    "completion": ("completion", "print a completion script for bash, zsh or fish"),
+}
+HIDDEN = {"__complete": ("completion", "candidates for the words of a command line")}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line's entry point; returns the exit status."""
+    signal(SIGPIPE, SIG_DFL)  # `insula … | head` ends as quietly as any other Unix command
+    try:
+        status = _run(list(sys.argv[1:] if words is None else words))
+        sys.stdout.flush()
+    except Usage as problem:
+        error(problem.message, problem.hint or "see `insula --help`")
+        return 2
+    except InsulaError as problem:
+        error(problem.message, problem.hint)
+        return 1
+    except KeyboardInterrupt:
+        signal(SIGINT, SIG_DFL)
+        raise_signal(SIGINT)  # so that a calling shell sees the interruption
+        return 130
+    return status
+
+
+def _run(words: list[str]) -> int:
+    given, rest = split_global(words)
+    if not rest or rest[0] == "help":
+        print(overview())
+        return 0 if given.help or rest else 2
+    name, command, rest = find(rest, help_wanted=given.help)
+    if command is None:
+        return 0
+    try:
+        arguments = parse(command, name, rest, given)
+    except Usage as problem:
+        raise Usage(problem.message, problem.hint or f"see `insula {name} --help`") from None
+    if arguments.help:
+        print(help_text(name, command))
+        return 0
+    if arguments.tenant is None:
+        from os import environ
+
+        arguments.tenant = environ.get("INSULA_TENANT") or "default"
+    arguments.verb = name
+    return command.run(arguments)
+
+
+def find(words: list[str], *, help_wanted: bool = False) -> tuple[str, Command | None, list[str]]:
+    """The command that `words` begin with, its full name, and the remaining words.
+
+    None for a family (`insula tenant`) of which only the overview was asked: that has then been printed.
+    """
+    verb, rest = words[0], words[1:]
+    commands = load(verb)
+    if isinstance(commands, Command):
+        return verb, commands, rest
+    if help_wanted or (rest and rest[0] in ("-h", "--help", "help")):
+        print(f"usage: insula {verb} VERB …\n")
+        print("\n".join(f"  {name:10}  {command.help}" for name, command in commands.items()))
+        print(f"\n`insula {verb} VERB --help` says more")
+        return verb, None, rest
+    if not rest or rest[0] not in commands:
+        what = f"{verb} has no verb {rest[0][:60]!r}" if rest else f"{verb} needs a verb"
+        raise Usage(what, f"one of {', '.join(commands)}")
+    return f"{verb} {rest[0]}", commands[rest[0]], rest[1:]
+
+
+def load(verb: str) -> Command | dict[str, Command]:
+    """The command table of a verb, or of a family of them. Usage when there is no such verb."""
+    entry = VERBS.get(verb) or HIDDEN.get(verb)
+    if entry is None:
+        raise Usage(f"there is no verb {verb[:60]!r}")
+    module = __import__(f"insula.cli.verbs.{entry[0]}", fromlist=["COMMANDS"])
+    commands: dict[str, Command] = module.COMMANDS
+    return commands[verb] if verb in commands else commands
+
+
+def overview() -> str:
+    """What ``insula --help`` prints."""
+    lines = ["usage: insula [-T TENANT] VERB …", "", "A cloud for many tenants on the machines that you already have.", ""]
+    lines += [f"  {verb:10}  {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join([*lines, "", "for every verb:", *describe(GLOBAL), "", "`insula VERB --help` says more"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

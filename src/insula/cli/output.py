@@ -1,0 +1,83 @@
+"""What commands print: tables, JSON, ages; and nothing that could make a terminal act on a tenant's behalf.
+
+Names, commands and log lines come from tenants. A terminal obeys control sequences in what it shows (it can be
+made to hide lines, or to answer as if keys were pressed), so listings show control characters escaped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+_BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029}
+
+
+def clean(value: object) -> str:
+    """`value` as one line of text that a terminal only shows: C0, C1, bidi controls and surrogates are escaped."""
+    text = str(value)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() and ord(character) not in _BIDI
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, indent: str = "") -> None:
+    """Columns padded to their widest cell; None is shown as "-"."""
+    cells = [list(header), *([("-" if cell is None else clean(cell)) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        print(indent + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_json(value: object) -> None:
+    """Indented JSON, in ASCII: control characters are escaped by JSON itself."""
+    import json
+
+    print(json.dumps(value, indent=2))
+
+
+def listing(as_json: bool, value: object, header: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+    """`value` as JSON, or `rows` as a table; the exit status 0."""
+    if as_json:
+        print_json(value)
+    else:
+        table(header, rows)
+    return 0
+
+
+def age(since: float | None, now: float | None = None) -> str:
+    """How long ago, as one number: ``5s``, ``3m``, ``2h``, ``4d``."""
+    if since is None:
+        return "-"
+    if now is None:
+        import time
+
+        now = time.time()
+    seconds = max(now - since, 0.0)
+    for limit, unit, name in ((60, 1, "s"), (3600, 60, "m"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds // unit:.0f}{name}"
+    return f"{seconds // 86400:.0f}d"
+
+
+def size(value: int | None) -> str:
+    """``64M``; "-" for no value."""
+    from insula.model.units import format_size
+
+    return "-" if value is None else format_size(value)
+
+
+def error(message: str, hint: str | None = None) -> None:
+    """``error: what; hint: what to do`` on one line of the standard error."""
+    text = clean(message) + (f"; hint: {clean(hint)}" if hint else "")
+    sys.stdout.flush()
+    print(f"error: {text}", file=sys.stderr)
+
+
+def warn(message: str) -> None:
+    """A line for people on the standard error."""
+    print(clean(message), file=sys.stderr)

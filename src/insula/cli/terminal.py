@@ -1,0 +1,205 @@
+"""A process's input and output joined to ours: raw terminal, window size, signals, detach keys.
+
+With a terminal on both sides (`-it`) ours goes into raw mode (termios(3)): every key, Ctrl-C too, is passed on as
+a byte, and the terminal *inside* the instance makes a signal of it. Without one, the signals that we get
+are forwarded. One poll(2) loop serves all; signals wake it through a pipe (signal.set_wakeup_fd).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from insula.client.http import CHUNK
+from insula.model.errors import Invalid, from_dict
+from insula.model.stream import RESIZE, Kind
+
+if TYPE_CHECKING:
+    from insula.client.attachment import Attachment
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+DETACH_KEYS = "ctrl-p,ctrl-q"
+
+
+def detach_keys(text: str) -> bytes:
+    """The bytes of a key sequence such as ``ctrl-p,ctrl-q`` or ``ctrl-x,q``; "" for none. Raises Invalid."""
+    result = bytearray()
+    for key in text.split(",") if text else []:
+        if len(key) == 1 and key.isascii() and key.isprintable():
+            result += key.encode()
+        elif len(key) == 6 and key.startswith("ctrl-") and "@" <= key[5].upper() <= "_":
+            result.append(ord(key[5].upper()) & 0x1F)
+        else:
+            raise Invalid(f"{key!r} is no key", "write keys as a or ctrl-a, separated by commas")
+    return bytes(result)
+
+
+class DetachFilter:
+    """Watches typed bytes for the detach sequence; holds back what may be its beginning."""
+
+    def __init__(self, keys: bytes) -> None:
+        self.keys = keys
+        self.detached = False
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What of `data` (and of the bytes held back) goes on to the instance."""
+        if not self.keys:
+            return data
+        data, self._held = self._held + data, b""
+        at = data.find(self.keys)
+        if at >= 0:
+            self.detached = True
+            return data[:at]
+        for length in range(min(len(self.keys) - 1, len(data)), 0, -1):
+            if data.endswith(self.keys[:length]):
+                self._held = data[-length:]
+                return data[:-length]
+        return data
+
+
+def require_terminal() -> None:
+    """Raises Invalid unless our input is a terminal, as `-it` needs."""
+    if not os.isatty(STDIN):
+        raise Invalid("the input is not a terminal", "leave out -t, or run this in a terminal")
+
+
+@contextmanager
+def raw_mode(fd: int) -> Iterator[None]:
+    """The terminal at `fd` passes on every byte unchanged; its settings return whatever happens."""
+    import termios
+    import tty
+
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setraw(fd, termios.TCSADRAIN)
+        yield
+    finally:
+        with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def signal_pipe(signals: tuple[signal.Signals, ...]) -> Iterator[int]:
+    """A file descriptor from which the numbers of `signals` can be read, a byte each, as they arrive."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = {number: signal.signal(number, lambda *_: None) for number in signals}
+    old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(old)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+def interact(attachment: Attachment, *, stdin: bool, tty: bool, keys: str = DETACH_KEYS) -> int | None:
+    """Joins our standard streams to the process until it exits; its exit status, or None when detached.
+
+    Raises the typed error of an ERROR frame, and Unavailable when the daemon goes away.
+    """
+    session = _Session(attachment, stdin=stdin, tty=tty, keys=detach_keys(keys))
+    raw = tty and stdin
+    with signal_pipe((*FORWARDED, signal.SIGWINCH)) as signals:
+        if not raw:
+            return session.loop(signals)
+        with raw_mode(STDIN):
+            return session.loop(signals)
+
+
+class _Session:
+    def __init__(self, attachment: Attachment, *, stdin: bool, tty: bool, keys: bytes) -> None:
+        self.attachment = attachment
+        self.reading = stdin
+        self.tty = tty
+        self.raw = tty and stdin
+        self.filter = DetachFilter(keys if self.raw else b"")
+        self.done = False
+        self.exit_status: int | None = None
+
+    def loop(self, signals: int) -> int | None:
+        self.resize()
+        while not self.done:
+            for fd in self._ready(signals):
+                if fd == signals:
+                    for number in os.read(signals, 256):
+                        self.on_signal(number)
+                elif fd == STDIN:
+                    self.on_input()
+            self.attachment.flush()
+            for kind, payload in self.attachment.receive():
+                self.on_frame(kind, payload)
+        return self.exit_status
+
+    def _ready(self, signals: int) -> list[int]:
+        """Waits; our input is left alone while the daemon has not taken what we already read."""
+        if self.attachment.buffered():
+            return []
+        poller = select.poll()
+        poller.register(signals, select.POLLIN)
+        poller.register(self.attachment, select.POLLIN | (select.POLLOUT if self.attachment.pending else 0))
+        if self.reading and not self.attachment.pending:
+            poller.register(STDIN, select.POLLIN)
+        return [fd for fd, _ in poller.poll()]
+
+    def on_input(self) -> None:
+        try:
+            data = os.read(STDIN, CHUNK)
+        except OSError:  # a closed or hung-up input
+            data = b""
+        if not data:
+            self.reading = False
+            self.attachment.send(Kind.STDIN_EOF)
+            return
+        if data := self.filter.feed(data):
+            self.attachment.send(Kind.STDIN, data)
+        self.done = self.done or self.filter.detached
+
+    def on_signal(self, number: int) -> None:
+        if number == signal.SIGWINCH:
+            self.resize()
+        elif self.raw:  # nobody typed it, keys arrive as bytes: it is meant for us
+            self.done, self.exit_status = True, 128 + number
+        else:
+            self.attachment.send(Kind.SIGNAL, bytes([number]))
+
+    def resize(self) -> None:
+        if self.tty:
+            with suppress(OSError):
+                size = os.get_terminal_size(STDOUT if os.isatty(STDOUT) else STDIN)
+                self.attachment.send(Kind.RESIZE, RESIZE.pack(size.lines, size.columns))
+
+    def on_frame(self, kind: Kind, payload: bytes) -> None:
+        if self.done:
+            return
+        if kind is Kind.STDOUT:
+            write_all(STDOUT, payload)
+        elif kind is Kind.STDERR:
+            write_all(STDERR, payload)
+        elif kind is Kind.EXIT:
+            import json
+
+            self.done, self.exit_status = True, json.loads(payload)["exit_status"]
+        elif kind is Kind.ERROR:
+            import json
+
+            raise from_dict(json.loads(payload))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Writes everything, also to a descriptor that somebody has made non-blocking."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(fd, select.POLLOUT)
+            poller.poll()

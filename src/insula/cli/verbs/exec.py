@@ -1,0 +1,51 @@
+"""insula exec: one more process in a running instance."""
+
+from __future__ import annotations
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import error
+from insula.cli.terminal import DETACH_KEYS, interact, require_terminal
+from insula.cli.verbs.run import ENGINE_FAILURE, environment
+from insula.client import Client
+from insula.model.errors import InsulaError
+
+
+def run(arguments: Arguments) -> int:
+    if arguments.tty and arguments.interactive:
+        require_terminal()
+    spec = {
+        "env": environment(arguments.env),
+        "user": arguments.user,
+        "working_dir": arguments.workdir,
+        "tty": arguments.tty,
+        "stdin": arguments.interactive,
+    }
+    try:
+        with Client(arguments.socket).instances.exec(
+            arguments.tenant, arguments.name, arguments.cmd, **spec
+        ) as attachment:
+            status = interact(attachment, stdin=arguments.interactive, tty=arguments.tty, keys=arguments.detach_keys)
+    except InsulaError as problem:
+        error(problem.message, problem.hint)
+        return getattr(problem, "exit_status", None) or ENGINE_FAILURE
+    return 0 if status is None else status
+
+
+COMMANDS = {
+    "exec": Command(
+        run,
+        "Run CMD in the running instance NAME, with its isolation and its environment.",
+        "NAME CMD...",
+        [
+            Option("-i --interactive", "connect our standard input"),
+            Option("-t --tty", "give it a terminal"),
+            Option("--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS),
+            Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
+            Option("-u --user", "run as this user: name or number, with :group", "USER"),
+            Option("-w --workdir", "start in this directory", "PATH"),
+        ],
+        rest=True,
+        complete={"NAME": "instance"},
+        details="Exit status: CMD's own (125: the engine failed, 126: CMD can't be executed, 127: CMD isn't there).",
+    )
+}

@@ -1,0 +1,95 @@
+"""insula start, stop, restart, kill, wait, rm: each for any number of instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import error, print_json
+from insula.client import Client
+from insula.model.errors import InsulaError, Invalid
+from insula.model.units import parse_duration
+
+
+def each(act: Callable[[Client, Arguments, str], object]) -> Callable[[Arguments], int]:
+    """A verb that does `act` for every name, prints what came of it, and goes on after an error (exit status 1)."""
+
+    def run(arguments: Arguments) -> int:
+        client = Client(arguments.socket)
+        status, results = 0, {}
+        for name in arguments.name:
+            try:
+                results[name] = act(client, arguments, name)
+            except InsulaError as problem:
+                error(problem.message, problem.hint)
+                status = 1
+            else:
+                if not arguments.json:
+                    print(results[name] if arguments.verb == "wait" else name, flush=True)
+        if arguments.json:
+            print_json(results)
+        return status
+
+    return run
+
+
+def start(client: Client, arguments: Arguments, name: str) -> object:
+    return client.instances.start(arguments.tenant, name)
+
+
+def stop(client: Client, arguments: Arguments, name: str) -> object:
+    return client.instances.stop(arguments.tenant, name, arguments.time)
+
+
+def restart(client: Client, arguments: Arguments, name: str) -> object:
+    return client.instances.restart(arguments.tenant, name, arguments.time)
+
+
+def kill(client: Client, arguments: Arguments, name: str) -> object:
+    return client.instances.kill(arguments.tenant, name, arguments.signal)
+
+
+def wait(client: Client, arguments: Arguments, name: str) -> object:
+    return client.instances.wait(arguments.tenant, name)["exit_status"]
+
+
+def remove(client: Client, arguments: Arguments, name: str) -> object:
+    return client.instances.remove(arguments.tenant, name, force=arguments.force)
+
+
+def signal_name(text: str) -> str:
+    """``TERM``, ``SIGTERM`` or ``15``, as ``SIGTERM``. Raises Invalid."""
+    from signal import Signals
+
+    try:
+        return Signals(int(text)).name
+    except ValueError:
+        name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+        if name in Signals.__members__:
+            return name
+        raise Invalid(f"{text[:60]!r} is no signal", "see signal(7), as in TERM, SIGTERM or 15") from None
+
+
+_NAME = {"NAME": "instance"}
+_TIME = Option("-t --time", "how long to wait before SIGKILL (what `run --stop-timeout` said)", "TIME", parse=parse_duration)
+
+COMMANDS = {
+    "start": Command(each(start), "Start stopped instances.", "NAME...", complete=_NAME),
+    "stop": Command(each(stop), "Stop instances: their stop signal, then SIGKILL.", "NAME...", [_TIME], complete=_NAME),
+    "restart": Command(each(restart), "Stop and start instances.", "NAME...", [_TIME], complete=_NAME),
+    "kill": Command(
+        each(kill),
+        "Send a signal to PID 1 of instances.",
+        "NAME...",
+        [Option("-s --signal", "the signal (SIGKILL)", "SIGNAL", default="SIGKILL", parse=signal_name)],
+        complete=_NAME,
+    ),
+    "wait": Command(each(wait), "Block until instances exit, and print their exit statuses.", "NAME...", complete=_NAME),
+    "rm": Command(
+        each(remove),
+        "Remove instances with all they have written.",
+        "NAME...",
+        [Option("-f --force", "kill it first if it runs")],
+        complete=_NAME,
+    ),
+}

@@ -1,0 +1,82 @@
+"""insula logs: what an instance has printed, standard output and error each where they belong."""
+
+from __future__ import annotations
+
+import os
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.terminal import STDERR, STDOUT, write_all
+from insula.client import Client
+from insula.model.stream import Kind
+from insula.model.units import parse_duration
+
+_ALLOWED = b"\t\n\r"
+
+
+def run(arguments: Arguments) -> int:
+    client = Client(arguments.socket)
+    since = None
+    if arguments.since is not None:
+        import time
+
+        since = time.time() - arguments.since
+    entries = client.instances.logs(
+        arguments.tenant, arguments.name, follow=arguments.follow, tail=arguments.tail, since=since
+    )
+    careful = {fd: os.isatty(fd) and not arguments.raw for fd in (STDOUT, STDERR)}
+    starts = {STDOUT: True, STDERR: True}  # is this stream at the start of a line?
+    for moment, kind, data in entries:
+        fd = STDERR if kind == Kind.STDERR else STDOUT
+        if arguments.json:
+            import json
+
+            text = data.decode("utf-8", "replace")
+            print(json.dumps({"time": moment, "stream": Kind(kind).name.lower(), "text": text}), flush=True)
+            continue
+        if careful[fd]:
+            data = printable(data)
+        if arguments.timestamps:
+            data, starts[fd] = stamp(data, moment, starts[fd])
+        write_all(fd, data)
+    return 0
+
+
+def printable(data: bytes) -> bytes:
+    """Log output for a terminal: colours stay, every other control sequence is shown instead of obeyed."""
+    import re
+
+    def escape(match: re.Match[bytes]) -> bytes:
+        found = match[0]
+        return found if found.startswith(b"\x1b[") else b"".join(b"\\x%02x" % byte for byte in found)
+
+    return re.sub(rb"\x1b\[[0-9;:]*m|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]", escape, data)
+
+
+def stamp(data: bytes, moment: float, at_start: bool) -> tuple[bytes, bool]:
+    """`data` with the time (UTC, RFC 3339) before each line that begins in it; and whether the next begins a line."""
+    import time
+
+    whole = int(moment)
+    prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((moment - whole) * 1e6):06d}Z "
+    lines = data.splitlines(keepends=True) if b"\r" not in data else data.split(b"\n")
+    if b"\r" in data:
+        lines = [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+    stamped = [(prefix.encode() if position or at_start else b"") + line for position, line in enumerate(lines)]
+    return b"".join(stamped), data.endswith(b"\n") if data else at_start
+
+
+COMMANDS = {
+    "logs": Command(
+        run,
+        "Show what the instance NAME has printed.",
+        "NAME",
+        [
+            Option("-f --follow", "go on as it prints more, until it exits"),
+            Option("-n --tail", "only the last N lines", "N", parse=int),
+            Option("--since", "only what is not older than this, as in 10m", "TIME", parse=parse_duration),
+            Option("-t --timestamps", "begin each line with its time"),
+            Option("--raw", "on a terminal too, pass control sequences through"),
+        ],
+        complete={"NAME": "instance"},
+    )
+}

@@ -1,0 +1,74 @@
+"""insula network create | ls | show | rm"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import age, clean, listing, print_json
+from insula.cli.verbs.run import pair, positive
+from insula.client import Client
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def create(arguments: Arguments) -> int:
+    other: dict[str, Any] = {"labels": dict(pair(text, "label", default="") for text in arguments.label)}
+    if arguments.mtu is not None:
+        other["mtu"] = arguments.mtu
+    view = Client(arguments.socket).networks.create(
+        arguments.tenant, arguments.name, arguments.subnet, arguments.subnet6, **other
+    )
+    print_json(view) if arguments.json else print(arguments.name)
+    return 0
+
+
+def ls(arguments: Arguments) -> int:
+    views = Client(arguments.socket).networks.list(arguments.tenant)
+    header = ["NAME", "SUBNET", "GATEWAY", "SUBNET6", "VNI", "PORTS", "STATE", "AGE"]
+    return listing(arguments.json, views, header, (row(view) for view in views))
+
+
+def row(view: dict[str, Any]) -> list[Any]:
+    network, status = view["network"], view["status"]
+    state = "ready" if status["ready"] else f"not ready: {status['reason'] or 'not measured yet'}"
+    names = ("name", "subnet", "gateway", "subnet6", "vni")
+    return [*(network[name] for name in names), status["ports"], state, age(network["created"])]
+
+
+def show(arguments: Arguments) -> int:
+    view = Client(arguments.socket).networks.get(arguments.tenant, arguments.name)
+    if arguments.json:
+        print_json(view)
+        return 0
+    for name, value in {**view["network"], **view["status"]}.items():
+        shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{name:10} {'-' if shown in (None, '') else clean(shown)}")
+    return 0
+
+
+def rm(arguments: Arguments) -> int:
+    for name in arguments.name:
+        Client(arguments.socket).networks.remove(arguments.tenant, name)
+        print(name)
+    return 0
+
+
+_NAME = {"NAME": "network"}
+COMMANDS = {
+    "create": Command(
+        create,
+        "Create a private network of the tenant. Other tenants may use the same addresses.",
+        "NAME",
+        [
+            Option("--subnet", "its IPv4 addresses, as in 10.0.0.0/24; the first is the gateway's", "CIDR"),
+            Option("--subnet6", "its IPv6 addresses, as in fd00:1::/64", "CIDR"),
+            Option("--mtu", "the largest packet (1500)", "BYTES", parse=positive),
+            Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
+        ],
+    ),
+    "ls": Command(ls, "List the tenant's networks."),
+    "show": Command(show, "Show a network and its measured state.", "NAME", complete=_NAME),
+    "rm": Command(rm, "Remove networks that no instance is on.", "NAME...", complete=_NAME),
+}

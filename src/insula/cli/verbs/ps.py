@@ -1,0 +1,65 @@
+"""insula ps: the instances and how they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import age, listing
+from insula.client import Client
+
+if TYPE_CHECKING:
+    from typing import Any
+
+GONE = ("exited", "failed", "created", "removing")
+
+
+def run(arguments: Arguments) -> int:
+    views = Client(arguments.socket).instances.list(None if arguments.all_tenants else arguments.tenant)
+    if not arguments.all:
+        views = [view for view in views if view["status"]["state"] not in GONE]
+    if arguments.quiet and not arguments.json:
+        for view in views:
+            print(view["instance"]["name"])
+        return 0
+    header = ["NAME", "IMAGE", "STATE", "ADDRESS", "PID", "AGE"]
+    if arguments.all_tenants:
+        header.insert(0, "TENANT")
+    return listing(arguments.json, views, header, (row(view, arguments.all_tenants) for view in views))
+
+
+def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
+    instance, status = view["instance"], view["status"]
+    port = instance["port"] or {}
+    cells = [
+        instance["name"],
+        instance["spec"]["image"],
+        state(status),
+        port.get("address"),
+        status["pid"],
+        age(instance["created"]),
+    ]
+    return [instance["tenant"], *cells] if with_tenant else cells
+
+
+def state(status: dict[str, Any]) -> str:
+    """``running``, ``exited (1)``, ``exited (137, out of memory)``, ``failed: why``."""
+    word: str = status["state"]
+    ended = status["exit"]
+    if word == "exited" and ended:
+        code = "?" if ended["exit_status"] is None else ended["exit_status"]
+        return f"{word} ({code}, out of memory)" if ended["oom"] else f"{word} ({code})"
+    return f"{word}: {status['error']}" if word == "failed" and status["error"] else word
+
+
+COMMANDS = {
+    "ps": Command(
+        run,
+        "List the tenant's running instances.",
+        options=[
+            Option("-a --all", "also those that don't run"),
+            Option("-A --all-tenants", "those of every tenant"),
+            Option("-q --quiet", "names alone"),
+        ],
+    )
+}

@@ -1,0 +1,201 @@
+"""insula run: create an instance from an image, start it, and stay with it unless `-d`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from insula.cli.options import Arguments, Command, Option, Usage
+from insula.cli.output import error
+from insula.cli.terminal import DETACH_KEYS, interact, require_terminal
+from insula.client import Client
+from insula.model.errors import Invalid, InsulaError
+from insula.model.units import parse_cpus, parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from typing import Any
+
+ENGINE_FAILURE = 125
+
+
+def run(arguments: Arguments) -> int:
+    if arguments.tty and arguments.interactive and not arguments.detach:
+        require_terminal()
+    spec = build_spec(arguments)
+    try:
+        return _run(Client(arguments.socket), arguments, spec)
+    except InsulaError as problem:
+        error(problem.message, problem.hint)
+        return getattr(problem, "exit_status", None) or ENGINE_FAILURE
+
+
+def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
+    view = client.instances.run(arguments.tenant, start=arguments.detach, **spec)
+    name = view["instance"]["name"]
+    if arguments.detach:
+        if arguments.json:
+            from insula.cli.output import print_json
+
+            print_json(view)
+        else:
+            print(name)
+        return 0
+    with client.instances.attach(arguments.tenant, name, stdin=arguments.interactive, start=True) as attachment:
+        status = interact(
+            attachment, stdin=arguments.interactive, tty=arguments.tty, keys=arguments.detach_keys
+        )
+    return 0 if status is None else status
+
+
+def build_spec(arguments: Arguments) -> dict[str, Any]:
+    """The `InstanceSpec` that the options ask for; what was not said is left to the image and the defaults."""
+    spec: dict[str, Any] = {
+        "image": arguments.image,
+        "command": arguments.cmd,
+        "name": arguments.name or "",
+        "network": None if arguments.network == "none" else arguments.network,
+        "address": arguments.ip,
+        "address6": arguments.ip6,
+        "env": environment(arguments.env),
+        "labels": dict(pair(text, "label", default="") for text in arguments.label),
+        "sysctls": dict(pair(text, "sysctl") for text in arguments.sysctl),
+        "tmpfs": [tmpfs(text) for text in arguments.tmpfs],
+        "rlimits": [rlimit(text) for text in arguments.ulimit],
+        "cap_add": arguments.cap_add,
+        "cap_drop": arguments.cap_drop,
+        "tty": arguments.tty,
+        "stdin": arguments.interactive,
+        "init": arguments.init,
+        "read_only": arguments.read_only,
+        "remove": arguments.rm,
+        "resources": {"cpus": arguments.cpus, "memory": arguments.memory, "pids": arguments.pids},
+        "restart": restart(arguments.restart),
+    }
+    optional = {
+        "entrypoint": None if arguments.entrypoint is None else [arguments.entrypoint] if arguments.entrypoint else [],
+        "user": arguments.user,
+        "working_dir": arguments.workdir,
+        "hostname": arguments.hostname,
+        "stop_signal": arguments.stop_signal,
+        "stop_timeout": arguments.stop_timeout,
+        "log_size": arguments.log_size,
+        "log_files": arguments.log_files,
+    }
+    spec.update((name, value) for name, value in optional.items() if value is not None)
+    return spec
+
+
+def environment(words: list[str]) -> dict[str, str]:
+    """``NAME=VALUE``, or ``NAME`` alone for the value it has here, if it has one."""
+    import os
+
+    result = {}
+    for word in words:
+        if "=" in word or word in os.environ:
+            name, value = pair(word, "variable", default=os.environ.get(word))
+            result[name] = value
+    return result
+
+
+def pair(text: str, what: str, default: str | None = None) -> tuple[str, str]:
+    """``NAME=VALUE`` taken apart; without a value it is `default`, or wrong usage where there is none."""
+    name, equals, value = text.partition("=")
+    if not name or (not equals and default is None):
+        raise Usage(f"{what} {text[:60]!r} is not NAME=VALUE")
+    return name, value if equals or default is None else default
+
+
+def tmpfs(text: str) -> dict[str, Any]:
+    """``PATH`` or ``PATH:size=SIZE``."""
+    path, _, options = text.partition(":")
+    if not options:
+        return {"path": path}
+    name, _, value = options.partition("=")
+    if name != "size":
+        raise Usage(f"tmpfs {text[:60]!r} is not PATH[:size=SIZE]")
+    return {"path": path, "size": _usage(parse_size, value)}
+
+
+def rlimit(text: str) -> dict[str, Any]:
+    """``nofile=1024`` or ``nofile=1024:4096``, soft and hard."""
+    name, value = pair(text, "ulimit")
+    soft, _, hard = value.partition(":")
+    try:
+        return {"name": name.lower(), "soft": int(soft), "hard": int(hard or soft)}
+    except ValueError:
+        raise Usage(f"ulimit {text[:60]!r} is not NAME=SOFT[:HARD]") from None
+
+
+def restart(text: str) -> dict[str, Any]:
+    """``no``, ``always``, ``unless-stopped``, ``on-failure`` or ``on-failure:RETRIES``."""
+    name, _, retries = text.partition(":")
+    known = name in ("no", "always", "unless-stopped", "on-failure")
+    if not known or (retries and (name != "on-failure" or not retries.isdigit())):
+        raise Usage(f"restart policy {text[:60]!r} is unknown", "no, on-failure[:RETRIES], always or unless-stopped")
+    return {"name": name, "max_retries": int(retries or 0)}
+
+
+def _usage(parse: Any, text: str) -> Any:
+    try:
+        return parse(text)
+    except Invalid as problem:
+        raise Usage(problem.message, problem.hint) from None
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+OPTIONS = [
+    Option("-d --detach", "print its name and leave it running"),
+    Option("-i --interactive", "keep its standard input open and connected"),
+    Option("-t --tty", "give it a terminal"),
+    Option("--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS),
+    Option("--rm", "remove it when it exits"),
+    Option("--name", "its name, a DNS label; made up if not given", "NAME"),
+    Option("--network", "its network (default), or none", "NET", default="default", complete="network"),
+    Option("--ip", "its IPv4 address; the next free one if not given", "ADDRESS"),
+    Option("--ip6", "its IPv6 address", "ADDRESS"),
+    Option("--hostname", "its host name (its name)", "NAME"),
+    Option("--cpus", "at most so many CPUs, as in 0.5", "N", parse=parse_cpus),
+    Option("-m --memory", "at most so much memory, as in 64m", "SIZE", parse=parse_size),
+    Option("--pids", "at most so many processes (4096)", "N", parse=positive, default=4096),
+    Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
+    Option("-u --user", "run as this user: name or number, with :group", "USER"),
+    Option("-w --workdir", "start in this directory", "PATH"),
+    Option("--entrypoint", "run this instead of the image's entrypoint", "PROGRAM"),
+    Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
+    Option("--init", "a small PID 1 that reaps processes and forwards signals"),
+    Option("--read-only", "its root file system can't be written to"),
+    Option("--tmpfs", "a tmpfs at PATH (64m)", "PATH[:size=SIZE]", many=True),
+    Option("--ulimit", "a resource limit, as in nofile=1024:4096", "NAME=SOFT[:HARD]", many=True),
+    Option("--cap-add", "give it a capability (capabilities(7))", "CAP", many=True),
+    Option("--cap-drop", "take a capability from it, or ALL", "CAP", many=True),
+    Option("--sysctl", "set a kernel parameter of its namespaces", "NAME=VALUE", many=True),
+    Option(
+        "--restart",
+        "when it exits: no, on-failure[:RETRIES], always, unless-stopped",
+        "POLICY",
+        default="no",
+        complete=("no", "on-failure", "always", "unless-stopped"),
+    ),
+    Option("--stop-signal", "what `insula stop` sends", "SIGNAL"),
+    Option("--stop-timeout", "and how long it then waits (10s)", "TIME", parse=parse_duration),
+    Option("--log-size", "rotate its log at this size (10m)", "SIZE", parse=parse_size),
+    Option("--log-files", "keep so many rotated log files (3)", "N", parse=positive),
+]
+
+COMMANDS = {
+    "run": Command(
+        run,
+        "Create an instance from IMAGE and start it.",
+        "IMAGE [CMD...]",
+        OPTIONS,
+        rest=True,
+        complete={"IMAGE": "image"},
+        details="Without -d its output is shown here and its exit status becomes ours "
+        "(125: the engine failed, 126: CMD can't be executed, 127: CMD isn't there).",
+    )
+}

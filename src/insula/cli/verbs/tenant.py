@@ -1,0 +1,100 @@
+"""insula tenant create | ls | show | rm"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import age, clean, listing, print_json, size
+from insula.cli.verbs.run import pair, positive
+from insula.client import Client
+from insula.model.units import parse_cpus, parse_rate, parse_size
+
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def create(arguments: Arguments) -> int:
+    labels = dict(pair(text, "label", default="") for text in arguments.label)
+    limits = {name: getattr(arguments, name) for name in ("cpus", "memory", "instances", "bandwidth")}
+    view = Client(arguments.socket).tenants.create(arguments.name, labels, **limits)
+    print_json(view) if arguments.json else print(arguments.name)
+    return 0
+
+
+def ls(arguments: Arguments) -> int:
+    views = Client(arguments.socket).tenants.list()
+    header = ["NAME", "INSTANCES", "CPUS", "MEMORY", "BANDWIDTH", "IDS", "AGE"]
+    return listing(arguments.json, views, header, (row(view) for view in views))
+
+
+def row(view: dict[str, Any]) -> list[Any]:
+    tenant, limits = view["tenant"], view["tenant"]["limits"]
+    return [
+        tenant["name"],
+        of(view.get("usage", {}).get("instances", 0), limits["instances"]),
+        limits["cpus"],
+        size(limits["memory"]),
+        rate(limits["bandwidth"]),
+        f"{tenant['id_base']}+",
+        age(tenant["created"]),
+    ]
+
+
+def of(used: Any, limit: Any) -> str:
+    return str(used) if limit is None else f"{used}/{limit}"
+
+
+def rate(bits: int | None) -> str | None:
+    """``10Mbit``; None for no limit."""
+    if bits is None:
+        return None
+    for unit, name in ((10**9, "Gbit"), (10**6, "Mbit"), (10**3, "kbit")):
+        if bits >= unit:
+            return f"{bits / unit:g}{name}"
+    return f"{bits}bit"
+
+
+def show(arguments: Arguments) -> int:
+    client = Client(arguments.socket)
+    view = client.tenants.get(arguments.name)
+    if arguments.json:
+        print_json(view)
+        return 0
+    tenant = view["tenant"]
+    print(f"tenant     {clean(tenant['name'])}")
+    print(f"user IDs   {tenant['id_base']} to {tenant['id_base'] + 65535} on this host")
+    for name, value in tenant["limits"].items():
+        shown = size(value) if name == "memory" else rate(value) if name == "bandwidth" else value
+        print(f"{name:10} {'no limit' if value is None else f'at most {shown}'}")
+    print(f"labels     {clean(', '.join(f'{k}={v}' for k, v in tenant['labels'].items()) or '-')}")
+    print(f"networks   {clean(', '.join(each['network']['name'] for each in client.networks.list(arguments.name)) or '-')}")
+    print(f"instances  {clean(', '.join(each['instance']['name'] for each in client.instances.list(arguments.name)) or '-')}")
+    return 0
+
+
+def rm(arguments: Arguments) -> int:
+    for name in arguments.name:
+        Client(arguments.socket).tenants.remove(name)
+        print(name)
+    return 0
+
+
+_NAME = {"NAME": "tenant"}
+COMMANDS = {
+    "create": Command(
+        create,
+        "Create a tenant. Its limits hold for all of its instances together.",
+        "NAME",
+        [
+            Option("--cpus", "at most so many CPUs", "N", parse=parse_cpus),
+            Option("--memory", "at most so much memory, as in 4g", "SIZE", parse=parse_size),
+            Option("--instances", "at most so many instances", "N", parse=positive),
+            Option("--bandwidth", "at most so many bits a second, as in 100m", "RATE", parse=parse_rate),
+            Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
+        ],
+    ),
+    "ls": Command(ls, "List the tenants."),
+    "show": Command(show, "Show a tenant, its limits and what it has.", "NAME", complete=_NAME),
+    "rm": Command(rm, "Remove tenants that have no instances.", "NAME...", complete=_NAME),
+}

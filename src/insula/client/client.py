@@ -1,0 +1,267 @@
+"""The Python SDK: what the HTTP API offers, as methods; everything else of Insula's own tools is built on it.
+
+    >>> from insula.client import Client
+    >>> client = Client()
+    >>> client.tenants.create("acme", cpus=2)
+    >>> client.networks.create("acme", "default", "10.0.0.0/24")
+    >>> web = client.instances.run("acme", "busybox", ["httpd", "-f"], name="web")
+    >>> client.instances.wait("acme", "web")
+
+Objects come and go as dicts, as the structs of `insula.model` look in JSON; a `spec` is an `InstanceSpec`.
+Errors are those of `insula.model.errors`. A client is safe to share between threads: each request has a
+connection of its own. Only the standard library is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from insula.client.http import Response, request, target
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from insula.client.attachment import Attachment
+
+    Object = dict[str, Any]
+
+DEFAULT_RUN = "/run/insula"
+
+
+def default_socket() -> str:
+    """The daemon's socket: INSULA_SOCKET, else insulad.sock in INSULA_RUN, else /run/insula/insulad.sock."""
+    return os.environ.get("INSULA_SOCKET") or os.path.join(os.environ.get("INSULA_RUN") or DEFAULT_RUN, "insulad.sock")
+
+
+class Client:
+    """A user of one Insula daemon. `timeout` is seconds to wait for the daemon in any one step; None is for ever."""
+
+    def __init__(self, path: str | None = None, *, timeout: float | None = None) -> None:
+        self.path = path or default_socket()
+        self.timeout = timeout
+        self.tenants = Tenants(self)
+        self.networks = Networks(self)
+        self.images = Images(self)
+        self.instances = Instances(self)
+        self.host = Host(self)
+
+    def call(self, method: str, *segments: str, body: object = None, **query: object) -> Any:
+        """One request to /v1/SEGMENT/…?QUERY; the answer's JSON."""
+        with self.stream(method, *segments, body=body, **query) as response:
+            return response.json()
+
+    def stream(
+        self, method: str, *segments: str, body: object = None, upload: Iterable[bytes] | None = None, **query: object
+    ) -> Response:
+        """One request whose answer the caller reads as it arrives, and closes."""
+        return request(
+            self.path, method, target(*segments, **query), body=body, upload=upload, timeout=self.timeout
+        )
+
+    def lines(self, method: str, *segments: str, body: object = None, **query: object) -> Iterator[Object]:
+        """One request whose answer is JSON lines (ndjson); a line that is an error is raised."""
+        import json
+
+        from insula.model.errors import from_dict
+
+        with self.stream(method, *segments, body=body, **query) as response:
+            for line in response.lines():
+                if line:
+                    item = json.loads(line)
+                    if "error" in item and "message" in item and "hint" in item:
+                        raise from_dict(item)
+                    yield item
+
+
+class Resource:
+    """A kind of object under the API."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+
+class Tenants(Resource):
+    def create(self, name: str, labels: dict[str, str] | None = None, **limits: float | int | None) -> Object:
+        """A new tenant with `limits` cpus, memory (bytes), instances, bandwidth (bits a second)."""
+        body = {"name": name, "limits": limits, "labels": labels or {}}
+        return self.client.call("POST", "tenants", body=body)  # type: ignore[no-any-return]
+
+    def list(self) -> list[Object]:
+        return self.client.call("GET", "tenants")  # type: ignore[no-any-return]
+
+    def get(self, name: str) -> Object:
+        return self.client.call("GET", "tenants", name)  # type: ignore[no-any-return]
+
+    def remove(self, name: str) -> None:
+        """Conflict while the tenant still has instances."""
+        self.client.call("DELETE", "tenants", name)
+
+
+class Networks(Resource):
+    def create(self, tenant: str, name: str, subnet: str, subnet6: str | None = None, **other: object) -> Object:
+        """A network with the addresses of `subnet`; `other` is mtu and labels."""
+        body = {"name": name, "subnet": subnet, "subnet6": subnet6, **other}
+        return self.client.call("POST", "tenants", tenant, "networks", body=body)  # type: ignore[no-any-return]
+
+    def list(self, tenant: str) -> list[Object]:
+        return self.client.call("GET", "tenants", tenant, "networks")  # type: ignore[no-any-return]
+
+    def get(self, tenant: str, name: str) -> Object:
+        return self.client.call("GET", "tenants", tenant, "networks", name)  # type: ignore[no-any-return]
+
+    def remove(self, tenant: str, name: str) -> None:
+        self.client.call("DELETE", "tenants", tenant, "networks", name)
+
+
+class Images(Resource):
+    def list(self, tenant: str) -> list[Object]:
+        """The tenant's images and the shared ones."""
+        return self.client.call("GET", "tenants", tenant, "images")  # type: ignore[no-any-return]
+
+    def get(self, tenant: str, name: str) -> Object:
+        return self.client.call("GET", "tenants", tenant, "images", name)  # type: ignore[no-any-return]
+
+    def remove(self, tenant: str, name: str) -> None:
+        self.client.call("DELETE", "tenants", tenant, "images", name)
+
+    def pull(self, tenant: str, reference: str, **options: object) -> Iterator[Object]:
+        """Fetches from a registry; yields {"progress": line} and at last {"image": …}."""
+        return self.client.lines("POST", "tenants", tenant, "images", "pull", body={"reference": reference, **options})
+
+    def push(self, tenant: str, name: str, reference: str, **options: object) -> Iterator[Object]:
+        body = {"name": name, "reference": reference, **options}
+        return self.client.lines("POST", "tenants", tenant, "images", "push", body=body)
+
+    def build_base(self, tenant: str, distribution: str, release: str | None = None) -> Iterator[Object]:
+        body = {"distribution": distribution, "release": release}
+        return self.client.lines("POST", "tenants", tenant, "images", "build-base", body=body)
+
+    def load(self, tenant: str, archive: Iterable[bytes]) -> list[Object]:
+        """The images of an OCI layout or docker-archive, a tar in pieces."""
+        with self.client.stream("POST", "tenants", tenant, "images", "load", upload=archive) as response:
+            return response.json()  # type: ignore[no-any-return]
+
+    def import_(self, tenant: str, name: str, rootfs: Iterable[bytes]) -> Object:
+        """An image from the tar of a root file system, in pieces."""
+        with self.client.stream(
+            "POST", "tenants", tenant, "images", "import", upload=rootfs, name=name
+        ) as response:
+            return response.json()  # type: ignore[no-any-return]
+
+    def save(self, tenant: str, names: list[str], format: str = "oci") -> Response:  # noqa: A002
+        """The images as one archive, a tar: read it, and close the response."""
+        body = {"names": names, "format": format}
+        return self.client.stream("POST", "tenants", tenant, "images", "save", body=body)
+
+
+class Instances(Resource):
+    def run(
+        self, tenant: str, image: str, command: list[str] | None = None, *, start: bool = True, **spec: object
+    ) -> Object:
+        """A new instance, started unless `start` is False. `spec` is what `InstanceSpec` has."""
+        body = {"image": image, "command": command or [], **spec}
+        return self.client.call("POST", "tenants", tenant, "instances", body=body, start=start)  # type: ignore[no-any-return]
+
+    def list(self, tenant: str | None = None) -> list[Object]:
+        """The tenant's instances; those of all tenants for None."""
+        where = ("instances",) if tenant is None else ("tenants", tenant, "instances")
+        return self.client.call("GET", *where)  # type: ignore[no-any-return]
+
+    def get(self, tenant: str, name: str) -> Object:
+        return self._call("GET", tenant, name)  # type: ignore[no-any-return]
+
+    def remove(self, tenant: str, name: str, *, force: bool = False) -> None:
+        """Conflict while it runs, unless `force`, which kills it."""
+        self._call("DELETE", tenant, name, force=force)
+
+    def start(self, tenant: str, name: str) -> Object:
+        return self._call("POST", tenant, name, "start")  # type: ignore[no-any-return]
+
+    def stop(self, tenant: str, name: str, timeout: float | None = None) -> Object:
+        """The stop signal, then SIGKILL after `timeout` seconds (None: what the instance's spec says)."""
+        return self._call("POST", tenant, name, "stop", timeout=timeout)  # type: ignore[no-any-return]
+
+    def restart(self, tenant: str, name: str, timeout: float | None = None) -> Object:
+        return self._call("POST", tenant, name, "restart", timeout=timeout)  # type: ignore[no-any-return]
+
+    def kill(self, tenant: str, name: str, signal: str = "SIGKILL") -> None:
+        self._call("POST", tenant, name, "kill", signal=signal)
+
+    def wait(self, tenant: str, name: str) -> Object:
+        """Blocks until PID 1 has exited; {"exit_status", "signal", "oom", "finished"}."""
+        return self._call("POST", tenant, name, "wait")  # type: ignore[no-any-return]
+
+    def top(self, tenant: str, name: str) -> list[Object]:
+        return self._call("GET", tenant, name, "top")  # type: ignore[no-any-return]
+
+    def explain(self, tenant: str, name: str) -> Object:
+        return self._call("GET", tenant, name, "explain")  # type: ignore[no-any-return]
+
+    def logs(self, tenant: str, name: str, **options: object) -> Iterator[tuple[float, int, bytes]]:
+        """The output as (time, kind, bytes), kind as in `model.stream`. Options: follow, tail, since (seconds)."""
+        from insula.model.stream import Decoder
+
+        with self.client.stream("GET", "tenants", tenant, "instances", name, "logs", **options) as response:
+            decoder = Decoder()
+            for data in response:
+                for kind, payload in decoder.feed(data):
+                    yield int.from_bytes(payload[:8], "big") / 1e9, kind, payload[8:]
+
+    def attach(
+        self, tenant: str, name: str, *, stdin: bool = False, replay: bool = False, start: bool = False
+    ) -> Attachment:
+        """Its output from now on (with `replay`, from the beginning of its log), and its input with `stdin`.
+
+        `start` starts it once attached, so that nothing of its output is missed.
+        """
+        from insula.client.attachment import Attachment
+
+        where = target(
+            "tenants", tenant, "instances", name, "attach", stdin=stdin, replay=replay, start=start
+        )
+        return Attachment(self.client.path, where)
+
+    def exec(self, tenant: str, name: str, command: list[str], **spec: object) -> Attachment:
+        """One more process in a running instance. `spec`: env, user, working_dir, tty, stdin."""
+        import json
+
+        from insula.client.attachment import Attachment
+
+        opening = json.dumps({"command": command, **spec}).encode()
+        return Attachment(self.client.path, target("tenants", tenant, "instances", name, "exec"), opening)
+
+    def archive_get(self, tenant: str, name: str, path: str) -> Response:
+        """The file or tree at `path` as a tar: read it, and close the response."""
+        return self.client.stream("GET", "tenants", tenant, "instances", name, "archive", path=path)
+
+    def archive_put(self, tenant: str, name: str, path: str, archive: Iterable[bytes]) -> None:
+        """Unpacks a tar, in pieces, into the directory `path`."""
+        where = ("tenants", tenant, "instances", name, "archive")
+        self.client.stream("PUT", *where, upload=archive, path=path).close()
+
+    def _call(self, method: str, tenant: str, name: str, *rest: str, **query: object) -> Any:
+        return self.client.call(method, "tenants", tenant, "instances", name, *rest, **query)
+
+
+class Host(Resource):
+    def status(self) -> Object:
+        return self.client.call("GET", "status")  # type: ignore[no-any-return]
+
+    def doctor(self) -> list[Object]:
+        return self.client.call("GET", "doctor")  # type: ignore[no-any-return]
+
+    def verify(self) -> Object:
+        return self.client.call("GET", "verify")  # type: ignore[no-any-return]
+
+    def whois(self, pid: int) -> Object:
+        return self.client.call("GET", "whois", str(pid))  # type: ignore[no-any-return]
+
+    def down(self) -> None:
+        """Stops all instances and takes every network, mount and cgroup of Insula off the host; keeps the state."""
+        self.client.call("POST", "down")
+
+    def events(self, from_revision: int | None = None) -> Iterator[Object]:
+        """What changes, as it changes."""
+        return self.client.lines("GET", "events", from_revision=from_revision)

@@ -1,0 +1,265 @@
+"""HTTP/1.1 over a unix socket, as little of it as the API needs (RFC 9112), from the standard library alone.
+
+One connection carries one request: connecting to a unix socket costs less than keeping connections healthy.
+`http.client` is not used because importing it (with the email package behind it) takes longer than a whole
+`insula ps`, and because it cannot read a response while it still sends the request, which attach and exec do.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from insula.model.errors import Denied, Failed, InsulaError, Unavailable, from_dict
+
+if TYPE_CHECKING:
+    from typing import Any
+
+CHUNK = 65536
+MAX_HEAD = 65536
+MAX_CHUNK_LINE = 1024
+MAX_ERROR_BODY = 1 << 20
+_START_HINT = "start the daemon with `systemctl start insulad`, or run `insulad` as root"
+
+
+def quote(text: str, safe: bytes = b"-._~") -> str:
+    """`text` percent-encoded for one segment of a path or one value of a query (RFC 3986, 2.1)."""
+    return "".join(
+        chr(byte) if chr(byte).isalnum() and byte < 128 or byte in safe else f"%{byte:02X}"
+        for byte in text.encode("utf-8", "surrogateescape")
+    )
+
+
+def target(*segments: str, **query: object) -> str:
+    """The request target /v1/SEGMENT/…?NAME=VALUE; None values are left out, lists repeat their name."""
+    pairs = []
+    for name, value in query.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None:
+                text = str(item).lower() if isinstance(item, bool) else str(item)
+                pairs.append(f"{name}={quote(text)}")
+    path = "/v1/" + "/".join(quote(segment) for segment in segments)
+    return path + "?" + "&".join(pairs) if pairs else path
+
+
+class Dechunker:
+    """Takes a chunked body (RFC 9112, 7.1) apart, fed with whatever arrives; `done` after its last chunk."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._buffer = bytearray()
+        self._left = 0  # bytes of the current chunk that are still to come
+        self._after = False  # the line end after a chunk is still to come
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The pieces of the body in `data`. Failed when it is no chunked body."""
+        self._buffer += data
+        while self._buffer and not self.done:
+            if self._left:
+                piece = bytes(self._buffer[: self._left])
+                del self._buffer[: len(piece)]
+                self._left -= len(piece)
+                self._after = not self._left
+                yield piece
+                continue
+            end = self._buffer.find(b"\r\n")
+            if end < 0:
+                if len(self._buffer) > MAX_CHUNK_LINE:
+                    raise Failed("the daemon's answer is no chunked body", "check what listens on the socket")
+                return
+            line = bytes(self._buffer[:end])
+            del self._buffer[: end + 2]
+            if self._after:
+                self._after = False
+                continue
+            try:
+                self._left = int(line.partition(b";")[0], 16)
+            except ValueError:
+                raise Failed("the daemon's answer is no chunked body", "check what listens on the socket") from None
+            self.done = not self._left
+
+
+class Response:
+    """The answer to one request: `status`, `headers` (names in lower case) and a body that arrives by and by."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._buffer = bytearray()
+        head = self._read_head()
+        status_line, *lines = head.split("\r\n")
+        version, _, rest = status_line.partition(" ")
+        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+            raise Failed(f"{status_line[:60]!r} is no HTTP answer", "check what listens on the socket")
+        self.status = int(rest[:3])
+        self.headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+        }
+        self._chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
+        length = self.headers.get("content-length")
+        self._left: int | None = int(length) if length is not None and not self._chunked else None
+
+    def _read_head(self) -> str:
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            if len(self._buffer) > MAX_HEAD:
+                raise Failed("the daemon's answer has no end of its head", "check what listens on the socket")
+            self._fill()
+        head = self._buffer[:end].decode("latin-1")
+        del self._buffer[: end + 4]
+        return head
+
+    def _fill(self) -> None:
+        """Receives more into the buffer; an end of the connection here is an end too early."""
+        try:
+            data = self.sock.recv(CHUNK)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise Unavailable("insulad went away before it had answered", "see its log, then try again")
+        self._buffer += data
+
+    def take_buffered(self) -> bytes:
+        """What came along with the head: the beginning of the body as it was sent."""
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
+    def _take(self) -> bytes:
+        """Some bytes of the body as it was sent, at least one."""
+        if not self._buffer:
+            self._fill()
+        return self.take_buffered()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body in pieces as they arrive; Unavailable when the connection ends before the body does."""
+        if self._chunked:
+            dechunker = Dechunker()
+            while not dechunker.done:
+                yield from dechunker.feed(self._take())
+        elif self._left is None:
+            raise Failed("the daemon's answer has no length", "check what listens on the socket")
+        else:
+            while self._left:
+                yield (data := self._take()[: self._left])
+                self._left -= len(data)
+
+    def read(self) -> bytes:
+        """The whole body."""
+        if self.status in (204, 304):
+            return b""
+        return b"".join(self)
+
+    def lines(self) -> Iterator[bytes]:
+        """The body line by line, without the line ends, as the lines arrive."""
+        rest = b""
+        for data in self:
+            *lines, rest = (rest + data).split(b"\n")
+            yield from lines
+        if rest:
+            yield rest
+
+    def json(self) -> Any:
+        """The body parsed as JSON; None when there is none."""
+        import json
+
+        body = self.read()
+        return json.loads(body) if body else None
+
+    def check(self) -> Response:
+        """This response if it tells of success; raises the typed error that it carries otherwise."""
+        if self.status < 400:
+            return self
+        try:
+            raise _error(self.status, self.read()[:MAX_ERROR_BODY])
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _error(status: int, body: bytes) -> InsulaError:
+    """The error in a body as of `InsulaError.to_dict`; anything else becomes Failed with the status."""
+    import json
+
+    try:
+        data = json.loads(body)
+        if isinstance(data, dict) and isinstance(data.get("message"), str):
+            return from_dict(data)
+    except ValueError:
+        pass
+    return Failed(f"the daemon answered {status}: {body[:200].decode('utf-8', 'replace').strip()!r}")
+
+
+def connect(path: str, timeout: float | None = None) -> socket.socket:
+    """A connection to the daemon's socket. Unavailable when nobody listens, Denied when it may not be opened."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(path)
+    except PermissionError:
+        sock.close()
+        raise Denied(f"{path} may not be opened", "be root or a member of the group `insula`") from None
+    except OSError as error:
+        sock.close()
+        reason = f"insulad does not answer at {path} ({error.strerror or error})"
+        raise Unavailable(reason, _START_HINT) from None
+    return sock
+
+
+def request(
+    path: str,
+    method: str,
+    target: str,
+    *,
+    body: object = None,
+    upload: Iterable[bytes] | None = None,
+    timeout: float | None = None,
+) -> Response:
+    """Sends one request to the socket at `path` and returns its response, already checked for success.
+
+    `body` is sent as JSON; `upload` instead is sent as it comes, in chunks. A server that answers before the
+    upload ends (because it refuses it) is heard.
+    """
+    sock = connect(path, timeout)
+    try:
+        if upload is not None:
+            sock.sendall(head(method, target, "transfer-encoding: chunked", "content-type: application/octet-stream"))
+            _send_chunks(sock, upload)
+        elif body is not None:
+            import json
+
+            data = json.dumps(body).encode()
+            sock.sendall(head(method, target, f"content-length: {len(data)}", "content-type: application/json") + data)
+        else:
+            sock.sendall(head(method, target, "content-length: 0"))
+        return Response(sock).check()
+    except BaseException:
+        sock.close()
+        raise
+
+
+def head(method: str, target: str, *headers: str) -> bytes:
+    """The request line and header fields."""
+    lines = (f"{method} {target} HTTP/1.1", "host: insula", "connection: close", *headers, "", "")
+    return "\r\n".join(lines).encode("ascii")
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body (RFC 9112, 7.1); empty data would end the body and gives nothing."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+def _send_chunks(sock: socket.socket, upload: Iterable[bytes]) -> None:
+    try:
+        for data in upload:
+            sock.sendall(chunk(data))
+        sock.sendall(b"0\r\n\r\n")
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the server has seen enough: its answer says why
