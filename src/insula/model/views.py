@@ -1,0 +1,185 @@
+"""What the API answers: objects together with what was measured about them, and reports.
+
+A view joins what the store holds as wanted with what reconcilers measured; nobody stores a view.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from insula.model.objects import (
+    Instance,
+    InstanceStatus,
+    Limits,
+    Network,
+    NetworkStatus,
+    Struct,
+    Tenant,
+)
+
+
+class Usage(Struct, kw_only=True):
+    """What a tenant has reserved: the sums over its instances, running or not."""
+
+    instances: int = 0
+    cpus: float = 0.0
+    memory: int = 0
+
+
+class TenantView(Struct, kw_only=True):
+    tenant: Tenant
+    usage: Usage
+
+
+class NetworkView(Struct, kw_only=True):
+    network: Network
+    status: NetworkStatus
+
+
+class InstanceView(Struct, kw_only=True):
+    instance: Instance
+    status: InstanceStatus
+
+
+# -- requests that are no objects ----------------------------------------------------------------------------------
+
+
+class TenantSpec(Struct, kw_only=True):
+    """What a user asks for with `insula tenant create`."""
+
+    name: str
+    limits: Limits = Limits()
+    labels: dict[str, str] = {}
+
+
+class NetworkSpec(Struct, kw_only=True):
+    """What a user asks for with `insula network create`."""
+
+    name: str
+    subnet: str
+    subnet6: str | None = None
+    mtu: int = 1500
+    labels: dict[str, str] = {}
+
+
+class ExecSpec(Struct, kw_only=True):
+    """One more process in a running instance; None means as the instance's PID 1 has it."""
+
+    command: list[str]
+    env: dict[str, str] = {}
+    user: str | None = None
+    working_dir: str | None = None
+    tty: bool = False
+    stdin: bool = False
+
+
+# -- reports -------------------------------------------------------------------------------------------------------
+
+
+class ProcessView(Struct, kw_only=True):
+    """One process of an instance. `pids` are its numbers from the host's PID namespace inward (pid_namespaces(7))."""
+
+    pid: int  # on the host
+    inside: int  # in the instance's own PID namespace
+    pids: list[int]
+    parent: int  # inside; 0 when the parent is outside
+    uid: int  # on the host
+    user: int | None  # inside; None when the instance doesn't map it
+    state: str
+    command: str
+
+
+class WhoIs(Struct, kw_only=True):
+    """To whom a host process belongs. Without an instance it is the host's own."""
+
+    pid: int
+    command: str
+    tenant: str | None = None
+    instance: str | None = None
+    id: str | None = None
+    inside: int | None = None
+    pids: list[int] = []
+
+
+class Check(Struct, kw_only=True):
+    """One thing that `insula doctor` looked at, and what follows from it."""
+
+    name: str
+    state: Literal["ok", "degraded", "missing"]
+    detail: str
+    consequence: str | None = None
+
+
+class HostStatus(Struct, kw_only=True):
+    """This host at a glance. `problems` are what reconcilers could not repair, as text."""
+
+    version: str
+    hostname: str
+    kernel: str
+    started: float
+    revision: int
+    tenants: int
+    networks: int
+    instances: dict[str, int]  # by state
+    problems: list[str] = []
+
+
+class Reachability(Struct, kw_only=True):
+    """One cell of the matrix of `insula verify`: may `source` reach `target`, and does it?
+
+    Names are ``tenant/instance``, ``host`` or ``outside``. `probed` is None where no packet could be sent;
+    `control` tells whether the probe is known to have worked (a positive control on the same path succeeded).
+    """
+
+    source: str
+    target: str
+    address: str
+    expected: bool
+    installed: bool
+    probed: bool | None = None
+    control: bool = False
+    detail: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.installed == self.expected and self.probed in (None, self.expected)
+
+
+class VerifyReport(Struct, kw_only=True):
+    """What `insula verify` found; it passes when nothing differs from what the tenants asked for."""
+
+    passed: bool
+    matrix: list[Reachability]
+    drift: list[str]
+    seconds: float
+
+
+class Namespace(Struct, kw_only=True):
+    """A namespace of an instance; `shared` when the host's processes are in it as well."""
+
+    kind: str
+    inode: int
+    shared: bool
+
+
+class Layer(Struct, kw_only=True):
+    digest: str
+    path: str
+
+
+class Explanation(Struct, kw_only=True):
+    """What makes an instance isolated, read from the kernel where it runs."""
+
+    instance: Instance
+    status: InstanceStatus
+    processes: list[ProcessView]
+    namespaces: list[Namespace]
+    uid_map: str | None
+    cgroups: dict[str, str]  # controller → path
+    limits: dict[str, str]  # file → content
+    security: dict[str, str]  # seccomp, capabilities, no_new_privs from proc_pid_status(5)
+    layers: list[Layer]
+    upper: str
+    device: str | None  # on the tenant's bridge
+    installed: dict[str, object] | None  # the port as the fabric reads it back
+    rules: str | None
