@@ -1,0 +1,33 @@
+"""Sends a run of the tests into a machine of its own, before anything else happens (see tests.support.machine)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support import machine
+
+TESTS = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    system = any(_wants_system(Path(argument.split("::")[0]).resolve()) for argument in config.args)
+    if not system or machine.inside() or config.option.collectonly or not machine.possible():
+        return
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.stop_global_capturing()  # standard output and error are files of pytest's until then
+    machine.enter()
+
+
+def _wants_system(path: Path) -> bool:
+    return (TESTS / "system").is_relative_to(path) or path.is_relative_to(TESTS / "system")
+
+
+def pytest_report_header() -> str:
+    uname = os.uname()
+    return f"kernel {uname.release}, {os.cpu_count()} CPUs, " + (
+        "in namespaces of its own" if machine.inside() else "on the host itself"
+    )

@@ -1,0 +1,162 @@
+"""A private insulad: its own directories, names and network, so that it disturbs nothing and nothing disturbs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support.cli import REPOSITORY, Cli
+from tests.support.machine import Namespaces, Run
+from tests.support.snapshot import Snapshot
+from tests.support.wait import until
+
+PROCESSES = ("insulad", "keeper", "spawner")
+START_TIMEOUT = 30.0
+
+
+def start_time(pid: int) -> int | None:
+    """Field 22 of proc_pid_stat(5) of a process that runs; None for none and for a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+class Daemon:
+    """insulad on a private host. `cli` talks to it; `kill` and `start` play a crash; `remove` leaves nothing."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.prefix = f"{run.name}{name}"
+        self.path = run.path / name
+        self.root, self.run, self.log = self.path / "root", self.path / "run", self.path / "insulad.log"
+        self.path.mkdir()
+        self.namespaces = Namespaces()
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "INSULA_ROOT": str(self.root),
+            "INSULA_RUN": str(self.run),
+            "INSULA_PREFIX": self.prefix,
+        }
+        self.cli = Cli(self._launcher(), self.run / "insulad.sock")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _launcher(self) -> Path:
+        """The launcher that scripts/up installs, for the package under test."""
+        target = self.path / "insula"
+        text = (REPOSITORY / "packaging" / "insula").read_text()
+        target.write_text(text.replace("@LIBRARY@", str(REPOSITORY / "src")))
+        target.chmod(target.stat().st_mode | stat.S_IXUSR)
+        return target
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Starts insulad without waiting until it answers."""
+        command = Namespaces.wrap(self.namespaces.host, sys.executable, "-I", "-m", "insula.api.daemon")
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def start(self) -> None:
+        """Starts insulad, as an init system does, and waits until it answers."""
+        self.launch()
+        self.wait_until_it_answers()
+
+    def wait_until_it_answers(self) -> None:
+        def answers() -> bool:
+            if self._process is not None and (status := self._process.poll()) is not None:
+                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
+                raise RuntimeError(f"insulad ended with {status}:\n{tail}")
+            return self.cli.run("status").status == 0
+
+        until(answers, "insulad answers", START_TIMEOUT, interval=0.02)
+
+    def stop(self) -> None:
+        """SIGTERM, as an init system stops it: instances keep running."""
+        assert self._process is not None
+        self._process.terminate()
+        assert self._process.wait(20) == 0
+
+    def reap(self) -> None:
+        """After a kill: waits for the end of our child, so that no zombie stays."""
+        if self._process is not None:
+            self._process.wait(20)
+            self._process = None
+
+    # -- its processes ---------------------------------------------------------------------------------------
+
+    def pid(self, name: str) -> int | None:
+        """Of insulad, the keeper or the spawner, if it runs now."""
+        if name == "insulad":
+            return self._process.pid if self._process and self._process.poll() is None else None
+        try:
+            pid, started = (self.run / f"{name}.pid").read_text().split()
+        except (FileNotFoundError, ValueError):
+            return None
+        return int(pid) if start_time(int(pid)) == int(started) else None
+
+    def kill(self, name: str) -> bool:
+        """kill -9; whether there was something to kill."""
+        pid = self.pid(name)
+        if pid is None:
+            return False
+        os.kill(pid, signal.SIGKILL)
+        if name == "insulad":
+            self.reap()
+        return True
+
+    def descriptors(self, name: str) -> int:
+        """How many files it has open."""
+        return len(os.listdir(f"/proc/{self.pid(name)}/fd"))
+
+    # -- observation -----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot.take(self.prefix, self.namespaces.host, self.root, self.run)
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def down(self) -> None:
+        """`insula down`, then the end of the three processes, as scripts/down does it."""
+        self.cli.ok("down", timeout=120)
+        self.stop()
+        for name in PROCESSES[1:]:
+            if pid := self.pid(name):
+                os.kill(pid, signal.SIGTERM)
+            until(lambda name=name: self.pid(name) is None, f"the {name} ends")  # type: ignore[misc]
+
+    def remove(self) -> None:
+        """Whatever state it is in: kills its processes, and removes what it has on this machine."""
+        for name in PROCESSES:
+            self.kill(name)
+        for _ in range(50):
+            pids = [pid for path in self._cgroup_files() for pid in path.read_text().split()]
+            if not pids:
+                break
+            for pid in pids:
+                os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.05)
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            target = line.split()[4]
+            if target.startswith((f"{self.path}/", f"/run/netns/{self.prefix}-")):
+                subprocess.run(["umount", "--lazy", target], check=False)
+        for path in Path("/run/netns").glob(f"{self.prefix}-*"):
+            path.unlink()
+        self.namespaces.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _cgroup_files(self) -> list[Path]:
+        return [path for path in Path("/sys/fs/cgroup").rglob("cgroup.procs") if f"/{self.prefix}/" in str(path)]

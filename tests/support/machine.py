@@ -1,0 +1,132 @@
+"""A machine within the machine: all tests run in pid, mount and network namespaces of their own.
+
+    /proc       shows the tests' own processes only, so that a snapshot of it is exact
+    mounts      are shared among themselves, as under systemd, and vanish with the last process
+    network     has a loopback device and nothing else: no packet of a test leaves it
+    PID 1       is tini, an init that reaps orphans; if the tests are killed, the kernel kills what they started
+
+Control groups and files are the host's, under names that begin with the run's prefix. A lock tells which runs
+live; what a dead one left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+MARK = "INSULA_TEST_MACHINE"
+RUNS = Path("/tmp/insula-test")
+CGROUPS = Path("/sys/fs/cgroup")
+ENTER = (
+    "unshare --pid --fork --mount-proc --mount --net --ipc --uts --propagation private "
+    "sh -c 'mount --make-rshared / && ip link set lo up && exec \"$@\"' sh tini -s -g --"
+)
+
+
+def inside() -> bool:
+    """Whether this process runs in such a machine already."""
+    return MARK in os.environ
+
+
+def possible() -> bool:
+    """Whether one can be made: it takes root and three programs."""
+    return os.geteuid() == 0 and all(shutil.which(name) for name in ("unshare", "ip", "tini"))
+
+
+def enter() -> None:
+    """Replaces this process by the same command inside a new machine; does not return."""
+    shell = f'exec {ENTER} "$@"'
+    os.environ[MARK] = "1"
+    os.environ["PATH"] = f"/usr/sbin:/sbin:{os.environ['PATH']}"
+    os.execvp("sh", ["sh", "-c", shell, "sh", sys.executable, "-m", "pytest", *sys.argv[1:]])
+
+
+class Run:
+    """One run of the tests: a directory for its daemons, and a lock that says that it lives."""
+
+    def __init__(self) -> None:
+        RUNS.mkdir(mode=0o711, exist_ok=True)
+        remove_dead_runs()
+        self.name = f"it{secrets.token_hex(2)}"
+        self.path = RUNS / self.name
+        self.path.mkdir()
+        self._lock = (self.path / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        remove_cgroups(self.name)
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def remove_dead_runs() -> None:
+    """Control groups and files of runs whose lock nobody holds."""
+    for path in RUNS.glob("it*"):
+        try:
+            with open(path / "lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove_cgroups(path.name)
+                shutil.rmtree(path, ignore_errors=True)
+        except FileNotFoundError:
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            continue
+
+
+def remove_cgroups(prefix: str) -> None:
+    """Every control group whose path begins with `prefix`, in every hierarchy; they must be empty."""
+    for top in [*CGROUPS.glob(f"{prefix}*"), *CGROUPS.glob(f"*/{prefix}*")]:
+        for path, _, _ in os.walk(top, topdown=False):
+            Path(path).rmdir()
+
+
+class Namespaces:
+    """The network of one private host: its own namespace, and behind an uplink another that plays the outside.
+
+    The host is 192.0.2.2/24 and 2001:db8:ffff::2/64, the outside .1 and ::1 (RFC 5737, RFC 3849).
+    """
+
+    OUTSIDE = "192.0.2.1"
+    OUTSIDE6 = "2001:db8:ffff::1"
+
+    def __init__(self) -> None:
+        self._holders = [self._hold(), self._hold()]
+        self.host, self.outside = (f"/proc/{p.pid}/ns/net" for p in self._holders)
+        self.ip(self.host, "link add uplink0 type veth peer name host0 netns " + str(self._holders[1].pid))
+        for namespace, device, last in ((self.host, "uplink0", 2), (self.outside, "host0", 1)):
+            self.ip(namespace, f"link set {device} up")
+            self.ip(namespace, f"address add 192.0.2.{last}/24 dev {device}")
+            self.ip(namespace, f"address add 2001:db8:ffff::{last}/64 dev {device} nodad")
+        self.ip(self.host, f"route add default via {self.OUTSIDE}")
+        self.ip(self.host, f"-6 route add default via {self.OUTSIDE6}")
+
+    @staticmethod
+    def _hold() -> subprocess.Popen[str]:
+        holder = subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep infinity"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        return holder
+
+    @staticmethod
+    def wrap(namespace: str, *command: str) -> list[str]:
+        """`command`, to be run in that namespace."""
+        return ["nsenter", f"--net={namespace}", *command]
+
+    def ip(self, namespace: str, arguments: str) -> str:
+        """The output of ip(8) in that namespace."""
+        command = self.wrap(namespace, "ip", *arguments.split())
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def close(self) -> None:
+        for holder in self._holders:
+            holder.kill()
+            holder.wait()

@@ -1,0 +1,122 @@
+"""What there is, before and after: whatever an operation leaves behind shows in the difference."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from tests.support.machine import CGROUPS, Namespaces
+from tests.support.wait import until
+
+STATE = re.compile(r"state\.db(-wal|-shm)?$")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Names of all objects of each kind; `difference` compares two."""
+
+    processes: frozenset[str]
+    namespaces: frozenset[str]
+    mounts: frozenset[str]
+    cgroups: frozenset[str]
+    devices: frozenset[str]
+    routes: frozenset[str]
+    rules: frozenset[str]
+    files: frozenset[str]
+
+    @classmethod
+    def take(cls, prefix: str, namespace: str, *directories: Path) -> Snapshot:
+        """Of this machine, the control groups of `prefix`, the host's network `namespace` and the files below."""
+        return cls(
+            processes=frozenset(_processes()),
+            namespaces=frozenset(_namespaces()),
+            mounts=frozenset(_mounts()),
+            cgroups=frozenset(_cgroups(prefix)),
+            devices=frozenset(_lines(namespace, "ip", "-brief", "link")),
+            routes=frozenset(_lines(namespace, "ip", "route", "show", "table", "all")),
+            rules=frozenset(_lines(namespace, "nft", "--stateless", "list", "ruleset")),
+            files=frozenset(_files(directories)),
+        )
+
+    def difference(self, after: Snapshot) -> list[str]:
+        """One line for each object that appeared or vanished since."""
+        lines = []
+        for field in fields(self):
+            old, new = getattr(self, field.name), getattr(after, field.name)
+            lines += [f"{field.name}: appeared: {x}" for x in sorted(new - old)]
+            lines += [f"{field.name}: vanished: {x}" for x in sorted(old - new)]
+        return lines
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _processes() -> list[str]:
+    found = []
+    for pid in _pids():
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        head, tail = stat.rsplit(")", 1)
+        rest = tail.split()
+        if rest[0] != "Z" or int(rest[1]) != os.getpid():  # our own zombies are the test's, not the daemon's
+            found.append(f"{pid} started {rest[19]} {head.split('(', 1)[1]}")
+    return found
+
+
+def _namespaces() -> set[str]:
+    found = set()
+    for pid in _pids():
+        for kind in ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts"):
+            try:
+                found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
+            except OSError:
+                continue
+    return found
+
+
+def _mounts() -> list[str]:
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, right = line.split(" - ")
+        found.append(f"{left.split()[4]} {left.split()[3]} {right.split()[0]}")
+    return found
+
+
+def _cgroups(prefix: str) -> list[str]:
+    tops = [CGROUPS / prefix, *CGROUPS.glob(f"*/{prefix}")]
+    return [path for top in tops for path, _, _ in os.walk(top)]
+
+
+def _lines(namespace: str, *command: str) -> list[str]:
+    done = subprocess.run(Namespaces.wrap(namespace, *command), check=True, capture_output=True, text=True)
+    # "if7", "@if7" and states such as UP change when a peer goes to another namespace; names are what matters
+    return [" ".join(re.sub(r"@\S+", "", line).split()) for line in done.stdout.splitlines()]
+
+
+def _files(directories: tuple[Path, ...]) -> list[str]:
+    found = []
+    for directory in directories:
+        for path, folders, files in os.walk(directory):
+            found += [os.path.join(path, name) for name in [*folders, *files] if not STATE.search(name)]
+    return found
+
+
+def assert_unchanged(before: Snapshot, take: Callable[[], Snapshot], timeout: float = 15.0) -> None:
+    """Waits until nothing differs from `before`: cleanup may go on for a moment after the answer."""
+    last: list[str] = []
+
+    def same() -> bool:
+        last[:] = before.difference(take())
+        return not last
+
+    try:
+        until(same, "everything as before", timeout, interval=0.2)
+    except AssertionError:
+        raise AssertionError("left behind or lost:\n  " + "\n  ".join(last)) from None
