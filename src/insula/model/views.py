@@ -3,6 +3,8 @@
 A view joins what the store holds as wanted with what reconcilers measured; nobody stores a view.
 """
 
+# ruff: noqa: RUF012 (msgspec copies mutable defaults)
+
 from __future__ import annotations
 
 from typing import Literal
