@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,10 @@ import pytest
 from tests.support import machine
 from tests.support.machine import Namespaces, Run
 from tests.support.snapshot import Snapshot, assert_unchanged
+from tests.support.wait import until
 
 PREFIX_OF_LEAKS = "leak"
+Leak = Callable[[Namespaces, Path], list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +63,24 @@ def leak_file(_: Namespaces, path: Path) -> list[str]:
         (leak_file, "files"),
     ],
 )
-def test_a_leak_of_each_kind_is_seen(leak: object, kind: str, namespaces: Namespaces, tmp_path: Path) -> None:
+def test_a_leak_of_each_kind_is_seen(leak: Leak, kind: str, namespaces: Namespaces, tmp_path: Path) -> None:
     def take() -> Snapshot:
         return Snapshot.take(PREFIX_OF_LEAKS, namespaces.host, tmp_path)
 
-    assert callable(leak)
+    def seen() -> bool:
+        return any(line.startswith(f"{kind}: appeared") for line in before.difference(take()))
+
     before = take()
     cleanup = leak(namespaces, tmp_path)
     if cleanup[0] in ("sleep", "unshare"):
         with subprocess.Popen(cleanup) as process:
-            after = take()
+            until(seen, f"the leak shows among the {kind}", timeout=5)
             with pytest.raises(AssertionError, match=kind):
                 assert_unchanged(before, take, timeout=0.3)
             process.kill()
     else:
-        after = take()
+        assert seen()
         subprocess.run(cleanup, check=True)
-    assert any(line.startswith(f"{kind}: appeared") for line in before.difference(after))
     assert_unchanged(before, take, timeout=5)
 
 
