@@ -119,12 +119,17 @@ def load(verb: str) -> Command | dict[str, Command]:
         raise Usage(f"there is no verb {verb[:60]!r}")
     module = __import__(f"insula.cli.verbs.{entry[0]}", fromlist=["COMMANDS"])
     commands: dict[str, Command] = module.COMMANDS
-    return commands[verb] if verb in commands else commands
+    return commands.get(verb, commands)
 
 
 def overview() -> str:
     """What ``insula --help`` prints."""
-    lines = ["usage: insula [-T TENANT] VERB …", "", "A cloud for many tenants on the machines that you already have.", ""]
+    lines = [
+        "usage: insula [-T TENANT] VERB …",
+        "",
+        "A cloud for many tenants on the machines that you already have.",
+        "",
+    ]
     lines += [f"  {verb:10}  {summary}" for verb, (_, summary) in VERBS.items()]
     return "\n".join([*lines, "", "for every verb:", *describe(GLOBAL), "", "`insula VERB --help` says more"])
 

@@ -10,7 +10,7 @@ somebody else (`rest`), options end at the first argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from insula.model.errors import Invalid
@@ -77,7 +77,7 @@ class Argument:
 
 
 class Arguments:
-    """What a command line said: one attribute an option (`--log-size` is `log_size`) and argument (`NAME` is `name`)."""
+    """What a command line said: an attribute an option (`--log-size`: `log_size`) and argument (`NAME`: `name`)."""
 
     if TYPE_CHECKING:
 
@@ -99,7 +99,7 @@ class Command:
         *,
         rest: bool = False,
         details: str = "",
-        complete: dict[str, tuple[str, ...] | str] | None = None,
+        complete: Mapping[str, tuple[str, ...] | str] | None = None,
     ) -> None:
         self.run = run
         self.help = help
@@ -221,11 +221,6 @@ def help_text(name: str, command: Command) -> str:
 
 def describe(options: Sequence[Option]) -> list[str]:
     """One line an option: names, value, help."""
-    left = [
-        ("" if option.names[0].startswith("--") else "")
-        + ", ".join(option.names)
-        + (f" {option.value}" if option.value else "")
-        for option in options
-    ]
+    left = [", ".join(option.names) + (f" {option.value}" if option.value else "") for option in options]
     width = min(max(map(len, left)), 30)
     return [f"  {names:{width}}  {option.help}" for names, option in zip(left, options, strict=True)]

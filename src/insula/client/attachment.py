@@ -29,7 +29,8 @@ class Attachment:
         try:
             first = chunk(encode(Kind.OPEN, opening)) if opening is not None else b""
             self.sock.sendall(
-                head("POST", target, "transfer-encoding: chunked", "content-type: application/vnd.insula.frames") + first
+                head("POST", target, "transfer-encoding: chunked", "content-type: application/vnd.insula.frames")
+                + first
             )
             self._response = Response(self.sock).check()
         except BaseException:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from insula.client.attachment import Attachment
 
     Object = dict[str, Any]
+    Objects = list[Object]  # inside the classes below, `list` is a method
 
 DEFAULT_RUN = "/run/insula"
 
@@ -56,9 +57,7 @@ class Client:
         self, method: str, *segments: str, body: object = None, upload: Iterable[bytes] | None = None, **query: object
     ) -> Response:
         """One request whose answer the caller reads as it arrives, and closes."""
-        return request(
-            self.path, method, target(*segments, **query), body=body, upload=upload, timeout=self.timeout
-        )
+        return request(self.path, method, target(*segments, **query), body=body, upload=upload, timeout=self.timeout)
 
     def lines(self, method: str, *segments: str, body: object = None, **query: object) -> Iterator[Object]:
         """One request whose answer is JSON lines (ndjson); a line that is an error is raised."""
@@ -88,7 +87,7 @@ class Tenants(Resource):
         body = {"name": name, "limits": limits, "labels": labels or {}}
         return self.client.call("POST", "tenants", body=body)  # type: ignore[no-any-return]
 
-    def list(self) -> list[Object]:
+    def list(self) -> Objects:
         return self.client.call("GET", "tenants")  # type: ignore[no-any-return]
 
     def get(self, name: str) -> Object:
@@ -105,7 +104,7 @@ class Networks(Resource):
         body = {"name": name, "subnet": subnet, "subnet6": subnet6, **other}
         return self.client.call("POST", "tenants", tenant, "networks", body=body)  # type: ignore[no-any-return]
 
-    def list(self, tenant: str) -> list[Object]:
+    def list(self, tenant: str) -> Objects:
         return self.client.call("GET", "tenants", tenant, "networks")  # type: ignore[no-any-return]
 
     def get(self, tenant: str, name: str) -> Object:
@@ -116,7 +115,7 @@ class Networks(Resource):
 
 
 class Images(Resource):
-    def list(self, tenant: str) -> list[Object]:
+    def list(self, tenant: str) -> Objects:
         """The tenant's images and the shared ones."""
         return self.client.call("GET", "tenants", tenant, "images")  # type: ignore[no-any-return]
 
@@ -138,16 +137,14 @@ class Images(Resource):
         body = {"distribution": distribution, "release": release}
         return self.client.lines("POST", "tenants", tenant, "images", "build-base", body=body)
 
-    def load(self, tenant: str, archive: Iterable[bytes]) -> list[Object]:
+    def load(self, tenant: str, archive: Iterable[bytes]) -> Objects:
         """The images of an OCI layout or docker-archive, a tar in pieces."""
         with self.client.stream("POST", "tenants", tenant, "images", "load", upload=archive) as response:
             return response.json()  # type: ignore[no-any-return]
 
     def import_(self, tenant: str, name: str, rootfs: Iterable[bytes]) -> Object:
         """An image from the tar of a root file system, in pieces."""
-        with self.client.stream(
-            "POST", "tenants", tenant, "images", "import", upload=rootfs, name=name
-        ) as response:
+        with self.client.stream("POST", "tenants", tenant, "images", "import", upload=rootfs, name=name) as response:
             return response.json()  # type: ignore[no-any-return]
 
     def save(self, tenant: str, names: list[str], format: str = "oci") -> Response:  # noqa: A002
@@ -164,7 +161,7 @@ class Instances(Resource):
         body = {"image": image, "command": command or [], **spec}
         return self.client.call("POST", "tenants", tenant, "instances", body=body, start=start)  # type: ignore[no-any-return]
 
-    def list(self, tenant: str | None = None) -> list[Object]:
+    def list(self, tenant: str | None = None) -> Objects:
         """The tenant's instances; those of all tenants for None."""
         where = ("instances",) if tenant is None else ("tenants", tenant, "instances")
         return self.client.call("GET", *where)  # type: ignore[no-any-return]
@@ -193,7 +190,7 @@ class Instances(Resource):
         """Blocks until PID 1 has exited; {"exit_status", "signal", "oom", "finished"}."""
         return self._call("POST", tenant, name, "wait")  # type: ignore[no-any-return]
 
-    def top(self, tenant: str, name: str) -> list[Object]:
+    def top(self, tenant: str, name: str) -> Objects:
         return self._call("GET", tenant, name, "top")  # type: ignore[no-any-return]
 
     def explain(self, tenant: str, name: str) -> Object:
@@ -218,9 +215,7 @@ class Instances(Resource):
         """
         from insula.client.attachment import Attachment
 
-        where = target(
-            "tenants", tenant, "instances", name, "attach", stdin=stdin, replay=replay, start=start
-        )
+        where = target("tenants", tenant, "instances", name, "attach", stdin=stdin, replay=replay, start=start)
         return Attachment(self.client.path, where)
 
     def exec(self, tenant: str, name: str, command: list[str], **spec: object) -> Attachment:
@@ -249,7 +244,7 @@ class Host(Resource):
     def status(self) -> Object:
         return self.client.call("GET", "status")  # type: ignore[no-any-return]
 
-    def doctor(self) -> list[Object]:
+    def doctor(self) -> Objects:
         return self.client.call("GET", "doctor")  # type: ignore[no-any-return]
 
     def verify(self) -> Object:

@@ -26,7 +26,7 @@ _START_HINT = "start the daemon with `systemctl start insulad`, or run `insulad`
 def quote(text: str, safe: bytes = b"-._~") -> str:
     """`text` percent-encoded for one segment of a path or one value of a query (RFC 3986, 2.1)."""
     return "".join(
-        chr(byte) if chr(byte).isalnum() and byte < 128 or byte in safe else f"%{byte:02X}"
+        chr(byte) if (chr(byte).isalnum() and byte < 128) or byte in safe else f"%{byte:02X}"
         for byte in text.encode("utf-8", "surrogateescape")
     )
 

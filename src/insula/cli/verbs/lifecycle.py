@@ -71,7 +71,9 @@ def signal_name(text: str) -> str:
 
 
 _NAME = {"NAME": "instance"}
-_TIME = Option("-t --time", "how long to wait before SIGKILL (what `run --stop-timeout` said)", "TIME", parse=parse_duration)
+_TIME = Option(
+    "-t --time", "how long to wait before SIGKILL (what `run --stop-timeout` said)", "TIME", parse=parse_duration
+)
 
 COMMANDS = {
     "start": Command(each(start), "Start stopped instances.", "NAME...", complete=_NAME),
@@ -84,7 +86,9 @@ COMMANDS = {
         [Option("-s --signal", "the signal (SIGKILL)", "SIGNAL", default="SIGKILL", parse=signal_name)],
         complete=_NAME,
     ),
-    "wait": Command(each(wait), "Block until instances exit, and print their exit statuses.", "NAME...", complete=_NAME),
+    "wait": Command(
+        each(wait), "Block until instances exit, and print their exit statuses.", "NAME...", complete=_NAME
+    ),
     "rm": Command(
         each(remove),
         "Remove instances with all they have written.",

@@ -58,9 +58,8 @@ def stamp(data: bytes, moment: float, at_start: bool) -> tuple[bytes, bool]:
 
     whole = int(moment)
     prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((moment - whole) * 1e6):06d}Z "
-    lines = data.splitlines(keepends=True) if b"\r" not in data else data.split(b"\n")
-    if b"\r" in data:
-        lines = [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+    *whole_lines, rest = data.split(b"\n")
+    lines = [line + b"\n" for line in whole_lines] + ([rest] if rest else [])
     stamped = [(prefix.encode() if position or at_start else b"") + line for position, line in enumerate(lines)]
     return b"".join(stamped), data.endswith(b"\n") if data else at_start
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from insula.cli.options import Arguments, Command, Option
+from insula.cli.options import Arguments, Command, Option, Usage
 from insula.cli.output import age, clean, listing, print_json
 from insula.cli.verbs.run import pair, positive
 from insula.client import Client
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 def create(arguments: Arguments) -> int:
+    if arguments.subnet is None:
+        raise Usage("network create needs --subnet", "as in --subnet 10.0.0.0/24")
     other: dict[str, Any] = {"labels": dict(pair(text, "label", default="") for text in arguments.label)}
     if arguments.mtu is not None:
         other["mtu"] = arguments.mtu

@@ -8,7 +8,7 @@ from insula.cli.options import Arguments, Command, Option, Usage
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, interact, require_terminal
 from insula.client import Client
-from insula.model.errors import Invalid, InsulaError
+from insula.model.errors import InsulaError, Invalid
 from insula.model.units import parse_cpus, parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
             print(name)
         return 0
     with client.instances.attach(arguments.tenant, name, stdin=arguments.interactive, start=True) as attachment:
-        status = interact(
-            attachment, stdin=arguments.interactive, tty=arguments.tty, keys=arguments.detach_keys
-        )
+        status = interact(attachment, stdin=arguments.interactive, tty=arguments.tty, keys=arguments.detach_keys)
     return 0 if status is None else status
 
 

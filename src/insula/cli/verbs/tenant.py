@@ -67,9 +67,13 @@ def show(arguments: Arguments) -> int:
     for name, value in tenant["limits"].items():
         shown = size(value) if name == "memory" else rate(value) if name == "bandwidth" else value
         print(f"{name:10} {'no limit' if value is None else f'at most {shown}'}")
-    print(f"labels     {clean(', '.join(f'{k}={v}' for k, v in tenant['labels'].items()) or '-')}")
-    print(f"networks   {clean(', '.join(each['network']['name'] for each in client.networks.list(arguments.name)) or '-')}")
-    print(f"instances  {clean(', '.join(each['instance']['name'] for each in client.instances.list(arguments.name)) or '-')}")
+    parts = {
+        "labels": [f"{label}={value}" for label, value in tenant["labels"].items()],
+        "networks": [each["network"]["name"] for each in client.networks.list(arguments.name)],
+        "instances": [each["instance"]["name"] for each in client.instances.list(arguments.name)],
+    }
+    for what, names in parts.items():
+        print(f"{what:10} {clean(', '.join(names) or '-')}")
     return 0
 
 

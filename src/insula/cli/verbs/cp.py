@@ -1,0 +1,94 @@
+"""insula cp: files between an instance and the host, as `docker cp` has it."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+
+from insula.cli.archive import StreamReader, pack, unpack
+from insula.cli.options import Arguments, Command, Usage
+from insula.cli.output import clean
+from insula.cli.terminal import STDIN, STDOUT, write_all
+from insula.client import Client
+from insula.client.http import CHUNK
+from insula.model.errors import Invalid
+
+
+def run(arguments: Arguments) -> int:
+    source, target = side(arguments.source), side(arguments.target)
+    client = Client(arguments.socket)
+    if source[0] is not None and target[0] is None:
+        fetch(client, arguments.tenant, source[0], source[1], target[1])
+    elif source[0] is None and target[0] is not None:
+        send(client, arguments.tenant, source[1], target[0], target[1])
+    else:
+        raise Usage(
+            "cp copies between an instance and the host", "write one side as NAME:PATH, the other as a path or -"
+        )
+    return 0
+
+
+def side(text: str) -> tuple[str | None, str]:
+    """``NAME:PATH`` is in an instance; a path that begins with / or . is on the host, as is one without a colon."""
+    name, colon, path = text.partition(":")
+    if not colon or text.startswith(("/", ".")):
+        return None, text
+    if not path:
+        raise Usage(f"{text[:60]!r} names no path in the instance", "write NAME:PATH")
+    return name, path
+
+
+def fetch(client: Client, tenant: str, name: str, path: str, target: str) -> None:
+    """NAME:PATH to the host; into `target` if that is a directory, else as `target`; ``-`` writes the tar out."""
+    with client.instances.archive_get(tenant, name, path) as response:
+        if target == "-":
+            for data in response:
+                write_all(STDOUT, data)
+            return
+        unpack(StreamReader(iter(response)), target)
+
+
+def send(client: Client, tenant: str, source: str, name: str, path: str) -> None:
+    """The host's file or tree into the directory `path` of the instance, or as `path`; ``-`` reads a tar."""
+    if source == "-":
+        client.instances.archive_put(tenant, name, path, _stdin())
+        return
+    if not os.path.lexists(source):
+        raise Invalid(f"{clean(source)} does not exist", "name a file or directory of this host")
+    directory, new_name = path, os.path.basename(os.path.abspath(source))
+    if not path.endswith("/") and not is_directory(client, tenant, name, path):
+        directory, new_name = os.path.split(path)
+    client.instances.archive_put(tenant, name, directory or "/", pack(source, new_name))
+
+
+def is_directory(client: Client, tenant: str, name: str, path: str) -> bool:
+    """Whether `path` is a directory in the instance: the first member of its archive tells."""
+    from insula.model.errors import NotFound
+
+    try:
+        with (
+            client.instances.archive_get(tenant, name, path) as response,
+            tarfile.open(fileobj=StreamReader(iter(response)), mode="r|") as archive,
+        ):
+            first = archive.next()
+            return first is not None and first.isdir()
+    except NotFound:
+        return False
+
+
+def _stdin() -> Iterator[bytes]:
+    while data := os.read(STDIN, CHUNK):
+        yield data
+
+
+COMMANDS = {
+    "cp": Command(
+        run,
+        "Copy a file or a tree between an instance and the host.",
+        "SOURCE TARGET",
+        complete={"SOURCE": "instance:path", "TARGET": "instance:path"},
+        details="One side is NAME:PATH, the other a path of this host, or - for a tar stream.\n"
+        "Copied files belong to you; symbolic links are copied, never followed; devices are left out.",
+    )
+}

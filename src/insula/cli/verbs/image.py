@@ -1,0 +1,194 @@
+"""insula image ls | pull | push | load | save | import | build-base | rm"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from errno import EISDIR
+from typing import TYPE_CHECKING
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import age, clean, listing, print_json, size, warn
+from insula.cli.terminal import STDIN, STDOUT, write_all
+from insula.client import Client
+from insula.client.http import CHUNK
+from insula.model.errors import Invalid
+
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
+    Object = dict[str, Any]
+
+
+def ls(arguments: Arguments) -> int:
+    images = Client(arguments.socket).images.list(arguments.tenant)
+    header = ["NAME", "OWNER", "DIGEST", "LAYERS", "SIZE", "AGE"]
+    return listing(arguments.json, images, header, map(row, images))
+
+
+def row(image: Object) -> list[Any]:
+    digest = image["digest"].removeprefix("sha256:")[:12]
+    owner = image["tenant"] or "(shared)"
+    return [image["name"], owner, digest, len(image["layers"]), size(image["size"]), age(image["created"])]
+
+
+def pull(arguments: Arguments) -> int:
+    options = {"name": arguments.name, "insecure": arguments.insecure, "auth": auth(arguments)}
+    return _follow(arguments, Client(arguments.socket).images.pull(arguments.tenant, arguments.reference, **options))
+
+
+def push(arguments: Arguments) -> int:
+    options = {"insecure": arguments.insecure, "auth": auth(arguments)}
+    reference = arguments.reference or arguments.name
+    return _follow(
+        arguments, Client(arguments.socket).images.push(arguments.tenant, arguments.name, reference, **options)
+    )
+
+
+def build_base(arguments: Arguments) -> int:
+    steps = Client(arguments.socket).images.build_base(arguments.tenant, arguments.distribution, arguments.release)
+    return _follow(arguments, steps)
+
+
+def _follow(arguments: Arguments, steps: Iterable[Object]) -> int:
+    """Shows progress on the standard error; the image at the end on the standard output."""
+    image = None
+    for step in steps:
+        if "progress" in step:
+            warn(step["progress"])
+        image = step.get("image", image)
+    if arguments.json:
+        print_json(image)
+    elif image is not None:
+        print(clean(image["name"]))
+    return 0
+
+
+def auth(arguments: Arguments) -> dict[str, str] | None:
+    """Who we are to the registry; the password comes from INSULA_REGISTRY_PASSWORD or is asked for, never an option."""
+    if arguments.username is None:
+        return None
+    password = os.environ.get("INSULA_REGISTRY_PASSWORD")
+    if password is None:
+        from getpass import getpass
+
+        password = getpass(f"password of {arguments.username}: ")
+    return {"username": arguments.username, "password": password}
+
+
+def load(arguments: Arguments) -> int:
+    images = Client(arguments.socket).images.load(arguments.tenant, read_archive(arguments.archive))
+    if arguments.json:
+        print_json(images)
+    else:
+        for image in images:
+            print(clean(image["name"]))
+    return 0
+
+
+def import_(arguments: Arguments) -> int:
+    image = Client(arguments.socket).images.import_(arguments.tenant, arguments.name, read_archive(arguments.tar))
+    print_json(image) if arguments.json else print(clean(image["name"]))
+    return 0
+
+
+def save(arguments: Arguments) -> int:
+    if arguments.output is None and os.isatty(STDOUT):
+        raise Invalid("an archive is nothing for a terminal", "name a file with -o, or redirect the output")
+    with Client(arguments.socket).images.save(arguments.tenant, arguments.name, arguments.format) as response:
+        if arguments.output is None:
+            for data in response:
+                write_all(STDOUT, data)
+        else:
+            with Replacing(arguments.output) as file:
+                file.writelines(response)
+    return 0
+
+
+def rm(arguments: Arguments) -> int:
+    for name in arguments.name:
+        Client(arguments.socket).images.remove(arguments.tenant, name)
+        print(clean(name))
+    return 0
+
+
+def read_archive(path: str) -> Iterator[bytes]:
+    """The file's content in pieces; ``-`` is the standard input. Raises Invalid when it can't be read."""
+    try:
+        file = os.dup(STDIN) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if os.path.isdir(path):
+            os.close(file)
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+    except OSError as problem:
+        raise Invalid(f"{path} can't be read: {problem.strerror}", "name a tar file, or - for standard input") from None
+
+    def pieces() -> Iterator[bytes]:
+        with open(file, "rb", buffering=0) as stream:
+            while data := stream.read(CHUNK):
+                yield data
+
+    return pieces()
+
+
+class Replacing:
+    """A file that appears under its name only when all of it has been written."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.part = f"{path}.part{os.getpid()}"
+
+    def __enter__(self) -> BinaryIO:
+        try:
+            self.file = open(self.part, "xb")
+        except OSError as problem:
+            raise Invalid(f"{self.path} can't be written: {problem.strerror}", "choose another place") from None
+        return self.file
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.file.close()
+        if kind is None:
+            os.replace(self.part, self.path)
+        else:
+            os.unlink(self.part)
+
+
+_IMAGE = {"NAME": "image"}
+_REGISTRY = [
+    Option("-u --username", "who we are to the registry (password: INSULA_REGISTRY_PASSWORD, else asked for)", "NAME"),
+    Option("--insecure", "plain HTTP, or a certificate that can't be checked"),
+]
+COMMANDS = {
+    "ls": Command(ls, "List the tenant's images and the shared ones."),
+    "pull": Command(
+        pull,
+        "Fetch an image from a registry.",
+        "REFERENCE",
+        [*_REGISTRY, Option("--name", "keep it under this name", "NAME")],
+    ),
+    "push": Command(push, "Send an image to a registry.", "NAME [REFERENCE]", _REGISTRY, complete=_IMAGE),
+    "load": Command(
+        load,
+        "Take the images of an OCI layout or docker-archive (`docker save`), a tar.",
+        "ARCHIVE",
+        complete={"ARCHIVE": "file"},
+    ),
+    "save": Command(
+        save,
+        "Write images into one archive.",
+        "NAME...",
+        [
+            Option("-o --output", "the file (standard output)", "FILE", complete="file"),
+            Option("--format", "oci or docker", "FORMAT", default="oci", complete=("oci", "docker")),
+        ],
+        complete=_IMAGE,
+    ),
+    "import": Command(import_, "Make an image of the tar of a root file system.", "TAR NAME", complete={"TAR": "file"}),
+    "build-base": Command(
+        build_base,
+        "Make an image with a distribution's user land (debootstrap).",
+        "DISTRIBUTION",
+        [Option("--release", "which release", "NAME")],
+        complete={"DISTRIBUTION": ("debian",)},
+    ),
+    "rm": Command(rm, "Remove images.", "NAME...", complete=_IMAGE),
+}

@@ -1,0 +1,57 @@
+"""insula inspect: everything about an object, as JSON."""
+
+from __future__ import annotations
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import print_json
+from insula.client import Client
+from insula.model.errors import NotFound
+
+
+def run(arguments: Arguments) -> int:
+    client, tenant = Client(arguments.socket), arguments.tenant
+    kinds = {
+        "instance": lambda name: client.instances.get(tenant, name),
+        "network": lambda name: client.networks.get(tenant, name),
+        "image": lambda name: client.images.get(tenant, name),
+        "tenant": lambda name: client.tenants.get(name),
+    }
+    wanted = [arguments.type] if arguments.type else list(kinds)
+    found = []
+    for name in arguments.name:
+        for kind in wanted:
+            try:
+                found.append(kinds[kind](name))
+                break
+            except NotFound:
+                continue
+        else:
+            what = arguments.type or "instance, network, image or tenant"
+            raise NotFound(f"tenant {tenant} has no {what} {name!r}", "see `insula ps -a`, or name the tenant with -T")
+    print_json(found)
+    return 0
+
+
+def object_kind(text: str) -> str:
+    if text not in ("instance", "network", "image", "tenant"):
+        raise ValueError(text)
+    return text
+
+
+COMMANDS = {
+    "inspect": Command(
+        run,
+        "Show all that is known about instances (or networks, images, tenants), wanted and measured, as JSON.",
+        "NAME...",
+        [
+            Option(
+                "--type",
+                "look only among these",
+                "instance|network|image|tenant",
+                parse=object_kind,
+                complete=("instance", "network", "image", "tenant"),
+            )
+        ],
+        complete={"NAME": "instance"},
+    )
+}
