@@ -15,7 +15,7 @@ connection of its own. Only the standard library is used.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from insula.client.http import Response, request, target
@@ -48,24 +48,32 @@ class Client:
         self.instances = Instances(self)
         self.host = Host(self)
 
-    def call(self, method: str, *segments: str, body: object = None, **query: object) -> Any:
+    def call(self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
         """One request to /v1/SEGMENT/…?QUERY; the answer's JSON."""
-        with self.stream(method, *segments, body=body, **query) as response:
+        with self.stream(method, *segments, body=body, query=query) as response:
             return response.json()
 
     def stream(
-        self, method: str, *segments: str, body: object = None, upload: Iterable[bytes] | None = None, **query: object
+        self,
+        method: str,
+        *segments: str,
+        body: object = None,
+        upload: Iterable[bytes] | None = None,
+        query: Mapping[str, object] | None = None,
     ) -> Response:
         """One request whose answer the caller reads as it arrives, and closes."""
-        return request(self.path, method, target(*segments, **query), body=body, upload=upload, timeout=self.timeout)
+        where = target(*segments, **query or {})
+        return request(self.path, method, where, body=body, upload=upload, timeout=self.timeout)
 
-    def lines(self, method: str, *segments: str, body: object = None, **query: object) -> Iterator[Object]:
+    def lines(
+        self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None
+    ) -> Iterator[Object]:
         """One request whose answer is JSON lines (ndjson); a line that is an error is raised."""
         import json
 
         from insula.model.errors import from_dict
 
-        with self.stream(method, *segments, body=body, **query) as response:
+        with self.stream(method, *segments, body=body, query=query) as response:
             for line in response.lines():
                 if line:
                     item = json.loads(line)
@@ -144,22 +152,24 @@ class Images(Resource):
 
     def import_(self, tenant: str, name: str, rootfs: Iterable[bytes]) -> Object:
         """An image from the tar of a root file system, in pieces."""
-        with self.client.stream("POST", "tenants", tenant, "images", "import", upload=rootfs, name=name) as response:
+        with self.client.stream(
+            "POST", "tenants", tenant, "images", "import", upload=rootfs, query={"name": name}
+        ) as response:
             return response.json()  # type: ignore[no-any-return]
 
-    def save(self, tenant: str, names: list[str], format: str = "oci") -> Response:  # noqa: A002
+    def save(self, tenant: str, names: Sequence[str], format: str = "oci") -> Response:  # noqa: A002
         """The images as one archive, a tar: read it, and close the response."""
-        body = {"names": names, "format": format}
+        body = {"names": [*names], "format": format}
         return self.client.stream("POST", "tenants", tenant, "images", "save", body=body)
 
 
 class Instances(Resource):
     def run(
-        self, tenant: str, image: str, command: list[str] | None = None, *, start: bool = True, **spec: object
+        self, tenant: str, image: str, command: Sequence[str] | None = None, *, start: bool = True, **spec: object
     ) -> Object:
         """A new instance, started unless `start` is False. `spec` is what `InstanceSpec` has."""
-        body = {"image": image, "command": command or [], **spec}
-        return self.client.call("POST", "tenants", tenant, "instances", body=body, start=start)  # type: ignore[no-any-return]
+        body = {"image": image, "command": [*(command or ())], **spec}
+        return self.client.call("POST", "tenants", tenant, "instances", body=body, query={"start": start})  # type: ignore[no-any-return]
 
     def list(self, tenant: str | None = None) -> Objects:
         """The tenant's instances; those of all tenants for None."""
@@ -200,7 +210,7 @@ class Instances(Resource):
         """The output as (time, kind, bytes), kind as in `model.stream`. Options: follow, tail, since (seconds)."""
         from insula.model.stream import Decoder
 
-        with self.client.stream("GET", "tenants", tenant, "instances", name, "logs", **options) as response:
+        with self.client.stream("GET", "tenants", tenant, "instances", name, "logs", query=options) as response:
             decoder = Decoder()
             for data in response:
                 for kind, payload in decoder.feed(data):
@@ -218,26 +228,26 @@ class Instances(Resource):
         where = target("tenants", tenant, "instances", name, "attach", stdin=stdin, replay=replay, start=start)
         return Attachment(self.client.path, where)
 
-    def exec(self, tenant: str, name: str, command: list[str], **spec: object) -> Attachment:
+    def exec(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Attachment:
         """One more process in a running instance. `spec`: env, user, working_dir, tty, stdin."""
         import json
 
         from insula.client.attachment import Attachment
 
-        opening = json.dumps({"command": command, **spec}).encode()
+        opening = json.dumps({"command": [*command], **spec}).encode()
         return Attachment(self.client.path, target("tenants", tenant, "instances", name, "exec"), opening)
 
     def archive_get(self, tenant: str, name: str, path: str) -> Response:
         """The file or tree at `path` as a tar: read it, and close the response."""
-        return self.client.stream("GET", "tenants", tenant, "instances", name, "archive", path=path)
+        return self.client.stream("GET", "tenants", tenant, "instances", name, "archive", query={"path": path})
 
     def archive_put(self, tenant: str, name: str, path: str, archive: Iterable[bytes]) -> None:
         """Unpacks a tar, in pieces, into the directory `path`."""
         where = ("tenants", tenant, "instances", name, "archive")
-        self.client.stream("PUT", *where, upload=archive, path=path).close()
+        self.client.stream("PUT", *where, upload=archive, query={"path": path}).close()
 
     def _call(self, method: str, tenant: str, name: str, *rest: str, **query: object) -> Any:
-        return self.client.call(method, "tenants", tenant, "instances", name, *rest, **query)
+        return self.client.call(method, "tenants", tenant, "instances", name, *rest, query=query)
 
 
 class Host(Resource):
@@ -259,4 +269,4 @@ class Host(Resource):
 
     def events(self, from_revision: int | None = None) -> Iterator[Object]:
         """What changes, as it changes."""
-        return self.client.lines("GET", "events", from_revision=from_revision)
+        return self.client.lines("GET", "events", query={"from_revision": from_revision})

@@ -45,16 +45,16 @@ def restart(client: Client, arguments: Arguments, name: str) -> object:
     return client.instances.restart(arguments.tenant, name, arguments.time)
 
 
-def kill(client: Client, arguments: Arguments, name: str) -> object:
-    return client.instances.kill(arguments.tenant, name, arguments.signal)
+def kill(client: Client, arguments: Arguments, name: str) -> None:
+    client.instances.kill(arguments.tenant, name, arguments.signal)
 
 
 def wait(client: Client, arguments: Arguments, name: str) -> object:
     return client.instances.wait(arguments.tenant, name)["exit_status"]
 
 
-def remove(client: Client, arguments: Arguments, name: str) -> object:
-    return client.instances.remove(arguments.tenant, name, force=arguments.force)
+def remove(client: Client, arguments: Arguments, name: str) -> None:
+    client.instances.remove(arguments.tenant, name, force=arguments.force)
 
 
 def signal_name(text: str) -> str:
