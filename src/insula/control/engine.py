@@ -1,0 +1,63 @@
+"""The parts of the daemon that everything in this room works with, put together once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from insula.control.claims import Claim, Pool
+from insula.control.settings import Settings
+from insula.store.protocol import Store
+
+if TYPE_CHECKING:
+    from insula.container.runtime import Runtime
+    from insula.image.store import ImageStore
+    from insula.network.fabric import Fabric
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`pools` remember what is taken of each kind of claim. A fabric serves one thread a tenant: `fabric_call` keeps
+    to that, while tenants don't wait for each other."""
+
+    settings: Settings
+    store: Store
+    runtime: Runtime
+    fabric: Fabric
+    images: ImageStore
+    pools: dict[str, Pool] = field(default_factory=dict)
+    locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def pool(self, kind: str) -> Pool:
+        if kind not in self.pools:
+            self.pools[kind] = Pool(self.store, kind)
+        return self.pools[kind]
+
+    def give_back(self, claims: Iterable[Claim]) -> None:
+        """These were released, or never committed: they may be chosen again."""
+        for claim in claims:
+            self.pool(claim.kind).give_back(claim.value)
+
+    def forget(self, claims: Iterable[Claim]) -> None:
+        """Somebody else had one of these: look at the store before choosing again."""
+        for claim in claims:
+            self.pool(claim.kind).forget()
+
+    async def fabric_call(self, tenant: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """`call`, a blocking method of the fabric about `tenant`, in a worker thread.
+
+        It runs to its end even if the caller is cancelled: half a change of a network is worse than a whole one.
+        """
+
+        async def serialised() -> T:
+            async with self.locks[tenant]:
+                return await asyncio.to_thread(call, *args, **kwargs)
+
+        return await asyncio.shield(asyncio.ensure_future(serialised()))

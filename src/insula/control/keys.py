@@ -1,0 +1,26 @@
+"""Where the objects live in the store.
+
+/tenants/TENANT                     Tenant
+/usage/TENANT                       Usage: what its instances have reserved; see quotas.py
+/networks/TENANT/NETWORK            Network
+/images/OWNER/NAME                  Image; OWNER is "_" for shared ones
+/instances/TENANT/INSTANCE          Instance: wanted
+/status/TENANT/INSTANCE             InstanceStatus: measured, when it has settled
+/claims/KIND/…                      see claims.py
+"""
+
+from __future__ import annotations
+
+from insula.model.objects import Image, Instance, InstanceStatus, Network, Tenant
+from insula.model.views import Usage
+from insula.store.typed import Keyspace
+
+TENANTS = Keyspace("/tenants", Tenant, 1)
+USAGE = Keyspace("/usage", Usage, 1)
+NETWORKS = Keyspace("/networks", Network, 2)
+IMAGES = Keyspace("/images", Image, 2)
+INSTANCES = Keyspace("/instances", Instance, 2)
+STATUS = Keyspace("/status", InstanceStatus, 2)
+
+SHARED = "_"
+"""The owner, in keys, of images that belong to everybody; no tenant can have this name."""

@@ -1,0 +1,243 @@
+"""Networks: create, look at, remove; and the addresses of ports on them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from ipaddress import ip_network
+
+from insula.control import claims
+from insula.control.claims import Claim
+from insula.control.engine import Engine
+from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
+from insula.control.quotas import guarded
+from insula.control.specs import check_labels
+from insula.control.tenants import DEFAULT, Tenants
+from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
+from insula.model.objects import InstanceSpec, Network, NetworkStatus, Port, Tenant
+from insula.model.units import check_label
+from insula.model.views import NetworkView, Usage
+from insula.network.addresses import Subnet, allocate, check_disjoint, gateway_of, parse_subnet, port_mac
+from insula.store.protocol import TransactionConflict
+from insula.store.typed import Found
+
+DEFAULT_SUBNET, DEFAULT_SUBNET6 = "10.77.0.0/16", "fd77::/64"
+FIRST_VNI, MAX_VNI = 4096, 1 << 24  # those below stay free for segments that mirror VLANs
+MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791's datagram that everybody takes; RFC 8200; jumbo frames
+_INDEX, _PORT = "network-index", "port-index"
+_MAX_INDEX = 1 << 24
+
+
+class Networks:
+    def __init__(self, engine: Engine, tenants: Tenants) -> None:
+        self.engine = engine
+        self.tenants = tenants
+
+    async def find(self, tenant: str, name: str) -> Found[Network]:
+        """The network and its revision, or NotFound."""
+        check_label("tenant", tenant)
+        if found := await NETWORKS.get(self.engine.store, tenant, check_label("network", name)):
+            return found
+        await self.tenants.find(tenant)
+        raise NotFound(f"tenant {tenant} has no network {name}", "`insula network ls` lists them")
+
+    async def get(self, tenant: str, name: str) -> NetworkView:
+        network = (await self.find(tenant, name)).value
+        return NetworkView(network=network, status=await self._measure(network))
+
+    async def list(self, tenant: str) -> list[NetworkView]:
+        await self.tenants.find(tenant)
+        networks = await NETWORKS.list(self.engine.store, tenant)
+        statuses = await asyncio.gather(*(self._measure(network) for network in networks))
+        return [NetworkView(network=n, status=s) for n, s in zip(networks, statuses, strict=True)]
+
+    async def status(self, tenant: str, name: str) -> NetworkStatus:
+        """Measured now."""
+        return (await self.get(tenant, name)).status
+
+    async def _measure(self, network: Network) -> NetworkStatus:
+        tenant = (await self.tenants.find(network.tenant)).value
+        try:
+            return await self.engine.fabric_call(tenant.name, self.engine.fabric.status, tenant, network)
+        except InsulaError as error:
+            return NetworkStatus(ready=False, reason=error.message)
+
+    async def create(
+        self,
+        tenant: str,
+        name: str,
+        subnet: str,
+        subnet6: str | None = None,
+        mtu: int = 1500,
+        labels: dict[str, str] | None = None,
+    ) -> NetworkView:
+        """A new network, ready to use. Invalid, Conflict (name, overlap); Failed changes nothing."""
+        check_label("network", name)
+        labels = check_labels(labels or {})
+        parsed = parse_subnet(subnet, 4)
+        parsed6 = parse_subnet(subnet6, 6) if subnet6 is not None else None
+        if not (MIN_MTU6 if parsed6 else MIN_MTU) <= mtu <= MAX_MTU:
+            raise Invalid(f"an MTU of {mtu} can't be used", f"use {MIN_MTU6 if parsed6 else MIN_MTU} to {MAX_MTU}")
+        owner = await self.tenants.find(tenant)
+
+        async def attempt(guard: Found[Usage]) -> Network:
+            return await self._commit(owner, guard, name, parsed, parsed6, mtu, labels)
+
+        network = await guarded(self.engine.store, tenant, attempt)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._erase, owner.value, network)
+            await self.ensure(owner.value, network)
+            undo.pop_all()
+        return NetworkView(network=network, status=await self._measure(network))
+
+    async def _commit(
+        self,
+        owner: Found[Tenant],
+        guard: Found[Usage],
+        name: str,
+        subnet: Subnet,
+        subnet6: Subnet | None,
+        mtu: int,
+        labels: dict[str, str],
+    ) -> Network:
+        store, tenant = self.engine.store, owner.value.name
+        for other in await NETWORKS.list(store, tenant):
+            if other.name == name:
+                raise Conflict(f"tenant {tenant} has a network {name} already", "choose another name")
+            check_disjoint(subnet, [(other.name, other.subnet)])
+            if subnet6:
+                check_disjoint(subnet6, [(other.name, other.subnet6)])
+        for _ in range(claims.ATTEMPTS):
+            index = await self.engine.pool(_INDEX).lowest(0, _MAX_INDEX, "places for networks")
+            vni = await self.engine.pool("vni").lowest(FIRST_VNI, MAX_VNI, "VNIs")
+            network = Network(
+                tenant=tenant,
+                name=name,
+                index=index,
+                vni=vni,
+                subnet=str(subnet),
+                gateway=gateway_of(subnet),
+                subnet6=str(subnet6) if subnet6 else None,
+                gateway6=gateway_of(subnet6) if subnet6 else None,
+                mtu=mtu,
+                labels=labels,
+                created=time.time(),
+            )
+            own = _claims(network)
+            compares = [
+                TENANTS.unchanged(owner, tenant),
+                USAGE.unchanged(guard, tenant),
+                NETWORKS.absent(tenant, name),
+            ]
+            writes = [NETWORKS.put(network, tenant, name), USAGE.put(guard.value, tenant)]
+            try:
+                await claims.commit(store, own, compares, writes)
+                return network
+            except TransactionConflict as conflict:
+                if claims.lost(conflict, own):
+                    self.engine.forget(own)
+                    continue
+                self.engine.give_back(own)
+                if conflict.key == USAGE.key(tenant):
+                    raise
+                raise Conflict(f"tenant {tenant} was changed at the same time", "try again") from None
+            except BaseException:
+                self.engine.give_back(own)
+                raise
+        raise Failed("no place for a network could be had", "try again")
+
+    async def ensure(self, tenant: Tenant, network: Network) -> None:
+        """Makes or repairs the segment on this host; changes nothing that is right."""
+        await self.engine.fabric_call(tenant.name, self.engine.fabric.ensure_network, tenant, network)
+
+    async def remove(self, tenant: str, name: str) -> None:
+        """Conflict while instances are on it; the default tenant's default network stays."""
+        found = await self.find(tenant, name)
+        if (tenant, name) == (DEFAULT, DEFAULT):
+            raise Denied("network default of tenant default can't be removed", "it always exists")
+        owner = (await self.tenants.find(tenant)).value
+
+        async def attempt(guard: Found[Usage]) -> None:
+            users = [
+                i.name for i in await INSTANCES.list(self.engine.store, tenant) if i.port and i.port.network == name
+            ]
+            if users:
+                raise Conflict(f"network {name} is used by {', '.join(users[:3])}", "remove these instances first")
+            await self.engine.store.transact(
+                [NETWORKS.unchanged(found, tenant, name), USAGE.unchanged(guard, tenant)],
+                [NETWORKS.delete(tenant, name), *claims.release(_claims(found.value))],
+            )
+
+        try:
+            await guarded(self.engine.store, tenant, attempt)
+        except TransactionConflict:
+            raise Conflict(f"network {name} was changed at the same time", "try again") from None
+        self.engine.give_back(_claims(found.value))
+        await self._undo(owner, found.value)
+
+    async def _erase(self, tenant: Tenant, network: Network) -> None:
+        """Takes back a network whose making failed."""
+        own = _claims(network)
+        await self.engine.store.transact([], [NETWORKS.delete(tenant.name, network.name), *claims.release(own)])
+        self.engine.give_back(own)
+        await self._undo(tenant, network)
+
+    async def _undo(self, tenant: Tenant, network: Network) -> None:
+        """Takes it off the host. What fails here is swept at the next start of the daemon."""
+        try:
+            await self.engine.fabric_call(tenant.name, self.engine.fabric.remove_network, tenant, network)
+        except (InsulaError, OSError) as error:
+            self.engine.problems[f"network {tenant.name}/{network.name}"] = f"could not be removed: {error}"
+
+    # -- ports: allocated here, committed together with their instance ---------------------------------------------
+
+    async def allocate_port(self, network: Network, instance: str, spec: InstanceSpec) -> Port:
+        """A port with free addresses, or those that the spec wants. Invalid, Conflict. `port_claims` are reserved."""
+        if spec.address6 and not network.subnet6:
+            raise Invalid(f"network {network.name} has no IPv6", "leave the IPv6 address out")
+        async with AsyncExitStack() as undo:
+            address = await self._address(network, network.subnet, spec.address)
+            undo.callback(self._addresses(network).give_back, address)
+            address6 = None
+            if network.subnet6:
+                address6 = await self._address(network, network.subnet6, spec.address6)
+                undo.callback(self._addresses(network).give_back, address6)
+            index = await self.engine.pool(_PORT).lowest(0, _MAX_INDEX, "places for ports")
+            undo.pop_all()
+        return Port(
+            tenant=network.tenant,
+            network=network.name,
+            instance=instance,
+            index=index,
+            mac=port_mac(index),
+            address=address,
+            address6=address6,
+        )
+
+    def _addresses(self, network: Network) -> claims.Pool:
+        return self.engine.pool(_address_kind(network.tenant, network.name))
+
+    async def _address(self, network: Network, subnet: str, wanted: str | None) -> str:
+        parsed = ip_network(subnet)
+        return await self._addresses(network).choose(lambda taken: allocate(parsed, taken, wanted))
+
+
+def _address_kind(tenant: str, network: str) -> str:
+    return f"address/{tenant}/{network}"
+
+
+def port_claims(port: Port) -> list[Claim]:
+    """What only this port may have."""
+    owner = f"{port.tenant}/{port.instance}"
+    addresses = [port.address, *([port.address6] if port.address6 else [])]
+    return [
+        Claim(_PORT, str(port.index), owner),
+        Claim("mac", port.mac, owner),
+        *(Claim(_address_kind(port.tenant, port.network), address, owner) for address in addresses),
+    ]
+
+
+def _claims(network: Network) -> list[Claim]:
+    owner = f"{network.tenant}/{network.name}"
+    return [Claim(_INDEX, str(network.index), owner), Claim("vni", str(network.vni), owner)]

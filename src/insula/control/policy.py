@@ -1,0 +1,33 @@
+"""When an instance that ended is started again; docker-run(1) --restart. Pure decisions, no state."""
+
+from __future__ import annotations
+
+from insula.model.objects import Exit, Instance, RestartPolicy
+
+FIRST = 0.1
+LONGEST = 60.0
+STEADY = 10.0
+"""Seconds of running after which the waiting time starts anew."""
+
+
+def delay(restarts: int) -> float:
+    """Seconds to wait before restart number `restarts`, from 0: 0.1 s, doubling to 60 s."""
+    return float(min(LONGEST, FIRST * 2 ** min(restarts, 32)))
+
+
+def after_exit(policy: RestartPolicy, ended: Exit, restarts: int) -> bool:
+    """Whether an instance that the user wants running, and whose PID 1 ended so, runs again.
+
+    `restarts` counts those since the user started it or it ran steadily. An unknown exit status counts as failure.
+    """
+    if policy.name == "on-failure":
+        return ended.exit_status != 0 and (policy.max_retries == 0 or restarts < policy.max_retries)
+    return policy.name in ("always", "unless-stopped")
+
+
+def after_boot(instance: Instance, *, started_before: bool) -> bool:
+    """Whether it runs again after the host was rebooted: `always` even if the user had stopped it."""
+    name = instance.spec.restart.name
+    if instance.wanted == "removed" or not started_before:
+        return False
+    return name == "always" or (name == "unless-stopped" and instance.wanted == "running")

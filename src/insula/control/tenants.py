@@ -1,0 +1,164 @@
+"""Tenants: create, look at, remove.
+
+A tenant owns a range of 65,536 user and group IDs on the host, which its instances' user namespaces map to 0…65535.
+The ranges lie from 0x40000000 up to 0x70000000, for 12,288 tenants: above what useradd(8) hands out to users as
+subordinate IDs (SUB_UID_MAX in login.defs(5), 600,100,000), below 0x70000000, where systemd's other ranges begin,
+and below 2³¹, from where on programs take IDs for negative numbers. systemd sets the same part of the ID space
+aside for container managers (0x00080000 to 0x6FFFFFFF; its UIDS-GIDS document).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+
+from insula.control import claims
+from insula.control.claims import Claim
+from insula.control.engine import Engine
+from insula.control.keys import IMAGES, INSTANCES, NETWORKS, TENANTS, USAGE
+from insula.control.quotas import check_limits, guarded
+from insula.control.specs import check_labels
+from insula.kernel.cgroups import Cgroup, Resources
+from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
+from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
+from insula.model.units import check_label, shorten
+from insula.model.views import TenantView, Usage
+from insula.store.protocol import TransactionConflict
+from insula.store.typed import Found
+
+DEFAULT = "default"
+FIRST_ID = 0x40000000
+MAX_TENANTS = (0x70000000 - FIRST_ID) // IDS_PER_TENANT
+_INDEX = "tenant-index"
+_CPU_PERIOD = 100_000
+
+
+class Tenants:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    async def find(self, name: str) -> Found[Tenant]:
+        """The tenant and its revision, or NotFound."""
+        if found := await TENANTS.get(self.engine.store, check_label("tenant", name)):
+            return found
+        raise NotFound(f"there is no tenant {name}", "`insula tenant ls` lists them")
+
+    async def get(self, name: str) -> TenantView:
+        tenant = (await self.find(name)).value
+        usage = await USAGE.get(self.engine.store, name)
+        return TenantView(tenant=tenant, usage=usage.value if usage else Usage())
+
+    async def list(self) -> list[TenantView]:
+        store = self.engine.store
+        tenants, usages = await asyncio.gather(TENANTS.list(store), store.list(USAGE.prefix()))
+        usage = {USAGE.parts(entry.key)[0]: USAGE.decode(entry) for entry in usages.entries}
+        return [TenantView(tenant=tenant, usage=usage.get(tenant.name, Usage())) for tenant in tenants]
+
+    async def create(self, name: str, limits: Limits | None = None, labels: dict[str, str] | None = None) -> TenantView:
+        """A new tenant, with its control group and its routing domain. Invalid, Conflict; Failed changes nothing."""
+        check_label("tenant", name)
+        limits, labels = check_limits(limits or Limits()), check_labels(labels or {})
+        tenant = await self._commit(name, limits, labels)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._erase, tenant)
+            await self.ensure(tenant)
+            undo.pop_all()
+        return TenantView(tenant=tenant, usage=Usage())
+
+    async def _commit(self, name: str, limits: Limits, labels: dict[str, str]) -> Tenant:
+        pool = self.engine.pool(_INDEX)
+        for _ in range(claims.ATTEMPTS):
+            index = await pool.lowest(0, MAX_TENANTS, "places for tenants")
+            tenant = Tenant(
+                name=name,
+                index=index,
+                id_base=FIRST_ID + index * IDS_PER_TENANT,
+                limits=limits,
+                labels=labels,
+                created=time.time(),
+            )
+            own = _claims(tenant)
+            writes = [TENANTS.put(tenant, name), USAGE.put(Usage(), name)]
+            try:
+                await claims.commit(self.engine.store, own, [TENANTS.absent(name)], writes)
+                return tenant
+            except TransactionConflict as conflict:
+                if not claims.lost(conflict, own):
+                    pool.give_back(str(index))
+                    raise Conflict(f"there is a tenant {name} already", "choose another name") from None
+                pool.forget()
+            except BaseException:
+                pool.give_back(str(index))
+                raise
+        raise Failed("no place for a tenant could be had", "try again")
+
+    async def ensure(self, tenant: Tenant) -> None:
+        """Makes or repairs what the tenant has on this host; changes nothing that is right."""
+        await asyncio.to_thread(self._ensure_cgroup, tenant)
+        await self.engine.fabric_call(tenant.name, self.engine.fabric.ensure_tenant, tenant)
+
+    def cgroup(self, name: str) -> Cgroup:
+        return Cgroup(f"{self.engine.settings.prefix}/{name}")
+
+    def _ensure_cgroup(self, tenant: Tenant) -> None:
+        group = self.cgroup(tenant.name)
+        resources: Resources = {}
+        if tenant.limits.cpus is not None:
+            resources["cpu"] = {"quota": int(tenant.limits.cpus * _CPU_PERIOD), "period": _CPU_PERIOD}
+        if tenant.limits.memory is not None:
+            resources["memory"] = {"limit": tenant.limits.memory}
+        try:
+            group.create()
+            group.limit(resources)
+        except OSError as error:
+            hint = "`insula doctor` tells what this host lacks"
+            raise Failed(f"the control group of tenant {tenant.name} can't be made: {error}", hint) from error
+
+    async def remove(self, name: str) -> None:
+        """Conflict while it has instances, networks or images of its own; the default tenant stays."""
+        found = await self.find(name)
+        if name == DEFAULT:
+            raise Denied(f"tenant {DEFAULT} can't be removed", "it always exists")
+        tenant = found.value
+
+        async def attempt(guard: Found[Usage]) -> None:
+            await self._refuse_if_used(name)
+            await self.engine.store.transact(
+                [TENANTS.unchanged(found, name), USAGE.unchanged(guard, name)],
+                [TENANTS.delete(name), USAGE.delete(name), *claims.release(_claims(tenant))],
+            )
+
+        try:
+            await guarded(self.engine.store, name, attempt)
+        except TransactionConflict:
+            raise Conflict(f"tenant {name} was changed at the same time", "try again") from None
+        self.engine.pool(_INDEX).give_back(str(tenant.index))
+        await self._undo(tenant)
+
+    async def _refuse_if_used(self, name: str) -> None:
+        store = self.engine.store
+        for what, keyspace in (("instances", INSTANCES), ("networks", NETWORKS), ("images", IMAGES)):
+            if entries := (await store.list(keyspace.prefix(name))).entries:
+                names = ", ".join(keyspace.parts(entry.key)[1] for entry in entries[:3])
+                raise Conflict(f"tenant {name} still has {what}: {shorten(names)[1:-1]}", "remove them first")
+
+    async def _erase(self, tenant: Tenant) -> None:
+        """Takes back a tenant whose making failed."""
+        await self.engine.store.transact(
+            [], [TENANTS.delete(tenant.name), USAGE.delete(tenant.name), *claims.release(_claims(tenant))]
+        )
+        self.engine.pool(_INDEX).give_back(str(tenant.index))
+        await self._undo(tenant)
+
+    async def _undo(self, tenant: Tenant) -> None:
+        """Takes it off the host. What fails here is swept at the next start of the daemon."""
+        try:
+            await self.engine.fabric_call(tenant.name, self.engine.fabric.remove_tenant, tenant)
+            await asyncio.to_thread(self.cgroup(tenant.name).remove)
+        except (InsulaError, OSError) as error:
+            self.engine.problems[f"tenant {tenant.name}"] = f"could not be taken off the host: {error}"
+
+
+def _claims(tenant: Tenant) -> list[Claim]:
+    return [Claim(_INDEX, str(tenant.index), tenant.name)]
