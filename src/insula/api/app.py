@@ -1,0 +1,74 @@
+"""All resources in one application, below /v1, with its description at /openapi.json."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from litestar import Litestar, Router
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ASGIApp
+
+from insula.api.cloud import Cloud
+from insula.api.errors import HANDLERS
+from insula.api.host import HostController
+from insula.api.images import ImageController
+from insula.api.instances import InstanceController, list_all_instances
+from insula.api.networks import NetworkController
+from insula.api.peer import Gate
+from insula.api.tenants import TenantController
+
+MAX_BODY = 1 << 20
+"""Bytes of a JSON body; uploads have a limit of their own."""
+
+DESCRIPTION = """\
+HTTP on a unix socket. Errors are JSON `{error, message, hint}`. Bodies of type `application/vnd.insula.frames` are
+frames: one byte of kind, four bytes of length (big endian), payload.
+
+| kind | | payload |
+|---|---|---|
+| 0, 3 | STDIN, STDIN_EOF | bytes for the standard input; nothing |
+| 1, 2 | STDOUT, STDERR | bytes of output |
+| 4 | RESIZE | rows and columns, two bytes each |
+| 5 | EXIT | `{exit_status, signal, oom}` |
+| 6 | ERROR | `{error, message, hint}` |
+| 7 | IDLE | nothing |
+| 8 | OPEN | what to execute, an ExecSpec: the first frame of an exec |
+| 9 | SIGNAL | one byte: the number of a signal for the process |
+"""
+
+
+def create_app(cloud: Cloud) -> ASGIApp:
+    """The ASGI application of `insulad`, which lets only allowed peers in."""
+
+    async def provide_cloud() -> object:
+        return cloud
+
+    app = Litestar(
+        [
+            Router(
+                "/v1",
+                route_handlers=[
+                    TenantController,
+                    NetworkController,
+                    ImageController,
+                    InstanceController,
+                    HostController,
+                    list_all_instances,
+                ],
+            )
+        ],
+        dependencies={"cloud": Provide(provide_cloud)},
+        exception_handlers=HANDLERS,
+        request_max_body_size=MAX_BODY,
+        openapi_config=OpenAPIConfig(
+            title="Insula",
+            version=version("insula"),
+            description=DESCRIPTION,
+            path="/",
+            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        ),
+        logging_config=None,
+    )
+    return Gate(app)

@@ -1,0 +1,131 @@
+"""insulad: the daemon that holds the API and control.
+
+It may end at any time, by SIGTERM or SIGKILL: instances keep running under the keeper and the spawner, and the next
+start adopts them. What tells it apart from a second daemon on the same root is a lock that the kernel drops with the
+process (flock(2)), so there is no stale PID file to clean up; the number in the file is for people.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from litestar.types import ASGIApp
+
+from insula.api.app import create_app
+from insula.api.peer import PeerProtocol, listen
+from insula.control.cloud import Cloud
+from insula.control.settings import Settings
+from insula.model.errors import Conflict, InsulaError
+
+log = logging.getLogger("insula.daemon")
+GRACE = 3
+"""Seconds that requests have to finish after SIGTERM."""
+MAX_HEAD = 64 << 10
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock at `path`, which has our PID in it; Conflict when another daemon has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            raise Conflict(
+                f"another insulad (process {pid}) has {path.parent}", "stop it, or choose another INSULA_ROOT"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(fd)
+
+
+def notify(state: str) -> None:
+    """Tells systemd, if it started us (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, contextlib.suppress(OSError):
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.send(state.encode())
+
+
+class Server(uvicorn.Server):
+    """uvicorn, stopped by an event instead of by signals of its own, and without its tick ten times a second."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=PeerProtocol,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                h11_max_incomplete_event_size=MAX_HEAD,
+                timeout_graceful_shutdown=GRACE,
+            )
+        )
+        self.stop = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        notify("READY=1")
+        await self.stop.wait()
+        notify("STOPPING=1")
+
+
+async def serve(settings: Settings) -> None:
+    """Opens the cloud, answers requests until SIGTERM or SIGINT, and leaves the instances running."""
+    cloud = await Cloud.open(settings)
+    try:
+        server = Server(create_app(cloud))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop.set)
+        sock = listen(settings.socket)
+        log.info("listening at %s", settings.socket)
+        await server.serve(sockets=[sock])
+    finally:
+        await cloud.close()
+
+
+def main() -> int:
+    """The entry point of `insulad`; exit status 0 after SIGTERM, 1 when it can't start."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        settings = Settings.from_environment()
+        settings.make()
+        with locked(settings.root / "insulad.pid"):
+            asyncio.run(serve(settings))
+    except InsulaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: insulad can't start: {error}; hint: start it as root", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

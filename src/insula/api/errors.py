@@ -1,0 +1,59 @@
+"""Exceptions as HTTP answers: the status of the error and JSON {error, message, hint}."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from litestar import MediaType, Request, Response
+from litestar.exceptions import HTTPException
+
+from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
+
+log = logging.getLogger("insula.api")
+_BY_STATUS: dict[int, type[InsulaError]] = {403: Denied, 404: NotFound, 409: Conflict}
+
+
+def answer(error: InsulaError, status: int | None = None) -> Response[dict[str, Any]]:
+    return Response(error.to_dict(), status_code=status or error.status, media_type=MediaType.JSON)
+
+
+def on_insula_error(_: Request[Any, Any, Any], error: InsulaError) -> Response[dict[str, Any]]:
+    return answer(error)
+
+
+def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
+    """What the framework raises: unknown paths, wrong methods, bodies and parameters that don't fit."""
+    status = error.status_code
+    if status == 404:
+        problem: InsulaError = NotFound(f"there is no {request.url.path}", "see /openapi.json")
+    elif status == 405:
+        return answer(Invalid(f"{request.url.path} has no {request.method}", "see /openapi.json"), status)
+    elif status == 413:
+        return answer(Invalid("the request's body is too large", "send less"), status)
+    elif status < 500:
+        return answer(_BY_STATUS.get(status, Invalid)(explain(error), "see /openapi.json"))
+    else:
+        log.error("%s %s: %s", request.method, request.url.path, error.detail)
+        problem = Failed("the request failed inside insulad", "see insulad's log")
+    return answer(problem)
+
+
+def explain(error: HTTPException) -> str:
+    """One line: which part of the request is wrong, and how."""
+    extra = error.extra if isinstance(error.extra, list) else []
+    parts = [
+        f"{item['key']}: {item['message']}" if item.get("key") and item["key"] != "data" else str(item["message"])
+        for item in extra
+        if isinstance(item, dict) and "message" in item
+    ]
+    return "; ".join(parts)[:500] or error.detail.splitlines()[0][:500]
+
+
+def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    """A defect of ours. The log has all of it; the answer has no inner details."""
+    log.error("%s %s", request.method, request.url.path, exc_info=error)
+    return answer(Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it"))
+
+
+HANDLERS: Any = {InsulaError: on_insula_error, HTTPException: on_http_error, Exception: on_other_error}

@@ -1,0 +1,135 @@
+"""/v1/tenants/{tenant}/images: a tenant's images and the shared ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Literal
+
+from litestar import Controller, Request, delete, get, post
+from litestar.response import Stream
+
+from insula.api.cloud import Cloud
+from insula.api.streams import archive, json_lines, primed, spooled
+from insula.model.objects import Image, Struct
+
+
+class Credentials(Struct):
+    """Who we are to a registry."""
+
+    username: str
+    password: str
+
+
+class PullSpec(Struct):
+    reference: str
+    name: str | None = None
+    auth: Credentials | None = None
+    insecure: bool = False
+
+
+class PushSpec(Struct):
+    name: str
+    reference: str
+    auth: Credentials | None = None
+    insecure: bool = False
+
+
+class BaseSpec(Struct):
+    distribution: Literal["debian"] = "debian"
+    release: str | None = None
+
+
+class SaveSpec(Struct):
+    names: list[str]
+    format: Literal["oci", "docker"] = "oci"
+
+
+class ImageController(Controller):
+    path = "/tenants/{tenant:str}/images"
+    tags = ("images",)
+
+    @get(summary="List a tenant's images and the shared ones")
+    async def list_images(self, cloud: Cloud, tenant: str) -> list[Image]:
+        return await cloud.images.list(tenant)
+
+    @get("/{name:path}", summary="Show an image")
+    async def get_image(self, cloud: Cloud, tenant: str, name: str) -> Image:
+        return await cloud.images.get(tenant, name.lstrip("/"))
+
+    @delete("/{name:path}", summary="Remove an image")
+    async def remove_image(self, cloud: Cloud, tenant: str, name: str) -> None:
+        await cloud.images.remove(tenant, name.lstrip("/"))
+
+    @post("/pull", summary="Fetch an image from a registry; JSON lines {progress}, at last {image}")
+    async def pull(self, cloud: Cloud, tenant: str, data: PullSpec) -> Stream:
+        return json_lines(
+            with_progress(
+                lambda progress: cloud.images.pull(
+                    tenant, data.reference, name=data.name, auth=data.auth, insecure=data.insecure, progress=progress
+                )
+            )
+        )
+
+    @post("/push", summary="Send an image to a registry; JSON lines {progress}")
+    async def push(self, cloud: Cloud, tenant: str, data: PushSpec) -> Stream:
+        return json_lines(
+            with_progress(
+                lambda progress: cloud.images.push(
+                    tenant, data.name, data.reference, auth=data.auth, insecure=data.insecure, progress=progress
+                )
+            )
+        )
+
+    @post("/build-base", summary="Make an image of a distribution's user land; JSON lines {progress}, at last {image}")
+    async def build_base(self, cloud: Cloud, tenant: str, data: BaseSpec) -> Stream:
+        return json_lines(
+            with_progress(
+                lambda progress: cloud.images.build_base(tenant, data.distribution, data.release, progress=progress)
+            )
+        )
+
+    @post("/load", request_max_body_size=None, summary="Take the images of an OCI layout or docker-archive, a tar")
+    async def load(self, cloud: Cloud, tenant: str, request: Request[Any, Any, Any]) -> list[Image]:
+        async with spooled(request, cloud.settings.root) as path:
+            return await cloud.images.load(tenant, path)
+
+    @post("/import", request_max_body_size=None, summary="Make an image of the tar of a root file system")
+    async def import_rootfs(self, cloud: Cloud, tenant: str, name: str, request: Request[Any, Any, Any]) -> Image:
+        async with spooled(request, cloud.settings.root) as path:
+            return await cloud.images.import_(tenant, path, name=name)
+
+    @post("/save", status_code=200, summary="Images as one archive, a tar")
+    async def save(self, cloud: Cloud, tenant: str, data: SaveSpec) -> Stream:
+        return archive(await primed(cloud.images.save(tenant, data.names, format=data.format)))
+
+
+Progress = Callable[[str], None]
+
+
+async def with_progress(work: Callable[[Progress], Awaitable[Image | None]]) -> AsyncIterator[dict[str, object]]:
+    """What `work` reports meanwhile, as {progress}, and the image it gives at the end, as {image}.
+
+    `work` may report from any thread.
+    """
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def report(line: str | None) -> None:
+        loop.call_soon_threadsafe(lines.put_nowait, line)
+
+    async def run() -> Image | None:
+        try:
+            return await work(report)
+        finally:
+            report(None)
+
+    task = asyncio.ensure_future(run())
+    try:
+        while (line := await lines.get()) is not None:
+            yield {"progress": line}
+        image = await task
+        if image is not None:
+            yield {"image": image}
+    finally:
+        task.cancel()

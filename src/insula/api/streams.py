@@ -1,0 +1,131 @@
+"""Bodies that flow: JSON lines and frames to the client, archives both ways.
+
+An error after the answer has begun can't change the status any more, so it travels in the stream: as a last JSON
+line {error, message, hint}, or as a frame of kind ERROR. An archive is just cut off; the client notices, because a
+chunked body without its last chunk is incomplete (RFC 9112, 8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from litestar import Request
+from litestar.response import Stream
+
+from insula.model.errors import Failed, InsulaError, Invalid
+from insula.model.stream import Kind, encode
+
+log = logging.getLogger("insula.api")
+NDJSON = "application/x-ndjson"
+FRAMES = "application/vnd.insula.frames"
+TAR = "application/x-tar"
+MAX_UPLOAD = 20 << 30
+
+
+def json_lines(items: AsyncIterator[Any]) -> Stream:
+    """Each item as one line of JSON, as soon as it is there."""
+
+    async def lines() -> AsyncIterator[bytes]:
+        try:
+            async for item in items:
+                yield msgspec.json.encode(item) + b"\n"
+        except Exception as error:
+            yield msgspec.json.encode(as_insula_error(error).to_dict()) + b"\n"
+
+    return Stream(lines(), media_type=NDJSON)
+
+
+def frames(items: AsyncIterator[tuple[Kind, bytes]]) -> Stream:
+    """Each item as one frame of `insula.model.stream`."""
+
+    async def encoded() -> AsyncIterator[bytes]:
+        try:
+            async for kind, payload in items:
+                yield encode(kind, payload)
+        except Exception as error:
+            yield error_frame(error)
+
+    return Stream(encoded(), media_type=FRAMES)
+
+
+def archive(pieces: AsyncIterator[bytes]) -> Stream:
+    """A tar as it comes."""
+    return Stream(pieces, media_type=TAR)
+
+
+async def primed(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The same items, the first already waited for: what is wrong from the beginning is raised now, with its status."""
+    try:
+        first = await anext(items)
+    except StopAsyncIteration:
+
+        async def nothing() -> AsyncIterator[Any]:
+            return
+            yield
+
+        return nothing()
+
+    async def rest() -> AsyncIterator[Any]:
+        yield first
+        async for item in items:
+            yield item
+
+    return rest()
+
+
+def error_frame(error: BaseException) -> bytes:
+    return encode(Kind.ERROR, msgspec.json.encode(as_insula_error(error).to_dict()))
+
+
+def as_insula_error(error: BaseException) -> InsulaError:
+    """The error itself if it is one of ours; a defect goes to the log and becomes Failed."""
+    if isinstance(error, InsulaError):
+        return error
+    log.error("in a stream", exc_info=error)
+    return Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it")
+
+
+async def upload(request: Request[Any, Any, Any], limit: int = MAX_UPLOAD) -> AsyncIterator[bytes]:
+    """The request's body in pieces. Failed when the client goes away before its end, Invalid beyond `limit` bytes."""
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] != "http.request":
+            raise Failed("the upload was broken off", "send it again")
+        piece = message["body"]
+        size += len(piece)
+        if size > limit:
+            raise Invalid(f"the upload exceeds {limit} bytes", "send less")
+        if piece:
+            yield piece
+        if not message["more_body"]:
+            return
+
+
+@asynccontextmanager
+async def spooled(request: Request[Any, Any, Any], directory: Path) -> AsyncIterator[Path]:
+    """The request's body as a file without a name (O_TMPFILE): whatever happens to us, nothing of it stays."""
+    fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        async for piece in upload(request):
+            try:
+                await asyncio.to_thread(_write_all, fd, piece)
+            except OSError as error:
+                raise Failed(f"the upload can't be kept: {error.strerror}", "make room on the disk") from None
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,29 @@
+"""/v1/tenants: who shares this cloud."""
+
+from __future__ import annotations
+
+from litestar import Controller, delete, get, post
+
+from insula.api.cloud import Cloud
+from insula.model.views import TenantSpec, TenantView
+
+
+class TenantController(Controller):
+    path = "/tenants"
+    tags = ("tenants",)
+
+    @get(summary="List the tenants")
+    async def list_tenants(self, cloud: Cloud) -> list[TenantView]:
+        return await cloud.tenants.list()
+
+    @post(summary="Create a tenant")
+    async def create_tenant(self, cloud: Cloud, data: TenantSpec) -> TenantView:
+        return await cloud.tenants.create(data.name, data.limits, data.labels)
+
+    @get("/{tenant:str}", summary="Show a tenant")
+    async def get_tenant(self, cloud: Cloud, tenant: str) -> TenantView:
+        return await cloud.tenants.get(tenant)
+
+    @delete("/{tenant:str}", summary="Remove a tenant that has no instances")
+    async def remove_tenant(self, cloud: Cloud, tenant: str) -> None:
+        await cloud.tenants.remove(tenant)
