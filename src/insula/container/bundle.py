@@ -1,0 +1,174 @@
+"""A container's run directory: what was asked for, what runs, how it ended. It outlives every process of ours.
+
+    RUN/containers/ID/launch.json    what was asked for (`Launch`); its `config` is an OCI config.json
+    RUN/containers/ID/state.json     the process that is PID 1 inside (`State`)
+    RUN/containers/ID/exit.json      how it ended (`ExitRecord`)
+    RUN/containers/ID/exec-N.json, exec-N.exit.json    the same of a process that joined
+
+Files are replaced atomically (rename(2)), so a reader after any crash finds a whole one or none. RUN is on a
+tmpfs: after a reboot nothing runs, and nothing here says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from typing import Any, NamedTuple
+
+from insula.kernel.cgroups import Cgroup
+
+INTERRUPTED = 254
+"""The exit status of a child that lost its spawner before it was told to start."""
+
+
+class Launch(NamedTuple):
+    """What it takes to make a container. Paths are absolute; `lower` is topmost first (overlayfs).
+
+    `config` is an OCI runtime-spec config.json. IDs 0…65535 inside are `id_base`… on the host. `cgroup` is
+    relative to the root of every hierarchy. `seccomp` is the file of the compiled filter. `log` is a directory.
+    """
+
+    id: str
+    config: dict[str, Any]
+    lower: list[str]
+    upper: str
+    work: str
+    id_base: int
+    cgroup: str
+    volatile: bool = False
+    tty: bool = False
+    stdin: bool = False
+    log: str | None = None
+    log_size: int = 10 << 20
+    log_files: int = 3
+    seccomp: str | None = None
+
+
+class State(NamedTuple):
+    """A process of a container: `started` is None until it was told to become the user's program."""
+
+    id: str
+    pid: int
+    start_time: int
+    started: float | None = None
+    executed: bool = False
+
+
+class ExitRecord(NamedTuple):
+    """How a process ended: `exit_status` as a shell has it; None if it never became the user's program."""
+
+    exit_status: int | None
+    signal: int | None
+    oom: bool
+    finished: float
+    error: str | None = None
+
+
+class Bundle:
+    """The directory of container `id` below the run directory."""
+
+    def __init__(self, run: str, container: str) -> None:
+        self.id = container
+        self.path = f"{run}/containers/{container}"
+
+    def create(self, launch: Launch) -> None:
+        os.makedirs(self.path, 0o700)
+        self._write("launch.json", launch._asdict())
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def launch(self) -> Launch | None:
+        data = self._read("launch.json")
+        return Launch(**data) if data else None
+
+    def state(self, exec_id: str | None = None) -> State | None:
+        data = self._read(f"exec-{exec_id}.json" if exec_id else "state.json")
+        return State(**data) if data else None
+
+    def write_state(self, state: State, exec_id: str | None = None) -> None:
+        self._write(f"exec-{exec_id}.json" if exec_id else "state.json", state._asdict())
+
+    def exit(self, exec_id: str | None = None) -> ExitRecord | None:
+        data = self._read(f"exec-{exec_id}.exit.json" if exec_id else "exit.json")
+        return ExitRecord(**data) if data else None
+
+    def write_exit(self, record: ExitRecord, exec_id: str | None = None) -> None:
+        self._write(f"exec-{exec_id}.exit.json" if exec_id else "exit.json", record._asdict())
+
+    def forget(self, exec_id: str) -> None:
+        """Remove what is known of a process that joined and has ended."""
+        for name in (f"exec-{exec_id}.json", f"exec-{exec_id}.exit.json"):
+            try:
+                os.unlink(f"{self.path}/{name}")
+            except FileNotFoundError:
+                continue
+
+    def processes(self) -> list[tuple[str | None, State]]:
+        """(exec id, state) of PID 1, whose exec id is None, and of every process that joined."""
+        found: list[tuple[str | None, State]] = []
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+        for name in names:
+            if name == "state.json" or (name.startswith("exec-") and name.count(".") == 1):
+                exec_id = name[5:-5] if name.startswith("exec-") else None
+                if state := self.state(exec_id):
+                    found.append((exec_id, state))
+        return found
+
+    def record_exit(self, status: int, exec_id: str | None = None, error: str | None = None) -> ExitRecord:
+        """Write how the process ended, from the status of waitpid(2); a record that exists stays."""
+        if known := self.exit(exec_id):
+            return known
+        code = os.waitstatus_to_exitcode(status)
+        state = self.state(exec_id)
+        if code == INTERRUPTED and not (state and state.executed):
+            error = error or "interrupted before it started"
+        oom = False
+        if exec_id is None and (launch := self.launch()):
+            oom = Cgroup(launch.cgroup).oom_kills() > 0
+        record = ExitRecord(
+            exit_status=None if error else (code if code >= 0 else 128 - code),
+            signal=-code if code < 0 else None,
+            oom=oom and code < 0,
+            finished=time.time(),
+            error=error,
+        )
+        if os.path.isdir(self.path):
+            self.write_exit(record, exec_id)
+        return record
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            with open(f"{self.path}/{name}", "rb") as file:
+                data: dict[str, Any] = json.load(file)
+                return data
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _write(self, name: str, data: dict[str, Any]) -> None:
+        temporary = f"{self.path}/.{name}.{os.getpid()}"
+        with open(temporary, "w") as file:
+            json.dump(data, file)
+        os.rename(temporary, f"{self.path}/{name}")
+
+
+def all_bundles(run: str) -> list[Bundle]:
+    """Every container that has a directory."""
+    try:
+        return [Bundle(run, name) for name in sorted(os.listdir(f"{run}/containers"))]
+    except FileNotFoundError:
+        return []
+
+
+def find_process(run: str, pid: int) -> tuple[Bundle, str | None] | None:
+    """Whose process `pid` is, among those without a record of their end."""
+    for bundle in all_bundles(run):
+        for exec_id, state in bundle.processes():
+            if state.pid == pid and bundle.exit(exec_id) is None:
+                return bundle, exec_id
+    return None

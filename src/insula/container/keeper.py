@@ -1,0 +1,334 @@
+"""The keeper: the one process that containers need while nobody asks for anything.
+
+It holds what must outlive the daemon: the streams of every container, relayed to their logs and to whoever is
+attached; and the right to learn how a container ended. Exit statuses go to a process's parent. That is the spawner,
+and if the spawner dies the kernel gives its children to the nearest ancestor that asked for them with
+PR_SET_CHILD_SUBREAPER (prctl(2)): the keeper, which then records their ends. It forks the spawner, and a new one
+whenever that dies. If the keeper dies, the spawner still holds every stream and goes on reaping; the daemon
+starts another keeper, which takes over the streams.
+
+One socket, one request: {"op": "attach", "id", "exec", "stdin"}; the answer is {"tty", "position"} or {"error"},
+and from then on frames go both ways. {"op": "watch"} asks to be told of ends: {"event": "exit", "id", "exec"}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from insula.container import spawner, wire
+from insula.container.bundle import find_process
+from insula.container.log import LogWriter
+from insula.container.relay import Client, Session
+from insula.kernel import linux, process
+from insula.model.stream import Kind
+
+Key = tuple[str, str | None]
+
+
+class Keeper:
+    """The state of the process: its spawner, the sessions it relays, who watches."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.poll = select.epoll()
+        self.handlers: dict[int, Callable[[int], None]] = {}
+        self.masks: dict[int, int] = {}
+        self.sessions: dict[Key, Session] = {}
+        self.watchers: list[socket.socket] = []
+        self.spawner_pid = 0
+        self.channel: socket.socket | None = None
+        self.listener = wire.listen(f"{run}/keeper.sock")
+
+    def serve(self) -> NoReturn:
+        wakeup, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._watch(wakeup, lambda _: self._children(wakeup))
+        self._watch(self.listener.fileno(), lambda _: self._accept())
+        self._connect_spawner()
+        while True:
+            for fd, events in self.poll.poll():
+                if handler := self.handlers.get(fd):
+                    handler(events)
+
+    # -- the spawner -----------------------------------------------------------------------------------
+
+    def _connect_spawner(self) -> None:
+        """Find the spawner that lives, or fork one; then be its keeper."""
+        path = f"{self.run}/spawner.sock"
+        try:
+            self.channel = wire.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            self._fork_spawner(path)
+            self.channel = wire.connect(path)
+        channel = self.channel
+        wire.send(channel, {"op": "keep"})
+        self._watch(channel.fileno(), lambda _: self._from_spawner(channel))
+
+    def _fork_spawner(self, path: str) -> None:
+        listener = wire.listen(path)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                keep = listener.fileno()
+                os.closerange(3, keep)
+                os.closerange(keep + 1, 1 << 16)
+                spawner.main(self.run, listener)
+            except BaseException as error:
+                sys.stderr.write(f"insula-spawner: {error!r}\n")
+            finally:
+                os._exit(1)
+        self.spawner_pid = pid
+        listener.close()
+
+    def _from_spawner(self, channel: socket.socket) -> None:
+        received = wire.receive(channel)
+        if received is None:
+            self._unwatch(channel.fileno())
+            channel.close()
+            self._connect_spawner()
+            for key in [k for k, session in self.sessions.items() if not session.names]:
+                self._end(key)  # it was still being born, and died with the spawner
+            return
+        message, descriptors = received
+        key = (message["id"], message["exec"])
+        if message["op"] == "ended":
+            self._end(key)
+            return
+        if key not in self.sessions:
+            log = None
+            if message["log"]:
+                try:
+                    log = LogWriter(message["log"], message["log_size"], message["log_files"])
+                except OSError as error:
+                    sys.stderr.write(f"insula-keeper: no log for {message['id']}: {error}\n")
+            discard = bool(message["log"]) and log is None
+            self.sessions[key] = Session(log, discard=discard)
+        session = self.sessions[key]
+        for name, fd in zip(message["streams"], descriptors, strict=False):
+            session.add(name, fd)
+        self._update(key, session)
+
+    def _children(self, wakeup: int) -> None:
+        """SIGCHLD: the spawner, or a child that it left behind."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(wakeup, 4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.spawner_pid:
+                self.spawner_pid = 0
+                continue  # the end of its channel is what starts another
+            if found := find_process(self.run, pid):
+                bundle, exec_id = found
+                bundle.record_exit(status, exec_id)
+                self._tell_watchers({"event": "exit", "id": bundle.id, "exec": exec_id})
+
+    # -- clients ---------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        sock, _ = self.listener.accept()
+        self._watch(sock.fileno(), lambda _: self._request(sock))
+
+    def _request(self, sock: socket.socket) -> None:
+        self._unwatch(sock.fileno())
+        try:
+            received = wire.receive(sock)
+            if received is None:
+                sock.close()
+                return
+            message, _ = received
+            if message["op"] == "watch":
+                self.watchers.append(sock)
+                self._watch(sock.fileno(), lambda _: self._drop_watcher(sock))
+                wire.send(sock, {"event": "watching", "sessions": [list(key) for key in self.sessions]})
+                return
+            self._attach(sock, message)
+        except (KeyError, ValueError, OSError) as error:
+            sys.stderr.write(f"insula-keeper: {error!r}\n")
+            sock.close()
+
+    def _attach(self, sock: socket.socket, message: wire.Message) -> None:
+        key = (message["id"], message.get("exec"))
+        session = self.sessions.get(key)
+        if message["op"] == "discard":
+            if session:
+                session.discard = True
+                self._update(key, session)
+            sock.close()
+            return
+        if session is None:
+            wire.send(sock, {"error": "it has no open streams"})
+            sock.close()
+            return
+        client = Client(sock, stdin=bool(message.get("stdin")))
+        wire.send(sock, {"tty": session.terminal is not None})
+        session.clients.append(client)
+        self._watch(sock.fileno(), lambda events: self._client(key, client, events))
+        self._update(key, session)
+
+    def _client(self, key: Key, client: Client, events: int) -> None:
+        session = self.sessions[key]
+        if events & select.EPOLLOUT and not client.flush():
+            self._detach(key, client)
+            return
+        if events & (select.EPOLLIN | select.EPOLLHUP):
+            try:
+                data = client.sock.recv(wire.MAX_MESSAGE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._detach(key, client)
+                return
+            kind = Kind(data[0])
+            if kind is Kind.EXIT:  # the process has ended, says the one who asked: send what is left
+                session.drain()
+                client.push(Kind.EXIT)
+                client.closing = True
+            elif client.stdin or kind is Kind.RESIZE:
+                session.receive(kind, data[1:])
+        self._update(key, session)
+
+    def _detach(self, key: Key, client: Client) -> None:
+        session = self.sessions[key]
+        session.clients.remove(client)
+        self._unwatch(client.sock.fileno())
+        client.sock.close()
+        self._update(key, session)
+
+    def _drop_watcher(self, sock: socket.socket) -> None:
+        self._unwatch(sock.fileno())
+        self.watchers.remove(sock)
+        sock.close()
+
+    def _tell_watchers(self, message: wire.Message) -> None:
+        for sock in list(self.watchers):
+            try:
+                wire.send(sock, message)
+            except OSError:
+                continue
+
+    # -- sessions --------------------------------------------------------------------------------------
+
+    def _update(self, key: Key, session: Session) -> None:
+        """Bring what is polled in line with what the session wants, after anything happened to it."""
+        if not session.write():
+            self._close(key, session, session.input)
+        for fd in session.names:
+            mask = select.EPOLLIN if session.wants(fd) else 0
+            if session.pending and fd == session.input:
+                mask |= select.EPOLLOUT
+            self._set(fd, mask, lambda events, fd=fd: self._stream(key, session, fd, events))  # type: ignore[misc]
+        for client in list(session.clients):
+            if not client.flush():
+                self._detach(key, client)
+                return
+            readable = 0 if len(session.pending) > wire.MAX_MESSAGE else select.EPOLLIN
+            mask = readable | (select.EPOLLOUT if client.backlog else 0)
+            self._set(client.sock.fileno(), mask, lambda events, c=client: self._client(key, c, events))  # type: ignore[misc]
+        if not session.outputs and not session.clients and self._over(key, session):
+            self.sessions.pop(key, None)
+
+    def _end(self, key: Key) -> None:
+        """Drop a session that never had a stream."""
+        session = self.sessions.get(key)
+        if session and not session.names:
+            session.finished = True
+            self._update(key, session)
+
+    def _over(self, key: Key, session: Session) -> bool:
+        """Whether every output came to its end, rather than not having begun: then the session is closed."""
+        if not session.finished:
+            return False
+        for fd in list(session.names):
+            self._close(key, session, fd)
+        if session.log:
+            session.log.close()
+        self._to_spawner({"op": "close", "id": key[0], "exec": key[1]})
+        return True
+
+    def _stream(self, key: Key, session: Session, fd: int, events: int) -> None:
+        if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            if fd in session.outputs:
+                if session.wants(fd) and not session.read(fd):
+                    self._close(key, session, fd)
+                    session.finished = not session.outputs
+            elif events & (select.EPOLLERR | select.EPOLLHUP):  # nobody reads the input any more
+                self._close(key, session, fd)
+        self._update(key, session)
+
+    def _close(self, key: Key, session: Session, fd: int | None) -> None:
+        if fd is None:
+            return
+        self._unwatch(fd)
+        name = session.close(fd)
+        self._to_spawner({"op": "close", "id": key[0], "exec": key[1], "stream": name})
+
+    def _to_spawner(self, message: wire.Message) -> None:
+        if self.channel:
+            with contextlib.suppress(OSError):  # the next spawner knows nothing of it anyway
+                wire.send(self.channel, message)
+
+    # -- epoll -----------------------------------------------------------------------------------------
+
+    def _watch(self, fd: int, handler: Callable[[int], None]) -> None:
+        self._set(fd, select.EPOLLIN, handler)
+
+    def _set(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
+        known = self.masks.get(fd)
+        self.handlers[fd] = handler
+        if known is None:
+            self.poll.register(fd, mask)
+        elif known != mask:
+            self.poll.modify(fd, mask)
+        self.masks[fd] = mask
+
+    def _unwatch(self, fd: int) -> None:
+        if self.masks.pop(fd, None) is not None:
+            self.handlers.pop(fd, None)
+            self.poll.unregister(fd)
+
+
+def main(run: str) -> NoReturn:
+    """The life of the keeper; at once over if another holds the lock."""
+    lock = os.open(f"{run}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                sys.exit("insula-keeper: another one runs")
+            time.sleep(0.01)
+    linux.set_name("insula-keeper")
+    os.umask(0o077)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    os.chdir("/")
+    with open(f"{run}/keeper.pid", "w") as file:
+        file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
+    gc.freeze()
+    Keeper(run).serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

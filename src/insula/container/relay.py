@@ -1,0 +1,152 @@
+"""One process's streams between its pipes or terminal, its log, and whoever is attached.
+
+What the process prints goes to its log and to every attached client. A client that reads too slowly holds the
+process up, as a pipe would, rather than losing output: reading pauses while a client's backlog is long.
+A client's messages are one byte of `insula.model.stream.Kind` and the payload.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections import deque
+
+from insula.container.log import LogWriter
+from insula.model.stream import RESIZE, Kind
+
+CHUNK = 32 << 10
+_BACKLOG = 1 << 20
+_TIOCSWINSZ = 0x5414
+_OUTPUTS = {"stdout": Kind.STDOUT, "stderr": Kind.STDERR, "tty": Kind.STDOUT}
+
+
+class Client:
+    """Somebody attached: a socket, and what has not gone out yet."""
+
+    def __init__(self, sock: socket.socket, *, stdin: bool) -> None:
+        self.sock = sock
+        self.stdin = stdin
+        self.closing = False  # once the backlog is gone
+        self._queue: deque[bytes] = deque()
+        self.backlog = 0
+
+    def push(self, kind: Kind, data: bytes = b"") -> None:
+        message = bytes((kind,)) + data
+        self._queue.append(message)
+        self.backlog += len(message)
+
+    def flush(self) -> bool:
+        """Send what the socket takes; False if the client is gone."""
+        while self._queue:
+            try:
+                self.sock.send(self._queue[0], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            self.backlog -= len(self._queue.popleft())
+        return not self.closing
+
+    @property
+    def full(self) -> bool:
+        return self.backlog > _BACKLOG
+
+
+class Session:
+    """The streams of one process. `outputs` are the descriptors to read, `inputs` the one to write, if any."""
+
+    def __init__(self, log: LogWriter | None, *, discard: bool = False) -> None:
+        self.log = log
+        self.discard = discard
+        self.clients: list[Client] = []
+        self.outputs: dict[int, Kind] = {}
+        self.names: dict[int, str] = {}
+        self.input: int | None = None
+        self.terminal: int | None = None
+        self.pending = bytearray()  # towards the process
+        self.ended = False  # the input
+        self.finished = False  # every output came to its end
+
+    def add(self, name: str, fd: int) -> None:
+        """Take over a stream; a name that is known already is a second copy, and closed."""
+        if name in self.names.values():
+            os.close(fd)
+            return
+        self.names[fd] = name
+        if name in _OUTPUTS:
+            self.outputs[fd] = _OUTPUTS[name]
+        if name in ("stdin", "tty"):
+            self.input = fd
+        if name == "tty":
+            self.terminal = fd
+
+    def wants(self, fd: int) -> bool:
+        """Whether to read `fd` now: somebody must take it, and nobody be too far behind."""
+        taken = self.log is not None or self.discard or bool(self.clients)
+        return fd in self.outputs and taken and not any(c.full for c in self.clients)
+
+    def read(self, fd: int) -> bool:
+        """Move one chunk of output; False at its end."""
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno != errno.EIO:  # a terminal that nobody holds on the other side any more
+                raise
+            data = b""
+        if not data:
+            return False
+        kind = self.outputs[fd]
+        if self.log:
+            self.log.write(kind, data)
+        for client in self.clients:
+            client.push(kind, data)
+        return True
+
+    def drain(self) -> None:
+        """Read what is there without waiting: the process has ended."""
+        for fd in list(self.outputs):
+            # bounded: a process that joined may have left others behind that go on writing
+            for _ in range(64):
+                before = [c.backlog for c in self.clients]
+                if not self.read(fd) or before == [c.backlog for c in self.clients]:
+                    break
+
+    def receive(self, kind: Kind, payload: bytes) -> None:
+        """What a client sends: input, its end, or the size of its terminal."""
+        if kind is Kind.STDIN and self.input is not None:
+            self.pending += payload
+        elif kind is Kind.STDIN_EOF:
+            self.ended = True
+        elif kind is Kind.RESIZE and self.terminal is not None and len(payload) == RESIZE.size:
+            rows, columns = RESIZE.unpack(payload)
+            fcntl.ioctl(self.terminal, _TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    def write(self) -> bool:
+        """Write pending input; False when the stream is to be closed, at its end or because nobody reads it."""
+        if self.input is None:
+            return True
+        while self.pending:
+            try:
+                written = os.write(self.input, self.pending)
+            except BlockingIOError:
+                return True
+            except OSError:
+                self.pending.clear()
+                return self.terminal is not None
+            del self.pending[:written]
+        return not self.ended or self.terminal is not None
+
+    def close(self, fd: int) -> str:
+        """Close one stream and return its name."""
+        self.outputs.pop(fd, None)
+        if self.input == fd:
+            self.input = None
+        if self.terminal == fd:
+            self.terminal = None
+        os.close(fd)
+        return self.names.pop(fd)

@@ -1,0 +1,401 @@
+"""The face of the room: containers for asyncio code, over the keeper and the spawner of this host.
+
+Everything that is true of a container is in its run directory (`insula.container.bundle`) and in the kernel; this
+object holds connections and nothing else. It may be made anew at any time, by another process too, and finds every
+container as it is. When a connection breaks, what had been asked is looked up there instead of being asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import insula
+from insula.container import wire
+from insula.container.bundle import Bundle, ExitRecord, Launch, State, all_bundles
+from insula.kernel import process, seccomp
+from insula.kernel.cgroups import Cgroup
+from insula.model.errors import Failed, InsulaError, NotFound
+from insula.model.stream import Kind
+
+__all__ = ["Attachment", "Exec", "ExitRecord", "Launch", "Runtime", "State"]
+
+_PATIENCE = 5.0  # seconds for the keeper or the spawner to come back
+_ENOENT, _EACCES = 2, 13
+
+
+class Exec(NamedTuple):
+    """A process to join a container; `process` as in the OCI runtime-spec."""
+
+    process: dict[str, Any]
+    stdin: bool = False
+    detach: bool = False
+
+
+class StartFailed(Failed):
+    """The program could not be executed; `exit_status` is 127 if it was not found, 126 if not executable, else 125."""
+
+    exit_status = 125
+
+
+class Attachment:
+    """The streams of a process: iterate for its output, `send` for its input."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
+        """STDOUT and STDERR frames; it ends after `finish`, when all is read, or when the keeper dies."""
+        while True:
+            try:
+                data = await self._loop.sock_recv(self._sock, wire.MAX_MESSAGE)
+            except ConnectionError:
+                return
+            if not data or data[0] == Kind.EXIT:
+                return
+            yield Kind(data[0]), data[1:]
+
+    async def send(self, kind: Kind, payload: bytes = b"") -> None:
+        """STDIN, STDIN_EOF or RESIZE."""
+        view = memoryview(payload)
+        for start in range(0, max(1, len(view)), 32 << 10):
+            with contextlib.suppress(ConnectionError):
+                await self._loop.sock_sendall(self._sock, bytes((kind,)) + view[start : start + (32 << 10)])
+
+    async def finish(self) -> None:
+        """The process has ended: have what it still left sent, then let the iteration end."""
+        await self.send(Kind.EXIT)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class Runtime:
+    """The containers below the run directory `run`."""
+
+    def __init__(self, run: Path | str) -> None:
+        self.run = str(run)
+        self._numbers = itertools.count(1)
+        self._spawner: socket.socket | None = None
+        self._spawner_lock = asyncio.Lock()
+        self._answers: dict[int, asyncio.Future[wire.Message]] = {}
+        self._waiters: dict[tuple[str, str | None], list[asyncio.Event]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._filters: dict[str, str] = {}
+
+    async def open(self) -> None:
+        """Connect, starting the keeper if none runs; from then on it is started again whenever it dies."""
+        os.makedirs(f"{self.run}/containers", 0o700, exist_ok=True)
+        await self._connect_spawner()
+        self._tasks.append(asyncio.create_task(self._watch_keeper()))
+
+    async def close(self) -> None:
+        """Let go of the connections; containers, keeper and spawner live on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self._spawner:
+            self._spawner.close()
+            self._spawner = None
+
+    # -- verbs -----------------------------------------------------------------------------------------
+
+    async def create(self, launch: Launch) -> State:
+        """Make the namespaces, with PID 1 in them waiting to start. `Failed` says which step the kernel refused."""
+        bundle = Bundle(self.run, launch.id)
+        profile = launch.config["linux"].get("seccomp")
+        if profile and launch.seccomp is None:
+            launch = launch._replace(seccomp=await self._filter(profile))
+        bundle.create(launch)
+        try:
+            answer = await self._request({"op": "create", "id": launch.id})
+        except BaseException:
+            await asyncio.shield(asyncio.create_task(self.delete(launch.id)))
+            raise
+        return State(launch.id, answer["pid"], answer["start_time"])
+
+    async def start(self, container: str) -> None:
+        """Let PID 1 become the user's program; `StartFailed` if it can't."""
+        await self._request({"op": "start", "id": container})
+
+    async def exec(self, container: str, what: Exec) -> str:
+        """Run another process inside; its exec id, once execve succeeded."""
+        state = self.state(container)
+        if state is None or not process.is_alive(state.pid, state.start_time):
+            raise NotFound("the container does not run")
+        exec_id = os.urandom(6).hex()
+        await self.exec_as(container, exec_id, what)
+        return exec_id
+
+    async def exec_as(self, container: str, exec_id: str, what: Exec) -> None:
+        """`exec` with an id chosen by the caller, who may attach by it at once."""
+        request = {"op": "exec", "id": container, "exec": exec_id, "process": what.process, "stdin": what.stdin}
+        await self._request(request)
+        if what.detach:
+            with contextlib.suppress(OSError), wire.connect(f"{self.run}/keeper.sock") as sock:
+                wire.send(sock, {"op": "discard", "id": container, "exec": exec_id})
+
+    async def wait(self, container: str, exec_id: str | None = None) -> ExitRecord:
+        """How the process ended, waiting until it does. `NotFound` if there is no such process."""
+        bundle = Bundle(self.run, container)
+        event = asyncio.Event()
+        waiters = self._waiters.setdefault((container, exec_id), [])
+        waiters.append(event)
+        try:
+            while True:
+                if record := bundle.exit(exec_id):
+                    return record
+                state = bundle.state(exec_id)
+                if state is None:
+                    raise NotFound("there is no such process in the container")
+                if not process.is_alive(state.pid, state.start_time):
+                    return await self._lost(bundle, exec_id)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(5.0):  # an event can be missed while a connection is down
+                        await event.wait()
+                event.clear()
+        finally:
+            waiters.remove(event)
+            if not waiters:
+                self._waiters.pop((container, exec_id), None)
+
+    async def attach(self, container: str, exec_id: str | None = None, *, stdin: bool = False) -> Attachment:
+        """The streams of a process that was created; `NotFound` if they are closed already."""
+        sock = wire.connect(f"{self.run}/keeper.sock")
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            request = {"op": "attach", "id": container, "exec": exec_id, "stdin": stdin}
+            await loop.sock_sendall(sock, json.dumps(request).encode())
+            answer = json.loads(await loop.sock_recv(sock, wire.MAX_MESSAGE) or b'{"error": "the keeper died"}')
+            if "error" in answer:
+                raise NotFound(f"cannot attach: {answer['error']}")
+        except BaseException:
+            sock.close()
+            raise
+        return Attachment(sock)
+
+    def signal(self, container: str, number: int, exec_id: str | None = None) -> None:
+        """Send a signal to PID 1, or to a process that joined; `NotFound` if it is gone."""
+        import signal
+
+        state = Bundle(self.run, container).state(exec_id)
+        try:
+            if state is None:
+                raise ProcessLookupError
+            pidfd = process.open_process(state.pid, state.start_time)
+        except ProcessLookupError:
+            raise NotFound("the process does not run any more") from None
+        try:
+            signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
+    async def delete(self, container: str) -> None:
+        """Kill what runs, and remove cgroup and run directory; nothing happens if it is gone."""
+        bundle = Bundle(self.run, container)
+        if not os.path.isdir(bundle.path):
+            return
+        with contextlib.suppress(NotFound):
+            self.signal(container, 9)
+            await self.wait(container)
+        await asyncio.to_thread(_remove, bundle)
+
+    async def forget_layer(self, path: Path | str) -> None:
+        """Let the spawner drop its mounts of an image layer that is to be removed."""
+        await self._request({"op": "forget-layer", "path": str(path)})
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def states(self) -> list[State]:
+        """PID 1 of every container, dead or alive, that was created and not deleted."""
+        return [state for bundle in all_bundles(self.run) if (state := bundle.state())]
+
+    def ids(self) -> list[str]:
+        """Every container that has a run directory, also one whose making was interrupted."""
+        return [bundle.id for bundle in all_bundles(self.run)]
+
+    def state(self, container: str) -> State | None:
+        return Bundle(self.run, container).state()
+
+    def is_running(self, container: str) -> bool:
+        """Whether PID 1 lives, whatever it runs."""
+        state = self.state(container)
+        return state is not None and process.is_alive(state.pid, state.start_time)
+
+    def exit(self, container: str) -> ExitRecord | None:
+        return Bundle(self.run, container).exit()
+
+    def netns(self, container: str) -> int:
+        """A descriptor of the network namespace; the caller closes it. `NotFound` if the container is gone."""
+        state = self.state(container)
+        try:
+            if state is None:
+                raise ProcessLookupError
+            return process.open_namespace(state.pid, state.start_time, "net")
+        except (ProcessLookupError, FileNotFoundError):
+            raise NotFound("the container does not run") from None
+
+    def processes(self, container: str) -> list[process.Process]:
+        """Everything that runs in the container, by host PID."""
+        launch = Bundle(self.run, container).launch()
+        if launch is None:
+            return []
+        return [p for pid in Cgroup(launch.cgroup).processes() if (p := process.read(pid))]
+
+    # -- the spawner -----------------------------------------------------------------------------------
+
+    async def _request(self, message: wire.Message) -> wire.Message:
+        sock = await self._connect_spawner()
+        number = next(self._numbers)
+        answer: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            data = json.dumps({"n": number, **message}).encode()
+            if len(data) > wire.MAX_MESSAGE:
+                raise Failed("the request to the spawner is too long", "use fewer or shorter arguments")
+            await asyncio.get_running_loop().sock_sendall(sock, data)
+            received = await answer
+        except ConnectionError:
+            raise Failed("the spawner died meanwhile", "try again") from None
+        finally:
+            self._answers.pop(number, None)
+        if error := received.get("error"):
+            raise _explain(error)
+        return received
+
+    async def _connect_spawner(self) -> socket.socket:
+        async with self._spawner_lock:
+            if self._spawner is None:
+                self._spawner = await self._dial("spawner.sock")
+                self._tasks.append(asyncio.create_task(self._hear_spawner(self._spawner)))
+            return self._spawner
+
+    async def _dial(self, name: str) -> socket.socket:
+        """Connect, starting a keeper (which starts the spawner) while there is nobody to answer."""
+        deadline = time.monotonic() + _PATIENCE
+        keeper: subprocess.Popen[bytes] | None = None
+        while True:
+            try:
+                sock = wire.connect(f"{self.run}/{name}")
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                if time.monotonic() > deadline:
+                    raise Failed(f"the keeper does not start: {error.strerror}", "see the daemon's log") from None
+                if keeper is None or keeper.poll() is not None:
+                    keeper = self._start_keeper()
+                await asyncio.sleep(0.005)
+                continue
+            sock.setblocking(False)
+            return sock
+
+    def _start_keeper(self) -> subprocess.Popen[bytes]:
+        """A Python without site-packages, in a session of its own; the second of two ends at once at its lock."""
+        library = str(Path(insula.__file__).parent.parent)
+        code = (
+            f"import sys; sys.path.insert(0, {library!r}); from insula.container.keeper import main; main(sys.argv[1])"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-ISE", "-c", code, self.run], stdin=subprocess.DEVNULL, start_new_session=True, cwd="/"
+        )
+
+    async def _hear_spawner(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                data = await loop.sock_recv(sock, wire.MAX_MESSAGE)
+            except ConnectionError:
+                data = b""
+            if not data:
+                break
+            message = json.loads(data)
+            if "n" in message:
+                answer = self._answers.get(message["n"])
+                if answer and not answer.done():
+                    answer.set_result(message)
+            else:
+                self._wake((message["id"], message["exec"]))
+        self._spawner = None
+        sock.close()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(ConnectionResetError())
+        for key in list(self._waiters):
+            self._wake(key)
+
+    async def _watch_keeper(self) -> None:
+        """Hear of ends that the keeper records, and have a keeper again when it dies."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock = await self._dial("keeper.sock")
+            except InsulaError:
+                await asyncio.sleep(1.0)
+                continue
+            with sock, contextlib.suppress(ConnectionError):
+                await loop.sock_sendall(sock, b'{"op": "watch"}')
+                while data := await loop.sock_recv(sock, wire.MAX_MESSAGE):
+                    message = json.loads(data)
+                    if message["event"] == "exit":
+                        self._wake((message["id"], message["exec"]))
+            for key in list(self._waiters):
+                self._wake(key)
+
+    def _wake(self, key: tuple[str, str | None]) -> None:
+        for event in self._waiters.get(key, ()):
+            event.set()
+
+    async def _lost(self, bundle: Bundle, exec_id: str | None) -> ExitRecord:
+        """It is dead; whoever reaps it writes the record in a moment. If nobody is left to, the end is unknown."""
+        for _ in range(200):
+            if record := bundle.exit(exec_id):
+                return record
+            await asyncio.sleep(0.005)
+        record = ExitRecord(None, None, False, time.time(), "its parent died before it, so nobody saw how it ended")
+        bundle.write_exit(record, exec_id)
+        return record
+
+    async def _filter(self, profile: dict[str, Any]) -> str:
+        """The file of the compiled seccomp profile, compiled once for each."""
+        text = json.dumps(profile, sort_keys=True)
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        if name not in self._filters:
+            directory = Path(self.run) / "seccomp"
+            directory.mkdir(0o700, exist_ok=True)
+            path = directory / f"{name}.bpf"
+            program = await asyncio.to_thread(seccomp.compile, profile)
+            path.with_suffix(".new").write_bytes(program)
+            path.with_suffix(".new").rename(path)
+            self._filters[name] = str(path)
+        return self._filters[name]
+
+
+def _remove(bundle: Bundle) -> None:
+    launch = bundle.launch()
+    if launch:
+        Cgroup(launch.cgroup).remove()
+    bundle.remove()
+
+
+def _explain(error: wire.Message) -> Failed:
+    """What the spawner or the child reported, as one line for the user."""
+    path = f" {error['path']}" if error.get("path") else ""
+    if error["step"] != "execute":
+        return Failed(
+            f"cannot {error['step']}: {error['error']}{path}", "run `insula doctor` to see what this host lacks"
+        )
+    failure = StartFailed(f"cannot execute{path}: {error['error']}", "give a command that the image contains")
+    failure.exit_status = 127 if error["errno"] == _ENOENT else 126 if error["errno"] == _EACCES else 125
+    return failure

@@ -1,0 +1,376 @@
+"""The spawner: a small process of a single thread that forks containers.
+
+Forking a small Python costs half a millisecond, starting one fourteen: so a launch never starts an interpreter.
+It loads little, keeps no state that the run directory doesn't hold, and serves three kinds of clients on one
+socket: the daemon, which asks for containers; the keeper, which gets the streams of every container; and the
+children themselves, each on its own channel. Killed at any moment, it leaves running containers as they are (they
+become the keeper's children) and takes along those that were not yet told to start (their channel closes).
+
+Its mount namespace is its own (mount_namespaces(7)): idmapped layers and overlays are made there, and vanish with
+it. Requests:
+
+    {"op": "create", "id"}                  → {"pid", "start_time"}: PID 1 waits, its namespaces exist
+    {"op": "start", "id"}                   → {} once the program runs, or the error of execve
+    {"op": "exec", "id", "exec", "process", "stdin"} → {"pid"} once the program runs, or its error
+    {"op": "forget-layer", "path"}          → {}
+    {"op": "keep"}                          this client is the keeper: it is sent every session and its descriptors
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple, NoReturn
+
+from insula.container import init, join, launch, wire
+from insula.container.bundle import Bundle, Launch, State
+from insula.kernel import cgroups, linux, process
+
+Reply = Callable[[wire.Message], None]
+
+
+class Session(NamedTuple):
+    """The streams of one process, kept here too so that they survive the keeper."""
+
+    message: wire.Message
+    streams: dict[str, int]
+
+
+class Child:
+    """A process of ours between its birth and its end. `exec_id` is None for PID 1."""
+
+    def __init__(self, container: str, exec_id: str | None, sync: socket.socket, pid: int, pidfd: int) -> None:
+        self.container = container
+        self.exec_id = exec_id
+        self.sync: socket.socket | None = sync
+        self.pid = pid
+        self.pidfd = pidfd
+        self.reply: Reply | None = None
+        self.error: wire.Message | None = None
+        self.told = False  # to become the program
+
+
+class Spawner:
+    """The state of the process: who is connected, who was born, whose streams are open."""
+
+    def __init__(self, run: str, listener: socket.socket) -> None:
+        self.run = run
+        self.listener = listener
+        self.poll = select.epoll()
+        self.handlers: dict[int, Callable[[], None]] = {}
+        self.clients: dict[int, socket.socket] = {}
+        self.keeper: socket.socket | None = None
+        self.children: dict[tuple[str, str | None], Child] = {}
+        self.sessions: dict[tuple[str, str | None], Session] = {}
+        self.programs: dict[str, bytes] = {}
+        self.layers = launch.Layers()
+
+    def serve(self) -> NoReturn:
+        self._watch(self.listener.fileno(), self._accept)
+        while True:
+            for fd, _ in self.poll.poll():
+                if handler := self.handlers.get(fd):
+                    handler()
+
+    # -- clients ---------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        client, _ = self.listener.accept()
+        self.clients[client.fileno()] = client
+        self._watch(client.fileno(), lambda: self._request(client))
+
+    def _request(self, client: socket.socket) -> None:
+        received = wire.receive(client)
+        if received is None:
+            self._unwatch(client.fileno())
+            del self.clients[client.fileno()]
+            if self.keeper is client:
+                self.keeper = None
+            client.close()
+            return
+        message, descriptors = received
+        for fd in descriptors:
+            os.close(fd)
+        number = message.get("n")
+
+        def reply(answer: wire.Message) -> None:
+            with contextlib.suppress(OSError):  # it went away: what it asked for is in the run directory
+                wire.send(client, {"n": number, **answer})
+
+        try:
+            self._serve_request(client, message, reply)
+        except init.StepError as error:
+            reply({"error": error.message})
+        except OSError as error:
+            reply({"error": init.StepError("prepare", error).message})
+        except (KeyError, TypeError, ValueError) as error:
+            reply({"error": {"step": "read the request", "errno": 22, "error": repr(error), "path": None}})
+
+    def _serve_request(self, client: socket.socket, message: wire.Message, reply: Reply) -> None:
+        match message["op"]:
+            case "create":
+                reply(self._create(message["id"]))
+            case "start":
+                self._start(message["id"], reply)
+            case "exec":
+                self._exec(message["id"], message["exec"], message["process"], message["stdin"], reply)
+            case "forget-layer":
+                self.layers.forget(message["path"])
+                reply({})
+            case "keep":
+                self.keeper = client
+                for session in self.sessions.values():
+                    self._hand_over(session)
+            case "close":
+                self._close_stream((message["id"], message.get("exec")), message.get("stream"))
+            case other:
+                raise ValueError(f"no such request: {other}")
+
+    # -- containers ------------------------------------------------------------------------------------
+
+    def _create(self, container: str) -> wire.Message:
+        bundle = Bundle(self.run, container)
+        asked = bundle.launch()
+        if asked is None:
+            raise FileNotFoundError(2, "the container has no launch.json", bundle.path)
+        born = launch.start(asked, self.layers, self._program(asked))
+        child = Child(container, None, born.sync, born.pid, born.pidfd)
+        self._adopt(child)
+        self._open_session(child, asked, born.streams, terminal=asked.tty)
+        # the record comes before the word to go on: no process may live that the run directory doesn't name
+        bundle.write_state(State(container, born.pid, born.start_time))
+        wire.send(born.sync, {"event": "mapped"})
+        return {"pid": born.pid, "start_time": born.start_time}
+
+    def _start(self, container: str, reply: Reply) -> None:
+        child = self.children.get((container, None))
+        if child is None or child.told:
+            raise OSError(3, "the container is not waiting to start", container)
+        bundle = Bundle(self.run, container)
+        if child.sync is None:
+            reply({"error": child.error or {"step": "prepare", "errno": 0, "error": "it died", "path": None}})
+            return
+        if state := bundle.state():
+            bundle.write_state(state._replace(started=time.time()))
+        child.told, child.reply = True, reply
+        with contextlib.suppress(OSError):  # it died while preparing: its error is on its way
+            wire.send(child.sync, {"event": "start"})
+
+    def _exec(self, container: str, exec_id: str, what: dict[str, Any], stdin: bool, reply: Reply) -> None:
+        bundle = Bundle(self.run, container)
+        asked, state = bundle.launch(), bundle.state()
+        if asked is None or state is None:
+            raise FileNotFoundError(2, "the container does not run", container)
+        tty = bool(what.get("terminal"))
+        user = what.get("user") or {}
+        with ExitStack() as undo:
+            handed = undo.enter_context(ExitStack())
+            target = launch.hold(handed, process.open_process(state.pid, state.start_time))
+            groups = [launch.hold(handed, fd) for fd in cgroups.Cgroup(asked.cgroup).open()]
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            handed.callback(theirs.close)
+            undo.callback(ours.close)
+            stdio: list[int] = []
+            streams: dict[str, int] = {}
+            if not tty:
+                owner = (asked.id_base + user.get("uid", 0), asked.id_base + user.get("gid", 0))
+                stdio, streams = launch.make_pipes(handed, undo, stdin, owner)
+            program = self._program(asked)
+            pid, pidfd = linux.clone3(0)
+            if pid == 0:
+                join.main(target, what, theirs, groups, stdio, program)
+            handed.close()
+            undo.pop_all()
+        # the first of the two forks ends at once, unless the container is frozen: so nothing waits for it here
+        self._watch(pidfd, lambda: self._reap_first(pid, pidfd))
+        child = Child(container, exec_id, ours, 0, -1)
+        child.reply, child.told = reply, True
+        self.children[(container, exec_id)] = child
+        self._watch(ours.fileno(), lambda: self._hear(child))
+        self._open_session(child, asked._replace(log=None), streams, terminal=tty)
+
+    def _program(self, asked: Launch) -> bytes | None:
+        if asked.seccomp is None:
+            return None
+        if asked.seccomp not in self.programs:
+            with open(asked.seccomp, "rb") as file:
+                self.programs[asked.seccomp] = file.read()
+        return self.programs[asked.seccomp]
+
+    # -- children --------------------------------------------------------------------------------------
+
+    def _adopt(self, child: Child) -> None:
+        self.children[(child.container, child.exec_id)] = child
+        if child.sync:
+            self._watch(child.sync.fileno(), lambda: self._hear(child))
+        self._watch(child.pidfd, lambda: self._reap(child))
+
+    def _hear(self, child: Child) -> None:
+        """A message of a child, or the end of its channel: execve closes it, and so does death."""
+        assert child.sync is not None
+        received = wire.receive(child.sync)
+        if received is None:
+            self._unwatch(child.sync.fileno())
+            child.sync.close()
+            child.sync = None
+            self._settled(child)
+            return
+        message, descriptors = received
+        match message["event"]:
+            case "terminal" if descriptors:
+                os.set_blocking(descriptors[0], False)
+                self._add_streams(child, {"tty": descriptors.pop(0)})
+            case "error":
+                child.error = message
+            case "forked":
+                child.pid = message["pid"]
+                child.pidfd = os.pidfd_open(child.pid)
+                started = process.start_time(child.pid) or 0
+                state = State(child.container, child.pid, started, time.time())
+                Bundle(self.run, child.container).write_state(state, child.exec_id)
+                self._watch(child.pidfd, lambda: self._reap(child))
+        for fd in descriptors:
+            os.close(fd)
+
+    def _settled(self, child: Child) -> None:
+        """The channel is closed: the program runs, or the child is dead or dying."""
+        bundle = Bundle(self.run, child.container)
+        if child.told and child.error is None and child.pid and not _ended(child.pidfd):
+            state = bundle.state(child.exec_id)
+            if state:
+                bundle.write_state(state._replace(executed=True), child.exec_id)
+        if child.reply:
+            child.reply({"error": child.error} if child.error else {"pid": child.pid})
+            child.reply = None
+        if child.pid == 0:  # it failed before its second fork: nothing will be reaped
+            self._end_session((child.container, child.exec_id))
+            self._forget(child)
+
+    def _reap(self, child: Child) -> None:
+        """The process ended: write how, before anybody is told."""
+        self._unwatch(child.pidfd)
+        if child.sync is not None:  # what it still had to say comes first
+            while child.sync is not None:
+                self._hear(child)
+        _, status = os.waitpid(child.pid, 0)
+        os.close(child.pidfd)
+        error = None
+        if child.error:
+            error = f"{child.error['step']}: {child.error['error']}"
+        Bundle(self.run, child.container).record_exit(status, child.exec_id, error)
+        self._end_session((child.container, child.exec_id))
+        self._forget(child)
+
+    def _reap_first(self, pid: int, pidfd: int) -> None:
+        self._unwatch(pidfd)
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+
+    def _forget(self, child: Child) -> None:
+        self.children.pop((child.container, child.exec_id), None)
+        for client in list(self.clients.values()):
+            if client is not self.keeper:
+                try:
+                    wire.send(client, {"event": "exit", "id": child.container, "exec": child.exec_id})
+                except OSError:
+                    continue
+
+    # -- streams, for the keeper -----------------------------------------------------------------------
+
+    def _open_session(self, child: Child, asked: Launch, streams: dict[str, int], *, terminal: bool) -> None:
+        session = Session(
+            {
+                "op": "session",
+                "id": child.container,
+                "exec": child.exec_id,
+                "tty": terminal,
+                "log": asked.log,
+                "log_size": asked.log_size,
+                "log_files": asked.log_files,
+            },
+            streams,
+        )
+        self.sessions[(child.container, child.exec_id)] = session
+        self._hand_over(session)
+
+    def _add_streams(self, child: Child, streams: dict[str, int]) -> None:
+        session = self.sessions.get((child.container, child.exec_id))
+        if session is None:
+            for fd in streams.values():
+                os.close(fd)
+            return
+        session.streams.update(streams)
+        self._hand_over(session)
+
+    def _hand_over(self, session: Session) -> None:
+        """Send the keeper a session, or its streams anew; without a keeper they wait here for the next."""
+        if self.keeper is None:
+            return
+        try:
+            wire.send(
+                self.keeper, {**session.message, "streams": list(session.streams)}, list(session.streams.values())
+            )
+        except OSError:
+            self.keeper = None
+
+    def _end_session(self, key: tuple[str, str | None]) -> None:
+        """The process ended; if it never had a stream, nobody will read the end of one."""
+        session = self.sessions.get(key)
+        if session and not session.streams:
+            del self.sessions[key]
+            if self.keeper:
+                with contextlib.suppress(OSError):
+                    wire.send(self.keeper, {"op": "ended", "id": key[0], "exec": key[1]})
+
+    def _close_stream(self, key: tuple[str, str | None], name: str | None) -> None:
+        """The keeper is done with a stream, or with the session as a whole."""
+        session = self.sessions.get(key)
+        if session is None:
+            return
+        for stream in [name] if name else list(session.streams):
+            if (fd := session.streams.pop(stream, None)) is not None:
+                os.close(fd)
+        if name is None:
+            del self.sessions[key]
+
+    # -- epoll -----------------------------------------------------------------------------------------
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self.handlers[fd] = handler
+        self.poll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        if self.handlers.pop(fd, None):
+            self.poll.unregister(fd)
+
+
+def _ended(pidfd: int) -> bool:
+    """Whether the process behind a pidfd has ended (it polls as readable then)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def main(run: str, listener: socket.socket) -> NoReturn:
+    """The life of the spawner: its own mount namespace first, then requests for ever."""
+    linux.set_name("insula-spawner")
+    os.umask(0)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    # slave: what the host mounts later is seen here, what is mounted here is not seen there
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
+    layers = f"{run}/layers"
+    os.makedirs(layers, 0o700, exist_ok=True)
+    linux.mount("tmpfs", layers, "tmpfs", 0, "mode=700")
+    os.chdir(layers)
+    with open(f"{run}/spawner.pid", "w") as file:
+        file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page that it looks at
+    Spawner(run, listener).serve()
