@@ -72,6 +72,10 @@ class Keeper:
             self._fork_spawner(path)
             self.channel = wire.connect(path)
         channel = self.channel
+        # a new spawner holds a copy of every stream too: either may die
+        for key, session in self.sessions.items():
+            message = {"op": "hold", "id": key[0], "exec": key[1], **session.origin}
+            wire.send(channel, {**message, "streams": list(session.names.values())}, list(session.names))
         wire.send(channel, {"op": "keep"})
         self._watch(channel.fileno(), lambda _: self._from_spawner(channel))
 
@@ -115,7 +119,8 @@ class Keeper:
                 except OSError as error:
                     sys.stderr.write(f"insula-keeper: no log for {message['id']}: {error}\n")
             discard = bool(message["log"]) and log is None
-            self.sessions[key] = Session(log, discard=discard)
+            origin = {name: message[name] for name in ("tty", "log", "log_size", "log_files")}
+            self.sessions[key] = Session(log, origin, discard=discard)
         session = self.sessions[key]
         for name, fd in zip(message["streams"], descriptors, strict=False):
             session.add(name, fd)

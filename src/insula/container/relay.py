@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections import deque
+from typing import Any
 
 from insula.container.log import LogWriter
 from insula.model.stream import RESIZE, Kind
@@ -58,8 +59,9 @@ class Client:
 class Session:
     """The streams of one process. `outputs` are the descriptors to read, `inputs` the one to write, if any."""
 
-    def __init__(self, log: LogWriter | None, *, discard: bool = False) -> None:
+    def __init__(self, log: LogWriter | None, origin: dict[str, Any], *, discard: bool = False) -> None:
         self.log = log
+        self.origin = origin  # what the spawner said of it
         self.discard = discard
         self.clients: list[Client] = []
         self.outputs: dict[int, Kind] = {}

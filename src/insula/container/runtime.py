@@ -91,7 +91,7 @@ class Runtime:
         self._spawner: socket.socket | None = None
         self._spawner_lock = asyncio.Lock()
         self._answers: dict[int, asyncio.Future[wire.Message]] = {}
-        self._waiters: dict[tuple[str, str | None], list[asyncio.Event]] = {}
+        self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._filters: dict[str, str] = {}
 
@@ -151,26 +151,18 @@ class Runtime:
     async def wait(self, container: str, exec_id: str | None = None) -> ExitRecord:
         """How the process ended, waiting until it does. `NotFound` if there is no such process."""
         bundle = Bundle(self.run, container)
-        event = asyncio.Event()
-        waiters = self._waiters.setdefault((container, exec_id), [])
-        waiters.append(event)
-        try:
-            while True:
-                if record := bundle.exit(exec_id):
-                    return record
-                state = bundle.state(exec_id)
-                if state is None:
-                    raise NotFound("there is no such process in the container")
-                if not process.is_alive(state.pid, state.start_time):
-                    return await self._lost(bundle, exec_id)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(5.0):  # an event can be missed while a connection is down
-                        await event.wait()
-                event.clear()
-        finally:
-            waiters.remove(event)
-            if not waiters:
-                self._waiters.pop((container, exec_id), None)
+        if record := bundle.exit(exec_id):
+            return record
+        state = bundle.state(exec_id)
+        if state is None:
+            raise NotFound("there is no such process in the container")
+        with contextlib.ExitStack() as stack:
+            pidfd = None
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = process.open_process(state.pid, state.start_time)
+                stack.callback(os.close, pidfd)
+                await _readable(pidfd)
+            return await self._ended(bundle, exec_id, pidfd)
 
     async def attach(self, container: str, exec_id: str | None = None, *, stdin: bool = False) -> Attachment:
         """The streams of a process that was created; `NotFound` if they are closed already."""
@@ -332,8 +324,6 @@ class Runtime:
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ConnectionResetError())
-        for key in list(self._waiters):
-            self._wake(key)
 
     async def _watch_keeper(self) -> None:
         """Hear of ends that the keeper records, and have a keeper again when it dies."""
@@ -350,19 +340,23 @@ class Runtime:
                     message = json.loads(data)
                     if message["event"] == "exit":
                         self._wake((message["id"], message["exec"]))
-            for key in list(self._waiters):
-                self._wake(key)
 
     def _wake(self, key: tuple[str, str | None]) -> None:
-        for event in self._waiters.get(key, ()):
+        if event := self._waiters.pop(key, None):
             event.set()
 
-    async def _lost(self, bundle: Bundle, exec_id: str | None) -> ExitRecord:
-        """It is dead; whoever reaps it writes the record in a moment. If nobody is left to, the end is unknown."""
-        for _ in range(200):
+    async def _ended(self, bundle: Bundle, exec_id: str | None, pidfd: int | None) -> ExitRecord:
+        """It is dead; whoever reaps it writes the record in a moment. If that one died before, ask the kernel."""
+        event = self._waiters.setdefault((bundle.id, exec_id), asyncio.Event())
+        deadline = time.monotonic() + 2.0
+        while time.monotonic() < deadline:
             if record := bundle.exit(exec_id):
                 return record
-            await asyncio.sleep(0.005)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):  # an event can be missed while a connection is down
+                    await event.wait()
+        if pidfd is not None and (status := process.exit_status(pidfd)) is not None:
+            return bundle.record_exit(status, exec_id)
         record = ExitRecord(None, None, False, time.time(), "its parent died before it, so nobody saw how it ended")
         bundle.write_exit(record, exec_id)
         return record
@@ -380,6 +374,22 @@ class Runtime:
             path.with_suffix(".new").rename(path)
             self._filters[name] = str(path)
         return self._filters[name]
+
+
+async def _readable(fd: int) -> None:
+    """Wait until `fd` polls as readable: a pidfd does when its process has ended."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _resolve, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _remove(bundle: Bundle) -> None:

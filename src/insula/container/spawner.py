@@ -14,6 +14,8 @@ it. Requests:
     {"op": "exec", "id", "exec", "process", "stdin"} → {"pid"} once the program runs, or its error
     {"op": "forget-layer", "path"}          → {}
     {"op": "keep"}                          this client is the keeper: it is sent every session and its descriptors
+    {"op": "hold", "id", "exec", …}         from the keeper: hold copies of these streams
+    {"op": "close", "id", "exec", "stream"} from the keeper: a stream, or without a name the session, is over
 """
 
 from __future__ import annotations
@@ -95,6 +97,9 @@ class Spawner:
             client.close()
             return
         message, descriptors = received
+        if message["op"] == "hold":
+            self._hold_streams(message, descriptors)
+            return
         for fd in descriptors:
             os.close(fd)
         number = message.get("n")
@@ -318,6 +323,12 @@ class Spawner:
             )
         except OSError:
             self.keeper = None
+
+    def _hold_streams(self, message: wire.Message, descriptors: list[int]) -> None:
+        """Take copies of what the keeper relays: the spawner before this one has died."""
+        origin = {name: message[name] for name in ("id", "exec", "tty", "log", "log_size", "log_files")}
+        streams = dict(zip(message["streams"], descriptors, strict=True))
+        self.sessions[(message["id"], message["exec"])] = Session({"op": "session", **origin}, streams)
 
     def _end_session(self, key: tuple[str, str | None]) -> None:
         """The process ended; if it never had a stream, nobody will read the end of one."""

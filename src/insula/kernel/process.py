@@ -10,6 +10,7 @@ host's; the `NSpid` line of /proc/PID/status lists them, outermost first.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import NamedTuple
 
@@ -57,6 +58,25 @@ def open_namespace(pid: int, started: int | None, kind: str) -> int:
         return fd
     finally:
         os.close(pidfd)
+
+
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 1 << 3
+
+
+def exit_status(pidfd: int) -> int | None:
+    """The status, as of waitpid(2), of a process that has ended and was reaped by somebody else.
+
+    PIDFD_GET_INFO with PIDFD_INFO_EXIT, since Linux 6.15; None before that, or while nobody has reaped it.
+    """
+    info = bytearray(64)
+    info[0] = _PIDFD_INFO_EXIT
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask, status = int.from_bytes(info[:8], "little"), int.from_bytes(info[60:64], "little", signed=True)
+    return status if mask & _PIDFD_INFO_EXIT else None
 
 
 class Process(NamedTuple):
