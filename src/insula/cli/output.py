@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029}
 
+_DEFAULT_HINT = "see `insula doctor`, and insulad's log"
+
 
 def clean(value: object) -> str:
     """`value` as one line of text that a terminal only shows: C0, C1, bidi controls and surrogates are escaped."""
@@ -73,9 +75,8 @@ def size(value: int | None) -> str:
 
 def error(message: str, hint: str | None = None) -> None:
     """``error: what; hint: what to do`` on one line of the standard error."""
-    text = clean(message) + (f"; hint: {clean(hint)}" if hint else "")
     sys.stdout.flush()
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {clean(message)}; hint: {clean(hint or _DEFAULT_HINT)}", file=sys.stderr)
 
 
 def warn(message: str) -> None:

@@ -19,6 +19,8 @@ class InsulaError(Exception):
     """`message` says what went wrong, `hint` what to do; `status` is the HTTP status it travels as."""
 
     status = 500
+    exit_status: int | None = None
+    """What `insula run` and `exec` exit with because of it: 126 and 127 as a shell's; None means 125."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -29,7 +31,8 @@ class InsulaError(Exception):
         return f"{self.message}; hint: {self.hint}" if self.hint else self.message
 
     def to_dict(self) -> dict[str, str | None]:
-        return {"error": type(self).__name__, "message": self.message, "hint": self.hint}
+        data = {"error": type(self).__name__, "message": self.message, "hint": self.hint}
+        return data if self.exit_status is None else {**data, "exit_status": str(self.exit_status)}
 
 
 class Invalid(InsulaError):
@@ -68,4 +71,7 @@ _BY_NAME: dict[str, type[InsulaError]] = {
 def from_dict(data: dict[str, str | None]) -> InsulaError:
     """The inverse of `InsulaError.to_dict`, for clients; an unknown kind becomes `Failed`."""
     kind = _BY_NAME.get(data.get("error") or "", Failed)
-    return kind(data.get("message") or "unknown error", data.get("hint"))
+    error = kind(data.get("message") or "unknown error", data.get("hint"))
+    exit_status = data.get("exit_status") or ""
+    error.exit_status = int(exit_status) if exit_status.isdigit() else None
+    return error

@@ -11,8 +11,6 @@ from insula.model.errors import InsulaError
 
 
 def run(arguments: Arguments) -> int:
-    if arguments.tty and arguments.interactive:
-        require_terminal()
     spec = {
         "env": environment(arguments.env),
         "user": arguments.user,
@@ -21,13 +19,15 @@ def run(arguments: Arguments) -> int:
         "stdin": arguments.interactive,
     }
     try:
+        if arguments.tty and arguments.interactive:
+            require_terminal()
         with Client(arguments.socket).instances.exec(
             arguments.tenant, arguments.name, arguments.cmd, **spec
         ) as attachment:
             status = interact(attachment, stdin=arguments.interactive, tty=arguments.tty, keys=arguments.detach_keys)
     except InsulaError as problem:
         error(problem.message, problem.hint)
-        return getattr(problem, "exit_status", None) or ENGINE_FAILURE
+        return problem.exit_status or ENGINE_FAILURE
     return 0 if status is None else status
 
 

@@ -38,11 +38,11 @@ def start(client: Client, arguments: Arguments, name: str) -> object:
 
 
 def stop(client: Client, arguments: Arguments, name: str) -> object:
-    return client.instances.stop(arguments.tenant, name, arguments.time)
+    return client.instances.stop(arguments.tenant, name, arguments.timeout)
 
 
 def restart(client: Client, arguments: Arguments, name: str) -> object:
-    return client.instances.restart(arguments.tenant, name, arguments.time)
+    return client.instances.restart(arguments.tenant, name, arguments.timeout)
 
 
 def kill(client: Client, arguments: Arguments, name: str) -> None:
@@ -72,7 +72,7 @@ def signal_name(text: str) -> str:
 
 _NAME = {"NAME": "instance"}
 _TIME = Option(
-    "-t --time", "how long to wait before SIGKILL (what `run --stop-timeout` said)", "TIME", parse=parse_duration
+    "-t --timeout", "how long to wait before SIGKILL (what `run --stop-timeout` said)", "TIME", parse=parse_duration
 )
 
 COMMANDS = {

@@ -18,14 +18,14 @@ ENGINE_FAILURE = 125
 
 
 def run(arguments: Arguments) -> int:
-    if arguments.tty and arguments.interactive and not arguments.detach:
-        require_terminal()
     spec = build_spec(arguments)
     try:
+        if arguments.tty and arguments.interactive and not arguments.detach:
+            require_terminal()
         return _run(Client(arguments.socket), arguments, spec)
     except InsulaError as problem:
         error(problem.message, problem.hint)
-        return getattr(problem, "exit_status", None) or ENGINE_FAILURE
+        return problem.exit_status or ENGINE_FAILURE
 
 
 def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
