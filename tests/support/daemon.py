@@ -32,9 +32,9 @@ def start_time(pid: int) -> int | None:
 class Daemon:
     """insulad on a private host. `cli` talks to it; `kill` and `start` play a crash; `remove` leaves nothing."""
 
-    def __init__(self, run: Run, name: str) -> None:
-        self.prefix = f"{run.name}{name}"
-        self.path = run.path / name
+    def __init__(self, run: Run) -> None:
+        self.prefix = run.next_prefix()
+        self.path = run.path / self.prefix
         self.root, self.run, self.log = self.path / "root", self.path / "run", self.path / "insulad.log"
         self.path.mkdir()
         self.namespaces = Namespaces()

@@ -12,6 +12,7 @@ live; what a dead one left is removed by the next.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import secrets
 import shutil
@@ -55,8 +56,13 @@ class Run:
         self.name = f"it{secrets.token_hex(2)}"
         self.path = RUNS / self.name
         self.path.mkdir()
+        self._daemons = itertools.count()
         self._lock = (self.path / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def next_prefix(self) -> str:
+        """For one more daemon; at most eight characters."""
+        return f"{self.name}{next(self._daemons):02x}"
 
     def close(self) -> None:
         remove_cgroups(self.name)

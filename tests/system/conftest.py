@@ -3,16 +3,15 @@
     run_     one run of the tests: directory and names
     daemon   one insulad for the whole session: for tests that don't kill it; each works in a tenant of its own
     fresh    an insulad for one test alone
-    cli      the command line as a new tenant of `daemon`, which has the network `default`
-    tenants  makes more tenants
+    tenants  makes tenants of `daemon`, each with a network `default` of 10.0.0.0/24
+    tenant   the command line as one of them
+    cli      the same, and the instances that a test leaves are removed
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -40,7 +39,7 @@ def run_() -> Iterator[machine.Run]:
 
 @pytest.fixture(scope="session")
 def daemon(run_: machine.Run) -> Iterator[Daemon]:
-    daemon = Daemon(run_, "s")
+    daemon = Daemon(run_)
     try:
         daemon.start()
         yield daemon
@@ -53,7 +52,7 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def fresh(run_: machine.Run) -> Iterator[Daemon]:
-    daemon = Daemon(run_, f"f{next(_numbers)}")
+    daemon = Daemon(run_)
     try:
         daemon.start()
         yield daemon
@@ -61,35 +60,44 @@ def fresh(run_: machine.Run) -> Iterator[Daemon]:
         daemon.remove()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tenants(daemon: Daemon, request: pytest.FixtureRequest) -> Iterator[TenantFactory]:
-    """Called with options of `insula tenant create`, makes a tenant with a network `default` of 10.0.0.0/24."""
-    made: list[str] = []
-    stem = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:30].strip("-")
+    """Called with options of `insula tenant create`, makes a tenant with a network `default`; removes it at the end."""
+    made: list[Cli] = []
+    stem = request.path.stem.removeprefix("test_").replace("_", "-")[:30]
 
     def make(*options: str, subnet: str = "10.0.0.0/24") -> Cli:
         name = f"{stem}-{next(_numbers)}"
         daemon.cli.ok("tenant", "create", name, *options)
-        made.append(name)
-        cli = daemon.cli.of(name)
-        if not any(network["name"] == "default" for network in _networks(cli)):
-            cli.ok("network", "create", "default", "--subnet", subnet)
-        return cli
+        made.append(daemon.cli.of(name))
+        made[-1].ok("network", "create", "default", "--subnet", subnet)
+        return made[-1]
 
     yield make
-    for name in made:
-        cli = daemon.cli.of(name)
-        for view in cli.json("ps", "-a"):
-            cli.ok("rm", "-f", view["instance"]["name"])
-        for network in _networks(cli):
-            cli.ok("network", "rm", network["name"])
-        daemon.cli.ok("tenant", "rm", name)
+    for cli in made:
+        remove_instances(cli)
+        for image in cli.json("image", "ls"):
+            if image["tenant"] == cli.tenant:
+                cli.ok("image", "rm", image["name"])
+        for view in cli.json("network", "ls"):
+            cli.ok("network", "rm", view["network"]["name"])
+        daemon.cli.ok("tenant", "rm", str(cli.tenant))
 
 
-def _networks(cli: Cli) -> list[dict[str, Any]]:
-    return [view["network"] for view in cli.json("network", "ls")]
+def remove_instances(cli: Cli) -> None:
+    """All of the tenant."""
+    for view in cli.json("ps", "-a"):
+        cli.ok("rm", "-f", view["instance"]["name"])
+
+
+@pytest.fixture(scope="module")
+def tenant(tenants: TenantFactory) -> Cli:
+    """The command line as a tenant of this file's own."""
+    return tenants()
 
 
 @pytest.fixture
-def cli(tenants: TenantFactory) -> Cli:
-    return tenants()
+def cli(tenant: Cli) -> Iterator[Cli]:
+    """The same; the instances that a test leaves are removed."""
+    yield tenant
+    remove_instances(tenant)

@@ -1,0 +1,97 @@
+"""Limits hold, and hit only the one who exceeds them: a neighbour is measured meanwhile."""
+
+from __future__ import annotations
+
+import time
+
+from tests.support.cli import Cli
+from tests.support.wait import until
+from tests.system.conftest import TenantFactory
+
+BOMB = "bomb() { bomb | bomb & }; bomb; sleep 600"
+HOG = "x=0123456789abcdef; while :; do x=$x$x; done"
+
+
+def neighbour(cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "neighbour", "busybox", "sleep", "600")
+
+
+def answers_within(cli: Cli, seconds: float) -> None:
+    """Median of five."""
+    times = []
+    for _ in range(5):
+        started = time.monotonic()
+        cli.ok("exec", "neighbour", "true")
+        times.append(time.monotonic() - started)
+    assert sorted(times)[2] < seconds, times
+
+
+def test_a_memory_hog_is_killed_alone(cli: Cli) -> None:
+    neighbour(cli)
+    cli.ok("run", "-d", "--name", "hog", "--memory", "32m", "busybox", "sh", "-c", HOG)
+    assert cli.ok("wait", "hog") == "137"
+    [view] = cli.json("inspect", "hog")
+    assert view["status"]["exit"]["oom"] is True
+    answers_within(cli, 2.0)
+    assert [v["instance"]["name"] for v in cli.json("ps")] == ["neighbour"]
+
+
+def test_a_hog_beside_pid_1_does_not_end_the_instance(cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "house", "--memory", "48m", "busybox", "sleep", "600")
+    assert cli.run("exec", "house", "sh", "-c", HOG).status == 137
+    assert [v["instance"]["name"] for v in cli.json("ps")] == ["house"]
+
+
+def test_memory_without_a_limit_is_there(cli: Cli) -> None:
+    """The positive control of the above: 64 MiB are no problem where 32 are not the limit."""
+    script = "dd if=/dev/zero bs=64M count=1 2>/dev/null | wc -c"
+    assert cli.ok("run", "--rm", "busybox", "sh", "-c", script) == str(64 << 20)
+
+
+def test_a_fork_bomb_stays_in_its_box(cli: Cli) -> None:
+    neighbour(cli)
+    cli.ok("run", "-d", "--name", "bomb", "--pids", "64", "--cpus", "0.5", "busybox", "sh", "-c", BOMB)
+    until(lambda: len(cli.json("top", "bomb")) >= 32, "the bomb has gone off", timeout=20)
+    answers_within(cli, 2.0)
+    assert len(cli.json("top", "bomb")) <= 64
+    started = time.monotonic()
+    cli.ok("rm", "-f", "bomb")
+    assert time.monotonic() - started < 10
+    assert [v["instance"]["name"] for v in cli.json("ps")] == ["neighbour"]
+
+
+def test_a_full_instance_refuses_exec_clearly(cli: Cli) -> None:
+    script = "for i in 1 2 3 4 5 6 7 8 9; do sleep 600 & done 2>/dev/null; wait"
+    cli.ok("run", "-d", "--name", "full", "--pids", "4", "busybox", "sh", "-c", script)
+    until(lambda: len(cli.json("top", "full")) == 4, "it is full")
+    cli.fails("exec", "full", "true", status=125)
+
+
+def used(cli: Cli, *options: str) -> float:
+    """CPU seconds that a busy loop gets in two seconds."""
+    script = "(while :; do :; done) & sleep 2; kill $!; wait; cat /proc/self/stat >/dev/null; times"
+    out = cli.ok("run", "--rm", *options, "busybox", "sh", "-c", script)
+    minutes, seconds = out.split()[2].rstrip("s").split("m")  # user time of the children
+    return float(minutes) * 60 + float(seconds)
+
+
+def test_cpus(cli: Cli) -> None:
+    free = used(cli)
+    limited = used(cli, "--cpus", "0.2")
+    assert limited < 0.7, limited
+    assert free > 1.5 * limited, (free, limited)
+
+
+def test_a_tenants_memory_is_limited_as_a_whole(tenants: TenantFactory) -> None:
+    cli = tenants("--memory", "64m")
+    cli.ok("run", "-d", "--name", "hog", "busybox", "sh", "-c", HOG)
+    assert cli.ok("wait", "hog") == "137"
+
+
+def test_a_tenants_instances_are_counted(tenants: TenantFactory) -> None:
+    cli = tenants("--instances", "2")
+    for name in ("a", "b"):
+        cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
+    assert "2 instances" in cli.fails("run", "-d", "--name", "c", "busybox", "sleep", "600", status=125)
+    cli.ok("rm", "-f", "a")
+    cli.ok("run", "-d", "--name", "c", "busybox", "sleep", "600")

@@ -1,0 +1,93 @@
+"""`-it` in a real terminal: raw mode, window size, Ctrl-C, detach keys, and the terminal as it was afterwards."""
+
+from __future__ import annotations
+
+import termios
+
+from tests.support.cli import Cli
+
+COOKED = termios.ICANON | termios.ECHO | termios.ISIG
+PROMPT = r"/ [#$] "
+
+
+def test_a_shell(cli: Cli) -> None:
+    with cli.terminal("run", "--rm", "-it", "busybox", "sh") as terminal:
+        terminal.expect(PROMPT)
+        assert not terminal.flags() & COOKED, "our side passes every byte on"
+        terminal.type("tty; test -t 0 && test -t 1 && test -t 2 && echo three\r")
+        terminal.expect("/dev/(pts/0|console)")
+        terminal.expect("\nthree")
+        terminal.type("exit 7\r")
+        assert terminal.wait() == 7
+        assert terminal.flags() & COOKED == COOKED, "and is as before"
+
+
+def test_the_window_has_the_right_size_and_follows(cli: Cli) -> None:
+    with cli.terminal("run", "--rm", "-it", "busybox", "sh", rows=33, columns=111) as terminal:
+        terminal.expect(PROMPT)
+        terminal.type("trap 'stty size' WINCH; stty size\r")
+        terminal.expect(r"\n33 111\r")
+        terminal.resize(44, 122)
+        terminal.type("\r")
+        terminal.expect(r"44 122\r")
+        terminal.type("exit\r")
+        assert terminal.wait() == 0
+
+
+def test_control_c_interrupts_the_program_inside_only(cli: Cli) -> None:
+    with cli.terminal("run", "--rm", "-it", "busybox", "sh") as terminal:
+        terminal.expect(PROMPT)
+        terminal.type("sleep 600; echo status $?\r")
+        terminal.expect("status")  # the echo of what was typed
+        terminal.type("\x03")
+        terminal.expect(PROMPT)
+        terminal.type("echo still here\r")
+        terminal.expect(r"\nstill here")
+        terminal.type("\x04")  # Ctrl-D: the shell's end of input
+        terminal.wait()
+
+
+def test_detach_and_attach(cli: Cli) -> None:
+    with cli.terminal("run", "-it", "--name", "shell", "busybox", "sh") as terminal:
+        terminal.expect(PROMPT)
+        terminal.type("kept=yes\r")
+        terminal.expect(PROMPT)
+        terminal.type("\x10\x11")  # Ctrl-P Ctrl-Q
+        assert terminal.wait() == 0
+        assert terminal.flags() & COOKED == COOKED
+    assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
+    with cli.terminal("attach", "shell") as terminal:
+        terminal.type("echo kept=$kept\r")
+        terminal.expect(r"\nkept=yes")
+        terminal.type("exit 3\r")
+        assert terminal.wait() == 3
+
+
+def test_other_detach_keys(cli: Cli) -> None:
+    with cli.terminal("run", "-it", "--name", "keys", "--detach-keys", "ctrl-x,q", "busybox", "sh") as terminal:
+        terminal.expect(PROMPT)
+        terminal.type("\x10\x11echo no\x18")
+        terminal.type("q")
+        assert terminal.wait() == 0
+    assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
+
+
+def test_exec_in_a_terminal(cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+    with cli.terminal("exec", "-it", "web", "sh", rows=30, columns=90) as terminal:
+        terminal.expect(PROMPT)
+        terminal.type("stty size; exit 4\r")
+        terminal.expect(r"\n30 90")
+        assert terminal.wait() == 4
+
+
+def test_a_killed_command_line_leaves_the_shell_running(cli: Cli) -> None:
+    with cli.terminal("run", "-it", "--name", "orphan", "busybox", "sh") as terminal:
+        terminal.expect(PROMPT)
+        terminal.close()
+    assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
+
+
+def test_a_terminal_is_asked_for_where_there_is_none(cli: Cli) -> None:
+    assert "terminal" in cli.fails("run", "--rm", "-it", "busybox", "sh", status=125)
+    assert cli.json("ps", "-a") == []

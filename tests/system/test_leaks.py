@@ -1,0 +1,103 @@
+"""Nothing stays: not of fifty containers, not of launches that fail, not of the whole of Insula after `down`."""
+
+from __future__ import annotations
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+
+from tests.support.cli import Cli
+from tests.support.daemon import PROCESSES, Daemon
+from tests.support.machine import Run
+from tests.support.snapshot import assert_unchanged
+
+CONTAINERS = 50
+NAMESPACES_EACH = 7  # cgroup, ipc, mnt, net, pid, user, uts
+
+
+def all_of(cli: Cli, *commands: tuple[str, ...]) -> None:
+    """Runs the commands, a few at a time; each must succeed."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda command: cli.ok(*command), commands))
+
+
+def launch_and_remove(cli: Cli, count: int) -> None:
+    names = [f"c{number}" for number in range(count)]
+    all_of(cli, *(("run", "-d", "--name", name, "busybox", "sleep", "600") for name in names))
+    assert sorted(view["instance"]["name"] for view in cli.json("ps")) == sorted(names)
+    all_of(cli, *(("rm", "-f", name) for name in names))
+
+
+def test_fifty_containers_twice(fresh: Daemon) -> None:
+    cli = fresh.cli
+    launch_and_remove(cli, 4)  # what is made once, at the first use, is there now
+    before = fresh.snapshot()
+    launch_and_remove(cli, CONTAINERS)
+    assert_unchanged(before, fresh.snapshot)
+    descriptors = {name: fresh.descriptors(name) for name in PROCESSES}
+    launch_and_remove(cli, CONTAINERS)
+    assert_unchanged(before, fresh.snapshot)
+    for name in PROCESSES:
+        assert fresh.descriptors(name) <= descriptors[name] + 4, name
+
+
+def test_the_snapshot_sees_a_container(fresh: Daemon) -> None:
+    """The positive control: what the other tests look for does show while a container runs."""
+    fresh.cli.ok("run", "--rm", "busybox", "true")
+    before = fresh.snapshot()
+    fresh.cli.ok("run", "-d", "--name", "one", "busybox", "sleep", "600")
+    kinds = [line.split(":")[0] for line in before.difference(fresh.snapshot())]
+    assert kinds.count("namespaces") >= NAMESPACES_EACH
+    assert {"processes", "cgroups", "files"} <= set(kinds)
+    fresh.cli.ok("rm", "-f", "one")
+    assert_unchanged(before, fresh.snapshot)
+
+
+def test_launches_that_fail(fresh: Daemon) -> None:
+    cli = fresh.cli
+    cli.ok("run", "--rm", "busybox", "true")
+    before = fresh.snapshot()
+    for _ in range(5):
+        assert cli.run("run", "--rm", "busybox", "no-such-program").status == 127
+        assert cli.run("run", "--rm", "busybox", "/etc").status == 126
+        assert cli.run("run", "--rm", "--user", "nobody-such", "busybox", "true").status == 125
+        assert cli.run("run", "--rm", "--ip", "192.0.2.77", "busybox", "true").status == 125
+    assert_unchanged(before, fresh.snapshot)
+
+
+def test_clients_that_go_away(fresh: Daemon) -> None:
+    """kill -9 of the command line during `run`, `exec`, `attach` and `logs -f`."""
+    cli = fresh.cli
+    cli.ok("run", "-d", "--name", "here", "busybox", "sleep", "600")
+    cli.ok("exec", "here", "true")
+    before = fresh.snapshot()
+    descriptors = fresh.descriptors("insulad")
+    for command in (("exec", "here", "cat"), ("attach", "here"), ("logs", "-f", "here")) * 3:
+        with cli.start(*command) as client:
+            with suppress(subprocess.TimeoutExpired):
+                client.wait(0.2)
+            client.kill()
+    assert_unchanged(before, fresh.snapshot)
+    assert fresh.descriptors("insulad") <= descriptors + 4
+    assert [view["instance"]["name"] for view in cli.json("ps")] == ["here"]
+
+
+def test_down_leaves_nothing_but_the_state(run_: Run) -> None:
+    daemon = Daemon(run_)
+    try:
+        before = replace(daemon.snapshot(), files=frozenset())
+        daemon.start()
+        daemon.cli.ok("tenant", "create", "acme")
+        daemon.cli.of("acme").ok("network", "create", "default", "--subnet", "10.0.0.0/24")
+        daemon.cli.of("acme").ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+        daemon.cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+        assert before.difference(replace(daemon.snapshot(), files=frozenset()))
+        daemon.down()
+        assert_unchanged(before, lambda: replace(daemon.snapshot(), files=frozenset()))
+        daemon.start()
+        assert "acme" in [view["tenant"]["name"] for view in daemon.cli.json("tenant", "ls")]
+        daemon.down()
+        assert_unchanged(before, lambda: replace(daemon.snapshot(), files=frozenset()))
+    finally:
+        daemon.remove()

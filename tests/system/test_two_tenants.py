@@ -1,0 +1,177 @@
+"""Two tenants, one address range, one host: what is the same, what is separate, and that nothing crosses.
+
+Every negative has a positive control: the same probe, from elsewhere or to elsewhere, succeeds.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from tests.support.cli import Cli
+from tests.support.daemon import Daemon
+from tests.support.machine import Namespaces
+from tests.support.wait import until
+from tests.system.conftest import TenantFactory
+
+SERVE = 'mkdir /www && echo "{text}" > /www/index.html && exec httpd -f -p 80 -h /www'
+ECHO_PEER = """
+import socketserver
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.rfile.readline()
+        body = self.client_address[0].encode()
+        self.wfile.write(b"HTTP/1.0 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%s" % (len(body), body))
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+with Server(("0.0.0.0", 8000), Echo) as server:
+    print("ready", flush=True)
+    server.serve_forever()
+"""
+
+
+class Houses(NamedTuple):
+    acme: Cli
+    globex: Cli
+
+
+def serve(cli: Cli, name: str, address: str, text: str) -> None:
+    cli.ok("run", "-d", "--name", name, "--ip", address, "busybox", "sh", "-c", SERVE.format(text=text))
+
+
+@pytest.fixture(scope="module")
+def houses(tenants: TenantFactory) -> Houses:
+    """Both tenants: web at 10.0.0.2, db at 10.0.0.3; only globex has `vault` at 10.0.0.9."""
+    houses = Houses(tenants(), tenants())
+    for cli, name in zip(houses, Houses._fields, strict=True):
+        serve(cli, "web", "10.0.0.2", f"web of {name}")
+        serve(cli, "db", "10.0.0.3", f"db of {name}")
+    serve(houses.globex, "vault", "10.0.0.9", "vault of globex")
+    for cli in houses:
+        until(lambda cli=cli: fetch(cli, "web", "db") and fetch(cli, "db", "web"), "all serve")  # type: ignore[misc]
+    return houses
+
+
+def fetch(cli: Cli, source: str, target: str, port: int = 80) -> str | None:
+    """What `target` serves, seen from instance `source`; None if nothing can be fetched within two seconds."""
+    result = cli.run("exec", source, "wget", "-q", "-T", "2", "-O", "-", f"http://{target}:{port}/")
+    return result.out.strip() if result.status == 0 else None
+
+
+def ping(cli: Cli, source: str, target: str, *options: str) -> bool:
+    return cli.run("exec", source, "ping", "-c", "1", "-W", "2", *options, target).status == 0
+
+
+@pytest.mark.parametrize("house", Houses._fields)
+def test_instances_reach_each_other_by_name_and_address(houses: Houses, house: str) -> None:
+    cli: Cli = getattr(houses, house)
+    for target in ("db", "10.0.0.3", f"db.{cli.tenant}.internal"):
+        assert ping(cli, "web", target)
+        assert fetch(cli, "web", target) == f"db of {house}"
+
+
+def test_the_same_address_is_each_tenants_own(houses: Houses) -> None:
+    assert fetch(houses.acme, "db", "10.0.0.2") == "web of acme"
+    assert fetch(houses.globex, "db", "10.0.0.2") == "web of globex"
+
+
+def test_an_address_of_the_other_tenant_alone_does_not_answer(houses: Houses) -> None:
+    assert fetch(houses.globex, "web", "10.0.0.9") == "vault of globex"
+    assert fetch(houses.acme, "web", "10.0.0.9") is None
+    assert ping(houses.globex, "web", "10.0.0.9")
+    assert not ping(houses.acme, "web", "10.0.0.9")
+
+
+def test_names_do_not_cross(houses: Houses) -> None:
+    assert fetch(houses.globex, "web", "vault") == "vault of globex"
+    assert fetch(houses.acme, "web", "vault") is None
+    foreign = f"vault.{houses.globex.tenant}.internal"
+    assert houses.globex.run("exec", "web", "nslookup", "-type=a", foreign).status == 0
+    assert houses.acme.run("exec", "web", "nslookup", "-type=a", foreign).status != 0
+
+
+def test_another_subnet_of_another_tenant_is_out_of_reach(houses: Houses, tenants: TenantFactory) -> None:
+    other = tenants(subnet="10.77.0.0/24")
+    serve(other, "far", "10.77.0.2", "far")
+    other.ok("run", "-d", "--name", "near", "busybox", "sleep", "600")
+    until(lambda: fetch(other, "near", "far") == "far", "the other tenant reaches its own")
+    assert fetch(houses.acme, "web", "10.77.0.2") is None
+    assert not ping(houses.acme, "web", "10.77.0.2")
+
+
+def test_networks_of_one_tenant_meet_at_its_router(houses: Houses) -> None:
+    acme = houses.acme
+    acme.ok("network", "create", "back", "--subnet", "10.0.1.0/24")
+    acme.ok("run", "-d", "--name", "behind", "--network", "back", "busybox", "sleep", "600")
+    assert fetch(acme, "behind", "10.0.0.3") == "db of acme"
+    acme.ok("rm", "-f", "behind")
+
+
+@pytest.fixture(scope="module")
+def outside(daemon: Daemon) -> Iterator[str]:
+    """A server outside of the host that says from which address it was asked."""
+    command = Namespaces.wrap(daemon.namespaces.outside, sys.executable, "-c", ECHO_PEER)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield Namespaces.OUTSIDE
+        server.kill()
+
+
+def test_the_outside_sees_the_host_only(houses: Houses, outside: str) -> None:
+    for cli in houses:
+        assert fetch(cli, "web", outside, 8000) == "192.0.2.2"
+
+
+def test_the_outside_cannot_come_in(houses: Houses, daemon: Daemon, outside: str) -> None:
+    namespaces = daemon.namespaces
+    assert fetch(houses.acme, "web", outside, 8000), "the positive control: the path exists"
+    namespaces.ip(namespaces.outside, "route replace 10.0.0.0/24 via 192.0.2.2")
+    try:
+        probe = namespaces.wrap(namespaces.outside, "busybox", "ping", "-c1", "-W1")
+        assert subprocess.run([*probe, "10.0.0.2"], capture_output=True).returncode != 0
+        assert subprocess.run([*probe, "192.0.2.2"], capture_output=True).returncode == 0
+    finally:
+        namespaces.ip(namespaces.outside, "route delete 10.0.0.0/24")
+
+
+def test_a_stolen_address_is_dropped(houses: Houses) -> None:
+    """An instance with CAP_NET_ADMIN over its own namespace takes another address, and then another MAC."""
+    acme = houses.acme
+    acme.ok("run", "-d", "--name", "thief", "--cap-add", "NET_ADMIN", "busybox", "sleep", "600")
+    assert ping(acme, "thief", "10.0.0.2")
+    acme.ok("exec", "thief", "ip", "address", "add", "10.0.0.66/24", "dev", "eth0")
+    assert not ping(acme, "thief", "10.0.0.2", "-I", "10.0.0.66")
+    acme.ok("exec", "thief", "ip", "link", "set", "eth0", "address", "02:00:00:00:66:66")
+    assert not ping(acme, "thief", "10.0.0.2")
+    assert ping(acme, "db", "10.0.0.2")
+    acme.ok("rm", "-f", "thief")
+
+
+def test_verify_proves_it(houses: Houses, daemon: Daemon) -> None:
+    report = daemon.cli.json("verify")
+    assert report["passed"], report
+    assert report["drift"] == []
+    cells = {(cell["source"], cell["target"]): cell for cell in report["matrix"]}
+    acme, globex = houses.acme.tenant, houses.globex.tenant
+    inside = cells[f"{acme}/web", f"{acme}/db"]
+    across = cells[f"{acme}/web", f"{globex}/vault"]
+    assert (inside["expected"], inside["installed"], inside["probed"]) == (True, True, True)
+    assert (across["expected"], across["installed"], across["probed"]) == (False, False, False)
+    assert across["control"]
+
+
+def test_verify_sees_a_broken_network(houses: Houses, daemon: Daemon) -> None:
+    """Somebody takes the device of an instance down behind Insula's back."""
+    cli = houses.globex
+    device = cli.json("explain", "vault")["device"]
+    namespace = f"/run/netns/{daemon.prefix}-{cli.tenant}"
+    daemon.namespaces.ip(namespace, f"link set {device} down")
+    result = daemon.cli.run("--json", "verify")
+    daemon.namespaces.ip(namespace, f"link set {device} up")
+    assert result.status == 1, result
+    assert until(lambda: daemon.cli.run("verify").status == 0, "verify passes again")
