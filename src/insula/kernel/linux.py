@@ -285,3 +285,10 @@ def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, *, mode: int =
     """openat2(2): open with a say in how the path may be resolved; always close-on-exec."""
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
     return _call("openat2", dirfd, _path(path), how, len(how), on=path)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): write out everything cached of the file system that holds `fd`."""
+    if _libc.syncfs(fd) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"syncfs: {os.strerror(error)}")

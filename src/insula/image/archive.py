@@ -1,0 +1,235 @@
+"""Images as files: the OCI layout (image-layout.md), as directory or tar, and the docker-archive of ``docker
+save``.
+
+An OCI layout has ``oci-layout``, ``index.json`` and ``blobs/sha256/…``. A docker-archive has
+``manifest.json``: a list of configurations with the paths of their layers. One archive can be both, and what
+`write` makes for Docker is: engines since version 25 read the layout, older ones the list.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import msgspec
+
+from insula.image import manifest
+from insula.image.blobs import Blobs, digest_of, hex_of, sync_directory
+from insula.image.manifest import Descriptor, Index, Manifest
+from insula.image.reference import normalise_reference
+from insula.kernel import linux
+from insula.model.errors import Invalid
+from insula.model.objects import Image
+from insula.model.units import shorten
+
+MAX_IMAGES = 64
+REF_NAME = "org.opencontainers.image.ref.name"
+CONTAINERD_NAME = "io.containerd.image.name"
+LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+class DockerEntry(msgspec.Struct, frozen=True, rename="pascal"):
+    """One image in the manifest.json of a docker-archive."""
+
+    config: str
+    layers: list[str]
+    repo_tags: list[str] | None = None
+
+
+class Tree:
+    """A directory whose links are followed only inside of it (openat2(2) RESOLVE_IN_ROOT)."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+    def open(self, path: str) -> BinaryIO:
+        """A regular file. Raises Invalid if it is missing or something else."""
+        try:
+            fd = linux.openat2(
+                self._fd,
+                path,
+                os.O_RDONLY | os.O_NONBLOCK,
+                resolve=linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS,
+            )
+        except (OSError, ValueError):
+            raise Invalid(f"{shorten(path)} is missing in the archive", "the archive is incomplete") from None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise Invalid(f"{shorten(path)} in the archive is no regular file", "the archive is damaged")
+        return open(fd, "rb")
+
+    def read(self, path: str, limit: int) -> bytes:
+        with self.open(path) as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise Invalid(f"{shorten(path)} in the archive is too large", f"at most {limit} bytes are read")
+        return data
+
+    def has(self, path: str) -> bool:
+        try:
+            os.stat(path, dir_fd=self._fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+
+class Layout:
+    """An OCI layout in a tree."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def open(self, digest: str) -> BinaryIO:
+        return self._tree.open(f"blobs/sha256/{hex_of(digest)}")
+
+    def images(self) -> list[tuple[bytes, str | None]]:
+        """The manifests for this machine, with the names they were given."""
+        index = manifest.read_document(self._tree.read("index.json", manifest.MAX_DOCUMENT))
+        if not isinstance(index, Index):
+            raise Invalid("the archive's index.json is not an index", "the archive is damaged")
+        if len(index.manifests) > MAX_IMAGES:
+            raise Invalid(f"the archive has {len(index.manifests)} images", f"at most {MAX_IMAGES} are loaded at once")
+        found: list[tuple[bytes, str | None]] = []
+        others: set[str] = set()
+        for entry in index.manifests:
+            data = self._choose(entry, 0, others)
+            if data is not None:
+                names = entry.annotations or {}
+                found.append((data, names.get(CONTAINERD_NAME) or names.get(REF_NAME)))
+        if not found:
+            has = f" (it has {', '.join(sorted(others)[:8])})" if others else ""
+            raise Invalid(
+                f"the archive has no image for linux/{manifest.architecture()}{has}", "use one made for this machine"
+            )
+        return found
+
+    def _choose(self, entry: Descriptor, depth: int, others: set[str]) -> bytes | None:
+        """The manifest behind `entry`, through indexes, that suits this machine."""
+        if depth > manifest.MAX_DEPTH:
+            raise Invalid("the archive's indexes are nested too deeply", "don't use this image")
+        if not manifest.matches(entry.platform):
+            assert entry.platform is not None
+            others.add(shorten(f"{entry.platform.os}/{entry.platform.architecture}")[1:-1])
+            return None
+        if entry.media_type not in manifest.INDEXES | manifest.MANIFESTS:
+            raise Invalid(f"{shorten(entry.media_type)} in the archive is no image", "use an OCI or Docker image")
+        with self.open(entry.digest) as file:
+            data = file.read(manifest.MAX_DOCUMENT + 1)
+        if digest_of(data) != entry.digest or len(data) != entry.size:
+            raise Invalid(f"the manifest {entry.digest[:19]}… is damaged", "fetch the archive again")
+        document = manifest.read_document(data)
+        if isinstance(document, Manifest):
+            return data
+        for part in document.manifests:
+            if (chosen := self._choose(part, depth + 1, others)) is not None:
+                return chosen
+        return None
+
+
+def read(tree: Tree) -> Layout | list[DockerEntry]:
+    """What kind of archive the tree is. Raises Invalid if it is none."""
+    if tree.has("oci-layout") and tree.has("index.json"):
+        return Layout(tree)
+    if not tree.has("manifest.json"):
+        raise Invalid(
+            "the archive is neither an OCI layout nor a docker-archive",
+            "for the tar of a root file system use: insula image import",
+        )
+    data = tree.read("manifest.json", manifest.MAX_DOCUMENT)
+    try:
+        entries = msgspec.json.decode(data, type=list[DockerEntry])
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as e:
+        raise Invalid(f"manifest.json does not parse: {shorten(str(e), 120)}", "the archive is damaged") from None
+    if not 0 < len(entries) <= MAX_IMAGES:
+        raise Invalid(f"the archive has {len(entries)} images", f"from 1 to {MAX_IMAGES} are loaded at once")
+    return entries
+
+
+def name_of(own: str | None) -> str:
+    """The name under which an archive's image is kept. Raises Invalid if it has none."""
+    if own is None or own == "latest":
+        raise Invalid("the image in the archive has no name", "give it one with --name")
+    return normalise_reference(own)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write(blobs: Blobs, images: Sequence[Image], path: Path, *, docker: bool) -> None:
+    """A tar of an OCI layout, with Docker's manifest.json if `docker`: the same images make the same bytes."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "xb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                _write_members(blobs, images, tar, docker)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        sync_directory(path.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def _write_members(blobs: Blobs, images: Sequence[Image], tar: tarfile.TarFile, docker: bool) -> None:
+    descriptors: list[Descriptor] = []
+    entries: dict[str, DockerEntry] = {}
+    needed: set[str] = set()
+    for image in images:
+        data = blobs.read(image.digest, manifest.MAX_DOCUMENT)
+        document = manifest.read_document(data)
+        assert isinstance(document, Manifest)
+        needed |= {image.digest, document.config.digest, *(layer.digest for layer in document.layers)}
+        descriptors.append(
+            Descriptor(
+                media_type=document.media_type or manifest.OCI_MANIFEST,
+                digest=image.digest,
+                size=len(data),
+                annotations={CONTAINERD_NAME: image.name, REF_NAME: image.name},
+            )
+        )
+        before = entries.get(image.digest)
+        entries[image.digest] = DockerEntry(
+            config=_blob_path(document.config.digest),
+            layers=[_blob_path(layer.digest) for layer in document.layers],
+            repo_tags=[*((before.repo_tags or []) if before else []), image.name],
+        )
+    _add(tar, "oci-layout", LAYOUT)
+    index = Index(schema_version=2, media_type=manifest.OCI_INDEX, manifests=descriptors)
+    _add(tar, "index.json", manifest.write_document(index))
+    if docker:
+        _add(tar, "manifest.json", msgspec.json.encode(list(entries.values())))
+    for digest in sorted(needed):
+        with blobs.open(digest) as blob:
+            _add_file(tar, _blob_path(digest), blob, os.fstat(blob.fileno()).st_size)
+
+
+def _blob_path(digest: str) -> str:
+    return f"blobs/sha256/{hex_of(digest)}"
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    _add_file(tar, name, io.BytesIO(data), len(data))
+
+
+def _add_file(tar: tarfile.TarFile, name: str, source: BinaryIO, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o644
+    if size >= 1 << 33:  # beyond ustar's octal digits
+        tar.format = tarfile.GNU_FORMAT
+    tar.addfile(member, source)

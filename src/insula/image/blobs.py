@@ -1,0 +1,114 @@
+"""Files named by the sha256 of their content, as an OCI layout keeps them: ``blobs/sha256/<hex>``.
+
+A blob is written beside, hashed on the way, synced, and renamed to its name: whoever sees the name sees the whole
+content, also after a power failure. Blobs never change, so readers need no lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from insula.model.errors import Failed, InsulaError, Invalid, NotFound
+
+CHUNK = 1 << 20
+
+
+def digest_of(data: bytes) -> str:
+    """The digest of `data` as the image-spec writes it."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def hex_of(digest: str) -> str:
+    """The file name of a digest that was checked before."""
+    return digest.removeprefix("sha256:")
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Makes an OSError a `Failed` in one line; a full disk says so."""
+    try:
+        yield
+    except InsulaError:
+        raise
+    except OSError as e:
+        raise failure(e, doing) from e
+
+
+def failure(e: OSError, doing: str) -> Failed:
+    """The error for an OSError met while `doing`."""
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failed(f"the disk is full while {doing}", "free some space, for example with: insula image rm")
+    return Failed(f"{doing} failed: {os.strerror(e.errno or 0)}", "see the log of insulad")
+
+
+def copy(source: BinaryIO, target: Path, *, limit: int, digest: str | None = None) -> tuple[str, int]:
+    """Copies `source` to the new file `target`, synced: its digest and size.
+
+    Raises Invalid if there are more than `limit` bytes or if the digest is not `digest`.
+    """
+    hasher, size = hashlib.sha256(), 0
+    with open(target, "xb", buffering=0) as out:
+        while chunk := source.read(CHUNK):
+            size += len(chunk)
+            if size > limit:
+                raise Invalid(f"more than {limit} bytes", "this is larger than images may be here")
+            hasher.update(chunk)
+            view = memoryview(chunk)
+            while view:
+                view = view[out.write(view) :]
+        os.fsync(out.fileno())
+    found = f"sha256:{hasher.hexdigest()}"
+    if digest is not None and found != digest:
+        raise Invalid(f"blob {digest[:19]}… has the digest {found[:19]}…", "the image is damaged, or was tampered with")
+    return found, size
+
+
+def write(target: Path, data: bytes) -> None:
+    """A small new file, synced."""
+    with open(target, "xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """fsync(2) of a directory: makes renames into it durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Blobs:
+    """The blobs in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def path(self, digest: str) -> Path:
+        return self.directory / hex_of(digest)
+
+    def __contains__(self, digest: str) -> bool:
+        return self.path(digest).exists()
+
+    def open(self, digest: str) -> BinaryIO:
+        """Raises NotFound."""
+        try:
+            return open(self.path(digest), "rb")
+        except FileNotFoundError:
+            raise NotFound(f"blob {digest[:19]}… is not in the store", "pull or load the image again") from None
+
+    def read(self, digest: str, limit: int) -> bytes:
+        """The content of a small blob, verified again: disks lie, too."""
+        with self.open(digest) as blob:
+            data = blob.read(limit + 1)
+        if len(data) > limit or digest_of(data) != digest:
+            raise Failed(f"blob {digest[:19]}… is damaged on disk", "remove the image, and pull or load it again")
+        return data

@@ -1,0 +1,206 @@
+"""How an image comes in: every blob verified, every layer extracted, all of it in a staging directory.
+
+An image is believed only as far as its digests reach: the manifest's digest fixes those of the configuration and of the
+blobs; the configuration fixes the DiffIDs, and these are checked on what was really extracted. Whoever brings an image
+must bring all of its blobs, so a tenant can't reach into another's images with digests it has heard of.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from insula.image import archive, manifest, worker
+from insula.image.blobs import copy, digest_of, hex_of, write
+from insula.image.layer import Limits
+from insula.image.manifest import Descriptor, Manifest
+from insula.image.staging import remove
+from insula.model.errors import Failed, Invalid
+from insula.model.objects import Image
+from insula.model.units import format_size
+
+Fetch = Callable[[str], BinaryIO]  # the blob of a digest, from wherever the image comes from
+
+
+class Diff(msgspec.Struct, frozen=True):
+    """What was verified of a layer blob: the digest and the size of its tar."""
+
+    diff_id: str
+    size: int
+
+
+class Intake:
+    """One import under way: what it has so far is in `blobs`, `layers` (by DiffID) and `diffs` (by blob).
+
+    `known` answers what the store verified of a layer blob before, and keeps that layer from being collected.
+    """
+
+    def __init__(self, directory: Path, limits: Limits, known: Callable[[str], Diff | None]) -> None:
+        self.directory, self._limits, self._known = directory, limits, known
+        self.blobs: dict[str, Path] = {}
+        self.layers: dict[str, Path] = {}
+        self.diffs: dict[str, Diff] = {}
+        self._packed = 0
+
+    # -- whole images ----------------------------------------------------------------------
+
+    def load(self, tree: archive.Tree, tenant: str, name: str | None) -> list[Image]:
+        """The images of an unpacked archive; `name` is for an archive of one."""
+        found = archive.read(tree)
+        if isinstance(found, archive.Layout):
+            entries = found.images()
+            _check_single(name, len(entries))
+            return [self.admit(data, found.open, name or archive.name_of(own), tenant) for data, own in entries]
+        _check_single(name, len(found))
+        return [image for entry in found for image in self._load_docker(tree, entry, tenant, name)]
+
+    def _load_docker(
+        self, tree: archive.Tree, entry: archive.DockerEntry, tenant: str, name: str | None
+    ) -> list[Image]:
+        config = tree.read(entry.config, manifest.MAX_DOCUMENT)
+        manifest.check_platform(manifest.read_configuration(config))
+        if len(entry.layers) > manifest.MAX_LAYERS:
+            raise Invalid(f"the image has {len(entry.layers)} layers", f"at most {manifest.MAX_LAYERS} are possible")
+        tags: list[str | None] = list(entry.repo_tags) if entry.repo_tags else [None]
+        names = [name] if name is not None else [archive.name_of(tag) for tag in tags]
+        layers = []
+        for path in entry.layers:
+            with tree.open(path) as file:
+                layers.append(self.pack(file))
+        return [self.describe(config, layers, each, tenant) for each in dict.fromkeys(names)]
+
+    def admit(self, data: bytes, fetch: Fetch, name: str, tenant: str) -> Image:
+        """Takes in the image whose manifest is `data`; its blobs come from `fetch`. Raises Invalid."""
+        document = manifest.read_document(data)
+        if not isinstance(document, Manifest):
+            raise Invalid("the image is an index where a manifest was expected", "this is not an image")
+        parts = (document.config, *document.layers)
+        self._check_size(sum(part.size for part in parts))
+        for part in parts:
+            self._take_blob(part, fetch)
+        configuration = manifest.read_configuration(self.blobs[document.config.digest].read_bytes())
+        manifest.check_platform(configuration)
+        if len(configuration.diff_ids) != len(document.layers):
+            raise Invalid(
+                f"the image has {len(document.layers)} layers, and its configuration {len(configuration.diff_ids)}",
+                "the image is damaged",
+            )
+        size = 0
+        for layer, diff_id in zip(document.layers, configuration.diff_ids, strict=True):
+            size += self._take_layer(layer, diff_id)
+            self._check_size(size)
+        return Image(
+            tenant=tenant,
+            name=name,
+            digest=self._add_document(data),
+            config_digest=document.config.digest,
+            layers=configuration.diff_ids,
+            size=size,
+            config=configuration.config,
+            architecture=configuration.architecture,
+            created=time.time(),
+        )
+
+    def describe(self, config: bytes, layers: list[Descriptor], name: str, tenant: str) -> Image:
+        """Writes a manifest for a configuration and packed layers, and admits it like any other."""
+        document = Manifest(
+            schema_version=2,
+            media_type=manifest.OCI_MANIFEST,
+            config=Descriptor(media_type=manifest.OCI_CONFIG, digest=self._add_document(config), size=len(config)),
+            layers=layers,
+        )
+        return self.admit(manifest.write_document(document), _no_more_blobs, name, tenant)
+
+    # -- parts -----------------------------------------------------------------------------
+
+    def pack(self, source: BinaryIO) -> Descriptor:
+        """Takes in a layer's tar that has no digest yet: with gzip or zstd as it is, else packed with gzip."""
+        self._packed += 1
+        spool, packed, target = (self.directory / f"{kind}-{self._packed}" for kind in ("spool", "packed", "tree"))
+        digest, size = copy(source, spool, limit=self._limits.bytes)
+        path = spool
+        with open(spool, "rb") as file:
+            kind = worker.compression(file.read(6))
+            if kind in ("gzip", "zstd"):
+                result = self.extract(file, target, whole=True)
+            else:
+                kind, path = "gzip", packed
+                with open(packed, "xb") as out:
+                    result = self.extract(file, target, whole=True, repack=out)
+                spool.unlink()
+                digest, size = result.blob_digest or "", result.blob_size
+        self.blobs.setdefault(digest, path)
+        self._keep_layer(result.diff_id, target)
+        self.diffs[digest] = Diff(result.diff_id, result.size)
+        return Descriptor(media_type=f"{manifest.OCI_LAYER}+{kind}", digest=digest, size=size)
+
+    def extract(
+        self, file: BinaryIO, target: Path, *, plain: bool = False, whole: bool = False, repack: BinaryIO | None = None
+    ) -> worker.Result:
+        """Extracts an archive into the new directory `target`, in a child process; see `worker.run`."""
+        target.mkdir()
+        target.chmod(0o755)
+        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return worker.run(file, fd, self._limits, plain=plain, whole=whole, repack=repack)
+        finally:
+            os.close(fd)
+
+    def _take_blob(self, part: Descriptor, fetch: Fetch) -> None:
+        if part.digest not in self.blobs:
+            path = self.directory / f"blob-{hex_of(part.digest)}"
+            with fetch(part.digest) as source:
+                copy(source, path, limit=part.size, digest=part.digest)
+            self.blobs[part.digest] = path
+        if (size := self.blobs[part.digest].stat().st_size) != part.size:
+            raise Invalid(f"blob {part.digest[:19]}… has {size} bytes, not {part.size}", "the image is damaged")
+
+    def _take_layer(self, layer: Descriptor, diff_id: str) -> int:
+        """Makes sure that the layer is extracted and really has this DiffID; the size of its tar."""
+        diff = self.diffs.get(layer.digest) or self._known(layer.digest)
+        if diff is None:
+            target = self.directory / f"layer-{hex_of(layer.digest)}"
+            with open(self.blobs[layer.digest], "rb") as file:
+                result = self.extract(file, target)
+            diff = Diff(result.diff_id, result.size)
+            self._keep_layer(diff.diff_id, target)
+        if diff.diff_id != diff_id:
+            raise Invalid(
+                f"layer {layer.digest[:19]}… has the DiffID {diff.diff_id[:19]}…, not what the configuration says",
+                "the image is damaged, or was tampered with",
+            )
+        self.diffs[layer.digest] = diff
+        return diff.size
+
+    def _keep_layer(self, diff_id: str, target: Path) -> None:
+        if diff_id in self.layers:
+            remove(target)
+        else:
+            self.layers[diff_id] = target
+
+    def _add_document(self, data: bytes) -> str:
+        digest = digest_of(data)
+        if digest not in self.blobs:
+            path = self.directory / f"blob-{hex_of(digest)}"
+            write(path, data)
+            self.blobs[digest] = path
+        return digest
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.bytes:
+            allowed = format_size(self._limits.bytes)
+            raise Invalid(f"the image is {format_size(size)} large", f"images may have at most {allowed}")
+
+
+def _check_single(name: str | None, count: int) -> None:
+    if name is not None and count != 1:
+        raise Invalid(f"the archive has {count} images, which can't all be {name}", "load it without a name")
+
+
+def _no_more_blobs(digest: str) -> BinaryIO:
+    raise Failed(f"blob {digest[:19]}… was not staged", "this is a mistake in Insula: please report it")

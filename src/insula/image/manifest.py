@@ -1,0 +1,313 @@
+"""The documents of an image: manifest, index and configuration, read strictly and written reproducibly.
+
+A *manifest* names by digest one configuration and the layers; an *index* (Docker: manifest list) names
+manifests, one a platform; the *configuration* says how to run the image and lists the DiffIDs, which are the
+digests of the layers before compression. So one digest, the manifest's, fixes every byte. See the OCI
+image-spec (manifest.md, image-index.md, config.md) and Docker's "Image Manifest Version 2, Schema 2".
+
+A document that is both manifest and index is refused, and so is one whose media type contradicts its fields:
+two readers that disagree on what a digest means are how CVE-2021-41190 worked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from insula.image.reference import check_digest
+from insula.model.errors import Invalid
+from insula.model.objects import ImageConfig
+from insula.model.units import shorten
+
+_T = TypeVar("_T")
+
+MAX_DOCUMENT = 4 << 20  # what other engines and registries allow, too
+MAX_LAYERS = 127  # docker's limit, and enough
+MAX_DEPTH = 4  # of an index in an index
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+INDEXES = {OCI_INDEX, DOCKER_LIST}
+MANIFESTS = {OCI_MANIFEST, DOCKER_MANIFEST}
+CONFIGS = {OCI_CONFIG, DOCKER_CONFIG}
+LAYERS = {
+    *(OCI_LAYER + end for end in ("", "+gzip", "+zstd")),
+    *(DOCKER_LAYER + end for end in ("", ".gzip", ".zstd")),
+}
+
+_ARCHITECTURES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "armv6l": "arm",
+    "i686": "386",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+    "riscv64": "riscv64",
+}
+
+
+def architecture() -> str:
+    """This machine's architecture by its name in Go, which the image-spec uses."""
+    machine = os.uname().machine
+    return _ARCHITECTURES.get(machine, machine)
+
+
+class Platform(msgspec.Struct, frozen=True, kw_only=True):
+    architecture: str
+    os: str
+    variant: str | None = None
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """descriptor.md: what a document says about another blob."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] | None = None
+    platform: Platform | None = None
+    urls: list[str] | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    schema_version: int
+    media_type: str | None = None
+    config: Descriptor
+    layers: list[Descriptor]
+    annotations: dict[str, str] | None = None
+
+
+class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    schema_version: int
+    media_type: str | None = None
+    manifests: list[Descriptor]
+    annotations: dict[str, str] | None = None
+
+
+class _Process(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
+    """The `config` object of config.md; Docker writes null where the spec has nothing."""
+
+    user: str | None = None
+    exposed_ports: dict[str, Any] | None = None
+    env: list[str] | None = None
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    volumes: dict[str, Any] | None = None
+    working_dir: str | None = None
+    labels: dict[str, str] | None = None
+    stop_signal: str | None = None
+
+
+class _Rootfs(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    diff_ids: list[str]
+
+
+class _History(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    created: str | None = None
+    created_by: str | None = None
+
+
+class _Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    architecture: str
+    os: str
+    created: str | None = None
+    variant: str | None = None
+    config: _Process | None = None
+    rootfs: _Rootfs
+    history: list[Any] | None = None
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image configuration says: how to run it, where, and the DiffIDs of its layers, lowest first."""
+
+    architecture: str
+    os: str
+    diff_ids: list[str]
+    config: ImageConfig
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_document(data: bytes) -> Manifest | Index:
+    """An image manifest or an index from JSON, checked. Raises Invalid."""
+    head = _decode(data, dict[str, Any], "manifest")
+    if head.get("schemaVersion") != 2:
+        raise Invalid("the manifest is not of schema version 2", "push the image again with a tool of this decade")
+    if "manifests" in head and ("layers" in head or "config" in head):
+        raise Invalid(
+            "the manifest claims to be an index, too", "don't use this image: it reads differently for different tools"
+        )
+    if "manifests" in head:
+        index = _decode(data, Index, "image index")
+        _expect_type(index.media_type, INDEXES)
+        for entry in index.manifests:
+            check_digest(entry.digest)
+        return index
+    manifest = _decode(data, Manifest, "manifest")
+    _expect_type(manifest.media_type, MANIFESTS)
+    _check_manifest(manifest)
+    return manifest
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    if manifest.config.media_type not in CONFIGS:
+        raise Invalid(
+            f"{shorten(manifest.config.media_type)} is not the configuration of an image",
+            "this may be a Helm chart or another artifact: only container images can be used",
+        )
+    if not manifest.layers:
+        raise Invalid("the image has no layers", "an image needs at least one layer")
+    if len(manifest.layers) > MAX_LAYERS:
+        raise Invalid(f"the image has {len(manifest.layers)} layers", f"at most {MAX_LAYERS} are possible: squash it")
+    for layer in manifest.layers:
+        kind = layer.media_type
+        if "foreign" in kind or "nondistributable" in kind or layer.urls:
+            raise Invalid(
+                "the image has a foreign layer, to be fetched from elsewhere", "use an image that has all its layers"
+            )
+        if kind not in LAYERS:
+            raise Invalid(
+                f"layers of type {shorten(kind)} are not supported", "use tar layers, plain or with gzip or zstd"
+            )
+    for part in (manifest.config, *manifest.layers):
+        check_digest(part.digest)
+        if part.size < 0:
+            raise Invalid(f"the manifest gives {part.digest[:19]} a negative size", "the manifest is damaged")
+    if manifest.config.size > MAX_DOCUMENT:
+        raise Invalid("the image's configuration is too large", f"at most {MAX_DOCUMENT} bytes are read")
+
+
+def read_configuration(data: bytes) -> Configuration:
+    """The configuration of an image from JSON, checked. Raises Invalid."""
+    document = _decode(data, _Document, "image configuration")
+    if document.rootfs.type != "layers":
+        raise Invalid(f"root file systems of type {shorten(document.rootfs.type)} are not supported", "use layers")
+    process = document.config or _Process()
+    config = ImageConfig(
+        env=process.env or [],
+        entrypoint=process.entrypoint or [],
+        cmd=process.cmd or [],
+        user=process.user or "",
+        working_dir="/" + (process.working_dir or "").lstrip("/"),
+        stop_signal=process.stop_signal or "SIGTERM",
+        labels=process.labels or {},
+        volumes=sorted(process.volumes or {}),
+        exposed_ports=sorted(process.exposed_ports or {}),
+    )
+    check_config(config)
+    return Configuration(
+        architecture=document.architecture,
+        os=document.os,
+        diff_ids=[check_digest(d) for d in document.rootfs.diff_ids],
+        config=config,
+    )
+
+
+def check_config(config: ImageConfig) -> None:
+    """Raises Invalid if a launch could not use `config`: NUL bytes, broken text, variables without '='."""
+    labels = [text for pair in config.labels.items() for text in pair]
+    for text in (
+        *config.env,
+        *config.entrypoint,
+        *config.cmd,
+        config.user,
+        config.working_dir,
+        *config.volumes,
+        *labels,
+    ):
+        if "\0" in text or not _is_utf8(text):
+            raise Invalid("the image's configuration has a NUL or broken character", "don't use this image")
+    for variable in config.env:
+        if variable.find("=") < 1:
+            raise Invalid(f"the image's variable {shorten(variable)} is not NAME=value", "mend the image")
+    if not re.fullmatch(r"(SIG)?[A-Z0-9+-]{1,16}", config.stop_signal):
+        raise Invalid(f"the image's stop signal {shorten(config.stop_signal)} is no signal", "use a name as SIGTERM")
+
+
+def check_platform(configuration: Configuration) -> None:
+    """Raises Invalid if this machine can't run the image."""
+    if configuration.os != "linux" or configuration.architecture != architecture():
+        has = f"{configuration.os}/{configuration.architecture}"
+        raise Invalid(
+            f"the image is for {shorten(has)}, and this machine is linux/{architecture()}",
+            "use an image built for this machine",
+        )
+
+
+def matches(platform: Platform | None) -> bool:
+    """Whether an index's entry is for this machine; one that doesn't say is judged by its configuration."""
+    return platform is None or (platform.os == "linux" and platform.architecture == architecture())
+
+
+def _decode(data: bytes, kind: type[_T], what: str) -> _T:
+    if len(data) > MAX_DOCUMENT:
+        raise Invalid(f"the {what} is too large", f"at most {MAX_DOCUMENT} bytes are read")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as e:
+        raise Invalid(
+            f"the {what} does not parse: {shorten(str(e), 120)}", "this is not an image, or it is damaged"
+        ) from None
+
+
+def _expect_type(media_type: str | None, allowed: set[str]) -> None:
+    if media_type is not None and media_type not in allowed:
+        raise Invalid(
+            f"the manifest's media type {shorten(media_type)} does not fit its content", "don't use this image"
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeError:
+        return False
+    return True
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write_document(document: Manifest | Index) -> bytes:
+    """Canonical JSON: the same document always has the same digest."""
+    return msgspec.json.encode(document, order="sorted")
+
+
+def write_configuration(config: ImageConfig, diff_ids: list[str], created: float, comment: str) -> bytes:
+    """An OCI image configuration for this machine, as JSON."""
+    check_config(config)
+    when = datetime.fromtimestamp(int(created), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    process = _Process(
+        user=config.user or None,
+        exposed_ports={port: {} for port in config.exposed_ports} or None,
+        env=config.env or None,
+        entrypoint=config.entrypoint or None,
+        cmd=config.cmd or None,
+        volumes={path: {} for path in config.volumes} or None,
+        working_dir=config.working_dir if config.working_dir != "/" else None,
+        labels=config.labels or None,
+        stop_signal=config.stop_signal if config.stop_signal != "SIGTERM" else None,
+    )
+    document = _Document(
+        architecture=architecture(),
+        os="linux",
+        created=when,
+        config=process,
+        rootfs=_Rootfs(type="layers", diff_ids=diff_ids),
+        history=[_History(created=when, created_by=comment)] * len(diff_ids),
+    )
+    return msgspec.json.encode(document, order="sorted")

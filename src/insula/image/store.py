@@ -1,0 +1,346 @@
+"""The image store: everything content-addressed, complete or absent.
+
+    root/blobs/sha256/<hex>    manifests, configurations and layers as they travel
+    root/layers/<hex>/         layers by DiffID, extracted as overlayfs wants them
+    root/diffs/<hex>           JSON: the DiffID and size of the layer blob <hex>, once that was verified
+    root/tmp/                  staging: what is not complete yet, and what is being removed
+    root/lock                  held to publish and to collect
+
+Work happens in a staging directory; then everything is renamed to its name, the manifest last. What exists under a
+name is therefore whole, whatever was killed when. What nobody refers to (any more) is removed by `collect`.
+Layers are shared between tenants, because equal digests are equal bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import msgspec
+
+from insula.image import archive, builtin, manifest, registry
+from insula.image.blobs import Blobs, disk_errors, hex_of, sync_directory, write
+from insula.image.intake import Diff, Intake
+from insula.image.layer import XATTR_OPAQUE, Limits
+from insula.image.manifest import Manifest
+from insula.image.reference import check_digest, normalise_reference, parse
+from insula.image.registry import Auth
+from insula.image.staging import disk_usage, staging, sweep
+from insula.model.errors import Failed, Invalid, NotFound
+from insula.model.objects import Image, ImageConfig
+
+__all__ = ["Auth", "ImageStore", "normalise_reference"]
+
+MAX_SIZE = 20 << 30
+MAX_ENTRIES = 1_000_000
+GRACE = 600.0  # seconds for the caller to record an image that it was given
+
+Progress = Callable[[str], None]
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+class ImageStore:
+    """Images below `root`, a directory of its own. All methods block; any number of threads may call them.
+
+    `max_size` bounds one image's blobs, its tars and its files, each together; `max_entries` those of each layer.
+    A method that fails leaves nothing behind.
+    """
+
+    def __init__(self, root: Path, *, max_size: int = MAX_SIZE, max_entries: int = MAX_ENTRIES) -> None:
+        self.root, self.max_size, self.max_entries = root, max_size, max_entries
+        self.blobs = Blobs(root / "blobs" / "sha256")
+        self._layers, self._diffs, self._tmp = root / "layers", root / "diffs", root / "tmp"
+        self._mutex = threading.Lock()  # of the two below
+        self._held: Counter[str] = Counter()  # digests that work under way relies on
+        self._recent: dict[str, float] = {}  # manifests that the caller has not recorded yet: since when
+        with disk_errors("preparing the image store"):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (self.blobs.directory, self._layers, self._diffs, self._tmp):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sweep(self._tmp)
+
+    # -- images come in --------------------------------------------------------------------
+
+    def import_rootfs(
+        self,
+        tar: BinaryIO | Path,
+        *,
+        name: str,
+        tenant: str,
+        config: ImageConfig | None = None,
+        created: float | None = None,
+        comment: str = "insula image import",
+    ) -> Image:
+        """An image of one layer from the tar of a root file system: plain or with gzip, xz or zstd."""
+        name = normalise_reference(name)
+        config = config or ImageConfig()
+        manifest.check_config(config)
+        with self._intake("importing an image") as intake, ExitStack() as stack:
+            file = stack.enter_context(_open_file(tar)) if isinstance(tar, Path) else tar
+            layer = intake.pack(file)
+            diff_ids = [intake.diffs[layer.digest].diff_id]
+            when = time.time() if created is None else created
+            document = manifest.write_configuration(config, diff_ids, when, comment)
+            image = intake.describe(document, [layer], name, tenant)
+            self._publish(intake, [image])
+            return image
+
+    def load(self, path: Path, *, tenant: str, name: str | None = None) -> list[Image]:
+        """All images for this machine in an OCI layout (directory or tar) or a docker-archive.
+
+        They keep their names; `name` is for an archive of one image. Raises NotFound if there is no such file.
+        """
+        name = normalise_reference(name) if name is not None else None
+        with self._intake("loading an image") as intake, ExitStack() as stack:
+            if not path.is_dir():
+                file = stack.enter_context(_open_file(path))
+                path = intake.directory / "archive"
+                intake.extract(file, path, plain=True, whole=True)
+            tree = stack.enter_context(archive.Tree(path))
+            images = intake.load(tree, tenant, name)
+            self._publish(intake, images)
+            return images
+
+    def pull(
+        self,
+        reference: str,
+        *,
+        tenant: str,
+        name: str | None = None,
+        auth: Auth | None = None,
+        insecure: bool = False,
+        progress: Progress | None = None,
+    ) -> Image:
+        """The image `reference` from its registry, kept under `name` or its own name.
+
+        `insecure` accepts plain HTTP and any certificate. Raises NotFound, Denied, Unavailable.
+        """
+        wanted = parse(reference)
+        name = normalise_reference(name) if name is not None else wanted.familiar
+        with self._intake("pulling an image") as intake:
+            directory = intake.directory / "pull"
+            registry.pull(wanted, directory, self.max_size, auth, insecure, progress or _silent)
+            (progress or _silent)("Extracting layers")
+            with archive.Tree(directory) as tree:
+                data = tree.read("manifest.json", manifest.MAX_DOCUMENT)
+                image = intake.admit(data, lambda digest: tree.open(hex_of(digest)), name, tenant)
+            self._publish(intake, [image])
+            return image
+
+    def build_busybox(self) -> Image:
+        """``busybox:latest``, shared by all tenants, from Debian's busybox-static: always the same digest."""
+        with disk_errors("building busybox"), staging(self._tmp) as directory:
+            builtin.write_busybox(directory / "rootfs.tar")
+            return self.import_rootfs(
+                directory / "rootfs.tar",
+                name="busybox:latest",
+                tenant="",
+                config=builtin.BUSYBOX_CONFIG,
+                created=0.0,
+                comment="insula: busybox-static",
+            )
+
+    def build_base(self, distribution: str, release: str | None = None, progress: Progress | None = None) -> Image:
+        """``debian:RELEASE``, shared by all tenants, made by debootstrap(8) from the host's own mirror."""
+        with disk_errors("building a base image"), staging(self._tmp) as directory:
+            tar, name = builtin.write_base(directory, distribution, release, progress or _silent)
+            (progress or _silent)("Importing the image")
+            return self.import_rootfs(
+                tar, name=name, tenant="", config=builtin.DEBIAN_CONFIG, comment=f"insula: debootstrap {name}"
+            )
+
+    # -- images go out ---------------------------------------------------------------------
+
+    def save(self, images: Sequence[Image], path: Path, *, format: Literal["oci", "docker"] = "oci") -> None:  # noqa: A002
+        """Writes a tar at `path`: "oci" is an OCI layout; "docker" one that every `docker load` reads, too."""
+        if format not in ("oci", "docker"):
+            raise Invalid(f"archives of the format {format!r} are not written", "use oci or docker")
+        if not images:
+            raise Invalid("there is no image to save", "name at least one")
+        with disk_errors("saving an image"), self._holding(images):
+            archive.write(self.blobs, images, path, docker=format == "docker")
+
+    def push(
+        self,
+        image: Image,
+        reference: str,
+        *,
+        auth: Auth | None = None,
+        insecure: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Copies the image, digest and all, to `reference` in its registry. Raises Denied, Unavailable."""
+        target = parse(reference)
+        if target.digest:
+            raise Invalid("an image can't be pushed to a digest", "push it to a tag")
+        with disk_errors("pushing an image"), self._holding([image]), staging(self._tmp) as work:
+            directory = work / "push"
+            directory.mkdir()
+            os.link(self.blobs.path(image.digest), directory / "manifest.json")
+            parts = self._read_manifest(image.digest)
+            for digest in {parts.config.digest, *(layer.digest for layer in parts.layers)}:
+                os.link(self.blobs.path(digest), directory / hex_of(digest))
+            registry.push(directory, target, auth, insecure, progress or _silent)
+
+    def lower(self, image: Image | Sequence[str]) -> list[Path]:
+        """The directories of the layers, top-most first as overlayfs's lowerdir wants them. Raises NotFound.
+
+        A layer that hides everything below cuts the list; of equal layers only the top-most counts (overlayfs
+        refuses the same directory twice, and the lower one can't be seen anyway).
+        """
+        found: list[Path] = []
+        for diff_id in reversed(image.layers if isinstance(image, Image) else image):
+            path = self._layers / hex_of(check_digest(diff_id))
+            if path in found:
+                continue
+            if not path.is_dir():
+                raise NotFound(f"layer {diff_id[:19]}… is not in the store", "pull or load the image again")
+            found.append(path)
+            if XATTR_OPAQUE in os.listxattr(path):
+                break
+        return found
+
+    # -- garbage ---------------------------------------------------------------------------
+
+    def release(self, digest: str) -> None:
+        """Tells that the caller has recorded the image `digest` that it was given, or has given it up."""
+        with self._mutex:
+            self._recent.pop(digest, None)
+
+    def collect(self, live: set[str]) -> int:
+        """Removes everything that the manifests `live` don't need; the bytes freed on the disk.
+
+        Spared are imports under way, and images that the caller was given in the last ten minutes and that were
+        neither released nor in a `live` yet.
+        """
+        with disk_errors("collecting garbage"), staging(self._tmp) as trash:
+            empty = disk_usage(trash)
+            with self._exclusive():
+                needed = self._needed(live)
+                for directory in (self.blobs.directory, self._diffs, self._layers):
+                    for path in [p for p in directory.iterdir() if f"sha256:{p.name}" not in needed]:
+                        path.rename(trash / f"{directory.name}-{path.name}")
+            return max(disk_usage(trash) - empty, 0)
+
+    def _needed(self, live: set[str]) -> set[str]:
+        now = time.monotonic()
+        with self._mutex:
+            self._recent = {d: t for d, t in self._recent.items() if d not in live and now - t < GRACE}
+            return set(self._held) | self._reachable(live | set(self._recent))
+
+    def _reachable(self, manifests: set[str]) -> set[str]:
+        found = set(manifests)
+        for digest in manifests:
+            try:
+                parts = self._read_manifest(digest)
+                found.update(part.digest for part in (parts.config, *parts.layers))
+                data = self.blobs.read(parts.config.digest, manifest.MAX_DOCUMENT)
+                found.update(manifest.read_configuration(data).diff_ids)
+            except NotFound:
+                continue  # of an image that was removed by hand
+        return found
+
+    # -- holding and publishing ------------------------------------------------------------
+
+    @contextmanager
+    def _intake(self, doing: str) -> Iterator[Intake]:
+        """An intake with a staging directory. The layers it finds in the store stay as long as it lasts."""
+        held: set[str] = set()
+
+        def known(blob: str) -> Diff | None:
+            with self._exclusive():
+                try:
+                    diff = msgspec.json.decode((self._diffs / hex_of(blob)).read_bytes(), type=Diff)
+                except FileNotFoundError:
+                    return None
+                if not (self._layers / hex_of(diff.diff_id)).is_dir():
+                    return None
+                self._hold({diff.diff_id} - held)
+                held.add(diff.diff_id)
+                return diff
+
+        with disk_errors(doing), staging(self._tmp) as directory:
+            try:
+                yield Intake(directory, Limits(self.max_size, self.max_entries), known)
+            finally:
+                self._let_go(held)
+
+    @contextmanager
+    def _holding(self, images: Sequence[Image]) -> Iterator[None]:
+        """Keeps images that go out. Raises NotFound."""
+        with self._exclusive():
+            for image in images:
+                self._read_manifest(image.digest)
+            held = self._reachable({image.digest for image in images})
+            self._hold(held)
+        try:
+            yield
+        finally:
+            self._let_go(held)
+
+    def _hold(self, digests: set[str]) -> None:
+        with self._mutex:
+            self._held.update(digests)
+
+    def _let_go(self, digests: set[str]) -> None:
+        with self._mutex:
+            self._held.subtract(digests)
+            self._held = +self._held
+
+    def _publish(self, intake: Intake, images: Sequence[Image]) -> None:
+        """Renames everything to its name, manifests last. On failure what was renamed goes back."""
+        manifests = {image.digest for image in images}
+        moves = [(path, self._layers / hex_of(diff_id)) for diff_id, path in intake.layers.items()]
+        moves += [(path, self.blobs.path(digest)) for digest, path in intake.blobs.items() if digest not in manifests]
+        for digest, diff in intake.diffs.items():
+            path = intake.directory / f"diff-{hex_of(digest)}"
+            write(path, msgspec.json.encode(diff))
+            moves.append((path, self._diffs / hex_of(digest)))
+        moves += [(intake.blobs[digest], self.blobs.path(digest)) for digest in manifests]
+        with self._exclusive(), ExitStack() as undo:
+            for source, target in moves:
+                if not target.exists():
+                    source.rename(target)
+                    undo.callback(target.rename, source)
+            for directory in (self._layers, self._diffs, self.blobs.directory):
+                sync_directory(directory)
+            with self._mutex:
+                self._recent.update(dict.fromkeys(manifests, time.monotonic()))
+            undo.pop_all()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Whoever publishes or collects is alone; flock(2) holds between threads, too, each having its descriptor."""
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _read_manifest(self, digest: str) -> Manifest:
+        document = manifest.read_document(self.blobs.read(check_digest(digest), manifest.MAX_DOCUMENT))
+        if not isinstance(document, Manifest):
+            raise Failed(f"{digest[:19]}… is not the manifest of an image", "remove the image, and pull it again")
+        return document
+
+
+def _open_file(path: Path) -> BinaryIO:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
+    except (OSError, ValueError) as e:
+        raise NotFound(f"{str(path)!r} can't be read: {e}", "give the path of an archive") from None
+    if not os.path.isfile(f"/proc/self/fd/{fd}"):
+        os.close(fd)
+        raise Invalid(f"{str(path)!r} is no regular file", "give the path of an archive")
+    return open(fd, "rb")

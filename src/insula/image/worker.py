@@ -1,0 +1,262 @@
+"""The child process that decompresses and extracts one archive.
+
+It is a process of its own so that the daemon's interpreter lock and memory are not hit, and so that a crash
+hurts nobody. It dies with the thread that started it (PR_SET_PDEATHSIG), may use limited memory, and enters
+the target by chroot(2) before it reads the first byte of the archive: should the extraction err, the kernel
+still holds it inside.
+
+The job comes as JSON on the standard input, with open descriptors; the answer, or the error, is JSON on the
+standard output. Run as ``python -m insula.image.worker``; `run` is the parent's side.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import sys
+import zlib
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+
+from insula.image.layer import Limits, extract
+from insula.image.tar import Reader
+from insula.kernel import linux
+from insula.model.errors import Failed, InsulaError, Invalid, from_dict
+
+if TYPE_CHECKING:
+    import subprocess
+
+MEMORY = 1 << 30
+RATIO_FLOOR = 256 << 20  # small archives may expand as they like up to here
+MAX_RATIO = 500
+ZSTD_MEMORY = "--memory=512MB"
+
+
+class Result(NamedTuple):
+    """`size` counts the bytes of the tar; `blob_digest` and `blob_size` are of the repacked archive, if any."""
+
+    diff_id: str
+    size: int
+    entries: int
+    blob_digest: str | None
+    blob_size: int
+
+
+class _Readable(Protocol):
+    def read(self, n: int, /) -> bytes: ...
+
+
+# -- the parent's side -----------------------------------------------------------------------------
+
+
+def run(
+    archive: BinaryIO,
+    target: int,
+    limits: Limits,
+    *,
+    plain: bool = False,
+    whole: bool = False,
+    repack: BinaryIO | None = None,
+) -> Result:
+    """Extracts `archive` into the empty directory `target` (a descriptor), in a child process.
+
+    `plain`: an ordinary archive and no layer. `whole`: the archive's end marker must be there. `repack` receives the
+    archive again, compressed with gzip. Raises Invalid, Failed.
+    """
+    import subprocess
+
+    fds = [archive.fileno(), target, *([repack.fileno()] if repack else [])]
+    job = {
+        "parent": os.getpid(),
+        "archive": archive.fileno(),
+        "target": target,
+        "repack": repack.fileno() if repack else None,
+        "limits": limits,
+        "plain": plain,
+        "whole": whole,
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-s", "-P", "-m", "insula.image.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=fds,
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    try:
+        out, err = child.communicate(json.dumps(job).encode())
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    return _answer(child, out, err)
+
+
+def _answer(child: subprocess.Popen[bytes], out: bytes, err: bytes) -> Result:
+    try:
+        answer: dict[str, Any] = json.loads(out)
+    except ValueError:
+        if child.returncode < 0:
+            why = f"was killed by signal {-child.returncode}"
+        else:
+            why = f"ended with status {child.returncode}: {err.decode(errors='replace').strip()[-200:]!r}"
+        raise Failed(f"the process that extracts layers {why}", "try again; see the log of insulad") from None
+    if "error" in answer:
+        raise from_dict(answer)
+    return Result(**answer)
+
+
+# -- the child's side ------------------------------------------------------------------------------
+
+
+class Meter:
+    """Reads exactly what is asked for, hashing and counting, and refuses to go on beyond `limit` bytes."""
+
+    def __init__(self, source: _Readable, limit: int, copy: gzip.GzipFile | None = None) -> None:
+        self._source, self._limit, self._copy = source, limit, copy
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def read(self, n: int) -> bytes:
+        """`n` bytes; fewer only at the end of the stream."""
+        pieces, missing = [], n
+        while missing and (piece := self._piece(missing)):
+            pieces.append(piece)
+            missing -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _piece(self, n: int) -> bytes:
+        try:
+            piece = self._source.read(n)
+        except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as e:
+            raise Invalid(f"the archive does not decompress: {e}", "it is damaged: fetch or make it again") from None
+        self.size += len(piece)
+        if self.size > self._limit:
+            raise Invalid(f"the archive expands to more than {self._limit} bytes", "this may be a decompression bomb")
+        self._hash.update(piece)
+        if self._copy is not None:
+            self._copy.write(piece)
+        return piece
+
+    def drain(self) -> None:
+        """Reads to the end: what follows the archive's end belongs to its digest."""
+        while self.read(1 << 18):
+            pass
+
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+class _HashingFile:
+    """The file that the repacked archive goes to."""
+
+    def __init__(self, fd: int) -> None:
+        self._file = open(fd, "wb", closefd=False)  # noqa: SIM115
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def finish(self) -> str:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+def compression(head: bytes) -> str | None:
+    """ "gzip", "zstd" or "xz" by the first bytes of a file; None is for anything else, taken as uncompressed."""
+    if head.startswith(b"\x1f\x8b"):
+        return "gzip"
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return "zstd"
+    return "xz" if head.startswith(b"\xfd7zXZ\0") else None
+
+
+def _open(fd: int) -> tuple[_Readable, subprocess.Popen[bytes] | None]:
+    """The uncompressed stream of the archive `fd`; Python 3.11 knows no zstd, so zstd(1) does it."""
+    kind = compression(os.pread(fd, 6, 0))
+    file = open(fd, "rb", closefd=False)  # noqa: SIM115
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=file), None
+    if kind == "xz":
+        return lzma.LZMAFile(file), None
+    if kind == "zstd":
+        import subprocess
+
+        try:
+            tool = subprocess.Popen(
+                ["zstd", "-dcq", ZSTD_MEMORY], stdin=fd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        except FileNotFoundError:
+            raise Failed("the archive is compressed with zstd, and zstd(1) is not there", "apt install zstd") from None
+        assert tool.stdout is not None
+        return tool.stdout, tool
+    return file, None
+
+
+def _extract(job: dict[str, Any]) -> Result:
+    limits, archive, target = Limits(*job["limits"]), job["archive"], job["target"]
+    os.lseek(archive, 0, os.SEEK_SET)
+    bound = min(2 * limits.bytes, max(RATIO_FLOOR, MAX_RATIO * os.fstat(archive).st_size))
+    source, tool = _open(archive)
+    repacked = packer = None
+    if job["repack"] is not None:
+        repacked = _HashingFile(job["repack"])
+        packer = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=repacked, mtime=0)
+    meter = Meter(source, bound, packer)
+    if os.geteuid() == 0:
+        os.fchdir(target)
+        os.chroot(".")
+    reader = Reader(meter.read)
+    try:
+        entries = extract(reader, target, limits, plain=job["plain"])
+        if job["whole"] and not reader.finished:
+            raise Invalid("the archive is empty or cut off", "fetch or make it again, with tar")
+        meter.drain()
+        if tool is not None and tool.wait() != 0:
+            raise Invalid("the archive does not decompress", "it is damaged: fetch or make it again")
+        if packer is not None:
+            packer.close()
+        blob = repacked.finish() if repacked is not None else None
+        linux.syncfs(target)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Failed("the disk is full while extracting a layer", "free some space: insula image rm") from e
+        raise Failed(f"extracting a layer failed: {e.strerror}", "see the log of insulad") from e
+    return Result(meter.digest(), meter.size, entries, blob, repacked.size if repacked is not None else 0)
+
+
+def main() -> None:
+    """Reads the job, does it, prints the answer."""
+    import resource
+
+    job = json.load(sys.stdin)
+    linux.prctl(linux.PR_SET_PDEATHSIG, 9)
+    if os.getppid() != job["parent"]:
+        sys.exit(1)  # it died before we said so
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    os.umask(0)
+    try:
+        answer: dict[str, Any] = _extract(job)._asdict()
+    except InsulaError as e:
+        answer = dict(e.to_dict())
+    except MemoryError:
+        answer = dict(
+            Invalid(f"the archive needs more than {MEMORY} bytes of memory", "this is not allowed here").to_dict()
+        )
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
