@@ -45,6 +45,7 @@ class Daemon:
             "INSULA_PREFIX": self.prefix,
         }
         self.cli = Cli(self._launcher(), self.run / "insulad.sock")
+        self.wrapper: tuple[str, ...] = ()  # put before insulad's command line
         self._process: subprocess.Popen[bytes] | None = None
 
     def _launcher(self) -> Path:
@@ -59,7 +60,8 @@ class Daemon:
 
     def launch(self) -> None:
         """Starts insulad without waiting until it answers."""
-        command = Namespaces.wrap(self.namespaces.host, sys.executable, "-I", "-m", "insula.api.daemon")
+        daemon = (sys.executable, "-I", "-m", "insula.api.daemon")
+        command = Namespaces.wrap(self.namespaces.host, *self.wrapper, *daemon)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,

@@ -2,7 +2,9 @@
 
     run_     one run of the tests: directory and names
     daemon   one insulad for the whole session: for tests that don't kill it; each works in a tenant of its own
-    fresh    an insulad for one test alone
+    fresh    an insulad for one test alone; so are
+    small    one whose disk is small, and
+    without_cgroups
     tenants  makes tenants of `daemon`, each with a network `default` of 10.0.0.0/24
     tenant   the command line as one of them
     cli      the same, and the instances that a test leaves are removed
@@ -11,6 +13,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -53,6 +56,32 @@ _numbers = itertools.count()
 @pytest.fixture
 def fresh(run_: machine.Run) -> Iterator[Daemon]:
     daemon = Daemon(run_)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.remove()
+
+
+@pytest.fixture
+def small(run_: machine.Run) -> Iterator[Daemon]:
+    """An insulad whose state is on a file system of 96 MiB."""
+    daemon = Daemon(run_)
+    try:
+        daemon.root.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(daemon.root)], check=True)
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.remove()
+
+
+@pytest.fixture
+def without_cgroups(run_: machine.Run) -> Iterator[Daemon]:
+    """An insulad on a host whose control groups are not mounted."""
+    daemon = Daemon(run_)
+    hide = 'mount -t tmpfs none /sys/fs/cgroup && exec "$@"'
+    daemon.wrapper = ("unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh")
     try:
         daemon.start()
         yield daemon
