@@ -1,0 +1,486 @@
+"""rtnetlink(7): links, addresses, routes and neighbours, written as messages and sent in batches.
+
+A request is a `nlmsghdr`, a fixed header of its kind and attributes (type, length, value), which may nest. The kernel
+takes any number of requests in one sendmsg(2) and answers each with an acknowledgement, so that what makes a port
+costs one system call each way. The module has functions that build requests, and `Rtnl`, a socket that sends them.
+
+A socket belongs to the network namespace it was opened in, whichever thread uses it later.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Final
+
+# netlink.h, if_link.h, if_addr.h, rtnetlink.h, neighbour.h
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+_NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
+_F_REQUEST, _F_ACK, _F_DUMP, _F_REPLACE, _F_EXCL, _F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
+_F_CAPPED, _F_ACK_TLVS, _F_DUMP_INTR = 0x100, 0x200, 0x10
+_NESTED, _TYPE_MASK = 0x8000, 0x3FFF
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
+
+IFF_UP: Final = 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 20, 26, 28
+INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
+VETH_INFO_PEER: Final = 1
+INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
+BR_STP_STATE, BR_MCAST_SNOOPING = 5, 23
+BRPORT_LEARNING, BRPORT_UNICAST_FLOOD = 8, 9
+VXLAN_ID, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 4, 7, 15, 17
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_F_NODAD: Final = 2
+RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 2, 4
+
+_HEADER = struct.Struct("=IHHII")
+_LINK = struct.Struct("=BxHiII")
+_ADDR = struct.Struct("=BBBBI")
+_ROUTE = struct.Struct("=8BI")
+_NEIGH = struct.Struct("=BxxxiHBB")
+
+
+class NetlinkError(OSError):
+    """An errno with what was asked and what the kernel's extended acknowledgement says."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One message. `what` is for errors; an errno in `ignore` is no error, such as ENODEV of a deletion."""
+
+    what: str
+    type: int
+    flags: int
+    body: bytes
+    ignore: frozenset[int] = field(default=frozenset())
+
+
+@dataclass(frozen=True)
+class Link:
+    index: int
+    name: str
+    kind: str
+    up: bool
+    mac: str
+    mtu: int
+    master: int | None
+    peer: int | None  # IFLA_LINK: of a veth the index of the other end, in its namespace
+    alias: str
+    learning: bool | None = None  # as a bridge port
+    flood: bool | None = None
+
+
+@dataclass(frozen=True)
+class Address:
+    index: int
+    address: str  # with prefix length
+    link_local: bool
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    index: int
+    mac: str
+    address: str | None
+    permanent: bool
+
+
+# -- requests --------------------------------------------------------------------------------------------------
+
+
+def veth(
+    name: str,
+    peer: str,
+    netns: int,
+    *,
+    index: int = 0,
+    mac: str | None = None,
+    peer_mac: str | None = None,
+    mtu: int | None = None,
+    master: int | None = None,
+) -> Request:
+    """A veth(4) pair: `name` here, up, and `peer` in the namespace behind the descriptor `netns`, down."""
+    far = _link_body(0) + _attributes(
+        (IFLA_IFNAME, _text(peer)),
+        (IFLA_NET_NS_FD, _u32(netns)),
+        (IFLA_ADDRESS, peer_mac and _mac(peer_mac)),
+        (IFLA_MTU, mtu and _u32(mtu)),
+    )
+    info = _nested((INFO_KIND, b"veth\0"), (INFO_DATA | _NESTED, _nested((VETH_INFO_PEER | _NESTED, far))))
+    return _new_link(f"veth {name}", name, index, info, mac=mac, mtu=mtu, master=master)
+
+
+def bridge(name: str, *, index: int = 0, mac: str, mtu: int) -> Request:
+    """A bridge, up, without spanning tree and without multicast snooping: everything for a group goes to all ports."""
+    data = _nested((BR_STP_STATE, _u32(0)), (BR_MCAST_SNOOPING, b"\0"))
+    info = _nested((INFO_KIND, b"bridge\0"), (INFO_DATA | _NESTED, data))
+    return _new_link(f"bridge {name}", name, index, info, mac=mac, mtu=mtu)
+
+
+def vxlan(name: str, *, vni: int, local: str, port: int = 4789, index: int = 0, mtu: int, master: int) -> Request:
+    """A VXLAN device (RFC 7348), up, that learns nothing: its forwarding entries are written with `forwarding`."""
+    address = ip_address(local)
+    data = _nested(
+        (VXLAN_ID, _u32(vni)),
+        (VXLAN_LOCAL if address.version == 4 else VXLAN_LOCAL6, address.packed),
+        (VXLAN_LEARNING, b"\0"),
+        (VXLAN_PORT, struct.pack("!H", port)),
+    )
+    info = _nested((INFO_KIND, b"vxlan\0"), (INFO_DATA | _NESTED, data))
+    return _new_link(f"vxlan {name}", name, index, info, mtu=mtu, master=master)
+
+
+def set_link(
+    index: int,
+    *,
+    up: bool | None = None,
+    mac: str | None = None,
+    mtu: int | None = None,
+    master: int | None = None,
+    alias: str | None = None,
+    link_local: bool | None = None,
+) -> Request:
+    """Change an existing link; `link_local` False means that IPv6 makes no address for it by itself."""
+    mode = ADDR_GEN_MODE_EUI64 if link_local else ADDR_GEN_MODE_NONE
+    inet6 = _nested((socket.AF_INET6 | _NESTED, _nested((INET6_ADDR_GEN_MODE, bytes([mode])))))
+    body = _LINK.pack(0, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP) + _attributes(
+        (IFLA_ADDRESS, mac and _mac(mac)),
+        (IFLA_MTU, mtu and _u32(mtu)),
+        (IFLA_MASTER, None if master is None else _u32(master)),
+        (IFLA_IFALIAS, None if alias is None else _text(alias)),
+        (IFLA_AF_SPEC | _NESTED, None if link_local is None else inet6),
+    )
+    return Request(f"set link {index}", _NEWLINK, 0, body)
+
+
+def set_bridge_port(index: int, *, learning: bool, flood: bool) -> Request:
+    """Whether the port's bridge learns source addresses from it, and sends it unicast to addresses it doesn't know."""
+    data = _nested((BRPORT_LEARNING, bytes([learning])), (BRPORT_UNICAST_FLOOD, bytes([flood])))
+    info = _nested((INFO_SLAVE_KIND, b"bridge\0"), (INFO_SLAVE_DATA | _NESTED, data))
+    return Request(
+        f"set bridge port {index}", _NEWLINK, 0, _link_body(index) + _attributes((IFLA_LINKINFO | _NESTED, info))
+    )
+
+
+def delete_link(*, index: int = 0, name: str | None = None) -> Request:
+    """Remove a link, of a veth both ends; no error when it is gone."""
+    body = _link_body(index) + _attributes((IFLA_IFNAME, name and _text(name)))
+    return Request(f"delete link {name or index}", _DELLINK, 0, body, ignore=frozenset({19}))  # ENODEV
+
+
+def add_address(index: int, address: str) -> Request:
+    """`address` with its prefix length on a link, usable at once: without duplicate address detection (RFC 4862)."""
+    body = _address_body(index, address) + _attributes((IFA_FLAGS, _u32(IFA_F_NODAD)))
+    return Request(f"add address {address}", _NEWADDR, _F_CREATE | _F_REPLACE, body)
+
+
+def delete_address(index: int, address: str) -> Request:
+    """Remove it; no error when it is gone."""
+    ignore = frozenset({19, 99})  # ENODEV, EADDRNOTAVAIL
+    return Request(f"delete address {address}", _DELADDR, 0, _address_body(index, address), ignore)
+
+
+def add_route(destination: str, *, index: int, gateway: str | None = None) -> Request:
+    """A route to `destination` in CIDR notation through a gateway or straight out of the link."""
+    network = ip_network(destination)
+    scope = 0 if gateway else 253  # RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    main, protocol_static, unicast = 254, 4, 1
+    body = _ROUTE.pack(family, network.prefixlen, 0, 0, main, protocol_static, scope, unicast, 0) + _attributes(
+        (RTA_DST, network.network_address.packed if network.prefixlen else None),
+        (RTA_OIF, _u32(index)),
+        (RTA_GATEWAY, gateway and ip_address(gateway).packed),
+    )
+    return Request(f"add route {destination}", _NEWROUTE, _F_CREATE | _F_REPLACE, body)
+
+
+def add_neighbour(index: int, address: str, mac: str) -> Request:
+    """A permanent entry of the ARP or NDP table: the kernel never asks for it and never forgets it."""
+    ip = ip_address(address)
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    body = _NEIGH.pack(family, index, NUD_PERMANENT, 0, 0) + _attributes((NDA_DST, ip.packed), (NDA_LLADDR, _mac(mac)))
+    return Request(f"add neighbour {address}", _NEWNEIGH, _F_CREATE | _F_REPLACE, body)
+
+
+def delete_neighbour(index: int, address: str) -> Request:
+    """Remove an entry; no error when it is gone."""
+    ip = ip_address(address)
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    body = _NEIGH.pack(family, index, 0, 0, 0) + _attributes((NDA_DST, ip.packed))
+    ignore = frozenset({2, 6, 19, 22})  # ENOENT, ENXIO, ENODEV; EINVAL where the link has no IPv6
+    return Request(f"delete neighbour {address}", _DELNEIGH, 0, body, ignore)
+
+
+def add_forwarding(index: int, mac: str, *, remote: str | None = None) -> Request:
+    """bridge(8) fdb: frames to `mac` leave through this bridge port, or through this VXLAN device to host `remote`."""
+    body = _NEIGH.pack(socket.AF_BRIDGE, index, NUD_NOARP, NTF_SELF if remote else NTF_MASTER, 0)
+    body += _attributes((NDA_LLADDR, _mac(mac)), (NDA_DST, remote and ip_address(remote).packed))
+    return Request(f"add forwarding entry {mac}", _NEWNEIGH, _F_CREATE | _F_REPLACE, body)
+
+
+def _new_link(
+    what: str,
+    name: str,
+    index: int,
+    info: bytes,
+    *,
+    mac: str | None = None,
+    mtu: int | None = None,
+    master: int | None = None,
+) -> Request:
+    body = _link_body(index, IFF_UP) + _attributes(
+        (IFLA_IFNAME, _text(name)),
+        (IFLA_ADDRESS, mac and _mac(mac)),
+        (IFLA_MTU, mtu and _u32(mtu)),
+        (IFLA_MASTER, master and _u32(master)),
+        (IFLA_LINKINFO | _NESTED, info),
+    )
+    return Request(f"add {what}", _NEWLINK, _F_CREATE | _F_EXCL, body)
+
+
+def _link_body(index: int, flags: int = 0) -> bytes:
+    return _LINK.pack(0, 0, index, flags, flags)
+
+
+def _address_body(index: int, address: str) -> bytes:
+    interface = ip_interface(address)
+    family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
+    packed = interface.ip.packed
+    return _ADDR.pack(family, interface.network.prefixlen, 0, 0, index) + _attributes(
+        (IFA_LOCAL, packed), (IFA_ADDRESS, packed)
+    )
+
+
+# -- the socket --------------------------------------------------------------------------------------------------
+
+
+class Rtnl:
+    """An rtnetlink socket in the network namespace of the calling thread. Its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sequence = 0
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        for option in (_CAP_ACK, _EXT_ACK, _STRICT):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._socket.bind((0, 0))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Rtnl:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def execute(self, *requests: Request) -> None:
+        """Send all, in order, in one system call. The kernel tries each; the first failure raises `NetlinkError`."""
+        if not requests:
+            return
+        with self._lock:
+            first, packet = self._sequence + 1, bytearray()
+            for request in requests:
+                packet += self._pack(request.type, request.flags | _F_ACK, request.body)
+            self._socket.sendto(packet, (0, 0))
+            errors: dict[int, NetlinkError] = {}
+            missing = set(range(first, first + len(requests)))
+            while missing:
+                for type_, flags, sequence, body in self._receive():
+                    if type_ == _NLMSG_ERROR and sequence in missing:
+                        missing.remove(sequence)
+                        request = requests[sequence - first]
+                        error = _error(request.what, flags, body)
+                        if error is not None and error.errno not in request.ignore:
+                            errors[sequence] = error
+        if errors:
+            raise errors[min(errors)]
+
+    def links(self) -> list[Link]:
+        """All links of the namespace."""
+        return [_parse_link(body) for body in self._dump(_GETLINK, _LINK.pack(0, 0, 0, 0, 0))]
+
+    def link(self, name: str) -> Link | None:
+        """The link of that name."""
+        try:
+            return _parse_link(self._get(_GETLINK, _link_body(0) + _attributes((IFLA_IFNAME, _text(name)))))
+        except NetlinkError as error:
+            if error.errno == 19:  # ENODEV
+                return None
+            raise
+
+    def addresses(self) -> list[Address]:
+        """All IPv4 and IPv6 addresses of the namespace."""
+        return [_parse_address(body) for body in self._dump(_GETADDR, _ADDR.pack(0, 0, 0, 0, 0))]
+
+    def neighbours(self, family: int) -> list[Neighbour]:
+        """The ARP (AF_INET) or NDP (AF_INET6) table, or with AF_BRIDGE the forwarding entries of all bridges."""
+        return [_parse_neighbour(family, body) for body in self._dump(_GETNEIGH, _NEIGH.pack(family, 0, 0, 0, 0))]
+
+    def default_routes(self) -> list[tuple[int, str]]:
+        """(index of the link, gateway) of the main tables' default routes, IPv4 and IPv6."""
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in self._dump(_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+                attributes = _parse(body[_ROUTE.size :])
+                if body[1] == 0 and body[4] == 254 and RTA_GATEWAY in attributes and RTA_OIF in attributes:
+                    found.append((_int(attributes[RTA_OIF]), str(ip_address(attributes[RTA_GATEWAY]))))
+        return found
+
+    def _get(self, type_: int, body: bytes) -> bytes:
+        with self._lock:
+            self._socket.sendto(self._pack(type_, 0, body), (0, 0))
+            sequence = self._sequence
+            while True:
+                for answer, flags, number, payload in self._receive():
+                    if number != sequence:
+                        continue
+                    if answer == _NLMSG_ERROR:
+                        raise _error("get link", flags, payload) or NetlinkError(5, "get link: no answer")
+                    return payload
+
+    def _dump(self, type_: int, body: bytes) -> list[bytes]:
+        """All answers of a dump, taken again if the table changed meanwhile (NLM_F_DUMP_INTR)."""
+        with self._lock:
+            while True:
+                self._socket.sendto(self._pack(type_, _F_DUMP, body), (0, 0))
+                sequence, found, interrupted, done = self._sequence, [], False, False
+                while not done:
+                    for answer, flags, number, payload in self._receive():
+                        if number != sequence:
+                            continue
+                        interrupted |= bool(flags & _F_DUMP_INTR)
+                        if answer == _NLMSG_ERROR and (error := _error("dump", flags, payload)):
+                            raise error
+                        if answer in (_NLMSG_ERROR, _NLMSG_DONE):
+                            done = True
+                        else:
+                            found.append(payload)
+                if not interrupted:
+                    return found
+
+    def _pack(self, type_: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        return _HEADER.pack(_HEADER.size + len(body), type_, flags | _F_REQUEST, self._sequence, 0) + body
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        data = self._socket.recv(1 << 18)
+        offset = 0
+        while offset < len(data):
+            length, type_, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            yield type_, flags, sequence, data[offset + _HEADER.size : offset + length]
+            offset += -(-length // 4) * 4
+
+
+# -- attributes --------------------------------------------------------------------------------------------------
+
+
+def _attributes(*pairs: tuple[int, bytes | str | int | None]) -> bytes:
+    """Attributes in order; those without a value are left out."""
+    parts = []
+    for type_, value in pairs:
+        if isinstance(value, bytes):
+            parts.append(struct.pack("=HH", len(value) + 4, type_) + value + bytes(-len(value) % 4))
+    return b"".join(parts)
+
+
+_nested = _attributes
+
+
+def _parse(data: bytes) -> dict[int, bytes]:
+    found, offset = {}, 0
+    while offset + 4 <= len(data):
+        length, type_ = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        found[type_ & _TYPE_MASK] = data[offset + 4 : offset + length]
+        offset += -(-length // 4) * 4
+    return found
+
+
+def _error(what: str, flags: int, body: bytes) -> NetlinkError | None:
+    """The error in an NLMSG_ERROR with the text of its extended acknowledgement; None if it is a success."""
+    code = -int(struct.unpack_from("=i", body)[0])
+    if code == 0:
+        return None
+    text = os.strerror(code)
+    if flags & _F_ACK_TLVS:
+        request = _HEADER.size if flags & _F_CAPPED else -(-struct.unpack_from("=I", body, 4)[0] // 4) * 4
+        said = _parse(body[4 + request :]).get(1, b"").rstrip(b"\0").decode(errors="replace")
+        text = f"{text}: {said}" if said else text
+    return NetlinkError(code, f"{what}: {text}")
+
+
+def _parse_link(body: bytes) -> Link:
+    _, _, index, flags, _ = _LINK.unpack_from(body)
+    attributes = _parse(body[_LINK.size :])
+    info = _parse(attributes.get(IFLA_LINKINFO, b""))
+    port = _parse(info.get(INFO_SLAVE_DATA, b"")) if info.get(INFO_SLAVE_KIND) == b"bridge\0" else {}
+    return Link(
+        index=index,
+        name=_str(attributes[IFLA_IFNAME]),
+        kind=_str(info.get(INFO_KIND, b"")),
+        up=bool(flags & IFF_UP),
+        mac=attributes.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=_int(attributes[IFLA_MTU]),
+        master=_int(attributes[IFLA_MASTER]) if IFLA_MASTER in attributes else None,
+        peer=_int(attributes[IFLA_LINK]) if IFLA_LINK in attributes else None,
+        alias=_str(attributes.get(IFLA_IFALIAS, b"")),
+        learning=bool(port[BRPORT_LEARNING][0]) if BRPORT_LEARNING in port else None,
+        flood=bool(port[BRPORT_UNICAST_FLOOD][0]) if BRPORT_UNICAST_FLOOD in port else None,
+    )
+
+
+def _parse_address(body: bytes) -> Address:
+    _, prefix, _, scope, index = _ADDR.unpack_from(body)
+    attributes = _parse(body[_ADDR.size :])
+    address = ip_address(attributes.get(IFA_LOCAL) or attributes[IFA_ADDRESS])
+    return Address(index, f"{address}/{prefix}", link_local=scope == 253 and address.version == 6)
+
+
+def _parse_neighbour(family: int, body: bytes) -> Neighbour:
+    _, index, state, _, _ = _NEIGH.unpack_from(body)
+    attributes = _parse(body[_NEIGH.size :])
+    to = attributes.get(NDA_DST)
+    return Neighbour(
+        index=index,
+        mac=attributes.get(NDA_LLADDR, b"").hex(":"),
+        address=str(ip_address(to)) if to and family != socket.AF_BRIDGE else None,
+        permanent=bool(state & NUD_PERMANENT) or (family == socket.AF_BRIDGE and bool(state & NUD_NOARP)),
+    )
+
+
+def _u32(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+def _int(value: bytes) -> int:
+    return int.from_bytes(value[:4], "little" if struct.pack("=H", 1)[0] else "big")
+
+
+def _text(value: str) -> bytes:
+    return value.encode() + b"\0"
+
+
+def _str(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _mac(value: str) -> bytes:
+    return bytes.fromhex(value.replace(":", ""))
+
+
+def names(links: Iterable[Link]) -> dict[str, Link]:
+    """The links by name."""
+    return {link.name: link for link in links}

@@ -1,0 +1,273 @@
+"""A tenant's routing domain on this host: handles into its namespace, and what is made through them.
+
+The handles (a descriptor, an rtnetlink socket, an nftables context) are opened inside once and kept, so that a port
+costs no change of namespace on the tenant's side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from ipaddress import ip_network
+
+from insula.kernel import netlink
+from insula.kernel.netlink import NetlinkError, Rtnl
+from insula.kernel.nftables import Nft
+from insula.model.errors import Failed
+from insula.model.objects import Network, Port, Tenant
+from insula.network.addresses import gateway_mac, uplink_mac
+from insula.network.linux import namespaces, plan, rules, sysctl
+from insula.network.linux.plan import Plan
+
+FAMILIES = ("bridge", "inet")
+DEVICE = "eth0"  # of an instance
+
+
+class Domain:
+    """Handles of one tenant; from one thread at a time. Raises `Failed` with the kernel's reason."""
+
+    def __init__(self, names: Plan, tenant: Tenant, netns: int) -> None:
+        self.plan = names
+        self.tenant = tenant
+        self.netns = netns
+        self.rtnl, self.nft = namespaces.call_in(netns, lambda: (Rtnl(), Nft()))
+
+    def close(self) -> None:
+        self.rtnl.close()
+        self.nft.close()
+        os.close(self.netns)
+
+    def is_current(self) -> bool:
+        """Whether the namespace kept under the tenant's name is still the one behind our handles."""
+        try:
+            kept, ours = os.stat(self.plan.namespace(self.tenant.name)), os.fstat(self.netns)
+        except FileNotFoundError:
+            return False
+        return (kept.st_dev, kept.st_ino) == (ours.st_dev, ours.st_ino)
+
+    # -- the tenant --------------------------------------------------------------------------------------------
+
+    def ensure(self, host: Rtnl, *, ipv6: bool) -> None:
+        """Router settings, rules and the uplink."""
+        namespaces.call_in(self.netns, lambda: sysctl.write(sysctl.ROUTER))
+        rules.install(self.nft, self.plan.prefix, FAMILIES, rules.tenant_rules(self.plan.prefix))
+        self._ensure_uplink(host, ipv6=ipv6)
+
+    def _ensure_uplink(self, host: Rtnl, *, ipv6: bool) -> None:
+        index, name = self.tenant.index, self.plan.uplink(self.tenant.index)
+        host_mac, our_mac = uplink_mac(index, host=True), uplink_mac(index, host=False)
+        far, near = host.link(name), self.rtnl.link(plan.UPLINK)
+        if not (far and near and far.peer == near.index and near.peer == far.index):
+            host.execute(netlink.delete_link(name=name))
+            self.rtnl.execute(netlink.delete_link(name=plan.UPLINK))
+            host.execute(netlink.veth(name, plan.UPLINK, self.netns, mac=host_mac, peer_mac=our_mac, mtu=plan.MTU))
+            far, near = host.link(name), self.rtnl.link(plan.UPLINK)
+            assert far and near
+        four, six = self.plan.addresses(index)
+        settings = {"disable_ipv6": "0" if ipv6 else "1", "accept_ra": "0"}
+        host.execute(netlink.set_link(far.index, up=True, alias=self.tenant.name, link_local=False if ipv6 else None))
+        sysctl.write({f"ipv6/conf/{name}/{key}": value for key, value in settings.items()})
+        self.rtnl.execute(netlink.set_link(near.index, mac=our_mac, link_local=False if ipv6 else None))
+        settings_near = {f"ipv6/conf/{plan.UPLINK}/{key}": value for key, value in settings.items()}
+        namespaces.call_in(self.netns, lambda: sysctl.write(settings_near))
+        pairs = [(*four, "0.0.0.0/0", 31)] + ([(*six, "::/0", 127)] if ipv6 else [])
+        for theirs, ours, everything, prefix in pairs:
+            # neighbours are fixed: nobody has to ask, and the host's rules may drop whatever a tenant sends to it
+            host.execute(
+                netlink.add_address(far.index, f"{theirs}/{prefix}"), netlink.add_neighbour(far.index, ours, our_mac)
+            )
+            self.rtnl.execute(
+                netlink.set_link(1, up=True),
+                netlink.set_link(near.index, up=True),
+                netlink.add_address(near.index, f"{ours}/{prefix}"),
+                netlink.add_neighbour(near.index, theirs, host_mac),
+                netlink.add_route(everything, index=near.index, gateway=theirs),
+            )
+
+    # -- networks ------------------------------------------------------------------------------------------------
+
+    def ensure_network(self, network: Network) -> None:
+        """The bridge with the gateway's addresses and exactly those."""
+        name, index, mac = plan.bridge(network.index), plan.bridge_index(network.index), gateway_mac(network.index)
+        link = self.rtnl.link(name)
+        if link and (link.kind != "bridge" or link.index != index):
+            self.rtnl.execute(netlink.delete_link(index=link.index))
+            link = None
+        if link is None:
+            self.rtnl.execute(netlink.bridge(name, index=index, mac=mac, mtu=network.mtu))
+        settings = {f"ipv6/conf/{name}/disable_ipv6": "0" if network.gateway6 else "1"}
+        namespaces.call_in(self.netns, lambda: sysctl.write(settings))
+        wanted = gateways(network)
+        present = [a.address for a in self.rtnl.addresses() if a.index == index and not a.link_local]
+        self.rtnl.execute(
+            netlink.set_link(index, up=True, mac=mac, mtu=network.mtu, alias=network.name),
+            *(netlink.delete_address(index, address) for address in present if address not in wanted),
+            *(netlink.add_address(index, address) for address in wanted),
+        )
+        self._replace_elements(name, rules.of_network(network))
+
+    def remove_network(self, index: int) -> None:
+        """The bridge and its elements."""
+        self.rtnl.execute(netlink.delete_link(name=plan.bridge(index)))
+        self._replace_elements(plan.bridge(index), {})
+
+    # -- ports ---------------------------------------------------------------------------------------------------
+
+    def attach(self, network: Network, port: Port, netns: int) -> None:
+        """Connect the namespace `netns`; what is there already and right stays, what is wrong is replaced."""
+        with contextlib.ExitStack() as undo:
+            inside = namespaces.call_in(netns, lambda: _enter(port))
+            try:
+                undo.callback(self.detach, network, port)
+                try:
+                    self._connect(network, port, netns)
+                    self.nft.run(rules.add(self.plan.prefix, rules.of_port(port)))
+                except NetlinkError as error:
+                    if error.errno != errno.EEXIST:
+                        raise
+                    self._reconnect(network, port, netns, inside)
+                    self._replace_elements(plan.port(port.index), rules.of_port(port))
+                _configure(inside, network, port)
+                undo.pop_all()
+            except OSError as error:
+                raise Failed(f"port of {port.instance} on network {network.name}: {error.strerror or error}") from error
+            finally:
+                inside.close()
+
+    def detach(self, network: Network, port: Port) -> None:
+        """Remove both ends of the port and what it was allowed."""
+        bridge = plan.bridge_index(network.index)
+        self.nft.run(rules.delete(self.plan.prefix, rules.of_port(port)))
+        self.rtnl.execute(
+            netlink.delete_link(name=plan.port(port.index)),
+            *(netlink.delete_neighbour(bridge, address) for address in addresses(port)),
+        )
+
+    def _connect(self, network: Network, port: Port, netns: int) -> None:
+        """Make the pair in one batch. EEXIST if a device has one of the names."""
+        index, bridge = plan.port_index(port.index), plan.bridge_index(network.index)
+        pair = netlink.veth(
+            plan.port(port.index), DEVICE, netns, index=index, peer_mac=port.mac, mtu=network.mtu, master=bridge
+        )
+        self.rtnl.execute(pair, *_port_settings(network, port))
+
+    def _reconnect(self, network: Network, port: Port, netns: int, inside: Rtnl) -> None:
+        """There is a device already: repair it if it leads to this namespace, else make it anew."""
+        ours, theirs = self.rtnl.link(plan.port(port.index)), inside.link(DEVICE)
+        index = plan.port_index(port.index)
+        if ours and theirs and (ours.index, ours.peer) == (theirs.peer, theirs.index) == (index, theirs.index):
+            repair = netlink.set_link(
+                index, up=True, mtu=network.mtu, master=plan.bridge_index(network.index), alias=port.instance
+            )
+            self.rtnl.execute(repair, *_port_settings(network, port))
+            inside.execute(netlink.set_link(theirs.index, mac=port.mac, mtu=network.mtu))
+            wanted = {address for address, _ in _with_prefixes(network, port)}
+            present = [a for a in inside.addresses() if a.index == theirs.index and not a.link_local]
+            inside.execute(
+                *(netlink.delete_address(theirs.index, a.address) for a in present if a.address not in wanted)
+            )
+            return
+        self.rtnl.execute(netlink.delete_link(name=plan.port(port.index)))
+        inside.execute(netlink.delete_link(name=DEVICE))
+        self._connect(network, port, netns)
+
+    def remove_port(self, index: int) -> None:
+        """A port of which only the index is known."""
+        self.rtnl.execute(netlink.delete_link(name=plan.port(index)))
+        self._replace_elements(plan.port(index), {})
+
+    def sweep(self, networks: set[int], ports: list[Port]) -> None:
+        """Remove networks and ports that are not in these, and all that is left of such."""
+        indices = {port.index for port in ports}
+        for link in self.rtnl.links():
+            network, index = plan.number(link.name, "br"), plan.number(link.name, "p")
+            if (network is not None and network not in networks) or (index is not None and index not in indices):
+                self.rtnl.execute(netlink.delete_link(index=link.index))
+        keep = {plan.bridge(index) for index in networks} | {plan.port(index) for index in indices}
+        stale = {name: [e for e in some if e[0] not in keep] for name, some in self.elements().items()}
+        if any(stale.values()):
+            self.nft.run(rules.delete(self.plan.prefix, stale))
+        known = {address for port in ports for address in addresses(port)}
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for entry in self.rtnl.neighbours(family):
+                if entry.permanent and entry.address and entry.address not in known and _is_bridge(entry.index):
+                    self.rtnl.execute(netlink.delete_neighbour(entry.index, entry.address))
+
+    # -- elements ------------------------------------------------------------------------------------------------
+
+    def elements(self) -> dict[str, set[tuple[str, ...]]]:
+        """All elements of our sets, by "family set"."""
+        table = self.plan.prefix
+        listed = {family: self.nft.elements(family, table) for family in FAMILIES}
+        return {f"{family} {name}": some for family, sets in listed.items() for name, some in sets.items()}
+
+    def _replace_elements(self, device: str, wanted: rules.Elements) -> None:
+        """Make `wanted` all that is said of the device."""
+        stale = {
+            name: [element for element in present if element[0] == device and element not in wanted.get(name, ())]
+            for name, present in self.elements().items()
+        }
+        commands = rules.delete(self.plan.prefix, stale) + rules.add(self.plan.prefix, wanted)
+        if commands:
+            self.nft.run(commands)
+
+
+def _is_bridge(index: int) -> bool:
+    return plan.bridge_index(0) <= index < plan.port_index(0)
+
+
+def gateways(network: Network) -> list[str]:
+    """The gateway's addresses with prefix lengths."""
+    found = [f"{network.gateway}/{ip_network(network.subnet).prefixlen}"]
+    if network.gateway6 and network.subnet6:
+        found.append(f"{network.gateway6}/{ip_network(network.subnet6).prefixlen}")
+    return found
+
+
+def addresses(port: Port) -> list[str]:
+    """What the port has."""
+    return [port.address, *([port.address6] if port.address6 else [])]
+
+
+def _with_prefixes(network: Network, port: Port) -> list[tuple[str, str]]:
+    """(address with prefix length, gateway) of each IP version that the port has."""
+    found = [(f"{port.address}/{ip_network(network.subnet).prefixlen}", network.gateway)]
+    if port.address6 and network.subnet6 and network.gateway6:
+        found.append((f"{port.address6}/{ip_network(network.subnet6).prefixlen}", network.gateway6))
+    return found
+
+
+def _port_settings(network: Network, port: Port) -> list[netlink.Request]:
+    """Where its MAC and IP addresses are is written down, not learned: nobody can claim another's by sending."""
+    index, bridge = plan.port_index(port.index), plan.bridge_index(network.index)
+    return [
+        netlink.set_bridge_port(index, learning=False, flood=False),
+        netlink.set_link(index, alias=port.instance),
+        netlink.add_forwarding(index, port.mac),
+        *(netlink.add_neighbour(bridge, address, port.mac) for address in addresses(port)),
+    ]
+
+
+def _enter(port: Port) -> Rtnl:
+    """In the instance's namespace: its settings, and a socket to do the rest from outside."""
+    sysctl.write(sysctl.instance(ipv6=port.address6 is not None))
+    return Rtnl()
+
+
+def _configure(inside: Rtnl, network: Network, port: Port) -> None:
+    """Bring up loopback and eth0 with addresses and default routes."""
+    device = inside.link(DEVICE)
+    if device is None:
+        raise Failed(f"{DEVICE} of {port.instance} has vanished", "start the instance again")
+    mac = gateway_mac(network.index)
+    requests = [netlink.set_link(1, up=True), netlink.set_link(device.index, up=True)]
+    for address, gateway in _with_prefixes(network, port):
+        everything = "::/0" if ":" in gateway else "0.0.0.0/0"
+        requests += [
+            netlink.add_address(device.index, address),
+            netlink.add_neighbour(device.index, gateway, mac),
+            netlink.add_route(everything, index=device.index, gateway=gateway),
+        ]
+    inside.execute(*requests)

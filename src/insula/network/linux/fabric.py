@@ -1,0 +1,249 @@
+"""`LinuxFabric`: the Fabric protocol over domains, the resolver and the host's own part."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from insula.kernel import netlink
+from insula.kernel.netlink import Rtnl
+from insula.kernel.nftables import Nft
+from insula.model.errors import Failed, NotFound, Unavailable
+from insula.model.objects import Network, NetworkStatus, Port, Tenant
+from insula.network.fabric import Installed
+from insula.network.linux import namespaces, plan, readback, resolver, rules
+from insula.network.linux.domain import Domain, gateways
+from insula.network.linux.plan import Plan
+from insula.network.linux.sysctl import HostSettings
+
+_NEIGHBOURS = {"ipv4/neigh/default/gc_thresh": (16384, 65536), "ipv6/neigh/default/gc_thresh": (16384, 65536)}
+
+
+class LinuxFabric:
+    """Tenants' networks in namespaces of this host.
+
+    `run` is a directory for what must not outlive a reboot. `range4` and `range6` hold the uplinks' addresses.
+    `resolvers` are the name servers that tenants' questions go to: None means the host's, () means nobody.
+    The host's namespace is the one of the thread that calls `open`.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        prefix: str = "insula",
+        *,
+        range4: str = "100.64.0.0/10",
+        range6: str = "fd69:6e73:756c:6100::/64",
+        resolvers: Sequence[str] | None = None,
+    ) -> None:
+        self.plan = Plan(prefix, IPv4Network(range4), IPv6Network(range6))
+        self._run = run / "network"
+        self._records = self._run / "tenants"
+        self._settings = HostSettings(self._run / "sysctl.json")
+        servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
+        self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix), servers)
+        self._domains: dict[str, Domain] = {}
+        self._lock = threading.Lock()
+        self._ipv6 = os.path.exists("/proc/sys/net/ipv6")
+        self._host: Rtnl | None = None
+        self._host_nft: Nft | None = None
+
+    # -- the host ------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Make the host's table and let the host forward."""
+        if os.geteuid() != 0:
+            raise Unavailable("networks need root", "start insulad as root")
+        self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if namespaces.prepare_directory():
+            (self._run / "directory").touch()
+        if self._host is None:
+            self._host, self._host_nft = Rtnl(), Nft()
+        self._ensure_host()
+
+    def close(self) -> None:
+        """Release handles; what is installed stays."""
+        with self._lock:
+            domains, self._domains = list(self._domains.values()), {}
+        for domain in domains:
+            domain.close()
+        if self._host and self._host_nft:
+            self._host.close()
+            self._host_nft.close()
+        self._host = self._host_nft = None
+
+    def _ensure_host(self) -> None:
+        _, nft = self._handles()
+        rules.install(nft, self.plan.prefix, ("inet",), rules.host_rules(self.plan.prefix, self.plan.uplinks))
+        self._settings.forward(4)
+        for name, (soft, hard) in _NEIGHBOURS.items():  # all namespaces share these tables
+            self._settings.at_least(f"{name}3", hard)
+            self._settings.at_least(f"{name}2", soft)
+
+    def host_drift(self) -> list[str]:
+        """What differs in the host's own namespace, as text."""
+        _, nft = self._handles()
+        wanted = rules.host_rules(self.plan.prefix, self.plan.uplinks)
+        return list(readback.rule_drift(nft, self.plan.prefix, ("inet",), wanted))
+
+    def _handles(self) -> tuple[Rtnl, Nft]:
+        if self._host is None or self._host_nft is None:
+            raise Failed("the fabric is not open")
+        return self._host, self._host_nft
+
+    # -- tenants -------------------------------------------------------------------------------------------------
+
+    def ensure_tenant(self, tenant: Tenant) -> None:
+        """Namespace, settings, rules, uplink and resolver."""
+        host, _ = self._handles()
+        self._record(tenant)
+        namespaces.create(self.plan.namespace(tenant.name))
+        domain = self._domain(tenant)
+        domain.ensure(host, ipv6=self._ipv6)
+        self._resolver.ensure(tenant.name, domain.netns)
+
+    def remove_tenant(self, tenant: Tenant) -> None:
+        """Resolver, uplink, namespace, in this order: nothing may hold the namespace when its name goes."""
+        self._remove_tenant(tenant.name, tenant.index)
+
+    def _remove_tenant(self, name: str, index: int) -> None:
+        host, _ = self._handles()
+        self._resolver.remove(name)
+        with self._lock:
+            domain = self._domains.pop(name, None)
+        if domain:
+            domain.close()
+        host.execute(netlink.delete_link(name=self.plan.uplink(index)))
+        namespaces.remove(self.plan.namespace(name))
+        (self._records / name).unlink(missing_ok=True)
+
+    def _record(self, tenant: Tenant) -> None:
+        """Write down that we are about to make this tenant: after a crash `sweep` knows what is ours."""
+        record = self._records / tenant.name
+        if not record.exists():
+            draft = self._run / f"{tenant.name}.new"
+            draft.write_text(json.dumps({"index": tenant.index}))
+            draft.rename(record)
+
+    def _recorded(self) -> dict[str, int]:
+        """Index by name of all tenants that we have made, or were about to."""
+        return {path.name: json.loads(path.read_text())["index"] for path in self._records.iterdir()}
+
+    def _domain(self, tenant: Tenant) -> Domain:
+        with self._lock:
+            domain = self._domains.get(tenant.name)
+            if domain and domain.tenant.index == tenant.index and domain.is_current():
+                return domain
+            if domain:
+                del self._domains[tenant.name]
+                domain.close()
+            netns = namespaces.open_named(self.plan.namespace(tenant.name))
+            if netns is None:
+                raise NotFound(
+                    f"tenant {tenant.name} has no network namespace", "insulad makes it: see `insula status`"
+                )
+            domain = self._domains[tenant.name] = Domain(self.plan, tenant, netns)
+            return domain
+
+    # -- networks, ports, names ----------------------------------------------------------------------------------
+
+    def ensure_network(self, tenant: Tenant, network: Network) -> None:
+        """The bridge with its gateway addresses."""
+        if network.gateway6:
+            if not self._ipv6:
+                raise Unavailable("this host's kernel has no IPv6", "make the network without an IPv6 subnet")
+            self._settings.forward(6)
+        self._domain(tenant).ensure_network(network)
+
+    def remove_network(self, tenant: Tenant, network: Network) -> None:
+        """The bridge; its ports lose their connection."""
+        self._domain(tenant).remove_network(network.index)
+
+    def attach(self, tenant: Tenant, network: Network, port: Port, netns: int) -> None:
+        """Give the namespace behind `netns` its eth0 on the network."""
+        self._domain(tenant).attach(network, port, netns)
+
+    def detach(self, tenant: Tenant, network: Network, port: Port) -> None:
+        """Remove the port."""
+        self._domain(tenant).detach(network, port)
+
+    def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
+        """Replace what the tenant's resolver answers."""
+        self._resolver.set_names(tenant.name, names)
+
+    # -- reading back ----------------------------------------------------------------------------------------------
+
+    def status(self, tenant: Tenant, network: Network) -> NetworkStatus:
+        """Ready when the gateway has its addresses and the resolver answers there."""
+        try:
+            domain = self._domain(tenant)
+        except NotFound as error:
+            return NetworkStatus(ready=False, reason=error.message)
+        links = domain.rtnl.links()
+        bridge = next((link for link in links if link.name == plan.bridge(network.index)), None)
+        if bridge is None or not bridge.up:
+            return NetworkStatus(
+                ready=False, reason="the bridge is missing" if bridge is None else "the bridge is down"
+            )
+        ports = sum(link.master == bridge.index for link in links)
+        present = {a.address for a in domain.rtnl.addresses() if a.index == bridge.index}
+        for address in gateways(network):
+            if address not in present:
+                return NetworkStatus(ready=False, reason=f"gateway {address} is missing", ports=ports)
+        if not namespaces.call_in(domain.netns, lambda: resolver.answers(network.gateway, tenant.name)):
+            return NetworkStatus(ready=False, reason=f"no resolver answers at {network.gateway}", ports=ports)
+        return NetworkStatus(ready=True, ports=ports)
+
+    def installed(self, tenant: Tenant) -> Installed:
+        """Read back from the kernel."""
+        try:
+            domain = self._domain(tenant)
+        except NotFound as error:
+            return Installed(
+                tenant=tenant.name, namespace=False, networks=[], ports=[], rules="", drift=[error.message]
+            )
+        found = readback.read(domain, ipv6=self._ipv6)
+        if not self._resolver.running(tenant.name, domain.netns):
+            found.drift.append("the resolver does not run")
+        return found
+
+    # -- cleaning up -----------------------------------------------------------------------------------------------
+
+    def sweep(self, tenants: Iterable[Tenant], networks: Iterable[Network], ports: Iterable[Port]) -> None:
+        """Remove what is ours and not in these."""
+        host, _ = self._handles()
+        wanted = {tenant.name: tenant for tenant in tenants}
+        for name, index in self._recorded().items():
+            if name not in wanted or wanted[name].index != index:
+                self._remove_tenant(name, index)
+        for name in set(self._resolver.tenants()) - set(wanted):
+            self._resolver.remove(name)
+        indices = {tenant.index for tenant in wanted.values()}
+        for link in host.links():
+            uplink = plan.number(link.name, self.plan.uplinks)
+            if uplink is not None and uplink not in indices:
+                host.execute(netlink.delete_link(index=link.index))
+        of_networks, of_ports = list(networks), list(ports)
+        for tenant in wanted.values():
+            if namespaces.exists(self.plan.namespace(tenant.name)):
+                self._domain(tenant).sweep(
+                    {network.index for network in of_networks if network.tenant == tenant.name},
+                    [port for port in of_ports if port.tenant == tenant.name],
+                )
+
+    def teardown(self) -> None:
+        """Remove everything of ours from this host, and put its settings back."""
+        self.sweep([], [], [])
+        _, nft = self._handles()
+        nft.run(f"add table inet {self.plan.prefix}\ndelete table inet {self.plan.prefix}\n")
+        self._settings.restore()
+        if (self._run / "directory").exists():
+            namespaces.release_directory()
+        self.close()
+        self._resolver.close()
+        shutil.rmtree(self._run, ignore_errors=True)

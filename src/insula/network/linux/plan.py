@@ -1,0 +1,78 @@
+"""Names, indices and addresses of what the fabric makes, all derived from the small index numbers of the model.
+
+A device's name has at most 15 characters (IFNAMSIZ). Inside a tenant's namespace also the kernel's interface indices
+are chosen by us, so that a message may refer to a device that an earlier message in the same batch makes.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Final
+
+from insula.model.errors import Invalid
+from insula.model.units import shorten
+
+UPLINK: Final = "uplink"  # in the tenant's namespace
+MTU: Final = 1500  # of the uplinks
+_NETWORKS, _PORTS = 1_000_000_000, 2_000_000_000  # where the interface indices of bridges and ports begin
+_PREFIX = re.compile(r"[a-z][a-z0-9-]{0,30}")
+
+
+def bridge(network: int) -> str:
+    return f"br{network}"
+
+
+def port(index: int) -> str:
+    return f"p{index}"
+
+
+def bridge_index(network: int) -> int:
+    return _NETWORKS + network
+
+
+def port_index(index: int) -> int:
+    return _PORTS + index
+
+
+def number(name: str, head: str) -> int | None:
+    """The index in a device's name, None if it is another kind of device."""
+    digits = name.removeprefix(head)
+    return int(digits) if digits != name and digits.isascii() and digits.isdigit() else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`range4` and `range6` hold the uplinks: two addresses a tenant, the even one the host's (RFC 3021, RFC 6164)."""
+
+    prefix: str
+    range4: IPv4Network
+    range6: IPv6Network
+
+    def __post_init__(self) -> None:
+        if not _PREFIX.fullmatch(self.prefix):
+            raise Invalid(f"prefix {shorten(self.prefix)} can't name devices", "use a-z, 0-9 and '-', as in insula")
+
+    @property
+    def uplinks(self) -> str:
+        """How the names of all uplinks begin in the host's namespace."""
+        stem = self.prefix
+        if len(stem) > 7:
+            stem = f"{stem[:2]}{zlib.crc32(stem.encode()) & 0xFFFFF:05x}"
+        return f"{stem}-u"
+
+    def uplink(self, tenant: int) -> str:
+        return f"{self.uplinks}{tenant}"
+
+    def addresses(self, tenant: int) -> tuple[tuple[str, str], tuple[str, str]]:
+        """((host's, tenant's) IPv4, (host's, tenant's) IPv6) of a tenant's uplink."""
+        if 2 * tenant + 1 >= self.range4.num_addresses:
+            raise Invalid(f"tenant number {tenant} has no uplink address in {self.range4}", "configure a larger range")
+        four, six = self.range4, self.range6
+        return (str(four[2 * tenant]), str(four[2 * tenant + 1])), (str(six[2 * tenant]), str(six[2 * tenant + 1]))
+
+    def namespace(self, tenant: str) -> Path:
+        return Path("/run/netns") / f"{self.prefix}-{tenant}"

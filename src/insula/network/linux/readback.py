@@ -1,0 +1,154 @@
+"""Reading back what the kernel has of a tenant, and saying where it differs from what the fabric installs.
+
+Only what is true of any tenant is judged here: rules, settings, and that devices, addresses, forwarding entries and
+rule elements belong together. Whether the right networks and ports are there is `insula.network.intent`'s question.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import defaultdict
+from collections.abc import Iterator
+from difflib import unified_diff
+
+from insula.kernel.netlink import Link, Neighbour
+from insula.kernel.nftables import Nft
+from insula.network.addresses import gateway_mac
+from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
+from insula.network.linux import namespaces, plan, rules, sysctl
+from insula.network.linux.domain import FAMILIES, Domain
+
+
+def read(domain: Domain, *, ipv6: bool) -> Installed:
+    """Everything of the tenant, with drift."""
+    links = {link.index: link for link in domain.rtnl.links()}
+    elements = domain.elements()
+    addresses = defaultdict(list)
+    for address in domain.rtnl.addresses():
+        if not address.link_local:
+            addresses[address.index].append(address.address)
+    networks = [
+        InstalledNetwork(
+            index=index, device=link.name, gateways=sorted(addresses[link.index]), mtu=link.mtu, up=link.up
+        )
+        for link in links.values()
+        if (index := plan.number(link.name, "br")) is not None
+    ]
+    ports = [
+        _port(index, link, links, elements)
+        for link in links.values()
+        if (index := plan.number(link.name, "p")) is not None
+    ]
+    forwarding = domain.rtnl.neighbours(socket.AF_BRIDGE)
+    drift = [
+        *namespaces.call_in(domain.netns, lambda: sysctl.differences(sysctl.ROUTER)),
+        *rule_drift(domain.nft, domain.plan.prefix, FAMILIES, rules.tenant_rules(domain.plan.prefix)),
+        *_uplink_drift(domain, links, addresses, ipv6=ipv6),
+        *_network_drift(networks, links, elements),
+        *_port_drift(ports, links, forwarding),
+        *_orphans(links, elements),
+    ]
+    return Installed(
+        tenant=domain.tenant.name,
+        namespace=True,
+        networks=networks,
+        ports=ports,
+        rules=domain.nft.run("list ruleset"),
+        drift=drift,
+    )
+
+
+def rule_drift(nft: Nft, table: str, families: tuple[str, ...], wanted: str) -> Iterator[str]:
+    """Lines of rules that are missing or in excess, and tables of somebody else in a tenant's namespace."""
+    reference = rules.as_listed(wanted, table)
+    for family in families:
+        was = [line.strip() for line in reference[family].splitlines()]
+        now = [line.strip() for line in nft.rules(family, table).splitlines()]
+        for line in unified_diff(was, now, n=0, lineterm=""):
+            if line[:1] in "+-" and line[:3] not in ("+++", "---"):
+                yield f"rule {'added' if line[0] == '+' else 'missing'} in {family} {table}: {line[1:]}"
+
+
+def _port(index: int, link: Link, links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> InstalledPort:
+    def allowed(name: str) -> list[str]:
+        return sorted({element[-1] for element in elements.get(f"bridge {name}", ()) if element[0] == link.name})
+
+    master = links.get(link.master) if link.master else None
+    return InstalledPort(
+        index=index,
+        device=link.name,
+        network=plan.number(master.name, "br") if master else None,
+        macs=allowed("macs"),
+        addresses=allowed("ipv4"),
+        addresses6=allowed("ipv6"),
+        up=link.up,
+    )
+
+
+def _uplink_drift(
+    domain: Domain, links: dict[int, Link], addresses: dict[int, list[str]], *, ipv6: bool
+) -> Iterator[str]:
+    uplink = next((link for link in links.values() if link.name == plan.UPLINK), None)
+    if uplink is None or not uplink.up:
+        yield f"device {plan.UPLINK} is {'down' if uplink else 'missing'}"
+        return
+    (_, ours), (_, ours6) = domain.plan.addresses(domain.tenant.index)
+    wanted = {f"{ours}/31", *([f"{ours6}/127"] if ipv6 else [])}
+    for address in sorted(wanted ^ set(addresses[uplink.index])):
+        yield f"address {address} of {plan.UPLINK} is {'missing' if address in wanted else 'not ours'}"
+    if not any(index == uplink.index for index, _ in domain.rtnl.default_routes()):
+        yield f"no default route through {plan.UPLINK}"
+
+
+def _network_drift(
+    networks: list[InstalledNetwork], links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]
+) -> Iterator[str]:
+    for network in networks:
+        link = links.get(plan.bridge_index(network.index))
+        if not link or link.kind != "bridge" or link.mac != gateway_mac(network.index):
+            yield f"device {network.device} is not the bridge it should be"
+        if not network.up:
+            yield f"device {network.device} is down"
+        known = {
+            element[1]
+            for name in ("gateways4", "gateways6")
+            for element in elements.get(f"inet {name}", ())
+            if element[0] == network.device
+        }
+        have = {gateway.partition("/")[0] for gateway in network.gateways}
+        for address in sorted(known ^ have):
+            where = "on the device" if address in known else "in the rules"
+            yield f"gateway {address} of {network.device} is missing {where}"
+        for name, element in (("bridges", (network.device,)), ("same", (network.device, network.device))):
+            if element not in elements.get(f"inet {name}", ()):
+                yield f"{network.device} is missing in set {name}"
+
+
+def _port_drift(ports: list[InstalledPort], links: dict[int, Link], forwarding: list[Neighbour]) -> Iterator[str]:
+    for port in ports:
+        link = links.get(plan.port_index(port.index))
+        if link is None:
+            yield f"device {port.device} has the wrong interface index"
+            continue
+        if not port.up:
+            yield f"device {port.device} is down"
+        if port.network is None:
+            yield f"device {port.device} is on no bridge"
+        if link.learning or link.flood:
+            yield f"device {port.device} learns addresses or is flooded"
+        if len(port.macs) != 1 or not port.addresses:
+            yield f"device {port.device} has no rule elements"
+        written = {entry.mac for entry in forwarding if entry.index == link.index and entry.permanent}
+        for mac in port.macs:
+            if mac not in written:
+                yield f"device {port.device} has no forwarding entry for {mac}"
+
+
+def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> Iterator[str]:
+    """Elements of devices that don't exist: a device of that name would be let through."""
+    names = {link.name for link in links.values()}
+    for device in sorted({element[0] for some in elements.values() for element in some} - names):
+        yield f"rule elements of {device}, which does not exist"
+    for link in links.values():
+        if link.name not in ("lo", plan.UPLINK) and all(plan.number(link.name, head) is None for head in ("br", "p")):
+            yield f"device {link.name} is not ours"

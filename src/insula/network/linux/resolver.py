@@ -1,0 +1,228 @@
+"""Names of instances: one dnsmasq(8) in each tenant's namespace, listening at the gateways of all its networks.
+
+It reads names from a directory that it watches (inotify), so that a new instance costs a small file and no restart.
+It answers `web` and `web.<tenant>.internal`, never asks anybody else about `.internal` or about bare names, and
+forwards the rest to the host's resolvers, out of the tenant's own uplink. `--bind-dynamic` makes it listen on bridges
+that appear later.
+
+dnsmasq daemonises itself once it listens, so a start that returns is a start that worked. It is known by its exact
+arguments and its network namespace, never by its name alone, and it is signalled through a pidfd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+from insula.model.errors import Failed, Unavailable
+from insula.model.units import check_label
+from insula.network.linux.namespaces import call_in
+
+DOMAIN = "internal"  # reserved by ICANN in 2024 for private use
+_RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the second: what systemd-resolved asks
+
+
+def host_resolvers() -> list[str]:
+    """The host's name servers that can be asked from elsewhere than the host itself; loopback ones can't."""
+    for path in _RESOLV_CONF:
+        found = []
+        with contextlib.suppress(OSError):
+            for line in Path(path).read_text(errors="replace").splitlines():
+                words = line.split()
+                if len(words) >= 2 and words[0] == "nameserver":
+                    with contextlib.suppress(ValueError):
+                        address = ip_address(words[1])
+                        if not address.is_loopback and not address.is_link_local:
+                            found.append(str(address))
+        if found:
+            return found
+    return []
+
+
+def reachable_directory(run: Path, prefix: str) -> Path:
+    """Where dnsmasq, which gives up root, can read: under `run`, unless a directory above lets only root pass."""
+    run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if all(path.stat().st_mode & 0o001 for path in (run, *run.resolve().parents)):
+        return run / "dns"
+    return Path("/run") / f"{prefix}-dns"
+
+
+class Resolver:
+    """The resolvers of all tenants; `directory` is theirs, one subdirectory a tenant."""
+
+    def __init__(self, directory: Path, servers: Sequence[str]) -> None:
+        self._directory = directory
+        self._servers = servers
+
+    def set_names(self, tenant: str, names: Mapping[str, Sequence[str]]) -> None:
+        """Replace what is answered; unchanged names cost nothing."""
+        lines = [
+            f"{ip_address(address)} {name} {name}.{tenant}.{DOMAIN}\n"
+            for name, addresses in sorted(names.items())
+            if check_label("instance", name)
+            for address in addresses
+        ]
+        directory, text = self._hosts(tenant), "".join(lines)
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        names_file, draft = directory / "names", directory.parent / "names.new"
+        if names_file.exists() and names_file.read_text() == text:
+            return
+        draft.write_text(text)
+        draft.chmod(0o644)
+        draft.rename(names_file)
+
+    def ensure(self, tenant: str, netns: int) -> None:
+        """Start the tenant's dnsmasq unless it runs with the right arguments."""
+        if self.running(tenant, netns):
+            return
+        self._stop_all(tenant)
+        for directory in (self._directory, self._directory / tenant, self._hosts(tenant)):
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            directory.chmod(0o755)
+        arguments = self._arguments(tenant)
+
+        def start() -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False, cwd="/"
+            )
+
+        done = call_in(netns, start)
+        if done.returncode:
+            said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+            raise Failed(f"the resolver of tenant {tenant} did not start: {said}", "run `insula doctor`")
+
+    def running(self, tenant: str, netns: int) -> bool:
+        """Whether dnsmasq runs in that namespace with exactly the arguments it should have."""
+        try:
+            pid = int((self._directory / tenant / "pid").read_text())
+        except (OSError, ValueError):
+            return False
+        inside = os.fstat(netns)
+        return _command_line(pid) == self._arguments(tenant) and _namespace(pid) == (inside.st_dev, inside.st_ino)
+
+    def remove(self, tenant: str) -> None:
+        """Stop the tenant's dnsmasq and forget its names."""
+        self._stop_all(tenant)
+        shutil.rmtree(self._directory / tenant, ignore_errors=True)
+
+    def tenants(self) -> list[str]:
+        """Whose files there are."""
+        return sorted(os.listdir(self._directory)) if self._directory.is_dir() else []
+
+    def close(self) -> None:
+        """Remove the directory when no tenant is left."""
+        with contextlib.suppress(OSError):
+            self._directory.rmdir()
+
+    def _hosts(self, tenant: str) -> Path:
+        return self._directory / tenant / "hosts"
+
+    def _arguments(self, tenant: str) -> list[str]:
+        program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        if program is None:
+            raise Unavailable("dnsmasq is missing", "install Debian's package dnsmasq-base")
+        user = _user()
+        return [
+            program,
+            "--conf-file=/dev/null",
+            f"--pid-file={self._directory / tenant / 'pid'}",
+            f"--hostsdir={self._hosts(tenant)}",
+            f"--user={user}",
+            f"--group={_group(user)}",
+            "--interface=br*",
+            "--except-interface=lo",
+            "--bind-dynamic",
+            "--no-hosts",
+            "--no-resolv",
+            "--no-poll",
+            "--no-ident",
+            "--domain-needed",
+            "--bogus-priv",
+            f"--local=/{DOMAIN}/",
+            f"--domain={tenant}.{DOMAIN}",
+            *(f"--server={server}" for server in self._servers),
+        ]
+
+    def _stop_all(self, tenant: str) -> None:
+        """Kill whatever serves the tenant's names, also one that was started just before we were killed."""
+        pidfds = list(self._find(tenant))
+        for pidfd in pidfds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        for pidfd in pidfds:
+            _wait(pidfd, 5.0)
+            os.close(pidfd)
+
+    def _find(self, tenant: str) -> Iterator[int]:
+        mark = f"--hostsdir={self._hosts(tenant)}"
+        for name in os.listdir("/proc"):
+            if name.isdigit() and mark in _command_line(int(name)):
+                with contextlib.suppress(ProcessLookupError):
+                    pidfd = os.pidfd_open(int(name))
+                    if mark in _command_line(int(name)):  # still the same process
+                        yield pidfd
+                    else:
+                        os.close(pidfd)
+
+
+def answers(gateway: str, tenant: str, timeout: float = 1.0) -> bool:
+    """Whether a resolver answers at this address; for use inside the tenant's namespace."""
+    name = b"".join(bytes([len(label)]) + label.encode() for label in ("insula-status", tenant, DOMAIN)) + b"\0"
+    query = b"\x1d\x0f\x01\0\0\x01\0\0\0\0\0\0" + name + b"\0\x01\0\x01"  # RFC 1035: one question, A, IN
+    family = socket.AF_INET if ip_address(gateway).version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                sock.settimeout(min(left, 0.2))
+                sock.connect((gateway, 53))
+                sock.send(query)
+                return sock.recv(512)[:2] == query[:2]
+            except TimeoutError:
+                continue
+            except OSError:  # refused: not listening yet
+                time.sleep(0.02)
+    return False
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _namespace(pid: int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(f"/proc/{pid}/ns/net")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwnam("dnsmasq").pw_name
+    except KeyError:
+        return "nobody"
+
+
+def _group(user: str) -> str:
+    return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+
+
+def _wait(pidfd: int, timeout: float) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll(timeout * 1000)

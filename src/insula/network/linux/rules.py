@@ -1,0 +1,213 @@
+"""The packet filter: rules that never change, over sets whose elements come and go with networks and ports.
+
+Three tables. In a tenant's namespace one of the `bridge` family decides what an instance may send: frames from its
+own MAC address, and in them only its own IP addresses, also where ARP and NDP claim addresses; no router
+advertisements, no DHCP answers. The one of the `inet` family decides what the tenant's router does: answer pings and
+names at its gateways, forward to the uplink and statefully back, nothing between two networks. The table in the
+host's namespace keeps tenants apart from each other and from the host. Everything not accepted is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from ipaddress import IPv6Address
+from typing import Final
+
+from insula.kernel.nftables import Nft
+from insula.model.objects import Network, Port
+from insula.network.addresses import link_local
+from insula.network.linux import plan
+from insula.network.linux.namespaces import call_in_new
+
+PROBE_DSCP: Final = 0x3F  # of the packets that verify isolation: the host never forwards them (RFC 2474, local use)
+
+Elements = Mapping[str, Iterable[tuple[str, ...]]]
+"""What is in which set; the set's name is "family set"."""
+
+_TENANT = """
+table bridge {table} {{
+    set macs {{ typeof iifname . ether saddr; }}
+    set ipv4 {{ typeof iifname . ether saddr . ip saddr; }}
+    set ipv6 {{ typeof iifname . ether saddr . ip6 saddr; }}
+    set ndp {{ typeof iifname . ether saddr . @th,64,128; }}
+
+    chain prerouting {{
+        type filter hook prerouting priority -200; policy drop;
+        iifname . ether saddr != @macs drop
+        ether type arp goto from_arp
+        ether type ip goto from_ipv4
+        ether type ip6 goto from_ipv6
+    }}
+    chain from_arp {{
+        arp htype != 1 drop
+        arp ptype != ip drop
+        iifname . arp saddr ether . arp saddr ip @ipv4 accept
+        arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept comment "probe, RFC 5227"
+        drop
+    }}
+    chain from_ipv4 {{
+        udp sport 67 drop comment "DHCP server"
+        iifname . ether saddr . ip saddr @ipv4 accept
+        drop
+    }}
+    chain from_ipv6 {{
+        icmpv6 type {{ nd-router-advert, nd-redirect }} drop
+        udp sport 547 drop comment "DHCPv6 server"
+        icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @ndp drop
+        iifname . ether saddr . ip6 saddr @ipv6 accept
+        ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . ether saddr . @th,64,128 @ndp accept comment "DAD"
+        ip6 saddr :: icmpv6 type mld2-listener-report accept
+        drop
+    }}
+}}
+table inet {table} {{
+    set bridges {{ typeof iifname; }}
+    set same {{ typeof iifname . oifname; }}
+    set gateways4 {{ typeof iifname . ip daddr; }}
+    set gateways6 {{ typeof iifname . ip6 daddr; }}
+
+    chain input {{
+        type filter hook input priority 0; policy drop;
+        iifname "lo" accept
+        ct state established,related accept
+        iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        iifname . ip daddr @gateways4 goto services
+        iifname . ip6 daddr @gateways6 goto services
+    }}
+    chain services {{
+        icmp type echo-request accept
+        icmpv6 type echo-request accept
+        udp dport 53 accept
+        tcp dport 53 accept
+        drop
+    }}
+    chain forward {{
+        type filter hook forward priority 0; policy drop;
+        iifname . oifname @same accept comment "bridged, where br_netfilter shows it to us"
+        ct state established,related accept
+        ct state invalid drop
+        iifname @bridges oifname "{uplink}" accept
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority 100; policy accept;
+        oifname "{uplink}" masquerade
+    }}
+}}
+"""
+
+_HOST = """
+table inet {table} {{
+    chain input {{
+        type filter hook input priority -5; policy accept;
+        iifname "{uplinks}*" goto to_host
+    }}
+    chain to_host {{
+        ct state established,related accept
+        drop
+    }}
+    chain forward {{
+        type filter hook forward priority -5; policy accept;
+        iifname "{uplinks}*" goto from_tenant
+        oifname "{uplinks}*" goto to_tenant
+    }}
+    chain from_tenant {{
+        oifname "{uplinks}*" drop
+        fib saddr . iif oif missing drop
+        ip daddr {{ 169.254.0.0/16, 192.0.2.0/24 }} drop
+        ip6 daddr {{ 2001:db8::/32, fe80::/10 }} drop
+        ip dscp {dscp} drop
+        ip6 dscp {dscp} drop
+        accept
+    }}
+    chain to_tenant {{
+        ct state established,related accept
+        drop
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority 100; policy accept;
+        iifname "{uplinks}*" oifname != "{uplinks}*" masquerade
+    }}
+}}
+"""
+
+
+def tenant_rules(table: str) -> str:
+    """The static part of both tables in a tenant's namespace."""
+    return _TENANT.format(table=table, uplink=plan.UPLINK)
+
+
+def host_rules(table: str, uplinks: str) -> str:
+    """The table in the host's namespace; `uplinks` is how the names of all uplinks begin."""
+    return _HOST.format(table=table, uplinks=uplinks, dscp=PROBE_DSCP)
+
+
+def install(nft: Nft, table: str, families: Iterable[str], rules: str) -> None:
+    """Load rules where they are missing or differ from `rules`; the sets keep their elements. One transaction."""
+    wanted = as_listed(rules, table)
+    if all(nft.rules(family, table) == wanted[family] for family in families):
+        return
+    flush = "".join(f"add table {family} {table}\nflush table {family} {table}\n" for family in families)
+    try:
+        nft.run(flush + rules)
+    except OSError:  # a set or chain of another version stands in the way
+        replace = "".join(f"add table {family} {table}\ndelete table {family} {table}\n" for family in families)
+        nft.run(replace + rules)
+
+
+@cache
+def as_listed(rules: str, table: str) -> dict[str, str]:
+    """`rules` as nft prints them when they are installed, by family: made by installing them where nobody is."""
+
+    def listed() -> dict[str, str]:
+        with Nft() as nft:
+            nft.run(rules)
+            return {family: nft.rules(family, table) for family, _ in nft.tables()}
+
+    return call_in_new(listed)
+
+
+# -- elements ------------------------------------------------------------------------------------------------------
+
+
+def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
+    """The elements that a network adds."""
+    device = plan.bridge(network.index)
+    return {
+        "inet bridges": [(device,)],
+        "inet same": [(device, device)],
+        "inet gateways4": [(device, network.gateway)],
+        "inet gateways6": [(device, network.gateway6)] if network.gateway6 else [],
+    }
+
+
+def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
+    """The elements that a port adds: what it may send from."""
+    device, mac = plan.port(port.index), port.mac
+    six = [port.address6, link_local(mac)] if port.address6 else []
+    return {
+        "bridge macs": [(device, mac)],
+        "bridge ipv4": [(device, mac, port.address)],
+        "bridge ipv6": [(device, mac, address) for address in six],
+        "bridge ndp": [(device, mac, f"0x{int(IPv6Address(address)):032x}") for address in six],
+    }
+
+
+def add(table: str, elements: Elements) -> str:
+    """The commands that add elements; those that are there already stay."""
+    return "".join(_command("add", table, name, some) for name, some in elements.items())
+
+
+def delete(table: str, elements: Elements) -> str:
+    """The commands that delete elements; no error where they aren't: they are added first, in the same transaction."""
+    return add(table, elements) + "".join(_command("delete", table, name, some) for name, some in elements.items())
+
+
+def _command(verb: str, table: str, name: str, elements: Iterable[tuple[str, ...]]) -> str:
+    family, _, set_ = name.partition(" ")
+    written = ", ".join(" . ".join(_part(part, i) for i, part in enumerate(element)) for element in elements)
+    return f"{verb} element {family} {table} {set_} {{ {written} }}\n" if written else ""
+
+
+def _part(part: str, position: int) -> str:
+    return f'"{part}"' if position == 0 or part.startswith("br") else part

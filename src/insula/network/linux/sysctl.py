@@ -1,0 +1,126 @@
+"""Kernel settings under /proc/sys/net (Documentation/networking/ip-sysctl). They are the calling thread's namespace's.
+
+The host's own settings are changed only where forwarding needs it. What they were is written down before the change,
+so that `restore` can put it back whatever happened in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+ROUTER = {
+    "ipv4/ip_forward": "1",
+    **{
+        f"ipv4/conf/{scope}/{name}": value
+        for scope in ("all", "default")
+        for name, value in {
+            "rp_filter": "1",
+            "arp_ignore": "1",  # a gateway address answers on its own network only
+            "arp_announce": "2",
+            "accept_redirects": "0",
+            "send_redirects": "0",
+            "accept_source_route": "0",
+        }.items()
+    },
+    "ipv6/conf/all/forwarding": "1",
+    "ipv6/conf/all/accept_ra": "0",
+    "ipv6/conf/default/accept_ra": "0",
+    "ipv6/conf/all/accept_redirects": "0",
+    "ipv6/conf/default/accept_redirects": "0",
+    "ipv6/conf/default/accept_dad": "0",
+    "ipv6/conf/default/disable_ipv6": "1",  # a device has IPv6 when its network has: ports never
+    # else bridged packets would go through the rules for routed ones as well (br_netfilter)
+    "bridge/bridge-nf-call-iptables": "0",
+    "bridge/bridge-nf-call-ip6tables": "0",
+    "bridge/bridge-nf-call-arptables": "0",
+}
+
+
+def instance(*, ipv6: bool) -> dict[str, str]:
+    """Settings of an instance's namespace, before it gets its device."""
+    return {
+        "ipv4/ip_unprivileged_port_start": "0",
+        "ipv4/ping_group_range": "0 2147483647",
+        "ipv6/conf/default/disable_ipv6": "0" if ipv6 else "1",
+        "ipv6/conf/default/accept_ra": "0",
+        "ipv6/conf/default/autoconf": "0",
+        "ipv6/conf/default/accept_redirects": "0",
+        "ipv6/conf/default/accept_dad": "0",
+    }
+
+
+def write(settings: Mapping[str, str]) -> None:
+    """Set all; what this kernel doesn't have (a module that isn't loaded, no IPv6) is passed over."""
+    for name, value in settings.items():
+        try:
+            fd = os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+
+
+def read(name: str) -> str | None:
+    """The value, None if this kernel doesn't have the setting."""
+    try:
+        with open(f"/proc/sys/net/{name}") as file:
+            return " ".join(file.read().split())
+    except FileNotFoundError:
+        return None
+
+
+def differences(settings: Mapping[str, str]) -> list[str]:
+    """What differs from `settings`, as text."""
+    found = [(name, value, read(name)) for name, value in settings.items()]
+    return [f"sysctl net/{name} is {now}, not {value}" for name, value, now in found if now not in (None, value)]
+
+
+class HostSettings:
+    """Settings of the host that we change; `record` is the file that holds what they were."""
+
+    def __init__(self, record: Path) -> None:
+        self._record = record
+
+    def forward(self, version: int) -> None:
+        """Let the host forward packets of this IP version."""
+        name = "ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding"
+        if read(name) == "0":
+            if version == 6:  # a router ignores router advertisements unless told so: keep the host's own routes
+                for device in os.listdir("/proc/sys/net/ipv6/conf"):
+                    if read(f"ipv6/conf/{device}/accept_ra") == "1":
+                        self._set(f"ipv6/conf/{device}/accept_ra", "2")
+            self._set(name, "1")
+
+    def at_least(self, name: str, value: int) -> None:
+        """Raise a limit."""
+        now = read(name)
+        if now is not None and int(now) < value:
+            self._set(name, str(value))
+
+    def restore(self) -> None:
+        """Put back what we changed and nobody changed since."""
+        for name, (before, ours) in reversed(self._changes().items()):
+            if read(name) == ours:
+                write({name: before})
+        self._record.unlink(missing_ok=True)
+
+    def _set(self, name: str, value: str) -> None:
+        changes = self._changes()
+        before = changes[name][0] if name in changes else read(name)
+        changes[name] = (before or "", value)
+        draft = self._record.with_suffix(".new")
+        draft.write_text(json.dumps(changes))
+        draft.rename(self._record)
+        write({name: value})
+
+    def _changes(self) -> dict[str, tuple[str, str]]:
+        try:
+            loaded: dict[str, list[str]] = json.loads(self._record.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return {name: (before, ours) for name, (before, ours) in loaded.items()}

@@ -1,0 +1,292 @@
+"""A laboratory for network tests: a "host" that is nothing but namespaces, and instances to send packets from.
+
+`isolated` runs a test in a child process with network, mount and PID namespaces of its own, so that what the test
+leaves behind ends with it. `Lab` is a fabric on that host with tenants, networks and instances.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import signal
+import socket
+import struct
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insula.kernel import linux
+from insula.model.objects import Network, Port, Tenant
+from insula.network.addresses import port_mac
+from insula.network.linux.fabric import LinuxFabric
+from insula.network.linux.namespaces import call_in
+
+TIMEOUT = 60.0
+
+
+def isolated(test: Callable[..., None]) -> Callable[..., None]:
+    """Run the test as PID 1 of new namespaces, with a /proc of its own and an empty /run."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root")
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _become_host(writer, lambda: test(*args, **kwargs))
+        os.close(writer)
+        try:
+            said = b""
+            deadline = time.monotonic() + TIMEOUT
+            while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                if not (chunk := os.read(reader, 65536)):
+                    break
+                said += chunk
+            else:
+                said = b"the test did not end in time"
+        finally:
+            os.close(reader)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        if said != b"passed":
+            pytest.fail(said.decode(errors="replace") or "the test's process died", pytrace=False)
+
+    return run
+
+
+def _become_host(writer: int, test: Callable[[], None]) -> None:
+    try:
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS | linux.CLONE_NEWPID)
+        first = os.fork()
+        if first:
+            os.close(writer)
+            os.waitpid(first, 0)
+            os._exit(0)
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount("proc", "/proc", "proc")
+        linux.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+        test()
+        os.write(writer, b"passed")
+    except BaseException:
+        os.write(writer, traceback.format_exc().encode())
+    finally:
+        os._exit(0)
+
+
+class Instance:
+    """A namespace as the container runtime makes it, owned by a user namespace, held by a sleeping process."""
+
+    def __init__(self) -> None:
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNET)
+                os.write(writer, b"x")
+                while True:
+                    signal.pause()
+            finally:
+                os._exit(1)
+        os.close(writer)
+        assert os.read(reader, 1) == b"x"
+        os.close(reader)
+        self.netns = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
+        self.port: Port
+
+    def remove(self) -> None:
+        os.close(self.netns)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def do(self, function: Callable[[], Any]) -> Any:
+        return call_in(self.netns, function)
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        made: socket.socket = self.do(lambda: socket.socket(family, kind, protocol))
+        return made
+
+    def sniffer(self, device: str = "eth0") -> Sniffer:
+        return Sniffer(self.netns, device)
+
+    def send_frame(self, frame: bytes) -> None:
+        with self.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("eth0", 0))
+            sock.send(frame)
+
+    def pings(self, address: str, timeout: float = 1.0, size: int = 8, dont_fragment: bool = False) -> bool:
+        return ping(self.netns, address, timeout, size, dont_fragment)
+
+    def connects(self, address: str, port: int, timeout: float = 0.5) -> str:
+        """What a TCP server there says first; "" if none answers."""
+        with self.socket(_family(address), socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout)
+            try:
+                sock.connect((address, port))
+                return sock.recv(100).decode()
+            except OSError:
+                return ""
+
+    def serves(self, text: str, port: int) -> None:
+        """A TCP server that says `text`, in a process of its own."""
+        with self.socket(socket.AF_INET6 if self.port.address6 else socket.AF_INET, socket.SOCK_STREAM) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("", port))
+            server.listen(64)
+            if os.fork() == 0:
+                while True:
+                    connection, _ = server.accept()
+                    connection.send(text.encode())
+                    connection.close()
+
+
+class Sniffer:
+    """A packet socket on one device of a namespace that keeps what arrives."""
+
+    def __init__(self, netns: int, device: str) -> None:
+        def make() -> socket.socket:
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+            sock.bind((device, 3))
+            return sock
+
+        self.socket: socket.socket = call_in(netns, make)
+
+    def sees(self, mark: bytes, timeout: float = 0.3) -> bool:
+        """Whether a frame with `mark` in it arrives (not: leaves) within the time."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            self.socket.settimeout(left)
+            with contextlib.suppress(TimeoutError):
+                frame, (_, _, kind, *_) = self.socket.recvfrom(65536)
+                if kind != 4 and mark in frame:  # PACKET_OUTGOING
+                    return True
+        return False
+
+
+def ping(netns: int, address: str, timeout: float = 1.0, size: int = 8, dont_fragment: bool = False) -> bool:
+    """Whether an ICMP echo comes back."""
+    six = ":" in address
+    family, protocol = (socket.AF_INET6, 58) if six else (socket.AF_INET, 1)
+    with call_in(netns, lambda: socket.socket(family, socket.SOCK_RAW, protocol)) as sock:
+        if dont_fragment and not six:
+            sock.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+        token = os.urandom(8)
+        body = struct.pack("!BBHHH", 128 if six else 8, 0, 0, 7, 1) + token + bytes(size - 8)
+        if not six:
+            body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
+        deadline = time.monotonic() + timeout
+        try:
+            sock.sendto(body, (address, 0))
+            while (left := deadline - time.monotonic()) > 0:
+                sock.settimeout(left)
+                packet, sender = sock.recvfrom(65536)
+                kind = packet[0] if six else packet[20]
+                if token in packet and kind == (129 if six else 0) and sender[0] == address:
+                    return True
+        except OSError:
+            return False
+    return False
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071."""
+    data += bytes(len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+class Lab:
+    """A fabric with short ways to make tenants, networks and instances."""
+
+    def __init__(self, prefix: str = "lab", resolvers: tuple[str, ...] = ()) -> None:
+        self.run = Path(tempfile.mkdtemp(dir="/run"))
+        self.run.chmod(0o755)
+        self.fabric = LinuxFabric(self.run, prefix, resolvers=resolvers)
+        self.fabric.open()
+        self.tenants: dict[str, Tenant] = {}
+        self.networks: dict[tuple[str, str], Network] = {}
+        self.instances: dict[tuple[str, str], Instance] = {}
+        self._ports = 0
+
+    def tenant(self, name: str) -> Tenant:
+        index = len(self.tenants) + 1
+        tenant = self.tenants[name] = Tenant(name=name, index=index, id_base=index << 16, created=0.0)
+        self.fabric.ensure_tenant(tenant)
+        return tenant
+
+    def network(
+        self, tenant: str, subnet: str = "10.0.0.0/24", subnet6: str | None = None, name: str = "net", mtu: int = 1500
+    ) -> Network:
+        index = len(self.networks) + 1
+        network = self.networks[tenant, name] = Network(
+            tenant=tenant,
+            name=name,
+            index=index,
+            vni=index,
+            subnet=subnet,
+            gateway=str(ip_network(subnet)[1]),
+            subnet6=subnet6,
+            gateway6=str(ip_network(subnet6)[1]) if subnet6 else None,
+            mtu=mtu,
+            created=0.0,
+        )
+        self.fabric.ensure_network(self.tenants[tenant], network)
+        return network
+
+    def instance(self, tenant: str, name: str, network: str = "net", host: int | None = None) -> Instance:
+        self._ports += 1
+        net = self.networks[tenant, network]
+        host = host or 2 + sum(i.port.tenant == tenant for i in self.instances.values())
+        instance = Instance()
+        instance.port = Port(
+            tenant=tenant,
+            network=network,
+            instance=name,
+            index=self._ports,
+            mac=port_mac(self._ports),
+            address=str(ip_network(net.subnet)[host]),
+            address6=str(ip_network(net.subnet6)[host]) if net.subnet6 else None,
+        )
+        self.attach(instance)
+        self.instances[tenant, name] = instance
+        return instance
+
+    def attach(self, instance: Instance) -> None:
+        port = instance.port
+        self.fabric.attach(self.tenants[port.tenant], self.networks[port.tenant, port.network], port, instance.netns)
+
+    def detach(self, instance: Instance) -> None:
+        port = instance.port
+        self.fabric.detach(self.tenants[port.tenant], self.networks[port.tenant, port.network], port)
+
+    def inside(self, tenant: str) -> int:
+        """A descriptor of the tenant's namespace."""
+        return os.open(f"/run/netns/{self.fabric.plan.prefix}-{tenant}", os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def two_tenants(subnet6: str | None = "fd00::/64") -> Iterator[Lab]:
+    """acme and globex, both with 10.0.0.0/24 and in it web at .2 and db at .3."""
+    lab = Lab()
+    for tenant in ("acme", "globex"):
+        lab.tenant(tenant)
+        lab.network(tenant, subnet6=subnet6)
+        for name in ("web", "db"):
+            lab.instance(tenant, name)
+    yield lab
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
