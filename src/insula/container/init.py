@@ -68,6 +68,8 @@ def main(config: dict[str, Any], given: Inheritance, tty: bool) -> NoReturn:
     """Run in the child, for ever: it ends as the user's program, or reports to the parent and exits."""
     try:
         reset_signals()
+        fixed = [given.sync.fileno(), given.root]
+        close_others([*fixed, *given.mounts.values(), *given.cgroups, *given.stdio])
         if wire.receive(given.sync) is None:  # the IDs are mapped from here on
             os._exit(INTERRUPTED)
         birth(config, given, tty)
@@ -87,6 +89,16 @@ def report(sync: socket.socket, error: StepError) -> None:
     """Tell the parent why it failed; a parent that is gone doesn't care."""
     with contextlib.suppress(OSError):
         wire.send(sync, {"event": "error", **error.message})
+
+
+def close_others(keep: list[int]) -> None:
+    """Close what the spawner has open for others; without this its end of our own channel would live on in us."""
+    first = 3  # the standard streams are replaced later
+    for fd in sorted({fd for fd in keep if fd > 2}):
+        if fd > first:
+            linux.close_range(first, fd - 1)
+        first = fd + 1
+    linux.close_range(first, 0x7FFFFFFF)
 
 
 def step(name: str, action: Callable[[], object]) -> None:

@@ -17,6 +17,7 @@ from insula.container import wire
 from insula.container.init import (
     StepError,
     become_root,
+    close_others,
     connect_stdio,
     departure,
     open_terminal,
@@ -49,6 +50,7 @@ def main(
     """Run in the child, for ever: join the namespaces of the pidfd `target`, fork into them, and exit."""
     try:
         reset_signals()
+        close_others([target, sync.fileno(), *join, *stdio])
         step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
         step("join the cgroup", lambda: cgroups.join(join))
         step("join the namespaces", lambda: linux.setns(target, _JOIN))

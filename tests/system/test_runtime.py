@@ -1,0 +1,370 @@
+"""The container runtime on its own, without tenants, networks or a daemon: real namespaces, real crashes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insula.container.log import read_log
+from insula.container.runtime import Exec, Launch, Runtime, StartFailed
+from insula.kernel import process
+from insula.kernel.cgroups import Cgroup
+from insula.model.errors import Failed, NotFound
+from insula.model.stream import RESIZE, Kind
+
+BASE = 0x50000000
+PROC = ["nosuid", "noexec", "nodev"]
+
+
+class Host:
+    """A run directory, a root file system of busybox, and what tells whether anything of it is left."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = path / "run"
+        self.layer = path / "layer"
+        self.cgroup = f"insula-test-{secrets.token_hex(4)}"
+        self.run.mkdir()
+        (self.layer / "bin").mkdir(parents=True)
+        shutil.copy("/bin/busybox", self.layer / "bin/busybox")
+        for name in ("sh", "sleep", "cat", "id", "tty", "stty", "usleep", "ls", "grep", "true", "kill", "readlink"):
+            (self.layer / "bin" / name).symlink_to("busybox")
+
+    def process(self, *args: str, **more: Any) -> dict[str, Any]:
+        return {"args": list(args), "env": ["PATH=/bin"], "cwd": "/", "noNewPrivileges": True, **more}
+
+    def launch(self, *args: str, layers: list[Path] | None = None, **more: Any) -> Launch:
+        name = secrets.token_hex(8)
+        home = self.path / name
+        for part in ("upper", "work", "log"):
+            (home / part).mkdir(parents=True)
+        os.chown(home / "upper", BASE, BASE)
+        config = {
+            "root": {},
+            "process": self.process(*args, terminal=bool(more.get("tty"))),
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc", "options": PROC},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+                {
+                    "destination": "/dev/pts",
+                    "type": "devpts",
+                    "source": "devpts",
+                    "options": ["nosuid", "noexec", "ptmxmode=0666", "mode=0620"],
+                },
+            ],
+            "linux": {"maskedPaths": ["/proc/keys", "/proc/acpi"], "readonlyPaths": ["/proc/sys"]},
+        }
+        return Launch(
+            id=name,
+            config=config,
+            lower=[str(p) for p in (layers or [self.layer])],
+            upper=str(home / "upper"),
+            work=str(home / "work"),
+            id_base=BASE,
+            cgroup=f"{self.cgroup}/{name}",
+            log=str(home / "log"),
+            **more,
+        )
+
+    def output(self, launch: Launch) -> str:
+        assert launch.log
+        return b"".join(record.data for record in read_log(launch.log)).decode()
+
+    def pid(self, name: str) -> int:
+        return int((self.run / f"{name}.pid").read_text().split()[0])
+
+    def kill(self, name: str) -> None:
+        os.kill(self.pid(name), signal.SIGKILL)
+
+    def close(self) -> None:
+        for name in ("keeper", "spawner"):
+            with contextlib.suppress(OSError):
+                self.kill(name)
+        group = Cgroup(self.cgroup)
+        group.kill()
+        group.remove()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    yield host
+    host.close()
+
+
+def with_runtime(host: Host, body: Callable[[Runtime], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with opened(host) as runtime, asyncio.timeout(60):
+            await body(runtime)
+
+    asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def opened(host: Host) -> AsyncIterator[Runtime]:
+    runtime = Runtime(host.run)
+    await runtime.open()
+    try:
+        yield runtime
+    finally:
+        await runtime.close()
+
+
+async def started(runtime: Runtime, launch: Launch) -> None:
+    await runtime.create(launch)
+    await runtime.start(launch.id)
+
+
+def test_pid_1_inside_and_another_outside(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("sh", "-c", "echo $$; readlink /proc/self; exit 3")
+        state = await runtime.create(launch)
+        assert state.pid > 1
+        seen = process.read(state.pid)
+        assert seen is not None
+        assert seen.pids == [state.pid, 1]
+        await runtime.start(launch.id)
+        record = await runtime.wait(launch.id)
+        assert (record.exit_status, record.signal, record.error) == (3, None, None)
+        assert host.output(launch).split() == ["1", "2"]
+        await runtime.delete(launch.id)
+        assert not Cgroup(launch.cgroup).exists()
+        assert runtime.ids() == []
+
+    with_runtime(host, body)
+
+
+def test_attached_before_the_start_nothing_is_missed(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("cat", stdin=True)
+        await runtime.create(launch)
+        attached = await runtime.attach(launch.id, stdin=True)
+        await runtime.start(launch.id)
+        data = os.urandom(300_000)
+        sending = asyncio.create_task(_send(attached, data))
+        waiting = asyncio.create_task(runtime.wait(launch.id))
+        received = bytearray()
+        async for kind, payload in attached:
+            assert kind is Kind.STDOUT
+            received += payload
+            if len(received) == len(data):
+                break
+        await sending
+        assert bytes(received) == data
+        assert (await waiting).exit_status == 0
+        attached.close()
+
+    async def _send(attached: Any, data: bytes) -> None:
+        await attached.send(Kind.STDIN, data)
+        await attached.send(Kind.STDIN_EOF)
+
+    with_runtime(host, body)
+
+
+def test_terminal(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("sh", "-c", "tty; read line; stty size; ls /dev/console", tty=True)
+        await runtime.create(launch)
+        attached = await _attach_when_open(runtime, launch.id)
+        await runtime.start(launch.id)
+        await attached.send(Kind.RESIZE, RESIZE.pack(33, 99))
+        await attached.send(Kind.STDIN, b"\n")
+        assert (await runtime.wait(launch.id)).exit_status == 0
+        await attached.finish()
+        text = b"".join([payload async for _, payload in attached]).decode()
+        assert text.split() == ["/dev/pts/0", "33", "99", "/dev/console"]
+        attached.close()
+
+    with_runtime(host, body)
+
+
+async def _attach_when_open(runtime: Runtime, container: str) -> Any:
+    return await runtime.attach(container, stdin=True)
+
+
+@pytest.mark.parametrize(("program", "status"), [("/nope", 127), ("nope", 127), ("/dev", 126), ("/bin/data", 126)])
+def test_what_cannot_be_executed(host: Host, program: str, status: int) -> None:
+    (host.layer / "bin/data").write_text("no program")
+
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch(program)
+        await runtime.create(launch)
+        with pytest.raises(StartFailed, match="cannot execute") as caught:
+            await runtime.start(launch.id)
+        assert caught.value.exit_status == status
+        record = await runtime.wait(launch.id)
+        assert record.exit_status is None
+        assert record.error
+        await runtime.delete(launch.id)
+        assert not Cgroup(launch.cgroup).exists()
+
+    with_runtime(host, body)
+
+
+def test_its_own_interpreter_is_not_executed(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("/proc/self/exe", "-c", "print('escaped')")
+        await runtime.create(launch)
+        with pytest.raises(StartFailed, match="runtime's own program"):
+            await runtime.start(launch.id)
+
+    with_runtime(host, body)
+
+
+@pytest.mark.parametrize("trap", ["proc", "dev"])
+def test_links_in_an_image_redirect_no_mount(host: Host, trap: str) -> None:
+    """CVE-2019-19921 and CVE-2021-30465: a link where a mount goes."""
+    hostile = host.path / "hostile"
+    hostile.mkdir()
+    outside = host.path / "outside"
+    outside.mkdir()
+    (hostile / trap).symlink_to(f"/../../../..{outside}")
+
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("true", layers=[hostile, host.layer])
+        with pytest.raises(Failed):
+            await runtime.create(launch)
+            await runtime.start(launch.id)
+        await runtime.delete(launch.id)
+
+    with_runtime(host, body)
+    assert list(outside.iterdir()) == []
+
+
+def test_a_failure_half_way_leaves_nothing(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        await started(runtime, warm := host.launch("true"))
+        await runtime.wait(warm.id)
+        await runtime.delete(warm.id)
+        before = len(os.listdir(f"/proc/{host.pid('spawner')}/fd"))
+        for broken in (
+            host.launch("true")._replace(upper="/nowhere"),
+            host.launch("true")._replace(lower=["/nowhere"]),
+        ):
+            with pytest.raises(Failed, match="cannot prepare"):
+                await runtime.create(broken)
+            assert not Cgroup(broken.cgroup).exists()
+        assert runtime.ids() == []
+        assert len(os.listdir(f"/proc/{host.pid('spawner')}/fd")) == before
+
+    with_runtime(host, body)
+
+
+def test_exec_joins_and_is_waited_for(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("sleep", "60")
+        await started(runtime, launch)
+        exec_id = await runtime.exec(launch.id, Exec(host.process("sh", "-c", "echo $$; readlink /proc/1/exe; exit 7")))
+        attached = await runtime.attach(launch.id, exec_id)
+        assert (await runtime.wait(launch.id, exec_id)).exit_status == 7
+        await attached.finish()
+        text = b"".join([payload async for _, payload in attached]).decode().split()
+        attached.close()
+        assert int(text[0]) > 1
+        assert text[1] == "/bin/busybox"
+        with pytest.raises(StartFailed):
+            await runtime.exec(launch.id, Exec(host.process("nope")))
+        runtime.signal(launch.id, signal.SIGTERM)  # PID 1 has no handler for it: nothing happens
+        await asyncio.sleep(0.1)
+        assert runtime.is_running(launch.id)
+        runtime.signal(launch.id, signal.SIGKILL)
+        record = await runtime.wait(launch.id)
+        assert (record.exit_status, record.signal) == (137, 9)
+        with pytest.raises(NotFound):
+            await runtime.exec(launch.id, Exec(host.process("true")))
+
+    with_runtime(host, body)
+
+
+def test_no_descriptor_of_the_host_leaks(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("sh", "-c", "ls -l /proc/self/fd; ls /proc/1/fd | grep -c .")
+        await started(runtime, launch)
+        await runtime.wait(launch.id)
+        lines = host.output(launch).splitlines()
+        targets = [line.partition(" -> ")[2] for line in lines if " -> " in line]
+        assert len(targets) == 3
+        assert targets[0] == "/dev/null"
+        assert all(t.startswith("pipe:") for t in targets[1:])
+
+    with_runtime(host, body)
+
+
+@pytest.mark.parametrize("order", [("spawner",), ("keeper",), ("spawner", "keeper", "spawner"), ("keeper", "spawner")])
+def test_killed_helpers_cost_no_output_and_no_exit_status(host: Host, order: tuple[str, ...]) -> None:
+    script = "i=0; while [ $i -lt 150 ]; do echo line$i; i=$((i+1)); usleep 10000; done; exit 5"
+
+    async def body(runtime: Runtime) -> None:
+        launches = [host.launch("sh", "-c", script) for _ in range(3)]
+        for launch in launches:
+            await started(runtime, launch)
+        waiting = [asyncio.create_task(runtime.wait(launch.id)) for launch in launches]
+        for name in order:
+            await asyncio.sleep(0.2)
+            pid = host.pid(name)
+            host.kill(name)
+            for _ in range(500):
+                with contextlib.suppress(OSError, IndexError, ValueError):
+                    if host.pid(name) != pid:
+                        break
+                await asyncio.sleep(0.01)
+            assert all(runtime.is_running(launch.id) for launch in launches)
+            await started(runtime, another := host.launch("true"))
+            assert (await runtime.wait(another.id)).exit_status == 0
+        records = await asyncio.gather(*waiting)
+        assert [record.exit_status for record in records] == [5, 5, 5]
+        for launch in launches:
+            assert host.output(launch).split() == [f"line{i}" for i in range(150)]
+            await runtime.delete(launch.id)
+
+    with_runtime(host, body)
+
+
+def test_what_was_not_told_to_start_dies_with_the_spawner(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("sleep", "60")
+        await runtime.create(launch)
+        assert runtime.is_running(launch.id)
+        host.kill("spawner")
+        record = await runtime.wait(launch.id)
+        assert record.exit_status is None
+        assert "interrupted" in (record.error or "")
+        await runtime.delete(launch.id)
+        assert not Cgroup(launch.cgroup).exists()
+
+    with_runtime(host, body)
+
+
+def test_another_runtime_finds_what_runs(host: Host) -> None:
+    launch = host.launch("sh", "-c", "read line; exit 9", stdin=True)
+    with_runtime(host, lambda runtime: started(runtime, launch))
+
+    async def later(runtime: Runtime) -> None:
+        assert [state.id for state in runtime.states()] == [launch.id]
+        attached = await runtime.attach(launch.id, stdin=True)
+        await attached.send(Kind.STDIN, b"go\n")
+        assert (await runtime.wait(launch.id)).exit_status == 9
+        attached.close()
+
+    with_runtime(host, later)
+
+
+def test_limits_hold(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("sh", "-c", "x=$(cat /dev/zero | busybox tr '\\0' x | busybox head -c 200000000); echo no")
+        launch.config["linux"]["resources"] = {"memory": {"limit": 16 << 20, "swap": 16 << 20}, "pids": {"limit": 20}}
+        await started(runtime, launch)
+        record = await runtime.wait(launch.id)
+        assert record.oom or record.exit_status != 0
+        assert "no" not in host.output(launch)
+
+    with_runtime(host, body)
