@@ -185,8 +185,8 @@ def _check_manifest(manifest: Manifest) -> None:
             )
     for part in (manifest.config, *manifest.layers):
         check_digest(part.digest)
-        if part.size < 0:
-            raise Invalid(f"the manifest gives {part.digest[:19]} a negative size", "the manifest is damaged")
+        if not 0 <= part.size < 1 << 63:
+            raise Invalid(f"the manifest gives {part.digest[:19]}… an impossible size", "the manifest is damaged")
     if manifest.config.size > MAX_DOCUMENT:
         raise Invalid("the image's configuration is too large", f"at most {MAX_DOCUMENT} bytes are read")
 

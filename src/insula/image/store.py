@@ -62,7 +62,7 @@ class ImageStore:
         self._layers, self._diffs, self._tmp = root / "layers", root / "diffs", root / "tmp"
         self._mutex = threading.Lock()  # of the two below
         self._held: Counter[str] = Counter()  # digests that work under way relies on
-        self._recent: dict[str, float] = {}  # manifests that the caller has not recorded yet: since when
+        self._recent: dict[str, list[float]] = {}  # manifests that callers have not recorded yet: since when
         with disk_errors("preparing the image store"):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for directory in (self.blobs.directory, self._layers, self._diffs, self._tmp):
@@ -215,13 +215,13 @@ class ImageStore:
     def release(self, digest: str) -> None:
         """Tells that the caller has recorded the image `digest` that it was given, or has given it up."""
         with self._mutex:
-            self._recent.pop(digest, None)
+            if times := self._recent.get(digest):
+                times.pop()
 
     def collect(self, live: set[str]) -> int:
         """Removes everything that the manifests `live` don't need; the bytes freed on the disk.
 
-        Spared are imports under way, and images that the caller was given in the last ten minutes and that were
-        neither released nor in a `live` yet.
+        Spared are imports under way, and images that a caller was given in the last ten minutes and has not released.
         """
         with disk_errors("collecting garbage"), staging(self._tmp) as trash:
             empty = disk_usage(trash)
@@ -235,7 +235,8 @@ class ImageStore:
     def _needed(self, live: set[str]) -> set[str]:
         now = time.monotonic()
         with self._mutex:
-            self._recent = {d: t for d, t in self._recent.items() if d not in live and now - t < GRACE}
+            fresh = {digest: [t for t in times if now - t < GRACE] for digest, times in self._recent.items()}
+            self._recent = {digest: times for digest, times in fresh.items() if times}
             return set(self._held) | self._reachable(live | set(self._recent))
 
     def _reachable(self, manifests: set[str]) -> set[str]:
@@ -315,7 +316,8 @@ class ImageStore:
             for directory in (self._layers, self._diffs, self.blobs.directory):
                 sync_directory(directory)
             with self._mutex:
-                self._recent.update(dict.fromkeys(manifests, time.monotonic()))
+                for image in images:
+                    self._recent.setdefault(image.digest, []).append(time.monotonic())
             undo.pop_all()
 
     @contextmanager

@@ -1,0 +1,205 @@
+"""The tar reader agrees with tar(1) on good archives, and refuses bad ones instead of guessing."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from insula.image.tar import Entry, Reader
+from insula.model.errors import Invalid
+from tests.support.images import member, tar
+
+
+def read(data: bytes) -> list[tuple[Entry, bytes]]:
+    """All members with their content, holes filled."""
+    reader = Reader(io.BytesIO(data).read)
+    found = []
+    for entry in reader:
+        content = b""
+        for offset, chunk in reader.data(entry):
+            content = content.ljust(offset, b"\0") + chunk
+        found.append((entry, content.ljust(entry.size, b"\0")))
+    return found
+
+
+def refused(data: bytes, why: str) -> None:
+    with pytest.raises(Invalid, match=why) as e:
+        read(data)
+    assert "\n" not in str(e.value)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with everything that the formats treat specially."""
+    top = tmp_path_factory.mktemp("sample")
+    (top / "empty").touch()
+    (top / ("d" * 200)).mkdir()
+    (top / ("d" * 200) / ("f" * 200)).write_bytes(b"long path")
+    (top / "ünïcode").write_bytes(b"x" * 513)
+    os.symlink("t" * 200 + "/" + "u" * 200, top / "link")
+    os.link(top / "empty", top / "hard")
+    os.mkfifo(top / "fifo")
+    with open(top / "sparse", "wb") as file:
+        for at in range(40):  # more pieces than one GNU header holds
+            file.seek(at * 65536 * 2)
+            file.write(bytes([at + 1]) * 4096)
+        file.truncate(40 * 65536 * 2 + 777)
+    with open(top / "hole", "wb") as file:
+        file.truncate(1 << 20)
+    os.utime(top / "empty", ns=(1, 1_234_567_890_123_456_789))
+    return top
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format=gnu"],
+        ["--format=gnu", "--sparse"],
+        ["--format=pax"],
+        ["--format=pax", "--sparse", "--sparse-version=0.0"],
+        ["--format=pax", "--sparse", "--sparse-version=0.1"],
+        ["--format=pax", "--sparse", "--sparse-version=1.0"],
+    ],
+    ids=" ".join,
+)
+def test_archives_of_gnu_tar_are_read(sample: Path, options: list[str]) -> None:
+    command = ["tar", *options, "--sort=name", "-C", str(sample), "-cf", "-", "."]
+    data = subprocess.run(command, check=True, capture_output=True).stdout
+    names = {"."}
+    for entry, content in read(data):
+        name = os.fsdecode(entry.name).strip("/")
+        path = sample / name
+        names.add(name.removeprefix("./"))
+        status = path.lstat()
+        assert (entry.mode, entry.uid, entry.gid) == (status.st_mode & 0o7777, status.st_uid, status.st_gid)
+        assert abs(entry.mtime_ns - status.st_mtime_ns) < (10**9 if "--format=gnu" in options else 1)
+        if entry.kind == tarfile.REGTYPE:
+            assert content == path.read_bytes()
+        elif entry.kind == tarfile.SYMTYPE:
+            assert os.fsdecode(entry.link) == os.readlink(path)
+    assert names == {"."} | {str(path.relative_to(sample)) for path in sample.rglob("*")}
+
+
+@pytest.mark.parametrize("style", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_archives_of_python_are_read(style: int, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=style) as archive:
+        info, data = member("a/" * 50 + "file", b"content", mtime=7, uid=12, gid=34, mode=0o4755)
+        archive.addfile(info, io.BytesIO(data))
+    [(entry, content)] = read(buffer.getvalue())
+    assert entry.name == b"a/" * 50 + b"file"
+    assert (entry.uid, entry.gid, entry.mode, entry.mtime_ns, content) == (12, 34, 0o4755, 7 * 10**9, b"content")
+
+
+def test_the_end_marker_is_noticed() -> None:
+    for end in (True, False):
+        reader = Reader(io.BytesIO(tar(member("a", b"x"), end=end)).read)
+        assert [entry.name for entry in reader] == [b"a"]
+        assert reader.finished is end
+
+
+def test_archives_that_are_cut_off_are_refused() -> None:
+    data = tar(member("a", b"x" * 1000), member("b", b"y"))
+    for length in (1, 511, 513, 1000, 1535, 2047):
+        refused(data[:length], "cut off")
+
+
+def header(**changes: bytes) -> bytes:
+    """A ustar header of a file, some of its fields replaced, with the checksum that it then needs."""
+    places = {"name": 0, "mode": 100, "uid": 108, "size": 124, "mtime": 136, "kind": 156, "link": 157, "magic": 257}
+    block = bytearray(member("file", b"")[0].tobuf(tarfile.USTAR_FORMAT))
+    for field, value in changes.items():
+        at = places[field]
+        block[at : at + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(*records: bytes) -> bytes:
+    return tar(member("pax", b"".join(records), kind=tarfile.XHDTYPE), end=False, format=0)
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    rest = b" " + key + b"=" + value + b"\n"
+    length = len(rest) + 1
+    while length != len(rest) + len(str(length)):
+        length = len(rest) + len(str(length))
+    return b"%d" % length + rest
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"not a tar archive" * 100, "broken|checksum"),
+        (header()[:148] + b"0000000\0" + header()[156:], "checksum"),
+        (header(size=b"0000000000x"), "broken size"),
+        (header(size=b"\xff" * 12), "impossible size"),
+        (header(size=b"\x80" + b"\xff" * 11), "impossible size"),
+        (header(size=b"00000000001\0", kind=b"5"), "impossible size"),
+        (header(size=b"77777777777\0"), "cut off"),
+        (header(mtime=b"\x80" + b"\xff" * 11), "time"),
+        (header(kind=b"V"), "type"),
+        (header(kind=b"M"), "type"),
+        (header(name=b"\0"), "empty"),
+        (header(kind=b"x", size=b"77777777777\0"), "extended header"),
+        (header(kind=b"L", size=b"00000100000\0"), "extended header"),
+        (pax(b"3 a"), "pax header"),
+        (pax(b"0 a=b\n"), "pax header"),
+        (pax(b"99 a=b\n"), "pax header"),
+        (pax(b"6 a=bc"), "pax header"),
+        (pax(b"-6 a=b\n"), "number"),
+        (pax(b"99999999999999999999999 a=b\n"), "number|pax header"),
+        (pax(record(b"path", b"a\0b")) + header(), "NUL"),
+        (pax(record(b"size", b"-1")) + header(), "number"),
+        (pax(record(b"size", b"9" * 19)) + header(), "impossible|cut off"),
+        (pax(record(b"path", b"x" * 5000)) + header(), "overlong"),
+        (pax(record(b"mtime", b"1e9")) + header(), "number"),
+        (pax(record(b"mtime", b"1.x")) + header(), "time"),
+        (pax() + pax() + header(), "two pax headers"),
+        (pax(record(b"path", b"a")) + bytes(1024), "after an extended header"),
+        (pax(record(b"GNU.sparse.map", b"0,5"), record(b"GNU.sparse.size", b"9")) + header(), "broken map"),
+        (pax(record(b"GNU.sparse.map", b"5,0,0,0"), record(b"GNU.sparse.size", b"9")) + header(), "broken map"),
+        (pax(record(b"GNU.sparse.map", b"0"), record(b"GNU.sparse.size", b"9")) + header(), "broken map"),
+        (pax(record(b"GNU.sparse.major", b"2"), record(b"GNU.sparse.minor", b"0")) + header(), "unknown format"),
+        (tar(member("g", record(b"path", b"x"), kind=tarfile.XGLTYPE), end=False, format=0) + header(), "all members"),
+    ],
+)
+def test_what_no_standard_allows_is_refused(data: bytes, why: str) -> None:
+    refused(data, why)
+
+
+def test_a_wrong_field_in_a_later_header_is_no_end() -> None:
+    good = tar(member("a", b"x"), end=False)
+    refused(good + b"garbage".ljust(512, b"!") + bytes(1024), "broken")
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_any_damage_is_read_or_refused(data: st.DataObject) -> None:
+    original = bytearray(
+        pax(record(b"GNU.sparse.map", b"0,2,4,2"), record(b"GNU.sparse.size", b"9"), record(b"mtime", b"1.5"))
+        + tar(member("s", b"1234"), member("n" * 150, b"x" * 600), member("l", linkname="y" * 200), format=1)
+    )
+    for _ in range(data.draw(st.integers(1, 4))):
+        original[data.draw(st.integers(0, len(original) - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):  # get past the checksums
+        for at in range(0, len(original) - 511, 512):
+            block = original[at : at + 512]
+            if block[257:262] == b"ustar":
+                block[148:156] = b" " * 8
+                original[at + 148 : at + 156] = b"%06o\0 " % sum(block)
+    reader = Reader(io.BytesIO(bytes(original)).read)
+    try:
+        for entry in reader:
+            assert entry.size >= 0
+            assert sum(len(chunk) for _, chunk in reader.data(entry)) <= len(original)
+    except Invalid as e:
+        assert "\n" not in str(e)
