@@ -1,0 +1,46 @@
+"""The default seccomp profile: which system calls a container has unless told otherwise.
+
+It is Docker's (docs.docker.com/engine/security/seccomp): everything is refused with EPERM but what is
+listed, and what is listed depends on the capabilities that the container may have. In `profiles/seccomp.json` each
+rule says for whom it is: `with` and `without` name a capability, `machines` are of uname(1).
+
+One rule is ours: socketcall(2), by which 32-bit x86 programs of before 2016 open sockets, is answered with ENOSYS.
+A filter cannot see the address family behind it, so it would open AF_VSOCK and AF_ALG, which socket(2) refuses;
+where Docker leaves that to AppArmor, we have nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_FILE = Path(__file__).parent / "profiles" / "seccomp.json"
+
+
+def profile(capabilities: Iterable[str], machine: str | None = None) -> dict[str, Any]:
+    """The OCI `linux.seccomp` object for a container with this bounding set, as CAP_… names, on this machine."""
+    return _profile(frozenset(capabilities), machine or os.uname().machine)
+
+
+@functools.cache
+def _profile(capabilities: frozenset[str], machine: str) -> dict[str, Any]:
+    source = json.loads(_FILE.read_text())
+    return {
+        "defaultAction": source["defaultAction"],
+        "defaultErrnoRet": source["defaultErrnoRet"],
+        "architectures": source["architectures"].get(machine, []),
+        "syscalls": [
+            {
+                "action": "SCMP_ACT_ALLOW",
+                **{k: v for k, v in rule.items() if k in ("names", "action", "errnoRet", "args")},
+            }
+            for rule in source["rules"]
+            if rule.get("with") in (None, *capabilities)
+            and rule.get("without") not in capabilities
+            and machine in rule.get("machines", (machine,))
+        ],
+    }

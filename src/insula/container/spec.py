@@ -1,0 +1,307 @@
+"""From what a user asks for to a config.json: the OCI runtime-spec 1.2 with Docker's defaults, and stricter ones.
+
+The spec (github.com/opencontainers/runtime-spec, config.md and config-linux.md) says everything about one container:
+its process, its mounts, its namespaces and limits. `config` writes it from an `InstanceSpec` and the image's own
+configuration; the rest of this room only reads it, and asks no more who wanted what.
+
+Where it differs from Docker: the user namespace is always there, so that root inside is nobody outside;
+no_new_privs is always on; a memory limit includes swap; and no device but the harmless ones may be opened at all.
+
+Everything from a user is checked here, whoever checked it before: `Invalid` in one line, and nothing was made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from insula.container import seccomp_default
+from insula.container.users import User
+from insula.kernel import capabilities
+from insula.model.errors import Invalid, Unavailable
+from insula.model.objects import IDS_PER_TENANT, ImageConfig, InstanceSpec, Resources, Rlimit, Tmpfs
+from insula.model.units import shorten
+
+OCI_VERSION: Final = "1.2.0"
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+INIT: Final = "/dev/init"
+"""Where `--init` puts tini(1): in /dev, which is not the image's."""
+
+MAX_ARGUMENT: Final = 128 << 10  # MAX_ARG_STRLEN, execve(2)
+MAX_ARGUMENTS: Final = 2 << 20  # a quarter of the usual stack of 8 MiB, execve(2)
+MIN_MEMORY: Final = 6 << 20  # less kills the process that sets the container up
+CPU_PERIOD: Final = 100_000  # µs
+
+_INIT_PROGRAMS = ("/usr/bin/tini-static", "/usr/bin/tini")  # the static one needs nothing of the image
+_ETC_FILES = ("hostname", "hosts", "resolv.conf")
+_RLIMITS = frozenset(
+    "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()  # noqa: SIM905
+)
+_HOSTNAME = re.compile(
+    r"(?=.{1,64}\Z)[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
+)
+_VARIABLE = re.compile(r"[^=\x00]+")
+_SYSCTL = re.compile(
+    r"(net|fs\.mqueue)(\.[a-zA-Z0-9_-]+)+|kernel\.(sem|msg(max|mnb|mni)|shm(all|max|mni|_rmid_forced))"
+)
+_SYSCTL_VALUE = re.compile(r"[\x20-\x7e\t]{1,1024}")
+
+_MOUNTS: Final[tuple[dict[str, Any], ...]] = (
+    {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+    {
+        "destination": "/dev",
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+    },
+    {
+        "destination": "/dev/pts",
+        "type": "devpts",
+        "source": "devpts",
+        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+    },
+    {
+        "destination": "/dev/shm",
+        "type": "tmpfs",
+        "source": "shm",
+        "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+    },
+    {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+    {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+    {
+        "destination": "/sys/fs/cgroup",
+        "type": "cgroup",
+        "source": "cgroup",
+        "options": ["ro", "nosuid", "noexec", "nodev"],
+    },
+)
+
+# what tells of the host, or reaches into it, although it is in a file system of the container (Docker's lists)
+_MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_NO_TMPFS = ("/proc", "/sys", "/dev")
+
+# null, zero, full, random, urandom, tty, console, ptmx, and the pseudoterminals; the user namespace forbids mknod(2)
+_DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
+
+_SYSCTLS = {
+    "net.ipv4.ip_unprivileged_port_start": "0",  # the container's own ports: nobody else's are in its namespace
+    "net.ipv4.ping_group_range": f"0 {IDS_PER_TENANT - 1}",
+}
+
+
+def config(
+    spec: InstanceSpec,
+    image: ImageConfig,
+    *,
+    user: User,
+    id_base: int,
+    hostname: str,
+    cgroup: str,
+    etc: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """The OCI config.json of an instance.
+
+    `user` is whom `spec.user` or `image.user` means (`users.resolve`). IDs 0 to 65535 inside are `id_base` and up
+    outside. `cgroup` is the group's path below every hierarchy. `etc` is a directory with hostname, hosts and
+    resolv.conf to mount over the image's. Raises `Invalid`, and `Unavailable` for `--init` without tini(1).
+    """
+    bounding = capabilities.adjust(capabilities.DEFAULT, spec.cap_add, spec.cap_drop)
+    names = capabilities.to_names(bounding)
+    # as execve(2) would have it: another user than root has none, but keeps the bound
+    own = names if user.uid == 0 else []
+    mounts = [dict(mount) for mount in _MOUNTS]
+    mounts += [_tmpfs_mount(tmpfs) for tmpfs in sorted(spec.tmpfs, key=lambda tmpfs: tmpfs.path)]  # outer ones first
+    if etc is not None:
+        mounts += [_etc_mount(Path(etc), name) for name in _ETC_FILES]
+    args = command(spec, image)
+    if spec.init:
+        mounts.append(_init_mount())
+        args = [INIT, "--", *args]
+    env = environment(image.env, spec.env, hostname=hostname, home=user.home, terminal=spec.tty)
+    _check_size(args, env)
+    return {
+        "ociVersion": OCI_VERSION,
+        "hostname": _check_hostname(hostname),
+        "root": {"path": "rootfs", "readonly": spec.read_only},
+        "process": {
+            "terminal": spec.tty,
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups), "umask": 0o022},
+            "args": args,
+            "env": env,
+            "cwd": _check_directory(spec.working_dir or image.working_dir or "/"),
+            "capabilities": {"bounding": names, "effective": own, "permitted": own, "inheritable": [], "ambient": []},
+            "rlimits": [_rlimit(limit) for limit in spec.rlimits],
+            "noNewPrivileges": True,
+        },
+        "mounts": mounts,
+        "linux": {
+            "namespaces": [{"type": t} for t in ("user", "pid", "mount", "network", "ipc", "uts", "cgroup")],
+            "uidMappings": [_mapping(id_base)],
+            "gidMappings": [_mapping(id_base)],
+            "cgroupsPath": f"/{cgroup.strip('/')}",
+            "resources": resources(spec.resources),
+            "sysctl": {**_SYSCTLS, **_check_sysctls(spec.sysctls)},
+            "seccomp": seccomp_default.profile(names),
+            "maskedPaths": [*_MASKED, *_thermal_throttles()],
+            "readonlyPaths": list(_READ_ONLY),
+        },
+    }
+
+
+def command(spec: InstanceSpec, image: ImageConfig) -> list[str]:
+    """The arguments of PID 1, as Docker combines them: a user's entrypoint discards the image's command too."""
+    if spec.entrypoint is not None:
+        args = [*(word for word in spec.entrypoint if word), *spec.command]
+    else:
+        args = [*image.entrypoint, *(spec.command or image.cmd)]
+    if not args or not args[0]:
+        raise Invalid("there is no command to run, neither from you nor in the image", "give one after the image")
+    for arg in args:
+        if "\0" in arg:
+            raise Invalid(f"argument {shorten(arg)} has a NUL byte", "execve(2) cannot pass one")
+    return args
+
+
+def environment(
+    image: Iterable[str], own: Mapping[str, str], *, hostname: str, home: str, terminal: bool = False
+) -> list[str]:
+    """NAME=value entries: defaults, then the image's, then the user's own, each over the one before."""
+    values = {"PATH": PATH, "HOSTNAME": hostname, "HOME": home, **({"TERM": "xterm"} if terminal else {})}
+    values |= dict(entry.partition("=")[::2] for entry in image)
+    values |= own
+    for name, value in values.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise Invalid(f"environment variable {shorten(name)} is not valid", "a name has no '=', neither has a NUL")
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def resources(limits: Resources) -> dict[str, Any]:
+    """`linux.resources`: limits of the control group, and the devices that may be used."""
+    result: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
+    for major, minor in _DEVICES:
+        rule = {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        result["devices"].append({k: v for k, v in rule.items() if v is not None})
+    if (cpus := limits.cpus) is not None:
+        if not 0.01 <= cpus <= 65536:
+            raise Invalid(f"{shorten(cpus)} CPUs make no sense", "use a number from 0.01 up, as in 0.5 or 2")
+        shares = min(max(2, int(1024 * cpus)), 262144)  # its part of the time when there is too little for all
+        result["cpu"] = {"quota": int(CPU_PERIOD * cpus), "period": CPU_PERIOD, "shares": shares}
+    if (memory := limits.memory) is not None:
+        if not MIN_MEMORY <= memory < 1 << 63:
+            raise Invalid(f"{shorten(memory)} bytes of memory make no sense", f"use at least {MIN_MEMORY >> 20}m")
+        result["memory"] = {"limit": memory, "swap": memory}  # memory and swap together: no swap beyond
+    if (pids := limits.pids) is not None:
+        if not 1 <= pids <= 1 << 22:  # PID_MAX_LIMIT
+            raise Invalid(f"a limit of {shorten(pids)} PIDs makes no sense", "use 1 to 4194304")
+        result["pids"] = {"limit": pids}
+    return result
+
+
+# -- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _mapping(id_base: int) -> dict[str, int]:
+    if not IDS_PER_TENANT <= id_base <= (1 << 32) - 1 - IDS_PER_TENANT:
+        raise Invalid(f"ID base {shorten(id_base)} is not a range of a tenant", "ranges begin at 65536")
+    return {"containerID": 0, "hostID": id_base, "size": IDS_PER_TENANT}
+
+
+def _etc_mount(etc: Path, name: str) -> dict[str, Any]:
+    options = ["bind", "rprivate", "nosuid", "nodev", "noexec"]
+    return {"destination": f"/etc/{name}", "type": "bind", "source": str(etc / name), "options": options}
+
+
+def _init_mount() -> dict[str, Any]:
+    for program in _INIT_PROGRAMS:
+        if os.access(program, os.X_OK):
+            options = ["bind", "rprivate", "ro", "nosuid", "nodev"]
+            return {"destination": INIT, "type": "bind", "source": program, "options": options}
+    raise Unavailable("tini is not installed, so there is no init for --init", "apt-get install tini")
+
+
+def _tmpfs_mount(tmpfs: Tmpfs) -> dict[str, Any]:
+    path = tmpfs.path
+    parts = path.split("/")[1:]
+    plain = path.startswith("/") and all(part not in ("", ".", "..") for part in parts) and len(path) < 4096
+    if not plain or "\0" in path or any(path == no or path.startswith(f"{no}/") for no in _NO_TMPFS):
+        raise Invalid(
+            f"there can be no tmpfs at {shorten(path)}", "use a plain absolute path outside /proc, /sys, /dev"
+        )
+    if not 4096 <= tmpfs.size < 1 << 63:
+        raise Invalid(f"a tmpfs of {shorten(tmpfs.size)} bytes makes no sense", "use at least 4k")
+    options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={tmpfs.size}"]
+    return {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options}
+
+
+def _rlimit(limit: Rlimit) -> dict[str, Any]:
+    """RLIM_INFINITY is all ones, and asked for as -1."""
+    if limit.name not in _RLIMITS:
+        raise Invalid(f"there is no rlimit {shorten(limit.name)}", "getrlimit(2) lists them, as in nofile")
+    top = (1 << 64) - 1
+    soft, hard = (top if value == -1 else value for value in (limit.soft, limit.hard))
+    if not 0 <= soft <= hard <= top:
+        raise Invalid(f"rlimit {limit.name}={limit.soft}:{limit.hard} makes no sense", "soft can't be above hard")
+    return {"type": f"RLIMIT_{limit.name.upper()}", "soft": soft, "hard": hard}
+
+
+def _thermal_throttles() -> list[str]:
+    """Each CPU's counters of overheating tell one tenant of another's load."""
+    found = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle")
+    return sorted(str(path) for path in found)
+
+
+# -- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _check_hostname(hostname: str) -> str:
+    if not _HOSTNAME.fullmatch(hostname):
+        raise Invalid(f"host name {shorten(hostname)} is not valid", "use up to 64 of a-z, 0-9, '-' and '.'")
+    return hostname
+
+
+def _check_directory(path: str) -> str:
+    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > 4095:
+        raise Invalid(f"working directory {shorten(path)} is not an absolute path", "begin it with /")
+    return path
+
+
+def _check_sysctls(sysctls: Mapping[str, str]) -> Mapping[str, str]:
+    for name, value in sysctls.items():
+        if not _SYSCTL.fullmatch(name):
+            raise Invalid(
+                f"sysctl {shorten(name)} is not the container's own: it would change the host's",
+                "use net.*, fs.mqueue.*, kernel.sem, kernel.msg* or kernel.shm*",
+            )
+        if not _SYSCTL_VALUE.fullmatch(value):
+            raise Invalid(f"sysctl {name} cannot be {shorten(value)}", "use printable characters on one line")
+    return sysctls
+
+
+def _check_size(args: Sequence[str], env: Sequence[str]) -> None:
+    """execve(2) would fail with E2BIG; each string also takes its NUL and a pointer."""
+    try:
+        sizes = [len(os.fsencode(text)) + 1 for text in (*args, *env)]
+    except UnicodeEncodeError:
+        raise Invalid("an argument or variable has a character that has no encoding", "use UTF-8") from None
+    if max(sizes) > MAX_ARGUMENT or sum(sizes) + 8 * len(sizes) > MAX_ARGUMENTS:
+        raise Invalid(
+            f"arguments and environment are too long: {sum(sizes)} bytes",
+            f"use at most {MAX_ARGUMENT >> 10} KiB for each and {MAX_ARGUMENTS >> 20} MiB for all",
+        )

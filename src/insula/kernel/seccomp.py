@@ -1,0 +1,344 @@
+"""The compiler from an OCI seccomp profile to a filter for seccomp(2).
+
+A profile (`linux.seccomp` of the OCI runtime-spec) names system calls and what to do about them; the kernel wants
+numbers, which every architecture gives differently, and a program that decides by them. The meaning is that of
+libseccomp as runc uses it, so that a profile does here what it does there:
+
+- The native architecture is always included. A call of any other that is not in the profile kills its thread.
+- A rule without conditions decides alone, the first one if there are several. Else the first rule decides whose
+  conditions all hold; and if none does, the default action.
+- Conditions compare 64-bit arguments. Two conditions on one argument make two rules (runc's old behaviour).
+- A rule that does what the default does is not a rule.
+- A call newer than all that the profile knows is answered with ENOSYS instead of the default, unless that allows it:
+  programs then fall back to an older call, where they would give up on EPERM.
+- 32-bit x86 reaches the socket and System V IPC calls in two ways; a rule for one is a rule for both (socketcall(2)).
+  The arguments of the real call are then in memory, out of a filter's sight: conditions on the first are dropped.
+
+libseccomp itself is asked for the numbers, and makes filters several times as large.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from insula.kernel import bpf, seccomp_load, syscalls
+from insula.kernel.syscalls import Arch
+from insula.model.errors import Invalid
+from insula.model.units import shorten
+
+VERSION: Final = 1
+"""Raised whenever the same profile compiles to something else: a part of the names of cached filters."""
+
+EPERM: Final = 1
+ENOSYS: Final = 38
+
+# linux/seccomp.h: what a filter returns, and where it finds what in struct seccomp_data
+RET_KILL_THREAD: Final = 0x00000000
+RET_KILL_PROCESS: Final = 0x80000000
+RET_TRAP: Final = 0x00030000
+RET_ERRNO: Final = 0x00050000
+RET_USER_NOTIF: Final = 0x7FC00000
+RET_TRACE: Final = 0x7FF00000
+RET_LOG: Final = 0x7FFC0000
+RET_ALLOW: Final = 0x7FFF0000
+_NUMBER: Final = 0
+_ARCH: Final = 4
+_ARGUMENTS: Final = 16  # six of eight bytes, little-endian here
+
+_ACTIONS: Final = {
+    "SCMP_ACT_KILL": RET_KILL_THREAD,
+    "SCMP_ACT_KILL_THREAD": RET_KILL_THREAD,
+    "SCMP_ACT_KILL_PROCESS": RET_KILL_PROCESS,
+    "SCMP_ACT_TRAP": RET_TRAP,
+    "SCMP_ACT_ERRNO": RET_ERRNO,
+    "SCMP_ACT_TRACE": RET_TRACE,
+    "SCMP_ACT_ALLOW": RET_ALLOW,
+    "SCMP_ACT_LOG": RET_LOG,
+    "SCMP_ACT_NOTIFY": RET_USER_NOTIF,
+}
+_FLAGS: Final = {
+    "SECCOMP_FILTER_FLAG_TSYNC": 0,  # there is one thread when the filter is loaded
+    "SECCOMP_FILTER_FLAG_LOG": seccomp_load.SECCOMP_FILTER_FLAG_LOG,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": seccomp_load.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": seccomp_load.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+}
+_OPERATORS: Final = frozenset(f"SCMP_CMP_{op}" for op in ("EQ", "NE", "LT", "LE", "GT", "GE", "MASKED_EQ"))
+_HINT: Final = "see linux.seccomp in config-linux.md of the OCI runtime-spec"
+
+
+class Condition(NamedTuple):
+    """A comparison of an argument, 0 to 5: with `value`, or for MASKED_EQ of its bits `value` with `value_two`."""
+
+    argument: int
+    op: str
+    value: int
+    value_two: int = 0
+
+
+class Rule(NamedTuple):
+    """Return `action` for the calls `names` if all conditions hold."""
+
+    names: tuple[str, ...]
+    action: int
+    conditions: tuple[Condition, ...] = ()
+
+
+class Profile(NamedTuple):
+    """A profile that was checked; actions are what the filter returns."""
+
+    default: int
+    archs: tuple[Arch, ...]
+    rules: tuple[Rule, ...]
+    flags: int
+
+
+def parse(profile: Mapping[str, Any]) -> Profile:
+    """Check an OCI seccomp object. `Invalid` names the field that is wrong, its path as in ``syscalls[3].action``."""
+    default = _action(profile.get("defaultAction"), profile.get("defaultErrnoRet"), "defaultAction")
+    if default == RET_USER_NOTIF:
+        raise Invalid("seccomp defaultAction may not be SCMP_ACT_NOTIFY", "notify about named calls only")
+    archs = {syscalls.native()}
+    for name in _list(profile.get("architectures"), "architectures"):
+        if name not in syscalls.ARCHS:
+            raise Invalid(f"seccomp architecture {shorten(name)} is not supported", f"use {', '.join(syscalls.ARCHS)}")
+        archs.add(syscalls.ARCHS[name])
+    flags = 0
+    for name in _list(profile.get("flags"), "flags"):
+        if name not in _FLAGS:
+            raise Invalid(f"seccomp flag {shorten(name)} is unknown", f"use {', '.join(_FLAGS)}")
+        flags |= _FLAGS[name]
+    rules: list[Rule] = []
+    for index, entry in enumerate(_list(profile.get("syscalls"), "syscalls")):
+        rules += _rules(entry, f"syscalls[{index}]")
+    if any(rule.action == RET_USER_NOTIF for rule in rules):
+        flags |= seccomp_load.SECCOMP_FILTER_FLAG_NEW_LISTENER
+        if any(rule.action == RET_USER_NOTIF and "write" in rule.names for rule in rules):
+            raise Invalid("seccomp cannot notify about write", "the listener itself is passed on with write(2)")
+    return Profile(default, tuple(sorted(archs)), tuple(rules), flags)
+
+
+def compile(profile: Mapping[str, Any] | Profile) -> bytes:  # noqa: A001
+    """The filter of a profile for this machine, an array of struct sock_filter for `seccomp_load.load`.
+
+    Raises `Invalid` for a wrong profile or one whose filter is longer than the kernel takes (4096 instructions), and
+    `Unavailable` without libseccomp.
+    """
+    checked = profile if isinstance(profile, Profile) else parse(profile)
+    graph = bpf.Graph()
+    kill = root = graph.ret(RET_KILL_THREAD)
+    tables: dict[int, dict[int, bpf.Node]] = {}  # by audit architecture: the node from each number up
+    for arch in checked.archs:
+        tables.setdefault(arch.audit, {0: kill}).update(_Outcomes(graph, checked, arch).ranges())
+    for audit, ranges in sorted(tables.items()):
+        if audit == syscalls.X86_64.audit and syscalls.X32 not in checked.archs:
+            # -1 is no call but a tracer's way to skip one; all else up there is an ABI that was not asked for
+            ranges.update({syscalls.X32_BIT: kill, 0xFFFFFFFF: graph.ret(checked.default)})
+        root = graph.branch(bpf.JEQ, audit, graph.load(_NUMBER, graph.switch(sorted(ranges.items()))), root)
+    try:
+        return graph.assemble(graph.load(_ARCH, root))
+    except ValueError as error:
+        raise Invalid(f"seccomp profile: {error}", "use fewer rules with conditions") from None
+
+
+def compiled_file(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[Path, int]:
+    """The file of a profile's filter in the cache `directory`, made if it is not there, and the flags to load it with.
+
+    Its name is a hash of the profile and of all else that the filter depends on. Any number of processes may do this
+    at once: the file appears whole.
+    """
+    checked = parse(profile)
+    identity = json.dumps([VERSION, syscalls.version(), os.uname().machine, profile], sort_keys=True)
+    path = Path(directory) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.bpf"
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}.{os.urandom(4).hex()}")
+        try:
+            temporary.write_bytes(compile(checked))
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return path, checked.flags
+
+
+# -- checking a profile ---------------------------------------------------------------------------------------------
+
+
+def _rules(entry: Any, where: str) -> Iterable[Rule]:
+    if not isinstance(entry, Mapping):
+        raise Invalid(f"seccomp {where} is not an object", _HINT)
+    names = tuple(_list(entry.get("names"), f"{where}.names"))
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise Invalid(f"seccomp {where}.names must name at least one call", _HINT)
+    action = _action(entry.get("action"), entry.get("errnoRet"), f"{where}.action")
+    conditions = [_condition(c, f"{where}.args[{i}]") for i, c in enumerate(_list(entry.get("args"), f"{where}.args"))]
+    if len({c.argument for c in conditions}) < len(conditions):
+        return [Rule(names, action, (c,)) for c in conditions]
+    return [Rule(names, action, tuple(conditions))]
+
+
+def _condition(entry: Any, where: str) -> Condition:
+    if not isinstance(entry, Mapping) or entry.get("op") not in _OPERATORS:
+        raise Invalid(f"seccomp {where}.op must be one of {', '.join(sorted(_OPERATORS))}", _HINT)
+    index = _integer(entry.get("index", 0), 5, f"{where}.index")
+    values = [_integer(entry.get(field) or 0, (1 << 64) - 1, f"{where}.{field}") for field in ("value", "valueTwo")]
+    return Condition(index, entry["op"].removeprefix("SCMP_CMP_"), *values)
+
+
+def _action(name: Any, errno: Any, where: str) -> int:
+    if not isinstance(name, str) or name not in _ACTIONS:
+        raise Invalid(f"seccomp {where} {shorten(name)} is unknown", f"use {', '.join(_ACTIONS)}")
+    action = _ACTIONS[name]
+    if action in (RET_ERRNO, RET_TRACE):
+        limit = 4095 if action == RET_ERRNO else 0xFFFF
+        return action | (EPERM if errno is None else _integer(errno, limit, where.replace("Action", "ErrnoRet")))
+    return action
+
+
+def _integer(value: Any, limit: int, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limit:
+        raise Invalid(f"seccomp {where} {shorten(value)} is not a number from 0 to {limit}", _HINT)
+    return value
+
+
+def _list(value: Any, where: str) -> Sequence[Any]:
+    if value is not None and not isinstance(value, list | tuple):
+        raise Invalid(f"seccomp {where} is not a list", _HINT)
+    return value or ()
+
+
+# -- from rules to a decision ---------------------------------------------------------------------------------------
+
+
+class _Outcomes:
+    """What becomes of every number on one architecture: a node of the graph for each range of numbers."""
+
+    def __init__(self, graph: bpf.Graph, profile: Profile, arch: Arch) -> None:
+        self._graph = graph
+        self._arch = arch
+        self._default = profile.default
+        self._allows = profile.default in (RET_ALLOW, RET_LOG) or profile.default & 0xFFFF0000 == RET_TRACE
+        self._last = -1
+        self._rules: dict[int, list[Rule]] = {}
+        for rule in profile.rules:
+            self._add(rule)
+
+    def ranges(self) -> dict[int, bpf.Node]:
+        """By the first number of each range the node for it, over all numbers that are this architecture's."""
+        default = self._graph.ret(self._default)
+        ranges = {self._arch.first: default}
+        for number, rules in sorted(self._rules.items()):
+            ranges.update({number: self._decide(rules), number + 1: default})
+        if not self._allows and self._last > 0:
+            ranges[self._last + 1] = self._graph.ret(RET_ERRNO | ENOSYS)
+        return ranges
+
+    def _add(self, rule: Rule) -> None:
+        for name in rule.names:
+            for number in syscalls.numbers(name, self._arch):
+                self._last = max(self._last, number.value if number.multiplexer is None else -1)
+                if rule.action == self._default:
+                    continue
+                conditions = rule.conditions
+                if number.multiplexer is not None:
+                    others = (c for c in conditions if c.argument != 0)
+                    conditions = (Condition(0, "EQ", number.multiplexer), *others)
+                self._rules.setdefault(number.value, []).append(rule._replace(conditions=conditions))
+
+    def _decide(self, rules: list[Rule]) -> bpf.Node:
+        """The node that decides about one call."""
+        for rule in rules:
+            if not rule.conditions:
+                return self._graph.ret(rule.action)
+        by_value = _by_one_argument(rules, self._default)
+        if by_value is not None:
+            return self._argument(*by_value)
+        node = self._graph.ret(self._default)
+        for rule in reversed(rules):
+            otherwise, node = node, self._graph.ret(rule.action)
+            for condition in reversed(rule.conditions):
+                node = self._test(condition, node, otherwise)
+        return node
+
+    def _argument(self, index: int, ranges: list[tuple[int, int]]) -> bpf.Node:
+        """Decide by the value of one argument: first by its upper word, then, where that is not enough, its lower."""
+        graph, upper = self._graph, []
+        for word in sorted({0, *(w for first, _ in ranges for w in (first >> 32, (first >> 32) + 1) if w < 1 << 32)}):
+            start, end = word << 32, (word + 1) << 32
+            within = [(max(first, start) - start, action) for first, action in _overlapping(ranges, start, end)]
+            lower = [(first, graph.ret(action)) for first, action in within]
+            single = len({action for _, action in within}) == 1
+            upper.append((word, lower[0][1] if single else graph.load(_low(index), graph.switch(lower))))
+        return graph.load(_high(index), graph.switch(upper)) if len({n for _, n in upper}) > 1 else upper[0][1]
+
+    def _test(self, condition: Condition, yes: bpf.Node, no: bpf.Node) -> bpf.Node:
+        """Go to `yes` if the condition holds: compare the upper words, and the lower ones where those are equal."""
+        graph, (index, op, value, value_two) = self._graph, condition
+        low, high = _low(index), _high(index)
+        if op == "MASKED_EQ":
+            if value_two & ~value:
+                return no
+            for offset, shift in ((low, 0), (high, 32)):
+                bits = value >> shift & 0xFFFFFFFF
+                if bits:
+                    equal = graph.branch(bpf.JEQ, value_two >> shift & 0xFFFFFFFF, yes, no)
+                    yes = graph.load(offset, graph.mask(bits, equal))
+            return yes
+        if op in ("NE", "LT", "LE"):
+            op, yes, no = {"NE": "EQ", "LT": "GE", "LE": "GT"}[op], no, yes
+        code = {"EQ": bpf.JEQ, "GE": bpf.JGE, "GT": bpf.JGT}[op]
+        lower = graph.load(low, graph.branch(code, value & 0xFFFFFFFF, yes, no)) if yes != no else yes
+        upper = graph.branch(bpf.JEQ, value >> 32, lower, no)
+        if op != "EQ":
+            upper = graph.branch(bpf.JGT, value >> 32, yes, upper)
+        return graph.load(high, upper) if yes != no else yes
+
+
+def _low(index: int) -> int:
+    return _ARGUMENTS + 8 * index
+
+
+def _high(index: int) -> int:
+    return _ARGUMENTS + 8 * index + 4
+
+
+def _by_one_argument(rules: list[Rule], default: int) -> tuple[int, list[tuple[int, int]]] | None:
+    """If all rules look at the same one argument, that and the action for each range of its values, from 0 up."""
+    conditions = [rule.conditions[0] for rule in rules if len(rule.conditions) == 1]
+    if len(conditions) < len(rules) or len({c.argument for c in conditions}) > 1:
+        return None
+    if any(c.op == "MASKED_EQ" for c in conditions):
+        return None
+    borders = sorted({0, *(v for c in conditions for v in (c.value, c.value + 1) if v < 1 << 64)})
+    ranges = []
+    for value in borders:  # all values up to the next border fare alike
+        action = next((r.action for r in rules if _holds(r.conditions[0], value)), default)
+        ranges.append((value, action))
+    return conditions[0].argument, ranges
+
+
+def _holds(condition: Condition, argument: int) -> bool:
+    value = condition.value
+    match condition.op:
+        case "EQ":
+            return argument == value
+        case "NE":
+            return argument != value
+        case "LT":
+            return argument < value
+        case "LE":
+            return argument <= value
+        case "GT":
+            return argument > value
+        case "GE":
+            return argument >= value
+    raise AssertionError(condition.op)
+
+
+def _overlapping(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """The ranges that have values from `start` to below `end`."""
+    ends = [first for first, _ in ranges[1:]] + [1 << 64]
+    return [item for item, until in zip(ranges, ends, strict=True) if item[0] < end and until > start]

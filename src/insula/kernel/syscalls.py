@@ -1,0 +1,141 @@
+"""The numbers of system calls, which every architecture gives differently, from libseccomp's tables.
+
+Where the installed libseccomp is older than the kernel it lacks the newest calls. Those have one number everywhere
+(all from 424 on, syscalls(2)), and the latest are listed here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from typing import Final, NamedTuple
+
+from insula.model.errors import Unavailable
+
+X32_BIT: Final = 0x40000000
+"""Set in the numbers of x32, the ABI of x86-64 with 32-bit pointers; both have one audit architecture."""
+
+
+class Arch(NamedTuple):
+    """An ABI: its name and token in libseccomp, its value in seccomp_data.arch (linux/audit.h), its lowest number."""
+
+    name: str
+    token: int
+    audit: int
+    first: int = 0
+
+
+class Number(NamedTuple):
+    """A call's number. If `multiplexer` is set, the call is this number only with that as its first argument."""
+
+    value: int
+    multiplexer: int | None = None
+
+
+X86_64: Final = Arch("SCMP_ARCH_X86_64", 0xC000003E, 0xC000003E)
+X32: Final = Arch("SCMP_ARCH_X32", 0x4000003E, 0xC000003E, X32_BIT)
+X86: Final = Arch("SCMP_ARCH_X86", 0x40000003, 0x40000003)
+AARCH64: Final = Arch("SCMP_ARCH_AARCH64", 0xC00000B7, 0xC00000B7)
+ARM: Final = Arch("SCMP_ARCH_ARM", 0x40000028, 0x40000028)
+RISCV64: Final = Arch("SCMP_ARCH_RISCV64", 0xC00000F3, 0xC00000F3)
+ARCHS: Final = {arch.name: arch for arch in (X86_64, X32, X86, AARCH64, ARM, RISCV64)}
+
+_NATIVE: Final = {"x86_64": X86_64, "aarch64": AARCH64, "riscv64": RISCV64}
+
+_RECENT: Final = {
+    "set_mempolicy_home_node": 450,
+    "cachestat": 451,
+    "fchmodat2": 452,
+    "map_shadow_stack": 453,
+    "futex_wake": 454,
+    "futex_wait": 455,
+    "futex_requeue": 456,
+    "statmount": 457,
+    "listmount": 458,
+    "lsm_get_self_attr": 459,
+    "lsm_set_self_attr": 460,
+    "lsm_list_modules": 461,
+    "mseal": 462,
+    "setxattrat": 463,
+    "getxattrat": 464,
+    "listxattrat": 465,
+    "removexattrat": 466,
+    "open_tree_attr": 467,
+    "file_getattr": 468,
+    "file_setattr": 469,
+}
+
+# 32-bit x86 has these calls twice: through socketcall(2) or ipc(2), and since Linux 4.3 and 5.1 on their own
+_SOCKETCALL: Final = 102
+_IPC: Final = 117
+_X86_DIRECT: Final = {
+    "recvmmsg": 337,
+    "sendmmsg": 345,
+    "socket": 359,
+    "socketpair": 360,
+    "bind": 361,
+    "connect": 362,
+    "listen": 363,
+    "accept4": 364,
+    "getsockopt": 365,
+    "setsockopt": 366,
+    "getsockname": 367,
+    "getpeername": 368,
+    "sendto": 369,
+    "sendmsg": 370,
+    "recvfrom": 371,
+    "recvmsg": 372,
+    "shutdown": 373,
+    "semget": 393,
+    "semctl": 394,
+    "shmget": 395,
+    "shmctl": 396,
+    "shmat": 397,
+    "shmdt": 398,
+    "msgget": 399,
+    "msgsnd": 400,
+    "msgrcv": 401,
+    "msgctl": 402,
+}
+
+
+def native() -> Arch:
+    """The architecture of this machine's kernel; `Unavailable` if seccomp filters are not made for it here."""
+    machine = os.uname().machine
+    if machine not in _NATIVE:
+        raise Unavailable(f"seccomp filters cannot be made on {machine}", f"use {', '.join(_NATIVE)}")
+    return _NATIVE[machine]
+
+
+@functools.cache
+def numbers(name: str, arch: Arch) -> tuple[Number, ...]:
+    """Every way to call `name` on `arch`; none if there is no such call."""
+    found: int = _library().seccomp_syscall_resolve_name_arch(ctypes.c_uint32(arch.token), name.encode())
+    if found >= 0:
+        return (Number(found),)
+    # libseccomp has made-up negative numbers: -100 - n for socketcall n, -200 - n for ipc n
+    if arch == X86 and -224 <= found < -100:
+        multiplexed = Number(_SOCKETCALL, -found - 100) if found > -200 else Number(_IPC, -found - 200)
+        return (multiplexed, Number(_X86_DIRECT[name])) if name in _X86_DIRECT else (multiplexed,)
+    return (Number(arch.first + _RECENT[name]),) if name in _RECENT else ()
+
+
+class _Version(ctypes.Structure):
+    _fields_ = (("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint))
+
+
+def version() -> str:
+    """The version of libseccomp: what `numbers` answers depends on it."""
+    found = _library().seccomp_version().contents
+    return f"{found.major}.{found.minor}.{found.micro}"
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        raise Unavailable("libseccomp is not installed", "apt-get install libseccomp2") from None
+    library.seccomp_version.restype = ctypes.POINTER(_Version)
+    return library
