@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 
-import lab
-import pytest
-from lab import isolated, two_tenants
+from tests.support.lab import Lab, isolated, two_tenants
 
 
 @isolated
@@ -24,7 +22,7 @@ def test_two_tenants_with_the_same_addresses_each_reach_their_own() -> None:
 
 @isolated
 def test_attach_is_fast() -> None:
-    cloud = lab.Lab()
+    cloud = Lab()
     cloud.tenant("acme")
     cloud.network("acme", "10.0.0.0/16", "fd00::/64")
     instances = [cloud.instance("acme", f"i{i}") for i in range(3)]
@@ -41,5 +39,3 @@ def test_attach_is_fast() -> None:
     print(sorted(spent))
     assert sorted(spent)[len(spent) // 2] < 0.010
 
-
-_ = pytest

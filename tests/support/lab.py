@@ -201,7 +201,7 @@ def ping(netns: int, address: str, timeout: float = 1.0, size: int = 8, dont_fra
 def checksum(data: bytes) -> int:
     """RFC 1071."""
     data += bytes(len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -273,7 +273,7 @@ class Lab:
 
     def inside(self, tenant: str) -> int:
         """A descriptor of the tenant's namespace."""
-        return os.open(f"/run/netns/{self.fabric.plan.prefix}-{tenant}", os.O_RDONLY)
+        return os.open(self.fabric.plan.namespace(tenant), os.O_RDONLY)
 
 
 @contextlib.contextmanager
@@ -288,5 +288,5 @@ def two_tenants(subnet6: str | None = "fd00::/64") -> Iterator[Lab]:
     yield lab
 
 
-def _family(address: str) -> int:
+def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
