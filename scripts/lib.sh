@@ -8,7 +8,6 @@ RUN=/run/insula
 LOGS=/var/log/insula
 PREFIX=insula
 PYTHON=/usr/bin/python3
-PID_FILE=$RUN/insulad.pid
 SERVICE=/etc/systemd/system/insulad.service
 COMPLETIONS="/usr/local/share/bash-completion/completions/insula
 /usr/local/share/zsh/site-functions/_insula
@@ -103,24 +102,29 @@ source_hash() {
 # start_time PID: field 22 of proc_pid_stat(5); with the pid it names a process for ever.
 start_time() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
 
-# alive FILE: prints the pid if the process that a pid file ("PID START_TIME") names still runs.
-alive() {
+# running NAME: prints the pid of insulad, keeper or spawner, if it runs. insulad holds a lock, which the kernel
+# drops with it; the others write "PID START_TIME".
+running() {
+    if [ "$1" = insulad ]; then
+        [ -e "$STATE/insulad.pid" ] && ! flock -n "$STATE/insulad.pid" true && cat "$STATE/insulad.pid"
+        return
+    fi
     pid='' started=''
-    [ -r "$1" ] || return 1
-    read -r pid started <"$1" || true
+    [ -r "$RUN/$1.pid" ] || return 1
+    read -r pid started <"$RUN/$1.pid" || true
     [ -n "$pid" ] && [ -n "$started" ] && [ "$(start_time "$pid")" = "$started" ] || return 1
     [ "$(sed 's/.*) //' "/proc/$pid/stat" | cut -c 1)" != Z ] && printf '%s\n' "$pid"
 }
 
-# stop_process FILE: SIGTERM, and after ten seconds SIGKILL.
+# stop_process NAME: SIGTERM, and after ten seconds SIGKILL.
 stop_process() {
-    pid=$(alive "$1") || return 0
-    kill -TERM "$pid" 2>/dev/null || true
+    victim=$(running "$1") || return 0
+    kill -TERM "$victim" 2>/dev/null || true
     tries=0
-    while alive "$1" >/dev/null; do
+    while running "$1" >/dev/null; do
         tries=$((tries + 1))
-        [ "$tries" != 100 ] || kill -KILL "$pid" 2>/dev/null || true
-        [ "$tries" -lt 150 ] || die "process $pid ($1) does not end" "look at /proc/$pid/stack"
+        [ "$tries" != 100 ] || kill -KILL "$victim" 2>/dev/null || true
+        [ "$tries" -lt 150 ] || die "$1 (process $victim) does not end" "look at /proc/$victim/stack"
         sleep 0.1
     done
 }
