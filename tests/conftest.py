@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:
         capture.stop_global_capturing()  # standard output and error are files of pytest's until then
-    machine.enter()
+    machine.enter("pytest")
 
 
 def _wants_system(path: Path) -> bool:

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 MARK = "INSULA_TEST_MACHINE"
 RUNS = Path("/tmp/insula-test")
@@ -39,12 +40,12 @@ def possible() -> bool:
     return os.geteuid() == 0 and all(shutil.which(name) for name in ("unshare", "ip", "tini"))
 
 
-def enter() -> None:
-    """Replaces this process by the same command inside a new machine; does not return."""
+def enter(module: str) -> NoReturn:
+    """Replaces this process by `python -m module` with the same arguments inside a new machine."""
     shell = f'exec {ENTER} "$@"'
     os.environ[MARK] = "1"
     os.environ["PATH"] = f"/usr/sbin:/sbin:{os.environ['PATH']}"
-    os.execvp("sh", ["sh", "-c", shell, "sh", sys.executable, "-m", "pytest", *sys.argv[1:]])
+    os.execvp("sh", ["sh", "-c", shell, "sh", sys.executable, "-m", module, *sys.argv[1:]])
 
 
 class Run:
