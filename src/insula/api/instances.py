@@ -121,7 +121,7 @@ class InstanceController(Controller):
             await cloud.instances.kill(tenant, name, str(number))
 
         return Duplex(
-            lambda: cloud.instances.attach(tenant, name, replay=replay, stdin=stdin), begin=begin, signal=signal
+            lambda: cloud.instances.attach(tenant, name, replay=replay, stdin=stdin, start=start), begin=begin, signal=signal
         )
 
     @post("/{name:str}/exec", request_max_body_size=None, summary="Run one more process in it: frames, both ways")

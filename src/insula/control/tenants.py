@@ -51,7 +51,7 @@ class Tenants:
 
     async def list(self) -> list[TenantView]:
         store = self.engine.store
-        tenants, usages = await asyncio.gather(TENANTS.list(store), store.list(USAGE.prefix()))
+        tenants, usages = await asyncio.gather(TENANTS.list(store), store.list(USAGE.prefix_all()))
         usage = {USAGE.parts(entry.key)[0]: USAGE.decode(entry) for entry in usages.entries}
         return [TenantView(tenant=tenant, usage=usage.get(tenant.name, Usage())) for tenant in tenants]
 

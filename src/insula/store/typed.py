@@ -46,6 +46,10 @@ class Keyspace(Generic[T]):
             raise ValueError(f"{parts} is no prefix below {self.root}")
         return "/".join((self.root, *parts, ""))
 
+    def prefix_all(self) -> str:
+        """The prefix of everything of this kind."""
+        return f"{self.root}/"
+
     def parts(self, key: str) -> tuple[str, ...]:
         """The inverse of `key`."""
         return tuple(key[len(self.root) + 1 :].split("/", self.depth - 1))
@@ -73,6 +77,6 @@ class Keyspace(Generic[T]):
         return Found(self.decode(entry), entry.revision) if entry else None
 
     async def list(self, store: Store, *parts: str) -> list[T]:
-        """In key order."""
-        snapshot = await store.list(self.prefix(*parts))
+        """In key order; those of everybody without parts."""
+        snapshot = await store.list(self.prefix(*parts) if parts else self.prefix_all())
         return [self.decode(entry) for entry in snapshot.entries]

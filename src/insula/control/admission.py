@@ -1,0 +1,140 @@
+"""From what a user asks for to a committed instance, and back: checks, quota, addresses, one transaction.
+
+Nothing runs here. When `admit` returns, the instance owns its name, its addresses and its part of the quota, durably.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from insula.control import claims
+from insula.control.engine import Engine
+from insula.control.images import Images
+from insula.control.keys import INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
+from insula.control.launch import Launcher
+from insula.control.networks import Networks, port_claims
+from insula.control.quotas import add, guarded, subtract
+from insula.control.specs import check, make_name
+from insula.control.tenants import Tenants
+from insula.model.errors import Conflict, Failed
+from insula.model.objects import Instance, InstanceSpec, Network, Tenant
+from insula.model.views import Usage
+from insula.store.protocol import Compare, TransactionConflict
+from insula.store.typed import Found
+
+
+class Admitted(NamedTuple):
+    """A committed instance and the revision of its entry."""
+
+    tenant: Tenant
+    instance: Instance
+    revision: int
+
+
+class Admission:
+    def __init__(
+        self, engine: Engine, tenants: Tenants, networks: Networks, images: Images, launcher: Launcher
+    ) -> None:
+        self.engine = engine
+        self.tenants = tenants
+        self.networks = networks
+        self.images = images
+        self.launcher = launcher
+
+    async def admit(self, tenant: str, spec: InstanceSpec, *, start: bool) -> Admitted:
+        """Commits a new instance. Invalid, NotFound, Conflict, QuotaExceeded: then nothing was changed."""
+        spec = check(spec)
+        owner, image = await asyncio.gather(self.tenants.find(tenant), self.images.find(tenant, spec.image))
+        network = await self.networks.find(tenant, spec.network) if spec.network is not None else None
+        draft = Instance(
+            tenant=tenant,
+            name=spec.name or make_name(spec.image),
+            id=secrets.token_hex(16),
+            spec=spec,
+            image_digest=image.value.digest,
+            layers=image.value.layers,
+            config=image.value.config,
+            port=None,
+            wanted="running" if start else "stopped",
+            generation=1 if start else 0,
+            created=time.time(),
+        )
+        await asyncio.to_thread(self.launcher.oci, owner.value, draft, spec)
+
+        async def attempt(guard: Found[Usage]) -> Admitted:
+            return await self._commit(owner, guard, network, draft)
+
+        return await guarded(self.engine.store, tenant, attempt)
+
+    async def _commit(
+        self, owner: Found[Tenant], guard: Found[Usage], network: Found[Network] | None, draft: Instance
+    ) -> Admitted:
+        tenant, spec, name = draft.tenant, draft.spec, draft.name
+        usage = add(owner.value, guard.value, spec.resources)
+        for _ in range(claims.ATTEMPTS):
+            port = await self.networks.allocate_port(network.value, name, spec) if network else None
+            own = port_claims(port) if port else []
+            instance = msgspec.structs.replace(
+                draft, name=name, spec=msgspec.structs.replace(spec, name=name), port=port
+            )
+            compares = [
+                INSTANCES.absent(tenant, name),
+                TENANTS.unchanged(owner, tenant),
+                USAGE.unchanged(guard, tenant),
+                *([NETWORKS.unchanged(network, tenant, network.value.name)] if network else []),
+            ]
+            writes = [INSTANCES.put(instance, tenant, name), USAGE.put(usage, tenant)]
+            try:
+                revision = await claims.commit(self.engine.store, own, compares, writes)
+                return Admitted(owner.value, instance, revision)
+            except TransactionConflict as conflict:
+                self.engine.give_back(own)
+                self._explain(conflict, instance, own, retry=not spec.name)
+                name = spec.name or make_name(spec.image)
+            except BaseException:
+                self.engine.give_back(own)
+                raise
+        raise Failed("no place for an instance could be had", "try again")
+
+    def _explain(
+        self, conflict: TransactionConflict, instance: Instance, own: list[claims.Claim], *, retry: bool
+    ) -> None:
+        """Returns if another attempt may succeed, else raises what the user should know."""
+        tenant, name = instance.tenant, instance.name
+        if conflict.key == USAGE.key(tenant):
+            raise conflict
+        if conflict.key == INSTANCES.key(tenant, name):
+            if retry:
+                return
+            raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name, or remove that one")
+        if lost := claims.lost(conflict, own):
+            self.engine.forget(own)
+            if lost.value in (instance.spec.address, instance.spec.address6):
+                raise Conflict(f"address {lost.value} is taken", "leave the address out to get a free one")
+            return
+        raise Conflict(f"tenant {tenant} was changed at the same time", "try again")
+
+    async def dismiss(self, instance: Instance) -> None:
+        """Takes the instance out of the store, with everything that it owned."""
+        tenant, name = instance.tenant, instance.name
+        own = port_claims(instance.port) if instance.port else []
+
+        async def attempt(guard: Found[Usage]) -> None:
+            usage = subtract(guard.value, instance.spec.resources)
+            await self.engine.store.transact(
+                [Compare(USAGE.key(tenant), guard.revision)],
+                [
+                    INSTANCES.delete(tenant, name),
+                    STATUS.delete(tenant, name),
+                    USAGE.put(usage, tenant),
+                    *claims.release(own),
+                ],
+            )
+
+        await guarded(self.engine.store, tenant, attempt)
+        self.engine.give_back(own)

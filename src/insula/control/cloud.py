@@ -1,0 +1,93 @@
+"""The face of the room: one object that has everything the API offers, opened once by the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from contextlib import AsyncExitStack
+
+from insula.container.runtime import Runtime
+from insula.control.admission import Admission
+from insula.control.engine import Engine
+from insula.control.events import Events
+from insula.control.host import Host
+from insula.control.images import Images
+from insula.control.instances import Instances
+from insula.control.keys import NETWORKS, TENANTS
+from insula.control.networks import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
+from insula.control.reconcile import Reconciler
+from insula.control.settings import Settings
+from insula.control.supervisor import Supervisor
+from insula.control.tenants import DEFAULT, Tenants
+from insula.image.store import ImageStore
+from insula.model.errors import InsulaError
+from insula.network.linux.fabric import LinuxFabric
+from insula.store.sqlite import SqliteStore
+
+log = logging.getLogger("insula.control")
+REPAIR_EVERY = 60.0
+
+
+class Cloud:
+    """`tenants`, `networks`, `images`, `instances`, `host` and `events` are the verbs; see their classes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.settings = engine.settings
+        self.engine = engine
+        self.supervisor = Supervisor(engine)
+        self.tenants = Tenants(engine)
+        self.networks = Networks(engine, self.tenants)
+        self.images = Images(engine, self.tenants)
+        admission = Admission(engine, self.tenants, self.networks, self.images, self.supervisor.launcher)
+        self.instances = Instances(self.tenants, admission, self.supervisor)
+        self.events = Events(engine)
+        self.host = Host(self.supervisor)
+        self.reconciler = Reconciler(self.tenants, self.networks, self.instances, self.supervisor)
+        self._closing = AsyncExitStack()
+
+    @classmethod
+    async def open(cls, settings: Settings) -> Cloud:
+        """Opens every part and brings the host to what is wanted. Raises InsulaError, and leaves what runs running."""
+        settings.make()
+        async with AsyncExitStack() as undo:
+            store = SqliteStore(settings.state)
+            undo.push_async_callback(store.close)
+            runtime = Runtime(settings.run)
+            await runtime.open()
+            undo.push_async_callback(runtime.close)
+            fabric = LinuxFabric(settings.run, settings.prefix)
+            await asyncio.to_thread(fabric.open)
+            undo.callback(fabric.close)
+            images = await asyncio.to_thread(ImageStore, settings.images)
+            cloud = cls(Engine(settings, store, runtime, fabric, images))
+            undo.push_async_callback(cloud.supervisor.close)
+            await cloud.ensure()
+            cloud._closing = undo.pop_all()
+            cloud._closing.callback(asyncio.ensure_future(cloud._repair()).cancel)
+        return cloud
+
+    async def ensure(self) -> None:
+        """The default tenant and network, the built-in image, and everything as it is wanted."""
+        await self.reconciler.run()
+        if await TENANTS.get(self.engine.store, DEFAULT) is None:
+            await self.tenants.create(DEFAULT)
+        if await NETWORKS.get(self.engine.store, DEFAULT, DEFAULT) is None:
+            await self.networks.create(DEFAULT, DEFAULT, DEFAULT_SUBNET, DEFAULT_SUBNET6)
+        try:
+            await self.images.ensure_busybox()
+            await self.images.collect()
+        except InsulaError as error:  # a cloud without this image is still one
+            log.error("the image busybox can't be made: %s", error)
+            self.engine.problems["image busybox"] = str(error)
+
+    async def _repair(self) -> None:
+        while True:
+            await asyncio.sleep(REPAIR_EVERY)
+            if not self.supervisor.stopping:
+                with contextlib.suppress(Exception):
+                    await self.reconciler.repair()
+
+    async def close(self) -> None:
+        """Lets go of everything; instances, their networks and their logs go on without us."""
+        await self._closing.aclose()

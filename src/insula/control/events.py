@@ -1,0 +1,102 @@
+"""What changes, as it changes: the store's history in terms of tenants, networks, images and instances.
+
+An event is a dict: `time` (seconds since the epoch), `revision` (of the store: to go on from there), `kind`
+("instance"), `action` ("created", "running", "exited", "removed", …), `tenant`, `name`, and what else tells the story.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from insula.control.engine import Engine
+from insula.control.keys import IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS
+from insula.model.errors import Invalid
+from insula.store.protocol import Event
+from insula.store.typed import Keyspace
+
+Story = dict[str, Any]
+
+
+class Events:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    async def watch(self, from_revision: int | None = None) -> AsyncIterator[Story]:
+        """Every event after that revision, without end; None is from now on. Conflict if it's no longer known."""
+        store = self.engine.store
+        if from_revision is None:
+            from_revision = (await store.list("/nothing/")).revision
+        elif from_revision < 0:
+            raise Invalid(f"{from_revision} is no revision", "use one that an event had")
+        async for event in store.watch("/", from_revision):
+            if story := tell(event):
+                yield story
+
+
+def tell(event: Event) -> Story | None:
+    """The event for people and programs; None for what isn't of interest (claims, usage, what follows from others)."""
+    root = "/" + event.entry.key.split("/", 2)[1]
+    teller = _TELLERS.get(root)
+    details = teller(event) if teller else None
+    if details is None:
+        return None
+    moment = details.pop("time", None) or time.time()
+    return {"time": moment, "revision": event.revision, **details}
+
+
+def _named(keyspace: Keyspace[Any], kind: str, event: Event) -> Story:
+    """Objects that are created and removed; what is put again was changed."""
+    parts = keyspace.parts(event.entry.key)
+    tenant = parts[0] if parts[0] != SHARED else None
+    action = "removed" if event.kind == "delete" else "changed" if event.previous else "created"
+    return {"kind": kind, "action": action, "tenant": tenant, "name": parts[-1]}
+
+
+def _tenant(event: Event) -> Story:
+    return _named(TENANTS, "tenant", event)
+
+
+def _network(event: Event) -> Story:
+    return _named(NETWORKS, "network", event)
+
+
+def _image(event: Event) -> Story:
+    return _named(IMAGES, "image", event)
+
+
+def _instance(event: Event) -> Story | None:
+    story = _named(INSTANCES, "instance", event)
+    if event.kind == "delete":
+        return story
+    instance = INSTANCES.decode(event.entry)
+    if event.previous is None:
+        return {**story, "time": instance.created, "id": instance.id, "image": instance.spec.image}
+    before = INSTANCES.decode(event.previous)
+    if (before.wanted, before.generation) == (instance.wanted, instance.generation):
+        return None
+    action = {"running": "start", "stopped": "stop", "removed": "remove"}[instance.wanted]
+    return {**story, "action": action, "id": instance.id}
+
+
+def _status(event: Event) -> Story | None:
+    if event.kind == "delete":
+        return None
+    status = STATUS.decode(event.entry)
+    story = {**_named(STATUS, "instance", event), "action": status.state}
+    if status.state == "running":
+        return {**story, "time": status.started, "pid": status.pid, "restarts": status.restarts}
+    if status.exit:
+        ended = status.exit
+        return {**story, "time": ended.finished, "exit_status": ended.exit_status, "oom": ended.oom}
+    return {**story, "error": status.error}
+
+
+_TELLERS = {
+    TENANTS.root: _tenant,
+    NETWORKS.root: _network,
+    IMAGES.root: _image,
+    INSTANCES.root: _instance,
+    STATUS.root: _status,
+}

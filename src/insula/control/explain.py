@@ -1,0 +1,95 @@
+"""What makes an instance isolated, read from where it really is: /proc, control groups, the fabric's read-back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from insula.control.processes import views
+from insula.control.supervisor import Member, Supervisor
+from insula.kernel.capabilities import to_names
+from insula.kernel.cgroups import Cgroup
+from insula.model.errors import InsulaError
+from insula.model.views import Explanation, Layer, Namespace
+
+_KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")  # namespaces(7)
+_SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
+
+
+async def explain(supervisor: Supervisor, member: Member) -> Explanation:
+    """Everything that is known; what needs a running process is empty when it doesn't run."""
+    engine, instance = supervisor.engine, member.instance
+    group = Cgroup(supervisor.launcher.cgroup(instance))
+    pid = member.status.pid if member.active else None
+    device = rules = None
+    installed: dict[str, object] | None = None
+    if instance.port:
+        port = instance.port
+        with suppress(InsulaError):
+            found = await engine.fabric_call(instance.tenant, engine.fabric.installed, member.tenant)
+            here = next((p for p in found.ports if p.index == port.index), None)
+            if here:
+                device, installed = here.device, msgspec.to_builtins(here)
+                rules = found.rules
+    paths = await asyncio.to_thread(_layers, supervisor, member)
+    return Explanation(
+        instance=instance,
+        status=member.status,
+        processes=list(views(engine.runtime, member)) if pid else [],
+        namespaces=namespaces(pid) if pid else [],
+        uid_map=_read(f"/proc/{pid}/uid_map") if pid else None,
+        cgroups=group.directories() if group.exists() else {},
+        limits=group.values() if group.exists() else {},
+        security=security(pid) if pid else {},
+        layers=paths,
+        upper=str(supervisor.launcher.directory(instance.id).upper),
+        device=device,
+        installed=installed,
+        rules=rules,
+    )
+
+
+def namespaces(pid: int) -> list[Namespace]:
+    """The namespaces of a process, compared with our own, which are the host's."""
+    found = []
+    for kind in _KINDS:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            inode = os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+            found.append(Namespace(kind=kind, inode=inode, shared=inode == os.stat(f"/proc/self/ns/{kind}").st_ino))
+    return found
+
+
+def security(pid: int) -> dict[str, str]:
+    """Capabilities, seccomp and no_new_privs of a process, as proc_pid_status(5) has them."""
+    text = _read(f"/proc/{pid}/status") or ""
+    fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    found = {}
+    for name, field in (("capabilities", "CapEff"), ("bounding capabilities", "CapBnd"), ("ambient", "CapAmb")):
+        if field in fields:
+            found[name] = " ".join(to_names(int(fields[field], 16))) or "none"
+    if "Seccomp" in fields:
+        found["seccomp"] = _SECCOMP.get(fields["Seccomp"].strip(), fields["Seccomp"])
+    if "NoNewPrivs" in fields:
+        found["no_new_privs"] = "yes" if fields["NoNewPrivs"].strip() == "1" else "no"
+    return found
+
+
+def _layers(supervisor: Supervisor, member: Member) -> list[Layer]:
+    """Top-most first, as overlayfs stacks them."""
+    found = []
+    for digest in reversed(member.instance.layers):
+        with suppress(InsulaError):
+            path = supervisor.engine.images.lower([digest])[0]
+            found.append(Layer(digest=digest, path=str(path)))
+    return found
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,93 @@
+"""This host: its state at a glance, whose a process is, what it lacks, and how Insula leaves it."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import insula
+from insula.control.doctor import examine
+from insula.control.keys import NETWORKS, TENANTS
+from insula.control.processes import whois
+from insula.control.specs import parse_signal
+from insula.control.supervisor import Member, Supervisor
+from insula.control.verify import Verifier
+from insula.kernel.cgroups import Cgroup
+from insula.model.errors import Failed, InsulaError
+from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
+
+_AT_ONCE = 16
+_LAST_WISH = 2.0
+"""Seconds that an instance has, at most, between its stop signal and SIGKILL when everything goes down."""
+
+
+class Host:
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.engine = supervisor.engine
+        self.supervisor = supervisor
+        self.verifier = Verifier(supervisor)
+        self.started = time.time()
+
+    async def status(self) -> HostStatus:
+        store = self.engine.store
+        tenants, networks = await asyncio.gather(store.list(TENANTS.prefix_all()), store.list(NETWORKS.prefix_all()))
+        drift = await asyncio.to_thread(self.engine.fabric.host_drift)
+        return HostStatus(
+            version=version(),
+            hostname=platform.node(),
+            kernel=platform.release(),
+            started=self.started,
+            revision=networks.revision,
+            tenants=len(tenants.entries),
+            networks=len(networks.entries),
+            instances=dict(Counter(member.status.state for member in self.supervisor.of(None))),
+            problems=[*(f"{name}: {what}" for name, what in sorted(self.engine.problems.items())), *drift],
+        )
+
+    async def whois(self, pid: int) -> WhoIs:
+        return whois(self.supervisor, pid)
+
+    async def doctor(self) -> Sequence[Check]:
+        return await asyncio.to_thread(examine, self.engine.settings)
+
+    async def verify(self) -> VerifyReport:
+        return await self.verifier.run()
+
+    async def down(self) -> None:
+        """Ends all instances and takes every namespace, mount, control group, device and rule of Insula off the host.
+
+        What is wanted stays as it is: the next start of the daemon brings back what was running and restarts by
+        policy. Until then nothing can be started. Failed tells what could not be taken away.
+        """
+        self.supervisor.stopping = True
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def end(member: Member) -> None:
+            async with limit, member.lock:
+                spec = member.instance.spec
+                signal = parse_signal(spec.stop_signal or member.instance.config.stop_signal or "SIGTERM")
+                await self.supervisor.end(member, signal, min(spec.stop_timeout, _LAST_WISH))
+
+        await asyncio.gather(*(end(member) for member in list(self.supervisor.of(None))))
+        try:
+            for container in self.engine.runtime.ids():
+                await self.engine.runtime.delete(container)
+            await asyncio.to_thread(self.engine.fabric.teardown)
+            await asyncio.to_thread(Cgroup(self.engine.settings.prefix).remove)
+        except InsulaError:
+            raise
+        except OSError as error:
+            raise Failed(f"not everything could be taken down: {error}", "try again, and see insulad's log") from error
+
+
+def version() -> str:
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as of
+
+    try:
+        return of("insula")
+    except PackageNotFoundError:
+        return str(getattr(insula, "__version__", "unknown"))

@@ -1,0 +1,245 @@
+"""Images: names in the store, content in the image store, each tenant's own and shared ones.
+
+A name is bound to content in one transaction, after the content is complete. Content goes when no name and no
+instance needs it any more: what lives is computed from the store just before, and the image store itself spares
+what was added meanwhile and isn't named yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal, ParamSpec, Protocol
+
+import msgspec
+
+from insula.control.engine import Engine
+from insula.control.keys import IMAGES, INSTANCES, SHARED, TENANTS, USAGE
+from insula.control.quotas import guarded
+from insula.control.tenants import Tenants
+from insula.image.reference import normalise_reference
+from insula.image.registry import Auth
+from insula.model.errors import Conflict, Denied, InsulaError, NotFound
+from insula.model.objects import Image, ImageConfig
+from insula.model.units import check_label
+from insula.model.views import Usage
+from insula.store.protocol import Snapshot, TransactionConflict
+from insula.store.typed import Found
+
+P = ParamSpec("P")
+Progress = Callable[[str], None]
+BUSYBOX = "busybox:latest"
+_CHUNK = 1 << 18
+
+
+class Login(Protocol):
+    """Who we are to a registry."""
+
+    @property
+    def username(self) -> str: ...
+
+    @property
+    def password(self) -> str: ...
+
+
+class Images:
+    def __init__(self, engine: Engine, tenants: Tenants) -> None:
+        self.engine = engine
+        self.tenants = tenants
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    async def find(self, tenant: str, name: str) -> Found[Image]:
+        """The tenant's own image of that name, else the shared one, else NotFound."""
+        name = normalise_reference(name)
+        own, shared = await asyncio.gather(
+            IMAGES.get(self.engine.store, check_label("tenant", tenant), name),
+            IMAGES.get(self.engine.store, SHARED, name),
+        )
+        if found := own or shared:
+            return found
+        await self.tenants.find(tenant)
+        raise NotFound(
+            f"there is no image {name}", f"`insula image pull {name}` fetches it, `insula image ls` lists them"
+        )
+
+    async def get(self, tenant: str, name: str) -> Image:
+        await self.tenants.find(tenant)
+        return (await self.find(tenant, name)).value
+
+    async def list(self, tenant: str) -> list[Image]:
+        """The tenant's own and the shared ones that it doesn't hide by an own of the same name."""
+        await self.tenants.find(tenant)
+        own, shared = await asyncio.gather(
+            IMAGES.list(self.engine.store, tenant), IMAGES.list(self.engine.store, SHARED)
+        )
+        names = {image.name for image in own}
+        return sorted([*own, *(i for i in shared if i.name not in names)], key=lambda image: image.name)
+
+    # -- adding ----------------------------------------------------------------------------------------------------
+
+    async def import_(
+        self, tenant: str, rootfs: Path | BinaryIO, *, name: str, config: ImageConfig | None = None
+    ) -> Image:
+        """An image from the tar of a root file system."""
+        await self.tenants.find(tenant)
+        name = normalise_reference(name)
+        make = self.engine.images.import_rootfs
+        return await self._name(tenant, await asyncio.to_thread(make, rootfs, name=name, tenant=tenant, config=config))
+
+    async def load(self, tenant: str, path: Path) -> Sequence[Image]:
+        """The images of an OCI layout (directory or tar) or docker-archive."""
+        await self.tenants.find(tenant)
+        images = await asyncio.to_thread(self.engine.images.load, path, tenant=tenant)
+        return [await self._name(tenant, image) for image in images]
+
+    async def pull(
+        self,
+        tenant: str,
+        reference: str,
+        *,
+        name: str | None = None,
+        auth: Login | None = None,
+        insecure: bool = False,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Fetches from a registry; `progress` is called with lines, from a thread."""
+        await self.tenants.find(tenant)
+        image = await asyncio.to_thread(
+            self.engine.images.pull,
+            reference,
+            tenant=tenant,
+            name=name,
+            auth=_login(auth),
+            insecure=insecure,
+            progress=progress,
+        )
+        return await self._name(tenant, image)
+
+    async def build_base(
+        self, tenant: str, distribution: str, release: str | None = None, *, progress: Progress | None = None
+    ) -> Image:
+        """A user land made by the distribution's own tool; shared, since it holds nothing of the tenant's."""
+        await self.tenants.find(tenant)
+        build = self.engine.images.build_base
+        return await self._name("", await asyncio.to_thread(build, distribution, release, progress))
+
+    async def ensure_busybox(self) -> None:
+        """The shared image `busybox:latest`, made from the host's busybox if it isn't there."""
+        found = await IMAGES.get(self.engine.store, SHARED, BUSYBOX)
+        if found is not None:
+            try:
+                await asyncio.to_thread(self.engine.images.lower, found.value)
+                return
+            except NotFound:
+                pass  # the content was lost: make it again
+        await self._name("", await asyncio.to_thread(self.engine.images.build_busybox))
+
+    async def _name(self, tenant: str, image: Image) -> Image:
+        """Binds the name to the content; a name that was bound to other content now means this."""
+        store, owner = self.engine.store, tenant or SHARED
+        image = msgspec.structs.replace(image, tenant=tenant)
+
+        async def attempt(guard: Found[Usage]) -> None:
+            found = await self.tenants.find(tenant)
+            await store.transact(
+                [TENANTS.unchanged(found, tenant), USAGE.unchanged(guard, tenant)],
+                [IMAGES.put(image, owner, image.name), USAGE.put(guard.value, tenant)],
+            )
+
+        try:
+            if tenant:
+                await guarded(store, tenant, attempt)
+            else:
+                await store.transact([], [IMAGES.put(image, owner, image.name)])
+        finally:
+            self.engine.images.release(image.digest)
+        return image
+
+    # -- going out -------------------------------------------------------------------------------------------------
+
+    async def push(
+        self,
+        tenant: str,
+        name: str,
+        reference: str | None = None,
+        *,
+        auth: Login | None = None,
+        insecure: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Sends to a registry, under its own name or as `reference`."""
+        image = await self.get(tenant, name)
+        await asyncio.to_thread(
+            self.engine.images.push,
+            image,
+            reference or name,
+            auth=_login(auth),
+            insecure=insecure,
+            progress=progress,
+        )
+
+    async def save(
+        self,
+        tenant: str,
+        names: Sequence[str],
+        *,
+        format: Literal["oci", "docker"] = "oci",  # noqa: A002
+    ) -> AsyncIterator[bytes]:
+        """The images as one archive, a tar in pieces."""
+        images = [await self.get(tenant, name) for name in names]
+        with tempfile.TemporaryDirectory(prefix="save-", dir=self.engine.settings.root) as directory:
+            path = Path(directory) / "images.tar"
+            await asyncio.to_thread(self.engine.images.save, images, path, format=format)
+            with path.open("rb") as file:
+                while piece := await asyncio.to_thread(file.read, _CHUNK):
+                    yield piece
+
+    # -- removing --------------------------------------------------------------------------------------------------
+
+    async def remove(self, tenant: str, name: str) -> None:
+        """Denied for shared ones, Conflict while an instance uses it; content that nobody needs goes with it."""
+        await self.tenants.find(tenant)
+        found = await self.find(tenant, name)
+        image = found.value
+        if not image.tenant:
+            raise Denied(f"image {image.name} is shared by all tenants", "only images of your own can be removed")
+        if users := [i.name for i in await INSTANCES.list(self.engine.store, tenant) if i.image_digest == image.digest]:
+            raise Conflict(f"image {image.name} is used by {', '.join(users[:3])}", "remove these instances first")
+        try:
+            await self.engine.store.transact(
+                [IMAGES.unchanged(found, tenant, image.name)], [IMAGES.delete(tenant, image.name)]
+            )
+        except TransactionConflict:
+            raise Conflict(f"image {image.name} was changed at the same time", "try again") from None
+        await self.collect(image)
+
+    async def collect(self, gone: Image | None = None) -> int:
+        """Frees content that no name and no instance needs; the number of bytes. `gone` was just removed."""
+        store = self.engine.store
+        live, layers = _alive(
+            *await asyncio.gather(store.list(IMAGES.prefix_all()), store.list(INSTANCES.prefix_all()))
+        )
+        for layer in set(gone.layers) - layers if gone else ():
+            try:
+                for path in self.engine.images.lower([layer]):
+                    await self.engine.runtime.forget_layer(path)
+            except InsulaError as error:  # then its room on the disk is free only when the spawner drops it
+                self.engine.problems[f"layer {layer[:19]}"] = error.message
+        return await asyncio.to_thread(self.engine.images.collect, live)
+
+
+def _alive(images: Snapshot, instances: Snapshot) -> tuple[set[str], set[str]]:
+    """The digests of manifests, and the layers, that names and instances need."""
+    named = [IMAGES.decode(entry) for entry in images.entries]
+    running = [INSTANCES.decode(entry) for entry in instances.entries]
+    digests = {image.digest for image in named} | {instance.image_digest for instance in running}
+    return digests, {layer for image in named for layer in image.layers} | {
+        layer for instance in running for layer in instance.layers
+    }
+
+
+def _login(auth: Login | None) -> Auth | None:
+    return Auth(username=auth.username, password=auth.password) if auth else None

@@ -1,0 +1,338 @@
+"""Instances: the verbs. Each commits what is wanted, then acts at once; reconcile.py finishes it after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from insula.container.log import LogReader
+from insula.container.runtime import Exec
+from insula.control.admission import Admission
+from insula.control.archives import Archives
+from insula.control.attachment import Attachment
+from insula.control.attachment import follow as follow_log
+from insula.control.explain import explain
+from insula.control.processes import views
+from insula.control.specs import parse_signal
+from insula.control.supervisor import Member, Supervisor, as_exit
+from insula.control.tenants import Tenants
+from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
+from insula.model.objects import Exit, InstanceSpec, InstanceStatus
+from insula.model.stream import Kind
+from insula.model.units import check_label
+from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView
+
+T = TypeVar("T")
+_SIGKILL = 9
+
+
+class Instances:
+    """What a verb begins it ends, even if the client goes away meanwhile (`_whole`)."""
+
+    def __init__(self, tenants: Tenants, admission: Admission, supervisor: Supervisor) -> None:
+        self.engine = supervisor.engine
+        self.tenants = tenants
+        self.admission = admission
+        self.supervisor = supervisor
+        self.archives = Archives(supervisor)
+        supervisor.remove = self._remove  # type: ignore[method-assign]
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        result: T = await asyncio.shield(self.supervisor.spawn(work))
+        return result
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    async def find(self, tenant: str, name: str) -> Member:
+        """The instance, or NotFound."""
+        check_label("tenant", tenant)
+        if member := self.supervisor.find(tenant, check_label("instance", name)):
+            return member
+        await self.tenants.find(tenant)
+        raise NotFound(f"tenant {tenant} has no instance {name}", "`insula ps -a` lists them")
+
+    async def get(self, tenant: str, name: str) -> InstanceView:
+        return view(await self.find(tenant, name))
+
+    async def list(self, tenant: str | None = None) -> list[InstanceView]:
+        """The tenant's instances, or those of all for None."""
+        if tenant is not None:
+            await self.tenants.find(tenant)
+        return [view(member) for member in self.supervisor.of(tenant)]
+
+    # -- living ----------------------------------------------------------------------------------------------------
+
+    async def run(self, tenant: str, spec: InstanceSpec, *, start: bool = True) -> InstanceView:
+        """A new instance, running unless `start` is False. On any error there is none."""
+        return await self._whole(self._run(tenant, spec, start))
+
+    async def _run(self, tenant: str, spec: InstanceSpec, start: bool) -> InstanceView:
+        admitted = await self.admission.admit(tenant, spec, start=start)
+        status = InstanceStatus(state="created", generation=admitted.instance.generation)
+        member = Member(admitted.tenant, admitted.instance, status, admitted.revision)
+        async with member.lock:
+            self.supervisor.add(member)
+            if start:
+                try:
+                    await self.supervisor.launch(member)
+                except BaseException:
+                    await self._remove(member)
+                    raise
+        return view(member)
+
+    async def start(self, tenant: str, name: str) -> InstanceView:
+        """Running afterwards; one that runs already is left alone."""
+        return await self._whole(self._start(await self.find(tenant, name)))
+
+    async def _start(self, member: Member) -> InstanceView:
+        async with member.lock:
+            check_there(member)
+            if not member.active:
+                member.cancel_restart()
+                generation = member.instance.generation + 1
+                await self.supervisor.want(member, wanted="running", generation=generation)
+                try:
+                    await self.supervisor.launch(member)
+                except InsulaError:
+                    if member.instance.spec.remove:
+                        await self._remove(member)
+                    raise
+        return view(member)
+
+    async def stop(self, tenant: str, name: str, timeout: float | None = None) -> InstanceView:
+        """Its stop signal, then SIGKILL after `timeout` seconds (None: the spec's); stopped afterwards."""
+        return await self._whole(self._stop(await self.find(tenant, name), timeout))
+
+    async def _stop(self, member: Member, timeout: float | None) -> InstanceView:
+        async with member.lock:
+            check_there(member)
+            await self.supervisor.want(member, wanted="stopped")
+            await self._end(member, timeout)
+        return view(member)
+
+    async def _end(self, member: Member, timeout: float | None) -> None:
+        spec = member.instance.spec
+        signal = parse_signal(spec.stop_signal or member.instance.config.stop_signal or "SIGTERM")
+        await self.supervisor.end(member, signal, spec.stop_timeout if timeout is None else timeout)
+
+    async def restart(self, tenant: str, name: str, timeout: float | None = None) -> InstanceView:
+        """Stopped as by `stop` if it runs, then started."""
+        return await self._whole(self._restart(await self.find(tenant, name), timeout))
+
+    async def _restart(self, member: Member, timeout: float | None) -> InstanceView:
+        async with member.lock:
+            check_there(member)
+            if member.instance.spec.remove and member.active:
+                raise Conflict(f"instance {member.instance.name} is removed when it ends", "it can't be restarted")
+            # wanted as "running" in a later generation: whoever finds the old one after a crash does the rest
+            generation = member.instance.generation + 1
+            await self.supervisor.want(member, wanted="running", generation=generation)
+            await self._end(member, timeout)
+            member.cancel_restart()
+            await self.supervisor.launch(member)
+        return view(member)
+
+    async def kill(self, tenant: str, name: str, signal: str = "SIGKILL") -> None:
+        """A signal to PID 1; Conflict if it doesn't run."""
+        number = parse_signal(signal)
+        member = await self.find(tenant, name)
+        if member.status.state not in ("running", "stopping"):
+            raise not_running(member)
+        try:
+            self.engine.runtime.signal(member.instance.id, number)
+        except NotFound:
+            raise not_running(member) from None
+
+    async def remove(self, tenant: str, name: str, *, force: bool = False) -> None:
+        """Gone afterwards. Conflict while it runs, unless `force`, which kills it."""
+        member = await self.find(tenant, name)
+        if member.active and not force:
+            raise Conflict(f"instance {name} is running", "stop it first, or use --force")
+        if member.active:  # before the lock, which a `stop` with a long timeout may hold
+            with contextlib.suppress(NotFound):
+                self.engine.runtime.signal(member.instance.id, _SIGKILL)
+        await self._whole(self._remove_locked(member, force))
+
+    async def _remove_locked(self, member: Member, force: bool) -> None:
+        async with member.lock:
+            if member.gone:
+                return
+            if member.active and not force:
+                raise Conflict(f"instance {member.instance.name} is running", "stop it first, or use --force")
+            await self._remove(member)
+
+    async def _remove(self, member: Member) -> None:
+        """Kills it, and takes it off the host and out of the store. The lock is held."""
+        supervisor = self.supervisor
+        await supervisor.want(member, wanted="removed")
+        await supervisor.end(member, _SIGKILL, 0.0)
+        await supervisor.launcher.clean(member.tenant, member.instance)
+        await supervisor.launcher.remove_directory(member.instance.id)
+        supervisor.forget(member)
+        if member.saving:
+            await member.saving
+        await self.admission.dismiss(member.instance)
+
+    async def finish_removal(self, member: Member) -> None:
+        """Ends a removal that was interrupted. The lock is held."""
+        await self._remove(member)
+
+    async def finish_stop(self, member: Member) -> None:
+        """Ends a stop that was interrupted."""
+        async with member.lock:
+            if not member.gone and member.instance.wanted == "stopped":
+                await self._end(member, None)
+
+    async def wait(self, tenant: str, name: str) -> Exit:
+        """How PID 1 ended, once it has; also of one that was removed when it ended."""
+        try:
+            member = await self.find(tenant, name)
+        except NotFound:
+            if ended := self.supervisor.last_exit(tenant, name):
+                return ended
+            raise
+        if member.status.state == "exited" and member.status.exit:
+            return member.status.exit
+        if member.status.state == "failed":
+            raise Failed(member.status.error or f"instance {name} did not start", member.status.hint)
+        return await asyncio.shield(member.ended)
+
+    # -- input and output ------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def attach(
+        self, tenant: str, name: str, *, stdin: bool = False, replay: bool = False, start: bool = False
+    ) -> AsyncIterator[Attachment]:
+        """Its streams from now on; with `replay` from its last start. One that was never started, or that the caller
+        will `start`, is waited for.
+
+        Conflict if it has ended and nothing of that holds; Denied for `stdin` of one that was made without.
+        """
+        member = await self.find(tenant, name)
+        coming = member.status.state in ("created", "starting") or (start and not member.active)
+        if not (coming or member.active or replay):
+            raise not_running(member)
+        if stdin and not member.instance.spec.stdin:
+            raise Denied(f"instance {name} has no open standard input", "make it with --interactive")
+        attachment = Attachment(self.engine.runtime, member.instance.id, stdin=stdin)
+        try:
+            if replay and member.status.started and not coming:
+                attachment.log = self._reader(member, since=member.status.started)
+            if coming:
+                member.waiting.add(attachment)
+            else:
+                await attachment.connect(end_of(member))
+            yield attachment
+        finally:
+            member.waiting.discard(attachment)
+            attachment.close()
+
+    async def logs(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+    ) -> AsyncIterator[tuple[Kind, bytes]]:
+        """What it printed: kind, and eight bytes of nanoseconds with the data. `follow` ends when the instance does."""
+        member = await self.find(tenant, name)
+        if since is not None and not 0 <= since <= 1e10:
+            raise Invalid(f"{since} is no time", "use seconds since 1970")
+        with self._reader(member, since=since, tail=tail) as reader:
+            async for moment, kind, data in follow_log(reader, lambda: not follow or not member.active):
+                yield kind, moment.to_bytes(8, "big") + data
+
+    def _reader(self, member: Member, *, since: float | None = None, tail: int | None = None) -> LogReader:
+        directory = self.supervisor.launcher.directory(member.instance.id)
+        return LogReader(str(directory.log), since_ns=int((since or 0) * 1e9), tail=tail)
+
+    # -- more processes --------------------------------------------------------------------------------------------
+
+    async def exec_create(self, tenant: str, name: str, spec: ExecSpec) -> str:
+        """Runs one more process inside; its id, once it has started. Conflict if the instance doesn't run."""
+        member = await self.find(tenant, name)
+        if member.status.state != "running":
+            raise not_running(member)
+        launcher = self.supervisor.launcher
+        process = await asyncio.to_thread(launcher.exec_process, member.tenant, member.instance, spec)
+        return await self._whole(self.engine.runtime.exec(member.instance.id, Exec(process, stdin=spec.stdin)))
+
+    @asynccontextmanager
+    async def exec_attach(
+        self, tenant: str, name: str, exec_id: str, *, stdin: bool = False
+    ) -> AsyncIterator[Attachment]:
+        """The streams of that process, from its beginning."""
+        member = await self.find(tenant, name)
+        attachment = Attachment(self.engine.runtime, member.instance.id, exec_id, stdin=stdin)
+        try:
+            await attachment.connect(self.supervisor.spawn(self.exec_wait(tenant, name, exec_id)))
+            yield attachment
+        finally:
+            attachment.close()
+
+    async def exec_wait(self, tenant: str, name: str, exec_id: str) -> Exit:
+        """How that process ended, once it has."""
+        member = await self.find(tenant, name)
+        try:
+            return as_exit(await self.engine.runtime.wait(member.instance.id, exec_id))
+        except NotFound:  # the instance ended, and all that ran inside with it
+            return Exit(exit_status=128 + _SIGKILL, signal=_SIGKILL, finished=time.time())
+
+    async def exec_kill(self, tenant: str, name: str, exec_id: str, signal: int) -> None:
+        """A signal to that process; Conflict if it has ended."""
+        member = await self.find(tenant, name)
+        try:
+            self.engine.runtime.signal(member.instance.id, parse_signal(str(signal)), exec_id)
+        except NotFound:
+            raise Conflict("that process has ended") from None
+
+    # -- looking inside --------------------------------------------------------------------------------------------
+
+    async def processes(self, tenant: str, name: str) -> Sequence[ProcessView]:
+        """Everything that runs in it, with the numbers inside and on the host."""
+        member = await self.find(tenant, name)
+        if not member.active:
+            raise not_running(member)
+        return views(self.engine.runtime, member)
+
+    async def explain(self, tenant: str, name: str) -> Explanation:
+        """What makes it isolated, read from the kernel."""
+        return await explain(self.supervisor, await self.find(tenant, name))
+
+    async def archive_get(self, tenant: str, name: str, path: str) -> AsyncIterator[bytes]:
+        """The file or tree at `path` inside, as a tar in pieces."""
+        async for piece in self.archives.get(await self.find(tenant, name), path):
+            yield piece
+
+    async def archive_put(self, tenant: str, name: str, path: str, pieces: AsyncIterator[bytes]) -> None:
+        """Unpacks a tar into the directory `path` inside."""
+        await self.archives.put(await self.find(tenant, name), path, pieces)
+
+
+def view(member: Member) -> InstanceView:
+    return InstanceView(instance=member.instance, status=member.status)
+
+
+def end_of(member: Member) -> asyncio.Future[Exit]:
+    """The end of its current or last start."""
+    if not member.ended.done() and member.status.state == "exited" and member.status.exit:
+        member.ended.set_result(member.status.exit)
+    return member.ended
+
+
+def check_there(member: Member) -> None:
+    if member.gone or member.instance.wanted == "removed":
+        raise NotFound(f"instance {member.instance.name} was removed", "`insula ps -a` lists what is there")
+
+
+def not_running(member: Member) -> Conflict:
+    return Conflict(
+        f"instance {member.instance.name} is not running ({member.status.state})",
+        f"`insula start {member.instance.name}` starts it",
+    )

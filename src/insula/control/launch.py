@@ -1,0 +1,255 @@
+"""One instance's way from a directory to a running process, and back. No policy here: see supervisor.py.
+
+    instances/ID/upper, work    the writable layer of the root (overlayfs); upper belongs to the tenant's user 0
+    instances/ID/etc            hostname, hosts and resolv.conf, bind-mounted over the image's
+    instances/ID/log            what it printed
+    instances/ID/launch.json    the last launch that was begun: generation and boot
+
+`launch.json` is written before the container is made, and a container is deleted only after its end was stored. So
+after a crash at any point, record, container and stored status together tell what had happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from insula.container.runtime import Launch, State
+from insula.container.spec import config
+from insula.container.users import resolve
+from insula.control.engine import Engine
+from insula.control.keys import NETWORKS
+from insula.model.errors import InsulaError, Invalid, NotFound
+from insula.model.objects import Instance, InstanceSpec, Network, Struct, Tenant
+from insula.model.views import ExecSpec
+
+
+class LaunchRecord(Struct, kw_only=True):
+    """Which start was begun last, and in which life of the host (/proc/sys/kernel/random/boot_id, random(4))."""
+
+    generation: int
+    boot: str
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Directory:
+    """The directory of one instance."""
+
+    def __init__(self, root: Path, instance_id: str) -> None:
+        self.path = root / instance_id
+        self.upper, self.work = self.path / "upper", self.path / "work"
+        self.etc, self.log = self.path / "etc", self.path / "log"
+
+    def make(self, id_base: int) -> None:
+        if (self.work / "work" / "incompat" / "volatile").exists():
+            # overlayfs refuses to mount a volatile upper layer again after a crash, for it may be incomplete
+            shutil.rmtree(self.upper)
+            shutil.rmtree(self.work)
+        for path in (self.path, self.work, self.log, self.etc):
+            path.mkdir(mode=0o700, exist_ok=True)
+        self.etc.chmod(0o755)
+        if not self.upper.exists():
+            self.upper.mkdir(mode=0o755)
+        os.chown(self.upper, id_base, id_base)
+
+    def write_etc(self, files: Mapping[str, str], id_base: int) -> None:
+        """In place, for they may be mounted; owned by the instance's root, who may edit them as in any container."""
+        for name, content in files.items():
+            path = self.etc / name
+            path.write_text(content)
+            path.chmod(0o644)
+            os.chown(path, id_base, id_base)
+
+    def record(self) -> LaunchRecord | None:
+        try:
+            return msgspec.json.decode((self.path / "launch.json").read_bytes(), type=LaunchRecord)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def write_record(self, record: LaunchRecord) -> None:
+        temporary = self.path / "launch.json.new"
+        temporary.write_bytes(msgspec.json.encode(record))
+        temporary.rename(self.path / "launch.json")
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def etc_files(instance: Instance, network: Network | None) -> dict[str, str]:
+    """/etc/hostname, /etc/hosts (hosts(5)) and /etc/resolv.conf (resolv.conf(5)) of an instance."""
+    hostname = instance.spec.hostname or instance.name
+    hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    resolver: list[str] = []
+    names = " ".join(dict.fromkeys((hostname, hostname.partition(".")[0], instance.name)))
+    if instance.port and network:
+        port = instance.port
+        hosts += [f"{address}\t{names}" for address in (port.address, port.address6) if address]
+        resolver = [f"search {instance.tenant}.internal"]
+        resolver += [f"nameserver {gateway}" for gateway in (network.gateway, network.gateway6) if gateway]
+    else:
+        hosts.append(f"127.0.1.1\t{names}")
+    return {name: "".join(f"{line}\n" for line in lines) for name, lines in [
+        ("hostname", [hostname]), ("hosts", hosts), ("resolv.conf", resolver)
+    ]}  # fmt: skip
+
+
+class Launcher:
+    """`names` tells which names resolve in a tenant to which addresses: those of the instances that run."""
+
+    def __init__(self, engine: Engine, names: Callable[[str], dict[str, Sequence[str]]]) -> None:
+        self.engine = engine
+        self.names = names
+        self.boot = boot_id()
+
+    def directory(self, instance_id: str) -> Directory:
+        return Directory(self.engine.settings.instances, instance_id)
+
+    async def launch(self, tenant: Tenant, instance: Instance, connect: Callable[[], Awaitable[None]]) -> State:
+        """Makes the container, connects it to its network, awaits `connect` (which attaches those who wait for its
+        output), and starts it. Raises InsulaError; then nothing of the container is left."""
+        engine, network = self.engine, await self._network(instance)
+        directory = self.directory(instance.id)
+        request = await asyncio.to_thread(self._prepare, directory, tenant, instance, network)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self.discard, tenant, instance, network)
+            await engine.runtime.create(request)
+            if network:
+                await self._attach(tenant, network, instance)
+            await connect()
+            await engine.runtime.start(instance.id)
+            undo.pop_all()
+        state = engine.runtime.state(instance.id)
+        if state is None:
+            raise NotFound(f"instance {instance.name} vanished while it started", "try again")
+        return state
+
+    def _prepare(self, directory: Directory, tenant: Tenant, instance: Instance, network: Network | None) -> Launch:
+        """Everything in files, and the request to the runtime."""
+        spec = instance.spec
+        directory.make(tenant.id_base)
+        directory.write_etc(etc_files(instance, network), tenant.id_base)
+        lower, oci = self.oci(tenant, instance, spec, directory)
+        directory.write_record(LaunchRecord(generation=instance.generation, boot=self.boot))
+        return Launch(
+            id=instance.id,
+            config=oci,
+            lower=lower,
+            upper=str(directory.upper),
+            work=str(directory.work),
+            volatile=spec.remove,
+            id_base=tenant.id_base,
+            cgroup=self.cgroup(instance),
+            tty=spec.tty,
+            stdin=spec.stdin,
+            log=str(directory.log),
+            log_size=spec.log_size,
+            log_files=spec.log_files,
+        )
+
+    def oci(
+        self, tenant: Tenant, instance: Instance, spec: InstanceSpec, directory: Directory | None = None
+    ) -> tuple[list[str], dict[str, Any]]:
+        """The layers' directories, top-most first, and the OCI config for `spec`; Invalid if it asks for nonsense.
+
+        Without a directory, of an instance that isn't made yet, nothing can run from it, but everything is checked.
+        """
+        lower = [str(path) for path in self.engine.images.lower(instance.layers)]
+        upper = str(directory.upper) if directory else None
+        user = resolve(spec.user if spec.user is not None else instance.config.user, lower, upper=upper)
+        return lower, config(
+            spec,
+            instance.config,
+            user=user,
+            id_base=tenant.id_base,
+            hostname=spec.hostname or instance.name,
+            cgroup=self.cgroup(instance),
+            etc=directory.etc if directory else None,
+        )
+
+    def exec_process(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
+        """The `process` of an OCI config for one more process: as PID 1's, but for what is asked."""
+        if not wanted.command:
+            raise Invalid("there is nothing to execute", "give a command")
+        spec = msgspec.structs.replace(
+            instance.spec,
+            entrypoint=[],
+            command=wanted.command,
+            env={**instance.spec.env, **wanted.env},
+            user=instance.spec.user if wanted.user is None else wanted.user,
+            working_dir=wanted.working_dir or instance.spec.working_dir,
+            tty=wanted.tty,
+            init=False,
+        )
+        _, oci = self.oci(tenant, instance, spec, self.directory(instance.id))
+        process: dict[str, Any] = oci["process"]
+        return process
+
+    def cgroup(self, instance: Instance) -> str:
+        return f"{self.engine.settings.prefix}/{instance.tenant}/{instance.id}"
+
+    async def _network(self, instance: Instance) -> Network | None:
+        if instance.port is None:
+            return None
+        found = await NETWORKS.get(self.engine.store, instance.tenant, instance.port.network)
+        if found is None:
+            raise NotFound(f"network {instance.port.network} of tenant {instance.tenant} is gone", "create it again")
+        return found.value
+
+    async def _attach(self, tenant: Tenant, network: Network, instance: Instance) -> None:
+        assert instance.port
+        fabric, port = self.engine.fabric, instance.port
+        netns = self.engine.runtime.netns(instance.id)
+
+        def connect() -> None:
+            try:
+                fabric.attach(tenant, network, port, netns)
+            except InsulaError:  # somebody took parts of the network away: repair it, and try once more
+                fabric.ensure_tenant(tenant)
+                fabric.ensure_network(tenant, network)
+                fabric.attach(tenant, network, port, netns)
+            fabric.set_names(tenant, {**self.names(tenant.name), instance.name: addresses(instance)})
+
+        try:
+            await self.engine.fabric_call(tenant.name, connect)
+        finally:
+            os.close(netns)
+
+    async def discard(self, tenant: Tenant, instance: Instance, network: Network | None) -> None:
+        """Kills what runs and removes container and port; nothing happens if they are gone. The directory stays."""
+        await self.engine.runtime.delete(instance.id)
+        if network and instance.port:
+            await self.engine.fabric_call(tenant.name, self.engine.fabric.detach, tenant, network, instance.port)
+
+    async def clean(self, tenant: Tenant, instance: Instance) -> None:
+        """`discard` for an instance that ended, whose name no longer resolves."""
+        network = None
+        with contextlib.suppress(NotFound):
+            network = await self._network(instance)
+        await self.discard(tenant, instance, network)
+        if network:
+            await self.update_names(tenant)
+
+    async def update_names(self, tenant: Tenant) -> None:
+        await self.engine.fabric_call(
+            tenant.name, lambda: self.engine.fabric.set_names(tenant, self.names(tenant.name))
+        )
+
+    async def remove_directory(self, instance_id: str) -> None:
+        await asyncio.to_thread(self.directory(instance_id).remove)
+
+
+def addresses(instance: Instance) -> list[str]:
+    """The addresses that the instance's name resolves to."""
+    port = instance.port
+    return [address for address in (port.address, port.address6) if address] if port else []

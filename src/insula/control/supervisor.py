@@ -1,0 +1,324 @@
+"""What every instance does right now: launches, exits, restarts, and those who wait for them.
+
+A `Member` is one instance in memory: what is wanted (as the store has it) and what was measured. Verbs take the
+member's lock, commit what is wanted, and then act; a task for each running instance waits for its end and tidies up,
+without the lock, so a verb that wants the old process gone waits for that task. A status is kept in memory and
+written to the store when it settles, behind the caller's back; only before a container is deleted its end must be
+stored, because the container is the other place that knows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from insula.container.runtime import ExitRecord
+from insula.control.attachment import Attachment
+from insula.control.engine import Engine
+from insula.control.keys import INSTANCES, STATUS
+from insula.control.launch import Launcher, addresses
+from insula.control.policy import STEADY, after_exit, delay
+from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
+from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
+from insula.store.protocol import TransactionConflict
+
+log = logging.getLogger("insula.control")
+SETTLED = ("running", "exited", "failed")
+_RETRY = 1.0  # seconds between attempts at what must succeed in the end
+
+
+class Member:
+    """One instance. `revision` is that of its entry in the store; `ended` tells the end of the current start."""
+
+    def __init__(self, tenant: Tenant, instance: Instance, status: InstanceStatus, revision: int) -> None:
+        self.tenant = tenant
+        self.instance = instance
+        self.status = status
+        self.revision = revision
+        self.lock = asyncio.Lock()
+        self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.waiting: set[Attachment] = set()  # attached before it was launched
+        self.watching: asyncio.Task[None] | None = None
+        self.restarting: asyncio.Task[None] | None = None
+        self.saving: asyncio.Task[None] | None = None
+        self.unsaved = False
+        self.gone = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.instance.tenant, self.instance.name
+
+    @property
+    def active(self) -> bool:
+        """Whether a process of it runs, or is about to."""
+        return self.status.state in ("starting", "running", "stopping")
+
+    async def settled(self) -> None:
+        """Returns when no process of it runs and its remains are tidied up."""
+        if self.watching:
+            await asyncio.wait([self.watching])
+
+    def cancel_restart(self) -> None:
+        if self.restarting:
+            self.restarting.cancel()
+            self.restarting = None
+
+
+class Supervisor:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.launcher = Launcher(engine, self.names)
+        self.members: dict[tuple[str, str], Member] = {}
+        self.stopping = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._last: dict[tuple[str, str], Exit] = {}  # of instances that were removed when they ended
+
+    # -- members ---------------------------------------------------------------------------------------------------
+
+    def add(self, member: Member) -> None:
+        self.members[member.key] = member
+
+    def find(self, tenant: str, name: str) -> Member | None:
+        return self.members.get((tenant, name))
+
+    def of(self, tenant: str | None) -> Iterator[Member]:
+        return (m for _, m in sorted(self.members.items()) if tenant is None or m.instance.tenant == tenant)
+
+    def names(self, tenant: str) -> dict[str, Sequence[str]]:
+        """What resolves in a tenant: the names of instances that run."""
+        return {m.instance.name: addresses(m.instance) for m in self.of(tenant) if m.active and m.instance.port}
+
+    def forget(self, member: Member) -> None:
+        """It was removed; its end can still be asked for, for a while."""
+        member.gone = True
+        self.members.pop(member.key, None)
+        if member.status.exit:
+            self._last[member.key] = member.status.exit
+            while len(self._last) > 1000:
+                self._last.pop(next(iter(self._last)))
+        for attachment in member.waiting:
+            attachment.fail(NotFound(f"instance {member.instance.name} was removed"))
+
+    def last_exit(self, tenant: str, name: str) -> Exit | None:
+        return self._last.get((tenant, name))
+
+    async def want(self, member: Member, **changes: Any) -> None:
+        """Commits what is wanted. The lock is held. Raises Conflict if somebody else changed it."""
+        instance: Instance = msgspec.structs.replace(member.instance, **changes)
+        try:
+            put = INSTANCES.put(instance, *member.key)
+            member.revision = await self.engine.store.put(put.key, put.value, expect=member.revision)
+        except TransactionConflict:
+            raise Conflict(f"instance {instance.name} was changed at the same time", "try again") from None
+        member.instance = instance
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    async def launch(self, member: Member) -> None:
+        """Starts it, as wanted. The lock is held and nothing of it runs. Raises InsulaError and leaves nothing."""
+        if self.stopping:
+            raise Unavailable("Insula is going down on this host", "start it again")
+        await member.settled()
+        if member.ended.done():
+            member.ended = asyncio.get_running_loop().create_future()
+        restarts = member.status.restarts if member.status.generation == member.instance.generation else 0
+        generation = member.instance.generation
+        self._set(member, InstanceStatus(state="starting", generation=generation, restarts=restarts))
+        try:
+            state = await self._launch(member)
+        except InsulaError as error:
+            self._failed(member, error)
+            raise
+        except BaseException:
+            self._failed(member, Failed("its start was given up", "start it again"))
+            raise
+        self._set(
+            member,
+            InstanceStatus(
+                state="running",
+                generation=generation,
+                pid=state.pid,
+                start_time=state.start_time,
+                started=state.started or time.time(),
+                restarts=restarts,
+            ),
+        )
+        self._watch(member)
+
+    async def _launch(self, member: Member) -> Any:
+        async def connect() -> None:
+            for attachment in member.waiting.copy():
+                await attachment.connect(member.ended)
+            member.waiting.clear()
+
+        try:
+            return await self.launcher.launch(member.tenant, member.instance, connect)
+        except OSError as error:
+            what = f"instance {member.instance.name} can't be started: {error.strerror or error}"
+            raise Failed(what, "look at the disk below the root directory, and at `insula doctor`") from error
+
+    def _failed(self, member: Member, error: InsulaError) -> None:
+        status = member.status
+        self._set(member, msgspec.structs.replace(status, state="failed", error=error.message, hint=error.hint))
+        for attachment in member.waiting:
+            attachment.fail(error)
+        member.waiting.clear()
+        if not member.ended.done():
+            member.ended.set_exception(error)
+            member.ended.exception()  # nobody need be waiting
+
+    def adopt(self, member: Member, status: InstanceStatus) -> None:
+        """It runs already: this is how."""
+        self._set(member, status)
+        self._watch(member)
+
+    # -- ending ----------------------------------------------------------------------------------------------------
+
+    def _watch(self, member: Member) -> None:
+        member.watching = self.spawn(self._until_end(member))
+
+    async def _until_end(self, member: Member) -> None:
+        """Waits for the end of PID 1, tells it, stores it, tidies up, and has it restarted if that is wanted."""
+        try:
+            ended = as_exit(await self.engine.runtime.wait(member.instance.id))
+        except NotFound:
+            ended = Exit(exit_status=None, finished=time.time())
+        await self.conclude(member, ended)
+
+    async def conclude(self, member: Member, ended: Exit) -> None:
+        """What follows from an end: status, waiters, tidying up, policy."""
+        started = member.status.started
+        restarts = 0 if started and ended.finished - started >= STEADY else member.status.restarts
+        self._set(
+            member,
+            msgspec.structs.replace(
+                member.status, state="exited", pid=None, start_time=None, exit=ended, restarts=restarts
+            ),
+        )
+        if not member.ended.done():
+            member.ended.set_result(ended)
+        await self._saved(member)
+        await self._tidy(member)
+        self.resume(member)
+
+    def resume(self, member: Member) -> None:
+        """Has an instance that ended removed or started again, if that is wanted."""
+        instance, ended = member.instance, member.status.exit
+        if self.stopping or ended is None or instance.wanted == "removed":
+            return
+        if instance.spec.remove:
+            self.spawn(self._remove_ended(member))
+        elif instance.wanted == "running" and after_exit(instance.spec.restart, ended, member.status.restarts):
+            member.restarting = self.spawn(self._restart(member, instance.generation))
+
+    async def _restart(self, member: Member, generation: int) -> None:
+        """Starts it again after a pause, until it starts, or the user wants something else."""
+        while True:
+            await asyncio.sleep(delay(member.status.restarts))
+            async with member.lock:
+                if member.gone or member.instance.wanted != "running" or member.instance.generation != generation:
+                    return
+                if member.active or self.stopping:
+                    return
+                restarts = member.status.restarts + 1
+                member.status = msgspec.structs.replace(member.status, restarts=restarts)
+                try:
+                    await asyncio.shield(self.spawn(self.launch(member)))
+                    return
+                except InsulaError as error:
+                    log.warning("instance %s/%s does not start again: %s", *member.key, error)
+
+    async def _remove_ended(self, member: Member) -> None:
+        async with member.lock:
+            if not member.gone and not member.active:
+                await self.remove(member)
+
+    async def _tidy(self, member: Member) -> None:
+        """Removes container and port; again until it succeeds, or the daemon ends and the next one does it."""
+        name = "/".join(member.key)
+        while True:
+            try:
+                await self.launcher.clean(member.tenant, member.instance)
+                self.engine.problems.pop(f"instance {name}", None)
+                return
+            except (InsulaError, OSError) as error:
+                self.engine.problems[f"instance {name}"] = f"its remains can't be removed: {error}"
+                await asyncio.sleep(_RETRY)
+
+    async def end(self, member: Member, signal: int, timeout: float) -> None:
+        """Asks PID 1 to end, waits, kills it, and waits until it is tidied up. The lock is held."""
+        member.cancel_restart()
+        if member.status.state == "running":
+            self._set(member, msgspec.structs.replace(member.status, state="stopping"))
+        if member.active:
+            with contextlib.suppress(NotFound):
+                self.engine.runtime.signal(member.instance.id, signal)
+            await asyncio.wait([member.ended], timeout=timeout)
+            if not member.ended.done():
+                with contextlib.suppress(NotFound):
+                    self.engine.runtime.signal(member.instance.id, 9)
+        await member.settled()
+
+    async def remove(self, member: Member) -> None:
+        """Set by `instances.py`, which knows quotas and claims."""
+        raise NotImplementedError
+
+    # -- statuses --------------------------------------------------------------------------------------------------
+
+    def _set(self, member: Member, status: InstanceStatus) -> None:
+        member.status = status
+        if status.state in SETTLED and not member.gone:
+            member.unsaved = True
+            if member.saving is None or member.saving.done():
+                member.saving = self.spawn(self._save(member))
+
+    async def _save(self, member: Member) -> None:
+        while member.unsaved and not member.gone:
+            member.unsaved = False
+            status = member.status
+            if status.state not in SETTLED:
+                continue
+            try:
+                await self.engine.store.transact([], [STATUS.put(status, *member.key)])
+            except InsulaError as error:  # a full disk: keep trying, the container keeps its record until then
+                log.warning("the status of %s/%s can't be stored: %s", *member.key, error)
+                member.unsaved = True
+                await asyncio.sleep(_RETRY)
+
+    async def _saved(self, member: Member) -> None:
+        while member.saving and not member.saving.done():
+            await asyncio.wait([member.saving])
+
+    # -- tasks -----------------------------------------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task that is kept until it ends, and whose failure is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, InsulaError):
+            log.error("a task failed", exc_info=error)
+
+    async def close(self) -> None:
+        """Lets go of the instances, which keep running."""
+        self.stopping = True
+        for member in self.members.values():
+            await self._saved(member)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def as_exit(record: ExitRecord) -> Exit:
+    return Exit(exit_status=record.exit_status, signal=record.signal, oom=record.oom, finished=record.finished)
