@@ -13,7 +13,6 @@ be made meanwhile. It was forked from the spawner and may import nothing more: f
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -73,7 +72,7 @@ def main(config: dict[str, Any], given: Inheritance, tty: bool) -> NoReturn:
         if wire.receive(given.sync) is None:  # the IDs are mapped from here on
             os._exit(INTERRUPTED)
         birth(config, given, tty)
-        wire.send(given.sync, {"event": "ready"})
+        tell(given.sync, {"event": "ready"})
         if wire.receive(given.sync) is None:
             os._exit(INTERRUPTED)
         departure(config["process"], given.filter, given.keep)
@@ -86,9 +85,16 @@ def main(config: dict[str, Any], given: Inheritance, tty: bool) -> NoReturn:
 
 
 def report(sync: socket.socket, error: StepError) -> None:
-    """Tell the parent why it failed; a parent that is gone doesn't care."""
-    with contextlib.suppress(OSError):
-        wire.send(sync, {"event": "error", **error.message})
+    """Tell the parent why it failed."""
+    tell(sync, {"event": "error", **error.message})
+
+
+def tell(sync: socket.socket, message: wire.Message) -> None:
+    """Send the parent a message; without a parent there is nothing to go on for."""
+    try:
+        wire.send(sync, message)
+    except OSError:
+        os._exit(INTERRUPTED)
 
 
 def close_others(keep: list[int]) -> None:
