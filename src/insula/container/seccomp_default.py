@@ -1,12 +1,15 @@
 """The default seccomp profile: which system calls a container has unless told otherwise.
 
-It is Docker's (docs.docker.com/engine/security/seccomp): everything is refused with EPERM but what is
-listed, and what is listed depends on the capabilities that the container may have. In `profiles/seccomp.json` each
-rule says for whom it is: `with` and `without` name a capability, `machines` are of uname(1).
+It is Docker's (docs.docker.com/engine/security/seccomp): everything is refused with EPERM but what is listed, and what
+is listed depends on the capabilities that the container may have. In `profiles/seccomp.json` each rule says for whom
+it is: `with` and `without` name a capability, `machines` are of uname(1).
 
-One rule is ours: socketcall(2), by which 32-bit x86 programs of before 2016 open sockets, is answered with ENOSYS.
-A filter cannot see the address family behind it, so it would open AF_VSOCK and AF_ALG, which socket(2) refuses;
-where Docker leaves that to AppArmor, we have nothing else.
+Two rules are ours. Both refuse AF_VSOCK and AF_ALG, as Docker means to:
+
+- Socket families are listed one by one. The kernel takes only the lower half of the argument, but a filter compares
+  all of it: "greater than 40" would hold for 2³² + 40, which opens AF_VSOCK.
+- socketcall(2), by which 32-bit x86 programs of before 2016 open sockets, is answered with ENOSYS. A filter cannot see
+  the family behind it; where Docker leaves that to AppArmor, we have nothing else.
 """
 
 from __future__ import annotations

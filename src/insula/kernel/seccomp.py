@@ -7,7 +7,8 @@ libseccomp as runc uses it, so that a profile does here what it does there:
 - The native architecture is always included. A call of any other that is not in the profile kills its thread.
 - A rule without conditions decides alone, the first one if there are several. Else the first rule decides whose
   conditions all hold; and if none does, the default action.
-- Conditions compare 64-bit arguments. Two conditions on one argument make two rules (runc's old behaviour).
+- Conditions compare 64-bit arguments, or the lower 32 bits on a 32-bit architecture. Two conditions on one argument
+  make two rules (runc's old behaviour).
 - A rule that does what the default does is not a rule.
 - A call newer than all that the profile knows is answered with ENOSYS instead of the default, unless that allows it:
   programs then fall back to an older call, where they would give up on EPERM.
@@ -266,35 +267,34 @@ class _Outcomes:
     def _argument(self, index: int, ranges: list[tuple[int, int]]) -> bpf.Node:
         """Decide by the value of one argument: first by its upper word, then, where that is not enough, its lower."""
         graph, upper = self._graph, []
-        for word in sorted({0, *(w for first, _ in ranges for w in (first >> 32, (first >> 32) + 1) if w < 1 << 32)}):
+        words = {0, *(w for first, _ in ranges for w in (first >> 32, (first >> 32) + 1) if w < 1 << 32)}
+        for word in sorted(words) if self._arch.wide else [0]:
             start, end = word << 32, (word + 1) << 32
-            within = [(max(first, start) - start, action) for first, action in _overlapping(ranges, start, end)]
-            lower = [(first, graph.ret(action)) for first, action in within]
-            single = len({action for _, action in within}) == 1
-            upper.append((word, lower[0][1] if single else graph.load(_low(index), graph.switch(lower))))
-        return graph.load(_high(index), graph.switch(upper)) if len({n for _, n in upper}) > 1 else upper[0][1]
+            within = [(max(first, start) - start, graph.ret(a)) for first, a in _overlapping(ranges, start, end)]
+            single = len({node for _, node in within}) == 1
+            upper.append((word, within[0][1] if single else graph.load(_low(index), graph.switch(within))))
+        single = len({node for _, node in upper}) == 1
+        return upper[0][1] if single else graph.load(_high(index), graph.switch(upper))
 
     def _test(self, condition: Condition, yes: bpf.Node, no: bpf.Node) -> bpf.Node:
         """Go to `yes` if the condition holds: compare the upper words, and the lower ones where those are equal."""
         graph, (index, op, value, value_two) = self._graph, condition
-        low, high = _low(index), _high(index)
-        if op == "MASKED_EQ":
-            if value_two & ~value:
-                return no
-            for offset, shift in ((low, 0), (high, 32)):
-                bits = value >> shift & 0xFFFFFFFF
-                if bits:
-                    equal = graph.branch(bpf.JEQ, value_two >> shift & 0xFFFFFFFF, yes, no)
-                    yes = graph.load(offset, graph.mask(bits, equal))
-            return yes
         if op in ("NE", "LT", "LE"):
             op, yes, no = {"NE": "EQ", "LT": "GE", "LE": "GT"}[op], no, yes
-        code = {"EQ": bpf.JEQ, "GE": bpf.JGE, "GT": bpf.JGT}[op]
-        lower = graph.load(low, graph.branch(code, value & 0xFFFFFFFF, yes, no)) if yes != no else yes
-        upper = graph.branch(bpf.JEQ, value >> 32, lower, no)
-        if op != "EQ":
-            upper = graph.branch(bpf.JGT, value >> 32, yes, upper)
-        return graph.load(high, upper) if yes != no else yes
+        mask, wanted = (value, value_two) if op == "MASKED_EQ" else ((1 << 64) - 1, value)
+        if wanted & ~mask or yes == no:
+            return no
+        code = {"GE": bpf.JGE, "GT": bpf.JGT}.get(op, bpf.JEQ)
+        lower = graph.branch(code, wanted & 0xFFFFFFFF, yes, no)
+        node = graph.load(_low(index), graph.mask(mask & 0xFFFFFFFF, lower)) if mask & 0xFFFFFFFF else yes
+        if not self._arch.wide:  # the upper word is 0
+            return no if wanted >> 32 else node
+        if not mask >> 32:
+            return node
+        upper = graph.branch(bpf.JEQ, wanted >> 32, node, no)
+        if code != bpf.JEQ:
+            upper = graph.branch(bpf.JGT, wanted >> 32, yes, upper)
+        return graph.load(_high(index), graph.mask(mask >> 32, upper))
 
 
 def _low(index: int) -> int:

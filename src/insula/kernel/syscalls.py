@@ -18,12 +18,16 @@ X32_BIT: Final = 0x40000000
 
 
 class Arch(NamedTuple):
-    """An ABI: its name and token in libseccomp, its value in seccomp_data.arch (linux/audit.h), its lowest number."""
+    """An ABI: its name and token in libseccomp, its value in seccomp_data.arch (linux/audit.h), its lowest number.
+
+    `wide` tells whether arguments have 64 bits.
+    """
 
     name: str
     token: int
     audit: int
     first: int = 0
+    wide: bool = True
 
 
 class Number(NamedTuple):
@@ -34,10 +38,10 @@ class Number(NamedTuple):
 
 
 X86_64: Final = Arch("SCMP_ARCH_X86_64", 0xC000003E, 0xC000003E)
-X32: Final = Arch("SCMP_ARCH_X32", 0x4000003E, 0xC000003E, X32_BIT)
-X86: Final = Arch("SCMP_ARCH_X86", 0x40000003, 0x40000003)
+X32: Final = Arch("SCMP_ARCH_X32", 0x4000003E, 0xC000003E, X32_BIT, wide=False)
+X86: Final = Arch("SCMP_ARCH_X86", 0x40000003, 0x40000003, wide=False)
 AARCH64: Final = Arch("SCMP_ARCH_AARCH64", 0xC00000B7, 0xC00000B7)
-ARM: Final = Arch("SCMP_ARCH_ARM", 0x40000028, 0x40000028)
+ARM: Final = Arch("SCMP_ARCH_ARM", 0x40000028, 0x40000028, wide=False)
 RISCV64: Final = Arch("SCMP_ARCH_RISCV64", 0xC00000F3, 0xC00000F3)
 ARCHS: Final = {arch.name: arch for arch in (X86_64, X32, X86, AARCH64, ARM, RISCV64)}
 
@@ -118,7 +122,8 @@ def numbers(name: str, arch: Arch) -> tuple[Number, ...]:
     if arch == X86 and -224 <= found < -100:
         multiplexed = Number(_SOCKETCALL, -found - 100) if found > -200 else Number(_IPC, -found - 200)
         return (multiplexed, Number(_X86_DIRECT[name])) if name in _X86_DIRECT else (multiplexed,)
-    return (Number(arch.first + _RECENT[name]),) if name in _RECENT else ()
+    # -1: a name that it has never heard of; other negative ones: known, but not on this architecture
+    return (Number(arch.first + _RECENT[name]),) if found == -1 and name in _RECENT else ()
 
 
 class _Version(ctypes.Structure):

@@ -1,0 +1,213 @@
+"""The default profile loaded into real children: what the kernel then lets them do."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+from insula.container import seccomp_default
+from insula.kernel import capabilities, linux, seccomp, syscalls
+from insula.kernel.seccomp_load import load
+from tests.forked import Killed, errno_of, forked
+
+T = TypeVar("T")
+PROGRAM = seccomp.compile(seccomp_default.profile(capabilities.to_names(capabilities.DEFAULT)))
+NATIVE = syscalls.native()
+AF_ALG, AF_VSOCK, AF_NFC = 38, 40, 39
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def filtered(function: Callable[[], T], program: bytes = PROGRAM) -> T:
+    """What `function` returns in a child, still root, under the filter."""
+
+    def child() -> T:
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        load(program)
+        return function()
+
+    return forked(child)
+
+
+def call(name: str, *args: int) -> int:
+    """The errno of a raw system call, 0 if it succeeds; every argument as the 64 bits that it is."""
+    number = syscalls.numbers(name, NATIVE)[0].value
+    result = _libc.syscall(ctypes.c_long(number), *(ctypes.c_ulong(a) for a in args))
+    return ctypes.get_errno() if result < 0 else 0
+
+
+# name, arguments that are harmless, what root gets without the filter
+REFUSED = [
+    ("keyctl", (0, 0xFFFFFFFD, 0)),  # KEYCTL_GET_KEYRING_ID of the session
+    ("unshare", (linux.CLONE_NEWUSER,)),
+    ("unshare", (linux.CLONE_NEWNS,)),
+    ("setns", (0xFFFFFFFF, 0)),
+    ("bpf", (0xFFFF, 0, 0)),
+    ("mount", (0, 0, 0, 0, 0)),
+    ("umount2", (0, 0)),
+    ("pivot_root", (0, 0)),
+    ("init_module", (0, 0, 0)),
+    ("kexec_load", (0, 1 << 40, 0, 0)),
+    ("perf_event_open", (0, 0, 0, 0, 0)),
+    ("open_by_handle_at", (0xFFFFFFFF, 0, 0)),
+    ("io_uring_setup", (0, 0)),
+    ("fsopen", (0, 0)),
+    ("sethostname", (0, 1 << 30)),
+    ("ptrace", (0xFFFF, 0, 0, 0)),  # allowed: the control
+]
+
+
+@pytest.mark.parametrize(("name", "args"), REFUSED, ids=[f"{n}-{a[0]:#x}" for n, a in REFUSED])
+def test_calls_are_refused_before_they_are_looked_at(name: str, args: tuple[int, ...]) -> None:
+    """Without the filter each fails for its arguments or succeeds; with it, with EPERM whatever they are."""
+    unguarded = forked(lambda: call(name, *args))
+    guarded = filtered(lambda: call(name, *args))
+    if name == "ptrace":
+        assert guarded == unguarded
+    else:
+        assert guarded == errno.EPERM
+        assert unguarded != errno.EPERM
+
+
+def test_ordinary_work_goes_on() -> None:
+    def work() -> str:
+        thread = threading.Thread(target=lambda: None)  # clone3, which is answered ENOSYS, then clone
+        thread.start()
+        thread.join()
+        left, right = socket.socketpair()
+        left.send(b"x")
+        assert right.recv(1) == b"x"
+        os.close(os.open("/etc/passwd", os.O_RDONLY))
+        return subprocess.run([sys.executable, "-c", "print(6 * 7)"], capture_output=True, text=True, check=True).stdout
+
+    assert filtered(work) == "42\n"
+
+
+def test_clone_without_new_namespaces_only() -> None:
+    assert filtered(lambda: call("clone3", 0, 0)) == errno.ENOSYS
+    assert forked(lambda: call("clone3", 0, 0)) == errno.EINVAL
+    assert filtered(lambda: call("clone", linux.CLONE_NEWUSER | signal.SIGCHLD, 0, 0, 0, 0)) == errno.EPERM
+
+
+def test_personality() -> None:
+    address_no_randomize = 0x0040000
+
+    def personalities() -> list[int]:
+        return [call("personality", p) for p in (0xFFFFFFFF, 0, 8, 0x20000, 0x20008, address_no_randomize, 1 << 32)]
+
+    assert filtered(personalities) == [0, 0, 0, 0, 0, errno.EPERM, errno.EPERM]
+    assert forked(lambda: call("personality", address_no_randomize)) == 0
+
+
+def test_socket_families() -> None:
+    """AF_VSOCK leads to the hypervisor and AF_ALG into kernel code that nobody needs."""
+
+    def families() -> dict[int, int]:
+        wanted = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, AF_NFC, AF_ALG, AF_VSOCK, 100)
+        return {int(f): call("socket", f, socket.SOCK_STREAM, 0) for f in wanted}
+
+    unguarded, guarded = forked(families), filtered(families)
+    for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, AF_NFC):
+        assert guarded[family] == unguarded[family]
+    assert guarded[socket.AF_INET] == 0
+    for family in (AF_ALG, AF_VSOCK, 100):
+        assert guarded[family] == errno.EPERM
+
+
+def test_the_upper_half_of_the_family_hides_nothing() -> None:
+    """socket(2³² + AF_INET) is socket(AF_INET) to the kernel: a rule "greater than 40" would let AF_VSOCK through."""
+
+    def sockets() -> tuple[int, int]:
+        return call("socket", 1 << 32 | socket.AF_INET, 1, 0), call("socket", 1 << 32 | AF_VSOCK, 1, 0)
+
+    assert forked(sockets)[0] == 0
+    assert filtered(sockets) == (errno.EPERM, errno.EPERM)
+
+    naive = seccomp.compile(
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [
+                {
+                    "names": ["socket"],
+                    "action": "SCMP_ACT_ERRNO",
+                    "args": [{"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_EQ"}],
+                }
+            ],
+        }
+    )
+    assert filtered(lambda: call("socket", AF_VSOCK, 1, 0), naive) == errno.EPERM
+    assert filtered(sockets, naive) == forked(sockets)
+
+
+@pytest.mark.skipif(NATIVE != syscalls.X86_64, reason="int 0x80 is of x86")
+def test_32_bit_calls_are_filtered_too() -> None:
+    """The same through int 0x80: getpid works, mount is refused, socketcall answers ENOSYS."""
+
+    def calls() -> list[int]:
+        return [_int80(20), _int80(21), _int80(102)]  # getpid, mount, socketcall
+
+    unguarded = forked(calls)
+    if unguarded[0] <= 0:
+        pytest.skip("this kernel has no 32-bit calls")
+    pid, mount, socketcall = filtered(calls)
+    assert pid > 0
+    assert mount == -errno.EPERM != unguarded[1]
+    assert socketcall == -errno.ENOSYS != unguarded[2]
+
+
+def _int80(number: int) -> int:
+    """A 32-bit system call without arguments, by a few bytes of machine code."""
+    # push rbx; mov eax, number; xor ebx..edx, esi, edi; int 0x80; pop rbx; ret
+    code = b"\x53\xb8" + number.to_bytes(4, "little") + b"\x31\xdb\x31\xc9\x31\xd2\x31\xf6\x31\xff\xcd\x80\x5b\xc3"
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page.write(code)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    return int(ctypes.CFUNCTYPE(ctypes.c_int32)(address)())
+
+
+def test_a_call_that_does_not_exist_is_not_there() -> None:
+    assert filtered(lambda: (_libc.syscall(ctypes.c_long(9999)), ctypes.get_errno())) == (-1, errno.ENOSYS)
+
+
+@pytest.mark.skipif(NATIVE != syscalls.X86_64, reason="x32 is of x86-64")
+def test_unknown_abi_kills() -> None:
+    program = seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW", "architectures": [NATIVE.name]})
+    with pytest.raises(Killed) as caught:
+        filtered(lambda: _libc.syscall(ctypes.c_long(syscalls.X32_BIT | 39)), program)
+    assert caught.value.signum == signal.SIGSYS
+
+
+def test_loading_needs_no_new_privs_or_privilege() -> None:
+    def unprivileged() -> int:
+        os.setuid(65534)
+        return errno_of(lambda: load(PROGRAM))
+
+    assert forked(unprivileged) == errno.EACCES
+
+
+def test_not_a_program() -> None:
+    with pytest.raises(ValueError):
+        load(b"")
+    with pytest.raises(ValueError):
+        load(PROGRAM[:-3])
+    assert forked(lambda: errno_of(lambda: load(PROGRAM[:-8]))) == errno.EINVAL  # its last jump leads out
+
+
+def test_the_filter_stays_over_exec_and_is_counted() -> None:
+    def status() -> str:
+        command = ["/bin/grep", "-E", "^(Seccomp|NoNewPrivs)", "/proc/self/status"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert filtered(status).split() == ["NoNewPrivs:", "1", "Seccomp:", "2", "Seccomp_filters:", "1"]

@@ -1,0 +1,361 @@
+"""Compiled seccomp filters against a plain reading of their profile, and against libseccomp's own filters."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from insula.container import seccomp_default
+from insula.kernel import bpf, capabilities, seccomp, syscalls
+from insula.model.errors import Invalid
+from tests.bpf_machine import libseccomp, run
+
+ALLOW, ERRNO, KILL = seccomp.RET_ALLOW, seccomp.RET_ERRNO, seccomp.RET_KILL_THREAD
+EPERM, ENOSYS = ERRNO | 1, ERRNO | 38
+X86_64, X86, X32 = syscalls.X86_64, syscalls.X86, syscalls.X32
+BITS64 = (1 << 64) - 1
+
+if syscalls.native() != X86_64:
+    pytest.skip("the expectations below are of x86-64", allow_module_level=True)
+
+
+def default_profile(*add: str) -> dict[str, Any]:
+    return seccomp_default.profile(capabilities.to_names(capabilities.adjust(capabilities.DEFAULT, add)))
+
+
+def number(name: str, arch: syscalls.Arch = X86_64) -> int:
+    return syscalls.numbers(name, arch)[-1].value
+
+
+# -- the reference: what the profile says, read literally --------------------------------------------------------------
+
+
+def holds(condition: seccomp.Condition, args: list[int]) -> bool:
+    value, (_, op, a, b) = args[condition.argument], condition
+    return {
+        "EQ": value == a,
+        "NE": value != a,
+        "LT": value < a,
+        "LE": value <= a,
+        "GT": value > a,
+        "GE": value >= a,
+        "MASKED_EQ": value & a == b,
+    }[op]
+
+
+def expected(profile: dict[str, Any], audit: int, nr: int, args: list[int]) -> int:
+    checked = seccomp.parse(profile)
+    x32 = audit == X32.audit and nr >= syscalls.X32_BIT
+    arch = next((a for a in checked.archs if a.audit == audit and (a == X32) == x32), None)
+    if arch is None:
+        return checked.default if x32 and nr == 0xFFFFFFFF else KILL
+    if not arch.wide:
+        args = [value & 0xFFFFFFFF for value in args]
+    last, applying = 0, []
+    for rule in checked.rules:
+        for name in rule.names:
+            for way in syscalls.numbers(name, arch):
+                if way.multiplexer is None:
+                    last = max(last, way.value)
+                if way.value == nr and rule.action != checked.default:
+                    conditions = rule.conditions
+                    if way.multiplexer is not None:
+                        here = seccomp.Condition(0, "EQ", way.multiplexer)
+                        conditions = (here, *(c for c in conditions if c.argument))
+                    applying.append(rule._replace(conditions=conditions))
+    permissive = checked.default in (ALLOW, seccomp.RET_LOG) or checked.default >> 16 == seccomp.RET_TRACE >> 16
+    if last and nr > last and not permissive:
+        return ENOSYS
+    for rule in [r for r in applying if not r.conditions] + applying:
+        if all(holds(c, args) for c in rule.conditions):
+            return rule.action
+    return checked.default
+
+
+NAMES = ["read", "write", "open", "socket", "clone", "personality", "ptrace", "bind", "shmget", "semop", "socketcall",
+         "ipc", "chown32", "arch_prctl", "mseal", "openat2", "rt_sigaction", "no_such_call"]  # fmt: skip
+VALUES = st.one_of(
+    st.sampled_from(
+        [0, 1, 2, 8, 40, 0x7E020000, 0xFFFFFFFF, 1 << 32, (1 << 32) + 1, (5 << 32) | 7, BITS64 - 1, BITS64]
+    ),
+    st.integers(0, 5),
+    st.integers(0, BITS64),
+)
+CONDITIONS = st.fixed_dictionaries(
+    {"index": st.integers(0, 2), "value": VALUES, "valueTwo": VALUES, "op": st.sampled_from(sorted(seccomp._OPERATORS))}
+)
+ACTIONS = st.sampled_from(
+    [
+        {"action": "SCMP_ACT_ALLOW"},
+        {"action": "SCMP_ACT_ERRNO"},
+        {"action": "SCMP_ACT_ERRNO", "errnoRet": 0},
+        {"action": "SCMP_ACT_ERRNO", "errnoRet": 95},
+        {"action": "SCMP_ACT_KILL_PROCESS"},
+        {"action": "SCMP_ACT_TRAP"},
+        {"action": "SCMP_ACT_LOG"},
+    ]
+)
+RULES = st.builds(
+    lambda names, action, args: {"names": names, "args": args, **action},
+    st.lists(st.sampled_from(NAMES), min_size=1, max_size=3),
+    ACTIONS,
+    st.lists(CONDITIONS, max_size=3),
+)
+PROFILES = st.builds(
+    lambda default, archs, rules: {**default, "architectures": archs, "syscalls": rules},
+    st.sampled_from(
+        [
+            {"defaultAction": "SCMP_ACT_ERRNO"},
+            {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 13},
+            {"defaultAction": "SCMP_ACT_ALLOW"},
+            {"defaultAction": "SCMP_ACT_KILL"},
+            {"defaultAction": "SCMP_ACT_LOG"},
+            {"defaultAction": "SCMP_ACT_TRACE", "defaultErrnoRet": 7},
+        ]
+    ),
+    st.lists(st.sampled_from([X86_64.name, X86.name, X32.name, syscalls.AARCH64.name]), max_size=4),
+    st.lists(RULES, max_size=8),
+)
+
+
+def interesting(profile: dict[str, Any], rng: random.Random) -> tuple[int, int, list[int]]:
+    """A call that is near to what the profile talks about."""
+    arch = rng.choice([X86_64, X86, X32, syscalls.AARCH64])
+    numbers = [way.value for name in NAMES for way in syscalls.numbers(name, arch)]
+    nr = rng.choice([*numbers, rng.randrange(500), syscalls.X32_BIT, 0xFFFFFFFF, rng.getrandbits(32)])
+    values = [0, 1, 2, 8, 40, 0xFFFFFFFF, BITS64]
+    for rule in profile["syscalls"]:
+        values += [c[f] for c in rule.get("args", ()) for f in ("value", "valueTwo")]
+    args = [(rng.choice(values) + rng.choice([-1, 0, 0, 0, 1, 1 << 32])) & BITS64 for _ in range(6)]
+    return arch.audit, (nr + rng.choice([0, 0, 0, 1, -1])) & 0xFFFFFFFF, args
+
+
+@given(profile=PROFILES, seed=st.integers(0, 1 << 32))
+@settings(max_examples=300, deadline=None)
+def test_the_filter_does_what_the_profile_says(profile: dict[str, Any], seed: int) -> None:
+    program, rng = seccomp.compile(profile), random.Random(seed)
+    for _ in range(60):
+        audit, nr, args = interesting(profile, rng)
+        assert run(program, audit, nr, args) == expected(profile, audit, nr, args), (hex(audit), nr, args)
+
+
+@pytest.mark.parametrize("add", [[], ["SYS_ADMIN"], ["ALL"], ["SYS_PTRACE", "BPF"]])
+def test_default_profile_for_every_number(add: list[str]) -> None:
+    profile, rng = default_profile(*add), random.Random(3)
+    program = seccomp.compile(profile)
+    for arch in (X86_64, X86, X32):
+        for nr in [*range(arch.first, arch.first + 560), 0xFFFFFFFF, 0x80000000]:
+            args = [
+                rng.choice([0, 1, 8, 16, 38, 39, 40, 41, 0x10000000, 0x20008, 0xFFFFFFFF, BITS64]) for _ in range(6)
+            ]
+            assert run(program, arch.audit, nr, args) == expected(profile, arch.audit, nr, args), (arch.name, nr, args)
+
+
+def known_to_libseccomp(profile: dict[str, Any]) -> dict[str, Any]:
+    resolve = ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name
+    rules = [{**r, "names": [n for n in r["names"] if resolve(n.encode()) != -1]} for r in profile["syscalls"]]
+    return {**profile, "syscalls": [rule for rule in rules if rule["names"]]}
+
+
+def highest(profile: dict[str, Any], arch: syscalls.Arch) -> int:
+    """The number above which runc answers ENOSYS before it asks the filter."""
+    ways = [w for r in profile["syscalls"] for n in r["names"] for w in syscalls.numbers(n, arch)]
+    return max((w.value for w in ways if w.multiplexer is None), default=0)
+
+
+def test_default_profile_is_libseccomps_filter_for_every_number() -> None:
+    profile, rng = known_to_libseccomp(default_profile()), random.Random(5)
+    ours, theirs = seccomp.compile(profile), libseccomp(profile)
+    assert len(ours) < len(theirs) / 3
+    compared = 0
+    for arch in (X86_64, X86, X32):
+        for nr in range(arch.first, highest(profile, arch) + 1):
+            for _ in range(3):
+                args = [rng.choice([0, 1, 8, 16, 38, 40, 41, 0x10000000, 0xFFFFFFFF]) for _ in range(6)]
+                assert run(ours, arch.audit, nr, args) == run(theirs, arch.audit, nr, args), (arch.name, nr, args)
+                compared += 1
+    assert compared > 3000
+
+
+SIMPLE = st.builds(
+    lambda names, args: {"names": names, "args": args, "action": "SCMP_ACT_ALLOW"},
+    st.lists(
+        st.sampled_from(["read", "socket", "clone", "bind", "shmget", "openat2", "chown32"]), min_size=1, max_size=2
+    ),
+    st.lists(CONDITIONS, max_size=2, unique_by=lambda c: c["index"]),
+)
+
+
+@given(
+    rules=st.lists(SIMPLE, min_size=1, max_size=3, unique_by=lambda r: tuple(r["names"])), seed=st.integers(0, 1 << 32)
+)
+@settings(max_examples=150, deadline=None)
+def test_conditions_are_libseccomps(rules: list[dict[str, Any]], seed: int) -> None:
+    """One rule a call here: how libseccomp merges several that overlap has changed from version to version."""
+    named: set[str] = set()
+    for rule in rules:
+        rule["names"] = [n for n in rule["names"] if n not in named]
+        named.update(rule["names"])
+    profile = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": [X86_64.name],
+        "syscalls": [r for r in rules if r["names"]],
+    }
+    ours, theirs, rng = seccomp.compile(profile), libseccomp(profile), random.Random(seed)
+    for _ in range(40):
+        audit, nr, args = interesting(profile, rng)
+        if audit == X86_64.audit and nr <= highest(profile, X86_64):
+            assert run(ours, audit, nr, args) == run(theirs, audit, nr, args), (nr, args)
+
+
+# -- what the default profile means -----------------------------------------------------------------------------------
+
+
+def outcome(name: str, *args: int, arch: syscalls.Arch = X86_64, add: tuple[str, ...] = ()) -> int:
+    return run(seccomp.compile(default_profile(*add)), arch.audit, number(name, arch), args)
+
+
+@pytest.mark.parametrize(
+    "name", ["read", "execve", "openat2", "futex", "statx", "clone", "mseal", "futex_wait", "ptrace"]
+)
+def test_allowed(name: str) -> None:
+    assert outcome(name) == ALLOW
+
+
+REFUSED = """
+    mount umount2 unshare setns pivot_root bpf keyctl add_key request_key kexec_load init_module reboot swapon acct
+    perf_event_open userfaultfd io_uring_setup open_by_handle_at fsopen move_mount mount_setattr quotactl iopl
+    syslog settimeofday sethostname vhangup mbind move_pages kcmp pidfd_getfd nfsservctl
+"""
+
+
+@pytest.mark.parametrize("name", REFUSED.split())
+def test_refused(name: str) -> None:
+    assert outcome(name) == EPERM
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ("SYS_ADMIN", "mount"),
+        ("SYS_ADMIN", "clone3"),
+        ("SYS_PTRACE", "kcmp"),
+        ("BPF", "bpf"),
+        ("DAC_READ_SEARCH", "open_by_handle_at"),
+        ("SYS_TIME", "settimeofday"),
+    ],
+)
+def test_capabilities_open_calls(capability: str, name: str) -> None:
+    assert outcome(name) != ALLOW
+    assert outcome(name, add=(capability,)) == ALLOW
+
+
+def test_conditions_of_the_default_profile() -> None:
+    af_unix, af_inet, af_packet, af_alg, af_vsock = 1, 2, 17, 38, 40
+    for family in (af_unix, af_inet, af_packet, 39, 41):
+        assert outcome("socket", family) == ALLOW
+    for family in (af_alg, af_vsock):
+        assert outcome("socket", family) == EPERM
+        assert outcome("socket", 1 << 32 | family) == EPERM  # the kernel ignores the upper half
+        assert outcome("socket", family, arch=X86) == EPERM
+    assert outcome("personality", 0) == outcome("personality", 0xFFFFFFFF) == ALLOW
+    assert outcome("personality", 0x0040000) == EPERM  # ADDR_NO_RANDOMIZE
+    assert outcome("clone", 0x11) == ALLOW
+    assert outcome("clone", 0x10000011) == EPERM  # CLONE_NEWUSER
+    assert outcome("clone", 0x10000011, add=("SYS_ADMIN",)) == ALLOW
+    assert outcome("clone3") == ENOSYS
+    assert run(seccomp.compile(default_profile()), X86.audit, 102, [1]) == ENOSYS  # socketcall(SYS_SOCKET)
+
+
+def test_other_architectures_and_newer_calls() -> None:
+    program = seccomp.compile(default_profile())
+    assert run(program, syscalls.AARCH64.audit, 0) == KILL
+    assert run(program, 0, 0) == KILL
+    for arch in (X86_64, X86, X32):
+        assert run(program, arch.audit, arch.first + 3000) == ENOSYS
+    without_x32 = seccomp.compile({**default_profile(), "architectures": [X86_64.name]})
+    assert run(without_x32, X86_64.audit, syscalls.X32_BIT | 1) == KILL
+    assert run(without_x32, X86_64.audit, 0xFFFFFFFF) == EPERM
+    assert run(without_x32, X86.audit, 4) == KILL
+
+
+def test_it_is_small() -> None:
+    assert len(seccomp.compile(default_profile())) // 8 < 240
+
+
+# -- bad profiles, and the cache ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"defaultAction": None}, "defaultAction"),
+        ({"defaultAction": "ALLOW"}, "defaultAction"),
+        ({"defaultAction": "SCMP_ACT_NOTIFY"}, "defaultAction"),
+        ({"defaultErrnoRet": 5000}, "defaultErrnoRet"),
+        ({"architectures": ["SCMP_ARCH_VAX"]}, "architecture"),
+        ({"architectures": "SCMP_ARCH_X86"}, "architectures"),
+        ({"flags": ["SECCOMP_FILTER_FLAG_FAST"]}, "flag"),
+        ({"syscalls": [1]}, "syscalls[0]"),
+        ({"syscalls": [{"names": [], "action": "SCMP_ACT_ALLOW"}]}, "syscalls[0].names"),
+        ({"syscalls": [{"names": [3], "action": "SCMP_ACT_ALLOW"}]}, "syscalls[0].names"),
+        ({"syscalls": [{"names": ["read"]}]}, "syscalls[0].action"),
+        ({"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 6, "op": "SCMP_CMP_EQ"}]}]},
+         "syscalls[0].args[0].index"),
+        ({"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "op": "EQ"}]}]},
+         "syscalls[0].args[0].op"),
+        ({"syscalls": [{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}]}, "write"),
+    ],
+)  # fmt: skip
+def test_bad_profiles_name_the_field(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        seccomp.compile({**default_profile(), **change})
+    assert field in caught.value.message
+    assert caught.value.hint
+
+
+def test_too_many_conditions_are_refused() -> None:
+    rules = [
+        {
+            "names": ["read"],
+            "action": "SCMP_ACT_ALLOW",
+            "args": [{"index": i, "value": (1 << 40) + 7 * n + i, "op": "SCMP_CMP_NE"} for i in range(6)],
+        }
+        for n in range(400)
+    ]
+    with pytest.raises(Invalid, match="4096"):
+        seccomp.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})
+    assert seccomp.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules[:100]})
+
+
+def test_far_jumps() -> None:
+    """Programs longer than a conditional jump reaches still decide right."""
+    graph, rng = bpf.Graph(), random.Random(9)
+    wanted = {n: rng.randrange(1 << 30) for n in range(0, 4000, 4)}
+    program = graph.assemble(graph.load(0, graph.switch([(n, graph.ret(v)) for n, v in wanted.items()])))
+    assert len(program) // 8 > 1000
+    for n in range(4000):
+        assert run(program, 0, n) == wanted[n // 4 * 4]
+
+
+def test_flags() -> None:
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC"]}
+    assert seccomp.parse(profile).flags == 2
+    notify = {**profile, "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}
+    assert seccomp.parse(notify).flags == 2 | 8
+
+
+def test_compiled_once(tmp_path: Path) -> None:
+    path, flags = seccomp.compiled_file(default_profile(), tmp_path)
+    assert flags == 0
+    assert path.read_bytes() == seccomp.compile(default_profile())
+    stamp = path.stat().st_ino
+    assert seccomp.compiled_file(default_profile(), tmp_path)[0].stat().st_ino == stamp
+    assert seccomp.compiled_file(default_profile("BPF"), tmp_path)[0] != path
+    assert len(list(tmp_path.iterdir())) == 2
