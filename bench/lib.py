@@ -63,11 +63,19 @@ class Bench:
 
     @classmethod
     def open(cls, run: Run, *, quick: bool) -> Bench:
+        """A daemon for one section; `close` removes it."""
         daemon = Daemon(run)
-        daemon.start()
-        scratch = run.path / "scratch"
+        scratch = daemon.path / "bench"
         scratch.mkdir()
+        try:
+            daemon.start()
+        except BaseException:
+            daemon.remove()
+            raise
         return cls(daemon, scratch, quick)
+
+    def close(self) -> None:
+        self.daemon.remove()
 
 
 class Agent:

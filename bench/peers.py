@@ -73,8 +73,8 @@ class Docker:
         self.env = {**environment(), "DOCKER_CONFIG": str(self.path), "DOCKER_HOST": self.socket}
         loopback = "ip link set lo up; mount -t tmpfs none /run; exec \"$@\""
         self.agent = Agent(*PRIVATE, "sh", "-c", loopback, "sh")
-        inside = ("nsenter", f"--mount=/proc/{self.agent.process.pid}/ns/mnt", f"--net=/proc/{self.agent.process.pid}/ns/net")
         self.agent.run("true")
+        inside = ("nsenter", f"--target={self.agent.process.pid}", "--mount", "--net")
         self.log = (self.path / "log").open("wb")
         options = [f"--data-root={self.path}/data", f"--exec-root={self.path}/exec", f"--host={self.socket}",
                    f"--pidfile={self.path}/pid", f"--cgroup-parent=/{bench.daemon.prefix}-docker"]  # fmt: skip
