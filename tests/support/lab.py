@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from insula.kernel import linux
+from insula.kernel import linux, netlink
+from insula.kernel.netlink import Rtnl
 from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import port_mac
 from insula.network.linux.fabric import LinuxFabric
@@ -214,6 +215,8 @@ class Lab:
         self.run = Path(tempfile.mkdtemp(dir="/run"))
         self.run.chmod(0o755)
         self.fabric = LinuxFabric(self.run, prefix, resolvers=resolvers)
+        with Rtnl() as host:
+            host.execute(netlink.set_link(1, up=True))
         self.fabric.open()
         self.tenants: dict[str, Tenant] = {}
         self.networks: dict[tuple[str, str], Network] = {}

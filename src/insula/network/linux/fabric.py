@@ -15,11 +15,14 @@ from insula.kernel.netlink import Rtnl
 from insula.kernel.nftables import Nft
 from insula.model.errors import Failed, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
+from insula.network import intent
+from insula.network.addresses import uplink_mac
 from insula.network.fabric import Installed
 from insula.network.linux import namespaces, plan, readback, resolver, rules
 from insula.network.linux.domain import Domain, gateways
 from insula.network.linux.plan import Plan
 from insula.network.linux.sysctl import HostSettings
+from insula.network.probe import Router
 
 _NEIGHBOURS = {"ipv4/neigh/default/gc_thresh": (16384, 65536), "ipv6/neigh/default/gc_thresh": (16384, 65536)}
 
@@ -211,6 +214,21 @@ class LinuxFabric:
         if not self._resolver.running(tenant.name, domain.netns):
             found.drift.append("the resolver does not run")
         return found
+
+    def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router:
+        """Where probes enter and leave the tenant's namespace. Its descriptor is ours: don't close it."""
+        domain = self._domain(tenant)
+        (host, _), (host6, _) = self.plan.addresses(tenant.index)
+        versions = 2 if self._ipv6 else 1
+        return Router(
+            tenant=tenant.name,
+            netns=domain.netns,
+            gateways=tuple(gateway for network in networks for gateway in intent.of_gateway(network)),
+            hosts=tuple(intent.Endpoint("host", tenant.name, 0, "host", a) for a in (host, host6)[:versions]),
+            outsides=tuple(intent.outside(tenant.name)[:versions]),
+            device=self.plan.uplink(tenant.index),
+            mac=uplink_mac(tenant.index, host=False),
+        )
 
     # -- cleaning up -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,161 @@
+"""What the tenants want of the network, as data: who may reach whom. Pure functions, no I/O.
+
+Inside a network everything reaches everything; between two networks nothing, whoever owns them. An instance reaches
+the gateway of its network and the world outside; neither the outside nor the host reaches an instance, and no
+instance reaches the host. An endpoint is one address: an instance with IPv4 and IPv6 is two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from insula.model.objects import Network, Port
+from insula.network.addresses import OUTSIDE, OUTSIDE6, link_local
+from insula.network.fabric import Installed, InstalledPort
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One address of something that sends or receives. `network` is an index, 0 for host and outside."""
+
+    kind: Literal["instance", "gateway", "host", "outside"]
+    tenant: str
+    network: int
+    name: str
+    address: str
+
+    @property
+    def label(self) -> str:
+        """``tenant/instance``, ``tenant/gateway:network``, ``host`` or ``outside``."""
+        if self.kind == "instance":
+            return f"{self.tenant}/{self.name}"
+        return f"{self.tenant}/gateway:{self.name}" if self.kind == "gateway" else self.kind
+
+    @property
+    def version(self) -> int:
+        return 6 if ":" in self.address else 4
+
+
+def of_port(port: Port, network: Network) -> list[Endpoint]:
+    """The instance at a port."""
+    found = [port.address, port.address6]
+    return [Endpoint("instance", port.tenant, network.index, port.instance, address) for address in found if address]
+
+
+def of_gateway(network: Network) -> list[Endpoint]:
+    """The tenant's router on a network."""
+    found = [network.gateway, network.gateway6]
+    return [Endpoint("gateway", network.tenant, network.index, network.name, address) for address in found if address]
+
+
+def outside(tenant: str) -> list[Endpoint]:
+    """The rest of the world, as a tenant sees it."""
+    return [Endpoint("outside", tenant, 0, "outside", address) for address in (OUTSIDE, OUTSIDE6)]
+
+
+def pairs(endpoints: Sequence[Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:
+    """(source, target) of all that is asked: from every instance to all, from host and outside to every instance."""
+    for source in endpoints:
+        for target in endpoints:
+            if source.version != target.version or source.label == target.label:
+                continue
+            if source.kind == "instance":
+                asked = target.kind in ("instance", "gateway") or target.tenant == source.tenant
+            else:
+                asked = source.kind != "gateway" and target.kind == "instance" and target.tenant == source.tenant
+            if asked:
+                yield source, target
+
+
+def wanted(source: Endpoint, target: Endpoint) -> bool:
+    """May `source` reach `target`?"""
+    if source.kind != "instance":
+        return False
+    if target.kind == "outside":
+        return True
+    return target.kind != "host" and (source.tenant, source.network) == (target.tenant, target.network)
+
+
+class Permitted:
+    """Whether one endpoint reaches another by what is installed, provided that no rule has drifted."""
+
+    def __init__(self, installed: Iterable[Installed], ports: Iterable[Port]) -> None:
+        self._installed = {one.tenant: one for one in installed}
+        self._ports: dict[tuple[str, str], InstalledPort] = {}
+        for port in ports:
+            one = self._installed.get(port.tenant)
+            for found in one.ports if one else ():
+                if found.index == port.index:
+                    self._ports[port.tenant, port.instance] = found
+
+    def __call__(self, source: Endpoint, target: Endpoint) -> bool:
+        network = self._network(source)
+        if source.kind != "instance" or network is None:
+            return False
+        if target.kind == "instance":
+            return target.tenant == source.tenant and self._network(target) == network
+        if target.kind == "gateway":
+            return target.tenant == source.tenant and target.address in self._gateways(source.tenant, network)
+        return target.kind == "outside"
+
+    def _network(self, endpoint: Endpoint) -> int | None:
+        """The network on whose bridge the instance may use this address."""
+        port = self._ports.get((endpoint.tenant, endpoint.name))
+        if port is None or not port.up or endpoint.address not in (*port.addresses, *port.addresses6):
+            return None
+        return port.network
+
+    def _gateways(self, tenant: str, network: int) -> list[str]:
+        found = [n for n in self._installed[tenant].networks if n.index == network and n.up]
+        return [gateway.partition("/")[0] for n in found for gateway in n.gateways]
+
+
+def differences(installed: Installed, networks: Iterable[Network], ports: Iterable[Port]) -> list[str]:
+    """What one tenant has and should not have, or lacks, as text; `ports` are those of running instances."""
+    found: list[str] = []
+    there = {network.index: network for network in installed.networks}
+    plugged = {port.index: port for port in installed.ports}
+    mine = {network.name: network for network in networks if network.tenant == installed.tenant}
+    for network in mine.values():
+        have = there.pop(network.index, None)
+        if have is None:
+            found.append(f"network {network.name} is missing")
+            continue
+        found += _compare(f"network {network.name}: gateways", _bare(have.gateways), of_gateway(network))
+        if have.mtu != network.mtu:
+            found.append(f"network {network.name}: MTU is {have.mtu}, not {network.mtu}")
+    for port in ports:
+        if port.tenant == installed.tenant:
+            found += _port_differences(port, mine, plugged.pop(port.index, None))
+    found += [f"{network.device} belongs to no network" for network in there.values()]
+    found += [f"{port.device} belongs to no instance" for port in plugged.values()]
+    return found
+
+
+def _port_differences(port: Port, networks: Mapping[str, Network], have: InstalledPort | None) -> list[str]:
+    if have is None:
+        return [f"port of {port.instance} is missing"]
+    network = networks.get(port.network)
+    found = []
+    if network is None or have.network != network.index:
+        found.append(f"port of {port.instance} is not on network {port.network}")
+    six = {port.address6, link_local(port.mac)} if port.address6 else set()
+    for what, now, should in (
+        ("MAC addresses", set(have.macs), {port.mac}),
+        ("IPv4 addresses", set(have.addresses), {port.address}),
+        ("IPv6 addresses", set(have.addresses6), six),
+    ):
+        if now != should:
+            found.append(f"port of {port.instance}: {what} are {sorted(now)}, not {sorted(map(str, should))}")
+    return found
+
+
+def _bare(addresses: Iterable[str]) -> set[str]:
+    return {address.partition("/")[0] for address in addresses}
+
+
+def _compare(what: str, now: set[str], should: Iterable[Endpoint]) -> list[str]:
+    wanted_ = {endpoint.address for endpoint in should}
+    return [] if now == wanted_ else [f"{what} are {sorted(now)}, not {sorted(wanted_)}"]

@@ -1,0 +1,81 @@
+"""`insula verify`: what tenants asked for, what is installed, and what packets do, side by side.
+
+Three independent answers to "may A reach B": `intent` computes it from the tenants' networks, the fabric reads back
+what the kernel has, and `probe` sends packets. Where they differ, isolation is not what it should be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from insula.model.objects import Network, Port, Tenant
+from insula.model.views import Reachability, VerifyReport
+from insula.network import intent
+from insula.network.fabric import Fabric
+from insula.network.probe import Probe, Result, Router, Station
+
+
+class Probed(Fabric, Protocol):
+    """A fabric that says where probes can be sent and received."""
+
+    def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router: ...
+
+
+def verify(
+    fabric: Probed,
+    tenants: Sequence[Tenant],
+    networks: Sequence[Network],
+    ports: Sequence[Port],
+    netns: Mapping[int, int],
+) -> VerifyReport:
+    """The report on all running instances. `netns` has a namespace descriptor for each port, by `Port.index`.
+
+    Ports without one are left out. Blocks for about a second.
+    """
+    started = time.monotonic()
+    by_name = {(network.tenant, network.name): network for network in networks}
+    running = [port for port in ports if port.index in netns and (port.tenant, port.network) in by_name]
+    installed = [fabric.installed(tenant) for tenant in tenants]
+    host_drift = fabric.host_drift()
+    drift = [f"host: {text}" for text in host_drift]
+    for one in installed:
+        drift += [f"{one.tenant}: {text}" for text in (*one.drift, *intent.differences(one, networks, running))]
+    routers = [
+        fabric.router(tenant, [network for network in networks if network.tenant == tenant.name])
+        for tenant, one in zip(tenants, installed, strict=True)
+        if one.namespace
+    ]
+    stations = [_station(port, by_name[port.tenant, port.network], netns[port.index]) for port in running]
+    endpoints = [endpoint for station in stations for endpoint in station.endpoints]
+    for router in routers:
+        endpoints += [*router.gateways, *router.hosts, *router.outsides]
+    pairs = [(s, t) for s, t in intent.pairs(endpoints) if any(r.tenant == s.tenant for r in routers)]
+    with Probe(stations, routers) as probe:
+        results = probe.measure(pairs, beyond=not host_drift)
+    permitted = intent.Permitted(installed, running)
+    matrix = [_cell(*pair, permitted(*pair), result) for pair, result in zip(pairs, results, strict=True)]
+    passed = not drift and all(cell.ok and cell.probed is not None and cell.control for cell in matrix)
+    return VerifyReport(passed=passed, matrix=matrix, drift=drift, seconds=time.monotonic() - started)
+
+
+def _station(port: Port, network: Network, netns: int) -> Station:
+    gateways = (network.gateway, *([network.gateway6] if network.gateway6 else []))
+    return Station(tuple(intent.of_port(port, network)), netns, gateways)
+
+
+def _cell(source: intent.Endpoint, target: intent.Endpoint, installed: bool, result: Result) -> Reachability:
+    detail = result.detail
+    if result.reached and not intent.wanted(source, target):
+        detail = f"arrived by {', '.join(result.protocols)}"
+    return Reachability(
+        source=source.label,
+        target=target.label,
+        address=target.address,
+        expected=intent.wanted(source, target),
+        installed=installed,
+        probed=result.reached,
+        control=result.control,
+        detail=detail,
+    )
