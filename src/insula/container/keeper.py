@@ -171,6 +171,9 @@ class Keeper:
 
     def _attach(self, sock: socket.socket, message: wire.Message) -> None:
         key = (message["id"], message.get("exec"))
+        # the spawner told of the session before it told the client: the news may wait on the channel
+        while key not in self.sessions and self.channel and _readable(self.channel):
+            self._from_spawner(self.channel)
         session = self.sessions.get(key)
         if message["op"] == "discard":
             if session:
@@ -310,6 +313,12 @@ class Keeper:
         if self.masks.pop(fd, None) is not None:
             self.handlers.pop(fd, None)
             self.poll.unregister(fd)
+
+
+def _readable(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def main(run: str) -> NoReturn:
