@@ -186,6 +186,8 @@ def _condition(entry: Any, where: str) -> Condition:
         raise Invalid(f"seccomp {where}.op must be one of {', '.join(sorted(_OPERATORS))}", _HINT)
     index = _integer(entry.get("index", 0), 5, f"{where}.index")
     values = [_integer(entry.get(field) or 0, (1 << 64) - 1, f"{where}.{field}") for field in ("value", "valueTwo")]
+    if entry["op"] == "SCMP_CMP_MASKED_EQ":
+        values[1] &= values[0]  # bits that are masked out can't be asked for
     return Condition(index, entry["op"].removeprefix("SCMP_CMP_"), *values)
 
 
@@ -282,7 +284,7 @@ class _Outcomes:
         if op in ("NE", "LT", "LE"):
             op, yes, no = {"NE": "EQ", "LT": "GE", "LE": "GT"}[op], no, yes
         mask, wanted = (value, value_two) if op == "MASKED_EQ" else ((1 << 64) - 1, value)
-        if wanted & ~mask or yes == no:
+        if yes == no:
             return no
         code = {"GE": bpf.JGE, "GT": bpf.JGT}.get(op, bpf.JEQ)
         lower = graph.branch(code, wanted & 0xFFFFFFFF, yes, no)
