@@ -1,6 +1,7 @@
 """The HTTP API: JSON under /v1 on a unix socket, described at /openapi.json.
 
-daemon.py       insulad: lock, signals, readiness, graceful stop
+daemon.py       insulad: lock, signals, graceful stop
+    server.py       uvicorn
 app.py          all resources in one application
 peer.py         who is at the other end of a connection, and who may be
 errors.py       exceptions as JSON {error, message, hint}

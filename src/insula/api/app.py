@@ -10,7 +10,6 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
-from insula.api.cloud import Cloud
 from insula.api.errors import HANDLERS
 from insula.api.host import HostController
 from insula.api.images import ImageController
@@ -18,6 +17,7 @@ from insula.api.instances import InstanceController, list_all_instances
 from insula.api.networks import NetworkController
 from insula.api.peer import Gate
 from insula.api.tenants import TenantController
+from insula.control.cloud import Cloud
 
 MAX_BODY = 1 << 20
 """Bytes of a JSON body; uploads have a limit of their own."""

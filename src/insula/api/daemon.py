@@ -8,30 +8,23 @@ process (flock(2)), so there is no stale PID file to clean up; the number in the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
-from litestar.types import ASGIApp
-
 from insula.api.app import create_app
-from insula.api.peer import PeerProtocol, listen
+from insula.api.peer import listen
+from insula.api.server import Server
 from insula.control.cloud import Cloud
 from insula.control.settings import Settings
 from insula.model.errors import Conflict, InsulaError
 
 log = logging.getLogger("insula.daemon")
-GRACE = 3
-"""Seconds that requests have to finish after SIGTERM."""
-MAX_HEAD = 64 << 10
 
 
 @contextmanager
@@ -51,48 +44,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def notify(state: str) -> None:
-    """Tells systemd, if it started us (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, contextlib.suppress(OSError):
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.send(state.encode())
-
-
-class Server(uvicorn.Server):
-    """uvicorn, stopped by an event instead of by signals of its own, and without its tick ten times a second."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=PeerProtocol,
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                h11_max_incomplete_event_size=MAX_HEAD,
-                timeout_graceful_shutdown=GRACE,
-            )
-        )
-        self.stop = asyncio.Event()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def main_loop(self) -> None:
-        await self.on_tick(0)
-        notify("READY=1")
-        await self.stop.wait()
-        notify("STOPPING=1")
 
 
 async def serve(settings: Settings) -> None:

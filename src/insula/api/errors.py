@@ -34,7 +34,7 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     elif status < 500:
         return answer(_BY_STATUS.get(status, Invalid)(explain(error), "see /openapi.json"))
     else:
-        log.error("%s %s: %s", request.method, request.url.path, error.detail)
+        log.error("%s %s: %s", request.method, request.url.path, error.detail, exc_info=error)
         problem = Failed("the request failed inside insulad", "see insulad's log")
     return answer(problem)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from litestar import Controller, get, post
 from litestar.response import Stream
 
-from insula.api.cloud import Cloud
 from insula.api.streams import json_lines
+from insula.control.cloud import Cloud
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
 
@@ -19,7 +21,7 @@ class HostController(Controller):
         return await cloud.host.status()
 
     @get("/doctor", summary="What this host has and lacks, and what follows")
-    async def doctor(self, cloud: Cloud) -> list[Check]:
+    async def doctor(self, cloud: Cloud) -> Sequence[Check]:
         return await cloud.host.doctor()
 
     @get("/verify", summary="Compare what the data plane lets through with what it should, by reading and by probing")

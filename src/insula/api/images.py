@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from litestar import Controller, Request, delete, get, post
 from litestar.response import Stream
 
-from insula.api.cloud import Cloud
 from insula.api.streams import archive, json_lines, primed, spooled
+from insula.control.cloud import Cloud
 from insula.model.objects import Image, Struct
 
 
@@ -90,7 +90,7 @@ class ImageController(Controller):
         )
 
     @post("/load", request_max_body_size=None, summary="Take the images of an OCI layout or docker-archive, a tar")
-    async def load(self, cloud: Cloud, tenant: str, request: Request[Any, Any, Any]) -> list[Image]:
+    async def load(self, cloud: Cloud, tenant: str, request: Request[Any, Any, Any]) -> Sequence[Image]:
         async with spooled(request, cloud.settings.root) as path:
             return await cloud.images.load(tenant, path)
 

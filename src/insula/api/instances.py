@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -10,9 +11,9 @@ from litestar.params import Parameter
 from litestar.response import Stream
 from litestar.types import ASGIApp
 
-from insula.api.cloud import Cloud
 from insula.api.duplex import Duplex, opening
 from insula.api.streams import archive, frames, primed, upload
+from insula.control.cloud import Cloud
 from insula.model.errors import Invalid
 from insula.model.objects import Exit, InstanceSpec
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView
@@ -67,7 +68,7 @@ class InstanceController(Controller):
         return await cloud.instances.wait(tenant, name)
 
     @get("/{name:str}/top", summary="Its processes, with their numbers inside and on the host")
-    async def top(self, cloud: Cloud, tenant: str, name: str) -> list[ProcessView]:
+    async def top(self, cloud: Cloud, tenant: str, name: str) -> Sequence[ProcessView]:
         return await cloud.instances.processes(tenant, name)
 
     @get("/{name:str}/explain", summary="What makes it isolated, read from the kernel")
@@ -121,7 +122,9 @@ class InstanceController(Controller):
             await cloud.instances.kill(tenant, name, str(number))
 
         return Duplex(
-            lambda: cloud.instances.attach(tenant, name, replay=replay, stdin=stdin, start=start), begin=begin, signal=signal
+            lambda: cloud.instances.attach(tenant, name, replay=replay, stdin=stdin, start=start),
+            begin=begin,
+            signal=signal,
         )
 
     @post("/{name:str}/exec", request_max_body_size=None, summary="Run one more process in it: frames, both ways")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import Controller, delete, get, post
 
-from insula.api.cloud import Cloud
+from insula.control.cloud import Cloud
 from insula.model.views import TenantSpec, TenantView
 
 

@@ -1,0 +1,299 @@
+"""A cloud in memory, for tests of the API and its clients alone: an "instance" is a process of this host.
+
+It stands in for `insula.control`, not for the kernel: sockets, pipes, terminals and signals are real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import termios
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from insula.control.cloud import Cloud
+from insula.model.errors import Conflict, Failed, NotFound
+from insula.model.objects import (
+    Exit,
+    ImageConfig,
+    Instance,
+    InstanceSpec,
+    InstanceStatus,
+    Network,
+    NetworkStatus,
+    Tenant,
+)
+from insula.model.stream import RESIZE, Kind
+from insula.model.units import check_label
+from insula.model.views import ExecSpec, InstanceView, NetworkView, ProcessView, TenantView, Usage
+
+
+class StubProcess:
+    """A process with pipes or a terminal, in the shape of a runtime's attachment."""
+
+    def __init__(self, command: list[str], *, tty: bool) -> None:
+        self.command = command
+        self.tty = tty
+        self.frames: asyncio.Queue[tuple[Kind, bytes]] = asyncio.Queue(16)
+        self.started = asyncio.Event()
+        self.terminal: int | None = None
+        self.process: asyncio.subprocess.Process | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        pipe: Any = asyncio.subprocess.PIPE
+        ours = theirs = None
+        if self.tty:
+            ours, theirs = pty.openpty()
+            pipe = theirs
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                *self.command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+            )
+        except FileNotFoundError:
+            error = Failed(f"cannot execute {self.command[0]}", "name a program that is there")
+            error.exit_status = 127
+            raise error from None
+        finally:
+            if theirs is not None:
+                os.close(theirs)
+        self.terminal = ours
+        self.tasks = [asyncio.ensure_future(self._watch())]
+        self.started.set()
+
+    async def _watch(self) -> None:
+        assert self.process is not None
+        if self.terminal is not None:
+            await self._read_terminal(self.terminal)
+        else:
+            await asyncio.gather(
+                self._read(self.process.stdout, Kind.STDOUT), self._read(self.process.stderr, Kind.STDERR)
+            )
+        status = await self.process.wait()
+        body = {"exit_status": 128 - status if status < 0 else status, "signal": None, "oom": False}
+        await self.frames.put((Kind.EXIT, json.dumps(body).encode()))
+
+    async def _read(self, stream: asyncio.StreamReader | None, kind: Kind) -> None:
+        assert stream is not None
+        while data := await stream.read(65536):
+            await self.frames.put((kind, data))
+
+    async def _read_terminal(self, fd: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := await asyncio.to_thread(os.read, fd, 65536):
+                await self.frames.put((Kind.STDOUT, data))
+
+    async def send(self, kind: Kind, payload: bytes = b"") -> None:
+        await self.started.wait()
+        assert self.process is not None
+        if kind is Kind.RESIZE and self.terminal is not None:
+            rows, columns = RESIZE.unpack(payload)
+            fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+            self.process.send_signal(signal.SIGWINCH)  # the kernel does so only to a controlling terminal
+        elif kind is Kind.STDIN and self.terminal is not None:
+            os.write(self.terminal, payload)
+        elif self.process.stdin is not None:
+            with contextlib.suppress(ConnectionError):
+                if kind is Kind.STDIN:
+                    self.process.stdin.write(payload)
+                    await self.process.stdin.drain()
+                elif kind is Kind.STDIN_EOF:
+                    self.process.stdin.close()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
+        while True:
+            kind, payload = await self.frames.get()
+            yield kind, payload
+            if kind is Kind.EXIT:
+                return
+
+
+class StubInstances:
+    def __init__(self) -> None:
+        self.views: dict[tuple[str, str], InstanceView] = {}
+        self.processes_of: dict[str, StubProcess] = {}
+        self.signals: list[tuple[str, str]] = []
+        self.uploads: dict[str, bytes] = {}
+        self.broken_uploads = 0
+        self.archives: dict[str, list[bytes]] = {}
+        self.log: list[tuple[Kind, bytes]] = []
+
+    def _find(self, tenant: str, name: str) -> InstanceView:
+        try:
+            return self.views[tenant, name]
+        except KeyError:
+            raise NotFound(f"tenant {tenant} has no instance {name}", "see `insula ps -a`") from None
+
+    async def run(self, tenant: str, spec: InstanceSpec, start: bool = True) -> InstanceView:
+        name = check_label("instance", spec.name or f"i{len(self.views)}")
+        if (tenant, name) in self.views:
+            raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name")
+        instance = Instance(
+            tenant=tenant,
+            name=name,
+            id="0" * 32,
+            spec=spec,
+            image_digest="sha256:0",
+            layers=[],
+            config=ImageConfig(),
+            port=None,
+            wanted="running",
+            created=time.time(),
+        )
+        self.views[tenant, name] = InstanceView(instance=instance, status=InstanceStatus(state="created"))
+        self.processes_of[name] = StubProcess(spec.command, tty=spec.tty)
+        if start:
+            await self.start(tenant, name)
+        return self.views[tenant, name]
+
+    async def list(self, tenant: str | None) -> Sequence[InstanceView]:
+        return [view for (owner, _), view in self.views.items() if tenant in (None, owner)]
+
+    async def get(self, tenant: str, name: str) -> InstanceView:
+        return self._find(tenant, name)
+
+    async def start(self, tenant: str, name: str) -> InstanceView:
+        view = self._find(tenant, name)
+        await self.processes_of[name].start()
+        process = self.processes_of[name].process
+        status = InstanceStatus(state="running", pid=process.pid if process else None)
+        self.views[tenant, name] = msgspec.structs.replace(view, status=status)
+        return self.views[tenant, name]
+
+    async def remove(self, tenant: str, name: str, *, force: bool = False) -> None:
+        if self._find(tenant, name).status.state == "running" and not force:
+            raise Conflict(f"{name} runs", "stop it first, or use --force")
+        del self.views[tenant, name]
+
+    async def kill(self, tenant: str, name: str, what: str) -> None:
+        self._find(tenant, name)
+        self.signals.append((name, what))
+        process = self.processes_of[name].process
+        if process is not None and what.isdigit():
+            process.send_signal(int(what))
+
+    async def wait(self, tenant: str, name: str) -> Exit:
+        self._find(tenant, name)
+        process = self.processes_of[name].process
+        assert process is not None
+        return Exit(exit_status=await process.wait(), finished=time.time())
+
+    async def processes(self, tenant: str, name: str) -> Sequence[ProcessView]:
+        self._find(tenant, name)
+        return []
+
+    @asynccontextmanager
+    async def attach(
+        self, tenant: str, name: str, *, replay: bool, stdin: bool, start: bool
+    ) -> AsyncIterator[StubProcess]:
+        self._find(tenant, name)
+        yield self.processes_of[name]
+
+    async def exec_create(self, tenant: str, name: str, spec: ExecSpec) -> str:
+        self._find(tenant, name)
+        process = self.processes_of["exec"] = StubProcess(spec.command, tty=spec.tty)
+        await process.start()
+        return "exec"
+
+    @asynccontextmanager
+    async def exec_attach(self, tenant: str, name: str, exec_id: str, *, stdin: bool) -> AsyncIterator[StubProcess]:
+        yield self.processes_of[exec_id]
+
+    async def exec_kill(self, tenant: str, name: str, exec_id: str, number: int) -> None:
+        process = self.processes_of[exec_id].process
+        assert process is not None
+        process.send_signal(number)
+
+    async def logs(self, tenant: str, name: str, **_: object) -> AsyncIterator[tuple[Kind, bytes]]:
+        self._find(tenant, name)
+        for number, (kind, data) in enumerate(self.log):
+            yield kind, (number * 10**9).to_bytes(8, "big") + data
+
+    async def archive_get(self, tenant: str, name: str, path: str) -> AsyncIterator[bytes]:
+        self._find(tenant, name)
+        if path not in self.archives:
+            raise NotFound(f"{path} is not there", "look with `insula exec NAME ls`")
+        for piece in self.archives[path]:
+            yield piece
+
+    async def archive_put(self, tenant: str, name: str, path: str, pieces: AsyncIterator[bytes]) -> None:
+        self._find(tenant, name)
+        data = b""
+        try:
+            async for piece in pieces:
+                data += piece
+        except Failed:
+            self.broken_uploads += 1
+            raise
+        self.uploads[path] = data
+
+
+class StubTenants:
+    def __init__(self) -> None:
+        self.views: dict[str, TenantView] = {}
+
+    async def list(self) -> list[TenantView]:
+        return list(self.views.values())
+
+    async def get(self, name: str) -> TenantView:
+        try:
+            return self.views[name]
+        except KeyError:
+            raise NotFound(f"there is no tenant {name}", "`insula tenant ls` lists them") from None
+
+    async def create(self, name: str, limits: Any, labels: dict[str, str]) -> TenantView:
+        check_label("tenant", name)
+        if name in self.views:
+            raise Conflict(f"there is a tenant {name} already", "choose another name")
+        tenant = Tenant(name=name, index=0, id_base=0x40000000, limits=limits, labels=labels, created=time.time())
+        self.views[name] = TenantView(tenant=tenant, usage=Usage())
+        return self.views[name]
+
+    async def remove(self, name: str) -> None:
+        await self.get(name)
+        del self.views[name]
+
+
+class StubNetworks:
+    async def list(self, tenant: str) -> list[NetworkView]:
+        network = Network(
+            tenant=tenant, name="default", index=0, vni=1, subnet="10.0.0.0/24", gateway="10.0.0.1", created=0.0
+        )
+        return [NetworkView(network=network, status=NetworkStatus(ready=True))]
+
+
+class StubEvents:
+    def __init__(self) -> None:
+        self.items: list[dict[str, object]] = []
+
+    async def watch(self, from_revision: int | None) -> AsyncIterator[dict[str, object]]:
+        for item in self.items:
+            yield item
+        raise Failed("the rest is lost", "begin again")
+
+
+class StubSettings:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+
+class StubCloud(Cloud):
+    """A subclass, because the framework checks what handlers are given."""
+
+    def __init__(self, root: Path) -> None:
+        self.settings: Any = StubSettings(root)
+        self.tenants: Any = StubTenants()
+        self.networks: Any = StubNetworks()
+        self.instances: Any = StubInstances()
+        self.events: Any = StubEvents()
