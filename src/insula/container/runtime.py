@@ -166,19 +166,31 @@ class Runtime:
 
     async def attach(self, container: str, exec_id: str | None = None, *, stdin: bool = False) -> Attachment:
         """The streams of a process that was created; `NotFound` if they are closed already."""
-        sock = wire.connect(f"{self.run}/keeper.sock")
-        sock.setblocking(False)
+        deadline = time.monotonic() + 1.0
+        while True:
+            sock, answer = await self._ask_keeper({"op": "attach", "id": container, "exec": exec_id, "stdin": stdin})
+            if "error" not in answer:
+                return Attachment(sock)
+            sock.close()
+            # a keeper that has just started may not have been told of it yet
+            state = Bundle(self.run, container).state(exec_id)
+            alive = state is not None and process.is_alive(state.pid, state.start_time)
+            if not alive or time.monotonic() > deadline:
+                raise NotFound(f"cannot attach: {answer['error']}")
+            await asyncio.sleep(0.005)
+
+    async def _ask_keeper(self, request: wire.Message) -> tuple[socket.socket, wire.Message]:
         loop = asyncio.get_running_loop()
+        sock = await self._dial("keeper.sock")
         try:
-            request = {"op": "attach", "id": container, "exec": exec_id, "stdin": stdin}
             await loop.sock_sendall(sock, json.dumps(request).encode())
             answer = json.loads(await loop.sock_recv(sock, wire.MAX_MESSAGE) or b'{"error": "the keeper died"}')
-            if "error" in answer:
-                raise NotFound(f"cannot attach: {answer['error']}")
+        except ConnectionError:
+            return sock, {"error": "the keeper died"}
         except BaseException:
             sock.close()
             raise
-        return Attachment(sock)
+        return sock, answer
 
     def signal(self, container: str, number: int, exec_id: str | None = None) -> None:
         """Send a signal to PID 1, or to a process that joined; `NotFound` if it is gone."""
