@@ -1,0 +1,121 @@
+"""insula explain: one page on what makes an instance isolated, read from the kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from insula.cli.options import Arguments, Command
+from insula.cli.output import age, clean, print_json, table
+from insula.cli.verbs.ps import state
+from insula.cli.verbs.top import HEADER, rows
+from insula.client import Client
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    Page = dict[str, Any]
+
+
+def run(arguments: Arguments) -> int:
+    page = Client(arguments.socket).instances.explain(arguments.tenant, arguments.name)
+    if arguments.json:
+        print_json(page)
+        return 0
+    for part in (identity, processes, namespaces, cgroups, security, filesystem, network):
+        part(page)
+    return 0
+
+
+def title(text: str) -> None:
+    print(f"\n{text}\n{'─' * len(text)}")
+
+
+def facts(pairs: dict[str, object], width: int = 22) -> None:
+    for name, value in pairs.items():
+        print(f"  {clean(name):{width}} {'-' if value in (None, '') else clean(value)}")
+
+
+def identity(page: Page) -> None:
+    instance, status = page["instance"], page["status"]
+    print(f"{clean(instance['name'])} of tenant {clean(instance['tenant'])}: {clean(state(status))}")
+    facts(
+        {
+            "id": instance["id"],
+            "image": f"{instance['spec']['image']} ({instance['image_digest'][:19]}…)",
+            "started": f"{age(status['started'])} ago" if status["started"] else None,
+            "restarts": status["restarts"],
+        }
+    )
+
+
+def processes(page: Page) -> None:
+    title("Processes: the same ones, seen from inside and from the host")
+    table(HEADER, rows(page["processes"]), indent="  ")
+
+
+def namespaces(page: Page) -> None:
+    title("Namespaces: what it sees of the kernel's objects (namespaces(7))")
+    table(
+        ["KIND", "INODE", "WHOSE"],
+        ([each["kind"], each["inode"], "the host's" if each["shared"] else "its own"] for each in page["namespaces"]),
+        indent="  ",
+    )
+    if page["uid_map"]:
+        inside, outside, count = page["uid_map"].split()[:3]
+        last = int(outside) + int(count) - 1
+        print(f"  users {inside} to {int(inside) + int(count) - 1} inside are {outside} to {last} on the host")
+
+
+def cgroups(page: Page) -> None:
+    title("Control groups: what it may use (cgroups(7))")
+    paths: dict[str, list[str]] = {}
+    for controller, path in page["cgroups"].items():
+        paths.setdefault(path, []).append(controller)
+    facts({", ".join(controllers) or "unified": path for path, controllers in paths.items()})
+    facts(page["limits"])
+
+
+def security(page: Page) -> None:
+    title("Rights: what it may ask of the kernel (capabilities(7), seccomp(2))")
+    facts(page["security"])
+
+
+def filesystem(page: Page) -> None:
+    title("File system: shared layers below, its own on top (overlayfs)")
+    print(f"  {'writable':22} {clean(page['upper'])}")
+    for number, layer in enumerate(page["layers"]):
+        print(f"  {'read-only layer ' + str(number + 1):22} {clean(layer['digest'][:19])}…  {clean(layer['path'])}")
+
+
+def network(page: Page) -> None:
+    title("Network: its place on the tenant's own segment")
+    port = page["instance"]["port"]
+    if port is None:
+        print("  loopback only")
+        return
+    facts(
+        {
+            "network": port["network"],
+            "address": ", ".join(filter(None, (port["address"], port["address6"]))),
+            "MAC address": port["mac"],
+            "device on the bridge": page["device"],
+        }
+    )
+    for name, value in (page["installed"] or {}).items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        facts({f"installed: {name}": shown})
+    if page["rules"]:
+        print("  rules")
+        for line in page["rules"].splitlines():
+            print(f"    {clean(line.expandtabs(4))}")
+
+
+COMMANDS = {
+    "explain": Command(
+        run,
+        "Show what makes the instance NAME isolated: its processes inside and on the host, namespaces, control\n"
+        "groups, rights, layers, port and rules, as the kernel has them now.",
+        "NAME",
+        complete={"NAME": "instance"},
+    )
+}

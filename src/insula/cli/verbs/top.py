@@ -1,0 +1,57 @@
+"""insula top: the processes of an instance as a tree, with both of their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from insula.cli.options import Arguments, Command
+from insula.cli.output import listing
+from insula.client import Client
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    Process = dict[str, Any]
+
+HEADER = ["INSIDE", "HOST", "USER", "HOST USER", "STATE", "COMMAND"]
+
+
+def run(arguments: Arguments) -> int:
+    processes = Client(arguments.socket).instances.top(arguments.tenant, arguments.name)
+    return listing(arguments.json, processes, HEADER, rows(processes))
+
+
+def rows(processes: list[Process]) -> Iterator[list[Any]]:
+    """One row a process, children below their parent; numbers of deeper PID namespaces follow the instance's own."""
+    for process, depth in tree(processes):
+        inside = "/".join(map(str, process["pids"][1:])) or str(process["inside"])
+        user = "?" if process["user"] is None else process["user"]
+        command = "  " * depth + process["command"]
+        yield [inside, process["pid"], user, process["uid"], process["state"], command]
+
+
+def tree(processes: list[Process]) -> Iterator[tuple[Process, int]]:
+    """Every process once with its depth; those whose parent is not among them are roots."""
+    children: dict[int, list[Process]] = {}
+    known = {process["inside"] for process in processes}
+    for process in sorted(processes, key=lambda each: each["pid"]):
+        parent = process["parent"] if process["parent"] != process["inside"] else 0
+        children.setdefault(parent if parent in known else 0, []).append(process)
+    stack = [(process, 0) for process in reversed(children.pop(0, []))]
+    while stack:
+        process, depth = stack.pop()
+        yield process, depth
+        stack += [(child, depth + 1) for child in reversed(children.pop(process["inside"], []))]
+
+
+COMMANDS = {
+    "top": Command(
+        run,
+        "Show the processes of the running instance NAME.",
+        "NAME",
+        details="INSIDE is the number that the instance sees, HOST the one that the host sees. A process in a PID\n"
+        "namespace of its own inside the instance shows its number in each, outermost first.",
+        complete={"NAME": "instance"},
+    )
+}

@@ -1,0 +1,92 @@
+"""insula verify: what the data plane lets through against what it should, as a matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import clean, print_json, table
+from insula.client import Client
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    Cell = dict[str, Any]
+
+LEGEND = """\
+yes  reached, and should be         no   not reached, and should not be
+yes* no* as installed, not probed   !    differs from what it should be"""
+
+
+def run(arguments: Arguments) -> int:
+    report = Client(arguments.socket).host.verify()
+    if arguments.json:
+        print_json(report)
+    else:
+        show(report, everything=arguments.all)
+    return 0 if report["passed"] else 1
+
+
+def show(report: dict[str, Any], *, everything: bool = False) -> None:
+    matrix: list[Cell] = report["matrix"]
+    if matrix:
+        print_matrix(matrix)
+    if everything:
+        print()
+        header = ["SOURCE", "TARGET", "ADDRESS", "EXPECTED", "INSTALLED", "PROBED", "CONTROL", "DETAIL"]
+        table(header, ([cell[name.lower()] for name in header] for cell in matrix))
+    wrong = [cell for cell in matrix if not holds(cell)]
+    for cell in wrong:
+        print(f"! {clean(cell['source'])} → {clean(cell['target'])} ({clean(cell['address'])}): {difference(cell)}")
+    for line in report["drift"]:
+        print(f"! {clean(line)}")
+    probed = sum(cell["probed"] is not None for cell in matrix)
+    negatives = [cell for cell in matrix if cell["probed"] is False]
+    controlled = sum(cell["control"] for cell in negatives)
+    print(
+        f"{'passed' if report['passed'] else 'FAILED'}: {len(matrix)} paths, {probed} probed with real packets, "
+        f"{len(wrong)} wrong, {len(report['drift'])} drifted, in {report['seconds']:.1f} s; "
+        f"{controlled} of {len(negatives)} silent ones have a positive control"
+    )
+
+
+def holds(cell: Cell) -> bool:
+    """The data plane is as it should be, by reading and by probing."""
+    return bool(cell["installed"] == cell["expected"] and cell["probed"] in (None, cell["expected"]))
+
+
+def difference(cell: Cell) -> str:
+    words = {True: "reachable", False: "not reachable", None: "not probed"}
+    text = f"should be {words[cell['expected']]}, installed {words[cell['installed']]}, probe {words[cell['probed']]}"
+    return f"{text}; {clean(cell['detail'])}" if cell["detail"] else text
+
+
+def print_matrix(matrix: list[Cell]) -> None:
+    """Rows are sources, columns targets; a pair with several addresses shows the worst of them."""
+    sources = list(dict.fromkeys(cell["source"] for cell in matrix))
+    targets = list(dict.fromkeys(cell["target"] for cell in matrix))
+    pairs: dict[tuple[str, str], list[Cell]] = {}
+    for cell in matrix:
+        pairs.setdefault((cell["source"], cell["target"]), []).append(cell)
+    rows = [[source, *(mark(pairs.get((source, target), [])) for target in targets)] for source in sources]
+    table(["FROM \\ TO", *(clean(target) for target in targets)], rows)
+    print(LEGEND)
+
+
+def mark(cells: list[Cell]) -> str:
+    if not cells:
+        return "·"
+    if not all(map(holds, cells)):
+        return "!"
+    word = "yes" if any(cell["expected"] for cell in cells) else "no"
+    return word if all(cell["probed"] is not None for cell in cells) else word + "*"
+
+
+COMMANDS = {
+    "verify": Command(
+        run,
+        "Compare, for every pair of instances and for host and outside, what should be reachable with what the\n"
+        "kernel has installed and with what real packets do. Exit status 1 on any difference.",
+        options=[Option("-a --all", "list every path, too")],
+    )
+}

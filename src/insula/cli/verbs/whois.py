@@ -1,0 +1,32 @@
+"""insula whois: whose instance a process of the host belongs to."""
+
+from __future__ import annotations
+
+from insula.cli.options import Arguments, Command, Usage
+from insula.cli.output import clean, print_json
+from insula.client import Client
+
+
+def run(arguments: Arguments) -> int:
+    if not (arguments.pid.isascii() and arguments.pid.isdigit()):
+        raise Usage(f"{arguments.pid[:60]!r} is no process number", "write the number that the host shows")
+    found = Client(arguments.socket).host.whois(int(arguments.pid))
+    if arguments.json:
+        print_json(found)
+    elif found["tenant"] is None:
+        print(f"{found['pid']} ({clean(found['command'])}) is the host's own")
+    else:
+        print(f"process   {found['pid']} ({clean(found['command'])})")
+        print(f"tenant    {clean(found['tenant'])}")
+        print(f"instance  {clean(found['instance'])} ({found['id']})")
+        print(f"inside    PID {found['inside']}")
+        if len(found["pids"]) > 2:
+            print(f"nested    {' > '.join(map(str, found['pids']))}, from the host inward")
+    return 0
+
+
+COMMANDS = {
+    "whois": Command(
+        run, "Show which tenant and instance the host's process PID belongs to, and its number inside.", "PID"
+    )
+}
