@@ -242,7 +242,7 @@ class _Outcomes:
     def _add(self, rule: Rule) -> None:
         for name in rule.names:
             for number in syscalls.numbers(name, self._arch):
-                self._last = max(self._last, number.value if number.multiplexer is None else -1)
+                self._last = max(self._last, number.value)
                 if rule.action == self._default:
                     continue
                 conditions = rule.conditions

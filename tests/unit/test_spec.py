@@ -1,0 +1,260 @@
+"""The OCI config of a launch: Docker's defaults, what differs from them, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from insula.container import spec as module
+from insula.container.spec import config
+from insula.container.users import User
+from insula.kernel import capabilities
+from insula.model.errors import Invalid
+from insula.model.objects import ImageConfig, InstanceSpec, Resources, Rlimit, Tmpfs
+
+BASE = 1 << 20
+
+
+def make(
+    image: ImageConfig | None = None, *, user: User | None = None, hostname: str = "web", **spec: Any
+) -> dict[str, Any]:
+    spec = {"image": "busybox", "command": ["true"], **spec}
+    return config(
+        InstanceSpec(**spec),
+        image or ImageConfig(),
+        user=user or User(),
+        id_base=BASE,
+        hostname=hostname,
+        cgroup="insula/acme/0123",
+        etc=Path("/etc"),
+    )
+
+
+def mount(made: dict[str, Any], destination: str) -> dict[str, Any]:
+    (found,) = [m for m in made["mounts"] if m["destination"] == destination]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_isolation_that_nobody_has_to_ask_for() -> None:
+    made = make()
+    assert {n["type"] for n in made["linux"]["namespaces"]} == {
+        "user",
+        "pid",
+        "mount",
+        "network",
+        "ipc",
+        "uts",
+        "cgroup",
+    }
+    mapping = [{"containerID": 0, "hostID": BASE, "size": 65536}]
+    assert made["linux"]["uidMappings"] == made["linux"]["gidMappings"] == mapping
+    assert made["process"]["noNewPrivileges"] is True
+    assert made["linux"]["resources"]["devices"][0] == {"allow": False, "access": "rwm"}
+    assert made["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert made["linux"]["cgroupsPath"] == "/insula/acme/0123"
+    assert {"/proc/kcore", "/proc/keys", "/sys/firmware", "/proc/timer_list"} <= set(made["linux"]["maskedPaths"])
+    assert {"/proc/sys", "/proc/sysrq-trigger"} <= set(made["linux"]["readonlyPaths"])
+    assert "ro" in mount(made, "/sys")["options"]
+    assert "ro" in mount(made, "/sys/fs/cgroup")["options"]
+    for destination in ("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys"):
+        assert "nosuid" in mount(made, destination)["options"]
+    assert made["linux"]["resources"]["pids"] == {"limit": 4096}
+    json.dumps(made)
+
+
+def test_root_has_dockers_capabilities_and_others_none() -> None:
+    names = capabilities.to_names(capabilities.DEFAULT)
+    assert make()["process"]["capabilities"] == {
+        "bounding": names, "effective": names, "permitted": names, "inheritable": [], "ambient": [],
+    }  # fmt: skip
+    other = make(user=User(33, 34, (34,), "/var/www"))["process"]
+    assert other["capabilities"]["bounding"] == names
+    assert other["capabilities"]["effective"] == other["capabilities"]["permitted"] == []
+    assert other["user"] == {"uid": 33, "gid": 34, "additionalGids": [34], "umask": 0o022}
+
+
+def test_capabilities_change_the_seccomp_profile_too() -> None:
+    def calls(made: dict[str, Any]) -> set[str]:
+        rules = made["linux"]["seccomp"]["syscalls"]
+        return {n for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" for n in rule["names"]}
+
+    assert "mount" not in calls(make())
+    admin = make(cap_add=["sys_admin"], cap_drop=["ALL"])
+    assert "mount" in calls(admin)
+    assert admin["process"]["capabilities"]["bounding"] == ["CAP_SYS_ADMIN"]
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "command", "image_entrypoint", "image_cmd", "args"),
+    [
+        (None, [], ["/entry"], ["a", "b"], ["/entry", "a", "b"]),
+        (None, ["c"], ["/entry"], ["a", "b"], ["/entry", "c"]),
+        (None, [], [], ["sh"], ["sh"]),
+        (["/own"], [], ["/entry"], ["a"], ["/own"]),
+        (["/own"], ["c"], ["/entry"], ["a"], ["/own", "c"]),
+        ([], ["c"], ["/entry"], ["a"], ["c"]),
+        ([""], ["c"], ["/entry"], ["a"], ["c"]),
+    ],
+)
+def test_command_as_docker_combines_it(
+    entrypoint: list[str] | None, command: list[str], image_entrypoint: list[str], image_cmd: list[str], args: list[str]
+) -> None:
+    image = ImageConfig(entrypoint=image_entrypoint, cmd=image_cmd)
+    assert make(image, entrypoint=entrypoint, command=command)["process"]["args"] == args
+
+
+def test_environment_defaults_image_and_user() -> None:
+    image = ImageConfig(env=["PATH=/image", "A=image", "B=image", "EMPTY"])
+    made = make(image, env={"B": "own", "HOME": "/own"}, tty=True, user=User(home="/root"))
+    env = dict(entry.split("=", 1) for entry in made["process"]["env"])
+    assert env == {
+        "PATH": "/image", "HOSTNAME": "web", "HOME": "/own", "TERM": "xterm", "A": "image", "B": "own", "EMPTY": "",
+    }  # fmt: skip
+    plain = dict(entry.split("=", 1) for entry in make(user=User(home="/root"))["process"]["env"])
+    assert plain == {"PATH": module.PATH, "HOSTNAME": "web", "HOME": "/root"}
+
+
+def test_resources() -> None:
+    made = make(resources=Resources(cpus=0.5, memory=64 << 20, pids=100))["linux"]["resources"]
+    assert made["cpu"] == {"quota": 50000, "period": 100000, "shares": 512}
+    assert made["memory"] == {"limit": 64 << 20, "swap": 64 << 20}
+    assert made["pids"] == {"limit": 100}
+    unlimited = make(resources=Resources(pids=None))["linux"]["resources"]
+    assert set(unlimited) == {"devices"}
+
+
+def test_mounts_of_the_user_are_before_the_files_of_etc_and_outer_ones_first() -> None:
+    made = make(tmpfs=[Tmpfs(path="/etc/x", size=1 << 20), Tmpfs(path="/etc", size=1 << 20)])
+    order = [m["destination"] for m in made["mounts"]]
+    assert order.index("/etc") < order.index("/etc/x") < order.index("/etc/hosts")
+    assert {"nosuid", "nodev", "noexec", "size=1048576"} <= set(mount(made, "/etc")["options"])
+    assert {"nosuid", "nodev", "noexec"} <= set(mount(made, "/etc/resolv.conf")["options"])
+
+
+def test_init_read_only_and_rlimits() -> None:
+    made = make(init=True, read_only=True, rlimits=[Rlimit(name="nofile", soft=100, hard=-1)])
+    assert made["process"]["args"] == ["/dev/init", "--", "true"]
+    assert mount(made, "/dev/init")["source"].startswith("/usr/bin/tini")
+    assert made["root"]["readonly"] is True
+    assert made["process"]["rlimits"] == [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": (1 << 64) - 1}]
+
+
+def test_namespaced_sysctls() -> None:
+    asked = {"net.ipv4.ip_forward": "1", "kernel.shmmax": "65536", "fs.mqueue.msg_max": "20", "kernel.sem": "1 2 3 4"}
+    assert asked.items() <= make(sysctls=asked)["linux"]["sysctl"].items()
+
+
+BAD: list[dict[str, Any]] = [
+    {"command": []},
+    {"command": [""]},
+    {"command": ["a\0b"]},
+    {"command": ["x" * (128 << 10)]},
+    {"command": ["x" * 1000] * 2100},
+    {"command": ["\udcff" * 3 + "\ud800"]},
+    {"env": {"": "x"}},
+    {"env": {"A=B": "x"}},
+    {"env": {"A\0": "x"}},
+    {"env": {"A": "x\0"}},
+    {"env": {"A": "x" * (128 << 10)}},
+    {"working_dir": "relative"},
+    {"working_dir": "/a\0"},
+    {"working_dir": "/" + "a" * 4096},
+    {"hostname": "-x"},
+    {"hostname": "a..b"},
+    {"hostname": "x" * 65},
+    {"hostname": "a b"},
+    {"hostname": "a\n"},
+    {"hostname": ""},
+    {"cap_add": ["EVERYTHING"]},
+    {"cap_drop": ["CAP_"]},
+    {"rlimits": [Rlimit(name="files", soft=1, hard=1)]},
+    {"rlimits": [Rlimit(name="RLIMIT_NOFILE", soft=1, hard=1)]},
+    {"rlimits": [Rlimit(name="nofile", soft=2, hard=1)]},
+    {"rlimits": [Rlimit(name="nofile", soft=-1, hard=1)]},
+    {"rlimits": [Rlimit(name="nofile", soft=-2, hard=1)]},
+    {"rlimits": [Rlimit(name="nofile", soft=1, hard=1 << 65)]},
+    {"sysctls": {"kernel.core_pattern": "|/x"}},
+    {"sysctls": {"vm.overcommit_memory": "1"}},
+    {"sysctls": {"kernel.shm_next_id": "1"}},
+    {"sysctls": {"kernel.randomize_va_space": "0"}},
+    {"sysctls": {"net": "1"}},
+    {"sysctls": {"net..x": "1"}},
+    {"sysctls": {"net.../kernel/core_pattern": "1"}},
+    {"sysctls": {"net.ipv4.ip_forward\n": "1"}},
+    {"sysctls": {"net.ipv4.ip_forward": "1\n2"}},
+    {"sysctls": {"net.ipv4.ip_forward": ""}},
+    *({"tmpfs": [Tmpfs(path=p)]} for p in ("/", "", "x", "/proc", "/proc/x", "/sys", "/dev", "/dev/shm", "/a/../proc")),
+    *({"tmpfs": [Tmpfs(path=p)]} for p in ("/a//b", "/a/", "/./a", "//", "/a\0b", "/" + "a" * 4096)),
+    {"tmpfs": [Tmpfs(path="/a", size=0)]},
+    {"tmpfs": [Tmpfs(path="/a", size=-1)]},
+    {"tmpfs": [Tmpfs(path="/a", size=1 << 63)]},
+    *({"resources": Resources(cpus=c)} for c in (0, -1, float("nan"), float("inf"), 1e9)),
+    *({"resources": Resources(memory=m)} for m in (0, -1, 1 << 20, 1 << 63)),
+    *({"resources": Resources(pids=p)} for p in (0, -1, 1 << 23)),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: repr(bad)[:60].encode("ascii", "replace").decode())
+def test_refused_in_one_line_with_a_hint(bad: dict[str, Any]) -> None:
+    with pytest.raises(Invalid) as caught:
+        make(**bad)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_an_image_cannot_break_the_config_either() -> None:
+    for image in (
+        ImageConfig(env=["=x"]),
+        ImageConfig(env=["A=\0"]),
+        ImageConfig(working_dir="../.."),
+        ImageConfig(entrypoint=["a\0"]),
+    ):
+        with pytest.raises(Invalid):
+            make(image)
+
+
+def test_a_range_of_the_host_itself_is_refused() -> None:
+    for base in (0, 1000, 65535, 1 << 32):
+        with pytest.raises(Invalid):
+            config(
+                InstanceSpec(image="x", command=["x"]),
+                ImageConfig(),
+                user=User(),
+                id_base=base,
+                hostname="x",
+                cgroup="x",
+            )
+
+
+@given(
+    st.builds(
+        lambda **fields: fields,
+        command=st.lists(st.text(max_size=8), max_size=3),
+        env=st.dictionaries(st.text(max_size=4), st.text(max_size=8), max_size=3),
+        working_dir=st.one_of(st.none(), st.text(max_size=8), st.just("/x")),
+        hostname=st.one_of(st.text(max_size=8), st.just("web")),
+        sysctls=st.dictionaries(st.from_regex(r"(net|kernel|vm)\.[a-z./]{0,8}"), st.text(max_size=4), max_size=2),
+        tmpfs=st.lists(st.builds(Tmpfs, path=st.from_regex(r"/[a-z./]{0,6}"), size=st.integers()), max_size=2),
+        cap_add=st.lists(st.sampled_from(["all", "chown", "CAP_X", ""]), max_size=2),
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_anything_is_either_refused_or_sound(fields: dict[str, Any]) -> None:
+    try:
+        made = make(**fields)
+    except Invalid as error:
+        assert "\n" not in str(error)
+        return
+    text = json.dumps(made)
+    assert "\\u0000" not in text
+    assert made["process"]["args"][0]
+    assert made["process"]["cwd"].startswith("/")
+    assert all(m["destination"].startswith("/") and ".." not in m["destination"].split("/") for m in made["mounts"])
+    assert all("/" not in key for key in made["linux"]["sysctl"])
