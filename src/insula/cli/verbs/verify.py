@@ -38,6 +38,10 @@ def show(report: dict[str, Any], *, everything: bool = False) -> None:
     wrong = [cell for cell in matrix if not holds(cell)]
     for cell in wrong:
         print(f"! {clean(cell['source'])} → {clean(cell['target'])} ({clean(cell['address'])}): {difference(cell)}")
+    unproven = [cell for cell in matrix if cell["probed"] is None and not cell["control"]]
+    for cell in unproven:
+        why = clean(cell["detail"] or "no probe")
+        print(f"? {clean(cell['source'])} → {clean(cell['target'])} ({clean(cell['address'])}): not proven: {why}")
     for line in report["drift"]:
         print(f"! {clean(line)}")
     probed = sum(cell["probed"] is not None for cell in matrix)
@@ -45,8 +49,8 @@ def show(report: dict[str, Any], *, everything: bool = False) -> None:
     controlled = sum(cell["control"] for cell in negatives)
     print(
         f"{'passed' if report['passed'] else 'FAILED'}: {len(matrix)} paths, {probed} probed with real packets, "
-        f"{len(wrong)} wrong, {len(report['drift'])} drifted, in {report['seconds']:.1f} s; "
-        f"{controlled} of {len(negatives)} silent ones have a positive control"
+        f"{len(wrong)} wrong, {len(unproven)} not proven, {len(report['drift'])} drifted; "
+        f"{controlled} of {len(negatives)} silent ones have a positive control ({report['seconds']:.1f} s)"
     )
 
 
