@@ -58,7 +58,7 @@ def houses(tenants: TenantFactory) -> Houses:
 
 def fetch(cli: Cli, source: str, target: str, port: int = 80) -> str | None:
     """What `target` serves, seen from instance `source`; None if nothing can be fetched within two seconds."""
-    result = cli.run("exec", source, "wget", "-q", "-T", "2", "-O", "-", f"http://{target}:{port}/")
+    result = cli.run("exec", source, "timeout", "2", "wget", "-q", "-O", "-", f"http://{target}:{port}/")
     return result.out.strip() if result.status == 0 else None
 
 
