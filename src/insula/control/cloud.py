@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from insula.container.runtime import Runtime
@@ -27,6 +28,7 @@ from insula.store.sqlite import SqliteStore
 
 log = logging.getLogger("insula.control")
 REPAIR_EVERY = 60.0
+_THREADS = 64
 
 
 class Cloud:
@@ -50,6 +52,8 @@ class Cloud:
     async def open(cls, settings: Settings) -> Cloud:
         """Opens every part and brings the host to what is wanted. Raises InsulaError, and leaves what runs running."""
         settings.make()
+        # the usual pool has a handful of threads; one tenant's slow download must not hold up another's launch
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "insula"))
         async with AsyncExitStack() as undo:
             store = SqliteStore(settings.state)
             undo.push_async_callback(store.close)

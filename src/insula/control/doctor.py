@@ -49,7 +49,6 @@ def _checks(settings: Settings) -> Iterator[Check]:
         yield _program(program, consequence, "missing" if state == "missing" else "degraded")
     yield _resource()
     yield _disk(settings)
-    yield _kvm()
 
 
 def _check(name: str, good: bool, detail: str, consequence: str, otherwise: State = "missing") -> Check:
@@ -129,9 +128,3 @@ def _disk(settings: Settings) -> Check:
     usage = shutil.disk_usage(settings.root)
     detail = f"{format_size(usage.free)} free at {settings.root}"
     return _check("disk", usage.free > _LOW_DISK, detail, "images and instances may not fit", "degraded")
-
-
-def _kvm() -> Check:
-    there = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    detail = "/dev/kvm" if there else "no /dev/kvm"
-    return _check("KVM", there, detail, "virtual machines, when they come, will be emulated", "degraded")

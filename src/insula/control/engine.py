@@ -15,7 +15,7 @@ from insula.store.protocol import Store
 if TYPE_CHECKING:
     from insula.container.runtime import Runtime
     from insula.image.store import ImageStore
-    from insula.network.fabric import Fabric
+    from insula.network.verify import Probed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class Engine:
     settings: Settings
     store: Store
     runtime: Runtime
-    fabric: Fabric
+    fabric: Probed
     images: ImageStore
     pools: dict[str, Pool] = field(default_factory=dict)
     locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))

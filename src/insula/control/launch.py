@@ -27,9 +27,11 @@ from insula.container.spec import config
 from insula.container.users import resolve
 from insula.control.engine import Engine
 from insula.control.keys import NETWORKS
-from insula.model.errors import InsulaError, Invalid, NotFound
+from insula.model.errors import InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import Instance, InstanceSpec, Network, Struct, Tenant
 from insula.model.views import ExecSpec
+
+_SLEEP = "/dev/sleep"  # busybox goes by the name that it is called by
 
 
 class LaunchRecord(Struct, kw_only=True):
@@ -134,13 +136,36 @@ class Launcher:
             raise NotFound(f"instance {instance.name} vanished while it started", "try again")
         return state
 
-    def _prepare(self, directory: Directory, tenant: Tenant, instance: Instance, network: Network | None) -> Launch:
+    async def resting(self, tenant: Tenant, instance: Instance, container: str) -> Launch:
+        """A request for a container with the instance's files in which nothing of the instance runs: PID 1 sleeps.
+
+        Its name is its own, so that a crash leaves nothing that could be taken for the instance; its program is the
+        host's busybox, which is static and needs nothing of the image.
+        """
+        program = shutil.which("busybox", path="/usr/bin:/bin")
+        if program is None:
+            raise Unavailable("there is no busybox on this host", "start the instance, or install busybox-static")
+        spec = msgspec.structs.replace(
+            instance.spec, entrypoint=[], command=[_SLEEP, "2147483647"], user="0", init=False, tty=False, tmpfs=[]
+        )
+        network = await self._network(instance)
+        asleep = msgspec.structs.replace(instance, spec=spec)
+        request = await asyncio.to_thread(self._prepare, self.directory(instance.id), tenant, asleep, network, False)
+        bind = {"destination": _SLEEP, "type": "bind", "source": program, "options": ["bind", "ro", "nosuid", "nodev"]}
+        request.config["mounts"].append(bind)
+        cgroup = f"{self.engine.settings.prefix}/{instance.tenant}/{container}"
+        return request._replace(id=container, cgroup=cgroup, volatile=False, stdin=False, log=None)
+
+    def _prepare(
+        self, directory: Directory, tenant: Tenant, instance: Instance, network: Network | None, begin: bool = True
+    ) -> Launch:
         """Everything in files, and the request to the runtime."""
         spec = instance.spec
         directory.make(tenant.id_base)
         directory.write_etc(etc_files(instance, network), tenant.id_base)
         lower, oci = self.oci(tenant, instance, spec, directory)
-        directory.write_record(LaunchRecord(generation=instance.generation, boot=self.boot))
+        if begin:
+            directory.write_record(LaunchRecord(generation=instance.generation, boot=self.boot))
         return Launch(
             id=instance.id,
             config=oci,
