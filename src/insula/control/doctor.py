@@ -1,130 +1,253 @@
-"""What this host has and lacks, and what follows from it. Looked at by doing, where looking alone could be wrong."""
+"""What this host has and lacks, and what follows from it.
+
+What the kernel can do was tried by `insula.kernel.features`; here it is said what each failure means for somebody who
+wants to run instances, and what to do about it. The rest is looked up: programs, libraries, room, and settings of the
+host that would get in the way.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from insula.control.settings import Settings
-from insula.kernel import cgroups
+from insula.control.tenants import FIRST_ID, MAX_TENANTS
+from insula.kernel import capabilities, features, nftables
+from insula.model.errors import InsulaError
+from insula.model.objects import IDS_PER_TENANT
 from insula.model.units import format_size
 from insula.model.views import Check
 
-State = Literal["ok", "degraded", "missing"]
+State = Literal["ok", "degraded", "missing", "unknown"]
+
+
+class _Meaning(NamedTuple):
+    """Of a feature that is not there: how bad that is, what follows, and what helps."""
+
+    name: str
+    state: State
+    consequence: str
+    hint: str
+
+
+_KERNEL_HINT = "use a stock kernel of Linux 6.1 or later"
+_FEATURES = {
+    "user_namespaces": _Meaning(
+        "user namespaces", "missing", "no instance can be launched", "raise the sysctl user.max_user_namespaces"
+    ),
+    "namespaces": _Meaning("namespaces", "missing", "no instance can be launched", _KERNEL_HINT),
+    "control_groups": _Meaning(
+        "cgroups", "missing", "nothing can be limited, so nothing is launched", "mount the control group file systems"
+    ),
+    "overlay": _Meaning(
+        "overlay", "missing", "no instance can be launched from here", "put the root directory on ext4, xfs or btrfs"
+    ),
+    "idmapped_layers": _Meaning(
+        "idmapped layers",
+        "missing",
+        "no instance can be launched from here",
+        "put the root directory on ext4, xfs or btrfs",
+    ),
+    "seccomp": _Meaning("seccomp", "missing", "no instance can be launched", _KERNEL_HINT),
+    "process_descriptors": _Meaning("pidfds and clone3", "missing", "no instance can be launched", _KERNEL_HINT),
+    "exit_information": _Meaning(
+        "exit information",
+        "degraded",
+        "the exit status of an instance that ends while its keeper is dead is lost",
+        "Linux 6.15 and later keep it",
+    ),
+    "landlock": _Meaning(
+        "landlock", "degraded", "instances can't restrict themselves with it", "boot with landlock in the list lsm="
+    ),
+    "links": _Meaning(
+        "bridge, veth, vxlan", "missing", "no network can be made", "load the modules bridge, veth and vxlan"
+    ),
+    "packet_filter": _Meaning(
+        "nftables", "missing", "no network can be made", "install libnftables1; the kernel needs nf_tables"
+    ),
+    "bridge_connections": _Meaning(
+        "conntrack on bridges", "degraded", "no stateful policies inside a network", "load the module br_netfilter"
+    ),
+    "virtual_machines": _Meaning(
+        "KVM", "degraded", "virtual machines are emulated, which is slow", "enable virtualization, or nested, for KVM"
+    ),
+    "open_vswitch": _Meaning(
+        "openvswitch", "degraded", "the ovn fabric can't be used here", "use a kernel with the module openvswitch"
+    ),
+    "pressure": _Meaning("pressure stalls", "degraded", "stats show no pressure", "boot with psi=1"),
+    "checkpoint": _Meaning(
+        "CRIU", "degraded", "containers can't be checkpointed", "install a criu that fits the kernel"
+    ),
+}
+_PROGRAMS = {
+    "dnsmasq": _Meaning("dnsmasq", "missing", "names of instances can't be resolved", "apt-get install dnsmasq-base"),
+    "nft": _Meaning("nft", "degraded", "rules can't be looked at by people", "apt-get install nftables"),
+    "tini": _Meaning("tini", "degraded", "`insula run --init` is refused", "apt-get install tini"),
+    "skopeo": _Meaning("skopeo", "degraded", "`insula image pull` and `push` are refused", "apt-get install skopeo"),
+    "debootstrap": _Meaning(
+        "debootstrap", "degraded", "`insula image build-base` is refused", "apt-get install debootstrap"
+    ),
+    "busybox": _Meaning(
+        "busybox", "degraded", "the image busybox:latest can't be made", "apt-get install busybox-static"
+    ),
+}
 _MIN_KERNEL = (6, 1)
 _LOW_DISK = 1 << 30
-_V1_NEEDED = ("cpu", "memory", "pids", "devices", "freezer")
-_V2_NEEDED = ("cpu", "memory", "pids", "io")
-_PROGRAMS = {
-    "dnsmasq": ("names of instances can't be resolved", "missing"),
-    "nft": ("`nft list ruleset` is not there for people to look with", "degraded"),
-    "tini": ("`insula run --init` is refused", "degraded"),
-    "skopeo": ("`insula image pull` and `push` are refused", "degraded"),
-    "debootstrap": ("`insula image build-base` is refused", "degraded"),
-    "busybox": ("the image busybox:latest can't be made", "degraded"),
-}
+_LOW_FILES = 65536
+_SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def examine(settings: Settings) -> list[Check]:
-    """Every check, in the order in which they matter."""
+    """Every check, in the order in which they matter. It takes some tenths of a second and changes nothing."""
     return list(_checks(settings))
 
 
 def _checks(settings: Settings) -> Iterator[Check]:
     yield _kernel()
     yield _root()
-    yield _cgroups()
-    yield _limit("user namespaces", "/proc/sys/user/max_user_namespaces", "no instance can be launched")
-    yield _limit("network namespaces", "/proc/sys/user/max_net_namespaces", "no tenant can be made")
-    yield _filesystem("overlay", "no instance can be launched")
-    yield _library("nftables", "libnftables.so.1", "no tenant can be made")
-    yield _library("seccomp", "libseccomp.so.2", "no instance can be launched")
+    yield from _features(settings)
+    yield _library("libseccomp", "libseccomp.so.2", "no instance can be launched", "apt-get install libseccomp2")
+    for program, meaning in _PROGRAMS.items():
+        path = shutil.which(program, path=_SEARCH)
+        yield _check(meaning, path is not None, path or "not installed")
     yield _ipv6()
-    for program, (consequence, state) in _PROGRAMS.items():
-        yield _program(program, consequence, "missing" if state == "missing" else "degraded")
-    yield _resource()
+    yield _forwarding()
+    yield _foreign_firewall()
+    yield _subordinate_ids()
+    yield _rlimits()
+    yield _files()
     yield _disk(settings)
 
 
-def _check(name: str, good: bool, detail: str, consequence: str, otherwise: State = "missing") -> Check:
-    return Check(name=name, state="ok" if good else otherwise, detail=detail, consequence=None if good else consequence)
+def _check(meaning: _Meaning, good: bool | None, detail: str) -> Check:
+    if good:
+        return Check(name=meaning.name, state="ok", detail=detail)
+    state = meaning.state if good is False else "unknown"
+    return Check(name=meaning.name, state=state, detail=detail, consequence=meaning.consequence, hint=meaning.hint)
+
+
+def _features(settings: Settings) -> Iterator[Check]:
+    try:
+        found = features.probe(settings.root)
+    except InsulaError as error:
+        found = dict.fromkeys(_FEATURES, features.Feature(None, error.message))
+    for name, meaning in _FEATURES.items():
+        works, detail = found[name]
+        yield _check(meaning, works, detail)
 
 
 def _kernel() -> Check:
     release = platform.release()
     numbers = tuple(int(part) for part in release.split("-")[0].split("+")[0].split(".")[:2] if part.isdigit())
-    return _check("kernel", numbers >= _MIN_KERNEL, release, "Insula is made for Linux 6.1 and later", "degraded")
+    meaning = _Meaning("kernel", "degraded", "Insula is made for Linux 6.1 and later", "use a newer kernel")
+    return _check(meaning, numbers >= _MIN_KERNEL, release)
 
 
 def _root() -> Check:
-    return _check("root", os.geteuid() == 0, f"user {os.geteuid()}", "insulad can't make namespaces and mounts")
+    meaning = _Meaning("root", "missing", "insulad can't make namespaces and mounts", "start insulad as root")
+    return _check(meaning, os.geteuid() == 0, f"user {os.geteuid()}")
 
 
-def _cgroups() -> Check:
-    try:
-        tree = cgroups.detect()
-    except OSError as error:
-        return _check("cgroups", False, str(error), "nothing can be limited, so nothing is launched")
-    if tree.unified:
-        path = Path(tree.unified) / "cgroup.controllers"
-        there = set(path.read_text().split()) if path.exists() else set()
-        lacking = [name for name in _V2_NEEDED if name not in there]
-        detail = f"version 2 at {tree.unified}"
-    elif tree.controllers:
-        lacking = [name for name in _V1_NEEDED if name not in tree.controllers]
-        detail = f"version 1: {' '.join(sorted(tree.controllers))}"
-    else:
-        return _check("cgroups", False, "not mounted", "nothing can be limited, so nothing is launched")
-    detail += f"; missing: {' '.join(lacking)}" if lacking else ""
-    return _check("cgroups", not lacking, detail, f"limits of {', '.join(lacking)} are not enforced")
-
-
-def _limit(name: str, path: str, consequence: str) -> Check:
-    try:
-        value = int(Path(path).read_text())
-    except (OSError, ValueError):
-        return _check(name, False, f"{path} is not there", consequence)
-    return _check(name, value > 0, f"at most {value}", f"{consequence}: raise {path}")
-
-
-def _filesystem(name: str, consequence: str) -> Check:
-    known = name in Path("/proc/filesystems").read_text().split()
-    module = Path(f"/lib/modules/{platform.release()}/kernel/fs/{name}fs").exists()
-    return _check(f"{name} file system", known or module, "there" if known else "as a module", consequence)
-
-
-def _library(name: str, soname: str, consequence: str) -> Check:
+def _library(name: str, soname: str, consequence: str, hint: str) -> Check:
     try:
         ctypes.CDLL(soname)
     except OSError:
-        return _check(name, False, f"{soname} is not there", consequence)
-    return _check(name, True, soname, consequence)
+        return _check(_Meaning(name, "missing", consequence, hint), False, f"{soname} is not there")
+    return Check(name=name, state="ok", detail=soname)
 
 
 def _ipv6() -> Check:
     there = Path("/proc/sys/net/ipv6").exists()
-    return _check("IPv6", there, "there" if there else "not in this kernel", "networks have IPv4 only", "degraded")
+    meaning = _Meaning("IPv6", "degraded", "networks have IPv4 only", "boot without ipv6.disable=1")
+    return _check(meaning, there, "there" if there else "not in this kernel")
 
 
-def _program(name: str, consequence: str, otherwise: State) -> Check:
-    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-    return _check(name, path is not None, path or "not installed", consequence, otherwise)
+def _forwarding() -> Check:
+    """What leaves a tenant's namespace for the outside is forwarded by the host's own."""
+    value = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()
+    meaning = _Meaning("ip_forward", "degraded", "instances can't reach the outside", "restart insulad, which sets it")
+    return _check(meaning, value == "1", f"net.ipv4.ip_forward = {value}")
 
 
-def _resource() -> Check:
-    text = Path("/proc/self/status").read_text()
-    effective = int(next(line.split()[1] for line in text.splitlines() if line.startswith("CapEff")), 16)
-    there = bool(effective >> 24 & 1)  # CAP_SYS_RESOURCE, linux/capability.h
-    detail = "CAP_SYS_RESOURCE" if there else "no CAP_SYS_RESOURCE"
-    return _check("rlimits", there, detail, "`--ulimit` can't go above the daemon's own hard limits", "degraded")
+def _foreign_firewall() -> Check:
+    """Docker sets the policy of the host's FORWARD chain to drop: everything that it didn't start is cut off."""
+    meaning = _Meaning(
+        "other firewalls",
+        "degraded",
+        "a rule that is not ours drops what instances send to the outside",
+        "accept the tenants' uplinks in that chain (Docker: DOCKER-USER)",
+    )
+    try:
+        with nftables.Nft() as nft:
+            tables = [t for t in nft.tables() if t in (("ip", "filter"), ("ip6", "filter"), ("inet", "filter"))]
+            texts = [nft.rules(*table) for table in tables]
+    except (OSError, InsulaError) as error:
+        return _check(meaning, None, str(error))
+    dropping = [" ".join(t) for t, text in zip(tables, texts, strict=True) if _drops_forwarded(text)]
+    return _check(meaning, not dropping, f"dropping: {', '.join(dropping)}" if dropping else "none drops by policy")
+
+
+def _drops_forwarded(rules: str) -> bool:
+    return any("hook forward" in line and "policy drop" in line for line in rules.splitlines())
+
+
+def _subordinate_ids(files: Sequence[str] = ("/etc/subuid", "/etc/subgid")) -> Check:
+    """subuid(5): a range that a user of this host may map is not a tenant's alone."""
+    first, last = FIRST_ID, FIRST_ID + MAX_TENANTS * IDS_PER_TENANT
+    shared = []
+    for file in files:
+        try:
+            lines = Path(file).read_text().splitlines()
+        except FileNotFoundError:
+            continue
+        for line in lines:
+            owner, *numbers = line.strip().split(":")
+            if len(numbers) == 2 and all(n.isdecimal() for n in numbers):
+                start, count = int(numbers[0]), int(numbers[1])
+                if start < last and start + count > first:
+                    shared.append(f"{file}: {owner}")
+    meaning = _Meaning(
+        "subordinate IDs",
+        "degraded",
+        "users of this host may own files and processes of tenants",
+        f"keep {first} to {last - 1} free in /etc/subuid and /etc/subgid",
+    )
+    return _check(meaning, not shared, ", ".join(shared) if shared else f"{first} to {last - 1} are free")
+
+
+def _rlimits() -> Check:
+    there = bool(capabilities.current().effective & capabilities.to_mask(["SYS_RESOURCE"]))
+    meaning = _Meaning(
+        "rlimits",
+        "degraded",
+        "`--ulimit` can't go above the daemon's own hard limits",
+        "start insulad with CAP_SYS_RESOURCE",
+    )
+    return _check(meaning, there, "CAP_SYS_RESOURCE" if there else "no CAP_SYS_RESOURCE")
+
+
+def _files() -> Check:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = hard == resource.RLIM_INFINITY or hard >= _LOW_FILES
+    meaning = _Meaning(
+        "open files",
+        "degraded",
+        "hundreds of instances, not thousands",
+        f"start insulad with LimitNOFILE={_LOW_FILES} or more",
+    )
+    return _check(meaning, enough, f"at most {hard}")
 
 
 def _disk(settings: Settings) -> Check:
-    usage = shutil.disk_usage(settings.root)
-    detail = f"{format_size(usage.free)} free at {settings.root}"
-    return _check("disk", usage.free > _LOW_DISK, detail, "images and instances may not fit", "degraded")
+    directory = settings.root
+    while not directory.exists():
+        directory = directory.parent
+    usage = shutil.disk_usage(directory)
+    meaning = _Meaning("disk", "degraded", "images and instances may not fit", "make room, or move INSULA_ROOT")
+    return _check(meaning, usage.free > _LOW_DISK, f"{format_size(usage.free)} free at {directory}")

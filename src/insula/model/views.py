@@ -104,12 +104,13 @@ class WhoIs(Struct, kw_only=True):
 
 
 class Check(Struct, kw_only=True):
-    """One thing that `insula doctor` looked at, and what follows from it."""
+    """One thing that `insula doctor` looked at. Unless it is ok: what follows, and what helps."""
 
     name: str
-    state: Literal["ok", "degraded", "missing"]
+    state: Literal["ok", "degraded", "missing", "unknown"]
     detail: str
     consequence: str | None = None
+    hint: str | None = None
 
 
 class HostStatus(Struct, kw_only=True):

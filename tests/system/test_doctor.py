@@ -1,0 +1,139 @@
+"""`insula doctor`: what works here is said to work, what was taken away is said to lack, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from insula.control import doctor
+from insula.control.settings import Settings
+from insula.control.tenants import FIRST_ID
+from insula.kernel import features, linux, netlink, nftables
+from insula.model.views import Check
+from tests.forked import forked
+
+NEEDED = {"user_namespaces", "namespaces", "control_groups", "overlay", "idmapped_layers", "seccomp", "links"}
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def traces(directory: Path) -> tuple[list[str], str, list[str], list[str]]:
+    with netlink.Rtnl() as rtnl:
+        links = sorted(link.name for link in rtnl.links())
+    return (
+        sorted(os.listdir(directory)),
+        Path("/proc/self/mounts").read_text(),
+        links,
+        sorted(os.listdir("/proc/self/fd")),
+    )
+
+
+def test_everything_that_the_other_tests_use_is_found(tmp_path: Path) -> None:
+    found = features.probe(tmp_path)
+    assert set(found) == set(features.NAMES) == set(doctor._FEATURES)
+    assert {name for name in NEEDED if not found[name].works} == set()
+
+
+def test_it_is_quick_and_leaves_nothing(tmp_path: Path) -> None:
+    before = traces(tmp_path)
+    started = time.monotonic()
+    checks = doctor.examine(Settings(root=tmp_path))
+    assert time.monotonic() - started < 3  # some tenths of a second on a machine that has nothing else to do
+    assert traces(tmp_path) == before
+    for check in checks:
+        assert check.detail
+        assert "\n" not in check.detail
+        assert (check.state == "ok") == (check.consequence is None) == (check.hint is None)
+
+
+def test_a_probe_that_was_killed_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
+    for _ in range(5):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "insula.kernel.features", str(tmp_path)], stdout=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 5
+        while not list(tmp_path.iterdir()) and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        if list(tmp_path.iterdir()):
+            break
+    else:
+        raise AssertionError("never killed in time: this test shows nothing")
+    features.probe(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_overlayfs_refuses(tmp_path: Path) -> None:
+    """An overlay cannot be the upper layer of another one."""
+
+    def child() -> dict[str, Check]:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount("tmpfs", tmp_path, "tmpfs")
+        for name in ("lower", "upper", "work", "root"):
+            (tmp_path / name).mkdir()
+        options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+        linux.mount("overlay", tmp_path / "root", "overlay", 0, options)
+        return by_name(doctor.examine(Settings(root=tmp_path / "root")))
+
+    checks = forked(child)
+    assert checks["overlay"].state == checks["idmapped layers"].state == "missing"
+    assert "ext4" in (checks["overlay"].hint or "")
+    assert checks["namespaces"].state == "ok"
+
+
+def test_a_host_without_control_groups(tmp_path: Path) -> None:
+    def child() -> Check:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        linux.umount2("/sys/fs/cgroup", linux.MNT_DETACH)
+        return by_name(doctor.examine(Settings(root=tmp_path)))["cgroups"]
+
+    check = forked(child)
+    assert check.state == "missing"
+    assert check.consequence
+
+
+def test_a_read_only_disk_is_unknown_not_fine(tmp_path: Path) -> None:
+    def child() -> Check:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount("tmpfs", tmp_path, "tmpfs", linux.MS_RDONLY)
+        return by_name(doctor.examine(Settings(root=tmp_path)))["overlay"]
+
+    assert forked(child).state == "unknown"
+
+
+def test_a_firewall_that_drops_what_is_forwarded() -> None:
+    def child() -> tuple[Check, Check, Check]:
+        linux.unshare(linux.CLONE_NEWNET)
+        before = doctor._foreign_firewall()
+        with nftables.Nft() as nft:
+            nft.run("add table ip filter")
+            nft.run("add chain ip filter FORWARD { type filter hook forward priority 0; policy accept; }")
+            accepting = doctor._foreign_firewall()
+            nft.run("add chain ip filter FORWARD { policy drop; }")
+            return before, accepting, doctor._foreign_firewall()
+
+    before, accepting, dropping = forked(child)
+    assert before.state == accepting.state == "ok"
+    assert dropping.state == "degraded"
+    assert "ip filter" in dropping.detail
+
+
+def test_subordinate_ids_of_users(tmp_path: Path) -> None:
+    file = tmp_path / "subuid"
+    file.write_text("debian:100000:65536\nbroken\nx:y:z\n")
+    assert doctor._subordinate_ids([str(file)]).state == "ok"
+    file.write_text(f"debian:100000:65536\neve:{FIRST_ID - 10}:11\n")
+    check = doctor._subordinate_ids([str(file)])
+    assert check.state == "degraded"
+    assert "eve" in check.detail
+    assert doctor._subordinate_ids([str(tmp_path / "none")]).state == "ok"
