@@ -351,7 +351,8 @@ def departure(process: dict[str, Any], program: bytes | None, keep: int = 0) -> 
     capabilities = Capabilities.from_oci(process.get("capabilities"))
     for limit in process.get("rlimits") or ():
         number = getattr(resource, limit["type"])
-        value = (limit["soft"], limit["hard"])
+        # RLIM_INFINITY is all ones in the spec, and -1 to Python
+        value = tuple(-1 if limit[bound] == (1 << 64) - 1 else limit[bound] for bound in ("soft", "hard"))
         if resource.getrlimit(number) != value:
             step(f"set {limit['type']}", lambda n=number, v=value: resource.setrlimit(n, v))  # type: ignore[misc]
     if process.get("noNewPrivileges"):

@@ -13,8 +13,8 @@ def run(arguments: Arguments) -> int:
         print_json(checks)
     else:
         table(
-            ["CHECK", "STATE", "FOUND", "WHAT FOLLOWS"],
-            ([check["name"], check["state"], check["detail"], check["consequence"] or ""] for check in checks),
+            ["CHECK", "STATE", "FOUND", "WHAT FOLLOWS", "WHAT HELPS"],
+            ([check[key] or "" for key in ("name", "state", "detail", "consequence", "hint")] for check in checks),
         )
     return 1 if any(check["state"] == "missing" for check in checks) else 0
 
