@@ -205,6 +205,8 @@ class Runtime:
             raise NotFound("the process does not run any more") from None
         try:
             signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:  # it was reaped in the meantime
+            raise NotFound("the process does not run any more") from None
         finally:
             os.close(pidfd)
 
