@@ -129,6 +129,7 @@ def bomb(tour: Tour, client: Client) -> None:
     until(refused)
     shown = tour.run("-T", acme, "logs", "--tail", "1", "bomb")
     tour.check("can't fork" in shown.text, "the kernel refuses it more processes")
+    until(lambda: len(client.instances.top(acme, "bomb")) > PIDS // 2)
     count = len(client.instances.top(acme, "bomb"))
     tour.check(PIDS // 2 < count <= PIDS, f"it has {count} processes, not more than {PIDS}")
     for house in (acme, globex):
@@ -184,7 +185,7 @@ def views(client: Client, house: str) -> list[dict[str, Any]]:
 
 def fetch(tour: Tour, house: str, source: str, target: str, *, quiet: bool = False) -> str | None:
     """The page that `target` serves, seen from `source`; None if there is none."""
-    words = ("-T", house, "exec", source, "wget", "-q", "-T", "2", "-O", "-", f"http://{target}/")
+    words = ("-T", house, "exec", source, "timeout", "3", "wget", "-q", "-O", "-", f"http://{target}/")
     result = tour.run(*words, quiet=quiet)
     return result.text if result.ok else None
 
