@@ -1,0 +1,122 @@
+"""Quotas: sums that are refused, also when two ask at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.control.keys import USAGE
+from insula.control.quotas import add, check_limits, check_resources, guarded, subtract
+from insula.model.errors import Conflict, Invalid, QuotaExceeded
+from insula.model.objects import Limits, Resources, Tenant
+from insula.model.views import Usage
+from insula.store.protocol import Compare, Put
+from insula.store.sqlite import SqliteStore
+from insula.store.typed import Found
+
+
+def tenant(**limits: float | int | None) -> Tenant:
+    return Tenant(name="acme", index=1, id_base=1 << 30, limits=Limits(**limits), created=0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("limits", "resources", "word"),
+    [
+        ({"instances": 3}, Resources(), "3 instances"),
+        ({"cpus": 2.0}, Resources(cpus=0.51), "2 CPUs"),
+        ({"memory": 100 << 20}, Resources(memory=41 << 20), "100M"),
+    ],
+)
+def test_what_exceeds_a_limit_is_refused(
+    limits: dict[str, float | int | None], resources: Resources, word: str
+) -> None:
+    usage = Usage(instances=3, cpus=1.5, memory=60 << 20)
+    with pytest.raises(QuotaExceeded, match=word) as refusal:
+        add(tenant(**limits), usage, resources)
+    assert refusal.value.hint
+    assert add(tenant(), usage, resources).instances == 4
+
+
+def test_what_just_fits_is_allowed() -> None:
+    usage = Usage(instances=3, cpus=1.5, memory=60 << 20)
+    total = add(tenant(instances=4, cpus=2, memory=100 << 20), usage, Resources(cpus=0.5, memory=40 << 20))
+    assert total == Usage(instances=4, cpus=2.0, memory=100 << 20)
+
+
+def test_without_a_limit_of_its_own_an_instance_counts_as_one() -> None:
+    assert add(tenant(cpus=1, memory=10 << 20, instances=1), Usage(), Resources()) == Usage(instances=1)
+
+
+@given(st.lists(st.builds(Resources, cpus=st.none() | st.floats(0.01, 64), memory=st.none() | st.integers(1, 1 << 40))))
+def test_what_was_added_can_be_subtracted(all_resources: list[Resources]) -> None:
+    usage = Usage()
+    for resources in all_resources:
+        usage = add(tenant(), usage, resources)
+    for resources in all_resources:
+        usage = subtract(usage, resources)
+    assert (usage.instances, usage.memory) == (0, 0)
+    assert usage.cpus == pytest.approx(0, abs=1e-3)
+
+
+def test_the_last_place_is_taken_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        acme = tenant(instances=5)
+
+        async def launch(number: int) -> None:
+            async def attempt(guard: Found[Usage]) -> None:
+                usage = add(acme, guard.value, Resources())
+                await store.transact(
+                    [Compare(USAGE.key("acme"), guard.revision)], [USAGE.put(usage, "acme"), Put(f"/i/{number}", b"")]
+                )
+
+            await guarded(store, "acme", attempt)
+
+        outcomes = await asyncio.gather(*(launch(i) for i in range(12)), return_exceptions=True)
+        assert sum(outcome is None for outcome in outcomes) == 5
+        assert sum(isinstance(outcome, QuotaExceeded) for outcome in outcomes) == 7
+        assert len((await store.list("/i/")).entries) == 5
+        found = await USAGE.get(store, "acme")
+        assert found is not None and found.value.instances == 5
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_guard_that_never_holds_still_is_an_error(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+
+        async def attempt(guard: Found[Usage]) -> None:
+            await store.transact([], [USAGE.put(guard.value, "acme")])  # somebody is always faster
+            await store.transact([Compare(USAGE.key("acme"), guard.revision)], [Put("/never", b"")])
+
+        with pytest.raises(Conflict, match="all the time"):
+            await guarded(store, "acme", attempt)
+        assert await store.get("/never") is None
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(cpus=0), Limits(cpus=-1.0), Limits(cpus=float("nan")), Limits(memory=5), Limits(instances=-1),
+     Limits(bandwidth=1), Limits(memory=1 << 63)],
+)  # fmt: skip
+def test_limits_that_make_no_sense(limits: Limits) -> None:
+    with pytest.raises(Invalid):
+        check_limits(limits)
+
+
+@pytest.mark.parametrize(
+    "resources", [Resources(cpus=0.001), Resources(memory=1024), Resources(pids=0), Resources(pids=1 << 40)]
+)
+def test_resources_that_make_no_sense(resources: Resources) -> None:
+    with pytest.raises(Invalid):
+        check_resources(resources)
+    assert check_resources(Resources(cpus=0.01, memory=6 << 20, pids=1))

@@ -1,0 +1,149 @@
+"""What a user may ask for, settings, and when to restart."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.control import policy
+from insula.control.settings import Settings
+from insula.control.specs import check, check_labels, make_name, parse_signal, signal_name
+from insula.control.tenants import FIRST_ID, MAX_TENANTS
+from insula.model.errors import Invalid
+from insula.model.objects import (
+    IDS_PER_TENANT,
+    Exit,
+    ImageConfig,
+    Instance,
+    InstanceSpec,
+    Resources,
+    RestartPolicy,
+)
+from insula.model.units import check_label
+
+BAD: list[dict[str, object]] = [
+    {"name": "Web"},
+    {"name": "a" * 64},
+    {"name": "../x"},
+    {"network": "No"},
+    {"network": None, "address": "10.0.0.2"},
+    {"labels": {"": "x"}},
+    {"labels": {"a": "b\n"}},
+    {"labels": {str(i): "" for i in range(65)}},
+    {"resources": Resources(memory=1)},
+    {"stop_timeout": -1.0},
+    {"stop_timeout": float("nan")},
+    {"stop_signal": "SIGNOTHING"},
+    {"stop_signal": "0"},
+    {"stop_signal": "65"},
+    {"restart": RestartPolicy(name="always", max_retries=3)},
+    {"restart": RestartPolicy(name="on-failure", max_retries=-1)},
+    {"restart": RestartPolicy(name="always"), "remove": True},
+    {"log_size": 1},
+    {"log_files": 0},
+]
+
+
+@pytest.mark.parametrize("fields", BAD, ids=str)
+def test_nonsense_is_refused_with_a_hint(fields: dict[str, object]) -> None:
+    with pytest.raises(Invalid) as error:
+        check(InstanceSpec(image="busybox", **fields))  # type: ignore[arg-type]
+    assert error.value.hint and "\n" not in str(error.value)
+
+
+def test_sense_is_not_refused() -> None:
+    spec = InstanceSpec(image="busybox", name="web", labels={"app.kubernetes.io/name": "ü"}, stop_signal="int")
+    assert check(spec).stop_signal == "SIGINT"
+    assert check(InstanceSpec(image="busybox", network=None)).network is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("SIGTERM", 15), ("term", 15), ("9", 9), ("sigusr1", 10), ("RTMIN+3", 37), ("64", 64)]
+)
+def test_signals(text: str, number: int) -> None:
+    assert parse_signal(text) == number
+    assert parse_signal(signal_name(number)) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "-9", "65", "99999999999", "SIG", "SIGSIGTERM", "RTMIN+99", "²", "15 "])
+def test_no_signals(text: str) -> None:
+    with pytest.raises(Invalid):
+        parse_signal(text)
+
+
+@given(st.text(max_size=200))
+def test_a_made_up_name_is_a_name(image: str) -> None:
+    assert check_label("instance", make_name(image))
+    assert re.fullmatch(r".*-[0-9a-f]{6}", make_name(image))
+
+
+def test_a_made_up_name_tells_the_image() -> None:
+    assert make_name("registry.example:5000/team/My_App:1.2@sha256:00").startswith("my-app-")
+
+
+def test_labels_are_returned() -> None:
+    assert check_labels({"a": "1"}) == {"a": "1"}
+
+
+def test_ranges_of_ids_are_disjoint_and_below_the_others() -> None:
+    ends = FIRST_ID + MAX_TENANTS * IDS_PER_TENANT
+    assert FIRST_ID > 600_100_000  # SUB_UID_MAX, login.defs(5)
+    assert ends == 0x70000000 < 1 << 31
+
+
+def test_settings_come_from_the_environment(tmp_path: Path) -> None:
+    assert Settings.from_environment({}) == Settings()
+    own = Settings.from_environment({"INSULA_ROOT": str(tmp_path / "r"), "INSULA_RUN": str(tmp_path / "x")})
+    assert (own.state, own.socket) == (tmp_path / "r" / "state.db", tmp_path / "x" / "insulad.sock")
+    own.make()
+    assert (tmp_path / "r").stat().st_mode & 0o777 == 0o700
+    for environ in ({"INSULA_ROOT": "relative"}, {"INSULA_PREFIX": "Up"}, {"INSULA_PREFIX": "too-long-a-prefix"}):
+        with pytest.raises(Invalid):
+            Settings.from_environment(environ)
+
+
+def test_the_pause_doubles_up_to_a_minute() -> None:
+    assert [policy.delay(n) for n in (0, 1, 2, 9, 10, 1000)] == [0.1, 0.2, 0.4, 51.2, 60.0, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "retries", "status", "restarts", "again"),
+    [
+        ("no", 0, 1, 0, False),
+        ("always", 0, 0, 99, True),
+        ("unless-stopped", 0, 0, 0, True),
+        ("on-failure", 0, 0, 0, False),
+        ("on-failure", 0, 1, 99, True),
+        ("on-failure", 3, 1, 2, True),
+        ("on-failure", 3, 1, 3, False),
+        ("on-failure", 0, None, 0, True),
+    ],
+)
+def test_restart_policies(name: str, retries: int, status: int | None, restarts: int, again: bool) -> None:
+    chosen = RestartPolicy(name=name, max_retries=retries)  # type: ignore[arg-type]
+    assert policy.after_exit(chosen, Exit(exit_status=status, finished=0.0), restarts) is again
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "before", "again"),
+    [
+        ("no", "running", True, False),
+        ("on-failure", "running", True, False),
+        ("always", "running", True, True),
+        ("always", "stopped", True, True),
+        ("always", "stopped", False, False),
+        ("unless-stopped", "running", True, True),
+        ("unless-stopped", "stopped", True, False),
+        ("always", "removed", True, False),
+    ],
+)
+def test_after_a_reboot(name: str, wanted: str, before: bool, again: bool) -> None:
+    instance = Instance(
+        tenant="acme", name="web", id="0" * 32, image_digest="", layers=[], config=ImageConfig(), port=None,
+        created=0.0, spec=InstanceSpec(image="x", restart=RestartPolicy(name=name)), wanted=wanted,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert policy.after_boot(instance, started_before=before) is again
