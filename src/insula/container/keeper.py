@@ -7,7 +7,7 @@ PR_SET_CHILD_SUBREAPER (prctl(2)): the keeper, which then records their ends. It
 whenever that dies. If the keeper dies, the spawner still holds every stream and goes on reaping; the daemon
 starts another keeper, which takes over the streams.
 
-One socket, one request: {"op": "attach", "id", "exec", "stdin"}; the answer is {"tty", "position"} or {"error"},
+One socket, one request: {"op": "attach", "id", "exec", "stdin"}; the answer is {"tty"} or {"error"},
 and from then on frames go both ways. {"op": "watch"} asks to be told of ends: {"event": "exit", "id", "exec"}.
 """
 
@@ -119,7 +119,7 @@ class Keeper:
                 except OSError as error:
                     sys.stderr.write(f"insula-keeper: no log for {message['id']}: {error}\n")
             discard = bool(message["log"]) and log is None
-            origin = {name: message[name] for name in ("tty", "log", "log_size", "log_files")}
+            origin = {name: message[name] for name in ("tty", "stdin", "log", "log_size", "log_files")}
             self.sessions[key] = Session(log, origin, discard=discard)
         session = self.sessions[key]
         for name, fd in zip(message["streams"], descriptors, strict=False):

@@ -68,7 +68,9 @@ class Session:
         self.names: dict[int, str] = {}
         self.input: int | None = None
         self.terminal: int | None = None
-        self.pending = bytearray()  # towards the process
+        self.pending = bytearray()  # towards the process, whose input may not be open yet
+        self.deaf = not (origin["tty"] or origin["stdin"])  # it has no input, or that was closed
+        self.size: tuple[int, int] | None = None
         self.ended = False  # the input
         self.finished = False  # every output came to its end
 
@@ -84,6 +86,7 @@ class Session:
             self.input = fd
         if name == "tty":
             self.terminal = fd
+            self._resize()
 
     def wants(self, fd: int) -> bool:
         """Whether to read `fd` now: somebody must take it, and nobody be too far behind."""
@@ -120,13 +123,18 @@ class Session:
 
     def receive(self, kind: Kind, payload: bytes) -> None:
         """What a client sends: input, its end, or the size of its terminal."""
-        if kind is Kind.STDIN and self.input is not None:
+        if kind is Kind.STDIN and not self.deaf:
             self.pending += payload
         elif kind is Kind.STDIN_EOF:
             self.ended = True
-        elif kind is Kind.RESIZE and self.terminal is not None and len(payload) == RESIZE.size:
-            rows, columns = RESIZE.unpack(payload)
-            fcntl.ioctl(self.terminal, _TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+        elif kind is Kind.RESIZE and len(payload) == RESIZE.size:
+            self.size = RESIZE.unpack(payload)
+            self._resize()
+
+    def _resize(self) -> None:
+        """TIOCSWINSZ (ioctl_tty(2)); a terminal that is not open yet gets its size when it is."""
+        if self.terminal is not None and self.size is not None:
+            fcntl.ioctl(self.terminal, _TIOCSWINSZ, struct.pack("4H", *self.size, 0, 0))
 
     def write(self) -> bool:
         """Write pending input; False when the stream is to be closed, at its end or because nobody reads it."""
@@ -148,6 +156,8 @@ class Session:
         self.outputs.pop(fd, None)
         if self.input == fd:
             self.input = None
+            self.deaf = True
+            self.pending.clear()
         if self.terminal == fd:
             self.terminal = None
         os.close(fd)

@@ -198,7 +198,7 @@ class Spawner:
         child.reply, child.told = reply, True
         self.children[(container, exec_id)] = child
         self._watch(ours.fileno(), lambda: self._hear(child))
-        self._open_session(child, asked._replace(log=None), streams, terminal=tty)
+        self._open_session(child, asked._replace(log=None, stdin=stdin), streams, terminal=tty)
 
     def _program(self, asked: Launch) -> bytes | None:
         if asked.seccomp is None:
@@ -295,6 +295,7 @@ class Spawner:
                 "id": child.container,
                 "exec": child.exec_id,
                 "tty": terminal,
+                "stdin": asked.stdin,
                 "log": asked.log,
                 "log_size": asked.log_size,
                 "log_files": asked.log_files,
@@ -326,7 +327,7 @@ class Spawner:
 
     def _hold_streams(self, message: wire.Message, descriptors: list[int]) -> None:
         """Take copies of what the keeper relays: the spawner before this one has died."""
-        origin = {name: message[name] for name in ("id", "exec", "tty", "log", "log_size", "log_files")}
+        origin = {name: message[name] for name in ("id", "exec", "tty", "stdin", "log", "log_size", "log_files")}
         streams = dict(zip(message["streams"], descriptors, strict=True))
         self.sessions[(message["id"], message["exec"])] = Session({"op": "session", **origin}, streams)
 
