@@ -55,6 +55,7 @@ class Attachment:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
+        self.complete = False  # once all was read; it stays False when the keeper died
 
     async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
         """STDOUT and STDERR frames; it ends after `finish`, when all is read, or when the keeper dies."""
@@ -63,7 +64,10 @@ class Attachment:
                 data = await self._loop.sock_recv(self._sock, wire.MAX_MESSAGE)
             except ConnectionError:
                 return
-            if not data or data[0] == Kind.EXIT:
+            if not data:
+                return
+            if data[0] == Kind.EXIT:
+                self.complete = True
                 return
             yield Kind(data[0]), data[1:]
 

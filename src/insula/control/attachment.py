@@ -8,20 +8,21 @@ so what was printed before and what is printed now follow each other without gap
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 from insula.container.log import LogReader
 from insula.container.runtime import Attachment as Stream
 from insula.container.runtime import Runtime
-from insula.model.errors import InsulaError, NotFound
+from insula.model.errors import InsulaError, NotFound, Unavailable
 from insula.model.objects import Exit
 from insula.model.stream import Kind
 
 UNKNOWN = 255
 _SHORTEST, _LONGEST = 0.005, 0.1  # between looks at a log
+_PATIENCE = 2.0  # with a keeper that is just starting
 
 
 def exit_frame(ended: Exit) -> tuple[Kind, bytes]:
@@ -48,23 +49,46 @@ async def follow(reader: LogReader, over: Callable[[], bool]) -> AsyncIterator[t
 
 
 class Attachment:
-    """`ended` is the future of the instance's current start; `connect` joins the streams of the process."""
+    """The streams of an instance's current start, or of one more process in it; one reader.
 
-    def __init__(self, runtime: Runtime, container: str, exec_id: str | None = None, *, stdin: bool) -> None:
+    `log` opens the log at the beginning of that start, for an instance; other processes have none. Should the keeper
+    die, it and not the stream tells what came afterwards, so nothing is lost and nothing is repeated.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        container: str,
+        exec_id: str | None = None,
+        *,
+        stdin: bool,
+        replay: bool = False,
+        log: Callable[[], LogReader] | None = None,
+    ) -> None:
         self._runtime = runtime
         self._container = container
         self._exec_id = exec_id
         self._stdin = stdin
+        self._replay = replay
+        self._log = log
         self._stream: asyncio.Future[Stream | None] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[Exit] | None = None
-        self.log: LogReader | None = None
+        self._fresh = False
 
-    async def connect(self, ended: asyncio.Future[Exit]) -> None:
-        """Join the process, whose end `ended` will tell. One whose streams are closed has only its end to tell."""
+    async def connect(self, ended: asyncio.Future[Exit], *, fresh: bool) -> None:
+        """Join the process, whose end `ended` will tell. One that isn't `fresh` may have closed its streams already;
+        then it has only its end to tell."""
+        deadline = time.monotonic() + _PATIENCE
         stream: Stream | None = None
-        with contextlib.suppress(NotFound):
-            stream = await self._runtime.attach(self._container, self._exec_id, stdin=self._stdin)
-        self._ended = ended
+        while stream is None:
+            try:
+                stream = await self._runtime.attach(self._container, self._exec_id, stdin=self._stdin)
+            except (NotFound, OSError) as error:
+                # a keeper that has just been started knows its sessions in a moment
+                if (isinstance(error, NotFound) and not fresh) or time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(_SHORTEST)
+        self._ended, self._fresh = ended, fresh
         self._stream.set_result(stream)
 
     def fail(self, error: InsulaError) -> None:
@@ -79,39 +103,45 @@ class Attachment:
             await stream.send(kind, payload)
 
     async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
-        """STDOUT and STDERR, at last EXIT."""
+        """STDOUT and STDERR, at last EXIT. Unavailable when output was lost."""
         stream = await asyncio.shield(self._stream)
         ended = self._ended
         assert ended is not None
-        if self.log is not None:
-            async for _, kind, data in follow(self.log, ended.done):
-                yield kind, data
-        elif stream is not None:
+        delivered: Counter[Kind] = Counter()
+        lost = self._fresh and stream is None
+        if stream is not None and not self._replay:
             finishing = asyncio.ensure_future(_finish(stream, ended))
             try:
                 async for kind, data in stream:
+                    delivered[kind] += len(data)
                     yield kind, data
             finally:
                 finishing.cancel()
+            lost = not stream.complete
+        if self._replay or lost:
+            async for kind, data in self._rest(delivered, ended):
+                yield kind, data
         yield exit_frame(await asyncio.shield(ended))
+
+    async def _rest(self, delivered: Counter[Kind], ended: asyncio.Future[Exit]) -> AsyncIterator[tuple[Kind, bytes]]:
+        """What the log has beyond what was delivered, and what is still to come."""
+        if self._log is None:
+            raise Unavailable("the keeper of its output died, and some may be lost", "run it again")
+        with self._log() as reader:
+            async for _, kind, data in follow(reader, ended.done):
+                skipped = min(delivered[kind], len(data))
+                delivered[kind] -= skipped
+                if data[skipped:]:
+                    yield kind, data[skipped:]
 
     def close(self) -> None:
         """Detach; the process goes on."""
-        if self._stream.done() and not self._stream.cancelled() and not self._stream.exception():
-            stream = self._stream.result()
-            if stream is not None:
-                stream.close()
-        else:
+        if not self._stream.done():
             self._stream.cancel()
-        if self.log is not None:
-            self.log.close()
+        elif not self._stream.cancelled() and not self._stream.exception() and (stream := self._stream.result()):
+            stream.close()
 
 
 async def _finish(stream: Stream, ended: asyncio.Future[Exit]) -> None:
     await asyncio.wait([ended])
     await stream.finish()
-
-
-def ended_at_once(status: int | None) -> Exit:
-    """An end that nobody can tell more of."""
-    return Exit(exit_status=status, finished=time.time())

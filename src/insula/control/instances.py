@@ -218,14 +218,20 @@ class Instances:
             raise not_running(member)
         if stdin and not member.instance.spec.stdin:
             raise Denied(f"instance {name} has no open standard input", "make it with --interactive")
-        attachment = Attachment(self.engine.runtime, member.instance.id, stdin=stdin)
+        replay = replay and not coming
+        since = member.status.started if replay else time.time()
+        attachment = Attachment(
+            self.engine.runtime,
+            member.instance.id,
+            stdin=stdin,
+            replay=replay,
+            log=lambda: self._reader(member, since=since),
+        )
         try:
-            if replay and member.status.started and not coming:
-                attachment.log = self._reader(member, since=member.status.started)
             if coming:
                 member.waiting.add(attachment)
             else:
-                await attachment.connect(end_of(member))
+                await attachment.connect(end_of(member), fresh=False)
             yield attachment
         finally:
             member.waiting.discard(attachment)
@@ -271,7 +277,8 @@ class Instances:
         member = await self.find(tenant, name)
         attachment = Attachment(self.engine.runtime, member.instance.id, exec_id, stdin=stdin)
         try:
-            await attachment.connect(self.supervisor.spawn(self.exec_wait(tenant, name, exec_id)))
+            ended = self.supervisor.spawn(self.exec_wait(tenant, name, exec_id))
+            await attachment.connect(ended, fresh=True)
             yield attachment
         finally:
             attachment.close()

@@ -154,7 +154,7 @@ class Supervisor:
     async def _launch(self, member: Member) -> Any:
         async def connect() -> None:
             for attachment in member.waiting.copy():
-                await attachment.connect(member.ended)
+                await attachment.connect(member.ended, fresh=True)
             member.waiting.clear()
 
         try:
