@@ -13,11 +13,10 @@ import select
 import signal
 import socket
 import struct
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +94,7 @@ class Instance:
             try:
                 linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNET)
                 os.write(writer, b"x")
+                linux.close_range(0, 0x7FFFFFFF)  # else it would hold the fabric's namespaces
                 while True:
                     signal.pause()
             finally:
@@ -211,10 +211,9 @@ def checksum(data: bytes) -> int:
 class Lab:
     """A fabric with short ways to make tenants, networks and instances."""
 
-    def __init__(self, prefix: str = "lab", resolvers: tuple[str, ...] = ()) -> None:
-        self.run = Path(tempfile.mkdtemp(dir="/run"))
-        self.run.chmod(0o755)
-        self.fabric = LinuxFabric(self.run, prefix, resolvers=resolvers)
+    def __init__(self, resolvers: tuple[str, ...] = (), run: Path | None = None) -> None:
+        self.run = run or Path("/run/lab")
+        self.fabric = LinuxFabric(self.run, "lab", resolvers=resolvers)
         with Rtnl() as host:
             host.execute(netlink.set_link(1, up=True))
         self.fabric.open()
@@ -280,9 +279,9 @@ class Lab:
 
 
 @contextlib.contextmanager
-def two_tenants(subnet6: str | None = "fd00::/64") -> Iterator[Lab]:
+def two_tenants(subnet6: str | None = "fd00::/64", run: Path | None = None) -> Iterator[Lab]:
     """acme and globex, both with 10.0.0.0/24 and in it web at .2 and db at .3."""
-    lab = Lab()
+    lab = Lab(run=run)
     for tenant in ("acme", "globex"):
         lab.tenant(tenant)
         lab.network(tenant, subnet6=subnet6)
@@ -293,3 +292,76 @@ def two_tenants(subnet6: str | None = "fd00::/64") -> Iterator[Lab]:
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+class World:
+    """What is behind the host: one more namespace, 203.0.113.2 and 2001:470::2, that the host reaches over `wan`."""
+
+    ADDRESS, HOST = "203.0.113.2", "203.0.113.1"
+    ADDRESS6, HOST6 = "2001:470::2", "2001:470::1"
+
+    def __init__(self) -> None:
+        self.instance = Instance()
+        with Rtnl() as host:
+            host.execute(netlink.veth("wan", "eth0", self.instance.netns))
+            wan = host.link("wan")
+            with call_in(self.instance.netns, Rtnl) as far:
+                eth0 = far.link("eth0")
+                assert wan and eth0
+                far.execute(
+                    netlink.set_link(1, up=True),
+                    netlink.set_link(eth0.index, up=True),
+                    netlink.add_address(eth0.index, f"{self.ADDRESS}/24"),
+                    netlink.add_address(eth0.index, f"{self.ADDRESS6}/64"),
+                    # it would even know the way to the tenants' addresses
+                    netlink.add_route("10.0.0.0/8", index=eth0.index, gateway=self.HOST),
+                    netlink.add_route("100.64.0.0/10", index=eth0.index, gateway=self.HOST),
+                )
+            host.execute(
+                netlink.add_address(wan.index, f"{self.HOST}/24"),
+                netlink.add_address(wan.index, f"{self.HOST6}/64"),
+                netlink.add_route("0.0.0.0/0", index=wan.index, gateway=self.ADDRESS),
+                netlink.add_route("::/0", index=wan.index, gateway=self.ADDRESS6),
+            )
+
+    def tells_callers(self, port: int) -> None:
+        """A TCP server that says who called, in a process of its own."""
+        with self.instance.socket(socket.AF_INET6, socket.SOCK_STREAM) as server:
+            server.bind(("::", port))
+            server.listen(64)
+            if os.fork() == 0:
+                while True:
+                    connection, caller = server.accept()
+                    connection.send(caller[0].removeprefix("::ffff:").encode())
+                    connection.close()
+
+
+def query(netns: int, server: str, name: str, kind: int = 1, timeout: float = 1.0) -> tuple[int, list[str]] | None:
+    """(response code, addresses) that a DNS server answers (RFC 1035), or None; 1 asks for A, 28 for AAAA."""
+    number = os.urandom(2)
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
+    question = number + b"\1\0\0\1\0\0\0\0\0\0" + labels + struct.pack("!HH", kind, 1)
+    with call_in(netns, lambda: socket.socket(_family(server), socket.SOCK_DGRAM)) as sock:
+        sock.settimeout(timeout)
+        try:
+            sock.sendto(question, (server, 53))
+            answer = sock.recv(4096)
+        except OSError:
+            return None
+    assert answer[:2] == number
+    count, at, found = struct.unpack_from("!H", answer, 6)[0], len(question), []
+    for _ in range(count):
+        at += 2 if answer[at] & 0xC0 else answer.index(b"\0", at) - at + 1
+        record, _, _, length = struct.unpack_from("!HHIH", answer, at)
+        if record == kind:
+            found.append(str(ip_address(answer[at + 10 : at + 10 + length])))
+        at += 10 + length
+    return answer[3] & 15, found
+
+
+def eventually(condition: Callable[[], bool], timeout: float = 3.0) -> None:
+    """Wait for it; fail if it doesn't come true in time."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import time
 
-from tests.support.lab import Lab, isolated, two_tenants
+import pytest
+
+from insula.kernel import linux, netlink
+from insula.kernel.netlink import Rtnl
+from insula.model.errors import InsulaError
+from insula.network.linux import plan, sysctl
+from insula.network.linux.namespaces import call_in
+from tests.support.lab import Instance, Lab, World, eventually, isolated, ping, query, two_tenants
 
 
 @isolated
@@ -21,21 +31,299 @@ def test_two_tenants_with_the_same_addresses_each_reach_their_own() -> None:
 
 
 @isolated
+def test_two_networks_of_a_tenant_do_not_meet() -> None:
+    cloud = Lab()
+    cloud.tenant("acme")
+    cloud.network("acme", "10.0.0.0/24", "fd00::/64", name="front")
+    cloud.network("acme", "10.1.0.0/24", "fd01::/64", name="back")
+    front = cloud.instance("acme", "web", "front", 2)
+    back = cloud.instance("acme", "db", "back", 2)
+    back.serves("db", 80)
+    assert front.pings("10.0.0.1") and back.pings("10.1.0.1") and back.connects("127.0.0.1", 80) == "db"
+    for address in ("10.1.0.2", "fd01::2", "10.1.0.1", "fd01::1"):
+        assert not front.pings(address, 0.2), f"{address} of the other network answers"
+    assert front.connects("10.1.0.2", 80, 0.2) == ""
+
+
+@isolated
+def test_the_world_outside_sees_the_host_and_cannot_come_in() -> None:
+    world = World()
+    with two_tenants() as cloud:
+        web = cloud.instances["acme", "web"]
+        web.serves("web", 80)
+        world.tells_callers(80)
+        assert web.connects(world.ADDRESS, 80) == world.HOST
+        assert web.connects(world.ADDRESS6, 80) == world.HOST6
+        assert cloud.instances["globex", "web"].connects(world.ADDRESS, 80) == world.HOST
+        assert cloud.instances["acme", "db"].connects("10.0.0.2", 80) == "web"
+        for address in ("10.0.0.2", "100.64.0.3", "100.64.0.2"):
+            answered = world.instance.pings(address, 0.2)
+            assert answered == (address == "100.64.0.2"), f"from outside {address}: {answered}"  # the host itself
+            assert world.instance.connects(address, 80, 0.2) == ""
+
+
+@isolated
+def test_instances_do_not_reach_the_host_nor_the_link_local_services_behind_it() -> None:
+    world = World()
+    with two_tenants() as cloud:
+        web = cloud.instances["acme", "web"]
+        with socket.create_server(("", 8080)) as server:
+            server.settimeout(0.3)
+            assert world.instance.connects(World.HOST, 8080, 0.2) == ""  # connects, but nobody says anything
+            server.accept()
+            for address in (World.HOST, "100.64.0.2", "100.64.0.4"):
+                assert web.connects(address, 8080, 0.2) == ""
+                assert not web.pings(address, 0.2)
+            with pytest.raises(TimeoutError):
+                server.accept()
+        with Rtnl() as host:
+            wan = host.link("wan")
+            assert wan
+            host.execute(netlink.add_route("169.254.0.0/16", index=wan.index, gateway=World.ADDRESS))
+        spy = world.instance.sniffer()
+        for address, seen in (("169.254.169.254", False), ("192.0.2.1", False), ("198.51.100.1", True)):
+            mark = os.urandom(8)
+            with web.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(mark, (address, 9))
+            assert spy.sees(mark, 0.3) == seen, address
+
+
+@isolated
+def test_names_are_answered_inside_their_tenant_only() -> None:
+    with two_tenants() as cloud:
+        acme, globex = cloud.tenants["acme"], cloud.tenants["globex"]
+        cloud.fabric.set_names(acme, {"web": ["10.0.0.2", "fd00::2"], "db": ["10.0.0.3"]})
+        cloud.fabric.set_names(globex, {"secret": ["10.0.0.7"]})
+        web, spy = cloud.instances["acme", "web"], cloud.instances["globex", "web"]
+        eventually(lambda: query(web.netns, "10.0.0.1", "web") == (0, ["10.0.0.2"]))
+        eventually(lambda: query(spy.netns, "10.0.0.1", "secret.globex.internal") == (0, ["10.0.0.7"]))
+        assert query(web.netns, "10.0.0.1", "web.acme.internal") == (0, ["10.0.0.2"])
+        assert query(web.netns, "fd00::1", "web.acme.internal", 28) == (0, ["fd00::2"])
+        assert query(web.netns, "10.0.0.1", "db", 28) == (0, [])
+        for name in ("secret", "secret.globex.internal", "secret.acme.internal", "nobody.acme.internal"):
+            assert query(web.netns, "10.0.0.1", name) != (0, ["10.0.0.7"])
+        assert query(web.netns, "10.0.0.1", "secret.globex.internal") == (3, [])  # NXDOMAIN
+        cloud.fabric.set_names(acme, {"db": ["10.0.0.4"]})
+        eventually(lambda: query(web.netns, "10.0.0.1", "db") == (0, ["10.0.0.4"]))
+        assert query(web.netns, "10.0.0.1", "web.acme.internal") == (3, [])
+
+
+@isolated
+def test_names_are_answered_on_a_network_that_came_later_and_others_are_asked_outside() -> None:
+    world = World()
+    cloud = Lab(resolvers=(world.ADDRESS,))
+    cloud.tenant("acme")
+    cloud.network("acme")
+    cloud.fabric.set_names(cloud.tenants["acme"], {"web": ["10.0.0.2"]})
+    cloud.network("acme", "10.7.0.0/24", "fd07::/64", name="later")
+    late = cloud.instance("acme", "late", "later")
+    eventually(lambda: query(late.netns, "10.7.0.1", "web") == (0, ["10.0.0.2"]))
+    with world.instance.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((world.ADDRESS, 53))
+        server.settimeout(1)
+        for asked in ("nobody.acme.internal", "nobody", "web.globex.internal", "example.org"):
+            query(late.netns, "10.7.0.1", asked, timeout=0.2)
+        question, caller = server.recvfrom(512)
+        assert b"\x07example\x03org" in question and caller[0] == world.HOST  # the first that was asked outside
+
+
+@isolated
+def test_only_pings_and_names_are_answered_by_the_gateway() -> None:
+    with two_tenants() as cloud:
+        web, inside = cloud.instances["acme", "web"], cloud.inside("acme")
+        with call_in(inside, lambda: socket.create_server(("10.0.0.1", 8080))) as server:
+            server.settimeout(0.2)
+            assert web.connects("10.0.0.1", 8080, 0.2) == ""
+            with pytest.raises(TimeoutError):
+                server.accept()
+        assert web.pings("10.0.0.1") and query(web.netns, "10.0.0.1", "x.acme.internal") == (3, [])
+
+
+@isolated
+def test_the_mtu_holds_from_end_to_end() -> None:
+    cloud = Lab()
+    cloud.tenant("acme")
+    cloud.network("acme", mtu=1400)
+    web, _ = cloud.instance("acme", "web"), cloud.instance("acme", "db")
+    fits, over = 1400 - 28, 1400 - 27  # less the headers of IP and ICMP
+    assert web.pings("10.0.0.3", size=fits, dont_fragment=True)
+    assert not web.pings("10.0.0.3", 0.2, size=over, dont_fragment=True)
+    assert web.pings("10.0.0.3", size=over)  # in fragments
+
+
+@isolated
+def test_settings_of_an_instance() -> None:
+    with two_tenants() as cloud:
+        web = cloud.instances["acme", "web"]
+        assert web.do(lambda: sysctl.read("ipv4/ip_unprivileged_port_start")) == "0"
+        assert web.do(lambda: sysctl.read("ipv4/ping_group_range")) == "0 2147483647"
+        assert web.do(lambda: sysctl.read("ipv6/conf/eth0/accept_ra")) == "0"
+        assert web.connects("127.0.0.1", 1) == ""  # loopback is up: refused at once
+
+
+@isolated
+def test_bridged_packets_pass_although_br_netfilter_shows_them_to_the_router() -> None:
+    with two_tenants() as cloud:
+        tenant = cloud.tenants["acme"]
+        inside = cloud.inside("acme")
+        if call_in(inside, lambda: sysctl.read("bridge/bridge-nf-call-iptables")) is None:
+            pytest.skip("no br_netfilter here")
+        call_in(inside, lambda: sysctl.write({"bridge/bridge-nf-call-iptables": "1"}))
+        assert cloud.instances["acme", "web"].pings("10.0.0.3")
+        assert cloud.fabric.installed(tenant).drift == ["sysctl net/bridge/bridge-nf-call-iptables is 1, not 0"]
+        cloud.fabric.ensure_tenant(tenant)
+        assert cloud.fabric.installed(tenant).drift == []
+
+
+@isolated
+def test_everything_again_changes_nothing_and_what_is_wrong_is_repaired() -> None:
+    with two_tenants() as cloud:
+        tenant, network = cloud.tenants["acme"], cloud.networks["acme", "net"]
+        web, inside = cloud.instances["acme", "web"], cloud.inside("acme")
+        before = call_in(inside, lambda: (Rtnl().links(), Rtnl().addresses()))
+
+        def again() -> None:
+            cloud.fabric.ensure_tenant(tenant)
+            cloud.fabric.ensure_network(tenant, network)
+            cloud.attach(web)
+
+        again()
+        assert call_in(inside, lambda: (Rtnl().links(), Rtnl().addresses())) == before
+        assert cloud.fabric.installed(tenant).drift == []
+        with call_in(inside, Rtnl) as rtnl, call_in(web.netns, Rtnl) as within:
+            eth0 = within.link("eth0")
+            assert eth0
+            damages = {
+                "port gone": lambda: rtnl.execute(netlink.delete_link(name=plan.port(web.port.index))),
+                "port off the bridge": lambda: rtnl.execute(netlink.set_link(plan.port_index(1), master=0)),
+                "gateway gone": lambda: rtnl.execute(netlink.delete_address(plan.bridge_index(1), "10.0.0.1/24")),
+                "uplink gone": lambda: rtnl.execute(netlink.delete_link(name=plan.UPLINK)),
+                "wrong address": lambda: within.execute(netlink.add_address(eth0.index, "10.0.0.99/24")),
+                "bridge down": lambda: rtnl.execute(netlink.set_link(plan.bridge_index(1), up=False)),
+            }
+            for name, damage in damages.items():
+                damage()  # type: ignore[no-untyped-call]
+                again()
+                assert web.pings("10.0.0.3"), name
+                assert web.pings("10.0.0.1"), name
+                assert cloud.fabric.installed(tenant).drift == [], name
+                assert not any(a.address == "10.0.0.99/24" for a in within.addresses()), name
+                eth0 = within.link("eth0")
+                assert eth0
+
+
+@isolated
+def test_a_namespace_that_was_taken_away_is_made_again() -> None:
+    with two_tenants() as cloud:
+        tenant, network = cloud.tenants["acme"], cloud.networks["acme", "net"]
+        linux.umount2(cloud.fabric.plan.namespace("acme"), linux.MNT_DETACH)  # as `ip netns del` does
+        assert cloud.fabric.status(tenant, network).ready is False
+        cloud.fabric.ensure_tenant(tenant)
+        cloud.fabric.ensure_network(tenant, network)
+        for name in ("web", "db"):
+            cloud.attach(cloud.instances["acme", name])
+        assert cloud.instances["acme", "web"].pings("10.0.0.3")
+        eventually(lambda: cloud.fabric.status(tenant, network).ready)
+        assert cloud.fabric.installed(tenant).drift == []
+
+
+@isolated
+def test_status_is_measured() -> None:
+    with two_tenants() as cloud:
+        tenant, network = cloud.tenants["acme"], cloud.networks["acme", "net"]
+        assert cloud.fabric.status(tenant, network).ready
+        assert cloud.fabric.status(tenant, network).ports == 2
+        pid = int(next(cloud.run.glob("dns/acme/pid")).read_text())
+        os.kill(pid, 9)
+        status = cloud.fabric.status(tenant, network)
+        assert not status.ready and status.reason == "no resolver answers at 10.0.0.1"
+        assert "the resolver does not run" in cloud.fabric.installed(tenant).drift
+        cloud.fabric.ensure_tenant(tenant)
+        assert cloud.fabric.status(tenant, network).ready
+
+
+@isolated
+def test_a_failed_attach_leaves_nothing() -> None:
+    with two_tenants() as cloud:
+        web = cloud.instances["acme", "web"]
+        cloud.detach(web)
+        bare = cloud.fabric.installed(cloud.tenants["acme"])
+        cloud.fabric.remove_network(cloud.tenants["acme"], cloud.networks["acme", "net"])
+        with pytest.raises(InsulaError) as failed:
+            cloud.attach(web)
+        assert "\n" not in str(failed.value) and "web" in str(failed.value)
+        after = cloud.fabric.installed(cloud.tenants["acme"])
+        assert [p.index for p in after.ports] == [p.index for p in bare.ports]
+        assert web.do(lambda: [link.name for link in Rtnl().links()]) == ["lo"]
+
+
+@isolated
+def test_tenants_are_served_from_several_threads() -> None:
+    cloud = Lab()
+    errors: list[BaseException] = []
+    for tenant in ("a", "b", "c", "d"):
+        cloud.tenant(tenant)
+        cloud.network(tenant, "10.0.0.0/16", "fd00::/64")
+    made = {t: [prepared(cloud, t) for _ in range(10)] for t in cloud.tenants}
+
+    def work(tenant: str) -> None:
+        try:
+            for _ in range(3):
+                for instance in made[tenant]:
+                    cloud.attach(instance)
+                for instance in made[tenant][1:]:
+                    cloud.detach(instance)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(tenant,)) for tenant in cloud.tenants]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    for tenant in cloud.tenants:
+        installed = cloud.fabric.installed(cloud.tenants[tenant])
+        assert [port.index for port in installed.ports] == [made[tenant][0].port.index]
+        assert installed.drift == []
+        assert made[tenant][0].pings("10.0.0.1")
+
+
+@isolated
+def test_the_first_packet_arrives() -> None:
+    """A device that has come up drops packets until the kernel's queue of link changes ran: up to a second."""
+    with two_tenants() as cloud:
+        web = cloud.instances["acme", "web"]
+        for _ in range(30):
+            cloud.detach(web)
+            cloud.attach(web)
+            assert web.pings("10.0.0.3", 0.5)
+
+
+@isolated
 def test_attach_is_fast() -> None:
     cloud = Lab()
     cloud.tenant("acme")
     cloud.network("acme", "10.0.0.0/16", "fd00::/64")
-    instances = [cloud.instance("acme", f"i{i}") for i in range(3)]
-    for instance in instances:
-        cloud.detach(instance)
     spent = []
-    for _ in range(5):
-        for instance in instances:
-            start = time.perf_counter()
-            cloud.attach(instance)
-            spent.append(time.perf_counter() - start)
-        for instance in instances:
-            cloud.detach(instance)
-    print(sorted(spent))
-    assert sorted(spent)[len(spent) // 2] < 0.010
+    for _ in range(40):
+        instance = prepared(cloud, "acme")
+        start = time.perf_counter()
+        cloud.attach(instance)
+        spent.append(time.perf_counter() - start)
+    median = sorted(spent)[len(spent) // 2]
+    assert median < 0.012, f"median of attach is {median * 1e3:.1f} ms"  # 2 on an idle machine
 
+
+def prepared(cloud: Lab, tenant: str) -> Instance:
+    """An instance that was attached once."""
+    instance = cloud.instance(tenant, f"i{len(cloud.instances)}")
+    cloud.detach(instance)
+    return instance
+
+
+@isolated
+def test_pings_of_the_laboratory_can_fail() -> None:
+    with two_tenants() as cloud:
+        assert not ping(cloud.inside("acme"), "10.0.0.9", 0.2)
+        assert ping(cloud.inside("acme"), "10.0.0.2")

@@ -9,6 +9,8 @@ A socket belongs to the network namespace it was opened in, whichever thread use
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import socket
 import struct
@@ -27,6 +29,7 @@ _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 _F_REQUEST, _F_ACK, _F_DUMP, _F_REPLACE, _F_EXCL, _F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
 _F_CAPPED, _F_ACK_TLVS, _F_DUMP_INTR = 0x100, 0x200, 0x10
 _NESTED, _TYPE_MASK = 0x8000, 0x3FFF
+_SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 
 IFF_UP: Final = 1
@@ -306,6 +309,17 @@ class Rtnl:
                             errors[sequence] = error
         if errors:
             raise errors[min(errors)]
+
+    def settle(self, name: str) -> bool:
+        """Whether the link has a carrier, with what follows from a change of it done at once.
+
+        The kernel handles such changes in a queue that runs at most once a second (net/core/link_watch.c); until then
+        a device that has come up may drop packets, and a bridge not forward them. ETHTOOL_GLINK doesn't wait for it.
+        """
+        value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_GLINK, 0), 8)
+        request = struct.pack("16sP", name.encode(), ctypes.addressof(value)).ljust(40, b"\0")
+        fcntl.ioctl(self._socket, _SIOCETHTOOL, request)
+        return bool(_int(value.raw[4:]))
 
     def links(self) -> list[Link]:
         """All links of the namespace."""

@@ -85,6 +85,8 @@ class Domain:
                 netlink.add_neighbour(near.index, theirs, host_mac),
                 netlink.add_route(everything, index=near.index, gateway=theirs),
             )
+        host.settle(name)
+        self.rtnl.settle(plan.UPLINK)
 
     # -- networks ------------------------------------------------------------------------------------------------
 
@@ -130,6 +132,8 @@ class Domain:
                     self._reconnect(network, port, netns, inside)
                     self._replace_elements(plan.port(port.index), rules.of_port(port))
                 _configure(inside, network, port)
+                self.rtnl.settle(plan.port(port.index))
+                inside.settle(DEVICE)
                 undo.pop_all()
             except OSError as error:
                 raise Failed(f"port of {port.instance} on network {network.name}: {error.strerror or error}") from error

@@ -1,0 +1,74 @@
+"""Ethernet frames byte by byte, honest and forged."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import ip_address
+
+from insula.network.packets import checksum
+
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+ALL_NODES = "ff02::1"
+
+
+def mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def ethernet(target: str, source: str, kind: int, payload: bytes) -> bytes:
+    return mac(target) + mac(source) + struct.pack("!H", kind) + payload
+
+
+def arp(operation: int, source_mac: str, source: str, target_mac: str, target: str) -> bytes:
+    """RFC 826; 1 is a request, 2 a reply."""
+    head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation)
+    return head + mac(source_mac) + ip_address(source).packed + mac(target_mac) + ip_address(target).packed
+
+
+def udp(source: str, target: str, payload: bytes, sport: int = 40000, dport: int = 9) -> bytes:
+    """An IPv4 or IPv6 packet with a UDP datagram."""
+    length = 8 + len(payload)
+    sender, receiver = ip_address(source).packed, ip_address(target).packed
+    datagram = struct.pack("!HHHH", sport, dport, length, 0) + payload
+    total = checksum(sender + receiver + struct.pack("!II", length, 17) + datagram)
+    datagram = datagram[:6] + struct.pack("!H", total or 0xFFFF) + datagram[8:]
+    if len(sender) == 16:
+        return ipv6(source, target, 17, datagram)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, 0, 64, 17, 0) + sender + receiver
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + datagram
+
+
+def ipv6(source: str, target: str, following: int, payload: bytes) -> bytes:
+    head = struct.pack("!IHBB", 6 << 28, len(payload), following, 255)
+    return head + ip_address(source).packed + ip_address(target).packed + payload
+
+
+def icmpv6(source: str, target: str, kind: int, body: bytes, *, hop_by_hop: bool = False) -> bytes:
+    """RFC 4443; with an extension header in front, as those do who want to slip past a filter."""
+    message = struct.pack("!BBH", kind, 0, 0) + body
+    pseudo = ip_address(source).packed + ip_address(target).packed + struct.pack("!II", len(message), 58)
+    message = message[:2] + struct.pack("!H", checksum(pseudo + message)) + message[4:]
+    if hop_by_hop:
+        return ipv6(source, target, 0, struct.pack("!BB", 58, 0) + b"\x01\x04\0\0\0\0" + message)
+    return ipv6(source, target, 58, message)
+
+
+def solicitation(source: str, target: str, about: str, mark: bytes) -> bytes:
+    """NDP: who has this address (RFC 4861)."""
+    return icmpv6(source, target, 135, bytes(4) + ip_address(about).packed + _option(mark))
+
+
+def advertisement(source: str, target: str, about: str, mark: bytes) -> bytes:
+    """NDP: I have this address."""
+    return icmpv6(source, target, 136, b"\x20\0\0\0" + ip_address(about).packed + _option(mark))
+
+
+def router_advertisement(source: str, target: str, mark: bytes, *, hop_by_hop: bool = False) -> bytes:
+    """NDP: I am your router."""
+    body = struct.pack("!BBHII", 64, 0, 1800, 0, 0) + _option(mark)
+    return icmpv6(source, target, 134, body, hop_by_hop=hop_by_hop)
+
+
+def _option(mark: bytes) -> bytes:
+    """An option that nobody knows, to carry 6 bytes."""
+    return struct.pack("!BB", 253, 1) + mark[:6].ljust(6, b"\0")

@@ -1,0 +1,199 @@
+"""Nothing stays: after detach, after teardown, and after kill -9 at any moment."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from insula.kernel import netlink
+from insula.kernel.netlink import Rtnl
+from insula.kernel.nftables import Nft
+from insula.network.linux import sysctl
+from insula.network.linux.fabric import LinuxFabric
+from insula.network.linux.namespaces import call_in
+from tests.support.lab import Instance, Lab, eventually, isolated, two_tenants
+
+SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/lo/accept_ra", "ipv6/conf/all/accept_ra")
+
+
+def snapshot(run: Path) -> dict[str, object]:
+    """Everything of a host that the fabric could change, but for what `run` holds."""
+    with Rtnl() as rtnl, Nft() as nft:
+        return {
+            "links": sorted(link.name for link in rtnl.links()),
+            "addresses": sorted(address.address for address in rtnl.addresses()),
+            "tables": nft.tables(),
+            "mounts": sorted(Path("/proc/self/mounts").read_text().splitlines()),
+            "settings": {name: sysctl.read(name) for name in SETTINGS},
+            "processes": [pid for pid in os.listdir("/proc") if pid.isdigit() and not is_zombie(pid)],
+            "files": sorted(str(p) for p in Path("/run").rglob("*") if not p.is_relative_to(run)),
+            "descriptors": len(os.listdir("/proc/self/fd")),
+        }
+
+
+def is_zombie(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def inside(cloud: Lab, tenant: str) -> dict[str, object]:
+    """What is in a tenant's namespace."""
+    netns = cloud.inside(tenant)
+
+    def look() -> dict[str, object]:
+        with Rtnl() as rtnl, Nft() as nft:
+            return {
+                "links": [link for link in rtnl.links() if link.name != "lo"],
+                "neighbours": [n for family in (2, 7, 10) for n in rtnl.neighbours(family) if n.permanent],
+                "rules": nft.run("list ruleset"),
+            }
+
+    try:
+        found: dict[str, object] = call_in(netns, look)
+        return found
+    finally:
+        os.close(netns)
+
+
+@isolated
+def test_teardown_leaves_the_host_as_it_was() -> None:
+    run = Path("/run/insula")
+    host_up()
+    sysctl.write({"ipv6/conf/lo/accept_ra": "1"})
+    before = snapshot(run)
+    with two_tenants(run=run) as cloud:
+        cloud.fabric.set_names(cloud.tenants["acme"], {"web": ["10.0.0.2"]})
+        assert cloud.instances["acme", "web"].pings("10.0.0.3")
+        during = snapshot(run)
+        assert all(during[part] != before[part] for part in before), "the snapshot would not see a leak"
+        for instance in cloud.instances.values():
+            instance.remove()
+        cloud.fabric.teardown()
+    assert snapshot(run) == before
+    assert list(run.iterdir()) == []
+
+
+@isolated
+def test_teardown_leaves_what_others_made() -> None:
+    Path("/run/netns").mkdir()
+    os.system("ip netns add other")
+    os.system("nft add table inet other")
+    other = LinuxFabric(Path("/run/other"), "lab-more", resolvers=(), range4="100.127.0.0/16", range6="fd77::/64")
+    with two_tenants() as cloud:
+        other.open()
+        other.ensure_tenant(cloud.tenants["acme"])
+        cloud.fabric.teardown()
+        assert sorted(os.listdir("/run/netns")) == ["lab-more-acme", "other"]
+        with Nft() as nft:
+            assert nft.tables() == [("inet", "other"), ("inet", "lab-more")]
+        assert other.installed(cloud.tenants["acme"]).drift == []
+        assert other.host_drift() == []
+        other.teardown()
+    assert os.listdir("/run/netns") == ["other"]
+
+
+@isolated
+def test_fifty_ports_come_and_go_without_a_trace() -> None:
+    with two_tenants() as cloud:
+        before = inside(cloud, "acme"), snapshot(cloud.run)
+        for _ in range(2):
+            instances = [cloud.instance("acme", f"i{i}") for i in range(25)]
+            assert instances[-1].pings("10.0.0.2")
+            for i, instance in enumerate(instances):
+                if i % 2:  # the instance dies first, or its port goes first
+                    instance.remove()
+                cloud.detach(instance)
+                if not i % 2:
+                    instance.remove()
+                del cloud.instances["acme", f"i{i}"]
+        assert (inside(cloud, "acme"), snapshot(cloud.run)) == before
+        assert cloud.instances["acme", "web"].pings("10.0.0.3")
+
+
+@isolated
+def test_sweep_removes_what_is_not_wanted_and_nothing_else() -> None:
+    with two_tenants() as cloud:
+        clean = inside(cloud, "acme")
+        cloud.network("acme", "10.5.0.0/24", "fd05::/64", name="old")
+        cloud.instance("acme", "gone", "old")
+        cloud.instance("acme", "gone-too")
+        everything = list(cloud.tenants.values()), list(cloud.networks.values())
+        cloud.fabric.close()
+        fabric = LinuxFabric(cloud.run, cloud.fabric.plan.prefix, resolvers=())  # as after a restart
+        fabric.open()
+        kept = [cloud.instances["acme", name].port for name in ("web", "db")]
+        fabric.sweep(everything[0][:1], [n for n in everything[1] if n.tenant == "acme" and n.name == "net"], kept)
+        assert inside(cloud, "acme") == clean
+        assert os.listdir("/run/netns") == ["lab-acme"]
+        assert cloud.instances["acme", "web"].pings("10.0.0.3")
+        gone = cloud.instances["globex", "web"]  # the kernel takes a namespace down a little later
+        eventually(lambda: not gone.pings("10.0.0.1", 0.2))
+        assert fabric.installed(cloud.tenants["acme"]).drift == []
+
+
+@isolated
+def test_kill_9_at_any_moment_is_repaired() -> None:
+    """A child makes everything again and again and is killed at random moments; then all is put in order."""
+    random.seed(7)
+    run = Path("/run/insula")
+    host_up()
+    before = snapshot(run)
+    cloud = Lab(run=run)
+    tenant = cloud.tenant("acme")
+    network = cloud.network("acme", subnet6="fd00::/64")
+    instance: Instance = cloud.instance("acme", "web")
+    port = instance.port
+    cloud.fabric.close()
+
+    def everything() -> None:
+        fabric = LinuxFabric(run, "lab", resolvers=())
+        while True:
+            fabric.open()
+            fabric.ensure_tenant(tenant)
+            fabric.ensure_network(tenant, network)
+            fabric.attach(tenant, network, port, instance.netns)
+            fabric.set_names(tenant, {"web": ["10.0.0.2"]})
+            fabric.detach(tenant, network, port)
+            fabric.remove_network(tenant, network)
+            fabric.remove_tenant(tenant)
+            fabric.teardown()
+
+    for round_ in range(40):
+        kill_while(everything, random.uniform(0.005, 0.25))
+        fabric = LinuxFabric(run, "lab", resolvers=())
+        fabric.open()
+        if round_ % 2:
+            fabric.ensure_tenant(tenant)
+            fabric.ensure_network(tenant, network)
+            fabric.attach(tenant, network, port, instance.netns)
+            fabric.sweep([tenant], [network], [port])
+            assert fabric.installed(tenant).drift == [], f"round {round_}"
+            eventually(lambda: instance.pings("10.0.0.1"))
+            assert fabric.status(tenant, network).ready, f"round {round_}"
+        fabric.teardown()
+    instance.remove()
+    assert snapshot(run) == before
+
+
+def host_up() -> None:
+    with Rtnl() as host:
+        host.execute(netlink.set_link(1, up=True))
+
+
+def kill_while(work: Callable[[], None], seconds: float) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the work ended by itself: it failed"

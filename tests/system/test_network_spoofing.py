@@ -1,0 +1,155 @@
+"""What an instance may send: from its own MAC and IP addresses only, also where ARP and NDP claim some.
+
+Each forgery is sent as a raw frame by web and must not arrive at db; the honest twins around it must.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+from insula.network.addresses import gateway_mac, link_local
+from insula.network.linux import sysctl
+from insula.network.linux.namespaces import call_in
+from tests.support.frames import (
+    ALL_NODES,
+    BROADCAST,
+    advertisement,
+    arp,
+    ethernet,
+    icmpv6,
+    router_advertisement,
+    solicitation,
+    udp,
+)
+from tests.support.lab import Instance, Lab, isolated, two_tenants
+
+ARP, IP, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
+MULTICAST = "33:33:00:00:00:01"
+ZERO = "00:00:00:00:00:00"
+FOREIGN = "02:00:00:00:99:99"
+Make = Callable[[bytes], bytes]
+
+
+def actors(cloud: Lab) -> tuple[Instance, Instance, str, str]:
+    web, db = cloud.instances["acme", "web"], cloud.instances["acme", "db"]
+    return web, db, web.port.mac, db.port.mac
+
+
+def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
+    """(honest, forged) frames from web to db by name; each takes a mark of 6 bytes."""
+    _, _, a, b = actors(cloud)
+
+    def frame(kind: int, payload: bytes, to: str = b, by: str = a) -> bytes:
+        return ethernet(to, by, kind, payload)
+
+    ours, theirs, router = link_local(a), link_local(b), link_local(gateway_mac(1))
+    honest: dict[str, Make] = {
+        "IPv4": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m)),
+        "IPv4 broadcast": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.255", m), to=BROADCAST),
+        "IPv6": lambda m: frame(IPV6, udp("fd00::2", "fd00::3", m)),
+        "IPv6 link-local": lambda m: frame(IPV6, udp(ours, theirs, m)),
+        "ARP request": lambda m: frame(ARP, arp(1, a, "10.0.0.2", ZERO, "10.0.0.3") + m, to=BROADCAST),
+        "ARP probe": lambda m: frame(ARP, arp(1, a, "0.0.0.0", ZERO, "10.0.0.9") + m, to=BROADCAST),
+        "ARP reply": lambda m: frame(ARP, arp(2, a, "10.0.0.2", b, "10.0.0.3") + m),
+        "NDP solicitation": lambda m: frame(IPV6, solicitation("fd00::2", "fd00::3", "fd00::3", m)),
+        "NDP advertisement": lambda m: frame(IPV6, advertisement("fd00::2", "fd00::3", "fd00::2", m)),
+        "NDP for its link-local address": lambda m: frame(IPV6, advertisement(ours, "fd00::3", ours, m)),
+        "duplicate address detection": lambda m: frame(IPV6, solicitation("::", ALL_NODES, ours, m), to=MULTICAST),
+    }
+    forged: dict[str, Make] = {
+        "MAC of nobody": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m), by=FOREIGN),
+        "MAC of the victim": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m), by=b),
+        "MAC of the gateway": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m), by=gateway_mac(1)),
+        "IPv4 of the gateway": lambda m: frame(IP, udp("10.0.0.1", "10.0.0.3", m)),
+        "IPv4 of nobody": lambda m: frame(IP, udp("10.0.0.77", "10.0.0.3", m)),
+        "IPv4 of another subnet": lambda m: frame(IP, udp("172.16.0.1", "10.0.0.3", m)),
+        "IPv4 0.0.0.0": lambda m: frame(IP, udp("0.0.0.0", "10.0.0.3", m)),
+        "IPv6 of the gateway": lambda m: frame(IPV6, udp("fd00::1", "fd00::3", m)),
+        "IPv6 of nobody": lambda m: frame(IPV6, udp("fd00::77", "fd00::3", m)),
+        "IPv6 of another prefix": lambda m: frame(IPV6, udp("fd99::2", "fd00::3", m)),
+        "IPv6 link-local of the router": lambda m: frame(IPV6, udp(router, "fd00::3", m)),
+        "IPv6 ::": lambda m: frame(IPV6, udp("::", "fd00::3", m)),
+        "ARP: I am the gateway": lambda m: frame(ARP, arp(2, a, "10.0.0.1", b, "10.0.0.3") + m),
+        "ARP request as the gateway": lambda m: frame(
+            ARP, arp(1, a, "10.0.0.1", BROADCAST, "10.0.0.3") + m, to=BROADCAST
+        ),
+        "ARP with another MAC inside": lambda m: frame(ARP, arp(2, FOREIGN, "10.0.0.2", b, "10.0.0.3") + m),
+        "ARP probe as a reply": lambda m: frame(ARP, arp(2, a, "0.0.0.0", b, "10.0.0.3") + m),
+        "NDP: I am the gateway": lambda m: frame(IPV6, advertisement("fd00::2", "fd00::3", "fd00::1", m)),
+        "NDP: I am the router": lambda m: frame(IPV6, advertisement(ours, "fd00::3", router, m)),
+        "detection of another's address": lambda m: frame(
+            IPV6, solicitation("::", ALL_NODES, "fd00::3", m), to=MULTICAST
+        ),
+        "router advertisement": lambda m: frame(IPV6, router_advertisement(ours, ALL_NODES, m)),
+        "the same behind an extension header": lambda m: frame(
+            IPV6, router_advertisement(ours, ALL_NODES, m, hop_by_hop=True)
+        ),
+        "redirect": lambda m: frame(IPV6, icmpv6(ours, "fd00::3", 137, bytes(36) + m)),
+        "DHCP server": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m, 67, 68)),
+        "DHCPv6 server": lambda m: frame(IPV6, udp(ours, "fd00::3", m, 547, 546)),
+        "VLAN tag": lambda m: frame(VLAN, b"\0\1\x08\0" + udp("10.0.0.2", "10.0.0.3", m)),
+        "unknown protocol": lambda m: frame(0x88B5, m),
+    }
+    return honest, forged
+
+
+def arrives(cloud: Lab, make: Make, timeout: float) -> bool:
+    web, db, *_ = actors(cloud)
+    mark = os.urandom(6)
+    sniffer = db.sniffer()
+    web.send_frame(make(mark))
+    seen = sniffer.sees(mark, timeout)
+    sniffer.socket.close()
+    return seen
+
+
+@isolated
+def test_honest_frames_arrive_and_forged_ones_do_not() -> None:
+    with two_tenants() as cloud:
+        honest, forged = frames_of(cloud)
+        assert [name for name, make in honest.items() if not arrives(cloud, make, 1.0)] == []
+        assert [name for name, make in forged.items() if arrives(cloud, make, 0.05)] == []
+        assert arrives(cloud, honest["IPv4"], 1.0)
+
+
+@isolated
+def test_without_our_rules_the_forgeries_would_arrive() -> None:
+    """The positive control of the test above: what stops them are the rules, not the frames' making."""
+    with two_tenants() as cloud:
+        _, forged = frames_of(cloud)
+        nft = cloud.fabric._domain(cloud.tenants["acme"]).nft
+        nft.run(f"flush chain bridge {cloud.fabric.plan.prefix} prerouting")
+        nft.run(f"chain bridge {cloud.fabric.plan.prefix} prerouting {{ policy accept; }}")
+        stopped = [name for name, make in forged.items() if not arrives(cloud, make, 0.3)]
+        assert stopped == []
+
+
+@isolated
+def test_no_ipv6_leaves_an_instance_on_a_network_without_it() -> None:
+    with two_tenants(subnet6=None) as cloud:
+        web, db, a, b = actors(cloud)
+        assert web.do(lambda: sysctl.read("ipv6/conf/eth0/disable_ipv6")) == "1"
+        sniffer, mark = db.sniffer(), os.urandom(6)
+        for source in (link_local(a), "fd00::2", "::"):
+            web.send_frame(ethernet(b, a, IPV6, udp(source, ALL_NODES, mark)))
+        assert not sniffer.sees(mark, 0.1)
+        web.send_frame(ethernet(b, a, IP, udp("10.0.0.2", "10.0.0.3", mark)))
+        assert sniffer.sees(mark, 1.0)
+
+
+@isolated
+def test_a_bridge_cannot_be_taught_where_a_neighbour_lives() -> None:
+    """Frames to the bridge's own group (IEEE 802.1D) pass no prerouting hook, but a bridge would learn from them."""
+    with two_tenants() as cloud:
+        web, db, _, b = actors(cloud)
+        for group in range(16):
+            web.send_frame(ethernet(f"01:80:c2:00:00:{group:02x}", b, 0x88CC, bytes(46)))
+        gateway = cloud.inside("acme")
+        spy, mark = web.sniffer(), os.urandom(6)
+        with call_in(gateway, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+            victim = db.sniffer()
+            sock.sendto(mark, ("10.0.0.3", 9))
+            assert victim.sees(mark, 1.0)
+            assert not spy.sees(mark, 0.1)
