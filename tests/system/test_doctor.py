@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from insula.control import doctor
 from insula.control.settings import Settings
 from insula.control.tenants import FIRST_ID
@@ -89,11 +91,15 @@ def test_a_disk_that_overlayfs_refuses(tmp_path: Path) -> None:
     assert checks["namespaces"].state == "ok"
 
 
-def test_a_host_without_control_groups(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["unmounted", "hidden"])
+def test_a_host_without_control_groups(tmp_path: Path, how: str) -> None:
     def child() -> Check:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.umount2("/sys/fs/cgroup", linux.MNT_DETACH)
+        if how == "unmounted":
+            linux.umount2("/sys/fs/cgroup", linux.MNT_DETACH)
+        else:
+            linux.mount("tmpfs", "/sys/fs/cgroup", "tmpfs")
         return by_name(doctor.examine(Settings(root=tmp_path)))["cgroups"]
 
     check = forked(child)

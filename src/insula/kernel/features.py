@@ -105,7 +105,8 @@ def control_groups() -> str:
         there = set(Path(tree.unified, "cgroup.controllers").read_text().split())
         needed, kind = {"cpu", "memory", "pids", "io"}, "version 2"
     elif tree.controllers:
-        there, needed, kind = set(tree.controllers), {"cpu", "memory", "pids", "devices", "freezer"}, "version 1"
+        there = {name for name, path in tree.controllers.items() if Path(path, "cgroup.procs").exists()}  # else hidden
+        needed, kind = {"cpu", "memory", "pids", "devices", "freezer"}, "version 1"
     else:
         raise Lacking("no hierarchy is mounted")
     if needed - there:
