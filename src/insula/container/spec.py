@@ -272,7 +272,9 @@ def _thermal_throttles() -> list[str]:
 
 def _check_hostname(hostname: str) -> str:
     if not _HOSTNAME.fullmatch(hostname):
-        raise Invalid(f"host name {shorten(hostname)} is not made of DNS labels", "use up to 64 of a-z, 0-9, '-' and '.'")
+        raise Invalid(
+            f"host name {shorten(hostname)} is not made of DNS labels", "use up to 64 of a-z, 0-9, '-' and '.'"
+        )
     return hostname
 
 
