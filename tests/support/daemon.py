@@ -80,11 +80,16 @@ class Daemon:
     def wait_until_it_answers(self) -> None:
         def answers() -> bool:
             if self._process is not None and (status := self._process.poll()) is not None:
-                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-25:])
-                raise RuntimeError(f"insulad ended with {status}:\n{tail}")
-            return self.cli.run("status").status == 0
+                raise RuntimeError(f"insulad ended with {status}:\n{self.last_lines()}")
+            result = self.cli.run("status")
+            assert result.status == 0, f"{result}\n{self.last_lines()}"
+            return True
 
         until(answers, "insulad answers", START_TIMEOUT, interval=0.02)
+
+    def last_lines(self, count: int = 25) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
 
     def stop(self) -> None:
         """SIGTERM, as an init system stops it: instances keep running."""

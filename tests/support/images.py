@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import stat
@@ -34,10 +33,8 @@ def member(
 
 def tar(*members: tuple[tarfile.TarInfo, bytes], end: bool = True, format: Literal[0, 1, 2] = 2) -> bytes:  # noqa: A002
     """An archive of exactly these members, whatever their names are."""
-    out = b""
-    for info, data in members:
-        out += info.tobuf(format, "utf-8", "surrogateescape") + data + bytes(-len(data) % 512)
-    return out + bytes(1024) if end else out
+    pieces = (info.tobuf(format, "utf-8", "surrogateescape") + data + bytes(-len(data) % 512) for info, data in members)
+    return b"".join(pieces) + (bytes(1024) if end else b"")
 
 
 def digest(data: bytes) -> str:
@@ -142,7 +139,3 @@ def tree(path: Path) -> dict[str, tuple[object, ...]]:
                 tuple((n, os.getxattr(full, n, follow_symlinks=False)) for n in sorted(names_)),
             )
     return found
-
-
-def stream(data: bytes) -> io.BytesIO:
-    return io.BytesIO(data)

@@ -95,20 +95,20 @@ def remove_cgroups(prefix: str) -> None:
 class Namespaces:
     """The network of one private host: its own namespace, and behind an uplink another that plays the outside.
 
-    The host is 192.0.2.2/24 and 2001:db8:ffff::2/64, the outside .1 and ::1 (RFC 5737, RFC 3849).
+    The host is 198.18.0.2/24 and 2001:2:0:ffff::2/64, the outside .1 and ::1 (RFC 2544, RFC 5180).
     """
 
-    OUTSIDE = "192.0.2.1"
-    OUTSIDE6 = "2001:db8:ffff::1"
+    OUTSIDE = "198.18.0.1"
+    OUTSIDE6 = "2001:2:0:ffff::1"
 
     def __init__(self) -> None:
         self._holders = [self._hold(), self._hold()]
         self.host, self.outside = (f"/proc/{p.pid}/ns/net" for p in self._holders)
         self.ip(self.host, "link add uplink0 type veth peer name host0 netns " + str(self._holders[1].pid))
         for namespace, device, last in ((self.host, "uplink0", 2), (self.outside, "host0", 1)):
-            self.ip(namespace, f"link set {device} up")
-            self.ip(namespace, f"address add 192.0.2.{last}/24 dev {device}")
-            self.ip(namespace, f"address add 2001:db8:ffff::{last}/64 dev {device} nodad")
+            self.ip(namespace, f"link set {device} addrgenmode none up")
+            self.ip(namespace, f"address add 198.18.0.{last}/24 dev {device}")
+            self.ip(namespace, f"address add 2001:2:0:ffff::{last}/64 dev {device} nodad")
         self.ip(self.host, f"route add default via {self.OUTSIDE}")
         self.ip(self.host, f"-6 route add default via {self.OUTSIDE6}")
 

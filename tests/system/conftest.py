@@ -21,6 +21,7 @@ import pytest
 from tests.support import machine
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
+from tests.support.wait import until
 
 TenantFactory = Callable[..., Cli]
 
@@ -114,9 +115,13 @@ def tenants(daemon: Daemon, request: pytest.FixtureRequest) -> Iterator[TenantFa
 
 
 def remove_instances(cli: Cli) -> None:
-    """All of the tenant."""
-    for view in cli.json("ps", "-a"):
-        cli.ok("rm", "-f", view["instance"]["name"])
+    """All of the tenant; some may be about to remove themselves (`--rm`)."""
+
+    def removed() -> bool:
+        names = [view["instance"]["name"] for view in cli.json("ps", "-a")]
+        return not names or not cli.run("rm", "-f", *names)
+
+    until(removed, "all instances are removed", timeout=20)
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     *((("run", "-d", "--pids", pids, "busybox", "true"), USAGE, "--pids") for pids in ("0", "-1", "x")),
     (("tenant", "create", "t", "--memory", "lots"), USAGE, "size"),
     (("tenant", "create", "t", "--bandwidth", "fast"), USAGE, "rate"),
-    (("stop", "--time", "soon", "web"), USAGE, "duration"),
+    (("stop", "--timeout", "soon", "web"), USAGE, "duration"),
     # other options of run
     (("run", "-d", "--user", "nobody-such", "busybox", "true"), ENGINE, "nobody-such"),
     (("run", "-d", "--user", "70000", "busybox", "true"), ENGINE, "70000"),

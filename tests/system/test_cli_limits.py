@@ -8,7 +8,8 @@ from tests.support.cli import Cli
 from tests.support.wait import until
 from tests.system.conftest import TenantFactory
 
-BOMB = "bomb() { bomb | bomb & }; bomb; sleep 600"
+# An interactive shell goes on after "can't fork"; PID 1 itself forks nothing.
+BOMB = "(yes 'sleep 600 &' | sh -i) >/dev/null 2>&1 & exec sleep 600"
 HOG = "x=0123456789abcdef; while :; do x=$x$x; done"
 
 
@@ -51,7 +52,7 @@ def test_memory_without_a_limit_is_there(cli: Cli) -> None:
 def test_a_fork_bomb_stays_in_its_box(cli: Cli) -> None:
     neighbour(cli)
     cli.ok("run", "-d", "--name", "bomb", "--pids", "64", "--cpus", "0.5", "busybox", "sh", "-c", BOMB)
-    until(lambda: len(cli.json("top", "bomb")) >= 32, "the bomb has gone off", timeout=20)
+    until(lambda: len(cli.json("top", "bomb")) >= 60, "the bomb has gone off", timeout=20)
     answers_within(cli, 2.0)
     assert len(cli.json("top", "bomb")) <= 64
     started = time.monotonic()
@@ -61,9 +62,8 @@ def test_a_fork_bomb_stays_in_its_box(cli: Cli) -> None:
 
 
 def test_a_full_instance_refuses_exec_clearly(cli: Cli) -> None:
-    script = "for i in 1 2 3 4 5 6 7 8 9; do sleep 600 & done 2>/dev/null; wait"
-    cli.ok("run", "-d", "--name", "full", "--pids", "4", "busybox", "sh", "-c", script)
-    until(lambda: len(cli.json("top", "full")) == 4, "it is full")
+    cli.ok("run", "-d", "--name", "full", "--pids", "8", "busybox", "sh", "-c", BOMB)
+    until(lambda: len(cli.json("top", "full")) == 8, "it is full")
     cli.fails("exec", "full", "true", status=125)
 
 
@@ -76,10 +76,14 @@ def used(cli: Cli, *options: str) -> float:
 
 
 def test_cpus(cli: Cli) -> None:
-    free = used(cli)
-    limited = used(cli, "--cpus", "0.2")
-    assert limited < 0.7, limited
-    assert free > 1.5 * limited, (free, limited)
+    """Three tries: on a busy machine the one without a limit may not get more either."""
+    pairs = []
+    for _ in range(3):
+        pairs.append((used(cli, "--cpus", "0.2"), used(cli)))
+        assert pairs[-1][0] < 0.7, pairs
+        if pairs[-1][1] > 1.5 * pairs[-1][0]:
+            return
+    raise AssertionError(f"no difference to an instance without a limit: {pairs}")
 
 
 def test_a_tenants_memory_is_limited_as_a_whole(tenants: TenantFactory) -> None:

@@ -83,7 +83,7 @@ def test_init_reaps_zombies(cli: Cli) -> None:
 def test_init_forwards_signals(cli: Cli) -> None:
     cli.ok("run", "-d", "--init", "--name", "polite", "busybox", "sleep", "600")
     started = time.monotonic()
-    cli.ok("stop", "--time", "8", "polite")
+    cli.ok("stop", "--timeout", "8", "polite")
     assert time.monotonic() - started < 6
     assert cli.ok("wait", "polite") == "143"
 
@@ -107,7 +107,7 @@ def test_restart_always_until_stopped(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "phoenix", "--restart", "always", "busybox", "sh", "-c", script)
     until(lambda: runs(cli, "phoenix") == 2, "it was started again")
     cli.ok("exec", "phoenix", "kill", "-0", "1")
-    cli.ok("stop", "--time", "0.1", "phoenix")
+    cli.ok("stop", "--timeout", "0.1", "phoenix")
     time.sleep(1.0)
     assert runs(cli, "phoenix") == 2, "a stopped instance stays stopped"
 
