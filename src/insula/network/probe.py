@@ -2,7 +2,9 @@
 
 Every source sends a probe (ICMP echo, UDP, TCP SYN) to every address that any endpoint has; the token in it names
 source and address. Receivers are packet sockets (packet(7)) in the instances' namespaces, so a packet that arrives at
-another tenant's instance with the same address is told apart. Nothing is trusted without a positive control:
+another tenant's instance with the same address is told apart. A broadcast from each source finds segments that are
+joined where unicast would go to the right one of two equal addresses by chance. Nothing is trusted without a
+positive control:
 
     receiver   the tenant's router sends to each instance: its receiver must see that
     sender     something that the source sent must be seen outside it, at its router
@@ -26,6 +28,7 @@ from insula.network.intent import Endpoint, wanted
 from insula.network.linux.namespaces import call_in
 from insula.network.packets import PROTOCOLS, UDP_PORT, Minter, tcp_sender
 
+_EVERYBODY = {4: "255.255.255.255", 6: "ff02::1"}
 _ALL, _IP, _IPV6 = 0x0003, 0x0800, 0x86DD  # if_ether.h
 _SOL_PACKET, _IGNORE_OUTGOING = 263, 23
 _BUFFER = 16 << 20
@@ -138,6 +141,7 @@ class Probe:
             with contextlib.suppress(OSError):  # no IPv6 here
                 raw = self._keep(socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW))
                 raw.setblocking(False)
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
                 self._raw[key, version] = raw
 
     def _listen(self, key: str, device: str | None) -> None:
@@ -195,6 +199,9 @@ class Probe:
         number = self._number(_sender(source), address)
         if source.kind == "instance":
             self._transmit(source.label, PROTOCOLS, source.address, address, number)
+            if (_sender(source), everybody := _EVERYBODY[source.version]) not in self._known:
+                broadcast = self._number(_sender(source), everybody)
+                self._transmit(source.label, ("udp",), source.address, everybody, broadcast)
             return
         router = self._routers[source.tenant]
         uplink = self._raw[f"uplink {source.tenant}", 0]
@@ -272,7 +279,7 @@ class Probe:
         """By which protocols the source reached the target."""
         number = self._known[_sender(source), target.address]
         if target.kind == "instance":
-            return self._seen[target.label][number]
+            return self._seen[target.label][number] | self._strays(source, target, target.label)
         if target.kind == "outside":
             return self._seen[f"uplink {target.tenant}"][number]
         if target.kind == "host":
@@ -280,7 +287,14 @@ class Probe:
             return self._seen[f"host {target.address}"][number] | ({"answer"} if spoke else set())
         if target.tenant == source.tenant:  # the router sees everything: what counts is that it answers
             return {"icmp"} if (number, target.address) in self._echoed else set()
-        return self._seen[f"router {target.tenant}"][number]
+        router = f"router {target.tenant}"
+        return self._seen[router][number] | self._strays(source, target, router)
+
+    def _strays(self, source: Endpoint, target: Endpoint, receiver: str) -> set[str]:
+        """Whether the source's broadcast came to a target that it should not reach."""
+        number = self._known.get((_sender(source), _EVERYBODY[source.version]))
+        stray = number is not None and bool(self._seen[receiver][number]) and not wanted(source, target)
+        return {"broadcast"} if stray else set()
 
     def _left(self, source: Endpoint) -> bool:
         """Whether anything from the source was seen at its router."""

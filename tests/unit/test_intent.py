@@ -1,0 +1,129 @@
+"""Intent: who may reach whom is computed from what tenants asked for, and from what is installed."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.model.objects import Network, Port
+from insula.network import intent
+from insula.network.addresses import link_local, port_mac
+from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
+
+
+def network(tenant: str, index: int, nth: int = 0) -> Network:
+    """The nth network of a tenant: all tenants have the same ranges."""
+    return Network(
+        tenant=tenant, name=f"n{index}", index=index, vni=index, subnet=f"10.{nth}.0.0/24", gateway=f"10.{nth}.0.1",
+        subnet6=f"fd0{nth}::/64", gateway6=f"fd0{nth}::1", created=0.0,
+    )  # fmt: skip
+
+
+def port(net: Network, index: int) -> Port:
+    return Port(
+        tenant=net.tenant, network=net.name, instance=f"i{index}", index=index, mac=port_mac(index),
+        address=f"{net.gateway[:-1]}{index + 2}", address6=f"{str(net.gateway6)[:-1]}{index + 2:x}",
+    )  # fmt: skip
+
+
+@st.composite
+def clouds(draw: st.DrawFn) -> tuple[list[Network], list[Port]]:
+    """Up to three tenants with networks that have the same addresses in each, and instances on them."""
+    owners = draw(st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=5))
+    networks = [network(tenant, i + 1, owners[:i].count(tenant)) for i, tenant in enumerate(owners)]
+    places = draw(st.lists(st.integers(0, len(networks) - 1), max_size=8))
+    return networks, [port(networks[place], i) for i, place in enumerate(places)]
+
+
+def as_installed(networks: list[Network], ports: list[Port]) -> list[Installed]:
+    """What a fabric reads back when it did its work."""
+    index = {(n.tenant, n.name): n.index for n in networks}
+    return [
+        Installed(
+            tenant=tenant,
+            namespace=True,
+            networks=[
+                InstalledNetwork(
+                    index=n.index,
+                    device=f"br{n.index}",
+                    gateways=[f"{n.gateway}/24", f"{n.gateway6}/64"],
+                    mtu=1500,
+                    up=True,
+                )
+                for n in networks
+                if n.tenant == tenant
+            ],
+            ports=[
+                InstalledPort(
+                    index=p.index, device=f"p{p.index}", network=index[p.tenant, p.network], macs=[p.mac],
+                    addresses=[p.address], addresses6=[str(p.address6), link_local(p.mac)], up=True,
+                )
+                for p in ports
+                if p.tenant == tenant
+            ],
+            rules="",
+            drift=[],
+        )
+        for tenant in sorted({n.tenant for n in networks})
+    ]  # fmt: skip
+
+
+def endpoints(networks: list[Network], ports: list[Port]) -> list[intent.Endpoint]:
+    by_name = {(n.tenant, n.name): n for n in networks}
+    found = [e for p in ports for e in intent.of_port(p, by_name[p.tenant, p.network])]
+    found += [e for n in networks for e in intent.of_gateway(n)]
+    for tenant in {n.tenant for n in networks}:
+        found += [*intent.outside(tenant), intent.Endpoint("host", tenant, 0, "host", "100.64.0.2")]
+    return found
+
+
+@given(clouds())
+def test_nothing_is_wanted_between_tenants_or_networks(cloud: tuple[list[Network], list[Port]]) -> None:
+    for source, target in intent.pairs(endpoints(*cloud)):
+        wanted = intent.wanted(source, target)
+        if source.kind != "instance" or target.kind == "host":
+            assert not wanted
+        elif target.kind == "outside":
+            assert wanted
+        else:
+            assert wanted == (source.tenant == target.tenant and source.network == target.network)
+
+
+@given(clouds())
+def test_what_is_installed_permits_what_is_wanted(cloud: tuple[list[Network], list[Port]]) -> None:
+    permitted = intent.Permitted(as_installed(*cloud), cloud[1])
+    for pair in intent.pairs(endpoints(*cloud)):
+        assert permitted(*pair) == intent.wanted(*pair), pair
+    for one in as_installed(*cloud):
+        assert intent.differences(one, *cloud) == []
+
+
+@given(clouds())
+def test_every_pair_of_instances_is_asked(cloud: tuple[list[Network], list[Port]]) -> None:
+    asked = {(s.label, t.label) for s, t in intent.pairs(endpoints(*cloud))}
+    labels = [f"{p.tenant}/{p.instance}" for p in cloud[1]]
+    assert asked >= {(a, b) for a in labels for b in labels if a != b}
+    assert asked >= {(end, a) for a in labels for end in ("host", "outside")}
+    assert asked >= {(a, end) for a in labels for end in ("host", "outside")}
+
+
+def test_a_port_on_the_wrong_bridge_is_seen() -> None:
+    networks = [network("a", 1), network("a", 2, 1)]
+    ports = [port(networks[0], 1), port(networks[0], 2)]
+    moved = [Port(**{**{f: getattr(p, f) for f in p.__struct_fields__}, "network": "n2"}) for p in ports[1:]]
+    installed = as_installed(networks, [ports[0], *moved])
+    one, two = (intent.of_port(p, networks[0])[0] for p in ports)
+    assert intent.wanted(one, two) and not intent.Permitted(installed, ports)(one, two)
+    assert intent.differences(installed[0], networks, ports) == ["port of i2 is not on network n1"]
+
+
+def test_missing_and_foreign_parts_are_named() -> None:
+    networks = [network("a", 1)]
+    installed = as_installed([*networks, network("a", 2, 1)], [port(networks[0], 1)])[0]
+    assert intent.differences(installed, networks, [port(networks[0], 2)]) == [
+        "port of i2 is missing",
+        "br2 belongs to no network",
+        "p1 belongs to no instance",
+    ]
+    empty = Installed(tenant="a", namespace=True, networks=[], ports=[], rules="", drift=[])
+    assert intent.differences(empty, networks, []) == ["network n1 is missing"]
