@@ -43,9 +43,18 @@ class StubDaemon:
         assert not self._thread.is_alive()
 
 
-@pytest.fixture
-def stub(tmp_path: Path) -> Iterator[StubDaemon]:
-    daemon = StubDaemon(tmp_path)
+@pytest.fixture(scope="session")
+def session_stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StubDaemon]:
+    """Making the application takes longer than a test, so there is one for all."""
+    daemon = StubDaemon(tmp_path_factory.mktemp("stub"))
     daemon.start()
     yield daemon
     daemon.stop()
+
+
+@pytest.fixture
+def stub(session_stub: StubDaemon) -> Iterator[StubDaemon]:
+    """The daemon with an empty cloud."""
+    session_stub.cloud.__init__(session_stub.path.parent)  # type: ignore[misc]
+    yield session_stub
+    session_stub.cloud.kill()

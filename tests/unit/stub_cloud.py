@@ -297,3 +297,9 @@ class StubCloud(Cloud):
         self.networks: Any = StubNetworks()
         self.instances: Any = StubInstances()
         self.events: Any = StubEvents()
+
+    def kill(self) -> None:
+        """Ends what still runs."""
+        for each in self.instances.processes_of.values():
+            with contextlib.suppress(ProcessLookupError, AttributeError):
+                os.kill(each.process.pid, signal.SIGKILL)

@@ -11,11 +11,11 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 from insula.api.errors import HANDLERS
+from insula.api.gate import Gate
 from insula.api.host import HostController
 from insula.api.images import ImageController
 from insula.api.instances import InstanceController, list_all_instances
 from insula.api.networks import NetworkController
-from insula.api.peer import Gate
 from insula.api.tenants import TenantController
 from insula.control.cloud import Cloud
 

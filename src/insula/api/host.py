@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from litestar import Controller, get, post
 from litestar.response import Stream
 
+from insula.api.parameters import Pid, Revision, TheCloud
 from insula.api.streams import json_lines
-from insula.control.cloud import Cloud
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
 
@@ -17,25 +17,25 @@ class HostController(Controller):
     tags = ("host",)
 
     @get("/status", summary="The state of this host")
-    async def status(self, cloud: Cloud) -> HostStatus:
+    async def status(self, cloud: TheCloud) -> HostStatus:
         return await cloud.host.status()
 
     @get("/doctor", summary="What this host has and lacks, and what follows")
-    async def doctor(self, cloud: Cloud) -> Sequence[Check]:
+    async def doctor(self, cloud: TheCloud) -> Sequence[Check]:
         return await cloud.host.doctor()
 
     @get("/verify", summary="Compare what the data plane lets through with what it should, by reading and by probing")
-    async def verify(self, cloud: Cloud) -> VerifyReport:
+    async def verify(self, cloud: TheCloud) -> VerifyReport:
         return await cloud.host.verify()
 
     @get("/whois/{pid:int}", summary="Which tenant and instance a host process belongs to")
-    async def whois(self, cloud: Cloud, pid: int) -> WhoIs:
+    async def whois(self, cloud: TheCloud, pid: Pid) -> WhoIs:
         return await cloud.host.whois(pid)
 
     @get("/events", summary="Changes as they happen, one JSON object a line")
-    async def events(self, cloud: Cloud, from_revision: int | None = None) -> Stream:
+    async def events(self, cloud: TheCloud, from_revision: Revision = None) -> Stream:
         return json_lines(cloud.events.watch(from_revision))
 
     @post("/down", status_code=204, summary="Stop all instances and clean the host; the state is kept")
-    async def down(self, cloud: Cloud) -> None:
+    async def down(self, cloud: TheCloud) -> None:
         await cloud.host.down()

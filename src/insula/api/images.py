@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from litestar import Controller, Request, delete, get, post
+from litestar.params import JSONBody
 from litestar.response import Stream
 
+from insula.api.parameters import Name, TheCloud, Word
 from insula.api.streams import archive, json_lines, primed, spooled
-from insula.control.cloud import Cloud
 from insula.model.objects import Image, Struct
 
 
@@ -50,19 +51,19 @@ class ImageController(Controller):
     tags = ("images",)
 
     @get(summary="List a tenant's images and the shared ones")
-    async def list_images(self, cloud: Cloud, tenant: str) -> list[Image]:
+    async def list_images(self, cloud: TheCloud, tenant: Name) -> list[Image]:
         return await cloud.images.list(tenant)
 
     @get("/{name:path}", summary="Show an image")
-    async def get_image(self, cloud: Cloud, tenant: str, name: str) -> Image:
+    async def get_image(self, cloud: TheCloud, tenant: Name, name: Name) -> Image:
         return await cloud.images.get(tenant, name.lstrip("/"))
 
     @delete("/{name:path}", summary="Remove an image")
-    async def remove_image(self, cloud: Cloud, tenant: str, name: str) -> None:
+    async def remove_image(self, cloud: TheCloud, tenant: Name, name: Name) -> None:
         await cloud.images.remove(tenant, name.lstrip("/"))
 
     @post("/pull", summary="Fetch an image from a registry; JSON lines {progress}, at last {image}")
-    async def pull(self, cloud: Cloud, tenant: str, data: PullSpec) -> Stream:
+    async def pull(self, cloud: TheCloud, tenant: Name, data: JSONBody[PullSpec]) -> Stream:
         return json_lines(
             with_progress(
                 lambda progress: cloud.images.pull(
@@ -72,7 +73,7 @@ class ImageController(Controller):
         )
 
     @post("/push", summary="Send an image to a registry; JSON lines {progress}")
-    async def push(self, cloud: Cloud, tenant: str, data: PushSpec) -> Stream:
+    async def push(self, cloud: TheCloud, tenant: Name, data: JSONBody[PushSpec]) -> Stream:
         return json_lines(
             with_progress(
                 lambda progress: cloud.images.push(
@@ -82,7 +83,7 @@ class ImageController(Controller):
         )
 
     @post("/build-base", summary="Make an image of a distribution's user land; JSON lines {progress}, at last {image}")
-    async def build_base(self, cloud: Cloud, tenant: str, data: BaseSpec) -> Stream:
+    async def build_base(self, cloud: TheCloud, tenant: Name, data: JSONBody[BaseSpec]) -> Stream:
         return json_lines(
             with_progress(
                 lambda progress: cloud.images.build_base(tenant, data.distribution, data.release, progress=progress)
@@ -90,17 +91,17 @@ class ImageController(Controller):
         )
 
     @post("/load", request_max_body_size=None, summary="Take the images of an OCI layout or docker-archive, a tar")
-    async def load(self, cloud: Cloud, tenant: str, request: Request[Any, Any, Any]) -> Sequence[Image]:
+    async def load(self, cloud: TheCloud, tenant: Name, request: Request[Any, Any, Any]) -> Sequence[Image]:
         async with spooled(request, cloud.settings.root) as path:
             return await cloud.images.load(tenant, path)
 
     @post("/import", request_max_body_size=None, summary="Make an image of the tar of a root file system")
-    async def import_rootfs(self, cloud: Cloud, tenant: str, name: str, request: Request[Any, Any, Any]) -> Image:
+    async def import_rootfs(self, cloud: TheCloud, tenant: Name, name: Word, request: Request[Any, Any, Any]) -> Image:
         async with spooled(request, cloud.settings.root) as path:
             return await cloud.images.import_(tenant, path, name=name)
 
     @post("/save", status_code=200, summary="Images as one archive, a tar")
-    async def save(self, cloud: Cloud, tenant: str, data: SaveSpec) -> Stream:
+    async def save(self, cloud: TheCloud, tenant: Name, data: JSONBody[SaveSpec]) -> Stream:
         return archive(await primed(cloud.images.save(tenant, data.names, format=data.format)))
 
 

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from litestar import Controller, Request, delete, get, post, put
-from litestar.params import Parameter
+from litestar.params import JSONBody
 from litestar.response import Stream
 from litestar.types import ASGIApp
 
 from insula.api.duplex import Duplex, opening
+from insula.api.parameters import Flag, Inside, Name, Since, Tail, TheCloud, Timeout, Word
 from insula.api.streams import archive, frames, primed, upload
-from insula.control.cloud import Cloud
 from insula.model.errors import Invalid
 from insula.model.objects import Exit, InstanceSpec
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView
 
-Timeout = Annotated[float | None, Parameter(ge=0, le=86400, description="seconds before SIGKILL")]
-Path = Annotated[str, Parameter(max_length=4096, description="an absolute path inside the instance")]
-
 
 @get("/instances", tags=["instances"], summary="List the instances of all tenants")
-async def list_all_instances(cloud: Cloud) -> list[InstanceView]:
+async def list_all_instances(cloud: TheCloud) -> list[InstanceView]:
     return await cloud.instances.list(None)
 
 
@@ -32,63 +29,65 @@ class InstanceController(Controller):
     tags = ("instances",)
 
     @get(summary="List a tenant's instances")
-    async def list_instances(self, cloud: Cloud, tenant: str) -> list[InstanceView]:
+    async def list_instances(self, cloud: TheCloud, tenant: Name) -> list[InstanceView]:
         return await cloud.instances.list(tenant)
 
     @post(summary="Create an instance, and start it unless `start` is false")
-    async def run(self, cloud: Cloud, tenant: str, data: InstanceSpec, start: bool = True) -> InstanceView:
+    async def run(
+        self, cloud: TheCloud, tenant: Name, data: JSONBody[InstanceSpec], start: Flag = True
+    ) -> InstanceView:
         return await cloud.instances.run(tenant, data, start=start)
 
     @get("/{name:str}", summary="Show an instance, wanted and measured")
-    async def get_instance(self, cloud: Cloud, tenant: str, name: str) -> InstanceView:
+    async def get_instance(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:
         return await cloud.instances.get(tenant, name)
 
     @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs")
-    async def remove(self, cloud: Cloud, tenant: str, name: str, force: bool = False) -> None:
+    async def remove(self, cloud: TheCloud, tenant: Name, name: Name, force: Flag = False) -> None:
         await cloud.instances.remove(tenant, name, force=force)
 
     @post("/{name:str}/start", status_code=200, summary="Start it")
-    async def start(self, cloud: Cloud, tenant: str, name: str) -> InstanceView:
+    async def start(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:
         return await cloud.instances.start(tenant, name)
 
     @post("/{name:str}/stop", status_code=200, summary="Its stop signal, then SIGKILL")
-    async def stop(self, cloud: Cloud, tenant: str, name: str, timeout: Timeout = None) -> InstanceView:
+    async def stop(self, cloud: TheCloud, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
         return await cloud.instances.stop(tenant, name, timeout)
 
     @post("/{name:str}/restart", status_code=200, summary="Stop and start it")
-    async def restart(self, cloud: Cloud, tenant: str, name: str, timeout: Timeout = None) -> InstanceView:
+    async def restart(self, cloud: TheCloud, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
         return await cloud.instances.restart(tenant, name, timeout)
 
     @post("/{name:str}/kill", status_code=204, summary="Send a signal to its PID 1")
-    async def kill(self, cloud: Cloud, tenant: str, name: str, signal: str = "SIGKILL") -> None:
+    async def kill(self, cloud: TheCloud, tenant: Name, name: Name, signal: Word = "SIGKILL") -> None:
         await cloud.instances.kill(tenant, name, signal)
 
     @post("/{name:str}/wait", status_code=200, summary="Wait until its PID 1 has exited")
-    async def wait(self, cloud: Cloud, tenant: str, name: str) -> Exit:
+    async def wait(self, cloud: TheCloud, tenant: Name, name: Name) -> Exit:
         return await cloud.instances.wait(tenant, name)
 
     @get("/{name:str}/top", summary="Its processes, with their numbers inside and on the host")
-    async def top(self, cloud: Cloud, tenant: str, name: str) -> Sequence[ProcessView]:
+    async def top(self, cloud: TheCloud, tenant: Name, name: Name) -> Sequence[ProcessView]:
         return await cloud.instances.processes(tenant, name)
 
     @get("/{name:str}/explain", summary="What makes it isolated, read from the kernel")
-    async def explain(self, cloud: Cloud, tenant: str, name: str) -> Explanation:
+    async def explain(self, cloud: TheCloud, tenant: Name, name: Name) -> Explanation:
         return await cloud.instances.explain(tenant, name)
 
     @get("/{name:str}/logs", summary="What it has printed: frames, each payload begins with 8 bytes of nanoseconds")
     async def logs(
         self,
-        cloud: Cloud,
-        tenant: str,
-        name: str,
-        follow: bool = False,
-        tail: Annotated[int | None, Parameter(ge=0)] = None,
-        since: float | None = None,
+        cloud: TheCloud,
+        tenant: Name,
+        name: Name,
+        follow: Flag = False,
+        tail: Tail = None,
+        since: Since = None,
     ) -> Stream:
         return frames(await primed(cloud.instances.logs(tenant, name, follow=follow, tail=tail, since=since)))
 
     @get("/{name:str}/archive", summary="The file or tree at `path` as a tar")
-    async def archive_get(self, cloud: Cloud, tenant: str, name: str, path: Path) -> Stream:
+    async def archive_get(self, cloud: TheCloud, tenant: Name, name: Name, path: Inside) -> Stream:
         return archive(await primed(cloud.instances.archive_get(tenant, name, path)))
 
     @put(
@@ -98,19 +97,19 @@ class InstanceController(Controller):
         summary="Unpack a tar, the request's body, into the directory `path`",
     )
     async def archive_put(
-        self, cloud: Cloud, tenant: str, name: str, path: Path, request: Request[Any, Any, Any]
+        self, cloud: TheCloud, tenant: Name, name: Name, path: Inside, request: Request[Any, Any, Any]
     ) -> None:
         await cloud.instances.archive_put(tenant, name, path, upload(request))
 
     @post("/{name:str}/attach", request_max_body_size=None, summary="Its input and output: frames, both ways")
     async def attach(
         self,
-        cloud: Cloud,
-        tenant: str,
-        name: str,
-        stdin: bool = False,
-        replay: bool = False,
-        start: bool = False,
+        cloud: TheCloud,
+        tenant: Name,
+        name: Name,
+        stdin: Flag = False,
+        replay: Flag = False,
+        start: Flag = False,
     ) -> ASGIApp:
         """With `start` it is started once attached, so that nothing of its output is missed."""
 
@@ -128,7 +127,7 @@ class InstanceController(Controller):
         )
 
     @post("/{name:str}/exec", request_max_body_size=None, summary="Run one more process in it: frames, both ways")
-    async def exec(self, cloud: Cloud, tenant: str, name: str, request: Request[Any, Any, Any]) -> ASGIApp:
+    async def exec(self, cloud: TheCloud, tenant: Name, name: Name, request: Request[Any, Any, Any]) -> ASGIApp:
         """The body's first frame is OPEN with an `ExecSpec`."""
         payload, incoming = await opening(request)
         try:

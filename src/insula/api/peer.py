@@ -13,12 +13,11 @@ import os
 import socket
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from litestar.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from insula.model.errors import Denied, Failed
+from insula.model.errors import Failed
 
 GROUP = "insula"
 SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13; Python has no name for it
@@ -64,33 +63,6 @@ class PeerProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = {**self.app_state, "peer": peer_of(transport.get_extra_info("socket"))}
-
-
-class Gate:
-    """Lets requests of allowed peers through to `app`; everybody else is answered Denied before anything is parsed."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.group = group_id()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":  # type: ignore[comparison-overlap]
-            peer: Any = scope["state"].get("peer")
-            if not isinstance(peer, Peer) or not allowed(peer, self.group):
-                await _deny(peer, send)
-                return
-        await self.app(scope, receive, send)
-
-
-async def _deny(peer: Peer | None, send: Send) -> None:
-    import msgspec
-
-    who = f"user {peer.uid}" if peer else "an unknown user"
-    error = Denied(f"{who} may not use insulad", f"be root or a member of the group `{GROUP}`")
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    body = msgspec.json.encode(error.to_dict())
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def listen(path: Path) -> socket.socket:

@@ -14,8 +14,8 @@ from litestar.types import ASGIApp
 
 from insula.api.peer import PeerProtocol
 
-GRACE = 3
-"""Seconds that requests have to finish once the server is told to stop."""
+GRACE = 5
+"""Seconds until requests that ignore the end are abandoned; `Gate` ends them earlier."""
 MAX_HEAD = 64 << 10
 
 
@@ -49,6 +49,10 @@ class Server(uvicorn.Server):
             )
         )
         self.stop = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifespan.state["stopping"] = self.stop  # every request's scope has it as state
+        await super().startup(sockets=sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

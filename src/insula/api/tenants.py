@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from litestar import Controller, delete, get, post
+from litestar.params import JSONBody
 
-from insula.control.cloud import Cloud
+from insula.api.parameters import Name, TheCloud
 from insula.model.views import TenantSpec, TenantView
 
 
@@ -13,17 +14,17 @@ class TenantController(Controller):
     tags = ("tenants",)
 
     @get(summary="List the tenants")
-    async def list_tenants(self, cloud: Cloud) -> list[TenantView]:
+    async def list_tenants(self, cloud: TheCloud) -> list[TenantView]:
         return await cloud.tenants.list()
 
     @post(summary="Create a tenant")
-    async def create_tenant(self, cloud: Cloud, data: TenantSpec) -> TenantView:
+    async def create_tenant(self, cloud: TheCloud, data: JSONBody[TenantSpec]) -> TenantView:
         return await cloud.tenants.create(data.name, data.limits, data.labels)
 
     @get("/{tenant:str}", summary="Show a tenant")
-    async def get_tenant(self, cloud: Cloud, tenant: str) -> TenantView:
+    async def get_tenant(self, cloud: TheCloud, tenant: Name) -> TenantView:
         return await cloud.tenants.get(tenant)
 
     @delete("/{tenant:str}", summary="Remove a tenant that has no instances")
-    async def remove_tenant(self, cloud: Cloud, tenant: str) -> None:
+    async def remove_tenant(self, cloud: TheCloud, tenant: Name) -> None:
         await cloud.tenants.remove(tenant)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from signal import SIG_DFL, SIGINT, SIGPIPE, raise_signal, signal
-from typing import TYPE_CHECKING
 
 from insula.cli.options import GLOBAL, Command, Usage, describe, help_text, parse, split_global
 from insula.cli.output import error
 from insula.model.errors import InsulaError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -52,7 +52,8 @@ HIDDEN = {"__complete": ("completion", "candidates for the words of a command li
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command line's entry point; returns the exit status."""
-    signal(SIGPIPE, SIG_DFL)  # `insula … | head` ends as quietly as any other Unix command
+    if words is None:  # we are the process
+        signal(SIGPIPE, SIG_DFL)  # `insula … | head` ends as quietly as any other Unix command
     try:
         status = _run(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()

@@ -11,10 +11,10 @@ somebody else (`rest`), options end at the first argument.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from insula.model.errors import Invalid
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

@@ -12,12 +12,12 @@ import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 from insula.client.http import CHUNK
 from insula.model.errors import Invalid, from_dict
 from insula.model.stream import RESIZE, Kind
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula.client.attachment import Attachment
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from insula.client.http import Response, request, target
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

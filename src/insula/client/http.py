@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from insula.model.errors import Denied, Failed, InsulaError, Unavailable, from_dict
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -230,15 +230,18 @@ def request(
     sock = connect(path, timeout)
     try:
         if upload is not None:
-            sock.sendall(head(method, target, "transfer-encoding: chunked", "content-type: application/octet-stream"))
-            _send_chunks(sock, upload)
+            fields = ("transfer-encoding: chunked", "content-type: application/octet-stream")
+            _send(sock, [head(method, target, *fields)])
+            _send(sock, (chunk(data) for data in upload))
+            _send(sock, [b"0\r\n\r\n"])
         elif body is not None:
             import json
 
             data = json.dumps(body).encode()
-            sock.sendall(head(method, target, f"content-length: {len(data)}", "content-type: application/json") + data)
+            fields = (f"content-length: {len(data)}", "content-type: application/json")
+            _send(sock, [head(method, target, *fields), data])
         else:
-            sock.sendall(head(method, target, "content-length: 0"))
+            _send(sock, [head(method, target, "content-length: 0")])
         return Response(sock).check()
     except BaseException:
         sock.close()
@@ -256,10 +259,10 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-def _send_chunks(sock: socket.socket, upload: Iterable[bytes]) -> None:
-    try:
-        for data in upload:
-            sock.sendall(chunk(data))
-        sock.sendall(b"0\r\n\r\n")
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the server has seen enough: its answer says why
+def _send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
+    """Sends until the server has seen enough: it may refuse a request before its end, and its answer says why."""
+    for piece in pieces:
+        try:
+            sock.sendall(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            return

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from insula.cli.options import Arguments, Command
 from insula.cli.output import age, clean, print_json, table
 from insula.cli.verbs.ps import state
 from insula.cli.verbs.top import HEADER, rows
 from insula.client import Client
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

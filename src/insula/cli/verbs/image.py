@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from errno import EISDIR
-from typing import TYPE_CHECKING
 
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import age, clean, listing, print_json, size, warn
@@ -14,6 +13,7 @@ from insula.client import Client
 from insula.client.http import CHUNK
 from insula.model.errors import Invalid
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, BinaryIO
 

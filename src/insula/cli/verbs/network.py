@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from insula.cli.options import Arguments, Command, Option, Usage
 from insula.cli.output import age, clean, listing, print_json
 from insula.cli.verbs.run import pair, positive
 from insula.client import Client
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

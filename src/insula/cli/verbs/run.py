@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from insula.cli.options import Arguments, Command, Option, Usage
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, interact, require_terminal
@@ -11,6 +9,7 @@ from insula.client import Client
 from insula.model.errors import InsulaError, Invalid
 from insula.model.units import parse_cpus, parse_duration, parse_size
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -193,7 +192,7 @@ COMMANDS = {
         OPTIONS,
         rest=True,
         complete={"IMAGE": "image"},
-        details="Without -d its output is shown here and its exit status becomes ours "
+        details="Without -d its output is shown here and its exit status becomes ours\n"
         "(125: the engine failed, 126: CMD can't be executed, 127: CMD isn't there).",
     )
 }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import age, clean, listing, print_json, size
 from insula.cli.verbs.run import pair, positive
 from insula.client import Client
 from insula.model.units import parse_cpus, parse_rate, parse_size
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

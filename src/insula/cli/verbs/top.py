@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from insula.cli.options import Arguments, Command
 from insula.cli.output import listing
 from insula.client import Client
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import clean, print_json, table
 from insula.client import Client
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

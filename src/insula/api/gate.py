@@ -1,0 +1,65 @@
+"""The gate around the application: who may come in, and that everybody leaves when the daemon stops."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from insula.api.peer import GROUP, Peer, allowed, group_id
+from insula.model.errors import Denied, InsulaError, Unavailable
+
+PATIENCE = 1.0
+"""Seconds that a request has to finish once the server is told to stop. A follower of logs or events never would."""
+
+
+class Gate:
+    """Answers peers that are not allowed with Denied, before anything of their request is looked at; and ends
+    requests that outlast `PATIENCE` after the event "stopping" in the server's state."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.group = group_id()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state: dict[str, Any] = dict(scope["state"])
+        peer = state.get("peer")
+        if not isinstance(peer, Peer) or not allowed(peer, self.group):
+            who = f"user {peer.uid}" if peer else "an unknown user"
+            await refuse(Denied(f"{who} may not use insulad", f"be root or a member of the group `{GROUP}`"), send)
+            return
+        started = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        request = asyncio.ensure_future(self.app(scope, receive, noting_send))
+        stopping = asyncio.ensure_future(state["stopping"].wait())
+        try:
+            await asyncio.wait((request, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not request.done():
+                await asyncio.wait((request,), timeout=PATIENCE)
+            if not request.done():
+                request.cancel()
+                await asyncio.wait((request,))
+        except asyncio.CancelledError:
+            request.cancel()
+            raise
+        finally:
+            stopping.cancel()
+        if not request.cancelled():
+            request.result()
+        elif not started:
+            await refuse(Unavailable("insulad is stopping", "try again when it is back"), send)
+
+
+async def refuse(error: InsulaError, send: Send) -> None:
+    """Answers with an error, and closes the connection."""
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    body = msgspec.json.encode(error.to_dict())
+    await send({"type": "http.response.body", "body": body, "more_body": False})

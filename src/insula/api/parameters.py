@@ -1,0 +1,21 @@
+"""What handlers are given, and from where."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, PathParameter, QueryParameter
+
+from insula.control.cloud import Cloud
+
+TheCloud = NamedDependency[Cloud]
+Name = FromPath[str]
+Pid = Annotated[int, PathParameter(ge=1, le=1 << 22)]
+Flag = FromQuery[bool]
+Word = FromQuery[str]
+Revision = FromQuery[int | None]
+Since = Annotated[float | None, QueryParameter(description="seconds since the epoch")]
+Tail = Annotated[int | None, QueryParameter(ge=0, description="only the last lines")]
+Timeout = Annotated[float | None, QueryParameter(ge=0, le=86400, description="seconds before SIGKILL")]
+Inside = Annotated[str, QueryParameter(max_length=4096, description="an absolute path inside the instance")]

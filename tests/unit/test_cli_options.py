@@ -1,0 +1,184 @@
+"""The command line's parser: what it accepts, what it refuses, and that every verb can tell about itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.cli.main import VERBS, find, load, main
+from insula.cli.options import Arguments, Command, Option, Usage, help_text, parse, split_global
+
+LEAF = Command(
+    lambda _: 0,
+    "help",
+    "NAME [OTHER]",
+    [
+        Option("-i --interactive", "flag"),
+        Option("-t --tty", "flag"),
+        Option("-e --env", "many", "X", many=True),
+        Option("-n --number", "number", "N", parse=int, default=7),
+    ],
+)
+REST = Command(
+    lambda _: 0, "help", "IMAGE [CMD...]", [Option("-d --detach", "flag"), Option("--name", "name", "N")], rest=True
+)
+
+
+def read(command: Command, *words: str) -> Arguments:
+    return parse(command, "verb", words, split_global([])[0])
+
+
+@pytest.mark.parametrize(
+    "words", [("-it", "web"), ("web", "-i", "-t"), ("--tty", "web", "--interactive"), ("-ti", "--", "web")]
+)
+def test_options_stand_anywhere_and_combine(words: tuple[str, ...]) -> None:
+    arguments = read(LEAF, *words)
+    assert (arguments.name, arguments.other, arguments.interactive, arguments.tty) == ("web", None, True, True)
+
+
+@pytest.mark.parametrize(
+    "words", [("-n", "5"), ("-n5",), ("-n=5",), ("--number", "5"), ("--number=5",), ("-itn", "5"), ("-in5",)]
+)
+def test_values(words: tuple[str, ...]) -> None:
+    assert read(LEAF, *words, "web").number == 5
+    assert read(LEAF, "web").number == 7
+
+
+def test_repeated_options_collect() -> None:
+    assert read(LEAF, "-e", "A=1", "web", "--env=B=2").env == ["A=1", "B=2"]
+    assert read(LEAF, "web").env == []
+
+
+def test_a_command_line_of_somebody_else_is_left_alone() -> None:
+    arguments = read(REST, "-d", "--name", "x", "busybox", "ls", "-d", "--name", "--", "-z")
+    assert (arguments.detach, arguments.name, arguments.image) == (True, "x", "busybox")
+    assert arguments.cmd == ["ls", "-d", "--name", "--", "-z"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("-x", "web"), "no option '-x'"),
+        (("--nope", "web"), "no option '--nope'"),
+        (("-ix", "web"), "no option '-x'"),
+        (("--tty=yes", "web"), "takes no value"),
+        (("web", "-n"), "needs a value"),
+        (("web", "-n", "many"), "takes N, not 'many'"),
+        ((), "needs NAME"),
+        (("a", "b", "c"), "no argument 'c'"),
+    ],
+)
+def test_wrong_usage(words: tuple[str, ...], complaint: str) -> None:
+    with pytest.raises(Usage, match=complaint):
+        read(LEAF, *words)
+
+
+@given(st.lists(st.text(max_size=8), max_size=8))
+def test_any_words_are_parsed_or_refused(words: list[str]) -> None:
+    try:
+        arguments = read(REST, *words)
+    except Usage:
+        return
+    assert arguments.help or arguments.image in words
+
+
+def test_global_options_stand_before_and_after_the_verb() -> None:
+    given_, rest = split_global(["-T", "acme", "ps", "--json"])
+    name, command, rest = find(rest)
+    assert command is not None
+    arguments = parse(command, name, rest, given_)
+    assert (arguments.tenant, arguments.json) == ("acme", True)
+
+
+def leaves() -> list[tuple[str, Command]]:
+    found: list[tuple[str, Command]] = []
+    for verb in VERBS:
+        commands = load(verb)
+        family = {verb: commands} if isinstance(commands, Command) else {f"{verb} {k}": v for k, v in commands.items()}
+        found += family.items()
+    return found
+
+
+@pytest.mark.parametrize(("name", "command"), leaves())
+def test_every_verb_explains_itself(name: str, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*name.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text == help_text(name, command) + "\n"
+    for option in command.options:
+        assert option.names[-1] in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if not isinstance(load(verb), Command)])
+def test_families_list_their_verbs(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: insula {verb} VERB")
+    assert main([verb]) == 2
+    assert main([verb, "nope"]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nope"],
+        ["run"],
+        ["run", "--memory", "lots", "busybox"],
+        ["run", "--cpus", "-1", "busybox"],
+        ["run", "--pids", "0", "busybox"],
+        ["run", "--restart", "sometimes", "busybox"],
+        ["run", "--restart", "always:3", "busybox"],
+        ["run", "--ulimit", "nofile=x", "busybox"],
+        ["run", "--tmpfs", "/x:mode=1", "busybox"],
+        ["run", "--tmpfs", "/x:size=big", "busybox"],
+        ["run", "--label", "=x", "busybox"],
+        ["kill", "-s", "NOPE", "web"],
+        ["network", "create", "net"],
+        ["tenant", "create", "x", "--bandwidth", "fast"],
+        ["stop", "--timeout", "soon", "web"],
+        ["whois", "me"],
+        ["cp", "a", "b"],
+        ["cp", "web:", "b"],
+        ["completion", "csh"],
+        ["inspect", "--type", "planet", "x"],
+    ],
+)
+def test_bad_input_is_one_line_with_a_hint_and_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--socket", "/nonexistent", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "; hint: " in err
+    assert err.count("\n") == 1
+
+
+def test_no_daemon_is_one_line_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--socket", "/nonexistent/sock", "ps"]) == 1
+    assert main(["--socket", "/nonexistent/sock", "run", "busybox"]) == 125
+    err = capsys.readouterr().err
+    assert err.count("insulad does not answer at /nonexistent/sock") == 2
+    assert err.count("; hint: start the daemon") == 2
+
+
+def test_the_hot_verbs_import_almost_nothing() -> None:
+    """What `insula ps` may not load: these cost more than all of the rest."""
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); from insula.cli.main import main; main(['--socket', '/no', 'ps']);"
+    )
+    code += "print(*sys.modules)"
+    source = str(Path(__file__).parents[2] / "src")
+    done = subprocess.run(
+        ["/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable, "-ISE", "-c", code, source],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert "insula.cli.verbs.ps" in loaded
+    heavy = {"argparse", "http", "http.client", "email", "typing", "dataclasses", "inspect", "pathlib", "subprocess"}
+    assert not loaded & {*heavy, "tarfile", "asyncio", "logging", "msgspec", "tty", "insula.cli.verbs.run"}
