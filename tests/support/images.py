@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -139,3 +141,11 @@ def tree(path: Path) -> dict[str, tuple[object, ...]]:
                 tuple((n, os.getxattr(full, n, follow_symlinks=False)) for n in sorted(names_)),
             )
     return found
+
+
+def skopeo(*arguments: str) -> str:
+    """The output of skopeo(1), which leaves nothing in root's caches."""
+    with tempfile.TemporaryDirectory(prefix="insula-skopeo-") as home:
+        environment = {**os.environ, "HOME": home, "XDG_DATA_HOME": home, "_CONTAINERS_ROOTLESS_UID": "1"}
+        done = subprocess.run(["skopeo", *arguments], check=True, capture_output=True, text=True, env=environment)
+        return done.stdout

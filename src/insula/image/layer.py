@@ -235,7 +235,8 @@ class _Extraction:
         if hidden in (b"", b".", b"..") or hidden.startswith(WHITEOUT):
             raise Invalid(f"{_show(entry.name)} is a whiteout of no name", "the layer is damaged")
         try:
-            os.mknod(hidden, stat.S_IFCHR | 0o000, os.makedev(0, 0), dir_fd=parent)
+            os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
+            os.utime(hidden, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
         except FileExistsError:
             # what this layer has itself stays; but a directory must hide the one below
             if stat.S_ISDIR(os.stat(hidden, dir_fd=parent, follow_symlinks=False).st_mode):

@@ -103,7 +103,7 @@ def _skopeo(
         **{
             name: str(home) for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "DOCKER_CONFIG")
         },
-        "_CONTAINERS_ROOTLESS_UID": "0",  # else the cache of root is /var/lib/containers, whatever XDG_DATA_HOME says
+        "_CONTAINERS_ROOTLESS_UID": "1",  # root's cache is always in /var/lib/containers
         **{name: os.environ[name] for name in _PROXIES if name in os.environ},
     }
     try:
