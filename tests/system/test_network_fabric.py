@@ -312,7 +312,7 @@ def test_attach_is_fast() -> None:
         cloud.attach(instance)
         spent.append(time.perf_counter() - start)
     median = sorted(spent)[len(spent) // 2]
-    assert median < 0.012, f"median of attach is {median * 1e3:.1f} ms"  # 2 on an idle machine
+    assert median < 0.012, f"median of attach is {median * 1e3:.1f} ms"  # 2 to 3 on an idle machine
 
 
 def prepared(cloud: Lab, tenant: str) -> Instance:

@@ -51,7 +51,7 @@ class Station:
 
 @dataclass(frozen=True)
 class Router:
-    """A tenant's router with its uplink: `device` is the host's end, `mac` is that of the tenant's end."""
+    """A tenant's router and its namespace; `device` is its uplink's end on the host, `mac` that of the other end."""
 
     tenant: str
     netns: int

@@ -6,6 +6,8 @@ what the kernel has, and `probe` sends packets. Where they differ, isolation is 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -20,7 +22,9 @@ from insula.network.probe import Probe, Result, Router, Station
 class Probed(Fabric, Protocol):
     """A fabric that says where probes can be sent and received."""
 
-    def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router: ...
+    def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router:
+        """The tenant's router; the caller closes its `netns`."""
+        ...
 
 
 def verify(
@@ -42,22 +46,29 @@ def verify(
     drift = [f"host: {text}" for text in host_drift]
     for one in installed:
         drift += [f"{one.tenant}: {text}" for text in (*one.drift, *intent.differences(one, networks, running))]
-    routers = [
-        fabric.router(tenant, [network for network in networks if network.tenant == tenant.name])
-        for tenant, one in zip(tenants, installed, strict=True)
-        if one.namespace
-    ]
     stations = [_station(port, by_name[port.tenant, port.network], netns[port.index]) for port in running]
-    endpoints = [endpoint for station in stations for endpoint in station.endpoints]
-    for router in routers:
-        endpoints += [*router.gateways, *router.hosts, *router.outsides]
-    pairs = [(s, t) for s, t in intent.pairs(endpoints) if any(r.tenant == s.tenant for r in routers)]
-    with Probe(stations, routers) as probe:
+    with contextlib.ExitStack() as stack:
+        routers = []
+        for tenant, one in zip(tenants, installed, strict=True):
+            if one.namespace:
+                router = fabric.router(tenant, [network for network in networks if network.tenant == tenant.name])
+                stack.callback(os.close, router.netns)
+                routers.append(router)
+        pairs = _pairs(stations, routers)
+        probe = stack.enter_context(Probe(stations, routers))
         results = probe.measure(pairs, beyond=not host_drift)
     permitted = intent.Permitted(installed, running)
     matrix = [_cell(*pair, permitted(*pair), result) for pair, result in zip(pairs, results, strict=True)]
     passed = not drift and all(cell.ok and cell.probed is not None and cell.control for cell in matrix)
     return VerifyReport(passed=passed, matrix=matrix, drift=drift, seconds=time.monotonic() - started)
+
+
+def _pairs(stations: Sequence[Station], routers: Sequence[Router]) -> list[tuple[intent.Endpoint, intent.Endpoint]]:
+    endpoints = [endpoint for station in stations for endpoint in station.endpoints]
+    for router in routers:
+        endpoints += [*router.gateways, *router.hosts, *router.outsides]
+    routed = {router.tenant for router in routers}
+    return [(source, target) for source, target in intent.pairs(endpoints) if source.tenant in routed]
 
 
 def _station(port: Port, network: Network, netns: int) -> Station:

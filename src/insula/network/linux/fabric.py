@@ -216,13 +216,13 @@ class LinuxFabric:
         return found
 
     def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router:
-        """Where probes enter and leave the tenant's namespace. Its descriptor is ours: don't close it."""
+        """Where probes enter and leave the tenant's namespace; the caller closes `netns`."""
         domain = self._domain(tenant)
         (host, _), (host6, _) = self.plan.addresses(tenant.index)
         versions = 2 if self._ipv6 else 1
         return Router(
             tenant=tenant.name,
-            netns=domain.netns,
+            netns=os.dup(domain.netns),
             gateways=tuple(gateway for network in networks for gateway in intent.of_gateway(network)),
             hosts=tuple(intent.Endpoint("host", tenant.name, 0, "host", a) for a in (host, host6)[:versions]),
             outsides=tuple(intent.outside(tenant.name)[:versions]),

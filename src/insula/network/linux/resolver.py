@@ -74,7 +74,7 @@ class Resolver:
             for address in addresses
         ]
         directory, text = self._hosts(tenant), "".join(lines)
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._prepare(tenant)
         names_file, draft = directory / "names", directory.parent / "names.new"
         if names_file.exists() and names_file.read_text() == text:
             return
@@ -87,9 +87,7 @@ class Resolver:
         if self.running(tenant, netns):
             return
         self._stop_all(tenant)
-        for directory in (self._directory, self._directory / tenant, self._hosts(tenant)):
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            directory.chmod(0o755)
+        self._prepare(tenant)
         arguments = self._arguments(tenant)
 
         def start() -> subprocess.CompletedProcess[str]:
@@ -124,6 +122,12 @@ class Resolver:
         """Remove the directory when no tenant is left."""
         with contextlib.suppress(OSError):
             self._directory.rmdir()
+
+    def _prepare(self, tenant: str) -> None:
+        """Directories that dnsmasq can read, whatever the umask."""
+        for directory in (self._directory, self._directory / tenant, self._hosts(tenant)):
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o755)
 
     def _hosts(self, tenant: str) -> Path:
         return self._directory / tenant / "hosts"

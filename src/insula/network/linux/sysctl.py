@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,11 +86,14 @@ class HostSettings:
 
     def __init__(self, record: Path) -> None:
         self._record = record
+        self._lock = threading.Lock()
 
     def forward(self, version: int) -> None:
         """Let the host forward packets of this IP version."""
         name = "ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding"
-        if read(name) == "0":
+        with self._lock:
+            if read(name) != "0":
+                return
             if version == 6:  # a router ignores router advertisements unless told so: keep the host's own routes
                 for device in os.listdir("/proc/sys/net/ipv6/conf"):
                     if read(f"ipv6/conf/{device}/accept_ra") == "1":
@@ -98,9 +102,10 @@ class HostSettings:
 
     def at_least(self, name: str, value: int) -> None:
         """Raise a limit."""
-        now = read(name)
-        if now is not None and int(now) < value:
-            self._set(name, str(value))
+        with self._lock:
+            now = read(name)
+            if now is not None and int(now) < value:
+                self._set(name, str(value))
 
     def restore(self) -> None:
         """Put back what we changed and nobody changed since."""
