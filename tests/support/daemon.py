@@ -9,10 +9,11 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.support.cli import REPOSITORY, Cli
-from tests.support.machine import Namespaces, Run
+from tests.support.machine import CGROUPS, Namespaces, Run
 from tests.support.snapshot import Snapshot
 from tests.support.wait import until
 
@@ -150,20 +151,26 @@ class Daemon:
         for name in PROCESSES:
             self.kill(name)
         for _ in range(50):
-            pids = [pid for path in self._cgroup_files() for pid in path.read_text().split()]
+            pids = self._pids_in_cgroups()
             if not pids:
                 break
             for pid in pids:
-                os.kill(int(pid), signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             target = line.split()[4]
             if target.startswith((f"{self.path}/", f"/run/netns/{self.prefix}-")):
-                subprocess.run(["umount", "--lazy", target], check=False)
+                subprocess.run(["umount", "--lazy", target], check=False, capture_output=True)
         for path in Path("/run/netns").glob(f"{self.prefix}-*"):
             path.unlink()
         self.namespaces.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _cgroup_files(self) -> list[Path]:
-        return [path for path in Path("/sys/fs/cgroup").rglob("cgroup.procs") if f"/{self.prefix}/" in str(path)]
+    def _pids_in_cgroups(self) -> list[int]:
+        found = []
+        for top in [CGROUPS / self.prefix, *CGROUPS.glob(f"*/{self.prefix}")]:
+            for path, _, _ in os.walk(top):
+                with suppress(OSError):  # ENODEV: it is being removed
+                    found += [int(word) for word in Path(path, "cgroup.procs").read_text().split()]
+        return found
