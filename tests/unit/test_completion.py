@@ -66,7 +66,9 @@ def test_the_scripts_are_valid(shell: str, tmp_path: Path) -> None:
     subprocess.run([*SYNTAX[shell], str(script)], check=True)
 
 
-def test_bash_really_completes(stub: StubDaemon, tmp_path: Path) -> None:
+@pytest.fixture
+def place(stub: StubDaemon, tmp_path: Path) -> Path:
+    """A directory with a launcher `insula`, a file, and a daemon that has an instance `web`."""
     stub.client.instances.run("default", "x", ["true"], name="web", start=False)
     launcher = tmp_path / "insula"
     launcher.write_text(
@@ -75,20 +77,32 @@ def test_bash_really_completes(stub: StubDaemon, tmp_path: Path) -> None:
     )
     launcher.chmod(0o755)
     (tmp_path / "file.tar").touch()
+    return tmp_path
+
+
+PRESS_TAB = {
+    "bash": """source <(insula completion bash)
+        COMP_WORDS=(insula "$@") COMP_CWORD=$#; _insula; printf '%s\\n' "${COMPREPLY[@]}" """,
+    "zsh": """compdef() { }; compadd() { shift; print -l -- "$@" }; _files() { print -l -- *.tar }
+        source <(insula completion zsh); words=(insula "$@"); CURRENT=$#words; _insula | grep "^${words[-1]}" """,
+    "fish": """source (insula completion fish | psub); complete -C "insula $(string join ' ' -- $argv)" """,
+}
+
+
+@pytest.mark.parametrize("shell", PRESS_TAB)
+def test_shells_really_complete(shell: str, stub: StubDaemon, place: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    environment = {"INSULA_SOCKET": str(stub.path), "PATH": f"{place}:/usr/bin:/bin", "HOME": str(place)}
 
     def press_tab(*words: str) -> list[str]:
-        script = (
-            'source <("$1" completion bash); shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _insula;'
-            'printf "%s\\n" "${COMPREPLY[@]}"'
-        )
-        command = ["bash", "-c", script, "bash", str(launcher), str(launcher), *words]
-        environment = {"INSULA_SOCKET": str(stub.path), "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
+        command = [shell, "-c", PRESS_TAB[shell], *([] if shell == "fish" else [shell]), *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=place)
         assert done.stderr == ""
-        return done.stdout.split()
+        return [line.split("\t")[0] for line in done.stdout.split("\n") if line]
 
     assert press_tab("net") == ["network"]
     assert press_tab("stop", "w") == ["web"]
     assert press_tab("run", "--read") == ["--read-only"]
     assert press_tab("image", "load", "fi") == ["file.tar"]
-    assert press_tab("run", "busybox", "ls", "") == []
+    assert press_tab("run", "busybox", "ls", "nothing-such") == []

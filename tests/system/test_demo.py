@@ -1,0 +1,66 @@
+"""The guided tour: it shows what is so, says when something is not, and takes everything away again."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from tests.support.daemon import Daemon
+from tests.support.wait import until
+
+HOUSES = {"acme", "globex"}
+
+
+def tenants(daemon: Daemon) -> set[str]:
+    return {view["tenant"]["name"] for view in daemon.cli.json("tenant", "ls")}
+
+
+def test_every_claim_holds_and_nothing_stays(fresh: Daemon) -> None:
+    before = tenants(fresh)
+    result = fresh.cli.run("demo", timeout=120)
+    assert result.status == 0, result
+    assert "NOT SO" not in result.out
+    assert result.out.rstrip().endswith("claims held.")
+    for seen in ("$ insula verify", "whois", "web of acme", "web of globex", "can't fork", "137", "0 wrong"):
+        assert seen in result.out
+    assert tenants(fresh) == before
+    assert fresh.cli.json("ps", "-a", "--all-tenants") == []
+
+
+def test_kept_tenants_are_replaced_by_the_next_tour(fresh: Daemon) -> None:
+    assert fresh.cli.run("demo", "--keep", timeout=120).status == 0
+    assert tenants(fresh) >= HOUSES
+    assert fresh.cli.of("acme").ok("exec", "web", "cat", "/www/index.html") == "web of acme"
+    running = {view["instance"]["name"] for view in fresh.cli.of("acme").json("ps", "-a")}
+    assert running == {"web", "db"}
+    assert fresh.cli.run("demo", timeout=120).status == 0
+    assert not tenants(fresh) & HOUSES
+
+
+def test_an_interrupted_tour_takes_everything_away(fresh: Daemon) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with fresh.cli.start("demo") as tour:
+            until(lambda: len(fresh.cli.json("ps", "--all-tenants")) >= 2, "it has begun")
+            tour.send_signal(number)
+            tour.communicate(timeout=30)
+        assert tour.returncode != 0
+        assert not tenants(fresh) & HOUSES
+
+
+def test_a_tenant_of_that_name_is_left_alone(fresh: Daemon) -> None:
+    fresh.cli.ok("tenant", "create", "globex")
+    assert "not the demo's" in fresh.cli.fails("demo")
+    assert tenants(fresh) & HOUSES == {"globex"}
+
+
+def test_a_claim_that_does_not_hold_is_said(fresh: Daemon) -> None:
+    """Somebody stops an instance in the middle of the tour."""
+    with fresh.cli.start("demo") as tour:
+        acme = fresh.cli.of("acme")
+        until(lambda: acme.run("kill", "db").status == 0, "db runs, and is killed", interval=0.01)
+        out, _ = tour.communicate(timeout=120)
+    assert tour.returncode == 1, out
+    assert "NOT SO" in out
+    assert "did not hold" in out
+    time.sleep(0.1)
+    assert not tenants(fresh) & HOUSES
