@@ -395,3 +395,27 @@ def test_busybox_is_reproducible_and_runs(store: ImageStore, tmp_path: Path) -> 
         command = "id -un; whoami; cat /etc/passwd | wc -l; ls -ld /tmp | cut -c1-10; which ip nc ping"
         done = subprocess.run(["chroot", root, "sh", "-c", command], capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["root", "root", "3", "drwxrwxrwt", "/sbin/ip", "/usr/bin/nc", "/bin/ping"]
+
+
+# -- Debian ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distribution", "release", "kind", "why"),
+    [
+        ("fedora", None, Invalid, "fedora"),
+        ("debian", "../../etc", Invalid, "does not parse"),
+        ("debian", "--foo", Invalid, "does not parse"),
+        ("debian", "nosuchrelease", Failed, "nosuchrelease"),
+        ("debian", "bookworm", Failed, "bookworm"),  # tests have no network: the mirror is out of reach
+    ],
+)
+def test_base_images_that_can_not_be_built(
+    store: ImageStore, distribution: str, release: str | None, kind: type[InsulaError], why: str
+) -> None:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    lines: list[str] = []
+    with unchanged(store, why, kind):
+        store.build_base(distribution, release, lines.append)
+    assert bool(lines) == (kind is Failed)
+    assert Path("/proc/self/mountinfo").read_text() == mounts

@@ -182,7 +182,7 @@ def _watch(
     if stop:
         raise stop[0]
     if process.returncode != 0:
-        raise _explain(reference, errors)
+        raise explain(reference, errors)
 
 
 def _size(directory: Path) -> int:
@@ -196,7 +196,7 @@ def _size(directory: Path) -> int:
         return total
 
 
-def _explain(reference: Reference, errors: list[str]) -> InsulaError:
+def explain(reference: Reference, errors: list[str]) -> InsulaError:
     """skopeo's last words as one of ours."""
     text = " ".join(errors)
     fatal = re.findall(r'level=fatal msg="((?:[^"\\]|\\.)*)"', text)

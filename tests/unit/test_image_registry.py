@@ -1,0 +1,41 @@
+"""What skopeo says, as one line of ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from insula.image.reference import parse
+from insula.image.registry import Auth, explain
+from insula.model.errors import Denied, Failed, InsulaError, Invalid, NotFound, Unavailable
+
+
+def fatal(message: str) -> list[str]:
+    return ["some warning", f'time="2026-01-01T00:00:00Z" level=fatal msg="{message}"']
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind"),
+    [
+        (["setpriv: failed to execute skopeo: No such file or directory"], Unavailable),
+        (fatal("writing blob: write /x/y: no space left on device"), Failed),
+        (fatal(r"initializing source: pinging container registry r: Get \"https://r/v2/\": x509: bad"), Unavailable),
+        (fatal("pinging container registry r: http: server gave HTTP response to HTTPS client"), Unavailable),
+        (fatal("dial tcp: lookup r: no such host"), Unavailable),
+        (fatal("reading manifest x in r/app: unauthorized: authentication required"), Denied),
+        (fatal("reading manifest x in r/app: manifest unknown"), NotFound),
+        (fatal("no image found in manifest list for architecture amd64"), Invalid),
+        (fatal("something\\nnew"), Failed),
+        ([], Failed),
+    ],
+)
+def test_errors_are_explained(lines: list[str], kind: type[InsulaError]) -> None:
+    error = explain(parse("r.example/app:1"), lines)
+    assert type(error) is kind
+    assert error.hint
+    assert "\n" not in str(error)
+
+
+def test_a_login_shows_no_password() -> None:
+    login = Auth(username="ada", password="correct horse")
+    assert "correct" not in f"{login} {login!r} {login!s}"
+    assert "ada" in repr(login)
