@@ -249,6 +249,10 @@ class Runtime:
     def exit(self, container: str) -> ExitRecord | None:
         return Bundle(self.run, container).exit()
 
+    def forget(self, container: str, exec_id: str) -> None:
+        """Drop what is known of a process that joined and has ended; nobody can wait for it any more."""
+        Bundle(self.run, container).forget(exec_id)
+
     def netns(self, container: str) -> int:
         """A descriptor of the network namespace; the caller closes it. `NotFound` if the container is gone."""
         state = self.state(container)

@@ -119,22 +119,23 @@ class Admission:
             return
         raise Conflict(f"tenant {tenant} was changed at the same time", "try again")
 
-    async def dismiss(self, instance: Instance) -> None:
-        """Takes the instance out of the store, with everything that it owned."""
-        tenant, name = instance.tenant, instance.name
-        own = port_claims(instance.port) if instance.port else []
 
-        async def attempt(guard: Found[Usage]) -> None:
-            usage = subtract(guard.value, instance.spec.resources)
-            await self.engine.store.transact(
-                [Compare(USAGE.key(tenant), guard.revision)],
-                [
-                    INSTANCES.delete(tenant, name),
-                    STATUS.delete(tenant, name),
-                    USAGE.put(usage, tenant),
-                    *claims.release(own),
-                ],
-            )
+async def dismiss(engine: Engine, instance: Instance) -> None:
+    """Takes the instance out of the store, with everything that it owned."""
+    tenant, name = instance.tenant, instance.name
+    own = port_claims(instance.port) if instance.port else []
 
-        await guarded(self.engine.store, tenant, attempt)
-        self.engine.give_back(own)
+    async def attempt(guard: Found[Usage]) -> None:
+        usage = subtract(guard.value, instance.spec.resources)
+        await engine.store.transact(
+            [Compare(USAGE.key(tenant), guard.revision)],
+            [
+                INSTANCES.delete(tenant, name),
+                STATUS.delete(tenant, name),
+                USAGE.put(usage, tenant),
+                *claims.release(own),
+            ],
+        )
+
+    await guarded(engine.store, tenant, attempt)
+    engine.give_back(own)

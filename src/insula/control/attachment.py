@@ -52,7 +52,8 @@ class Attachment:
     """The streams of an instance's current start, or of one more process in it; one reader.
 
     `log` opens the log at the beginning of that start, for an instance; other processes have none. Should the keeper
-    die, it and not the stream tells what came afterwards, so nothing is lost and nothing is repeated.
+    die, it and not the stream tells what came afterwards, so nothing is lost and nothing is repeated. The end is told
+    only `after` that has happened, if it is given: who hears that a `--rm` instance ended can use its name again.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Attachment:
         stdin: bool,
         replay: bool = False,
         log: Callable[[], LogReader] | None = None,
+        after: asyncio.Event | None = None,
     ) -> None:
         self._runtime = runtime
         self._container = container
@@ -71,6 +73,7 @@ class Attachment:
         self._stdin = stdin
         self._replay = replay
         self._log = log
+        self._after = after
         self._stream: asyncio.Future[Stream | None] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[Exit] | None = None
         self._fresh = False
@@ -121,7 +124,10 @@ class Attachment:
         if self._replay or lost:
             async for kind, data in self._rest(delivered, ended):
                 yield kind, data
-        yield exit_frame(await asyncio.shield(ended))
+        last = exit_frame(await asyncio.shield(ended))
+        if self._after:
+            await self._after.wait()
+        yield last
 
     async def _rest(self, delivered: Counter[Kind], ended: asyncio.Future[Exit]) -> AsyncIterator[tuple[Kind, bytes]]:
         """What the log has beyond what was delivered, and what is still to come."""

@@ -28,6 +28,7 @@ from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView
 
 T = TypeVar("T")
 _SIGKILL = 9
+_REMEMBERED = 100  # ends of other processes in an instance
 
 
 class Instances:
@@ -39,7 +40,6 @@ class Instances:
         self.admission = admission
         self.supervisor = supervisor
         self.archives = Archives(supervisor)
-        supervisor.remove = self._remove  # type: ignore[method-assign]
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         result: T = await asyncio.shield(self.supervisor.spawn(work))
@@ -80,7 +80,8 @@ class Instances:
                 try:
                     await self.supervisor.launch(member)
                 except BaseException:
-                    await self._remove(member)
+                    with contextlib.suppress(InsulaError):  # then the next start of the daemon removes it
+                        await self.supervisor.remove(member)
                     raise
         return view(member)
 
@@ -99,7 +100,7 @@ class Instances:
                     await self.supervisor.launch(member)
                 except InsulaError:
                     if member.instance.spec.remove:
-                        await self._remove(member)
+                        await self.supervisor.remove(member)
                     raise
         return view(member)
 
@@ -163,23 +164,7 @@ class Instances:
                 return
             if member.active and not force:
                 raise Conflict(f"instance {member.instance.name} is running", "stop it first, or use --force")
-            await self._remove(member)
-
-    async def _remove(self, member: Member) -> None:
-        """Kills it, and takes it off the host and out of the store. The lock is held."""
-        supervisor = self.supervisor
-        await supervisor.want(member, wanted="removed")
-        await supervisor.end(member, _SIGKILL, 0.0)
-        await supervisor.launcher.clean(member.tenant, member.instance)
-        await supervisor.launcher.remove_directory(member.instance.id)
-        supervisor.forget(member)
-        if member.saving:
-            await member.saving
-        await self.admission.dismiss(member.instance)
-
-    async def finish_removal(self, member: Member) -> None:
-        """Ends a removal that was interrupted. The lock is held."""
-        await self._remove(member)
+            await self.supervisor.remove(member)
 
     async def finish_stop(self, member: Member) -> None:
         """Ends a stop that was interrupted."""
@@ -226,6 +211,7 @@ class Instances:
             stdin=stdin,
             replay=replay,
             log=lambda: self._reader(member, since=since),
+            after=member.vanished if member.instance.spec.remove else None,
         )
         try:
             if coming:
@@ -267,7 +253,19 @@ class Instances:
             raise not_running(member)
         launcher = self.supervisor.launcher
         process = await asyncio.to_thread(launcher.exec_process, member.tenant, member.instance, spec)
-        return await self._whole(self.engine.runtime.exec(member.instance.id, Exec(process, stdin=spec.stdin)))
+        exec_id = await self._whole(self.engine.runtime.exec(member.instance.id, Exec(process, stdin=spec.stdin)))
+        for ended in [other for other, end in member.execs.items() if end.done()][:-_REMEMBERED]:
+            del member.execs[ended]
+        member.execs[exec_id] = self.supervisor.spawn(self._exec_end(member, exec_id))
+        return exec_id
+
+    async def _exec_end(self, member: Member, exec_id: str) -> Exit:
+        try:
+            record = await self.engine.runtime.wait(member.instance.id, exec_id)
+        except NotFound:  # the instance ended, and all that ran inside with it
+            return Exit(exit_status=128 + _SIGKILL, signal=_SIGKILL, finished=time.time())
+        self.engine.runtime.forget(member.instance.id, exec_id)
+        return as_exit(record)
 
     @asynccontextmanager
     async def exec_attach(
@@ -277,19 +275,14 @@ class Instances:
         member = await self.find(tenant, name)
         attachment = Attachment(self.engine.runtime, member.instance.id, exec_id, stdin=stdin)
         try:
-            ended = self.supervisor.spawn(self.exec_wait(tenant, name, exec_id))
-            await attachment.connect(ended, fresh=True)
+            await attachment.connect(_exec_of(member, exec_id), fresh=True)
             yield attachment
         finally:
             attachment.close()
 
     async def exec_wait(self, tenant: str, name: str, exec_id: str) -> Exit:
         """How that process ended, once it has."""
-        member = await self.find(tenant, name)
-        try:
-            return as_exit(await self.engine.runtime.wait(member.instance.id, exec_id))
-        except NotFound:  # the instance ended, and all that ran inside with it
-            return Exit(exit_status=128 + _SIGKILL, signal=_SIGKILL, finished=time.time())
+        return await asyncio.shield(_exec_of(await self.find(tenant, name), exec_id))
 
     async def exec_kill(self, tenant: str, name: str, exec_id: str, signal: int) -> None:
         """A signal to that process; Conflict if it has ended."""
@@ -331,6 +324,12 @@ def end_of(member: Member) -> asyncio.Future[Exit]:
     if not member.ended.done() and member.status.state == "exited" and member.status.exit:
         member.ended.set_result(member.status.exit)
     return member.ended
+
+
+def _exec_of(member: Member, exec_id: str) -> asyncio.Task[Exit]:
+    if ended := member.execs.get(exec_id):
+        return ended
+    raise NotFound(f"instance {member.instance.name} has no such process", "it ended long ago")
 
 
 def check_there(member: Member) -> None:

@@ -186,7 +186,7 @@ class Reconciler:
             log.info("instance %s/%s: %s", *member.key, action.name.lower())
         async with member.lock:
             if action is Action.REMOVE:
-                await instances.finish_removal(member)
+                await supervisor.remove(member)
             elif action is Action.STOP:
                 self._adopt(member)
                 supervisor.spawn(instances.finish_stop(member))

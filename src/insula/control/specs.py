@@ -83,6 +83,6 @@ def _check_numbers(spec: InstanceSpec) -> None:
     if spec.restart.max_retries and spec.restart.name != "on-failure":
         raise Invalid(f"restart policy {spec.restart.name} has no number of retries", "on-failure has")
     if spec.remove and spec.restart.name != "no":
-        raise Invalid("an instance that is removed on exit can't restart", "leave out --rm or --restart")
+        raise Invalid("--rm and --restart exclude each other", "an instance that is removed on exit can't restart")
     if not 4096 <= spec.log_size <= MAX_LOG or not 1 <= spec.log_files <= 1000:
         raise Invalid("the log's limits make no sense", "use at least 4k, and 1 to 1000 files")

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from insula.container.runtime import ExitRecord
+from insula.control.admission import dismiss
 from insula.control.attachment import Attachment
 from insula.control.engine import Engine
 from insula.control.keys import INSTANCES, STATUS
@@ -30,6 +31,8 @@ from insula.store.protocol import TransactionConflict
 
 log = logging.getLogger("insula.control")
 SETTLED = ("running", "exited", "failed")
+_SIGKILL = 9
+_REMEMBERED = 1000
 _RETRY = 1.0  # seconds between attempts at what must succeed in the end
 
 
@@ -48,6 +51,8 @@ class Member:
         self.restarting: asyncio.Task[None] | None = None
         self.saving: asyncio.Task[None] | None = None
         self.unsaved = False
+        self.vanished = asyncio.Event()  # of one that is removed when it ends
+        self.execs: dict[str, asyncio.Task[Exit]] = {}  # the ends of other processes in it
         self.gone = False
 
     @property
@@ -93,17 +98,6 @@ class Supervisor:
     def names(self, tenant: str) -> dict[str, Sequence[str]]:
         """What resolves in a tenant: the names of instances that run."""
         return {m.instance.name: addresses(m.instance) for m in self.of(tenant) if m.active and m.instance.port}
-
-    def forget(self, member: Member) -> None:
-        """It was removed; its end can still be asked for, for a while."""
-        member.gone = True
-        self.members.pop(member.key, None)
-        if member.status.exit:
-            self._last[member.key] = member.status.exit
-            while len(self._last) > 1000:
-                self._last.pop(next(iter(self._last)))
-        for attachment in member.waiting:
-            attachment.fail(NotFound(f"instance {member.instance.name} was removed"))
 
     def last_exit(self, tenant: str, name: str) -> Exit | None:
         return self._last.get((tenant, name))
@@ -210,6 +204,8 @@ class Supervisor:
     def resume(self, member: Member) -> None:
         """Has an instance that ended removed or started again, if that is wanted."""
         instance, ended = member.instance, member.status.exit
+        if self.stopping:
+            member.vanished.set()
         if self.stopping or ended is None or instance.wanted == "removed":
             return
         if instance.spec.remove:
@@ -235,9 +231,12 @@ class Supervisor:
                     log.warning("instance %s/%s does not start again: %s", *member.key, error)
 
     async def _remove_ended(self, member: Member) -> None:
-        async with member.lock:
-            if not member.gone and not member.active:
-                await self.remove(member)
+        try:
+            async with member.lock:
+                if not member.gone and not member.active:
+                    await self.remove(member)
+        finally:
+            member.vanished.set()
 
     async def _tidy(self, member: Member) -> None:
         """Removes container and port; again until it succeeds, or the daemon ends and the next one does it."""
@@ -262,12 +261,34 @@ class Supervisor:
             await asyncio.wait([member.ended], timeout=timeout)
             if not member.ended.done():
                 with contextlib.suppress(NotFound):
-                    self.engine.runtime.signal(member.instance.id, 9)
+                    self.engine.runtime.signal(member.instance.id, _SIGKILL)
         await member.settled()
 
     async def remove(self, member: Member) -> None:
-        """Set by `instances.py`, which knows quotas and claims."""
-        raise NotImplementedError
+        """Kills it, and takes it off the host and out of the store. The lock is held."""
+        await self.want(member, wanted="removed")
+        await self.end(member, _SIGKILL, 0.0)
+        await self.launcher.clean(member.tenant, member.instance)
+        await self.launcher.remove_directory(member.instance.id)
+        member.gone = True  # from here on no status is stored any more
+        await self._saved(member)
+        try:
+            await dismiss(self.engine, member.instance)
+        except BaseException:
+            member.gone = False
+            raise
+        self._forget(member)
+
+    def _forget(self, member: Member) -> None:
+        """Its end can still be asked for, for a while."""
+        self.members.pop(member.key, None)
+        member.vanished.set()
+        if member.status.exit:
+            self._last[member.key] = member.status.exit
+            while len(self._last) > _REMEMBERED:
+                self._last.pop(next(iter(self._last)))
+        for attachment in member.waiting:
+            attachment.fail(NotFound(f"instance {member.instance.name} was removed"))
 
     # -- statuses --------------------------------------------------------------------------------------------------
 
