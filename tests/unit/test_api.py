@@ -16,6 +16,7 @@ import pytest
 
 from insula.api.daemon import locked
 from insula.api.peer import Peer, allowed, group_id, listen
+from insula.api.server import notify
 from insula.client.http import Dechunker, connect, head, quote, request, target
 from insula.model.errors import Conflict, Denied, Failed, Invalid, NotFound, Unavailable
 from insula.model.stream import Kind
@@ -248,6 +249,17 @@ def test_two_daemons_cannot_have_one_root(tmp_path: Path) -> None:
         pass
     with locked(lock):
         assert lock.read_text() == f"{os.getpid()}\n"
+
+
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(path)
+        systemd.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        notify("READY=1")
+        assert systemd.recv(100) == b"READY=1"
+    notify("STOPPING=1")  # nobody listens any more: that is no error
 
 
 # -- the wire --------------------------------------------------------------------------------------------------------

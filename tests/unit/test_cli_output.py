@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.cli.output import age, clean, table
+from insula.cli.verbs.events import line
 from insula.cli.verbs.logs import printable, stamp
 
 
@@ -52,3 +53,9 @@ def test_timestamps_stand_at_the_beginning_of_lines_only() -> None:
 def test_age() -> None:
     assert [age(0, now) for now in (0, 59, 60, 3599, 3600, 86400 * 3)] == ["0s", "59s", "1m", "59m", "1h", "3d"]
     assert age(None) == "-"
+
+
+def test_events_are_lines() -> None:
+    event = {"time": 0.0, "revision": 7, "kind": "instance", "action": "exited", "tenant": "acme", "name": "web"}
+    assert line({**event, "exit_status": 0, "error": None})[8:] == "  instance exited acme/web  exit_status=0"
+    assert line({**event, "kind": "tenant", "name": "acme\x1b"})[8:] == "  tenant exited acme\\x1b"

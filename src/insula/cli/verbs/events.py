@@ -6,6 +6,10 @@ from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import clean
 from insula.client import Client
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def run(arguments: Arguments) -> int:
     import json
@@ -14,8 +18,20 @@ def run(arguments: Arguments) -> int:
         if arguments.json:
             print(json.dumps(event), flush=True)
         else:
-            print("  ".join(f"{name}={clean(value)}" for name, value in event.items() if value is not None), flush=True)
+            print(line(event), flush=True)
     return 0
+
+
+def line(event: dict[str, Any]) -> str:
+    """``12:30:01  instance exited acme/web  exit_status=0``, local time."""
+    import time
+
+    known = ("time", "revision", "kind", "action", "tenant", "name")
+    moment = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+    names = [event["tenant"]] if event["tenant"] and event["kind"] != "tenant" else []
+    words = [moment, f"{event['kind']} {event['action']} {'/'.join([*names, event['name']])}"]
+    words += [f"{name}={value}" for name, value in event.items() if name not in known and value is not None]
+    return "  ".join(map(clean, words))
 
 
 COMMANDS = {
