@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Final
 
+from insula.kernel import rtattr
+
 # netlink.h, if_link.h, if_addr.h, rtnetlink.h, neighbour.h
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
@@ -28,7 +30,6 @@ _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
 _F_REQUEST, _F_ACK, _F_DUMP, _F_REPLACE, _F_EXCL, _F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
 _F_CAPPED, _F_ACK_TLVS, _F_DUMP_INTR = 0x100, 0x200, 0x10
-_NESTED, _TYPE_MASK = 0x8000, 0x3FFF
 _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 
@@ -114,33 +115,35 @@ def veth(
     master: int | None = None,
 ) -> Request:
     """A veth(4) pair: `name` here, up, and `peer` in the namespace behind the descriptor `netns`, down."""
-    far = _link_body(0) + _attributes(
-        (IFLA_IFNAME, _text(peer)),
-        (IFLA_NET_NS_FD, _u32(netns)),
-        (IFLA_ADDRESS, peer_mac and _mac(peer_mac)),
-        (IFLA_MTU, mtu and _u32(mtu)),
+    far = _link_body(0) + rtattr.attributes(
+        (IFLA_IFNAME, rtattr.text(peer)),
+        (IFLA_NET_NS_FD, rtattr.u32(netns)),
+        (IFLA_ADDRESS, peer_mac and rtattr.mac(peer_mac)),
+        (IFLA_MTU, mtu and rtattr.u32(mtu)),
     )
-    info = _nested((INFO_KIND, b"veth\0"), (INFO_DATA | _NESTED, _nested((VETH_INFO_PEER | _NESTED, far))))
+    info = rtattr.nested(
+        (INFO_KIND, b"veth\0"), (INFO_DATA | rtattr.NESTED, rtattr.nested((VETH_INFO_PEER | rtattr.NESTED, far)))
+    )
     return _new_link(f"veth {name}", name, index, info, mac=mac, mtu=mtu, master=master)
 
 
 def bridge(name: str, *, index: int = 0, mac: str, mtu: int) -> Request:
     """A bridge, up, without spanning tree and without multicast snooping: everything for a group goes to all ports."""
-    data = _nested((BR_STP_STATE, _u32(0)), (BR_MCAST_SNOOPING, b"\0"))
-    info = _nested((INFO_KIND, b"bridge\0"), (INFO_DATA | _NESTED, data))
+    data = rtattr.nested((BR_STP_STATE, rtattr.u32(0)), (BR_MCAST_SNOOPING, b"\0"))
+    info = rtattr.nested((INFO_KIND, b"bridge\0"), (INFO_DATA | rtattr.NESTED, data))
     return _new_link(f"bridge {name}", name, index, info, mac=mac, mtu=mtu)
 
 
 def vxlan(name: str, *, vni: int, local: str, port: int = 4789, index: int = 0, mtu: int, master: int) -> Request:
     """A VXLAN device (RFC 7348), up, that learns nothing: its forwarding entries are written with `forwarding`."""
     address = ip_address(local)
-    data = _nested(
-        (VXLAN_ID, _u32(vni)),
+    data = rtattr.nested(
+        (VXLAN_ID, rtattr.u32(vni)),
         (VXLAN_LOCAL if address.version == 4 else VXLAN_LOCAL6, address.packed),
         (VXLAN_LEARNING, b"\0"),
         (VXLAN_PORT, struct.pack("!H", port)),
     )
-    info = _nested((INFO_KIND, b"vxlan\0"), (INFO_DATA | _NESTED, data))
+    info = rtattr.nested((INFO_KIND, b"vxlan\0"), (INFO_DATA | rtattr.NESTED, data))
     return _new_link(f"vxlan {name}", name, index, info, mtu=mtu, master=master)
 
 
@@ -156,35 +159,38 @@ def set_link(
 ) -> Request:
     """Change an existing link; `link_local` False means that IPv6 makes no address for it by itself."""
     mode = ADDR_GEN_MODE_EUI64 if link_local else ADDR_GEN_MODE_NONE
-    inet6 = _nested((socket.AF_INET6 | _NESTED, _nested((INET6_ADDR_GEN_MODE, bytes([mode])))))
-    body = _LINK.pack(0, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP) + _attributes(
-        (IFLA_ADDRESS, mac and _mac(mac)),
-        (IFLA_MTU, mtu and _u32(mtu)),
-        (IFLA_MASTER, None if master is None else _u32(master)),
-        (IFLA_IFALIAS, None if alias is None else _text(alias)),
-        (IFLA_AF_SPEC | _NESTED, None if link_local is None else inet6),
+    inet6 = rtattr.nested((socket.AF_INET6 | rtattr.NESTED, rtattr.nested((INET6_ADDR_GEN_MODE, bytes([mode])))))
+    body = _LINK.pack(0, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP) + rtattr.attributes(
+        (IFLA_ADDRESS, mac and rtattr.mac(mac)),
+        (IFLA_MTU, mtu and rtattr.u32(mtu)),
+        (IFLA_MASTER, None if master is None else rtattr.u32(master)),
+        (IFLA_IFALIAS, None if alias is None else rtattr.text(alias)),
+        (IFLA_AF_SPEC | rtattr.NESTED, None if link_local is None else inet6),
     )
     return Request(f"set link {index}", _NEWLINK, 0, body)
 
 
 def set_bridge_port(index: int, *, learning: bool, flood: bool) -> Request:
     """Whether the port's bridge learns source addresses from it, and sends it unicast to addresses it doesn't know."""
-    data = _nested((BRPORT_LEARNING, bytes([learning])), (BRPORT_UNICAST_FLOOD, bytes([flood])))
-    info = _nested((INFO_SLAVE_KIND, b"bridge\0"), (INFO_SLAVE_DATA | _NESTED, data))
+    data = rtattr.nested((BRPORT_LEARNING, bytes([learning])), (BRPORT_UNICAST_FLOOD, bytes([flood])))
+    info = rtattr.nested((INFO_SLAVE_KIND, b"bridge\0"), (INFO_SLAVE_DATA | rtattr.NESTED, data))
     return Request(
-        f"set bridge port {index}", _NEWLINK, 0, _link_body(index) + _attributes((IFLA_LINKINFO | _NESTED, info))
+        f"set bridge port {index}",
+        _NEWLINK,
+        0,
+        _link_body(index) + rtattr.attributes((IFLA_LINKINFO | rtattr.NESTED, info)),
     )
 
 
 def delete_link(*, index: int = 0, name: str | None = None) -> Request:
     """Remove a link, of a veth both ends; no error when it is gone."""
-    body = _link_body(index) + _attributes((IFLA_IFNAME, name and _text(name)))
+    body = _link_body(index) + rtattr.attributes((IFLA_IFNAME, name and rtattr.text(name)))
     return Request(f"delete link {name or index}", _DELLINK, 0, body, ignore=frozenset({19}))  # ENODEV
 
 
 def add_address(index: int, address: str) -> Request:
     """`address` with its prefix length on a link, usable at once: without duplicate address detection (RFC 4862)."""
-    body = _address_body(index, address) + _attributes((IFA_FLAGS, _u32(IFA_F_NODAD)))
+    body = _address_body(index, address) + rtattr.attributes((IFA_FLAGS, rtattr.u32(IFA_F_NODAD)))
     return Request(f"add address {address}", _NEWADDR, _F_CREATE | _F_REPLACE, body)
 
 
@@ -200,9 +206,9 @@ def add_route(destination: str, *, index: int, gateway: str | None = None) -> Re
     scope = 0 if gateway else 253  # RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
     main, protocol_static, unicast = 254, 4, 1
-    body = _ROUTE.pack(family, network.prefixlen, 0, 0, main, protocol_static, scope, unicast, 0) + _attributes(
+    body = _ROUTE.pack(family, network.prefixlen, 0, 0, main, protocol_static, scope, unicast, 0) + rtattr.attributes(
         (RTA_DST, network.network_address.packed if network.prefixlen else None),
-        (RTA_OIF, _u32(index)),
+        (RTA_OIF, rtattr.u32(index)),
         (RTA_GATEWAY, gateway and ip_address(gateway).packed),
     )
     return Request(f"add route {destination}", _NEWROUTE, _F_CREATE | _F_REPLACE, body)
@@ -212,7 +218,9 @@ def add_neighbour(index: int, address: str, mac: str) -> Request:
     """A permanent entry of the ARP or NDP table: the kernel never asks for it and never forgets it."""
     ip = ip_address(address)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    body = _NEIGH.pack(family, index, NUD_PERMANENT, 0, 0) + _attributes((NDA_DST, ip.packed), (NDA_LLADDR, _mac(mac)))
+    body = _NEIGH.pack(family, index, NUD_PERMANENT, 0, 0) + rtattr.attributes(
+        (NDA_DST, ip.packed), (NDA_LLADDR, rtattr.mac(mac))
+    )
     return Request(f"add neighbour {address}", _NEWNEIGH, _F_CREATE | _F_REPLACE, body)
 
 
@@ -220,7 +228,7 @@ def delete_neighbour(index: int, address: str) -> Request:
     """Remove an entry; no error when it is gone."""
     ip = ip_address(address)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    body = _NEIGH.pack(family, index, 0, 0, 0) + _attributes((NDA_DST, ip.packed))
+    body = _NEIGH.pack(family, index, 0, 0, 0) + rtattr.attributes((NDA_DST, ip.packed))
     ignore = frozenset({2, 6, 19, 22})  # ENOENT, ENXIO, ENODEV; EINVAL where the link has no IPv6
     return Request(f"delete neighbour {address}", _DELNEIGH, 0, body, ignore)
 
@@ -228,7 +236,7 @@ def delete_neighbour(index: int, address: str) -> Request:
 def add_forwarding(index: int, mac: str, *, remote: str | None = None) -> Request:
     """bridge(8) fdb: frames to `mac` leave through this bridge port, or through this VXLAN device to host `remote`."""
     body = _NEIGH.pack(socket.AF_BRIDGE, index, NUD_NOARP, NTF_SELF if remote else NTF_MASTER, 0)
-    body += _attributes((NDA_LLADDR, _mac(mac)), (NDA_DST, remote and ip_address(remote).packed))
+    body += rtattr.attributes((NDA_LLADDR, rtattr.mac(mac)), (NDA_DST, remote and ip_address(remote).packed))
     return Request(f"add forwarding entry {mac}", _NEWNEIGH, _F_CREATE | _F_REPLACE, body)
 
 
@@ -242,12 +250,12 @@ def _new_link(
     mtu: int | None = None,
     master: int | None = None,
 ) -> Request:
-    body = _link_body(index, IFF_UP) + _attributes(
-        (IFLA_IFNAME, _text(name)),
-        (IFLA_ADDRESS, mac and _mac(mac)),
-        (IFLA_MTU, mtu and _u32(mtu)),
-        (IFLA_MASTER, master and _u32(master)),
-        (IFLA_LINKINFO | _NESTED, info),
+    body = _link_body(index, IFF_UP) + rtattr.attributes(
+        (IFLA_IFNAME, rtattr.text(name)),
+        (IFLA_ADDRESS, mac and rtattr.mac(mac)),
+        (IFLA_MTU, mtu and rtattr.u32(mtu)),
+        (IFLA_MASTER, master and rtattr.u32(master)),
+        (IFLA_LINKINFO | rtattr.NESTED, info),
     )
     return Request(f"add {what}", _NEWLINK, _F_CREATE | _F_EXCL, body)
 
@@ -260,7 +268,7 @@ def _address_body(index: int, address: str) -> bytes:
     interface = ip_interface(address)
     family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
     packed = interface.ip.packed
-    return _ADDR.pack(family, interface.network.prefixlen, 0, 0, index) + _attributes(
+    return _ADDR.pack(family, interface.network.prefixlen, 0, 0, index) + rtattr.attributes(
         (IFA_LOCAL, packed), (IFA_ADDRESS, packed)
     )
 
@@ -319,7 +327,7 @@ class Rtnl:
         value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_GLINK, 0), 8)
         request = struct.pack("16sP", name.encode(), ctypes.addressof(value)).ljust(40, b"\0")
         fcntl.ioctl(self._socket, _SIOCETHTOOL, request)
-        return bool(_int(value.raw[4:]))
+        return bool(rtattr.integer(value.raw[4:]))
 
     def links(self) -> list[Link]:
         """All links of the namespace."""
@@ -328,7 +336,7 @@ class Rtnl:
     def link(self, name: str) -> Link | None:
         """The link of that name."""
         try:
-            return _parse_link(self._get(_GETLINK, _link_body(0) + _attributes((IFLA_IFNAME, _text(name)))))
+            return _parse_link(self._get(_GETLINK, _link_body(0) + rtattr.attributes((IFLA_IFNAME, rtattr.text(name)))))
         except NetlinkError as error:
             if error.errno == 19:  # ENODEV
                 return None
@@ -347,9 +355,9 @@ class Rtnl:
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
             for body in self._dump(_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-                attributes = _parse(body[_ROUTE.size :])
+                attributes = rtattr.parse(body[_ROUTE.size :])
                 if body[1] == 0 and body[4] == 254 and RTA_GATEWAY in attributes and RTA_OIF in attributes:
-                    found.append((_int(attributes[RTA_OIF]), str(ip_address(attributes[RTA_GATEWAY]))))
+                    found.append((rtattr.integer(attributes[RTA_OIF]), str(ip_address(attributes[RTA_GATEWAY]))))
         return found
 
     def _get(self, type_: int, body: bytes) -> bytes:
@@ -397,30 +405,7 @@ class Rtnl:
             offset += -(-length // 4) * 4
 
 
-# -- attributes --------------------------------------------------------------------------------------------------
-
-
-def _attributes(*pairs: tuple[int, bytes | str | int | None]) -> bytes:
-    """Attributes in order; those without a value are left out."""
-    parts = []
-    for type_, value in pairs:
-        if isinstance(value, bytes):
-            parts.append(struct.pack("=HH", len(value) + 4, type_) + value + bytes(-len(value) % 4))
-    return b"".join(parts)
-
-
-_nested = _attributes
-
-
-def _parse(data: bytes) -> dict[int, bytes]:
-    found, offset = {}, 0
-    while offset + 4 <= len(data):
-        length, type_ = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            break
-        found[type_ & _TYPE_MASK] = data[offset + 4 : offset + length]
-        offset += -(-length // 4) * 4
-    return found
+# -- answers --------------------------------------------------------------------------------------------------
 
 
 def _error(what: str, flags: int, body: bytes) -> NetlinkError | None:
@@ -431,26 +416,26 @@ def _error(what: str, flags: int, body: bytes) -> NetlinkError | None:
     text = os.strerror(code)
     if flags & _F_ACK_TLVS:
         request = _HEADER.size if flags & _F_CAPPED else -(-struct.unpack_from("=I", body, 4)[0] // 4) * 4
-        said = _parse(body[4 + request :]).get(1, b"").rstrip(b"\0").decode(errors="replace")
+        said = rtattr.parse(body[4 + request :]).get(1, b"").rstrip(b"\0").decode(errors="replace")
         text = f"{text}: {said}" if said else text
     return NetlinkError(code, f"{what}: {text}")
 
 
 def _parse_link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    attributes = _parse(body[_LINK.size :])
-    info = _parse(attributes.get(IFLA_LINKINFO, b""))
-    port = _parse(info.get(INFO_SLAVE_DATA, b"")) if info.get(INFO_SLAVE_KIND) == b"bridge\0" else {}
+    attributes = rtattr.parse(body[_LINK.size :])
+    info = rtattr.parse(attributes.get(IFLA_LINKINFO, b""))
+    port = rtattr.parse(info.get(INFO_SLAVE_DATA, b"")) if info.get(INFO_SLAVE_KIND) == b"bridge\0" else {}
     return Link(
         index=index,
-        name=_str(attributes[IFLA_IFNAME]),
-        kind=_str(info.get(INFO_KIND, b"")),
+        name=rtattr.string(attributes[IFLA_IFNAME]),
+        kind=rtattr.string(info.get(INFO_KIND, b"")),
         up=bool(flags & IFF_UP),
         mac=attributes.get(IFLA_ADDRESS, b"").hex(":"),
-        mtu=_int(attributes[IFLA_MTU]),
-        master=_int(attributes[IFLA_MASTER]) if IFLA_MASTER in attributes else None,
-        peer=_int(attributes[IFLA_LINK]) if IFLA_LINK in attributes else None,
-        alias=_str(attributes.get(IFLA_IFALIAS, b"")),
+        mtu=rtattr.integer(attributes[IFLA_MTU]),
+        master=rtattr.integer(attributes[IFLA_MASTER]) if IFLA_MASTER in attributes else None,
+        peer=rtattr.integer(attributes[IFLA_LINK]) if IFLA_LINK in attributes else None,
+        alias=rtattr.string(attributes.get(IFLA_IFALIAS, b"")),
         learning=bool(port[BRPORT_LEARNING][0]) if BRPORT_LEARNING in port else None,
         flood=bool(port[BRPORT_UNICAST_FLOOD][0]) if BRPORT_UNICAST_FLOOD in port else None,
     )
@@ -458,14 +443,14 @@ def _parse_link(body: bytes) -> Link:
 
 def _parse_address(body: bytes) -> Address:
     _, prefix, _, scope, index = _ADDR.unpack_from(body)
-    attributes = _parse(body[_ADDR.size :])
+    attributes = rtattr.parse(body[_ADDR.size :])
     address = ip_address(attributes.get(IFA_LOCAL) or attributes[IFA_ADDRESS])
     return Address(index, f"{address}/{prefix}", link_local=scope == 253 and address.version == 6)
 
 
 def _parse_neighbour(family: int, body: bytes) -> Neighbour:
     _, index, state, _, _ = _NEIGH.unpack_from(body)
-    attributes = _parse(body[_NEIGH.size :])
+    attributes = rtattr.parse(body[_NEIGH.size :])
     to = attributes.get(NDA_DST)
     return Neighbour(
         index=index,
@@ -473,26 +458,6 @@ def _parse_neighbour(family: int, body: bytes) -> Neighbour:
         address=str(ip_address(to)) if to and family != socket.AF_BRIDGE else None,
         permanent=bool(state & NUD_PERMANENT) or (family == socket.AF_BRIDGE and bool(state & NUD_NOARP)),
     )
-
-
-def _u32(value: int) -> bytes:
-    return struct.pack("=I", value)
-
-
-def _int(value: bytes) -> int:
-    return int.from_bytes(value[:4], "little" if struct.pack("=H", 1)[0] else "big")
-
-
-def _text(value: str) -> bytes:
-    return value.encode() + b"\0"
-
-
-def _str(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")
-
-
-def _mac(value: str) -> bytes:
-    return bytes.fromhex(value.replace(":", ""))
 
 
 def names(links: Iterable[Link]) -> dict[str, Link]:

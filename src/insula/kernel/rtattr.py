@@ -1,0 +1,56 @@
+"""The attributes of netlink messages: type, length and value, padded to four bytes, which may nest (netlink(7)).
+
+A value's bytes are what its type says: numbers in the machine's order, names with a NUL at the end, addresses as on
+the wire. Functions are named for what they pack (`attributes`, `u32`, `mac`) or unpack (`parse`, `integer`).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+NESTED: Final = 0x8000
+_TYPE_MASK: Final = 0x3FFF
+
+
+def attributes(*pairs: tuple[int, bytes | str | int | None]) -> bytes:
+    """Attributes in order; those without a value are left out."""
+    parts = []
+    for type_, value in pairs:
+        if isinstance(value, bytes):
+            parts.append(struct.pack("=HH", len(value) + 4, type_) + value + bytes(-len(value) % 4))
+    return b"".join(parts)
+
+
+nested = attributes
+
+
+def parse(data: bytes) -> dict[int, bytes]:
+    found, offset = {}, 0
+    while offset + 4 <= len(data):
+        length, type_ = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        found[type_ & _TYPE_MASK] = data[offset + 4 : offset + length]
+        offset += -(-length // 4) * 4
+    return found
+
+
+def u32(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+def integer(value: bytes) -> int:
+    return int.from_bytes(value[:4], "little" if struct.pack("=H", 1)[0] else "big")
+
+
+def text(value: str) -> bytes:
+    return value.encode() + b"\0"
+
+
+def string(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def mac(value: str) -> bytes:
+    return bytes.fromhex(value.replace(":", ""))
