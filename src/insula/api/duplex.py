@@ -9,6 +9,7 @@ of an attach keeps running.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from litestar import Request
 from litestar.types import Receive, Scope, Send
 
 from insula.api.streams import FRAMES, error_frame
-from insula.model.errors import Invalid, Unavailable
+from insula.model.errors import Conflict, Invalid, NotFound, Unavailable
 from insula.model.stream import Decoder, Kind, encode
 
 TOWARDS = (Kind.STDIN, Kind.STDIN_EOF, Kind.RESIZE)
@@ -134,7 +135,8 @@ class Duplex:
             if kind in TOWARDS:
                 await attached.send(kind, payload)
             elif kind is Kind.SIGNAL and len(payload) == 1:
-                await self.signal(payload[0])
+                with contextlib.suppress(Conflict, NotFound):  # it has just ended: that is told in the other direction
+                    await self.signal(payload[0])
             elif kind is not Kind.IDLE:
                 raise Invalid(f"a frame of kind {kind.name} does not go towards an instance", "see /openapi.json")
         await incoming.until_gone()

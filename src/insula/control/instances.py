@@ -55,6 +55,14 @@ class Instances:
         await self.tenants.find(tenant)
         raise NotFound(f"tenant {tenant} has no instance {name}", "`insula ps -a` lists them")
 
+    async def _started(self, tenant: str, name: str) -> Member:
+        """The instance, not in the middle of its start: somebody may see its first output before we know it runs."""
+        member = await self.find(tenant, name)
+        if member.status.state == "starting":
+            async with member.lock:
+                pass
+        return member
+
     async def get(self, tenant: str, name: str) -> InstanceView:
         return view(await self.find(tenant, name))
 
@@ -140,7 +148,7 @@ class Instances:
     async def kill(self, tenant: str, name: str, signal: str = "SIGKILL") -> None:
         """A signal to PID 1; Conflict if it doesn't run."""
         number = parse_signal(signal)
-        member = await self.find(tenant, name)
+        member = await self._started(tenant, name)
         if member.status.state not in ("running", "stopping"):
             raise not_running(member)
         try:
@@ -197,8 +205,8 @@ class Instances:
 
         Conflict if it has ended and nothing of that holds; Denied for `stdin` of one that was made without.
         """
-        member = await self.find(tenant, name)
-        coming = member.status.state in ("created", "starting") or (start and not member.active)
+        member = await self._started(tenant, name)
+        coming = member.status.state == "created" or (start and not member.active)
         if not (coming or member.active or replay):
             raise not_running(member)
         if stdin and not member.instance.spec.stdin:
@@ -248,7 +256,7 @@ class Instances:
 
     async def exec_create(self, tenant: str, name: str, spec: ExecSpec) -> str:
         """Runs one more process inside; its id, once it has started. Conflict if the instance doesn't run."""
-        member = await self.find(tenant, name)
+        member = await self._started(tenant, name)
         if member.status.state != "running":
             raise not_running(member)
         launcher = self.supervisor.launcher
