@@ -26,8 +26,9 @@ INTERRUPTED = 254
 class Launch(NamedTuple):
     """What it takes to make a container. Paths are absolute; `lower` is topmost first (overlayfs).
 
-    `config` is an OCI runtime-spec config.json. IDs 0…65535 inside are `id_base`… on the host. `cgroup` is
-    relative to the root of every hierarchy. `seccomp` is the file of the compiled filter. `log` is a directory.
+    `config` is an OCI runtime-spec config.json. IDs 0…65535 inside are `id_base`… on the host. `cgroup` is relative
+    to the root of every hierarchy. `seccomp` is the file of a compiled filter, loaded with `seccomp_flags`. `log` is a
+    directory.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Launch(NamedTuple):
     log_size: int = 10 << 20
     log_files: int = 3
     seccomp: str | None = None
+    seccomp_flags: int = 0
 
 
 class State(NamedTuple):

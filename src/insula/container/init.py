@@ -37,6 +37,13 @@ _PTMX_DEVICE = os.makedev(5, 2)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+class Filter(NamedTuple):
+    """A compiled seccomp program, and the flags to load it with (seccomp(2))."""
+
+    program: bytes
+    flags: int = 0
+
+
 class Inheritance(NamedTuple):
     """What the parent made for the child: descriptors that take the host's rights, and the channel between them."""
 
@@ -45,7 +52,7 @@ class Inheritance(NamedTuple):
     mounts: dict[int, int]  # index into config.mounts → detached mount
     cgroups: list[int]  # of Cgroup.open
     stdio: list[int]  # stdin, stdout, stderr; -1 is /dev/null inside; empty with a terminal
-    filter: bytes | None  # the compiled seccomp program
+    filter: Filter | None
     keep: int = 0  # descriptors from 3 on that the program inherits
     controllers: dict[str, str] | None = None  # version 1 hierarchies to mount, None on version 2
 
@@ -148,10 +155,11 @@ def birth(config: dict[str, Any], given: Inheritance, tty: bool) -> None:
 
 
 def reset_signals() -> None:
-    """Undo what Python set: a program expects the default actions and nothing blocked (signal(7))."""
+    """Undo what Python and whoever started us set: a program expects the default actions and nothing blocked."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    for number in range(1, signal.NSIG):
+        if signal.getsignal(number) != signal.SIG_DFL and number not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -345,7 +353,7 @@ def _existing(root: int, path: str) -> int | None:
 # -- departure: give up what is left, and become the program ---------------------------------------------
 
 
-def departure(process: dict[str, Any], program: bytes | None, keep: int = 0) -> NoReturn:
+def departure(process: dict[str, Any], program: Filter | None, keep: int = 0) -> NoReturn:
     """Limits, user, capabilities, filter, execve: in the order in which each still has the right to happen."""
     user = process.get("user") or {}
     capabilities = Capabilities.from_oci(process.get("capabilities"))
@@ -358,7 +366,7 @@ def departure(process: dict[str, Any], program: bytes | None, keep: int = 0) -> 
     if process.get("noNewPrivileges"):
         step("set no_new_privs", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1))
     elif program is not None:  # without it a filter takes CAP_SYS_ADMIN, which is about to go
-        step("load the seccomp filter", lambda: load(program))
+        step("load the seccomp filter", lambda: load(*program))
     step("drop capabilities", lambda: before_setuid(capabilities))
     step("change the user", lambda: change_user(user))
     step("drop capabilities", lambda: after_setuid(capabilities))
@@ -368,7 +376,7 @@ def departure(process: dict[str, Any], program: bytes | None, keep: int = 0) -> 
     for fd in range(3, 3 + keep):
         os.set_inheritable(fd, True)
     if program is not None and process.get("noNewPrivileges"):
-        step("load the seccomp filter", lambda: load(program))
+        step("load the seccomp filter", lambda: load(*program))
     execute(process["args"], process.get("env") or [])
 
 

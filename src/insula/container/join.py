@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from insula.container import wire
 from insula.container.init import (
+    Filter,
     StepError,
     become_root,
     close_others,
@@ -45,7 +46,7 @@ def main(
     sync: socket.socket,
     join: list[int],
     stdio: list[int],
-    program: bytes | None,
+    program: Filter | None,
 ) -> NoReturn:
     """Run in the child, for ever: join the namespaces of the pidfd `target`, fork into them, and exit."""
     try:
@@ -67,7 +68,7 @@ def main(
         os._exit(125)
 
 
-def _inside(process: dict[str, Any], sync: socket.socket, stdio: list[int], program: bytes | None) -> NoReturn:
+def _inside(process: dict[str, Any], sync: socket.socket, stdio: list[int], program: Filter | None) -> NoReturn:
     """Numbered inside from here on: take the user's ID, the streams, and become the program."""
     step("become root inside", become_root)
     step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))

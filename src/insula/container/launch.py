@@ -97,7 +97,7 @@ class Layers:
         os.rmdir(name)
 
 
-def start(launch: Launch, layers: Layers, program: bytes | None) -> Child:
+def start(launch: Launch, layers: Layers, program: init.Filter | None) -> Child:
     """Make PID 1 of a new container; it waits, ready, for the second message on `sync`.
 
     Raises OSError if anything is refused; then nothing of it is left.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -97,7 +96,7 @@ class Runtime:
         self._answers: dict[int, asyncio.Future[wire.Message]] = {}
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._filters: dict[str, str] = {}
+        self._filters: dict[str, tuple[str, int]] = {}
 
     async def open(self) -> None:
         """Connect, starting the keeper if none runs; from then on it is started again whenever it dies."""
@@ -122,7 +121,8 @@ class Runtime:
         bundle = Bundle(self.run, launch.id)
         profile = launch.config["linux"].get("seccomp")
         if profile and launch.seccomp is None:
-            launch = launch._replace(seccomp=await self._filter(profile))
+            path, flags = await self._filter(profile)
+            launch = launch._replace(seccomp=path, seccomp_flags=flags)
         bundle.create(launch)
         try:
             answer = await self._request({"op": "create", "id": launch.id})
@@ -383,19 +383,15 @@ class Runtime:
         bundle.write_exit(record, exec_id)
         return record
 
-    async def _filter(self, profile: dict[str, Any]) -> str:
-        """The file of the compiled seccomp profile, compiled once for each."""
+    async def _filter(self, profile: dict[str, Any]) -> tuple[str, int]:
+        """The file of the compiled seccomp profile and its flags, looked up once for each."""
         text = json.dumps(profile, sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()[:32]
-        if name not in self._filters:
+        if text not in self._filters:
             directory = Path(self.run) / "seccomp"
             directory.mkdir(0o700, exist_ok=True)
-            path = directory / f"{name}.bpf"
-            program = await asyncio.to_thread(seccomp.compile, profile)
-            path.with_suffix(".new").write_bytes(program)
-            path.with_suffix(".new").rename(path)
-            self._filters[name] = str(path)
-        return self._filters[name]
+            path, flags = await asyncio.to_thread(seccomp.compiled_file, profile, directory)
+            self._filters[text] = (str(path), flags)
+        return self._filters[text]
 
 
 async def _readable(fd: int) -> None:

@@ -200,13 +200,13 @@ class Spawner:
         self._watch(ours.fileno(), lambda: self._hear(child))
         self._open_session(child, asked._replace(log=None, stdin=stdin), streams, terminal=tty)
 
-    def _program(self, asked: Launch) -> bytes | None:
+    def _program(self, asked: Launch) -> init.Filter | None:
         if asked.seccomp is None:
             return None
         if asked.seccomp not in self.programs:
             with open(asked.seccomp, "rb") as file:
                 self.programs[asked.seccomp] = file.read()
-        return self.programs[asked.seccomp]
+        return init.Filter(self.programs[asked.seccomp], asked.seccomp_flags)
 
     # -- children --------------------------------------------------------------------------------------
 
