@@ -157,8 +157,8 @@ def birth(config: dict[str, Any], given: Inheritance, tty: bool) -> None:
 def reset_signals() -> None:
     """Undo what Python and whoever started us set: a program expects the default actions and nothing blocked."""
     signal.set_wakeup_fd(-1)
-    for number in range(1, signal.NSIG):
-        if signal.getsignal(number) != signal.SIG_DFL and number not in (signal.SIGKILL, signal.SIGSTOP):
+    for number in signal.valid_signals():
+        if signal.getsignal(number) != signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
