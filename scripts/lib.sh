@@ -2,18 +2,21 @@
 # What the scripts share: messages, Debian packages, builds, pid files. Plain POSIX sh; sourced, never run.
 
 CHECKOUT=$(cd "$(dirname "$0")/.." && pwd)
-INSTALL=/opt/insula
-STATE=/var/lib/insula
-RUN=/run/insula
-LOGS=/var/log/insula
-PREFIX=insula
+# Where things go; the environment can move all of it, so that the scripts can be tried beside a real installation.
+DEST=${INSULA_DESTDIR-}
+INSTALL=$DEST/opt/insula
+BIN=$DEST/usr/local/bin
+LOGS=$DEST/var/log/insula
+STATE=${INSULA_ROOT:-/var/lib/insula}
+RUN=${INSULA_RUN:-/run/insula}
+PREFIX=${INSULA_PREFIX:-insula}
 PYTHON=/usr/bin/python3
 SERVICE=/etc/systemd/system/insulad.service
-COMPLETIONS="/usr/local/share/bash-completion/completions/insula
-/usr/local/share/zsh/site-functions/_insula
-/usr/local/share/fish/vendor_completions.d/insula.fish"
+COMPLETIONS="$DEST/usr/local/share/bash-completion/completions/insula
+$DEST/usr/local/share/zsh/site-functions/_insula
+$DEST/usr/local/share/fish/vendor_completions.d/insula.fish"
 
-PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
+PATH=$BIN:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 export PATH DEBIAN_FRONTEND=noninteractive
 unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
@@ -113,7 +116,7 @@ running() {
     [ -r "$RUN/$1.pid" ] || return 1
     read -r pid started <"$RUN/$1.pid" || true
     [ -n "$pid" ] && [ -n "$started" ] && [ "$(start_time "$pid")" = "$started" ] || return 1
-    [ "$(sed 's/.*) //' "/proc/$pid/stat" | cut -c 1)" != Z ] && printf '%s\n' "$pid"
+    [ "$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | cut -c 1)" != Z ] && printf '%s\n' "$pid"
 }
 
 # stop_process NAME: SIGTERM, and after ten seconds SIGKILL.
@@ -129,6 +132,6 @@ stop_process() {
     done
 }
 
-has_systemd() { [ -d /run/systemd/system ]; }
+has_systemd() { [ -z "$DEST" ] && [ -d /run/systemd/system ]; }
 
 answers() { insula status >/dev/null 2>&1 9>&-; }

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.cli import REPOSITORY, Cli
-from tests.support.machine import CGROUPS, Namespaces, Run
+from tests.support.machine import CGROUPS, NETNS, Namespaces, Run
 from tests.support.snapshot import Snapshot
 from tests.support.wait import until
 
@@ -162,7 +162,7 @@ class Daemon:
             target = line.split()[4]
             if target.startswith((f"{self.path}/", f"/run/netns/{self.prefix}-")):
                 subprocess.run(["umount", "--lazy", target], check=False, capture_output=True)
-        for path in Path("/run/netns").glob(f"{self.prefix}-*"):
+        for path in NETNS.glob(f"{self.prefix}-*"):
             path.unlink()
         self.namespaces.close()
         shutil.rmtree(self.path, ignore_errors=True)

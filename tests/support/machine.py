@@ -24,6 +24,7 @@ from typing import NoReturn
 MARK = "INSULA_TEST_MACHINE"
 RUNS = Path("/tmp/insula-test")
 CGROUPS = Path("/sys/fs/cgroup")
+NETNS = Path("/run/netns")
 ENTER = (
     "unshare --pid --fork --mount-proc --mount --net --ipc --uts --propagation private "
     "sh -c 'mount --make-rshared / && ip link set lo up && exec \"$@\"' sh tini -s -g --"
@@ -78,6 +79,8 @@ def remove_dead_runs() -> None:
             with open(path / "lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 remove_cgroups(path.name)
+                for name in NETNS.glob(f"{path.name}*"):
+                    name.unlink()  # the namespace went with its mount
                 shutil.rmtree(path, ignore_errors=True)
         except FileNotFoundError:
             shutil.rmtree(path, ignore_errors=True)
