@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
-from insula.client.http import CHUNK, Dechunker, Response, chunk, connect, head
+from insula.client.http import CHUNK, Dechunker, Response, chunk, connect, head, send
 from insula.model.errors import Unavailable
 from insula.model.stream import MAX_PAYLOAD, Decoder, Kind, encode
 
@@ -28,10 +28,8 @@ class Attachment:
         self.sock: socket.socket = connect(path)
         try:
             first = chunk(encode(Kind.OPEN, opening)) if opening is not None else b""
-            self.sock.sendall(
-                head("POST", target, "transfer-encoding: chunked", "content-type: application/vnd.insula.frames")
-                + first
-            )
+            fields = ("transfer-encoding: chunked", "content-type: application/vnd.insula.frames")
+            send(self.sock, [head("POST", target, *fields) + first])
             self._response = Response(self.sock).check()
         except BaseException:
             self.sock.close()
@@ -55,7 +53,7 @@ class Attachment:
         """Sends queued frames as far as the server takes them; nothing is raised when it is gone (see `receive`)."""
         try:
             while self.pending:
-                del self.pending[: self.sock.send(self.pending[:CHUNK])]
+                del self.pending[: self.sock.send(self.pending[:CHUNK], socket.MSG_NOSIGNAL)]
         except BlockingIOError:
             pass
         except (BrokenPipeError, ConnectionResetError):

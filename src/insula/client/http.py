@@ -231,17 +231,17 @@ def request(
     try:
         if upload is not None:
             fields = ("transfer-encoding: chunked", "content-type: application/octet-stream")
-            _send(sock, [head(method, target, *fields)])
-            _send(sock, (chunk(data) for data in upload))
-            _send(sock, [b"0\r\n\r\n"])
+            send(sock, [head(method, target, *fields)])
+            send(sock, (chunk(data) for data in upload))
+            send(sock, [b"0\r\n\r\n"])
         elif body is not None:
             import json
 
             data = json.dumps(body).encode()
             fields = (f"content-length: {len(data)}", "content-type: application/json")
-            _send(sock, [head(method, target, *fields), data])
+            send(sock, [head(method, target, *fields), data])
         else:
-            _send(sock, [head(method, target, "content-length: 0")])
+            send(sock, [head(method, target, "content-length: 0")])
         return Response(sock).check()
     except BaseException:
         sock.close()
@@ -259,10 +259,13 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
-def _send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
-    """Sends until the server has seen enough: it may refuse a request before its end, and its answer says why."""
+def send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
+    """Sends until the server has seen enough: it may refuse a request before its end, and its answer says why.
+
+    The command line dies quietly of SIGPIPE when its reader goes; a daemon that goes must not count as that.
+    """
     for piece in pieces:
         try:
-            sock.sendall(piece)
+            sock.sendall(piece, socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
             return
