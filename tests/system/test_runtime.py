@@ -368,3 +368,33 @@ def test_limits_hold(host: Host) -> None:
         assert "no" not in host.output(launch)
 
     with_runtime(host, body)
+
+
+def test_nobody_attached_and_nothing_is_held(host: Host) -> None:
+    """Processes that joined, whose client never came or went away: no descriptor stays."""
+
+    def held() -> list[int]:
+        return [len(os.listdir(f"/proc/{host.pid(name)}/fd")) for name in ("keeper", "spawner")]
+
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("sleep", "60")
+        await started(runtime, launch)
+        await asyncio.sleep(0.2)
+        before = held()
+        for args in (("true",), ("sh", "-c", "echo never read"), ("cat",)):
+            exec_id = await runtime.exec(launch.id, Exec(host.process(*args), stdin=args == ("cat",)))
+            if args == ("cat",):
+                attached = await runtime.attach(launch.id, exec_id, stdin=True)
+                await attached.send(Kind.STDIN, b"data\n")
+                attached.close()
+                runtime.signal(launch.id, signal.SIGKILL, exec_id)
+            await runtime.wait(launch.id, exec_id)
+        assert held() > before
+        for _ in range(150):
+            if held() == before:
+                break
+            await asyncio.sleep(0.1)
+        assert held() == before
+        await runtime.delete(launch.id)
+
+    with_runtime(host, body)

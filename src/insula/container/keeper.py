@@ -22,17 +22,21 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import NoReturn
 
 from insula.container import spawner, wire
 from insula.container.bundle import find_process
+from insula.container.init import close_others
 from insula.container.log import LogWriter
 from insula.container.relay import Client, Session
 from insula.kernel import linux, process
 from insula.model.stream import Kind
 
 Key = tuple[str, str | None]
+
+_GRACE = 10.0  # seconds after its end in which one may still attach to a process that joined
 
 
 class Keeper:
@@ -47,6 +51,8 @@ class Keeper:
         self.watchers: list[socket.socket] = []
         self.spawner_pid = 0
         self.channel: socket.socket | None = None
+        self.unsent: deque[wire.Message] = deque()
+        self.ended: deque[tuple[float, Key]] = deque()
         self.listener = wire.listen(f"{run}/keeper.sock")
 
     def serve(self) -> NoReturn:
@@ -57,9 +63,13 @@ class Keeper:
         self._watch(self.listener.fileno(), lambda _: self._accept())
         self._connect_spawner()
         while True:
-            for fd, events in self.poll.poll():
+            for fd, events in self.poll.poll(self._let_go()):
                 if handler := self.handlers.get(fd):
-                    handler(events)
+                    try:
+                        handler(events)
+                    except Exception as error:  # what one container does must not take the others' streams along
+                        sys.stderr.write(f"insula-keeper: {error!r}\n")
+                        self._unwatch(fd)
 
     # -- the spawner -----------------------------------------------------------------------------------
 
@@ -77,7 +87,14 @@ class Keeper:
             message = {"op": "hold", "id": key[0], "exec": key[1], **session.origin}
             wire.send(channel, {**message, "streams": list(session.names.values())}, list(session.names))
         wire.send(channel, {"op": "keep"})
-        self._watch(channel.fileno(), lambda _: self._from_spawner(channel))
+        self.unsent.clear()  # a new one knows nothing of what the last was to be told
+        self._watch(channel.fileno(), lambda events: self._channel(channel, events))
+
+    def _channel(self, channel: socket.socket, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._flush_channel()
+        if events & ~select.EPOLLOUT:
+            self._from_spawner(channel)
 
     def _fork_spawner(self, path: str) -> None:
         listener = wire.listen(path)
@@ -86,9 +103,7 @@ class Keeper:
             try:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                keep = listener.fileno()
-                os.closerange(3, keep)
-                os.closerange(keep + 1, 1 << 16)
+                close_others([listener.fileno()])
                 spawner.main(self.run, listener)
             except BaseException as error:
                 sys.stderr.write(f"insula-spawner: {error!r}\n")
@@ -110,6 +125,7 @@ class Keeper:
         key = (message["id"], message["exec"])
         if message["op"] == "ended":
             self._end(key)
+            self.ended.append((time.monotonic() + _GRACE, key))
             return
         if key not in self.sessions:
             log = None
@@ -143,6 +159,7 @@ class Keeper:
             if found := find_process(self.run, pid):
                 bundle, exec_id = found
                 bundle.record_exit(status, exec_id)
+                self.ended.append((time.monotonic() + _GRACE, (bundle.id, exec_id)))
                 self._tell_watchers({"event": "exit", "id": bundle.id, "exec": exec_id})
 
     # -- clients ---------------------------------------------------------------------------------------
@@ -218,6 +235,8 @@ class Keeper:
     def _detach(self, key: Key, client: Client) -> None:
         session = self.sessions[key]
         session.clients.remove(client)
+        # nobody comes back to a process that joined: what it still prints is nobody's
+        session.discard = session.discard or (session.log is None and not session.clients)
         self._unwatch(client.sock.fileno())
         client.sock.close()
         self._update(key, session)
@@ -262,6 +281,15 @@ class Keeper:
             session.finished = True
             self._update(key, session)
 
+    def _let_go(self) -> float | None:
+        """Drop the output of processes that ended and that nobody attached to in time; seconds until the next."""
+        while self.ended and self.ended[0][0] <= time.monotonic():
+            _, key = self.ended.popleft()
+            if (session := self.sessions.get(key)) and not session.clients:
+                session.discard = True
+                self._update(key, session)
+        return max(0.0, self.ended[0][0] - time.monotonic()) if self.ended else None
+
     def _over(self, key: Key, session: Session) -> bool:
         """Whether every output came to its end, rather than not having begun: then the session is closed."""
         if not session.finished:
@@ -287,13 +315,27 @@ class Keeper:
         if fd is None:
             return
         self._unwatch(fd)
-        name = session.close(fd)
-        self._to_spawner({"op": "close", "id": key[0], "exec": key[1], "stream": name})
+        if session.close(fd) == "stdin":  # its end shows inside only when the spawner's copy is closed too
+            self._to_spawner({"op": "close", "id": key[0], "exec": key[1], "stream": "stdin"})
 
     def _to_spawner(self, message: wire.Message) -> None:
-        if self.channel:
-            with contextlib.suppress(OSError):  # the next spawner knows nothing of it anyway
-                wire.send(self.channel, message)
+        self.unsent.append(message)
+        self._flush_channel()
+
+    def _flush_channel(self) -> None:
+        """Send what the channel takes. Never wait: the spawner may itself be waiting for us to read."""
+        channel = self.channel
+        while channel and self.unsent:
+            try:
+                wire.send(channel, self.unsent[0], flags=socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError:
+                return  # it died, and the end of the channel will tell
+            self.unsent.popleft()
+        if channel and channel.fileno() in self.masks:
+            mask = select.EPOLLIN | (select.EPOLLOUT if self.unsent else 0)
+            self._set(channel.fileno(), mask, self.handlers[channel.fileno()])
 
     # -- epoll -----------------------------------------------------------------------------------------
 
@@ -301,7 +343,11 @@ class Keeper:
         self._set(fd, select.EPOLLIN, handler)
 
     def _set(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
+        """Poll `fd` for `mask`; not at all for an empty one, since the end of a pipe would be reported for ever."""
         known = self.masks.get(fd)
+        if not mask:
+            self._unwatch(fd)
+            return
         self.handlers[fd] = handler
         if known is None:
             self.poll.register(fd, mask)

@@ -25,6 +25,7 @@ import gc
 import os
 import select
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -78,7 +79,11 @@ class Spawner:
         while True:
             for fd, _ in self.poll.poll():
                 if handler := self.handlers.get(fd):
-                    handler()
+                    try:
+                        handler()
+                    except Exception as error:  # one child's trouble must not be the others'
+                        sys.stderr.write(f"insula-spawner: {error!r}\n")
+                        self._unwatch(fd)
 
     # -- clients ---------------------------------------------------------------------------------------
 
@@ -336,9 +341,9 @@ class Spawner:
         session = self.sessions.get(key)
         if session and not session.streams:
             del self.sessions[key]
-            if self.keeper:
-                with contextlib.suppress(OSError):
-                    wire.send(self.keeper, {"op": "ended", "id": key[0], "exec": key[1]})
+        if session and self.keeper:
+            with contextlib.suppress(OSError):
+                wire.send(self.keeper, {"op": "ended", "id": key[0], "exec": key[1]})
 
     def _close_stream(self, key: tuple[str, str | None], name: str | None) -> None:
         """The keeper is done with a stream, or with the session as a whole."""

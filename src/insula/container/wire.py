@@ -17,15 +17,15 @@ MAX_DESCRIPTORS = 8
 Message = dict[str, Any]
 
 
-def send(sock: socket.socket, message: Message, descriptors: list[int] | None = None) -> None:
+def send(sock: socket.socket, message: Message, descriptors: list[int] | None = None, flags: int = 0) -> None:
     """Send one message; the descriptors stay open here."""
     data = json.dumps(message, separators=(",", ":")).encode()
     if len(data) > MAX_MESSAGE:
         raise ValueError(f"message of {len(data)} bytes")
     if descriptors:
-        socket.send_fds(sock, [data], descriptors)
+        socket.send_fds(sock, [data], descriptors, flags)
     else:
-        sock.send(data)
+        sock.send(data, flags)
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
