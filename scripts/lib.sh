@@ -33,7 +33,7 @@ need_root() { [ "$(id -u)" = 0 ] || die "this needs root" "run it as root, for e
 
 # quietly WHAT HINT COMMAND…: its output only when it fails.
 quietly() {
-    what=$1 hint=$2
+    complaint=$1 advice=$2
     shift 2
     output=$(mktemp)
     if "$@" >"$output" 2>&1 9>&-; then
@@ -41,7 +41,7 @@ quietly() {
     else
         tail -n 20 "$output" >&2
         rm -f "$output"
-        die "$what" "$hint"
+        die "$complaint" "$advice"
     fi
 }
 
