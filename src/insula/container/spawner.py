@@ -160,11 +160,12 @@ class Spawner:
 
     def _start(self, container: str, reply: Reply) -> None:
         child = self.children.get((container, None))
-        if child is None or child.told:
-            raise OSError(3, "the container is not waiting to start", container)
         bundle = Bundle(self.run, container)
-        if child.sync is None:
-            reply({"error": child.error or {"step": "prepare", "errno": 0, "error": "it died", "path": None}})
+        if child is None or child.told or child.sync is None:
+            record = bundle.exit()
+            text = record.error if record and record.error else "prepare: the container is not waiting to start"
+            step, _, error = text.partition(": ")
+            reply({"error": (child and child.error) or {"step": step, "errno": 0, "error": error, "path": None}})
             return
         if state := bundle.state():
             bundle.write_state(state._replace(started=time.time()))
@@ -386,6 +387,11 @@ def main(run: str, listener: socket.socket) -> NoReturn:
     os.makedirs(layers, 0o700, exist_ok=True)
     linux.mount("tmpfs", layers, "tmpfs", 0, "mode=700")
     os.chdir(layers)
+    # a user namespace may mount /proc and /sys only where they are seen whole, and the host may have covered
+    # parts of its own (mount_too_revealing() in fs/namespace.c): so here are some that nothing covers
+    for name, fstype in (("proc", "proc"), ("sys", "sysfs")):
+        os.mkdir(name)
+        linux.mount(fstype, name, fstype, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
     with open(f"{run}/spawner.pid", "w") as file:
         file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
     gc.collect()
