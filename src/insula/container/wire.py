@@ -31,14 +31,19 @@ def send(sock: socket.socket, message: Message, descriptors: list[int] | None = 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     """The next message and its descriptors; None when the other side is gone."""
     try:
-        data, descriptors, flags, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        data, descriptors, flags, _ = _receive(sock)
     except ConnectionResetError:
-        return None
+        # it ended without having read all of ours; this is told once, and before what it had sent
+        data, descriptors, flags, _ = _receive(sock)
     if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in descriptors:
             os.close(fd)
         return None
     return json.loads(data), descriptors
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[int], int, Any]:
+    return socket.recv_fds(sock, MAX_MESSAGE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
 
 
 def listen(path: str) -> socket.socket:
