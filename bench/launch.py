@@ -77,7 +77,7 @@ class Engine:
 
         seconds = timed(lambda: self.loop.run_until_complete(run()))
         self.loop.run_until_complete(self.runtime.delete(name))
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)  # its log may still be open
         return seconds
 
     def close(self) -> None:

@@ -100,6 +100,31 @@ source_hash() {
     ) | sha256sum | cut -c 1-16
 }
 
+# site_packages ENVIRONMENT: where its Python looks for packages.
+site_packages() { echo "$1"/lib/python3*/site-packages; }
+
+# install_requirements: what pyproject.toml asks for, in an environment of its own, $requirements, that builds share:
+# a new build takes a second then, and no package index.
+install_requirements() {
+    requirements=$INSTALL/requirements/$(source_hash pyproject.toml)
+    [ ! -e "$requirements/.complete" ] || return 0
+    step "installing Python packages into $requirements"
+    rm -rf "$requirements"
+    quietly "no virtual environment at $requirements" "is python3-venv installed?" "$PYTHON" -m venv "$requirements"
+    # shellcheck disable=SC2046  # one word a requirement
+    quietly "the Python packages can't be installed" "is the package index reachable? see pip's lines above" \
+        "$requirements/bin/python" -m pip install -q --disable-pip-version-check --no-compile $(required)
+    quietly "byte-compiling failed" "see the lines above" \
+        "$requirements/bin/python" -m compileall -q -j 0 "$(site_packages "$requirements")"
+    touch "$requirements/.complete"
+}
+
+# required: the dependencies in pyproject.toml, a line each.
+required() {
+    "$PYTHON" -c 'import sys, tomllib
+print(*tomllib.load(sys.stdin.buffer)["project"]["dependencies"], sep="\n")' <"$CHECKOUT/pyproject.toml"
+}
+
 # -- processes ------------------------------------------------------------------------------------------------
 
 # start_time PID: field 22 of proc_pid_stat(5); with the pid it names a process for ever.
