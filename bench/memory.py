@@ -43,5 +43,5 @@ def measure(bench: Bench) -> list[Table]:
         table.rows.append([name, f"{size / 1024:.1f}", f"{after[name] / 1024:.1f}", f"{grown / count:.0f}"])
     first, last = sum(before.values()), sum(after.values())
     table.rows.append(["all", f"{first / 1024:.1f}", f"{last / 1024:.1f}", f"{(last - first) / count:.0f}"])
-    table.notes.append("conmon has 1.1 MB for each container and containerd-shim 12.2 MB: measured earlier, not in this run")
+    table.notes.append("conmon has 1.1 MB each and containerd-shim 12.2 MB: measured earlier, not in this run")
     return [table]
