@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from tests.support.cli import Cli
 from tests.support.wait import until
@@ -99,3 +100,24 @@ def test_a_tenants_instances_are_counted(tenants: TenantFactory) -> None:
     assert "2 instances" in cli.fails("run", "-d", "--name", "c", "busybox", "sleep", "600", status=125)
     cli.ok("rm", "-f", "a")
     cli.ok("run", "-d", "--name", "c", "busybox", "sleep", "600")
+
+
+def test_a_limit_that_can_not_be_set_is_told(cli: Cli) -> None:
+    """Above fs.nr_open nobody may set it (getrlimit(2)); the positive control is in test_cli_options."""
+    assert "RLIMIT_NOFILE" in cli.fails("run", "--rm", "--ulimit", "nofile=2147483584", "busybox", "true", status=125)
+    assert cli.json("ps", "-a") == []
+
+
+def keys_of(uid: int) -> int:
+    """How many keys a user of the host has (keyrings(7))."""
+    lines = [line.replace(":", " ").split() for line in Path("/proc/key-users").read_text().splitlines()]
+    return sum(int(words[2].partition("/")[0]) for words in lines if int(words[0]) == uid)
+
+
+def test_instances_use_up_no_keys_of_the_tenants_user(tenants: TenantFactory) -> None:
+    """200 keys are all that a user other than root may have, and so all instances of a tenant together."""
+    cli = tenants()
+    for name in "abcd":
+        cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
+    assert keys_of(int(cli.json("explain", "a")["uid_map"].split()[1])) < 4
+    assert keys_of(0) > 0, "the positive control: the list can be read"

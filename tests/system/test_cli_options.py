@@ -22,6 +22,12 @@ def test_environment_names_and_directory(cli: Cli) -> None:
     assert "/bin" in path.split(":")
 
 
+def test_a_directory_that_is_not_there(cli: Cli) -> None:
+    assert "/nowhere" in cli.fails("run", "--rm", "-w", "/nowhere", "busybox", "true", status=125)
+    cli.ok("run", "-d", "--name", "here", "busybox", "sleep", "600")
+    assert "/nowhere" in cli.fails("exec", "-w", "/nowhere", "here", "true", status=125)
+
+
 @pytest.mark.parametrize(
     ("user", "expected"),
     [("1000", "1000 0"), ("1000:1001", "1000 1001"), ("root", "0 0"), ("nobody", "65534 65534")],

@@ -74,6 +74,7 @@ def main(config: dict[str, Any], given: Inheritance, tty: bool) -> NoReturn:
     """Run in the child, for ever: it ends as the user's program, or reports to the parent and exits."""
     try:
         reset_signals()
+        os.umask(0o022)
         fixed = [given.sync.fileno(), given.root]
         close_others([*fixed, *given.mounts.values(), *given.cgroups, *given.stdio])
         if wire.receive(given.sync) is None:  # the IDs are mapped from here on
@@ -130,9 +131,10 @@ def birth(config: dict[str, Any], given: Inheritance, tty: bool) -> None:
     step("join the cgroup", lambda: cgroups.join(given.cgroups))
     # made only now: the cgroup that a process is in when it makes the namespace is the root that it will see
     step("make the cgroup namespace", lambda: linux.unshare(linux.CLONE_NEWCGROUP))
+    # while the host's root: an ordinary user, as a tenant is for the host, may have 200 keys in all (keyrings(7))
+    step("leave the host's keyring", lambda: linux.join_session_keyring("insula"))
     step("become root inside", become_root)
     step("start a session", os.setsid)
-    step("leave the host's keyring", lambda: linux.join_session_keyring("insula"))
     if hostname := config.get("hostname"):
         step("set the host name", lambda: socket.sethostname(hostname))
     step("bring up loopback", loopback_up)
@@ -362,7 +364,7 @@ def departure(process: dict[str, Any], program: Filter | None, keep: int = 0) ->
         # RLIM_INFINITY is all ones in the spec, and -1 to Python
         value = tuple(-1 if limit[bound] == (1 << 64) - 1 else limit[bound] for bound in ("soft", "hard"))
         if resource.getrlimit(number) != value:
-            step(f"set {limit['type']}", lambda n=number, v=value: resource.setrlimit(n, v))  # type: ignore[misc]
+            step(f"set {limit['type']}", lambda n=number, v=value: set_limit(n, v))  # type: ignore[misc]
     if process.get("noNewPrivileges"):
         step("set no_new_privs", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1))
     elif program is not None:  # without it a filter takes CAP_SYS_ADMIN, which is about to go
@@ -378,6 +380,14 @@ def departure(process: dict[str, Any], program: Filter | None, keep: int = 0) ->
     if program is not None and process.get("noNewPrivileges"):
         step("load the seccomp filter", lambda: load(*program))
     execute(process["args"], process.get("env") or [])
+
+
+def set_limit(number: int, value: tuple[int, int]) -> None:
+    """setrlimit(2), with an OSError as all else here: Python makes a ValueError of EPERM and EINVAL."""
+    try:
+        resource.setrlimit(number, value)
+    except ValueError:
+        raise PermissionError(errno.EPERM, "it is above what insulad itself may have") from None
 
 
 def change_user(user: dict[str, Any]) -> None:

@@ -421,9 +421,15 @@ def _explain(error: wire.Message) -> Failed:
     """What the spawner or the child reported, as one line for the user."""
     path = f" {error['path']}" if error.get("path") else ""
     if error["step"] != "execute":
-        return Failed(
-            f"cannot {error['step']}: {error['error']}{path}", "run `insula doctor` to see what this host lacks"
-        )
+        return Failed(f"cannot {error['step']}: {error['error']}{path}", _hint(error["step"]))
     failure = StartFailed(f"cannot execute{path}: {error['error']}", "give a command that the image contains")
     failure.exit_status = 127 if error["errno"] == _ENOENT else 126 if error["errno"] == _EACCES else 125
     return failure
+
+
+def _hint(step: str) -> str:
+    if step == "enter the working directory":
+        return "name a directory of the image, or leave it out"
+    if step.startswith("set RLIMIT_"):
+        return "ask for less, or raise the hard limits of insulad (see `insula doctor`)"
+    return "run `insula doctor` to see what this host lacks"
