@@ -126,9 +126,15 @@ def start(launch: Launch, layers: Layers, program: init.Filter | None) -> Child:
         tree = cgroups.hierarchy()
         controllers = None if tree.unified else group.directories()
         given = init.Inheritance(theirs, root, prepared, join, stdio, program, controllers=controllers)
-        pid, pidfd = linux.clone3(NAMESPACES)
-        if pid == 0:
-            init.main(config, given, launch.tty)
+        # what is counted for a user (inotify, queued signals, message queues) is counted for the owner of his
+        # namespace too: were that root, then one tenant could use up what the host and all others have
+        os.seteuid(launch.id_base)
+        try:
+            pid, pidfd = linux.clone3(NAMESPACES)
+            if pid == 0:
+                init.main(config, given, launch.tty)
+        finally:
+            os.seteuid(0)
         undo.callback(os.close, pidfd)
         started = process.start_time(pid) or 0
         process.map_ids(pid, launch.id_base, IDS)
@@ -183,6 +189,7 @@ def make_devices(options: mounts.Options, id_base: int, more: Any = ()) -> int:
     """A detached /dev: a tmpfs with the devices that every container may use, and nothing else of the host's."""
     data = [*options.data, f"uid={id_base}", f"gid={id_base}"]
     dev = mounts.filesystem("tmpfs", data, options.attributes, "tmpfs")
+    umask = os.umask(0)
     try:
         for name, (major, minor) in _DEVICES.items():
             os.mknod(name, _S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
@@ -195,6 +202,8 @@ def make_devices(options: mounts.Options, id_base: int, more: Any = ()) -> int:
     except OSError:
         os.close(dev)
         raise
+    finally:
+        os.umask(umask)
     return dev
 
 

@@ -378,8 +378,10 @@ def _ended(pidfd: int) -> bool:
 def main(run: str, listener: socket.socket) -> NoReturn:
     """The life of the spawner: its own mount namespace first, then requests for ever."""
     linux.set_name("insula-spawner")
-    os.umask(0)
+    os.umask(0o077)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    # a clone with another effective user (see launch.py) stays a clone by root, who may where others may not
+    linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
     # slave: what the host mounts later is seen here, what is mounted here is not seen there
     linux.unshare(linux.CLONE_NEWNS)
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
@@ -394,6 +396,7 @@ def main(run: str, listener: socket.socket) -> NoReturn:
         linux.mount(fstype, name, fstype, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
     with open(f"{run}/spawner.pid", "w") as file:
         file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
+    os.umask(0)  # only now: what is made in containers has exactly the modes that are asked for
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that it looks at
     Spawner(run, listener).serve()
