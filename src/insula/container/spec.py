@@ -61,7 +61,7 @@ _MOUNTS: Final[tuple[dict[str, Any], ...]] = (
         "destination": "/dev/pts",
         "type": "devpts",
         "source": "devpts",
-        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=256"],
     },
     {
         "destination": "/dev/shm",
