@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
+from insula import __version__
 from insula.api.errors import HANDLERS
 from insula.api.gate import Gate
 from insula.api.host import HostController
@@ -64,7 +63,7 @@ def create_app(cloud: Cloud) -> ASGIApp:
         request_max_body_size=MAX_BODY,
         openapi_config=OpenAPIConfig(
             title="Insula",
-            version=version("insula"),
+            version=__version__,
             description=DESCRIPTION,
             path="/",
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],

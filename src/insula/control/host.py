@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-import insula
+from insula import __version__
 from insula.control.doctor import examine
 from insula.control.keys import NETWORKS, TENANTS
 from insula.control.processes import whois
@@ -36,7 +36,7 @@ class Host:
         tenants, networks = await asyncio.gather(store.list(TENANTS.prefix_all()), store.list(NETWORKS.prefix_all()))
         drift = await asyncio.to_thread(self.engine.fabric.host_drift)
         return HostStatus(
-            version=version(),
+            version=__version__,
             hostname=platform.node(),
             kernel=platform.release(),
             started=self.started,
@@ -81,13 +81,3 @@ class Host:
             raise
         except OSError as error:
             raise Failed(f"not everything could be taken down: {error}", "try again, and see insulad's log") from error
-
-
-def version() -> str:
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as of
-
-    try:
-        return of("insula")
-    except PackageNotFoundError:
-        return str(getattr(insula, "__version__", "unknown"))
