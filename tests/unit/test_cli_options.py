@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.cli.main import VERBS, find, load, main
+from insula import __version__
+from insula.cli.main import ELSEWHERE, VERBS, find, load, main
 from insula.cli.options import Arguments, Command, Option, Usage, help_text, parse, split_global
 
 LEAF = Command(
@@ -78,6 +79,36 @@ def test_wrong_usage(words: tuple[str, ...], complaint: str) -> None:
         read(LEAF, *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("images",), "`insula image ls`"),
+        (("stauts",), "`insula status`"),
+        (("xyzzy",), "`insula --help`"),
+        (("run", "--memroy", "1g", "busybox"), "--memory"),
+        (("run", "-p", "80:80", "busybox"), "nothing comes in"),
+        (("run", "--volume", "/a:/b", "busybox"), "insula cp"),
+        (("run", "--label", "=x", "busybox"), "`insula run --help`"),
+        (("ps", "-p"), "`insula ps --help`"),
+    ],
+)
+def test_hints_lead_on(words: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert hint in capsys.readouterr().err.partition("; hint: ")[2]
+
+
+def test_the_verbs_of_elsewhere_are_not_ours_and_lead_to_ours() -> None:
+    for word, ours in ELSEWHERE.items():
+        assert word not in VERBS
+        assert find(ours.split())[1] is not None
+
+
+@pytest.mark.parametrize("words", [["--version"], ["version"]])
+def test_version(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"insula {__version__}\n"
+
+
 @given(st.lists(st.text(max_size=8), max_size=8))
 def test_any_words_are_parsed_or_refused(words: list[str]) -> None:
     try:
@@ -142,6 +173,10 @@ def test_families_list_their_verbs(verb: str, capsys: pytest.CaptureFixture[str]
         ["tenant", "create", "x", "--bandwidth", "fast"],
         ["stop", "--timeout", "soon", "web"],
         ["whois", "me"],
+        ["whois", "0"],
+        ["whois", "99999999999999999999999"],
+        ["logs", "--tail", "-1", "web"],
+        ["logs", "--since", "yesterday", "web"],
         ["cp", "a", "b"],
         ["cp", "web:", "b"],
         ["completion", "csh"],
@@ -162,7 +197,7 @@ def test_no_daemon_is_one_line_with_a_hint(capsys: pytest.CaptureFixture[str]) -
     assert main(["--socket", "/nonexistent/sock", "run", "busybox"]) == 125
     err = capsys.readouterr().err
     assert err.count("insulad does not answer at /nonexistent/sock") == 2
-    assert err.count("; hint: start the daemon") == 2
+    assert err.count("; hint: start the daemon: ") == 2
 
 
 def test_the_hot_verbs_import_almost_nothing() -> None:

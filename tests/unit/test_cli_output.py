@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.cli.output import age, clean, table
 from insula.cli.verbs.events import line
-from insula.cli.verbs.logs import printable, stamp
+from insula.cli.verbs.logs import moment, printable, stamp
+from insula.cli.verbs.verify import print_matrix
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,39 @@ def test_events_are_lines() -> None:
     event = {"time": 0.0, "revision": 7, "kind": "instance", "action": "exited", "tenant": "acme", "name": "web"}
     assert line({**event, "exit_status": 0, "error": None})[8:] == "  instance exited acme/web  exit_status=0"
     assert line({**event, "kind": "tenant", "name": "acme\x1b"})[8:] == "  tenant exited acme\\x1b"
+
+
+def test_since_is_an_age_or_a_time() -> None:
+    assert moment("2026-01-31T12:00:00Z") == 1769860800
+    assert moment("2026-01-31T12:00:00.5+01:00") == 1769857200.5
+    assert abs(time.time() - 600 - moment("10m")) < 5
+
+
+def matrix(*names: str) -> list[dict[str, object]]:
+    """Everybody reaches everybody else, and the gateway; the host reaches nobody."""
+    cell = {"installed": True, "probed": True, "expected": True, "address": "a", "control": True, "detail": None}
+    no = {**cell, "installed": False, "probed": False, "expected": False}
+    pairs = [(source, target) for source in names for target in ("gateway", *reversed(names)) if source != target]
+    found = [{**cell, "source": source, "target": target} for source, target in pairs]
+    return [*found, *({**no, "source": "host", "target": name} for name in names)]
+
+
+def test_the_matrix_has_its_columns_in_the_order_of_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    print_matrix(matrix("a/web", "b/web"))
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "FROM \\ TO  a/web  b/web  gateway",
+        "a/web      ·      yes    yes",
+        "b/web      yes    ·      yes",
+        "host       no     no     ·",
+    ]
+
+
+def test_a_wide_matrix_has_numbers_for_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"tenant/instance-{number:02}" for number in range(9)]
+    print_matrix(matrix(*names))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["FROM", "\\", "TO", *map(str, range(1, 11))]
+    assert lines[2].split() == ["2", names[1], "yes", "·", *["yes"] * 8]
+    assert lines[10].split() == ["host", *["no"] * 9, "·"]
+    assert "10  gateway" in lines
+    assert max(map(len, lines)) <= 120

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from signal import SIG_DFL, SIGINT, SIGPIPE, raise_signal, signal
 
-from insula.cli.options import GLOBAL, Command, Usage, describe, help_text, parse, split_global
+from insula.cli.options import GLOBAL, Command, Usage, describe, help_text, nearest, parse, split_global
 from insula.cli.output import error
 from insula.model.errors import InsulaError
 
@@ -48,6 +48,31 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "completion": ("completion", "print a completion script for bash, zsh or fish"),
 }
 HIDDEN = {"__complete": ("completion", "candidates for the words of a command line")}
+ELSEWHERE = {
+    # what people type who come from Docker, Podman or Incus: what it is here
+    "images": "image ls",
+    "rmi": "image rm",
+    "pull": "image pull",
+    "push": "image push",
+    "load": "image load",
+    "save": "image save",
+    "import": "image import",
+    "build": "image import",
+    "login": "image pull --username",
+    "networks": "network ls",
+    "tenants": "tenant ls",
+    "project": "tenant ls",
+    "ls": "ps",
+    "list": "ps",
+    "launch": "run -d",
+    "create": "run -d",
+    "delete": "rm",
+    "remove": "rm",
+    "shell": "exec -it",
+    "console": "attach",
+    "stats": "top",
+    "info": "status",
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -72,6 +97,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     given, rest = split_global(words)
+    if given.version or rest[:1] == ["version"]:
+        from insula import __version__
+
+        print(f"insula {__version__}")
+        return 0
     if not rest or rest[0] == "help":
         print(overview())
         return 0 if given.help or rest else 2
@@ -80,17 +110,17 @@ def _run(words: list[str]) -> int:
         return 0
     try:
         arguments = parse(command, name, rest, given)
+        if arguments.help:
+            print(help_text(name, command))
+            return 0
+        if arguments.tenant is None:
+            from os import environ
+
+            arguments.tenant = environ.get("INSULA_TENANT") or "default"
+        arguments.verb = name
+        return command.run(arguments)
     except Usage as problem:
         raise Usage(problem.message, problem.hint or f"see `insula {name} --help`") from None
-    if arguments.help:
-        print(help_text(name, command))
-        return 0
-    if arguments.tenant is None:
-        from os import environ
-
-        arguments.tenant = environ.get("INSULA_TENANT") or "default"
-    arguments.verb = name
-    return command.run(arguments)
 
 
 def find(words: list[str], *, help_wanted: bool = False) -> tuple[str, Command | None, list[str]]:
@@ -117,7 +147,8 @@ def load(verb: str) -> Command | dict[str, Command]:
     """The command table of a verb, or of a family of them. Usage when there is no such verb."""
     entry = VERBS.get(verb) or HIDDEN.get(verb)
     if entry is None:
-        raise Usage(f"there is no verb {verb[:60]!r}")
+        known = ELSEWHERE.get(verb) or nearest(verb, VERBS)
+        raise Usage(f"there is no verb {verb[:60]!r}", known and f"did you mean `insula {known}`?")
     module = __import__(f"insula.cli.verbs.{entry[0]}", fromlist=["COMMANDS"])
     commands: dict[str, Command] = module.COMMANDS
     return commands.get(verb, commands)
@@ -132,7 +163,8 @@ def overview() -> str:
         "",
     ]
     lines += [f"  {verb:10}  {summary}" for verb, (_, summary) in VERBS.items()]
-    return "\n".join([*lines, "", "for every verb:", *describe(GLOBAL), "", "`insula VERB --help` says more"])
+    lines += ["", "for every verb:", *describe(GLOBAL)]
+    return "\n".join([*lines, "", "`insula --version` says which this is, `insula VERB --help` more about a verb"])
 
 
 if __name__ == "__main__":

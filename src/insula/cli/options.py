@@ -10,7 +10,7 @@ somebody else (`rest`), options end at the first argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from insula.model.errors import Invalid
 
@@ -26,6 +26,22 @@ class Usage(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class UnknownOption(Usage):
+    """There is no option `name`; the hint is the one of `known` that comes near, if one does."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        near = nearest(name, (each for each in known if each.startswith("--")))
+        super().__init__(f"there is no option {name[:60]!r}", near and f"did you mean {near}?")
+        self.name = name
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `word` was probably meant to be."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word[:60], list(known), 1)), None)
 
 
 class Option:
@@ -66,6 +82,17 @@ class Option:
             raise Usage(f"{name} takes {self.value}, not {text!r}") from None
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `least` up."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text[:20])):
+            raise Invalid(f"{text[:60]!r} is no whole number from {least} up", f"as in {least or 10}")
+        return int(text[:20])
+
+    return parse
+
+
 class Argument:
     """One argument of a usage line such as ``NAME [SIGNAL] CMD...``."""
 
@@ -89,6 +116,7 @@ class Command:
     """One verb: `run` is called with the `Arguments` and returns the exit status.
 
     `usage` are its arguments; `complete` says what they are, by name. `rest`: the last one is a command line.
+    `elsewhere` are options that people know from other programs, and what to do without them.
     """
 
     def __init__(
@@ -101,6 +129,7 @@ class Command:
         rest: bool = False,
         details: str = "",
         complete: Mapping[str, tuple[str, ...] | str] | None = None,
+        elsewhere: Mapping[str, str] | None = None,
     ) -> None:
         self.run = run
         self.help = help
@@ -110,6 +139,7 @@ class Command:
         self.rest = rest
         self.details = details
         self.complete = complete or {}
+        self.elsewhere = elsewhere or {}
 
 
 GLOBAL = [
@@ -118,18 +148,22 @@ GLOBAL = [
     Option("--socket", "the daemon's socket (INSULA_SOCKET)", "PATH", complete="file"),
     Option("-h --help", "show this help"),
 ]
+VERSION = Option("--version", "show which Insula this is")
 
 
 def split_global(words: Sequence[str]) -> tuple[Arguments, list[str]]:
     """The global options before the verb, and the rest: the verb and what follows."""
     result = Arguments()
-    rest = _parse(list(words), GLOBAL, result, stop_at_argument=True)
+    rest = _parse(list(words), [*GLOBAL, VERSION], result, stop_at_argument=True)
     return result, rest
 
 
 def parse(command: Command, name: str, words: Sequence[str], given: Arguments) -> Arguments:
     """Reads `words` as `command` wants them; `given` holds the global options so far. Raises Usage."""
-    arguments = _parse(list(words), command.options + GLOBAL, given, stop_at_argument=command.rest)
+    try:
+        arguments = _parse(list(words), command.options + GLOBAL, given, stop_at_argument=command.rest)
+    except UnknownOption as problem:
+        raise Usage(problem.message, command.elsewhere.get(problem.name) or problem.hint) from None
     if given.help:
         return given
     _assign(command, name, arguments, given)
@@ -173,7 +207,7 @@ def _take_short(by_name: dict[str, Option], word: str, words: list[str], result:
 def _take(by_name: dict[str, Option], name: str, text: str | None, words: list[str], result: Arguments) -> None:
     option = by_name.get(name)
     if option is None:
-        raise Usage(f"there is no option {name[:60]!r}")
+        raise UnknownOption(name, by_name)
     if option.value is None:
         if text is not None:
             raise Usage(f"{name} takes no value")

@@ -20,7 +20,7 @@ CHUNK = 65536
 MAX_HEAD = 65536
 MAX_CHUNK_LINE = 1024
 MAX_ERROR_BODY = 1 << 20
-_START_HINT = "start the daemon with `systemctl start insulad`, or run `insulad` as root"
+_START_HINT = "start the daemon: `systemctl start insulad`, or scripts/up where there is no systemd"
 
 
 def quote(text: str, safe: bytes = b"-._~") -> str:

@@ -24,6 +24,7 @@ async def explain(supervisor: Supervisor, member: Member) -> Explanation:
     """Everything that is known; what needs a running process is empty when it doesn't run."""
     engine, instance = supervisor.engine, member.instance
     group = Cgroup(supervisor.launcher.cgroup(instance))
+    parent = Cgroup(os.path.dirname(group.path))
     pid = member.status.pid if member.active else None
     device = rules = None
     installed: dict[str, object] | None = None
@@ -44,6 +45,7 @@ async def explain(supervisor: Supervisor, member: Member) -> Explanation:
         uid_map=_read(f"/proc/{pid}/uid_map") if pid else None,
         cgroups=group.directories() if group.exists() else {},
         limits=group.values() if group.exists() else {},
+        tenant_limits=parent.values() if group.exists() else {},
         security=security(pid) if pid else {},
         layers=paths,
         upper=str(supervisor.launcher.directory(instance.id).upper),

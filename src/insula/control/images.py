@@ -18,6 +18,7 @@ import msgspec
 from insula.control.engine import Engine
 from insula.control.keys import IMAGES, INSTANCES, SHARED, TENANTS, USAGE
 from insula.control.quotas import guarded
+from insula.control.specs import typed
 from insula.control.tenants import Tenants
 from insula.image.reference import normalise_reference
 from insula.image.registry import Auth
@@ -62,7 +63,8 @@ class Images:
             return found
         await self.tenants.find(tenant)
         raise NotFound(
-            f"there is no image {name}", f"`insula image pull {name}` fetches it, `insula image ls` lists them"
+            f"there is no image {name}",
+            f"{typed(tenant, f'image pull {name}')} fetches it, {typed(tenant, 'image ls')} lists them",
         )
 
     async def get(self, tenant: str, name: str) -> Image:

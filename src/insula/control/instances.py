@@ -17,7 +17,7 @@ from insula.control.attachment import Attachment
 from insula.control.attachment import follow as follow_log
 from insula.control.explain import explain
 from insula.control.processes import views
-from insula.control.specs import parse_signal
+from insula.control.specs import parse_signal, typed
 from insula.control.supervisor import Member, Supervisor, as_exit
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
@@ -53,7 +53,7 @@ class Instances:
         if member := self.supervisor.find(tenant, check_label("instance", name)):
             return member
         await self.tenants.find(tenant)
-        raise NotFound(f"tenant {tenant} has no instance {name}", "`insula ps -a` lists them")
+        raise NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
 
     async def _started(self, tenant: str, name: str) -> Member:
         """The instance, not in the middle of its start: somebody may see its first output before we know it runs."""
@@ -342,11 +342,12 @@ def _exec_of(member: Member, exec_id: str) -> asyncio.Task[Exit]:
 
 def check_there(member: Member) -> None:
     if member.gone or member.instance.wanted == "removed":
-        raise NotFound(f"instance {member.instance.name} was removed", "`insula ps -a` lists what is there")
+        there = typed(member.instance.tenant, "ps -a")
+        raise NotFound(f"instance {member.instance.name} was removed", f"{there} lists what is there")
 
 
 def not_running(member: Member) -> Conflict:
     return Conflict(
         f"instance {member.instance.name} is not running ({member.status.state})",
-        f"`insula start {member.instance.name}` starts it",
+        f"{typed(member.instance.tenant, f'start {member.instance.name}')} starts it",
     )

@@ -12,7 +12,7 @@ from insula.control.claims import Claim
 from insula.control.engine import Engine
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.quotas import guarded
-from insula.control.specs import check_labels
+from insula.control.specs import check_labels, typed
 from insula.control.tenants import DEFAULT, Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
 from insula.model.objects import InstanceSpec, Network, NetworkStatus, Port, Tenant
@@ -40,7 +40,8 @@ class Networks:
         if found := await NETWORKS.get(self.engine.store, tenant, check_label("network", name)):
             return found
         await self.tenants.find(tenant)
-        raise NotFound(f"tenant {tenant} has no network {name}", "`insula network ls` lists them")
+        listed, made = typed(tenant, "network ls"), typed(tenant, f"network create {name} --subnet 10.0.0.0/24")
+        raise NotFound(f"tenant {tenant} has no network {name}", f"{listed} lists them, {made} would make it")
 
     async def get(self, tenant: str, name: str) -> NetworkView:
         network = (await self.find(tenant, name)).value

@@ -86,3 +86,8 @@ def _check_numbers(spec: InstanceSpec) -> None:
         raise Invalid("--rm and --restart exclude each other", "an instance that is removed on exit can't restart")
     if not 4096 <= spec.log_size <= MAX_LOG or not 1 <= spec.log_files <= 1000:
         raise Invalid("the log's limits make no sense", "use at least 4k, and 1 to 1000 files")
+
+
+def typed(tenant: str, words: str) -> str:
+    """The command line that does `words` for a tenant, for a hint: quoted, and with -T where it takes one."""
+    return f"`insula {words}`" if tenant == "default" else f"`insula -T {tenant} {words}`"

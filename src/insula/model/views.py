@@ -180,6 +180,7 @@ class Explanation(Struct, kw_only=True):
     uid_map: str | None
     cgroups: dict[str, str]  # controller → path
     limits: dict[str, str]  # file → content
+    tenant_limits: dict[str, str] = {}  # the same of the control group above, for all of the tenant's instances
     security: dict[str, str]  # seccomp, capabilities, no_new_privs from proc_pid_status(5)
     layers: list[Layer]
     upper: str

@@ -30,13 +30,13 @@ def run(arguments: Arguments) -> int:
 
 
 def side(text: str) -> tuple[str | None, str]:
-    """``NAME:PATH`` is in an instance; a path that begins with / or . is on the host, as is one without a colon."""
+    """``NAME:PATH`` is in an instance, from its root; what has no colon, or begins with / or ., is on the host."""
     name, colon, path = text.partition(":")
     if not colon or text.startswith(("/", ".")):
         return None, text
     if not path:
         raise Usage(f"{text[:60]!r} names no path in the instance", "write NAME:PATH")
-    return name, path
+    return name, path if path.startswith("/") else "/" + path
 
 
 def fetch(client: Client, tenant: str, name: str, path: str, target: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from insula.cli.options import Arguments, Command
-from insula.cli.output import print_json, table
+from insula.cli.output import clean, print_json, table
 from insula.client import Client
 
 
@@ -12,10 +12,12 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print_json(checks)
     else:
-        table(
-            ["CHECK", "STATE", "FOUND", "WHAT FOLLOWS", "WHAT HELPS"],
-            ([check[key] or "" for key in ("name", "state", "detail", "consequence", "hint")] for check in checks),
-        )
+        table(["CHECK", "STATE", "FOUND"], ([check["name"], check["state"], check["detail"]] for check in checks))
+        for check in checks:
+            if check["state"] != "ok":
+                says = "; hint: ".join(filter(None, (check["consequence"], check["hint"])))
+                print(f"\n{clean(check['name'])}: {clean(says)}", end="")
+        print()
     return 1 if any(check["state"] == "missing" for check in checks) else 0
 
 

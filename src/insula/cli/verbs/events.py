@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option
+from insula.cli.options import Arguments, Command, Option, whole
 from insula.cli.output import clean
 from insula.client import Client
 
@@ -38,6 +38,6 @@ COMMANDS = {
     "events": Command(
         run,
         "Show changes of tenants, networks, images and instances until interrupted; with --json one object a line.",
-        options=[Option("--from-revision", "begin after this revision of the store", "N", parse=int)],
+        options=[Option("--from-revision", "begin after this revision of the store", "N", parse=whole(0))],
     )
 }

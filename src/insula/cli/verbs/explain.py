@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from insula.cli.options import Arguments, Command
-from insula.cli.output import age, clean, print_json, table
+from insula.cli.output import age, clean, print_json, size, table
 from insula.cli.verbs.ps import state
 from insula.cli.verbs.top import HEADER, rows
 from insula.client import Client
@@ -20,8 +20,14 @@ def run(arguments: Arguments) -> int:
     if arguments.json:
         print_json(page)
         return 0
-    for part in (identity, processes, namespaces, cgroups, security, filesystem, network):
-        part(page)
+    identity(page)
+    if page["namespaces"]:
+        for part in (processes, namespaces, cgroups, security):
+            part(page)
+    else:
+        print("\nIt does not run: it has no processes, namespaces, control groups or rights now.")
+    filesystem(page)
+    network(page)
     return 0
 
 
@@ -42,6 +48,7 @@ def identity(page: Page) -> None:
             "id": instance["id"],
             "image": f"{instance['spec']['image']} ({instance['image_digest'][:19]}…)",
             "started": f"{age(status['started'])} ago" if status["started"] else None,
+            "ended": f"{age(status['exit']['finished'])} ago" if status["exit"] else None,
             "restarts": status["restarts"],
         }
     )
@@ -71,12 +78,26 @@ def cgroups(page: Page) -> None:
     for controller, path in page["cgroups"].items():
         paths.setdefault(path, []).append(controller)
     facts({", ".join(controllers) or "unified": path for path, controllers in paths.items()})
-    facts(page["limits"])
+    facts({name: amount(name, text) for name, text in page["limits"].items()})
+    print("  and all instances of the tenant together:")
+    facts({name: amount(name, text) for name, text in page["tenant_limits"].items()})
+
+
+def amount(name: str, text: str) -> str:
+    """A value of a control group's file, and what it means where it doesn't tell."""
+    if text == "-1" or (name.endswith("_in_bytes") and text.isdigit() and int(text) > 1 << 62):
+        return f"{text} (no limit)"
+    if name.startswith("memory.") and text.isdigit():
+        return f"{text} ({size(int(text))})"
+    return text
 
 
 def security(page: Page) -> None:
     title("Rights: what it may ask of the kernel (capabilities(7), seccomp(2))")
-    facts(page["security"])
+    rights = dict(page["security"])
+    if rights.get("bounding capabilities") == rights.get("capabilities"):
+        rights["bounding capabilities"] = "the same"
+    facts(rights)
 
 
 def filesystem(page: Page) -> None:

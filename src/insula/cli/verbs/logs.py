@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from insula.cli.options import Arguments, Command, Option
+from insula.cli.options import Arguments, Command, Option, whole
 from insula.cli.terminal import STDERR, STDOUT, write_all
 from insula.client import Client
+from insula.model.errors import Invalid
 from insula.model.stream import Kind
 from insula.model.units import parse_duration
 
@@ -15,30 +16,39 @@ _ALLOWED = b"\t\n\r"
 
 def run(arguments: Arguments) -> int:
     client = Client(arguments.socket)
-    since = None
-    if arguments.since is not None:
-        import time
-
-        since = time.time() - arguments.since
     entries = client.instances.logs(
-        arguments.tenant, arguments.name, follow=arguments.follow, tail=arguments.tail, since=since
+        arguments.tenant, arguments.name, follow=arguments.follow, tail=arguments.tail, since=arguments.since
     )
     careful = {fd: os.isatty(fd) and not arguments.raw for fd in (STDOUT, STDERR)}
     starts = {STDOUT: True, STDERR: True}  # is this stream at the start of a line?
-    for moment, kind, data in entries:
+    for when, kind, data in entries:
         fd = STDERR if kind == Kind.STDERR else STDOUT
         if arguments.json:
             import json
 
             text = data.decode("utf-8", "replace")
-            print(json.dumps({"time": moment, "stream": Kind(kind).name.lower(), "text": text}), flush=True)
+            print(json.dumps({"time": when, "stream": Kind(kind).name.lower(), "text": text}), flush=True)
             continue
         if careful[fd]:
             data = printable(data)
         if arguments.timestamps:
-            data, starts[fd] = stamp(data, moment, starts[fd])
+            data, starts[fd] = stamp(data, when, starts[fd])
         write_all(fd, data)
     return 0
+
+
+def moment(text: str) -> float:
+    """Seconds since the epoch: from an age such as ``10m``, or a date and time (RFC 3339; local without a zone)."""
+    import time
+    from datetime import datetime
+
+    try:
+        return time.time() - parse_duration(text)
+    except Invalid:
+        try:
+            return datetime.fromisoformat(text).timestamp()
+        except (ValueError, OverflowError, OSError):
+            raise Invalid(f"{text[:60]!r} is no time", "write an age as in 10m, or a date and time") from None
 
 
 def printable(data: bytes) -> bytes:
@@ -71,8 +81,8 @@ COMMANDS = {
         "NAME",
         [
             Option("-f --follow", "go on as it prints more, until it exits"),
-            Option("-n --tail", "only the last N lines", "N", parse=int),
-            Option("--since", "only what is not older than this, as in 10m", "TIME", parse=parse_duration),
+            Option("-n --tail", "only the last N lines", "N", parse=whole(0)),
+            Option("--since", "only what is younger than this, as in 10m, or 2026-01-31T12:00", "TIME", parse=moment),
             Option("-t --timestamps", "begin each line with its time"),
             Option("--raw", "on a terminal too, pass control sequences through"),
         ],

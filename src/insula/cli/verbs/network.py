@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option, Usage
+from insula.cli.options import Arguments, Command, Option, Usage, whole
 from insula.cli.output import age, clean, listing, print_json
-from insula.cli.verbs.run import pair, positive
+from insula.cli.verbs.run import pair
 from insula.client import Client
 
 TYPE_CHECKING = False
@@ -33,9 +33,12 @@ def ls(arguments: Arguments) -> int:
 
 def row(view: dict[str, Any]) -> list[Any]:
     network, status = view["network"], view["status"]
-    state = "ready" if status["ready"] else f"not ready: {status['reason'] or 'not measured yet'}"
     names = ("name", "subnet", "gateway", "subnet6", "vni")
-    return [*(network[name] for name in names), status["ports"], state, age(network["created"])]
+    return [*(network[name] for name in names), status["ports"], state(status), age(network["created"])]
+
+
+def state(status: dict[str, Any]) -> str:
+    return "ready" if status["ready"] else f"not ready: {status['reason'] or 'not measured yet'}"
 
 
 def show(arguments: Arguments) -> int:
@@ -43,9 +46,13 @@ def show(arguments: Arguments) -> int:
     if arguments.json:
         print_json(view)
         return 0
-    for name, value in {**view["network"], **view["status"]}.items():
-        shown = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{name:10} {'-' if shown in (None, '') else clean(shown)}")
+    network, status = view["network"], view["status"]
+    names = ("tenant", "name", "subnet", "gateway", "subnet6", "gateway6", "mtu", "vni")
+    shown = {name: network[name] for name in names}
+    shown["labels"] = ", ".join(f"{name}={value}" for name, value in network["labels"].items())
+    shown |= {"created": f"{age(network['created'])} ago", "state": state(status), "ports": status["ports"]}
+    for name, value in shown.items():
+        print(f"{name:10} {'-' if value in (None, '') else clean(value)}")
     return 0
 
 
@@ -65,7 +72,7 @@ COMMANDS = {
         [
             Option("--subnet", "its IPv4 addresses, as in 10.0.0.0/24; the first is the gateway's", "CIDR"),
             Option("--subnet6", "its IPv6 addresses, as in fd00:1::/64", "CIDR"),
-            Option("--mtu", "the largest packet (1500)", "BYTES", parse=positive),
+            Option("--mtu", "the largest packet (1500)", "BYTES", parse=whole(1)),
             Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
         ],
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option, Usage
+from insula.cli.options import Arguments, Command, Option, Usage, whole
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, interact, require_terminal
 from insula.client import Client
@@ -138,13 +138,6 @@ def _usage(parse: Any, text: str) -> Any:
         raise Usage(problem.message, problem.hint) from None
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
 OPTIONS = [
     Option("-d --detach", "print its name and leave it running"),
     Option("-i --interactive", "keep its standard input open and connected"),
@@ -158,7 +151,7 @@ OPTIONS = [
     Option("--hostname", "its host name (its name)", "NAME"),
     Option("--cpus", "at most so many CPUs, as in 0.5", "N", parse=parse_cpus),
     Option("-m --memory", "at most so much memory, as in 64m", "SIZE", parse=parse_size),
-    Option("--pids", "at most so many processes (4096)", "N", parse=positive, default=4096),
+    Option("--pids", "at most so many processes (4096)", "N", parse=whole(1), default=4096),
     Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
     Option("-u --user", "run as this user: name or number, with :group", "USER"),
     Option("-w --workdir", "start in this directory", "PATH"),
@@ -181,8 +174,21 @@ OPTIONS = [
     Option("--stop-signal", "what `insula stop` sends", "SIGNAL"),
     Option("--stop-timeout", "and how long it then waits (10s)", "TIME", parse=parse_duration),
     Option("--log-size", "rotate its log at this size (10m)", "SIZE", parse=parse_size),
-    Option("--log-files", "keep so many rotated log files (3)", "N", parse=positive),
+    Option("--log-files", "keep so many rotated log files (3)", "N", parse=whole(1)),
 ]
+
+_PUBLISH = "nothing comes in from outside yet: instances of one network reach each other"
+_VOLUME = "there are no volumes yet: an instance keeps its own files, and `insula cp` copies some in or out"
+_PRIVILEGED = "no instance gets the host's rights; --cap-add gives some of its own namespaces'"
+ELSEWHERE = {
+    **dict.fromkeys(("-p", "--publish", "-P", "--publish-all"), _PUBLISH),
+    **dict.fromkeys(("-v", "--volume", "--mount", "--volumes-from"), _VOLUME),
+    **dict.fromkeys(("--privileged", "--pid", "--ipc", "--device", "--security-opt"), _PRIVILEGED),
+    "--net": "did you mean --network?",
+    "--pids-limit": "did you mean --pids?",
+    "--platform": "images are of this host's architecture",
+    "--pull": "`insula image pull` fetches images, `run` never does",
+}
 
 COMMANDS = {
     "run": Command(
@@ -192,6 +198,7 @@ COMMANDS = {
         OPTIONS,
         rest=True,
         complete={"IMAGE": "image"},
+        elsewhere=ELSEWHERE,
         details="Without -d its output is shown here and its exit status becomes ours\n"
         "(125: the engine failed, 126: CMD can't be executed, 127: CMD isn't there).",
     )

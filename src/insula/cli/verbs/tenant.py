@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option
+from insula.cli.options import Arguments, Command, Option, whole
 from insula.cli.output import age, clean, listing, print_json, size
-from insula.cli.verbs.run import pair, positive
+from insula.cli.verbs.run import pair
 from insula.client import Client
 from insula.model.units import parse_cpus, parse_rate, parse_size
 
@@ -32,10 +32,10 @@ def row(view: dict[str, Any]) -> list[Any]:
     return [
         tenant["name"],
         of(view.get("usage", {}).get("instances", 0), limits["instances"]),
-        limits["cpus"],
+        None if limits["cpus"] is None else f"{limits['cpus']:g}",
         size(limits["memory"]),
         rate(limits["bandwidth"]),
-        f"{tenant['id_base']}+",
+        f"{tenant['id_base']}-{tenant['id_base'] + 65535}",
         age(tenant["created"]),
     ]
 
@@ -62,10 +62,10 @@ def show(arguments: Arguments) -> int:
         return 0
     tenant = view["tenant"]
     print(f"tenant     {clean(tenant['name'])}")
+    print(f"created    {age(tenant['created'])} ago")
     print(f"user IDs   {tenant['id_base']} to {tenant['id_base'] + 65535} on this host")
     for name, value in tenant["limits"].items():
-        shown = size(value) if name == "memory" else rate(value) if name == "bandwidth" else value
-        print(f"{name:10} {'no limit' if value is None else f'at most {shown}'}")
+        print(f"{name:10} {limit(name, value)}{reserved(name, view['usage'].get(name))}")
     parts = {
         "labels": [f"{label}={value}" for label, value in tenant["labels"].items()],
         "networks": [each["network"]["name"] for each in client.networks.list(arguments.name)],
@@ -74,6 +74,19 @@ def show(arguments: Arguments) -> int:
     for what, names in parts.items():
         print(f"{what:10} {clean(', '.join(names) or '-')}")
     return 0
+
+
+def limit(name: str, value: Any) -> str:
+    return "no limit" if value is None else f"at most {amount(name, value)}"
+
+
+def reserved(name: str, value: Any) -> str:
+    """What the instances' own limits sum up to, which may not exceed the tenant's."""
+    return "" if not value else f", {amount(name, value)} {'there' if name == 'instances' else 'reserved by instances'}"
+
+
+def amount(name: str, value: Any) -> str:
+    return size(value) if name == "memory" else rate(value) or "-" if name == "bandwidth" else f"{value:g}"
 
 
 def rm(arguments: Arguments) -> int:
@@ -92,12 +105,12 @@ COMMANDS = {
         [
             Option("--cpus", "at most so many CPUs", "N", parse=parse_cpus),
             Option("--memory", "at most so much memory, as in 4g", "SIZE", parse=parse_size),
-            Option("--instances", "at most so many instances", "N", parse=positive),
+            Option("--instances", "at most so many instances", "N", parse=whole(1)),
             Option("--bandwidth", "at most so many bits a second, as in 100m", "RATE", parse=parse_rate),
             Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
         ],
     ),
     "ls": Command(ls, "List the tenants."),
     "show": Command(show, "Show a tenant, its limits and what it has.", "NAME", complete=_NAME),
-    "rm": Command(rm, "Remove tenants that have no instances.", "NAME...", complete=_NAME),
+    "rm": Command(rm, "Remove tenants that have no instances and no networks.", "NAME...", complete=_NAME),
 }

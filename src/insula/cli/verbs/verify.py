@@ -65,14 +65,26 @@ def difference(cell: Cell) -> str:
 
 
 def print_matrix(matrix: list[Cell]) -> None:
-    """Rows are sources, columns targets; a pair with several addresses shows the worst of them."""
+    """Rows are sources, columns targets; a pair with several addresses shows the worst of them.
+
+    Columns have numbers instead of names where names would be too wide.
+    """
+    from shutil import get_terminal_size
+
     sources = list(dict.fromkeys(cell["source"] for cell in matrix))
-    targets = list(dict.fromkeys(cell["target"] for cell in matrix))
+    reached = dict.fromkeys(cell["target"] for cell in matrix)
+    targets = [name for name in sources if name in reached] + [name for name in reached if name not in sources]
     pairs: dict[tuple[str, str], list[Cell]] = {}
     for cell in matrix:
         pairs.setdefault((cell["source"], cell["target"]), []).append(cell)
     rows = [[source, *(mark(pairs.get((source, target), [])) for target in targets)] for source in sources]
-    table(["FROM \\ TO", *(clean(target) for target in targets)], rows)
+    names = [clean(name) for name in targets]
+    if sum(len(name) + 2 for name in names) + max(map(len, sources)) <= get_terminal_size((120, 24)).columns:
+        table(["FROM \\ TO", *names], rows)
+    else:
+        numbers = {name: number for number, name in enumerate(targets, 1)}
+        table(["", "FROM \\ TO", *map(str, numbers.values())], ([numbers.get(row[0], ""), *row] for row in rows))
+        table(["", ""], ([number, name] for name, number in numbers.items() if name not in sources))
     print(LEGEND)
 
 

@@ -6,9 +6,11 @@ from insula.cli.options import Arguments, Command, Usage
 from insula.cli.output import clean, print_json
 from insula.client import Client
 
+_PIDS = range(1, (1 << 22) + 1)  # proc(5), pid_max
+
 
 def run(arguments: Arguments) -> int:
-    if not (arguments.pid.isascii() and arguments.pid.isdigit()):
+    if not (arguments.pid.isascii() and arguments.pid.isdigit()) or int(arguments.pid[:20]) not in _PIDS:
         raise Usage(f"{arguments.pid[:60]!r} is no process number", "write the number that the host shows")
     found = Client(arguments.socket).host.whois(int(arguments.pid))
     if arguments.json:
