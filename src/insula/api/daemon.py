@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,9 @@ def main() -> int:
     """The entry point of `insulad`; exit status 0 after SIGTERM, 1 when it can't start."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
+        # the keeper and the spawner inherit it, and hold descriptors for every instance
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         settings = Settings.from_environment()
         settings.make()
         with locked(settings.root / "insulad.pid"):

@@ -53,6 +53,8 @@ def main(
         reset_signals()
         close_others([target, sync.fileno(), *join, *stdio])
         step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
+        if (score := process.get("oomScoreAdj")) is not None:  # while it has the right to lower it for good
+            step("set oom_score_adj", lambda: _write("/proc/self/oom_score_adj", str(score)))
         step("join the cgroup", lambda: cgroups.join(join))
         step("join the namespaces", lambda: linux.setns(target, _JOIN))
         pid, _ = linux.clone3(linux.CLONE_PARENT)
@@ -82,3 +84,8 @@ def _inside(process: dict[str, Any], sync: socket.socket, stdio: list[int], prog
     else:
         step("connect standard input and output", lambda: connect_stdio(stdio))
     departure(process, program)
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "w") as file:
+        file.write(value)

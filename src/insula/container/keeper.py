@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import heapq
+import itertools
 import os
 import select
 import signal
@@ -37,6 +39,7 @@ from insula.model.stream import Kind
 Key = tuple[str, str | None]
 
 _GRACE = 10.0  # seconds after its end in which one may still attach to a process that joined
+_PAUSE = 0.05  # seconds in which a process that prints too much is not read from
 
 
 class Keeper:
@@ -52,7 +55,8 @@ class Keeper:
         self.spawner_pid = 0
         self.channel: socket.socket | None = None
         self.unsent: deque[wire.Message] = deque()
-        self.ended: deque[tuple[float, Key]] = deque()
+        self.timers: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number keeps it from comparing
+        self.numbers = itertools.count()
         self.listener = wire.listen(f"{run}/keeper.sock")
 
     def serve(self) -> NoReturn:
@@ -63,7 +67,7 @@ class Keeper:
         self._watch(self.listener.fileno(), lambda _: self._accept())
         self._connect_spawner()
         while True:
-            for fd, events in self.poll.poll(self._let_go()):
+            for fd, events in self.poll.poll(self._run_timers()):
                 if handler := self.handlers.get(fd):
                     try:
                         handler(events)
@@ -125,7 +129,10 @@ class Keeper:
         key = (message["id"], message["exec"])
         if message["op"] == "ended":
             self._end(key)
-            self.ended.append((time.monotonic() + _GRACE, key))
+            if key[1] is None and (session := self.sessions.get(key)):
+                session.forgive()
+                self._update(key, session)
+            self._later(_GRACE, lambda: self._let_go(key))
             return
         if key not in self.sessions:
             log = None
@@ -159,13 +166,19 @@ class Keeper:
             if found := find_process(self.run, pid):
                 bundle, exec_id = found
                 bundle.record_exit(status, exec_id)
-                self.ended.append((time.monotonic() + _GRACE, (bundle.id, exec_id)))
+                self._later(_GRACE, lambda key=(bundle.id, exec_id): self._let_go(key))  # type: ignore[misc]
                 self._tell_watchers({"event": "exit", "id": bundle.id, "exec": exec_id})
 
     # -- clients ---------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        sock, _ = self.listener.accept()
+        try:
+            sock, _ = self.listener.accept()
+        except OSError:  # no descriptor is left: it waits in the queue until one is
+            listener = self.listener.fileno()
+            self._unwatch(listener)
+            self._later(_PAUSE, lambda: self._watch(listener, lambda _: self._accept()))
+            return
         self._watch(sock.fileno(), lambda _: self._request(sock))
 
     def _request(self, sock: socket.socket) -> None:
@@ -259,6 +272,9 @@ class Keeper:
         """Bring what is polled in line with what the session wants, after anything happened to it."""
         if not session.write():
             self._close(key, session, session.input)
+        if session.spent and not session.resting:
+            session.resting = True
+            self._later(_PAUSE, lambda: self._resume(key, session))
         for fd in session.names:
             mask = select.EPOLLIN if session.wants(fd) else 0
             if session.pending and fd == session.input:
@@ -281,14 +297,18 @@ class Keeper:
             session.finished = True
             self._update(key, session)
 
-    def _let_go(self) -> float | None:
-        """Drop the output of processes that ended and that nobody attached to in time; seconds until the next."""
-        while self.ended and self.ended[0][0] <= time.monotonic():
-            _, key = self.ended.popleft()
-            if (session := self.sessions.get(key)) and not session.clients:
-                session.discard = True
-                self._update(key, session)
-        return max(0.0, self.ended[0][0] - time.monotonic()) if self.ended else None
+    def _let_go(self, key: Key) -> None:
+        """Drop the output of a process that ended and that nobody attached to in time."""
+        if (session := self.sessions.get(key)) and not session.clients:
+            session.discard = True
+            self._update(key, session)
+
+    def _resume(self, key: Key, session: Session) -> None:
+        """Read again from a process that had printed too much."""
+        session.resting = False
+        session.earn()
+        if self.sessions.get(key) is session:
+            self._update(key, session)
 
     def _over(self, key: Key, session: Session) -> bool:
         """Whether every output came to its end, rather than not having begun: then the session is closed."""
@@ -337,7 +357,20 @@ class Keeper:
             mask = select.EPOLLIN | (select.EPOLLOUT if self.unsent else 0)
             self._set(channel.fileno(), mask, self.handlers[channel.fileno()])
 
-    # -- epoll -----------------------------------------------------------------------------------------
+    # -- timers and epoll ------------------------------------------------------------------------------
+
+    def _later(self, seconds: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self.timers, (time.monotonic() + seconds, next(self.numbers), action))
+
+    def _run_timers(self) -> float | None:
+        """Do what is due; seconds until the next."""
+        while self.timers and self.timers[0][0] <= time.monotonic():
+            action = heapq.heappop(self.timers)[2]
+            try:
+                action()
+            except Exception as error:
+                sys.stderr.write(f"insula-keeper: {error!r}\n")
+        return max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else None
 
     def _watch(self, fd: int, handler: Callable[[int], None]) -> None:
         self._set(fd, select.EPOLLIN, handler)

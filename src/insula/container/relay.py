@@ -3,6 +3,9 @@
 What the process prints goes to its log and to every attached client. A client that reads too slowly holds the
 process up, as a pipe would, rather than losing output: reading pauses while a client's backlog is long.
 A client's messages are one byte of `insula.model.stream.Kind` and the payload.
+
+A process that prints as fast as it can costs the keeper time that is on nobody's account, and the disk that all share
+a write for each byte. So what goes to a log, or to nobody, has a rate: a token bucket for each process.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections import deque
 from typing import Any
 
@@ -20,6 +24,9 @@ from insula.model.stream import RESIZE, Kind
 
 CHUNK = 32 << 10
 _BACKLOG = 1 << 20
+RATE = 8 << 20
+BURST = 64 << 20
+"""What a process may print to its log: bytes a second, and bytes at once after a silence."""
 _TIOCSWINSZ = 0x5414
 _OUTPUTS = {"stdout": Kind.STDOUT, "stderr": Kind.STDERR, "tty": Kind.STDOUT}
 
@@ -73,6 +80,8 @@ class Session:
         self.size: tuple[int, int] | None = None
         self.ended = False  # the input
         self.finished = False  # every output came to its end
+        self.resting = False  # the keeper will come back to it when it has earned something
+        self.forgive()
 
     def add(self, name: str, fd: int) -> None:
         """Take over a stream; a name that is known already is a second copy, and closed."""
@@ -91,7 +100,22 @@ class Session:
     def wants(self, fd: int) -> bool:
         """Whether to read `fd` now: somebody must take it, and nobody be too far behind."""
         taken = self.log is not None or self.discard or bool(self.clients)
-        return fd in self.outputs and taken and not any(c.full for c in self.clients)
+        return fd in self.outputs and taken and self._credit > 0 and not any(c.full for c in self.clients)
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has printed too much, and is not read from until `earn`."""
+        return self._credit <= 0
+
+    def forgive(self) -> None:
+        """All credit: it begins, or it has ended and can print no more than what is in its pipes."""
+        self._credit, self._since = float(BURST), time.monotonic()
+
+    def earn(self) -> None:
+        """Credit for the time that has passed."""
+        now = time.monotonic()
+        self._credit = min(BURST, self._credit + RATE * (now - self._since))
+        self._since = now
 
     def read(self, fd: int) -> bool:
         """Move one chunk of output; False at its end."""
@@ -106,6 +130,10 @@ class Session:
         if not data:
             return False
         kind = self.outputs[fd]
+        if self.log or self.discard:
+            self._credit -= len(data)
+            if self.spent:
+                self.earn()
         if self.log:
             self.log.write(kind, data)
         for client in self.clients:

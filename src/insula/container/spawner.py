@@ -88,7 +88,11 @@ class Spawner:
     # -- clients ---------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        client, _ = self.listener.accept()
+        try:
+            client, _ = self.listener.accept()
+        except OSError:  # no descriptor is left: it waits in the queue until one is
+            time.sleep(0.01)
+            return
         self.clients[client.fileno()] = client
         self._watch(client.fileno(), lambda: self._request(client))
 

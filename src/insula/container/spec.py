@@ -149,6 +149,7 @@ def config(
             "capabilities": {"bounding": names, "effective": own, "permitted": own, "inheritable": [], "ambient": []},
             "rlimits": [_rlimit(limit) for limit in spec.rlimits],
             "noNewPrivileges": True,
+            "oomScoreAdj": 0,  # not insulad's own, which the kernel kills last
         },
         "mounts": mounts,
         "linux": {

@@ -1,0 +1,92 @@
+"""What a container's output, its memory and its descriptors may cost the processes that serve all containers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from insula.container import relay
+from tests.support.cli import Cli
+from tests.support.daemon import Daemon
+from tests.support.machine import Run
+from tests.support.wait import until
+from tests.system.test_security import pid_of
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture
+def favoured(run_: Run) -> Iterator[Daemon]:
+    """An insulad with few descriptors, and an oom_score_adj that is not 0, as systemd may give it."""
+    daemon = Daemon(run_)
+    daemon.wrapper = ("sh", "-c", 'ulimit -Sn 64 && echo 300 > /proc/self/oom_score_adj && exec "$@"', "sh")
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.remove()
+
+
+def written(pid: int) -> int:
+    """Bytes that a process has caused to be written (proc_pid_io(5))."""
+    lines = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(lines["wchar"])
+
+
+def seconds(pid: int) -> float:
+    """CPU time (fields 14 and 15 of proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def test_a_log_bomb_has_a_rate(cli: Cli, daemon: Daemon) -> None:
+    """Output as fast as it goes (`cat /dev/zero`): nobody's account, everybody's disk."""
+    keeper = daemon.pid("keeper")
+    assert keeper is not None
+    before = written(keeper)
+    cli.ok("run", "-d", "--name", "bomb", "busybox", "cat", "/dev/zero")
+    until(lambda: written(keeper) - before >= relay.BURST, "the control: it prints fast at first", timeout=30)
+    bytes_before, cpu_before, began = written(keeper), seconds(keeper), time.monotonic()
+    while time.monotonic() < began + 1.5:
+        assert "here" in cli.ok("run", "--rm", "busybox", "echo", "here")
+    passed = time.monotonic() - began
+    rate = (written(keeper) - bytes_before) / passed
+    assert 0.25 * relay.RATE < rate < 1.5 * relay.RATE, "it goes on, slowly"
+    assert (seconds(keeper) - cpu_before) / passed < 0.25
+
+
+def test_output_within_the_burst_is_not_held_up(cli: Cli) -> None:
+    size = 24 << 20
+    began = time.monotonic()
+    assert len(cli.raw("run", "--rm", "busybox", "head", "-c", str(size), "/dev/zero").stdout) == size
+    assert time.monotonic() - began < size / relay.RATE
+
+
+def test_the_last_words_of_a_bomb_are_kept(cli: Cli) -> None:
+    """What was in the pipe when it died is in the log, whatever it had printed before."""
+    script = f"head -c {relay.BURST + relay.RATE} /dev/zero; echo last words"
+    cli.ok("run", "-d", "--name", "bomb", "busybox", "sh", "-c", script)
+    cli.ok("wait", "bomb")
+    assert cli.ok("logs", "--tail", "1", "bomb").endswith("last words")
+
+
+def test_the_favour_of_the_kernel_is_not_inherited(favoured: Daemon) -> None:
+    """A unit with OOMScoreAdjust=-500 keeps insulad alive; an instance with that score would outlive its victims."""
+    cli = favoured.cli
+    cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+    keeper = favoured.pid("keeper")
+    assert Path(f"/proc/{keeper}/oom_score_adj").read_text() == "300\n", "the control"
+    assert Path(f"/proc/{pid_of(cli, 'web')}/oom_score_adj").read_text() == "0\n"
+    assert cli.ok("exec", "web", "cat", "/proc/self/oom_score_adj") == "0"
+
+
+def test_descriptors_are_as_many_as_allowed(favoured: Daemon) -> None:
+    """Each instance takes some in the keeper and the spawner: the soft limit is for programs that use select(2)."""
+    for name in ("insulad", "keeper", "spawner"):
+        limits = Path(f"/proc/{favoured.pid(name)}/limits").read_text().splitlines()
+        [words] = [line.split() for line in limits if line.startswith("Max open files")]
+        assert words[3] == words[4] and int(words[3]) > 64, name
