@@ -140,7 +140,7 @@ class Daemon:
     def down(self) -> None:
         """`insula down`, then the end of the three processes, as scripts/down does it."""
         self.cli.ok("down", timeout=120)
-        self.stop()
+        assert self._process is not None and self._process.wait(20) == 0
         for name in PROCESSES[1:]:
             if pid := self.pid(name):
                 os.kill(pid, signal.SIGTERM)

@@ -60,7 +60,8 @@ def test_age() -> None:
 
 def test_events_are_lines() -> None:
     event = {"time": 0.0, "revision": 7, "kind": "instance", "action": "exited", "tenant": "acme", "name": "web"}
-    assert line({**event, "exit_status": 0, "error": None})[8:] == "  instance exited acme/web  exit_status=0"
+    exited = {**event, "exit_status": 0, "error": None, "oom": False}
+    assert line(exited)[8:] == "  instance exited acme/web  exit_status=0"
     assert line({**event, "kind": "tenant", "name": "acme\x1b"})[8:] == "  tenant exited acme\\x1b"
 
 

@@ -58,13 +58,17 @@ async def serve(settings: Settings) -> None:
         sock = listen(settings.socket)
         log.info("listening at %s", settings.socket)
         await server.serve(sockets=[sock])
+        log.info("stopping")
     finally:
         await cloud.close()
 
 
 def main() -> int:
     """The entry point of `insulad`; exit status 0 after SIGTERM, 1 when it can't start."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # the journal notes the time itself (systemd.exec(5), JOURNAL_STREAM)
+    when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(level=logging.INFO, format=when + "%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         # the keeper and the spawner inherit it, and hold descriptors for every instance
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from litestar import Controller, get, post
+from litestar import Controller, Request, get, post
 from litestar.response import Stream
 
 from insula.api.parameters import Pid, Revision, TheCloud
@@ -36,6 +37,7 @@ class HostController(Controller):
     async def events(self, cloud: TheCloud, from_revision: Revision = None) -> Stream:
         return json_lines(cloud.events.watch(from_revision))
 
-    @post("/down", status_code=204, summary="Stop all instances and clean the host; the state is kept")
-    async def down(self, cloud: TheCloud) -> None:
+    @post("/down", status_code=204, summary="Stop all instances, clean the host, and end insulad; the state is kept")
+    async def down(self, cloud: TheCloud, request: Request[Any, Any, Any]) -> None:
         await cloud.host.down()
+        request.scope["state"]["stopping"].set()  # what is left of us could do nothing more

@@ -44,7 +44,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "doctor": ("doctor", "what this host has and lacks, and what follows"),
     "events": ("events", "watch what changes"),
     "demo": ("demo", "the guided tour on live instances"),
-    "down": ("down", "stop everything and clean the host; the state is kept"),
+    "down": ("down", "stop everything, insulad too, and clean the host; the state is kept"),
     "completion": ("completion", "print a completion script for bash, zsh or fish"),
 }
 HIDDEN = {"__complete": ("completion", "candidates for the words of a command line")}

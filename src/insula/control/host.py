@@ -59,8 +59,8 @@ class Host:
     async def down(self) -> None:
         """Ends all instances and takes every namespace, mount, control group, device and rule of Insula off the host.
 
-        What is wanted stays as it is: the next start of the daemon brings back what was running and restarts by
-        policy. Until then nothing can be started. Failed tells what could not be taken away.
+        What is wanted stays as it is: the next start of the daemon starts instances as their restart policies say.
+        This daemon can start nothing any more. Failed tells what could not be taken away.
         """
         self.supervisor.stopping = True
         limit = asyncio.Semaphore(_AT_ONCE)

@@ -117,7 +117,7 @@ class Supervisor:
     async def launch(self, member: Member) -> None:
         """Starts it, as wanted. The lock is held and nothing of it runs. Raises InsulaError and leaves nothing."""
         if self.stopping:
-            raise Unavailable("Insula is going down on this host", "start it again")
+            raise Unavailable("Insula is going down on this host", "start insulad again, and then this")
         await member.settled()
         if member.ended.done():
             member.ended = asyncio.get_running_loop().create_future()

@@ -226,7 +226,10 @@ def clean_up(client: Client) -> None:
         except NotFound:
             continue
         if tenant["labels"] != LABEL:
-            raise Conflict(f"there is a tenant {house} that is not the demo's", "remove it first: the demo needs that name for a while")
+            raise Conflict(
+                f"there is a tenant {house} that is not the demo's",
+                "remove it first: the demo needs that name for a while",
+            )
         mine.append(house)
     for house in mine:
         remove_instances(client, house)

@@ -13,11 +13,12 @@ def run(arguments: Arguments) -> int:
         print_json(checks)
     else:
         table(["CHECK", "STATE", "FOUND"], ([check["name"], check["state"], check["detail"]] for check in checks))
-        for check in checks:
-            if check["state"] != "ok":
-                says = "; hint: ".join(filter(None, (check["consequence"], check["hint"])))
-                print(f"\n{clean(check['name'])}: {clean(says)}", end="")
-        print()
+        lacking = [check for check in checks if check["state"] != "ok"]
+        if lacking:
+            print()
+        for check in lacking:
+            says = "; hint: ".join(filter(None, (check["consequence"], check["hint"])))
+            print(f"{clean(check['name'])}: {clean(says)}")
     return 1 if any(check["state"] == "missing" for check in checks) else 0
 
 

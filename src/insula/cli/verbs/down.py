@@ -8,14 +8,16 @@ from insula.client import Client
 
 def run(arguments: Arguments) -> int:
     Client(arguments.socket).host.down()
-    print("everything is stopped; the state is kept, and `insula start` brings instances back")
+    print("everything is stopped, insulad too; the state is kept")
     return 0
 
 
 COMMANDS = {
     "down": Command(
         run,
-        "Stop all instances of all tenants and remove every namespace, mount, cgroup, device and rule of Insula.",
-        details="Tenants, networks, images and instances stay known.",
+        "Stop all instances of all tenants, remove every namespace, mount, cgroup, device and rule, and end insulad.",
+        details="""\
+Tenants, networks, images and instances stay known. When insulad starts again (scripts/up, systemctl), instances start
+as their restart policies say. scripts/down does the same, and ends insulad's helpers too.""",
     )
 }

@@ -30,7 +30,8 @@ def line(event: dict[str, Any]) -> str:
     moment = time.strftime("%H:%M:%S", time.localtime(event["time"]))
     names = [event["tenant"]] if event["tenant"] and event["kind"] != "tenant" else []
     words = [moment, f"{event['kind']} {event['action']} {'/'.join([*names, event['name']])}"]
-    words += [f"{name}={value}" for name, value in event.items() if name not in known and value is not None]
+    said = {name: value for name, value in event.items() if name not in known and value is not None}
+    words += [f"{name}={value}" for name, value in said.items() if value is not False]
     return "  ".join(map(clean, words))
 
 

@@ -30,6 +30,8 @@ def show(report: dict[str, Any], *, everything: bool = False) -> None:
     matrix: list[Cell] = report["matrix"]
     if matrix:
         print_matrix(matrix)
+    else:
+        print("no instance with a network runs, so there is nothing to prove")
     if everything:
         print()
         header = ["SOURCE", "TARGET", "ADDRESS", "EXPECTED", "INSTALLED", "PROBED", "CONTROL", "DETAIL"]
