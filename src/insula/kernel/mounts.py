@@ -32,6 +32,7 @@ _ATTRIBUTES = {
     "nosymfollow": linux.MOUNT_ATTR_NOSYMFOLLOW,
 }
 _IGNORED = {"rw", "suid", "dev", "exec", "relatime", "defaults", "async", "diratime", "atime", "bind", "rbind"}
+_MAX_VALUE = 255  # bytes of a value that fsconfig(2) takes
 _PROPAGATION = {
     "private": linux.MS_PRIVATE,
     "rprivate": linux.MS_PRIVATE | linux.MS_REC,
@@ -92,10 +93,18 @@ def filesystem(fstype: str, data: Iterable[str] = (), attributes: int = 0, sourc
 def overlay(lower: Sequence[str], upper: str, work: str, *, volatile: bool = False) -> int:
     """A detached overlay; `lower` is topmost first. `volatile` skips syncs: for what needn't survive a crash.
 
-    Kernels before 6.5 bound all options together at one page: keep the paths short (they may be relative).
+    All options together must fit into one page: keep the paths short (they may be relative).
     """
-    data = [f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}"]
-    return filesystem("overlay", [*data, "volatile"] if volatile else data, source="overlay")
+    values = {"lowerdir": ":".join(lower), "upperdir": upper, "workdir": work}
+    data = [f"{key}={value}" for key, value in values.items()] + (["volatile"] if volatile else [])
+    if all(len(os.fsencode(value)) <= _MAX_VALUE for value in values.values()):
+        return filesystem("overlay", data, source="overlay")
+    # mount(2) takes more, but needs a place: on `work`, as long as it takes to copy the mount
+    linux.mount("overlay", work, "overlay", 0, ",".join(data))
+    try:
+        return bind(work)
+    finally:
+        linux.umount2(work, linux.MNT_DETACH)
 
 
 def bind(source: str, *, recursive: bool = False, attributes: int = 0, dirfd: int = linux.AT_FDCWD) -> int:
