@@ -47,6 +47,29 @@ def test_files_written_arrive_as_the_users_inside(web: Cli, tmp_path: Path) -> N
     assert web.ok("exec", "web", "stat", "-c", "%u:%g", "/root/file") == "0:0"
 
 
+def test_a_directory_takes_no_files_place(web: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    web.ok("exec", "web", "sh", "-c", "echo precious > /file")
+    assert "/file" in web.fails("cp", tmp_path / "tree", "web:/file")
+    assert web.ok("exec", "web", "cat", "/file") == "precious"
+
+
+def test_content_and_paths_from_the_root(web: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_text("x")
+    web.ok("exec", "web", "mkdir", "/site")
+    web.ok("cp", f"{tmp_path}/tree/.", "web:site")
+    assert web.ok("exec", "web", "ls", "/site") == "file"
+    (tmp_path / "back").mkdir()
+    web.ok("cp", "web:site/.", tmp_path / "back")
+    assert os.listdir(tmp_path / "back") == ["file"]
+
+
+def test_a_device_is_no_file(web: Cli, tmp_path: Path) -> None:
+    assert "/dev/null" in web.fails("cp", "web:/dev/null", tmp_path / "null")
+    assert not (tmp_path / "null").exists()
+
+
 def test_tar_streams(web: Cli) -> None:
     done = web.raw("cp", "web:/etc", "-")
     assert done.returncode == 0

@@ -54,6 +54,21 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert (tmp_path / "renamed").read_bytes() == (source / "sub" / "file").read_bytes()
 
 
+def test_the_content_of_a_directory(tmp_path: Path) -> None:
+    source = tmp_path / "tree"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "file").write_text("x")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(pack(str(source), "")))) as archive:
+        assert archive.getnames() == ["sub", "sub/file"]
+    target = tmp_path / "target"
+    target.mkdir()
+    for _ in range(2):
+        assert unpack(StreamReader(pack(str(source), "tree")), str(target), merge=True) == 3
+    assert (target / "sub" / "file").read_text() == "x"
+    assert [path.name for path in target.iterdir()] == ["sub"]
+    assert unpack(reader(tar()), str(target)) == 0
+
+
 @pytest.mark.parametrize(
     "attack",
     [

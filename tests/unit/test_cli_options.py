@@ -181,6 +181,8 @@ def test_families_list_their_verbs(verb: str, capsys: pytest.CaptureFixture[str]
         ["cp", "web:", "b"],
         ["completion", "csh"],
         ["inspect", "--type", "planet", "x"],
+        ["image", "save", "--format", "zip", "x"],
+        ["image", "inspect", "x"],
     ],
 )
 def test_bad_input_is_one_line_with_a_hint_and_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

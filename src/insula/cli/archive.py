@@ -48,13 +48,17 @@ class StreamReader(io.RawIOBase):
 
 
 def pack(source: str, name: str) -> Iterator[bytes]:
-    """A tar, in pieces, of the file or tree at `source`, which is called `name` in it; owned by root."""
+    """A tar, in pieces, of the file or tree at `source`, which is called `name` in it; owned by root.
+
+    Without a `name` only what is below `source` is in it.
+    """
     sink = _Sink()
     with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=CHUNK) as archive:
         for path in _walk(source):
-            member = archive.gettarinfo(
-                path, arcname=os.path.join(name, os.path.relpath(path, source)).removesuffix("/.")
-            )
+            called = os.path.normpath(os.path.join(name, os.path.relpath(path, source)))
+            if called == ".":
+                continue
+            member = archive.gettarinfo(path, arcname=called)
             if member is None or not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
                 continue
             member.uid = member.gid = 0
@@ -92,13 +96,16 @@ class _Sink(io.RawIOBase):
         yield from parts
 
 
-def unpack(stream: StreamReader, target: str) -> None:
+def unpack(stream: StreamReader, target: str, *, merge: bool = False) -> int:
     """Unpacks a tar whose entries all lie under one name, into `target` if that is a directory, else as `target`.
 
-    Raises Invalid when `target` can't be written, Failed when an entry is not what it should be.
+    With `merge` the one name is left out where `target` is a directory. Returns the number of entries. Raises Invalid
+    when `target` can't be written, Failed when an entry is not what it should be.
     """
+    count = 0
     into_directory = os.path.isdir(target)
-    parent = target if into_directory else os.path.dirname(target) or "."
+    name = [] if merge and into_directory else [os.path.basename(os.path.abspath(target))]
+    parent = target if into_directory else os.path.dirname(os.path.abspath(target))
     try:
         root = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as problem:
@@ -108,19 +115,21 @@ def unpack(stream: StreamReader, target: str) -> None:
     try:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
+                count += 1
                 parts = _parts(member.name)
-                if not into_directory:
-                    parts = [os.path.basename(target), *parts[1:]]
                 linked = _parts(member.linkname) if member.islnk() else []
-                if linked and not into_directory:
-                    linked = [os.path.basename(target), *linked[1:]]
-                _place(archive, member, root, parts, linked)
+                if merge or not into_directory:
+                    parts = [*name, *parts[1:]]
+                    linked = [*name, *linked[1:]] if linked else []
+                if parts:
+                    _place(archive, member, root, parts, linked)
     except (tarfile.TarError, EOFError) as problem:
         raise Failed(f"the archive is damaged: {problem}", "try again") from None
     except OSError as problem:
         raise Failed(f"{clean(target)} can't be written: {problem.strerror}", "see what is in the way there") from None
     finally:
         os.close(root)
+    return count
 
 
 def _parts(name: str) -> list[str]:

@@ -139,7 +139,8 @@ def find(words: list[str], *, help_wanted: bool = False) -> tuple[str, Command |
         return verb, None, rest
     if not rest or rest[0] not in commands:
         what = f"{verb} has no verb {rest[0][:60]!r}" if rest else f"{verb} needs a verb"
-        raise Usage(what, f"one of {', '.join(commands)}")
+        hint = f"one of {', '.join(commands)}"
+        raise Usage(what, f"{hint}; or `insula inspect NAME`" if rest[:1] == ["inspect"] else hint)
     return f"{verb} {rest[0]}", commands[rest[0]], rest[1:]
 
 

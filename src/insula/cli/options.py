@@ -93,6 +93,17 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def choice(*words: str) -> Callable[[str], str]:
+    """A parser of one of some words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise Invalid(f"there is no {text[:60]!r}", f"choose one of {', '.join(words)}")
+        return text
+
+    return parse
+
+
 class Argument:
     """One argument of a usage line such as ``NAME [SIGNAL] CMD...``."""
 

@@ -216,7 +216,9 @@ def explain(reference: Reference, errors: list[str]) -> InsulaError:
         return NotFound(f"{registry} has no image {name}", "check the name and the tag")
     if has("no image found in manifest list"):
         return Invalid(f"{name} is not made for this machine", "use an image made for this machine")
-    if has("server gave http response to https client", "x509", "certificate", "tls:"):
+    if has("server gave http response to https client"):
+        return Unavailable(f"{registry} speaks plain HTTP", "use --insecure if nobody can listen or meddle on the way")
+    if has("x509", "certificate", "tls:"):
         return Unavailable(
             f"{registry} can't be trusted: {shorten(why[-120:], 130)}", "use --insecure only if you know why"
         )

@@ -40,32 +40,49 @@ def side(text: str) -> tuple[str | None, str]:
 
 
 def fetch(client: Client, tenant: str, name: str, path: str, target: str) -> None:
-    """NAME:PATH to the host; into `target` if that is a directory, else as `target`; ``-`` writes the tar out."""
+    """NAME:PATH to the host; into `target` if that is a directory, else as `target`; ``-`` writes the tar out.
+
+    Of ``PATH/.`` the content alone is put into `target`.
+    """
     with client.instances.archive_get(tenant, name, path) as response:
         if target == "-":
             for data in response:
                 write_all(STDOUT, data)
             return
-        unpack(StreamReader(iter(response)), target)
+        if not unpack(StreamReader(iter(response)), target, merge=_is_content(path)):
+            raise Invalid(f"{clean(path)} is neither file, directory nor link", "devices and sockets can't be copied")
 
 
 def send(client: Client, tenant: str, source: str, name: str, path: str) -> None:
-    """The host's file or tree into the directory `path` of the instance, or as `path`; ``-`` reads a tar."""
+    """The host's file or tree into the directory `path` of the instance, or as `path`; ``-`` reads a tar.
+
+    Of ``SOURCE/.`` the content alone is put into the directory `path`.
+    """
     if source == "-":
         client.instances.archive_put(tenant, name, path, _stdin())
         return
     if not os.path.lexists(source):
         raise Invalid(f"{clean(source)} does not exist", "name a file or directory of this host")
-    directory, new_name = path, os.path.basename(os.path.abspath(source))
-    if not path.endswith("/") and not is_directory(client, tenant, name, path):
-        directory, new_name = os.path.split(path)
+    there = is_directory(client, tenant, name, path)
+    if there is False and os.path.isdir(source):
+        raise Invalid(f"{clean(path)} is no directory in the instance", f"{clean(source)} is one: choose another name")
+    directory, new_name = path, "" if _is_content(source) else os.path.basename(os.path.abspath(source))
+    if not there and (not path.endswith("/") or os.path.isdir(source)):
+        directory, new_name = os.path.split(path.rstrip("/"))
     client.instances.archive_put(tenant, name, directory or "/", pack(source, new_name))
 
 
-def is_directory(client: Client, tenant: str, name: str, path: str) -> bool:
-    """Whether `path` is a directory in the instance: the first member of its archive tells."""
+def _is_content(path: str) -> bool:
+    """``DIRECTORY/.`` stands for what is in a directory."""
+    return os.path.basename(path) == "."
+
+
+def is_directory(client: Client, tenant: str, name: str, path: str) -> bool | None:
+    """Whether `path` is a directory in the instance: the first member of its archive tells. None: it isn't there."""
     from insula.model.errors import NotFound
 
+    if path.strip("/") == "":
+        return True
     try:
         with (
             client.instances.archive_get(tenant, name, path) as response,
@@ -74,7 +91,8 @@ def is_directory(client: Client, tenant: str, name: str, path: str) -> bool:
             first = archive.next()
             return first is not None and first.isdir()
     except NotFound:
-        return False
+        client.instances.get(tenant, name)  # or is it the instance that isn't there?
+        return None
 
 
 def _stdin() -> Iterator[bytes]:
@@ -88,7 +106,9 @@ COMMANDS = {
         "Copy a file or a tree between an instance and the host.",
         "SOURCE TARGET",
         complete={"SOURCE": "instance:path", "TARGET": "instance:path"},
-        details="One side is NAME:PATH, the other a path of this host, or - for a tar stream.\n"
-        "Copied files belong to you; symbolic links are copied, never followed; devices are left out.",
+        details="""\
+One side is NAME:PATH, the other a path of this host, or - for a tar stream. A directory is copied into one that
+exists; of DIRECTORY/. the content is. Copied files belong to you, or to root in the instance; symbolic links are
+copied, never followed; devices are left out.""",
     )
 }

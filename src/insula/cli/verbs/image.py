@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from errno import EISDIR
 
-from insula.cli.options import Arguments, Command, Option
+from insula.cli.options import Arguments, Command, Option, choice
 from insula.cli.output import age, clean, listing, print_json, size, warn
 from insula.cli.terminal import STDIN, STDOUT, write_all
 from insula.client import Client
@@ -46,7 +46,8 @@ def push(arguments: Arguments) -> int:
 
 
 def build_base(arguments: Arguments) -> int:
-    steps = Client(arguments.socket).images.build_base(arguments.tenant, arguments.distribution, arguments.release)
+    distribution = choice(*DISTRIBUTIONS)(arguments.distribution)
+    steps = Client(arguments.socket).images.build_base(arguments.tenant, distribution, arguments.release)
     return _follow(arguments, steps)
 
 
@@ -152,6 +153,8 @@ class Replacing:
             os.unlink(self.part)
 
 
+DISTRIBUTIONS = ("debian",)
+FORMATS = ("oci", "docker")
 _IMAGE = {"NAME": "image"}
 _REGISTRY = [
     Option("-u --username", "who we are to the registry (password: INSULA_REGISTRY_PASSWORD, else asked for)", "NAME"),
@@ -178,7 +181,7 @@ COMMANDS = {
         "NAME...",
         [
             Option("-o --output", "the file (standard output)", "FILE", complete="file"),
-            Option("--format", "oci or docker", "FORMAT", default="oci", complete=("oci", "docker")),
+            Option("--format", "oci or docker", "FORMAT", default="oci", parse=choice(*FORMATS), complete=FORMATS),
         ],
         complete=_IMAGE,
     ),
@@ -188,7 +191,7 @@ COMMANDS = {
         "Make an image with a distribution's user land (debootstrap).",
         "DISTRIBUTION",
         [Option("--release", "which release", "NAME")],
-        complete={"DISTRIBUTION": ("debian",)},
+        complete={"DISTRIBUTION": DISTRIBUTIONS},
     ),
     "rm": Command(rm, "Remove images.", "NAME...", complete=_IMAGE),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option
+from insula.cli.options import Arguments, Command, Option, choice
 from insula.cli.output import print_json
 from insula.client import Client
 from insula.model.errors import NotFound
@@ -32,11 +32,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def object_kind(text: str) -> str:
-    if text not in ("instance", "network", "image", "tenant"):
-        raise ValueError(text)
-    return text
-
+KINDS = ("instance", "network", "image", "tenant")
 
 COMMANDS = {
     "inspect": Command(
@@ -48,8 +44,8 @@ COMMANDS = {
                 "--type",
                 "look only among these",
                 "instance|network|image|tenant",
-                parse=object_kind,
-                complete=("instance", "network", "image", "tenant"),
+                parse=choice(*KINDS),
+                complete=KINDS,
             )
         ],
         complete={"NAME": "instance"},
