@@ -82,7 +82,7 @@ class LinuxFabric:
 
     def _ensure_host(self) -> None:
         _, nft = self._handles()
-        rules.install(nft, self.plan.prefix, ("inet",), rules.host_rules(self.plan.prefix, self.plan.uplinks))
+        rules.install(nft, self.plan.prefix, ("inet",), rules.host_rules(self.plan))
         self._settings.forward(4)
         for name, (soft, hard) in _NEIGHBOURS.items():  # all namespaces share these tables
             self._settings.at_least(f"{name}3", hard)
@@ -91,7 +91,7 @@ class LinuxFabric:
     def host_drift(self) -> list[str]:
         """What differs in the host's own namespace, as text."""
         _, nft = self._handles()
-        wanted = rules.host_rules(self.plan.prefix, self.plan.uplinks)
+        wanted = rules.host_rules(self.plan)
         return list(readback.rule_drift(nft, self.plan.prefix, ("inet",), wanted))
 
     def _handles(self) -> tuple[Rtnl, Nft]:

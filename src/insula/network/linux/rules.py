@@ -19,8 +19,12 @@ from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
 from insula.network.linux import plan
 from insula.network.linux.namespaces import call_in_new
+from insula.network.linux.plan import Plan
 
 PROBE_DSCP: Final = 0x3F  # of the packets that verify isolation: the host never forwards them (RFC 2474, local use)
+CONNECTIONS: Final = 16384  # that a tenant may have to the outside: conntrack counts them against a limit of the host's
+QUESTIONS: Final = 2000  # to the tenant's resolver, a second
+CALLS: Final = 50  # to it over TCP, a second: each costs a process
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
 """What is in which set; the set's name is "family set"."""
@@ -70,6 +74,7 @@ table inet {table} {{
     chain input {{
         type filter hook input priority 0; policy drop;
         iifname "lo" accept
+        iifname @bridges udp dport 53 limit rate over {questions}/second drop comment "the resolver's time is the host's"
         ct state established,related accept
         iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         iifname . ip daddr @gateways4 goto services
@@ -79,6 +84,7 @@ table inet {table} {{
         icmp type echo-request accept
         icmpv6 type echo-request accept
         udp dport 53 accept
+        tcp dport 53 ct state new limit rate over {calls}/second drop
         tcp dport 53 accept
         drop
     }}
@@ -87,6 +93,7 @@ table inet {table} {{
         iifname . oifname @same accept comment "bridged, where br_netfilter shows it to us"
         ct state established,related accept
         ct state invalid drop
+        ct state new ct count over {connections} drop comment "the host's table for connections is everybody's"
         iifname @bridges oifname "{uplink}" accept
     }}
     chain postrouting {{
@@ -114,8 +121,8 @@ table inet {table} {{
     chain from_tenant {{
         oifname "{uplinks}*" drop
         fib saddr . iif oif missing drop
-        ip daddr {{ 169.254.0.0/16, 192.0.2.0/24 }} drop
-        ip6 daddr {{ 2001:db8::/32, fe80::/10 }} drop
+        ip daddr {{ {range4}, 169.254.0.0/16, 192.0.2.0/24 }} drop
+        ip6 daddr {{ {range6}, 2001:db8::/32, fd00:ec2::254, fe80::/10 }} drop
         ip dscp {dscp} drop
         ip6 dscp {dscp} drop
         accept
@@ -134,12 +141,15 @@ table inet {table} {{
 
 def tenant_rules(table: str) -> str:
     """The static part of both tables in a tenant's namespace."""
-    return _TENANT.format(table=table, uplink=plan.UPLINK)
+    return _TENANT.format(table=table, uplink=plan.UPLINK, connections=CONNECTIONS, questions=QUESTIONS, calls=CALLS)
 
 
-def host_rules(table: str, uplinks: str) -> str:
-    """The table in the host's namespace; `uplinks` is how the names of all uplinks begin."""
-    return _HOST.format(table=table, uplinks=uplinks, dscp=PROBE_DSCP)
+def host_rules(names: Plan) -> str:
+    """The table in the host's namespace. Uplinks' addresses are nobody's outside, and at link-local ones a cloud tells
+    its machine, the host, secrets: nothing is sent to either."""
+    return _HOST.format(
+        table=names.prefix, uplinks=names.uplinks, range4=names.range4, range6=names.range6, dscp=PROBE_DSCP
+    )
 
 
 def install(nft: Nft, table: str, families: Iterable[str], rules: str) -> None:

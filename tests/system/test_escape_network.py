@@ -1,0 +1,109 @@
+"""Packets with which an instance would reach what no tenant may, or use up what all share."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from insula.network.linux import rules
+from insula.network.linux.namespaces import call_in
+from tests.support.lab import Instance, World, isolated, query, two_tenants
+
+
+def send(instance: Instance, address: str, mark: bytes) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with instance.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.sendto(mark, (address, 9))
+
+
+def received(netns: int) -> int:
+    """UDP datagrams that came to a socket there, read or not (Documentation/networking/snmp_counter.rst)."""
+    lines = call_in(netns, lambda: Path("/proc/thread-self/net/snmp").read_text()).splitlines()
+    names, values = (line.split()[1:] for line in lines if line.startswith("Udp:"))
+    counters = dict(zip(names, map(int, values), strict=True))
+    return counters["InDatagrams"] + counters["RcvbufErrors"]
+
+
+@isolated
+def test_addresses_that_nobody_outside_has() -> None:
+    """Metadata services, which tell whoever asks from a cloud's machine that machine's credentials; and the range of
+    the uplinks, whose unused part would leave by the host's default route."""
+    with two_tenants() as cloud:
+        world, web = World(), cloud.instances["acme", "web"]
+        sniffer = world.instance.sniffer()
+        closed = ["169.254.169.254", "100.64.0.77", "100.100.100.200", "fd00:ec2::254", "fd69:6e73:756c:6100::77"]
+        for address in [*closed, "198.51.100.1", "100.128.0.1", "fd00:ec3::1"]:
+            mark = os.urandom(8)
+            send(web, address, mark)
+            assert sniffer.sees(mark) == (address not in closed), address
+
+
+@isolated
+def test_source_routes_and_fragments_lead_nowhere() -> None:
+    """A loose source route (RFC 791) through the router, and a datagram in fragments, to the other tenant's uplink."""
+    with two_tenants() as cloud:
+        world, web = World(), cloud.instances["acme", "web"]
+        sniffer = world.instance.sniffer()
+        mark = os.urandom(8)
+        # LSRR: type, length, pointer, then the next hop; padded to a multiple of four
+        option = bytes((131, 7, 4)) + IPv4Address("198.51.100.1").packed + b"\0"
+        with web.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, option)
+            sock.sendto(mark, ("10.0.0.1", 9))
+        assert not sniffer.sees(mark)
+        far = call_in(cloud.inside("globex"), lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0300))
+        far.settimeout(0.3)
+        for address, size in (("100.64.0.5", 4000), ("100.64.0.5", 8)):
+            with web.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(mark * (size // 8), (address, 9))
+            try:
+                while mark not in far.recv(65536):
+                    pass
+                raise AssertionError("the other tenant got it")
+            except TimeoutError:
+                pass
+        with web.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(mark * 500, ("198.51.100.1", 9))
+        assert sniffer.sees(mark), "the control: fragments do go out"
+
+
+@isolated
+def test_one_tenant_cannot_fill_the_hosts_connection_table() -> None:
+    """nf_conntrack: "table full, dropping packet" would be everybody's trouble."""
+    with two_tenants() as cloud:
+        world, web = World(), cloud.instances["acme", "web"]
+        sniffer = world.instance.sniffer()
+        count = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+        with web.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for number in range(rules.CONNECTIONS + 2000):
+                sock.sendto(b"x", (str(IPv4Address("198.18.0.0") + number), 9))
+        taken = int(count.read_text())
+        assert 0.9 * rules.CONNECTIONS < taken <= rules.CONNECTIONS + 100, "the control: it took all it may"
+        sniffer = world.instance.sniffer()
+        mark = os.urandom(8)
+        send(web, "198.51.100.1", mark)
+        assert not sniffer.sees(mark), "no more for this one"
+        send(cloud.instances["globex", "web"], "198.51.100.1", mark)
+        assert sniffer.sees(mark), "the neighbour goes on"
+
+
+@isolated
+def test_a_flood_of_questions_is_not_the_hosts_work() -> None:
+    """dnsmasq runs on the host's account: it sees so many questions a second, and the other tenant's is another."""
+    with two_tenants() as cloud:
+        for tenant in cloud.tenants.values():
+            cloud.fabric.set_names(tenant, {"web": ["10.0.0.2"]})
+        web, other = cloud.instances["acme", "web"], cloud.instances["globex", "web"]
+        question = b"\1\2\1\0\0\1\0\0\0\0\0\0\3web\0\0\1\0\1"
+        inside, sent = cloud.inside("acme"), 20 * rules.QUESTIONS
+        before, began = received(inside), time.monotonic()
+        with web.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _ in range(sent):
+                sock.sendto(question, ("10.0.0.1", 53))
+        allowed = rules.QUESTIONS * (time.monotonic() - began + 1)
+        taken = received(inside) - before
+        assert 0.5 * rules.QUESTIONS < taken < min(allowed, 0.5 * sent), "the first of them are the control"
+        assert query(other.netns, "10.0.0.1", "web") == (0, ["10.0.0.2"])
