@@ -105,5 +105,5 @@ def test_a_flood_of_questions_is_not_the_hosts_work() -> None:
                 sock.sendto(question, ("10.0.0.1", 53))
         allowed = rules.QUESTIONS * (time.monotonic() - began + 1)
         taken = received(inside) - before
-        assert 0.5 * rules.QUESTIONS < taken < min(allowed, 0.5 * sent), "the first of them are the control"
+        assert 0.5 * rules.QUESTIONS < taken < min(1.1 * allowed, 0.5 * sent), "the first of them are the control"
         assert query(other.netns, "10.0.0.1", "web") == (0, ["10.0.0.2"])

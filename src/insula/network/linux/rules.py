@@ -23,7 +23,7 @@ from insula.network.linux.plan import Plan
 
 PROBE_DSCP: Final = 0x3F  # of the packets that verify isolation: the host never forwards them (RFC 2474, local use)
 CONNECTIONS: Final = 16384  # that a tenant may have to the outside: conntrack counts them against a limit of the host's
-QUESTIONS: Final = 2000  # to the tenant's resolver, a second
+QUESTIONS: Final = 2000  # to the tenant's resolver, a second: its time is the host's
 CALLS: Final = 50  # to it over TCP, a second: each costs a process
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
@@ -74,7 +74,7 @@ table inet {table} {{
     chain input {{
         type filter hook input priority 0; policy drop;
         iifname "lo" accept
-        iifname @bridges udp dport 53 limit rate over {questions}/second drop comment "the resolver's time is the host's"
+        iifname @bridges udp dport 53 limit rate over {questions}/second burst {questions} packets drop
         ct state established,related accept
         iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         iifname . ip daddr @gateways4 goto services
@@ -84,7 +84,7 @@ table inet {table} {{
         icmp type echo-request accept
         icmpv6 type echo-request accept
         udp dport 53 accept
-        tcp dport 53 ct state new limit rate over {calls}/second drop
+        tcp dport 53 ct state new limit rate over {calls}/second burst {calls} packets drop
         tcp dport 53 accept
         drop
     }}
