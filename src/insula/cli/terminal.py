@@ -111,7 +111,10 @@ def interact(attachment: Attachment, *, stdin: bool, tty: bool, keys: str = DETA
         if not raw:
             return session.loop(signals)
         with raw_mode(STDIN):
-            return session.loop(signals)
+            status = session.loop(signals)
+    if session.filter.detached:
+        write_all(STDERR, b"\ndetached\n")  # the cursor is wherever the instance left it
+    return status
 
 
 class _Session:

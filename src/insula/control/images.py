@@ -123,10 +123,16 @@ class Images:
     async def build_base(
         self, tenant: str, distribution: str, release: str | None = None, *, progress: Progress | None = None
     ) -> Image:
-        """A user land made by the distribution's own tool; shared, since it holds nothing of the tenant's."""
+        """A user land made by the distribution's own tool; shared, since it holds nothing of the tenant's.
+
+        It is called by its release; if none was asked for, then ``latest`` as well.
+        """
         await self.tenants.find(tenant)
         build = self.engine.images.build_base
-        return await self._name("", await asyncio.to_thread(build, distribution, release, progress))
+        image = await self._name("", await asyncio.to_thread(build, distribution, release, progress))
+        if release is None:
+            await self._name("", msgspec.structs.replace(image, name=f"{distribution}:latest"))
+        return image
 
     async def ensure_busybox(self) -> None:
         """The shared image `busybox:latest`, made from the host's busybox if it isn't there."""

@@ -20,9 +20,12 @@ _insula() {
     COMPREPLY=()
     while IFS= read -r line; do
         if [[ $line == :file ]]; then
-            compopt -o filenames 2>/dev/null
-            while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -f -- "$cur")
+            while IFS= read -r line; do
+                compopt -o filenames 2>/dev/null
+                COMPREPLY+=("$line")
+            done < <(compgen -f -- "$cur")
         else
+            [[ $line == *: ]] && compopt -o nospace 2>/dev/null
             COMPREPLY+=("$line")
         fi
     done < <("${COMP_WORDS[0]}" __complete -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)

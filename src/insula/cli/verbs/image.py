@@ -190,7 +190,7 @@ COMMANDS = {
         build_base,
         "Make an image with a distribution's user land (debootstrap).",
         "DISTRIBUTION",
-        [Option("--release", "which release", "NAME")],
+        [Option("--release", "which release, as in bookworm; if not given, the host's, called latest too", "NAME")],
         complete={"DISTRIBUTION": DISTRIBUTIONS},
     ),
     "rm": Command(rm, "Remove images.", "NAME...", complete=_IMAGE),

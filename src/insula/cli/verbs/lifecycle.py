@@ -70,6 +70,7 @@ def signal_name(text: str) -> str:
         raise Invalid(f"{text[:60]!r} is no signal", "see signal(7), as in TERM, SIGTERM or 15") from None
 
 
+SIGNALS = ("TERM", "KILL", "HUP", "INT", "QUIT", "USR1", "USR2", "WINCH", "STOP", "CONT")
 _NAME = {"NAME": "instance"}
 _TIME = Option(
     "-t --timeout", "how long to wait before SIGKILL (what `run --stop-timeout` said)", "TIME", parse=parse_duration
@@ -83,7 +84,11 @@ COMMANDS = {
         each(kill),
         "Send a signal to PID 1 of instances.",
         "NAME...",
-        [Option("-s --signal", "the signal (SIGKILL)", "SIGNAL", default="SIGKILL", parse=signal_name)],
+        [
+            Option(
+                "-s --signal", "the signal (SIGKILL)", "SIGNAL", default="SIGKILL", parse=signal_name, complete=SIGNALS
+            )
+        ],
         complete=_NAME,
     ),
     "wait": Command(
