@@ -194,6 +194,25 @@ def test_bad_input_is_one_line_with_a_hint_and_status_2(words: list[str], capsys
     assert err.count("\n") == 1
 
 
+def test_a_password_can_only_be_asked_for_in_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("INSULA_REGISTRY_PASSWORD", raising=False)
+    with open("/dev/null") as nothing:
+        monkeypatch.setattr("insula.cli.verbs.image.STDIN", nothing.fileno())
+        assert main(["--socket", "/nonexistent", "image", "pull", "-u", "me", "r.example/app"]) == 1
+    assert "; hint: set INSULA_REGISTRY_PASSWORD" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line() -> None:
+    command = [sys.executable, "-m", "insula.cli.main", "--help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_no_daemon_is_one_line_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--socket", "/nonexistent/sock", "ps"]) == 1
     assert main(["--socket", "/nonexistent/sock", "run", "busybox"]) == 125

@@ -88,6 +88,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except InsulaError as problem:
         error(problem.message, problem.hint)
         return 1
+    except OSError as problem:  # a full disk, say, where our output goes
+        error(f"{problem.filename or 'insula'}: {problem.strerror or problem}", "see where the output goes")
+        return 1
     except KeyboardInterrupt:
         signal(SIGINT, SIG_DFL)
         raise_signal(SIGINT)  # so that a calling shell sees the interruption

@@ -211,7 +211,7 @@ def explain(reference: Reference, errors: list[str]) -> InsulaError:
     if has("no space left"):
         return Failed("the disk is full while copying an image", "free some space: insula image rm")
     if has("unauthorized", "authentication required", "denied", "invalid username/password", "403"):
-        return Denied(f"{registry} does not let you in to {name}", "check the user name and the password")
+        return Denied(f"{registry} does not let you in to {name}", "check --username and the password")
     if has("manifest unknown", "name unknown", "not found", "404"):
         return NotFound(f"{registry} has no image {name}", "check the name and the tag")
     if has("no image found in manifest list"):

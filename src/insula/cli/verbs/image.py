@@ -9,6 +9,7 @@ from errno import EISDIR
 from insula.cli.options import Arguments, Command, Option, choice
 from insula.cli.output import age, clean, listing, print_json, size, warn
 from insula.cli.terminal import STDIN, STDOUT, write_all
+from insula.cli.verbs.lifecycle import each
 from insula.client import Client
 from insula.client.http import CHUNK
 from insula.model.errors import Invalid
@@ -73,6 +74,8 @@ def auth(arguments: Arguments) -> dict[str, str] | None:
     if password is None:
         from getpass import getpass
 
+        if not os.isatty(STDIN):
+            raise Invalid("there is no terminal to ask for the password", "set INSULA_REGISTRY_PASSWORD")
         password = getpass(f"password of {arguments.username}: ")
     return {"username": arguments.username, "password": password}
 
@@ -106,11 +109,8 @@ def save(arguments: Arguments) -> int:
     return 0
 
 
-def rm(arguments: Arguments) -> int:
-    for name in arguments.name:
-        Client(arguments.socket).images.remove(arguments.tenant, name)
-        print(clean(name))
-    return 0
+def rm(client: Client, arguments: Arguments, name: str) -> None:
+    client.images.remove(arguments.tenant, name)
 
 
 def read_archive(path: str) -> Iterator[bytes]:
@@ -193,5 +193,5 @@ COMMANDS = {
         [Option("--release", "which release, as in bookworm; if not given, the host's, called latest too", "NAME")],
         complete={"DISTRIBUTION": DISTRIBUTIONS},
     ),
-    "rm": Command(rm, "Remove images.", "NAME...", complete=_IMAGE),
+    "rm": Command(each(rm), "Remove images.", "NAME...", complete=_IMAGE),
 }

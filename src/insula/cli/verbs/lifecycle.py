@@ -1,11 +1,11 @@
-"""insula start, stop, restart, kill, wait, rm: each for any number of instances."""
+"""insula start, stop, restart, kill, wait, rm: each for any number of instances; and `each` for other objects."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from insula.cli.options import Arguments, Command, Option
-from insula.cli.output import error, print_json
+from insula.cli.output import clean, error, print_json
 from insula.client import Client
 from insula.model.errors import InsulaError, Invalid
 from insula.model.units import parse_duration
@@ -25,7 +25,7 @@ def each(act: Callable[[Client, Arguments, str], object]) -> Callable[[Arguments
                 status = 1
             else:
                 if not arguments.json:
-                    print(results[name] if arguments.verb == "wait" else name, flush=True)
+                    print(results[name] if arguments.verb == "wait" else clean(name), flush=True)
         if arguments.json:
             print_json(results)
         return status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from insula.cli.options import Arguments, Command, Option, Usage, whole
 from insula.cli.output import age, clean, listing, print_json
+from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
 from insula.client import Client
 
@@ -56,11 +57,8 @@ def show(arguments: Arguments) -> int:
     return 0
 
 
-def rm(arguments: Arguments) -> int:
-    for name in arguments.name:
-        Client(arguments.socket).networks.remove(arguments.tenant, name)
-        print(name)
-    return 0
+def rm(client: Client, arguments: Arguments, name: str) -> None:
+    client.networks.remove(arguments.tenant, name)
 
 
 _NAME = {"NAME": "network"}
@@ -78,5 +76,5 @@ COMMANDS = {
     ),
     "ls": Command(ls, "List the tenant's networks."),
     "show": Command(show, "Show a network and its measured state.", "NAME", complete=_NAME),
-    "rm": Command(rm, "Remove networks that no instance is on.", "NAME...", complete=_NAME),
+    "rm": Command(each(rm), "Remove networks that no instance is on.", "NAME...", complete=_NAME),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from insula.cli.options import Arguments, Command, Option, whole
 from insula.cli.output import age, clean, listing, print_json, size
+from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
 from insula.client import Client
 from insula.model.units import parse_cpus, parse_rate, parse_size
@@ -89,11 +90,8 @@ def amount(name: str, value: Any) -> str:
     return size(value) if name == "memory" else rate(value) or "-" if name == "bandwidth" else f"{value:g}"
 
 
-def rm(arguments: Arguments) -> int:
-    for name in arguments.name:
-        Client(arguments.socket).tenants.remove(name)
-        print(name)
-    return 0
+def rm(client: Client, arguments: Arguments, name: str) -> None:
+    client.tenants.remove(name)
 
 
 _NAME = {"NAME": "tenant"}
@@ -112,5 +110,5 @@ COMMANDS = {
     ),
     "ls": Command(ls, "List the tenants."),
     "show": Command(show, "Show a tenant, its limits and what it has.", "NAME", complete=_NAME),
-    "rm": Command(rm, "Remove tenants that have no instances and no networks.", "NAME...", complete=_NAME),
+    "rm": Command(each(rm), "Remove tenants that have no instances and no networks.", "NAME...", complete=_NAME),
 }
