@@ -108,6 +108,14 @@ def test_restart_on_failure_with_a_limit(cli: Cli) -> None:
     assert (runs(cli, "failing"), runs(cli, "content")) == (3, 1)
 
 
+def test_the_pause_before_a_restart_shows(cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "again", "--restart", "always", "busybox", "sh", "-c", "exit 3")
+    until(lambda: "restarting (3)" in cli.ok("ps"), "it waits", timeout=20)
+    cli.ok("stop", "again")
+    assert "again" not in cli.ok("ps")
+    assert "exited (3)" in cli.ok("ps", "-a")
+
+
 def test_restart_always_until_stopped(cli: Cli) -> None:
     script = "echo run; [ -e /slow ] && sleep 600; touch /slow; exit 0"
     cli.ok("run", "-d", "--name", "phoenix", "--restart", "always", "busybox", "sh", "-c", script)

@@ -324,7 +324,8 @@ class Instances:
 
 
 def view(member: Member) -> InstanceView:
-    return InstanceView(instance=member.instance, status=member.status)
+    waiting = not member.active and member.restarting is not None and not member.restarting.done()
+    return InstanceView(instance=member.instance, status=member.status, restarting=waiting)
 
 
 def end_of(member: Member) -> asyncio.Future[Exit]:

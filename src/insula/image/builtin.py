@@ -92,6 +92,7 @@ class Mirror(NamedTuple):
     keyring: str
 
 
+_MORE = ("iproute2", "iputils-ping", "procps")  # what people look around with; minbase has none of it
 _RELEASE = re.compile(r"[a-z][a-z0-9.-]{0,31}")
 # what a root file system takes from the machine it was made on, or can fetch again
 _CLEAN = (
@@ -130,6 +131,7 @@ def _debootstrap(release: str, mirror: Mirror, root: Path, progress: Callable[[s
     command = [
         *("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
         *("debootstrap", "--variant=minbase", "--merged-usr", f"--arch={_debian_architecture()}"),
+        f"--include={','.join(_MORE)}",
         f"--components={','.join(mirror.components)}",
         *([f"--keyring={mirror.keyring}"] if mirror.keyring else []),
         *(release, str(root), mirror.uri),

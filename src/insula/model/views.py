@@ -41,6 +41,7 @@ class NetworkView(Struct, kw_only=True):
 class InstanceView(Struct, kw_only=True):
     instance: Instance
     status: InstanceStatus
+    restarting: bool = False  # it has ended, and will start again after a pause
 
 
 # -- requests that are no objects ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ GONE = ("exited", "failed", "created", "removing")
 def run(arguments: Arguments) -> int:
     views = Client(arguments.socket).instances.list(None if arguments.all_tenants else arguments.tenant)
     if not arguments.all:
-        views = [view for view in views if view["status"]["state"] not in GONE]
+        views = [view for view in views if view["status"]["state"] not in GONE or view["restarting"]]
     if arguments.quiet and not arguments.json:
         for view in views:
             print(view["instance"]["name"])
@@ -33,7 +33,7 @@ def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
     cells = [
         instance["name"],
         instance["spec"]["image"],
-        state(status),
+        state(status, restarting=view["restarting"]),
         port.get("address"),
         status["pid"],
         age(instance["created"]),
@@ -41,11 +41,12 @@ def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
     return [instance["tenant"], *cells] if with_tenant else cells
 
 
-def state(status: dict[str, Any]) -> str:
-    """``running``, ``exited (1)``, ``exited (137, out of memory)``, ``failed: why``."""
+def state(status: dict[str, Any], *, restarting: bool = False) -> str:
+    """``running``, ``exited (1)``, ``exited (137, out of memory)``, ``restarting (1)``, ``failed: why``."""
     word: str = status["state"]
     ended = status["exit"]
     if word == "exited" and ended:
+        word = "restarting" if restarting else word
         code = "?" if ended["exit_status"] is None else ended["exit_status"]
         return f"{word} ({code}, out of memory)" if ended["oom"] else f"{word} ({code})"
     return f"{word}: {status['error']}" if word == "failed" and status["error"] else word
