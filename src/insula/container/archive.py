@@ -146,7 +146,8 @@ class _Writer:
                 return
             info.size = now.st_size
             self.tar.addfile(info, _Exactly(file, now.st_size))
-        self.seen[link] = info.name
+        if found.st_nlink > 1:
+            self.seen[link] = info.name
 
     def _directory(self, directory: int, name: str, info: tarfile.TarInfo, depth: int) -> None:
         if depth > _DEPTH:

@@ -10,8 +10,10 @@ this works from inside a new user namespace, and it is a hundred times cheaper t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import time
 from typing import Any, NamedTuple
 
@@ -184,11 +186,18 @@ class Cgroup:
         if self.tree.unified and os.path.exists(f"{self.directories()['']}/cgroup.kill"):
             _write(f"{self.directories()['']}/cgroup.kill", 1)
             return
-        for pid in self.processes():
-            try:
-                os.kill(pid, 9)
-            except ProcessLookupError:
-                continue
+        held: dict[int, int] = {}
+        try:
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    held[pid] = os.pidfd_open(pid)
+            # a fork bomb wears out PIDs fast: what is in the group now is what was held, or another of the group
+            for pid in self.processes():
+                with contextlib.suppress(KeyError, ProcessLookupError):
+                    signal.pidfd_send_signal(held[pid], signal.SIGKILL)
+        finally:
+            for pidfd in held.values():
+                os.close(pidfd)
 
     def remove(self, timeout: float = 5.0) -> None:
         """Remove the group and those below it; processes that are still dying in it are waited for, and killed."""

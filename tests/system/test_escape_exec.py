@@ -1,0 +1,92 @@
+"""What a container's root can do to a process of the host that joins it: `exec` comes as Python with the host's rights.
+
+Each attack that runc once fell to: CVE-2016-9962 and CVE-2019-5736 (the joining process's descriptors and program),
+CVE-2024-21626 (a working directory through a descriptor that leaked), CVE-2025-31133 and CVE-2025-52565 (/dev/null,
+/dev/console and terminals replaced by links).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Cli
+from tests.support.images import Layout, member, tar
+from tests.support.wait import until
+from tests.system.test_security import pid_of
+
+SPY = """
+while :; do
+  for p in /proc/[0-9]*; do
+    readlink $p/exe $p/cwd $p/root $p/fd/* ; cat $p/environ $p/maps ; ls $p/root
+  done
+done 2>/dev/null | tr '\\0' '\\n' | grep -a -e python -e insula -e busybox > /seen
+"""
+
+
+@pytest.fixture
+def web(cli: Cli) -> Cli:
+    cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+    return cli
+
+
+def test_nothing_inside_sees_the_joining_process(cli: Cli) -> None:
+    """It can't be traced, and its files and memory are closed: prctl(2), PR_SET_DUMPABLE."""
+    cli.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", SPY)
+    for _ in range(40):
+        cli.ok("exec", "web", "true")
+    until(lambda: "busybox" in cli.ok("exec", "web", "cat", "/seen"), "the control: it sees its own", timeout=20)
+    seen = cli.ok("exec", "web", "sh", "-c", "grep -a -e python -e insula /seen | head -3; true")
+    assert seen == ""
+
+
+def test_a_working_directory_through_a_descriptor(web: Cli) -> None:
+    """CVE-2024-21626: whatever is open while it joins, nothing of it is a directory of the host."""
+    for number in range(3, 24):
+        for path in (f"/proc/self/fd/{number}", f"/proc/self/fd/{number}/../../..", f"/proc/thread-self/fd/{number}"):
+            result = web.run("exec", "-w", path, "web", "sh", "-c", "cd -P . && ls ../../../../../../opt /home/insula")
+            assert result.status != 0 and not result.out, (path, result)
+    assert web.ok("exec", "-w", "/proc/self/cwd/tmp", "web", "pwd", "-P") == "/tmp", "the control: links as such work"
+
+
+@pytest.mark.parametrize("target", ["/proc/sysrq-trigger", "/etc/passwd", "/proc/self/fd/3", "/dev/zero"])
+def test_dev_null_is_another(web: Cli, target: str) -> None:
+    """CVE-2025-31133: it is opened without following links, and must be the device; then exec refuses."""
+    web.ok("exec", "web", "true")
+    web.ok("exec", "web", "sh", "-c", f"rm /dev/null && ln -s {target} /dev/null")
+    assert "connect standard input" in web.fails("exec", "web", "cat", status=125)
+    assert web.ok("exec", "-i", "web", "cat", stdin="x") == "x", "the control: with streams of its own it joins"
+    web.ok("run", "--rm", "busybox", "sh", "-c", "echo > /dev/null")
+
+
+def test_terminals_are_others(web: Cli) -> None:
+    """CVE-2025-52565: /dev/console, /dev/ptmx and /dev/tty become links; a terminal comes from devpts all the same."""
+    script = "for n in ptmx tty; do rm -f /dev/$n; ln -s /etc/passwd /dev/$n; done; rm -f /dev/console; echo done"
+    assert web.ok("exec", "web", "sh", "-c", script).endswith("done")
+    before = web.ok("exec", "web", "cat", "/etc/passwd")
+    with web.terminal("exec", "-it", "web", "sh", "-c", "echo real-$(tty)") as terminal:
+        terminal.expect(r"real-/dev/pts/\d+")
+        assert terminal.wait() == 0
+    assert web.ok("exec", "web", "cat", "/etc/passwd") == before
+
+
+def test_a_script_whose_interpreter_is_what_runs_it(cli: Cli, tmp_path: Path) -> None:
+    """CVE-2019-5736: `#!/proc/self/exe` names the host's Python while it executes; it belongs to nobody inside."""
+    layer = tar(
+        member("bin"),
+        member("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755),
+        member("bin/sh", linkname="busybox"),
+        member("bin/sleep", linkname="busybox"),
+        member("bin/again", b"#!/proc/self/exe\n", mode=0o755),
+    )
+    layout = Layout()
+    layout.image([layer], name="again:latest", process={"Cmd": ["/bin/sleep", "600"]})
+    (tmp_path / "again.tar").write_bytes(layout.tar())
+    cli.ok("image", "load", tmp_path / "again.tar")
+    cli.ok("run", "-d", "--name", "again", "again")
+    assert cli.run("exec", "again", "/bin/again", "-c", "print(1)").status in (126, 127)
+    assert cli.run("exec", "again", "/proc/self/exe", "--version").status == 125
+    [mapped] = Path(f"/proc/{pid_of(cli, 'again')}/uid_map").read_text().splitlines()
+    assert int(mapped.split()[1]) > 0, "the host's root, whose file it is, is nobody inside"
+    assert cli.ok("exec", "again", "/bin/sh", "-c", "echo works") == "works", "the control"
