@@ -48,6 +48,19 @@ def test_control_c_interrupts_the_program_inside_only(cli: Cli) -> None:
         terminal.wait()
 
 
+def test_control_c_three_times_lets_go_of_who_ignores_it(cli: Cli) -> None:
+    """PID 1 without a handler never hears SIGINT (pid_namespaces(7))."""
+    with cli.terminal("run", "--name", "deaf", "busybox", "sh", "-c", "echo up; exec sleep 600") as terminal:
+        terminal.expect("up")
+        for _ in range(2):
+            terminal.type("\x03")
+            terminal.expect(r"\^C")
+        assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
+        terminal.type("\x03")
+        assert terminal.wait() == 130
+    assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
+
+
 def test_detach_and_attach(cli: Cli) -> None:
     with cli.terminal("run", "-it", "--name", "shell", "busybox", "sh") as terminal:
         terminal.expect(PROMPT)

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from insula.cli.output import warn
 from insula.client.http import CHUNK
 from insula.model.errors import Invalid, from_dict
 from insula.model.stream import RESIZE, Kind
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 STDIN, STDOUT, STDERR = 0, 1, 2
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 DETACH_KEYS = "ctrl-p,ctrl-q"
+ENOUGH = 3
+"""How often somebody presses Ctrl-C before we don't wait any longer for a process that ignores it."""
 
 
 def detach_keys(text: str) -> bytes:
@@ -126,6 +129,7 @@ class _Session:
         self.filter = DetachFilter(keys if self.raw else b"")
         self.done = False
         self.exit_status: int | None = None
+        self.interrupts = 0
 
     def loop(self, signals: int) -> int | None:
         self.resize()
@@ -172,6 +176,10 @@ class _Session:
             self.done, self.exit_status = True, 128 + number
         else:
             self.attachment.send(Kind.SIGNAL, bytes([number]))
+            self.interrupts += number == signal.SIGINT
+            if self.interrupts == ENOUGH:
+                warn("let go: it ignores Ctrl-C, and goes on; `insula kill` ends it, `run --init` avoids this")
+                self.done, self.exit_status = True, 128 + number
 
     def resize(self) -> None:
         if self.tty:
