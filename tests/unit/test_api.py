@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from insula import __version__
 from insula.api.daemon import locked
 from insula.api.peer import Peer, allowed, group_id, listen
 from insula.api.server import notify
@@ -88,6 +89,14 @@ def test_wrong_requests_are_json_errors(stub: StubDaemon, method: str, where: st
     assert error["error"] == kind
     assert error["message"]
     assert error["hint"]
+
+
+def test_a_body_that_nests_without_end(stub: StubDaemon) -> None:
+    """A parser that recurses (CVE-2020-36518 and many more) must say so, and neither die nor blame itself."""
+    for body, status in ((b"[" * 200_000, 400), (b'{"name":' * 100_000, 400), (b'{"name":"flat"}', 201)):
+        request = head("POST", "/v1/tenants", f"content-length: {len(body)}", "content-type: application/json")
+        answer = raw(stub, request + body)
+        assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:300]
 
 
 def test_bytes_that_are_no_http_or_too_much_of_it(stub: StubDaemon) -> None:
@@ -291,3 +300,13 @@ def test_the_sdk_needs_the_standard_library_only() -> None:
     source = str(Path(__file__).parents[2] / "src")
     code = f"import sys; sys.path.append({source!r}); import insula.client, insula.client.attachment"
     subprocess.run([sys.executable, "-IS", "-c", code], check=True)
+
+
+def test_insulad_tells_about_itself() -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "insula.api.daemon", *words], capture_output=True, text=True)
+
+    assert run("--version").stdout == f"insulad {__version__}\n"
+    assert "INSULA_ROOT" in run("--help").stdout
+    wrong = run("--frobnicate")
+    assert (wrong.returncode, wrong.stdout) == (2, "")

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from insula import __version__
 from insula.api.app import create_app
 from insula.api.peer import listen
 from insula.api.server import Server
@@ -26,6 +27,16 @@ from insula.control.settings import Settings
 from insula.model.errors import Conflict, InsulaError
 
 log = logging.getLogger("insula.daemon")
+USAGE = """\
+usage: insulad
+
+Runs Insula on this host until SIGTERM; instances keep running without it. scripts/up installs and starts it.
+
+environment:
+  INSULA_ROOT    what must survive a reboot (/var/lib/insula)
+  INSULA_RUN     what must not (/run/insula)
+  INSULA_SOCKET  where the API is served (insulad.sock in INSULA_RUN)
+  INSULA_PREFIX  begins the names of network namespaces, tables and control groups (insula)"""
 
 
 @contextmanager
@@ -64,7 +75,14 @@ async def serve(settings: Settings) -> None:
 
 
 def main() -> int:
-    """The entry point of `insulad`; exit status 0 after SIGTERM, 1 when it can't start."""
+    """The entry point of `insulad`; exit status 0 after SIGTERM, 1 when it can't start, 2 for a wrong command line."""
+    if sys.argv[1:]:
+        wanted = sys.argv[1] in ("-h", "--help", "--version")
+        print(f"insulad {__version__}" if sys.argv[1] == "--version" else USAGE, file=None if wanted else sys.stderr)
+        return 0 if wanted else 2
+    if os.geteuid() != 0:
+        print("error: insulad needs root; hint: start it with sudo, or by systemd", file=sys.stderr)
+        return 1
     # the journal notes the time itself (systemd.exec(5), JOURNAL_STREAM)
     when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
     logging.basicConfig(level=logging.INFO, format=when + "%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
