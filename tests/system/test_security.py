@@ -149,6 +149,7 @@ def test_the_root_is_a_root(web: Cli) -> None:
     for line in inside(web, "cat /proc/self/mountinfo").splitlines():
         if line.split()[4] == "/":
             assert " overlay " in line
+            assert "nodev" in line.split()[5].split(","), "a device node in a layer would be none"
             assert "shared:" not in line and "master:" not in line, "no mount propagates to or from the host"
 
 

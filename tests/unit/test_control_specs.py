@@ -22,6 +22,7 @@ from insula.model.objects import (
     InstanceSpec,
     Resources,
     RestartPolicy,
+    Tmpfs,
 )
 from insula.model.units import check_label
 
@@ -45,6 +46,7 @@ BAD: list[dict[str, object]] = [
     {"restart": RestartPolicy(name="always"), "remove": True},
     {"log_size": 1},
     {"log_files": 0},
+    {"tmpfs": [Tmpfs(path=f"/t{i}") for i in range(101)]},
 ]
 
 

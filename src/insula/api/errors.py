@@ -56,4 +56,14 @@ def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Respons
     return answer(Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it"))
 
 
-HANDLERS: Any = {InsulaError: on_insula_error, HTTPException: on_http_error, Exception: on_other_error}
+def on_recursion(_: Request[Any, Any, Any], __: RecursionError) -> Response[dict[str, Any]]:
+    """Ours is flat: what nests so deep is a body of somebody who tries."""
+    return answer(Invalid("the request's body nests too deep", "see /openapi.json"))
+
+
+HANDLERS: Any = {
+    InsulaError: on_insula_error,
+    HTTPException: on_http_error,
+    RecursionError: on_recursion,
+    Exception: on_other_error,
+}

@@ -114,6 +114,9 @@ def start(launch: Launch, layers: Layers, program: init.Filter | None) -> Child:
         join = [hold(handed, fd) for fd in group.open()]
         lower = layers.lower(launch.id_base, launch.lower)
         root = hold(handed, mounts.overlay(lower, launch.upper, launch.work, volatile=launch.volatile))
+        mounts.set_attributes(
+            root, linux.MOUNT_ATTR_NODEV
+        )  # no layer should hold a device node; if one does, it is none
         prepared = {i: hold(handed, fd) for i, fd in _prepare_mounts(config, launch.id_base).items()}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         handed.callback(theirs.close)

@@ -29,6 +29,8 @@ def check(spec: InstanceSpec) -> InstanceSpec:
         check_label("network", spec.network)
     elif spec.address or spec.address6:
         raise Invalid("an instance without a network can't have an address", "leave out the address, or --network none")
+    if len(spec.tmpfs) > 100:
+        raise Invalid(f"{len(spec.tmpfs)} tmpfs are too many", "use at most 100")
     check_labels(spec.labels)
     check_resources(spec.resources)
     _check_numbers(spec)
