@@ -145,6 +145,12 @@ def test_every_verb_explains_itself(name: str, command: Command, capsys: pytest.
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
+@pytest.mark.parametrize("name", ["run", "tenant create"])
+def test_help_may_stand_first(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", *name.split()]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: insula {name} ")
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if not isinstance(load(verb), Command)])
 def test_families_list_their_verbs(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0

@@ -105,6 +105,8 @@ def _run(words: list[str]) -> int:
 
         print(f"insula {__version__}")
         return 0
+    if rest[:1] == ["help"] and rest[1:]:
+        given.help, rest = True, rest[1:]
     if not rest or rest[0] == "help":
         print(overview())
         return 0 if given.help or rest else 2
@@ -135,7 +137,7 @@ def find(words: list[str], *, help_wanted: bool = False) -> tuple[str, Command |
     commands = load(verb)
     if isinstance(commands, Command):
         return verb, commands, rest
-    if help_wanted or (rest and rest[0] in ("-h", "--help", "help")):
+    if (help_wanted and not rest) or (rest and rest[0] in ("-h", "--help", "help")):
         print(f"usage: insula {verb} VERB …\n")
         print("\n".join(f"  {name:10}  {command.help}" for name, command in commands.items()))
         print(f"\n`insula {verb} VERB --help` says more")
