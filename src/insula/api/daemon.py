@@ -87,6 +87,7 @@ def main() -> int:
     when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
     logging.basicConfig(level=logging.INFO, format=when + "%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every write to a client that went away
     try:
         # the keeper and the spawner inherit it, and hold descriptors for every instance
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
