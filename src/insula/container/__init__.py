@@ -1,10 +1,14 @@
 """The container runtime: OCI runtime-spec on Linux. It knows nothing of tenants, networks or the store.
 
-runtime.py   the face of the room, for asyncio: create, start, exec, attach, wait, signal, delete
-keeper.py    the process that outlives all others: relays output, restarts the spawner, reaps orphans
-spawner.py   the process that forks containers
-launch.py    what the spawner prepares outside of a new container
-init.py      what a new process does from its birth in new namespaces until it becomes the user's program
-join.py      how a process joins a container that runs
-bundle.py    a container's directory: what was asked, what runs, how it ended
+runtime.py      the face of the room, for asyncio: create, start, exec, attach, wait, signal, delete
+bundle.py       a container's directory: what was asked, what runs, how it ended
+spec.py         the config.json of a launch, with users.py and seccomp_default.py
+keeper.py       the process that outlives all others: reaps orphans, restarts the spawner, and by relay.py
+                and log.py moves output to where it belongs
+spawner.py      the process that forks containers
+launch.py       what the spawner prepares outside of a new container
+init.py         what PID 1 does from its birth in new namespaces on
+join.py         how a process joins a container that runs
+departure.py    how either becomes the user's program; steps.py and stdio.py serve both
+archive.py      files in and out, without following anything that a container put there
 """

@@ -14,19 +14,10 @@ import socket
 from typing import Any, NoReturn
 
 from insula.container import wire
-from insula.container.init import (
-    Filter,
-    StepError,
-    become_root,
-    close_others,
-    connect_stdio,
-    departure,
-    open_terminal,
-    report,
-    reset_signals,
-    step,
-    take_terminal,
-)
+from insula.container.departure import Filter, departure
+from insula.container.init import become_root
+from insula.container.stdio import connect_stdio, open_terminal, take_terminal
+from insula.container.steps import StepError, close_others, report, reset_signals, step
 from insula.kernel import cgroups, linux
 
 _JOIN = (

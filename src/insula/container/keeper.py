@@ -30,9 +30,9 @@ from typing import NoReturn
 
 from insula.container import spawner, wire
 from insula.container.bundle import find_process
-from insula.container.init import close_others
 from insula.container.log import LogWriter
 from insula.container.relay import Client, Session
+from insula.container.steps import close_others
 from insula.kernel import linux, process
 from insula.model.stream import Kind
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from insula.container import init
 from insula.container.bundle import Launch
+from insula.container.departure import Filter
 from insula.kernel import cgroups, linux, mounts, process
 from insula.model.stream import Kind
 
@@ -97,7 +98,7 @@ class Layers:
         os.rmdir(name)
 
 
-def start(launch: Launch, layers: Layers, program: init.Filter | None) -> Child:
+def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:
     """Make PID 1 of a new container; it waits, ready, for the second message on `sync`.
 
     Raises OSError if anything is refused; then nothing of it is left.

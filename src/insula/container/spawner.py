@@ -31,8 +31,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple, NoReturn
 
-from insula.container import init, join, launch, wire
+from insula.container import join, launch, wire
 from insula.container.bundle import Bundle, Launch, State
+from insula.container.departure import Filter
+from insula.container.steps import StepError
 from insula.kernel import cgroups, linux, process
 
 Reply = Callable[[wire.Message], None]
@@ -119,10 +121,10 @@ class Spawner:
 
         try:
             self._serve_request(client, message, reply)
-        except init.StepError as error:
+        except StepError as error:
             reply({"error": error.message})
         except OSError as error:
-            reply({"error": init.StepError("prepare", error).message})
+            reply({"error": StepError("prepare", error).message})
         except (KeyError, TypeError, ValueError) as error:
             reply({"error": {"step": "read the request", "errno": 22, "error": repr(error), "path": None}})
 
@@ -210,13 +212,13 @@ class Spawner:
         self._watch(ours.fileno(), lambda: self._hear(child))
         self._open_session(child, asked._replace(log=None, stdin=stdin), streams, terminal=tty)
 
-    def _program(self, asked: Launch) -> init.Filter | None:
+    def _program(self, asked: Launch) -> Filter | None:
         if asked.seccomp is None:
             return None
         if asked.seccomp not in self.programs:
             with open(asked.seccomp, "rb") as file:
                 self.programs[asked.seccomp] = file.read()
-        return init.Filter(self.programs[asked.seccomp], asked.seccomp_flags)
+        return Filter(self.programs[asked.seccomp], asked.seccomp_flags)
 
     # -- children --------------------------------------------------------------------------------------
 

@@ -1,0 +1,86 @@
+"""The standard streams of a new process: pipes, /dev/null, or a pseudoterminal of the container's own.
+
+A pseudoterminal (pty(7)) has two sides. The program gets one as its controlling terminal, which makes signals of keys
+such as Ctrl-C; the other goes out to the keeper. Both come from the container's own devpts, so that it sees its
+terminal by name. Whoever runs inside may have put other files at these names: what is opened is looked at first.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+from typing import Any
+
+from insula.container import wire
+from insula.kernel import mounts
+
+_TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER, _TIOCSCTTY, _TIOCSWINSZ = 0x80045430, 0x40045431, 0x5441, 0x540E, 0x5414
+_NULL_DEVICE = os.makedev(1, 3)
+_PTMX_DEVICE = os.makedev(5, 2)
+
+
+def open_null() -> int:
+    """/dev/null of the container, if it really is that device: an image may hold anything at that path."""
+    fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _NULL_DEVICE:
+        raise OSError(errno.ENODEV, "it is not the null device", "/dev/null")
+    return fd
+
+
+def connect_stdio(stdio: list[int]) -> None:
+    """dup2(2) the streams to 0, 1 and 2; -1 becomes /dev/null."""
+    null = open_null() if -1 in stdio else -1
+    # first out of the way of each other: a source may itself be 0, 1 or 2
+    sources = [fcntl.fcntl(null if fd < 0 else fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in stdio]
+    for number, source in enumerate(sources):
+        os.dup2(source, number, inheritable=True)
+        os.close(source)
+
+
+def open_console(process: dict[str, Any], sync: socket.socket) -> None:
+    """A pseudoterminal (pty(7)) of the container's own devpts: its other side goes to the parent."""
+    master, slave = open_terminal(process)
+    number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, bytes(4)))[0]
+    console = mounts.bind(f"/dev/pts/{number}")
+    try:
+        os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        target = os.open("/dev/console", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        mounts.attach(console, target)
+        os.close(target)
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    finally:
+        os.close(console)
+    wire.send(sync, {"event": "terminal"}, [master])
+    os.close(master)
+    take_terminal(slave)
+
+
+def open_terminal(process: dict[str, Any]) -> tuple[int, int]:
+    """Both sides of a new pseudoterminal, the second owned by the program's user."""
+    master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(master)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX_DEVICE:
+        raise OSError(errno.ENODEV, "it is not a terminal multiplexer", "/dev/pts/ptmx")
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    # by ioctl, not by name: whoever runs in the container can't put another file in between
+    slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    os.fchown(slave, (process.get("user") or {}).get("uid", 0), -1)
+    size = process.get("consoleSize")
+    if size:
+        fcntl.ioctl(slave, _TIOCSWINSZ, struct.pack("4H", size["height"], size["width"], 0, 0))
+    return master, slave
+
+
+def take_terminal(slave: int) -> None:
+    """Make it the controlling terminal (TIOCSCTTY) and the standard streams."""
+    fcntl.ioctl(slave, _TIOCSCTTY, 0)
+    connect_stdio([slave, slave, slave])
+    if slave > 2:
+        os.close(slave)
