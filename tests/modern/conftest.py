@@ -10,20 +10,8 @@ import pytest
 
 from tests.support.cli import REPOSITORY
 from tests.support.guest import CHECKOUT, Guest
-from tests.support.images import Layout, member, tar
 
 BUILD_TIMEOUT = 600
-
-
-def many_layers(path: Path, count: int = 127) -> Path:
-    """An archive of an image of that many layers, each with a file; the lowest has busybox."""
-    busybox = Path("/bin/busybox").read_bytes()
-    lowest = tar(member("bin"), member("bin/busybox", busybox, mode=0o755), member("bin/ls", linkname="busybox"))
-    layers = [lowest, *(tar(member(f"layer{number}", b"")) for number in range(1, count))]
-    layout = Layout()
-    layout.image(layers, name="layers:latest")
-    path.write_bytes(layout.tar())
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +21,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     )
     if made.returncode:
         pytest.skip(f"no virtual machine: {(made.stderr.strip() or 'scripts/guest failed').splitlines()[-1]}")
-    scratch = tmp_path_factory.mktemp("guest")
-    guest = Guest(Path(made.stdout.strip()), scratch, [many_layers(scratch / "layers.tar")])
+    guest = Guest(Path(made.stdout.strip()), tmp_path_factory.mktemp("guest"))
     try:
         guest.wait_until_booted()
         guest.ok(f"mkdir -p {CHECKOUT} && tar -x -f /dev/vdb -C {CHECKOUT}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from typing import Any
 
 import pytest
@@ -82,9 +81,9 @@ def test_doctor_finds_nothing_missing(guest: Guest) -> None:
 def test_instances_run(guest: Guest) -> None:
     guest.ok("insula tenant create shop && insula -T shop network create default --subnet 10.0.0.0/24")
     for options in (
-        "--name always --restart always --memory 64m --pids 20 --cpus 0.25",
+        "--name always --init --restart always --memory 64m --pids 20 --cpus 0.25",
         "--name once --read-only --tmpfs /scratch",
-        "--name retry --restart on-failure --init",
+        "--name retry --restart on-failure",
         "--name unless --restart unless-stopped",
     ):
         guest.ok(f"insula -T shop run -d {options} busybox sleep 10000")
@@ -132,28 +131,37 @@ def test_processes_are_limited(guest: Guest) -> None:
 def test_processors_are_limited(guest: Guest) -> None:
     """The share of one processor that a busy loop gets, by the kernel's own account."""
     shares = {}
-    for name in ("always", "once"):
-        identity = instances(guest)[name]["instance"]["id"]
-        used = f"awk '/usage_usec/ {{ print $2 }}' {CGROUP}/{identity}/cpu.stat"
-        busy = f"insula -T shop exec {name} timeout 6 sh -c 'while :; do :; done' >/dev/null 2>&1 & sleep 2"
-        first, second = guest.ok(f"{busy}; {used}; sleep 3; {used}; wait").split()
-        shares[name] = (int(second) - int(first)) / 3e6
-    assert 0.1 < shares["always"] < 0.35, shares
-    assert shares["once"] > 0.5, shares  # the positive control
+    for name, options in (("slow", "--cpus 0.25"), ("fast", "")):
+        guest.ok(f"insula -T shop run -d --name {name} {options} busybox sh -c 'while :; do :; done'")
+        used = f"awk '/usage_usec/ {{ print $2 }}' {CGROUP}/{instances(guest)[name]['instance']['id']}/cpu.stat"
+        first, second = guest.ok(f"{used}; sleep 2; {used}").split()
+        shares[name] = (int(second) - int(first)) / 2e6
+        guest.ok(f"insula -T shop rm -f {name}")
+    assert 0.1 < shares["slow"] < 0.4, shares
+    assert shares["fast"] > 0.5, shares  # the positive control
 
 
 def test_limits_survive_what_systemd_does(guest: Guest) -> None:
-    guest.ok(
-        "systemctl daemon-reload && systemctl restart systemd-journald && systemctl set-property insulad CPUWeight=90"
-    )
+    guest.ok("systemctl daemon-reload && systemctl set-property --runtime insulad CPUWeight=90")
     groups = json.dumps(guest.insula("-T", "shop", "explain", "always"))
     assert '"cpu.max": "25000 100000"' in groups and '"memory.max": "67108864"' in groups
 
 
-def test_an_image_of_many_layers_runs(guest: Guest) -> None:
-    guest.ok(f"insula -T shop image load {CHECKOUT}/layers.tar", timeout=120)
-    files = guest.ok("insula -T shop run --rm layers /bin/ls /").split()
-    assert {"layer1", "layer126", "bin"} <= set(files)
+def test_an_overlay_of_many_layers(guest: Guest) -> None:
+    """As many as an image may have; fsconfig(2) has no room for their names, and mount(2) has a page."""
+    script = """
+import os, tempfile
+from insula.kernel import linux, mounts
+linux.unshare(linux.CLONE_NEWNS)
+os.chdir(tempfile.mkdtemp(dir='/var/tmp'))
+layers = [str(1000 + number) for number in range(127)]
+for name in [*layers, 'upper', 'work']:
+    os.makedirs(f'{name}/{name}')
+for volatile in (False, True):
+    root = mounts.overlay(layers, os.path.abspath('upper'), os.path.abspath('work'), volatile=volatile)
+    print(len(os.listdir(f'/proc/self/fd/{root}')), open('/proc/self/mounts').read().count('overlay'))
+"""
+    assert guest.ok(f'/opt/insula/venv/bin/python -c "{script}"') == "128 0\n128 0"
 
 
 # -- the daemon's life ------------------------------------------------------------------------------------------------
@@ -165,7 +173,6 @@ def test_an_image_of_many_layers_runs(guest: Guest) -> None:
         "systemctl restart insulad",
         "systemctl kill --kill-whom=main --signal=KILL insulad && sleep 1.5",
         "systemctl kill --kill-whom=all --signal=KILL insulad && sleep 1.5",
-        "systemctl stop insulad && sleep 1 && systemctl start insulad",
     ],
 )
 def test_instances_outlive_the_daemon(guest: Guest, command: str) -> None:
@@ -177,13 +184,13 @@ def test_instances_outlive_the_daemon(guest: Guest, command: str) -> None:
     assert guest.ok("insula -T shop exec always ping -c 1 once")
 
 
-@pytest.mark.parametrize("helper", ["keeper", "spawner"])
+@pytest.mark.parametrize("helper", ["spawner", "keeper"])
 def test_an_end_is_seen_though_a_helper_is_killed(guest: Guest, helper: str) -> None:
-    """Before Linux 6.15 the kernel does not tell how a process ended that another one reaped."""
+    """In this order: the spawner that a killed keeper leaves is init's child, and so are then those that it leaves."""
     script = "mkfifo /go; read x < /go; echo said; exit 7"
     guest.ok(f"insula -T shop run -d --name brief busybox sh -c '{script}'")
     guest.ok(f"kill -9 $(cut -d ' ' -f 1 /run/insula/{helper}.pid) && sleep 1")
-    guest.ok("insula -T shop exec brief sh -c 'echo > /go'")
+    guest.run("insula -T shop exec brief sh -c 'echo > /go'")  # PID 1 may take it along
     assert guest.ok("insula -T shop wait brief") == "7"
     assert guest.ok("insula -T shop logs brief") == "said"
     guest.ok("insula -T shop rm brief")
@@ -195,15 +202,14 @@ def test_an_end_is_seen_though_a_helper_is_killed(guest: Guest, helper: str) -> 
 def test_a_reboot_brings_back_what_restart_says(guest: Guest) -> None:
     guest.ok("insula -T shop run -d --name stopped --restart unless-stopped busybox sleep 10000")
     guest.ok("insula -T shop stop -t 0 stopped")
-    began = time.monotonic()
     guest.reboot()
-    assert time.monotonic() - began < 60  # systemd waits 90 seconds for what does not end
+    # systemd waits 90 seconds for what does not end
+    assert "Waiting for process" not in guest.console.read_text(errors="replace")
     answers(guest)
     until(lambda: pids(guest)["always"] and pids(guest)["unless"], "restarted instances run", timeout=30)
     running = {name for name, pid in pids(guest).items() if pid}
     assert running == {"always", "unless"}
     assert guest.ok("insula -T shop exec always ping -c 1 unless")
-    assert "wait for" not in guest.console.read_text(errors="replace").lower()
     assert '"memory.max": "67108864"' in json.dumps(guest.insula("-T", "shop", "explain", "always"))
     assert guest.run("systemctl --failed --no-legend --plain").out == ""
 
@@ -211,17 +217,23 @@ def test_a_reboot_brings_back_what_restart_says(guest: Guest) -> None:
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 LEFT = (
-    "ls /run/netns; ip -o link | grep -v ' lo: '; nft list tables; find /sys/fs/cgroup -name 'insula*';"
+    "ls /run/netns 2>/dev/null; ip -o link | grep -v ' lo: '; nft list tables; find /sys/fs/cgroup -name 'insula*';"
     " grep -E '/run/(insula|netns)|/var/lib/insula|overlay' /proc/self/mounts;"
     " ps -eo args | grep -E 'sleep 10000|[i]nsulad|[k]eeper|[d]nsmasq' | grep -v grep"
 )
 
 
-def test_down_leaves_nothing_and_up_brings_it_back(guest: Guest) -> None:
+def test_a_stopped_daemon_leaves_instances_and_down_leaves_nothing(guest: Guest) -> None:
+    before, command = (
+        alive(guest, "always", "unless"),
+        [f"cut -d ' ' -f 1,2,22 /proc/{pid}/stat" for pid in pids(guest).values() if pid],
+    )
+    guest.ok("systemctl stop insulad && sleep 1")
+    assert sorted(guest.ok("; ".join(command)).splitlines()) == sorted(before.splitlines())
     assert "sleep 10000" in guest.run(LEFT).out  # a control: it does see what runs
     guest.ok(f"{CHECKOUT}/scripts/down", timeout=90)
-    assert guest.run(f"{{ {LEFT}; }} | grep -v ^/run/netns").out.strip() == ""
-    assert guest.ok("insula --version; test -e /var/lib/insula/state.db && echo kept").endswith("kept")
+    assert guest.run(LEFT).out == ""
+    assert guest.run("test -e /var/lib/insula/state.db").status == 0
 
 
 def test_purge_removes_all(guest: Guest) -> None:

@@ -13,7 +13,6 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,20 +34,16 @@ class Done:
 
 
 class Guest:
-    """The machine; `directory` holds the disk and the kernel, `scratch` what belongs to this run of it.
+    """The machine; `directory` holds the disk and the kernel, `scratch` what belongs to this run of it."""
 
-    `files` come into the archive of the checkout, at its top.
-    """
-
-    def __init__(self, directory: Path, scratch: Path, files: Sequence[Path] = (), memory: str = "1536M") -> None:
+    def __init__(self, directory: Path, scratch: Path, memory: str = "1536M") -> None:
         self.console = scratch / "console"
         self._received = b""
         checkout = scratch / "checkout.tar"
         shared = [name for name in _SHARED if (REPOSITORY / name).exists()]
-        command: list[str | Path] = ["tar", "-c", "-f", checkout, "--exclude=__pycache__", "-C", REPOSITORY, *shared]
-        for file in files:
-            command += ["-C", file.parent, file.name]
-        subprocess.run(command, check=True, timeout=60)
+        subprocess.run(
+            ["tar", "-c", "-f", checkout, "--exclude=__pycache__", "-C", REPOSITORY, *shared], check=True, timeout=60
+        )
         ours, theirs = socket.socketpair()
         arguments = {
             "machine": "q35",
