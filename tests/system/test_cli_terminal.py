@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import termios
+import time
 
 from tests.support.cli import Cli
 from tests.support.wait import until
@@ -44,19 +45,20 @@ def test_control_c_interrupts_the_program_inside_only(cli: Cli) -> None:
         terminal.expect(PROMPT)
         terminal.type("echo still here\r")
         terminal.expect(r"\nstill here")
+        terminal.expect(PROMPT)
         terminal.type("\x04")  # Ctrl-D: the shell's end of input
         terminal.wait()
 
 
 def test_control_c_three_times_lets_go_of_who_ignores_it(cli: Cli) -> None:
     """PID 1 without a handler never hears SIGINT (pid_namespaces(7))."""
-    with cli.terminal("run", "--name", "deaf", "busybox", "sh", "-c", "echo up; exec sleep 600") as terminal:
-        terminal.expect("up")
-        for _ in range(2):
+    with cli.terminal("run", "--name", "deaf", "busybox", "sleep", "600") as terminal:
+        until(lambda: cli.ok("ps", "-q") == "deaf", "it runs")
+        for _ in range(3):
+            assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
+            time.sleep(0.5)  # signals that wait for a slow process become one (signal(7))
             terminal.type("\x03")
-            terminal.expect(r"\^C")
-        assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
-        terminal.type("\x03")
+        terminal.expect("let go")
         assert terminal.wait() == 130
     assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
 
