@@ -1,8 +1,8 @@
 """A virtual machine of Debian 12 with systemd and cgroup v2, driven through a virtio-serial port.
 
 QEMU emulates the processor (TCG), because a usable KVM is not to be had everywhere, and there is no network device.
-The disk is scripts/guest's; what the machine writes goes to a temporary file that is gone with QEMU. The checkout is
-a second disk, whose content is a tar archive. tests/modern/agent.py runs inside and does what it is told.
+The disk is a copy of scripts/guest's. The checkout is a second disk, whose content is a tar archive.
+tests/modern/agent.py runs inside and does what it is told.
 """
 
 from __future__ import annotations
@@ -36,43 +36,33 @@ class Done:
 class Guest:
     """The machine; `directory` holds the disk and the kernel, `scratch` what belongs to this run of it."""
 
-    def __init__(self, directory: Path, scratch: Path, memory: str = "1536M") -> None:
-        self.console = scratch / "console"
-        self._received = b""
-        checkout = scratch / "checkout.tar"
+    def __init__(self, directory: Path, scratch: Path) -> None:
+        self.console, self._disk, self._checkout = scratch / "console", scratch / "disk", scratch / "checkout.tar"
+        self._directory = directory
+        subprocess.run(["cp", "--sparse=always", directory / "disk", self._disk], check=True, timeout=60)
         shared = [name for name in _SHARED if (REPOSITORY / name).exists()]
-        subprocess.run(
-            ["tar", "-c", "-f", checkout, "--exclude=__pycache__", "-C", REPOSITORY, *shared], check=True, timeout=60
-        )
-        ours, theirs = socket.socketpair()
-        arguments = {
-            "machine": "q35",
-            "accel": "tcg,thread=multi",
-            "cpu": "max",
-            "smp": "2",
-            "m": memory,
-            "kernel": directory / "kernel",
-            "initrd": directory / "initrd",
-            "append": "console=ttyS0 panic=-1 quiet net.ifnames=0",
-            "serial": f"file:{self.console}",
-            "nic": "none",
-            "monitor": "none",
-            "display": "none",
-        }
-        devices = [
-            ("drive", f"file={directory}/disk,format=raw,if=virtio,snapshot=on,cache=unsafe"),
-            ("drive", f"file={checkout},format=raw,if=virtio,readonly=on"),
-            ("device", "virtio-serial-pci"),
-            ("chardev", f"socket,id=agent,fd={theirs.fileno()}"),
-            ("device", "virtserialport,chardev=agent,name=agent"),
-            ("device", "virtio-rng-pci"),
-        ]
-        command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config"]
-        for name, value in [*arguments.items(), *devices]:
-            command += [f"-{name}", str(value)]
+        pack: list[str | Path] = ["tar", "-c", "-f", self._checkout, "--exclude=__pycache__", "-C", REPOSITORY, *shared]
+        subprocess.run(pack, check=True, timeout=60)
+        self._start()
+
+    def _start(self) -> None:
+        self._agent, theirs = socket.socketpair()
+        self._received = b""
+        options = f"""
+            -nodefaults -no-user-config -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1536M -no-reboot
+            -kernel {self._directory}/kernel -initrd {self._directory}/initrd
+            -append console=ttyS0\\ panic=-1\\ quiet\\ net.ifnames=0
+            -drive file={self._disk},format=raw,if=virtio,cache=unsafe
+            -drive file={self._checkout},format=raw,if=virtio,readonly=on
+            -device virtio-serial-pci -device virtserialport,chardev=agent,name=agent
+            -chardev socket,id=agent,fd={theirs.fileno()}
+            -chardev file,id=console,path={self.console},append=on -serial chardev:console
+            -device virtio-rng-pci -nic none -monitor none -display none
+        """
+        # it must not go on without us
+        command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *shlex.split(options)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
         theirs.close()
-        self._agent = ours
 
     def wait_until_booted(self, timeout: float = 120.0) -> str:
         """The boot ID (random(4)) of the kernel that has come up."""
@@ -94,15 +84,25 @@ class Guest:
         """What `insula --json` answers, decoded."""
         return json.loads(self.ok(shlex.join(["insula", "--json", *arguments]), timeout))
 
-    def reboot(self, timeout: float = 120.0) -> str:
-        """`systemctl reboot`, and the new boot ID."""
-        self.ok("systemctl reboot --no-block")
-        return self.wait_until_booted(timeout)
+    def reboot(self, timeout: float = 60.0) -> str:
+        """`systemctl reboot`, which must end within `timeout` seconds, and the new boot ID.
+
+        QEMU is started anew: it emulates a processor that was only reset at a third of the speed.
+        """
+        self.ok("sleep 1 && systemctl reboot &")  # or the answer might get lost
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the guest does not go down in {timeout} s:\n{self.last_lines()}") from None
+        self._agent.close()
+        self._start()
+        return self.wait_until_booted()
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
         self._agent.close()
+        self._disk.unlink()
 
     def _receive(self, timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
