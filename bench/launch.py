@@ -186,8 +186,6 @@ def shell(bench: Bench) -> Table:
         except (Missing, OSError, AssertionError) as problem:
             missing["podman"] = " ".join(str(problem).split())[:300]
         times, dropped = interleave(contestants, bench.rounds(15))
-    table = comparison(
-        "`run busybox true` from the shell", times, {**missing, **dropped}, "insula run --rm"
-    )
+    table = comparison("`run busybox true` from the shell", times, {**missing, **dropped}, "insula run --rm")
     table.notes.append("`run -d` does not wait for the end; podman is measured so, for its `run` hangs on some hosts")
     return table

@@ -44,7 +44,7 @@ class Crun:
 
     def __init__(self, bench: Bench, config: dict[str, Any]) -> None:
         self.path = program("crun")
-        hide = "mount -t tmpfs none /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\""  # crun refuses a hybrid layout
+        hide = 'mount -t tmpfs none /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'  # crun refuses a hybrid layout
         self.agent = Agent("unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh")
         self.bundle = bench.scratch / "crun"
         self.state = bench.scratch / "crun-state"
@@ -71,7 +71,7 @@ class Docker:
         self.path.mkdir()
         self.socket = f"unix://{self.path}/docker.sock"
         self.env = {**environment(), "DOCKER_CONFIG": str(self.path), "DOCKER_HOST": self.socket}
-        loopback = "ip link set lo up; mount -t tmpfs none /run; exec \"$@\""
+        loopback = 'ip link set lo up; mount -t tmpfs none /run; exec "$@"'
         self.agent = Agent(*PRIVATE, "sh", "-c", loopback, "sh")
         self.agent.run("true")
         inside = ("nsenter", f"--target={self.agent.process.pid}", "--mount", "--net")
@@ -114,7 +114,7 @@ class Podman:
         self.podman = program("podman")
         self.path = bench.scratch / "podman"
         self.path.mkdir()
-        hide = "ip link set lo up; mount -t tmpfs none /run; mount -t tmpfs none /sys/fs/cgroup/unified; exec \"$@\""
+        hide = 'ip link set lo up; mount -t tmpfs none /run; mount -t tmpfs none /sys/fs/cgroup/unified; exec "$@"'
         self.agent = Agent(*PRIVATE, "sh", "-c", hide, "sh")
         policy = self.path / "policy.json"
         policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')

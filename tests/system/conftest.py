@@ -1,13 +1,13 @@
 """Fixtures of the system tests: private daemons, and tenants on them.
 
-    run_     one run of the tests: directory and names
-    daemon   one insulad for the whole session: for tests that don't kill it; each works in a tenant of its own
-    fresh    an insulad for one test alone; so are
-    small    one whose disk is small, and
-    without_cgroups
-    tenants  makes tenants of `daemon`, each with a network `default` of 10.0.0.0/24
-    tenant   the command line as one of them
-    cli      the same, and the instances that a test leaves are removed
+run_     one run of the tests: directory and names
+daemon   one insulad for the whole session: for tests that don't kill it; each works in a tenant of its own
+fresh    an insulad for one test alone; so are
+small    one whose disk is small, and
+without_cgroups
+tenants  makes tenants of `daemon`, each with a network `default` of 10.0.0.0/24
+tenant   the command line as one of them
+cli      the same, and the instances that a test leaves are removed
 """
 
 from __future__ import annotations
