@@ -189,7 +189,7 @@ def fetch(tour: Tour, house: str, source: str, target: str, *, quiet: bool = Fal
     return result.text if result.ok else None
 
 
-def until(holds: Any, seconds: float = 60.0) -> None:
+def until(holds: Any, seconds: float = 20.0) -> None:
     """Waits until `holds()`, but not for ever: what is claimed afterwards is checked in any case."""
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
