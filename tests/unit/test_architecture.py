@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     **{room: {"kernel", "model"} for room in ROOMS},
     "control": {*ROOMS, "kernel", "model"},
     "api": {"control", *ROOMS, "kernel", "model"},
+    "oci": {"container", "kernel", "model"},
     "client": LIGHT,
     "cli": {"client", *LIGHT},
 }
@@ -35,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
 PACKAGES: dict[str, set[str]] = {
     "client": set(),
     "cli": set(),
+    "oci": set(),
     "api": {"msgspec", "litestar", "uvicorn"},
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
@@ -95,6 +97,9 @@ def test_imports_run_downward_only(path: Path) -> None:
         ("insula.cli.main", "import msgspec"),
         ("insula.cli.main", "from insula.model.objects import Tenant"),
         ("insula.client.http", "from insula.api import daemon"),
+        ("insula.oci.main", "from insula.control import cloud"),
+        ("insula.oci.state", "import msgspec"),
+        ("insula.container.launch", "from insula.oci import state"),
         ("insula.kernel.linux", "from insula import container"),
     ],
 )
@@ -108,6 +113,7 @@ def test_the_check_sees_a_wrong_arrow(module: str, source: str) -> None:
         ("insula.cli.main", "from insula.model.errors import InsulaError\nfrom insula.client import http\nimport json"),
         ("insula.network.linux.links", "from ..fabric import Fabric\nfrom insula.kernel import netlink"),
         ("insula.control.cloud", "from insula.store.protocol import Store\nimport msgspec"),
+        ("insula.oci.state", "from insula.container import launch\nfrom insula.kernel import process"),
         ("insula.api.daemon", "import litestar, uvicorn\nfrom insula import __version__"),
     ],
 )

@@ -1,0 +1,122 @@
+"""`insula-oci`: finds the verb, imports its file and nothing else, and turns errors into lines and exit statuses.
+
+Exit status: 0; 1 for any error, as engines expect; `run` and `exec`, when they wait, end as their process did.
+An error is one line on stderr. With --log it is also a line of that file, where engines look for the cause.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from insula.model.errors import InsulaError
+from insula.oci.commands import COMMANDS, GLOBAL, IN_ORDER, table
+from insula.oci.options import Arguments, Usage, assign, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from insula.oci.options import Table
+
+DEFAULT_ROOT = "/run/insula-oci"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command's entry point; returns the exit status."""
+    given = Arguments()
+    try:
+        status = _run(list(sys.argv[1:] if words is None else words), given)
+        sys.stdout.flush()
+        return status
+    except InsulaError as error:
+        message = f"{error.message}; hint: {error.hint}" if error.hint else error.message
+        _report(message, given)
+        return error.exit_status or 1
+    except OSError as error:
+        about = f"{error.filename}: " if error.filename else ""
+        _report(f"{about}{error.strerror or error}", given)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(words: list[str], given: Arguments) -> int:
+    words = parse(GLOBAL, words, given, in_order=True)
+    if given.version:
+        return _version()
+    if given.help or not words or words[0] == "help":
+        return _overview()
+    verb, *words = words
+    if verb not in COMMANDS:
+        raise Usage(f"there is no verb {verb[:60]!r}", f"one of {', '.join(COMMANDS)}")
+    given.root = os.path.abspath(given.root or _default_root())
+    given.systemd_cgroup = given.systemd_cgroup or given.cgroup_manager == "systemd"
+    arguments = Arguments()
+    vars(arguments).update(vars(given), verb=verb)
+    words = parse(table(verb), words, arguments, in_order=verb in IN_ORDER)
+    if arguments.help:
+        return _help(verb)
+    assign(COMMANDS[verb][0], words, arguments)
+    run = __import__(f"insula.oci.verbs.{verb}", fromlist=["run"]).run
+    status: int = run(arguments)
+    return status
+
+
+def _default_root() -> str:
+    own = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() else None
+    return f"{own}/insula-oci" if own else DEFAULT_ROOT
+
+
+def _report(message: str, given: Arguments) -> None:
+    """The one line, on stderr and in the log; what hostile input put into it stays on that line."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in message)
+    line = line.encode("utf-8", "backslashreplace").decode()
+    print(f"error: {line}", file=sys.stderr)
+    log = getattr(given, "log", None)
+    if not log:
+        return
+    import time
+
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    from insula.model.plainjson import dumps
+
+    if given.log_format == "json":
+        entry = dumps({"level": "error", "msg": line, "time": now})
+    else:
+        entry = f'time="{now}" level=error msg={dumps(line)}'
+    try:
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{entry}\n")
+    except OSError as error:
+        print(f"error: the log {log[:200]!r} can't be written: {error.strerror}", file=sys.stderr)
+
+
+def _version() -> int:
+    """In the form that dockerd and containerd read of runc."""
+    from insula import __version__
+    from insula.oci.state import OCI_VERSION
+
+    print(f"insula-oci version {__version__}\nspec: {OCI_VERSION}")
+    return 0
+
+
+def _overview() -> int:
+    lines = ["usage: insula-oci [OPTIONS] VERB …", "", "The container runtime of Insula: OCI runtime-spec.", ""]
+    lines += [f"  {verb:10}  {help_}" for verb, (_, help_, _) in COMMANDS.items()]
+    print("\n".join([*lines, "", "options:", *_describe(GLOBAL)]))
+    return 0
+
+
+def _help(verb: str) -> int:
+    usage, help_, _ = COMMANDS[verb]
+    print("\n".join([f"usage: insula-oci {verb} [OPTIONS] {usage}", "", help_, "", *_describe(table(verb))]))
+    return 0
+
+
+def _describe(options: Table) -> list[str]:
+    return [f"  {text:40}  {help_}" for text, help_ in options]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""A container's directory below --root: all that is left of the command that made it, for the commands after it.
+
+    ROOT/ID/state.json    what was made (`Record`), replaced atomically: whole, or not there
+    ROOT/ID/config.json   the config as it was when the container was made; the bundle's may change
+    ROOT/ID/exec.fifo     there while PID 1 waits in it (fifo(7)) for `start`
+
+The status of the runtime-spec is computed from the kernel's answers and never stored, so that nothing can be wrong
+about it after any crash:
+
+    creating   no state.json yet             running   the process (PID, start time) is alive
+    created    exec.fifo is there            paused    it is alive, and its control group is frozen
+    stopped    the process is gone, or a zombie
+
+Two commands on one container take turns by a lock (flock(2)) on its directory, which the kernel drops with its holder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+
+from insula.kernel import process
+from insula.model.errors import Conflict, Failed, Invalid, NotFound
+from insula.model.plainjson import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any, TypedDict
+
+    class Record(TypedDict):
+        """What was made. `created` is in seconds of the Unix epoch; `owner` the uid of who made it.
+
+        `cgroup` is relative to the root of every hierarchy, None without one; `scope` the systemd unit that holds it.
+        `pid` and `start_time` are PID 1's on the host.
+        """
+
+        id: str
+        bundle: str
+        rootfs: str
+        pid: int
+        start_time: int
+        created: float
+        owner: int
+        cgroup: str | None
+        scope: str | None
+        annotations: dict[str, str]
+
+
+OCI_VERSION = "1.2.0"
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+
+
+def check_id(container: str) -> str:
+    """`container` if it may name a container, and so a directory."""
+    if not container or container in (".", "..") or len(container) > 255 or not set(container) <= _LETTERS:
+        raise Invalid(f"{container[:60]!r} can't name a container", "use letters, digits, and _ + - . (255 at most)")
+    return container
+
+
+class Container:
+    """The container `id` below `root`. As a context (``with container:``) it is locked against other commands."""
+
+    def __init__(self, root: str, id: str) -> None:  # noqa: A002
+        self.id = check_id(id)
+        self.root = root
+        self.path = f"{root}/{self.id}"
+        self.fifo = f"{self.path}/exec.fifo"
+        self._lock = -1
+
+    # -- the directory ---------------------------------------------------------------------------------------------
+
+    def make(self) -> None:
+        """Make the directory and lock it; Conflict if there is such a container.
+
+        A directory without state.json and lock was left by a `create` that was killed: it is taken over.
+        """
+        os.makedirs(self.root, 0o700, exist_ok=True)
+        try:
+            os.mkdir(self.path, 0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise Failed(f"{self.path} can't be made: {error.strerror}", "see --root") from None
+        if not self._acquire(fcntl.LOCK_EX | fcntl.LOCK_NB) or self.record() is not None:
+            self.unlock()
+            raise Conflict(f"container {self.id} exists already", "delete it, or use another ID")
+
+    def lock(self) -> None:
+        """Wait for the commands before us; NotFound if there is no such container, or no longer."""
+        if not self._acquire(fcntl.LOCK_EX):
+            raise self._missing()
+
+    def unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Container:
+        if self._lock < 0:
+            self.lock()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.unlock()
+
+    def _acquire(self, operation: int) -> bool:
+        """False if the directory is not there, or the lock is another's and was not to be waited for."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            fcntl.flock(fd, operation)
+            if os.path.samestat(os.fstat(fd), os.stat(self.path)):  # not deleted, and made anew, meanwhile
+                self._lock, fd = fd, -1
+                return True
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        return False
+
+    def remove(self) -> None:
+        """Forget the container: state.json goes first, so that what a crash leaves is nobody's."""
+        for name in ("state.json", *self._names()):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.path}/{name}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self.path)
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+
+    # -- what is known ---------------------------------------------------------------------------------------------
+
+    def save(self, record: Record) -> None:
+        """Write state.json: from now on the container exists."""
+        self._write("state.json", dumps(record).encode())
+
+    def save_config(self, config: bytes | dict[str, Any]) -> None:
+        """Keep the config that the container is made of."""
+        self._write("config.json", config if isinstance(config, bytes) else dumps(config).encode())
+
+    def record(self) -> Record | None:
+        """state.json, if the container was made."""
+        record: Record | None = self._read("state.json")
+        return record
+
+    def load(self) -> Record:
+        """state.json; NotFound if there is no such container."""
+        record = self.record()
+        if record is None:
+            raise self._missing()
+        return record
+
+    def config(self) -> dict[str, Any]:
+        """The config as it was when the container was made."""
+        return self._read("config.json") or {}
+
+    def status(self, record: Record | None) -> str:
+        """creating, created, running, paused or stopped, as of now."""
+        if record is None:
+            return "creating"
+        if not process.is_alive(record["pid"], record["start_time"]):
+            return "stopped"
+        if os.path.exists(self.fifo):
+            return "created"
+        if record["cgroup"]:
+            from insula.kernel.cgroups import Cgroup
+
+            if Cgroup(record["cgroup"]).frozen():
+                return "paused"
+        return "running"
+
+    def oci_state(self, record: Record, status: str | None = None) -> dict[str, Any]:
+        """The state as in runtime.md, which `state` prints and hooks are given; `status` is computed by default."""
+        status = status or self.status(record)
+        return {
+            "ociVersion": OCI_VERSION,
+            "id": self.id,
+            "status": status,
+            "pid": record["pid"] if status != "stopped" else 0,
+            "bundle": record["bundle"],
+            "rootfs": record["rootfs"],
+            "created": rfc3339(record["created"]),
+            "owner": user_name(record["owner"]),
+            "annotations": record["annotations"],
+        }
+
+    def _read(self, name: str) -> Any:
+        try:
+            with open(f"{self.path}/{name}", "rb") as file:
+                return loads(file.read())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            raise Failed(f"{self.path}/{name} is damaged: {error}", "delete --force the container") from None
+
+    def _write(self, name: str, data: bytes) -> None:
+        temporary = f"{self.path}/.{name}.{os.getpid()}"
+        with open(temporary, "wb") as file:
+            file.write(data)
+        os.rename(temporary, f"{self.path}/{name}")
+
+    def _missing(self) -> NotFound:
+        return NotFound(f"container {self.id} does not exist", f"insula-oci --root {self.root} list shows what does")
+
+
+def containers(root: str) -> list[Container]:
+    """Every container below `root` that was made."""
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return []
+    found = [Container(root, name) for name in names if set(name) <= _LETTERS]
+    return [container for container in found if container.record() is not None]
+
+
+def rfc3339(seconds: float) -> str:
+    """``2024-05-06T07:08:09.123456789Z``, as Go's programs parse times."""
+    whole = int(seconds)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 10**9):09}Z"
+
+
+def user_name(uid: int) -> str:
+    """The name of a user of the host, or the number of one without."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
