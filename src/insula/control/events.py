@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from insula.control.engine import Engine
-from insula.control.keys import IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS
+from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS
 from insula.model.errors import Invalid
 from insula.store.protocol import Event
 from insula.store.typed import Keyspace
@@ -89,8 +89,16 @@ def _status(event: Event) -> Story | None:
         return {**story, "time": status.started, "pid": status.pid, "restarts": status.restarts}
     if status.exit:
         ended = status.exit
-        return {**story, "time": ended.finished, "exit_status": ended.exit_status, "oom": ended.oom}
+        how = {"exit_status": ended.exit_status, "signal": ended.signal, "oom": ended.oom}
+        return {**story, "time": ended.finished, **how}
     return {**story, "error": status.error}
+
+
+def _happened(event: Event) -> Story | None:
+    if event.kind == "delete":
+        return None
+    happened = EVENTS.decode(event.entry)
+    return {**happened.details, **_named(EVENTS, "instance", event), "action": happened.action, "time": happened.time}
 
 
 _TELLERS = {
@@ -99,4 +107,5 @@ _TELLERS = {
     IMAGES.root: _image,
     INSTANCES.root: _instance,
     STATUS.root: _status,
+    EVENTS.root: _happened,
 }

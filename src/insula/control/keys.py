@@ -6,12 +6,13 @@
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
 /instances/TENANT/INSTANCE          Instance: wanted
 /status/TENANT/INSTANCE             InstanceStatus: measured, when it has settled
+/events/TENANT/INSTANCE             InstanceEvent: the last one; the store's history has those before
 /claims/KIND/…                      see claims.py
 """
 
 from __future__ import annotations
 
-from insula.model.objects import Image, Instance, InstanceStatus, Network, Tenant
+from insula.model.objects import Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.views import Usage
 from insula.store.typed import Keyspace
 
@@ -21,6 +22,7 @@ NETWORKS = Keyspace("/networks", Network, 2)
 IMAGES = Keyspace("/images", Image, 2)
 INSTANCES = Keyspace("/instances", Instance, 2)
 STATUS = Keyspace("/status", InstanceStatus, 2)
+EVENTS = Keyspace("/events", InstanceEvent, 2)
 
 SHARED = "_"
 """The owner, in keys, of images that belong to everybody; no tenant can have this name."""

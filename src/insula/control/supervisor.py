@@ -25,6 +25,7 @@ from insula.control.engine import Engine
 from insula.control.keys import INSTANCES, STATUS
 from insula.control.launch import Launcher, addresses
 from insula.control.policy import STEADY, after_exit, delay
+from insula.control.recorder import Recorder
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
 from insula.store.protocol import TransactionConflict
@@ -79,6 +80,7 @@ class Supervisor:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.launcher = Launcher(engine, self.names)
+        self.recorder = Recorder(engine.store)
         self.members: dict[tuple[str, str], Member] = {}
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -339,6 +341,7 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.recorder.close()
 
 
 def as_exit(record: ExitRecord) -> Exit:

@@ -214,7 +214,7 @@ class Exit(Struct, kw_only=True):
 class InstanceStatus(Struct, kw_only=True):
     """Measured by the instance's reconciler."""
 
-    state: Literal["created", "starting", "running", "stopping", "exited", "failed", "removing"]
+    state: Literal["created", "starting", "running", "paused", "stopping", "exited", "failed", "removing"]
     generation: int = 0  # of the start this status is about
     pid: int | None = None  # on the host; 1 inside
     start_time: int | None = None  # field 22 of proc_pid_stat(5): with the pid it names the process for ever
@@ -223,3 +223,12 @@ class InstanceStatus(Struct, kw_only=True):
     error: str | None = None
     hint: str | None = None
     restarts: int = 0
+    resources: Resources | None = None  # the limits that are in force, while it runs
+
+
+class InstanceEvent(Struct, kw_only=True):
+    """Something that happened to an instance and is no state of it: a killed process, a change of its health."""
+
+    time: float
+    action: str
+    details: dict[str, str | int | float | bool | None] = {}
