@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import insula
-from insula.container import wire
+from insula.container import resources, wire
 from insula.container.bundle import Bundle, ExitRecord, Launch, State, all_bundles
-from insula.kernel import process, seccomp
+from insula.kernel import process, sealed, seccomp
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, InsulaError, NotFound
 from insula.model.stream import Kind
@@ -214,6 +214,18 @@ class Runtime:
         finally:
             os.close(pidfd)
 
+    async def update(self, container: str, limits: dict[str, Any]) -> None:
+        """Change what it may use, as in `linux.resources` of the OCI runtime-spec; see `resources.update`."""
+        await asyncio.to_thread(resources.update, Bundle(self.run, container), limits)
+
+    async def pause(self, container: str) -> None:
+        """Freeze all of its processes; see `resources.pause`."""
+        await asyncio.to_thread(resources.pause, Bundle(self.run, container))
+
+    async def resume(self, container: str) -> None:
+        """Let them go on; nothing happens if they are not frozen, or gone."""
+        await asyncio.to_thread(resources.resume, Bundle(self.run, container))
+
     async def delete(self, container: str) -> None:
         """Kill what runs, and remove cgroup and run directory; nothing happens if it is gone."""
         bundle = Bundle(self.run, container)
@@ -316,14 +328,22 @@ class Runtime:
             return sock
 
     def _start_keeper(self) -> subprocess.Popen[bytes]:
-        """A Python without site-packages, in a session of its own; the second of two ends at once at its lock."""
+        """A sealed Python without site-packages, in a session of its own; the second of two ends at once at its lock."""
         library = str(Path(insula.__file__).parent.parent)
         code = (
             f"import sys; sys.path.insert(0, {library!r}); from insula.container.keeper import main; main(sys.argv[1])"
         )
-        return subprocess.Popen(
-            [sys.executable, "-ISE", "-c", code, self.run], stdin=subprocess.DEVNULL, start_new_session=True, cwd="/"
-        )
+        program = sealed.copy()
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-ISE", "-c", code, self.run],
+                executable=f"/proc/{os.getpid()}/fd/{program}",
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+            )
+        finally:
+            os.close(program)
 
     async def _hear_spawner(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -34,6 +34,7 @@ MAX_ARGUMENT: Final = 128 << 10  # MAX_ARG_STRLEN, execve(2)
 MAX_ARGUMENTS: Final = 2 << 20  # a quarter of the usual stack of 8 MiB, execve(2)
 MIN_MEMORY: Final = 6 << 20  # less kills the process that sets the container up
 CPU_PERIOD: Final = 100_000  # µs
+DEFAULT_SHARES: Final = 1024  # the kernel's (cpu.shares)
 
 _INIT_PROGRAMS = ("/usr/bin/tini-static", "/usr/bin/tini")  # the static one needs nothing of the image
 _ETC_FILES = ("hostname", "hosts", "resolv.conf")
@@ -212,6 +213,17 @@ def resources(limits: Resources) -> dict[str, Any]:
         if not 1 <= pids <= 1 << 22:  # PID_MAX_LIMIT
             raise Invalid(f"a limit of {shorten(pids)} PIDs makes no sense", "use 1 to 4194304")
         result["pids"] = {"limit": pids}
+    return result
+
+
+def update(limits: Resources) -> dict[str, Any]:
+    """`linux.resources` for a container that runs: as `resources`, but what is not limited is said to be so (-1).
+
+    A memory limit below what is used is to be refused, not answered by killing (`checkBeforeUpdate`)."""
+    result = {name: value for name, value in resources(limits).items() if name != "devices"}
+    result.setdefault("cpu", {"quota": -1, "period": CPU_PERIOD, "shares": DEFAULT_SHARES})
+    result.setdefault("memory", {"limit": -1, "swap": -1})["checkBeforeUpdate"] = True
+    result.setdefault("pids", {"limit": -1})
     return result
 
 

@@ -15,14 +15,14 @@ import msgspec
 from insula.control import claims
 from insula.control.engine import Engine
 from insula.control.images import Images
-from insula.control.keys import INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
+from insula.control.keys import EVENTS, INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
 from insula.control.launch import Launcher
 from insula.control.networks import Networks, port_claims
-from insula.control.quotas import add, guarded, subtract
+from insula.control.quotas import add, change, exchange, guarded, subtract
 from insula.control.specs import check, make_name
 from insula.control.tenants import Tenants
-from insula.model.errors import Conflict, Failed
-from insula.model.objects import Instance, InstanceSpec, Network, Tenant
+from insula.model.errors import Conflict, Failed, NotFound
+from insula.model.objects import Instance, InstanceSpec, Network, Resources, Tenant
 from insula.model.views import Usage
 from insula.store.protocol import Compare, TransactionConflict
 from insula.store.typed import Found
@@ -120,6 +120,38 @@ class Admission:
         raise Conflict(f"tenant {tenant} was changed at the same time", "try again")
 
 
+async def resize(engine: Engine, found: Found[Instance], resources: Resources, *, undo: bool = False) -> Found[Instance]:
+    """Commits other limits of an instance, within its tenant's, and returns it as it is then. QuotaExceeded, Conflict.
+
+    `undo` takes such a change back, even if somebody else has taken its place in the tenant's limits meanwhile.
+    """
+    before, tenant, name = found.value, found.value.tenant, found.value.name
+    after = msgspec.structs.replace(before, spec=msgspec.structs.replace(before.spec, resources=resources))
+
+    async def attempt(guard: Found[Usage]) -> Found[Instance]:
+        owner = await TENANTS.get(engine.store, tenant)
+        if owner is None:
+            raise NotFound(f"there is no tenant {tenant}", "`insula tenant ls` lists them")
+        if undo:
+            usage = exchange(guard.value, before.spec.resources, resources)
+        else:
+            usage = change(owner.value, guard.value, before.spec.resources, resources)
+        revision = await engine.store.transact(
+            [
+                USAGE.unchanged(guard, tenant),
+                INSTANCES.unchanged(found, tenant, name),
+                TENANTS.unchanged(owner, tenant),
+            ],
+            [INSTANCES.put(after, tenant, name), USAGE.put(usage, tenant)],
+        )
+        return Found(after, revision)
+
+    try:
+        return await guarded(engine.store, tenant, attempt)
+    except TransactionConflict:
+        raise Conflict(f"instance {name} or its tenant was changed at the same time", "try again") from None
+
+
 async def dismiss(engine: Engine, instance: Instance) -> None:
     """Takes the instance out of the store, with everything that it owned."""
     tenant, name = instance.tenant, instance.name
@@ -132,6 +164,7 @@ async def dismiss(engine: Engine, instance: Instance) -> None:
             [
                 INSTANCES.delete(tenant, name),
                 STATUS.delete(tenant, name),
+                EVENTS.delete(tenant, name),
                 USAGE.put(usage, tenant),
                 *claims.release(own),
             ],

@@ -12,16 +12,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import msgspec
+
 from insula.control.claims import ATTEMPTS
 from insula.control.keys import USAGE
 from insula.model.errors import Conflict, Invalid, QuotaExceeded
-from insula.model.objects import Limits, Resources, Tenant
+from insula.model.objects import Limits, Resources, Struct, Tenant
 from insula.model.units import format_size, shorten
 from insula.model.views import Usage
 from insula.store.protocol import Store, TransactionConflict
 from insula.store.typed import Found
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Struct)
 
 MIN_MEMORY = 6 << 20  # less, and the kernel kills the process that sets the container up
 MAX_BYTES = (1 << 63) - 1
@@ -42,19 +45,68 @@ async def guarded(store: Store, tenant: str, attempt: Callable[[Found[Usage]], A
 def add(tenant: Tenant, usage: Usage, resources: Resources) -> Usage:
     """The usage with one more instance, or QuotaExceeded."""
     limits = tenant.limits
-    total = Usage(
+    total = _sum(usage, resources)
+    if limits.instances is not None and total.instances > limits.instances:
+        raise _exceeded(tenant, f"may have {limits.instances} instances and has {usage.instances}")
+    _check_cpus_fit(tenant, usage, resources)
+    _check_memory_fits(tenant, usage, resources)
+    return total
+
+
+def change(tenant: Tenant, usage: Usage, before: Resources, after: Resources) -> Usage:
+    """The usage when one instance's limits become others; QuotaExceeded by one that rises, never by one that falls."""
+    others = subtract(usage, before)
+    if (after.cpus or 0.0) > (before.cpus or 0.0):
+        _check_cpus_fit(tenant, others, after)
+    if (after.memory or 0) > (before.memory or 0):
+        _check_memory_fits(tenant, others, after)
+    return _sum(others, after)
+
+
+def exchange(usage: Usage, before: Resources, after: Resources) -> Usage:
+    """The same, whether it fits or not: what an instance has is counted."""
+    return _sum(subtract(usage, before), after)
+
+
+def check_covers(tenant: Tenant, limits: Limits, usage: Usage) -> None:
+    """QuotaExceeded if the tenant has more in use already than these limits allow."""
+    hint = "remove instances, or lower the limits of theirs, first"
+    if limits.instances is not None and usage.instances > limits.instances:
+        raise QuotaExceeded(f"tenant {tenant.name} has {usage.instances} instances, not {limits.instances}", hint)
+    if limits.cpus is not None and usage.cpus > limits.cpus + 1e-9:
+        raise QuotaExceeded(f"tenant {tenant.name} has {usage.cpus:g} CPUs in use, not {limits.cpus:g}", hint)
+    if limits.memory is not None and usage.memory > limits.memory:
+        has, asked = format_size(usage.memory), format_size(limits.memory)
+        raise QuotaExceeded(f"tenant {tenant.name} has {has} of memory in use, not {asked}", hint)
+
+
+def merge(now: S, patch: Struct) -> S:
+    """`now` with what the patch says (RFC 7396). Invalid if it says nothing."""
+    changes = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
+    if not changes:
+        raise Invalid("there is nothing to change", "say which limit, and what it is to be")
+    return msgspec.structs.replace(now, **changes)
+
+
+def _sum(usage: Usage, resources: Resources) -> Usage:
+    return Usage(
         instances=usage.instances + 1,
         cpus=round(usage.cpus + (resources.cpus or 0.0), 6),
         memory=usage.memory + (resources.memory or 0),
     )
-    if limits.instances is not None and total.instances > limits.instances:
-        raise _exceeded(tenant, f"may have {limits.instances} instances and has {usage.instances}")
-    if limits.cpus is not None and resources.cpus and total.cpus > limits.cpus + 1e-9:
-        raise _exceeded(tenant, f"may use {limits.cpus:g} CPUs and has {usage.cpus:g} in use, {resources.cpus:g} asked")
-    if limits.memory is not None and resources.memory and total.memory > limits.memory:
-        has, asked = format_size(usage.memory), format_size(resources.memory)
-        raise _exceeded(tenant, f"may use {format_size(limits.memory)} of memory and has {has} in use, {asked} asked")
-    return total
+
+
+def _check_cpus_fit(tenant: Tenant, usage: Usage, resources: Resources) -> None:
+    limit, asked = tenant.limits.cpus, resources.cpus
+    if limit is not None and asked and usage.cpus + asked > limit + 1e-9:
+        raise _exceeded(tenant, f"may use {limit:g} CPUs and has {usage.cpus:g} in use, {asked:g} asked")
+
+
+def _check_memory_fits(tenant: Tenant, usage: Usage, resources: Resources) -> None:
+    limit, asked = tenant.limits.memory, resources.memory
+    if limit is not None and asked and usage.memory + asked > limit:
+        has, more = format_size(usage.memory), format_size(asked)
+        raise _exceeded(tenant, f"may use {format_size(limit)} of memory and has {has} in use, {more} asked")
 
 
 def subtract(usage: Usage, resources: Resources) -> Usage:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec import UNSET, UnsetType
+
 from insula.model.objects import (
     Instance,
     InstanceStatus,
@@ -53,6 +55,23 @@ class TenantSpec(Struct, kw_only=True):
     name: str
     limits: Limits = Limits()
     labels: dict[str, str] = {}
+
+
+class LimitsPatch(Struct, kw_only=True):
+    """What is to change of a tenant's `Limits`, as a JSON merge patch (RFC 7396): absent stays, null is no limit."""
+
+    cpus: float | UnsetType | None = UNSET
+    memory: int | UnsetType | None = UNSET
+    instances: int | UnsetType | None = UNSET
+    bandwidth: int | UnsetType | None = UNSET
+
+
+class ResourcesPatch(Struct, kw_only=True):
+    """What is to change of an instance's `Resources`, in the same way."""
+
+    cpus: float | UnsetType | None = UNSET
+    memory: int | UnsetType | None = UNSET
+    pids: int | UnsetType | None = UNSET
 
 
 class NetworkSpec(Struct, kw_only=True):
