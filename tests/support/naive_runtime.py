@@ -1,0 +1,69 @@
+"""A container runtime of fifty lines without user namespaces: what the test of CVE-2019-5736 attacks.
+
+    naive_runtime.py SEAL run ROOT COMMAND…     PID 1 of new PID and mount namespaces becomes COMMAND; we end before it
+    naive_runtime.py SEAL join PID              joins them, waits for a line, and becomes /bin/true
+
+SEAL is "sealed" for a runtime that first makes itself a sealed copy, as ours do, or "plain".
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../src"))
+
+from insula.kernel import sealed
+
+if sys.argv[1] == "sealed":
+    sealed.ensure()
+
+from insula.kernel import capabilities, linux
+
+CAPABILITIES = capabilities.adjust(capabilities.DEFAULT, ["SYS_PTRACE"])
+
+
+def run(root: str, command: list[str]) -> None:
+    """The root is all of the host's, read-only, with a /proc and a /tmp of its own."""
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    linux.mount("/", root, None, linux.MS_BIND)
+    linux.mount(None, root, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY)
+    linux.mount("tmpfs", f"{root}/tmp", "tmpfs")
+    with open(f"{root}/tmp/command", "w") as file:
+        file.write(sys.stdin.read())
+    os.chmod(f"{root}/tmp/command", 0o755)
+    pid, _ = linux.clone3(linux.CLONE_NEWPID)
+    if pid:
+        print(pid, flush=True)
+        os._exit(0)
+    linux.mount("proc", f"{root}/proc", "proc")
+    os.chdir(root)
+    linux.pivot_root(".", ".")
+    linux.umount2(".", linux.MNT_DETACH)
+    become(command)
+
+
+def join(target: int) -> None:
+    """Twice a fork, as exec does it; undumpable, which CAP_SYS_PTRACE looks through."""
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    linux.setns(os.pidfd_open(target), linux.CLONE_NEWPID | linux.CLONE_NEWNS)
+    pid, _ = linux.clone3(0)
+    if pid:
+        os.waitpid(pid, 0)
+        os._exit(0)
+    sys.stdin.readline()
+    become(["/bin/true"])
+
+
+def become(command: list[str]) -> None:
+    sets = capabilities.Capabilities(CAPABILITIES, CAPABILITIES, CAPABILITIES)
+    capabilities.before_setuid(sets)
+    capabilities.after_setuid(sets)
+    os.execv(command[0], command)
+
+
+if sys.argv[2] == "run":
+    run(sys.argv[3], sys.argv[4:])
+else:
+    join(int(sys.argv[3]))
