@@ -21,14 +21,14 @@ RUNTIME = str(Path(__file__).parents[1] / "support" / "naive_runtime.py")
 PWNED = b"#!/bin/false\n# pwned\n"
 
 # What the attacker executes has the program open, is not that program, and waits until nobody runs it any more.
-WRITE = """
+WRITE = f"""
 import errno, os, sys, time
 fd = int(sys.argv[1])
 for _ in range(1500):
     try:
-        target = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)
+        target = os.open(f"/proc/self/fd/{{fd}}", os.O_WRONLY)
         os.ftruncate(target, 0)
-        os.write(target, %r)
+        os.write(target, {PWNED!r})
         print("written", flush=True)
         break
     except OSError as error:
@@ -39,7 +39,7 @@ for _ in range(1500):
     time.sleep(0.01)
 else:
     print("busy", flush=True)
-""" % (PWNED,)  # fmt: skip
+"""
 
 # an entrypoint that is executed by the runtime's own program, whatever it is
 ENTRYPOINT = f"""#!/proc/self/exe -ISE

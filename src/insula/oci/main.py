@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from insula.oci.options import Table
 
 DEFAULT_ROOT = "/run/insula-oci"
+NEAR = {"create", "run", "exec"}
+"""The verbs whose process comes into a container's sight, and so must run a sealed copy of the interpreter."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -41,8 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(words: list[str], given: Arguments) -> int:
-    words = parse(GLOBAL, words, given, in_order=True)
+def _run(asked: list[str], given: Arguments) -> int:
+    words = parse(GLOBAL, asked, given, in_order=True)
     if given.version:
         return _version()
     if given.help or not words or words[0] == "help":
@@ -58,6 +60,10 @@ def _run(words: list[str], given: Arguments) -> int:
     if arguments.help:
         return _help(verb)
     assign(COMMANDS[verb][0], words, arguments)
+    if verb in NEAR and sys.argv[1:] == asked:
+        from insula.kernel import sealed
+
+        sealed.ensure()
     run = __import__(f"insula.oci.verbs.{verb}", fromlist=["run"]).run
     status: int = run(arguments)
     return status
