@@ -25,7 +25,7 @@ def complete(line: str) -> set[str]:
 def test_verbs_and_options() -> None:
     assert {"run", "restart", "rm"} <= complete("r")
     assert "ps" not in complete("r")
-    assert complete("tenant ") == {"create", "ls", "show", "rm"}
+    assert complete("tenant ") == {"create", "update", "ls", "show", "rm"}
     assert complete("tenant cr") == {"create"}
     assert {"--detach", "--detach-keys"} == complete("run --det")
     assert {"--json", "--all"} <= complete("ps --")

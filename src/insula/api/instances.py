@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from litestar import Controller, Request, delete, get, post, put
+from litestar import Controller, Request, delete, get, patch, post, put
 from litestar.params import JSONBody
 from litestar.response import Stream
 from litestar.types import ASGIApp
@@ -16,7 +16,7 @@ from insula.api.parameters import Flag, Inside, Name, Since, Tail, TheCloud, Tim
 from insula.api.streams import archive, frames, primed, upload
 from insula.model.errors import Invalid
 from insula.model.objects import Exit, InstanceSpec
-from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView
+from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch
 
 
 @get("/instances", tags=["instances"], summary="List the instances of all tenants")
@@ -42,6 +42,10 @@ class InstanceController(Controller):
     async def get_instance(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:
         return await cloud.instances.get(tenant, name)
 
+    @patch("/{name:str}", summary="Change its limits, at once if it runs: absent ones stay, null is no limit")
+    async def update(self, cloud: TheCloud, tenant: Name, name: Name, data: JSONBody[ResourcesPatch]) -> InstanceView:
+        return await cloud.instances.update(tenant, name, data)
+
     @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs")
     async def remove(self, cloud: TheCloud, tenant: Name, name: Name, force: Flag = False) -> None:
         await cloud.instances.remove(tenant, name, force=force)
@@ -57,6 +61,14 @@ class InstanceController(Controller):
     @post("/{name:str}/restart", status_code=200, summary="Stop and start it")
     async def restart(self, cloud: TheCloud, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
         return await cloud.instances.restart(tenant, name, timeout)
+
+    @post("/{name:str}/pause", status_code=200, summary="Freeze all of its processes")
+    async def pause(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:
+        return await cloud.instances.pause(tenant, name)
+
+    @post("/{name:str}/unpause", status_code=200, summary="Let them go on")
+    async def unpause(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:
+        return await cloud.instances.unpause(tenant, name)
 
     @post("/{name:str}/kill", status_code=204, summary="Send a signal to its PID 1")
     async def kill(self, cloud: TheCloud, tenant: Name, name: Name, signal: Word = "SIGKILL") -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from litestar import Controller, delete, get, post
+from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody
 
 from insula.api.parameters import Name, TheCloud
-from insula.model.views import TenantSpec, TenantView
+from insula.model.views import LimitsPatch, TenantSpec, TenantView
 
 
 class TenantController(Controller):
@@ -24,6 +24,10 @@ class TenantController(Controller):
     @get("/{tenant:str}", summary="Show a tenant")
     async def get_tenant(self, cloud: TheCloud, tenant: Name) -> TenantView:
         return await cloud.tenants.get(tenant)
+
+    @patch("/{tenant:str}", summary="Change a tenant's limits: absent ones stay, null is no limit")
+    async def update_tenant(self, cloud: TheCloud, tenant: Name, data: JSONBody[LimitsPatch]) -> TenantView:
+        return await cloud.tenants.update(tenant, data)
 
     @delete("/{tenant:str}", summary="Remove a tenant that has no instances")
     async def remove_tenant(self, cloud: TheCloud, tenant: Name) -> None:

@@ -28,6 +28,9 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "start": ("lifecycle", "start stopped instances"),
     "stop": ("lifecycle", "stop instances: their stop signal, then SIGKILL"),
     "restart": ("lifecycle", "stop and start instances"),
+    "pause": ("lifecycle", "freeze instances"),
+    "unpause": ("lifecycle", "let paused instances go on"),
+    "update": ("update", "change limits of an instance while it runs"),
     "kill": ("lifecycle", "send a signal to instances"),
     "wait": ("lifecycle", "block until instances exit, and print their exit statuses"),
     "rm": ("lifecycle", "remove instances"),
@@ -36,7 +39,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "top": ("top", "the processes of an instance, inside and on the host"),
     "explain": ("explain", "what makes an instance isolated"),
     "whois": ("whois", "whose instance a process of the host belongs to"),
-    "tenant": ("tenant", "create, list, show and remove tenants"),
+    "tenant": ("tenant", "create, update, list, show and remove tenants"),
     "network": ("network", "create, list, show and remove networks"),
     "image": ("image", "pull, push, load, save, import, build, list and remove images"),
     "verify": ("verify", "prove the isolation: what the data plane lets through against what it should"),
@@ -47,7 +50,10 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "down": ("down", "stop everything, insulad too, and clean the host; the state is kept"),
     "completion": ("completion", "print a completion script for bash, zsh or fish"),
 }
-HIDDEN = {"__complete": ("completion", "candidates for the words of a command line")}
+HIDDEN = {
+    "__complete": ("completion", "candidates for the words of a command line"),
+    "resume": ("lifecycle", "the same as unpause"),
+}
 ELSEWHERE = {
     # what people type who come from Docker, Podman or Incus: what it is here
     "images": "image ls",

@@ -93,6 +93,11 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def or_none(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """A parser of what `parse` takes, or of ``none``: the string "none", since None is an option not given."""
+    return lambda text: text if text == "none" else parse(text)
+
+
 def choice(*words: str) -> Callable[[str], str]:
     """A parser of one of some words."""
 

@@ -101,6 +101,10 @@ class Tenants(Resource):
     def get(self, name: str) -> Object:
         return self.client.call("GET", "tenants", name)  # type: ignore[no-any-return]
 
+    def update(self, name: str, **limits: float | int | None) -> Object:
+        """Changes the `limits` that are given, as in `create`; None is no limit."""
+        return self.client.call("PATCH", "tenants", name, body=limits)  # type: ignore[no-any-return]
+
     def remove(self, name: str) -> None:
         """Conflict while the tenant still has instances."""
         self.client.call("DELETE", "tenants", name)
@@ -192,6 +196,17 @@ class Instances(Resource):
 
     def restart(self, tenant: str, name: str, timeout: float | None = None) -> Object:
         return self._call("POST", tenant, name, "restart", timeout=timeout)  # type: ignore[no-any-return]
+
+    def update(self, tenant: str, name: str, **limits: float | int | None) -> Object:
+        """Changes the `limits` that are given, of cpus, memory (bytes) and pids; None is no limit."""
+        return self.client.call("PATCH", "tenants", tenant, "instances", name, body=limits)  # type: ignore[no-any-return]
+
+    def pause(self, tenant: str, name: str) -> Object:
+        """Freezes all of its processes."""
+        return self._call("POST", tenant, name, "pause")  # type: ignore[no-any-return]
+
+    def unpause(self, tenant: str, name: str) -> Object:
+        return self._call("POST", tenant, name, "unpause")  # type: ignore[no-any-return]
 
     def kill(self, tenant: str, name: str, signal: str = "SIGKILL") -> None:
         self._call("POST", tenant, name, "kill", signal=signal)

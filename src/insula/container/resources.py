@@ -1,4 +1,4 @@
-"""What a container that runs may use, and whether it may run at all; both are its control group's business (cgroups(7)).
+"""What a container that runs may use, and whether it may run at all: its control group's business (cgroups(7)).
 
 Limits are files that may be written at any time, and hold from then on. Freezing takes every process of the group off
 the processors, wherever it is, without telling it: unlike SIGSTOP, which a parent or a shell would notice, and which a

@@ -233,6 +233,7 @@ class Runtime:
             return
         with contextlib.suppress(NotFound):
             self.signal(container, 9)
+            await self.resume(container)  # who is frozen doesn't die
             await self.wait(container)
         await asyncio.to_thread(_remove, bundle)
 
@@ -264,6 +265,10 @@ class Runtime:
     def forget(self, container: str, exec_id: str) -> None:
         """Drop what is known of a process that joined and has ended; nobody can wait for it any more."""
         Bundle(self.run, container).forget(exec_id)
+
+    def execs(self, container: str) -> list[str]:
+        """The processes that joined and were not forgotten."""
+        return [exec_id for exec_id, _ in Bundle(self.run, container).processes() if exec_id]
 
     def netns(self, container: str) -> int:
         """A descriptor of the network namespace; the caller closes it. `NotFound` if the container is gone."""
@@ -328,7 +333,7 @@ class Runtime:
             return sock
 
     def _start_keeper(self) -> subprocess.Popen[bytes]:
-        """A sealed Python without site-packages, in a session of its own; the second of two ends at once at its lock."""
+        """A sealed Python without site-packages, in its own session; the second of two ends at once at its lock."""
         library = str(Path(insula.__file__).parent.parent)
         code = (
             f"import sys; sys.path.insert(0, {library!r}); from insula.container.keeper import main; main(sys.argv[1])"

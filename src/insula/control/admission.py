@@ -120,7 +120,9 @@ class Admission:
         raise Conflict(f"tenant {tenant} was changed at the same time", "try again")
 
 
-async def resize(engine: Engine, found: Found[Instance], resources: Resources, *, undo: bool = False) -> Found[Instance]:
+async def resize(
+    engine: Engine, found: Found[Instance], resources: Resources, *, undo: bool = False
+) -> Found[Instance]:
     """Commits other limits of an instance, within its tenant's, and returns it as it is then. QuotaExceeded, Conflict.
 
     `undo` takes such a change back, even if somebody else has taken its place in the tenant's limits meanwhile.

@@ -70,7 +70,7 @@ class Archives:
     async def _root(self, member: Member) -> AsyncIterator[tuple[int, int]]:
         """PID and start time of a process whose root is the instance's."""
         status = member.status
-        if status.state in ("running", "stopping") and status.pid and status.start_time:
+        if status.state in ("running", "paused", "stopping") and status.pid and status.start_time:
             yield status.pid, status.start_time
             return
         async with member.lock:

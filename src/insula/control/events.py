@@ -10,9 +10,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
+
 from insula.control.engine import Engine
 from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS
 from insula.model.errors import Invalid
+from insula.model.objects import InstanceStatus
 from insula.store.protocol import Event
 from insula.store.typed import Keyspace
 
@@ -74,6 +77,8 @@ def _instance(event: Event) -> Story | None:
     if event.previous is None:
         return {**story, "time": instance.created, "id": instance.id, "image": instance.spec.image}
     before = INSTANCES.decode(event.previous)
+    if before.spec.resources != instance.spec.resources:
+        return {**story, "action": "update", "id": instance.id, **msgspec.to_builtins(instance.spec.resources)}
     if (before.wanted, before.generation) == (instance.wanted, instance.generation):
         return None
     action = {"running": "start", "stopped": "stop", "removed": "remove"}[instance.wanted]
@@ -84,7 +89,14 @@ def _status(event: Event) -> Story | None:
     if event.kind == "delete":
         return None
     status = STATUS.decode(event.entry)
+    before = STATUS.decode(event.previous) if event.previous else None
+    if before and _told(before) == _told(status):  # something else about it was measured
+        return None
     story = {**_named(STATUS, "instance", event), "action": status.state}
+    if status.state == "paused":
+        return story
+    if before and before.state == "paused" and status.state == "running":
+        return {**story, "action": "unpaused"}
     if status.state == "running":
         return {**story, "time": status.started, "pid": status.pid, "restarts": status.restarts}
     if status.exit:
@@ -92,6 +104,11 @@ def _status(event: Event) -> Story | None:
         how = {"exit_status": ended.exit_status, "signal": ended.signal, "oom": ended.oom}
         return {**story, "time": ended.finished, **how}
     return {**story, "error": status.error}
+
+
+def _told(status: InstanceStatus) -> tuple[object, ...]:
+    """What of a status makes an event."""
+    return status.state, status.generation, status.restarts, status.pid, status.exit, status.error
 
 
 def _happened(event: Event) -> Story | None:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from insula import __version__
 from insula.control.doctor import examine
+from insula.control.instances import stop_signal
 from insula.control.keys import NETWORKS, TENANTS
 from insula.control.processes import whois
-from insula.control.specs import parse_signal
 from insula.control.supervisor import Member, Supervisor
 from insula.control.verify import Verifier
 from insula.kernel.cgroups import Cgroup
@@ -67,9 +67,8 @@ class Host:
 
         async def end(member: Member) -> None:
             async with limit, member.lock:
-                spec = member.instance.spec
-                signal = parse_signal(spec.stop_signal or member.instance.config.stop_signal or "SIGTERM")
-                await self.supervisor.end(member, signal, min(spec.stop_timeout, _LAST_WISH))
+                patience = min(member.instance.spec.stop_timeout, _LAST_WISH)
+                await self.supervisor.end(member, stop_signal(member), patience)
 
         await asyncio.gather(*(end(member) for member in list(self.supervisor.of(None))))
         try:

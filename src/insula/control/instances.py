@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from insula.container.log import LogReader
 from insula.container.runtime import Exec
+from insula.control import limits
 from insula.control.admission import Admission
 from insula.control.archives import Archives
 from insula.control.attachment import Attachment
 from insula.control.attachment import follow as follow_log
 from insula.control.explain import explain
+from insula.control.limits import check_running, not_running
 from insula.control.processes import views
 from insula.control.specs import parse_signal, typed
 from insula.control.supervisor import Member, Supervisor, as_exit
@@ -24,7 +27,7 @@ from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, 
 from insula.model.objects import Exit, InstanceSpec, InstanceStatus
 from insula.model.stream import Kind
 from insula.model.units import check_label
-from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView
+from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch
 
 T = TypeVar("T")
 _SIGKILL = 9
@@ -100,6 +103,8 @@ class Instances:
     async def _start(self, member: Member) -> InstanceView:
         async with member.lock:
             check_there(member)
+            if member.status.state == "paused":
+                check_running(member)
             if not member.active:
                 member.cancel_restart()
                 generation = member.instance.generation + 1
@@ -124,9 +129,8 @@ class Instances:
         return view(member)
 
     async def _end(self, member: Member, timeout: float | None) -> None:
-        spec = member.instance.spec
-        signal = parse_signal(spec.stop_signal or member.instance.config.stop_signal or "SIGTERM")
-        await self.supervisor.end(member, signal, spec.stop_timeout if timeout is None else timeout)
+        default = member.instance.spec.stop_timeout
+        await self.supervisor.end(member, stop_signal(member), default if timeout is None else timeout)
 
     async def restart(self, tenant: str, name: str, timeout: float | None = None) -> InstanceView:
         """Stopped as by `stop` if it runs, then started."""
@@ -149,18 +153,20 @@ class Instances:
         """A signal to PID 1; Conflict if it doesn't run."""
         number = parse_signal(signal)
         member = await self._started(tenant, name)
-        if member.status.state not in ("running", "stopping"):
+        if member.status.state not in ("running", "paused", "stopping"):
             raise not_running(member)
         try:
             self.engine.runtime.signal(member.instance.id, number)
         except NotFound:
             raise not_running(member) from None
+        if member.status.state == "paused" and number in (_SIGKILL, stop_signal(member)):
+            await self.unpause(tenant, name)  # other signals are taken when it goes on
 
     async def remove(self, tenant: str, name: str, *, force: bool = False) -> None:
         """Gone afterwards. Conflict while it runs, unless `force`, which kills it."""
         member = await self.find(tenant, name)
         if member.active and not force:
-            raise Conflict(f"instance {name} is running", "stop it first, or use --force")
+            raise still_active(member)
         if member.active:  # before the lock, which a `stop` with a long timeout may hold
             with contextlib.suppress(NotFound):
                 self.engine.runtime.signal(member.instance.id, _SIGKILL)
@@ -171,8 +177,27 @@ class Instances:
             if member.gone:
                 return
             if member.active and not force:
-                raise Conflict(f"instance {member.instance.name} is running", "stop it first, or use --force")
+                raise still_active(member)
             await self.supervisor.remove(member)
+
+    async def pause(self, tenant: str, name: str) -> InstanceView:
+        """All of its processes frozen, until `unpause`. Conflict unless it runs."""
+        return await self._whole(self._locked(await self._started(tenant, name), limits.pause))
+
+    async def unpause(self, tenant: str, name: str) -> InstanceView:
+        """They go on. Conflict unless it is paused."""
+        return await self._whole(self._locked(await self._started(tenant, name), limits.unpause))
+
+    async def update(self, tenant: str, name: str, patch: ResourcesPatch) -> InstanceView:
+        """Other limits, in force at once if it runs. Invalid, QuotaExceeded, Failed: then nothing was changed."""
+        act = partial(limits.update, patch=patch)
+        return await self._whole(self._locked(await self.find(tenant, name), act))
+
+    async def _locked(self, member: Member, act: Callable[[Supervisor, Member], Awaitable[None]]) -> InstanceView:
+        async with member.lock:
+            check_there(member)
+            await act(self.supervisor, member)
+        return view(member)
 
     async def finish_stop(self, member: Member) -> None:
         """Ends a stop that was interrupted."""
@@ -206,6 +231,8 @@ class Instances:
         Conflict if it has ended and nothing of that holds; Denied for `stdin` of one that was made without.
         """
         member = await self._started(tenant, name)
+        if member.status.state == "paused":
+            check_running(member)
         coming = member.status.state == "created" or (start and not member.active)
         if not (coming or member.active or replay):
             raise not_running(member)
@@ -257,8 +284,7 @@ class Instances:
     async def exec_create(self, tenant: str, name: str, spec: ExecSpec) -> str:
         """Runs one more process inside; its id, once it has started. Conflict if the instance doesn't run."""
         member = await self._started(tenant, name)
-        if member.status.state != "running":
-            raise not_running(member)
+        check_running(member)
         launcher = self.supervisor.launcher
         process = await asyncio.to_thread(launcher.exec_process, member.tenant, member.instance, spec)
         exec_id = await self._whole(self.engine.runtime.exec(member.instance.id, Exec(process, stdin=spec.stdin)))
@@ -325,7 +351,8 @@ class Instances:
 
 def view(member: Member) -> InstanceView:
     waiting = not member.active and member.restarting is not None and not member.restarting.done()
-    return InstanceView(instance=member.instance, status=member.status, restarting=waiting)
+    health = member.monitor.health if member.monitor else None
+    return InstanceView(instance=member.instance, status=member.status, restarting=waiting, health=health)
 
 
 def end_of(member: Member) -> asyncio.Future[Exit]:
@@ -347,8 +374,9 @@ def check_there(member: Member) -> None:
         raise NotFound(f"instance {member.instance.name} was removed", f"{there} lists what is there")
 
 
-def not_running(member: Member) -> Conflict:
-    return Conflict(
-        f"instance {member.instance.name} is not running ({member.status.state})",
-        f"{typed(member.instance.tenant, f'start {member.instance.name}')} starts it",
-    )
+def still_active(member: Member) -> Conflict:
+    return Conflict(f"instance {member.instance.name} is {member.status.state}", "stop it first, or use --force")
+
+
+def stop_signal(member: Member) -> int:
+    return parse_signal(member.instance.spec.stop_signal or member.instance.config.stop_signal or "SIGTERM")

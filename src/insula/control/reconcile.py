@@ -17,6 +17,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from insula.container.runtime import State
+from insula.control import limits
 from insula.control.instances import Instances
 from insula.control.keys import INSTANCES, NETWORKS, STATUS, TENANTS
 from insula.control.launch import LaunchRecord, boot_id
@@ -24,6 +25,7 @@ from insula.control.networks import Networks
 from insula.control.policy import after_boot
 from insula.control.supervisor import Member, Supervisor, as_exit
 from insula.control.tenants import Tenants
+from insula.kernel.cgroups import Cgroup
 from insula.model.errors import InsulaError
 from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
 from insula.store.protocol import Delete
@@ -168,17 +170,22 @@ class Reconciler:
     def _adopt(self, member: Member) -> None:
         state = self.engine.runtime.state(member.instance.id)
         assert state is not None
+        paused = Cgroup(self.supervisor.launcher.cgroup(member.instance)).frozen()
         self.supervisor.adopt(
             member,
             InstanceStatus(
-                state="running",
+                state="paused" if paused else "running",
                 generation=member.instance.generation,
                 pid=state.pid,
                 start_time=state.start_time,
                 started=state.started or time.time(),
                 restarts=member.status.restarts,
+                backoff=member.status.backoff,
+                resources=member.status.resources,
             ),
         )
+        if member.status.resources != member.instance.spec.resources:
+            self.supervisor.spawn(limits.repair(self.supervisor, member))
 
     async def _act(self, member: Member, action: Action) -> None:
         supervisor, instances = self.supervisor, self.instances
@@ -209,16 +216,17 @@ class Reconciler:
         record = await self.engine.runtime.wait(member.instance.id)
         await self._conclude(member, as_exit(record))
 
-    async def _conclude(self, member: Member, ended: Exit) -> None:
+    async def _conclude(self, member: Member, ended: Exit, *, restart: bool = True) -> None:
         state = self.engine.runtime.state(member.instance.id)
-        restarts = member.status.restarts
+        before = member.status
         member.status = InstanceStatus(
             state="running",
             generation=member.instance.generation,
-            started=(state.started if state else None) or member.status.started,
-            restarts=restarts,
+            started=(state.started if state else None) or before.started,
+            restarts=before.restarts,
+            backoff=before.backoff,
         )
-        await self.supervisor.conclude(member, ended)
+        await self.supervisor.conclude(member, ended, restart=restart)
 
     async def _launch(self, member: Member) -> None:
         async with member.lock:
@@ -233,7 +241,7 @@ class Reconciler:
             if after_boot(member.instance, started_before=True):
                 member.status = InstanceStatus(state="exited", generation=member.instance.generation, exit=ended)
             else:
-                await self._conclude(member, ended)
+                await self._conclude(member, ended, restart=False)
         if after_boot(member.instance, started_before=True):
             generation = member.instance.generation + 1
             await self.supervisor.want(member, wanted="running", generation=generation)

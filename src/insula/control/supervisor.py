@@ -22,6 +22,7 @@ from insula.container.runtime import ExitRecord
 from insula.control.admission import dismiss
 from insula.control.attachment import Attachment
 from insula.control.engine import Engine
+from insula.control.health import HealthChecks, Monitor
 from insula.control.keys import INSTANCES, STATUS
 from insula.control.launch import Launcher, addresses
 from insula.control.policy import STEADY, after_exit, delay
@@ -31,7 +32,7 @@ from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
 from insula.store.protocol import TransactionConflict
 
 log = logging.getLogger("insula.control")
-SETTLED = ("running", "exited", "failed")
+SETTLED = ("running", "paused", "exited", "failed")
 _SIGKILL = 9
 _REMEMBERED = 1000
 _RETRY = 1.0  # seconds between attempts at what must succeed in the end
@@ -55,6 +56,7 @@ class Member:
         self.vanished = asyncio.Event()  # of one that is removed when it ends
         self.execs: dict[str, asyncio.Task[Exit]] = {}  # the ends of other processes in it
         self.gone = False
+        self.monitor: Monitor | None = None  # of its health, while it runs
 
     @property
     def key(self) -> tuple[str, str]:
@@ -63,7 +65,7 @@ class Member:
     @property
     def active(self) -> bool:
         """Whether a process of it runs, or is about to."""
-        return self.status.state in ("starting", "running", "stopping")
+        return self.status.state in ("starting", "running", "paused", "stopping")
 
     async def settled(self) -> None:
         """Returns when no process of it runs and its remains are tidied up."""
@@ -81,6 +83,7 @@ class Supervisor:
         self.engine = engine
         self.launcher = Launcher(engine, self.names)
         self.recorder = Recorder(engine.store)
+        self.health = HealthChecks(engine.runtime, self.launcher, self.recorder, self.spawn)
         self.members: dict[tuple[str, str], Member] = {}
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -123,9 +126,12 @@ class Supervisor:
         await member.settled()
         if member.ended.done():
             member.ended = asyncio.get_running_loop().create_future()
-        restarts = member.status.restarts if member.status.generation == member.instance.generation else 0
-        generation = member.instance.generation
-        self._set(member, InstanceStatus(state="starting", generation=generation, restarts=restarts))
+        generation, before = member.instance.generation, member.status
+        again = before if before.generation == generation else InstanceStatus(state="created")
+        starting = InstanceStatus(
+            state="starting", generation=generation, restarts=again.restarts, backoff=again.backoff
+        )
+        self._set(member, starting)
         try:
             state = await self._launch(member)
         except InsulaError as error:
@@ -134,16 +140,13 @@ class Supervisor:
         except BaseException:
             self._failed(member, Failed("its start was given up", "start it again"))
             raise
-        self._set(
+        self.note(
             member,
-            InstanceStatus(
-                state="running",
-                generation=generation,
-                pid=state.pid,
-                start_time=state.start_time,
-                started=state.started or time.time(),
-                restarts=restarts,
-            ),
+            state="running",
+            pid=state.pid,
+            start_time=state.start_time,
+            started=state.started or time.time(),
+            resources=member.instance.spec.resources,
         )
         self._watch(member)
 
@@ -172,12 +175,17 @@ class Supervisor:
     def adopt(self, member: Member, status: InstanceStatus) -> None:
         """It runs already: this is how."""
         self._set(member, status)
-        self._watch(member)
+        self._watch(member, adopted=True)
+
+    def note(self, member: Member, **measured: Any) -> None:
+        """What was found out about it while it runs."""
+        self._set(member, msgspec.structs.replace(member.status, **measured))
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
-    def _watch(self, member: Member) -> None:
+    def _watch(self, member: Member, *, adopted: bool = False) -> None:
         member.watching = self.spawn(self._until_end(member))
+        self.health.begin(member, adopted=adopted)
 
     async def _until_end(self, member: Member) -> None:
         """Waits for the end of PID 1, tells it, stores it, tidies up, and has it restarted if that is wanted."""
@@ -187,23 +195,30 @@ class Supervisor:
             ended = Exit(exit_status=None, finished=time.time())
         await self.conclude(member, ended)
 
-    async def conclude(self, member: Member, ended: Exit) -> None:
-        """What follows from an end: status, waiters, tidying up, policy."""
+    async def conclude(self, member: Member, ended: Exit, *, restart: bool = True) -> None:
+        """What follows from an end: status, waiters, tidying up, policy (unless it was the host's end, `restart`)."""
+        self.health.end(member)
         started = member.status.started
-        restarts = 0 if started and ended.finished - started >= STEADY else member.status.restarts
+        backoff = 0 if started and ended.finished - started >= STEADY else member.status.backoff
         self._set(
             member,
             msgspec.structs.replace(
-                member.status, state="exited", pid=None, start_time=None, exit=ended, restarts=restarts
+                member.status,
+                state="exited",
+                pid=None,
+                start_time=None,
+                exit=ended,
+                backoff=backoff,
+                resources=None,
             ),
         )
         if not member.ended.done():
             member.ended.set_result(ended)
         await self._saved(member)
         await self._tidy(member)
-        self.resume(member)
+        self.resume(member, restart=restart)
 
-    def resume(self, member: Member) -> None:
+    def resume(self, member: Member, *, restart: bool = True) -> None:
         """Has an instance that ended removed or started again, if that is wanted."""
         instance, ended = member.instance, member.status.exit
         if self.stopping:
@@ -212,25 +227,32 @@ class Supervisor:
             return
         if instance.spec.remove:
             self.spawn(self._remove_ended(member))
-        elif instance.wanted == "running" and after_exit(instance.spec.restart, ended, member.status.restarts):
+        elif not restart or instance.wanted != "running":
+            return
+        elif after_exit(instance.spec.restart, ended, member.status.restarts):
             member.restarting = self.spawn(self._restart(member, instance.generation))
 
     async def _restart(self, member: Member, generation: int) -> None:
         """Starts it again after a pause, until it starts, or the user wants something else."""
         while True:
-            await asyncio.sleep(delay(member.status.restarts))
+            await asyncio.sleep(delay(member.status.backoff))
             async with member.lock:
                 if member.gone or member.instance.wanted != "running" or member.instance.generation != generation:
                     return
                 if member.active or self.stopping:
                     return
-                restarts = member.status.restarts + 1
-                member.status = msgspec.structs.replace(member.status, restarts=restarts)
+                before = member.status
+                member.status = msgspec.structs.replace(
+                    before, restarts=before.restarts + 1, backoff=before.backoff + 1
+                )
                 try:
                     await asyncio.shield(self.spawn(self.launch(member)))
                     return
                 except InsulaError as error:
                     log.warning("instance %s/%s does not start again: %s", *member.key, error)
+                failure = Exit(exit_status=None, finished=time.time())
+                if not after_exit(member.instance.spec.restart, failure, member.status.restarts):
+                    return
 
     async def _remove_ended(self, member: Member) -> None:
         try:
@@ -255,16 +277,22 @@ class Supervisor:
     async def end(self, member: Member, signal: int, timeout: float) -> None:
         """Asks PID 1 to end, waits, kills it, and waits until it is tidied up. The lock is held."""
         member.cancel_restart()
-        if member.status.state == "running":
-            self._set(member, msgspec.structs.replace(member.status, state="stopping"))
+        paused = member.status.state == "paused"
+        if member.status.state in ("running", "paused"):
+            self.note(member, state="stopping")
         if member.active:
-            with contextlib.suppress(NotFound):
-                self.engine.runtime.signal(member.instance.id, signal)
+            await self._signal(member, signal, thaw=paused)
             await asyncio.wait([member.ended], timeout=timeout)
             if not member.ended.done():
-                with contextlib.suppress(NotFound):
-                    self.engine.runtime.signal(member.instance.id, _SIGKILL)
+                await self._signal(member, _SIGKILL, thaw=True)
         await member.settled()
+
+    async def _signal(self, member: Member, number: int, *, thaw: bool) -> None:
+        """To PID 1, which takes no notice of it, be it SIGKILL, while it is frozen."""
+        with contextlib.suppress(NotFound):
+            self.engine.runtime.signal(member.instance.id, number)
+        if thaw:
+            await self.engine.runtime.resume(member.instance.id)
 
     async def remove(self, member: Member) -> None:
         """Kills it, and takes it off the host and out of the store. The lock is held."""

@@ -1,4 +1,4 @@
-"""Tenants: create, look at, remove.
+"""Tenants: create, look at, update, remove.
 
 A tenant owns a range of 65,536 user and group IDs on the host, which its instances' user namespaces map to 0…65535.
 The ranges lie from 0x40000000 up to 0x70000000, for 12,288 tenants: above what useradd(8) hands out to users as
@@ -13,17 +13,19 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 
+import msgspec
+
 from insula.control import claims
 from insula.control.claims import Claim
 from insula.control.engine import Engine
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, TENANTS, USAGE
-from insula.control.quotas import check_limits, guarded
+from insula.control.quotas import check_covers, check_limits, guarded, merge
 from insula.control.specs import check_labels
 from insula.kernel.cgroups import Cgroup, Resources
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
 from insula.model.units import check_label, shorten
-from insula.model.views import TenantView, Usage
+from insula.model.views import LimitsPatch, TenantView, Usage
 from insula.store.protocol import TransactionConflict
 from insula.store.typed import Found
 
@@ -37,6 +39,7 @@ _CPU_PERIOD = 100_000
 class Tenants:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._updating = asyncio.Lock()
 
     async def find(self, name: str) -> Found[Tenant]:
         """The tenant and its revision, or NotFound."""
@@ -65,6 +68,31 @@ class Tenants:
             await self.ensure(tenant)
             undo.pop_all()
         return TenantView(tenant=tenant, usage=Usage())
+
+    async def update(self, name: str, patch: LimitsPatch) -> TenantView:
+        """Other limits from now on, for all of its instances together. Invalid; QuotaExceeded below what is reserved,
+        Failed below what is used: then nothing was changed."""
+        async with self._updating:
+            before = (await self.find(name)).value
+            await self._set_limits(name, check_limits(merge(before.limits, patch)))
+            try:
+                await asyncio.to_thread(self._ensure_cgroup, (await self.find(name)).value)
+            except BaseException:
+                await self._set_limits(name, before.limits, undo=True)
+                await asyncio.to_thread(self._ensure_cgroup, before)
+                raise
+        return await self.get(name)
+
+    async def _set_limits(self, name: str, limits: Limits, *, undo: bool = False) -> None:
+        async def attempt(guard: Found[Usage]) -> None:
+            found = await self.find(name)
+            if not undo:
+                check_covers(found.value, limits, guard.value)
+            put = TENANTS.put(msgspec.structs.replace(found.value, limits=limits), name)
+            compares = [USAGE.unchanged(guard, name), TENANTS.unchanged(found, name)]
+            await self.engine.store.transact(compares, [put])
+
+        await guarded(self.engine.store, name, attempt)
 
     async def _commit(self, name: str, limits: Limits, labels: dict[str, str]) -> Tenant:
         pool = self.engine.pool(_INDEX)
@@ -102,18 +130,19 @@ class Tenants:
         return Cgroup(f"{self.engine.settings.prefix}/{name}")
 
     def _ensure_cgroup(self, tenant: Tenant) -> None:
-        group = self.cgroup(tenant.name)
-        resources: Resources = {}
-        if tenant.limits.cpus is not None:
-            resources["cpu"] = {"quota": int(tenant.limits.cpus * _CPU_PERIOD), "period": _CPU_PERIOD}
-        if tenant.limits.memory is not None:
-            resources["memory"] = {"limit": tenant.limits.memory}
+        group, limits = self.cgroup(tenant.name), tenant.limits
+        quota = -1 if limits.cpus is None else int(limits.cpus * _CPU_PERIOD)
+        memory = -1 if limits.memory is None else limits.memory
+        resources: Resources = {
+            "cpu": {"quota": quota, "period": _CPU_PERIOD},
+            "memory": {"limit": memory, "checkBeforeUpdate": True},
+        }
         try:
             group.create()
             group.limit(resources)
         except OSError as error:
             hint = "`insula doctor` tells what this host lacks"
-            raise Failed(f"the control group of tenant {tenant.name} can't be made: {error}", hint) from error
+            raise Failed(f"tenant {tenant.name} can't have that control group: {error}", hint) from error
 
     async def remove(self, name: str) -> None:
         """Conflict while it has instances, networks or images of its own; the default tenant stays."""

@@ -199,6 +199,36 @@ class Cgroup:
             for pidfd in held.values():
                 os.close(pidfd)
 
+    def freeze(self, timeout: float = 5.0) -> None:
+        """Take every process of the group off the processors, and wait until none runs; OSError if that fails."""
+        self._write_freezer(True)
+        deadline = time.monotonic() + timeout
+        while not self.frozen():
+            if time.monotonic() > deadline:
+                raise OSError(errno.ETIMEDOUT, "its processes don't freeze", self.path)
+            time.sleep(0.002)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._write_freezer(False)
+
+    def _write_freezer(self, frozen: bool) -> None:
+        if self.tree.unified:
+            _write(f"{self.directories()['']}/cgroup.freeze", int(frozen))
+        else:
+            _write(f"{self.directories()['freezer']}/freezer.state", "FROZEN" if frozen else "THAWED")
+
+    def frozen(self) -> bool:
+        """Whether all of the group is frozen; False too where there is no group."""
+        at = self.directories()
+        try:
+            if self.tree.unified:
+                return _fields(f"{at['']}/cgroup.events").get("frozen") == 1
+            with open(f"{at['freezer']}/freezer.state") as file:
+                return file.read().strip() == "FROZEN"
+        except (FileNotFoundError, KeyError):
+            return False
+
     def remove(self, timeout: float = 5.0) -> None:
         """Remove the group and those below it; processes that are still dying in it are waited for, and killed."""
         deadline = time.monotonic() + timeout

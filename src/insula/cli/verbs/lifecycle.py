@@ -1,4 +1,4 @@
-"""insula start, stop, restart, kill, wait, rm: each for any number of instances; and `each` for other objects."""
+"""insula start, stop, restart, pause, unpause, kill, wait, rm: each for any number of instances; `each` for others."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ def restart(client: Client, arguments: Arguments, name: str) -> object:
     return client.instances.restart(arguments.tenant, name, arguments.timeout)
 
 
+def pause(client: Client, arguments: Arguments, name: str) -> object:
+    return client.instances.pause(arguments.tenant, name)
+
+
+def unpause(client: Client, arguments: Arguments, name: str) -> object:
+    return client.instances.unpause(arguments.tenant, name)
+
+
 def kill(client: Client, arguments: Arguments, name: str) -> None:
     client.instances.kill(arguments.tenant, name, arguments.signal)
 
@@ -76,10 +84,22 @@ _TIME = Option(
     "-t --timeout", "how long to wait before SIGKILL (what `run --stop-timeout` said)", "TIME", parse=parse_duration
 )
 
+_UNPAUSE = Command(each(unpause), "Let paused instances go on.", "NAME...", complete=_NAME)
+
 COMMANDS = {
     "start": Command(each(start), "Start stopped instances.", "NAME...", complete=_NAME),
     "stop": Command(each(stop), "Stop instances: their stop signal, then SIGKILL.", "NAME...", [_TIME], complete=_NAME),
     "restart": Command(each(restart), "Stop and start instances.", "NAME...", [_TIME], complete=_NAME),
+    "pause": Command(
+        each(pause),
+        "Freeze all processes of instances: they keep what they have, and get no time on a processor.",
+        "NAME...",
+        details="Until `insula unpause`. A paused instance can be stopped, killed and removed (-f), but nothing can\n"
+        "be executed in it; signals that don't end it wait until it goes on.",
+        complete=_NAME,
+    ),
+    "unpause": _UNPAUSE,
+    "resume": _UNPAUSE,
     "kill": Command(
         each(kill),
         "Send a signal to PID 1 of instances.",

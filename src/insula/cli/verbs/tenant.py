@@ -1,8 +1,8 @@
-"""insula tenant create | ls | show | rm"""
+"""insula tenant create | update | ls | show | rm"""
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option, whole
+from insula.cli.options import Arguments, Command, Option, Usage, or_none, whole
 from insula.cli.output import age, clean, listing, print_json, size
 from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
@@ -16,10 +16,25 @@ if TYPE_CHECKING:
 
 def create(arguments: Arguments) -> int:
     labels = dict(pair(text, "label", default="") for text in arguments.label)
-    limits = {name: getattr(arguments, name) for name in ("cpus", "memory", "instances", "bandwidth")}
+    limits = {name: getattr(arguments, name) for name in LIMITS}
     view = Client(arguments.socket).tenants.create(arguments.name, labels, **limits)
     print_json(view) if arguments.json else print(arguments.name)
     return 0
+
+
+def update(arguments: Arguments) -> int:
+    view = Client(arguments.socket).tenants.update(arguments.name, **changes(arguments, *LIMITS))
+    print_json(view) if arguments.json else print(arguments.name)
+    return 0
+
+
+def changes(arguments: Arguments, *names: str) -> dict[str, Any]:
+    """The limits that the command line names; None for those that it says are to be ``none``."""
+    given = {name: getattr(arguments, name) for name in names}
+    found = {name: None if value == "none" else value for name, value in given.items() if value is not None}
+    if not found:
+        raise Usage("there is nothing to change", f"give one of {', '.join(f'--{name}' for name in names)}")
+    return found
 
 
 def ls(arguments: Arguments) -> int:
@@ -94,6 +109,7 @@ def rm(client: Client, arguments: Arguments, name: str) -> None:
     client.tenants.remove(name)
 
 
+LIMITS = ("cpus", "memory", "instances", "bandwidth")
 _NAME = {"NAME": "tenant"}
 COMMANDS = {
     "create": Command(
@@ -107,6 +123,21 @@ COMMANDS = {
             Option("--bandwidth", "at most so many bits a second, as in 100m", "RATE", parse=parse_rate),
             Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
         ],
+    ),
+    "update": Command(
+        update,
+        "Change limits of a tenant. They hold at once; what is not named stays as it is.",
+        "NAME",
+        [
+            Option("--cpus", "at most so many CPUs, or none for no limit", "N", parse=or_none(parse_cpus)),
+            Option("--memory", "at most so much memory, as in 4g, or none", "SIZE", parse=or_none(parse_size)),
+            Option("--instances", "at most so many instances, or none", "N", parse=or_none(whole(1))),
+            Option(
+                "--bandwidth", "at most so many bits a second, as in 100m, or none", "RATE", parse=or_none(parse_rate)
+            ),
+        ],
+        details="Refused below what its instances have reserved (`insula tenant show`), or use now.",
+        complete=_NAME,
     ),
     "ls": Command(ls, "List the tenants."),
     "show": Command(show, "Show a tenant, its limits and what it has.", "NAME", complete=_NAME),

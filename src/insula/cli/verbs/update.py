@@ -1,0 +1,38 @@
+"""insula update: other limits for an instance, while it runs."""
+
+from __future__ import annotations
+
+from insula.cli.options import Arguments, Command, Option, or_none, whole
+from insula.cli.output import print_json
+from insula.cli.verbs.tenant import changes
+from insula.client import Client
+from insula.model.units import parse_cpus, parse_size
+
+
+def run(arguments: Arguments) -> int:
+    limits = changes(arguments, "cpus", "memory", "pids")
+    client = Client(arguments.socket)
+    view = client.instances.update(arguments.tenant, arguments.name, **limits)
+    print_json(view) if arguments.json else print(arguments.name)
+    return 0
+
+
+COMMANDS = {
+    "update": Command(
+        run,
+        "Change limits of the instance NAME. They hold at once; what is not named stays as it is.",
+        "NAME",
+        [
+            Option("--cpus", "at most so many CPUs, as in 0.5, or none for no limit", "N", parse=or_none(parse_cpus)),
+            Option("-m --memory", "at most so much memory, as in 64m, or none", "SIZE", parse=or_none(parse_size)),
+            Option("--pids", "at most so many processes, or none", "N", parse=or_none(whole(1))),
+        ],
+        details="Refused beyond what its tenant may use, and below what it uses now.",
+        complete={"NAME": "instance"},
+        elsewhere={
+            "--pids-limit": "did you mean --pids?",
+            "--restart": "the restart policy is that of `insula run`",
+            "--memory-swap": "--memory is memory and swap together",
+        },
+    )
+}
