@@ -7,7 +7,7 @@ main.py       finds the verb and turns errors into lines and exit statuses
 commands.py   what each verb takes, as tables; options.py parses by them
 verbs/        one file a verb, each with `run(arguments) -> int`
 state.py      a container's directory below --root: what outlives the command that made it
-files.py      what callers hand us as files: configs, processes, resources
+log.py        errors and warnings, for people and for engines
 
 There is no daemon: `create` leaves a process that waits for `start`, and every later command finds it in the state.
 A command lives for milliseconds, so each file imports only what its verb needs, and nothing that is slow to import.

@@ -10,6 +10,7 @@ import os
 import sys
 
 from insula.model.errors import InsulaError
+from insula.oci import log
 from insula.oci.commands import COMMANDS, GLOBAL, IN_ORDER, table
 from insula.oci.options import Arguments, Usage, assign, parse
 
@@ -33,11 +34,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return status
     except InsulaError as error:
         message = f"{error.message}; hint: {error.hint}" if error.hint else error.message
-        _report(message, given)
+        log.error(message, given)
         return error.exit_status or 1
     except OSError as error:
         about = f"{error.filename}: " if error.filename else ""
-        _report(f"{about}{error.strerror or error}", given)
+        log.error(f"{about}{error.strerror or error}", given)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -72,30 +73,6 @@ def _run(asked: list[str], given: Arguments) -> int:
 def _default_root() -> str:
     own = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() else None
     return f"{own}/insula-oci" if own else DEFAULT_ROOT
-
-
-def _report(message: str, given: Arguments) -> None:
-    """The one line, on stderr and in the log; what hostile input put into it stays on that line."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in message)
-    line = line.encode("utf-8", "backslashreplace").decode()
-    print(f"error: {line}", file=sys.stderr)
-    log = getattr(given, "log", None)
-    if not log:
-        return
-    import time
-
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    from insula.model.plainjson import dumps
-
-    if given.log_format == "json":
-        entry = dumps({"level": "error", "msg": line, "time": now})
-    else:
-        entry = f'time="{now}" level=error msg={dumps(line)}'
-    try:
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(f"{entry}\n")
-    except OSError as error:
-        print(f"error: the log {log[:200]!r} can't be written: {error.strerror}", file=sys.stderr)
 
 
 def _version() -> int:

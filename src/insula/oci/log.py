@@ -1,0 +1,51 @@
+"""Where errors and warnings go: a line on stderr, and a line of the file that --log names.
+
+Engines read the file, not stderr, for the cause of a failure: containerd and Podman take `msg` of the last JSON object
+whose `level` is "error".
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.oci.options import Arguments
+
+
+def error(message: str, arguments: Arguments) -> None:
+    """Report why the command failed."""
+    _report("error", message, arguments)
+
+
+def warning(message: str, arguments: Arguments) -> None:
+    """Report what the command went on in spite of."""
+    _report("warning", message, arguments)
+
+
+def _report(level: str, message: str, arguments: Arguments) -> None:
+    line = one_line(message)
+    print(f"{level}: {line}", file=sys.stderr)
+    log = getattr(arguments, "log", None)
+    if not log:
+        return
+    import time
+
+    from insula.model.plainjson import dumps
+
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if arguments.log_format == "json":
+        entry = dumps({"level": level, "msg": line, "time": now})
+    else:
+        entry = f'time="{now}" level={level} msg={dumps(line)}'
+    try:
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{entry}\n")
+    except OSError as problem:
+        print(f"warning: {one_line(log)} can't be written: {problem.strerror}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """`text` as it may be shown: whatever hostile input put into it stays on one line, and is UTF-8."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return line.encode("utf-8", "backslashreplace").decode()
