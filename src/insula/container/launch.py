@@ -73,7 +73,7 @@ class Layers:
         name = self._mounted.pop(key, None)
         if name is None:
             if id_base not in self._namespaces:
-                self._namespaces[id_base] = process.user_namespace(id_base, IDS)
+                self._namespaces[id_base] = process.user_namespace([(0, id_base, IDS)], [(0, id_base, IDS)])
             mount = mounts.idmapped(path, self._namespaces[id_base])
             self._next += 1
             name = str(self._next)
@@ -141,7 +141,7 @@ def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:
             os.seteuid(0)
         undo.callback(os.close, pidfd)
         started = process.start_time(pid) or 0
-        process.map_ids(pid, launch.id_base, IDS)
+        process.map_ids(pid, [(0, launch.id_base, IDS)], [(0, launch.id_base, IDS)])
         if (score := config["process"].get("oomScoreAdj")) is not None:
             _write(f"/proc/{pid}/oom_score_adj", str(score))
         handed.close()

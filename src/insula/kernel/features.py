@@ -90,7 +90,7 @@ def idmapped_layers(scratch: str) -> str:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
         lower, at, upper, work = _directories(scratch, "mapped", "at", "upper2", "work2")
-        layer = mounts.idmapped(lower, process.user_namespace(1 << 30, 65536))
+        layer = mounts.idmapped(lower, process.user_namespace([(0, 1 << 30, 65536)], [(0, 1 << 30, 65536)]))
         linux.move_mount(layer, linux.AT_FDCWD, at)
         mounts.overlay([at], upper, work)
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 # sched.h: what clone3(2), unshare(2) and setns(2) make or join
 CLONE_NEWTIME: Final = 0x00000080
@@ -71,6 +74,7 @@ MOUNT_ATTR_NOEXEC: Final = 0x08
 MOUNT_ATTR_NOATIME: Final = 0x10
 MOUNT_ATTR_STRICTATIME: Final = 0x20
 MOUNT_ATTR_NODIRATIME: Final = 0x80
+MOUNT_ATTR__ATIME: Final = 0x70  # the field of the access time: 0 is relatime
 MOUNT_ATTR_IDMAP: Final = 0x00100000
 MOUNT_ATTR_NOSYMFOLLOW: Final = 0x00200000
 
@@ -183,6 +187,13 @@ def set_name(name: str) -> None:
     """PR_SET_NAME: what ps(1) shows in the comm column, at most 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def setdomainname(name: str) -> None:
+    """setdomainname(2): the NIS domain name of the UTS namespace."""
+    if _libc.setdomainname(name.encode(), ctypes.c_size_t(len(name.encode()))) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"setdomainname: {os.strerror(error)}", name)
 
 
 def close_range(first: int, last: int, flags: int = 0) -> None:

@@ -12,9 +12,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import NamedTuple
 
 from insula.kernel import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    IdMap = Sequence[tuple[int, int, int]]
+    """Lines of a uid_map or gid_map: first ID inside, first ID outside, how many."""
 
 
 def start_time(pid: int) -> int | None:
@@ -79,15 +85,18 @@ def exit_status(pidfd: int) -> int | None:
     return status if mask & _PIDFD_INFO_EXIT else None
 
 
-class Process(NamedTuple):
+class Process:
     """One process as /proc shows it. `pids` are its numbers from the host's namespace inward."""
 
-    pid: int
-    pids: list[int]
-    parent: int
-    uid: int
-    state: str
-    command: str
+    __slots__ = ("command", "parent", "pid", "pids", "state", "uid")
+
+    def __init__(self, *, pid: int, pids: list[int], parent: int, uid: int, state: str, command: str) -> None:
+        self.pid = pid
+        self.pids = pids
+        self.parent = parent
+        self.uid = uid
+        self.state = state
+        self.command = command
 
 
 def read(pid: int) -> Process | None:
@@ -109,8 +118,8 @@ def read(pid: int) -> Process | None:
     )
 
 
-def user_namespace(base: int, count: int) -> int:
-    """A descriptor of a new user namespace that maps IDs 0…count-1 to base…base+count-1 on the host.
+def user_namespace(uids: IdMap, gids: IdMap) -> int:
+    """A descriptor of a new user namespace with these mappings.
 
     It lives as long as the descriptor, and serves to map mounts (MOUNT_ATTR_IDMAP). Needs a single thread.
     """
@@ -121,7 +130,7 @@ def user_namespace(base: int, count: int) -> int:
         os.read(release, 1)
         os._exit(0)
     try:
-        map_ids(pid, base, count)
+        map_ids(pid, uids, gids)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         for fd in (release, hold, pidfd):
@@ -129,11 +138,25 @@ def user_namespace(base: int, count: int) -> int:
         os.waitpid(pid, 0)
 
 
-def map_ids(pid: int, base: int, count: int) -> None:
-    """Write the uid_map and gid_map (user_namespaces(7)) of a process whose user namespace has none yet."""
-    for name in ("uid_map", "gid_map"):
-        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+def map_ids(pid: int, uids: IdMap, gids: IdMap) -> None:
+    """Write the uid_map and gid_map (user_namespaces(7)) of a process whose user namespace has none yet.
+
+    Each in one write(2), as the kernel wants it. Who may not map groups must give up setgroups(2) for it.
+    """
+    for name, lines in (("uid_map", uids), ("gid_map", gids)):
+        text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in lines)
         try:
-            os.write(fd, b"0 %d %d\n" % (base, count))
-        finally:
-            os.close(fd)
+            _write(f"/proc/{pid}/{name}", text)
+        except PermissionError:
+            if name == "uid_map":
+                raise
+            _write(f"/proc/{pid}/setgroups", "deny")
+            _write(f"/proc/{pid}/gid_map", text)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
