@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -32,6 +33,7 @@ __all__ = ["Attachment", "Exec", "ExitRecord", "Launch", "Runtime", "State"]
 
 _PATIENCE = 5.0  # seconds for the keeper or the spawner to come back
 _ENOENT, _EACCES = 2, 13
+_PIDFD_SIGNAL_PROCESS_GROUP = 4
 
 
 class Exec(NamedTuple):
@@ -196,8 +198,9 @@ class Runtime:
             raise
         return sock, answer
 
-    def signal(self, container: str, number: int, exec_id: str | None = None) -> None:
-        """Send a signal to PID 1, or to a process that joined; `NotFound` if it is gone."""
+    def signal(self, container: str, number: int, exec_id: str | None = None, *, group: bool = False) -> None:
+        """Send a signal to PID 1, or to a process that joined; with `group` also to the other processes of its
+        process group, from Linux 6.9 on. `NotFound` if it is gone."""
         import signal
 
         state = Bundle(self.run, container).state(exec_id)
@@ -208,7 +211,12 @@ class Runtime:
         except ProcessLookupError:
             raise NotFound("the process does not run any more") from None
         try:
-            signal.pidfd_send_signal(pidfd, number)
+            try:
+                signal.pidfd_send_signal(pidfd, number, None, _PIDFD_SIGNAL_PROCESS_GROUP if group else 0)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                signal.pidfd_send_signal(pidfd, number)
         except ProcessLookupError:  # it was reaped in the meantime
             raise NotFound("the process does not run any more") from None
         finally:

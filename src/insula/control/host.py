@@ -69,6 +69,7 @@ class Host:
             async with limit, member.lock:
                 patience = min(member.instance.spec.stop_timeout, _LAST_WISH)
                 await self.supervisor.end(member, stop_signal(member), patience)
+                self.supervisor.launcher.directory(member.instance.id).end_of_boot()
 
         await asyncio.gather(*(end(member) for member in list(self.supervisor.of(None))))
         try:

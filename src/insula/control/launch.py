@@ -84,6 +84,11 @@ class Directory:
         temporary.write_bytes(msgspec.json.encode(record))
         temporary.rename(self.path / "launch.json")
 
+    def end_of_boot(self) -> None:
+        """From now on the last launch counts as one of an earlier life of the host."""
+        if record := self.record():
+            self.write_record(msgspec.structs.replace(record, boot=""))
+
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 

@@ -14,6 +14,7 @@ import msgspec
 
 from insula.control.quotas import check_resources
 from insula.model.errors import Invalid
+from insula.model.health import plan
 from insula.model.objects import InstanceSpec
 from insula.model.units import check_label, shorten
 
@@ -33,6 +34,7 @@ def check(spec: InstanceSpec) -> InstanceSpec:
         raise Invalid(f"{len(spec.tmpfs)} tmpfs are too many", "use at most 100")
     check_labels(spec.labels)
     check_resources(spec.resources)
+    plan(spec.healthcheck, None)
     _check_numbers(spec)
     if spec.stop_signal is None:
         return spec

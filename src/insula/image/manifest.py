@@ -20,7 +20,8 @@ import msgspec
 
 from insula.image.reference import check_digest
 from insula.model.errors import Invalid
-from insula.model.objects import ImageConfig
+from insula.model.health import LEAST, plan
+from insula.model.objects import Healthcheck, ImageConfig
 from insula.model.units import shorten
 
 _T = TypeVar("_T")
@@ -96,6 +97,17 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     annotations: dict[str, str] | None = None
 
 
+class _Healthcheck(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
+    """Docker's extension of config.md; durations are nanoseconds, and 0 is the default."""
+
+    test: list[str] | None = None
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    start_interval: int = 0
+    retries: int = 0
+
+
 class _Process(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
     """The `config` object of config.md; Docker writes null where the spec has nothing."""
 
@@ -108,6 +120,7 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_
     working_dir: str | None = None
     labels: dict[str, str] | None = None
     stop_signal: str | None = None
+    healthcheck: _Healthcheck | None = None
 
 
 class _Rootfs(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +220,7 @@ def read_configuration(data: bytes) -> Configuration:
         labels=process.labels or {},
         volumes=sorted(process.volumes or {}),
         exposed_ports=sorted(process.exposed_ports or {}),
+        healthcheck=_read_healthcheck(process.healthcheck),
     )
     check_config(config)
     return Configuration(
@@ -214,6 +228,38 @@ def read_configuration(data: bytes) -> Configuration:
         os=document.os,
         diff_ids=[check_digest(d) for d in document.rootfs.diff_ids],
         config=config,
+    )
+
+
+def _read_healthcheck(found: _Healthcheck | None) -> Healthcheck | None:
+    """None for a kind of test that nobody knows, as Docker has it."""
+    if found is None or not found.test or found.test[0] not in ("NONE", "CMD", "CMD-SHELL"):
+        return None
+    return Healthcheck(
+        test=found.test,
+        interval=_seconds(found.interval),
+        timeout=_seconds(found.timeout),
+        retries=found.retries or None,
+        start_period=_seconds(found.start_period),
+        start_interval=_seconds(found.start_interval),
+    )
+
+
+def _seconds(nanoseconds: int) -> float | None:
+    """Docker allows milliseconds; each check is a process that the host must start, so here a second is the least."""
+    return max(LEAST, nanoseconds / 1e9) if nanoseconds > 0 else nanoseconds / 1e9 or None
+
+
+def _write_healthcheck(healthcheck: Healthcheck | None) -> _Healthcheck | None:
+    if healthcheck is None:
+        return None
+    return _Healthcheck(
+        test=healthcheck.test,
+        interval=int((healthcheck.interval or 0) * 1e9),
+        timeout=int((healthcheck.timeout or 0) * 1e9),
+        retries=healthcheck.retries or 0,
+        start_period=int((healthcheck.start_period or 0) * 1e9),
+        start_interval=int((healthcheck.start_interval or 0) * 1e9),
     )
 
 
@@ -227,6 +273,7 @@ def check_config(config: ImageConfig) -> None:
         config.user,
         config.working_dir,
         *config.volumes,
+        *((config.healthcheck and config.healthcheck.test) or ()),
         *labels,
     ):
         if "\0" in text or not _is_utf8(text):
@@ -234,6 +281,7 @@ def check_config(config: ImageConfig) -> None:
     for variable in config.env:
         if variable.find("=") < 1:
             raise Invalid(f"the image's variable {shorten(variable)} is not NAME=value", "mend the image")
+    plan(None, config.healthcheck)
     if not re.fullmatch(r"(SIG)?[A-Z0-9+-]{1,16}", config.stop_signal):
         raise Invalid(f"the image's stop signal {shorten(config.stop_signal)} is no signal", "use a name as SIGTERM")
 
@@ -301,6 +349,7 @@ def write_configuration(config: ImageConfig, diff_ids: list[str], created: float
         working_dir=config.working_dir if config.working_dir != "/" else None,
         labels=config.labels or None,
         stop_signal=config.stop_signal if config.stop_signal != "SIGTERM" else None,
+        healthcheck=_write_healthcheck(config.healthcheck),
     )
     document = _Document(
         architecture=architecture(),

@@ -89,6 +89,22 @@ class Port(Struct, kw_only=True):
 # -- images ---------------------------------------------------------------------
 
 
+class Healthcheck(Struct, kw_only=True):
+    """How to ask an instance whether it works, as Docker extended the image-spec (dockerfile, HEALTHCHECK).
+
+    `test` is ``["CMD", program, argument…]``, ``["CMD-SHELL", line]``, or ``["NONE"]``: no check. Times are seconds.
+    None is what the image says, else Docker's default. During `start_period` failures don't count, and checks come
+    every `start_interval`.
+    """
+
+    test: list[str] | None = None
+    interval: float | None = None
+    timeout: float | None = None
+    retries: int | None = None
+    start_period: float | None = None
+    start_interval: float | None = None
+
+
 class ImageConfig(Struct, kw_only=True):
     """The part of an OCI image configuration that a launch needs (image-spec, config.md)."""
 
@@ -101,6 +117,7 @@ class ImageConfig(Struct, kw_only=True):
     labels: dict[str, str] = {}
     volumes: list[str] = []
     exposed_ports: list[str] = []
+    healthcheck: Healthcheck | None = None
 
 
 class Image(Struct, kw_only=True):
@@ -182,6 +199,9 @@ class InstanceSpec(Struct, kw_only=True):
     resources: Resources = Resources()
     restart: RestartPolicy = RestartPolicy()
     remove: bool = False  # `--rm`
+    healthcheck: Healthcheck | None = None
+    pid_of: str | None = None  # the instance whose PID namespace it shares, `--pid container:NAME`
+    nesting: bool = False  # containers may run inside
     log_size: int = 10 << 20
     log_files: int = 3
 
@@ -222,7 +242,8 @@ class InstanceStatus(Struct, kw_only=True):
     exit: Exit | None = None
     error: str | None = None
     hint: str | None = None
-    restarts: int = 0
+    restarts: int = 0  # since the user started it
+    backoff: int = 0  # of these, the last ones without a steady run in between
     resources: Resources | None = None  # the limits that are in force, while it runs
 
 

@@ -40,10 +40,28 @@ class NetworkView(Struct, kw_only=True):
     status: NetworkStatus
 
 
+class Probe(Struct, kw_only=True):
+    """One health check that was made: None is the exit status of one that had to be killed. `output` is bounded."""
+
+    started: float
+    finished: float
+    exit_status: int | None
+    output: str
+
+
+class Health(Struct, kw_only=True):
+    """What health checks found since the instance started, or since `insulad` did. `log` has the last five."""
+
+    status: Literal["starting", "healthy", "unhealthy"]
+    failures: int = 0  # in a row
+    log: list[Probe] = []
+
+
 class InstanceView(Struct, kw_only=True):
     instance: Instance
     status: InstanceStatus
     restarting: bool = False  # it has ended, and will start again after a pause
+    health: Health | None = None  # None without checks, and while it doesn't run
 
 
 # -- requests that are no objects ----------------------------------------------------------------------------------

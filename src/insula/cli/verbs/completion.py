@@ -181,6 +181,8 @@ def _values(kind: tuple[str, ...] | str, given: _Words) -> list[str]:
     except OSError:
         return []
     names = [clean(name) for name in found]
+    if kind == "container":
+        return [f"container:{name}" for name in names]
     return [f"{name}:" for name in names] + [":file"] if kind == "instance:path" else names
 
 

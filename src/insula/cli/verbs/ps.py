@@ -33,7 +33,7 @@ def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
     cells = [
         instance["name"],
         instance["spec"]["image"],
-        state(status, restarting=view["restarting"]),
+        state(status, restarting=view["restarting"], health=view["health"]),
         port.get("address"),
         status["pid"],
         age(instance["created"]),
@@ -41,9 +41,12 @@ def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
     return [instance["tenant"], *cells] if with_tenant else cells
 
 
-def state(status: dict[str, Any], *, restarting: bool = False) -> str:
-    """``running``, ``exited (1)``, ``exited (137, out of memory)``, ``restarting (1)``, ``failed: why``."""
+def state(status: dict[str, Any], *, restarting: bool = False, health: dict[str, Any] | None = None) -> str:
+    """``running``, ``running (healthy)``, ``exited (1)``, ``exited (137, out of memory)``, ``restarting (1)``,
+    ``failed: why``."""
     word: str = status["state"]
+    if health and word == "running":
+        return f"{word} ({health['status']})"
     ended = status["exit"]
     if word == "exited" and ended:
         word = "restarting" if restarting else word

@@ -66,6 +66,9 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
         "remove": arguments.rm,
         "resources": {"cpus": arguments.cpus, "memory": arguments.memory, "pids": arguments.pids},
         "restart": restart(arguments.restart),
+        "healthcheck": healthcheck(arguments),
+        "nesting": arguments.nesting,
+        "pid_of": pid_of(arguments.pid),
     }
     optional = {
         "entrypoint": None if arguments.entrypoint is None else [arguments.entrypoint] if arguments.entrypoint else [],
@@ -131,6 +134,36 @@ def restart(text: str) -> dict[str, Any]:
     return {"name": name, "max_retries": int(retries or 0)}
 
 
+def healthcheck(arguments: Arguments) -> dict[str, Any] | None:
+    """The `Healthcheck` of the options; None leaves all to the image."""
+    given = {
+        "interval": arguments.health_interval,
+        "timeout": arguments.health_timeout,
+        "retries": arguments.health_retries,
+        "start_period": arguments.health_start_period,
+        "start_interval": arguments.health_start_interval,
+        "test": arguments.health_cmd and ["CMD-SHELL", arguments.health_cmd],
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if not arguments.no_healthcheck:
+        return given or None
+    if given:
+        raise Usage("--no-healthcheck and the other --health options exclude each other")
+    return {"test": ["NONE"]}
+
+
+def pid_of(text: str | None) -> str | None:
+    """The instance of ``container:NAME``."""
+    if text is None:
+        return None
+    kind, _, name = text.partition(":")
+    if kind == "container" and name:
+        return name
+    if text == "host":
+        raise Usage("no instance sees the host's processes", "container:NAME shares those of another instance")
+    raise Usage(f"PID namespace {text[:60]!r} is unknown", "write container:NAME")
+
+
 def _usage(parse: Any, text: str) -> Any:
     try:
         return parse(text)
@@ -171,6 +204,15 @@ OPTIONS = [
         default="no",
         complete=("no", "on-failure", "always", "unless-stopped"),
     ),
+    Option("--health-cmd", "check its health by this command line, in its shell", "LINE"),
+    Option("--health-interval", "so often (30s)", "TIME", parse=parse_duration),
+    Option("--health-timeout", "a check that takes longer has failed (30s)", "TIME", parse=parse_duration),
+    Option("--health-retries", "so many failures in a row make it unhealthy (3)", "N", parse=whole(1)),
+    Option("--health-start-period", "failures at first that don't count (0s)", "TIME", parse=parse_duration),
+    Option("--health-start-interval", "and how often to check then (5s)", "TIME", parse=parse_duration),
+    Option("--no-healthcheck", "make no health checks, whatever the image says"),
+    Option("--pid", "share the processes of another instance", "container:NAME", complete="container"),
+    Option("--nesting", "allow containers inside of it (docs/nesting.md)"),
     Option("--stop-signal", "what `insula stop` sends", "SIGNAL"),
     Option("--stop-timeout", "and how long it then waits (10s)", "TIME", parse=parse_duration),
     Option("--log-size", "rotate its log at this size (10m)", "SIZE", parse=parse_size),
@@ -183,7 +225,7 @@ _PRIVILEGED = "no instance gets the host's rights; --cap-add gives some of its o
 ELSEWHERE = {
     **dict.fromkeys(("-p", "--publish", "-P", "--publish-all"), _PUBLISH),
     **dict.fromkeys(("-v", "--volume", "--mount", "--volumes-from"), _VOLUME),
-    **dict.fromkeys(("--privileged", "--pid", "--ipc", "--device", "--security-opt"), _PRIVILEGED),
+    **dict.fromkeys(("--privileged", "--ipc", "--device", "--security-opt"), _PRIVILEGED),
     "--net": "did you mean --network?",
     "--pids-limit": "did you mean --pids?",
     "--platform": "images are of this host's architecture",

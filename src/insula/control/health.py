@@ -1,0 +1,233 @@
+"""The health checks of all instances: one clock, and only so many checks at a time.
+
+A thousand instances are no thousand tasks: `HealthChecks` keeps their next checks in one heap, by the time they are
+due, and one timer for the first of them. A check is a process that joins the instance, as by `insula exec`: within its
+limits, as its user, with its rights. Beyond a few a tenant's checks wait for each other, so that one with many that
+hang delays only its own. What a check prints is kept up to a bound; one that takes too long is killed by its PID.
+
+What was found is kept in memory: when `insulad` starts again an instance is `starting` anew, and the checking goes on.
+A check that the insulad before had begun, and that nobody waits for any more, is killed then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import random
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from insula.container.runtime import Attachment, Exec, Runtime
+from insula.control.launch import Launcher
+from insula.control.recorder import Recorder
+from insula.model.errors import InsulaError, NotFound
+from insula.model.health import HealthPlan, plan
+from insula.model.views import ExecSpec, Health, Probe
+
+if TYPE_CHECKING:
+    from insula.control.supervisor import Member
+
+log = logging.getLogger("insula.health")
+AT_ONCE: Final = 8  # checks of one tenant
+OUTPUT: Final = 4096  # bytes of a check's output that are kept
+LOG: Final = 5  # checks that are remembered
+PREFIX: Final = "health"
+"""How the exec IDs of checks begin: by it the next insulad knows them."""
+_SIGKILL = 9
+_RETRY = 1.0
+_TRIES = 30
+
+
+class Monitor:
+    """What is known of one start of an instance that has checks; `over` once that start is."""
+
+    def __init__(self, member: Member, plan: HealthPlan) -> None:
+        self.member = member
+        self.plan = plan
+        self.started = member.status.started or time.time()
+        self.health = Health(status="starting")
+        self.process: dict[str, Any] | None = None  # as in the OCI runtime-spec; the same for each check
+        self.over = False
+
+    def judge(self, probe: Probe) -> Health:
+        """The health after one more check."""
+        before, status, failures = self.health, self.health.status, 0
+        if probe.exit_status == 0:
+            status = "healthy"
+        elif before.status != "starting" or probe.started - self.started >= self.plan.start_period:
+            failures = before.failures + 1
+            if failures >= self.plan.retries:
+                status = "unhealthy"
+        return Health(status=status, failures=failures, log=[*before.log, probe][-LOG:])
+
+
+class HealthChecks:
+    """`spawn` makes a task that the daemon ends when it ends itself."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        launcher: Launcher,
+        recorder: Recorder,
+        spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]],
+    ) -> None:
+        self._runtime = runtime
+        self._launcher = launcher
+        self._recorder = recorder
+        self._spawn = spawn
+        self._numbers = itertools.count()
+        self._due: list[tuple[float, int, Monitor]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: Counter[str] = Counter()  # by tenant
+        self._waiting: defaultdict[str, deque[Monitor]] = defaultdict(deque)
+
+    def begin(self, member: Member, *, adopted: bool = False) -> None:
+        """It runs: check it from now on, if somebody asked for that. Of those adopted all would be due at once."""
+        self.end(member)
+        if adopted:
+            self._spawn(self._sweep(member))
+        try:
+            wanted = plan(member.instance.spec.healthcheck, member.instance.config.healthcheck)
+        except InsulaError as error:
+            log.warning("instance %s/%s has no health checks: %s", *member.key, error)
+            return
+        if wanted:
+            member.monitor = monitor = Monitor(member, wanted)
+            pause = wanted.pause("starting", time.time() - monitor.started)
+            self._schedule(monitor, pause * random.random() if adopted else pause)
+
+    def end(self, member: Member) -> None:
+        """It ended, and with it what ran inside."""
+        if member.monitor:
+            member.monitor.over = True
+            member.monitor = None
+
+    # -- the clock -------------------------------------------------------------------------------------------------
+
+    def _schedule(self, monitor: Monitor, pause: float) -> None:
+        loop = asyncio.get_running_loop()
+        heapq.heappush(self._due, (loop.time() + pause, next(self._numbers), monitor))
+        if self._timer is None or self._due[0][0] < self._timer.when():
+            self._set_timer(loop)
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = loop.call_at(self._due[0][0], self._ring) if self._due else None
+
+    def _ring(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._due and self._due[0][0] <= loop.time():
+            self._begin_check(heapq.heappop(self._due)[2])
+        self._set_timer(loop)
+
+    def _begin_check(self, monitor: Monitor) -> None:
+        tenant, state = monitor.member.instance.tenant, monitor.member.status.state
+        if monitor.over:
+            return
+        if state != "running":  # one that is paused can't answer, and is not asked
+            self._schedule(monitor, monitor.plan.interval)
+        elif self._running[tenant] < AT_ONCE:
+            self._running[tenant] += 1
+            self._spawn(self._check(monitor)).add_done_callback(lambda _: self._check_ended(tenant))
+        else:
+            self._waiting[tenant].append(monitor)
+
+    def _check_ended(self, tenant: str) -> None:
+        self._running[tenant] -= 1
+        waiting = self._waiting[tenant]
+        while waiting and self._running[tenant] < AT_ONCE:
+            self._begin_check(waiting.popleft())
+        if not self._running[tenant]:
+            del self._running[tenant], self._waiting[tenant]
+
+    # -- one check -------------------------------------------------------------------------------------------------
+
+    async def _check(self, monitor: Monitor) -> None:
+        probe = await self._probe(monitor)
+        if monitor.over:
+            return
+        before, monitor.health = monitor.health, monitor.judge(probe)
+        now = monitor.health
+        if now.status != before.status:
+            details = {} if now.status == "healthy" else {"failures": now.failures, "exit_status": probe.exit_status}
+            self._recorder.record(monitor.member, now.status, **details)
+        self._schedule(monitor, monitor.plan.pause(now.status, time.time() - monitor.started))
+
+    async def _probe(self, monitor: Monitor) -> Probe:
+        container, exec_id = monitor.member.instance.id, PREFIX + os.urandom(6).hex()
+        started, status, output = time.time(), None, bytearray()
+        try:
+            async with asyncio.timeout(monitor.plan.timeout):
+                await self._runtime.exec_as(container, exec_id, Exec(await self._process(monitor)))
+                status = await self._result(container, exec_id, output)
+        except TimeoutError:
+            output += f"\nkilled after {monitor.plan.timeout:g} s".encode()
+            await self._kill(monitor, exec_id)
+        except InsulaError as error:
+            status, output[:] = error.exit_status, str(error).encode()
+        self._runtime.forget(container, exec_id)
+        text = output.decode(errors="replace").strip()
+        return Probe(started=started, finished=time.time(), exit_status=status, output=text)
+
+    async def _process(self, monitor: Monitor) -> dict[str, Any]:
+        if monitor.process is None:
+            member, spec = monitor.member, ExecSpec(command=monitor.plan.command)
+            monitor.process = await asyncio.to_thread(self._launcher.exec_process, member.tenant, member.instance, spec)
+        return monitor.process
+
+    async def _result(self, container: str, exec_id: str, output: bytearray) -> int | None:
+        """The exit status of a check; what it prints is added to `output`."""
+        try:
+            stream = await self._runtime.attach(container, exec_id)
+        except NotFound:  # it ended at once, or the keeper did: the status is what counts
+            return (await self._runtime.wait(container, exec_id)).exit_status
+        reading = asyncio.ensure_future(_read(stream, output))
+        try:
+            record = await self._runtime.wait(container, exec_id)
+            if not reading.done():
+                await stream.finish()
+                await asyncio.wait([reading], timeout=_RETRY)
+        finally:
+            reading.cancel()
+            stream.close()
+        return record.exit_status
+
+    async def _kill(self, monitor: Monitor, exec_id: str) -> None:
+        """It must be gone before the next one. While its instance is frozen it may not even have begun, or not end."""
+        container, tries = monitor.member.instance.id, 0
+        while not monitor.over and tries < _TRIES:
+            tries += monitor.member.status.state == "running"
+            with contextlib.suppress(NotFound):
+                self._runtime.signal(container, _SIGKILL, exec_id, group=True)
+            with contextlib.suppress(NotFound, TimeoutError):
+                async with asyncio.timeout(_RETRY):
+                    await self._runtime.wait(container, exec_id)
+                    return
+            await asyncio.sleep(_RETRY / 10)
+
+    async def _sweep(self, member: Member) -> None:
+        """Kills what an earlier insulad had begun to check with."""
+        container = member.instance.id
+        for exec_id in self._runtime.execs(container):
+            if exec_id.startswith(PREFIX):
+                with contextlib.suppress(NotFound):
+                    self._runtime.signal(container, _SIGKILL, exec_id, group=True)
+                with contextlib.suppress(NotFound):
+                    await self._runtime.wait(container, exec_id)
+                self._runtime.forget(container, exec_id)
+
+
+async def _read(stream: Attachment, output: bytearray) -> None:
+    """Up to the bound; then it is closed, and the keeper throws away what comes."""
+    async for _, data in stream:
+        output += data[: OUTPUT - len(output)]
+        if len(output) >= OUTPUT:
+            stream.close()
+            return

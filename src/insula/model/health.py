@@ -1,0 +1,75 @@
+"""Health checks: what is asked of an instance, out of what its user and its image say. Pure.
+
+A process that runs may still not work: it hangs, it lost its database. So a command is run beside it now and then,
+and its exit status is the verdict. Docker made this part of images (dockerfile, HEALTHCHECK), and its rules hold:
+
+    starting    from the start on, until a check succeeds
+    healthy     after a check that succeeded
+    unhealthy   after so many failures in a row as `retries` says; failures in the start period are not counted
+
+What a user says is laid over what the image says, field by field; a user who names another test, or none, replaces
+only that.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from insula.model.errors import Invalid
+from insula.model.objects import Healthcheck
+from insula.model.units import shorten
+
+SHELL: Final = "/bin/sh"
+LEAST: Final = 1.0
+"""Seconds between checks, at least: each is a process that the host must start."""
+_LONGEST: Final = 86_400.0
+_DEFAULTS: Final = {"interval": 30.0, "timeout": 30.0, "start_period": 0.0, "start_interval": 5.0}
+
+
+class HealthPlan(NamedTuple):
+    """A complete health check: `command` is what is executed, times are seconds."""
+
+    command: list[str]
+    interval: float
+    timeout: float
+    retries: int
+    start_period: float
+    start_interval: float
+
+    def pause(self, status: str, age: float) -> float:
+        """Seconds until the next check of an instance that was started `age` seconds ago."""
+        early = status == "starting" and age < self.start_period
+        return min(self.interval, self.start_interval) if early else self.interval
+
+
+def plan(own: Healthcheck | None, image: Healthcheck | None) -> HealthPlan | None:
+    """What to do, or None if nobody asks for checks. Raises Invalid."""
+    own, image = own or Healthcheck(), image or Healthcheck()
+    test = own.test if own.test is not None else image.test or []
+    values = {
+        name: next((v for v in (getattr(own, name), getattr(image, name)) if v is not None), default)
+        for name, default in _DEFAULTS.items()
+    }
+    for name, value in values.items():
+        words = name.replace("_", " ")
+        least = 0.0 if name == "start_period" else LEAST
+        if not least <= value <= _LONGEST:
+            raise Invalid(f"a health check's {words} of {shorten(value)} s makes no sense", f"use {least:g}s to 24h")
+    retries = next((n for n in (own.retries, image.retries) if n is not None), 3)
+    if not 1 <= retries <= 1000:
+        raise Invalid(f"{shorten(retries)} retries of a health check make no sense", "use 1 to 1000")
+    command = _command(test)
+    return None if command is None else HealthPlan(command, retries=retries, **values)
+
+
+def _command(test: list[str]) -> list[str] | None:
+    kind, *words = test or ["NONE"]
+    if kind == "NONE":
+        return None
+    if kind == "CMD" and words and words[0]:
+        return words
+    if kind == "CMD-SHELL" and len(words) == 1 and words[0]:
+        return [SHELL, "-c", words[0]]
+    raise Invalid(
+        f"a health check can't be {shorten(test)}", 'write ["CMD", PROGRAM, …], ["CMD-SHELL", LINE] or ["NONE"]'
+    )
