@@ -1,0 +1,240 @@
+"""Paused: nothing inside runs, everything is kept; and what each other verb means then. As docker-pause(1) has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Cli
+from tests.support.daemon import Daemon
+from tests.support.wait import until
+from tests.system.conftest import TenantFactory
+
+COUNT = "trap 'echo done; exit 3' TERM; i=0; while :; do i=$((i+1)); echo $i > /count; usleep 1000; done"
+
+
+def state(cli: Cli, name: str = "web") -> str:
+    [view] = cli.json("inspect", name)
+    found: str = view["status"]["state"]
+    return found
+
+
+def count(cli: Cli, name: str = "web") -> int:
+    """How far it has counted; read without running anything inside."""
+    pid = cli.json("inspect", name)[0]["status"]["pid"]
+    text = Path(f"/proc/{pid}/root/count").read_text()
+    return int(text or 0)
+
+
+def goes_on(cli: Cli, name: str = "web") -> None:
+    before = count(cli, name)
+    until(lambda: count(cli, name) > before, "it counts")
+
+
+@pytest.fixture
+def web(cli: Cli) -> Iterator[Cli]:
+    """An instance `web` that counts."""
+    cli.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", COUNT)
+    until_it_counts(cli)
+    yield cli
+
+
+def until_it_counts(cli: Cli) -> None:
+    def begun() -> bool:
+        try:
+            return count(cli) > 0
+        except FileNotFoundError:
+            return False
+
+    until(begun, "it has begun to count")
+
+
+def stands_still(cli: Cli, name: str = "web") -> None:
+    """Not one turn in a time that is enough for a hundred."""
+    before = count(cli, name)
+    time.sleep(0.1)
+    assert count(cli, name) == before
+
+
+def test_it_stands_still_and_goes_on(web: Cli) -> None:
+    assert web.ok("pause", "web") == "web"
+    assert state(web) == "paused"
+    assert "paused" in web.ok("ps")
+    stands_still(web)
+    pid = web.json("inspect", "web")[0]["status"]["pid"]
+    assert web.ok("unpause", "web") == "web"
+    assert state(web) == "running"
+    goes_on(web)
+    assert web.json("inspect", "web")[0]["status"]["pid"] == pid, "the same process"
+
+
+def test_resume_is_another_word_for_it(web: Cli) -> None:
+    web.ok("pause", "web")
+    assert web.ok("resume", "web") == "web"
+    goes_on(web)
+
+
+def test_what_makes_no_sense_is_said(web: Cli) -> None:
+    assert "not paused" in web.fails("unpause", "web")
+    web.ok("pause", "web")
+    assert "paused already" in web.fails("pause", "web")
+    web.ok("kill", "web")
+    web.ok("wait", "web")
+    assert "not running" in web.fails("pause", "web")
+    assert "not paused" in web.fails("unpause", "web")
+    web.fails("pause", "nobody")
+
+
+def test_nothing_can_run_in_it(web: Cli) -> None:
+    web.ok("pause", "web")
+    for words, status in ((("exec", "web", "true"), 125), (("attach", "web"), 1), (("start", "web"), 1)):
+        assert "web is paused" in web.fails(*words, status=status)
+    web.ok("unpause", "web")
+    web.ok("exec", "web", "true")
+
+
+def test_files_can_be_copied(web: Cli, tmp_path: Path) -> None:
+    web.ok("pause", "web")
+    web.ok("cp", "web:/count", tmp_path / "count")
+    assert int((tmp_path / "count").read_text() or 0) == count(web), "as it was when it was frozen"
+    (tmp_path / "note").write_text("for later")
+    web.ok("cp", tmp_path / "note", "web:/note")
+    web.ok("unpause", "web")
+    assert web.ok("exec", "web", "cat", "/note") == "for later"
+
+
+def test_it_can_be_looked_at(web: Cli) -> None:
+    web.ok("pause", "web")
+    assert any("sh" in process["command"] for process in web.json("top", "web"))
+    assert "paused" in web.ok("explain", "web")
+    web.ok("update", "web", "--pids", "77")
+    assert state(web) == "paused"
+
+
+def test_stop_wakes_it(web: Cli) -> None:
+    web.ok("pause", "web")
+    web.ok("stop", "web")
+    [view] = web.json("inspect", "web")
+    assert (view["status"]["state"], view["status"]["exit"]["exit_status"]) == ("exited", 3), "its own handler ran"
+    assert web.ok("logs", "web") == "done"
+
+
+@pytest.mark.parametrize(("signal", "status"), [("KILL", "137"), ("TERM", "3")])
+def test_a_signal_that_ends_it_wakes_it(web: Cli, signal: str, status: str) -> None:
+    web.ok("pause", "web")
+    web.ok("kill", "-s", signal, "web")
+    assert web.ok("wait", "web") == status
+
+
+def test_other_signals_wait(cli: Cli) -> None:
+    script = "trap 'echo hup' HUP; echo ready; while :; do usleep 1000; done"
+    cli.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", script)
+    until(lambda: cli.ok("logs", "web") == "ready", "it is ready")
+    cli.ok("pause", "web")
+    cli.ok("kill", "-s", "HUP", "web")
+    assert (state(cli), cli.ok("logs", "web")) == ("paused", "ready")
+    cli.ok("unpause", "web")
+    until(lambda: cli.ok("logs", "web") == "ready\nhup", "the signal is taken")
+
+
+def test_rm(web: Cli) -> None:
+    web.ok("pause", "web")
+    assert "is paused" in web.fails("rm", "web")
+    web.ok("rm", "-f", "web")
+    assert web.json("ps", "-a") == []
+
+
+def test_restart(web: Cli) -> None:
+    web.ok("pause", "web")
+    web.ok("restart", "web")
+    assert state(web) == "running"
+    until_it_counts(web)
+
+
+def test_a_restart_policy_takes_no_notice_until_it_ends(cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "web", "--restart", "always", "busybox", "sh", "-c", COUNT)
+    until_it_counts(cli)
+    cli.ok("pause", "web")
+    assert cli.json("inspect", "web")[0]["status"]["restarts"] == 0
+    cli.ok("kill", "web")
+
+    def again() -> bool:
+        status = cli.json("inspect", "web")[0]["status"]
+        return bool(status["state"] == "running" and status["restarts"] == 1)
+
+    until(again, "it runs again, and is not paused")
+
+
+def test_one_that_many_processes_are_in(cli: Cli) -> None:
+    script = "for i in $(seq 30); do (while :; do usleep 500; done) & done; echo ready; wait"
+    cli.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", script)
+    until(lambda: cli.ok("logs", "web") == "ready", "it is ready")
+    for _ in range(3):
+        cli.ok("pause", "web")
+        cli.ok("unpause", "web")
+    cli.ok("exec", "web", "true")
+
+
+def test_events_tell(web: Cli, daemon: Daemon) -> None:
+    revision = web.json("status")["revision"]
+    web.ok("pause", "web")
+    web.ok("update", "web", "--pids", "99")
+    web.ok("unpause", "web")
+    wanted = ["paused", "update", "unpaused"]
+    events = web.start("events", "--from-revision", str(revision))
+    try:
+        assert events.stdout is not None
+        seen: list[str] = []
+        for line in events.stdout:
+            if f"{web.tenant}/web" in line:
+                seen.append(line.split()[2])
+            if len(seen) >= len(wanted):
+                break
+        assert seen == wanted
+    finally:
+        events.kill()
+        events.communicate()
+
+
+def test_a_neighbour_is_not_affected(web: Cli, tenants: TenantFactory) -> None:
+    web.ok("run", "-d", "--name", "near", "busybox", "sh", "-c", COUNT)
+    web.ok("pause", "web")
+    other = tenants()
+    other.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", COUNT)
+    until_it_counts(other)
+    goes_on(other)
+    assert web.ok("exec", "near", "echo", "well") == "well"
+
+
+# -- the daemon comes and goes ---------------------------------------------------------------------------------------
+
+
+def test_paused_is_what_the_kernel_says_also_to_the_next_daemon(fresh: Daemon) -> None:
+    cli = fresh.cli
+    for name in ("web", "other", "doomed"):
+        cli.ok("run", "-d", "--name", name, "busybox", "sh", "-c", COUNT)
+    until_it_counts(cli)
+    cli.ok("pause", "web", "doomed")
+    for kill in (True, False):
+        if kill:
+            for process in ("insulad", "keeper", "spawner"):
+                fresh.kill(process)
+        else:
+            fresh.stop()
+        fresh.start()
+        assert (state(cli), state(cli, "other")) == ("paused", "running")
+        stands_still(cli)
+    cli.ok("rm", "-f", "doomed")
+    cli.ok("unpause", "web")
+    goes_on(cli)
+
+
+def test_down_takes_paused_ones_down(fresh: Daemon) -> None:
+    fresh.cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+    fresh.cli.ok("pause", "web")
+    assert fresh.snapshot().cgroups
+    fresh.down()
+    assert not fresh.snapshot().cgroups
