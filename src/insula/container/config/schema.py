@@ -53,9 +53,8 @@ def number_list(text: str) -> str:
     """As in ``0-3,7`` (cpuset(7), list format); empty means unset."""
     for part in text.split(",") if text else ():
         first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        digits = first.isascii() and first.isdigit() and last.isascii() and last.isdigit() and len(first + last) < 20
-        if not digits or int(first) > int(last):
+        numbers = [first, last] if dash else [first]
+        if not all(n.isascii() and n.isdecimal() and len(n) <= 5 for n in numbers) or int(first) > int(numbers[-1]):
             return "is not a list as in 0-3,7"
     return ""
 

@@ -1,0 +1,93 @@
+"""``kill ID [SIGNAL]``: a signal to PID 1 of a container, or with --all to every process of its control group.
+
+PID 1 of a PID namespace takes all others with it when it dies, so a SIGKILL to it is enough. A container that shares
+the PID namespace of others has no such process: there SIGKILL goes to the whole group.
+
+"container not running" is what containerd looks for, to know that its kill came too late.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from insula.kernel import process
+from insula.kernel.cgroups import Cgroup
+from insula.model.errors import Failed, Invalid
+from insula.oci.state import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.oci.options import Arguments
+    from insula.oci.state import Record
+
+
+def run(arguments: Arguments) -> int:
+    container = Container(arguments.root, arguments.id)
+    number = signal_number(arguments.signal or "TERM")
+    with container:
+        record = container.load()
+        group = Cgroup(record["cgroup"]) if record["cgroup"] else None
+        everyone = arguments.all or (number == signal.SIGKILL and not _has_pid_namespace(container))
+        if everyone and group:
+            signal_all(group, number)
+        else:
+            _signal_first(container, record, number)
+        if number == signal.SIGKILL and group and group.frozen():
+            group.thaw()  # version 1 of the freezer keeps even the dead in it
+    return 0
+
+
+def _signal_first(container: Container, record: Record, number: int) -> None:
+    gone = Failed(f"container not running: {container.id}", "its process has ended; delete it")
+    if container.status(record) == "stopped":
+        raise gone
+    try:
+        pidfd = process.open_process(record["pid"], record["start_time"])
+    except ProcessLookupError:
+        raise gone from None
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        raise gone from None
+    finally:
+        os.close(pidfd)
+
+
+def signal_all(group: Cgroup, number: int) -> None:
+    """Send a signal to every process of a control group and those below it."""
+    if number == signal.SIGKILL:
+        group.kill()
+        return
+    for pid in group.processes():
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            if pid in group.processes():  # still, now that the descriptor holds it
+                signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            continue
+        finally:
+            os.close(pidfd)
+
+
+def _has_pid_namespace(container: Container) -> bool:
+    """Whether the container has a PID namespace of its own, as opposed to one that it inherited or joined."""
+    entries = container.config().get("linux", {}).get("namespaces", ())
+    return any(entry["type"] == "pid" and not entry.get("path") for entry in entries)
+
+
+def signal_number(text: str) -> int:
+    """The signal that ``9``, ``KILL``, ``SIGKILL``, ``SIGRTMIN+3`` or ``SIGRTMAX-1`` means (signal(7))."""
+    names = {str(number): int(number) for number in signal.valid_signals()}
+    names |= {each.name: int(each) for each in signal.Signals}
+    for offset in range(signal.SIGRTMAX - signal.SIGRTMIN + 1):
+        names[f"SIGRTMIN+{offset}"] = signal.SIGRTMIN + offset
+        names[f"SIGRTMAX-{offset}"] = signal.SIGRTMAX - offset
+    name = text.upper()
+    number = names.get(name) or names.get(f"SIG{name}")
+    if number is None:
+        raise Invalid(f"there is no signal {text[:60]!r}", "as in TERM, SIGKILL, 9 or RTMIN+3")
+    return number

@@ -1,0 +1,30 @@
+"""``list``: the containers below --root, for people or as JSON."""
+
+from __future__ import annotations
+
+from insula.model.plainjson import dumps
+from insula.oci.state import containers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.oci.options import Arguments
+
+_COLUMNS = ("id", "pid", "status", "bundle", "created", "owner")
+
+
+def run(arguments: Arguments) -> int:
+    found = containers(arguments.root)
+    if arguments.quiet:
+        for container in found:
+            print(container.id)
+        return 0
+    # one that is deleted meanwhile has no record any more
+    states = [container.oci_state(record) for container in found if (record := container.record())]
+    if arguments.format == "json":
+        print(dumps(states))
+        return 0
+    rows = [[name.upper() for name in _COLUMNS], *([str(state[name]) for name in _COLUMNS] for state in states)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0

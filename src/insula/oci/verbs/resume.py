@@ -1,0 +1,24 @@
+"""``resume ID``: let the processes of a paused container go on."""
+
+from __future__ import annotations
+
+from insula.model.errors import Conflict
+from insula.oci.state import Container
+from insula.oci.verbs.pause import group_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.oci.options import Arguments
+
+
+def run(arguments: Arguments) -> int:
+    container = Container(arguments.root, arguments.id)
+    with container:
+        record = container.load()
+        group = group_of(record)
+        if not group.frozen():
+            raise Conflict(
+                f"container {container.id} is {container.status(record)}", "only a paused one can be resumed"
+            )
+        group.thaw()
+    return 0
