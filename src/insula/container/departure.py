@@ -1,7 +1,10 @@
 """The last steps of a process that becomes the user's program: give up what is left, then execve(2).
 
 The order is what keeps it possible: each step takes a right that a later one gives away. The seccomp filter comes last,
-so that it need not allow what the steps before it do; with no_new_privs set, loading one takes no right at all.
+so that it need not allow what the steps before it do; with no_new_privs set, loading one takes no right at all. Without
+it, loading takes CAP_SYS_ADMIN, and the filter must come before that goes (runc has the same two places).
+
+The same function ends the preparation of PID 1 and of a process that joins, by the engine and by `insula-oci`.
 """
 
 from __future__ import annotations
@@ -9,77 +12,198 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from typing import Any, NamedTuple, NoReturn
 
 from insula.container.steps import StepError, step
-from insula.kernel import linux
-from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid
-from insula.kernel.seccomp_load import load
+from insula.kernel import linux, scheduling
+from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, to_names
+from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, NamedTuple, NoReturn
+
+    class Filter(NamedTuple):
+        """A compiled seccomp program, and the flags to load it with (seccomp(2))."""
+
+        program: bytes
+        flags: int = 0
+else:
+    from collections import namedtuple
+
+    Filter = namedtuple("Filter", ("program", "flags"), defaults=(0,))
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LIMITS = {"RLIMIT_LOCKS": 10}  # what Python's resource lacks
+_RLIM_INFINITY = (1 << 64) - 1
+_MAX_PASSWD = 1 << 20
 _interpreter = os.stat("/proc/self/exe")
 
 
-class Filter(NamedTuple):
-    """A compiled seccomp program, and the flags to load it with (seccomp(2))."""
+def departure(
+    process: dict[str, Any],
+    program: Filter | None,
+    keep: int = 0,
+    *,
+    personality: Mapping[str, Any] | None = None,
+    joins: bool = False,
+    listener: Callable[[int], object] | None = None,
+    warn: Callable[[str], object] | None = None,
+) -> NoReturn:
+    """Become `process` (of the OCI runtime-spec), or raise StepError with the step that was refused.
 
-    program: bytes
-    flags: int = 0
+    keep         descriptors from 3 on that the program inherits; all others are closed by execve
+    personality  linux.personality of the config
+    joins        the process is not the container's first: execCPUAffinity holds for it
+    listener     is given the descriptor of a filter that notifies, and returns when somebody else has it
+    warn         is told what could not be granted and the spec lets pass
 
-
-def departure(process: dict[str, Any], program: Filter | None, keep: int = 0) -> NoReturn:
-    """Limits, user, capabilities, filter, execve: in the order in which each still has the right to happen."""
+    Who made the process has set oom_score_adj, which takes /proc of the host, and the initial CPU affinity.
+    """
     user = process.get("user") or {}
-    capabilities = Capabilities.from_oci(process.get("capabilities"))
+    environment = dict(entry.partition("=")[::2] for entry in process.get("env") or ())
+    directory = process.get("cwd") or "/"
     for limit in process.get("rlimits") or ():
-        number = getattr(resource, limit["type"])
-        # RLIM_INFINITY is all ones in the spec, and -1 to Python
-        value = tuple(-1 if limit[bound] == (1 << 64) - 1 else limit[bound] for bound in ("soft", "hard"))
-        if resource.getrlimit(number) != value:
-            step(f"set {limit['type']}", lambda n=number, v=value: set_limit(n, v))  # type: ignore[misc]
-    if process.get("noNewPrivileges"):
+        step(f"set {limit['type']}", lambda one=limit: set_limit(one))  # type: ignore[misc]
+    set_attributes(process, personality, joins)
+    if "HOME" not in environment:
+        environment["HOME"] = home(user.get("uid", 0))
+    entered = enter(directory)  # root may enter what the user may not, as runc has it
+    linux.close_range(3 + keep, 0x7FFFFFFF, linux.CLOSE_RANGE_CLOEXEC)
+    for fd in range(3, 3 + keep):
+        os.set_inheritable(fd, True)
+    restricted = process.get("noNewPrivileges")
+    if restricted:
         step("set no_new_privs", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1))
-    elif program is not None:  # without it a filter takes CAP_SYS_ADMIN, which is about to go
-        step("load the seccomp filter", lambda: load(*program))
+    elif program is not None:
+        step("load the seccomp filter", lambda: load_filter(program, listener))
+    capabilities, missing = Capabilities.from_oci(process.get("capabilities")).grantable()
+    if missing and warn:
+        warn(f"capabilities that cannot be granted: {', '.join(to_names(missing))}")
     step("drop capabilities", lambda: before_setuid(capabilities))
     step("change the user", lambda: change_user(user))
     step("drop capabilities", lambda: after_setuid(capabilities))
     os.umask(user.get("umask", 0o022))
-    step("enter the working directory", lambda: os.chdir(process.get("cwd") or "/"))
-    linux.close_range(3 + keep, 0x7FFFFFFF, linux.CLOSE_RANGE_CLOEXEC)
-    for fd in range(3, 3 + keep):
-        os.set_inheritable(fd, True)
-    if program is not None and process.get("noNewPrivileges"):
-        step("load the seccomp filter", lambda: load(*program))
-    execute(process["args"], process.get("env") or [])
+    if not entered:
+        step("enter the working directory", lambda: change_directory(directory))
+    if restricted and program is not None:
+        step("load the seccomp filter", lambda: load_filter(program, listener))
+    execute(process["args"], environment)
 
 
-def set_limit(number: int, value: tuple[int, int]) -> None:
-    """setrlimit(2), with an OSError as all else here: Python makes a ValueError of EPERM and EINVAL."""
+def set_attributes(process: dict[str, Any], personality: Mapping[str, Any] | None, joins: bool) -> None:
+    """Scheduling, personality and labels: what takes rights but isn't one."""
+    if scheduler := process.get("scheduler"):
+        step("set the scheduler", lambda: scheduling.set_scheduler(scheduler))
+    if priority := process.get("ioPriority"):
+        step("set the I/O priority", lambda: scheduling.set_io_priority(priority))
+    if joins and (processors := (process.get("execCPUAffinity") or {}).get("final")):
+        step("set the CPU affinity", lambda: scheduling.set_affinity(processors))
+    if personality:
+        step("set the personality", lambda: scheduling.set_personality(personality))
+    profile, label = process.get("apparmorProfile"), process.get("selinuxLabel")
+    if profile and profile != "unconfined":
+        from insula.kernel.lsm import set_apparmor_profile
+
+        step(f"set the AppArmor profile {profile}", lambda: set_apparmor_profile(profile))
+    if label:
+        from insula.kernel.lsm import set_selinux_label
+
+        step(f"set the SELinux label {label}", lambda: set_selinux_label(label))
+
+
+def set_limit(limit: Mapping[str, Any]) -> None:
+    """setrlimit(2), if it isn't so already; with an OSError as all else here: Python makes a ValueError of EPERM."""
+    number = _LIMITS[limit["type"]] if limit["type"] in _LIMITS else getattr(resource, limit["type"])
+    # RLIM_INFINITY is all ones in the spec, and -1 to Python
+    soft, hard = (-1 if limit[bound] == _RLIM_INFINITY else limit[bound] for bound in ("soft", "hard"))
     try:
-        resource.setrlimit(number, value)
+        if resource.getrlimit(number) != (soft, hard):
+            resource.setrlimit(number, (soft, hard))
+    except OverflowError:
+        raise OSError(errno.EINVAL, "it is above what Linux counts to, and not infinite") from None
     except ValueError:
         raise PermissionError(errno.EPERM, "it is above what insulad itself may have") from None
 
 
+def home(uid: int) -> str:
+    """The home directory that /etc/passwd inside names for the user, "/" if it names none."""
+    try:
+        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            lines = os.read(fd, _MAX_PASSWD).split(b"\n")
+        finally:
+            os.close(fd)
+    except OSError:
+        return "/"
+    for line in lines:
+        fields = line.split(b":")
+        if len(fields) >= 6 and fields[2] == b"%d" % uid and fields[5]:
+            return os.fsdecode(fields[5]).replace("\0", "") or "/"
+    return "/"
+
+
+def enter(directory: str) -> bool:
+    """Whether the working directory was entered; False if it takes another user to be allowed to."""
+    try:
+        change_directory(directory)
+    except PermissionError:
+        return False
+    except OSError as error:
+        raise StepError("enter the working directory", error) from None
+    return True
+
+
+def change_directory(path: str) -> None:
+    """chdir(2) within the root."""
+    os.chdir(path)
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # such as /proc/self/fd/7, if that were a directory of the host (CVE-2024-21626)
+        raise PermissionError(errno.EACCES, "it is outside of the container", path) from None
+
+
+def load_filter(program: Filter, listener: Callable[[int], object] | None) -> None:
+    """Load the filter; from here on each system call goes through it."""
+    result = load(*program)
+    if program.flags & SECCOMP_FILTER_FLAG_NEW_LISTENER:
+        if listener is None:
+            raise OSError(errno.EOPNOTSUPP, "nobody listens to its notifications")
+        listener(result)
+
+
 def change_user(user: dict[str, Any]) -> None:
-    os.setgroups(user.get("additionalGids") or [])
+    """The groups and IDs of `process.user`; who asks for no groups must not fail where nobody may set them."""
+    groups = user.get("additionalGids") or []
+    try:
+        os.setgroups(groups)
+    except PermissionError:
+        if groups or not setgroups_denied():
+            raise
     gid, uid = user.get("gid", 0), user.get("uid", 0)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
 
-def execute(args: list[str], environment: list[str]) -> NoReturn:
+def setgroups_denied() -> bool:
+    """Whether the user namespace forbids setgroups(2), as one made by an ordinary user does (user_namespaces(7))."""
+    try:
+        with open("/proc/self/setgroups") as file:
+            return file.read(5) == "deny\n"
+    except OSError:
+        return False
+
+
+def execute(args: list[str], environment: dict[str, str]) -> NoReturn:
     """execve(2) with the search of execvp(3) along the PATH of the new environment."""
-    env = dict(entry.partition("=")[::2] for entry in environment)
     name = args[0]
-    candidates = [name] if "/" in name else [f"{d or '.'}/{name}" for d in env.get("PATH", _PATH).split(":")]
+    candidates = [name] if "/" in name else [f"{d or '.'}/{name}" for d in environment.get("PATH", _PATH).split(":")]
     failure = OSError(errno.ENOENT, "no such file in the PATH", name)
     for candidate in candidates:
         try:
             if _is_this_interpreter(candidate):
                 raise OSError(errno.EPERM, "it is the runtime's own program", name)
-            os.execve(candidate, args, env)
+            os.execve(candidate, args, environment)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError as error:
@@ -92,5 +216,5 @@ def execute(args: list[str], environment: list[str]) -> NoReturn:
 
 
 def _is_this_interpreter(path: str) -> bool:
-    """Whether `path`, such as /proc/self/exe, is the host's file that runs this code (CVE-2019-5736)."""
+    """Whether `path`, such as /proc/self/exe, is the copy that runs this code: nobody means to start that."""
     return os.path.samestat(os.stat(path), _interpreter)

@@ -103,13 +103,29 @@ class Capabilities(NamedTuple):
 
     @classmethod
     def from_oci(cls, sets: Mapping[str, Iterable[str]] | None) -> Capabilities:
-        """From `process.capabilities` of the OCI runtime-spec; a missing set is empty. `Invalid` on unknown names.
+        """From `process.capabilities` of the OCI runtime-spec; a missing set is empty. `Invalid` on unknown names."""
+        return cls(**{field: to_mask((sets or {}).get(field) or ()) for field in cls._fields})
 
-        An ambient capability that is not permitted and inheritable too could not be raised: it is left out.
+    def grantable(self) -> tuple[Capabilities, int]:
+        """What of it the calling thread can have: the sets, and a mask of all that is missing in one of them.
+
+        Nobody gets what he has not: not more permitted than there is, not effective or ambient what is not permitted,
+        nothing inheritable that is not in the bounding set.
         """
-        masks = {field: to_mask((sets or {}).get(field) or ()) for field in cls._fields}
-        masks["ambient"] &= masks["permitted"] & masks["inheritable"]
-        return cls(**masks)
+        _, have, inherits = _capget()
+        permitted = self.permitted & have
+        inheritable = self.inheritable & (inherits | have & self.bounding)
+        sets = Capabilities(
+            self.bounding,
+            self.effective & permitted,
+            permitted,
+            inheritable,
+            self.ambient & permitted & inheritable,
+        )
+        missing = 0
+        for wanted, granted in zip(self, sets, strict=True):
+            missing |= wanted & ~granted
+        return sets, missing
 
     def to_oci(self) -> dict[str, list[str]]:
         """The inverse of `from_oci`."""

@@ -115,6 +115,7 @@ _NR: Final = {
     "clone3": 435,
     "close_range": 436,
     "openat2": 437,
+    "pidfd_getfd": 438,
     "mount_setattr": 442,
     **_OLD.get(os.uname().machine, {}),
 }
@@ -172,6 +173,11 @@ def unshare(flags: int) -> None:
 def setns(fd: int, flags: int) -> None:
     """setns(2): join the namespace (or, with a pidfd, the namespaces) behind `fd`; the calling thread only."""
     _call("setns", fd, flags)
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2): a copy of a descriptor of another process, close-on-exec."""
+    return _call("pidfd_getfd", pidfd, fd, 0)
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:

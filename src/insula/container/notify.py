@@ -1,0 +1,69 @@
+"""Handing over a seccomp listener: who decides about the system calls that a profile answers with SCMP_ACT_NOTIFY.
+
+The kernel stops such a call and asks whoever holds the filter's listener, a descriptor that seccomp(2) returns to the
+process that loads the filter (seccomp_unotify(2)). That is the container's process, which must not answer for itself:
+an agent of the host shall, over the socket `listenerPath`. Between loading the filter and handing the listener over
+there is nobody to answer, so the child does no more than write(2), which a profile can't notify about, and the
+parent takes the descriptor out of it by pidfd_getfd(2):
+
+    child                                        parent
+    seccomp() → 7
+    write: {"event": "listener", "fd": 7}   →    pidfd_getfd(child, 7)
+                                                 container process state and descriptor → listenerPath
+    read                                    ←    {"event": "listening"}
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+
+from insula.kernel import linux
+from insula.model.plainjson import dumps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_PATIENCE = 10.0  # seconds for the agent to take it
+
+
+def offer(sync: int, listener: int) -> None:
+    """In the child: tell the parent behind the socket `sync` of the listener, and wait until an agent has it."""
+    os.write(sync, dumps({"event": "listener", "fd": listener}).encode())
+    if not os.read(sync, 4096):
+        os._exit(1)  # without a parent there is no agent: the next call could wait for ever
+
+
+def pass_on(pidfd: int, listener: int, profile: Mapping[str, Any], state: Mapping[str, Any], pid: int) -> None:
+    """In the parent: send the container process state and its descriptor to the profile's `listenerPath`.
+
+    `listener` is the number in the process behind `pidfd`; `state` is the container's (runtime.md of the runtime-spec);
+    `pid` the process, which may be one that joins. OSError if the process is gone or nobody listens there.
+    """
+    message = {
+        "ociVersion": state["ociVersion"],
+        "fds": ["seccompFd"],
+        "pid": pid,
+        **({"metadata": profile["listenerMetadata"]} if profile.get("listenerMetadata") else {}),
+        "state": state,
+    }
+    data = dumps(message).encode()
+    path = profile["listenerPath"]
+    fd = linux.pidfd_getfd(pidfd, listener)
+    try:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_PATIENCE)
+            sock.connect(path)
+            rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
+            sent = sock.sendmsg([data], rights)
+            sock.sendall(data[sent:])
+        except OSError as error:
+            raise OSError(error.errno, f"listenerPath: {error.strerror or error}", path) from None
+        finally:
+            sock.close()
+    finally:
+        os.close(fd)

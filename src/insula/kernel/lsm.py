@@ -1,0 +1,56 @@
+"""Labels of Linux Security Modules: under which profile or context the next program runs (AppArmor, SELinux).
+
+Where such a module is enabled, a process has attributes in /proc/PID/attr (proc_pid_attr(5)). What is written into
+`exec` holds from its next execve(2) on. The write must reach the kernel and nothing else: in a container, /proc could
+be a plain directory of the image, or something could be mounted over the file, and the program would run unconfined
+without anybody noticing (CVE-2019-16884, CVE-2025-52881). So /proc is checked to be procfs, and no link and no other
+mount is crossed in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from insula.kernel import linux
+
+_PROC_SUPER_MAGIC = 0x9FA0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def set_apparmor_profile(name: str) -> None:
+    """Run the next program under this profile, which must be loaded. OSError says why not; EINVAL: no AppArmor."""
+    try:
+        _write("apparmor/exec", f"exec {name}")  # since Linux 5.8 each module has attributes of its own
+    except FileNotFoundError:
+        _write("exec", f"exec {name}")
+
+
+def set_selinux_label(label: str) -> None:
+    """Run the next program in this context; its keyring gets the label too. OSError (EINVAL): no SELinux."""
+    _write("exec", label)
+    _write("keycreate", label)
+
+
+def _write(attribute: str, value: str) -> None:
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if _filesystem(proc) != _PROC_SUPER_MAGIC:
+            raise OSError(2, "it is not procfs", "/proc")
+        resolve = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_XDEV
+        fd = linux.openat2(proc, f"{os.getpid()}/attr/{attribute}", os.O_WRONLY, resolve=resolve)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    finally:
+        os.close(proc)
+
+
+def _filesystem(fd: int) -> int:
+    """What kind of file system a descriptor is on: f_type of fstatfs(2)."""
+    answer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, answer) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"fstatfs: {os.strerror(error)}")
+    return int.from_bytes(answer.raw[:4], "little")

@@ -1,0 +1,137 @@
+"""How the kernel shares out processors and disks to a process, and as which system it shows itself to it.
+
+Four things of the OCI runtime-spec's `process` and `linux`, a system call each:
+
+    scheduler         sched_setattr(2): the policy (sched(7)), its nice value, priority or deadline
+    ioPriority        ioprio_set(2): which requests the disk serves first, where its I/O scheduler cares
+    execCPUAffinity   sched_setaffinity(2): the processors it may run on
+    personality       personality(2): LINUX32 makes uname(2) answer as a 32-bit machine
+
+All of them pass to children and stay over execve(2). Real-time policies and the real-time class of I/O take
+CAP_SYS_NICE of the host: who made the process may have it where the process in its user namespace has not. So the
+first two take a `pid`, and do nothing about what is already so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+POLICIES = {
+    "SCHED_OTHER": 0,
+    "SCHED_FIFO": 1,
+    "SCHED_RR": 2,
+    "SCHED_BATCH": 3,
+    "SCHED_ISO": 4,  # in the spec, but in no kernel: EINVAL
+    "SCHED_IDLE": 5,
+    "SCHED_DEADLINE": 6,
+}
+FLAGS = {
+    "SCHED_FLAG_RESET_ON_FORK": 0x01,
+    "SCHED_FLAG_RECLAIM": 0x02,
+    "SCHED_FLAG_DL_OVERRUN": 0x04,
+    "SCHED_FLAG_KEEP_POLICY": 0x08,
+    "SCHED_FLAG_KEEP_PARAMS": 0x10,
+    "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
+    "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
+}
+IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+DOMAINS = {"LINUX": 0, "LINUX32": 8}
+
+_NR = {
+    "x86_64": {"sched_setattr": 314, "sched_getattr": 315, "ioprio_set": 251, "ioprio_get": 252},
+    "aarch64": {"sched_setattr": 274, "sched_getattr": 275, "ioprio_set": 30, "ioprio_get": 31},
+    "riscv64": {"sched_setattr": 274, "sched_getattr": 275, "ioprio_set": 30, "ioprio_get": 31},
+}.get(os.uname().machine, {})
+_ATTR = struct.Struct("IIQiIQQQII")  # linux/sched/types.h: size, policy, flags, nice, priority, three times, two clamps
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_CLASS_SHIFT = 13
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def set_scheduler(scheduler: Mapping[str, Any], pid: int = 0) -> None:
+    """`process.scheduler` of the spec for one thread, by default the calling one; times are nanoseconds.
+
+    OSError: EPERM without the right to it, EINVAL for values that the policy does not have, EBUSY if the processors
+    have no more time to promise.
+    """
+    flags = 0
+    for name in scheduler.get("flags") or ():
+        flags |= FLAGS[name]
+    wanted = _ATTR.pack(
+        _ATTR.size,
+        POLICIES[scheduler["policy"]],
+        flags,
+        scheduler.get("nice") or 0,
+        scheduler.get("priority") or 0,
+        scheduler.get("runtime") or 0,
+        scheduler.get("deadline") or 0,
+        scheduler.get("period") or 0,
+        0,
+        0,
+    )
+    # whether it is so already is compared without the clamps, which the kernel fills in
+    if get_scheduler(pid)[4:48] != wanted[4:48]:
+        _call("sched_setattr", pid, wanted, 0)
+
+
+def get_scheduler(pid: int = 0) -> bytes:
+    """struct sched_attr of a thread, as sched_getattr(2) fills it in."""
+    attr = ctypes.create_string_buffer(_ATTR.size)
+    _call("sched_getattr", pid, attr, _ATTR.size, 0)
+    return attr.raw
+
+
+def set_io_priority(priority: Mapping[str, Any], pid: int = 0) -> None:
+    """`process.ioPriority` of the spec: a class, and within it 0 (first) to 7. OSError (EPERM) without the right."""
+    wanted = IO_CLASSES[priority["class"]] << _IOPRIO_CLASS_SHIFT | (priority.get("priority") or 0)
+    if _call("ioprio_get", _IOPRIO_WHO_PROCESS, pid) != wanted:
+        _call("ioprio_set", _IOPRIO_WHO_PROCESS, pid, wanted)
+
+
+def set_affinity(processors: str, pid: int = 0) -> None:
+    """Run on these processors only, a list as in ``0-3,7``; ValueError if it is none, OSError if none is there."""
+    os.sched_setaffinity(pid, parse_list(processors))
+
+
+def parse_list(processors: str) -> set[int]:
+    """The numbers of a list as in ``0-3,7`` (cpuset(7)); ValueError on anything else, or a number above 65535."""
+    numbers: set[int] = set()
+    for part in processors.split(","):
+        first, dash, last = part.strip().partition("-")
+        for number in (first, last) if dash else (first,):
+            if not (number.isascii() and number.isdecimal() and len(number) <= 5 and int(number) < 1 << 16):
+                raise ValueError(f"{processors!r:.60} is no list of processors")
+        if dash and int(first) > int(last):
+            raise ValueError(f"{processors!r:.60} has a range that ends before it begins")
+        numbers.update(range(int(first), int(last if dash else first) + 1))
+    return numbers
+
+
+def set_personality(personality: Mapping[str, Any]) -> None:
+    """`linux.personality` of the spec for the calling process. OSError (EINVAL): the spec defines no flags so far."""
+    if personality.get("flags"):
+        raise OSError(22, "personality has no flags")
+    if _libc.personality(ctypes.c_ulong(DOMAINS[personality["domain"]])) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"personality: {os.strerror(error)}")
+
+
+def _call(name: str, *args: int | bytes | ctypes.Array[ctypes.c_char]) -> int:
+    """syscall(2): integers go as long, bytes as char pointers."""
+    if name not in _NR:
+        raise OSError(38, f"{name}: not known on {os.uname().machine}")
+    arguments = (ctypes.c_long(a) if isinstance(a, int) else a for a in args)
+    result: int = _libc.syscall(ctypes.c_long(_NR[name]), *arguments)
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{name}: {os.strerror(error)}")
+    return result
