@@ -16,62 +16,33 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from insula.kernel import linux
 
-_ATTRIBUTES = {
-    "ro": linux.MOUNT_ATTR_RDONLY,
-    "nosuid": linux.MOUNT_ATTR_NOSUID,
-    "nodev": linux.MOUNT_ATTR_NODEV,
-    "noexec": linux.MOUNT_ATTR_NOEXEC,
-    "noatime": linux.MOUNT_ATTR_NOATIME,
-    "nodiratime": linux.MOUNT_ATTR_NODIRATIME,
-    "strictatime": linux.MOUNT_ATTR_STRICTATIME,
-    "nosymfollow": linux.MOUNT_ATTR_NOSYMFOLLOW,
-}
-_IGNORED = {"rw", "suid", "dev", "exec", "relatime", "defaults", "async", "diratime", "atime", "bind", "rbind"}
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    from insula.kernel.mount_options import Attributes
+
 _MAX_VALUE = 255  # bytes of a value that fsconfig(2) takes
-_PROPAGATION = {
-    "private": linux.MS_PRIVATE,
-    "rprivate": linux.MS_PRIVATE | linux.MS_REC,
-    "slave": linux.MS_SLAVE,
-    "rslave": linux.MS_SLAVE | linux.MS_REC,
-    "shared": linux.MS_SHARED,
-    "rshared": linux.MS_SHARED | linux.MS_REC,
-    "unbindable": linux.MS_UNBINDABLE,
-    "runbindable": linux.MS_UNBINDABLE | linux.MS_REC,
-}
 
 
-class Options(NamedTuple):
-    """The options of an OCI mount, taken apart: attributes of the mount, propagation, data for the file system."""
+def filesystem(
+    fstype: str, data: Sequence[str] = (), attributes: int = 0, source: str | None = None, place: str = "/dev"
+) -> int:
+    """A detached mount of a new file system; `data` as ``key=value`` or ``flag``.
 
-    attributes: int
-    propagation: int
-    recursive: bool
-    data: list[str]
-
-
-def parse_options(options: Iterable[str]) -> Options:
-    """Sort mount(8) options as the OCI runtime-spec lists them."""
-    attributes = propagation = 0
-    recursive, data = False, []
-    for option in options:
-        if option in _ATTRIBUTES:
-            attributes |= _ATTRIBUTES[option]
-        elif option in _PROPAGATION:
-            propagation = _PROPAGATION[option]
-        elif option in _IGNORED:
-            recursive = recursive or option == "rbind"
-        else:
-            data.append(option)
-    return Options(attributes, propagation, recursive, data)
-
-
-def filesystem(fstype: str, data: Iterable[str] = (), attributes: int = 0, source: str | None = None) -> int:
-    """A detached mount of a new file system; `data` as ``key=value`` or ``flag``."""
+    Values that are too long for fsconfig(2) take the old mount(2), which needs a directory of the caller's mount
+    namespace, `place`, to mount on for a moment.
+    """
+    if any(len(os.fsencode(option.partition("=")[2])) > _MAX_VALUE for option in data):
+        linux.mount(source or fstype, place, fstype, 0, ",".join(data))
+        try:
+            return bind(place, attributes=attributes)
+        finally:
+            linux.umount2(place, linux.MNT_DETACH)
     context = linux.fsopen(fstype)
     try:
         if source is not None:
@@ -95,16 +66,8 @@ def overlay(lower: Sequence[str], upper: str, work: str, *, volatile: bool = Fal
 
     All options together must fit into one page: keep the paths short (they may be relative).
     """
-    values = {"lowerdir": ":".join(lower), "upperdir": upper, "workdir": work}
-    data = [f"{key}={value}" for key, value in values.items()] + (["volatile"] if volatile else [])
-    if all(len(os.fsencode(value)) <= _MAX_VALUE for value in values.values()):
-        return filesystem("overlay", data, source="overlay")
-    # mount(2) takes more, but needs a place: on `work`, as long as it takes to copy the mount
-    linux.mount("overlay", work, "overlay", 0, ",".join(data))
-    try:
-        return bind(work)
-    finally:
-        linux.umount2(work, linux.MNT_DETACH)
+    data = [f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}"]
+    return filesystem("overlay", [*data, "volatile"] if volatile else data, source="overlay", place=work)
 
 
 def bind(source: str, *, recursive: bool = False, attributes: int = 0, dirfd: int = linux.AT_FDCWD) -> int:
@@ -139,13 +102,30 @@ def set_attributes(fd: int, attributes: int, *, recursive: bool = False) -> None
     linux.mount_setattr(fd, "", set_=attributes, clear=clear, flags=flags)
 
 
-def attach(mount: int, target: int, propagation: int = 0) -> None:
-    """Attach a detached mount on the file or directory behind `target`."""
-    linux.move_mount(mount, target, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH)
-    if propagation:
-        recursive = bool(propagation & linux.MS_REC)
+def change(fd: int, attributes: Attributes, *, recursive: bool = False) -> None:
+    """Set and clear attributes of the mount behind `fd`; `recursive`: of all mounts below it too."""
+    if attributes:
         flags = linux.AT_EMPTY_PATH | (linux.AT_RECURSIVE if recursive else 0)
-        linux.mount_setattr(mount, "", propagation=propagation & ~linux.MS_REC, flags=flags)
+        linux.mount_setattr(fd, "", set_=attributes.set, clear=attributes.clear, flags=flags)
+
+
+def propagate(fd: int, propagation: int) -> None:
+    """Set the propagation type (MS_PRIVATE, MS_SLAVE, …) of the mount behind `fd`; with MS_REC of all below it too."""
+    if propagation:
+        flags = linux.AT_EMPTY_PATH | (linux.AT_RECURSIVE if propagation & linux.MS_REC else 0)
+        linux.mount_setattr(fd, "", propagation=propagation & ~linux.MS_REC, flags=flags)
+
+
+def set_idmap(fd: int, userns: int, *, recursive: bool = False) -> None:
+    """Show the owners of the files behind a detached mount through the user namespace `userns`."""
+    flags = linux.AT_EMPTY_PATH | (linux.AT_RECURSIVE if recursive else 0)
+    linux.mount_setattr(fd, "", set_=linux.MOUNT_ATTR_IDMAP, userns=userns, flags=flags)
+
+
+def attach(mount: int, target: int, propagation: int = 0) -> None:
+    """Attach a detached mount on the file or directory behind `target`; one that is attached already moves there."""
+    linux.move_mount(mount, target, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH)
+    propagate(mount, propagation)
 
 
 def open_beneath(root: int, path: str, *, links: bool = True, flags: int = os.O_PATH) -> int:
@@ -190,3 +170,9 @@ def _with_log(context: int, error: OSError, fstype: str) -> OSError:
         pass
     text = f"{fstype}: {'; '.join(lines)}" if lines else f"mount {fstype}: {error.strerror}"
     return OSError(error.errno, text, error.filename)
+
+
+def parse_options(options: Iterable[str]) -> Any:
+    from insula.kernel.mount_options import Options
+
+    return Options(options)

@@ -1,0 +1,126 @@
+"""The options of a mount as mount(8) and the OCI runtime-spec (config.md, "Linux mount options") name them.
+
+Four kinds of things go by the name of option, and the kernel has a call for each:
+
+    ro, nosuid, noexec, noatime, …    attributes of the mount, one place in the tree: mount_setattr(2)
+    rro, rnosuid, …                   the same for the mount and all below it: mount_setattr(2) with AT_RECURSIVE
+    private, rshared, …               propagation, whether mounts made later here appear elsewhere (mount_namespaces(7))
+    size=1g, mode=755, …              parameters of the file system, whoever mounts it: fsconfig(2)
+
+Only what is named is set or cleared: a bind mount keeps the rest of what its source has.
+"""
+
+from __future__ import annotations
+
+from insula.kernel import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_ATIME = linux.MOUNT_ATTR__ATIME
+_ATTRIBUTES = {
+    # option: (bits to clear, bits to set)
+    "ro": (0, linux.MOUNT_ATTR_RDONLY),
+    "rw": (linux.MOUNT_ATTR_RDONLY, 0),
+    "nosuid": (0, linux.MOUNT_ATTR_NOSUID),
+    "suid": (linux.MOUNT_ATTR_NOSUID, 0),
+    "nodev": (0, linux.MOUNT_ATTR_NODEV),
+    "dev": (linux.MOUNT_ATTR_NODEV, 0),
+    "noexec": (0, linux.MOUNT_ATTR_NOEXEC),
+    "exec": (linux.MOUNT_ATTR_NOEXEC, 0),
+    "nodiratime": (0, linux.MOUNT_ATTR_NODIRATIME),
+    "diratime": (linux.MOUNT_ATTR_NODIRATIME, 0),
+    "nosymfollow": (0, linux.MOUNT_ATTR_NOSYMFOLLOW),
+    "symfollow": (linux.MOUNT_ATTR_NOSYMFOLLOW, 0),
+    # one field: who sets a part of it clears all of it
+    "noatime": (_ATIME, linux.MOUNT_ATTR_NOATIME),
+    "strictatime": (_ATIME, linux.MOUNT_ATTR_STRICTATIME),
+    "relatime": (_ATIME, 0),
+    "atime": (_ATIME, 0),
+    "nostrictatime": (_ATIME, 0),
+    "norelatime": (0, 0),
+}
+_PROPAGATION = {
+    "private": linux.MS_PRIVATE,
+    "slave": linux.MS_SLAVE,
+    "shared": linux.MS_SHARED,
+    "unbindable": linux.MS_UNBINDABLE,
+}
+_SUPERBLOCK = ("sync", "dirsync", "lazytime", "nolazytime", "mand", "nomand")
+_WITHOUT_EFFECT = ("defaults", "async", "silent", "loud", "iversion", "noiversion", "acl", "noacl")
+_OURS = ("bind", "rbind", "remount", "idmap", "ridmap", "tmpcopyup")
+
+NAMES = (
+    *_ATTRIBUTES,
+    *(f"r{name}" for name in _ATTRIBUTES),
+    *_PROPAGATION,
+    *(f"r{name}" for name in _PROPAGATION),
+    *_SUPERBLOCK,
+    *_WITHOUT_EFFECT,
+    *_OURS,
+)
+"""Every option that is not the file system's own, for `insula-oci features`."""
+
+
+class Attributes:
+    """Bits of MOUNT_ATTR_* to set and to clear."""
+
+    __slots__ = ("clear", "set")
+
+    def __init__(self) -> None:
+        self.set = self.clear = 0
+
+    def add(self, name: str) -> None:
+        """The last of two contradicting options holds."""
+        clear, set_ = _ATTRIBUTES[name]
+        self.clear = self.clear & ~set_ | clear
+        self.set = self.set & ~clear | set_
+        if set_ & _ATIME:
+            self.clear |= _ATIME
+
+    def __bool__(self) -> bool:
+        return bool(self.set or self.clear)
+
+
+class Options:
+    """Options taken apart. `data` is what the file system gets; `propagation` has MS_REC for the recursive kinds."""
+
+    __slots__ = ("all_below", "bind", "copy_up", "data", "idmap", "own", "propagation", "recursive", "remount")
+
+    def __init__(self, options: Iterable[str] = ()) -> None:
+        self.own = Attributes()  # of the mount itself
+        self.all_below = Attributes()  # of it and every mount below
+        self.propagation = 0
+        self.bind = self.recursive = False
+        self.remount = False
+        self.copy_up = False
+        self.idmap = ""  # idmap, ridmap, or empty
+        self.data: list[str] = []
+        for option in options:
+            self._add(option)
+
+    def _add(self, option: str) -> None:
+        if option in _ATTRIBUTES:
+            self.own.add(option)
+        elif option in _PROPAGATION:
+            self.propagation = _PROPAGATION[option]
+        elif option in ("bind", "rbind"):
+            self.bind, self.recursive = True, self.recursive or option == "rbind"
+        elif option == "remount":
+            self.remount = True
+        elif option == "tmpcopyup":
+            self.copy_up = True
+        elif option in ("idmap", "ridmap"):
+            self.idmap = option
+        elif option[:1] == "r" and option[1:] in _ATTRIBUTES:
+            self.all_below.add(option[1:])
+        elif option[:1] == "r" and option[1:] in _PROPAGATION:
+            self.propagation = _PROPAGATION[option[1:]] | linux.MS_REC
+        elif option not in _WITHOUT_EFFECT and not option.startswith("x-"):
+            self.data.append(option)
+
+    @property
+    def attributes(self) -> int:
+        """What a new mount has from its birth: fsmount(2) takes them."""
+        return self.own.set | self.all_below.set
