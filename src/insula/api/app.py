@@ -15,6 +15,7 @@ from insula.api.host import HostController
 from insula.api.images import ImageController
 from insula.api.instances import InstanceController, list_all_instances
 from insula.api.networks import NetworkController
+from insula.api.stats import STATS
 from insula.api.tenants import TenantController
 from insula.control.cloud import Cloud
 
@@ -54,6 +55,7 @@ def create_app(cloud: Cloud) -> ASGIApp:
                     ImageController,
                     InstanceController,
                     HostController,
+                    *STATS,
                     list_all_instances,
                 ],
             )

@@ -36,6 +36,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "rm": ("lifecycle", "remove instances"),
     "cp": ("cp", "copy files between an instance and the host"),
     "inspect": ("inspect", "everything about an object, as JSON"),
+    "stats": ("stats", "what instances use: processor, memory, network, disk, and who waits for what"),
     "top": ("top", "the processes of an instance, inside and on the host"),
     "explain": ("explain", "what makes an instance isolated"),
     "whois": ("whois", "whose instance a process of the host belongs to"),
@@ -76,7 +77,6 @@ ELSEWHERE = {
     "remove": "rm",
     "shell": "exec -it",
     "console": "attach",
-    "stats": "top",
     "info": "status",
 }
 

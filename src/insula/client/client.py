@@ -218,6 +218,14 @@ class Instances(Resource):
     def top(self, tenant: str, name: str) -> Objects:
         return self._call("GET", tenant, name, "top")  # type: ignore[no-any-return]
 
+    def stats(
+        self, tenant: str | None = None, names: Sequence[str] = (), *, interval: float | None = None
+    ) -> Iterator[Object]:
+        """What these instances use, or all that run (of every tenant for None): {"time", "instances"}, once, or every
+        `interval` seconds."""
+        where = ("stats",) if tenant is None else ("tenants", tenant, "stats")
+        return self.client.lines("GET", *where, query={"name": [*names], "interval": interval})
+
     def explain(self, tenant: str, name: str) -> Object:
         return self._call("GET", tenant, name, "explain")  # type: ignore[no-any-return]
 

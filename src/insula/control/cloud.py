@@ -19,6 +19,7 @@ from insula.control.keys import NETWORKS, TENANTS
 from insula.control.networks import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
 from insula.control.reconcile import Reconciler
 from insula.control.settings import Settings
+from insula.control.stats import Stats
 from insula.control.supervisor import Supervisor
 from insula.control.tenants import DEFAULT, Tenants
 from insula.image.store import ImageStore
@@ -32,7 +33,7 @@ _THREADS = 64
 
 
 class Cloud:
-    """`tenants`, `networks`, `images`, `instances`, `host` and `events` are the verbs; see their classes."""
+    """`tenants`, `networks`, `images`, `instances`, `stats`, `host` and `events` are the verbs; see their classes."""
 
     def __init__(self, engine: Engine) -> None:
         self.settings = engine.settings
@@ -43,6 +44,7 @@ class Cloud:
         self.images = Images(engine, self.tenants)
         admission = Admission(engine, self.tenants, self.networks, self.images, self.supervisor.launcher)
         self.instances = Instances(self.tenants, admission, self.supervisor)
+        self.stats = Stats(self.supervisor, self.tenants, self.instances.find)
         self.events = Events(engine)
         self.host = Host(self.supervisor)
         self.reconciler = Reconciler(self.tenants, self.networks, self.instances, self.supervisor)

@@ -28,6 +28,7 @@ _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
+_GETSTATS = 94
 _F_REQUEST, _F_ACK, _F_DUMP, _F_REPLACE, _F_EXCL, _F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
 _F_CAPPED, _F_ACK_TLVS, _F_DUMP_INTR = 0x100, 0x200, 0x10
 _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
@@ -46,6 +47,7 @@ IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD: Final = 2
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
 NDA_DST, NDA_LLADDR = 1, 2
+IFLA_STATS_LINK_64: Final = 1
 NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 2, 4
 
 _HEADER = struct.Struct("=IHHII")
@@ -53,6 +55,7 @@ _LINK = struct.Struct("=BxHiII")
 _ADDR = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=8BI")
 _NEIGH = struct.Struct("=BxxxiHBB")
+_STATS = struct.Struct("=BxxxiI")
 
 
 class NetlinkError(OSError):
@@ -342,6 +345,18 @@ class Rtnl:
                 return None
             raise
 
+    def traffic(self, index: int) -> tuple[int, int] | None:
+        """Bytes that the link has received and sent (RTM_GETSTATS); None if there is no such link."""
+        try:
+            body = self._get(_GETSTATS, _STATS.pack(0, index, 1 << (IFLA_STATS_LINK_64 - 1)))
+        except NetlinkError as error:
+            if error.errno == 19:  # ENODEV
+                return None
+            raise
+        counters = rtattr.parse(body[_STATS.size :])[IFLA_STATS_LINK_64]  # struct rtnl_link_stats64
+        received, sent = struct.unpack_from("=QQ", counters, 16)
+        return received, sent
+
     def addresses(self) -> list[Address]:
         """All IPv4 and IPv6 addresses of the namespace."""
         return [_parse_address(body) for body in self._dump(_GETADDR, _ADDR.pack(0, 0, 0, 0, 0))]
@@ -369,7 +384,7 @@ class Rtnl:
                     if number != sequence:
                         continue
                     if answer == _NLMSG_ERROR:
-                        raise _error("get link", flags, payload) or NetlinkError(5, "get link: no answer")
+                        raise _error("get", flags, payload) or NetlinkError(5, "get: no answer")
                     return payload
 
     def _dump(self, type_: int, body: bytes) -> list[bytes]:

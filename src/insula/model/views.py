@@ -116,6 +116,34 @@ class ExecSpec(Struct, kw_only=True):
 # -- reports -------------------------------------------------------------------------------------------------------
 
 
+class InstanceStats(Struct, kw_only=True):
+    """What an instance uses. Counters count from its start; None is what nobody counts, or of one that doesn't run."""
+
+    tenant: str
+    name: str
+    state: str
+    cpu: float | None = None  # CPUs in use, on average since the sample before: 1.5 is one and a half
+    cpu_limit: float | None = None  # its own, or else the tenant's; so are the others
+    cpu_time: int | None = None  # nanoseconds
+    throttled: int | None = None  # nanoseconds that it waited because of its limit
+    memory: int | None = None  # bytes, without page cache that is given back at once
+    memory_limit: int | None = None
+    pids: int | None = None  # processes and threads
+    pids_limit: int | None = None
+    received: int | None = None  # bytes through its port
+    sent: int | None = None
+    read: int | None = None  # bytes from and to block devices
+    written: int | None = None
+    pressure: dict[str, dict[str, float]] = {}  # cpu, memory, io → some, full: percent of the last 10 s; cgroup v2
+
+
+class StatsSample(Struct, kw_only=True):
+    """All that was asked for, at one time."""
+
+    time: float
+    instances: list[InstanceStats]
+
+
 class ProcessView(Struct, kw_only=True):
     """One process of an instance. `pids` are its numbers from the host's PID namespace inward (pid_namespaces(7))."""
 

@@ -83,6 +83,9 @@ class Fabric(Protocol):
     def installed(self, tenant: Tenant) -> Installed:
         """Read back from the kernel."""
 
+    def traffic(self, tenant: Tenant, ports: Iterable[Port]) -> dict[int, tuple[int, int]]:
+        """Bytes that each instance has received and sent through its port, by the port's index."""
+
     def host_drift(self) -> list[str]:
         """What differs from what the fabric installs in the host's own namespace, as text."""
 

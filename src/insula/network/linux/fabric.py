@@ -215,6 +215,13 @@ class LinuxFabric:
             found.drift.append("the resolver does not run")
         return found
 
+    def traffic(self, tenant: Tenant, ports: Iterable[Port]) -> dict[int, tuple[int, int]]:
+        """As our end of each pair counts it: nobody inside can reset or hide that."""
+        rtnl = self._domain(tenant).rtnl
+        counted = ((port.index, rtnl.traffic(plan.port_index(port.index))) for port in ports)
+        # what it has sent we have received
+        return {index: (found[1], found[0]) for index, found in counted if found}
+
     def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router:
         """Where probes enter and leave the tenant's namespace; the caller closes `netns`."""
         domain = self._domain(tenant)

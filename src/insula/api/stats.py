@@ -1,0 +1,36 @@
+"""/v1/stats, and below tenants and instances: what instances use, as JSON lines, each a `StatsSample`."""
+
+from __future__ import annotations
+
+from litestar import get
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.response import Stream
+
+from insula.api.parameters import Interval, Name, Names, TheCloud
+from insula.api.streams import NDJSON, json_lines, primed
+from insula.model.views import StatsSample
+
+_ANSWER = {200: ResponseSpec(StatsSample, generate_examples=False, description="lines of JSON", media_type=NDJSON)}
+
+
+@get("/stats", tags=["host"], summary="What the instances of all tenants use", responses=_ANSWER)
+async def all_stats(cloud: TheCloud, interval: Interval = None) -> Stream:
+    return json_lines(await primed(cloud.stats.of(None, interval=interval)))
+
+
+@get("/tenants/{tenant:str}/stats", tags=["tenants"], summary="What a tenant's instances use", responses=_ANSWER)
+async def tenant_stats(cloud: TheCloud, tenant: Name, names: Names = None, interval: Interval = None) -> Stream:
+    return json_lines(await primed(cloud.stats.of(tenant, names or (), interval=interval)))
+
+
+@get(
+    "/tenants/{tenant:str}/instances/{name:str}/stats",
+    tags=["instances"],
+    summary="What it uses",
+    responses=_ANSWER,
+)
+async def instance_stats(cloud: TheCloud, tenant: Name, name: Name, interval: Interval = None) -> Stream:
+    return json_lines(await primed(cloud.stats.of(tenant, [name], interval=interval)))
+
+
+STATS = (all_stats, tenant_stats, instance_stats)

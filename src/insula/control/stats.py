@@ -1,0 +1,157 @@
+"""What instances use, measured while somebody looks: nothing is sampled or kept otherwise.
+
+The counters are the kernel's: of the control group, of the host's end of the port. Only how much of the processors is
+in use takes two looks at a counter, so a series of samples begins with a look that nobody sees, and a single sample
+takes `FIRST` seconds. Files are read for those instances alone that are asked for, in a worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from insula.control.keys import TENANTS
+from insula.control.supervisor import Member, Supervisor
+from insula.control.tenants import Tenants
+from insula.kernel.cgroups import Cgroup
+from insula.model.errors import InsulaError
+from insula.model.objects import Limits, Port
+from insula.model.views import InstanceStats, StatsSample
+
+FIRST: Final = 0.5
+"""Seconds before the first sample."""
+
+Counters = dict[str, dict[str, Any]]
+"""What `Cgroup.stats` says, by the instance's ID."""
+Traffic = dict[int, tuple[int, int]]
+
+
+class Stats:
+    """`find` is that of `Instances`, which raises NotFound."""
+
+    def __init__(self, supervisor: Supervisor, tenants: Tenants, find: Callable[[str, str], Awaitable[Member]]) -> None:
+        self.supervisor = supervisor
+        self.tenants = tenants
+        self.find = find
+
+    async def of(
+        self, tenant: str | None, names: Sequence[str] = (), *, interval: float | None = None
+    ) -> AsyncIterator[StatsSample]:
+        """One sample, or one every `interval` seconds: of these instances, or of all that run then, of a tenant or (None)
+        of every tenant. NotFound if there is no such; a series ends when the last of these is removed."""
+        if tenant is not None:
+            await self.tenants.find(tenant)
+            for name in names:
+                await self.find(tenant, name)
+
+        def members() -> list[Member]:
+            return [m for m in self.supervisor.of(tenant) if (m.instance.name in names if names else m.active)]
+
+        async for sample in self._samples(members, interval):
+            yield sample
+            if names and not sample.instances:
+                return
+
+    async def _samples(
+        self, members: Callable[[], Sequence[Member]], interval: float | None
+    ) -> AsyncIterator[StatsSample]:
+        before, then = await self._counters(members()), time.monotonic()
+        await asyncio.sleep(FIRST)
+        while True:
+            present = members()
+            counters, now = await self._counters(present), time.monotonic()
+            traffic, limits = await self._traffic(present), await self._limits(present)
+            usage = [
+                _stats(member, counters, _used(member, before, counters, now - then), traffic, limits)
+                for member in present
+            ]
+            yield StatsSample(time=time.time(), instances=usage)
+            if interval is None:
+                return
+            before, then = counters, now
+            await asyncio.sleep(interval)
+
+    async def _counters(self, members: Iterable[Member]) -> Counters:
+        groups = {
+            member.instance.id: Cgroup(self.supervisor.launcher.cgroup(member.instance))
+            for member in members
+            if member.active
+        }
+
+        def read() -> Counters:
+            found: Counters = {}
+            for instance_id, group in groups.items():
+                with suppress(OSError):  # it has just ended
+                    found[instance_id] = group.stats()
+            return found
+
+        return await asyncio.to_thread(read)
+
+    async def _traffic(self, members: Iterable[Member]) -> Traffic:
+        """By the index of the port, which is unique among all tenants."""
+        ports: dict[str, list[Port]] = defaultdict(list)
+        owners = {}
+        for member in members:
+            if member.active and (port := member.instance.port):
+                ports[port.tenant].append(port)
+                owners[port.tenant] = member.tenant
+        engine, found = self.supervisor.engine, {}
+        for name, owner in owners.items():
+            with suppress(InsulaError, OSError):  # somebody took the tenant's network away: that is not our business
+                found.update(await engine.fabric_call(name, engine.fabric.traffic, owner, ports[name]))
+        return found
+
+    async def _limits(self, members: Iterable[Member]) -> dict[str, Limits]:
+        names = {member.instance.tenant for member in members}
+        found = [await TENANTS.get(self.supervisor.engine.store, name) for name in names]
+        return {each.value.name: each.value.limits for each in found if each}
+
+
+def _used(member: Member, before: Counters, now: Counters, seconds: float) -> float | None:
+    """CPUs in use between two looks. One that was started again in between has used what it has counted since."""
+    old: int | None = before.get(member.instance.id, {}).get("cpu", {}).get("usage")
+    new: int | None = now.get(member.instance.id, {}).get("cpu", {}).get("usage")
+    if new is None or old is None or seconds <= 0:
+        return None
+    return round((new - old if new >= old else new) / seconds / 1e9, 4)
+
+
+def _stats(
+    member: Member, counters: Counters, cpu: float | None, traffic: Traffic, limits: dict[str, Limits]
+) -> InstanceStats:
+    instance, found = member.instance, counters.get(member.instance.id)
+    whole, own = limits.get(instance.tenant, Limits()), instance.spec.resources
+    shown = InstanceStats(
+        tenant=instance.tenant,
+        name=instance.name,
+        state=member.status.state,
+        cpu_limit=own.cpus if own.cpus is not None else whole.cpus,
+        memory_limit=own.memory if own.memory is not None else whole.memory,
+        pids_limit=own.pids,
+    )
+    if found is None:
+        return shown
+    received, sent = traffic.get(instance.port.index, (None, None)) if instance.port else (None, None)
+    io = found.get("io", {}).values()
+    return msgspec.structs.replace(
+        shown,
+        cpu=cpu,
+        cpu_time=found.get("cpu", {}).get("usage"),
+        throttled=found.get("cpu", {}).get("throttled"),
+        memory=found.get("memory", {}).get("working_set"),
+        pids=found.get("pids", {}).get("current"),
+        received=received,
+        sent=sent,
+        read=sum(device.get("read_bytes", 0) for device in io),
+        written=sum(device.get("write_bytes", 0) for device in io),
+        pressure={
+            what: {kind: numbers["avg10"] for kind, numbers in kinds.items()}
+            for what, kinds in found.get("pressure", {}).items()
+        },
+    )
