@@ -1,0 +1,98 @@
+"""An assembler for eBPF, the machine that runs small programs inside the kernel (bpf(2), RFC 9669).
+
+It has ten registers of 64 bits and a stack. r1 holds the program's input when it begins, r0 its answer when it exits.
+An instruction has eight bytes, struct bpf_insn of linux/bpf.h:
+
+    code   8 bits    what to do; its last three bits are the class: load, 64-bit arithmetic, jump, …
+    dst    4 bits    the register that is changed or compared
+    src    4 bits    another register
+    off   16 bits    where in memory, or how many instructions to jump ahead
+    imm   32 bits    a constant
+
+Before it takes a program, the kernel follows every path through it, and refuses one that could read what it may not,
+or would not end. So programs are made of forward jumps, which here go to labels:
+
+    code = Assembler()
+    code.load32(0, 1, 4)                    # r0 = the second word of the input
+    code.jump_if_not_equal(0, 7, "no")
+    code.move(0, 1)
+    code.exit()
+    code.label("no")
+    code.move(0, 0)
+    code.exit()
+    program = code.assemble()
+"""
+
+from __future__ import annotations
+
+import struct
+
+# instruction classes, and with what they are combined: linux/bpf_common.h, linux/bpf.h
+LDX_MEM_W = 0x61  # dst = *(u32 *)(src + off)
+ALU64_MOV_K = 0xB7  # dst = imm
+ALU64_MOV_X = 0xBF  # dst = src
+ALU64_AND_K = 0x57  # dst &= imm, whose sign is extended
+ALU64_RSH_K = 0x77  # dst >>= imm
+JEQ_K = 0x15  # if dst == imm, whose sign is extended, go on off instructions ahead
+JNE_K = 0x55
+EXIT = 0x95
+
+INSTRUCTION = struct.Struct("<BBhi")
+
+
+class Assembler:
+    """Instructions one after another; `assemble` finds out how far each jump goes."""
+
+    def __init__(self) -> None:
+        self._code: list[tuple[int, int, int, int, int, str | None]] = []  # code, dst, src, off, imm, label
+        self._labels: dict[str, int] = {}
+
+    def load32(self, dst: int, src: int, offset: int) -> None:
+        """dst = the 32 bits at src + offset."""
+        self._add(LDX_MEM_W, dst, src, offset)
+
+    def move(self, dst: int, value: int) -> None:
+        """dst = value."""
+        self._add(ALU64_MOV_K, dst, value=value)
+
+    def move_register(self, dst: int, src: int) -> None:
+        """dst = src."""
+        self._add(ALU64_MOV_X, dst, src)
+
+    def and_(self, dst: int, bits: int) -> None:
+        """dst &= bits."""
+        self._add(ALU64_AND_K, dst, value=bits)
+
+    def shift_right(self, dst: int, bits: int) -> None:
+        """dst >>= bits."""
+        self._add(ALU64_RSH_K, dst, value=bits)
+
+    def jump_if_equal(self, dst: int, value: int, label: str) -> None:
+        """Go to `label` if dst == value."""
+        self._add(JEQ_K, dst, value=value, label=label)
+
+    def jump_if_not_equal(self, dst: int, value: int, label: str) -> None:
+        """Go to `label` if dst != value."""
+        self._add(JNE_K, dst, value=value, label=label)
+
+    def exit(self) -> None:
+        """End, with the answer in r0."""
+        self._add(EXIT)
+
+    def label(self, name: str) -> None:
+        """Jumps to `name` come here, to the next instruction."""
+        self._labels[name] = len(self._code)
+
+    def _add(
+        self, code: int, dst: int = 0, src: int = 0, offset: int = 0, value: int = 0, label: str | None = None
+    ) -> None:
+        self._code.append((code, dst, src, offset, value, label))
+
+    def assemble(self) -> bytes:
+        """The program as an array of struct bpf_insn. KeyError for a label that is nowhere."""
+        program = b""
+        for index, (code, dst, src, offset, value, label) in enumerate(self._code):
+            if label is not None:
+                offset = self._labels[label] - index - 1
+            program += INSTRUCTION.pack(code, src << 4 | dst, offset, value)
+        return program

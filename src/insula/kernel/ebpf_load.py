@@ -1,0 +1,110 @@
+"""Loading eBPF programs and attaching them to control groups: bpf(2).
+
+One system call does it all, by a command number and a union of structures (union bpf_attr of linux/bpf.h), whose parts
+that are not used are zero. A program is a descriptor, and lives while one is open or something holds it; a group that
+it is attached to does. With BPF_F_ALLOW_MULTI a group may have several programs, and all must agree; with
+BPF_F_REPLACE (Linux 5.6) one takes the place of another in one step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+PROG_TYPE_CGROUP_DEVICE = 15
+CGROUP_DEVICE = 6
+"""enum bpf_attach_type: consulted at every use of a device node."""
+
+_PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 5, 8, 9, 13, 15, 16
+_ALLOW_MULTI, _REPLACE = 2, 4
+_NUMBER = {"x86_64": 321, "ppc64le": 361, "s390x": 351}.get(os.uname().machine, 280)
+_ATTR_SIZE = 128
+_NAME_OFFSET = 64  # of bpf_prog_info.name
+_INFO_SIZE = 96
+_MOST_PROGRAMS = 64  # BPF_CGROUP_MAX_PROGS
+_LICENSE = b"Apache-2.0"  # it uses nothing that the kernel has for GPL programs only
+
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.restype = ctypes.c_long
+
+
+def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> int:
+    if isinstance(attr, bytes):
+        attr = ctypes.create_string_buffer(attr, _ATTR_SIZE)
+    result: int = _syscall(ctypes.c_long(_NUMBER), ctypes.c_long(command), attr, ctypes.c_long(_ATTR_SIZE))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"bpf({what}): {os.strerror(error)}")
+    return result
+
+
+def load(program: bytes, kind: int, name: str) -> int:
+    """A descriptor of the program, close-on-exec. OSError, with what the verifier found if it refused."""
+    code, license_ = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(_LICENSE)
+    log = ctypes.create_string_buffer(0)
+
+    def attr(level: int) -> bytes:
+        head = struct.pack("=IIQQ", kind, len(program) // 8, ctypes.addressof(code), ctypes.addressof(license_))
+        told = struct.pack("=IIQ", level, len(log), ctypes.addressof(log) if level else 0)
+        return head + told + struct.pack("=II16s", 0, 0, name.encode()[:15])
+
+    try:
+        return _bpf(_PROG_LOAD, attr(0), "BPF_PROG_LOAD")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EINVAL):
+            raise
+        log = ctypes.create_string_buffer(1 << 16)
+        try:
+            return _bpf(_PROG_LOAD, attr(1), "BPF_PROG_LOAD")
+        except OSError as again:
+            lines = log.value.decode(errors="replace").strip().splitlines()
+            raise OSError(again.errno, f"{again.strerror}: {' / '.join(lines[-3:])}") from None
+
+
+def attach(group: int, program: int, where: int, old: int | None = None) -> None:
+    """Attach to the control group (version 2) behind the descriptor `group`, in the place of the program `old`."""
+    if old is not None:
+        try:
+            _bpf(
+                _PROG_ATTACH, struct.pack("=5I", group, program, where, _ALLOW_MULTI | _REPLACE, old), "BPF_PROG_ATTACH"
+            )
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    try:
+        _bpf(_PROG_ATTACH, struct.pack("=5I", group, program, where, _ALLOW_MULTI, 0), "BPF_PROG_ATTACH")
+    except OSError as error:
+        if error.errno != errno.EINVAL or old is None:  # EINVAL: the same program is there already
+            raise
+        return
+    if old is not None:  # before Linux 5.6: for a moment both are asked
+        _bpf(_PROG_DETACH, struct.pack("=5I", group, old, where, 0, 0), "BPF_PROG_DETACH")
+
+
+def attached(group: int, where: int, name: str) -> int | None:
+    """A descriptor of the program of that name that is attached to the group itself, if there is one."""
+    ids = (ctypes.c_uint32 * _MOST_PROGRAMS)()
+    attr = ctypes.create_string_buffer(
+        struct.pack("=IIIIQI", group, where, 0, 0, ctypes.addressof(ids), _MOST_PROGRAMS), _ATTR_SIZE
+    )
+    _bpf(_PROG_QUERY, attr, "BPF_PROG_QUERY")
+    (count,) = struct.unpack_from("=I", attr, 24)
+    for number in ids[:count]:
+        try:
+            fd = _bpf(_PROG_GET_FD_BY_ID, struct.pack("=I", number), "BPF_PROG_GET_FD_BY_ID")
+        except FileNotFoundError:
+            continue
+        if _name(fd) == name:
+            return fd
+        os.close(fd)
+    return None
+
+
+def _name(fd: int) -> str:
+    info = ctypes.create_string_buffer(_INFO_SIZE)
+    attr = struct.pack("=IIQ", fd, _INFO_SIZE, ctypes.addressof(info))
+    _bpf(_OBJ_GET_INFO_BY_FD, attr, "BPF_OBJ_GET_INFO_BY_FD")
+    return info.raw[_NAME_OFFSET : _NAME_OFFSET + 16].split(b"\0")[0].decode(errors="replace")
