@@ -57,6 +57,19 @@ def test_the_lowest_free_number_is_chosen_and_reserved(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_what_was_given_back_last_is_chosen_last(tmp_path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        pool = Pool(store, "n")
+        assert [await pool.next(0, 4, "numbers") for _ in range(3)] == [0, 1, 2]
+        pool.give_back("1")
+        assert await pool.next(0, 4, "numbers") == 3
+        assert await pool.next(0, 4, "numbers") == 1
+        with pytest.raises(Conflict, match="all 4 numbers are in use"):
+            await pool.next(0, 4, "numbers")
+
+    run(tmp_path, scenario)
+
+
 def test_two_daemons_never_share_a_number(tmp_path: Path) -> None:
     """Two pools over one store know nothing of each other, as two daemons would; the transaction decides."""
 

@@ -155,7 +155,7 @@ class Bundle:
     def _write(self, name: str, data: dict[str, Any]) -> None:
         temporary = f"{self.path}/.{name}.{os.getpid()}"
         with open(temporary, "w") as file:
-            json.dump(data, file)
+            file.write(json.dumps(data))  # json.dump has no fast encoder
         os.rename(temporary, f"{self.path}/{name}")
 
 

@@ -50,6 +50,10 @@ class StartFailed(Failed):
     exit_status = 125
 
 
+class SpawnerDied(Failed):
+    """What was asked may have been done or not; what was not told to start dies with the spawner."""
+
+
 class Attachment:
     """The streams of a process: iterate for its output, `send` for its input."""
 
@@ -98,7 +102,7 @@ class Runtime:
         self._answers: dict[int, asyncio.Future[wire.Message]] = {}
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._filters: dict[str, tuple[str, int]] = {}
+        self._filters: dict[int, tuple[dict[str, Any], str, int]] = {}
 
     async def open(self) -> None:
         """Connect, starting the keeper if none runs; from then on it is started again whenever it dies."""
@@ -124,14 +128,22 @@ class Runtime:
         profile = launch.config["linux"].get("seccomp")
         if profile and launch.seccomp is None:
             path, flags = await self._filter(profile)
-            launch = launch._replace(seccomp=path, seccomp_flags=flags)
+            linux = {key: value for key, value in launch.config["linux"].items() if key != "seccomp"}  # it is large
+            config = {**launch.config, "linux": linux}
+            launch = launch._replace(config=config, seccomp=path, seccomp_flags=flags)
+        try:
+            answer = await self._create(bundle, launch)
+        except SpawnerDied:  # nothing of it runs: the next spawner can do it from the beginning
+            answer = await self._create(bundle, launch)
+        return State(launch.id, answer["pid"], answer["start_time"])
+
+    async def _create(self, bundle: Bundle, launch: Launch) -> wire.Message:
         bundle.create(launch)
         try:
-            answer = await self._request({"op": "create", "id": launch.id})
+            return await self._request({"op": "create", "id": launch.id})
         except BaseException:
             await asyncio.shield(asyncio.create_task(self.delete(launch.id)))
             raise
-        return State(launch.id, answer["pid"], answer["start_time"])
 
     async def start(self, container: str) -> None:
         """Let PID 1 become the user's program; `StartFailed` if it can't."""
@@ -309,7 +321,7 @@ class Runtime:
             await asyncio.get_running_loop().sock_sendall(sock, data)
             received = await answer
         except ConnectionError:
-            raise Failed("the spawner died meanwhile", "try again") from None
+            raise SpawnerDied("the spawner died meanwhile", "try again") from None
         finally:
             self._answers.pop(number, None)
         if error := received.get("error"):
@@ -418,13 +430,13 @@ class Runtime:
 
     async def _filter(self, profile: dict[str, Any]) -> tuple[str, int]:
         """The file of the compiled seccomp profile and its flags, looked up once for each."""
-        text = json.dumps(profile, sort_keys=True)
-        if text not in self._filters:
+        known = self._filters.get(id(profile))
+        if known is None or known[0] is not profile:  # the same object for all launches with the same profile
             directory = Path(self.run) / "seccomp"
             directory.mkdir(0o700, exist_ok=True)
             path, flags = await asyncio.to_thread(seccomp.compiled_file, profile, directory)
-            self._filters[text] = (str(path), flags)
-        return self._filters[text]
+            known = self._filters[id(profile)] = (profile, str(path), flags)
+        return known[1:]
 
 
 async def _readable(fd: int) -> None:

@@ -64,7 +64,7 @@ class Admission:
             generation=1 if start else 0,
             created=time.time(),
         )
-        await asyncio.to_thread(self.launcher.oci, owner.value, draft, spec)
+        self.launcher.oci(owner.value, draft, spec)
 
         async def attempt(guard: Found[Usage]) -> Admitted:
             return await self._commit(owner, guard, network, draft)

@@ -9,7 +9,7 @@ somebody else was faster, the pool is told to look again and the transaction is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import count
+from itertools import chain, count
 from typing import NamedTuple, TypeVar
 
 from insula.model.errors import Conflict
@@ -50,6 +50,7 @@ class Pool:
         self.store = store
         self.kind = kind
         self._taken: set[str] | None = None
+        self._next = 0
 
     async def choose(self, pick: Callable[[set[str]], str]) -> str:
         """Reserves what `pick` chooses, given what is taken. What `pick` raises goes on to the caller."""
@@ -69,6 +70,20 @@ class Pool:
             number = next(n for n in count(start) if str(n) not in taken)
             if number >= end:
                 raise Conflict(f"all {end - start} {what} are in use", "remove what you don't need")
+            return str(number)
+
+        return int(await self.choose(pick))
+
+    async def next(self, start: int, end: int, what: str) -> int:
+        """The free number that follows the last one chosen, among `start` up to but not including `end`; Conflict when
+        there is none. What was given back last is chosen last: the kernel may still be taking down what it named."""
+
+        def pick(taken: set[str]) -> str:
+            if len(taken) >= end - start:
+                raise Conflict(f"all {end - start} {what} are in use", "remove what you don't need")
+            first = max(start, self._next)
+            number = next(n for n in chain(range(first, end), range(start, first)) if str(n) not in taken)
+            self._next = number + 1
             return str(number)
 
         return int(await self.choose(pick))

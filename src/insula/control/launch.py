@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ import msgspec
 
 from insula.container.runtime import Launch, State
 from insula.container.spec import config
-from insula.container.users import resolve
+from insula.container.users import User, resolve
 from insula.control.engine import Engine
 from insula.control.keys import NETWORKS
 from insula.model.errors import InsulaError, Invalid, NotFound, Unavailable
@@ -64,6 +65,13 @@ class Directory:
         if not self.upper.exists():
             self.upper.mkdir(mode=0o755)
         os.chown(self.upper, id_base, id_base)
+
+    def is_fresh(self) -> bool:
+        """Whether nothing in it is the instance's own yet."""
+        try:
+            return not os.listdir(self.upper)
+        except FileNotFoundError:
+            return True
 
     def write_etc(self, files: Mapping[str, str], id_base: int) -> None:
         """In place, for they may be mounted; owned by the instance's root, who may edit them as in any container."""
@@ -127,7 +135,10 @@ class Launcher:
         output), and starts it. Raises InsulaError; then nothing of the container is left."""
         engine, network = self.engine, await self._network(instance)
         directory = self.directory(instance.id)
-        request = await asyncio.to_thread(self._prepare, directory, tenant, instance, network)
+        if directory.is_fresh():  # a few small files, in memory until somebody syncs: a thread would cost more
+            request = self._prepare(directory, tenant, instance, network)
+        else:
+            request = await asyncio.to_thread(self._prepare, directory, tenant, instance, network)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.discard, tenant, instance, network)
             await engine.runtime.create(request)
@@ -195,8 +206,11 @@ class Launcher:
         Without a directory, of an instance that isn't made yet, nothing can run from it, but everything is checked.
         """
         lower = [str(path) for path in self.engine.images.lower(instance.layers)]
-        upper = str(directory.upper) if directory else None
-        user = resolve(spec.user if spec.user is not None else instance.config.user, lower, upper=upper)
+        name = spec.user if spec.user is not None else instance.config.user
+        if directory is None or directory.is_fresh():
+            user = _user_of_image(name, tuple(lower))
+        else:
+            user = resolve(name, lower, upper=str(directory.upper))
         return lower, config(
             spec,
             instance.config,
@@ -248,7 +262,7 @@ class Launcher:
                 fabric.ensure_tenant(tenant)
                 fabric.ensure_network(tenant, network)
                 fabric.attach(tenant, network, port, netns)
-            fabric.set_names(tenant, {**self.names(tenant.name), instance.name: addresses(instance)})
+            fabric.add_name(tenant, instance.name, addresses(instance))
 
         try:
             await self.engine.fabric_call(tenant.name, connect)
@@ -256,19 +270,24 @@ class Launcher:
             os.close(netns)
 
     async def discard(self, tenant: Tenant, instance: Instance, network: Network | None) -> None:
-        """Kills what runs and removes container and port; nothing happens if they are gone. The directory stays."""
+        """Kills what runs and removes container, port and name; nothing happens if they are gone. The directory
+        stays."""
         await self.engine.runtime.delete(instance.id)
-        if network and instance.port:
-            await self.engine.fabric_call(tenant.name, self.engine.fabric.detach, tenant, network, instance.port)
+        if network and (port := instance.port):
+            fabric = self.engine.fabric
+
+            def disconnect() -> None:
+                fabric.remove_name(tenant, instance.name)
+                fabric.detach(tenant, network, port)
+
+            await self.engine.fabric_call(tenant.name, disconnect)
 
     async def clean(self, tenant: Tenant, instance: Instance) -> None:
-        """`discard` for an instance that ended, whose name no longer resolves."""
+        """`discard` for an instance that ended, wherever its network is."""
         network = None
         with contextlib.suppress(NotFound):
             network = await self._network(instance)
         await self.discard(tenant, instance, network)
-        if network:
-            await self.update_names(tenant)
 
     async def update_names(self, tenant: Tenant) -> None:
         await self.engine.fabric_call(
@@ -277,6 +296,12 @@ class Launcher:
 
     async def remove_directory(self, instance_id: str) -> None:
         await asyncio.to_thread(self.directory(instance_id).remove)
+
+
+@functools.lru_cache(maxsize=1024)
+def _user_of_image(user: str, lower: tuple[str, ...]) -> User:
+    """Layers never change, so neither does whom they mean."""
+    return resolve(user, lower)
 
 
 def addresses(instance: Instance) -> list[str]:

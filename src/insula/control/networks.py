@@ -204,7 +204,7 @@ class Networks:
             if network.subnet6:
                 address6 = await self._address(network, network.subnet6, spec.address6)
                 undo.callback(self._addresses(network).give_back, address6)
-            index = await self.engine.pool(_PORT).lowest(0, _MAX_INDEX, "places for ports")
+            index = await self.engine.pool(_PORT).next(0, _MAX_INDEX, "places for ports")
             undo.pop_all()
         return Port(
             tenant=network.tenant,

@@ -9,8 +9,11 @@ control group bounds it then.
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -26,19 +29,25 @@ from insula.store.typed import Found
 T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
 
+_turns: WeakKeyDictionary[Store, defaultdict[str, asyncio.Lock]] = WeakKeyDictionary()
+
 MIN_MEMORY = 6 << 20  # less, and the kernel kills the process that sets the container up
 MAX_BYTES = (1 << 63) - 1
 
 
 async def guarded(store: Store, tenant: str, attempt: Callable[[Found[Usage]], Awaitable[T]]) -> T:
-    """`attempt` with the tenant's guard, again while its transaction fails for that was changed meanwhile."""
-    for _ in range(8 * ATTEMPTS):
-        found = await USAGE.get(store, tenant) or Found(Usage(), 0)
-        try:
-            return await attempt(found)
-        except TransactionConflict as conflict:
-            if conflict.key != USAGE.key(tenant):
-                raise
+    """`attempt` with the tenant's guard, again while its transaction fails for that was changed meanwhile.
+
+    Those of this process take turns: a hundred at once would else make each other fail a hundred times.
+    """
+    async with _turns.setdefault(store, defaultdict(asyncio.Lock))[tenant]:
+        for _ in range(8 * ATTEMPTS):
+            found = await USAGE.get(store, tenant) or Found(Usage(), 0)
+            try:
+                return await attempt(found)
+            except TransactionConflict as conflict:
+                if conflict.key != USAGE.key(tenant):
+                    raise
     raise Conflict(f"tenant {tenant} is changed all the time", "try again")
 
 

@@ -53,6 +53,7 @@ class Member:
         self.restarting: asyncio.Task[None] | None = None
         self.saving: asyncio.Task[None] | None = None
         self.unsaved = False
+        self.tidy = False  # whether nothing is left of its last start
         self.vanished = asyncio.Event()  # of one that is removed when it ends
         self.execs: dict[str, asyncio.Task[Exit]] = {}  # the ends of other processes in it
         self.gone = False
@@ -132,6 +133,7 @@ class Supervisor:
             state="starting", generation=generation, restarts=again.restarts, backoff=again.backoff
         )
         self._set(member, starting)
+        member.tidy = False
         try:
             state = await self._launch(member)
         except InsulaError as error:
@@ -268,6 +270,7 @@ class Supervisor:
         while True:
             try:
                 await self.launcher.clean(member.tenant, member.instance)
+                member.tidy = True
                 self.engine.problems.pop(f"instance {name}", None)
                 return
             except (InsulaError, OSError) as error:
@@ -298,7 +301,8 @@ class Supervisor:
         """Kills it, and takes it off the host and out of the store. The lock is held."""
         await self.want(member, wanted="removed")
         await self.end(member, _SIGKILL, 0.0)
-        await self.launcher.clean(member.tenant, member.instance)
+        if not member.tidy:
+            await self.launcher.clean(member.tenant, member.instance)
         await self.launcher.remove_directory(member.instance.id)
         member.gone = True  # from here on no status is stored any more
         await self._saved(member)

@@ -36,7 +36,7 @@ _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 
 IFF_UP: Final = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
-IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD = 20, 26, 28
+IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER: Final = 1
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
@@ -84,6 +84,7 @@ class Link:
     master: int | None
     peer: int | None  # IFLA_LINK: of a veth the index of the other end, in its namespace
     alias: str
+    group: int = 0
     learning: bool | None = None  # as a bridge port
     flood: bool | None = None
 
@@ -189,6 +190,18 @@ def delete_link(*, index: int = 0, name: str | None = None) -> Request:
     """Remove a link, of a veth both ends; no error when it is gone."""
     body = _link_body(index) + rtattr.attributes((IFLA_IFNAME, name and rtattr.text(name)))
     return Request(f"delete link {name or index}", _DELLINK, 0, body, ignore=frozenset({19}))  # ENODEV
+
+
+def mark_link(index: int, group: int) -> Request:
+    """Put a link into a group (ip-link(8)); no error when it is gone."""
+    body = _link_body(index) + rtattr.attributes((IFLA_GROUP, rtattr.u32(group)))
+    return Request(f"mark link {index}", _NEWLINK, 0, body, ignore=frozenset({19}))  # ENODEV
+
+
+def delete_links(group: int) -> Request:
+    """Remove all links of a group at once; no error when there is none."""
+    body = _link_body(0) + rtattr.attributes((IFLA_GROUP, rtattr.u32(group)))
+    return Request(f"delete links of group {group}", _DELLINK, 0, body, ignore=frozenset({19}))  # ENODEV
 
 
 def add_address(index: int, address: str) -> Request:
@@ -451,6 +464,7 @@ def _parse_link(body: bytes) -> Link:
         master=rtattr.integer(attributes[IFLA_MASTER]) if IFLA_MASTER in attributes else None,
         peer=rtattr.integer(attributes[IFLA_LINK]) if IFLA_LINK in attributes else None,
         alias=rtattr.string(attributes.get(IFLA_IFALIAS, b"")),
+        group=rtattr.integer(attributes[IFLA_GROUP]) if IFLA_GROUP in attributes else 0,
         learning=bool(port[BRPORT_LEARNING][0]) if BRPORT_LEARNING in port else None,
         flood=bool(port[BRPORT_UNICAST_FLOOD][0]) if BRPORT_UNICAST_FLOOD in port else None,
     )

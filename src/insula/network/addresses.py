@@ -10,13 +10,13 @@ belongs to, the other four carry the index of the object, so that two objects ne
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from socket import AF_INET, AF_INET6, inet_ntop
 
 from insula.model.errors import Conflict, Invalid
 from insula.model.units import shorten
 
 Subnet = IPv4Network | IPv6Network
-Address = IPv4Address | IPv6Address
 
 OUTSIDE = "192.0.2.1"  # TEST-NET-1, RFC 5737: stands for the rest of the world when isolation is verified
 OUTSIDE6 = "2001:db8::1"  # RFC 3849
@@ -83,8 +83,8 @@ def allocate(subnet: Subnet, taken: Collection[str], wanted: str | None = None) 
     """
     if wanted is not None:
         return _check(subnet, taken, wanted)
-    for candidate in _usable(subnet):
-        if (text := str(candidate)) not in taken:
+    for text in _usable(subnet):
+        if text not in taken:
             return text
     raise Conflict(f"subnet {subnet} has no free address", "remove instances or make a network with a larger subnet")
 
@@ -107,10 +107,12 @@ def _check(subnet: Subnet, taken: Collection[str], wanted: str) -> str:
     return str(address)
 
 
-def _usable(subnet: Subnet) -> Iterator[Address]:
+def _usable(subnet: Subnet) -> Iterator[str]:
     last = int(subnet.broadcast_address) - (subnet.version == 4)
-    make = type(subnet.network_address)
-    return (make(number) for number in range(int(subnet.network_address) + 2, last + 1))
+    numbers = range(int(subnet.network_address) + 2, last + 1)
+    family, length = (AF_INET, 4) if subnet.version == 4 else (AF_INET6, 16)
+    # ten times as fast as making addresses of them, and there may be thousands to look at
+    return (inet_ntop(family, number.to_bytes(length, "big")) for number in numbers)
 
 
 def _overlap(a: Subnet, b: Subnet) -> bool:

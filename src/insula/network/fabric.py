@@ -77,6 +77,12 @@ class Fabric(Protocol):
     def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
         """What the tenant's resolver answers, with and without the domain <tenant>.internal; replaces all earlier."""
 
+    def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
+        """One more name, or other addresses for one."""
+
+    def remove_name(self, tenant: Tenant, name: str) -> None:
+        """One name less; nothing to do when it is gone already."""
+
     def status(self, tenant: Tenant, network: Network) -> NetworkStatus:
         """Measured now."""
 

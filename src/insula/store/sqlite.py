@@ -39,6 +39,8 @@ from insula.store.tables import Tables, explain
 T = TypeVar("T")
 GROUP = 256
 """At most so many requests in one commit."""
+RECENT = 4096
+"""So many entries are answered from memory: this process is the only one that writes, so it knows them."""
 
 
 class _Request(NamedTuple):
@@ -86,6 +88,7 @@ class SqliteStore:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._unarmed = set(self._tables.deadlines)
         self._expiring: set[asyncio.Task[None]] = set()
+        self._recent: dict[str, Entry] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="insula-store", daemon=True)
         self._thread.start()
@@ -94,7 +97,9 @@ class SqliteStore:
 
     async def get(self, key: str) -> Entry | None:
         check_key(key)
-        return await self._read(lambda: self._tables.get(key))
+        if not self._closed and (entry := self._recent.get(key)):
+            return entry
+        return await self._read(lambda: self._recall(key))
 
     async def list(self, prefix: str) -> Snapshot:
         check_key(prefix)
@@ -164,6 +169,19 @@ class SqliteStore:
             watcher.loop.call_soon_threadsafe(watcher.wake.set)
         self._requests.put(None)
         await asyncio.to_thread(self._thread.join)
+
+    # -- what was read or written lately, kept by the thread and looked at by everybody ---------------------------
+
+    def _recall(self, key: str) -> Entry | None:
+        if entry := self._tables.get(key):
+            self._remember(entry)
+        return entry
+
+    def _remember(self, entry: Entry) -> None:
+        self._recent.pop(entry.key, None)
+        self._recent[entry.key] = entry
+        if len(self._recent) > RECENT:
+            del self._recent[next(iter(self._recent))]
 
     # -- leases end by timers of the event loop ------------------------------------------------------------------
 
@@ -265,6 +283,11 @@ class SqliteStore:
         return outcome
 
     def _publish(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.kind == "put":
+                self._remember(event.entry)
+            else:
+                self._recent.pop(event.entry.key, None)
         if events:
             for watcher in self._watchers.copy():
                 with contextlib.suppress(RuntimeError):  # its loop is closed

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+import threading
 from ipaddress import ip_network
 
 from insula.kernel import netlink
@@ -20,6 +21,7 @@ from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.linux import namespaces, plan, rules, sysctl
 from insula.network.linux.plan import Plan
+from insula.network.linux.reaper import GONE
 
 FAMILIES = ("bridge", "inet")
 DEVICE = "eth0"  # of an instance
@@ -32,9 +34,15 @@ class Domain:
         self.plan = names
         self.tenant = tenant
         self.netns = netns
-        self.rtnl, self.nft = namespaces.call_in(netns, lambda: (Rtnl(), Nft()))
+        # the third is for what takes long, and would keep others waiting for the first
+        self.rtnl, self.nft, self._slow = namespaces.call_in(netns, lambda: (Rtnl(), Nft(), Rtnl()))
+        self._burying = threading.Lock()
+        self._closed = False
 
     def close(self) -> None:
+        with self._burying:
+            self._closed = True
+            self._slow.close()
         self.rtnl.close()
         self.nft.close()
         os.close(self.netns)
@@ -141,13 +149,19 @@ class Domain:
                 inside.close()
 
     def detach(self, network: Network, port: Port) -> None:
-        """Remove both ends of the port and what it was allowed."""
+        """Remove what the port was allowed; both its ends are only marked, to be deleted by `bury`."""
         bridge = plan.bridge_index(network.index)
         self.nft.run(rules.delete(self.plan.prefix, rules.of_port(port)))
         self.rtnl.execute(
-            netlink.delete_link(name=plan.port(port.index)),
+            netlink.mark_link(plan.port_index(port.index), GONE),
             *(netlink.delete_neighbour(bridge, address) for address in addresses(port)),
         )
+
+    def bury(self) -> None:
+        """Delete the devices of ports that were detached, which takes its time. May be called from any thread."""
+        with self._burying:
+            if not self._closed:
+                self._slow.execute(netlink.delete_links(GONE))
 
     def _connect(self, network: Network, port: Port, netns: int) -> None:
         """Make the pair in one batch. EEXIST if a device has one of the names."""
@@ -161,6 +175,8 @@ class Domain:
         """There is a device already: repair it if it leads to this namespace, else make it anew."""
         ours, theirs = self.rtnl.link(plan.port(port.index)), inside.link(DEVICE)
         index = plan.port_index(port.index)
+        if ours and ours.group == GONE:
+            ours = None
         if ours and theirs and (ours.index, ours.peer) == (theirs.peer, theirs.index) == (index, theirs.index):
             repair = netlink.set_link(
                 index, up=True, mtu=network.mtu, master=plan.bridge_index(network.index), alias=port.instance

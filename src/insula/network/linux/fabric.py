@@ -21,6 +21,7 @@ from insula.network.fabric import Installed
 from insula.network.linux import namespaces, plan, readback, resolver, rules
 from insula.network.linux.domain import Domain, gateways
 from insula.network.linux.plan import Plan
+from insula.network.linux.reaper import GONE, Reaper
 from insula.network.linux.sysctl import HostSettings
 from insula.network.probe import Router
 
@@ -51,6 +52,7 @@ class LinuxFabric:
         servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
         self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix), servers)
         self._domains: dict[str, Domain] = {}
+        self._reaper = Reaper()
         self._lock = threading.Lock()
         self._ipv6 = os.path.exists("/proc/sys/net/ipv6")
         self._host: Rtnl | None = None
@@ -71,6 +73,7 @@ class LinuxFabric:
 
     def close(self) -> None:
         """Release handles; what is installed stays."""
+        self._reaper.close()
         with self._lock:
             domains, self._domains = list(self._domains.values()), {}
         for domain in domains:
@@ -172,12 +175,22 @@ class LinuxFabric:
         self._domain(tenant).attach(network, port, netns)
 
     def detach(self, tenant: Tenant, network: Network, port: Port) -> None:
-        """Remove the port."""
-        self._domain(tenant).detach(network, port)
+        """Nothing passes the port any more, and its device goes soon."""
+        domain = self._domain(tenant)
+        domain.detach(network, port)
+        self._reaper.wake(domain)
 
     def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
         """Replace what the tenant's resolver answers."""
         self._resolver.set_names(tenant.name, names)
+
+    def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
+        """Have the tenant's resolver answer it."""
+        self._resolver.add_name(tenant.name, name, addresses)
+
+    def remove_name(self, tenant: Tenant, name: str) -> None:
+        """Have the tenant's resolver forget it."""
+        self._resolver.remove_name(tenant.name, name)
 
     # -- reading back ----------------------------------------------------------------------------------------------
 
@@ -187,7 +200,7 @@ class LinuxFabric:
             domain = self._domain(tenant)
         except NotFound as error:
             return NetworkStatus(ready=False, reason=error.message)
-        links = domain.rtnl.links()
+        links = [link for link in domain.rtnl.links() if link.group != GONE]
         bridge = next((link for link in links if link.name == plan.bridge(network.index)), None)
         if bridge is None or not bridge.up:
             return NetworkStatus(

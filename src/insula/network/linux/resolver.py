@@ -1,6 +1,7 @@
 """Names of instances: one dnsmasq(8) in each tenant's namespace, listening at the gateways of all its networks.
 
-It reads names from a directory that it watches (inotify), so that a new instance costs a small file and no restart.
+It reads names from a directory that it watches (inotify), so that a new instance costs a small file and no restart:
+names are spread over files by a checksum, because a file that changes is read as a whole.
 It answers `web` and `web.<tenant>.internal`, never asks anybody else about `.internal` or about bare names, and
 forwards the rest to the host's resolvers, out of the tenant's own uplink. `--bind-dynamic` makes it listen on bridges
 that appear later.
@@ -21,6 +22,7 @@ import signal
 import socket
 import subprocess
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,6 +31,7 @@ from insula.model.errors import Failed, Unavailable
 from insula.model.units import check_label
 from insula.network.linux.namespaces import call_in
 
+_BUCKETS = 1024
 DOMAIN = "internal"  # reserved by ICANN in 2024 for private use
 _RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the second: what systemd-resolved asks
 
@@ -66,21 +69,45 @@ class Resolver:
         self._servers = servers
 
     def set_names(self, tenant: str, names: Mapping[str, Sequence[str]]) -> None:
-        """Replace what is answered; unchanged names cost nothing."""
-        lines = [
-            f"{ip_address(address)} {name} {name}.{tenant}.{DOMAIN}\n"
-            for name, addresses in sorted(names.items())
-            if check_label("instance", name)
-            for address in addresses
-        ]
-        directory, text = self._hosts(tenant), "".join(lines)
+        """Replace what is answered; unchanged names cost nothing but a look."""
+        wanted: dict[str, list[str]] = {}
+        for name, addresses in sorted(names.items()):
+            wanted.setdefault(_bucket(name), []).extend(_lines(tenant, name, addresses))
         self._prepare(tenant)
-        names_file, draft = directory / "names", directory.parent / "names.new"
-        if names_file.exists() and names_file.read_text() == text:
+        for bucket in os.listdir(self._hosts(tenant)):
+            wanted.setdefault(bucket, [])
+        for bucket, lines in wanted.items():
+            self._write(tenant, bucket, lines)
+
+    def add_name(self, tenant: str, name: str, addresses: Sequence[str]) -> None:
+        """Answer one more name, or answer it differently: costs the same however many there are."""
+        self._prepare(tenant)
+        self._write(tenant, _bucket(name), self._others(tenant, name) + _lines(tenant, name, addresses))
+
+    def remove_name(self, tenant: str, name: str) -> None:
+        """Answer no more to `name`."""
+        self._write(tenant, _bucket(name), self._others(tenant, name))
+
+    def _others(self, tenant: str, name: str) -> list[str]:
+        """The lines beside those of `name` in its file."""
+        return [line for line in self._lines_of(tenant, _bucket(name)) if line.split()[1] != name]
+
+    def _lines_of(self, tenant: str, bucket: str) -> list[str]:
+        try:
+            return (self._hosts(tenant) / bucket).read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+
+    def _write(self, tenant: str, bucket: str, lines: Sequence[str]) -> None:
+        file, draft = self._hosts(tenant) / bucket, self._directory / tenant / "names.new"
+        if list(lines) == self._lines_of(tenant, bucket):
             return
-        draft.write_text(text)
+        if not lines:
+            file.unlink(missing_ok=True)
+            return
+        draft.write_text("".join(lines))
         draft.chmod(0o644)
-        draft.rename(names_file)
+        draft.rename(file)
 
     def ensure(self, tenant: str, netns: int) -> None:
         """Start the tenant's dnsmasq unless it runs with the right arguments."""
@@ -178,6 +205,16 @@ class Resolver:
                         yield pidfd
                     else:
                         os.close(pidfd)
+
+
+def _bucket(name: str) -> str:
+    """Which file a name is in. dnsmasq never forgets a file's name, so there must not be more and more of them."""
+    return f"{zlib.crc32(name.encode()) % _BUCKETS:03x}"
+
+
+def _lines(tenant: str, name: str, addresses: Sequence[str]) -> list[str]:
+    check_label("instance", name)
+    return [f"{ip_address(address)} {name} {name}.{tenant}.{DOMAIN}\n" for address in addresses]
 
 
 def answers(gateway: str, tenant: str, timeout: float = 1.0) -> bool:

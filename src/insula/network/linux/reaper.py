@@ -1,0 +1,58 @@
+"""Devices are taken away behind everybody's back.
+
+Unregistering a device waits until nobody can hold it any more: for a grace period of RCU and then for all callbacks
+of it (rcu_barrier() in netdev_run_todo(), net/core/dev.c), 15 ms and more in which nothing else is done. Nobody need
+wait for that once the rules let nothing of the device through. So a device that goes is only marked, by its *group*
+(ip-link(8)), and one thread deletes groups as wholes: a hundred devices wait together for one grace period.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from typing import Final, Protocol
+
+GONE: Final = 0x696E7375
+"""The group of devices that are as good as deleted."""
+
+
+class Grave(Protocol):
+    def bury(self) -> None:
+        """Delete the devices of group `GONE`."""
+
+
+class Reaper:
+    """One thread, from the first need on; `close` waits for what it is doing."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Grave | None] = queue.SimpleQueue()
+        self._pending: set[Grave] = set()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def wake(self, grave: Grave) -> None:
+        """There is something to bury."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="insula-reaper", daemon=True)
+                self._thread.start()
+            if grave not in self._pending:
+                self._pending.add(grave)
+                self._waiting.put(grave)
+
+    def close(self) -> None:
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread:
+            self._waiting.put(None)
+            thread.join()
+
+    def _work(self) -> None:
+        while (grave := self._waiting.get()) is not None:
+            with self._lock:  # what is marked from here on wakes us again
+                self._pending.discard(grave)
+            try:
+                grave.bury()
+            except OSError as error:  # the next sweep finds what is left
+                sys.stderr.write(f"insulad: devices that should go stay for now: {error}\n")
