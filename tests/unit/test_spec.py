@@ -109,6 +109,27 @@ def test_command_as_docker_combines_it(
     assert make(image, entrypoint=entrypoint, command=command)["process"]["args"] == args
 
 
+def allowed(made: dict[str, Any]) -> set[str]:
+    """System calls that some rule of the profile allows whatever their arguments are."""
+    rules = made["linux"]["seccomp"]["syscalls"]
+    return {n for r in rules if r["action"] == "SCMP_ACT_ALLOW" and not r.get("args") for n in r["names"]}
+
+
+def test_nesting_allows_namespaces_and_mounts_and_nothing_else() -> None:
+    strict, nesting = make(), make(nesting=True)
+    runtime = {"clone", "clone3", "mount", "pivot_root", "setns", "umount2", "unshare", "fsopen", "move_mount"}
+    assert not runtime & allowed(strict)
+    assert runtime <= allowed(nesting)
+    dangerous = {"bpf", "keyctl", "perf_event_open", "quotactl", "syslog", "open_by_handle_at", "init_module", "reboot"}
+    assert not dangerous & allowed(nesting), "although it has CAP_SYS_ADMIN"
+    assert "bpf" in allowed(make(nesting=True, cap_add=["SYS_ADMIN"])), "the control: that was asked for"
+    more = set(nesting["process"]["capabilities"]["bounding"]) - set(strict["process"]["capabilities"]["bounding"])
+    assert more == {"CAP_SYS_ADMIN", "CAP_NET_ADMIN"}
+    assert nesting["linux"]["maskedPaths"] == strict["linux"]["maskedPaths"]
+    assert "ro" not in mount(nesting, "/dev/.insula/proc")["options"]
+    assert not any(m["destination"].startswith("/dev/.insula") for m in strict["mounts"])
+
+
 def test_environment_defaults_image_and_user() -> None:
     image = ImageConfig(env=["PATH=/image", "A=image", "B=image", "EMPTY"])
     made = make(image, env={"B": "own", "HOME": "/own"}, tty=True, user=User(home="/root"))

@@ -2,7 +2,8 @@
 
 It is Docker's (docs.docker.com/engine/security/seccomp): everything is refused with EPERM but what is listed, and what
 is listed depends on the capabilities that the container may have. In `profiles/seccomp.json` each rule says for whom
-it is: `with` and `without` name a capability, `machines` are of uname(1).
+it is: `with` names a capability, `without` some, `machines` are of uname(1); "nesting" stands for containers that run
+containers (nesting.py).
 
 Two rules are ours. Both refuse AF_VSOCK and AF_ALG, as Docker means to:
 
@@ -24,13 +25,14 @@ from typing import Any
 _FILE = Path(__file__).parent / "profiles" / "seccomp.json"
 
 
-def profile(capabilities: Iterable[str], machine: str | None = None) -> dict[str, Any]:
+def profile(capabilities: Iterable[str], machine: str | None = None, *, nesting: bool = False) -> dict[str, Any]:
     """The OCI `linux.seccomp` object for a container with this bounding set, as CAP_… names, on this machine."""
-    return _profile(frozenset(capabilities), machine or os.uname().machine)
+    grants = {*capabilities, "nesting"} if nesting else capabilities
+    return _profile(frozenset(grants), machine or os.uname().machine)
 
 
 @functools.cache
-def _profile(capabilities: frozenset[str], machine: str) -> dict[str, Any]:
+def _profile(grants: frozenset[str], machine: str) -> dict[str, Any]:
     source = json.loads(_FILE.read_text())
     return {
         "defaultAction": source["defaultAction"],
@@ -42,8 +44,8 @@ def _profile(capabilities: frozenset[str], machine: str) -> dict[str, Any]:
                 **{k: v for k, v in rule.items() if k in ("names", "action", "errnoRet", "args")},
             }
             for rule in source["rules"]
-            if rule.get("with") in (None, *capabilities)
-            and rule.get("without") not in capabilities
+            if rule.get("with") in (None, *grants)
+            and grants.isdisjoint(rule.get("without", ()))
             and machine in rule.get("machines", (machine,))
         ],
     }

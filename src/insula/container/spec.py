@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from insula.container import seccomp_default
+from insula.container import nesting, seccomp_default
 from insula.container.users import User
 from insula.kernel import capabilities
 from insula.model.errors import Invalid, Unavailable
@@ -123,8 +123,9 @@ def config(
     outside. `cgroup` is the group's path below every hierarchy. `etc` is a directory with hostname, hosts and
     resolv.conf to mount over the image's. Raises `Invalid`, and `Unavailable` for `--init` without tini(1).
     """
-    bounding = capabilities.adjust(capabilities.DEFAULT, spec.cap_add, spec.cap_drop)
-    names = capabilities.to_names(bounding)
+    default = capabilities.DEFAULT | (nesting.CAPABILITIES if spec.nesting else 0)
+    names = capabilities.to_names(capabilities.adjust(default, spec.cap_add, spec.cap_drop))
+    asked = capabilities.to_names(capabilities.adjust(capabilities.DEFAULT, spec.cap_add, spec.cap_drop))
     # as execve(2) would have it: another user than root has none, but keeps the bound
     own = names if user.uid == 0 else []
     mounts = [dict(mount) for mount in _MOUNTS]
@@ -137,7 +138,7 @@ def config(
         args = [INIT, "--", *args]
     env = environment(image.env, spec.env, hostname=hostname, home=user.home, terminal=spec.tty)
     _check_size(args, env)
-    return {
+    made: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
         "hostname": _check_hostname(hostname),
         "root": {"path": "rootfs", "readonly": spec.read_only},
@@ -160,11 +161,14 @@ def config(
             "cgroupsPath": f"/{cgroup.strip('/')}",
             "resources": resources(spec.resources),
             "sysctl": {**_SYSCTLS, **_check_sysctls(spec.sysctls)},
-            "seccomp": seccomp_default.profile(names),
+            "seccomp": seccomp_default.profile(asked, nesting=spec.nesting),
             "maskedPaths": [*_MASKED, *_thermal_throttles()],
             "readonlyPaths": list(_READ_ONLY),
         },
     }
+    if spec.nesting:
+        nesting.allow(made)
+    return made
 
 
 def command(spec: InstanceSpec, image: ImageConfig) -> list[str]:

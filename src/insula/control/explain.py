@@ -41,7 +41,7 @@ async def explain(supervisor: Supervisor, member: Member) -> Explanation:
         instance=instance,
         status=member.status,
         processes=list(views(engine.runtime, member)) if pid else [],
-        namespaces=namespaces(pid) if pid else [],
+        namespaces=await asyncio.to_thread(_shared, supervisor, member, namespaces(pid)) if pid else [],
         uid_map=_read(f"/proc/{pid}/uid_map") if pid else None,
         cgroups=group.directories() if group.exists() else {},
         limits=group.values() if group.exists() else {},
@@ -52,7 +52,31 @@ async def explain(supervisor: Supervisor, member: Member) -> Explanation:
         device=device,
         installed=installed,
         rules=rules,
+        health=member.monitor.health if member.monitor else None,
+        pressure=_pressure(group) if pid else {},
     )
+
+
+def _shared(supervisor: Supervisor, member: Member, own: list[Namespace]) -> list[Namespace]:
+    """The namespaces with the instances that are in them too: only those that join another's can be."""
+    others = [m for m in supervisor.of(member.instance.tenant) if m.status.pid and m is not member]
+    joined = {m.instance.spec.pid_of for m in (*others, member)}
+    near = [m for m in others if m.instance.spec.pid_of or m.instance.name in joined]
+    inodes = [(m.instance.name, {n.inode for n in namespaces(m.status.pid or 0)}) for m in near]
+    return [
+        msgspec.structs.replace(each, instances=[name for name, theirs in inodes if each.inode in theirs])
+        for each in own
+    ]
+
+
+def _pressure(group: Cgroup) -> dict[str, str]:
+    """How long processes of the group had to wait lately; version 2 only."""
+    found = {}
+    for directory in group.directories().values():
+        for name in ("cpu.pressure", "memory.pressure", "io.pressure"):
+            if text := _read(f"{directory}/{name}"):
+                found[name] = text.splitlines()[0]
+    return found
 
 
 def namespaces(pid: int) -> list[Namespace]:

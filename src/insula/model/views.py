@@ -224,11 +224,13 @@ class VerifyReport(Struct, kw_only=True):
 
 
 class Namespace(Struct, kw_only=True):
-    """A namespace of an instance; `shared` when the host's processes are in it as well."""
+    """A namespace of an instance; `shared` when the host's processes are in it as well. `instances` are the others
+    of its tenant that are in it, as with ``--pid container:NAME``."""
 
     kind: str
     inode: int
     shared: bool
+    instances: list[str] = []
 
 
 class Layer(Struct, kw_only=True):
@@ -253,3 +255,5 @@ class Explanation(Struct, kw_only=True):
     device: str | None  # on the tenant's bridge
     installed: dict[str, object] | None  # the port as the fabric reads it back
     rules: str | None
+    health: Health | None = None
+    pressure: dict[str, str] = {}  # file of the control group → its "some" line (Documentation/accounting/psi.rst)

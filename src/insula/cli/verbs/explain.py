@@ -5,7 +5,7 @@ from __future__ import annotations
 from insula.cli.options import Arguments, Command
 from insula.cli.output import age, clean, print_json, size, table
 from insula.cli.verbs.ps import state
-from insula.cli.verbs.top import HEADER, rows
+from insula.cli.verbs.top import HEADER, rows, tree
 from insula.client import Client
 
 TYPE_CHECKING = False
@@ -52,24 +52,55 @@ def identity(page: Page) -> None:
             "restarts": status["restarts"],
         }
     )
+    if health := page["health"]:
+        last = health["log"][-1] if health["log"] else None
+        found = f", exit status {last['exit_status']}, {age(last['finished'])} ago" if last else ""
+        facts({"health": f"{health['status']}, {health['failures']} failures in a row{found}"})
+    if other := instance["spec"]["pid_of"]:
+        facts({"processes": f"shared with {other}, by --pid: if that one ends, so does this"})
+    if instance["spec"]["nesting"]:
+        facts({"containers inside": "allowed, by --nesting"})
 
 
 def processes(page: Page) -> None:
     title("Processes: the same ones, seen from inside and from the host")
     table(HEADER, rows(page["processes"]), indent="  ")
+    deepest = max((len(process["pids"]) for process in page["processes"]), default=0)
+    if deepest > 2:
+        levels(page["processes"], deepest)
+
+
+def levels(found: list[dict[str, Any]], deepest: int) -> None:
+    """The numbers of each process level by level: a PID namespace sees those below it, and none above."""
+    title("PID namespaces, level by level: whoever is in one sees it and those to the right (pid_namespaces(7))")
+    header = ["HOST", "INSTANCE", *(f"LEVEL {level}" for level in range(2, deepest)), "COMMAND"]
+    table(
+        header,
+        (
+            [*process["pids"], *[None] * (deepest - len(process["pids"])), "  " * depth + process["command"]]
+            for process, depth in tree(found)
+        ),
+        indent="  ",
+    )
 
 
 def namespaces(page: Page) -> None:
     title("Namespaces: what it sees of the kernel's objects (namespaces(7))")
     table(
         ["KIND", "INODE", "WHOSE"],
-        ([each["kind"], each["inode"], "the host's" if each["shared"] else "its own"] for each in page["namespaces"]),
+        ([each["kind"], each["inode"], whose(each)] for each in page["namespaces"]),
         indent="  ",
     )
     if page["uid_map"]:
         inside, outside, count = page["uid_map"].split()[:3]
         last = int(outside) + int(count) - 1
         print(f"  users {inside} to {int(inside) + int(count) - 1} inside are {outside} to {last} on the host")
+
+
+def whose(namespace: dict[str, Any]) -> str:
+    if namespace["shared"]:
+        return "the host's"
+    return f"shared with {', '.join(namespace['instances'])}" if namespace["instances"] else "its own"
 
 
 def cgroups(page: Page) -> None:
@@ -79,6 +110,7 @@ def cgroups(page: Page) -> None:
         paths.setdefault(path, []).append(controller)
     facts({", ".join(controllers) or "unified": path for path, controllers in paths.items()})
     facts({name: amount(name, text) for name, text in page["limits"].items()})
+    facts(page["pressure"])
     print("  and all instances of the tenant together:")
     facts({name: amount(name, text) for name, text in page["tenant_limits"].items()})
 

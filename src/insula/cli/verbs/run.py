@@ -64,7 +64,7 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
         "init": arguments.init,
         "read_only": arguments.read_only,
         "remove": arguments.rm,
-        "resources": {"cpus": arguments.cpus, "memory": arguments.memory, "pids": arguments.pids},
+        "resources": {"cpus": arguments.cpus, "memory": arguments.memory, "pids": pids(arguments)},
         "restart": restart(arguments.restart),
         "healthcheck": healthcheck(arguments),
         "nesting": arguments.nesting,
@@ -152,6 +152,11 @@ def healthcheck(arguments: Arguments) -> dict[str, Any] | None:
     return {"test": ["NONE"]}
 
 
+def pids(arguments: Arguments) -> int:
+    """The processes of containers inside count, too."""
+    return arguments.pids or (16384 if arguments.nesting else 4096)
+
+
 def pid_of(text: str | None) -> str | None:
     """The instance of ``container:NAME``."""
     if text is None:
@@ -184,7 +189,7 @@ OPTIONS = [
     Option("--hostname", "its host name (its name)", "NAME"),
     Option("--cpus", "at most so many CPUs, as in 0.5", "N", parse=parse_cpus),
     Option("-m --memory", "at most so much memory, as in 64m", "SIZE", parse=parse_size),
-    Option("--pids", "at most so many processes (4096)", "N", parse=whole(1), default=4096),
+    Option("--pids", "at most so many processes (4096; with --nesting 16384)", "N", parse=whole(1)),
     Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
     Option("-u --user", "run as this user: name or number, with :group", "USER"),
     Option("-w --workdir", "start in this directory", "PATH"),
