@@ -30,7 +30,7 @@ class Wrong(Exception):
             if isinstance(step, int):
                 path += f"[{step}]"
             else:
-                plain = step.isascii() and len(step) <= 60 and not set(step) - _PLAIN
+                plain = step and len(step) <= 60 and not set(step) - _PLAIN
                 path += f".{step}" if plain else f"[{quoted(step)}]"
         return Invalid(f"{path.lstrip('.') or 'the config'}: {self.complaint}", self.hint)
 

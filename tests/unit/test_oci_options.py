@@ -1,0 +1,262 @@
+"""The command line of `insula-oci`: what engines pass is understood, and what is wrong is one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.model import plainjson
+from insula.model.errors import Invalid
+from insula.oci.commands import COMMANDS, GLOBAL, IN_ORDER, table
+from insula.oci.log import one_line
+from insula.oci.main import main
+from insula.oci.options import Arguments, Option, Usage, assign, parse
+from insula.oci.verbs.kill import signal_number
+from insula.oci.verbs.ps import select
+
+
+def read(*words: str) -> Arguments:
+    """As `main` reads a command line."""
+    arguments = Arguments()
+    verb, *rest = parse(GLOBAL, words, arguments, in_order=True)
+    rest = parse(table(verb), rest, arguments, in_order=verb in IN_ORDER)
+    assign(COMMANDS[verb][0], rest, arguments)
+    return arguments
+
+
+# what callers were seen to pass: containerd's go-runc, conmon, crictl and people
+CALLS: dict[str, tuple[str, dict[str, object]]] = {
+    "containerd creates": (
+        "--root /run/r --log /b/log.json --log-format json --systemd-cgroup create --bundle /b --pid-file /b/init.pid "
+        "--console-socket /tmp/s --no-pivot --no-new-keyring web",
+        {"root": "/run/r", "log_format": "json", "systemd_cgroup": True, "bundle": "/b", "pid_file": "/b/init.pid"},
+    ),
+    "containerd execs": (
+        "--root=/run/r --rootless=true exec --process /p --console-socket /s --detach --pid-file /f web",
+        {"process": "/p", "console_socket": "/s", "detach": True, "pid_file": "/f", "id": "web", "command": []},
+    ),
+    "containerd kills": ("--debug kill --all web 9", {"all": True, "id": "web", "signal": "9"}),
+    "containerd lists": ("ps --format json web", {"format": "json", "options": []}),
+    "containerd updates": ("update --resources - web", {"resources": "-", "id": "web", "memory": None}),
+    "containerd deletes": ("delete --force web", {"force": True}),
+    "conmon creates": (
+        "--cgroup-manager=systemd --log-format=json --log=/l create --bundle /b --pid-file /f --preserve-fds 2 web",
+        {"cgroup_manager": "systemd", "preserve_fds": 2, "no_pivot": False, "log": "/l"},
+    ),
+    "conmon execs": ("exec --pid-file /f --process /p --detach --tty web", {"tty": True, "process": "/p"}),
+    "people exec": (
+        "exec -t -e A=1 --env B=2 --cwd /tmp web ls -l --all",
+        {"env": ["A=1", "B=2"], "cwd": "/tmp", "command": ["ls", "-l", "--all"]},
+    ),
+    "people run": ("run -b /b -d web", {"bundle": "/b", "detach": True}),
+    "people ps": ("ps web -ef", {"options": ["-ef"], "format": None}),
+    "people kill": ("kill web", {"signal": None, "all": False}),
+    "people update": (
+        "update --memory 64m --memory-swap -1 --cpu-share 512 --pids-limit -1 web",
+        {"memory": 64 << 20, "memory_swap": -1, "cpu_share": 512, "pids_limit": -1},
+    ),
+    "people watch": ("events --stats --interval 500ms web", {"stats": True, "interval": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_callers_pass(name: str) -> None:
+    words, expected = CALLS[name]
+    found = vars(read(*words.split()))
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["-b /x c", "-b=/x c", "-b/x c", "--bundle=/x c", "c --bundle /x", "-bundle /x c", "-bundle=/x c", "-b /x -- c"],
+)
+def test_one_option_in_many_ways(words: str) -> None:
+    arguments = read("create", *words.split())
+    assert (arguments.bundle, arguments.id) == ("/x", "c")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("--detach", True), ("--detach=true", True), ("--detach=0", False), ("-dt", True)]
+)
+def test_flags(word: str, value: bool) -> None:
+    assert read("exec", word, "web").detach is value
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("create", "ID is missing"),
+        ("create a b", "no place for 'b'"),
+        ("create --bundel /b web", "did you mean --bundle?"),
+        ("create web --bundle", "needs a value"),
+        ("create --preserve-fds x web", "not a whole number"),
+        ("exec --detach=maybe web", "there is no 'maybe'"),
+        ("ps --format yaml web", "choose one of table, json"),
+        ("--log-format xml list", "choose one of text, json"),
+        ("--cgroup-manager docker list", "choose one of cgroupfs, systemd, disabled"),
+        ("update --memory lots web", "'lots' does not parse"),
+        ("events --interval soon web", "'soon' does not parse"),
+        ("delete -x web", "there is no option '-x'"),
+    ],
+)
+def test_what_is_wrong(words: str, complaint: str) -> None:
+    with pytest.raises(Usage) as caught:
+        read(*words.split())
+    assert complaint in str(caught.value)
+
+
+@given(
+    st.sampled_from(sorted(COMMANDS)),
+    st.lists(st.text(max_size=12) | st.sampled_from(["-", "--", "-x", "--all=", "web"])),
+)
+def test_any_words_are_read_or_refused(verb: str, words: list[str]) -> None:
+    try:
+        read(verb, *words)
+    except Usage as problem:
+        assert problem.hint
+
+
+def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, (_, summary, options) in COMMANDS.items():
+        assert main([verb, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert summary in shown
+        assert all(text in shown for text, _ in options)
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"\n  {verb} " in overview for verb in COMMANDS)
+
+
+def test_options_have_one_meaning_each() -> None:
+    for verb in COMMANDS:
+        names = [name for text, _ in table(verb) for name in Option(text).names]
+        assert len(names) == len(set(names)), verb
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_one_line_on_stderr_and_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.json"
+    for _ in range(2):
+        assert main(["--root", str(tmp_path), "--log", str(log), "--log-format", "json", "state", "web"]) == 1
+    out, err = capsys.readouterr()
+    first, second = err.splitlines()
+    assert first == second and first.startswith("error: container web does not exist; hint: ") and out == ""
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(entry["level"], entry["msg"]) for entry in entries] == [("error", first.removeprefix("error: "))] * 2
+    assert entries[0]["time"].endswith("Z") and len(entries[0]["time"]) == 20
+
+
+def test_the_log_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    assert main(["--root", str(tmp_path), "--log", str(log), "state", "we b"]) == 1
+    assert " level=error msg=\"'we b' can't name a container; " in log.read_text()
+    assert main(["--log", str(tmp_path / "no" / "log"), "state", "web"]) == 1
+    assert "can't be written" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_hostile_name_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["state", "a\nerror: \x1b[31mb\udcff"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.strip().isprintable()
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_one_line(text: str) -> None:
+    line = one_line(text)
+    assert line.isprintable() and line.encode() is not None
+
+
+def test_the_version_is_in_runcs_form(capsys: pytest.CaptureFixture[str]) -> None:
+    """dockerd reads "NAME version X" and containerd "spec: X" of it."""
+    assert main(["--version"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("insula-oci version ") and second == "spec: 1.2.0"
+
+
+def test_state_starts_in_milliseconds_because_it_imports_little() -> None:
+    """What takes longest to import is not there: measured as modules, since time depends on the machine."""
+    code = "import sys; from insula.oci.main import main; main(['state', 'nobody']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = {
+        "json",
+        "argparse",
+        "subprocess",
+        "asyncio",
+        "dataclasses",
+        "pathlib",
+        "shutil",
+        "inspect",
+        "msgspec",
+        "logging",
+    }
+    before = subprocess.run([sys.executable, "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True)
+    assert not (set(done.stdout.split()) - set(before.stdout.split())) & slow
+
+
+# -- parts of verbs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("9", 9), ("KILL", 9), ("sigterm", 15), ("RTMIN+3", 37), ("SIGRTMAX-1", 63), ("SIGRTMIN", 34)]
+)
+def test_signals(text: str, number: int) -> None:
+    assert signal_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "32", "65", "-9", "SIG9", "FOO", "RTMIN+31", "²"])
+def test_no_signals(text: str) -> None:
+    with pytest.raises(Invalid, match="there is no signal"):
+        signal_number(text)
+
+
+def test_ps_shows_the_containers_lines_only() -> None:
+    lines = ["UID   PID  CMD", "root    1  init", "root   11  sh 1", "root  111  1 11"]
+    assert select(lines, [11]) == [lines[0], lines[2]]
+    with pytest.raises(Invalid, match="no column PID"):
+        select(["USER CMD", "root init"], [1])
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(values)
+def test_plain_json_is_json(value: object) -> None:
+    text = plainjson.dumps(value)
+    assert "\n" not in text and json.loads(text) == value
+    assert plainjson.loads(text) == plainjson.loads(json.dumps(value, indent=1).encode()) == value
+
+
+@given(
+    st.binary(max_size=20)
+    | st.text(max_size=20).map(str.encode)
+    | st.text(alphabet='{}[]",:0123truefalsn \t', max_size=12).map(str.encode)
+)
+def test_plain_json_takes_what_json_takes(data: bytes) -> None:
+    def outcome(loads: object) -> object:
+        try:
+            return loads(data)  # type: ignore[operator]
+        except ValueError:
+            return ValueError
+
+    assert outcome(plainjson.loads) == outcome(lambda raw: json.loads(raw.decode()))
+
+
+@pytest.mark.parametrize("data", [b"", b"NaN", b"[1] 2", b"[" * 100_000, b"1" * 5000])
+def test_plain_json_refuses(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        plainjson.loads(data)
+    with pytest.raises(TypeError):
+        plainjson.dumps({"x": object()})
