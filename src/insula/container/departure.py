@@ -158,7 +158,7 @@ def change_directory(path: str) -> None:
     """chdir(2) within the root."""
     os.chdir(path)
     try:
-        os.getcwd()
+        linux.getcwd()
     except FileNotFoundError:  # such as /proc/self/fd/7, if that were a directory of the host (CVE-2024-21626)
         raise PermissionError(errno.EACCES, "it is outside of the container", path) from None
 

@@ -141,7 +141,8 @@ def before_setuid(sets: Capabilities) -> None:
             except OSError as error:
                 if error.errno == _EINVAL:  # the kernel has no more capabilities
                     break
-                raise
+                if _in_bounding_set(number):  # without CAP_SETPCAP: an error only if there is something to drop
+                    raise
     linux.prctl(linux.PR_SET_KEEPCAPS, 1)
 
 
@@ -153,6 +154,13 @@ def after_setuid(sets: Capabilities) -> None:
     for number in range(sets.ambient.bit_length()):
         if sets.ambient >> number & 1:
             linux.prctl(linux.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
+
+
+def _in_bounding_set(number: int) -> bool:
+    try:
+        return bool(linux.prctl(_PR_CAPBSET_READ, number))
+    except OSError:
+        return False
 
 
 def current() -> Capabilities:

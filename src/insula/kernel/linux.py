@@ -103,8 +103,16 @@ KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 
 # syscall numbers; those from 424 on are the same on all architectures
 _OLD: Final = {
-    "x86_64": {"mount": 165, "umount2": 166, "pivot_root": 155, "unshare": 272, "setns": 308, "keyctl": 250},
-    "aarch64": {"mount": 40, "umount2": 39, "pivot_root": 41, "unshare": 97, "setns": 268, "keyctl": 219},
+    "x86_64": {
+        "mount": 165,
+        "umount2": 166,
+        "pivot_root": 155,
+        "unshare": 272,
+        "setns": 308,
+        "keyctl": 250,
+        "getcwd": 79,
+    },
+    "aarch64": {"mount": 40, "umount2": 39, "pivot_root": 41, "unshare": 97, "setns": 268, "keyctl": 219, "getcwd": 17},
 }
 _NR: Final = {
     "open_tree": 428,
@@ -210,6 +218,18 @@ def close_range(first: int, last: int, flags: int = 0) -> None:
 def join_session_keyring(name: str) -> None:
     """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: leave the session keyring that was inherited."""
     _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name.encode())
+
+
+def getcwd() -> str:
+    """getcwd(2) as the kernel answers it: FileNotFoundError if the directory is outside of the root, or removed.
+
+    os.getcwd() goes on by itself then: it climbs ``..`` until a directory looks like the root.
+    """
+    answer = ctypes.create_string_buffer(4096)
+    length = _call("getcwd", answer, len(answer))
+    if not answer.raw.startswith(b"/"):  # "(unreachable)/…"
+        raise FileNotFoundError(2, "getcwd: it is outside of the root")
+    return os.fsdecode(answer.raw[: length - 1])
 
 
 # -- mounts, the classic calls ---------------------------------------------------------------------

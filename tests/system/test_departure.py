@@ -1,0 +1,393 @@
+"""What a process has when it becomes the user's program, as the program itself and /proc see it."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insula.container.departure import departure
+from insula.container.steps import StepError
+from insula.kernel import capabilities as caps
+from insula.kernel import linux, scheduling
+from tests.forked import forked
+
+USER = 1234
+
+
+class Refused(Exception):
+    """A step was refused: its name, the error, and its number."""
+
+    def __init__(self, step: str, error: str, number: int) -> None:
+        super().__init__(step, error, number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {self.args[1]}"
+
+
+def became(script: str, before: Callable[[], object] = lambda: None, **more: Any) -> str:
+    """What `script`, for sh, prints as the program of a process; `more` are fields of it and options of departure."""
+    options = {name: more.pop(name) for name in ("keep", "personality", "joins", "warn") if name in more}
+    process = {"args": ["/bin/sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], "cwd": "/", **more}
+    process.setdefault("capabilities", {name: list(caps.NAMES) for name in ("bounding", "effective", "permitted")})
+    readable, writable = os.pipe()
+
+    def child() -> None:
+        before()
+        os.dup2(writable, 1)
+        os.dup2(writable, 2)
+        try:
+            departure(process, None, **options)
+        except StepError as error:
+            raise Refused(error.message["step"], error.message["error"], error.message["errno"]) from None
+
+    try:
+        forked(child)
+    except EOFError:  # execve closed the pipe of its answer
+        os.close(writable)
+        with os.fdopen(readable) as output:
+            return output.read().strip()
+    raise AssertionError("departure returned")
+
+
+def field(status: str, name: str) -> list[str]:
+    found = re.search(rf"^{name}:[ \t]*(.*)$", status, re.MULTILINE)
+    assert found, name
+    return found[1].split()
+
+
+# -- user, groups, directory, environment ------------------------------------------------------------------------------
+
+
+def test_the_user_and_his_groups() -> None:
+    user = {"uid": USER, "gid": 77, "additionalGids": [5, 99], "umask": 0o027}
+    status = became("umask; cat /proc/self/status", user=user)
+    assert status.splitlines()[0] == "0027"
+    assert field(status, "Uid") == [str(USER)] * 4
+    assert field(status, "Gid") == ["77"] * 4
+    assert field(status, "Groups") == ["5", "99"]
+
+
+def test_no_groups_are_left_of_who_started_it() -> None:
+    status = became("umask; cat /proc/self/status", before=lambda: os.setgroups([6, 7]))
+    assert field(status, "Groups") == []
+    assert status.splitlines()[0] == "0022"
+
+
+def test_groups_where_a_user_namespace_denies_setgroups() -> None:
+    """An ordinary user's namespace maps his own groups only; asking for none is no error, asking for some is."""
+
+    def enter() -> None:
+        uid = USER
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        linux.prctl(linux.PR_SET_DUMPABLE, 1)  # or /proc/self would be root's
+        linux.unshare(linux.CLONE_NEWUSER)
+        for name, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {uid} 1")):
+            Path(f"/proc/self/{name}").write_text(line)
+
+    assert became("id -u", before=enter) == "0"
+    with pytest.raises(Refused, match="change the user"):
+        became("id -u", before=enter, user={"additionalGids": [0]})
+
+
+def test_the_working_directory_may_be_out_of_the_users_reach(tmp_path: Path) -> None:
+    """As with runc: root enters it before the user is changed."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    assert became("pwd -P", cwd=str(private)) == str(private)
+    assert became("readlink /proc/self/cwd", cwd=str(private), user={"uid": USER}) == str(private)
+
+
+def test_the_working_directory_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="enter the working directory: No such file"):
+        became("true", cwd=str(tmp_path / "missing"))
+
+
+def test_the_working_directory_is_never_outside_of_the_root(tmp_path: Path) -> None:
+    """CVE-2024-21626: a descriptor of a host's directory that was left open, as /proc/self/fd/N."""
+    (tmp_path / "proc").mkdir()
+    descriptor = os.open("/etc", os.O_PATH)
+
+    def enter(root: Path) -> None:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount("/", str(root), None, linux.MS_BIND | linux.MS_REC)
+        os.chdir(root)
+        linux.pivot_root(".", ".")
+        linux.umount2(".", linux.MNT_DETACH)
+        os.chdir("/")
+
+    cwd = f"/proc/self/fd/{descriptor}"
+    try:
+        # the control: without a change of root the same directory is inside, and so it can be entered
+        assert became("pwd -P", cwd=cwd) == "/etc"
+        with pytest.raises(Refused, match="enter the working directory: it is outside"):
+            became("pwd -P", before=lambda: enter(tmp_path), cwd=cwd)
+    finally:
+        os.close(descriptor)
+
+
+def test_home_is_that_of_passwd_unless_given() -> None:
+    assert became("echo $HOME", env=["PATH=/bin", "HOME=/somewhere"]) == "/somewhere"
+    assert became("echo $HOME", env=["PATH=/bin"]) == Path("~root").expanduser().as_posix()
+    assert became("echo $HOME", env=["PATH=/bin"], user={"uid": 987654}) == "/"
+
+
+def test_descriptors_are_closed_but_those_to_keep(tmp_path: Path) -> None:
+    def leak() -> None:
+        for number in (3, 4, 5, 9):
+            os.dup2(os.open(tmp_path, os.O_PATH), number, inheritable=True)
+
+    # 10 is sh's own while ls runs, and 3 there is the directory that ls reads
+    everything = became("ls -l /proc/$$/fd", before=leak)
+    assert str(tmp_path) not in everything
+    kept = became("ls -l /proc/$$/fd", before=leak, keep=2)
+    assert [line.split()[-3] for line in kept.splitlines() if line.endswith(str(tmp_path))] == ["3", "4"]
+
+
+# -- limits and scheduling ---------------------------------------------------------------------------------------------
+
+
+def test_limits() -> None:
+    infinity = (1 << 64) - 1
+    limits = [
+        {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+        {"type": "RLIMIT_CPU", "soft": infinity, "hard": infinity},
+        {"type": "RLIMIT_LOCKS", "soft": 5, "hard": 7},
+    ]
+    printed = became("cat /proc/self/limits", rlimits=limits)
+    assert re.search(r"^Max open files +100 +200 ", printed, re.MULTILINE)
+    assert re.search(r"^Max core file size +0 +0 ", printed, re.MULTILINE)
+    assert re.search(r"^Max cpu time +unlimited +unlimited ", printed, re.MULTILINE)
+    assert re.search(r"^Max file locks +5 +7 ", printed, re.MULTILINE)
+
+
+def test_a_limit_above_what_may_be_is_told() -> None:
+    def drop() -> None:
+        without = caps.ALL & ~caps.to_mask(["SYS_RESOURCE"])
+        caps.after_setuid(caps.Capabilities(0, *(caps.current().permitted & without,) * 2))
+        os.sched_yield()
+
+    lower = [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 100}]
+    higher = [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 1 << 40}]
+    assert became("ulimit -n", before=drop, rlimits=lower) == "100"
+    with pytest.raises(Refused, match="set RLIMIT_NOFILE"):
+        became("ulimit -n", before=drop, rlimits=higher)
+    with pytest.raises(Refused, match="above what Linux counts to"):
+        became("ulimit -n", rlimits=[{"type": "RLIMIT_CPU", "soft": 1, "hard": (1 << 64) - 2}])
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "policy", "priority"),
+    [
+        ({"policy": "SCHED_OTHER", "nice": 7}, "SCHED_OTHER", 0),
+        ({"policy": "SCHED_BATCH", "nice": 3}, "SCHED_BATCH", 0),
+        ({"policy": "SCHED_IDLE"}, "SCHED_IDLE", 0),
+        ({"policy": "SCHED_FIFO", "priority": 12}, "SCHED_FIFO", 12),
+        ({"policy": "SCHED_RR", "priority": 99, "flags": ["SCHED_FLAG_RESET_ON_FORK"]}, "SCHED_RR", 99),
+    ],
+)
+def test_scheduler(scheduler: dict[str, Any], policy: str, priority: int) -> None:
+    printed = became("chrt -p $$; cat /proc/$$/stat", scheduler=scheduler)
+    reset = "|SCHED_RESET_ON_FORK" if scheduler.get("flags") else ""
+    assert re.search(rf"policy: {policy}{re.escape(reset)}$", printed, re.MULTILINE), printed
+    assert re.search(rf"priority: {priority}$", printed, re.MULTILINE), printed
+    if "nice" in scheduler:
+        assert printed.splitlines()[-1].rpartition(")")[2].split()[16] == str(scheduler["nice"])
+
+
+def test_deadline() -> None:
+    times = {"runtime": 2_000_000, "deadline": 10_000_000, "period": 20_000_000}
+    scheduler = {"policy": "SCHED_DEADLINE", "flags": ["SCHED_FLAG_RESET_ON_FORK"], **times}
+    printed = became("chrt -p $$", scheduler=scheduler)
+    assert "policy: SCHED_DEADLINE" in printed
+    assert printed.splitlines()[-1].endswith("2000000/10000000/20000000")
+
+
+def test_a_scheduler_that_is_refused() -> None:
+    with pytest.raises(Refused, match="set the scheduler") as caught:
+        became("true", scheduler={"policy": "SCHED_ISO"})
+    assert caught.value.number == 22
+    with pytest.raises(Refused, match="set the scheduler") as caught:
+        became("true", before=lambda: os.setresuid(USER, USER, USER), scheduler={"policy": "SCHED_RR", "priority": 1})
+    assert caught.value.number == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "priority", "printed"),
+    [
+        ("IOPRIO_CLASS_BE", 6, "best-effort: prio 6"),
+        ("IOPRIO_CLASS_RT", 1, "realtime: prio 1"),
+        ("IOPRIO_CLASS_IDLE", 0, "idle"),
+    ],
+)
+def test_io_priority(name: str, priority: int, printed: str) -> None:
+    assert became("ionice -p $$", ioPriority={"class": name, "priority": priority}) == printed
+
+
+def test_what_the_parent_has_set_takes_no_right() -> None:
+    """In a user namespace nobody may have a real-time policy; who made the process may give it one."""
+    wanted: dict[str, Any] = {"policy": "SCHED_FIFO", "priority": 5}
+    first = {"class": "IOPRIO_CLASS_RT", "priority": 2}
+
+    def enter() -> None:
+        linux.unshare(linux.CLONE_NEWUSER)
+        for name, line in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
+            Path(f"/proc/self/{name}").write_text(line)
+
+    def prepared() -> None:
+        scheduling.set_scheduler(wanted)
+        scheduling.set_io_priority(first)
+        enter()
+
+    printed = became("chrt -p $$; ionice -p $$", before=prepared, scheduler=wanted, ioPriority=first)
+    assert "SCHED_FIFO" in printed
+    assert "realtime: prio 2" in printed
+    with pytest.raises(Refused, match="set the scheduler: sched_setattr: Operation not permitted"):
+        became("true", before=enter, scheduler=wanted)
+    with pytest.raises(Refused, match="set the I/O priority: ioprio_set: Operation not permitted"):
+        became("true", before=enter, ioPriority=first)
+
+
+def test_affinity_is_for_who_joins() -> None:
+    all_of_them = os.sched_getaffinity(0)
+    one = max(all_of_them)
+    affinity = {"initial": "0", "final": str(one)}
+    status = became("cat /proc/self/status", joins=True, execCPUAffinity=affinity)
+    assert field(status, "Cpus_allowed_list") == [str(one)]
+    status = became("cat /proc/self/status", joins=False, execCPUAffinity=affinity)
+    assert field(status, "Cpus_allowed_list") == field(Path("/proc/self/status").read_text(), "Cpus_allowed_list")
+
+
+def test_personality() -> None:
+    native = os.uname().machine
+    assert became("uname -m", personality={"domain": "LINUX"}) == native
+    if native == "x86_64":
+        assert became("uname -m", personality={"domain": "LINUX32"}) == "i686"
+    with pytest.raises(Refused, match="set the personality: personality has no flags"):
+        became("true", personality={"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]})
+
+
+# -- capabilities and labels -------------------------------------------------------------------------------------------
+
+
+def sets_of(status: str) -> caps.Capabilities:
+    return caps.Capabilities(
+        *(int(field(status, name)[0], 16) for name in ("CapBnd", "CapEff", "CapPrm", "CapInh", "CapAmb"))
+    )
+
+
+def test_capabilities_of_another_user_are_what_was_asked() -> None:
+    asked = {
+        "bounding": ["CAP_KILL", "CAP_CHOWN", "CAP_NET_RAW"],
+        "effective": ["CAP_KILL"],
+        "permitted": ["CAP_KILL", "CAP_NET_RAW"],
+        "inheritable": ["CAP_NET_RAW", "CAP_KILL"],
+        "ambient": ["CAP_NET_RAW"],
+    }
+    got = sets_of(became("cat /proc/self/status", user={"uid": USER}, capabilities=asked))
+    raw, kill, chown = (caps.to_mask([name]) for name in ("NET_RAW", "KILL", "CHOWN"))
+    # execve of a user that isn't root: what is ambient is permitted and effective, all else is gone
+    assert got == caps.Capabilities(raw | kill | chown, raw, raw, raw | kill, raw)
+
+
+def test_without_capabilities_there_are_none() -> None:
+    got = sets_of(became("cat /proc/self/status", capabilities=None))
+    assert got == caps.Capabilities()
+
+
+def test_what_cannot_be_granted_is_told_and_left_out(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    asked = {name: ["CAP_CHOWN", "CAP_KILL"] for name in ("bounding", "effective", "permitted", "inheritable")}
+    asked["ambient"] = ["CAP_CHOWN"]
+
+    def drop() -> None:
+        less = caps.current().permitted & ~caps.to_mask(["CHOWN"])
+        caps.after_setuid(caps.Capabilities(0, less, less))
+
+    def warn(text: str) -> None:
+        told.write_text(text)
+
+    options: dict[str, Any] = {"user": {"uid": USER}, "capabilities": asked, "warn": warn}
+    got = sets_of(became("cat /proc/self/status", before=drop, **options))
+    assert told.read_text() == "capabilities that cannot be granted: CAP_CHOWN"
+    assert got.ambient == got.permitted == 0
+    told.unlink()
+    got = sets_of(became("cat /proc/self/status", **options))  # the control
+    assert got.ambient == caps.to_mask(["CHOWN"])
+    assert not told.exists()
+
+
+@pytest.mark.parametrize("restricted", [True, False])
+def test_no_new_privileges(restricted: bool) -> None:
+    status = became("cat /proc/self/status", noNewPrivileges=restricted)
+    assert field(status, "NoNewPrivs") == [str(int(restricted))]
+
+
+def enabled(module: str) -> bool:
+    path = {"apparmor": "/sys/module/apparmor/parameters/enabled", "selinux": "/sys/fs/selinux/enforce"}[module]
+    return os.path.exists(path)
+
+
+@pytest.mark.skipif(enabled("apparmor"), reason="AppArmor is enabled here")
+def test_an_apparmor_profile_without_apparmor_is_refused() -> None:
+    assert became("echo here", apparmorProfile="unconfined") == "here"
+    with pytest.raises(Refused, match="set the AppArmor profile insula-default"):
+        became("true", apparmorProfile="insula-default")
+
+
+@pytest.mark.skipif(enabled("selinux"), reason="SELinux is enabled here")
+def test_an_selinux_label_without_selinux_is_refused() -> None:
+    with pytest.raises(Refused, match="set the SELinux label system_u"):
+        became("true", selinuxLabel="system_u:system_r:container_t:s0")
+
+
+@pytest.mark.parametrize("fake", ["directory", "file"])
+def test_a_label_is_written_to_procfs_and_nothing_else(tmp_path: Path, fake: str) -> None:
+    """CVE-2019-16884: a /proc, or a file in it, that takes the label and does nothing."""
+
+    def cover() -> None:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        if fake == "directory":
+            (tmp_path / f"{os.getpid()}" / "attr").mkdir(parents=True)
+            (tmp_path / f"{os.getpid()}" / "attr" / "exec").touch()
+            linux.mount(str(tmp_path), "/proc", None, linux.MS_BIND)
+        else:
+            (tmp_path / "exec").touch()
+            linux.mount(str(tmp_path / "exec"), f"/proc/{os.getpid()}/attr/exec", None, linux.MS_BIND)
+
+    with pytest.raises(Refused, match=r"it is not procfs|Invalid cross-device link"):
+        became("true", before=cover, apparmorProfile="insula-default")
+    assert not [p for p in tmp_path.rglob("exec") if p.stat().st_size]
+
+
+# -- execve ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_path_of_the_new_environment_is_searched(tmp_path: Path) -> None:
+    (tmp_path / "hello").write_text("#!/bin/sh\necho hello\n")
+    (tmp_path / "hello").chmod(0o755)
+    assert became("", args=["hello"], env=[f"PATH=/nowhere:{tmp_path}"]) == "hello"
+    with pytest.raises(Refused, match="no such file in the PATH") as caught:
+        became("", args=["hello"], env=["PATH=/nowhere"])
+    assert caught.value.number == 2
+    (tmp_path / "hello").chmod(0o644)
+    with pytest.raises(Refused) as caught:
+        became("", args=["hello"], env=[f"PATH=/nowhere:{tmp_path}"])
+    assert caught.value.number == 13
+
+
+def test_the_runtime_itself_is_not_executed() -> None:
+    assert stat.S_ISREG(os.stat("/proc/self/exe").st_mode)
+    with pytest.raises(Refused, match="the runtime's own program"):
+        became("", args=["/proc/self/exe", "-c", "print('here')"])
