@@ -84,7 +84,7 @@ def apply(group: Cgroup, rules: Sequence[dict[str, Any]]) -> None:
     if directory is None:
         raise unsupported("devices", "this host has no controller devices")
     in_force = read(f"{directory}/devices.list") or ""
-    for file, line in changes(in_force, *_remembered(rules)):
+    for file, line in changes(in_force, _wanted(rules)):
         try:
             write(f"{directory}/{file}", line)
         except OSError as error:
@@ -94,10 +94,26 @@ def apply(group: Cgroup, rules: Sequence[dict[str, Any]]) -> None:
 
 # -- version 1 ------------------------------------------------------------------------------------------------------
 
-_last: tuple[list[dict[str, Any]], tuple[bool, Exceptions]] | None = None
+
+class Exempt:
+    """Everything is `allowed` or nothing, but for the `exceptions`. `listed` is what devices.list says of it then, and
+    `anew` the writes that bring it about from any state."""
+
+    __slots__ = ("allowed", "anew", "exceptions", "listed")
+
+    def __init__(self, allowed: bool, exceptions: Exceptions) -> None:
+        self.allowed = allowed
+        self.exceptions = exceptions
+        lines = [_line(device, access) for device, access in exceptions.items()]
+        self.listed = _ALLOWS_ALL if allowed else "\n".join(lines)
+        first, then = ("devices.allow", "devices.deny") if allowed else ("devices.deny", "devices.allow")
+        self.anew = [(first, "a"), *((then, line) for line in lines)]
 
 
-def _remembered(rules: Sequence[dict[str, Any]]) -> tuple[bool, Exceptions]:
+_last: tuple[list[dict[str, Any]], Exempt] | None = None
+
+
+def _wanted(rules: Sequence[dict[str, Any]]) -> Exempt:
     """`normalise`, whose result is kept: every launch has the same rules."""
     global _last
     if _last is None or _last[0] != rules:
@@ -105,8 +121,8 @@ def _remembered(rules: Sequence[dict[str, Any]]) -> tuple[bool, Exceptions]:
     return _last[1]
 
 
-def normalise(rules: Iterable[dict[str, Any]]) -> tuple[bool, Exceptions]:
-    """Whether everything is allowed, and the exceptions from that. OSError if the rules can't be said so."""
+def normalise(rules: Iterable[dict[str, Any]]) -> Exempt:
+    """The rules in the form of version 1. OSError if they can't be said so."""
     allowed = False
     exceptions: dict[Device, set[str]] = {}
     for rule in map(Rule, rules):
@@ -121,7 +137,7 @@ def normalise(rules: Iterable[dict[str, Any]]) -> tuple[bool, Exceptions]:
                 exceptions.setdefault(device, set()).update(rule.access)
     if not allowed:
         _complete(exceptions)
-    return allowed, {device: frozenset(access) for device, access in exceptions.items() if access}
+    return Exempt(allowed, {device: frozenset(access) for device, access in exceptions.items() if access})
 
 
 def _remove(exceptions: dict[Device, set[str]], device: Device, access: frozenset[str]) -> None:
@@ -156,18 +172,22 @@ def _meet(one: Device, other: Device) -> Device | None:
     return (one[0], max(one[1], other[1]), max(one[2], other[2]))
 
 
-def changes(in_force: str, allowed: bool, exceptions: Exceptions) -> list[tuple[str, str]]:
-    """(file, line) to write so that what devices.list says becomes what is wanted."""
-    add, remove = ("devices.deny", "devices.allow") if allowed else ("devices.allow", "devices.deny")
-    wanted = dict(exceptions)
-    if allowed or in_force == _ALLOWS_ALL:  # its exceptions are not shown: begin anew
-        return [(remove, "a"), *((add, _line(device, access)) for device, access in wanted.items())]
+def changes(in_force: str, wanted: Exempt) -> list[tuple[str, str]]:
+    """(file, line) to write so that what devices.list says becomes what is wanted.
+
+    Where it can, a list is changed entry by entry: a group that has groups below it can't begin anew.
+    """
+    if wanted.allowed or in_force == _ALLOWS_ALL:  # whose exceptions are not shown
+        return wanted.anew
+    if in_force == wanted.listed:
+        return []
     have = dict(map(_parse, in_force.splitlines()))
-    superfluous = {device: access - wanted.get(device, frozenset()) for device, access in have.items()}
-    missing = {device: access - have.get(device, frozenset()) for device, access in wanted.items()}
+    none: frozenset[str] = frozenset()
+    superfluous = {device: access - wanted.exceptions.get(device, none) for device, access in have.items()}
+    missing = {device: access - have.get(device, none) for device, access in wanted.exceptions.items()}
     return [
-        *((remove, _line(device, access)) for device, access in superfluous.items() if access),
-        *((add, _line(device, access)) for device, access in missing.items() if access),
+        *(("devices.deny", _line(device, access)) for device, access in superfluous.items() if access),
+        *(("devices.allow", _line(device, access)) for device, access in missing.items() if access),
     ]
 
 
