@@ -150,6 +150,7 @@ class Daemon:
         """Whatever state it is in: kills its processes, and removes what it has on this machine."""
         for name in PROCESSES:
             self.kill(name)
+        self._thaw()
         for _ in range(50):
             pids = self._pids_in_cgroups()
             if not pids:
@@ -166,6 +167,12 @@ class Daemon:
             path.unlink()
         self.namespaces.close()
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _thaw(self) -> None:
+        """In version 1, processes of paused instances do not even die."""
+        for file in CGROUPS.glob(f"freezer/{self.prefix}/*/*/freezer.state"):
+            with suppress(OSError):
+                file.write_text("THAWED")
 
     def _pids_in_cgroups(self) -> list[int]:
         found = []

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def update(bundle: Bundle, limits: dict[str, Any]) -> None:
     """Change limits (`linux.resources` of the OCI runtime-spec); what is absent stays as it is.
 
-    `Failed` when the kernel refuses one: those before it are changed already. `NotFound` if the container is gone.
+    `Failed` when the kernel refuses one: then all are as they were. `NotFound` if the container is gone.
     """
     group = _group(bundle)
     try:
-        group.limit(limits)
+        group.update(limits)
     except OSError as error:
         raise _explain(group, "the kernel refuses these limits", error) from error
 
@@ -35,7 +35,6 @@ def pause(bundle: Bundle) -> None:
     try:
         group.freeze()
     except OSError as error:
-        group.thaw()
         raise _explain(group, "it can't be frozen", error) from error
 
 

@@ -139,7 +139,7 @@ class Tenants:
         }
         try:
             group.create()
-            group.limit(resources)
+            group.update(resources)
         except OSError as error:
             hint = "`insula doctor` tells what this host lacks"
             raise Failed(f"tenant {tenant.name} can't have that control group: {error}", hint) from error
