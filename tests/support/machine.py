@@ -18,6 +18,8 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -89,10 +91,21 @@ def remove_dead_runs() -> None:
 
 
 def remove_cgroups(prefix: str) -> None:
-    """Every control group whose path begins with `prefix`, in every hierarchy; they must be empty."""
-    for top in [*CGROUPS.glob(f"{prefix}*"), *CGROUPS.glob(f"*/{prefix}*")]:
-        for path, _, _ in os.walk(top, topdown=False):
-            Path(path).rmdir()
+    """Every control group whose path begins with `prefix`, in every hierarchy; what is killed may be on its way out."""
+    tops = [*CGROUPS.glob(f"{prefix}*"), *CGROUPS.glob(f"*/{prefix}*")]
+    for top in tops:  # a frozen process doesn't even die
+        for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+            for path in top.rglob(name):
+                path.write_text(word)
+    for _ in range(50):
+        for top in tops:
+            for directory, _, _ in os.walk(top, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(directory)
+        if not any(top.exists() for top in tops):
+            return
+        time.sleep(0.1)
+    raise OSError(f"processes are left in the control groups {prefix}*")
 
 
 class Namespaces:
