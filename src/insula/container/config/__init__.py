@@ -50,14 +50,15 @@ def check_process(
     return process
 
 
-def check_resources(resources: object, prefix: str = "resources") -> dict[str, Any]:
-    """The same for limits alone: `update --resources`."""
+def check_resources(resources: object, *, alone: bool = True) -> dict[str, Any]:
+    """The same for limits: `update --resources`. Unless they stand `alone`, only their shape is checked."""
     try:
         shape.walk(resources, shape.RESOURCES)
         assert isinstance(resources, dict)
-        rules.check_resources(resources)
+        if alone:
+            rules.check_resources(resources)
     except Wrong as wrong:
-        raise wrong.invalid(prefix) from None
+        raise wrong.invalid("resources") from None
     return resources
 
 

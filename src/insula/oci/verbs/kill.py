@@ -30,11 +30,11 @@ def run(arguments: Arguments) -> int:
         group = Cgroup(record["cgroup"]) if record["cgroup"] else None
         everyone = arguments.all or (number == signal.SIGKILL and not _has_pid_namespace(container))
         if everyone and group:
-            signal_all(group, number)
-        else:
-            _signal_first(container, record, number)
+            group.kill() if number == signal.SIGKILL else group.signal(number)
+            return 0
+        _signal_first(container, record, number)
         if number == signal.SIGKILL and group and group.frozen():
-            group.thaw()  # version 1 of the freezer keeps even the dead in it
+            group.thaw()  # in version 1 a frozen process does not even die
     return 0
 
 
@@ -52,25 +52,6 @@ def _signal_first(container: Container, record: Record, number: int) -> None:
         raise gone from None
     finally:
         os.close(pidfd)
-
-
-def signal_all(group: Cgroup, number: int) -> None:
-    """Send a signal to every process of a control group and those below it."""
-    if number == signal.SIGKILL:
-        group.kill()
-        return
-    for pid in group.processes():
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            if pid in group.processes():  # still, now that the descriptor holds it
-                signal.pidfd_send_signal(pidfd, number)
-        except ProcessLookupError:
-            continue
-        finally:
-            os.close(pidfd)
 
 
 def _has_pid_namespace(container: Container) -> bool:

@@ -1,0 +1,106 @@
+"""``update ID``: change the limits of a container, from options or from a file of `linux.resources`.
+
+What is not named stays as it is. The new limits are checked together with those that stay; if the kernel refuses one,
+those before it are put back; and then they are part of the container's config, for the next update to build on.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from insula.container.config import check_resources
+from insula.model.errors import Conflict, Failed, Invalid
+from insula.model.plainjson import loads
+from insula.oci.state import Container
+from insula.oci.verbs.pause import group_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from insula.oci.options import Arguments
+
+    Object = dict[str, Any]
+
+_OPTIONS = (
+    # option, section and key of linux.resources
+    ("memory", "memory", "limit"),
+    ("memory_reservation", "memory", "reservation"),
+    ("memory_swap", "memory", "swap"),
+    ("cpu_share", "cpu", "shares"),
+    ("cpu_quota", "cpu", "quota"),
+    ("cpu_period", "cpu", "period"),
+    ("cpu_burst", "cpu", "burst"),
+    ("cpu_idle", "cpu", "idle"),
+    ("cpu_rt_period", "cpu", "realtimePeriod"),
+    ("cpu_rt_runtime", "cpu", "realtimeRuntime"),
+    ("cpuset_cpus", "cpu", "cpus"),
+    ("cpuset_mems", "cpu", "mems"),
+    ("blkio_weight", "blockIO", "weight"),
+    ("pids_limit", "pids", "limit"),
+)
+
+
+def run(arguments: Arguments) -> int:
+    container = Container(arguments.root, arguments.id)
+    given = _from_file(arguments.resources) if arguments.resources else _from_options(arguments)
+    wanted = without_zeros(check_resources(given, alone=False))
+    with container:
+        record = container.load()
+        if container.status(record) == "stopped":
+            raise Conflict(f"container not running: {container.id}", "a stopped one has no limits")
+        config = container.config()
+        linux = config.setdefault("linux", {})
+        linux["resources"] = merged = merge(linux.get("resources", {}), wanted)
+        check_resources(merged)
+        # whole sections: swap can't be set without knowing the limit of memory, nor a quota without its period
+        group_of(record).update({section: merged[section] for section in wanted})
+        container.save_config(config)
+    return 0
+
+
+def without_zeros(wanted: Object) -> Object:
+    """`wanted` without what engines send for "as it is": 0 where it is no limit, and empty lists."""
+    for section in ("memory", "cpu", "blockIO", "pids"):
+        for key in [key for key, value in wanted.get(section, {}).items() if value in (0, "", []) and _unset(key)]:
+            del wanted[section][key]
+    return {section: value for section, value in wanted.items() if value}
+
+
+def _unset(key: str) -> bool:
+    """Whether 0 is no value; but True equals 1 and False 0, so flags are never unset."""
+    return key not in ("swappiness", "disableOOMKiller", "useHierarchy", "checkBeforeUpdate", "burst", "idle")
+
+
+def merge(now: Object, wanted: Object) -> Object:
+    """The limits that are in force once `wanted` is. Objects are merged, arrays replaced."""
+    return {
+        **now,
+        **{
+            section: {**now.get(section, {}), **value} if isinstance(value, dict) else value
+            for section, value in wanted.items()
+        },
+    }
+
+
+def _from_file(path: str) -> object:
+    try:
+        if path == "-":
+            return loads(sys.stdin.buffer.read())
+        with open(path, "rb") as file:
+            return loads(file.read())
+    except ValueError as error:
+        raise Invalid(f"--resources {path[:60]!r} is no JSON: {error}", "it is a linux.resources object") from None
+    except OSError as error:
+        raise Failed(f"--resources {path[:60]!r} can't be read: {error.strerror}", "see its path") from None
+
+
+def _from_options(arguments: Arguments) -> Object:
+    wanted: Object = {}
+    for option, section, key in _OPTIONS:
+        value = getattr(arguments, option)
+        if value is not None:
+            wanted.setdefault(section, {})[key] = value
+    if not wanted:
+        raise Invalid("there is nothing to update", "name a limit, or a file with --resources")
+    return wanted
