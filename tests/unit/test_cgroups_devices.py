@@ -1,0 +1,155 @@
+"""Device rules: what a list of them means, said for version 1 and compiled for version 2, against a plain reading."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.kernel.cgroups import devices
+from insula.kernel.cgroups.device_program import compile_rules
+from tests import ebpf_machine
+
+NUMBERS = (0, 1, 3, 7)
+Rules = Sequence[dict[str, Any]]
+
+numbers = st.sampled_from([None, -1, *NUMBERS[:3]])
+rule = st.fixed_dictionaries(
+    {"allow": st.booleans()},
+    optional={
+        "type": st.sampled_from("abc"),
+        "major": numbers,
+        "minor": numbers,
+        "access": st.sets(st.sampled_from("rwm"), min_size=1).map("".join),
+    },
+)
+every_rule = {"allow": True, "access": "rwm"}
+rules = st.lists(rule | st.sampled_from([every_rule, {"allow": False}]), max_size=7)
+device = st.tuples(st.sampled_from("bc"), st.sampled_from(NUMBERS), st.sampled_from(NUMBERS))
+access = st.sets(st.sampled_from("rwm"), min_size=1)
+
+
+def wanted(given_rules: Rules, device: tuple[str, int, int], access: set[str]) -> bool:
+    """The last rule that speaks of a device and an access decides; none: denied."""
+
+    def speaks(rule: dict[str, Any], letter: str) -> bool:
+        kind, major, minor = device
+        return (
+            rule.get("type", "a") in ("a", kind)
+            and rule.get("major") in (None, -1, major)
+            and rule.get("minor") in (None, -1, minor)
+            and letter in rule.get("access", "rwm")
+        )
+
+    def allowed(letter: str) -> bool:
+        return next((r["allow"] for r in reversed(given_rules) if speaks(r, letter)), False)
+
+    return all(map(allowed, access))
+
+
+def program_says(program: bytes, device: tuple[str, int, int], access: set[str]) -> bool:
+    kind, major, minor = device
+    bits = sum({"m": 1, "r": 2, "w": 4}[letter] for letter in access)
+    data = struct.pack("<III", bits << 16 | {"b": 1, "c": 2}[kind], major, minor)
+    return bool(ebpf_machine.run(program, data))
+
+
+def version_1_says(exempt: devices.Exempt, device: tuple[str, int, int], access: set[str]) -> bool:
+    """As the kernel has it: in a deny-all group one exception must cover all, in an allow-all one none any."""
+    named = [
+        theirs
+        for (kind, major, minor), theirs in exempt.exceptions.items()
+        if kind == device[0] and major in (-1, device[1]) and minor in (-1, device[2])
+    ]
+    return not any(theirs & access for theirs in named) if exempt.allowed else any(access <= theirs for theirs in named)
+
+
+@given(rules, device, access)
+def test_the_program_decides_as_the_rules_say(rules: Rules, device: tuple[str, int, int], access: set[str]) -> None:
+    assert program_says(compile_rules(rules), device, access) == wanted(rules, device, access)
+
+
+@given(rules, device, access)
+def test_version_1_decides_the_same_or_refuses(rules: Rules, device: tuple[str, int, int], access: set[str]) -> None:
+    try:
+        exempt = devices.normalise(rules)
+    except OSError as error:
+        assert "linux.resources.devices" in str(error) and "no way to take" in str(error)
+        return
+    assert version_1_says(exempt, device, access) == wanted(rules, device, access)
+
+
+class List:
+    """A version 1 group's list, changed as the kernel changes it (devcgroup_update_access)."""
+
+    def __init__(self, text: str) -> None:
+        self.allows_all = text == "a *:* rwm"
+        self.entries = {} if self.allows_all else {d: set(a) for d, a in map(devices._parse, text.splitlines())}
+
+    def write(self, file: str, line: str) -> None:
+        if line == "a":
+            self.allows_all, self.entries = file == "devices.allow", {}
+            return
+        device, access = devices._parse(line)
+        if (file == "devices.allow") != self.allows_all:
+            self.entries.setdefault(device, set()).update(access)
+        elif device in self.entries:
+            self.entries[device] -= access
+
+    @property
+    def exempt(self) -> devices.Exempt:
+        left = {device: frozenset(access) for device, access in self.entries.items() if access}
+        return devices.Exempt(self.allows_all, left)
+
+
+@given(rules, rules)
+def test_a_list_becomes_another(before: Rules, after: Rules) -> None:
+    try:
+        old, new = devices.normalise(before), devices.normalise(after)
+    except OSError:
+        return
+    group = List(old.listed)
+    for file, line in devices.changes(old.listed, new):
+        group.write(file, line)
+    assert (group.allows_all, group.exempt.exceptions) == (new.allowed, new.exceptions)
+    if not new.allowed:
+        assert devices.changes(group.exempt.listed, new) == [], "the second time there is nothing to do"
+
+
+def test_a_list_that_runs_is_never_begun_anew() -> None:
+    """A group with groups below it refuses that, and for a moment everything would be denied."""
+    old = devices.normalise([{"allow": True, "type": "c", "major": 1, "minor": 3}, {"allow": True, "type": "b"}])
+    new = devices.normalise([{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}])
+    assert devices.changes(old.listed, new) == [
+        ("devices.deny", "c 1:3 wm"),
+        ("devices.deny", "b *:* rwm"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"allow": True, "type": "x"},
+        {"allow": True, "type": "p", "major": 1},
+        {"allow": True, "access": "rwx"},
+        {"allow": True, "type": "c", "major": 1 << 31},
+        {"allow": True, "type": "c", "major": 1, "minor": 1 << 20},
+    ],
+)
+def test_what_is_no_rule_is_refused_by_both(rule: dict[str, Any]) -> None:
+    for version in (devices.normalise, compile_rules):
+        with pytest.raises(OSError, match=r"linux\.resources\.devices"):
+            version([rule])
+
+
+def test_the_defaults_are_what_every_container_needs() -> None:
+    program = compile_rules([{"allow": False}, *devices.DEFAULT])
+    assert program_says(program, ("c", 1, 3), {"r", "w"})
+    assert program_says(program, ("c", 136, 77), {"r", "w"})
+    assert program_says(program, ("b", 8, 0), {"m"})
+    assert not program_says(program, ("b", 8, 0), {"r"})
+    assert not program_says(program, ("c", 1, 1), {"r"})  # /dev/mem
