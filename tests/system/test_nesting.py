@@ -98,7 +98,8 @@ def test_several_levels_seen_from_outside(cli: Cli) -> None:
 
 
 def test_each_level_sees_its_own(cli: Cli) -> None:
-    script = f"{DEEPER} sh -c 'echo 1: $(ls -d /proc/[0-9]* | wc -l); {DEEPER} sh -c \"echo 2: \\$\\$; cat /proc/1/comm; true\"'"
+    second = 'sh -c "echo 2: \\$\\$; cat /proc/1/comm; true"'
+    script = f"{DEEPER} sh -c 'echo 1: $(ls -d /proc/[0-9]* | wc -l); {DEEPER} {second}'"
     out = cli.ok("run", "--rm", "--nesting", "busybox", "sh", "-c", script)
     assert re.fullmatch(r"1: [34]\n2: 1\nsh", out), out
 

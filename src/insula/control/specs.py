@@ -32,6 +32,8 @@ def check(spec: InstanceSpec) -> InstanceSpec:
         raise Invalid("an instance without a network can't have an address", "leave out the address, or --network none")
     if len(spec.tmpfs) > 100:
         raise Invalid(f"{len(spec.tmpfs)} tmpfs are too many", "use at most 100")
+    if spec.pid_of is not None:
+        check_label("instance", spec.pid_of)
     check_labels(spec.labels)
     check_resources(spec.resources)
     plan(spec.healthcheck, None)

@@ -25,8 +25,10 @@ from insula.control.engine import Engine
 from insula.control.health import HealthChecks, Monitor
 from insula.control.keys import INSTANCES, STATUS
 from insula.control.launch import Launcher, addresses
+from insula.control.memory import MemoryEvents, Watch
 from insula.control.policy import STEADY, after_exit, delay
 from insula.control.recorder import Recorder
+from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
 from insula.store.protocol import TransactionConflict
@@ -58,6 +60,7 @@ class Member:
         self.execs: dict[str, asyncio.Task[Exit]] = {}  # the ends of other processes in it
         self.gone = False
         self.monitor: Monitor | None = None  # of its health, while it runs
+        self.memory: Watch | None = None  # for want of it, while it runs
 
     @property
     def key(self) -> tuple[str, str]:
@@ -85,6 +88,7 @@ class Supervisor:
         self.launcher = Launcher(engine, self.names)
         self.recorder = Recorder(engine.store)
         self.health = HealthChecks(engine.runtime, self.launcher, self.recorder, self.spawn)
+        self.memory = MemoryEvents(self.recorder)
         self.members: dict[tuple[str, str], Member] = {}
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -188,6 +192,7 @@ class Supervisor:
     def _watch(self, member: Member, *, adopted: bool = False) -> None:
         member.watching = self.spawn(self._until_end(member))
         self.health.begin(member, adopted=adopted)
+        self.memory.begin(member, Cgroup(self.launcher.cgroup(member.instance)), adopted=adopted)
 
     async def _until_end(self, member: Member) -> None:
         """Waits for the end of PID 1, tells it, stores it, tidies up, and has it restarted if that is wanted."""
@@ -200,6 +205,7 @@ class Supervisor:
     async def conclude(self, member: Member, ended: Exit, *, restart: bool = True) -> None:
         """What follows from an end: status, waiters, tidying up, policy (unless it was the host's end, `restart`)."""
         self.health.end(member)
+        self.memory.end(member)
         started = member.status.started
         backoff = 0 if started and ended.finished - started >= STEADY else member.status.backoff
         self._set(
