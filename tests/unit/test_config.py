@@ -87,6 +87,19 @@ def test_null_is_absent(path: str) -> None:
     assert outcomes[0] == outcomes[1]
 
 
+def test_what_the_engine_makes_is_accepted() -> None:
+    """`container.spec` writes the configs of instances, and the runtime carries them out without another check."""
+    from insula.container.spec import config
+    from insula.container.users import User
+    from insula.model.objects import ImageConfig, InstanceSpec, Resources
+
+    instance = InstanceSpec(image="busybox", command=["true"], resources=Resources(cpus=0.5, memory=64 << 20, pids=9))
+    made = config(instance, ImageConfig(), user=User(), id_base=1 << 20, hostname="web", cgroup="insula/acme/web")
+    warnings: list[str] = []
+    assert check(copy.deepcopy(made), bundle="", warn=warnings.append) == made
+    assert warnings == []
+
+
 def test_unknown_fields_are_ignored_at_any_depth() -> None:
     for path in ("extra", "process.extra", "linux.extra", "linux.resources.cpu.extra", "mounts[0].extra"):
         config = changed(path, {"any": [object]})

@@ -25,17 +25,25 @@ if TYPE_CHECKING:
 def run(arguments: Arguments) -> int:
     container = Container(arguments.root, arguments.id)
     number = signal_number(arguments.signal or "TERM")
-    with container:
-        record = container.load()
-        group = Cgroup(record["cgroup"]) if record["cgroup"] else None
-        everyone = arguments.all or (number == signal.SIGKILL and not _has_pid_namespace(container))
-        if everyone and group:
-            group.kill() if number == signal.SIGKILL else group.signal(number)
-            return 0
-        _signal_first(container, record, number)
-        if number == signal.SIGKILL and group and group.frozen():
+    record = container.load()  # without its lock: a kill must not wait for a hook that hangs
+    group = Cgroup(record["cgroup"]) if record["cgroup"] else None
+    if group and arguments.all:
+        _signal_all(group, number)
+        return 0
+    _signal_first(container, record, number)
+    if group and number == signal.SIGKILL:
+        if not _has_pid_namespace(container):
+            _signal_all(group, number)
+        elif group.frozen():
             group.thaw()  # in version 1 a frozen process does not even die
     return 0
+
+
+def _signal_all(group: Cgroup, number: int) -> None:
+    if number == signal.SIGKILL:
+        group.kill()
+    else:
+        group.signal(number)
 
 
 def _signal_first(container: Container, record: Record, number: int) -> None:
