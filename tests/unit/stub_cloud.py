@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from insula.control.cloud import Cloud
+from insula.control.quotas import merge
 from insula.model.errors import Conflict, Failed, NotFound
 from insula.model.objects import (
     Exit,
@@ -36,7 +37,18 @@ from insula.model.objects import (
 )
 from insula.model.stream import RESIZE, Kind
 from insula.model.units import check_label
-from insula.model.views import ExecSpec, InstanceView, NetworkView, ProcessView, TenantView, Usage
+from insula.model.views import (
+    ExecSpec,
+    InstanceStats,
+    InstanceView,
+    LimitsPatch,
+    NetworkView,
+    ProcessView,
+    ResourcesPatch,
+    StatsSample,
+    TenantView,
+    Usage,
+)
 
 
 class StubProcess:
@@ -176,6 +188,25 @@ class StubInstances:
             raise Conflict(f"{name} runs", "stop it first, or use --force")
         del self.views[tenant, name]
 
+    async def update(self, tenant: str, name: str, patch: ResourcesPatch) -> InstanceView:
+        view = self._find(tenant, name)
+        resources = merge(view.instance.spec.resources, patch)
+        spec = msgspec.structs.replace(view.instance.spec, resources=resources)
+        instance = msgspec.structs.replace(view.instance, spec=spec)
+        self.views[tenant, name] = msgspec.structs.replace(view, instance=instance)
+        return self.views[tenant, name]
+
+    async def pause(self, tenant: str, name: str) -> InstanceView:
+        return self._state(tenant, name, "paused")
+
+    async def unpause(self, tenant: str, name: str) -> InstanceView:
+        return self._state(tenant, name, "running")
+
+    def _state(self, tenant: str, name: str, state: Any) -> InstanceView:
+        view = self._find(tenant, name)
+        self.views[tenant, name] = msgspec.structs.replace(view, status=InstanceStatus(state=state))
+        return self.views[tenant, name]
+
     async def kill(self, tenant: str, name: str, what: str) -> None:
         self._find(tenant, name)
         self.signals.append((name, what))
@@ -260,6 +291,12 @@ class StubTenants:
         self.views[name] = TenantView(tenant=tenant, usage=Usage())
         return self.views[name]
 
+    async def update(self, name: str, patch: LimitsPatch) -> TenantView:
+        view = await self.get(name)
+        tenant = msgspec.structs.replace(view.tenant, limits=merge(view.tenant.limits, patch))
+        self.views[name] = msgspec.structs.replace(view, tenant=tenant)
+        return self.views[name]
+
     async def remove(self, name: str) -> None:
         await self.get(name)
         del self.views[name]
@@ -271,6 +308,23 @@ class StubNetworks:
             tenant=tenant, name="default", index=0, vni=1, subnet="10.0.0.0/24", gateway="10.0.0.1", created=0.0
         )
         return [NetworkView(network=network, status=NetworkStatus(ready=True))]
+
+
+class StubStats:
+    """`asked` is what was asked for; three samples of one instance."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+
+    async def of(
+        self, tenant: str | None, names: Sequence[str] = (), *, interval: float | None = None
+    ) -> AsyncIterator[StatsSample]:
+        self.asked.append((tenant, *names, interval))
+        if "nobody" in names:
+            raise NotFound(f"tenant {tenant} has no instance nobody", "see `insula ps -a`")
+        for number in range(1 if interval is None else 3):
+            each = InstanceStats(tenant=tenant or "acme", name="web", state="running", cpu=number / 2)
+            yield StatsSample(time=float(number), instances=[each])
 
 
 class StubEvents:
@@ -296,6 +350,7 @@ class StubCloud(Cloud):
         self.tenants: Any = StubTenants()
         self.networks: Any = StubNetworks()
         self.instances: Any = StubInstances()
+        self.stats: Any = StubStats()
         self.events: Any = StubEvents()
 
     def kill(self) -> None:

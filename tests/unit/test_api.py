@@ -123,9 +123,47 @@ def test_openapi_describes_every_route_with_its_structs(stub: StubDaemon) -> Non
     assert {"/v1/tenants", "/v1/tenants/{tenant}/instances/{name}/exec", "/v1/verify"} <= set(document["paths"])
     schemas = document["components"]["schemas"]
     assert schemas["InstanceSpec"]["properties"]["image"]["type"] == "string"
-    assert {"InstanceView", "VerifyReport", "TenantSpec", "Explanation"} <= set(schemas)
+    assert {"InstanceView", "VerifyReport", "TenantSpec", "Explanation", "StatsSample"} <= set(schemas)
+    patch = schemas["ResourcesPatch"]
+    assert patch.get("required", []) == [], "all of a patch may be left out"
+    assert {"type": "null"} in patch["properties"]["memory"]["oneOf"]
     for path in document["paths"].values():
         assert all(operation["summary"] for operation in path.values())
+
+
+def test_what_is_left_out_of_a_patch_stays(stub: StubDaemon) -> None:
+    stub.client.tenants.create("acme", cpus=1.5, memory=1 << 30)
+    view = stub.client.tenants.update("acme", memory=None, instances=3)
+    assert view["tenant"]["limits"] == {"cpus": 1.5, "memory": None, "instances": 3, "bandwidth": None}
+    stub.client.instances.run("acme", "x", ["true"], name="web", start=False)
+    view = stub.client.instances.update("acme", "web", cpus=0.5, pids=None)
+    assert view["instance"]["spec"]["resources"] == {"cpus": 0.5, "memory": None, "pids": None}
+    with pytest.raises(Invalid, match="nothing to change"):
+        stub.client.instances.update("acme", "web")
+    with pytest.raises(Invalid, match="unknown field `disk`"):
+        stub.client.tenants.update("acme", disk=3)
+    with pytest.raises(Invalid, match="Expected `int"):
+        stub.client.call("PATCH", "tenants", "acme", "instances", "web", body={"memory": "64m"})
+
+
+def test_pause_and_unpause(stub: StubDaemon) -> None:
+    stub.client.instances.run("acme", "x", ["true"], name="web", start=False)
+    assert stub.client.instances.pause("acme", "web")["status"]["state"] == "paused"
+    assert stub.client.instances.unpause("acme", "web")["status"]["state"] == "running"
+    with pytest.raises(NotFound):
+        stub.client.instances.pause("acme", "nope")
+
+
+def test_stats_once_and_as_a_series(stub: StubDaemon) -> None:
+    [sample] = stub.client.instances.stats("acme", ["web", "db"])
+    assert sample["instances"][0]["name"] == "web"
+    series = list(stub.client.instances.stats(interval=0.5))
+    assert [sample["instances"][0]["cpu"] for sample in series] == [0.0, 0.5, 1.0]
+    assert stub.cloud.stats.asked == [("acme", "web", "db", None), (None, 0.5)]
+    with pytest.raises(NotFound, match="no instance nobody"):
+        list(stub.client.instances.stats("acme", ["nobody"]))
+    with pytest.raises(Invalid):
+        list(stub.client.instances.stats("acme", interval=0.0))
 
 
 def test_events_flow_and_an_error_at_their_end_is_raised(stub: StubDaemon) -> None:

@@ -27,6 +27,8 @@ def test_verbs_and_options() -> None:
     assert "ps" not in complete("r")
     assert complete("tenant ") == {"create", "update", "ls", "show", "rm"}
     assert complete("tenant cr") == {"create"}
+    assert {"--cpus", "--memory", "--pids"} <= complete("update --")
+    assert {"pause", "unpause", "update", "stats"} <= complete("")
     assert {"--detach", "--detach-keys"} == complete("run --det")
     assert {"--json", "--all"} <= complete("ps --")
     assert complete("run --restart on") == {"on-failure"}
@@ -45,6 +47,9 @@ def test_names_come_from_the_daemon(stub: StubDaemon) -> None:
     assert complete(f"{here} -T ") == {"acme"}
     assert complete(f"{here} -T acme stop w") == {"web", "worker"}
     assert complete(f"{here} -T acme stop web wo") == {"worker"}
+    assert complete(f"{here} -T acme update w") == complete(f"{here} -T acme pause w") == {"web", "worker"}
+    assert complete(f"{here} -T acme stats web wo") == {"worker"}
+    assert complete(f"{here} tenant update ") == {"acme"}
     assert complete(f"{here} rm -f ") == {"other"}
     assert complete(f"{here} -T acme exec web ") == set()
     assert complete(f"{here} cp ") == {"other:", ":file"}

@@ -10,10 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.control.keys import USAGE
-from insula.control.quotas import add, check_limits, check_resources, guarded, subtract
+from insula.control.quotas import (
+    add,
+    change,
+    check_covers,
+    check_limits,
+    check_resources,
+    exchange,
+    guarded,
+    merge,
+    subtract,
+)
 from insula.model.errors import Conflict, Invalid, QuotaExceeded
 from insula.model.objects import Limits, Resources, Tenant
-from insula.model.views import Usage
+from insula.model.views import LimitsPatch, ResourcesPatch, Usage
 from insula.store.protocol import Compare, Put
 from insula.store.sqlite import SqliteStore
 from insula.store.typed import Found
@@ -60,6 +70,65 @@ def test_what_was_added_can_be_subtracted(all_resources: list[Resources]) -> Non
         usage = subtract(usage, resources)
     assert (usage.instances, usage.memory) == (0, 0)
     assert usage.cpus == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("after", "word"),
+    [
+        (Resources(cpus=1.51, memory=40 << 20), "2 CPUs and has 0.5 in use, 1.51 asked"),
+        (Resources(cpus=1.0, memory=81 << 20), "100M of memory and has 20M in use, 81M asked"),
+        (Resources(cpus=0.1, memory=81 << 20), "100M of memory"),
+    ],
+)
+def test_a_change_is_refused_by_what_rises_too_far(after: Resources, word: str) -> None:
+    usage, before = Usage(instances=2, cpus=1.5, memory=60 << 20), Resources(cpus=1.0, memory=40 << 20)
+    acme = tenant(cpus=2, memory=100 << 20, instances=2)
+    with pytest.raises(QuotaExceeded, match=word):
+        change(acme, usage, before, after)
+    most = Resources(cpus=1.5, memory=80 << 20)
+    assert change(acme, usage, before, most) == Usage(instances=2, cpus=2.0, memory=100 << 20)
+
+
+def test_what_falls_is_never_refused() -> None:
+    """Also of a tenant that has more in use than it may: by an update that was taken back, say."""
+    usage, before = Usage(instances=2, cpus=3.0, memory=200 << 20), Resources(cpus=1.0, memory=150 << 20, pids=9)
+    acme = tenant(cpus=2, memory=100 << 20, instances=1)
+    assert change(acme, usage, before, Resources(cpus=0.5, memory=150 << 20)).cpus == 2.5
+    assert change(acme, usage, before, Resources()) == Usage(instances=2, cpus=2.0, memory=50 << 20)
+    with pytest.raises(QuotaExceeded):
+        change(acme, usage, before, Resources(cpus=1.01))
+
+
+_RESOURCES = st.builds(Resources, cpus=st.none() | st.integers(1, 64), memory=st.none() | st.integers(1, 1 << 40))
+
+
+@given(_RESOURCES, _RESOURCES, _RESOURCES)
+def test_a_change_that_is_taken_back_leaves_nothing(other: Resources, before: Resources, after: Resources) -> None:
+    usage = add(tenant(), add(tenant(), Usage(), other), before)
+    changed = change(tenant(), usage, before, after)
+    assert changed == add(tenant(), add(tenant(), Usage(), other), after)
+    assert exchange(changed, after, before) == usage
+
+
+@pytest.mark.parametrize(
+    ("limits", "word"),
+    [(Limits(instances=2), "3 instances"), (Limits(cpus=1.4), "1.5 CPUs"), (Limits(memory=59 << 20), "60M of memory")],
+)
+def test_limits_below_what_is_in_use(limits: Limits, word: str) -> None:
+    usage = Usage(instances=3, cpus=1.5, memory=60 << 20)
+    with pytest.raises(QuotaExceeded, match=word):
+        check_covers(tenant(), limits, usage)
+    check_covers(tenant(), Limits(instances=3, cpus=1.5, memory=60 << 20), usage)
+    check_covers(tenant(), Limits(), usage)
+
+
+def test_a_patch() -> None:
+    """RFC 7396: absent stays, null removes."""
+    now = Resources(cpus=1.0, memory=64 << 20, pids=9)
+    assert merge(now, ResourcesPatch(memory=None, pids=10)) == Resources(cpus=1.0, memory=None, pids=10)
+    assert merge(Limits(cpus=1.0), LimitsPatch(cpus=None, instances=3)) == Limits(instances=3)
+    with pytest.raises(Invalid, match="nothing to change"):
+        merge(now, ResourcesPatch())
 
 
 def test_the_last_place_is_taken_once(tmp_path: Path) -> None:

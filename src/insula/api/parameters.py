@@ -18,7 +18,7 @@ Revision = FromQuery[int | None]
 Since = Annotated[float | None, QueryParameter(description="seconds since the epoch")]
 Tail = Annotated[int | None, QueryParameter(ge=0, description="only the last lines")]
 Timeout = Annotated[float | None, QueryParameter(ge=0, le=86400, description="seconds before SIGKILL")]
-Names = Annotated[list[str] | None, QueryParameter(query="name", description="only these; else all that run")]
+Names = Annotated[list[str] | None, QueryParameter(name="name", description="only these; else all that run")]
 Interval = Annotated[
     float | None, QueryParameter(ge=0.1, le=3600, description="seconds between samples; without it there is one")
 ]

@@ -33,6 +33,7 @@ def views(runtime: Runtime, member: Member) -> Sequence[ProcessView]:
                 uid=p.uid,
                 user=p.uid - base if 0 <= p.uid - base < IDS_PER_TENANT else None,
                 state=p.state,
+                cpu=process.cpu_time(p.pid),
                 command=p.command,
             )
             for p in found

@@ -43,8 +43,8 @@ class Stats:
     async def of(
         self, tenant: str | None, names: Sequence[str] = (), *, interval: float | None = None
     ) -> AsyncIterator[StatsSample]:
-        """One sample, or one every `interval` seconds: of these instances, or of all that run then, of a tenant or (None)
-        of every tenant. NotFound if there is no such; a series ends when the last of these is removed."""
+        """One sample, or one every `interval` seconds: of these instances, or of all that run then, of a tenant or
+        (None) of every tenant. NotFound if there is no such; a series ends when the last of these is removed."""
         if tenant is not None:
             await self.tenants.find(tenant)
             for name in names:

@@ -118,6 +118,16 @@ def read(pid: int) -> Process | None:
     )
 
 
+def cpu_time(pid: int) -> float:
+    """Seconds of processor time that `pid` has used with all its threads (proc_pid_stat(5)); 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def user_namespace(uids: IdMap, gids: IdMap) -> int:
     """A descriptor of a new user namespace with these mappings.
 

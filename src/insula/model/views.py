@@ -154,6 +154,7 @@ class ProcessView(Struct, kw_only=True):
     uid: int  # on the host
     user: int | None  # inside; None when the instance doesn't map it
     state: str
+    cpu: float = 0.0  # seconds of processor time so far
     command: str
 
 

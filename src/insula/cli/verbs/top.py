@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Process = dict[str, Any]
 
-HEADER = ["INSIDE", "HOST", "USER", "HOST USER", "STATE", "COMMAND"]
+HEADER = ["INSIDE", "HOST", "USER", "HOST USER", "STATE", "TIME", "COMMAND"]
 
 
 def run(arguments: Arguments) -> int:
@@ -28,7 +28,15 @@ def rows(processes: list[Process]) -> Iterator[list[Any]]:
         inside = "/".join(map(str, process["pids"][1:])) or str(process["inside"])
         user = "?" if process["user"] is None else process["user"]
         command = "  " * depth + process["command"]
-        yield [inside, process["pid"], user, process["uid"], process["state"], command]
+        yield [inside, process["pid"], user, process["uid"], process["state"], spent(process["cpu"]), command]
+
+
+def spent(seconds: float) -> str:
+    """Processor time as ``0.25s``, ``1:05`` (minutes), ``2:01:05`` (hours)."""
+    if seconds < 60:
+        return f"{seconds:.2f}s"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{hours}:{minutes % 60:02}:{int(seconds % 60):02}" if hours else f"{minutes}:{int(seconds % 60):02}"
 
 
 def tree(processes: list[Process]) -> Iterator[tuple[Process, int]]:
@@ -51,7 +59,8 @@ COMMANDS = {
         "Show the processes of the running instance NAME.",
         "NAME",
         details="INSIDE is the number that the instance sees, HOST the one that the host sees. A process in a PID\n"
-        "namespace of its own inside the instance shows its number in each, outermost first.",
+        "namespace of its own inside the instance shows its number in each, outermost first.\n"
+        "TIME is how much it has used of the processors.",
         complete={"NAME": "instance"},
     )
 }

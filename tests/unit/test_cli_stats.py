@@ -1,0 +1,43 @@
+"""What `stats`, `top` and `update` make of numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from insula.cli.options import Arguments, Usage
+from insula.cli.verbs import stats
+from insula.cli.verbs.tenant import changes
+from insula.cli.verbs.top import spent
+
+
+def test_processor_time() -> None:
+    assert [spent(seconds) for seconds in (0, 0.254, 59.9, 65, 7265.4)] == [
+        "0.00s",
+        "0.25s",
+        "59.90s",
+        "1:05",
+        "2:01:05",
+    ]
+
+
+def test_a_row_of_stats() -> None:
+    shown = {
+        "tenant": "acme", "name": "web\x1b[2J", "state": "running", "cpu": 1.234, "cpu_limit": 2.0, "cpu_time": 1,
+        "throttled": 0, "memory": 3 << 20, "memory_limit": None, "pids": 2, "pids_limit": None, "received": 1536,
+        "sent": None, "read": 0, "written": 5 << 30,
+        "pressure": {"cpu": {"some": 12.4, "full": 0.2}, "io": {"some": 1.0}},
+    }  # fmt: skip
+    words = ["123.4%", "3M", "-", "2", "1.5K", "-", "0B", "5G", "cpu 12/0 io 1/0"]
+    assert ["-" if cell is None else cell for cell in stats.row(shown, False)][1:] == words
+    assert stats.row(shown, True)[:2] == ["acme", "web\x1b[2J"], "the table escapes it"
+    gone = dict.fromkeys(shown, None) | {"tenant": "acme", "name": "web", "state": "exited", "pressure": {}}
+    assert [cell for cell in stats.row(gone, False)[1:] if cell not in (None, "-")] == []
+
+
+def test_none_and_nothing_of_limits() -> None:
+    given = Arguments()
+    given.cpus, given.memory, given.pids = 0.5, "none", None
+    assert changes(given, "cpus", "memory", "pids") == {"cpus": 0.5, "memory": None}
+    given.cpus = given.memory = None
+    with pytest.raises(Usage, match="nothing to change"):
+        changes(given, "cpus", "memory", "pids")
