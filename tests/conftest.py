@@ -10,11 +10,17 @@ import pytest
 from tests.support import machine
 
 TESTS = Path(__file__).parent
+MACHINE = ("system", "peer")
+"""The suites that need one."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runtime", default="insula-oci", help="the OCI runtime of tests/peer: insula-oci, runc")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    system = any(_wants_system(Path(argument.split("::")[0]).resolve()) for argument in config.args)
-    if not system or machine.inside() or config.option.collectonly or not machine.possible():
+    wanted = any(_wants_machine(Path(argument.split("::")[0]).resolve()) for argument in config.args)
+    if not wanted or machine.inside() or config.option.collectonly or not machine.possible():
         return
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:
@@ -22,8 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     machine.enter("pytest")
 
 
-def _wants_system(path: Path) -> bool:
-    return (TESTS / "system").is_relative_to(path) or path.is_relative_to(TESTS / "system")
+def _wants_machine(path: Path) -> bool:
+    return any((TESTS / suite).is_relative_to(path) or path.is_relative_to(TESTS / suite) for suite in MACHINE)
 
 
 def pytest_report_header() -> str:

@@ -29,12 +29,15 @@ class Snapshot:
     files: frozenset[str]
 
     @classmethod
-    def take(cls, prefix: str, namespace: str, *directories: Path) -> Snapshot:
-        """Of this machine, the control groups of `prefix`, the host's network `namespace` and the files below."""
+    def take(cls, prefix: str, namespace: str, *directories: Path, holder: int | str = "self") -> Snapshot:
+        """Of this machine, the control groups of `prefix`, the host's network `namespace` and the files below.
+
+        Mounts are those that process `holder` sees.
+        """
         return cls(
             processes=frozenset(_processes()),
             namespaces=frozenset(_namespaces()),
-            mounts=frozenset(_mounts()),
+            mounts=frozenset(_mounts(holder)),
             cgroups=frozenset(_cgroups(prefix)),
             devices=frozenset(_lines(namespace, "ip", "-brief", "link")),
             routes=frozenset(_lines(namespace, "ip", "route", "show", "table", "all")),
@@ -81,9 +84,9 @@ def _namespaces() -> set[str]:
     return found
 
 
-def _mounts() -> list[str]:
+def _mounts(holder: int | str) -> list[str]:
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path(f"/proc/{holder}/mountinfo").read_text().splitlines():
         left, right = line.split(" - ")
         found.append(f"{left.split()[4]} {left.split()[3]} {right.split()[0]}")
     return found
