@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +19,10 @@ ALLOW, ERRNO, KILL = seccomp.RET_ALLOW, seccomp.RET_ERRNO, seccomp.RET_KILL_THRE
 EPERM, ENOSYS = ERRNO | 1, ERRNO | 38
 X86_64, X86, X32 = syscalls.X86_64, syscalls.X86, syscalls.X32
 BITS64 = (1 << 64) - 1
+NOTIFY: dict[str, Any] = {
+    "listenerPath": "/run/agent.sock",
+    "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}],
+}
 
 if syscalls.native() != X86_64:
     pytest.skip("the expectations below are of x86-64", allow_module_level=True)
@@ -288,7 +291,7 @@ def test_it_is_small() -> None:
     assert len(seccomp.compile(default_profile())) // 8 < 240
 
 
-# -- bad profiles, and the cache ---------------------------------------------------------------------------------------
+# -- bad profiles ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -298,6 +301,14 @@ def test_it_is_small() -> None:
         ({"defaultAction": "ALLOW"}, "defaultAction"),
         ({"defaultAction": "SCMP_ACT_NOTIFY"}, "defaultAction"),
         ({"defaultErrnoRet": 5000}, "defaultErrnoRet"),
+        ({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 1}, "defaultErrnoRet"),
+        ({"syscalls": [{"names": ["read"], "action": "SCMP_ACT_KILL", "errnoRet": 1}]}, "syscalls[0].errnoRet"),
+        ({"syscalls": [{"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096}]}, "syscalls[0].errnoRet"),
+        ({"syscalls": [{"names": ["read"], "action": "SCMP_ACT_NOTIFY"}]}, "listenerPath"),
+        ({"listenerMetadata": "x"}, "listenerPath"),
+        ({"listenerPath": 3}, "listenerPath"),
+        ({"flags": [[]]}, "flag"),
+        ({"architectures": [None]}, "architecture"),
         ({"architectures": ["SCMP_ARCH_VAX"]}, "architecture"),
         ({"architectures": "SCMP_ARCH_X86"}, "architectures"),
         ({"flags": ["SECCOMP_FILTER_FLAG_FAST"]}, "flag"),
@@ -346,15 +357,30 @@ def test_far_jumps() -> None:
 def test_flags() -> None:
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC"]}
     assert seccomp.parse(profile).flags == 2
-    notify = {**profile, "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}
-    assert seccomp.parse(notify).flags == 2 | 8
+    assert seccomp.parse({**profile, "flags": ["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]}).flags == 4
+    # who notifies has a listener; without one there is no receiver to be waited for, and the kernel says EINVAL
+    wait = {**profile, "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]}
+    assert seccomp.parse(wait).flags == 0
+    assert seccomp.parse({**wait, **NOTIFY}).flags == 8 | 32
 
 
-def test_compiled_once(tmp_path: Path) -> None:
-    path, flags = seccomp.compiled_file(default_profile(), tmp_path)
-    assert flags == 0
-    assert path.read_bytes() == seccomp.compile(default_profile())
-    stamp = path.stat().st_ino
-    assert seccomp.compiled_file(default_profile(), tmp_path)[0].stat().st_ino == stamp
-    assert seccomp.compiled_file(default_profile("BPF"), tmp_path)[0] != path
-    assert len(list(tmp_path.iterdir())) == 2
+def test_an_errno_is_of_the_default_where_none_is_given() -> None:
+    profile = {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38}
+    rule = {"names": ["mount"], "action": "SCMP_ACT_ERRNO"}
+    program = seccomp.compile({**profile, "syscalls": [rule, {**rule, "names": ["bpf"], "errnoRet": 0}]})
+    assert run(program, X86_64.audit, number("getpid")) == ENOSYS
+    assert run(program, X86_64.audit, number("mount")) == EPERM
+    assert run(program, X86_64.audit, number("bpf")) == ERRNO
+
+
+def test_architectures_that_cannot_run_here_change_nothing() -> None:
+    profile = default_profile()
+    more = [*profile["architectures"], "SCMP_ARCH_MIPSEL64N32", "SCMP_ARCH_S390X", "SCMP_ARCH_LOONGARCH64"]
+    assert seccomp.compile({**profile, "architectures": more}) == seccomp.compile(profile)
+
+
+def test_names_that_nobody_knows_are_ignored() -> None:
+    profile = default_profile()
+    hostile = ["no_such_call", "mount\0", "read write", "\ud800", "é", "x" * 10_000, "-1", "sys_mount"]
+    rule = {"names": hostile, "action": "SCMP_ACT_ALLOW"}
+    assert seccomp.compile({**profile, "syscalls": [*profile["syscalls"], rule]}) == seccomp.compile(profile)

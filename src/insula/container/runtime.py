@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import insula
 from insula.container import resources, wire
 from insula.container.bundle import Bundle, ExitRecord, Launch, State, all_bundles
-from insula.kernel import process, sealed, seccomp
+from insula.kernel import process, sealed, seccomp_cache
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, InsulaError, NotFound
 from insula.model.stream import Kind
@@ -434,7 +434,7 @@ class Runtime:
         if known is None or known[0] is not profile:  # the same object for all launches with the same profile
             directory = Path(self.run) / "seccomp"
             directory.mkdir(0o700, exist_ok=True)
-            path, flags = await asyncio.to_thread(seccomp.compiled_file, profile, directory)
+            path, flags = await asyncio.to_thread(seccomp_cache.compiled_file, profile, directory)
             known = self._filters[id(profile)] = (profile, str(path), flags)
         return known[1:]
 

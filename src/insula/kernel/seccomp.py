@@ -20,20 +20,14 @@ libseccomp itself is asked for the numbers, and makes filters several times as l
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from insula.kernel import bpf, seccomp_load, syscalls
+from insula.kernel import bpf, syscalls
+from insula.kernel.seccomp_load import FLAGS, flags_of
 from insula.kernel.syscalls import Arch
 from insula.model.errors import Invalid
 from insula.model.units import shorten
-
-VERSION: Final = 1
-"""Raised whenever the same profile compiles to something else: a part of the names of cached filters."""
 
 EPERM: Final = 1
 ENOSYS: Final = 38
@@ -61,12 +55,6 @@ _ACTIONS: Final = {
     "SCMP_ACT_ALLOW": RET_ALLOW,
     "SCMP_ACT_LOG": RET_LOG,
     "SCMP_ACT_NOTIFY": RET_USER_NOTIF,
-}
-_FLAGS: Final = {
-    "SECCOMP_FILTER_FLAG_TSYNC": 0,  # there is one thread when the filter is loaded
-    "SECCOMP_FILTER_FLAG_LOG": seccomp_load.SECCOMP_FILTER_FLAG_LOG,
-    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": seccomp_load.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": seccomp_load.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
 }
 _OPERATORS: Final = frozenset(f"SCMP_CMP_{op}" for op in ("EQ", "NE", "LT", "LE", "GT", "GE", "MASKED_EQ"))
 _HINT: Final = "see linux.seccomp in config-linux.md of the OCI runtime-spec"
@@ -100,27 +88,25 @@ class Profile(NamedTuple):
 
 def parse(profile: Mapping[str, Any]) -> Profile:
     """Check an OCI seccomp object. `Invalid` names the field that is wrong, its path as in ``syscalls[3].action``."""
-    default = _action(profile.get("defaultAction"), profile.get("defaultErrnoRet"), "defaultAction")
-    if default == RET_USER_NOTIF:
+    if not isinstance(profile, Mapping):
+        raise Invalid("seccomp profile is not an object", _HINT)
+    if profile.get("defaultAction") == "SCMP_ACT_NOTIFY":
         raise Invalid("seccomp defaultAction may not be SCMP_ACT_NOTIFY", "notify about named calls only")
+    default = _action(profile.get("defaultAction"), profile.get("defaultErrnoRet"), "defaultAction", "defaultErrnoRet")
     archs = {syscalls.native()}
     for name in _list(profile.get("architectures"), "architectures"):
-        if name not in syscalls.ARCHS:
-            raise Invalid(f"seccomp architecture {shorten(name)} is not supported", f"use {', '.join(syscalls.ARCHS)}")
-        archs.add(syscalls.ARCHS[name])
-    flags = 0
+        if not isinstance(name, str) or not (name in syscalls.ARCHS or name in syscalls.FOREIGN):
+            raise Invalid(f"seccomp architecture {shorten(name)} is unknown", f"use {', '.join(syscalls.ARCHS)}")
+        if name in syscalls.ARCHS:
+            archs.add(syscalls.ARCHS[name])
     for name in _list(profile.get("flags"), "flags"):
-        if name not in _FLAGS:
-            raise Invalid(f"seccomp flag {shorten(name)} is unknown", f"use {', '.join(_FLAGS)}")
-        flags |= _FLAGS[name]
+        if not isinstance(name, str) or name not in FLAGS:
+            raise Invalid(f"seccomp flag {shorten(name)} is unknown", f"use {', '.join(FLAGS)}")
     rules: list[Rule] = []
     for index, entry in enumerate(_list(profile.get("syscalls"), "syscalls")):
         rules += _rules(entry, f"syscalls[{index}]")
-    if any(rule.action == RET_USER_NOTIF for rule in rules):
-        flags |= seccomp_load.SECCOMP_FILTER_FLAG_NEW_LISTENER
-        if any(rule.action == RET_USER_NOTIF and "write" in rule.names for rule in rules):
-            raise Invalid("seccomp cannot notify about write", "the listener itself is passed on with write(2)")
-    return Profile(default, tuple(sorted(archs)), tuple(rules), flags)
+    _check_listener(profile, rules)
+    return Profile(default, tuple(sorted(archs)), tuple(rules), flags_of(profile))
 
 
 def compile(profile: Mapping[str, Any] | Profile) -> bytes:  # noqa: A001
@@ -146,26 +132,19 @@ def compile(profile: Mapping[str, Any] | Profile) -> bytes:  # noqa: A001
         raise Invalid(f"seccomp profile: {error}", "use fewer rules with conditions") from None
 
 
-def compiled_file(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[Path, int]:
-    """The file of a profile's filter in the cache `directory`, made if it is not there, and the flags to load it with.
-
-    Its name is a hash of the profile and of all else that the filter depends on. Any number of processes may do this
-    at once: the file appears whole.
-    """
-    checked = parse(profile)
-    identity = json.dumps([VERSION, syscalls.version(), os.uname().machine, profile], sort_keys=True)
-    path = Path(directory) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.bpf"
-    if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}.{os.urandom(4).hex()}")
-        try:
-            temporary.write_bytes(compile(checked))
-            temporary.rename(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return path, checked.flags
-
-
 # -- checking a profile ---------------------------------------------------------------------------------------------
+
+
+def _check_listener(profile: Mapping[str, Any], rules: Sequence[Rule]) -> None:
+    path, metadata = (profile.get(field) or "" for field in ("listenerPath", "listenerMetadata"))
+    for field, value in (("listenerPath", path), ("listenerMetadata", metadata)):
+        if not isinstance(value, str):
+            raise Invalid(f"seccomp {field} is not a string", _HINT)
+    notifying = [rule for rule in rules if rule.action == RET_USER_NOTIF]
+    if any("write" in rule.names for rule in notifying):
+        raise Invalid("seccomp cannot notify about write", "the listener itself is passed on with write(2)")
+    if not path and (notifying or metadata):
+        raise Invalid("seccomp listenerPath is missing", "name the socket of the agent that is notified")
 
 
 def _rules(entry: Any, where: str) -> Iterable[Rule]:
@@ -174,7 +153,7 @@ def _rules(entry: Any, where: str) -> Iterable[Rule]:
     names = tuple(_list(entry.get("names"), f"{where}.names"))
     if not names or not all(isinstance(name, str) and name for name in names):
         raise Invalid(f"seccomp {where}.names must name at least one call", _HINT)
-    action = _action(entry.get("action"), entry.get("errnoRet"), f"{where}.action")
+    action = _action(entry.get("action"), entry.get("errnoRet"), f"{where}.action", f"{where}.errnoRet")
     conditions = [_condition(c, f"{where}.args[{i}]") for i, c in enumerate(_list(entry.get("args"), f"{where}.args"))]
     if len({c.argument for c in conditions}) < len(conditions):
         return [Rule(names, action, (c,)) for c in conditions]
@@ -182,22 +161,28 @@ def _rules(entry: Any, where: str) -> Iterable[Rule]:
 
 
 def _condition(entry: Any, where: str) -> Condition:
-    if not isinstance(entry, Mapping) or entry.get("op") not in _OPERATORS:
+    op = entry.get("op") if isinstance(entry, Mapping) else None
+    if not isinstance(op, str) or op not in _OPERATORS:
         raise Invalid(f"seccomp {where}.op must be one of {', '.join(sorted(_OPERATORS))}", _HINT)
     index = _integer(entry.get("index", 0), 5, f"{where}.index")
-    values = [_integer(entry.get(field) or 0, (1 << 64) - 1, f"{where}.{field}") for field in ("value", "valueTwo")]
-    if entry["op"] == "SCMP_CMP_MASKED_EQ":
+    values = [
+        0 if entry.get(field) is None else _integer(entry[field], (1 << 64) - 1, f"{where}.{field}")
+        for field in ("value", "valueTwo")
+    ]
+    if op == "SCMP_CMP_MASKED_EQ":
         values[1] &= values[0]  # bits that are masked out can't be asked for
-    return Condition(index, entry["op"].removeprefix("SCMP_CMP_"), *values)
+    return Condition(index, op.removeprefix("SCMP_CMP_"), *values)
 
 
-def _action(name: Any, errno: Any, where: str) -> int:
+def _action(name: Any, errno: Any, where: str, where_errno: str) -> int:
     if not isinstance(name, str) or name not in _ACTIONS:
         raise Invalid(f"seccomp {where} {shorten(name)} is unknown", f"use {', '.join(_ACTIONS)}")
     action = _ACTIONS[name]
     if action in (RET_ERRNO, RET_TRACE):
         limit = 4095 if action == RET_ERRNO else 0xFFFF
-        return action | (EPERM if errno is None else _integer(errno, limit, where.replace("Action", "ErrnoRet")))
+        return action | (EPERM if errno is None else _integer(errno, limit, where_errno))
+    if errno is not None:
+        raise Invalid(f"seccomp {where_errno}: {name} has no errno", "SCMP_ACT_ERRNO and SCMP_ACT_TRACE have")
     return action
 
 

@@ -9,21 +9,45 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from typing import Final
 
-SECCOMP_FILTER_FLAG_TSYNC: Final = 1
-SECCOMP_FILTER_FLAG_LOG: Final = 2
-SECCOMP_FILTER_FLAG_SPEC_ALLOW: Final = 4
-SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 8
-SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: Final = 32
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
-_SECCOMP_SET_MODE_FILTER: Final = 1
-_NR_SECCOMP: Final = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
-_SOCK_FPROG: Final = struct.Struct("HxxxxxxP")  # linux/filter.h: length in instructions, and the address of them
-_INSTRUCTION: Final = 8
+SECCOMP_FILTER_FLAG_LOG = 2
+SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
+
+FLAGS = {
+    "SECCOMP_FILTER_FLAG_TSYNC": 0,  # there is one thread when the filter is loaded
+    "SECCOMP_FILTER_FLAG_LOG": SECCOMP_FILTER_FLAG_LOG,
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+}
+"""The flags that a profile may name."""
+
+_SECCOMP_SET_MODE_FILTER = 1
+_NR_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
+_SOCK_FPROG = struct.Struct("HxxxxxxP")  # linux/filter.h: length in instructions, and the address of them
+_INSTRUCTION = 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+
+
+def flags_of(profile: Mapping[str, Any]) -> int:
+    """The flags to load a profile's filter with; the profile (linux.seccomp of the OCI runtime-spec) was checked.
+
+    Who notifies needs a listener, and only with one can its receiver be waited for.
+    """
+    flags = 0
+    for name in profile.get("flags") or ():
+        flags |= FLAGS[name]
+    if any(rule["action"] == "SCMP_ACT_NOTIFY" for rule in profile.get("syscalls") or ()):
+        return flags | SECCOMP_FILTER_FLAG_NEW_LISTENER
+    return flags & ~SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 
 
 def load(program: bytes, flags: int = 0) -> int:

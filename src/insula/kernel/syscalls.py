@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 from typing import Final, NamedTuple
 
 from insula.model.errors import Unavailable
@@ -45,6 +46,13 @@ ARM: Final = Arch("SCMP_ARCH_ARM", 0x40000028, 0x40000028, wide=False)
 RISCV64: Final = Arch("SCMP_ARCH_RISCV64", 0xC00000F3, 0xC00000F3)
 ARCHS: Final = {arch.name: arch for arch in (X86_64, X32, X86, AARCH64, ARM, RISCV64)}
 
+_FOREIGN = """
+    MIPS MIPS64 MIPS64N32 MIPSEL MIPSEL64 MIPSEL64N32 PPC PPC64 PPC64LE S390 S390X PARISC PARISC64 LOONGARCH64 M68K
+    SH SHEB
+"""
+FOREIGN: Final = frozenset(f"SCMP_ARCH_{name}" for name in _FOREIGN.split())
+"""What a profile may name besides, of machines that filters are not made for: no kernel of ours runs their programs."""
+
 _NATIVE: Final = {"x86_64": X86_64, "aarch64": AARCH64, "riscv64": RISCV64}
 
 _RECENT: Final = {
@@ -69,6 +77,8 @@ _RECENT: Final = {
     "file_getattr": 468,
     "file_setattr": 469,
 }
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 # 32-bit x86 has these calls twice: through socketcall(2) or ipc(2), and since Linux 4.3 and 5.1 on their own
 _SOCKETCALL: Final = 102
@@ -112,9 +122,11 @@ def native() -> Arch:
     return _NATIVE[machine]
 
 
-@functools.cache
+@functools.lru_cache(8192)
 def numbers(name: str, arch: Arch) -> tuple[Number, ...]:
     """Every way to call `name` on `arch`; none if there is no such call."""
+    if not _NAME.fullmatch(name):
+        return ()
     found: int = _library().seccomp_syscall_resolve_name_arch(ctypes.c_uint32(arch.token), name.encode())
     if found >= 0:
         return (Number(found),)
@@ -126,21 +138,9 @@ def numbers(name: str, arch: Arch) -> tuple[Number, ...]:
     return (Number(arch.first + _RECENT[name]),) if found == -1 and name in _RECENT else ()
 
 
-class _Version(ctypes.Structure):
-    _fields_ = (("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint))
-
-
-def version() -> str:
-    """The version of libseccomp: what `numbers` answers depends on it."""
-    found = _library().seccomp_version().contents
-    return f"{found.major}.{found.minor}.{found.micro}"
-
-
 @functools.cache
 def _library() -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL("libseccomp.so.2")
+        return ctypes.CDLL("libseccomp.so.2")
     except OSError:
         raise Unavailable("libseccomp is not installed", "apt-get install libseccomp2") from None
-    library.seccomp_version.restype = ctypes.POINTER(_Version)
-    return library

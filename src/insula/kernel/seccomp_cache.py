@@ -1,0 +1,102 @@
+"""Compiled seccomp filters, kept by profile: a container's launch reads a file instead of running a compiler.
+
+Compiling a profile takes 3 to 8 milliseconds, and the compiler's imports as many again; a launch by `insula-oci` takes
+about forty. Engines give every container the same profile, so its filter is compiled once and put into a directory
+under a hash of all that it depends on: the profile, the machine, the versions of the compiler and of libseccomp.
+
+A file there decides what a container may do, so one that somebody else than its reader or root could have written is
+not believed. Any number of processes may do this at once: files appear whole.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+from _blake2 import blake2b
+
+from insula.kernel.seccomp_load import flags_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+VERSION = 2
+"""Raised whenever the same profile compiles to something else."""
+
+_DECIDES = ("defaultAction", "defaultErrnoRet", "architectures", "syscalls")
+
+
+def compiled_file(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[str, int]:
+    """The file of a profile's filter in `directory`, and the flags to load it with; both are made if they're not there.
+
+    `profile` is linux.seccomp of the OCI runtime-spec. Raises `Invalid` and `Unavailable` as `seccomp.compile`; what
+    was compiled once is not checked again.
+    """
+    path = _path(profile, directory)
+    if not os.path.exists(path):
+        _make(profile, path)
+    return path, flags_of(profile)
+
+
+def program(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[bytes, int]:
+    """A profile's filter and the flags to load it with, as for `seccomp_load.load`; see `compiled_file`."""
+    path = _path(profile, directory)
+    return _read(path) or _make(profile, path), flags_of(profile)
+
+
+def _path(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> str:
+    decides = [profile.get(field) for field in _DECIDES]
+    try:
+        # of JSON's types all, and without references between equal parts, which may come and go (version 2)
+        identity = marshal.dumps([VERSION, _libseccomp(), os.uname().machine, decides], 2)
+    except ValueError:  # it is nested too deep, or of no JSON's types: the compiler says so
+        identity = b""
+    return f"{os.fspath(directory)}/{blake2b(identity, digest_size=16).hexdigest()}.bpf"
+
+
+def _read(path: str) -> bytes:
+    """The whole file; nothing if it is not there or not to be believed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        status = os.fstat(fd)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            return b""
+        return os.read(fd, status.st_size)
+    finally:
+        os.close(fd)
+
+
+def _make(profile: Mapping[str, Any], path: str) -> bytes:
+    from insula.kernel import seccomp
+
+    compiled = seccomp.compile(profile)
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, compiled)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+    return compiled
+
+
+def _libseccomp() -> tuple[int, ...]:
+    """The version of libseccomp, whose tables the compiler asks; none without it."""
+    import ctypes
+
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        return ()
+    library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
+    return tuple(library.seccomp_version().contents)
