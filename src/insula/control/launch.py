@@ -130,15 +130,27 @@ class Launcher:
     def directory(self, instance_id: str) -> Directory:
         return Directory(self.engine.settings.instances, instance_id)
 
-    async def launch(self, tenant: Tenant, instance: Instance, connect: Callable[[], Awaitable[None]]) -> State:
+    async def launch(
+        self,
+        tenant: Tenant,
+        instance: Instance,
+        connect: Callable[[], Awaitable[None]],
+        *,
+        share: tuple[int, int] | None = None,
+    ) -> State:
         """Makes the container, connects it to its network, awaits `connect` (which attaches those who wait for its
-        output), and starts it. Raises InsulaError; then nothing of the container is left."""
+        output), and starts it. `share` is the process (PID and start time) whose user and PID namespaces it joins.
+        Raises InsulaError; then nothing of the container is left."""
         engine, network = self.engine, await self._network(instance)
         directory = self.directory(instance.id)
         if directory.is_fresh():  # a few small files, in memory until somebody syncs: a thread would cost more
             request = self._prepare(directory, tenant, instance, network)
         else:
             request = await asyncio.to_thread(self._prepare, directory, tenant, instance, network)
+        if share:
+            if "share" not in Launch._fields:
+                raise Unavailable("this runtime can't share processes yet", "leave out --pid")
+            request = request._replace(share=share)  # type: ignore[arg-type]
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.discard, tenant, instance, network)
             await engine.runtime.create(request)

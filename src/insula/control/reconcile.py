@@ -231,7 +231,11 @@ class Reconciler:
     async def _launch(self, member: Member) -> None:
         async with member.lock:
             if not member.gone and member.instance.wanted == "running" and not member.active:
-                await self.supervisor.launch(member)
+                try:
+                    await self.supervisor.launch(member)
+                except InsulaError as error:  # as when it shares the processes of one that is not up yet
+                    log.warning("instance %s/%s does not start: %s", *member.key, error)
+                    self.supervisor.retry(member)
 
     async def _rebooted(self, member: Member) -> None:
         """The host came up again: what ran has ended with it, and runs again if its policy says so."""

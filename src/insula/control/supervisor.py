@@ -28,6 +28,7 @@ from insula.control.launch import Launcher, addresses
 from insula.control.memory import MemoryEvents, Watch
 from insula.control.policy import STEADY, after_exit, delay
 from insula.control.recorder import Recorder
+from insula.control.sharing import guests, partner
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
@@ -162,8 +163,9 @@ class Supervisor:
                 await attachment.connect(member.ended, fresh=True)
             member.waiting.clear()
 
+        share = partner(self, member)
         try:
-            return await self.launcher.launch(member.tenant, member.instance, connect)
+            return await self.launcher.launch(member.tenant, member.instance, connect, share=share)
         except OSError as error:
             what = f"instance {member.instance.name} can't be started: {error.strerror or error}"
             raise Failed(what, "look at the disk below the root directory, and at `insula doctor`") from error
@@ -240,27 +242,27 @@ class Supervisor:
         elif after_exit(instance.spec.restart, ended, member.status.restarts):
             member.restarting = self.spawn(self._restart(member, instance.generation))
 
+    def retry(self, member: Member) -> None:
+        """Has one that did not start tried again, if its policy is so."""
+        failure = Exit(exit_status=None, finished=time.time())
+        if after_exit(member.instance.spec.restart, failure, member.status.restarts):
+            member.restarting = self.spawn(self._restart(member, member.instance.generation))
+
     async def _restart(self, member: Member, generation: int) -> None:
-        """Starts it again after a pause, until it starts, or the user wants something else."""
-        while True:
-            await asyncio.sleep(delay(member.status.backoff))
-            async with member.lock:
-                if member.gone or member.instance.wanted != "running" or member.instance.generation != generation:
-                    return
-                if member.active or self.stopping:
-                    return
-                before = member.status
-                member.status = msgspec.structs.replace(
-                    before, restarts=before.restarts + 1, backoff=before.backoff + 1
-                )
-                try:
-                    await asyncio.shield(self.spawn(self.launch(member)))
-                    return
-                except InsulaError as error:
-                    log.warning("instance %s/%s does not start again: %s", *member.key, error)
-                failure = Exit(exit_status=None, finished=time.time())
-                if not after_exit(member.instance.spec.restart, failure, member.status.restarts):
-                    return
+        """Starts it again after a pause, unless the user wants something else by then."""
+        await asyncio.sleep(delay(member.status.backoff))
+        async with member.lock:
+            if member.gone or member.instance.wanted != "running" or member.instance.generation != generation:
+                return
+            if member.active or self.stopping:
+                return
+            before = member.status
+            member.status = msgspec.structs.replace(before, restarts=before.restarts + 1, backoff=before.backoff + 1)
+            try:
+                await asyncio.shield(self.spawn(self.launch(member)))
+            except InsulaError as error:
+                log.warning("instance %s/%s does not start again: %s", *member.key, error)
+                self.retry(member)
 
     async def _remove_ended(self, member: Member) -> None:
         try:
@@ -302,6 +304,8 @@ class Supervisor:
             self.engine.runtime.signal(member.instance.id, number)
         if thaw:
             await self.engine.runtime.resume(member.instance.id)
+            for guest in guests(self, member):  # the kernel waits for all in a PID namespace to die with its first
+                await self.engine.runtime.resume(guest.instance.id)
 
     async def remove(self, member: Member) -> None:
         """Kills it, and takes it off the host and out of the store. The lock is held."""

@@ -1,0 +1,67 @@
+"""Restart policies over the ends of daemon and host: how often, after what pause, and what does not count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Cli
+from tests.support.daemon import Daemon
+from tests.support.wait import until
+from tests.system.test_reboot import Rebooting, host, states
+
+__all__ = ["host"]
+SLEEP = ("--stop-timeout", "0", "busybox", "sleep", "600")
+
+
+def status(cli: Cli, name: str) -> dict[str, Any]:
+    [found] = [view["status"] for view in cli.json("ps", "-a") if view["instance"]["name"] == name]
+    return dict(found)
+
+
+def test_the_number_of_restarts_outlives_the_daemon(fresh: Daemon) -> None:
+    """`on-failure:3` is three restarts in all, however long each run was, and whichever insulad made them."""
+    cli = fresh.cli
+    script = "while ! [ -e /end ]; do sleep 0.05; done; rm /end; exit 3"
+    cli.ok("run", "-d", "--name", "job", "--restart", "on-failure:3", "busybox", "sh", "-c", script)
+    for restarts in (1, 2, 3):
+        cli.ok("exec", "job", "touch", "/end")
+        until(lambda n=restarts: (s := status(cli, "job"))["state"] == "running" and s["restarts"] == n, "again")  # type: ignore[misc]
+        fresh.kill("insulad")
+        fresh.start()
+        assert status(cli, "job")["restarts"] == status(cli, "job")["backoff"] == restarts
+    cli.ok("exec", "job", "touch", "/end")
+    until(lambda: status(cli, "job")["state"] == "exited", "it is given up")
+    fresh.kill("insulad")
+    fresh.start()
+    assert status(cli, "job")["state"] == "exited", "and stays so"
+    cli.ok("start", "job")
+    assert status(cli, "job")["restarts"] == 0, "a start by the user begins anew"
+
+
+def test_a_start_that_fails_counts(fresh: Daemon) -> None:
+    """The program is gone at the second start: that is tried again, and given up in the end."""
+    cli = fresh.cli
+    cli.ok("run", "-d", "--name", "gone", "--restart", "on-failure:2", "busybox", "sh", "-c", "rm /bin/sh; exit 1")
+    until(lambda: status(cli, "gone")["state"] == "failed" and status(cli, "gone")["restarts"] == 2, "given up")
+    assert "restarting" not in cli.ok("ps", "-a")
+    assert "/bin/sh" in status(cli, "gone")["error"] or "sh" in status(cli, "gone")["error"]
+
+
+@pytest.mark.parametrize("end", ["reboot", "down"])
+def test_the_hosts_end_is_no_failure(host: Rebooting, end: str) -> None:
+    cli = host.cli
+    for policy in ("always", "unless-stopped", "on-failure", "no"):
+        cli.ok("run", "-d", "--name", policy, "--restart", policy, *SLEEP)
+        cli.ok("run", "-d", "--name", f"{policy}-ended", "--restart", policy, *SLEEP)
+        cli.ok("stop", "-t", "0", f"{policy}-ended")
+    if end == "reboot":
+        host.reboot()
+    else:
+        host.down()
+        host.start()
+    running = {"always", "always-ended", "unless-stopped"}
+    wanted = {name: "running" if name in running else "exited" for name in states(host)}
+    until(lambda: states(host) == wanted, "the policies are carried out")
+    assert len(wanted) == 8
