@@ -254,6 +254,12 @@ def test_plain_json_takes_what_json_takes(data: bytes) -> None:
     assert outcome(plainjson.loads) == outcome(lambda raw: json.loads(raw.decode()))
 
 
+def test_plain_json_explains_an_error_though_json_was_not_loaded() -> None:
+    code = "from insula.model.plainjson import loads\ntry: loads('{')\nexcept ValueError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Expecting property name")
+
+
 @pytest.mark.parametrize("data", [b"", b"NaN", b"[1] 2", b"[" * 100_000, b"1" * 5000])
 def test_plain_json_refuses(data: bytes) -> None:
     with pytest.raises(ValueError):

@@ -1,0 +1,120 @@
+"""`insula-oci` as a caller has it, as a command, and containers that were made without it.
+
+What state, kill, pause, update and the others do, they do to any process in a control group of whose existence the
+state's directory tells. `Resident` is one: nothing isolates it, and nothing of the launch has to work for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from insula.kernel import process
+from insula.kernel.cgroups import Cgroup, join
+from insula.oci.state import Container
+from tests.support.cli import Result
+
+if TYPE_CHECKING:
+    from insula.oci.state import Record
+
+
+class Oci:
+    """The command with a --root of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.program = [sys.executable, "-m", "insula.oci.main"]
+
+    def command(self, *words: object) -> list[str]:
+        return [*self.program, "--root", str(self.root), *map(str, words)]
+
+    def run(self, *words: object, input: str = "") -> Result:  # noqa: A002
+        command = self.command(*words)
+        done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=30, check=False)
+        return Result(" ".join(map(str, words)), done.returncode, done.stdout, done.stderr)
+
+    def ok(self, *words: object, input: str = "") -> str:  # noqa: A002
+        return self.run(*words, input=input).ok()
+
+    def json(self, *words: object) -> Any:
+        return json.loads(self.ok(*words))
+
+    def fails(self, *words: object, input: str = "") -> str:  # noqa: A002
+        """The one line of a command that must fail."""
+        result = self.run(*words, input=input)
+        assert result.status == 1 and result.out == "", result
+        assert result.err.startswith("error: ") and result.err.count("\n") == 1, result
+        return result.err.removeprefix("error: ").rstrip("\n")
+
+    def status(self, name: str) -> str:
+        found: str = self.json("state", name)["status"]
+        return found
+
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        """Runs beside the test; the caller waits for it."""
+        return subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, text=True)
+
+
+class Resident:
+    """A process in a control group, told of in the state's directory as `create` does it."""
+
+    def __init__(self, oci: Oci, name: str, cgroup: str, args: Sequence[str], config: dict[str, Any]) -> None:
+        self.name = name
+        self.group = Cgroup(cgroup)
+        self.group.create()
+        self.group.limit(config["linux"].get("resources", {}))
+        self.output = oci.root.parent / f"{name}.out"
+        self.output.touch()
+        self.process = self._start(args)
+        self.container = Container(str(oci.root), name)
+        self.container.make()
+        self.container.save_config(config)
+        started = process.start_time(self.process.pid)
+        assert started is not None
+        self.record: Record = {
+            "id": name,
+            "bundle": "/bundle",
+            "rootfs": "/bundle/rootfs",
+            "pid": self.process.pid,
+            "start_time": started,
+            "created": 1_700_000_000.25,
+            "owner": 0,
+            "cgroup": cgroup,
+            "scope": None,
+            "annotations": {"org.example.key": "value"},
+        }
+        self.container.save(self.record)
+        self.container.unlock()
+
+    def _start(self, args: Sequence[str]) -> subprocess.Popen[bytes]:
+        descriptors = self.group.open()
+        try:
+            with self.output.open("wb") as output:
+                return subprocess.Popen(args, stdout=output, preexec_fn=lambda: join(descriptors))
+        finally:
+            for fd in descriptors:
+                os.close(fd)
+
+    def grows(self) -> bool:
+        """Whether the output becomes longer in a time that is enough for many lines."""
+        before = self.output.stat().st_size
+        time.sleep(0.1)
+        return self.output.stat().st_size > before
+
+    def value(self, file: str) -> str:
+        """The content of a file of the control group, in whichever hierarchy it is."""
+        [path] = {Path(d) / file for d in self.group.directories().values() if (Path(d) / file).exists()}
+        return path.read_text().strip()
+
+    def close(self) -> None:
+        self.group.kill()
+        self.process.wait(10)
+        self.group.remove()
+        shutil.rmtree(self.container.path, ignore_errors=True)
