@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 
-from bench.lib import Agent, Bench, Measure, Missing, Table, comparison, interleave
-from bench.peers import Docker, Podman
+from bench.lib import Agent, Bench, Measure, Table, comparison, interleave
+from bench.peers import docker, podman
+from tests.support.peers import IMAGE, Missing
 
 ROUNDS = 20
 INSTANCES = 10
@@ -28,23 +30,16 @@ def measure(bench: Bench) -> list[Table]:
         ps: dict[str, Measure] = {"insula ps": insula("ps")}
         execute: dict[str, Measure] = {"insula exec": insula("exec", names[0], "true")}
         missing: dict[str, str] = {}
-        try:
-            docker = Docker(bench)
-            stack.callback(docker.close)
-            docker.seconds("run", "-d", "--name", "idle", "bench", "sleep", "3600")
-            stack.callback(lambda: docker.agent.run(docker.docker, "rm", "-f", "idle", env=docker.env))
-            ps["docker ps"] = lambda: docker.seconds("ps")
-            execute["docker exec"] = lambda: docker.seconds("exec", "idle", "true")
-        except (Missing, OSError, AssertionError) as problem:
-            missing["docker"] = " ".join(str(problem).split())[:300]
-        try:
-            podman = Podman(bench)
-            stack.callback(podman.close)
-            podman.seconds("run", "-d", "--name", "idle", podman.parent, "localhost/bench", "sleep", "3600")
-            ps["podman ps"] = lambda: podman.seconds("ps")
-            execute["podman exec"] = lambda: podman.seconds("exec", "idle", "true")
-        except (Missing, OSError, AssertionError) as problem:
-            missing["podman"] = " ".join(str(problem).split())[:300]
+        for name, make in (("docker", docker), ("podman", podman)):
+            try:
+                peer = make(bench)
+                stack.callback(peer.close)
+                peer.seconds("run", "-d", "--name", "idle", "--network=bridge", IMAGE, "sleep", "3600")
+            except (Missing, OSError, AssertionError) as problem:
+                missing[name] = " ".join(str(problem).split())[:300]
+                continue
+            ps[f"{name} ps"] = partial(peer.seconds, "ps")
+            execute[f"{name} exec"] = partial(peer.seconds, "exec", "idle", "true")
         tables = []
         for title, contestants, base in (("`ps`", ps, "insula ps"), ("`exec NAME true`", execute, "insula exec")):
             times, dropped = interleave(contestants, bench.rounds(ROUNDS))

@@ -9,13 +9,15 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.lib import Agent, Bench, Measure, Missing, Table, comparison, interleave, timed
-from bench.peers import Crun, Docker, Podman, root_file_system
+from bench.lib import Agent, Bench, Measure, Table, comparison, interleave, timed
+from bench.peers import CRUN, Runtime, bundle_config, docker, podman, root_file_system
+from insula.container import runtime
 from insula.container.bundle import Launch
-from insula.container.runtime import Runtime
+from tests.support.peers import Missing
 
 ROUNDS = 25
 SLEEPER = "sleeper"
@@ -48,7 +50,7 @@ class Engine:
     def __init__(self, bench: Bench, launch: Launch) -> None:
         self.launch_of, self.scratch, self.prefix = launch, bench.scratch / "engine", bench.daemon.prefix
         self.loop = asyncio.new_event_loop()
-        self.runtime = Runtime(self.scratch / "run")
+        self.runtime = runtime.Runtime(self.scratch / "run")
         self.loop.run_until_complete(self.runtime.open())
         self.number = 0
 
@@ -111,19 +113,6 @@ class Twin:
         return float(done.stdout) / 1e3
 
 
-def crun_config(launch: Launch, root: Path) -> dict[str, Any]:
-    """The same config.json, for a runtime that gets everything from it: the root, the user namespace, the group."""
-    config: dict[str, Any] = json.loads(json.dumps(launch.config))
-    config["ociVersion"] = "1.0.2"
-    config["root"] = {"path": str(root), "readonly": True}
-    linux = config["linux"]
-    if not any(namespace["type"] == "user" for namespace in linux["namespaces"]):
-        linux["namespaces"].append({"type": "user"})
-    linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": launch.id_base, "size": 65536}]
-    linux["cgroupsPath"] = f"/{launch.cgroup.split('/')[0]}-crun/bench"
-    return config
-
-
 def engine(bench: Bench) -> Table:
     """In the engine: no process is started but the container's own, except crun's."""
     with ExitStack() as stack:
@@ -144,7 +133,7 @@ def engine(bench: Bench) -> Table:
         root = root_file_system(bench)
         add("C twin", lambda: Twin(bench, root))
         add("Insula engine", lambda: Engine(bench, launch))
-        add("crun run", lambda: Crun(bench, crun_config(launch, root)))
+        add("crun run", lambda: Runtime(bench, CRUN, bundle_config(launch, root), "engine"))
         times, dropped = interleave(contestants, bench.rounds(ROUNDS))
         table = comparison("Launch to exit of `true`, in the engine", times, {**missing, **dropped}, "C twin")
     table.notes += [
@@ -170,22 +159,16 @@ def shell(bench: Bench) -> Table:
             "insula run -d --rm": insula("run", "-d", "--rm", "busybox", "true"),
         }
         missing: dict[str, str] = {}
-        try:
-            docker = Docker(bench)
-            stack.callback(docker.close)
-            contestants["docker run --rm"] = lambda: docker.seconds("run", "--rm", "bench", "true")
-            none = ("run", "--rm", "--network", "none", "bench", "true")
-            contestants["docker run --rm --network none"] = lambda: docker.seconds(*none)
-        except (Missing, OSError, AssertionError) as problem:
-            missing["docker"] = " ".join(str(problem).split())[:300]
-        try:
-            podman = Podman(bench)
-            stack.callback(podman.close)
-            contestants["podman run -d --rm"] = podman.launch
-            contestants["podman run -d --rm --network none"] = lambda: podman.launch("--network", "none")
-        except (Missing, OSError, AssertionError) as problem:
-            missing["podman"] = " ".join(str(problem).split())[:300]
+        for name, make in (("docker", docker), ("podman", podman)):
+            try:
+                peer = make(bench)
+                stack.callback(peer.close)
+            except (Missing, OSError, AssertionError) as problem:
+                missing[name] = " ".join(str(problem).split())[:300]
+                continue
+            contestants[f"{name} run --rm"] = partial(peer.launch, "--network=bridge")
+            contestants[f"{name} run --rm --network none"] = partial(peer.launch, "--network=none")
         times, dropped = interleave(contestants, bench.rounds(15))
     table = comparison("`run busybox true` from the shell", times, {**missing, **dropped}, "insula run --rm")
-    table.notes.append("`run -d` does not wait for the end; podman is measured so, for its `run` hangs on some hosts")
+    table.notes.append("`run -d` does not wait for the end")
     return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -18,16 +17,12 @@ from typing import Any
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.machine import Run
+from tests.support.peers import Missing
 
-PEERS = Path("/opt/insula/peers")
 GAP = 0.05
 """Seconds between two measurements: back-to-back runs hide what a lone launch costs (grace periods of the kernel)."""
 
 Measure = Callable[[], float]
-
-
-class Missing(Exception):
-    """A contestant can't be measured here, and why."""
 
 
 @dataclass
@@ -158,16 +153,6 @@ def timed(act: Callable[[], object]) -> float:
     started = time.perf_counter()
     act()
     return time.perf_counter() - started
-
-
-def program(name: str) -> Path:
-    """A peer's program: the unpacked one, else the host's. Missing if there is none."""
-    for directory in ("usr/sbin", "usr/bin"):
-        if (path := PEERS / directory / name).exists():
-            return path
-    if found := shutil.which(name):
-        return Path(found)
-    raise Missing(f"{name} is not there (scripts/bench unpacks it)")
 
 
 def version(*command: str | Path) -> str:

@@ -14,11 +14,11 @@ import time
 import traceback
 from pathlib import Path
 
-from bench.lib import PEERS, Bench, machine_facts, version
-from bench.peers import LIBRARIES
+from bench.lib import Bench, machine_facts, version
 from tests.support import machine
+from tests.support.peers import Host, Missing
 
-SECTIONS = ("launch", "burst", "commands", "memory", "network")
+SECTIONS = ("launch", "runtimes", "burst", "commands", "memory", "network")
 REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
@@ -30,11 +30,15 @@ private network, mount and pid namespaces; their data is on the same file system
 
 def peers() -> list[tuple[str, str]]:
     """Whom we compare with."""
-    return [
-        ("crun", version("crun", "--version")),
-        ("docker", version(PEERS / "usr/bin/docker", "--version")),
-        ("podman", version("env", f"LD_LIBRARY_PATH={LIBRARIES}", PEERS / "usr/bin/podman", "--version")),
-    ]
+    names = ("crun", "runc", "docker", "podman")
+    try:
+        host = Host()
+    except Missing as problem:
+        return [(name, str(problem)) for name in names]
+    try:
+        return [(name, version(*host.command("env", "PATH=/usr/sbin:/usr/bin", name, "--version"))) for name in names]
+    finally:
+        host.close()
 
 
 def main() -> int:

@@ -27,8 +27,6 @@ MOUNTS = f"""
 ip link set lo up
 mount -t tmpfs -o mode=755 none /run
 mount -t overlay -o ro,lowerdir={PEERS}/usr:/usr none /usr
-echo ready
-exec sleep infinity
 """
 TIMEOUT = 60.0
 
@@ -46,10 +44,12 @@ def require() -> None:
 class Host:
     """Namespaces in which the peers are installed. `command` is what runs a command there."""
 
-    def __init__(self) -> None:
+    def __init__(self, more: str = "") -> None:
+        """`more` is shell that mounts further things."""
         require()
+        script = f"{MOUNTS}\n{more}\necho ready\nexec sleep infinity"
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-ec", MOUNTS],
+            ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-ec", script],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -81,15 +81,20 @@ class Engine:
 
     name = ""
 
-    def __init__(self, path: Path, parent: str) -> None:
-        """`path` is where its files go; `parent` is the control group below which it works."""
+    def __init__(self, path: Path, parent: str, mounts: str = "") -> None:
+        """`path` is where its files go; `parent` is the control group below which it works; `mounts` is its host's."""
         self.path, self.parent = path, parent
         path.mkdir()
-        self.host = Host()
+        self.host = Host(mounts)
         self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(path), "TERM": "xterm"}
 
-    def command(self, *arguments: str | Path) -> list[str]:
+    def argv(self, *arguments: str | Path) -> list[str]:
+        """The command line with these arguments, in the engine's host."""
         raise NotImplementedError
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        """The same, from outside."""
+        return self.host.command(*self.argv(*arguments))
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Runs beside the caller, who waits for it."""
@@ -129,8 +134,8 @@ class Podman(Engine):
 
     name = "podman"
 
-    def __init__(self, path: Path, parent: str, runtime: Path | str, archive: Path) -> None:
-        super().__init__(path, parent)
+    def __init__(self, path: Path, parent: str, runtime: Path | str, archive: Path, mounts: str = "") -> None:
+        super().__init__(path, parent, mounts)
         (path / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         conf = path / "containers.conf"
         # without CAP_SYS_RESOURCE nobody can raise limits as podman would
@@ -142,12 +147,12 @@ class Podman(Engine):
         self.runtime = runtime
         self.ok("import", f"--signature-policy={path}/policy.json", archive, IMAGE)
 
-    def command(self, *arguments: str | Path) -> list[str]:
+    def argv(self, *arguments: str | Path) -> list[str]:
         options = [f"--root={self.path}/data", f"--runroot={self.path}/run", f"--tmpdir={self.path}/tmp"]
         verb, *rest = arguments
         if verb in ("run", "create"):
             rest = [f"--cgroup-parent=/{self.parent}", *without_network(rest)]
-        return self.host.command("podman", *options, f"--runtime={self.runtime}", verb, *rest)
+        return ["podman", *options, f"--runtime={self.runtime}", *map(str, (verb, *rest))]
 
     def clear(self) -> None:
         self.ok("rm", "-f", "-a", "-t", "0")
@@ -204,9 +209,10 @@ class Docker(Daemonic):
         self.launch("dockerd", *options, answers=("ps",))
         self.ok("import", archive, IMAGE)
 
-    def command(self, *arguments: str | Path) -> list[str]:
+    def argv(self, *arguments: str | Path) -> list[str]:
         verb, *rest = arguments
-        return self.host.command("docker", verb, *(without_network(rest) if verb in ("run", "create") else rest))
+        rest = without_network(rest) if verb in ("run", "create") else rest
+        return ["docker", *map(str, (verb, *rest))]
 
     def clear(self) -> None:
         if names := self.ok("ps", "-aq").split():
@@ -229,8 +235,8 @@ class Containerd(Daemonic):
         )
         self.launch("containerd", "--config", config, answers=("version",))
 
-    def command(self, *arguments: str | Path) -> list[str]:
-        return self.host.command("ctr", f"--address={self.path}/sock", *arguments)
+    def argv(self, *arguments: str | Path) -> list[str]:
+        return ["ctr", f"--address={self.path}/sock", *map(str, arguments)]
 
     def clear(self) -> None:
         for name in self.ok("task", "ls", "-q").split():
@@ -255,6 +261,8 @@ def root_file_system(target: Path) -> Path:
             (target / "bin" / applet).symlink_to("busybox")
     (target / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/:/bin/sh\n")
     (target / "etc/group").write_text("root:x:0:\nuser:x:1000:\n")
+    for name in ("hostname", "hosts", "resolv.conf"):
+        (target / "etc" / name).touch()
     return target
 
 
