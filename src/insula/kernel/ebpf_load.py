@@ -81,7 +81,12 @@ def attach(group: int, program: int, where: int, old: int | None = None) -> None
             raise
         return
     if old is not None:  # before Linux 5.6: for a moment both are asked
-        _bpf(_PROG_DETACH, struct.pack("=5I", group, old, where, 0, 0), "BPF_PROG_DETACH")
+        detach(group, old, where)
+
+
+def detach(group: int, program: int, where: int) -> None:
+    """Take the program off the control group itself."""
+    _bpf(_PROG_DETACH, struct.pack("=5I", group, program, where, 0, 0), "BPF_PROG_DETACH")
 
 
 def attached(group: int, where: int, name: str) -> int | None:
