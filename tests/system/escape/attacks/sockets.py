@@ -136,7 +136,7 @@ def type_into_terminal(text: str) -> int:
 
 def paste_into_console() -> int:
     """TIOCLINUX: the virtual console's selection, another way to type (CVE-2023-28100 of Flatpak)."""
-    return fcntl.ioctl(0, TIOCLINUX, bytearray(b"\x03" + bytes(15)))
+    return int(fcntl.ioctl(0, TIOCLINUX, bytearray(b"\x03" + bytes(15))))
 
 
 def type_by_force(text: str) -> str:
