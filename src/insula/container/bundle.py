@@ -17,10 +17,8 @@ import shutil
 import time
 from typing import Any, NamedTuple
 
+from insula.container.steps import INTERRUPTED
 from insula.kernel.cgroups import Cgroup
-
-INTERRUPTED = 254
-"""The exit status of a child that lost its spawner before it was told to start."""
 
 
 class Launch(NamedTuple):
@@ -28,7 +26,8 @@ class Launch(NamedTuple):
 
     `config` is an OCI runtime-spec config.json. IDs 0…65535 inside are `id_base`… on the host. `cgroup` is relative
     to the root of every hierarchy. `seccomp` is the file of a compiled filter, loaded with `seccomp_flags`. `log` is a
-    directory.
+    directory. `share` is PID and start time of another container's first process, whose user and PID namespaces are
+    joined; it has the same `id_base`.
     """
 
     id: str
@@ -46,6 +45,7 @@ class Launch(NamedTuple):
     log_files: int = 3
     seccomp: str | None = None
     seccomp_flags: int = 0
+    share: list[int] | None = None
 
 
 class State(NamedTuple):

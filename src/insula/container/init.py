@@ -7,57 +7,115 @@ inside, and from outside only SIGKILL and SIGSTOP do. With CLONE_NEWUSER it is r
 of the host outside, so everything it does here needs no right of the host: what does, was made by
 `insula.container.launch` and is handed in as descriptors.
 
-The steps are in `birth` and, for all processes alike, in `insula.container.departure`. Between the two it waits for
-the word to start, so that its network can be made meanwhile. It was forked from the spawner and may import nothing
-more: files outside are out of its reach.
+Its life before the program has stages, and words between them, over a socket to the parent:
+
+    parent                                  child
+    maps its IDs            "mapped"   →
+                                            `first`:  IDs, keyring, session, loopback, /proc, /sys, /dev
+                                                      (the same for many containers: may be made ahead)
+                                            `second`: control group, names, root, mounts
+    runs hooks           ←  "mounted"         (only if there are such hooks)
+                            "go on"    →      createContainer hooks, paths, pivot_root, streams
+                         ←  "ready"
+                            "start"    →    startContainer hooks, `insula.container.departure`
+
+The engine's spawner lives longer than its containers, and keeps the socket. `insula-oci create` does not: it says
+"created" in place of "start", and goes. From then on the child waits at a listening socket of its own for `insula-oci
+start`, which says "start" over a new connection. Either way the connection closes by execve, which is the sign that
+all went well, or brings the error. It was forked from its parent and may import nothing more: files outside are out of
+its reach.
 """
 
 from __future__ import annotations
 
+import _socket
+import errno
 import fcntl
 import os
-import socket
-import stat
 import struct
-from typing import Any, NamedTuple, NoReturn
 
-from insula.container import wire
-from insula.container.bundle import INTERRUPTED
-from insula.container.departure import Filter, departure
-from insula.container.stdio import connect_stdio, open_console, open_null
-from insula.container.steps import StepError, close_others, report, reset_signals, step, tell
-from insula.kernel import cgroups, linux, mounts
+from insula.container import departure, hooks, notify, rootfs, wire
+from insula.container.stdio import connect_stdio, open_console
+from insula.container.steps import StepError, close_others, hear, report, reset_signals, step, tell
+from insula.kernel import cgroups, linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from insula.container.cgroup_mount import Groups
+    from insula.container.departure import Filter
+    from insula.container.namespaces import Plan
+    from insula.container.rootfs import Stage, Staged
+    from insula.container.sources import Sources
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
-class Inheritance(NamedTuple):
+class Inheritance:
     """What the parent made for the child: descriptors that take the host's rights, and the channel between them."""
 
-    sync: socket.socket
-    root: int  # detached mount of the root file system
-    mounts: dict[int, int]  # index into config.mounts → detached mount
-    cgroups: list[int]  # of Cgroup.open
-    stdio: list[int]  # stdin, stdout, stderr; -1 is /dev/null inside; empty with a terminal
-    filter: Filter | None
-    keep: int = 0  # descriptors from 3 on that the program inherits
-    controllers: dict[str, str] | None = None  # version 1 hierarchies to mount, None on version 2
+    def __init__(
+        self,
+        *,
+        sync: _socket.socket,
+        root: int,
+        sources: Sources,
+        join: list[int],
+        groups: Groups,
+        stdio: list[int],
+        program: Filter | None,
+        tty: bool = False,
+        keep: int = 0,
+        pivot: bool = True,
+        keyring: bool = True,
+        waits_at: _socket.socket | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.sync = sync
+        self.root = root  # detached mount of the root file system
+        self.sources = sources
+        self.join = join  # of Cgroup.open
+        self.groups = groups
+        self.stdio = stdio  # stdin, stdout, stderr; -1 is /dev/null inside; empty with a terminal
+        self.program = program
+        self.tty = tty
+        self.keep = keep  # descriptors from 3 on that the program inherits
+        self.pivot = pivot
+        self.keyring = keyring
+        self.waits_at = waits_at  # listening socket for a `start` of another process
+        self.state = state or {}  # of the runtime-spec, for hooks
+
+    def descriptors(self) -> list[int]:
+        sockets = [self.sync.fileno()] + ([self.waits_at.fileno()] if self.waits_at else [])
+        return [*sockets, self.root, *self.sources.descriptors(), *self.join, *self.stdio, *range(3, 3 + self.keep)]
 
 
-def main(config: dict[str, Any], given: Inheritance, tty: bool) -> NoReturn:
+def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
     """Run in the child, for ever: it ends as the user's program, or reports to the parent and exits."""
     try:
         reset_signals()
         os.umask(0o022)
-        fixed = [given.sync.fileno(), given.root]
-        close_others([*fixed, *given.mounts.values(), *given.cgroups, *given.stdio])
-        if wire.receive(given.sync) is None:  # the IDs are mapped from here on
-            os._exit(INTERRUPTED)
-        birth(config, given, tty)
+        close_others([*given.descriptors(), *plan.descriptors()])
+        for fd in plan.descriptors():
+            os.close(fd)
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody inside may look at this process through /proc
+        hear(given.sync)  # the IDs are mapped from here on
+        stage = rootfs.Stage(config) if plan.makes(linux.CLONE_NEWNS) else None
+        staged = first(plan, stage, given.sources, keyring=given.keyring)
+        second(config, given, plan, staged)
         tell(given.sync, {"event": "ready"})
-        if wire.receive(given.sync) is None:
-            os._exit(INTERRUPTED)
-        departure(config["process"], given.filter, given.keep)
+        wait_for_start(given)
+        if hooks.wanted(config, "startContainer"):
+            hooks.run(config, "startContainer", {**given.state, "pid": os.getpid(), "status": "created"})
+        sync = given.sync.fileno()
+        departure.departure(
+            config["process"],
+            given.program,
+            given.keep,
+            personality=config["linux"].get("personality"),
+            listener=lambda fd: notify.offer(sync, fd),
+        )
     except StepError as error:
         report(given.sync, error)
     except OSError as error:
@@ -66,158 +124,97 @@ def main(config: dict[str, Any], given: Inheritance, tty: bool) -> NoReturn:
         os._exit(125)
 
 
-# -- birth: everything up to the wait --------------------------------------------------------------------
+# -- stage 1: the same for many containers -----------------------------------------------------------------------------
 
 
-def birth(config: dict[str, Any], given: Inheritance, tty: bool) -> None:
-    """Take the container's place in every namespace: cgroup, IDs, host name, root, terminal."""
-    step("join the cgroup", lambda: cgroups.join(given.cgroups))
-    # made only now: the cgroup that a process is in when it makes the namespace is the root that it will see
-    step("make the cgroup namespace", lambda: linux.unshare(linux.CLONE_NEWCGROUP))
-    # while the host's root: an ordinary user, as a tenant is for the host, may have 200 keys in all (keyrings(7))
-    step("leave the host's keyring", lambda: linux.join_session_keyring("insula"))
+def first(plan: Plan, stage: Stage | None, sources: Sources, *, keyring: bool = True) -> Staged | None:
+    """What depends on nothing but the namespaces and the mounts of `stage`: identity, and /proc, /sys, /dev."""
+    if keyring:
+        # while the host's root: an ordinary user, as a tenant is for the host, may have 200 keys in all (keyrings(7))
+        step("leave the host's keyring", lambda: linux.join_session_keyring("insula"))
     step("become root inside", become_root)
     step("start a session", os.setsid)
-    if hostname := config.get("hostname"):
-        step("set the host name", lambda: socket.sethostname(hostname))
-    step("bring up loopback", loopback_up)
-    root = given.root
-    step("attach the root", lambda: linux.move_mount(root, linux.AT_FDCWD, "/"))
-    for index, entry in enumerate(config.get("mounts", ())):
-        destination = entry["destination"]
-        step(f"mount {destination}", lambda i=index, e=entry: mount_entry(root, e, given, i))  # type: ignore[misc]
-    for key, value in (config["linux"].get("sysctl") or {}).items():
-        step(f"set the sysctl {key}", lambda k=key, v=value: write_sysctl(root, k, v))  # type: ignore[misc]
-    step("enter the root", lambda: enter_root(root))
-    if tty:
-        step("open the terminal", lambda: open_console(config["process"], given.sync))
-    else:
-        step("connect standard input and output", lambda: connect_stdio(given.stdio))
-    step("protect paths", lambda: protect(config["linux"]))
-    if config["root"].get("readonly"):
-        step("make the root read-only", lambda: remount_readonly(root))
-    os.close(root)
+    if plan.makes(linux.CLONE_NEWNET):
+        step("bring up loopback", loopback_up)
+    if not plan.makes(linux.CLONE_NEWUSER):  # with it the copies of shared mounts are slaves from the beginning
+        step("part from the host's mounts", lambda: linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE))
+    return rootfs.make_stage(stage, sources) if stage else None
 
 
 def become_root() -> None:
     """ID 0 of the new user namespace, which the parent has mapped."""
-    os.setgroups([])
+    try:
+        os.setgroups([])
+    except PermissionError:  # who may not map groups gave up changing them (user_namespaces(7))
+        if not departure.setgroups_denied():
+            raise
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
 
 
 def loopback_up() -> None:
     """Set IFF_UP on lo (netdevice(7)): a new network namespace has it down."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
         request = bytearray(struct.pack("16sH22x", b"lo", 0))
-        fcntl.ioctl(sock, _SIOCGIFFLAGS, request)
+        fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, request)
         flags = struct.unpack_from("H", request, 16)[0]
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))
+        fcntl.ioctl(sock.fileno(), _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))
+    finally:
+        sock.close()
 
 
-def mount_entry(root: int, entry: dict[str, Any], given: Inheritance, index: int) -> None:
-    """Attach one entry of `mounts`: made by the parent, or made here with the rights of the new namespaces."""
-    destination, fstype = entry["destination"], entry.get("type", "bind")
-    options = mounts.parse_options(entry.get("options", ()))
-    if fstype == "cgroup":
-        mount_cgroup(root, destination, options.attributes, given.controllers)
-        return
-    if index in given.mounts:
-        mount = given.mounts[index]
-        directory = stat.S_ISDIR(os.fstat(mount).st_mode)
+# -- stage 2: this container -------------------------------------------------------------------------------------------
+
+
+def second(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Staged | None) -> None:
+    """Take the container's place: its group, its names, its root, its streams."""
+    step("join the cgroup", lambda: cgroups.join(given.join))
+    if plan.cgroup:
+        # made only now: the cgroup that a process is in when it makes the namespace is the root that it will see
+        step("make the cgroup namespace", lambda: linux.unshare(linux.CLONE_NEWCGROUP))
+    if hostname := config.get("hostname"):
+        step("set the host name", lambda: _socket.sethostname(hostname))
+    if domainname := config.get("domainname"):
+        step("set the domain name", lambda: linux.setdomainname(domainname))
+    rootfs.build(config, given.root, staged, given.sources, given.groups, plan)
+    _run_hooks(config, given)
+    for key, value in (config["linux"].get("sysctl") or {}).items():
+        name = f"set the sysctl {key}"
+        step(name, lambda k=key, v=value: rootfs.write_sysctl(given.root, staged, k, v))  # type: ignore[misc]
+    rootfs.finish(config, given.root, staged)
+    pivot = given.pivot and plan.makes(linux.CLONE_NEWNS)  # others in a joined namespace keep their root
+    step("enter the root", lambda: rootfs.enter(given.root, pivot=pivot))
+    if given.tty:
+        step("open the terminal", lambda: open_console(config["process"], given.sync))
     else:
-        mount = mounts.filesystem(fstype, options.data, options.attributes, entry.get("source"))
-        directory = True
-    # nothing may redirect /proc or /sys: what masks paths in them would mask the wrong ones (CVE-2019-19921)
-    links = fstype not in ("proc", "sysfs")
-    target = mounts.make_target(root, destination, directory=directory, links=links)
-    try:
-        mounts.attach(mount, target, options.propagation)
-    finally:
-        os.close(target)
-        os.close(mount)
+        step("connect standard input and output", lambda: connect_stdio(given.stdio))
+    os.close(given.root)
 
 
-def mount_cgroup(root: int, destination: str, attributes: int, controllers: dict[str, str] | None) -> None:
-    """The container's own part of the cgroup tree: the cgroup namespace makes its group the root."""
-    target = mounts.make_target(root, destination, directory=True)
-    try:
-        if controllers is None:
-            mounts.attach(tree := mounts.filesystem("cgroup2", (), attributes), target)
-            os.close(tree)
+def _run_hooks(config: dict[str, Any], given: Inheritance) -> None:
+    """prestart and createRuntime are the parent's to run; createContainer hooks run here, among the host's paths."""
+    if hooks.wanted(config, "prestart", "createRuntime"):
+        tell(given.sync, {"event": "mounted"})
+        hear(given.sync)
+    if hooks.wanted(config, "createContainer"):
+        os.fchdir(given.root)
+        hooks.run(config, "createContainer", {**given.state, "pid": os.getpid(), "status": "creating"})
+
+
+def wait_for_start(given: Inheritance) -> None:
+    """Until the parent says "start", or says "created" and somebody else comes to the socket and says it."""
+    if hear(given.sync)["event"] == "start":
+        return
+    if given.waits_at is None:
+        raise OSError(errno.EPROTO, "there is nobody to wait for")
+    given.sync.close()
+    while True:
+        fd, _ = given.waits_at._accept()  # type: ignore[attr-defined]
+        sync = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+        received = wire.receive(sync)
+        if received and received[0].get("event") == "start":
+            given.sync = sync
+            given.waits_at.close()
             return
-        read_only = attributes & linux.MOUNT_ATTR_RDONLY
-        tree = mounts.filesystem("tmpfs", ("mode=755", "size=65536"), attributes & ~read_only, "tmpfs")
-        mounts.attach(tree, target)
-        for name in controllers:
-            os.mkdir(name, 0o755, dir_fd=tree)
-            place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
-            mounts.attach(group := mounts.filesystem("cgroup", (name,), attributes), place)
-            os.close(group)
-            os.close(place)
-        if read_only:
-            mounts.set_attributes(tree, read_only)
-        os.close(tree)
-    finally:
-        os.close(target)
-
-
-def write_sysctl(root: int, key: str, value: str) -> None:
-    """A namespaced kernel parameter (sysctl(8)), below /proc/sys of the container."""
-    path = "proc/sys/" + key.replace(".", "/")
-    fd = mounts.open_beneath(root, path, links=False, flags=os.O_WRONLY)
-    try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
-
-
-def enter_root(root: int) -> None:
-    """Make the new root the only one: pivot_root(2) stacks the old one on it, and that is detached."""
-    os.fchdir(root)
-    linux.pivot_root(".", ".")
-    linux.umount2(".", linux.MNT_DETACH)
-    os.chdir("/")
-
-
-def remount_readonly(root: int) -> None:
-    mounts.set_attributes(root, linux.MOUNT_ATTR_RDONLY)
-
-
-def protect(config: dict[str, Any]) -> None:
-    """maskedPaths can't be read, readonlyPaths not written (OCI runtime-spec, config-linux.md)."""
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    null, empty = -1, -1
-    try:
-        for path in config.get("readonlyPaths") or ():
-            if (target := _existing(root, path)) is not None:
-                copy = mounts.bind("", recursive=True, dirfd=target, attributes=linux.MOUNT_ATTR_RDONLY)
-                mounts.attach(copy, target)
-                os.close(copy)
-                os.close(target)
-        for path in config.get("maskedPaths") or ():
-            if (target := _existing(root, path)) is None:
-                continue
-            if stat.S_ISDIR(os.fstat(target).st_mode):
-                if empty < 0:
-                    empty = mounts.filesystem("tmpfs", ("size=0", "mode=555"), linux.MOUNT_ATTR_RDONLY, "tmpfs")
-                    mounts.attach(empty, target)
-                else:
-                    mounts.attach(copy := mounts.bind("", dirfd=empty), target)
-                    os.close(copy)
-            else:
-                null = null if null >= 0 else open_null()
-                mounts.attach(copy := mounts.bind("", dirfd=null), target)
-                os.close(copy)
-            os.close(target)
-    finally:
-        for fd in (root, null, empty):
-            if fd >= 0:
-                os.close(fd)
-
-
-def _existing(root: int, path: str) -> int | None:
-    try:
-        return mounts.open_beneath(root, path, links=False)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        sync.close()

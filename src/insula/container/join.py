@@ -10,8 +10,6 @@ CVE-2024-21626).
 from __future__ import annotations
 
 import os
-import socket
-from typing import Any, NoReturn
 
 from insula.container import wire
 from insula.container.departure import Filter, departure
@@ -20,7 +18,12 @@ from insula.container.stdio import connect_stdio, open_terminal, take_terminal
 from insula.container.steps import StepError, close_others, report, reset_signals, step
 from insula.kernel import cgroups, linux
 
-_JOIN = (
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import Any, NoReturn
+
+ALL = (
     linux.CLONE_NEWUSER
     | linux.CLONE_NEWNS
     | linux.CLONE_NEWNET
@@ -34,7 +37,7 @@ _JOIN = (
 def main(
     target: int,
     process: dict[str, Any],
-    sync: socket.socket,
+    sync: _socket.socket,
     join: list[int],
     stdio: list[int],
     program: Filter | None,
@@ -47,7 +50,7 @@ def main(
         if (score := process.get("oomScoreAdj")) is not None:  # while it has the right to lower it for good
             step("set oom_score_adj", lambda: _write("/proc/self/oom_score_adj", str(score)))
         step("join the cgroup", lambda: cgroups.join(join))
-        step("join the namespaces", lambda: linux.setns(target, _JOIN))
+        step("join the namespaces", lambda: linux.setns(target, ALL))
         pid, _ = linux.clone3(linux.CLONE_PARENT)
         if pid:
             wire.send(sync, {"event": "forked", "pid": pid})
@@ -61,7 +64,7 @@ def main(
         os._exit(125)
 
 
-def _inside(process: dict[str, Any], sync: socket.socket, stdio: list[int], program: Filter | None) -> NoReturn:
+def _inside(process: dict[str, Any], sync: _socket.socket, stdio: list[int], program: Filter | None) -> NoReturn:
     """Numbered inside from here on: take the user's ID, the streams, and become the program."""
     step("become root inside", become_root)
     step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))

@@ -1,54 +1,138 @@
-"""What the spawner does outside of a new container: the parts that take the host's rights, and the clone.
+"""What happens outside of a new container: the parts that take the host's rights, and the clone.
 
-Prepared before the child is born: its cgroup with limits, the overlay of its root, /dev with real device nodes,
-bind mounts of the host's files, pipes. All of it is held by descriptors, so that a failure at any step leaves
-nothing: what was opened is closed and the kernel forgets it; only the cgroup has a name, and that is removed.
+Prepared before the child is born: its cgroup with limits, its root, /dev with real device nodes, bind mounts of the
+host's files, streams. All of it is held by descriptors, so that a failure at any step leaves nothing: what was opened
+is closed and the kernel forgets it; only the cgroup has a name, and that is removed.
+
+`spawn` is the flow that both faces of the room share. The engine's spawner calls it with an overlay and pipes
+(`start`), `insula-oci` with a directory of the host and its own streams. Everything else comes from the config (OCI
+runtime-spec).
 """
 
 from __future__ import annotations
 
 import os
-import socket
-from contextlib import ExitStack
-from typing import Any, NamedTuple
 
-from insula.container import init
-from insula.container.bundle import Launch
-from insula.container.departure import Filter
+from insula.container import init, namespaces, sources, wire
+from insula.container.cgroup_mount import Groups
 from insula.kernel import cgroups, linux, mounts, process
-from insula.model.stream import Kind
+from insula.kernel.undo import Undo
 
-_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
-_DEVICE_LINKS = {
-    "fd": "/proc/self/fd",
-    "stdin": "/proc/self/fd/0",
-    "stdout": "/proc/self/fd/1",
-    "stderr": "/proc/self/fd/2",
-    "ptmx": "pts/ptmx",
-    "core": "/proc/kcore",
-}
-_S_IFCHR = 0o020000
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import Any
+
+    from insula.container.bundle import Launch
+    from insula.container.departure import Filter
+    from insula.kernel.cgroups import Cgroup
+
 IDS = 65536
-
-NAMESPACES = (
-    linux.CLONE_NEWUSER
-    | linux.CLONE_NEWNS
-    | linux.CLONE_NEWPID
-    | linux.CLONE_NEWNET
-    | linux.CLONE_NEWIPC
-    | linux.CLONE_NEWUTS
-)
-"""Every namespace but the cgroup one, which the child makes itself once it is in its cgroup."""
+_NAMESPACES = [{"type": kind} for kind in ("user", "pid", "mount", "network", "ipc", "uts", "cgroup")]
 
 
-class Child(NamedTuple):
+class Child:
     """A new process: its pid and pidfd, our end of the channel to it, and our ends of its streams."""
 
-    pid: int
-    pidfd: int
-    start_time: int
-    sync: socket.socket
-    streams: dict[str, int]  # "stdin", "stdout", "stderr"
+    __slots__ = ("pid", "pidfd", "start_time", "streams", "sync")
+
+    def __init__(self, pid: int, pidfd: int, sync: _socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.start_time = process.start_time(pid) or 0
+        self.sync = sync
+        self.streams: dict[str, int] = {}  # "stdin", "stdout", "stderr"
+
+
+class Outside:
+    """What a face of the room brings along for a container, besides its config.
+
+    `root` is a detached mount, `stdio` the child's streams (-1 is /dev/null; none with a terminal). `owner` is the user
+    of the host for whom the user namespace is made. `keep` descriptors from 3 on are passed to the program. `share` is
+    the first process, as PID and start time, of a container whose user and PID namespaces are joined.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: int,
+        stdio: list[int],
+        program: Filter | None = None,
+        owner: int = 0,
+        keep: int = 0,
+        pivot: bool = True,
+        keyring: bool = True,
+        share: tuple[int, int] | None = None,
+        waits_at: _socket.socket | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.root, self.stdio, self.program, self.owner = root, stdio, program, owner
+        self.keep, self.pivot, self.keyring, self.share = keep, pivot, keyring, share
+        self.waits_at, self.state = waits_at, state
+
+
+def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Child:
+    """Make a container's first process; it goes on when it is told "mapped" over `sync` (see `insula.container.init`).
+
+    `group` is where it shall be. OSError or StepError if anything is refused; then nothing of it is left.
+    """
+    own = config["linux"]
+    with Undo() as undo, Undo() as handed:  # what only the child needs is closed here in any case
+        plan = namespaces.plan(own, handed, outside.share)
+        join: list[int] = []
+        if group is not None:
+            group.create()
+            undo.callback(group.remove)
+            group.limit(own.get("resources") or {})
+            join = [handed.hold(fd) for fd in group.open()]
+        opened = sources.open_all(config, plan)
+        handed.callback(opened.close)
+        ours, theirs = wire.pair()
+        undo.callback(ours.close)
+        handed.callback(theirs.close)
+        given = init.Inheritance(
+            sync=theirs,
+            root=outside.root,
+            sources=opened,
+            join=join,
+            groups=Groups(group.directories() if group else {}, plan.cgroup),
+            stdio=outside.stdio,
+            program=outside.program,
+            tty=bool(config["process"].get("terminal")),
+            keep=outside.keep,
+            pivot=outside.pivot,
+            keyring=outside.keyring,
+            waits_at=outside.waits_at,
+            state=outside.state,
+        )
+        pid, pidfd = _clone(plan, outside.owner)
+        if pid == 0:
+            init.main(config, given, plan)
+        undo.hold(pidfd)
+        if plan.makes(linux.CLONE_NEWUSER):
+            process.map_ids(pid, plan.uids, plan.gids)
+        if (score := config["process"].get("oomScoreAdj")) is not None:
+            process.set_oom_score(pid, score)
+        undo.keep()
+        return Child(pid, pidfd, ours)
+
+
+def _clone(plan: namespaces.Plan, owner: int) -> tuple[int, int]:
+    # what is counted for a user (inotify, queued signals, message queues) is counted for the owner of his
+    # namespace too: were that root, then one tenant could use up what the host and all others have
+    if not owner:
+        return namespaces.clone(plan)
+    os.seteuid(owner)
+    pid = -1
+    try:
+        pid, pidfd = namespaces.clone(plan)
+    finally:
+        if pid:  # in the child, no ID is mapped yet
+            os.seteuid(0)
+    return pid, pidfd
+
+
+# -- the engine's containers -------------------------------------------------------------------------------------------
 
 
 class Layers:
@@ -99,123 +183,49 @@ class Layers:
 
 
 def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:
-    """Make PID 1 of a new container; it waits, ready, for the second message on `sync`.
+    """Make PID 1 of a new container for the spawner: its root an overlay, its streams pipes.
 
-    Raises OSError if anything is refused; then nothing of it is left.
+    Whatever the config says, it is in namespaces of its own, and its IDs are those of `id_base`.
     """
-    config = launch.config
+    ids = [{"containerID": 0, "hostID": launch.id_base, "size": IDS}]
+    own = {**launch.config["linux"], "namespaces": _NAMESPACES, "uidMappings": ids, "gidMappings": ids}
+    config = {**launch.config, "linux": own}
     user = config["process"].get("user") or {}
-    with ExitStack() as undo:
-        handed = ExitStack()  # what only the child needs: closed here in any case
-        undo.enter_context(handed)
-        group = cgroups.Cgroup(launch.cgroup)
-        group.create()
-        undo.callback(group.remove)
-        group.limit(config["linux"].get("resources") or {})
-        join = [hold(handed, fd) for fd in group.open()]
+    with Undo() as undo, Undo() as handed:
         lower = layers.lower(launch.id_base, launch.lower)
-        root = hold(handed, mounts.overlay(lower, launch.upper, launch.work, volatile=launch.volatile))
-        mounts.set_attributes(
-            root, linux.MOUNT_ATTR_NODEV
-        )  # no layer should hold a device node; if one does, it is none
-        prepared = {i: hold(handed, fd) for i, fd in _prepare_mounts(config, launch.id_base).items()}
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        handed.callback(theirs.close)
-        undo.callback(ours.close)
+        root = handed.hold(mounts.overlay(lower, launch.upper, launch.work, volatile=launch.volatile))
+        # no layer should hold a device node; if one does, it is none
+        mounts.set_attributes(root, linux.MOUNT_ATTR_NODEV)
         stdio: list[int] = []
         streams: dict[str, int] = {}
         if not launch.tty:
             owner = (launch.id_base + user.get("uid", 0), launch.id_base + user.get("gid", 0))
             stdio, streams = make_pipes(handed, undo, launch.stdin, owner)
-        tree = cgroups.hierarchy()
-        controllers = None if tree.unified else group.directories()
-        given = init.Inheritance(theirs, root, prepared, join, stdio, program, controllers=controllers)
-        # what is counted for a user (inotify, queued signals, message queues) is counted for the owner of his
-        # namespace too: were that root, then one tenant could use up what the host and all others have
-        os.seteuid(launch.id_base)
-        try:
-            pid, pidfd = linux.clone3(NAMESPACES)
-            if pid == 0:
-                init.main(config, given, launch.tty)
-        finally:
-            os.seteuid(0)
-        undo.callback(os.close, pidfd)
-        started = process.start_time(pid) or 0
-        process.map_ids(pid, [(0, launch.id_base, IDS)], [(0, launch.id_base, IDS)])
-        if (score := config["process"].get("oomScoreAdj")) is not None:
-            _write(f"/proc/{pid}/oom_score_adj", str(score))
-        handed.close()
-        undo.pop_all()
-        return Child(pid, pidfd, started, ours, streams)
+        share = (launch.share[0], launch.share[1]) if launch.share else None
+        outside = Outside(root=root, stdio=stdio, program=program, owner=launch.id_base, share=share)
+        child = spawn(config, cgroups.Cgroup(launch.cgroup), outside)
+        child.streams = streams
+        undo.keep()
+        return child
 
 
-def make_pipes(
-    handed: ExitStack, undo: ExitStack, stdin: bool, owner: tuple[int, int]
-) -> tuple[list[int], dict[str, int]]:
+def make_pipes(handed: Undo, undo: Undo, stdin: bool, owner: tuple[int, int]) -> tuple[list[int], dict[str, int]]:
     """Pipes for the standard streams: (the child's ends in order, our ends by name). -1 is /dev/null.
 
     They belong to the program's user, who may open them again as /dev/stdout.
     """
     stdio, streams = [-1], {}
-    for name, kind in (("stdin", Kind.STDIN), ("stdout", Kind.STDOUT), ("stderr", Kind.STDERR)):
-        if kind is Kind.STDIN and not stdin:
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if number == 0 and not stdin:
             continue
         read, write = os.pipe2(os.O_CLOEXEC)
-        child, parent = (read, write) if kind is Kind.STDIN else (write, read)
+        child, parent = (read, write) if number == 0 else (write, read)
+        handed.hold(child)
+        streams[name] = undo.hold(parent)
         os.fchown(child, *owner)
         os.set_blocking(parent, False)
-        if kind is Kind.STDIN:
-            stdio[0] = hold(handed, child)
+        if number == 0:
+            stdio[0] = child
         else:
-            stdio.append(hold(handed, child))
-        streams[name] = hold(undo, parent)
+            stdio.append(child)
     return stdio, streams
-
-
-def _prepare_mounts(config: dict[str, Any], id_base: int) -> dict[int, int]:
-    """The entries of `mounts` that take the host's rights: /dev, and what is bound from the host."""
-    made: dict[int, int] = {}
-    try:
-        for index, entry in enumerate(config.get("mounts", ())):
-            options = mounts.parse_options(entry.get("options", ()))
-            if entry["destination"] == "/dev" and entry.get("type") == "tmpfs":
-                made[index] = make_devices(options, id_base, config["linux"].get("devices") or ())
-            elif entry.get("type", "bind") in ("bind", "none"):
-                made[index] = mounts.bind(entry["source"], recursive=options.recursive, attributes=options.attributes)
-    except OSError:
-        for fd in made.values():
-            os.close(fd)
-        raise
-    return made
-
-
-def make_devices(options: mounts.Options, id_base: int, more: Any = ()) -> int:
-    """A detached /dev: a tmpfs with the devices that every container may use, and nothing else of the host's."""
-    data = [*options.data, f"uid={id_base}", f"gid={id_base}"]
-    dev = mounts.filesystem("tmpfs", data, options.attributes, "tmpfs")
-    umask = os.umask(0)
-    try:
-        for name, (major, minor) in _DEVICES.items():
-            os.mknod(name, _S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=dev)
-            os.chown(name, id_base, id_base, dir_fd=dev)
-        for name, target in _DEVICE_LINKS.items():
-            os.symlink(target, name, dir_fd=dev)
-        for name in ("pts", "shm", "mqueue"):
-            os.mkdir(name, 0o755, dir_fd=dev)
-            os.chown(name, id_base, id_base, dir_fd=dev)
-    except OSError:
-        os.close(dev)
-        raise
-    finally:
-        os.umask(umask)
-    return dev
-
-
-def hold(stack: ExitStack, fd: int) -> int:
-    stack.callback(os.close, fd)
-    return fd
-
-
-def _write(path: str, value: str) -> None:
-    with open(path, "w") as file:
-        file.write(value)

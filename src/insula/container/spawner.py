@@ -20,6 +20,7 @@ it. Requests:
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import gc
 import os
@@ -28,7 +29,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, NamedTuple, NoReturn
 
 from insula.container import join, launch, wire
@@ -36,6 +36,7 @@ from insula.container.bundle import Bundle, Launch, State
 from insula.container.departure import Filter
 from insula.container.steps import StepError
 from insula.kernel import cgroups, linux, process
+from insula.kernel.undo import Undo
 
 Reply = Callable[[wire.Message], None]
 
@@ -50,10 +51,10 @@ class Session(NamedTuple):
 class Child:
     """A process of ours between its birth and its end. `exec_id` is None for PID 1."""
 
-    def __init__(self, container: str, exec_id: str | None, sync: socket.socket, pid: int, pidfd: int) -> None:
+    def __init__(self, container: str, exec_id: str | None, sync: _socket.socket, pid: int, pidfd: int) -> None:
         self.container = container
         self.exec_id = exec_id
-        self.sync: socket.socket | None = sync
+        self.sync: _socket.socket | None = sync
         self.pid = pid
         self.pidfd = pidfd
         self.reply: Reply | None = None
@@ -186,11 +187,10 @@ class Spawner:
             raise FileNotFoundError(2, "the container does not run", container)
         tty = bool(what.get("terminal"))
         user = what.get("user") or {}
-        with ExitStack() as undo:
-            handed = undo.enter_context(ExitStack())
-            target = launch.hold(handed, process.open_process(state.pid, state.start_time))
-            groups = [launch.hold(handed, fd) for fd in cgroups.Cgroup(asked.cgroup).open()]
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with Undo() as undo, Undo() as handed:
+            target = handed.hold(process.open_process(state.pid, state.start_time))
+            groups = [handed.hold(fd) for fd in cgroups.Cgroup(asked.cgroup).open()]
+            ours, theirs = wire.pair()
             handed.callback(theirs.close)
             undo.callback(ours.close)
             stdio: list[int] = []
@@ -202,8 +202,7 @@ class Spawner:
             pid, pidfd = linux.clone3(0)
             if pid == 0:
                 join.main(target, what, theirs, groups, stdio, program)
-            handed.close()
-            undo.pop_all()
+            undo.keep()
         # the first of the two forks ends at once, unless the container is frozen: so nothing waits for it here
         self._watch(pidfd, lambda: self._reap_first(pid, pidfd))
         child = Child(container, exec_id, ours, 0, -1)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import stat
 import struct
-from typing import Any
 
 from insula.container import wire
 from insula.kernel import mounts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import Any
 
 _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER, _TIOCSCTTY, _TIOCSWINSZ = 0x80045430, 0x40045431, 0x5441, 0x540E, 0x5414
 _NULL_DEVICE = os.makedev(1, 3)
@@ -26,10 +29,16 @@ _PTMX_DEVICE = os.makedev(5, 2)
 def open_null() -> int:
     """/dev/null of the container, if it really is that device: an image may hold anything at that path."""
     fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    status = os.fstat(fd)
-    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _NULL_DEVICE:
+    if not is_null_device(fd):
+        os.close(fd)
         raise OSError(errno.ENODEV, "it is not the null device", "/dev/null")
     return fd
+
+
+def is_null_device(fd: int) -> bool:
+    """Whether the file behind `fd` is the null device."""
+    status = os.fstat(fd)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL_DEVICE
 
 
 def connect_stdio(stdio: list[int]) -> None:
@@ -42,7 +51,7 @@ def connect_stdio(stdio: list[int]) -> None:
         os.close(source)
 
 
-def open_console(process: dict[str, Any], sync: socket.socket) -> None:
+def open_console(process: dict[str, Any], sync: _socket.socket) -> None:
     """A pseudoterminal (pty(7)) of the container's own devpts: its other side goes to the parent."""
     master, slave = open_terminal(process)
     number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, bytes(4)))[0]

@@ -164,6 +164,11 @@ def map_ids(pid: int, uids: IdMap, gids: IdMap) -> None:
             _write(f"/proc/{pid}/gid_map", text)
 
 
+def set_oom_score(pid: int, score: int) -> None:
+    """How soon the kernel kills the process for want of memory: oom_score_adj (proc(5)), -1000 to 1000."""
+    _write(f"/proc/{pid}/oom_score_adj", str(score))
+
+
 def _write(path: str, text: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

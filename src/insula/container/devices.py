@@ -1,0 +1,135 @@
+"""/dev: the device nodes that every container may use, those that its config adds, and nothing else of the host's.
+
+A node (mknod(2)) is a number that the kernel takes for a driver, so making one is a right of the host, which a user
+namespace never has; and a node in a file system that a user namespace mounted is dead. So the parent makes the nodes,
+in a tmpfs that it hands in detached: its superblock is the host's, only its owner is the container's root.
+
+That works where the config mounts a tmpfs on /dev, as nearly all do. Else the nodes go straight into the root file
+system: made by the child if it is the host's root, else bound from the host's own nodes of the same number.
+
+Which devices really open is up to the control group (device rules): a node alone opens nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from insula.kernel import linux, mounts
+from insula.kernel.mount_options import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from insula.container.namespaces import Plan
+
+DEFAULT = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+    "core": "/proc/kcore",
+}
+_TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+
+
+class Node:
+    """A device node to make: where, its type and mode as of mknod(2), its number, its owner on the host."""
+
+    __slots__ = ("device", "gid", "mode", "path", "uid")
+
+    def __init__(self, path: str, mode: int, device: int, uid: int, gid: int) -> None:
+        self.path, self.mode, self.device, self.uid, self.gid = path, mode, device, uid, gid
+
+    def make(self, root: int, path: str) -> None:
+        """Make it at `path` below `root`, with the directories on the way; if it is there already it stays as it is."""
+        parent, _, name = path.rpartition("/")
+        at = mounts.make_target(root, parent, directory=True)
+        try:
+            os.mknod(name, self.mode, self.device, dir_fd=at)
+            os.chown(name, self.uid, self.gid, dir_fd=at, follow_symlinks=False)
+        except FileExistsError:
+            found = os.stat(name, dir_fd=at, follow_symlinks=False)
+            if stat.S_IFMT(found.st_mode) != stat.S_IFMT(self.mode) or found.st_rdev != self.device:
+                raise OSError(errno.EEXIST, "another file is in the place of the device", self.path) from None
+        finally:
+            os.close(at)
+
+    def bind_host(self) -> int:
+        """A detached copy of the host's node at the same path, which must be the same device."""
+        fd = mounts.bind(self.path)
+        found = os.fstat(fd)
+        if stat.S_IFMT(found.st_mode) != stat.S_IFMT(self.mode) or found.st_rdev != self.device:
+            os.close(fd)
+            raise OSError(errno.ENODEV, "the host has no such device, and nobody may make one", self.path)
+        return fd
+
+
+def nodes(config: Iterable[dict[str, Any]], plan: Plan) -> list[Node]:
+    """The default devices and those of `linux.devices`, which take the place of a default one of the same path."""
+    uid, gid = plan.outside(0, 0)
+    found = {
+        f"/dev/{name}": Node(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(*numbers), uid, gid)
+        for name, numbers in DEFAULT.items()
+    }
+    for entry in config:
+        kind = _TYPES[entry["type"]]
+        number = os.makedev(entry.get("major", 0), entry.get("minor", 0)) if kind != stat.S_IFIFO else 0
+        owner = plan.outside(entry.get("uid", 0), entry.get("gid", 0))
+        path = os.path.normpath("/" + entry["path"].lstrip("/"))
+        mode = entry.get("fileMode", 0o666) & 0o7777
+        found[path] = Node(path, kind | mode, number, *owner)
+    return list(found.values())
+
+
+def file_system(options: Options, wanted: list[Node], plan: Plan) -> int:
+    """A detached tmpfs for /dev with the nodes below /dev, links, and the directories that are mounted on."""
+    uid, gid = plan.outside(0, 0)
+    dev = mounts.filesystem("tmpfs", [*options.data, f"uid={uid}", f"gid={gid}"], options.attributes, "tmpfs")
+    umask = os.umask(0)
+    try:
+        for node in wanted:
+            if node.path.startswith("/dev/"):
+                node.make(dev, node.path.removeprefix("/dev/"))
+        make_links(dev)
+        for name in ("pts", "shm", "mqueue"):
+            os.mkdir(name, 0o755, dir_fd=dev)
+            os.chown(name, uid, gid, dir_fd=dev)
+    except OSError:
+        os.close(dev)
+        raise
+    finally:
+        os.umask(umask)
+    return dev
+
+
+def make_links(dev: int) -> None:
+    """The symbolic links of /dev (runtime-linux.md); a file that is there stays."""
+    for name, target in LINKS.items():
+        try:
+            os.symlink(target, name, dir_fd=dev)
+        except FileExistsError:
+            continue
+
+
+def populate(root: int, wanted: list[Node], bound: dict[str, int]) -> None:
+    """Put nodes into the root file system itself; `bound` has copies of the host's, where they can't be made."""
+    umask = os.umask(0)
+    try:
+        for node in wanted:
+            if (copy := bound.get(node.path)) is None:
+                node.make(root, node.path)
+                continue
+            target = mounts.make_target(root, node.path, directory=False)
+            try:
+                linux.move_mount(copy, target, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH)
+            finally:
+                os.close(target)
+                os.close(copy)
+    finally:
+        os.umask(umask)

@@ -1,0 +1,114 @@
+"""Hooks: programs of whoever configures a container, run at six points of its life (OCI runtime-spec, config.md).
+
+    create   prestart          in the runtime's namespaces, once the container's exist and its mounts are made
+             createRuntime     the same; prestart is its old name
+             createContainer   in the container's namespaces, before pivot_root(2): paths are still the host's
+    start    startContainer    in the container's namespaces and in its root, before the user's program
+             poststart         in the runtime's namespaces, when the user's program runs
+    delete   poststop          in the runtime's namespaces, when the container is gone
+
+Each gets the container's state as JSON on standard input, exactly the environment that its entry lists, and nothing
+else of ours. The hooks of a point run one after the other. If one fails, by its exit status or by outliving its
+timeout, the container is not to be: the operation fails. Only for poststart and poststop, when there is nothing left to
+stop, a failure is a warning, and the others run all the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+from insula.container.steps import StepError, reset_signals
+from insula.kernel import linux
+from insula.model.plainjson import dumps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+_SIGKILL = 9
+_LAST_WORDS = 1024  # bytes of a failed hook's standard error that are shown
+
+
+def wanted(config: dict[str, Any], *kinds: str) -> bool:
+    """Whether there is a hook of one of these kinds."""
+    hooks = config.get("hooks") or {}
+    return any(hooks.get(kind) for kind in kinds)
+
+
+def run(config: dict[str, Any], kind: str, state: dict[str, Any]) -> None:
+    """Run all hooks of a kind; StepError at the first that fails."""
+    for index, hook in enumerate((config.get("hooks") or {}).get(kind) or ()):
+        try:
+            _run(hook, dumps(state).encode())
+        except OSError as error:
+            raise StepError(f"run hooks.{kind}[{index}]", error) from None
+
+
+def run_all(config: dict[str, Any], kind: str, state: dict[str, Any], warn: Callable[[str], object]) -> None:
+    """Run all hooks of a kind; `warn` is told of each that fails."""
+    for index, hook in enumerate((config.get("hooks") or {}).get(kind) or ()):
+        try:
+            _run(hook, dumps(state).encode())
+        except OSError as error:
+            warn(f"hooks.{kind}[{index}]: {error.filename or ''}: {error.strerror}")
+
+
+def _run(hook: dict[str, Any], state: bytes) -> None:
+    """One hook, to its end. OSError says how it failed, and with which last words."""
+    # files without a name rather than pipes: no hook has to read, and none that lingers keeps us waiting
+    stdin, output = os.memfd_create("state"), os.memfd_create("output")
+    try:
+        os.write(stdin, state)
+        os.lseek(stdin, 0, os.SEEK_SET)
+        pid, pidfd = linux.clone3(0)
+        if pid == 0:
+            _become(hook, stdin, output)
+        try:
+            status = _wait(pid, pidfd, hook.get("timeout"))
+        finally:
+            os.close(pidfd)
+        if status is None:
+            raise OSError(errno.ETIMEDOUT, f"it took longer than {hook['timeout']} seconds", hook["path"])
+        if status:
+            words = _last_words(output)
+            how = f"it ended with status {status}" if status > 0 else f"it was killed by signal {-status}"
+            raise OSError(errno.ECANCELED, f"{how}: {words}" if words else how, hook["path"])
+    finally:
+        os.close(stdin)
+        os.close(output)
+
+
+def _wait(pid: int, pidfd: int, timeout: int | None) -> int | None:
+    """Its exit status, negative for a signal; None if it was killed after `timeout` seconds."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    late = timeout is not None and not poll.poll(timeout * 1000)
+    if late:
+        os.kill(pid, _SIGKILL)  # our child, and not yet waited for: the number is still its own
+    _, status = os.waitpid(pid, 0)
+    return None if late else os.waitstatus_to_exitcode(status)
+
+
+def _become(hook: dict[str, Any], stdin: int, output: int) -> NoReturn:
+    try:
+        reset_signals()
+        os.dup2(stdin, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        linux.close_range(3, 0x7FFFFFFF)
+        env = dict(entry.partition("=")[::2] for entry in hook.get("env") or ())
+        os.execve(hook["path"], hook.get("args") or [hook["path"]], env)
+    except OSError as error:
+        os.write(2, f"{error.strerror}".encode())
+    finally:
+        os._exit(127)
+
+
+def _last_words(output: int) -> str:
+    size = os.fstat(output).st_size
+    data = os.pread(output, _LAST_WORDS, max(0, size - _LAST_WORDS))
+    return " ".join(data.decode("utf-8", "replace").split())

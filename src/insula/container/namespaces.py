@@ -1,0 +1,265 @@
+"""Which namespaces a container gets, and how its first process comes into them (namespaces(7)).
+
+A namespace is made by clone3(2) with its flag, or it exists already and is joined by setns(2) through a file such as
+/proc/PID/ns/net. If all are made anew, one clone3 does it:
+
+    parent ── clone3(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | …) ──► child
+
+If some are joined, somebody must do so before the clone, and it can't be the parent, which has to stay where it is.
+So another process goes in between. CLONE_PARENT makes the child its sibling: the parent waits for its own child, and
+the process in between, its work done, ends.
+
+    parent ── fork ──► between: setns(2) … unshare(CLONE_NEWTIME) ── clone3(… | CLONE_PARENT) ──► child, of parent
+
+Three namespaces have a way of their own:
+
+- *user* is joined last. With it come all rights in the namespaces that it owns, and all others go; so what can be
+  joined before is, and what could not is tried again. A new one is made together with the rest by clone3, which makes
+  it their owner. Its IDs are mapped from outside (`process.map_ids`), with the parent's rights over the host's IDs.
+- *time* shifts two clocks (time_namespaces(7)). The offsets can be set only while nobody is in it: unshare(2) makes
+  one that only children enter, and the child is the first.
+- *cgroup* makes the group that a process is in the root that it sees (cgroup_namespaces(7)). So the child makes it
+  itself once it has joined its group.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from insula.container import wire
+from insula.container.steps import StepError
+from insula.kernel import linux, process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from insula.kernel.process import IdMap
+    from insula.kernel.undo import Undo
+
+FLAGS = {
+    "user": linux.CLONE_NEWUSER,
+    "pid": linux.CLONE_NEWPID,
+    "mount": linux.CLONE_NEWNS,
+    "network": linux.CLONE_NEWNET,
+    "ipc": linux.CLONE_NEWIPC,
+    "uts": linux.CLONE_NEWUTS,
+    "cgroup": linux.CLONE_NEWCGROUP,
+    "time": linux.CLONE_NEWTIME,
+}
+"""The types of the OCI runtime-spec, `linux.namespaces[].type`, and their flags."""
+
+FILES = {"mount": "mnt", "network": "net"}
+"""Names in /proc/PID/ns, where they differ from those of the runtime-spec."""
+
+
+class Plan:
+    """The namespaces of one container.
+
+    `make`: flags of what clone3 makes. `join`: descriptors with their flags. `cgroup`: whether the child makes a cgroup
+    namespace. `offsets`: contents for timens_offsets, None without a new time namespace. `uids` and `gids` map the
+    container's IDs, in a new user namespace or in the one that is joined; they are empty without either.
+    """
+
+    def __init__(self) -> None:
+        self.make = 0
+        self.join: list[tuple[int, int]] = []
+        self.cgroup = False
+        self.offsets: str | None = None
+        self.uids: IdMap = []
+        self.gids: IdMap = []
+
+    def makes(self, flag: int) -> bool:
+        """Whether clone3 makes this one."""
+        return bool(self.make & flag)
+
+    def has_user(self) -> bool:
+        """Whether the container is in another user namespace than its parent."""
+        return self.makes(linux.CLONE_NEWUSER) or any(flag == linux.CLONE_NEWUSER for _, flag in self.join)
+
+    def descriptors(self) -> list[int]:
+        return [fd for fd, _ in self.join]
+
+    def outside(self, uid: int, gid: int) -> tuple[int, int]:
+        """What IDs of the container are on the host; 65534 (nobody) if they are not mapped."""
+        return _outside(self.uids, uid), _outside(self.gids, gid)
+
+
+def _outside(lines: IdMap, number: int) -> int:
+    for inside, outside, count in lines:
+        if inside <= number < inside + count:
+            return outside + number - inside
+    return 65534 if lines else number
+
+
+def id_map(entries: Any) -> IdMap:
+    """Lines of a uid_map from `linux.uidMappings`, of which there may be any number."""
+    return [(entry["containerID"], entry["hostID"], entry["size"]) for entry in entries or ()]
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def plan(linux_config: dict[str, Any], undo: Undo, share: tuple[int, int] | None = None) -> Plan:
+    """What `linux.namespaces` of a config asks for. Files are opened here, and closed by `undo`.
+
+    `share` is another container's first process, as PID and start time: its user and PID namespaces are joined, in
+    place of what the config says. OSError if it is gone, or a file is no namespace of its type.
+    """
+    result = Plan()
+    result.uids, result.gids = (id_map(linux_config.get(name)) for name in ("uidMappings", "gidMappings"))
+    for entry in linux_config.get("namespaces") or ():
+        kind, path = entry["type"], entry.get("path")
+        if share and kind in ("user", "pid"):
+            result.join.append((undo.hold(process.open_namespace(*share, kind)), FLAGS[kind]))
+        elif path:
+            _join_by_path(result, kind, path, undo)
+        elif kind == "cgroup":
+            result.cgroup = True
+        elif kind == "time":
+            result.offsets = _offsets(linux_config.get("timeOffsets") or {})
+        else:
+            result.make |= FLAGS[kind]
+    result.join.sort(key=lambda joined: joined[1] == linux.CLONE_NEWUSER)
+    return result
+
+
+def _join_by_path(result: Plan, kind: str, path: str, undo: Undo) -> None:
+    fd = undo.hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    name = FILES.get(kind, kind)
+    own = os.stat(f"/proc/self/ns/{name}")
+    found = os.fstat(fd)
+    if found.st_dev != own.st_dev:
+        raise OSError(errno.EINVAL, f"it is no {kind} namespace", path)
+    if os.path.samestat(found, own):
+        return  # it is ours already: to join it again does nothing, and is refused for the user namespace
+    result.join.append((fd, FLAGS[kind]))
+    if kind == "user" and not result.uids:
+        result.uids, result.gids = (_maps_behind(fd, name) for name in ("uid_map", "gid_map"))
+
+
+def _maps_behind(fd: int, name: str) -> IdMap:
+    """The mappings of a user namespace: only a process in it shows them, so one goes in for a moment."""
+    ours, theirs = os.pipe()
+    release, hold = os.pipe()
+    pid, pidfd = linux.clone3(0)
+    if pid == 0:
+        try:
+            os.close(hold)
+            linux.setns(fd, linux.CLONE_NEWUSER)
+            os.write(theirs, b"1")
+            os.read(release, 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(theirs)
+        if not os.read(ours, 1):
+            raise OSError(errno.EPERM, "the user namespace can't be joined")
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            lines = [line.split() for line in file]
+        return [(int(inside), int(outside), int(count)) for inside, outside, count in lines]
+    finally:
+        for each in (ours, release, hold, pidfd):
+            os.close(each)
+        os.waitpid(pid, 0)
+
+
+def _offsets(clocks: dict[str, Any]) -> str:
+    """``monotonic 3600 0``: what is added to each clock, in seconds and nanoseconds."""
+    return "".join(f"{clock} {at.get('secs', 0)} {at.get('nanosecs', 0)}\n" for clock, at in clocks.items())
+
+
+# -- the birth ---------------------------------------------------------------------------------------------------------
+
+
+def clone(asked: Plan) -> tuple[int, int]:
+    """fork(2) into the namespaces: (pid, pidfd) in the parent, (0, -1) in the child, whose IDs are yet to be mapped.
+
+    The caller has a single thread. StepError names what a process in between could not do; then there is no child.
+    """
+    if not asked.join and asked.offsets is None:
+        return linux.clone3(asked.make)
+    ours, theirs = wire.pair()
+    between, pidfd = linux.clone3(0)
+    if between == 0:
+        ours.close()
+        try:
+            _enter(asked)
+            pid, _ = linux.clone3(asked.make | linux.CLONE_PARENT)
+            if pid == 0:
+                theirs.close()
+                return 0, -1
+            wire.send(theirs, {"pid": pid})
+        except StepError as error:
+            wire.send(theirs, error.message)
+        except OSError as error:
+            wire.send(theirs, StepError("make the namespaces", error).message)
+        os._exit(0)
+    theirs.close()
+    try:
+        received = wire.receive(ours)
+    finally:
+        ours.close()
+        os.close(pidfd)
+        os.waitpid(between, 0)
+    if received is None:
+        raise StepError("make the namespaces", OSError(errno.ECHILD, "the process in between died"))
+    message = received[0]
+    if "pid" not in message:
+        raise StepError(message["step"], OSError(message["errno"], message["error"], message["path"]))
+    return message["pid"], os.pidfd_open(message["pid"])
+
+
+def _enter(asked: Plan) -> None:
+    """Join what is to be joined, and make a time namespace for the children."""
+    if asked.offsets is not None:
+        try:
+            linux.unshare(linux.CLONE_NEWTIME)
+            if asked.offsets:
+                with open("/proc/self/timens_offsets", "w") as file:
+                    file.write(asked.offsets)
+        except OSError as error:
+            raise StepError("make the time namespace", error) from None
+    join(asked.join)
+
+
+def join(namespaces: list[tuple[int, int]]) -> None:
+    """setns(2) to each, the user namespace in the order given; what it takes the rights of that one for comes after.
+
+    StepError names the namespace that can't be joined.
+    """
+    refused = []
+    for fd, flag in namespaces:
+        try:
+            linux.setns(fd, flag)
+        except OSError as error:
+            if error.errno != errno.EPERM or flag == linux.CLONE_NEWUSER:
+                raise _step(flag, error) from None
+            refused.append((fd, flag))
+    for fd, flag in refused:
+        try:
+            linux.setns(fd, flag)
+        except OSError as error:
+            raise _step(flag, error) from None
+
+
+def _step(flag: int, error: OSError) -> StepError:
+    kind = next(kind for kind, each in FLAGS.items() if each == flag)
+    return StepError(f"join the {kind} namespace", error)
+
+
+def differing(pid: int) -> int:
+    """Flags of the namespaces in which process `pid` is not where we are: what to join by its pidfd (setns(2))."""
+    flags = 0
+    for kind, flag in FLAGS.items():
+        name = FILES.get(kind, kind)
+        try:
+            theirs = os.stat(f"/proc/{pid}/ns/{name}")
+        except FileNotFoundError:  # a kernel without this type
+            if not os.path.exists(f"/proc/{pid}"):
+                raise ProcessLookupError(errno.ESRCH, "the process is gone", str(pid)) from None
+            continue
+        if not os.path.samestat(theirs, os.stat(f"/proc/self/ns/{name}")):
+            flags |= flag
+    return flags

@@ -1,0 +1,342 @@
+"""The container's view of files: its mount tree, made inside its own mount namespace, and how it becomes the root.
+
+In order, as the runtime-spec has it: the root file system, every entry of `mounts` as it is listed, devices, masked and
+read-only paths, the new root. What takes the host's rights was opened by `insula.container.sources`. Two rules make
+it safe on any image, however hostile:
+
+- *Targets are descriptors.* Each is opened below the container's root with openat2(2) and RESOLVE_IN_ROOT, and mounted
+  on as what was opened, so that a symbolic link, even one put there meanwhile, leads nowhere outside (CVE-2021-30465).
+- *Masks are checked.* A masked file is covered by the null device and by nothing else that may be at /dev/null
+  (CVE-2025-31133); no link is followed on the way to what is protected, or to /proc and /sys (CVE-2019-19921).
+
+Most of the tree is alike for many containers: /proc, /sys and /dev with what is below them. That part, a `Stage`, can
+be made ahead, before it is known which container it will be for: over the /proc, /sys and /dev that were copied from
+the parent with its mount namespace. When the root is there, they move into it with all that is mounted on them.
+
+    stage 1                              stage 2
+    /proc ← proc, masked                 / ← root
+    /sys  ← sysfs, masked                  move /proc, /sys, /dev to the root's
+    /dev  ← tmpfs, /dev/pts, /dev/shm      the other mounts, devices, paths; pivot_root(2)
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from insula.container import cgroup_mount, devices
+from insula.container.copy_up import copy_up
+from insula.container.sources import changes_only, destination, devices_in_root, is_bind, propagation_of_root
+from insula.container.stdio import is_null_device, open_null
+from insula.container.steps import step
+from insula.kernel import linux, mounts
+from insula.kernel.mount_options import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from insula.container.cgroup_mount import Groups
+    from insula.container.namespaces import Plan
+    from insula.container.sources import Sources
+
+TOPS = ("/proc", "/sys", "/dev")
+"""Where a stage's file systems are: every Linux system has these directories."""
+_CGROUP = ("cgroup", "cgroup2")
+_NO_LINKS = ("proc", "sysfs")
+
+
+# -- stage 1 -----------------------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """The part of a config's mount tree that doesn't depend on which container it is for.
+
+    `entries` are of `mounts`, with their index; `masked` and `readonly` are paths below /proc, /sys and /dev. Two
+    configs with equal stages can have the same prepared child.
+    """
+
+    __slots__ = ("entries", "masked", "readonly")
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.entries: dict[int, dict[str, Any]] = {}
+        others: list[str] = []  # where mounts go that are not staged
+        tops: set[str] = set()
+        for index, entry in enumerate(config.get("mounts") or ()):
+            path = destination(entry)
+            if _stageable(entry, path, tops) and not any(_covers(other, path) for other in others):
+                self.entries[index] = entry
+                tops.add(path) if path in TOPS else None
+            else:
+                others.append(path)
+        own = config["linux"]
+        self.masked, self.readonly = (
+            [path for path in own.get(name) or () if _top(path) in tops and not any(_related(path, o) for o in others)]
+            for name in ("maskedPaths", "readonlyPaths")
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and all(getattr(self, n) == getattr(other, n) for n in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Staged:
+    """What stage 1 made: the mounts on /proc, /sys and /dev, and /proc/sys as it was before it became read-only."""
+
+    __slots__ = ("stage", "sysctl", "tops")
+
+    def __init__(self, stage: Stage, tops: dict[str, int], sysctl: int) -> None:
+        self.stage, self.tops, self.sysctl = stage, tops, sysctl
+
+
+def _stageable(entry: dict[str, Any], path: str, tops: set[str]) -> bool:
+    options = Options(entry.get("options") or ())
+    if is_bind(entry, options) or changes_only(entry, options) or options.copy_up or entry.get("type") in _CGROUP:
+        return False
+    return path not in tops if path in TOPS else _top(path) in tops
+
+
+def _top(path: str) -> str:
+    return "/" + path.lstrip("/").split("/", 1)[0]
+
+
+def _covers(upper: str, path: str) -> bool:
+    """Whether a mount on `upper` hides `path`."""
+    return path == upper or path.startswith(upper.rstrip("/") + "/")
+
+
+def _related(path: str, other: str) -> bool:
+    return _covers(path, other) or _covers(other, path)
+
+
+def make_stage(stage: Stage, sources: Sources) -> Staged:
+    """Mount the stage over the parent's /proc, /sys and /dev, and protect its paths. StepError names what failed."""
+    tops: dict[str, int] = {}
+    for index, entry in stage.entries.items():
+        name = f"mount {entry['destination']}"
+        step(name, lambda i=index, e=entry: _stage_entry(tops, sources.mounts.get(i, -1), e))  # type: ignore[misc]
+    sysctl = -1
+    if "/proc" in tops:
+        sysctl = mounts.open_beneath(tops["/proc"], "sys", links=False, flags=os.O_PATH | os.O_DIRECTORY)
+    step("protect paths", lambda: protect(Places(tops), stage.masked, stage.readonly))
+    return Staged(stage, tops, sysctl)
+
+
+def _stage_entry(tops: dict[str, int], mount: int, entry: dict[str, Any]) -> None:
+    options = Options(entry.get("options") or ())
+    path = destination(entry)
+    if mount < 0:
+        mount = mounts.filesystem(entry["type"], options.data, options.attributes, entry.get("source"))
+    if path in TOPS:
+        linux.move_mount(mount, linux.AT_FDCWD, path)
+        tops[path] = mount
+        mounts.propagate(mount, options.propagation)
+        return
+    top = _top(path)
+    target = mounts.make_target(tops[top], path.removeprefix(top), directory=True)
+    try:
+        mounts.attach(mount, target, options.propagation)
+    finally:
+        os.close(target)
+        os.close(mount)
+
+
+# -- stage 2 -----------------------------------------------------------------------------------------------------------
+
+
+def build(
+    config: dict[str, Any], root: int, staged: Staged | None, sources: Sources, groups: Groups, plan: Plan
+) -> None:
+    """Attach the root and everything in it. StepError names what failed. `root` then is what `enter` enters."""
+    entries = config.get("mounts") or []
+    step("attach the root", lambda: linux.move_mount(root, linux.AT_FDCWD, "/"))
+    default = propagation_of_root(config)
+    default = default if default & linux.MS_REC else 0
+    for index, entry in enumerate(entries):
+        name = f"mount {entry['destination']}"
+        if staged and index in staged.stage.entries:
+            if (path := destination(entry)) in TOPS:
+                step(name, lambda e=entry, p=path: _move(root, staged.tops[p], e))  # type: ignore[misc]
+            continue
+        mount = sources.mounts.get(index, -1)
+        step(name, lambda e=entry, m=mount: _mount(root, e, m, groups, default))  # type: ignore[misc]
+    missing = devices_in_root(entries, devices.nodes(config["linux"].get("devices") or (), plan))
+    if missing:
+        step("make the devices", lambda: devices.populate(root, missing, sources.devices))
+
+
+def _move(root: int, mount: int, entry: dict[str, Any]) -> None:
+    """Move a staged file system, with what is mounted on it, into the root."""
+    target = mounts.make_target(root, entry["destination"], directory=True, links=entry["type"] not in _NO_LINKS)
+    try:
+        mounts.attach(mount, target)
+    finally:
+        os.close(target)
+
+
+def _mount(root: int, entry: dict[str, Any], mount: int, groups: Groups, default: int) -> None:
+    """Attach one entry of `mounts`: made by the parent, or made here with the rights of the new namespaces."""
+    options = Options(entry.get("options") or ())
+    fstype = entry.get("type", "bind")
+    if changes_only(entry, options):
+        _change(root, entry, options)
+        return
+    # nothing may redirect /proc or /sys: what masks paths in them would mask the wrong ones
+    directory = mount < 0 or stat.S_ISDIR(os.fstat(mount).st_mode)
+    links = fstype not in _NO_LINKS
+    target = mounts.make_target(root, entry["destination"], directory=directory, links=links)
+    try:
+        if fstype in _CGROUP and mount < 0:
+            cgroup_mount.mount(target, options, groups)
+            return
+        if mount < 0:
+            mount = _make(fstype, entry, options, target)
+        # what was made outside has its propagation already
+        mounts.attach(mount, target, options.propagation or (0 if is_bind(entry, options) else default))
+    finally:
+        os.close(target)
+        if mount >= 0:
+            os.close(mount)
+
+
+def _make(fstype: str, entry: dict[str, Any], options: Options, target: int) -> int:
+    read_only = options.attributes & linux.MOUNT_ATTR_RDONLY if options.copy_up else 0
+    mount = mounts.filesystem(fstype, options.data, options.attributes & ~read_only, entry.get("source"))
+    if options.copy_up and fstype == "tmpfs":
+        copy_up(target, mount)
+    if read_only:
+        mounts.set_attributes(mount, read_only)
+    return mount
+
+
+def _change(root: int, entry: dict[str, Any], options: Options) -> None:
+    """`remount`, or propagation alone: of the mount that is at the destination."""
+    target = mounts.open_beneath(root, entry["destination"])
+    try:
+        mounts.change(target, options.own)
+        mounts.change(target, options.all_below, recursive=True)
+        mounts.propagate(target, options.propagation)
+    finally:
+        os.close(target)
+
+
+def finish(config: dict[str, Any], root: int, staged: Staged | None) -> None:
+    """The last touches, for which everything has to be in its place: paths, the root's own attributes."""
+    own = config["linux"]
+    masked, readonly = (
+        [path for path in own.get(name) or () if not (staged and path in done)]
+        for name, done in (
+            ("maskedPaths", staged.stage.masked if staged else ()),
+            ("readonlyPaths", staged.stage.readonly if staged else ()),
+        )
+    )
+    if masked or readonly:
+        step("protect paths", lambda: protect(Places({}, root), masked, readonly))
+    if config["root"].get("readonly"):
+        step("make the root read-only", lambda: mounts.set_attributes(root, linux.MOUNT_ATTR_RDONLY))
+    if (kind := propagation_of_root(config)) and not kind & linux.MS_PRIVATE:
+        step("set the root's propagation", lambda: mounts.propagate(root, kind & ~linux.MS_REC))
+
+
+def enter(root: int, *, pivot: bool) -> None:
+    """Make `root`, which lies over /, the only root there is.
+
+    pivot_root(2) stacks the old root on the new one, and it is detached. Where that can't be, on the first root file
+    system of a machine, a ramdisk, chroot(2) has to do: it is hidden below, still there (`--no-pivot`).
+    """
+    os.fchdir(root)
+    if pivot:
+        linux.pivot_root(".", ".")
+        linux.umount2(".", linux.MNT_DETACH)
+    else:
+        os.chroot(".")
+    os.chdir("/")
+
+
+def write_sysctl(root: int, staged: Staged | None, key: str, value: str) -> None:
+    """A namespaced kernel parameter, below /proc/sys of the container."""
+    if staged and staged.sysctl >= 0:
+        fd = mounts.open_beneath(staged.sysctl, sysctl_path(key), links=False, flags=os.O_WRONLY)
+    else:
+        fd = mounts.open_beneath(root, f"proc/sys/{sysctl_path(key)}", links=False, flags=os.O_WRONLY)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def sysctl_path(key: str) -> str:
+    """The file of a parameter as sysctl(8) names it: ``net.ipv4.conf.eth0/1.mtu`` or ``net/ipv4/conf/eth0.1/mtu``."""
+    slash, dot = key.find("/"), key.find(".")
+    if slash >= 0 and (dot < 0 or slash < dot):
+        return key
+    return key.translate({ord("."): "/", ord("/"): "."})
+
+
+# -- masked and read-only paths ----------------------------------------------------------------------------------------
+
+
+class Places:
+    """Where a container's paths are: below the root, or while there is none below one of the staged mounts."""
+
+    def __init__(self, tops: dict[str, int], root: int = -1) -> None:
+        self.tops, self.root = tops, root
+
+    def open(self, path: str) -> int | None:
+        """An O_PATH descriptor, no link followed; None if there is nothing at `path`."""
+        path = os.path.normpath("/" + path.lstrip("/"))
+        at = self.root
+        if at < 0:
+            at, path = self.tops[_top(path)], path.removeprefix(_top(path))
+        try:
+            return mounts.open_beneath(at, path, links=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def open_null(self) -> int:
+        """The container's null device, or else the host's; never another file."""
+        fd = self.open("/dev/null") if self.root >= 0 or "/dev" in self.tops else None
+        if fd is not None and is_null_device(fd):
+            return fd
+        if fd is not None:
+            os.close(fd)
+        return open_null()
+
+
+def protect(places: Places, masked: Iterable[str], readonly: Iterable[str]) -> None:
+    """maskedPaths can't be read, readonlyPaths not written (OCI runtime-spec, config-linux.md)."""
+    for path in readonly:
+        if (target := places.open(path)) is not None:
+            copy = mounts.bind("", recursive=True, dirfd=target, attributes=linux.MOUNT_ATTR_RDONLY)
+            mounts.attach(copy, target)
+            os.close(copy)
+            os.close(target)
+    covers: dict[bool, int] = {}  # of directories and of files: the first one, of which the others are copies
+    try:
+        for path in masked:
+            if (target := places.open(path)) is None:
+                continue
+            directory = stat.S_ISDIR(os.fstat(target).st_mode)
+            if directory in covers:
+                mounts.attach(copy := mounts.bind("", dirfd=covers[directory]), target)
+                os.close(copy)
+            else:
+                covers[directory] = _cover(places, directory)
+                mounts.attach(covers[directory], target)
+            os.close(target)
+    finally:
+        for fd in covers.values():
+            os.close(fd)
+
+
+def _cover(places: Places, directory: bool) -> int:
+    """What hides a path: an empty directory, or a device that is read as empty."""
+    if directory:
+        return mounts.filesystem("tmpfs", ("size=0", "mode=555"), linux.MOUNT_ATTR_RDONLY, "tmpfs")
+    null = places.open_null()
+    try:
+        return mounts.bind("", dirfd=null, attributes=linux.MOUNT_ATTR_RDONLY)
+    finally:
+        os.close(null)
