@@ -286,9 +286,8 @@ def test_statistics_once(oci: Oci, web: Resident) -> None:
 
 def test_events_tell_of_memory_that_ran_out_and_end_with_the_container(oci: Oci, make: Factory) -> None:
     eat = "trap 'tail -c 64m /dev/zero; echo survived' USR1; while :; do usleep 2000; done"
-    web = make(
-        script=eat, config={"linux": {"namespaces": [{"type": "pid"}], "resources": {"memory": {"limit": 8 << 20}}}}
-    )
+    limits = {"memory": {"limit": 8 << 20, "swap": 8 << 20}}
+    web = make(script=eat, config={"linux": {"namespaces": [{"type": "pid"}], "resources": limits}})
     watching = oci.start("events", "--interval", "1h", "web")
     try:
         assert watching.stdout
