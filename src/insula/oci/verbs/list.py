@@ -24,7 +24,8 @@ def run(arguments: Arguments) -> int:
     if arguments.format == "json":
         print(dumps(states))
         return 0
-    rows = [[name.upper() for name in _COLUMNS], *([one_line(str(state[name])) for name in _COLUMNS] for state in states)]
+    rows = [[name.upper() for name in _COLUMNS]]
+    rows += [[one_line(str(state[name])) for name in _COLUMNS] for state in states]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
