@@ -276,7 +276,9 @@ def without(*kinds: str) -> list[dict[str, str]]:
 
 def test_what_one_field_says_about_another() -> None:
     namespaces = "linux.namespaces"
-    elsewhere("linux.namespaces: there is no mount namespace", (namespaces, without("mount")))
+    elsewhere("linux.namespaces: the mount namespace would be the host's", (namespaces, without("mount")))
+    ours = [*without("mount"), {"type": "mount", "path": "/proc/self/ns/mnt"}]
+    elsewhere("linux.namespaces: the mount namespace would be the host's", (namespaces, ours))
     elsewhere("linux.uidMappings: there is no user namespace", (namespaces, without("user")))
     elsewhere("hostname: there is no UTS namespace", (namespaces, without("uts")))
     elsewhere("domainname: there is no UTS", (namespaces, without("uts")), ("hostname", MISSING))

@@ -109,9 +109,9 @@ def root(entry: Object, bundle: str) -> None:
 
 def namespace_types(entries: Iterable[Object], namespaces: Object) -> None:
     once([entry["type"] for entry in entries], ("linux", "namespaces"), "type")
-    if "mount" not in namespaces:
+    if "mount" not in namespaces or (namespaces["mount"] and _is_ours("mount", namespaces["mount"])):
         hint = 'add {"type": "mount"}'
-        raise Wrong("there is no mount namespace: the mounts would be the host's", hint, "linux", "namespaces")
+        raise Wrong("the mount namespace would be the host's, and so the mounts", hint, "linux", "namespaces")
 
 
 def mappings(linux: Object, namespaces: Object) -> None:
@@ -187,7 +187,7 @@ def namespace_of(name: str) -> str:
 
 
 def _is_ours(kind: str, path: str) -> bool:
-    name = {"network": "net"}.get(kind, kind)
+    name = {"network": "net", "mount": "mnt"}.get(kind, kind)
     try:
         return os.path.samestat(os.stat(path), os.stat(f"/proc/self/ns/{name}"))
     except OSError:
