@@ -18,7 +18,10 @@ from tests.system.conftest import remove_instances
 
 USAGE, ENGINE, ERROR = 2, 125, 1
 LONG = "x" * 64
-VERBS = ("start", "stop", "restart", "kill", "rm", "wait", "logs", "attach", "inspect", "explain", "top")
+VERBS = (
+    *("start", "stop", "restart", "pause", "unpause", "kill", "rm", "wait"),
+    *("logs", "attach", "inspect", "explain", "top"),
+)
 
 
 @pytest.fixture(scope="module")

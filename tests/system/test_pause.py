@@ -169,7 +169,7 @@ def test_a_restart_policy_takes_no_notice_until_it_ends(cli: Cli) -> None:
 
 
 def test_one_that_many_processes_are_in(cli: Cli) -> None:
-    script = "for i in $(seq 30); do (while :; do usleep 500; done) & done; echo ready; wait"
+    script = "for i in $(seq 12); do (while :; do usleep 500; done) & done; echo ready; wait"
     cli.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", script)
     until(lambda: cli.ok("logs", "web") == "ready", "it is ready")
     for _ in range(3):

@@ -89,3 +89,25 @@ def test_a_restart_of_the_daemon_is_no_reboot(host: Rebooting) -> None:
     host.kill("insulad")
     host.start()
     assert cli.json("ps")[0]["status"]["pid"] == pid
+
+
+def test_a_pause_before_a_restart_outlives_the_daemon(host: Rebooting) -> None:
+    """What was waiting for its restart when insulad was killed is started by the next one, and counted on."""
+    cli = host.cli
+    options = ("--restart", "on-failure:5")
+    cli.ok("run", "-d", "--name", "failing", *options, "busybox", "sh", "-c", "echo run; exit 3")
+    until(lambda: "restarting (3)" in cli.ok("ps"), "it waits", timeout=20)
+    host.kill("insulad")
+    begun = count_runs(host)
+    assert begun < 6
+    host.start()
+    until(lambda: count_runs(host) == 6, "the first run and five retries", timeout=30)
+    until(lambda: "failing" not in cli.ok("ps"), "then it is given up")
+    [view] = cli.json("ps", "-a")
+    assert (view["status"]["state"], view["status"]["restarts"]) == ("exited", 5)
+
+
+def count_runs(daemon: Daemon) -> int:
+    """How often it has printed, from its log: also while there is no daemon."""
+    [log] = daemon.root.glob("instances/*/log")
+    return sum(path.read_bytes().count(b"run") for path in log.iterdir())
