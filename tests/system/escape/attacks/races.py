@@ -1,0 +1,33 @@
+"""Races: what a path means is changed between the look at it and its use."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def exchange(one: str, other: str, seconds: float, ready: str = "") -> int:
+    """Swaps two names as fast as it can, renameat2(2) with RENAME_EXCHANGE: each moment one of them is what it was."""
+    first, second = one.encode(), other.encode()
+    if ready:
+        open(ready, "w").close()
+    count, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        for _ in range(100):
+            if _libc.renameat2(AT_FDCWD, first, AT_FDCWD, second, RENAME_EXCHANGE):
+                raise OSError(ctypes.get_errno(), "renameat2")
+        count += 100
+    return count
+
+
+def prepare(directory: str, target: str) -> int:
+    """A directory `box` with a file in it, and a symbolic link `link` to `target`, to be exchanged."""
+    os.makedirs(f"{directory}/box", exist_ok=True)
+    with open(f"{directory}/box/secret", "w") as file:
+        file.write("the container's own")
+    os.symlink(target, f"{directory}/link")
+    return 0
