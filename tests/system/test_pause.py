@@ -96,6 +96,22 @@ def test_nothing_can_run_in_it(web: Cli) -> None:
     web.ok("exec", "web", "true")
 
 
+def test_a_command_in_it_waits_and_goes_on_while_others_are_served(web: Cli) -> None:
+    web.ok("run", "-d", "--name", "near", "busybox", "sleep", "600")
+    command = web.start("exec", "web", "sh", "-c", "until [ -e /go ]; do usleep 1000; done; echo went")
+    try:
+        until(lambda: any("until" in process["command"] for process in web.json("top", "web")), "it runs")
+        web.ok("pause", "web")
+        assert web.ok("exec", "near", "echo", "well") == "well"
+        assert web.ok("run", "--rm", "busybox", "echo", "new") == "new"
+        web.ok("unpause", "web")
+        web.ok("exec", "web", "touch", "/go")
+        assert command.communicate(timeout=20) == ("went\n", "")
+    finally:
+        command.kill()
+        command.wait()
+
+
 def test_files_can_be_copied(web: Cli, tmp_path: Path) -> None:
     web.ok("pause", "web")
     web.ok("cp", "web:/count", tmp_path / "count")

@@ -160,7 +160,8 @@ class Instances:
         except NotFound:
             raise not_running(member) from None
         if member.status.state == "paused" and number in (_SIGKILL, stop_signal(member)):
-            await self.unpause(tenant, name)  # other signals are taken when it goes on
+            with contextlib.suppress(Conflict):  # somebody else woke it
+                await self.unpause(tenant, name)  # other signals are taken when it goes on
 
     async def remove(self, tenant: str, name: str, *, force: bool = False) -> None:
         """Gone afterwards. Conflict while it runs, unless `force`, which kills it."""
