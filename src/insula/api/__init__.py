@@ -7,5 +7,5 @@ peer.py         who is at the other end of a connection, and who may be
 errors.py       exceptions as JSON {error, message, hint}
 streams.py      bodies that flow: JSON lines, frames, archives, uploads
 duplex.py       attach and exec: frames both ways at the same time
-tenants.py, networks.py, images.py, instances.py, host.py      one file a resource
+tenants.py, networks.py, images.py, instances.py, stats.py, host.py      one file a resource
 """

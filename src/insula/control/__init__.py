@@ -8,10 +8,12 @@ quotas.py         what tenants may use; and the guard that keeps changes of one 
 specs.py          what a user may ask for
 tenants.py, networks.py, images.py, instances.py      the verbs, one file a kind
 admission.py      from what a user asks for to a committed instance
+limits.py         other limits while it runs; pause
 launch.py         an instance's way from a directory to a running process, and back
 supervisor.py     what every instance does now: exits, restarts, waiters; policy.py: when to restart
 attachment.py     input and output of a running process, for somebody attached
 reconcile.py      after any crash
 archives.py       files in and out of instances
+stats.py          what instances use, while somebody looks
 events.py, processes.py, explain.py, verify.py, doctor.py, host.py      looking at it all
 """
