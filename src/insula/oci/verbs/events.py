@@ -32,8 +32,8 @@ def run(arguments: Arguments) -> int:
         raise Invalid("--interval is not positive", "as in 5s")
     record = container.load()
     group = group_of(record)
-    if container.status(record) == "stopped":
-        raise Conflict(f"container not running: {container.id}", "a stopped one uses nothing")
+    if container.status(record) in ("stopped", "creating"):
+        raise Conflict(f"container not running: {container.id}", "only one that runs uses anything")
     if arguments.stats:
         _print("stats", container.id, statistics(group.stats()))
         return 0

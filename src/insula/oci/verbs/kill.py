@@ -48,7 +48,7 @@ def _signal_all(group: Cgroup, number: int) -> None:
 
 def _signal_first(container: Container, record: Record, number: int) -> None:
     gone = Failed(f"container not running: {container.id}", "its process has ended; delete it")
-    if container.status(record) == "stopped":
+    if container.status(record) in ("stopped", "creating"):
         raise gone
     try:
         pidfd = process.open_process(record["pid"], record["start_time"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from insula.container.config import check_resources
-from insula.model.errors import Conflict, Failed, Invalid
+from insula.model.errors import Conflict, Failed, InsulaError, Invalid
 from insula.model.plainjson import loads
 from insula.oci.state import Container
 from insula.oci.verbs.pause import group_of
@@ -47,16 +47,30 @@ def run(arguments: Arguments) -> int:
     wanted = without_zeros(check_resources(given, alone=False))
     with container:
         record = container.load()
-        if container.status(record) == "stopped":
-            raise Conflict(f"container not running: {container.id}", "a stopped one has no limits")
+        if container.status(record) in ("stopped", "creating"):
+            raise Conflict(f"container not running: {container.id}", "only one that runs has limits to change")
         config = container.config()
         linux = config.setdefault("linux", {})
-        linux["resources"] = merged = merge(linux.get("resources", {}), wanted)
-        check_resources(merged)
+        before = linux.get("resources", {})
+        linux["resources"] = merged = check_resources(merge(before, wanted))
         # whole sections: swap can't be set without knowing the limit of memory, nor a quota without its period
-        group_of(record).update({section: merged[section] for section in wanted})
+        changed = {section: merged[section] for section in wanted}
+        group_of(record).update(changed)
+        if record["scope"]:
+            try:
+                _tell_systemd(linux, container.id, changed)
+            except InsulaError:
+                group_of(record).update({section: before[section] for section in wanted if section in before})
+                raise
         container.save_config(config)
     return 0
+
+
+def _tell_systemd(linux: Object, container: str, changed: Object) -> None:
+    """Else its next daemon-reload would put its own limits back."""
+    from insula.kernel.cgroups.systemd import Scope
+
+    Scope.parse(linux.get("cgroupsPath"), container).update(changed)
 
 
 def without_zeros(wanted: Object) -> Object:
