@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from insula.kernel import linux
+from insula.kernel import cgroups, linux
 from tests.forked import forked
 from tests.support.cli import Cli
 from tests.support.images import Layout, member, tar
@@ -98,7 +98,7 @@ class Cell:
     def ends(self, *wanted: tuple[Any, ...], user: str | None = None) -> list[End]:
         """How each of `(attack, *arguments)` ends."""
         options = () if user is None else ("--user", user)
-        out = self.cli.ok("exec", "-i", *options, self.name, *COMMAND, stdin=_request(wanted), timeout=120)
+        out = self.cli.ok("exec", "-i", *options, self.name, *COMMAND, stdin=request(wanted), timeout=120)
         return [End.of(said) for said in json.loads(out)]
 
     def try_(self, attack: Attack, *arguments: Any, user: str | None = None) -> End:
@@ -113,7 +113,7 @@ class Cell:
 
     def start(self, attack: Attack, *arguments: Any) -> subprocess.Popen[str]:
         """Runs it beside the test; `finish` waits for its end."""
-        program = f"printf '%s' '{_request([(attack, *arguments)])}' | exec {' '.join(COMMAND)}"
+        program = f"printf '%s' '{request([(attack, *arguments)])}' | exec {' '.join(COMMAND)}"
         return self.cli.start("exec", self.name, "sh", "-c", program)
 
     @staticmethod
@@ -138,12 +138,20 @@ class Cell:
                 return Path(found)
         raise AssertionError("it has no root")
 
+    def group(self, controller: str) -> Path:
+        """The directory of its control group, in the hierarchy of that controller if there are several."""
+        path = cgroups.of_process(self.pid)
+        directory = cgroups.Cgroup(path).directory(controller) if path else None
+        assert directory, "it has no group"
+        return Path(directory)
+
     def answers(self) -> bool:
         """Whether a neighbour still serves: an exec, a file, a process."""
         return self.cli.ok("exec", self.name, "sh", "-c", "echo x > /tmp/alive && cat /tmp/alive") == "x"
 
 
-def _request(wanted: Any) -> str:
+def request(wanted: Any) -> str:
+    """What `attacks.run` reads, for a list of `(attack, *arguments)`."""
     return json.dumps([(a.__module__.rpartition(".")[2], a.__name__, arguments) for a, *arguments in wanted])
 
 
