@@ -131,7 +131,7 @@ def test_who_waited_for_what_was_deleted_meanwhile_gets_nothing(tmp_path: Path) 
 
 def test_removed_is_gone(tmp_path: Path) -> None:
     container = made(tmp_path)
-    os.mkfifo(container.fifo)
+    Path(container.start_socket).touch()
     container.remove()
     container.remove()
     assert not Path(container.path).exists()

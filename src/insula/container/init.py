@@ -104,6 +104,8 @@ def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
         stage = rootfs.Stage(config) if plan.makes(linux.CLONE_NEWNS) else None
         staged = first(plan, stage, given.sources, keyring=given.keyring)
         second(config, given, plan, staged)
+        if given.waits_at:
+            find_program(config["process"])
         tell(given.sync, {"event": "ready"})
         wait_for_start(given)
         if hooks.wanted(config, "startContainer"):
@@ -200,6 +202,20 @@ def _run_hooks(config: dict[str, Any], given: Inheritance) -> None:
     if hooks.wanted(config, "createContainer"):
         os.fchdir(given.root)
         hooks.run(config, "createContainer", {**given.state, "pid": os.getpid(), "status": "creating"})
+
+
+def find_program(process: dict[str, Any]) -> None:
+    """Whether there is something to execute, told by `create` already: engines expect it to be who says so."""
+    name, path = process["args"][0], None
+    for entry in process.get("env") or ():
+        if entry.startswith("PATH="):
+            path = entry.removeprefix("PATH=")
+    directory = process.get("cwd") or "/"
+    if "/" not in name and path is None:
+        return
+    places = [""] if "/" in name else (path or "").split(":")
+    if not any(os.path.lexists(os.path.join(directory, place, name)) for place in places):
+        raise StepError("execute", OSError(errno.ENOENT, os.strerror(errno.ENOENT), name))
 
 
 def wait_for_start(given: Inheritance) -> None:

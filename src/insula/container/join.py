@@ -2,7 +2,7 @@
 
 setns with a pidfd joins all namespaces of a process at once. A PID namespace is joined only by children, so the
 process that joins forks once more: the second is numbered inside, and CLONE_PARENT makes it a child of the
-spawner, which can wait for it. Until execve it runs the host's Python among strangers, so it is made undumpable
+parent, which can wait for it. Until execve it runs the host's Python among strangers, so it is made undumpable
 first: no process inside may trace it or look through /proc/PID at its memory, files or program (CVE-2019-5736,
 CVE-2024-21626).
 """
@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import os
 
-from insula.container import wire
-from insula.container.departure import Filter, departure
+from insula.container import notify, wire
+from insula.container.departure import departure
 from insula.container.init import become_root
 from insula.container.stdio import connect_stdio, open_terminal, take_terminal
 from insula.container.steps import StepError, close_others, report, reset_signals, step
-from insula.kernel import cgroups, linux
+from insula.kernel import cgroups, linux, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
     from typing import Any, NoReturn
+
+    from insula.container.departure import Filter
 
 ALL = (
     linux.CLONE_NEWUSER
@@ -32,30 +34,56 @@ ALL = (
     | linux.CLONE_NEWCGROUP
     | linux.CLONE_NEWPID
 )
+"""The namespaces of the engine's containers."""
 
 
-def main(
-    target: int,
-    process: dict[str, Any],
-    sync: _socket.socket,
-    join: list[int],
-    stdio: list[int],
-    program: Filter | None,
-) -> NoReturn:
-    """Run in the child, for ever: join the namespaces of the pidfd `target`, fork into them, and exit."""
+class Joining:
+    """What joins which container: `target` is a pidfd of a process in it, `join` of `Cgroup.open`, `flags` the
+    namespaces that are not ours already.
+
+    `root` is the directory that is the container's root, where that is not its mount namespace's (-1: it is); `keep`
+    descriptors from 3 on are passed to the program; `personality` as in the container's config.
+    """
+
+    def __init__(
+        self,
+        what: dict[str, Any],
+        target: int,
+        sync: _socket.socket,
+        join: list[int],
+        stdio: list[int],
+        program: Filter | None,
+        *,
+        flags: int = ALL,
+        root: int = -1,
+        keep: int = 0,
+        personality: dict[str, Any] | None = None,
+    ) -> None:
+        self.process, self.target, self.sync, self.join, self.stdio = what, target, sync, join, stdio
+        self.program, self.flags, self.root, self.keep, self.personality = program, flags, root, keep, personality
+
+    def descriptors(self) -> list[int]:
+        kept = [self.target, self.sync.fileno(), *self.join, *self.stdio, *range(3, 3 + self.keep)]
+        return [*kept, self.root] if self.root >= 0 else kept
+
+
+def main(given: Joining) -> NoReturn:
+    """Run in the child, for ever: join the namespaces of the target, fork into them, and exit."""
+    sync = given.sync
     try:
         reset_signals()
-        close_others([target, sync.fileno(), *join, *stdio])
+        close_others(given.descriptors())
         step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
-        if (score := process.get("oomScoreAdj")) is not None:  # while it has the right to lower it for good
-            step("set oom_score_adj", lambda: _write("/proc/self/oom_score_adj", str(score)))
-        step("join the cgroup", lambda: cgroups.join(join))
-        step("join the namespaces", lambda: linux.setns(target, ALL))
+        if (score := given.process.get("oomScoreAdj")) is not None:  # while it has the right to lower it for good
+            step("set oom_score_adj", lambda: process.set_oom_score(os.getpid(), score))
+        step("join the cgroup", lambda: cgroups.join(given.join))
+        if given.flags:
+            step("join the namespaces", lambda: linux.setns(given.target, given.flags))
         pid, _ = linux.clone3(linux.CLONE_PARENT)
         if pid:
             wire.send(sync, {"event": "forked", "pid": pid})
             os._exit(0)
-        _inside(process, sync, stdio, program)
+        _inside(given)
     except StepError as error:
         report(sync, error)
     except OSError as error:
@@ -64,22 +92,42 @@ def main(
         os._exit(125)
 
 
-def _inside(process: dict[str, Any], sync: _socket.socket, stdio: list[int], program: Filter | None) -> NoReturn:
+def _inside(given: Joining) -> NoReturn:
     """Numbered inside from here on: take the user's ID, the streams, and become the program."""
+    what, sync = given.process, given.sync
     step("become root inside", become_root)
     step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
     step("leave the host's keyring", lambda: linux.join_session_keyring("insula"))
     step("start a session", os.setsid)
-    if process.get("terminal"):
-        master, slave = open_terminal(process)
+    if given.root >= 0:
+        step("enter the root", lambda: enter(given.root))
+    if what.get("terminal"):
+        master, slave = make_terminal(what)
         wire.send(sync, {"event": "terminal"}, [master])
         os.close(master)
         step("open the terminal", lambda: take_terminal(slave))
     else:
-        step("connect standard input and output", lambda: connect_stdio(stdio))
-    departure(process, program)
+        step("connect standard input and output", lambda: connect_stdio(given.stdio))
+    departure(
+        what,
+        given.program,
+        given.keep,
+        personality=given.personality,
+        joins=True,
+        listener=lambda fd: notify.offer(sync.fileno(), fd),
+    )
 
 
-def _write(path: str, value: str) -> None:
-    with open(path, "w") as file:
-        file.write(value)
+def make_terminal(what: dict[str, Any]) -> tuple[int, int]:
+    """Both sides of a terminal of the container's own; StepError if it has none."""
+    try:
+        return open_terminal(what)
+    except OSError as error:
+        raise StepError("open the terminal", error) from None
+
+
+def enter(root: int) -> None:
+    """Make the directory behind `root` the root (chroot(2))."""
+    os.fchdir(root)
+    os.chroot(".")
+    os.chdir("/")

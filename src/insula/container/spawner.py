@@ -201,7 +201,7 @@ class Spawner:
             program = self._program(asked)
             pid, pidfd = linux.clone3(0)
             if pid == 0:
-                join.main(target, what, theirs, groups, stdio, program)
+                join.main(join.Joining(what, target, theirs, groups, stdio, program))
             undo.keep()
         # the first of the two forks ends at once, unless the container is frozen: so nothing waits for it here
         self._watch(pidfd, lambda: self._reap_first(pid, pidfd))

@@ -2,13 +2,13 @@
 
     ROOT/ID/state.json    what was made (`Record`), replaced atomically: whole, or not there
     ROOT/ID/config.json   the config as it was when the container was made; the bundle's may change
-    ROOT/ID/exec.fifo     there while PID 1 waits in it (fifo(7)) for `start`
+    ROOT/ID/start.sock    there while PID 1 listens at it (unix(7)) for `start`
 
 The status of the runtime-spec is computed from the kernel's answers and never stored, so that nothing can be wrong
 about it after any crash:
 
-    creating   no state.json yet             running   the process (PID, start time) is alive
-    created    exec.fifo is there            paused    it is alive, and its control group is frozen
+    creating   no PID in state.json yet      running   the process (PID, start time) is alive
+    created    start.sock is there           paused    it is alive, and its control group is frozen
     stopped    the process is gone, or a zombie
 
 Two commands on one container take turns by a lock (flock(2)) on its directory, which the kernel drops with its holder.
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
         """What was made. `created` is in seconds of the Unix epoch; `owner` the uid of who made it.
 
         `cgroup` is relative to the root of every hierarchy, None without one; `scope` the systemd unit that holds it.
-        `pid` and `start_time` are PID 1's on the host.
+        `pid` and `start_time` are PID 1's on the host, 0 until it lives: what is made before it is known already, so
+        that `delete --force` finds it if the command that made it was killed.
         """
 
         id: str
@@ -67,7 +68,7 @@ class Container:
         self.id = check_id(id)
         self.root = root
         self.path = f"{root}/{self.id}"
-        self.fifo = f"{self.path}/exec.fifo"
+        self.start_socket = f"{self.path}/start.sock"
         self._lock = -1
 
     # -- the directory ---------------------------------------------------------------------------------------------
@@ -166,11 +167,11 @@ class Container:
 
     def status(self, record: Record | None) -> str:
         """creating, created, running, paused or stopped, as of now."""
-        if record is None:
+        if record is None or not record["pid"]:
             return "creating"
         if not process.is_alive(record["pid"], record["start_time"]):
             return "stopped"
-        if os.path.exists(self.fifo):
+        if os.path.exists(self.start_socket):
             return "created"
         if record["cgroup"]:
             from insula.kernel.cgroups import Cgroup

@@ -68,10 +68,10 @@ def test_state_is_that_of_the_spec(oci: Oci, web: Resident) -> None:
 
 
 def test_the_status_is_what_the_kernel_says(oci: Oci, web: Resident) -> None:
-    fifo = Path(web.container.fifo)
-    fifo.touch()
+    waiting = Path(web.container.start_socket)
+    waiting.touch()
     assert oci.status("web") == "created"
-    fifo.unlink()
+    waiting.unlink()
     assert oci.status("web") == "running"
     web.group.freeze()
     assert oci.status("web") == "paused"

@@ -1,0 +1,267 @@
+"""What `create` and `run` have in common: from a bundle to a process that waits, ready, to become the user's program.
+
+The order is that of the runtime-spec (runtime.md). The config is read once, checked whole, and kept; nothing is made
+before. What has a name is made known before it is made: the container's directory, in it the control group's path,
+then the process. So whatever a killed `create` leaves, `delete --force` finds. And what leaves nothing behind is held
+by descriptors, as everywhere in `insula.container`: when this process dies, its child reads the end of their channel
+and dies too.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import time
+
+from insula.container import config as checks
+from insula.container import hooks, launch, notify, sources, wire
+from insula.container.departure import Filter
+from insula.container.steps import StepError
+from insula.kernel import cgroups, linux, seccomp_cache
+from insula.kernel.undo import Undo
+from insula.model.errors import Conflict, Failed, Invalid, NotFound
+from insula.model.plainjson import loads
+from insula.oci import log, streams
+from insula.oci.state import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+    from typing import Any
+
+    from insula.kernel.cgroups import Cgroup
+    from insula.oci.options import Arguments
+    from insula.oci.state import Record
+else:
+    import _signal
+
+SECCOMP_CACHE = "/run/insula-oci-seccomp"
+_SIGKILL = 9
+
+
+class Created:
+    """A container between its making and its start. `master` is its terminal's other end, if nobody else got it."""
+
+    def __init__(self, container: Container, config: dict[str, Any], arguments: Arguments) -> None:
+        self.container = container
+        self.config = config
+        self.arguments = arguments
+        self.record: Record
+        self.child: launch.Child
+        self.pid = 0  # of the child, once there is one
+        self.console: streams.Console | None = None
+        self.master = -1
+        self.hooked = False  # hooks have run, so that those of poststop must
+
+    def state(self, status: str) -> dict[str, Any]:
+        """The state of the runtime-spec, for hooks."""
+        state = self.container.oci_state(self.record, status)
+        return {**state, "pid": self.pid} if status != "stopped" else state
+
+    def warn(self, message: str) -> None:
+        log.warning(message, self.arguments)
+
+    # -- what the child says -------------------------------------------------------------------------------------------
+
+    def hear(self) -> wire.Message | None:
+        """The child's next event that is not dealt with here; None when the channel closed. StepError if it failed."""
+        while (received := wire.receive(self.child.sync)) is not None:
+            message, descriptors = received
+            match message["event"]:
+                case "error":
+                    raise StepError(message["step"], OSError(message["errno"], message["error"], message["path"]))
+                case "terminal":
+                    self._take_terminal(descriptors)
+                case "listener":
+                    self._pass_listener_on(message["fd"])
+                case _:
+                    return message
+        return None
+
+    def _take_terminal(self, descriptors: list[int]) -> None:
+        [master] = descriptors
+        if self.console is None:
+            self.master = master
+            return
+        try:
+            self.console.send(master)
+        finally:
+            os.close(master)
+
+    def _pass_listener_on(self, fd: int) -> None:
+        notify.pass_on(self.child.pidfd, fd, self.config["linux"]["seccomp"], self.state("created"), self.child.pid)
+        wire.send(self.child.sync, {"event": "listening"})
+
+    def prepare(self) -> None:
+        """Let the child prepare itself, and run the hooks of the runtime's namespaces meanwhile."""
+        wire.send(self.child.sync, {"event": "mapped"})
+        message = self.hear()
+        if message and message["event"] == "mounted":
+            self.hooked = True
+            for kind in ("prestart", "createRuntime"):
+                hooks.run(self.config, kind, self.state("creating"))
+            wire.send(self.child.sync, {"event": "go on"})
+            message = self.hear()
+        if message is None:
+            raise Failed("the container's process died while it was prepared", "see the kernel log: is memory short?")
+
+    def kill(self) -> None:
+        """Undo: end the process, whatever it does."""
+        try:
+            _signal.pidfd_send_signal(self.child.pidfd, _SIGKILL)
+            os.waitpid(self.child.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            return
+
+    def forget(self) -> None:
+        """Undo: remove the container's directory, unless it is another container's meanwhile."""
+        try:
+            with self.container as container:
+                if container.record() in (self.record, None):
+                    container.remove()
+        except NotFound:
+            return
+
+    def poststop(self) -> None:
+        if self.hooked:
+            hooks.run_all(self.config, "poststop", self.state("stopped"), self.warn)
+
+
+def make(arguments: Arguments, undo: Undo, *, detached: bool) -> Created:
+    """Make a container from its bundle; `undo` takes it apart again. InsulaError, OSError or StepError.
+
+    `detached`: the caller goes before the container's process starts, so it waits at a socket in its directory.
+    """
+    streams.fill_standard_streams()
+    bundle = os.path.abspath(arguments.bundle or ".")
+    config = read_config(arguments, bundle)
+    keep = streams.preserved(arguments)
+    terminal = bool(config["process"].get("terminal"))
+    made = Created(Container(arguments.root, arguments.id), config, arguments)
+    made.console = streams.open_console(arguments, terminal, detached)
+    if made.console:
+        undo.callback(made.console.close)
+    pid_file = os.path.abspath(arguments.pid_file) if arguments.pid_file else None
+    os.chdir(bundle)  # relative sources of mounts are meant from there
+    program = _filter(config)
+    with Undo() as handed:
+        root = handed.hold(sources.open_root(config["root"]["path"], config))
+        group = announce(made, bundle, undo)
+        waits_at = None
+        if detached:  # bound to its name later
+            waits_at = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+            undo.callback(waits_at.close)
+        user = (config["process"].get("user") or {}).get("uid", 0)
+        outside = launch.Outside(
+            root=root,
+            stdio=[] if terminal else [0, 1, 2],
+            program=program,
+            keep=keep,
+            pivot=not arguments.no_pivot,
+            keyring=not arguments.no_new_keyring,
+            waits_at=waits_at,
+            state=made.state("creating"),
+        )
+        if not terminal:
+            streams.give_to(_outside_uid(config, user))
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        made.child = launch.spawn(config, group, outside)
+        made.pid = made.child.pid
+    if group:
+        undo.callback(group.remove)
+    undo.callback(made.kill)
+    made.prepare()
+    if waits_at:
+        with_directory(made.container, waits_at.bind)
+        waits_at.listen(8)
+    made.record["pid"], made.record["start_time"] = made.child.pid, made.child.start_time
+    made.container.save(made.record)
+    if pid_file:
+        streams.write_pid(pid_file, made.child.pid)
+    return made
+
+
+def announce(made: Created, bundle: str, undo: Undo) -> Cgroup | None:
+    """Make the container known by its directory, locked: its config, and the control group that it will be in."""
+    group = _group(made.arguments, made.config)
+    made.record = _record(made, bundle, group)
+    if group and group.exists() and group.processes():  # its limits, `kill --all` and `delete` would hit them
+        raise Conflict(f"linux.cgroupsPath: control group {group.path} has processes already", "use another")
+    made.container.make()
+    undo.callback(made.poststop)
+    undo.callback(made.forget)
+    made.container.save_config(made.config)
+    made.container.save(made.record)
+    return group
+
+
+def read_config(arguments: Arguments, bundle: str) -> dict[str, Any]:
+    """The checked config of the bundle, with what our own environment adds."""
+    path = arguments.config or f"{bundle}/config.json"
+    try:
+        with open(path, "rb") as file:
+            raw = loads(file.read())
+    except OSError as error:
+        raise Invalid(f"{path}: {error.strerror}", "a bundle has a config.json; see --bundle") from None
+    except ValueError as error:
+        raise Invalid(f"{path}: it is not JSON: {error}", "see `insula-oci spec` for one to start from") from None
+    config = checks.check(raw, bundle=bundle, warn=lambda message: log.warning(message, arguments))
+    if count := streams.listening():
+        config["process"]["env"] = [*config["process"].get("env", ()), f"LISTEN_FDS={count}", "LISTEN_PID=1"]
+    return config
+
+
+def _filter(config: dict[str, Any]) -> Filter | None:
+    profile = config["linux"].get("seccomp")
+    return Filter(*seccomp_cache.program(profile, SECCOMP_CACHE)) if profile else None
+
+
+def _group(arguments: Arguments, config: dict[str, Any]) -> Cgroup | None:
+    if arguments.cgroup_manager == "disabled":
+        return None
+    try:
+        return cgroups.Cgroup(cgroups.locate(config["linux"].get("cgroupsPath"), arguments.id))
+    except ValueError as error:
+        raise Invalid(str(error), "as in /my/group") from None
+
+
+def _record(made: Created, bundle: str, group: Cgroup | None) -> Record:
+    return {
+        "id": made.container.id,
+        "bundle": bundle,
+        "rootfs": os.path.abspath(made.config["root"]["path"]),
+        "pid": 0,
+        "start_time": 0,
+        "created": time.time(),
+        "owner": os.geteuid(),
+        "cgroup": group.path if group else None,
+        "scope": None,
+        "annotations": made.config.get("annotations") or {},
+    }
+
+
+def _outside_uid(config: dict[str, Any], uid: int) -> int:
+    for entry in config["linux"].get("uidMappings") or ():
+        if entry["containerID"] <= uid < entry["containerID"] + entry["size"]:
+            return int(entry["hostID"] + uid - entry["containerID"])
+    return uid
+
+
+def with_directory(container: Container, action: Callable[[str], object]) -> None:
+    """Call `action` with a path of the container's start socket that sockaddr_un has room for (108 bytes)."""
+    fd = os.open(container.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        action(f"/proc/self/fd/{fd}/{os.path.basename(container.start_socket)}")
+    finally:
+        os.close(fd)
+
+
+def start(made: Created) -> None:
+    """Tell the waiting child to become the program, and make sure that it does. StepError if not."""
+    wire.send(made.child.sync, {"event": "start"})
+    while made.hear() is not None:
+        continue
+    made.hooked = True
+    if hooks.wanted(made.config, "poststart"):
+        hooks.run_all(made.config, "poststart", made.state("running"), made.warn)

@@ -1,0 +1,36 @@
+"""What a failed step of a container's process means to the caller: one line, and an exit status.
+
+Engines look into the line: Podman and Docker take "executable file not found in $PATH" and "no such file or
+directory" for a program that isn't there (exit status 127), "permission denied" for one that may not be executed (126).
+"""
+
+from __future__ import annotations
+
+import errno
+
+from insula.model.errors import Failed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.container.steps import StepError
+
+
+class ExecFailed(Failed):
+    """The program could not be executed; `exit_status` is 127 if it is not there, else 126."""
+
+
+def explain(error: StepError) -> Failed:
+    """The error of the house for a step that failed."""
+    message = error.message
+    if message["step"] == "execute":
+        name = message["path"]
+        if message["errno"] == errno.ENOENT:
+            found = "no such file or directory" if name and "/" in name else "executable file not found in $PATH"
+            failed = ExecFailed(f"cannot execute {name!r}: {found}", "see process.args and PATH")
+            failed.exit_status = 127
+            return failed
+        failed = ExecFailed(f"cannot execute {name!r}: {str(message['error']).lower()}", "see its mode and format")
+        failed.exit_status = 126
+        return failed
+    hint = "a file or directory is missing" if message["errno"] == errno.ENOENT else "nothing of it is left"
+    return Failed(f"cannot {error}", hint)

@@ -1,0 +1,97 @@
+"""Waiting for a process of a container in the foreground, as `run` and `exec` do: its signals, its terminal, its end.
+
+Signals that reach us are the process's: a shell's Ctrl-C, a supervisor's SIGTERM. With a terminal of the container's
+own, keys such as Ctrl-C become signals over there: ours, if standard input is one, is made raw (termios(3)), and all
+bytes are copied both ways.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+_CHUNK = 16 << 10
+_OURS = {signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
+
+
+def wait(pid: int, master: int = -1) -> int:
+    """Wait for our child `pid`, forwarding signals; `master` is its terminal's other end. Its status as a shell has it.
+
+    128 + n if signal n killed it.
+    """
+    for number in signal.valid_signals() - _OURS:
+        signal.signal(number, _forward(pid))
+    if master >= 0:
+        _relay(master)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _forward(pid: int) -> Callable[[int, FrameType | None], None]:
+    def forward(number: int, frame: FrameType | None) -> None:
+        try:
+            os.kill(pid, number)  # our child, and not yet waited for
+        except ProcessLookupError:
+            return
+
+    return forward
+
+
+def _relay(master: int) -> None:
+    """Copy between our standard streams and the terminal, until nobody has its other side open."""
+    import termios
+    import tty
+
+    before = None
+    if os.isatty(0):
+        before = termios.tcgetattr(0)
+        tty.setraw(0)
+        signal.signal(signal.SIGWINCH, lambda *_: _resize(master))
+        _resize(master)
+    try:
+        _copy(master)
+    finally:
+        if before is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _resize(master: int) -> None:
+    import termios
+
+    termios.tcsetwinsize(master, termios.tcgetwinsize(0))
+
+
+def _copy(master: int) -> None:
+    os.set_blocking(master, True)
+    poll = select.poll()
+    poll.register(master, select.POLLIN)
+    poll.register(0, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            try:
+                data = os.read(fd, _CHUNK)
+            except OSError:  # EIO: the last process that had it open is gone
+                data = b""
+            if data:
+                _write_all(1 if fd == master else master, data)
+            elif fd == master:
+                return
+            else:
+                poll.unregister(0)
+                _write_all(master, b"\x04")  # end of file, as a terminal has it (VEOF)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except OSError:
+            return

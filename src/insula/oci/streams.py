@@ -1,0 +1,109 @@
+"""The standard streams of a container that `insula-oci` makes, and its signals.
+
+There is no keeper here: a container inherits the streams of the caller, who has made pipes or opened files for it.
+Only a terminal is made anew, in the container's own devpts. Its other end goes to whoever listens at --console-socket,
+as conmon and containerd's shim do; or it is relayed here, by `run` and `exec` that wait in the foreground.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import stat
+import struct
+
+from insula.model.errors import Failed, Invalid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.oci.options import Arguments
+
+_NULL_DEVICE = os.makedev(1, 3)
+_UNSUITABLE = (errno.EINVAL, errno.EPERM, errno.EROFS)
+
+
+class Console:
+    """Where the other end of a terminal goes. It is connected before anything is made, and closed by the caller."""
+
+    def __init__(self, path: str) -> None:
+        self._sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            self._sock.connect(path)
+        except OSError as error:
+            self._sock.close()
+            raise Failed(f"--console-socket {path}: {error.strerror}", "somebody must listen there") from None
+
+    def send(self, master: int) -> None:
+        """Hand over the terminal; the receiver reads its name along with it."""
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", master))]
+        self._sock.sendmsg([b"/dev/ptmx"], rights)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def open_console(arguments: Arguments, terminal: bool, detached: bool) -> Console | None:
+    """The socket of --console-socket; Invalid if there is one too many, or one is missing."""
+    if arguments.console_socket and not terminal:
+        raise Invalid("--console-socket: the process has no terminal", "set process.terminal, or leave it out")
+    if terminal and detached and not arguments.console_socket:
+        raise Invalid("process.terminal: nobody would hold the terminal's other end", "use --console-socket")
+    return Console(arguments.console_socket) if arguments.console_socket else None
+
+
+def preserved(arguments: Arguments) -> int:
+    """How many descriptors from 3 on are passed on: --preserve-fds and those of sd_listen_fds(3). Invalid if one is
+    not open."""
+    count: int = (arguments.preserve_fds or 0) + listening()
+    if not 0 <= count <= 1 << 16:
+        raise Invalid(f"--preserve-fds {count} makes no sense", "as in 2")
+    for fd in range(3, 3 + count):
+        try:
+            os.fstat(fd)
+        except OSError:
+            raise Invalid(f"--preserve-fds: descriptor {fd} is not open", "they are counted from 3 on") from None
+    return count
+
+
+def listening() -> int:
+    """LISTEN_FDS of our own environment: sockets that systemd opened for us (sd_listen_fds(3))."""
+    value = os.environ.get("LISTEN_FDS", "")
+    return int(value) if value.isdecimal() and len(value) < 5 else 0
+
+
+def give_to(uid: int) -> None:
+    """Make `uid` of the host the owner of our streams, so that its program may open them again as /dev/stdout.
+
+    As in runc: not the null device, which all share, and not what can't belong to it. Root may open them anyway.
+    """
+    if uid == 0:
+        return
+    for fd in (0, 1, 2):
+        found = os.fstat(fd)
+        if found.st_uid == uid or (stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL_DEVICE):
+            continue
+        try:
+            os.fchown(fd, uid, -1)
+        except OSError as error:
+            if error.errno not in _UNSUITABLE:
+                raise
+
+
+def fill_standard_streams() -> None:
+    """Open /dev/null in place of standard streams that the caller has closed: no other file may get their numbers."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(fd, True)
+
+
+def write_pid(path: str, pid: int) -> None:
+    """--pid-file, replaced atomically: who waits for it never reads half of a number."""
+    head, _, name = path.rpartition("/")
+    temporary = f"{head}/.{name}" if head or path.startswith("/") else f".{name}"
+    with open(temporary, "w") as file:
+        file.write(str(pid))
+    os.rename(temporary, path)

@@ -1,0 +1,28 @@
+"""``create ID``: make a container from a bundle. Its process is there, in its place, and waits for ``start``.
+
+When this command ends, nothing of it is left but the container: its process, its control group, and its directory
+below --root, from which all later commands work.
+"""
+
+from __future__ import annotations
+
+from insula.container import wire
+from insula.container.steps import StepError
+from insula.kernel.undo import Undo
+from insula.oci import creation
+from insula.oci.failure import explain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.oci.options import Arguments
+
+
+def run(arguments: Arguments) -> int:
+    with Undo() as undo:
+        try:
+            made = creation.make(arguments, undo, detached=True)
+            wire.send(made.child.sync, {"event": "created"})
+        except StepError as error:
+            raise explain(error) from None
+        undo.keep()
+    return 0

@@ -1,0 +1,83 @@
+"""``delete ID``: remove a container whose process has ended, or with --force any: it is killed first.
+
+What the container had is removed in the order in which nothing can be lost: processes, control group, directory. Then
+the poststop hooks run. A `create` that was killed leaves no more than that, and --force removes it too.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+
+from insula.container import hooks
+from insula.kernel import process
+from insula.kernel.cgroups import Cgroup
+from insula.model.errors import Conflict, Failed, NotFound
+from insula.oci import log
+from insula.oci.state import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+
+    from insula.oci.options import Arguments
+    from insula.oci.state import Record
+else:
+    import _signal
+
+_SIGKILL = 9
+_PATIENCE = 10_000  # milliseconds that a killed process may take to die
+
+
+def run(arguments: Arguments) -> int:
+    container = Container(arguments.root, arguments.id)
+    try:
+        container.lock()
+    except NotFound:
+        if arguments.force:
+            return 0
+        raise
+    with container:
+        record = container.record()
+        if record is None:
+            if not arguments.force:
+                container.load()  # says that there is none
+            container.remove()
+            return 0
+        status = container.status(record)
+        if status not in ("stopped", "created") and not arguments.force:
+            raise Conflict(f"container {container.id} is not stopped: {status}", "stop it, or use --force")
+        config, state = container.config(), container.oci_state(record, "stopped")
+        end(record)
+        container.remove()
+    hooks.run_all(config, "poststop", state, lambda message: log.warning(message, arguments))
+    return 0
+
+
+def end(record: Record) -> None:
+    """Kill what is left of a container's processes, and remove its control group."""
+    group = Cgroup(record["cgroup"]) if record["cgroup"] else None
+    try:
+        pidfd = process.open_process(record["pid"], record["start_time"])
+    except OSError:  # it is gone, or never was
+        pidfd = -1
+    if pidfd >= 0:
+        try:
+            _kill(pidfd, group, record)
+        finally:
+            os.close(pidfd)
+    if group:
+        group.remove()
+
+
+def _kill(pidfd: int, group: Cgroup | None, record: Record) -> None:
+    try:
+        _signal.pidfd_send_signal(pidfd, _SIGKILL)
+    except ProcessLookupError:
+        return
+    if group and group.frozen():
+        group.thaw()  # in version 1 a frozen process does not even die
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(_PATIENCE):
+        raise Failed(f"process {record['pid']} of container {record['id']} doesn't die", "see its state in ps(1)")

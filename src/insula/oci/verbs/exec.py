@@ -1,0 +1,234 @@
+"""``exec ID COMMAND``: one more process in a container that runs. Ends as the process did, unless with --detach.
+
+What is not said, it has from the container's own process: user, capabilities, environment, directory. With --process
+all of it is in a file (`process` of the runtime-spec).
+"""
+
+from __future__ import annotations
+
+import os
+
+from insula.container import config as checks
+from insula.container import join, namespaces, notify, wire
+from insula.container.departure import Filter
+from insula.container.steps import StepError
+from insula.kernel import linux, process, seccomp_cache
+from insula.kernel.cgroups import Cgroup
+from insula.kernel.undo import Undo
+from insula.model.errors import Conflict, Failed, Invalid
+from insula.model.plainjson import loads
+from insula.oci import log, streams
+from insula.oci.creation import SECCOMP_CACHE
+from insula.oci.failure import explain
+from insula.oci.state import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from insula.oci.options import Arguments
+    from insula.oci.state import Record
+
+_SIGKILL = 9
+
+
+def run(arguments: Arguments) -> int:
+    streams.fill_standard_streams()
+    container = Container(arguments.root, arguments.id)
+    record, config = container.load(), container.config()
+    status = container.status(record)
+    if status not in ("running", "created", "paused"):
+        raise Conflict(f"container {container.id} is {status}: container not running", "only a running one is joined")
+    if status == "paused" and not arguments.ignore_paused:
+        raise Conflict(f"container {container.id} is paused", "resume it, or use --ignore-paused to wait")
+    what = checks.check_process(asked(arguments, config), config, warn=lambda message: log.warning(message, arguments))
+    with Undo() as undo:
+        joined = Joined(container, record, config, what, arguments)
+        try:
+            joined.begin(undo)
+        except StepError as error:
+            raise explain(error) from None
+        if arguments.pid_file:
+            streams.write_pid(arguments.pid_file, joined.pid)
+        if arguments.detach:
+            return 0
+        from insula.oci import foreground
+
+        return foreground.wait(joined.pid, joined.master)
+
+
+# -- what was asked for ------------------------------------------------------------------------------------------------
+
+
+def asked(arguments: Arguments, config: dict[str, Any]) -> Any:
+    """The process: of the file, or the container's own with what the options change."""
+    if arguments.process:
+        return _from_file(arguments.process)
+    if not arguments.command:
+        raise Invalid("there is no command to run", "give one after the ID, or use --process")
+    own = config["process"]
+    what = {name: own[name] for name in own if name not in ("args", "terminal", "consoleSize", "rlimits")}
+    what["rlimits"] = own.get("rlimits") or []
+    what["args"] = arguments.command
+    what["terminal"] = arguments.tty
+    what["env"] = [*(own.get("env") or ()), *arguments.env]
+    what["user"] = _user(arguments, own.get("user") or {})
+    if arguments.cwd:
+        what["cwd"] = arguments.cwd
+    if arguments.no_new_privs:
+        what["noNewPrivileges"] = True
+    if arguments.apparmor:
+        what["apparmorProfile"] = arguments.apparmor
+    if arguments.process_label:
+        what["selinuxLabel"] = arguments.process_label
+    if arguments.cap:
+        from insula.kernel.capabilities import normalise
+
+        more = [normalise(name) for name in arguments.cap]
+        sets = own.get("capabilities") or {}
+        what["capabilities"] = {
+            name: list(dict.fromkeys([*(sets.get(name) or ()), *more]))
+            for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
+        }
+    return what
+
+
+def _from_file(path: str) -> Any:
+    try:
+        with open(path, "rb") as file:
+            return loads(file.read())
+    except OSError as error:
+        raise Invalid(f"--process {path}: {error.strerror}", "it is a file with `process` of a config") from None
+    except ValueError as error:
+        raise Invalid(f"--process {path}: it is not JSON: {error}", "it is `process` of a config") from None
+
+
+def _user(arguments: Arguments, own: dict[str, Any]) -> dict[str, Any]:
+    """UID[:GID] and more groups."""
+    user = dict(own)
+    if arguments.user:
+        uid, colon, gid = arguments.user.partition(":")
+        numbers = [uid, gid] if colon else [uid]
+        if not all(number.isdecimal() and len(number) < 11 for number in numbers):
+            raise Invalid(f"--user {arguments.user[:60]!r}: these are no IDs", "as in 1000 or 1000:1000")
+        user["uid"] = int(uid)
+        user["gid"] = int(gid) if colon else own.get("gid", 0)
+    if arguments.additional_gids:
+        if not all(gid.isdecimal() and len(gid) < 11 for gid in arguments.additional_gids):
+            raise Invalid("--additional-gids: these are no IDs", "as in 100")
+        user["additionalGids"] = [*own.get("additionalGids", ()), *map(int, arguments.additional_gids)]
+    return user
+
+
+# -- joining -----------------------------------------------------------------------------------------------------------
+
+
+class Joined:
+    """A process on its way into a container. `master` is its terminal's other end, if nobody else got it."""
+
+    def __init__(
+        self,
+        container: Container,
+        record: Record,
+        config: dict[str, Any],
+        what: dict[str, Any],
+        arguments: Arguments,
+    ) -> None:
+        self.container, self.record, self.config, self.what = container, record, config, what
+        self.arguments = arguments
+        self.pid = 0
+        self.master = -1
+        self.console: streams.Console | None = None
+
+    def begin(self, undo: Undo) -> None:
+        """Until it has become the program; StepError if it can't."""
+        terminal = bool(self.what.get("terminal"))
+        self.console = streams.open_console(self.arguments, terminal, bool(self.arguments.detach))
+        if self.console:
+            undo.callback(self.console.close)
+        keep = streams.preserved(self.arguments)
+        profile = self.config["linux"].get("seccomp")
+        program = Filter(*seccomp_cache.program(profile, SECCOMP_CACHE)) if profile else None
+        if not terminal:
+            streams.give_to(self._outside_uid())
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        sync, theirs = wire.pair()
+        undo.callback(sync.close)
+        pid = self.record["pid"]
+        with Undo() as handed:
+            handed.callback(theirs.close)
+            target = handed.hold(process.open_process(pid, self.record["start_time"]))
+            group = self._group()
+            given = join.Joining(
+                self.what,
+                target,
+                theirs,
+                [handed.hold(fd) for fd in group.open()] if group else [],
+                [] if terminal else [0, 1, 2],
+                program,
+                flags=namespaces.differing(pid),
+                root=handed.hold(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)),
+                keep=keep,
+                personality=self.config["linux"].get("personality"),
+            )
+            first, pidfd = linux.clone3(0)
+            if first == 0:
+                join.main(given)
+        os.close(pidfd)
+        try:
+            self._hear(sync)
+        except BaseException:
+            if self.pid:  # both are our children, and as long as one is a zombie its PID namespace can't end
+                os.kill(self.pid, _SIGKILL)
+                os.waitpid(self.pid, 0)
+            raise
+        finally:
+            os.waitpid(first, 0)
+
+    def _group(self) -> Cgroup | None:
+        """The container's control group, or one below it (--cgroup)."""
+        if not self.record["cgroup"]:
+            return None
+        below = (self.arguments.cgroup or "").strip("/")
+        if ".." in below.split("/"):
+            raise Invalid(f"--cgroup {below[:60]!r}: it is not below the container's", "as in /worker")
+        return Cgroup(f"{self.record['cgroup']}/{below}" if below else self.record["cgroup"])
+
+    def _outside_uid(self) -> int:
+        uids = namespaces.id_map(self.config["linux"].get("uidMappings"))
+        plan = namespaces.Plan()
+        plan.uids = uids
+        return plan.outside((self.what.get("user") or {}).get("uid", 0), 0)[0]
+
+    def _hear(self, sync: Any) -> None:
+        while (received := wire.receive(sync)) is not None:
+            message, descriptors = received
+            match message["event"]:
+                case "error":
+                    raise StepError(message["step"], OSError(message["errno"], message["error"], message["path"]))
+                case "forked":
+                    self.pid = message["pid"]
+                case "terminal":
+                    self._take_terminal(descriptors[0])
+                case "listener":
+                    self._pass_listener_on(sync, message["fd"])
+        if not self.pid:
+            raise Failed("the process died before it was in the container", "is the container still there?")
+
+    def _take_terminal(self, master: int) -> None:
+        if self.console is None:
+            self.master = master
+            return
+        try:
+            self.console.send(master)
+        finally:
+            os.close(master)
+
+    def _pass_listener_on(self, sync: Any, fd: int) -> None:
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            state = self.container.oci_state(self.record, "running")
+            notify.pass_on(pidfd, fd, self.config["linux"]["seccomp"], state, self.pid)
+        finally:
+            os.close(pidfd)
+        wire.send(sync, {"event": "listening"})

@@ -1,0 +1,35 @@
+"""``run ID``: create and start a container in one, wait for its end, and delete it. Ends as its process did.
+
+With --detach it goes once the process runs; the container is then like any that was created and started.
+"""
+
+from __future__ import annotations
+
+from insula.container.steps import StepError
+from insula.kernel.undo import Undo
+from insula.oci import creation
+from insula.oci.failure import explain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.oci.options import Arguments
+
+
+def run(arguments: Arguments) -> int:
+    waits = not arguments.detach
+    with Undo() as undo:
+        try:
+            made = creation.make(arguments, undo, detached=not waits)
+            creation.start(made)
+        except StepError as error:
+            raise explain(error) from None
+        if not waits:
+            undo.keep()
+            return 0
+        made.container.unlock()  # others may look at it, pause it, join it
+        from insula.oci import foreground
+
+        status = foreground.wait(made.child.pid, made.master)
+        if arguments.keep:
+            undo.keep()
+    return status

@@ -1,0 +1,51 @@
+"""``start ID``: let the process of a created container become the user's program.
+
+It waits at a socket in the container's directory. Over the connection comes the word to go, and then either its end,
+because execve(2) closed it, or the reason why not.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import os
+
+from insula.container import launch
+from insula.container.steps import StepError
+from insula.kernel import process
+from insula.kernel.undo import Undo
+from insula.model.errors import Conflict, Failed
+from insula.oci import creation
+from insula.oci.failure import explain
+from insula.oci.state import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.oci.options import Arguments
+
+
+def run(arguments: Arguments) -> int:
+    container = Container(arguments.root, arguments.id)
+    with container, Undo() as undo:
+        record = container.load()
+        status = container.status(record)
+        if status != "created":
+            raise Conflict(f"container {container.id} is {status}", "only a created one can be started, and only once")
+        made = creation.Created(container, container.config(), arguments)
+        made.record, made.pid = record, record["pid"]
+        pidfd = undo.hold(process.open_process(record["pid"], record["start_time"]))
+        sync = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        undo.callback(sync.close)
+        try:
+            creation.with_directory(container, sync.connect)
+        except ConnectionRefusedError:
+            raise Failed(f"container {container.id} doesn't wait to be started", "delete it") from None
+        made.child = launch.Child(record["pid"], pidfd, sync)
+        try:
+            creation.start(made)
+        except StepError as error:
+            raise explain(error) from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(container.start_socket)
+    return 0
