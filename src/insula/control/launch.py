@@ -148,9 +148,7 @@ class Launcher:
         else:
             request = await asyncio.to_thread(self._prepare, directory, tenant, instance, network)
         if share:
-            if "share" not in Launch._fields:
-                raise Unavailable("this runtime can't share processes yet", "leave out --pid")
-            request = request._replace(share=share)  # type: ignore[arg-type]
+            request = request._replace(share=[*share])
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.discard, tenant, instance, network)
             await engine.runtime.create(request)
