@@ -52,20 +52,21 @@ def test_memory_runs_out(group: Cgroup) -> None:
         poll = select.poll()
         poll.register(notifications, select.POLLIN)
         assert inside(group, lambda: len(touch(8 * MIB))) == 8 * MIB  # the control
-        assert poll.poll(0) == [] and notifications.take() == 0
+        assert notifications.take() == 0
         with pytest.raises(Killed) as caught:
             inside(group, lambda: len(touch(64 * MIB)))
         assert caught.value.signum == signal.SIGKILL
         assert poll.poll(10_000), "nobody was told"
         until(lambda: notifications.take() == 1, "the kill is counted")
-        assert poll.poll(0) == []
     assert group.oom_kills() == 1
     group.update({"memory": {"limit": 128 * MIB, "swap": 128 * MIB}})
     assert inside(group, lambda: len(touch(64 * MIB))) == 64 * MIB
 
 
-def test_who_waits_for_news_of_memory_wakes_when_the_group_goes(group: Cgroup) -> None:
-    with group.oom_notifications() as notifications:
+def test_who_waits_for_news_of_memory_wakes_when_the_group_ends(group: Cgroup) -> None:
+    with group.oom_notifications() as notifications, running(group, spin):
+        notifications.take()
+        assert select.select([notifications], [], [], 0)[0] == []
         group.remove()
         assert select.select([notifications], [], [], 10)[0]
         assert notifications.take() == 0
@@ -161,8 +162,9 @@ def test_a_quota_throttles(group: Cgroup) -> None:
         assert not group.stats()["cpu"].get("throttled_periods")  # the control
         group.update({"cpu": {"quota": 5000, "period": 50_000}})
         until(lambda: group.stats()["cpu"]["throttled_periods"] > 2, "it is throttled")
+        until(lambda: group.stats()["cpu"]["throttled"] > 0, "how long is counted")
         cpu = group.stats()["cpu"]
-        assert cpu["throttled"] > 0 and cpu["periods"] >= cpu["throttled_periods"]
+        assert cpu["periods"] >= cpu["throttled_periods"]
         group.update({"cpu": {"quota": -1}})
 
 

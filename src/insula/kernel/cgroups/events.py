@@ -3,7 +3,8 @@
 Version 1: the writer of cgroup.event_control registers an eventfd(2) for memory.oom_control; the kernel counts it up
 when the group hits its limit and nothing could be reclaimed, just before it kills (the kernel's memcg documentation).
 Version 2: memory.events counts, and a change of it is seen by inotify(7). Both are descriptors for poll(2), epoll(7)
-and asyncio. Both also wake who waits when the group is removed.
+and asyncio. Both also wake who waits when nothing more is to come: version 1 when the group is removed, version 2 when
+its last process has ended (cgroup.events).
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ if TYPE_CHECKING:
     from insula.kernel.cgroups.group import Cgroup
 
 _IN_MODIFY = 0x2
-_IN_DELETE_SELF = 0x400
 _IN_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class OutOfMemory:
-    """Readable (`fileno`) when memory ran out, or the group is gone. `close` it, or use it with `with`."""
+    """Readable (`fileno`) when memory ran out, or the group is at its end. `close` it, or use it with `with`."""
 
     def __init__(self, group: Cgroup) -> None:
         self._group = group
-        self._fd = _inotify(f"{group.directory('')}/memory.events") if group.tree.unified else _eventfd(group)
+        self._fd = _inotify(group.directory("") or "") if group.tree.unified else _eventfd(group)
 
     def fileno(self) -> int:
         return self._fd
@@ -68,14 +68,15 @@ def _eventfd(group: Cgroup) -> int:
     return fd
 
 
-def _inotify(path: str) -> int:
+def _inotify(directory: str) -> int:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     fd: int = libc.inotify_init1(_IN_NONBLOCK_CLOEXEC)
-    if fd >= 0 and libc.inotify_add_watch(fd, os.fsencode(path), _IN_MODIFY | _IN_DELETE_SELF) >= 0:
+    watched = [f"{directory}/{file}" for file in ("memory.events", "cgroup.events")]
+    if fd >= 0 and all(libc.inotify_add_watch(fd, os.fsencode(path), _IN_MODIFY) >= 0 for path in watched):
         return fd
     error = ctypes.get_errno()
     if fd >= 0:
         os.close(fd)
-    raise OSError(error, f"inotify: {os.strerror(error)}", path)
+    raise OSError(error, f"inotify: {os.strerror(error)}", directory)

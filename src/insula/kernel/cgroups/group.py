@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
-from contextlib import suppress
 
 from insula.kernel.cgroups import files, settings
 from insula.kernel.cgroups.hierarchy import BASE, ON_DEMAND, Hierarchy, hierarchy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any
 
     from insula.kernel.cgroups.events import OutOfMemory
     from insula.kernel.cgroups.settings import Resources, Setting
+else:
+    import _signal as signal  # without the enumerations of `signal`, which cost 4 ms
 
 
 class Cgroup:
@@ -87,11 +88,8 @@ class Cgroup:
         for part in self.path.split("/"):
             available = set((files.read(f"{directory}/cgroup.controllers") or "").split()).intersection(CONTROLLERS)
             missing = available - set((files.read(f"{directory}/cgroup.subtree_control") or "").split())
-            for words in (missing, *([c] for c in sorted(missing))):
-                with suppress(OSError):  # all, or each that can be: `limit` tells which file is missing then
-                    files.write(f"{directory}/cgroup.subtree_control", " ".join(f"+{c}" for c in words))
-                    if words is missing:
-                        break
+            if missing:
+                _enable(f"{directory}/cgroup.subtree_control", sorted(missing))
             directory = f"{directory}/{part}"
 
     def limit(self, resources: Resources) -> None:
@@ -294,6 +292,23 @@ def join(descriptors: list[int]) -> None:
     """Move the calling process into the group behind the descriptors of `Cgroup.open`."""
     for fd in descriptors:
         os.write(fd, b"0")
+
+
+def _enable(subtree_control: str, controllers: list[str]) -> None:
+    """All of them, or each that can be: what is missing then is told by who writes to its files.
+
+    Not where processes are: there only some can be, and groups below would take no process any more.
+    """
+    try:
+        files.write(subtree_control, " ".join(f"+{c}" for c in controllers))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return
+        for controller in controllers:
+            try:
+                files.write(subtree_control, f"+{controller}")
+            except OSError:
+                continue
 
 
 def _remove_tree(directory: str) -> bool:
