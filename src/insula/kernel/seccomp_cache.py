@@ -50,8 +50,8 @@ def _path(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> str:
     try:
         # of JSON's types all, and without references between equal parts, which may come and go (version 2)
         identity = marshal.dumps([VERSION, _libseccomp(), os.uname().machine, decides], 2)
-    except ValueError:  # it is nested too deep, or of no JSON's types: the compiler says so
-        identity = b""
+    except ValueError:  # it is nested too deep, or of no JSON's types: never found, and the compiler says why
+        identity = os.urandom(16)
     return f"{os.fspath(directory)}/{blake2b(identity, digest_size=16).hexdigest()}.bpf"
 
 
