@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,6 +202,8 @@ def test_events_tell(web: Cli, daemon: Daemon) -> None:
     web.ok("unpause", "web")
     wanted = ["paused", "update", "unpaused"]
     events = web.start("events", "--from-revision", str(revision))
+    patience = threading.Timer(20, events.kill)
+    patience.start()
     try:
         assert events.stdout is not None
         seen: list[str] = []
@@ -211,6 +214,7 @@ def test_events_tell(web: Cli, daemon: Daemon) -> None:
                 break
         assert seen == wanted
     finally:
+        patience.cancel()
         events.kill()
         events.communicate()
 

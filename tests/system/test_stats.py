@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import threading
 from typing import Any
 
 import pytest
@@ -112,6 +114,8 @@ def test_it_goes_on_until_the_last_is_removed(cli: Cli) -> None:
     for name in ("a", "b"):
         cli.ok("run", "-d", "--name", name, "busybox", "sh", "-c", BUSY)
     following = cli.start("--json", "stats", "--interval", "0.1", "a", "b")
+    patience = threading.Timer(40, following.kill)
+    patience.start()
     try:
         assert following.stdout is not None
         samples = [json.loads(following.stdout.readline()) for _ in range(3)]
@@ -126,6 +130,7 @@ def test_it_goes_on_until_the_last_is_removed(cli: Cli) -> None:
         following.communicate(timeout=20)
         assert following.returncode == 0
     finally:
+        patience.cancel()
         following.kill()
         following.wait()
 
@@ -150,15 +155,17 @@ def test_through_the_api(daemon: Daemon, cli: Cli) -> None:
         assert "web" in [each["name"] for each in sample["instances"]]
 
 
-@pytest.mark.parametrize("name", ["web"])
-def test_block_io(cli: Cli, name: str) -> None:
-    """What is written through to a disk is counted; where the root file system is no disk, nothing is."""
-    cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
-    before = once(cli)[name]
-    cli.ok("exec", name, "sh", "-c", "dd if=/dev/zero of=/blob bs=1M count=8 conv=fsync 2>/dev/null")
-    after = once(cli)[name]
-    assert before["written"] is not None
-    assert after["written"] >= before["written"]
+def test_what_goes_to_a_disk(daemon: Daemon, cli: Cli) -> None:
+    major = os.major(os.stat(daemon.root).st_dev)
+    if major == 0:
+        pytest.skip("the files of instances are on no block device")
+    cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+    before = once(cli)["web"]
+    cli.ok("exec", "web", "dd", "if=/dev/zero", "of=/blob", "bs=1M", "count=8", "conv=fsync")
+    after = once(cli)["web"]
+    if after["written"] is None:
+        pytest.skip("control groups are of version 1, and this kernel counts no I/O that isn't limited")
+    assert after["written"] - (before["written"] or 0) >= 8 << 20
 
 
 def test_pressure_where_the_kernel_has_it(cli: Cli) -> None:

@@ -92,7 +92,7 @@ def test_memory_below_what_is_used_is_refused_and_nothing_changes(cli: Cli) -> N
     cli.ok("run", "-d", "--name", "web", "--memory", "64m", "--cpus", "0.5", "busybox", "sh", "-c", FILL)
     until(lambda: cli.ok("logs", "web") == "full", "it has its memory")
     before = usage(cli)
-    cli.fails("update", "web", "--memory", "16m", "--cpus", "0.25")
+    assert "in use" in cli.fails("update", "web", "--memory", "16m", "--cpus", "0.25")
     assert resources(cli, "web") == {"cpus": 0.5, "memory": 64 << 20, "pids": 4096}
     assert int(in_force(cli, "web", MEMORY)) == 64 << 20
     assert cpus(cli, "web") == 0.5
@@ -190,7 +190,7 @@ def test_a_tenants_memory_below_what_is_used_is_refused(tenants: TenantFactory) 
     cli = tenants("--memory", "100m", "--cpus", "1")
     cli.ok("run", "-d", "--name", "a", "busybox", "sh", "-c", FILL)
     until(lambda: cli.ok("logs", "a") == "full", "it has its memory")
-    cli.fails("tenant", "update", str(cli.tenant), "--memory", "20m", "--cpus", "0.5")
+    assert "in use" in cli.fails("tenant", "update", str(cli.tenant), "--memory", "20m", "--cpus", "0.5")
     assert cli.json("tenant", "show", str(cli.tenant))["tenant"]["limits"]["memory"] == 100 << 20
     assert int(in_force(cli, "a", MEMORY, "tenant_limits")) == 100 << 20
     assert cpus(cli, "a", "tenant_limits") == 1.0

@@ -19,7 +19,7 @@ import msgspec
 from insula.control.keys import TENANTS
 from insula.control.supervisor import Member, Supervisor
 from insula.control.tenants import Tenants
-from insula.kernel.cgroups import Cgroup
+from insula.kernel.cgroups import Cgroup, hierarchy
 from insula.model.errors import InsulaError
 from insula.model.objects import Limits, Port
 from insula.model.views import InstanceStats, StatsSample
@@ -122,6 +122,11 @@ def _used(member: Member, before: Counters, now: Counters, seconds: float) -> fl
     return round((new - old if new >= old else new) / seconds / 1e9, 4)
 
 
+def _bytes(io: dict[str, dict[str, int]] | None, name: str) -> int | None:
+    """Of all devices. With version 1, recent kernels count nothing until I/O is limited: that is not 0."""
+    return None if io is None else sum(device.get(name, 0) for device in io.values())
+
+
 def _stats(
     member: Member, counters: Counters, cpu: float | None, traffic: Traffic, limits: dict[str, Limits]
 ) -> InstanceStats:
@@ -138,7 +143,7 @@ def _stats(
     if found is None:
         return shown
     received, sent = traffic.get(instance.port.index, (None, None)) if instance.port else (None, None)
-    io = found.get("io", {}).values()
+    io = found.get("io", None if hierarchy().version == 1 else {})
     return msgspec.structs.replace(
         shown,
         cpu=cpu,
@@ -148,8 +153,8 @@ def _stats(
         pids=found.get("pids", {}).get("current"),
         received=received,
         sent=sent,
-        read=sum(device.get("read_bytes", 0) for device in io),
-        written=sum(device.get("write_bytes", 0) for device in io),
+        read=_bytes(io, "read_bytes"),
+        written=_bytes(io, "write_bytes"),
         pressure={
             what: {kind: numbers["avg10"] for kind, numbers in kinds.items()}
             for what, kinds in found.get("pressure", {}).items()

@@ -10,6 +10,7 @@ aside for container managers (0x00080000 to 0x6FFFFFFF; its UIDS-GIDS document).
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from contextlib import AsyncExitStack
 
@@ -141,8 +142,11 @@ class Tenants:
             group.create()
             group.update(resources)
         except OSError as error:
+            if error.errno == errno.EBUSY:
+                what = f"tenant {tenant.name} can't be limited so: {error.strerror}"
+                raise Failed(what, "stop instances, or allow more") from error
             hint = "`insula doctor` tells what this host lacks"
-            raise Failed(f"tenant {tenant.name} can't have that control group: {error}", hint) from error
+            raise Failed(f"the control group of tenant {tenant.name} can't be made: {error}", hint) from error
 
     async def remove(self, name: str) -> None:
         """Conflict while it has instances, networks or images of its own; the default tenant stays."""
