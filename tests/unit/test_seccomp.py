@@ -233,7 +233,7 @@ def agreeing(draw: st.DrawFn) -> dict[str, Any]:
         lambda values: [[{"index": 1, "value": v, "valueTwo": 0, "op": "SCMP_CMP_EQ"}] for v in values]
     )
     single = st.lists(condition, max_size=3, unique_by=lambda c: c["index"]).map(lambda args: [args])
-    rules = []
+    rules: list[dict[str, Any]] = []
     for name in draw(st.lists(st.sampled_from(PLAIN), min_size=1, unique=True)):
         action = draw(ANY_ACTION)
         rules += [{"names": [name], "args": args, **action} for args in draw(st.one_of(single, several))]
