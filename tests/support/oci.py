@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from insula.kernel import process
@@ -36,9 +37,14 @@ class Oci:
         return [*self.program, "--root", str(self.root), *map(str, words)]
 
     def run(self, *words: object, input: str = "") -> Result:  # noqa: A002
-        command = self.command(*words)
-        done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=30, check=False)
-        return Result(" ".join(map(str, words)), done.returncode, done.stdout, done.stderr)
+        """Output goes through files: a container that is created keeps the streams, and a pipe would not end."""
+        with TemporaryFile("w+") as stdin, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+            stdin.write(input)
+            stdin.seek(0)
+            done = subprocess.run(self.command(*words), stdin=stdin, stdout=out, stderr=err, timeout=30, check=False)
+            for file in (out, err):
+                file.seek(0)
+            return Result(" ".join(map(str, words)), done.returncode, out.read(), err.read())
 
     def ok(self, *words: object, input: str = "") -> str:  # noqa: A002
         return self.run(*words, input=input).ok()

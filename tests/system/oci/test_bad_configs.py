@@ -1,0 +1,128 @@
+"""A config that is wrong, or that the kernel refuses half-way, is one line, and nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from insula.kernel.cgroups import Cgroup
+from insula.oci.verbs.spec import default
+from tests.support.machine import Run
+from tests.support.oci import Oci
+from tests.unit.valid_config import MISSING, changed, paths
+
+
+class Bundle:
+    """A directory with a root file system of busybox, and what a create could leave."""
+
+    def __init__(self, path: Path, group: str) -> None:
+        self.path = path
+        self.group = Cgroup(group)
+        binaries = path / "rootfs" / "bin"
+        binaries.mkdir(parents=True)
+        shutil.copy("/bin/busybox", binaries / "sh")
+        self.oci = Oci(path / "root")
+        self.config = default()
+        self.config["process"] |= {"terminal": False, "args": ["/bin/sh", "-c", "exit 7"]}
+        self.config["linux"]["cgroupsPath"] = f"/{group}"
+        self.config["linux"]["resources"] |= {
+            "memory": {"limit": 64 << 20},
+            "pids": {"limit": 20},
+            "cpu": {"shares": 512},
+        }
+
+    def write(self, config: dict[str, Any]) -> None:
+        (self.path / "config.json").write_text(json.dumps(config))
+
+    def left(self) -> list[str]:
+        """What there is of containers: directories, control groups, mounts, processes of the group."""
+        root = self.oci.root
+        found = [str(path) for path in root.iterdir()] if root.exists() else []
+        found += [self.group.path] if self.group.exists() else []
+        found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.path) in line]
+        return found
+
+
+@pytest.fixture(scope="module")
+def bundle(run_: Run) -> Iterator[Bundle]:
+    path = run_.path / "bad-configs"
+    yield Bundle(path, f"{run_.name}bad/web")
+    shutil.rmtree(path)
+
+
+def test_the_valid_one_runs(bundle: Bundle) -> None:
+    """The control of all below."""
+    bundle.write(bundle.config)
+    result = bundle.oci.run("run", "--bundle", bundle.path, "web")
+    assert (result.status, result.err) == (7, "")
+    assert bundle.left() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        ("process.cwd", "tmp", "process.cwd: 'tmp' is not an absolute path"),
+        ("root.path", "nowhere", "root.path: there is no directory"),
+        ("linux.resources.memory.swap", 5, "linux.resources.memory.swap: 5 is below limit"),
+        ("linux.namespaces", [{"type": "pid"}], "linux.namespaces: the mount namespace would be the host's"),
+        ("linux.intelRdt", {}, "linux.intelRdt: Intel RDT is not supported"),
+        ("linux.sysctl", {"kernel.core_pattern": "|/x"}, "linux.sysctl.kernel.core_pattern: is not of any namespace"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["create", "run"])
+def test_what_is_wrong_is_refused_before_anything_is_made(
+    bundle: Bundle, verb: str, path: str, value: object, complaint: str
+) -> None:
+    bundle.write(changed(path, value, bundle.config))
+    assert bundle.oci.fails(verb, "--bundle", bundle.path, "web").startswith(complaint)
+    assert bundle.left() == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", '{"ociVersion": "1.2.0"}'])
+def test_what_is_no_config(bundle: Bundle, text: str) -> None:
+    (bundle.path / "config.json").write_bytes(text.encode("latin-1"))
+    bundle.oci.fails("create", "--bundle", bundle.path, "web")
+    assert bundle.left() == []
+
+
+def test_unknown_capabilities_are_a_warning(bundle: Bundle) -> None:
+    bundle.write(changed("process.capabilities.bounding", ["CAP_KILL", "CAP_OF_TOMORROW"], bundle.config))
+    result = bundle.oci.run("run", "--bundle", bundle.path, "web")
+    assert result.status == 7
+    assert result.err == (
+        "warning: process.capabilities.bounding: there is no capability 'CAP_OF_TOMORROW'; it is left out\n"
+    )
+
+
+words = st.sampled_from(["", "/", ".", "..", "/..", "rootfs", "/proc", "bind", "tmpfs", "proc", "x" * 300, "user", "ü"])
+numbers = st.sampled_from([-1, 0, 1, 2, 999, 65536, (1 << 32) - 2, (1 << 63) - 1])
+shapes = st.sampled_from([[], {}, None, MISSING, True, False])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(st.data())
+def test_whatever_the_config_nothing_is_left(bundle: Bundle, data: st.DataObject) -> None:
+    """Where the group is stays as it is: it is the host's tree that a test may not litter."""
+    fields = [path for path in paths(bundle.config) if path not in ("linux.cgroupsPath", "linux", "root")]
+    config = bundle.config
+    for path in data.draw(st.lists(st.sampled_from(fields), min_size=1, max_size=3)):
+        try:
+            config = changed(path, data.draw(words | numbers | shapes), config)
+        except (KeyError, IndexError, TypeError):
+            continue
+    bundle.write(config)
+    result = bundle.oci.run("create", "--bundle", bundle.path, "web")
+    if result.status == 0:
+        assert bundle.oci.status("web") == "created"
+        bundle.oci.ok("delete", "--force", "web")
+    else:
+        assert result.status in (1, 126, 127), result
+        assert result.err.startswith(("error: ", "warning: ")) and result.err.splitlines()[-1].startswith("error: ")
+    assert bundle.left() == []
