@@ -145,6 +145,17 @@ def test_the_host_stays_out_of_reach(cli: Cli) -> None:
     assert out.split() == ["unmasked", "namespaced", "mounted"], out
 
 
+def test_the_groups_own_part_of_the_tree(cli: Cli) -> None:
+    """Version 2: it may be divided, and who joins later still can. Version 1: it can't."""
+    divide = "mkdir init && echo 1 > init/cgroup.procs && echo +pids > cgroup.subtree_control"
+    script = f"cd /sys/fs/cgroup && {divide} && echo divided; exec sleep 600"
+    cli.ok("run", "-d", "--name", "divider", "--nesting", "busybox", "sh", "-c", script)
+    until(lambda: any(p["command"] == "sleep 600" for p in cli.json("top", "divider")), "the script is through")
+    assert cli.ok("logs", "divider").endswith("divided") is bool(cgroups.hierarchy().unified)
+    assert cli.ok("exec", "divider", "echo", "joined") == "joined"
+    assert len(cli.json("top", "divider")) == 1
+
+
 def test_limits_hold_for_what_runs_inside(cli: Cli) -> None:
     script = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done 2>&1; kill -9 -1"
     options = ("--nesting", "--pids", "30")

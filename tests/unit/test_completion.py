@@ -52,6 +52,7 @@ def test_names_come_from_the_daemon(stub: StubDaemon) -> None:
     assert complete(f"{here} tenant update ") == {"acme"}
     assert complete(f"{here} rm -f ") == {"other"}
     assert complete(f"{here} -T acme exec web ") == set()
+    assert complete(f"{here} -T acme run --pid ") == {"container:web", "container:worker"}
     assert complete(f"{here} cp ") == {"other:", ":file"}
     assert complete(f"{here} run --network d") == {"default"}
 

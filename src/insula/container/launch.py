@@ -16,6 +16,7 @@ import os
 from insula.container import init, namespaces, sources, wire
 from insula.container.cgroup_mount import Groups
 from insula.kernel import cgroups, linux, mounts, process
+from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
 
 TYPE_CHECKING = False
@@ -77,6 +78,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
     `group` is where it shall be. OSError or StepError if anything is refused; then nothing of it is left.
     """
     own = config["linux"]
+    _load(config)
     with Undo() as undo, Undo() as handed:  # what only the child needs is closed here in any case
         plan = namespaces.plan(own, handed, outside.share)
         join: list[int] = []
@@ -84,6 +86,8 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             group.create()
             undo.callback(group.remove)
             group.limit(own.get("resources") or {})
+            if delegation.asked_for(config, plan.cgroup):
+                delegation.delegate(group, plan.outside((config["process"].get("user") or {}).get("uid", 0), 0)[0])
             join = [handed.hold(fd) for fd in group.open()]
         opened = sources.open_all(config, plan)
         handed.callback(opened.close)
@@ -115,6 +119,16 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             process.set_oom_score(pid, score)
         undo.keep()
         return Child(pid, pidfd, ours)
+
+
+def _load(config: dict[str, Any]) -> None:
+    """Import what few containers need and their child can't import any more."""
+    if config.get("hooks"):
+        from insula.container import hooks  # noqa: F401
+    if (config["linux"].get("seccomp") or {}).get("listenerPath"):
+        from insula.container import notify  # noqa: F401
+    if any("tmpcopyup" in (entry.get("options") or ()) for entry in config.get("mounts") or ()):
+        from insula.container import copy_up  # noqa: F401
 
 
 def _clone(plan: namespaces.Plan, owner: int) -> tuple[int, int]:

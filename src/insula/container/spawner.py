@@ -36,6 +36,7 @@ from insula.container.bundle import Bundle, Launch, State
 from insula.container.departure import Filter
 from insula.container.steps import StepError
 from insula.kernel import cgroups, linux, process
+from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
 
 Reply = Callable[[wire.Message], None]
@@ -189,7 +190,7 @@ class Spawner:
         user = what.get("user") or {}
         with Undo() as undo, Undo() as handed:
             target = handed.hold(process.open_process(state.pid, state.start_time))
-            groups = [handed.hold(fd) for fd in cgroups.Cgroup(asked.cgroup).open()]
+            groups = [handed.hold(fd) for fd in delegation.place(cgroups.Cgroup(asked.cgroup), state.pid).open()]
             ours, theirs = wire.pair()
             handed.callback(theirs.close)
             undo.callback(ours.close)

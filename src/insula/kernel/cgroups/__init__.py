@@ -17,6 +17,7 @@ files behind it are found for either version. What may be used is said as the OC
     cpuset.py      version 1's processor sets, which begin empty
     freezer.py     stop and go
     stats.py       what was used, and who waited for what (pressure stall information)
+    delegation.py  to give a group to a user, who divides what it has
     events.py      to be told that memory ran out
     systemd.py     on hosts where systemd keeps the tree, a scope is asked from it
 """

@@ -1,0 +1,61 @@
+"""Delegation: a control group is given to a user, who may divide what it has and not change how much that is.
+
+cgroups(7) says how on version 2: the user gets the directory, so that he can make groups in it, and the few files
+that move processes and hand controllers down (the kernel lists them in /sys/kernel/cgroup/delegate). The files with
+the limits stay root's. Version 1 was never meant for this: nothing bounds the number of groups there, and the IDs of
+memory groups run out for the whole host.
+
+A container that may divide its group moves its processes into groups below, for on version 2 a group that hands down
+controllers has no processes of its own. Who joins such a container joins where its first process is.
+"""
+
+from __future__ import annotations
+
+import os
+
+from insula.kernel.cgroups.group import Cgroup
+from insula.kernel.cgroups.hierarchy import of_process
+
+_LIST = "/sys/kernel/cgroup/delegate"
+_FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
+"""Where the kernel has no list, before Linux 4.15."""
+
+
+def delegate(group: Cgroup, uid: int) -> None:
+    """Give a group of version 2 to a user of the host. OSError; nothing happens on version 1."""
+    if not group.tree.unified:
+        return
+    directory = group.directory("")
+    os.chown(directory or "", uid, -1)
+    for name in _files():
+        try:
+            os.chown(f"{directory}/{name}", uid, -1)
+        except FileNotFoundError:  # of a controller that the group hasn't
+            continue
+
+
+def _files() -> tuple[str, ...]:
+    try:
+        with open(_LIST) as file:
+            return tuple(name for name in file.read().split() if "/" not in name)
+    except FileNotFoundError:
+        return _FILES
+
+
+def asked_for(config: dict[str, object], namespaced: bool) -> bool:
+    """Whether an OCI config.json is for a delegated group (runtime-spec, config-linux.md, "Cgroup ownership"): one with
+    a cgroup namespace of its own and a cgroup file system that can be written to."""
+    mounts = config.get("mounts")
+    for mount in mounts if isinstance(mounts, list) else ():
+        if mount.get("type") in ("cgroup", "cgroup2"):
+            return namespaced and "ro" not in (mount.get("options") or ())
+    return False
+
+
+def place(group: Cgroup, pid: int) -> Cgroup:
+    """Where a process joins the container with that group and first process: the group, or the one below it that the
+    first process went into."""
+    if not group.tree.unified:
+        return group
+    path = of_process(pid) or ""
+    return Cgroup(path, group.tree) if path.startswith(f"{group.path}/") else group
