@@ -1,4 +1,4 @@
-"""`insula-oci` as a caller has it, as a command, and containers that were made without it.
+"""`insula-oci` as a caller has it, as a command; bundles for it, and containers that were made without it.
 
 What state, kill, pause, update and the others do, they do to any process in a control group of whose existence the
 state's directory tells. `Resident` is one: nothing isolates it, and nothing of the launch has to work for it.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup, join
 from insula.oci.state import Container
+from insula.oci.verbs.spec import default
 from tests.support.cli import Result
 
 if TYPE_CHECKING:
@@ -124,3 +125,34 @@ class Resident:
         self.process.wait(10)
         self.group.remove()
         shutil.rmtree(self.container.path, ignore_errors=True)
+
+
+class Bundle:
+    """A directory with a root file system of busybox, and what a create could leave."""
+
+    def __init__(self, path: Path, group: str) -> None:
+        self.path = path
+        self.group = Cgroup(group)
+        binaries = path / "rootfs" / "bin"
+        binaries.mkdir(parents=True)
+        shutil.copy("/bin/busybox", binaries / "sh")
+        self.oci = Oci(path / "root")
+        self.config = default()
+        self.config["process"] |= {"terminal": False, "args": ["/bin/sh", "-c", "exit 7"]}
+        self.config["linux"]["cgroupsPath"] = f"/{group}"
+        self.config["linux"]["resources"] |= {
+            "memory": {"limit": 64 << 20},
+            "pids": {"limit": 20},
+            "cpu": {"shares": 512},
+        }
+
+    def write(self, config: dict[str, Any]) -> None:
+        (self.path / "config.json").write_text(json.dumps(config))
+
+    def left(self) -> list[str]:
+        """What there is of containers: directories, control groups, mounts, processes of the group."""
+        root = self.oci.root
+        found = [str(path) for path in root.iterdir()] if root.exists() else []
+        found += [self.group.path] if self.group.exists() else []
+        found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.path) in line]
+        return found

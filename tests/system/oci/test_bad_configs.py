@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from insula.kernel.cgroups import Cgroup
-from insula.oci.verbs.spec import default
 from tests.support.machine import Run
-from tests.support.oci import Oci
+from tests.support.oci import Bundle
 from tests.unit.valid_config import MISSING, changed, paths
-
-
-class Bundle:
-    """A directory with a root file system of busybox, and what a create could leave."""
-
-    def __init__(self, path: Path, group: str) -> None:
-        self.path = path
-        self.group = Cgroup(group)
-        binaries = path / "rootfs" / "bin"
-        binaries.mkdir(parents=True)
-        shutil.copy("/bin/busybox", binaries / "sh")
-        self.oci = Oci(path / "root")
-        self.config = default()
-        self.config["process"] |= {"terminal": False, "args": ["/bin/sh", "-c", "exit 7"]}
-        self.config["linux"]["cgroupsPath"] = f"/{group}"
-        self.config["linux"]["resources"] |= {
-            "memory": {"limit": 64 << 20},
-            "pids": {"limit": 20},
-            "cpu": {"shares": 512},
-        }
-
-    def write(self, config: dict[str, Any]) -> None:
-        (self.path / "config.json").write_text(json.dumps(config))
-
-    def left(self) -> list[str]:
-        """What there is of containers: directories, control groups, mounts, processes of the group."""
-        root = self.oci.root
-        found = [str(path) for path in root.iterdir()] if root.exists() else []
-        found += [self.group.path] if self.group.exists() else []
-        found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.path) in line]
-        return found
 
 
 @pytest.fixture(scope="module")
