@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from insula.container.departure import departure
-from insula.container.steps import StepError
+from insula.container.steps import StepError, forbid_imports
 from insula.kernel import capabilities as caps
 from insula.kernel import linux, scheduling
 from tests.forked import forked
@@ -268,6 +269,19 @@ def test_affinity_is_for_who_joins() -> None:
     assert field(status, "Cpus_allowed_list") == field(Path("/proc/self/status").read_text(), "Cpus_allowed_list")
 
 
+def test_without_a_final_affinity_it_is_the_containers() -> None:
+    """What was set for the way in doesn't stay."""
+    before = field(Path("/proc/self/status").read_text(), "Cpus_allowed_list")
+    one = min(os.sched_getaffinity(0))
+    status = became(
+        "cat /proc/self/status",
+        before=lambda: os.sched_setaffinity(0, {one}),
+        joins=True,
+        execCPUAffinity={"initial": str(one)},
+    )
+    assert field(status, "Cpus_allowed_list") == before
+
+
 def test_personality() -> None:
     native = os.uname().machine
     assert became("uname -m", personality={"domain": "LINUX"}) == native
@@ -369,6 +383,24 @@ def test_a_label_is_written_to_procfs_and_nothing_else(tmp_path: Path, fake: str
     with pytest.raises(Refused, match=r"it is not procfs|Invalid cross-device link"):
         became("true", before=cover, apparmorProfile="insula-default")
     assert not [p for p in tmp_path.rglob("exec") if p.stat().st_size]
+
+
+def test_nothing_is_imported_among_a_containers_files(tmp_path: Path) -> None:
+    """An image may have a module where ours would be looked for; this one would be found, were it not forbidden."""
+    (tmp_path / "ours_or_theirs.py").write_text("import os\nos.write(1, b'hostile')\n")
+
+    def imports(forbidden: bool) -> str:
+        sys.path.insert(0, str(tmp_path))
+        if forbidden:
+            forbid_imports()
+        try:
+            __import__("ours_or_theirs")
+        except ImportError:
+            return "refused"
+        return "imported"
+
+    assert forked(lambda: imports(False)) == "imported"
+    assert forked(lambda: imports(True)) == "refused"
 
 
 # -- execve ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import os
 import resource
 
 from insula.container.steps import StepError, step
-from insula.kernel import linux, scheduling
+from insula.kernel import linux, lsm, scheduling
 from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, to_names
 from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load
 
@@ -97,19 +97,15 @@ def set_attributes(process: dict[str, Any], personality: Mapping[str, Any] | Non
         step("set the scheduler", lambda: scheduling.set_scheduler(scheduler))
     if priority := process.get("ioPriority"):
         step("set the I/O priority", lambda: scheduling.set_io_priority(priority))
-    if joins and (processors := (process.get("execCPUAffinity") or {}).get("final")):
-        step("set the CPU affinity", lambda: scheduling.set_affinity(processors))
+    if joins and (affinity := process.get("execCPUAffinity")):
+        step("set the CPU affinity", lambda: scheduling.set_affinity(affinity.get("final") or scheduling.ALL))
     if personality:
         step("set the personality", lambda: scheduling.set_personality(personality))
     profile, label = process.get("apparmorProfile"), process.get("selinuxLabel")
     if profile and profile != "unconfined":
-        from insula.kernel.lsm import set_apparmor_profile
-
-        step(f"set the AppArmor profile {profile}", lambda: set_apparmor_profile(profile))
+        step(f"set the AppArmor profile {profile}", lambda: lsm.set_apparmor_profile(profile))
     if label:
-        from insula.kernel.lsm import set_selinux_label
-
-        step(f"set the SELinux label {label}", lambda: set_selinux_label(label))
+        step(f"set the SELinux label {label}", lambda: lsm.set_selinux_label(label))
 
 
 def set_limit(limit: Mapping[str, Any]) -> None:

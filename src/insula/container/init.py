@@ -36,7 +36,7 @@ import struct
 
 from insula.container import departure, hooks, notify, rootfs, wire
 from insula.container.stdio import connect_stdio, open_console
-from insula.container.steps import StepError, close_others, hear, report, reset_signals, step, tell
+from insula.container.steps import StepError, close_others, forbid_imports, hear, report, reset_signals, step, tell
 from insula.kernel import cgroups, linux
 
 TYPE_CHECKING = False
@@ -94,6 +94,7 @@ class Inheritance:
 def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
     """Run in the child, for ever: it ends as the user's program, or reports to the parent and exits."""
     try:
+        forbid_imports()
         reset_signals()
         os.umask(0o022)
         close_others([*given.descriptors(), *plan.descriptors()])

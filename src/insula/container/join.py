@@ -15,8 +15,8 @@ from insula.container import notify, wire
 from insula.container.departure import departure
 from insula.container.init import become_root
 from insula.container.stdio import connect_stdio, open_terminal, take_terminal
-from insula.container.steps import StepError, close_others, report, reset_signals, step
-from insula.kernel import cgroups, linux, process
+from insula.container.steps import StepError, close_others, forbid_imports, report, reset_signals, step
+from insula.kernel import cgroups, linux, process, scheduling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,11 +71,14 @@ def main(given: Joining) -> NoReturn:
     """Run in the child, for ever: join the namespaces of the target, fork into them, and exit."""
     sync = given.sync
     try:
+        forbid_imports()
         reset_signals()
         close_others(given.descriptors())
         step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
         if (score := given.process.get("oomScoreAdj")) is not None:  # while it has the right to lower it for good
             step("set oom_score_adj", lambda: process.set_oom_score(os.getpid(), score))
+        if initial := (given.process.get("execCPUAffinity") or {}).get("initial"):
+            step("set the CPU affinity", lambda: scheduling.set_affinity(initial))
         step("join the cgroup", lambda: cgroups.join(given.join))
         if given.flags:
             step("join the namespaces", lambda: linux.setns(given.target, given.flags))

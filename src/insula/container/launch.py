@@ -15,7 +15,7 @@ import os
 
 from insula.container import init, namespaces, sources, wire
 from insula.container.cgroup_mount import Groups
-from insula.kernel import cgroups, linux, mounts, process
+from insula.kernel import cgroups, linux, mounts, process, scheduling
 from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
 
@@ -115,6 +115,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
         undo.hold(pidfd)
         if plan.makes(linux.CLONE_NEWUSER):
             process.map_ids(pid, plan.uids, plan.gids)
+            scheduling.give(config["process"], pid)  # a real-time policy takes CAP_SYS_NICE of the host
         if (score := config["process"].get("oomScoreAdj")) is not None:
             process.set_oom_score(pid, score)
         undo.keep()

@@ -6,6 +6,7 @@ The modules in C beneath `socket` and `signal` are used directly: those two cost
 from __future__ import annotations
 
 import os
+import sys
 
 from insula.container import wire
 from insula.kernel import linux
@@ -58,6 +59,14 @@ def hear(sync: _socket.socket) -> wire.Message:
     if received is None:
         os._exit(INTERRUPTED)
     return received[0]
+
+
+def forbid_imports() -> None:
+    """Make every import of what isn't loaded fail: among a container's files, ours would be looked for in its own.
+
+    An image that has a file where Python expects one of ours would otherwise run it with all rights that are left.
+    """
+    sys.meta_path.clear()
 
 
 def close_others(keep: list[int]) -> None:

@@ -44,6 +44,9 @@ FLAGS = {
 IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
 DOMAINS = {"LINUX": 0, "LINUX32": 8}
 
+ALL = "0-8191"
+"""Every processor, for `set_affinity`: the kernel leaves out those that are not there or not in the cpuset."""
+
 _NR = {
     "x86_64": {"sched_setattr": 314, "sched_getattr": 315, "ioprio_set": 251, "ioprio_get": 252},
     "aarch64": {"sched_setattr": 274, "sched_getattr": 275, "ioprio_set": 30, "ioprio_get": 31},
@@ -55,6 +58,14 @@ _IOPRIO_CLASS_SHIFT = 13
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+
+
+def give(process: Mapping[str, Any], pid: int) -> None:
+    """Set scheduler and ioPriority of a `process` of the spec for a child that may not have the right to it itself."""
+    if scheduler := process.get("scheduler"):
+        set_scheduler(scheduler, pid)
+    if priority := process.get("ioPriority"):
+        set_io_priority(priority, pid)
 
 
 def set_scheduler(scheduler: Mapping[str, Any], pid: int = 0) -> None:
