@@ -41,7 +41,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of `known` that `word` was probably meant to be."""
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(word[:60], list(known), 1)), None)
+    near = get_close_matches(word[:60], list(known), 3)
+    return next((each for each in near if sorted(each) == sorted(word)), next(iter(near), None))  # letters swapped?
 
 
 class Option:
