@@ -114,10 +114,13 @@ def guarded(engine: Any, bench: Bench) -> Iterator[Any]:
     def take() -> Snapshot:
         pid = engine.host.pid
         found = Snapshot.take(bench.run.name, f"/proc/{pid}/ns/net", engine.host.root / "run", holder=pid)
-        # podman mounts its store over itself while it is at work; addresses of docker's bridge come with its first port
+        # podman mounts its store over itself while it is at work; addresses of docker's bridge come with its first port;
+        # compiled seccomp programs are kept, and the group below which all containers are, in each hierarchy once used
         return replace(
             found,
             mounts=frozenset(m for m in found.mounts if "/data/overlay " not in m),
+            cgroups=frozenset(c for c in found.cgroups if not c.endswith(engine.parent)),
+            files=frozenset(f for f in found.files if "/insula-oci-seccomp" not in f),
             routes=frozenset(r for r in found.routes if "dev docker0" not in r),
         )
 

@@ -62,7 +62,7 @@ def test_a_program_that_is_not_there(box: Box) -> None:
 def test_a_terminal(box: Box) -> None:
     with box.terminal("sh", rows=33, columns=101) as terminal:
         terminal.expect("# ")
-        terminal.type("stty size; tty\n")
+        terminal.type("until stty size 2>/dev/null | grep .; do sleep 0.05; done; tty\n")
         terminal.expect("33 101")
         terminal.expect("/dev/")
         terminal.type("exit 5\n")
