@@ -14,11 +14,8 @@ _CHUNK = 1 << 20
 
 def copy_up(source: int, target: int) -> None:
     """Copy all that is in the directory behind `source` into the one behind `target`, and its own attributes."""
-    opened = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
-    try:
-        _copy_directory(opened, target)
-    finally:
-        os.close(opened)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    _both(".", source, target, flags, flags, _copy_directory)  # the descriptor of a mount is O_PATH, and reads nothing
 
 
 def _copy_directory(source: int, target: int) -> None:
