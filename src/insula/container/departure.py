@@ -21,23 +21,23 @@ from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, NamedTuple, NoReturn
-
-    class Filter(NamedTuple):
-        """A compiled seccomp program, and the flags to load it with (seccomp(2))."""
-
-        program: bytes
-        flags: int = 0
-else:
-    from collections import namedtuple
-
-    Filter = namedtuple("Filter", ("program", "flags"), defaults=(0,))
+    from typing import Any, NoReturn
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LIMITS = {"RLIMIT_LOCKS": 10}  # what Python's resource lacks
 _RLIM_INFINITY = (1 << 64) - 1
 _MAX_PASSWD = 1 << 20
 _interpreter = os.stat("/proc/self/exe")
+
+
+class Filter:
+    """A compiled seccomp program, and the flags to load it with (seccomp(2))."""
+
+    __slots__ = ("flags", "program")
+
+    def __init__(self, program: bytes, flags: int = 0) -> None:
+        self.program = program
+        self.flags = flags
 
 
 def departure(
@@ -161,7 +161,7 @@ def change_directory(path: str) -> None:
 
 def load_filter(program: Filter, listener: Callable[[int], object] | None) -> None:
     """Load the filter; from here on each system call goes through it."""
-    result = load(*program)
+    result = load(program.program, program.flags)
     if program.flags & SECCOMP_FILTER_FLAG_NEW_LISTENER:
         if listener is None:
             raise OSError(errno.EOPNOTSUPP, "nobody listens to its notifications")

@@ -33,12 +33,6 @@ _SIGKILL = 9
 _LAST_WORDS = 1024  # bytes of a failed hook's standard error that are shown
 
 
-def wanted(config: dict[str, Any], *kinds: str) -> bool:
-    """Whether there is a hook of one of these kinds."""
-    hooks = config.get("hooks") or {}
-    return any(hooks.get(kind) for kind in kinds)
-
-
 def run(config: dict[str, Any], kind: str, state: dict[str, Any]) -> None:
     """Run all hooks of a kind; StepError at the first that fails."""
     for index, hook in enumerate((config.get("hooks") or {}).get(kind) or ()):

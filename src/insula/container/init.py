@@ -14,7 +14,7 @@ Its life before the program has stages, and words between them, over a socket to
                                             `first`:  IDs, keyring, session, loopback, /proc, /sys, /dev
                                                       (the same for many containers: may be made ahead)
                                             `second`: control group, names, root, mounts
-    runs hooks           ←  "mounted"         (only if there are such hooks)
+    runs hooks           ←  "mounted"         (only if there are hooks)
                             "go on"    →      createContainer hooks, paths, pivot_root, streams
                          ←  "ready"
                             "start"    →    startContainer hooks, `insula.container.departure`
@@ -34,7 +34,7 @@ import fcntl
 import os
 import struct
 
-from insula.container import departure, hooks, notify, rootfs, wire
+from insula.container import departure, rootfs, wire
 from insula.container.stdio import connect_stdio, open_console
 from insula.container.steps import StepError, close_others, forbid_imports, hear, report, reset_signals, step, tell
 from insula.kernel import cgroups, linux
@@ -109,15 +109,14 @@ def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
             find_program(config["process"])
         tell(given.sync, {"event": "ready"})
         wait_for_start(given)
-        if hooks.wanted(config, "startContainer"):
-            hooks.run(config, "startContainer", {**given.state, "pid": os.getpid(), "status": "created"})
-        sync = given.sync.fileno()
+        if config.get("hooks"):
+            run_hooks(config, "startContainer", given, "created")
         departure.departure(
             config["process"],
             given.program,
             given.keep,
             personality=config["linux"].get("personality"),
-            listener=lambda fd: notify.offer(sync, fd),
+            listener=lambda fd: offer_listener(given.sync.fileno(), fd),
         )
     except StepError as error:
         report(given.sync, error)
@@ -181,7 +180,8 @@ def second(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
     if domainname := config.get("domainname"):
         step("set the domain name", lambda: linux.setdomainname(domainname))
     rootfs.build(config, given.root, staged, given.sources, given.groups, plan)
-    _run_hooks(config, given)
+    if config.get("hooks"):
+        meet_hooks(config, given)
     for key, value in (config["linux"].get("sysctl") or {}).items():
         name = f"set the sysctl {key}"
         step(name, lambda k=key, v=value: rootfs.write_sysctl(given.root, staged, k, v))  # type: ignore[misc]
@@ -195,14 +195,26 @@ def second(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
     os.close(given.root)
 
 
-def _run_hooks(config: dict[str, Any], given: Inheritance) -> None:
+def meet_hooks(config: dict[str, Any], given: Inheritance) -> None:
     """prestart and createRuntime are the parent's to run; createContainer hooks run here, among the host's paths."""
-    if hooks.wanted(config, "prestart", "createRuntime"):
-        tell(given.sync, {"event": "mounted"})
-        hear(given.sync)
-    if hooks.wanted(config, "createContainer"):
-        os.fchdir(given.root)
-        hooks.run(config, "createContainer", {**given.state, "pid": os.getpid(), "status": "creating"})
+    tell(given.sync, {"event": "mounted"})
+    hear(given.sync)
+    os.fchdir(given.root)
+    run_hooks(config, "createContainer", given, "creating")
+
+
+def run_hooks(config: dict[str, Any], kind: str, given: Inheritance, status: str) -> None:
+    """Hooks of the container's namespaces: the PID in their state is the one inside."""
+    from insula.container import hooks
+
+    hooks.run(config, kind, {**given.state, "pid": os.getpid(), "status": status})
+
+
+def offer_listener(sync: int, listener: int) -> None:
+    """See `insula.container.notify`."""
+    from insula.container import notify
+
+    notify.offer(sync, listener)
 
 
 def find_program(process: dict[str, Any]) -> None:

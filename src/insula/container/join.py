@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 
-from insula.container import notify, wire
+from insula.container import wire
 from insula.container.departure import departure
-from insula.container.init import become_root
+from insula.container.init import become_root, offer_listener
 from insula.container.stdio import connect_stdio, open_terminal, take_terminal
 from insula.container.steps import StepError, close_others, forbid_imports, report, reset_signals, step
 from insula.kernel import cgroups, linux, process, scheduling
@@ -117,7 +117,7 @@ def _inside(given: Joining) -> NoReturn:
         given.keep,
         personality=given.personality,
         joins=True,
-        listener=lambda fd: notify.offer(sync.fileno(), fd),
+        listener=lambda fd: offer_listener(sync.fileno(), fd),
     )
 
 

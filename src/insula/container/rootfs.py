@@ -25,7 +25,6 @@ import os
 import stat
 
 from insula.container import cgroup_mount, devices
-from insula.container.copy_up import copy_up
 from insula.container.sources import changes_only, destination, devices_in_root, is_bind, propagation_of_root
 from insula.container.stdio import is_null_device, open_null
 from insula.container.steps import step
@@ -205,6 +204,8 @@ def _make(fstype: str, entry: dict[str, Any], options: Options, target: int) -> 
     read_only = options.attributes & linux.MOUNT_ATTR_RDONLY if options.copy_up else 0
     mount = mounts.filesystem(fstype, options.data, options.attributes & ~read_only, entry.get("source"))
     if options.copy_up and fstype == "tmpfs":
+        from insula.container.copy_up import copy_up
+
         copy_up(target, mount)
     if read_only:
         mounts.set_attributes(mount, read_only)

@@ -20,11 +20,14 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
 
 from insula.kernel import linux
 from insula.model.errors import Invalid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Final
 
 _NAMES = """
     CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
@@ -92,19 +95,36 @@ def adjust(base: int, add: Iterable[str] = (), drop: Iterable[str] = ()) -> int:
     return added if drop_all else base & ~dropped | added
 
 
-class Capabilities(NamedTuple):
+class Capabilities:
     """The five sets of a process, as masks."""
 
-    bounding: int = 0
-    effective: int = 0
-    permitted: int = 0
-    inheritable: int = 0
-    ambient: int = 0
+    __slots__ = FIELDS = ("bounding", "effective", "permitted", "inheritable", "ambient")
+
+    def __init__(
+        self, bounding: int = 0, effective: int = 0, permitted: int = 0, inheritable: int = 0, ambient: int = 0
+    ) -> None:
+        self.bounding = bounding
+        self.effective = effective
+        self.permitted = permitted
+        self.inheritable = inheritable
+        self.ambient = ambient
+
+    def __iter__(self) -> Iterator[int]:
+        return (getattr(self, field) for field in self.FIELDS)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Capabilities) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Capabilities({', '.join(map(hex, self))})"
 
     @classmethod
     def from_oci(cls, sets: Mapping[str, Iterable[str]] | None) -> Capabilities:
         """From `process.capabilities` of the OCI runtime-spec; a missing set is empty. `Invalid` on unknown names."""
-        return cls(**{field: to_mask((sets or {}).get(field) or ()) for field in cls._fields})
+        return cls(**{field: to_mask((sets or {}).get(field) or ()) for field in cls.FIELDS})
 
     def grantable(self) -> tuple[Capabilities, int]:
         """What of it the calling thread can have: the sets, and a mask of all that is missing in one of them.
@@ -129,7 +149,7 @@ class Capabilities(NamedTuple):
 
     def to_oci(self) -> dict[str, list[str]]:
         """The inverse of `from_oci`."""
-        return {field: to_names(mask) for field, mask in self._asdict().items()}
+        return {field: to_names(mask) for field, mask in zip(self.FIELDS, self, strict=True)}
 
 
 def before_setuid(sets: Capabilities) -> None:

@@ -14,10 +14,11 @@ import os
 import time
 
 from insula.container import config as checks
-from insula.container import hooks, launch, notify, sources, wire
+from insula.container import launch, sources, wire
 from insula.container.departure import Filter
 from insula.container.steps import StepError
-from insula.kernel import cgroups, linux, seccomp_cache
+from insula.kernel import cgroups, linux
+from insula.kernel.cgroups import devices
 from insula.kernel.undo import Undo
 from insula.model.errors import Conflict, Failed, Invalid, NotFound
 from insula.model.plainjson import loads
@@ -90,6 +91,8 @@ class Created:
             os.close(master)
 
     def _pass_listener_on(self, fd: int) -> None:
+        from insula.container import notify
+
         notify.pass_on(self.child.pidfd, fd, self.config["linux"]["seccomp"], self.state("created"), self.child.pid)
         wire.send(self.child.sync, {"event": "listening"})
 
@@ -98,6 +101,8 @@ class Created:
         wire.send(self.child.sync, {"event": "mapped"})
         message = self.hear()
         if message and message["event"] == "mounted":
+            from insula.container import hooks
+
             self.hooked = True
             for kind in ("prestart", "createRuntime"):
                 hooks.run(self.config, kind, self.state("creating"))
@@ -124,7 +129,9 @@ class Created:
             return
 
     def poststop(self) -> None:
-        if self.hooked:
+        if self.hooked and self.config.get("hooks"):
+            from insula.container import hooks
+
             hooks.run_all(self.config, "poststop", self.state("stopped"), self.warn)
 
 
@@ -144,7 +151,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool) -> Created:
         undo.callback(made.console.close)
     pid_file = os.path.abspath(arguments.pid_file) if arguments.pid_file else None
     os.chdir(bundle)  # relative sources of mounts are meant from there
-    program = _filter(config)
+    program = seccomp_filter(config)
     with Undo() as handed:
         root = handed.hold(sources.open_root(config["root"]["path"], config))
         group = announce(made, bundle, undo)
@@ -207,14 +214,21 @@ def read_config(arguments: Arguments, bundle: str) -> dict[str, Any]:
     except ValueError as error:
         raise Invalid(f"{path}: it is not JSON: {error}", "see `insula-oci spec` for one to start from") from None
     config = checks.check(raw, bundle=bundle, warn=lambda message: log.warning(message, arguments))
+    if rules := (config["linux"].get("resources") or {}).get("devices"):
+        rules += devices.DEFAULT  # as runc does: engines deny all, and name what is more than these
     if count := streams.listening():
         config["process"]["env"] = [*config["process"].get("env", ()), f"LISTEN_FDS={count}", "LISTEN_PID=1"]
     return config
 
 
-def _filter(config: dict[str, Any]) -> Filter | None:
+def seccomp_filter(config: dict[str, Any]) -> Filter | None:
+    """The compiled filter of `linux.seccomp`, from the cache if it is there."""
     profile = config["linux"].get("seccomp")
-    return Filter(*seccomp_cache.program(profile, SECCOMP_CACHE)) if profile else None
+    if not profile:
+        return None
+    from insula.kernel import seccomp_cache
+
+    return Filter(*seccomp_cache.program(profile, SECCOMP_CACHE))
 
 
 def _group(arguments: Arguments, config: dict[str, Any]) -> Cgroup | None:
@@ -263,5 +277,7 @@ def start(made: Created) -> None:
     while made.hear() is not None:
         continue
     made.hooked = True
-    if hooks.wanted(made.config, "poststart"):
+    if made.config.get("hooks"):
+        from insula.container import hooks
+
         hooks.run_all(made.config, "poststart", made.state("running"), made.warn)

@@ -16,7 +16,6 @@ Two commands on one container take turns by a lock (flock(2)) on its directory, 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import time
@@ -27,6 +26,7 @@ from insula.model.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Any, TypedDict
 
@@ -128,10 +128,8 @@ class Container:
     def remove(self) -> None:
         """Forget the container: state.json goes first, so that what a crash leaves is nobody's."""
         for name in ("state.json", *self._names()):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self.path}/{name}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(self.path)
+            _ignoring_absence(os.unlink, f"{self.path}/{name}")
+        _ignoring_absence(os.rmdir, self.path)
 
     def _names(self) -> list[str]:
         try:
@@ -212,6 +210,13 @@ class Container:
 
     def _missing(self) -> NotFound:
         return NotFound(f"container {self.id} does not exist", f"insula-oci --root {self.root} list shows what does")
+
+
+def _ignoring_absence(remove: Callable[[str], None], path: str) -> None:
+    try:
+        remove(path)
+    except FileNotFoundError:
+        return
 
 
 def containers(root: str) -> list[Container]:

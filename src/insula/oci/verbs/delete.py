@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 
-from insula.container import hooks
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Conflict, Failed, NotFound
@@ -50,7 +49,10 @@ def run(arguments: Arguments) -> int:
         config, state = container.config(), container.oci_state(record, "stopped")
         end(record)
         container.remove()
-    hooks.run_all(config, "poststop", state, lambda message: log.warning(message, arguments))
+    if config.get("hooks"):
+        from insula.container import hooks
+
+        hooks.run_all(config, "poststop", state, lambda message: log.warning(message, arguments))
     return 0
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 
 from insula.container import config as checks
-from insula.container import join, namespaces, notify, wire
-from insula.container.departure import Filter
+from insula.container import join, namespaces, wire
 from insula.container.steps import StepError
-from insula.kernel import linux, process, seccomp_cache
+from insula.kernel import linux, process
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.undo import Undo
 from insula.model.errors import Conflict, Failed, Invalid
 from insula.model.plainjson import loads
 from insula.oci import log, streams
-from insula.oci.creation import SECCOMP_CACHE
+from insula.oci.creation import seccomp_filter
 from insula.oci.failure import explain
 from insula.oci.state import Container
 
@@ -147,8 +146,9 @@ class Joined:
         if self.console:
             undo.callback(self.console.close)
         keep = streams.preserved(self.arguments)
-        profile = self.config["linux"].get("seccomp")
-        program = Filter(*seccomp_cache.program(profile, SECCOMP_CACHE)) if profile else None
+        program = seccomp_filter(self.config)
+        if (self.config["linux"].get("seccomp") or {}).get("listenerPath"):
+            from insula.container import notify  # noqa: F401  # the child can't import it any more
         if not terminal:
             streams.give_to(self._outside_uid())
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
@@ -225,6 +225,8 @@ class Joined:
             os.close(master)
 
     def _pass_listener_on(self, sync: Any, fd: int) -> None:
+        from insula.container import notify
+
         pidfd = os.pidfd_open(self.pid)
         try:
             state = self.container.oci_state(self.record, "running")

@@ -7,7 +7,6 @@ because execve(2) closed it, or the reason why not.
 from __future__ import annotations
 
 import _socket
-import contextlib
 import os
 
 from insula.container import launch
@@ -46,6 +45,12 @@ def run(arguments: Arguments) -> int:
         except StepError as error:
             raise explain(error) from None
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(container.start_socket)
+            _unlink(container.start_socket)
     return 0
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:  # it was deleted by force meanwhile
+        return
