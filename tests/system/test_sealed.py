@@ -6,6 +6,7 @@ runs a copy of this Python in a scratch directory, so that the one that is not s
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel import sealed
+from insula.kernel import capabilities, sealed
 from tests.forked import errno_of, forked
+from tests.support.machine import Run
+from tests.support.wait import until
 
 RUNTIME = str(Path(__file__).parents[1] / "support" / "naive_runtime.py")
+PYTHON = os.path.realpath(sys.executable)
 PWNED = b"#!/bin/false\n# pwned\n"
 
 # What the attacker executes has the program open, is not that program, and waits until nobody runs it any more.
@@ -46,11 +50,11 @@ ENTRYPOINT = f"""#!/proc/self/exe -ISE
 import os
 fd = os.open("/proc/self/exe", os.O_RDONLY)
 os.set_inheritable(fd, True)
-os.execv({sys.executable!r}, [{sys.executable!r}, "-ISE", "-c", {WRITE!r}, str(fd)])
+os.execv({PYTHON!r}, [{PYTHON!r}, "-ISE", "-c", {WRITE!r}, str(fd)])
 """
 
 # a program that runs in the container already, and looks for one that joins
-LURKER = f"""#!{sys.executable} -ISE
+LURKER = f"""#!{PYTHON} -ISE
 import os, sys
 own = os.readlink("/proc/self/exe")
 print("lurking", flush=True)
@@ -65,7 +69,7 @@ while fd is None:
             continue
 os.set_inheritable(fd, True)
 print("seen", flush=True)
-os.execv(sys.executable, [sys.executable, "-ISE", "-c", {WRITE!r}, str(fd)])
+os.execv({PYTHON!r}, [{PYTHON!r}, "-ISE", "-c", {WRITE!r}, str(fd)])
 """
 
 
@@ -133,6 +137,86 @@ def test_the_host_keeps_its_program(host: Host, attack: object) -> None:
     # the positive control: without a seal the same attack takes the host over
     assert attack(host, "plain") == "written"
     assert host.program.read_bytes() == PWNED
+
+
+# -- the same on insula-oci ---------------------------------------------------------------------------------------------
+
+
+class Oci:
+    """`insula-oci` run by the scratch copy, and a container without a user namespace, with CAP_SYS_PTRACE."""
+
+    PLAIN = "import sys; from insula.kernel import sealed; sealed.ensure = lambda: None; "
+    MAIN = "from insula.oci.main import main; sys.exit(main())"
+
+    def __init__(self, host: Host, path: Path, seal: str, command: str, group: str) -> None:
+        self.host, self.path = host, path
+        self.code = ("import sys; " if seal == "sealed" else self.PLAIN) + self.MAIN
+        self.output = path / "output"
+        rootfs = path / "rootfs"
+        mounts = [{"destination": "/proc", "type": "proc", "source": "proc"}]
+        for place in {"/usr", sys.base_prefix, *(f"/{name}" for name in os.listdir("/") if name.startswith("lib"))}:
+            mounts.append({"destination": place, "type": "bind", "source": place, "options": ["rbind", "ro"]})
+        (rootfs / "tmp").mkdir(parents=True)
+        (rootfs / "tmp" / "command").write_text(command)
+        (rootfs / "tmp" / "command").chmod(0o755)
+        may = capabilities.to_names(capabilities.adjust(capabilities.DEFAULT, ["SYS_PTRACE"]))
+        config = {
+            "ociVersion": "1.2.0",
+            "root": {"path": "rootfs"},
+            "process": {
+                "args": ["/tmp/command"],
+                "cwd": "/",
+                "capabilities": {name: may for name in ("bounding", "effective", "permitted")},
+            },
+            "mounts": mounts,
+            "linux": {
+                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")],
+                "cgroupsPath": f"/{group}",
+            },
+        }
+        (path / "config.json").write_text(json.dumps(config))
+
+    def __call__(self, *words: str) -> None:
+        with self.output.open("ab") as output:
+            subprocess.run(
+                [sys.executable, "-c", self.code, "--root", str(self.path / "state"), *words],
+                executable=str(self.host.program),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                check=True,
+                timeout=30,
+            )
+
+    def lines(self) -> list[str]:
+        return self.output.read_text().split()
+
+
+@pytest.mark.parametrize("attack", ["entrypoint", "joining"])
+def test_insula_oci_keeps_its_program(host: Host, run_: Run, tmp_path: Path, attack: str) -> None:
+    def outcome(seal: str) -> str:
+        (tmp_path / seal).mkdir()
+        command = ENTRYPOINT if attack == "entrypoint" else LURKER
+        oci = Oci(host, tmp_path / seal, seal, command, f"{run_.name}{seal}/{attack}")
+        oci("create", "--bundle", str(oci.path), "web")
+        try:
+            oci("start", "web")
+            if attack == "joining":
+                until(lambda: "lurking" in oci.lines(), "it lurks", timeout=20)
+                for _ in range(100):
+                    oci("exec", "web", PYTHON, "-ISE", "-c", "pass")
+                    if "seen" in oci.lines():
+                        break
+            answers = {"EPERM", "written", "busy"}
+            until(lambda: answers & {*oci.lines()}, "the attack has an outcome", timeout=20)
+            return (answers & {*oci.lines()}).pop()
+        finally:
+            shutil.copy(PYTHON, host.program.with_suffix(".new"))
+            host.program.with_suffix(".new").rename(host.program)
+            oci("delete", "--force", "web")
+
+    assert outcome("sealed") == "EPERM"
+    assert outcome("plain") == "written"  # the positive control
 
 
 def test_a_copy_runs_and_cannot_be_changed(tmp_path: Path) -> None:
