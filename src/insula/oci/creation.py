@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from insula.kernel.cgroups import Cgroup
+    from insula.kernel.cgroups.systemd import Scope
     from insula.oci.options import Arguments
     from insula.oci.state import Record
 else:
@@ -53,6 +54,7 @@ class Created:
         self.pid = 0  # of the child, once there is one
         self.console: streams.Console | None = None
         self.master = -1
+        self.scope: Scope | None = None
         self.hooked = False  # hooks have run, so that those of poststop must
 
     def state(self, status: str) -> dict[str, Any]:
@@ -173,12 +175,17 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool) -> Created:
         if not terminal:
             streams.give_to(_outside_uid(config, user))
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
-        made.child = launch.spawn(config, group, outside)
-        made.pid = made.child.pid
-    if group:
-        undo.callback(group.remove)
-    undo.callback(made.kill)
-    made.prepare()
+        scope = made.scope
+        # a scope lives as long as a process is in it: so it is held until the container's own is
+        with scope.held(config["linux"].get("resources") or {}) if scope else Undo():
+            made.child = launch.spawn(config, group, outside)
+            made.pid = made.child.pid
+            if scope:
+                undo.callback(scope.stop)
+            if group:
+                undo.callback(group.remove)
+            undo.callback(made.kill)
+            made.prepare()
     if waits_at:
         with_directory(made.container, waits_at.bind)
         waits_at.listen(8)
@@ -191,7 +198,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool) -> Created:
 
 def announce(made: Created, bundle: str, undo: Undo) -> Cgroup | None:
     """Make the container known by its directory, locked: its config, and the control group that it will be in."""
-    group = _group(made.arguments, made.config)
+    group = _group(made)
     made.record = _record(made, bundle, group)
     if group and group.exists() and group.processes():  # its limits, `kill --all` and `delete` would hit them
         raise Conflict(f"linux.cgroupsPath: control group {group.path} has processes already", "use another")
@@ -231,11 +238,17 @@ def seccomp_filter(config: dict[str, Any]) -> Filter | None:
     return Filter(*seccomp_cache.program(profile, SECCOMP_CACHE))
 
 
-def _group(arguments: Arguments, config: dict[str, Any]) -> Cgroup | None:
-    if arguments.cgroup_manager == "disabled":
+def _group(made: Created) -> Cgroup | None:
+    path = made.config["linux"].get("cgroupsPath")
+    if made.arguments.cgroup_manager == "disabled":
         return None
+    if made.arguments.systemd_cgroup:
+        from insula.kernel.cgroups.systemd import Scope
+
+        made.scope = Scope.parse(path, made.container.id)
+        return cgroups.Cgroup(made.scope.path)
     try:
-        return cgroups.Cgroup(cgroups.locate(config["linux"].get("cgroupsPath"), arguments.id))
+        return cgroups.Cgroup(cgroups.locate(path, made.container.id))
     except ValueError as error:
         raise Invalid(str(error), "as in /my/group") from None
 
@@ -250,7 +263,7 @@ def _record(made: Created, bundle: str, group: Cgroup | None) -> Record:
         "created": time.time(),
         "owner": os.geteuid(),
         "cgroup": group.path if group else None,
-        "scope": None,
+        "scope": made.scope.unit if made.scope else None,
         "annotations": made.config.get("annotations") or {},
     }
 

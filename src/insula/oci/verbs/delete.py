@@ -68,6 +68,10 @@ def end(record: Record) -> None:
             _kill(pidfd, group, record)
         finally:
             os.close(pidfd)
+    if record["scope"]:
+        from insula.kernel.cgroups.systemd import Scope
+
+        Scope("system.slice", record["scope"]).stop()  # the slice doesn't matter: units have one namespace
     if group:
         group.remove()
 
