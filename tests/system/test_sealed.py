@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,7 +140,7 @@ def test_the_host_keeps_its_program(host: Host, attack: object) -> None:
     assert host.program.read_bytes() == PWNED
 
 
-# -- the same on insula-oci ---------------------------------------------------------------------------------------------
+# -- the same on insula-oci --------------------------------------------------------------------------------------------
 
 
 class Oci:
@@ -153,7 +154,7 @@ class Oci:
         self.code = ("import sys; " if seal == "sealed" else self.PLAIN) + self.MAIN
         self.output = path / "output"
         rootfs = path / "rootfs"
-        mounts = [{"destination": "/proc", "type": "proc", "source": "proc"}]
+        mounts: list[dict[str, Any]] = [{"destination": "/proc", "type": "proc", "source": "proc"}]
         for place in {"/usr", sys.base_prefix, *(f"/{name}" for name in os.listdir("/") if name.startswith("lib"))}:
             mounts.append({"destination": place, "type": "bind", "source": place, "options": ["rbind", "ro"]})
         (rootfs / "tmp").mkdir(parents=True)
@@ -166,7 +167,7 @@ class Oci:
             "process": {
                 "args": ["/tmp/command"],
                 "cwd": "/",
-                "capabilities": {name: may for name in ("bounding", "effective", "permitted")},
+                "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), may),
             },
             "mounts": mounts,
             "linux": {
