@@ -2,22 +2,23 @@
 
 Version 1: the writer of cgroup.event_control registers an eventfd(2) for memory.oom_control; the kernel counts it up
 when the group hits its limit and nothing could be reclaimed, just before it kills (the kernel's memcg documentation).
-Version 2: memory.events counts, and a change of it is seen by inotify(7). Both are descriptors for poll(2), epoll(7)
-and asyncio. Both also wake who waits when nothing more is to come: version 1 when the group is removed, version 2 when
-its last process has ended (cgroup.events).
+Version 2: memory.events counts, and tells poll(2) of a change by POLLPRI until it is read again. An epoll(7) instance
+makes one descriptor of it that is simply readable; inotify(7) would do as well, but a user has 128 instances in all.
+Both are for poll, epoll and asyncio, and both also wake who waits when nothing more is to come: version 1 when the
+group is removed, version 2 when its last process has ended (cgroup.events).
 """
 
 from __future__ import annotations
 
 import os
+import select
 from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula.kernel.cgroups.group import Cgroup
 
-_IN_MODIFY = 0x2
-_IN_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
+_FILES = ("memory.events", "cgroup.events")
 
 
 class OutOfMemory:
@@ -25,22 +26,47 @@ class OutOfMemory:
 
     def __init__(self, group: Cgroup) -> None:
         self._group = group
-        self._fd = _inotify(group.directory("") or "") if group.tree.unified else _eventfd(group)
+        self._poll: select.epoll | None = None
+        self._watched: list[int] = []
+        if group.tree.unified:
+            self._poll = select.epoll()
+            self._watch(group.directory("") or "", self._poll)
+        else:
+            self._fd = _eventfd(group)
+
+    def _watch(self, directory: str, poll: select.epoll) -> None:
+        try:
+            for name in _FILES:
+                self._watched.append(fd := os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+                os.read(fd, 4096)  # what is before is no news
+                poll.register(fd, select.EPOLLPRI)
+        except OSError:
+            self.close()
+            raise
 
     def fileno(self) -> int:
-        return self._fd
+        return self._poll.fileno() if self._poll else self._fd
 
     def take(self) -> int:
         """Makes it unreadable again, and tells how many processes of the group were killed for want of memory so far.
 
         The event comes before the kill: the number may rise a moment later, and with version 2 there is an event then.
         """
-        with suppress(BlockingIOError):
-            os.read(self._fd, 4096 if self._group.tree.unified else 8)
+        for fd in self._watched:
+            with suppress(OSError):  # ENODEV: the group was removed
+                os.pread(fd, 4096, 0)
+        if not self._poll:
+            with suppress(BlockingIOError):
+                os.read(self._fd, 8)
         return self._group.oom_kills()
 
     def close(self) -> None:
-        os.close(self._fd)
+        for fd in self._watched:
+            os.close(fd)
+        if self._poll:
+            self._poll.close()
+        else:
+            os.close(self._fd)
 
     def __enter__(self) -> OutOfMemory:
         return self
@@ -66,17 +92,3 @@ def _eventfd(group: Cgroup) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _inotify(directory: str) -> int:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.inotify_init1(_IN_NONBLOCK_CLOEXEC)
-    watched = [f"{directory}/{file}" for file in ("memory.events", "cgroup.events")]
-    if fd >= 0 and all(libc.inotify_add_watch(fd, os.fsencode(path), _IN_MODIFY) >= 0 for path in watched):
-        return fd
-    error = ctypes.get_errno()
-    if fd >= 0:
-        os.close(fd)
-    raise OSError(error, f"inotify: {os.strerror(error)}", directory)
