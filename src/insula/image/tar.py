@@ -315,7 +315,9 @@ def _records(data: bytes) -> Pax:
     at = 0
     while at < len(data):
         space = data.find(b" ", at, at + 20)
-        length = _decimal(data[at:space]) if space > at else 0
+        if space <= at:  # -1 where there is none
+            raise Invalid("the tar archive has a broken pax header", _HINT)
+        length = _decimal(data[at:space])
         record = data[space + 1 : at + length]
         key, equals, value = record[:-1].partition(b"=")
         if length <= space - at + 1 or at + length > len(data) or record[-1:] != b"\n" or not equals or not key:
