@@ -7,6 +7,7 @@ imported: the process that forks containers loads this file, and what it imports
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -216,8 +217,12 @@ def close_range(first: int, last: int, flags: int = 0) -> None:
 
 
 def join_session_keyring(name: str) -> None:
-    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: leave the session keyring that was inherited."""
-    _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name.encode())
+    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: leave the session keyring that was inherited, if the kernel has any."""
+    try:
+        _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name.encode())
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # what a container with nested ones is told, too
+            raise
 
 
 def getcwd() -> str:
