@@ -145,7 +145,7 @@ def test_an_instance_that_ended_has_no_health(cli: Cli) -> None:
 
 def test_a_new_insulad_goes_on_and_kills_what_the_old_one_began(fresh: Daemon) -> None:
     cli = fresh.cli
-    hang = ("--health-cmd", "test ! -e /hang || sleep 612", "--health-retries", "1")
+    hang = ("--health-cmd", "test ! -e /hang || sleep 612", "--health-timeout", "8s")
     cli.ok("run", "-d", "--name", "web", *hang, *EVERY, *SLEEP)
     becomes(cli, "web", "healthy")
     cli.ok("exec", "web", "touch", "/hang")

@@ -2,7 +2,7 @@
 
 runtime.py      the face of the room, for asyncio: create, start, exec, attach, wait, signal, delete
 bundle.py       a container's directory: what was asked, what runs, how it ended
-spec.py         the config.json of a launch, with users.py and seccomp_default.py
+spec.py         the config.json of a launch, with users.py, seccomp_default.py and nesting.py
 keeper.py       the process that outlives all others: reaps orphans, restarts the spawner, and by relay.py
                 and log.py moves output to where it belongs
 spawner.py      the process that forks containers
