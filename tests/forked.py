@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from tests.support.wait import patiently
+
 T = TypeVar("T")
 
 
@@ -27,7 +29,7 @@ def forked(function: Callable[[], T], *, timeout: int = 20) -> T:
     if pid == 0:
         os.close(readable)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(timeout)
+        signal.alarm(round(patiently(timeout)))
         try:
             answer: tuple[bool, object] = (True, function())
         except BaseException as error:

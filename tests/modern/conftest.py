@@ -1,7 +1,11 @@
-"""One virtual machine for all tests of this directory: they run in the order in which they are written."""
+"""One virtual machine for all tests of this directory: they run in the order in which they are written.
+
+`inside` is for the machine itself, see test_inside.py.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +16,8 @@ from tests.support.cli import REPOSITORY
 from tests.support.guest import CHECKOUT, Guest
 
 BUILD_TIMEOUT = 600
+
+collect_ignore = [] if os.environ.get("INSULA_TEST_INSIDE") else ["inside"]
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.wait import patiently
+
 REPOSITORY = Path(__file__).parents[2]
 ERROR = re.compile(r"error: (?P<what>[^\n]+?); hint: (?P<hint>[^\n]+)\n")
 
@@ -70,8 +72,9 @@ class Cli:
         self, *arguments: str | Path, stdin: bytes = b"", timeout: float = 60.0
     ) -> subprocess.CompletedProcess[bytes]:
         """Input and output as bytes."""
+        patience = patiently(timeout)
         return subprocess.run(
-            self.command(*arguments), env=self.environment(), input=stdin, capture_output=True, timeout=timeout
+            self.command(*arguments), env=self.environment(), input=stdin, capture_output=True, timeout=patience
         )
 
     def run(self, *arguments: str | Path, stdin: str = "", timeout: float = 60.0) -> Result:
@@ -121,7 +124,7 @@ class Terminal:
 
     def expect(self, pattern: str, timeout: float = 15.0) -> re.Match[str]:
         """Reads until `pattern` (a regular expression) shows in what came since the last match."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patiently(timeout)
         while not (match := re.search(pattern, self.seen)):
             assert time.monotonic() < deadline, f"{pattern!r} did not show in {self.seen!r}"
             if select.select([self._fd], [], [], 0.1)[0] and not self._read():
@@ -141,7 +144,7 @@ class Terminal:
 
     def wait(self, timeout: float = 15.0) -> int:
         """The exit status of the command, as a shell has it."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patiently(timeout)
         while self._status is None:
             if select.select([self._fd], [], [], 0.02)[0]:
                 self._read()

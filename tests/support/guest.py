@@ -20,7 +20,7 @@ from typing import Any
 from tests.support.cli import REPOSITORY
 
 CHECKOUT = "/root/insula"
-_SHARED = ("scripts", "packaging", "src", "pyproject.toml", "README.md")
+_SHARED = ("scripts", "packaging", "src", "tests", "pyproject.toml", "README.md")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Guest:
         self._directory = directory
         subprocess.run(["cp", "--sparse=always", directory / "disk", self._disk], check=True, timeout=60)
         shared = [name for name in _SHARED if (REPOSITORY / name).exists()]
-        pack: list[str | Path] = ["tar", "-c", "-f", self._checkout, "--exclude=__pycache__", "-C", REPOSITORY, *shared]
+        # with __pycache__: compiling is what an emulated processor is slow at
+        pack: list[str | Path] = ["tar", "-c", "-f", self._checkout, "-C", REPOSITORY, *shared]
         subprocess.run(pack, check=True, timeout=60)
         self._start()
 

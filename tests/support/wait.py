@@ -1,12 +1,24 @@
-"""Waiting with a bound: for what happens soon, but not at once."""
+"""Waiting with a bound: for what happens soon, but not at once.
+
+How long soon may take depends on the machine: `INSULA_TEST_PATIENCE` is a factor for every such bound of the tests,
+set where the processor is emulated. A test that passes never waits for a bound.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+PATIENCE = float(os.environ.get("INSULA_TEST_PATIENCE", "1"))
+
+
+def patiently(seconds: float) -> float:
+    """A bound for this machine."""
+    return seconds * PATIENCE
 
 
 def until(condition: Callable[[], T], what: str, timeout: float = 10.0, interval: float = 0.05) -> T:
@@ -14,6 +26,7 @@ def until(condition: Callable[[], T], what: str, timeout: float = 10.0, interval
 
     An AssertionError raised by `condition` counts as not yet true.
     """
+    timeout = patiently(timeout)
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -23,5 +36,5 @@ def until(condition: Callable[[], T], what: str, timeout: float = 10.0, interval
         except AssertionError as error:
             value = error
         if time.monotonic() > deadline:
-            raise AssertionError(f"after {timeout} s still not: {what}; last seen: {value!r}")
+            raise AssertionError(f"after {timeout:g} s still not: {what}; last seen: {value!r}")
         time.sleep(interval)

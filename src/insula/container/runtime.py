@@ -31,7 +31,7 @@ from insula.model.stream import Kind
 
 __all__ = ["Attachment", "Exec", "ExitRecord", "Launch", "Runtime", "State"]
 
-_PATIENCE = 5.0  # seconds for the keeper or the spawner to come back
+_PATIENCE = 30.0  # seconds for the keeper or the spawner to come back, on a busy host too
 _ENOENT, _EACCES = 2, 13
 _PIDFD_SIGNAL_PROCESS_GROUP = 4
 

@@ -1,0 +1,79 @@
+"""The tests that matter most, run once more on the modern host: by pytest inside the virtual machine.
+
+They are those of tests/system, unchanged; only their patience is greater, for an emulated processor
+(tests/support/wait.py). They run once, all together; then each file is a test here, which fails as it did there.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.support.guest import CHECKOUT, Guest
+
+PYTHON = "/opt/insula-tests/bin/python"
+PATIENCE = 6
+FILES = (
+    "system/test_cgroups.py",
+    "system/test_cgroups_devices.py",
+    "system/test_runtime.py",
+    "system/test_pids.py",
+    "system/test_security.py",
+    "system/test_two_tenants.py",
+)
+"""What depends on the version of control groups, on the kernel, or on systemd."""
+
+ON_THE_HOST_ITSELF = ("modern/inside/test_systemd.py",)
+"""Outside of the namespaces that tests.support.machine makes: systemd knows no PIDs but its own."""
+
+TIMEOUT = 1500
+
+
+@dataclass
+class Outcome:
+    """What became of the tests of one file."""
+
+    passed: int = 0
+    skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+
+def run(guest: Guest, *files: str) -> tuple[dict[str, Outcome], str]:
+    """The outcome of each file, and what pytest printed."""
+    paths = " ".join(f"tests/{name}" for name in files)
+    command = f"cd {CHECKOUT} && INSULA_TEST_INSIDE=1 INSULA_TEST_PATIENCE={PATIENCE} {PYTHON} -m pytest -q"
+    done = guest.run(
+        f"{command} -p no:cacheprovider -o junit_family=xunit1 --junitxml=/tmp/report.xml {paths}", timeout=TIMEOUT
+    )
+    report = guest.run("cat /tmp/report.xml; rm -f /tmp/report.xml")
+    assert report.status == 0, f"no report; pytest ended with {done.status}:\n{done.out}"
+    found: dict[str, Outcome] = defaultdict(Outcome)
+    for case in ElementTree.fromstring(report.out).iter("testcase"):
+        outcome = found[str(case.get("file")).removeprefix("tests/")]
+        bad = [*case.iter("failure"), *case.iter("error")]
+        if bad:
+            outcome.failed += [f"{case.get('name')}\n{each.text or each.get('message')}" for each in bad]
+        elif (skip := case.find("skipped")) is not None:
+            outcome.skipped.append(f"{case.get('name')}: {skip.get('message')}")
+        else:
+            outcome.passed += 1
+    return found, done.out
+
+
+@pytest.fixture(scope="module")
+def outcomes(guest: Guest) -> tuple[dict[str, Outcome], str]:
+    system, said = run(guest, *FILES)
+    host, said_too = run(guest, *ON_THE_HOST_ITSELF)
+    return system | host, said + said_too
+
+
+@pytest.mark.parametrize("file", [*FILES, *ON_THE_HOST_ITSELF])
+def test_inside(outcomes: tuple[dict[str, Outcome], str], file: str) -> None:
+    found, said = outcomes
+    assert file in found, f"nothing was run; pytest said:\n{said}"
+    outcome = found[file]
+    assert not outcome.failed, "\n\n".join([f"{len(outcome.failed)} failed inside:", *outcome.failed])
+    assert outcome.passed > len(outcome.skipped), f"most are skipped: {outcome.skipped}"
