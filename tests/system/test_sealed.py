@@ -6,22 +6,26 @@ runs a copy of this Python in a scratch directory, so that the one that is not s
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from insula.kernel import capabilities, sealed
+from insula.kernel import capabilities, linux, sealed
 from tests.forked import errno_of, forked
 from tests.support.machine import Run
 from tests.support.wait import until
 
 RUNTIME = str(Path(__file__).parents[1] / "support" / "naive_runtime.py")
+T = TypeVar("T")
+LIBRARY = str(Path(sealed.__file__).parents[2])
 PYTHON = os.path.realpath(sys.executable)
 PWNED = b"#!/bin/false\n# pwned\n"
 
@@ -131,13 +135,73 @@ def attack_joining_process(host: Host, seal: str) -> str:
 
 
 @pytest.mark.parametrize("attack", [attack_by_entrypoint, attack_joining_process])
-def test_the_host_keeps_its_program(host: Host, attack: object) -> None:
-    assert callable(attack)
+def test_the_host_keeps_its_program(host: Host, attack: Callable[[Host, str], str]) -> None:
     assert attack(host, "sealed") == "EPERM"
     assert host.program.read_bytes() == host.before
     # the positive control: without a seal the same attack takes the host over
     assert attack(host, "plain") == "written"
     assert host.program.read_bytes() == PWNED
+
+
+def in_place(function: Callable[[str], T]) -> T:
+    """What `function` of the interpreter's path returns, in mounts of its own with one in PLACE."""
+
+    def child() -> T:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        sealed.place(PYTHON)
+        return function(f"{sealed.PLACE}/{os.path.basename(PYTHON)}")
+
+    return forked(child, timeout=60)
+
+
+@pytest.mark.parametrize("attack", [attack_by_entrypoint, attack_joining_process])
+def test_what_is_in_place_is_kept_too(host: Host, attack: Callable[[Host, str], str]) -> None:
+    """It needs no copy: the runtime goes on as what it was started from."""
+
+    def attacked(program: str) -> tuple[str, bool]:
+        host.program = Path(program)
+        before = os.stat(PYTHON)
+        outcome = attack(host, "sealed")
+        after = os.stat(PYTHON)
+        return outcome, (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+
+    assert in_place(attacked) == ("EROFS", True)
+
+
+def test_what_is_in_place_cannot_be_made_writable() -> None:
+    def tried(program: str) -> tuple[int, ...]:
+        def writes() -> int:
+            return errno_of(lambda: os.close(os.open(program, os.O_WRONLY)))
+
+        remount = linux.MS_REMOUNT | linux.MS_NOSUID
+        answers = (
+            writes(),
+            errno_of(lambda: linux.mount(None, sealed.PLACE, None, remount)),
+            errno_of(
+                lambda: linux.mount(None, sealed.PLACE, None, remount | linux.MS_BIND)
+            ),  # the mount, not the layer
+        )
+        return *answers, writes()
+
+    assert in_place(tried) == (errno.EROFS, errno.EROFS, 0, errno.EROFS)
+
+
+def test_place_and_displace() -> None:
+    def there() -> int:
+        return Path("/proc/self/mounts").read_text().count(f" {sealed.PLACE} ")
+
+    def life(program: str) -> list[object]:
+        code = f"import sys; sys.path.append({LIBRARY!r}); from insula.kernel import sealed; print(sealed.is_sealed())"
+        ran = subprocess.run([program, "-ISE", "-c", code], capture_output=True, text=True, check=True).stdout
+        sealed.place(PYTHON)
+        seen = [ran, there()]
+        sealed.displace()
+        seen += [there(), os.path.exists(sealed.PLACE)]
+        sealed.displace()
+        return seen
+
+    assert in_place(life) == ["True\n", 1, 0, False]
 
 
 # -- the same on insula-oci --------------------------------------------------------------------------------------------
@@ -241,9 +305,8 @@ def test_a_copy_runs_and_cannot_be_changed(tmp_path: Path) -> None:
 
 def test_ensure_keeps_pid_arguments_and_library(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    library = str(Path(sealed.__file__).parents[2])
     script.write_text(
-        f"import os, sys\nsys.path.insert(0, {library!r})\nfrom insula.kernel import sealed\n"
+        f"import os, sys\nsys.path.insert(0, {LIBRARY!r})\nfrom insula.kernel import sealed\n"
         "print(os.getpid(), sealed.is_sealed(), flush=True)\nsealed.ensure()\n"
         "import json\nprint(sys.argv[1:], sys.flags.isolated, os.readlink('/proc/self/exe'), sys.prefix)\n"
     )

@@ -14,7 +14,9 @@ So what runs near containers is a copy. memfd_create(2) makes a file without a n
 Libraries need no copies: /proc/PID/map_files takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE of the host itself, and
 execve drops them. Python finds its modules by argv[0], so a virtual environment goes on as before.
 
-A copy costs 2.5 ms and an interpreter's start 7.5, so a command that seals itself does it before anything else.
+A copy costs 2.5 ms and an interpreter's start 7.5, so a command that seals itself does it before anything else. Or it
+is started sealed: `place` mounts the interpreter's directory once more, as an overlay without an upper layer. That
+can't be written to, nor made writable, whoever has the mount; and nothing is copied. runc does the same for itself.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+
+PLACE = "/run/insula-sealed"
+"""Where `place` mounts what nobody can write to; `packaging/insula-oci` starts the interpreter from there."""
 
 _MFD_EXEC = 0x10  # since Linux 6.3; memfd_create(2) refuses it before
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -50,7 +55,7 @@ def copy(path: str = _EXE) -> int:
 
 
 def is_sealed() -> bool:
-    """Whether this process runs a sealed copy."""
+    """Whether this process runs a sealed copy, or what is in PLACE."""
     try:
         fd = os.open(_EXE, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:  # not even we may read what we run: nobody who is less may write it
@@ -58,7 +63,7 @@ def is_sealed() -> bool:
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
     except OSError:  # EINVAL: it is an ordinary file
-        return False
+        return os.readlink(_EXE).startswith(f"{PLACE}/") and bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
     finally:
         os.close(fd)
 
@@ -72,6 +77,54 @@ def ensure() -> None:
     if is_sealed() or (os.geteuid() != 0 and not os.access(_EXE, os.W_OK, effective_ids=True)):
         return
     os.execve(copy(), sys.orig_argv, os.environ)
+
+
+def place(program: str = "/usr/bin/python3") -> None:
+    """Mount the directory of `program` at PLACE, read-only for ever, instead of what was there. Takes CAP_SYS_ADMIN.
+
+    The mount is the host's until `displace`. Call it again when the program was replaced: what is mounted is the old.
+    """
+    from insula.kernel import linux  # not for who only seals itself
+
+    directory = os.path.dirname(os.path.realpath(program)).replace("\\", "\\\\").replace(":", "\\:")
+    empty = _mounted("tmpfs", {})
+    try:  # without an upper layer an overlay takes two lower ones at least
+        sealed = _mounted("overlay", {"lowerdir": f"{directory}:/proc/self/fd/{empty}"})
+    finally:
+        os.close(empty)
+    try:
+        displace()
+        os.makedirs(PLACE, 0o755, exist_ok=True)
+        linux.move_mount(sealed, linux.AT_FDCWD, PLACE)
+    finally:
+        os.close(sealed)
+
+
+def displace() -> None:
+    """Undo `place`; nothing happens if there is nothing. Who runs the program that was there goes on."""
+    from insula.kernel import linux
+
+    try:
+        while True:
+            linux.umount2(PLACE, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+    except OSError:  # EINVAL: no mount is left
+        pass
+    if os.path.isdir(PLACE):
+        os.rmdir(PLACE)
+
+
+def _mounted(fstype: str, options: dict[str, str]) -> int:
+    """A detached, read-only mount of a new file system."""
+    from insula.kernel import linux
+
+    context = linux.fsopen(fstype)
+    try:
+        for name, value in options.items():
+            linux.fsconfig(context, linux.FSCONFIG_SET_STRING, name, value)
+        linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
+        return linux.fsmount(context, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
+    finally:
+        os.close(context)
 
 
 def _memfd() -> int:
