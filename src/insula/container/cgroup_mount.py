@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 
 from insula.kernel import linux, mounts
+from insula.kernel.cgroups import hierarchy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ class Groups:
     def __init__(self, directories: dict[str, str], namespaced: bool) -> None:
         self.directories = directories
         self.namespaced = namespaced
+
+
+def own_directories() -> dict[str, str]:
+    """Where the calling process's group is, for a container that gets none of its own and so is in the same."""
+    tree = hierarchy()
+    with open("/proc/self/cgroup") as file:
+        paths = {names: path for _, names, path in (line.rstrip("\n").split(":", 2) for line in file)}
+    if tree.unified:
+        return {"": tree.unified + paths.get("", "/")}
+    found = {c: paths[names] for names in paths for c in names.split(",") if c in tree.controllers}
+    return {controller: tree.controllers[controller] + path for controller, path in found.items()}
 
 
 def mount(target: int, options: Options, groups: Groups) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 
 from insula.container import init, namespaces, sources, wire
-from insula.container.cgroup_mount import Groups
+from insula.container.cgroup_mount import Groups, own_directories
 from insula.kernel import cgroups, linux, mounts, process, scheduling
 from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
@@ -99,7 +99,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             root=outside.root,
             sources=opened,
             join=join,
-            groups=Groups(group.directories() if group else {}, plan.cgroup),
+            groups=Groups(group.directories() if group else own_directories(), plan.cgroup),
             stdio=outside.stdio,
             program=outside.program,
             tty=bool(config["process"].get("terminal")),

@@ -22,6 +22,11 @@ _CHUNK = 16 << 10
 _OURS = {signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
 
 
+def hold_signals() -> None:
+    """Let what should be forwarded wait for `wait`: call it before there is a process that somebody could mean."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OURS)
+
+
 def wait(pid: int, master: int = -1) -> int:
     """Wait for our child `pid`, forwarding signals; `master` is its terminal's other end. Its status as a shell has it.
 
@@ -29,6 +34,7 @@ def wait(pid: int, master: int = -1) -> int:
     """
     for number in signal.valid_signals() - _OURS:
         signal.signal(number, _forward(pid))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if master >= 0:
         _relay(master)
     _, status = os.waitpid(pid, 0)

@@ -30,7 +30,8 @@ def main(words: Sequence[str] | None = None) -> int:
     given = Arguments()
     try:
         status = _run(list(sys.argv[1:] if words is None else words), given)
-        sys.stdout.flush()
+        if sys.stdout:  # the caller may have closed it
+            sys.stdout.flush()
         return status
     except InsulaError as error:
         message = f"{error.message}; hint: {error.hint}" if error.hint else error.message

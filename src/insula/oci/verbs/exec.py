@@ -16,7 +16,7 @@ from insula.kernel.cgroups import Cgroup
 from insula.kernel.undo import Undo
 from insula.model.errors import Conflict, Failed, Invalid
 from insula.model.plainjson import loads
-from insula.oci import log, streams
+from insula.oci import foreground, log, streams
 from insula.oci.creation import seccomp_filter
 from insula.oci.failure import explain
 from insula.oci.state import Container
@@ -43,6 +43,8 @@ def run(arguments: Arguments) -> int:
     what = checks.check_process(asked(arguments, config), config, warn=lambda message: log.warning(message, arguments))
     with Undo() as undo:
         joined = Joined(container, record, config, what, arguments)
+        if not arguments.detach:
+            foreground.hold_signals()
         try:
             joined.begin(undo)
         except StepError as error:
@@ -51,8 +53,6 @@ def run(arguments: Arguments) -> int:
             streams.write_pid(arguments.pid_file, joined.pid)
         if arguments.detach:
             return 0
-        from insula.oci import foreground
-
         return foreground.wait(joined.pid, joined.master)
 
 

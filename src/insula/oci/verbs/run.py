@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from insula.container.steps import StepError
 from insula.kernel.undo import Undo
-from insula.oci import creation
+from insula.oci import creation, foreground
 from insula.oci.failure import explain
 
 TYPE_CHECKING = False
@@ -20,6 +20,8 @@ def run(arguments: Arguments) -> int:
     with Undo() as undo:
         try:
             made = creation.make(arguments, undo, detached=not waits)
+            if waits:
+                foreground.hold_signals()
             creation.start(made)
         except StepError as error:
             raise explain(error) from None
@@ -27,8 +29,6 @@ def run(arguments: Arguments) -> int:
             undo.keep()
             return 0
         made.container.unlock()  # others may look at it, pause it, join it
-        from insula.oci import foreground
-
         status = foreground.wait(made.child.pid, made.master)
         if arguments.keep:
             undo.keep()
