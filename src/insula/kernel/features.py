@@ -24,8 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from insula.kernel import cgroups, linux, mounts, netlink, nftables, process, seccomp_load
-from insula.model.errors import Failed
+from insula.kernel import cgroups, criu, linux, mounts, netlink, nftables, process, seccomp_load
+from insula.model.errors import Failed, Unavailable
 
 TIMEOUT = 10.0
 _SCRATCH = ".features-"
@@ -268,13 +268,10 @@ def pressure() -> str:
 
 def checkpoint() -> str:
     """CRIU and its own opinion of this kernel."""
-    program = shutil.which("criu", path="/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin")
-    if program is None:
-        raise Lacking("criu is not installed")
-    done = subprocess.run([program, "check"], capture_output=True, timeout=5, check=False)
-    if done.returncode:
-        raise Lacking("criu check finds that this kernel and it don't fit")
-    return "criu check is content"
+    try:
+        return f"{criu.find()} check is content"
+    except Unavailable as error:
+        raise Lacking(error.message) from None
 
 
 _PROBES: tuple[Callable[[], str], ...] = (

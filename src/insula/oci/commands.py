@@ -17,7 +17,7 @@ GLOBAL: Table = (
     ("--cgroup-manager cgroupfs|systemd|disabled", "who makes the control group: we, systemd, or nobody"),
     ("--systemd-cgroup", "as --cgroup-manager=systemd: cgroupsPath is then slice:prefix:name"),
     ("--rootless true|false|auto", "(ignored) what we may do is tried, not guessed"),
-    ("--criu FILE", "(ignored) criu is looked for in the PATH"),
+    ("--criu FILE", "the criu that checkpoint and restore use (criu, where programs are)"),
     ("--debug", "(ignored) there is nothing more to tell"),
     ("-v --version", "show which version this is, and of which runtime-spec"),
     ("-h --help", "show this help"),
@@ -37,6 +37,18 @@ _NEW: Table = (
     ("--no-pivot", "change the root by moving it, where pivot_root(2) can't: on a ramdisk"),
     ("--no-new-keyring", "keep the caller's session keyring"),
     ("--no-subreaper", "(ignored) nothing of ours reaps what is not its child"),
+)
+
+_IMAGES: Table = (
+    ("--image-path DIR", "where the files are (./checkpoint)"),
+    ("--work-path DIR", "where criu's logs go (--image-path)"),
+    ("--tcp-established", "with connections that are established"),
+    ("--ext-unix-sk", "with unix sockets to the outside"),
+    ("--shell-job", "with a session leader outside"),
+    ("--file-locks", "with file locks"),
+    ("--auto-dedup", "drop memory from the parent images that newer ones have"),
+    ("--manage-cgroups-mode soft|full|strict|ignore", "what criu does with control groups (soft)"),
+    ("--empty-ns KIND...", "network: leave out what is in its network namespace"),
 )
 
 COMMANDS: dict[str, tuple[str, str, Table]] = {
@@ -121,6 +133,30 @@ COMMANDS: dict[str, tuple[str, str, Table]] = {
         "ID",
         "print events: out of memory, and statistics every interval",
         (("--stats", "print the statistics once and end"), ("--interval DURATION", "between statistics (5s)")),
+    ),
+    "checkpoint": (
+        "ID",
+        "write a running container down as files, by criu, and delete it",
+        (
+            *_IMAGES,
+            ("--leave-running", "let it run on"),
+            ("--pre-dump", "write its memory only, and let it run on"),
+            ("--parent-path DIR", "an earlier --pre-dump: write only what has changed since"),
+            ("--page-server ADDRESS:PORT", "send memory to a `criu page-server` there"),
+        ),
+    ),
+    "restore": (
+        "ID",
+        "make a container again as checkpoint wrote it down, and let it run on",
+        (
+            _BUNDLE,
+            ("-f --config FILE", "the config instead of the bundle's config.json"),
+            *_IMAGES,
+            _PID_FILE,
+            ("-d --detach", "do not wait for its end"),
+            ("--no-pivot", "(ignored) criu changes the root"),
+            ("--no-subreaper", "(ignored) without --detach, what criu leaves is ours to wait for"),
+        ),
     ),
     "spec": (
         "",

@@ -137,10 +137,11 @@ class Created:
             hooks.run_all(self.config, "poststop", self.state("stopped"), self.warn)
 
 
-def make(arguments: Arguments, undo: Undo, *, detached: bool) -> Created:
+def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = False) -> Created:
     """Make a container from its bundle; `undo` takes it apart again. InsulaError, OSError or StepError.
 
-    `detached`: the caller goes before the container's process starts, so it waits at a socket in its directory.
+    `detached`: the caller goes before the container's process ends, so somebody else must take its terminal; `later`:
+    even before it starts, so it waits at a socket in its directory.
     """
     streams.fill_standard_streams()
     bundle = os.path.abspath(arguments.bundle or ".")
@@ -158,13 +159,13 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool) -> Created:
         root = handed.hold(sources.open_root(config["root"]["path"], config))
         group = announce(made, bundle, undo)
         waits_at = None
-        if detached:  # bound to its name later
+        if later:  # bound to its name later
             waits_at = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
             undo.callback(waits_at.close)
         user = (config["process"].get("user") or {}).get("uid", 0)
         outside = launch.Outside(
             root=root,
-            stdio=[] if terminal else [0, 1, 2],
+            stdio=[] if terminal else streams.standard(config),
             program=program,
             keep=keep,
             pivot=not arguments.no_pivot,
@@ -200,11 +201,11 @@ def announce(made: Created, bundle: str, undo: Undo) -> Cgroup | None:
     """Make the container known by its directory, locked: its config, and the control group that it will be in."""
     group = _group(made)
     made.record = _record(made, bundle, group)
-    if group and group.exists() and group.processes():  # its limits, `kill --all` and `delete` would hit them
-        raise Conflict(f"linux.cgroupsPath: control group {group.path} has processes already", "use another")
     made.container.make()
     undo.callback(made.poststop)
     undo.callback(made.forget)
+    if group and group.exists() and group.processes():  # its limits, `kill --all` and `delete` would hit them
+        raise Conflict(f"linux.cgroupsPath: control group {group.path} has processes already", "use another")
     made.container.save_config(made.config)
     made.container.save(made.record)
     return group

@@ -17,6 +17,8 @@ from insula.model.errors import Failed, Invalid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from insula.oci.options import Arguments
 
 _NULL_DEVICE = os.makedev(1, 3)
@@ -72,6 +74,15 @@ def listening() -> int:
     return int(value) if value.isdecimal() and len(value) < 5 else 0
 
 
+def standard(config: dict[str, Any]) -> list[int]:
+    """The streams that a process of the container gets: 0, 1 and 2. -1 is its own null device, in place of the host's.
+
+    Else it held on to the host's /dev: what is open cannot be checkpointed then, nor that file system unmounted.
+    """
+    own = any(m["destination"].rstrip("/") == "/dev" and m.get("type") == "tmpfs" for m in config.get("mounts") or ())
+    return [-1 if own and _is_null_device(os.fstat(fd)) else fd for fd in (0, 1, 2)]
+
+
 def give_to(uid: int) -> None:
     """Make `uid` of the host the owner of our streams, so that its program may open them again as /dev/stdout.
 
@@ -81,13 +92,17 @@ def give_to(uid: int) -> None:
         return
     for fd in (0, 1, 2):
         found = os.fstat(fd)
-        if found.st_uid == uid or (stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL_DEVICE):
+        if found.st_uid == uid or _is_null_device(found):
             continue
         try:
             os.fchown(fd, uid, -1)
         except OSError as error:
             if error.errno not in _UNSUITABLE:
                 raise
+
+
+def _is_null_device(found: os.stat_result) -> bool:
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL_DEVICE
 
 
 def fill_standard_streams() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run(arguments: Arguments) -> int:
     with Undo() as undo:
         try:
-            made = creation.make(arguments, undo, detached=True)
+            made = creation.make(arguments, undo, detached=True, later=True)
             wire.send(made.child.sync, {"event": "created"})
         except StepError as error:
             raise explain(error) from None
