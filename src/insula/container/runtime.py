@@ -107,6 +107,9 @@ class Runtime:
     async def open(self) -> None:
         """Connect, starting the keeper if none runs; from then on it is started again whenever it dies."""
         os.makedirs(f"{self.run}/containers", 0o700, exist_ok=True)
+        if self._is_the_hosts():
+            with contextlib.suppress(OSError):  # then insula-oci takes longer, and that is all
+                await asyncio.to_thread(sealed.place)
         await self._connect_spawner()
         self._tasks.append(asyncio.create_task(self._watch_keeper()))
 
@@ -119,6 +122,14 @@ class Runtime:
         if self._spawner:
             self._spawner.close()
             self._spawner = None
+
+    async def withdraw(self) -> None:
+        """Take off the host what `open` put there for other programs."""
+        if self._is_the_hosts():
+            await asyncio.to_thread(sealed.displace)
+
+    def _is_the_hosts(self) -> bool:
+        return self.run == os.path.dirname(sealed.PLACE)
 
     # -- verbs -----------------------------------------------------------------------------------------
 

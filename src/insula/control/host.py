@@ -76,6 +76,7 @@ class Host:
             for container in self.engine.runtime.ids():
                 await self.engine.runtime.delete(container)
             await asyncio.to_thread(self.engine.fabric.teardown)
+            await self.engine.runtime.withdraw()
             await asyncio.to_thread(Cgroup(self.engine.settings.prefix).remove)
         except InsulaError:
             raise

@@ -25,7 +25,7 @@ import fcntl
 import os
 import sys
 
-PLACE = "/run/insula-sealed"
+PLACE = "/run/insula/sealed"
 """Where `place` mounts what nobody can write to; `packaging/insula-oci` starts the interpreter from there."""
 
 _MFD_EXEC = 0x10  # since Linux 6.3; memfd_create(2) refuses it before
