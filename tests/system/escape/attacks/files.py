@@ -46,7 +46,7 @@ def write(path: str, text: str) -> int:
 
 
 def writable(*tops: str) -> list[str]:
-    """Every file below that opens for writing; what belongs to a process is left out."""
+    """Every file below that opens for writing and has somebody who may write it; those of processes are left out."""
     found = []
     for top in tops:
         for path, folders, files in os.walk(top):
@@ -54,7 +54,8 @@ def writable(*tops: str) -> list[str]:
             for name in files:
                 full = os.path.join(path, name)
                 with contextlib.suppress(OSError):
-                    if stat.S_ISREG(os.lstat(full).st_mode):  # a masked file is /dev/null
+                    mode = os.lstat(full).st_mode  # a masked file is /dev/null
+                    if stat.S_ISREG(mode) and mode & 0o222:
                         found.append(opened(full))
     return found
 

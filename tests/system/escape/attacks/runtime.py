@@ -1,0 +1,92 @@
+"""The runtime itself, seen from inside of a container that it makes or joins."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+
+from tests.system.escape.attacks.calls import syscall
+
+KEYCTL_SEARCH, KEYCTL_READ, SESSION, USER = 10, 11, -3, -4
+
+
+def programs(seconds: float, ready: str) -> list[list[object]]:
+    """CVE-2019-5736: opens the program of every process that comes, keeps it, and tries to open that for writing until
+    nobody executes it any more. Writes what is there already: [device, inode, whether it could] of each."""
+    held: dict[tuple[int, int], int] = {}
+    written: set[tuple[int, int]] = set()
+    open(ready, "w").close()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) not in (os.getpid(), os.getppid()):
+                with contextlib.suppress(OSError):
+                    fd = os.open(f"/proc/{name}/exe", os.O_RDONLY)
+                    status = os.fstat(fd)
+                    key = (status.st_dev, status.st_ino)
+                    if key in held:
+                        os.close(fd)
+                    else:
+                        held[key] = fd
+        for key in held.keys() - written:
+            with contextlib.suppress(OSError):
+                _write_again(held[key])
+                written.add(key)
+    return [[*key, key in written] for key in held]
+
+
+def _write_again(fd: int) -> None:
+    """Writes the first byte of the file as it is, through a descriptor that was open for reading."""
+    again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)
+    try:
+        os.pwrite(again, os.pread(fd, 1, 0), 0)
+    finally:
+        os.close(again)
+
+
+def where() -> dict[str, object]:
+    """The working directory as the kernel has it, and what is to be seen from it and from every open directory."""
+    seen = {}
+    for path in (".", "../../../../../../..", *(f"/proc/self/fd/{n}" for n in range(3, 40))):
+        with contextlib.suppress(OSError):
+            seen[path] = sorted(os.listdir(path))[:20]
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        here = str(error)
+    return {"cwd": here, "seen": seen}
+
+
+def key_of_the_session(name: str, keyring: int = SESSION) -> str:
+    """What a key in the session's keyring says: keyrings (keyrings(7)) are inherited through fork and exec."""
+    key = syscall("keyctl", KEYCTL_SEARCH, keyring, b"user", name.encode(), 0)
+    buffer = ctypes.create_string_buffer(100)
+    size = syscall("keyctl", KEYCTL_READ, key, buffer, len(buffer), 0)
+    return buffer.raw[:size].decode()
+
+
+def masks(*paths: str) -> dict[str, list[int] | str]:
+    """What covers each path: type and device number, and how many bytes can be read; or why it can't be."""
+    found: dict[str, list[int] | str] = {}
+    for path in paths:
+        try:
+            status = os.stat(path)
+            with open(path, "rb") as file:
+                found[path] = [
+                    status.st_mode >> 12,
+                    os.major(status.st_rdev),
+                    os.minor(status.st_rdev),
+                    len(file.read(64)),
+                ]
+        except OSError as error:
+            found[path] = str(error)
+    return found
+
+
+def mounts() -> list[list[str]]:
+    """Where something is mounted, and of which type."""
+    with open("/proc/self/mountinfo") as file:
+        lines = [line.split() for line in file]
+    return [[line[4], line[line.index("-") + 1]] for line in lines]
