@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from bench.lib import Agent, Bench
+from insula.container import seccomp_default
 from insula.container.bundle import Launch
 from tests.support import peers
 from tests.support.peers import IMAGE, Engine, Host
@@ -30,6 +32,8 @@ def bundle_config(launch: Launch, root: Path) -> dict[str, Any]:
     linux = config["linux"]
     if not any(namespace["type"] == "user" for namespace in linux["namespaces"]):
         linux["namespaces"].append({"type": "user"})
+    # the engine's requests name a compiled filter instead
+    linux["seccomp"] = seccomp_default.profile(config["process"]["capabilities"]["bounding"])
     linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": launch.id_base, "size": 65536}]
     linux["cgroupsPath"] = f"/{launch.cgroup.split('/')[0]}-crun/bench"
     return config
@@ -45,6 +49,7 @@ class Runtime:
         (self.path / "config.json").write_text(json.dumps(config))
         self.host = Host(HIDE_UNIFIED)
         self.agent = Agent(*self.host.command())
+        self.agent.run(sys.executable, "-c", "from insula.kernel import sealed; sealed.place()")  # as insulad does
         self.number = 0
 
     def launch(self) -> float:

@@ -66,4 +66,6 @@ def _compare(bench: Bench, title: str, config: dict[str, Any]) -> Table:
             stack.callback(runtime.close)
             contestants[name] = runtime.launch
         times, dropped = interleave(contestants, bench.rounds(ROUNDS))
-    return comparison(f"OCI runtimes as processes, {title}", times, {**missing, **dropped}, "insula-oci run")
+    table = comparison(f"OCI runtimes as processes, {title}", times, {**missing, **dropped}, "insula-oci run")
+    table.notes.append("insula-oci has the interpreter that insulad mounts for it, and keeps compiled seccomp filters")
+    return table
