@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import array
 import ctypes
 import errno
-import fcntl
-import json
 import os
 import signal
-import socket
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +20,7 @@ from insula.container.steps import StepError
 from insula.kernel import linux, seccomp, syscalls
 from insula.kernel.seccomp_load import load
 from tests.forked import Killed, forked
+from tests.support.agent import ANSWER, agent
 
 T = TypeVar("T")
 NATIVE = syscalls.native()
@@ -134,53 +129,7 @@ def test_the_thread_or_the_process_is_killed(action: str, survives: bool) -> Non
 
 # -- the listener ------------------------------------------------------------------------------------------------------
 
-_SECCOMP_IOCTL_NOTIF_RECV = 0xC0502100
-_SECCOMP_IOCTL_NOTIF_SEND = 0xC0182101
 STATE = {"ociVersion": "1.2.0", "id": "c1", "status": "creating", "pid": 0, "bundle": "/b", "annotations": {"a": "é"}}
-
-
-class Agent:
-    """An agent as the runtime-spec has it: takes a listener over its socket, and answers calls with an errno."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.server.bind(str(path))
-        self.server.listen(1)
-        self.server.settimeout(20)
-        self.received: dict[str, Any] = {}
-        self.asked: list[int] = []
-        self.thread = threading.Thread(target=self.serve)
-        self.thread.start()
-
-    def serve(self) -> None:
-        connection, _ = self.server.accept()
-        with connection:
-            data, ancillary, _, _ = connection.recvmsg(1 << 16, socket.CMSG_SPACE(4))
-            while more := connection.recv(1 << 16):
-                data += more
-        self.received = json.loads(data)
-        (_, _, rights), *_ = ancillary
-        (listener,) = array.array("i", rights)
-        notification = bytearray(80)
-        fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_RECV, notification)
-        identity, number = struct.unpack_from("=Q8xi", notification)
-        self.asked.append(number)
-        fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_SEND, bytearray(struct.pack("=QqiI", identity, 0, -77, 0)))
-        os.close(listener)
-
-    def close(self) -> None:
-        self.server.close()
-        self.thread.join(20)
-
-
-@contextmanager
-def agent(path: Path) -> Iterator[Agent]:
-    listening = Agent(path)
-    try:
-        yield listening
-    finally:
-        listening.close()
 
 
 def depart(profile: dict[str, Any], script: str, restricted: bool) -> tuple[str, wire.Message | None]:
@@ -236,7 +185,7 @@ def test_an_agent_of_the_host_decides(tmp_path: Path, restricted: bool, more: di
         profile = notifying(path, flags=["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"], **more)
         printed, told = depart(profile, f"mkdir {tmp_path}/made 2>&1; ls -l /proc/$$/fd", restricted)
     assert told is None
-    assert os.strerror(77) in printed  # EBADFD: only the agent would say so
+    assert os.strerror(ANSWER) in printed  # only the agent would say so
     assert "seccomp" not in printed  # the program itself has no listener
     assert set(listening.asked) <= {way.value for n in ("mkdir", "mkdirat") for way in syscalls.numbers(n, NATIVE)}
     assert not (tmp_path / "made").exists()
@@ -257,7 +206,7 @@ def test_calls_of_the_departure_itself_reach_the_agent(tmp_path: Path) -> None:
         printed, told = depart(notifying(path, ("setgroups",)), "echo here", False)
     assert printed == ""
     assert told is not None
-    assert (told["step"], told["errno"]) == ("change the user", 77)
+    assert (told["step"], told["errno"]) == ("change the user", ANSWER)
     assert listening.asked == [syscalls.numbers("setgroups", NATIVE)[0].value]
 
 

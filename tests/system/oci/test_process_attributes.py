@@ -1,0 +1,136 @@
+"""What `process` of a config asks for, as a container of insula-oci has it: by run, create and start, and exec."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insula.kernel import syscalls
+from tests.support.agent import ANSWER, agent
+from tests.support.wait import until
+from tests.system.oci.conftest import NAME, Box
+
+ROOT = 70_000  # who is root inside, where there is a user namespace
+
+
+def status(text: str, name: str) -> str:
+    found = re.search(rf"^{name}:[ \t]*(.*)$", text, re.MULTILINE)
+    assert found, name
+    return found[1].strip()
+
+
+@pytest.mark.parametrize("user_namespace", [False, True])
+def test_scheduling_is_given_inside_and_outside_of_a_user_namespace(box: Box, user_namespace: bool) -> None:
+    """Going first takes a right of the host, which nobody in a user namespace has: the runtime gives it from outside.
+
+    Real-time policies are the same, but a kernel with CONFIG_RT_GROUP_SCHED has them where the control group may.
+    """
+    if user_namespace:
+        box.map_ids((0, ROOT, 65536))
+    box.process |= {
+        "scheduler": {"policy": "SCHED_BATCH", "nice": -5},
+        "ioPriority": {"class": "IOPRIO_CLASS_RT", "priority": 3},
+        "oomScoreAdj": 123,
+        "user": {"uid": 5, "gid": 6, "additionalGids": [7, 8], "umask": 0o077},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}],
+    }
+    pid = box.start("umask; ulimit -n; cat /proc/self/status /proc/self/oom_score_adj; exec sleep 600")
+    until(lambda: box.output.endswith("\n123\n"), "it printed")
+    assert box.output.split()[:2] == ["0077", "77"]
+    assert status(box.output, "Uid").split()[0] == "5"
+    assert status(box.output, "Gid").split()[0] == "6"
+    assert status(box.output, "Groups") == "7 8"
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    assert os.getpriority(os.PRIO_PROCESS, pid) == -5
+    assert os.popen(f"ionice -p {pid}").read() == "realtime: prio 3\n"
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="uname(2) says i686 on x86-64 only")
+def test_personality_is_of_all_its_processes(box: Box) -> None:
+    box.linux["personality"] = {"domain": "LINUX32"}
+    box.start()
+    assert box.oci.ok("exec", NAME, "uname", "-m") == "i686\n"
+
+
+def test_an_unknown_capability_is_a_warning(box: Box) -> None:
+    names = ["CAP_KILL", "CAP_FLY"]
+    box.process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), names)
+    log = box.path / "log"
+    box.script("grep CapPrm /proc/self/status")
+    command = ["--log", log, "--log-format", "json", "run", "--bundle", box.path, NAME]
+    done = box.oci.run(*command)
+    assert done.status == 0
+    assert int(status(done.out, "CapPrm"), 16) == 1 << 5
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {entry["level"] for entry in told} == {"warning"}
+    assert all("CAP_FLY" in entry["msg"] for entry in told)
+
+
+def test_the_affinity_of_who_joins(box: Box, tmp_path: Path) -> None:
+    box.start()
+    last = str(max(os.sched_getaffinity(0)))
+    process: dict[str, Any] = {
+        "args": ["grep", "Cpus_allowed_list", "/proc/self/status"],
+        "cwd": "/",
+        "env": ["PATH=/bin"],
+        "execCPUAffinity": {"initial": "0", "final": last},
+    }
+    (tmp_path / "process.json").write_text(json.dumps(process))
+    assert box.oci.ok("exec", "--process", tmp_path / "process.json", NAME).split()[1] == last
+    everything = box.oci.ok("exec", NAME, "grep", "Cpus_allowed_list", "/proc/self/status").split()[1]
+    process["execCPUAffinity"] = {"initial": "0"}
+    (tmp_path / "process.json").write_text(json.dumps(process))
+    assert box.oci.ok("exec", "--process", tmp_path / "process.json", NAME).split()[1] == everything
+
+
+@pytest.mark.parametrize("restricted", [True, False])
+@pytest.mark.parametrize("verb", ["run", "start", "exec"])
+def test_an_agent_of_the_host_decides_about_a_call(box: Box, tmp_path: Path, verb: str, restricted: bool) -> None:
+    """SCMP_ACT_NOTIFY: the listener leaves the container, whichever command it is that lets a process go."""
+    names = ["mkdir", "mkdirat"]
+    path = tmp_path / "agent.sock"
+    box.process["noNewPrivileges"] = restricted
+    box.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": str(path),
+        "listenerMetadata": "for the test",
+        "syscalls": [{"names": names, "action": "SCMP_ACT_NOTIFY"}],
+    }
+    made = "mkdir /tmp/made"
+    if verb == "exec":
+        # the first process has a listener too, and an agent of its own
+        with agent(path):
+            box.start("mkdir /tmp/first; exec sleep 600")
+            until(lambda: os.strerror(ANSWER) in box.output, "the first is answered")
+        path.unlink()
+    with agent(path) as listening:
+        if verb == "run":
+            said = box.run(made).err
+        elif verb == "start":
+            box.start(made)
+            until(lambda: "\n" in box.output, "it said something")
+            said = box.output
+        else:
+            said = box.oci.run("exec", NAME, "sh", "-c", made).err
+    assert os.strerror(ANSWER) in said
+    assert not (box.rootfs / "tmp/made").exists()
+    assert set(listening.asked) <= {way.value for n in names for way in syscalls.numbers(n, syscalls.native())}
+    received = listening.received
+    assert (received["fds"], received["metadata"]) == (["seccompFd"], "for the test")
+    assert (received["state"]["id"], received["state"]["bundle"]) == (NAME, str(box.path))
+    assert received["pid"] > 1
+    assert (received["pid"] == received["state"]["pid"]) == (verb != "exec")
+
+
+def test_without_an_agent_nothing_starts(box: Box, tmp_path: Path) -> None:
+    box.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": str(tmp_path / "nobody.sock"),
+        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}],
+    }
+    assert "listenerPath" in box.refused()
