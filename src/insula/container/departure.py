@@ -72,14 +72,14 @@ def departure(
     linux.close_range(3 + keep, 0x7FFFFFFF, linux.CLOSE_RANGE_CLOEXEC)
     for fd in range(3, 3 + keep):
         os.set_inheritable(fd, True)
+    capabilities, missing = Capabilities.from_oci(process.get("capabilities")).grantable()
+    if missing and warn:
+        warn(f"capabilities that cannot be granted: {', '.join(to_names(missing))}")
     restricted = process.get("noNewPrivileges")
     if restricted:
         step("set no_new_privs", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1))
     elif program is not None:
         step("load the seccomp filter", lambda: load_filter(program, listener))
-    capabilities, missing = Capabilities.from_oci(process.get("capabilities")).grantable()
-    if missing and warn:
-        warn(f"capabilities that cannot be granted: {', '.join(to_names(missing))}")
     step("drop capabilities", lambda: before_setuid(capabilities))
     step("change the user", lambda: change_user(user))
     step("drop capabilities", lambda: after_setuid(capabilities))

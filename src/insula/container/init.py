@@ -117,6 +117,7 @@ def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
             given.keep,
             personality=config["linux"].get("personality"),
             listener=lambda fd: offer_listener(given.sync.fileno(), fd),
+            warn=lambda text: tell(given.sync, {"event": "warning", "message": text}),
         )
     except StepError as error:
         report(given.sync, error)

@@ -15,7 +15,7 @@ from insula.container import wire
 from insula.container.departure import departure
 from insula.container.init import become_root, offer_listener
 from insula.container.stdio import connect_stdio, open_terminal, take_terminal
-from insula.container.steps import StepError, close_others, forbid_imports, report, reset_signals, step
+from insula.container.steps import StepError, close_others, forbid_imports, report, reset_signals, step, tell
 from insula.kernel import cgroups, linux, process, scheduling
 
 TYPE_CHECKING = False
@@ -118,6 +118,7 @@ def _inside(given: Joining) -> NoReturn:
         personality=given.personality,
         joins=True,
         listener=lambda fd: offer_listener(sync.fileno(), fd),
+        warn=lambda text: tell(sync, {"event": "warning", "message": text}),
     )
 
 

@@ -78,6 +78,8 @@ class Created:
                     self._take_terminal(descriptors)
                 case "listener":
                     self._pass_listener_on(message["fd"])
+                case "warning":
+                    self.warn(message["message"])
                 case _:
                     return message
         return None

@@ -71,6 +71,24 @@ def test_an_unknown_capability_is_a_warning(box: Box) -> None:
     assert all("CAP_FLY" in entry["msg"] for entry in told)
 
 
+def test_a_capability_that_the_runtime_lacks_is_a_warning(box: Box) -> None:
+    names = ["CAP_KILL", "CAP_SYS_TIME"]
+    box.process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), names)
+    script = "grep CapPrm /proc/self/status"
+    full = box.run(script)
+    assert (status(full.out, "CapPrm"), full.err) == (f"{1 << 5 | 1 << 25:016x}", "")  # the control
+    box.oci.ok("delete", "--force", NAME)
+    box.oci.program = ["setpriv", "--bounding-set", "-sys_time", *box.oci.program]
+    less = box.run(script)
+    assert status(less.out, "CapPrm") == f"{1 << 5:016x}"
+    assert "capabilities that cannot be granted: CAP_SYS_TIME" in less.err
+    box.oci.ok("delete", "--force", NAME)
+    box.start()
+    joined = box.oci.run("exec", NAME, "sh", "-c", script)
+    assert (joined.status, status(joined.out, "CapPrm")) == (0, f"{1 << 5:016x}")
+    assert "capabilities that cannot be granted: CAP_SYS_TIME" in joined.err
+
+
 def test_the_affinity_of_who_joins(box: Box, tmp_path: Path) -> None:
     box.start()
     last = str(max(os.sched_getaffinity(0)))

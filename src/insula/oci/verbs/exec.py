@@ -212,6 +212,8 @@ class Joined:
                     self._take_terminal(descriptors[0])
                 case "listener":
                     self._pass_listener_on(sync, message["fd"])
+                case "warning":
+                    log.warning(message["message"], self.arguments)
         if not self.pid:
             raise Failed("the process died before it was in the container", "is the container still there?")
 
