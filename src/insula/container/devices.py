@@ -117,6 +117,15 @@ def make_links(dev: int) -> None:
             continue
 
 
+def link_in_root(root: int) -> None:
+    """The links in the /dev of the root file system."""
+    dev = mounts.make_target(root, "dev", directory=True)
+    try:
+        make_links(dev)
+    finally:
+        os.close(dev)
+
+
 def populate(root: int, wanted: list[Node], bound: dict[str, int]) -> None:
     """Put nodes into the root file system itself; `bound` has copies of the host's, where they can't be made."""
     umask = os.umask(0)

@@ -189,6 +189,7 @@ def second(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
     rootfs.finish(config, given.root, staged)
     pivot = given.pivot and plan.makes(linux.CLONE_NEWNS)  # others in a joined namespace keep their root
     step("enter the root", lambda: rootfs.enter(given.root, pivot=pivot))
+    rootfs.propagate_root(config, given.root)
     if given.tty:
         step("open the terminal", lambda: open_console(config["process"], given.sync))
     else:

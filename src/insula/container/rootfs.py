@@ -164,6 +164,8 @@ def build(
     missing = devices_in_root(entries, devices.nodes(config["linux"].get("devices") or (), plan))
     if missing:
         step("make the devices", lambda: devices.populate(root, missing, sources.devices))
+    if not any(destination(entry) == "/dev" for entry in entries):
+        step("make the links of /dev", lambda: devices.link_in_root(root))
 
 
 def _move(root: int, mount: int, entry: dict[str, Any]) -> None:
@@ -237,6 +239,10 @@ def finish(config: dict[str, Any], root: int, staged: Staged | None) -> None:
         step("protect paths", lambda: protect(Places({}, root), masked, readonly))
     if config["root"].get("readonly"):
         step("make the root read-only", lambda: mounts.set_attributes(root, linux.MOUNT_ATTR_RDONLY))
+
+
+def propagate_root(config: dict[str, Any], root: int) -> None:
+    """`rootfsPropagation` of the root itself, once it is the root: pivot_root(2) takes no shared one."""
     if (kind := propagation_of_root(config)) and not kind & linux.MS_PRIVATE:
         step("set the root's propagation", lambda: mounts.propagate(root, kind & ~linux.MS_REC))
 
