@@ -114,7 +114,7 @@ def guarded(engine: Any, bench: Bench) -> Iterator[Any]:
     def take() -> Snapshot:
         pid = engine.host.pid
         found = Snapshot.take(bench.run.name, f"/proc/{pid}/ns/net", engine.host.root / "run", holder=pid)
-        # podman mounts its store over itself while it is at work; addresses of docker's bridge come with its first port;
+        # podman mounts its store over itself while it is at work; docker0 gets addresses with its first port;
         # compiled seccomp programs are kept, and the group below which all containers are, in each hierarchy once used
         return replace(
             found,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from insula.kernel import criu
+from insula.model.errors import Unavailable
 from tests.support.peers import IMAGE, Engine
 from tests.support.wait import until
 
@@ -44,3 +48,19 @@ def test_an_own_cgroup_and_none(podman: Engine) -> None:
 def test_restart_policy(podman: Engine) -> None:
     podman.ok("run", "-d", "--name", NAME, "--restart=on-failure:2", IMAGE, "sh", "-c", "echo try; exit 1")
     until(lambda: podman.ok("logs", NAME).count("try") == 3, "it is tried three times")
+
+
+def test_checkpoint_and_restore(podman: Engine) -> None:
+    try:
+        criu.find()
+    except Unavailable as problem:
+        pytest.skip(problem.message)
+    script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+    podman.ok("run", "-d", "--name", NAME, IMAGE, "sh", "-c", script)
+    until(lambda: "5" in podman.ok("logs", NAME).split(), "it counts")
+    podman.ok("container", "checkpoint", NAME)
+    assert podman.ok("inspect", "--format={{.State.Status}}", NAME) == "exited"
+    last = int(podman.ok("logs", NAME).split()[-1])
+    podman.ok("container", "restore", NAME)
+    until(lambda: str(last + 5) in podman.ok("logs", NAME).split(), "it counts on")
+    assert podman.ok("logs", NAME).split().count("1") == 1
