@@ -77,11 +77,13 @@ class Spawner:
         self.sessions: dict[tuple[str, str | None], Session] = {}
         self.programs: dict[str, bytes] = {}
         self.layers = launch.Layers()
+        self.traced: list[int] = []  # have ended, and wait for who traces them
 
     def serve(self) -> NoReturn:
         self._watch(self.listener.fileno(), self._accept)
         while True:
-            for fd, _ in self.poll.poll():
+            self._reap_traced()
+            for fd, _ in self.poll.poll(1.0 if self.traced else None):
                 if handler := self.handlers.get(fd):
                     try:
                         handler()
@@ -275,7 +277,10 @@ class Spawner:
         if child.sync is not None:  # what it still had to say comes first
             while child.sync is not None:
                 self._hear(child)
-        _, status = os.waitpid(child.pid, 0)
+        reaped, status = os.waitpid(child.pid, os.WNOHANG)
+        if not reaped:  # a process in the container traces it, and we don't get it before that one lets go (ptrace(2))
+            status = process.zombie_status(child.pid)
+            self.traced.append(child.pid)
         os.close(child.pidfd)
         error = None
         if child.error:
@@ -283,6 +288,9 @@ class Spawner:
         Bundle(self.run, child.container).record_exit(status, child.exec_id, error)
         self._end_session((child.container, child.exec_id))
         self._forget(child)
+
+    def _reap_traced(self) -> None:
+        self.traced = [pid for pid in self.traced if not os.waitpid(pid, os.WNOHANG)[0]]
 
     def _reap_first(self, pid: int, pidfd: int) -> None:
         self._unwatch(pidfd)

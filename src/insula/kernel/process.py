@@ -66,6 +66,12 @@ def open_namespace(pid: int, started: int | None, kind: str) -> int:
         os.close(pidfd)
 
 
+def zombie_status(pid: int) -> int:
+    """The status, as of waitpid(2), of a child that has ended and is not reaped yet: the last field of its stat."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[49])
+
+
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 

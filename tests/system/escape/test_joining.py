@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel import linux
+from insula.kernel import linux, process
 from tests.forked import forked
 from tests.support.cli import Cli
+from tests.support.daemon import Daemon
 from tests.support.images import Layout, member, tar
+from tests.support.wait import until
 from tests.system.escape.attacks import kernel, processes
-from tests.system.escape.cell import Cell
+from tests.system.escape.cell import IMAGE, Cell
+from tests.system.escape.conftest import CellFactory
 from tests.system.test_security import pid_of
 
 
@@ -51,6 +54,42 @@ def test_nothing_can_be_had_from_a_process_that_joins(cell: Cell) -> None:
     assert set(got["root"]) | set(got["cwd"]) <= {"/"}
     assert got["program's file system"] == [str(cell.gets(kernel.device_of, "/bin/busybox"))]
     assert not [name for name in got["exe"] if "memfd" in name or "(deleted)" in name]
+
+
+def test_nothing_can_be_had_from_what_shares_the_pid_namespace(cells: CellFactory, tenant: Cli) -> None:
+    """`--pid container:NAME`: a second container is born among the processes of the first. Those that may trace (here
+    the tenant gave them CAP_SYS_PTRACE) must find nothing of the host's in it before it becomes its program."""
+    host = cells(tenant, "--cap-add", "SYS_PTRACE")
+    spy = host.start(processes.spy, 5.0, "/tmp/ready")
+    until(lambda: host.cli.run("exec", host.name, "test", "-e", "/tmp/ready").status == 0, "it spies")
+    while spy.poll() is None:
+        host.cli.ok("run", "--rm", "--pid", f"container:{host.name}", IMAGE, "/bin/true")
+    got = host.finish(spy).value
+    assert any(name.endswith("/busybox") for name in got["exe"]) and "ptrace" in got, "the control"
+    ours = [what for found in got.values() for what in found if "insula" in what or "memfd" in what]
+    assert ours == []
+
+
+def test_a_process_that_is_traced_when_it_ends(cell: Cell, neighbour: Cell, daemon: Daemon) -> None:
+    """ptrace(2): an ended process is its tracer's before it is its parent's. A runtime that waits for it (waitpid)
+    waits as long as the container likes, and with it whoever else wants something."""
+    tracer = cell.start(processes.trace_and_keep, 8.0, "/tmp/tracing")
+    until(lambda: (cell.upper / "tmp/tracing").exists(), "it traces")
+    busy = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"  # a child of its own would be traced too
+    victims = [cell.cli.start("exec", cell.name, "sh", "-c", f"{busy}; exit {number}") for number in (7, 8, 9)]
+    assert [victim.wait(20) for victim in victims] == [7, 8, 9], "it is known how they ended"
+    assert tracer.poll() is None and _zombies(daemon), "the control: they can't be waited for yet"
+    assert neighbour.answers()
+    neighbour.cli.ok("run", "--rm", IMAGE, "/bin/true")
+    assert len(cell.finish(tracer).value) >= 3
+    until(lambda: not _zombies(daemon), "what is let go is reaped")
+
+
+def _zombies(daemon: Daemon) -> list[int]:
+    """Children of the spawner that have ended."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    found = (seen for pid in pids if (seen := process.read(pid)))
+    return [seen.pid for seen in found if seen.state == "Z" and seen.parent == daemon.pid("spawner")]
 
 
 def test_tracing_out_of_a_joined_pid_namespace() -> None:
