@@ -25,8 +25,8 @@ def test_the_window_s_size(engine: Engine) -> None:
         terminal.expect("# ")
 
         def has(rows: int, columns: int) -> bool:
-            terminal.type("stty size\n")
-            return terminal.expect(r"(\d+ \d+)\r\n")[1] == f"{rows} {columns}"
+            terminal.type('echo "<$(stty size 2>/dev/null)>"\n')
+            return terminal.expect(r"<(\d* ?\d*)>\r\n")[1] == f"{rows} {columns}"
 
         until(lambda: has(33, 101), "the size is the window's")
         terminal.resize(44, 121)

@@ -3,8 +3,8 @@
 Their programs are unpacked, not installed (scripts/peers). A `Host` is a mount and a network namespace in which they
 lie over /usr, so that everything that they start finds its program and its libraries where Debian puts them: an
 environment would not do, conmon does not hand LD_LIBRARY_PATH on to the command that cleans up after a container, and
-`podman run` then waits for ever. /run is empty there; state lies in the engine's own directory, control groups below
-its own parent.
+`podman run` then waits for ever. /run is empty there, and /dev/null another one, because crun makes it the container's.
+State lies in the engine's own directory, control groups below its own parent.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ IMAGE = "localhost/bench:latest"
 MOUNTS = f"""
 ip link set lo up
 mount -t tmpfs -o mode=755 none /run
+mkdir /run/dev && mknod -m 666 /run/dev/null c 1 3 && mount --bind /run/dev/null /dev/null
 mount -t overlay -o ro,lowerdir={PEERS}/usr:/usr none /usr
 """
 TIMEOUT = 60.0
