@@ -134,7 +134,7 @@ def first(plan: Plan, stage: Stage | None, sources: Sources, *, keyring: bool = 
     """What depends on nothing but the namespaces and the mounts of `stage`: identity, and /proc, /sys, /dev."""
     if keyring:
         # while the host's root: an ordinary user, as a tenant is for the host, may have 200 keys in all (keyrings(7))
-        step("leave the host's keyring", lambda: linux.join_session_keyring("insula"))
+        step("leave the host's keyring", lambda: linux.join_session_keyring())
     step("become root inside", become_root)
     step("start a session", os.setsid)
     if plan.makes(linux.CLONE_NEWNET):

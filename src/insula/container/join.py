@@ -100,7 +100,7 @@ def _inside(given: Joining) -> NoReturn:
     what, sync = given.process, given.sync
     step("become root inside", become_root)
     step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
-    step("leave the host's keyring", lambda: linux.join_session_keyring("insula"))
+    step("leave the host's keyring", lambda: linux.join_session_keyring())
     step("start a session", os.setsid)
     if given.root >= 0:
         step("enter the root", lambda: enter(given.root))

@@ -216,10 +216,13 @@ def close_range(first: int, last: int, flags: int = 0) -> None:
     _call("close_range", first, last, flags)
 
 
-def join_session_keyring(name: str) -> None:
-    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: leave the session keyring that was inherited, if the kernel has any."""
+def join_session_keyring(name: str | None = None) -> None:
+    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: leave the session keyring that was inherited, if the kernel has any.
+
+    The new one may be another's if both have the same name; without a name nobody else has it.
+    """
     try:
-        _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name.encode())
+        _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name.encode() if name else None)
     except OSError as error:
         if error.errno != errno.ENOSYS:  # what a container with nested ones is told, too
             raise

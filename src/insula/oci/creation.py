@@ -154,6 +154,8 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
     made.console = streams.open_console(arguments, terminal, detached)
     if made.console:
         undo.callback(made.console.close)
+    elif terminal and "consoleSize" not in config["process"] and (size := streams.size_of_terminal()):
+        config["process"]["consoleSize"] = size
     pid_file = os.path.abspath(arguments.pid_file) if arguments.pid_file else None
     os.chdir(bundle)  # relative sources of mounts are meant from there
     program = seccomp_filter(config)

@@ -83,6 +83,14 @@ def standard(config: dict[str, Any]) -> list[int]:
     return [-1 if own and _is_null_device(os.fstat(fd)) else fd for fd in (0, 1, 2)]
 
 
+def size_of_terminal() -> dict[str, int] | None:
+    """`consoleSize` of the terminal that is our standard input; None if it is none."""
+    if not os.isatty(0):
+        return None
+    size = os.get_terminal_size(0)
+    return {"height": size.lines, "width": size.columns}
+
+
 def give_to(uid: int) -> None:
     """Make `uid` of the host the owner of our streams, so that its program may open them again as /dev/stdout.
 

@@ -1,4 +1,4 @@
-"""Hooks: six points in a container's life, in order and in the right namespaces; what each is told; what failing means."""
+"""Hooks: six points in a container's life, in order, in the right namespaces; what each is told and may fail."""
 
 from __future__ import annotations
 

@@ -145,6 +145,8 @@ class Joined:
         self.console = streams.open_console(self.arguments, terminal, bool(self.arguments.detach))
         if self.console:
             undo.callback(self.console.close)
+        elif terminal and "consoleSize" not in self.what and (size := streams.size_of_terminal()):
+            self.what["consoleSize"] = size
         keep = streams.preserved(self.arguments)
         program = seccomp_filter(self.config)
         if (self.config["linux"].get("seccomp") or {}).get("listenerPath"):
