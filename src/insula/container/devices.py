@@ -82,6 +82,8 @@ def nodes(config: Iterable[dict[str, Any]], plan: Plan) -> list[Node]:
         number = os.makedev(entry.get("major", 0), entry.get("minor", 0)) if kind != stat.S_IFIFO else 0
         owner = plan.outside(entry.get("uid", 0), entry.get("gid", 0))
         path = os.path.normpath("/" + entry["path"].lstrip("/"))
+        if path == "/dev/ptmx":  # always the link to the container's own; engines list the host's when privileged
+            continue
         mode = entry.get("fileMode", 0o666) & 0o7777
         found[path] = Node(path, kind | mode, number, *owner)
     return list(found.values())
