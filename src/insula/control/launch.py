@@ -6,7 +6,8 @@
     instances/ID/launch.json    the last launch that was begun: generation and boot
 
 `launch.json` is written before the container is made, and a container is deleted only after its end was stored. So
-after a crash at any point, record, container and stored status together tell what had happened.
+after a crash at any point, record, container and stored status together tell what had happened. Only of an instance
+that is removed when it ends the end isn't stored: nobody could ask for it.
 """
 
 from __future__ import annotations

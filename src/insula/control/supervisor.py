@@ -268,7 +268,8 @@ class Supervisor:
         try:
             async with member.lock:
                 if not member.gone and not member.active:
-                    await self.remove(member)
+                    await self._dismiss(member)
+                    self.spawn(self.launcher.remove_directory(member.instance.id))
         finally:
             member.vanished.set()
 
@@ -311,9 +312,13 @@ class Supervisor:
         """Kills it, and takes it off the host and out of the store. The lock is held."""
         await self.want(member, wanted="removed")
         await self.end(member, _SIGKILL, 0.0)
+        await self._dismiss(member)
+        await self.launcher.remove_directory(member.instance.id)
+
+    async def _dismiss(self, member: Member) -> None:
+        """Takes what has ended out of the store. Should we die before its directory goes, the next start finds that."""
         if not member.tidy:
             await self.launcher.clean(member.tenant, member.instance)
-        await self.launcher.remove_directory(member.instance.id)
         member.gone = True  # from here on no status is stored any more
         await self._saved(member)
         try:
@@ -338,7 +343,8 @@ class Supervisor:
 
     def _set(self, member: Member, status: InstanceStatus) -> None:
         member.status = status
-        if status.state in SETTLED and not member.gone:
+        vanishes = status.state == "exited" and member.instance.spec.remove  # with all that is stored of it
+        if status.state in SETTLED and not member.gone and not vanishes:
             member.unsaved = True
             if member.saving is None or member.saving.done():
                 member.saving = self.spawn(self._save(member))
