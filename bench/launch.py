@@ -52,11 +52,9 @@ class Engine:
         self.loop = asyncio.new_event_loop()
         self.runtime = runtime.Runtime(self.scratch / "run")
         self.loop.run_until_complete(self.runtime.open())
-        self.number = 0
 
     def launch(self) -> float:
-        self.number += 1
-        name = f"{self.number:032x}"
+        name = self.runtime.choose_id(f"{self.prefix}/bench")
         directory = self.scratch / name
         (directory / "upper").mkdir(parents=True)
         (directory / "work").mkdir()

@@ -32,17 +32,20 @@ class Snapshot:
     def take(cls, prefix: str, namespace: str, *directories: Path, holder: int | str = "self") -> Snapshot:
         """Of this machine, the control groups of `prefix`, the host's network `namespace` and the files below.
 
-        Mounts are those that process `holder` sees.
+        Mounts are those that process `holder` sees. Spares come and go, and are left out as long as the spawner has
+        them in its records.
         """
+        spares = _spares(directories)
+        parked = {pid for pid in _pids() if _is_spare(pid, spares)}
         return cls(
-            processes=frozenset(_processes()),
-            namespaces=frozenset(_namespaces()),
+            processes=frozenset(_processes(parked)),
+            namespaces=frozenset(_namespaces(parked)),
             mounts=frozenset(_mounts(holder)),
-            cgroups=frozenset(_cgroups(prefix)),
+            cgroups=frozenset(path for path in _cgroups(prefix) if Path(path).name not in spares),
             devices=frozenset(_lines(namespace, "ip", "-brief", "link")),
             routes=frozenset(_lines(namespace, "ip", "route", "show", "table", "all")),
             rules=frozenset(_lines(namespace, "nft", "--stateless", "list", "ruleset")),
-            files=frozenset(_files(directories)),
+            files=frozenset(path for path in _files(directories) if Path(path).name not in spares),
         )
 
     def difference(self, after: Snapshot) -> list[str]:
@@ -59,9 +62,29 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _processes() -> list[str]:
+def _spares(directories: tuple[Path, ...]) -> set[str]:
+    """The ids of containers that are made ahead (insula.container.pool)."""
+    found: set[str] = set()
+    for directory in directories:
+        for path, _, files in os.walk(directory):
+            if Path(path).name == "spares":
+                found |= set(files)
+    return found
+
+
+def _is_spare(pid: int, spares: set[str]) -> bool:
+    try:
+        if Path(f"/proc/{pid}/comm").read_text() == "insula-spare\n":  # it may not be in its group yet
+            return True
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.rpartition("/")[2] in spares for line in lines)
+
+
+def _processes(parked: set[int]) -> list[str]:
     found = []
-    for pid in _pids():
+    for pid in set(_pids()) - parked:
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -73,9 +96,9 @@ def _processes() -> list[str]:
     return found
 
 
-def _namespaces() -> set[str]:
+def _namespaces(parked: set[int]) -> set[str]:
     found = set()
-    for pid in _pids():
+    for pid in set(_pids()) - parked:
         for kind in ("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "user", "uts"):
             try:
                 found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))

@@ -6,6 +6,7 @@ set where the processor is emulated. A test that passes never waits for a bound.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -38,3 +39,12 @@ def until(condition: Callable[[], T], what: str, timeout: float = 10.0, interval
         if time.monotonic() > deadline:
             raise AssertionError(f"after {timeout:g} s still not: {what}; last seen: {value!r}")
         time.sleep(interval)
+
+
+async def eventually(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+    """`until`, while the event loop goes on."""
+    deadline = time.monotonic() + patiently(timeout)
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {timeout} s still not: {what}")
+        await asyncio.sleep(0.01)

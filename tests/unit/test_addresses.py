@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -57,7 +57,9 @@ def test_the_lowest_free_address_is_given(subnet: addresses.Subnet, gaps: set[in
 
 
 @given(subnets(), st.one_of(st.ip_addresses(), subnets().map(lambda s: s.network_address)))
-def test_a_wanted_address_is_given_exactly_when_it_may_be(subnet: addresses.Subnet, wanted: addresses.Address) -> None:
+def test_a_wanted_address_is_given_exactly_when_it_may_be(
+    subnet: addresses.Subnet, wanted: IPv4Address | IPv6Address
+) -> None:
     forbidden = {subnet.network_address, subnet[1]} | ({subnet.broadcast_address} if subnet.version == 4 else set())
     if wanted.version == subnet.version and wanted in subnet and wanted not in forbidden:
         assert addresses.allocate(subnet, (), str(wanted)) == str(wanted)

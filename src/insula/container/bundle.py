@@ -122,17 +122,28 @@ class Bundle:
                     found.append((exec_id, state))
         return found
 
-    def record_exit(self, status: int, exec_id: str | None = None, error: str | None = None) -> ExitRecord:
-        """Write how the process ended, from the status of waitpid(2); a record that exists stays."""
+    def record_exit(
+        self,
+        status: int,
+        exec_id: str | None = None,
+        error: str | None = None,
+        *,
+        state: State | None = None,
+        cgroup: str | None = None,
+    ) -> ExitRecord:
+        """Write how the process ended, from the status of waitpid(2); a record that exists stays. `state` and `cgroup`
+        need not be read again by who knows them."""
         if known := self.exit(exec_id):
             return known
         code = os.waitstatus_to_exitcode(status)
-        state = self.state(exec_id)
+        state = state or self.state(exec_id)
         if code == INTERRUPTED and not (state and state.executed):
             error = error or "interrupted before it started"
         oom = False
-        if exec_id is None and (launch := self.launch()):
-            oom = Cgroup(launch.cgroup).oom_kills() > 0
+        if exec_id is None and code < 0:
+            launch = None if cgroup else self.launch()
+            if path := launch.cgroup if launch else cgroup:
+                oom = Cgroup(path).oom_kills() > 0
         record = ExitRecord(
             exit_status=None if error else (code if code >= 0 else 128 - code),
             signal=-code if code < 0 else None,

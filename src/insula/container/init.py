@@ -11,9 +11,11 @@ Its life before the program has stages, and words between them, over a socket to
 
     parent                                  child
     maps its IDs            "mapped"   →
-                                            `first`:  IDs, keyring, session, loopback, /proc, /sys, /dev
-                                                      (the same for many containers: may be made ahead)
-                                            `second`: control group, names, root, mounts
+                                            `first`:  control group, IDs, keyring, session, loopback, /proc,
+                                                      /sys, /dev (nearly the same for many containers)
+                         ←  "parked"
+                            "launch"   →      (only if it is made ahead: `park`, `insula.container.pool`)
+                                            `second`: names, root, mounts
     runs hooks           ←  "mounted"         (only if there are hooks)
                             "go on"    →      createContainer hooks, paths, pivot_root, streams
                          ←  "ready"
@@ -36,11 +38,22 @@ import struct
 
 from insula.container import departure, rootfs, wire
 from insula.container.stdio import connect_stdio, open_console
-from insula.container.steps import StepError, close_others, forbid_imports, hear, report, reset_signals, step, tell
+from insula.container.steps import (
+    INTERRUPTED,
+    StepError,
+    close_others,
+    forbid_imports,
+    hear,
+    report,
+    reset_signals,
+    step,
+    tell,
+)
 from insula.kernel import cgroups, linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from insula.container.cgroup_mount import Groups
@@ -88,37 +101,45 @@ class Inheritance:
 
     def descriptors(self) -> list[int]:
         sockets = [self.sync.fileno()] + ([self.waits_at.fileno()] if self.waits_at else [])
-        return [*sockets, self.root, *self.sources.descriptors(), *self.join, *self.stdio, *range(3, 3 + self.keep)]
+        root = [self.root] if self.root >= 0 else []
+        return [*sockets, *root, *self.sources.descriptors(), *self.join, *self.stdio, *range(3, 3 + self.keep)]
 
 
 def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
     """Run in the child, for ever: it ends as the user's program, or reports to the parent and exits."""
+
+    def live() -> NoReturn:
+        settle(given, plan)
+        staged = first(plan, rootfs.Stage(config), given) if plan.makes(linux.CLONE_NEWNS) else first(plan, None, given)
+        become(config, given, plan, staged)
+
+    reporting(given, live)
+
+
+def park(stage: Stage, given: Inheritance, plan: Plan) -> NoReturn:
+    """The same in a child that is made ahead: it hears only after `first` which container it will be."""
+    from insula.container.handover import Handover  # the spawner has loaded it; `insula-oci` has no use for it
+
+    def live() -> NoReturn:
+        linux.set_name("insula-spare")
+        settle(given, plan)
+        staged = first(plan, stage, given)
+        tell(given.sync, {"event": "parked"})
+        handover = Handover.receive(given.sync)
+        if handover is None:
+            os._exit(INTERRUPTED)
+        config = handover.read_config()
+        given.root, given.sources, given.stdio = handover.root, handover.sources, handover.stdio
+        given.program, given.tty = handover.read_program(), bool(config["process"].get("terminal"))
+        become(config, given, plan, staged)
+
+    reporting(given, live)
+
+
+def reporting(given: Inheritance, live: Callable[[], NoReturn]) -> NoReturn:
+    """Have an error told to the parent; nothing ever returns into what was forked."""
     try:
-        forbid_imports()
-        reset_signals()
-        os.umask(0o022)
-        close_others([*given.descriptors(), *plan.descriptors()])
-        for fd in plan.descriptors():
-            os.close(fd)
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody inside may look at this process through /proc
-        hear(given.sync)  # the IDs are mapped from here on
-        stage = rootfs.Stage(config) if plan.makes(linux.CLONE_NEWNS) else None
-        staged = first(plan, stage, given.sources, keyring=given.keyring)
-        second(config, given, plan, staged)
-        if given.waits_at:
-            find_program(config["process"])
-        tell(given.sync, {"event": "ready"})
-        wait_for_start(given)
-        if config.get("hooks"):
-            run_hooks(config, "startContainer", given, "created")
-        departure.departure(
-            config["process"],
-            given.program,
-            given.keep,
-            personality=config["linux"].get("personality"),
-            listener=lambda fd: offer_listener(given.sync.fileno(), fd),
-            warn=lambda text: tell(given.sync, {"event": "warning", "message": text}),
-        )
+        live()
     except StepError as error:
         report(given.sync, error)
     except OSError as error:
@@ -127,12 +148,47 @@ def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
         os._exit(125)
 
 
+def settle(given: Inheritance, plan: Plan) -> None:
+    """Nothing of the parent's is left here, nobody looks in, and the IDs are mapped."""
+    forbid_imports()
+    reset_signals()
+    os.umask(0o022)
+    close_others([*given.descriptors(), *plan.descriptors()])
+    for fd in plan.descriptors():
+        os.close(fd)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody inside may look at this process through /proc
+    hear(given.sync)  # the IDs are mapped from here on
+
+
+def become(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Staged | None) -> NoReturn:
+    """From the end of stage 1 to the user's program."""
+    second(config, given, plan, staged)
+    if given.waits_at:
+        find_program(config["process"])
+    tell(given.sync, {"event": "ready"})
+    wait_for_start(given)
+    if config.get("hooks"):
+        run_hooks(config, "startContainer", given, "created")
+    departure.departure(
+        config["process"],
+        given.program,
+        given.keep,
+        personality=config["linux"].get("personality"),
+        listener=lambda fd: offer_listener(given.sync.fileno(), fd),
+        warn=lambda text: tell(given.sync, {"event": "warning", "message": text}),
+    )
+
+
 # -- stage 1: the same for many containers -----------------------------------------------------------------------------
 
 
-def first(plan: Plan, stage: Stage | None, sources: Sources, *, keyring: bool = True) -> Staged | None:
-    """What depends on nothing but the namespaces and the mounts of `stage`: identity, and /proc, /sys, /dev."""
-    if keyring:
+def first(plan: Plan, stage: Stage | None, given: Inheritance) -> Staged | None:
+    """What depends on nothing but namespaces, control group and the mounts of `stage`: who it is, /proc, /sys, /dev."""
+    step("join the cgroup", lambda: cgroups.join(given.join))
+    if plan.cgroup:
+        # made only now: the cgroup that a process is in when it makes the namespace is the root that it will see
+        step("make the cgroup namespace", lambda: linux.unshare(linux.CLONE_NEWCGROUP))
+    if given.keyring:
         # while the host's root: an ordinary user, as a tenant is for the host, may have 200 keys in all (keyrings(7))
         step("leave the host's keyring", lambda: linux.join_session_keyring())
     step("become root inside", become_root)
@@ -141,7 +197,7 @@ def first(plan: Plan, stage: Stage | None, sources: Sources, *, keyring: bool = 
         step("bring up loopback", loopback_up)
     if not plan.makes(linux.CLONE_NEWUSER):  # with it the copies of shared mounts are slaves from the beginning
         step("part from the host's mounts", lambda: linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE))
-    return rootfs.make_stage(stage, sources) if stage else None
+    return rootfs.make_stage(stage, given.sources, given.groups) if stage else None
 
 
 def become_root() -> None:
@@ -171,11 +227,7 @@ def loopback_up() -> None:
 
 
 def second(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Staged | None) -> None:
-    """Take the container's place: its group, its names, its root, its streams."""
-    step("join the cgroup", lambda: cgroups.join(given.join))
-    if plan.cgroup:
-        # made only now: the cgroup that a process is in when it makes the namespace is the root that it will see
-        step("make the cgroup namespace", lambda: linux.unshare(linux.CLONE_NEWCGROUP))
+    """Take the container's place: its names, its root, its streams."""
     if hostname := config.get("hostname"):
         step("set the host name", lambda: _socket.sethostname(hostname))
     if domainname := config.get("domainname"):

@@ -45,8 +45,9 @@ _PAUSE = 0.05  # seconds in which a process that prints too much is not read fro
 class Keeper:
     """The state of the process: its spawner, the sessions it relays, who watches."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, spares: int) -> None:
         self.run = run
+        self.spares = spares
         self.poll = select.epoll()
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.masks: dict[int, int] = {}
@@ -108,7 +109,7 @@ class Keeper:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 close_others([listener.fileno()])
-                spawner.main(self.run, listener)
+                spawner.main(self.run, listener, self.spares)
             except BaseException as error:
                 sys.stderr.write(f"insula-spawner: {error!r}\n")
             finally:
@@ -400,7 +401,7 @@ def _readable(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def main(run: str) -> NoReturn:
+def main(run: str, spares: int) -> NoReturn:
     """The life of the keeper; at once over if another holds the lock."""
     lock = os.open(f"{run}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + 5
@@ -420,8 +421,4 @@ def main(run: str) -> NoReturn:
     with open(f"{run}/keeper.pid", "w") as file:
         file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
     gc.freeze()
-    Keeper(run).serve()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    Keeper(run, spares).serve()

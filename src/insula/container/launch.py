@@ -81,6 +81,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
     _load(config)
     with Undo() as undo, Undo() as handed:  # what only the child needs is closed here in any case
         plan = namespaces.plan(own, handed, outside.share)
+        into: int | None = None
         join: list[int] = []
         if group is not None:
             group.create()
@@ -88,7 +89,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             group.limit(own.get("resources") or {})
             if delegation.asked_for(config, plan.cgroup):
                 delegation.delegate(group, plan.outside((config["process"].get("user") or {}).get("uid", 0), 0)[0])
-            join = [handed.hold(fd) for fd in group.open()]
+            into, join = enter_group(group, handed)
         opened = sources.open_all(config, plan)
         handed.callback(opened.close)
         ours, theirs = wire.pair()
@@ -109,7 +110,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             waits_at=outside.waits_at,
             state=outside.state,
         )
-        pid, pidfd = _clone(plan, outside.owner)
+        pid, pidfd = clone(plan, outside.owner, into)
         if pid == 0:
             init.main(config, given, plan)
         undo.hold(pidfd)
@@ -132,15 +133,23 @@ def _load(config: dict[str, Any]) -> None:
         from insula.container import copy_up  # noqa: F401
 
 
-def _clone(plan: namespaces.Plan, owner: int) -> tuple[int, int]:
+def enter_group(group: Cgroup, handed: Undo) -> tuple[int | None, list[int]]:
+    """How a child gets into its group: it is born in it (version 2), or joins by these descriptors (version 1)."""
+    if group.tree.unified:
+        return handed.hold(os.open(group.directories()[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)), []
+    return None, [handed.hold(fd) for fd in group.open()]
+
+
+def clone(plan: namespaces.Plan, owner: int, group: int | None) -> tuple[int, int]:
+    """`namespaces.clone` by the user `owner` of the host."""
     # what is counted for a user (inotify, queued signals, message queues) is counted for the owner of his
     # namespace too: were that root, then one tenant could use up what the host and all others have
     if not owner:
-        return namespaces.clone(plan)
+        return namespaces.clone(plan, group)
     os.seteuid(owner)
     pid = -1
     try:
-        pid, pidfd = namespaces.clone(plan)
+        pid, pidfd = namespaces.clone(plan, group)
     finally:
         if pid:  # in the child, no ID is mapped yet
             os.seteuid(0)
@@ -202,26 +211,36 @@ def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:
 
     Whatever the config says, it is in namespaces of its own, and its IDs are those of `id_base`.
     """
-    ids = [{"containerID": 0, "hostID": launch.id_base, "size": IDS}]
-    own = {**launch.config["linux"], "namespaces": _NAMESPACES, "uidMappings": ids, "gidMappings": ids}
-    config = {**launch.config, "linux": own}
-    user = config["process"].get("user") or {}
+    config = {**launch.config, "linux": {**launch.config["linux"], **engine_namespaces(launch.id_base)}}
     with Undo() as undo, Undo() as handed:
-        lower = layers.lower(launch.id_base, launch.lower)
-        root = handed.hold(mounts.overlay(lower, launch.upper, launch.work, volatile=launch.volatile))
-        # no layer should hold a device node; if one does, it is none
-        mounts.set_attributes(root, linux.MOUNT_ATTR_NODEV)
-        stdio: list[int] = []
-        streams: dict[str, int] = {}
-        if not launch.tty:
-            owner = (launch.id_base + user.get("uid", 0), launch.id_base + user.get("gid", 0))
-            stdio, streams = make_pipes(handed, undo, launch.stdin, owner)
+        root, stdio, streams = root_and_streams(launch, layers, handed, undo)
         share = (launch.share[0], launch.share[1]) if launch.share else None
         outside = Outside(root=root, stdio=stdio, program=program, owner=launch.id_base, share=share)
         child = spawn(config, cgroups.Cgroup(launch.cgroup), outside)
         child.streams = streams
         undo.keep()
         return child
+
+
+def engine_namespaces(id_base: int) -> dict[str, Any]:
+    """The part of `linux` that says: all namespaces of its own, with IDs from `id_base` on."""
+    ids = [{"containerID": 0, "hostID": id_base, "size": IDS}]
+    return {"namespaces": _NAMESPACES, "uidMappings": ids, "gidMappings": ids}
+
+
+def root_and_streams(
+    launch: Launch, layers: Layers, handed: Undo, undo: Undo
+) -> tuple[int, list[int], dict[str, int]]:
+    """A detached root, the child's streams, and our ends of them by name."""
+    lower = layers.lower(launch.id_base, launch.lower)
+    root = handed.hold(mounts.overlay(lower, launch.upper, launch.work, volatile=launch.volatile))
+    # no layer should hold a device node; if one does, it is none
+    mounts.set_attributes(root, linux.MOUNT_ATTR_NODEV)
+    if launch.tty:
+        return root, [], {}
+    user = launch.config["process"].get("user") or {}
+    owner = (launch.id_base + user.get("uid", 0), launch.id_base + user.get("gid", 0))
+    return root, *make_pipes(handed, undo, launch.stdin, owner)
 
 
 def make_pipes(handed: Undo, undo: Undo, stdin: bool, owner: tuple[int, int]) -> tuple[list[int], dict[str, int]]:

@@ -173,15 +173,16 @@ def _offsets(clocks: dict[str, Any]) -> str:
 # -- the birth ---------------------------------------------------------------------------------------------------------
 
 
-def clone(asked: Plan) -> tuple[int, int]:
+def clone(asked: Plan, cgroup: int | None = None) -> tuple[int, int]:
     """fork(2) into the namespaces: (pid, pidfd) in the parent, (0, -1) in the child, whose IDs are yet to be mapped.
 
-    The caller has a single thread. StepError names what a process in between could not do; then there is no child.
+    `cgroup` is a descriptor of the version 2 group to be born in, which is far cheaper than to move there later. The
+    caller has a single thread. StepError names what a process in between could not do; then there is no child.
     """
     if not asked.join and asked.offsets is None:
-        return linux.clone3(asked.make)
+        return linux.clone3(asked.make, cgroup=cgroup)
     ours, theirs = wire.pair()
-    between, pidfd = linux.clone3(0)
+    between, pidfd = linux.clone3(0, cgroup=cgroup)
     if between == 0:
         ours.close()
         try:

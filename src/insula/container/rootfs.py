@@ -92,7 +92,7 @@ class Staged:
 
 def _stageable(entry: dict[str, Any], path: str, tops: set[str]) -> bool:
     options = Options(entry.get("options") or ())
-    if is_bind(entry, options) or changes_only(entry, options) or options.copy_up or entry.get("type") in _CGROUP:
+    if is_bind(entry, options) or changes_only(entry, options) or options.copy_up:
         return False
     return path not in tops if path in TOPS else _top(path) in tops
 
@@ -110,12 +110,13 @@ def _related(path: str, other: str) -> bool:
     return _covers(path, other) or _covers(other, path)
 
 
-def make_stage(stage: Stage, sources: Sources) -> Staged:
+def make_stage(stage: Stage, sources: Sources, groups: Groups) -> Staged:
     """Mount the stage over the parent's /proc, /sys and /dev, and protect its paths. StepError names what failed."""
     tops: dict[str, int] = {}
     for index, entry in stage.entries.items():
         name = f"mount {entry['destination']}"
-        step(name, lambda i=index, e=entry: _stage_entry(tops, sources.mounts.get(i, -1), e))  # type: ignore[misc]
+        mount = sources.mounts.get(index, -1)
+        step(name, lambda e=entry, m=mount: _stage_entry(tops, m, e, groups))  # type: ignore[misc]
     sysctl = -1
     if "/proc" in tops:
         sysctl = mounts.open_beneath(tops["/proc"], "sys", links=False, flags=os.O_PATH | os.O_DIRECTORY)
@@ -123,10 +124,11 @@ def make_stage(stage: Stage, sources: Sources) -> Staged:
     return Staged(stage, tops, sysctl)
 
 
-def _stage_entry(tops: dict[str, int], mount: int, entry: dict[str, Any]) -> None:
+def _stage_entry(tops: dict[str, int], mount: int, entry: dict[str, Any], groups: Groups) -> None:
     options = Options(entry.get("options") or ())
     path = destination(entry)
-    if mount < 0:
+    grouped = mount < 0 and entry["type"] in _CGROUP
+    if mount < 0 and not grouped:
         mount = mounts.filesystem(entry["type"], options.data, options.attributes, entry.get("source"))
     if path in TOPS:
         linux.move_mount(mount, linux.AT_FDCWD, path)
@@ -136,10 +138,14 @@ def _stage_entry(tops: dict[str, int], mount: int, entry: dict[str, Any]) -> Non
     top = _top(path)
     target = mounts.make_target(tops[top], path.removeprefix(top), directory=True)
     try:
-        mounts.attach(mount, target, options.propagation)
+        if grouped:
+            cgroup_mount.mount(target, options, groups)
+        else:
+            mounts.attach(mount, target, options.propagation)
     finally:
         os.close(target)
-        os.close(mount)
+        if mount >= 0:
+            os.close(mount)
 
 
 # -- stage 2 -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import errno
 import itertools
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -94,8 +95,11 @@ class Attachment:
 class Runtime:
     """The containers below the run directory `run`."""
 
-    def __init__(self, run: Path | str) -> None:
+    def __init__(self, run: Path | str, spares: int = 2) -> None:
+        """`spares`: how many containers are made ahead for each tenant that launches (`insula.container.pool`)."""
         self.run = str(run)
+        self.spares = spares
+        self._offered: dict[str, list[str]] = {}  # ids of spares, by the control group above theirs
         self._numbers = itertools.count(1)
         self._spawner: socket.socket | None = None
         self._spawner_lock = asyncio.Lock()
@@ -132,6 +136,11 @@ class Runtime:
         return self.run == os.path.dirname(sealed.PLACE)
 
     # -- verbs -----------------------------------------------------------------------------------------
+
+    def choose_id(self, parent: str) -> str:
+        """An id for a container whose control group will be `parent`/id: that of a spare if there is one."""
+        offered = self._offered.get(parent)
+        return offered.pop(0) if offered else secrets.token_hex(16)
 
     async def create(self, launch: Launch) -> State:
         """Make the namespaces, with PID 1 in them waiting to start. `Failed` says which step the kernel refused."""
@@ -343,6 +352,7 @@ class Runtime:
         async with self._spawner_lock:
             if self._spawner is None:
                 self._spawner = await self._dial("spawner.sock")
+                await asyncio.get_running_loop().sock_sendall(self._spawner, b'{"op": "spares"}')
                 self._tasks.append(asyncio.create_task(self._hear_spawner(self._spawner)))
             return self._spawner
 
@@ -367,12 +377,13 @@ class Runtime:
         """A sealed Python without site-packages, in its own session; the second of two ends at once at its lock."""
         library = str(Path(insula.__file__).parent.parent)
         code = (
-            f"import sys; sys.path.insert(0, {library!r}); from insula.container.keeper import main; main(sys.argv[1])"
+            f"import sys; sys.path.insert(0, {library!r}); from insula.container.keeper import main; "
+            "main(sys.argv[1], int(sys.argv[2]))"
         )
         program = sealed.copy()
         try:
             return subprocess.Popen(
-                [sys.executable, "-ISE", "-c", code, self.run],
+                [sys.executable, "-ISE", "-c", code, self.run, str(self.spares)],
                 executable=f"/proc/{os.getpid()}/fd/{program}",
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -395,13 +406,23 @@ class Runtime:
                 answer = self._answers.get(message["n"])
                 if answer and not answer.done():
                     answer.set_result(message)
-            else:
+            elif message["event"] == "exit":
                 self._wake((message["id"], message["exec"]))
+            else:
+                self._offer(message)
         self._spawner = None
+        self._offered.clear()
         sock.close()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ConnectionResetError())
+
+    def _offer(self, message: wire.Message) -> None:
+        offered = self._offered.setdefault(message["parent"], [])
+        if message["event"] == "spare":
+            offered.append(message["id"])
+        elif message["id"] in offered:
+            offered.remove(message["id"])
 
     async def _watch_keeper(self) -> None:
         """Hear of ends that the keeper records, and have a keeper again when it dies."""

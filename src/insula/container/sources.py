@@ -19,6 +19,7 @@ from insula.kernel.mount_options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import Any
 
     from insula.container.devices import Node
@@ -87,13 +88,18 @@ def open_root(path: str, config: dict[str, Any]) -> int:
     return root
 
 
-def open_all(config: dict[str, Any], plan: Plan) -> Sources:
-    """Open everything; OSError if a source is not there or may not be used so, and nothing stays open."""
+def open_all(config: dict[str, Any], plan: Plan, *, but: Container[int] = ()) -> Sources:
+    """Open everything, except for the mounts with the indices `but`.
+
+    OSError if a source is not there or may not be used so, and nothing stays open.
+    """
     made = Sources()
     entries = config.get("mounts") or []
     try:
         wanted = devices.nodes(config["linux"].get("devices") or (), plan)
         for index, entry in enumerate(entries):
+            if index in but:
+                continue
             options = Options(entry.get("options") or ())
             if entry.get("type") == "tmpfs" and destination(entry) == "/dev":
                 made.mounts[index] = devices.file_system(options, wanted, plan)

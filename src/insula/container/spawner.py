@@ -13,9 +13,13 @@ it. Requests:
     {"op": "start", "id"}                   → {} once the program runs, or the error of execve
     {"op": "exec", "id", "exec", "process", "stdin"} → {"pid"} once the program runs, or its error
     {"op": "forget-layer", "path"}          → {}
+    {"op": "spares"}                        this client is told of spares
     {"op": "keep"}                          this client is the keeper: it is sent every session and its descriptors
     {"op": "hold", "id", "exec", …}         from the keeper: hold copies of these streams
     {"op": "close", "id", "exec", "stream"} from the keeper: a stream, or without a name the session, is over
+
+Clients are told of ends, {"event": "exit", "id", "exec"}, and if they want of spares (`insula.container.pool`), which
+they get by creating a container with its id: {"event": "spare", "id", "parent"}, or "no-spare" when it is gone.
 """
 
 from __future__ import annotations
@@ -28,18 +32,23 @@ import select
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from insula.container import join, launch, wire
 from insula.container.bundle import Bundle, Launch, State
 from insula.container.departure import Filter
+from insula.container.pool import Mold, Pool, Spare, furnish
 from insula.container.steps import StepError
 from insula.kernel import cgroups, linux, process
 from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
 
 Reply = Callable[[wire.Message], None]
+
+_PAUSE = 0.005  # seconds of quiet before work that can wait
+_MANY = 64  # mount namespaces that may wait to be closed
 
 
 class Session(NamedTuple):
@@ -61,29 +70,40 @@ class Child:
         self.reply: Reply | None = None
         self.error: wire.Message | None = None
         self.told = False  # to become the program
+        self.state: State | None = None  # as recorded
+        self.cgroup: str | None = None
+        self.mounts = -1  # its mount namespace
 
 
 class Spawner:
     """The state of the process: who is connected, who was born, whose streams are open."""
 
-    def __init__(self, run: str, listener: socket.socket) -> None:
+    def __init__(self, run: str, listener: socket.socket, spares: int) -> None:
         self.run = run
         self.listener = listener
         self.poll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.clients: dict[int, socket.socket] = {}
         self.keeper: socket.socket | None = None
+        self.takers: list[socket.socket] = []  # clients that want to know of spares
         self.children: dict[tuple[str, str | None], Child] = {}
         self.sessions: dict[tuple[str, str | None], Session] = {}
         self.programs: dict[str, bytes] = {}
         self.layers = launch.Layers()
         self.traced: list[int] = []  # have ended, and wait for who traces them
+        self.pool = Pool(f"{run}/spares", spares)
+        self.noted: Launch | None = None  # the last launch, which the pool is told of when idle
+        self.later: deque[tuple[str, int]] = deque()  # mount namespaces of containers that ended: closed when idle
 
     def serve(self) -> NoReturn:
+        self.pool.open()
         self._watch(self.listener.fileno(), self._accept)
         while True:
             self._reap_traced()
-            for fd, _ in self.poll.poll(1.0 if self.traced else None):
+            events = self.poll.poll(self._patience())
+            if not events:
+                self._idle()
+            for fd, _ in events:
                 if handler := self.handlers.get(fd):
                     try:
                         handler()
@@ -109,6 +129,7 @@ class Spawner:
             del self.clients[client.fileno()]
             if self.keeper is client:
                 self.keeper = None
+            self.takers = [taker for taker in self.takers if taker is not client]
             client.close()
             return
         message, descriptors = received
@@ -120,8 +141,7 @@ class Spawner:
         number = message.get("n")
 
         def reply(answer: wire.Message) -> None:
-            with contextlib.suppress(OSError):  # it went away: what it asked for is in the run directory
-                wire.send(client, {"n": number, **answer})
+            _tell(client, {"n": number, **answer})
 
         try:
             self._serve_request(client, message, reply)
@@ -143,6 +163,11 @@ class Spawner:
             case "forget-layer":
                 self.layers.forget(message["path"])
                 reply({})
+            case "spares":
+                self.takers.append(client)
+                for spare in self.pool.spares.values():
+                    if spare.ready:
+                        _tell(client, {"event": "spare", "id": spare.id, "parent": spare.mold.parent})
             case "keep":
                 self.keeper = client
                 for session in self.sessions.values():
@@ -159,14 +184,38 @@ class Spawner:
         asked = bundle.launch()
         if asked is None:
             raise FileNotFoundError(2, "the container has no launch.json", bundle.path)
-        born = launch.start(asked, self.layers, self._program(asked))
+        self._close_later(container)
+        born = self._from_spare(bundle, asked)
+        if fresh := born is None:
+            born = launch.start(asked, self.layers, self._program(asked))
         child = Child(container, None, born.sync, born.pid, born.pidfd)
+        child.cgroup, child.state = asked.cgroup, State(container, born.pid, born.start_time)
         self._adopt(child)
         self._open_session(child, asked, born.streams, terminal=asked.tty)
         # the record comes before the word to go on: no process may live that the run directory doesn't name
-        bundle.write_state(State(container, born.pid, born.start_time))
-        wire.send(born.sync, {"event": "mapped"})
+        bundle.write_state(child.state)
+        self.pool.release(container)
+        if fresh:
+            wire.send(born.sync, {"event": "mapped"})
+        self.noted = asked
         return {"pid": born.pid, "start_time": born.start_time}
+
+    def _from_spare(self, bundle: Bundle, asked: Launch) -> launch.Child | None:
+        """The container made of the spare that was offered for it; None if there is none that fits."""
+        spare = self.pool.spares.get(asked.id)
+        if spare is None:
+            return None
+        if not self.pool.fits(spare, asked):
+            self._drop_spare(spare)
+            return None
+        for fd in (spare.child.sync.fileno(), spare.child.pidfd):
+            self._unwatch(fd)
+        try:
+            with open(f"{bundle.path}/launch.json", "rb") as config:
+                return furnish(spare, asked, self.layers, config.fileno(), asked.seccomp)
+        except (OSError, StepError, ValueError):  # the usual way fails again and says why, or succeeds
+            self.pool.drop(spare)
+            return None
 
     def _start(self, container: str, reply: Reply) -> None:
         child = self.children.get((container, None))
@@ -177,9 +226,12 @@ class Spawner:
             step, _, error = text.partition(": ")
             reply({"error": (child and child.error) or {"step": step, "errno": 0, "error": error, "path": None}})
             return
-        if state := bundle.state():
-            bundle.write_state(state._replace(started=time.time()))
+        if child.state:
+            child.state = child.state._replace(started=time.time())
+            bundle.write_state(child.state)
         child.told, child.reply = True, reply
+        with contextlib.suppress(OSError):
+            child.mounts = os.open(f"/proc/{child.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # it died while preparing: its error is on its way
             wire.send(child.sync, {"event": "start"})
 
@@ -251,8 +303,8 @@ class Spawner:
                 child.pid = message["pid"]
                 child.pidfd = os.pidfd_open(child.pid)
                 started = process.start_time(child.pid) or 0
-                state = State(child.container, child.pid, started, time.time())
-                Bundle(self.run, child.container).write_state(state, child.exec_id)
+                child.state = State(child.container, child.pid, started, time.time())
+                Bundle(self.run, child.container).write_state(child.state, child.exec_id)
                 self._watch(child.pidfd, lambda: self._reap(child))
         for fd in descriptors:
             os.close(fd)
@@ -260,10 +312,9 @@ class Spawner:
     def _settled(self, child: Child) -> None:
         """The channel is closed: the program runs, or the child is dead or dying."""
         bundle = Bundle(self.run, child.container)
-        if child.told and child.error is None and child.pid and not _ended(child.pidfd):
-            state = bundle.state(child.exec_id)
-            if state:
-                bundle.write_state(state._replace(executed=True), child.exec_id)
+        if child.told and child.error is None and child.pid and not _ended(child.pidfd) and child.state:
+            child.state = child.state._replace(executed=True)
+            bundle.write_state(child.state, child.exec_id)
         if child.reply:
             child.reply({"error": child.error} if child.error else {"pid": child.pid})
             child.reply = None
@@ -285,7 +336,10 @@ class Spawner:
         error = None
         if child.error:
             error = f"{child.error['step']}: {child.error['error']}"
-        Bundle(self.run, child.container).record_exit(status, child.exec_id, error)
+        bundle = Bundle(self.run, child.container)
+        bundle.record_exit(status, child.exec_id, error, state=child.state, cgroup=child.cgroup)
+        if child.mounts >= 0:
+            self.later.append((child.container, child.mounts))
         self._end_session((child.container, child.exec_id))
         self._forget(child)
 
@@ -301,10 +355,61 @@ class Spawner:
         self.children.pop((child.container, child.exec_id), None)
         for client in list(self.clients.values()):
             if client is not self.keeper:
-                try:
-                    wire.send(client, {"event": "exit", "id": child.container, "exec": child.exec_id})
-                except OSError:
-                    continue
+                _tell(client, {"event": "exit", "id": child.container, "exec": child.exec_id})
+
+    # -- what is done when there is nothing to do ------------------------------------------------------
+
+    def _patience(self) -> float | None:
+        """Seconds without an event after which there is time for `_idle`; None if there is nothing to be done then."""
+        if self.noted or self.later or self.pool.wanted():
+            return _PAUSE
+        return 1.0 if self.traced else self.pool.patience()
+
+    def _idle(self) -> None:
+        """One thing at a time: somebody may want something by now."""
+        if self.noted:
+            self.pool.note(self.noted)
+            self.noted = None
+        elif self.later:
+            os.close(self.later.popleft()[1])
+        elif mold := self.pool.wanted():
+            self._make_spare(mold)
+        else:
+            for spare in self.pool.expired():
+                self._drop_spare(spare)
+
+    def _close_later(self, container: str) -> None:
+        """The root of an earlier life of the container goes before it is mounted again; and not too many may wait."""
+        for item in [i for i in self.later if i[0] == container or len(self.later) > _MANY]:
+            self.later.remove(item)
+            os.close(item[1])
+
+    def _make_spare(self, mold: Mold) -> None:
+        try:
+            spare = self.pool.make(mold)
+        except (OSError, StepError) as error:
+            sys.stderr.write(f"insula-spawner: no spare for {mold.parent}: {error}\n")
+            self.pool.forget(mold)
+            return
+        self._watch(spare.child.sync.fileno(), lambda: self._hear_spare(spare))
+        self._watch(spare.child.pidfd, lambda: self._drop_spare(spare))
+
+    def _hear_spare(self, spare: Spare) -> None:
+        received = wire.receive(spare.child.sync)
+        if received is None or received[0]["event"] != "parked":
+            self.pool.forget(spare.mold)
+            self._drop_spare(spare)
+            return
+        spare.ready = True
+        for taker in self.takers:
+            _tell(taker, {"event": "spare", "id": spare.id, "parent": spare.mold.parent})
+
+    def _drop_spare(self, spare: Spare) -> None:
+        for fd in (spare.child.sync.fileno(), spare.child.pidfd):
+            self._unwatch(fd)
+        self.pool.drop(spare)
+        for taker in self.takers:
+            _tell(taker, {"event": "no-spare", "id": spare.id, "parent": spare.mold.parent})
 
     # -- streams, for the keeper -----------------------------------------------------------------------
 
@@ -382,6 +487,12 @@ class Spawner:
             self.poll.unregister(fd)
 
 
+def _tell(client: socket.socket, message: wire.Message) -> None:
+    """Unless it went away: what it would be told is in the run directory."""
+    with contextlib.suppress(OSError):
+        wire.send(client, message)
+
+
 def _ended(pidfd: int) -> bool:
     """Whether the process behind a pidfd has ended (it polls as readable then)."""
     poll = select.poll()
@@ -389,7 +500,7 @@ def _ended(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def main(run: str, listener: socket.socket) -> NoReturn:
+def main(run: str, listener: socket.socket, spares: int) -> NoReturn:
     """The life of the spawner: its own mount namespace first, then requests for ever."""
     linux.set_name("insula-spawner")
     os.umask(0o077)
@@ -413,4 +524,4 @@ def main(run: str, listener: socket.socket) -> NoReturn:
     os.umask(0)  # only now: what is made in containers has exactly the modes that are asked for
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that it looks at
-    Spawner(run, listener).serve()
+    Spawner(run, listener, spares).serve()

@@ -6,7 +6,6 @@ Nothing runs here. When `admit` returns, the instance owns its name, its address
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from typing import NamedTuple
 
@@ -54,7 +53,7 @@ class Admission:
         draft = Instance(
             tenant=tenant,
             name=spec.name or make_name(spec.image),
-            id=secrets.token_hex(16),
+            id=self.engine.runtime.choose_id(self.launcher.parent(tenant)),
             spec=spec,
             image_digest=image.value.digest,
             layers=image.value.layers,

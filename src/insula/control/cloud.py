@@ -59,7 +59,7 @@ class Cloud:
         async with AsyncExitStack() as undo:
             store = SqliteStore(settings.state)
             undo.push_async_callback(store.close)
-            runtime = Runtime(settings.run)
+            runtime = Runtime(settings.run, settings.spares)
             await runtime.open()
             undo.push_async_callback(runtime.close)
             fabric = LinuxFabric(settings.run, settings.prefix)

@@ -251,7 +251,11 @@ class Launcher:
         return process
 
     def cgroup(self, instance: Instance) -> str:
-        return f"{self.engine.settings.prefix}/{instance.tenant}/{instance.id}"
+        return f"{self.parent(instance.tenant)}/{instance.id}"
+
+    def parent(self, tenant: str) -> str:
+        """The control group of a tenant."""
+        return f"{self.engine.settings.prefix}/{tenant}"
 
     async def _network(self, instance: Instance) -> Network | None:
         if instance.port is None:

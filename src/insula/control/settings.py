@@ -17,16 +17,18 @@ _PREFIX = re.compile(r"[a-z][a-z0-9]{0,7}")
 @dataclass(frozen=True)
 class Settings:
     """`root` holds what must survive a reboot, `run` what must not. `prefix` begins the names of everything that the
-    kernel keeps by name: network namespaces, nftables tables, the parent control group."""
+    kernel keeps by name: network namespaces, nftables tables, the parent control group. `spares` containers are made
+    ahead for each tenant that launches."""
 
     root: Path = Path("/var/lib/insula")
     run: Path = Path("/run/insula")
     prefix: str = "insula"
     socket: Path = Path("/run/insula/insulad.sock")
+    spares: int = 2
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """The defaults, overridden by INSULA_ROOT, INSULA_RUN, INSULA_PREFIX and INSULA_SOCKET."""
+        """The defaults, overridden by INSULA_ROOT, INSULA_RUN, INSULA_PREFIX, INSULA_SOCKET and INSULA_SPARES."""
         root = Path(environ.get("INSULA_ROOT") or cls.root)
         run = Path(environ.get("INSULA_RUN") or cls.run)
         prefix = environ.get("INSULA_PREFIX") or cls.prefix
@@ -35,7 +37,10 @@ class Settings:
                 raise Invalid(f"{name} {shorten(str(path))} is not absolute", "write the whole path")
         if not _PREFIX.fullmatch(prefix):
             raise Invalid(f"INSULA_PREFIX {shorten(prefix)} is no prefix", "use 1 to 8 of a-z and 0-9, a letter first")
-        return cls(root, run, prefix, Path(environ.get("INSULA_SOCKET") or run / "insulad.sock"))
+        spares = environ.get("INSULA_SPARES") or str(cls.spares)
+        if not (spares.isascii() and spares.isdigit() and int(spares) <= 32):
+            raise Invalid(f"INSULA_SPARES {shorten(spares)} makes no sense", "use a number from 0 to 32")
+        return cls(root, run, prefix, Path(environ.get("INSULA_SOCKET") or run / "insulad.sock"), int(spares))
 
     @property
     def state(self) -> Path:

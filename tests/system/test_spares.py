@@ -1,0 +1,147 @@
+"""Containers that are made ahead: the same as others in all that they are, and nothing of them stays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from insula.container.runtime import Launch, Runtime
+from insula.kernel.cgroups import Cgroup
+from tests.support.daemon import Daemon
+from tests.support.host import Host, started, with_runtime
+from tests.support.snapshot import assert_unchanged
+from tests.support.wait import eventually, until
+
+LOOK = """
+id; umask; pwd; tty; cat /proc/1/cgroup /proc/self/mountinfo /proc/sys/kernel/hostname
+grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Sig|Umask)' /proc/self/status; cat /proc/self/oom_score_adj /proc/net/dev
+ls -la /proc/self/fd /dev /sys/fs/cgroup; cat /proc/keys; cat /proc/self/uid_map /proc/self/gid_map; kill -l >/dev/null
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    yield host
+    host.close()
+
+
+async def offered(runtime: Runtime, host: Host) -> str:
+    """The id of a spare, which there is once something was launched."""
+    await started(runtime, warm := host.launch("true"))
+    await runtime.wait(warm.id)
+    await runtime.delete(warm.id)
+    await eventually(lambda: runtime._offered.get(host.cgroup), "a spare is offered")
+    chosen = runtime.choose_id(host.cgroup)
+    assert (host.run / "spares" / chosen).exists()
+    return chosen
+
+
+def first_process(host: Host, launch: Launch) -> int:
+    """Of the group, whatever it is by now."""
+    (pid,) = Cgroup(launch.cgroup).processes()
+    return pid
+
+
+def test_a_spare_becomes_the_container(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("sleep", "60", name=await offered(runtime, host))
+        before = first_process(host, launch)
+        state = await runtime.create(launch)
+        assert state.pid == before
+        assert not (host.run / "spares" / launch.id).exists()
+        await runtime.start(launch.id)
+        assert Path(f"/proc/{before}/cmdline").read_bytes() == b"sleep\x0060\x00"
+        await runtime.delete(launch.id)
+        assert not Cgroup(launch.cgroup).exists()
+
+    with_runtime(host, body)
+
+
+def test_it_is_in_all_like_one_that_was_not_made_ahead(host: Host) -> None:
+    """What a program sees of itself and around it, line by line, but for what is each one's own."""
+
+    async def look(runtime: Runtime, name: str) -> list[str]:
+        launch = host.launch("sh", "-c", LOOK, name=name)
+        launch.config["hostname"] = "here"
+        launch.config["process"]["capabilities"] = {"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"]}
+        await started(runtime, launch)
+        await runtime.wait(launch.id)
+        # numbers of devices, mounts and pipes, sizes and times differ from one to the next
+        lines = [line.split(" - ")[0].split() for line in host.output(launch).splitlines()]
+        words = [[word for word in line if not any(c.isdigit() for c in word) or len(word) < 3] for line in lines]
+        await runtime.delete(launch.id)
+        return sorted(" ".join(line) for line in words)  # mounts are listed in the order of their making
+
+    async def body(runtime: Runtime) -> None:
+        usual = await look(runtime, "")
+        ahead = await look(runtime, await offered(runtime, host))
+        assert len(usual) > 50
+        assert ahead == usual
+
+    with_runtime(host, body)
+
+
+def test_one_that_does_not_fit_is_not_taken(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("cat", "/proc/version", name=await offered(runtime, host))
+        launch.config["linux"]["maskedPaths"].append("/proc/version")
+        spare = first_process(host, launch)
+        state = await runtime.create(launch)
+        assert state.pid != spare
+        assert not os.path.exists(f"/proc/{spare}")
+        await runtime.start(launch.id)
+        await runtime.wait(launch.id)
+        assert host.output(launch) == ""  # masked all the same
+        await runtime.delete(launch.id)
+
+    with_runtime(host, body)
+
+
+def test_what_can_not_be_made_leaves_no_spare(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        launch = host.launch("true", name=await offered(runtime, host))
+        spare = first_process(host, launch)
+        with pytest.raises(Exception, match="cannot prepare"):
+            await runtime.create(launch._replace(upper="/nowhere"))
+        assert not os.path.exists(f"/proc/{spare}")
+        assert not Cgroup(launch.cgroup).exists()
+
+    with_runtime(host, body)
+
+
+def test_spares_die_with_the_spawner_and_the_next_one_cleans_up(host: Host) -> None:
+    async def body(runtime: Runtime) -> None:
+        chosen = await offered(runtime, host)
+        group = Cgroup(f"{host.cgroup}/{chosen}")
+        (spare,) = group.processes()
+        host.kill("spawner")
+        await eventually(lambda: not os.path.exists(f"/proc/{spare}"), "the spare is dead")
+        await eventually(lambda: not group.exists(), "its group is gone")
+        assert not (host.run / "spares" / chosen).exists()
+        launch = host.launch("true", name=chosen)  # the id is still good
+        await started(runtime, launch)
+        assert (await runtime.wait(launch.id)).exit_status == 0
+        await runtime.delete(launch.id)
+
+    with_runtime(host, body)
+
+
+def test_spares_go_with_their_tenant(fresh: Daemon) -> None:
+    cli = fresh.cli
+    cli.ok("run", "--rm", "busybox", "true")  # the default tenant has some of its own
+    before = fresh.snapshot()
+    cli.ok("tenant", "create", "acme")
+    cli.ok("-T", "acme", "network", "create", "default", "--subnet", "10.0.0.0/24")
+    cli.ok("-T", "acme", "run", "--rm", "busybox", "true")
+    group = Cgroup(f"{fresh.prefix}/acme")
+    until(lambda: len(group.processes()) == 2, "two spares of acme")
+    for name in [view["network"]["name"] for view in cli.json("-T", "acme", "network", "ls")]:
+        cli.ok("-T", "acme", "network", "rm", name)
+    cli.ok("tenant", "rm", "acme")
+    assert not group.exists()
+    assert not [path for path in (fresh.run / "spares").iterdir() if "acme" in path.read_text()]
+    assert_unchanged(before, fresh.snapshot)
