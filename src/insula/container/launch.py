@@ -211,7 +211,7 @@ def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:
 
     Whatever the config says, it is in namespaces of its own, and its IDs are those of `id_base`.
     """
-    config = {**launch.config, "linux": {**launch.config["linux"], **engine_namespaces(launch.id_base)}}
+    config = engine_config(launch)
     with Undo() as undo, Undo() as handed:
         root, stdio, streams = root_and_streams(launch, layers, handed, undo)
         share = (launch.share[0], launch.share[1]) if launch.share else None
@@ -226,6 +226,11 @@ def engine_namespaces(id_base: int) -> dict[str, Any]:
     """The part of `linux` that says: all namespaces of its own, with IDs from `id_base` on."""
     ids = [{"containerID": 0, "hostID": id_base, "size": IDS}]
     return {"namespaces": _NAMESPACES, "uidMappings": ids, "gidMappings": ids}
+
+
+def engine_config(launch: Launch) -> dict[str, Any]:
+    """The config of a container of the engine's, as it is carried out."""
+    return {**launch.config, "linux": {**launch.config["linux"], **engine_namespaces(launch.id_base)}}
 
 
 def root_and_streams(

@@ -44,7 +44,7 @@ class Mold:
         self.parent = asked.cgroup.rpartition("/")[0]
         self.id_base = asked.id_base
         self.mounts = asked.config.get("mounts") or []
-        self.stage = Stage(asked.config)
+        self.stage = Stage(launch.engine_config(asked))
         self.devices = own.get("devices") or []
         self.rules = (own.get("resources") or {}).get("devices") or []  # device rules: a dozen writes in version 1
         self._alike = _alike(asked)

@@ -62,14 +62,17 @@ class Stage:
         self.entries: dict[int, dict[str, Any]] = {}
         others: list[str] = []  # where mounts go that are not staged
         tops: set[str] = set()
+        own = config["linux"]
+        # without a namespace that makes its group the root, the group's directory is bound from the host's /sys
+        bound = _CGROUP if not any(n["type"] == "cgroup" and not n.get("path") for n in own["namespaces"]) else ()
         for index, entry in enumerate(config.get("mounts") or ()):
             path = destination(entry)
-            if _stageable(entry, path, tops) and not any(_covers(other, path) for other in others):
+            hidden = any(_covers(other, path) for other in others)
+            if not hidden and entry.get("type") not in bound and _stageable(entry, path, tops):
                 self.entries[index] = entry
                 tops.add(path) if path in TOPS else None
             else:
                 others.append(path)
-        own = config["linux"]
         self.masked, self.readonly = (
             [path for path in own.get(name) or () if _top(path) in tops and not any(_related(path, o) for o in others)]
             for name in ("maskedPaths", "readonlyPaths")
