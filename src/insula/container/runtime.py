@@ -18,22 +18,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import insula
 from insula.container import resources, wire
+from insula.container.attachment import Attachment
 from insula.container.bundle import Bundle, ExitRecord, Launch, State, all_bundles
+from insula.container.failures import SpawnerDied, explain
 from insula.kernel import process, sealed, seccomp_cache
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, InsulaError, NotFound
-from insula.model.stream import Kind
 
 __all__ = ["Attachment", "Exec", "ExitRecord", "Launch", "Runtime", "State"]
 
 _PATIENCE = 30.0  # seconds for the keeper or the spawner to come back, on a busy host too
-_ENOENT, _EACCES = 2, 13
 _PIDFD_SIGNAL_PROCESS_GROUP = 4
 
 
@@ -43,53 +42,6 @@ class Exec(NamedTuple):
     process: dict[str, Any]
     stdin: bool = False
     detach: bool = False
-
-
-class StartFailed(Failed):
-    """The program could not be executed; `exit_status` is 127 if it was not found, 126 if not executable, else 125."""
-
-    exit_status = 125
-
-
-class SpawnerDied(Failed):
-    """What was asked may have been done or not; what was not told to start dies with the spawner."""
-
-
-class Attachment:
-    """The streams of a process: iterate for its output, `send` for its input."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self.complete = False  # once all was read; it stays False when the keeper died
-
-    async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
-        """STDOUT and STDERR frames; it ends after `finish`, when all is read, or when the keeper dies."""
-        while True:
-            try:
-                data = await self._loop.sock_recv(self._sock, wire.MAX_MESSAGE)
-            except ConnectionError:
-                return
-            if not data:
-                return
-            if data[0] == Kind.EXIT:
-                self.complete = True
-                return
-            yield Kind(data[0]), data[1:]
-
-    async def send(self, kind: Kind, payload: bytes = b"") -> None:
-        """STDIN, STDIN_EOF or RESIZE."""
-        view = memoryview(payload)
-        for start in range(0, max(1, len(view)), 32 << 10):
-            with contextlib.suppress(ConnectionError):
-                await self._loop.sock_sendall(self._sock, bytes((kind,)) + view[start : start + (32 << 10)])
-
-    async def finish(self) -> None:
-        """The process has ended: have what it still left sent, then let the iteration end."""
-        await self.send(Kind.EXIT)
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 class Runtime:
@@ -345,7 +297,7 @@ class Runtime:
         finally:
             self._answers.pop(number, None)
         if error := received.get("error"):
-            raise _explain(error)
+            raise explain(error)
         return received
 
     async def _connect_spawner(self) -> socket.socket:
@@ -492,21 +444,3 @@ def _remove(bundle: Bundle) -> None:
     if launch:
         Cgroup(launch.cgroup).remove()
     bundle.remove()
-
-
-def _explain(error: wire.Message) -> Failed:
-    """What the spawner or the child reported, as one line for the user."""
-    path = f" {error['path']}" if error.get("path") else ""
-    if error["step"] != "execute":
-        return Failed(f"cannot {error['step']}: {error['error']}{path}", _hint(error["step"]))
-    failure = StartFailed(f"cannot execute{path}: {error['error']}", "give a command that the image contains")
-    failure.exit_status = 127 if error["errno"] == _ENOENT else 126 if error["errno"] == _EACCES else 125
-    return failure
-
-
-def _hint(step: str) -> str:
-    if step == "enter the working directory":
-        return "name a directory of the image, or leave it out"
-    if step.startswith("set RLIMIT_"):
-        return "ask for less, or raise the hard limits of insulad (see `insula doctor`)"
-    return "run `insula doctor` to see what this host lacks"

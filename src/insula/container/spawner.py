@@ -34,12 +34,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from insula.container import join, launch, wire
 from insula.container.bundle import Bundle, Launch, State
 from insula.container.departure import Filter
 from insula.container.pool import Mold, Pool, Spare, furnish
+from insula.container.sessions import Sessions
 from insula.container.steps import StepError
 from insula.kernel import cgroups, linux, process
 from insula.kernel.cgroups import delegation
@@ -49,13 +50,6 @@ Reply = Callable[[wire.Message], None]
 
 _PAUSE = 0.005  # seconds of quiet before work that can wait
 _MANY = 64  # mount namespaces that may wait to be closed
-
-
-class Session(NamedTuple):
-    """The streams of one process, kept here too so that they survive the keeper."""
-
-    message: wire.Message
-    streams: dict[str, int]
 
 
 class Child:
@@ -84,10 +78,9 @@ class Spawner:
         self.poll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.clients: dict[int, socket.socket] = {}
-        self.keeper: socket.socket | None = None
         self.takers: list[socket.socket] = []  # clients that want to know of spares
         self.children: dict[tuple[str, str | None], Child] = {}
-        self.sessions: dict[tuple[str, str | None], Session] = {}
+        self.sessions = Sessions()
         self.programs: dict[str, bytes] = {}
         self.layers = launch.Layers()
         self.traced: list[int] = []  # have ended, and wait for who traces them
@@ -127,14 +120,14 @@ class Spawner:
         if received is None:
             self._unwatch(client.fileno())
             del self.clients[client.fileno()]
-            if self.keeper is client:
-                self.keeper = None
+            if self.sessions.keeper is client:
+                self.sessions.keeper = None
             self.takers = [taker for taker in self.takers if taker is not client]
             client.close()
             return
         message, descriptors = received
         if message["op"] == "hold":
-            self._hold_streams(message, descriptors)
+            self.sessions.hold(message, descriptors)
             return
         for fd in descriptors:
             os.close(fd)
@@ -169,11 +162,9 @@ class Spawner:
                     if spare.ready:
                         _tell(client, {"event": "spare", "id": spare.id, "parent": spare.mold.parent})
             case "keep":
-                self.keeper = client
-                for session in self.sessions.values():
-                    self._hand_over(session)
+                self.sessions.serve(client)
             case "close":
-                self._close_stream((message["id"], message.get("exec")), message.get("stream"))
+                self.sessions.close((message["id"], message.get("exec")), message.get("stream"))
             case other:
                 raise ValueError(f"no such request: {other}")
 
@@ -191,7 +182,7 @@ class Spawner:
         child = Child(container, None, born.sync, born.pid, born.pidfd)
         child.cgroup, child.state = asked.cgroup, State(container, born.pid, born.start_time)
         self._adopt(child)
-        self._open_session(child, asked, born.streams, terminal=asked.tty)
+        self.sessions.open(container, None, asked, born.streams, terminal=asked.tty)
         # the record comes before the word to go on: no process may live that the run directory doesn't name
         bundle.write_state(child.state)
         self.pool.release(container)
@@ -264,7 +255,7 @@ class Spawner:
         child.reply, child.told = reply, True
         self.children[(container, exec_id)] = child
         self._watch(ours.fileno(), lambda: self._hear(child))
-        self._open_session(child, asked._replace(log=None, stdin=stdin), streams, terminal=tty)
+        self.sessions.open(container, exec_id, asked._replace(log=None, stdin=stdin), streams, terminal=tty)
 
     def _program(self, asked: Launch) -> Filter | None:
         if asked.seccomp is None:
@@ -296,7 +287,7 @@ class Spawner:
         match message["event"]:
             case "terminal" if descriptors:
                 os.set_blocking(descriptors[0], False)
-                self._add_streams(child, {"tty": descriptors.pop(0)})
+                self.sessions.add((child.container, child.exec_id), {"tty": descriptors.pop(0)})
             case "error":
                 child.error = message
             case "forked":
@@ -319,7 +310,7 @@ class Spawner:
             child.reply({"error": child.error} if child.error else {"pid": child.pid})
             child.reply = None
         if child.pid == 0:  # it failed before its second fork: nothing will be reaped
-            self._end_session((child.container, child.exec_id))
+            self.sessions.end((child.container, child.exec_id))
             self._forget(child)
 
     def _reap(self, child: Child) -> None:
@@ -340,7 +331,7 @@ class Spawner:
         bundle.record_exit(status, child.exec_id, error, state=child.state, cgroup=child.cgroup)
         if child.mounts >= 0:
             self.later.append((child.container, child.mounts))
-        self._end_session((child.container, child.exec_id))
+        self.sessions.end((child.container, child.exec_id))
         self._forget(child)
 
     def _reap_traced(self) -> None:
@@ -354,7 +345,7 @@ class Spawner:
     def _forget(self, child: Child) -> None:
         self.children.pop((child.container, child.exec_id), None)
         for client in list(self.clients.values()):
-            if client is not self.keeper:
+            if client is not self.sessions.keeper:
                 _tell(client, {"event": "exit", "id": child.container, "exec": child.exec_id})
 
     # -- what is done when there is nothing to do ------------------------------------------------------
@@ -410,71 +401,6 @@ class Spawner:
         self.pool.drop(spare)
         for taker in self.takers:
             _tell(taker, {"event": "no-spare", "id": spare.id, "parent": spare.mold.parent})
-
-    # -- streams, for the keeper -----------------------------------------------------------------------
-
-    def _open_session(self, child: Child, asked: Launch, streams: dict[str, int], *, terminal: bool) -> None:
-        session = Session(
-            {
-                "op": "session",
-                "id": child.container,
-                "exec": child.exec_id,
-                "tty": terminal,
-                "stdin": asked.stdin,
-                "log": asked.log,
-                "log_size": asked.log_size,
-                "log_files": asked.log_files,
-            },
-            streams,
-        )
-        self.sessions[(child.container, child.exec_id)] = session
-        self._hand_over(session)
-
-    def _add_streams(self, child: Child, streams: dict[str, int]) -> None:
-        session = self.sessions.get((child.container, child.exec_id))
-        if session is None:
-            for fd in streams.values():
-                os.close(fd)
-            return
-        session.streams.update(streams)
-        self._hand_over(session)
-
-    def _hand_over(self, session: Session) -> None:
-        """Send the keeper a session, or its streams anew; without a keeper they wait here for the next."""
-        if self.keeper is None:
-            return
-        try:
-            wire.send(
-                self.keeper, {**session.message, "streams": list(session.streams)}, list(session.streams.values())
-            )
-        except OSError:
-            self.keeper = None
-
-    def _hold_streams(self, message: wire.Message, descriptors: list[int]) -> None:
-        """Take copies of what the keeper relays: the spawner before this one has died."""
-        origin = {name: message[name] for name in ("id", "exec", "tty", "stdin", "log", "log_size", "log_files")}
-        streams = dict(zip(message["streams"], descriptors, strict=True))
-        self.sessions[(message["id"], message["exec"])] = Session({"op": "session", **origin}, streams)
-
-    def _end_session(self, key: tuple[str, str | None]) -> None:
-        """The process ended; if it never had a stream, nobody will read the end of one."""
-        session = self.sessions.get(key)
-        if session and not session.streams:
-            del self.sessions[key]
-        if session and self.keeper:
-            with contextlib.suppress(OSError):
-                wire.send(self.keeper, {"op": "ended", "id": key[0], "exec": key[1]})
-
-    def _close_stream(self, key: tuple[str, str | None], name: str | None) -> None:
-        """The keeper is done with a stream, or with the session as a whole."""
-        session = self.sessions.get(key)
-        if session is None:
-            return
-        for stream in [name] if name else list(session.streams):
-            if (fd := session.streams.pop(stream, None)) is not None:
-                os.close(fd)
-        if name is None:
-            del self.sessions[key]
 
     # -- epoll -----------------------------------------------------------------------------------------
 

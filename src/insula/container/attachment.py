@@ -1,0 +1,48 @@
+"""The streams of a process, for asyncio code: a connection to the keeper, which relays them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+from insula.container import wire
+from insula.model.stream import Kind
+
+
+class Attachment:
+    """The streams of a process: iterate for its output, `send` for its input."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self.complete = False  # once all was read; it stays False when the keeper died
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
+        """STDOUT and STDERR frames; it ends after `finish`, when all is read, or when the keeper dies."""
+        while True:
+            try:
+                data = await self._loop.sock_recv(self._sock, wire.MAX_MESSAGE)
+            except ConnectionError:
+                return
+            if not data:
+                return
+            if data[0] == Kind.EXIT:
+                self.complete = True
+                return
+            yield Kind(data[0]), data[1:]
+
+    async def send(self, kind: Kind, payload: bytes = b"") -> None:
+        """STDIN, STDIN_EOF or RESIZE."""
+        view = memoryview(payload)
+        for start in range(0, max(1, len(view)), 32 << 10):
+            with contextlib.suppress(ConnectionError):
+                await self._loop.sock_sendall(self._sock, bytes((kind,)) + view[start : start + (32 << 10)])
+
+    async def finish(self) -> None:
+        """The process has ended: have what it still left sent, then let the iteration end."""
+        await self.send(Kind.EXIT)
+
+    def close(self) -> None:
+        self._sock.close()

@@ -1,0 +1,36 @@
+"""What the spawner or a child reported, as an error with one line for the user."""
+
+from __future__ import annotations
+
+from insula.container.wire import Message
+from insula.model.errors import Failed
+
+_ENOENT, _EACCES = 2, 13
+
+
+class StartFailed(Failed):
+    """The program could not be executed; `exit_status` is 127 if it was not found, 126 if not executable, else 125."""
+
+    exit_status = 125
+
+
+class SpawnerDied(Failed):
+    """What was asked may have been done or not; what was not told to start dies with the spawner."""
+
+
+def explain(error: Message) -> Failed:
+    """What the spawner or the child reported, as one line for the user."""
+    path = f" {error['path']}" if error.get("path") else ""
+    if error["step"] != "execute":
+        return Failed(f"cannot {error['step']}: {error['error']}{path}", _hint(error["step"]))
+    failure = StartFailed(f"cannot execute{path}: {error['error']}", "give a command that the image contains")
+    failure.exit_status = 127 if error["errno"] == _ENOENT else 126 if error["errno"] == _EACCES else 125
+    return failure
+
+
+def _hint(step: str) -> str:
+    if step == "enter the working directory":
+        return "name a directory of the image, or leave it out"
+    if step.startswith("set RLIMIT_"):
+        return "ask for less, or raise the hard limits of insulad (see `insula doctor`)"
+    return "run `insula doctor` to see what this host lacks"

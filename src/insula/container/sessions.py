@@ -1,0 +1,102 @@
+"""The streams of all containers, in the spawner's hands and on their way to the keeper's.
+
+Each end of a pipe or terminal is open in two processes, so that either may die: the keeper, which relays what comes,
+and the spawner, which made it and only holds on to it. Who is started anew gets everything from the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import NamedTuple
+
+from insula.container import wire
+from insula.container.bundle import Launch
+
+Key = tuple[str, str | None]
+"""Container, and exec id or None for its first process."""
+
+
+class Session(NamedTuple):
+    """The streams of one process, kept here too so that they survive the keeper."""
+
+    message: wire.Message
+    streams: dict[str, int]
+
+
+class Sessions:
+    """What is open, and the keeper's channel if there is a keeper."""
+
+    def __init__(self) -> None:
+        self.keeper: socket.socket | None = None
+        self._sessions: dict[Key, Session] = {}
+
+    def serve(self, keeper: socket.socket) -> None:
+        """From now on this is the keeper: it gets all that there is."""
+        self.keeper = keeper
+        for session in self._sessions.values():
+            self._hand_over(session)
+
+    def open(
+        self, container: str, exec_id: str | None, asked: Launch, streams: dict[str, int], *, terminal: bool
+    ) -> None:
+        """A process was made, with these ends of its streams."""
+        message = {
+            "op": "session",
+            "id": container,
+            "exec": exec_id,
+            "tty": terminal,
+            "stdin": asked.stdin,
+            "log": asked.log,
+            "log_size": asked.log_size,
+            "log_files": asked.log_files,
+        }
+        session = self._sessions[(container, exec_id)] = Session(message, streams)
+        self._hand_over(session)
+
+    def add(self, key: Key, streams: dict[str, int]) -> None:
+        """More streams of a process."""
+        session = self._sessions.get(key)
+        if session is None:
+            for fd in streams.values():
+                os.close(fd)
+            return
+        session.streams.update(streams)
+        self._hand_over(session)
+
+    def _hand_over(self, session: Session) -> None:
+        """Send the keeper a session, or its streams anew; without a keeper they wait here for the next."""
+        if self.keeper is None:
+            return
+        message = {**session.message, "streams": list(session.streams)}
+        try:
+            wire.send(self.keeper, message, list(session.streams.values()))
+        except OSError:
+            self.keeper = None
+
+    def hold(self, message: wire.Message, descriptors: list[int]) -> None:
+        """Take copies of what the keeper relays: the spawner before this one has died."""
+        origin = {name: message[name] for name in ("id", "exec", "tty", "stdin", "log", "log_size", "log_files")}
+        streams = dict(zip(message["streams"], descriptors, strict=True))
+        self._sessions[(message["id"], message["exec"])] = Session({"op": "session", **origin}, streams)
+
+    def end(self, key: Key) -> None:
+        """The process ended; if it never had a stream, nobody will read the end of one."""
+        session = self._sessions.get(key)
+        if session and not session.streams:
+            del self._sessions[key]
+        if session and self.keeper:
+            with contextlib.suppress(OSError):
+                wire.send(self.keeper, {"op": "ended", "id": key[0], "exec": key[1]})
+
+    def close(self, key: Key, name: str | None) -> None:
+        """The keeper is done with a stream, or with the session as a whole."""
+        session = self._sessions.get(key)
+        if session is None:
+            return
+        for stream in [name] if name else list(session.streams):
+            if (fd := session.streams.pop(stream, None)) is not None:
+                os.close(fd)
+        if name is None:
+            del self._sessions[key]
