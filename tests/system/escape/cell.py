@@ -6,9 +6,11 @@ next to busybox, makes an image of 15 MB. `scripts/packages` need not list a com
 
 from __future__ import annotations
 
+import encodings
 import functools
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from typing import Any
 
 from insula.kernel import cgroups, linux
 from tests.forked import forked
-from tests.support.cli import Cli
+from tests.support.cli import REPOSITORY, Cli
 from tests.support.images import Layout, member, tar
 from tests.system.escape.attacks import run
 
@@ -153,6 +155,23 @@ class Cell:
 def request(wanted: Any) -> str:
     """What `attacks.run` reads, for a list of `(attack, *arguments)`."""
     return json.dumps([(a.__module__.rpartition(".")[2], a.__name__, arguments) for a, *arguments in wanted])
+
+
+POISON = "open('/poisoned', 'a').write(__name__ + chr(10))\nraise ImportError(__name__)\n"
+"""A module of the attacker's: tells that it was executed."""
+
+
+@functools.cache
+def poisoned_paths() -> list[str]:
+    """Every file in which a Python of the host might look for a module, its own or ours, on whatever path."""
+    ask = "import sys; print(*sys.path, sep='\\n')"
+    path = subprocess.run([sys.executable, "-I", "-c", ask], check=True, capture_output=True, text=True).stdout
+    source = REPOSITORY / "src"
+    names = [f"{name}.py" for name in sys.stdlib_module_names if "." not in name]
+    names += [f"encodings/{found.name}.py" for found in pkgutil.iter_modules(encodings.__path__)]
+    places = {*path.split(), str(source), os.path.dirname(os.__file__)}
+    files_ = {f"{place}/{name}" for place in places for name in names}
+    return sorted(files_ | {str(path) for path in source.rglob("*.py")})
 
 
 def unguarded(attack: Attack, *arguments: Any) -> End:

@@ -16,7 +16,7 @@ from tests.support.wait import until
 from tests.system.escape.attacks import races
 from tests.system.escape.cell import Cell
 
-SECONDS = 3.0
+SECONDS = 2.0
 
 
 def test_copying_while_links_come_and_go(cell: Cell, tmp_path: Path) -> None:

@@ -6,12 +6,8 @@ redirected went nowhere. On the host nothing changes.
 
 from __future__ import annotations
 
-import encodings
 import functools
 import os
-import pkgutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -19,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests.forked import forked
-from tests.support.cli import REPOSITORY, Cli
+from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.images import Layout, member, tar
-from tests.system.escape.cell import Member
+from tests.system.escape.cell import POISON, Member, poisoned_paths
 
 APPLETS = ("sh", "cat", "sleep", "ls", "id", "true", "readlink", "stat", "grep", "pwd", "rm", "ln", "head")
 
@@ -66,7 +62,7 @@ class Host:
     def _state(self) -> tuple[object, ...]:
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         files = [Path(name).read_bytes() for name in ("/proc/sys/kernel/core_pattern", "/etc/passwd")]
-        return sorted(m for m in mounts if not m.startswith("/tmp/insula-test/")), files
+        return sorted(m for m in mounts if not m.startswith(("/tmp/insula-test/", "/run/"))), files
 
     def is_unchanged(self) -> bool:
         return self._state() == self._before and self.secret.read_text() == "the host's secret"
@@ -168,25 +164,12 @@ def test_the_working_directory(host: Host) -> None:
     assert host.is_unchanged()
 
 
-POISON = "open('/poisoned', 'a').write(__name__ + chr(10))\nraise ImportError(__name__)\n"
-
-
 def test_modules_where_the_host_looks_for_its_own(host: Host, cli: Cli, tmp_path: Path) -> None:
     """CVE-2019-14271: `docker cp` entered the container and then loaded a library, which was the image's. Our processes
     are Python among the image's files; each module that they had not loaded before would be the attacker's code, run
     with all rights that are not yet dropped. So the image has every module there is, at every place where the host's
     are."""
-    ask = subprocess.run(
-        [sys.executable, "-I", "-c", "import sys; print(*sys.path, sep='\\n')"], capture_output=True, text=True
-    )
-    places = {*ask.stdout.split(), str(REPOSITORY / "src"), os.path.dirname(os.__file__)}
-    names = [f"{name}.py" for name in sys.stdlib_module_names if "." not in name]
-    names += [f"encodings/{found.name}.py" for found in pkgutil.iter_modules(encodings.__path__)]
-    ours = [path.relative_to(REPOSITORY / "src") for path in (REPOSITORY / "src").rglob("*.py")]
-    paths = {f"{place}/{name}" for place in places for name in names if place}
-    paths |= {str(REPOSITORY / "src" / path) for path in ours}
-    members_ = [member(path.lstrip("/"), POISON.encode()) for path in sorted(paths)]
-
+    members_ = [member(path.lstrip("/"), POISON.encode()) for path in poisoned_paths()]
     control = tmp_path / "root"
     for info, data in members_:
         (control / info.name).parent.mkdir(parents=True, exist_ok=True)

@@ -6,16 +6,20 @@ ESRCH; and ptrace(2)'s own check would ask for capabilities in the other's user 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 
 import pytest
 
-from tests.forked import forked
-from tests.system.escape.attacks import processes
+from insula.kernel import linux
+from tests.forked import errno_of, forked
+from tests.system.escape.attacks import processes, runtime
+from tests.system.escape.attacks.calls import syscall
 from tests.system.escape.cell import Cell, unguarded
 from tests.system.escape.conftest import CellFactory
+from tests.system.escape.test_exhaustion import enter
 
 CONTAINER = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
@@ -108,6 +112,33 @@ def test_two_uids_cannot_touch_each_other(cell: Cell, neighbour: Cell) -> None:
     assert forked(lambda: as_tenant(neighbour))["kill"] == "", "the control: its own may"
     found = forked(lambda: as_tenant(cell))
     assert {found[way] for way in ("kill", "ptrace", "process_vm_readv", "proc")} <= {"EPERM", "EACCES"}
+
+
+def test_no_key_is_shared(cell: Cell, neighbour: Cell) -> None:
+    """A user's keyring (user-keyring(7)) belongs to a uid in a user namespace. Seen by processes that joined both
+    containers without their seccomp filter, which refuses keyctl(2) altogether: the neighbour finds nothing, not by
+    name and not by number."""
+
+    def put() -> int:
+        enter(cell.pid)
+        linux.join_session_keyring("insula-escape")
+        return syscall("add_key", b"user", b"insula-escape-key", b"secret", 6, runtime.USER)
+
+    def get(one: Cell) -> str:
+        enter(one.pid)
+        linux.join_session_keyring("insula-escape")
+        syscall("keyctl", runtime.KEYCTL_LINK, runtime.USER, runtime.SESSION)
+        return runtime.key_of_the_session("insula-escape-key")
+
+    number = forked(put)
+    assert forked(lambda: get(cell)) == "secret", "the control"
+    assert forked(lambda: errno_of(lambda: get(neighbour))) == errno.ENOKEY
+
+    def read_by_number() -> int:
+        enter(neighbour.pid)
+        return syscall("keyctl", runtime.KEYCTL_READ, number, None, 0, 0)
+
+    assert forked(lambda: errno_of(read_by_number)) in {errno.EACCES, errno.ENOKEY}
 
 
 @pytest.fixture(scope="module", autouse=True)

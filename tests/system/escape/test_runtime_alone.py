@@ -24,7 +24,7 @@ from tests.support.wait import until
 from tests.system.escape.attacks import files, processes, races, runtime
 from tests.system.escape.attacks.calls import syscall
 from tests.system.escape.bundles import ALL, DOCKERS, OciCell, host_file
-from tests.system.escape.cell import PYTHON, Cell, End
+from tests.system.escape.cell import POISON, PYTHON, Cell, End, poisoned_paths
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_runtimes_program(cell: OciCell) -> None:
     (cell.root / "own").mkdir()
     shutil.copy(cell.root / "bin/busybox", cell.root / "own/true")
     with cell.running():
-        watching = cell.start(runtime.programs, 4.0, "/tmp/watching")
+        watching = cell.start(runtime.programs, 2.5, "/tmp/watching")
         until(lambda: (cell.root / "tmp/watching").exists(), "it watches")
         while watching.poll() is None:
             cell.oci.run("exec", "cell", "/own/true")  # "text file busy" now and then: it is being written to
@@ -86,7 +86,7 @@ def test_descriptors_and_the_working_directory(cell: OciCell) -> None:
     outside = sorted(os.listdir("/"))[:20]
     end = cell.once(runtime.where)
     assert isinstance(end, End) and end.value["cwd"] == "/", "the control"
-    for number in (3, 4, 5, 6, 7, 8, 10, 12):
+    for number in (3, 4, 5, 6, 7, 9):
         found = cell.once(runtime.where, cwd=f"/proc/self/fd/{number}")
         if isinstance(found, End):
             assert outside not in found.value["seen"].values(), found
@@ -94,7 +94,7 @@ def test_descriptors_and_the_working_directory(cell: OciCell) -> None:
     with cell.running():
         descriptors = cell.gets(runtime.where)["seen"]
         assert outside not in descriptors.values()
-        for number in (3, 5, 6, 7, 8, 9):
+        for number in (3, 5, 6, 7):
             result = cell.oci.run("exec", "--cwd", f"/proc/self/fd/{number}", "cell", "/bin/ls", "../../../../..")
             assert result.status != 0 or ("rootfs" not in result.out and "opt" not in result.out), result
 
@@ -187,7 +187,7 @@ def test_mounts_while_links_come_and_go(cell: OciCell, tmp_path: Path) -> None:
         os._exit(0)
     ran = 0
     try:
-        for _ in range(12):
+        for _ in range(6):
             end = cell.once(runtime.mounts)
             if isinstance(end, End):
                 ran += 1
@@ -210,6 +210,34 @@ def test_mounts_while_links_come_and_go(cell: OciCell, tmp_path: Path) -> None:
         os.kill(racer, signal.SIGKILL)
         os.waitpid(racer, 0)
     assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def test_modules_where_the_host_looks_for_its_own(run_: Run) -> None:
+    """CVE-2019-14271: code of the container's, loaded by a process of the host's that entered it: see test_images. Here
+    it would run as the host's root with all capabilities."""
+    cell = OciCell(run_.path / "poison", f"{run_.name}oci/poison")
+    try:
+        for path in poisoned_paths():
+            target = cell.root / path.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            target.write_text(POISON)
+        cell.grant(DOCKERS)
+        cell.config["hostname"] = "poison"
+        cell.config["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1"}
+        with cell.running():
+            for program in ("/bin/true", "/no/such", "/bin", "/proc/self/exe"):
+                cell.oci.run("exec", "cell", program)
+            for option in (("--cwd", "/no"), ("--user", "7:8")):
+                cell.oci.run("exec", *option, "cell", "/bin/true")
+        for process in ({"args": ["/no/such"]}, {"cwd": "/no/such"}, {"user": {"uid": 1 << 31, "gid": 0}}):
+            cell.config["process"] |= process
+            cell.bundle.write(cell.config)
+            assert cell.oci.run("run", "--bundle", cell.bundle.path, "once").status != 0
+            cell.oci.run("delete", "--force", "once")
+        assert not (cell.root / "poisoned").exists(), (cell.root / "poisoned").read_text()
+    finally:
+        shutil.rmtree(cell.bundle.path)
 
 
 def test_keys_of_the_host(cell: OciCell) -> None:
@@ -252,9 +280,9 @@ def test_device_nodes_of_the_real_root(cell: OciCell) -> None:
     it."""
     cell.grant(DOCKERS)
     with cell.running():
-        for disk in files.disks()[:3]:
+        for disk in files.disks()[:2]:
             assert cell.try_(files.node, "/tmp/disk", "b", *disk).errno == "EPERM"
-        for minor in (1, 2, 4, 11):
+        for minor in (1, 11):
             assert cell.try_(files.node, "/tmp/memory", "c", 1, minor).errno == "EPERM"
         assert cell.gets(files.node, "/tmp/zero", "c", 1, 5), "the control: harmless ones open"
 
@@ -263,7 +291,7 @@ def test_what_joins_is_closed(cell: OciCell) -> None:
     """CVE-2016-9962 with Docker's capabilities: without CAP_SYS_PTRACE nobody inside looks at a process that joins."""
     cell.grant(DOCKERS)
     with cell.running():
-        spy = cell.start(processes.spy, 3.0, "/tmp/spying")
+        spy = cell.start(processes.spy, 2.0, "/tmp/spying")
         until(lambda: (cell.root / "tmp/spying").exists(), "it spies")
         while spy.poll() is None:
             cell.oci.ok("exec", "cell", "/bin/true")

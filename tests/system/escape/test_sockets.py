@@ -35,7 +35,7 @@ def test_a_packet_socket_hears_ones_own_only(cell: Cell, neighbour: Cell, host_n
     interfaces, but those of the own namespace; the bridge sends no neighbour's here (test_network_spoofing has the
     forgeries)."""
     assert set(cell.gets(sockets.devices)) == {"lo", "eth0"}
-    listener = cell.start(sockets.sniff, 3.0, "/tmp/sniffing")
+    listener = cell.start(sockets.sniff, 2.0, "/tmp/sniffing")
     until(lambda: cell.cli.run("exec", cell.name, "test", "-e", "/tmp/sniffing").status == 0, "it listens")
     neighbour.gets(sockets.shout, "neighbour", ["127.0.0.1", "10.0.0.255", "10.0.0.9", "10.0.0.2"])
     assert call_in(host_netns, lambda: sockets.shout("host", ["127.0.0.1", "198.18.0.255", "198.18.0.1"]))

@@ -9,7 +9,7 @@ import time
 
 from tests.system.escape.attacks.calls import syscall
 
-KEYCTL_SEARCH, KEYCTL_READ, SESSION, USER = 10, 11, -3, -4
+KEYCTL_LINK, KEYCTL_SEARCH, KEYCTL_READ, SESSION, USER = 8, 10, 11, -3, -4
 
 
 def programs(seconds: float, ready: str) -> list[list[object]]:
@@ -59,9 +59,9 @@ def where() -> dict[str, object]:
     return {"cwd": here, "seen": seen}
 
 
-def key_of_the_session(name: str, keyring: int = SESSION) -> str:
+def key_of_the_session(name: str) -> str:
     """What a key in the session's keyring says: keyrings (keyrings(7)) are inherited through fork and exec."""
-    key = syscall("keyctl", KEYCTL_SEARCH, keyring, b"user", name.encode(), 0)
+    key = syscall("keyctl", KEYCTL_SEARCH, SESSION, b"user", name.encode(), 0)
     buffer = ctypes.create_string_buffer(100)
     size = syscall("keyctl", KEYCTL_READ, key, buffer, len(buffer), 0)
     return buffer.raw[:size].decode()
