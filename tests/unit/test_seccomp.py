@@ -92,7 +92,7 @@ VALUES = st.one_of(
 CONDITIONS = st.fixed_dictionaries(
     {"index": st.integers(0, 2), "value": VALUES, "valueTwo": VALUES, "op": st.sampled_from(sorted(seccomp._OPERATORS))}
 )
-ACTIONS = st.sampled_from(
+ACTIONS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
     [
         {"action": "SCMP_ACT_ALLOW"},
         {"action": "SCMP_ACT_ERRNO"},
@@ -192,7 +192,7 @@ NARROW = st.lists(
 )
 # calls of all of them: 2.5 jumps wrongly where another architecture has no number for one
 PLAIN = ["read", "openat", "clone", "personality", "ptrace", "mount", "exit_group", "openat2", "no_such_call"]
-ANY_ACTION = st.one_of(
+ANY_ACTION: st.SearchStrategy[dict[str, Any]] = st.one_of(
     ACTIONS,
     st.sampled_from([{"action": "SCMP_ACT_KILL"}, {"action": "SCMP_ACT_TRACE", "errnoRet": 77}]),
     st.just({"action": "SCMP_ACT_NOTIFY"}),
