@@ -28,7 +28,6 @@ from insula.oci.state import Container
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from collections.abc import Callable
     from typing import Any
 
     from insula.kernel.cgroups import Cgroup
@@ -192,7 +191,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
             undo.callback(made.kill)
             made.prepare()
     if waits_at:
-        with_directory(made.container, waits_at.bind)
+        made.container.at_start_socket(waits_at.bind)
         waits_at.listen(8)
     made.record["pid"], made.record["start_time"] = made.child.pid, made.child.start_time
     made.container.save(made.record)
@@ -278,15 +277,6 @@ def _outside_uid(config: dict[str, Any], uid: int) -> int:
         if entry["containerID"] <= uid < entry["containerID"] + entry["size"]:
             return int(entry["hostID"] + uid - entry["containerID"])
     return uid
-
-
-def with_directory(container: Container, action: Callable[[str], object]) -> None:
-    """Call `action` with a path of the container's start socket that sockaddr_un has room for (108 bytes)."""
-    fd = os.open(container.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        action(f"/proc/self/fd/{fd}/{os.path.basename(container.start_socket)}")
-    finally:
-        os.close(fd)
 
 
 def start(made: Created) -> None:

@@ -2,13 +2,13 @@
 
     ROOT/ID/state.json    what was made (`Record`), replaced atomically: whole, or not there
     ROOT/ID/config.json   the config as it was when the container was made; the bundle's may change
-    ROOT/ID/start.sock    there while PID 1 listens at it (unix(7)) for `start`
+    ROOT/ID/start.sock    where PID 1 listens (unix(7)) until `start` comes
 
 The status of the runtime-spec is computed from the kernel's answers and never stored, so that nothing can be wrong
 about it after any crash:
 
     creating   no PID in state.json yet      running   the process (PID, start time) is alive
-    created    start.sock is there           paused    it is alive, and its control group is frozen
+    created    PID 1 listens at start.sock   paused    it is alive, and its control group is frozen
     stopped    the process is gone, or a zombie
 
 Two commands on one container take turns by a lock (flock(2)) on its directory, which the kernel drops with its holder.
@@ -16,6 +16,7 @@ Two commands on one container take turns by a lock (flock(2)) on its directory, 
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
 import time
@@ -169,7 +170,7 @@ class Container:
             return "creating"
         if not process.is_alive(record["pid"], record["start_time"]):
             return "stopped"
-        if os.path.exists(self.start_socket):
+        if self._listens():
             return "created"
         if record["cgroup"]:
             from insula.kernel.cgroups import Cgroup
@@ -192,6 +193,29 @@ class Container:
             "owner": user_name(record["owner"]),
             "annotations": record["annotations"],
         }
+
+    def at_start_socket(self, action: Callable[[str], object]) -> None:
+        """Call `action` with a path of the start socket that sockaddr_un has room for: no more than 108 bytes."""
+        fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            action(f"/proc/self/fd/{fd}/{os.path.basename(self.start_socket)}")
+        finally:
+            os.close(fd)
+
+    def _listens(self) -> bool:
+        """Whether somebody listens at the start socket: a `start` that was killed may have left its name alone."""
+        if not os.path.exists(self.start_socket):
+            return False
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_NONBLOCK)
+        try:
+            self.at_start_socket(sock.connect)
+        except BlockingIOError:  # many others have come, and it is frozen
+            return True
+        except OSError:
+            return False
+        finally:
+            sock.close()
+        return True
 
     def _read(self, name: str) -> Any:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,11 @@ def test_state_is_that_of_the_spec(oci: Oci, web: Resident) -> None:
 
 
 def test_the_status_is_what_the_kernel_says(oci: Oci, web: Resident) -> None:
-    waiting = Path(web.container.start_socket)
-    waiting.touch()
-    assert oci.status("web") == "created"
-    waiting.unlink()
-    assert oci.status("web") == "running"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as waiting:
+        web.container.at_start_socket(waiting.bind)
+        waiting.listen()
+        assert oci.status("web") == "created"
+    assert oci.status("web") == "running", "the name alone says nothing"
     web.group.freeze()
     assert oci.status("web") == "paused"
     web.group.thaw()

@@ -36,7 +36,7 @@ def run(arguments: Arguments) -> int:
         sync = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         undo.callback(sync.close)
         try:
-            creation.with_directory(container, sync.connect)
+            container.at_start_socket(sync.connect)
         except ConnectionRefusedError:
             raise Failed(f"container {container.id} doesn't wait to be started", "delete it") from None
         made.child = launch.Child(record["pid"], pidfd, sync)
