@@ -76,7 +76,7 @@ class Bundle:
         self.path = f"{run}/containers/{container}"
 
     def create(self, launch: Launch) -> None:
-        os.makedirs(self.path, 0o700)
+        os.mkdir(self.path, 0o700)
         self._write("launch.json", launch._asdict())
 
     def remove(self) -> None:

@@ -51,6 +51,7 @@ class Runtime:
         """`spares`: how many containers are made ahead for each tenant that launches (`insula.container.pool`)."""
         self.run = str(run)
         self.spares = spares
+        self._first: dict[str, State] = {}  # first processes that were made by this object
         self._offered: dict[str, list[str]] = {}  # ids of spares, by the control group above theirs
         self._numbers = itertools.count(1)
         self._spawner: socket.socket | None = None
@@ -107,7 +108,8 @@ class Runtime:
             answer = await self._create(bundle, launch)
         except SpawnerDied:  # nothing of it runs: the next spawner can do it from the beginning
             answer = await self._create(bundle, launch)
-        return State(launch.id, answer["pid"], answer["start_time"])
+        state = self._first[launch.id] = State(launch.id, answer["pid"], answer["start_time"])
+        return state
 
     async def _create(self, bundle: Bundle, launch: Launch) -> wire.Message:
         bundle.create(launch)
@@ -143,7 +145,7 @@ class Runtime:
         bundle = Bundle(self.run, container)
         if record := bundle.exit(exec_id):
             return record
-        state = bundle.state(exec_id)
+        state = self._process(container, exec_id)
         if state is None:
             raise NotFound("there is no such process in the container")
         with contextlib.ExitStack() as stack:
@@ -222,11 +224,13 @@ class Runtime:
         """Kill what runs, and remove cgroup and run directory; nothing happens if it is gone."""
         bundle = Bundle(self.run, container)
         if not os.path.isdir(bundle.path):
+            self._first.pop(container, None)
             return
         with contextlib.suppress(NotFound):
             self.signal(container, 9)
             await self.resume(container)  # who is frozen doesn't die
             await self.wait(container)
+        self._first.pop(container, None)
         await asyncio.to_thread(_remove, bundle)
 
     async def forget_layer(self, path: Path | str) -> None:
@@ -262,9 +266,14 @@ class Runtime:
         """The processes that joined and were not forgotten."""
         return [exec_id for exec_id, _ in Bundle(self.run, container).processes() if exec_id]
 
+    def _process(self, container: str, exec_id: str | None = None) -> State | None:
+        """Which process it is: what we made ourselves needs no look at its record."""
+        known = self._first.get(container) if exec_id is None else None
+        return known or Bundle(self.run, container).state(exec_id)
+
     def netns(self, container: str) -> int:
         """A descriptor of the network namespace; the caller closes it. `NotFound` if the container is gone."""
-        state = self.state(container)
+        state = self._process(container)
         try:
             if state is None:
                 raise ProcessLookupError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from contextlib import AsyncExitStack
 from ipaddress import ip_network
@@ -220,8 +221,11 @@ class Networks:
         return self.engine.pool(_address_kind(network.tenant, network.name))
 
     async def _address(self, network: Network, subnet: str, wanted: str | None) -> str:
-        parsed = ip_network(subnet)
+        parsed = _parsed(subnet)
         return await self._addresses(network).choose(lambda taken: allocate(parsed, taken, wanted))
+
+
+_parsed = functools.lru_cache(maxsize=1024)(ip_network)
 
 
 def _address_kind(tenant: str, network: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import threading
@@ -234,15 +235,20 @@ class Domain:
             self.nft.run(commands)
 
 
+@functools.lru_cache(maxsize=1024)
+def _prefix(subnet: str) -> int:
+    return ip_network(subnet).prefixlen
+
+
 def _is_bridge(index: int) -> bool:
     return plan.bridge_index(0) <= index < plan.port_index(0)
 
 
 def gateways(network: Network) -> list[str]:
     """The gateway's addresses with prefix lengths."""
-    found = [f"{network.gateway}/{ip_network(network.subnet).prefixlen}"]
+    found = [f"{network.gateway}/{_prefix(network.subnet)}"]
     if network.gateway6 and network.subnet6:
-        found.append(f"{network.gateway6}/{ip_network(network.subnet6).prefixlen}")
+        found.append(f"{network.gateway6}/{_prefix(network.subnet6)}")
     return found
 
 
@@ -253,9 +259,9 @@ def addresses(port: Port) -> list[str]:
 
 def _with_prefixes(network: Network, port: Port) -> list[tuple[str, str]]:
     """(address with prefix length, gateway) of each IP version that the port has."""
-    found = [(f"{port.address}/{ip_network(network.subnet).prefixlen}", network.gateway)]
+    found = [(f"{port.address}/{_prefix(network.subnet)}", network.gateway)]
     if port.address6 and network.subnet6 and network.gateway6:
-        found.append((f"{port.address6}/{ip_network(network.subnet6).prefixlen}", network.gateway6))
+        found.append((f"{port.address6}/{_prefix(network.subnet6)}", network.gateway6))
     return found
 
 
