@@ -89,13 +89,19 @@ class Box:
         state: dict[str, Any] | None = json.loads(done.stdout) if done.returncode == 0 else None
         return state
 
-    def inside(self, path: str) -> str:
+    def look(self) -> dict[str, Any]:
+        """The state of the container, which runs; `inside` and `count` look into it from now on."""
         state = self.state()
         assert state is not None
-        return Path(f"/proc/{state['pid']}/root{path}").read_text().strip()
+        assert state["status"] == "running"
+        self._root = Path(f"/proc/{state['pid']}/root")
+        return state
+
+    def inside(self, path: str) -> str:
+        return (self._root / path).read_text().strip()
 
     def count(self) -> int:
-        return int(self.inside("/tmp/count") or 0)
+        return int(self.inside("tmp/count") or 0)
 
     def checkpoint(self, *options: str | Path) -> None:
         self.ok("--criu", str(shutil.which("criu")), "checkpoint", f"--image-path={self.path}/images", *options, NAME)
@@ -103,6 +109,7 @@ class Box:
     def restore(self, *options: str | Path) -> None:
         options = ("-d", f"--bundle={self.bundle}", f"--image-path={self.path}/images", *options)
         self.ok("--criu", str(shutil.which("criu")), "restore", *options, NAME)
+        self.look()
 
 
 @pytest.fixture
@@ -110,6 +117,7 @@ def box() -> Iterator[Box]:
     run = machine.Run()
     box = Box(run.path, run.name)
     box.ok("run", "-d", f"--bundle={box.bundle}", NAME)
+    box.look()
     until(lambda: box.count() > 3, "it counts")
     yield box
     box.run("delete", "--force", NAME)
@@ -121,14 +129,11 @@ def test_it_goes_on_where_it_was(box: Box) -> None:
     box.checkpoint()
     assert box.state() is None
     box.restore()
-    state = box.state()
-    assert state is not None
-    assert state["status"] == "running"
     assert box.count() >= before
     until(lambda: box.count() > before + 5, "it counts on")
-    assert box.inside("/etc/told") == "from the host"
-    assert box.inside("/proc/keys") == ""
-    assert box.config["linux"]["cgroupsPath"] in Path(f"/proc/{state['pid']}/cgroup").read_text()
+    assert box.inside("etc/told") == "from the host"
+    assert box.inside("proc/keys") == ""
+    assert box.config["linux"]["cgroupsPath"] in Path(f"/proc/{box.look()['pid']}/cgroup").read_text()
     box.ok("kill", NAME, "KILL")
     until(lambda: (box.state() or {})["status"] == "stopped", "it is stopped")
     box.ok("delete", NAME)
@@ -136,9 +141,7 @@ def test_it_goes_on_where_it_was(box: Box) -> None:
 
 def test_it_may_run_on(box: Box) -> None:
     box.checkpoint("--leave-running")
-    state = box.state()
-    assert state is not None
-    assert state["status"] == "running"
+    box.look()
     now = box.count()
     until(lambda: box.count() > now, "it counts on")
 
@@ -156,7 +159,12 @@ def test_its_output_goes_to_who_restores_it(box: Box) -> None:
     assert first.returncode == 137
     program = ("--criu", str(shutil.which("criu")))
     second = box.start(*program, "restore", f"--bundle={box.bundle}", f"--image-path={box.path}/images", NAME)
-    until(lambda: (box.state() or {}).get("status") == "running", "it runs")
+
+    def runs() -> bool:
+        assert second.poll() is None, second.communicate()
+        return (box.state() or {}).get("status") == "running"
+
+    until(runs, "it runs")
     Path(f"/proc/{(box.state() or {})['pid']}/root/tmp/go").touch()
     out, _ = second.communicate(timeout=20)
     assert (out, second.returncode) == ("end\n", 7)
