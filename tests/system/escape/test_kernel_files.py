@@ -122,3 +122,26 @@ def test_kernel_log_and_memory(cell: Cell, strong: Cell) -> None:
         assert one.try_(files.opened, "/proc/kmsg", os.O_RDONLY).errno in {"EPERM", "EACCES"}
         addresses = {line.split()[0] for line in one.gets(files.read, "/proc/kallsyms").splitlines()[:-1]}
         assert addresses <= {"0" * 16}, addresses
+
+
+OWN = ("sys/net/", "sys/user/", "sys/fs/mqueue/", "sys/kernel/sem", "sys/kernel/shm", "sys/kernel/msg", "pressure/")
+"""Below /proc, what belongs to namespaces of the container's own, and what is for everybody."""
+
+
+def test_what_nesting_opens(cells: CellFactory, tenant: Cli) -> None:
+    """`--nesting` allows mounts, and shows a whole proc and sysfs, writable: there only owners and namespaces guard.
+    What opens for writing must belong to the container's own namespaces; release_agent and its kin stay shut."""
+    nest = cells(tenant, "--nesting")
+    whole = "/dev/.insula"
+    found = nest.gets(files.writable, f"{whole}/proc", f"{whole}/sys")
+    own = ("hostname", "domainname", "ns_last_pid", "auto_msgmni", "pid_max")  # of pid, ipc and uts namespaces
+    assert f"{whole}/proc/sys/net/ipv4/ip_forward" in found, "the control: its own namespace's"
+    others = [path.removeprefix(f"{whole}/proc/") for path in found if not path.startswith(f"{whole}/sys/")]
+    assert [path for path in others if not path.startswith(OWN) and os.path.basename(path) not in own] == []
+    devices = [path for path in found if path.startswith(f"{whole}/sys/")]
+    assert [path for path in devices if "/net/eth0/" not in path and "/net/lo/" not in path] == []
+    for helper in files.HELPERS:
+        path = whole + helper
+        assert not os.path.exists(helper) or nest.try_(files.opened, path).errno in NOT_OURS, path
+    assert nest.try_(files.release_agent, "/tmp/release").errno in {"EPERM", "EACCES"}
+    assert nest.gets(files.nodes, "/tmp", "/dev") == []
