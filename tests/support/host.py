@@ -15,7 +15,7 @@ from typing import Any
 from insula.container.log import read_log
 from insula.container.runtime import Launch, Runtime
 from insula.kernel.cgroups import Cgroup
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 BASE = 0x50000000
 PROC = ["nosuid", "noexec", "nodev"]
@@ -102,7 +102,7 @@ class Host:
 
 def with_runtime(host: Host, body: Callable[[Runtime], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with opened(host) as runtime, asyncio.timeout(60):
+        async with opened(host) as runtime, asyncio.timeout(patiently(60)):
             await body(runtime)
 
     asyncio.run(main())

@@ -19,7 +19,7 @@ from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, NotFound
 from insula.model.stream import RESIZE, Kind
 from tests.support.host import Host, started, with_runtime
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 
 @pytest.fixture
@@ -207,7 +207,8 @@ def test_no_descriptor_of_the_host_leaks(host: Host) -> None:
 
 @pytest.mark.parametrize("order", [("spawner",), ("keeper",), ("spawner", "keeper", "spawner"), ("keeper", "spawner")])
 def test_killed_helpers_cost_no_output_and_no_exit_status(host: Host, order: tuple[str, ...]) -> None:
-    script = "i=0; while [ $i -lt 150 ]; do echo line$i; i=$((i+1)); usleep 10000; done; exit 5"
+    pause = round(patiently(10_000))  # they must outlive what is done to the helpers
+    script = f"i=0; while [ $i -lt 150 ]; do echo line$i; i=$((i+1)); usleep {pause}; done; exit 5"
 
     async def body(runtime: Runtime) -> None:
         launches = [host.launch("sh", "-c", script) for _ in range(3)]
@@ -218,7 +219,7 @@ def test_killed_helpers_cost_no_output_and_no_exit_status(host: Host, order: tup
             await asyncio.sleep(0.2)
             pid = host.pid(name)
             host.kill(name)
-            for _ in range(500):
+            for _ in range(round(patiently(500))):
                 with contextlib.suppress(OSError, IndexError, ValueError):
                     if host.pid(name) != pid:
                         break
