@@ -35,8 +35,22 @@ class Snapshot:
         Mounts are those that process `holder` sees. Spares come and go, and are left out as long as the spawner has
         them in its records.
         """
-        spares = _spares(directories)
-        parked = {pid for pid in _pids() if _is_spare(pid, spares)}
+        while True:
+            spares, parked = _spares(directories)
+            taken = cls._take(spares, parked, prefix, namespace, *directories, holder=holder)
+            if _spares(directories) == (spares, parked):
+                return taken
+
+    @classmethod
+    def _take(
+        cls,
+        spares: set[str],
+        parked: set[int],
+        prefix: str,
+        namespace: str,
+        *directories: Path,
+        holder: int | str,
+    ) -> Snapshot:
         return cls(
             processes=frozenset(_processes(parked)),
             namespaces=frozenset(_namespaces(parked)),
@@ -62,14 +76,14 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _spares(directories: tuple[Path, ...]) -> set[str]:
-    """The ids of containers that are made ahead (insula.container.pool)."""
+def _spares(directories: tuple[Path, ...]) -> tuple[set[str], set[int]]:
+    """The ids of containers that are made ahead (insula.container.pool), and their processes."""
     found: set[str] = set()
     for directory in directories:
         for path, _, files in os.walk(directory):
             if Path(path).name == "spares":
                 found |= set(files)
-    return found
+    return found, {pid for pid in _pids() if _is_spare(pid, found)}
 
 
 def _is_spare(pid: int, spares: set[str]) -> bool:
