@@ -187,6 +187,9 @@ def clone(asked: Plan, cgroup: int | None = None) -> tuple[int, int]:
         ours.close()
         try:
             _enter(asked)
+            if any(flag == linux.CLONE_NEWPID for _, flag in asked.join):
+                # the child inherits it: among strangers it could be stopped and looked at before it does so itself
+                linux.prctl(linux.PR_SET_DUMPABLE, 0)
             pid, _ = linux.clone3(asked.make | linux.CLONE_PARENT)
             if pid == 0:
                 theirs.close()

@@ -70,6 +70,21 @@ def test_nothing_can_be_had_from_what_shares_the_pid_namespace(cells: CellFactor
     assert ours == []
 
 
+def test_an_ambush(cells: CellFactory, tenant: Cli) -> None:
+    """The same, with the newborn stopped before it has done anything: for a moment it is still in the host's mount
+    namespace, with the host's root as its uid. It must have been closed before it was born."""
+    host = cells(tenant, "--cap-add", "SYS_PTRACE")
+    spy = host.start(processes.ambush, 4.0, "/tmp/ready")
+    until(lambda: (host.upper / "tmp/ready").exists(), "it waits")
+    while spy.poll() is None:
+        host.cli.ok("run", "--rm", "--pid", f"container:{host.name}", IMAGE, "/bin/true")
+    got = host.finish(spy).value
+    assert got["stopped"], "the control: it does stop them"
+    ours = [what for found in got.values() for what in found if "insula" in what or "memfd" in what or "opt" in what]
+    assert ours == []
+    assert set(got.get("root", [])) <= {"/", " ".join(sorted(os.listdir(f"/proc/{host.pid}/root")))}
+
+
 def test_a_process_that_is_traced_when_it_ends(cell: Cell, neighbour: Cell, daemon: Daemon) -> None:
     """ptrace(2): an ended process is its tracer's before it is its parent's. A runtime that waits for it (waitpid)
     waits as long as the container likes, and with it whoever else wants something."""
