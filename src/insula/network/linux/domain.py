@@ -17,7 +17,7 @@ from ipaddress import ip_network
 from insula.kernel import netlink
 from insula.kernel.netlink import NetlinkError, Rtnl
 from insula.kernel.nftables import Nft
-from insula.model.errors import Failed
+from insula.model.errors import Conflict, Failed
 from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.linux import namespaces, plan, rules, sysctl
@@ -165,12 +165,24 @@ class Domain:
                 self._slow.execute(netlink.delete_links(GONE))
 
     def _connect(self, network: Network, port: Port, netns: int) -> None:
-        """Make the pair in one batch. EEXIST if a device has one of the names."""
+        """Make the pair in one batch. EEXIST if a device has one of the names; Conflict if the bridge is full."""
         index, bridge = plan.port_index(port.index), plan.bridge_index(network.index)
         pair = netlink.veth(
             plan.port(port.index), DEVICE, netns, index=index, peer_mac=port.mac, mtu=network.mtu, master=bridge
         )
-        self.rtnl.execute(pair, *_port_settings(network, port))
+        try:
+            self.rtnl.execute(pair, *_port_settings(network, port))
+        except NetlinkError as error:
+            if error.errno != errno.EXFULL:
+                raise
+            self.bury()  # those that are marked have their places still
+            try:
+                self.rtnl.execute(pair, *_port_settings(network, port))
+            except NetlinkError as still:
+                if still.errno != errno.EXFULL:
+                    raise
+                what = f"network {network.name} has as many ports as a bridge can have, {plan.MAX_PORTS}"
+                raise Conflict(what, "make another network for more instances") from None
 
     def _reconnect(self, network: Network, port: Port, netns: int, inside: Rtnl) -> None:
         """There is a device already: repair it if it leads to this namespace, else make it anew."""

@@ -18,6 +18,7 @@ from insula.model.units import shorten
 
 UPLINK: Final = "uplink"  # in the tenant's namespace
 MTU: Final = 1500  # of the uplinks
+MAX_PORTS: Final = 1023  # of a bridge (BR_MAX_PORTS in net/bridge/br_private.h, without number 0)
 _NETWORKS, _PORTS = 1_000_000_000, 2_000_000_000  # where the interface indices of bridges and ports begin
 _PREFIX = re.compile(r"[a-z][a-z0-9-]{0,30}")
 

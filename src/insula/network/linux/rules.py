@@ -2,9 +2,11 @@
 
 Three tables. In a tenant's namespace one of the `bridge` family decides what an instance may send: frames from its
 own MAC address, and in them only its own IP addresses, also where ARP and NDP claim addresses; no router
-advertisements, no DHCP answers. The one of the `inet` family decides what the tenant's router does: answer pings and
-names at its gateways, forward to the uplink and statefully back, nothing between two networks. The table in the
-host's namespace keeps tenants apart from each other and from the host. Everything not accepted is dropped.
+advertisements, no DHCP answers; and no reports of who listens to which group (RFC 3376, RFC 3810): our bridges
+send what is for a group to all, so nobody needs these, and each start would cost a packet to every instance. The one
+of the `inet` family decides what the tenant's router does: answer pings and names at its gateways, forward to
+the uplink and statefully back, nothing between two networks. The table in the host's namespace keeps tenants apart from
+each other and from the host. Everything not accepted is dropped.
 """
 
 from __future__ import annotations
@@ -52,16 +54,17 @@ table bridge {table} {{
     }}
     chain from_ipv4 {{
         udp sport 67 drop comment "DHCP server"
+        ip protocol igmp drop
         iifname . ether saddr . ip saddr @ipv4 accept
         drop
     }}
     chain from_ipv6 {{
         icmpv6 type {{ nd-router-advert, nd-redirect }} drop
+        icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report }} drop
         udp sport 547 drop comment "DHCPv6 server"
         icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @ndp drop
         iifname . ether saddr . ip6 saddr @ipv6 accept
         ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . ether saddr . @th,64,128 @ndp accept comment "DAD"
-        ip6 saddr :: icmpv6 type mld2-listener-report accept
         drop
     }}
 }}

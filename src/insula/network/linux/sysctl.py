@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 ROUTER = {
@@ -55,15 +56,35 @@ def instance(*, ipv6: bool) -> dict[str, str]:
 
 def write(settings: Mapping[str, str]) -> None:
     """Set all; what this kernel doesn't have (a module that isn't loaded, no IPv6) is passed over."""
-    for name, value in settings.items():
-        try:
-            fd = os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+    # each directory is looked up once: /proc/sys/net has an `ipv4` for every namespace of the host, in one hash chain
+    with ExitStack() as stack:
+        directories: dict[str, int | None] = {}
+        for path, value in settings.items():
+            directory, _, name = path.rpartition("/")
+            if directory not in directories:
+                directories[directory] = _directory(directory, stack)
+            if (parent := directories[directory]) is not None:
+                _write(parent, name, value)
+
+
+def _directory(path: str, stack: ExitStack) -> int | None:
+    try:
+        fd = os.open(f"/proc/sys/net/{path}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _write(directory: int, name: str, value: str) -> None:
+    try:
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
 
 
 def read(name: str) -> str | None:
