@@ -124,6 +124,9 @@ def park(stage: Stage, given: Inheritance, plan: Plan) -> NoReturn:
         linux.set_name("insula-spare")
         settle(given, plan)
         staged = first(plan, stage, given)
+        if staged:
+            step("leave the host's files", lambda: rootfs.leave_host(staged))
+            given.pivot = False  # done
         tell(given.sync, {"event": "parked"})
         handover = Handover.receive(given.sync)
         if handover is None:

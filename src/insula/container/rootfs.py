@@ -44,6 +44,7 @@ TOPS = ("/proc", "/sys", "/dev")
 """Where a stage's file systems are: every Linux system has these directories."""
 _CGROUP = ("cgroup", "cgroup2")
 _NO_LINKS = ("proc", "sysfs")
+_NOTHING = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 
 
 # -- stage 1 -----------------------------------------------------------------------------------------------------------
@@ -125,6 +126,26 @@ def make_stage(stage: Stage, sources: Sources, groups: Groups) -> Staged:
         sysctl = mounts.open_beneath(tops["/proc"], "sys", links=False, flags=os.O_PATH | os.O_DIRECTORY)
     step("protect paths", lambda: protect(Places(tops), stage.masked, stage.readonly))
     return Staged(stage, tops, sysctl)
+
+
+def leave_host(staged: Staged) -> None:
+    """Give up the parent's tree before there is a root to go to: an empty, read-only directory has to do.
+
+    To detach the host's many mounts, and to wait until nobody looks at them any more, takes as long as all that is left to
+    do for a container. The root will lie over this one, and is entered by chroot(2): who gets out of that is nowhere.
+    """
+    base = mounts.filesystem("tmpfs", ("mode=555", "size=4096", "nr_inodes=8"), _NOTHING, "tmpfs")
+    try:
+        linux.move_mount(base, linux.AT_FDCWD, "/")
+        for path, mount in staged.tops.items():
+            os.mkdir(path[1:], 0o555, dir_fd=base)
+            target = os.open(path[1:], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=base)
+            mounts.attach(mount, target)
+            os.close(target)
+        enter(base, pivot=True)
+        mounts.set_attributes(base, linux.MOUNT_ATTR_RDONLY)
+    finally:
+        os.close(base)
 
 
 def _stage_entry(tops: dict[str, int], mount: int, entry: dict[str, Any], groups: Groups) -> None:

@@ -303,12 +303,12 @@ class Spawner:
     def _settled(self, child: Child) -> None:
         """The channel is closed: the program runs, or the child is dead or dying."""
         bundle = Bundle(self.run, child.container)
-        if child.told and child.error is None and child.pid and not _ended(child.pidfd) and child.state:
-            child.state = child.state._replace(executed=True)
-            bundle.write_state(child.state, child.exec_id)
         if child.reply:
             child.reply({"error": child.error} if child.error else {"pid": child.pid})
             child.reply = None
+        if child.told and child.error is None and child.pid and not _ended(child.pidfd) and child.state:
+            child.state = child.state._replace(executed=True)
+            bundle.write_state(child.state, child.exec_id)
         if child.pid == 0:  # it failed before its second fork: nothing will be reaped
             self.sessions.end((child.container, child.exec_id))
             self._forget(child)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Message: TypeAlias = "dict[str, Any]"
 MAX_MESSAGE = 128 << 10
 MAX_DESCRIPTORS = 64
+_buffer = memoryview(bytearray(MAX_MESSAGE))  # made once: most messages are a thousandth of what it holds
 
 
 def pair() -> tuple[_socket.socket, _socket.socket]:
@@ -58,7 +59,8 @@ def receive(sock: _socket.socket) -> tuple[Message, list[int]] | None:
 
 def _receive(sock: _socket.socket) -> tuple[bytes, list[int], int]:
     room = _socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
-    data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE, room, _socket.MSG_CMSG_CLOEXEC)
+    length, ancillary, flags, _ = sock.recvmsg_into([_buffer], room, _socket.MSG_CMSG_CLOEXEC)
+    data = bytes(_buffer[:length])
     descriptors: list[int] = []
     for level, kind, rights in ancillary:
         if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
