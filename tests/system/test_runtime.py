@@ -146,6 +146,8 @@ def test_links_in_an_image_redirect_no_mount(host: Host, trap: str) -> None:
 
 
 def test_a_failure_half_way_leaves_nothing(host: Host) -> None:
+    host.spares = 0  # each holds two descriptors
+
     async def body(runtime: Runtime) -> None:
         await started(runtime, warm := host.launch("true"))
         await runtime.wait(warm.id)

@@ -401,8 +401,10 @@ def _readable(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def main(run: str, spares: int) -> NoReturn:
-    """The life of the keeper; at once over if another holds the lock."""
+def main() -> NoReturn:
+    """The life of the keeper; at once over if another holds the lock. INSULA_KEEPER in the environment is the number of
+    spares and the run directory."""
+    spares, run = os.environ.pop("INSULA_KEEPER").split(" ", 1)
     lock = os.open(f"{run}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + 5
     while True:
@@ -421,4 +423,4 @@ def main(run: str, spares: int) -> NoReturn:
     with open(f"{run}/keeper.pid", "w") as file:
         file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
     gc.freeze()
-    Keeper(run, spares).serve()
+    Keeper(run, int(spares)).serve()

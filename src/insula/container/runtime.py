@@ -338,13 +338,14 @@ class Runtime:
         """A sealed Python without site-packages, in its own session; the second of two ends at once at its lock."""
         library = str(Path(insula.__file__).parent.parent)
         code = (
-            f"import sys; sys.path.insert(0, {library!r}); from insula.container.keeper import main; "
-            "main(sys.argv[1], int(sys.argv[2]))"
+            f"import sys; sys.path.insert(0, {library!r}); from insula.container.keeper import main; main()"
         )
         program = sealed.copy()
         try:
             return subprocess.Popen(
-                [sys.executable, "-ISE", "-c", code, self.run, str(self.spares)],
+                [sys.executable, "-ISE", "-c", code],
+                # not as arguments: those can be read in a container by whom a process joins, until it is the program
+                env={**os.environ, "INSULA_KEEPER": f"{self.spares} {self.run}"},
                 executable=f"/proc/{os.getpid()}/fd/{program}",
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
