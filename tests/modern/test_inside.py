@@ -15,7 +15,7 @@ import pytest
 from tests.support.guest import CHECKOUT, Guest
 
 PYTHON = "/opt/insula-tests/bin/python"
-PATIENCE = 6
+PATIENCE = 4
 FILES = (
     "system/test_cgroups.py",
     "system/test_cgroups_devices.py",
@@ -27,7 +27,10 @@ FILES = (
 )
 """What depends on the version of control groups, on the kernel, or on systemd."""
 
-ON_THE_HOST_ITSELF = ("modern/inside/test_systemd.py",)
+EXCEPT = "not nobody_attached and not order0 and not order1"
+"""Left out: a flood of output, and cases of which others are run. An emulated processor is ten times slower."""
+
+ON_THE_HOST_ITSELF = ("modern/inside/test_systemd.py", "modern/inside/test_insula_oci.py")
 """Outside of the namespaces that tests.support.machine makes: systemd knows no PIDs but its own."""
 
 TIMEOUT = 1500
@@ -45,7 +48,8 @@ class Outcome:
 def run(guest: Guest, *files: str) -> tuple[dict[str, Outcome], str]:
     """The outcome of each file, and what pytest printed."""
     paths = " ".join(f"tests/{name}" for name in files)
-    command = f"cd {CHECKOUT} && INSULA_TEST_INSIDE=1 INSULA_TEST_PATIENCE={PATIENCE} {PYTHON} -m pytest -q"
+    select = f"-k '{EXCEPT}' --durations=20"
+    command = f"cd {CHECKOUT} && INSULA_TEST_INSIDE=1 INSULA_TEST_PATIENCE={PATIENCE} {PYTHON} -m pytest -q {select}"
     done = guest.run(
         f"{command} -p no:cacheprovider -o junit_family=xunit1 --junitxml=/tmp/report.xml {paths}", timeout=TIMEOUT
     )
@@ -61,6 +65,7 @@ def run(guest: Guest, *files: str) -> tuple[dict[str, Outcome], str]:
             outcome.skipped.append(f"{case.get('name')}: {skip.get('message')}")
         else:
             outcome.passed += 1
+    print(done.out)
     return found, done.out
 
 

@@ -22,6 +22,7 @@ from insula.kernel.cgroups import Cgroup, join
 from insula.oci.state import Container
 from insula.oci.verbs.spec import default
 from tests.support.cli import Result
+from tests.support.wait import patiently
 
 if TYPE_CHECKING:
     from insula.oci.state import Record
@@ -42,7 +43,8 @@ class Oci:
         with TemporaryFile("w+") as stdin, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
             stdin.write(input)
             stdin.seek(0)
-            done = subprocess.run(self.command(*words), stdin=stdin, stdout=out, stderr=err, timeout=30, check=False)
+            command, patience = self.command(*words), patiently(30)
+            done = subprocess.run(command, stdin=stdin, stdout=out, stderr=err, timeout=patience, check=False)
             for file in (out, err):
                 file.seek(0)
             return Result(" ".join(map(str, words)), done.returncode, out.read(), err.read())
