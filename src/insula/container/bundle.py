@@ -178,10 +178,27 @@ def all_bundles(run: str) -> list[Bundle]:
         return []
 
 
-def find_process(run: str, pid: int) -> tuple[Bundle, str | None] | None:
-    """Whose process `pid` is, among those without a record of their end."""
-    for bundle in all_bundles(run):
-        for exec_id, state in bundle.processes():
-            if state.pid == pid and bundle.exit(exec_id) is None:
-                return bundle, exec_id
-    return None
+class Owners:
+    """Whose processes are whose, among those without a record of their end. All are looked at once, and again for a
+    process that isn't known then: a thousand that end one after the other are no million records to read."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._known: dict[int, tuple[Bundle, str | None]] = {}
+
+    def find(self, pid: int) -> tuple[Bundle, str | None] | None:
+        """Container and exec id; None if `pid` was no container's."""
+        if found := self._take(pid):
+            return found
+        self._known = {
+            state.pid: (bundle, exec_id) for bundle in all_bundles(self._run) for exec_id, state in bundle.processes()
+        }
+        return self._take(pid)
+
+    def _take(self, pid: int) -> tuple[Bundle, str | None] | None:
+        """What is known may have been another process of that number."""
+        bundle, exec_id = self._known.pop(pid, (None, None))
+        if bundle is None or bundle.exit(exec_id) is not None:
+            return None
+        state = bundle.state(exec_id)
+        return (bundle, exec_id) if state and state.pid == pid else None

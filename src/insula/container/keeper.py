@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from insula.container import spawner, wire
-from insula.container.bundle import find_process
+from insula.container.bundle import Owners
 from insula.container.log import LogWriter
 from insula.container.relay import Client, Session
 from insula.container.steps import close_others
@@ -53,6 +53,7 @@ class Keeper:
         self.masks: dict[int, int] = {}
         self.sessions: dict[Key, Session] = {}
         self.watchers: list[socket.socket] = []
+        self.owners = Owners(run)
         self.spawner_pid = 0
         self.channel: socket.socket | None = None
         self.unsent: deque[wire.Message] = deque()
@@ -164,7 +165,7 @@ class Keeper:
             if pid == self.spawner_pid:
                 self.spawner_pid = 0
                 continue  # the end of its channel is what starts another
-            if found := find_process(self.run, pid):
+            if found := self.owners.find(pid):
                 bundle, exec_id = found
                 bundle.record_exit(status, exec_id)
                 self._later(_GRACE, lambda key=(bundle.id, exec_id): self._let_go(key))  # type: ignore[misc]

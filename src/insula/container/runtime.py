@@ -26,7 +26,7 @@ from insula.container import resources, wire
 from insula.container.attachment import Attachment
 from insula.container.bundle import Bundle, ExitRecord, Launch, State, all_bundles
 from insula.container.failures import SpawnerDied, explain
-from insula.kernel import process, sealed, seccomp_cache
+from insula.kernel import descriptors, process, sealed, seccomp_cache
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, InsulaError, NotFound
 
@@ -151,7 +151,7 @@ class Runtime:
         with contextlib.ExitStack() as stack:
             pidfd = None
             with contextlib.suppress(ProcessLookupError):
-                pidfd = process.open_process(state.pid, state.start_time)
+                pidfd = descriptors.high(process.open_process(state.pid, state.start_time))
                 stack.callback(os.close, pidfd)
                 await _readable(pidfd)
             return await self._ended(bundle, exec_id, pidfd)

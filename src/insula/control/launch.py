@@ -29,7 +29,7 @@ from insula.container.spec import config
 from insula.container.users import User, resolve
 from insula.control.engine import Engine
 from insula.control.keys import NETWORKS
-from insula.model.errors import InsulaError, Invalid, NotFound, Unavailable
+from insula.model.errors import Conflict, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import Instance, InstanceSpec, Network, Struct, Tenant
 from insula.model.views import ExecSpec
 
@@ -273,6 +273,8 @@ class Launcher:
         def connect() -> None:
             try:
                 fabric.attach(tenant, network, port, netns)
+            except Conflict:  # the network is full
+                raise
             except InsulaError:  # somebody took parts of the network away: repair it, and try once more
                 fabric.ensure_tenant(tenant)
                 fabric.ensure_network(tenant, network)

@@ -41,7 +41,8 @@ def partner(supervisor: Supervisor, member: Member) -> tuple[int, int] | None:
 
 def guests(supervisor: Supervisor, member: Member) -> Iterator[Member]:
     """Those who share this one's processes, and end with it."""
-    for other in supervisor.of(member.instance.tenant):
-        if other.active and other.instance.spec.pid_of == member.instance.name:
+    name, tenant = member.instance.name, member.instance.tenant
+    for other in list(supervisor.members.values()):  # in no order: this is asked at every end
+        if other.instance.spec.pid_of == name and other.instance.tenant == tenant and other.active:
             yield other
             yield from guests(supervisor, other)

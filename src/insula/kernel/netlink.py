@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Final
 
-from insula.kernel import rtattr
+from insula.kernel import descriptors, rtattr
 
 # netlink.h, if_link.h, if_addr.h, rtnetlink.h, neighbour.h
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -298,7 +298,8 @@ class Rtnl:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sequence = 0
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        kind = socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE
+        self._socket = socket.socket(*kind, fileno=descriptors.high(socket.socket(*kind).detach()))
         for option in (_CAP_ACK, _EXT_ACK, _STRICT):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.bind((0, 0))

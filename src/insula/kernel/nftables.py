@@ -12,6 +12,7 @@ import json
 import threading
 from typing import Any, Final
 
+from insula.kernel import descriptors
 from insula.model.errors import Unavailable
 
 _STATELESS: Final = 1 << 2
@@ -58,6 +59,7 @@ class Nft:
     def __init__(self) -> None:
         with _lock:
             self._library = _load()
+            descriptors.check_low("libnftables")
             self._context: int | None = self._library.nft_ctx_new(0)
             if not self._context:
                 raise Unavailable("nftables can't be opened", "the kernel needs nf_tables")

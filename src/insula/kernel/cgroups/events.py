@@ -14,6 +14,8 @@ import os
 import select
 from contextlib import suppress
 
+from insula.kernel import descriptors
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula.kernel.cgroups.group import Cgroup
@@ -37,7 +39,8 @@ class OutOfMemory:
     def _watch(self, directory: str, poll: select.epoll) -> None:
         try:
             for name in _FILES:
-                self._watched.append(fd := os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+                fd = descriptors.high(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+                self._watched.append(fd)
                 os.read(fd, 4096)  # what is before is no news
                 poll.register(fd, select.EPOLLPRI)
         except OSError:
@@ -91,4 +94,4 @@ def _eventfd(group: Cgroup) -> int:
     except OSError:
         os.close(fd)
         raise
-    return fd
+    return descriptors.high(fd)

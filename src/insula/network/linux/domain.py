@@ -12,9 +12,10 @@ import functools
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from ipaddress import ip_network
 
-from insula.kernel import netlink
+from insula.kernel import descriptors, netlink
 from insula.kernel.netlink import NetlinkError, Rtnl
 from insula.kernel.nftables import Nft
 from insula.model.errors import Conflict, Failed
@@ -34,9 +35,9 @@ class Domain:
     def __init__(self, names: Plan, tenant: Tenant, netns: int) -> None:
         self.plan = names
         self.tenant = tenant
-        self.netns = netns
+        self.netns = descriptors.high(netns)
         # the third is for what takes long, and would keep others waiting for the first
-        self.rtnl, self.nft, self._slow = namespaces.call_in(netns, lambda: (Rtnl(), Nft(), Rtnl()))
+        self.rtnl, self.nft, self._slow = namespaces.call_in(self.netns, lambda: (Rtnl(), Nft(), Rtnl()))
         self._burying = threading.Lock()
         self._closed = False
 
@@ -117,12 +118,12 @@ class Domain:
             *(netlink.delete_address(index, address) for address in present if address not in wanted),
             *(netlink.add_address(index, address) for address in wanted),
         )
-        self._replace_elements(name, rules.of_network(network))
+        self._replace_elements(name, rules.of_network(network), "inet")
 
     def remove_network(self, index: int) -> None:
         """The bridge and its elements."""
         self.rtnl.execute(netlink.delete_link(name=plan.bridge(index)))
-        self._replace_elements(plan.bridge(index), {})
+        self._replace_elements(plan.bridge(index), {}, "inet")
 
     # -- ports ---------------------------------------------------------------------------------------------------
 
@@ -139,7 +140,7 @@ class Domain:
                     if error.errno != errno.EEXIST:
                         raise
                     self._reconnect(network, port, netns, inside)
-                    self._replace_elements(plan.port(port.index), rules.of_port(port))
+                    self._replace_elements(plan.port(port.index), rules.of_port(port), "bridge")
                 _configure(inside, network, port)
                 self.rtnl.settle(plan.port(port.index))
                 inside.settle(DEVICE)
@@ -209,7 +210,7 @@ class Domain:
     def remove_port(self, index: int) -> None:
         """A port of which only the index is known."""
         self.rtnl.execute(netlink.delete_link(name=plan.port(index)))
-        self._replace_elements(plan.port(index), {})
+        self._replace_elements(plan.port(index), {}, "bridge")
 
     def sweep(self, networks: set[int], ports: list[Port]) -> None:
         """Remove networks and ports that are not in these, and all that is left of such."""
@@ -230,17 +231,17 @@ class Domain:
 
     # -- elements ------------------------------------------------------------------------------------------------
 
-    def elements(self) -> dict[str, set[tuple[str, ...]]]:
+    def elements(self, families: Sequence[str] = FAMILIES) -> dict[str, set[tuple[str, ...]]]:
         """All elements of our sets, by "family set"."""
         table = self.plan.prefix
-        listed = {family: self.nft.elements(family, table) for family in FAMILIES}
+        listed = {family: self.nft.elements(family, table) for family in families}
         return {f"{family} {name}": some for family, sets in listed.items() for name, some in sets.items()}
 
-    def _replace_elements(self, device: str, wanted: rules.Elements) -> None:
-        """Make `wanted` all that is said of the device."""
+    def _replace_elements(self, device: str, wanted: rules.Elements, family: str) -> None:
+        """Make `wanted` all that is said of the device: of ports in one family, of bridges in the other."""
         stale = {
             name: [element for element in present if element[0] == device and element not in wanted.get(name, ())]
-            for name, present in self.elements().items()
+            for name, present in self.elements((family,)).items()
         }
         commands = rules.delete(self.plan.prefix, stale) + rules.add(self.plan.prefix, wanted)
         if commands:
