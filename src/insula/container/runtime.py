@@ -156,6 +156,19 @@ class Runtime:
                 await _readable(pidfd)
             return await self._ended(bundle, exec_id, pidfd)
 
+    async def flushed(self, container: str, exec_id: str | None = None) -> None:
+        """Of a process that ended: returns when all that it printed is in the log; after some seconds in any case.
+
+        Usually that is so at once. But a keeper may have been killed and its successor still be starting.
+        """
+        deadline, pause = time.monotonic() + _PATIENCE, 0.001
+        with contextlib.suppress(Failed):
+            while (await self._request({"op": "open", "id": container, "exec": exec_id}))["open"]:
+                if time.monotonic() > deadline:
+                    return
+                await asyncio.sleep(pause)
+                pause = min(0.05, 2 * pause)
+
     async def attach(self, container: str, exec_id: str | None = None, *, stdin: bool = False) -> Attachment:
         """The streams of a process that was created; `NotFound` if they are closed already."""
         deadline = time.monotonic() + 1.0

@@ -55,6 +55,10 @@ class Sessions:
         session = self._sessions[(container, exec_id)] = Session(message, streams)
         self._hand_over(session)
 
+    def is_open(self, key: Key) -> bool:
+        """Whether the keeper has not said yet that it is done with all that the process printed."""
+        return key in self._sessions
+
     def add(self, key: Key, streams: dict[str, int]) -> None:
         """More streams of a process."""
         session = self._sessions.get(key)

@@ -13,6 +13,7 @@ it. Requests:
     {"op": "start", "id"}                   → {} once the program runs, or the error of execve
     {"op": "exec", "id", "exec", "process", "stdin"} → {"pid"} once the program runs, or its error
     {"op": "forget-layer", "path"}          → {}
+    {"op": "open", "id", "exec"}            → {"open"}: whether output of it may not be in its log yet
     {"op": "spares"}                        this client is told of spares
     {"op": "keep"}                          this client is the keeper: it is sent every session and its descriptors
     {"op": "hold", "id", "exec", …}         from the keeper: hold copies of these streams
@@ -156,6 +157,8 @@ class Spawner:
             case "forget-layer":
                 self.layers.forget(message["path"])
                 reply({})
+            case "open":
+                reply({"open": self.sessions.is_open((message["id"], message.get("exec")))})
             case "spares":
                 self.takers.append(client)
                 for spare in self.pool.spares.values():

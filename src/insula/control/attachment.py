@@ -133,12 +133,20 @@ class Attachment:
         """What the log has beyond what was delivered, and what is still to come."""
         if self._log is None:
             raise Unavailable("the keeper of its output died, and some may be lost", "run it again")
-        with self._log() as reader:
-            async for _, kind, data in follow(reader, ended.done):
-                skipped = min(delivered[kind], len(data))
-                delivered[kind] -= skipped
-                if data[skipped:]:
-                    yield kind, data[skipped:]
+        complete = asyncio.ensure_future(self._complete(ended))
+        try:
+            with self._log() as reader:
+                async for _, kind, data in follow(reader, complete.done):
+                    skipped = min(delivered[kind], len(data))
+                    delivered[kind] -= skipped
+                    if data[skipped:]:
+                        yield kind, data[skipped:]
+        finally:
+            complete.cancel()
+
+    async def _complete(self, ended: asyncio.Future[Exit]) -> None:
+        await asyncio.wait([ended])
+        await self._runtime.flushed(self._container, self._exec_id)
 
     def close(self) -> None:
         """Detach; the process goes on."""

@@ -225,6 +225,7 @@ class Supervisor:
         if not member.ended.done():
             member.ended.set_result(ended)
         await self._saved(member)
+        await self.engine.runtime.flushed(member.instance.id)  # its log is in the directory that may go now
         await self._tidy(member)
         self.resume(member, restart=restart)
 
