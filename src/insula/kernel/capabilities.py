@@ -17,11 +17,9 @@ The file is loaded by the process that forks containers, so it imports almost no
 
 from __future__ import annotations
 
-import ctypes
-import os
 import struct
 
-from insula.kernel import linux
+from insula.kernel import libc, linux
 from insula.model.errors import Invalid
 
 TYPE_CHECKING = False
@@ -200,13 +198,11 @@ def current() -> Capabilities:
 
 _HEADER = struct.pack("Ii", 0x20080522, 0)
 _DATA = struct.Struct("6I")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _capget() -> tuple[int, int, int]:
-    data = ctypes.create_string_buffer(_DATA.size)
-    if _libc.capget(_HEADER, data):
-        _raise("capget")
+    data = libc.buffer(_DATA.size)
+    libc.check(libc.function("capget")(_HEADER, data), "capget")
     low_e, low_p, low_i, high_e, high_p, high_i = _DATA.unpack(data.raw)
     return low_e | high_e << 32, low_p | high_p << 32, low_i | high_i << 32
 
@@ -214,10 +210,5 @@ def _capget() -> tuple[int, int, int]:
 def _capset(sets: Capabilities) -> None:
     e, p, i = sets.effective, sets.permitted, sets.inheritable
     low = 0xFFFFFFFF
-    if _libc.capset(_HEADER, _DATA.pack(e & low, p & low, i & low, e >> 32, p >> 32, i >> 32)):
-        _raise("capset")
-
-
-def _raise(call: str) -> None:
-    error = ctypes.get_errno()
-    raise OSError(error, f"{call}: {os.strerror(error)}")
+    wanted = _DATA.pack(e & low, p & low, i & low, e >> 32, p >> 32, i >> 32)
+    libc.check(libc.function("capset")(_HEADER, wanted), "capset")

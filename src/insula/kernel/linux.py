@@ -6,14 +6,18 @@ imported: the process that forks containers loads this file, and what it imports
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
+import sys
+
+from insula.kernel import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
+
+    from insula.kernel.libc import Buffer
 
 # sched.h: what clone3(2), unshare(2) and setns(2) make or join
 CLONE_NEWTIME: Final = 0x00000080
@@ -129,22 +133,16 @@ _NR: Final = {
     **_OLD.get(os.uname().machine, {}),
 }
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
-_long = ctypes.c_long
+_syscall, _prctl, _long = libc.syscall, libc.function("prctl"), libc.Long
 
 
-def _call(name: str, *args: int | bytes | ctypes.Array[ctypes.c_char] | None, on: object = "") -> int:
+def _call(name: str, *args: int | bytes | Buffer | None, on: object = "") -> int:
     """syscall(2): integers go as long, bytes as char pointers; a negative answer raises OSError."""
     number = _NR.get(name)
     if number is None:
         raise OSError(38, f"{name}: not known on {os.uname().machine}")
-    result: int = _syscall(_long(number), *(_long(a) if isinstance(a, int) else a for a in args))
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"{name}: {os.strerror(error)}", str(on) if on != "" else None)
-    return result
+    result = _syscall(_long(number), *(_long(a) if isinstance(a, int) else a for a in args))
+    return libc.check(result, name, on)
 
 
 def _path(path: str | os.PathLike[str]) -> bytes:
@@ -154,6 +152,7 @@ def _path(path: str | os.PathLike[str]) -> bytes:
 # -- processes and namespaces ---------------------------------------------------------------------
 
 _CLONE_ARGS = struct.Struct("11Q")
+_after_fork = libc.python("PyOS_AfterFork_Child")
 
 
 def clone3(flags: int, *, cgroup: int | None = None) -> tuple[int, int]:
@@ -161,17 +160,17 @@ def clone3(flags: int, *, cgroup: int | None = None) -> tuple[int, int]:
 
     `cgroup` is a descriptor of a cgroup v2 directory to be born in. The caller must have a single thread.
     """
-    pidfd = ctypes.c_int(-1)
+    pidfd = libc.buffer(4)
     flags |= CLONE_PIDFD | (CLONE_INTO_CGROUP if cgroup is not None else 0)
     sigchld = 17
-    args = _CLONE_ARGS.pack(flags, ctypes.addressof(pidfd), 0, 0, sigchld, 0, 0, 0, 0, 0, cgroup or 0)
+    args = _CLONE_ARGS.pack(flags, libc.addressof(pidfd), 0, 0, sigchld, 0, 0, 0, 0, 0, cgroup or 0)
     if flags & CLONE_PARENT:  # the exit signal is then the parent's
-        args = _CLONE_ARGS.pack(flags, ctypes.addressof(pidfd), 0, 0, 0, 0, 0, 0, 0, 0, cgroup or 0)
+        args = _CLONE_ARGS.pack(flags, libc.addressof(pidfd), 0, 0, 0, 0, 0, 0, 0, 0, cgroup or 0)
     pid = _call("clone3", args, len(args))
     if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
+        _after_fork()
         return 0, -1
-    return pid, pidfd.value
+    return pid, int.from_bytes(pidfd.raw, sys.byteorder)
 
 
 def unshare(flags: int) -> None:
@@ -191,24 +190,19 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2)."""
-    result: int = _libc.prctl(option, _long(arg2), _long(arg3), _long(arg4), _long(arg5))
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"prctl({option}): {os.strerror(error)}")
-    return result
+    result: int = _prctl(option, _long(arg2), _long(arg3), _long(arg4), _long(arg5))
+    return libc.check(result, f"prctl({option})")
 
 
 def set_name(name: str) -> None:
     """PR_SET_NAME: what ps(1) shows in the comm column, at most 15 bytes."""
-    buffer = ctypes.create_string_buffer(name.encode()[:15])
-    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    buffer = libc.buffer(name.encode()[:15] + b"\0")
+    prctl(PR_SET_NAME, libc.addressof(buffer))
 
 
 def setdomainname(name: str) -> None:
     """setdomainname(2): the NIS domain name of the UTS namespace."""
-    if _libc.setdomainname(name.encode(), ctypes.c_size_t(len(name.encode()))) < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"setdomainname: {os.strerror(error)}", name)
+    libc.check(libc.function("setdomainname")(name.encode(), _long(len(name.encode()))), "setdomainname", name)
 
 
 def close_range(first: int, last: int, flags: int = 0) -> None:
@@ -233,7 +227,7 @@ def getcwd() -> str:
 
     os.getcwd() goes on by itself then: it climbs ``..`` until a directory looks like the root.
     """
-    answer = ctypes.create_string_buffer(4096)
+    answer = libc.buffer(4096)
     length = _call("getcwd", answer, len(answer))
     if not answer.raw.startswith(b"/"):  # "(unreachable)/…"
         raise FileNotFoundError(2, "getcwd: it is outside of the root")
@@ -337,6 +331,4 @@ def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, *, mode: int =
 
 def syncfs(fd: int) -> None:
     """syncfs(2): write out everything cached of the file system that holds `fd`."""
-    if _libc.syncfs(fd) < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"syncfs: {os.strerror(error)}")
+    libc.check(libc.function("syncfs")(fd), "syncfs")

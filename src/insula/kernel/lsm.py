@@ -9,13 +9,11 @@ mount is crossed in it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 
-from insula.kernel import linux
+from insula.kernel import libc, linux
 
 _PROC_SUPER_MAGIC = 0x9FA0
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def set_apparmor_profile(name: str) -> None:
@@ -49,8 +47,6 @@ def _write(attribute: str, value: str) -> None:
 
 def _filesystem(fd: int) -> int:
     """What kind of file system a descriptor is on: f_type of fstatfs(2)."""
-    answer = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(fd, answer) < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"fstatfs: {os.strerror(error)}")
+    answer = libc.buffer(256)
+    libc.check(libc.function("fstatfs")(fd, answer), "fstatfs")
     return int.from_bytes(answer.raw[:4], "little")

@@ -14,14 +14,17 @@ first two take a `pid`, and do nothing about what is already so.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
+
+from insula.kernel import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
+
+    from insula.kernel.libc import Buffer
 
 POLICIES = {
     "SCHED_OTHER": 0,
@@ -55,9 +58,6 @@ _NR = {
 _ATTR = struct.Struct("IIQiIQQQII")  # linux/sched/types.h: size, policy, flags, nice, priority, three times, two clamps
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_CLASS_SHIFT = 13
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 def give(process: Mapping[str, Any], pid: int) -> None:
@@ -96,7 +96,7 @@ def set_scheduler(scheduler: Mapping[str, Any], pid: int = 0) -> None:
 
 def get_scheduler(pid: int = 0) -> bytes:
     """struct sched_attr of a thread, as sched_getattr(2) fills it in."""
-    attr = ctypes.create_string_buffer(_ATTR.size)
+    attr = libc.buffer(_ATTR.size)
     _call("sched_getattr", pid, attr, _ATTR.size, 0)
     return attr.raw
 
@@ -131,18 +131,12 @@ def set_personality(personality: Mapping[str, Any]) -> None:
     """`linux.personality` of the spec for the calling process. OSError (EINVAL): the spec defines no flags so far."""
     if personality.get("flags"):
         raise OSError(22, "personality has no flags")
-    if _libc.personality(ctypes.c_ulong(DOMAINS[personality["domain"]])) < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"personality: {os.strerror(error)}")
+    libc.check(libc.function("personality")(libc.Long(DOMAINS[personality["domain"]])), "personality")
 
 
-def _call(name: str, *args: int | bytes | ctypes.Array[ctypes.c_char]) -> int:
+def _call(name: str, *args: int | bytes | Buffer) -> int:
     """syscall(2): integers go as long, bytes as char pointers."""
     if name not in _NR:
         raise OSError(38, f"{name}: not known on {os.uname().machine}")
-    arguments = (ctypes.c_long(a) if isinstance(a, int) else a for a in args)
-    result: int = _libc.syscall(ctypes.c_long(_NR[name]), *arguments)
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"{name}: {os.strerror(error)}")
-    return result
+    arguments = (libc.Long(a) if isinstance(a, int) else a for a in args)
+    return libc.check(libc.syscall(libc.Long(_NR[name]), *arguments), name)

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import marshal
 import os
+import struct
 from _blake2 import blake2b
 
+from insula.kernel import libc
 from insula.kernel.seccomp_load import flags_of
 
 TYPE_CHECKING = False
@@ -92,11 +94,8 @@ def _make(profile: Mapping[str, Any], path: str) -> bytes:
 
 def _libseccomp() -> tuple[int, ...]:
     """The version of libseccomp, whose tables the compiler asks; none without it."""
-    import ctypes
-
     try:
-        library = ctypes.CDLL("libseccomp.so.2")
+        version = libc.function("seccomp_version", "libseccomp.so.2", long=True)
     except OSError:
         return ()
-    library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
-    return tuple(library.seccomp_version().contents)
+    return struct.unpack("3I", libc.at(version(), 12))

@@ -6,9 +6,10 @@ take it off again. It imports next to nothing; the compiler, which imports more,
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
+
+from insula.kernel import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ _SECCOMP_SET_MODE_FILTER = 1
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
 _SOCK_FPROG = struct.Struct("HxxxxxxP")  # linux/filter.h: length in instructions, and the address of them
 _INSTRUCTION = 8
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 def flags_of(profile: Mapping[str, Any]) -> int:
@@ -61,12 +59,7 @@ def load(program: bytes, flags: int = 0) -> int:
     number = _NR_SECCOMP.get(os.uname().machine)
     if number is None:
         raise OSError(38, f"seccomp: not known on {os.uname().machine}")
-    code = ctypes.create_string_buffer(program, len(program))
-    fprog = _SOCK_FPROG.pack(len(program) // _INSTRUCTION, ctypes.addressof(code))
-    result: int = _libc.syscall(
-        ctypes.c_long(number), ctypes.c_long(_SECCOMP_SET_MODE_FILTER), ctypes.c_long(flags), fprog
-    )
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"seccomp: {os.strerror(error)}")
-    return result
+    code = libc.buffer(program)
+    fprog = _SOCK_FPROG.pack(len(program) // _INSTRUCTION, libc.addressof(code))
+    arguments = (libc.Long(each) for each in (number, _SECCOMP_SET_MODE_FILTER, flags))
+    return libc.check(libc.syscall(*arguments, fprog), "seccomp")
