@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from ipaddress import ip_network
 
-from insula.kernel import descriptors, netlink
+from insula.kernel import descriptors, netlink, nfelements
 from insula.kernel.netlink import NetlinkError, Rtnl
 from insula.kernel.nftables import Nft
 from insula.model.errors import Conflict, Failed
@@ -220,8 +220,8 @@ class Domain:
             if (network is not None and network not in networks) or (index is not None and index not in indices):
                 self.rtnl.execute(netlink.delete_link(index=link.index))
         keep = {plan.bridge(index) for index in networks} | {plan.port(index) for index in indices}
-        stale = {name: [e for e in some if e[0] not in keep] for name, some in self.elements().items()}
-        if any(stale.values()):
+        if not self._devices() <= keep:
+            stale = {name: [e for e in some if e[0] not in keep] for name, some in self.elements().items()}
             self.nft.run(rules.delete(self.plan.prefix, stale))
         known = {address for port in ports for address in addresses(port)}
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -230,6 +230,15 @@ class Domain:
                     self.rtnl.execute(netlink.delete_neighbour(entry.index, entry.address))
 
     # -- elements ------------------------------------------------------------------------------------------------
+
+    def _devices(self) -> set[str]:
+        """All that our sets say something of."""
+
+        def read() -> set[bytes]:
+            listed = (nfelements.keys(family, self.plan.prefix, name) for family, name in rules.SETS)
+            return {key[: nfelements.IFNAME] for keys in listed for key in keys}
+
+        return {name.rstrip(b"\0").decode() for name in namespaces.call_in(self.netns, read)}
 
     def elements(self, families: Sequence[str] = FAMILIES) -> dict[str, set[tuple[str, ...]]]:
         """All elements of our sets, by "family set"."""

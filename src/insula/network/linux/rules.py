@@ -183,6 +183,12 @@ def as_listed(rules: str, table: str) -> dict[str, str]:
 # -- elements ------------------------------------------------------------------------------------------------------
 
 
+SETS: Final = tuple(
+    [("bridge", name) for name in ("macs", "ipv4", "ipv6", "ndp")]
+    + [("inet", name) for name in ("bridges", "same", "gateways4", "gateways6")]
+)
+
+
 def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
     """The elements that a network adds."""
     device = plan.bridge(network.index)
