@@ -116,8 +116,18 @@ _OLD: Final = {
         "setns": 308,
         "keyctl": 250,
         "getcwd": 79,
+        "prlimit64": 302,
     },
-    "aarch64": {"mount": 40, "umount2": 39, "pivot_root": 41, "unshare": 97, "setns": 268, "keyctl": 219, "getcwd": 17},
+    "aarch64": {
+        "mount": 40,
+        "umount2": 39,
+        "pivot_root": 41,
+        "unshare": 97,
+        "setns": 268,
+        "keyctl": 219,
+        "getcwd": 17,
+        "prlimit64": 261,
+    },
 }
 _NR: Final = {
     "open_tree": 428,
@@ -192,6 +202,17 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
     """prctl(2)."""
     result: int = _prctl(option, _long(arg2), _long(arg3), _long(arg4), _long(arg5))
     return libc.check(result, f"prctl({option})")
+
+
+_RLIMIT = struct.Struct("2Q")
+
+
+def prlimit(resource: int, limits: tuple[int, int] | None = None, pid: int = 0) -> tuple[int, int]:
+    """prlimit(2): soft and hard limit as they were, all ones for none; and set others if they are given."""
+    before = libc.buffer(_RLIMIT.size)
+    _call("prlimit64", pid, resource, _RLIMIT.pack(*limits) if limits else None, before)
+    soft, hard = _RLIMIT.unpack(before.raw)
+    return soft, hard
 
 
 def set_name(name: str) -> None:

@@ -6,8 +6,8 @@ scripts/up lets each verb that engines call import what it needs, once, and writ
 in the order in which the modules were complete. Executed in this order, each finds there what it imports. What is in
 no such file, such as the other verbs, and Python's own modules, is imported as always.
 
-    insula-oci.run.cpython-311    two lists of (name, directory of a package or None, code), each marshalled by itself:
-                                  what `sealed.ensure` takes, and the rest
+    insula-oci.run.cpython-311    the length of the first part, in four bytes; the modules that `sealed.ensure` takes;
+                                  the rest. A part is a marshalled list of (name, directory of a package or None, code)
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def write_one(directory: str, verb: str) -> None:
     ours = [name for name in sys.modules if name.partition(".")[0] == "insula" and name != __name__]
     with open(f"{directory}/insula-oci.{verb}.{sys.implementation.cache_tag}", "wb") as file:
         rest = [name for name in (*_SMALL, *ours) if name not in FIRST]
-        parts = ([_entry(name, sys.modules[name]) for name in names] for names in (FIRST, rest))
-        file.write(marshal.dumps([marshal.dumps(part) for part in parts]))
+        parts = [marshal.dumps([_entry(name, sys.modules[name]) for name in names]) for names in (FIRST, rest)]
+        file.write(b"".join([len(parts[0]).to_bytes(4, "little"), *parts]))
 
 
 def _entry(name: str, module: ModuleType) -> Entry:
