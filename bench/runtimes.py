@@ -9,6 +9,7 @@ from typing import Any
 from bench.launch import real_launch
 from bench.lib import Bench, Measure, Table, comparison, interleave
 from bench.peers import CRUN, RUNC, Runtime, bundle_config, root_file_system
+from insula.kernel import sealed
 from tests.support.peers import Missing, launcher
 
 ROUNDS = 25
@@ -53,7 +54,11 @@ def measure(bench: Bench) -> list[Table]:
 
 
 def _compare(bench: Bench, title: str, config: dict[str, Any]) -> Table:
-    programs: dict[str, str | Path] = {"insula-oci run": launcher(bench.scratch), "crun run": CRUN, "runc run": RUNC}
+    programs: dict[str, str | Path] = {
+        "insula-oci run": launcher(bench.scratch, sealed.PLACE),
+        "crun run": CRUN,
+        "runc run": RUNC,
+    }
     with ExitStack() as stack:
         contestants: dict[str, Measure] = {}
         missing: dict[str, str] = {}

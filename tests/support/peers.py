@@ -273,12 +273,13 @@ def archive_of(root: Path, target: Path) -> Path:
     return target
 
 
-def launcher(directory: Path) -> Path:
+def launcher(directory: Path, interpreters: str = "/usr/bin") -> Path:
     """The program `insula-oci` as scripts/up installs it, for the package under test."""
     target = directory / "insula-oci"
     library = REPOSITORY / "src"
     subprocess.run(["/usr/bin/python3", "-ISE", library / "insula/oci/preload.py", directory], check=True)
     text = (REPOSITORY / "packaging" / "insula-oci").read_text()
+    text = text.replace("@SEALED@", interpreters)
     target.write_text(text.replace("@LIBRARY@", str(library)).replace("@PRELOAD@", str(directory)))
     target.chmod(target.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     return target

@@ -149,7 +149,7 @@ def in_place(function: Callable[[str], T]) -> T:
     def child() -> T:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("tmpfs", "/run", "tmpfs")
+        linux.mount("tmpfs", "/opt", "tmpfs")  # where PLACE is
         sealed.place(PYTHON)
         return function(f"{sealed.PLACE}/{os.path.basename(PYTHON)}")
 

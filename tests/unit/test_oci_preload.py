@@ -15,7 +15,7 @@ EXPECTED = {"create": "/nowhere/config.json", "run": "/nowhere/config.json"}
 
 
 def launcher(directory: Path, library: Path, preload: Path) -> Path:
-    text = (REPOSITORY / "packaging" / "insula-oci").read_text()
+    text = (REPOSITORY / "packaging" / "insula-oci").read_text().replace("@SEALED@", "/usr/bin")
     program = directory / "insula-oci"
     program.write_text(text.replace("@LIBRARY@", str(library)).replace("@PRELOAD@", str(preload)))
     program.chmod(0o755)

@@ -86,7 +86,7 @@ class Runtime:
             await asyncio.to_thread(sealed.displace)
 
     def _is_the_hosts(self) -> bool:
-        return self.run == os.path.dirname(sealed.PLACE)
+        return self.run == "/run/insula"
 
     # -- verbs -----------------------------------------------------------------------------------------
 

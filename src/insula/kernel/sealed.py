@@ -25,8 +25,10 @@ import fcntl
 import os
 import sys
 
-PLACE = "/run/insula/sealed"
-"""Where `place` mounts what nobody can write to; `packaging/insula-oci` starts the interpreter from there."""
+PLACE = "/opt/insula/sealed"
+"""Where `place` mounts what nobody can write to. `packaging/insula-oci` names the interpreter there in its first line;
+below the mount scripts/up has put a link to the ordinary one, which has to copy itself.
+"""
 
 _MFD_EXEC = 0x10  # since Linux 6.3; memfd_create(2) refuses it before
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -101,7 +103,10 @@ def place(program: str = "/usr/bin/python3") -> None:
 
 
 def displace() -> None:
-    """Undo `place`; nothing happens if there is nothing. Who runs the program that was there goes on."""
+    """Undo `place`; nothing happens if there is nothing. Who runs the program that was there goes on.
+
+    A directory that is empty then is removed.
+    """
     from insula.kernel import linux
 
     try:
@@ -109,7 +114,7 @@ def displace() -> None:
             linux.umount2(PLACE, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
     except OSError:  # EINVAL: no mount is left
         pass
-    if os.path.isdir(PLACE):
+    if os.path.isdir(PLACE) and not os.listdir(PLACE):
         os.rmdir(PLACE)
 
 
