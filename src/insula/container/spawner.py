@@ -50,7 +50,7 @@ from insula.kernel.undo import Undo
 Reply = Callable[[wire.Message], None]
 
 _PAUSE = 0.005  # seconds of quiet before work that can wait
-_MANY = 64  # mount namespaces that may wait to be closed
+_MANY = 512  # mount namespaces that may wait to be closed
 
 
 class Child:
@@ -373,8 +373,10 @@ class Spawner:
                 self._drop_spare(spare)
 
     def _close_later(self, container: str) -> None:
-        """The root of an earlier life of the container goes before it is mounted again; and not too many may wait."""
-        for item in [i for i in self.later if i[0] == container or len(self.later) > _MANY]:
+        """The root of an earlier life of the container goes before it is mounted again; and not too many may wait, but
+        each takes milliseconds, so nobody closes many at once."""
+        oldest = self.later[0] if len(self.later) > _MANY else None
+        for item in [i for i in self.later if i[0] == container or i is oldest]:
             self.later.remove(item)
             os.close(item[1])
 

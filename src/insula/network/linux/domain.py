@@ -23,7 +23,7 @@ from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.linux import namespaces, plan, rules, sysctl
 from insula.network.linux.plan import Plan
-from insula.network.linux.reaper import GONE
+from insula.network.linux.reaper import group_of, is_gone
 
 FAMILIES = ("bridge", "inet")
 DEVICE = "eth0"  # of an instance
@@ -40,6 +40,7 @@ class Domain:
         self.rtnl, self.nft, self._slow = namespaces.call_in(self.netns, lambda: (Rtnl(), Nft(), Rtnl()))
         self._burying = threading.Lock()
         self._closed = False
+        self._gone: set[int] = set()  # groups of devices that wait for `bury`
 
     def close(self) -> None:
         with self._burying:
@@ -155,15 +156,18 @@ class Domain:
         bridge = plan.bridge_index(network.index)
         self.nft.run(rules.delete(self.plan.prefix, rules.of_port(port)))
         self.rtnl.execute(
-            netlink.mark_link(plan.port_index(port.index), GONE),
+            netlink.mark_link(plan.port_index(port.index), group_of(port.index)),
             *(netlink.delete_neighbour(bridge, address) for address in addresses(port)),
         )
+        self._gone.add(group_of(port.index))
 
-    def bury(self) -> None:
-        """Delete the devices of ports that were detached, which takes its time. May be called from any thread."""
+    def bury(self) -> bool:
+        """Delete devices of some ports that were detached, which takes its time; whether there are more. May be called
+        from any thread."""
         with self._burying:
-            if not self._closed:
-                self._slow.execute(netlink.delete_links(GONE))
+            if self._gone and not self._closed:
+                self._slow.execute(netlink.delete_links(self._gone.pop()))
+            return bool(self._gone) and not self._closed
 
     def _connect(self, network: Network, port: Port, netns: int) -> None:
         """Make the pair in one batch. EEXIST if a device has one of the names; Conflict if the bridge is full."""
@@ -176,7 +180,8 @@ class Domain:
         except NetlinkError as error:
             if error.errno != errno.EXFULL:
                 raise
-            self.bury()  # those that are marked have their places still
+            while self.bury():  # those that are marked have their places still
+                pass
             try:
                 self.rtnl.execute(pair, *_port_settings(network, port))
             except NetlinkError as still:
@@ -189,7 +194,7 @@ class Domain:
         """There is a device already: repair it if it leads to this namespace, else make it anew."""
         ours, theirs = self.rtnl.link(plan.port(port.index)), inside.link(DEVICE)
         index = plan.port_index(port.index)
-        if ours and ours.group == GONE:
+        if ours and is_gone(ours.group):
             ours = None
         if ours and theirs and (ours.index, ours.peer) == (theirs.peer, theirs.index) == (index, theirs.index):
             repair = netlink.set_link(
@@ -217,7 +222,9 @@ class Domain:
         indices = {port.index for port in ports}
         for link in self.rtnl.links():
             network, index = plan.number(link.name, "br"), plan.number(link.name, "p")
-            if (network is not None and network not in networks) or (index is not None and index not in indices):
+            if is_gone(link.group):
+                self._gone.add(link.group)  # its turn comes
+            elif (network is not None and network not in networks) or (index is not None and index not in indices):
                 self.rtnl.execute(netlink.delete_link(index=link.index))
         keep = {plan.bridge(index) for index in networks} | {plan.port(index) for index in indices}
         if not self._devices() <= keep:

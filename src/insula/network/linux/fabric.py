@@ -21,7 +21,7 @@ from insula.network.fabric import Installed
 from insula.network.linux import namespaces, plan, readback, resolver, rules
 from insula.network.linux.domain import Domain, gateways
 from insula.network.linux.plan import Plan
-from insula.network.linux.reaper import GONE, Reaper
+from insula.network.linux.reaper import Reaper, is_gone
 from insula.network.linux.sysctl import HostSettings
 from insula.network.probe import Router
 
@@ -200,7 +200,7 @@ class LinuxFabric:
             domain = self._domain(tenant)
         except NotFound as error:
             return NetworkStatus(ready=False, reason=error.message)
-        links = [link for link in domain.rtnl.links() if link.group != GONE]
+        links = [link for link in domain.rtnl.links() if not is_gone(link.group)]
         bridge = next((link for link in links if link.name == plan.bridge(network.index)), None)
         if bridge is None or not bridge.up:
             return NetworkStatus(
@@ -269,10 +269,12 @@ class LinuxFabric:
         of_networks, of_ports = list(networks), list(ports)
         for tenant in wanted.values():
             if namespaces.exists(self.plan.namespace(tenant.name)):
-                self._domain(tenant).sweep(
+                domain = self._domain(tenant)
+                domain.sweep(
                     {network.index for network in of_networks if network.tenant == tenant.name},
                     [port for port in of_ports if port.tenant == tenant.name],
                 )
+                self._reaper.wake(domain)
 
     def teardown(self) -> None:
         """Remove everything of ours from this host, and put its settings back."""

@@ -17,12 +17,12 @@ from insula.network.addresses import gateway_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
 from insula.network.linux import namespaces, plan, rules, sysctl
 from insula.network.linux.domain import FAMILIES, Domain
-from insula.network.linux.reaper import GONE
+from insula.network.linux.reaper import is_gone
 
 
 def read(domain: Domain, *, ipv6: bool) -> Installed:
     """Everything of the tenant, with drift."""
-    links = {link.index: link for link in domain.rtnl.links() if link.group != GONE}
+    links = {link.index: link for link in domain.rtnl.links() if not is_gone(link.group)}
     elements = domain.elements()
     addresses = defaultdict(list)
     for address in domain.rtnl.addresses():

@@ -3,7 +3,11 @@
 Unregistering a device waits until nobody can hold it any more: for a grace period of RCU and then for all callbacks
 of it (rcu_barrier() in netdev_run_todo(), net/core/dev.c), 15 ms and more in which nothing else is done. Nobody need
 wait for that once the rules let nothing of the device through. So a device that goes is only marked, by its *group*
-(ip-link(8)), and one thread deletes groups as wholes: a hundred devices wait together for one grace period.
+(ip-link(8)), and one thread deletes groups as wholes: their devices wait together.
+
+All that time the kernel holds the one lock that every change of a network needs (rtnl_lock()), and a port of a bridge
+takes milliseconds of it even in a group. So groups are small, and the thread rests as long as it worked: who launches
+while a thousand others go waits for a few of them, not for all.
 """
 
 from __future__ import annotations
@@ -11,15 +15,27 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import time
 from typing import Final, Protocol
 
-GONE: Final = 0x696E7375
-"""The group of devices that are as good as deleted."""
+_GONE: Final = 0x696E0000
+_GROUPS: Final = 0x10000
+_TOGETHER: Final = 8
+
+
+def group_of(index: int) -> int:
+    """The group of a port that is as good as deleted; a few have the same."""
+    return _GONE + index // _TOGETHER % _GROUPS
+
+
+def is_gone(group: int) -> bool:
+    """Whether a device is in one of these groups."""
+    return _GONE <= group < _GONE + _GROUPS
 
 
 class Grave(Protocol):
-    def bury(self) -> None:
-        """Delete the devices of group `GONE`."""
+    def bury(self) -> bool:
+        """Delete the devices of one group; whether there are more."""
 
 
 class Reaper:
@@ -52,7 +68,16 @@ class Reaper:
         while (grave := self._waiting.get()) is not None:
             with self._lock:  # what is marked from here on wakes us again
                 self._pending.discard(grave)
-            try:
-                grave.bury()
-            except OSError as error:  # the next sweep finds what is left
-                sys.stderr.write(f"insulad: devices that should go stay for now: {error}\n")
+            while self._thread and self._bury(grave):
+                pass
+
+    def _bury(self, grave: Grave) -> bool:
+        started = time.monotonic()
+        try:
+            more = grave.bury()
+        except OSError as error:  # the next sweep finds what is left
+            sys.stderr.write(f"insulad: devices that should go stay for now: {error}\n")
+            return True
+        if more:
+            time.sleep(time.monotonic() - started)
+        return more
