@@ -22,7 +22,7 @@ from insula.model.stream import Kind
 
 UNKNOWN = 255
 _SHORTEST, _LONGEST = 0.005, 0.1  # between looks at a log
-_PATIENCE = 2.0  # with a keeper that is just starting
+_PATIENCE = 10.0  # with a keeper that is just starting, on a busy machine
 
 
 def exit_frame(ended: Exit) -> tuple[Kind, bytes]:
