@@ -38,6 +38,14 @@ def udp(source: str, target: str, payload: bytes, sport: int = 40000, dport: int
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + datagram
 
 
+def igmp(source: str, mark: bytes) -> bytes:
+    """An IPv4 packet with a membership report (RFC 3376), to all routers that listen for these."""
+    report = struct.pack("!BBHHH", 0x22, 0, 0, 0, 0) + mark
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(report), 0, 0, 1, 2, 0)
+    head += ip_address(source).packed + ip_address("224.0.0.22").packed
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + report
+
+
 def ipv6(source: str, target: str, following: int, payload: bytes) -> bytes:
     head = struct.pack("!IHBB", 6 << 28, len(payload), following, 255)
     return head + ip_address(source).packed + ip_address(target).packed + payload

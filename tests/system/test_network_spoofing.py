@@ -19,6 +19,7 @@ from tests.support.frames import (
     arp,
     ethernet,
     icmpv6,
+    igmp,
     router_advertisement,
     solicitation,
     udp,
@@ -26,6 +27,7 @@ from tests.support.frames import (
 from tests.support.lab import Instance, Lab, isolated, two_tenants
 
 ARP, IP, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
+MLD_ROUTERS = "ff02::16"
 MULTICAST = "33:33:00:00:00:01"
 ZERO = "00:00:00:00:00:00"
 FOREIGN = "02:00:00:00:99:99"
@@ -86,6 +88,13 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
         "the same behind an extension header": lambda m: frame(
             IPV6, router_advertisement(ours, ALL_NODES, m, hop_by_hop=True)
         ),
+        "MLD report": lambda m: frame(
+            IPV6, icmpv6(ours, MLD_ROUTERS, 143, bytes(4) + m, hop_by_hop=True), to=MULTICAST
+        ),
+        "MLD report without an address": lambda m: frame(
+            IPV6, icmpv6("::", MLD_ROUTERS, 143, bytes(4) + m), to=MULTICAST
+        ),
+        "IGMP report": lambda m: frame(IP, igmp("10.0.0.2", m)),
         "redirect": lambda m: frame(IPV6, icmpv6(ours, "fd00::3", 137, bytes(36) + m)),
         "DHCP server": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m, 67, 68)),
         "DHCPv6 server": lambda m: frame(IPV6, udp(ours, "fd00::3", m, 547, 546)),
