@@ -22,6 +22,7 @@ import pytest
 from tests.support import machine, peers
 from tests.support.peers import Containerd, Docker, Engine, Missing, Podman
 from tests.support.snapshot import Snapshot, assert_unchanged
+from tests.support.wait import until
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,11 +65,27 @@ class Bench:
 
     def warm(self, engine: Engine) -> None:
         """One container, because the first leaves directories and lock files that stay."""
+        before = self.snapshot(engine).processes
         if isinstance(engine, Containerd):
             group = f"--cgroup=/{engine.parent}/warm"
             engine.ok("run", "--rm", group, *engine.options, "--rootfs", self.rootfs, "warm", "/bin/true")
         else:
             engine.ok("run", "--rm", peers.IMAGE, "true")
+        until(lambda: self.snapshot(engine).processes <= before, "what cleans up has ended")
+
+    def snapshot(self, engine: Engine) -> Snapshot:
+        """What an engine's work could leave behind."""
+        pid = engine.host.pid
+        found = Snapshot.take(self.run.name, f"/proc/{pid}/ns/net", engine.host.root / "run", holder=pid)
+        # podman mounts its store over itself while it is at work; docker0 gets addresses with its first port;
+        # compiled seccomp programs are kept, and the group below which all containers are, in each hierarchy once used
+        return replace(
+            found,
+            mounts=frozenset(m for m in found.mounts if "/data/overlay " not in m),
+            cgroups=frozenset(c for c in found.cgroups if not c.endswith(engine.parent)),
+            files=frozenset(f for f in found.files if "/insula-oci-seccomp" not in f),
+            routes=frozenset(r for r in found.routes if "dev docker0" not in r),
+        )
 
     def close(self) -> None:
         for engine in self._made.values():
@@ -111,20 +128,7 @@ def ctr(bench: Bench, runtime: str) -> Iterator[Containerd]:
 def guarded(engine: Any, bench: Bench) -> Iterator[Any]:
     """The engine; afterwards what the test left is removed, and nothing more may be there than before."""
 
-    def take() -> Snapshot:
-        pid = engine.host.pid
-        found = Snapshot.take(bench.run.name, f"/proc/{pid}/ns/net", engine.host.root / "run", holder=pid)
-        # podman mounts its store over itself while it is at work; docker0 gets addresses with its first port;
-        # compiled seccomp programs are kept, and the group below which all containers are, in each hierarchy once used
-        return replace(
-            found,
-            mounts=frozenset(m for m in found.mounts if "/data/overlay " not in m),
-            cgroups=frozenset(c for c in found.cgroups if not c.endswith(engine.parent)),
-            files=frozenset(f for f in found.files if "/insula-oci-seccomp" not in f),
-            routes=frozenset(r for r in found.routes if "dev docker0" not in r),
-        )
-
-    before = take()
+    before = bench.snapshot(engine)
     yield engine
     engine.clear()
-    assert_unchanged(before, take)
+    assert_unchanged(before, lambda: bench.snapshot(engine))

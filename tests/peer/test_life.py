@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,18 @@ def test_a_program_that_cannot_run(engine: Engine, program: str, status: int) ->
     result = engine.run("run", "--rm", IMAGE, program)
     assert result.status == status, result
     assert program in result.err, result
+
+
+def test_a_program_of_an_unknown_format(engine: Engine, tmp_path: Path, runtime: str) -> None:
+    """Only execve(2) can tell, so it is `start` that fails."""
+    if runtime == "runc":
+        pytest.skip("runc does not tell its caller")
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF is not enough")
+    program.chmod(0o755)
+    result = engine.run("run", "--rm", f"-v={program}:/program", IMAGE, "/program")
+    assert result.status == (126 if engine.name == "podman" else 125), result
+    assert "exec format error" in result.err, result
 
 
 def test_what_is_created_waits_for_start(engine: Engine) -> None:

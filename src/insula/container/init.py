@@ -34,6 +34,7 @@ import _socket
 import errno
 import fcntl
 import os
+import stat
 import struct
 
 from insula.container import departure, rootfs, wire
@@ -284,8 +285,21 @@ def find_program(process: dict[str, Any]) -> None:
     if "/" not in name and path is None:
         return
     places = [""] if "/" in name else (path or "").split(":")
-    if not any(os.path.lexists(os.path.join(directory, place, name)) for place in places):
-        raise StepError("execute", OSError(errno.ENOENT, os.strerror(errno.ENOENT), name))
+    refusals = {refusal(os.path.join(directory, place, name)) for place in places}
+    if 0 not in refusals:  # as execvp(3): who was found but may not be executed counts more than who was not found
+        number = max(refusals)
+        raise StepError("execute", OSError(number, os.strerror(number), name))
+
+
+def refusal(path: str) -> int:
+    """Why `path` can't be executed, as far as can be told without doing it: ENOENT, EACCES, or 0."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return errno.ENOENT
+    except OSError:
+        return 0
+    return 0 if stat.S_ISREG(found.st_mode) and found.st_mode & 0o111 else errno.EACCES
 
 
 def wait_for_start(given: Inheritance) -> None:

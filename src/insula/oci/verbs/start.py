@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import select
 
 from insula.container import launch
 from insula.container.steps import StepError
@@ -21,6 +22,9 @@ from insula.oci.state import Container
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula.oci.options import Arguments
+
+_PATIENCE = 5000
+"""Milliseconds."""
 
 
 def run(arguments: Arguments) -> int:
@@ -43,10 +47,18 @@ def run(arguments: Arguments) -> int:
         try:
             creation.start(made)
         except StepError as error:
+            _await_end(pidfd)
             raise explain(error) from None
         finally:
             _unlink(container.start_socket)
     return 0
+
+
+def _await_end(pidfd: int) -> None:
+    """Engines take a container apart as soon as its start has failed, and expect that its process has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll(_PATIENCE)
 
 
 def _unlink(path: str) -> None:
