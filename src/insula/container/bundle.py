@@ -108,19 +108,17 @@ class Bundle:
             except FileNotFoundError:
                 continue
 
-    def processes(self) -> list[tuple[str | None, State]]:
-        """(exec id, state) of PID 1, whose exec id is None, and of every process that joined."""
-        found: list[tuple[str | None, State]] = []
+    def execs(self) -> list[str]:
+        """The ids of processes that joined."""
         try:
             names = os.listdir(self.path)
         except FileNotFoundError:
             return []
-        for name in names:
-            if name == "state.json" or (name.startswith("exec-") and name.count(".") == 1):
-                exec_id = name[5:-5] if name.startswith("exec-") else None
-                if state := self.state(exec_id):
-                    found.append((exec_id, state))
-        return found
+        return [name[5:-5] for name in names if name.startswith("exec-") and name.count(".") == 1]
+
+    def processes(self) -> list[tuple[str | None, State]]:
+        """(exec id, state) of PID 1, whose exec id is None, and of every process that joined."""
+        return [(exec_id, state) for exec_id in (None, *self.execs()) if (state := self.state(exec_id))]
 
     def record_exit(
         self,

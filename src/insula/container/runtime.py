@@ -277,7 +277,7 @@ class Runtime:
 
     def execs(self, container: str) -> list[str]:
         """The processes that joined and were not forgotten."""
-        return [exec_id for exec_id, _ in Bundle(self.run, container).processes() if exec_id]
+        return Bundle(self.run, container).execs()
 
     def _process(self, container: str, exec_id: str | None = None) -> State | None:
         """Which process it is: what we made ourselves needs no look at its record."""

@@ -20,7 +20,7 @@ import os
 import random
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from insula.container.runtime import Attachment, Exec, Runtime
@@ -90,8 +90,8 @@ class HealthChecks:
     def begin(self, member: Member, *, adopted: bool = False) -> None:
         """It runs: check it from now on, if somebody asked for that. Of those adopted all would be due at once."""
         self.end(member)
-        if adopted:
-            self._spawn(self._sweep(member))
+        if adopted and (left := [e for e in self._runtime.execs(member.instance.id) if e.startswith(PREFIX)]):
+            self._spawn(self._sweep(member.instance.id, left))
         try:
             wanted = plan(member.instance.spec.healthcheck, member.instance.config.healthcheck)
         except InsulaError as error:
@@ -212,16 +212,14 @@ class HealthChecks:
                     return
             await asyncio.sleep(_RETRY / 10)
 
-    async def _sweep(self, member: Member) -> None:
+    async def _sweep(self, container: str, execs: Sequence[str]) -> None:
         """Kills what an earlier insulad had begun to check with."""
-        container = member.instance.id
-        for exec_id in self._runtime.execs(container):
-            if exec_id.startswith(PREFIX):
-                with contextlib.suppress(NotFound):
-                    self._runtime.signal(container, _SIGKILL, exec_id, group=True)
-                with contextlib.suppress(NotFound):
-                    await self._runtime.wait(container, exec_id)
-                self._runtime.forget(container, exec_id)
+        for exec_id in execs:
+            with contextlib.suppress(NotFound):
+                self._runtime.signal(container, _SIGKILL, exec_id, group=True)
+            with contextlib.suppress(NotFound):
+                await self._runtime.wait(container, exec_id)
+            self._runtime.forget(container, exec_id)
 
 
 async def _read(stream: Attachment, output: bytearray) -> None:

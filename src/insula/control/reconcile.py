@@ -25,6 +25,7 @@ from insula.control.networks import Networks
 from insula.control.policy import after_boot
 from insula.control.supervisor import Member, Supervisor, as_exit
 from insula.control.tenants import Tenants
+from insula.kernel import process
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import InsulaError
 from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
@@ -114,11 +115,10 @@ class Reconciler:
         return self.supervisor.launcher.directory(instance.id).record()
 
     def _container(self, instance: Instance) -> Container:
-        runtime = self.engine.runtime
-        state = runtime.state(instance.id)
+        state = self.engine.runtime.state(instance.id)
         if state is None:
             return "none"
-        if runtime.is_running(instance.id):
+        if process.is_alive(state.pid, state.start_time):
             return "running" if state.executed else "parked"
         return "ended" if _ran(state) else "none"
 

@@ -182,7 +182,8 @@ class Supervisor:
 
     def adopt(self, member: Member, status: InstanceStatus) -> None:
         """It runs already: this is how."""
-        self._set(member, status)
+        if status != member.status:  # else it is stored as it is
+            self._set(member, status)
         self._watch(member, adopted=True)
 
     def note(self, member: Member, **measured: Any) -> None:

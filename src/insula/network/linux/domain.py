@@ -12,6 +12,7 @@ import functools
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from ipaddress import ip_network
 
@@ -227,7 +228,7 @@ class Domain:
             elif (network is not None and network not in networks) or (index is not None and index not in indices):
                 self.rtnl.execute(netlink.delete_link(index=link.index))
         keep = {plan.bridge(index) for index in networks} | {plan.port(index) for index in indices}
-        if not self._devices() <= keep:
+        if not self._devices(*FAMILIES).keys() <= keep:
             stale = {name: [e for e in some if e[0] not in keep] for name, some in self.elements().items()}
             self.nft.run(rules.delete(self.plan.prefix, stale))
         known = {address for port in ports for address in addresses(port)}
@@ -238,14 +239,16 @@ class Domain:
 
     # -- elements ------------------------------------------------------------------------------------------------
 
-    def _devices(self) -> set[str]:
-        """All that our sets say something of."""
+    def _devices(self, *families: str) -> Counter[str]:
+        """All that the sets of these families say something of, and how much."""
 
-        def read() -> set[bytes]:
-            listed = (nfelements.keys(family, self.plan.prefix, name) for family, name in rules.SETS)
-            return {key[: nfelements.IFNAME] for keys in listed for key in keys}
+        def read() -> Counter[bytes]:
+            names = ((family, name) for family, name in rules.SETS if family in families)
+            listed = (nfelements.keys(family, self.plan.prefix, name) for family, name in names)
+            return Counter(key[: nfelements.IFNAME] for keys in listed for key in keys)
 
-        return {name.rstrip(b"\0").decode() for name in namespaces.call_in(self.netns, read)}
+        found = namespaces.call_in(self.netns, read)
+        return Counter({name.rstrip(b"\0").decode(): number for name, number in found.items()})
 
     def elements(self, families: Sequence[str] = FAMILIES) -> dict[str, set[tuple[str, ...]]]:
         """All elements of our sets, by "family set"."""
@@ -255,13 +258,15 @@ class Domain:
 
     def _replace_elements(self, device: str, wanted: rules.Elements, family: str) -> None:
         """Make `wanted` all that is said of the device: of ports in one family, of bridges in the other."""
+        if commands := rules.add(self.plan.prefix, wanted):
+            self.nft.run(commands)
+        if self._devices(family)[device] == sum(len(list(some)) for some in wanted.values()):
+            return
         stale = {
             name: [element for element in present if element[0] == device and element not in wanted.get(name, ())]
             for name, present in self.elements((family,)).items()
         }
-        commands = rules.delete(self.plan.prefix, stale) + rules.add(self.plan.prefix, wanted)
-        if commands:
-            self.nft.run(commands)
+        self.nft.run(rules.delete(self.plan.prefix, stale))
 
 
 @functools.lru_cache(maxsize=1024)
