@@ -15,6 +15,7 @@ from insula.model.errors import Conflict
 from insula.network.linux import plan
 from tests.support.daemon import Daemon
 from tests.support.lab import Lab, isolated
+from tests.support.machine import Run
 from tests.support.snapshot import Snapshot, assert_unchanged
 from tests.support.wait import until
 
@@ -67,6 +68,26 @@ def test_sixty_instances(fresh: Daemon) -> None:
     all_at_once(lambda name: client.instances.remove("default", name, force=True), names)
     assert not os.listdir(fresh.run / "containers")
     assert_unchanged(before, snapshot)
+
+
+def test_descriptors_run_out(run_: Run) -> None:
+    """What would not have all of its streams is refused; what runs goes on, and there is room again when some go."""
+    daemon = Daemon(run_)
+    daemon.wrapper = ("prlimit", "--nofile=128:128")
+    try:
+        daemon.start()
+        made = []
+        while (done := daemon.cli.run("run", "-d", "busybox", "sleep", "600")).status == 0:
+            made.append(done.out.strip())
+            assert len(made) < 100
+        assert done.err.startswith("error: ") and "oo many open files" in done.err and "LimitNOFILE" in done.err
+        assert len(made) > 5, "the positive control"
+        assert len(daemon.cli.json("ps")) == len(made)
+        daemon.cli.ok("rm", "-f", *made[:3])
+        assert daemon.cli.ok("exec", made[-1], "echo", "here") == "here"
+        assert daemon.cli.ok("run", "--rm", "busybox", "echo", "again") == "again"
+    finally:
+        daemon.remove()
 
 
 @isolated

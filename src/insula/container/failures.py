@@ -33,4 +33,6 @@ def _hint(step: str) -> str:
         return "name a directory of the image, or leave it out"
     if step.startswith("set RLIMIT_"):
         return "ask for less, or raise the hard limits of insulad (see `insula doctor`)"
+    if step == "hold more descriptors":
+        return "remove instances, or start insulad with a higher LimitNOFILE"
     return "run `insula doctor` to see what this host lacks"

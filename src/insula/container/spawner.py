@@ -27,8 +27,10 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import errno
 import gc
 import os
+import resource
 import select
 import socket
 import sys
@@ -50,6 +52,7 @@ from insula.kernel.undo import Undo
 Reply = Callable[[wire.Message], None]
 
 _PAUSE = 0.005  # seconds of quiet before work that can wait
+_ROOM = 48  # descriptors that are left for what runs already
 _MANY = 512  # mount namespaces that may wait to be closed
 
 
@@ -84,6 +87,7 @@ class Spawner:
         self.sessions = Sessions()
         self.programs: dict[str, bytes] = {}
         self.layers = launch.Layers()
+        self.most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.traced: list[int] = []  # have ended, and wait for who traces them
         self.pool = Pool(f"{run}/spares", spares)
         self.noted: Launch | None = None  # the last launch, which the pool is told of when idle
@@ -178,6 +182,7 @@ class Spawner:
         asked = bundle.launch()
         if asked is None:
             raise FileNotFoundError(2, "the container has no launch.json", bundle.path)
+        self._check_room()
         self._close_later(container)
         born = self._from_spare(bundle, asked)
         if fresh := born is None:
@@ -236,6 +241,7 @@ class Spawner:
             raise FileNotFoundError(2, "the container does not run", container)
         tty = bool(what.get("terminal"))
         user = what.get("user") or {}
+        self._check_room()
         with Undo() as undo, Undo() as handed:
             target = handed.hold(process.open_process(state.pid, state.start_time))
             groups = [handed.hold(fd) for fd in delegation.place(cgroups.Cgroup(asked.cgroup), state.pid).open()]
@@ -259,6 +265,13 @@ class Spawner:
         self.children[(container, exec_id)] = child
         self._watch(ours.fileno(), lambda: self._hear(child))
         self.sessions.open(container, exec_id, asked._replace(log=None, stdin=stdin), streams, terminal=tty)
+
+    def _check_room(self) -> None:
+        """No process is made whose streams might be held in part only, here or in the keeper, which has fewer."""
+        lowest = os.dup(self.listener.fileno())
+        os.close(lowest)
+        if lowest + _ROOM > self.most:
+            raise StepError("hold more descriptors", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
 
     def _program(self, asked: Launch) -> Filter | None:
         if asked.seccomp is None:
