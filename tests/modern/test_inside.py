@@ -34,7 +34,7 @@ killed: how what they leave ends is told by Linux 6.15 and later only (docs/arch
 ON_THE_HOST_ITSELF = ("modern/inside/test_systemd.py", "modern/inside/test_insula_oci.py")
 """Outside of the namespaces that tests.support.machine makes: systemd knows no PIDs but its own."""
 
-TIMEOUT = 1500
+TIMEOUT = 600
 
 
 @dataclass
