@@ -29,16 +29,17 @@ FIRST = ("__future__", "insula", "insula.kernel", "insula.kernel.sealed")
 
 _SMALL = ("__future__", "struct")  # Python's own: a page each, and asked for by all
 
+_FREEZER = "insula.kernel.cgroups.freezer"
 _NEW = ("insula.kernel.seccomp_cache", "insula.kernel.cgroups.devices")
 VERBS: dict[str, tuple[str, ...]] = {
     # verb: what it nearly always imports besides, later than at its beginning
     "create": _NEW,
     "run": _NEW,
-    "exec": (),
+    "exec": ("insula.kernel.seccomp_cache", _FREEZER),
     "start": (),
-    "state": (),
-    "kill": (),
-    "delete": (),
+    "state": ("insula.kernel.cgroups", _FREEZER),
+    "kill": (_FREEZER,),
+    "delete": (_FREEZER,),
 }
 
 
@@ -56,7 +57,7 @@ def write_one(directory: str, verb: str) -> None:
     """The same for one verb, by an interpreter that has imported nothing of ours but this module."""
     for name in (*FIRST, "insula.oci.main", f"insula.oci.verbs.{verb}", *VERBS[verb]):
         __import__(name)
-    if VERBS[verb]:
+    if VERBS[verb] is _NEW:
         from insula.kernel.cgroups import hierarchy
 
         __import__(f"insula.kernel.cgroups.v{hierarchy().version}")

@@ -151,12 +151,14 @@ def _remove(exceptions: dict[Device, set[str]], device: Device, access: frozense
 
 def _complete(exceptions: dict[Device, set[str]]) -> None:
     """The kernel allows what one exception allows whole: so each has what those that cover it have, too."""
-    meetings = {_meet(one, other) for one in exceptions for other in exceptions}  # whose meetings are among them
+    # whose meetings are among them; two without a wildcard don't meet
+    meetings = {_meet(one, other) for one in exceptions if ANY in one for other in exceptions}
     for meeting in meetings - exceptions.keys():
         if meeting:
             exceptions[meeting] = set()
+    general = [(other, theirs) for other, theirs in exceptions.items() if ANY in other]
     for device, access in exceptions.items():
-        for other, theirs in exceptions.items():
+        for other, theirs in general:
             if _covers(other, device):
                 access |= theirs
 
