@@ -8,6 +8,7 @@ commands.py   what each verb takes, as tables; options.py parses by them
 verbs/        one file a verb, each with `run(arguments) -> int`
 state.py      a container's directory below --root: what outlives the command that made it
 log.py        errors and warnings, for people and for engines
+preload.py    the modules of a verb in one file, made by scripts/up
 
 There is no daemon: `create` leaves a process that waits for `start`, and every later command finds it in the state.
 A command lives for milliseconds, so each file imports only what its verb needs, and nothing that is slow to import.
