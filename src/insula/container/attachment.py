@@ -21,9 +21,17 @@ class Attachment:
 
     async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
         """STDOUT and STDERR frames; it ends after `finish`, when all is read, or when the keeper dies."""
+        reset = False
         while True:
             try:
                 data = await self._loop.sock_recv(self._sock, wire.MAX_MESSAGE)
+            except ConnectionResetError:
+                # it closed without having read all of ours, such as a new size of a terminal that is gone: this is told
+                # once, and before what it had sent
+                if reset:
+                    return
+                reset = True
+                continue
             except ConnectionError:
                 return
             if not data:

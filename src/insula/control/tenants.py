@@ -134,13 +134,16 @@ class Tenants:
         group, limits = self.cgroup(tenant.name), tenant.limits
         quota = -1 if limits.cpus is None else int(limits.cpus * _CPU_PERIOD)
         memory = -1 if limits.memory is None else limits.memory
-        resources: Resources = {
-            "cpu": {"quota": quota, "period": _CPU_PERIOD},
-            "memory": {"limit": memory, "checkBeforeUpdate": True},
-        }
+        cpu: Resources = {"cpu": {"quota": quota, "period": _CPU_PERIOD}}
+        ram: Resources = {"memory": {"limit": memory, "checkBeforeUpdate": True}}
         try:
             group.create()
-            group.update(resources)
+            for limit, resources in ((limits.cpus, cpu), (limits.memory, ram)):
+                try:
+                    group.update(resources)
+                except OSError as error:  # a host that can't limit something can still do without a limit
+                    if limit is not None or error.errno != errno.EOPNOTSUPP:
+                        raise
         except OSError as error:
             if error.errno == errno.EBUSY:
                 what = f"tenant {tenant.name} can't be limited so: {error.strerror}"
