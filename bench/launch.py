@@ -50,7 +50,7 @@ class Engine:
     def __init__(self, bench: Bench, launch: Launch) -> None:
         self.launch_of, self.scratch, self.prefix = launch, bench.scratch / "engine", bench.daemon.prefix
         self.loop = asyncio.new_event_loop()
-        self.runtime = runtime.Runtime(self.scratch / "run")
+        self.runtime = runtime.Runtime(bench.scratch / "run" / "engine")
         self.loop.run_until_complete(self.runtime.open())
 
     def launch(self) -> float:
@@ -83,7 +83,7 @@ class Engine:
     def close(self) -> None:
         self.loop.run_until_complete(self.runtime.close())
         for name in ("keeper", "spawner"):
-            pid = int((self.scratch / "run" / f"{name}.pid").read_text().split()[0])
+            pid = int((Path(self.runtime.run) / f"{name}.pid").read_text().split()[0])
             os.kill(pid, 15)
         self.loop.close()
 

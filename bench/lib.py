@@ -43,7 +43,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a section gets: a daemon of its own kind, its command line, and a scratch directory."""
+    """What a section gets: a daemon of its own, its command line, and a scratch directory, of which `run` is in
+    memory."""
 
     daemon: Daemon
     scratch: Path
@@ -63,6 +64,9 @@ class Bench:
         scratch = daemon.path / "bench"
         scratch.mkdir()
         try:
+            for directory in (daemon.run, scratch / "run"):  # as /run is on any distribution; unmounted by `close`
+                directory.mkdir()
+                subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "run", directory], check=True)
             daemon.start()
         except BaseException:
             daemon.remove()

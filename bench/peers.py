@@ -45,6 +45,7 @@ class Runtime:
     def __init__(self, bench: Bench, program: str | Path, config: dict[str, Any], name: str) -> None:
         self.program = program
         self.path = bench.scratch / f"{name}-{Path(program).name}"
+        self.state = bench.scratch / "run" / self.path.name
         self.path.mkdir()
         (self.path / "config.json").write_text(json.dumps(config))
         self.host = Host(HIDE_UNIFIED)
@@ -55,7 +56,7 @@ class Runtime:
     def launch(self) -> float:
         self.number += 1
         run = ("run", "--bundle", self.path, f"bench{self.number}")
-        return self.agent.seconds(self.program, "--root", self.path / "state", *run, env={"PATH": "/usr/sbin:/usr/bin"})
+        return self.agent.seconds(self.program, "--root", self.state, *run, env={"PATH": "/usr/sbin:/usr/bin"})
 
     def close(self) -> None:
         self.agent.close()

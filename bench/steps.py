@@ -78,8 +78,9 @@ class Stand:
 
     def __init__(self, bench: Bench, asked: Launch) -> None:
         self.asked, self.scratch, self.prefix = asked, bench.scratch / "steps", f"{bench.daemon.prefix}/steps"
-        (self.scratch / "containers").mkdir(parents=True)
-        (self.scratch / "layers").mkdir()
+        self.run = bench.scratch / "run" / "steps"
+        (self.run / "containers").mkdir(parents=True)
+        (self.scratch / "layers").mkdir(parents=True)
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
         linux.mount("tmpfs", str(self.scratch / "layers"), "tmpfs")
@@ -89,7 +90,7 @@ class Stand:
             linux.mount(fstype, name, fstype, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
         linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
         self.layers, self.shared = launch.Layers(), Shared()
-        self.pool = pool.Pool(str(self.scratch / "spares"), 1)
+        self.pool = pool.Pool(str(self.run / "spares"), 1)
         self.pool.open()
         self.program = Path(asked.seccomp or "").read_bytes()
 
@@ -110,7 +111,7 @@ class Stand:
             spare = self.pool.make(pool.Mold(self.asked._replace(cgroup=f"{self.prefix}/mold")))
             assert wire.receive(spare.child.sync)
         asked = self.request(spare.id if spare else os.urandom(16).hex())
-        bundle = Bundle(str(self.scratch), asked.id)
+        bundle = Bundle(str(self.run), asked.id)
         bundle.create(asked)
         self.shared.clear()
         time.sleep(GAP)
