@@ -3,8 +3,7 @@
     {"type":"oom","id":"web"}                            memory ran out, and the kernel killed one of its processes
     {"type":"stats","id":"web","data":{"cpu":{…},…}}     what it used so far, every --interval, or with --stats once
 
-It ends with the container. Nothing is polled for: memory events, the end of PID 1 (a pidfd) and the interval are waited
-for in one poll(2).
+It ends with the container. Memory events, the end of PID 1 (a pidfd) and the interval are waited for in one poll(2).
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from insula.kernel.cgroups import Cgroup
     from insula.oci.options import Arguments
     from insula.oci.state import Record
+
+_LOOK, _PATIENCE = 0.01, 2.0  # seconds between looks for a kill, and until it is believed that there was none
 
 
 def run(arguments: Arguments) -> int:
@@ -55,10 +56,15 @@ def _watch(name: str, record: Record, group: Cgroup, interval: float) -> int:
             poll = select.poll()
             poll.register(memory, select.POLLIN)
             poll.register(pidfd, select.POLLIN)
-            kills, due = group.oom_kills(), time.monotonic()
+            kills, due, expected = group.oom_kills(), time.monotonic(), 0.0
             while True:
-                ready = {fd for fd, _ in poll.poll(max(0.0, due - time.monotonic()) * 1000)}
-                if memory.fileno() in ready and (now := memory.take()) > kills:
+                # with version 1 the event comes before the kill, and nothing after it: so it is looked for a while
+                wake = min(due, time.monotonic() + _LOOK) if time.monotonic() < expected else due
+                ready = {fd for fd, _ in poll.poll(max(0.0, wake - time.monotonic()) * 1000)}
+                if memory.fileno() in ready:
+                    memory.take()
+                    expected = time.monotonic() + _PATIENCE
+                if (now := group.oom_kills()) > kills:
                     kills = now
                     _print("oom", name)
                 if pidfd in ready:
