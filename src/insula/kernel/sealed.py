@@ -105,7 +105,7 @@ def place(program: str = "/usr/bin/python3") -> None:
 def displace() -> None:
     """Undo `place`; nothing happens if there is nothing. Who runs the program that was there goes on.
 
-    A directory that is empty then is removed.
+    The directory stays: to remove it would detach what is mounted on it in other mount namespaces.
     """
     from insula.kernel import linux
 
@@ -114,8 +114,6 @@ def displace() -> None:
             linux.umount2(PLACE, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
     except OSError:  # EINVAL: no mount is left
         pass
-    if os.path.isdir(PLACE) and not os.listdir(PLACE):
-        os.rmdir(PLACE)
 
 
 def _mounted(fstype: str, options: dict[str, str]) -> int:
