@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,8 +68,12 @@ class Oci:
         return found
 
     def start(self, *words: object) -> subprocess.Popen[str]:
-        """Runs beside the test; the caller waits for it."""
-        return subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, text=True)
+        """Runs beside the test, but not for ever; the caller waits for it."""
+        process = subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, text=True)
+        end = threading.Timer(patiently(120), process.kill)  # who waits for a line that doesn't come gets an empty one
+        end.daemon = True
+        end.start()
+        return process
 
 
 class Resident:
