@@ -35,7 +35,6 @@ import select
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -44,7 +43,7 @@ from insula.container.bundle import Bundle, Launch, State
 from insula.container.departure import Filter
 from insula.container.pool import Mold, Pool, Spare, furnish
 from insula.container.sessions import Sessions
-from insula.container.steps import StepError
+from insula.container.steps import StepError, close_others
 from insula.kernel import cgroups, linux, process
 from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
@@ -53,7 +52,7 @@ Reply = Callable[[wire.Message], None]
 
 _PAUSE = 0.005  # seconds of quiet before work that can wait
 _ROOM = 48  # descriptors that are left for what runs already
-_MANY = 512  # mount namespaces that may wait to be closed
+_MANY = 64  # mount namespaces that may wait to be closed
 
 
 class Child:
@@ -91,7 +90,7 @@ class Spawner:
         self.traced: list[int] = []  # have ended, and wait for who traces them
         self.pool = Pool(f"{run}/spares", spares)
         self.noted: Launch | None = None  # the last launch, which the pool is told of when idle
-        self.later: deque[tuple[str, int]] = deque()  # mount namespaces of containers that ended: closed when idle
+        self.later: list[tuple[str, int]] = []  # mount namespaces of containers that ended: closed when idle
 
     def serve(self) -> NoReturn:
         self.pool.open()
@@ -183,7 +182,8 @@ class Spawner:
         if asked is None:
             raise FileNotFoundError(2, "the container has no launch.json", bundle.path)
         self._check_room()
-        self._close_later(container)
+        if len(self.later) > _MANY or any(name == container for name, _ in self.later):
+            self._bury()  # also the root of an earlier life of this container, which is about to be mounted again
         born = self._from_spare(bundle, asked)
         if fresh := born is None:
             born = launch.start(asked, self.layers, self._program(asked))
@@ -378,20 +378,29 @@ class Spawner:
             self.pool.note(self.noted)
             self.noted = None
         elif self.later:
-            os.close(self.later.popleft()[1])
+            self._bury()
         elif mold := self.pool.wanted():
             self._make_spare(mold)
         else:
             for spare in self.pool.expired():
                 self._drop_spare(spare)
 
-    def _close_later(self, container: str) -> None:
-        """The root of an earlier life of the container goes before it is mounted again; and not too many may wait, but
-        each takes milliseconds, so nobody closes many at once."""
-        oldest = self.later[0] if len(self.later) > _MANY else None
-        for item in [i for i in self.later if i[0] == container or i is oldest]:
-            self.later.remove(item)
-            os.close(item[1])
+    def _bury(self) -> None:
+        """Let go of the mount namespaces of the dead, in a child: the end of an overlay syncs the whole file system below
+        it (ovl_sync_fs()), which takes as long as what others write there has to take."""
+        dead = [fd for _, fd in self.later]
+        wait, done = os.pipe2(os.O_CLOEXEC)
+        pid, pidfd = linux.clone3(0)
+        if pid == 0:
+            try:
+                close_others([*dead, wait])
+                os.read(wait, 1)  # until the parent has closed its own: the last one to close is who waits
+            finally:
+                os._exit(0)
+        for fd in (*dead, done, wait):
+            os.close(fd)
+        self.later.clear()
+        self._watch(pidfd, lambda: self._reap_first(pid, pidfd))
 
     def _make_spare(self, mold: Mold) -> None:
         try:
