@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.support.machine import CGROUPS, Namespaces
 from tests.support.wait import until
 
+PASSING = ("insula-spare\n", "insula-burial\n")
 STATE = re.compile(r"state\.db(-wal|-shm)?$")
 
 
@@ -35,11 +36,14 @@ class Snapshot:
         Mounts are those that process `holder` sees. Spares come and go, and are left out as long as the spawner has
         them in its records.
         """
-        while True:
+        before = None
+        for _ in range(20):
             spares, parked = _spares(directories)
             taken = cls._take(spares, parked, prefix, namespace, *directories, holder=holder)
-            if _spares(directories) == (spares, parked):
-                return taken
+            if taken == before and _spares(directories) == (spares, parked):
+                break
+            before = taken
+        return taken
 
     @classmethod
     def _take(
@@ -88,7 +92,7 @@ def _spares(directories: tuple[Path, ...]) -> tuple[set[str], set[int]]:
 
 def _is_spare(pid: int, spares: set[str]) -> bool:
     try:
-        if Path(f"/proc/{pid}/comm").read_text() == "insula-spare\n":  # it may not be in its group yet
+        if Path(f"/proc/{pid}/comm").read_text() in PASSING:  # it may not be in its group yet
             return True
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:

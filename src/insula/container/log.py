@@ -213,6 +213,7 @@ class LogReader:
 
     def _open_next(self) -> bool:
         """Go from the open file to the next newer one; False if that is not there yet."""
+        seen: list[int] = []
         while True:
             at = self._position()
             if at == 0:
@@ -222,6 +223,9 @@ class LogReader:
             newer = [number for number in self._numbers() if number < at]
             if not newer:
                 return False
+            if newer[0] != at - 1 and newer != seen:  # a listing may miss what is renamed meanwhile: believe two
+                seen = newer
+                continue
             fd = self._open_number(newer[0])
             if fd is not None:
                 if self._position() == at:

@@ -386,13 +386,14 @@ class Spawner:
                 self._drop_spare(spare)
 
     def _bury(self) -> None:
-        """Let go of the mount namespaces of the dead, in a child: the end of an overlay syncs the whole file system below
-        it (ovl_sync_fs()), which takes as long as what others write there has to take."""
+        """Let go of the mount namespaces of the dead, in a child: the end of an overlay syncs the whole file system
+        below it (ovl_sync_fs()), which takes as long as what others write there has to take."""
         dead = [fd for _, fd in self.later]
         wait, done = os.pipe2(os.O_CLOEXEC)
         pid, pidfd = linux.clone3(0)
         if pid == 0:
             try:
+                linux.set_name("insula-burial")
                 close_others([*dead, wait])
                 os.read(wait, 1)  # until the parent has closed its own: the last one to close is who waits
             finally:
