@@ -18,8 +18,19 @@ from tests.support.wait import eventually, until
 LOOK = """
 id; umask; pwd; tty; cat /proc/1/cgroup /proc/self/mountinfo /proc/sys/kernel/hostname
 grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Sig|Umask)' /proc/self/status; cat /proc/self/oom_score_adj /proc/net/dev
-ls -la /proc/self/fd /dev /sys/fs/cgroup; cat /proc/keys; cat /proc/self/uid_map /proc/self/gid_map; kill -l >/dev/null
+ls -la /proc/self/fd /dev /sys/fs/cgroup; cat /proc/keys
+echo uid_map $(cat /proc/self/uid_map) gid_map $(cat /proc/self/gid_map)
 """
+
+
+RIGHTS = ("uid=", "uid_map", "Cap", "NoNewPrivs", "Seccomp", "Groups", "Sig", "Umask")
+"""How lines begin that must be equal to the last digit."""
+
+
+def without_numbers(line: str) -> str:
+    """Of a mount without what differs for each file system."""
+    words = line.split(" - ")[0].split()
+    return " ".join(word for word in words if not any(c.isdigit() for c in word) or len(word) < 3)
 
 
 @pytest.fixture
@@ -71,15 +82,16 @@ def test_it_is_in_all_like_one_that_was_not_made_ahead(host: Host) -> None:
         await started(runtime, launch)
         await runtime.wait(launch.id)
         # numbers of devices, mounts and pipes, sizes and times differ from one to the next
-        lines = [line.split(" - ")[0].split() for line in host.output(launch).splitlines()]
-        words = [[word for word in line if not any(c.isdigit() for c in word) or len(word) < 3] for line in lines]
+        lines = host.output(launch).splitlines()
         await runtime.delete(launch.id)
-        return sorted(" ".join(line) for line in words)  # mounts are listed in the order of their making
+        return sorted(line if line.startswith(RIGHTS) else without_numbers(line) for line in lines)
 
     async def body(runtime: Runtime) -> None:
         usual = await look(runtime, "")
         ahead = await look(runtime, await offered(runtime, host))
         assert len(usual) > 50
+        assert "CapBnd:\t0000000000000001" in usual
+        assert "uid_map 0 1342177280 65536 gid_map 0 1342177280 65536" in usual
         assert ahead == usual
 
     with_runtime(host, body)
@@ -128,6 +140,33 @@ def test_spares_die_with_the_spawner_and_the_next_one_cleans_up(host: Host) -> N
         await runtime.delete(launch.id)
 
     with_runtime(host, body)
+
+
+def test_an_instance_of_a_spare_is_guarded_like_any_other(fresh: Daemon) -> None:
+    """Through the daemon: the filter, the rights and the limits that an instance has if nothing was made ahead."""
+    cli, look = fresh.cli, "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status; exec sleep 600"
+    names = (f"i{number}" for number in range(20))
+
+    def launched() -> tuple[str, bool]:
+        """An instance's name, and whether it was made of a spare."""
+        name, spares = next(names), {path.name for path in (fresh.run / "spares").glob("*")}
+        cli.ok("run", "-d", "--memory", "64m", "--pids", "50", "--name", name, "busybox", "sh", "-c", look)
+        return name, cli.json("inspect", name)[0]["instance"]["id"] in spares
+
+    def seen(name: str) -> str:
+        until(lambda: cli.ok("logs", name).count("Cap") == 5, f"{name} has looked")
+        return cli.ok("logs", name)
+
+    def limits(name: str) -> dict[str, str]:
+        group = Cgroup(f"{fresh.prefix}/default/{cli.json('inspect', name)[0]['instance']['id']}")
+        return {k: v for k, v in group.values().items() if "current" not in k and "usage" not in k}
+
+    usual, of_a_spare = launched()
+    assert not of_a_spare, "there is none yet"
+    ahead = until(lambda: next((name for name, spare in [launched()] if spare), ""), "one is made of a spare")
+    assert seen(ahead) == seen(usual)
+    assert "Seccomp:\t2" in seen(ahead) and "NoNewPrivs:\t1" in seen(ahead)
+    assert limits(ahead) == limits(usual) and str(64 << 20) in limits(ahead).values()
 
 
 def test_spares_go_with_their_tenant(fresh: Daemon) -> None:
