@@ -18,7 +18,7 @@ $DEST/usr/local/share/fish/vendor_completions.d/insula.fish"
 
 PATH=$BIN:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 export PATH DEBIAN_FRONTEND=noninteractive
-unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
+unset PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE PYTHONUNBUFFERED
 
 say() { printf '%s\n' "$*"; }
 step() { printf '==> %s\n' "$*"; }

@@ -143,15 +143,25 @@ def test_the_host_keeps_its_program(host: Host, attack: Callable[[Host, str], st
     assert host.program.read_bytes() == PWNED
 
 
-def in_place(function: Callable[[str], T]) -> T:
-    """What `function` of the interpreter's path returns, in mounts of its own with one in PLACE."""
+def in_place(function: Callable[[str], T], *, installed: bool = False) -> T:
+    """What `function` of the interpreter's path returns, in mounts of its own with one in PLACE.
+
+    With `installed` there is another one already, as where an installed Insula runs.
+    """
 
     def child() -> T:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("tmpfs", "/opt", "tmpfs")  # where PLACE is
+        if installed:
+            cover_opt()
+            sealed.place(PYTHON)
+        sealed.displace()  # a mount that is only covered would still be listed
+        cover_opt()
         sealed.place(PYTHON)
         return function(f"{sealed.PLACE}/{os.path.basename(PYTHON)}")
+
+    def cover_opt() -> None:
+        linux.mount("tmpfs", "/opt", "tmpfs")  # PLACE is below it
 
     return forked(child, timeout=60)
 
@@ -188,7 +198,8 @@ def test_what_is_in_place_cannot_be_made_writable() -> None:
     assert in_place(tried) == (errno.EROFS, errno.EROFS, 0, errno.EROFS)
 
 
-def test_place_and_displace() -> None:
+@pytest.mark.parametrize("installed", [False, True])
+def test_place_and_displace(installed: bool) -> None:
     def there() -> int:
         return Path("/proc/self/mounts").read_text().count(f" {sealed.PLACE} ")
 
@@ -202,7 +213,7 @@ def test_place_and_displace() -> None:
         sealed.displace()
         return seen
 
-    assert in_place(life) == ["True\n", 1, 0]
+    assert in_place(life, installed=installed) == ["True\n", 1, 0]
 
 
 # -- the same on insula-oci --------------------------------------------------------------------------------------------

@@ -210,10 +210,12 @@ def test_a_password_can_only_be_asked_for_in_a_terminal(
     assert "; hint: set INSULA_REGISTRY_PASSWORD" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line(unbuffered: str) -> None:
     command = [sys.executable, "-m", "insula.cli.main", "--help"]
+    environment = {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

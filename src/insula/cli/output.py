@@ -75,7 +75,12 @@ def size(value: int | None) -> str:
 
 def error(message: str, hint: str | None = None) -> None:
     """``error: what; hint: what to do`` on one line of the standard error."""
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody takes the output; the interpreter's own flush at exit must not fail on it again
+        import os
+
+        os.dup2(os.open("/dev/null", os.O_WRONLY), sys.stdout.fileno())
     print(f"error: {clean(message)}; hint: {clean(hint or _DEFAULT_HINT)}", file=sys.stderr)
 
 
