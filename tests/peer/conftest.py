@@ -6,6 +6,7 @@ docker   and
 ctr
          After a test its containers are removed, and nothing may be there that was not before.
 bench    makes the engines, and the files that they work on
+oci      insula-oci, runc and crun, one after the other, without an engine
 
 `pytest tests/peer --runtime runc` runs the same steps with another runtime: what fails there too is the engine's fault,
 or the test's. test_control.py does so for one container of each engine, always.
@@ -20,7 +21,8 @@ from typing import Any
 import pytest
 
 from tests.support import machine, peers
-from tests.support.peers import Containerd, Docker, Engine, Missing, Podman
+from tests.support.peers import Containerd, Docker, Engine, Host, Missing, Podman
+from tests.support.runtimes import HOST, NAMES, Runtime, runtimes
 from tests.support.snapshot import Snapshot, assert_unchanged
 from tests.support.wait import until
 
@@ -123,6 +125,25 @@ def docker(bench: Bench, runtime: str) -> Iterator[Engine]:
 @pytest.fixture
 def ctr(bench: Bench, runtime: str) -> Iterator[Containerd]:
     yield from guarded(bench.engine("ctr", runtime), bench)
+
+
+@pytest.fixture(scope="session")
+def three(bench: Bench) -> Iterator[dict[str, Runtime]]:
+    path = bench.path / "runtimes"
+    path.mkdir()
+    host = Host(HOST)
+    made = runtimes(path, host, f"{bench.run.name}/runtimes")
+    yield made
+    for each in made.values():
+        each.close()
+    host.close()
+
+
+@pytest.fixture(params=NAMES)
+def oci(request: pytest.FixtureRequest, three: dict[str, Runtime]) -> Iterator[Runtime]:
+    runtime = three[request.param]
+    yield runtime
+    runtime.clear()
 
 
 def guarded(engine: Any, bench: Bench) -> Iterator[Any]:

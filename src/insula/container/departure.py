@@ -49,6 +49,7 @@ def departure(
     joins: bool = False,
     listener: Callable[[int], object] | None = None,
     warn: Callable[[str], object] | None = None,
+    last: Callable[[dict[str, str]], object] | None = None,
 ) -> NoReturn:
     """Become `process` (of the OCI runtime-spec), or raise StepError with the step that was refused.
 
@@ -57,6 +58,7 @@ def departure(
     joins        the process is not the container's first: execCPUAffinity holds for it
     listener     is given the descriptor of a filter that notifies, and returns when somebody else has it
     warn         is told what could not be granted and the spec lets pass
+    last         is called with the program's environment when nothing but its own rights are left
 
     Who made the process has set oom_score_adj, which takes /proc of the host, and the initial CPU affinity.
     """
@@ -88,6 +90,8 @@ def departure(
         step("enter the working directory", lambda: change_directory(directory))
     if restricted and program is not None:
         step("load the seccomp filter", lambda: load_filter(program, listener))
+    if last:
+        last(environment)
     execute(process["args"], environment)
 
 

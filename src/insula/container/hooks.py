@@ -3,14 +3,16 @@
     create   prestart          in the runtime's namespaces, once the container's exist and its mounts are made
              createRuntime     the same; prestart is its old name
              createContainer   in the container's namespaces, before pivot_root(2): paths are still the host's
-    start    startContainer    in the container's namespaces and in its root, before the user's program
+    start    startContainer    in the container's namespaces and in its root, right before the user's program and with
+                               no more rights than it has: its path is looked up in the image
              poststart         in the runtime's namespaces, when the user's program runs
     delete   poststop          in the runtime's namespaces, when the container is gone
 
-Each gets the container's state as JSON on standard input, exactly the environment that its entry lists, and nothing
-else of ours. The hooks of a point run one after the other. If one fails, by its exit status or by outliving its
-timeout, the container is not to be: the operation fails. Only for poststart and poststop, when there is nothing left to
-stop, a failure is a warning, and the others run all the same.
+Each gets the container's state as JSON on standard input, and exactly the environment that its entry lists. An entry
+without `env` inherits: the runtime's environment, a startContainer hook that of the user's program. The hooks of a
+point run one after the other. If one fails, by its exit status or by outliving its timeout, the container is not to be:
+the operation fails. Only for poststart and poststop, when there is nothing left to stop, a failure is a warning, and
+the others run all the same.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import time
 
 from insula.container.steps import StepError, reset_signals
 from insula.kernel import linux
@@ -25,7 +28,7 @@ from insula.model.plainjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
 KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
@@ -33,11 +36,14 @@ _SIGKILL = 9
 _LAST_WORDS = 1024  # bytes of a failed hook's standard error that are shown
 
 
-def run(config: dict[str, Any], kind: str, state: dict[str, Any]) -> None:
-    """Run all hooks of a kind; StepError at the first that fails."""
+def run(config: dict[str, Any], kind: str, state: dict[str, Any], environment: Mapping[str, str] | None = None) -> None:
+    """Run all hooks of a kind; StepError at the first that fails.
+
+    `environment` is for entries without `env`; by default it is that of this process.
+    """
     for index, hook in enumerate((config.get("hooks") or {}).get(kind) or ()):
         try:
-            _run(hook, dumps(state).encode())
+            _run(hook, dumps(state).encode(), os.environ if environment is None else environment)
         except OSError as error:
             raise StepError(f"run hooks.{kind}[{index}]", error) from None
 
@@ -46,25 +52,22 @@ def run_all(config: dict[str, Any], kind: str, state: dict[str, Any], warn: Call
     """Run all hooks of a kind; `warn` is told of each that fails."""
     for index, hook in enumerate((config.get("hooks") or {}).get(kind) or ()):
         try:
-            _run(hook, dumps(state).encode())
+            _run(hook, dumps(state).encode(), os.environ)
         except OSError as error:
             warn(f"hooks.{kind}[{index}]: {error.filename or ''}: {error.strerror}")
 
 
-def _run(hook: dict[str, Any], state: bytes) -> None:
+def _run(hook: dict[str, Any], state: bytes, environment: Mapping[str, str]) -> None:
     """One hook, to its end. OSError says how it failed, and with which last words."""
     # files without a name rather than pipes: no hook has to read, and none that lingers keeps us waiting
     stdin, output = os.memfd_create("state"), os.memfd_create("output")
     try:
         os.write(stdin, state)
         os.lseek(stdin, 0, os.SEEK_SET)
-        pid, pidfd = linux.clone3(0)
+        pid = os.fork()  # not clone3(2), which the container's seccomp filter may forbid: engines' profiles do
         if pid == 0:
-            _become(hook, stdin, output)
-        try:
-            status = _wait(pid, pidfd, hook.get("timeout"))
-        finally:
-            os.close(pidfd)
+            _become(hook, environment, stdin, output)
+        status = _wait(pid, hook.get("timeout"))
         if status is None:
             raise OSError(errno.ETIMEDOUT, f"it took longer than {hook['timeout']} seconds", hook["path"])
         if status:
@@ -76,30 +79,59 @@ def _run(hook: dict[str, Any], state: bytes) -> None:
         os.close(output)
 
 
-def _wait(pid: int, pidfd: int, timeout: int | None) -> int | None:
+def _wait(pid: int, timeout: int | None) -> int | None:
     """Its exit status, negative for a signal; None if it was killed after `timeout` seconds."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    late = timeout is not None and not poll.poll(timeout * 1000)
-    if late:
-        os.kill(pid, _SIGKILL)  # our child, and not yet waited for: the number is still its own
+    if timeout is not None and not _ends(pid, timeout):
+        try:
+            os.kill(pid, _SIGKILL)  # our child, and not yet waited for: the number is still its own
+        except PermissionError:  # a set-user-ID program, run by a user who is not root; it ends with its container
+            return None
+        os.waitpid(pid, 0)
+        return None
     _, status = os.waitpid(pid, 0)
-    return None if late else os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(status)
 
 
-def _become(hook: dict[str, Any], stdin: int, output: int) -> NoReturn:
+def _ends(pid: int, timeout: int) -> bool:
+    """Whether our child ends within `timeout` seconds."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:  # older profiles of engines forbid it
+        deadline = time.monotonic() + timeout
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+    finally:
+        os.close(pidfd)
+
+
+def _become(hook: dict[str, Any], environment: Mapping[str, str], stdin: int, output: int) -> NoReturn:
     try:
         reset_signals()
         os.dup2(stdin, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        linux.close_range(3, 0x7FFFFFFF)
-        env = dict(entry.partition("=")[::2] for entry in hook.get("env") or ())
-        os.execve(hook["path"], hook.get("args") or [hook["path"]], env)
+        _close_descriptors()
+        if "env" in hook:
+            environment = dict(entry.partition("=")[::2] for entry in hook["env"])
+        os.execve(hook["path"], hook.get("args") or [hook["path"]], environment)
     except OSError as error:
         os.write(2, f"{error.strerror}".encode())
     finally:
         os._exit(127)
+
+
+def _close_descriptors() -> None:
+    try:
+        linux.close_range(3, 0x7FFFFFFF)
+    except OSError:  # the container's filter forbids it; those that matter are closed by execve(2)
+        return
 
 
 def _last_words(output: int) -> str:

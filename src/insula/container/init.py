@@ -19,7 +19,7 @@ Its life before the program has stages, and words between them, over a socket to
     runs hooks           ←  "mounted"         (only if there are hooks)
                             "go on"    →      createContainer hooks, paths, pivot_root, streams
                          ←  "ready"
-                            "start"    →    startContainer hooks, `insula.container.departure`
+                            "start"    →    `insula.container.departure`, in it the startContainer hooks
 
 The engine's spawner lives longer than its containers, and keeps the socket. `insula-oci create` does not: it says
 "created" in place of "start", and goes. From then on the child waits at a listening socket of its own for `insula-oci
@@ -171,8 +171,9 @@ def become(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
         find_program(config["process"])
     tell(given.sync, {"event": "ready"})
     wait_for_start(given)
-    if config.get("hooks"):
-        run_hooks(config, "startContainer", given, "created")
+    last = None
+    if (config.get("hooks") or {}).get("startContainer"):  # of the image, and so as little to be trusted as the program
+        last = lambda environment: run_hooks(config, "startContainer", given, "created", environment)  # noqa: E731
     departure.departure(
         config["process"],
         given.program,
@@ -180,6 +181,7 @@ def become(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
         personality=config["linux"].get("personality"),
         listener=lambda fd: offer_listener(given.sync.fileno(), fd),
         warn=lambda text: tell(given.sync, {"event": "warning", "message": text}),
+        last=last,
     )
 
 
@@ -261,11 +263,13 @@ def meet_hooks(config: dict[str, Any], given: Inheritance) -> None:
     run_hooks(config, "createContainer", given, "creating")
 
 
-def run_hooks(config: dict[str, Any], kind: str, given: Inheritance, status: str) -> None:
+def run_hooks(
+    config: dict[str, Any], kind: str, given: Inheritance, status: str, environment: dict[str, str] | None = None
+) -> None:
     """Hooks of the container's namespaces: the PID in their state is the one inside."""
     from insula.container import hooks
 
-    hooks.run(config, kind, {**given.state, "pid": os.getpid(), "status": status})
+    hooks.run(config, kind, {**given.state, "pid": os.getpid(), "status": status}, environment)
 
 
 def offer_listener(sync: int, listener: int) -> None:
