@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from insula.cli.verbs import run
+from insula.container import seccomp_default
 from insula.container import spec as module
 from insula.container.spec import config
 from insula.container.users import User
@@ -39,6 +41,16 @@ def mount(made: dict[str, Any], destination: str) -> dict[str, Any]:
     (found,) = [m for m in made["mounts"] if m["destination"] == destination]
     assert isinstance(found, dict)
     return found
+
+
+def test_the_options_that_open_system_calls() -> None:
+    assert run.FAMILIES == seccomp_default.FAMILIES, "what is completed is what there is"
+    plain, opened = make()["linux"]["seccomp"], make(aio=True, socket_families=["can"])["linux"]["seccomp"]
+    assert plain == seccomp_default.profile(capabilities.to_names(capabilities.DEFAULT))
+    names = capabilities.to_names(capabilities.DEFAULT)
+    assert opened == seccomp_default.profile(names, aio=True, families=["can"]) != plain
+    with pytest.raises(Invalid, match="socket family 'alg'"):
+        make(socket_families=["alg"])
 
 
 def test_the_isolation_that_nobody_has_to_ask_for() -> None:

@@ -2,15 +2,21 @@
 
 It is Docker's (docs.docker.com/engine/security/seccomp): everything is refused with EPERM but what is listed, and what
 is listed depends on the capabilities that the container may have. In `profiles/seccomp.json` each rule says for whom
-it is: `with` names a capability, `without` some, `machines` are of uname(1); "nesting" stands for containers that run
-containers (nesting.py).
+it is: `with` names a capability or another grant, `without` some, `machines` are of uname(1). Grants that are no
+capabilities are "nesting" for containers that run containers (nesting.py), "aio", and socket families (`FAMILIES`).
 
-Two rules are ours. Both refuse AF_VSOCK and AF_ALG, as Docker means to:
+It is stricter than Docker's where a call reaches a table that the whole host shares, or tells of other tenants:
 
-- Socket families are listed one by one. The kernel takes only the lower half of the argument, but a filter compares
-  all of it: "greater than 40" would hold for 2³² + 40, which opens AF_VSOCK.
+- Socket families are UNIX, INET, INET6 and NETLINK; an option opens more. Packet rings of AF_PACKET and AF_XDP are not
+  charged to a control group, and most families are modules that the kernel loads when a socket of theirs is opened.
+  So are some protocols of netlink, which are refused too. socketpair(2) opens the same families as socket(2).
+- Classic BPF filters cannot be attached to sockets, unless AF_PACKET is opened, which needs them.
+- io_setup(2) and mincore(2) are answered with ENOSYS; "aio" allows the first.
 - socketcall(2), by which 32-bit x86 programs of before 2016 open sockets, is answered with ENOSYS. A filter cannot see
   the family behind it; where Docker leaves that to AppArmor, we have nothing else.
+
+The kernel takes only the lower half of these arguments, but a filter compares all of it. Rules that allow compare for
+equality, and rules that refuse mask the upper half out, so that 2³² + 40 is not another family than 40.
 """
 
 from __future__ import annotations
@@ -20,15 +26,39 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from insula.model.errors import Invalid
+from insula.model.units import shorten
 
 _FILE = Path(__file__).parent / "profiles" / "seccomp.json"
 
+FAMILIES: Final = ("can", "kcm", "key", "llc", "packet", "pppox", "rxrpc", "smc", "tipc", "xdp")
+"""Socket families that can be opened to a container, address_families(7) without AF_ and in lower case. Each belongs to
+a network namespace. AF_VSOCK, which leads to the hypervisor, and AF_ALG are not among them."""
 
-def profile(capabilities: Iterable[str], machine: str | None = None, *, nesting: bool = False) -> dict[str, Any]:
-    """The OCI `linux.seccomp` object for a container with this bounding set, as CAP_… names, on this machine."""
-    grants = {*capabilities, "nesting"} if nesting else capabilities
+
+def profile(
+    capabilities: Iterable[str],
+    machine: str | None = None,
+    *,
+    nesting: bool = False,
+    aio: bool = False,
+    families: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The OCI `linux.seccomp` object for a container with this bounding set, as CAP_… names, on this machine.
+
+    `families` are of `FAMILIES`, or `Invalid`.
+    """
+    grants = {*capabilities, *(_grant(family) for family in families)}
+    grants |= {name for name, given in (("nesting", nesting), ("aio", aio)) if given}
     return _profile(frozenset(grants), machine or os.uname().machine)
+
+
+def _grant(family: str) -> str:
+    if family not in FAMILIES:
+        raise Invalid(f"socket family {shorten(family)} can't be opened", f"use {', '.join(FAMILIES)}")
+    return f"AF_{family.upper()}"
 
 
 @functools.cache

@@ -161,7 +161,9 @@ def config(
             "cgroupsPath": f"/{cgroup.strip('/')}",
             "resources": resources(spec.resources),
             "sysctl": {**_SYSCTLS, **_check_sysctls(spec.sysctls)},
-            "seccomp": seccomp_default.profile(asked, nesting=spec.nesting),
+            "seccomp": seccomp_default.profile(
+                asked, nesting=spec.nesting, aio=spec.aio, families=spec.socket_families
+            ),
             "maskedPaths": [*_MASKED, *_thermal_throttles()],
             "readonlyPaths": list(_READ_ONLY),
         },

@@ -202,6 +202,8 @@ class InstanceSpec(Struct, kw_only=True):
     healthcheck: Healthcheck | None = None
     pid_of: str | None = None  # the instance whose PID namespace it shares, `--pid container:NAME`
     nesting: bool = False  # containers may run inside
+    socket_families: list[str] = []  # beside UNIX, INET, INET6 and NETLINK, as in "packet"
+    aio: bool = False  # io_setup(2), whose contexts are taken from the host's
     log_size: int = 10 << 20
     log_files: int = 3
 

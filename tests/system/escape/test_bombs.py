@@ -56,6 +56,15 @@ def test_every_kind_of_memory_counts(cell: Cell, neighbour: Cell, kind: str) -> 
     assert neighbour.answers()
 
 
+def test_rings_of_packet_sockets_do_not_count(cell: Cell, cells: CellFactory) -> None:
+    """PACKET_RX_RING is memory that no control group is charged for: so nobody has packet sockets who didn't ask."""
+    assert cell.try_(bombs.packet_ring, 1).errno == "EPERM"
+    opened = cells(cell.cli, "--memory", f"{MEMORY}m", "--socket-family", "packet")
+    assert opened.gets(bombs.packet_ring, 2 * MEMORY) == 2 * MEMORY, "the control: twice as much as its limit"
+    assert opened.cli.json("inspect", opened.name)[0]["instance"]["spec"]["socket_families"] == ["packet"]
+    assert "packet, by --socket-family" in opened.cli.ok("explain", opened.name)
+
+
 def test_a_tenants_limit_holds_for_all_its_instances(
     tenants: TenantFactory, cells: CellFactory, neighbour: Cell
 ) -> None:

@@ -30,11 +30,15 @@ def host_netns(daemon: Daemon) -> Iterator[int]:
     os.close(fd)
 
 
-def test_a_packet_socket_hears_ones_own_only(cell: Cell, neighbour: Cell, host_netns: int) -> None:
-    """AF_PACKET with CAP_NET_RAW, which Docker's default grants (CVE-2020-14386 was in it): all frames of all
+def test_a_packet_socket_hears_ones_own_only(cells: CellFactory, cell: Cell, neighbour: Cell, host_netns: int) -> None:
+    """AF_PACKET takes `--socket-family packet`, and then CAP_NET_RAW (CVE-2020-14386 was in it): all frames of all
     interfaces, but those of the own namespace; the bridge sends no neighbour's here (test_network_spoofing has the
     forgeries)."""
     assert set(cell.gets(sockets.devices)) == {"lo", "eth0"}
+    assert cell.try_(sockets.sniff, 0.1, "/tmp/sniffing").errno == "EPERM"
+    without = cells(cell.cli, "--socket-family", "packet", "--cap-drop", "NET_RAW")
+    assert without.try_(sockets.sniff, 0.1, "/tmp/sniffing").errno == "EPERM"
+    cell = cells(cell.cli, "--socket-family", "packet")
     listener = cell.start(sockets.sniff, 2.0, "/tmp/sniffing")
     until(lambda: cell.cli.run("exec", cell.name, "test", "-e", "/tmp/sniffing").status == 0, "it listens")
     neighbour.gets(sockets.shout, "neighbour", ["127.0.0.1", "10.0.0.255", "10.0.0.9", "10.0.0.2"])

@@ -15,7 +15,7 @@ from tests.system.escape.cell import Cell, End, unguarded
 from tests.system.escape.conftest import CellFactory
 
 NOT_THERE = {"ENOSYS", "EAFNOSUPPORT"}
-REFUSAL = {"EPERM", "ENOSYS", "ESOCKTNOSUPPORT"}
+REFUSAL = {"EPERM", "ENOSYS", "ESOCKTNOSUPPORT", "ENOPROTOOPT"}
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,10 @@ def identity(page: Page) -> None:
         facts({"processes": f"shared with {other}, by --pid: if that one ends, so does this"})
     if instance["spec"]["nesting"]:
         facts({"containers inside": "allowed, by --nesting"})
+    if families := instance["spec"]["socket_families"]:
+        facts({"more socket families": f"{', '.join(families)}, by --socket-family"})
+    if instance["spec"]["aio"]:
+        facts({"asynchronous I/O": "allowed, by --aio"})
 
 
 def processes(page: Page) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 ENGINE_FAILURE = 125
+FAMILIES = ("can", "kcm", "key", "llc", "packet", "pppox", "rxrpc", "smc", "tipc", "xdp")
+"""What --socket-family takes, for completion; insulad decides (`container.seccomp_default`)."""
 
 
 def run(arguments: Arguments) -> int:
@@ -68,6 +70,8 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
         "restart": restart(arguments.restart),
         "healthcheck": healthcheck(arguments),
         "nesting": arguments.nesting,
+        "socket_families": arguments.socket_family,
+        "aio": arguments.aio,
         "pid_of": pid_of(arguments.pid),
     }
     optional = {
@@ -218,6 +222,8 @@ OPTIONS = [
     Option("--no-healthcheck", "make no health checks, whatever the image says"),
     Option("--pid", "share the processes of another instance", "container:NAME", complete="container"),
     Option("--nesting", "allow containers inside of it (docs/nesting.md)"),
+    Option("--socket-family", "allow one more family of sockets", "FAMILY", many=True, complete=FAMILIES),
+    Option("--aio", "allow io_setup(2), whose contexts it takes from the host's"),
     Option("--stop-signal", "what `insula stop` sends", "SIGNAL"),
     Option("--stop-timeout", "and how long it then waits (10s)", "TIME", parse=parse_duration),
     Option("--log-size", "rotate its log at this size (10m)", "SIZE", parse=parse_size),

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable
 
@@ -161,6 +162,15 @@ _KINDS: dict[str, Callable[[], Callable[[], int]]] = {
     "descriptors": _descriptors,
 }
 KINDS = tuple(_KINDS)
+
+
+def packet_ring(megabytes: int) -> int:
+    """The ring of a packet socket (packet(7), PACKET_RX_RING), of that size; it is held for a moment."""
+    with socket.socket(17, socket.SOCK_RAW, 0) as sock:
+        blocks, frame = megabytes << 4, 1 << 11  # blocks of 64 KiB
+        sock.setsockopt(263, 5, struct.pack("IIII", 1 << 16, blocks, frame, (blocks << 16) // frame))
+        time.sleep(1)
+    return megabytes
 
 
 def files_of_a_tmpfs(directory: str, megabytes: int) -> str:

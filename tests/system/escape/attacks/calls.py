@@ -10,6 +10,7 @@ _libc.syscall.restype = ctypes.c_long
 
 # x86-64 and the others differ in what is older than 2011 (asm-generic/unistd.h); from 424 on all are the same
 _X86_64 = {
+    "mincore": 27, "io_setup": 206,
     "clone": 56, "ptrace": 101, "syslog": 103, "capset": 126, "personality": 135, "pivot_root": 155, "acct": 163,
     "mount": 165, "umount2": 166, "swapon": 167, "reboot": 169, "sethostname": 170, "iopl": 172, "init_module": 175,
     "quotactl": 179, "clock_settime": 227, "kexec_load": 246, "add_key": 248, "request_key": 249, "keyctl": 250,
@@ -17,6 +18,7 @@ _X86_64 = {
     "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310, "kcmp": 312, "bpf": 321, "userfaultfd": 323,
 }  # fmt: skip
 _GENERIC = {
+    "io_setup": 0, "mincore": 232,
     "umount2": 39, "mount": 40, "pivot_root": 41, "quotactl": 60, "acct": 89, "capset": 91, "personality": 92,
     "unshare": 97, "kexec_load": 104, "init_module": 105, "clock_settime": 112, "syslog": 116, "ptrace": 117,
     "reboot": 142, "sethostname": 161, "add_key": 217, "request_key": 218, "keyctl": 219, "clone": 220,

@@ -198,6 +198,47 @@ def cryptography_socket() -> int:
     return socket.socket(38, socket.SOCK_SEQPACKET).detach()
 
 
+def packet_socket() -> int:
+    """AF_PACKET: its rings are memory of the kernel that no control group is charged for (CVE-2020-14386 was in it)."""
+    return socket.socket(17, socket.SOCK_RAW, 0).detach()
+
+
+def express_data_path() -> int:
+    """AF_XDP: the same with other rings."""
+    return socket.socket(44, socket.SOCK_RAW, 0).detach()
+
+
+def smc_by_another_name() -> int:
+    """IPPROTO_SMC of AF_INET is AF_SMC, a module with RDMA behind it."""
+    return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 256).detach()
+
+
+def iscsi_by_netlink() -> int:
+    """A socket of NETLINK_ISCSI loads the module scsi_transport_iscsi (CVE-2021-27363 to 27365)."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 8).detach()
+
+
+def filter_on_a_socket() -> int:
+    """SO_ATTACH_FILTER: machine code of the kernel, bounded for the whole host (net.core.bpf_jit_limit)."""
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0xFFFF))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxQ", 1, ctypes.addressof(program)))
+    return 1
+
+
+def asynchronous_io() -> int:
+    """io_setup(2): its events are taken from the host's (fs.aio-max-nr), 65536 of which one process can have."""
+    return syscall("io_setup", 1, (ctypes.c_char * 8)())
+
+
+def page_cache() -> int:
+    """mincore(2): which pages of a file in a shared image layer have been read, by whomever."""
+    fd = os.open("/proc/self/exe", os.O_RDONLY)
+    page = mmap.mmap(fd, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE, flags=mmap.MAP_PRIVATE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    return syscall("mincore", address, mmap.PAGESIZE, (ctypes.c_char * 1)())
+
+
 def no_random_addresses() -> int:
     """personality(ADDR_NO_RANDOMIZE): a set-uid program at known addresses."""
     return syscall("personality", 0x0040000)
@@ -251,5 +292,7 @@ REFUSED: list[Call] = [
     join_a_namespace, load_a_module, another_kernel, restart_the_host, swap_from_a_file, accounting, set_the_clock,
     host_name, ports_of_the_machine, kernel_log, quota, watch_all_files, compare_kernel_objects, session_keyring,
     add_a_key, request_a_key, hypervisor_socket, hypervisor_socket_in_disguise, cryptography_socket,
+    packet_socket, express_data_path, smc_by_another_name, iscsi_by_netlink, filter_on_a_socket, asynchronous_io,
+    page_cache,
     no_random_addresses, mount_by_32_bits, unshare_by_x32,
 ]  # fmt: skip
