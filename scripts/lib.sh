@@ -141,7 +141,8 @@ running() {
     [ -r "$RUN/$1.pid" ] || return 1
     read -r pid started <"$RUN/$1.pid" || true
     [ -n "$pid" ] && [ -n "$started" ] && [ "$(start_time "$pid")" = "$started" ] || return 1
-    [ "$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | cut -c 1)" != Z ] && printf '%s\n' "$pid"
+    # a zombie, unless threads of it run on: state, and number of threads
+    [ "$(sed 's/.*) //' "/proc/$pid/stat" 2>/dev/null | cut -d ' ' -f 1,18)" != "Z 1" ] && printf '%s\n' "$pid"
 }
 
 # stop_process NAME: SIGTERM, and after ten seconds SIGKILL.

@@ -11,11 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from litestar import Request
 
 from insula import __version__
 from insula.api.daemon import locked
+from insula.api.errors import on_recursion
 from insula.api.peer import Peer, allowed, group_id, listen
 from insula.api.server import notify
 from insula.client.http import Dechunker, connect, head, quote, request, target
@@ -97,6 +100,18 @@ def test_a_body_that_nests_without_end(stub: StubDaemon) -> None:
         request = head("POST", "/v1/tenants", f"content-length: {len(body)}", "content-type: application/json")
         answer = raw(stub, request + body)
         assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:300]
+
+
+def test_a_recursion_beyond_the_request_is_no_fault_of_the_request() -> None:
+    """It is told as a defect, and not as a body that nests too deep."""
+    scope: Any = {"type": "http", "method": "DELETE", "path": "/x", "headers": [], "query_string": b""}
+    request = Request[Any, Any, Any](scope)
+    for module, status in (("insula.control.deep", 500), ("insula.api.body", 400), ("msgspec", 400)):
+        names: dict[str, Any] = {"__name__": module}
+        exec("def recurse():\n    recurse()", names)
+        with pytest.raises(RecursionError) as raised:
+            names["recurse"]()
+        assert on_recursion(request, raised.value).status_code == status
 
 
 def test_bytes_that_are_no_http_or_too_much_of_it(stub: StubDaemon) -> None:

@@ -56,9 +56,21 @@ def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Respons
     return answer(Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it"))
 
 
-def on_recursion(_: Request[Any, Any, Any], __: RecursionError) -> Response[dict[str, Any]]:
-    """Ours is flat: what nests so deep is a body of somebody who tries."""
+def on_recursion(request: Request[Any, Any, Any], error: RecursionError) -> Response[dict[str, Any]]:
+    """A body that nests too deep, if it was raised while the request was read. Anywhere else it is a defect of ours."""
+    if _is_beyond_the_api(error):
+        return on_other_error(request, error)
     return answer(Invalid("the request's body nests too deep", "see /openapi.json"))
+
+
+def _is_beyond_the_api(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        if module.startswith("insula.") and not module.startswith("insula.api."):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 HANDLERS: Any = {

@@ -56,7 +56,7 @@ class Tree:
 def opened(pid: int, started: int, id_base: int) -> Iterator[Tree]:
     """The files of the container whose PID 1 is (pid, start time). NotFound if that process is gone."""
     try:
-        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(f"{process.directory(pid)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             numbers = frozenset(_places(pid))
             if not process.is_alive(pid, started):  # asked last: all that was opened was this process's
@@ -72,7 +72,7 @@ def opened(pid: int, started: int, id_base: int) -> Iterator[Tree]:
 
 def _places(pid: int) -> Iterator[int]:
     """The numbers of mounts that hold files (proc_pid_mountinfo(5))."""
-    with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:
+    with open(f"{process.directory(pid)}/mountinfo", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.partition(" - ")
             if after.split(" ", 1)[0] in _FILESYSTEMS:

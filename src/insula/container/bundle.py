@@ -11,13 +11,15 @@ tmpfs: after a reboot nothing runs, and nothing here says so.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
 import time
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple, TypeVar
 
 from insula.container.steps import INTERRUPTED
+from insula.kernel import records
 from insula.kernel.cgroups import Cgroup
 
 
@@ -68,6 +70,39 @@ class ExitRecord(NamedTuple):
     error: str | None = None
 
 
+Record = TypeVar("Record", Launch, State, ExitRecord)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "config": (dict,),
+    "lower": (list,),
+    "upper": (str,),
+    "work": (str,),
+    "id_base": (int,),
+    "cgroup": (str,),
+    "log": (str, NoneType),
+    "pid": (int,),
+    "start_time": (int,),
+    "started": (int, float, NoneType),
+    "exit_status": (int, NoneType),
+    "signal": (int, NoneType),
+    "finished": (int, float),
+    "error": (str, NoneType),
+}
+
+
+def _decode(data: object, kind: type[Record]) -> Record | None:
+    """The record that `data`, from JSON, holds; None if it holds none."""
+    if not isinstance(data, dict):
+        return None
+    known = {name: value for name, value in data.items() if name in kind._fields}
+    if any(not isinstance(value, _TYPES.get(name, (object,))) for name, value in known.items()):
+        return None
+    try:
+        return kind(**known)
+    except TypeError:  # a field is missing
+        return None
+
+
 class Bundle:
     """The directory of container `id` below the run directory."""
 
@@ -80,22 +115,35 @@ class Bundle:
         self._write("launch.json", launch._asdict())
 
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the directory with all that is in it. What can't be removed stays."""
+        try:
+            for name in os.listdir(self.path):
+                os.unlink(f"{self.path}/{name}")
+            os.rmdir(self.path)
+        except FileNotFoundError:
+            return
+        except OSError:  # a directory, which is none of ours
+            from insula.kernel import trees
+
+            with contextlib.suppress(OSError):
+                trees.remove(self.path)
 
     def launch(self) -> Launch | None:
-        data = self._read("launch.json")
-        return Launch(**data) if data else None
+        return self._read("launch.json", Launch)
 
     def state(self, exec_id: str | None = None) -> State | None:
-        data = self._read(f"exec-{exec_id}.json" if exec_id else "state.json")
-        return State(**data) if data else None
+        return self._read(f"exec-{exec_id}.json" if exec_id else "state.json", State)
 
     def write_state(self, state: State, exec_id: str | None = None) -> None:
         self._write(f"exec-{exec_id}.json" if exec_id else "state.json", state._asdict())
 
     def exit(self, exec_id: str | None = None) -> ExitRecord | None:
-        data = self._read(f"exec-{exec_id}.exit.json" if exec_id else "exit.json")
-        return ExitRecord(**data) if data else None
+        return self._read(f"exec-{exec_id}.exit.json" if exec_id else "exit.json", ExitRecord)
+
+    def damaged(self) -> list[str]:
+        """Which of the container's own files are there and can't be read."""
+        found = {"launch.json": self.launch(), "state.json": self.state(), "exit.json": self.exit()}
+        return [name for name, record in found.items() if record is None and os.path.lexists(f"{self.path}/{name}")]
 
     def write_exit(self, record: ExitRecord, exec_id: str | None = None) -> None:
         self._write(f"exec-{exec_id}.exit.json" if exec_id else "exit.json", record._asdict())
@@ -153,13 +201,13 @@ class Bundle:
             self.write_exit(record, exec_id)
         return record
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, kind: type[Record]) -> Record | None:
+        """None if it isn't there, or is damaged. Fields of a later version are left out."""
         try:
-            with open(f"{self.path}/{name}", "rb") as file:
-                data: dict[str, Any] = json.load(file)
-                return data
-        except (FileNotFoundError, ValueError):
+            data = json.loads(records.read(f"{self.path}/{name}"))
+        except (OSError, ValueError, RecursionError):
             return None
+        return _decode(data, kind)
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         temporary = f"{self.path}/.{name}.{os.getpid()}"

@@ -6,26 +6,35 @@ only: names are those of a hostile image, so every step goes down from an open d
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from functools import partial
 
 _CHUNK = 1 << 20
+_DEPTH = 200  # directories within directories; each holds two descriptors
 
 
 def copy_up(source: int, target: int) -> None:
-    """Copy all that is in the directory behind `source` into the one behind `target`, and its own attributes."""
+    """Copy all that is in the directory behind `source` into the one behind `target`, and its own attributes.
+
+    OSError (ENAMETOOLONG) for more than 200 directories within each other.
+    """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    _both(".", source, target, flags, flags, _copy_directory)  # the descriptor of a mount is O_PATH, and reads nothing
+    # the descriptor of a mount is O_PATH, and reads nothing
+    _both(".", source, target, flags, flags, partial(_copy_directory, depth=0))
 
 
-def _copy_directory(source: int, target: int) -> None:
+def _copy_directory(source: int, target: int, depth: int) -> None:
+    if depth > _DEPTH:
+        raise OSError(errno.ENAMETOOLONG, f"more than {_DEPTH} directories within each other")
     for name in os.listdir(source):
         found = os.stat(name, dir_fd=source, follow_symlinks=False)
         kind = stat.S_IFMT(found.st_mode)
         if kind == stat.S_IFDIR:
             os.mkdir(name, 0o700, dir_fd=target)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            _both(name, source, target, flags, flags, _copy_directory)
+            _both(name, source, target, flags, flags, partial(_copy_directory, depth=depth + 1))
             continue
         if kind == stat.S_IFREG:
             read = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -255,11 +255,11 @@ def _step(flag: int, error: OSError) -> StepError:
 
 def differing(pid: int) -> int:
     """Flags of the namespaces in which process `pid` is not where we are: what to join by its pidfd (setns(2))."""
-    flags = 0
+    flags, directory = 0, process.directory(pid)
     for kind, flag in FLAGS.items():
         name = FILES.get(kind, kind)
         try:
-            theirs = os.stat(f"/proc/{pid}/ns/{name}")
+            theirs = os.stat(f"{directory}/ns/{name}")
         except FileNotFoundError:  # a kernel without this type
             if not os.path.exists(f"/proc/{pid}"):
                 raise ProcessLookupError(errno.ESRCH, "the process is gone", str(pid)) from None

@@ -17,13 +17,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 
 from insula.container import init, launch, namespaces, sources, wire
 from insula.container.cgroup_mount import Groups
 from insula.container.handover import Handover
 from insula.container.rootfs import Stage
-from insula.kernel import process
+from insula.kernel import process, records
 from insula.kernel.cgroups import Cgroup, delegation
 from insula.kernel.undo import Undo
 
@@ -98,11 +99,13 @@ class Pool:
         os.makedirs(self.directory, 0o700, exist_ok=True)
         for name in os.listdir(self.directory):
             path = f"{self.directory}/{name}"
-            with open(path) as file:
-                group = file.read()
-            if group:
-                Cgroup(group).remove()
-            os.unlink(path)
+            try:
+                group = records.read(path).decode()
+                if group.endswith(f"/{name}"):
+                    Cgroup(group).remove()
+                os.unlink(path)
+            except (OSError, ValueError) as error:
+                sys.stderr.write(f"insula-spawner: what is left of spare {name!r} can't be removed: {error}\n")
 
     # -- which ones there should be ----------------------------------------------------------------------------------
 

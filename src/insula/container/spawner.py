@@ -243,7 +243,7 @@ class Spawner:
         user = what.get("user") or {}
         self._check_room()
         with Undo() as undo, Undo() as handed:
-            target = handed.hold(process.open_process(state.pid, state.start_time))
+            target = handed.hold(process.open_to_join(state.pid, state.start_time))
             groups = [handed.hold(fd) for fd in delegation.place(cgroups.Cgroup(asked.cgroup), state.pid).open()]
             ours, theirs = wire.pair()
             handed.callback(theirs.close)

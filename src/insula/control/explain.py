@@ -11,6 +11,7 @@ import msgspec
 
 from insula.control.processes import views
 from insula.control.supervisor import Member, Supervisor
+from insula.kernel import process
 from insula.kernel.capabilities import to_names
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import InsulaError
@@ -81,10 +82,10 @@ def _pressure(group: Cgroup) -> dict[str, str]:
 
 def namespaces(pid: int) -> list[Namespace]:
     """The namespaces of a process, compared with our own, which are the host's."""
-    found = []
+    found, directory = [], process.directory(pid)
     for kind in _KINDS:
         with suppress(FileNotFoundError, ProcessLookupError):
-            inode = os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+            inode = os.stat(f"{directory}/ns/{kind}").st_ino
             found.append(Namespace(kind=kind, inode=inode, shared=inode == os.stat(f"/proc/self/ns/{kind}").st_ino))
     return found
 

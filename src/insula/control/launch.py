@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 import shutil
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -29,10 +31,13 @@ from insula.container.spec import config
 from insula.container.users import User, resolve
 from insula.control.engine import Engine
 from insula.control.keys import NETWORKS
-from insula.model.errors import Conflict, InsulaError, Invalid, NotFound, Unavailable
+from insula.kernel import records, trees
+from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import Instance, InstanceSpec, Network, Struct, Tenant
 from insula.model.views import ExecSpec
 
+log = logging.getLogger("insula.control")
+_SAID = 1 << 16
 _SLEEP = "/dev/sleep"  # busybox goes by the name that it is called by
 
 
@@ -58,8 +63,8 @@ class Directory:
     def make(self, id_base: int) -> None:
         if (self.work / "work" / "incompat" / "volatile").exists():
             # overlayfs refuses to mount a volatile upper layer again after a crash, for it may be incomplete
-            shutil.rmtree(self.upper)
-            shutil.rmtree(self.work)
+            trees.remove(self.upper)
+            trees.remove(self.work)
         for path in (self.path, self.work, self.log, self.etc):
             path.mkdir(mode=0o700, exist_ok=True)
         self.etc.chmod(0o755)
@@ -70,7 +75,8 @@ class Directory:
     def is_fresh(self) -> bool:
         """Whether nothing in it is the instance's own yet."""
         try:
-            return not os.listdir(self.upper)
+            with os.scandir(self.upper) as entries:  # the first is enough: there may be millions
+                return next(entries, None) is None
         except FileNotFoundError:
             return True
 
@@ -83,10 +89,15 @@ class Directory:
             os.chown(path, id_base, id_base)
 
     def record(self) -> LaunchRecord | None:
+        """The record; None if there is none, or if it is damaged."""
         try:
-            return msgspec.json.decode((self.path / "launch.json").read_bytes(), type=LaunchRecord)
-        except (FileNotFoundError, msgspec.DecodeError):
+            return msgspec.json.decode(records.read(self.path / "launch.json"), type=LaunchRecord)
+        except (OSError, msgspec.DecodeError, UnicodeError, RecursionError):
             return None
+
+    def is_damaged(self) -> bool:
+        """Whether there is a record that can't be read."""
+        return self.record() is None and os.path.lexists(self.path / "launch.json")
 
     def write_record(self, record: LaunchRecord) -> None:
         temporary = self.path / "launch.json.new"
@@ -98,8 +109,20 @@ class Directory:
         if record := self.record():
             self.write_record(msgspec.structs.replace(record, boot=""))
 
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+    async def remove(self) -> None:
+        """The directory with all that the instance left in it. Failed says what is in the way."""
+        child = await asyncio.create_subprocess_exec(*trees.command(self.path), stdin=DEVNULL, stderr=PIPE)
+        assert child.stderr
+        try:
+            said = await child.stderr.read(_SAID)
+            while await child.stderr.read(_SAID):  # there may be a complaint for each of a million files
+                pass
+            trees.check(await child.wait(), said)
+        except asyncio.CancelledError:
+            child.kill()
+            raise
+        except OSError as error:
+            raise Failed(f"the directory {self.path} can't be removed: {error}", "remove it by hand") from None
 
 
 def etc_files(instance: Instance, network: Network | None) -> dict[str, str]:
@@ -312,7 +335,14 @@ class Launcher:
         )
 
     async def remove_directory(self, instance_id: str) -> None:
-        await asyncio.to_thread(self.directory(instance_id).remove)
+        """Also one of millions of files, nested however deep. What is in the way is a problem of this host."""
+        name = f"directory of instance {instance_id}"
+        try:
+            await self.directory(instance_id).remove()
+            self.engine.problems.pop(name, None)
+        except (InsulaError, OSError) as error:
+            log.error("%s: %s", name, error)
+            self.engine.problems[name] = str(error)
 
 
 @functools.lru_cache(maxsize=1024)

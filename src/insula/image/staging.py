@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from insula.kernel import trees
+
 
 @contextmanager
 def staging(directory: Path) -> Iterator[Path]:
@@ -42,8 +44,11 @@ def sweep(directory: Path) -> None:
     """Removes the staging directories in `directory` that nobody uses any more."""
     for path in directory.iterdir():
         try:
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
+            continue
+        except OSError:  # not a directory: nothing of ours, and nobody uses it
+            remove(path)
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,8 +60,9 @@ def sweep(directory: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a tree, however deep: rm(1) does it in a process of its own."""
-    subprocess.run(["rm", "-rf", "--one-file-system", "--", str(path)], stderr=subprocess.DEVNULL, check=False)
+    """Remove a tree, however deep. What can't be removed now is found by the next sweep."""
+    with suppress(OSError):
+        trees.remove(path)
 
 
 def disk_usage(path: Path) -> int:

@@ -10,6 +10,7 @@ host's; the `NSpid` line of /proc/PID/status lists them, outermost first.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
@@ -25,12 +26,8 @@ if TYPE_CHECKING:
 
 def start_time(pid: int) -> int | None:
     """When `pid` started, in clock ticks since boot; None if there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # the command, field 2, is in parentheses and may hold any byte: count from the last one
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
 
 
 def open_process(pid: int, started: int | None) -> int:
@@ -44,24 +41,93 @@ def open_process(pid: int, started: int | None) -> int:
 
 
 def is_alive(pid: int, started: int | None) -> bool:
-    """Whether the process that is (pid, start time) still runs; a zombie does not."""
+    """Whether a thread of the process that is (pid, start time) still runs.
+
+    A process whose main thread has exited is shown in state Z for as long as its other threads run, as if it were a
+    zombie. Only the number of threads (field 20 of proc_pid_stat(5)) tells the two apart: a real zombie has one.
+    """
+    fields = _stat(pid)
+    return fields is not None and started is not None and int(fields[19]) == started and not _is_dead(fields)
+
+
+def _stat(path: int | str) -> list[bytes] | None:
+    """The fields of proc_pid_stat(5) from the third, the state, on; None if there is no such process or thread."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        with open(f"/proc/{path}/stat", "rb") as file:
+            # the command, field 2, is in parentheses and may hold any byte: count from the last one
+            return file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return fields[0] not in (b"Z", b"X") and started is not None and int(fields[19]) == started
+        return None
+
+
+def _is_dead(fields: list[bytes]) -> bool:
+    return fields[0] == b"X" or (fields[0] == b"Z" and int(fields[17]) <= 1)
+
+
+def _running_thread(pid: int) -> int | None:
+    """A thread of the process that has not exited: the main one if possible. None if there is none.
+
+    A thread that has exited has no namespaces, no root and no descriptors any more.
+    """
+    try:
+        threads = sorted((int(name) for name in os.listdir(f"/proc/{pid}/task")), key=lambda thread: thread != pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    for thread in threads:
+        fields = _stat(f"{pid}/task/{thread}")
+        if fields and fields[0] not in (b"Z", b"X"):
+            return thread
+    return None
+
+
+def directory(pid: int) -> str:
+    """Where /proc shows root, mounts and namespaces of the process, also if its main thread has exited."""
+    fields = _stat(pid)
+    if fields and fields[0] == b"Z" and (thread := _running_thread(pid)):
+        return f"/proc/{pid}/task/{thread}"
+    return f"/proc/{pid}"
 
 
 def open_namespace(pid: int, started: int | None, kind: str) -> int:
     """A descriptor of a namespace (`net`, `mnt`, `user`, …) of the process that is (pid, start time)."""
     pidfd = open_process(pid, started)
     try:
-        fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"{directory(pid)}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
         if not is_alive(pid, started):
             os.close(fd)
             raise ProcessLookupError(3, "the process is gone", str(pid))
         return fd
+    finally:
+        os.close(pidfd)
+
+
+_PIDFD_THREAD = os.O_EXCL
+
+
+def open_to_join(pid: int, started: int | None) -> int:
+    """A pidfd by which setns(2) joins the namespaces of the process that is (pid, start time).
+
+    If its main thread has exited that is one of another thread (PIDFD_THREAD, Linux 6.9; ENOTSUP before).
+    """
+    pidfd = open_process(pid, started)
+    fields = _stat(pid)
+    if fields is None or fields[0] != b"Z":
+        return pidfd
+    try:
+        thread = _running_thread(pid)
+        if thread is None:
+            raise ProcessLookupError(3, "the process is gone", str(pid))
+        try:
+            found = os.pidfd_open(thread, _PIDFD_THREAD)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            text = "the main thread of its first process has exited, and this kernel joins by that one only"
+            raise OSError(errno.ENOTSUP, text) from None
+        if not is_alive(pid, started):
+            os.close(found)
+            raise ProcessLookupError(3, "the process is gone", str(pid))
+        return found
     finally:
         os.close(pidfd)
 
@@ -126,10 +192,8 @@ def read(pid: int) -> Process | None:
 
 def cpu_time(pid: int) -> float:
     """Seconds of processor time that `pid` has used with all its threads (proc_pid_stat(5)); 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    fields = _stat(pid)
+    if fields is None:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 
+from insula.kernel.cgroups import files
 from insula.kernel.cgroups.group import Cgroup
 from insula.kernel.cgroups.hierarchy import of_process
 
+_DEPTH = 64  # groups within each other; systemd, Docker and Kubernetes need less than 10
 _LIST = "/sys/kernel/cgroup/delegate"
 _FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 """Where the kernel has no list, before Linux 4.15."""
@@ -32,6 +34,8 @@ def delegate(group: Cgroup, uid: int) -> None:
             os.chown(f"{directory}/{name}", uid, -1)
         except FileNotFoundError:  # of a controller that the group hasn't
             continue
+    # stays root's: groups nested deeper than a path is long could not be removed any more
+    files.write(f"{directory}/cgroup.max.depth", _DEPTH)
 
 
 def _files() -> tuple[str, ...]:

@@ -159,7 +159,7 @@ class Joined:
         pid = self.record["pid"]
         with Undo() as handed:
             handed.callback(theirs.close)
-            target = handed.hold(process.open_process(pid, self.record["start_time"]))
+            target = handed.hold(process.open_to_join(pid, self.record["start_time"]))
             group = self._group()
             given = join.Joining(
                 self.what,
@@ -169,7 +169,7 @@ class Joined:
                 [] if terminal else [0, 1, 2],
                 program,
                 flags=namespaces.differing(pid),
-                root=handed.hold(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)),
+                root=handed.hold(os.open(f"{process.directory(pid)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)),
                 keep=keep,
                 personality=self.config["linux"].get("personality"),
             )
