@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from insula.kernel import cgroups
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.wait import until
@@ -17,6 +18,8 @@ from tests.system.conftest import TenantFactory
 # fills 40 MiB of a tmpfs, which is memory of the instance that can't be given back
 FILL = "dd if=/dev/zero of=/dev/shm/full bs=1M count=40 2>/dev/null && echo full && exec sleep 600"
 MEMORY = ("memory.limit_in_bytes", "memory.max")
+SOCKETS = ("memory.kmem.tcp.limit_in_bytes", "memory.max")
+"""Version 2 counts the buffers of sockets with all other memory."""
 PIDS = ("pids.max",)
 
 
@@ -59,7 +62,7 @@ def test_limits_hold_at_once_and_after_a_restart(cli: Cli) -> None:
 
     def check() -> None:
         assert resources(cli, "web") == {"cpus": 0.25, "memory": 48 << 20, "pids": 50}
-        assert int(in_force(cli, "web", MEMORY)) == 48 << 20
+        assert int(in_force(cli, "web", MEMORY)) == int(in_force(cli, "web", SOCKETS)) == 48 << 20
         assert cpus(cli, "web") == 0.25
         assert in_force(cli, "web", PIDS) == "50"
 
@@ -154,7 +157,13 @@ def test_a_tenants_limits(tenants: TenantFactory) -> None:
     sleeper(cli, "a", "--memory", "40m", "--cpus", "0.5")
     cli.fails("run", "--rm", "busybox", "true", status=125)
     view = cli.json("tenant", "update", name, "--instances", "3", "--memory", "80m", "--cpus", "0.75")
-    assert view["tenant"]["limits"] == {"cpus": 0.75, "memory": 80 << 20, "instances": 3, "bandwidth": None}
+    assert view["tenant"]["limits"] == {
+        "cpus": 0.75,
+        "memory": 80 << 20,
+        "instances": 3,
+        "bandwidth": None,
+        "pids": 16384,
+    }
     assert view["usage"] == {"instances": 1, "cpus": 0.5, "memory": 40 << 20}
     assert int(in_force(cli, "a", MEMORY, "tenant_limits")) == 80 << 20
     assert cpus(cli, "a", "tenant_limits") == 0.75
@@ -163,6 +172,30 @@ def test_a_tenants_limits(tenants: TenantFactory) -> None:
     cli.ok("tenant", "update", name, "--memory", "none", "--cpus", "none", "--bandwidth", "10m")
     assert cpus(cli, "a", "tenant_limits") is None
     cli.ok("run", "--rm", "--memory", "200m", "busybox", "true")
+
+
+def test_a_tenants_processes(tenants: TenantFactory) -> None:
+    """Every tenant has a limit, `none` takes it away, and all together leave the host a quarter of what it has."""
+    cli = tenants()
+    name = str(cli.tenant)
+    sleeper(cli, "a")
+    assert "pids       at most 16384" in cli.ok("tenant", "show", name)
+    assert in_force(cli, "a", PIDS, "tenant_limits") == "16384"
+    everything = Path(cli.json("explain", "a")["cgroups"].popitem()[1]).parents[1].name
+    most = min(int(Path("/proc/sys/kernel", each).read_text()) for each in ("pid_max", "threads-max"))
+    file = Path(cgroups.Cgroup(everything).directory("pids") or "", "pids.max")
+    assert int(file.read_text()) == most * 3 // 4
+    cli.ok("tenant", "update", name, "--pids", "20")
+    assert in_force(cli, "a", PIDS, "tenant_limits") == "20"
+    script = (
+        "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 5 & done 2>/dev/null; sleep 5 & echo ok"
+    )
+    assert cli.run("exec", "a", "sh", "-c", script).status != 0
+    cli.ok("tenant", "update", name, "--pids", "none")
+    assert in_force(cli, "a", PIDS, "tenant_limits") == "max"
+    until(lambda: cli.run("exec", "a", "sh", "-c", script).status == 0, "forks are allowed again: the control")
+    cli.fails("tenant", "update", name, "--pids", "99999999")
+    assert cli.json("tenant", "show", name)["tenant"]["limits"]["pids"] is None
 
 
 def test_a_tenants_limits_below_what_is_in_use_are_refused(tenants: TenantFactory) -> None:

@@ -149,7 +149,7 @@ def test_openapi_describes_every_route_with_its_structs(stub: StubDaemon) -> Non
 def test_what_is_left_out_of_a_patch_stays(stub: StubDaemon) -> None:
     stub.client.tenants.create("acme", cpus=1.5, memory=1 << 30)
     view = stub.client.tenants.update("acme", memory=None, instances=3)
-    assert view["tenant"]["limits"] == {"cpus": 1.5, "memory": None, "instances": 3, "bandwidth": None}
+    assert view["tenant"]["limits"] == {"cpus": 1.5, "memory": None, "instances": 3, "bandwidth": None, "pids": 16384}
     stub.client.instances.run("acme", "x", ["true"], name="web", start=False)
     view = stub.client.instances.update("acme", "web", cpus=0.5, pids=None)
     assert view["instance"]["spec"]["resources"] == {"cpus": 0.5, "memory": None, "pids": None}

@@ -30,32 +30,43 @@ BOTH: list[tuple[dict[str, Any], Lines | None, Lines | None]] = [
     ({}, [], []),
     (
         {"memory": {"limit": 100, "swap": 300, "reservation": 50}},
-        ["memory.limit_in_bytes 100", "memory.memsw.limit_in_bytes 300", "memory.soft_limit_in_bytes 50"],
+        [
+            "memory.limit_in_bytes 100",
+            "memory.memsw.limit_in_bytes 300",
+            "memory.soft_limit_in_bytes 50",
+            "memory.kmem.tcp.limit_in_bytes 100",
+        ],
         ["memory.max 100", "memory.swap.max 200", "memory.low 50"],
     ),
     (
         {"memory": {"limit": 100, "swap": -1}},
-        ["memory.limit_in_bytes 100", "memory.memsw.limit_in_bytes -1"],
+        ["memory.limit_in_bytes 100", "memory.memsw.limit_in_bytes -1", "memory.kmem.tcp.limit_in_bytes 100"],
         ["memory.max 100", "memory.swap.max max"],
     ),
     (
         {"memory": {"limit": -1}},
-        ["memory.limit_in_bytes -1", "memory.memsw.limit_in_bytes -1"],
+        ["memory.limit_in_bytes -1", "memory.kmem.tcp.limit_in_bytes -1", "memory.memsw.limit_in_bytes -1"],
         ["memory.max max", "memory.swap.max max"],
     ),
     (
         {"memory": {"limit": 100, "swap": 100}},
-        ["memory.limit_in_bytes 100", "memory.memsw.limit_in_bytes 100"],
+        ["memory.limit_in_bytes 100", "memory.memsw.limit_in_bytes 100", "memory.kmem.tcp.limit_in_bytes 100"],
         ["memory.max 100", "memory.swap.max 0"],
     ),
     # version 1 leaves the refusal to the kernel
     (
         {"memory": {"limit": 200, "swap": 100}},
-        ["memory.limit_in_bytes 200", "memory.memsw.limit_in_bytes 100"],
+        ["memory.limit_in_bytes 200", "memory.memsw.limit_in_bytes 100", "memory.kmem.tcp.limit_in_bytes 200"],
         None,
     ),
     ({"memory": {"kernel": 100}}, ["memory.kmem.limit_in_bytes 100"], None),
     ({"memory": {"kernel": -1}}, ["memory.kmem.limit_in_bytes -1"], []),
+    (
+        {"memory": {"limit": 100, "kernelTCP": 50}},
+        ["memory.limit_in_bytes 100", "memory.kmem.tcp.limit_in_bytes 50"],
+        None,
+    ),
+    ({"memory": {"kernelTCP": -1}}, ["memory.kmem.tcp.limit_in_bytes -1"], []),
     ({"memory": {"kernelTCP": 100}}, ["memory.kmem.tcp.limit_in_bytes 100"], None),
     ({"memory": {"swappiness": 0}}, ["memory.swappiness 0"], None),
     ({"memory": {"disableOOMKiller": True}}, ["memory.oom_control 1"], None),

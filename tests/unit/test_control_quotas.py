@@ -175,7 +175,7 @@ def test_a_guard_that_never_holds_still_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "limits",
     [Limits(cpus=0), Limits(cpus=-1.0), Limits(cpus=float("nan")), Limits(memory=5), Limits(instances=-1),
-     Limits(bandwidth=1), Limits(memory=1 << 63)],
+     Limits(bandwidth=1), Limits(memory=1 << 63), Limits(pids=0), Limits(pids=1 << 23)],
 )  # fmt: skip
 def test_limits_that_make_no_sense(limits: Limits) -> None:
     with pytest.raises(Invalid):

@@ -159,7 +159,8 @@ def test_resources() -> None:
     assert made["memory"] == {"limit": 64 << 20, "swap": 64 << 20}
     assert made["pids"] == {"limit": 100}
     unlimited = make(resources=Resources(pids=None))["linux"]["resources"]
-    assert set(unlimited) == {"devices"}
+    assert set(unlimited) == {"devices", "memory"}
+    assert unlimited["memory"] == {"kernelTCP": -1}, "no limit, but version 1 counts for the tenant's"
 
 
 def test_mounts_of_the_user_are_before_the_files_of_etc_and_outer_ones_first() -> None:

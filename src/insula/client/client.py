@@ -91,7 +91,7 @@ class Resource:
 
 class Tenants(Resource):
     def create(self, name: str, labels: dict[str, str] | None = None, **limits: float | int | None) -> Object:
-        """A new tenant with `limits` cpus, memory (bytes), instances, bandwidth (bits a second)."""
+        """A new tenant with `limits` cpus, memory (bytes), pids, instances, bandwidth (bits a second); None is none."""
         body = {"name": name, "limits": limits, "labels": labels or {}}
         return self.client.call("POST", "tenants", body=body)  # type: ignore[no-any-return]
 

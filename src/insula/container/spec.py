@@ -215,6 +215,9 @@ def resources(limits: Resources) -> dict[str, Any]:
         if not MIN_MEMORY <= memory < 1 << 63:
             raise Invalid(f"{shorten(memory)} bytes of memory make no sense", f"use at least {MIN_MEMORY >> 20}m")
         result["memory"] = {"limit": memory, "swap": memory}  # memory and swap together: no swap beyond
+    else:
+        # nothing but that version 1 counts the buffers of sockets, for the tenant's limit
+        result["memory"] = {"kernelTCP": -1}
     if (pids := limits.pids) is not None:
         if not 1 <= pids <= 1 << 22:  # PID_MAX_LIMIT
             raise Invalid(f"a limit of {shorten(pids)} PIDs makes no sense", "use 1 to 4194304")
@@ -228,7 +231,9 @@ def update(limits: Resources) -> dict[str, Any]:
     A memory limit below what is used is to be refused, not answered by killing (`checkBeforeUpdate`)."""
     result = {name: value for name, value in resources(limits).items() if name != "devices"}
     result.setdefault("cpu", {"quota": -1, "period": CPU_PERIOD, "shares": DEFAULT_SHARES})
-    result.setdefault("memory", {"limit": -1, "swap": -1})["checkBeforeUpdate"] = True
+    if limits.memory is None:
+        result["memory"] = {"limit": -1, "swap": -1}
+    result["memory"]["checkBeforeUpdate"] = True
     result.setdefault("pids", {"limit": -1})
     return result
 

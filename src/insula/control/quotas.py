@@ -135,6 +135,7 @@ def check_limits(limits: Limits) -> Limits:
     """The limits of a tenant, or Invalid."""
     _check_cpus(limits.cpus)
     _check_memory(limits.memory)
+    _check_pids(limits.pids)
     if limits.instances is not None and not 0 <= limits.instances <= 1_000_000:
         raise Invalid(f"{limits.instances} instances make no sense", "use 0 to 1000000")
     if limits.bandwidth is not None and not 8000 <= limits.bandwidth <= MAX_BYTES:
@@ -146,9 +147,13 @@ def check_resources(resources: Resources) -> Resources:
     """The limits of one instance, or Invalid."""
     _check_cpus(resources.cpus)
     _check_memory(resources.memory)
-    if resources.pids is not None and not 1 <= resources.pids <= 4_194_304:
-        raise Invalid(f"a limit of {resources.pids} processes makes no sense", "use 1 to 4194304 (proc(5), pid_max)")
+    _check_pids(resources.pids)
     return resources
+
+
+def _check_pids(pids: int | None) -> None:
+    if pids is not None and not 1 <= pids <= 4_194_304:
+        raise Invalid(f"a limit of {pids} processes makes no sense", "use 1 to 4194304 (proc(5), pid_max)")
 
 
 def _check_cpus(cpus: float | None) -> None:

@@ -138,7 +138,7 @@ def _stats(
         state=member.status.state,
         cpu_limit=own.cpus if own.cpus is not None else whole.cpus,
         memory_limit=own.memory if own.memory is not None else whole.memory,
-        pids_limit=own.pids,
+        pids_limit=own.pids if own.pids is not None else whole.pids,
     )
     if found is None:
         return shown

@@ -13,6 +13,7 @@ import asyncio
 import errno
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import msgspec
 
@@ -134,11 +135,17 @@ class Tenants:
         group, limits = self.cgroup(tenant.name), tenant.limits
         quota = -1 if limits.cpus is None else int(limits.cpus * _CPU_PERIOD)
         memory = -1 if limits.memory is None else limits.memory
+        pids = -1 if limits.pids is None else limits.pids
         cpu: Resources = {"cpu": {"quota": quota, "period": _CPU_PERIOD}}
         ram: Resources = {"memory": {"limit": memory, "checkBeforeUpdate": True}}
         try:
             group.create()
-            for limit, resources in ((limits.cpus, cpu), (limits.memory, ram)):
+            _leave_pids_to_the_host(Cgroup(self.engine.settings.prefix))
+            for limit, resources in (
+                (limits.cpus, cpu),
+                (limits.memory, ram),
+                (limits.pids, {"pids": {"limit": pids}}),
+            ):
                 try:
                     group.update(resources)
                 except OSError as error:  # a host that can't limit something can still do without a limit
@@ -194,6 +201,18 @@ class Tenants:
             await asyncio.to_thread(self.cgroup(tenant.name).remove)
         except (InsulaError, OSError) as error:
             self.engine.problems[f"tenant {tenant.name}"] = f"could not be taken off the host: {error}"
+
+
+def _leave_pids_to_the_host(everything: Cgroup) -> None:
+    """Limit all tenants together to three quarters of what the host has of process numbers and threads (proc(5)).
+
+    OSError; nothing happens on a host without the controller."""
+    most = min(int(Path(f"/proc/sys/kernel/{name}").read_text()) for name in ("pid_max", "threads-max"))
+    try:
+        everything.limit({"pids": {"limit": most * 3 // 4}})
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
 
 
 def _claims(tenant: Tenant) -> list[Claim]:

@@ -24,10 +24,14 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Limits(Struct, kw_only=True):
-    """What a tenant may use as a whole; None is no limit. `cpus` in CPUs, `bandwidth` in bits a second."""
+    """What a tenant may use as a whole; None is no limit. `cpus` in CPUs, `bandwidth` in bits a second.
+
+    `pids` are processes and threads, as pids.max counts them: four instances full of them, at the default.
+    """
 
     cpus: float | None = None
     memory: int | None = None
+    pids: int | None = 16384
     instances: int | None = None
     bandwidth: int | None = None
 

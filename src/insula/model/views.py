@@ -80,6 +80,7 @@ class LimitsPatch(Struct, kw_only=True):
 
     cpus: float | UnsetType | None = UNSET
     memory: int | UnsetType | None = UNSET
+    pids: int | UnsetType | None = UNSET
     instances: int | UnsetType | None = UNSET
     bandwidth: int | UnsetType | None = UNSET
 

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def create(arguments: Arguments) -> int:
     labels = dict(pair(text, "label", default="") for text in arguments.label)
-    limits = {name: getattr(arguments, name) for name in LIMITS}
-    view = Client(arguments.socket).tenants.create(arguments.name, labels, **limits)
+    view = Client(arguments.socket).tenants.create(arguments.name, labels, **given(arguments, *LIMITS))
     print_json(view) if arguments.json else print(arguments.name)
     return 0
 
@@ -30,11 +29,16 @@ def update(arguments: Arguments) -> int:
 
 def changes(arguments: Arguments, *names: str) -> dict[str, Any]:
     """The limits that the command line names; None for those that it says are to be ``none``."""
-    given = {name: getattr(arguments, name) for name in names}
-    found = {name: None if value == "none" else value for name, value in given.items() if value is not None}
+    found = given(arguments, *names)
     if not found:
         raise Usage("there is nothing to change", f"give one of {', '.join(f'--{name}' for name in names)}")
     return found
+
+
+def given(arguments: Arguments, *names: str) -> dict[str, Any]:
+    """The same; nothing may be named."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: None if value == "none" else value for name, value in values.items() if value is not None}
 
 
 def ls(arguments: Arguments) -> int:
@@ -102,14 +106,14 @@ def reserved(name: str, value: Any) -> str:
 
 
 def amount(name: str, value: Any) -> str:
-    return size(value) if name == "memory" else rate(value) or "-" if name == "bandwidth" else f"{value:g}"
+    return size(value) if name == "memory" else rate(value) or "-" if name == "bandwidth" else f"{value:.10g}"
 
 
 def rm(client: Client, arguments: Arguments, name: str) -> None:
     client.tenants.remove(name)
 
 
-LIMITS = ("cpus", "memory", "instances", "bandwidth")
+LIMITS = ("cpus", "memory", "pids", "instances", "bandwidth")
 _NAME = {"NAME": "tenant"}
 COMMANDS = {
     "create": Command(
@@ -119,6 +123,7 @@ COMMANDS = {
         [
             Option("--cpus", "at most so many CPUs", "N", parse=parse_cpus),
             Option("--memory", "at most so much memory, as in 4g", "SIZE", parse=parse_size),
+            Option("--pids", "at most so many processes (16384), or none", "N", parse=or_none(whole(1))),
             Option("--instances", "at most so many instances", "N", parse=whole(1)),
             Option("--bandwidth", "at most so many bits a second, as in 100m", "RATE", parse=parse_rate),
             Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
@@ -131,6 +136,7 @@ COMMANDS = {
         [
             Option("--cpus", "at most so many CPUs, or none for no limit", "N", parse=or_none(parse_cpus)),
             Option("--memory", "at most so much memory, as in 4g, or none", "SIZE", parse=or_none(parse_size)),
+            Option("--pids", "at most so many processes, or none", "N", parse=or_none(whole(1))),
             Option("--instances", "at most so many instances, or none", "N", parse=or_none(whole(1))),
             Option(
                 "--bandwidth", "at most so many bits a second, as in 100m, or none", "RATE", parse=or_none(parse_rate)

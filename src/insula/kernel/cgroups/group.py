@@ -275,7 +275,7 @@ class Cgroup:
         """The limits and counters that are in force, file name to content, for people to read."""
         names = {
             "": "memory.max memory.current memory.swap.max cpu.max cpu.weight pids.max pids.current",
-            "memory": "memory.limit_in_bytes memory.usage_in_bytes",
+            "memory": "memory.limit_in_bytes memory.usage_in_bytes memory.kmem.tcp.limit_in_bytes",
             "cpu": "cpu.cfs_quota_us cpu.cfs_period_us cpu.shares",
             "pids": "pids.max pids.current",
             "cpuset": "cpuset.cpus cpuset.mems",

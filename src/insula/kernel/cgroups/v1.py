@@ -64,9 +64,13 @@ def settings(resources: Resources) -> list[Setting]:
             continue  # an idle group has no share
         if isinstance(value, bool):
             value = int(value)
-        needed = nothing_swaps if key == "swap" else None
+        needed = nothing_swaps if key == "swap" else always if key == "kernelTCP" and value == UNLIMITED else None
         found.append(Setting(f"{section}.{key}", controller, file, value, dispensable=needed))
     memory = resources.get("memory") or {}
+    if memory.get("limit") and not memory.get("kernelTCP"):
+        # version 1 counts the buffers of TCP and UDP sockets by themselves, and only in groups where this was written
+        sockets = "memory.kmem.tcp.limit_in_bytes"
+        found.append(Setting("memory.limit", "memory", sockets, memory["limit"], dispensable=always))
     if memory.get("limit") == UNLIMITED and not memory.get("swap"):
         # no limit to memory alone would exceed the one to memory and swap together
         swap = "memory.memsw.limit_in_bytes"
