@@ -23,7 +23,9 @@ def test_environment_names_and_directory(cli: Cli) -> None:
 
 
 def test_a_directory_that_is_not_there(cli: Cli) -> None:
-    assert "/nowhere" in cli.fails("run", "--rm", "-w", "/nowhere", "busybox", "true", status=125)
+    """`run` makes it, `exec` does not."""
+    assert shell(cli, "pwd", "-w", "/nowhere") == "/nowhere"
+    assert "/bin/sh" in cli.fails("run", "--rm", "-w", "/bin/sh", "busybox", "true", status=125)
     cli.ok("run", "-d", "--name", "here", "busybox", "sleep", "600")
     assert "/nowhere" in cli.fails("exec", "-w", "/nowhere", "here", "true", status=125)
 

@@ -127,7 +127,7 @@ def test_its_own_interpreter_is_not_executed(host: Host) -> None:
 
 @pytest.mark.parametrize("trap", ["proc", "dev"])
 def test_links_in_an_image_redirect_no_mount(host: Host, trap: str) -> None:
-    """CVE-2019-19921 and CVE-2021-30465: a link where a mount goes."""
+    """CVE-2019-19921 and CVE-2021-30465: a link where a mount goes. None is followed to /proc, others in the root."""
     hostile = host.path / "hostile"
     hostile.mkdir()
     outside = host.path / "outside"
@@ -135,10 +135,14 @@ def test_links_in_an_image_redirect_no_mount(host: Host, trap: str) -> None:
     (hostile / trap).symlink_to(f"/../../../..{outside}")
 
     async def body(runtime: Runtime) -> None:
-        launch = host.launch("true", layers=[hostile, host.layer])
-        with pytest.raises(Failed):
-            await runtime.create(launch)
-            await runtime.start(launch.id)
+        launch = host.launch("sh", "-c", f"test -c {outside}/null && echo inside", layers=[hostile, host.layer])
+        if trap == "proc":
+            with pytest.raises(Failed, match="/proc"):
+                await started(runtime, launch)
+        else:
+            await started(runtime, launch)
+            assert (await runtime.wait(launch.id)).exit_status == 0
+            assert host.output(launch) == "inside\n"
         await runtime.delete(launch.id)
 
     with_runtime(host, body)

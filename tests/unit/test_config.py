@@ -279,6 +279,8 @@ def test_what_one_field_says_about_another() -> None:
     elsewhere("linux.namespaces: the mount namespace would be the host's", (namespaces, without("mount")))
     ours = [*without("mount"), {"type": "mount", "path": "/proc/self/ns/mnt"}]
     elsewhere("linux.namespaces: the mount namespace would be the host's", (namespaces, ours))
+    foreign = [*without("mount"), {"type": "mount", "path": "/proc/1/ns/mnt-of-another"}]
+    elsewhere("linux.namespaces: a container can't join a mount namespace", (namespaces, foreign))
     elsewhere("linux.uidMappings: there is no user namespace", (namespaces, without("user")))
     elsewhere("hostname: there is no UTS namespace", (namespaces, without("uts")))
     elsewhere("domainname: there is no UTS", (namespaces, without("uts")), ("hostname", MISSING))

@@ -92,7 +92,8 @@ def nodes(config: Iterable[dict[str, Any]], plan: Plan) -> list[Node]:
 def file_system(options: Options, wanted: list[Node], plan: Plan) -> int:
     """A detached tmpfs for /dev with the nodes below /dev, links, and the directories that are mounted on."""
     uid, gid = plan.outside(0, 0)
-    dev = mounts.filesystem("tmpfs", [*options.data, f"uid={uid}", f"gid={gid}"], options.attributes, "tmpfs")
+    attributes = options.attributes & ~linux.MOUNT_ATTR_RDONLY  # that comes when all is in it
+    dev = mounts.filesystem("tmpfs", [*options.data, f"uid={uid}", f"gid={gid}"], attributes, "tmpfs")
     umask = os.umask(0)
     try:
         for node in wanted:

@@ -16,6 +16,8 @@ Its life before the program has stages, and words between them, over a socket to
                          ←  "parked"
                             "launch"   →      (only if it is made ahead: `park`, `insula.container.pool`)
                                             `second`: names, root, mounts
+    opens sources        ←  "open"            (`insula-oci`, see `insula.container.sources`)
+                            "opened"       →
     runs hooks           ←  "mounted"         (only if there are hooks)
                             "go on"    →      createContainer hooks, paths, pivot_root, streams
                          ←  "ready"
@@ -37,7 +39,7 @@ import os
 import stat
 import struct
 
-from insula.container import departure, rootfs, wire
+from insula.container import departure, no_pivot, rootfs, wire
 from insula.container.stdio import connect_stdio, open_console
 from insula.container.steps import (
     INTERRUPTED,
@@ -50,7 +52,7 @@ from insula.container.steps import (
     step,
     tell,
 )
-from insula.kernel import cgroups, linux
+from insula.kernel import cgroups, linux, mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class Inheritance:
         keep: int = 0,
         pivot: bool = True,
         keyring: bool = True,
+        in_order: bool = False,
         waits_at: _socket.socket | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
@@ -97,6 +100,7 @@ class Inheritance:
         self.keep = keep  # descriptors from 3 on that the program inherits
         self.pivot = pivot
         self.keyring = keyring
+        self.in_order = in_order  # nothing is staged, and the current directory is where the root is attached
         self.waits_at = waits_at  # listening socket for a `start` of another process
         self.state = state or {}  # of the runtime-spec, for hooks
 
@@ -111,8 +115,8 @@ def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
 
     def live() -> NoReturn:
         settle(given, plan)
-        staged = first(plan, rootfs.Stage(config), given) if plan.makes(linux.CLONE_NEWNS) else first(plan, None, given)
-        become(config, given, plan, staged)
+        given.sources.sync = given.sync
+        become(config, given, plan, first(plan, None if given.in_order else rootfs.Stage(config), given))
 
     reporting(given, live)
 
@@ -238,21 +242,40 @@ def second(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
         step("set the host name", lambda: _socket.sethostname(hostname))
     if domainname := config.get("domainname"):
         step("set the domain name", lambda: linux.setdomainname(domainname))
-    rootfs.build(config, given.root, staged, given.sources, given.groups, plan)
+    tree = rootfs.Tree(config, given.root, given.sources, given.groups, plan)
+    tree.build(staged, here=given.in_order)
     if config.get("hooks"):
         meet_hooks(config, given)
+    # root's in `insula-oci`, as the peers have it; the user's in the engine, as if the image had it
+    owner = {} if given.in_order else config["process"].get("user") or {}
+    step("make the working directory", lambda: make_directory(given.root, config["process"].get("cwd") or "/", owner))
     for key, value in (config["linux"].get("sysctl") or {}).items():
         name = f"set the sysctl {key}"
         step(name, lambda k=key, v=value: rootfs.write_sysctl(given.root, staged, k, v))  # type: ignore[misc]
-    rootfs.finish(config, given.root, staged)
-    pivot = given.pivot and plan.makes(linux.CLONE_NEWNS)  # others in a joined namespace keep their root
-    step("enter the root", lambda: rootfs.enter(given.root, pivot=pivot))
+    rootfs.protect_paths(config, given.root, staged)
+    if given.in_order and not given.pivot:
+        step("enter the root", lambda: no_pivot.enter(given.root))
+    else:
+        step("enter the root", lambda: rootfs.enter(given.root, pivot=given.pivot))
     rootfs.propagate_root(config, given.root)
     if given.tty:
         step("open the terminal", lambda: open_console(config["process"], given.sync))
     else:
         step("connect standard input and output", lambda: connect_stdio(given.stdio))
+    rootfs.seal(config, tree)
     os.close(given.root)
+
+
+def make_directory(root: int, path: str, owner: dict[str, Any]) -> None:
+    """Make the directory `path` in the container, for `uid` and `gid` of `owner`, if there is nothing at `path`."""
+    try:
+        os.close(mounts.open_beneath(root, path))
+    except FileNotFoundError:
+        made = mounts.make_target(root, path, directory=True)
+        os.chown(".", owner.get("uid", 0), owner.get("gid", 0), dir_fd=made)
+        os.close(made)
+    except OSError:  # whoever enters it tells what is wrong
+        return
 
 
 def meet_hooks(config: dict[str, Any], given: Inheritance) -> None:

@@ -33,11 +33,12 @@ _NAMESPACES = [{"type": kind} for kind in ("user", "pid", "mount", "network", "i
 
 
 class Child:
-    """A new process: its pid and pidfd, our end of the channel to it, and our ends of its streams."""
+    """A new process: its pid and pidfd, our end of the channel to it, its namespaces, and our ends of its streams."""
 
-    __slots__ = ("pid", "pidfd", "start_time", "streams", "sync")
+    __slots__ = ("pid", "pidfd", "plan", "start_time", "streams", "sync")
 
-    def __init__(self, pid: int, pidfd: int, sync: _socket.socket) -> None:
+    def __init__(self, pid: int, pidfd: int, sync: _socket.socket, plan: namespaces.Plan | None = None) -> None:
+        self.plan = plan
         self.pid = pid
         self.pidfd = pidfd
         self.start_time = process.start_time(pid) or 0
@@ -51,6 +52,10 @@ class Outside:
     `root` is a detached mount, `stdio` the child's streams (-1 is /dev/null; none with a terminal). `owner` is the user
     of the host for whom the user namespace is made. `keep` descriptors from 3 on are passed to the program. `share` is
     the first process, as PID and start time, of a container whose user and PID namespaces are joined.
+
+    `in_order`: the mounts are made strictly in the listed order, as /proc/self/mountinfo shows them, and the root is
+    attached at its path. Then the caller answers the child's requests (`sources.answer`) until it is ready. Without it
+    what is bound is opened at once, and /proc, /sys and /dev come first, as for a container that is made ahead.
     """
 
     def __init__(
@@ -64,12 +69,13 @@ class Outside:
         pivot: bool = True,
         keyring: bool = True,
         share: tuple[int, int] | None = None,
+        in_order: bool = False,
         waits_at: _socket.socket | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.root, self.stdio, self.program, self.owner = root, stdio, program, owner
         self.keep, self.pivot, self.keyring, self.share = keep, pivot, keyring, share
-        self.waits_at, self.state = waits_at, state
+        self.in_order, self.waits_at, self.state = in_order, waits_at, state
 
 
 def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Child:
@@ -90,7 +96,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             if delegation.asked_for(config, plan.cgroup):
                 delegation.delegate(group, plan.outside((config["process"].get("user") or {}).get("uid", 0), 0)[0])
             into, join = enter_group(group, handed)
-        opened = sources.open_all(config, plan)
+        opened = sources.open_later(config, plan) if outside.in_order else sources.open_all(config, plan)
         handed.callback(opened.close)
         ours, theirs = wire.pair()
         undo.callback(ours.close)
@@ -107,12 +113,17 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             keep=outside.keep,
             pivot=outside.pivot,
             keyring=outside.keyring,
+            in_order=outside.in_order,
             waits_at=outside.waits_at,
             state=outside.state,
         )
+        bundle = handed.hold(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        if outside.in_order:  # a new mount namespace translates it, and no right is needed to be there
+            os.chdir(config["root"]["path"])
         pid, pidfd = clone(plan, outside.owner, into)
         if pid == 0:
             init.main(config, given, plan)
+        os.fchdir(bundle)
         undo.hold(pidfd)
         if plan.makes(linux.CLONE_NEWUSER):
             process.map_ids(pid, plan.uids, plan.gids)
@@ -120,7 +131,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
         if (score := config["process"].get("oomScoreAdj")) is not None:
             process.set_oom_score(pid, score)
         undo.keep()
-        return Child(pid, pidfd, ours)
+        return Child(pid, pidfd, ours, plan)
 
 
 def _load(config: dict[str, Any]) -> None:
@@ -233,9 +244,7 @@ def engine_config(launch: Launch) -> dict[str, Any]:
     return {**launch.config, "linux": {**launch.config["linux"], **engine_namespaces(launch.id_base)}}
 
 
-def root_and_streams(
-    launch: Launch, layers: Layers, handed: Undo, undo: Undo
-) -> tuple[int, list[int], dict[str, int]]:
+def root_and_streams(launch: Launch, layers: Layers, handed: Undo, undo: Undo) -> tuple[int, list[int], dict[str, int]]:
     """A detached root, the child's streams, and our ends of them by name."""
     lower = layers.lower(launch.id_base, launch.lower)
     root = handed.hold(mounts.overlay(lower, launch.upper, launch.work, volatile=launch.volatile))

@@ -1,7 +1,7 @@
 """The container's view of files: its mount tree, made inside its own mount namespace, and how it becomes the root.
 
 In order, as the runtime-spec has it: the root file system, every entry of `mounts` as it is listed, devices, masked and
-read-only paths, the new root. What takes the host's rights was opened by `insula.container.sources`. Two rules make
+read-only paths, the new root. What takes the host's rights is opened by `insula.container.sources`. Two rules make
 it safe on any image, however hostile:
 
 - *Targets are descriptors.* Each is opened below the container's root with openat2(2) and RESOLVE_IN_ROOT, and mounted
@@ -12,6 +12,7 @@ it safe on any image, however hostile:
 Most of the tree is alike for many containers: /proc, /sys and /dev with what is below them. That part, a `Stage`, can
 be made ahead, before it is known which container it will be for: over the /proc, /sys and /dev that were copied from
 the parent with its mount namespace. When the root is there, they move into it with all that is mounted on them.
+`insula-oci`, which makes nothing ahead, has no stage: there the listed order is also that of the mounts' IDs.
 
     stage 1                              stage 2
     /proc ← proc, masked                 / ← root
@@ -25,7 +26,15 @@ import os
 import stat
 
 from insula.container import cgroup_mount, devices
-from insula.container.sources import changes_only, destination, devices_in_root, is_bind, propagation_of_root
+from insula.container.sources import (
+    changes_only,
+    covers,
+    destination,
+    devices_in_root,
+    finish_bind,
+    is_bind,
+    propagation_of_root,
+)
 from insula.container.stdio import is_null_device, open_null
 from insula.container.steps import step
 from insula.kernel import linux, mounts
@@ -68,8 +77,9 @@ class Stage:
         bound = _CGROUP if not any(n["type"] == "cgroup" and not n.get("path") for n in own["namespaces"]) else ()
         for index, entry in enumerate(config.get("mounts") or ()):
             path = destination(entry)
-            hidden = any(_covers(other, path) for other in others)
-            if not hidden and entry.get("type") not in bound and _stageable(entry, path, tops):
+            # what lies below is no less in the way than what lies above: a later mount has to hide it
+            free = not any(_related(path, other) for other in others)
+            if free and entry.get("type") not in bound and _stageable(entry, path, tops):
                 self.entries[index] = entry
                 tops.add(path) if path in TOPS else None
             else:
@@ -96,7 +106,7 @@ class Staged:
 
 def _stageable(entry: dict[str, Any], path: str, tops: set[str]) -> bool:
     options = Options(entry.get("options") or ())
-    if is_bind(entry, options) or changes_only(entry, options) or options.copy_up:
+    if is_bind(entry, options) or changes_only(entry, options) or options.copy_up or is_sealed_late(entry, options):
         return False
     return path not in tops if path in TOPS else _top(path) in tops
 
@@ -105,13 +115,8 @@ def _top(path: str) -> str:
     return "/" + path.lstrip("/").split("/", 1)[0]
 
 
-def _covers(upper: str, path: str) -> bool:
-    """Whether a mount on `upper` hides `path`."""
-    return path == upper or path.startswith(upper.rstrip("/") + "/")
-
-
 def _related(path: str, other: str) -> bool:
-    return _covers(path, other) or _covers(other, path)
+    return covers(path, other) or covers(other, path)
 
 
 def make_stage(stage: Stage, sources: Sources, groups: Groups) -> Staged:
@@ -119,7 +124,7 @@ def make_stage(stage: Stage, sources: Sources, groups: Groups) -> Staged:
     tops: dict[str, int] = {}
     for index, entry in stage.entries.items():
         name = f"mount {entry['destination']}"
-        mount = sources.mounts.get(index, -1)
+        mount = sources.take(index)
         step(name, lambda e=entry, m=mount: _stage_entry(tops, m, e, groups))  # type: ignore[misc]
     sysctl = -1
     if "/proc" in tops:
@@ -175,88 +180,141 @@ def _stage_entry(tops: dict[str, int], mount: int, entry: dict[str, Any], groups
 # -- stage 2 -----------------------------------------------------------------------------------------------------------
 
 
-def build(
-    config: dict[str, Any], root: int, staged: Staged | None, sources: Sources, groups: Groups, plan: Plan
-) -> None:
-    """Attach the root and everything in it. StepError names what failed. `root` then is what `enter` enters."""
-    entries = config.get("mounts") or []
-    step("attach the root", lambda: linux.move_mount(root, linux.AT_FDCWD, "/"))
-    default = propagation_of_root(config)
-    default = default if default & linux.MS_REC else 0
-    for index, entry in enumerate(entries):
-        name = f"mount {entry['destination']}"
-        if staged and index in staged.stage.entries:
-            if (path := destination(entry)) in TOPS:
-                step(name, lambda e=entry, p=path: _move(root, staged.tops[p], e))  # type: ignore[misc]
-            continue
-        mount = sources.mounts.get(index, -1)
-        step(name, lambda e=entry, m=mount: _mount(root, e, m, groups, default))  # type: ignore[misc]
-    missing = devices_in_root(entries, devices.nodes(config["linux"].get("devices") or (), plan))
-    if missing:
-        step("make the devices", lambda: devices.populate(root, missing, sources.devices))
-    if not any(destination(entry) == "/dev" for entry in entries):
-        step("make the links of /dev", lambda: devices.link_in_root(root))
+class Tree:
+    """A container's mount tree while it is made: below `root`, a detached mount that is attached by `build`.
 
+    `late` are mounts to make read-only in the end (`seal`): until then others are put into them.
+    """
 
-def _move(root: int, mount: int, entry: dict[str, Any]) -> None:
-    """Move a staged file system, with what is mounted on it, into the root."""
-    target = mounts.make_target(root, entry["destination"], directory=True, links=entry["type"] not in _NO_LINKS)
-    try:
-        mounts.attach(mount, target)
-    finally:
-        os.close(target)
+    def __init__(self, config: dict[str, Any], root: int, sources: Sources, groups: Groups, plan: Plan) -> None:
+        self.config, self.root, self.sources, self.groups, self.plan = config, root, sources, groups, plan
+        self.late: list[int] = []
 
+    def build(self, staged: Staged | None, *, here: bool) -> None:
+        """Attach the root and everything in it; StepError names what failed. The root then is what `enter` enters.
 
-def _mount(root: int, entry: dict[str, Any], mount: int, groups: Groups, default: int) -> None:
-    """Attach one entry of `mounts`: made by the parent, or made here with the rights of the new namespaces."""
-    options = Options(entry.get("options") or ())
-    fstype = entry.get("type", "bind")
-    if changes_only(entry, options):
-        _change(root, entry, options)
-        return
-    # nothing may redirect /proc or /sys: what masks paths in them would mask the wrong ones
-    directory = mount < 0 or stat.S_ISDIR(os.fstat(mount).st_mode)
-    links = fstype not in _NO_LINKS
-    target = mounts.make_target(root, entry["destination"], directory=directory, links=links)
-    try:
-        if fstype in _CGROUP and mount < 0:
-            cgroup_mount.mount(target, options, groups)
+        With `here` it is attached in the current directory, which is the root file system's: there hooks look for the
+        container's mounts before pivot_root(2). Else it is attached over /.
+        """
+        entries = self.config.get("mounts") or []
+        step("attach the root", lambda: self._attach_root(here))
+        for index, entry in enumerate(entries):
+            name = f"mount {entry['destination']}"
+            if staged and index in staged.stage.entries:
+                if (path := destination(entry)) in TOPS:
+                    step(name, lambda e=entry, p=path: self._move(staged.tops[p], e))  # type: ignore[misc]
+                continue
+            step(name, lambda i=index, e=entry: self._mount(i, e))  # type: ignore[misc]
+        missing = devices_in_root(entries, devices.nodes(self.config["linux"].get("devices") or (), self.plan))
+        if missing:
+            bound = self.sources.take_devices()
+            step("make the devices", lambda: devices.populate(self.root, missing, bound))
+        if not any(destination(entry) == "/dev" for entry in entries):
+            step("make the links of /dev", lambda: devices.link_in_root(self.root))
+
+    def _attach_root(self, here: bool) -> None:
+        if here:
+            linux.move_mount(
+                self.root, linux.AT_FDCWD, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+            )
+        else:
+            linux.move_mount(self.root, linux.AT_FDCWD, "/")
+
+    def _move(self, mount: int, entry: dict[str, Any]) -> None:
+        """Move a staged file system, with what is mounted on it, into the root."""
+        links = entry["type"] not in _NO_LINKS
+        target = mounts.make_target(self.root, entry["destination"], directory=True, links=links)
+        try:
+            mounts.attach(mount, target)
+        finally:
+            os.close(target)
+
+    def _mount(self, index: int, entry: dict[str, Any]) -> None:
+        """Attach one entry of `mounts`: made by the parent, or made here with the rights of the new namespaces."""
+        options = Options(entry.get("options") or ())
+        if changes_only(entry, options):
+            self._change(entry, options)
             return
+        fstype = entry.get("type", "bind")
+        mount = self._from_inside(index, entry, options)
         if mount < 0:
-            mount = _make(fstype, entry, options, target)
-        # what was made outside has its propagation already
-        mounts.attach(mount, target, options.propagation or (0 if is_bind(entry, options) else default))
-    finally:
-        os.close(target)
-        if mount >= 0:
-            os.close(mount)
+            mount = self.sources.take(index)
+        if fstype == "tmpfs" and mount < 0:
+            self._copy_mode(entry, options)
+        target = -1
+        try:
+            # nothing may redirect /proc or /sys: what masks paths in them would mask the wrong ones
+            directory = mount < 0 or stat.S_ISDIR(os.fstat(mount).st_mode)
+            links = fstype not in _NO_LINKS
+            target = mounts.make_target(self.root, entry["destination"], directory=directory, links=links)
+            if fstype in _CGROUP and mount < 0:
+                cgroup_mount.mount(target, options, self.groups)
+                return
+            if mount < 0:
+                mount = _make(fstype, entry, options, target)
+            # what was made outside has its propagation already
+            mounts.attach(mount, target, options.propagation or (0 if is_bind(entry, options) else self._propagation()))
+            if is_sealed_late(entry, options):
+                self.late.append(os.dup(mount))
+        finally:
+            for fd in (target, mount):
+                if fd >= 0:
+                    os.close(fd)
+
+    def _propagation(self) -> int:
+        kind = propagation_of_root(self.config)
+        return kind if kind & linux.MS_REC else 0
+
+    def _from_inside(self, index: int, entry: dict[str, Any], options: Options) -> int:
+        """A bind mount whose source lies in the root, as the entries before it left it; -1 if it is none."""
+        if (path := self.sources.inside.get(index)) is None:
+            return -1
+        source = mounts.open_beneath(self.root, path)
+        try:
+            copy = mounts.bind("", recursive=options.recursive, dirfd=source)
+        finally:
+            os.close(source)
+        return finish_bind(copy, entry, options, propagation_of_root(self.config), self.plan)
+
+    def _copy_mode(self, entry: dict[str, Any], options: Options) -> None:
+        """A tmpfs gets the mode of the directory that it hides, unless its own is asked for."""
+        if any(option.startswith("mode=") for option in options.data):
+            return
+        try:
+            hidden = mounts.open_beneath(self.root, entry["destination"])
+        except OSError:
+            return
+        options.data.append(f"mode={stat.S_IMODE(os.fstat(hidden).st_mode):o}")
+        os.close(hidden)
+
+    def _change(self, entry: dict[str, Any], options: Options) -> None:
+        """`remount`, or propagation alone: of the mount that is at the destination."""
+        target = mounts.open_beneath(self.root, entry["destination"])
+        try:
+            mounts.change(target, options.own)
+            mounts.change(target, options.all_below, recursive=True)
+            mounts.propagate(target, options.propagation)
+        finally:
+            os.close(target)
+
+
+def is_sealed_late(entry: dict[str, Any], options: Options) -> bool:
+    """Whether an entry becomes read-only only when all is mounted: a tmpfs begins without places to mount on."""
+    return entry.get("type") == "tmpfs" and bool(options.attributes & linux.MOUNT_ATTR_RDONLY)
 
 
 def _make(fstype: str, entry: dict[str, Any], options: Options, target: int) -> int:
-    read_only = options.attributes & linux.MOUNT_ATTR_RDONLY if options.copy_up else 0
-    mount = mounts.filesystem(fstype, options.data, options.attributes & ~read_only, entry.get("source"))
+    attributes = options.attributes & ~(linux.MOUNT_ATTR_RDONLY if fstype == "tmpfs" else 0)
+    mount = mounts.filesystem(fstype, options.data, attributes, entry.get("source"))
     if options.copy_up and fstype == "tmpfs":
         from insula.container.copy_up import copy_up
 
         copy_up(target, mount)
-    if read_only:
-        mounts.set_attributes(mount, read_only)
     return mount
 
 
-def _change(root: int, entry: dict[str, Any], options: Options) -> None:
-    """`remount`, or propagation alone: of the mount that is at the destination."""
-    target = mounts.open_beneath(root, entry["destination"])
-    try:
-        mounts.change(target, options.own)
-        mounts.change(target, options.all_below, recursive=True)
-        mounts.propagate(target, options.propagation)
-    finally:
-        os.close(target)
-
-
-def finish(config: dict[str, Any], root: int, staged: Staged | None) -> None:
-    """The last touches, for which everything has to be in its place: paths, the root's own attributes."""
+def protect_paths(config: dict[str, Any], root: int, staged: Staged | None) -> None:
+    """`maskedPaths` and `readonlyPaths`, for which everything has to be in its place."""
     own = config["linux"]
     masked, readonly = (
         [path for path in own.get(name) or () if not (staged and path in done)]
@@ -267,8 +325,15 @@ def finish(config: dict[str, Any], root: int, staged: Staged | None) -> None:
     )
     if masked or readonly:
         step("protect paths", lambda: protect(Places({}, root), masked, readonly))
+
+
+def seal(config: dict[str, Any], tree: Tree) -> None:
+    """Make read-only what shall be, when everything is in its place, /dev/console too: the root, and tmpfs."""
+    for mount in tree.late:
+        step("make the mounts read-only", lambda fd=mount: mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY))  # type: ignore[misc]
+        os.close(mount)
     if config["root"].get("readonly"):
-        step("make the root read-only", lambda: mounts.set_attributes(root, linux.MOUNT_ATTR_RDONLY))
+        step("make the root read-only", lambda: mounts.set_attributes(tree.root, linux.MOUNT_ATTR_RDONLY))
 
 
 def propagate_root(config: dict[str, Any], root: int) -> None:
@@ -278,10 +343,10 @@ def propagate_root(config: dict[str, Any], root: int) -> None:
 
 
 def enter(root: int, *, pivot: bool) -> None:
-    """Make `root`, which lies over /, the only root there is.
+    """Make `root` the only root there is.
 
-    pivot_root(2) stacks the old root on the new one, and it is detached. Where that can't be, on the first root file
-    system of a machine, a ramdisk, chroot(2) has to do: it is hidden below, still there (`--no-pivot`).
+    pivot_root(2) stacks the old root on the new one, and it is detached. chroot(2) does where nothing is to be
+    detached, because `root` lies over an empty one.
     """
     os.fchdir(root)
     if pivot:

@@ -4,6 +4,9 @@ A bind mount's source is a path of the host, which the container's root need not
 outside, as a detached copy of the mount (open_tree(2)), finished in all but its place: attributes, an ID mapping
 (mount_setattr(2) with MOUNT_ATTR_IDMAP), and propagation. The child only attaches it.
 
+The engine opens all of them before there is a child. `insula-oci` opens each when the child asks for it: so mounts are
+made, and get their IDs, in the listed order.
+
 Propagation (mount_namespaces(7)): unless its options say otherwise, a bind mount gets that of `rootfsPropagation`,
 as if it had been made inside; without one it is a slave, as in runc: what the host mounts below appears inside, not the
 other way round. A user namespace never gets a mount that reports back to the host: its shared ones are slaves too.
@@ -13,28 +16,38 @@ from __future__ import annotations
 
 import os
 
-from insula.container import devices, namespaces
+from insula.container import devices, namespaces, wire
+from insula.container.steps import INTERRUPTED, step, tell
 from insula.kernel import linux, mounts, process
 from insula.kernel.mount_options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container
+    import _socket
+    from collections.abc import Container, Sequence
     from typing import Any
 
     from insula.container.devices import Node
     from insula.container.namespaces import Plan
 
 SLAVE = linux.MS_SLAVE | linux.MS_REC
-_SHARED = linux.MS_SHARED | linux.MS_REC
+_BATCH = 32  # sources that are asked for in one message, which takes 64 descriptors
 
 
 class Sources:
-    """Detached mounts: of entries of `mounts` by their index, and the host's device nodes by their path."""
+    """Detached mounts: of entries of `mounts` by their index, and the host's device nodes by their path.
+
+    `later` lists what the parent has not opened yet: the child asks it over `sync` when an entry's turn has come.
+    `inside` are sources in the root file system itself, by index, as paths from the root: the child opens them, because
+    entries before them may have changed what is there.
+    """
 
     def __init__(self) -> None:
         self.mounts: dict[int, int] = {}
         self.devices: dict[str, int] = {}
+        self.later: list[int | str] = []
+        self.inside: dict[int, str] = {}
+        self.sync: _socket.socket | None = None
 
     def descriptors(self) -> list[int]:
         return [*self.mounts.values(), *self.devices.values()]
@@ -43,6 +56,32 @@ class Sources:
         for fd in self.descriptors():
             os.close(fd)
         self.mounts, self.devices = {}, {}
+
+    def take(self, index: int) -> int:
+        """The mount of an entry, which the caller closes; -1 if none was made for it outside."""
+        if index in self.later:
+            # those that follow one another in one message: their IDs come out in the same order
+            run = [index]
+            while run[-1] + 1 in self.later and len(run) < _BATCH:
+                run.append(run[-1] + 1)
+            self.mounts.update(zip(run, self._ask(run), strict=True))
+        return self.mounts.pop(index, -1)
+
+    def take_devices(self) -> dict[str, int]:
+        """The device nodes, which the caller closes."""
+        while paths := [key for key in self.later if isinstance(key, str)][:_BATCH]:
+            self.devices.update(zip(paths, self._ask(paths), strict=True))
+        found, self.devices = self.devices, {}
+        return found
+
+    def _ask(self, keys: Sequence[int | str]) -> list[int]:
+        assert self.sync is not None
+        tell(self.sync, {"event": "open", "sources": keys})
+        received = wire.receive(self.sync)
+        if received is None or len(received[1]) != len(keys):
+            os._exit(INTERRUPTED)
+        self.later = [key for key in self.later if key not in keys]
+        return received[1]
 
 
 def changes_only(entry: dict[str, Any], options: Options) -> bool:
@@ -96,17 +135,11 @@ def open_all(config: dict[str, Any], plan: Plan, *, but: Container[int] = ()) ->
     made = Sources()
     entries = config.get("mounts") or []
     try:
-        wanted = devices.nodes(config["linux"].get("devices") or (), plan)
         for index, entry in enumerate(entries):
-            if index in but:
-                continue
-            options = Options(entry.get("options") or ())
-            if entry.get("type") == "tmpfs" and destination(entry) == "/dev":
-                made.mounts[index] = devices.file_system(options, wanted, plan)
-            elif is_bind(entry, options):
-                made.mounts[index] = _open_bind(entry, options, propagation_of_root(config), plan)
+            if index not in but and is_made_outside(entry):
+                made.mounts[index] = open_one(config, entry, plan)
         if plan.has_user():
-            for node in devices_in_root(entries, wanted):
+            for node in devices_in_root(entries, devices.nodes(config["linux"].get("devices") or (), plan)):
                 made.devices[node.path] = node.bind_host()
     except OSError:
         made.close()
@@ -114,10 +147,78 @@ def open_all(config: dict[str, Any], plan: Plan, *, but: Container[int] = ()) ->
     return made
 
 
-def _open_bind(entry: dict[str, Any], options: Options, of_root: int, plan: Plan) -> int:
-    fd = mounts.bind(entry["source"], recursive=options.recursive)
+def open_later(config: dict[str, Any], plan: Plan) -> Sources:
+    """Open nothing yet: the child asks for each (`answer`), so that all mounts are made in the listed order."""
+    made = Sources()
+    entries = config.get("mounts") or []
+    root = os.path.realpath(config["root"]["path"])
+    for index, entry in enumerate(entries):
+        if not is_made_outside(entry):
+            continue
+        options = Options(entry.get("options") or ())
+        source = os.path.realpath(entry["source"]) if is_bind(entry, options) else ""
+        if covers(root, source) and not is_idmapped(entry, options):
+            made.inside[index] = os.path.relpath(source, root)
+        else:
+            made.later.append(index)
+    if plan.has_user():
+        wanted = devices.nodes(config["linux"].get("devices") or (), plan)
+        made.later += [node.path for node in devices_in_root(entries, wanted)]
+    return made
+
+
+def answer(config: dict[str, Any], plan: Plan, keys: Sequence[int | str], sync: _socket.socket) -> None:
+    """In the parent: open what the child asks for, and send it. StepError names the entry that is refused."""
+    opened: list[int] = []
+    nodes = {n.path: n for n in devices.nodes(config["linux"].get("devices") or (), plan)} if keys else {}
     try:
-        if options.idmap or entry.get("uidMappings"):
+        for key in keys:
+            if isinstance(key, str):
+                step("make the devices", lambda n=nodes[key]: opened.append(n.bind_host()))  # type: ignore[misc]
+            else:
+                entry = config["mounts"][key]
+                name = f"mount {entry['destination']}"
+                step(name, lambda e=entry: opened.append(open_one(config, e, plan)))  # type: ignore[misc]
+        wire.send(sync, {"event": "opened"}, opened)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def is_made_outside(entry: dict[str, Any]) -> bool:
+    """Whether an entry of `mounts` is opened by the parent: a bind mount, or the tmpfs on /dev with its devices."""
+    return _is_dev(entry) or is_bind(entry, Options(entry.get("options") or ()))
+
+
+def _is_dev(entry: dict[str, Any]) -> bool:
+    return entry.get("type") == "tmpfs" and destination(entry) == "/dev"
+
+
+def is_idmapped(entry: dict[str, Any], options: Options) -> bool:
+    return bool(options.idmap or entry.get("uidMappings"))
+
+
+def covers(upper: str, path: str) -> bool:
+    """Whether a mount on `upper` hides `path`; both are absolute and normal."""
+    return path == upper or path.startswith(upper.rstrip("/") + "/")
+
+
+def open_one(config: dict[str, Any], entry: dict[str, Any], plan: Plan) -> int:
+    """The detached mount of one entry."""
+    options = Options(entry.get("options") or ())
+    if _is_dev(entry):
+        return devices.file_system(options, devices.nodes(config["linux"].get("devices") or (), plan), plan)
+    try:
+        fd = mounts.bind(entry["source"], recursive=options.recursive)
+        return finish_bind(fd, entry, options, propagation_of_root(config), plan)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, entry["source"]) from None
+
+
+def finish_bind(fd: int, entry: dict[str, Any], options: Options, of_root: int, plan: Plan) -> int:
+    """Give the copy of a mount what its options ask for; `fd` is closed if that fails."""
+    try:
+        if is_idmapped(entry, options):
             _map_owners(fd, entry, options, plan)
         mounts.change(fd, options.own)
         mounts.change(fd, options.all_below, recursive=True)
@@ -125,9 +226,9 @@ def _open_bind(entry: dict[str, Any], options: Options, of_root: int, plan: Plan
         if wanted & linux.MS_SHARED and plan.has_user():
             mounts.propagate(fd, SLAVE if wanted & linux.MS_REC else linux.MS_SLAVE)
         mounts.propagate(fd, wanted)
-    except OSError as error:
+    except OSError:
         os.close(fd)
-        raise OSError(error.errno, error.strerror, entry["source"]) from None
+        raise
     return fd
 
 

@@ -344,8 +344,25 @@ def mount_setattr(
 _OPEN_HOW = struct.Struct("3Q")
 
 
+_ATTEMPTS = 1000
+
+
 def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, *, mode: int = 0, resolve: int = 0) -> int:
-    """openat2(2): open with a say in how the path may be resolved; always close-on-exec."""
+    """openat2(2): open with a say in how the path may be resolved; always close-on-exec.
+
+    With RESOLVE_BENEATH or RESOLVE_IN_ROOT the kernel can't follow ``..`` safely while anything on the host is renamed
+    or mounted, and answers EAGAIN: then it is tried again, up to 1000 times.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return openat2_once(dirfd, path, flags, mode=mode, resolve=resolve)
+        except BlockingIOError as error:
+            refused = error
+    raise refused
+
+
+def openat2_once(dirfd: int, path: str | os.PathLike[str], flags: int, *, mode: int = 0, resolve: int = 0) -> int:
+    """One attempt of `openat2`; BlockingIOError for EAGAIN."""
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
     return _call("openat2", dirfd, _path(path), how, len(how), on=path)
 

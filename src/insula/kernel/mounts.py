@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from insula.kernel.mount_options import Attributes
 
 _MAX_VALUE = 255  # bytes of a value that fsconfig(2) takes
+_MAX_LINKS = 40  # symbolic links that are followed for one path, as many as the kernel follows
 
 
 def filesystem(
@@ -137,27 +138,72 @@ def open_beneath(root: int, path: str, *, links: bool = True, flags: int = os.O_
 def make_target(root: int, path: str, *, directory: bool, links: bool = True) -> int:
     """Open the place for a mount below `root`, making what is missing of it; O_PATH descriptor.
 
-    Every component is opened inside the root, so links of a hostile image can't lead out of it.
+    Every component is opened inside the root, so links of a hostile image can't lead out of it. A link that leads
+    nowhere has what it names made, inside the root as well.
     """
     try:
         fd = open_beneath(root, path, links=links)
     except FileNotFoundError:
-        parent, _, name = path.strip("/").rpartition("/")
-        at = make_target(root, parent, directory=True, links=links)
+        fd = _make_path(root, path, directory=directory, links=links)
+    if stat.S_ISDIR(os.fstat(fd).st_mode) != directory:
+        os.close(fd)
+        raise OSError(errno.ENOTDIR if directory else errno.EISDIR, "cannot mount over it", path)
+    return fd
+
+
+def _make_path(root: int, path: str, *, directory: bool, links: bool) -> int:
+    """mkdir(1) with -p for `path` below `root`, its last component a file unless `directory`; O_PATH descriptor.
+
+    openat2(2) makes nothing at the end of a symbolic link, so the links are followed here (path_resolution(7)): one
+    component after the other, each from the directory behind the one before. ``..`` goes back to a directory that was
+    passed, and from the root nowhere. OSError with ELOOP at a link that must not be followed, or after 40 of them.
+    """
+    opened = [os.dup(root)]  # the way from the root to where we are
+    wanted = path.split("/")[::-1]  # what is left of the path, its next component last
+    followed = 0
+    try:
+        while wanted:
+            name = wanted.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                if len(opened) > 1:
+                    os.close(opened.pop())
+                continue
+            fd = _open_or_make(opened[-1], name, directory=directory or any(part not in ("", ".") for part in wanted))
+            kind = stat.S_IFMT(os.fstat(fd).st_mode)
+            if kind != stat.S_IFLNK:
+                opened.append(fd)
+                continue
+            target = os.readlink("", dir_fd=fd)
+            os.close(fd)
+            followed += 1
+            if not links or followed > _MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            if target.startswith("/"):
+                while len(opened) > 1:
+                    os.close(opened.pop())
+            wanted += target.split("/")[::-1]
+        return os.dup(opened[-1])
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _open_or_make(at: int, name: str, *, directory: bool) -> int:
+    """O_PATH descriptor of `name` in the directory behind `at`, which is made if it isn't there; no link followed."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=at)
+    except FileNotFoundError:
         try:
             if directory:
                 os.mkdir(name, 0o755, dir_fd=at)
             else:
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=at))
-        except FileExistsError:
-            raise OSError(errno.ELOOP, "a symbolic link leads nowhere", path) from None
-        finally:
-            os.close(at)
-        fd = open_beneath(root, path, links=links)
-    if stat.S_ISDIR(os.fstat(fd).st_mode) != directory:
-        os.close(fd)
-        raise OSError(errno.ENOTDIR if directory else errno.EISDIR, "cannot mount over it", path)
-    return fd
+        except FileExistsError:  # it is a volume, and another container's launch was faster
+            pass
+        return os.open(name, flags, dir_fd=at)
 
 
 def _with_log(context: int, error: OSError, fstype: str) -> OSError:

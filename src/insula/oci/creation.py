@@ -75,6 +75,9 @@ class Created:
                     raise StepError(message["step"], OSError(message["errno"], message["error"], message["path"]))
                 case "terminal":
                     self._take_terminal(descriptors)
+                case "open":
+                    assert self.child.plan
+                    sources.answer(self.config, self.child.plan, message["sources"], self.child.sync)
                 case "listener":
                     self._pass_listener_on(message["fd"])
                 case "warning":
@@ -173,6 +176,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
             keep=keep,
             pivot=not arguments.no_pivot,
             keyring=not arguments.no_new_keyring,
+            in_order=True,
             waits_at=waits_at,
             state=made.state("creating"),
         )

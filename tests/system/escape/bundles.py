@@ -63,13 +63,13 @@ class OciCell:
         finally:
             self.oci.run("delete", "--force", "cell")
 
-    def once(self, *attack: Any, **process: Any) -> End | str:
-        """`run` with an attack as the program: how it ended, or the error of the runtime."""
+    def once(self, *attack: Any, options: tuple[str, ...] = (), **process: Any) -> End | str:
+        """`run`, with options, an attack as the program: how it ended, or the error of the runtime."""
         config = copy.deepcopy(self.config)
         config["process"] |= {"args": list(COMMAND)} | process
         self.bundle.write(config)
         try:
-            result = self.oci.run("run", "--bundle", self.bundle.path, "once", input=request([attack]))
+            result = self.oci.run("run", *options, "--bundle", self.bundle.path, "once", input=request([attack]))
         finally:
             self.oci.run("delete", "--force", "once")
         if result.err.startswith("error: "):

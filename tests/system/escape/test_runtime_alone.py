@@ -300,3 +300,34 @@ def test_what_joins_is_closed(cell: OciCell) -> None:
     assert "/bin/busybox" in got["exe"], "the control: it sees the container's own"
     assert got["program's file system"] == [str(os.stat(cell.root).st_dev)]
     assert not [what for found in got.values() for what in found if "insula" in what or "memfd" in what]
+
+
+@pytest.mark.parametrize("options", [(), ("--no-pivot",)])
+@pytest.mark.parametrize("user", [False, True])
+@pytest.mark.parametrize("fstype", ["proc", "sysfs"])
+def test_a_proc_or_sys_without_masks(cell: OciCell, fstype: str, user: bool, options: tuple[str, ...]) -> None:
+    """The kernel lets a user namespace mount a /proc or /sys if one that hides nothing is anywhere in the mount
+    namespace. Without pivot_root(2) the host's are, below the container's root: /proc/sys would be writable."""
+    cell.grant([*DOCKERS, "CAP_SETFCAP"])
+    if user:
+        cell.config["linux"]["namespaces"].append({"type": "user"})
+        ids = [{"containerID": 0, "hostID": 0, "size": 65536}]
+        cell.config["linux"] |= {"uidMappings": ids, "gidMappings": ids}
+    end = cell.once(runtime.a_new, fstype, options=options)
+    assert isinstance(end, End) and end.errno == "EPERM", end
+    cell.config["linux"] |= {"maskedPaths": [], "readonlyPaths": []}
+    for mount in cell.config["mounts"]:
+        if mount["destination"].startswith("/sys"):
+            mount["options"] = [option for option in mount["options"] if option != "ro"]
+    end = cell.once(runtime.a_new, fstype, options=options)
+    assert isinstance(end, End) and end.value == 0, ("the control", end)
+
+
+def test_the_mount_namespace_of_others(cell: OciCell) -> None:
+    """The same /proc is within reach in any mount namespace that a container would join: none can be."""
+    with cell.running():
+        pid = cell.oci.json("state", "cell")["pid"]
+        [own] = [entry for entry in cell.config["linux"]["namespaces"] if entry["type"] == "mount"]
+        own["path"] = f"/proc/{pid}/ns/mnt"
+        end = cell.once(runtime.a_new, "proc")
+    assert isinstance(end, str) and "can't join a mount namespace" in end

@@ -114,6 +114,27 @@ def test_before_the_root_changes_and_after(box: Box) -> None:
     assert box.out("echo ran") == "ran\n"
 
 
+@pytest.mark.parametrize("options", [(), ("--no-pivot",)])
+@pytest.mark.parametrize("user", [False, True])
+def test_the_containers_mounts_are_at_the_roots_path(box: Box, user: bool, options: tuple[str, ...]) -> None:
+    """Until pivot_root(2), for hooks in the container's mount namespace and for those that enter it from outside."""
+    data = box.path / "data"
+    data.mkdir()
+    (data / "file").write_text("of the host\n")
+    (box.rootfs / "lib").mkdir()
+    (box.rootfs / "lib/x.so").touch()
+    (box.rootfs / "seen").touch(0o666)
+    if user:
+        box.map_ids((0, 0, 65536))
+    box.bind(data, "/data")
+    pid = "$(sed 's/.*\"pid\": *\\([0-9]*\\).*/\\1/')"
+    mount = f"mount --bind {data}/file {box.rootfs}/lib/x.so"
+    hook(box, "createRuntime", f"test ! -e {box.rootfs}/data/file && nsenter --mount --target {pid} {mount}")
+    hook(box, "createContainer", f"cat {box.rootfs}/data/file {box.rootfs}/lib/x.so > {box.rootfs}/seen")
+    assert box.out("cat /seen /lib/x.so", *options) == "of the host\n" * 3
+    assert (box.rootfs / "lib/x.so").read_text() == ""
+
+
 def test_environment_and_descriptors_are_its_own(box: Box) -> None:
     told = box.path / "told"
     hook(box, "createRuntime", f"/usr/bin/env > {told}; ls /proc/self/fd | wc -w >> {told}; echo $0 >> {told}")

@@ -112,6 +112,9 @@ def namespace_types(entries: Iterable[Object], namespaces: Object) -> None:
     if "mount" not in namespaces or (namespaces["mount"] and _is_ours("mount", namespaces["mount"])):
         hint = 'add {"type": "mount"}'
         raise Wrong("the mount namespace would be the host's, and so the mounts", hint, "linux", "namespaces")
+    if namespaces["mount"]:  # what is mounted there, as a /proc without masks, would be within the container's reach
+        complaint = "a container can't join a mount namespace: only in its own it sees nothing but its root"
+        raise Wrong(complaint, "leave the path out", "linux", "namespaces")
 
 
 def mappings(linux: Object, namespaces: Object) -> None:

@@ -9,6 +9,7 @@ import time
 
 from tests.system.escape.attacks.calls import syscall
 
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x10000000, 0x20000000, 0x40000000
 KEYCTL_LINK, KEYCTL_SEARCH, KEYCTL_READ, SESSION, USER = 8, 10, 11, -3, -4
 
 
@@ -90,3 +91,21 @@ def mounts() -> list[list[str]]:
     with open("/proc/self/mountinfo") as file:
         lines = [line.split() for line in file]
     return [[line[4], line[line.index("-") + 1]] for line in lines]
+
+
+def a_new(fstype: str) -> int:
+    """A file system of the kernel's without its masks: mounted in new user, PID, network and mount namespaces."""
+    child = os.fork()
+    if child == 0:
+        try:
+            syscall("unshare", CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS)
+            inner = os.fork()
+            if inner:
+                os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]))
+            syscall("mount", fstype.encode(), b"/tmp", fstype.encode(), 0, None)
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno or 255)
+    if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        raise OSError(status, os.strerror(status), fstype)
+    return status

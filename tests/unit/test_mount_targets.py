@@ -1,0 +1,142 @@
+"""`mounts.make_target`: what is missing of a path is made, links are followed, and nothing is outside of the root."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.kernel import linux, mounts
+
+NAMES = ("a", "b", "c")
+paths = st.lists(st.sampled_from((*NAMES, "..", ".", "")), min_size=1, max_size=5).map("/".join)
+links = st.tuples(paths, st.booleans()).map(lambda drawn: ("/" if drawn[1] else "") + (drawn[0] or "."))
+
+
+def model(tree: dict[tuple[str, ...], str], path: str) -> tuple[str, ...]:
+    """path_resolution(7) in a root whose links are `tree`, and all else directories; OSError after 40 links."""
+    at: list[str] = []
+    wanted, followed = path.split("/"), 0
+    while wanted:
+        name = wanted.pop(0)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            at = at[:-1]
+            continue
+        if (target := tree.get((*at, name))) is None:
+            at.append(name)
+            continue
+        followed += 1
+        if followed > 40:
+            raise OSError(errno.ELOOP, path)
+        at = [] if target.startswith("/") else at
+        wanted = target.split("/") + wanted
+    return tuple(at)
+
+
+@given(st.dictionaries(st.lists(st.sampled_from(NAMES), min_size=1, max_size=2).map(tuple), links, max_size=5), paths)
+def test_any_links_anywhere(tree: dict[tuple[str, ...], str], path: str) -> None:
+    with TemporaryDirectory() as directory:
+        top = Path(os.path.realpath(directory), "root")
+        top.mkdir()
+        made = {}
+        for place, target in sorted(tree.items()):
+            if not any(place[:n] in made for n in range(1, len(place))):
+                top.joinpath(*place[:-1]).mkdir(parents=True, exist_ok=True)
+                if not os.path.lexists(top.joinpath(*place)):
+                    top.joinpath(*place).symlink_to(target)
+                    made[place] = target
+        root = os.open(top, os.O_PATH)
+        try:
+            expected = model(made, path)
+        except OSError:
+            expected = None
+        try:
+            fd = mounts.make_target(root, path, directory=True)
+        except OSError as error:
+            assert (error.errno, expected) == (errno.ELOOP, None)
+        else:
+            assert expected is not None
+            assert os.readlink(f"/proc/self/fd/{fd}") == str(top.joinpath(*expected))
+            os.close(fd)
+        os.close(root)
+        assert os.listdir(top.parent) == ["root"]
+
+
+@pytest.mark.parametrize(
+    ("link", "made"),
+    [
+        ("../run/x/resolv.conf", "run/x/resolv.conf"),
+        ("/run/x/resolv.conf", "run/x/resolv.conf"),
+        ("../../../../up/resolv.conf", "up/resolv.conf"),
+        ("beside", "etc/beside"),
+    ],
+)
+def test_a_file_at_the_end_of_a_dangling_link(tmp_path: Path, link: str, made: str) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/resolv.conf").symlink_to(link)
+    root = os.open(tmp_path, os.O_PATH)
+    os.close(mounts.make_target(root, "/etc/resolv.conf", directory=False))
+    assert (tmp_path / made).is_file() and (tmp_path / "etc/resolv.conf").is_symlink()
+    os.close(mounts.make_target(root, "/etc/resolv.conf", directory=False))  # the fast way: it is there
+    os.close(root)
+
+
+def test_links_are_refused_where_they_must_not_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "proc").symlink_to("elsewhere")
+    root = os.open(tmp_path, os.O_PATH)
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        mounts.make_target(root, "/proc/sys", directory=True, links=False)
+    assert caught.value.errno == errno.ELOOP and os.listdir(tmp_path) == ["proc"]
+    os.close(root)
+
+
+def test_a_file_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    root = os.open(tmp_path, os.O_PATH)
+    for path, directory in (("file/x", True), ("file", True), ("file/../x", False)):
+        with pytest.raises(NotADirectoryError):
+            mounts.make_target(root, path, directory=directory)
+    with pytest.raises(IsADirectoryError):
+        mounts.make_target(root, "/", directory=False)
+    os.close(root)
+
+
+def test_while_files_are_renamed(tmp_path: Path) -> None:
+    """The kernel answers EAGAIN at `..` then, wherever on the host they are: openat2(2)."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/link").symlink_to("../" * 30 + "a/b")
+    over = threading.Event()
+
+    def rename(number: int) -> None:
+        names = [tmp_path / f"{number}{side}" for side in "xy"]
+        names[0].mkdir()
+        while not over.is_set():
+            os.rename(*names)
+            names.reverse()
+
+    threads = [threading.Thread(target=rename, args=[number]) for number in range(2)]
+    root = os.open(tmp_path, os.O_PATH)
+    for thread in threads:
+        thread.start()
+    try:
+        refused = 0
+        while not refused:  # the control: a single attempt is refused now and then
+            try:
+                os.close(linux.openat2_once(root, "a/link", os.O_PATH, resolve=linux.RESOLVE_IN_ROOT))
+            except BlockingIOError:
+                refused += 1
+        for _ in range(3000):
+            os.close(mounts.open_beneath(root, "a/link"))
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    os.close(root)
