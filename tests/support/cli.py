@@ -107,9 +107,9 @@ class Terminal:
         self.seen = ""
         self._pid, self._fd = pty.fork()
         if self._pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))  # before anybody can ask
             os.execve(command[0], command, environment)
         self._status: int | None = None
-        self.resize(rows, columns)
 
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

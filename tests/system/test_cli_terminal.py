@@ -5,6 +5,8 @@ from __future__ import annotations
 import termios
 import time
 
+import pytest
+
 from tests.support.cli import Cli
 from tests.support.wait import until
 
@@ -34,6 +36,44 @@ def test_the_window_has_the_right_size_and_follows(cli: Cli) -> None:
         terminal.expect(r"\n44 122\r")
         terminal.type("exit\r")
         assert terminal.wait() == 0
+
+
+STTY = ("busybox", "sh", "-c", "stty size; stty size </dev/tty")
+
+
+@pytest.mark.parametrize("options", [("--rm", "-it"), ("--rm", "-t"), ("--rm", "-it", "--init")])
+def test_the_first_thing_that_runs_sees_the_size(cli: Cli, options: tuple[str, ...]) -> None:
+    for _ in range(3):  # the second and third may be spares that were made ahead
+        with cli.terminal("run", *options, *STTY, rows=40, columns=120) as terminal:
+            terminal.expect(r"^40 120\r+\n40 120\r")
+            assert terminal.wait() == 0
+
+
+def test_the_first_thing_that_is_executed_sees_the_size(cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "sized", "busybox", "sleep", "600")
+    for flags in ("-it", "-t"):
+        for rows, columns in ((40, 120), (7, 65)):
+            with cli.terminal("exec", flags, "sized", "stty", "size", rows=rows, columns=columns) as terminal:
+                terminal.expect(rf"^{rows} {columns}\r")
+                assert terminal.wait() == 0
+
+
+def test_attaching_brings_the_size_along(cli: Cli) -> None:
+    """Made without a terminal of ours, it has none of a size; who attaches sets it before a key gets through."""
+    script = "stty size; echo begun; while read line; do stty size; done"
+    cli.ok("run", "-dit", "--name", "later", "busybox", "sh", "-c", script)
+    until(lambda: "begun" in cli.ok("logs", "later"), "it runs")
+    assert "stty: standard input" in cli.ok("logs", "later"), "the positive control: it began without a size"
+    with cli.terminal("attach", "later", rows=41, columns=121) as terminal:
+        terminal.type("\r")
+        terminal.expect(r"\n41 121\r")
+        terminal.type("\x10\x11")
+        assert terminal.wait() == 0
+
+
+def test_wrong_detach_keys_change_nothing(cli: Cli) -> None:
+    assert "ctrl-pp" in cli.fails("run", "--name", "never", "--detach-keys", "ctrl-pp", "busybox", "true", status=2)
+    assert cli.json("ps", "-a") == []
 
 
 def test_control_c_interrupts_the_program_inside_only(cli: Cli) -> None:

@@ -12,10 +12,10 @@ from litestar.response import Stream
 from litestar.types import ASGIApp
 
 from insula.api.duplex import Duplex, opening
-from insula.api.parameters import Flag, Inside, Name, Since, Tail, TheCloud, Timeout, Word
+from insula.api.parameters import Cells, Flag, Inside, Name, Since, Tail, TheCloud, Timeout, Word
 from insula.api.streams import archive, frames, primed, upload
 from insula.model.errors import Invalid
-from insula.model.objects import Exit, InstanceSpec
+from insula.model.objects import ConsoleSize, Exit, InstanceSpec
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch
 
 
@@ -122,12 +122,16 @@ class InstanceController(Controller):
         stdin: Flag = False,
         replay: Flag = False,
         start: Flag = False,
+        rows: Cells = None,
+        columns: Cells = None,
     ) -> ASGIApp:
-        """With `start` it is started once attached, so that nothing of its output is missed."""
+        """With `start` it is started once attached, so that nothing of its output is missed; its terminal then has
+        `rows` and `columns` from the beginning."""
+        size = None if rows is None or columns is None else ConsoleSize(rows=rows, columns=columns)
 
         async def begin() -> None:
             if start:
-                await cloud.instances.start(tenant, name)
+                await cloud.instances.start(tenant, name, size)
 
         async def signal(number: int) -> None:
             await cloud.instances.kill(tenant, name, str(number))

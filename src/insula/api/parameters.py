@@ -19,6 +19,7 @@ Since = Annotated[float | None, QueryParameter(description="seconds since the ep
 Tail = Annotated[int | None, QueryParameter(ge=0, description="only the last lines")]
 Timeout = Annotated[float | None, QueryParameter(ge=0, le=86400, description="seconds before SIGKILL")]
 Names = Annotated[list[str] | None, QueryParameter(name="name", description="only these; else all that run")]
+Cells = Annotated[int | None, QueryParameter(ge=0, le=65535, description="of the client's terminal, in characters")]
 Interval = Annotated[
     float | None, QueryParameter(ge=0.1, le=3600, description="seconds between samples; without it there is one")
 ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-DETACH_KEYS = "ctrl-p,ctrl-q"
+DETACH_KEYS = b"\x10\x11"  # ctrl-p,ctrl-q
 ENOUGH = 3
 """How often somebody presses Ctrl-C before we don't wait any longer for a process that ignores it."""
 
@@ -66,6 +66,15 @@ class DetachFilter:
         return data
 
 
+def terminal_size() -> tuple[int, int] | None:
+    """Rows and columns of our terminal: that of the output, else of the input; None if there is none."""
+    for fd in (STDOUT, STDIN):
+        with suppress(OSError):
+            size = os.get_terminal_size(fd)
+            return size.lines, size.columns
+    return None
+
+
 def require_terminal() -> None:
     """Raises Invalid unless our input is a terminal, as `-it` needs."""
     if not os.isatty(STDIN):
@@ -103,12 +112,12 @@ def signal_pipe(signals: tuple[signal.Signals, ...]) -> Iterator[int]:
         os.close(writer)
 
 
-def interact(attachment: Attachment, *, stdin: bool, tty: bool, keys: str = DETACH_KEYS) -> int | None:
+def interact(attachment: Attachment, *, stdin: bool, tty: bool, keys: bytes = DETACH_KEYS) -> int | None:
     """Joins our standard streams to the process until it exits; its exit status, or None when detached.
 
     Raises the typed error of an ERROR frame, and Unavailable when the daemon goes away.
     """
-    session = _Session(attachment, stdin=stdin, tty=tty, keys=detach_keys(keys))
+    session = _Session(attachment, stdin=stdin, tty=tty, keys=keys)
     raw = tty and stdin
     with signal_pipe((*FORWARDED, signal.SIGWINCH)) as signals:
         if not raw:
@@ -182,10 +191,8 @@ class _Session:
                 self.done, self.exit_status = True, 128 + number
 
     def resize(self) -> None:
-        if self.tty:
-            with suppress(OSError):
-                size = os.get_terminal_size(STDOUT if os.isatty(STDOUT) else STDIN)
-                self.attachment.send(Kind.RESIZE, RESIZE.pack(size.lines, size.columns))
+        if self.tty and (size := terminal_size()):
+            self.attachment.send(Kind.RESIZE, RESIZE.pack(*size))
 
     def on_frame(self, kind: Kind, payload: bytes) -> None:
         if self.done:

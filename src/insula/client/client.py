@@ -240,19 +240,29 @@ class Instances(Resource):
                     yield int.from_bytes(payload[:8], "big") / 1e9, kind, payload[8:]
 
     def attach(
-        self, tenant: str, name: str, *, stdin: bool = False, replay: bool = False, start: bool = False
+        self,
+        tenant: str,
+        name: str,
+        *,
+        stdin: bool = False,
+        replay: bool = False,
+        start: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> Attachment:
         """Its output from now on (with `replay`, from the beginning of its log), and its input with `stdin`.
 
-        `start` starts it once attached, so that nothing of its output is missed.
+        `start` starts it once attached, so that nothing of its output is missed; `size` is then that of its terminal,
+        in rows and columns.
         """
         from insula.client.attachment import Attachment
 
-        where = target("tenants", tenant, "instances", name, "attach", stdin=stdin, replay=replay, start=start)
+        extent = dict(zip(("rows", "columns"), size or (), strict=False))
+        options = {"stdin": stdin, "replay": replay, "start": start, **extent}
+        where = target("tenants", tenant, "instances", name, "attach", **options)
         return Attachment(self.client.path, where)
 
     def exec(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Attachment:
-        """One more process in a running instance. `spec`: env, user, working_dir, tty, stdin."""
+        """One more process in a running instance. `spec` is what `ExecSpec` has."""
         import json
 
         from insula.client.attachment import Attachment

@@ -24,7 +24,7 @@ from insula.control.specs import parse_signal, typed
 from insula.control.supervisor import Member, Supervisor, as_exit
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
-from insula.model.objects import Exit, InstanceSpec, InstanceStatus
+from insula.model.objects import ConsoleSize, Exit, InstanceSpec, InstanceStatus
 from insula.model.stream import Kind
 from insula.model.units import check_label
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch
@@ -96,11 +96,11 @@ class Instances:
                     raise
         return view(member)
 
-    async def start(self, tenant: str, name: str) -> InstanceView:
-        """Running afterwards; one that runs already is left alone."""
-        return await self._whole(self._start(await self.find(tenant, name)))
+    async def start(self, tenant: str, name: str, console: ConsoleSize | None = None) -> InstanceView:
+        """Running afterwards; one that runs already is left alone. `console` is the size of its terminal."""
+        return await self._whole(self._start(await self.find(tenant, name), console))
 
-    async def _start(self, member: Member) -> InstanceView:
+    async def _start(self, member: Member, console: ConsoleSize | None) -> InstanceView:
         async with member.lock:
             check_there(member)
             if member.status.state == "paused":
@@ -110,7 +110,7 @@ class Instances:
                 generation = member.instance.generation + 1
                 await self.supervisor.want(member, wanted="running", generation=generation)
                 try:
-                    await self.supervisor.launch(member)
+                    await self.supervisor.launch(member, console)
                 except InsulaError:
                     if member.instance.spec.remove:
                         await self.supervisor.remove(member)

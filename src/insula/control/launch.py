@@ -33,7 +33,7 @@ from insula.control.engine import Engine
 from insula.control.keys import NETWORKS
 from insula.kernel import records, trees
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound, Unavailable
-from insula.model.objects import Instance, InstanceSpec, Network, Struct, Tenant
+from insula.model.objects import ConsoleSize, Instance, InstanceSpec, Network, Struct, Tenant
 from insula.model.views import ExecSpec
 
 log = logging.getLogger("insula.control")
@@ -161,10 +161,11 @@ class Launcher:
         connect: Callable[[], Awaitable[None]],
         *,
         share: tuple[int, int] | None = None,
+        console: ConsoleSize | None = None,
     ) -> State:
         """Makes the container, connects it to its network, awaits `connect` (which attaches those who wait for its
-        output), and starts it. `share` is the process (PID and start time) whose user and PID namespaces it joins.
-        Raises InsulaError; then nothing of the container is left."""
+        output), and starts it. `share` is the process (PID and start time) whose user and PID namespaces it joins,
+        `console` the size of its terminal. Raises InsulaError; then nothing of the container is left."""
         engine, network = self.engine, await self._network(instance)
         directory = self.directory(instance.id)
         if directory.is_fresh():  # a few small files, in memory until somebody syncs: a thread would cost more
@@ -173,6 +174,8 @@ class Launcher:
             request = await asyncio.to_thread(self._prepare, directory, tenant, instance, network)
         if share:
             request = request._replace(share=[*share])
+        if console:
+            request.config["process"]["consoleSize"] = {"height": console.rows, "width": console.columns}
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.discard, tenant, instance, network)
             await engine.runtime.create(request)
@@ -271,6 +274,8 @@ class Launcher:
         )
         _, oci = self.oci(tenant, instance, spec, self.directory(instance.id))
         process: dict[str, Any] = oci["process"]
+        if size := wanted.console_size:
+            process["consoleSize"] = {"height": size.rows, "width": size.columns}
         return process
 
     def cgroup(self, instance: Instance) -> str:

@@ -31,7 +31,7 @@ from insula.control.recorder import Recorder
 from insula.control.sharing import guests, partner
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
-from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
+from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Tenant
 from insula.store.protocol import TransactionConflict
 
 log = logging.getLogger("insula.control")
@@ -125,7 +125,7 @@ class Supervisor:
 
     # -- starting --------------------------------------------------------------------------------------------------
 
-    async def launch(self, member: Member) -> None:
+    async def launch(self, member: Member, console: ConsoleSize | None = None) -> None:
         """Starts it, as wanted. The lock is held and nothing of it runs. Raises InsulaError and leaves nothing."""
         if self.stopping:
             raise Unavailable("Insula is going down on this host", "start insulad again, and then this")
@@ -140,7 +140,7 @@ class Supervisor:
         self._set(member, starting)
         member.tidy = False
         try:
-            state = await self._launch(member)
+            state = await self._launch(member, console)
         except InsulaError as error:
             self._failed(member, error)
             raise
@@ -157,7 +157,7 @@ class Supervisor:
         )
         self._watch(member)
 
-    async def _launch(self, member: Member) -> Any:
+    async def _launch(self, member: Member, console: ConsoleSize | None) -> Any:
         async def connect() -> None:
             for attachment in member.waiting.copy():
                 await attachment.connect(member.ended, fresh=True)
@@ -165,7 +165,7 @@ class Supervisor:
 
         share = partner(self, member)
         try:
-            return await self.launcher.launch(member.tenant, member.instance, connect, share=share)
+            return await self.launcher.launch(member.tenant, member.instance, connect, share=share, console=console)
         except OSError as error:
             what = f"instance {member.instance.name} can't be started: {error.strerror or error}"
             raise Failed(what, "look at the disk below the root directory, and at `insula doctor`") from error

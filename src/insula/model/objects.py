@@ -7,7 +7,7 @@ Addresses are strings in their canonical form (`ipaddress`).
 
 from __future__ import annotations
 
-from typing import Literal, dataclass_transform
+from typing import Annotated, Literal, dataclass_transform
 
 import msgspec
 
@@ -172,6 +172,13 @@ class Tmpfs(Struct, kw_only=True):
 
     path: str
     size: int = 64 << 20
+
+
+class ConsoleSize(Struct, kw_only=True):
+    """The size of a terminal in characters, as `process.consoleSize` of the OCI runtime-spec; each at most 65535."""
+
+    rows: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    columns: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class InstanceSpec(Struct, kw_only=True):

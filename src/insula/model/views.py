@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import UNSET, UnsetType
 
 from insula.model.objects import (
+    ConsoleSize,
     Instance,
     InstanceStatus,
     Limits,
@@ -112,6 +113,7 @@ class ExecSpec(Struct, kw_only=True):
     working_dir: str | None = None
     tty: bool = False
     stdin: bool = False
+    console_size: ConsoleSize | None = None  # of the terminal when the process begins
 
 
 # -- reports -------------------------------------------------------------------------------------------------------

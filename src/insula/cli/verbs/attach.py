@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from insula.cli.options import Arguments, Command, Option
-from insula.cli.terminal import DETACH_KEYS, interact, require_terminal
+from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal
 from insula.client import Client
 
 
@@ -25,7 +25,9 @@ COMMANDS = {
         "NAME",
         [
             Option("--no-stdin", "only watch"),
-            Option("--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS),
+            Option(
+                "--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS, parse=detach_keys
+            ),
         ],
         complete={"NAME": "instance"},
         details="The exit status is the instance's, or 0 after the detach keys.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import error
-from insula.cli.terminal import DETACH_KEYS, interact, require_terminal
+from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
 from insula.cli.verbs.run import ENGINE_FAILURE, environment
 from insula.client import Client
 from insula.model.errors import InsulaError
@@ -18,6 +18,8 @@ def run(arguments: Arguments) -> int:
         "tty": arguments.tty,
         "stdin": arguments.interactive,
     }
+    if arguments.tty and (size := terminal_size()):
+        spec["console_size"] = dict(zip(("rows", "columns"), size, strict=True))
     try:
         if arguments.tty and arguments.interactive:
             require_terminal()
@@ -39,7 +41,9 @@ COMMANDS = {
         [
             Option("-i --interactive", "connect our standard input"),
             Option("-t --tty", "give it a terminal"),
-            Option("--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS),
+            Option(
+                "--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS, parse=detach_keys
+            ),
             Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
             Option("-u --user", "run as this user: name or number, with :group", "USER"),
             Option("-w --workdir", "start in this directory", "PATH"),

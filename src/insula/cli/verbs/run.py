@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from insula.cli.options import Arguments, Command, Option, Usage, whole
 from insula.cli.output import error
-from insula.cli.terminal import DETACH_KEYS, interact, require_terminal
+from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
 from insula.client import Client
 from insula.model.errors import InsulaError, Invalid
 from insula.model.units import parse_cpus, parse_duration, parse_size
@@ -40,7 +40,10 @@ def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
         else:
             print(name)
         return 0
-    with client.instances.attach(arguments.tenant, name, stdin=arguments.interactive, start=True) as attachment:
+    size = terminal_size() if arguments.tty else None
+    with client.instances.attach(
+        arguments.tenant, name, stdin=arguments.interactive, start=True, size=size
+    ) as attachment:
         status = interact(attachment, stdin=arguments.interactive, tty=arguments.tty, keys=arguments.detach_keys)
     return 0 if status is None else status
 
@@ -184,7 +187,7 @@ OPTIONS = [
     Option("-d --detach", "print its name and leave it running"),
     Option("-i --interactive", "keep its standard input open and connected"),
     Option("-t --tty", "give it a terminal"),
-    Option("--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS),
+    Option("--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS, parse=detach_keys),
     Option("--rm", "remove it when it exits"),
     Option("--name", "its name, a DNS label; made up if not given", "NAME"),
     Option("--network", "its network (default), or none", "NET", default="default", complete="network"),
