@@ -101,7 +101,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     # sizes and numbers
     *((("run", "-d", "--memory", size, "busybox", "true"), USAGE, "size") for size in ("12x", "-1", "", "m", "1e3")),
     (("run", "-d", "--memory", "1k", "busybox", "true"), ENGINE, "memory"),
-    *((("run", "-d", "--cpus", cpus, "busybox", "true"), USAGE, "CPU") for cpus in ("many", "-1", "0", "nan", "inf")),
+    *((("run", "-d", "--cpus", n, "busybox", "true"), USAGE, "CPU") for n in ("many", "-1", "0.001", "nan", "inf")),
     *((("run", "-d", "--pids", pids, "busybox", "true"), USAGE, "--pids") for pids in ("0", "-1", "x")),
     (("tenant", "create", "t", "--memory", "lots"), USAGE, "size"),
     (("tenant", "create", "t", "--bandwidth", "fast"), USAGE, "rate"),

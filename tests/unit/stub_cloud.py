@@ -26,6 +26,7 @@ from insula.control.cloud import Cloud
 from insula.control.quotas import merge
 from insula.model.errors import Conflict, Failed, NotFound
 from insula.model.objects import (
+    ConsoleSize,
     Exit,
     ImageConfig,
     Instance,
@@ -175,7 +176,7 @@ class StubInstances:
     async def get(self, tenant: str, name: str) -> InstanceView:
         return self._find(tenant, name)
 
-    async def start(self, tenant: str, name: str) -> InstanceView:
+    async def start(self, tenant: str, name: str, console: ConsoleSize | None = None) -> InstanceView:
         view = self._find(tenant, name)
         await self.processes_of[name].start()
         process = self.processes_of[name].process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from insula import __version__
 from insula.cli.main import ELSEWHERE, VERBS, find, load, main
-from insula.cli.options import Arguments, Command, Option, Usage, help_text, parse, split_global
+from insula.cli.options import Arguments, Command, Option, Usage, help_text, nearest, parse, split_global
 
 LEAF = Command(
     lambda _: 0,
@@ -59,6 +60,87 @@ def test_a_command_line_of_somebody_else_is_left_alone() -> None:
     arguments = read(REST, "-d", "--name", "x", "busybox", "ls", "-d", "--name", "--", "-z")
     assert (arguments.detach, arguments.name, arguments.image) == (True, "x", "busybox")
     assert arguments.cmd == ["ls", "-d", "--name", "--", "-z"]
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (("busybox", "--", "ls", "-l"), ["ls", "-l"]),
+        (("--name", "x", "busybox", "--", "--", "x"), ["--", "x"]),
+        (("--", "busybox", "--", "ls"), ["--", "ls"]),
+        (("-d", "--", "busybox", "ls"), ["ls"]),
+        (("busybox", "ls", "--", "x"), ["ls", "--", "x"]),
+        (("busybox", "--"), []),
+    ],
+)
+def test_dashes_may_part_the_name_from_the_command(words: tuple[str, ...], command: list[str]) -> None:
+    """As with kubectl, ``exec NAME -- CMD``; only the first ones count (utility syntax guideline 10 of POSIX)."""
+    arguments = read(REST, *words)
+    assert (arguments.image, arguments.cmd) == ("busybox", command)
+
+
+def test_dashes_after_the_verb_end_the_options() -> None:
+    _, rest = split_global(["rm", "--", "-x"])
+    name, command, rest = find(rest)
+    assert command is not None
+    assert parse(command, name, rest, split_global([])[0]).name == ["-x"]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--memroy", "--memory"),
+        ("--mem", "--memory"),
+        ("--interac", "--interactive"),
+        ("--cpu", "--cpus"),
+        ("--workingdir", "--workdir"),
+        ("--read-olny", "--read-only"),
+        ("--pid-limit", None),
+        ("--zzz", None),
+        ("--link", None),
+        ("--gpus", "--cpus"),
+        ("--runtime", None),
+        ("--isolation", None),
+        ("--x", None),
+    ],
+)
+def test_only_near_names_are_suggested(word: str, meant: str | None) -> None:
+    run = load("run")
+    assert isinstance(run, Command)
+    with pytest.raises(Usage) as caught:
+        read(run, word, "busybox")
+    assert caught.value.hint == (meant and f"did you mean {meant}?")
+
+
+@given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz-", max_size=12))
+def test_what_is_suggested_has_most_letters_in_common(word: str) -> None:
+    run = load("run")
+    assert isinstance(run, Command)
+    names = [name for option in run.options for name in option.names if name.startswith("--")]
+    if meant := nearest(f"--{word}", names):
+        bare, ours = word.lstrip("-"), meant.lstrip("-")
+        common = sum((Counter(bare) & Counter(ours)).values())
+        assert ours.startswith(bare) or 2 * common >= 0.7 * (len(bare) + len(ours))
+
+
+@pytest.mark.parametrize("zero", ["0", "0.0", "00", "0.000"])
+def test_no_limit_can_be_written_as_0(zero: str) -> None:
+    run, update = load("run"), load("update")
+    assert isinstance(run, Command)
+    assert isinstance(update, Command)
+    assert read(run, "--cpus", "0.5", "-m", "64m", "busybox").cpus == 0.5
+    arguments = read(run, "--cpus", zero, "-m", zero, "busybox")
+    assert (arguments.cpus, arguments.memory) == (None, None)
+    arguments = read(update, "--cpus", zero, "-m", zero, "web")
+    assert (arguments.cpus, arguments.memory) == ("none", "none")
+
+
+@pytest.mark.parametrize("wrong", ["", ".", "0.001", "-0", "0m"])
+def test_other_zeros_are_refused(wrong: str) -> None:
+    run = load("run")
+    assert isinstance(run, Command)
+    with pytest.raises(Usage, match="is not a number of CPUs"):
+        read(run, "--cpus", wrong, "busybox")
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def test_flags(word: str, value: bool) -> None:
         ("ps --format yaml web", "choose one of table, json"),
         ("--log-format xml list", "choose one of text, json"),
         ("--cgroup-manager docker list", "choose one of cgroupfs, systemd, disabled"),
-        ("update --memory lots web", "'lots' does not parse"),
-        ("events --interval soon web", "'soon' does not parse"),
+        ("update --memory lots web", "'lots' is not a size"),
+        ("events --interval soon web", "'soon' is not a duration"),
         ("delete -x web", "there is no option '-x'"),
     ],
 )

@@ -5,7 +5,7 @@ leave `-x` to the instance without its quirks; and completion scripts need the s
 
 Grammar: options may stand anywhere among the arguments, as ``--name VALUE``, ``--name=VALUE``, ``-n VALUE``,
 ``-nVALUE``; flags combine (``-dit``); ``--`` ends the options. If the last argument is a command line of
-somebody else (`rest`), options end at the first argument.
+somebody else (`rest`), options end at the first argument; a ``--`` right after it is dropped (``exec NAME -- CMD``).
 """
 
 from __future__ import annotations
@@ -38,11 +38,18 @@ class UnknownOption(Usage):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `word` was probably meant to be."""
+    """The one of `known` that `word` is a misspelling or an abbreviation of; None if none comes that near.
+
+    Dashes in front don't count, or any two options would be alike in two letters."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word[:60], list(known), 3)
-    return next((each for each in near if sorted(each) == sorted(word)), next(iter(near), None))  # letters swapped?
+    names = {name.lstrip("-"): name for name in known}
+    bare = word[:60].lstrip("-")
+    near = get_close_matches(bare, names, 3, cutoff=0.7)
+    swapped = next((each for each in near if sorted(each) == sorted(bare)), None)
+    begun = [each for each in names if len(bare) > 2 and each.startswith(bare)]
+    found = swapped or (begun[0] if len(begun) == 1 else next(iter(near), None))
+    return found and names[found]
 
 
 class Option:
@@ -87,9 +94,9 @@ def whole(least: int) -> Callable[[str], int]:
     """A parser of whole numbers from `least` up."""
 
     def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and least <= int(text[:20])):
-            raise Invalid(f"{text[:60]!r} is no whole number from {least} up", f"as in {least or 10}")
-        return int(text[:20])
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) < 1 << 63):
+            raise Invalid(f"{text[:60]!r} is not a whole number from {least} up", f"as in {least or 10}")
+        return int(text)
 
     return parse
 
@@ -97,6 +104,11 @@ def whole(least: int) -> Callable[[str], int]:
 def or_none(parse: Callable[[str], object]) -> Callable[[str], object]:
     """A parser of what `parse` takes, or of ``none``: the string "none", since None is an option not given."""
     return lambda text: text if text == "none" else parse(text)
+
+
+def zero_or(parse: Callable[[str], object], zero: object = None) -> Callable[[str], object]:
+    """A parser of what `parse` takes, or of 0, which means no limit, as in docker-run(1)."""
+    return lambda text: zero if text.replace(".", "", 1).isdigit() and not text.strip("0.") else parse(text)
 
 
 def choice(*words: str) -> Callable[[str], str]:
@@ -178,7 +190,9 @@ def split_global(words: Sequence[str]) -> tuple[Arguments, list[str]]:
 def parse(command: Command, name: str, words: Sequence[str], given: Arguments) -> Arguments:
     """Reads `words` as `command` wants them; `given` holds the global options so far. Raises Usage."""
     try:
-        arguments = _parse(list(words), command.options + GLOBAL, given, stop_at_argument=command.rest)
+        arguments = _parse(
+            list(words), command.options + GLOBAL, given, stop_at_argument=command.rest, skip_dashes=command.rest
+        )
     except UnknownOption as problem:
         raise Usage(problem.message, command.elsewhere.get(problem.name) or problem.hint) from None
     if given.help:
@@ -187,8 +201,11 @@ def parse(command: Command, name: str, words: Sequence[str], given: Arguments) -
     return given
 
 
-def _parse(words: list[str], options: list[Option], result: Arguments, *, stop_at_argument: bool) -> list[str]:
-    """Takes the options out of `words` into `result` and returns the arguments."""
+def _parse(
+    words: list[str], options: list[Option], result: Arguments, *, stop_at_argument: bool, skip_dashes: bool = False
+) -> list[str]:
+    """Takes the options out of `words` into `result` and returns the arguments. `skip_dashes` drops a ``--`` that
+    follows the argument at which it stops."""
     by_name = {name: option for option in options for name in option.names}
     for option in options:
         if not hasattr(result, option.key):
@@ -201,7 +218,7 @@ def _parse(words: list[str], options: list[Option], result: Arguments, *, stop_a
         if not word.startswith("-") or word == "-":
             arguments.append(word)
             if stop_at_argument:
-                return arguments + words
+                return arguments + words[skip_dashes and words[:1] == ["--"] :]
         elif word.startswith("--"):
             name, equals, text = word.partition("=")
             _take(by_name, name, text if equals else None, words, result)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029}
 
-_DEFAULT_HINT = "see `insula doctor`, and insulad's log"
+_DEFAULT_HINT = "see insulad's log"
 
 
 def clean(value: object) -> str:

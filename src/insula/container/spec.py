@@ -208,19 +208,20 @@ def resources(limits: Resources) -> dict[str, Any]:
         result["devices"].append({k: v for k, v in rule.items() if v is not None})
     if (cpus := limits.cpus) is not None:
         if not 0.01 <= cpus <= 65536:
-            raise Invalid(f"{shorten(cpus)} CPUs make no sense", "use a number from 0.01 up, as in 0.5 or 2")
+            raise Invalid(f"there can't be a limit of {shorten(cpus)} CPUs", "use 0.01 or more, as in 0.5 or 2")
         shares = min(max(2, int(1024 * cpus)), 262144)  # its part of the time when there is too little for all
         result["cpu"] = {"quota": int(CPU_PERIOD * cpus), "period": CPU_PERIOD, "shares": shares}
     if (memory := limits.memory) is not None:
         if not MIN_MEMORY <= memory < 1 << 63:
-            raise Invalid(f"{shorten(memory)} bytes of memory make no sense", f"use at least {MIN_MEMORY >> 20}m")
+            what = f"there can't be a limit of {shorten(memory)} bytes of memory"
+            raise Invalid(what, f"use at least {MIN_MEMORY >> 20}m")
         result["memory"] = {"limit": memory, "swap": memory}  # memory and swap together: no swap beyond
     else:
         # nothing but that version 1 counts the buffers of sockets, for the tenant's limit
         result["memory"] = {"kernelTCP": -1}
     if (pids := limits.pids) is not None:
         if not 1 <= pids <= 1 << 22:  # PID_MAX_LIMIT
-            raise Invalid(f"a limit of {shorten(pids)} PIDs makes no sense", "use 1 to 4194304")
+            raise Invalid(f"there can't be a limit of {shorten(pids)} processes", "use 1 to 4194304")
         result["pids"] = {"limit": pids}
     return result
 
@@ -269,7 +270,7 @@ def _tmpfs_mount(tmpfs: Tmpfs) -> dict[str, Any]:
             f"there can be no tmpfs at {shorten(path)}", "use a plain absolute path outside /proc, /sys, /dev"
         )
     if not 4096 <= tmpfs.size < 1 << 63:
-        raise Invalid(f"a tmpfs of {shorten(tmpfs.size)} bytes makes no sense", "use at least 4k")
+        raise Invalid(f"there can't be a tmpfs of {shorten(tmpfs.size)} bytes", "use at least 4k")
     options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={tmpfs.size}"]
     return {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options}
 
@@ -281,7 +282,8 @@ def _rlimit(limit: Rlimit) -> dict[str, Any]:
     top = (1 << 64) - 1
     soft, hard = (top if value == -1 else value for value in (limit.soft, limit.hard))
     if not 0 <= soft <= hard <= top:
-        raise Invalid(f"rlimit {limit.name}={limit.soft}:{limit.hard} makes no sense", "soft can't be above hard")
+        what = f"there can't be a ulimit {limit.name}={limit.soft}:{limit.hard}"
+        raise Invalid(what, "the first number can't be above the second; -1 is no limit")
     return {"type": f"RLIMIT_{limit.name.upper()}", "soft": soft, "hard": hard}
 
 

@@ -98,7 +98,7 @@ class Admission:
             except BaseException:
                 self.engine.give_back(own)
                 raise
-        raise Failed("no place for an instance could be had", "try again")
+        raise Failed("the instance could not be made: others were made at the same time", "try again")
 
     def _explain(
         self, conflict: TransactionConflict, instance: Instance, own: list[claims.Claim], *, retry: bool

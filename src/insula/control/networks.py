@@ -147,7 +147,7 @@ class Networks:
             except BaseException:
                 self.engine.give_back(own)
                 raise
-        raise Failed("no place for a network could be had", "try again")
+        raise Failed("the network could not be made: others were made at the same time", "try again")
 
     async def ensure(self, tenant: Tenant, network: Network) -> None:
         """Makes or repairs the segment on this host; changes nothing that is right."""

@@ -137,9 +137,9 @@ def check_limits(limits: Limits) -> Limits:
     _check_memory(limits.memory)
     _check_pids(limits.pids)
     if limits.instances is not None and not 0 <= limits.instances <= 1_000_000:
-        raise Invalid(f"{limits.instances} instances make no sense", "use 0 to 1000000")
+        raise Invalid(f"a tenant can't be limited to {limits.instances} instances", "use 0 to 1000000")
     if limits.bandwidth is not None and not 8000 <= limits.bandwidth <= MAX_BYTES:
-        raise Invalid(f"a bandwidth of {limits.bandwidth} bits a second makes no sense", "use 8k or more")
+        raise Invalid(f"a bandwidth of {limits.bandwidth} bits a second is too little or too much", "use 8k or more")
     return limits
 
 
@@ -158,9 +158,10 @@ def _check_pids(pids: int | None) -> None:
 
 def _check_cpus(cpus: float | None) -> None:
     if cpus is not None and not 0.01 <= cpus <= 65536:
-        raise Invalid(f"{shorten(cpus)} CPUs make no sense", "use 0.01 or more")
+        raise Invalid(f"there can't be a limit of {shorten(cpus)} CPUs", "use 0.01 or more, as in 0.5, or no limit")
 
 
 def _check_memory(memory: int | None) -> None:
     if memory is not None and not MIN_MEMORY <= memory <= MAX_BYTES:
-        raise Invalid(f"{memory} bytes of memory are not enough", f"use {format_size(MIN_MEMORY)} or more")
+        what = "too much" if memory > MAX_BYTES else f"{format_size(memory)} of memory, which is too little"
+        raise Invalid(f"there can't be a limit of {what}", f"use {format_size(MIN_MEMORY).lower()} or more")

@@ -39,7 +39,7 @@ class Settings:
             raise Invalid(f"INSULA_PREFIX {shorten(prefix)} is no prefix", "use 1 to 8 of a-z and 0-9, a letter first")
         spares = environ.get("INSULA_SPARES") or str(cls.spares)
         if not (spares.isascii() and spares.isdigit() and int(spares) <= 32):
-            raise Invalid(f"INSULA_SPARES {shorten(spares)} makes no sense", "use a number from 0 to 32")
+            raise Invalid(f"INSULA_SPARES {shorten(spares)} is not a number from 0 to 32", "leave it out for 2")
         return cls(root, run, prefix, Path(environ.get("INSULA_SOCKET") or run / "insulad.sock"), int(spares))
 
     @property

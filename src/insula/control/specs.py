@@ -83,15 +83,16 @@ def make_name(image: str) -> str:
 
 def _check_numbers(spec: InstanceSpec) -> None:
     if not 0 <= spec.stop_timeout <= 86_400:
-        raise Invalid(f"a stop timeout of {spec.stop_timeout} seconds makes no sense", "use 0 to 86400")
+        raise Invalid(f"a stop timeout can't be {spec.stop_timeout} seconds", "use 0 to 86400")
     if not 0 <= spec.restart.max_retries <= 1_000_000:
-        raise Invalid(f"{spec.restart.max_retries} retries make no sense", "use 0 (no limit) to 1000000")
+        raise Invalid(f"there can't be {spec.restart.max_retries} retries", "use 0 (no limit) to 1000000")
     if spec.restart.max_retries and spec.restart.name != "on-failure":
         raise Invalid(f"restart policy {spec.restart.name} has no number of retries", "on-failure has")
     if spec.remove and spec.restart.name != "no":
         raise Invalid("--rm and --restart exclude each other", "an instance that is removed on exit can't restart")
     if not 4096 <= spec.log_size <= MAX_LOG or not 1 <= spec.log_files <= 1000:
-        raise Invalid("the log's limits make no sense", "use at least 4k, and 1 to 1000 files")
+        what = f"a log can't have {spec.log_files} files of {spec.log_size} bytes"
+        raise Invalid(what, "use 1 to 1000 files of 4k to 1t")
 
 
 def typed(tenant: str, words: str) -> str:

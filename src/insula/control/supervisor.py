@@ -168,7 +168,7 @@ class Supervisor:
             return await self.launcher.launch(member.tenant, member.instance, connect, share=share, console=console)
         except OSError as error:
             what = f"instance {member.instance.name} can't be started: {error.strerror or error}"
-            raise Failed(what, "look at the disk below the root directory, and at `insula doctor`") from error
+            raise Failed(what, "look at the disk below the root directory, and at insulad's log") from error
 
     def _failed(self, member: Member, error: InsulaError) -> None:
         status = member.status

@@ -121,7 +121,7 @@ class Tenants:
             except BaseException:
                 pool.give_back(str(index))
                 raise
-        raise Failed("no place for a tenant could be had", "try again")
+        raise Failed("the tenant could not be made: others were made at the same time", "try again")
 
     async def ensure(self, tenant: Tenant) -> None:
         """Makes or repairs what the tenant has on this host; changes nothing that is right."""

@@ -54,10 +54,11 @@ def plan(own: Healthcheck | None, image: Healthcheck | None) -> HealthPlan | Non
         words = name.replace("_", " ")
         least = 0.0 if name == "start_period" else LEAST
         if not least <= value <= _LONGEST:
-            raise Invalid(f"a health check's {words} of {shorten(value)} s makes no sense", f"use {least:g}s to 24h")
+            what = f"a health check's {words} can't be {shorten(value)} seconds"
+            raise Invalid(what, f"use {least:g}s to 24h")
     retries = next((n for n in (own.retries, image.retries) if n is not None), 3)
     if not 1 <= retries <= 1000:
-        raise Invalid(f"{shorten(retries)} retries of a health check make no sense", "use 1 to 1000")
+        raise Invalid(f"a health check can't have {shorten(retries)} retries", "use 1 to 1000")
     command = _command(test)
     return None if command is None else HealthPlan(command, retries=retries, **values)
 

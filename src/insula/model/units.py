@@ -1,7 +1,7 @@
 """Names, sizes and durations as people write them, parsed strictly.
 
 Sizes are bytes with binary suffixes (``64m`` is 64 MiB), CPUs are decimal fractions of one CPU,
-durations are seconds. Anything else raises `Invalid` with a hint.
+durations are seconds, written with units (``1m30s``) or without. Anything else raises `Invalid` with a hint.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from insula.model.errors import Invalid
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt]?)i?b?", re.IGNORECASE)
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt]?)(?:bit)?", re.IGNORECASE)
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?")
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
+_DURATION = re.compile(_NUMBER + "|(?=.)" + "".join(f"(?:{_NUMBER}{unit})?" for unit in ("d", "h", "m", "s", "ms")))
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_MAX = (1 << 63) - 1
+_SECONDS = (1.0, 86400.0, 3600.0, 60.0, 1.0, 0.001)  # of the groups of _DURATION
+_MAX_DURATION = 1e10  # seconds: three hundred years
+_MAX = (1 << 63) - 1024  # the greatest float below 2^63
 
 
 def check_label(kind: str, name: str) -> str:
@@ -33,17 +35,17 @@ def check_label(kind: str, name: str) -> str:
 def parse_size(text: str) -> int:
     """Bytes from ``64m``, ``1.5g``, ``512KiB`` or plain digits."""
     match = _SIZE.fullmatch(text.strip())
-    if not match or (value := int(float(match[1]) * _BINARY[match[2].lower()])) > _MAX:
-        raise Invalid(f"size {shorten(text)} does not parse", "write bytes with k, m, g or t, as in 64m or 1.5g")
-    return value
+    if not match or (value := float(match[1]) * _BINARY[match[2].lower()]) > _MAX:
+        raise Invalid(f"{shorten(text)} is not a size", "write bytes, or use k, m, g or t, as in 64m or 1.5g")
+    return int(value)
 
 
 def parse_rate(text: str) -> int:
     """Bits a second from ``10m``, ``1gbit`` or plain digits (decimal suffixes, as tc(8) has them)."""
     match = _RATE.fullmatch(text.strip())
-    if not match or (value := int(float(match[1]) * _DECIMAL[match[2].lower()])) > _MAX:
-        raise Invalid(f"rate {shorten(text)} does not parse", "write bits a second with k, m or g, as in 10m or 1gbit")
-    return value
+    if not match or (value := float(match[1]) * _DECIMAL[match[2].lower()]) > _MAX:
+        raise Invalid(f"{shorten(text)} is not a rate", "write bits a second with k, m or g, as in 10m or 1gbit")
+    return int(value)
 
 
 def parse_cpus(text: str) -> float:
@@ -53,16 +55,19 @@ def parse_cpus(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0.01 <= value <= 65536:
-        raise Invalid(f"CPU count {shorten(text)} does not parse", "write CPUs from 0.01 up, as in 0.5 or 2")
+        raise Invalid(f"{shorten(text)} is not a number of CPUs", "write 0.01 or more, as in 0.5 or 2")
     return value
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from ``10``, ``1.5s``, ``200ms``, ``5m`` or ``1h``."""
+    """Seconds from ``10``, ``1.5s``, ``200ms``, ``5m``, ``1h30m`` or ``2d``: each unit once, the longest first."""
     match = _DURATION.fullmatch(text.strip())
-    if not match:
-        raise Invalid(f"duration {shorten(text)} does not parse", "write seconds, or use ms, s, m, h, as in 10s")
-    return float(match[1]) * _SECONDS[match[2]]
+    value = sum(float(n) * unit for n, unit in zip(match.groups(), _SECONDS, strict=True) if n) if match else -1.0
+    if not 0 <= value <= _MAX_DURATION:
+        raise Invalid(
+            f"{shorten(text)} is not a duration", "write seconds, or use d, h, m, s and ms, as in 10s or 1m30s"
+        )
+    return value
 
 
 def format_size(value: int) -> str:

@@ -145,7 +145,7 @@ class SqliteStore:
 
     async def grant(self, ttl: float) -> int:
         if not 0 < ttl <= 1e9:
-            raise Invalid(f"a lease of {ttl} seconds makes no sense", "use a positive number of seconds")
+            raise Invalid(f"a lease can't last {ttl} seconds", "use a positive number of seconds")
         lease = await self._write(lambda: self._tables.grant(ttl))
         self._arm(lease)
         return lease

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option, Usage, whole
+from insula.cli.options import Arguments, Command, Option, Usage, whole, zero_or
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
 from insula.client import Client
@@ -194,8 +194,8 @@ OPTIONS = [
     Option("--ip", "its IPv4 address; the next free one if not given", "ADDRESS"),
     Option("--ip6", "its IPv6 address", "ADDRESS"),
     Option("--hostname", "its host name (its name)", "NAME"),
-    Option("--cpus", "at most so many CPUs, as in 0.5", "N", parse=parse_cpus),
-    Option("-m --memory", "at most so much memory, as in 64m", "SIZE", parse=parse_size),
+    Option("--cpus", "at most so many CPUs, as in 0.5 (0: as many as its tenant)", "N", parse=zero_or(parse_cpus)),
+    Option("-m --memory", "at most so much memory, as in 64m (0: as its tenant)", "SIZE", parse=zero_or(parse_size)),
     Option("--pids", "at most so many processes (4096; with --nesting 16384)", "N", parse=whole(1)),
     Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
     Option("-u --user", "run as this user: name or number, with :group", "USER"),

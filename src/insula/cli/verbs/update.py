@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option, or_none, whole
+from collections.abc import Callable
+
+from insula.cli.options import Arguments, Command, Option, or_none, whole, zero_or
 from insula.cli.output import print_json
 from insula.cli.verbs.tenant import changes
 from insula.client import Client
@@ -17,14 +19,18 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
+def _or_none(parse: Callable[[str], object]) -> Callable[[str], object]:
+    return zero_or(or_none(parse), "none")
+
+
 COMMANDS = {
     "update": Command(
         run,
         "Change limits of the instance NAME. They hold at once; what is not named stays as it is.",
         "NAME",
         [
-            Option("--cpus", "at most so many CPUs, as in 0.5, or none for no limit", "N", parse=or_none(parse_cpus)),
-            Option("-m --memory", "at most so much memory, as in 64m, or none", "SIZE", parse=or_none(parse_size)),
+            Option("--cpus", "at most so many CPUs, as in 0.5, or none for no limit", "N", parse=_or_none(parse_cpus)),
+            Option("-m --memory", "at most so much memory, as in 64m, or none", "SIZE", parse=_or_none(parse_size)),
             Option("--pids", "at most so many processes, or none", "N", parse=or_none(whole(1))),
         ],
         details="Refused beyond what its tenant may use, and below what it uses now.",

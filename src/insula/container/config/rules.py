@@ -232,7 +232,7 @@ def scheduler(entry: Object, place: tuple[str | int, ...]) -> None:
         runtime, deadline, period = times
         if not 1024 <= runtime <= deadline <= (period or deadline) < 1 << 63:
             hint = "1024 ≤ runtime ≤ deadline ≤ period, in nanoseconds"
-            raise Wrong(f"{runtime}, {deadline}, {period} make no sense", hint, *place, "runtime")
+            raise Wrong(f"{runtime}, {deadline}, {period} are not in order", hint, *place, "runtime")
     elif any(times):
         raise Wrong(f"{policy} has no runtime, deadline and period", "SCHED_DEADLINE has", *place, "policy")
 
