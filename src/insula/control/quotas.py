@@ -153,7 +153,7 @@ def check_resources(resources: Resources) -> Resources:
 
 def _check_pids(pids: int | None) -> None:
     if pids is not None and not 1 <= pids <= 4_194_304:
-        raise Invalid(f"a limit of {pids} processes makes no sense", "use 1 to 4194304 (proc(5), pid_max)")
+        raise Invalid(f"there can't be a limit of {pids} processes", "use 1 to 4194304 (proc(5), pid_max)")
 
 
 def _check_cpus(cpus: float | None) -> None:

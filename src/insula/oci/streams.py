@@ -59,7 +59,7 @@ def preserved(arguments: Arguments) -> int:
     not open."""
     count: int = (arguments.preserve_fds or 0) + listening()
     if not 0 <= count <= 1 << 16:
-        raise Invalid(f"--preserve-fds {count} makes no sense", "as in 2")
+        raise Invalid(f"there can't be {count} descriptors to preserve", "as in 2")
     for fd in range(3, 3 + count):
         try:
             os.fstat(fd)
