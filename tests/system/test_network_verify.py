@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import struct
+import threading
 from collections.abc import Callable
+from ipaddress import ip_address
 
 import pytest
 
@@ -13,8 +17,12 @@ from insula.kernel.netlink import Rtnl
 from insula.model.views import Reachability, VerifyReport
 from insula.network.linux import plan
 from insula.network.linux.namespaces import call_in
+from insula.network.packets import UDP_PORT
 from insula.network.verify import verify
-from tests.support.lab import Lab, World, isolated, two_tenants
+from tests.support.frames import mac
+from tests.support.lab import Instance, Lab, World, checksum, isolated, two_tenants
+
+PROBE = struct.pack("!HH", 40000, UDP_PORT)  # the ports of a probe
 
 
 def report(cloud: Lab) -> VerifyReport:
@@ -62,7 +70,7 @@ def test_no_probe_leaves_the_host() -> None:
         cloud.instance("globex", "far", "far")
         spy = world.instance.sniffer()
         assert report(cloud).passed
-        assert not spy.sees(b"insula", 0.1)
+        assert not spy.sees(PROBE, 0.1)
         mark = os.urandom(8)
         with cloud.instances["acme", "web"].socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(mark, ("10.9.0.2", 9))
@@ -153,21 +161,178 @@ def test_every_fault_is_found(fault: Callable[[Lab], None], said: str, pair: tup
 
 
 @isolated
-def test_packets_alone_tell_of_a_leak_that_no_reading_shows() -> None:
-    """A cable between two instances of different tenants, inside their own namespaces, where no fabric looks."""
+def test_a_cable_between_two_instances_is_found() -> None:
+    """Inside their own namespaces, where none of our rules looks. An instance's own devices are its own affair."""
     with two_tenants(subnet6=None) as cloud:
         spy, victim = cloud.instances["globex", "web"], cloud.instances["acme", "web"]
-        with call_in(victim.netns, Rtnl) as one, call_in(spy.netns, Rtnl) as two:
+        nested = Instance()
+        with call_in(victim.netns, Rtnl) as one:
+            one.execute(netlink.veth("own", "eth0", nested.netns))
+            assert report(cloud).drift == []
             one.execute(netlink.veth("cable", "cable", spy.netns))
-            here, there = one.link("cable"), two.link("cable")
-            assert here and there
-            one.execute(netlink.add_address(here.index, "172.20.0.1/24"))
-            two.execute(netlink.set_link(there.index, up=True), netlink.add_address(there.index, "172.20.0.2/24"))
-            one.execute(netlink.add_route("10.0.0.3/32", index=here.index, gateway="172.20.0.2"))
         found = report(cloud)
-        assert found.drift == []
         assert not found.passed
-        assert cell(found, "acme/web", "globex/web").probed is True or wrong(found) == {("acme/web", "acme/db")}
+        assert found.drift == [
+            "device cable in acme/web leads to globex/web",
+            "device cable in globex/web leads to acme/web",
+        ]
+
+
+@isolated
+def test_an_instance_that_is_not_behind_its_port_is_found() -> None:
+    with two_tenants(subnet6=None) as cloud:
+        one, two = cloud.instances["acme", "web"], cloud.instances["acme", "db"]
+        one.netns, two.netns = two.netns, one.netns
+        assert report(cloud).drift == [
+            "acme/web has no device at the other end of p1",
+            "device eth0 in acme/web leads to tenant acme",
+            "acme/db has no device at the other end of p2",
+            "device eth0 in acme/db leads to tenant acme",
+        ]
+
+
+LEAKS = {
+    "icmp": "ip protocol icmp",
+    "udp": "ip protocol udp",
+    "tcp": "ip protocol tcp",
+    "icmp6": "ip6 nexthdr icmpv6",
+    "udp6": "ip6 nexthdr udp",
+    "tcp6": "ip6 nexthdr tcp",
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+@isolated
+def test_packets_alone_tell_of_a_leak_of_one_protocol(leak: str) -> None:
+    """Somebody has what an instance sends copied to an instance on another network; no reading shows that."""
+    with two_tenants() as cloud:
+        cloud.network("acme", "10.1.0.0/24", "fd01::/64", name="back")
+        back = cloud.instance("acme", "back", "back")
+        rule = f"ether type {'ip6' if leak.endswith('6') else 'ip'} {LEAKS[leak]} dup to p{back.port.index}"
+        chain = 'type filter hook ingress device "p1" priority 0; policy accept;'
+        evil = f"table netdev evil {{ chain leak {{ {chain} {rule}; }}; }}"
+        call_in(cloud.inside("acme"), lambda: run_nft(cloud, "acme", evil))
+        found = report(cloud)
+        assert found.drift == [] and not found.passed
+        address = back.port.address6 if leak.endswith("6") else back.port.address
+        leaked = next(c for c in found.matrix if (c.source, c.address) == ("acme/web", address))
+        assert leaked.probed is True and leaked.control
+        said = leak.removesuffix("6")
+        assert leaked.detail == f"arrived by {'broadcast, udp' if said == 'udp' else said}"
+        assert {source for source, _ in wrong(found)} == {"acme/web"}
+
+
+def frames_during(cloud: Lab, spy: Instance) -> list[bytes]:
+    """What an instance's packet socket sees of a measurement, in both directions."""
+    sniffer = spy.sniffer().socket
+    sniffer.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+    assert report(cloud).passed
+    sniffer.setblocking(False)
+    seen = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            seen.append(sniffer.recv(65536))
+    return seen
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["with a default route", "without"])
+@isolated
+def test_an_instance_learns_no_address_from_it(outside: bool) -> None:
+    """Not of other tenants, not of other networks, not on its own subnet: neither sent, nor asked for, nor quoted."""
+    if outside:
+        World()
+    cloud = Lab()
+    for tenant, subnet, subnet6 in (
+        ("acme", "10.0.0.0/24", "fd00::/64"),
+        ("globex", "10.9.0.0/24", "fd09::/64"),
+        ("initech", "10.0.0.0/24", "fd00::/64"),
+    ):
+        cloud.tenant(tenant)
+        cloud.network(tenant, subnet, subnet6)
+    cloud.network("acme", "10.1.0.0/24", "fd01::/64", name="back")
+    spy, db = cloud.instance("acme", "spy"), cloud.instance("acme", "db")
+    hidden = [
+        cloud.instance("globex", "web", host=77),
+        cloud.instance("acme", "back", "back", host=78),
+        cloud.instance("initech", "web", host=79),  # in the spy's own subnet
+    ]
+    seen = frames_during(cloud, spy)
+    secrets = {str(i.port.address) for i in hidden} | {str(i.port.address6) for i in hidden}
+    secrets |= {"10.9.0.1", "10.1.0.1", "fd09::1", "fd01::1", "100.64.0.2", "100.64.0.5"}
+    known = [a for a in (db.port.address, db.port.address6) if a]
+    assert {a for a in secrets if any(ip_address(a).packed in frame for frame in seen)} == set()
+    assert [a for a in known if not any(ip_address(a).packed in frame for frame in seen)] == [], "the spy is deaf"
+
+
+def repeat_what_is_seen(spy: Instance, others: list[Instance], stop: threading.Event, sent: list[int]) -> None:
+    """Send every frame that the spy sees again: as it is, as the payload of a ping, on loopback; and from others."""
+    source = spy.sniffer().socket
+    source.settimeout(0.05)
+    ways = []
+    for instance in (spy, *others):
+        for device in ("eth0", "lo"):
+            sock = instance.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            sock.bind((device, 0))
+            ways.append((sock, mac(instance.port.mac)))
+    pings = [instance.socket(socket.AF_INET, socket.SOCK_RAW, 1) for instance in (spy, *others)]
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            frame, origin = source.recvfrom(65536)
+            if origin[2] == 4:  # PACKET_OUTGOING: our own
+                continue
+            for sock, own in ways:
+                for forged in (frame, frame[:6] + own + frame[12:], b"\xff" * 6 + own + frame[12:]):
+                    with contextlib.suppress(OSError):
+                        sent[0] += sock.send(forged) > 0
+            for sock in pings:
+                body = struct.pack("!BBHHH", 8, 0, 0, 7, 1) + frame
+                body = body[:2] + struct.pack("!H", checksum(body)) + body[4:]
+                for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+                    with contextlib.suppress(OSError):
+                        sent[0] += sock.sendto(body, (address, 0)) > 0
+
+
+@isolated
+def test_an_instance_can_neither_forge_nor_break_it() -> None:
+    """Instances of both tenants, which have the same addresses, repeat all that one of them sees."""
+    with two_tenants() as cloud:
+        before = report(cloud)
+        assert before.passed
+        stop, sent = threading.Event(), [0]
+        spy = cloud.instances["acme", "web"]
+        others = [cloud.instances["globex", name] for name in ("web", "db")]
+        thread = threading.Thread(target=repeat_what_is_seen, args=(spy, others, stop, sent))
+        thread.start()
+        try:
+            after = [report(cloud) for _ in range(3)]
+        finally:
+            stop.set()
+            thread.join()
+        assert sent[0] > 1000, "the control: it did repeat them"
+        for found in after:
+            assert found.passed and cells(found) == cells(before)
+
+
+def cells(found: VerifyReport) -> set[tuple[object, ...]]:
+    return {(c.source, c.target, c.address, c.expected, c.installed, c.probed, c.control) for c in found.matrix}
+
+
+@isolated
+def test_nothing_is_left_of_a_measurement() -> None:
+    with two_tenants() as cloud:
+
+        def held() -> tuple[int, int, int]:
+            with Rtnl() as host:
+                return len(os.listdir("/proc/self/fd")), threading.active_count(), len(host.links())
+
+        assert report(cloud).passed
+        before = held()
+        for _ in range(3):
+            report(cloud)
+        assert held() == before
+        cloud.fabric._handles()[1].run("delete table inet lab")
+        report(cloud)  # fails
+        assert held() == before
 
 
 @isolated
@@ -191,7 +356,7 @@ def test_without_the_host_s_rules_nothing_is_sent_beyond() -> None:
         cloud.fabric._handles()[1].run("delete table inet lab")
         spy = world.instance.sniffer()
         found = report(cloud)
-        assert not found.passed and not spy.sees(b"insula", 0.1)
+        assert not found.passed and not spy.sees(PROBE, 0.1)
         assert cell(found, "acme/web", "outside").probed is None
         assert cell(found, "acme/web", "acme/db").probed is True
 

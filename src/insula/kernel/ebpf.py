@@ -35,6 +35,7 @@ ALU64_AND_K = 0x57  # dst &= imm, whose sign is extended
 ALU64_RSH_K = 0x77  # dst >>= imm
 JEQ_K = 0x15  # if dst == imm, whose sign is extended, go on off instructions ahead
 JNE_K = 0x55
+CALL = 0x85  # r0 = a function of the kernel, by its number, of r1 to r5
 EXIT = 0x95
 
 INSTRUCTION = struct.Struct("<BBhi")
@@ -74,6 +75,10 @@ class Assembler:
     def jump_if_not_equal(self, dst: int, value: int, label: str) -> None:
         """Go to `label` if dst != value."""
         self._add(JNE_K, dst, value=value, label=label)
+
+    def call(self, function: int) -> None:
+        """r0 = the kernel's function of that number (enum bpf_func_id); r1 to r5 are its arguments, and lost."""
+        self._add(CALL, value=function)
 
     def exit(self) -> None:
         """End, with the answer in r0."""

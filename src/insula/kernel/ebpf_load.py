@@ -13,11 +13,12 @@ import errno
 import os
 import struct
 
-PROG_TYPE_CGROUP_DEVICE = 15
+PROG_TYPE_SCHED_CLS, PROG_TYPE_CGROUP_DEVICE = 3, 15
 CGROUP_DEVICE = 6
 """enum bpf_attach_type: consulted at every use of a device node."""
 
-_PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 5, 8, 9, 13, 15, 16
+_PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _PROG_TEST_RUN = 5, 8, 9, 10
+_PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 13, 15, 16
 _ALLOW_MULTI, _REPLACE = 2, 4
 _NUMBER = {"x86_64": 321, "ppc64le": 361, "s390x": 351}.get(os.uname().machine, 280)
 _ATTR_SIZE = 128
@@ -61,6 +62,20 @@ def load(program: bytes, kind: int, name: str) -> int:
         except OSError as again:
             lines = log.value.decode(errors="replace").strip().splitlines()
             raise OSError(again.errno, f"{again.strerror}: {' / '.join(lines[-3:])}") from None
+
+
+def run(program: int, packet: bytes, context: bytes) -> int:
+    """Run the program once, on a packet and a context (struct __sk_buff): what it answers. BPF_PROG_TEST_RUN.
+
+    The program runs in the network namespace of the calling thread. OSError if the kernel can't run it.
+    """
+    data, around = ctypes.create_string_buffer(packet, len(packet)), ctypes.create_string_buffer(context, len(context))
+    head = struct.pack("=IIIIQQII", program, 0, len(packet), 0, ctypes.addressof(data), 0, 1, 0)
+    tail = struct.pack("=IIQQIII", len(context), 0, ctypes.addressof(around), 0, 0, 0, 0)
+    attr = ctypes.create_string_buffer(head + tail, _ATTR_SIZE)
+    _bpf(_PROG_TEST_RUN, attr, "BPF_PROG_TEST_RUN")
+    answer: int = struct.unpack_from("=i", attr, 4)[0]
+    return answer
 
 
 def attach(group: int, program: int, where: int, old: int | None = None) -> None:

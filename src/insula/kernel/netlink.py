@@ -28,15 +28,15 @@ _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
-_GETSTATS = 94
+_GETSTATS, _GETNSID = 94, 90
 _F_REQUEST, _F_ACK, _F_DUMP, _F_REPLACE, _F_EXCL, _F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
 _F_CAPPED, _F_ACK_TLVS, _F_DUMP_INTR = 0x100, 0x200, 0x10
 _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 
-IFF_UP: Final = 1
+IFF_UP, IFF_LOWER_UP = 1, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
-IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 20, 26, 27, 28
+IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_LINK_NETNSID = 20, 26, 27, 28, 37
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER: Final = 1
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
@@ -47,6 +47,7 @@ IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD: Final = 2
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
 NDA_DST, NDA_LLADDR = 1, 2
+NETNSA_NSID, NETNSA_FD = 1, 3
 IFLA_STATS_LINK_64: Final = 1
 NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 2, 4
 
@@ -87,6 +88,8 @@ class Link:
     group: int = 0
     learning: bool | None = None  # as a bridge port
     flood: bool | None = None
+    carrier: bool = False
+    namespace: int | None = None  # of the peer, by its number here (ip-netns(8), set); None if it is here or unknown
 
 
 @dataclass(frozen=True)
@@ -389,6 +392,12 @@ class Rtnl:
                     found.append((rtattr.integer(attributes[RTA_OIF]), str(ip_address(attributes[RTA_GATEWAY]))))
         return found
 
+    def namespace_number(self, netns: int) -> int | None:
+        """By what number links here refer to the namespace behind the descriptor; None if none does (RTM_GETNSID)."""
+        body = self._get(_GETNSID, bytes(4) + rtattr.attributes((NETNSA_FD, rtattr.u32(netns))))
+        (number,) = struct.unpack("=i", rtattr.parse(body[4:])[NETNSA_NSID])
+        return number if number >= 0 else None
+
     def _get(self, type_: int, body: bytes) -> bytes:
         with self._lock:
             self._socket.sendto(self._pack(type_, 0, body), (0, 0))
@@ -466,6 +475,8 @@ def _parse_link(body: bytes) -> Link:
         peer=rtattr.integer(attributes[IFLA_LINK]) if IFLA_LINK in attributes else None,
         alias=rtattr.string(attributes.get(IFLA_IFALIAS, b"")),
         group=rtattr.integer(attributes[IFLA_GROUP]) if IFLA_GROUP in attributes else 0,
+        carrier=bool(flags & IFF_LOWER_UP),
+        namespace=rtattr.integer(attributes[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in attributes else None,
         learning=bool(port[BRPORT_LEARNING][0]) if BRPORT_LEARNING in port else None,
         flood=bool(port[BRPORT_UNICAST_FLOOD][0]) if BRPORT_UNICAST_FLOOD in port else None,
     )

@@ -1,75 +1,96 @@
-"""Probe packets, made and recognised: IPv4 and IPv6 with ICMP echo, UDP or a TCP SYN, each with a token inside.
+"""Packets to send by hand: probes of ICMP echo, UDP or TCP SYN, and announcements of addresses.
 
-They carry a DSCP that the host never forwards, and a hop limit that ends one step behind the host, so that a probe
-can't leave this machine whatever its rules are worth.
+A probe carries a token of its own, 16 random bytes. Who has not seen the probe can't make another with this token, and
+who has seen it is told by where it comes from. Probes have a DSCP that the host never forwards, and a hop limit that
+ends one step behind the host, so that a probe can't leave this machine whatever its rules are worth.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final
 
 PROTOCOLS: Final = ("icmp", "udp", "tcp")
-DSCP: Final = 0x3F
+DSCP: Final = 0x3F  # of probes (RFC 2474, for local use)
 HOPS: Final = 4  # instance → its router → host → another tenant's router → instance
 UDP_PORT: Final = 9  # discard, RFC 863
+IP, ARP, IPV6 = 0x0800, 0x0806, 0x86DD  # if_ether.h
+BROADCAST, ALL_NODES = "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"
 _NUMBER = {4: {"icmp": 1, "udp": 17, "tcp": 6}, 6: {"icmp": 58, "udp": 17, "tcp": 6}}
-_TOKEN = struct.Struct("!IB")
+_MARK, _TOKEN = 8, 16
+_HEADER6 = 40
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A probe that arrived: the number of its token, its protocol, who sent it, and whether it is an echo's answer."""
+class Probe:
+    """A probe that was made. `sender` says for whom it was sent, `packet` is the whole IP packet."""
 
-    number: int
+    sender: str
+    address: str
     protocol: str
-    source: str
-    reply: bool
+    packet: bytes = field(repr=False)
+
+    def is_same(self, packet: bytes) -> bool:
+        """Whether `packet` is this one, with any hop limit: same addresses, same protocol, same content."""
+        return _content(packet) == _content(self.packet)
+
+    def is_to_same(self, packet: bytes) -> bool:
+        """Whether `packet` has this one's protocol and destination; its source may have been translated."""
+        one, two = _content(packet), _content(self.packet)
+        half = 16 if packet[0] >> 4 == 6 else 4
+        return one[0] == two[0] and one[1 + half : 1 + 2 * half] == two[1 + half : 1 + 2 * half]
+
+    def is_answer(self, packet: bytes) -> bool:
+        """Whether `packet` is the echo reply to this one, from the address that it was sent to."""
+        six = packet[0] >> 4 == 6
+        kind = packet[_HEADER6 : _HEADER6 + 1] if six else packet[_length4(packet) : _length4(packet) + 1]
+        return self.protocol == "icmp" and sender(packet) == self.address and kind == (b"\x81" if six else b"\0")
 
 
 class Minter:
-    """Makes packets with tokens of one run and recognises them; tokens of other runs mean nothing to it."""
+    """Makes probes and recognises those that it made."""
 
     def __init__(self) -> None:
-        self._mark = b"insula" + os.urandom(8)
+        self._mark = os.urandom(_MARK)
+        self._made: dict[bytes, Probe] = {}
 
-    def packet(self, protocol: str, source: str, target: str, number: int) -> bytes:
-        """A whole IP packet; `number` is what `Seen` will have."""
-        version = 6 if ":" in target else 4
-        token = self._mark + _TOKEN.pack(number, PROTOCOLS.index(protocol))
-        sender, receiver = ip_address(source).packed, ip_address(target).packed
-        upper = _upper(version, protocol, sender, receiver, number, token)
-        if version == 6:
-            first = 6 << 28 | DSCP << 22
-            return struct.pack("!IHBB", first, len(upper), _NUMBER[6][protocol], HOPS) + sender + receiver + upper
-        head = struct.pack("!BBHHHBBH", 0x45, DSCP << 2, 20 + len(upper), 0, 0, HOPS, _NUMBER[4][protocol], 0)
-        head += sender + receiver
-        return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + upper
+    def probe(self, sender: str, protocol: str, source: str, target: str) -> Probe:
+        """A probe from one address to another, never the same twice."""
+        token = os.urandom(_TOKEN)
+        made = Probe(sender, target, protocol, ip_packet(protocol, source, target, self._mark + token))
+        self._made[token] = made
+        return made
 
-    def read(self, packet: bytes) -> Seen | None:
-        """The probe in an IP packet that was received, None if there is none."""
-        at = packet.find(self._mark)
-        if at < 0 or len(packet) < at + len(self._mark) + _TOKEN.size:
-            return None
-        number, protocol = _TOKEN.unpack_from(packet, at + len(self._mark))
-        if packet[0] >> 4 == 6:
-            source, reply = packet[8:24], packet[6] == 58 and packet[40] == 129
-        else:
-            source, reply = packet[12:16], packet[9] == 1 and packet[(packet[0] & 15) * 4] == 0
-        return Seen(number, PROTOCOLS[protocol % len(PROTOCOLS)], str(ip_address(source)), reply)
+    def find(self, data: bytes) -> Probe | None:
+        """The probe whose token is in `data`, None if there is no token of ours. No data makes this raise."""
+        at = data.find(self._mark) + _MARK
+        return self._made.get(data[at : at + _TOKEN]) if at >= _MARK else None
 
 
-def _upper(version: int, protocol: str, source: bytes, target: bytes, number: int, token: bytes) -> bytes:
+def ip_packet(protocol: str, source: str, target: str, payload: bytes) -> bytes:
+    """A whole IPv4 or IPv6 packet with `DSCP` and `HOPS`."""
+    version = 6 if ":" in target else 4
+    sent, receiver = ip_address(source).packed, ip_address(target).packed
+    upper = _upper(version, protocol, sent, receiver, payload)
+    if version == 6:
+        first = 6 << 28 | DSCP << 22
+        return struct.pack("!IHBB", first, len(upper), _NUMBER[6][protocol], HOPS) + sent + receiver + upper
+    head = struct.pack("!BBHHHBBH", 0x45, DSCP << 2, 20 + len(upper), 0, 0, HOPS, _NUMBER[4][protocol], 0)
+    head += sent + receiver
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + upper
+
+
+def _upper(version: int, protocol: str, source: bytes, target: bytes, payload: bytes) -> bytes:
     if protocol == "icmp":
-        body, at = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, number & 0xFFFF, 1) + token, 2
+        body, at = struct.pack("!BBHHH", 8 if version == 4 else 128, 0, 0, 9, 1) + payload, 2
     elif protocol == "udp":
-        body, at = struct.pack("!HHHH", 40000, UDP_PORT, 8 + len(token), 0) + token, 6
+        body, at = struct.pack("!HHHH", 40000, UDP_PORT, 8 + len(payload), 0) + payload, 6
     else:
         syn, words = 2, 5
-        body = struct.pack("!HHIIBBHHH", 40000, UDP_PORT, number, 0, words << 4, syn, 64240, 0, 0) + token
+        body = struct.pack("!HHIIBBHHH", 40000, UDP_PORT, 1, 0, words << 4, syn, 64240, 0, 0) + payload
         at = 16
     pseudo = b""
     if version == 6 or protocol != "icmp":
@@ -77,13 +98,64 @@ def _upper(version: int, protocol: str, source: bytes, target: bytes, number: in
     return body[:at] + struct.pack("!H", checksum(pseudo + body) or 0xFFFF) + body[at + 2 :]
 
 
-def tcp_sender(packet: bytes) -> str | None:
-    """Who sent this, if it is a TCP segment: answers to a SYN don't carry its token."""
-    if len(packet) >= 40 and packet[0] >> 4 == 6 and packet[6] == 6:
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def sender(packet: bytes) -> str | None:
+    """The source address of an IP packet; None if it is too short for one or of no known version."""
+    if len(packet) > _HEADER6 and packet[0] >> 4 == 6:
         return str(ip_address(packet[8:24]))
-    if len(packet) >= 20 and packet[0] >> 4 == 4 and packet[9] == 6:
+    if packet and packet[0] >> 4 == 4 and len(packet) > _length4(packet) >= 20:
         return str(ip_address(packet[12:16]))
     return None
+
+
+def is_tcp(packet: bytes) -> bool:
+    """Whether an IP packet is a TCP segment: answers to a SYN don't carry its token."""
+    return sender(packet) is not None and (packet[6] if packet[0] >> 4 == 6 else packet[9]) == _NUMBER[4]["tcp"]
+
+
+def _content(packet: bytes) -> bytes:
+    """Protocol, addresses and what follows the header."""
+    if packet[0] >> 4 == 6:
+        return packet[6:7] + packet[8:]
+    return packet[9:10] + packet[12:20] + packet[_length4(packet) :]
+
+
+def _length4(packet: bytes) -> int:
+    return (packet[0] & 15) * 4
+
+
+# -- frames --------------------------------------------------------------------------------------------------------
+
+
+def frame(target: str, source: str, packet: bytes, kind: int | None = None) -> bytes:
+    """An Ethernet frame with an IP packet, or with what else `kind` says."""
+    kind = kind or (IPV6 if packet[0] >> 4 == 6 else IP)
+    return _octets(target) + _octets(source) + struct.pack("!H", kind) + packet
+
+
+def announcement(mac: str, address: str) -> bytes:
+    """A frame that tells all neighbours at which MAC address an IP address is from now on.
+
+    For IPv4 a gratuitous ARP request (RFC 5227, section 3), for IPv6 an unsolicited neighbor advertisement with the
+    override flag (RFC 4861, section 7.2.6).
+    """
+    here, hardware = ip_address(address).packed, _octets(mac)
+    if len(here) == 4:
+        request = struct.pack("!HHBBH", 1, IP, 6, 4, 1) + hardware + here + bytes(6) + here
+        return frame(BROADCAST, mac, request, ARP)
+    override, target_link_layer = 0x20000000, b"\x02\x01"
+    all_nodes = ip_address("ff02::1").packed
+    body = struct.pack("!BBHI", 136, 0, 0, override) + here + target_link_layer + hardware
+    pseudo = here + all_nodes + struct.pack("!II", len(body), 58)
+    body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
+    head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + here + all_nodes
+    return frame(ALL_NODES, mac, head + body)
+
+
+def _octets(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 def checksum(data: bytes) -> int:

@@ -1,13 +1,20 @@
-"""Real packets between namespaces: what the data plane lets through, as opposed to what it is told to.
+"""Real packets: what the data plane lets through, as opposed to what it is told to.
 
-Every source sends a probe (ICMP echo, UDP, TCP SYN) to every address that any endpoint has; the token in it names
-source and address. Receivers are packet sockets (packet(7)) in the instances' namespaces, so a packet that arrives at
-another tenant's instance with the same address is told apart. A broadcast from each source finds segments that are
-joined where unicast would go to the right one of two equal addresses by chance. Nothing is trusted without a
-positive control:
+Every source sends a probe (ICMP echo, UDP, TCP SYN) to every address that any endpoint has. A broadcast from each
+source finds segments that are joined where unicast would go to the right one of two equal addresses by chance.
+
+No instance may see what others' addresses are, or have a say in the result. So a probe of an instance is not sent from
+inside: it is *injected* at the host's end of the instance's port (`kernel.injection`), where it passes the port's rules
+as if the instance had sent it. And what reaches an instance is seen at the host's end of its port, as a frame that
+leaves there: what the instance itself sends comes in. A probe counts when it is whole and comes from its own port or
+from a router, not when another port's instance repeats it. What arrives at an instance is seen by it, of course: that
+is what those on its own network may send to it.
+
+Towards an address on its own subnet a probe goes to the MAC address of whoever has it, towards any other also to the
+gateway's, to be routed. Nothing is trusted without a positive control:
 
     receiver   the tenant's router sends to each instance: its receiver must see that
-    sender     something that the source sent must be seen outside it, at its router
+    sender     something of the source must be seen behind its port
 
 Packets that stand for the host or the outside are put on the tenant's uplink itself and nowhere else. What instances
 send to the outside goes to a documentation address and is seen, and dropped, on the host's side of the uplink.
@@ -23,14 +30,30 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 
+from insula.kernel.injection import Injector
+from insula.model.errors import Unavailable
+from insula.network.addresses import gateway_mac
 from insula.network.intent import Endpoint, wanted
 from insula.network.linux.namespaces import call_in
-from insula.network.packets import PROTOCOLS, UDP_PORT, Minter, tcp_sender
+from insula.network.packets import (
+    ALL_NODES,
+    BROADCAST,
+    IP,
+    IPV6,
+    PROTOCOLS,
+    UDP_PORT,
+    Minter,
+    frame,
+    is_tcp,
+    sender,
+)
 
-_EVERYBODY = {4: "255.255.255.255", 6: "ff02::1"}
-_ALL, _IP, _IPV6 = 0x0003, 0x0800, 0x86DD  # if_ether.h
-_SOL_PACKET, _IGNORE_OUTGOING = 263, 23
+_EVERYBODY = {4: ("255.255.255.255", BROADCAST), 6: ("ff02::1", ALL_NODES)}
+_ALL = 0x0003  # ETH_P_ALL
+_OUTGOING = 4  # PACKET_OUTGOING
+_SO_RCVBUFFORCE = 33
 _BUFFER = 16 << 20
 _PATIENCE = 1.0  # how long what should arrive may take
 _GRACE = 0.2  # how long after that we listen for what should not
@@ -38,11 +61,14 @@ _GRACE = 0.2  # how long after that we listen for what should not
 
 @dataclass(frozen=True)
 class Station:
-    """An instance, with a descriptor of its network namespace."""
+    """An instance. `device` is the host's end of its port, `index` that device's index, in the tenant's namespace."""
 
     endpoints: tuple[Endpoint, ...]
-    netns: int
     gateways: tuple[str, ...]
+    subnets: tuple[str, ...]
+    device: str
+    index: int
+    mac: str
 
     @property
     def key(self) -> str:
@@ -51,13 +77,15 @@ class Station:
 
 @dataclass(frozen=True)
 class Router:
-    """A tenant's router and its namespace; `device` is its uplink's end on the host, `mac` that of the other end."""
+    """A tenant's router and its namespace; `inside` are the devices there that see what came through a port or from
+    the host. `device` is its uplink's end on the host, `mac` that of the other end."""
 
     tenant: str
     netns: int
     gateways: tuple[Endpoint, ...]
     hosts: tuple[Endpoint, ...]
     outsides: tuple[Endpoint, ...]
+    inside: tuple[str, ...]
     device: str
     mac: str
 
@@ -72,34 +100,43 @@ class Result:
     protocols: list[str] = field(default_factory=list)
 
 
-class Probe:
-    """One measurement. Use: `with Probe(…) as probe: results = probe.measure(pairs)`."""
+Sent = tuple[str, str]
+"""Who sent, as `_sender` says, and to which address."""
+
+
+class Measurement:
+    """One measurement. Use: `with Measurement(…) as taken: results = taken.measure(pairs)`.
+
+    Unavailable if this kernel can't inject packets.
+    """
 
     def __init__(self, stations: Sequence[Station], routers: Sequence[Router]) -> None:
-        self._stations = {station.key: station for station in stations}
         self._routers = {router.tenant: router for router in routers}
+        self._stations = {s.key: s for s in stations if s.endpoints[0].tenant in self._routers}
+        self._ports = {station.mac: station.key for station in stations}
         self._mint = Minter()
-        self._numbers: list[tuple[str, str]] = []  # token number → (source's label and tenant, address)
-        self._known: dict[tuple[str, str], int] = {}
-        self._errors: dict[int, str] = {}
-        self._seen: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-        self._echoed: set[tuple[int, str]] = set()  # (number, who answered the echo)
-        self._returned: set[tuple[str, int | str, str]] = set()  # (receiver, number or "tcp", from whom)
-        self._senders: dict[str, set[str]] = defaultdict(set)  # tenant → who was seen at its router
+        self._senders: set[str] = set()
+        self._errors: dict[Sent, str] = {}
+        self._seen: dict[str, dict[Sent, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self._echoed: set[Sent] = set()
+        self._returned: set[tuple[str, str]] = set()  # (instance, address that something came to it from)
         self._sockets: list[socket.socket] = []
         self._poll = select.epoll()
-        self._receivers: dict[int, tuple[str, socket.socket]] = {}
+        self._receivers: dict[int, tuple[str, bool, socket.socket]] = {}  # (who hears, frames that leave, socket)
         self._raw: dict[tuple[str, int], socket.socket] = {}
+        self._injector: Injector
 
-    def __enter__(self) -> Probe:
+    def __enter__(self) -> Measurement:
         with contextlib.ExitStack() as undo:
             undo.callback(self.__exit__)
-            for key, station in self._stations.items():
-                call_in(station.netns, lambda key=key: self._open(key))  # type: ignore[misc]
+            try:
+                self._injector = Injector()
+            except OSError as error:
+                raise Unavailable(f"no packets can be injected: {error.strerror}", "see bpf(2)") from error
             for router in self._routers.values():
-                call_in(router.netns, lambda router=router: self._open(f"router {router.tenant}"))  # type: ignore[misc]
-                self._listen(f"uplink {router.tenant}", router.device)
-                self._raw[f"uplink {router.tenant}", 0] = self._packet_socket(router.device, socket.SOCK_DGRAM, 0)
+                call_in(router.netns, lambda router=router: self._open(router))  # type: ignore[misc]
+                uplink = self._listen(f"uplink {router.tenant}", router.device)
+                self._raw[f"uplink {router.tenant}", 0] = uplink
                 for host in router.hosts:
                     self._serve(host)
             undo.pop_all()
@@ -107,68 +144,69 @@ class Probe:
 
     def __exit__(self, *_: object) -> None:
         self._poll.close()
+        if hasattr(self, "_injector"):
+            self._injector.close()
         with ThreadPoolExecutor(16) as pool:  # closing a packet socket waits for the kernel's RCU: wait for all at once
             list(pool.map(socket.socket.close, self._sockets))
 
     def measure(self, pairs: Sequence[tuple[Endpoint, Endpoint]], *, beyond: bool = True) -> list[Result]:
         """Results in the order of `pairs`. `beyond` False: send nothing that would have to pass the host."""
         self._controls()
-        sent = set()
-        for source, target in pairs:
-            if (source, target.address) not in sent and (beyond or self._is_near(source, target)):
-                sent.add((source, target.address))
-                self._send(source, target.address)
-                if len(sent) % 16 == 0:
-                    self._receive(0)
-        asked = [pair for pair in pairs if (pair[0], pair[1].address) in sent]
+        due: dict[Endpoint, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        asked = [(source, target) for source, target in pairs if beyond or _is_near(source, target)]
+        for source, target in asked:
+            due[source][target.address] |= self._macs(source, target)
+        for router in self._routers.values():
+            mine = {source: to for source, to in due.items() if source.tenant == router.tenant}
+            call_in(router.netns, lambda router=router, mine=mine: self._send(router, mine))  # type: ignore[misc]
         self._wait(asked)
-        for tenant in self._routers:
-            arrived = self._seen[f"router {tenant}"]
-            self._senders[tenant] = {self._numbers[number][0] for number, protocols in arrived.items() if protocols}
+        routers = (self._seen[f"router {tenant}"] for tenant in self._routers)
+        self._senders = {who for seen in routers for (who, _), protocols in seen.items() if protocols}
+        known = set(asked)
         return [
             self._judge(source, target)
-            if (source, target.address) in sent
+            if (source, target) in known
             else Result(None, False, "not probed: the host's rules are not in place")
             for source, target in pairs
         ]
 
     # -- sockets -------------------------------------------------------------------------------------------------
 
-    def _open(self, key: str) -> None:
-        """In a namespace: a receiver on all devices, and raw sockets whose packets bring their own IP header."""
-        self._listen(key, None)
+    def _open(self, router: Router) -> None:
+        """In the router's namespace: receivers, and raw sockets whose packets bring their own IP header."""
+        for device in router.inside:
+            self._listen(f"router {router.tenant}", device)
+        for station in self._stations.values():
+            if station.endpoints[0].tenant == router.tenant:
+                self._listen(station.key, station.device, leaving=True)
         for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
             with contextlib.suppress(OSError):  # no IPv6 here
                 raw = self._keep(socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW))
                 raw.setblocking(False)
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-                self._raw[key, version] = raw
+                self._raw[f"router {router.tenant}", version] = raw
 
-    def _listen(self, key: str, device: str | None) -> None:
-        receiver = self._packet_socket(device, socket.SOCK_DGRAM, _ALL)
-        receiver.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
-        receiver.setsockopt(socket.SOL_SOCKET, 33, _BUFFER)  # SO_RCVBUFFORCE
-        self._watch(key, receiver)
-
-    def _packet_socket(self, device: str | None, kind: int, protocol: int) -> socket.socket:
-        sock = self._keep(socket.socket(socket.AF_PACKET, kind, socket.htons(protocol)))
+    def _listen(self, key: str, device: str, *, leaving: bool = False) -> socket.socket:
+        """A packet socket on one device: IP packets with the sender's MAC address."""
+        sock = self._keep(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
         sock.setblocking(False)
-        if device is not None:
-            sock.bind((device, protocol))
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        with contextlib.suppress(OSError):  # no such device: nothing is seen there
+            sock.bind((device, _ALL))
+            self._watch(key, sock, leaving=leaving)
         return sock
 
     def _serve(self, host: Endpoint) -> None:
         """A UDP socket at the host's address: it must stay silent, although it works (it hears the host itself)."""
         family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
+        sock = self._keep(socket.socket(family, socket.SOCK_DGRAM))
         with contextlib.suppress(OSError):
-            sock = self._keep(socket.socket(family, socket.SOCK_DGRAM))
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host.address, UDP_PORT))
-            self._watch(f"host {host.address}", sock)
+            self._watch(_hearing(host), sock)
 
-    def _watch(self, key: str, sock: socket.socket) -> None:
-        self._receivers[sock.fileno()] = (key, sock)
+    def _watch(self, key: str, sock: socket.socket, *, leaving: bool = False) -> None:
+        self._receivers[sock.fileno()] = (key, leaving, sock)
         self._poll.register(sock, select.EPOLLIN)
 
     def _keep(self, sock: socket.socket) -> socket.socket:
@@ -181,57 +219,62 @@ class Probe:
         for station in self._stations.values():
             for endpoint in station.endpoints:
                 gateway = next((g for g in station.gateways if (":" in g) == (endpoint.version == 6)), None)
-                if gateway:
-                    key = f"router {endpoint.tenant}"
-                    self._transmit(
-                        key, ("icmp",), gateway, endpoint.address, self._number(f"control {key}", endpoint.address)
-                    )
+                raw = self._raw.get((f"router {endpoint.tenant}", endpoint.version))
+                if gateway and raw:
+                    probe = self._mint.probe(_CONTROL, "icmp", gateway, endpoint.address)
+                    with contextlib.suppress(OSError):
+                        raw.sendto(probe.packet, (endpoint.address, 0))
         for router in self._routers.values():
             for host in router.hosts:
                 family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
-                number = self._number(f"control host {host.address}", host.address)
-                packet = self._mint.packet("udp", host.address, host.address, number)
+                probe = self._mint.probe(_CONTROL, "udp", host.address, host.address)
                 with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
                     sock.bind((host.address, 0))
-                    sock.sendto(packet, (host.address, UDP_PORT))
+                    sock.sendto(probe.packet, (host.address, UDP_PORT))
 
-    def _send(self, source: Endpoint, address: str) -> None:
-        number = self._number(_sender(source), address)
-        if source.kind == "instance":
-            self._transmit(source.label, PROTOCOLS, source.address, address, number)
-            if (_sender(source), everybody := _EVERYBODY[source.version]) not in self._known:
-                broadcast = self._number(_sender(source), everybody)
-                self._transmit(source.label, ("udp",), source.address, everybody, broadcast)
-            return
-        router = self._routers[source.tenant]
-        uplink = self._raw[f"uplink {source.tenant}", 0]
-        for protocol in PROTOCOLS:
-            packet = self._mint.packet(protocol, source.address, address, number)
-            kind = _IPV6 if source.version == 6 else _IP
+    def _macs(self, source: Endpoint, target: Endpoint) -> set[str]:
+        """Where an instance's frame to the target goes: to the target itself, and to the router unless it is near."""
+        if source.kind != "instance":
+            return set()
+        station = self._stations[source.label]
+        router = gateway_mac(source.network)
+        if target.kind in ("host", "outside"):
+            return {router}
+        near = any(ip_address(target.address) in ip_network(subnet) for subnet in station.subnets)
+        mac = self._stations[target.label].mac if target.kind == "instance" else gateway_mac(target.network)
+        return {mac} if near else {mac, router}
+
+    def _send(self, router: Router, due: dict[Endpoint, dict[str, set[str]]]) -> None:
+        """Everything that one tenant's endpoints send. In the router's namespace."""
+        for source, addresses in due.items():
+            for address, macs in addresses.items():
+                for protocol in PROTOCOLS:
+                    packet = self._mint.probe(_sender(source), protocol, source.address, address).packet
+                    if source.kind == "instance":
+                        self._inject(source, address, macs, packet)
+                    else:
+                        self._put_on_uplink(source, address, router, packet)
+                self._receive(0)
+            if source.kind == "instance":
+                address, mac = _EVERYBODY[source.version]
+                packet = self._mint.probe(_sender(source), "udp", source.address, address).packet
+                self._inject(source, address, {mac}, packet)
+
+    def _inject(self, source: Endpoint, address: str, macs: Iterable[str], packet: bytes) -> None:
+        station = self._stations[source.label]
+        for mac in macs:
             try:
-                uplink.sendto(packet, (router.device, kind, 0, 0, bytes.fromhex(router.mac.replace(":", ""))))
+                self._injector.inject(station.index, frame(mac, station.mac, packet))
             except OSError as error:
-                self._errors[number] = str(error.strerror)
+                self._errors[_sender(source), address] = str(error.strerror)
 
-    def _transmit(self, key: str, protocols: Iterable[str], source: str, address: str, number: int) -> None:
-        raw = self._raw.get((key, 6 if ":" in address else 4))
-        for protocol in protocols:
-            try:
-                if raw is None:
-                    raise OSError(0, "no IP of this version in the namespace")
-                raw.sendto(self._mint.packet(protocol, source, address, number), (address, 0))
-            except OSError as error:  # no route, or the queue of an address that doesn't answer is full
-                self._errors[number] = str(error.strerror)
-
-    def _number(self, sender: str, address: str) -> int:
-        if (sender, address) not in self._known:
-            self._known[sender, address] = len(self._numbers)
-            self._numbers.append((sender, address))
-        return self._known[sender, address]
-
-    def _is_near(self, source: Endpoint, target: Endpoint) -> bool:
-        """Whether a packet to the target's address stays in the tenant's namespace, by what is wanted."""
-        return source.kind != "instance" or (wanted(source, target) and target.kind != "outside")
+    def _put_on_uplink(self, source: Endpoint, address: str, router: Router, packet: bytes) -> None:
+        kind = IPV6 if source.version == 6 else IP
+        try:
+            sock = self._raw[f"uplink {router.tenant}", 0]
+            sock.sendto(packet, (router.device, kind, 0, 0, bytes.fromhex(router.mac.replace(":", ""))))
+        except OSError as error:
+            self._errors[_sender(source), address] = str(error.strerror)
 
     # -- receiving -----------------------------------------------------------------------------------------------
 
@@ -248,26 +291,45 @@ class Probe:
 
     def _receive(self, timeout: float) -> None:
         for fd, _ in self._poll.poll(timeout):
-            key, sock = self._receivers[fd]
-            seen = self._seen[key]
-            with contextlib.suppress(BlockingIOError):
+            key, leaving, sock = self._receivers[fd]
+            with contextlib.suppress(OSError):  # nothing more, or the device is gone
                 for _ in range(256):
-                    packet = sock.recv(2048)
-                    found = self._mint.read(packet)
-                    if found is not None and found.number < len(self._numbers):
-                        seen[found.number].add(found.protocol)
-                        self._returned.add((key, found.number, found.source))
-                        if found.reply:
-                            self._echoed.add((found.number, found.source))
-                    elif (sender := tcp_sender(packet)) is not None:
-                        self._returned.add((key, "tcp", sender))
+                    packet, origin = sock.recvfrom(2048)
+                    if sock.family != socket.AF_PACKET:
+                        self._take(key, packet, None)
+                    elif (origin[2] == _OUTGOING) == leaving:
+                        self._take(key, packet, origin[4].hex(":"))
+
+    def _take(self, key: str, packet: bytes, mac: str | None) -> None:
+        """What was received by `key` from the MAC address `mac`; from a host's socket `mac` is None."""
+        probe = self._mint.find(packet)
+        if mac is None:
+            if probe:
+                self._seen[key][probe.sender, probe.address].add(probe.protocol)
+            return
+        if (source := sender(packet)) is None:
+            return
+        if probe is None:
+            if is_tcp(packet):
+                self._returned.add((key, source))
+            return
+        who, sent = probe.sender.partition(" ")[0], (probe.sender, probe.address)
+        if self._ports.get(mac, who) != who:
+            return  # an instance has repeated what it saw
+        if probe.is_to_same(packet) if key.startswith("uplink ") else probe.is_same(packet):
+            self._seen[key][sent].add(probe.protocol)
+            return
+        if key == who and source == probe.address:
+            self._returned.add((key, source))
+            if probe.is_answer(packet):
+                self._echoed.add(sent)
 
     # -- judging -------------------------------------------------------------------------------------------------
 
     def _judge(self, source: Endpoint, target: Endpoint) -> Result:
         came = self._arrivals(source, target)
         left, receives = self._left(source), self._receives(target)
-        error = self._errors.get(self._known[_sender(source), target.address])
+        error = self._errors.get((_sender(source), target.address))
         if came:
             return Result(True, left and receives, None, sorted(came))
         if left and receives:
@@ -277,40 +339,38 @@ class Probe:
 
     def _arrivals(self, source: Endpoint, target: Endpoint) -> set[str]:
         """By which protocols the source reached the target."""
-        number = self._known[_sender(source), target.address]
+        sent = _sender(source), target.address
         if target.kind == "instance":
-            return self._seen[target.label][number] | self._strays(source, target, target.label)
+            return self._seen[target.label][sent] | self._strays(source, target, target.label)
         if target.kind == "outside":
-            return self._seen[f"uplink {target.tenant}"][number]
+            return self._seen[f"uplink {target.tenant}"][sent]
         if target.kind == "host":
-            spoke = {(source.label, what, target.address) for what in (number, "tcp")} & self._returned
-            return self._seen[f"host {target.address}"][number] | ({"answer"} if spoke else set())
+            spoke = (source.label, target.address) in self._returned
+            return self._seen[_hearing(target)][sent] | ({"answer"} if spoke else set())
         if target.tenant == source.tenant:  # the router sees everything: what counts is that it answers
-            return {"icmp"} if (number, target.address) in self._echoed else set()
+            return {"icmp"} if sent in self._echoed else set()
         router = f"router {target.tenant}"
-        return self._seen[router][number] | self._strays(source, target, router)
+        return self._seen[router][sent] | self._strays(source, target, router)
 
     def _strays(self, source: Endpoint, target: Endpoint, receiver: str) -> set[str]:
         """Whether the source's broadcast came to a target that it should not reach."""
-        number = self._known.get((_sender(source), _EVERYBODY[source.version]))
-        stray = number is not None and bool(self._seen[receiver][number]) and not wanted(source, target)
-        return {"broadcast"} if stray else set()
+        sent = _sender(source), _EVERYBODY[source.version][0]
+        return {"broadcast"} if self._seen[receiver][sent] and not wanted(source, target) else set()
 
     def _left(self, source: Endpoint) -> bool:
-        """Whether anything from the source was seen at its router."""
-        return _sender(source) in self._senders[source.tenant]
+        """Whether anything from the source was seen at its router or behind it."""
+        return _sender(source) in self._senders
 
     def _receives(self, target: Endpoint) -> bool:
         """Whether the target's receiver saw a packet that it should see."""
         if target.kind == "instance":
-            control = self._known.get((f"control router {target.tenant}", target.address))
-            return control is not None and bool(self._seen[target.label][control])
+            return bool(self._seen[target.label][_CONTROL, target.address])
         if target.kind == "host":
-            control = self._known.get((f"control host {target.address}", target.address))
-            return control is not None and bool(self._seen[f"host {target.address}"][control])
-        if target.kind == "outside":
-            return bool(self._seen[f"uplink {target.tenant}"])
-        return bool(self._seen[f"router {target.tenant}"])
+            return bool(self._seen[_hearing(target)][_CONTROL, target.address])
+        return bool(self._seen[f"{'uplink' if target.kind == 'outside' else 'router'} {target.tenant}"])
+
+
+_CONTROL = "control"
 
 
 def _sender(source: Endpoint) -> str:
@@ -318,5 +378,14 @@ def _sender(source: Endpoint) -> str:
     return f"{source.label} {source.tenant} {source.address}"
 
 
+def _hearing(host: Endpoint) -> str:
+    return f"host {host.address}"
+
+
 def _expected(target: Endpoint) -> tuple[str, ...]:
     return ("icmp",) if target.kind == "gateway" else PROTOCOLS
+
+
+def _is_near(source: Endpoint, target: Endpoint) -> bool:
+    """Whether a packet to the target's address stays in the tenant's namespace, by what is wanted."""
+    return source.kind != "instance" or (wanted(source, target) and target.kind != "outside")

@@ -1,7 +1,8 @@
 """`insula verify`: what tenants asked for, what is installed, and what packets do, side by side.
 
 Three independent answers to "may A reach B": `intent` computes it from the tenants' networks, the fabric reads back
-what the kernel has, and `probe` sends packets. Where they differ, isolation is not what it should be.
+what the kernel has, and `probe` sends packets. Where they differ, isolation is not what it should be. Nothing of it
+happens inside an instance's namespace but the reading of its list of devices.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from insula.model.objects import Network, Port, Tenant
 from insula.model.views import Reachability, VerifyReport
 from insula.network import intent
 from insula.network.fabric import Fabric
-from insula.network.probe import Probe, Result, Router, Station
+from insula.network.probe import Measurement, Result, Router, Station
 
 
 class Probed(Fabric, Protocol):
@@ -24,6 +25,15 @@ class Probed(Fabric, Protocol):
 
     def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router:
         """The tenant's router; the caller closes its `netns`."""
+        ...
+
+    def station(self, tenant: Tenant, network: Network, port: Port) -> Station:
+        """The instance at a port, as it is seen from the host."""
+        ...
+
+    def strange_devices(self, ports: Mapping[int, int], owners: Sequence[Port]) -> list[str]:
+        """What leads out of an instance's namespace beside its port, as text. `ports` are namespace descriptors by
+        the index of the port, `owners` the ports."""
         ...
 
 
@@ -46,17 +56,22 @@ def verify(
     drift = [f"host: {text}" for text in host_drift]
     for one in installed:
         drift += [f"{one.tenant}: {text}" for text in (*one.drift, *intent.differences(one, networks, running))]
-    stations = [_station(port, by_name[port.tenant, port.network], netns[port.index]) for port in running]
+    drift += fabric.strange_devices(netns, running)
+    owners = {one.tenant: tenant for tenant, one in zip(tenants, installed, strict=True) if one.namespace}
+    stations = [
+        fabric.station(owners[port.tenant], by_name[port.tenant, port.network], port)
+        for port in running
+        if port.tenant in owners
+    ]
     with contextlib.ExitStack() as stack:
         routers = []
-        for tenant, one in zip(tenants, installed, strict=True):
-            if one.namespace:
-                router = fabric.router(tenant, [network for network in networks if network.tenant == tenant.name])
-                stack.callback(os.close, router.netns)
-                routers.append(router)
+        for tenant in owners.values():
+            router = fabric.router(tenant, [network for network in networks if network.tenant == tenant.name])
+            stack.callback(os.close, router.netns)
+            routers.append(router)
         pairs = _pairs(stations, routers)
-        probe = stack.enter_context(Probe(stations, routers))
-        results = probe.measure(pairs, beyond=not host_drift)
+        taken = stack.enter_context(Measurement(stations, routers))
+        results = taken.measure(pairs, beyond=not host_drift)
     permitted = intent.Permitted(installed, running)
     matrix = [_cell(*pair, permitted(*pair), result) for pair, result in zip(pairs, results, strict=True)]
     passed = not drift and all(cell.ok and cell.probed is not None and cell.control for cell in matrix)
@@ -69,11 +84,6 @@ def _pairs(stations: Sequence[Station], routers: Sequence[Router]) -> list[tuple
         endpoints += [*router.gateways, *router.hosts, *router.outsides]
     routed = {router.tenant for router in routers}
     return [(source, target) for source, target in intent.pairs(endpoints) if source.tenant in routed]
-
-
-def _station(port: Port, network: Network, netns: int) -> Station:
-    gateways = (network.gateway, *([network.gateway6] if network.gateway6 else []))
-    return Station(tuple(intent.of_port(port, network)), netns, gateways)
 
 
 def _cell(source: intent.Endpoint, target: intent.Endpoint, installed: bool, result: Result) -> Reachability:

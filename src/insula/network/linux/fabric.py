@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,12 +19,12 @@ from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.network import intent
 from insula.network.addresses import uplink_mac
 from insula.network.fabric import Installed
-from insula.network.linux import namespaces, plan, readback, resolver, rules
+from insula.network.linux import inside, namespaces, plan, readback, resolver, rules
 from insula.network.linux.domain import Domain, gateways
 from insula.network.linux.plan import Plan
 from insula.network.linux.reaper import Reaper, is_gone
 from insula.network.linux.sysctl import HostSettings
-from insula.network.probe import Router
+from insula.network.probe import Router, Station
 
 _NEIGHBOURS = {"ipv4/neigh/default/gc_thresh": (16384, 65536), "ipv6/neigh/default/gc_thresh": (16384, 65536)}
 
@@ -246,9 +247,34 @@ class LinuxFabric:
             gateways=tuple(gateway for network in networks for gateway in intent.of_gateway(network)),
             hosts=tuple(intent.Endpoint("host", tenant.name, 0, "host", a) for a in (host, host6)[:versions]),
             outsides=tuple(intent.outside(tenant.name)[:versions]),
+            inside=(plan.UPLINK, *(plan.bridge(network.index) for network in networks)),
             device=self.plan.uplink(tenant.index),
             mac=uplink_mac(tenant.index, host=False),
         )
+
+    def station(self, tenant: Tenant, network: Network, port: Port) -> Station:
+        """Where the instance's probes are injected and received. What follows from a change of its carrier is done."""
+        device = plan.port(port.index)
+        with contextlib.suppress(OSError):  # it is missing, which `installed` tells
+            self._domain(tenant).rtnl.settle(device)
+        return Station(
+            endpoints=tuple(intent.of_port(port, network)),
+            gateways=(network.gateway, *([network.gateway6] if network.gateway6 else [])),
+            subnets=(network.subnet, *([network.subnet6] if network.subnet6 else [])),
+            device=device,
+            index=plan.port_index(port.index),
+            mac=port.mac,
+        )
+
+    def strange_devices(self, ports: Mapping[int, int], owners: Sequence[Port]) -> list[str]:
+        """What leads out of instances' namespaces beside their ports."""
+        with contextlib.ExitStack() as stack:
+            tenants: dict[str, int] = {}
+            for name in {port.tenant for port in owners}:
+                if (netns := namespaces.open_named(self.plan.namespace(name))) is not None:
+                    stack.callback(os.close, netns)
+                    tenants[name] = netns
+            return inside.strange_devices(ports, owners, tenants)
 
     # -- cleaning up -----------------------------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ def _port(index: int, link: Link, links: dict[int, Link], elements: dict[str, se
         macs=allowed("macs"),
         addresses=allowed("ipv4"),
         addresses6=allowed("ipv6"),
-        up=link.up,
+        up=link.up and link.carrier,
     )
 
 
@@ -132,7 +132,7 @@ def _port_drift(ports: list[InstalledPort], links: dict[int, Link], forwarding: 
             yield f"device {port.device} has the wrong interface index"
             continue
         if not port.up:
-            yield f"device {port.device} is down"
+            yield f"device {port.device} is down" if not link.up else f"device {port.device} has no carrier"
         if port.network is None:
             yield f"device {port.device} is on no bridge"
         if link.learning or link.flood:

@@ -7,6 +7,9 @@ send what is for a group to all, so nobody needs these, and each start would cos
 of the `inet` family decides what the tenant's router does: answer pings and names at its gateways, forward to
 the uplink and statefully back, nothing between two networks. The table in the host's namespace keeps tenants apart from
 each other and from the host. Everything not accepted is dropped.
+
+Neither router nor host reports to an instance that a probe of `insula verify` could not be delivered: the report would
+quote the address of somebody else's instance.
 """
 
 from __future__ import annotations
@@ -22,14 +25,19 @@ from insula.network.addresses import link_local
 from insula.network.linux import plan
 from insula.network.linux.namespaces import call_in_new
 from insula.network.linux.plan import Plan
+from insula.network.packets import DSCP
 
-PROBE_DSCP: Final = 0x3F  # of the packets that verify isolation: the host never forwards them (RFC 2474, local use)
 CONNECTIONS: Final = 16384  # that a tenant may have to the outside: conntrack counts them against a limit of the host's
 QUESTIONS: Final = 2000  # to the tenant's resolver, a second: its time is the host's
 CALLS: Final = 50  # to it over TCP, a second: each costs a process
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
 """What is in which set; the set's name is "family set"."""
+
+_ERRORS: Final = f"""\
+icmp type {{ destination-unreachable, time-exceeded }} @th,72,8 & 0xfc == {DSCP << 2:#x} drop
+        icmpv6 type {{ destination-unreachable, time-exceeded }} @th,64,16 & 0xfc0 == {DSCP << 6:#x} drop"""
+"""Drops ICMP errors about probes, which quote the probe's header (RFC 792, RFC 4443) and its DSCP in it."""
 
 _TENANT = """
 table bridge {table} {{
@@ -99,6 +107,10 @@ table inet {table} {{
         ct state new ct count over {connections} drop comment "the host's table for connections is everybody's"
         iifname @bridges oifname "{uplink}" accept
     }}
+    chain output {{
+        type filter hook output priority 0; policy accept;
+        {errors}
+    }}
     chain postrouting {{
         type nat hook postrouting priority 100; policy accept;
         oifname "{uplink}" masquerade
@@ -134,6 +146,13 @@ table inet {table} {{
         ct state established,related accept
         drop
     }}
+    chain output {{
+        type filter hook output priority -5; policy accept;
+        oifname "{uplinks}*" goto errors
+    }}
+    chain errors {{
+        {errors}
+    }}
     chain postrouting {{
         type nat hook postrouting priority 100; policy accept;
         iifname "{uplinks}*" oifname != "{uplinks}*" masquerade
@@ -144,14 +163,21 @@ table inet {table} {{
 
 def tenant_rules(table: str) -> str:
     """The static part of both tables in a tenant's namespace."""
-    return _TENANT.format(table=table, uplink=plan.UPLINK, connections=CONNECTIONS, questions=QUESTIONS, calls=CALLS)
+    return _TENANT.format(
+        table=table,
+        uplink=plan.UPLINK,
+        connections=CONNECTIONS,
+        questions=QUESTIONS,
+        calls=CALLS,
+        errors=_ERRORS,
+    )
 
 
 def host_rules(names: Plan) -> str:
     """The table in the host's namespace. Uplinks' addresses are nobody's outside, and at link-local ones a cloud tells
     its machine, the host, secrets: nothing is sent to either."""
     return _HOST.format(
-        table=names.prefix, uplinks=names.uplinks, range4=names.range4, range6=names.range6, dscp=PROBE_DSCP
+        table=names.prefix, uplinks=names.uplinks, range4=names.range4, range6=names.range6, dscp=DSCP, errors=_ERRORS
     )
 
 
