@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Final
@@ -499,8 +499,3 @@ def _parse_neighbour(family: int, body: bytes) -> Neighbour:
         address=str(ip_address(to)) if to and family != socket.AF_BRIDGE else None,
         permanent=bool(state & NUD_PERMANENT) or (family == socket.AF_BRIDGE and bool(state & NUD_NOARP)),
     )
-
-
-def names(links: Iterable[Link]) -> dict[str, Link]:
-    """The links by name."""
-    return {link.name: link for link in links}
