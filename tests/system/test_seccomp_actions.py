@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -166,6 +167,36 @@ def depart(profile: dict[str, Any], script: str, restricted: bool) -> tuple[str,
         os.waitpid(pid, 0)
         os.close(pidfd)
     return printed, told
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_an_agent_may_go_once_it_has_read_all(tmp_path: Path, size: int) -> None:
+    """It has the listener then. Tried often, because it closes at another moment each time."""
+    profile = {"listenerPath": str(tmp_path / "agent.sock"), "listenerMetadata": "x" * size}
+    tries = 100 if size == 0 else 5
+    heard: list[int] = []
+
+    def answer(listener: socket.socket) -> None:
+        for _ in range(tries):
+            connection, _ = listener.accept()
+            with connection:
+                read, fds, _, _ = socket.recv_fds(connection, 1 << 20, 1)
+                while not read.endswith(b"}}"):
+                    read += connection.recv(1 << 20)
+                heard.append(len(read))
+                os.close(fds[0])
+
+    pidfd = os.pidfd_open(os.getpid())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(profile["listenerPath"])
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+        thread.start()
+        for _ in range(tries):
+            notify.pass_on(pidfd, pidfd, profile, STATE, 1)
+        thread.join(20)
+    os.close(pidfd)
+    assert len(heard) == tries and min(heard) > size
 
 
 def notifying(path: Path, names: tuple[str, ...] = ("mkdir", "mkdirat"), **more: Any) -> dict[str, Any]:

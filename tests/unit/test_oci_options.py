@@ -178,7 +178,7 @@ def test_the_version_is_in_runcs_form(capsys: pytest.CaptureFixture[str]) -> Non
     """dockerd reads "NAME version X" and containerd "spec: X" of it."""
     assert main(["--version"]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("insula-oci version ") and second == "spec: 1.2.0"
+    assert first.startswith("insula-oci version ") and second == "spec: 1.3.0"
 
 
 def test_state_starts_in_milliseconds_because_it_imports_little() -> None:
@@ -211,7 +211,7 @@ def test_signals(text: str, number: int) -> None:
     assert signal_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "0", "32", "65", "-9", "SIG9", "FOO", "RTMIN+31", "²"])
+@pytest.mark.parametrize("text", ["", "32", "65", "-9", "SIG9", "FOO", "RTMIN+31", "²"])
 def test_no_signals(text: str) -> None:
     with pytest.raises(Invalid, match="there is no signal"):
         signal_number(text)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from insula.container.config import check_resources
+from insula.container.config import check_resources, no_more_processes, since
 from insula.oci.verbs.events import statistics
-from insula.oci.verbs.update import merge, without_zeros
+from insula.oci.verbs.update import lift_swap, merge, without_zeros
 from tests.unit.valid_config import FULL
 
 
@@ -38,6 +38,31 @@ def test_limits_are_merged_by_field_and_lists_replaced() -> None:
 )
 def test_zero_means_as_it_is_where_it_is_no_limit(sent: dict[str, Any], left: dict[str, Any]) -> None:
     assert without_zeros(sent) == left
+
+
+@pytest.mark.parametrize(
+    ("version", "limit", "becomes"),
+    [("1.3.0", 0, 1), ("1.4.0-dev", 0, 1), ("1.2.1", 0, 0), ("1.0.2-dev", 0, 0), ("1.3.0", -1, -1), ("1.3.0", 7, 7)],
+)
+def test_since_1_3_a_pids_limit_of_0_is_one(version: str, limit: int, becomes: int) -> None:
+    resources = {"pids": {"limit": limit}}
+    if since({"ociVersion": version}, 3):
+        no_more_processes(resources)
+    assert resources == {"pids": {"limit": becomes}}
+
+
+@pytest.mark.parametrize(
+    ("now", "wanted", "swap"),
+    [
+        ({"limit": 1 << 20, "swap": 1 << 21}, {"limit": -1}, -1),
+        ({"limit": 1 << 20, "swap": 1 << 21}, {"limit": -1, "swap": 1 << 30}, 1 << 30),
+        ({"limit": 1 << 20, "swap": 1 << 21}, {"limit": 1 << 21}, None),
+        ({"limit": 1 << 20}, {"limit": -1}, None),
+    ],
+)
+def test_without_a_limit_of_memory_there_is_none_with_swap(now: Any, wanted: Any, swap: int | None) -> None:
+    lift_swap(now, wanted)
+    assert wanted.get("swap") == swap
 
 
 def test_the_limits_of_a_full_config_can_be_merged_with_themselves() -> None:

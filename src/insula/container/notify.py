@@ -60,7 +60,8 @@ def pass_on(pidfd: int, listener: int, profile: Mapping[str, Any], state: Mappin
             sock.connect(path)
             rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
             sent = sock.sendmsg([data], rights)
-            sock.sendall(data[sent:])
+            if sent < len(data):  # to send nothing fails, too, when the agent has read all and closed
+                sock.sendall(data[sent:])
         except OSError as error:
             raise OSError(error.errno, f"listenerPath: {error.strerror or error}", path) from None
         finally:

@@ -55,6 +55,7 @@ class Created:
         self.master = -1
         self.scope: Scope | None = None
         self.hooked = False  # hooks have run, so that those of poststop must
+        self.started = False
 
     def state(self, status: str) -> dict[str, Any]:
         """The state of the runtime-spec, for hooks."""
@@ -213,6 +214,9 @@ def announce(made: Created, bundle: str, undo: Undo) -> Cgroup | None:
     undo.callback(made.forget)
     if group and group.exists() and group.processes():  # its limits, `kill --all` and `delete` would hit them
         raise Conflict(f"linux.cgroupsPath: control group {group.path} has processes already", "use another")
+    if group and (frozen := group.frozen_at()):
+        hint = f"thaw {frozen}, or use another: a process that joins would stand still"
+        raise Conflict("linux.cgroupsPath: container's cgroup unexpectedly frozen", hint)
     made.container.save_config(made.config)
     made.container.save(made.record)
     return group
@@ -229,6 +233,8 @@ def read_config(arguments: Arguments, bundle: str) -> dict[str, Any]:
     except ValueError as error:
         raise Invalid(f"{path}: it is not JSON: {error}", "see `insula-oci spec` for one to start from") from None
     config = checks.check(raw, bundle=bundle, warn=lambda message: log.warning(message, arguments))
+    if checks.since(config, 3):
+        checks.no_more_processes(config["linux"].get("resources") or {})
     if rules := (config["linux"].get("resources") or {}).get("devices"):
         rules += devices.DEFAULT  # as runc does: engines deny all, and name what is more than these
     if count := streams.listening():
@@ -284,12 +290,24 @@ def _outside_uid(config: dict[str, Any], uid: int) -> int:
 
 
 def start(made: Created) -> None:
-    """Tell the waiting child to become the program, and make sure that it does. StepError if not."""
+    """Tell the waiting child to become the program, and make sure that it does. StepError if not, or by a hook."""
     wire.send(made.child.sync, {"event": "start"})
     while made.hear() is not None:
         continue
-    made.hooked = True
+    made.hooked = made.started = True
     if made.config.get("hooks"):
-        from insula.container import hooks
+        run_poststart(made)
 
+
+def run_poststart(made: Created) -> None:
+    """One that fails is the container's end since runtime-spec 1.3, and a warning before."""
+    from insula.container import hooks
+
+    if not checks.since(made.config, 3):
         hooks.run_all(made.config, "poststart", made.state("running"), made.warn)
+        return
+    try:
+        hooks.run(made.config, "poststart", made.state("running"))
+    except StepError:
+        made.kill()
+        raise

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         annotations: dict[str, str]
 
 
-OCI_VERSION = "1.2.0"
+OCI_VERSION = "1.3.0"
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
 

@@ -69,7 +69,12 @@ def preserved(arguments: Arguments) -> int:
 
 
 def listening() -> int:
-    """LISTEN_FDS of our own environment: sockets that systemd opened for us (sd_listen_fds(3))."""
+    """LISTEN_FDS of our own environment: sockets that systemd opened for us (sd_listen_fds(3)).
+
+    Without our PID in LISTEN_PID they were meant for another process: it is then as if there were none.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return 0
     value = os.environ.get("LISTEN_FDS", "")
     return int(value) if value.isdecimal() and len(value) < 5 else 0
 

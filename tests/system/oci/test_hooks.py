@@ -75,7 +75,7 @@ def test_order_and_state(box: Box) -> None:
     }
     for name, state in states.items():
         if name != "program":
-            assert (state["id"], state["bundle"], state["ociVersion"]) == (NAME, str(box.path), "1.2.0")
+            assert (state["id"], state["bundle"], state["ociVersion"]) == (NAME, str(box.path), "1.3.0")
             assert state["annotations"] == {"org.example": "x"}
     assert {name: states[name]["pid"] for name in ("prestart", "createRuntime", "poststart")} == {
         "prestart": pid,
@@ -184,8 +184,9 @@ def test_start_fails_with_its_hook(box: Box) -> None:
     assert not (box.rootfs / "tmp/ran").exists()
 
 
-@pytest.mark.parametrize("kind", AFTER)
-def test_a_failure_afterwards_is_a_warning(box: Box, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "version"), [("poststart", "1.2.1"), ("poststop", "1.2.1"), ("poststop", "1.3.0")])
+def test_a_failure_afterwards_is_a_warning(box: Box, kind: str, version: str) -> None:
+    box.config["ociVersion"] = version
     told = box.path / "told"
     hook(box, kind, "exit 3")
     hook(box, kind, f"touch {told}")
@@ -193,6 +194,25 @@ def test_a_failure_afterwards_is_a_warning(box: Box, kind: str) -> None:
     assert result.status == 5
     assert result.err.startswith(f"warning: hooks.{kind}[0]: /bin/sh: it ended with status 3")
     assert told.exists()
+
+
+@pytest.mark.parametrize("verb", ["run", "start"])
+def test_since_1_3_a_failed_poststart_hook_is_the_containers_end(box: Box, verb: str) -> None:
+    """runtime.md, lifecycle, 9: an error, the container is stopped and destroyed, and its poststop hooks run."""
+    told = box.path / "told"
+    hook(box, "poststart", "exit 3")
+    hook(box, "poststart", f"touch {box.path}/second")
+    hook(box, "poststop", f"cat > {told}")
+    if verb == "run":
+        box.script("exec sleep 600")
+        line = box.oci.fails("run", "--bundle", box.path, NAME)
+    else:
+        box.create("exec sleep 600")
+        line = box.oci.fails("start", NAME)
+    assert "run hooks.poststart[0]: /bin/sh: it ended with status 3" in line
+    assert box.left() == []
+    assert json.loads(told.read_text())["status"] == "stopped"
+    assert not (box.path / "second").exists()
 
 
 def test_a_hook_that_takes_too_long(box: Box) -> None:

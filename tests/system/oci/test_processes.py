@@ -125,13 +125,12 @@ def test_terminals_that_nobody_would_hold(box: Box, console: ConsoleSocket) -> N
 # -- descriptors and attributes ----------------------------------------------------------------------------------------
 
 
-def run_with(box: Box, descriptors: list[int], *words: object, **environment: str) -> str:
-    """Run with these as descriptors 3, 4, …; the output."""
+def run_with(box: Box, descriptors: list[int], *words: object, before: str = "A=1") -> str:
+    """Run with these as descriptors 3, 4, …, and with variables that the shell sets `before`; the output."""
     command = box.oci.command(*words)
     redirections = " ".join(f"{3 + index}<&{fd}" for index, fd in enumerate(descriptors))
-    shell = ["bash", "-c", f'exec "$@" {redirections}', "bash", *command]
-    env = {**os.environ, **environment}
-    done = subprocess.run(shell, pass_fds=descriptors, capture_output=True, text=True, timeout=30, env=env)
+    shell = ["bash", "-c", f'export {before}; exec "$@" {redirections}', "bash", *command]
+    done = subprocess.run(shell, pass_fds=descriptors, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
 
@@ -158,8 +157,14 @@ def test_sockets_of_systemd(box: Box) -> None:
     """LISTEN_FDS of our environment is the container's too (sd_listen_fds(3))."""
     with socket.socket() as listener:
         box.script("echo $LISTEN_FDS $LISTEN_PID; readlink /proc/self/fd/3")
-        found = run_with(box, [listener.fileno()], "run", "--bundle", box.path, NAME, LISTEN_FDS="1").split()
-    assert found[:2] == ["1", "1"] and found[2].startswith("socket:")
+        words = ("run", "--bundle", box.path, NAME)
+        found = run_with(box, [listener.fileno()], *words, before="LISTEN_FDS=1 LISTEN_PID=$$").split()
+        assert found[:2] == ["1", "1"] and found[2].startswith("socket:")
+        # not for us: those of a process that left its environment to us, or of nobody
+        box.script("echo ${LISTEN_FDS-none} ${LISTEN_PID-none}; ls /proc/self/fd | wc -w")
+        for before in ("LISTEN_FDS=1 LISTEN_PID=1", "LISTEN_FDS=1"):
+            assert run_with(box, [listener.fileno()], *words, before=before).split() == ["none", "none", "4"]
+        assert run_with(box, [], *words, before="LISTEN_FDS=1").split()[0] == "none"
 
 
 def test_attributes(box: Box) -> None:

@@ -56,7 +56,7 @@ def web(make: Factory) -> Resident:
 
 def test_state_is_that_of_the_spec(oci: Oci, web: Resident) -> None:
     assert oci.json("state", "web") == {
-        "ociVersion": "1.2.0",
+        "ociVersion": "1.3.0",
         "id": "web",
         "status": "running",
         "pid": web.process.pid,
@@ -340,7 +340,7 @@ def test_spec_writes_a_valid_config(oci: Oci, tmp_path: Path) -> None:
 
 def test_features_are_what_the_spec_calls_so(oci: Oci) -> None:
     found = oci.json("features")
-    assert found["ociVersionMin"] == "1.0.0" and re.fullmatch(r"1\.2\.\d+", found["ociVersionMax"])
+    assert found["ociVersionMin"] == "1.0.0" and re.fullmatch(r"1\.3\.\d+", found["ociVersionMax"])
     assert {"rro", "idmap", "tmpcopyup", "rslave"} <= set(found["mountOptions"])
     assert len(found["hooks"]) == 6 and "time" in found["linux"]["namespaces"]
     assert found["linux"]["intelRdt"] == {"enabled": False}

@@ -62,5 +62,19 @@ def check_resources(resources: object, *, alone: bool = True) -> dict[str, Any]:
     return resources
 
 
+def since(config: dict[str, Any], minor: int) -> bool:
+    """Whether a config, which has been checked, is of version 1.`minor` of the runtime-spec or later."""
+    return int(config.get("ociVersion", "1.0.0").split(".")[1]) >= minor
+
+
+def no_more_processes(resources: dict[str, Any]) -> None:
+    """What runtime-spec 1.3 says of a `pids.limit` of 0: it is a limit. Until 1.2 it meant that there is none.
+
+    It becomes 1, as in runc: the kernel would make no first process in a group whose limit is 0.
+    """
+    if (resources.get("pids") or {}).get("limit") == 0:
+        resources["pids"]["limit"] = 1
+
+
 def _ignore(warning: str) -> None:
     pass

@@ -109,7 +109,12 @@ class Cgroup:
 
     def _write(self, resources: Resources, undo: list[tuple[str, str]] | None) -> None:
         if wanted := self._settings(resources):
-            settings.write_all(self.directory, wanted, undo=undo)
+            try:
+                settings.write_all(self.directory, wanted, undo=undo)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._hand_down_realtime(resources.get("cpu") or {}):
+                    raise
+                settings.write_all(self.directory, wanted, undo=undo)
         if rules := resources.get("devices"):
             from insula.kernel.cgroups import devices  # last, because they are not put back
 
@@ -146,6 +151,17 @@ class Cgroup:
                 except ProcessLookupError:
                     continue
             there |= new
+
+    def _hand_down_realtime(self, cpu: dict[str, Any]) -> bool:
+        """Let the groups above have what is asked for; False if nothing is. OSError if they can't."""
+        top, runtime = self.tree.controllers.get("cpu"), cpu.get("realtimeRuntime") or 0
+        if self.tree.unified or not top or runtime <= 0:
+            return False
+        from insula.kernel.cgroups import realtime
+
+        period = cpu.get("realtimePeriod") or int(files.read(f"{self.directory('cpu')}/cpu.rt_period_us") or 1_000_000)
+        realtime.hand_down(top, self.path, runtime, period)
+        return True
 
     def _check_usage(self, limit: int) -> None:
         """linux.resources.memory.checkBeforeUpdate: below what is used, the kernel would kill to get there."""
@@ -232,6 +248,12 @@ class Cgroup:
         from insula.kernel.cgroups import freezer
 
         return freezer.frozen(self)
+
+    def frozen_at(self) -> str | None:
+        """The path of the topmost group, of those above it and itself, that is frozen; None if none is."""
+        parts = self.path.split("/")
+        paths = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        return next((path for path in paths if Cgroup(path, self.tree).frozen()), None)
 
     # -- reading -------------------------------------------------------------------------------------------
 

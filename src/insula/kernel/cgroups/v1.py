@@ -64,7 +64,9 @@ def settings(resources: Resources) -> list[Setting]:
             continue  # an idle group has no share
         if isinstance(value, bool):
             value = int(value)
-        needed = nothing_swaps if key == "swap" else always if key == "kernelTCP" and value == UNLIMITED else None
+        needed = nothing_swaps if key == "swap" and value != UNLIMITED else None
+        if value == UNLIMITED and key in ("swap", "kernelTCP"):
+            needed = always
         found.append(Setting(f"{section}.{key}", controller, file, value, dispensable=needed))
     memory = resources.get("memory") or {}
     if memory.get("limit") and not memory.get("kernelTCP"):

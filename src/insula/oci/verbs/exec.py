@@ -85,10 +85,9 @@ def asked(arguments: Arguments, config: dict[str, Any]) -> Any:
 
         more = [normalise(name) for name in arguments.cap]
         sets = own.get("capabilities") or {}
-        what["capabilities"] = {
-            name: list(dict.fromkeys([*(sets.get(name) or ()), *more]))
-            for name in ("bounding", "effective", "permitted", "inheritable", "ambient")
-        }
+        what["capabilities"] = dict(sets)
+        for name in ("bounding", "effective", "permitted"):  # what is inheritable would outlive setuid (CVE-2022-29162)
+            what["capabilities"][name] = list(dict.fromkeys([*(sets.get(name) or ()), *more]))
     return what
 
 

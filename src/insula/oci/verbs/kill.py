@@ -72,14 +72,17 @@ def _has_pid_namespace(container: Container) -> bool:
 
 
 def signal_number(text: str) -> int:
-    """The signal that ``9``, ``KILL``, ``SIGKILL``, ``SIGRTMIN+3`` or ``SIGRTMAX-1`` means (signal(7))."""
-    names = {str(number): int(number) for number in signal.valid_signals()}
+    """The signal that ``9``, ``KILL``, ``SIGKILL``, ``SIGRTMIN+3`` or ``SIGRTMAX-1`` means (signal(7)).
+
+    0 is none: whether the process is there is all that is tried (kill(2)).
+    """
+    names = {str(int(number)): int(number) for number in (0, *signal.valid_signals())}
     names |= {name: int(each) for name, each in vars(signal).items() if name.startswith("SIG") and name[3] != "_"}
     for offset in range(signal.SIGRTMAX - signal.SIGRTMIN + 1):
         names[f"SIGRTMIN+{offset}"] = signal.SIGRTMIN + offset
         names[f"SIGRTMAX-{offset}"] = signal.SIGRTMAX - offset
     name = text.upper()
-    number = names.get(name) or names.get(f"SIG{name}")
+    number = names.get(name, names.get(f"SIG{name}"))
     if number is None:
         raise Invalid(f"there is no signal {text[:60]!r}", "as in TERM, SIGKILL, 9 or RTMIN+3")
     return number

@@ -48,10 +48,21 @@ def run(arguments: Arguments) -> int:
             creation.start(made)
         except StepError as error:
             _await_end(pidfd)
+            if made.started:
+                _destroy(made)
             raise explain(error) from None
         finally:
             _unlink(container.start_socket)
     return 0
+
+
+def _destroy(made: creation.Created) -> None:
+    """A poststart hook failed: runtime.md goes on with the end of the container's life."""
+    from insula.oci.verbs import delete
+
+    delete.end(made.record)
+    made.container.remove()
+    made.poststop()
 
 
 def _await_end(pidfd: int) -> None:

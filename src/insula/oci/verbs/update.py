@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from insula.container.config import check_resources
+from insula.container.config import check_resources, no_more_processes, since
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid
 from insula.model.plainjson import loads
 from insula.oci.state import Container
@@ -44,14 +44,18 @@ _OPTIONS = (
 def run(arguments: Arguments) -> int:
     container = Container(arguments.root, arguments.id)
     given = _from_file(arguments.resources) if arguments.resources else _from_options(arguments)
-    wanted = without_zeros(check_resources(given, alone=False))
+    wanted = check_resources(given, alone=False)
     with container:
         record = container.load()
         if container.status(record) in ("stopped", "creating"):
             raise Conflict(f"container not running: {container.id}", "only one that runs has limits to change")
         config = container.config()
+        if arguments.pids_limit == 0 or since(config, 3):
+            no_more_processes(wanted)
+        wanted = without_zeros(wanted)
         linux = config.setdefault("linux", {})
         before = linux.get("resources", {})
+        lift_swap(before.get("memory", {}), wanted.get("memory", {}))
         linux["resources"] = merged = check_resources(merge(before, wanted))
         # whole sections: swap can't be set without knowing the limit of memory, nor a quota without its period
         changed = {section: merged[section] for section in wanted}
@@ -71,6 +75,12 @@ def _tell_systemd(linux: Object, container: str, changed: Object) -> None:
     from insula.kernel.cgroups.systemd import Scope
 
     Scope.parse(linux.get("cgroupsPath"), container).update(changed)
+
+
+def lift_swap(now: Object, wanted: Object) -> None:
+    """Without a limit of memory there is none of memory and swap together: as runc does."""
+    if wanted.get("limit") == -1 and "swap" not in wanted and now.get("swap", 0) > 0:
+        wanted["swap"] = -1
 
 
 def without_zeros(wanted: Object) -> Object:

@@ -1,0 +1,67 @@
+"""Small things that callers notice, done by insula-oci, runc and crun alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from insula.kernel.cgroups import Cgroup
+from tests.support.runtimes import NAME, Runtime
+
+SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+NET_ADMIN = 1 << 12
+
+
+@pytest.mark.parametrize(("uid", "with_it"), [(0, {"CapPrm", "CapEff", "CapBnd"}), (1000, {"CapBnd"})])
+def test_a_capability_that_exec_adds_is_not_inherited(oci: Runtime, uid: int, with_it: set[str]) -> None:
+    """Inheritable, it would outlive a change of user (CVE-2022-29162)."""
+    oci.process["capabilities"] = {}
+    oci.start()
+    words = ("--user", f"{uid}:{uid}", "--cap", "CAP_NET_ADMIN", NAME, "grep", "^Cap", "/proc/self/status")
+    lines = oci.do("exec", *words).ok().splitlines()
+    found = {name.rstrip(":"): int(mask, 16) for name, mask in (line.split() for line in lines)}
+    if oci.name == "crun" and uid:
+        with_it = with_it | {"CapPrm", "CapEff", "CapInh", "CapAmb"} if found["CapInh"] else with_it  # before 1.9
+    assert {name for name in SETS if found[name]} == with_it and set(found.values()) == {0, NET_ADMIN}
+
+
+def test_signal_0_asks_whether_it_runs(oci: Runtime) -> None:
+    oci.start("sleep 600 & wait")
+    oci.do("kill", NAME, "0").ok()
+    assert oci.do("exec", NAME, "true").status == 0
+    oci.do("kill", NAME, "KILL").ok()
+
+
+def test_a_frozen_group_is_refused(oci: Runtime) -> None:
+    """A process that joins it would stand still, and whoever waits for it."""
+    if oci.name == "crun":
+        pytest.skip("crun waits for ever")
+    group = Cgroup(oci.group)
+    group.create()
+    group.freeze()
+    try:
+        result = oci.run("true")
+        assert result.status == 1 and "cgroup unexpectedly frozen" in result.err, result
+        if oci.name == "runc":
+            return  # below a frozen group it waits for ever
+        oci.linux["cgroupsPath"] = f"/{oci.group}/below"
+        assert "cgroup unexpectedly frozen" in oci.run("true").err
+        group.thaw()
+        oci.out("true")  # the groups may be there; only frozen ones are refused
+    finally:
+        group.thaw()
+        group.remove()
+
+
+def test_time_for_real_time_scheduling(oci: Runtime) -> None:
+    """Version 1: a new group has none, so those above must have it, wherever a container comes to be by itself."""
+    if not Path("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists():
+        pytest.skip("this kernel has no CONFIG_RT_GROUP_SCHED, or cgroup v2")
+    if oci.name != "insula-oci":
+        oci.linux["cgroupsPath"] = f"/{oci.group.replace('/', '-')}"  # runc and crun don't care for groups above
+    oci.linux["resources"]["cpu"] = {"realtimeRuntime": 1000, "realtimePeriod": 100000}
+    oci.start()
+    path = Path("/sys/fs/cgroup/cpu", oci.linux["cgroupsPath"].lstrip("/"))
+    assert (path / "cpu.rt_runtime_us").read_text() == "1000\n"
+    assert (path / "cpu.rt_period_us").read_text() == "100000\n"
