@@ -51,6 +51,8 @@ def _hint(step: str, number: int | None) -> str:
         return "name a directory of the image, or leave it out"
     if step.startswith("set RLIMIT_"):
         return "ask for less, or raise the hard limits of insulad (see `insula doctor`)"
+    if step == "make the root file system":
+        return "remove instances or images, or make room where INSULA_ROOT is"
     if step == "hold more descriptors":
         return "remove instances, or start insulad with a higher LimitNOFILE"
     return "run `insula doctor` to see what this host lacks"

@@ -11,10 +11,12 @@ runtime-spec).
 
 from __future__ import annotations
 
+import errno
 import os
 
 from insula.container import init, namespaces, sources, wire
 from insula.container.cgroup_mount import Groups, own_directories
+from insula.container.steps import StepError
 from insula.kernel import cgroups, linux, mounts, process, scheduling
 from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
@@ -247,7 +249,7 @@ def engine_config(launch: Launch) -> dict[str, Any]:
 def root_and_streams(launch: Launch, layers: Layers, handed: Undo, undo: Undo) -> tuple[int, list[int], dict[str, int]]:
     """A detached root, the child's streams, and our ends of them by name."""
     lower = layers.lower(launch.id_base, launch.lower)
-    root = handed.hold(mounts.overlay(lower, launch.upper, launch.work, volatile=launch.volatile))
+    root = handed.hold(_overlay(launch, lower))
     # no layer should hold a device node; if one does, it is none
     mounts.set_attributes(root, linux.MOUNT_ATTR_NODEV)
     if launch.tty:
@@ -255,6 +257,23 @@ def root_and_streams(launch: Launch, layers: Layers, handed: Undo, undo: Undo) -
     user = launch.config["process"].get("user") or {}
     owner = (launch.id_base + user.get("uid", 0), launch.id_base + user.get("gid", 0))
     return root, *make_pipes(handed, undo, launch.stdin, owner)
+
+
+def _overlay(launch: Launch, lower: list[str]) -> int:
+    """The overlay, mounted as the tenant's root, but with all capabilities (SECBIT_NO_SETUID_FIXUP).
+
+    overlayfs writes with its mounter's user and capabilities, and user 0 may have the blocks that ext4 reserves for
+    it. (overlayfs itself takes CAP_SYS_RESOURCE away, which would open them too.)
+    """
+    os.seteuid(launch.id_base)
+    try:
+        root = mounts.overlay(lower, launch.upper, launch.work, volatile=launch.volatile)
+    finally:
+        os.seteuid(0)
+    if os.fstatvfs(root).f_flag & os.ST_RDONLY:  # overlayfs does so when it can't make its work directory
+        os.close(root)
+        raise StepError("make the root file system", OSError(errno.ENOSPC, "no space is left for it"))
+    return root
 
 
 def make_pipes(handed: Undo, undo: Undo, stdin: bool, owner: tuple[int, int]) -> tuple[list[int], dict[str, int]]:
