@@ -30,6 +30,9 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INIT: Final = "/dev/init"
 """Where `--init` puts tini(1): in /dev, which is not the image's."""
 
+TERMINALS: Final = 64
+"""Of one instance, at most: the host has 4096, unless `control.terminals` raises that."""
+
 MAX_ARGUMENT: Final = 128 << 10  # MAX_ARG_STRLEN, execve(2)
 MAX_ARGUMENTS: Final = 2 << 20  # a quarter of the usual stack of 8 MiB, execve(2)
 MIN_MEMORY: Final = 6 << 20  # less kills the process that sets the container up
@@ -62,7 +65,7 @@ _MOUNTS: Final[tuple[dict[str, Any], ...]] = (
         "destination": "/dev/pts",
         "type": "devpts",
         "source": "devpts",
-        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=256"],
+        "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", f"max={TERMINALS}"],
     },
     {
         "destination": "/dev/shm",

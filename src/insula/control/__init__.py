@@ -12,6 +12,7 @@ limits.py         other limits while it runs; pause
 launch.py         an instance's way from a directory to a running process, and back
 supervisor.py     what every instance does now: exits, restarts, waiters; policy.py: when to restart
 health.py         its health checks; memory.py: when it runs out; recorder.py: events of both
+terminals.py      as many as all instances may have
 sharing.py        instances in the PID namespace of another
 attachment.py     input and output of a running process, for somebody attached
 reconcile.py      after any crash

@@ -78,6 +78,7 @@ class Host:
             await asyncio.to_thread(self.engine.fabric.teardown)
             await self.engine.runtime.withdraw()
             await asyncio.to_thread(Cgroup(self.engine.settings.prefix).remove)
+            self.supervisor.terminals.restore()
         except InsulaError:
             raise
         except OSError as error:

@@ -29,6 +29,7 @@ from insula.control.memory import MemoryEvents, Watch
 from insula.control.policy import STEADY, after_exit, delay
 from insula.control.recorder import Recorder
 from insula.control.sharing import guests, partner
+from insula.control.terminals import Terminals
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Tenant
@@ -90,6 +91,7 @@ class Supervisor:
         self.recorder = Recorder(engine.store)
         self.health = HealthChecks(engine.runtime, self.launcher, self.recorder, self.spawn)
         self.memory = MemoryEvents(self.recorder)
+        self.terminals = Terminals(engine.settings.run / "terminals")
         self.members: dict[tuple[str, str], Member] = {}
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -99,6 +101,7 @@ class Supervisor:
 
     def add(self, member: Member) -> None:
         self.members[member.key] = member
+        self.terminals.make_room(len(self.members))
 
     def find(self, tenant: str, name: str) -> Member | None:
         return self.members.get((tenant, name))

@@ -1,0 +1,61 @@
+"""Room for the terminals of all instances: kernel.pty.max, which the whole host shares (pty(7)).
+
+An instance has at most `spec.TERMINALS`, by the option `max` of its devpts. While the host's limit is above what all
+of them may have together, no instance takes a terminal from another. So it is raised as instances are added. It is
+never lowered while Insula runs; `insula down` puts back what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from insula.container.spec import TERMINALS
+
+log = logging.getLogger("insula.control")
+
+_LIMIT = Path("/proc/sys/kernel/pty/max")
+_RESERVE = Path("/proc/sys/kernel/pty/reserve")  # of the limit, for devpts of the host's first mount namespace only
+_MOST = 1 << 20  # NR_UNIX98_PTY_MAX
+_OTHERS = 1024  # the host's own, and those of containers in instances
+_STEP = 16  # instances
+
+
+class Terminals:
+    """`record` is a file for what the limit was, and what it was raised to."""
+
+    def __init__(self, record: Path) -> None:
+        self._record = record
+        self._room = 0  # instances that the limit was compared for
+
+    def make_room(self, instances: int) -> None:
+        """Raise the limit where so many instances need that. A host where that can't be is left as it is."""
+        if instances <= self._room:
+            return
+        self._room = instances + _STEP - instances % _STEP
+        try:
+            now = int(_LIMIT.read_text())
+            needed = min(int(_RESERVE.read_text()) + _OTHERS + self._room * TERMINALS, _MOST)
+            if now < needed:
+                before = self._before(now)
+                self._record.write_text(f"{before} {needed}")
+                _LIMIT.write_text(str(needed))
+        except (OSError, ValueError) as error:
+            log.warning("kernel.pty.max can't be raised for %d instances: %s", instances, error)
+
+    def restore(self) -> None:
+        """Put back what the limit was, unless somebody else changed it since. OSError."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            before, ours = self._record.read_text().split()
+            if _LIMIT.read_text().strip() == ours:
+                _LIMIT.write_text(before)
+        self._record.unlink(missing_ok=True)
+
+    def _before(self, now: int) -> int:
+        """What it was before the first time: `now`, unless that is ours already."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            before, ours = map(int, self._record.read_text().split())
+            if now == ours:
+                return before
+        return now
