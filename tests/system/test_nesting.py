@@ -119,7 +119,8 @@ def test_without_it_nothing_of_this_is_possible(cli: Cli) -> None:
 
 
 def test_masks_stay_for_ordinary_programs(cli: Cli) -> None:
-    read = "cat /proc/timer_list /proc/keys; wc -c < /proc/keys; mount | grep -c 'proc on /proc/sys type proc (ro'"
+    count = "wc -c < /proc/keys; mount | grep -c 'proc on /proc/sys type proc (ro'"
+    read = f"cat /proc/timer_list /proc/keys /proc/locks /proc/cmdline; {count}"
     out = cli.ok("run", "--rm", "--nesting", "busybox", "sh", "-c", read)
     assert out == "0\n1"
 
@@ -127,7 +128,7 @@ def test_masks_stay_for_ordinary_programs(cli: Cli) -> None:
 def test_the_host_stays_out_of_reach(cli: Cli) -> None:
     """Root inside may take mounts and masks of its own away: behind them are the host's files, and these refuse."""
     script = """
-        umount /proc/sys && echo unmasked
+        umount /proc/sys/kernel/pty && umount /proc/sys && echo unmasked
         echo 0 > /proc/sys/net/ipv4/ip_forward && echo namespaced
         whole=/dev/.insula/proc
         for file in /proc/sys/kernel/core_pattern /proc/sys/kernel/panic /proc/sysrq-trigger $whole/sysrq-trigger

@@ -123,10 +123,21 @@ def test_explain_tells_what_the_kernel_tells(web: Cli) -> None:
 
 
 def test_pid_1_ignores_from_inside_what_it_does_not_handle(web: Cli) -> None:
-    for name in ("TERM", "INT", "KILL", "STOP"):
-        web.run("exec", "web", "kill", f"-{name}", "1")
+    """pid_namespaces(7): SIGKILL and SIGSTOP too. What it handles gets through."""
+    before = first(web, "web")
+    for name in ("TERM", "INT", "USR1", "KILL", "STOP"):
+        web.ok("exec", "web", "kill", f"-{name}", "1")
         assert web.run("exec", "web", "true").status == 0, f"SIG{name} from inside"
-    assert [v["status"]["state"] for v in web.json("ps")] == ["running"]
+    assert first(web, "web")["pid"] == before["pid"]
+    assert status_field(before["pid"], "State")[0] == "S", "it sleeps, and was not stopped"
+    [view] = web.json("ps")
+    assert (view["status"]["state"], view["status"]["restarts"]) == ("running", 0)
+    trap = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"
+    web.ok("run", "-d", "--name", "polite", "busybox", "sh", "-c", trap)
+    until(lambda: web.ok("logs", "polite") == "ready", "its handler is set")
+    web.ok("exec", "polite", "kill", "-TERM", "1")
+    until(lambda: web.json("inspect", "polite")[0]["status"]["state"] == "exited", "the control: a handler is called")
+    assert web.json("inspect", "polite")[0]["status"]["exit"]["exit_status"] == 7
 
 
 def test_from_outside_only_sigkill_is_forced(web: Cli) -> None:

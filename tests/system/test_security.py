@@ -12,8 +12,11 @@ from tests.support.daemon import Daemon
 from tests.system.conftest import TenantFactory
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
-MASKED = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/acpi", "/proc/scsi", "/sys/firmware")
-READ_ONLY = ("/proc/sys/kernel/panic", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
+MASKED = ("/proc/acpi", "/proc/asound", "/proc/cmdline", "/proc/diskstats", "/proc/interrupts", "/proc/kcore",
+          "/proc/keys", "/proc/latency_stats", "/proc/locks", "/proc/sched_debug", "/proc/scsi", "/proc/sys/kernel/pty",
+          "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware")  # fmt: skip
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sys/kernel/panic", "/proc/sysrq-trigger", "/sys",
+             "/sys/fs/cgroup")  # fmt: skip
 DEVICES = {"console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin",
            "stdout", "tty", "urandom", "zero"}  # fmt: skip
 
@@ -106,20 +109,38 @@ def test_what_is_refused(web: Cli, script: str) -> None:
 
 
 def test_masked_paths_are_empty(web: Cli) -> None:
-    for path in MASKED:
-        if Path(path).exists():
-            assert inside(web, f"if [ -d {path} ]; then ls {path}; else cat {path}; fi | wc -c") == "0", path
+    """A masked file is the null device, a masked directory an empty file system; and both can be read."""
+    there = [path for path in MASKED if Path(path).exists()]
+    telling = {path for path in there if _tells(Path(path))}
+    assert {"/proc/cmdline", "/proc/interrupts", "/proc/sys/kernel/pty"} <= telling, (
+        "the control: on the host they tell"
+    )
+    for path in there:
+        if Path(path).is_dir():
+            assert inside(web, f"ls -A {path} && stat -f -c %T {path}") == "tmpfs", path
+        else:
+            assert inside(web, f"cat {path} && stat -c %t:%T {path}") == "1:3", path
+    assert inside(web, "stat -c %F /proc/uptime") != "character special file", "the control: what is not masked"
+
+
+def _tells(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
+    with path.open("rb") as file:
+        return bool(file.read(1))
 
 
 def test_read_only_paths(web: Cli) -> None:
-    mounts = [line.split() for line in inside(web, "cat /proc/mounts").splitlines()]
-    options = {mount[1]: mount[3].split(",") for mount in mounts}
+    """As the kernel has it: statvfs(3) of the same files, seen from the host. Root inside owns the last one."""
+    root = Path(f"/proc/{pid_of(web, 'web')}/root")
+    assert {"/proc/sys", "/proc/sys/kernel/panic", "/sys"} <= {path for path in READ_ONLY if Path(path).exists()}
     for path in READ_ONLY:
-        holder = max((m for m in options if path == m or path.startswith(f"{m}/")), key=len)
-        assert not Path(path).exists() or "ro" in options[holder], path
-    for path in ("/sys", "/sys/fs/cgroup"):
-        if path in options:
-            assert "ro" in options[path], path
+        if Path(path).exists():
+            assert os.statvfs(f"{root}{path}").f_flag & os.ST_RDONLY, path
+    for path in ("/", "/proc", "/dev", "/dev/shm", "/dev/mqueue", "/etc/hosts"):
+        assert not os.statvfs(f"{root}{path}").f_flag & os.ST_RDONLY, f"the control: {path}"
+    for script in ("echo 1 > /proc/sys/net/ipv4/ip_forward", "rmdir /sys/fs/cgroup/*", "mkdir /sys/fs/cgroup/mine"):
+        assert "Read-only file system" in web.run("exec", "web", "sh", "-c", script).err, script
 
 
 def test_devices(web: Cli) -> None:

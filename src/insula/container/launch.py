@@ -175,7 +175,8 @@ def clone(plan: namespaces.Plan, owner: int, group: int | None) -> tuple[int, in
 class Layers:
     """Image layers as idmapped mounts in the spawner's own mount namespace, made once for each tenant and layer.
 
-    They are attached under short numbers in the current directory: the options of an overlay have little room.
+    They are attached under short names in the current directory: the options of an overlay have little room. Whoever is
+    in the overlay can read them in its mountinfo, so they are random: numbers would tell how many others there are.
     The longest unused is dropped when there are too many; an overlay that uses it keeps its own copy.
     """
 
@@ -183,7 +184,6 @@ class Layers:
         self._limit = limit
         self._mounted: dict[tuple[int, str], str] = {}
         self._namespaces: dict[int, int] = {}
-        self._next = 0
 
     def lower(self, id_base: int, paths: list[str]) -> list[str]:
         """The names for overlayfs' lowerdir, topmost first."""
@@ -196,8 +196,7 @@ class Layers:
             if id_base not in self._namespaces:
                 self._namespaces[id_base] = process.user_namespace([(0, id_base, IDS)], [(0, id_base, IDS)])
             mount = mounts.idmapped(path, self._namespaces[id_base])
-            self._next += 1
-            name = str(self._next)
+            name = os.urandom(6).hex()
             os.mkdir(name)
             try:
                 linux.move_mount(mount, linux.AT_FDCWD, name)

@@ -83,16 +83,21 @@ _MOUNTS: Final[tuple[dict[str, Any], ...]] = (
     },
 )
 
-# what tells of the host, or reaches into it, although it is in a file system of the container (Docker's lists)
+# what tells of the host, or reaches into it, although it is in a file system of the container: Docker's lists, and
+# locks of other tenants' files, the number of the host's terminals, disks, and the host's own command line
 _MASKED = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/cmdline",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
+    "/proc/locks",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/proc/sys/kernel/pty",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/sys/devices/virtual/powercap",

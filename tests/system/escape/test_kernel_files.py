@@ -6,7 +6,9 @@ Root in a container is nobody outside: such files belong to the host's root, so 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,9 @@ from tests.system.escape.attacks import files
 from tests.system.escape.cell import Cell, unguarded
 from tests.system.escape.conftest import CellFactory
 
-MASKED = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts", "/sys/firmware")
+MASKED = ("/proc/cmdline", "/proc/diskstats", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/locks",
+          "/proc/sys/kernel/pty", "/proc/timer_list", "/sys/firmware")  # fmt: skip
+F_OFD_SETLK = 37  # fcntl(2)
 NOT_OURS = {"EACCES", "EPERM", "EROFS", "ENOENT"}
 
 
@@ -93,6 +97,19 @@ def test_masked_paths(cell: Cell, strong: Cell) -> None:
             assert cell.gets(files.read, path) == "", path
             assert cell.try_(files.uncovered, path).errno == "EPERM"
     assert strong.try_(files.uncovered, "/proc/kcore").errno in {"EPERM", "EACCES", "EINVAL", "ENOENT"}
+
+
+def test_locks_of_others(cell: Cell, cells: CellFactory, neighbour: Cell) -> None:
+    """Open file description locks have no PID, so that no PID namespace hides them: /proc/locks has device, inode and
+    64 bits of the choice of who locks, of all on the host."""
+    with open(neighbour.upper / "locked", "wb") as file:
+        # struct flock (fcntl(2)): type, whence, start, length, pid
+        fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 4242424242, 1, 0))
+        assert "4242424242" in Path("/proc/locks").read_text(), "the control"
+        nesting = cells(cell.cli, "--nesting")
+        for one in (cell, nesting):
+            assert one.gets(files.read, "/proc/locks") == ""
+        assert "4242424242" in nesting.gets(files.uncovered, "/proc/locks"), "with --nesting the mask can be taken off"
 
 
 def test_another_procfs(cell: Cell, strong: Cell) -> None:
