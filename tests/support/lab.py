@@ -247,7 +247,9 @@ class Lab:
         self.fabric.ensure_network(self.tenants[tenant], network)
         return network
 
-    def instance(self, tenant: str, name: str, network: str = "net", host: int | None = None) -> Instance:
+    def instance(
+        self, tenant: str, name: str, network: str = "net", host: int | None = None, mac: str | None = None
+    ) -> Instance:
         self._ports += 1
         net = self.networks[tenant, network]
         host = host or 2 + sum(i.port.tenant == tenant for i in self.instances.values())
@@ -257,7 +259,7 @@ class Lab:
             network=network,
             instance=name,
             index=self._ports,
-            mac=port_mac(self._ports),
+            mac=mac or port_mac(f"{tenant}/{network}", str(ip_network(net.subnet)[host])),
             address=str(ip_network(net.subnet)[host]),
             address6=str(ip_network(net.subnet6)[host]) if net.subnet6 else None,
         )

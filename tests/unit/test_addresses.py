@@ -56,6 +56,35 @@ def test_the_lowest_free_address_is_given(subnet: addresses.Subnet, gaps: set[in
         assert addresses.allocate(subnet, taken) == free[0]
 
 
+@given(subnets(), st.sets(st.integers(0, 30), max_size=12), st.integers(0, 30))
+def test_the_next_free_address_is_given_and_the_one_before_last_of_all(
+    subnet: addresses.Subnet, used: set[int], last: int
+) -> None:
+    whole = IPv4Network if subnet.version == 4 else IPv6Network
+    small = whole((int(subnet.network_address) >> 5 << 5, subnet.max_prefixlen - 5))
+    usable = [str(small[i]) for i in range(2, 31 if subnet.version == 4 else 32)]
+    taken = {a for i, a in enumerate(usable) if i in used}
+    circle = usable[last + 1 :] + usable[: last + 1]
+    after = usable[min(last, len(usable) - 1)]
+    free = [a for a in circle if a not in taken]
+    given_out = set(taken)
+    for address in free:
+        after = addresses.allocate(small, given_out, None, after)
+        assert after == address
+        given_out.add(after)
+    with pytest.raises(Conflict, match="no free address"):
+        addresses.allocate(small, given_out, None, after)
+
+
+def test_an_address_that_was_given_back_is_given_again_when_all_others_were() -> None:
+    subnet, last = ip_network("10.0.0.0/29"), None
+    given_out = []
+    for _ in range(7):
+        last = addresses.allocate(subnet, (), None, last)
+        given_out.append(last)
+    assert given_out == [*(f"10.0.0.{n}" for n in range(2, 7)), "10.0.0.2", "10.0.0.3"]
+
+
 @given(subnets(), st.one_of(st.ip_addresses(), subnets().map(lambda s: s.network_address)))
 def test_a_wanted_address_is_given_exactly_when_it_may_be(
     subnet: addresses.Subnet, wanted: IPv4Address | IPv6Address
@@ -122,15 +151,71 @@ def test_overlap_is_a_conflict_that_names_the_network() -> None:
 
 
 @given(st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 32) - 1))
-def test_macs_are_unique_unicast_and_local(a: int, b: int) -> None:
-    macs = {addresses.port_mac(a), addresses.port_mac(b), addresses.gateway_mac(a), addresses.gateway_mac(b)}
-    assert len(macs) == (2 if a == b else 4)
+def test_macs_of_gateways_and_uplinks_are_unique_unicast_and_local(a: int, b: int) -> None:
+    macs = {make(i) for i in (a, b) for make in (addresses.gateway_mac, host_end, tenant_end)}
+    assert len(macs) == (3 if a == b else 6)
     assert all(int(mac[:2], 16) & 3 == 2 for mac in macs)
+
+
+def host_end(index: int) -> str:
+    return addresses.uplink_mac(index, host=True)
+
+
+def tenant_end(index: int) -> str:
+    return addresses.uplink_mac(index, host=False)
+
+
+@given(st.text(max_size=20), st.ip_addresses().map(str), st.integers(0, 3))
+def test_the_mac_of_a_port_follows_from_its_network_and_its_address(network: str, address: str, attempt: int) -> None:
+    mac = addresses.port_mac(network, address, attempt)
+    assert mac == addresses.port_mac(network, address, attempt)
+    assert mac not in {
+        addresses.port_mac(network + "x", address, attempt),
+        addresses.port_mac(network, address + "1", attempt),
+        addresses.port_mac(network, address, attempt + 1),
+    }
+    assert mac[:2] == "02" and int(mac[3:5], 16) >= 0x10, "none of a gateway's or an uplink's"
+    assert addresses.parse_mac(mac) == mac
+
+
+def test_macs_of_ports_do_not_collide() -> None:
+    """40 bits less a sixteenth: a thousand of them collide once in two million tries."""
+    assert len({addresses.port_mac("a/b/1.5", f"10.0.{i >> 8}.{i & 255}") for i in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not a MAC address"),
+        ("02:42:ac:11:00", "not a MAC address"),
+        ("02:42:ac:11:00:02:03", "not a MAC address"),
+        ("02:42:ac:11:00:0g", "not a MAC address"),
+        ("0242ac110002", "not a MAC address"),
+        ("02:42:ac:11:00:02\n", "not a MAC address"),
+        ("01:00:5e:00:00:01", "group"),
+        ("ff:ff:ff:ff:ff:ff", "group"),
+        ("33:33:00:00:00:01", "group"),
+        ("00:00:00:00:00:00", "reserved"),
+        ("02:00:00:00:00:01", "reserved"),
+        ("02:01:00:00:00:01", "reserved"),
+        ("02:02:00:00:00:01", "reserved"),
+        ("02:03:00:00:00:01", "reserved"),
+    ],
+)
+def test_what_is_no_mac_of_a_port_is_refused(text: str, says: str) -> None:
+    with pytest.raises(Invalid, match=says) as refused:
+        addresses.parse_mac(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_macs_are_read_in_the_usual_notations() -> None:
+    assert addresses.parse_mac("02-42-AC-11-00-02") == "02:42:ac:11:00:02"
+    assert addresses.parse_mac("00:1A:2b:00:00:00") == "00:1a:2b:00:00:00"
 
 
 @given(st.integers(0, (1 << 32) - 1))
 def test_link_local_follows_the_mac(index: int) -> None:
-    address = IPv6Address(addresses.link_local(addresses.port_mac(index)))
+    address = IPv6Address(addresses.link_local(addresses.gateway_mac(index)))
     assert address.is_link_local
     assert int(address) & 0xFFFFFF == index & 0xFFFFFF
 

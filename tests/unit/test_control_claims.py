@@ -57,15 +57,17 @@ def test_the_lowest_free_number_is_chosen_and_reserved(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
-def test_what_was_given_back_last_is_chosen_last(tmp_path: Path) -> None:
+def test_a_random_number_is_free_and_tells_nothing_of_others(tmp_path: Path) -> None:
     async def scenario(store: Store) -> None:
         pool = Pool(store, "n")
-        assert [await pool.next(0, 4, "numbers") for _ in range(3)] == [0, 1, 2]
-        pool.give_back("1")
-        assert await pool.next(0, 4, "numbers") == 3
-        assert await pool.next(0, 4, "numbers") == 1
+        chosen = [await pool.random(4, "numbers") for _ in range(4)]
+        assert sorted(chosen) == [0, 1, 2, 3]
         with pytest.raises(Conflict, match="all 4 numbers are in use"):
-            await pool.next(0, 4, "numbers")
+            await pool.random(4, "numbers")
+        pool.give_back("1")
+        assert await pool.random(4, "numbers") == 1
+        wide = [await Pool(store, "wide").random(1 << 24, "numbers") for _ in range(4)]
+        assert max(wide) - min(wide) > 1000, "four in a row: once in 10^11 runs"
 
     run(tmp_path, scenario)
 

@@ -21,7 +21,7 @@ def network(tenant: str, index: int, nth: int = 0) -> Network:
 
 def port(net: Network, index: int) -> Port:
     return Port(
-        tenant=net.tenant, network=net.name, instance=f"i{index}", index=index, mac=port_mac(index),
+        tenant=net.tenant, network=net.name, instance=f"i{index}", index=index, mac=port_mac(net.name, str(index)),
         address=f"{net.gateway[:-1]}{index + 2}", address6=f"{str(net.gateway6)[:-1]}{index + 2:x}",
     )  # fmt: skip
 

@@ -115,6 +115,8 @@ class Admission:
             self.engine.forget(own)
             if lost.value in (instance.spec.address, instance.spec.address6):
                 raise Conflict(f"address {lost.value} is taken", "leave the address out to get a free one")
+            if instance.spec.mac_address and instance.port and lost.value == instance.port.mac:
+                raise Conflict(f"MAC address {lost.value} is taken", "leave it out to get a free one")
             return
         raise Conflict(f"tenant {tenant} was changed at the same time", "try again")
 

@@ -9,7 +9,8 @@ somebody else was faster, the pool is told to look again and the transaction is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count
+from itertools import count
+from random import SystemRandom
 from typing import NamedTuple, TypeVar
 
 from insula.model.errors import Conflict
@@ -17,6 +18,7 @@ from insula.store.protocol import Compare, Delete, Put, Store, TransactionConfli
 
 T = TypeVar("T")
 ATTEMPTS = 16
+_RANDOM = SystemRandom()
 
 
 class Claim(NamedTuple):
@@ -50,7 +52,6 @@ class Pool:
         self.store = store
         self.kind = kind
         self._taken: set[str] | None = None
-        self._next = 0
 
     async def choose(self, pick: Callable[[set[str]], str]) -> str:
         """Reserves what `pick` chooses, given what is taken. What `pick` raises goes on to the caller."""
@@ -74,17 +75,13 @@ class Pool:
 
         return int(await self.choose(pick))
 
-    async def next(self, start: int, end: int, what: str) -> int:
-        """The free number that follows the last one chosen, among `start` up to but not including `end`; Conflict when
-        there is none. What was given back last is chosen last: the kernel may still be taking down what it named."""
+    async def random(self, end: int, what: str) -> int:
+        """A free number below `end`, which tells nobody how many others there are; Conflict when there is none."""
 
         def pick(taken: set[str]) -> str:
-            if len(taken) >= end - start:
-                raise Conflict(f"all {end - start} {what} are in use", "remove what you don't need")
-            first = max(start, self._next)
-            number = next(n for n in chain(range(first, end), range(start, first)) if str(n) not in taken)
-            self._next = number + 1
-            return str(number)
+            if len(taken) >= end:
+                raise Conflict(f"all {end} {what} are in use", "remove what you don't need")
+            return next(text for text in iter(lambda: str(_RANDOM.randrange(end)), "") if text not in taken)
 
         return int(await self.choose(pick))
 

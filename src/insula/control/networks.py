@@ -7,6 +7,7 @@ import functools
 import time
 from contextlib import AsyncExitStack
 from ipaddress import ip_network
+from itertools import count
 
 from insula.control import claims
 from insula.control.claims import Claim
@@ -19,7 +20,7 @@ from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, 
 from insula.model.objects import InstanceSpec, Network, NetworkStatus, Port, Tenant
 from insula.model.units import check_label
 from insula.model.views import NetworkView, Usage
-from insula.network.addresses import Subnet, allocate, check_disjoint, gateway_of, parse_subnet, port_mac
+from insula.network.addresses import Subnet, allocate, check_disjoint, gateway_of, parse_mac, parse_subnet, port_mac
 from insula.store.protocol import TransactionConflict
 from insula.store.typed import Found
 
@@ -34,6 +35,7 @@ class Networks:
     def __init__(self, engine: Engine, tenants: Tenants) -> None:
         self.engine = engine
         self.tenants = tenants
+        self._last: dict[tuple[str, str, str], str] = {}  # tenant, network, subnet → the address given out last
 
     async def find(self, tenant: str, name: str) -> Found[Network]:
         """The network and its revision, or NotFound."""
@@ -111,7 +113,7 @@ class Networks:
             if subnet6:
                 check_disjoint(subnet6, [(other.name, other.subnet6)])
         for _ in range(claims.ATTEMPTS):
-            index = await self.engine.pool(_INDEX).lowest(0, _MAX_INDEX, "places for networks")
+            index = await self.engine.pool(_INDEX).random(_MAX_INDEX, "places for networks")
             vni = await self.engine.pool("vni").lowest(FIRST_VNI, MAX_VNI, "VNIs")
             network = Network(
                 tenant=tenant,
@@ -176,6 +178,8 @@ class Networks:
         except TransactionConflict:
             raise Conflict(f"network {name} was changed at the same time", "try again") from None
         self.engine.give_back(_claims(found.value))
+        for subnet in (found.value.subnet, found.value.subnet6 or ""):
+            self._last.pop((tenant, name, subnet), None)
         await self._undo(owner, found.value)
 
     async def _erase(self, tenant: Tenant, network: Network) -> None:
@@ -205,14 +209,16 @@ class Networks:
             if network.subnet6:
                 address6 = await self._address(network, network.subnet6, spec.address6)
                 undo.callback(self._addresses(network).give_back, address6)
-            index = await self.engine.pool(_PORT).next(0, _MAX_INDEX, "places for ports")
+            mac = await self._mac(network, address, spec.mac_address)
+            undo.callback(self.engine.pool(_mac_kind(network.tenant, network.name)).give_back, mac)
+            index = await self.engine.pool(_PORT).random(_MAX_INDEX, "places for ports")
             undo.pop_all()
         return Port(
             tenant=network.tenant,
             network=network.name,
             instance=instance,
             index=index,
-            mac=port_mac(index),
+            mac=mac,
             address=address,
             address6=address6,
         )
@@ -221,8 +227,25 @@ class Networks:
         return self.engine.pool(_address_kind(network.tenant, network.name))
 
     async def _address(self, network: Network, subnet: str, wanted: str | None) -> str:
-        parsed = _parsed(subnet)
-        return await self._addresses(network).choose(lambda taken: allocate(parsed, taken, wanted))
+        parsed, place = _parsed(subnet), (network.tenant, network.name, subnet)
+        last = self._last.get(place)
+        chosen = await self._addresses(network).choose(lambda taken: allocate(parsed, taken, wanted, last))
+        if wanted is None:
+            self._last[place] = chosen
+        return chosen
+
+    async def _mac(self, network: Network, address: str, wanted: str | None) -> str:
+        """`wanted`, or the one that goes with the address; another only if somebody asked for that one."""
+        identity = f"{network.tenant}/{network.name}/{network.created!r}"
+
+        def pick(taken: set[str]) -> str:
+            if wanted is None:
+                return next(mac for n in count() if (mac := port_mac(identity, address, n)) not in taken)
+            if (mac := parse_mac(wanted)) in taken:
+                raise Conflict(f"MAC address {mac} is taken", "leave it out to get a free one")
+            return mac
+
+        return await self.engine.pool(_mac_kind(network.tenant, network.name)).choose(pick)
 
 
 _parsed = functools.lru_cache(maxsize=1024)(ip_network)
@@ -232,13 +255,17 @@ def _address_kind(tenant: str, network: str) -> str:
     return f"address/{tenant}/{network}"
 
 
+def _mac_kind(tenant: str, network: str) -> str:
+    return f"mac/{tenant}/{network}"
+
+
 def port_claims(port: Port) -> list[Claim]:
     """What only this port may have."""
     owner = f"{port.tenant}/{port.instance}"
     addresses = [port.address, *([port.address6] if port.address6 else [])]
     return [
         Claim(_PORT, str(port.index), owner),
-        Claim("mac", port.mac, owner),
+        Claim(_mac_kind(port.tenant, port.network), port.mac, owner),
         *(Claim(_address_kind(port.tenant, port.network), address, owner) for address in addresses),
     ]
 

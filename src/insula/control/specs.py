@@ -17,6 +17,7 @@ from insula.model.errors import Invalid
 from insula.model.health import plan
 from insula.model.objects import InstanceSpec
 from insula.model.units import check_label, shorten
+from insula.network.addresses import parse_mac
 
 MAX_LOG = 1 << 40
 SIGNALS = {f"SIG{s.name.removeprefix('SIG')}": int(s) for s in signal.Signals}
@@ -28,8 +29,10 @@ def check(spec: InstanceSpec) -> InstanceSpec:
         check_label("instance", spec.name)
     if spec.network is not None:
         check_label("network", spec.network)
-    elif spec.address or spec.address6:
+    elif spec.address or spec.address6 or spec.mac_address:
         raise Invalid("an instance without a network can't have an address", "leave out the address, or --network none")
+    if spec.mac_address is not None:
+        parse_mac(spec.mac_address)
     if len(spec.tmpfs) > 100:
         raise Invalid(f"{len(spec.tmpfs)} tmpfs are too many", "use at most 100")
     if spec.pid_of is not None:

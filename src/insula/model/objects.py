@@ -189,6 +189,7 @@ class InstanceSpec(Struct, kw_only=True):
     network: str | None = "default"  # None: loopback only
     address: str | None = None
     address6: str | None = None
+    mac_address: str | None = None
     command: list[str] = []  # replaces the image's cmd
     entrypoint: list[str] | None = None
     env: dict[str, str] = {}

@@ -4,15 +4,17 @@ Nothing here knows who owns what: callers pass what is taken and commit the answ
 Every tenant may use any unicast range it likes, also the same as its neighbour, with the exceptions in `RESERVED`.
 
 A MAC address of ours is locally administered (bit 1 of the first octet, IEEE 802): its second octet tells what it
-belongs to, the other four carry the index of the object, so that two objects never get the same one.
+belongs to. Those of gateways and uplinks carry the index of the object. That of a port follows from its network and its
+IP address: who takes over an address is found at the same place by neighbours that remember it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator
-from functools import lru_cache
+from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from itertools import chain, filterfalse, islice
+from itertools import chain, filterfalse
 from socket import AF_INET, AF_INET6, inet_ntop
 
 from insula.model.errors import Conflict, Invalid
@@ -35,7 +37,7 @@ RESERVED: dict[str, str] = {
     "ff00::/8": "is multicast",
 }
 _RESERVED = [(ip_network(subnet), reason) for subnet, reason in RESERVED.items()]
-_REMEMBERED = 1024
+_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _SHORTEST = {4: 8, 6: 16}
 _LONGEST = {4: 30, 6: 126}
 
@@ -78,16 +80,17 @@ def gateway_of(subnet: Subnet) -> str:
     return str(subnet[1])
 
 
-def allocate(subnet: Subnet, taken: Collection[str], wanted: str | None = None) -> str:
-    """`wanted` if it may be given to a port, else the lowest free address of `subnet`.
+def allocate(subnet: Subnet, taken: Collection[str], wanted: str | None = None, after: str | None = None) -> str:
+    """`wanted` if it may be given to a port, else the first free address of `subnet` that follows `after`.
+
+    After the last address comes the lowest again, so an address that was given back is the last to be given again.
 
     Raises `Invalid` if `wanted` is no usable address of the subnet, `Conflict` if it is taken or nothing is free.
     The network's own address, IPv4's broadcast address and the gateway are never given out.
     """
     if wanted is not None:
         return _check(subnet, taken, wanted)
-    candidates = chain(_first(subnet), islice(_usable(subnet), _REMEMBERED, None))
-    for text in filterfalse(taken.__contains__, candidates):  # a loop in C: there may be hundreds to pass over
+    for text in filterfalse(taken.__contains__, _usable(subnet, after)):  # in C: there may be hundreds to pass over
         return text
     raise Conflict(f"subnet {subnet} has no free address", "remove instances or make a network with a larger subnet")
 
@@ -110,15 +113,11 @@ def _check(subnet: Subnet, taken: Collection[str], wanted: str) -> str:
     return str(address)
 
 
-@lru_cache(maxsize=64)
-def _first(subnet: Subnet) -> tuple[str, ...]:
-    """The lowest addresses, which nearly all that is asked for is among: as many as a bridge has ports."""
-    return tuple(islice(_usable(subnet), _REMEMBERED))
-
-
-def _usable(subnet: Subnet) -> Iterator[str]:
-    last = int(subnet.broadcast_address) - (subnet.version == 4)
-    numbers = range(int(subnet.network_address) + 2, last + 1)
+def _usable(subnet: Subnet, after: str | None) -> Iterator[str]:
+    """All addresses that a port may have, from the one that follows `after`, in a circle."""
+    first, end = int(subnet.network_address) + 2, int(subnet.broadcast_address) + (subnet.version == 6)
+    start = min(max(first, int(ip_address(after)) + 1), end) if after else first
+    numbers = chain(range(start, end), range(first, start))
     family, length = (AF_INET, 4) if subnet.version == 4 else (AF_INET6, 16)
     # ten times as fast as making addresses of them, and there may be thousands to look at
     return (inet_ntop(family, number.to_bytes(length, "big")) for number in numbers)
@@ -133,9 +132,28 @@ def _overlap(a: Subnet, b: Subnet) -> bool:
 # -- link layer ----------------------------------------------------------------------------------------------------
 
 
-def port_mac(index: int) -> str:
-    """The MAC address of the port with that index: 02:00 and 32 bits."""
-    return _mac(0x00, index)
+def port_mac(network: str, address: str, attempt: int = 0) -> str:
+    """The MAC address of whoever has an address on a network: 02:10 to 02:ff and 32 bits, by a hash.
+
+    `network` is what no other network has in common with this one. Where one is taken, the next `attempt` has another.
+    """
+    digest = blake2b(f"{network}/{address}/{attempt}".encode(), digest_size=5).digest()
+    return _mac(0x10 + digest[0] % 0xF0, int.from_bytes(digest[1:], "big"))
+
+
+def parse_mac(text: str) -> str:
+    """A MAC address that a port may have, in the usual notation; Invalid if it is none.
+
+    It must be of one device, not of a group (IEEE 802), and none that gateways and uplinks have.
+    """
+    mac = text.lower().replace("-", ":")
+    if not _MAC.fullmatch(mac):
+        raise Invalid(f"{shorten(text)} is not a MAC address", "write six octets, as in 02:42:ac:11:00:02")
+    if int(mac[:2], 16) & 1:
+        raise Invalid(f"MAC address {mac} is one of a group", "the first octet must be even, as in 02:42:ac:11:00:02")
+    if mac == "00:00:00:00:00:00" or mac[:5] in ("02:00", "02:01", "02:02", "02:03"):
+        raise Invalid(f"MAC address {mac} is reserved", "use another, as in 02:42:ac:11:00:02")
+    return mac
 
 
 def gateway_mac(index: int) -> str:

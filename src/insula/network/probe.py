@@ -113,7 +113,9 @@ class Measurement:
     def __init__(self, stations: Sequence[Station], routers: Sequence[Router]) -> None:
         self._routers = {router.tenant: router for router in routers}
         self._stations = {s.key: s for s in stations if s.endpoints[0].tenant in self._routers}
-        self._ports = {station.mac: station.key for station in stations}
+        self._ports: dict[str, set[str]] = defaultdict(set)  # who has a MAC address: on two networks it may be the same
+        for station in stations:
+            self._ports[station.mac].add(station.key)
         self._mint = Minter()
         self._senders: set[str] = set()
         self._errors: dict[Sent, str] = {}
@@ -314,7 +316,7 @@ class Measurement:
                 self._returned.add((key, source))
             return
         who, sent = probe.sender.partition(" ")[0], (probe.sender, probe.address)
-        if self._ports.get(mac, who) != who:
+        if mac in self._ports and who not in self._ports[mac]:
             return  # an instance has repeated what it saw
         if probe.is_to_same(packet) if key.startswith("uplink ") else probe.is_same(packet):
             self._seen[key][sent].add(probe.protocol)

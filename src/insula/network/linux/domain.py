@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from ipaddress import ip_network
 
 from insula.kernel import descriptors, netlink, nfelements
+from insula.kernel.injection import Injector
 from insula.kernel.netlink import NetlinkError, Rtnl
 from insula.kernel.nftables import Nft
 from insula.model.errors import Conflict, Failed
@@ -25,15 +26,17 @@ from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.linux import namespaces, plan, rules, sysctl
 from insula.network.linux.plan import Plan
 from insula.network.linux.reaper import group_of, is_gone
+from insula.network.packets import announcement
 
 FAMILIES = ("bridge", "inet")
 DEVICE = "eth0"  # of an instance
+_REMEMBERED = 4096
 
 
 class Domain:
     """Handles of one tenant; from one thread at a time. Raises `Failed` with the kernel's reason."""
 
-    def __init__(self, names: Plan, tenant: Tenant, netns: int) -> None:
+    def __init__(self, names: Plan, tenant: Tenant, netns: int, injector: Injector | None) -> None:
         self.plan = names
         self.tenant = tenant
         self.netns = descriptors.high(netns)
@@ -42,6 +45,9 @@ class Domain:
         self._burying = threading.Lock()
         self._closed = False
         self._gone: set[int] = set()  # groups of devices that wait for `bury`
+        self._departed = 0
+        self._before: dict[str, str] = {}  # address → MAC address of who had it last
+        self._injector = injector
 
     def close(self) -> None:
         with self._burying:
@@ -146,21 +152,35 @@ class Domain:
                 _configure(inside, network, port)
                 self.rtnl.settle(plan.port(port.index))
                 inside.settle(DEVICE)
+                self._announce(port)
                 undo.pop_all()
             except OSError as error:
                 raise Failed(f"port of {port.instance} on network {network.name}: {error.strerror or error}") from error
             finally:
                 inside.close()
 
+    def _announce(self, port: Port) -> None:
+        """Tell neighbours of addresses that another MAC address had before; they would send there for half a minute."""
+        moved = [address for address in addresses(port) if self._before.pop(address, port.mac) != port.mac]
+        if moved and self._injector:
+            inject, index = self._injector.inject, plan.port_index(port.index)
+            frames = [announcement(port.mac, address) for address in moved]
+            namespaces.call_in(self.netns, lambda: [inject(index, frame) for frame in frames])
+
     def detach(self, network: Network, port: Port) -> None:
         """Remove what the port was allowed; both its ends are only marked, to be deleted by `bury`."""
         bridge = plan.bridge_index(network.index)
         self.nft.run(rules.delete(self.plan.prefix, rules.of_port(port)))
+        group, self._departed = group_of(self._departed), self._departed + 1
         self.rtnl.execute(
-            netlink.mark_link(plan.port_index(port.index), group_of(port.index)),
+            netlink.mark_link(plan.port_index(port.index), group),
             *(netlink.delete_neighbour(bridge, address) for address in addresses(port)),
         )
-        self._gone.add(group_of(port.index))
+        self._gone.add(group)
+        for address in addresses(port):
+            self._before[address] = port.mac
+        while len(self._before) > _REMEMBERED:
+            del self._before[next(iter(self._before))]
 
     def bury(self) -> bool:
         """Delete devices of some ports that were detached, which takes its time; whether there are more. May be called

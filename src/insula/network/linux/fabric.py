@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from insula.kernel import netlink
+from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.kernel.nftables import Nft
 from insula.model.errors import Failed, NotFound, Unavailable
@@ -58,6 +59,7 @@ class LinuxFabric:
         self._ipv6 = os.path.exists("/proc/sys/net/ipv6")
         self._host: Rtnl | None = None
         self._host_nft: Nft | None = None
+        self._injector: Injector | None = None
 
     # -- the host ------------------------------------------------------------------------------------------------
 
@@ -70,6 +72,8 @@ class LinuxFabric:
             (self._run / "directory").touch()
         if self._host is None:
             self._host, self._host_nft = Rtnl(), Nft()
+            with contextlib.suppress(OSError):  # a kernel without bpf(2): nothing is announced
+                self._injector = Injector()
         self._ensure_host()
 
     def close(self) -> None:
@@ -82,7 +86,9 @@ class LinuxFabric:
         if self._host and self._host_nft:
             self._host.close()
             self._host_nft.close()
-        self._host = self._host_nft = None
+        if self._injector:
+            self._injector.close()
+        self._host = self._host_nft = self._injector = None
 
     def _ensure_host(self) -> None:
         _, nft = self._handles()
@@ -154,7 +160,7 @@ class LinuxFabric:
                 raise NotFound(
                     f"tenant {tenant.name} has no network namespace", "insulad makes it: see `insula status`"
                 )
-            domain = self._domains[tenant.name] = Domain(self.plan, tenant, netns)
+            domain = self._domains[tenant.name] = Domain(self.plan, tenant, netns, self._injector)
             return domain
 
     # -- networks, ports, names ----------------------------------------------------------------------------------

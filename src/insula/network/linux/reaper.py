@@ -23,9 +23,9 @@ _GROUPS: Final = 0x10000
 _TOGETHER: Final = 8
 
 
-def group_of(index: int) -> int:
-    """The group of a port that is as good as deleted; a few have the same."""
-    return _GONE + index // _TOGETHER % _GROUPS
+def group_of(count: int) -> int:
+    """The group of the port that is the `count`th to be as good as deleted; a few have the same."""
+    return _GONE + count // _TOGETHER % _GROUPS
 
 
 def is_gone(group: int) -> bool:
