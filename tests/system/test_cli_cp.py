@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import Cli
+from tests.support.daemon import Daemon
+from tests.support.wait import until
 
 
 @pytest.fixture
@@ -77,30 +80,51 @@ def test_tar_streams(web: Cli) -> None:
         assert any(name.endswith("etc/passwd") for name in archive.getnames())
 
 
-@pytest.mark.parametrize("link", ["/etc", "../../../../../../etc", "/proc/1/root/etc"])
-def test_links_inside_lead_nowhere_outside(web: Cli, tmp_path: Path, link: str) -> None:
+@pytest.mark.parametrize("link", ["/etc", "../../../../../../etc"])
+def test_links_lead_to_the_instances_own_files(web: Cli, tmp_path: Path, link: str) -> None:
     """CVE-2018-15664 and CVE-2019-14271: what a link names must be looked up with the instance's root."""
     (tmp_path / "own").write_text("from outside")
-    web.ok("exec", "web", "ln", "-s", link, "/trap")
+    assert Path("/etc/hostname").read_text().strip() != "web", "else this could not tell"
     before = sorted(os.listdir("/etc"))
-    web.run("cp", tmp_path / "own", "web:/trap/insula-test-escape")
+    web.ok("exec", "web", "ln", "-s", link, "/trap")
+    web.ok("cp", tmp_path / "own", "web:/trap/insula-test-escape")
+    assert web.ok("exec", "web", "cat", "/etc/insula-test-escape") == "from outside"
     assert sorted(os.listdir("/etc")) == before
-    web.run("cp", "web:/trap/hostname", tmp_path / "hostname")
-    if (tmp_path / "hostname").exists() and not (tmp_path / "hostname").is_symlink():
-        assert (tmp_path / "hostname").read_text().strip() == "web"
+    web.ok("cp", "web:/trap/hostname", tmp_path / "hostname")
+    assert (tmp_path / "hostname").read_text().strip() == "web"
 
 
-def test_hostile_archives_stay_inside(web: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", ["/proc/1/root/etc", "/proc/self/root/etc", "/proc/self/cwd"])
+def test_links_of_proc_are_not_followed(web: Cli, tmp_path: Path, link: str) -> None:
+    """The kernel would jump to what they mean for whoever follows them: for us, to the host's files."""
+    (tmp_path / "own").write_text("from outside")
+    web.ok("exec", "web", "ln", "-s", link, "/trap")
+    assert "/trap/new" in web.fails("cp", tmp_path / "own", "web:/trap/new")
+    assert "/trap/hostname" in web.fails("cp", "web:/trap/hostname", tmp_path / "hostname")
+    assert not (tmp_path / "hostname").exists()
+    web.ok("exec", "web", "sh", "-c", "rm /trap; ln -s /etc /trap")
+    web.ok("cp", "web:/trap/hostname", tmp_path / "hostname")
+
+
+@pytest.mark.parametrize("name", ["../../../../../../tmp/insula-test-escape", "a/../../../tmp/insula-test-escape"])
+def test_hostile_archives_stay_inside(web: Cli, name: str) -> None:
+    data = archive_of((name, b"evil"))
+    done = web.raw("cp", "-", "web:/tmp", stdin=data)
+    assert done.returncode == 1 and b"leads out of the target" in done.stderr
+    assert not Path("/tmp/insula-test-escape").exists()
+    web.raw("cp", "-", "web:/", stdin=archive_of(("/tmp/insula-test-escape", b"mine"))).check_returncode()
+    assert web.ok("exec", "web", "cat", "/tmp/insula-test-escape") == "mine", "absolute names are below the target"
+    assert not Path("/tmp/insula-test-escape").exists()
+
+
+def archive_of(*members: tuple[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name in ("../../../../../../tmp/insula-test-escape", "/tmp/insula-test-escape"):
+        for name, data in members:
             member = tarfile.TarInfo(name)
-            member.size = 4
-            archive.addfile(member, io.BytesIO(b"evil"))
-    done = web.raw("cp", "-", "web:/tmp", stdin=stream.getvalue())
-    assert not Path("/tmp/insula-test-escape").exists()
-    if done.returncode:
-        assert done.stderr.startswith(b"error: ")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
 
 
 def test_bad_paths(web: Cli, tmp_path: Path) -> None:
@@ -109,3 +133,181 @@ def test_bad_paths(web: Cli, tmp_path: Path) -> None:
     assert "no-such" in web.fails("cp", "no-such:/etc/passwd", tmp_path / "x")
     web.fails("cp", "a", "b", status=2)
     assert list(tmp_path.iterdir()) == []
+
+
+# -- as cp(1) and docker cp --------------------------------------------------------------------------------------------
+
+
+def test_links_to_directories_are_followed_at_the_target(web: Cli, tmp_path: Path) -> None:
+    """`cp tool m:/bin` where /bin is a link to usr/bin must not replace the link."""
+    web.ok("exec", "web", "sh", "-c", "mkdir -p /usr/tools; ln -s usr/tools /tools; echo old > /usr/f; ln -s usr/f /f")
+    (tmp_path / "tool").write_text("new")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_text("x")
+    web.ok("cp", tmp_path / "tool", "web:/tools")
+    web.ok("cp", tmp_path / "tree", "web:/tools")
+    web.ok("cp", f"{tmp_path}/tree/.", "web:/tools")
+    web.ok("cp", tmp_path / "tool", "web:/f")
+    assert web.ok(
+        "exec", "web", "sh", "-c", "readlink /tools; readlink /f; cat /usr/f; ls /usr/tools /usr/tools/tree"
+    ) == ("usr/tools\nusr/f\nnew/usr/tools:\nfile\ntool\ntree\n\n/usr/tools/tree:\nfile")
+
+
+@pytest.mark.parametrize("place", ["/t", "/dev/shm"])
+def test_onto_a_tmpfs(cli: Cli, tmp_path: Path, place: str) -> None:
+    """Its user namespace is the instance's: who has no ID there can't make files in it (EOVERFLOW)."""
+    (tmp_path / "file").write_text("in memory")
+    cli.ok("run", "-d", "--name", "web", "--read-only", "--tmpfs", "/t", "busybox", "sleep", "600")
+    cli.ok("cp", tmp_path / "file", f"web:{place}/file")
+    assert cli.ok("exec", "web", "stat", "-c", "%u:%g", f"{place}/file") == "0:0"
+    cli.ok("cp", f"web:{place}/file", tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "in memory"
+    assert cli.fails("cp", tmp_path / "file", "web:/root/file") == "'/root/file' is read-only"
+
+
+@pytest.mark.parametrize("source", ["web:/", "web:/.", "web:."])
+def test_the_whole_instance(web: Cli, tmp_path: Path, source: str) -> None:
+    web.ok("exec", "web", "sh", "-c", "echo mine > /root/file")
+    for target in ("new", "there"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        web.ok("cp", source, tmp_path / target)
+        assert (tmp_path / target / "root" / "file").read_text() == "mine\n"
+        assert (tmp_path / target / "etc" / "hostname").read_text() == "web\n"
+        assert os.listdir(tmp_path / target / "proc") == os.listdir(tmp_path / target / "sys") == []
+
+
+def test_conflicts_are_refused_and_nothing_is_lost(web: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tree" / "y").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    web.ok("exec", "web", "sh", "-c", "mkdir -p /m /empty/file; echo precious > /m/y")
+    assert web.fails("cp", f"{tmp_path}/tree/.", "web:/m") == "'/m/y' is no directory, and would be one"
+    assert web.ok("exec", "web", "cat", "/m/y") == "precious"
+    assert web.fails("cp", tmp_path / "file", "web:/empty") == "'/empty/file' is a directory, and would be none"
+    assert web.ok("exec", "web", "ls", "-d", "/empty/file") == "/empty/file"
+    assert web.fails("cp", tmp_path / "file", "web:/dev/null") == "'/dev/null' is a device"
+    assert f"{tmp_path}/nodir/" in web.fails("cp", "web:/etc/hostname", f"{tmp_path}/nodir/")
+    assert "/nodir/" in web.fails("cp", tmp_path / "file", "web:/nodir/")
+    assert f"{tmp_path}/file" in web.fails("cp", "web:/etc", tmp_path / "file")
+    assert sorted(os.listdir(tmp_path)) == ["file", "tree"]
+
+
+def test_what_is_mounted_is_written_in_place(web: Cli, tmp_path: Path) -> None:
+    """/etc/hosts is a file of the host's disk that is mounted there: replaced, the mount would be gone."""
+    (tmp_path / "hosts").write_text("10.9.8.7 elsewhere\n")
+    web.ok("cp", tmp_path / "hosts", "web:/etc/hosts")
+    assert (
+        web.ok("exec", "web", "sh", "-c", "cat /etc/hosts; grep -c ' /etc/hosts ' /proc/mounts")
+        == "10.9.8.7 elsewhere\n1"
+    )
+
+
+def test_owners_are_kept_with_archive(web: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.chown(tmp_path / "file", 1234, 5678)
+    for options, expected in (([], "0:0"), (["-a"], "1234:5678")):
+        web.ok("cp", *options, tmp_path / "file", "web:/file")
+        assert web.ok("exec", "web", "stat", "-c", "%u:%g", "/file") == expected
+    for options, owner in ((["-a"], (1234, 5678)), ([], (os.geteuid(), os.getegid()))):
+        web.ok("cp", *options, "web:/file", tmp_path / "back")
+        assert ((tmp_path / "back").stat().st_uid, (tmp_path / "back").stat().st_gid) == owner
+
+
+def test_holes_stay_holes_both_ways(web: Cli, tmp_path: Path) -> None:
+    """Of 1 TiB, in which a few bytes are written: what is copied is these."""
+    with (tmp_path / "sparse").open("wb") as file:
+        file.seek(1 << 39)
+        file.write(b"in the middle")
+        file.truncate(1 << 40)
+    web.ok("cp", tmp_path / "sparse", "web:/sparse")
+    shown = web.ok("exec", "web", "stat", "-c", "%s %b", "/sparse").split()
+    assert int(shown[0]) == 1 << 40 and int(shown[1]) < 100
+    web.ok("cp", "web:/sparse", tmp_path / "back")
+    found = (tmp_path / "back").stat()
+    assert (found.st_size, found.st_blocks < 100) == (1 << 40, True)
+    with (tmp_path / "back").open("rb") as file:
+        file.seek(1 << 39)
+        assert file.read(20) == b"in the middle" + bytes(7)
+    assert len(web.raw("cp", "web:/sparse", "-").stdout) < 20_000
+
+
+def test_deep_directories_and_odd_names(web: Cli, tmp_path: Path) -> None:
+    deep = "i=0; while [ $i -lt 1500 ]; do mkdir d && cd -P d; i=$((i+1)); done; echo bottom > file"
+    web.ok("exec", "web", "sh", "-c", f"mkdir /dev/shm/deep && cd /dev/shm/deep && {deep}")
+    odd = os.fsdecode(b"\xff\n\x1b[31m -rf 'x")
+    (tmp_path / odd).mkdir()
+    (tmp_path / odd / odd).write_text("odd")
+    try:
+        web.ok("cp", "web:/dev/shm/deep", tmp_path / "deep")
+        web.ok("cp", tmp_path / "deep", "web:/dev/shm/again")
+        bottom = "i=0; while [ $i -lt 1500 ]; do cd -P d; i=$((i+1)); done; cat file"
+        assert web.ok("exec", "web", "sh", "-c", f"cd /dev/shm/again && {bottom}") == "bottom"
+        web.ok("cp", tmp_path / odd, "web:/odd")
+        web.ok("cp", "web:/odd", tmp_path / "odd")
+        assert (tmp_path / "odd" / odd).read_text() == "odd"
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)
+
+
+def test_of_an_instance_that_does_not_run(cli: Cli, tmp_path: Path) -> None:
+    cli.ok("run", "--name", "web", "busybox", "sh", "-c", "echo mine > /root/file")
+    (tmp_path / "file").write_text("sent")
+    cli.ok("cp", tmp_path / "file", "web:/root/sent")
+    cli.ok("cp", "web:/root", tmp_path / "back")
+    assert sorted(path.read_text() for path in (tmp_path / "back").iterdir()) == ["mine\n", "sent"]
+
+
+def workers(daemon: Daemon) -> list[str]:
+    """The processes of insulad that copy."""
+    children = Path(f"/proc/{daemon.pid('insulad')}/task").glob("*/children")
+    pids = [pid for file in children for pid in file.read_text().split()]
+    lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in pids]
+    return [line for line in lines if "container.archive" in line]
+
+
+def test_it_ends_with_its_client(daemon: Daemon, web: Cli, tmp_path: Path) -> None:
+    """And what was begun is gone: a file that was there is as it was."""
+    web.ok(
+        "exec",
+        "web",
+        "sh",
+        "-c",
+        "mkdir /in; echo old > /in/file; dd if=/dev/zero of=/large bs=1M count=32 2> /dev/null",
+    )
+    data = archive_of(("file", bytes(4 << 20)))
+    command = [web.command("cp", "-", "web:/in"), web.command("cp", "web:/large", "-")]
+    for words in command:
+        with subprocess.Popen(
+            words, env=web.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as client:
+            assert client.stdin and client.stdout
+            if words[-1] == "-":
+                client.stdout.read(1000)
+            else:
+                client.stdin.write(data[: 2 << 20])
+                client.stdin.flush()
+                until(lambda: web.ok("exec", "web", "ls", "-A", "/in") != "file", "something is being written")
+            assert len(workers(daemon)) == 1, "the control"
+            client.kill()
+        until(lambda: not workers(daemon), "the process that copies has ended")
+    assert web.ok("exec", "web", "sh", "-c", "ls -A /in; cat /in/file") == "file\nold"
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
+
+
+def test_export_makes_an_image(web: Cli, tmp_path: Path) -> None:
+    web.ok(
+        "exec", "web", "sh", "-c", "echo mine > /root/file; ln /root/file /root/hard; chown 5:6 /root/file; mkfifo /p"
+    )
+    web.ok("export", "-o", tmp_path / "out.tar", "web")
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        members = {member.name: member for member in archive.getmembers()}
+    assert (members["root/file"].uid, members["root/file"].gid) == (5, 6)
+    assert members["root/hard"].islnk() and members["p"].isfifo()
+    assert members["proc"].isdir() and not [name for name in members if name.startswith(("proc/", "dev/", "sys/"))]
+    assert web.raw("export", "web").stdout == (tmp_path / "out.tar").read_bytes()
+    web.ok("image", "import", tmp_path / "out.tar", "again:1")
+    assert web.ok("run", "--rm", "again:1", "cat", "/root/hard") == "mine"
+    assert "no-such" in web.fails("export", "no-such")
+    assert "no-such" in web.fails("export", "-o", tmp_path / "no-such" / "x", "web")
+    assert os.listdir(tmp_path) == ["out.tar"]

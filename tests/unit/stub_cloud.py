@@ -138,6 +138,7 @@ class StubInstances:
         self.processes_of: dict[str, StubProcess] = {}
         self.signals: list[tuple[str, str]] = []
         self.uploads: dict[str, bytes] = {}
+        self.copies: dict[str, str | None] = {}
         self.broken_uploads = 0
         self.archives: dict[str, list[bytes]] = {}
         self.log: list[tuple[Kind, bytes]] = []
@@ -259,8 +260,11 @@ class StubInstances:
         for piece in self.archives[path]:
             yield piece
 
-    async def archive_put(self, tenant: str, name: str, path: str, pieces: AsyncIterator[bytes]) -> None:
+    async def archive_put(
+        self, tenant: str, name: str, path: str, pieces: AsyncIterator[bytes], copy: str | None = None
+    ) -> None:
         self._find(tenant, name)
+        self.copies[path] = copy
         data = b""
         try:
             async for piece in pieces:
@@ -269,6 +273,11 @@ class StubInstances:
             self.broken_uploads += 1
             raise
         self.uploads[path] = data
+
+    async def export(self, tenant: str, name: str) -> AsyncIterator[bytes]:
+        self._find(tenant, name)
+        for piece in self.archives["/"]:
+            yield piece
 
 
 class StubTenants:

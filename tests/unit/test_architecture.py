@@ -25,18 +25,21 @@ LIGHT = {"insula.model.errors", "insula.model.units", "insula.model.stream"}
 ARROWS: dict[str, set[str]] = {
     "model": set(),
     "kernel": {"model"},
+    "tree": LIGHT,
     **{room: {"kernel", "model"} for room in ROOMS},
+    "container": {"tree", "kernel", "model"},
     "control": {*ROOMS, "kernel", "model"},
     "api": {"control", *ROOMS, "kernel", "model"},
     "oci": {"container", "kernel", "model"},
     "client": LIGHT,
-    "cli": {"client", *LIGHT},
+    "cli": {"client", "tree", *LIGHT},
 }
 # What each may import of others' packages; the command line starts in milliseconds because it has none.
 PACKAGES: dict[str, set[str]] = {
     "client": set(),
     "cli": set(),
     "oci": set(),
+    "tree": set(),
     "api": {"msgspec", "litestar", "uvicorn"},
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")

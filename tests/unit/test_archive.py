@@ -12,7 +12,7 @@ import pytest
 
 from insula.container import archive
 from insula.container.archive import Tree
-from insula.model.errors import Failed, Invalid, NotFound
+from insula.model.errors import Conflict, Failed, Invalid, NotFound
 
 
 class House:
@@ -24,7 +24,7 @@ class House:
         self.root = path / "root"
         self.root.mkdir()
         fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY)
-        self.tree = Tree(fd, os.getuid(), frozenset({mount_of(fd)}))
+        self.tree = Tree(fd, frozenset({mount_of(fd)}))
 
     def get(self, path: str) -> tarfile.TarFile:
         sink = io.BytesIO()
@@ -88,12 +88,39 @@ def test_a_tree_comes_back_as_it_went_in(house: House) -> None:
         assert content is not None and content.read() == b"x" * 1_000_000
 
 
-def test_what_stands_in_the_way_is_replaced(house: House) -> None:
-    (house.root / "file").symlink_to("../secret")
-    (house.root / "dir").symlink_to("..")
-    house.put("/", entry("file", b"new"), entry("dir", kind=tarfile.DIRTYPE), entry("dir/secret", b"new"))
-    assert not (house.root / "file").is_symlink()
-    assert (house.root / "dir" / "secret").read_text() == "new"
+def test_a_file_replaces_a_file_or_a_link_when_it_is_complete(house: House) -> None:
+    (house.root / "link").symlink_to("../secret")
+    (house.root / "file").write_text("old")
+    os.link(house.root / "file", house.root / "other")
+    house.put("/", entry("link", b"new"), entry("file", b"new"))
+    assert not (house.root / "link").is_symlink() and (house.root / "link").read_text() == "new"
+    assert (house.root / "file").read_text() == "new"
+    assert (house.root / "other").read_text() == "old", "the file of that other name is another one"
+    assert sorted(os.listdir(house.root)) == ["file", "link", "other"]
+
+
+@pytest.mark.parametrize("there", ["file", "link to a directory", "directory", "directory with something in it"])
+def test_of_what_is_a_directory_nothing_else_is_made_nor_the_other_way_round(house: House, there: str) -> None:
+    place = house.root / "tree" / "y"
+    place.parent.mkdir()
+    if there == "file":
+        place.write_text("precious")
+    elif there == "link to a directory":
+        place.symlink_to("/")
+    else:
+        place.mkdir()
+    if "something" in there:
+        (place / "precious").touch()
+    before = [(str(p), p.lstat().st_ino) for p in sorted(house.root.rglob("*"))]
+    kinds = [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE] if place.is_dir() else [tarfile.DIRTYPE]
+    if there == "link to a directory":
+        kinds = [tarfile.DIRTYPE]
+    for kind in kinds:
+        with pytest.raises(Conflict, match="/tree/y'"):
+            house.put("/tree", entry("y", kind=kind, link="elsewhere"))
+        assert [(str(p), p.lstat().st_ino) for p in sorted(house.root.rglob("*"))] == before
+    house.put("/tree", entry("z", b"the control"))
+    assert (house.root / "tree" / "z").read_text() == "the control"
 
 
 @pytest.mark.parametrize("path", ["/link/secret", "/link/../secret", "/../secret", "/up/secret", "/magic/secret"])
@@ -129,13 +156,14 @@ def test_links_inside_are_followed_inside(house: House) -> None:
         [entry("way", kind=tarfile.LNKTYPE, link="../secret"), entry("way", b"evil")],
         [entry("loop", kind=tarfile.SYMTYPE, link="loop"), entry("loop/x", b"")],
         [entry("disk", kind=tarfile.BLKTYPE)],
-        [entry("/".join("d" * 300), b"")],
+        [entry("kind", kind=b"Z")],
     ],
 )
 def test_hostile_archives_are_refused(house: House, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
-    with pytest.raises((Invalid, NotFound)) as error:
+    with pytest.raises((Invalid, Conflict, NotFound)) as error:
         house.put("/", *members)
     assert "\n" not in str(error.value)
+    assert not list(house.root.rglob(".insula*"))
 
 
 def test_absolute_names_are_below_the_target(house: House) -> None:
@@ -149,15 +177,24 @@ def test_what_is_no_archive(house: House, data: bytes) -> None:
         archive.read(house.tree, "/", io.BytesIO(data))
 
 
-def test_a_cut_archive_is_noticed(house: House) -> None:
-    data = pack(entry("file", b"x" * 100_000))
-    with pytest.raises(Invalid):
-        archive.read(house.tree, "/", io.BytesIO(data[:50_000]))
+def test_a_cut_archive_is_noticed_wherever_it_is_cut(house: House) -> None:
+    """In a header, in data, and between two entries, where only the end marker is missing."""
+    data = pack(entry("first", b"x" * 700), entry("second", b"y" * 1500))
+    end = 512 + 1024 + 512 + 1536
+    for cut in (0, 1, 511, 512, 600, 1024, 1536, 1537, 2047, 2048, 3000, end, end + 511):
+        (house.root / "second").write_text("what was there")
+        with pytest.raises(Invalid, match="no tar archive"):
+            archive.read(house.tree, "/", io.BytesIO(data[:cut]))
+        second = (house.root / "second").read_bytes()
+        assert second == (b"y" * 1500 if cut >= end else b"what was there"), cut
+        assert set(os.listdir(house.root)) <= {"first", "second"}, "nothing is left of what was broken off"
+    archive.read(house.tree, "/", io.BytesIO(data[: end + 512]))
+    assert (house.root / "first").read_bytes() == b"x" * 700
 
 
 def test_other_mounts_are_no_place(house: House) -> None:
     (house.root / "file").write_text("x")
-    tree = Tree(house.tree.root, 0, frozenset())
+    tree = Tree(house.tree.root, frozenset())
     with pytest.raises(Invalid, match="holds no files"):
         archive.write(tree, "/file", io.BytesIO())
     with pytest.raises(Invalid, match="holds no files"):
@@ -187,7 +224,102 @@ def test_the_hosts_own_root_is_refused() -> None:
 
     started = process.start_time(os.getpid())
     assert started is not None
-    with pytest.raises(Failed, match="the host's root"), archive.opened(os.getpid(), started, 0):
+    with pytest.raises(Failed, match="the host's root"), archive.opened(os.getpid(), started):
         pass
-    with pytest.raises(NotFound), archive.opened(os.getpid(), started + 1, 0):
+    with pytest.raises(NotFound), archive.opened(os.getpid(), started + 1):
         pass
+
+
+# -- where cp(1) puts it ---------------------------------------------------------------------------------------------
+
+
+def copied(house: House, path: str, *members: tuple[tarfile.TarInfo, bytes], copy: str = "tree") -> None:
+    archive.read(house.tree, path, io.BytesIO(pack(*members)), copy)
+
+
+FILE = (entry("source", b"data"),)
+TREE = (entry("source", kind=tarfile.DIRTYPE, mode=0o755), entry("source/f", b"data"))
+
+
+@pytest.fixture
+def furnished(house: House) -> House:
+    """A root with a directory, a file, and links to both, to nothing and to each other."""
+    (house.root / "dir" / "sub").mkdir(parents=True)
+    (house.root / "dir" / "file").write_text("old")
+    for name, target in {
+        "to-dir": "dir",
+        "absolute": "/dir/sub/../../dir",
+        "up": "../../../dir",
+        "twice": "to-dir",
+        "to-file": "dir/file",
+        "to-nothing": "/dir/new",
+        "loop": "loop",
+    }.items():
+        (house.root / name).symlink_to(target)
+    return house
+
+
+@pytest.mark.parametrize("path", ["/dir", "/dir/", "/to-dir", "/to-dir/", "/absolute", "/up", "/twice", "/dir/sub/.."])
+def test_into_a_directory_also_through_links(furnished: House, path: str) -> None:
+    copied(furnished, path, *FILE)
+    assert (furnished.root / "dir" / "source").read_text() == "data"
+    (furnished.root / "dir" / "source").unlink()
+    copied(furnished, path, *TREE)
+    assert (furnished.root / "dir" / "source" / "f").read_text() == "data"
+    copied(furnished, path, *TREE, copy="content")
+    assert (furnished.root / "dir" / "f").read_text() == "data"
+    assert os.readlink(furnished.root / "to-dir") == "dir", "links stay"
+
+
+@pytest.mark.parametrize(
+    ("path", "found"), [("/dir/file", "dir/file"), ("/to-file", "dir/file"), ("/to-nothing", "dir/new"), ("/n", "n")]
+)
+def test_as_a_file_also_through_links(furnished: House, path: str, found: str) -> None:
+    copied(furnished, path, *FILE)
+    assert (furnished.root / found).read_text() == "data" and not (furnished.root / found).is_symlink()
+
+
+def test_as_a_new_directory(furnished: House) -> None:
+    for number, path in enumerate(("/dir/n0", "/dir/n1/", "/to-dir/n2")):
+        copied(furnished, path, *TREE, copy="content" if number else "tree")
+        assert (furnished.root / "dir" / f"n{number}" / "f").read_text() == "data"
+
+
+@pytest.mark.parametrize(
+    ("path", "members", "error"),
+    [
+        ("/dir/file", TREE, Conflict),
+        ("/to-file", TREE, Conflict),
+        ("/dir/file/", FILE, (Conflict, Invalid)),
+        ("/nothing/", FILE, NotFound),
+        ("/nothing/x", FILE, NotFound),
+        ("/dir/file/x", FILE, Invalid),
+        ("/loop", FILE, Failed),
+        ("/dir", (entry("sub", b"a file"),), Conflict),
+        ("/", (entry("dir", b"a file"),), Conflict),
+        ("/n", (*FILE, entry("other", b"a second one")), Invalid),
+    ],
+)
+def test_what_cp_refuses_changes_nothing(
+    furnished: House, path: str, members: tuple[tuple[tarfile.TarInfo, bytes], ...], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as raised:
+        copied(furnished, path, *members)
+    assert path.strip("/") in str(raised.value) or "other" in str(raised.value)
+    names = sorted(str(found.relative_to(furnished.root)) for found in furnished.root.rglob("*"))
+    assert [name for name in names if name not in ("n",)] == [
+        *("absolute", "dir", "dir/file", "dir/sub", "loop", "to-dir", "to-file", "to-nothing", "twice", "up"),
+    ]
+    assert (furnished.root / "dir" / "file").read_text() == "old"
+
+
+def test_the_whole_root(furnished: House) -> None:
+    for path in ("/", "/.", "//"):
+        with furnished.get(path) as tar:
+            names = tar.getnames()
+        assert names[0] == "." and {"dir/file", "to-dir", "dir/sub"} <= set(names)
+    sink = io.BytesIO()
+    archive.export(furnished.tree, sink)
+    sink.seek(0)
+    with tarfile.open(fileobj=sink) as tar:
+        assert tar.getnames() == names

@@ -275,13 +275,42 @@ def test_a_signal_to_the_command_line_restores_the_terminal(stub: StubDaemon) ->
 
 
 def test_detach_keys_are_parsed() -> None:
+    """As Docker has it: a printable character, or ctrl- with one of @ to _, which is 0 to 31 (ascii(7))."""
     assert detach_keys("ctrl-p,ctrl-q") == b"\x10\x11"
     assert detach_keys("ctrl-x,q") == b"\x18q"
-    assert detach_keys("ctrl-[") == b"\x1b"
     assert detach_keys("") == b""
-    for wrong in ("ctrl-", "ctrl-p,", "alt-x", "ctrl-é", "ab"):
-        with pytest.raises(Invalid):
-            detach_keys(wrong)
+    for number, key in enumerate("@abcdefghijklmnopqrstuvwxyz[\\]^_"):
+        assert detach_keys(f"ctrl-{key}") == detach_keys(f"ctrl-{key.upper()}") == bytes([number])
+        if key != ",":
+            assert detach_keys(key) == key.encode()
+    assert detach_keys(" ,~") == b" ~"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        ("ctrl-", "ctrl-"),
+        ("ctrl-p,", ""),
+        (",ctrl-p", ""),
+        ("ctrl-p,,q", ""),
+        ("alt-x", "alt-x"),
+        ("ctrl-é", "ctrl-é"),
+        ("ctrl-?", "ctrl-?"),
+        ("ctrl-`", "ctrl-`"),
+        ("ctrl-{", "ctrl-{"),
+        ("ctrl-1", "ctrl-1"),
+        ("ctrl-pq", "ctrl-pq"),
+        ("Ctrl-p", "Ctrl-p"),
+        ("ab", "ab"),
+        ("a, b", " b"),
+        ("é", "é"),
+        ("\x1b", "\\x1b"),
+    ],
+)
+def test_what_is_no_key_is_named(wrong: str, key: str) -> None:
+    with pytest.raises(Invalid) as error:
+        detach_keys(wrong)
+    assert error.value.message == f"'{key}' is no key"
 
 
 @pytest.mark.parametrize(

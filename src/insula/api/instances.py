@@ -12,7 +12,7 @@ from litestar.response import Stream
 from litestar.types import ASGIApp
 
 from insula.api.duplex import Duplex, opening
-from insula.api.parameters import Cells, Flag, Inside, Name, Since, Tail, TheCloud, Timeout, Word
+from insula.api.parameters import Cells, Flag, HowToCopy, Inside, Name, Since, Tail, TheCloud, Timeout, Word
 from insula.api.streams import archive, frames, primed, upload
 from insula.model.errors import Invalid
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec
@@ -109,9 +109,19 @@ class InstanceController(Controller):
         summary="Unpack a tar, the request's body, into the directory `path`",
     )
     async def archive_put(
-        self, cloud: TheCloud, tenant: Name, name: Name, path: Inside, request: Request[Any, Any, Any]
+        self,
+        cloud: TheCloud,
+        tenant: Name,
+        name: Name,
+        path: Inside,
+        request: Request[Any, Any, Any],
+        copy: HowToCopy = None,
     ) -> None:
-        await cloud.instances.archive_put(tenant, name, path, upload(request))
+        await cloud.instances.archive_put(tenant, name, path, upload(request), copy)
+
+    @get("/{name:str}/export", summary="Its root file system as a tar, without what is mounted in it")
+    async def export(self, cloud: TheCloud, tenant: Name, name: Name) -> Stream:
+        return archive(await primed(cloud.instances.export(tenant, name)))
 
     @post("/{name:str}/attach", request_max_body_size=None, summary="Its input and output: frames, both ways")
     async def attach(

@@ -24,3 +24,10 @@ Interval = Annotated[
     float | None, QueryParameter(ge=0.1, le=3600, description="seconds between samples; without it there is one")
 ]
 Inside = Annotated[str, QueryParameter(max_length=4096, description="an absolute path inside the instance")]
+HowToCopy = Annotated[
+    str | None,
+    QueryParameter(
+        description="as cp(1): `tree` puts the one tree of the archive into `path` if that is a directory, else there "
+        "as `path`; `content` puts what is in it into the directory `path`"
+    ),
+]

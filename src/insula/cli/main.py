@@ -35,6 +35,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "wait": ("lifecycle", "block until instances exit, and print their exit statuses"),
     "rm": ("lifecycle", "remove instances"),
     "cp": ("cp", "copy files between an instance and the host"),
+    "export": ("export", "write an instance's root file system into a tar"),
     "inspect": ("inspect", "everything about an object, as JSON"),
     "stats": ("stats", "what instances use: processor, memory, network, disk, and who waits for what"),
     "top": ("top", "the processes of an instance, inside and on the host"),

@@ -274,10 +274,20 @@ class Instances(Resource):
         """The file or tree at `path` as a tar: read it, and close the response."""
         return self.client.stream("GET", "tenants", tenant, "instances", name, "archive", query={"path": path})
 
-    def archive_put(self, tenant: str, name: str, path: str, archive: Iterable[bytes]) -> None:
-        """Unpacks a tar, in pieces, into the directory `path`."""
+    def archive_put(
+        self, tenant: str, name: str, path: str, archive: Iterable[bytes], copy: str | None = None
+    ) -> None:
+        """Unpacks a tar, in pieces, into the directory `path`.
+
+        With `copy` its one tree goes where cp(1) would put it: "tree" into `path` if that is a directory, else there as
+        `path`; of "content" what is in it goes into the directory `path`.
+        """
         where = ("tenants", tenant, "instances", name, "archive")
-        self.client.stream("PUT", *where, upload=archive, query={"path": path}).close()
+        self.client.stream("PUT", *where, upload=archive, query={"path": path, "copy": copy}).close()
+
+    def export(self, tenant: str, name: str) -> Response:
+        """The root file system as a tar, without what is mounted in it: read it, and close the response."""
+        return self.client.stream("GET", "tenants", tenant, "instances", name, "export")
 
     def _call(self, method: str, tenant: str, name: str, *rest: str, **query: object) -> Any:
         return self.client.call(method, "tenants", tenant, "instances", name, *rest, query=query)

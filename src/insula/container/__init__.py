@@ -13,5 +13,5 @@ init.py         what PID 1 does from its birth in new namespaces on
 join.py         how a process joins a container that runs
 departure.py    how either becomes the user's program; steps.py and stdio.py serve both
 notify.py       how a filter that asks somebody (SCMP_ACT_NOTIFY) reaches who answers
-archive.py      files in and out, without following anything that a container put there
+archive.py      files in and out, by a process with the rights of the container alone (archive_worker.py starts it)
 """

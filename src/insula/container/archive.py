@@ -1,69 +1,74 @@
-"""Files in and out of a container as tar streams, by a process with all of the host's rights: so, with care.
+"""Files in and out of a container as tar streams, by a process that has the container's rights and no others.
 
-The container is hostile, and may change its files while we walk them. What Docker got wrong (CVE-2018-15664, a link
-swapped in between check and use; CVE-2019-14271, the container's libraries loaded by the host's tar) is avoided by
-construction:
+The container is hostile, and may change its files and mounts while we walk them. What Docker got wrong (CVE-2018-15664,
+a link swapped in between check and use; CVE-2019-14271, the container's libraries loaded by the host's tar) is avoided
+by construction:
 
-- the root is a descriptor, and the path that the user gave is resolved by the kernel inside it (openat2(2),
-  RESOLVE_IN_ROOT): a link or ``..`` can't lead out, and magic links of /proc aren't followed at all;
-- below it every step opens one name with O_NOFOLLOW: a link is an object to copy, never a way;
-- only regular files are opened for reading, and writing always makes a new file (O_EXCL): what somebody swapped in
-  is never written to;
-- only file systems that hold files are touched. As the host's root, /proc and /sys would tell and do too much.
-
-Owners are shifted: inside 0…65535 is `id_base`… on the host.
+- The work is done by a process of its own, which enters the container's user namespace (setns(2)) before it looks at
+  the first file. Root there is an ordinary user of the host: whatever a name comes to mean, a file of the host's least
+  of all, nothing happens to it that the container's own root could not do. Only the user namespace is entered: the
+  process is in nobody's sight inside, and loads nothing from there.
+- The root is a descriptor, and the path that the user gave is resolved by the kernel inside it (openat2(2),
+  RESOLVE_IN_ROOT): a link or ``..`` can't lead out, and magic links of /proc aren't followed at all.
+- Below it `insula.tree` opens one name after the other and follows no link, so that of the container's own users none
+  can have root's files changed either.
+- Only mounts whose file system is made for files are copied. That keeps /proc, /sys and devices out of archives; it
+  guards nothing, so it does not matter that the container can mount an overlay over something else, or that numbers of
+  mounts are used again.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import stat
+import sys
 import tarfile
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import IO, BinaryIO
 
-from insula.kernel import mounts, process
-from insula.model.errors import Conflict, Failed, Invalid, NotFound
-from insula.model.objects import IDS_PER_TENANT
+from insula.kernel import linux, mounts, process
+from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound
 from insula.model.units import shorten
+from insula.tree.pack import Packer
+from insula.tree.unpack import Rules, mount_number, unpack
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+MEMORY = 1 << 30
+"""Bytes of address space: a hostile archive or tree costs memory of this process alone, and no more than this."""
+
+_BUFFER = 1 << 18
 _FILESYSTEMS = frozenset("overlay tmpfs ext2 ext3 ext4 xfs btrfs f2fs zfs bcachefs".split())  # noqa: SIM905
-_NOBODY = IDS_PER_TENANT - 1
-_DEPTH = 200  # directories within directories; each holds a descriptor
-_CHUNK = 1 << 18
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+IDS = 65536
+_NOBODY = IDS - 1
+_MAX_LINKS = 40  # as path_resolution(7)
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-@dataclass(frozen=True)
 class Tree:
-    """A container's files: its root, the IDs on it, and the mounts that may be touched (by their numbers)."""
+    """A container's files: its root, and the mounts that are copied, by their numbers."""
 
-    root: int
-    id_base: int
-    mounts: frozenset[int]
+    def __init__(self, root: int, mounts: frozenset[int]) -> None:
+        self.root, self.mounts = root, mounts
 
     def allowed(self, fd: int) -> bool:
-        with open(f"/proc/self/fdinfo/{fd}") as file:
-            number = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
-        return int(number) in self.mounts
+        return mount_number(fd) in self.mounts
 
 
 @contextmanager
-def opened(pid: int, started: int, id_base: int) -> Iterator[Tree]:
+def opened(pid: int, started: int) -> Iterator[Tree]:
     """The files of the container whose PID 1 is (pid, start time). NotFound if that process is gone."""
     try:
-        root = os.open(f"{process.directory(pid)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(f"{process.directory(pid)}/root", _DIRECTORY)
         try:
             numbers = frozenset(_places(pid))
             if not process.is_alive(pid, started):  # asked last: all that was opened was this process's
                 raise ProcessLookupError
             if os.path.samestat(os.fstat(root), os.stat("/")):
                 raise Failed("that process has the host's root", "it is no container; nothing was touched")
-            yield Tree(root, id_base, numbers)
+            yield Tree(root, numbers)
         finally:
             os.close(root)
     except (ProcessLookupError, FileNotFoundError):
@@ -79,9 +84,22 @@ def _places(pid: int) -> Iterator[int]:
                 yield int(before.split(" ", 1)[0])
 
 
+def become_root_inside(pid: int, started: int) -> None:
+    """Enter the user namespace of (pid, start time), for good, as its root. Takes a process of a single thread."""
+    userns = process.open_namespace(pid, started, "user")
+    try:
+        linux.setns(userns, linux.CLONE_NEWUSER)  # EINVAL if it is the host's
+    finally:
+        os.close(userns)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+
+
 @contextmanager
 def _errors(path: str) -> Iterator[None]:
-    """What the kernel says, for the user."""
+    """What the kernel says of the path, for the user."""
     shown = shorten(path)
     try:
         yield
@@ -91,97 +109,13 @@ def _errors(path: str) -> Iterator[None]:
         raise Invalid(f"{shown} is not a directory in the instance", "name one") from None
     except tarfile.TarError as error:
         raise Invalid(f"that is no tar archive: {error}", "send one that tar(1) reads") from None
+    except BrokenPipeError:  # nobody wants the rest
+        raise
     except OSError as error:
-        if error.errno == 30:  # EROFS
-            raise Conflict(f"{shown} is read-only in the instance", "copy to a tmpfs of it") from None
         raise Failed(f"copying {shown} failed: {error.strerror or error}", "look at the path and the disk") from None
 
 
 # -- out -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Writer:
-    tree: Tree
-    tar: tarfile.TarFile
-    seen: dict[tuple[int, int], str] = field(default_factory=dict)
-
-    def add(self, directory: int, name: str, shown: str, depth: int) -> None:
-        """The entry `name` of a directory, called `shown` in the archive, with all below it."""
-        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        info = self._info(found, shown)
-        if stat.S_ISREG(found.st_mode):
-            self._file(directory, name, info, found)
-        elif stat.S_ISDIR(found.st_mode):
-            self._directory(directory, name, info, depth)
-        elif stat.S_ISLNK(found.st_mode):
-            info.type, info.linkname = tarfile.SYMTYPE, os.readlink(name, dir_fd=directory)
-            self.tar.addfile(info)
-        elif stat.S_ISFIFO(found.st_mode):
-            info.type = tarfile.FIFOTYPE
-            self.tar.addfile(info)
-        # devices mean nothing elsewhere, and sockets nothing without who listens
-
-    def _info(self, found: os.stat_result, shown: str) -> tarfile.TarInfo:
-        info = tarfile.TarInfo(shown)
-        info.mode = stat.S_IMODE(found.st_mode)
-        info.mtime = int(found.st_mtime)
-        info.uid, info.gid = self._inside(found.st_uid), self._inside(found.st_gid)
-        return info
-
-    def _inside(self, number: int) -> int:
-        number -= self.tree.id_base
-        return number if 0 <= number < IDS_PER_TENANT else _NOBODY
-
-    def _file(self, directory: int, name: str, info: tarfile.TarInfo, found: os.stat_result) -> None:
-        link = (found.st_dev, found.st_ino)
-        if found.st_nlink > 1 and link in self.seen:
-            info.type, info.linkname = tarfile.LNKTYPE, self.seen[link]
-            self.tar.addfile(info)
-            return
-        fd = os.open(name, _READ, dir_fd=directory)
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            now = os.fstat(fd)
-            if not stat.S_ISREG(now.st_mode) or not self.tree.allowed(fd):
-                return
-            info.size = now.st_size
-            self.tar.addfile(info, _Exactly(file, now.st_size))
-        if found.st_nlink > 1:
-            self.seen[link] = info.name
-
-    def _directory(self, directory: int, name: str, info: tarfile.TarInfo, depth: int) -> None:
-        if depth > _DEPTH:
-            raise Failed(f"{shorten(info.name)} is too deep in directories", f"copy less than {_DEPTH} levels")
-        fd = os.open(name, _DIRECTORY, dir_fd=directory)
-        try:
-            info.type = tarfile.DIRTYPE
-            self.tar.addfile(info)
-            if self.tree.allowed(fd):
-                self.below(fd, info.name, depth)
-        finally:
-            os.close(fd)
-
-    def below(self, fd: int, shown: str, depth: int) -> None:
-        for name in sorted(os.listdir(fd)):
-            try:
-                self.add(fd, name, f"{shown}/{name}", depth + 1)
-            except FileNotFoundError:  # removed meanwhile
-                continue
-
-
-class _Exactly:
-    """A file of just this size for tarfile, whatever the container does to it while we read."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self.file = file
-        self.left = size
-
-    def read(self, size: int = -1) -> bytes:
-        size = self.left if size < 0 else min(size, self.left)
-        data = self.file.read(size) if size else b""
-        data += bytes(size - len(data))
-        self.left -= len(data)
-        return data
 
 
 def write(tree: Tree, path: str, sink: BinaryIO) -> None:
@@ -194,141 +128,144 @@ def write(tree: Tree, path: str, sink: BinaryIO) -> None:
     inside = not name or path.endswith(("/", "/."))
     with _errors(path), ExitStack() as stack:
         where = path if inside else "/".join(parts[:-1])
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        parent = mounts.open_beneath(tree.root, where, flags=flags)
+        parent = mounts.open_beneath(tree.root, where, flags=_DIRECTORY)
         stack.callback(os.close, parent)
         if not inside:
             os.stat(name, dir_fd=parent, follow_symlinks=False)  # before the archive begins
         if not tree.allowed(parent):
             raise Invalid(f"{shorten(path)} holds no files", "name one that is on a disk or tmpfs")
-        tar = stack.enter_context(tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_CHUNK))
-        writer = _Writer(tree, tar)
-        if inside:
-            writer.add(parent, ".", name or ".", 0)
-        else:
-            writer.add(parent, name, name, 0)
+        packer = Packer(allowed=tree.allowed, fifos=True)
+        for piece in packer.pack(parent, "." if inside else name, name or "."):
+            sink.write(piece)
+        sink.flush()
+
+
+def export(tree: Tree, sink: BinaryIO) -> None:
+    """The whole root file system as a tar, without what is mounted in it."""
+    with _errors("/"):
+        only = mount_number(tree.root)
+        packer = Packer(allowed=lambda fd: mount_number(fd) == only, fifos=True)
+        for piece in packer.pack(tree.root, ".", "."):
+            sink.write(piece)
+        sink.flush()
 
 
 # -- in ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Reader:
-    tree: Tree
-    top: int
+def read(tree: Tree, path: str, source: BinaryIO, copy: str | None = None) -> None:
+    """Unpack a tar into the directory `path`; or with `copy` put the one tree that it has where cp(1) would.
 
-    def take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Makes what an entry of the archive says."""
-        parts = _parts(member.name)
-        if not parts:
-            return  # the target itself
-        with self._parent(parts) as directory:
-            name = parts[-1]
-            if member.isdir():
-                self._make_directory(directory, name)
-            else:
-                self._clear(directory, name)
-                self._make(tar, member, directory, name)
-            self._own(member, directory, name)
-
-    @contextmanager
-    def _parent(self, parts: list[str]) -> Iterator[int]:
-        """The directory that an entry is in, made if it isn't there; no link is followed on the way."""
-        if len(parts) > _DEPTH:
-            raise Invalid(f"{shorten('/'.join(parts))} is too deep in directories", f"use less than {_DEPTH} levels")
-        at = os.dup(self.top)
-        try:
-            for part in parts[:-1]:
-                try:
-                    below = os.open(part, _DIRECTORY, dir_fd=at)
-                except NotADirectoryError:
-                    what = f"{shorten('/'.join(parts))} leads through something that is no directory"
-                    raise Invalid(what, "links are not followed below the target") from None
-                except FileNotFoundError:
-                    os.mkdir(part, 0o755, dir_fd=at)
-                    below = os.open(part, _DIRECTORY, dir_fd=at)
-                    os.fchown(below, self.tree.id_base, self.tree.id_base)
-                os.close(at)
-                at = below
-                if not self.tree.allowed(at):
-                    raise Invalid(f"{shorten('/'.join(parts))} holds no files", "choose another place")
-            yield at
-        finally:
-            os.close(at)
-
-    def _make_directory(self, directory: int, name: str) -> None:
-        try:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=directory)
-                os.mkdir(name, 0o700, dir_fd=directory)
-        except FileNotFoundError:
-            os.mkdir(name, 0o700, dir_fd=directory)
-
-    def _clear(self, directory: int, name: str) -> None:
-        """Removes what has the name; a directory must be empty."""
-        try:
-            os.unlink(name, dir_fd=directory)
-        except FileNotFoundError:
-            return
-        except IsADirectoryError:
-            os.rmdir(name, dir_fd=directory)
-
-    def _make(self, tar: tarfile.TarFile, member: tarfile.TarInfo, directory: int, name: str) -> None:
-        if member.isreg():
-            source = tar.extractfile(member)
-            assert source is not None
-            with os.fdopen(os.open(name, _CREATE, 0o600, dir_fd=directory), "wb", buffering=0) as file:
-                while data := source.read(_CHUNK):
-                    file.write(data)
-        elif member.issym():
-            os.symlink(member.linkname, name, dir_fd=directory)
-        elif member.islnk():
-            parts = _parts(member.linkname)
-            if not parts:
-                raise Invalid(f"{shorten(member.name)} links to nothing", "make the archive anew")
-            with self._parent(parts) as source_directory:
-                os.link(parts[-1], name, src_dir_fd=source_directory, dst_dir_fd=directory, follow_symlinks=False)
-        elif member.isfifo():
-            os.mkfifo(name, 0o600, dir_fd=directory)
-        else:
-            raise Invalid(f"{shorten(member.name)} is a device", "leave devices out of the archive")
-
-    def _own(self, member: tarfile.TarInfo, directory: int, name: str) -> None:
-        """Owner first: changing it takes set-user-ID bits away (chown(2))."""
-        if member.islnk():
-            return
-        base = self.tree.id_base
-        uid, gid = (n if 0 <= n < IDS_PER_TENANT else _NOBODY for n in (member.uid, member.gid))
-        os.chown(name, base + uid, base + gid, dir_fd=directory, follow_symlinks=False)
-        if member.issym():
-            return
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            if not stat.S_ISLNK(os.fstat(fd).st_mode):  # fchmod(2) refuses O_PATH; its magic link can't be swapped
-                os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(member.mode))
-        finally:
-            os.close(fd)
-        os.utime(name, (member.mtime, member.mtime), dir_fd=directory, follow_symlinks=False)
-
-
-def _parts(name: str) -> list[str]:
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise Invalid(f"{shorten(name)} leads out of the target", "an archive may not have .. in its names")
-    return parts
-
-
-def read(tree: Tree, path: str, source: BinaryIO) -> None:
-    """Unpacks a tar into the directory `path`. What stands in the way of a file is replaced.
-
-    NotFound, Invalid, Conflict (read-only), Failed. What was unpacked before an error stays.
+    "tree": into `path` if that is a directory, under its own name, and else as `path`. "content": what is in it goes
+    into the directory `path`, which is made if it isn't there. A link at the end of `path` is followed. NotFound,
+    Invalid, Conflict, Failed. What was unpacked before an error stays.
     """
     with _errors(path), ExitStack() as stack:
-        top = mounts.open_beneath(tree.root, path, flags=os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        rules = Rules(
+            path,
+            owner=lambda member: (_inside(member.uid), _inside(member.gid)),
+            mode=0o7777,
+            allowed=tree.allowed,
+            fifos=True,
+            leave_out=_refuse_device,
+        )
+        top, name = _target(tree, path) if copy else (mounts.open_beneath(tree.root, path, flags=_DIRECTORY), "")
         stack.callback(os.close, top)
         if not tree.allowed(top):
             raise Invalid(f"{shorten(path)} holds no files", "name a directory that is on a disk or tmpfs")
-        tar = stack.enter_context(tarfile.open(fileobj=source, mode="r|*", bufsize=_CHUNK))
-        reader = _Reader(tree, top)
-        for member in tar:
-            reader.take(tar, member)
+        if not name:
+            unpack(source, top, rules, form="r|*", instead=[] if copy == "content" else None)
+            return
+
+        def first(member: tarfile.TarInfo) -> None:
+            _check_target(top, name, path, member.isdir())
+
+        rules.where = os.path.dirname(path.rstrip("/"))
+        unpack(source, top, rules, form="r|*", instead=[name], first=first)
+
+
+def _target(tree: Tree, path: str) -> tuple[int, str]:
+    """The directory that a copy goes to, and the name that it gets there; no name where `path` is the directory."""
+    for _ in range(_MAX_LINKS):
+        try:
+            return mounts.open_beneath(tree.root, path, flags=_DIRECTORY), ""
+        except (FileNotFoundError, NotADirectoryError):
+            above, _, name = path.rstrip("/").rpartition("/")
+            if name in ("", ".", ".."):
+                raise
+        parent = mounts.open_beneath(tree.root, above, flags=_DIRECTORY)
+        try:
+            link = os.readlink(name, dir_fd=parent)
+        except FileNotFoundError:  # it is to be made
+            return parent, name
+        except OSError:  # EINVAL: it is no link
+            return parent, name
+        os.close(parent)
+        path = os.path.join(above or "/", link) + ("/" if path.endswith("/") else "")
+    raise Invalid(f"{shorten(path)} leads through too many links", "name another place")
+
+
+def _check_target(top: int, name: str, path: str, directory: bool) -> None:
+    """What cp(1) refuses: a directory in place of a file, and a file in place of a directory that isn't there."""
+    try:
+        os.stat(name, dir_fd=top, follow_symlinks=False)
+    except FileNotFoundError:
+        if path.endswith("/") and not directory:
+            raise NotFound(f"there is no directory {shorten(path)} in the instance", "make it first") from None
+        return
+    if directory or path.endswith("/"):
+        raise Conflict(f"{shorten(path)} is no directory in the instance", "choose another name")
+
+
+def _inside(number: int) -> int:
+    return number if 0 <= number < IDS else _NOBODY
+
+
+def _refuse_device(shown: str) -> None:
+    raise Invalid(f"{shorten(shown)} is a device", "leave devices out of the archive")
+
+
+# -- the process ---------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Does the job that the command line names."""
+    import resource
+
+    verb, pid, start_time, path, copy = json.loads(sys.argv[1])
+    if verb == "read":  # before the change of user: tarfile imports them when an archive asks for it
+        import bz2  # noqa: F401
+        import gzip  # noqa: F401
+        import lzma  # noqa: F401
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    try:
+        _work(verb, pid, start_time, path, copy)
+    except InsulaError as error:
+        _fail(error)
+    except BrokenPipeError:
+        os._exit(1)
+    except MemoryError:
+        _fail(Invalid(f"copying that takes more than {MEMORY >> 20} MiB of memory", "copy parts of it"))
+
+
+def _work(verb: str, pid: int, start_time: int, path: str, copy: str | None) -> None:
+    with opened(pid, start_time) as tree:
+        try:
+            become_root_inside(pid, start_time)
+        except OSError as error:
+            raise Failed(f"the instance's user namespace can't be entered: {error.strerror}", "try again") from None
+        if verb == "read":
+            with os.fdopen(0, "rb", _BUFFER) as source:
+                read(tree, path, source, copy)
+                while source.read(_BUFFER):  # what follows the archive's end
+                    pass
+            return
+        with os.fdopen(1, "wb", _BUFFER) as sink:
+            export(tree, sink) if verb == "export" else write(tree, path, sink)
+
+
+def _fail(error: InsulaError) -> None:
+    os.write(2, json.dumps(error.to_dict()).encode())
+    os._exit(1)

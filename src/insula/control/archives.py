@@ -1,4 +1,4 @@
-"""`insula cp`: trees in and out of instances, running or not, as tar streams.
+"""`insula cp` and `export`: trees in and out of instances, running or not, as tar streams.
 
 Files are reached through PID 1's root. For an instance that doesn't run, a container is made for the moment whose
 PID 1 just sleeps: it has the root file system just as the instance would, and vanishes afterwards.
@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import IO
 
-from insula.container import archive
+from insula.container import archive_worker
 from insula.control.supervisor import Member, Supervisor
 from insula.model.errors import Conflict, Invalid
 from insula.model.units import shorten
-
-_CHUNK = 1 << 17
 
 
 class Archives:
@@ -31,40 +26,32 @@ class Archives:
     async def get(self, member: Member, path: str) -> AsyncIterator[bytes]:
         """The file or tree at `path` as a tar in pieces. NotFound, Invalid before the first piece."""
         check(path)
-        async with self._root(member) as (pid, started):
-            reading, theirs = os.pipe()
-            ours = os.fdopen(reading, "rb", buffering=0)
+        async for piece in self._pieces(member, "write", path):
+            yield piece
 
-            def work() -> None:
-                with os.fdopen(theirs, "wb") as sink, archive.opened(pid, started, member.tenant.id_base) as tree:
-                    archive.write(tree, path, sink)
+    async def export(self, member: Member) -> AsyncIterator[bytes]:
+        """The root file system as a tar in pieces, without what is mounted in it."""
+        async for piece in self._pieces(member, "export", "/"):
+            yield piece
 
-            async with _beside(work, ours) as task:
-                while piece := await asyncio.to_thread(ours.read, _CHUNK):
-                    yield piece
-                await task
+    async def _pieces(self, member: Member, verb: str, path: str) -> AsyncIterator[bytes]:
+        async with self._root(member) as process, archive_worker.started(verb, *process, path) as worker:
+            while piece := await worker.read():
+                yield piece
+            await worker.finish()
 
-    async def put(self, member: Member, path: str, pieces: AsyncIterator[bytes]) -> None:
-        """Unpacks a tar into the directory `path`."""
+    async def put(self, member: Member, path: str, pieces: AsyncIterator[bytes], copy: str | None = None) -> None:
+        """Unpacks a tar into the directory `path`, or where `copy` says (`container.archive.read`)."""
         check(path)
+        if copy not in (None, "tree", "content"):
+            raise Invalid(f"nothing is copied as {shorten(copy)}", "choose tree or content")
         if member.instance.spec.read_only and not member.active:
             raise Conflict(f"instance {member.instance.name} is read-only", "make it without --read-only")
-        async with self._root(member) as (pid, started):
-            theirs, writing = os.pipe()
-            ours = os.fdopen(writing, "wb", buffering=0)
-
-            def work() -> None:
-                with os.fdopen(theirs, "rb") as source, archive.opened(pid, started, member.tenant.id_base) as tree:
-                    archive.read(tree, path, source)
-                    while source.read(_CHUNK):  # what follows the archive's end
-                        pass
-
-            async with _beside(work, ours) as task:
-                with contextlib.suppress(BrokenPipeError):  # it has failed, and says why
-                    async for piece in pieces:
-                        await asyncio.to_thread(_write_all, ours, piece)
-                ours.close()
-                await task
+        async with self._root(member) as process, archive_worker.started("read", *process, path, copy) as worker:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has failed, and says why
+                async for piece in pieces:
+                    await worker.write(piece)
+            await worker.finish()
 
     @asynccontextmanager
     async def _root(self, member: Member) -> AsyncIterator[tuple[int, int]]:
@@ -87,30 +74,6 @@ class Archives:
                 await asyncio.shield(self.supervisor.spawn(self.engine.runtime.delete(container)))
 
 
-@asynccontextmanager
-async def _beside(work: Callable[[], None], ours: IO[bytes]) -> AsyncIterator[asyncio.Future[None]]:
-    """`work` at the other end of the pipe `ours`, which is closed at last, so that it ends in any case.
-
-    It has a thread of its own: one of a pool could wait for another that waits for it.
-    """
-    executor = ThreadPoolExecutor(1, "insula-cp")
-    task = asyncio.get_running_loop().run_in_executor(executor, work)
-    try:
-        yield task
-    finally:
-        ours.close()
-        await asyncio.wait([task])
-        executor.shutdown(wait=False)
-        if not task.cancelled():
-            task.exception()  # raised by whoever awaited it; here nobody is interested any more
-
-
 def check(path: str) -> None:
     if not path.startswith("/") or "\0" in path or len(path) > 4095:
         raise Invalid(f"{shorten(path)} is no absolute path in an instance", "begin it with /")
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]

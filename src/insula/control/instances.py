@@ -345,9 +345,16 @@ class Instances:
         async for piece in self.archives.get(await self.find(tenant, name), path):
             yield piece
 
-    async def archive_put(self, tenant: str, name: str, path: str, pieces: AsyncIterator[bytes]) -> None:
-        """Unpacks a tar into the directory `path` inside."""
-        await self.archives.put(await self.find(tenant, name), path, pieces)
+    async def archive_put(
+        self, tenant: str, name: str, path: str, pieces: AsyncIterator[bytes], copy: str | None = None
+    ) -> None:
+        """Unpacks a tar into the directory `path` inside, or where `copy` says (see `Archives.put`)."""
+        await self.archives.put(await self.find(tenant, name), path, pieces, copy)
+
+    async def export(self, tenant: str, name: str) -> AsyncIterator[bytes]:
+        """The root file system as a tar in pieces."""
+        async for piece in self.archives.export(await self.find(tenant, name)):
+            yield piece
 
 
 def view(member: Member) -> InstanceView:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Iterator
 
 from insula.cli.archive import StreamReader, pack, unpack
-from insula.cli.options import Arguments, Command, Usage
+from insula.cli.options import Arguments, Command, Option, Usage
 from insula.cli.output import clean
 from insula.cli.terminal import STDIN, STDOUT, write_all
 from insula.client import Client
@@ -19,9 +18,9 @@ def run(arguments: Arguments) -> int:
     source, target = side(arguments.source), side(arguments.target)
     client = Client(arguments.socket)
     if source[0] is not None and target[0] is None:
-        fetch(client, arguments.tenant, source[0], source[1], target[1])
+        fetch(client, arguments.tenant, source[0], source[1], target[1], keep=arguments.archive)
     elif source[0] is None and target[0] is not None:
-        send(client, arguments.tenant, source[1], target[0], target[1])
+        send(client, arguments.tenant, source[1], target[0], target[1], keep=arguments.archive)
     else:
         raise Usage(
             "cp copies between an instance and the host", "write one side as NAME:PATH, the other as a path or -"
@@ -39,21 +38,21 @@ def side(text: str) -> tuple[str | None, str]:
     return name, path if path.startswith("/") else "/" + path
 
 
-def fetch(client: Client, tenant: str, name: str, path: str, target: str) -> None:
+def fetch(client: Client, tenant: str, name: str, path: str, target: str, *, keep: bool = False) -> None:
     """NAME:PATH to the host; into `target` if that is a directory, else as `target`; ``-`` writes the tar out.
 
-    Of ``PATH/.`` the content alone is put into `target`.
+    Of ``PATH/.`` and of the root the content alone is put into `target`.
     """
     with client.instances.archive_get(tenant, name, path) as response:
         if target == "-":
             for data in response:
                 write_all(STDOUT, data)
             return
-        if not unpack(StreamReader(iter(response)), target, merge=_is_content(path)):
+        if not unpack(StreamReader(iter(response)), target, last_name(path), keep=keep):
             raise Invalid(f"{clean(path)} is neither file, directory nor link", "devices and sockets can't be copied")
 
 
-def send(client: Client, tenant: str, source: str, name: str, path: str) -> None:
+def send(client: Client, tenant: str, source: str, name: str, path: str, *, keep: bool = False) -> None:
     """The host's file or tree into the directory `path` of the instance, or as `path`; ``-`` reads a tar.
 
     Of ``SOURCE/.`` the content alone is put into the directory `path`.
@@ -63,36 +62,17 @@ def send(client: Client, tenant: str, source: str, name: str, path: str) -> None
         return
     if not os.path.lexists(source):
         raise Invalid(f"{clean(source)} does not exist", "name a file or directory of this host")
-    there = is_directory(client, tenant, name, path)
-    if there is False and os.path.isdir(source):
-        raise Invalid(f"{clean(path)} is no directory in the instance", f"{clean(source)} is one: choose another name")
-    directory, new_name = path, "" if _is_content(source) else os.path.basename(os.path.abspath(source))
-    if not there and (not path.endswith("/") or os.path.isdir(source)):
-        directory, new_name = os.path.split(path.rstrip("/"))
-    client.instances.archive_put(tenant, name, directory or "/", pack(source, new_name))
+    if not (os.path.isfile(source) or os.path.isdir(source) or os.path.islink(source)):
+        raise Invalid(f"{clean(source)} is neither file, directory nor link", "devices and sockets can't be copied")
+    copy = "tree" if last_name(source) else "content"
+    called = os.path.basename(os.path.abspath(source)) or "root"
+    client.instances.archive_put(tenant, name, path, pack(source, called, keep=keep), copy)
 
 
-def _is_content(path: str) -> bool:
-    """``DIRECTORY/.`` stands for what is in a directory."""
-    return os.path.basename(path) == "."
-
-
-def is_directory(client: Client, tenant: str, name: str, path: str) -> bool | None:
-    """Whether `path` is a directory in the instance: the first member of its archive tells. None: it isn't there."""
-    from insula.model.errors import NotFound
-
-    if path.strip("/") == "":
-        return True
-    try:
-        with (
-            client.instances.archive_get(tenant, name, path) as response,
-            tarfile.open(fileobj=StreamReader(iter(response)), mode="r|") as archive,
-        ):
-            first = archive.next()
-            return first is not None and first.isdir()
-    except NotFound:
-        client.instances.get(tenant, name)  # or is it the instance that isn't there?
-        return None
+def last_name(path: str) -> str:
+    """The name that a copy of `path` gets; none where only the content is meant: of ``DIRECTORY/.`` and of the root."""
+    name = os.path.basename(path.rstrip("/"))
+    return "" if name in (".", "..") else name
 
 
 def _stdin() -> Iterator[bytes]:
@@ -105,10 +85,12 @@ COMMANDS = {
         run,
         "Copy a file or a tree between an instance and the host.",
         "SOURCE TARGET",
+        [Option("-a --archive", "keep the owners: users and groups by their numbers")],
         complete={"SOURCE": "instance:path", "TARGET": "instance:path"},
         details="""\
 One side is NAME:PATH, the other a path of this host, or - for a tar stream. A directory is copied into one that
-exists; of DIRECTORY/. the content is. Copied files belong to you, or to root in the instance; symbolic links are
-copied, never followed; devices are left out.""",
+exists; of DIRECTORY/. the content is. Copied files belong to you, or to root in the instance, unless -a is given;
+symbolic links are copied, not followed, but for one that is the target and leads to a directory; files with holes keep
+them; devices are left out, and on the host set-uid bits.""",
     )
 }

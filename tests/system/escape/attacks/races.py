@@ -6,7 +6,7 @@ import ctypes
 import os
 import time
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
+AT_FDCWD, RENAME_EXCHANGE, MS_BIND = -100, 2, 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -30,4 +30,28 @@ def prepare(directory: str, target: str) -> int:
     with open(f"{directory}/box/secret", "w") as file:
         file.write("the container's own")
     os.symlink(target, f"{directory}/link")
+    return 0
+
+
+def cover(source: str, directory: str) -> list[str]:
+    """Binds `source` over every name that comes to be in a directory, until there is a file `stop` beside that.
+
+    A file `covered` beside the directory tells when the first one is.
+    """
+    covered: list[str] = []
+    while not os.path.exists(f"{directory}.stop"):
+        for name in os.listdir(directory):
+            if name in covered:
+                continue
+            if _libc.mount(source.encode(), f"{directory}/{name}".encode(), None, MS_BIND, None):
+                raise OSError(ctypes.get_errno(), "mount")
+            covered.append(name)
+            open(f"{directory}.covered", "w").close()
+    return covered
+
+
+def bind(source: str, target: str) -> int:
+    """Binds one file or directory over another."""
+    if _libc.mount(source.encode(), target.encode(), None, MS_BIND, None):
+        raise OSError(ctypes.get_errno(), "mount")
     return 0

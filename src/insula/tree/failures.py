@@ -1,0 +1,36 @@
+"""What the kernel refused, told with the name of the entry and what stands in the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from insula.model.errors import Conflict, Failed
+from insula.model.units import shorten
+
+_HINTS = {
+    errno.EACCES: "see who owns it, and its mode",
+    errno.EPERM: "see who owns it; only root may give files away",
+    errno.EBUSY: "something is mounted on it: unmount that, or write to it in place",
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.ENAMETOOLONG: "choose shorter names",
+    errno.EXDEV: "copy it without its other name: they would be on two file systems",
+}
+
+
+@contextmanager
+def naming(shown: str) -> Iterator[None]:
+    """OSError becomes Failed, or Conflict where it is read-only, and names the entry; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or 0
+        if number == errno.EROFS:
+            raise Conflict(f"{shorten(shown, 200)} is read-only", "choose a place that isn't, as a tmpfs") from None
+        why = os.strerror(number) if number else str(error)
+        raise Failed(
+            f"copying {shorten(shown, 200)} failed: {why}", _HINTS.get(number, "look at what is there")
+        ) from None

@@ -1,0 +1,324 @@
+"""A tar stream as files below an open directory.
+
+A file is written under another name and renamed when it is complete (rename(2)): what was there stays until then, and
+what was broken off leaves nothing. As with cp(1), a directory never takes the place of something else, nor the other
+way round.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from insula.model.errors import Conflict, Invalid
+from insula.model.units import shorten
+from insula.tree import sparse
+from insula.tree.failures import naming
+
+CHUNK = 1 << 18
+
+_AT = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK = 512
+_SPECIAL = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+
+
+class Readable(Protocol):
+    """What an archive is read from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Rules:
+    """How files are made. `where` is what the directory is called in messages.
+
+    `owner` says whom an entry shall belong to (None: whoever makes it), `mode` which bits of its mode it gets, and
+    `directory_mode` which a directory has in any case. `allowed` is asked of every directory that is opened. Devices,
+    and without `fifos` FIFOs, are handed to `leave_out`.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        owner: Callable[[tarfile.TarInfo], tuple[int, int] | None] = lambda member: None,
+        mode: int = 0o777,
+        directory_mode: int = 0,
+        allowed: Callable[[int], bool] = lambda fd: True,
+        fifos: bool = False,
+        leave_out: Callable[[str], None],
+    ) -> None:
+        self.where, self.owner, self.mode, self.directory_mode = where, owner, mode, directory_mode
+        self.allowed, self.fifos, self.leave_out = allowed, fifos, leave_out
+
+
+def unpack(
+    source: Readable,
+    root: int,
+    rules: Rules,
+    *,
+    form: str = "r|",
+    instead: list[str] | None = None,
+    first: Callable[[tarfile.TarInfo], None] = lambda member: None,
+) -> int:
+    """Unpack the archive `source` into the open directory `root`; the number of entries.
+
+    With `instead` all entries must lie below the first one, whose name is replaced by these components (none: what is
+    below goes into `root` itself). `first` is given the first entry before anything is done, and may raise. `form` is
+    the mode for `tarfile.open`. TarError if it is no archive; Conflict, Invalid, Failed name the entry.
+    """
+    count = 0
+    tar: Any  # its stream is not in the annotations
+    with tarfile.open(fileobj=source, mode=form, bufsize=CHUNK, errorlevel=2) as tar:  # type: ignore[call-overload]
+        made = _Maker(tar.fileobj, root, rules)
+        try:
+            while (member := _next(tar)) is not None:
+                if not count:
+                    first(member)
+                    made.instead, made.top = instead, _parts(member.name)
+                count += 1
+                made.make(member)
+            if tar.fileobj.tell() < tar.offset + _BLOCK:  # tarfile takes any end for one
+                raise tarfile.ReadError("it ends too early")
+        finally:
+            made.close()
+    return count
+
+
+def _next(tar: Any) -> tarfile.TarInfo | None:
+    """The next entry; TarError whatever is wrong with it."""
+    try:
+        member: tarfile.TarInfo | None = tar.next()
+        if member is not None:
+            sparse.repair(member, tar)
+    except (ValueError, IndexError, EOFError, OverflowError) as error:  # tarfile lets these pass
+        raise tarfile.ReadError(f"a header makes no sense ({error})") from None
+    tar.members = []  # else it remembers all of them
+    return member
+
+
+def _parts(name: str) -> list[str]:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in name:
+        raise Invalid(f"{shorten(name)} leads out of the target", "an archive may not have .. in its names")
+    return parts
+
+
+def mount_number(fd: int) -> int:
+    """Of the mount that the file behind `fd` was opened in (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        return int(next(line.split()[1] for line in file if line.startswith("mnt_id:")))
+
+
+def _mounted(directory: int, name: str) -> int:
+    """An emptied file that is mounted on that name, such as /etc/hosts of an instance; -1 if none is.
+
+    It can't be replaced, or only so that the mount is gone: it keeps its owner and mode and is written in place.
+    """
+    try:
+        fd = os.open(name, _AT, dir_fd=directory)
+    except FileNotFoundError:
+        return -1
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or mount_number(fd) == mount_number(directory):
+            return -1
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
+class _Maker:
+    def __init__(self, stream: Any, root: int, rules: Rules) -> None:
+        self.stream, self.root, self.rules = stream, root, rules
+        self.instead: list[str] | None = None
+        self.top: list[str] = []
+        self._at, self._path = os.dup(root), list[str]()  # the directory of the last entry, and where it is
+
+    def close(self) -> None:
+        os.close(self._at)
+
+    def make(self, member: tarfile.TarInfo) -> None:
+        """What an entry of the archive says."""
+        parts = self._place(member.name)
+        if not parts:
+            return  # the target itself
+        shown = os.path.join(self.rules.where, *parts)
+        with naming(shown):
+            name = parts[-1]
+            if member.type in _SPECIAL and not (member.isfifo() and self.rules.fifos):
+                self.rules.leave_out(shown)
+            elif member.isdir():
+                self._directory(member, self._parent(parts), name, shown)
+            elif member.isreg():
+                self._file(member, self._parent(parts), name, shown)
+            elif member.issym():
+                self._replace(self._parent(parts), name, shown, lambda at, new: self._link(member, at, new))
+            elif member.islnk():
+                self._hard_link(member, parts, shown)
+            elif member.isfifo():
+                self._replace(self._parent(parts), name, shown, lambda at, new: self._fifo(member, at, new))
+            else:
+                raise Invalid(f"{shorten(shown, 200)} is of an unknown kind", "make the archive anew, with tar")
+
+    def _place(self, name: str) -> list[str]:
+        """The components of the name that an entry gets."""
+        parts = _parts(name)
+        if self.instead is None:
+            return parts
+        if parts[: len(self.top)] != self.top:
+            raise Invalid(f"{shorten(name)} is not below {shorten('/'.join(self.top))}", "send one tree")
+        return self.instead + parts[len(self.top) :]
+
+    # -- directories -----------------------------------------------------------------------------------------------
+
+    def _parent(self, parts: list[str]) -> int:
+        """The open directory that an entry is in, made where it is missing; it is closed by the next call."""
+        if parts[:-1][: len(self._path)] != self._path:
+            self._enter(os.dup(self.root), [])
+        for part in parts[len(self._path) : -1]:
+            path = [*self._path, part]
+            try:
+                below = os.open(part, _AT, dir_fd=self._at)
+            except FileNotFoundError:
+                with suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=self._at)
+                below = os.open(part, _AT, dir_fd=self._at)
+            self._enter(below, path)
+            if not stat.S_ISDIR(os.fstat(below).st_mode):
+                self._enter(os.dup(self.root), [])
+                raise Conflict(
+                    f"{self._shown(path)} is no directory", "links are not followed below the target; choose another"
+                )
+            self._check(below, path)
+        return self._at
+
+    def _enter(self, fd: int, path: list[str]) -> None:
+        os.close(self._at)
+        self._at, self._path = fd, path
+
+    def _check(self, fd: int, path: list[str]) -> None:
+        if not self.rules.allowed(fd):
+            raise Invalid(f"{self._shown(path)} holds no files", "choose a place on a disk or tmpfs")
+
+    def _shown(self, path: list[str]) -> str:
+        return shorten(os.path.join(self.rules.where, *path), 200)
+
+    def _directory(self, member: tarfile.TarInfo, at: int, name: str, shown: str) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=at)
+        fd = os.open(name, _AT, dir_fd=at)
+        try:
+            if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise Conflict(f"{shorten(shown, 200)} is no directory, and would be one", "move it out of the way")
+            if not self.rules.allowed(fd):  # something is mounted on it
+                raise Invalid(f"{shorten(shown, 200)} holds no files", "choose a place on a disk or tmpfs")
+            self._attributes(member, fd, self.rules.directory_mode)
+        finally:
+            os.close(fd)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def _replace(self, at: int, name: str, shown: str, make: Callable[[int, str], None]) -> None:
+        """`make` a file in the open directory `at` under another name, and give it its own when it is complete."""
+        try:
+            there = os.stat(name, dir_fd=at, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            there = 0
+        if stat.S_ISDIR(there):
+            raise Conflict(f"{shorten(shown, 200)} is a directory, and would be none", "move it out of the way")
+        if stat.S_ISCHR(there) or stat.S_ISBLK(there):
+            raise Conflict(f"{shorten(shown, 200)} is a device", "choose another name")
+        new = f".insula-{os.urandom(8).hex()}"
+        try:
+            make(at, new)
+            os.rename(new, name, src_dir_fd=at, dst_dir_fd=at)
+        finally:
+            with suppress(FileNotFoundError):  # it has its name; of two names of one file rename(2) leaves both
+                os.unlink(new, dir_fd=at)
+
+    def _file(self, member: tarfile.TarInfo, at: int, name: str, shown: str) -> None:
+        if (mounted := _mounted(at, name)) >= 0:
+            try:
+                self._fill(member, mounted)
+            finally:
+                os.close(mounted)
+            return
+
+        def make(at: int, new: str) -> None:
+            fd = os.open(new, _CREATE, 0o600, dir_fd=at)
+            try:
+                self._fill(member, fd)
+                self._attributes(member, fd)
+                os.utime(fd, (member.mtime, member.mtime))
+            finally:
+                os.close(fd)
+
+        self._replace(at, name, shown, make)
+
+    def _fill(self, member: tarfile.TarInfo, fd: int) -> None:
+        """The entry's data as all that is in an empty file."""
+        self.stream.seek(member.offset_data)
+        for offset, length in sparse.stored(member):
+            self._copy(fd, offset, length)
+        if member.issparse():
+            os.ftruncate(fd, member.size)
+
+    def _copy(self, fd: int, offset: int, length: int) -> None:
+        while length:
+            data = self.stream.read(min(length, CHUNK))
+            if not data:
+                raise tarfile.ReadError("unexpected end of data")
+            length -= len(data)
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(fd, view, offset)
+                offset, view = offset + written, view[written:]
+
+    def _link(self, member: tarfile.TarInfo, at: int, new: str) -> None:
+        os.symlink(member.linkname, new, dir_fd=at)
+        if self.rules.owner(member) is not None:
+            fd = os.open(new, _AT, dir_fd=at)
+            try:
+                if stat.S_ISLNK(os.fstat(fd).st_mode):
+                    self._own(member, fd)
+            finally:
+                os.close(fd)
+
+    def _fifo(self, member: tarfile.TarInfo, at: int, new: str) -> None:
+        os.mkfifo(new, 0o600, dir_fd=at)
+        fd = os.open(new, _AT, dir_fd=at)
+        try:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                self._attributes(member, fd)
+        finally:
+            os.close(fd)
+
+    def _hard_link(self, member: tarfile.TarInfo, parts: list[str], shown: str) -> None:
+        other = self._place(member.linkname)
+        if not other:
+            raise Invalid(f"{shorten(shown, 200)} links to nothing", "make the archive anew")
+        source = os.dup(self._parent(other))
+        try:
+
+            def link(at: int, new: str) -> None:
+                os.link(other[-1], new, src_dir_fd=source, dst_dir_fd=at, follow_symlinks=False)
+
+            self._replace(self._parent(parts), parts[-1], shown, link)
+        finally:
+            os.close(source)
+
+    # -- owner and mode ----------------------------------------------------------------------------------------------
+
+    def _own(self, member: tarfile.TarInfo, fd: int) -> None:
+        """Through the descriptor's own link in /proc, which leads to the file itself whatever its name means now."""
+        if (owner := self.rules.owner(member)) is not None:
+            os.chown(f"/proc/self/fd/{fd}", *owner)
+
+    def _attributes(self, member: tarfile.TarInfo, fd: int, besides: int = 0) -> None:
+        """Owner first: changing it takes set-user-ID bits away (chown(2))."""
+        self._own(member, fd)
+        os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(member.mode) & self.rules.mode | besides)

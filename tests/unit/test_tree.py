@@ -1,0 +1,281 @@
+"""Trees as tar streams and back: deep ones, odd names, holes, and what changes meanwhile."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from insula.model.errors import Failed
+from insula.tree import pack as packing
+from insula.tree import sparse
+from insula.tree.pack import Packer
+from insula.tree.unpack import Rules, unpack
+
+DEPTH = 1500
+
+
+def packed(source: Path, packer: Packer | None = None) -> bytes:
+    """The archive of a tree, under the name ``t``."""
+    directory = os.open(source.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return b"".join((packer or Packer()).pack(directory, source.name, "t"))
+    finally:
+        os.close(directory)
+
+
+def unpacked(data: bytes, target: Path) -> None:
+    root = os.open(target, os.O_PATH | os.O_DIRECTORY)
+    try:
+        unpack(io.BytesIO(data), root, Rules(str(target), leave_out=lambda shown: None), instead=["t"])
+    finally:
+        os.close(root)
+
+
+def make_deep(top: Path, depth: int, name: str = "d") -> None:
+    """Directories nested `depth` deep, with a file in the last; its path is longer than the kernel takes at once."""
+    at = os.open(top, os.O_PATH)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=at)
+        below = os.open(name, os.O_PATH, dir_fd=at)
+        os.close(at)
+        at = below
+    with open(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=at), "w") as file:
+        file.write("at the bottom")
+    os.close(at)
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Iterator[Path]:
+    """A directory that is removed by rm(1): what is so deep, shutil.rmtree of Python 3.11 can't."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)
+
+
+def test_deep_directories(swept: Path) -> None:
+    (swept / "source").mkdir()
+    make_deep(swept / "source", DEPTH, "directory")
+    before = set(os.listdir("/proc/self/fd"))
+    data = packed(swept / "source")
+    (swept / "target").mkdir()
+    unpacked(data, swept / "target")
+    assert set(os.listdir("/proc/self/fd")) == before
+    at = os.open(swept / "target" / "t", os.O_PATH)
+    for _ in range(DEPTH):
+        below = os.open("directory", os.O_PATH, dir_fd=at)
+        os.close(at)
+        at = below
+    with open(os.open("file", os.O_RDONLY, dir_fd=at)) as file:
+        assert file.read() == "at the bottom"
+    os.close(at)
+
+
+def test_a_path_without_bounds_is_refused(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (swept / "source").mkdir()
+    make_deep(swept / "source", 60)
+    monkeypatch.setattr(packing, "MAX_PATH", 200)
+    assert packed(swept / "source")
+    monkeypatch.setattr(packing, "MAX_PATH", 100)
+    with pytest.raises(Failed, match="too deep"):
+        packed(swept / "source")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    names=st.sets(
+        st.binary(min_size=1, max_size=255).filter(lambda n: not {0, 47} & set(n) and n not in (b".", b"..")),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_names_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, names: set[bytes]) -> None:
+    directory = os.fsencode(tmp_path_factory.mktemp("names"))
+    os.mkdir(directory + b"/source")
+    os.mkdir(directory + b"/target")
+    kinds = {name: number % 3 for number, name in enumerate(sorted(names))}
+    for name, kind in kinds.items():
+        path = directory + b"/source/" + name
+        if kind == 0:
+            Path(os.fsdecode(path)).write_bytes(name)
+        elif kind == 1:
+            os.symlink(name, path)
+        else:
+            os.mkdir(path)
+            os.truncate(os.open(path + b"/" + name, os.O_CREAT | os.O_WRONLY), 100_000)  # has nothing but a hole
+    unpacked(packed(Path(os.fsdecode(directory + b"/source"))), Path(os.fsdecode(directory + b"/target")))
+    there = directory + b"/target/t/"
+    assert set(os.listdir(there)) == names
+    for name, kind in kinds.items():
+        if kind == 0:
+            assert Path(os.fsdecode(there + name)).read_bytes() == name
+        elif kind == 1:
+            assert os.readlink(there + name) == name
+        else:
+            assert os.stat(there + name + b"/" + name).st_size == 100_000
+
+
+# -- holes -----------------------------------------------------------------------------------------------------------
+
+
+def make_sparse(path: Path, size: int, *data: tuple[int, bytes]) -> None:
+    with path.open("wb") as file:
+        for offset, content in data:
+            file.seek(offset)
+            file.write(content)
+        file.truncate(size)
+
+
+def content(path: Path, *data: tuple[int, bytes]) -> bool:
+    """Whether the file has that data where it was put."""
+    with path.open("rb") as file:
+        for offset, expected in data:
+            file.seek(offset)
+            if file.read(len(expected)) != expected:
+                return False
+    return True
+
+
+BLOCKS = ((0, b"a" * 5000), (1 << 20, b"b" * 4096), ((1 << 40) - 8192, b"c" * 8192))
+
+
+@pytest.mark.parametrize(
+    ("size", "data"),
+    [(1 << 40, BLOCKS), (1 << 40, BLOCKS[:2]), (1 << 40, ()), ((1 << 30) + 77, BLOCKS[1:2])],
+    ids=["data at both ends", "a hole at the end", "nothing but a hole", "an odd size"],
+)
+def test_holes_stay_holes(tmp_path: Path, size: int, data: tuple[tuple[int, bytes], ...]) -> None:
+    make_sparse(tmp_path / "source", size, *data)
+    archive = packed(tmp_path / "source")
+    assert len(archive) < 100_000
+    unpacked(archive, tmp_path)
+    made = (tmp_path / "t").stat()
+    assert (made.st_size, made.st_blocks * 512 < 100_000) == (size, True)
+    assert content(tmp_path / "t", *data)
+
+
+def test_a_full_file_is_an_ordinary_entry(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"x" * 100_000)
+    with tarfile.open(fileobj=io.BytesIO(packed(tmp_path / "source"))) as tar:
+        [member] = tar.getmembers()
+    assert (member.issparse(), member.pax_headers, member.size) == (False, {}, 100_000)
+
+
+def test_tar_reads_our_holes_and_we_read_those_of_tar(tmp_path: Path) -> None:
+    size = 1 << 33
+    make_sparse(tmp_path / "source", size, *BLOCKS[:2])
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "-x", "-C", tmp_path / "out"], input=packed(tmp_path / "source"), check=True)
+    made = (tmp_path / "out" / "t").stat()
+    assert (made.st_size, made.st_blocks * 512 < 100_000) == (size, True)
+    assert content(tmp_path / "out" / "t", *BLOCKS[:2])
+    for form in ("gnu", *(f"pax --sparse-version={version}" for version in ("0.0", "0.1", "1.0"))):
+        options = ["-c", "--sparse", *f"--format={form}".split(), "-C", str(tmp_path), "source"]
+        data = subprocess.run(["tar", *options], stdout=subprocess.PIPE, check=True).stdout
+        assert len(data) < 100_000
+        unpacked(data, tmp_path)
+        made = (tmp_path / "t").stat()
+        assert (made.st_size, made.st_blocks * 512 < 100_000) == (size, True), form
+        assert content(tmp_path / "t", *BLOCKS[:2]), form
+        (tmp_path / "t").unlink()
+
+
+def test_more_than_8_gib_of_data_can_be_told(tmp_path: Path) -> None:
+    """Of the stored data, which no test can write: where the next entry begins follows from the header."""
+    info = tarfile.TarInfo("big")
+    size = 9 << 30
+    head = sparse.header(info, 1 << 40, [(4096, size)])
+    with tarfile.open(fileobj=io.BytesIO(head + bytes(1024)), mode="r|") as tar:
+        member = tar.next()
+        assert member is not None
+        sparse.repair(member, tar)
+        assert (member.name, member.size, sparse.stored(member)) == ("big", 1 << 40, [(4096, size)])
+        assert tar.offset == len(head) + size
+
+
+@pytest.mark.parametrize(
+    "table", [[(5, 10), (0, 3)], [(0, 10), (5, 10)], [(0, 101)], [(-5, 10)], [(5, -3)], [(1 << 62, 1 << 62)]]
+)
+def test_a_map_that_makes_no_sense(tmp_path: Path, table: list[tuple[int, int]]) -> None:
+    data = sparse.header(tarfile.TarInfo("t"), 100, table) + bytes(4096)
+    with pytest.raises(tarfile.TarError):
+        unpacked(data, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_too_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [(number << 16, b"x") for number in range(6)]
+    make_sparse(tmp_path / "source", 1 << 20, *data)
+    monkeypatch.setattr(sparse, "MAX_PIECES", 6)
+    assert packed(tmp_path / "source")
+    monkeypatch.setattr(sparse, "MAX_PIECES", 5)
+    with pytest.raises(Failed, match=r"'t' has more than 5 pieces"):
+        packed(tmp_path / "source")
+
+
+# -- what changes meanwhile --------------------------------------------------------------------------------------------
+
+
+def entries(source: Path) -> Iterator[bytes]:
+    directory = os.open(source.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield from Packer().pack(directory, source.name, "t")
+    finally:
+        os.close(directory)
+
+
+def test_what_vanishes_is_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+    pieces = entries(tmp_path / "source")
+    data = next(pieces) + next(pieces)  # t and t/a
+    (tmp_path / "source" / "b").rmdir()
+    with tarfile.open(fileobj=io.BytesIO(data + b"".join(pieces))) as tar:
+        assert tar.getnames() == ["t", "t/a", "t/c"]
+
+
+def test_a_directory_that_is_moved_away_leads_nowhere(tmp_path: Path) -> None:
+    """What is above the one that is read is reached by ``..``: it must still be what it was."""
+    (tmp_path / "source" / "a").mkdir(parents=True)
+    (tmp_path / "source" / "z").mkdir()
+    (tmp_path / "elsewhere" / "secret").mkdir(parents=True)
+    pieces = entries(tmp_path / "source")
+    next(pieces), next(pieces)
+    (tmp_path / "source" / "a").rename(tmp_path / "elsewhere" / "a")
+    with pytest.raises(Failed, match="was moved"):
+        list(pieces)
+
+
+def test_a_file_that_becomes_shorter_or_longer_keeps_the_archive_whole(tmp_path: Path) -> None:
+    for change in (0, 300_000):
+        (tmp_path / "source").write_bytes(b"x" * 200_000)
+        pieces = entries(tmp_path / "source")
+        data = next(pieces)
+        os.truncate(tmp_path / "source", change)
+        with tarfile.open(fileobj=io.BytesIO(data + b"".join(pieces))) as tar:
+            [member] = tar.getmembers()
+            read = tar.extractfile(member)
+            assert read is not None and len(read.read()) == 200_000
+
+
+def test_the_entry_and_what_stands_in_the_way_are_named(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_text("x")
+    data = packed(tmp_path / "source")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "file").mkdir()
+    with pytest.raises(Exception, match=rf"'{tmp_path}/t/file' is a directory, and would be none"):
+        unpacked(data, tmp_path)
+    (tmp_path / "t" / "file").rmdir()
+    unpacked(data, tmp_path)
+    assert stat.S_ISREG((tmp_path / "t" / "file").stat().st_mode)
+    long = tarfile.TarInfo("t/" + "n" * 256)
+    with pytest.raises(Failed, match=r"n+.*File name too long"):
+        unpacked(data[:512] + long.tobuf(tarfile.GNU_FORMAT) + bytes(1024), tmp_path)
