@@ -140,7 +140,7 @@ def test_logs_rotate_and_keep_the_end(cli: Cli) -> None:
     options = ("--log-size", "64k", "--log-files", "2")
     cli.ok("run", "-d", "--name", "chatty", *options, "busybox", "sh", "-c", script)
     cli.ok("wait", "chatty")
-    lines = cli.ok("logs", "chatty").splitlines()
+    lines = cli.ok("logs", "chatty").splitlines()[1:]  # the first may have lost its beginning
     first = int(lines[0].split()[1])
     assert first > 0, "old lines were dropped"
     assert lines == [f"line {number}" for number in range(first, 20000)]

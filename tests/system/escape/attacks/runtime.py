@@ -15,12 +15,17 @@ KEYCTL_LINK, KEYCTL_SEARCH, KEYCTL_READ, SESSION, USER = 8, 10, 11, -3, -4
 
 def programs(seconds: float, ready: str) -> list[list[object]]:
     """CVE-2019-5736: opens the program of every process that comes, keeps it, and tries to open that for writing until
-    nobody executes it any more. Writes what is there already: [device, inode, whether it could] of each."""
+    nobody executes it any more. Writes what is there already: [device, inode, whether it could] of each.
+
+    Ends `seconds` after it has both a file that it could write and one that it could not, or after 40.
+    """
     held: dict[tuple[int, int], int] = {}
     written: set[tuple[int, int]] = set()
     open(ready, "w").close()
-    end = time.monotonic() + seconds
+    end, decided = time.monotonic() + 40, False
     while time.monotonic() < end:
+        if not decided and written and len(held) > len(written):
+            end, decided = time.monotonic() + seconds, True
         for name in os.listdir("/proc"):
             if name.isdigit() and int(name) not in (os.getpid(), os.getppid()):
                 with contextlib.suppress(OSError):
