@@ -74,9 +74,18 @@ class Daemon:
             )
 
     def start(self) -> None:
-        """Starts insulad, as an init system does, and waits until it answers."""
+        """Starts insulad, as an init system does, and waits until everything is as it is wanted."""
         self.launch()
         self.wait_until_it_answers()
+        self.wait_until_it_is_reconciled()
+
+    def wait_until_it_is_reconciled(self) -> None:
+        """It has looked at every instance, and has a keeper and a spawner."""
+
+        def ready() -> bool:
+            return self.cli.json("status")["reconciling"] == 0 and all(self.pid(name) for name in PROCESSES)
+
+        until(ready, "every instance was looked at", START_TIMEOUT, interval=0.02)
 
     def wait_until_it_answers(self) -> None:
         def answers() -> bool:

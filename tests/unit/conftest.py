@@ -27,7 +27,7 @@ class StubDaemon:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
     async def _serve(self) -> None:
-        self.server = Server(create_app(self.cloud))
+        self.server = Server(create_app(self.cloud), lambda: None)
         self._loop = asyncio.get_running_loop()
         sock = listen(self.path)
         self._ready.set()

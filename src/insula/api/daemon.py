@@ -60,11 +60,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 async def serve(settings: Settings) -> None:
-    """Opens the cloud, answers requests until SIGTERM or SIGINT, and leaves the instances running."""
+    """Answer requests until SIGTERM or SIGINT, and leave the instances running.
+
+    It listens before anything of an instance is looked at: none can keep it from answering.
+    """
     gc.disable()  # nothing that is made until then is garbage
     cloud = await Cloud.open(settings)
     try:
-        server = Server(create_app(cloud))
+        server = Server(create_app(cloud), cloud.begin)
         gc.freeze()  # a full collection needn't look again and again at what stays: modules, and what runs already
         gc.enable()
         loop = asyncio.get_running_loop()

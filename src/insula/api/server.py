@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -32,7 +32,8 @@ def notify(state: str) -> None:
 class Server(uvicorn.Server):
     """uvicorn, stopped by an event instead of by signals of its own, and without its tick ten times a second."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, begin: Callable[[], None]) -> None:
+        """`begin` is called once requests are answered."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -49,6 +50,7 @@ class Server(uvicorn.Server):
             )
         )
         self.stop = asyncio.Event()
+        self.begin = begin
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.lifespan.state["stopping"] = self.stop  # every request's scope has it as state
@@ -61,5 +63,6 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         await self.on_tick(0)
         notify("READY=1")
+        self.begin()
         await self.stop.wait()
         notify("STOPPING=1")

@@ -213,7 +213,13 @@ class Bundle:
         temporary = f"{self.path}/.{name}.{os.getpid()}"
         with open(temporary, "w") as file:
             file.write(json.dumps(data))  # json.dump has no fast encoder
-        os.rename(temporary, f"{self.path}/{name}")
+        try:
+            os.rename(temporary, f"{self.path}/{name}")
+        except IsADirectoryError:  # not one of ours
+            from insula.kernel import trees
+
+            trees.remove(f"{self.path}/{name}")
+            os.rename(temporary, f"{self.path}/{name}")
 
 
 def all_bundles(run: str) -> list[Bundle]:

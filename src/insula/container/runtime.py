@@ -59,16 +59,30 @@ class Runtime:
         self._answers: dict[int, asyncio.Future[wire.Message]] = {}
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._keeper: subprocess.Popen[bytes] | None = None  # the last one that was started here
+        self.trouble: str | None = None  # why there is no keeper
         self._filters: dict[int, tuple[dict[str, Any], str, int]] = {}
 
-    async def open(self) -> None:
-        """Connect, starting the keeper if none runs; from then on it is started again whenever it dies."""
+    async def open(self, *, wait: bool = True) -> None:
+        """Connect, starting the keeper if none runs; from then on it is started again whenever it dies.
+
+        Without `wait` it returns before there is a keeper and a spawner; requests wait for them. `trouble` tells why
+        they don't come.
+        """
         os.makedirs(f"{self.run}/containers", 0o700, exist_ok=True)
         if self._is_the_hosts():
             with contextlib.suppress(OSError):  # then insula-oci takes longer, and that is all
                 await asyncio.to_thread(sealed.place)
-        await self._connect_spawner()
+        if wait:
+            await self._connect_spawner()
+        else:
+            self._tasks.append(asyncio.create_task(self._try_spawner()))
         self._tasks.append(asyncio.create_task(self._watch_keeper()))
+
+    async def _try_spawner(self) -> None:
+        """Connect ahead of the first request, so as to hear of spares."""
+        with contextlib.suppress(Failed):  # `_watch_keeper` tells
+            await self._connect_spawner()
 
     async def close(self) -> None:
         """Let go of the connections; containers, keeper and spawner live on."""
@@ -233,24 +247,37 @@ class Runtime:
         """Let them go on; nothing happens if they are not frozen, or gone."""
         await asyncio.to_thread(resources.resume, Bundle(self.run, container))
 
-    async def delete(self, container: str) -> None:
-        """Kill what runs, and remove cgroup and run directory; nothing happens if it is gone."""
+    async def delete(self, container: str, cgroup: str | None = None) -> None:
+        """Kill what runs, and remove cgroup and run directory; nothing happens if it is gone.
+
+        `cgroup` is where its control group should be: what runs there is killed also if its records are damaged.
+        """
         bundle = Bundle(self.run, container)
         if not os.path.isdir(bundle.path):
             self._first.pop(container, None)
+            if cgroup:
+                await asyncio.to_thread(Cgroup(cgroup).remove)
             return
         with contextlib.suppress(NotFound):
             self.signal(container, 9)
             await self.resume(container)  # who is frozen doesn't die
             await self.wait(container)
         self._first.pop(container, None)
-        await asyncio.to_thread(_remove, bundle)
+        await asyncio.to_thread(_remove, bundle, cgroup)
 
     async def forget_layer(self, path: Path | str) -> None:
         """Let the spawner drop its mounts of an image layer that is to be removed."""
         await self._request({"op": "forget-layer", "path": str(path)})
 
     # -- reading ---------------------------------------------------------------------------------------
+
+    def damaged(self, container: str) -> list[str]:
+        """Which of the container's records are there and can't be read."""
+        return Bundle(self.run, container).damaged()
+
+    def restore(self, state: State) -> None:
+        """Write the record of a container's PID 1 again."""
+        Bundle(self.run, state.id).write_state(state)
 
     def states(self) -> list[State]:
         """PID 1 of every container, dead or alive, that was created and not deleted."""
@@ -333,15 +360,14 @@ class Runtime:
     async def _dial(self, name: str) -> socket.socket:
         """Connect, starting a keeper (which starts the spawner) while there is nobody to answer."""
         deadline = time.monotonic() + _PATIENCE
-        keeper: subprocess.Popen[bytes] | None = None
         while True:
             try:
                 sock = wire.connect(f"{self.run}/{name}")
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 if time.monotonic() > deadline:
                     raise Failed(f"the keeper does not start: {error.strerror}", "see the daemon's log") from None
-                if keeper is None or keeper.poll() is not None:
-                    keeper = self._start_keeper()
+                if self._keeper is None or self._keeper.poll() is not None:
+                    self._keeper = self._start_keeper()
                 await asyncio.sleep(0.005)
                 continue
             sock.setblocking(False)
@@ -405,9 +431,11 @@ class Runtime:
         while True:
             try:
                 sock = await self._dial("keeper.sock")
-            except InsulaError:
+            except (InsulaError, OSError) as error:
+                self.trouble = str(error)
                 await asyncio.sleep(1.0)
                 continue
+            self.trouble = None
             with sock, contextlib.suppress(ConnectionError):
                 await loop.sock_sendall(sock, b'{"op": "watch"}')
                 while data := await loop.sock_recv(sock, wire.MAX_MESSAGE):
@@ -462,8 +490,8 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _remove(bundle: Bundle) -> None:
+def _remove(bundle: Bundle, cgroup: str | None) -> None:
     launch = bundle.launch()
-    if launch:
-        Cgroup(launch.cgroup).remove()
+    if path := launch.cgroup if launch else cgroup:
+        Cgroup(path).remove()
     bundle.remove()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
@@ -23,11 +22,9 @@ from insula.control.stats import Stats
 from insula.control.supervisor import Supervisor
 from insula.control.tenants import DEFAULT, Tenants
 from insula.image.store import ImageStore
-from insula.model.errors import InsulaError
 from insula.network.linux.fabric import LinuxFabric
 from insula.store.sqlite import SqliteStore
 
-log = logging.getLogger("insula.control")
 REPAIR_EVERY = 60.0
 _THREADS = 64
 
@@ -52,7 +49,7 @@ class Cloud:
 
     @classmethod
     async def open(cls, settings: Settings) -> Cloud:
-        """Opens every part and brings the host to what is wanted. Raises InsulaError, and leaves what runs running."""
+        """Open every part, and look at nothing of an instance yet. Raises InsulaError, and leaves what runs running."""
         settings.make()
         # the usual pool has a handful of threads; one tenant's slow download must not hold up another's launch
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "insula"))
@@ -60,7 +57,7 @@ class Cloud:
             store = SqliteStore(settings.state)
             undo.push_async_callback(store.close)
             runtime = Runtime(settings.run, settings.spares)
-            await runtime.open()
+            await runtime.open(wait=False)
             undo.push_async_callback(runtime.close)
             fabric = LinuxFabric(settings.run, settings.prefix)
             await asyncio.to_thread(fabric.open)
@@ -68,31 +65,46 @@ class Cloud:
             images = await asyncio.to_thread(ImageStore, settings.images)
             cloud = cls(Engine(settings, store, runtime, fabric, images))
             undo.push_async_callback(cloud.supervisor.close)
+            await cloud.reconciler.load()
             await cloud.ensure()
             cloud._closing = undo.pop_all()
-            cloud._closing.callback(asyncio.ensure_future(cloud._repair()).cancel)
         return cloud
 
+    def begin(self) -> None:
+        """Reconcile, from now on and behind requests that are answered: this may take long, and never ends."""
+        self.supervisor.spawn(self._reconcile())
+
     async def ensure(self) -> None:
-        """The default tenant and network, the built-in image, and everything as it is wanted."""
-        await self.reconciler.run()
+        """The default tenant, its default network, and the built-in image. What can't be made is a problem."""
+        await self._guarded(f"tenant {DEFAULT}", self._ensure_default())
+        await self._guarded("image busybox", self.images.ensure_busybox())
+
+    async def _ensure_default(self) -> None:
         if await TENANTS.get(self.engine.store, DEFAULT) is None:
             await self.tenants.create(DEFAULT)
         if await NETWORKS.get(self.engine.store, DEFAULT, DEFAULT) is None:
             await self.networks.create(DEFAULT, DEFAULT, DEFAULT_SUBNET, DEFAULT_SUBNET6)
-        try:
-            await self.images.ensure_busybox()
-            await self.images.collect()
-        except InsulaError as error:  # a cloud without this image is still one
-            log.error("the image busybox can't be made: %s", error)
-            self.engine.problems["image busybox"] = str(error)
 
-    async def _repair(self) -> None:
+    async def _guarded(self, name: str, work: Awaitable[object]) -> None:
+        """`work`; its failure is a problem of this host, and a cloud without it is still one."""
+        try:
+            await work
+        except Exception as error:
+            self.engine.problems.report(name, error)
+        else:
+            self.engine.problems.solved(name)
+
+    async def _reconcile(self) -> None:
+        await self._guarded("reconciliation", self.reconciler.run())
+        await self._guarded("sweep of images", self._sweep_images())
         while True:
             await asyncio.sleep(REPAIR_EVERY)
             if not self.supervisor.stopping:
-                with contextlib.suppress(Exception):
-                    await self.reconciler.repair()
+                await self._guarded("periodic repair", self.reconciler.repair())
+
+    async def _sweep_images(self) -> None:
+        await asyncio.to_thread(self.engine.images.sweep)
+        await self.images.collect()
 
     async def close(self) -> None:
         """Lets go of everything; instances, their networks and their logs go on without us."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from insula.control.claims import Claim, Pool
+from insula.control.problems import Problems
 from insula.control.settings import Settings
 from insula.store.protocol import Store
 
@@ -24,7 +25,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Engine:
     """`pools` remember what is taken of each kind of claim. A fabric serves one thread a tenant: `fabric_call` keeps
-    to that, while tenants don't wait for each other."""
+    to that, while tenants don't wait for each other. `preparing` has the tenants whose part of this host was not looked
+    at yet since the daemon started; what needs it waits in `prepared`."""
 
     settings: Settings
     store: Store
@@ -33,7 +35,8 @@ class Engine:
     images: ImageStore
     pools: dict[str, Pool] = field(default_factory=dict)
     locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
-    problems: dict[str, str] = field(default_factory=dict)
+    problems: Problems = field(default_factory=Problems)
+    preparing: dict[str, asyncio.Event] = field(default_factory=dict)
 
     def pool(self, kind: str) -> Pool:
         if kind not in self.pools:
@@ -50,6 +53,11 @@ class Engine:
         for claim in claims:
             self.pool(claim.kind).forget()
 
+    async def prepared(self, tenant: str) -> None:
+        """Returns once the tenant's networks and control group are as they should be, or can't be made so."""
+        if event := self.preparing.get(tenant):
+            await event.wait()
+
     async def fabric_call(self, tenant: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """`call`, a blocking method of the fabric about `tenant`, in a worker thread.
 
@@ -57,6 +65,7 @@ class Engine:
         """
 
         async def serialised() -> T:
+            await self.prepared(tenant)
             async with self.locks[tenant]:
                 return await asyncio.to_thread(call, *args, **kwargs)
 

@@ -6,6 +6,7 @@ An event is a dict: `time` (seconds since the epoch), `revision` (of the store: 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,11 +15,12 @@ import msgspec
 
 from insula.control.engine import Engine
 from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS
-from insula.model.errors import Invalid
+from insula.model.errors import Failed, Invalid
 from insula.model.objects import InstanceStatus
 from insula.store.protocol import Event
 from insula.store.typed import Keyspace
 
+log = logging.getLogger("insula.control")
 Story = dict[str, Any]
 
 
@@ -34,7 +36,12 @@ class Events:
         elif from_revision < 0:
             raise Invalid(f"{from_revision} is no revision", "use one that an event had")
         async for event in store.watch("/", from_revision):
-            if story := tell(event):
+            try:
+                story = tell(event)
+            except Failed as error:  # a damaged record; the next one may be whole
+                log.error("an event can't be told: %s", error)
+                continue
+            if story:
                 yield story
 
 

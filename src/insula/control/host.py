@@ -44,14 +44,22 @@ class Host:
             tenants=len(tenants.entries),
             networks=len(networks.entries),
             instances=dict(Counter(member.status.state for member in self.supervisor.of(None))),
-            problems=[*(f"{name}: {what}" for name, what in sorted(self.engine.problems.items())), *drift],
+            reconciling=sum(not member.reconciled.is_set() for member in self.supervisor.of(None)),
+            problems=[*self._problems(), *drift],
         )
 
     async def whois(self, pid: int) -> WhoIs:
         return whois(self.supervisor, pid)
 
     async def doctor(self) -> Sequence[Check]:
-        return await asyncio.to_thread(examine, self.engine.settings)
+        found = await asyncio.to_thread(examine, self.engine.settings)
+        return [*found, *(Check(name="problem", state="degraded", detail=problem) for problem in self._problems())]
+
+    def _problems(self) -> Sequence[str]:
+        """What could not be repaired, as text."""
+        trouble = self.engine.runtime.trouble
+        own = [f"keeper: {trouble}"] if trouble else []
+        return [*own, *(f"{name}: {what}" for name, what in sorted(self.engine.problems.items()))]
 
     async def verify(self) -> VerifyReport:
         return await self.verifier.run()

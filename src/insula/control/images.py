@@ -22,7 +22,7 @@ from insula.control.specs import typed
 from insula.control.tenants import Tenants
 from insula.image.reference import normalise_reference
 from insula.image.registry import Auth
-from insula.model.errors import Conflict, Denied, InsulaError, NotFound
+from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import Image, ImageConfig
 from insula.model.units import check_label
 from insula.model.views import Usage
@@ -75,7 +75,7 @@ class Images:
         """The tenant's own and the shared ones that it doesn't hide by an own of the same name."""
         await self.tenants.find(tenant)
         own, shared = await asyncio.gather(
-            IMAGES.list(self.engine.store, tenant), IMAGES.list(self.engine.store, SHARED)
+            IMAGES.readable(self.engine.store, tenant), IMAGES.readable(self.engine.store, SHARED)
         )
         names = {image.name for image in own}
         return sorted([*own, *(i for i in shared if i.name not in names)], key=lambda image: image.name)
@@ -225,11 +225,18 @@ class Images:
         await self.collect(image)
 
     async def collect(self, gone: Image | None = None) -> int:
-        """Frees content that no name and no instance needs; the number of bytes. `gone` was just removed."""
-        store = self.engine.store
-        live, layers = _alive(
-            *await asyncio.gather(store.list(IMAGES.prefix_all()), store.list(INSTANCES.prefix_all()))
-        )
+        """Frees content that no name and no instance needs; the number of bytes. `gone` was just removed.
+
+        Nothing is freed while a record is damaged: nobody knows what it needs.
+        """
+        store, problems = self.engine.store, self.engine.problems
+        snapshots = await asyncio.gather(store.list(IMAGES.prefix_all()), store.list(INSTANCES.prefix_all()))
+        try:
+            live, layers = _alive(*snapshots)
+        except Failed as error:
+            problems["images that nobody needs"] = f"stay on the disk: {error}"
+            return 0
+        problems.solved("images that nobody needs")
         for layer in set(gone.layers) - layers if gone else ():
             try:
                 for path in self.engine.images.lower([layer]):

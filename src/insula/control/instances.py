@@ -23,7 +23,7 @@ from insula.control.processes import views
 from insula.control.specs import parse_signal, typed
 from insula.control.supervisor import Member, Supervisor, as_exit
 from insula.control.tenants import Tenants
-from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
+from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec, InstanceStatus
 from insula.model.stream import Kind
 from insula.model.units import check_label
@@ -31,6 +31,7 @@ from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView,
 
 T = TypeVar("T")
 _SIGKILL = 9
+_PATIENCE = 10.0  # seconds for an instance to be looked at, after the start of the daemon
 _REMEMBERED = 100  # ends of other processes in an instance
 
 
@@ -51,12 +52,22 @@ class Instances:
     # -- looking ---------------------------------------------------------------------------------------------------
 
     async def find(self, tenant: str, name: str) -> Member:
-        """The instance, or NotFound."""
+        """The instance, or NotFound. Unavailable if the daemon has just started and has not looked at it yet."""
         check_label("tenant", tenant)
         if member := self.supervisor.find(tenant, check_label("instance", name)):
+            await self._looked_at(member)
             return member
         await self.tenants.find(tenant)
         raise NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
+
+    async def _looked_at(self, member: Member) -> None:
+        if not member.reconciled.is_set():
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await member.reconciled.wait()
+            except TimeoutError:
+                what = f"insulad has just started, and is still looking at instance {member.instance.name}"
+                raise Unavailable(what, "try again in half a minute; `insula status` tells what is wrong") from None
 
     async def _started(self, tenant: str, name: str) -> Member:
         """The instance, not in the middle of its start: somebody may see its first output before we know it runs."""
@@ -360,7 +371,13 @@ class Instances:
 def view(member: Member) -> InstanceView:
     waiting = not member.active and member.restarting is not None and not member.restarting.done()
     health = member.monitor.health if member.monitor else None
-    return InstanceView(instance=member.instance, status=member.status, restarting=waiting, health=health)
+    return InstanceView(
+        instance=member.instance,
+        status=member.status,
+        restarting=waiting,
+        health=health,
+        reconciled=member.reconciled.is_set(),
+    )
 
 
 def end_of(member: Member) -> asyncio.Future[Exit]:

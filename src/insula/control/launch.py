@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import os
 import shutil
 from asyncio.subprocess import DEVNULL, PIPE
@@ -36,7 +35,6 @@ from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound
 from insula.model.objects import ConsoleSize, Instance, InstanceSpec, Network, Struct, Tenant
 from insula.model.views import ExecSpec
 
-log = logging.getLogger("insula.control")
 _SAID = 1 << 16
 _SLEEP = "/dev/sleep"  # busybox goes by the name that it is called by
 
@@ -83,10 +81,7 @@ class Directory:
     def write_etc(self, files: Mapping[str, str], id_base: int) -> None:
         """In place, for they may be mounted; owned by the instance's root, who may edit them as in any container."""
         for name, content in files.items():
-            path = self.etc / name
-            path.write_text(content)
-            path.chmod(0o644)
-            os.chown(path, id_base, id_base)
+            records.overwrite(self.etc / name, content.encode(), 0o644, id_base)
 
     def record(self) -> LaunchRecord | None:
         """The record; None if there is none, or if it is damaged."""
@@ -100,9 +95,7 @@ class Directory:
         return self.record() is None and os.path.lexists(self.path / "launch.json")
 
     def write_record(self, record: LaunchRecord) -> None:
-        temporary = self.path / "launch.json.new"
-        temporary.write_bytes(msgspec.json.encode(record))
-        temporary.rename(self.path / "launch.json")
+        records.replace(self.path / "launch.json", msgspec.json.encode(record))
 
     def end_of_boot(self) -> None:
         """From now on the last launch counts as one of an earlier life of the host."""
@@ -167,6 +160,7 @@ class Launcher:
         output), and starts it. `share` is the process (PID and start time) whose user and PID namespaces it joins,
         `console` the size of its terminal. Raises InsulaError; then nothing of the container is left."""
         engine, network = self.engine, await self._network(instance)
+        await engine.prepared(tenant.name)
         directory = self.directory(instance.id)
         if directory.is_fresh():  # a few small files, in memory until somebody syncs: a thread would cost more
             request = self._prepare(directory, tenant, instance, network)
@@ -317,7 +311,7 @@ class Launcher:
     async def discard(self, tenant: Tenant, instance: Instance, network: Network | None) -> None:
         """Kills what runs and removes container, port and name; nothing happens if they are gone. The directory
         stays."""
-        await self.engine.runtime.delete(instance.id)
+        await self.engine.runtime.delete(instance.id, self.cgroup(instance))
         if network and (port := instance.port):
             fabric = self.engine.fabric
 
@@ -330,7 +324,7 @@ class Launcher:
     async def clean(self, tenant: Tenant, instance: Instance) -> None:
         """`discard` for an instance that ended, wherever its network is."""
         network = None
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(NotFound, Failed):  # its record is gone, or damaged
             network = await self._network(instance)
         await self.discard(tenant, instance, network)
 
@@ -344,9 +338,8 @@ class Launcher:
         name = f"directory of instance {instance_id}"
         try:
             await self.directory(instance_id).remove()
-            self.engine.problems.pop(name, None)
+            self.engine.problems.solved(name)
         except (InsulaError, OSError) as error:
-            log.error("%s: %s", name, error)
             self.engine.problems[name] = str(error)
 
 

@@ -66,9 +66,8 @@ async def _enforce_or_tell(supervisor: Supervisor, member: Member) -> None:
     name = f"limits of instance {'/'.join(member.key)}"
     try:
         await enforce(supervisor, member)
-        supervisor.engine.problems.pop(name, None)
+        supervisor.engine.problems.solved(name)
     except InsulaError as error:
-        log.error("%s: %s", name, error)
         supervisor.engine.problems[name] = str(error)
 
 

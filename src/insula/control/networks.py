@@ -52,7 +52,7 @@ class Networks:
 
     async def list(self, tenant: str) -> list[NetworkView]:
         await self.tenants.find(tenant)
-        networks = await NETWORKS.list(self.engine.store, tenant)
+        networks = await NETWORKS.readable(self.engine.store, tenant)
         statuses = await asyncio.gather(*(self._measure(network) for network in networks))
         return [NetworkView(network=n, status=s) for n, s in zip(networks, statuses, strict=True)]
 

@@ -1,37 +1,46 @@
-"""After any crash: makes what is on the host match what the store wants.
+"""Make what is on the host match what the store wants, after any crash.
 
-Run at every start of the daemon. It looks at what is there (containers, directories, the kernel's networks), never
-at what somebody meant to do, so it does the same after a clean stop, after kill -9 and after a reboot. For one
-instance there are three witnesses: the store (wanted, and the last settled status), its `launch.json` (which start
-was begun last, in which life of the host) and the runtime (a container that runs, ended, or isn't there).
-`decide` is the whole logic, and pure.
+This runs at every start of the daemon, while requests are answered already. It looks at what is there (containers,
+directories, the kernel's networks), never at what somebody meant to do, so it does the same after a clean stop, after
+kill -9 and after a reboot. For one instance there are three witnesses: the store (wanted, and the last settled status),
+its `launch.json` (which start was begun last, in which life of the host) and the runtime (a container that runs, ended,
+or isn't there). `decide` is the whole logic, and pure.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Sequence
 from enum import Enum, auto
-from typing import Literal
+from typing import Literal, TypeVar
 
 from insula.container.runtime import State
 from insula.control import limits
 from insula.control.instances import Instances
-from insula.control.keys import INSTANCES, NETWORKS, STATUS, TENANTS
+from insula.control.keys import INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
 from insula.control.launch import LaunchRecord, boot_id
 from insula.control.networks import Networks
 from insula.control.policy import after_boot
-from insula.control.supervisor import Member, Supervisor, as_exit
+from insula.control.supervisor import Member, Supervisor, as_exit, records_of
 from insula.control.tenants import Tenants
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup
-from insula.model.errors import InsulaError
+from insula.kernel.cgroups.hierarchy import of_process
+from insula.model.errors import Failed, InsulaError
 from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
-from insula.store.protocol import Delete
+from insula.store.protocol import Delete, Entry, Snapshot
+from insula.store.typed import Found, Keyspace
 
 log = logging.getLogger("insula.reconcile")
+T = TypeVar("T")
+LIMIT = 30.0
+"""Seconds that one attempt at an instance may take, or the networks of all tenants together."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts
 Container = Literal["none", "parked", "running", "ended"]
 """What the runtime has: nothing, PID 1 that was never told to start, a running one, one that ended."""
 
@@ -75,44 +84,195 @@ def decide(
 
 
 class Reconciler:
+    """`load` reads the store, and `run` looks at this host: networks by tenant, then each instance on its own.
+
+    Requests are answered between the two. What concerns an instance waits for `Member.reconciled`, what concerns a
+    tenant's networks for `Engine.prepared`. No instance is waited for by others, and none for ever: an attempt that
+    fails or takes more than `LIMIT` seconds is a problem of this host, and is repeated after a pause.
+    """
+
     def __init__(self, tenants: Tenants, networks: Networks, instances: Instances, supervisor: Supervisor) -> None:
         self.engine = supervisor.engine
+        self.problems = supervisor.engine.problems
         self.tenants = tenants
         self.networks = networks
         self.instances = instances
         self.supervisor = supervisor
         self.boot = boot_id()
+        self.certain = True  # whether everything in the store could be read: else nothing is anybody's leftover
+        self._containers: set[str] = set()  # leftovers
+        self._directories: set[str] = set()
+
+    # -- before anything is answered ---------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Every instance as the store has it, and what on this host belongs to none. Nothing of one is looked at."""
+        store = self.engine.store
+        entries, statuses, networks, usages, tenants = await asyncio.gather(
+            *(store.list(kind.prefix_all()) for kind in (INSTANCES, STATUS, NETWORKS, USAGE, TENANTS))
+        )
+        owners = {found.value.name: found.value for found in self._whole(TENANTS, tenants)}
+        self._whole(NETWORKS, networks)
+        self._whole(USAGE, usages, needed=False)
+        known = {}
+        for entry in statuses.entries:
+            for found in self._whole(STATUS, Snapshot([entry], 0), needed=False):
+                known[STATUS.parts(entry.key)] = found.value
+        ids = {_id_of(entry) for entry in entries.entries}
+        for instance, revision in self._whole(INSTANCES, entries):
+            status = known.pop((instance.tenant, instance.name), None)
+            if owner := owners.get(instance.tenant):
+                member = Member(owner, instance, status or InstanceStatus(state="created"), revision)
+                member.reconciled.clear()
+                self.supervisor.add(member)
+            else:
+                self.problems[f"instance {instance.tenant}/{instance.name}"] = "there is no record of its tenant"
+        if self.certain and known:
+            await store.transact([], [Delete(STATUS.key(*parts)) for parts in known])
+        self.engine.preparing.update({name: asyncio.Event() for name in owners})
+        if self.certain:
+            await self._guarded("leftovers", asyncio.to_thread(self._find_leftovers, ids))
+            await self._guarded(
+                "networks of tenants that are gone",
+                asyncio.to_thread(self.engine.fabric.sweep_tenants, list(owners.values())),
+            )
+
+    def _whole(self, kind: Keyspace[T], snapshot: Snapshot, *, needed: bool = True) -> Sequence[Found[T]]:
+        """The objects among these entries; each damaged one is a problem."""
+        good, bad = kind.sort_out(snapshot.entries)
+        for entry, error in bad:
+            self.problems[f"record {entry.key}"] = str(error)
+            self.certain = self.certain and not needed
+        return good
+
+    def _find_leftovers(self, ids: set[str | None]) -> None:
+        self._containers = set(self.engine.runtime.ids()) - ids
+        self._directories = set(os.listdir(self.engine.settings.instances)) - ids
+
+    # -- once requests are answered ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Everything once. What can't be repaired is in `Engine.problems`; the rest goes on without it."""
-        store = self.engine.store
-        entries, statuses, tenants = await asyncio.gather(
-            store.list(INSTANCES.prefix_all()), store.list(STATUS.prefix_all()), TENANTS.list(store)
-        )
-        owners = {tenant.name: tenant for tenant in tenants}
-        known = {STATUS.parts(entry.key): STATUS.decode(entry) for entry in statuses.entries}
-        plans: list[tuple[Member, Action]] = []
-        for entry in entries.entries:
-            instance = INSTANCES.decode(entry)
-            status = known.pop((instance.tenant, instance.name), None)
-            member = Member(
-                owners[instance.tenant], instance, status or InstanceStatus(state="created"), entry.revision
-            )
-            self.supervisor.add(member)
-            plans.append(
-                (member, decide(instance, status, self._record(instance), self._container(instance), self.boot))
-            )
-        if known:
-            await store.transact([], [Delete(STATUS.key(*parts)) for parts in known])
-        for member, action in plans:  # before names are set: who runs has one
-            if action is Action.ADOPT:
-                self._adopt(member)
-        await self._fabric(tenants)
-        await self._sweep([member.instance.id for member, _ in plans])
-        await asyncio.gather(*(self._guarded(f"instance {'/'.join(m.key)}", self._act(m, a)) for m, a in plans))
+        """Everything once; then it returns, and what failed is repeated behind its back."""
+        members = [member for member in self.supervisor.of(None) if not member.reconciled.is_set()]
+        for member in members:
+            self.supervisor.spawn(self._reconcile(member))
+        self.supervisor.spawn(self._sweep())
+        await self.repair()
+        await asyncio.gather(*(member.reconciled.wait() for member in members))
+        log.info("every instance was looked at")
 
-    def _record(self, instance: Instance) -> LaunchRecord | None:
-        return self.supervisor.launcher.directory(instance.id).record()
+    async def repair(self) -> None:
+        """Make networks and control groups of tenants right again; nothing happens to those that are right."""
+        tenants = await TENANTS.readable(self.engine.store)
+        waiting = set(self.engine.preparing)
+        tasks = {self.supervisor.spawn(self._prepare(tenant)) for tenant in tenants}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=LIMIT)
+            if late:
+                self.problems["networks"] = f"{len(late)} tenants are still being looked at after {LIMIT:g} s"
+            else:
+                self.problems.solved("networks")
+        for name in waiting:
+            if event := self.engine.preparing.pop(name, None):
+                event.set()
+
+    # -- networks --------------------------------------------------------------------------------------------------
+
+    async def _prepare(self, tenant: Tenant) -> None:
+        """One tenant's networks. Its lock is held, so that nothing of it changes meanwhile."""
+        name, fabric, store = tenant.name, self.engine.fabric, self.engine.store
+        async with self.engine.locks[name]:
+            found = await TENANTS.get(store, name)
+            if found is None or found.value.index != tenant.index:  # it was removed
+                return
+            networks = await NETWORKS.readable(store, name)
+            ports = [m.instance.port for m in self.supervisor.of(name) if m.instance.port]
+            if self.certain:
+                work = asyncio.to_thread(fabric.sweep_tenant, tenant, networks, ports)
+                await self._guarded(f"sweep of networks of tenant {name}", work)
+            await self._guarded(f"limits of tenant {name}", asyncio.to_thread(self.tenants.ensure_cgroup, tenant))
+            await self._guarded(f"tenant {name}", asyncio.to_thread(fabric.ensure_tenant, tenant))
+            for network in networks:
+                work = asyncio.to_thread(fabric.ensure_network, tenant, network)
+                await self._guarded(f"network {name}/{network.name}", work)
+            names = self.supervisor.names(name)
+            await self._guarded(f"names of tenant {name}", asyncio.to_thread(fabric.set_names, tenant, names))
+        if event := self.engine.preparing.pop(name, None):
+            event.set()
+
+    async def _guarded(self, name: str, work: Awaitable[object]) -> None:
+        """`work`; its failure, whatever it is, is a problem of this host and not the end of reconciliation."""
+        try:
+            await work
+            self.problems.solved(name)
+        except Exception as error:
+            self.problems.report(name, error)
+
+    # -- leftovers -------------------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        """Containers, directories and control groups that belonged to no instance when the daemon started."""
+        for container in self._containers:
+            work = asyncio.wait_for(self.engine.runtime.delete(container), LIMIT)
+            await self._guarded(f"container {container}", work)
+        for name in self._directories:
+            await self.supervisor.launcher.remove_directory(name)
+
+    # -- instances -------------------------------------------------------------------------------------------------
+
+    async def _reconcile(self, member: Member) -> None:
+        """Attempts until one succeeds. After the first the user may try, too."""
+        pause = _FIRST_PAUSE
+        while not await self._attempt(member):
+            member.reconciled.set()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        member.reconciled.set()
+
+    async def _attempt(self, member: Member) -> bool:
+        """Look at it, and do what follows. Whether that succeeded; what failed is a problem of this host."""
+        name, action = f"instance {'/'.join(member.key)}", None
+        try:
+            async with asyncio.timeout(LIMIT), member.lock:
+                if member.gone or member.watched:  # the user was faster
+                    return True
+                action, damaged = await asyncio.to_thread(self._look, member)
+                log.info("%s: %s", name, action.name.lower())
+                if damaged:
+                    self.problems[records_of(member)] = f"damaged: {', '.join(damaged)}; {_SAID[action]}"
+                await self._act(member, action)
+        except TimeoutError:
+            if name not in self.problems:
+                doing = action.name.lower() if action else "look"
+                self.problems[name] = f"is not as it should be: {doing} takes more than {LIMIT:g} s; it is tried again"
+            return False
+        except Exception as error:
+            self.problems.report(name, error)
+            return False
+        self.problems.solved(name)
+        return True
+
+    def _look(self, member: Member) -> tuple[Action, list[str]]:
+        """What to do about it, and which of its records are damaged. Blocks."""
+        instance, status, runtime = member.instance, member.status, self.engine.runtime
+        directory = self.supervisor.launcher.directory(instance.id)
+        record, damaged = directory.record(), runtime.damaged(instance.id)
+        if "state.json" in damaged and self._is_its_process(member):
+            runtime.restore(State(instance.id, status.pid or 0, status.start_time or 0, status.started, executed=True))
+        container = self._container(instance)
+        if record is None and directory.is_damaged():
+            damaged.append(f"{instance.id}/launch.json")
+            if container == "running" and status.generation == instance.generation:
+                record = LaunchRecord(generation=instance.generation, boot=self.boot)
+                directory.write_record(record)
+        return decide(instance, status, record, container, self.boot), damaged
+
+    def _is_its_process(self, member: Member) -> bool:
+        """Whether the process that the store names is this instance's current one."""
+        status, group = member.status, self.supervisor.launcher.cgroup(member.instance)
+        if status.pid is None or status.generation != member.instance.generation:
+            return False
+        return process.is_alive(status.pid, status.start_time) and f"{of_process(status.pid)}/".startswith(f"{group}/")
 
     def _container(self, instance: Instance) -> Container:
         state = self.engine.runtime.state(instance.id)
@@ -122,54 +282,11 @@ class Reconciler:
             return "running" if state.executed else "parked"
         return "ended" if _ran(state) else "none"
 
-    # -- networks --------------------------------------------------------------------------------------------------
-
-    async def _fabric(self, tenants: Sequence[Tenant]) -> None:
-        networks = await NETWORKS.list(self.engine.store)
-        ports = [m.instance.port for m in self.supervisor.of(None) if m.instance.port]
-        await self._guarded(
-            "sweep of networks", asyncio.to_thread(self.engine.fabric.sweep, list(tenants), networks, ports)
-        )
-
-        async def ensure(tenant: Tenant) -> None:
-            await self._guarded(f"tenant {tenant.name}", self.tenants.ensure(tenant))
-            for network in networks:
-                if network.tenant == tenant.name:
-                    name = f"network {tenant.name}/{network.name}"
-                    await self._guarded(name, self.networks.ensure(tenant, network))
-            await self._guarded(f"names of tenant {tenant.name}", self.supervisor.launcher.update_names(tenant))
-
-        await asyncio.gather(*(ensure(tenant) for tenant in tenants))
-
-    async def _guarded(self, name: str, work: Awaitable[object]) -> None:
-        """`work`; its failure is a problem of this host, not the end of reconciliation."""
-        try:
-            await work
-            self.engine.problems.pop(name, None)
-        except (InsulaError, OSError) as error:
-            log.error("%s: %s", name, error)
-            self.engine.problems[name] = str(error)
-
-    async def repair(self) -> None:
-        """Makes networks right again that somebody damaged; changes nothing that is right."""
-        await self._fabric(await TENANTS.list(self.engine.store))
-
-    # -- leftovers -------------------------------------------------------------------------------------------------
-
-    async def _sweep(self, ids: Sequence[str]) -> None:
-        """Containers, directories and control groups that belong to no instance."""
-        runtime, wanted = self.engine.runtime, set(ids)
-        for container in set(runtime.ids()) - wanted:
-            await self._guarded(f"container {container}", runtime.delete(container))
-        present = {path.name for path in self.engine.settings.instances.iterdir()}
-        for name in present - wanted:
-            await self.supervisor.launcher.remove_directory(name)
-
-    # -- instances -------------------------------------------------------------------------------------------------
-
-    def _adopt(self, member: Member) -> None:
+    async def _adopt(self, member: Member) -> None:
         state = self.engine.runtime.state(member.instance.id)
-        assert state is not None
+        if state is None:
+            raise Failed("its records vanished", "look at the run directory")
+        named = member.active
         paused = Cgroup(self.supervisor.launcher.cgroup(member.instance)).frozen()
         self.supervisor.adopt(
             member,
@@ -184,33 +301,34 @@ class Reconciler:
                 resources=member.status.resources,
             ),
         )
+        if not named:
+            await self.supervisor.launcher.update_names(member.tenant)
         if member.status.resources != member.instance.spec.resources:
             self.supervisor.spawn(limits.repair(self.supervisor, member))
 
     async def _act(self, member: Member, action: Action) -> None:
         supervisor, instances = self.supervisor, self.instances
-        if action not in (Action.ADOPT, Action.RESUME, Action.NOTHING):
-            log.info("instance %s/%s: %s", *member.key, action.name.lower())
-        async with member.lock:
-            if action is Action.REMOVE:
-                await supervisor.remove(member)
-            elif action is Action.STOP:
-                self._adopt(member)
-                supervisor.spawn(instances.finish_stop(member))
-            elif action in (Action.LAUNCH, Action.REPLACE):
-                await supervisor.launcher.clean(member.tenant, member.instance)
-                supervisor.spawn(self._launch(member))
-            elif action is Action.HARVEST:
-                await self._harvest(member)
-            elif action is Action.LOST:
-                await self._conclude(member, Exit(exit_status=None, finished=time.time()))
-            elif action is Action.REBOOTED:
-                await self._rebooted(member)
-            elif action is Action.RESUME:
-                await supervisor.launcher.clean(member.tenant, member.instance)
-                supervisor.resume(member)
-            elif action is Action.NOTHING:
-                await supervisor.launcher.clean(member.tenant, member.instance)
+        if action is Action.ADOPT:
+            await self._adopt(member)
+        elif action is Action.REMOVE:
+            await supervisor.remove(member)
+        elif action is Action.STOP:
+            await self._adopt(member)
+            supervisor.spawn(instances.finish_stop(member))
+        elif action in (Action.LAUNCH, Action.REPLACE):
+            await supervisor.launcher.clean(member.tenant, member.instance)
+            supervisor.spawn(self._launch(member))
+        elif action is Action.HARVEST:
+            await self._harvest(member)
+        elif action is Action.LOST:
+            await self._conclude(member, Exit(exit_status=None, finished=time.time()))
+        elif action is Action.REBOOTED:
+            await self._rebooted(member)
+        elif action is Action.RESUME:
+            await supervisor.launcher.clean(member.tenant, member.instance)
+            supervisor.resume(member)
+        elif action is Action.NOTHING:
+            await supervisor.launcher.clean(member.tenant, member.instance)
 
     async def _harvest(self, member: Member) -> None:
         record = await self.engine.runtime.wait(member.instance.id)
@@ -250,6 +368,26 @@ class Reconciler:
             generation = member.instance.generation + 1
             await self.supervisor.want(member, wanted="running", generation=generation)
             self.supervisor.spawn(self._launch(member))
+
+
+_SAID = defaultdict(
+    lambda: "it is as its other records say",
+    {
+        Action.ADOPT: "it runs on",
+        Action.REPLACE: "it is started anew",
+        Action.LAUNCH: "it is started",
+        Action.LOST: "how it ended is not known",
+    },
+)
+
+
+def _id_of(entry: Entry) -> str | None:
+    """The id of an instance from its record, also if that is no instance of this version."""
+    try:
+        found = json.loads(entry.value)
+        return str(found["id"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _ran(state: State) -> bool:

@@ -61,6 +61,8 @@ class Member:
         self.vanished = asyncio.Event()  # of one that is removed when it ends
         self.execs: dict[str, asyncio.Task[Exit]] = {}  # the ends of other processes in it
         self.gone = False
+        self.reconciled = asyncio.Event()  # whether it was looked at since the daemon started
+        self.reconciled.set()
         self.monitor: Monitor | None = None  # of its health, while it runs
         self.memory: Watch | None = None  # for want of it, while it runs
 
@@ -72,6 +74,11 @@ class Member:
     def active(self) -> bool:
         """Whether a process of it runs, or is about to."""
         return self.status.state in ("starting", "running", "paused", "stopping")
+
+    @property
+    def watched(self) -> bool:
+        """Whether its end is waited for already."""
+        return self.watching is not None and not self.watching.done()
 
     async def settled(self) -> None:
         """Returns when no process of it runs and its remains are tidied up."""
@@ -158,6 +165,7 @@ class Supervisor:
             started=state.started or time.time(),
             resources=member.instance.spec.resources,
         )
+        self.engine.problems.solved(records_of(member))
         self._watch(member)
 
     async def _launch(self, member: Member, console: ConsoleSize | None) -> Any:
@@ -285,7 +293,7 @@ class Supervisor:
             try:
                 await self.launcher.clean(member.tenant, member.instance)
                 member.tidy = True
-                self.engine.problems.pop(f"instance {name}", None)
+                self.engine.problems.solved(f"instance {name}")
                 return
             except (InsulaError, OSError) as error:
                 self.engine.problems[f"instance {name}"] = f"its remains can't be removed: {error}"
@@ -335,6 +343,7 @@ class Supervisor:
 
     def _forget(self, member: Member) -> None:
         """Its end can still be asked for, for a while."""
+        self.engine.problems.solved(records_of(member))
         self.members.pop(member.key, None)
         member.vanished.set()
         if member.status.exit:
@@ -395,6 +404,11 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.recorder.close()
+
+
+def records_of(member: Member) -> str:
+    """What a problem with its records is called; it is solved when it starts again, or is removed."""
+    return f"records of instance {'/'.join(member.key)}"
 
 
 def as_exit(record: ExitRecord) -> Exit:

@@ -10,6 +10,7 @@ aside for container managers (0x00080000 to 0x6FFFFFFF; its UIDS-GIDS document).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import time
 from contextlib import AsyncExitStack
@@ -56,8 +57,11 @@ class Tenants:
 
     async def list(self) -> list[TenantView]:
         store = self.engine.store
-        tenants, usages = await asyncio.gather(TENANTS.list(store), store.list(USAGE.prefix_all()))
-        usage = {USAGE.parts(entry.key)[0]: USAGE.decode(entry) for entry in usages.entries}
+        tenants, usages = await asyncio.gather(TENANTS.readable(store), store.list(USAGE.prefix_all()))
+        usage = {}
+        for entry in usages.entries:
+            with contextlib.suppress(Failed):  # told as a problem of this host
+                usage[USAGE.parts(entry.key)[0]] = USAGE.decode(entry)
         return [TenantView(tenant=tenant, usage=usage.get(tenant.name, Usage())) for tenant in tenants]
 
     async def create(self, name: str, limits: Limits | None = None, labels: dict[str, str] | None = None) -> TenantView:
@@ -78,10 +82,10 @@ class Tenants:
             before = (await self.find(name)).value
             await self._set_limits(name, check_limits(merge(before.limits, patch)))
             try:
-                await asyncio.to_thread(self._ensure_cgroup, (await self.find(name)).value)
+                await asyncio.to_thread(self.ensure_cgroup, (await self.find(name)).value)
             except BaseException:
                 await self._set_limits(name, before.limits, undo=True)
-                await asyncio.to_thread(self._ensure_cgroup, before)
+                await asyncio.to_thread(self.ensure_cgroup, before)
                 raise
         return await self.get(name)
 
@@ -125,13 +129,14 @@ class Tenants:
 
     async def ensure(self, tenant: Tenant) -> None:
         """Makes or repairs what the tenant has on this host; changes nothing that is right."""
-        await asyncio.to_thread(self._ensure_cgroup, tenant)
+        await asyncio.to_thread(self.ensure_cgroup, tenant)
         await self.engine.fabric_call(tenant.name, self.engine.fabric.ensure_tenant, tenant)
 
     def cgroup(self, name: str) -> Cgroup:
         return Cgroup(f"{self.engine.settings.prefix}/{name}")
 
-    def _ensure_cgroup(self, tenant: Tenant) -> None:
+    def ensure_cgroup(self, tenant: Tenant) -> None:
+        """Make or repair the control group with the tenant's limits. Blocks. Failed."""
         group, limits = self.cgroup(tenant.name), tenant.limits
         quota = -1 if limits.cpus is None else int(limits.cpus * _CPU_PERIOD)
         memory = -1 if limits.memory is None else limits.memory

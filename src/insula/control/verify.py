@@ -44,7 +44,9 @@ class Verifier:
     async def _measure(self) -> VerifyReport:
         store, engine = self.engine.store, self.engine
         async with AsyncExitStack() as held:
-            tenants, networks = await asyncio.gather(TENANTS.list(store), NETWORKS.list(store))
+            tenants, networks = await asyncio.gather(TENANTS.readable(store), NETWORKS.readable(store))
+            for tenant in tenants:
+                await engine.prepared(tenant.name)
             for tenant in tenants:  # in name order, so that nobody waits in a circle
                 await held.enter_async_context(engine.locks[tenant.name])
             ports = [m.instance.port for m in self.supervisor.of(None) if m.instance.port]

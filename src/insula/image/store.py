@@ -67,7 +67,10 @@ class ImageStore:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for directory in (self.blobs.directory, self._layers, self._diffs, self._tmp):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sweep(self._tmp)
+
+    def sweep(self) -> None:
+        """Remove what work that was interrupted left. It may be much, and take long."""
+        sweep(self._tmp)
 
     # -- images come in --------------------------------------------------------------------
 

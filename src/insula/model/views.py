@@ -63,6 +63,7 @@ class InstanceView(Struct, kw_only=True):
     status: InstanceStatus
     restarting: bool = False  # it has ended, and will start again after a pause
     health: Health | None = None  # None without checks, and while it doesn't run
+    reconciled: bool = True  # False after a start of insulad, until it was looked at: the status is of before
 
 
 # -- requests that are no objects ----------------------------------------------------------------------------------
@@ -194,6 +195,7 @@ class HostStatus(Struct, kw_only=True):
     tenants: int
     networks: int
     instances: dict[str, int]  # by state
+    reconciling: int = 0  # instances that were not looked at yet since insulad started
     problems: list[str] = []
 
 

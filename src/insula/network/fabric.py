@@ -95,8 +95,14 @@ class Fabric(Protocol):
     def host_drift(self) -> list[str]:
         """What differs from what the fabric installs in the host's own namespace, as text."""
 
+    def sweep_tenants(self, tenants: Iterable[Tenant]) -> None:
+        """Remove whatever of this fabric exists and is of none of these tenants, left by crashes."""
+
+    def sweep_tenant(self, tenant: Tenant, networks: Iterable[Network], ports: Iterable[Port]) -> None:
+        """Remove whatever the tenant has and is not in these, left by crashes."""
+
     def sweep(self, tenants: Iterable[Tenant], networks: Iterable[Network], ports: Iterable[Port]) -> None:
-        """Remove whatever of this fabric exists and is not in these, left by crashes."""
+        """Remove whatever of this fabric exists and is not in these."""
 
     def teardown(self) -> None:
         """Remove everything of this fabric: no namespace, device, rule or process stays."""

@@ -9,6 +9,7 @@ The JSON is msgspec's, strict in both directions, so a file that somebody edited
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -57,7 +58,7 @@ class Keyspace(Generic[T]):
     def decode(self, entry: Entry) -> T:
         try:
             return self._decoder.decode(entry.value)
-        except msgspec.DecodeError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise Failed(f"the state at {entry.key} is damaged: {error}", "restore the state") from error
 
     def put(self, value: T, *parts: str, lease: int | None = None) -> Put:
@@ -77,6 +78,21 @@ class Keyspace(Generic[T]):
         return Found(self.decode(entry), entry.revision) if entry else None
 
     async def list(self, store: Store, *parts: str) -> list[T]:
-        """In key order; those of everybody without parts."""
+        """In key order; those of everybody without parts. Failed if one of them is damaged."""
         snapshot = await store.list(self.prefix(*parts) if parts else self.prefix_all())
         return [self.decode(entry) for entry in snapshot.entries]
+
+    async def readable(self, store: Store, *parts: str) -> Sequence[T]:
+        """The same without those that are damaged: to show, and never to conclude that something is not there."""
+        snapshot = await store.list(self.prefix(*parts) if parts else self.prefix_all())
+        return [found.value for found in self.sort_out(snapshot.entries)[0]]
+
+    def sort_out(self, entries: Iterable[Entry]) -> tuple[Sequence[Found[T]], Sequence[tuple[Entry, Failed]]]:
+        """Entries of this kind: the objects, and the entries that hold none with the reason."""
+        good, bad = [], []
+        for entry in entries:
+            try:
+                good.append(Found(self.decode(entry), entry.revision))
+            except Failed as error:
+                bad.append((entry, error))
+        return good, bad

@@ -33,7 +33,7 @@ def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
     cells = [
         instance["name"],
         instance["spec"]["image"],
-        state(status, restarting=view["restarting"], health=view["health"]),
+        state(status, restarting=view["restarting"], health=view["health"]) + ("" if view["reconciled"] else " (?)"),
         port.get("address"),
         status["pid"],
         age(instance["created"]),

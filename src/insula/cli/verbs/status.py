@@ -19,6 +19,8 @@ def run(arguments: Arguments) -> int:
     print(f"networks   {status['networks']}")
     print(f"instances  {instances or 'none'}")
     print(f"revision   {status['revision']}")
+    if status["reconciling"]:
+        print(f"starting   {status['reconciling']} instances are still to be looked at")
     for problem in status["problems"]:
         print(f"problem    {clean(problem)}")
     return 0

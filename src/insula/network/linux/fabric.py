@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from insula.kernel import netlink
+from insula.kernel import netlink, records, trees
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.kernel.nftables import Nft
@@ -145,7 +145,13 @@ class LinuxFabric:
 
     def _recorded(self) -> dict[str, int]:
         """Index by name of all tenants that we have made, or were about to."""
-        return {path.name: json.loads(path.read_text())["index"] for path in self._records.iterdir()}
+        found = {}
+        for path in self._records.iterdir():
+            try:
+                found[path.name] = int(json.loads(records.read(path))["index"])
+            except (OSError, ValueError, KeyError, TypeError):  # it is written again, if there is such a tenant
+                trees.remove(path)
+        return found
 
     def _domain(self, tenant: Tenant) -> Domain:
         with self._lock:
@@ -286,6 +292,17 @@ class LinuxFabric:
 
     def sweep(self, tenants: Iterable[Tenant], networks: Iterable[Network], ports: Iterable[Port]) -> None:
         """Remove what is ours and not in these."""
+        tenants, networks, ports = list(tenants), list(networks), list(ports)
+        self.sweep_tenants(tenants)
+        for tenant in tenants:
+            self.sweep_tenant(
+                tenant,
+                [network for network in networks if network.tenant == tenant.name],
+                [port for port in ports if port.tenant == tenant.name],
+            )
+
+    def sweep_tenants(self, tenants: Iterable[Tenant]) -> None:
+        """Remove what is ours and of none of these tenants."""
         host, _ = self._handles()
         wanted = {tenant.name: tenant for tenant in tenants}
         for name, index in self._recorded().items():
@@ -298,15 +315,13 @@ class LinuxFabric:
             uplink = plan.number(link.name, self.plan.uplinks)
             if uplink is not None and uplink not in indices:
                 host.execute(netlink.delete_link(index=link.index))
-        of_networks, of_ports = list(networks), list(ports)
-        for tenant in wanted.values():
-            if namespaces.exists(self.plan.namespace(tenant.name)):
-                domain = self._domain(tenant)
-                domain.sweep(
-                    {network.index for network in of_networks if network.tenant == tenant.name},
-                    [port for port in of_ports if port.tenant == tenant.name],
-                )
-                self._reaper.wake(domain)
+
+    def sweep_tenant(self, tenant: Tenant, networks: Iterable[Network], ports: Iterable[Port]) -> None:
+        """Remove what the tenant has and is not in these."""
+        if namespaces.exists(self.plan.namespace(tenant.name)):
+            domain = self._domain(tenant)
+            domain.sweep({network.index for network in networks}, list(ports))
+            self._reaper.wake(domain)
 
     def teardown(self) -> None:
         """Remove everything of ours from this host, and put its settings back."""
