@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 
+from insula.container import programs
 from insula.container.steps import StepError, step
 from insula.kernel import linux, lsm, scheduling
 from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, to_names
@@ -197,20 +198,19 @@ def execute(args: list[str], environment: dict[str, str]) -> NoReturn:
     """execve(2) with the search of execvp(3) along the PATH of the new environment."""
     name = args[0]
     candidates = [name] if "/" in name else [f"{d or '.'}/{name}" for d in environment.get("PATH", _PATH).split(":")]
-    failure = OSError(errno.ENOENT, "no such file in the PATH", name)
+    failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT) if "/" in name else "no such file in the PATH", name)
     for candidate in candidates:
         try:
             if _is_this_interpreter(candidate):
                 raise OSError(errno.EPERM, "it is the runtime's own program", name)
             os.execve(candidate, args, environment)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if os.path.lexists(candidate) and failure.errno == errno.ENOENT:
+                failure = programs.explained(candidate, error)
         except PermissionError as error:
-            failure = OSError(error.errno, error.strerror, candidate)
+            failure = programs.explained(candidate, error)
         except OSError as error:
-            raise StepError("execute", OSError(error.errno, error.strerror, candidate)) from None
-    if "/" in name and failure.errno == errno.ENOENT:
-        failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise StepError("execute", programs.explained(candidate, error)) from None
     raise StepError("execute", failure)
 
 

@@ -7,12 +7,11 @@ import errno
 from insula.container.wire import Message
 from insula.model.errors import Failed
 
-_ENOENT, _EACCES = 2, 13
 _IN_THE_WAY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.ENAMETOOLONG})
 
 
 class StartFailed(Failed):
-    """The program could not be executed; `exit_status` is 127 if it was not found, 126 if not executable, else 125."""
+    """The program could not be executed; `exit_status` is 127 if it was not found, else 126."""
 
     exit_status = 125
 
@@ -26,8 +25,10 @@ def explain(error: Message) -> Failed:
     path = f" {error['path']}" if error.get("path") else ""
     if error["step"] != "execute":
         return Failed(f"cannot {error['step']}: {error['error']}{path}", _hint(error["step"], error["errno"]))
-    failure = StartFailed(f"cannot execute{path}: {error['error']}", "give a command that the image contains")
-    failure.exit_status = 127 if error["errno"] == _ENOENT else 126 if error["errno"] == _EACCES else 125
+    missing = error["errno"] in (errno.ENOENT, errno.ENOTDIR)
+    hint = "give a command that the image contains" if missing else "look at that file: its mode, and what it is"
+    failure = StartFailed(f"cannot execute{path}: {error['error']}", hint)
+    failure.exit_status = 127 if missing else 126
     return failure
 
 

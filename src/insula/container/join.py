@@ -82,7 +82,7 @@ def main(given: Joining) -> NoReturn:
         step("join the cgroup", lambda: cgroups.join(given.join))
         if given.flags:
             step("join the namespaces", lambda: linux.setns(given.target, given.flags))
-        pid, _ = linux.clone3(linux.CLONE_PARENT)
+        pid, _ = fork_inside()
         if pid:
             wire.send(sync, {"event": "forked", "pid": pid})
             os._exit(0)
@@ -93,6 +93,15 @@ def main(given: Joining) -> NoReturn:
         report(sync, StepError("join the container", error))
     finally:
         os._exit(125)
+
+
+def fork_inside() -> tuple[int, int]:
+    """clone3(2) into the namespaces that were joined; StepError tells apart why the kernel has no room for it."""
+    try:
+        return linux.clone3(linux.CLONE_PARENT)
+    except BlockingIOError as error:
+        why = OSError(error.errno, "the limit of processes is reached (pids of the container, or of what it is in)")
+        raise StepError("start another process", why) from None
 
 
 def _inside(given: Joining) -> NoReturn:

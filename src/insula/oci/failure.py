@@ -24,13 +24,17 @@ def explain(error: StepError) -> Failed:
     message = error.message
     if message["step"] == "execute":
         name = message["path"]
-        if message["errno"] == errno.ENOENT:
-            found = "no such file or directory" if name and "/" in name else "executable file not found in $PATH"
+        why = str(message["error"])
+        why = why[:1].lower() + why[1:]
+        if message["errno"] in (errno.ENOENT, errno.ENOTDIR):
+            found = why if name and "/" in name else "executable file not found in $PATH"
             failed = ExecFailed(f"cannot execute {name!r}: {found}", "see process.args and PATH")
             failed.exit_status = 127
             return failed
-        failed = ExecFailed(f"cannot execute {name!r}: {str(message['error']).lower()}", "see its mode and format")
+        failed = ExecFailed(f"cannot execute {name!r}: {why}", "see its mode and format")
         failed.exit_status = 126
         return failed
     hint = "a file or directory is missing" if message["errno"] == errno.ENOENT else "nothing of it is left"
+    if message["errno"] == errno.EAGAIN:
+        hint = "end some of its processes, or allow more: update --pids-limit"
     return Failed(f"cannot {error}", hint)
