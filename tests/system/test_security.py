@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
 
+from tests.forked import forked
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.system.conftest import TenantFactory
@@ -141,6 +143,42 @@ def test_read_only_paths(web: Cli) -> None:
         assert not os.statvfs(f"{root}{path}").f_flag & os.ST_RDONLY, f"the control: {path}"
     for script in ("echo 1 > /proc/sys/net/ipv4/ip_forward", "rmdir /sys/fs/cgroup/*", "mkdir /sys/fs/cgroup/mine"):
         assert "Read-only file system" in web.run("exec", "web", "sh", "-c", script).err, script
+
+
+def test_other_users_of_the_host_learn_nothing(web: Cli, daemon: Daemon) -> None:
+    """Of tenants, instances and addresses: what is in the run directory and below the root directory."""
+    [view] = web.json("inspect", "web")
+    address = view["instance"]["port"]["address"].encode()
+
+    def told() -> list[str]:
+        """Directories that can be listed, and files that can be read."""
+        found = []
+        for top in (daemon.run, daemon.root):
+            for path, _, files in os.walk(top, onerror=lambda _: None):
+                found.append(path) if os.access(path, os.R_OK) else None
+                found += [f"{path}/{file}" for file in files if os.access(f"{path}/{file}", os.R_OK)]
+        # the names of directories that may be entered are known
+        dns = daemon.run / "dns" / str(web.tenant)
+        known = [daemon.run / "network", daemon.run / "containers", dns, dns / "hosts"]
+        return found + [str(path) for path in known if os.access(path, os.R_OK)]
+
+    def as_user(name: str) -> list[str]:
+        user = pwd.getpwnam(name)
+
+        def child() -> list[str]:
+            os.setgroups([])
+            os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+            os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+            return told()
+
+        return forked(child)
+
+    everything = [path for path in told() if "/dns/" in path and os.path.isfile(path)]
+    assert any(address in Path(path).read_bytes() for path in everything), "the control: root finds its address"
+    assert as_user("daemon") == []
+    resolver = as_user("dnsmasq")
+    assert any(path.endswith("/hosts") for path in resolver), "the control: the resolver can read them"
+    assert all("/dns/" in path for path in resolver)
 
 
 def test_devices(web: Cli) -> None:

@@ -60,4 +60,5 @@ class Settings:
         for path in (self.root, self.instances):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
-        self.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.run.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.run.chmod(0o711)

@@ -68,6 +68,7 @@ class LinuxFabric:
         if os.geteuid() != 0:
             raise Unavailable("networks need root", "start insulad as root")
         self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._run.chmod(0o700)
         if namespaces.prepare_directory():
             (self._run / "directory").touch()
         if self._host is None:

@@ -106,7 +106,7 @@ class Resolver:
             file.unlink(missing_ok=True)
             return
         draft.write_text("".join(lines))
-        draft.chmod(0o644)
+        draft.chmod(0o640)
         draft.rename(file)
 
     def ensure(self, tenant: str, netns: int) -> None:
@@ -151,10 +151,14 @@ class Resolver:
             self._directory.rmdir()
 
     def _prepare(self, tenant: str) -> None:
-        """Directories that dnsmasq can read, whatever the umask."""
-        for directory in (self._directory, self._directory / tenant, self._hosts(tenant)):
-            directory.mkdir(parents=True, exist_ok=True)
-            directory.chmod(0o755)
+        """Directories that dnsmasq's group can read and no other user, whatever the umask. Files in them inherit it."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.chmod(0o711)
+        group = pwd.getpwnam(_user()).pw_gid
+        for directory in (self._directory / tenant, self._hosts(tenant)):
+            directory.mkdir(exist_ok=True)
+            os.chown(directory, 0, group)
+            directory.chmod(0o2750)
 
     def _hosts(self, tenant: str) -> Path:
         return self._directory / tenant / "hosts"
