@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -12,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from insula.container.departure import departure
+from insula.container.departure import Filter, departure
 from insula.container.steps import StepError, forbid_imports
 from insula.kernel import capabilities as caps
-from insula.kernel import linux, scheduling
+from insula.kernel import linux, scheduling, seccomp
 from tests.forked import forked
 
 USER = 1234
@@ -32,7 +33,7 @@ class Refused(Exception):
         return f"{self.args[0]}: {self.args[1]}"
 
 
-def became(script: str, before: Callable[[], object] = lambda: None, **more: Any) -> str:
+def became(script: str, before: Callable[[], object] = lambda: None, program: Filter | None = None, **more: Any) -> str:
     """What `script`, for sh, prints as the program of a process; `more` are fields of it and options of departure."""
     options = {name: more.pop(name) for name in ("keep", "personality", "joins", "warn") if name in more}
     process = {"args": ["/bin/sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], "cwd": "/", **more}
@@ -44,7 +45,7 @@ def became(script: str, before: Callable[[], object] = lambda: None, **more: Any
         os.dup2(writable, 1)
         os.dup2(writable, 2)
         try:
-            departure(process, None, **options)
+            departure(process, program, **options)
         except StepError as error:
             raise Refused(error.message["step"], error.message["error"], error.message["errno"]) from None
 
@@ -97,6 +98,50 @@ def test_groups_where_a_user_namespace_denies_setgroups() -> None:
     assert became("id -u", before=enter) == "0"
     with pytest.raises(Refused, match="change the user"):
         became("id -u", before=enter, user={"additionalGids": [0]})
+
+
+# -- what can't be given up is no start --------------------------------------------------------------------------------
+
+
+def without(*names: str) -> Callable[[], None]:
+    """For `before`: these capabilities are gone, so that what takes them is refused."""
+
+    def lower() -> None:
+        os.setgroups([6, 7])
+        now, gone = caps.current(), caps.to_mask(names)
+        caps.after_setuid(caps.Capabilities(0, now.effective & ~gone, now.permitted & ~gone))
+
+    return lower
+
+
+SOME = {"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"]}
+ENTRIES: list[tuple[str, str, dict[str, Any]]] = [
+    ("SETPCAP", "drop capabilities", {"capabilities": SOME}),
+    ("SETGID", "change the user", {}),
+    ("SETGID", "change the user", {"user": {"additionalGids": [5]}}),
+    ("SETGID", "change the user", {"user": {"gid": 77}}),
+    ("SETUID", "change the user", {"user": {"uid": USER}}),
+    ("SYS_ADMIN", "load the seccomp filter", {"program": Filter(seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW"}))}),
+]
+
+
+@pytest.mark.parametrize(("missing", "step", "process"), ENTRIES)
+def test_a_right_that_cannot_be_given_up_is_no_start(missing: str, step: str, process: dict[str, Any]) -> None:
+    """The bounding set, other groups, another user, the filter: the program doesn't run with what it shouldn't have."""
+    with pytest.raises(Refused, match=f"{step}: ") as refused:
+        became("echo it runs", before=without(missing), **process)
+    assert refused.value.number in (errno.EPERM, errno.EACCES)
+    assert became("echo it runs", before=without(), **process) == "it runs", "the control"
+
+
+def test_what_is_given_up_already_takes_no_right() -> None:
+    def bounded() -> None:
+        caps.before_setuid(caps.Capabilities.from_oci(SOME))
+        without("SETPCAP")()
+
+    status = became("cat /proc/self/status", before=bounded, capabilities=SOME)
+    assert int(field(status, "CapBnd")[0], 16) == caps.to_mask(["CHOWN"])
+    assert field(status, "Groups") == []
 
 
 def test_the_working_directory_may_be_out_of_the_users_reach(tmp_path: Path) -> None:

@@ -56,6 +56,23 @@ def test_adjust_is_dockers() -> None:
     assert caps.adjust(caps.DEFAULT, add=["CHOWN"], drop=["CHOWN"]) & chown
 
 
+MASKS = st.integers(0, caps.ALL)
+
+
+@given(st.tuples(MASKS, MASKS, MASKS, MASKS, MASKS), st.sampled_from(range(5)), st.integers(0, 40))
+def test_sets_are_equal_if_all_five_are(masks: tuple[int, ...], changed: int, bit: int) -> None:
+    """Other tests compare by it."""
+    sets = caps.Capabilities(*masks)
+    assert (sets.bounding, sets.effective, sets.permitted, sets.inheritable, sets.ambient) == tuple(sets) == masks
+    same, other = caps.Capabilities(*masks), list(masks)
+    other[changed] ^= 1 << bit
+    assert sets == same and hash(sets) == hash(same)
+    assert sets != caps.Capabilities(*other)
+    assert sets != masks, "a tuple is no sets of capabilities"
+    swapped = [masks[1], masks[0], *masks[2:]]
+    assert (sets == caps.Capabilities(*swapped)) == (masks[0] == masks[1])
+
+
 def test_oci_round_trip() -> None:
     given = {
         "bounding": ["CAP_CHOWN", "CAP_KILL"],
