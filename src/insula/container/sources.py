@@ -18,7 +18,7 @@ import os
 
 from insula.container import devices, namespaces, wire
 from insula.container.steps import INTERRUPTED, step, tell
-from insula.kernel import linux, mounts, process
+from insula.kernel import linux, mounts, process, sealed
 from insula.kernel.mount_options import Options
 
 TYPE_CHECKING = False
@@ -209,7 +209,10 @@ def open_one(config: dict[str, Any], entry: dict[str, Any], plan: Plan) -> int:
     if _is_dev(entry):
         return devices.file_system(options, devices.nodes(config["linux"].get("devices") or (), plan), plan)
     try:
-        fd = mounts.bind(entry["source"], recursive=options.recursive)
+        if options.sealed:
+            fd = sealed.bind(entry["source"])
+        else:
+            fd = mounts.bind(entry["source"], recursive=options.recursive)
         return finish_bind(fd, entry, options, propagation_of_root(config), plan)
     except OSError as error:
         raise OSError(error.errno, error.strerror, entry["source"]) from None

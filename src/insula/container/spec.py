@@ -264,7 +264,7 @@ def _etc_mount(etc: Path, name: str) -> dict[str, Any]:
 def _init_mount() -> dict[str, Any]:
     for program in _INIT_PROGRAMS:
         if os.access(program, os.X_OK):
-            options = ["bind", "rprivate", "ro", "nosuid", "nodev"]
+            options = ["bind", "sealed", "rprivate", "ro", "nosuid", "nodev"]
             return {"destination": INIT, "type": "bind", "source": program, "options": options}
     raise Unavailable("tini is not installed, so there is no init for --init", "apt-get install tini")
 

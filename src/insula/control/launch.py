@@ -198,7 +198,8 @@ class Launcher:
         network = await self._network(instance)
         asleep = msgspec.structs.replace(instance, spec=spec)
         request = await asyncio.to_thread(self._prepare, self.directory(instance.id), tenant, asleep, network, False)
-        bind = {"destination": _SLEEP, "type": "bind", "source": program, "options": ["bind", "ro", "nosuid", "nodev"]}
+        options = ["bind", "sealed", "ro", "nosuid", "nodev"]
+        bind = {"destination": _SLEEP, "type": "bind", "source": program, "options": options}
         request.config["mounts"].append(bind)
         cgroup = f"{self.engine.settings.prefix}/{instance.tenant}/{container}"
         return request._replace(id=container, cgroup=cgroup, volatile=False, stdin=False, log=None)

@@ -49,7 +49,7 @@ _PROPAGATION = {
 }
 _SUPERBLOCK = ("sync", "dirsync", "lazytime", "nolazytime", "mand", "nomand")
 _WITHOUT_EFFECT = ("defaults", "async", "silent", "loud", "iversion", "noiversion", "acl", "noacl")
-_OURS = ("bind", "rbind", "remount", "idmap", "ridmap", "tmpcopyup")
+_OURS = ("bind", "rbind", "remount", "idmap", "ridmap", "tmpcopyup", "sealed")
 
 NAMES = (
     *_ATTRIBUTES,
@@ -86,7 +86,9 @@ class Attributes:
 class Options:
     """Options taken apart. `data` is what the file system gets; `propagation` has MS_REC for the recursive kinds."""
 
-    __slots__ = ("all_below", "bind", "copy_up", "data", "idmap", "own", "propagation", "recursive", "remount")
+    __slots__ = (
+        *("all_below", "bind", "copy_up", "data", "idmap", "own", "propagation", "recursive", "remount", "sealed"),
+    )
 
     def __init__(self, options: Iterable[str] = ()) -> None:
         self.own = Attributes()  # of the mount itself
@@ -95,6 +97,7 @@ class Options:
         self.bind = self.recursive = False
         self.remount = False
         self.copy_up = False
+        self.sealed = False  # a bind mount of a file that nobody can make writable
         self.idmap = ""  # idmap, ridmap, or empty
         self.data: list[str] = []
         for option in options:
@@ -111,6 +114,8 @@ class Options:
             self.remount = True
         elif option == "tmpcopyup":
             self.copy_up = True
+        elif option == "sealed":
+            self.sealed = True
         elif option in ("idmap", "ridmap"):
             self.idmap = option
         elif option[:1] == "r" and option[1:] in _ATTRIBUTES:

@@ -88,18 +88,39 @@ def place(program: str = "/usr/bin/python3") -> None:
     """
     from insula.kernel import linux  # not for who only seals itself
 
-    directory = os.path.dirname(os.path.realpath(program)).replace("\\", "\\\\").replace(":", "\\:")
-    empty = _mounted("tmpfs", {})
-    try:  # without an upper layer an overlay takes two lower ones at least
-        sealed = _mounted("overlay", {"lowerdir": f"{directory}:/proc/self/fd/{empty}"})
-    finally:
-        os.close(empty)
+    sealed = _overlay(os.path.dirname(os.path.realpath(program)))
     try:
         displace()
         os.makedirs(PLACE, 0o755, exist_ok=True)
         linux.move_mount(sealed, linux.AT_FDCWD, PLACE)
     finally:
         os.close(sealed)
+
+
+def bind(path: str) -> int:
+    """A detached mount of the file at `path` that nobody can write to, or make writable: not by a remount either.
+
+    For what a container gets of the host's: whoever may mount there can take "ro" off a mount, but here the file system
+    itself is read-only, an overlay without an upper layer. Takes CAP_SYS_ADMIN.
+    """
+    from insula.kernel import linux
+
+    directory, name = os.path.split(os.path.realpath(path))
+    overlay = _overlay(directory)
+    try:
+        return linux.open_tree(overlay, name, linux.OPEN_TREE_CLONE | linux.AT_SYMLINK_NOFOLLOW)
+    finally:
+        os.close(overlay)
+
+
+def _overlay(directory: str) -> int:
+    """A detached mount of a directory as a file system that can't be written to."""
+    empty = _mounted("tmpfs", {})
+    try:  # without an upper layer an overlay takes two lower ones at least
+        escaped = directory.replace("\\", "\\\\").replace(":", "\\:")
+        return _mounted("overlay", {"lowerdir": f"{escaped}:/proc/self/fd/{empty}"})
+    finally:
+        os.close(empty)
 
 
 def displace() -> None:

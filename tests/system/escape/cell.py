@@ -12,6 +12,7 @@ import json
 import os
 import pkgutil
 import re
+import stat
 import subprocess
 import sys
 import tarfile
@@ -139,6 +140,25 @@ class Cell:
                 [found] = re.findall(r"upperdir=([^,]+)", line)
                 return Path(found)
         raise AssertionError("it has no root")
+
+    def show(self, **sources: Callable[[], int]) -> None:
+        """Attach mounts of the host's, made by these functions, to ``/seen/NAME``: as what is bound into it."""
+
+        def attach() -> None:
+            made = {name: source() for name, source in sources.items()}
+            linux.setns(os.pidfd_open(self.pid), linux.CLONE_NEWNS)
+            os.makedirs("/seen", exist_ok=True)
+            for name, mount in made.items():
+                target = Path("/seen", name)
+                target.mkdir() if stat.S_ISDIR(os.fstat(mount).st_mode) else target.touch()
+                linux.move_mount(mount, linux.AT_FDCWD, str(target))
+
+        forked(attach)
+
+    @functools.cached_property
+    def owner(self) -> int:
+        """Whom its root is on the host."""
+        return int(Path(f"/proc/{self.pid}/uid_map").read_text().split()[1])
 
     def group(self, controller: str) -> Path:
         """The directory of its control group, in the hierarchy of that controller if there are several."""

@@ -107,16 +107,7 @@ def victims(mounting: Cell, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     directory.mkdir()
     for path in (file, directory):
         path.chmod(0o600 if path.is_file() else 0o755)
-
-    def show() -> None:
-        copies = [mounts.bind(str(path)) for path in (file, directory)]
-        linux.setns(os.pidfd_open(mounting.pid), linux.CLONE_NEWNS)
-        os.makedirs("/seen/directory", exist_ok=True)
-        Path("/seen/file").touch()
-        for copy, name in zip(copies, ("file", "directory"), strict=True):
-            linux.move_mount(copy, linux.AT_FDCWD, f"/seen/{name}")
-
-    forked(show)
+    mounting.show(file=lambda: mounts.bind(str(file)), directory=lambda: mounts.bind(str(directory)))
     yield file, directory
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from tests.system.escape.attacks.calls import syscall
 
@@ -172,3 +173,27 @@ def refusals(*paths: str) -> dict[str, str]:
         except OSError as error:
             found[path] = errno.errorcode[error.errno or 0]
     return found
+
+
+def spoil(path: str) -> dict[str, str]:
+    """Takes "ro" off the mount at a path and tries to change the file; each way with what came of it."""
+
+    def write() -> None:
+        os.close(os.open(path, os.O_WRONLY))
+
+    ways: dict[str, Callable[[], object]] = {
+        "remount": lambda: syscall("mount", b"none", path.encode(), None, MS_REMOUNT | MS_BIND, None),
+        "write": write,
+        "truncate": lambda: os.truncate(path, 0),
+        "chmod": lambda: os.chmod(path, 0o4777),
+        "utime": lambda: os.utime(path, (1, 1)),
+        "setxattr": lambda: os.setxattr(path, "user.test", b"x"),
+    }
+    ends = {}
+    for name, way in ways.items():
+        try:
+            way()
+            ends[name] = "done"
+        except OSError as error:
+            ends[name] = errno.errorcode[error.errno or 0]
+    return ends
