@@ -112,7 +112,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("run", "-d", "--workdir", "relative", "busybox", "true"), ENGINE, "relative"),
     (("run", "-d", "--tmpfs", "relative", "busybox", "true"), ENGINE, "relative"),
     (("run", "-d", "--tmpfs", "/a/../../etc", "busybox", "true"), ENGINE, "tmpfs"),
-    (("run", "-d", "--tmpfs", "/a:mode=1", "busybox", "true"), USAGE, "tmpfs"),
+    (("run", "-d", "--tmpfs", "/a:mode=9", "busybox", "true"), USAGE, "tmpfs"),
     (("run", "-d", "--cap-add", "EVERYTHING", "busybox", "true"), ENGINE, "EVERYTHING"),
     (("run", "-d", "--sysctl", "kernel.panic=1", "busybox", "true"), ENGINE, "kernel.panic"),
     (("run", "-d", "--ulimit", "patience=1", "busybox", "true"), ENGINE, "patience"),

@@ -253,7 +253,7 @@ def test_families_list_their_verbs(verb: str, capsys: pytest.CaptureFixture[str]
         ["run", "--restart", "sometimes", "busybox"],
         ["run", "--restart", "always:3", "busybox"],
         ["run", "--ulimit", "nofile=x", "busybox"],
-        ["run", "--tmpfs", "/x:mode=1", "busybox"],
+        ["run", "--tmpfs", "/x:mode=9", "busybox"],
         ["run", "--tmpfs", "/x:size=big", "busybox"],
         ["run", "--label", "=x", "busybox"],
         ["kill", "-s", "NOPE", "web"],

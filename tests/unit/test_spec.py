@@ -171,6 +171,39 @@ def test_mounts_of_the_user_are_before_the_files_of_etc_and_outer_ones_first() -
     assert {"nosuid", "nodev", "noexec"} <= set(mount(made, "/etc/resolv.conf")["options"])
 
 
+def test_the_options_of_a_tmpfs() -> None:
+    usual = ["nosuid", "nodev", "noexec", "mode=1777", f"size={64 << 20}"]
+    assert mount(make(tmpfs=[Tmpfs(path="/t")]), "/t")["options"] == usual
+    own = Tmpfs(path="/t", size=1 << 20, mode=0o750, uid=1000, gid=100, executable=True, read_only=True)
+    assert mount(make(tmpfs=[own]), "/t")["options"] == [
+        *("nosuid", "nodev", "ro", "mode=750", "size=1048576", "uid=1000", "gid=100")
+    ]
+
+
+def test_the_size_of_shared_memory() -> None:
+    assert "size=65536k" not in mount(make(), "/dev/shm")["options"]
+    assert f"size={64 << 20}" in mount(make(), "/dev/shm")["options"]
+    assert mount(make(shm_size=1 << 30), "/dev/shm")["options"] == [
+        *("nosuid", "noexec", "nodev", "mode=1777", f"size={1 << 30}")
+    ]
+
+
+def test_volumes_of_the_image() -> None:
+    image = ImageConfig(volumes=["/data", "logs", "/a//b/../c", "/", "/proc/x", "/dev", "/sys", "/tmp"])
+    made = make(image, tmpfs=[Tmpfs(path="/tmp")])
+    found = [(m["destination"], m["options"]) for m in made["mounts"] if m["type"] == "insula.volume"]
+    assert found == [("/a/c", []), ("/data", []), ("/logs", [])]
+    made = make(image, read_only=True)
+    found = [(m["destination"], m["options"]) for m in made["mounts"] if m["type"] == "insula.volume"]
+    assert found == [("/a/c", ["rw"]), ("/data", ["rw"]), ("/logs", ["rw"]), ("/tmp", ["rw"])]
+
+
+@pytest.mark.parametrize("volumes", [["/a\0b"], ["/" + "a" * 5000], [f"/{n}" for n in range(65)]])
+def test_volumes_that_no_image_may_have(volumes: list[str]) -> None:
+    with pytest.raises(Invalid, match="the image declares"):
+        make(ImageConfig(volumes=volumes))
+
+
 def test_init_read_only_and_rlimits() -> None:
     made = make(init=True, read_only=True, rlimits=[Rlimit(name="nofile", soft=100, hard=-1)])
     assert made["process"]["args"] == ["/dev/init", "--", "true"]
@@ -226,6 +259,10 @@ BAD: list[dict[str, Any]] = [
     *({"tmpfs": [Tmpfs(path=p)]} for p in ("/", "", "x", "/proc", "/proc/x", "/sys", "/dev", "/dev/shm", "/a/../proc")),
     *({"tmpfs": [Tmpfs(path=p)]} for p in ("/a//b", "/a/", "/./a", "//", "/a\0b", "/" + "a" * 4096)),
     {"tmpfs": [Tmpfs(path="/a", size=0)]},
+    *({"tmpfs": [Tmpfs(path="/a", mode=mode)]} for mode in (-1, 0o2000, 0o4755, 1 << 40)),
+    *({"tmpfs": [Tmpfs(path="/a", uid=uid)]} for uid in (-1, 65536)),
+    *({"tmpfs": [Tmpfs(path="/a", gid=gid)]} for gid in (-1, 65536)),
+    *({"shm_size": size} for size in (0, -1, 4095, 1 << 63)),
     {"tmpfs": [Tmpfs(path="/a", size=-1)]},
     {"tmpfs": [Tmpfs(path="/a", size=1 << 63)]},
     *({"resources": Resources(cpus=c)} for c in (0, -1, float("nan"), float("inf"), 1e9)),

@@ -64,6 +64,25 @@ def test_as_docker_does(tmp_path: Path, user: str, expected: User) -> None:
 
 
 @pytest.mark.parametrize(
+    ("user", "more", "groups"),
+    [
+        ("web", ["7"], (34, 50, 51, 7)),
+        ("web:logs", ["51", "7", "51"], (50, 51, 7)),
+        ("1234", ["logs"], (0, 50)),
+        ("web", ["34"], (34, 50, 51)),
+    ],
+)
+def test_more_groups(tmp_path: Path, user: str, more: list[str], groups: tuple[int, ...]) -> None:
+    assert resolve(user, [image(tmp_path)], more_groups=more).groups == groups
+
+
+@pytest.mark.parametrize("group", ["", "nogroup", "65536", "a b", "-1", "a:b", "99999999999"])
+def test_groups_that_nobody_can_be_put_into(tmp_path: Path, group: str) -> None:
+    with pytest.raises(Invalid, match="group"):
+        resolve("web", [image(tmp_path)], more_groups=[group])
+
+
+@pytest.mark.parametrize(
     "user",
     [
         "nobody",

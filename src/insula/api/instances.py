@@ -16,7 +16,7 @@ from insula.api.parameters import Cells, Flag, HowToCopy, Inside, Name, Since, T
 from insula.api.streams import archive, frames, primed, upload
 from insula.model.errors import Invalid
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec
-from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch
+from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch, Started
 
 
 @get("/instances", tags=["instances"], summary="List the instances of all tenants")
@@ -49,6 +49,14 @@ class InstanceController(Controller):
     @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs")
     async def remove(self, cloud: TheCloud, tenant: Name, name: Name, force: Flag = False) -> None:
         await cloud.instances.remove(tenant, name, force=force)
+
+    @post("/{name:str}/rename", status_code=200, summary="Give it another name")
+    async def rename(self, cloud: TheCloud, tenant: Name, name: Name, to: Word) -> InstanceView:
+        return await cloud.instances.rename(tenant, name, to)
+
+    @post("/{name:str}/processes", summary="Run one more process in it and leave it alone: no input, no output")
+    async def exec_detached(self, cloud: TheCloud, tenant: Name, name: Name, data: JSONBody[ExecSpec]) -> Started:
+        return Started(id=await cloud.instances.exec_create(tenant, name, data, detach=True))
 
     @post("/{name:str}/start", status_code=200, summary="Start it")
     async def start(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:

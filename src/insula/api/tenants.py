@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody
 
-from insula.api.parameters import Name, TheCloud
+from insula.api.parameters import Flag, Name, TheCloud
 from insula.model.views import LimitsPatch, TenantSpec, TenantView
 
 
@@ -29,6 +29,8 @@ class TenantController(Controller):
     async def update_tenant(self, cloud: TheCloud, tenant: Name, data: JSONBody[LimitsPatch]) -> TenantView:
         return await cloud.tenants.update(tenant, data)
 
-    @delete("/{tenant:str}", summary="Remove a tenant that has no instances")
-    async def remove_tenant(self, cloud: TheCloud, tenant: Name) -> None:
+    @delete("/{tenant:str}", summary="Remove a tenant; with `force`, also all that it has")
+    async def remove_tenant(self, cloud: TheCloud, tenant: Name, force: Flag = False) -> None:
+        if force:
+            await cloud.clear_tenant(tenant)
         await cloud.tenants.remove(tenant)

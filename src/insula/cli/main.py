@@ -33,6 +33,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "update": ("update", "change limits of an instance while it runs"),
     "kill": ("lifecycle", "send a signal to instances"),
     "wait": ("lifecycle", "block until instances exit, and print their exit statuses"),
+    "rename": ("lifecycle", "give an instance another name"),
     "rm": ("lifecycle", "remove instances"),
     "cp": ("cp", "copy files between an instance and the host"),
     "export": ("export", "write an instance's root file system into a tar"),

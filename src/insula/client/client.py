@@ -105,9 +105,9 @@ class Tenants(Resource):
         """Changes the `limits` that are given, as in `create`; None is no limit."""
         return self.client.call("PATCH", "tenants", name, body=limits)  # type: ignore[no-any-return]
 
-    def remove(self, name: str) -> None:
-        """Conflict while the tenant still has instances."""
-        self.client.call("DELETE", "tenants", name)
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Conflict while the tenant still has instances, networks or images; `force` removes these first."""
+        self.client.call("DELETE", "tenants", name, query={"force": force})
 
 
 class Networks(Resource):
@@ -186,6 +186,9 @@ class Instances(Resource):
     def remove(self, tenant: str, name: str, *, force: bool = False) -> None:
         """Conflict while it runs, unless `force`, which kills it."""
         self._call("DELETE", tenant, name, force=force)
+
+    def rename(self, tenant: str, name: str, to: str) -> Object:
+        return self._call("POST", tenant, name, "rename", to=to)  # type: ignore[no-any-return]
 
     def start(self, tenant: str, name: str) -> Object:
         return self._call("POST", tenant, name, "start")  # type: ignore[no-any-return]
@@ -269,6 +272,11 @@ class Instances(Resource):
 
         opening = json.dumps({"command": [*command], **spec}).encode()
         return Attachment(self.client.path, target("tenants", tenant, "instances", name, "exec"), opening)
+
+    def exec_detached(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Object:
+        """The same, left alone: it has no input, and its output goes nowhere. {"id"}."""
+        where = ("tenants", tenant, "instances", name, "processes")
+        return self.client.call("POST", *where, body={"command": [*command], **spec})  # type: ignore[no-any-return]
 
     def archive_get(self, tenant: str, name: str, path: str) -> Response:
         """The file or tree at `path` as a tar: read it, and close the response."""

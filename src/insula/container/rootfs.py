@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 TOPS = ("/proc", "/sys", "/dev")
 """Where a stage's file systems are: every Linux system has these directories."""
 _CGROUP = ("cgroup", "cgroup2")
+VOLUME = "insula.volume"
+"""The type of an entry of `mounts` that stands for a directory of the root itself, which is made if it is missing. With
+the option `rw` it is a mount of its own, so that it stays writable when the root is made read-only."""
 _NO_LINKS = ("proc", "sysfs")
 _NOTHING = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 
@@ -236,6 +239,9 @@ class Tree:
             self._change(entry, options)
             return
         fstype = entry.get("type", "bind")
+        if fstype == VOLUME:
+            _volume(self.root, entry)
+            return
         mount = self._from_inside(index, entry, options)
         if mount < 0:
             mount = self.sources.take(index)
@@ -301,6 +307,19 @@ class Tree:
 def is_sealed_late(entry: dict[str, Any], options: Options) -> bool:
     """Whether an entry becomes read-only only when all is mounted: a tmpfs begins without places to mount on."""
     return entry.get("type") == "tmpfs" and bool(options.attributes & linux.MOUNT_ATTR_RDONLY)
+
+
+def _volume(root: int, entry: dict[str, Any]) -> None:
+    target = mounts.make_target(root, entry["destination"], directory=True)
+    try:
+        if "rw" in entry["options"]:
+            mount = mounts.bind("", dirfd=target)
+            try:
+                mounts.attach(mount, target)
+            finally:
+                os.close(mount)
+    finally:
+        os.close(target)
 
 
 def _make(fstype: str, entry: dict[str, Any], options: Options, target: int) -> int:

@@ -13,12 +13,14 @@ Everything from a user is checked here, whoever checked it before: `Invalid` in 
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from insula.container import nesting, seccomp_default
+from insula.container.rootfs import VOLUME
 from insula.container.users import User
 from insula.kernel import capabilities
 from insula.model.errors import Invalid, Unavailable
@@ -36,6 +38,7 @@ TERMINALS: Final = 64
 MAX_ARGUMENT: Final = 128 << 10  # MAX_ARG_STRLEN, execve(2)
 MAX_ARGUMENTS: Final = 2 << 20  # a quarter of the usual stack of 8 MiB, execve(2)
 MIN_MEMORY: Final = 6 << 20  # less kills the process that sets the container up
+MAX_VOLUMES: Final = 64
 CPU_PERIOD: Final = 100_000  # µs
 DEFAULT_SHARES: Final = 1024  # the kernel's (cpu.shares)
 
@@ -136,8 +139,9 @@ def config(
     asked = capabilities.to_names(capabilities.adjust(capabilities.DEFAULT, spec.cap_add, spec.cap_drop))
     # as execve(2) would have it: another user than root has none, but keeps the bound
     own = names if user.uid == 0 else []
-    mounts = [dict(mount) for mount in _MOUNTS]
-    mounts += [_tmpfs_mount(tmpfs) for tmpfs in sorted(spec.tmpfs, key=lambda tmpfs: tmpfs.path)]  # outer ones first
+    mounts = [_shm_mount(mount, spec.shm_size) if mount["source"] == "shm" else dict(mount) for mount in _MOUNTS]
+    own_mounts = [*map(_tmpfs_mount, spec.tmpfs), *_volume_mounts(spec, image)]
+    mounts += sorted(own_mounts, key=lambda mount: str(mount["destination"]))  # outer ones first
     if etc is not None:
         mounts += [_etc_mount(Path(etc), name) for name in _ETC_FILES]
     args = command(spec, image)
@@ -277,10 +281,43 @@ def _tmpfs_mount(tmpfs: Tmpfs) -> dict[str, Any]:
         raise Invalid(
             f"there can be no tmpfs at {shorten(path)}", "use a plain absolute path outside /proc, /sys, /dev"
         )
-    if not 4096 <= tmpfs.size < 1 << 63:
-        raise Invalid(f"there can't be a tmpfs of {shorten(tmpfs.size)} bytes", "use at least 4k")
-    options = ["nosuid", "nodev", "noexec", "mode=1777", f"size={tmpfs.size}"]
+    _check_tmpfs_size(tmpfs.size)
+    if not 0 <= tmpfs.mode <= 0o1777:
+        raise Invalid(f"a tmpfs can't have mode {tmpfs.mode:o}", "use octal digits up to 1777, as in 755")
+    for kind, number in (("user", tmpfs.uid), ("group", tmpfs.gid)):
+        if not 0 <= number < IDS_PER_TENANT:
+            raise Invalid(f"a tmpfs can't belong to {kind} {shorten(number)}", f"use 0 to {IDS_PER_TENANT - 1}")
+    options = ["nosuid", "nodev", *([] if tmpfs.executable else ["noexec"]), *(["ro"] if tmpfs.read_only else [])]
+    options += [f"mode={tmpfs.mode:o}", f"size={tmpfs.size}"]
+    options += [f"{name}={number}" for name, number in (("uid", tmpfs.uid), ("gid", tmpfs.gid)) if number]
     return {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options}
+
+
+def _shm_mount(mount: Mapping[str, Any], size: int) -> dict[str, Any]:
+    _check_tmpfs_size(size)
+    return {**mount, "options": [*(option for option in mount["options"] if "size=" not in option), f"size={size}"]}
+
+
+def _check_tmpfs_size(size: int) -> None:
+    if not 4096 <= size < 1 << 63:
+        raise Invalid(f"there can't be a tmpfs of {shorten(size)} bytes", "use at least 4k")
+
+
+def _volume_mounts(spec: InstanceSpec, image: ImageConfig) -> list[dict[str, Any]]:
+    """The directories that the image declares as volumes (image-spec, `Volumes`), except where a tmpfs is asked for.
+
+    They are directories of the instance's own root, made if they are missing, with what the image has in them. Where
+    the root is read-only each is a mount of its own, which is writable (see `rootfs.VOLUME`).
+    """
+    if len(image.volumes) > MAX_VOLUMES:
+        raise Invalid(f"the image declares {len(image.volumes)} volumes", f"use one with at most {MAX_VOLUMES}")
+    paths = {posixpath.normpath("/" + path.lstrip("/")) for path in image.volumes}
+    taken = {tmpfs.path for tmpfs in spec.tmpfs} | {"/"}
+    if bad := next((path for path in paths if "\0" in path or len(os.fsencode(path)) > 4095), None):
+        raise Invalid(f"the image declares a volume at {shorten(bad)}, which is not a path", "use another image")
+    kept = [path for path in paths - taken if not any(path == no or path.startswith(f"{no}/") for no in _NO_TMPFS)]
+    options = ["rw"] if spec.read_only else []
+    return [{"destination": path, "type": VOLUME, "source": "root", "options": options} for path in kept]
 
 
 def _rlimit(limit: Rlimit) -> dict[str, Any]:

@@ -44,21 +44,27 @@ class User:
     home: str = "/"
 
 
-def resolve(user: str, layers: Sequence[str | os.PathLike[str]], *, upper: str | None = None) -> User:
+def resolve(
+    user: str, layers: Sequence[str | os.PathLike[str]], *, upper: str | None = None, more_groups: Sequence[str] = ()
+) -> User:
     """The user that ``name|uid[:group|gid]`` means in the root of `layers`, the top-most first; "" is user 0.
 
-    `upper` is the instance's own writable layer, above all of them. As in docker-run(1), a number need not be in the
-    files; one that is gets its group, home and supplementary groups from there, and an explicit group replaces those.
+    `more_groups` are supplementary groups besides those of /etc/group, as names or numbers. `upper` is the instance's
+    own writable layer, above all of them. As in docker-run(1), a number need not be in the files; one that is gets its
+    group, home and supplementary groups from there, and an explicit group replaces those.
     Raises `Invalid` for unknown names, IDs beyond the tenant's range, and files that are unreadable or too large.
     """
     name, colon, group = user.partition(":")
     if not all(_NAME.fullmatch(part) for part in (name, group) if part) or (colon and not group) or (user and not name):
         raise Invalid(f"user {shorten(user)} does not parse", "write user, uid, user:group or uid:gid")
+    for each in more_groups:
+        if not _NAME.fullmatch(each):
+            raise Invalid(f"group {shorten(each)} is neither a name nor a number", "name one of the image, or a number")
     with Root([*([upper] if upper else []), *layers]) as root:
-        return _resolve(name or "0", group, root)
+        return _resolve(name or "0", group, more_groups, root)
 
 
-def _resolve(name: str, group: str, root: Root) -> User:
+def _resolve(name: str, group: str, more_groups: Sequence[str], root: Root) -> User:
     number = _id(name)
     found = next((e for e in _passwd(root) if e.name == name or e.uid == number), None)
     if found is None and number is None:
@@ -69,6 +75,7 @@ def _resolve(name: str, group: str, root: Root) -> User:
         gid = _group(group, root)
     elif found:
         groups = [entry.gid for entry in _groups(root) if found.name in entry.members]
+    groups = [*groups, *(_group(each, root) for each in more_groups)]
     for kind, value in (("user", uid), *(("group", g) for g in (gid, *groups))):
         if value >= IDS_PER_TENANT:
             raise Invalid(f"{kind} ID {value} is beyond the {IDS_PER_TENANT} of a tenant", "use an ID below 65536")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -22,11 +23,13 @@ from insula.control.stats import Stats
 from insula.control.supervisor import Supervisor
 from insula.control.tenants import DEFAULT, Tenants
 from insula.image.store import ImageStore
+from insula.model.errors import NotFound
 from insula.network.linux.fabric import LinuxFabric
 from insula.store.sqlite import SqliteStore
 
 REPAIR_EVERY = 60.0
 _THREADS = 64
+_REMOVALS = 8  # instances that are removed at a time
 
 
 class Cloud:
@@ -105,6 +108,28 @@ class Cloud:
     async def _sweep_images(self) -> None:
         await asyncio.to_thread(self.engine.images.sweep)
         await self.images.collect()
+
+    async def clear_tenant(self, name: str) -> None:
+        """Removes all that a tenant has: instances, networks, images of its own. It goes on if the client goes away."""
+        await self.tenants.check_removable(name)
+        await asyncio.shield(self.supervisor.spawn(self._clear_tenant(name)))
+
+    async def _clear_tenant(self, name: str) -> None:
+        few = asyncio.Semaphore(_REMOVALS)
+
+        async def gone(removal: Awaitable[None]) -> None:
+            async with few:
+                with contextlib.suppress(NotFound):  # it was about to remove itself
+                    await removal
+
+        await asyncio.gather(
+            *(gone(self.instances.remove(name, v.instance.name, force=True)) for v in await self.instances.list(name))
+        )
+        for network in await self.networks.list(name):
+            await gone(self.networks.remove(name, network.network.name))
+        for image in await self.images.list(name):
+            if image.tenant == name:
+                await gone(self.images.remove(name, image.name))
 
     async def close(self) -> None:
         """Lets go of everything; instances, their networks and their logs go on without us."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from insula.container.log import LogReader
 from insula.container.runtime import Exec
-from insula.control import limits
+from insula.control import limits, renaming
 from insula.control.admission import Admission
 from insula.control.archives import Archives
 from insula.control.attachment import Attachment
@@ -200,6 +200,11 @@ class Instances:
         """They go on. Conflict unless it is paused."""
         return await self._whole(self._locked(await self._started(tenant, name), limits.unpause))
 
+    async def rename(self, tenant: str, name: str, to: str) -> InstanceView:
+        """The instance under another name. Invalid, Conflict: then nothing was changed."""
+        act = partial(renaming.rename, name=to)
+        return await self._whole(self._locked(await self.find(tenant, name), act))
+
     async def update(self, tenant: str, name: str, patch: ResourcesPatch) -> InstanceView:
         """Other limits, in force at once if it runs. Invalid, QuotaExceeded, Failed: then nothing was changed."""
         act = partial(limits.update, patch=patch)
@@ -293,13 +298,15 @@ class Instances:
 
     # -- more processes --------------------------------------------------------------------------------------------
 
-    async def exec_create(self, tenant: str, name: str, spec: ExecSpec) -> str:
-        """Runs one more process inside; its id, once it has started. Conflict if the instance doesn't run."""
+    async def exec_create(self, tenant: str, name: str, spec: ExecSpec, *, detach: bool = False) -> str:
+        """Runs one more process inside; its id, once it has started. With `detach` it has no input, and its output is
+        read and dropped. Conflict if the instance doesn't run."""
         member = await self._started(tenant, name)
         check_running(member)
         launcher = self.supervisor.launcher
         process = await asyncio.to_thread(launcher.exec_process, member.tenant, member.instance, spec)
-        exec_id = await self._whole(self.engine.runtime.exec(member.instance.id, Exec(process, stdin=spec.stdin)))
+        asked = Exec(process, stdin=spec.stdin and not detach, detach=detach)
+        exec_id = await self._whole(self.engine.runtime.exec(member.instance.id, asked))
         for ended in [other for other, end in member.execs.items() if end.done()][:-_REMEMBERED]:
             del member.execs[ended]
         member.execs[exec_id] = self.supervisor.spawn(self._exec_end(member, exec_id))

@@ -120,7 +120,8 @@ class Directory:
 
 def etc_files(instance: Instance, network: Network | None) -> dict[str, str]:
     """/etc/hostname, /etc/hosts (hosts(5)) and /etc/resolv.conf (resolv.conf(5)) of an instance."""
-    hostname = instance.spec.hostname or instance.name
+    spec = instance.spec
+    hostname = spec.hostname or instance.name
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     resolver: list[str] = []
     names = " ".join(dict.fromkeys((hostname, hostname.partition(".")[0], instance.name)))
@@ -131,6 +132,12 @@ def etc_files(instance: Instance, network: Network | None) -> dict[str, str]:
         resolver += [f"nameserver {gateway}" for gateway in (network.gateway, network.gateway6) if gateway]
     else:
         hosts.append(f"127.0.1.1\t{names}")
+    hosts += [f"{entry.address}\t{entry.name}" for entry in spec.extra_hosts]
+    if spec.dns:
+        resolver = [*(line for line in resolver if line.startswith("search")), *(f"nameserver {a}" for a in spec.dns)]
+    if spec.dns_search:
+        resolver = [line for line in resolver if not line.startswith("search")]
+        resolver[:0] = [] if spec.dns_search == ["."] else [f"search {' '.join(spec.dns_search)}"]
     return {name: "".join(f"{line}\n" for line in lines) for name, lines in [
         ("hostname", [hostname]), ("hosts", hosts), ("resolv.conf", resolver)
     ]}  # fmt: skip
@@ -240,9 +247,9 @@ class Launcher:
         lower = [str(path) for path in self.engine.images.lower(instance.layers)]
         name = spec.user if spec.user is not None else instance.config.user
         if directory is None or directory.is_fresh():
-            user = _user_of_image(name, tuple(lower))
+            user = _user_of_image(name, tuple(lower), tuple(spec.group_add))
         else:
-            user = resolve(name, lower, upper=str(directory.upper))
+            user = resolve(name, lower, upper=str(directory.upper), more_groups=spec.group_add)
         return lower, config(
             spec,
             instance.config,
@@ -345,9 +352,9 @@ class Launcher:
 
 
 @functools.lru_cache(maxsize=1024)
-def _user_of_image(user: str, lower: tuple[str, ...]) -> User:
+def _user_of_image(user: str, lower: tuple[str, ...], more_groups: tuple[str, ...]) -> User:
     """Layers never change, so neither does whom they mean."""
-    return resolve(user, lower)
+    return resolve(user, lower, more_groups=more_groups)
 
 
 def addresses(instance: Instance) -> list[str]:

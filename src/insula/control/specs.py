@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import signal
+from ipaddress import IPv6Address, ip_address
 
 import msgspec
 
@@ -20,11 +21,13 @@ from insula.model.units import check_label, shorten
 from insula.network.addresses import parse_mac
 
 MAX_LOG = 1 << 40
+_PART = "[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?"
+_DOMAIN = re.compile(rf"{_PART}(\.{_PART})*\.?")
 SIGNALS = {f"SIG{s.name.removeprefix('SIG')}": int(s) for s in signal.Signals}
 
 
 def check(spec: InstanceSpec) -> InstanceSpec:
-    """The spec with the canonical name of its stop signal, or Invalid. An empty name stays empty."""
+    """The spec with addresses and the stop signal in canonical form, or Invalid. An empty name stays empty."""
     if spec.name:
         check_label("instance", spec.name)
     if spec.network is not None:
@@ -41,9 +44,38 @@ def check(spec: InstanceSpec) -> InstanceSpec:
     check_resources(spec.resources)
     plan(spec.healthcheck, None)
     _check_numbers(spec)
+    spec = check_names(spec)
     if spec.stop_signal is None:
         return spec
     return msgspec.structs.replace(spec, stop_signal=signal_name(parse_signal(spec.stop_signal)))
+
+
+def check_names(spec: InstanceSpec) -> InstanceSpec:
+    """The spec with what it adds to /etc/hosts and /etc/resolv.conf in canonical form, or Invalid."""
+    if len(spec.extra_hosts) > 256:
+        raise Invalid(f"{len(spec.extra_hosts)} hosts to add are too many", "use at most 256")
+    if len(spec.dns) > 3:
+        raise Invalid(f"{len(spec.dns)} name servers are too many", "use at most 3: resolv.conf(5) takes no more")
+    if len(spec.dns_search) > 32 or sum(map(len, spec.dns_search)) > 1024:
+        raise Invalid("the search domains are too many or too long", "use at most 32, and 1024 characters")
+    if len(spec.group_add) > 64:
+        raise Invalid(f"{len(spec.group_add)} groups to add are too many", "use at most 64")
+    domains = [] if spec.dns_search == ["."] else spec.dns_search
+    for name in (*(entry.name for entry in spec.extra_hosts), *domains):
+        if len(name) > 253 or not _DOMAIN.fullmatch(name):
+            raise Invalid(f"{shorten(name)} is not a host or domain name", "use up to 253 of a-z, 0-9, _, - and .")
+    hosts = [msgspec.structs.replace(entry, address=_address(entry.address)) for entry in spec.extra_hosts]
+    return msgspec.structs.replace(spec, extra_hosts=hosts, dns=[_address(text) for text in spec.dns])
+
+
+def _address(text: str) -> str:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise Invalid(f"{shorten(text)} is not an IP address", "as in 10.0.0.53 or fd00::53") from None
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise Invalid(f"address {shorten(text)} names an interface", "leave out the part after %")
+    return str(address)
 
 
 def check_labels(labels: dict[str, str]) -> dict[str, str]:

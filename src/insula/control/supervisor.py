@@ -236,7 +236,7 @@ class Supervisor:
         )
         if not member.ended.done():
             member.ended.set_result(ended)
-        await self._saved(member)
+        await self.saved(member)
         await self.engine.runtime.flushed(member.instance.id)  # its log is in the directory that may go now
         await self._tidy(member)
         self.resume(member, restart=restart)
@@ -333,7 +333,7 @@ class Supervisor:
         if not member.tidy:
             await self.launcher.clean(member.tenant, member.instance)
         member.gone = True  # from here on no status is stored any more
-        await self._saved(member)
+        await self.saved(member)
         try:
             await dismiss(self.engine, member.instance)
         except BaseException:
@@ -376,7 +376,8 @@ class Supervisor:
                 member.unsaved = True
                 await asyncio.sleep(_RETRY)
 
-    async def _saved(self, member: Member) -> None:
+    async def saved(self, member: Member) -> None:
+        """Returns when no status of it is being written."""
         while member.saving and not member.saving.done():
             await asyncio.wait([member.saving])
 
@@ -398,7 +399,7 @@ class Supervisor:
         """Lets go of the instances, which keep running."""
         self.stopping = True
         for member in self.members.values():
-            await self._saved(member)
+            await self.saved(member)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

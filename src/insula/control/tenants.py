@@ -165,9 +165,7 @@ class Tenants:
 
     async def remove(self, name: str) -> None:
         """Conflict while it has instances, networks or images of its own; the default tenant stays."""
-        found = await self.find(name)
-        if name == DEFAULT:
-            raise Denied(f"tenant {DEFAULT} can't be removed", "it always exists")
+        found = await self.check_removable(name)
         tenant = found.value
 
         async def attempt(guard: Found[Usage]) -> None:
@@ -183,6 +181,13 @@ class Tenants:
             raise Conflict(f"tenant {name} was changed at the same time", "try again") from None
         self.engine.pool(_INDEX).give_back(str(tenant.index))
         await self._undo(tenant)
+
+    async def check_removable(self, name: str) -> Found[Tenant]:
+        """The tenant; Denied for the default one, NotFound."""
+        found = await self.find(name)
+        if name == DEFAULT:
+            raise Denied(f"tenant {DEFAULT} can't be removed", "it always exists")
+        return found
 
     async def _refuse_if_used(self, name: str) -> None:
         store = self.engine.store

@@ -168,10 +168,23 @@ class Rlimit(Struct, kw_only=True):
 
 
 class Tmpfs(Struct, kw_only=True):
-    """A tmpfs inside the instance; `size` in bytes."""
+    """A tmpfs inside the instance; `size` in bytes. `mode`, `uid` and `gid` are of its root directory, IDs as they are
+    inside. It never has set-uid programs or devices."""
 
     path: str
     size: int = 64 << 20
+    mode: int = 0o1777
+    uid: int = 0
+    gid: int = 0
+    executable: bool = False
+    read_only: bool = False
+
+
+class HostEntry(Struct, kw_only=True):
+    """A line of /etc/hosts (hosts(5))."""
+
+    name: str
+    address: str
 
 
 class ConsoleSize(Struct, kw_only=True):
@@ -204,6 +217,11 @@ class InstanceSpec(Struct, kw_only=True):
     init: bool = False
     read_only: bool = False
     tmpfs: list[Tmpfs] = []
+    shm_size: int = 64 << 20  # of /dev/shm, bytes
+    extra_hosts: list[HostEntry] = []
+    dns: list[str] = []  # name servers instead of the network's, resolv.conf(5)
+    dns_search: list[str] = []  # search domains instead of the tenant's; ["."] is none
+    group_add: list[str] = []  # supplementary groups, names of the image or numbers
     rlimits: list[Rlimit] = []
     cap_add: list[str] = []
     cap_drop: list[str] = []

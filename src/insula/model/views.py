@@ -117,6 +117,12 @@ class ExecSpec(Struct, kw_only=True):
     console_size: ConsoleSize | None = None  # of the terminal when the process begins
 
 
+class Started(Struct, kw_only=True):
+    """A process that was started in an instance and left alone."""
+
+    id: str
+
+
 # -- reports -------------------------------------------------------------------------------------------------------
 
 

@@ -9,10 +9,14 @@ from insula.cli.verbs.run import ENGINE_FAILURE, environment
 from insula.client import Client
 from insula.model.errors import InsulaError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def run(arguments: Arguments) -> int:
     spec = {
-        "env": environment(arguments.env),
+        "env": environment(arguments.env, arguments.env_file),
         "user": arguments.user,
         "working_dir": arguments.workdir,
         "tty": arguments.tty,
@@ -21,6 +25,8 @@ def run(arguments: Arguments) -> int:
     if arguments.tty and (size := terminal_size()):
         spec["console_size"] = dict(zip(("rows", "columns"), size, strict=True))
     try:
+        if arguments.detach:
+            return _detached(arguments, {**spec, "stdin": False})
         if arguments.tty and arguments.interactive:
             require_terminal()
         with Client(arguments.socket).instances.exec(
@@ -33,18 +39,30 @@ def run(arguments: Arguments) -> int:
     return 0 if status is None else status
 
 
+def _detached(arguments: Arguments, spec: dict[str, Any]) -> int:
+    client = Client(arguments.socket)
+    made = client.instances.exec_detached(arguments.tenant, arguments.name, arguments.cmd, **spec)
+    if arguments.json:
+        from insula.cli.output import print_json
+
+        print_json(made)
+    return 0
+
+
 COMMANDS = {
     "exec": Command(
         run,
         "Run CMD in the running instance NAME, with its isolation and its environment.",
         "NAME CMD...",
         [
+            Option("-d --detach", "leave it running; its output goes nowhere"),
             Option("-i --interactive", "connect our standard input"),
             Option("-t --tty", "give it a terminal"),
             Option(
                 "--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS, parse=detach_keys
             ),
             Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
+            Option("--env-file", "set the variables in a file: NAME=VALUE a line", "FILE", many=True, complete="file"),
             Option("-u --user", "run as this user: name or number, with :group", "USER"),
             Option("-w --workdir", "start in this directory", "PATH"),
         ],

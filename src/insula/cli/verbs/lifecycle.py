@@ -78,6 +78,12 @@ def signal_name(text: str) -> str:
         raise Invalid(f"{text[:60]!r} is no signal", "see signal(7), as in TERM, SIGTERM or 15") from None
 
 
+def rename(arguments: Arguments) -> int:
+    view = Client(arguments.socket).instances.rename(arguments.tenant, arguments.name, arguments.new_name)
+    print_json(view) if arguments.json else print(clean(view["instance"]["name"]))
+    return 0
+
+
 SIGNALS = ("TERM", "KILL", "HUP", "INT", "QUIT", "USR1", "USR2", "WINCH", "STOP", "CONT")
 _NAME = {"NAME": "instance"}
 _TIME = Option(
@@ -113,6 +119,13 @@ COMMANDS = {
     ),
     "wait": Command(
         each(wait), "Block until instances exit, and print their exit statuses.", "NAME...", complete=_NAME
+    ),
+    "rename": Command(
+        rename,
+        "Give the instance NAME another name, while it runs too.",
+        "NAME NEW-NAME",
+        details="The new name resolves at once, the old one no more; its host name changes with the next start.",
+        complete=_NAME,
     ),
     "rm": Command(
         each(remove),

@@ -37,6 +37,11 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
+def count(text: str) -> int | None:
+    """A number of lines; None for ``all``."""
+    return None if text == "all" else whole(0)(text)
+
+
 def moment(text: str) -> float:
     """Seconds since the epoch: from an age such as ``10m``, or a date and time (RFC 3339; local without a zone)."""
     import time
@@ -81,7 +86,7 @@ COMMANDS = {
         "NAME",
         [
             Option("-f --follow", "go on as it prints more, until it exits"),
-            Option("-n --tail", "only the last N lines", "N", parse=whole(0)),
+            Option("-n --tail", "only the last N lines, or all", "N", parse=count),
             Option("--since", "only what is younger than this, as in 10m, or 2026-01-31T12:00", "TIME", parse=moment),
             Option("-t --timestamps", "begin each line with its time"),
             Option("--raw", "on a terminal too, pass control sequences through"),

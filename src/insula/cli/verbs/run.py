@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 from insula.cli.options import Arguments, Command, Option, Usage, whole, zero_or
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
 from insula.client import Client
-from insula.model.errors import InsulaError, Invalid
+from insula.model.errors import Conflict, InsulaError, Invalid
 from insula.model.units import parse_cpus, parse_duration, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
 ENGINE_FAILURE = 125
+MAX_ENV_FILE = 2 << 20
 FAMILIES = ("can", "kcm", "key", "llc", "packet", "pppox", "rxrpc", "smc", "tipc", "xdp")
 """What --socket-family takes, for completion; insulad decides (`container.seccomp_default`)."""
 
@@ -30,8 +34,10 @@ def run(arguments: Arguments) -> int:
 
 
 def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
-    view = client.instances.run(arguments.tenant, start=arguments.detach, **spec)
-    name = view["instance"]["name"]
+    with cidfile(arguments.cidfile) as note:
+        view = client.instances.run(arguments.tenant, start=arguments.detach, **spec)
+        name = view["instance"]["name"]
+        note(name)
     if arguments.detach:
         if arguments.json:
             from insula.cli.output import print_json
@@ -58,10 +64,14 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
         "address": arguments.ip,
         "address6": arguments.ip6,
         "mac_address": arguments.mac_address,
-        "env": environment(arguments.env),
+        "env": environment(arguments.env, arguments.env_file),
         "labels": dict(pair(text, "label", default="") for text in arguments.label),
         "sysctls": dict(pair(text, "sysctl") for text in arguments.sysctl),
         "tmpfs": [tmpfs(text) for text in arguments.tmpfs],
+        "extra_hosts": [extra_host(text) for text in arguments.add_host],
+        "dns": arguments.dns,
+        "dns_search": arguments.dns_search,
+        "group_add": arguments.group_add,
         "rlimits": [rlimit(text) for text in arguments.ulimit],
         "cap_add": arguments.cap_add,
         "cap_drop": arguments.cap_drop,
@@ -85,6 +95,7 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
         "hostname": arguments.hostname,
         "stop_signal": arguments.stop_signal,
         "stop_timeout": arguments.stop_timeout,
+        "shm_size": arguments.shm_size,
         "log_size": arguments.log_size,
         "log_files": arguments.log_files,
     }
@@ -92,12 +103,35 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
     return spec
 
 
-def environment(words: list[str]) -> dict[str, str]:
-    """``NAME=VALUE``, or ``NAME`` alone for the value it has here, if it has one."""
+@contextmanager
+def cidfile(path: str | None) -> Iterator[Callable[[str], None]]:
+    """A new file for the name of what is made; on an error there is none. Conflict if there is a file already."""
+    import os
+
+    if path is None:
+        yield lambda name: None
+        return
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        raise Conflict(f"there is a file {path} already", "remove it, or choose another --cidfile") from None
+    except OSError as problem:
+        raise Invalid(f"{path} can't be made: {problem.strerror}", "choose another --cidfile") from None
+    try:
+        yield lambda name: (os.write(fd, name.encode()), None)[1]
+    except BaseException:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def environment(words: list[str], files: Sequence[str] = ()) -> dict[str, str]:
+    """``NAME=VALUE``, or ``NAME`` alone for the value it has here, if it has one; `words` count more than `files`."""
     import os
 
     result = {}
-    for word in words:
+    for word in [*(line for file in files for line in env_lines(file)), *words]:
         if "=" in word or word in os.environ:
             name, value = pair(word, "variable", default=os.environ.get(word))
             result[name] = value
@@ -112,15 +146,77 @@ def pair(text: str, what: str, default: str | None = None) -> tuple[str, str]:
     return name, value if equals or default is None else default
 
 
+def env_lines(path: str) -> list[str]:
+    """The variables in a file as docker-run(1) --env-file has them: ``NAME=VALUE`` or ``NAME`` a line, without quoting;
+    empty lines and those that begin with ``#`` are left out. Raises Usage."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            text = file.read(MAX_ENV_FILE + 1)
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8"
+        raise Usage(f"the environment file {path} can't be read: {why}", "as in --env-file ./variables") from None
+    if len(text) > MAX_ENV_FILE:
+        raise Usage(f"the environment file {path} is too long", "use at most 2m: the kernel takes no more")
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r").lstrip()
+        name = line.partition("=")[0]
+        if not line or line.startswith("#"):
+            continue
+        if not name or name != name.strip() or len(name.split()) > 1 or "\0" in line:
+            raise Usage(
+                f"line {number} of {path} is not NAME=VALUE: {line[:60]!r}", "a name has no blanks; # begins a comment"
+            )
+        found.append(line)
+    return found
+
+
+def extra_host(text: str) -> dict[str, str]:
+    """``NAME:ADDRESS`` or ``NAME=ADDRESS``, an IPv6 address in brackets or not, as docker-run(1) --add-host."""
+    equals, colon = text.find("="), text.find(":")
+    at = equals if equals > 0 else colon
+    name, address = text[: max(at, 0)], text[at + 1 :]
+    if not name or not address:
+        raise Usage(f"host {text[:60]!r} is not NAME:ADDRESS", "as in db:10.0.0.7")
+    if address == "host-gateway":
+        raise Usage("the host is out of an instance's reach", "name an address that its network leads to")
+    if address.startswith("[") and address.endswith("]"):
+        address = address[1:-1]
+    return {"name": name, "address": address}
+
+
+_FLAGS = {
+    "exec": ("executable", True),
+    "noexec": ("executable", False),
+    "ro": ("read_only", True),
+    "rw": ("read_only", False),
+}
+_ALWAYS = ("nosuid", "nodev")
+
+
 def tmpfs(text: str) -> dict[str, Any]:
-    """``PATH`` or ``PATH:size=SIZE``."""
+    """``PATH[:OPTION,…]`` with the options of tmpfs(5): exec, noexec, ro, rw, size, mode, uid, gid."""
     path, _, options = text.partition(":")
-    if not options:
-        return {"path": path}
-    name, _, value = options.partition("=")
-    if name != "size":
-        raise Usage(f"tmpfs {text[:60]!r} is not PATH[:size=SIZE]")
-    return {"path": path, "size": _usage(parse_size, value)}
+    result: dict[str, Any] = {"path": path}
+    for option in options.split(",") if options else []:
+        name, equals, value = option.partition("=")
+        if not equals and name in _FLAGS:
+            key, on = _FLAGS[name]
+            result[key] = on
+        elif not equals and name in ("suid", "dev"):
+            raise Usage(
+                f"no tmpfs is mounted with {name}", "there are no set-uid programs and devices inside; leave it out"
+            )
+        elif name == "size" and value:
+            result["size"] = _usage(parse_size, value)
+        elif name == "mode" and value.isascii() and value.isdigit() and not set(value) & {"8", "9"}:
+            result["mode"] = int(value[:8], 8)
+        elif name in ("uid", "gid") and value:
+            result[name] = _usage(whole(0), value)
+        elif equals or name not in _ALWAYS:
+            what = f"tmpfs option {option[:60]!r} is unknown"
+            raise Usage(what, "exec, noexec, ro, rw, size=SIZE, mode=OCTAL, uid=N, gid=N")
+    return result
 
 
 def rlimit(text: str) -> dict[str, Any]:
@@ -190,6 +286,7 @@ OPTIONS = [
     Option("-t --tty", "give it a terminal"),
     Option("--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS, parse=detach_keys),
     Option("--rm", "remove it when it exits"),
+    Option("--cidfile", "write its name into this new file", "FILE", complete="file"),
     Option("--name", "its name, a DNS label; made up if not given", "NAME"),
     Option("--network", "its network (default), or none", "NET", default="default", complete="network"),
     Option("--ip", "its IPv4 address; the next free one if not given", "ADDRESS"),
@@ -200,13 +297,19 @@ OPTIONS = [
     Option("-m --memory", "at most so much memory, as in 64m (0: as its tenant)", "SIZE", parse=zero_or(parse_size)),
     Option("--pids", "at most so many processes (4096; with --nesting 16384)", "N", parse=whole(1)),
     Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
+    Option("--env-file", "set the variables in a file: NAME=VALUE a line", "FILE", many=True, complete="file"),
     Option("-u --user", "run as this user: name or number, with :group", "USER"),
     Option("-w --workdir", "start in this directory", "PATH"),
     Option("--entrypoint", "run this instead of the image's entrypoint", "PROGRAM"),
     Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
     Option("--init", "a small PID 1 that reaps processes and forwards signals"),
     Option("--read-only", "its root file system can't be written to"),
-    Option("--tmpfs", "a tmpfs at PATH (64m)", "PATH[:size=SIZE]", many=True),
+    Option("--tmpfs", "a tmpfs at PATH (64m): exec, ro, size=, mode=, uid=, gid=", "PATH[:OPTION,…]", many=True),
+    Option("--shm-size", "the size of /dev/shm (64m)", "SIZE", parse=parse_size),
+    Option("--add-host", "a line in /etc/hosts", "NAME:ADDRESS", many=True),
+    Option("--dns", "ask this name server instead of the network's", "ADDRESS", many=True),
+    Option("--dns-search", "look up short names in this domain; . for none", "DOMAIN", many=True),
+    Option("--group-add", "put its user into one more group: name or number", "GROUP", many=True),
     Option("--ulimit", "a resource limit, as in nofile=1024:4096", "NAME=SOFT[:HARD]", many=True),
     Option("--cap-add", "give it a capability (capabilities(7))", "CAP", many=True),
     Option("--cap-drop", "take a capability from it, or ALL", "CAP", many=True),

@@ -110,7 +110,7 @@ def amount(name: str, value: Any) -> str:
 
 
 def rm(client: Client, arguments: Arguments, name: str) -> None:
-    client.tenants.remove(name)
+    client.tenants.remove(name, force=arguments.force)
 
 
 LIMITS = ("cpus", "memory", "pids", "instances", "bandwidth")
@@ -147,5 +147,11 @@ COMMANDS = {
     ),
     "ls": Command(ls, "List the tenants."),
     "show": Command(show, "Show a tenant, its limits and what it has.", "NAME", complete=_NAME),
-    "rm": Command(each(rm), "Remove tenants that have no instances and no networks.", "NAME...", complete=_NAME),
+    "rm": Command(
+        each(rm),
+        "Remove tenants that have no instances, networks and images of their own.",
+        "NAME...",
+        [Option("-f --force", "kill and remove all that they have first")],
+        complete=_NAME,
+    ),
 }
