@@ -80,6 +80,14 @@ class Runtime:
         self.do("create", "--bundle", self.path, *options, NAME).ok()
         self.do("start", NAME).ok()
 
+    def host_mounts(self, path: Path) -> None:
+        """Mount a tmpfs on a directory of the host on which the runtime is; it is shared, as under systemd."""
+        script = f"mkdir -p {path} && mount -t tmpfs test {path} && mount --make-shared {path}"
+        subprocess.run(self.host.command("sh", "-c", script), check=True)
+
+    def host_unmounts(self, path: Path) -> None:
+        subprocess.run(self.host.command("umount", path), check=True)
+
     def clear(self) -> None:
         """Remove the container, whatever state it is in, and begin with a fresh config."""
         self.do("delete", "--force", NAME)

@@ -4,6 +4,10 @@ The order is what keeps it possible: each step takes a right that a later one gi
 so that it need not allow what the steps before it do; with no_new_privs set, loading one takes no right at all. Without
 it, loading takes CAP_SYS_ADMIN, and the filter must come before that goes (runc has the same two places).
 
+PID 1 waits for the word to start as late as can be: with the rights that its program will have. Two things are left
+then: limits that are lower than before, which could keep it from hearing the word; and the filter, which need not allow
+what hearing takes. Without no_new_privs it has CAP_SYS_ADMIN until the filter is loaded.
+
 The same function ends the preparation of PID 1 and of a process that joins, by the engine and by `insula-oci`.
 """
 
@@ -15,7 +19,7 @@ import os
 from insula.container import programs
 from insula.container.steps import StepError, step
 from insula.kernel import linux, lsm, scheduling
-from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, to_names
+from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, keep_one, to_names
 from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load
 
 TYPE_CHECKING = False
@@ -50,6 +54,7 @@ def departure(
     joins: bool = False,
     listener: Callable[[int], object] | None = None,
     warn: Callable[[str], object] | None = None,
+    wait: Callable[[], object] | None = None,
     last: Callable[[dict[str, str]], object] | None = None,
 ) -> NoReturn:
     """Become `process` (of the OCI runtime-spec), or raise StepError with the step that was refused.
@@ -59,6 +64,7 @@ def departure(
     joins        the process is not the container's first: execCPUAffinity holds for it
     listener     is given the descriptor of a filter that notifies, and returns when somebody else has it
     warn         is told what could not be granted and the spec lets pass
+    wait         is called before the filter is loaded, and returns when the program shall run
     last         is called with the program's environment when nothing but its own rights are left
 
     Who made the process has set oom_score_adj, which takes /proc of the host, and the initial CPU affinity.
@@ -66,8 +72,9 @@ def departure(
     user = process.get("user") or {}
     environment = dict(entry.partition("=")[::2] for entry in process.get("env") or ())
     directory = process.get("cwd") or "/"
-    for limit in process.get("rlimits") or ():
-        step(f"set {limit['type']}", lambda one=limit: set_limit(one))  # type: ignore[misc]
+    limits = process.get("rlimits") or ()
+    for limit in limits:
+        step(f"set {limit['type']}", lambda one=limit: raise_limit(one))  # type: ignore[misc]
     set_attributes(process, personality, joins)
     if "HOME" not in environment:
         environment["HOME"] = home(user.get("uid", 0))
@@ -81,16 +88,22 @@ def departure(
     restricted = process.get("noNewPrivileges")
     if restricted:
         step("set no_new_privs", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1))
-    elif program is not None:
-        step("load the seccomp filter", lambda: load_filter(program, listener))
     step("drop capabilities", lambda: before_setuid(capabilities))
     step("change the user", lambda: change_user(user))
-    step("drop capabilities", lambda: after_setuid(capabilities))
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)  # to change the user may have set it (proc_sys_fs(5), suid_dumpable)
+    filter_first = program is not None and not restricted
+    step("drop capabilities", lambda: keep_one(capabilities) if filter_first else after_setuid(capabilities))
     os.umask(user.get("umask", 0o022))
     if not entered:
         step("enter the working directory", lambda: change_directory(directory))
-    if restricted and program is not None:
+    if wait:
+        wait()
+    for limit in limits:
+        step(f"set {limit['type']}", lambda one=limit: set_limit(one))  # type: ignore[misc]
+    if program is not None:
         step("load the seccomp filter", lambda: load_filter(program, listener))
+    if filter_first:
+        step("drop capabilities", lambda: after_setuid(capabilities))
     if last:
         last(environment)
     execute(process["args"], environment)
@@ -113,17 +126,29 @@ def set_attributes(process: dict[str, Any], personality: Mapping[str, Any] | Non
         step(f"set the SELinux label {label}", lambda: lsm.set_selinux_label(label))
 
 
+def raise_limit(limit: Mapping[str, Any]) -> None:
+    """Raise a hard limit, which takes a right; `set_limit` does the rest."""
+    number, (_, hard) = _wanted(limit)
+    soft, highest = linux.prlimit(number)
+    if hard > highest:
+        try:
+            linux.prlimit(number, (soft, hard))
+        except PermissionError:
+            raise PermissionError(errno.EPERM, "it is above what insulad itself may have") from None
+
+
 def set_limit(limit: Mapping[str, Any]) -> None:
-    """setrlimit(2), if it isn't so already: limits as they are take no right."""
-    number, wanted = _LIMITS.index(limit["type"].removeprefix("RLIMIT_")), (limit["soft"], limit["hard"])
+    """setrlimit(2), if it isn't so already."""
+    number, wanted = _wanted(limit)
+    if linux.prlimit(number) != wanted:
+        linux.prlimit(number, wanted)
+
+
+def _wanted(limit: Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
+    wanted = (limit["soft"], limit["hard"])
     if any(1 << 63 <= bound < _RLIM_INFINITY for bound in wanted):  # some kinds are counted with a sign
         raise OSError(errno.EINVAL, "it is above what Linux counts to, and not infinite")
-    if linux.prlimit(number) == wanted:
-        return
-    try:
-        linux.prlimit(number, wanted)
-    except PermissionError:
-        raise PermissionError(errno.EPERM, "it is above what insulad itself may have") from None
+    return _LIMITS.index(limit["type"].removeprefix("RLIMIT_")), wanted
 
 
 def home(uid: int) -> str:

@@ -63,6 +63,7 @@ class Node:
     def bind_host(self) -> int:
         """A detached copy of the host's node at the same path, which must be the same device."""
         fd = mounts.bind(self.path)
+        mounts.propagate(fd, linux.MS_PRIVATE)  # what the container mounts on it must not appear on the host's
         found = os.fstat(fd)
         if stat.S_IFMT(found.st_mode) != stat.S_IFMT(self.mode) or found.st_rdev != self.device:
             os.close(fd)

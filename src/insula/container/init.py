@@ -20,8 +20,9 @@ Its life before the program has stages, and words between them, over a socket to
                             "opened"       →
     runs hooks           ←  "mounted"         (only if there are hooks)
                             "go on"    →      createContainer hooks, paths, pivot_root, streams
+                                            `insula.container.departure`: user, rights
                          ←  "ready"
-                            "start"    →    `insula.container.departure`, in it the startContainer hooks
+                            "start"    →    filter, startContainer hooks, execve(2)
 
 The engine's spawner lives longer than its containers, and keeps the socket. `insula-oci create` does not: it says
 "created" in place of "start", and goes. From then on the child waits at a listening socket of its own for `insula-oci
@@ -173,8 +174,9 @@ def become(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
     second(config, given, plan, staged)
     if given.waits_at:
         find_program(config["process"])
-    tell(given.sync, {"event": "ready"})
-    wait_for_start(given)
+    # nothing of the host's stays open while it waits, nor what led to the container's mounts
+    waits = [given.waits_at.fileno()] if given.waits_at else []
+    close_others([given.sync.fileno(), *waits, *range(3, 3 + given.keep)])
     last = None
     if (config.get("hooks") or {}).get("startContainer"):  # of the image, and so as little to be trusted as the program
         last = lambda environment: run_hooks(config, "startContainer", given, "created", environment)  # noqa: E731
@@ -185,6 +187,7 @@ def become(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
         personality=config["linux"].get("personality"),
         listener=lambda fd: offer_listener(given.sync.fileno(), fd),
         warn=lambda text: tell(given.sync, {"event": "warning", "message": text}),
+        wait=lambda: wait_for_start(given),
         last=last,
     )
 
@@ -331,6 +334,7 @@ def refusal(path: str) -> int:
 
 def wait_for_start(given: Inheritance) -> None:
     """Until the parent says "start", or says "created" and somebody else comes to the socket and says it."""
+    tell(given.sync, {"event": "ready"})
     if hear(given.sync)["event"] == "start":
         return
     if given.waits_at is None:

@@ -119,8 +119,9 @@ def open_root(path: str, config: dict[str, Any]) -> int:
     """
     root = mounts.bind(path, recursive=True)
     try:
-        kind = propagation_of_root(config)
-        mounts.propagate(root, kind if kind & linux.MS_PRIVATE else SLAVE)
+        mounts.propagate(root, SLAVE)
+        if (kind := propagation_of_root(config)) & linux.MS_PRIVATE:
+            mounts.propagate(root, kind)
     except OSError:
         os.close(root)
         raise
@@ -226,8 +227,8 @@ def finish_bind(fd: int, entry: dict[str, Any], options: Options, of_root: int, 
         mounts.change(fd, options.own)
         mounts.change(fd, options.all_below, recursive=True)
         wanted = options.propagation or of_root or SLAVE
-        if wanted & linux.MS_SHARED and plan.has_user():
-            mounts.propagate(fd, SLAVE if wanted & linux.MS_REC else linux.MS_SLAVE)
+        if plan.has_user() or not wanted & linux.MS_SHARED:
+            mounts.propagate(fd, SLAVE)  # what lies below too, of which `wanted` need not speak
         mounts.propagate(fd, wanted)
     except OSError:
         os.close(fd)

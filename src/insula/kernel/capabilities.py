@@ -164,6 +164,12 @@ def before_setuid(sets: Capabilities) -> None:
     linux.prctl(linux.PR_SET_KEEPCAPS, 1)
 
 
+def keep_one(sets: Capabilities) -> None:
+    """Keep only what `sets` has, and CAP_SYS_ADMIN, until `after_setuid`."""
+    more = to_mask(["SYS_ADMIN"]) & _capget()[1]
+    _capset(Capabilities(sets.bounding, sets.effective | more, sets.permitted | more, sets.inheritable, 0))
+
+
 def after_setuid(sets: Capabilities) -> None:
     """Set the other four sets of the calling thread. Raises OSError (EPERM) for what it did not have itself."""
     linux.prctl(linux.PR_SET_KEEPCAPS, 0)

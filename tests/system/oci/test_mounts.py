@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.wait import until
 from tests.system.oci.conftest import NAME, Box
 
 BASE = 0x50000000
@@ -198,6 +199,33 @@ def test_what_the_container_mounts(box: Box, volume: Path, propagation: str, rea
     assert ("size=256k" in Path("/proc/self/mounts").read_text()) is (reaches and not user)
     if reaches and not user:
         subprocess.run(["umount", volume / "below"], check=True)
+
+
+@pytest.mark.parametrize("propagation", ["private", "slave", "unbindable", "shared"])
+@pytest.mark.parametrize("user", [False, True])
+def test_what_lies_below_is_not_the_hosts_either(box: Box, volume: Path, propagation: str, user: bool) -> None:
+    """An option without r speaks of one mount; those below it are slaves, unless sharing with the host is asked for."""
+    if user:
+        box.map_ids((0, BASE, 65536))
+    box.mounts.append({"destination": "/mnt", "source": str(volume), "options": ["rbind", propagation]})
+    box.linux["rootfsPropagation"] = "private"
+    box.mounts.append({"destination": "/plain", "source": str(volume), "options": ["rbind"]})
+    lines = [line.split() for line in box.out("cat /proc/self/mountinfo").splitlines()]
+    shared = {fields[4] for fields in lines if any(field.startswith("shared:") for field in fields[6:])}
+    assert not shared & {"/plain", "/plain/below"}
+    assert ("/mnt/below" in shared) is (propagation == "shared" and not user)
+
+
+def test_a_mount_on_a_device_of_the_hosts(box: Box) -> None:
+    """A user namespace has no nodes of its own, and so copies of the host's mounts of /dev."""
+    box.map_ids((0, BASE, 65536))
+    box.mounts[:] = [m for m in box.mounts if not m["destination"].startswith("/dev")]
+    box.process["capabilities"] = {name: ["CAP_SYS_ADMIN"] for name in ("bounding", "effective", "permitted")}
+    before = Path("/proc/self/mountinfo").read_text()
+    assert " /dev " in before and "shared:" in [line for line in before.splitlines() if " /dev " in line][-1]
+    box.start("mount --bind /bin/sh /dev/null && touch /tmp/done; exec sleep 600")
+    until(lambda: (box.rootfs / "tmp/done").exists(), "it is mounted")
+    assert Path("/proc/self/mountinfo").read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,48 @@ def test_without_an_agent_nothing_starts(box: Box, tmp_path: Path) -> None:
         "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}],
     }
     assert "listenerPath" in box.refused()
+
+
+# -- between create and start ------------------------------------------------------------------------------------------
+
+RIGHTS = ("Uid:", "Gid:", "Groups:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:", "Seccomp:")
+
+
+def rights(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {line.split(":")[0]: line.split(":")[1].strip() for line in lines if line.startswith(RIGHTS)}
+
+
+@pytest.mark.parametrize("restricted", [True, False])
+@pytest.mark.parametrize("user", [0, 1000])
+def test_what_waits_has_no_more_rights_than_its_program(box: Box, user: int, restricted: bool) -> None:
+    """It lacks the filter, and without no_new_privs it has CAP_SYS_ADMIN to load it. Nothing of the host is open."""
+    few = ["CAP_CHOWN", "CAP_KILL"]
+    box.process |= {
+        "user": {"uid": user, "gid": 1001, "additionalGids": [1002]},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), few),
+        "noNewPrivileges": restricted,
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 3, "hard": 3}],
+    }
+    rule = {"names": ["accept4", "accept", "sethostname"], "action": "SCMP_ACT_KILL_PROCESS"}
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    (box.rootfs / "tmp").chmod(0o1777)
+    box.create("exec sleep 600")
+    pid = box.oci.json("state", NAME)["pid"]
+    waiting = rights(pid)
+    opened = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    box.oci.ok("start", NAME)
+    running = rights(pid)
+    assert running["Seccomp"] == "2" and running["CapBnd"] == "0000000000000021", "the control"
+    differing = {name for name in running if running[name] != waiting[name]} - {"CapPrm", "CapEff"}
+    assert differing == {"Seccomp"}
+    held = 1 << 0 | 1 << 5 | (0 if restricted else 1 << 21)  # execve(2) takes those of an ordinary user
+    assert {int(waiting[name], 16) for name in ("CapPrm", "CapEff")} == {held}
+    assert [link for fd, link in opened.items() if fd > 2 and not link.startswith("socket:")] == []
+    assert len([fd for fd in opened if fd > 2]) == 1, "where it hears of the start"
+
+
+def test_limits_that_keep_it_from_hearing_hold_for_the_program(box: Box) -> None:
+    box.process["rlimits"] = [{"type": f"RLIMIT_{kind}", "soft": 3, "hard": 4} for kind in ("NOFILE", "NPROC")]
+    box.start("ulimit -n; ulimit -Hn; exec sleep 600")
+    assert box.output.split() == ["3", "4"]
