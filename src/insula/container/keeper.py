@@ -32,12 +32,17 @@ from insula.container import spawner, wire
 from insula.container.bundle import Owners
 from insula.container.log import LogWriter
 from insula.container.relay import Client, Session
+from insula.container.report import report
 from insula.container.steps import close_others
 from insula.kernel import linux, process
 from insula.model.stream import Kind
 
 Key = tuple[str, str | None]
 
+_WHO = "insula-keeper"
+_REST = 1.0  # seconds until something whose handling failed is looked at again
+_STEADY = 10.0  # seconds after which a spawner counts as one that works
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # seconds between two attempts to start a spawner, doubled for each
 _GRACE = 10.0  # seconds after its end in which one may still attach to a process that joined
 _PAUSE = 0.05  # seconds in which a process that prints too much is not read from
 
@@ -56,6 +61,9 @@ class Keeper:
         self.owners = Owners(run)
         self.spawner_pid = 0
         self.channel: socket.socket | None = None
+        self.started = -_STEADY  # when the spawner was
+        self.pause = 0.0  # before the next attempt to start one
+        self.resting: dict[int, tuple[int, Callable[[int], None]]] = {}  # by descriptor: what failed, for a moment
         self.unsent: deque[wire.Message] = deque()
         self.timers: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number keeps it from comparing
         self.numbers = itertools.count()
@@ -67,21 +75,43 @@ class Keeper:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self._watch(wakeup, lambda _: self._children(wakeup))
         self._watch(self.listener.fileno(), lambda _: self._accept())
-        self._connect_spawner()
+        self._have_spawner()
         while True:
             for fd, events in self.poll.poll(self._run_timers()):
                 if handler := self.handlers.get(fd):
                     try:
                         handler(events)
                     except Exception as error:  # what one container does must not take the others' streams along
-                        sys.stderr.write(f"insula-keeper: {error!r}\n")
-                        self._unwatch(fd)
+                        report(_WHO, "it is tried again", error)
+                        self._rest(fd, handler)
 
     # -- the spawner -----------------------------------------------------------------------------------
 
+    def _have_spawner(self) -> None:
+        """Find the spawner that lives or fork one, unless there is one. What fails is tried again, for ever."""
+        if self.channel is not None:
+            return
+        try:
+            self._connect_spawner()
+        except Exception as error:  # no process, no descriptor, no room below /run; or it died already
+            report(_WHO, "the spawner does not start", error)
+            self._lose_spawner()
+
+    def _lose_spawner(self) -> None:
+        """There is none: have another one, at once if the last one had worked, else after a pause."""
+        if self.channel is not None:
+            self._unwatch(self.channel.fileno())
+            self.channel.close()
+            self.channel = None
+        if time.monotonic() - self.started >= _STEADY:
+            self.pause = 0.0
+        self._later(self.pause, self._have_spawner)
+        self.pause = min(_LONGEST_PAUSE, 2 * self.pause or _FIRST_PAUSE)
+
     def _connect_spawner(self) -> None:
-        """Find the spawner that lives, or fork one; then be its keeper."""
+        """Become the keeper of the spawner that lives, or of a new one. OSError."""
         path = f"{self.run}/spawner.sock"
+        self.started = time.monotonic()
         try:
             self.channel = wire.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
@@ -103,27 +133,24 @@ class Keeper:
             self._from_spawner(channel)
 
     def _fork_spawner(self, path: str) -> None:
-        listener = wire.listen(path)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                close_others([listener.fileno()])
-                spawner.main(self.run, listener, self.spares)
-            except BaseException as error:
-                sys.stderr.write(f"insula-spawner: {error!r}\n")
-            finally:
-                os._exit(1)
+        with wire.listen(path) as listener:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    close_others([listener.fileno()])
+                    spawner.main(self.run, listener, self.spares)
+                except BaseException as error:
+                    report("insula-spawner", "it ends", error)
+                finally:
+                    os._exit(1)
         self.spawner_pid = pid
-        listener.close()
 
     def _from_spawner(self, channel: socket.socket) -> None:
         received = wire.receive(channel)
         if received is None:
-            self._unwatch(channel.fileno())
-            channel.close()
-            self._connect_spawner()
+            self._lose_spawner()
             for key in [k for k, session in self.sessions.items() if not session.names]:
                 self._end(key)  # it was still being born, and died with the spawner
             return
@@ -142,7 +169,7 @@ class Keeper:
                 try:
                     log = LogWriter(message["log"], message["log_size"], message["log_files"])
                 except OSError as error:
-                    sys.stderr.write(f"insula-keeper: no log for {message['id']}: {error}\n")
+                    report(_WHO, f"no log for {message['id']}", error)
             discard = bool(message["log"]) and log is None
             origin = {name: message[name] for name in ("tty", "stdin", "log", "log_size", "log_files")}
             self.sessions[key] = Session(log, origin, discard=discard)
@@ -157,19 +184,26 @@ class Keeper:
             os.read(wakeup, 4096)
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if ended is None:
                 return
-            if pid == self.spawner_pid:
-                self.spawner_pid = 0
-                continue  # the end of its channel is what starts another
-            if found := self.owners.find(pid):
-                bundle, exec_id = found
-                bundle.record_exit(status, exec_id)
-                self._later(_GRACE, lambda key=(bundle.id, exec_id): self._let_go(key))  # type: ignore[misc]
-                self._tell_watchers({"event": "exit", "id": bundle.id, "exec": exec_id})
+            if ended.si_pid == self.spawner_pid:
+                self.spawner_pid = 0  # the end of its channel is what starts another
+            else:
+                try:
+                    self._record_end(ended.si_pid)
+                except Exception as error:
+                    report(_WHO, f"the end of process {ended.si_pid} is not recorded", error)
+            os.waitpid(ended.si_pid, 0)  # only now: who is killed before has lost nothing
+
+    def _record_end(self, pid: int) -> None:
+        if found := self.owners.find(pid):
+            bundle, exec_id = found
+            bundle.record_exit(process.status_of_dead(pid), exec_id)
+            self._later(_GRACE, lambda: self._let_go((bundle.id, exec_id)))
+            self._tell_watchers({"event": "exit", "id": bundle.id, "exec": exec_id})
 
     # -- clients ---------------------------------------------------------------------------------------
 
@@ -197,8 +231,9 @@ class Keeper:
                 wire.send(sock, {"event": "watching", "sessions": [list(key) for key in self.sessions]})
                 return
             self._attach(sock, message)
-        except (KeyError, ValueError, OSError) as error:
-            sys.stderr.write(f"insula-keeper: {error!r}\n")
+        except Exception as error:
+            report(_WHO, "a request is refused", error)
+            self._unwatch(sock.fileno())
             sock.close()
 
     def _attach(self, sock: socket.socket, message: wire.Message) -> None:
@@ -371,7 +406,7 @@ class Keeper:
             try:
                 action()
             except Exception as error:
-                sys.stderr.write(f"insula-keeper: {error!r}\n")
+                report(_WHO, "a timer failed", error)
         return max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else None
 
     def _watch(self, fd: int, handler: Callable[[int], None]) -> None:
@@ -379,6 +414,7 @@ class Keeper:
 
     def _set(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
         """Poll `fd` for `mask`; not at all for an empty one, since the end of a pipe would be reported for ever."""
+        self.resting.pop(fd, None)
         known = self.masks.get(fd)
         if not mask:
             self._unwatch(fd)
@@ -390,7 +426,22 @@ class Keeper:
             self.poll.modify(fd, mask)
         self.masks[fd] = mask
 
+    def _rest(self, fd: int, handler: Callable[[int], None]) -> None:
+        """Look at it again in a moment: nothing that is watched is ever forgotten."""
+        mask = self.masks.get(fd)
+        if mask is None or self.handlers.get(fd) is not handler:  # it was closed, or is another by now
+            return
+        self._unwatch(fd)
+        self.resting[fd] = mask, handler
+        self._later(_REST, lambda: self._wake(fd, handler))
+
+    def _wake(self, fd: int, handler: Callable[[int], None]) -> None:
+        mask, waiting = self.resting.get(fd, (0, None))
+        if waiting is handler:
+            self._set(fd, mask, handler)
+
     def _unwatch(self, fd: int) -> None:
+        self.resting.pop(fd, None)
         if self.masks.pop(fd, None) is not None:
             self.handlers.pop(fd, None)
             self.poll.unregister(fd)

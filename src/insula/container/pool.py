@@ -17,12 +17,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 
 from insula.container import init, launch, namespaces, sources, wire
 from insula.container.cgroup_mount import Groups
 from insula.container.handover import Handover
+from insula.container.report import report
 from insula.container.rootfs import Stage
 from insula.kernel import process, records
 from insula.kernel.cgroups import Cgroup, delegation
@@ -105,7 +105,7 @@ class Pool:
                     Cgroup(group).remove()
                 os.unlink(path)
             except (OSError, ValueError) as error:
-                sys.stderr.write(f"insula-spawner: what is left of spare {name!r} can't be removed: {error}\n")
+                report("insula-spawner", f"what is left of spare {name!r} can't be removed", error)
 
     # -- which ones there should be ----------------------------------------------------------------------------------
 

@@ -12,27 +12,26 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
 import os
 import secrets
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import insula
 from insula.container import resources, wire
 from insula.container.attachment import Attachment
 from insula.container.bundle import Bundle, ExitRecord, Launch, State, all_bundles
+from insula.container.dial import PATIENCE, Dialer
 from insula.container.failures import SpawnerDied, explain
 from insula.kernel import descriptors, process, sealed, seccomp_cache
 from insula.kernel.cgroups import Cgroup
-from insula.model.errors import Failed, InsulaError, NotFound
+from insula.model.errors import Failed, NotFound
 
 __all__ = ["Attachment", "Exec", "ExitRecord", "Launch", "Runtime", "State"]
 
-_PATIENCE = 30.0  # seconds for the keeper or the spawner to come back, on a busy host too
+log = logging.getLogger("insula.container")
 _PIDFD_SIGNAL_PROCESS_GROUP = 4
 
 
@@ -59,8 +58,7 @@ class Runtime:
         self._answers: dict[int, asyncio.Future[wire.Message]] = {}
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._keeper: subprocess.Popen[bytes] | None = None  # the last one that was started here
-        self.trouble: str | None = None  # why there is no keeper
+        self._dialer = Dialer(self.run, spares)
         self._filters: dict[int, tuple[dict[str, Any], str, int]] = {}
 
     async def open(self, *, wait: bool = True) -> None:
@@ -93,6 +91,11 @@ class Runtime:
         if self._spawner:
             self._spawner.close()
             self._spawner = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why there is no keeper, if there is none."""
+        return self._dialer.trouble
 
     async def withdraw(self) -> None:
         """Take off the host what `open` put there for other programs."""
@@ -175,7 +178,7 @@ class Runtime:
 
         Usually that is so at once. But a keeper may have been killed and its successor still be starting.
         """
-        deadline, pause = time.monotonic() + _PATIENCE, 0.001
+        deadline, pause = time.monotonic() + PATIENCE, 0.001
         with contextlib.suppress(Failed):
             while (await self._request({"op": "open", "id": container, "exec": exec_id}))["open"]:
                 if time.monotonic() > deadline:
@@ -200,7 +203,7 @@ class Runtime:
 
     async def _ask_keeper(self, request: wire.Message) -> tuple[socket.socket, wire.Message]:
         loop = asyncio.get_running_loop()
-        sock = await self._dial("keeper.sock")
+        sock = await self._dialer.dial("keeper.sock")
         try:
             await loop.sock_sendall(sock, json.dumps(request).encode())
             answer = json.loads(await loop.sock_recv(sock, wire.MAX_MESSAGE) or b'{"error": "the keeper died"}')
@@ -352,46 +355,10 @@ class Runtime:
     async def _connect_spawner(self) -> socket.socket:
         async with self._spawner_lock:
             if self._spawner is None:
-                self._spawner = await self._dial("spawner.sock")
+                self._spawner = await self._dialer.dial("spawner.sock")
                 await asyncio.get_running_loop().sock_sendall(self._spawner, b'{"op": "spares"}')
                 self._tasks.append(asyncio.create_task(self._hear_spawner(self._spawner)))
             return self._spawner
-
-    async def _dial(self, name: str) -> socket.socket:
-        """Connect, starting a keeper (which starts the spawner) while there is nobody to answer."""
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                sock = wire.connect(f"{self.run}/{name}")
-            except (FileNotFoundError, ConnectionRefusedError) as error:
-                if time.monotonic() > deadline:
-                    raise Failed(f"the keeper does not start: {error.strerror}", "see the daemon's log") from None
-                if self._keeper is None or self._keeper.poll() is not None:
-                    self._keeper = self._start_keeper()
-                await asyncio.sleep(0.005)
-                continue
-            sock.setblocking(False)
-            return sock
-
-    def _start_keeper(self) -> subprocess.Popen[bytes]:
-        """A sealed Python without site-packages, in its own session; the second of two ends at once at its lock."""
-        library = str(Path(insula.__file__).parent.parent)
-        code = (
-            f"import sys; sys.path.insert(0, {library!r}); from insula.container.keeper import main; main()"
-        )
-        program = sealed.copy()
-        try:
-            return subprocess.Popen(
-                [sys.executable, "-ISE", "-c", code],
-                # not as arguments: those can be read in a container by whom a process joins, until it is the program
-                env={**os.environ, "INSULA_KEEPER": f"{self.spares} {self.run}"},
-                executable=f"/proc/{os.getpid()}/fd/{program}",
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd="/",
-            )
-        finally:
-            os.close(program)
 
     async def _hear_spawner(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -402,21 +369,26 @@ class Runtime:
                 data = b""
             if not data:
                 break
-            message = json.loads(data)
-            if "n" in message:
-                answer = self._answers.get(message["n"])
-                if answer and not answer.done():
-                    answer.set_result(message)
-            elif message["event"] == "exit":
-                self._wake((message["id"], message["exec"]))
-            else:
-                self._offer(message)
+            try:
+                self._heard(json.loads(data))
+            except Exception:
+                log.exception("what the spawner says can't be understood")
         self._spawner = None
         self._offered.clear()
         sock.close()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ConnectionResetError())
+
+    def _heard(self, message: wire.Message) -> None:
+        if "n" in message:
+            answer = self._answers.get(message["n"])
+            if answer and not answer.done():
+                answer.set_result(message)
+        elif message["event"] == "exit":
+            self._wake((message["id"], message["exec"]))
+        else:
+            self._offer(message)
 
     def _offer(self, message: wire.Message) -> None:
         offered = self._offered.setdefault(message["parent"], [])
@@ -427,21 +399,27 @@ class Runtime:
 
     async def _watch_keeper(self) -> None:
         """Hear of ends that the keeper records, and have a keeper again when it dies."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                sock = await self._dial("keeper.sock")
-            except (InsulaError, OSError) as error:
-                self.trouble = str(error)
+                sock = await self._dialer.dial("keeper.sock")
+            except Exception as error:
+                log.error("there is no keeper: %s", error)
                 await asyncio.sleep(1.0)
                 continue
-            self.trouble = None
-            with sock, contextlib.suppress(ConnectionError):
-                await loop.sock_sendall(sock, b'{"op": "watch"}')
-                while data := await loop.sock_recv(sock, wire.MAX_MESSAGE):
-                    message = json.loads(data)
-                    if message["event"] == "exit":
-                        self._wake((message["id"], message["exec"]))
+            try:
+                with sock, contextlib.suppress(ConnectionError):
+                    await self._hear_keeper(sock)
+            except Exception:
+                log.exception("what the keeper says can't be understood")
+                await asyncio.sleep(1.0)
+
+    async def _hear_keeper(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(sock, b'{"op": "watch"}')
+        while data := await loop.sock_recv(sock, wire.MAX_MESSAGE):
+            message = json.loads(data)
+            if message["event"] == "exit":
+                self._wake((message["id"], message["exec"]))
 
     def _wake(self, key: tuple[str, str | None]) -> None:
         if event := self._waiters.pop(key, None):

@@ -25,7 +25,6 @@ they get by creating a container with its id: {"event": "spare", "id", "parent"}
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import errno
 import gc
@@ -33,43 +32,31 @@ import os
 import resource
 import select
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from insula.container import join, launch, wire
 from insula.container.bundle import Bundle, Launch, State
+from insula.container.children import Child
 from insula.container.departure import Filter
 from insula.container.pool import Mold, Pool, Spare, furnish
+from insula.container.report import report
 from insula.container.sessions import Sessions
 from insula.container.steps import StepError, close_others
 from insula.kernel import cgroups, linux, process
 from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
 
-Reply = Callable[[wire.Message], None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.container.children import Reply
 
+_WHO = "insula-spawner"
+_REST = 1.0  # seconds until something whose handling failed is looked at again
 _PAUSE = 0.005  # seconds of quiet before work that can wait
 _ROOM = 48  # descriptors that are left for what runs already
 _MANY = 64  # mount namespaces that may wait to be closed
-
-
-class Child:
-    """A process of ours between its birth and its end. `exec_id` is None for PID 1."""
-
-    def __init__(self, container: str, exec_id: str | None, sync: _socket.socket, pid: int, pidfd: int) -> None:
-        self.container = container
-        self.exec_id = exec_id
-        self.sync: _socket.socket | None = sync
-        self.pid = pid
-        self.pidfd = pidfd
-        self.reply: Reply | None = None
-        self.error: wire.Message | None = None
-        self.told = False  # to become the program
-        self.state: State | None = None  # as recorded
-        self.cgroup: str | None = None
-        self.mounts = -1  # its mount namespace
 
 
 class Spawner:
@@ -90,6 +77,7 @@ class Spawner:
         self.traced: list[int] = []  # have ended, and wait for who traces them
         self.pool = Pool(f"{run}/spares", spares)
         self.noted: Launch | None = None  # the last launch, which the pool is told of when idle
+        self.resting: dict[int, tuple[float, Callable[[], None]]] = {}  # what failed: until when it is let alone
         self.later: list[tuple[str, int]] = []  # mount namespaces of containers that ended: closed when idle
 
     def serve(self) -> NoReturn:
@@ -97,6 +85,7 @@ class Spawner:
         self._watch(self.listener.fileno(), self._accept)
         while True:
             self._reap_traced()
+            self._wake()
             events = self.poll.poll(self._patience())
             if not events:
                 self._idle()
@@ -105,8 +94,8 @@ class Spawner:
                     try:
                         handler()
                     except Exception as error:  # one child's trouble must not be the others'
-                        sys.stderr.write(f"insula-spawner: {error!r}\n")
-                        self._unwatch(fd)
+                        report(_WHO, "it is tried again", error)
+                        self._rest(fd, handler)
 
     # -- clients ---------------------------------------------------------------------------------------
 
@@ -309,25 +298,32 @@ class Spawner:
             case "forked":
                 child.pid = message["pid"]
                 child.pidfd = os.pidfd_open(child.pid)
+                self._watch(child.pidfd, lambda: self._reap(child))
                 started = process.start_time(child.pid) or 0
                 child.state = State(child.container, child.pid, started, time.time())
-                Bundle(self.run, child.container).write_state(child.state, child.exec_id)
-                self._watch(child.pidfd, lambda: self._reap(child))
+                self._record(child)
         for fd in descriptors:
             os.close(fd)
 
     def _settled(self, child: Child) -> None:
         """The channel is closed: the program runs, or the child is dead or dying."""
-        bundle = Bundle(self.run, child.container)
         if child.reply:
             child.reply({"error": child.error} if child.error else {"pid": child.pid})
             child.reply = None
         if child.told and child.error is None and child.pid and not _ended(child.pidfd) and child.state:
             child.state = child.state._replace(executed=True)
-            bundle.write_state(child.state, child.exec_id)
+            self._record(child)
         if child.pid == 0:  # it failed before its second fork: nothing will be reaped
             self.sessions.end((child.container, child.exec_id))
             self._forget(child)
+
+    def _record(self, child: Child) -> None:
+        """Who it is, for those who come after us; without that it still runs, and is known here."""
+        try:
+            if child.state:
+                Bundle(self.run, child.container).write_state(child.state, child.exec_id)
+        except OSError as error:
+            report(_WHO, f"process {child.pid} of container {child.container} is not recorded", error)
 
     def _reap(self, child: Child) -> None:
         """The process ended: write how, before anybody is told."""
@@ -335,16 +331,19 @@ class Spawner:
         if child.sync is not None:  # what it still had to say comes first
             while child.sync is not None:
                 self._hear(child)
-        reaped, status = os.waitpid(child.pid, os.WNOHANG)
-        if not reaped:  # a process in the container traces it, and we don't get it before that one lets go (ptrace(2))
-            status = process.zombie_status(child.pid)
-            self.traced.append(child.pid)
-        os.close(child.pidfd)
         error = None
         if child.error:
             error = f"{child.error['step']}: {child.error['error']}"
         bundle = Bundle(self.run, child.container)
-        bundle.record_exit(status, child.exec_id, error, state=child.state, cgroup=child.cgroup)
+        try:  # before it is reaped: if we are killed here the keeper gets it, and loses nothing
+            status = process.status_of_dead(child.pid)
+            bundle.record_exit(status, child.exec_id, error, state=child.state, cgroup=child.cgroup)
+        except OSError as failure:
+            report(_WHO, f"the end of process {child.pid} of container {child.container} is not recorded", failure)
+        # a process in the container may trace it, and we don't get it before that one lets go (ptrace(2))
+        if not os.waitpid(child.pid, os.WNOHANG)[0]:
+            self.traced.append(child.pid)
+        os.close(child.pidfd)
         if child.mounts >= 0:
             self.later.append((child.container, child.mounts))
         self.sessions.end((child.container, child.exec_id))
@@ -370,7 +369,7 @@ class Spawner:
         """Seconds without an event after which there is time for `_idle`; None if there is nothing to be done then."""
         if self.noted or self.later or self.pool.wanted():
             return _PAUSE
-        return 1.0 if self.traced else self.pool.patience()
+        return 1.0 if self.traced or self.resting else self.pool.patience()
 
     def _idle(self) -> None:
         """One thing at a time: somebody may want something by now."""
@@ -407,7 +406,7 @@ class Spawner:
         try:
             spare = self.pool.make(mold)
         except (OSError, StepError) as error:
-            sys.stderr.write(f"insula-spawner: no spare for {mold.parent}: {error}\n")
+            report(_WHO, f"no spare for {mold.parent}", error)
             self.pool.forget(mold)
             return
         self._watch(spare.child.sync.fileno(), lambda: self._hear_spare(spare))
@@ -436,7 +435,18 @@ class Spawner:
         self.handlers[fd] = handler
         self.poll.register(fd, select.EPOLLIN)
 
+    def _rest(self, fd: int, handler: Callable[[], None]) -> None:
+        """Look at it again in a moment: nothing that is watched is ever forgotten."""
+        if self.handlers.get(fd) is handler:  # else it was closed
+            self._unwatch(fd)
+            self.resting[fd] = time.monotonic() + _REST, handler
+
+    def _wake(self) -> None:
+        for fd in [fd for fd, (when, _) in self.resting.items() if when <= time.monotonic()]:
+            self._watch(fd, self.resting.pop(fd)[1])
+
     def _unwatch(self, fd: int) -> None:
+        self.resting.pop(fd, None)
         if self.handlers.pop(fd, None):
             self.poll.unregister(fd)
 

@@ -138,6 +138,16 @@ def zombie_status(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[49])
 
 
+def status_of_dead(pid: int) -> int:
+    """The status, as of waitpid(2), of a child that has ended; it stays to be reaped."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:  # a process traces it, and has the first word (ptrace(2))
+        return zombie_status(pid)
+    if ended.si_code == os.CLD_EXITED:
+        return ended.si_status << 8
+    return ended.si_status | (0x80 if ended.si_code == os.CLD_DUMPED else 0)
+
+
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 

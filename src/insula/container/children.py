@@ -1,0 +1,31 @@
+"""What the spawner knows of a process that it forked."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from insula.container import wire
+    from insula.container.bundle import State
+
+    Reply: TypeAlias = "Callable[[wire.Message], None]"
+
+
+class Child:
+    """A process of ours between its birth and its end. `exec_id` is None for PID 1."""
+
+    def __init__(self, container: str, exec_id: str | None, sync: _socket.socket, pid: int, pidfd: int) -> None:
+        self.container = container
+        self.exec_id = exec_id
+        self.sync: _socket.socket | None = sync
+        self.pid = pid
+        self.pidfd = pidfd
+        self.reply: Reply | None = None
+        self.error: wire.Message | None = None
+        self.told = False  # to become the program
+        self.state: State | None = None  # as recorded
+        self.cgroup: str | None = None
+        self.mounts = -1  # its mount namespace
