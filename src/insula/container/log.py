@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ _HEAD: Final = struct.Struct(">BIQ")
 _TIME: Final = 8
 _KINDS: Final = frozenset((Kind.STDOUT, Kind.STDERR))
 _BATCH: Final = 1 << 18  # what one poll reads at most, so that an event loop is not held up
+_FLAGS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -88,7 +90,9 @@ class LogWriter:
             self._fd = -1
 
     def _open(self) -> None:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _FLAGS, 0o600)
+        _check_regular(fd, self._path)
+        self._fd = fd
         self._end = _end_of_records(self._fd)
         self._torn = os.fstat(self._fd).st_size > self._end
 
@@ -199,8 +203,10 @@ class LogReader:
 
     def _open_number(self, number: int) -> int | None:
         try:
-            return os.open(self._name(number), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
+            fd = os.open(self._name(number), os.O_RDONLY | _FLAGS)
+            _check_regular(fd, self._path)
+            return fd
+        except OSError:  # it isn't there, or is no log
             return None
 
     def _open_oldest(self) -> bool:
@@ -284,6 +290,13 @@ def read_log(directory: str, *, follow: bool = False, since_ns: int = 0, tail: i
                 if not follow:
                     return
                 time.sleep(0.05)
+
+
+def _check_regular(fd: int, path: str) -> None:
+    """Close it with an OSError unless it is a regular file: of anything else nobody knows when it can be read."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
 
 
 # -- records in a file --------------------------------------------------------------------------------------------

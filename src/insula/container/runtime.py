@@ -260,6 +260,7 @@ class Runtime:
             self._first.pop(container, None)
             if cgroup:
                 await asyncio.to_thread(Cgroup(cgroup).remove)
+            bundle.remove()  # something else of that name
             return
         with contextlib.suppress(NotFound):
             self.signal(container, 9)

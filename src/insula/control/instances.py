@@ -18,6 +18,7 @@ from insula.control.archives import Archives
 from insula.control.attachment import Attachment
 from insula.control.attachment import follow as follow_log
 from insula.control.explain import explain
+from insula.control.keys import INSTANCES
 from insula.control.limits import check_running, not_running
 from insula.control.processes import views
 from insula.control.specs import parse_signal, typed
@@ -58,6 +59,8 @@ class Instances:
             await self._looked_at(member)
             return member
         await self.tenants.find(tenant)
+        if found := await INSTANCES.get(self.engine.store, tenant, name):  # Failed if it is damaged
+            raise Unavailable(f"instance {found.value.name} can't be served", "`insula status` tells why")
         raise NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
 
     async def _looked_at(self, member: Member) -> None:

@@ -63,6 +63,9 @@ class Directory:
             # overlayfs refuses to mount a volatile upper layer again after a crash, for it may be incomplete
             trees.remove(self.upper)
             trees.remove(self.work)
+        for path in (self.path, self.upper, self.work, self.log, self.etc):
+            if path.is_symlink() or (path.exists() and not path.is_dir()):  # something else of that name
+                trees.remove(path)
         for path in (self.path, self.work, self.log, self.etc):
             path.mkdir(mode=0o700, exist_ok=True)
         self.etc.chmod(0o755)
@@ -75,7 +78,7 @@ class Directory:
         try:
             with os.scandir(self.upper) as entries:  # the first is enough: there may be millions
                 return next(entries, None) is None
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return True
 
     def write_etc(self, files: Mapping[str, str], id_base: int) -> None:
@@ -92,6 +95,8 @@ class Directory:
 
     def is_damaged(self) -> bool:
         """Whether there is a record that can't be read."""
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            return True
         return self.record() is None and os.path.lexists(self.path / "launch.json")
 
     def write_record(self, record: LaunchRecord) -> None:

@@ -261,7 +261,7 @@ class Reconciler:
             runtime.restore(State(instance.id, status.pid or 0, status.start_time or 0, status.started, executed=True))
         container = self._container(instance)
         if record is None and directory.is_damaged():
-            damaged.append(f"{instance.id}/launch.json")
+            damaged.append(str(directory.path / "launch.json"))
             if container == "running" and status.generation == instance.generation:
                 record = LaunchRecord(generation=instance.generation, boot=self.boot)
                 directory.write_record(record)
