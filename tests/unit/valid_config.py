@@ -80,6 +80,8 @@ FULL: dict[str, Any] = {
         "readonlyPaths": ["/proc/sys"],
         "mountLabel": "",
         "personality": {"domain": "LINUX32", "flags": []},
+        "memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0-1", "flags": ["MPOL_F_STATIC_NODES"]},
+        "netDevices": {"eth0": {"name": "inner%d"}, "eth1": {}},
         "resources": {
             "devices": [
                 {"allow": False, "access": "rwm"},

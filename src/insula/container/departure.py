@@ -51,6 +51,7 @@ def departure(
     keep: int = 0,
     *,
     personality: Mapping[str, Any] | None = None,
+    memory_policy: Mapping[str, Any] | None = None,
     joins: bool = False,
     listener: Callable[[int], object] | None = None,
     warn: Callable[[str], object] | None = None,
@@ -60,7 +61,7 @@ def departure(
     """Become `process` (of the OCI runtime-spec), or raise StepError with the step that was refused.
 
     keep         descriptors from 3 on that the program inherits; all others are closed by execve
-    personality  linux.personality of the config
+    personality, memory_policy  as in `linux` of the config
     joins        the process is not the container's first: execCPUAffinity holds for it
     listener     is given the descriptor of a filter that notifies, and returns when somebody else has it
     warn         is told what could not be granted and the spec lets pass
@@ -76,6 +77,8 @@ def departure(
     for limit in limits:
         step(f"set {limit['type']}", lambda one=limit: raise_limit(one))  # type: ignore[misc]
     set_attributes(process, personality, joins)
+    if memory_policy:
+        step("set the memory policy", lambda: scheduling.set_memory_policy(memory_policy))
     if "HOME" not in environment:
         environment["HOME"] = home(user.get("uid", 0))
     entered = enter(directory)  # root may enter what the user may not, as runc has it

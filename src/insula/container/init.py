@@ -185,6 +185,7 @@ def become(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
         given.program,
         given.keep,
         personality=config["linux"].get("personality"),
+        memory_policy=config["linux"].get("memoryPolicy"),
         listener=lambda fd: offer_listener(given.sync.fileno(), fd),
         warn=lambda text: tell(given.sync, {"event": "warning", "message": text}),
         wait=lambda: wait_for_start(given),

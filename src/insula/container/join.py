@@ -42,7 +42,8 @@ class Joining:
     namespaces that are not ours already.
 
     `root` is the directory that is the container's root, where that is not its mount namespace's (-1: it is); `keep`
-    descriptors from 3 on are passed to the program; `personality` as in the container's config.
+    descriptors from 3 on are passed to the program; `personality` and `memory_policy` as in the
+    container's config.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Joining:
         root: int = -1,
         keep: int = 0,
         personality: dict[str, Any] | None = None,
+        memory_policy: dict[str, Any] | None = None,
     ) -> None:
         self.process, self.target, self.sync, self.join, self.stdio = what, target, sync, join, stdio
         self.program, self.flags, self.root, self.keep, self.personality = program, flags, root, keep, personality
+        self.memory_policy = memory_policy
 
     def descriptors(self) -> list[int]:
         kept = [self.target, self.sync.fileno(), *self.join, *self.stdio, *range(3, 3 + self.keep)]
@@ -125,6 +128,7 @@ def _inside(given: Joining) -> NoReturn:
         given.program,
         given.keep,
         personality=given.personality,
+        memory_policy=given.memory_policy,
         joins=True,
         listener=lambda fd: offer_listener(sync.fileno(), fd),
         warn=lambda text: tell(sync, {"event": "warning", "message": text}),

@@ -1,11 +1,12 @@
 """How the kernel shares out processors and disks to a process, and as which system it shows itself to it.
 
-Four things of the OCI runtime-spec's `process` and `linux`, a system call each:
+Five things of the OCI runtime-spec's `process` and `linux`, a system call each:
 
     scheduler         sched_setattr(2): the policy (sched(7)), its nice value, priority or deadline
     ioPriority        ioprio_set(2): which requests the disk serves first, where its I/O scheduler cares
     execCPUAffinity   sched_setaffinity(2): the processors it may run on
     personality       personality(2): LINUX32 makes uname(2) answer as a 32-bit machine
+    memoryPolicy      set_mempolicy(2): from which NUMA nodes it gets memory
 
 All of them pass to children and stay over execve(2). Real-time policies and the real-time class of I/O take
 CAP_SYS_NICE of the host: who made the process may have it where the process in its user namespace has not. So the
@@ -45,15 +46,37 @@ FLAGS = {
     "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
 }
 IO_CLASSES = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+MEMORY_POLICIES = {  # linux/mempolicy.h
+    "MPOL_DEFAULT": 0,
+    "MPOL_PREFERRED": 1,
+    "MPOL_BIND": 2,
+    "MPOL_INTERLEAVE": 3,
+    "MPOL_LOCAL": 4,
+    "MPOL_PREFERRED_MANY": 5,
+    "MPOL_WEIGHTED_INTERLEAVE": 6,
+}
+MEMORY_FLAGS = {
+    "MPOL_F_NUMA_BALANCING": 1 << 13,
+    "MPOL_F_RELATIVE_NODES": 1 << 14,
+    "MPOL_F_STATIC_NODES": 1 << 15,
+}
+MAX_NODES = 1024
+"""MAX_NUMNODES of the largest kernels: numbers of NUMA nodes are below."""
 DOMAINS = {"LINUX": 0, "LINUX32": 8}
 
 ALL = "0-8191"
 """Every processor, for `set_affinity`: the kernel leaves out those that are not there or not in the cpuset."""
 
 _NR = {
-    "x86_64": {"sched_setattr": 314, "sched_getattr": 315, "ioprio_set": 251, "ioprio_get": 252},
-    "aarch64": {"sched_setattr": 274, "sched_getattr": 275, "ioprio_set": 30, "ioprio_get": 31},
-    "riscv64": {"sched_setattr": 274, "sched_getattr": 275, "ioprio_set": 30, "ioprio_get": 31},
+    "x86_64": {
+        "sched_setattr": 314,
+        "sched_getattr": 315,
+        "ioprio_set": 251,
+        "ioprio_get": 252,
+        "set_mempolicy": 238,
+    },
+    "aarch64": {"sched_setattr": 274, "sched_getattr": 275, "ioprio_set": 30, "ioprio_get": 31, "set_mempolicy": 237},
+    "riscv64": {"sched_setattr": 274, "sched_getattr": 275, "ioprio_set": 30, "ioprio_get": 31, "set_mempolicy": 237},
 }.get(os.uname().machine, {})
 _ATTR = struct.Struct("IIQiIQQQII")  # linux/sched/types.h: size, policy, flags, nice, priority, three times, two clamps
 _IOPRIO_WHO_PROCESS = 1
@@ -132,6 +155,17 @@ def set_personality(personality: Mapping[str, Any]) -> None:
     if personality.get("flags"):
         raise OSError(22, "personality has no flags")
     libc.check(libc.function("personality")(libc.Long(DOMAINS[personality["domain"]])), "personality")
+
+
+def set_memory_policy(policy: Mapping[str, Any]) -> None:
+    """`linux.memoryPolicy` of the spec for the calling thread, kept over execve(2). OSError as set_mempolicy(2)."""
+    mode = MEMORY_POLICIES[policy["mode"]]
+    for name in policy.get("flags") or ():
+        mode |= MEMORY_FLAGS[name]
+    mask = sum(1 << node for node in parse_list(policy["nodes"])) if policy.get("nodes") else 0
+    if mask.bit_length() > MAX_NODES:
+        raise OSError(22, "there is no such memory node")
+    _call("set_mempolicy", mode, mask.to_bytes(MAX_NODES // 8, "little") if mask else 0, MAX_NODES + 1 if mask else 0)
 
 
 def _call(name: str, *args: int | bytes | Buffer) -> int:

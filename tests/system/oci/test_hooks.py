@@ -184,20 +184,18 @@ def test_start_fails_with_its_hook(box: Box) -> None:
     assert not (box.rootfs / "tmp/ran").exists()
 
 
-@pytest.mark.parametrize(("kind", "version"), [("poststart", "1.2.1"), ("poststop", "1.2.1"), ("poststop", "1.3.0")])
-def test_a_failure_afterwards_is_a_warning(box: Box, kind: str, version: str) -> None:
-    box.config["ociVersion"] = version
+def test_a_failure_after_the_end_is_a_warning(box: Box) -> None:
     told = box.path / "told"
-    hook(box, kind, "exit 3")
-    hook(box, kind, f"touch {told}")
+    hook(box, "poststop", "exit 3")
+    hook(box, "poststop", f"touch {told}")
     result = box.run("exit 5")
     assert result.status == 5
-    assert result.err.startswith(f"warning: hooks.{kind}[0]: /bin/sh: it ended with status 3")
+    assert result.err.startswith("warning: hooks.poststop[0]: /bin/sh: it ended with status 3")
     assert told.exists()
 
 
 @pytest.mark.parametrize("verb", ["run", "start"])
-def test_since_1_3_a_failed_poststart_hook_is_the_containers_end(box: Box, verb: str) -> None:
+def test_a_failed_poststart_hook_is_the_containers_end(box: Box, verb: str) -> None:
     """runtime.md, lifecycle, 9: an error, the container is stopped and destroyed, and its poststop hooks run."""
     told = box.path / "told"
     hook(box, "poststart", "exit 3")

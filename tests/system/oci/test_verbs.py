@@ -343,5 +343,8 @@ def test_features_are_what_the_spec_calls_so(oci: Oci) -> None:
     assert found["ociVersionMin"] == "1.0.0" and re.fullmatch(r"1\.3\.\d+", found["ociVersionMax"])
     assert {"rro", "idmap", "tmpcopyup", "rslave"} <= set(found["mountOptions"])
     assert len(found["hooks"]) == 6 and "time" in found["linux"]["namespaces"]
-    assert found["linux"]["intelRdt"] == {"enabled": False}
+    assert not any(found["linux"]["intelRdt"].values())
+    assert found["linux"]["netDevices"] == {"enabled": True}
+    assert "MPOL_BIND" in found["linux"]["memoryPolicy"]["modes"]
+    assert "MPOL_F_STATIC_NODES" in found["linux"]["memoryPolicy"]["flags"]
     assert "SCMP_ACT_NOTIFY" in found["linux"]["seccomp"]["actions"]

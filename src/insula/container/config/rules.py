@@ -43,7 +43,9 @@ def check(config: Object, bundle: str, warn: Warn) -> None:
         raise Wrong("there are no flags", "the spec defines none so far", "linux", "personality", "flags")
     if linux.get("mountLabel"):
         selinux("linux", "mountLabel")
-    refused(linux)
+    memory_policy(linux.get("memoryPolicy", {}))
+    net_devices(linux.get("netDevices", {}), namespaces)
+    refused(config, linux)
 
 
 def check_process(process: Object, config: Object, warn: Warn, *place: str | int) -> None:
@@ -197,6 +199,45 @@ def _is_ours(kind: str, path: str) -> bool:
         return False  # who joins it will say so
 
 
+def net_devices(devices: Object, namespaces: Object) -> None:
+    """They are moved out of the host's network namespace, into another."""
+    place = ("linux", "netDevices")
+    if devices and "network" not in namespaces:
+        raise Wrong("there is no network namespace to move them to", "add network to linux.namespaces", *place)
+    if devices and namespaces["network"] and _is_ours("network", namespaces["network"]):
+        raise Wrong("the network namespace is the host's", "use another namespace", *place)
+    for name, entry in devices.items():
+        if complaint := schema.device_name(name) or ("%" in name and "is no template, but the name on the host"):
+            raise Wrong(complaint, "as in eth0", *place, name)
+        if "lo" in (name, entry.get("name")):
+            at = (*place, name) if name == "lo" else (*place, name, "name")
+            raise Wrong("is the loopback device, which every namespace has", "leave it out", *at)
+    names = [entry.get("name") or name for name, entry in devices.items()]
+    for index, name in enumerate(names):
+        if "%" not in name and name in names[:index]:
+            raise Wrong(f"{quoted(name)} is the name of two", "names are unique in a namespace", *place)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+_NODES = {"MPOL_DEFAULT": False, "MPOL_LOCAL": False, "MPOL_PREFERRED": None}
+
+
+def memory_policy(policy: Object) -> None:
+    """set_mempolicy(2): two modes take no nodes, one takes any, the others at least one."""
+    place = ("linux", "memoryPolicy")
+    if not policy:
+        return
+    mode, nodes, flags = policy["mode"], policy.get("nodes", ""), policy.get("flags", [])
+    wanted = _NODES.get(mode, True)
+    if wanted is not None and bool(nodes) != wanted:
+        complaint = f"{mode} needs nodes" if wanted else f"{mode} has no nodes"
+        raise Wrong(complaint, "set_mempolicy(2)", *place, "nodes")
+    once(flags, (*place, "flags"))
+    if len({"MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"}.intersection(flags)) == 2:
+        raise Wrong("nodes are relative or static, not both", "leave one out", *place, "flags")
+
+
 # -- the process -------------------------------------------------------------------------------------------------------
 
 
@@ -304,13 +345,13 @@ def _errno(rule: Object, action: str, errno: str, place: tuple[str | int, ...]) 
 
 _REFUSED = {
     "intelRdt": "Intel RDT is not supported",
-    "memoryPolicy": "NUMA memory policies are not supported: they are of runtime-spec 1.3",
-    "netDevices": "network devices are not moved: that is of runtime-spec 1.3",
 }
 
 
-def refused(linux: Object) -> None:
+def refused(config: Object, linux: Object) -> None:
     """What would silently be missing otherwise."""
+    if "vm" in config:
+        raise Wrong("virtual machines are not supported", "leave it out: a container shares the kernel", "vm")
     for name, complaint in _REFUSED.items():
         if name in linux:
             raise Wrong(complaint, "leave it out", "linux", name)

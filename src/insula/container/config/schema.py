@@ -75,6 +75,13 @@ def parameter(text: str) -> str:
     return "is not the name of a sysctl" if bad or not text.isprintable() else ""
 
 
+def device_name(text: str) -> str:
+    """Of a network interface, as dev_valid_name() of Linux has it; it may have one ``%d``, for a number."""
+    bad = text in ("", ".", "..") or len(text.encode()) > 15 or any(c in "/:" or c.isspace() for c in text)
+    bad = bad or (text.count("%") > 0 and (text.count("%") > 1 or "%d" not in text))
+    return "is not the name of a network device" if bad else ""
+
+
 def cgroup_file(text: str) -> str:
     return "" if "." in text[1:] and "/" not in text else "is not a file of a control group, as in memory.high"
 
@@ -137,7 +144,7 @@ PROCESS: Kind = {
     },
     "ioPriority": {
         "class!": ("IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE"),
-        "priority!": range(8),
+        "priority": range(8),  # the class of idle ones has none
     },
     "execCPUAffinity": {"initial": number_list, "final": number_list},
 }
@@ -248,6 +255,12 @@ SECCOMP: Kind = {
     ],
 }
 
+MEMORY_POLICIES = tuple(
+    f"MPOL_{name}"
+    for name in ("DEFAULT", "BIND", "INTERLEAVE", "WEIGHTED_INTERLEAVE", "PREFERRED", "PREFERRED_MANY", "LOCAL")
+)
+MEMORY_FLAGS = ("MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES")
+
 LINUX: Kind = {
     "namespaces": [{"type!": NAMESPACES, "path": absolute}],
     "uidMappings": MAPPINGS,
@@ -263,6 +276,8 @@ LINUX: Kind = {
     "readonlyPaths": [absolute],
     "mountLabel": str,
     "personality": {"domain!": ("LINUX", "LINUX32"), "flags": [str]},
+    "memoryPolicy": {"mode!": MEMORY_POLICIES, "nodes": number_list, "flags": [MEMORY_FLAGS]},
+    "netDevices": {str: {"name": device_name}},
 }
 
 CONFIG: Kind = {

@@ -171,6 +171,7 @@ class Joined:
                 root=handed.hold(os.open(f"{process.directory(pid)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)),
                 keep=keep,
                 personality=self.config["linux"].get("personality"),
+                memory_policy=self.config["linux"].get("memoryPolicy"),
             )
             first, pidfd = linux.clone3(0)
             if first == 0:

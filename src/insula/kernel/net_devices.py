@@ -1,0 +1,93 @@
+"""Network devices that are moved to another network namespace (network_namespaces(7)) with their addresses.
+
+The kernel moves a device by itself (RTM_NEWLINK with IFLA_NET_NS_FD, rtnetlink(7)), but takes it down and drops its
+addresses. When the last process of a namespace is gone it moves physical devices back to the initial one, and removes
+virtual ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NamedTuple
+
+from insula.kernel import linux, rtattr
+from insula.kernel.netlink import _ADDR, _LINK, IFA_FLAGS, IFF_UP, IFLA_IFNAME, Request, Rtnl
+
+_NEWLINK, _NEWADDR, _GETADDR = 16, 20, 22
+_CREATE_REPLACE = 0x500
+_IFLA_NET_NS_FD = 28
+_IFA_PERMANENT = 0x80
+_IFA_KEPT = 0x02 | 0x200  # IFA_F_NODAD, IFA_F_NOPREFIXROUTE
+_IFA_COPIED = (1, 2, 4)  # IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST
+_UNIVERSE = 0
+
+
+class Moved(NamedTuple):
+    """Where a device is now: its name there, and whether it was up before."""
+
+    name: str
+    was_up: bool
+
+
+class Namespace(Rtnl):
+    """An rtnetlink socket in the network namespace behind `fd`, where the calling thread is for a moment."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            linux.setns(fd, linux.CLONE_NEWNET)
+            try:
+                super().__init__()
+            finally:
+                linux.setns(own, linux.CLONE_NEWNET)
+        finally:
+            os.close(own)
+
+    def permanent_addresses(self, index: int) -> list[bytes]:
+        """Requests' bodies without an index, for what the spec has preserved: permanent addresses of global scope."""
+        found = []
+        for body in self._dump(_GETADDR, _ADDR.pack(0, 0, 0, 0, 0)):
+            family, prefix, short_flags, scope, at = _ADDR.unpack_from(body)
+            attributes = rtattr.parse(body[_ADDR.size :])
+            flags = rtattr.integer(attributes[IFA_FLAGS]) if IFA_FLAGS in attributes else short_flags
+            if at == index and scope == _UNIVERSE and flags & _IFA_PERMANENT:
+                copied = [(kind, attributes[kind]) for kind in _IFA_COPIED if kind in attributes]
+                kept = rtattr.attributes(*copied, (IFA_FLAGS, rtattr.u32(flags & _IFA_KEPT)))
+                found.append(bytes((family, prefix, 0, scope)) + kept)
+        return found
+
+
+def move(source: Namespace, name: str, target: Namespace, new_name: str, *, up: bool = True) -> Moved:
+    """Move the device `name`; `new_name` may have a ``%d`` in it. OSError: it is not there, or a name is taken.
+
+    If its addresses can't be set there, it is moved back.
+    """
+    link = source.link(name)
+    if link is None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), name)
+    before = {each.index: each.name for each in target.links()}
+    if new_name in before.values():
+        raise OSError(errno.EEXIST, f"the network namespace has a device {new_name} already", name)
+    addresses = source.permanent_addresses(link.index)
+    attributes = rtattr.attributes((_IFLA_NET_NS_FD, rtattr.u32(target.fd)), (IFLA_IFNAME, rtattr.text(new_name)))
+    request = _LINK.pack(0, 0, link.index, 0, 0) + attributes
+    source.execute(Request(f"move {name}", _NEWLINK, 0, request))
+    arrived = next(each for each in target.links() if each.index not in before)
+    try:
+        target.execute(
+            *(
+                Request(f"add an address of {name}", _NEWADDR, _CREATE_REPLACE, _at(body, arrived.index))
+                for body in addresses
+            ),
+            Request(f"set {name} up", _NEWLINK, 0, _LINK.pack(0, 0, arrived.index, IFF_UP if up else 0, IFF_UP)),
+        )
+    except OSError:
+        move(target, arrived.name, source, name, up=link.up)
+        raise
+    return Moved(arrived.name, link.up)
+
+
+def _at(body: bytes, index: int) -> bytes:
+    return body[:4] + rtattr.u32(index) + body[4:]
