@@ -256,6 +256,21 @@ def test_of_an_instance_that_does_not_run(cli: Cli, tmp_path: Path) -> None:
     assert sorted(path.read_text() for path in (tmp_path / "back").iterdir()) == ["mine\n", "sent"]
 
 
+def test_a_copy_that_breaks_off_says_why(web: Cli, tmp_path: Path) -> None:
+    """After its answer has begun: a path that no archive takes, in a tree that else is copied."""
+    web.ok(
+        "exec",
+        "web",
+        "sh",
+        "-c",
+        "mkdir /dev/shm/t; echo x > /dev/shm/t/0; cd /dev/shm/t; for i in $(seq 300); do "
+        "mkdir $(printf %0250d 0) && cd -P 00* || exit; done",
+    )
+    assert "is too deep in directories" in web.fails("cp", "web:/dev/shm/t", tmp_path / "t")
+    assert (tmp_path / "t" / "0").read_text() == "x\n"
+    subprocess.run(["rm", "-rf", tmp_path / "t"], check=True)
+
+
 def workers(daemon: Daemon) -> list[str]:
     """The processes of insulad that copy."""
     children = Path(f"/proc/{daemon.pid('insulad')}/task").glob("*/children")

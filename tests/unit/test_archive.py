@@ -13,6 +13,7 @@ import pytest
 from insula.container import archive
 from insula.container.archive import Tree
 from insula.model.errors import Conflict, Failed, Invalid, NotFound
+from insula.tree import sparse
 
 
 class House:
@@ -323,3 +324,21 @@ def test_the_whole_root(furnished: House) -> None:
     sink.seek(0)
     with tarfile.open(fileobj=sink) as tar:
         assert tar.getnames() == names
+
+
+def test_what_breaks_off_says_why(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the archive itself, but not before it has begun: then there is still an answer to give the error with."""
+    (house.root / "dir").mkdir()
+    (house.root / "dir" / "a").touch()
+    with (house.root / "dir" / "sparse").open("wb") as file:
+        for number in range(3):
+            file.seek(number << 16)
+            file.write(b"x")
+        file.truncate(1 << 20)
+    monkeypatch.setattr(sparse, "MAX_PIECES", 2)
+    for path, said in (("/dir", True), ("/dir/sparse", False)):
+        sink = io.BytesIO()
+        with pytest.raises(Failed, match="sparse' has more than 2 pieces"):
+            archive.write(house.tree, path, sink)
+        assert (b"INSULA.error" in sink.getvalue()) is said
+    assert sink.getvalue() == b""

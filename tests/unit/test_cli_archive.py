@@ -6,13 +6,14 @@ import copy
 import io
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from insula.cli.archive import StreamReader, pack, unpack
 from insula.cli.main import main
-from insula.model.errors import Conflict, Failed, Invalid, NotFound
+from insula.model.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from tests.unit.conftest import StubDaemon
 
 
@@ -51,6 +52,18 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert os.readlink(copy / "link") == "/etc/passwd"
     unpack(StreamReader(pack(str(source / "sub" / "file"), "file")), str(tmp_path / "renamed"), "file")
     assert (tmp_path / "renamed").read_bytes() == (source / "sub" / "file").read_bytes()
+
+
+def test_what_came_before_an_error_is_read_first() -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"abc"
+        raise Unavailable("insulad went away", "see its log")
+
+    stream = StreamReader(pieces())
+    assert (stream.read(2), stream.read(100)) == (b"ab", b"c")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="went away"):
+            stream.read(1)
 
 
 def test_the_content_of_a_directory(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from insula.model.errors import Failed
 from insula.tree import pack as packing
 from insula.tree import sparse
+from insula.tree.failures import last_words
 from insula.tree.pack import Packer
 from insula.tree.unpack import Rules, unpack
 
@@ -279,3 +280,20 @@ def test_the_entry_and_what_stands_in_the_way_are_named(tmp_path: Path) -> None:
     long = tarfile.TarInfo("t/" + "n" * 256)
     with pytest.raises(Failed, match=r"n+.*File name too long"):
         unpacked(data[:512] + long.tobuf(tarfile.GNU_FORMAT) + bytes(1024), tmp_path)
+
+
+def test_an_archive_that_breaks_off_says_why(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_text("x")
+    whole = packed(tmp_path / "source")
+    (tmp_path / "target").mkdir()
+    error = Failed("'t/other' can't be read", "see why")
+    with pytest.raises(Failed, match="'t/other' can't be read; hint: see why"):
+        unpacked(whole[:-1024] + last_words(error), tmp_path / "target")
+    assert (tmp_path / "target" / "t" / "file").read_text() == "x", "what came before is there"
+    with pytest.raises(tarfile.TarError):
+        unpacked(whole[:-1024], tmp_path / "target")
+    for nonsense in ("", "[]", "null", '"x"', "{"):
+        header = tarfile.TarInfo.create_pax_global_header({"INSULA.error": nonsense})
+        with pytest.raises(tarfile.TarError):
+            unpacked(whole[:-1024] + header, tmp_path / "target")

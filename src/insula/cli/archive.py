@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator
 
 from insula.cli.output import clean, warn
-from insula.model.errors import Conflict, Failed, Invalid, NotFound
+from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound
 from insula.tree.pack import Packer
 from insula.tree.unpack import Rules
 from insula.tree.unpack import unpack as unpack_below
@@ -27,23 +27,34 @@ class StreamReader(io.RawIOBase):
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._rest = b""
+        self._error: InsulaError | None = None
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Exactly `size` bytes, fewer only at the end."""
-        parts, missing = [], size
+        """Exactly `size` bytes, fewer only at the end, and before an error: that is raised by the next call."""
+        parts: list[bytes] = []
+        missing = size
         while size < 0 or missing > 0:
-            if not self._rest:
-                self._rest = next(self._pieces, b"")
-                if not self._rest:
-                    break
+            if not self._rest and not self._next(bool(parts)):
+                break
             part = self._rest if size < 0 else self._rest[:missing]
             self._rest = self._rest[len(part) :]
             missing -= len(part)
             parts.append(part)
         return b"".join(parts)
+
+    def _next(self, later: bool) -> bool:
+        """Whether there is another piece; an error is kept for the next time if it may come `later`."""
+        if self._error is None:
+            try:
+                self._rest = next(self._pieces, b"")
+            except InsulaError as error:
+                self._error = error
+        if self._error is not None and not later:
+            raise self._error
+        return bool(self._rest)
 
 
 def pack(source: str, name: str, *, keep: bool = False) -> Iterator[bytes]:

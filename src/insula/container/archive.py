@@ -28,6 +28,7 @@ from contextlib import ExitStack, contextmanager
 from insula.kernel import linux, mounts, process
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound
 from insula.model.units import shorten
+from insula.tree.failures import last_words
 from insula.tree.pack import Packer
 from insula.tree.unpack import Rules, mount_number, unpack
 
@@ -134,19 +135,28 @@ def write(tree: Tree, path: str, sink: BinaryIO) -> None:
             os.stat(name, dir_fd=parent, follow_symlinks=False)  # before the archive begins
         if not tree.allowed(parent):
             raise Invalid(f"{shorten(path)} holds no files", "name one that is on a disk or tmpfs")
-        packer = Packer(allowed=tree.allowed, fifos=True)
-        for piece in packer.pack(parent, "." if inside else name, name or "."):
-            sink.write(piece)
-        sink.flush()
+        _send(Packer(allowed=tree.allowed, fifos=True), parent, "." if inside else name, name or ".", sink)
 
 
 def export(tree: Tree, sink: BinaryIO) -> None:
     """The whole root file system as a tar, without what is mounted in it."""
     with _errors("/"):
         only = mount_number(tree.root)
-        packer = Packer(allowed=lambda fd: mount_number(fd) == only, fifos=True)
-        for piece in packer.pack(tree.root, ".", "."):
+        _send(Packer(allowed=lambda fd: mount_number(fd) == only, fifos=True), tree.root, ".", ".", sink)
+
+
+def _send(packer: Packer, directory: int, name: str, shown: str, sink: BinaryIO) -> None:
+    """Write the archive; one that breaks off says why at its end, besides the error itself."""
+    begun = False
+    try:
+        for piece in packer.pack(directory, name, shown):
             sink.write(piece)
+            begun = True
+    except InsulaError as error:
+        if begun and packer.between:
+            sink.write(last_words(error))
+        raise
+    finally:
         sink.flush()
 
 

@@ -61,6 +61,8 @@ def _both(name: str, source: int, target: int, read: int, write: int, copy: obje
 
 
 def _copy_file(source: int, target: int) -> None:
+    if not stat.S_ISREG(os.fstat(source).st_mode):  # another file has come in its place
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
     while os.sendfile(target, source, None, _CHUNK):
         pass
     _copy_attributes(source, target)

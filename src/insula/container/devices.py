@@ -47,16 +47,40 @@ class Node:
         self.path, self.mode, self.device, self.uid, self.gid = path, mode, device, uid, gid
 
     def make(self, root: int, path: str) -> None:
-        """Make it at `path` below `root`, with the directories on the way; if it is there already it stays as it is."""
+        """Make it at `path` below `root`, with the directories on the way; if it is there already it stays as it is.
+
+        Others may see that directory, and put another file in its place: it is looked at before it is given away.
+        """
+        parent, _, name = path.rpartition("/")
+        at = mounts.make_target(root, parent, directory=True)
+        try:
+            made = self._is_new(at, name)
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+        finally:
+            os.close(at)
+        try:
+            found = os.fstat(fd)
+            if stat.S_IFMT(found.st_mode) != stat.S_IFMT(self.mode) or found.st_rdev != self.device:
+                raise OSError(errno.EEXIST, "another file is in the place of the device", self.path)
+            if made:
+                linux.chown(fd, self.uid, self.gid)
+        finally:
+            os.close(fd)
+
+    def _is_new(self, at: int, name: str) -> bool:
+        try:
+            os.mknod(name, self.mode, self.device, dir_fd=at)
+        except FileExistsError:
+            return False
+        return True
+
+    def make_unseen(self, root: int, path: str) -> None:
+        """Make it in a file system that is new, and that nobody else sees yet: with fewer system calls."""
         parent, _, name = path.rpartition("/")
         at = mounts.make_target(root, parent, directory=True)
         try:
             os.mknod(name, self.mode, self.device, dir_fd=at)
             os.chown(name, self.uid, self.gid, dir_fd=at, follow_symlinks=False)
-        except FileExistsError:
-            found = os.stat(name, dir_fd=at, follow_symlinks=False)
-            if stat.S_IFMT(found.st_mode) != stat.S_IFMT(self.mode) or found.st_rdev != self.device:
-                raise OSError(errno.EEXIST, "another file is in the place of the device", self.path) from None
         finally:
             os.close(at)
 
@@ -99,7 +123,7 @@ def file_system(options: Options, wanted: list[Node], plan: Plan) -> int:
     try:
         for node in wanted:
             if node.path.startswith("/dev/"):
-                node.make(dev, node.path.removeprefix("/dev/"))
+                node.make_unseen(dev, node.path.removeprefix("/dev/"))
         make_links(dev)
         for name in ("pts", "shm", "mqueue"):
             os.mkdir(name, 0o755, dir_fd=dev)

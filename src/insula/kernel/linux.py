@@ -117,6 +117,7 @@ _OLD: Final = {
         "keyctl": 250,
         "getcwd": 79,
         "prlimit64": 302,
+        "fchownat": 260,
     },
     "aarch64": {
         "mount": 40,
@@ -127,6 +128,7 @@ _OLD: Final = {
         "keyctl": 219,
         "getcwd": 17,
         "prlimit64": 261,
+        "fchownat": 54,
     },
 }
 _NR: Final = {
@@ -224,6 +226,11 @@ def set_name(name: str) -> None:
 def setdomainname(name: str) -> None:
     """setdomainname(2): the NIS domain name of the UTS namespace."""
     libc.check(libc.function("setdomainname")(name.encode(), _long(len(name.encode()))), "setdomainname", name)
+
+
+def chown(fd: int, uid: int, gid: int) -> None:
+    """fchownat(2) with AT_EMPTY_PATH: the owner of the file behind `fd`, which may be an O_PATH descriptor."""
+    _call("fchownat", fd, b"", uid, gid, AT_EMPTY_PATH)
 
 
 def close_range(first: int, last: int, flags: int = 0) -> None:

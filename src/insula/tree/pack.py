@@ -38,6 +38,8 @@ class Packer:
         fifos: bool = False,
     ) -> None:
         self.owner, self.allowed, self.fifos = owner, allowed, fifos
+        self.between = True
+        """Whether what was given so far ends with an entry, and does not break off in its data."""
         self._seen: dict[tuple[int, int], str] = {}  # files with several names, by device and inode
 
     def pack(self, directory: int, name: str, shown: str) -> Iterator[bytes]:
@@ -121,8 +123,10 @@ class Packer:
             yield _header(info)
         else:
             yield sparse.header(info, found.st_size, data)
+        self.between = False
         for offset, length in data:
             yield from _exactly(fd, offset, length)
+        self.between = True
         yield bytes(-sum(length for _, length in data) % _BLOCK)
         if found.st_nlink > 1:
             self._seen[link] = info.name

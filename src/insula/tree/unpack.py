@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from insula.model.errors import Conflict, Invalid
 from insula.model.units import shorten
 from insula.tree import sparse
-from insula.tree.failures import naming
+from insula.tree.failures import naming, why
 
 CHUNK = 1 << 18
 
@@ -69,7 +69,8 @@ def unpack(
 
     With `instead` all entries must lie below the first one, whose name is replaced by these components (none: what is
     below goes into `root` itself). `first` is given the first entry before anything is done, and may raise. `form` is
-    the mode for `tarfile.open`. TarError if it is no archive; Conflict, Invalid, Failed name the entry.
+    the mode for `tarfile.open`. TarError if it is no archive; Conflict, Invalid, Failed name the entry. If the archive
+    ends with an error, that is raised.
     """
     count = 0
     tar: Any  # its stream is not in the annotations
@@ -84,6 +85,10 @@ def unpack(
                 made.make(member)
             if tar.fileobj.tell() < tar.offset + _BLOCK:  # tarfile takes any end for one
                 raise tarfile.ReadError("it ends too early")
+        except Exception:
+            if (error := why(tar.pax_headers)) is not None:
+                raise error from None
+            raise
         finally:
             made.close()
     return count
