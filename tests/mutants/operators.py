@@ -84,6 +84,8 @@ def _is_prose(node: ast.AST) -> bool:
     match node:
         case ast.JoinedStr() | ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
             return True
+        case ast.keyword(arg="strict"):  # of zip, whose arguments are of one length
+            return True
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=name))):
             return name in MESSAGES
         case ast.If(test=ast.Name(id="TYPE_CHECKING")):

@@ -83,6 +83,48 @@ def test_version_1_decides_the_same_or_refuses(rules: Rules, device: tuple[str, 
     assert version_1_says(exempt, device, access) == wanted(rules, device, access)
 
 
+@st.composite
+def widening_rules(draw: st.DrawFn) -> Rules:
+    """Rules about a device, a major number, a type: none takes back a part only of what an earlier one said."""
+    found: list[dict[str, Any]] = []
+    for names in (("major", "minor"), ("major",), ()):
+        fields = {"allow": st.booleans(), "type": st.sampled_from("bc"), "access": access.map("".join)}
+        fields |= {name: st.sampled_from(NUMBERS[:3]) for name in names}
+        found += draw(st.lists(st.fixed_dictionaries(fields), max_size=5))
+    return found
+
+
+def agreeing_rules(allow: bool) -> st.SearchStrategy[Rules]:
+    """After a rule about all, rules that all say the opposite: none takes back anything."""
+    others = st.lists(rule.map(lambda r: {**r, "type": "c", "allow": allow}), max_size=5)
+    return others.map(lambda rules: [{"allow": not allow}, *rules])
+
+
+@given(widening_rules() | agreeing_rules(True) | agreeing_rules(False), device, access)
+def test_version_1_says_all_that_can_be_said(rules: Rules, device: tuple[str, int, int], access: set[str]) -> None:
+    assert version_1_says(devices.normalise(rules), device, access) == wanted(rules, device, access)
+
+
+def test_version_1_allows_what_two_rules_allow_together() -> None:
+    """The kernel takes one exception for a device: so there is one for what both are about."""
+    both = {"allow": True, "type": "c"}
+    rules = [{**both, "major": 1, "access": "r"}, {**both, "minor": 3, "access": "w"}]
+    exempt = devices.normalise(rules)
+    assert exempt.exceptions["c", 1, 3] == {"r", "w"}
+    assert version_1_says(exempt, ("c", 1, 3), {"r", "w"})
+    assert not version_1_says(exempt, ("c", 1, 4), {"r", "w"})
+    assert not version_1_says(exempt, ("b", 1, 3), {"r"})
+
+
+@pytest.mark.parametrize("hole", [{"major": 1, "minor": 3}, {"minor": 3}])
+def test_version_1_refuses_a_hole_in_what_was_allowed(hole: dict[str, int]) -> None:
+    allow = {"allow": True, "type": "c", "major": 1}
+    with pytest.raises(OSError, match=r"no way to take c (1|\*):3 r out of c 1:\* rwm"):
+        devices.normalise([allow, {"allow": False, "type": "c", "access": "r", **hole}])
+    devices.normalise([allow, {"allow": False, "type": "b", "access": "r", **hole}])  # of which nothing was allowed
+    devices.normalise([allow, {"allow": False, "type": "c", "access": "r", "major": 2, "minor": 3}])
+
+
 class List:
     """A version 1 group's list, changed as the kernel changes it (devcgroup_update_access)."""
 
@@ -146,10 +188,27 @@ def test_what_is_no_rule_is_refused_by_both(rule: dict[str, Any]) -> None:
             version([rule])
 
 
+def test_the_largest_number_of_a_device_is_one() -> None:
+    rule = {"allow": True, "type": "c", "major": 1, "minor": (1 << 20) - 1, "access": "r"}
+    assert devices.normalise([rule]).listed == "c 1:1048575 r"
+
+
+@pytest.mark.parametrize(
+    ("major", "minors"), [(1, {3, 5, 7, 8, 9}), (5, {0, 1, 2}), (136, {0, 1, 77}), (0, set()), (2, set()), (137, set())]
+)
+def test_the_defaults_are_these_devices(major: int, minors: set[int]) -> None:
+    """null, zero, full, random, urandom; tty, console, ptmx; pseudoterminals: as config-linux.md lists them."""
+    program = compile_rules([{"allow": False}, *devices.DEFAULT])
+    for minor in {*range(12), 77}:
+        for letter in "rw":
+            assert program_says(program, ("c", major, minor), {letter}) == (minor in minors or major == 136)
+
+
 def test_the_defaults_are_what_every_container_needs() -> None:
     program = compile_rules([{"allow": False}, *devices.DEFAULT])
     assert program_says(program, ("c", 1, 3), {"r", "w"})
     assert program_says(program, ("c", 136, 77), {"r", "w"})
     assert program_says(program, ("b", 8, 0), {"m"})
+    assert program_says(program, ("c", 8, 0), {"m"})
     assert not program_says(program, ("b", 8, 0), {"r"})
     assert not program_says(program, ("c", 1, 1), {"r"})  # /dev/mem
