@@ -240,7 +240,7 @@ def test_a_full_disk(small: Daemon, tmp_path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         archive.addfile(member("big", size=128 << 20), Zeros(128 << 20))
     with nothing_changes(small, small.cli):
-        assert "space" in small.cli.fails("image", "import", path, "big").lower()
+        assert "the disk is full" in small.cli.fails("image", "import", path, "big")
     assert small.cli.ok("run", "--rm", "busybox", "echo", "goes on") == "goes on"
 
 

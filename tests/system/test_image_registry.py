@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.image.platform import level
 from insula.image.store import Auth, ImageStore
 from insula.model.errors import Denied, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import Image
@@ -163,6 +164,34 @@ def test_of_several_architectures_this_machines_is_pulled(store: ImageStore, pla
     source, target = f"oci:{tmp_path}/layout:multi", f"docker://{plain}/multi:1"
     skopeo("copy", "--all", "--dest-tls-verify=false", source, target)
     assert store.pull(f"{plain}/multi:1", tenant="acme", insecure=True).digest == mine["digest"]
+
+
+def test_of_several_levels_the_processors_is_pulled(store: ImageStore, plain: str, tmp_path: Path) -> None:
+    """The variants of amd64: the best that the processor can run, none that it can't; elsewhere they mean nothing."""
+
+    def push(tag: str, *variants: str) -> dict[str, str]:
+        layout, entries = Layout(), {}
+        for variant in variants:
+            these = {"architecture": "amd64", **({"variant": variant} if variant else {})}
+            layer = tar(member("level", variant.encode()))
+            entries[variant] = layout.image([layer], config=these, listed=False, platform={"os": "linux", **these})
+        body = {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": list(entries.values())}
+        name = {"org.opencontainers.image.ref.name": "levels"}
+        layout.index["manifests"] = [layout.document(body, OCI + "index.v1+json", annotations=name)]
+        layout.write(tmp_path / tag)
+        source, target = f"oci:{tmp_path}/{tag}:levels", f"docker://{plain}/levels:{tag}"
+        skopeo("copy", "--all", "--dest-tls-verify=false", source, target)
+        return {variant: entry["digest"] for variant, entry in entries.items()}
+
+    if ARCHITECTURE != "amd64":
+        pytest.skip("this machine is no amd64")
+    found = push("all", "", "v2", "v3", "v4", "v9")
+    best = f"v{level()}" if level() > 1 else ""
+    assert store.pull(f"{plain}/levels:all", tenant="acme", insecure=True).digest == found[best]
+    found = push("base", "", "v9")
+    assert store.pull(f"{plain}/levels:base", tenant="acme", insecure=True).digest == found[""]
+    push("none", "v9")
+    refused(store, Invalid, "not made for this machine", f"{plain}/levels:none")
 
 
 def test_a_login(store: ImageStore, locked: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from insula.control import policy
 from insula.control.settings import Settings
-from insula.control.specs import check, check_labels, make_name, parse_signal, signal_name
+from insula.control.specs import check, check_labels, make_name
 from insula.control.tenants import FIRST_ID, MAX_TENANTS
 from insula.model.errors import Invalid
 from insula.model.objects import (
@@ -61,20 +61,6 @@ def test_sense_is_not_refused() -> None:
     spec = InstanceSpec(image="busybox", name="web", labels={"app.kubernetes.io/name": "ü"}, stop_signal="int")
     assert check(spec).stop_signal == "SIGINT"
     assert check(InstanceSpec(image="busybox", network=None)).network is None
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("SIGTERM", 15), ("term", 15), ("9", 9), ("sigusr1", 10), ("RTMIN+3", 37), ("64", 64)]
-)
-def test_signals(text: str, number: int) -> None:
-    assert parse_signal(text) == number
-    assert parse_signal(signal_name(number)) == number
-
-
-@pytest.mark.parametrize("text", ["", "0", "-9", "65", "99999999999", "SIG", "SIGSIGTERM", "RTMIN+99", "²", "15 "])
-def test_no_signals(text: str) -> None:
-    with pytest.raises(Invalid):
-        parse_signal(text)
 
 
 @given(st.text(max_size=200))

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from insula.container import users
-from insula.image import archive, manifest, reference
+from insula.image import archive, manifest, platform, reference
 from insula.model.errors import InsulaError
 from insula.model.objects import IDS_PER_TENANT
 from tests.support.images import OCI
@@ -28,7 +28,8 @@ slow = settings(deadline=None, suppress_health_check=list(HealthCheck), max_exam
 
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(1 << 62, 1 << 80), st.floats(), st.text(max_size=40),
-    st.sampled_from(["\0", "\ud800", "a" * 5000, "sha256:" + "0" * 64, "sha256:" + "0" * 63, "linux", "../x", "NAN=1"]),
+    st.sampled_from(["\0", "\ud800", "a" * 5000, "sha256:" + "0" * 64, "sha256:" + "0" * 63, "linux", "../x", "NAN=1",
+                     "", "=x", "SIGRTMAX-1", "SIGRTMIN+99", "v3", "v9"]),
 )  # fmt: skip
 values = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
@@ -50,19 +51,20 @@ INDEX = {
             "mediaType": OCI + "manifest.v1+json",
             "digest": DIGEST,
             "size": 5,
-            "platform": {"architecture": manifest.architecture(), "os": "linux", "variant": "v8"},
+            "platform": {"architecture": platform.architecture(), "os": "linux", "variant": "v8"},
             "annotations": {archive.REF_NAME: "web:latest"},
         }
     ],
 }
 CONFIGURATION = {
-    "architecture": manifest.architecture(),
+    "architecture": platform.architecture(),
     "os": "linux",
+    "variant": "v1",
     "created": "2024-01-01T00:00:00Z",
     "config": {
         "User": "web",
         "ExposedPorts": {"80/tcp": {}},
-        "Env": ["PATH=/bin"],
+        "Env": ["PATH=/bin", "ODD"],
         "Entrypoint": ["/bin/sh"],
         "Cmd": ["-c", "true"],
         "Volumes": {"/data": {}},

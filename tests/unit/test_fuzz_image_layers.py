@@ -17,7 +17,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from insula.image.layer import Limits, extract
+from insula.image.layer import extract, set_opaque
+from insula.image.limits import Limits
 from insula.image.tar import BLOCK, Reader
 from insula.model.errors import InsulaError
 from tests.forked import forked
@@ -27,7 +28,8 @@ ROOM = Limits(bytes=1 << 20, entries=50)
 MOST_MEMORY = 16 << 20
 slow = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=150)
 
-GOOD_NAMES = [b"a", b"b", b"c", b"d/e", b"d/f/g", b"./h", b"./", b".wh.i", b"d/.wh.j", b"k/.wh..wh..opq", b"l/"]
+GOOD_NAMES = [b"a", b"b", b"c", b"d/e", b"d/f/g", b"./h", b"./", b".wh.i", b"d/.wh.j", b"k/.wh..wh..opq", b"l/",
+              b"/m", b"/d", b".wh.d", b".wh..wh.plnk/1.2", b".wh..wh.aufs", b"/"]  # fmt: skip
 ODD_NAMES = [b"..", b"../x", b"a/../../x", b"/a", b"", b".", b"a/b", b"d//e", b"c/", b".wh.", b".wh..wh.plnk", b"a\0b",
              b"\xff\xfe", b"a\nb", b"n" * 100, b"OUT/x", b"/OUT/x", b"../outside/x", b"n/" * 50]  # fmt: skip
 KEYS = [b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime", b"SCHILY.xattr.user.x", b"hdrcharset", b"", b"\xff",
@@ -49,7 +51,7 @@ numbers = mostly(octal, odd_numbers | st.binary(max_size=12))
 own = mostly(st.just(b"0"), numbers)
 odd_kinds = st.sampled_from([b"g", b"K", b"S", b"3", b"4", b"6", b"7", b"D", b"V", b"\0"])
 kinds = mostly(
-    st.sampled_from([b"0", b"0", b"5", b"2", b"1", b"x", b"L"]), odd_kinds | st.binary(min_size=1, max_size=1)
+    st.sampled_from([b"0", b"0", b"5", b"2", b"1", b"x", b"L", b"3"]), odd_kinds | st.binary(min_size=1, max_size=1)
 )
 
 
@@ -108,7 +110,9 @@ def attempt(data: bytes, *, plain: bool) -> str | None:
         fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
         refusal = None
         try:
-            assert 0 <= extract(Reader(io.BytesIO(data).read), fd, ROOM, plain=plain) <= ROOM.entries
+            made = extract(Reader(io.BytesIO(data).read), fd, ROOM, plain=plain)
+            assert 0 <= made.entries <= ROOM.entries and 0 <= made.bytes <= ROOM.bytes
+            set_opaque(fd, made.opaque)
         except InsulaError as error:
             refusal = error.message
             assert error.hint and "\n" not in str(error) and "\n" not in error.hint and len(str(error)) < 1000

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.image.layer import Limits, extract
+from insula.image.layer import extract, set_opaque
+from insula.image.limits import Limits
 from insula.image.tar import Reader
 from insula.model.errors import Invalid
 from tests.support.images import member, tar, tree
@@ -27,7 +28,9 @@ def unpack(data: bytes, target: Path, limits: Limits = ROOM, *, plain: bool = Fa
     target.mkdir(exist_ok=True)
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return extract(Reader(io.BytesIO(data).read), fd, limits, plain=plain)
+        made = extract(Reader(io.BytesIO(data).read), fd, limits, plain=plain)
+        set_opaque(fd, made.opaque)
+        return made.entries
     finally:
         os.close(fd)
 
@@ -102,7 +105,6 @@ def test_the_last_of_equal_names_wins(tmp_path: Path) -> None:
 
 
 ESCAPES: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
-    "absolute": ([member("/OUT/x", b"", **ME)], "absolute"),
     "upward": ([member("../outside/x", b"", **ME)], "upward"),
     "upward inside": ([member("a/../../outside/x", b"", **ME)], "upward"),
     "upward directory": ([member("..", **ME)], "upward"),
@@ -116,27 +118,19 @@ ESCAPES: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
     "a directory through a link": ([member("a", linkname="OUT"), member("a/new/dir", **ME)], "through a link"),
     "through a file": ([member("a", b"", **ME), member("a/x", b"", **ME)], "through a link or a file"),
     "hard link out": ([member("a", kind=tarfile.LNKTYPE, linkname="../outside/secret")], "upward"),
-    "absolute hard link": ([member("a", kind=tarfile.LNKTYPE, linkname="/OUT/secret")], "absolute"),
     "hard link through a link": (
         [member("l", linkname="OUT"), member("a", kind=tarfile.LNKTYPE, linkname="l/secret")],
         "links to",
     ),
-    "hard link to nothing": ([member("a", kind=tarfile.LNKTYPE, linkname="b")], "not there"),
     "hard link to a directory": ([member("b", **ME), member("a", kind=tarfile.LNKTYPE, linkname="b")], "no file"),
     "hard link to the root": ([member("a", kind=tarfile.LNKTYPE, linkname=".")], "no file"),
     "hard link to a whiteout": ([member(".wh.b", b""), member("a", kind=tarfile.LNKTYPE, linkname="b")], "no file"),
-    "character device": ([member("null", kind=tarfile.CHRTYPE, devmajor=1, devminor=3, **ME)], "device node"),
-    "block device": ([member("sda", kind=tarfile.BLKTYPE, devmajor=8, **ME)], "device node"),
-    "a whiteout as device": ([member("w", kind=tarfile.CHRTYPE, **ME)], "device node"),
     "whiteout of the parent": ([member("a/.wh...", b"", **ME)], "whiteout of no name"),
     "whiteout of itself": ([member("a/.wh..", b"", **ME)], "whiteout of no name"),
     "whiteout of nothing": ([member("a/.wh.", b"", **ME)], "whiteout of no name"),
-    "aufs": ([member(".wh..wh.plnk", b"", **ME)], "whiteout of no name"),
     "whiteout directory": ([member(".wh.a", **ME)], "no empty file"),
     "below a whiteout": ([member(".wh.a/b", b"", **ME)], "reserved"),
     "whiteout with content": ([member(".wh.a", b"x", **ME)], "no empty file"),
-    "file over directory": ([member("a", **ME), member("a", b"", **ME)], "replace a directory"),
-    "link over directory": ([member("a", **ME), member("a", linkname="OUT", **ME)], "replace a directory"),
     "file over the root": ([member("./.", b"", **ME)], "no name"),
     "long name": ([member("n" * 256, b"", **ME)], "too long"),
     "long path": ([member("n/" * 2048 + "x", b"", **ME)], "overlong|too long"),
@@ -144,6 +138,131 @@ ESCAPES: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
     "too many IDs": ([member("a", b"", uid=65536)], "belongs to 65536:0"),
     "negative IDs": ([member("a", b"", gid=-1)], "belongs to 0:-1"),
 }
+
+
+def link(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
+    return member(name, kind=tarfile.LNKTYPE, linkname=target, **ME)
+
+
+def node(name: str, kind: bytes = tarfile.CHRTYPE, **more: Any) -> tuple[tarfile.TarInfo, bytes]:
+    return member(name, kind=kind, **more, **ME)
+
+
+# what is odd and common: the files that come of it, with their contents; None is a directory
+ODD: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], dict[str, bytes | None]]] = {
+    "absolute names": (
+        [member("/", mode=0o750, **ME), member("/d", **ME), member("/d/one", b"1", **ME), link("two", "/d/one")],
+        {"d": None, "d/one": b"1", "two": b"1"},
+    ),
+    "many slashes": (
+        [member("//a//./b/", **ME), member("///a/b/c", b"1", **ME)],
+        {"a": None, "a/b": None, "a/b/c": b"1"},
+    ),
+    "device nodes": (
+        [
+            node("dev/console", devmajor=5, devminor=1),
+            node("sda", tarfile.BLKTYPE, devmajor=8),
+            member("f", b"1", **ME),
+        ],
+        {"dev": None, "f": b"1"},
+    ),
+    "a device node that looks like a whiteout": ([node("w"), member("f", b"1", **ME)], {"f": b"1"}),
+    "links to device nodes": ([node("null", devmajor=1, devminor=3), link("a", "null"), link("b", "a")], {}),
+    "aufs leftovers": (
+        [
+            *(member(".wh..wh.plnk", **ME), member(".wh..wh.plnk/7.8", b"1", **ME), link("a/b", ".wh..wh.plnk/7.8")),
+            *(member(".wh..wh.aufs", b"", **ME), member(".wh..wh.orph", **ME), member(".wh..wh.orph/x", b"2", **ME)),
+            *(member("a/.wh..wh.x", b"", **ME), member("c", b"3", **ME)),
+        ],
+        {"a": None, "a/b": b"1", "c": b"3"},
+    ),
+    "a file over a directory": (
+        [member("a", **ME), member("a/b/c", b"1", **ME), member("a", b"2", **ME), member("d", b"3", **ME)],
+        {"a": b"2", "d": b"3"},
+    ),
+    "a link over a directory": (
+        [member("a/b", b"1", **ME), member("c", b"2", **ME), link("a", "c")],
+        {"a": b"2", "c": b"2"},
+    ),
+    "a directory over a file, and back": (
+        [member("a", b"1", **ME), member("a", **ME), member("a/b", b"2", **ME), member("a", b"3", **ME)],
+        {"a": b"3"},
+    ),
+    "a directory over a link": (
+        [member("a", linkname="OUT", **ME), member("a", **ME), member("a/secret", b"1", **ME)],
+        {"a": None, "a/secret": b"1"},
+    ),
+    "a directory over a file, implied": (
+        [member("x/a", b"1", **ME), member("x", b"2", **ME), member("y", b"", **ME)],
+        {"x": b"2", "y": b""},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_archives_are_extracted_and_change_nothing_outside(case: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    before = tree(outside)
+    members, wanted = ODD[case]
+    for info, _ in members:
+        info.linkname = info.linkname.replace("OUT", str(outside))
+    assert unpack(tar(*members), tmp_path / "t") == len(members)
+    found = sorted((tmp_path / "t").rglob("*"))
+    assert not any(path.is_symlink() or path.is_char_device() or path.is_block_device() for path in found)
+    assert {str(p.relative_to(tmp_path / "t")): None if p.is_dir() else p.read_bytes() for p in found} == wanted
+    assert tree(outside) == before
+
+
+def test_absolute_names_stay_below_the_root(tmp_path: Path) -> None:
+    """The control of the above: the same names, taken at their word, are of files outside."""
+    (tmp_path / "outside").mkdir()
+    name = f"{tmp_path}/outside/new"
+    unpack(tar(member(name, b"1", **ME), link("hard", name)), tmp_path / "t")
+    assert not Path(name).exists()
+    assert (tmp_path / "t" / name.strip("/")).read_bytes() == (tmp_path / "t/hard").read_bytes() == b"1"
+
+
+def test_a_hard_link_into_a_lower_layer_becomes_a_symbolic_one(tmp_path: Path) -> None:
+    """What it leads to is looked for in the root of who follows it: in the container's, all layers together."""
+    links = [link("a", "bin/tool"), link("d/b", "./d/nothing"), link("/c", "/x/./tool")]
+    unpack(tar(*links, member("here", b"1", **ME), link("e", "here")), tmp_path)
+    found = {name: os.readlink(tmp_path / name) for name in ("a", "d/b", "c")}
+    assert found == {"a": "/bin/tool", "d/b": "/d/nothing", "c": "/x/tool"}
+    assert (tmp_path / "e").samefile(tmp_path / "here")  # the control
+    with pytest.raises(Invalid, match="not there"):
+        unpack(tar(*links), tmp_path / "plain", plain=True)
+
+
+def test_a_note_tells_what_was_left_out(tmp_path: Path) -> None:
+    def notes(*members: tuple[tarfile.TarInfo, bytes]) -> list[str]:
+        fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return extract(Reader(io.BytesIO(tar(*members)).read), fd, ROOM).notes
+        finally:
+            os.close(fd)
+
+    assert notes(member("f", b"", **ME), member(".wh.g", b"", **ME)) == []
+    assert notes(node("dev/x")) == ["device node 'dev/x' left out: instances have their own devices"]
+    assert notes(link("a", "b")) == ["hard link 'a' into a lower layer made a symbolic link"]
+    assert "'dev/x' and 2 more" in notes(node("dev/x"), node("dev/y"), node("dev/x"), link("z", "dev/x"))[0]
+
+
+@pytest.mark.parametrize("order", ["whiteout first", "whiteout last"])
+@pytest.mark.parametrize("below", [["a"], ["a/b"], ["a/b/c", "a/d"], ["x/a/b", "x/a"]])
+def test_a_whiteout_and_what_is_made_anew_there(tmp_path: Path, below: list[str], order: str) -> None:
+    """image-spec, layer.md: a whiteout hides what lower layers have, and never what its own layer has."""
+    prefix = "x/" if below[0].startswith("x/") else ""
+    files = [member(f"{name}/f", name.encode(), **ME) for name in below]
+    hiding = [member(f"{prefix}.wh.a", b"", **ME)]
+    unpack(tar(*(hiding + files if order == "whiteout first" else files + hiding)), tmp_path)
+    for name in below:
+        assert (tmp_path / name / "f").read_bytes() == name.encode()
+    assert os.getxattr(tmp_path / f"{prefix}a", "trusted.overlay.opaque") == b"y"
+    assert [str(p) for p in tmp_path.rglob("*") if "trusted.overlay.opaque" in os.listxattr(p)] == [
+        f"{tmp_path}/{prefix}a"
+    ]
 
 
 @pytest.mark.parametrize("case", ESCAPES)

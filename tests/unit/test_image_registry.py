@@ -24,6 +24,7 @@ def fatal(message: str) -> list[str]:
         (fatal("reading manifest x in r/app: unauthorized: authentication required"), Denied),
         (fatal("reading manifest x in r/app: manifest unknown"), NotFound),
         (fatal("no image found in manifest list for architecture amd64"), Invalid),
+        (fatal("choosing an image from manifest list docker://r: no image found in image index for amd64"), Invalid),
         (fatal("something\\nnew"), Failed),
         ([], Failed),
     ],
@@ -33,6 +34,17 @@ def test_errors_are_explained(lines: list[str], kind: type[InsulaError]) -> None
     assert type(error) is kind
     assert error.hint
     assert "\n" not in str(error)
+
+
+def test_the_cause_is_told_in_whole_words() -> None:
+    """skopeo says first what it wanted, and last why not; what is cut is cut between two of these."""
+    where = "initializing source docker://r.example/app:1: reading manifest 1 in r.example/app"
+    why = r"Get \"https://r.example/v2/\": proxyconnect tcp: EOF, said by the proxy"
+    plain = why.replace("\\", "")
+    assert explain(parse("r.example/app:1"), fatal(f"{'x' * 150}: {why}")).message.endswith(f"failed: '{plain}'")
+    assert explain(parse("r.example/app:1"), fatal(f"{where}: {why}")).message.endswith(f"failed: '{where}: {plain}'")
+    long = explain(parse("r.example/app:1"), fatal("start: " + "y" * 500)).message
+    assert "'yyy" in long and long.endswith("...'") and "start" not in long
 
 
 def test_a_login_shows_no_password() -> None:

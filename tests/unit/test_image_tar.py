@@ -167,6 +167,8 @@ def record(key: bytes, value: bytes) -> bytes:
         (pax(record(b"path", b"a")) + bytes(1024), "after an extended header"),
         (pax(record(b"GNU.sparse.map", b"0,5"), record(b"GNU.sparse.size", b"9")) + header(), "broken map"),
         (pax(record(b"GNU.sparse.map", b"5,0,0,0"), record(b"GNU.sparse.size", b"9")) + header(), "broken map"),
+        (pax(record(b"GNU.sparse.map", b"0,3,2,2"), record(b"GNU.sparse.size", b"9")) + header(), "broken map"),
+        (pax(record(b"GNU.sparse.map", b"4,1,0,4"), record(b"GNU.sparse.size", b"9")) + header(), "broken map"),
         (pax(record(b"GNU.sparse.map", b"0"), record(b"GNU.sparse.size", b"9")) + header(), "broken map"),
         (pax(record(b"GNU.sparse.major", b"2"), record(b"GNU.sparse.minor", b"0")) + header(), "unknown format"),
         (tar(member("g", record(b"path", b"x"), kind=tarfile.XGLTYPE), end=False, format=0) + header(), "all members"),
@@ -174,6 +176,68 @@ def record(key: bytes, value: bytes) -> bytes:
 )
 def test_what_no_standard_allows_is_refused(data: bytes, why: str) -> None:
     refused(data, why)
+
+
+def test_pieces_of_a_sparse_file_may_touch_but_not_overlap() -> None:
+    def sparse(places: bytes) -> bytes:
+        return pax(record(b"GNU.sparse.map", places), record(b"GNU.sparse.size", b"9")) + tar(member("s", b"12345"))
+
+    assert read(sparse(b"0,3,3,2"))[0][1] == b"12345\0\0\0\0"
+    assert read(sparse(b"1,0,1,3,7,2"))[0][1] == b"\x00123\0\0\x0045"
+    for overlapping in (b"0,3,2,2", b"0,4,3,1", b"3,2,0,3", b"0,3,0,2"):
+        refused(sparse(overlapping), "broken map")
+
+
+def test_global_headers_hold_for_all_that_follow_until_the_next() -> None:
+    """pax(1): a global record is a default, an own one wins, and a later global one replaces it."""
+
+    def everyone(*records: bytes) -> bytes:
+        return tar(member("g", b"".join(records), kind=tarfile.XGLTYPE), end=False, format=0)
+
+    def some(name: str) -> bytes:
+        return tar(member(name, b"", uid=1, gid=2, mtime=3), end=False, format=0)
+
+    data = (
+        some("before")
+        + everyone(record(b"uid", b"7"), record(b"comment", b"of git-archive"), record(b"mtime", b"5.5"))
+        + some("all")
+        + pax(record(b"uid", b"8"))
+        + some("own")
+        + everyone(record(b"uid", b"9"))
+        + some("last")
+    )
+    found = [(entry.name, entry.uid, entry.gid, entry.mtime_ns) for entry, _ in read(data + bytes(1024))]
+    assert found == [
+        (b"before", 1, 2, 3 * 10**9),
+        (b"all", 7, 2, 5_500_000_000),
+        (b"own", 8, 2, 5_500_000_000),
+        (b"last", 9, 2, 5_500_000_000),
+    ]
+
+
+def test_global_headers_keep_nothing_that_is_not_used() -> None:
+    """Hostile: a megabyte of records that would be copied for each of a million members."""
+    many = b"".join(record(b"key%d" % number, b"x") for number in range(10_000))
+    reader = Reader(io.BytesIO(tar(member("g", many, kind=tarfile.XGLTYPE), end=False, format=0) + header()).read)
+    assert [entry.name for entry in reader] == [b"file"]
+    assert reader._globals == {}
+
+
+@pytest.mark.parametrize("kind", [b"\0", b"0", b"7"])
+def test_files_of_all_times(kind: bytes) -> None:
+    """The seventh edition's tar knew no kinds, no magic and no prefix; 7 was for files that lie in one piece."""
+    old = bytearray(header(kind=kind, magic=b"\0" * 8, name=b"old".ljust(100, b"\0")))
+    old[345:350] = b"ghost"  # where ustar has its prefix
+    old[148:156] = b" " * 8
+    old[148:156] = b"%06o\0 " % sum(old)
+    [(entry, content)] = read(bytes(old) + bytes(1024))
+    assert (entry.kind, entry.name, content) == (tarfile.REGTYPE, b"old", b"")
+    assert read(header(kind=kind, name=b"new".ljust(100, b"\0")) + bytes(1024))[0][0].kind == tarfile.REGTYPE
+
+
+def test_a_directory_of_the_seventh_edition_is_a_name_with_a_slash() -> None:
+    old = header(kind=b"\0", magic=b"\0" * 8, name=b"dir/".ljust(100, b"\0"))
+    assert read(old + bytes(1024))[0][0].kind == tarfile.DIRTYPE
 
 
 def test_a_wrong_field_in_a_later_header_is_no_end() -> None:

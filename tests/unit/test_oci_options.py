@@ -204,17 +204,10 @@ def test_state_starts_in_milliseconds_because_it_imports_little() -> None:
 # -- parts of verbs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("9", 9), ("KILL", 9), ("sigterm", 15), ("RTMIN+3", 37), ("SIGRTMAX-1", 63), ("SIGRTMIN", 34)]
-)
-def test_signals(text: str, number: int) -> None:
-    assert signal_number(text) == number
-
-
-@pytest.mark.parametrize("text", ["", "32", "65", "-9", "SIG9", "FOO", "RTMIN+31", "²"])
-def test_no_signals(text: str) -> None:
+def test_signal_0_is_for_kill_alone() -> None:
+    assert (signal_number("0"), signal_number("sigrtmin+3")) == (0, 37)
     with pytest.raises(Invalid, match="there is no signal"):
-        signal_number(text)
+        signal_number("32")
 
 
 def test_ps_shows_the_containers_lines_only() -> None:

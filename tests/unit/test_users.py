@@ -122,6 +122,19 @@ def test_image_without_files(tmp_path: Path) -> None:
         resolve("web", [tmp_path])
 
 
+def test_a_line_of_passwd_may_end_early(tmp_path: Path) -> None:
+    """Five fields, or four: the rest is empty, as with docker; less is no line."""
+    lines = "five:x:5:50:gecos\nfour:x:4:40\nthree:x:3\nsix:x:6:60::/six\n"
+    root = image(tmp_path, lines)
+    assert [(u.uid, u.gid, u.home) for u in (resolve(name, [root]) for name in ("five", "four", "six"))] == [
+        (5, 50, "/"),
+        (4, 40, "/"),
+        (6, 60, "/six"),
+    ]
+    with pytest.raises(Invalid):
+        resolve("three", [root])
+
+
 def test_upper_layers_hide_lower_ones(tmp_path: Path) -> None:
     low, mid, up = image(tmp_path / "low"), image(tmp_path / "mid", "web:x:1:1::/mid:\n", None), tmp_path / "up"
     up.mkdir()

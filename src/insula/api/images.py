@@ -10,8 +10,8 @@ from litestar import Controller, Request, delete, get, post
 from litestar.params import JSONBody
 from litestar.response import Stream
 
-from insula.api.parameters import Name, TheCloud, Word
-from insula.api.streams import archive, json_lines, primed, spooled
+from insula.api.parameters import Name, OptionalWord, TheCloud, Word
+from insula.api.streams import archive, json_lines, primed, spooled, while_connected
 from insula.model.objects import Image, Struct
 
 
@@ -39,6 +39,11 @@ class PushSpec(Struct):
 class BaseSpec(Struct):
     distribution: Literal["debian"] = "debian"
     release: str | None = None
+
+
+class TagSpec(Struct):
+    source: str
+    name: str
 
 
 class SaveSpec(Struct):
@@ -91,18 +96,27 @@ class ImageController(Controller):
         )
 
     @post("/load", request_max_body_size=None, summary="Take the images of an OCI layout or docker-archive, a tar")
-    async def load(self, cloud: TheCloud, tenant: Name, request: Request[Any, Any, Any]) -> Sequence[Image]:
+    async def load(
+        self, cloud: TheCloud, tenant: Name, request: Request[Any, Any, Any], name: OptionalWord = None
+    ) -> Sequence[Image]:
         async with spooled(request, cloud.settings.root) as path:
-            return await cloud.images.load(tenant, path)
+            return await while_connected(request, cloud.images.load(tenant, path, name=name))
 
     @post("/import", request_max_body_size=None, summary="Make an image of the tar of a root file system")
     async def import_rootfs(self, cloud: TheCloud, tenant: Name, name: Word, request: Request[Any, Any, Any]) -> Image:
         async with spooled(request, cloud.settings.root) as path:
-            return await cloud.images.import_(tenant, path, name=name)
+            return await while_connected(request, cloud.images.import_(tenant, path, name=name))
+
+    @post("/tag", summary="Give an image one more name")
+    async def tag(self, cloud: TheCloud, tenant: Name, data: JSONBody[TagSpec]) -> Image:
+        return await cloud.images.tag(tenant, data.source, data.name)
 
     @post("/save", status_code=200, summary="Images as one archive, a tar")
-    async def save(self, cloud: TheCloud, tenant: Name, data: JSONBody[SaveSpec]) -> Stream:
-        return archive(await primed(cloud.images.save(tenant, data.names, format=data.format)))
+    async def save(
+        self, cloud: TheCloud, tenant: Name, data: JSONBody[SaveSpec], request: Request[Any, Any, Any]
+    ) -> Stream:
+        pieces = primed(cloud.images.save(tenant, data.names, format=data.format))
+        return archive(await while_connected(request, pieces))
 
 
 Progress = Callable[[str], None]

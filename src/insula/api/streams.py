@@ -10,23 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request
 from litestar.response import Stream
 
+from insula.image.limits import MAX_SIZE as MAX_UPLOAD
+from insula.image.limits import check_room
 from insula.model.errors import Failed, InsulaError, Invalid
 from insula.model.stream import Kind, encode
 
+T = TypeVar("T")
 log = logging.getLogger("insula.api")
 NDJSON = "application/x-ndjson"
 FRAMES = "application/vnd.insula.frames"
 TAR = "application/x-tar"
-MAX_UPLOAD = 20 << 30
 
 
 def json_lines(items: AsyncIterator[Any]) -> Stream:
@@ -125,7 +127,27 @@ async def spooled(request: Request[Any, Any, Any], directory: Path) -> AsyncIter
         os.close(fd)
 
 
+async def while_connected(request: Request[Any, Any, Any], work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away. The request's body was read before."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            return tasks[0].result()
+        raise Failed("the client went away", "try again")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
 def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
+    check_room(fd, "taking an upload")
     while view:
         view = view[os.write(fd, view) :]

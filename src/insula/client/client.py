@@ -149,10 +149,17 @@ class Images(Resource):
         body = {"distribution": distribution, "release": release}
         return self.client.lines("POST", "tenants", tenant, "images", "build-base", body=body)
 
-    def load(self, tenant: str, archive: Iterable[bytes]) -> Objects:
-        """The images of an OCI layout or docker-archive, a tar in pieces."""
-        with self.client.stream("POST", "tenants", tenant, "images", "load", upload=archive) as response:
+    def load(self, tenant: str, archive: Iterable[bytes], name: str | None = None) -> Objects:
+        """The images of an OCI layout or docker-archive, a tar in pieces; `name` is for one image."""
+        with self.client.stream(
+            "POST", "tenants", tenant, "images", "load", upload=archive, query={"name": name}
+        ) as response:
             return response.json()  # type: ignore[no-any-return]
+
+    def tag(self, tenant: str, source: str, name: str) -> Object:
+        """One more name for the image `source`."""
+        body = {"source": source, "name": name}
+        return self.client.call("POST", "tenants", tenant, "images", "tag", body=body)  # type: ignore[no-any-return]
 
     def import_(self, tenant: str, name: str, rootfs: Iterable[bytes]) -> Object:
         """An image from the tar of a root file system, in pieces."""

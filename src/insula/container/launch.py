@@ -175,8 +175,9 @@ def clone(plan: namespaces.Plan, owner: int, group: int | None) -> tuple[int, in
 class Layers:
     """Image layers as idmapped mounts in the spawner's own mount namespace, made once for each tenant and layer.
 
-    They are attached under short names in the current directory: the options of an overlay have little room. Whoever is
-    in the overlay can read them in its mountinfo, so they are random: numbers would tell how many others there are.
+    They are attached under short names in the current directory: the options of an overlay, of up to 500 layers, must
+    fit into a page. Whoever is in the overlay can read them in its mountinfo, so they are random: numbers would tell
+    how many others there are.
     The longest unused is dropped when there are too many; an overlay that uses it keeps its own copy.
     """
 
@@ -196,8 +197,7 @@ class Layers:
             if id_base not in self._namespaces:
                 self._namespaces[id_base] = process.user_namespace([(0, id_base, IDS)], [(0, id_base, IDS)])
             mount = mounts.idmapped(path, self._namespaces[id_base])
-            name = os.urandom(6).hex()
-            os.mkdir(name)
+            name = _random_directory()
             try:
                 linux.move_mount(mount, linux.AT_FDCWD, name)
             finally:
@@ -216,6 +216,17 @@ class Layers:
         name = self._mounted.pop(key)
         linux.umount2(name, linux.MNT_DETACH)
         os.rmdir(name)
+
+
+def _random_directory() -> str:
+    """The name of a new directory in the current one: five random letters and digits."""
+    while True:
+        name = "".join("0123456789abcdefghijklmnopqrstuv"[byte & 31] for byte in os.urandom(5))
+        try:
+            os.mkdir(name)
+        except FileExistsError:
+            continue
+        return name
 
 
 def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:

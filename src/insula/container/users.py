@@ -112,8 +112,8 @@ class _Group:
 
 def _passwd(root: Root) -> Iterator[_Passwd]:
     for fields in _lines(root, "/etc/passwd"):
-        if len(fields) >= 6 and (uid := _id(fields[2])) is not None and (gid := _id(fields[3])) is not None:
-            home = fields[5]
+        if len(fields) >= 4 and (uid := _id(fields[2])) is not None and (gid := _id(fields[3])) is not None:
+            home = fields[5] if len(fields) > 5 else ""  # as docker has it, a line may end early
             sound = home.startswith("/") and "\0" not in home and len(home.encode()) <= _MAX_HOME
             yield _Passwd(fields[0], uid, gid, home if sound else "/")
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal, ParamSpec, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -20,6 +22,8 @@ from insula.control.keys import IMAGES, INSTANCES, SHARED, TENANTS, USAGE
 from insula.control.quotas import guarded
 from insula.control.specs import typed
 from insula.control.tenants import Tenants
+from insula.image.job import Job
+from insula.image.limits import AT_ONCE, AT_ONCE_TENANT
 from insula.image.reference import normalise_reference
 from insula.image.registry import Auth
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
@@ -29,7 +33,7 @@ from insula.model.views import Usage
 from insula.store.protocol import Snapshot, TransactionConflict
 from insula.store.typed import Found
 
-P = ParamSpec("P")
+T = TypeVar("T")
 Progress = Callable[[str], None]
 BUSYBOX = "busybox:latest"
 _CHUNK = 1 << 18
@@ -49,6 +53,33 @@ class Images:
     def __init__(self, engine: Engine, tenants: Tenants) -> None:
         self.engine = engine
         self.tenants = tenants
+        self._of_all = asyncio.Semaphore(AT_ONCE)
+        self._of_tenant: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE_TENANT))
+
+    async def _work(self, tenant: str, method: Callable[..., T]) -> T:
+        """`method` of the image store, in a thread. When we are cancelled it is ended, and undoes itself.
+
+        A few at a time, in all and of each tenant; the others wait.
+        """
+        job = Job()
+        async with self._of_tenant[tenant], self._of_all:
+            thread = asyncio.ensure_future(asyncio.to_thread(method, job=job))
+            try:
+                return await asyncio.shield(thread)
+            except asyncio.CancelledError:
+                job.cancel()
+                thread.add_done_callback(self._drop)
+                await asyncio.wait((thread,))  # it may use what is the caller's until then
+                raise
+
+    def _drop(self, thread: asyncio.Future[Any]) -> None:
+        """Gives up what a method answered although it had been cancelled: nobody will record it."""
+        if thread.cancelled() or thread.exception() is not None:
+            return
+        result = thread.result()
+        for image in result if isinstance(result, list) else [result]:
+            if isinstance(image, Image):
+                self.engine.images.release(image.digest)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -88,14 +119,20 @@ class Images:
         """An image from the tar of a root file system."""
         await self.tenants.find(tenant)
         name = normalise_reference(name)
-        make = self.engine.images.import_rootfs
-        return await self._name(tenant, await asyncio.to_thread(make, rootfs, name=name, tenant=tenant, config=config))
+        make = partial(self.engine.images.import_rootfs, rootfs, name=name, tenant=tenant, config=config)
+        return await self._name(tenant, await self._work(tenant, make))
 
-    async def load(self, tenant: str, path: Path) -> Sequence[Image]:
-        """The images of an OCI layout (directory or tar) or docker-archive."""
+    async def load(self, tenant: str, path: Path, *, name: str | None = None) -> Sequence[Image]:
+        """The images of an OCI layout (directory or tar) or docker-archive; `name` is for one image."""
         await self.tenants.find(tenant)
-        images = await asyncio.to_thread(self.engine.images.load, path, tenant=tenant)
+        images = await self._work(tenant, partial(self.engine.images.load, path, tenant=tenant, name=name))
         return [await self._name(tenant, image) for image in images]
+
+    async def tag(self, tenant: str, source: str, name: str) -> Image:
+        """One more name for an image, which is the tenant's own whosever `source` is."""
+        await self.tenants.find(tenant)
+        image = (await self.find(tenant, source)).value
+        return await self._name(tenant, msgspec.structs.replace(image, name=normalise_reference(name)), check=image)
 
     async def pull(
         self,
@@ -109,7 +146,7 @@ class Images:
     ) -> Image:
         """Fetches from a registry; `progress` is called with lines, from a thread."""
         await self.tenants.find(tenant)
-        image = await asyncio.to_thread(
+        pull = partial(
             self.engine.images.pull,
             reference,
             tenant=tenant,
@@ -118,7 +155,7 @@ class Images:
             insecure=insecure,
             progress=progress,
         )
-        return await self._name(tenant, image)
+        return await self._name(tenant, await self._work(tenant, pull))
 
     async def build_base(
         self, tenant: str, distribution: str, release: str | None = None, *, progress: Progress | None = None
@@ -128,8 +165,8 @@ class Images:
         It is called by its release; if none was asked for, then ``latest`` as well.
         """
         await self.tenants.find(tenant)
-        build = self.engine.images.build_base
-        image = await self._name("", await asyncio.to_thread(build, distribution, release, progress))
+        build = partial(self.engine.images.build_base, distribution, release, progress)
+        image = await self._name("", await self._work(tenant, build))
         if release is None:
             await self._name("", msgspec.structs.replace(image, name=f"{distribution}:latest"))
         return image
@@ -145,15 +182,24 @@ class Images:
                 pass  # the content was lost: make it again
         await self._name("", await asyncio.to_thread(self.engine.images.build_busybox))
 
-    async def _name(self, tenant: str, image: Image) -> Image:
-        """Binds the name to the content; a name that was bound to other content now means this."""
+    async def _name(self, tenant: str, image: Image, *, check: Image | None = None) -> Image:
+        """Binds the name to the content; a name that was bound to other content now means this.
+
+        The content is new, and kept for us until now; or it is that of the image `check`, which must still be there.
+        """
         store, owner = self.engine.store, tenant or SHARED
         image = msgspec.structs.replace(image, tenant=tenant)
 
         async def attempt(guard: Found[Usage]) -> None:
             found = await self.tenants.find(tenant)
+            same = []
+            if check is not None:
+                source = await self.find(tenant, check.name)
+                if source.value.digest != check.digest:
+                    raise Conflict(f"image {check.name} was changed at the same time", "try again")
+                same = [IMAGES.unchanged(source, source.value.tenant or SHARED, check.name)]
             await store.transact(
-                [TENANTS.unchanged(found, tenant), USAGE.unchanged(guard, tenant)],
+                [TENANTS.unchanged(found, tenant), USAGE.unchanged(guard, tenant), *same],
                 [IMAGES.put(image, owner, image.name), USAGE.put(guard.value, tenant)],
             )
 
@@ -163,7 +209,8 @@ class Images:
             else:
                 await store.transact([], [IMAGES.put(image, owner, image.name)])
         finally:
-            self.engine.images.release(image.digest)
+            if check is None:
+                self.engine.images.release(image.digest)
         return image
 
     # -- going out -------------------------------------------------------------------------------------------------
@@ -180,7 +227,7 @@ class Images:
     ) -> None:
         """Sends to a registry, under its own name or as `reference`."""
         image = await self.get(tenant, name)
-        await asyncio.to_thread(
+        push = partial(
             self.engine.images.push,
             image,
             reference or name,
@@ -188,6 +235,7 @@ class Images:
             insecure=insecure,
             progress=progress,
         )
+        await self._work(tenant, push)
 
     async def save(
         self,
@@ -200,7 +248,7 @@ class Images:
         images = [await self.get(tenant, name) for name in names]
         with tempfile.TemporaryDirectory(prefix="save-", dir=self.engine.settings.root) as directory:
             path = Path(directory) / "images.tar"
-            await asyncio.to_thread(self.engine.images.save, images, path, format=format)
+            await self._work(tenant, partial(self.engine.images.save, images, path, format=format))
             with path.open("rb") as file:
                 while piece := await asyncio.to_thread(file.read, _CHUNK):
                     yield piece

@@ -21,13 +21,13 @@ from insula.control.explain import explain
 from insula.control.keys import INSTANCES
 from insula.control.limits import check_running, not_running
 from insula.control.processes import views
-from insula.control.specs import parse_signal, typed
+from insula.control.specs import typed
 from insula.control.supervisor import Member, Supervisor, as_exit
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec, InstanceStatus
 from insula.model.stream import Kind
-from insula.model.units import check_label
+from insula.model.units import check_label, parse_signal
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch
 
 T = TypeVar("T")

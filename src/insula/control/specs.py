@@ -17,13 +17,12 @@ from insula.control.quotas import check_resources
 from insula.model.errors import Invalid
 from insula.model.health import plan
 from insula.model.objects import InstanceSpec
-from insula.model.units import check_label, shorten
+from insula.model.units import check_label, parse_signal, shorten
 from insula.network.addresses import parse_mac
 
 MAX_LOG = 1 << 40
 _PART = "[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?"
 _DOMAIN = re.compile(rf"{_PART}(\.{_PART})*\.?")
-SIGNALS = {f"SIG{s.name.removeprefix('SIG')}": int(s) for s in signal.Signals}
 
 
 def check(spec: InstanceSpec) -> InstanceSpec:
@@ -90,23 +89,11 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def parse_signal(text: str) -> int:
-    """The number of ``SIGTERM``, ``term`` or ``15``; Invalid if there is no such signal."""
-    name = text.upper()
-    if name.isdigit() and name.isascii() and 1 <= int(name[:4]) <= signal.SIGRTMAX:
-        return int(name)
-    if number := SIGNALS.get(f"SIG{name.removeprefix('SIG')}"):
-        return number
-    if match := re.fullmatch(r"(?:SIG)?RTMIN\+([0-9]{1,2})", name):
-        number = signal.SIGRTMIN + int(match[1])
-        if number <= signal.SIGRTMAX:
-            return number
-    raise Invalid(f"there is no signal {shorten(text)}", "signal(7) lists them, as in SIGTERM or 15")
-
-
 def signal_name(number: int) -> str:
-    """``SIGTERM`` for 15; a real-time signal stays a number."""
-    return next((name for name, value in SIGNALS.items() if value == number), str(number))
+    """``SIGTERM`` for 15, ``SIGRTMIN+3`` for 37."""
+    if signal.SIGRTMIN < number < signal.SIGRTMAX:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+    return signal.Signals(number).name
 
 
 def make_name(image: str) -> str:

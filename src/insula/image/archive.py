@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import msgspec
 
-from insula.image import manifest
+from insula.image import manifest, platform
 from insula.image.blobs import Blobs, digest_of, hex_of, sync_directory
+from insula.image.job import Job
+from insula.image.limits import MAX_DEPTH, MAX_DOCUMENT, MAX_DOCUMENTS, MAX_IMAGES
 from insula.image.manifest import Descriptor, Index, Manifest
 from insula.image.reference import normalise_reference
 from insula.kernel import linux
@@ -29,7 +31,6 @@ from insula.model.errors import Invalid
 from insula.model.objects import Image
 from insula.model.units import shorten
 
-MAX_IMAGES = 64
 REF_NAME = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME = "io.containerd.image.name"
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -93,13 +94,14 @@ class Layout:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self._documents = 0
 
     def open(self, digest: str) -> BinaryIO:
         return self._tree.open(f"blobs/sha256/{hex_of(digest)}")
 
     def images(self) -> list[tuple[bytes, str | None]]:
         """The manifests for this machine, with the names they were given."""
-        index = manifest.read_document(self._tree.read("index.json", manifest.MAX_DOCUMENT))
+        index = manifest.read_document(self._tree.read("index.json", MAX_DOCUMENT))
         if not isinstance(index, Index):
             raise Invalid("the archive's index.json is not an index", "the archive is damaged")
         if len(index.manifests) > MAX_IMAGES:
@@ -114,13 +116,13 @@ class Layout:
         if not found:
             has = f" (it has {', '.join(sorted(others)[:8])})" if others else ""
             raise Invalid(
-                f"the archive has no image for linux/{manifest.architecture()}{has}", "use one made for this machine"
+                f"the archive has no image for linux/{platform.architecture()}{has}", "use one made for this machine"
             )
         return found
 
     def _choose(self, entry: Descriptor, depth: int, others: set[str]) -> bytes | None:
         """The manifest behind `entry`, through indexes, that suits this machine."""
-        if depth > manifest.MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise Invalid("the archive's indexes are nested too deeply", "don't use this image")
         if not manifest.matches(entry.platform):
             assert entry.platform is not None
@@ -128,14 +130,17 @@ class Layout:
             return None
         if entry.media_type not in manifest.INDEXES | manifest.MANIFESTS:
             raise Invalid(f"{shorten(entry.media_type)} in the archive is no image", "use an OCI or Docker image")
+        self._documents += 1
+        if self._documents > MAX_DOCUMENTS:
+            raise Invalid("the archive has too many manifests", f"at most {MAX_DOCUMENTS} are read")
         with self.open(entry.digest) as file:
-            data = file.read(manifest.MAX_DOCUMENT + 1)
+            data = file.read(MAX_DOCUMENT + 1)
         if digest_of(data) != entry.digest or len(data) != entry.size:
             raise Invalid(f"the manifest {entry.digest[:19]}… is damaged", "fetch the archive again")
         document = manifest.read_document(data)
         if isinstance(document, Manifest):
             return data
-        for part in document.manifests:
+        for part in manifest.by_preference(document.manifests):
             if (chosen := self._choose(part, depth + 1, others)) is not None:
                 return chosen
         return None
@@ -150,7 +155,7 @@ def read(tree: Tree) -> Layout | list[DockerEntry]:
             "the archive is neither an OCI layout nor a docker-archive",
             "for the tar of a root file system use: insula image import",
         )
-    data = tree.read("manifest.json", manifest.MAX_DOCUMENT)
+    data = tree.read("manifest.json", MAX_DOCUMENT)
     try:
         entries = msgspec.json.decode(data, type=list[DockerEntry])
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as e:
@@ -160,23 +165,21 @@ def read(tree: Tree) -> Layout | list[DockerEntry]:
     return entries
 
 
-def name_of(own: str | None) -> str:
-    """The name under which an archive's image is kept. Raises Invalid if it has none."""
-    if own is None or own == "latest":
-        raise Invalid("the image in the archive has no name", "give it one with --name")
-    return normalise_reference(own)
+def name_of(own: str | None, digest: str = "") -> str:
+    """The name under which an archive's image is kept: its own, or ``sha256:…`` for one without."""
+    return normalise_reference(own or digest)
 
 
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def write(blobs: Blobs, images: Sequence[Image], path: Path, *, docker: bool) -> None:
+def write(blobs: Blobs, images: Sequence[Image], path: Path, job: Job, *, docker: bool) -> None:
     """A tar of an OCI layout, with Docker's manifest.json if `docker`: the same images make the same bytes."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "xb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                _write_members(blobs, images, tar, docker)
+                _write_members(blobs, images, tar, job, docker)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
@@ -186,12 +189,26 @@ def write(blobs: Blobs, images: Sequence[Image], path: Path, *, docker: bool) ->
             partial.unlink()
 
 
-def _write_members(blobs: Blobs, images: Sequence[Image], tar: tarfile.TarFile, docker: bool) -> None:
+class _Checked(io.RawIOBase):
+    """A file whose reading ends with the job."""
+
+    def __init__(self, file: BinaryIO, job: Job) -> None:
+        self._file, self._job = file, job
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        self._job.check()
+        return self._file.read(size)
+
+
+def _write_members(blobs: Blobs, images: Sequence[Image], tar: tarfile.TarFile, job: Job, docker: bool) -> None:
     descriptors: list[Descriptor] = []
     entries: dict[str, DockerEntry] = {}
     needed: set[str] = set()
     for image in images:
-        data = blobs.read(image.digest, manifest.MAX_DOCUMENT)
+        data = blobs.read(image.digest, MAX_DOCUMENT)
         document = manifest.read_document(data)
         assert isinstance(document, Manifest)
         needed |= {image.digest, document.config.digest, *(layer.digest for layer in document.layers)}
@@ -216,7 +233,7 @@ def _write_members(blobs: Blobs, images: Sequence[Image], tar: tarfile.TarFile, 
         _add(tar, "manifest.json", msgspec.json.encode(list(entries.values())))
     for digest in sorted(needed):
         with blobs.open(digest) as blob:
-            _add_file(tar, _blob_path(digest), blob, os.fstat(blob.fileno()).st_size)
+            _add_file(tar, _blob_path(digest), _Checked(blob, job), os.fstat(blob.fileno()).st_size)
 
 
 def _blob_path(digest: str) -> str:
@@ -227,7 +244,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     _add_file(tar, name, io.BytesIO(data), len(data))
 
 
-def _add_file(tar: tarfile.TarFile, name: str, source: BinaryIO, size: int) -> None:
+def _add_file(tar: tarfile.TarFile, name: str, source: IO[bytes] | _Checked, size: int) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o644
     if size >= 1 << 33:  # beyond ustar's octal digits

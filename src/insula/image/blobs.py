@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from insula.image.job import Job
+from insula.image.limits import check_room
 from insula.model.errors import Failed, InsulaError, Invalid, NotFound
 
 CHUNK = 1 << 20
@@ -47,14 +49,16 @@ def failure(e: OSError, doing: str) -> Failed:
     return Failed(f"{doing} failed: {os.strerror(e.errno or 0)}", "see the log of insulad")
 
 
-def copy(source: BinaryIO, target: Path, *, limit: int, digest: str | None = None) -> tuple[str, int]:
+def copy(source: BinaryIO, target: Path, *, limit: int, digest: str | None = None, job: Job) -> tuple[str, int]:
     """Copies `source` to the new file `target`, synced: its digest and size.
 
-    Raises Invalid if there are more than `limit` bytes or if the digest is not `digest`.
+    Raises Invalid if there are more than `limit` bytes or if the digest is not `digest`; Cancelled with the job.
     """
     hasher, size = hashlib.sha256(), 0
     with open(target, "xb", buffering=0) as out:
         while chunk := source.read(CHUNK):
+            job.check()
+            check_room(out.fileno(), "copying an image")
             size += len(chunk)
             if size > limit:
                 raise Invalid(f"more than {limit} bytes", "this is larger than images may be here")

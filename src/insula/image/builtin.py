@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from insula.image.manifest import architecture
+from insula.image.job import Job
+from insula.image.platform import architecture
 from insula.model.errors import Failed, Invalid, NotFound, Unavailable
 from insula.model.objects import ImageConfig
 from insula.model.units import shorten
@@ -109,7 +110,7 @@ _EMPTY = ("dev", "proc", "sys", "run", "tmp", "var/cache/apt/archives", "var/lib
 
 
 def write_base(
-    directory: Path, distribution: str, release: str | None, progress: Callable[[str], None]
+    directory: Path, distribution: str, release: str | None, progress: Callable[[str], None], job: Job
 ) -> tuple[Path, str]:
     """Bootstraps a minimal Debian in `directory`: the path of its tar, and the image's name."""
     if distribution != "debian":
@@ -121,12 +122,12 @@ def write_base(
     root, tar = directory / "rootfs", directory / "rootfs.tar"
     root.mkdir()
     root.chmod(0o755)
-    _debootstrap(release, mirror, root, progress)
-    _pack(root, tar)
+    _debootstrap(release, mirror, root, progress, job)
+    _pack(root, tar, job)
     return tar, f"debian:{release}"
 
 
-def _debootstrap(release: str, mirror: Mirror, root: Path, progress: Callable[[str], None]) -> None:
+def _debootstrap(release: str, mirror: Mirror, root: Path, progress: Callable[[str], None], job: Job) -> None:
     """In namespaces of its own, so that its mounts and processes end with it, also when it is killed."""
     command = [
         *("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -150,16 +151,14 @@ def _debootstrap(release: str, mirror: Mirror, root: Path, progress: Callable[[s
     except FileNotFoundError:
         raise Unavailable("debootstrap(8) is not installed", "apt install debootstrap") from None
     last = ""
-    try:
+    with job.killing(process):
         assert process.stdout is not None
         for line in process.stdout:
             if text := "".join(c for c in line[:200] if c.isprintable()).strip():
                 last = text if text[:2] in ("E:", "W:") or not last.startswith("E:") else last
                 progress(text)
         process.wait()
-    finally:
-        process.kill()
-        process.wait()
+    job.check()
     if process.returncode != 0:
         if "No space left" in last:
             raise Failed("the disk is full while building a base image", "free some space: insula image rm")
@@ -169,7 +168,7 @@ def _debootstrap(release: str, mirror: Mirror, root: Path, progress: Callable[[s
         )
 
 
-def _pack(root: Path, tar: Path) -> None:
+def _pack(root: Path, tar: Path, job: Job) -> None:
     for name in _CLEAN:
         (root / name).unlink(missing_ok=True)
     (root / "etc/machine-id").touch(mode=0o444)
@@ -181,11 +180,11 @@ def _pack(root: Path, tar: Path) -> None:
         "--xattrs-include=security.capability",
     ]
     command += ["--one-file-system", *(f"--exclude=./{name}/*" for name in _EMPTY), "."]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        if "No space left" in done.stderr:
+    status, err = job.run(command)
+    if status != 0:
+        if b"No space left" in err:
             raise Failed("the disk is full while building a base image", "free some space: insula image rm")
-        raise Failed(f"tar failed: {shorten(done.stderr[-120:], 130)}", "see the log of insulad")
+        raise Failed(f"tar failed: {shorten(err[-120:].decode(errors='replace'), 130)}", "see the log of insulad")
 
 
 def host_release() -> str:

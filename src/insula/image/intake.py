@@ -8,6 +8,7 @@ must bring all of its blobs, so a tenant can't reach into another's images with 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,21 +18,22 @@ import msgspec
 
 from insula.image import archive, manifest, worker
 from insula.image.blobs import copy, digest_of, hex_of, write
-from insula.image.layer import Limits
+from insula.image.job import Job
+from insula.image.limits import MAX_DOCUMENT, MAX_LAYERS, PATIENCE, Budget
 from insula.image.manifest import Descriptor, Manifest
 from insula.image.staging import remove
 from insula.model.errors import Failed, Invalid
 from insula.model.objects import Image
-from insula.model.units import format_size
 
 Fetch = Callable[[str], BinaryIO]  # the blob of a digest, from wherever the image comes from
 
 
 class Diff(msgspec.Struct, frozen=True):
-    """What was verified of a layer blob: the digest and the size of its tar."""
+    """What was verified of a layer blob: the digest and the size of its tar. `notes` tell what was left out of it."""
 
     diff_id: str
     size: int
+    notes: list[str] = []
 
 
 class Intake:
@@ -40,39 +42,55 @@ class Intake:
     `known` answers what the store verified of a layer blob before, and keeps that layer from being collected.
     """
 
-    def __init__(self, directory: Path, limits: Limits, known: Callable[[str], Diff | None]) -> None:
-        self.directory, self._limits, self._known = directory, limits, known
+    def __init__(self, directory: Path, budget: Budget, job: Job, known: Callable[[str], Diff | None]) -> None:
+        self.directory, self._budget, self._job, self._known = directory, budget, job, known
         self.blobs: dict[str, Path] = {}
         self.layers: dict[str, Path] = {}
         self.diffs: dict[str, Diff] = {}
-        self._packed = 0
+        self._packed: dict[tuple[int, int], Descriptor] = {}  # by device and inode
+
+    def receive(self, size: int) -> None:
+        """Tells that `size` bytes came from outside: that decides how much may be made of them, and in what time."""
+        self._budget.receive(size)
+        self._job.limit(PATIENCE * self._budget.seconds)
 
     # -- whole images ----------------------------------------------------------------------
 
     def load(self, tree: archive.Tree, tenant: str, name: str | None) -> list[Image]:
-        """The images of an unpacked archive; `name` is for an archive of one."""
+        """The images of an unpacked archive; `name` is for an archive of one. Without any name its digest is one."""
         found = archive.read(tree)
         if isinstance(found, archive.Layout):
             entries = found.images()
             _check_single(name, len(entries))
-            return [self.admit(data, found.open, name or archive.name_of(own), tenant) for data, own in entries]
+            return [
+                self.admit(data, found.open, name or archive.name_of(own, digest_of(data)), tenant)
+                for data, own in entries
+            ]
         _check_single(name, len(found))
         return [image for entry in found for image in self._load_docker(tree, entry, tenant, name)]
 
     def _load_docker(
         self, tree: archive.Tree, entry: archive.DockerEntry, tenant: str, name: str | None
     ) -> list[Image]:
-        config = tree.read(entry.config, manifest.MAX_DOCUMENT)
+        config = tree.read(entry.config, MAX_DOCUMENT)
         manifest.check_platform(manifest.read_configuration(config))
-        if len(entry.layers) > manifest.MAX_LAYERS:
-            raise Invalid(f"the image has {len(entry.layers)} layers", f"at most {manifest.MAX_LAYERS} are possible")
-        tags: list[str | None] = list(entry.repo_tags) if entry.repo_tags else [None]
-        names = [name] if name is not None else [archive.name_of(tag) for tag in tags]
+        if len(entry.layers) > MAX_LAYERS:
+            raise Invalid(f"the image has {len(entry.layers)} layers", f"at most {MAX_LAYERS} are possible: squash it")
+        own: list[str | None] = list(entry.repo_tags or []) if name is None else [name]
+        names = [archive.name_of(each) for each in own] or [archive.name_of(None, digest_of(config))]
         layers = []
         for path in entry.layers:
             with tree.open(path) as file:
-                layers.append(self.pack(file))
+                layers.append(self._pack_once(file))
         return [self.describe(config, layers, each, tenant) for each in dict.fromkeys(names)]
+
+    def _pack_once(self, file: BinaryIO) -> Descriptor:
+        """`pack`, but a file that has several names, or is a layer of several images, is packed once."""
+        found = os.fstat(file.fileno())
+        key = (found.st_dev, found.st_ino)
+        if key not in self._packed:
+            self._packed[key] = self.pack(file)
+        return self._packed[key]
 
     def admit(self, data: bytes, fetch: Fetch, name: str, tenant: str) -> Image:
         """Takes in the image whose manifest is `data`; its blobs come from `fetch`. Raises Invalid."""
@@ -80,7 +98,8 @@ class Intake:
         if not isinstance(document, Manifest):
             raise Invalid("the image is an index where a manifest was expected", "this is not an image")
         parts = (document.config, *document.layers)
-        self._check_size(sum(part.size for part in parts))
+        if (size := sum({part.digest: part.size for part in parts}.values())) > self._budget.max_size:
+            raise Invalid(f"the image is {size} bytes large", self._budget.hint)
         for part in parts:
             self._take_blob(part, fetch)
         configuration = manifest.read_configuration(self.blobs[document.config.digest].read_bytes())
@@ -91,9 +110,11 @@ class Intake:
                 "the image is damaged",
             )
         size = 0
+        notes: dict[str, None] = {}
         for layer, diff_id in zip(document.layers, configuration.diff_ids, strict=True):
-            size += self._take_layer(layer, diff_id)
-            self._check_size(size)
+            diff = self._take_layer(layer, diff_id)
+            size += diff.size
+            notes.update(dict.fromkeys(diff.notes))
         return Image(
             tenant=tenant,
             name=name,
@@ -104,6 +125,7 @@ class Intake:
             config=configuration.config,
             architecture=configuration.architecture,
             created=time.time(),
+            notes=[*notes, *configuration.notes],
         )
 
     def describe(self, config: bytes, layers: list[Descriptor], name: str, tenant: str) -> Image:
@@ -118,11 +140,16 @@ class Intake:
 
     # -- parts -----------------------------------------------------------------------------
 
-    def pack(self, source: BinaryIO) -> Descriptor:
-        """Takes in a layer's tar that has no digest yet: with gzip or zstd as it is, else packed with gzip."""
-        self._packed += 1
-        spool, packed, target = (self.directory / f"{kind}-{self._packed}" for kind in ("spool", "packed", "tree"))
-        digest, size = copy(source, spool, limit=self._limits.bytes)
+    def pack(self, source: BinaryIO, *, received: bool = False) -> Descriptor:
+        """Takes in a layer's tar that has no digest yet: with gzip or zstd as it is, else packed with gzip.
+
+        `received`: it comes from outside, and is not a part of what was received before.
+        """
+        place = Path(tempfile.mkdtemp(dir=self.directory))
+        spool, packed, target = place / "spool", place / "packed", place / "tree"
+        digest, size = copy(source, spool, limit=self._budget.blobs, job=self._job)
+        if received:
+            self.receive(size)
         path = spool
         with open(spool, "rb") as file:
             kind = worker.compression(file.read(6))
@@ -134,9 +161,9 @@ class Intake:
                     result = self.extract(file, target, whole=True, repack=out)
                 spool.unlink()
                 digest, size = result.blob_digest or "", result.blob_size
-        self.blobs.setdefault(digest, path)
+        self._keep_blob(digest, path, size)
         self._keep_layer(result.diff_id, target)
-        self.diffs[digest] = Diff(result.diff_id, result.size)
+        self.diffs[digest] = Diff(result.diff_id, result.size, result.notes)
         return Descriptor(media_type=f"{manifest.OCI_LAYER}+{kind}", digest=digest, size=size)
 
     def extract(
@@ -147,27 +174,33 @@ class Intake:
         target.chmod(0o755)
         fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return worker.run(file, fd, self._limits, plain=plain, whole=whole, repack=repack)
+            limits = self._budget.limits()
+            result = worker.run(file, fd, limits, self._job, plain=plain, whole=whole, repack=repack)
         finally:
             os.close(fd)
+        if plain:  # what the images in it make is counted on its own
+            self._budget.spend(tar=0, files=0, entries=result.entries, cpu=result.cpu)
+        else:
+            self._budget.spend(tar=result.size, files=result.files, entries=result.entries, cpu=result.cpu)
+        return result
 
     def _take_blob(self, part: Descriptor, fetch: Fetch) -> None:
         if part.digest not in self.blobs:
             path = self.directory / f"blob-{hex_of(part.digest)}"
             with fetch(part.digest) as source:
-                copy(source, path, limit=part.size, digest=part.digest)
-            self.blobs[part.digest] = path
+                copy(source, path, limit=part.size, digest=part.digest, job=self._job)
+            self._keep_blob(part.digest, path, part.size)
         if (size := self.blobs[part.digest].stat().st_size) != part.size:
             raise Invalid(f"blob {part.digest[:19]}… has {size} bytes, not {part.size}", "the image is damaged")
 
-    def _take_layer(self, layer: Descriptor, diff_id: str) -> int:
-        """Makes sure that the layer is extracted and really has this DiffID; the size of its tar."""
+    def _take_layer(self, layer: Descriptor, diff_id: str) -> Diff:
+        """Makes sure that the layer is extracted and really has this DiffID."""
         diff = self.diffs.get(layer.digest) or self._known(layer.digest)
         if diff is None:
             target = self.directory / f"layer-{hex_of(layer.digest)}"
             with open(self.blobs[layer.digest], "rb") as file:
                 result = self.extract(file, target)
-            diff = Diff(result.diff_id, result.size)
+            diff = Diff(result.diff_id, result.size, result.notes)
             self._keep_layer(diff.diff_id, target)
         if diff.diff_id != diff_id:
             raise Invalid(
@@ -175,7 +208,14 @@ class Intake:
                 "the image is damaged, or was tampered with",
             )
         self.diffs[layer.digest] = diff
-        return diff.size
+        return diff
+
+    def _keep_blob(self, digest: str, path: Path, size: int) -> None:
+        if digest in self.blobs:
+            path.unlink()
+        else:
+            self._budget.keep(size)
+            self.blobs[digest] = path
 
     def _keep_layer(self, diff_id: str, target: Path) -> None:
         if diff_id in self.layers:
@@ -188,13 +228,8 @@ class Intake:
         if digest not in self.blobs:
             path = self.directory / f"blob-{hex_of(digest)}"
             write(path, data)
-            self.blobs[digest] = path
+            self._keep_blob(digest, path, len(data))
         return digest
-
-    def _check_size(self, size: int) -> None:
-        if size > self._limits.bytes:
-            allowed = format_size(self._limits.bytes)
-            raise Invalid(f"the image is {format_size(size)} large", f"images may have at most {allowed}")
 
 
 def _check_single(name: str | None, count: int) -> None:

@@ -8,25 +8,34 @@ NAME, and the extended attribute ``trusted.overlay.opaque=y`` on the directory
 
 The archive is hostile. Nothing outside of the target may change, whatever it says:
 
-- names are taken apart here; absolute ones and ``..`` are refused, as are overlong and reserved ones;
+- names are taken apart here; a leading ``/`` is dropped, as tar(1) does it; ``..`` is refused, as are overlong and
+  reserved names;
 - each parent directory is opened with openat2(2) RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, and all work is done
   relative to that descriptor on a single name without following links: a symbolic link planted earlier leads
   nowhere;
-- device nodes are refused, hard links must point at what this archive has made, setuid bits and owners are
-  kept because layers are only ever seen through an idmapped mount, below a directory that only root may
-  enter;
+- device nodes are left out, with a note; a hard link points at what this archive has made, or becomes a symbolic
+  link, with a note: its file may be in a lower layer, which a layer, shared by images, can't know; setuid bits and
+  owners are kept because layers are only ever seen through an idmapped mount, below a directory that only root
+  may enter;
 - extended attributes: ``user.*`` and file capabilities of version 2 are kept, the rest is dropped:
   ``trusted.overlay.*`` in particular would let a layer redirect overlayfs into other places;
 - bytes and entries are bounded.
+
+`trusted.*` attributes take CAP_SYS_ADMIN, which whoever reads the archive should not have. So `extract` only tells
+which directories are opaque, and `set_opaque` marks them afterwards.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
+from insula.image.limits import Limits, check_room
 from insula.image.tar import (
     BLOCK_DEVICE,
     CHARACTER,
@@ -44,28 +53,37 @@ from insula.model.errors import Failed, Invalid
 from insula.model.units import shorten
 
 WHITEOUT = b".wh."
+AUFS = b".wh..wh."  # names of aufs itself, which old images have: files to link to in .wh..wh.plnk, and nothing of use
+AUFS_LINKS = b".wh..wh.plnk"
 OPAQUE = b".wh..wh..opq"
 XATTR_OPAQUE = "trusted.overlay.opaque"
 MAX_ID = 65535  # a tenant's user namespace has no more
 MAX_COMPONENTS = 200
 MAX_XATTRS = 64
+MAX_OPAQUE = 16 << 20  # bytes of the paths of opaque directories
 XATTR_CAPABILITY = b"security.capability"
 _VFS_CAP_REVISION_2 = 0x02000000
 
 _RESOLVE = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO_XDEV
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_OF_THE_HOST = {errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPERM, errno.EACCES}
+_ROOM_EVERY = 256  # entries and chunks of data between two looks at the room on the disk
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Limits(NamedTuple):
-    """What one archive may make: `bytes` of file content, and `entries`."""
+class Extracted(NamedTuple):
+    """What `extract` made: numbers of entries and of bytes; paths of directories that hide those below; what was left
+    out of it, for people."""
 
-    bytes: int = 20 << 30
-    entries: int = 1_000_000
+    entries: int
+    bytes: int
+    opaque: list[str]
+    notes: list[str]
 
 
-def extract(reader: Reader, root: int, limits: Limits, *, plain: bool = False) -> int:
-    """Extracts the archive below the directory descriptor `root`; the number of entries.
+def extract(reader: Reader, root: int, limits: Limits, *, plain: bool = False) -> Extracted:
+    """Extracts the archive below the directory descriptor `root`; call `set_opaque` with what it answers.
 
     With `plain` it is an ordinary archive and no layer: whiteouts mean nothing, and owners, modes and attributes are
     not kept. Raises Invalid for what is refused, Failed when the disk is full; the caller removes what was made so far.
@@ -76,41 +94,92 @@ def extract(reader: Reader, root: int, limits: Limits, *, plain: bool = False) -
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Failed("the disk is full while extracting a layer", "free some space: insula image rm") from e
-        raise Failed(f"extracting a layer failed: {e.strerror}", "see the log of insulad") from e
+        if e.errno in _OF_THE_HOST:
+            raise Failed(f"extracting a layer failed: {e.strerror}", "see the log of insulad") from e
+        what = f"{_show(extraction.name)} in the archive can't be made: {e.strerror}"
+        raise Invalid(what, "the image is odd or damaged") from e
     finally:
         extraction.close()
-    return extraction.entries
+    opaque = [os.fsdecode(path) for path in extraction.opaque]
+    return Extracted(extraction.entries, extraction.bytes, opaque, extraction.notes())
+
+
+def set_opaque(root: int, paths: Iterable[str]) -> None:
+    """Marks directories below the descriptor `root` as opaque. One that is not there any more is passed over."""
+    for path in paths:
+        try:
+            fd = linux.openat2(root, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_RESOLVE)
+        except OSError as e:
+            if e.errno in _GONE:
+                continue
+            raise
+        try:
+            os.setxattr(fd, XATTR_OPAQUE, b"y")
+        finally:
+            os.close(fd)
 
 
 class _Extraction:
     def __init__(self, reader: Reader, root: int, limits: Limits, plain: bool) -> None:
         self._reader, self._root, self._limits, self._plain = reader, root, limits, plain
-        self.entries = 0
-        self._bytes = 0
+        self.name = b""  # of the entry at work
+        self.entries = self.bytes = self._steps = 0
+        self.opaque: dict[bytes, None] = {}  # directories that hide those below, in order
+        self._nodes: dict[bytes, None] = {}  # device nodes and hard links to them, which are not made
+        self._below: dict[bytes, None] = {}  # hard links that became symbolic ones
         self._parent: tuple[bytes, int] = (b"", -1)  # the directory opened last: mostly the next entry's, too
         self._times: dict[bytes, int] = {}  # of directories, set at the end because work inside changes them
 
     def run(self) -> None:
         for entry in self._reader:
+            self.name = entry.name
             self.entries += 1
-            self._bytes += entry.size
+            self.bytes += entry.size
+            self._check_room()
             if self.entries > self._limits.entries:
                 raise Invalid(f"the archive has more than {self._limits.entries} entries", "this is not allowed here")
-            if self._bytes > self._limits.bytes:
+            if self.bytes > self._limits.bytes:
                 raise Invalid(f"the archive makes more than {self._limits.bytes} bytes", "this is not allowed here")
             parts = split(entry.name)
             if not parts:
                 self._directory_itself(entry)
+            elif not self._plain and _is_aufs(parts):
+                if parts[0] == AUFS_LINKS and entry.kind in (REGULAR, DIRECTORY):
+                    self._make(entry, parts)
             elif not self._plain and parts[-1].startswith(WHITEOUT):
                 self._whiteout(entry, parts)
             else:
                 self._make(entry, parts)
+        if not self._plain:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(AUFS_LINKS, dir_fd=self._root)
+        if sum(map(len, self.opaque)) > MAX_OPAQUE:
+            raise Invalid("the layer hides too many directories of the layers below", "this is not allowed here")
         for path, mtime in self._times.items():
-            fd = self._open_directory(path)
+            try:
+                fd = self._open_directory(path)
+            except OSError as e:
+                if e.errno in _GONE:  # replaced by a file
+                    continue
+                raise
             try:
                 os.utime(fd, ns=(mtime, mtime))
             finally:
                 os.close(fd)
+
+    def notes(self) -> list[str]:
+        """What was left out, in one line each."""
+        notes = []
+        if self._nodes:
+            notes.append(f"device node {_first(self._nodes)} left out: instances have their own devices")
+        if self._below:
+            notes.append(f"hard link {_first(self._below)} into a lower layer made a symbolic link")
+        return notes
+
+    def _check_room(self) -> None:
+        self._steps += 1
+        if self._steps % _ROOM_EVERY == 0:
+            check_room(self._root, "extracting a layer")
 
     def close(self) -> None:
         if self._parent[1] >= 0:
@@ -126,7 +195,7 @@ class _Extraction:
                 f"{_show(entry.name)} belongs to {entry.uid}:{entry.gid}", f"owners must be from 0 to {MAX_ID}"
             )
         if entry.kind == DIRECTORY:
-            self._directory(entry, parent, name)
+            self._directory(entry, parent, name, parts)
             self._times[b"/".join(parts)] = entry.mtime_ns
         elif entry.kind == REGULAR:
             self._regular(entry, parent, name)
@@ -143,12 +212,11 @@ class _Extraction:
             os.mkfifo(name, 0o600, dir_fd=parent)
             self._own(entry, parent, name)
             os.chmod(name, entry.mode & 0o777, dir_fd=parent)
+        elif self._plain:
+            raise Invalid(f"{_show(entry.name)} is a device node or pipe", "this is not the archive of an image")
         else:
-            assert entry.kind in (CHARACTER, BLOCK_DEVICE, FIFO)
-            raise Invalid(
-                f"{_show(entry.name)} is a device node or pipe, and archives may not have them here",
-                "make the archive without it, as with tar --exclude=./dev/*",
-            )
+            assert entry.kind in (CHARACTER, BLOCK_DEVICE)
+            self._nodes[b"/".join(parts)] = None
 
     def _regular(self, entry: Entry, parent: int, name: bytes) -> None:
         try:
@@ -159,6 +227,7 @@ class _Extraction:
         try:
             end = 0
             for offset, chunk in self._reader.data(entry):
+                self._check_room()
                 end = offset + len(chunk)
                 while chunk:
                     written = os.pwrite(fd, chunk, offset)
@@ -169,20 +238,18 @@ class _Extraction:
         finally:
             os.close(fd)
 
-    def _directory(self, entry: Entry, parent: int, name: bytes) -> None:
-        opaque = False
+    def _directory(self, entry: Entry, parent: int, name: bytes, parts: list[bytes]) -> None:
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if not stat.S_ISDIR(found.st_mode):
-                opaque = _is_whiteout(found)
+                if _is_whiteout(found):  # deleted below and made anew: nothing of the old one may shine through
+                    self.opaque[b"/".join(parts)] = None
                 os.unlink(name, dir_fd=parent)
                 os.mkdir(name, 0o700, dir_fd=parent)
         fd = os.open(name, _DIR, dir_fd=parent)
         try:
-            if opaque:  # deleted below and made anew: nothing of the old one may shine through
-                os.setxattr(fd, XATTR_OPAQUE, b"y")
             self._set_metadata(entry, fd)
         finally:
             os.close(fd)
@@ -204,9 +271,15 @@ class _Extraction:
         target = split(entry.link)
         if target == parts:
             return  # tar writes this when it is given a name twice
+        if b"/".join(target) in self._nodes:
+            self._nodes[b"/".join(parts)] = None
+            return
         hint = "a hard link's target must come before it in the same layer"
         try:
             source = self._open_directory(b"/".join(target[:-1]))
+        except FileNotFoundError:
+            self._link_below(entry, parent, name, parts, target)
+            return
         except OSError as e:
             raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which is not there", hint) from e
         try:
@@ -215,10 +288,20 @@ class _Extraction:
                 raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which is no file", hint)
             self._clear(parent, name, entry)
             os.link(target[-1], name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError as e:
-            raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which is not there", hint) from e
+        except FileNotFoundError:
+            self._link_below(entry, parent, name, parts, target)
         finally:
             os.close(source)
+
+    def _link_below(self, entry: Entry, parent: int, name: bytes, parts: list[bytes], target: list[bytes]) -> None:
+        """A symbolic link instead of a hard one whose file is not in this layer."""
+        if self._plain:
+            hint = "a hard link's target must come before it in the same archive"
+            raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which is not there", hint)
+        self._clear(parent, name, entry)
+        os.symlink(b"/" + b"/".join(target), name, dir_fd=parent)
+        self._own(entry, parent, name)
+        self._below[b"/".join(parts)] = None
 
     def _whiteout(self, entry: Entry, parts: list[bytes]) -> None:
         parent, name = self._open_parent(parts), parts[-1]
@@ -226,13 +309,9 @@ class _Extraction:
         if entry.kind != REGULAR or entry.size:
             raise Invalid(f"{_show(entry.name)} is a whiteout and no empty file", "the layer is damaged")
         if name == OPAQUE:
-            fd = self._open_directory(b"/".join(parts[:-1]))
-            try:
-                os.setxattr(fd, XATTR_OPAQUE, b"y")
-            finally:
-                os.close(fd)
+            self.opaque[b"/".join(parts[:-1])] = None
             return
-        if hidden in (b"", b".", b"..") or hidden.startswith(WHITEOUT):
+        if hidden in (b"", b".", b".."):
             raise Invalid(f"{_show(entry.name)} is a whiteout of no name", "the layer is damaged")
         try:
             os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
@@ -240,23 +319,20 @@ class _Extraction:
         except FileExistsError:
             # what this layer has itself stays; but a directory must hide the one below
             if stat.S_ISDIR(os.stat(hidden, dir_fd=parent, follow_symlinks=False).st_mode):
-                fd = os.open(hidden, _DIR, dir_fd=parent)
-                try:
-                    os.setxattr(fd, XATTR_OPAQUE, b"y")
-                finally:
-                    os.close(fd)
+                self.opaque[b"/".join([*parts[:-1], hidden])] = None
 
     # -- helpers ---------------------------------------------------------------------------
 
     def _clear(self, parent: int, name: bytes, entry: Entry) -> None:
-        """Makes room: the last entry of a name wins, but nothing replaces a directory."""
+        """Makes room: the last entry of a name wins, also over a directory with all that is in it."""
         try:
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             return
         if stat.S_ISDIR(found.st_mode):
-            raise Invalid(f"{_show(entry.name)} would replace a directory of the same archive", "mend the archive")
-        os.unlink(name, dir_fd=parent)
+            shutil.rmtree(name, dir_fd=parent)  # no deeper than MAX_COMPONENTS
+        else:
+            os.unlink(name, dir_fd=parent)
 
     def _own(self, entry: Entry, parent: int, name: bytes) -> None:
         if not self._plain:
@@ -276,7 +352,14 @@ class _Extraction:
                 _check_capability(entry, value)
             elif not key.startswith(b"user.") or key.startswith(b"user.overlay.") or b"\0" in key or len(key) > 255:
                 continue
-            os.setxattr(fd, key, value)
+            try:
+                os.setxattr(fd, key, value)
+            except OSError as e:  # ext4 answers ENOSPC for what doesn't fit into a block
+                if e.errno not in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):
+                    raise
+                check_room(fd, "extracting a layer")
+                what = f"attribute {_show(key)} of {_show(entry.name)} has {len(value)} bytes"
+                raise Invalid(what, "this is more than the file system here can keep") from None
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def _open_parent(self, parts: list[bytes]) -> int:
@@ -300,19 +383,16 @@ class _Extraction:
     def _make_directories(self, parts: list[bytes]) -> int:
         fd = self._open_directory(b"")
         try:
-            for part in parts:
-                if not self._plain and part.startswith(WHITEOUT):
+            for depth, part in enumerate(parts, 1):
+                if not self._plain and part.startswith(WHITEOUT) and parts[0] != AUFS_LINKS:
                     raise Invalid(f"the directory name {_show(part)} is reserved", "mend the archive")
-                opaque = self._remove_whiteout(fd, part)
-                try:
+                if self._remove_whiteout(fd, part):
+                    self.opaque[b"/".join(parts[:depth])] = None
+                with suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=fd)
-                except FileExistsError:
-                    opaque = False
                 below = os.open(part, _DIR, dir_fd=fd)
                 os.close(fd)
                 fd = below
-                if opaque:
-                    os.setxattr(fd, XATTR_OPAQUE, b"y")
         except OSError as e:
             os.close(fd)
             raise _bad_parent(b"/".join(parts), e) from None
@@ -340,20 +420,27 @@ def _bad_parent(path: bytes, e: OSError) -> Exception:
     return e
 
 
+def _first(paths: dict[bytes, None]) -> str:
+    more = len(paths) - 1
+    return _show(next(iter(paths))) + (f" and {more} more" if more else "")
+
+
 def _show(name: bytes) -> str:
     return shorten(os.fsdecode(name))
 
 
 def split(name: bytes) -> list[bytes]:
     """The components of a member's name; empty for the root itself. Raises Invalid for what could escape."""
-    if name.startswith(b"/"):
-        raise Invalid(f"{_show(name)} in the archive is an absolute path", "make the archive with relative names")
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise Invalid(f"{_show(name)} in the archive leads upward", "make the archive without '..'")
     if b"\0" in name or len(name) > MAX_PATH or len(parts) > MAX_COMPONENTS or any(len(p) > 255 for p in parts):
         raise Invalid(f"{_show(name)} in the archive is too long or deep a name", "shorten it")
     return parts
+
+
+def _is_aufs(parts: list[bytes]) -> bool:
+    return any(part.startswith(AUFS) for part in parts[:-1]) or (parts[-1].startswith(AUFS) and parts[-1] != OPAQUE)
 
 
 def _is_whiteout(found: os.stat_result) -> bool:

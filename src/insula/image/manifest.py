@@ -11,24 +11,20 @@ two readers that disagree on what a digest means are how CVE-2021-41190 worked.
 
 from __future__ import annotations
 
-import os
-import re
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
 
+from insula.image.limits import MAX_DOCUMENT, MAX_LAYERS
+from insula.image.platform import architecture, fitness
 from insula.image.reference import check_digest
 from insula.model.errors import Invalid
 from insula.model.health import LEAST, plan
 from insula.model.objects import Healthcheck, ImageConfig
-from insula.model.units import shorten
+from insula.model.units import parse_signal, shorten
 
 _T = TypeVar("_T")
-
-MAX_DOCUMENT = 4 << 20  # what other engines and registries allow, too
-MAX_LAYERS = 127  # docker's limit, and enough
-MAX_DEPTH = 4  # of an index in an index
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -46,23 +42,6 @@ LAYERS = {
     *(OCI_LAYER + end for end in ("", "+gzip", "+zstd")),
     *(DOCKER_LAYER + end for end in ("", ".gzip", ".zstd")),
 }
-
-_ARCHITECTURES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "armv6l": "arm",
-    "i686": "386",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-    "riscv64": "riscv64",
-}
-
-
-def architecture() -> str:
-    """This machine's architecture by its name in Go, which the image-spec uses."""
-    machine = os.uname().machine
-    return _ARCHITECTURES.get(machine, machine)
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +129,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     os: str
     diff_ids: list[str]
     config: ImageConfig
+    variant: str | None = None
+    notes: list[str] = []  # what of it is passed over, for people
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -210,9 +191,10 @@ def read_configuration(data: bytes) -> Configuration:
     if document.rootfs.type != "layers":
         raise Invalid(f"root file systems of type {shorten(document.rootfs.type)} are not supported", "use layers")
     process = document.config or _Process()
+    env, notes = _read_env(process.env or [])
     config = ImageConfig(
-        env=process.env or [],
-        entrypoint=process.entrypoint or [],
+        env=env,
+        entrypoint=process.entrypoint if process.entrypoint not in (None, [""]) else [],  # docker's way to clear it
         cmd=process.cmd or [],
         user=process.user or "",
         working_dir="/" + (process.working_dir or "").lstrip("/"),
@@ -228,7 +210,16 @@ def read_configuration(data: bytes) -> Configuration:
         os=document.os,
         diff_ids=[check_digest(d) for d in document.rootfs.diff_ids],
         config=config,
+        variant=document.variant,
+        notes=notes,
     )
+
+
+def _read_env(found: list[str]) -> tuple[list[str], list[str]]:
+    """The variables that have a name and a value, and a note about the others: as other engines, we set none there."""
+    env = [variable for variable in found if variable.find("=") > 0]
+    odd = [variable for variable in found if variable.find("=") < 1]
+    return env, [f"variable {shorten(odd[0])} without a value left out"] if odd else []
 
 
 def _read_healthcheck(found: _Healthcheck | None) -> Healthcheck | None:
@@ -282,8 +273,10 @@ def check_config(config: ImageConfig) -> None:
         if variable.find("=") < 1:
             raise Invalid(f"the image's variable {shorten(variable)} is not NAME=value", "mend the image")
     plan(None, config.healthcheck)
-    if not re.fullmatch(r"(SIG)?[A-Z0-9+-]{1,16}", config.stop_signal):
-        raise Invalid(f"the image's stop signal {shorten(config.stop_signal)} is no signal", "use a name as SIGTERM")
+    try:
+        parse_signal(config.stop_signal)
+    except Invalid as e:
+        raise Invalid(f"the image's stop signal {shorten(config.stop_signal)} is no signal", e.hint) from None
 
 
 def check_platform(configuration: Configuration) -> None:
@@ -294,11 +287,29 @@ def check_platform(configuration: Configuration) -> None:
             f"the image is for {shorten(has)}, and this machine is linux/{architecture()}",
             "use an image built for this machine",
         )
+    if configuration.architecture == "amd64" and fitness(configuration.variant) is None:
+        raise Invalid(
+            f"the image is for amd64/{configuration.variant}, which this machine's processor is not",
+            "use an image built for this machine",
+        )
 
 
 def matches(platform: Platform | None) -> bool:
     """Whether an index's entry is for this machine; one that doesn't say is judged by its configuration."""
-    return platform is None or (platform.os == "linux" and platform.architecture == architecture())
+    if platform is None:
+        return True
+    fits = platform.architecture != "amd64" or fitness(platform.variant) is not None
+    return platform.os == "linux" and platform.architecture == architecture() and fits
+
+
+def by_preference(entries: list[Descriptor]) -> list[Descriptor]:
+    """An index's entries, those first that make the most of this machine's processor; else as they are."""
+
+    def rank(entry: Descriptor) -> int:
+        found = entry.platform
+        return -(fitness(found.variant) or 0) if found and found.architecture == "amd64" else 0
+
+    return sorted(entries, key=rank)
 
 
 def _decode(data: bytes, kind: type[_T], what: str) -> _T:

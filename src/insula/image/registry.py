@@ -1,10 +1,10 @@
 """Pull from and push to registries (OCI distribution-spec), by Debian's skopeo(1).
 
 skopeo copies between a registry and a directory of plain files (containers-transports(5), ``dir:``), which
-keeps every byte as it is, so that digests are the same on both sides. It runs without capabilities and
-without the administrator's own logins (its home is the staging directory); what it may trust is configured as
-everywhere: policy.json, registries.conf and the certificates in /etc. Credentials travel in a file that only
-root can read, never on a command line.
+keeps every byte as it is, so that digests are the same on both sides. It runs as a user who owns nothing, without
+capabilities, in namespaces of its own but the network's, and without the administrator's own logins (its home is in the
+staging directory); what it may trust is configured as everywhere: policy.json, registries.conf and the certificates in
+/etc, as far as everybody may read them. Credentials travel in a file that only it can read, never on a command line.
 """
 
 from __future__ import annotations
@@ -21,17 +21,30 @@ from pathlib import Path
 
 import msgspec
 
+from insula.image import manifest, platform
 from insula.image.blobs import disk_errors, write
+from insula.image.confine import USER, missing
+from insula.image.job import Job
+from insula.image.limits import LEAST, MAX_DOCUMENT, MAX_SIZE, STALL, check_room
 from insula.image.reference import Reference
 from insula.model.errors import Denied, Failed, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.units import format_size, shorten
 
 Progress = Callable[[str], None]
 
-STALL = 300.0  # seconds without a byte
 POLL = 0.2
 MAX_LINES = 10_000
 VERSION = b"Directory Transport Version: 1.1\n"
+_MAX_LINE = 4096
+_CPU = 3600  # seconds of processor time of one skopeo
+_PLACE = "/mnt"
+# in a mount namespace of its own, because nobody but root may enter the directories above the staging directory; the
+# shell stays, as PID 1 of the PID namespace: a change of user would take PR_SET_PDEATHSIG away from it
+_SCRIPT = f'mount --bind "$1" {_PLACE} && cd {_PLACE}/"$2" && shift 2 && "$@"; exit $?'
+_NAMESPACES = (
+    *("setpriv", "--pdeathsig=KILL"),
+    *("unshare", "--mount", "--propagation=slave", "--ipc", "--uts", "--pid", "--fork", "--kill-child=KILL"),
+)
 _PROXIES = (
     "http_proxy",
     "https_proxy",
@@ -56,69 +69,110 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True):
     __str__ = __repr__
 
 
-def pull(
-    reference: Reference, directory: Path, limit: int, auth: Auth | None, insecure: bool, progress: Progress
-) -> None:
+class Access(msgspec.Struct, frozen=True):
+    """How to talk to a registry: the login, whether plain HTTP or any certificate will do, who is told."""
+
+    auth: Auth | None
+    insecure: bool
+    progress: Progress
+    job: Job
+
+
+def pull(reference: Reference, directory: Path, limit: int, access: Access) -> None:
     """Copies the image for this machine into the new `directory`, at most `limit` bytes."""
-    from insula.image.manifest import architecture
-
     directory.mkdir(mode=0o700)
-    options = ["--override-os=linux", f"--override-arch={architecture()}"]
-    copy = [f"--src-tls-verify={_flag(not insecure)}", f"docker://{reference.locator}", "dir:."]
-    _skopeo(options, copy, reference, directory, limit, auth, progress)
+    options = ["--override-os=linux", f"--override-arch={platform.architecture()}"]
+    verify = f"--src-tls-verify={_flag(not access.insecure)}"
+    if platform.level() > 1:
+        reference = _best(reference, directory, access)
+    _copy(options, [verify, f"docker://{reference.locator}", "dir:."], reference, directory, limit, access)
 
 
-def push(directory: Path, reference: Reference, auth: Auth | None, insecure: bool, progress: Progress) -> None:
+def push(directory: Path, reference: Reference, access: Access) -> None:
     """Copies the image in `directory` (manifest.json and blobs by their hex digests) to the registry."""
     write(directory / "version", VERSION)
-    copy = ["--preserve-digests", f"--dest-tls-verify={_flag(not insecure)}", "dir:.", f"docker://{reference.locator}"]
-    _skopeo([], copy, reference, directory, None, auth, progress)
+    directory.chmod(0o755)
+    for path in directory.iterdir():
+        path.chmod(0o644)  # also of the blobs, which are the same files: the directories above are root's alone
+    verify = f"--dest-tls-verify={_flag(not access.insecure)}"
+    copy = ["--preserve-digests", verify, "dir:.", f"docker://{reference.locator}"]
+    _copy([], copy, reference, directory, None, access)
 
 
 def _flag(value: bool) -> str:
     return "true" if value else "false"
 
 
-def _skopeo(
-    options: list[str],
-    copy: list[str],
-    reference: Reference,
-    directory: Path,
-    limit: int | None,
-    auth: Auth | None,
-    progress: Progress,
+def _best(reference: Reference, directory: Path, access: Access) -> Reference:
+    """The same image by its digest, if it is an index that has one for just this processor: skopeo doesn't look."""
+    verify = f"--tls-verify={_flag(not access.insecure)}"
+    process = _start(["inspect", "--raw", verify], [f"docker://{reference.locator}"], reference, directory, access)
+    access.job.limit(STALL)
+    out, err = access.job.communicate(process)
+    access.job.limit(None)
+    if process.returncode != 0:
+        raise explain(reference, [*err.decode(errors="replace").splitlines()[-20:]])
+    if len(out) > MAX_DOCUMENT:
+        raise Invalid(f"the manifest of {reference.familiar} is too large", f"at most {MAX_DOCUMENT} bytes are read")
+    document = manifest.read_document(out)
+    if isinstance(document, manifest.Manifest):
+        return reference
+    for entry in manifest.by_preference([e for e in document.manifests if e.platform and manifest.matches(e.platform)]):
+        if entry.media_type in manifest.MANIFESTS:
+            return msgspec.structs.replace(reference, digest=entry.digest)
+    return reference
+
+
+def _copy(
+    options: list[str], copy: list[str], reference: Reference, directory: Path, limit: int | None, access: Access
 ) -> None:
+    process = _start([*options, "copy"], copy, reference, directory, access)
+    _watch(process, reference, directory, limit, access)
+
+
+def _start(
+    verb: list[str], arguments: list[str], reference: Reference, directory: Path, access: Access
+) -> subprocess.Popen[bytes]:
+    """skopeo at work in `directory`, which it may write to if it is empty."""
     home = directory.with_name(directory.name + "-home")
-    home.mkdir(mode=0o700)
-    authfile = home / "auth.json"
-    _write_authfile(authfile, reference.registry, auth)
+    if not home.exists():
+        home.mkdir(mode=0o700)
+        _write_authfile(home / "auth.json", reference.registry, access.auth)
+    directory.parent.chmod(0o711)  # to be passed through; above it is the store, which only root may enter
+    owned = [home, home / "auth.json", *([] if (directory / "version").exists() else [directory])]
+    for path in owned if os.geteuid() == 0 else ():
+        os.chown(path, USER, USER)
+    there = Path(_PLACE) / home.name
     command = [
-        *("setpriv", "--pdeathsig=KILL", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"),
-        *("skopeo", *options, f"--tmpdir={home}", "copy", f"--authfile={authfile}", *copy),
+        *_NAMESPACES,
+        *("sh", "-c", _SCRIPT, "sh", str(directory.parent), directory.name),
+        *("prlimit", f"--cpu={_CPU}", "--core=0", "--nofile=1024", f"--fsize={MAX_SIZE}", "--memlock=0", "--"),
+        *("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs"),
+        *("--inh-caps=-all", "--bounding-set=-all"),
+        *("skopeo", f"--tmpdir={there}", *verb, f"--authfile={there}/auth.json", *arguments),
     ]
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "LC_ALL": "C.UTF-8",
         # the user's logins, caches and settings: none but what is in our own directory
         **{
-            name: str(home) for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "DOCKER_CONFIG")
+            name: str(there)
+            for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "DOCKER_CONFIG")
         },
-        "_CONTAINERS_ROOTLESS_UID": "1",  # root's cache is always in /var/lib/containers
+        "_CONTAINERS_ROOTLESS_UID": str(USER),  # root's cache is always in /var/lib/containers
         **{name: os.environ[name] for name in _PROXIES if name in os.environ},
     }
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
-            cwd=directory,
+            cwd="/",
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            errors="replace",
         )
-    except FileNotFoundError:
-        raise Unavailable("setpriv(1) is not installed", "apt install util-linux") from None
-    _watch(process, reference, directory, limit, progress)
+    except FileNotFoundError as e:
+        raise missing(e) from None
 
 
 def _write_authfile(path: Path, registry: str, auth: Auth | None) -> None:
@@ -137,48 +191,57 @@ def _write_authfile(path: Path, registry: str, auth: Auth | None) -> None:
 
 
 def _watch(
-    process: subprocess.Popen[str], reference: Reference, directory: Path, limit: int | None, progress: Progress
+    process: subprocess.Popen[bytes], reference: Reference, directory: Path, limit: int | None, access: Access
 ) -> None:
-    """Waits for skopeo, passing on what it prints, and ends it when too much comes or nothing more does."""
+    """Waits for skopeo, passing on what it prints, and ends it when too much comes or nearly nothing more does."""
     errors: list[str] = []
     stop: list[InsulaError] = []
 
     def guard() -> None:
-        last, since = -1, time.monotonic()
-        while process.poll() is None:
-            size = _size(directory)
-            if size != last:
-                last, since = size, time.monotonic()
-            if limit is not None and size > limit:
-                hint = f"images may have at most {format_size(limit)}"
-                stop.append(Invalid(f"{reference.familiar} is larger than {format_size(limit)}", hint))
-            elif limit is not None and time.monotonic() - since > STALL:
-                stop.append(Unavailable(f"{reference.registry} sends nothing more", "try again later"))
-            if stop:
-                process.kill()
-                return
-            time.sleep(POLL)
+        room = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        last, since = 0, time.monotonic()
+        try:
+            while process.poll() is None:
+                size = _size(directory)
+                if size >= last + LEAST:
+                    last, since = size, time.monotonic()
+                if limit is not None:
+                    check_room(room, "copying an image")
+                    if size > limit:
+                        hint = f"images may have at most {format_size(limit)}"
+                        raise Invalid(f"{reference.familiar} is larger than {format_size(limit)}", hint)
+                    if time.monotonic() - since > STALL:
+                        raise Unavailable(f"{reference.registry} sends next to nothing", "try again later")
+                time.sleep(POLL)
+        except InsulaError as e:
+            stop.append(e)
+            process.kill()
+        finally:
+            os.close(room)
 
     def collect() -> None:
         assert process.stderr is not None
-        for line in process.stderr:
-            errors.append(line.strip()[:4096])
+        while line := process.stderr.readline(_MAX_LINE):
+            errors.append(line.decode(errors="replace").strip())
             del errors[:-20]
 
     helpers = [threading.Thread(target=guard), threading.Thread(target=collect)]
     try:
-        for helper in helpers:
-            helper.start()
-        assert process.stdout is not None
-        for number, line in enumerate(process.stdout):
-            if number < MAX_LINES and (text := "".join(c for c in line[:200] if c.isprintable()).strip()):
-                progress(text)
-        process.wait()
+        with access.job.killing(process):
+            for helper in helpers:
+                helper.start()
+            assert process.stdout is not None
+            number = 0
+            while line := process.stdout.readline(_MAX_LINE):
+                number += 1
+                text = "".join(c for c in line[:200].decode(errors="replace") if c.isprintable()).strip()
+                if number < MAX_LINES and text:
+                    access.progress(text)
+            process.wait()
     finally:
-        process.kill()
-        process.wait()
         for helper in helpers:
             helper.join()
+    access.job.check()
     if stop:
         raise stop[0]
     if process.returncode != 0:
@@ -214,16 +277,22 @@ def explain(reference: Reference, errors: list[str]) -> InsulaError:
         return Denied(f"{registry} does not let you in to {name}", "check --username and the password")
     if has("manifest unknown", "name unknown", "not found", "404"):
         return NotFound(f"{registry} has no image {name}", "check the name and the tag")
-    if has("no image found in manifest list"):
+    if has("no image found in manifest list", "no image found in image index"):
         return Invalid(f"{name} is not made for this machine", "use an image made for this machine")
     if has("server gave http response to https client"):
         return Unavailable(f"{registry} speaks plain HTTP", "use --insecure if nobody can listen or meddle on the way")
     if has("x509", "certificate", "tls:"):
-        return Unavailable(
-            f"{registry} can't be trusted: {shorten(why[-120:], 130)}", "use --insecure only if you know why"
-        )
+        return Unavailable(f"{registry} can't be trusted: {_cause(why)}", "use --insecure only if you know why")
     if has(
         "connection refused", "no such host", "timeout", "unreachable", "connection reset", "pinging container registry"
     ):
         return Unavailable(f"{registry} does not answer", "check the registry's name, and the network")
-    return Failed(f"copying {name} failed: {shorten(why[-200:], 210)}", "try again; see skopeo-copy(1)")
+    return Failed(f"copying {name} failed: {_cause(why)}", "try again; see skopeo-copy(1)")
+
+
+def _cause(why: str, limit: int = 200) -> str:
+    """The end of a chain of reasons ``what: why: why that``, in whole links, as many as fit."""
+    *links, text = why.split(": ")
+    while links and len(links[-1]) + len(text) + 2 <= limit:
+        text = f"{links.pop()}: {text}"
+    return shorten(text, limit + 10)

@@ -28,7 +28,9 @@ import msgspec
 from insula.image import archive, builtin, manifest, registry
 from insula.image.blobs import Blobs, disk_errors, hex_of, sync_directory, write
 from insula.image.intake import Diff, Intake
-from insula.image.layer import XATTR_OPAQUE, Limits
+from insula.image.job import Job
+from insula.image.layer import XATTR_OPAQUE
+from insula.image.limits import MAX_DOCUMENT, MAX_ENTRIES, MAX_SIZE, Budget
 from insula.image.manifest import Manifest
 from insula.image.reference import check_digest, normalise_reference, parse
 from insula.image.registry import Auth
@@ -38,8 +40,6 @@ from insula.model.objects import Image, ImageConfig
 
 __all__ = ["Auth", "ImageStore", "normalise_reference"]
 
-MAX_SIZE = 20 << 30
-MAX_ENTRIES = 1_000_000
 GRACE = 600.0  # seconds for the caller to record an image that it was given
 
 Progress = Callable[[str], None]
@@ -52,8 +52,8 @@ def _silent(_line: str) -> None:
 class ImageStore:
     """Images below `root`, a directory of its own. All methods block; any number of threads may call them.
 
-    `max_size` bounds one image's blobs, its tars and its files, each together; `max_entries` those of each layer.
-    A method that fails leaves nothing behind.
+    `max_size` bounds one import's blobs, its tars and its files, each together; `max_entries` its files. What takes
+    long takes a `Job`, by which it can be ended. A method that fails leaves nothing behind.
     """
 
     def __init__(self, root: Path, *, max_size: int = MAX_SIZE, max_entries: int = MAX_ENTRIES) -> None:
@@ -83,14 +83,15 @@ class ImageStore:
         config: ImageConfig | None = None,
         created: float | None = None,
         comment: str = "insula image import",
+        job: Job | None = None,
     ) -> Image:
         """An image of one layer from the tar of a root file system: plain or with gzip, xz or zstd."""
         name = normalise_reference(name)
         config = config or ImageConfig()
         manifest.check_config(config)
-        with self._intake("importing an image") as intake, ExitStack() as stack:
+        with self._intake("importing an image", job or Job()) as intake, ExitStack() as stack:
             file = stack.enter_context(_open_file(tar)) if isinstance(tar, Path) else tar
-            layer = intake.pack(file)
+            layer = intake.pack(file, received=True)
             diff_ids = [intake.diffs[layer.digest].diff_id]
             when = time.time() if created is None else created
             document = manifest.write_configuration(config, diff_ids, when, comment)
@@ -98,15 +99,19 @@ class ImageStore:
             self._publish(intake, [image])
             return image
 
-    def load(self, path: Path, *, tenant: str, name: str | None = None) -> list[Image]:
+    def load(self, path: Path, *, tenant: str, name: str | None = None, job: Job | None = None) -> list[Image]:
         """All images for this machine in an OCI layout (directory or tar) or a docker-archive.
 
-        They keep their names; `name` is for an archive of one image. Raises NotFound if there is no such file.
+        They keep their names; `name` is for an archive of one image. One without a name gets its digest's. Raises
+        NotFound if there is no such file.
         """
         name = normalise_reference(name) if name is not None else None
-        with self._intake("loading an image") as intake, ExitStack() as stack:
-            if not path.is_dir():
+        with self._intake("loading an image", job or Job()) as intake, ExitStack() as stack:
+            if path.is_dir():
+                intake.receive(_tree_size(path))
+            else:
                 file = stack.enter_context(_open_file(path))
+                intake.receive(os.fstat(file.fileno()).st_size)
                 path = intake.directory / "archive"
                 intake.extract(file, path, plain=True, whole=True)
             tree = stack.enter_context(archive.Tree(path))
@@ -123,6 +128,7 @@ class ImageStore:
         auth: Auth | None = None,
         insecure: bool = False,
         progress: Progress | None = None,
+        job: Job | None = None,
     ) -> Image:
         """The image `reference` from its registry, kept under `name` or its own name.
 
@@ -130,12 +136,15 @@ class ImageStore:
         """
         wanted = parse(reference)
         name = normalise_reference(name) if name is not None else wanted.familiar
-        with self._intake("pulling an image") as intake:
+        job = job or Job()
+        with self._intake("pulling an image", job) as intake:
             directory = intake.directory / "pull"
-            registry.pull(wanted, directory, self.max_size, auth, insecure, progress or _silent)
+            access = registry.Access(auth, insecure, progress or _silent, job)
+            registry.pull(wanted, directory, self.max_size, access)
+            intake.receive(_tree_size(directory))
             (progress or _silent)("Extracting layers")
             with archive.Tree(directory) as tree:
-                data = tree.read("manifest.json", manifest.MAX_DOCUMENT)
+                data = tree.read("manifest.json", MAX_DOCUMENT)
                 image = intake.admit(data, lambda digest: tree.open(hex_of(digest)), name, tenant)
             self._publish(intake, [image])
             return image
@@ -153,25 +162,39 @@ class ImageStore:
                 comment="insula: busybox-static",
             )
 
-    def build_base(self, distribution: str, release: str | None = None, progress: Progress | None = None) -> Image:
+    def build_base(
+        self,
+        distribution: str,
+        release: str | None = None,
+        progress: Progress | None = None,
+        job: Job | None = None,
+    ) -> Image:
         """``debian:RELEASE``, shared by all tenants, made by debootstrap(8) from the host's own mirror."""
         with disk_errors("building a base image"), staging(self._tmp) as directory:
-            tar, name = builtin.write_base(directory, distribution, release, progress or _silent)
+            job = job or Job()
+            tar, name = builtin.write_base(directory, distribution, release, progress or _silent, job)
             (progress or _silent)("Importing the image")
             return self.import_rootfs(
-                tar, name=name, tenant="", config=builtin.DEBIAN_CONFIG, comment=f"insula: debootstrap {name}"
+                tar, name=name, tenant="", config=builtin.DEBIAN_CONFIG, comment=f"insula: debootstrap {name}", job=job
             )
 
     # -- images go out ---------------------------------------------------------------------
 
-    def save(self, images: Sequence[Image], path: Path, *, format: Literal["oci", "docker"] = "oci") -> None:  # noqa: A002
+    def save(
+        self,
+        images: Sequence[Image],
+        path: Path,
+        *,
+        format: Literal["oci", "docker"] = "oci",  # noqa: A002
+        job: Job | None = None,
+    ) -> None:
         """Writes a tar at `path`: "oci" is an OCI layout; "docker" one that every `docker load` reads, too."""
         if format not in ("oci", "docker"):
             raise Invalid(f"archives of the format {format!r} are not written", "use oci or docker")
         if not images:
             raise Invalid("there is no image to save", "name at least one")
         with disk_errors("saving an image"), self._holding(images):
-            archive.write(self.blobs, images, path, docker=format == "docker")
+            archive.write(self.blobs, images, path, job or Job(), docker=format == "docker")
 
     def push(
         self,
@@ -181,6 +204,7 @@ class ImageStore:
         auth: Auth | None = None,
         insecure: bool = False,
         progress: Progress | None = None,
+        job: Job | None = None,
     ) -> None:
         """Copies the image, digest and all, to `reference` in its registry. Raises Denied, Unavailable."""
         target = parse(reference)
@@ -193,7 +217,7 @@ class ImageStore:
             parts = self._read_manifest(image.digest)
             for digest in {parts.config.digest, *(layer.digest for layer in parts.layers)}:
                 os.link(self.blobs.path(digest), directory / hex_of(digest))
-            registry.push(directory, target, auth, insecure, progress or _silent)
+            registry.push(directory, target, registry.Access(auth, insecure, progress or _silent, job or Job()))
 
     def lower(self, image: Image | Sequence[str]) -> list[Path]:
         """The directories of the layers, top-most first as overlayfs's lowerdir wants them. Raises NotFound.
@@ -248,7 +272,7 @@ class ImageStore:
             try:
                 parts = self._read_manifest(digest)
                 found.update(part.digest for part in (parts.config, *parts.layers))
-                data = self.blobs.read(parts.config.digest, manifest.MAX_DOCUMENT)
+                data = self.blobs.read(parts.config.digest, MAX_DOCUMENT)
                 found.update(manifest.read_configuration(data).diff_ids)
             except NotFound:
                 continue  # of an image that was removed by hand
@@ -257,7 +281,7 @@ class ImageStore:
     # -- holding and publishing ------------------------------------------------------------
 
     @contextmanager
-    def _intake(self, doing: str) -> Iterator[Intake]:
+    def _intake(self, doing: str, job: Job) -> Iterator[Intake]:
         """An intake with a staging directory. The layers it finds in the store stay as long as it lasts."""
         held: set[str] = set()
 
@@ -275,7 +299,8 @@ class ImageStore:
 
         with disk_errors(doing), staging(self._tmp) as directory:
             try:
-                yield Intake(directory, Limits(self.max_size, self.max_entries), known)
+                yield Intake(directory, Budget(self.max_size, self.max_entries), job, known)
+                job.check()
             finally:
                 self._let_go(held)
 
@@ -334,10 +359,15 @@ class ImageStore:
             os.close(fd)
 
     def _read_manifest(self, digest: str) -> Manifest:
-        document = manifest.read_document(self.blobs.read(check_digest(digest), manifest.MAX_DOCUMENT))
+        document = manifest.read_document(self.blobs.read(check_digest(digest), MAX_DOCUMENT))
         if not isinstance(document, Manifest):
             raise Failed(f"{digest[:19]}… is not the manifest of an image", "remove the image, and pull it again")
         return document
+
+
+def _tree_size(path: Path) -> int:
+    """The sizes of all files below `path` together, holes included."""
+    return sum(entry.lstat().st_size for entry in path.rglob("*"))
 
 
 def _open_file(path: Path) -> BinaryIO:

@@ -30,6 +30,7 @@ CHUNK = 1 << 18
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _HEADER_ONLY = {HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO}
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")
+_GLOBAL = {b"uid", b"gid", b"mtime"}  # what a global header may say that is used here
 _ZEROS = bytes(BLOCK)
 _HINT = "the archive is damaged, or not a tar archive"
 
@@ -148,10 +149,11 @@ class Reader:
         return data
 
     def _set_globals(self, records: Pax) -> None:
-        for key in records:
+        for key, value in records.items():
             if key in (b"path", b"linkpath", b"size") or key.startswith((b"GNU.sparse.", b"SCHILY.xattr.")):
                 raise Invalid("the tar archive sets names or sizes for all members at once", _HINT)
-        self._globals.update(records)
+            if key in _GLOBAL:  # the rest is not used, and copying it for each member would take long
+                self._globals[key] = value
 
     def _entry(self, block: bytes, fields: tuple[bytes, ...], pax: Pax, long: dict[bytes, bytes]) -> Entry:
         kind, magic = fields[7], fields[9]

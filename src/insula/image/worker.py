@@ -1,9 +1,8 @@
 """The child process that decompresses and extracts one archive.
 
-It is a process of its own so that the daemon's interpreter lock and memory are not hit, and so that a crash
-hurts nobody. It dies with the thread that started it (PR_SET_PDEATHSIG), may use limited memory, and enters
-the target by chroot(2) before it reads the first byte of the archive: should the extraction err, the kernel
-still holds it inside.
+It is a process of its own so that the daemon's interpreter lock and memory are not hit, so that it can be killed, and
+so that a crash hurts nobody. It dies with the thread that started it (PR_SET_PDEATHSIG). Before it reads the first
+byte of the archive it gives up what extraction doesn't need (`insula.image.confine`).
 
 The job comes as JSON on the standard input, with open descriptors; the answer, or the error, is JSON on the
 standard output. Run as ``python -m insula.image.worker``; `run` is the parent's side.
@@ -11,9 +10,11 @@ standard output. Run as ``python -m insula.image.worker``; `run` is the parent's
 
 from __future__ import annotations
 
+import base64
 import errno
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -21,7 +22,9 @@ import sys
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
-from insula.image.layer import Limits, extract
+from insula.image import confine
+from insula.image.layer import extract, set_opaque
+from insula.image.limits import MEMORY, Limits
 from insula.image.tar import Reader
 from insula.kernel import linux
 from insula.model.errors import Failed, InsulaError, Invalid, from_dict
@@ -29,18 +32,25 @@ from insula.model.errors import Failed, InsulaError, Invalid, from_dict
 if TYPE_CHECKING:
     import subprocess
 
-MEMORY = 1 << 30
-RATIO_FLOOR = 256 << 20  # small archives may expand as they like up to here
-MAX_RATIO = 500
+    from insula.image.job import Job
+
 ZSTD_MEMORY = "--memory=512MB"
+_SIGXCPU = 24
 
 
 class Result(NamedTuple):
-    """`size` counts the bytes of the tar; `blob_digest` and `blob_size` are of the repacked archive, if any."""
+    """`size` counts the bytes of the tar, `files` those of the files; `cpu` is in seconds.
+
+    `blob_digest` and `blob_size` are of the repacked archive, if any. `notes` tell what was left out.
+    """
 
     diff_id: str
     size: int
+    files: int
     entries: int
+    opaque: list[str]
+    notes: list[str]
+    cpu: float
     blob_digest: str | None
     blob_size: int
 
@@ -56,12 +66,13 @@ def run(
     archive: BinaryIO,
     target: int,
     limits: Limits,
+    work: Job,
     *,
     plain: bool = False,
     whole: bool = False,
     repack: BinaryIO | None = None,
 ) -> Result:
-    """Extracts `archive` into the empty directory `target` (a descriptor), in a child process.
+    """Extracts `archive` into the empty directory `target` (a descriptor), in a child process of `work`.
 
     `plain`: an ordinary archive and no layer. `whole`: the archive's end marker must be there. `repack` receives the
     archive again, compressed with gzip. Raises Invalid, Failed.
@@ -70,44 +81,47 @@ def run(
 
     fds = [archive.fileno(), target, *([repack.fileno()] if repack else [])]
     job = {
-        "parent": os.getpid(),
         "archive": archive.fileno(),
         "target": target,
         "repack": repack.fileno() if repack else None,
         "limits": limits,
         "plain": plain,
         "whole": whole,
+        "filter": base64.b64encode(confine.system_calls()).decode() if os.geteuid() == 0 else None,
     }
-    child = subprocess.Popen(
-        [sys.executable, "-s", "-P", "-m", "insula.image.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=fds,
-        cwd="/",
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
+    command = [sys.executable, "-s", "-P", "-m", "insula.image.worker"]
     try:
-        out, err = child.communicate(json.dumps(job).encode())
-    except BaseException:
-        child.kill()
-        child.wait()
-        raise
-    return _answer(child, out, err)
+        child = subprocess.Popen(
+            [*(confine.NAMESPACES if os.geteuid() == 0 else ()), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=fds,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+    except FileNotFoundError as e:
+        raise confine.missing(e) from None
+    result = _answer(child, *work.communicate(child, json.dumps(job).encode()))
+    set_opaque(target, result.opaque)
+    linux.syncfs(target)
+    return result
 
 
 def _answer(child: subprocess.Popen[bytes], out: bytes, err: bytes) -> Result:
     try:
         answer: dict[str, Any] = json.loads(out)
-    except ValueError:
+        if "error" not in answer:
+            return Result(**answer)
+    except (ValueError, TypeError):
         if child.returncode < 0:
             why = f"was killed by signal {-child.returncode}"
+        elif err.startswith(b"unshare: sigprocmask"):  # unshare(1) can't die of SIGKILL itself, as its child did
+            why = "was killed"
         else:
             why = f"ended with status {child.returncode}: {err.decode(errors='replace').strip()[-200:]!r}"
         raise Failed(f"the process that extracts layers {why}", "try again; see the log of insulad") from None
-    if "error" in answer:
-        raise from_dict(answer)
-    return Result(**answer)
+    raise from_dict(answer)
 
 
 # -- the child's side ------------------------------------------------------------------------------
@@ -182,23 +196,62 @@ def compression(head: bytes) -> str | None:
     return "xz" if head.startswith(b"\xfd7zXZ\0") else None
 
 
+class _Gzip(io.RawIOBase):
+    """The content of a gzip file of any number of members (RFC 1952); zeros after a member are padding.
+
+    Python's GzipFile reads padding byte by byte.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._input = b""
+        self._member: Any = None
+        self._members = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        while self._member is not None or self._next_member():
+            data = self._member.decompress(self._input, len(target))
+            self._input = self._member.unconsumed_tail or self._member.unused_data
+            if self._member.eof:
+                self._member = None
+            elif not data and not self._input:
+                self._input = self._file.read(_CHUNK)
+                if not self._input:
+                    raise EOFError("it is cut off")
+            if data:
+                target[: len(data)] = data
+                return len(data)
+        return 0
+
+    def _next_member(self) -> bool:
+        while True:
+            self._input = self._input.lstrip(b"\0") if self._members else self._input
+            if self._input:
+                break
+            self._input = self._file.read(_CHUNK)
+            if not self._input:
+                return False
+        self._members += 1
+        self._member = zlib.decompressobj(31)
+        return True
+
+
+_CHUNK = 1 << 16
+
+
 def _open(fd: int) -> tuple[_Readable, subprocess.Popen[bytes] | None]:
     """The uncompressed stream of the archive `fd`; Python 3.11 knows no zstd, so zstd(1) does it."""
     kind = compression(os.pread(fd, 6, 0))
     file = open(fd, "rb", closefd=False)  # noqa: SIM115
     if kind == "gzip":
-        return gzip.GzipFile(fileobj=file), None
+        return io.BufferedReader(_Gzip(file), 1 << 18), None
     if kind == "xz":
         return lzma.LZMAFile(file), None
     if kind == "zstd":
-        import subprocess
-
-        try:
-            tool = subprocess.Popen(
-                ["zstd", "-dcq", ZSTD_MEMORY], stdin=fd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-        except FileNotFoundError:
-            raise Failed("the archive is compressed with zstd, and zstd(1) is not there", "apt install zstd") from None
+        tool = confine.start(["zstd", "-dcq", ZSTD_MEMORY], fd)
         assert tool.stdout is not None
         return tool.stdout, tool
     return file, None
@@ -207,45 +260,61 @@ def _open(fd: int) -> tuple[_Readable, subprocess.Popen[bytes] | None]:
 def _extract(job: dict[str, Any]) -> Result:
     limits, archive, target = Limits(*job["limits"]), job["archive"], job["target"]
     os.lseek(archive, 0, os.SEEK_SET)
-    bound = min(2 * limits.bytes, max(RATIO_FLOOR, MAX_RATIO * os.fstat(archive).st_size))
     source, tool = _open(archive)
     repacked = packer = None
     if job["repack"] is not None:
         repacked = _HashingFile(job["repack"])
         packer = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=repacked, mtime=0)
-    meter = Meter(source, bound, packer)
-    if os.geteuid() == 0:
-        os.fchdir(target)
-        os.chroot(".")
+    meter = Meter(source, limits.tar, packer)
+    if job["filter"] is not None:
+        confine.enter(target, base64.b64decode(job["filter"]))
     reader = Reader(meter.read)
     try:
-        entries = extract(reader, target, limits, plain=job["plain"])
+        made = extract(reader, target, limits, plain=job["plain"])
         if job["whole"] and not reader.finished:
             raise Invalid("the archive is empty or cut off", "fetch or make it again, with tar")
         meter.drain()
-        if tool is not None and tool.wait() != 0:
+        if tool is not None and (status := tool.wait()) != 0:
+            if status == -_SIGXCPU:
+                _out_of_time()
             raise Invalid("the archive does not decompress", "it is damaged: fetch or make it again")
         if packer is not None:
             packer.close()
         blob = repacked.finish() if repacked is not None else None
-        linux.syncfs(target)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Failed("the disk is full while extracting a layer", "free some space: insula image rm") from e
         raise Failed(f"extracting a layer failed: {e.strerror}", "see the log of insulad") from e
-    return Result(meter.digest(), meter.size, entries, blob, repacked.size if repacked is not None else 0)
+    return Result(
+        meter.digest(),
+        meter.size,
+        made.bytes,
+        made.entries,
+        made.opaque,
+        made.notes,
+        sum(os.times()[:4]),
+        blob,
+        repacked.size if repacked is not None else 0,
+    )
+
+
+def _out_of_time(*_: object) -> None:
+    raise Invalid("the archive takes too much processor time", "it is larger, or odder, than images may be here")
 
 
 def main() -> None:
     """Reads the job, does it, prints the answer."""
-    import resource
+    import select
+    import signal
 
     job = json.load(sys.stdin)
     linux.prctl(linux.PR_SET_PDEATHSIG, 9)
-    if os.getppid() != job["parent"]:
-        sys.exit(1)  # it died before we said so
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    answers = select.poll()
+    answers.register(1, 0)
+    if answers.poll(0):  # nobody reads them: who started us died before we were told to die with it
+        sys.exit(1)
+    signal.signal(signal.SIGXCPU, _out_of_time)
+    confine.limit(Limits(*job["limits"]))
     os.umask(0)
     try:
         answer: dict[str, Any] = _extract(job)._asdict()

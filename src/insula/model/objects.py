@@ -127,7 +127,8 @@ class ImageConfig(Struct, kw_only=True):
 class Image(Struct, kw_only=True):
     """A named image. `tenant` is the owner; "" is shared: every tenant may run it and none may change it.
 
-    `layers` are the DiffIDs (sha256 of the uncompressed layer tar), lowest first.
+    `layers` are the DiffIDs (sha256 of the uncompressed layer tar), lowest first. `notes` tell people what of the
+    image was passed over when it came in, such as device nodes.
     """
 
     tenant: str
@@ -139,6 +140,7 @@ class Image(Struct, kw_only=True):
     config: ImageConfig
     architecture: str = "amd64"
     created: float
+    notes: list[str] = []
 
 
 # -- instances ---------------------------------------------------------------------

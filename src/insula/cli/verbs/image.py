@@ -1,4 +1,4 @@
-"""insula image ls | pull | push | load | save | import | build-base | rm"""
+"""insula image ls | pull | push | load | save | import | build-base | tag | rm"""
 
 from __future__ import annotations
 
@@ -56,14 +56,21 @@ def _follow(arguments: Arguments, steps: Iterable[Object]) -> int:
     """Shows progress on the standard error; the image at the end on the standard output."""
     image = None
     for step in steps:
-        if "progress" in step:
+        if "progress" in step and not arguments.quiet:
             warn(step["progress"])
         image = step.get("image", image)
     if arguments.json:
         print_json(image)
     elif image is not None:
-        print(clean(image["name"]))
+        show(image)
     return 0
+
+
+def show(image: Object) -> None:
+    """The image's name on the standard output; what of it was passed over on the standard error."""
+    for note in image.get("notes", ()):
+        warn(f"note: {image['name']}: {note}")
+    print(clean(image["name"]))
 
 
 def auth(arguments: Arguments) -> dict[str, str] | None:
@@ -81,17 +88,24 @@ def auth(arguments: Arguments) -> dict[str, str] | None:
 
 
 def load(arguments: Arguments) -> int:
-    images = Client(arguments.socket).images.load(arguments.tenant, read_archive(arguments.archive))
+    archive = read_archive(arguments.archive)
+    images = Client(arguments.socket).images.load(arguments.tenant, archive, arguments.name)
     if arguments.json:
         print_json(images)
     else:
         for image in images:
-            print(clean(image["name"]))
+            show(image)
     return 0
 
 
 def import_(arguments: Arguments) -> int:
     image = Client(arguments.socket).images.import_(arguments.tenant, arguments.name, read_archive(arguments.tar))
+    print_json(image) if arguments.json else show(image)
+    return 0
+
+
+def tag(arguments: Arguments) -> int:
+    image = Client(arguments.socket).images.tag(arguments.tenant, arguments.source, arguments.name)
     print_json(image) if arguments.json else print(clean(image["name"]))
     return 0
 
@@ -155,6 +169,7 @@ class Replacing:
 
 DISTRIBUTIONS = ("debian",)
 FORMATS = ("oci", "docker")
+_QUIET = Option("-q --quiet", "show no progress")
 _IMAGE = {"NAME": "image"}
 _REGISTRY = [
     Option("-u --username", "who we are to the registry (password: INSULA_REGISTRY_PASSWORD, else asked for)", "NAME"),
@@ -166,13 +181,14 @@ COMMANDS = {
         pull,
         "Fetch an image from a registry.",
         "REFERENCE",
-        [*_REGISTRY, Option("--name", "keep it under this name", "NAME")],
+        [*_REGISTRY, Option("--name", "keep it under this name", "NAME"), _QUIET],
     ),
-    "push": Command(push, "Send an image to a registry.", "NAME [REFERENCE]", _REGISTRY, complete=_IMAGE),
+    "push": Command(push, "Send an image to a registry.", "NAME [REFERENCE]", [*_REGISTRY, _QUIET], complete=_IMAGE),
     "load": Command(
         load,
         "Take the images of an OCI layout or docker-archive (`docker save`), a tar.",
         "ARCHIVE",
+        [Option("--name", "keep it under this name, if it is one image", "NAME")],
         complete={"ARCHIVE": "file"},
     ),
     "save": Command(
@@ -190,8 +206,12 @@ COMMANDS = {
         build_base,
         "Make an image with a distribution's user land (debootstrap).",
         "DISTRIBUTION",
-        [Option("--release", "which release, as in bookworm; if not given, the host's, called latest too", "NAME")],
+        [
+            Option("--release", "which release, as in bookworm; if not given, the host's, called latest too", "NAME"),
+            _QUIET,
+        ],
         complete={"DISTRIBUTION": DISTRIBUTIONS},
     ),
+    "tag": Command(tag, "Give an image one more name.", "SOURCE NAME", complete={"SOURCE": "image", "NAME": "image"}),
     "rm": Command(each(rm), "Remove images.", "NAME...", complete=_IMAGE),
 }

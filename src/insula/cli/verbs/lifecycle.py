@@ -7,8 +7,8 @@ from collections.abc import Callable
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import clean, error, print_json
 from insula.client import Client
-from insula.model.errors import InsulaError, Invalid
-from insula.model.units import parse_duration
+from insula.model.errors import InsulaError
+from insula.model.units import parse_duration, parse_signal
 
 
 def each(act: Callable[[Client, Arguments, str], object]) -> Callable[[Arguments], int]:
@@ -66,16 +66,9 @@ def remove(client: Client, arguments: Arguments, name: str) -> None:
 
 
 def signal_name(text: str) -> str:
-    """``TERM``, ``SIGTERM`` or ``15``, as ``SIGTERM``. Raises Invalid."""
-    from signal import Signals
-
-    try:
-        return Signals(int(text)).name
-    except ValueError:
-        name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
-        if name in Signals.__members__:
-            return name
-        raise Invalid(f"{text[:60]!r} is no signal", "see signal(7), as in TERM, SIGTERM or 15") from None
+    """`text` if it is a signal, as ``TERM``, ``SIGTERM``, ``15`` or ``RTMIN+3``. Raises Invalid."""
+    parse_signal(text)
+    return text
 
 
 def rename(arguments: Arguments) -> int:

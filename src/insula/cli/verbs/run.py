@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from insula.cli.options import Arguments, Command, Option, Usage, whole, zero_or
+from insula.cli.options import Arguments, Command, Option, Usage, choice, whole, zero_or
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
 from insula.client import Client
-from insula.model.errors import Conflict, InsulaError, Invalid
+from insula.model.errors import Conflict, InsulaError, Invalid, NotFound
 from insula.model.units import parse_cpus, parse_duration, parse_size
 
 TYPE_CHECKING = False
@@ -27,10 +27,29 @@ def run(arguments: Arguments) -> int:
     try:
         if arguments.tty and arguments.interactive and not arguments.detach:
             require_terminal()
-        return _run(Client(arguments.socket), arguments, spec)
+        client = Client(arguments.socket)
+        _fetch(client, arguments)
+        return _run(client, arguments, spec)
     except InsulaError as problem:
         error(problem.message, problem.hint)
         return problem.exit_status or ENGINE_FAILURE
+
+
+def _fetch(client: Client, arguments: Arguments) -> None:
+    """What `--pull` says, before the instance is made; progress is shown on the standard error."""
+    if arguments.pull == "never":
+        return
+    if arguments.pull == "missing":
+        try:
+            client.images.get(arguments.tenant, arguments.image)
+            return
+        except NotFound:
+            pass
+    from insula.cli.output import warn
+
+    for step in client.images.pull(arguments.tenant, arguments.image):
+        if "progress" in step and not arguments.quiet:
+            warn(step["progress"])
 
 
 def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
@@ -287,6 +306,15 @@ OPTIONS = [
     Option("--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS, parse=detach_keys),
     Option("--rm", "remove it when it exits"),
     Option("--cidfile", "write its name into this new file", "FILE", complete="file"),
+    Option(
+        "--pull",
+        "fetch the image first: always, if it is missing, or never",
+        "WHEN",
+        default="never",
+        parse=choice("always", "missing", "never"),
+        complete=("always", "missing", "never"),
+    ),
+    Option("-q --quiet", "with --pull: show no progress"),
     Option("--name", "its name, a DNS label; made up if not given", "NAME"),
     Option("--network", "its network (default), or none", "NET", default="default", complete="network"),
     Option("--ip", "its IPv4 address; the next free one if not given", "ADDRESS"),
@@ -348,7 +376,6 @@ ELSEWHERE = {
     "--net": "did you mean --network?",
     "--pids-limit": "did you mean --pids?",
     "--platform": "images are of this host's architecture",
-    "--pull": "`insula image pull` fetches images, `run` never does",
 }
 
 COMMANDS = {

@@ -12,7 +12,8 @@ import os
 
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup
-from insula.model.errors import Failed, Invalid
+from insula.model.errors import Failed
+from insula.model.units import parse_signal
 from insula.oci.state import Container
 
 TYPE_CHECKING = False
@@ -72,17 +73,5 @@ def _has_pid_namespace(container: Container) -> bool:
 
 
 def signal_number(text: str) -> int:
-    """The signal that ``9``, ``KILL``, ``SIGKILL``, ``SIGRTMIN+3`` or ``SIGRTMAX-1`` means (signal(7)).
-
-    0 is none: whether the process is there is all that is tried (kill(2)).
-    """
-    names = {str(int(number)): int(number) for number in (0, *signal.valid_signals())}
-    names |= {name: int(each) for name, each in vars(signal).items() if name.startswith("SIG") and name[3] != "_"}
-    for offset in range(signal.SIGRTMAX - signal.SIGRTMIN + 1):
-        names[f"SIGRTMIN+{offset}"] = signal.SIGRTMIN + offset
-        names[f"SIGRTMAX-{offset}"] = signal.SIGRTMAX - offset
-    name = text.upper()
-    number = names.get(name, names.get(f"SIG{name}"))
-    if number is None:
-        raise Invalid(f"there is no signal {text[:60]!r}", "as in TERM, SIGKILL, 9 or RTMIN+3")
-    return number
+    """The signal that `text` means, or 0: whether the process is there is all that is tried then (kill(2))."""
+    return 0 if text == "0" else parse_signal(text)

@@ -1,0 +1,113 @@
+"""What a process that reads strangers' data may still do: almost nothing.
+
+The extracting worker has namespaces of its own (it sees no network and no process), limits of its resources, the
+target as its root directory, five capabilities of forty-one, and may make the system calls for files and memory alone.
+A tool that it needs, zstd(1), runs as a user who owns nothing. See namespaces(7), capabilities(7), seccomp(2),
+getrlimit(2).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from insula.image.limits import MEMORY, Limits
+from insula.kernel import capabilities, linux, seccomp_load
+from insula.model.errors import InsulaError, Unavailable
+
+if TYPE_CHECKING:
+    import subprocess
+
+USER = 0x3FFFFFFF
+"""The user and group that own nothing on the host: the last ID below those of tenants."""
+
+NAMESPACES = (
+    *("setpriv", "--pdeathsig=KILL"),
+    *("unshare", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child=KILL"),
+)
+"""Begins a command line: namespaces of its own, which end with the thread that starts it."""
+
+KEPT = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP")
+"""Owners, modes, set-ID bits and file capabilities are what a layer's archive gives to files."""
+
+_FILES = 64
+_PROCESSES = 256  # and threads, of all tools of `USER` together
+_CALLS = """
+    read readv pread64 write writev pwrite64 lseek close close_range fsync fdatasync ftruncate fallocate
+    open openat openat2 creat stat lstat fstat newfstatat fstatat64 statx fstatfs getdents getdents64 access faccessat
+    faccessat2 readlink readlinkat mkdir mkdirat mknod mknodat symlink symlinkat link linkat unlink unlinkat rmdir
+    rename renameat renameat2 chown fchown fchownat lchown chmod fchmod fchmodat fchmodat2 utimensat futimesat utime
+    utimes setxattr fsetxattr getxattr fgetxattr listxattr flistxattr fcntl ioctl dup dup2 dup3 pipe2 poll ppoll select
+    pselect6 mmap munmap mremap mprotect madvise brk futex rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack
+    clock_gettime clock_getres gettimeofday time times getrusage getrandom getpid gettid getuid geteuid getgid getegid
+    getcwd wait4 waitid sched_yield restart_syscall exit exit_group rseq set_robust_list prlimit64 umask uname sysinfo
+"""
+
+
+@cache
+def system_calls() -> bytes:
+    """The filter for the worker: calls on files and memory are allowed, any other fails with EPERM."""
+    from insula.kernel import seccomp
+
+    allowed = {"names": _CALLS.split(), "action": "SCMP_ACT_ALLOW"}
+    return seccomp.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [allowed]})
+
+
+def limit(limits: Limits) -> None:
+    """Resource limits of this process, and of the tools that it starts."""
+    import resource
+
+    for kind, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, MEMORY),
+        (resource.RLIMIT_NOFILE, _FILES),
+        (resource.RLIMIT_FSIZE, limits.bytes + limits.tar),
+        (resource.RLIMIT_NPROC, _PROCESSES),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        resource.setrlimit(kind, (value, value))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu + 5))  # SIGXCPU first, then SIGKILL
+
+
+def start(command: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:
+    """A tool that reads the descriptor `stdin` and whose output we read; as root we start it as `USER`."""
+    import subprocess
+
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    other = USER if os.geteuid() == 0 else None
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            user=other,
+            group=other,
+            extra_groups=None if other is None else [],
+        )
+    except FileNotFoundError as e:
+        raise missing(e) from None
+
+
+def enter(target: int, filter: bytes) -> None:  # noqa: A002
+    """Make the directory `target` the root, and give up all rights but those that extraction takes. For root."""
+    os.fchdir(target)
+    os.chroot(".")
+    kept = capabilities.to_mask(KEPT)
+    rights = capabilities.Capabilities(kept, kept, kept, 0, 0)
+    os.setgroups([])
+    capabilities.before_setuid(rights)
+    capabilities.after_setuid(rights)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    seccomp_load.load(filter)
+
+
+def missing(error: FileNotFoundError) -> InsulaError:
+    """The error for a tool that is not installed."""
+    name = os.path.basename(str(error.filename))
+    package = {"setpriv": "util-linux", "unshare": "util-linux"}.get(name, name)
+    return Unavailable(f"{name}(1) is not installed", f"apt install {package}")
