@@ -79,7 +79,7 @@ def departure(
     set_attributes(process, personality, joins)
     if memory_policy:
         step("set the memory policy", lambda: scheduling.set_memory_policy(memory_policy))
-    if "HOME" not in environment:
+    if not environment.get("HOME"):
         environment["HOME"] = home(user.get("uid", 0))
     entered = enter(directory)  # root may enter what the user may not, as runc has it
     linux.close_range(3 + keep, 0x7FFFFFFF, linux.CLOSE_RANGE_CLOEXEC)

@@ -17,12 +17,12 @@ from insula.container import config as checks
 from insula.container import launch, sources, wire
 from insula.container.departure import Filter
 from insula.container.steps import StepError
-from insula.kernel import cgroups, linux
+from insula.kernel import cgroups, linux, scheduling
 from insula.kernel.cgroups import devices
 from insula.kernel.undo import Undo
 from insula.model.errors import Conflict, Failed, Invalid, NotFound
 from insula.model.plainjson import loads
-from insula.oci import log, streams
+from insula.oci import foreground, log, streams
 from insula.oci.state import Container
 
 TYPE_CHECKING = False
@@ -91,6 +91,7 @@ class Created:
         [master] = descriptors
         if self.console is None:
             self.master = master
+            foreground.plain_lines(master)
             return
         try:
             self.console.send(master)
@@ -184,6 +185,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
         if not terminal:
             streams.give_to(_outside_uid(config, user))
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        scheduling.set_affinity(scheduling.ALL)  # the container's processors are its group's, not its caller's
         scope = made.scope
         # a scope lives as long as a process is in it: so it is held until the container's own is
         with scope.held(config["linux"].get("resources") or {}) if scope else Undo():
@@ -219,7 +221,7 @@ def announce(made: Created, bundle: str, undo: Undo) -> Cgroup | None:
     undo.callback(made.poststop)
     undo.callback(made.forget)
     if group and group.exists() and group.processes():  # its limits, `kill --all` and `delete` would hit them
-        raise Conflict(f"linux.cgroupsPath: control group {group.path} has processes already", "use another")
+        raise Conflict(f"linux.cgroupsPath: container's cgroup is not empty: {group.path}", "use another")
     if group and (frozen := group.frozen_at()):
         hint = f"thaw {frozen}, or use another: a process that joins would stand still"
         raise Conflict("linux.cgroupsPath: container's cgroup unexpectedly frozen", hint)

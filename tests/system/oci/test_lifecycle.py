@@ -184,7 +184,7 @@ def test_a_group_with_processes_is_not_shared(box: Box) -> None:
         for directory in set(box.group.directories().values()):
             Path(f"{directory}/cgroup.procs").write_text(str(sleeper.pid))
         box.script("true")
-        assert "has processes already" in box.oci.fails("run", "--bundle", box.path, NAME)
+        assert "container's cgroup is not empty" in box.oci.fails("run", "--bundle", box.path, NAME)
         assert sleeper.poll() is None
     finally:
         sleeper.kill()

@@ -89,6 +89,28 @@ def test_a_capability_that_the_runtime_lacks_is_a_warning(box: Box) -> None:
     assert "capabilities that cannot be granted: CAP_SYS_TIME" in joined.err
 
 
+def test_the_affinity_of_the_caller_is_not_the_containers(box: Box) -> None:
+    """An engine that is pinned to a processor does not pin its containers: their control group says where they run."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this host has one processor for the tests")
+    words = ["grep", "Cpus_allowed_list", "/proc/self/status"]
+    free = box.out(" ".join(words))
+    box.oci.program = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *box.oci.program]
+    assert box.out(" ".join(words)) == free
+    box.start()
+    assert box.oci.ok("exec", NAME, *words) == free
+
+
+def test_a_control_group_below_the_containers(box: Box) -> None:
+    box.start()
+    first, *_ = sorted(set(box.group.directories().values()))
+    os.mkdir(f"{first}/worker")
+    groups = box.oci.ok("exec", "--cgroup", "/worker", NAME, "cat", "/proc/self/cgroup")
+    assert sum(line.endswith("/worker") for line in groups.splitlines()) == 1
+    assert "no such control group" in box.oci.fails("exec", "--cgroup", "/nosuch", NAME, "true")
+    assert "bad sub cgroup path" in box.oci.fails("exec", "--cgroup", "a/../..", NAME, "true")
+
+
 def test_the_affinity_of_who_joins(box: Box, tmp_path: Path) -> None:
     box.start()
     last = str(max(os.sched_getaffinity(0)))

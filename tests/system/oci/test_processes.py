@@ -286,3 +286,38 @@ def test_exec_sees_no_more_than_the_container(box: Box) -> None:
     for directory in ("/proc/self/fd/3", "/proc/self/fd/7", "/proc/1/cwd/../../../.."):
         result = box.oci.run("exec", "--cwd", directory, NAME, "sh", "-c", "ls -d usr home")
         assert result.status != 0 and result.out == ""
+
+
+def test_lines_of_a_terminal_that_goes_to_a_pipe(box: Box) -> None:
+    """As with runc: the end of a line is what the program wrote; where ours is a terminal, that makes it two bytes."""
+    box.process["terminal"] = True
+    assert box.run("tty; echo one; echo two").out == "/dev/pts/0\none\ntwo\n"
+    process, master = in_terminal(*box.oci.command("run", "--bundle", box.path, NAME))
+    try:
+        read_until(master, "/dev/pts/0\r\none\r\ntwo\r\n")
+        assert process.wait(20) == 0
+    finally:
+        os.close(master)
+
+
+def test_an_empty_home_is_none(box: Box) -> None:
+    (box.rootfs / "etc").mkdir(exist_ok=True)
+    (box.rootfs / "etc/passwd").write_text("root:x:0:0::/home/of/root:/bin/sh\n")
+    for env, home in ((["HOME="], "/home/of/root"), ([], "/home/of/root"), (["HOME=/x"], "/x")):
+        box.process["env"] = ["PATH=/bin", *env]
+        assert box.out("echo $HOME") == f"{home}\n"
+
+
+def test_a_capability_that_exec_adds_is_ambient_where_it_is_inheritable(box: Box) -> None:
+    box.process["capabilities"] = {
+        "bounding": ["CAP_CHOWN", "CAP_KILL", "CAP_SYSLOG"],
+        "permitted": ["CAP_CHOWN", "CAP_KILL"],
+        "effective": ["CAP_CHOWN", "CAP_KILL"],
+        "inheritable": ["CAP_CHOWN", "CAP_SYSLOG"],
+        "ambient": ["CAP_CHOWN"],
+    }
+    box.start()
+    found = box.oci.ok("exec", "--cap", "CAP_SYSLOG", "--cap", "CAP_KILL", NAME, "grep", "^Cap", "/proc/self/status")
+    sets = {name.rstrip(":"): int(mask, 16) for name, mask in (line.split() for line in found.splitlines())}
+    assert sets["CapInh"] == 1 << 34 | 1 and sets["CapAmb"] == 1 << 34 | 1
+    assert sets["CapPrm"] == sets["CapEff"] == sets["CapBnd"] == 1 << 34 | 1 << 5 | 1

@@ -172,12 +172,22 @@ class Cgroup:
 
     # -- joining and leaving -------------------------------------------------------------------------------
 
-    def open(self) -> list[int]:
-        """Descriptors to join by: a process writes ``0`` to each (see `join`)."""
+    def open(self, below: str = "") -> list[int]:
+        """Descriptors to join by: a process writes ``0`` to each (see `join`).
+
+        `below` is the path of a group in this one, which version 1 may have for some controllers only: for the others
+        it is this one that is joined. FileNotFoundError if none has it.
+        """
         name = "cgroup.procs" if self.tree.unified else "tasks"
         opened: list[int] = []
+        directories = self._distinct(self.directories())
+        if below:
+            found = [f"{directory}/{below}" for directory in directories]
+            if not any(map(os.path.isdir, found)):
+                raise FileNotFoundError(errno.ENOENT, "there is no such control group", found[0])
+            directories = [each if os.path.isdir(each) else own for each, own in zip(found, directories, strict=True)]
         try:
-            for directory in self._distinct(self.directories()):
+            for directory in directories:
                 opened.append(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC))
         except OSError:
             for fd in opened:

@@ -11,7 +11,7 @@ import os
 from insula.container import config as checks
 from insula.container import join, namespaces, wire
 from insula.container.steps import StepError
-from insula.kernel import linux, process
+from insula.kernel import linux, process, scheduling
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.undo import Undo
 from insula.model.errors import Conflict, Failed, Invalid
@@ -88,6 +88,8 @@ def asked(arguments: Arguments, config: dict[str, Any]) -> Any:
         what["capabilities"] = dict(sets)
         for name in ("bounding", "effective", "permitted"):  # what is inheritable would outlive setuid (CVE-2022-29162)
             what["capabilities"][name] = list(dict.fromkeys([*(sets.get(name) or ()), *more]))
+        inherited = [name for name in more if name in (sets.get("inheritable") or ())]  # by the config already
+        what["capabilities"]["ambient"] = list(dict.fromkeys([*(sets.get("ambient") or ()), *inherited]))
     return what
 
 
@@ -153,18 +155,19 @@ class Joined:
         if not terminal:
             streams.give_to(self._outside_uid())
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        scheduling.set_affinity(scheduling.ALL)
         sync, theirs = wire.pair()
         undo.callback(sync.close)
         pid = self.record["pid"]
         with Undo() as handed:
             handed.callback(theirs.close)
             target = handed.hold(process.open_to_join(pid, self.record["start_time"]))
-            group = self._group()
+            group = Cgroup(self.record["cgroup"]) if self.record["cgroup"] else None
             given = join.Joining(
                 self.what,
                 target,
                 theirs,
-                [handed.hold(fd) for fd in group.open()] if group else [],
+                [handed.hold(fd) for fd in group.open(self._below())] if group else [],
                 [] if terminal else [0, 1, 2],
                 program,
                 flags=namespaces.differing(pid),
@@ -187,14 +190,12 @@ class Joined:
         finally:
             os.waitpid(first, 0)
 
-    def _group(self) -> Cgroup | None:
-        """The container's control group, or one below it (--cgroup)."""
-        if not self.record["cgroup"]:
-            return None
+    def _below(self) -> str:
+        """--cgroup: a control group below the container's."""
         below = (self.arguments.cgroup or "").strip("/")
         if ".." in below.split("/"):
-            raise Invalid(f"--cgroup {below[:60]!r}: it is not below the container's", "as in /worker")
-        return Cgroup(f"{self.record['cgroup']}/{below}" if below else self.record["cgroup"])
+            raise Invalid(f"--cgroup {below[:60]!r}: bad sub cgroup path: it leads out", "as in /worker")
+        return below
 
     def _outside_uid(self) -> int:
         uids = namespaces.id_map(self.config["linux"].get("uidMappings"))
@@ -222,6 +223,7 @@ class Joined:
     def _take_terminal(self, master: int) -> None:
         if self.console is None:
             self.master = master
+            foreground.plain_lines(master)
             return
         try:
             self.console.send(master)
