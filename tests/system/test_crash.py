@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import random
+import select
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -158,6 +160,32 @@ def test_an_exit_during_the_crash_is_not_lost(town: Town, victim: str) -> None:
     assert cli.ok("wait", name) == "7"
     assert cli.ok("logs", name) == "last words"
     cli.ok("rm", name)
+
+
+@pytest.mark.parametrize("busy", ["alone", "while it stops"])
+def test_a_removal_is_committed_before_it_kills(town: Town, busy: str) -> None:
+    """insulad dies at the moment at which the instance does: the next one removes it, and doesn't find it dead."""
+    daemon, cli = town.daemon, town.daemon.cli
+    cli.ok("run", "-d", "--name", "doomed", "--stop-timeout", "600", "busybox", "sleep", "600")  # deaf to SIGTERM
+    pidfd = os.pidfd_open(status_of(cli, "doomed")["pid"])  # type: ignore[index]
+    clients = []
+    if busy == "while it stops":
+        clients.append(cli.start("stop", "doomed"))
+        until(lambda: status_of(cli, "doomed")["state"] == "stopping", "it is being stopped")  # type: ignore[index]
+    insulad = daemon.pid("insulad")
+    assert insulad
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    clients.append(cli.start("rm", "-f", "doomed"))
+    assert poll.poll(30_000)
+    os.kill(insulad, signal.SIGKILL)
+    for client in clients:
+        with client:
+            client.communicate(timeout=30)
+    os.close(pidfd)
+    daemon.reap()
+    daemon.start()
+    until(lambda: status_of(cli, "doomed") is None, "it is removed")
 
 
 def test_the_network_survives(town: Town) -> None:

@@ -68,6 +68,8 @@ class ExitRecord(NamedTuple):
     oom: bool
     finished: float
     error: str | None = None
+    failure: dict[str, Any] | None = None
+    """Why it never became the program, as `StepError.message` has it: step, errno, error, path."""
 
 
 Record = TypeVar("Record", Launch, State, ExitRecord)
@@ -87,6 +89,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "signal": (int, NoneType),
     "finished": (int, float),
     "error": (str, NoneType),
+    "failure": (dict, NoneType),
 }
 
 
@@ -172,7 +175,7 @@ class Bundle:
         self,
         status: int,
         exec_id: str | None = None,
-        error: str | None = None,
+        failure: dict[str, Any] | None = None,
         *,
         state: State | None = None,
         cgroup: str | None = None,
@@ -183,6 +186,7 @@ class Bundle:
             return known
         code = os.waitstatus_to_exitcode(status)
         state = state or self.state(exec_id)
+        error = f"{failure['step']}: {failure['error']}" if failure else None
         if code == INTERRUPTED and not (state and state.executed):
             error = error or "interrupted before it started"
         oom = False
@@ -196,6 +200,7 @@ class Bundle:
             oom=oom and code < 0,
             finished=time.time(),
             error=error,
+            failure=failure,
         )
         if os.path.isdir(self.path):
             self.write_exit(record, exec_id)

@@ -32,6 +32,7 @@ from insula.model.errors import Failed, NotFound
 __all__ = ["Attachment", "Exec", "ExitRecord", "Launch", "Runtime", "State"]
 
 log = logging.getLogger("insula.container")
+_DYING = 10.0  # seconds for a process that is ending to end
 _PIDFD_SIGNAL_PROCESS_GROUP = 4
 
 
@@ -139,6 +140,20 @@ class Runtime:
     async def start(self, container: str) -> None:
         """Let PID 1 become the user's program; `StartFailed` if it can't."""
         await self._request({"op": "start", "id": container})
+
+    async def failure(self, container: str) -> Failed | None:
+        """Why PID 1 ended before it became the user's program; None if it lives, or if that is not known.
+
+        One that is just ending has no namespaces any more, and is not dead yet: it is waited for.
+        """
+        state = self._process(container)
+        if state is None or process.has_namespaces(state.pid, state.start_time):
+            return None
+        with contextlib.suppress(NotFound, TimeoutError):
+            async with asyncio.timeout(_DYING):
+                record = await self.wait(container)
+            return explain(record.failure) if record.failure else None
+        return None
 
     async def exec(self, container: str, what: Exec) -> str:
         """Run another process inside; its exec id, once execve succeeded."""

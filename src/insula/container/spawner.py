@@ -210,9 +210,9 @@ class Spawner:
         bundle = Bundle(self.run, container)
         if child is None or child.told or child.sync is None:
             record = bundle.exit()
-            text = record.error if record and record.error else "prepare: the container is not waiting to start"
-            step, _, error = text.partition(": ")
-            reply({"error": (child and child.error) or {"step": step, "errno": 0, "error": error, "path": None}})
+            why = (child and child.error) or (record and record.failure)
+            error = record.error if record and record.error else "the container is not waiting to start"
+            reply({"error": why or {"step": "start", "errno": 0, "error": error, "path": None}})
             return
         if child.state:
             child.state = child.state._replace(started=time.time())
@@ -331,13 +331,10 @@ class Spawner:
         if child.sync is not None:  # what it still had to say comes first
             while child.sync is not None:
                 self._hear(child)
-        error = None
-        if child.error:
-            error = f"{child.error['step']}: {child.error['error']}"
         bundle = Bundle(self.run, child.container)
         try:  # before it is reaped: if we are killed here the keeper gets it, and loses nothing
             status = process.status_of_dead(child.pid)
-            bundle.record_exit(status, child.exec_id, error, state=child.state, cgroup=child.cgroup)
+            bundle.record_exit(status, child.exec_id, child.error, state=child.state, cgroup=child.cgroup)
         except OSError as failure:
             report(_WHO, f"the end of process {child.pid} of container {child.container} is not recorded", failure)
         # a process in the container may trace it, and we don't get it before that one lets go (ptrace(2))

@@ -88,7 +88,8 @@ class Attachment:
                 stream = await self._runtime.attach(self._container, self._exec_id, stdin=self._stdin)
             except (NotFound, OSError) as error:
                 # a keeper that has just been started knows its sessions in a moment
-                if (isinstance(error, NotFound) and not fresh) or time.monotonic() > deadline:
+                over = self._exec_id is None and self._runtime.exit(self._container) is not None
+                if (isinstance(error, NotFound) and (over or not fresh)) or time.monotonic() > deadline:
                     break
                 await asyncio.sleep(_SHORTEST)
         self._ended, self._fresh = ended, fresh

@@ -92,7 +92,11 @@ class Instances:
     # -- living ----------------------------------------------------------------------------------------------------
 
     async def run(self, tenant: str, spec: InstanceSpec, *, start: bool = True) -> InstanceView:
-        """A new instance, running unless `start` is False. On any error there is none."""
+        """A new instance, running unless `start` is False.
+
+        On an error there is none, but for one of its start: then it is there as "failed", unless it is removed when it
+        ends.
+        """
         return await self._whole(self._run(tenant, spec, start))
 
     async def _run(self, tenant: str, spec: InstanceSpec, start: bool) -> InstanceView:
@@ -104,9 +108,10 @@ class Instances:
             if start:
                 try:
                     await self.supervisor.launch(member)
-                except BaseException:
-                    with contextlib.suppress(InsulaError):  # then the next start of the daemon removes it
-                        await self.supervisor.remove(member)
+                except BaseException as error:
+                    if spec.remove or not isinstance(error, InsulaError):
+                        with contextlib.suppress(InsulaError):  # then the next start of the daemon removes it
+                            await self.supervisor.remove(member)
                     raise
         return view(member)
 
@@ -183,8 +188,7 @@ class Instances:
         if member.active and not force:
             raise still_active(member)
         if member.active:  # before the lock, which a `stop` with a long timeout may hold
-            with contextlib.suppress(NotFound):
-                self.engine.runtime.signal(member.instance.id, _SIGKILL)
+            await self._whole(self.supervisor.condemn(member))
         await self._whole(self._remove_locked(member, force))
 
     async def _remove_locked(self, member: Member, force: bool) -> None:

@@ -185,10 +185,15 @@ class Launcher:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.discard, tenant, instance, network)
             await engine.runtime.create(request)
-            if network:
-                await self._attach(tenant, network, instance)
-            await connect()
-            await engine.runtime.start(instance.id)
+            try:
+                if network:
+                    await self._attach(tenant, network, instance)
+                await connect()
+                await engine.runtime.start(instance.id)
+            except InsulaError:
+                if failure := await engine.runtime.failure(instance.id):  # the cause; the rest follows from it
+                    raise failure from None
+                raise
             undo.pop_all()
         state = engine.runtime.state(instance.id)
         if state is None:

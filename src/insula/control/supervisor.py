@@ -39,6 +39,7 @@ log = logging.getLogger("insula.control")
 SETTLED = ("running", "paused", "exited", "failed")
 _SIGKILL = 9
 _REMEMBERED = 1000
+_ATTEMPTS = 20
 _RETRY = 1.0  # seconds between attempts at what must succeed in the end
 
 
@@ -137,6 +138,8 @@ class Supervisor:
 
     async def launch(self, member: Member, console: ConsoleSize | None = None) -> None:
         """Starts it, as wanted. The lock is held and nothing of it runs. Raises InsulaError and leaves nothing."""
+        if member.instance.wanted == "removed":
+            raise NotFound(f"instance {member.instance.name} is being removed", "run another one")
         if self.stopping:
             raise Unavailable("Insula is going down on this host", "start insulad again, and then this")
         await member.settled()
@@ -321,9 +324,29 @@ class Supervisor:
             for guest in guests(self, member):  # the kernel waits for all in a PID namespace to die with its first
                 await self.engine.runtime.resume(guest.instance.id)
 
+    async def condemn(self, member: Member) -> None:
+        """Commit that it is to be removed, and only then kill it. Without the lock: who holds it waits for its end.
+
+        Should the daemon die between the two or after them, the next one removes it.
+        """
+        for attempt in range(_ATTEMPTS):
+            if member.gone:
+                return
+            try:
+                if member.instance.wanted != "removed":
+                    await self.want(member, wanted="removed")
+                break
+            except Conflict:  # who holds the lock committed something at this moment
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.01)
+        with contextlib.suppress(NotFound):
+            self.engine.runtime.signal(member.instance.id, _SIGKILL)
+
     async def remove(self, member: Member) -> None:
         """Kills it, and takes it off the host and out of the store. The lock is held."""
-        await self.want(member, wanted="removed")
+        if member.instance.wanted != "removed":
+            await self.want(member, wanted="removed")
         await self.end(member, _SIGKILL, 0.0)
         await self._dismiss(member)
         await self.launcher.remove_directory(member.instance.id)

@@ -101,6 +101,15 @@ def open_namespace(pid: int, started: int | None, kind: str) -> int:
         os.close(pidfd)
 
 
+def has_namespaces(pid: int, started: int | None) -> bool:
+    """Whether the process that is (pid, start time) lives and is not on its way out: it gives them up first."""
+    try:
+        os.close(open_namespace(pid, started, "net"))
+        return True
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 _PIDFD_THREAD = os.O_EXCL
 
 
