@@ -137,7 +137,7 @@ class Tenants:
 
     def ensure_cgroup(self, tenant: Tenant) -> None:
         """Make or repair the control group with the tenant's limits. Blocks. Failed."""
-        group, limits = self.cgroup(tenant.name), tenant.limits
+        group, limits, defaults = self.cgroup(tenant.name), tenant.limits, Limits()
         quota = -1 if limits.cpus is None else int(limits.cpus * _CPU_PERIOD)
         memory = -1 if limits.memory is None else limits.memory
         pids = -1 if limits.pids is None else limits.pids
@@ -146,15 +146,15 @@ class Tenants:
         try:
             group.create()
             _leave_pids_to_the_host(Cgroup(self.engine.settings.prefix))
-            for limit, resources in (
-                (limits.cpus, cpu),
-                (limits.memory, ram),
-                (limits.pids, {"pids": {"limit": pids}}),
+            for limit, usual, resources in (
+                (limits.cpus, defaults.cpus, cpu),
+                (limits.memory, defaults.memory, ram),
+                (limits.pids, defaults.pids, {"pids": {"limit": pids}}),
             ):
                 try:
                     group.update(resources)
                 except OSError as error:  # a host that can't limit something can still do without a limit
-                    if limit is not None or error.errno != errno.EOPNOTSUPP:
+                    if limit not in (None, usual) or error.errno != errno.EOPNOTSUPP:
                         raise
         except OSError as error:
             if error.errno == errno.EBUSY:
