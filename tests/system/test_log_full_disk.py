@@ -47,3 +47,23 @@ def test_log_opened_on_a_disk_without_room_for_a_file(tmp_path: Path) -> None:
         return writer.dropped, [r.data for r in read_log(str(tmp_path))]
 
     assert forked(child) == (4, [b"kept"])
+
+
+def test_what_is_moved_on_a_full_disk_is_dropped_and_returned(tmp_path: Path) -> None:
+    def child() -> tuple[bytes, int, bytes]:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount("tmpfs", tmp_path, "tmpfs", 0, "size=16k")
+        reading, writing = os.pipe()
+        writer = LogWriter(str(tmp_path), 1 << 20, 2)
+        got = b""
+        for _ in range(4):
+            os.write(writing, b"x" * 8000)
+            got += writer.move(Kind.STDOUT, reading, 32768)
+        os.close(writing)
+        assert writer.move(Kind.STDOUT, reading, 32768) == b""
+        return got, writer.dropped, b"".join(record.data for record in read_log(str(tmp_path)))
+
+    got, dropped, logged = forked(child)
+    assert got == b"x" * 32000
+    assert dropped and len(logged) + dropped == 32000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,9 +45,34 @@ def test_a_start_that_fails_counts(fresh: Daemon) -> None:
     """The program is gone at the second start: that is tried again, and given up in the end."""
     cli = fresh.cli
     cli.ok("run", "-d", "--name", "gone", "--restart", "on-failure:2", "busybox", "sh", "-c", "rm /bin/sh; exit 1")
-    until(lambda: status(cli, "gone")["state"] == "failed" and status(cli, "gone")["restarts"] == 2, "given up")
-    assert "restarting" not in cli.ok("ps", "-a")
-    assert "/bin/sh" in status(cli, "gone")["error"] or "sh" in status(cli, "gone")["error"]
+    until(lambda: status(cli, "gone")["state"] == "failed" and not restarting(cli, "gone"), "given up", timeout=20)
+    assert status(cli, "gone")["restarts"] == 2
+    assert fresh.log.read_text().count("instance default/gone does not start again") == 2, "each was tried"
+    reason = cli.fails("start", "gone")
+    assert status(cli, "gone")["error"] == reason
+    assert reason == "cannot execute sh: no such file in the PATH"
+    assert status(cli, "gone")["restarts"] == 0, "a start by the user begins anew"
+
+
+def test_a_start_that_works_again_ends_the_counting(fresh: Daemon) -> None:
+    """The control: the program comes back during the pause, and it runs."""
+    cli = fresh.cli
+    script = "if [ -e /again ]; then exec sleep 600; fi; touch /again; mv /bin/sh /bin/hidden; exit 1"
+    options = ("--restart", "on-failure:10", "busybox", "sh", "-c", script)
+    cli.ok("run", "-d", "--name", "back", *options)
+    until(lambda: status(cli, "back")["state"] == "failed", "it fails to start")
+    shell = fresh.path / "shell"
+    shell.write_bytes(Path("/bin/busybox").read_bytes())
+    shell.chmod(0o755)
+    cli.ok("cp", shell, "back:/bin/sh")
+    until(lambda: status(cli, "back")["state"] == "running", "it runs", timeout=30)
+    assert 2 <= status(cli, "back")["restarts"] <= 10
+
+
+def restarting(cli: Cli, name: str) -> bool:
+    """Whether it waits for another start."""
+    [found] = [view["restarting"] for view in cli.json("ps", "-a") if view["instance"]["name"] == name]
+    return bool(found)
 
 
 @pytest.mark.parametrize("end", ["reboot", "down"])

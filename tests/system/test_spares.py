@@ -10,6 +10,7 @@ import pytest
 
 from insula.container.runtime import Launch, Runtime
 from insula.kernel.cgroups import Cgroup
+from insula.model.errors import Failed
 from tests.support.daemon import Daemon
 from tests.support.host import Host, started, with_runtime
 from tests.support.snapshot import assert_unchanged
@@ -117,10 +118,18 @@ def test_what_can_not_be_made_leaves_no_spare(host: Host) -> None:
     async def body(runtime: Runtime) -> None:
         launch = host.launch("true", name=await offered(runtime, host))
         spare = first_process(host, launch)
-        with pytest.raises(Exception, match="cannot prepare"):
+        assert os.path.exists(f"/proc/{spare}")
+        with pytest.raises(Failed) as caught:
             await runtime.create(launch._replace(upper="/nowhere"))
+        assert caught.value.message == "cannot prepare: mount overlay: fsconfig: No such file or directory upperdir"
         assert not os.path.exists(f"/proc/{spare}")
         assert not Cgroup(launch.cgroup).exists()
+        assert launch.id not in runtime.ids()
+        assert not (host.run / "spares" / launch.id).exists()
+        other = host.launch("true", name=await offered(runtime, host))  # the control: the next one is taken
+        spare = first_process(host, other)
+        assert other.id != launch.id and (await runtime.create(other)).pid == spare
+        await runtime.delete(other.id)
 
     with_runtime(host, body)
 

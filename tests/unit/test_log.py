@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -249,3 +250,50 @@ def test_full_disk_drops_and_goes_on(tmp_path: Path) -> None:
 
     assert forked(child) == 4000
     assert [r.data for r in read_log(str(tmp_path))] == [b"before", b"after"]
+
+
+def test_a_writer_that_is_killed_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    """What it moves is in the pipe or in the log at each moment; the next writer goes on with the same pipe."""
+    reading, writing = os.pipe()
+    number, dice = 0, random.Random(7)
+    for _ in range(100):
+        mover = move_in_a_child(tmp_path, reading, writing)
+        for _ in range(dice.randrange(1, 300)):
+            os.write(writing, b"%d\n" % number)
+            number += 1
+        os.kill(mover, signal.SIGKILL)
+        os.waitpid(mover, 0)
+    mover = move_in_a_child(tmp_path, reading, writing)
+    os.close(writing)
+    assert os.waitpid(mover, 0)[1] == 0, "it came to the end"
+    os.close(reading)
+    assert text(tmp_path) == b"".join(b"%d\n" % each for each in range(number))
+
+
+def move_in_a_child(directory: Path, reading: int, writing: int) -> int:
+    """The PID of a process that moves what is in the pipe to the log until the pipe ends."""
+    if pid := os.fork():
+        return pid
+    try:
+        os.close(writing)
+        writer = LogWriter(str(directory), 1 << 20, 9)
+        while True:
+            try:
+                if not writer.move(OUT, reading, 64):
+                    os._exit(0)
+            except BlockingIOError:
+                continue
+    finally:
+        os._exit(1)
+
+
+def test_move_takes_what_is_no_pipe_too(tmp_path: Path) -> None:
+    source, peer = socket.socketpair()
+    writer = LogWriter(str(tmp_path), 1 << 20, 2)
+    peer.send(b"over a socket")
+    assert writer.move(Kind.STDERR, source.fileno(), 100) == b"over a socket"
+    with pytest.raises(BlockingIOError):
+        writer.move(Kind.STDERR, source.fileno(), 100)
+    peer.close()
+    assert writer.move(Kind.STDERR, source.fileno(), 100) == b""
+    assert [record.data for record in read_log(str(tmp_path))] == [b"over a socket"]

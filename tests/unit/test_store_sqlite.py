@@ -72,6 +72,62 @@ def test_commits_wait_for_the_disk(tmp_path: Path) -> None:
     assert (tmp_path / "state.db").stat().st_mode & 0o777 == 0o600
 
 
+class Denying:
+    """Makes SQLite refuse what is in `denied` (sqlite3_set_authorizer): BEGIN, COMMIT, ROLLBACK."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self.denied: set[str] = set()
+        self.tried: list[str] = []
+        store._tables.connection.set_authorizer(self._ask)
+
+    def _ask(self, action: int, what: str | None, *_: str | None) -> int:
+        if action != sqlite3.SQLITE_TRANSACTION or what is None:
+            return sqlite3.SQLITE_OK
+        self.tried.append(what)
+        return sqlite3.SQLITE_DENY if what in self.denied else sqlite3.SQLITE_OK
+
+
+@pytest.mark.parametrize("denied", [{"BEGIN"}, {"COMMIT"}, {"COMMIT", "ROLLBACK"}])
+def test_a_commit_that_fails_changes_nothing(tmp_path: Path, denied: set[str]) -> None:
+    """Also if it can't be rolled back: what was not committed is never seen, and the store works again after that."""
+
+    async def body() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        await store.put("/a", b"before")
+        revision = (await store.list("/")).revision
+        events = store.watch("/", revision)
+        denying = Denying(store)
+        denying.denied = denied
+        for _ in range(2):
+            with pytest.raises(Failed, match="can't be kept"):
+                await store.transact([], [Put("/a", b"never"), Put("/b", b"never")])
+        assert denied <= set(denying.tried), "the positive control: each was refused"
+        if "ROLLBACK" in denied:
+            with pytest.raises(Failed, match="can't be kept"):
+                await store.list("/")
+        denying.denied = set()
+        assert [(e.key, e.value) for e in (await store.list("/")).entries] == [("/a", b"before")]
+        assert (await store.list("/")).revision == revision
+        entry = await store.get("/a")
+        assert entry is not None and entry.value == b"before"
+        assert await store.get("/b") is None
+        assert await store.put("/c", b"after") == revision + 1
+        first = await anext(events)
+        assert (first.entry.key, first.revision) == ("/c", revision + 1)
+        await events.aclose()  # type: ignore[attr-defined]
+        await store.close()
+
+    asyncio.run(body())
+    again = SqliteStore(tmp_path / "state.db")
+
+    async def look() -> list[str]:
+        keys = [entry.key for entry in (await again.list("/")).entries]
+        await again.close()
+        return keys
+
+    assert asyncio.run(look()) == ["/a", "/c"]
+
+
 def test_a_second_owner_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     store = SqliteStore(path)

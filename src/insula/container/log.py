@@ -18,9 +18,12 @@ The keeper imports this file for every log of a host, so it imports little itsel
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import select
 import stat
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -35,6 +38,7 @@ _TIME: Final = 8
 _KINDS: Final = frozenset((Kind.STDOUT, Kind.STDERR))
 _BATCH: Final = 1 << 18  # what one poll reads at most, so that an event loop is not held up
 _FLAGS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW
+_FIONREAD: Final = 0x541B
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -63,6 +67,7 @@ class LogWriter:
         self._max_files = max_files
         self._chunk = min(MAX_PAYLOAD - _TIME, max_size - _HEAD.size)
         self._fd = -1
+        self._splices = True
         self._end = 0  # where the last whole record ends
         self._torn = False
         try:
@@ -83,6 +88,40 @@ class LogWriter:
             except OSError:
                 self.dropped += len(piece)
 
+    def move(self, kind: Kind, source: int, count: int) -> bytes:
+        """Append up to `count` bytes of what is in the pipe `source`, and return them; b"" at its end.
+
+        They go from pipe to file by splice(2), so that a writer that is killed has lost none: what is not in a whole
+        record is in the pipe still, and the next writer finds it there. BlockingIOError if nothing is there now.
+        """
+        ready = _ready(source)
+        if ready == 0 and _is_empty(source):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        ready = ready or _ready(source)  # it may just have come
+        if ready == 0 or not self._splices:
+            data = os.read(source, count)
+            if data:
+                self.write(kind, data)
+            return data
+        count = min(ready, count, self._chunk)
+        moved = 0
+        try:
+            start = self._begin(kind, count)
+            while moved < count:
+                moved += os.splice(source, self._fd, count - moved, offset_dst=start + moved)
+        except OSError as error:
+            self._splices = self._splices and error.errno != errno.EINVAL
+            before = os.pread(self._fd, moved, start) if moved else b""
+            rest = os.read(source, count - moved)
+            if error.errno == errno.EINVAL:  # a file system, or a source, that can't do this
+                self.write(kind, before + rest)
+            else:
+                self.dropped += moved + len(rest)
+            return before + rest
+        self._end = start + count
+        self._torn = False
+        return os.pread(self._fd, count, start)
+
     def close(self) -> None:
         """Close the file; nothing is left to flush, as every write went to the kernel at once."""
         if self._fd >= 0:
@@ -90,28 +129,32 @@ class LogWriter:
             self._fd = -1
 
     def _open(self) -> None:
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _FLAGS, 0o600)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
         _check_regular(fd, self._path)
         self._fd = fd
         self._end = _end_of_records(self._fd)
         self._torn = os.fstat(self._fd).st_size > self._end
 
     def _append(self, kind: Kind, piece: memoryview) -> None:
+        start = self._begin(kind, len(piece))
+        if os.pwrite(self._fd, piece, start) < len(piece):
+            raise OSError(errno.ENOSPC, "short write")
+        self._end = start + len(piece)
+        self._torn = False
+
+    def _begin(self, kind: Kind, length: int) -> int:
+        """Write the head of a record; where its payload goes. Until that is there the record is torn, and no record."""
         if self._fd < 0:
             self._open()
         if self._torn:
             os.ftruncate(self._fd, self._end)
             self._torn = False
-        length = _HEAD.size + len(piece)
-        if self._end and self._end + length > self._max_size:
+        if self._end and self._end + _HEAD.size + length > self._max_size:
             self._rotate()
-        head = _HEAD.pack(kind, _TIME + len(piece), time.time_ns())
-        self._torn = True  # until it is known to be whole
-        written = os.writev(self._fd, (head, piece))
-        if written < length:
+        self._torn = True
+        if os.pwrite(self._fd, _HEAD.pack(kind, _TIME + length, time.time_ns()), self._end) < _HEAD.size:
             raise OSError(errno.ENOSPC, "short write")
-        self._end += length
-        self._torn = False
+        return self._end + _HEAD.size
 
     def _rotate(self) -> None:
         self.close()
@@ -290,6 +333,18 @@ def read_log(directory: str, *, follow: bool = False, since_ns: int = 0, tail: i
                 if not follow:
                     return
                 time.sleep(0.05)
+
+
+def _ready(source: int) -> int:
+    """How many bytes a pipe has for us (FIONREAD, pipe(7))."""
+    return int.from_bytes(fcntl.ioctl(source, _FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _is_empty(source: int) -> bool:
+    """Whether nothing is there to be read, and it is not at its end either."""
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    return not poll.poll(0)
 
 
 def _check_regular(fd: int, path: str) -> None:

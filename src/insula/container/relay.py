@@ -120,7 +120,7 @@ class Session:
     def read(self, fd: int) -> bool:
         """Move one chunk of output; False at its end."""
         try:
-            data = os.read(fd, CHUNK)
+            data = self._take(fd)
         except BlockingIOError:
             return True
         except OSError as error:
@@ -129,16 +129,22 @@ class Session:
             data = b""
         if not data:
             return False
-        kind = self.outputs[fd]
         if self.log or self.discard:
             self._credit -= len(data)
             if self.spent:
                 self.earn()
-        if self.log:
-            self.log.write(kind, data)
         for client in self.clients:
-            client.push(kind, data)
+            client.push(self.outputs[fd], data)
         return True
+
+    def _take(self, fd: int) -> bytes:
+        """One chunk, which is in the log when this returns. From a pipe none is lost if we are killed meanwhile."""
+        if self.log and fd != self.terminal:
+            return self.log.move(self.outputs[fd], fd, CHUNK)
+        data = os.read(fd, CHUNK)
+        if self.log and data:
+            self.log.write(self.outputs[fd], data)
+        return data
 
     def drain(self) -> None:
         """Read what is there without waiting: the process has ended."""

@@ -228,12 +228,28 @@ class SqliteStore:
         last = False
         while not last:
             group, last = self._take()
+            if trouble := self._stuck():
+                for request in group:
+                    _answer(request, trouble)
+                continue
             for request in group:
                 if not request.writes:
                     _answer(request, _attempt(request.work))
             if writes := [request for request in group if request.writes]:
                 self._commit(writes)
         self._tables.connection.close()
+
+    def _stuck(self) -> Exception | None:
+        """Why a transaction that failed could not be taken back either; tried again for each group, None once it is.
+
+        Until then nothing is read or written: both would be inside of that transaction.
+        """
+        try:
+            if self._tables.connection.in_transaction:
+                self._tables.connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            return explain(error, self.path)
+        return None
 
     def _take(self) -> tuple[Sequence[_Request], bool]:
         """What waits, at least one request; True when it's the last."""
