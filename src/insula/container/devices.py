@@ -146,8 +146,8 @@ def make_links(dev: int) -> None:
 
 
 def link_in_root(root: int) -> None:
-    """The links in the /dev of the root file system."""
-    dev = mounts.make_target(root, "dev", directory=True)
+    """The links in the /dev of the root file system, which must not be a link itself."""
+    dev = mounts.make_target(root, "dev", directory=True, links=False)
     try:
         make_links(dev)
     finally:

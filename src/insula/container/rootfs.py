@@ -208,12 +208,12 @@ class Tree:
                     step(name, lambda e=entry, p=path: self._move(staged.tops[p], e))  # type: ignore[misc]
                 continue
             step(name, lambda i=index, e=entry: self._mount(i, e))  # type: ignore[misc]
+        if not any(destination(entry) == "/dev" for entry in entries):
+            step("make the links of /dev", lambda: devices.link_in_root(self.root))
         missing = devices_in_root(entries, devices.nodes(self.config["linux"].get("devices") or (), self.plan))
         if missing:
             bound = self.sources.take_devices()
             step("make the devices", lambda: devices.populate(self.root, missing, bound))
-        if not any(destination(entry) == "/dev" for entry in entries):
-            step("make the links of /dev", lambda: devices.link_in_root(self.root))
 
     def _attach_root(self, here: bool) -> None:
         if here:

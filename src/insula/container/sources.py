@@ -227,8 +227,9 @@ def finish_bind(fd: int, entry: dict[str, Any], options: Options, of_root: int, 
         mounts.change(fd, options.own)
         mounts.change(fd, options.all_below, recursive=True)
         wanted = options.propagation or of_root or SLAVE
-        if plan.has_user() or not wanted & linux.MS_SHARED:
-            mounts.propagate(fd, SLAVE)  # what lies below too, of which `wanted` need not speak
+        shared = wanted & linux.MS_SHARED
+        if (shared and plan.has_user()) or not (shared or wanted & linux.MS_REC):
+            mounts.propagate(fd, SLAVE)  # what lies below, of which `wanted` need not speak
         mounts.propagate(fd, wanted)
     except OSError:
         os.close(fd)

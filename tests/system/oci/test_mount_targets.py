@@ -62,6 +62,16 @@ def test_magic_links_are_followed_nowhere(box: Box, file: Path) -> None:
     assert "symbolic links" in box.refused() and not (box.rootfs / "run").exists()
 
 
+def test_a_dev_that_is_a_link(box: Box) -> None:
+    """Without a mount on it, devices and links would be made wherever it leads in the root."""
+    box.mounts[:] = [entry for entry in box.mounts if not entry["destination"].startswith("/dev")]
+    (box.rootfs / "dev").symlink_to("/elsewhere")
+    (box.rootfs / "elsewhere").mkdir()
+    assert "/dev" in box.refused() and os.listdir(box.rootfs / "elsewhere") == []
+    (box.rootfs / "dev").unlink()
+    assert "null" in box.out("ls /dev"), "the control"
+
+
 def test_links_in_a_circle(box: Box, file: Path) -> None:
     (box.rootfs / "one").symlink_to("two")
     (box.rootfs / "two").symlink_to("one")
