@@ -4,7 +4,8 @@ The old root then stays in the mount namespace, below the new one, with all that
 it, but the kernel does: it lets a user namespace mount a new /proc or /sys if one that hides nothing is anywhere in the
 mount namespace (mount_too_revealing in fs/namespace.c), and the host's hide nothing. So each of them is unmounted
 before, as runc does. Where the mounts of a user namespace can't be unmounted one by one (mount_namespaces(7)), they are
-covered, which the kernel takes into account in every namespace below.
+covered, which the kernel takes into account in every namespace below. And the old root's mounts become private, so that
+none that the host makes later arrives among them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def enter(root: int) -> None:
     try:
         own = _mount_id(root)
         linux.move_mount(root, linux.AT_FDCWD, "/")  # the process's own root is still the one below
+        _part(_read(table), own)
         _hide_all(table, own)
     finally:
         os.close(table)
@@ -35,38 +37,57 @@ def enter(root: int) -> None:
     os.chdir("/")
 
 
+def _part(table: bytes, own: int) -> None:
+    """Make private what doesn't lie below the mount with the ID `own`, where it can be found by its path."""
+    for mount in _others(table, own):
+        try:
+            linux.mount(None, mount.path, None, linux.MS_PRIVATE)
+        except OSError:
+            continue
+
+
 def _hide_all(table: int, own: int) -> None:
     """Unmount or cover every whole proc and sysfs that doesn't lie below the mount with the ID `own`."""
     covered: set[int] = set()
     for _ in range(_LIMIT):
-        left = [found for found in _revealing(_read(table), own) if found[0] not in covered]
+        left = [mount for mount in _others(_read(table), own) if mount.reveals and mount.number not in covered]
         if not left:
             return
-        number, path = left[-1]
+        mount = left[-1]  # the latest: it may be over others
         try:
-            linux.umount2(os.fsdecode(path), linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+            linux.umount2(mount.path, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EPERM):  # it is locked
                 raise
             cover = mounts.filesystem("tmpfs", ("size=4096", "mode=555"), _COVER, "tmpfs")
-            linux.move_mount(cover, linux.AT_FDCWD, os.fsdecode(path))
+            linux.move_mount(cover, linux.AT_FDCWD, mount.path)
             os.close(cover)
-            covered.add(number)
+            covered.add(mount.number)
     raise OSError(errno.EPERM, "the host's /proc and /sys can't be hidden without pivot_root")
 
 
-def _revealing(table: bytes, own: int) -> list[tuple[int, bytes]]:
-    """(ID, path) of what is to be hidden, the latest last, of a table as in proc_pid_mountinfo(5)."""
-    ours = {own}
-    found: list[tuple[int, bytes]] = []
-    for line in table.splitlines():
+class _Mount:
+    """A line of proc_pid_mountinfo(5). `reveals`: it is a proc or sysfs as a whole."""
+
+    __slots__ = ("number", "parent", "path", "reveals")
+
+    def __init__(self, line: bytes) -> None:
         fields = line.split(b" ")
-        number, parent, part, path = int(fields[0]), int(fields[1]), fields[3], fields[4]
-        if parent in ours:
-            ours.add(number)
-        elif number != own and part == b"/" and fields[fields.index(b"-") + 1] in (b"proc", b"sysfs"):
-            found.append((number, _decode(path)))
-    return found
+        self.number, self.parent = int(fields[0]), int(fields[1])
+        self.path = os.fsdecode(_decode(fields[4]))
+        self.reveals = fields[3] == b"/" and fields[fields.index(b"-") + 1] in (b"proc", b"sysfs")
+
+
+def _others(table: bytes, own: int) -> list[_Mount]:
+    """The mounts that don't lie below the one with the ID `own`, the latest last."""
+    every = {mount.number: mount for mount in map(_Mount, table.splitlines())}
+
+    def is_ours(mount: _Mount | None) -> bool:
+        while mount and mount.number != own:  # the first mount of all is its own parent
+            mount = every.get(mount.parent) if mount.parent != mount.number else None
+        return mount is not None
+
+    return [mount for mount in every.values() if not is_ours(mount)]
 
 
 def _decode(path: bytes) -> bytes:

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -321,6 +322,22 @@ def test_a_proc_or_sys_without_masks(cell: OciCell, fstype: str, user: bool, opt
             mount["options"] = [option for option in mount["options"] if option != "ro"]
     end = cell.once(runtime.a_new, fstype, options=options)
     assert isinstance(end, End) and end.value == 0, ("the control", end)
+
+
+def test_a_proc_that_the_host_mounts_later(cell: OciCell, tmp_path: Path) -> None:
+    """Mounts of the host arrive where it has shared them; without pivot_root(2) also below the container's root."""
+    cell.grant([*DOCKERS, "CAP_SETFCAP"])
+    cell.bundle.write(cell.config)
+    try:
+        cell.oci.ok("run", "--detach", "--no-pivot", "--bundle", cell.bundle.path, "cell")
+        subprocess.run(["mount", "-t", "proc", "proc", tmp_path], check=True)
+        try:
+            assert f" {tmp_path} rw,relatime shared:" in Path("/proc/self/mountinfo").read_text(), "the control"
+            assert cell.try_(runtime.a_new, "proc").errno == "EPERM"
+        finally:
+            subprocess.run(["umount", tmp_path], check=True)
+    finally:
+        cell.oci.run("delete", "--force", "cell")
 
 
 def test_the_mount_namespace_of_others(cell: OciCell) -> None:
