@@ -28,7 +28,7 @@ def test_it_has_the_rights_of_the_program(oci: Runtime) -> None:
         "Uid": ["1000"] * 4,
         "Gid": ["1001"] * 4,
         "Groups": ["1002"],
-        **dict.fromkeys(("CapPrm", "CapEff", "CapBnd"), ["0000000000000021"]),
+        **{name: ["0000000000000021"] for name in ("CapPrm", "CapEff", "CapBnd")},
         "CapAmb": ["0000000000000000"],
         "NoNewPrivs": ["1"],
     }
