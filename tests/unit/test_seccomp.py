@@ -356,13 +356,19 @@ def test_protocols_that_are_families_or_modules(arch: syscalls.Arch) -> None:
 
 @pytest.mark.parametrize("arch", [X86_64, X86, X32], ids=lambda arch: arch.name)
 def test_socket_options_but_filters(arch: syscalls.Arch) -> None:
-    program, refused = seccomp.compile(default_profile()), {(1, 26), (1, 51)}
+    program, refused = seccomp.compile(default_profile()), {(1, 26), (1, 51), (6, 14), (6, 32), (6, 38), (41, 32)}
     levels, options = (0, 1, 2, 6, 41, 263, 270, 0xFFFFFFFF), (*range(80), 0xFFFFFFFF)
     upper = (0, 1 << 32, 0xFFFFFFFF << 32) if arch.wide else (0,)
     for level, option, high, higher in itertools.product(levels, options, upper, upper):
         wanted = ERRNO | 92 if (level, option) in refused else ALLOW
         args = [3, high | level, higher | option, 0, 0, 0]
         assert run(program, arch.audit, number("setsockopt", arch), args) == wanted, (level, option)
+
+
+def test_a_routers_socket_options_come_with_net_admin() -> None:
+    program = seccomp.compile(default_profile("NET_ADMIN"))
+    assert all(allowed(program, "setsockopt", X86_64, 3, *pair) for pair in [(6, 14), (6, 32), (6, 38), (41, 32)])
+    assert not allowed(program, "setsockopt", X86_64, 3, 1, 26)
 
 
 def test_what_the_whole_host_shares() -> None:

@@ -10,7 +10,8 @@ It is stricter than Docker's where a call reaches a table that the whole host sh
 - Socket families are UNIX, INET, INET6 and NETLINK; an option opens more. Packet rings of AF_PACKET and AF_XDP are not
   charged to a control group, and most families are modules that the kernel loads when a socket of theirs is opened.
   So are some protocols of netlink, which are refused too. socketpair(2) opens the same families as socket(2).
-- Classic BPF filters cannot be attached to sockets, unless AF_PACKET is opened, which needs them.
+- Classic BPF filters cannot be attached to sockets, unless AF_PACKET is opened, which needs them; nor can keys of TCP
+  and IPv6 flow labels, without CAP_NET_ADMIN.
 - io_setup(2) and mincore(2) are answered with ENOSYS; "aio" allows the first.
 - socketcall(2), by which 32-bit x86 programs of before 2016 open sockets, is answered with ENOSYS. A filter cannot see
   the family behind it; where Docker leaves that to AppArmor, we have nothing else.

@@ -37,6 +37,7 @@ FIRST_ID = 0x40000000
 MAX_TENANTS = (0x70000000 - FIRST_ID) // IDS_PER_TENANT
 _INDEX = "tenant-index"
 _CPU_PERIOD = 100_000
+_HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
 
 
 class Tenants:
@@ -150,6 +151,7 @@ class Tenants:
                 (limits.cpus, defaults.cpus, cpu),
                 (limits.memory, defaults.memory, ram),
                 (limits.pids, defaults.pids, {"pids": {"limit": pids}}),
+                (None, None, {"hugepageLimits": no_huge_pages() if group.tree.unified else []}),
             ):
                 try:
                     group.update(resources)
@@ -211,6 +213,16 @@ class Tenants:
             await asyncio.to_thread(self.cgroup(tenant.name).remove)
         except (InsulaError, OSError) as error:
             self.engine.problems[f"tenant {tenant.name}"] = f"could not be taken off the host: {error}"
+
+
+def no_huge_pages() -> list[dict[str, object]]:
+    """`linux.resources.hugepageLimits` that allow none: who has set some aside (hugetlbpage.rst) did it for others."""
+    sizes = (int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in _HUGE_PAGES.glob("hugepages-*kB"))
+    units = ((1 << 20, "GB"), (1 << 10, "MB"), (1, "KB"))  # as the names of the files have them: hugetlb.2MB.max
+    return [
+        {"pageSize": next(f"{size // unit}{name}" for unit, name in units if size >= unit), "limit": 0}
+        for size in sizes
+    ]
 
 
 def _leave_pids_to_the_host(everything: Cgroup) -> None:

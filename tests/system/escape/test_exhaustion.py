@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,6 +27,8 @@ from tests.system.test_security import pid_of
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _REALTIME = 40
+_held: list[object] = []
+_sets: list[int] = []
 
 
 def inotify() -> int:
@@ -51,6 +55,34 @@ def terminal() -> int:
     except OSError as error:
         return error.errno or -1
     return 0
+
+
+def pipe_pages() -> int:
+    """A pipe with a buffer of a MiB; past fs.pipe-user-pages-soft an ordinary user gets none."""
+    reader, _ = os.pipe()
+    try:
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 1 << 20)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def descriptors_in_flight() -> int:
+    """Two hundred descriptors in a message that nobody takes (unix(7)): at most RLIMIT_NOFILE a user."""
+    left, _ = pair = socket.socketpair()
+    _held.append(pair)
+    try:
+        socket.send_fds(left, [b"x"], [left.fileno()] * 200)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def semaphores() -> int:
+    """A set of semaphores (semget(2)), of which an IPC namespace has 32000."""
+    made = int(_libc.semget(0, 1, 0o600))
+    _sets.append(made)
+    return 0 if made >= 0 else ctypes.get_errno()
 
 
 def enter(pid: int) -> None:
@@ -93,6 +125,9 @@ CASES: list[tuple[Callable[[], int], set[int]]] = [
     (queue_signal, {errno.EAGAIN}),
     (message_queue, {errno.EMFILE}),
     (terminal, {errno.ENOSPC}),
+    (pipe_pages, {errno.EPERM}),
+    (descriptors_in_flight, {errno.ETOOMANYREFS}),
+    (semaphores, {errno.ENOSPC}),
 ]
 
 
@@ -117,5 +152,8 @@ def test_one_tenants_hog_takes_nothing_from_others(
         host = os.fork()
         if host == 0:
             signal.pthread_sigmask(signal.SIG_BLOCK, {_REALTIME})
-            os._exit(take())
+            refusal = take()
+            for made in _sets:
+                _libc.semctl(made, 0, 0)  # IPC_RMID: it would outlive the test
+            os._exit(refusal)
         assert os.waitpid(host, 0)[1] == 0, "and so does the host's root"

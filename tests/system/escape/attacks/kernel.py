@@ -226,6 +226,22 @@ def filter_on_a_socket() -> int:
     return 1
 
 
+def key_of_a_connection() -> int:
+    """TCP_MD5SIG: each socket may have 128 KiB of keys, which no control group is charged for."""
+    peer = struct.pack("H2x4s120x", socket.AF_INET, bytes((192, 0, 2, 1)))
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, 14, peer + struct.pack("BBHi80s", 0, 0, 4, 0, b"abcd"))
+    return 1
+
+
+def flow_label() -> int:
+    """IPV6_FLOWLABEL_MGR: 4096 for the whole host, of which users without CAP_NET_ADMIN may take three quarters."""
+    request = struct.pack("16s4sBBHHH4x", bytes(15) + b"\x01", bytes(4), 0, 255, 3, 0, 6)  # GET, any, for CREATE | EXCL
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(41, 32, request)
+    return 1
+
+
 def asynchronous_io() -> int:
     """io_setup(2): its events are taken from the host's (fs.aio-max-nr), 65536 of which one process can have."""
     return syscall("io_setup", 1, (ctypes.c_char * 8)())
@@ -293,6 +309,6 @@ REFUSED: list[Call] = [
     host_name, ports_of_the_machine, kernel_log, quota, watch_all_files, compare_kernel_objects, session_keyring,
     add_a_key, request_a_key, hypervisor_socket, hypervisor_socket_in_disguise, cryptography_socket,
     packet_socket, express_data_path, smc_by_another_name, iscsi_by_netlink, filter_on_a_socket, asynchronous_io,
-    page_cache,
+    page_cache, key_of_a_connection, flow_label,
     no_random_addresses, mount_by_32_bits, unshare_by_x32,
 ]  # fmt: skip
