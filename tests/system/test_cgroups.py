@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pytest
 from insula.container import spec
 from insula.kernel import linux
 from insula.kernel.cgroups import Cgroup, Hierarchy, hierarchy, stats
+from insula.kernel.seccomp_load import load
 from insula.model.objects import Resources
 from tests.forked import Killed, errno_of, forked
 from tests.support import groups
@@ -448,3 +450,40 @@ def test_a_limit_above_counts_the_buffers_of_sockets(group: Cgroup) -> None:
     assert inside(group, lambda: fill_sockets(socket.SOCK_STREAM)) >= AS_MUCH_AS_WANTED, "the control"
     group.limit(spec.resources(Resources()))
     assert inside(group, lambda: fill_sockets(socket.SOCK_STREAM)) < 48 * MIB
+
+
+# -- seccomp filters --------------------------------------------------------------------------------------------------
+
+
+def test_seccomp_filters_count(group: Cgroup) -> None:
+    """Their machine code has a bound of the whole host (net.core.bpf_jit_limit). The filters are charged, more than it
+    is: whoever fills it needs the memory."""
+    instructions, each = 4000, 7  # together less than the 32768 that a process may have
+    program = struct.pack("HBBI", 0x20, 0, 0, 0) * (instructions - 1) + struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)
+    file = "memory.usage_in_bytes" if V1 else "memory.current"
+
+    def used() -> int:
+        return int(content(group, "memory", file))
+
+    def grown(filters: int) -> int:
+        """How much more the group uses while eight children have so many filters."""
+        before, children = used(), []
+        ready, tell = os.pipe()
+        for _ in range(8):
+            if (child := os.fork()) == 0:
+                linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+                for _ in range(filters):
+                    load(program)
+                os.write(tell, b"x")
+                signal.pause()
+            children.append(child)
+        for _ in children:
+            os.read(ready, 1)
+        after = used()
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        return after - before
+
+    without, with_ = inside(group, lambda: (grown(0), grown(each)))
+    assert with_ - without > 8 * each * len(program), (without, with_)
