@@ -172,10 +172,11 @@ ODD: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], dict[str, bytes | None
         [
             *(member(".wh..wh.plnk", **ME), member(".wh..wh.plnk/7.8", b"1", **ME), link("a/b", ".wh..wh.plnk/7.8")),
             *(member(".wh..wh.aufs", b"", **ME), member(".wh..wh.orph", **ME), member(".wh..wh.orph/x", b"2", **ME)),
-            *(member("a/.wh..wh.x", b"", **ME), member("c", b"3", **ME)),
+            *(member("a/.wh..wh.x", b"", **ME), member("c", b"3", **ME), member(".wh..wh.plnk/d", **ME)),
         ],
         {"a": None, "a/b": b"1", "c": b"3"},
     ),
+    "an aufs leftover that is a file": ([member(".wh..wh.plnk", b"1", **ME), member("c", b"3", **ME)], {"c": b"3"}),
     "a file over a directory": (
         [member("a", **ME), member("a/b/c", b"1", **ME), member("a", b"2", **ME), member("d", b"3", **ME)],
         {"a": b"2", "d": b"3"},
@@ -281,6 +282,14 @@ def test_tricks_are_refused_and_change_nothing_outside(case: str, tmp_path: Path
     refused(data, tmp_path / "t", why)
     assert tree(outside) == before
     assert (outside / "secret").stat().st_nlink == 1
+
+
+def test_marks_for_overlayfs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their paths are told to who sets them, in one piece."""
+    monkeypatch.setattr("insula.image.layer.MAX_OPAQUE", 10)
+    hiding = [member(f"{name}/.wh..wh..opq", b"", **ME) for name in ("abc", "defg", "hij")]
+    assert unpack(tar(*hiding), tmp_path / "1") == 3
+    refused(tar(*hiding, member("k/.wh..wh..opq", b"", **ME)), tmp_path / "2", "hides too many")
 
 
 def test_bounds(tmp_path: Path) -> None:

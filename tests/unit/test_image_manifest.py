@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from insula.image import manifest
 from insula.image.manifest import Index, Manifest
 from insula.model.errors import Invalid
-from insula.model.objects import ImageConfig
+from insula.model.objects import Healthcheck, ImageConfig
 from tests.support.images import ARCHITECTURE, OCI, descriptor
 
 LAYER = descriptor(b"layer", OCI + "layer.v1.tar+gzip")
@@ -146,6 +146,53 @@ def test_an_image_for_other_machines_is_refused() -> None:
         found = manifest.read_configuration(json.dumps({**CONFIGURATION, **change}).encode())
         with pytest.raises(Invalid, match=f"this machine is linux/{ARCHITECTURE}"):
             manifest.check_platform(found)
+
+
+def test_an_image_for_a_better_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("insula.image.platform.level", lambda: 2)
+    monkeypatch.setattr(manifest, "architecture", lambda: "amd64")
+
+    def check(variant: str) -> None:
+        these = {**CONFIGURATION, "architecture": "amd64", "variant": variant}
+        manifest.check_platform(manifest.read_configuration(json.dumps(these).encode()))
+
+    for variant in ("", "v1", "v2", "odd"):
+        check(variant)
+    for variant in ("v3", "v9"):
+        with pytest.raises(Invalid, match=f"amd64/{variant}"):
+            check(variant)
+    monkeypatch.setattr(manifest, "architecture", lambda: "arm64")
+    these = {**CONFIGURATION, "architecture": "arm64", "variant": "v8"}
+    manifest.check_platform(manifest.read_configuration(json.dumps(these).encode()))
+
+
+def test_what_other_engines_pass_over_is_passed_over_with_a_note() -> None:
+    process = {"Env": ["A=1", "NOVALUE", "=x", "B="], "Entrypoint": [""], "Cmd": ["x"], "StopSignal": ""}
+    found = manifest.read_configuration(json.dumps({**CONFIGURATION, "config": process}).encode())
+    assert (found.config.env, found.config.entrypoint, found.config.cmd) == (["A=1", "B="], [], ["x"])
+    assert found.config.stop_signal == "SIGTERM"
+    assert found.notes == ["variable 'NOVALUE' without a value left out"]
+    process["Entrypoint"] = ["", "y"]
+    found = manifest.read_configuration(json.dumps({**CONFIGURATION, "config": process}).encode())
+    assert found.config.entrypoint == ["", "y"]  # not docker's way to have none
+    assert manifest.read_configuration(json.dumps(CONFIGURATION).encode()).notes == []
+
+
+@pytest.mark.parametrize("given", [{}, {"interval": 5.0}, {"timeout": 1.5, "retries": 2}, {"start_period": 3.0}])
+def test_a_health_check_is_written_as_it_is(given: dict[str, Any]) -> None:
+    """What was not said stays unsaid: it is the default of whoever runs the image."""
+    config = ImageConfig(cmd=["x"], healthcheck=Healthcheck(test=["CMD", "true"], **given))
+    data = manifest.write_configuration(config, [DIFF], 0.0, "test")
+    assert manifest.read_configuration(data).config == config
+    names = {"interval": "Interval", "timeout": "Timeout", "retries": "Retries", "start_period": "StartPeriod"}
+    assert json.loads(data)["config"]["Healthcheck"].keys() == {"Test", *(names[name] for name in given)}
+
+
+def test_what_could_not_be_launched_is_not_written() -> None:
+    for bad in (ImageConfig(env=["A=\0"]), ImageConfig(env=["A"]), ImageConfig(stop_signal="NOSUCH")):
+        with pytest.raises(Invalid):
+            manifest.write_configuration(bad, [DIFF], 0.0, "test")
+    assert manifest.write_configuration(ImageConfig(env=["A="]), [DIFF], 0.0, "test")
 
 
 def test_what_is_written_is_read_back() -> None:

@@ -240,6 +240,27 @@ def test_a_directory_of_the_seventh_edition_is_a_name_with_a_slash() -> None:
     assert read(old + bytes(1024))[0][0].kind == tarfile.DIRTYPE
 
 
+def test_numbers_beyond_the_octal_digits() -> None:
+    """GNU's base-256: the first bit is the mark, and the next one the sign of a number in two's complement."""
+
+    def big(value: int, width: int = 12) -> bytes:
+        field = bytearray(value.to_bytes(width, signed=True))
+        field[0] |= 0x80
+        return bytes(field)
+
+    def only(data: bytes) -> Entry:
+        [(entry, _)] = read(data + bytes(1024))
+        return entry
+
+    assert only(header(uid=big(3_000_000, 8))).uid == 3_000_000
+    assert only(header(uid=big(-2, 8))).uid == -2
+    assert only(header(mtime=big(1 << 33))).mtime_ns == (1 << 33) * 10**9
+    assert only(header(mtime=big(-86400))).mtime_ns == -86400 * 10**9
+    [(entry, content)] = read(header(size=big(5)) + b"12345".ljust(512, b"\0") + bytes(1024))
+    assert (entry.size, content) == (5, b"12345")
+    refused(header(size=big(-5)) + bytes(1024), "impossible size")
+
+
 def test_a_wrong_field_in_a_later_header_is_no_end() -> None:
     good = tar(member("a", b"x"), end=False)
     refused(good + b"garbage".ljust(512, b"!") + bytes(1024), "broken")

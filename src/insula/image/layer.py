@@ -144,7 +144,7 @@ class _Extraction:
             if not parts:
                 self._directory_itself(entry)
             elif not self._plain and _is_aufs(parts):
-                if parts[0] == AUFS_LINKS and entry.kind in (REGULAR, DIRECTORY):
+                if parts[0] == AUFS_LINKS and entry.kind == (DIRECTORY if len(parts) == 1 else REGULAR):
                     self._make(entry, parts)
             elif not self._plain and parts[-1].startswith(WHITEOUT):
                 self._whiteout(entry, parts)
