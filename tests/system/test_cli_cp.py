@@ -165,6 +165,15 @@ def test_onto_a_tmpfs(cli: Cli, tmp_path: Path, place: str) -> None:
     assert cli.fails("cp", tmp_path / "file", "web:/root/file") == "'/root/file' is read-only"
 
 
+def test_a_full_disk_is_named_and_changes_nothing(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "small").write_text("small")
+    (tmp_path / "large").write_bytes(os.urandom(1 << 20))
+    cli.ok("run", "-d", "--name", "web", "--tmpfs", "/t:size=256k", "busybox", "sleep", "600")
+    cli.ok("cp", tmp_path / "small", "web:/t/file")
+    assert cli.fails("cp", tmp_path / "large", "web:/t/file") == "copying '/t/file' failed: No space left on device"
+    assert cli.ok("exec", "web", "sh", "-c", "ls -A /t; cat /t/file") == "file\nsmall"
+
+
 @pytest.mark.parametrize("source", ["web:/", "web:/.", "web:."])
 def test_the_whole_instance(web: Cli, tmp_path: Path, source: str) -> None:
     web.ok("exec", "web", "sh", "-c", "echo mine > /root/file")
@@ -305,6 +314,24 @@ def test_it_ends_with_its_client(daemon: Daemon, web: Cli, tmp_path: Path) -> No
             client.kill()
         until(lambda: not workers(daemon), "the process that copies has ended")
     assert web.ok("exec", "web", "sh", "-c", "ls -A /in; cat /in/file") == "file\nold"
+
+
+def test_it_does_not_keep_insulad_from_ending(fresh: Daemon) -> None:
+    cli = fresh.cli
+    cli.ok("run", "-d", "--network", "none", "--name", "web", "busybox", "sleep", "600")
+    with subprocess.Popen(
+        cli.command("cp", "-", "web:/root"), env=cli.environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as client:
+        assert client.stdin and client.stderr
+        client.stdin.write(archive_of(("file", bytes(4 << 20)))[: 2 << 20])
+        client.stdin.flush()
+        until(lambda: cli.ok("exec", "web", "ls", "-A", "/root") != "", "something is being written")
+        fresh.stop()
+        client.stdin.close()
+        assert client.stderr.read().startswith(b"error: ")
+    fresh.start()
+    assert cli.ok("exec", "web", "ls", "-A", "/root") == "", "what was begun is gone"
+    cli.ok("rm", "-f", "web")
 
 
 # -- export -----------------------------------------------------------------------------------------------------------

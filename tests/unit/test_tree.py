@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from insula.model.errors import Failed
+from insula.model.errors import Failed, Invalid
 from insula.tree import pack as packing
 from insula.tree import sparse
 from insula.tree.failures import last_words
@@ -264,6 +264,54 @@ def test_a_file_that_becomes_shorter_or_longer_keeps_the_archive_whole(tmp_path:
             [member] = tar.getmembers()
             read = tar.extractfile(member)
             assert read is not None and len(read.read()) == 200_000
+
+
+class Forbidden:
+    """What `allowed` says that forbids one file or directory: as that is on another mount."""
+
+    def __init__(self, path: Path) -> None:
+        self.identity = (path.stat().st_dev, path.stat().st_ino)
+
+    def __call__(self, fd: int) -> bool:
+        found = os.fstat(fd)
+        return (found.st_dev, found.st_ino) != self.identity
+
+
+@pytest.mark.parametrize("name", ["dir", "file"])
+def test_what_is_on_another_mount_is_left_out(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "source"
+    (source / "dir").mkdir(parents=True)
+    (source / "dir" / "below").touch()
+    (source / "file").touch()
+    data = packed(source, Packer(allowed=Forbidden(source / name)))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        names = tar.getnames()
+    assert names == (["t", "t/dir", "t/file"] if name == "dir" else ["t", "t/dir", "t/dir/below"])
+    with tarfile.open(fileobj=io.BytesIO(packed(source))) as tar:
+        assert tar.getnames() == ["t", "t/dir", "t/dir/below", "t/file"], "the control"
+
+
+def test_nothing_is_made_on_another_mount(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for top in (source, target / "t"):
+        (top / "dir").mkdir(parents=True)
+    (source / "dir").chmod(0o700)
+    (source / "dir" / "below").touch()
+    (target / "t" / "dir").chmod(0o755)
+    data = packed(source)
+    root = os.open(target, os.O_PATH | os.O_DIRECTORY)
+    archives = [data, data[:512] + data[1024:]]  # with an entry for the directory, and without
+    for archive in archives:
+        rules = Rules("/x", allowed=Forbidden(target / "t" / "dir"), leave_out=lambda shown: None)
+        with pytest.raises(Invalid, match="'/x/t/dir' holds no files"):
+            unpack(io.BytesIO(archive), root, rules, instead=["t"])
+        assert list((target / "t" / "dir").iterdir()) == []
+        assert stat.S_IMODE((target / "t" / "dir").stat().st_mode) == 0o755
+    for archive in archives:
+        unpack(io.BytesIO(archive), root, Rules("/x", leave_out=lambda shown: None), instead=["t"])
+        (target / "t" / "dir" / "below").unlink()
+    assert stat.S_IMODE((target / "t" / "dir").stat().st_mode) == 0o700
+    os.close(root)
 
 
 def test_the_entry_and_what_stands_in_the_way_are_named(tmp_path: Path) -> None:
