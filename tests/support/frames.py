@@ -61,6 +61,21 @@ def icmpv6(source: str, target: str, kind: int, body: bytes, *, hop_by_hop: bool
     return ipv6(source, target, 58, message)
 
 
+def message6(source: str, target: str, kind: int, body: bytes) -> bytes:
+    """An ICMPv6 message alone, with the right checksum."""
+    return icmpv6(source, target, kind, body)[40:]
+
+
+def fragment(source: str, target: str, following: int, payload: bytes, *, offset: int, more: bool) -> bytes:
+    """An IPv6 packet with a fragment header (RFC 8200, section 4.5); `offset` in units of eight bytes."""
+    return ipv6(source, target, 44, struct.pack("!BBHI", following, 0, offset << 3 | more, 7) + payload)
+
+
+def authenticated(source: str, target: str, following: int, payload: bytes) -> bytes:
+    """An IPv6 packet with an authentication header (RFC 4302) that nobody checks."""
+    return ipv6(source, target, 51, struct.pack("!BBHII", following, 1, 0, 1, 1) + payload)
+
+
 def solicitation(source: str, target: str, about: str, mark: bytes) -> bytes:
     """NDP: who has this address (RFC 4861)."""
     return icmpv6(source, target, 135, bytes(4) + ip_address(about).packed + _option(mark))

@@ -126,6 +126,67 @@ def test_names_are_answered_on_a_network_that_came_later_and_others_are_asked_ou
         assert b"\x07example\x03org" in question and caller[0] == world.HOST  # the first that was asked outside
 
 
+@pytest.mark.parametrize("six", [False, True], ids=["IPv4", "IPv6"])
+@isolated
+def test_the_outside_is_asked_although_a_network_has_the_server_s_addresses(six: bool) -> None:
+    """The resolver asks the host's end of its uplink; what its own networks hold doesn't matter."""
+    world = World()
+    cloud = Lab(resolvers=(world.ADDRESS6 if six else world.ADDRESS,))
+    cloud.tenant("acme")
+    cloud.network("acme", "203.0.113.0/24", "2001:470::/64")
+    web = cloud.instance("acme", "web", host=7)
+    with world.instance.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((world.ADDRESS6 if six else world.ADDRESS, 53))
+        server.settimeout(1)
+        query(web.netns, "203.0.113.1", "example.org", timeout=0.5)
+        question, caller = server.recvfrom(512)
+        assert b"\x07example\x03org" in question
+        assert caller[0] == (world.HOST6 if six else world.HOST)
+
+
+@pytest.mark.parametrize("before", ["0", "1"], ids=["did not forward", "forwarded"])
+@isolated
+def test_a_host_forwards_between_its_own_devices_as_before(before: str) -> None:
+    """That it forwards for tenants joins no other networks that it is in, and separates none that it did join."""
+    world, lan, later = World(), Instance(), Instance()
+    sysctl.write({"ipv4/ip_forward": before, "ipv6/conf/all/forwarding": before})
+    beside(world, lan, "lan", 1)
+    with two_tenants() as cloud:
+        beside(world, later, "later", 2)
+        assert sysctl.read("ipv4/ip_forward") == sysctl.read("ipv6/conf/all/forwarding") == "1"
+        spy = world.instance.sniffer()
+        for address in (world.ADDRESS, world.ADDRESS6):
+            for source, passes in ((cloud.instances["acme", "web"], True), (lan, before == "1"), (later, True)):
+                mark = os.urandom(8)
+                with source.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.sendto(mark, (address, 9))
+                assert spy.sees(mark, 1.0 if passes else 0.2) == passes, (address, source is lan)
+        assert cloud.fabric.host_drift() == []
+        cloud.fabric.close()
+        cloud.fabric.open()
+        assert cloud.fabric.host_drift() == [], "after a restart it is known still"
+        cloud.fabric.teardown()
+        assert sysctl.read("ipv4/ip_forward") == sysctl.read("ipv6/conf/all/forwarding") == before
+
+
+def beside(world: World, instance: Instance, name: str, number: int) -> None:
+    """One more network of the host, with an instance on it that sends everything to the host."""
+    four, six = f"172.31.{number}", f"fd31:{number}:"
+    with Rtnl() as host, call_in(instance.netns, Rtnl) as far:
+        host.execute(netlink.veth(name, "eth0", instance.netns))
+        here, there = host.link(name), far.link("eth0")
+        assert here and there
+        far.execute(netlink.set_link(there.index, up=True))
+        host.execute(netlink.add_address(here.index, f"{four}.1/24"), netlink.add_address(here.index, f"{six}:1/64"))
+        far.execute(
+            netlink.add_address(there.index, f"{four}.2/24"),
+            netlink.add_address(there.index, f"{six}:2/64"),
+            netlink.add_route("0.0.0.0/0", index=there.index, gateway=f"{four}.1"),
+            netlink.add_route("::/0", index=there.index, gateway=f"{six}:1"),
+        )
+        assert host.settle(name) and far.settle("eth0")
+
+
 @isolated
 def test_only_pings_and_names_are_answered_by_the_gateway() -> None:
     with two_tenants() as cloud:

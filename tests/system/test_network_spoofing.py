@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Callable
 
 from insula.network.addresses import gateway_mac, link_local
@@ -17,9 +18,13 @@ from tests.support.frames import (
     BROADCAST,
     advertisement,
     arp,
+    authenticated,
     ethernet,
+    fragment,
     icmpv6,
     igmp,
+    ipv6,
+    message6,
     router_advertisement,
     solicitation,
     udp,
@@ -47,7 +52,19 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
         return ethernet(to, by, kind, payload)
 
     ours, theirs, router = link_local(a), link_local(b), link_local(gateway_mac(1))
+    advertised = struct.pack("!BBHII", 64, 0, 1800, 0, 0)
+    whole_advertisement = advertisement("fd00::2", "fd00::3", "fd00::2", bytes(6))[40:]
+    echo = message6("fd00::2", "fd00::3", 128, bytes(1204))
     honest: dict[str, Make] = {
+        "first fragment of a ping": lambda m: frame(
+            IPV6, fragment("fd00::2", "fd00::3", 58, echo + m + bytes(2), offset=0, more=True)
+        ),
+        "second fragment of a ping": lambda m: frame(
+            IPV6, fragment("fd00::2", "fd00::3", 58, m, offset=152, more=False)
+        ),
+        "UDP behind options": lambda m: frame(
+            IPV6, ipv6("fd00::2", "fd00::3", 60, bytes((17, 0, 1, 4, 0, 0, 0, 0)) + udp("fd00::2", "fd00::3", m)[40:])
+        ),
         "IPv4": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m)),
         "IPv4 broadcast": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.255", m), to=BROADCAST),
         "IPv6": lambda m: frame(IPV6, udp("fd00::2", "fd00::3", m)),
@@ -95,6 +112,23 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
             IPV6, icmpv6("::", MLD_ROUTERS, 143, bytes(4) + m), to=MULTICAST
         ),
         "IGMP report": lambda m: frame(IP, igmp("10.0.0.2", m)),
+        "router advertisement behind an authentication header": lambda m: frame(
+            IPV6, authenticated(ours, ALL_NODES, 58, message6(ours, ALL_NODES, 134, advertised + m))
+        ),
+        # destination options that reach into the second fragment, where the message is (RFC 7112)
+        "first fragment of a header chain": lambda m: frame(
+            IPV6, fragment(ours, ALL_NODES, 60, bytes((58, 1, 1, 12)) + bytes(6) + m, offset=0, more=True)
+        ),
+        "first fragment with half a header": lambda m: frame(
+            IPV6, fragment(ours, ALL_NODES, 60, bytes((17, 0, 1, 4)) + bytes(4) + m, offset=0, more=True)
+        ),
+        "second fragment of a header chain": lambda m: frame(
+            IPV6, fragment(ours, ALL_NODES, 60, message6(ours, ALL_NODES, 134, advertised + m), offset=2, more=False)
+        ),
+        "neighbor advertisement in a fragment": lambda m: frame(
+            IPV6, fragment("fd00::2", "fd00::3", 58, whole_advertisement + m, offset=0, more=True)
+        ),
+        "a protocol that nobody speaks": lambda m: frame(IPV6, ipv6("fd00::2", "fd00::3", 253, m)),
         "redirect": lambda m: frame(IPV6, icmpv6(ours, "fd00::3", 137, bytes(36) + m)),
         "DHCP server": lambda m: frame(IP, udp("10.0.0.2", "10.0.0.3", m, 67, 68)),
         "DHCPv6 server": lambda m: frame(IPV6, udp(ours, "fd00::3", m, 547, 546)),

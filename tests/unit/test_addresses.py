@@ -115,7 +115,7 @@ def test_a_wanted_address_is_given_exactly_when_it_may_be(
         ("169.254.0.0/24", "link-local"),
         ("240.0.0.0/8", "multicast"),
         ("192.0.2.0/25", "outside"),
-        ("100.64.3.0/24", "reserved on this cloud"),
+        ("100.64.3.0/24", "uplinks"),
         ("10.0.0.0/24\nx", "CIDR"),
     ],
 )

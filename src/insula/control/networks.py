@@ -79,8 +79,9 @@ class Networks:
         """A new network, ready to use. Invalid, Conflict (name, overlap); Failed changes nothing."""
         check_label("network", name)
         labels = check_labels(labels or {})
-        parsed = parse_subnet(subnet, 4)
-        parsed6 = parse_subnet(subnet6, 6) if subnet6 is not None else None
+        reserved = self.engine.fabric.reserved
+        parsed = parse_subnet(subnet, 4, reserved=reserved)
+        parsed6 = parse_subnet(subnet6, 6, reserved=reserved) if subnet6 is not None else None
         if not (MIN_MTU6 if parsed6 else MIN_MTU) <= mtu <= MAX_MTU:
             raise Invalid(f"an MTU of {mtu} can't be used", f"use {MIN_MTU6 if parsed6 else MIN_MTU} to {MAX_MTU}")
         owner = await self.tenants.find(tenant)

@@ -45,7 +45,7 @@ _LONGEST = {4: 30, 6: 126}
 def parse_subnet(text: str, version: int, *, reserved: Iterable[str] = ()) -> Subnet:
     """The network in CIDR notation, or `Invalid`: no such notation, host bits set, too small, too large, reserved.
 
-    `reserved` are further ranges that no tenant may use, such as the one of the uplinks.
+    `reserved` are further ranges that no tenant may use: those of the uplinks.
     """
     hint = "write an IPv4 network as in 10.0.0.0/24" if version == 4 else "write an IPv6 network as in fd00:1::/64"
     try:
@@ -62,7 +62,7 @@ def parse_subnet(text: str, version: int, *, reserved: Iterable[str] = ()) -> Su
         raise Invalid(
             f"subnet {subnet} is of no usable size", f"use a prefix of {_SHORTEST[version]} to {_LONGEST[version]} bits"
         )
-    for other, reason in (*_RESERVED, *((ip_network(r), "is reserved on this cloud") for r in reserved)):
+    for other, reason in (*_RESERVED, *((ip_network(r), "is of this cloud's uplinks") for r in reserved)):
         if _overlap(subnet, other):
             raise Invalid(f"subnet {subnet} can't be used: {other} {reason}", "use another range, as in 10.0.0.0/8")
     return subnet

@@ -50,6 +50,10 @@ class Installed(Struct, kw_only=True):
 
 
 class Fabric(Protocol):
+    @property
+    def reserved(self) -> Sequence[str]:
+        """Ranges in CIDR notation that no network may overlap."""
+
     def open(self) -> None:
         """Make the host-wide parts. Raises `Unavailable` when this host lacks what it takes."""
 

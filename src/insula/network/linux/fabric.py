@@ -20,7 +20,7 @@ from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.network import intent
 from insula.network.addresses import uplink_mac
 from insula.network.fabric import Installed
-from insula.network.linux import inside, namespaces, plan, readback, resolver, rules
+from insula.network.linux import inside, namespaces, plan, readback, resolver, rules, sysctl
 from insula.network.linux.domain import Domain, gateways
 from insula.network.linux.plan import Plan
 from insula.network.linux.reaper import Reaper, is_gone
@@ -51,8 +51,8 @@ class LinuxFabric:
         self._run = run / "network"
         self._records = self._run / "tenants"
         self._settings = HostSettings(self._run / "sysctl.json")
-        servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
-        self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix), servers)
+        self._servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
+        self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix))
         self._domains: dict[str, Domain] = {}
         self._reaper = Reaper()
         self._lock = threading.Lock()
@@ -92,17 +92,33 @@ class LinuxFabric:
         self._host = self._host_nft = self._injector = None
 
     def _ensure_host(self) -> None:
-        _, nft = self._handles()
-        rules.install(nft, self.plan.prefix, ("inet",), rules.host_rules(self.plan))
-        self._settings.forward(4)
+        self._forward(4)
+        if self._servers and all(":" in server for server in self._servers):
+            self._forward(6)
         for name, (soft, hard) in _NEIGHBOURS.items():  # all namespaces share these tables
             self._settings.at_least(f"{name}3", hard)
             self._settings.at_least(f"{name}2", soft)
 
+    def _forward(self, version: int) -> None:
+        """Let the host forward packets of an IP version, for tenants and not between its own devices."""
+        _, nft = self._handles()
+        rules.install(nft, self.plan.prefix, ("inet",), self._host_rules(version))
+        self._settings.forward(version)
+
+    def _host_rules(self, about: int | None = None) -> str:
+        """The host's rules; `about` is the IP version that is about to be forwarded."""
+        versions = [v for v in (4, 6) if v == about or sysctl.read(sysctl.FORWARDING[v]) == "1"]
+        return rules.host_rules(self.plan, self._servers, {v: self._settings.closed(v) for v in versions})
+
+    @property
+    def reserved(self) -> Sequence[str]:
+        """Ranges that no network may overlap: the uplinks'."""
+        return str(self.plan.range4), str(self.plan.range6)
+
     def host_drift(self) -> list[str]:
         """What differs in the host's own namespace, as text."""
         _, nft = self._handles()
-        wanted = rules.host_rules(self.plan)
+        wanted = self._host_rules()
         return list(readback.rule_drift(nft, self.plan.prefix, ("inet",), wanted))
 
     def _handles(self) -> tuple[Rtnl, Nft]:
@@ -119,7 +135,7 @@ class LinuxFabric:
         namespaces.create(self.plan.namespace(tenant.name))
         domain = self._domain(tenant)
         domain.ensure(host, ipv6=self._ipv6)
-        self._resolver.ensure(tenant.name, domain.netns)
+        self._resolver.ensure(tenant.name, domain.netns, self._asked(tenant))
 
     def remove_tenant(self, tenant: Tenant) -> None:
         """Resolver, uplink, namespace, in this order: nothing may hold the namespace when its name goes."""
@@ -135,6 +151,12 @@ class LinuxFabric:
         host.execute(netlink.delete_link(name=self.plan.uplink(index)))
         namespaces.remove(self.plan.namespace(name))
         (self._records / name).unlink(missing_ok=True)
+
+    def _asked(self, tenant: Tenant) -> list[str]:
+        """Where the tenant's resolver asks: at the host's end of its uplink, from where the host's rules lead on."""
+        (host, _), (host6, _) = self.plan.addresses(tenant.index)
+        ports = enumerate(self._servers, rules.FIRST_QUESTION_PORT)
+        return [f"{host6 if ':' in server else host}#{port}" for port, server in ports]
 
     def _record(self, tenant: Tenant) -> None:
         """Write down that we are about to make this tenant: after a crash `sweep` knows what is ours."""
@@ -177,7 +199,7 @@ class LinuxFabric:
         if network.gateway6:
             if not self._ipv6:
                 raise Unavailable("this host's kernel has no IPv6", "make the network without an IPv6 subnet")
-            self._settings.forward(6)
+            self._forward(6)
         self._domain(tenant).ensure_network(network)
 
     def remove_network(self, tenant: Tenant, network: Network) -> None:
@@ -238,7 +260,7 @@ class LinuxFabric:
                 tenant=tenant.name, namespace=False, networks=[], ports=[], rules="", drift=[error.message]
             )
         found = readback.read(domain, ipv6=self._ipv6)
-        if not self._resolver.running(tenant.name, domain.netns):
+        if not self._resolver.running(tenant.name, domain.netns, self._asked(tenant)):
             found.drift.append("the resolver does not run")
         return found
 

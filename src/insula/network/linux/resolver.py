@@ -3,8 +3,9 @@
 It reads names from a directory that it watches (inotify), so that a new instance costs a small file and no restart:
 names are spread over files by a checksum, because a file that changes is read as a whole.
 It answers `web` and `web.<tenant>.internal`, never asks anybody else about `.internal` or about bare names, and
-forwards the rest to the host's resolvers, out of the tenant's own uplink. `--bind-dynamic` makes it listen on bridges
-that appear later.
+forwards the rest to the host's end of the tenant's uplink, from where the host's rules lead to the host's resolvers:
+their addresses may be among those of the tenant's own networks. `--bind-dynamic` makes it listen on bridges that
+appear later.
 
 dnsmasq daemonises itself once it listens, so a start that returns is a start that worked. It is known by its exact
 arguments and its network namespace, never by its name alone, and it is signalled through a pidfd.
@@ -37,7 +38,7 @@ _RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the s
 
 
 def host_resolvers() -> list[str]:
-    """The host's name servers that can be asked from elsewhere than the host itself; loopback ones can't."""
+    """The host's name servers that can be asked for others; those at loopback and IPv6 link-local addresses can't."""
     for path in _RESOLV_CONF:
         found = []
         with contextlib.suppress(OSError):
@@ -46,7 +47,7 @@ def host_resolvers() -> list[str]:
                 if len(words) >= 2 and words[0] == "nameserver":
                     with contextlib.suppress(ValueError):
                         address = ip_address(words[1])
-                        if not address.is_loopback and not address.is_link_local:
+                        if not address.is_loopback and not (address.version == 6 and address.is_link_local):
                             found.append(str(address))
         if found:
             return found
@@ -64,9 +65,8 @@ def reachable_directory(run: Path, prefix: str) -> Path:
 class Resolver:
     """The resolvers of all tenants; `directory` is theirs, one subdirectory a tenant."""
 
-    def __init__(self, directory: Path, servers: Sequence[str]) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._servers = servers
 
     def set_names(self, tenant: str, names: Mapping[str, Sequence[str]]) -> None:
         """Replace what is answered; unchanged names cost nothing but a look."""
@@ -109,13 +109,13 @@ class Resolver:
         draft.chmod(0o640)
         draft.rename(file)
 
-    def ensure(self, tenant: str, netns: int) -> None:
-        """Start the tenant's dnsmasq unless it runs with the right arguments."""
-        if self.running(tenant, netns):
+    def ensure(self, tenant: str, netns: int, servers: Sequence[str]) -> None:
+        """Start the tenant's dnsmasq unless it runs with the right arguments. `servers` are asked about other names."""
+        if self.running(tenant, netns, servers):
             return
         self._stop_all(tenant)
         self._prepare(tenant)
-        arguments = self._arguments(tenant)
+        arguments = self._arguments(tenant, servers)
 
         def start() -> subprocess.CompletedProcess[str]:
             return subprocess.run(
@@ -127,14 +127,17 @@ class Resolver:
             said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
             raise Failed(f"the resolver of tenant {tenant} did not start: {said}", "run `insula doctor`")
 
-    def running(self, tenant: str, netns: int) -> bool:
+    def running(self, tenant: str, netns: int, servers: Sequence[str]) -> bool:
         """Whether dnsmasq runs in that namespace with exactly the arguments it should have."""
         try:
             pid = int((self._directory / tenant / "pid").read_text())
         except (OSError, ValueError):
             return False
         inside = os.fstat(netns)
-        return _command_line(pid) == self._arguments(tenant) and _namespace(pid) == (inside.st_dev, inside.st_ino)
+        return _command_line(pid) == self._arguments(tenant, servers) and _namespace(pid) == (
+            inside.st_dev,
+            inside.st_ino,
+        )
 
     def remove(self, tenant: str) -> None:
         """Stop the tenant's dnsmasq and forget its names."""
@@ -163,7 +166,7 @@ class Resolver:
     def _hosts(self, tenant: str) -> Path:
         return self._directory / tenant / "hosts"
 
-    def _arguments(self, tenant: str) -> list[str]:
+    def _arguments(self, tenant: str, servers: Sequence[str]) -> list[str]:
         program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if program is None:
             raise Unavailable("dnsmasq is missing", "install Debian's package dnsmasq-base")
@@ -186,7 +189,7 @@ class Resolver:
             "--bogus-priv",
             f"--local=/{DOMAIN}/",
             f"--domain={tenant}.{DOMAIN}",
-            *(f"--server={server}" for server in self._servers),
+            *(f"--server={server}" for server in servers),
         ]
 
     def _stop_all(self, tenant: str) -> None:

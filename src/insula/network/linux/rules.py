@@ -14,9 +14,10 @@ quote the address of somebody else's instance.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from ipaddress import IPv6Address
+from types import MappingProxyType
 from typing import Final
 
 from insula.kernel.nftables import Nft
@@ -67,6 +68,17 @@ table bridge {table} {{
         drop
     }}
     chain from_ipv6 {{
+        meta l4proto {{ {protocols6} }} goto from_known_ipv6
+        drop comment "headers, or a fragment, that hide what is behind"
+    }}
+    chain whole_headers {{
+        @th,56,8 < 0x80 return comment "of a first fragment; else a later one has what is not looked at, RFC 7112"
+        @th,56,8 >= 0x80 return
+        drop
+    }}
+    chain from_known_ipv6 {{
+        frag frag-off 0 jump whole_headers
+        exthdr frag exists icmpv6 type 133-137 drop comment "neighbor discovery in fragments, RFC 6980"
         icmpv6 type {{ nd-router-advert, nd-redirect }} drop
         icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report }} drop
         udp sport 547 drop comment "DHCPv6 server"
@@ -132,12 +144,21 @@ table inet {table} {{
         type filter hook forward priority -5; policy accept;
         iifname "{uplinks}*" goto from_tenant
         oifname "{uplinks}*" goto to_tenant
+        {closed}
+    }}
+    chain prerouting {{
+        type nat hook prerouting priority -100; policy accept;
+        {questions}
     }}
     chain from_tenant {{
         oifname "{uplinks}*" drop
         fib saddr . iif oif missing drop
+        ct status dnat ct original ip daddr {range4} th dport 53 accept
+        ct status dnat ct original ip6 daddr {range6} th dport 53 accept
         ip daddr {{ {range4}, 169.254.0.0/16, 192.0.2.0/24 }} drop
-        ip6 daddr {{ {range6}, 2001:db8::/32, fd00:ec2::254, fe80::/10 }} drop
+        ip daddr {{ {metadata4} }} drop
+        ip6 daddr {{ {range6}, 2001:db8::/32, fe80::/10 }} drop
+        ip6 daddr {{ {metadata6} }} drop
         ip dscp {dscp} drop
         ip6 dscp {dscp} drop
         accept
@@ -161,6 +182,16 @@ table inet {table} {{
 """
 
 
+PROTOCOLS6: Final = "tcp, udp, icmpv6, sctp, dccp, udplite, gre, esp, 4, 41, 89, 103, 112, 115"
+"""What an instance may send in IPv6. Authentication headers (51) are not among these: they hide what is behind them."""
+
+METADATA4: Final = ("168.63.129.16", "100.100.100.200", "192.0.0.192")
+METADATA6: Final = ("fd00:ec2::/32", "fd20:ce::254")
+"""Where clouds tell their machines secrets, beside link-local addresses: Azure, Alibaba, Oracle; AWS, Google."""
+
+FIRST_QUESTION_PORT: Final = 5300  # of the host's end of an uplink: what comes there goes to the host's name servers
+
+
 def tenant_rules(table: str) -> str:
     """The static part of both tables in a tenant's namespace."""
     return _TENANT.format(
@@ -169,16 +200,44 @@ def tenant_rules(table: str) -> str:
         connections=CONNECTIONS,
         questions=QUESTIONS,
         calls=CALLS,
+        protocols6=PROTOCOLS6,
         errors=_ERRORS,
     )
 
 
-def host_rules(names: Plan) -> str:
-    """The table in the host's namespace. Uplinks' addresses are nobody's outside, and at link-local ones a cloud tells
-    its machine, the host, secrets: nothing is sent to either."""
+def host_rules(
+    names: Plan, servers: Sequence[str] = (), closed: Mapping[int, Sequence[str]] = MappingProxyType({})
+) -> str:
+    """The table in the host's namespace.
+
+    Uplinks' addresses are nobody's outside, and at link-local and some other ones a cloud tells its machine, the host,
+    secrets: nothing is sent to either. `servers` are the name servers that tenants' resolvers are led to: they ask the
+    host's end of their uplink, so it doesn't matter which addresses their networks have. Between the devices in
+    `closed`, by IP version, nothing is forwarded: the host did not do so before.
+    """
     return _HOST.format(
-        table=names.prefix, uplinks=names.uplinks, range4=names.range4, range6=names.range6, dscp=DSCP, errors=_ERRORS
+        table=names.prefix,
+        uplinks=names.uplinks,
+        range4=names.range4,
+        range6=names.range6,
+        metadata4=", ".join(METADATA4),
+        metadata6=", ".join(METADATA6),
+        dscp=DSCP,
+        errors=_ERRORS,
+        questions="\n        ".join(_question(names, number, server) for number, server in enumerate(servers)),
+        closed="\n        ".join(_closed(version, devices) for version, devices in closed.items() if devices),
     )
+
+
+def _question(names: Plan, number: int, server: str) -> str:
+    ip, range_, to = ("ip6", names.range6, f"[{server}]") if ":" in server else ("ip", names.range4, server)
+    asked = f'iifname "{names.uplinks}*" {ip} daddr {range_} meta l4proto {{ tcp, udp }}'
+    return f"{asked} th dport {FIRST_QUESTION_PORT + number} dnat {ip} to {to}:53"
+
+
+def _closed(version: int, devices: Sequence[str]) -> str:
+    names = ", ".join(f'"{device}"' for device in devices)
+    return f"meta nfproto ipv{version} iifname {{ {names} }} oifname {{ {names} }} drop"
 
 
 def install(nft: Nft, table: str, families: Iterable[str], rules: str) -> None:

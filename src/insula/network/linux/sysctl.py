@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -102,16 +103,37 @@ def differences(settings: Mapping[str, str]) -> list[str]:
     return [f"sysctl net/{name} is {now}, not {value}" for name, value, now in found if now not in (None, value)]
 
 
+FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+_DEVICE = re.compile(r"(?!(all|default|lo)$)[\w.@:+-]+")  # without what would need quoting in a rule
+
+
 class HostSettings:
     """Settings of the host that we change; `record` is the file that holds what they were."""
 
     def __init__(self, record: Path) -> None:
         self._record = record
+        self._devices = record.with_name("forwarding.json")
         self._lock = threading.Lock()
+
+    def closed(self, version: int) -> list[str]:
+        """The host's devices when it did not forward packets of this IP version, if it is us who changed that.
+
+        Ask before `forward`. Devices that come later are not among these: whoever makes them, such as Docker, may
+        rely on it that the host forwards.
+        """
+        name = FORWARDING[version]
+        with self._lock:
+            recorded: dict[str, list[str]] = _load(self._devices)
+            if read(name) == "0":
+                devices = sorted(os.listdir(f"/proc/sys/net/ipv{version}/conf"))
+                recorded[name] = [device for device in devices if _DEVICE.fullmatch(device)]
+                _save(self._devices, recorded)
+                return recorded[name]
+            return recorded.get(name, []) if name in self._changes() else []
 
     def forward(self, version: int) -> None:
         """Let the host forward packets of this IP version."""
-        name = "ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding"
+        name = FORWARDING[version]
         with self._lock:
             if read(name) != "0":
                 return
@@ -134,19 +156,28 @@ class HostSettings:
             if read(name) == ours:
                 write({name: before})
         self._record.unlink(missing_ok=True)
+        self._devices.unlink(missing_ok=True)
 
     def _set(self, name: str, value: str) -> None:
         changes = self._changes()
         before = changes[name][0] if name in changes else read(name)
         changes[name] = (before or "", value)
-        draft = self._record.with_suffix(".new")
-        draft.write_text(json.dumps(changes))
-        draft.rename(self._record)
+        _save(self._record, changes)
         write({name: value})
 
     def _changes(self) -> dict[str, tuple[str, str]]:
-        try:
-            loaded: dict[str, list[str]] = json.loads(self._record.read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return {name: (before, ours) for name, (before, ours) in loaded.items()}
+        return {name: (before, ours) for name, (before, ours) in _load(self._record).items()}
+
+
+def _load(path: Path) -> dict[str, list[str]]:
+    try:
+        loaded: dict[str, list[str]] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return loaded
+
+
+def _save(path: Path, value: Mapping[str, Sequence[str]]) -> None:
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(value))
+    draft.rename(path)
