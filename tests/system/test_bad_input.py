@@ -89,7 +89,7 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
     (("network", "create", "net", "--subnet", "10.0.0.128/25"), ERROR, "overlaps"),
     (("network", "create", "net", "--subnet", "10.0.0.0/8"), ERROR, "overlaps"),
     (("network", "create", "net", "--subnet", "100.64.0.0/24"), ERROR, "uplinks"),
-    (("network", "create", "net", "--subnet", "10.1.0.0/24", "--subnet6", "fd69:6e73:756c:6100::/64"), ERROR, "uplinks"),
+    (("network", "create", "net", "--subnet", "10.1.0.0/24", "--subnet6", "fd69:6e73:756c::/48"), ERROR, "uplinks"),
     (("network", "create", "net", "--subnet", "10.1.0.0/24", "--subnet6", "10.2.0.0/24"), ERROR, "subnet"),
     (("network", "create", "net", "--subnet", "10.1.0.0/24", "--mtu", "70"), ERROR, "MTU"),
     (("run", "-d", "--ip", "10.0.0.50", "busybox", "true"), ENGINE, "taken"),

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
 from insula.kernel import descriptors, rtattr
+from insula.kernel import rtmessages as rt
+from insula.kernel.rtmessages import Address, Link, Neighbour
 
 # netlink.h, if_link.h, if_addr.h, rtnetlink.h, neighbour.h
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -27,31 +29,14 @@ _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
-_GETSTATS, _GETNSID = 94, 90
+_SETNEIGHTBL, _GETNSID, _GETSTATS = 67, 90, 94
 _F_REQUEST, _F_ACK, _F_DUMP, _F_REPLACE, _F_EXCL, _F_CREATE = 1, 4, 0x300, 0x100, 0x200, 0x400
 _F_CAPPED, _F_ACK_TLVS, _F_DUMP_INTR = 0x100, 0x200, 0x10
 _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 
-IFF_UP, IFF_LOWER_UP = 1, 0x10000
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
-IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_LINK_NETNSID = 20, 26, 27, 28, 37
-INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
-INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
-BR_STP_STATE, BR_MCAST_SNOOPING, BRPORT_LEARNING, BRPORT_UNICAST_FLOOD = 5, 23, 8, 9
-VXLAN_ID, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 4, 7, 15, 17
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-VETH_INFO_PEER, IFLA_STATS_LINK_64, IFA_F_NODAD = 1, 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
-NDA_DST, NDA_LLADDR = 1, 2
-NETNSA_NSID, NETNSA_FD = 1, 3
-NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 2, 4
-
 _HEADER = struct.Struct("=IHHII")
-_LINK = struct.Struct("=BxHiII")
-_ADDR = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=8BI")
-_NEIGH = struct.Struct("=BxxxiHBB")
 _STATS = struct.Struct("=BxxxiI")
 
 
@@ -70,39 +55,6 @@ class Request:
     ignore: frozenset[int] = field(default=frozenset())
 
 
-@dataclass(frozen=True)
-class Link:
-    index: int
-    name: str
-    kind: str
-    up: bool
-    mac: str
-    mtu: int
-    master: int | None
-    peer: int | None  # IFLA_LINK: of a veth the index of the other end, in its namespace
-    alias: str
-    group: int = 0
-    learning: bool | None = None  # as a bridge port
-    flood: bool | None = None
-    carrier: bool = False
-    namespace: int | None = None  # of the peer, by its number here (ip-netns(8), set); None if it is here or unknown
-
-
-@dataclass(frozen=True)
-class Address:
-    index: int
-    address: str  # with prefix length
-    link_local: bool
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    index: int
-    mac: str
-    address: str | None
-    permanent: bool
-
-
 # -- requests --------------------------------------------------------------------------------------------------
 
 
@@ -119,21 +71,22 @@ def veth(
 ) -> Request:
     """A veth(4) pair: `name` here, up, and `peer` in the namespace behind the descriptor `netns`, down."""
     far = _link_body(0) + rtattr.attributes(
-        (IFLA_IFNAME, rtattr.text(peer)),
-        (IFLA_NET_NS_FD, rtattr.u32(netns)),
-        (IFLA_ADDRESS, peer_mac and rtattr.mac(peer_mac)),
-        (IFLA_MTU, mtu and rtattr.u32(mtu)),
+        (rt.IFLA_IFNAME, rtattr.text(peer)),
+        (rt.IFLA_NET_NS_FD, rtattr.u32(netns)),
+        (rt.IFLA_ADDRESS, peer_mac and rtattr.mac(peer_mac)),
+        (rt.IFLA_MTU, mtu and rtattr.u32(mtu)),
     )
     info = rtattr.nested(
-        (INFO_KIND, b"veth\0"), (INFO_DATA | rtattr.NESTED, rtattr.nested((VETH_INFO_PEER | rtattr.NESTED, far)))
+        (rt.INFO_KIND, b"veth\0"),
+        (rt.INFO_DATA | rtattr.NESTED, rtattr.nested((rt.VETH_INFO_PEER | rtattr.NESTED, far))),
     )
     return _new_link(f"veth {name}", name, index, info, mac=mac, mtu=mtu, master=master)
 
 
 def bridge(name: str, *, index: int = 0, mac: str, mtu: int) -> Request:
     """A bridge, up, without spanning tree and without multicast snooping: everything for a group goes to all ports."""
-    data = rtattr.nested((BR_STP_STATE, rtattr.u32(0)), (BR_MCAST_SNOOPING, b"\0"))
-    info = rtattr.nested((INFO_KIND, b"bridge\0"), (INFO_DATA | rtattr.NESTED, data))
+    data = rtattr.nested((rt.BR_STP_STATE, rtattr.u32(0)), (rt.BR_MCAST_SNOOPING, b"\0"))
+    info = rtattr.nested((rt.INFO_KIND, b"bridge\0"), (rt.INFO_DATA | rtattr.NESTED, data))
     return _new_link(f"bridge {name}", name, index, info, mac=mac, mtu=mtu)
 
 
@@ -141,12 +94,12 @@ def vxlan(name: str, *, vni: int, local: str, port: int = 4789, index: int = 0, 
     """A VXLAN device (RFC 7348), up, that learns nothing: its forwarding entries are written with `forwarding`."""
     address = ip_address(local)
     data = rtattr.nested(
-        (VXLAN_ID, rtattr.u32(vni)),
-        (VXLAN_LOCAL if address.version == 4 else VXLAN_LOCAL6, address.packed),
-        (VXLAN_LEARNING, b"\0"),
-        (VXLAN_PORT, struct.pack("!H", port)),
+        (rt.VXLAN_ID, rtattr.u32(vni)),
+        (rt.VXLAN_LOCAL if address.version == 4 else rt.VXLAN_LOCAL6, address.packed),
+        (rt.VXLAN_LEARNING, b"\0"),
+        (rt.VXLAN_PORT, struct.pack("!H", port)),
     )
-    info = rtattr.nested((INFO_KIND, b"vxlan\0"), (INFO_DATA | rtattr.NESTED, data))
+    info = rtattr.nested((rt.INFO_KIND, b"vxlan\0"), (rt.INFO_DATA | rtattr.NESTED, data))
     return _new_link(f"vxlan {name}", name, index, info, mtu=mtu, master=master)
 
 
@@ -161,51 +114,51 @@ def set_link(
     link_local: bool | None = None,
 ) -> Request:
     """Change an existing link; `link_local` False means that IPv6 makes no address for it by itself."""
-    mode = ADDR_GEN_MODE_EUI64 if link_local else ADDR_GEN_MODE_NONE
-    inet6 = rtattr.nested((socket.AF_INET6 | rtattr.NESTED, rtattr.nested((INET6_ADDR_GEN_MODE, bytes([mode])))))
-    body = _LINK.pack(0, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP) + rtattr.attributes(
-        (IFLA_ADDRESS, mac and rtattr.mac(mac)),
-        (IFLA_MTU, mtu and rtattr.u32(mtu)),
-        (IFLA_MASTER, None if master is None else rtattr.u32(master)),
-        (IFLA_IFALIAS, None if alias is None else rtattr.text(alias)),
-        (IFLA_AF_SPEC | rtattr.NESTED, None if link_local is None else inet6),
+    mode = rt.ADDR_GEN_MODE_EUI64 if link_local else rt.ADDR_GEN_MODE_NONE
+    inet6 = rtattr.nested((socket.AF_INET6 | rtattr.NESTED, rtattr.nested((rt.INET6_ADDR_GEN_MODE, bytes([mode])))))
+    body = rt.LINK.pack(0, 0, index, rt.IFF_UP if up else 0, 0 if up is None else rt.IFF_UP) + rtattr.attributes(
+        (rt.IFLA_ADDRESS, mac and rtattr.mac(mac)),
+        (rt.IFLA_MTU, mtu and rtattr.u32(mtu)),
+        (rt.IFLA_MASTER, None if master is None else rtattr.u32(master)),
+        (rt.IFLA_IFALIAS, None if alias is None else rtattr.text(alias)),
+        (rt.IFLA_AF_SPEC | rtattr.NESTED, None if link_local is None else inet6),
     )
     return Request(f"set link {index}", _NEWLINK, 0, body)
 
 
 def set_bridge_port(index: int, *, learning: bool, flood: bool) -> Request:
     """Whether the port's bridge learns source addresses from it, and sends it unicast to addresses it doesn't know."""
-    data = rtattr.nested((BRPORT_LEARNING, bytes([learning])), (BRPORT_UNICAST_FLOOD, bytes([flood])))
-    info = rtattr.nested((INFO_SLAVE_KIND, b"bridge\0"), (INFO_SLAVE_DATA | rtattr.NESTED, data))
+    data = rtattr.nested((rt.BRPORT_LEARNING, bytes([learning])), (rt.BRPORT_UNICAST_FLOOD, bytes([flood])))
+    info = rtattr.nested((rt.INFO_SLAVE_KIND, b"bridge\0"), (rt.INFO_SLAVE_DATA | rtattr.NESTED, data))
     return Request(
         f"set bridge port {index}",
         _NEWLINK,
         0,
-        _link_body(index) + rtattr.attributes((IFLA_LINKINFO | rtattr.NESTED, info)),
+        _link_body(index) + rtattr.attributes((rt.IFLA_LINKINFO | rtattr.NESTED, info)),
     )
 
 
 def delete_link(*, index: int = 0, name: str | None = None) -> Request:
     """Remove a link, of a veth both ends; no error when it is gone."""
-    body = _link_body(index) + rtattr.attributes((IFLA_IFNAME, name and rtattr.text(name)))
+    body = _link_body(index) + rtattr.attributes((rt.IFLA_IFNAME, name and rtattr.text(name)))
     return Request(f"delete link {name or index}", _DELLINK, 0, body, ignore=frozenset({19}))  # ENODEV
 
 
 def mark_link(index: int, group: int) -> Request:
     """Put a link into a group (ip-link(8)); no error when it is gone."""
-    body = _link_body(index) + rtattr.attributes((IFLA_GROUP, rtattr.u32(group)))
+    body = _link_body(index) + rtattr.attributes((rt.IFLA_GROUP, rtattr.u32(group)))
     return Request(f"mark link {index}", _NEWLINK, 0, body, ignore=frozenset({19}))  # ENODEV
 
 
 def delete_links(group: int) -> Request:
     """Remove all links of a group at once; no error when there is none."""
-    body = _link_body(0) + rtattr.attributes((IFLA_GROUP, rtattr.u32(group)))
+    body = _link_body(0) + rtattr.attributes((rt.IFLA_GROUP, rtattr.u32(group)))
     return Request(f"delete links of group {group}", _DELLINK, 0, body, ignore=frozenset({19}))  # ENODEV
 
 
 def add_address(index: int, address: str) -> Request:
     """`address` with its prefix length on a link, usable at once: without duplicate address detection (RFC 4862)."""
-    body = _address_body(index, address) + rtattr.attributes((IFA_FLAGS, rtattr.u32(IFA_F_NODAD)))
+    body = _address_body(index, address) + rtattr.attributes((rt.IFA_FLAGS, rtattr.u32(rt.IFA_F_NODAD)))
     return Request(f"add address {address}", _NEWADDR, _F_CREATE | _F_REPLACE, body)
 
 
@@ -222,9 +175,9 @@ def add_route(destination: str, *, index: int, gateway: str | None = None) -> Re
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
     main, protocol_static, unicast = 254, 4, 1
     body = _ROUTE.pack(family, network.prefixlen, 0, 0, main, protocol_static, scope, unicast, 0) + rtattr.attributes(
-        (RTA_DST, network.network_address.packed if network.prefixlen else None),
-        (RTA_OIF, rtattr.u32(index)),
-        (RTA_GATEWAY, gateway and ip_address(gateway).packed),
+        (rt.RTA_DST, network.network_address.packed if network.prefixlen else None),
+        (rt.RTA_OIF, rtattr.u32(index)),
+        (rt.RTA_GATEWAY, gateway and ip_address(gateway).packed),
     )
     return Request(f"add route {destination}", _NEWROUTE, _F_CREATE | _F_REPLACE, body)
 
@@ -233,8 +186,8 @@ def add_neighbour(index: int, address: str, mac: str) -> Request:
     """A permanent entry of the ARP or NDP table: the kernel never asks for it and never forgets it."""
     ip = ip_address(address)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    body = _NEIGH.pack(family, index, NUD_PERMANENT, 0, 0) + rtattr.attributes(
-        (NDA_DST, ip.packed), (NDA_LLADDR, rtattr.mac(mac))
+    body = rt.NEIGH.pack(family, index, rt.NUD_PERMANENT, 0, 0) + rtattr.attributes(
+        (rt.NDA_DST, ip.packed), (rt.NDA_LLADDR, rtattr.mac(mac))
     )
     return Request(f"add neighbour {address}", _NEWNEIGH, _F_CREATE | _F_REPLACE, body)
 
@@ -243,15 +196,27 @@ def delete_neighbour(index: int, address: str) -> Request:
     """Remove an entry; no error when it is gone."""
     ip = ip_address(address)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    body = _NEIGH.pack(family, index, 0, 0, 0) + rtattr.attributes((NDA_DST, ip.packed))
+    body = rt.NEIGH.pack(family, index, 0, 0, 0) + rtattr.attributes((rt.NDA_DST, ip.packed))
     ignore = frozenset({2, 6, 19, 22})  # ENOENT, ENXIO, ENODEV; EINVAL where the link has no IPv6
     return Request(f"delete neighbour {address}", _DELNEIGH, 0, body, ignore)
 
 
+def set_retransmission(index: int, milliseconds: int, *, ipv6: bool) -> Request:
+    """How long a link waits between two questions for a neighbour's MAC address (RTM_SETNEIGHTBL, arp(7))."""
+    family, table = (socket.AF_INET6, "ndisc_cache") if ipv6 else (socket.AF_INET, "arp_cache")
+    parameters = rtattr.nested(
+        (rt.NDTPA_IFINDEX, rtattr.u32(index)), (rt.NDTPA_RETRANS_TIME, struct.pack("=Q", milliseconds))
+    )
+    body = struct.pack("=Bxxx", family) + rtattr.attributes(
+        (rt.NDTA_NAME, rtattr.text(table)), (rt.NDTA_PARMS | rtattr.NESTED, parameters)
+    )
+    return Request(f"set {table} of {index}", _SETNEIGHTBL, 0, body)
+
+
 def add_forwarding(index: int, mac: str, *, remote: str | None = None) -> Request:
     """bridge(8) fdb: frames to `mac` leave through this bridge port, or through this VXLAN device to host `remote`."""
-    body = _NEIGH.pack(socket.AF_BRIDGE, index, NUD_NOARP, NTF_SELF if remote else NTF_MASTER, 0)
-    body += rtattr.attributes((NDA_LLADDR, rtattr.mac(mac)), (NDA_DST, remote and ip_address(remote).packed))
+    body = rt.NEIGH.pack(socket.AF_BRIDGE, index, rt.NUD_NOARP, rt.NTF_SELF if remote else rt.NTF_MASTER, 0)
+    body += rtattr.attributes((rt.NDA_LLADDR, rtattr.mac(mac)), (rt.NDA_DST, remote and ip_address(remote).packed))
     return Request(f"add forwarding entry {mac}", _NEWNEIGH, _F_CREATE | _F_REPLACE, body)
 
 
@@ -265,26 +230,26 @@ def _new_link(
     mtu: int | None = None,
     master: int | None = None,
 ) -> Request:
-    body = _link_body(index, IFF_UP) + rtattr.attributes(
-        (IFLA_IFNAME, rtattr.text(name)),
-        (IFLA_ADDRESS, mac and rtattr.mac(mac)),
-        (IFLA_MTU, mtu and rtattr.u32(mtu)),
-        (IFLA_MASTER, master and rtattr.u32(master)),
-        (IFLA_LINKINFO | rtattr.NESTED, info),
+    body = _link_body(index, rt.IFF_UP) + rtattr.attributes(
+        (rt.IFLA_IFNAME, rtattr.text(name)),
+        (rt.IFLA_ADDRESS, mac and rtattr.mac(mac)),
+        (rt.IFLA_MTU, mtu and rtattr.u32(mtu)),
+        (rt.IFLA_MASTER, master and rtattr.u32(master)),
+        (rt.IFLA_LINKINFO | rtattr.NESTED, info),
     )
     return Request(f"add {what}", _NEWLINK, _F_CREATE | _F_EXCL, body)
 
 
 def _link_body(index: int, flags: int = 0) -> bytes:
-    return _LINK.pack(0, 0, index, flags, flags)
+    return rt.LINK.pack(0, 0, index, flags, flags)
 
 
 def _address_body(index: int, address: str) -> bytes:
     interface = ip_interface(address)
     family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
     packed = interface.ip.packed
-    return _ADDR.pack(family, interface.network.prefixlen, 0, 0, index) + rtattr.attributes(
-        (IFA_LOCAL, packed), (IFA_ADDRESS, packed)
+    return rt.ADDR.pack(family, interface.network.prefixlen, 0, 0, index) + rtattr.attributes(
+        (rt.IFA_LOCAL, packed), (rt.IFA_ADDRESS, packed)
     )
 
 
@@ -347,12 +312,14 @@ class Rtnl:
 
     def links(self) -> list[Link]:
         """All links of the namespace."""
-        return [_parse_link(body) for body in self._dump(_GETLINK, _LINK.pack(0, 0, 0, 0, 0))]
+        return [rt.parse_link(body) for body in self._dump(_GETLINK, rt.LINK.pack(0, 0, 0, 0, 0))]
 
     def link(self, name: str) -> Link | None:
         """The link of that name."""
         try:
-            return _parse_link(self._get(_GETLINK, _link_body(0) + rtattr.attributes((IFLA_IFNAME, rtattr.text(name)))))
+            return rt.parse_link(
+                self._get(_GETLINK, _link_body(0) + rtattr.attributes((rt.IFLA_IFNAME, rtattr.text(name))))
+            )
         except NetlinkError as error:
             if error.errno == 19:  # ENODEV
                 return None
@@ -361,22 +328,22 @@ class Rtnl:
     def traffic(self, index: int) -> tuple[int, int] | None:
         """Bytes that the link has received and sent (RTM_GETSTATS); None if there is no such link."""
         try:
-            body = self._get(_GETSTATS, _STATS.pack(0, index, 1 << (IFLA_STATS_LINK_64 - 1)))
+            body = self._get(_GETSTATS, _STATS.pack(0, index, 1 << (rt.IFLA_STATS_LINK_64 - 1)))
         except NetlinkError as error:
             if error.errno == 19:  # ENODEV
                 return None
             raise
-        counters = rtattr.parse(body[_STATS.size :])[IFLA_STATS_LINK_64]  # struct rtnl_link_stats64
+        counters = rtattr.parse(body[_STATS.size :])[rt.IFLA_STATS_LINK_64]  # struct rtnl_link_stats64
         received, sent = struct.unpack_from("=QQ", counters, 16)
         return received, sent
 
     def addresses(self) -> list[Address]:
         """All IPv4 and IPv6 addresses of the namespace."""
-        return [_parse_address(body) for body in self._dump(_GETADDR, _ADDR.pack(0, 0, 0, 0, 0))]
+        return [rt.parse_address(body) for body in self._dump(_GETADDR, rt.ADDR.pack(0, 0, 0, 0, 0))]
 
     def neighbours(self, family: int) -> list[Neighbour]:
         """The ARP (AF_INET) or NDP (AF_INET6) table, or with AF_BRIDGE the forwarding entries of all bridges."""
-        return [_parse_neighbour(family, body) for body in self._dump(_GETNEIGH, _NEIGH.pack(family, 0, 0, 0, 0))]
+        return [rt.parse_neighbour(family, body) for body in self._dump(_GETNEIGH, rt.NEIGH.pack(family, 0, 0, 0, 0))]
 
     def default_routes(self) -> list[tuple[int, str]]:
         """(index of the link, gateway) of the main tables' default routes, IPv4 and IPv6."""
@@ -384,14 +351,14 @@ class Rtnl:
         for family in (socket.AF_INET, socket.AF_INET6):
             for body in self._dump(_GETROUTE, _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
                 attributes = rtattr.parse(body[_ROUTE.size :])
-                if body[1] == 0 and body[4] == 254 and RTA_GATEWAY in attributes and RTA_OIF in attributes:
-                    found.append((rtattr.integer(attributes[RTA_OIF]), str(ip_address(attributes[RTA_GATEWAY]))))
+                if body[1] == 0 and body[4] == 254 and rt.RTA_GATEWAY in attributes and rt.RTA_OIF in attributes:
+                    found.append((rtattr.integer(attributes[rt.RTA_OIF]), str(ip_address(attributes[rt.RTA_GATEWAY]))))
         return found
 
     def namespace_number(self, netns: int) -> int | None:
         """By what number links here refer to the namespace behind the descriptor; None if none does (RTM_GETNSID)."""
-        body = self._get(_GETNSID, bytes(4) + rtattr.attributes((NETNSA_FD, rtattr.u32(netns))))
-        (number,) = struct.unpack("=i", rtattr.parse(body[4:])[NETNSA_NSID])
+        body = self._get(_GETNSID, bytes(4) + rtattr.attributes((rt.NETNSA_FD, rtattr.u32(netns))))
+        (number,) = struct.unpack("=i", rtattr.parse(body[4:])[rt.NETNSA_NSID])
         return number if number >= 0 else None
 
     def _get(self, type_: int, body: bytes) -> bytes:
@@ -453,45 +420,3 @@ def _error(what: str, flags: int, body: bytes) -> NetlinkError | None:
         said = rtattr.parse(body[4 + request :]).get(1, b"").rstrip(b"\0").decode(errors="replace")
         text = f"{text}: {said}" if said else text
     return NetlinkError(code, f"{what}: {text}")
-
-
-def _parse_link(body: bytes) -> Link:
-    _, _, index, flags, _ = _LINK.unpack_from(body)
-    attributes = rtattr.parse(body[_LINK.size :])
-    info = rtattr.parse(attributes.get(IFLA_LINKINFO, b""))
-    port = rtattr.parse(info.get(INFO_SLAVE_DATA, b"")) if info.get(INFO_SLAVE_KIND) == b"bridge\0" else {}
-    return Link(
-        index=index,
-        name=rtattr.string(attributes[IFLA_IFNAME]),
-        kind=rtattr.string(info.get(INFO_KIND, b"")),
-        up=bool(flags & IFF_UP),
-        mac=attributes.get(IFLA_ADDRESS, b"").hex(":"),
-        mtu=rtattr.integer(attributes[IFLA_MTU]),
-        master=rtattr.integer(attributes[IFLA_MASTER]) if IFLA_MASTER in attributes else None,
-        peer=rtattr.integer(attributes[IFLA_LINK]) if IFLA_LINK in attributes else None,
-        alias=rtattr.string(attributes.get(IFLA_IFALIAS, b"")),
-        group=rtattr.integer(attributes[IFLA_GROUP]) if IFLA_GROUP in attributes else 0,
-        carrier=bool(flags & IFF_LOWER_UP),
-        namespace=rtattr.integer(attributes[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in attributes else None,
-        learning=bool(port[BRPORT_LEARNING][0]) if BRPORT_LEARNING in port else None,
-        flood=bool(port[BRPORT_UNICAST_FLOOD][0]) if BRPORT_UNICAST_FLOOD in port else None,
-    )
-
-
-def _parse_address(body: bytes) -> Address:
-    _, prefix, _, scope, index = _ADDR.unpack_from(body)
-    attributes = rtattr.parse(body[_ADDR.size :])
-    address = ip_address(attributes.get(IFA_LOCAL) or attributes[IFA_ADDRESS])
-    return Address(index, f"{address}/{prefix}", link_local=scope == 253 and address.version == 6)
-
-
-def _parse_neighbour(family: int, body: bytes) -> Neighbour:
-    _, index, state, _, _ = _NEIGH.unpack_from(body)
-    attributes = rtattr.parse(body[_NEIGH.size :])
-    to = attributes.get(NDA_DST)
-    return Neighbour(
-        index=index,
-        mac=attributes.get(NDA_LLADDR, b"").hex(":"),
-        address=str(ip_address(to)) if to and family != socket.AF_BRIDGE else None,
-        permanent=bool(state & NUD_PERMANENT) or (family == socket.AF_BRIDGE and bool(state & NUD_NOARP)),
-    )

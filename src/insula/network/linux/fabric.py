@@ -27,7 +27,8 @@ from insula.network.linux.reaper import Reaper, is_gone
 from insula.network.linux.sysctl import HostSettings
 from insula.network.probe import Router, Station
 
-_NEIGHBOURS = {"ipv4/neigh/default/gc_thresh": (16384, 65536), "ipv6/neigh/default/gc_thresh": (16384, 65536)}
+_NEIGHBOURS = ("ipv4/neigh/default/gc_thresh", "ipv6/neigh/default/gc_thresh")
+_LEAST, _MOST, _SHARE = 1 << 16, 1 << 18, 1 << 16  # entries of the neighbour tables; one for each 64 KiB of memory
 
 
 class LinuxFabric:
@@ -67,8 +68,9 @@ class LinuxFabric:
         """Make the host's table and let the host forward."""
         if os.geteuid() != 0:
             raise Unavailable("networks need root", "start insulad as root")
-        self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._run.chmod(0o700)
+        for directory in (self._run, self._records):  # what is here tells of all tenants
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o700)
         if namespaces.prepare_directory():
             (self._run / "directory").touch()
         if self._host is None:
@@ -95,9 +97,11 @@ class LinuxFabric:
         self._forward(4)
         if self._servers and all(":" in server for server in self._servers):
             self._forward(6)
-        for name, (soft, hard) in _NEIGHBOURS.items():  # all namespaces share these tables
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        hard = min(max(memory // _SHARE, _LEAST), _MOST)
+        for name in _NEIGHBOURS:  # all namespaces share these tables: see `domain.RETRANSMIT`
             self._settings.at_least(f"{name}3", hard)
-            self._settings.at_least(f"{name}2", soft)
+            self._settings.at_least(f"{name}2", hard // 4)
 
     def _forward(self, version: int) -> None:
         """Let the host forward packets of an IP version, for tenants and not between its own devices."""
@@ -135,7 +139,7 @@ class LinuxFabric:
         namespaces.create(self.plan.namespace(tenant.name))
         domain = self._domain(tenant)
         domain.ensure(host, ipv6=self._ipv6)
-        self._resolver.ensure(tenant.name, domain.netns, self._asked(tenant))
+        self._resolver.ensure(tenant, domain.netns, self._asked(tenant))
 
     def remove_tenant(self, tenant: Tenant) -> None:
         """Resolver, uplink, namespace, in this order: nothing may hold the namespace when its name goes."""
@@ -218,11 +222,11 @@ class LinuxFabric:
 
     def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
         """Replace what the tenant's resolver answers."""
-        self._resolver.set_names(tenant.name, names)
+        self._resolver.set_names(tenant, names)
 
     def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
         """Have the tenant's resolver answer it."""
-        self._resolver.add_name(tenant.name, name, addresses)
+        self._resolver.add_name(tenant, name, addresses)
 
     def remove_name(self, tenant: Tenant, name: str) -> None:
         """Have the tenant's resolver forget it."""
@@ -260,7 +264,7 @@ class LinuxFabric:
                 tenant=tenant.name, namespace=False, networks=[], ports=[], rules="", drift=[error.message]
             )
         found = readback.read(domain, ipv6=self._ipv6)
-        if not self._resolver.running(tenant.name, domain.netns, self._asked(tenant)):
+        if not self._resolver.running(tenant, domain.netns, self._asked(tenant)):
             found.drift.append("the resolver does not run")
         return found
 

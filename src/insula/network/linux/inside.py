@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from insula.kernel.netlink import Link, Rtnl
+from insula.kernel.netlink import Rtnl
+from insula.kernel.rtmessages import Link
 from insula.model.objects import Port
 from insula.network.linux import plan
 from insula.network.linux.namespaces import call_in

@@ -8,15 +8,14 @@ their addresses may be among those of the tenant's own networks. `--bind-dynamic
 appear later.
 
 dnsmasq daemonises itself once it listens, so a start that returns is a start that worked. It is known by its exact
-arguments and its network namespace, never by its name alone, and it is signalled through a pidfd.
+arguments, its user and its network namespace, never by its name alone, and it is signalled through a pidfd. It parses
+what strangers send, so each has a user of its own, who has no files and no rights but that to port 53.
 """
 
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import pwd
 import select
 import shutil
 import signal
@@ -29,10 +28,13 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from insula.model.errors import Failed, Unavailable
+from insula.model.objects import Tenant
 from insula.model.units import check_label
 from insula.network.linux.namespaces import call_in
 
+FIRST_USER = 0x70000000  # above all tenants' ranges (control.tenants)
 _BUCKETS = 1024
+_MEMORY = 256 << 20
 DOMAIN = "internal"  # reserved by ICANN in 2024 for private use
 _RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the second: what systemd-resolved asks
 
@@ -68,21 +70,22 @@ class Resolver:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def set_names(self, tenant: str, names: Mapping[str, Sequence[str]]) -> None:
+    def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
         """Replace what is answered; unchanged names cost nothing but a look."""
         wanted: dict[str, list[str]] = {}
         for name, addresses in sorted(names.items()):
-            wanted.setdefault(_bucket(name), []).extend(_lines(tenant, name, addresses))
+            wanted.setdefault(_bucket(name), []).extend(_lines(tenant.name, name, addresses))
         self._prepare(tenant)
-        for bucket in os.listdir(self._hosts(tenant)):
+        for bucket in os.listdir(self._hosts(tenant.name)):
             wanted.setdefault(bucket, [])
         for bucket, lines in wanted.items():
-            self._write(tenant, bucket, lines)
+            self._write(tenant.name, bucket, lines)
 
-    def add_name(self, tenant: str, name: str, addresses: Sequence[str]) -> None:
+    def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
         """Answer one more name, or answer it differently: costs the same however many there are."""
         self._prepare(tenant)
-        self._write(tenant, _bucket(name), self._others(tenant, name) + _lines(tenant, name, addresses))
+        lines = self._others(tenant.name, name) + _lines(tenant.name, name, addresses)
+        self._write(tenant.name, _bucket(name), lines)
 
     def remove_name(self, tenant: str, name: str) -> None:
         """Answer no more to `name`."""
@@ -109,13 +112,13 @@ class Resolver:
         draft.chmod(0o640)
         draft.rename(file)
 
-    def ensure(self, tenant: str, netns: int, servers: Sequence[str]) -> None:
+    def ensure(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> None:
         """Start the tenant's dnsmasq unless it runs with the right arguments. `servers` are asked about other names."""
         if self.running(tenant, netns, servers):
             return
-        self._stop_all(tenant)
+        self._stop_all(tenant.name)
         self._prepare(tenant)
-        arguments = self._arguments(tenant, servers)
+        arguments = [*_confinement(user_of(tenant)), *self._arguments(tenant.name, servers)]
 
         def start() -> subprocess.CompletedProcess[str]:
             return subprocess.run(
@@ -125,19 +128,22 @@ class Resolver:
         done = call_in(netns, start)
         if done.returncode:
             said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-            raise Failed(f"the resolver of tenant {tenant} did not start: {said}", "run `insula doctor`")
+            raise Failed(f"the resolver of tenant {tenant.name} did not start: {said}", "run `insula doctor`")
+        for pid, pidfd in self._find(tenant.name):  # it may write no file itself
+            os.close(pidfd)
+            (self._directory / tenant.name / "pid").write_text(f"{pid}\n")
 
-    def running(self, tenant: str, netns: int, servers: Sequence[str]) -> bool:
-        """Whether dnsmasq runs in that namespace with exactly the arguments it should have."""
+    def running(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> bool:
+        """Whether dnsmasq runs in that namespace, as that user, with exactly the arguments it should have."""
         try:
-            pid = int((self._directory / tenant / "pid").read_text())
+            pid = int((self._directory / tenant.name / "pid").read_text())
+            user = os.stat(f"/proc/{pid}").st_uid
         except (OSError, ValueError):
             return False
         inside = os.fstat(netns)
-        return _command_line(pid) == self._arguments(tenant, servers) and _namespace(pid) == (
-            inside.st_dev,
-            inside.st_ino,
-        )
+        place = user, _namespace(pid)
+        wanted = user_of(tenant), (inside.st_dev, inside.st_ino)
+        return _command_line(pid) == self._arguments(tenant.name, servers) and place == wanted
 
     def remove(self, tenant: str) -> None:
         """Stop the tenant's dnsmasq and forget its names."""
@@ -153,14 +159,13 @@ class Resolver:
         with contextlib.suppress(OSError):
             self._directory.rmdir()
 
-    def _prepare(self, tenant: str) -> None:
-        """Directories that dnsmasq's group can read and no other user, whatever the umask. Files in them inherit it."""
+    def _prepare(self, tenant: Tenant) -> None:
+        """Directories that the tenant's dnsmasq can read, and none but it and root, whatever the umask. Files inherit the group."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._directory.chmod(0o711)
-        group = pwd.getpwnam(_user()).pw_gid
-        for directory in (self._directory / tenant, self._hosts(tenant)):
+        for directory in (self._directory / tenant.name, self._hosts(tenant.name)):
             directory.mkdir(exist_ok=True)
-            os.chown(directory, 0, group)
+            os.chown(directory, 0, user_of(tenant))
             directory.chmod(0o2750)
 
     def _hosts(self, tenant: str) -> Path:
@@ -170,14 +175,12 @@ class Resolver:
         program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if program is None:
             raise Unavailable("dnsmasq is missing", "install Debian's package dnsmasq-base")
-        user = _user()
         return [
             program,
             "--conf-file=/dev/null",
-            f"--pid-file={self._directory / tenant / 'pid'}",
+            "--pid-file=",
             f"--hostsdir={self._hosts(tenant)}",
-            f"--user={user}",
-            f"--group={_group(user)}",
+            "--user=root",  # stay who you are
             "--interface=br*",
             "--except-interface=lo",
             "--bind-dynamic",
@@ -194,7 +197,7 @@ class Resolver:
 
     def _stop_all(self, tenant: str) -> None:
         """Kill whatever serves the tenant's names, also one that was started just before we were killed."""
-        pidfds = list(self._find(tenant))
+        pidfds = [pidfd for _, pidfd in self._find(tenant)]
         for pidfd in pidfds:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -202,14 +205,15 @@ class Resolver:
             _wait(pidfd, 5.0)
             os.close(pidfd)
 
-    def _find(self, tenant: str) -> Iterator[int]:
+    def _find(self, tenant: str) -> Iterator[tuple[int, int]]:
+        """(PID, pidfd) of each dnsmasq that serves the tenant's names; the caller closes the pidfd."""
         mark = f"--hostsdir={self._hosts(tenant)}"
         for name in os.listdir("/proc"):
             if name.isdigit() and mark in _command_line(int(name)):
                 with contextlib.suppress(ProcessLookupError):
                     pidfd = os.pidfd_open(int(name))
                     if mark in _command_line(int(name)):  # still the same process
-                        yield pidfd
+                        yield int(name), pidfd
                     else:
                         os.close(pidfd)
 
@@ -259,15 +263,23 @@ def _namespace(pid: int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _user() -> str:
-    try:
-        return pwd.getpwnam("dnsmasq").pw_name
-    except KeyError:
-        return "nobody"
+def user_of(tenant: Tenant) -> int:
+    """The user and group ID of the tenant's dnsmasq: nobody else's, neither on the host nor in any instance."""
+    return FIRST_USER + tenant.index
 
 
-def _group(user: str) -> str:
-    return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+def _confinement(user: int) -> list[str]:
+    """What runs a program as that user, with one capability, bounded processes and memory, and no file to write."""
+    found = [shutil.which(name) for name in ("prlimit", "setpriv")]
+    if None in found:
+        raise Unavailable("setpriv or prlimit is missing", "install Debian's package util-linux")
+    prlimit, setpriv = map(str, found)
+    return [
+        *(prlimit, "--nproc=1024", f"--as={_MEMORY}", "--core=0", "--fsize=0", "--nofile=1024"),
+        *(setpriv, f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs"),
+        *("--bounding-set=-all,+net_bind_service", "--inh-caps=-all,+net_bind_service"),
+        "--ambient-caps=-all,+net_bind_service",
+    ]
 
 
 def _wait(pidfd: int, timeout: float) -> None:

@@ -57,20 +57,20 @@ def instance(*, ipv6: bool) -> dict[str, str]:
 
 def write(settings: Mapping[str, str]) -> None:
     """Set all; what this kernel doesn't have (a module that isn't loaded, no IPv6) is passed over."""
-    # each directory is looked up once: /proc/sys/net has an `ipv4` for every namespace of the host, in one hash chain
+    # `ipv4` and `ipv6` are looked up once: /proc/sys/net has one for every namespace of the host, in one hash chain
     with ExitStack() as stack:
         directories: dict[str, int | None] = {}
         for path, value in settings.items():
-            directory, _, name = path.rpartition("/")
+            directory, _, name = path.partition("/")
             if directory not in directories:
                 directories[directory] = _directory(directory, stack)
             if (parent := directories[directory]) is not None:
                 _write(parent, name, value)
 
 
-def _directory(path: str, stack: ExitStack) -> int | None:
+def _directory(name: str, stack: ExitStack) -> int | None:
     try:
-        fd = os.open(f"/proc/sys/net/{path}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/sys/net/{name}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     stack.callback(os.close, fd)

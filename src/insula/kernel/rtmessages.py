@@ -1,0 +1,108 @@
+"""What rtnetlink(7) messages are made of: numbers, fixed headers, and the objects that answers are read into."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from insula.kernel import rtattr
+
+# if_link.h, if_addr.h, rtnetlink.h, neighbour.h, net_namespace.h
+IFF_UP, IFF_LOWER_UP = 1, 0x10000
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_LINK_NETNSID = 20, 26, 27, 28, 37
+INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
+INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
+BR_STP_STATE, BR_MCAST_SNOOPING, BRPORT_LEARNING, BRPORT_UNICAST_FLOOD = 5, 23, 8, 9
+VXLAN_ID, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 4, 7, 15, 17
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+VETH_INFO_PEER, IFLA_STATS_LINK_64, IFA_F_NODAD = 1, 1, 2
+RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+NDA_DST, NDA_LLADDR = 1, 2
+NETNSA_NSID, NETNSA_FD = 1, 3
+NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_RETRANS_TIME = 1, 6, 1, 5
+NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 2, 4
+
+LINK = struct.Struct("=BxHiII")
+ADDR = struct.Struct("=BBBBI")
+NEIGH = struct.Struct("=BxxxiHBB")
+
+
+@dataclass(frozen=True)
+class Link:
+    index: int
+    name: str
+    kind: str
+    up: bool
+    mac: str
+    mtu: int
+    master: int | None
+    peer: int | None  # IFLA_LINK: of a veth the index of the other end, in its namespace
+    alias: str
+    group: int = 0
+    learning: bool | None = None  # as a bridge port
+    flood: bool | None = None
+    carrier: bool = False
+    namespace: int | None = None  # of the peer, by its number here (ip-netns(8), set); None if it is here or unknown
+
+
+@dataclass(frozen=True)
+class Address:
+    index: int
+    address: str  # with prefix length
+    link_local: bool
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    index: int
+    mac: str
+    address: str | None
+    permanent: bool
+
+
+def parse_link(body: bytes) -> Link:
+    """An RTM_NEWLINK."""
+    _, _, index, flags, _ = LINK.unpack_from(body)
+    attributes = rtattr.parse(body[LINK.size :])
+    info = rtattr.parse(attributes.get(IFLA_LINKINFO, b""))
+    port = rtattr.parse(info.get(INFO_SLAVE_DATA, b"")) if info.get(INFO_SLAVE_KIND) == b"bridge\0" else {}
+    return Link(
+        index=index,
+        name=rtattr.string(attributes[IFLA_IFNAME]),
+        kind=rtattr.string(info.get(INFO_KIND, b"")),
+        up=bool(flags & IFF_UP),
+        mac=attributes.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=rtattr.integer(attributes[IFLA_MTU]),
+        master=rtattr.integer(attributes[IFLA_MASTER]) if IFLA_MASTER in attributes else None,
+        peer=rtattr.integer(attributes[IFLA_LINK]) if IFLA_LINK in attributes else None,
+        alias=rtattr.string(attributes.get(IFLA_IFALIAS, b"")),
+        group=rtattr.integer(attributes[IFLA_GROUP]) if IFLA_GROUP in attributes else 0,
+        carrier=bool(flags & IFF_LOWER_UP),
+        namespace=rtattr.integer(attributes[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in attributes else None,
+        learning=bool(port[BRPORT_LEARNING][0]) if BRPORT_LEARNING in port else None,
+        flood=bool(port[BRPORT_UNICAST_FLOOD][0]) if BRPORT_UNICAST_FLOOD in port else None,
+    )
+
+
+def parse_address(body: bytes) -> Address:
+    """An RTM_NEWADDR."""
+    _, prefix, _, scope, index = ADDR.unpack_from(body)
+    attributes = rtattr.parse(body[ADDR.size :])
+    address = ip_address(attributes.get(IFA_LOCAL) or attributes[IFA_ADDRESS])
+    return Address(index, f"{address}/{prefix}", link_local=scope == 253 and address.version == 6)
+
+
+def parse_neighbour(family: int, body: bytes) -> Neighbour:
+    """An RTM_NEWNEIGH; `family` is what was asked for."""
+    _, index, state, _, _ = NEIGH.unpack_from(body)
+    attributes = rtattr.parse(body[NEIGH.size :])
+    to = attributes.get(NDA_DST)
+    return Neighbour(
+        index=index,
+        mac=attributes.get(NDA_LLADDR, b"").hex(":"),
+        address=str(ip_address(to)) if to and family != socket.AF_BRIDGE else None,
+        permanent=bool(state & NUD_PERMANENT) or (family == socket.AF_BRIDGE and bool(state & NUD_NOARP)),
+    )

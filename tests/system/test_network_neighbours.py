@@ -1,0 +1,64 @@
+"""The neighbour tables, which all namespaces of a host share: what one instance can have in them, and for how long."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+
+import pytest
+
+from insula.kernel import netlink
+from insula.kernel.netlink import Rtnl
+from insula.network.linux.namespaces import call_in
+from tests.support.lab import Instance, Lab, eventually, isolated
+
+MANY = 200
+
+
+def waiting(instance: Instance, version: int) -> int:
+    """Entries that wait for an answer: the kernel can't take these out of a table that is full."""
+    command = ["ip", f"-{version}", "neigh", "show", "nud", "incomplete"]
+    listed = instance.do(lambda: subprocess.run(command, capture_output=True, text=True, check=True))
+    return len(listed.stdout.splitlines())
+
+
+def ask_for_many(instance: Instance, version: int) -> None:
+    """Send to addresses of its own subnet that nobody has."""
+    with instance.socket(socket.AF_INET6 if version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for number in range(MANY):
+            sock.sendto(b"x", (f"fd00::9:{number:x}" if version == 6 else f"10.0.9.{number}", 9))
+
+
+def ordinary() -> Instance:
+    """A namespace with the kernel's own settings, and a device with the same subnets."""
+    instance, other = Instance(), Instance()
+    with call_in(instance.netns, Rtnl) as here, call_in(other.netns, Rtnl) as there:
+        here.execute(netlink.veth("eth0", "eth0", other.netns))
+        near, far = here.link("eth0"), there.link("eth0")
+        assert near and far
+        there.execute(netlink.set_link(far.index, up=True))
+        here.execute(netlink.add_address(near.index, "10.0.0.2/16"), netlink.add_address(near.index, "fd00::2/64"))
+        here.settle("eth0")
+    return instance
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@isolated
+def test_entries_that_wait_for_an_answer_wait_a_tenth_of_the_usual_time(version: int) -> None:
+    cloud, usual = Lab(), ordinary()
+    cloud.tenant("acme")
+    cloud.network("acme", "10.0.0.0/16", "fd00::/64")
+    instance = cloud.instance("acme", "web")
+    ask_for_many(instance, version)
+    ask_for_many(usual, version)
+    assert waiting(usual, version) == MANY, "the control: they do wait"
+    eventually(lambda: waiting(instance, version) == 0)
+    for _ in range(3):  # as long as it has taken for the one, it has not been enough for the other
+        if waiting(usual, version) == MANY:
+            break
+        ask_for_many(instance, version)
+        ask_for_many(usual, version)
+        eventually(lambda: waiting(instance, version) == 0)
+    assert waiting(usual, version) == MANY
+    other = cloud.instance("acme", "db")
+    assert instance.pings(str(other.port.address6 if version == 6 else other.port.address)), "neighbours are found"
