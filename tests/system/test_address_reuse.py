@@ -91,6 +91,14 @@ def test_a_service_that_is_replaced_is_there_at_once(acme: Cli, options: list[st
     assert len(set(seen)) == (1 if options else 3)
 
 
+def test_ipv6_subnets_of_a_tenant_may_not_overlap(acme: Cli, tenants: TenantFactory) -> None:
+    for six in ("fd06::/64", "fd06::/48", "fd06:0:0:0:8000::/65"):
+        refused = acme.run("network", "create", "more", "--subnet", "10.8.0.0/24", "--subnet6", six)
+        assert refused.status == 1 and "overlaps fd06::/64 of network six" in refused.err
+    acme.ok("network", "create", "more", "--subnet", "10.8.0.0/24", "--subnet6", "fd06:0:0:1::/64")
+    tenants().ok("network", "create", "six", "--subnet", "10.6.0.0/24", "--subnet6", "fd06::/64")
+
+
 def test_the_mac_address_can_be_chosen(acme: Cli) -> None:
     mac = "06:42:ac:11:00:02"
     shown = acme.ok(

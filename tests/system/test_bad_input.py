@@ -88,9 +88,12 @@ CASES: list[tuple[tuple[str, ...], int, str]] = [
                    "127.0.0.0/8", "fd00::/64", "0.0.0.0/0", "")),
     (("network", "create", "net", "--subnet", "10.0.0.128/25"), ERROR, "overlaps"),
     (("network", "create", "net", "--subnet", "10.0.0.0/8"), ERROR, "overlaps"),
+    *((("network", "create", "net", "--subnet", "10.1.0.0/24", "--subnet6", cidr), ERROR, said)
+      for cidr, said in (("fe80::/64", "link-local"), ("febf::/16", "link-local"), ("2001:db8:1::/48", "outside"),
+                         ("ff02::/64", "multicast"), ("::/64", "reserved"), ("fd01::1/64", "host bits"),
+                         ("fd01::/127", "size"), ("fd01::/129", "CIDR"), ("10.2.0.0/24", "not an IPv6"))),
     (("network", "create", "net", "--subnet", "100.64.0.0/24"), ERROR, "uplinks"),
     (("network", "create", "net", "--subnet", "10.1.0.0/24", "--subnet6", "fd69:6e73:756c::/48"), ERROR, "uplinks"),
-    (("network", "create", "net", "--subnet", "10.1.0.0/24", "--subnet6", "10.2.0.0/24"), ERROR, "subnet"),
     (("network", "create", "net", "--subnet", "10.1.0.0/24", "--mtu", "70"), ERROR, "MTU"),
     (("run", "-d", "--ip", "10.0.0.50", "busybox", "true"), ENGINE, "taken"),
     (("run", "-d", "--ip", "10.0.0.1", "busybox", "true"), ENGINE, "gateway"),

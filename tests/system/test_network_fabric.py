@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import threading
@@ -15,6 +16,8 @@ from insula.model.errors import InsulaError
 from insula.network.linux import plan, sysctl
 from insula.network.linux.namespaces import call_in
 from tests.support.lab import Instance, Lab, World, eventually, isolated, ping, query, two_tenants
+
+UPLINKS6 = "fd69:6e73:756c:6100"
 
 
 @isolated
@@ -40,9 +43,10 @@ def test_two_networks_of_a_tenant_do_not_meet() -> None:
     back = cloud.instance("acme", "db", "back", 2)
     back.serves("db", 80)
     assert front.pings("10.0.0.1") and back.pings("10.1.0.1") and back.connects("127.0.0.1", 80) == "db"
+    assert front.pings("fd00::1") and back.pings("fd01::1") and back.connects("::1", 80) == "db"
     for address in ("10.1.0.2", "fd01::2", "10.1.0.1", "fd01::1"):
         assert not front.pings(address, 0.2), f"{address} of the other network answers"
-    assert front.connects("10.1.0.2", 80, 0.2) == ""
+    assert front.connects("10.1.0.2", 80, 0.2) == "" and front.connects("fd01::2", 80, 0.2) == ""
 
 
 @isolated
@@ -55,10 +59,19 @@ def test_the_world_outside_sees_the_host_and_cannot_come_in() -> None:
         assert web.connects(world.ADDRESS, 80) == world.HOST
         assert web.connects(world.ADDRESS6, 80) == world.HOST6
         assert cloud.instances["globex", "web"].connects(world.ADDRESS, 80) == world.HOST
+        assert cloud.instances["globex", "web"].connects(world.ADDRESS6, 80) == world.HOST6
         assert cloud.instances["acme", "db"].connects("10.0.0.2", 80) == "web"
+        assert cloud.instances["acme", "db"].connects("fd00::2", 80) == "web"
         for address in ("10.0.0.2", "100.64.0.3", "100.64.0.2"):
             answered = world.instance.pings(address, 0.2)
             assert answered == (address == "100.64.0.2"), f"from outside {address}: {answered}"  # the host itself
+            assert world.instance.connects(address, 80, 0.2) == ""
+        with call_in(world.instance.netns, Rtnl) as far:
+            eth0 = far.link("eth0")
+            assert eth0
+            far.execute(netlink.add_route("fd00::/8", index=eth0.index, gateway=world.HOST6))
+        for address, is_host in (("fd00::2", False), (f"{UPLINKS6}::3", False), (f"{UPLINKS6}::2", True)):
+            assert world.instance.pings(address, 1.0 if is_host else 0.2) == is_host, address
             assert world.instance.connects(address, 80, 0.2) == ""
 
 
@@ -67,11 +80,13 @@ def test_instances_do_not_reach_the_host_nor_the_link_local_services_behind_it()
     world = World()
     with two_tenants() as cloud:
         web = cloud.instances["acme", "web"]
-        with socket.create_server(("", 8080)) as server:
+        with socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True) as server:
             server.settimeout(0.3)
-            assert world.instance.connects(World.HOST, 8080, 0.2) == ""  # connects, but nobody says anything
-            server.accept()
-            for address in (World.HOST, "100.64.0.2", "100.64.0.4"):
+            for address in (World.HOST, World.HOST6):
+                assert world.instance.connects(address, 8080, 0.2) == ""  # connects, but nobody says anything
+                server.accept()
+            six = World.HOST6, f"{UPLINKS6}::2", f"{UPLINKS6}::4"
+            for address in (World.HOST, "100.64.0.2", "100.64.0.4", *six):
                 assert web.connects(address, 8080, 0.2) == ""
                 assert not web.pings(address, 0.2)
             with pytest.raises(TimeoutError):
@@ -192,12 +207,13 @@ def beside(world: World, instance: Instance, name: str, number: int) -> None:
 def test_only_pings_and_names_are_answered_by_the_gateway() -> None:
     with two_tenants() as cloud:
         web, inside = cloud.instances["acme", "web"], cloud.inside("acme")
-        with call_in(inside, lambda: socket.create_server(("10.0.0.1", 8080))) as server:
-            server.settimeout(0.2)
-            assert web.connects("10.0.0.1", 8080, 0.2) == ""
-            with pytest.raises(TimeoutError):
-                server.accept()
-        assert web.pings("10.0.0.1") and query(web.netns, "10.0.0.1", "x.acme.internal") == (3, [])
+        for gateway, family in (("10.0.0.1", socket.AF_INET), ("fd00::1", socket.AF_INET6)):
+            with call_in(inside, functools.partial(socket.create_server, (gateway, 8080), family=family)) as server:
+                server.settimeout(0.2)
+                assert web.connects(gateway, 8080, 0.2) == ""
+                with pytest.raises(TimeoutError):
+                    server.accept()
+            assert web.pings(gateway) and query(web.netns, gateway, "x.acme.internal") == (3, [])
 
 
 @isolated
@@ -228,8 +244,10 @@ def test_a_resolver_has_no_rights_and_no_files_of_others() -> None:
 def test_the_mtu_holds_from_end_to_end() -> None:
     cloud = Lab()
     cloud.tenant("acme")
-    cloud.network("acme", mtu=1400)
+    cloud.network("acme", subnet6="fd00::/64", mtu=1400)
     web, _ = cloud.instance("acme", "web"), cloud.instance("acme", "db")
+    assert web.pings("fd00::3", size=1400 - 48)
+    assert web.pings("fd00::3", size=1400 - 47)  # in fragments
     fits, over = 1400 - 28, 1400 - 27  # less the headers of IP and ICMP
     assert web.pings("10.0.0.3", size=fits, dont_fragment=True)
     assert not web.pings("10.0.0.3", 0.2, size=over, dont_fragment=True)

@@ -90,6 +90,8 @@ def frames_of(cloud: Lab) -> tuple[dict[str, Make], dict[str, Make]]:
         "IPv6 of another prefix": lambda m: frame(IPV6, udp("fd99::2", "fd00::3", m)),
         "IPv6 link-local of the router": lambda m: frame(IPV6, udp(router, "fd00::3", m)),
         "IPv6 ::": lambda m: frame(IPV6, udp("::", "fd00::3", m)),
+        "ARP of another kind of hardware": lambda m: frame(ARP, b"\0\6" + arp(2, a, "10.0.0.2", b, "10.0.0.3")[2:] + m),
+        "ARP of another protocol": lambda m: frame(ARP, b"\0\1\x86\xdd" + arp(2, a, "10.0.0.2", b, "10.0.0.3")[4:] + m),
         "ARP: I am the gateway": lambda m: frame(ARP, arp(2, a, "10.0.0.1", b, "10.0.0.3") + m),
         "ARP request as the gateway": lambda m: frame(
             ARP, arp(1, a, "10.0.0.1", BROADCAST, "10.0.0.3") + m, to=BROADCAST

@@ -132,21 +132,57 @@ def test_the_outside_sees_the_host_only(houses: Houses, outside: str) -> None:
 
 
 def test_the_outside_cannot_come_in(houses: Houses, daemon: Daemon, outside: str) -> None:
-    namespaces = daemon.namespaces
-    assert fetch(houses.acme, "web", outside, 8000), "the positive control: the path exists"
+    """Although everybody on the way knows the route; without the rules of host and tenant it would."""
+    namespaces, web = daemon.namespaces, "10.0.0.2"
+    tenant = f"/run/netns/{daemon.prefix}-{houses.acme.tenant}"
+    device, gateway = uplink(daemon, tenant)
     namespaces.ip(namespaces.outside, "route replace 10.0.0.0/24 via 198.18.0.2")
+    namespaces.ip(namespaces.host, f"route replace 10.0.0.0/24 via {gateway} dev {device}")
+    ping_web = namespaces.wrap(namespaces.outside, "busybox", "ping", "-c1", "-W1", web)
+    barriers = [(namespaces.host, "to_tenant"), (tenant, "forward")]
     try:
-        probe = namespaces.wrap(namespaces.outside, "busybox", "ping", "-c1", "-W1")
-        assert subprocess.run([*probe, "10.0.0.2"], capture_output=True).returncode != 0
-        assert subprocess.run([*probe, "198.18.0.2"], capture_output=True).returncode == 0
+        assert subprocess.run(ping_web, capture_output=True).returncode != 0
+        handles = [open_chain(daemon, where, chain) for where, chain in barriers]
+        try:
+            until(lambda: subprocess.run(ping_web, capture_output=True).returncode == 0, "the control: the path exists")
+        finally:
+            for (where, chain), handle in zip(barriers, handles, strict=True):
+                nft(daemon, where, "delete", "rule", "inet", daemon.prefix, chain, "handle", handle)
+        assert subprocess.run(ping_web, capture_output=True).returncode != 0
     finally:
         namespaces.ip(namespaces.outside, "route delete 10.0.0.0/24")
+        namespaces.ip(namespaces.host, "route delete 10.0.0.0/24")
+
+
+def nft(daemon: Daemon, where: str, *words: str) -> str:
+    command = daemon.namespaces.wrap(where, "nft", *words)
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def open_chain(daemon: Daemon, where: str, chain: str) -> str:
+    """Let everything pass a chain; the handle of the rule that does."""
+    said = nft(daemon, where, "--echo", "--handle", "insert", "rule", "inet", daemon.prefix, chain, "accept")
+    return said.rpartition("# handle ")[2].strip()
+
+
+def uplink(daemon: Daemon, tenant: str) -> tuple[str, str]:
+    """(the host's device, the tenant's address) of a tenant's uplink."""
+    shown = subprocess.run(
+        daemon.namespaces.wrap(tenant, "ip", "-4", "-o", "address", "show", "uplink"), capture_output=True, text=True
+    ).stdout
+    address = shown.split("inet ")[1].split("/")[0]
+    host = ".".join([*address.split(".")[:3], str(int(address.split(".")[3]) - 1)])
+    listed = subprocess.run(
+        daemon.namespaces.wrap(daemon.namespaces.host, "ip", "-4", "-o", "address"), capture_output=True, text=True
+    ).stdout
+    return next(line.split()[1] for line in listed.splitlines() if f"inet {host}/" in line), address
 
 
 def test_a_stolen_address_is_dropped(houses: Houses) -> None:
     """An instance with CAP_NET_ADMIN over its own namespace takes another address, and then another MAC."""
     acme = houses.acme
-    acme.ok("run", "-d", "--name", "thief", "--cap-add", "NET_ADMIN", "busybox", "sleep", "600")
+    rights = "--cap-add", "NET_ADMIN", "--socket-family", "packet"  # busybox changes a MAC address by such a socket
+    acme.ok("run", "-d", "--name", "thief", *rights, "busybox", "sleep", "600")
     assert ping(acme, "thief", "10.0.0.2")
     acme.ok("exec", "thief", "ip", "address", "add", "10.0.0.66/24", "dev", "eth0")
     assert not ping(acme, "thief", "10.0.0.2", "-I", "10.0.0.66")

@@ -126,26 +126,63 @@ def test_bad_subnets_are_refused_in_one_line(text: str, says: str) -> None:
     assert refused.value.hint
 
 
-@given(st.text(max_size=30), st.sampled_from([4, 6]))
-def test_any_text_is_a_subnet_or_invalid(text: str, version: int) -> None:
+def cidrs() -> st.SearchStrategy[str]:
+    """Networks as text, most of them right or nearly, and any text at all."""
+    written = st.builds("{}/{}".format, st.ip_addresses(), st.integers(-1, 130))
+    return st.one_of(written, subnets().map(str), st.text(max_size=30), st.text("0123456789abcdef.:/% \n", max_size=24))
+
+
+@given(cidrs(), st.sampled_from([4, 6]))
+def test_any_text_is_a_subnet_that_may_be_used_or_invalid(text: str, version: int) -> None:
     try:
-        addresses.parse_subnet(text, version)
+        subnet = addresses.parse_subnet(text, version)
     except Invalid as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error) and error.hint
+        return
+    assert subnet == ip_network(text) and subnet.version == version
+    assert (8 if version == 4 else 16) <= subnet.prefixlen <= (30 if version == 4 else 126)
+    for special in (subnet.network_address, subnet.broadcast_address):
+        assert not (special.is_loopback or special.is_link_local or special.is_multicast or special.is_unspecified)
+    for reserved in map(ip_network, addresses.RESERVED):
+        assert reserved.version != version or not subnet.overlaps(reserved)
 
 
-@given(subnets(), st.text(max_size=30))
-def test_any_text_is_an_address_or_refused(subnet: addresses.Subnet, text: str) -> None:
+@given(subnets(), st.one_of(st.ip_addresses().map(str), subnets().map(lambda s: str(s[2])), st.text(max_size=30)))
+def test_any_text_is_an_address_of_the_subnet_or_refused(subnet: addresses.Subnet, text: str) -> None:
     try:
-        addresses.allocate(subnet, (), text)
+        given_out = addresses.allocate(subnet, (), text)
     except (Invalid, Conflict) as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error) and error.hint
+        return
+    address = ip_address(given_out)
+    assert given_out == str(address) == str(ip_address(text)) and address in subnet
+    assert address not in (subnet.network_address, subnet[1])
+    assert subnet.version == 6 or address != subnet.broadcast_address
+
+
+@pytest.mark.parametrize("reserved", addresses.RESERVED)
+def test_no_subnet_within_or_around_a_reserved_range_may_be_used(reserved: str) -> None:
+    whole = ip_network(reserved)
+    longest = 30 if whole.version == 4 else 126
+    make = IPv4Network if whole.version == 4 else IPv6Network
+    first = make((int(whole.network_address), max(whole.prefixlen, 8 if whole.version == 4 else 16)))
+    ends = make((int(whole.broadcast_address) >> 2 << 2, longest))
+    for subnet in (first, ends, make((int(whole.network_address), longest))):
+        with pytest.raises(Invalid, match="can't be used"):
+            addresses.parse_subnet(str(subnet), whole.version)
 
 
 def test_overlap_is_a_conflict_that_names_the_network() -> None:
     others = [("front", "10.0.0.0/16"), ("back", None), ("six", "fd00::/64")]
     with pytest.raises(Conflict, match="front"):
         addresses.check_disjoint(ip_network("10.0.4.0/24"), others)
+    for six in ("fd00::/64", "fd00::/16", "fd00::8000:0:0:0/65", "fd00::/126"):
+        with pytest.raises(Conflict, match=r"overlaps fd00::/64 of network six"):
+            addresses.check_disjoint(ip_network(six), others)
+    for four in ("10.0.0.0/16", "10.0.0.0/8", "10.0.255.252/30"):
+        with pytest.raises(Conflict, match=r"overlaps 10.0.0.0/16 of network front"):
+            addresses.check_disjoint(ip_network(four), others)
+    addresses.check_disjoint(ip_network("fd00:0:0:1::/64"), others)
     addresses.check_disjoint(ip_network("10.1.0.0/16"), others)
     addresses.check_disjoint(ip_network("fd00:1::/64"), others)
 

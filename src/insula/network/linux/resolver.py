@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import shutil
 import signal
@@ -34,7 +35,12 @@ from insula.network.linux.namespaces import call_in
 
 FIRST_USER = 0x70000000  # above all tenants' ranges (control.tenants)
 _BUCKETS = 1024
-_MEMORY = 256 << 20
+_LIMITS = (  # options of prlimit(1)
+    ("nproc", resource.RLIMIT_NPROC, 1024),
+    ("as", resource.RLIMIT_AS, 256 << 20),
+    ("core", resource.RLIMIT_CORE, 0),
+    ("fsize", resource.RLIMIT_FSIZE, 0),
+)
 DOMAIN = "internal"  # reserved by ICANN in 2024 for private use
 _RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the second: what systemd-resolved asks
 
@@ -160,7 +166,10 @@ class Resolver:
             self._directory.rmdir()
 
     def _prepare(self, tenant: Tenant) -> None:
-        """Directories that the tenant's dnsmasq can read, and none but it and root, whatever the umask. Files inherit the group."""
+        """Directories that root and the tenant's dnsmasq can read and no other user, whatever the umask.
+
+        Files in them inherit the group.
+        """
         self._directory.mkdir(parents=True, exist_ok=True)
         self._directory.chmod(0o711)
         for directory in (self._directory / tenant.name, self._hosts(tenant.name)):
@@ -268,6 +277,12 @@ def user_of(tenant: Tenant) -> int:
     return FIRST_USER + tenant.index
 
 
+def _at_most(which: int, most: int) -> int:
+    """`most`, or less if we may have no more ourselves (getrlimit(2))."""
+    _, hard = resource.getrlimit(which)
+    return most if hard == resource.RLIM_INFINITY else min(most, hard)
+
+
 def _confinement(user: int) -> list[str]:
     """What runs a program as that user, with one capability, bounded processes and memory, and no file to write."""
     found = [shutil.which(name) for name in ("prlimit", "setpriv")]
@@ -275,7 +290,7 @@ def _confinement(user: int) -> list[str]:
         raise Unavailable("setpriv or prlimit is missing", "install Debian's package util-linux")
     prlimit, setpriv = map(str, found)
     return [
-        *(prlimit, "--nproc=1024", f"--as={_MEMORY}", "--core=0", "--fsize=0", "--nofile=1024"),
+        *(prlimit, *(f"--{name}={_at_most(which, most)}" for name, which, most in _LIMITS)),
         *(setpriv, f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs"),
         *("--bounding-set=-all,+net_bind_service", "--inh-caps=-all,+net_bind_service"),
         "--ambient-caps=-all,+net_bind_service",
