@@ -42,6 +42,19 @@ def test_fifty_containers_twice(fresh: Daemon) -> None:
         assert fresh.descriptors(name) <= descriptors[name] + 4, name
 
 
+def test_verify(fresh: Daemon) -> None:
+    cli = fresh.cli
+    for name in ("one", "two"):
+        cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
+    for _ in range(2):  # threads and libraries are there now
+        cli.ok("verify")
+    before, descriptors = fresh.snapshot(), fresh.descriptors("insulad")
+    for _ in range(4):
+        cli.ok("verify")
+    assert_unchanged(before, fresh.snapshot)
+    assert fresh.descriptors("insulad") <= descriptors + 4, "a measurement has some for each instance"
+
+
 def test_the_snapshot_sees_a_container(fresh: Daemon) -> None:
     """The positive control: what the other tests look for does show while a container runs."""
     fresh.cli.ok("run", "--rm", "busybox", "true")

@@ -35,8 +35,9 @@ def test_addresses_that_nobody_outside_has() -> None:
         world, web = World(), cloud.instances["acme", "web"]
         sniffer = world.instance.sniffer()
         closed = ["169.254.169.254", "168.63.129.16", "192.0.0.192", "100.64.0.77", "100.100.100.200"]
-        closed += ["fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd69:6e73:756c:6100::77", "fe80::1234"]
-        near = ["198.51.100.1", "100.128.0.1", "168.63.129.17", "192.0.0.193", "fd00:ec3::1", "fd20:ce::253"]
+        closed += ["fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd69:6e73:756c:6100::77", "2001:db8::77"]
+        near = ["198.51.100.1", "100.128.0.1", "168.63.129.17", "192.0.0.193", "fd00:ec3::1"]
+        near += ["fd20:ce::253", "2001:db9::77"]
         for address in [*closed, *near]:
             mark = os.urandom(8)
             send(web, address, mark)
