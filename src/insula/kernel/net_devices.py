@@ -12,7 +12,8 @@ import os
 from typing import NamedTuple
 
 from insula.kernel import linux, rtattr
-from insula.kernel.netlink import _ADDR, _LINK, IFA_FLAGS, IFF_UP, IFLA_IFNAME, Request, Rtnl
+from insula.kernel.netlink import Request, Rtnl
+from insula.kernel.rtmessages import ADDR, IFA_FLAGS, IFF_UP, IFLA_IFNAME, LINK
 
 _NEWLINK, _NEWADDR, _GETADDR = 16, 20, 22
 _CREATE_REPLACE = 0x500
@@ -48,9 +49,9 @@ class Namespace(Rtnl):
     def permanent_addresses(self, index: int) -> list[bytes]:
         """Requests' bodies without an index, for what the spec has preserved: permanent addresses of global scope."""
         found = []
-        for body in self._dump(_GETADDR, _ADDR.pack(0, 0, 0, 0, 0)):
-            family, prefix, short_flags, scope, at = _ADDR.unpack_from(body)
-            attributes = rtattr.parse(body[_ADDR.size :])
+        for body in self._dump(_GETADDR, ADDR.pack(0, 0, 0, 0, 0)):
+            family, prefix, short_flags, scope, at = ADDR.unpack_from(body)
+            attributes = rtattr.parse(body[ADDR.size :])
             flags = rtattr.integer(attributes[IFA_FLAGS]) if IFA_FLAGS in attributes else short_flags
             if at == index and scope == _UNIVERSE and flags & _IFA_PERMANENT:
                 copied = [(kind, attributes[kind]) for kind in _IFA_COPIED if kind in attributes]
@@ -72,7 +73,7 @@ def move(source: Namespace, name: str, target: Namespace, new_name: str, *, up: 
         raise OSError(errno.EEXIST, f"the network namespace has a device {new_name} already", name)
     addresses = source.permanent_addresses(link.index)
     attributes = rtattr.attributes((_IFLA_NET_NS_FD, rtattr.u32(target.fd)), (IFLA_IFNAME, rtattr.text(new_name)))
-    request = _LINK.pack(0, 0, link.index, 0, 0) + attributes
+    request = LINK.pack(0, 0, link.index, 0, 0) + attributes
     source.execute(Request(f"move {name}", _NEWLINK, 0, request))
     arrived = next(each for each in target.links() if each.index not in before)
     try:
@@ -81,7 +82,7 @@ def move(source: Namespace, name: str, target: Namespace, new_name: str, *, up: 
                 Request(f"add an address of {name}", _NEWADDR, _CREATE_REPLACE, _at(body, arrived.index))
                 for body in addresses
             ),
-            Request(f"set {name} up", _NEWLINK, 0, _LINK.pack(0, 0, arrived.index, IFF_UP if up else 0, IFF_UP)),
+            Request(f"set {name} up", _NEWLINK, 0, LINK.pack(0, 0, arrived.index, IFF_UP if up else 0, IFF_UP)),
         )
     except OSError:
         move(target, arrived.name, source, name, up=link.up)
