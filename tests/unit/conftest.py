@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from insula.api.app import create_app
 from insula.api.peer import listen
 from insula.api.server import Server
 from insula.client import Client
 from tests.unit.stub_cloud import StubCloud
+
+# how long an example takes says nothing about the code on a machine that does other work as well
+settings.register_profile("insula", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("insula")
 
 
 class StubDaemon:
