@@ -203,7 +203,8 @@ class LinuxFabric:
         if network.gateway6:
             if not self._ipv6:
                 raise Unavailable("this host's kernel has no IPv6", "make the network without an IPv6 subnet")
-            self._forward(6)
+            if sysctl.read(sysctl.FORWARDING[6]) != "1":
+                self._forward(6)
         self._domain(tenant).ensure_network(network)
 
     def remove_network(self, tenant: Tenant, network: Network) -> None:
