@@ -205,6 +205,17 @@ def test_verify_proves_it(houses: Houses, daemon: Daemon) -> None:
     assert across["control"]
 
 
+def test_verify_includes_instances_that_are_paused(houses: Houses, daemon: Daemon) -> None:
+    houses.globex.ok("pause", "vault")
+    report = daemon.cli.json("verify")
+    houses.globex.ok("unpause", "vault")
+    assert report["passed"], report
+    cells = {(cell["source"], cell["target"]): cell for cell in report["matrix"]}
+    globex = houses.globex.tenant
+    assert cells[f"{globex}/web", f"{globex}/vault"]["probed"] is True
+    assert cells[f"{houses.acme.tenant}/web", f"{globex}/vault"]["probed"] is False
+
+
 def test_verify_sees_a_broken_network(houses: Houses, daemon: Daemon) -> None:
     """Somebody takes the device of an instance down behind Insula's back."""
     cli = houses.globex

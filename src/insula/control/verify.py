@@ -58,7 +58,7 @@ class Verifier:
         found: dict[int, int] = {}
         for member in self.supervisor.of(None):
             port = member.instance.port
-            if port and member.status.state in ("running", "stopping"):
+            if port and member.status.state in ("running", "paused", "stopping"):
                 with suppress(NotFound):  # it ended this moment
                     found[port.index] = self.engine.runtime.netns(member.instance.id)
                     held.callback(os.close, found[port.index])
