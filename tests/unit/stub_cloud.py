@@ -36,7 +36,7 @@ from insula.model.objects import (
     NetworkStatus,
     Tenant,
 )
-from insula.model.stream import RESIZE, Kind
+from insula.model.stream import RESIZE, Kind, encode
 from insula.model.units import check_label
 from insula.model.views import (
     ExecSpec,
@@ -248,10 +248,10 @@ class StubInstances:
         assert process is not None
         process.send_signal(number)
 
-    async def logs(self, tenant: str, name: str, **_: object) -> AsyncIterator[tuple[Kind, bytes]]:
+    async def logs(self, tenant: str, name: str, **_: object) -> AsyncIterator[bytes]:
         self._find(tenant, name)
         for number, (kind, data) in enumerate(self.log):
-            yield kind, (number * 10**9).to_bytes(8, "big") + data
+            yield encode(kind, (number * 10**9).to_bytes(8, "big") + data)
 
     async def archive_get(self, tenant: str, name: str, path: str) -> AsyncIterator[bytes]:
         self._find(tenant, name)

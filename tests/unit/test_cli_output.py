@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from insula.cli.output import age, clean, table
 from insula.cli.verbs.events import line
-from insula.cli.verbs.logs import moment, printable, stamp
+from insula.cli.verbs.logs import Printable, moment, stamp
 from insula.cli.verbs.verify import print_matrix
 
 
@@ -39,11 +40,75 @@ def test_a_table_keeps_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "NAME        X\nevil\\nname  -\nb           1\n"
 
 
-def test_logs_on_a_terminal_keep_colours_only() -> None:
-    assert printable(b"\x1b[1;31mred\x1b[0m\n") == b"\x1b[1;31mred\x1b[0m\n"
-    assert printable(b"\x1b]0;owned\x07\x1b[2J") == b"\\x1b]0;owned\\x07\\x1b[2J"
-    assert printable("é\t\r\n".encode()) == "é\t\r\n".encode()
-    assert printable(b"\xc2\x9b2J") == b"\\xc2\\x9b2J"
+def shown(*pieces: bytes) -> bytes:
+    output = Printable()
+    return b"".join(output.feed(piece) for piece in pieces) + output.feed(b"", final=True)
+
+
+@pytest.mark.parametrize(
+    ("raw", "safe"),
+    [
+        (b"\x1b[1;31mred\x1b[0m\n", b"\x1b[1;31mred\x1b[0m\n"),
+        (b"\x1b]0;owned\x07\x1b[2J", b"\\x1b]0;owned\\x07\\x1b[2J"),
+        ("é\t\r\n空".encode(), "é\t\r\n空".encode()),
+        (b"\xc2\x9b2J", b"\\xc2\\x9b2J"),
+        (b"A\xc2\x9d2;title\xc2\x9c", b"A\\xc2\\x9d2;title\\xc2\\x9c"),
+        (b"\x9b31m\x9d\x80\x9f", b"\\x9b31m\\x9d\\x80\\x9f"),
+        (b"caf\xe9", b"caf\\xe9"),
+        (b"\xc2", b"\\xc2"),
+        (b"\xe2\x82", b"\\xe2\\x82"),
+        (b"\xc0\x9b\xed\xa0\x80", b"\\xc0\\x9b\\xed\\xa0\\x80"),
+        (b"\x1b", b"\\x1b"),
+        (b"\x1b[", b"\\x1b["),
+        (b"\x1b[" + b"1;" * 200 + b"m", b"\x1b[" + b"1;" * 200 + b"m"),
+        (b"\x00\x08\x7f", b"\\x00\\x08\\x7f"),
+    ],
+)
+def test_logs_on_a_terminal_keep_colours_only(raw: bytes, safe: bytes) -> None:
+    assert shown(raw) == safe
+
+
+_HOSTILE = st.lists(
+    st.sampled_from(
+        [
+            b"\xc2",
+            b"\x9b",
+            b"\x9d",
+            b"\x1b",
+            b"[",
+            b"1",
+            b";",
+            b"m",
+            b"2J",
+            b"a",
+            b"\xe2\x82\xac",
+            b"\xe2",
+            b"\x82",
+            b"\n",
+            b"\xf0\x9f",
+        ]
+    )
+    | st.binary(max_size=3),
+    max_size=12,
+).map(b"".join)
+
+
+@given(_HOSTILE, st.data())
+def test_it_does_not_matter_where_output_is_cut(raw: bytes, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=5)))
+    pieces = [raw[start:end] for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    if b"\x1b[" not in raw or len(raw) < 100:
+        assert shown(*pieces) == shown(raw)
+
+
+@given(st.lists(st.tuples(st.booleans(), _HOSTILE), max_size=6))
+def test_nothing_that_goes_out_is_a_control_sequence_whatever_comes_between(pieces: list[tuple[bool, bytes]]) -> None:
+    """Standard output and error are on one terminal: a half of one and a half of the other must not make a whole."""
+    streams = Printable(), Printable()
+    out = b"".join(streams[error].feed(piece) for error, piece in pieces)
+    out += b"".join(stream.feed(b"", final=True) for stream in streams)
+    left = re.sub(r"\x1b\[[0-9;:]*m", "", out.decode())  # it is UTF-8
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", left)
 
 
 def test_timestamps_stand_at_the_beginning_of_lines_only() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 
+import msgspec
 import pytest
 
 from insula.container.failures import explain
+from insula.model.errors import Failed
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,10 @@ def test_faults_of_the_image_and_of_the_user_are_told_as_theirs(step: str, numbe
 def test_what_the_host_lacks_the_doctor_knows(step: str) -> None:
     error = explain({"step": step, "errno": errno.EPERM, "error": "Operation not permitted", "path": None})
     assert "insula doctor" in (error.hint or "")
+
+
+def test_names_of_any_bytes_fit_into_json() -> None:
+    """Surrogates stand for bytes of names that are not UTF-8 (PEP 383); no JSON may hold them (RFC 8259, 8.2)."""
+    error = Failed("no file 'x\udcff'", "not \udc80, but é")
+    assert (error.message, error.hint) == ("no file 'x\\udcff'", "not \\udc80, but é")
+    assert msgspec.json.decode(msgspec.json.encode(error.to_dict()))["message"] == error.message

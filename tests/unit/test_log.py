@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from insula.container import log
 from insula.container.log import MIN_SIZE, LogReader, LogWriter, Record, read_log
 from insula.model.stream import Kind
 from tests.forked import forked
@@ -297,3 +298,47 @@ def test_move_takes_what_is_no_pipe_too(tmp_path: Path) -> None:
     peer.close()
     assert writer.move(Kind.STDERR, source.fileno(), 100) == b""
     assert [record.data for record in read_log(str(tmp_path))] == [b"over a socket"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([b"", b"x", b"\n", b"ab\ncd", b"y" * 70_000, b"z\n" * 40_000]), st.integers(1, 3000)),
+        max_size=5,
+    ),
+    st.integers(0, 20_000),
+)
+@settings(max_examples=40)
+def test_tail_over_blocks_of_any_records(
+    tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[bytes, int]], lines: int
+) -> None:
+    """Thousands of tiny records, and such as are longer than a block."""
+    directory = tmp_path_factory.mktemp("log")
+    writer = LogWriter(str(directory), 1 << 30, 1)
+    for piece, times in runs:
+        for _ in range(times if len(piece) < 10 else min(times, 3)):
+            writer.write(OUT, piece)
+    writer.close()
+    expected = text(directory).splitlines(keepends=True)
+    assert text(directory, tail=lines) == b"".join(expected[-lines:] if lines else [])
+
+
+def test_a_log_that_was_closed_whole_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart must not take as long as the log is long; another process, and one that finds it changed, reads it."""
+    read: list[int] = []
+    whole = log._end_of_records
+
+    def looked(fd: int) -> int:
+        read.append(fd)
+        return whole(fd)
+
+    monkeypatch.setattr(log, "_end_of_records", looked)
+    written(tmp_path, b"one\n").close()
+    read.clear()
+    writer = written(tmp_path, b"two\n")
+    assert read == []
+    writer.close()
+    with (tmp_path / "log").open("ab") as file:
+        file.write(b"\x01torn")
+    written(tmp_path, b"three\n").close()
+    assert len(read) == 1
+    assert text(tmp_path) == b"one\ntwo\nthree\n"

@@ -40,6 +40,11 @@ environment:
   INSULA_PREFIX  begins the names of network namespaces, tables and control groups (insula)"""
 
 
+_SWITCH = 0.001
+"""Seconds after which a thread that computes gives way (sys.setswitchinterval): the event loop waits for that each time
+it comes back from a system call."""
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock at `path`, which has our PID in it; Conflict when another daemon has it."""
@@ -64,6 +69,7 @@ async def serve(settings: Settings) -> None:
 
     It listens before anything of an instance is looked at: none can keep it from answering.
     """
+    sys.setswitchinterval(_SWITCH)
     gc.disable()  # nothing that is made until then is garbage
     cloud = await Cloud.open(settings)
     try:

@@ -29,6 +29,7 @@ log = logging.getLogger("insula.api")
 NDJSON = "application/x-ndjson"
 FRAMES = "application/vnd.insula.frames"
 TAR = "application/x-tar"
+_TURN = 32  # items in a row
 
 
 def json_lines(items: AsyncIterator[Any]) -> Stream:
@@ -36,21 +37,25 @@ def json_lines(items: AsyncIterator[Any]) -> Stream:
 
     async def lines() -> AsyncIterator[bytes]:
         try:
+            number = 0
             async for item in items:
                 yield msgspec.json.encode(item) + b"\n"
+                number += 1
+                if number % _TURN == 0:  # a history of ten thousand events is there at once: others have their turn
+                    await asyncio.sleep(0)
         except Exception as error:
             yield msgspec.json.encode(as_insula_error(error).to_dict()) + b"\n"
 
     return Stream(lines(), media_type=NDJSON)
 
 
-def frames(items: AsyncIterator[tuple[Kind, bytes]]) -> Stream:
-    """Each item as one frame of `insula.model.stream`."""
+def frames(pieces: AsyncIterator[bytes]) -> Stream:
+    """Pieces that are frames of `insula.model.stream` already; an error becomes the last one."""
 
     async def encoded() -> AsyncIterator[bytes]:
         try:
-            async for kind, payload in items:
-                yield encode(kind, payload)
+            async for piece in pieces:
+                yield piece
         except Exception as error:
             yield error_frame(error)
 

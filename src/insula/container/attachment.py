@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from itertools import count
 
 from insula.container import wire
 from insula.model.stream import Kind
+
+_TURN = 32  # messages in a row
 
 
 class Attachment:
@@ -22,7 +25,9 @@ class Attachment:
     async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
         """STDOUT and STDERR frames; it ends after `finish`, when all is read, or when the keeper dies."""
         reset = False
-        while True:
+        for number in count(1):
+            if number % _TURN == 0:  # sock_recv returns at once while there is more: others have their turn
+                await asyncio.sleep(0)
             try:
                 data = await self._loop.sock_recv(self._sock, wire.MAX_MESSAGE)
             except ConnectionResetError:

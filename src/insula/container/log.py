@@ -36,9 +36,12 @@ MIN_SIZE: Final = 4096
 _HEAD: Final = struct.Struct(">BIQ")
 _TIME: Final = 8
 _KINDS: Final = frozenset((Kind.STDOUT, Kind.STDERR))
-_BATCH: Final = 1 << 18  # what one poll reads at most, so that an event loop is not held up
 _FLAGS: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW
 _FIONREAD: Final = 0x541B
+_BATCH: Final = 1 << 16  # what one poll reads, unless a record is longer
+_REMEMBERED: Final = 10_000
+_ends: dict[str, tuple[int, int]] = {}
+"""Inode and size of logs that this process closed: one that is as it was then is whole, and need not be read."""
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -125,6 +128,11 @@ class LogWriter:
     def close(self) -> None:
         """Close the file; nothing is left to flush, as every write went to the kernel at once."""
         if self._fd >= 0:
+            if not self._torn:
+                _ends.pop(self._path, None)
+                _ends[self._path] = (os.fstat(self._fd).st_ino, self._end)
+                if len(_ends) > _REMEMBERED:
+                    del _ends[next(iter(_ends))]
             os.close(self._fd)
             self._fd = -1
 
@@ -132,8 +140,10 @@ class LogWriter:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
         _check_regular(fd, self._path)
         self._fd = fd
-        self._end = _end_of_records(self._fd)
-        self._torn = os.fstat(self._fd).st_size > self._end
+        status = os.fstat(fd)
+        known = _ends.get(self._path) == (status.st_ino, status.st_size)
+        self._end = status.st_size if known else _end_of_records(fd)
+        self._torn = status.st_size > self._end
 
     def _append(self, kind: Kind, piece: memoryview) -> None:
         start = self._begin(kind, len(piece))
@@ -296,7 +306,11 @@ class LogReader:
     # -- tail --------------------------------------------------------------------------------------------------
 
     def _seek_tail(self, lines: int) -> None:
-        """Open the file and set the offset where the last `lines` lines begin."""
+        """Open the file and set the offset where the last `lines` lines begin.
+
+        Records can only be found from the beginning of a file on, so each file is read once; what is kept of it is a
+        few numbers for each block, not for each record.
+        """
         wanted = lines
         last = True  # the very last line counts whether it ends or not
         for number in reversed(self._numbers()):
@@ -304,23 +318,18 @@ class LogReader:
             if fd is None:
                 continue
             self._switch(fd)
-            records = _scan(fd)
+            blocks = list(_blocks(fd))
             if lines <= 0:
-                self._offset = records[-1][1] if records else 0
+                self._offset = blocks[-1].end if blocks else 0
                 return
-            for start, end in reversed(records):
-                data = os.pread(fd, end - start - _HEAD.size, start + _HEAD.size)
-                if last and data:
-                    wanted += data.endswith(b"\n")
+            for block in reversed(blocks):
+                if last and block.last:
+                    wanted += block.last == b"\n"
                     last = False
-                breaks = data.count(b"\n")
-                if breaks >= wanted:
-                    at = len(data)
-                    for _ in range(wanted):
-                        at = data.rindex(b"\n", 0, at)
-                    self._offset, self._skip = start, at + 1
+                if block.breaks >= wanted:
+                    self._offset, self._skip = _line_in(fd, block, wanted)
                     return
-                wanted -= breaks
+                wanted -= block.breaks
 
 
 def read_log(directory: str, *, follow: bool = False, since_ns: int = 0, tail: int | None = None) -> Iterator[Record]:
@@ -383,21 +392,63 @@ def _read_records(fd: int, offset: int) -> tuple[list[Record], int]:
     return records, offset + at
 
 
-def _scan(fd: int) -> list[tuple[int, int]]:
-    """Where each whole record of the file starts and ends."""
-    spans: list[tuple[int, int]] = []
-    base = 0
+class _Block(NamedTuple):
+    """Whole records in a row: where they start and end, how many lines end in them, their last byte of output."""
+
+    start: int
+    end: int
+    breaks: int
+    last: bytes
+
+
+def _blocks(fd: int) -> Iterator[_Block]:
+    """The whole records of the file, in blocks of some 64 KiB, or of one record that is longer.
+
+    The file is read piece by piece also so that a thread that does this lets others go on: reading releases the
+    interpreter's lock.
+    """
+    base, size = 0, _BATCH
     while True:
-        buffer = os.pread(fd, MAX_PAYLOAD + _HEAD.size, base)
-        at = 0
+        buffer = os.pread(fd, size, base)
+        at = breaks = 0
+        last = b""
         while (found := _parse(buffer, at)) is not None:
-            spans.append((base + at, base + found[2]))
-            at = found[2]
-        if at == 0:
-            return spans
-        base += at
+            start, end = at + _HEAD.size, found[2]
+            if end > start:
+                breaks += buffer.count(b"\n", start, end)
+                last = buffer[end - 1 : end]
+            at = end
+        if at:
+            yield _Block(base, base + at, breaks, last)
+            base, size = base + at, _BATCH
+        elif size == _BATCH and len(buffer) == size:
+            size = MAX_PAYLOAD + _HEAD.size
+        else:
+            return
+
+
+def _line_in(fd: int, block: _Block, breaks: int) -> tuple[int, int]:
+    """Behind which byte, of the record that starts where, so many lines end in the block."""
+    buffer = os.pread(fd, block.end - block.start, block.start)
+    spans = []
+    at = 0
+    while (found := _parse(buffer, at)) is not None:
+        spans.append((at, found[2]))
+        at = found[2]
+    for start, end in reversed(spans):
+        data = buffer[start + _HEAD.size : end]
+        here = data.count(b"\n")
+        if here >= breaks:
+            at = len(data)
+            for _ in range(breaks):
+                at = data.rindex(b"\n", 0, at)
+            return block.start + start, at + 1
+        breaks -= here
+    raise ValueError("the block changed meanwhile")
 
 
 def _end_of_records(fd: int) -> int:
-    spans = _scan(fd)
-    return spans[-1][1] if spans else 0
+    end = 0
+    for block in _blocks(fd):
+        end = block.end
+    return end

@@ -24,6 +24,9 @@ from insula.model.stream import RESIZE, Kind
 
 CHUNK = 32 << 10
 _BACKLOG = 1 << 20
+LEAST = 512
+"""What a piece of output costs at least, in bytes: one byte takes a system call, a record and a write, too. Only
+packets (pipe2(2), O_DIRECT) and programs that wait between bytes come so; a pipe gives all that is in it."""
 RATE = 8 << 20
 BURST = 64 << 20
 """What a process may print to its log: bytes a second, and bytes at once after a silence."""
@@ -130,7 +133,7 @@ class Session:
         if not data:
             return False
         if self.log or self.discard:
-            self._credit -= len(data)
+            self._credit -= max(LEAST, len(data))
             if self.spent:
                 self.earn()
         for client in self.clients:

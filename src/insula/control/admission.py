@@ -63,7 +63,7 @@ class Admission:
             generation=1 if start else 0,
             created=time.time(),
         )
-        self.launcher.oci(owner.value, draft, spec)
+        await self.launcher.check(owner.value, draft)
 
         async def attempt(guard: Found[Usage]) -> Admitted:
             return await self._commit(owner, guard, network, draft)

@@ -11,16 +11,22 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import TypeVar
 
-from insula.container.log import LogReader
+from insula.container.log import LogReader, Record
 from insula.container.runtime import Attachment as Stream
 from insula.container.runtime import Runtime
 from insula.model.errors import InsulaError, NotFound, Unavailable
 from insula.model.objects import Exit
 from insula.model.stream import Kind
 
+T = TypeVar("T")
 UNKNOWN = 255
+_TURN = 32  # pieces in a row, before others have their turn
+_readers = ThreadPoolExecutor(2, "insula-log")
 _SHORTEST, _LONGEST = 0.005, 0.1  # between looks at a log
 _PATIENCE = 10.0  # with a keeper that is just starting, on a busy machine
 
@@ -31,21 +37,40 @@ def exit_frame(ended: Exit) -> tuple[Kind, bytes]:
     return Kind.EXIT, json.dumps({"exit_status": status, "signal": ended.signal, "oom": ended.oom}).encode()
 
 
-async def follow(reader: LogReader, over: Callable[[], bool]) -> AsyncIterator[tuple[int, Kind, bytes]]:
-    """(nanoseconds, kind, bytes) from a log as they are written, until `over()` and nothing is left."""
+async def in_reader(work: Callable[[], T]) -> T:
+    """What `work` returns, which reads a log. It is done in a thread, of which there are few for all logs of the host:
+    reading millions of tiny records takes a second of a processor, and must hold up nobody but who asked for it.
+
+    When the caller is cancelled it first waits for the thread, which still uses the log.
+    """
+    running = asyncio.get_running_loop().run_in_executor(_readers, work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+async def follow(reader: LogReader, over: Callable[[], bool]) -> AsyncIterator[list[Record]]:
+    """Records of a log in batches, as they are written, until `over()` and nothing is left."""
     pause = _SHORTEST
     while True:
         last = over()  # asked before looking: what is written up to the end is still seen
-        records = reader.poll()
-        for record in records:
-            yield record.time_ns, record.kind, record.data
+        records = await in_reader(reader.poll)
         if records:
             pause = _SHORTEST
+            yield records
         elif last:
             return
         else:
             await asyncio.sleep(pause)
             pause = min(_LONGEST, pause * 1.5)
+
+
+def merge(records: Sequence[Record]) -> Iterator[tuple[Kind, bytes]]:
+    """The output in the records, those of one kind that follow each other as one piece."""
+    for kind, group in groupby(records, lambda record: record.kind):
+        yield kind, b"".join(record.data for record in group)
 
 
 class Attachment:
@@ -137,11 +162,14 @@ class Attachment:
         complete = asyncio.ensure_future(self._complete(ended))
         try:
             with self._log() as reader:
-                async for _, kind, data in follow(reader, complete.done):
-                    skipped = min(delivered[kind], len(data))
-                    delivered[kind] -= skipped
-                    if data[skipped:]:
-                        yield kind, data[skipped:]
+                async for records in follow(reader, complete.done):
+                    for number, (kind, data) in enumerate(merge(records)):
+                        if number % _TURN == 0:
+                            await asyncio.sleep(0)
+                        skipped = min(delivered[kind], len(data))
+                        delivered[kind] -= skipped
+                        if data[skipped:]:
+                            yield kind, data[skipped:]
         finally:
             complete.cancel()
 

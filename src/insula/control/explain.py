@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,33 +38,43 @@ async def explain(supervisor: Supervisor, member: Member) -> Explanation:
             if here:
                 device, installed = here.device, msgspec.to_builtins(here)
                 rules = found.rules
-    paths = await asyncio.to_thread(_layers, supervisor, member)
-    return Explanation(
-        instance=instance,
-        status=member.status,
-        processes=list(views(engine.runtime, member)) if pid else [],
-        namespaces=await asyncio.to_thread(_shared, supervisor, member, namespaces(pid)) if pid else [],
-        uid_map=_read(f"/proc/{pid}/uid_map") if pid else None,
-        cgroups=group.directories() if group.exists() else {},
-        limits=group.values() if group.exists() else {},
-        tenant_limits=parent.values() if group.exists() else {},
-        security=security(pid) if pid else {},
-        layers=paths,
-        upper=str(supervisor.launcher.directory(instance.id).upper),
-        device=device,
-        installed=installed,
-        rules=rules,
-        health=member.monitor.health if member.monitor else None,
-        pressure=_pressure(group) if pid else {},
-    )
+    near = _near(supervisor, member)
+
+    def read() -> Explanation:  # files of /proc: as many as it has processes
+        there = group.exists()
+        return Explanation(
+            instance=instance,
+            status=member.status,
+            processes=list(views(engine.runtime, member)) if pid else [],
+            namespaces=_shared(near, namespaces(pid)) if pid else [],
+            uid_map=_read(f"/proc/{pid}/uid_map") if pid else None,
+            cgroups=group.directories() if there else {},
+            limits=group.values() if there else {},
+            tenant_limits=parent.values() if there else {},
+            security=security(pid) if pid else {},
+            layers=_layers(supervisor, member),
+            upper=str(supervisor.launcher.directory(instance.id).upper),
+            device=device,
+            installed=installed,
+            rules=rules,
+            health=member.monitor.health if member.monitor else None,
+            pressure=_pressure(group) if pid else {},
+        )
+
+    return await asyncio.to_thread(read)
 
 
-def _shared(supervisor: Supervisor, member: Member, own: list[Namespace]) -> list[Namespace]:
-    """The namespaces with the instances that are in them too: only those that join another's can be."""
+def _near(supervisor: Supervisor, member: Member) -> list[tuple[str, int]]:
+    """Names and PIDs of the instances that may share a namespace with it: those that join another's, and the joined."""
     others = [m for m in supervisor.of(member.instance.tenant) if m.status.pid and m is not member]
     joined = {m.instance.spec.pid_of for m in (*others, member)}
     near = [m for m in others if m.instance.spec.pid_of or m.instance.name in joined]
-    inodes = [(m.instance.name, {n.inode for n in namespaces(m.status.pid or 0)}) for m in near]
+    return [(m.instance.name, m.status.pid or 0) for m in near]
+
+
+def _shared(near: Sequence[tuple[str, int]], own: list[Namespace]) -> list[Namespace]:
+    """The namespaces with the instances that are in them too."""
+    inodes = [(name, {n.inode for n in namespaces(pid)}) for name, pid in near]
     return [
         msgspec.structs.replace(each, instances=[name for name, theirs in inodes if each.inode in theirs])
         for each in own
@@ -117,6 +128,6 @@ def _layers(supervisor: Supervisor, member: Member) -> list[Layer]:
 
 def _read(path: str) -> str | None:
     try:
-        return Path(path).read_text().strip()
+        return Path(path).read_text(errors="replace").strip()  # proc_pid_status(5) has the name as it is
     except OSError:
         return None

@@ -49,7 +49,7 @@ class Host:
         )
 
     async def whois(self, pid: int) -> WhoIs:
-        return whois(self.supervisor, pid)
+        return await whois(self.supervisor, pid)
 
     async def doctor(self) -> Sequence[Check]:
         found = await asyncio.to_thread(examine, self.engine.settings)

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from insula.container.log import LogReader
+from insula.container.log import LogReader, Record
 from insula.container.runtime import Exec
 from insula.control import limits, renaming
 from insula.control.admission import Admission
 from insula.control.archives import Archives
-from insula.control.attachment import Attachment
+from insula.control.attachment import Attachment, in_reader
 from insula.control.attachment import follow as follow_log
 from insula.control.explain import explain
 from insula.control.keys import INSTANCES
@@ -26,7 +26,7 @@ from insula.control.supervisor import Member, Supervisor, as_exit
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec, InstanceStatus
-from insula.model.stream import Kind
+from insula.model.stream import encode
 from insula.model.units import check_label, parse_signal
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch
 
@@ -290,14 +290,17 @@ class Instances:
         follow: bool = False,
         tail: int | None = None,
         since: float | None = None,
-    ) -> AsyncIterator[tuple[Kind, bytes]]:
-        """What it printed: kind, and eight bytes of nanoseconds with the data. `follow` ends when the instance does."""
+    ) -> AsyncIterator[bytes]:
+        """What it printed, as frames (`insula.model.stream`) whose payload begins with eight bytes of nanoseconds.
+
+        `follow` goes on until the instance has ended and won't be started again by its restart policy or by `restart`.
+        """
         member = await self.find(tenant, name)
         if since is not None and not 0 <= since <= 1e10:
             raise Invalid(f"{since} is no time", "use seconds since 1970")
         with self._reader(member, since=since, tail=tail) as reader:
-            async for moment, kind, data in follow_log(reader, lambda: not follow or not member.active):
-                yield kind, moment.to_bytes(8, "big") + data
+            async for records in follow_log(reader, lambda: not follow or has_ended(member)):
+                yield await in_reader(partial(encode_records, records))
 
     def _reader(self, member: Member, *, since: float | None = None, tail: int | None = None) -> LogReader:
         directory = self.supervisor.launcher.directory(member.instance.id)
@@ -359,7 +362,7 @@ class Instances:
         member = await self.find(tenant, name)
         if not member.active:
             raise not_running(member)
-        return views(self.engine.runtime, member)
+        return await asyncio.to_thread(views, self.engine.runtime, member)
 
     async def explain(self, tenant: str, name: str) -> Explanation:
         """What makes it isolated, read from the kernel."""
@@ -392,6 +395,19 @@ def view(member: Member) -> InstanceView:
         health=health,
         reconciled=member.reconciled.is_set(),
     )
+
+
+def has_ended(member: Member) -> bool:
+    """Whether it doesn't run and is not about to, by its restart policy or a verb at work. What follows from an end is
+    decided by the task that watches it."""
+    if member.gone:
+        return True
+    busy = member.lock.locked() or any(t is not None and not t.done() for t in (member.watching, member.restarting))
+    return not (member.active or busy)
+
+
+def encode_records(records: Sequence[Record]) -> bytes:
+    return b"".join(encode(kind, moment.to_bytes(8, "big") + data) for moment, kind, data in records)
 
 
 def end_of(member: Member) -> asyncio.Future[Exit]:

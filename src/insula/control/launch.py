@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import shutil
 from asyncio.subprocess import DEVNULL, PIPE
@@ -270,6 +269,17 @@ class Launcher:
             etc=directory.etc if directory else None,
         )
 
+    async def check(self, tenant: Tenant, instance: Instance) -> None:
+        """Invalid if it asks for nonsense. A user who is not known yet is looked up in a thread: an image may have a
+        megabyte of /etc/passwd."""
+        lower = tuple(str(path) for path in self.engine.images.lower(instance.layers))
+        spec = instance.spec
+        name = spec.user if spec.user is not None else instance.config.user
+        if (name, lower, tuple(spec.group_add)) in _users:
+            self.oci(tenant, instance, spec)
+        else:
+            await asyncio.to_thread(self.oci, tenant, instance, spec)
+
     def exec_process(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
         """The `process` of an OCI config for one more process: as PID 1's, but for what is asked."""
         if not wanted.command:
@@ -361,10 +371,19 @@ class Launcher:
             self.engine.problems[name] = str(error)
 
 
-@functools.lru_cache(maxsize=1024)
+_users: dict[tuple[str, tuple[str, ...], tuple[str, ...]], User] = {}
+_MOST_USERS = 1024
+
+
 def _user_of_image(user: str, lower: tuple[str, ...], more_groups: tuple[str, ...]) -> User:
     """Layers never change, so neither does whom they mean."""
-    return resolve(user, lower, more_groups=more_groups)
+    key = (user, lower, more_groups)
+    if (known := _users.get(key)) is None:
+        known = _users[key] = resolve(user, lower, more_groups=more_groups)
+        while len(_users) > _MOST_USERS:
+            with contextlib.suppress(KeyError, RuntimeError):  # another thread does the same
+                _users.pop(next(iter(_users)))
+    return known
 
 
 def addresses(instance: Instance) -> list[str]:

@@ -7,6 +7,7 @@ can't leave: ``…/PREFIX/TENANT/ID`` (cgroups(7)).
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 
@@ -47,14 +48,13 @@ def _inside(found: process.Process) -> int:
     return found.pids[1] if len(found.pids) > 1 else 0
 
 
-def whois(supervisor: Supervisor, pid: int) -> WhoIs:
+async def whois(supervisor: Supervisor, pid: int) -> WhoIs:
     """To whom a host process belongs. NotFound if there is no such process."""
     if not 0 < pid < 1 << 31:
         raise Invalid(f"{pid} is no process ID", "use one of the host's, as ps(1) lists them")
-    found = process.read(pid)
+    found, group = await asyncio.to_thread(lambda: (process.read(pid), cgroups.of_process(pid) or ""))
     if found is None:
         raise NotFound(f"there is no process {pid} on this host", "use a number of the host's, as ps(1) lists them")
-    group = cgroups.of_process(pid) or ""
     prefix = re.escape(supervisor.engine.settings.prefix)
     match = re.search(rf"(?:^|/){prefix}/([a-z0-9-]+)/([0-9a-f]{{32}})(?:/|$)", group)
     if not match:

@@ -59,6 +59,7 @@ async def rename(supervisor: Supervisor, member: Member, name: str) -> None:
     await supervisor.saved(member)
     with contextlib.suppress(TransactionConflict):  # a status that was being written under the old name meanwhile
         await store.transact([INSTANCES.absent(tenant, old)], [STATUS.delete(tenant, old)])
+    supervisor.engine.problems.solved(f"limits of instance {tenant}/{old}")  # told again under the new name
     supervisor.recorder.record(member, "renamed", before=old)
     if after.port and member.active:
         await supervisor.launcher.update_names(member.tenant)

@@ -24,8 +24,8 @@ class InsulaError(Exception):
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _encodable(message)
+        self.hint = hint and _encodable(hint)
 
     def __str__(self) -> str:
         return f"{self.message}; hint: {self.hint}" if self.hint else self.message
@@ -33,6 +33,11 @@ class InsulaError(Exception):
     def to_dict(self) -> dict[str, str | None]:
         data = {"error": type(self).__name__, "message": self.message, "hint": self.hint}
         return data if self.exit_status is None else {**data, "exit_status": str(self.exit_status)}
+
+
+def _encodable(text: str) -> str:
+    """`text` with surrogates escaped: names of files that are not UTF-8 have them (PEP 383), and no JSON."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Invalid(InsulaError):

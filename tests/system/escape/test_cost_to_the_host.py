@@ -14,6 +14,8 @@ from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.machine import Run
 from tests.support.wait import until
+from tests.system.escape.cell import IMAGE, PYTHON
+from tests.system.escape.conftest import CellFactory
 from tests.system.test_security import pid_of
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -57,6 +59,33 @@ def test_a_log_bomb_has_a_rate(cli: Cli, daemon: Daemon) -> None:
     rate = (written(keeper) - bytes_before) / passed
     assert 0.25 * relay.RATE < rate < 1.5 * relay.RATE, "it goes on, slowly"
     assert (seconds(keeper) - cpu_before) / passed < 0.25
+
+
+PACKETS = "import fcntl, os; fcntl.fcntl(1, fcntl.F_SETFL, os.O_DIRECT)\nwhile True: os.write(1, b'x')"
+
+
+def test_packets_of_a_byte_have_a_rate(cells: CellFactory, cli: Cli, daemon: Daemon) -> None:
+    """pipe2(2), O_DIRECT: each byte is a packet, so each is a read, a record and a write of the keeper."""
+    keeper = daemon.pid("keeper")
+    assert keeper is not None
+    cells(cli)  # loads the image
+    before = written(keeper)
+    cli.ok("run", "-d", "--name", "packets", IMAGE, PYTHON, "-I", "-S", "-c", PACKETS)
+    record = 14
+
+    def rate(seconds_: float) -> float:
+        """Records a second, each counted as what it costs."""
+        counted, began = written(keeper), time.monotonic()
+        while time.monotonic() < began + seconds_:
+            assert "here" in cli.ok("run", "--rm", "busybox", "echo", "here")
+        return (written(keeper) - counted) / record / (time.monotonic() - began) * relay.LEAST
+
+    burst = relay.BURST // relay.LEAST * record
+    until(lambda: written(keeper) - before >= burst, "the control: it prints fast at first", timeout=30)
+    until(lambda: rate(0.5) < 1.5 * relay.RATE, "what it earned meanwhile is spent, too", timeout=60)
+    cpu_before, began = seconds(keeper), time.monotonic()
+    assert 0.25 * relay.RATE < rate(1.5) < 1.5 * relay.RATE, "it goes on, slowly"
+    assert (seconds(keeper) - cpu_before) / (time.monotonic() - began) < 0.25
 
 
 def test_output_within_the_burst_is_not_held_up(cli: Cli) -> None:

@@ -11,7 +11,9 @@ from insula.model.errors import Invalid
 from insula.model.stream import Kind
 from insula.model.units import parse_duration
 
-_ALLOWED = b"\t\n\r"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import re
 
 
 def run(arguments: Arguments) -> int:
@@ -19,7 +21,7 @@ def run(arguments: Arguments) -> int:
     entries = client.instances.logs(
         arguments.tenant, arguments.name, follow=arguments.follow, tail=arguments.tail, since=arguments.since
     )
-    careful = {fd: os.isatty(fd) and not arguments.raw for fd in (STDOUT, STDERR)}
+    careful = {fd: Printable() for fd in (STDOUT, STDERR) if os.isatty(fd) and not arguments.raw}
     starts = {STDOUT: True, STDERR: True}  # is this stream at the start of a line?
     for when, kind, data in entries:
         fd = STDERR if kind == Kind.STDERR else STDOUT
@@ -29,11 +31,13 @@ def run(arguments: Arguments) -> int:
             text = data.decode("utf-8", "replace")
             print(json.dumps({"time": when, "stream": Kind(kind).name.lower(), "text": text}), flush=True)
             continue
-        if careful[fd]:
-            data = printable(data)
+        if fd in careful:
+            data = careful[fd].feed(data)
         if arguments.timestamps:
             data, starts[fd] = stamp(data, when, starts[fd])
         write_all(fd, data)
+    for fd, output in careful.items():
+        write_all(fd, output.feed(b"", final=True))
     return 0
 
 
@@ -56,15 +60,38 @@ def moment(text: str) -> float:
             raise Invalid(f"{text[:60]!r} is no time", "write an age as in 10m, or a date and time") from None
 
 
-def printable(data: bytes) -> bytes:
-    """Log output for a terminal: colours stay, every other control sequence is shown instead of obeyed."""
-    import re
+class Printable:
+    """Log output for a terminal: text and colours pass, every other control sequence is shown instead of obeyed, and so
+    is what is not UTF-8, where a byte alone may be a control character (C1, ECMA-48).
 
-    def escape(match: re.Match[bytes]) -> bytes:
-        found = match[0]
-        return found if found.startswith(b"\x1b[") else b"".join(b"\\x%02x" % byte for byte in found)
+    Output comes in pieces that may be cut anywhere. What may be the beginning of a character or of a colour waits for
+    the next piece, or for the end, `final`: so each piece that goes out is whole, whatever comes between.
+    """
 
-    return re.sub(rb"\x1b\[[0-9;:]*m|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]", escape, data)
+    def __init__(self) -> None:
+        from codecs import getincrementaldecoder
+
+        self._decoder = getincrementaldecoder("utf-8")("surrogateescape")
+        self._held = ""
+
+    def feed(self, data: bytes, *, final: bool = False) -> bytes:
+        import re
+
+        text = self._held + self._decoder.decode(data, final)
+        self._held = ""
+        if not final and (begun := re.search(r"\x1b(\[[0-9;:]{0,100})?\Z", text)):
+            text, self._held = text[: begun.start()], begun[0]
+        return re.sub(_CONTROL, _show, text).encode()
+
+
+_CONTROL = r"\x1b\[[0-9;:]*m|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\udc80-\udcff]"
+
+
+def _show(match: re.Match[str]) -> str:
+    found = match[0]
+    if found.startswith("\x1b["):
+        return found
+    return "".join(f"\\x{byte:02x}" for byte in found.encode("utf-8", "surrogateescape"))
 
 
 def stamp(data: bytes, moment: float, at_start: bool) -> tuple[bytes, bool]:

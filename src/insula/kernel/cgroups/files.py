@@ -26,7 +26,7 @@ def read(path: str) -> str | None:
         content = b""
         while chunk := os.read(fd, 65536):
             content += chunk
-        return content.decode().rstrip("\n")
+        return content.decode(errors="replace").rstrip("\n")
     except OSError:
         return None
     finally:

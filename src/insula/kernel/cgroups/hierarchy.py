@@ -32,7 +32,7 @@ def detect(mounts: str = "/proc/self/mounts") -> Hierarchy:
     """Read the mounts: version 1 wherever the memory controller is mounted so, else version 2."""
     controllers: dict[str, str] = {}
     unified = None
-    with open(mounts) as file:
+    with open(mounts, errors="surrogateescape") as file:
         for line in file:
             _, target, fstype, options, *_ = line.split()
             if fstype == "cgroup2":
@@ -60,7 +60,7 @@ def hierarchy() -> Hierarchy:
 def of_process(pid: int) -> str | None:
     """The path of the group that `pid` is in (cgroups(7), /proc/PID/cgroup); None if the process is gone."""
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
+        with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:  # who may nest names groups
             lines = [line.rstrip("\n").split(":", 2) for line in file]
     except (FileNotFoundError, ProcessLookupError):
         return None

@@ -1,0 +1,143 @@
+"""How long one tenant's hostile instance keeps another tenant's request waiting.
+
+In each case something is asked about an instance whose owner has prepared it so that the answer takes long, while
+another tenant's request, `GET /v1/tenants/calm/instances`, is repeated with short pauses. The longest
+of these is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import insula
+from bench.lib import Bench, Table
+from insula.client import Client
+from insula.model.errors import InsulaError
+from insula.model.stream import Kind
+
+GOAL = 0.1
+RECORDS = 2_000_000
+NAMES = 100_000
+PROCESSES = 1000
+
+
+PROBE = """
+import select, sys, time
+from insula.client import Client
+client, longest, count = Client(sys.argv[1]), 0.0, 0
+client.instances.list("calm")
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0.003)[0]:
+    began = time.perf_counter()
+    client.instances.list("calm")
+    longest, count = max(longest, time.perf_counter() - began), count + 1
+print(longest, count)
+"""
+
+
+class Probe:
+    """Another tenant's requests, one after the other, from a process of their own; `longest` in seconds."""
+
+    def __init__(self, socket: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(insula.__file__).parents[1])}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROBE, str(socket)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "ready\n"
+        self.longest, self.count = 0.0, 0
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        said, _ = self._process.communicate("over\n")
+        longest, count = said.split()
+        self.longest, self.count = float(longest), int(count)
+
+
+def measure(bench: Bench) -> list[Table]:
+    client = Client(str(bench.cli.socket))
+    for tenant in ("calm", "hostile"):
+        client.tenants.create(tenant)
+        client.networks.create(tenant, "default", subnet="10.0.0.0/24")
+    client.instances.run("calm", "busybox", ["sleep", "3600"], name="calm")
+    scale = 10 if bench.quick else 1
+    table = Table(
+        "The longest wait of another tenant",
+        ["while", "longest", "requests", "it took"],
+        notes=[f"The goal is {GOAL * 1000:.0f} ms. One request after the other, 3 ms apart."],
+    )
+    for name, work in cases(bench, client, scale):
+        with Probe(bench.cli.socket) as probe:
+            began = time.perf_counter()
+            work()
+            took = time.perf_counter() - began
+        table.rows.append([name, f"{probe.longest * 1000:.0f} ms", str(probe.count), f"{took:.2f} s"])
+    return [table]
+
+
+def cases(bench: Bench, client: Client, scale: int) -> list[tuple[str, Callable[[], object]]]:
+    instances = client.instances
+    records, names, processes = RECORDS // scale, NAMES // scale, PROCESSES // scale
+
+    def logged() -> Path:
+        instances.run("hostile", "busybox", ["true"], name="logged")
+        instances.wait("hostile", "logged")
+        identity = instances.get("hostile", "logged")["instance"]["id"]
+        path = Path(bench.daemon.root, "instances", identity, "log", "log")
+        path.write_bytes(b"".join([struct.pack(">BIQ", Kind.STDOUT, 9, time.time_ns()) + b"x"]) * records)
+        return path
+
+    def drain(**options: object) -> None:
+        for number, _ in enumerate(instances.logs("hostile", "logged", **options)):
+            if number > records // 10:
+                return
+
+    def many_names() -> None:
+        script = f"cd /; seq {names} | xargs touch; sleep 3600"
+        instances.run("hostile", "busybox", ["sh", "-c", script], name="names")
+        instances.exec_detached("hostile", "names", ["true"])
+        upper = Path(bench.daemon.root, "instances", instances.get("hostile", "names")["instance"]["id"], "upper")
+        while not (upper / str(names)).exists():
+            time.sleep(0.1)
+
+    def many_processes() -> None:
+        script = f"i=0; while [ $i -lt {processes} ]; do sleep 3600 & i=$((i+1)); done; wait"
+        instances.run("hostile", "busybox", ["sh", "-c", script], name="processes", resources={"pids": 2 * processes})
+        while len(instances.top("hostile", "processes")) < processes:
+            time.sleep(0.2)
+
+    def packets() -> None:
+        with suppress(InsulaError), instances.attach("hostile", "printer", start=True) as attachment:
+            for number, _ in enumerate(attachment):
+                if number > records // 200:
+                    return
+
+    logged()
+    many_names()
+    many_processes()
+    printer = ["sh", "-c", "while :; do echo; done"]
+    instances.run("hostile", "busybox", printer, name="printer", start=False)
+    tail = f"`logs --tail 10` of {records:,} records of a byte"
+    return [
+        ("nothing", lambda: time.sleep(1.0)),
+        (tail, lambda: drain(tail=10)),
+        (f"`logs`: the first {records // 10:,} of them", drain),
+        (f"`restart` with {names:,} names in /", lambda: instances.restart("hostile", "names", 0.0)),
+        (f"`top` of {processes:,} processes", lambda: [instances.top("hostile", "processes") for _ in range(3)]),
+        (f"`explain` of {processes:,} processes", lambda: instances.explain("hostile", "processes")),
+        ("`run` that prints a byte at a time", packets),
+        (f"`rm` of {names:,} files", lambda: instances.remove("hostile", "names", force=True)),
+    ]

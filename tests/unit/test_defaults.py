@@ -1,0 +1,121 @@
+"""What holds when nobody says anything: each default by its value."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from insula.cli.options import parse, split_global
+from insula.cli.verbs import run
+from insula.container import log, relay
+from insula.container.spec import CPU_PERIOD, DEFAULT_SHARES, MIN_MEMORY
+from insula.control import cloud, health, policy, quotas
+from insula.control.settings import Settings
+from insula.model.health import LEAST, HealthPlan, plan
+from insula.model.objects import Healthcheck, ImageConfig, InstanceSpec, Limits, RestartPolicy, Tmpfs
+from insula.model.views import ExecSpec, NetworkSpec
+
+SPEC: dict[str, Any] = {
+    "name": "",
+    "image": "x",
+    "network": "default",
+    "stop_timeout": 10.0,
+    "shm_size": 67108864,
+    "resources": {"cpus": None, "memory": None, "pids": 4096},
+    "restart": {"name": "no", "max_retries": 0},
+    "log_size": 10485760,
+    "log_files": 3,
+}
+OFF: tuple[object, ...] = (None, False, [], {}, "")
+
+
+def given(*words: str) -> InstanceSpec:
+    return msgspec.convert(
+        run.build_spec(parse(run.COMMANDS["run"], "run", [*words, "x"], split_global([])[0])), InstanceSpec
+    )
+
+
+def test_an_instance() -> None:
+    found = msgspec.to_builtins(InstanceSpec(image="x"))
+    assert {name: found[name] for name in SPEC} == SPEC
+    assert {name: value for name, value in found.items() if name not in SPEC and value not in OFF} == {}
+
+
+def test_the_command_line_asks_for_no_more() -> None:
+    assert given() == InstanceSpec(image="x")
+    assert given("--nesting").resources.pids == 16384
+
+
+def test_a_health_check() -> None:
+    asked = Healthcheck(test=["CMD", "true"])
+    expected = HealthPlan(["true"], interval=30.0, timeout=30.0, retries=3, start_period=0.0, start_interval=5.0)
+    assert plan(asked, None) == plan(None, asked) == expected
+    assert (LEAST, health.AT_ONCE) == (1.0, 8)
+    assert msgspec.to_builtins(Healthcheck()) == dict.fromkeys(
+        ("test", "interval", "timeout", "retries", "start_period", "start_interval")
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field", "expected"),
+    [
+        ("--health-interval", "1m30s", "interval", 90.0),
+        ("--health-timeout", "2s", "timeout", 2.0),
+        ("--health-retries", "5", "retries", 5),
+        ("--health-start-period", "1m", "start_period", 60.0),
+        ("--health-start-interval", "2500ms", "start_interval", 2.5),
+    ],
+)
+def test_one_option_of_a_health_check_leaves_the_others(option: str, value: str, field: str, expected: float) -> None:
+    made = plan(given("--health-cmd", "true", option, value).healthcheck, None)
+    usual = plan(given("--health-cmd", "true").healthcheck, None)
+    assert made is not None
+    assert usual == HealthPlan(["/bin/sh", "-c", "true"], 30.0, 30.0, 3, 0.0, 5.0)
+    assert made == HealthPlan(**{**usual._asdict(), field: expected})
+
+
+def test_what_the_guide_says_of_health_checks_is_so() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    said = dict(re.findall(r"^\| `--health-([a-z-]+)` \|.*\| ([^|]+) \|$", guide, re.MULTILINE))
+    assert said == {
+        "cmd": "what the image says",
+        "interval": "30s",
+        "timeout": "30s",
+        "retries": "3",
+        "start-period": "0s",
+        "start-interval": "5s",
+    }
+
+
+def test_restarts() -> None:
+    assert RestartPolicy() == RestartPolicy(name="no", max_retries=0)
+    assert [policy.delay(n) for n in (0, 1, 2, 9, 10, 10_000)] == [0.1, 0.2, 0.4, 51.2, 60.0, 60.0]
+    assert policy.STEADY == 10.0
+
+
+def test_the_others() -> None:
+    assert msgspec.to_builtins(Tmpfs(path="/t")) == {
+        "path": "/t",
+        "size": 67108864,
+        "mode": 0o1777,
+        "uid": 0,
+        "gid": 0,
+        "executable": False,
+        "read_only": False,
+    }
+    assert msgspec.to_builtins(Limits()) == dict.fromkeys(msgspec.to_builtins(Limits()))
+    assert NetworkSpec(name="n", subnet="10.0.0.0/24").mtu == 1500
+    found = msgspec.to_builtins(ExecSpec(command=["x"]))
+    assert {name: value for name, value in found.items() if value not in OFF} == {"command": ["x"]}
+    found = msgspec.to_builtins(ImageConfig())
+    assert {n: v for n, v in found.items() if v not in OFF} == {"working_dir": "/", "stop_signal": "SIGTERM"}
+    assert (MIN_MEMORY, quotas.MIN_MEMORY) == (6 << 20, 6 << 20)
+    assert (CPU_PERIOD, DEFAULT_SHARES) == (100_000, 1024)
+    assert (relay.RATE, relay.BURST, relay.LEAST) == (8 << 20, 64 << 20, 512)
+    assert log.MIN_SIZE == 4096
+    assert cloud.REPAIR_EVERY == 60.0
+    assert Settings.from_environment({}).spares == 2
