@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import socket
 from pathlib import Path
 
 from insula.container.log import LogWriter, read_log
-from insula.container.relay import BURST, CHUNK, LEAST, Session
+from insula.container.relay import BURST, CHUNK, LEAST, Client, Session
 
 
 def session(tmp_path: Path, flags: int = 0) -> tuple[Session, int, int]:
@@ -47,3 +50,24 @@ def test_what_is_printed_in_large_pieces_costs_its_bytes(tmp_path: Path) -> None
     assert before - made._credit == 7000
     os.close(write)
     made.close(read)
+
+
+def test_all_packets_that_were_left_are_sent(tmp_path: Path) -> None:
+    """The largest pipe that a process may make for itself (fcntl(2), F_SETPIPE_SZ) is full of packets when it ends."""
+    made, read, write = session(tmp_path, os.O_DIRECT)
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
+    printed = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x")
+            printed += 1
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    client = Client(ours, stdin=False)
+    made.clients.append(client)
+    made.drain()
+    assert printed > 64, "the positive control"
+    assert len(client._queue) == printed
+    for fd in (write, read):
+        os.close(fd)
+    ours.close()
+    theirs.close()

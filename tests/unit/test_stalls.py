@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from insula.container import wire
 from insula.container.attachment import Attachment
 from insula.container.log import LogReader, LogWriter
+from insula.container.users import MAX_SIZE
 from insula.control import attachment
 from insula.control.attachment import follow, in_reader, merge
-from insula.control.instances import encode_records
+from insula.control.instances import Instances, encode_records
+from insula.control.launch import Launcher
+from insula.control.processes import views
+from insula.kernel import process
+from insula.kernel.process import Process
+from insula.model.errors import Invalid
+from insula.model.objects import ImageConfig, Instance, InstanceSpec, Tenant
 from insula.model.stream import Decoder, Kind
 
 RECORDS = 200_000
@@ -149,5 +159,86 @@ def test_a_stream_that_never_pauses_lets_others_have_their_turn() -> None:
             assert len(got) == count
             assert rounds() >= count // 32 - 1
         sockets[0].close()
+
+    asyncio.run(main())
+
+
+# -- what is asked about an instance ---------------------------------------------------------------------------------
+
+MANY = 1500
+
+
+class Crowd:
+    """A runtime whose container has many processes: this one, again and again, as /proc shows it."""
+
+    def processes(self, _: str) -> list[Process]:
+        return [found for _ in range(MANY) if (found := process.read(os.getpid()))]
+
+
+def member() -> Any:
+    return SimpleNamespace(
+        active=True,
+        reconciled=SimpleNamespace(is_set=lambda: True),
+        tenant=SimpleNamespace(id_base=0),
+        instance=SimpleNamespace(id="0" * 32, tenant="acme", name="web"),
+    )
+
+
+def test_thousands_of_processes() -> None:
+    async def main() -> None:
+        supervisor: Any = SimpleNamespace(engine=SimpleNamespace(runtime=Crowd()), find=lambda tenant, name: member())
+        unused: Any = None
+        instances = Instances(unused, unused, supervisor)
+        async with ticker() as rounds:
+            await asyncio.sleep(0)
+            rounds()
+            crowd: Any = Crowd()
+            assert len(views(crowd, member())) == MANY  # on the loop
+            assert rounds() == 0, "the positive control"
+            assert len(await instances.processes("acme", "web")) == MANY
+            assert rounds() > 20
+
+    asyncio.run(main())
+
+
+def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
+    """Of an image; who asks for a user that is not in it makes all of it be read, each time."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "passwd").write_text("a:x:1:1::/:\n" * (MAX_SIZE // 12))
+    images = SimpleNamespace(lower=lambda layers: [tmp_path])
+    engine: Any = SimpleNamespace(images=images, settings=SimpleNamespace(prefix="insula"))
+    launcher = Launcher(engine, lambda tenant: {})
+    tenant = Tenant(name="acme", index=0, id_base=1 << 20, created=0.0)
+
+    def asked(user: str) -> Instance:
+        spec = InstanceSpec(image="x", command=["true"], user=user)
+        return Instance(
+            tenant="acme",
+            name="web",
+            id="0" * 32,
+            spec=spec,
+            image_digest="sha256:0",
+            layers=[],
+            config=ImageConfig(),
+            port=None,
+            wanted="running",
+            created=0.0,
+        )
+
+    async def main() -> None:
+        async with ticker() as rounds:
+            await asyncio.sleep(0)
+            rounds()
+            with pytest.raises(Invalid, match="not in the image"):
+                launcher.oci(tenant, asked("nobody"), asked("nobody").spec)  # on the loop
+            assert rounds() == 0, "the positive control"
+            for _ in range(2):
+                with pytest.raises(Invalid, match="not in the image"):
+                    await launcher.check(tenant, asked("nobody"))
+                assert rounds() > 20
+            await launcher.check(tenant, asked("a"))
+            rounds()
+            await launcher.check(tenant, asked("a"))
+            assert rounds() <= 1, "one who is known is not looked up again, and costs no thread"
 
     asyncio.run(main())

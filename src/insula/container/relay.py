@@ -24,6 +24,7 @@ from insula.model.stream import RESIZE, Kind
 
 CHUNK = 32 << 10
 _BACKLOG = 1 << 20
+_LAST = 256  # pieces of output read after the end: as many packets as the largest pipe holds (pipe(7))
 LEAST = 512
 """What a piece of output costs at least, in bytes: one byte takes a system call, a record and a write, too. Only
 packets (pipe2(2), O_DIRECT) and programs that wait between bytes come so; a pipe gives all that is in it."""
@@ -153,7 +154,7 @@ class Session:
         """Read what is there without waiting: the process has ended."""
         for fd in list(self.outputs):
             # bounded: a process that joined may have left others behind that go on writing
-            for _ in range(64):
+            for _ in range(_LAST):
                 before = [c.backlog for c in self.clients]
                 if not self.read(fd) or before == [c.backlog for c in self.clients]:
                     break
