@@ -36,6 +36,12 @@ def test_verbs_and_options() -> None:
     assert complete("run --name ") == set()
     assert complete("completion ") == {"bash", "zsh", "fish"}
     assert complete("image load ") == {":file"}
+    assert complete("run --dns") == {"--dns", "--dns-search"}
+    assert complete("run --env-file ") == complete("exec --env-file ") == complete("run --cidfile ") == {":file"}
+    assert {"--shm-size", "--add-host", "--group-add", "--tmpfs", "--cidfile"} <= complete("run --")
+    assert complete("exec --deta") == {"--detach", "--detach-keys"}
+    assert complete("tenant rm --fo") == {"--force"}
+    assert "rename" in complete("re")
     assert complete("run busybox --det") == set(), "these are the instance's own words"
 
 
