@@ -33,10 +33,16 @@ def favoured(run_: Run) -> Iterator[Daemon]:
         daemon.remove()
 
 
-def written(pid: int) -> int:
-    """Bytes that a process has caused to be written (proc_pid_io(5))."""
+def written(pid: int, what: str = "wchar") -> int:
+    """Bytes that a process has caused to be written (proc_pid_io(5)), or to be read: "rchar"."""
     lines = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
-    return int(lines["wchar"])
+    return int(lines[what])
+
+
+def relayed(pid: int) -> int:
+    """Bytes of output that went through the keeper: it reads each once, from the pipe or from the log (splice(2) from
+    one into the other is not counted)."""
+    return written(pid, "rchar")
 
 
 def seconds(pid: int) -> float:
@@ -49,14 +55,14 @@ def test_a_log_bomb_has_a_rate(cli: Cli, daemon: Daemon) -> None:
     """Output as fast as it goes (`cat /dev/zero`): nobody's account, everybody's disk."""
     keeper = daemon.pid("keeper")
     assert keeper is not None
-    before = written(keeper)
+    before = relayed(keeper)
     cli.ok("run", "-d", "--name", "bomb", "busybox", "cat", "/dev/zero")
-    until(lambda: written(keeper) - before >= relay.BURST, "the control: it prints fast at first", timeout=30)
-    bytes_before, cpu_before, began = written(keeper), seconds(keeper), time.monotonic()
+    until(lambda: relayed(keeper) - before >= relay.BURST, "the control: it prints fast at first", timeout=30)
+    bytes_before, cpu_before, began = relayed(keeper), seconds(keeper), time.monotonic()
     while time.monotonic() < began + 1.5:
         assert "here" in cli.ok("run", "--rm", "busybox", "echo", "here")
     passed = time.monotonic() - began
-    rate = (written(keeper) - bytes_before) / passed
+    rate = (relayed(keeper) - bytes_before) / passed
     assert 0.25 * relay.RATE < rate < 1.5 * relay.RATE, "it goes on, slowly"
     assert (seconds(keeper) - cpu_before) / passed < 0.25
 
@@ -71,7 +77,7 @@ def test_packets_of_a_byte_have_a_rate(cells: CellFactory, cli: Cli, daemon: Dae
     cells(cli)  # loads the image
     before = written(keeper)
     cli.ok("run", "-d", "--name", "packets", IMAGE, PYTHON, "-I", "-S", "-c", PACKETS)
-    record = 14
+    record = 13  # its head; what is moved from a pipe is not counted as written
 
     def rate(seconds_: float) -> float:
         """Records a second, each counted as what it costs."""
