@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -130,6 +131,32 @@ def test_a_record_that_can_not_be_read_stops_sweeping(fresh: Daemon) -> None:
     assert cli.ok("exec", "precious", "cat", "/root/data") == "data"
     assert cli.run("exec", "other", "ping", "-c", "1", "-W", "2", "precious").status == 0
     assert key not in str(cli.json("status")["problems"])
+
+
+def test_it_starts_over_a_disk_that_is_full(small: Daemon) -> None:
+    """What runs is adopted and can be used; what can't be written is told; with room again all is well."""
+    cli = small.cli
+    for name in ("first", "second"):
+        cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
+    small.kill("insulad")
+    ballast = small.root / "ballast"
+    with ballast.open("wb") as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    with (small.root / "rest").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x")
+    assert os.statvfs(small.root).f_bavail == 0
+    small.start()
+    assert {view["status"]["state"] for view in cli.json("ps")} == {"running"}
+    assert cli.ok("exec", "first", "echo", "here") == "here"
+    assert "full" in cli.fails("network", "create", "more", "--subnet", "10.9.0.0/24")
+    assert "full" in cli.fails("rm", "-f", "first"), "it is not killed before that is written down"
+    assert cli.ok("exec", "first", "echo", "here") == "here"
+    ballast.unlink()
+    cli.ok("rm", "-f", "first", "second")
+    assert cli.ok("run", "--rm", "busybox", "echo", "out") == "out"
 
 
 def exchange(daemon: Daemon, key: str, value: bytes) -> bytes:

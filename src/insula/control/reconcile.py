@@ -102,6 +102,7 @@ class Reconciler:
         self.certain = True  # whether everything in the store could be read: else nothing is anybody's leftover
         self._containers: set[str] = set()  # leftovers
         self._directories: set[str] = set()
+        self._at_work: dict[str, asyncio.Task[None]] = {}  # on the networks of a tenant
 
     # -- before anything is answered ---------------------------------------------------------------------------------
 
@@ -165,9 +166,13 @@ class Reconciler:
         """Make networks and control groups of tenants right again; nothing happens to those that are right."""
         tenants = await TENANTS.readable(self.engine.store)
         waiting = set(self.engine.preparing)
-        tasks = {self.supervisor.spawn(self._prepare(tenant)) for tenant in tenants}
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=LIMIT)
+        for tenant in tenants:
+            if tenant.name not in self._at_work:  # one that hangs is not joined by more and more of them
+                work = self._guarded(f"networks of tenant {tenant.name}", self._prepare(tenant))
+                task = self._at_work[tenant.name] = self.supervisor.spawn(work)
+                task.add_done_callback(lambda _, name=tenant.name: self._at_work.pop(name))  # type: ignore[misc]
+        if self._at_work:
+            _, late = await asyncio.wait(list(self._at_work.values()), timeout=LIMIT)
             if late:
                 self.problems["networks"] = f"{len(late)} tenants are still being looked at after {LIMIT:g} s"
             else:

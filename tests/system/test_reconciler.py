@@ -1,0 +1,186 @@
+"""Reconciliation with injected faults: the control plane in this process, over the real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from insula.control import cloud as clouds
+from insula.control import instances, reconcile
+from insula.control.cloud import Cloud
+from insula.control.reconcile import Action
+from insula.control.settings import Settings
+from insula.control.supervisor import Member
+from insula.model.errors import Unavailable
+from insula.model.objects import InstanceSpec, Tenant
+from tests.support.daemon import start_time
+from tests.support.machine import Run
+from tests.support.wait import eventually, until
+
+TENANT = "default"
+
+
+@pytest.fixture
+def settings(run_: Run) -> Iterator[Settings]:
+    prefix = run_.next_prefix()
+    path = run_.path / prefix
+    settings = Settings(path / "root", path / "run", prefix, path / "run" / "insulad.sock")
+    try:
+        yield settings
+    finally:
+        asyncio.run(take_down(settings))
+        for name in ("keeper", "spawner"):
+            pid = int((settings.run / f"{name}.pid").read_text().split()[0])
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: start_time(pid) is None, f"the {name} ends")  # type: ignore[misc]
+        shutil.rmtree(path, ignore_errors=True)
+
+
+async def take_down(settings: Settings) -> None:
+    cloud = await Cloud.open(settings)
+    cloud.begin()
+    await eventually(lambda: looked_at(cloud), "every instance was looked at")
+    await cloud.host.down()
+    await cloud.close()
+
+
+async def opened(settings: Settings, body: Callable[[Cloud], Awaitable[None]]) -> None:
+    cloud = await Cloud.open(settings)
+    try:
+        await body(cloud)
+    finally:
+        await cloud.close()
+
+
+def looked_at(cloud: Cloud) -> bool:
+    return all(member.reconciled.is_set() for member in cloud.supervisor.of(None))
+
+
+def run(settings: Settings, body: Callable[[Cloud], Awaitable[None]]) -> None:
+    asyncio.run(opened(settings, body))
+
+
+def sleeper(name: str) -> InstanceSpec:
+    return InstanceSpec(image="busybox", name=name, command=["sleep", "600"], stop_timeout=0)
+
+
+async def two_instances(cloud: Cloud) -> None:
+    cloud.begin()
+    for name in ("first", "second"):
+        await cloud.instances.run(TENANT, sleeper(name))
+
+
+def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed as before, and marked; a request about it is refused in the end; it is told, and tried again."""
+    run(settings, two_instances)
+    release, looks = threading.Event(), []
+    look = reconcile.Reconciler._look
+
+    def stuck(self: reconcile.Reconciler, member: Member) -> tuple[Action, list[str]]:
+        looks.append(member.instance.name)
+        if member.instance.name == "first" and not release.is_set():
+            release.wait()
+        return look(self, member)
+
+    monkeypatch.setattr(reconcile.Reconciler, "_look", stuck)
+    monkeypatch.setattr(reconcile, "LIMIT", 0.5)
+    monkeypatch.setattr(instances, "_PATIENCE", 0.1)
+
+    async def body(cloud: Cloud) -> None:
+        assert [view.reconciled for view in await cloud.instances.list(TENANT)] == [False, False]
+        assert looks == [], "nothing is looked at before it begins"
+        with pytest.raises(Unavailable, match="still looking at instance first"):
+            await cloud.instances.get(TENANT, "first")
+        cloud.begin()
+        assert (await cloud.instances.run(TENANT, sleeper("third"))).status.state == "running"
+        await eventually(lambda: cloud.supervisor.members[TENANT, "second"].watched, "one is adopted")
+        name = f"instance {TENANT}/first"
+        await eventually(lambda: name in cloud.engine.problems, "the other is told of")
+        assert "takes more than 0.5 s" in cloud.engine.problems[name]
+        states = {view.instance.name: view.status.state for view in await cloud.instances.list(TENANT)}
+        assert states == {"first": "running", "second": "running", "third": "running"}
+        release.set()
+        await eventually(lambda: cloud.supervisor.members[TENANT, "first"].watched, "it is adopted after all")
+        await eventually(lambda: name not in cloud.engine.problems, "and no problem any more")
+        assert looks.count("first") >= 2 and looks.count("second") == 1
+
+    run(settings, body)
+
+
+def test_an_error_that_nobody_thought_of_is_a_problem_and_no_end(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start, of one instance; it is logged with where it was raised, and tried again."""
+    run(settings, two_instances)
+    failures = ["injected"]
+    adopt = reconcile.Reconciler._adopt
+
+    async def failing(self: reconcile.Reconciler, member: Member) -> None:
+        if member.instance.name == "first" and failures:
+            raise ZeroDivisionError(failures.pop())
+        await adopt(self, member)
+
+    monkeypatch.setattr(reconcile.Reconciler, "_adopt", failing)
+
+    async def body(cloud: Cloud) -> None:
+        cloud.begin()
+        await eventually(lambda: cloud.supervisor.members[TENANT, "first"].watched, "it is adopted the second time")
+        assert cloud.supervisor.members[TENANT, "second"].watched
+
+    with caplog.at_level(logging.INFO):
+        run(settings, body)
+    assert not failures
+    [record] = [each for each in caplog.records if each.exc_info and "instance default/first" in each.getMessage()]
+    assert record.exc_info and record.exc_info[0] is ZeroDivisionError
+    assert "instance default/first: injected" in caplog.text
+    assert "instance default/first: solved" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["one network", "all of it"])
+def test_the_periodic_repair_tells_and_goes_on(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    monkeypatch.setattr(clouds, "REPAIR_EVERY", 0.05)
+
+    async def body(cloud: Cloud) -> None:
+        await cloud.tenants.create("other")
+        cloud.begin()
+        fail, repaired = threading.Event(), []
+        name = "tenant other" if where == "one network" else "periodic repair"
+        ensure, repair = cloud.engine.fabric.ensure_tenant, cloud.reconciler.repair
+
+        def ensure_or_fail(tenant: Tenant) -> None:
+            if fail.is_set() and where == "one network" and tenant.name == "other":
+                raise ZeroDivisionError("injected")
+            repaired.append(tenant.name)
+            ensure(tenant)
+
+        async def repair_or_fail() -> None:
+            if fail.is_set() and where == "all of it":
+                raise ZeroDivisionError("injected")
+            await repair()
+
+        monkeypatch.setattr(cloud.engine.fabric, "ensure_tenant", ensure_or_fail)
+        monkeypatch.setattr(cloud.reconciler, "repair", repair_or_fail)
+        await eventually(lambda: len(repaired) > 4, "the control: it repairs")
+        assert name not in cloud.engine.problems
+        fail.set()
+        await eventually(lambda: cloud.engine.problems.get(name) == "injected", "it is told")
+        assert f"{name}: injected" in (await cloud.host.status()).problems
+        count = len(repaired)
+        if where == "one network":
+            await eventually(lambda: len(repaired) > count + 2, "others are repaired")
+        fail.clear()
+        await eventually(lambda: name not in cloud.engine.problems, "it is solved")
+
+    run(settings, body)
+    assert "ZeroDivisionError" in caplog.text and "Traceback" in caplog.text
