@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from insula.container.log import read_log
 from insula.container.runtime import Launch, Runtime
 from insula.kernel.cgroups import Cgroup
+from tests.support.logs import read_log
 from tests.support.wait import patiently, until
 
 BASE = 0x50000000

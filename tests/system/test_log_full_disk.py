@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from insula.container.log import LogWriter, read_log
+from insula.container.log import LogWriter
 from insula.kernel import linux
 from insula.model.stream import Kind
 from tests.forked import forked
+from tests.support.logs import read_log
 
 
 def test_full_tmpfs(tmp_path: Path) -> None:

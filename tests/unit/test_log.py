@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.container import log
-from insula.container.log import MIN_SIZE, LogReader, LogWriter, Record, read_log
+from insula.container.log import MIN_SIZE, LogReader, LogWriter, Record
 from insula.model.stream import Kind
 from tests.forked import forked
+from tests.support.logs import read_log
 
 OUT, ERR = Kind.STDOUT, Kind.STDERR
 HEAD = 13

@@ -8,8 +8,9 @@ import os
 import socket
 from pathlib import Path
 
-from insula.container.log import LogWriter, read_log
+from insula.container.log import LogWriter
 from insula.container.relay import BURST, CHUNK, LEAST, Client, Session
+from tests.support.logs import read_log
 
 
 def session(tmp_path: Path, flags: int = 0) -> tuple[Session, int, int]:

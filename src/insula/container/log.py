@@ -332,18 +332,6 @@ class LogReader:
                 wanted -= block.breaks
 
 
-def read_log(directory: str, *, follow: bool = False, since_ns: int = 0, tail: int | None = None) -> Iterator[Record]:
-    """The records of the log in order; with `follow` it waits for more and never ends by itself (blocking)."""
-    with LogReader(directory, since_ns=since_ns, tail=tail) as reader:
-        while True:
-            records = reader.poll()
-            yield from records
-            if not records:
-                if not follow:
-                    return
-                time.sleep(0.05)
-
-
 def _ready(source: int) -> int:
     """How many bytes a pipe has for us (FIONREAD, pipe(7))."""
     return int.from_bytes(fcntl.ioctl(source, _FIONREAD, bytes(4)), sys.byteorder)

@@ -309,11 +309,6 @@ class Runtime:
     def state(self, container: str) -> State | None:
         return Bundle(self.run, container).state()
 
-    def is_running(self, container: str) -> bool:
-        """Whether PID 1 lives, whatever it runs."""
-        state = self.state(container)
-        return state is not None and process.is_alive(state.pid, state.start_time)
-
     def exit(self, container: str) -> ExitRecord | None:
         return Bundle(self.run, container).exit()
 

@@ -27,7 +27,6 @@ JA: Final = 0x05  # BPF_JMP | BPF_JA
 JEQ: Final = 0x15
 JGT: Final = 0x25
 JGE: Final = 0x35
-JSET: Final = 0x45
 RET: Final = 0x06  # BPF_RET | BPF_K
 
 _SOCK_FILTER: Final = struct.Struct("=HBBI")  # linux/filter.h: code, jt, jf, k
@@ -58,7 +57,7 @@ class Graph:
         return then if bits == 0xFFFFFFFF else self._node(AND, bits, then, then)
 
     def branch(self, code: int, k: int, yes: Node, no: Node) -> Node:
-        """Go to `yes` if the accumulator is (JEQ) `k`, (JGT) greater, (JGE) not less, or (JSET) has one of its bits."""
+        """Go to `yes` if the accumulator is (JEQ) `k`, (JGT) greater or (JGE) not less."""
         return yes if yes == no else self._node(code, k, yes, no)
 
     def switch(self, ranges: Sequence[tuple[int, Node]]) -> Node:

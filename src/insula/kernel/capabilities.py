@@ -145,10 +145,6 @@ class Capabilities:
             missing |= wanted & ~granted
         return sets, missing
 
-    def to_oci(self) -> dict[str, list[str]]:
-        """The inverse of `from_oci`."""
-        return {field: to_names(mask) for field, mask in zip(self.FIELDS, self, strict=True)}
-
 
 def before_setuid(sets: Capabilities) -> None:
     """Lower the bounding set, and keep the permitted set over the coming setuid(2). Needs CAP_SETPCAP."""

@@ -21,8 +21,7 @@ from insula.kernel import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import Any
+    from collections.abc import Sequence
 
     from insula.kernel.mount_options import Attributes
 
@@ -216,9 +215,3 @@ def _with_log(context: int, error: OSError, fstype: str) -> OSError:
         pass
     text = f"{fstype}: {'; '.join(lines)}" if lines else f"mount {fstype}: {error.strerror}"
     return OSError(error.errno, text, error.filename)
-
-
-def parse_options(options: Iterable[str]) -> Any:
-    from insula.kernel.mount_options import Options
-
-    return Options(options)

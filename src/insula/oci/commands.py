@@ -27,12 +27,14 @@ _HELP = ("-h --help", "show this help")
 _BUNDLE = ("-b --bundle DIR", "the bundle's directory (.)")
 _CONSOLE = ("--console-socket FILE", "the unix socket that gets the terminal's other end")
 _PID_FILE = ("--pid-file FILE", "where the process's ID is written")
+_PIDFD_SOCKET = ("--pidfd-socket FILE", "the unix socket that gets a pidfd of the process")
 _PRESERVE = ("--preserve-fds N", "how many descriptors after the standard ones to pass on (0)")
 _NEW: Table = (
     _BUNDLE,
     ("-f --config FILE", "the config instead of the bundle's config.json"),
     _CONSOLE,
     _PID_FILE,
+    _PIDFD_SOCKET,
     _PRESERVE,
     ("--no-pivot", "change the root by moving it, where pivot_root(2) can't: on a ramdisk"),
     ("--no-new-keyring", "keep the caller's session keyring"),
@@ -67,6 +69,7 @@ COMMANDS: dict[str, tuple[str, str, Table]] = {
             ("-p --process FILE", "the process, as process of a config; else it is COMMAND"),
             _CONSOLE,
             _PID_FILE,
+            _PIDFD_SOCKET,
             _PRESERVE,
             ("-d --detach", "do not wait"),
             ("-t --tty", "give it a terminal"),
@@ -78,7 +81,7 @@ COMMANDS: dict[str, tuple[str, str, Table]] = {
             ("--no-new-privs", "let it gain no privileges by execve(2)"),
             ("--apparmor PROFILE", "its AppArmor profile"),
             ("--process-label LABEL", "its SELinux label"),
-            ("--cgroup PATH", "its control group below the container's"),
+            ("--cgroup [CONTROLLER,...:]PATH", "its control group below the container's"),
             ("--ignore-paused", "do so although the container is paused"),
             ("--no-subreaper", "(ignored) nothing of ours reaps what is not its child"),
         ),

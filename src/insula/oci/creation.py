@@ -51,7 +51,7 @@ class Created:
         self.record: Record
         self.child: launch.Child
         self.pid = 0  # of the child, once there is one
-        self.console: streams.Console | None = None
+        self.console: streams.Receiver | None = None
         self.master = -1
         self.scope: Scope | None = None
         self.hooked = False  # hooks have run, so that those of poststop must
@@ -160,6 +160,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
         undo.callback(made.console.close)
     elif terminal and "consoleSize" not in config["process"] and (size := streams.size_of_terminal()):
         config["process"]["consoleSize"] = size
+    pidfd_socket = streams.open_pidfd_socket(arguments, undo)
     pid_file = os.path.abspath(arguments.pid_file) if arguments.pid_file else None
     os.chdir(bundle)  # relative sources of mounts are meant from there
     program = seccomp_filter(config)
@@ -208,6 +209,8 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
         waits_at.listen(8)
     made.record["pid"], made.record["start_time"] = made.child.pid, made.child.start_time
     made.container.save(made.record)
+    if pidfd_socket:
+        pidfd_socket.send(made.child.pidfd, b"pidfd")
     if pid_file:
         streams.write_pid(pid_file, made.child.pid)
     return made

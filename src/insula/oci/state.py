@@ -185,8 +185,8 @@ class Container:
         return {
             "ociVersion": OCI_VERSION,
             "id": self.id,
-            "status": status,
             "pid": record["pid"] if status != "stopped" else 0,
+            "status": status,
             "bundle": record["bundle"],
             "rootfs": record["rootfs"],
             "created": rfc3339(record["created"]),

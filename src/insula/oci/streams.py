@@ -19,39 +19,52 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from insula.kernel.undo import Undo
     from insula.oci.options import Arguments
 
 _NULL_DEVICE = os.makedev(1, 3)
 _UNSUITABLE = (errno.EINVAL, errno.EPERM, errno.EROFS)
 
 
-class Console:
-    """Where the other end of a terminal goes. It is connected before anything is made, and closed by the caller."""
+class Receiver:
+    """Who gets a descriptor of ours over a unix socket: the other end of a terminal, or a pidfd.
 
-    def __init__(self, path: str) -> None:
+    It is connected before anything is made, and closed by the caller.
+    """
+
+    def __init__(self, path: str, option: str = "--console-socket") -> None:
         self._sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             self._sock.connect(path)
         except OSError as error:
             self._sock.close()
-            raise Failed(f"--console-socket {path}: {error.strerror}", "somebody must listen there") from None
+            raise Failed(f"{option} {path}: {error.strerror}", "somebody must listen there") from None
 
-    def send(self, master: int) -> None:
-        """Hand over the terminal; the receiver reads its name along with it."""
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", master))]
-        self._sock.sendmsg([b"/dev/ptmx"], rights)
+    def send(self, fd: int, name: bytes = b"/dev/ptmx") -> None:
+        """Hand over a descriptor; the receiver reads the name of what it is along with it."""
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
+        self._sock.sendmsg([name], rights)
 
     def close(self) -> None:
         self._sock.close()
 
 
-def open_console(arguments: Arguments, terminal: bool, detached: bool) -> Console | None:
+def open_console(arguments: Arguments, terminal: bool, detached: bool) -> Receiver | None:
     """The socket of --console-socket; Invalid if there is one too many, or one is missing."""
     if arguments.console_socket and not terminal:
         raise Invalid("--console-socket: the process has no terminal", "set process.terminal, or leave it out")
     if terminal and detached and not arguments.console_socket:
         raise Invalid("process.terminal: nobody would hold the terminal's other end", "use --console-socket")
-    return Console(arguments.console_socket) if arguments.console_socket else None
+    return Receiver(arguments.console_socket) if arguments.console_socket else None
+
+
+def open_pidfd_socket(arguments: Arguments, undo: Undo) -> Receiver | None:
+    """The socket of --pidfd-socket, which `undo` closes."""
+    if not arguments.pidfd_socket:
+        return None
+    receiver = Receiver(arguments.pidfd_socket, "--pidfd-socket")
+    undo.callback(receiver.close)
+    return receiver
 
 
 def preserved(arguments: Arguments) -> int:

@@ -107,6 +107,12 @@ def test_a_control_group_below_the_containers(box: Box) -> None:
     os.mkdir(f"{first}/worker")
     groups = box.oci.ok("exec", "--cgroup", "/worker", NAME, "cat", "/proc/self/cgroup")
     assert sum(line.endswith("/worker") for line in groups.splitlines()) == 1
+    controller = next(name for name, directory in box.group.directories().items() if directory == first)
+    if controller:
+        only = box.oci.ok("exec", "--cgroup", f"{controller}:worker", NAME, "cat", "/proc/self/cgroup")
+        assert only == groups
+        assert "no such control group" in box.oci.fails("exec", "--cgroup", "pids,freezer:worker", NAME, "true")
+        assert "has no controller 'odd'" in box.oci.fails("exec", "--cgroup", "odd:worker", NAME, "true")
     assert "no such control group" in box.oci.fails("exec", "--cgroup", "/nosuch", NAME, "true")
     assert "bad sub cgroup path" in box.oci.fails("exec", "--cgroup", "a/../..", NAME, "true")
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -321,3 +322,23 @@ def test_a_capability_that_exec_adds_is_ambient_where_it_is_inheritable(box: Box
     sets = {name.rstrip(":"): int(mask, 16) for name, mask in (line.split() for line in found.splitlines())}
     assert sets["CapInh"] == 1 << 34 | 1 and sets["CapAmb"] == 1 << 34 | 1
     assert sets["CapPrm"] == sets["CapEff"] == sets["CapBnd"] == 1 << 34 | 1 << 5 | 1
+
+
+def test_a_pidfd_for_who_asks(box: Box, console: ConsoleSocket) -> None:
+    """Of the container's process by create and run, of the new one by exec."""
+    box.create("exec sleep 600", "--pidfd-socket", console.path)
+    pidfd = console.receive()
+    box.oci.ok("start", NAME)
+    assert f"Pid:\t{box.oci.json('state', NAME)['pid']}\n" in Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+    box.oci.ok("exec", "--detach", "--pidfd-socket", console.path, NAME, "sleep", "601")
+    other = console.receive()
+    signal.pidfd_send_signal(other, signal.SIGKILL)
+    until(lambda: "601" not in box.oci.ok("exec", NAME, "ps"), "the second has ended")
+    assert box.oci.status(NAME) == "running"
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    until(lambda: box.oci.status(NAME) == "stopped", "the container has ended")
+    missing = box.path / "nobody.sock"
+    box.oci.ok("delete", NAME)
+    assert f"--pidfd-socket {missing}" in box.refused("--pidfd-socket", missing)
+    os.close(pidfd)
+    os.close(other)

@@ -30,6 +30,10 @@ def absolute(text: str) -> str:
     return "" if text.startswith("/") else "is not an absolute path"
 
 
+def absolute_or_empty(text: str) -> str:
+    return absolute(text) if text else ""
+
+
 def not_empty(text: str) -> str:
     return "" if text else "is empty"
 
@@ -262,7 +266,7 @@ MEMORY_POLICIES = tuple(
 MEMORY_FLAGS = ("MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES")
 
 LINUX: Kind = {
-    "namespaces": [{"type!": NAMESPACES, "path": absolute}],
+    "namespaces": [{"type!": NAMESPACES, "path": absolute_or_empty}],
     "uidMappings": MAPPINGS,
     "gidMappings": MAPPINGS,
     "timeOffsets": {str: {"secs": INT64, "nanosecs": range(10**9)}},

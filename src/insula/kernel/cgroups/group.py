@@ -172,20 +172,17 @@ class Cgroup:
 
     # -- joining and leaving -------------------------------------------------------------------------------
 
-    def open(self, below: str = "") -> list[int]:
+    def open(self, below: str = "", controllers: frozenset[str] = frozenset()) -> list[int]:
         """Descriptors to join by: a process writes ``0`` to each (see `join`).
 
         `below` is the path of a group in this one, which version 1 may have for some controllers only: for the others
-        it is this one that is joined. FileNotFoundError if none has it.
+        it is this one that is joined; `controllers` says for which. FileNotFoundError if those, or all, have it not.
         """
         name = "cgroup.procs" if self.tree.unified else "tasks"
         opened: list[int] = []
         directories = self._distinct(self.directories())
         if below:
-            found = [f"{directory}/{below}" for directory in directories]
-            if not any(map(os.path.isdir, found)):
-                raise FileNotFoundError(errno.ENOENT, "there is no such control group", found[0])
-            directories = [each if os.path.isdir(each) else own for each, own in zip(found, directories, strict=True)]
+            directories = self._below(below, controllers)
         try:
             for directory in directories:
                 opened.append(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC))
@@ -194,6 +191,16 @@ class Cgroup:
                 os.close(fd)
             raise
         return opened
+
+    def _below(self, path: str, controllers: frozenset[str]) -> list[str]:
+        own = self.directories()
+        if unknown := controllers - own.keys():
+            raise FileNotFoundError(errno.ENOENT, f"the group has no controller {min(unknown)!r:.40}", path)
+        meant = [directory for name, directory in own.items() if name in controllers]
+        there = {d for d in meant or own.values() if os.path.isdir(f"{d}/{path}")}
+        if not there or there < set(meant):
+            raise FileNotFoundError(errno.ENOENT, "there is no such control group", path)
+        return [f"{d}/{path}" if d in there else d for d in self._distinct(own)]
 
     def kill(self) -> None:
         """SIGKILL everything in the group and below it, frozen or not."""
@@ -296,12 +303,6 @@ class Cgroup:
         from insula.kernel.cgroups import events
 
         return events.OutOfMemory(self)
-
-    def oom_group(self, together: bool) -> None:
-        """Whether all processes die when one does for want of memory (memory.oom.group); OSError on version 1."""
-        if not self.tree.unified:
-            raise OSError(errno.EOPNOTSUPP, "memory.oom.group is a file of cgroup v2, and this host has v1")
-        files.write(f"{self.directory('')}/memory.oom.group", int(together))
 
     def values(self) -> dict[str, str]:
         """The limits and counters that are in force, file name to content, for people to read."""

@@ -20,7 +20,7 @@
 
 What the kernel does not tell is absent. `pressure` is "cpu", "memory" and "io", each with "some" (at least one process
 waited) and "full" (all of them did): "avg10", "avg60" and "avg300" are percent of the last seconds, "total" is
-microseconds (the kernel's psi.rst). `host_pressure` is the same of the whole host.
+microseconds (the kernel's psi.rst).
 """
 
 from __future__ import annotations
@@ -48,11 +48,6 @@ def read(group: Cgroup) -> Stats:
     if not found.get("pids") and not group.exists():
         raise FileNotFoundError(2, "no such control group", group.path)
     return {key: value for key, value in found.items() if value}
-
-
-def host_pressure() -> dict[str, dict[str, dict[str, float]]]:
-    """Who on this host waits for what (/proc/pressure); empty without PSI in the kernel."""
-    return _pressure("/proc/pressure/{}")
 
 
 # -- version 2 ------------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ class Joined:
         self.arguments = arguments
         self.pid = 0
         self.master = -1
-        self.console: streams.Console | None = None
+        self.console: streams.Receiver | None = None
 
     def begin(self, undo: Undo) -> None:
         """Until it has become the program; StepError if it can't."""
@@ -149,6 +149,7 @@ class Joined:
         elif terminal and "consoleSize" not in self.what and (size := streams.size_of_terminal()):
             self.what["consoleSize"] = size
         keep = streams.preserved(self.arguments)
+        pidfd_socket = streams.open_pidfd_socket(self.arguments, undo)
         program = seccomp_filter(self.config)
         if (self.config["linux"].get("seccomp") or {}).get("listenerPath"):
             from insula.container import notify  # noqa: F401  # the child can't import it any more
@@ -167,7 +168,7 @@ class Joined:
                 self.what,
                 target,
                 theirs,
-                [handed.hold(fd) for fd in group.open(self._below())] if group else [],
+                [handed.hold(fd) for fd in group.open(*self._below())] if group else [],
                 [] if terminal else [0, 1, 2],
                 program,
                 flags=namespaces.differing(pid),
@@ -182,6 +183,8 @@ class Joined:
         os.close(pidfd)
         try:
             self._hear(sync)
+            if pidfd_socket:
+                pidfd_socket.send(undo.hold(os.pidfd_open(self.pid)), b"pidfd")
         except BaseException:
             if self.pid:  # both are our children, and as long as one is a zombie its PID namespace can't end
                 os.kill(self.pid, _SIGKILL)
@@ -190,12 +193,13 @@ class Joined:
         finally:
             os.waitpid(first, 0)
 
-    def _below(self) -> str:
-        """--cgroup: a control group below the container's."""
-        below = (self.arguments.cgroup or "").strip("/")
+    def _below(self) -> tuple[str, frozenset[str]]:
+        """--cgroup: a control group below the container's, and the controllers of version 1 that it is meant for."""
+        controllers, colon, below = (self.arguments.cgroup or "").rpartition(":")
+        below = below.strip("/")
         if ".." in below.split("/"):
             raise Invalid(f"--cgroup {below[:60]!r}: bad sub cgroup path: it leads out", "as in /worker")
-        return below
+        return below, frozenset(controllers.split(",") if colon else ())
 
     def _outside_uid(self) -> int:
         uids = namespaces.id_map(self.config["linux"].get("uidMappings"))

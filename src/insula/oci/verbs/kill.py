@@ -34,12 +34,13 @@ def run(arguments: Arguments) -> int:
     if group and arguments.all:
         _signal_all(group, number)
         return 0
+    shared = group and number == signal.SIGKILL and not _has_pid_namespace(container)
+    if group and shared and group.processes():  # also when the first one has ended already
+        _signal_all(group, number)
+        return 0
     _signal_first(container, record, number)
-    if group and number == signal.SIGKILL:
-        if not _has_pid_namespace(container):
-            _signal_all(group, number)
-        elif group.frozen():
-            group.thaw()  # in version 1 a frozen process does not even die
+    if group and number == signal.SIGKILL and group.frozen():
+        group.thaw()  # in version 1 a frozen process does not even die
     return 0
 
 
