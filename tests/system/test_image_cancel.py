@@ -134,6 +134,7 @@ def test_a_pull_is_cancelled_and_skopeo_is_a_user_who_owns_nothing(
         assert found["Uid"] == found["Gid"] == [str(confine.USER)] * 4
         assert (found["Groups"], found["NoNewPrivs"]) == ([], ["1"])
         assert int(found["CapEff"][0], 16) == int(found["CapBnd"][0], 16) == 0
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == f"{confine.OOM}\n"
         assert os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
         return True
 

@@ -99,6 +99,8 @@ def test_the_extracting_process_has_few_rights(at_work: dict[str, int], tmp_path
     assert os.readlink(f"/proc/{pid}/root") == str(tmp_path / "target")
     assert namespaces(pid) == {"net", "ipc", "uts", "pid"}
     assert namespaces(os.getpid()) == set()
+    scores = [Path(f"/proc/{number}/oom_score_adj").read_text() for number in (*at_work.values(), os.getpid())]
+    assert scores[:2] == [f"{confine.OOM}\n"] * 2 and scores[2] != scores[0]
 
 
 def test_zstd_is_a_user_who_owns_nothing(at_work: dict[str, int]) -> None:

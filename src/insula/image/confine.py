@@ -32,6 +32,9 @@ NAMESPACES = (
 KEPT = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP")
 """Owners, modes, set-ID bits and file capabilities are what a layer's archive gives to files."""
 
+OOM = "500"
+"""oom_score_adj: when memory is short these go first, and not late, as insulad from which they would inherit it."""
+
 _FILES = 64
 _PROCESSES = 256  # and threads, of all tools of `USER` together
 _CALLS = """
@@ -70,6 +73,8 @@ def limit(limits: Limits) -> None:
     ):
         resource.setrlimit(kind, (value, value))
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu + 5))  # SIGXCPU first, then SIGKILL
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(OOM)
 
 
 def start(command: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:

@@ -23,7 +23,7 @@ import msgspec
 
 from insula.image import manifest, platform
 from insula.image.blobs import disk_errors, write
-from insula.image.confine import USER, missing
+from insula.image.confine import OOM, USER, missing
 from insula.image.job import Job
 from insula.image.limits import LEAST, MAX_DOCUMENT, MAX_SIZE, STALL, check_room
 from insula.image.reference import Reference
@@ -40,7 +40,9 @@ _CPU = 3600  # seconds of processor time of one skopeo
 _PLACE = "/mnt"
 # in a mount namespace of its own, because nobody but root may enter the directories above the staging directory; the
 # shell stays, as PID 1 of the PID namespace: a change of user would take PR_SET_PDEATHSIG away from it
-_SCRIPT = f'mount --bind "$1" {_PLACE} && cd {_PLACE}/"$2" && shift 2 && "$@"; exit $?'
+_SCRIPT = f"""echo {OOM} >/proc/self/oom_score_adj
+mount --bind "$1" {_PLACE} && cd {_PLACE}/"$2" && shift 2 && "$@"
+exit $?"""
 _NAMESPACES = (
     *("setpriv", "--pdeathsig=KILL"),
     *("unshare", "--mount", "--propagation=slave", "--ipc", "--uts", "--pid", "--fork", "--kill-child=KILL"),
