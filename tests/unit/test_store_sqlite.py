@@ -128,6 +128,26 @@ def test_a_commit_that_fails_changes_nothing(tmp_path: Path, denied: set[str]) -
     assert asyncio.run(look()) == ["/a", "/c"]
 
 
+def test_the_thread_outlives_a_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asked is told, nothing was changed, and the next request is served."""
+
+    async def body() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+
+        def broken() -> None:
+            raise ZeroDivisionError("injected")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store._tables, "save_counters", broken)
+            with pytest.raises(ZeroDivisionError, match="injected"):
+                await store.put("/a", b"never")
+        assert await store.get("/a") is None
+        assert await store.put("/a", b"after") == 1
+        await store.close()
+
+    asyncio.run(body())
+
+
 def test_a_second_owner_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     store = SqliteStore(path)

@@ -150,7 +150,12 @@ class HealthChecks:
     # -- one check -------------------------------------------------------------------------------------------------
 
     async def _check(self, monitor: Monitor) -> None:
-        probe = await self._probe(monitor)
+        try:
+            probe = await self._probe(monitor)
+        except Exception:  # of ours, and no verdict: the next check is made all the same
+            log.exception("instance %s/%s: a health check failed", *monitor.member.key)
+            self._schedule(monitor, monitor.plan.interval)
+            return
         if monitor.over:
             return
         before, monitor.health = monitor.health, monitor.judge(probe)

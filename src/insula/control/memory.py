@@ -45,7 +45,10 @@ class Watch:
 
     def _count(self, look: int) -> None:
         loop = asyncio.get_running_loop()
-        self._tell()
+        try:
+            self._tell()
+        except OSError as error:  # it is ending, or this is told the next time
+            log.warning("instance %s/%s: no count of memory: %s", *self._member.key, error)
         if look + 1 < len(_LOOKS):
             self._look = loop.call_later(_LOOKS[look + 1], self._count, look + 1)
         else:

@@ -213,11 +213,22 @@ class Supervisor:
 
     async def _until_end(self, member: Member) -> None:
         """Waits for the end of PID 1, tells it, stores it, tidies up, and has it restarted if that is wanted."""
-        try:
-            ended = as_exit(await self.engine.runtime.wait(member.instance.id))
-        except NotFound:
-            ended = Exit(exit_status=None, finished=time.time())
-        await self.conclude(member, ended)
+        await self.conclude(member, await self._end_of(member))
+
+    async def _end_of(self, member: Member) -> Exit:
+        """How PID 1 ended, once it has. Whatever is in the way, such as a full /run, is told, and it is asked again."""
+        name = f"end of instance {'/'.join(member.key)}"
+        while True:
+            try:
+                ended = as_exit(await self.engine.runtime.wait(member.instance.id))
+            except NotFound:
+                ended = Exit(exit_status=None, finished=time.time())
+            except Exception as error:
+                self.engine.problems.report(name, error)
+                await asyncio.sleep(_RETRY)
+                continue
+            self.engine.problems.solved(name)
+            return ended
 
     async def conclude(self, member: Member, ended: Exit, *, restart: bool = True) -> None:
         """What follows from an end: status, waiters, tidying up, policy (unless it was the host's end, `restart`)."""
@@ -298,8 +309,8 @@ class Supervisor:
                 member.tidy = True
                 self.engine.problems.solved(f"instance {name}")
                 return
-            except (InsulaError, OSError) as error:
-                self.engine.problems[f"instance {name}"] = f"its remains can't be removed: {error}"
+            except Exception as error:
+                self.engine.problems[f"instance {name}"] = f"its remains can't be removed: {error!s}"
                 await asyncio.sleep(_RETRY)
 
     async def end(self, member: Member, signal: int, timeout: float) -> None:

@@ -275,11 +275,11 @@ class SqliteStore:
             if tables.events:
                 tables.save_counters()
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # whatever it is, this thread must outlive it
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                 connection.execute("ROLLBACK")
             tables.restore(before)
-            outcomes = [explain(error, self.path) for _ in requests]
+            outcomes = [_explain(error, self.path) for _ in requests]
         self._publish(tables.events)
         for request, outcome in zip(requests, outcomes, strict=True):
             _answer(request, outcome)
@@ -308,6 +308,10 @@ class SqliteStore:
             for watcher in self._watchers.copy():
                 with contextlib.suppress(RuntimeError):  # its loop is closed
                     watcher.loop.call_soon_threadsafe(watcher.push, events)
+
+
+def _explain(error: Exception, path: Path) -> Exception:
+    return explain(error, path) if isinstance(error, sqlite3.Error) else error
 
 
 def _attempt(work: Callable[[], Any]) -> Any:

@@ -12,12 +12,13 @@ while a thousand others go waits for a few of them, not for all.
 
 from __future__ import annotations
 
+import logging
 import queue
-import sys
 import threading
 import time
 from typing import Final, Protocol
 
+log = logging.getLogger("insula.network")
 _GONE: Final = 0x696E0000
 _GROUPS: Final = 0x10000
 _TOGETHER: Final = 8
@@ -75,9 +76,9 @@ class Reaper:
         started = time.monotonic()
         try:
             more = grave.bury()
-        except OSError as error:  # the next sweep finds what is left
-            sys.stderr.write(f"insulad: devices that should go stay for now: {error}\n")
-            return True
+        except Exception:  # the next sweep finds what is left; others wait for this thread
+            log.exception("devices that should go stay for now")
+            return False
         if more:
             time.sleep(time.monotonic() - started)
         return more

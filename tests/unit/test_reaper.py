@@ -1,0 +1,40 @@
+"""The thread that takes devices away outlives whatever fails in it."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from insula.network.linux.reaper import Reaper
+from tests.support.wait import patiently
+
+
+class Grave:
+    """One whose devices can't be deleted for the first `failures` times."""
+
+    def __init__(self, failures: list[Exception]) -> None:
+        self.failures = failures
+        self.done = threading.Event()
+
+    def bury(self) -> bool:
+        if self.failures:
+            raise self.failures.pop()
+        self.done.set()
+        return False
+
+
+@pytest.mark.parametrize("error", [OSError(16, "busy"), ZeroDivisionError("a defect")])
+def test_one_that_fails_keeps_no_other_and_can_be_woken_again(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    reaper = Reaper()
+    failing, other = Grave([error]), Grave([])
+    reaper.wake(failing)
+    reaper.wake(other)
+    assert other.done.wait(patiently(10))
+    assert not failing.done.is_set()
+    reaper.wake(failing)
+    assert failing.done.wait(patiently(10))
+    reaper.close()
+    assert str(error) in caplog.text
