@@ -89,10 +89,12 @@ class Runtime:
         subprocess.run(self.host.command("umount", path), check=True)
 
     def clear(self) -> None:
-        """Remove the container, whatever state it is in, and begin with a fresh config."""
+        """Remove the container, whatever state it is in, and begin with a fresh config and an empty /tmp."""
         self.do("delete", "--force", NAME)
         self.refresh()
         self.environment = dict(ENVIRONMENT)
+        shutil.rmtree(self.rootfs / "tmp")
+        (self.rootfs / "tmp").mkdir()
         for directory in set(Cgroup(self.group).directories().values()):
             assert not Path(directory).exists(), directory
 

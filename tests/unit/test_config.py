@@ -357,7 +357,13 @@ def test_a_sysctl_is_of_a_namespace_of_the_container(name: str, complaint: str) 
     assert error.message.startswith("linux.sysctl") and complaint in error.message
 
 
-@pytest.mark.parametrize("name", ["net.core.somaxconn", "net/ipv4/conf/eth0.1/forwarding", "kernel.domainname"])
+@pytest.mark.parametrize("name", ["kernel.domainname", "kernel/domainname"])
+def test_the_domain_name_is_said_once(name: str) -> None:
+    elsewhere(f"linux.sysctl.{name}: is not what domainname says", ("linux.sysctl", {name: "other.org"}))
+    check(changed("linux.sysctl", {name: FULL["domainname"]}), bundle="")
+
+
+@pytest.mark.parametrize("name", ["net.core.somaxconn", "net/ipv4/conf/eth0.1/forwarding", "kernel.shmmax"])
 def test_sysctls_of_namespaces(name: str) -> None:
     check(changed("linux.sysctl", {name: "1"}), bundle="")
 

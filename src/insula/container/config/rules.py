@@ -30,6 +30,9 @@ def check(config: Object, bundle: str, warn: Warn) -> None:
     host_names(config, namespaces)
     time_offsets(linux.get("timeOffsets", {}), namespaces)
     sysctls(linux.get("sysctl", {}), namespaces)
+    for name in ("kernel.domainname", "kernel/domainname"):
+        if config.get("domainname") and linux.get("sysctl", {}).get(name, config["domainname"]) != config["domainname"]:
+            raise Wrong("is not what domainname says", "leave one out", "linux", "sysctl", name)
     check_process(config["process"], config, warn, "process")
     for index, mount in enumerate(config.get("mounts", ())):
         mounts(mount, namespaces, ("mounts", index))
