@@ -6,7 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from tests.support.cli import Cli
+from tests.support.cli import ERROR, Cli
 from tests.support.programs import REFUSED, put
 
 
@@ -30,7 +30,9 @@ def test_run_and_exec_say_why(cli: Cli, tmp_path: Path) -> None:
 
 def test_exec_at_the_limit_of_processes_names_it(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "web", "--pids", "2", "busybox", "sh", "-c", "sleep 600 & wait")
-    line = cli.fails("exec", "web", "true", status=125)
+    result = cli.run("exec", "web", "true")
+    line = result.err
+    assert result.status == 125 and ERROR.fullmatch(line), result
     assert "the limit of processes is reached" in line and "insula update --pids" in line and "doctor" not in line
     cli.ok("update", "--pids", "5", "web")
     assert cli.ok("exec", "web", "echo", "ran") == "ran"
