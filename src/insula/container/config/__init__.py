@@ -1,4 +1,4 @@
-"""What a config.json must be before anything is made of it: the OCI runtime-spec 1.2 for Linux.
+"""What a config.json must be before anything is made of it: the OCI runtime-spec 1.3 for Linux.
 
 Two steps. First the shape: `schema` is the spec as a table of types, ranges and words, and `shape` walks a config and
 the table side by side. Then the sense: `rules` holds what one field says about another, such as mappings without a

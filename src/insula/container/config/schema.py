@@ -1,4 +1,4 @@
-"""The Linux config of the OCI runtime-spec 1.2 as a table (config.md, config-linux.md), read by `config.shape`.
+"""The Linux config of the OCI runtime-spec 1.3 as a table (config.md, config-linux.md), read by `config.shape`.
 
 How to read it, field by field as in the spec:
 
