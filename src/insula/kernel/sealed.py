@@ -21,6 +21,7 @@ can't be written to, nor made writable, whoever has the mount; and nothing is co
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -103,9 +104,19 @@ def bind(path: str) -> int:
     For what a container gets of the host's: whoever may mount there can take "ro" off a mount, but here the file system
     itself is read-only, an overlay without an upper layer. Takes CAP_SYS_ADMIN.
     """
+    directory, name = os.path.split(os.path.realpath(path))
+    try:
+        return _file_of_overlay(directory, name)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return _bind_in_child(directory, name)
+
+
+def _file_of_overlay(directory: str, name: str) -> int:
+    """`bind` on Linux 6.15 or later, where mounts that are attached nowhere can be overlaid and copied."""
     from insula.kernel import linux
 
-    directory, name = os.path.split(os.path.realpath(path))
     overlay = _overlay(directory)
     try:
         return linux.open_tree(overlay, name, linux.OPEN_TREE_CLONE | linux.AT_SYMLINK_NOFOLLOW)
@@ -113,14 +124,52 @@ def bind(path: str) -> int:
         os.close(overlay)
 
 
+def _bind_in_child(directory: str, name: str) -> int:
+    """`bind` on any Linux: a child attaches the overlay in a mount namespace of its own, and hands a copy over."""
+    import socket
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pid = os.fork()
+        if pid == 0:
+            failure = 0
+            try:
+                socket.send_fds(theirs, [b"ok"], [_file_of_attached_overlay(directory, name)])
+            except OSError as error:
+                failure = error.errno or errno.EIO
+            finally:
+                os._exit(failure)
+        _, status = os.waitpid(pid, 0)
+        if failure := os.waitstatus_to_exitcode(status):
+            raise OSError(abs(failure), os.strerror(abs(failure)), f"{directory}/{name}")
+        _, [fd], _, _ = socket.recv_fds(ours, 2, 1)
+        return fd
+
+
+def _file_of_attached_overlay(directory: str, name: str) -> int:
+    from insula.kernel import linux
+
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    place = "/proc"  # for want of a directory that is surely there, and that nothing else is looked for in
+    linux.mount("tmpfs", place, "tmpfs")
+    linux.move_mount(_read_only_overlay(directory, place), linux.AT_FDCWD, place)
+    return linux.open_tree(linux.AT_FDCWD, f"{place}/{name}", linux.OPEN_TREE_CLONE | linux.AT_SYMLINK_NOFOLLOW)
+
+
 def _overlay(directory: str) -> int:
     """A detached mount of a directory as a file system that can't be written to."""
     empty = _mounted("tmpfs", {})
-    try:  # without an upper layer an overlay takes two lower ones at least
-        escaped = directory.replace("\\", "\\\\").replace(":", "\\:")
-        return _mounted("overlay", {"lowerdir": f"{escaped}:/proc/self/fd/{empty}"})
+    try:
+        return _read_only_overlay(directory, f"/proc/self/fd/{empty}")
     finally:
         os.close(empty)
+
+
+def _read_only_overlay(directory: str, empty: str) -> int:
+    """The overlay of a directory and an empty one: without an upper layer it takes two lower ones at least."""
+    escaped = directory.replace("\\", "\\\\").replace(":", "\\:")
+    return _mounted("overlay", {"lowerdir": f"{escaped}:{empty}"})
 
 
 def displace() -> None:

@@ -58,21 +58,28 @@ def test_the_init_program_can_not_be_changed(mounting: Cell) -> None:
     assert set(ends.values()) == {"EROFS"}
 
 
-def test_not_even_by_its_owner(mounting: Cell, tmp_path: Path) -> None:
-    """What if the host's file came to belong to the tenant: a sealed one stays as it is, an ordinary one doesn't."""
+@pytest.mark.parametrize("child", [False, True])
+def test_not_even_by_its_owner(mounting: Cell, tmp_path: Path, child: bool) -> None:
+    """What if the host's file came to belong to the tenant: a sealed one stays as it is, an ordinary one doesn't.
+
+    `child`: as it is done before Linux 6.15.
+    """
     program = tmp_path / "program"
     program.write_text("the host's")
     program.chmod(0o755)
     os.chown(program, mounting.owner, mounting.owner)
     before = (program.read_text(), program.stat().st_mode)
+    way, bind = ("child" if child else "direct"), sealed._bind_in_child
     mounting.show(
-        sealed=lambda: sealed.bind(str(program)),
-        plain=lambda: mounts.bind(str(program), attributes=linux.MOUNT_ATTR_RDONLY),
+        **{
+            f"sealed-{way}": lambda: bind(str(tmp_path), "program") if child else sealed.bind(str(program)),
+            f"plain-{way}": lambda: mounts.bind(str(program), attributes=linux.MOUNT_ATTR_RDONLY),
+        }
     )
-    ends = mounting.gets(files.spoil, "/seen/sealed")
+    ends = mounting.gets(files.spoil, f"/seen/sealed-{way}")
     assert ends.pop("remount") == "done" and set(ends.values()) == {"EROFS"}
     assert (program.read_text(), program.stat().st_mode) == before
-    ends = mounting.gets(files.spoil, "/seen/plain")
+    ends = mounting.gets(files.spoil, f"/seen/plain-{way}")
     assert (ends["remount"], ends["write"], ends["chmod"]) == ("done", "done", "done"), "the control"
     assert (program.read_text(), program.stat().st_mode) != before
 
