@@ -4,8 +4,8 @@
 
 At most N mutants of each module are tried (8), chosen by the seed (0). A MODULE is a part of a path in targets.toml.
 The work is done in a copy of the checkout with an environment of its own, so that daemons that the tests start are
-mutants too. Survivors are printed as FILE:LINE, before and after. The exit status is 0 whatever survives: a person
-judges.
+mutants too, and in mounts of its own, in which the rest of the host's disk is read-only. Survivors are printed as
+FILE:LINE, before and after. The exit status is 0 whatever survives: a person judges.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ CHECKOUT = Path(__file__).parents[2]
 TARGETS = Path(__file__).with_name("targets.toml")
 FACTOR, LEAST = 5.0, 60.0
 """A mutant's tests may take so many times what they take without a change, and so many seconds at least."""
+CONFINE = """
+mount --bind "$1" "$1" && mount --bind "$1/tmp" /tmp && mount -t tmpfs run /run && mount -o remount,bind,ro / || exit 1
+shift
+exec "$@"
+"""
+"""A mutant runs as root and may do anything, as chmod the host's root directory: so the host's disk is read-only."""
 
 Outcome = Literal["killed", "hangs", "survives"]
 
@@ -38,6 +44,7 @@ class Copy:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        (path / "tmp").mkdir(mode=0o1777)
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=CHECKOUT,
@@ -60,9 +67,10 @@ class Copy:
 
     def run(self, tests: list[str], timeout: float, output: int = subprocess.DEVNULL) -> Outcome:
         """What these tests say of the copy as it is now; `output` is the descriptor that gets what they print."""
+        confined = ["unshare", "--mount", "--propagation", "private", "sh", "-c", CONFINE, "sh", str(self.path)]
         command = [str(self.python), "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         process = subprocess.Popen(
-            command,
+            [*confined, *command],
             cwd=self.path,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -124,7 +132,7 @@ def main() -> int:
     if not chosen:
         parser.error(f"no module in {TARGETS.name} has a path with any of these: {' '.join(options.modules)}")
     tried = survived = 0
-    with tempfile.TemporaryDirectory(prefix="insula-mutants-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="insula-mutants-", dir="/var/tmp") as scratch:
         copy = Copy(Path(scratch))
         for module, tests in chosen.items():
             count, survivors = try_module(copy, module, tests, options.count, options.seed)

@@ -99,7 +99,10 @@ def remove_cgroups(prefix: str) -> None:
                 path.write_text(word)
     for _ in range(50):
         for top in tops:
-            for directory, _, _ in os.walk(top, topdown=False):
+            for directory, _, files in os.walk(top, topdown=False):
+                for name in files:  # podman's, where no hierarchy is mounted; those of a control group stay
+                    with suppress(OSError):
+                        os.unlink(f"{directory}/{name}")
                 with suppress(OSError):
                     os.rmdir(directory)
         if not any(top.exists() for top in tops):
