@@ -57,6 +57,7 @@ from insula.kernel import cgroups, linux, mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Callable
     from typing import Any, NoReturn
 
@@ -65,8 +66,12 @@ if TYPE_CHECKING:
     from insula.container.namespaces import Plan
     from insula.container.rootfs import Stage, Staged
     from insula.container.sources import Sources
+else:
+    import _signal
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_ENDING = (1, 2, 3, 15)
+"""SIGHUP, SIGINT, SIGQUIT, SIGTERM: the signals that ask a process to end."""
 
 
 class Inheritance:
@@ -335,6 +340,10 @@ def refusal(path: str) -> int:
 
 def wait_for_start(given: Inheritance) -> None:
     """Until the parent says "start", or says "created" and somebody else comes to the socket and says it."""
+    if given.waits_at:
+        # process 1 of a PID namespace gets no signal without a handler; execve(2) restores the default actions
+        for number in _ENDING:
+            _signal.signal(number, end_by_signal)
     tell(given.sync, {"event": "ready"})
     if hear(given.sync)["event"] == "start":
         return
@@ -350,3 +359,8 @@ def wait_for_start(given: Inheritance) -> None:
             given.waits_at.close()
             return
         sync.close()
+
+
+def end_by_signal(number: int, _frame: object) -> NoReturn:
+    """What these signals do to a process that is not process 1: with the exit status that a shell shows for it."""
+    os._exit(128 + number)

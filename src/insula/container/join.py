@@ -14,7 +14,7 @@ import os
 from insula.container import wire
 from insula.container.departure import departure
 from insula.container.init import become_root, offer_listener
-from insula.container.stdio import connect_stdio, open_terminal, take_terminal
+from insula.container.stdio import connect_stdio, open_terminal, plain_lines, take_terminal
 from insula.container.steps import StepError, close_others, forbid_imports, report, reset_signals, step, tell
 from insula.kernel import cgroups, linux, process, scheduling
 
@@ -60,10 +60,12 @@ class Joining:
         keep: int = 0,
         personality: dict[str, Any] | None = None,
         memory_policy: dict[str, Any] | None = None,
+        plain: bool = False,
     ) -> None:
         self.process, self.target, self.sync, self.join, self.stdio = what, target, sync, join, stdio
         self.program, self.flags, self.root, self.keep, self.personality = program, flags, root, keep, personality
         self.memory_policy = memory_policy
+        self.plain = plain  # the terminal leaves lines as they are: set before the program can write one
 
     def descriptors(self) -> list[int]:
         kept = [self.target, self.sync.fileno(), *self.join, *self.stdio, *range(3, 3 + self.keep)]
@@ -118,6 +120,8 @@ def _inside(given: Joining) -> NoReturn:
         step("enter the root", lambda: enter(given.root))
     if what.get("terminal"):
         master, slave = make_terminal(what)
+        if given.plain:
+            step("set up the terminal", lambda: plain_lines(slave))
         wire.send(sync, {"event": "terminal"}, [master])
         os.close(master)
         step("open the terminal", lambda: take_terminal(slave))

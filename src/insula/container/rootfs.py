@@ -33,6 +33,7 @@ from insula.container.sources import (
     devices_in_root,
     finish_bind,
     is_bind,
+    is_idmapped,
     propagation_of_root,
 )
 from insula.container.stdio import is_null_device, open_null
@@ -280,6 +281,8 @@ class Tree:
             copy = mounts.bind("", recursive=options.recursive, dirfd=source)
         finally:
             os.close(source)
+        if is_idmapped(entry, options):
+            self.sources.map_owners(index, copy)
         return finish_bind(copy, entry, options, propagation_of_root(self.config), self.plan)
 
     def _copy_mode(self, entry: dict[str, Any], options: Options) -> None:
@@ -428,7 +431,7 @@ class Places:
 
 def protect(places: Places, masked: Iterable[str], readonly: Iterable[str]) -> None:
     """maskedPaths can't be read, readonlyPaths not written (OCI runtime-spec, config-linux.md)."""
-    for path in readonly:
+    for path in _distinct(readonly):
         if (target := places.open(path)) is not None:
             copy = mounts.bind("", recursive=True, dirfd=target, attributes=linux.MOUNT_ATTR_RDONLY)
             mounts.attach(copy, target)
@@ -436,7 +439,7 @@ def protect(places: Places, masked: Iterable[str], readonly: Iterable[str]) -> N
             os.close(target)
     covers: dict[bool, int] = {}  # of directories and of files: the first one, of which the others are copies
     try:
-        for path in masked:
+        for path in _distinct(masked):
             if (target := places.open(path)) is None:
                 continue
             directory = stat.S_ISDIR(os.fstat(target).st_mode)
@@ -450,6 +453,11 @@ def protect(places: Places, masked: Iterable[str], readonly: Iterable[str]) -> N
     finally:
         for fd in covers.values():
             os.close(fd)
+
+
+def _distinct(paths: Iterable[str]) -> dict[str, None]:
+    """Each path once, in order: what is listed twice is mounted on once."""
+    return dict.fromkeys(os.path.normpath("/" + path.lstrip("/")) for path in paths)
 
 
 def _cover(places: Places, directory: bool) -> int:

@@ -74,6 +74,13 @@ class Sources:
         found, self.devices = self.devices, {}
         return found
 
+    def map_owners(self, index: int, mount: int) -> None:
+        """Have the parent give a mount the ID mapping of its entry, which the host's rights are needed for."""
+        assert self.sync is not None
+        wire.send(self.sync, {"event": "map", "source": index}, [mount])
+        if wire.receive(self.sync) is None:
+            os._exit(INTERRUPTED)
+
     def _ask(self, keys: Sequence[int | str]) -> list[int]:
         assert self.sync is not None
         tell(self.sync, {"event": "open", "sources": keys})
@@ -158,7 +165,7 @@ def open_later(config: dict[str, Any], plan: Plan) -> Sources:
             continue
         options = Options(entry.get("options") or ())
         source = os.path.realpath(entry["source"]) if is_bind(entry, options) else ""
-        if covers(root, source) and not is_idmapped(entry, options):
+        if covers(root, source):
             made.inside[index] = os.path.relpath(source, root)
         else:
             made.later.append(index)
@@ -184,6 +191,17 @@ def answer(config: dict[str, Any], plan: Plan, keys: Sequence[int | str], sync: 
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def answer_map(config: dict[str, Any], plan: Plan, index: int, mount: int, sync: _socket.socket) -> None:
+    """In the parent: map the owners of a mount that the child has made, of the entry `index`; `mount` is closed."""
+    entry = config["mounts"][index]
+    options = Options(entry.get("options") or ())
+    try:
+        step(f"mount {entry['destination']}", lambda: _map_owners(mount, entry, options, plan))
+    finally:
+        os.close(mount)
+    wire.send(sync, {"event": "mapped"})
 
 
 def is_made_outside(entry: dict[str, Any]) -> bool:
@@ -214,16 +232,20 @@ def open_one(config: dict[str, Any], entry: dict[str, Any], plan: Plan) -> int:
             fd = sealed.bind(entry["source"])
         else:
             fd = mounts.bind(entry["source"], recursive=options.recursive)
+        if is_idmapped(entry, options):
+            try:
+                _map_owners(fd, entry, options, plan)
+            except OSError:
+                os.close(fd)
+                raise
         return finish_bind(fd, entry, options, propagation_of_root(config), plan)
     except OSError as error:
         raise OSError(error.errno, error.strerror, entry["source"]) from None
 
 
 def finish_bind(fd: int, entry: dict[str, Any], options: Options, of_root: int, plan: Plan) -> int:
-    """Give the copy of a mount what its options ask for; `fd` is closed if that fails."""
+    """Give the copy of a mount what its options ask for, but for mapped owners; `fd` is closed if that fails."""
     try:
-        if is_idmapped(entry, options):
-            _map_owners(fd, entry, options, plan)
         mounts.change(fd, options.own)
         mounts.change(fd, options.all_below, recursive=True)
         wanted = options.propagation or of_root or SLAVE

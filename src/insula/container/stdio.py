@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import _socket
     from typing import Any
 
+_TCGETS, _TCSETS, _ONLCR = 0x5401, 0x5402, 4
 _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER, _TIOCSCTTY, _TIOCSWINSZ = 0x80045430, 0x40045431, 0x5441, 0x540E, 0x5414
 _NULL_DEVICE = os.makedev(1, 3)
 _PTMX_DEVICE = os.makedev(5, 2)
@@ -85,6 +86,14 @@ def open_terminal(process: dict[str, Any]) -> tuple[int, int]:
     if size:
         fcntl.ioctl(slave, _TIOCSWINSZ, struct.pack("4H", size["height"], size["width"], 0, 0))
     return master, slave
+
+
+def plain_lines(terminal: int) -> None:
+    """Have a terminal leave ``\\n`` as it is (ONLCR of termios(3)): who reads its other side may be a pipe."""
+    mode = bytearray(fcntl.ioctl(terminal, _TCGETS, bytes(36)))
+    flags = struct.unpack_from("I", mode, 4)[0]  # c_oflag; without the module termios, which a child can't import
+    struct.pack_into("I", mode, 4, flags & ~_ONLCR)
+    fcntl.ioctl(terminal, _TCSETS, bytes(mode))
 
 
 def take_terminal(slave: int) -> None:

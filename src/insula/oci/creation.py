@@ -16,13 +16,14 @@ import time
 from insula.container import config as checks
 from insula.container import launch, sources, wire
 from insula.container.departure import Filter
+from insula.container.stdio import plain_lines
 from insula.container.steps import StepError
 from insula.kernel import cgroups, linux, scheduling
 from insula.kernel.cgroups import devices
 from insula.kernel.undo import Undo
 from insula.model.errors import Conflict, Failed, Invalid, NotFound
 from insula.model.plainjson import loads
-from insula.oci import foreground, log, streams
+from insula.oci import log, streams
 from insula.oci.state import Container
 
 TYPE_CHECKING = False
@@ -79,6 +80,11 @@ class Created:
                 case "open":
                     assert self.child.plan
                     sources.answer(self.config, self.child.plan, message["sources"], self.child.sync)
+                case "map":
+                    assert self.child.plan
+                    sources.answer_map(
+                        self.config, self.child.plan, message["source"], descriptors[0], self.child.sync
+                    )
                 case "listener":
                     self._pass_listener_on(message["fd"])
                 case "warning":
@@ -91,7 +97,7 @@ class Created:
         [master] = descriptors
         if self.console is None:
             self.master = master
-            foreground.plain_lines(master)
+            plain_lines(master)
             return
         try:
             self.console.send(master)

@@ -22,15 +22,6 @@ _CHUNK = 16 << 10
 _OURS = {signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
 
 
-def plain_lines(master: int) -> None:
-    """Have the terminal behind `master` leave ``\\n`` as it is (ONLCR of termios(3)): who reads it may be a pipe."""
-    import termios
-
-    mode = termios.tcgetattr(master)
-    mode[1] &= ~termios.ONLCR
-    termios.tcsetattr(master, termios.TCSANOW, mode)
-
-
 def hold_signals() -> None:
     """Let what should be forwarded wait for `wait`: call it before there is a process that somebody could mean."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OURS)
@@ -71,7 +62,7 @@ def _relay(master: int) -> None:
         before = termios.tcgetattr(0)
         tty.setraw(0)
         mode = termios.tcgetattr(0)
-        mode[1] |= termios.OPOST  # a line's end is made here, where the terminal is: see `plain_lines`
+        mode[1] |= termios.OPOST  # a line's end is made here, where the terminal is: see `stdio.plain_lines`
         termios.tcsetattr(0, termios.TCSADRAIN, mode)
         signal.signal(signal.SIGWINCH, lambda *_: _resize(master))
         _resize(master)

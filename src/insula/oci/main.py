@@ -54,6 +54,7 @@ def _run(asked: list[str], given: Arguments) -> int:
     verb, *words = words
     if verb not in COMMANDS:
         raise Usage(f"there is no verb {verb[:60]!r}", f"one of {', '.join(COMMANDS)}")
+    given.named_root = bool(given.root)
     given.root = os.path.abspath(given.root or _default_root())
     given.systemd_cgroup = given.systemd_cgroup or given.cgroup_manager == "systemd"
     arguments = Arguments()

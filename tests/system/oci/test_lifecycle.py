@@ -83,6 +83,34 @@ def test_kill_reaches_a_created_one(box: Box) -> None:
     until(lambda: box.oci.status(NAME) == "stopped", "it is dead")
 
 
+@pytest.mark.parametrize("number", ["HUP", "INT", "QUIT", "TERM"])
+def test_what_ends_a_program_ends_what_waits_for_start(box: Box, number: str) -> None:
+    """Process 1 of a PID namespace gets a signal only if it handles it."""
+    box.create("touch /tmp/ran")
+    box.oci.ok("kill", NAME, "WINCH")
+    assert box.oci.status(NAME) == "created", "the control"
+    box.oci.ok("kill", NAME, number)
+    until(lambda: box.oci.status(NAME) == "stopped", "it has ended")
+    assert "is stopped" in box.oci.fails("start", NAME)
+    assert not (box.rootfs / "tmp/ran").exists()
+    box.oci.ok("delete", NAME)
+    assert box.left() == []
+
+
+def test_the_program_has_the_default_actions(box: Box) -> None:
+    """Whatever the process did with signals while it waited for start."""
+    box.process["args"] = ["/bin/grep", "-E", "Sig(Cgt|Ign|Blk)", "/proc/self/status"]  # a shell has its own
+    box.write(box.config)
+    with (box.path / "output").open("w") as output:
+        command = box.oci.command("create", "--bundle", box.path, NAME)
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, timeout=30, check=True)
+    box.oci.ok("start", NAME)
+    until(lambda: box.output.count("\n") == 3, "it has told")
+    masks = {name: int(mask, 16) for name, mask in (line.split(":") for line in box.output.splitlines())}
+    ending = sum(1 << (number - 1) for number in (1, 2, 3, 15))
+    assert not any(mask & ending for mask in masks.values()), masks
+
+
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $PPID; exit 9", 9)])
 def test_run_ends_as_its_process(box: Box, script: str, status: int) -> None:
     result = box.run(script)

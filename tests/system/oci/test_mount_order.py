@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -87,6 +88,21 @@ def test_a_source_that_an_earlier_entry_makes(box: Box, source: Path, user: bool
     result = box.run(script)
     assert result.out.split("\n") == ["of the host", "deep", "of the host", "/mnt/deep/over", "/deep/over", ""]
     assert "Read-only file system" in result.err
+
+
+@users
+def test_an_idmapped_source_that_an_earlier_entry_makes(box: Box, source: Path, user: bool) -> None:
+    """The mapping takes the host's rights, the source is the container's."""
+    os.chown(source / "file", 1000, 1000)
+    ids = [{"containerID": 1000, "hostID": BASE + 7 if user else 7, "size": 1}]
+    if user:
+        box.map_ids((0, BASE, 65536))
+    box.bind(source, "/mnt")
+    box.bind(box.rootfs / "mnt", "/plain")
+    box.bind(box.rootfs / "mnt", "/mapped", uidMappings=ids, gidMappings=ids)
+    box.bind(box.rootfs / "mnt/file", "/one/file", uidMappings=ids, gidMappings=ids)
+    found = box.out("stat -c %u /plain/file /mapped/file /one/file; cat /mapped/file")
+    assert found.split("\n")[:4] == ["65534" if user else "1000", "7", "7", "of the host"]
 
 
 def test_a_source_in_the_root_is_the_roots(box: Box, source: Path) -> None:

@@ -343,6 +343,15 @@ def test_masked_and_readonly_paths(box: Box) -> None:
     assert [line for line in result.out.splitlines() if "Read-only" not in line] == []
 
 
+def test_a_path_that_is_listed_twice_is_masked_once(box: Box) -> None:
+    (box.rootfs / "hidden").mkdir()
+    (box.rootfs / "secret").write_text("x")
+    box.linux["maskedPaths"] = ["/secret", "/hidden", "/secret", "/hidden/", "//hidden"]
+    box.linux["readonlyPaths"] = ["/bin", "/bin", "/bin/"]
+    script = "cut -d' ' -f5 /proc/self/mountinfo | grep -E '^/(secret|hidden|bin)$' | sort; cat /secret; ls /hidden"
+    assert box.out(script) == "/bin\n/hidden\n/secret\n"
+
+
 def test_a_mask_is_the_null_device_and_nothing_else(box: Box) -> None:
     """CVE-2025-31133: an image may bring any /dev/null."""
     box.mounts[:] = [m for m in box.mounts if not m["destination"].startswith("/dev")]

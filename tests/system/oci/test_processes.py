@@ -110,6 +110,19 @@ def test_exec_in_a_terminal(box: Box) -> None:
         os.close(master)
 
 
+def test_lines_of_a_terminal_stay_as_they_are(box: Box) -> None:
+    """Who reads may be a pipe. From the first one on: the program may write before the terminal's other end is out."""
+    box.start()
+
+    def said(script: str) -> bytes:
+        command = box.oci.command("exec", "--tty", NAME, "sh", "-c", script)
+        return subprocess.check_output(command, stdin=subprocess.DEVNULL)
+
+    for _ in range(10):
+        assert said("echo one; echo two") == b"one\ntwo\n"
+    assert said("stty onlcr; echo one") == b"one\r\n", "the control"
+
+
 def test_terminals_that_nobody_would_hold(box: Box, console: ConsoleSocket) -> None:
     box.process["terminal"] = True
     box.script("true")

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def test_a_pid_that_was_used_again_is_another_process(oci: Oci, web: Resident) -
 
 
 def test_list(oci: Oci, make: Factory) -> None:
+    assert "there is no such directory" in oci.fails("list"), "a --root that was mistyped"
+    oci.root.mkdir()
     assert oci.json("list", "--format", "json") == []
     make("b"), make("a")
     (oci.root / "half").mkdir()  # what a create that was killed leaves
@@ -176,6 +179,29 @@ def test_a_kill_waits_for_nobody(oci: Oci, web: Resident) -> None:
 
 
 # -- pause and resume --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(VERSION == 2, reason="with cgroup v2 what is frozen dies of SIGKILL")
+def test_delete_of_a_process_in_a_frozen_group_of_others(oci: Oci, web: Resident, run_: Run) -> None:
+    """There it doesn't die; who else is in that group stays frozen."""
+    other = Path(hierarchy().controllers["freezer"]) / f"{run_.name}frozen"
+    other.mkdir()
+    bystander = subprocess.Popen(["sleep", "600"])
+    try:
+        for pid in (web.process.pid, bystander.pid):
+            (other / "cgroup.procs").write_text(str(pid))
+        (other / "freezer.state").write_text("FROZEN")
+        until(lambda: (other / "freezer.state").read_text() == "FROZEN\n", "they stand still")
+        oci.ok("delete", "--force", "web")
+        assert web.process.wait(10) == -signal.SIGKILL
+        assert (other / "cgroup.procs").read_text() == f"{bystander.pid}\n"
+        assert (other / "freezer.state").read_text() == "FROZEN\n"
+    finally:
+        bystander.kill()
+        (other / "freezer.state").write_text("THAWED")
+        bystander.wait(10)
+        until(lambda: (other / "cgroup.procs").read_text() == "", "nobody is left in it")
+        other.rmdir()
 
 
 def test_pause_and_resume(oci: Oci, web: Resident) -> None:

@@ -63,6 +63,12 @@ def thaw(group: Cgroup) -> None:
             raise
 
 
+def take_back(group: Cgroup, pid: int) -> None:
+    """See `Cgroup.take_back`."""
+    if not group.tree.unified:
+        write(f"{group.directory('freezer')}/cgroup.procs", pid)
+
+
 def frozen(group: Cgroup) -> bool:
     """See `Cgroup.frozen`."""
     if group.tree.unified:

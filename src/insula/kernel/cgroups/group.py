@@ -260,6 +260,15 @@ class Cgroup:
 
         freezer.thaw(self)
 
+    def take_back(self, pid: int) -> None:
+        """Have this group, and no other, say whether the process `pid` is frozen.
+
+        In version 1 somebody may have moved it into a frozen group of the freezer's hierarchy, where it can't die.
+        """
+        from insula.kernel.cgroups import freezer
+
+        freezer.take_back(self, pid)
+
     def frozen(self) -> bool:
         """Whether it was frozen, by itself or with a parent; False if the group is gone."""
         from insula.kernel.cgroups import freezer

@@ -26,6 +26,7 @@ else:
 
 _SIGKILL = 9
 _PATIENCE = 10_000  # milliseconds that a killed process may take to die
+_SOON = 500  # and most take
 
 
 def run(arguments: Arguments) -> int:
@@ -85,5 +86,15 @@ def _kill(pidfd: int, group: Cgroup | None, record: Record) -> None:
         group.thaw()  # in version 1 a frozen process does not even die
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
+    if group and not poll.poll(_SOON):
+        _take_back(group, record["pid"])
     if not poll.poll(_PATIENCE):
         raise Failed(f"process {record['pid']} of container {record['id']} doesn't die", "see its state in ps(1)")
+
+
+def _take_back(group: Cgroup, pid: int) -> None:
+    """It doesn't die: it may be in a frozen group of others. They stay frozen."""
+    try:
+        group.take_back(pid)
+    except OSError:  # its own group is gone, too
+        return

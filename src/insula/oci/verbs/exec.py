@@ -176,6 +176,7 @@ class Joined:
                 keep=keep,
                 personality=self.config["linux"].get("personality"),
                 memory_policy=self.config["linux"].get("memoryPolicy"),
+                plain=self.console is None,
             )
             first, pidfd = linux.clone3(0)
             if first == 0:
@@ -227,7 +228,6 @@ class Joined:
     def _take_terminal(self, master: int) -> None:
         if self.console is None:
             self.master = master
-            foreground.plain_lines(master)
             return
         try:
             self.console.send(master)

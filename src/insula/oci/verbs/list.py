@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+from insula.model.errors import NotFound
 from insula.model.plainjson import dumps
 from insula.oci.log import one_line
 from insula.oci.state import containers
@@ -14,6 +17,8 @@ _COLUMNS = ("id", "pid", "status", "bundle", "created", "owner")
 
 
 def run(arguments: Arguments) -> int:
+    if arguments.named_root and not os.path.isdir(arguments.root):  # the default one is made by the first container
+        raise NotFound(f"--root {arguments.root}: there is no such directory", "the first `create` makes it")
     found = containers(arguments.root)
     if arguments.quiet:
         for container in found:
