@@ -251,6 +251,24 @@ def test_what_is_written_there_lives_with_the_instance(cli: Cli, volumes: str, t
     assert os.listdir(tmp_path) == ["own"]
 
 
+def test_a_volume_behind_a_link_takes_no_mask_off(tenant: Cli, tmp_path: Path) -> None:
+    """A directory that is bound onto itself would lie over what masks /proc, and be writable."""
+    layer = tar(
+        member("bin"),
+        member("bin/sh", BUSYBOX.read_bytes(), mode=0o755),
+        *(member(f"bin/{name}", linkname="sh") for name in ("cat", "ls", "grep", "touch")),
+        *(member(name, linkname=target) for name, target in (("p", "/proc"), ("k", "/proc/sys"), ("s", "/sys"))),
+    )
+    layout = Layout()
+    declared: dict[str, object] = {"/p": {}, "/k/kernel": {}, "/s": {}, "/data": {}}
+    layout.image([layer], process={"Volumes": declared}, name="links:1")
+    (tmp_path / "image.tar").write_bytes(layout.tar())
+    tenant.ok("image", "load", str(tmp_path / "image.tar"))
+    script = "cat /proc/keys; ls /proc/acpi /proc/sys/kernel/pty | grep -v :; grep -c ' /proc ' /proc/mounts; "
+    script += "for path in '/proc/sys[/ ]' '/sys '; do grep \" $path\" /proc/mounts | grep -c rw,; done; touch /data/x"
+    assert shell(tenant, script, "--read-only", image="links:1").split() == ["1", "0", "0"]
+
+
 def test_a_tmpfs_goes_over_a_volume(cli: Cli, volumes: str) -> None:
     assert shell(cli, "ls /data; grep ' /data ' /proc/mounts", "--tmpfs", "/data", image=volumes).startswith(
         "tmpfs /data"

@@ -313,9 +313,14 @@ def is_sealed_late(entry: dict[str, Any], options: Options) -> bool:
 
 
 def _volume(root: int, entry: dict[str, Any]) -> None:
+    """Make the directory of a VOLUME entry, and bind it onto itself if it is to stay writable.
+
+    Only a directory of the root file system is bound. A link of the image may lead to another mount: bound onto itself,
+    /proc would be there once more, over all that masks its paths.
+    """
     target = mounts.make_target(root, entry["destination"], directory=True)
     try:
-        if "rw" in entry["options"]:
+        if "rw" in entry["options"] and os.fstat(target).st_dev == os.fstat(root).st_dev:
             mount = mounts.bind("", dirfd=target)
             try:
                 mounts.attach(mount, target)
