@@ -7,7 +7,10 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
+
 from tests.support.runtimes import NAME, Runtime
+from tests.support.wait import until
 
 FIELDS = ("Uid", "Gid", "Groups", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
 
@@ -43,3 +46,22 @@ def test_no_directory_and_no_control_group_of_the_host_is_open(oci: Runtime) -> 
     directories = [link for fd, link in opened.items() if stat.S_ISDIR(os.stat(f"/proc/{pid}/fd/{fd}").st_mode)]
     assert directories == []
     assert [link for link in opened.values() if "cgroup" in link] == []
+
+
+def test_a_signal_ends_it(oci: Runtime) -> None:
+    """As process 1 of a PID namespace it must handle SIGTERM to get it."""
+    if oci.name == "crun":
+        pytest.skip("crun of Debian 12 doesn't handle it: only SIGKILL ends its created containers")
+    oci.write("exec sleep 600")
+    oci.do("create", "--bundle", oci.path, NAME).ok()
+    oci.do("kill", NAME, "TERM").ok()
+    until(lambda: json.loads(oci.do("state", NAME).ok())["status"] == "stopped", "it has ended")
+
+
+def test_it_can_be_deleted(oci: Runtime) -> None:
+    oci.write("exec sleep 600")
+    oci.do("create", "--bundle", oci.path, NAME).ok()
+    pid = json.loads(oci.do("state", NAME).ok())["pid"]
+    oci.do("delete", NAME).ok()
+    assert oci.do("state", NAME).status != 0
+    until(lambda: not Path(f"/proc/{pid}").exists(), "its process is gone")

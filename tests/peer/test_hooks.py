@@ -77,3 +77,13 @@ def test_without_env_a_hook_inherits(oci: Runtime) -> None:
         }
         found = oci.out("cat /tmp/env") if kind == "startContainer" else oci.out("") or told.read_text()
         assert "ONLY=1" in found and "OF_THE" not in found, kind
+
+
+def test_where_hooks_are_run(oci: Runtime) -> None:
+    """The spec names no directory: that of createContainer hooks is the root, as in runc, or the bundle, as in crun."""
+    told = oci.path / "places"
+    entry = {"path": "/bin/sh", "args": ["sh", "-c", f"pwd >> {told}"], "env": [PATH]}
+    oci.config["hooks"] = {"createRuntime": [entry], "createContainer": [entry]}
+    oci.out("true")
+    container = oci.path if oci.name == "crun" else oci.rootfs
+    assert told.read_text().splitlines() == [str(oci.path), str(container)]
