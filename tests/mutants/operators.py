@@ -29,6 +29,8 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 }
 MESSAGES = ("debug", "info", "warning", "error", "exception")
 """Methods of loggers: what they are given is no behaviour."""
+TEXTS = ("hint", "what")
+"""Variables that hold a part of an error's message."""
 
 
 class Mutant(NamedTuple):
@@ -70,8 +72,10 @@ def _changes(tree: ast.Module) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
 
 
 def _behaviour(node: ast.AST) -> Iterator[ast.AST]:
-    """The node and those below it, without annotations, docstrings, logging, and imports for types."""
+    """The node and those below it, without annotations, docstrings, logging, messages, and imports for types."""
     yield node
+    if isinstance(node, ast.Raise):  # that it is raised is behaviour: not what it says
+        return
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list", "bases", "keywords") and not isinstance(node, ast.Call):
             continue
@@ -84,8 +88,12 @@ def _is_prose(node: ast.AST) -> bool:
     match node:
         case ast.JoinedStr() | ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
             return True
-        case ast.keyword(arg="strict"):  # of zip, whose arguments are of one length
+        case ast.keyword(arg="strict" | "repr"):  # of zip, whose arguments are of one length; of fields
             return True
+        case ast.FunctionDef(name="__repr__") | ast.Call(func=ast.Name(id="shorten")):
+            return True
+        case ast.Assign(targets=[ast.Name(id=name)]):
+            return name in TEXTS or name == "TYPE_CHECKING"
         case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=name))):
             return name in MESSAGES
         case ast.If(test=ast.Name(id="TYPE_CHECKING")):

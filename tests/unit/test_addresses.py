@@ -126,6 +126,19 @@ def test_bad_subnets_are_refused_in_one_line(text: str, says: str) -> None:
     assert refused.value.hint
 
 
+@pytest.mark.parametrize(("version", "shortest", "longest"), [(4, 8, 30), (6, 16, 126)])
+def test_the_shortest_and_the_longest_prefix(version: int, shortest: int, longest: int) -> None:
+    start = "10.0.0.0" if version == 4 else "fd00::"
+    for prefix in (shortest, longest):
+        subnet = addresses.parse_subnet(f"{start}/{prefix}", version)
+        assert subnet.prefixlen == prefix
+        assert addresses.allocate(subnet, ()) == str(subnet[2]), "it has room for an instance"
+    for prefix in (*range(shortest - 7, shortest), *range(longest + 1, 33 if version == 4 else 129)):
+        base = ip_network(f"{start}/{prefix}", strict=False)
+        with pytest.raises(Invalid, match="size"):
+            addresses.parse_subnet(str(base), version)
+
+
 def cidrs() -> st.SearchStrategy[str]:
     """Networks as text, most of them right or nearly, and any text at all."""
     written = st.builds("{}/{}".format, st.ip_addresses(), st.integers(-1, 130))
@@ -213,6 +226,16 @@ def test_the_mac_of_a_port_follows_from_its_network_and_its_address(network: str
     }
     assert mac[:2] == "02" and int(mac[3:5], 16) >= 0x10, "none of a gateway's or an uplink's"
     assert addresses.parse_mac(mac) == mac
+
+
+def test_macs_of_ports_are_those_of_earlier_releases() -> None:
+    """Neighbours remember them, and who takes over an address is to be found at the same place."""
+    assert addresses.port_mac("acme/net/1.5", "10.0.0.2") == "02:d5:bf:4f:5b:dc"
+    assert addresses.port_mac("acme/net/1.5", "10.0.0.2", 1) == "02:1a:14:50:38:3d"
+    assert addresses.port_mac("acme/net/1.5", "fd00::2") == "02:b1:4c:5e:ea:3a"
+    assert (addresses.gateway_mac(7), host_end(7), tenant_end(7)) == (
+        *("02:01:00:00:00:07", "02:02:00:00:00:07", "02:03:00:00:00:07"),
+    )
 
 
 def test_macs_of_ports_do_not_collide() -> None:

@@ -24,7 +24,7 @@ from insula.control.quotas import (
 from insula.model.errors import Conflict, Invalid, QuotaExceeded
 from insula.model.objects import Limits, Resources, Tenant
 from insula.model.views import LimitsPatch, ResourcesPatch, Usage
-from insula.store.protocol import Compare, Put
+from insula.store.protocol import Compare, Put, TransactionConflict
 from insula.store.sqlite import SqliteStore
 from insula.store.typed import Found
 
@@ -189,3 +189,95 @@ def test_resources_that_make_no_sense(resources: Resources) -> None:
     with pytest.raises(Invalid):
         check_resources(resources)
     assert check_resources(Resources(cpus=0.01, memory=6 << 20, pids=1))
+
+
+GREATEST = (1 << 63) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "below", "most", "above"),
+    [
+        ("cpus", 0.01, 0.0099, 65536.0, 65536.5),
+        ("memory", 6 << 20, (6 << 20) - 1, GREATEST, GREATEST + 1),
+        ("pids", 1, 0, 1 << 22, (1 << 22) + 1),
+        ("instances", 0, -1, 1_000_000, 1_000_001),
+        ("bandwidth", 8000, 7999, GREATEST, GREATEST + 1),
+    ],
+)
+def test_the_least_and_the_most_of_each_limit(
+    name: str, least: float, below: float, most: float, above: float
+) -> None:
+    kinds = [(Limits, check_limits), (Resources, check_resources)] if name in ("cpus", "memory", "pids") else []
+    for kind, check in kinds or [(Limits, check_limits)]:
+        for value in (least, most, None):
+            limits = kind(**{name: value})
+            assert check(limits) is limits  # type: ignore[operator]
+        for value in (below, above):
+            with pytest.raises(Invalid) as refused:
+                check(kind(**{name: value}))  # type: ignore[operator]
+            assert refused.value.hint
+
+
+def test_a_limit_of_nothing_lets_nothing_in() -> None:
+    """0 is a limit, and not the lack of one."""
+    with pytest.raises(QuotaExceeded, match="may have 0 instances and has 0"):
+        add(tenant(instances=0), Usage(), Resources())
+    with pytest.raises(QuotaExceeded):
+        check_covers(tenant(), Limits(instances=0), Usage(instances=1))
+    check_covers(tenant(), Limits(instances=0), Usage())
+
+
+_USAGE = st.builds(
+    Usage, instances=st.integers(0, 9), cpus=st.integers(0, 800).map(lambda n: n / 100), memory=st.integers(0, 1 << 40)
+)
+_ANY = st.builds(
+    Resources,
+    cpus=st.none() | st.integers(1, 800).map(lambda n: n / 100),
+    memory=st.none() | st.integers(1, 1 << 40),
+)
+
+
+@given(_USAGE, _ANY, st.sampled_from([("instances", 1), ("cpus", 0.01), ("memory", 1)]))
+def test_each_limit_is_met_to_the_last_unit(usage: Usage, resources: Resources, limit: tuple[str, float]) -> None:
+    name, unit = limit
+    total = add(tenant(), usage, resources)
+    assert (total.instances, total.memory) == (usage.instances + 1, usage.memory + (resources.memory or 0))
+    assert total.cpus == pytest.approx(usage.cpus + (resources.cpus or 0))
+    exact = getattr(total, name)
+    assert add(tenant(**{name: exact}), usage, resources) == total
+    if name == "instances" or getattr(resources, name) is not None:
+        with pytest.raises(QuotaExceeded):
+            add(tenant(**{name: exact - unit}), usage, resources)
+    else:
+        assert add(tenant(**{name: 0}), usage, resources) == total, "what it doesn't ask for is not counted"
+    check_covers(tenant(), Limits(**{name: exact}), total)
+    if exact >= unit:
+        with pytest.raises(QuotaExceeded):
+            check_covers(tenant(), Limits(**{name: exact - unit}), total)
+
+
+def test_nothing_less_than_nothing_is_in_use() -> None:
+    """A sum that was damaged gives nobody more than the limits say."""
+    assert subtract(Usage(), Resources(cpus=1.0, memory=1)) == Usage()
+    assert subtract(Usage(instances=1, cpus=0.5, memory=5), Resources(cpus=0.5, memory=5)) == Usage()
+
+
+def test_a_failure_that_is_not_the_guards_is_the_callers(tmp_path: Path) -> None:
+    """A name that is taken, say: trying again would help nobody."""
+
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        await store.transact([], [Put("/taken", b"")])
+        attempts = 0
+
+        async def attempt(guard: Found[Usage]) -> None:
+            nonlocal attempts
+            attempts += 1
+            await store.transact([Compare("/taken", 0)], [Put("/taken", b"mine")])
+
+        with pytest.raises(TransactionConflict) as conflict:
+            await guarded(store, "acme", attempt)
+        assert (conflict.value.key, attempts) == ("/taken", 1)
+        await store.close()
+
+    asyncio.run(main())

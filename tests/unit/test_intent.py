@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,3 +129,82 @@ def test_missing_and_foreign_parts_are_named() -> None:
     ]
     empty = Installed(tenant="a", namespace=True, networks=[], ports=[], rules="", drift=[])
     assert intent.differences(empty, networks, []) == ["network n1 is missing"]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("networks", {"gateways": ["10.0.0.1/24"]}, "network n1: gateways are ['10.0.0.1'], not"),
+        ("networks", {"gateways": ["10.0.0.9/24", "fd00::1/64"]}, "network n1: gateways are ['10.0.0.9',"),
+        ("networks", {"mtu": 1400}, "network n1: MTU is 1400, not 1500"),
+        ("ports", {"network": 2}, "port of i1 is not on network n1"),
+        ("ports", {"network": None}, "port of i1 is not on network n1"),
+        ("ports", {"macs": []}, "port of i1: MAC addresses are [], not"),
+        ("ports", {"macs": ["02:10:00:00:00:01"]}, "port of i1: MAC addresses are ['02:10:00:00:00:01'], not"),
+        ("ports", {"addresses": ["10.0.0.3", "10.0.0.4"]}, "port of i1: IPv4 addresses are ['10.0.0.3',"),
+        ("ports", {"addresses6": ["fd00::3"]}, "port of i1: IPv6 addresses are ['fd00::3'], not"),
+    ],
+)  # fmt: skip
+def test_whatever_differs_is_named(part: str, change: dict[str, object], says: str) -> None:
+    networks = [network("a", 1)]
+    ports = [port(networks[0], 1)]
+    installed = as_installed(networks, ports)[0]
+    assert intent.differences(installed, networks, ports) == [], "the positive control"
+    (one,) = getattr(installed, part)
+    drifted = msgspec.structs.replace(installed, **{part: [msgspec.structs.replace(one, **change)]})
+    (said,) = intent.differences(drifted, networks, ports)
+    assert said.startswith(says)
+
+
+def test_a_network_without_ipv6_has_no_ipv6_address_installed() -> None:
+    both = network("a", 1)
+    four = msgspec.structs.replace(both, subnet6=None, gateway6=None)
+    plugged = msgspec.structs.replace(port(both, 1), address6=None)
+    installed = as_installed([both], [port(both, 1)])[0]
+    (net,), (there,) = installed.networks, installed.ports
+    bare = msgspec.structs.replace(
+        installed,
+        networks=[msgspec.structs.replace(net, gateways=net.gateways[:1])],
+        ports=[msgspec.structs.replace(there, addresses6=[])],
+    )
+    assert intent.differences(bare, [four], [plugged]) == []
+    (said,) = intent.differences(msgspec.structs.replace(bare, ports=[there]), [four], [plugged])
+    assert said.startswith("port of i1: IPv6 addresses are")
+    assert [e.version for e in intent.of_port(plugged, four)] == [4]
+    assert [e.version for e in intent.of_gateway(both)] == [4, 6]
+
+
+@pytest.mark.parametrize(
+    "what", ["the port is down", "its network is down", "it is not plugged in", "it has another address"]
+)
+def test_what_is_down_or_gone_permits_nothing(what: str) -> None:
+    """`wanted` says who may reach whom; `Permitted` says who does by what is there."""
+    networks = [network("a", 1)]
+    ports = [port(networks[0], 1), port(networks[0], 2)]
+    installed = as_installed(networks, ports)[0]
+    one, two = installed.ports
+    match what:
+        case "the port is down":
+            installed = msgspec.structs.replace(installed, ports=[msgspec.structs.replace(one, up=False), two])
+        case "its network is down":
+            down = [msgspec.structs.replace(n, up=False) for n in installed.networks]
+            installed = msgspec.structs.replace(installed, networks=down)
+        case "it is not plugged in":
+            installed = msgspec.structs.replace(installed, ports=[two])
+        case "it has another address":
+            moved = msgspec.structs.replace(one, addresses=["10.0.0.99"], addresses6=[])
+            installed = msgspec.structs.replace(installed, ports=[moved, two])
+    permitted = intent.Permitted([installed], ports)
+    (source, *_), (other, *_) = (intent.of_port(p, networks[0]) for p in ports)
+    gateway, outside = intent.of_gateway(networks[0])[0], intent.outside("a")[0]
+    network_only = what == "its network is down"
+    assert permitted(source, other) == permitted(other, source) == network_only, "a bridge's own state is its gateway's"
+    assert not permitted(source, gateway)
+    assert permitted(other, gateway) != network_only, "the positive control"
+    assert permitted(source, outside) == network_only
+    assert permitted(other, outside)
+
+
+def test_labels() -> None:
+    made = endpoints([network("a", 1)], [port(network("a", 1), 1)])
+    assert {e.label for e in made} == {"a/i1", "a/gateway:n1", "outside", "host"}

@@ -98,6 +98,78 @@ def test_links_are_refused_where_they_must_not_be_followed(tmp_path: Path) -> No
     os.close(root)
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_as_many_links_as_the_kernel_follows_and_no_more(tmp_path: Path, missing: bool) -> None:
+    """40, path_resolution(7), whether the kernel walks the path or we do because something is missing of it."""
+    root = os.open(tmp_path, os.O_PATH)
+    for number in range(41):
+        (tmp_path / f"l{number}").symlink_to(f"l{number + 1}")
+    if not missing:
+        (tmp_path / "l41").mkdir()
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        mounts.make_target(root, "l0", directory=True)
+    assert caught.value.errno == errno.ELOOP and (tmp_path / "l41").exists() != missing
+    os.close(mounts.make_target(root, "l1", directory=True))
+    assert (tmp_path / "l41").is_dir()
+    os.close(root)
+
+
+def test_what_is_made_belongs_to_whoever_makes_it_and_others_may_not_write(tmp_path: Path) -> None:
+    root = os.open(tmp_path, os.O_PATH)
+    old = os.umask(0)
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        for _ in range(2):  # the second time all is there
+            os.close(mounts.make_target(root, "/a/b//./file", directory=False))
+            os.close(mounts.make_target(root, "c/../d/.", directory=True))
+    finally:
+        os.umask(old)
+    assert len(os.listdir("/proc/self/fd")) == before, "no descriptor is left"
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o7777 for path in tmp_path.rglob("*")}
+    assert modes == {"a": 0o755, "a/b": 0o755, "a/b/file": 0o644, "c": 0o755, "d": 0o755}
+    for path in ("", "/", ".", "//", "a/.."):
+        fd = mounts.make_target(root, path, directory=True)
+        assert os.path.samestat(os.fstat(fd), os.fstat(root))
+        os.close(fd)
+    os.close(root)
+
+
+@pytest.mark.parametrize("link", ["../outside", "/outside", "../../../outside"])
+def test_what_is_opened_is_inside_of_the_root(tmp_path: Path, link: str) -> None:
+    top = tmp_path / "root"
+    top.mkdir()
+    for place in (tmp_path, top):
+        (place / "outside").write_text(place.name)
+    (top / "link").symlink_to(link)
+    root = os.open(top, os.O_PATH)
+    with open(mounts.open_beneath(root, "link", flags=os.O_RDONLY)) as file:
+        assert file.read() == "root"
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        mounts.open_beneath(root, "/link", links=False)
+    assert caught.value.errno == errno.ELOOP
+    os.close(mounts.open_beneath(root, "/outside", links=False))
+    (top / "magic").symlink_to("/proc/self/fd/0")
+    with pytest.raises(OSError, match="No such file"):
+        mounts.open_beneath(root, "magic")
+    os.close(root)
+
+
+def test_a_refusal_leaves_no_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop/x")
+    root = os.open(tmp_path, os.O_PATH)
+    before = len(os.listdir("/proc/self/fd"))
+    for path, directory, links in (
+        *(("file", True, True), ("/", False, True), ("a/b/../../..", False, True)),
+        *(("loop", True, True), ("loop/y", False, False), ("file/x", False, True)),
+    ):
+        with pytest.raises(OSError, match=".") as caught:
+            mounts.make_target(root, path, directory=directory, links=links)
+        assert caught.value.errno in (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(root)
+
+
 def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     root = os.open(tmp_path, os.O_PATH)

@@ -54,6 +54,25 @@ def test_a_probe_is_a_valid_packet_that_goes_nowhere(protocol: str, source: str,
         assert upper[13] == 2, "a SYN and nothing else"
 
 
+@pytest.mark.parametrize(
+    ("protocol", "source", "header", "upper"),
+    [
+        ("icmp", 4, "45fc002300000000 0401a1da", "08003ac600090001"),
+        ("icmp", 6, "6fc00000 000f3a04", "8000c87500090001"),
+        ("udp", 4, "45fc002300000000 0411a1ca", "9c400009000f9252"),
+        ("udp", 6, "6fc00000 000f1104", "9c400009000fac50"),
+        ("tcp", 4, "45fc002f00000000 0406a1c9", "9c400009 00000001 00000000 5002faf0 476c0000"),
+        ("tcp", 6, "6fc00000 001b0604", "9c400009 00000001 00000000 5002faf0 616a0000"),
+    ],
+)
+def test_every_bit_of_a_probe(protocol: str, source: int, header: str, upper: str) -> None:
+    """RFC 791, 8200, 792, 4443, 768 and 9293: no fragment, no option, a header as long as it says."""
+    sender, receiver = PAIRS[source == 6]
+    ends = ip_address(sender).packed + ip_address(receiver).packed
+    made = packets.ip_packet(protocol, sender, receiver, b"payload")
+    assert made.hex() == (bytes.fromhex(header) + ends + bytes.fromhex(upper) + b"payload").hex()
+
+
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_probe_is_recognised_behind_routers_and_by_its_whole_content_only(
@@ -122,6 +141,39 @@ def test_no_probe_that_was_cut_or_changed_makes_a_receiver_fail(
     changed = bytearray(probe.packet)
     changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     whatever(mint, probe, bytes(changed))
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_a_tcp_segment_is_told_from_the_rest(source: str, target: str) -> None:
+    for protocol in PROTOCOLS:
+        packet = packets.ip_packet(protocol, source, target, bytes(16))
+        assert packets.is_tcp(packet) == (protocol == "tcp")
+        assert packets.sender(packet) == source
+        header = 40 if ":" in source else 20
+        assert packets.sender(packet[:header]) is None, "a header alone is no packet"
+        assert packets.sender(packet[: header + 1]) == source
+    assert packets.sender(b"") is None and not packets.is_tcp(b"")
+    assert packets.sender(b"\x55" + bytes(60)) is None, "of no known version"
+    assert packets.sender(b"\x44" + bytes(60)) is None, "an IPv4 header has five words or more"
+
+
+def test_a_frame_has_the_type_of_its_packet() -> None:
+    for (source, target), kind in zip(PAIRS, ("0800", "86dd"), strict=True):
+        packet = packets.ip_packet("udp", source, target, b"x")
+        frame = packets.frame("02:10:00:00:00:01", "02:10:00:00:00:02", packet)
+        assert frame == bytes.fromhex(f"021000000001021000000002{kind}") + packet
+    other = packets.frame("02:10:00:00:00:01", "02:10:00:00:00:02", packet, 0x8100)
+    assert other[12:14].hex() == "8100" and other[14:] == packet
+
+
+@given(st.binary(max_size=60))
+def test_the_checksum_is_the_one_of_the_rfc(data: bytes) -> None:
+    """RFC 1071, added the slow way: ones' complement, an odd byte padded with zero on the right."""
+    total = 0
+    for at in range(0, len(data), 2):
+        total += int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big")
+        total = total % 0x10000 + total // 0x10000
+    assert packets.checksum(data) == 0xFFFF - total
 
 
 def test_announcements_are_those_of_the_rfcs() -> None:

@@ -163,6 +163,105 @@ def test_resources() -> None:
     assert unlimited["memory"] == {"kernelTCP": -1}, "no limit, but version 1 counts for the tenant's"
 
 
+def test_the_devices_of_every_container() -> None:
+    """devices.txt: null, zero, full, random, urandom, tty, console, ptmx, all pseudoterminals, and no other."""
+    first, *allowed = make()["linux"]["resources"]["devices"]
+    assert first == {"allow": False, "access": "rwm"}
+    assert all((rule["allow"], rule["type"], rule["access"]) == (True, "c", "rwm") for rule in allowed)
+    numbers = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None)]
+    assert [(rule["major"], rule.get("minor")) for rule in allowed] == numbers
+
+
+def test_what_an_update_says() -> None:
+    """What is not limited any more is said to be so; a limit below what is used is refused by whoever sets it."""
+    none = {"quota": -1, "period": 100000, "shares": 1024}
+    assert module.update(Resources(pids=None)) == {
+        "cpu": none,
+        "memory": {"limit": -1, "swap": -1, "checkBeforeUpdate": True},
+        "pids": {"limit": -1},
+    }
+    assert module.update(Resources(cpus=2.0, memory=64 << 20, pids=7)) == {
+        "cpu": {"quota": 200000, "period": 100000, "shares": 2048},
+        "memory": {"limit": 64 << 20, "swap": 64 << 20, "checkBeforeUpdate": True},
+        "pids": {"limit": 7},
+    }
+
+
+def test_the_score_of_the_process_and_the_range_of_its_ids() -> None:
+    made = make()
+    assert made["process"]["oomScoreAdj"] == 0, "not insulad's own, which the kernel kills last"
+    assert made["linux"]["sysctl"] == {
+        "net.ipv4.ip_unprivileged_port_start": "0",
+        "net.ipv4.ping_group_range": "0 65535",
+    }
+    assert {"newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=64"} <= set(mount(made, "/dev/pts")["options"])
+
+
+LARGEST: list[dict[str, Any]] = [
+    {"command": ["x" * ((128 << 10) - 1)]},
+    {"command": ["x" * 991] * 2090},
+    {"env": {"A": "x" * ((128 << 10) - 3)}},
+    {"working_dir": "/" + "a" * 4094},
+    {"hostname": "x" * 64},
+    {"hostname": "x"},
+    {"hostname": "a-b.c-d"},
+    {"tmpfs": [Tmpfs(path="/" + "a" * 4094)]},
+    *({"tmpfs": [Tmpfs(path="/a", size=size)]} for size in (4096, (1 << 63) - 1)),
+    *({"tmpfs": [Tmpfs(path="/a", mode=mode)]} for mode in (0, 0o1777)),
+    *({"tmpfs": [Tmpfs(path="/a", uid=number, gid=number)]} for number in (0, 65535)),
+    *({"tmpfs": [Tmpfs(path=path)]} for path in ("/process", "/system", "/devices", "/a/proc")),
+    *({"shm_size": size} for size in (4096, (1 << 63) - 1)),
+    *({"resources": Resources(cpus=cpus)} for cpus in (0.01, 65536)),
+    *({"resources": Resources(memory=memory)} for memory in (6 << 20, (1 << 63) - 1)),
+    *({"resources": Resources(pids=pids)} for pids in (1, 1 << 22)),
+    *({"rlimits": [Rlimit(name="nofile", soft=soft, hard=hard)]} for soft, hard in ((0, 0), (7, 7), (0, -1), (-1, -1))),
+    {"sysctls": {"net.ipv4.ip_forward": "x" * 1024}},
+]
+BEYOND: list[dict[str, Any]] = [
+    {"command": ["x" * (128 << 10)]},
+    {"env": {"A": "x" * ((128 << 10) - 2)}},
+    {"working_dir": "/" + "a" * 4095},
+    {"tmpfs": [Tmpfs(path="/" + "a" * 4095)]},
+    {"tmpfs": [Tmpfs(path="/a", size=4095)]},
+    {"resources": Resources(cpus=0.0099)},
+    {"resources": Resources(cpus=65536.5)},
+    {"resources": Resources(memory=(6 << 20) - 1)},
+    {"resources": Resources(pids=(1 << 22) + 1)},
+    {"sysctls": {"net.ipv4.ip_forward": "x" * 1025}},
+]
+
+
+@pytest.mark.parametrize("good", LARGEST, ids=lambda good: repr(good)[:60])
+def test_what_is_just_within_its_bounds(good: dict[str, Any]) -> None:
+    json.dumps(make(**good))
+
+
+@pytest.mark.parametrize("bad", BEYOND, ids=lambda bad: repr(bad)[:60])
+def test_what_is_just_beyond_its_bounds(bad: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        make(**bad)
+
+
+def test_what_is_wrong_in_a_part_is_said_of_the_part() -> None:
+    for bad, says in (({"memory": 5 << 20}, "bytes of memory"), ({"pids": 0}, "processes"), ({"cpus": 0.0}, "CPUs")):
+        with pytest.raises(Invalid, match=says):
+            make(resources=Resources(**bad))
+
+
+def test_the_ranges_of_ids_that_a_tenant_may_have() -> None:
+    def mapped(base: int) -> int:
+        made = config(
+            InstanceSpec(image="x", command=["x"]), ImageConfig(), user=User(), id_base=base, hostname="x", cgroup="x"
+        )
+        return int(made["linux"]["uidMappings"][0]["hostID"])
+
+    last = (1 << 32) - 1 - 65536  # 2³² - 1 is no ID: chown(2) takes it for "as it is"
+    assert (mapped(65536), mapped(last)) == (65536, last)
+    for base in (65535, last + 1):
+        with pytest.raises(Invalid):
+            mapped(base)
+
+
 def test_mounts_of_the_user_are_before_the_files_of_etc_and_outer_ones_first() -> None:
     made = make(tmpfs=[Tmpfs(path="/etc/x", size=1 << 20), Tmpfs(path="/etc", size=1 << 20)])
     order = [m["destination"] for m in made["mounts"]]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.model.errors import Invalid
-from insula.model.units import format_size, parse_cpus, parse_duration, parse_rate, parse_size
+from insula.model.units import check_label, format_size, parse_cpus, parse_duration, parse_rate, parse_size, shorten
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,67 @@ def test_what_is_no_size(text: str) -> None:
 def test_what_is_no_number_of_cpus(text: str) -> None:
     with pytest.raises(Invalid, match="is not a number of CPUs"):
         parse_cpus(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("0", 0), ("8000", 8000), ("10m", 10**7), ("10M", 10**7), ("1gbit", 10**9), ("1.5k", 1500), ("2t", 2 * 10**12)],
+)
+def test_rates(text: str, rate: int) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1", "1x", "9" * 400, "nan", "10mb"])
+def test_what_is_no_rate(text: str) -> None:
+    with pytest.raises(Invalid, match="is not a rate"):
+        parse_rate(text)
+
+
+@pytest.mark.parametrize(("text", "cpus"), [("0.01", 0.01), ("0.5", 0.5), ("2", 2.0), ("65536", 65536.0)])
+def test_numbers_of_cpus(text: str, cpus: float) -> None:
+    assert parse_cpus(text) == cpus
+
+
+def test_the_largest_of_each() -> None:
+    """Sizes and rates are numbers of 63 bits to the kernel and to the store."""
+    for parse in (parse_size, parse_rate):
+        largest = (1 << 63) - 1024
+        assert parse(str(largest)) == largest
+        with pytest.raises(Invalid):
+            parse(str(1 << 63))
+    assert parse_duration("10000000000") == 1e10
+    for parse_it, beyond in ((parse_duration, "10000000001"), (parse_cpus, "65536.5"), (parse_cpus, "0.0099")):
+        with pytest.raises(Invalid):
+            parse_it(beyond)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        *((0, "0B"), (1, "1B"), (1023, "1023B"), (1024, "1K"), (1536, "1.5K"), (100 << 10, "100K"), (102298, "99.9K")),
+        *((64 << 20, "64M"), (1 << 30, "1G"), (3 << 29, "1.5G"), (1 << 40, "1T"), (1 << 50, "1024T"), (-2048, "-2K")),
+        *((100 * 1024 + 512, "100K"), ((1 << 20) - 1, "1024K")),
+    ],
+)
+def test_sizes_for_people(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+@given(st.text(max_size=100) | st.integers() | st.binary(max_size=80), st.integers(10, 80))
+def test_a_value_in_a_message_is_one_line_and_never_long(value: object, limit: int) -> None:
+    text = shorten(value, limit)
+    assert "\n" not in text and text.isprintable()
+    assert (text == repr(value)) == (len(repr(value)) <= limit)
+    assert len(text) == min(limit, len(repr(value)))
+    assert text == repr(value) or (text.endswith("...'") and repr(value).startswith(text[:-4]))
+
+
+@pytest.mark.parametrize("name", ["a", "0", "a-b", "x" * 63, "a--b", "1a"])
+def test_labels(name: str) -> None:
+    assert check_label("tenant", name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-", "-a", "a-", "A", "a.b", "a_b", "x" * 64, "a\n", "é", None, 7])
+def test_what_is_no_label(name: object) -> None:
+    with pytest.raises(Invalid, match="tenant name"):
+        check_label("tenant", name)  # type: ignore[arg-type]
