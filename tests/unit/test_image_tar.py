@@ -188,6 +188,145 @@ def test_pieces_of_a_sparse_file_may_touch_but_not_overlap() -> None:
         refused(sparse(overlapping), "broken map")
 
 
+def one(data: bytes) -> Entry:
+    """The only member, in an archive that ends after it."""
+    [(entry, _)] = read(data + bytes(1024))
+    return entry
+
+
+def gnu_name(kind: bytes, name: bytes) -> bytes:
+    """GNU's member with a long name (L) or link (K), and its NUL."""
+    return tar(member("././@LongLink", name + b"\0", kind=kind), end=False, format=1)
+
+
+def test_the_longest_names() -> None:
+    """PATH_MAX (limits.h) less its NUL, in either form, as a name and as a link's target."""
+    for size in (1, 100, 4095):
+        name = b"n" * size
+        assert one(pax(record(b"path", name)) + header()).name == name
+        assert one(pax(record(b"linkpath", name)) + header(kind=b"2")).link == name
+        assert one(gnu_name(b"L", name) + header()).name == name
+        assert one(gnu_name(b"K", name) + header(kind=b"2")).link == name
+    longer = b"n" * 4096
+    refused(pax(record(b"path", longer)) + header(), "overlong")
+    refused(pax(record(b"linkpath", longer)) + header(kind=b"2"), "overlong")
+    for kind in (b"L", b"K"):
+        refused(gnu_name(kind, longer) + header(), "at most 4096|extended header of 4097")
+        refused(gnu_name(kind, b"a") + gnu_name(kind, b"b") + header(), "two long names")
+        refused(gnu_name(kind, b"a") + bytes(1024), "after an extended header")
+
+
+def test_a_pax_name_wins_over_gnus_and_both_over_the_headers() -> None:
+    assert one(gnu_name(b"L", b"gnu") + pax(record(b"path", b"pax")) + header()).name == b"pax"
+    assert one(pax(record(b"path", b"pax")) + gnu_name(b"L", b"gnu") + header()).name == b"pax"
+    assert one(pax(record(b"path", b"")) + header()).name == b"file", "an empty value: as if it was not said"
+
+
+def test_an_extended_header_has_a_megabyte_at_most() -> None:
+    def padded(size: int) -> bytes:
+        value = b"x" * (size - len(record(b"comment", b"x" * 10**6)) + 10**6)
+        return pax(record(b"comment", value))
+
+    data = padded(1 << 20)
+    assert one(data + header()).name == b"file"
+    refused(padded((1 << 20) + 1) + header(), "extended header of 1048577 bytes")
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        *((b"0", 0), (b"1.5", 1_500_000_000), (b"-1.5", -1_500_000_000), (b"1.000000001", 1_000_000_001)),
+        *((b"7.", 7 * 10**9), (b"1.1234567899", 1_123_456_789), (b"-2147483648", -(1 << 31) * 10**9)),
+        *((b"17179869184", (1 << 34) * 10**9), (b"17179869184.999999999", ((1 << 34) + 1) * 10**9 - 1)),
+        (b"", 0),
+    ],
+)
+def test_times(text: bytes, nanoseconds: int) -> None:
+    assert one(pax(record(b"mtime", text)) + header(mtime=b"00000000000\0")).mtime_ns == nanoseconds
+
+
+@pytest.mark.parametrize("text", [b"-2147483648.5", b"-2147483649", b"17179869185", b"9" * 19])
+def test_times_that_no_file_system_has(text: bytes) -> None:
+    refused(pax(record(b"mtime", text)) + header() + bytes(1024), "time out of range")
+
+
+_KEYS = st.binary(min_size=1, max_size=12).filter(lambda key: b"=" not in key and b"\n" not in key)
+
+
+@given(st.dictionaries(_KEYS, st.binary(max_size=120), max_size=4))
+def test_any_extended_attributes_come_back(attributes: dict[bytes, bytes]) -> None:
+    """The value is whatever the length says, also with newlines, NULs and '=' in it."""
+    records = [record(b"SCHILY.xattr." + key, value) for key, value in attributes.items()]
+    assert one(pax(*records, record(b"comment", b"none")) + header()).xattrs == attributes
+
+
+def test_checksums_of_old_tars() -> None:
+    """Some of them added signed characters."""
+    block = bytearray(header(name="ünïcödé".encode().ljust(100, b"\0")))
+    block[148:156] = b" " * 8
+    right, signed = sum(block), sum(byte - 256 if byte > 127 else byte for byte in block)
+    assert right != signed, "the positive control"
+    for total in (right, signed):
+        assert one(bytes(block[:148] + b"%06o\0 " % total + block[156:])).name == "ünïcödé".encode()
+    for total in (right + 1, right - 1, signed + 1, signed - 1):
+        refused(bytes(block[:148] + b"%06o\0 " % total + block[156:]), "checksum")
+
+
+@pytest.mark.parametrize(
+    ("data", "length"),
+    [
+        (b"5 a=\n", None),
+        (b"6 a=b\n", None),
+        (b"4 =\n", "pax header"),
+        (b"6 ab=\n", None),
+        (b"6  =b\n", None),
+        (b"5 abc\n", "pax header"),
+        (b"6 abc\n", "pax header"),
+        (b" 6 a=b\n", "pax header"),
+        (b"6 a=b\n6 a=b", "pax header"),
+        (b"6 a=b\n\n", "pax header"),
+        (b"2 ", "pax header"),
+        (b"3 \n", "pax header"),
+        (b"0000000000000000006 a=b\n", "pax header|number"),
+    ],
+)
+def test_records_of_a_pax_header(data: bytes, length: str | None) -> None:
+    if length:
+        refused(pax(data) + header(), length)
+    else:
+        assert one(pax(data) + header()).name == b"file"
+
+
+def test_a_sparse_file_has_a_bounded_number_of_pieces() -> None:
+    def sparse(pieces: int) -> bytes:
+        places = b",".join(b"%d,0" % (at % 10) for at in sorted(n * 9 // pieces for n in range(pieces)))
+        return pax(record(b"GNU.sparse.map", places), record(b"GNU.sparse.size", b"9")) + header()
+
+    assert len(one(sparse(1 << 16)).segments or ()) == 1 << 16
+    refused(sparse((1 << 16) + 1), "broken map")
+
+
+def test_the_map_of_a_sparse_file_is_a_part_of_its_data() -> None:
+    """Format 1.0: decimal lines, padded to a block; the stored size counts them."""
+
+    def sparse(table: bytes, data: bytes, realsize: bytes = b"9") -> bytes:
+        records = [record(b"GNU.sparse.major", b"1"), record(b"GNU.sparse.minor", b"0")]
+        records.append(record(b"GNU.sparse.realsize", realsize))
+        padded = table.ljust(-(-len(table) // 512) * 512, b"\0")
+        return pax(*records) + tar(member("s", padded + data))
+
+    assert read(sparse(b"2\n0\n2\n5\n3\n", b"abcde"))[0][1] == b"ab\0\0\0cde\0"
+    assert read(sparse(b"0\n", b""))[0][1] == bytes(9)
+    many = b"300\n" + b"".join(b"%d\n0\n" % n for n in range(300))
+    assert len(many) > 512, "the positive control: a map of several blocks"
+    assert len(read(sparse(many, b"", b"300"))[0][0].segments or ()) == 300
+    for table in (b"1\n0\n2\n", b"1\n0\n4\n", b"1\n7\n3\n", b"2\n3\n1\n0\n2\n"):
+        refused(sparse(table, b"abc"), "broken map")
+    refused(sparse(b"1\n-1\n3\n", b"abc"), "number")
+    refused(sparse(b"65537\n", b""), "too many pieces")
+    refused(sparse(b"1" * 512 * 2, b""), "exceeds its data")
+
+
 def test_global_headers_hold_for_all_that_follow_until_the_next() -> None:
     """pax(1): a global record is a default, an own one wins, and a later global one replaces it."""
 
