@@ -299,6 +299,101 @@ def test_bounds(tmp_path: Path) -> None:
     assert unpack(two, tmp_path / "3", Limits(bytes=1200, entries=2)) == 2
 
 
+def test_the_bounds_of_names_and_owners(tmp_path: Path) -> None:
+    """The least that must work: each is refused one further, see ESCAPES."""
+    names = ["n" * 255, "/".join(["d"] * 200)]
+    unpack(tar(*(member(name, b"1", **ME) for name in names)), tmp_path / "t")
+    for name in names:
+        assert (tmp_path / "t" / name).stat().st_size == 1
+    unpack(tar(member("a", b"", uid=65535, gid=65535), member("b", uid=65535, gid=65535)), tmp_path / "o")
+    for path in ("a", "b"):
+        found = (tmp_path / "o" / path).stat()
+        assert (found.st_uid, found.st_gid) == (65535, 65535)
+    for kind in (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE):
+        for uid, gid in ((65536, 0), (0, 65536)):
+            refused(tar(member("x", kind=kind, linkname="y", uid=uid, gid=gid)), tmp_path / "r", "belongs to")
+    for uid, gid in ((65536, 0), (0, 65536)):
+        refused(tar(member("./", uid=uid, gid=gid)), tmp_path / "r", "the root belongs to")
+
+
+def test_owners_times_and_modes_of_every_kind(tmp_path: Path) -> None:
+    """Links have owners and times of their own; set-user-ID survives the change of owner."""
+    own: dict[str, Any] = {"uid": 12, "gid": 34, "mtime": 77}
+    unpack(
+        tar(
+            member("dir", mode=0o2751, **own),
+            member("dir/file", b"x", mode=0o6751, **own),
+            member("dir/link", linkname="nowhere", **own),
+            member("dir/fifo", kind=tarfile.FIFOTYPE, mode=0o4622, **own),
+            member("dir/below", kind=tarfile.LNKTYPE, linkname="lower", **own),
+        ),
+        tmp_path,
+    )
+    modes = {"dir": 0o2751, "dir/file": 0o6751, "dir/fifo": 0o622}
+    for name in (*modes, "dir/link", "dir/below"):
+        found = (tmp_path / name).lstat()
+        assert (found.st_uid, found.st_gid, found.st_mtime) == (12, 34, 77), name
+        assert stat.S_IMODE(found.st_mode) == modes.get(name, 0o777)
+
+
+def test_an_ordinary_archive_is_no_layer(tmp_path: Path) -> None:
+    """Nothing of a whiteout, an owner, a mode or an attribute counts, and there are neither pipes nor devices."""
+    names = ["a/.wh.b", ".wh..wh..opq", ".wh..wh.plnk", "c"]
+    attributes = {"SCHILY.xattr.user.mine": "x"}
+    foreign: dict[str, Any] = {"uid": 70000, "gid": 70000, "mode": 0o4777, "pax_headers": attributes}
+    members = [member(name, b"1", **foreign) for name in names]
+    assert unpack(tar(*members, member("d", **foreign)), tmp_path, plain=True) == 5
+    for name in names:
+        found = tmp_path / name
+        assert found.read_bytes() == b"1" and (found.stat().st_uid, os.listxattr(found)) == (os.getuid(), [])
+        assert stat.S_IMODE(found.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o700
+    assert "trusted.overlay.opaque" not in os.listxattr(tmp_path)
+    for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE):
+        with pytest.raises(Invalid, match="device node or pipe"):
+            unpack(tar(member("x", kind=kind, **ME)), tmp_path / "p", plain=True)
+
+
+@pytest.mark.parametrize("size", [0, 19, 20, 21, 24])
+@pytest.mark.parametrize("revision", [1, 2, 3])
+def test_file_capabilities_of_the_second_revision_alone(tmp_path: Path, size: int, revision: int) -> None:
+    """The third names a root user of its own (capabilities(7)), as only the host may."""
+    value = ((revision << 24).to_bytes(4, "little") + b"\1" + bytes(30))[:size]
+    data = record_of("SCHILY.xattr.security.capability", value) + tar(member("f", b"", **ME))
+    if (size, revision) == (20, 2):
+        unpack(data, tmp_path)
+        assert os.getxattr(tmp_path / "f", "security.capability")[:4] == value[:4]
+    else:
+        refused(data, tmp_path, "file capabilities of an unknown form")
+
+
+def record_of(key: str, value: bytes) -> bytes:
+    """A pax header with one record, whose value is any bytes."""
+    rest = b" " + key.encode() + b"=" + value + b"\n"
+    length = next(n for n in range(len(rest), len(rest) + 9) if n == len(rest) + len(str(n)))
+    return tar(member("pax", b"%d" % length + rest, kind=tarfile.XHDTYPE), end=False, format=0)
+
+
+def test_the_number_of_attributes_is_bounded(tmp_path: Path) -> None:
+    def data(number: int) -> bytes:
+        return tar(member("f", b"", pax_headers={f"SCHILY.xattr.trusted.{n}": "x" for n in range(number)}, **ME))
+
+    unpack(data(64), tmp_path / "t")
+    assert os.listxattr(tmp_path / "t/f") == [], "they are counted before they are dropped"
+    refused(data(65), tmp_path / "r", "has 65 attributes")
+
+
+def test_marks_of_directories_that_are_gone_are_passed_over(tmp_path: Path) -> None:
+    hiding = [member(f"{name}/.wh..wh..opq", b"", **ME) for name in ("a", "b")]
+    unpack(tar(*hiding, member("a", b"1", **ME)), tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert os.getxattr(tmp_path / "b", "trusted.overlay.opaque") == b"y", "the positive control"
+    fd = os.open(tmp_path, os.O_PATH)
+    set_opaque(fd, ["missing", "a/x", "", "b"])
+    os.close(fd)
+    assert os.getxattr(tmp_path, "trusted.overlay.opaque") == b"y", "the root itself"
+
+
 def test_a_huge_hole_counts(tmp_path: Path) -> None:
     info, _ = member("s", b"", pax_headers={"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 50)}, **ME)
     refused(tar((info, b"")), tmp_path / "t", "more than")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.image import manifest
+from insula.image.limits import MAX_DOCUMENT
 from insula.image.manifest import Index, Manifest
 from insula.model.errors import Invalid
 from insula.model.objects import Healthcheck, ImageConfig
@@ -19,7 +20,7 @@ from tests.support.images import ARCHITECTURE, OCI, descriptor
 LAYER = descriptor(b"layer", OCI + "layer.v1.tar+gzip")
 CONFIG = descriptor(b"config", OCI + "config.v1+json")
 MANIFEST = {"schemaVersion": 2, "mediaType": OCI + "manifest.v1+json", "config": CONFIG, "layers": [LAYER]}
-INDEX = {"schemaVersion": 2, "manifests": [descriptor(b"m", OCI + "manifest.v1+json")]}
+INDEX: dict[str, Any] = {"schemaVersion": 2, "manifests": [descriptor(b"m", OCI + "manifest.v1+json")]}
 DOCKER = "application/vnd.docker."
 DIFF = "sha256:" + "ab" * 32
 CONFIGURATION: dict[str, Any] = {
@@ -200,6 +201,144 @@ def test_what_is_written_is_read_back() -> None:
     data = manifest.write_configuration(config, [DIFF], 0.0, "test")
     assert manifest.read_configuration(data).config == config
     assert data == manifest.write_configuration(config, [DIFF], 0.0, "test")
+
+
+def test_the_most_that_a_manifest_may_say() -> None:
+    most = {
+        "config": {**CONFIG, "size": MAX_DOCUMENT},
+        "layers": [{**LAYER, "size": size} for size in (0, (1 << 63) - 1)] * 250,
+    }
+    found = read({**MANIFEST, **most})
+    assert isinstance(found, Manifest) and len(found.layers) == 500
+    more: list[dict[str, Any]] = [
+        {"config": {**CONFIG, "size": MAX_DOCUMENT + 1}},
+        {"layers": [{**LAYER, "size": 1 << 63}]},
+        {"layers": [LAYER, {**LAYER, "size": -1}]},
+    ]
+    for change in more:
+        with pytest.raises(Invalid):
+            read({**MANIFEST, **change})
+    text = json.dumps(MANIFEST).encode()
+    assert MAX_DOCUMENT == 4 << 20
+    assert isinstance(manifest.read_document(text.ljust(4 << 20)), Manifest)
+    with pytest.raises(Invalid, match="too large"):
+        manifest.read_document(text.ljust((4 << 20) + 1))
+
+
+@pytest.mark.parametrize("kind", ["", "+gzip", "+zstd", ".gzip", ".zstd"])
+def test_every_kind_of_layer_that_is_read(kind: str) -> None:
+    name = OCI + "layer.v1.tar" if kind[:1] != "." else DOCKER + "image.rootfs.diff.tar"
+    assert isinstance(read({**MANIFEST, "layers": [{**LAYER, "mediaType": name + kind}]}), Manifest)
+    with pytest.raises(Invalid, match="not supported"):
+        read({**MANIFEST, "layers": [LAYER, {**LAYER, "mediaType": name + "+xz"}]})
+
+
+def test_the_digests_of_an_index_are_checked() -> None:
+    good = INDEX["manifests"]
+    for bad in ("sha256:12", "../../etc/passwd"):
+        with pytest.raises(Invalid, match="digest"):
+            read({**INDEX, "manifests": [*good, {**good[0], "digest": bad}]})
+    with pytest.raises(Invalid, match="does not fit"):
+        read({**INDEX, "mediaType": OCI + "manifest.v1+json"})
+    claims: list[dict[str, Any]] = [{"layers": []}, {"config": CONFIG}]
+    for both in claims:
+        with pytest.raises(Invalid, match="claims to be an index"):
+            read({**INDEX, **both})
+
+
+def test_whatever_an_image_may_lack_is_empty() -> None:
+    least = {"architecture": ARCHITECTURE, "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}
+    for process in (None, {}, dict.fromkeys(CONFIGURATION["config"])):
+        found = manifest.read_configuration(json.dumps({**least, "config": process}).encode())
+        assert found.config == ImageConfig(working_dir="/", stop_signal="SIGTERM")
+        assert (found.diff_ids, found.variant, found.notes) == ([], None, [])
+    with pytest.raises(Invalid, match="is not NAME=value"):
+        manifest.check_config(ImageConfig(env=["=x"]))
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "seconds"),
+    [(0, None), (1, 1.0), (999_999_999, 1.0), (10**9, 1.0), (1_500_000_000, 1.5), (86_400 * 10**9, 86_400.0)],
+)
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("Interval", "interval"),
+        ("Timeout", "timeout"),
+        ("StartPeriod", "start_period"),
+        ("StartInterval", "start_interval"),
+    ],
+)
+def test_the_times_of_a_health_check(name: str, field: str, nanoseconds: int, seconds: float | None) -> None:
+    """Docker counts nanoseconds, 0 is the default; a second is the least that is done here."""
+    given = {"config": {"Healthcheck": {"Test": ["CMD", "x"], name: nanoseconds}}}
+    found = manifest.read_configuration(json.dumps({**CONFIGURATION, **given}).encode()).config.healthcheck
+    assert found == Healthcheck(test=["CMD", "x"], **{field: seconds})  # type: ignore[arg-type]
+    assert found is not None
+    again = json.loads(manifest.write_configuration(ImageConfig(cmd=["x"], healthcheck=found), [DIFF], 0.0, "test"))
+    assert again["config"]["Healthcheck"] == {"Test": ["CMD", "x"], **({name: int(seconds * 1e9)} if seconds else {})}
+
+
+@pytest.mark.parametrize(
+    "check",
+    [{"Interval": -1}, {"Timeout": 86_400 * 10**9 + 1}, {"Retries": -1}, {"Retries": 1001}, {"Test": ["CMD"]}],
+    ids=str,
+)
+def test_health_checks_that_nobody_can_do(check: dict[str, Any]) -> None:
+    given = {"config": {"Healthcheck": {"Test": ["CMD", "x"], **check}}}
+    with pytest.raises(Invalid, match="health check"):
+        manifest.read_configuration(json.dumps({**CONFIGURATION, **given}).encode())
+
+
+@pytest.mark.parametrize("test", [None, [], ["CMD-SH", "x"], ["NONE"], ["CMD-SHELL", "x"]])
+def test_kinds_of_health_checks(test: list[str] | None) -> None:
+    given = {"config": {"Healthcheck": {"Test": test, "Retries": 7}}}
+    found = manifest.read_configuration(json.dumps({**CONFIGURATION, **given}).encode()).config.healthcheck
+    known = test is not None and test[:1] in (["NONE"], ["CMD-SHELL"])
+    assert found == (Healthcheck(test=test, retries=7) if known else None)
+
+
+def test_a_configuration_to_the_last_byte() -> None:
+    """What one machine writes, another must write, too: the digest is the image's name."""
+    data = manifest.write_configuration(ImageConfig(cmd=["x"], working_dir="/"), [DIFF, DIFF], 86399.9, "by hand")
+    entry = {"created": "1970-01-01T23:59:59Z", "created_by": "by hand"}
+    assert json.loads(data) == {
+        "architecture": ARCHITECTURE,
+        "config": {"Cmd": ["x"]},
+        "created": "1970-01-01T23:59:59Z",
+        "history": [entry, entry],
+        "os": "linux",
+        "rootfs": {"diff_ids": [DIFF, DIFF], "type": "layers"},
+    }
+    assert data == json.dumps(json.loads(data), sort_keys=True, separators=(",", ":")).encode()
+    full = ImageConfig(
+        env=["A=b"], cmd=["x"], entrypoint=["y"], user="u", working_dir="/w", labels={"k": "v"}, volumes=["/v"],
+        exposed_ports=["80/tcp"], stop_signal="SIGINT",
+    )  # fmt: skip
+    assert json.loads(manifest.write_configuration(full, [DIFF], 0.0, "t"))["config"] == {
+        "Cmd": ["x"], "Entrypoint": ["y"], "Env": ["A=b"], "ExposedPorts": {"80/tcp": {}}, "Labels": {"k": "v"},
+        "StopSignal": "SIGINT", "User": "u", "Volumes": {"/v": {}}, "WorkingDir": "/w",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"env": ["A=\ud800"]},
+        {"entrypoint": ["\0"]},
+        {"cmd": ["\0"]},
+        {"user": "\0"},
+        {"working_dir": "/\0"},
+        {"volumes": ["/\0"]},
+        {"labels": {"\0": ""}},
+        {"labels": {"a": "\0"}},
+        {"healthcheck": Healthcheck(test=["CMD", "\0"])},
+    ],
+    ids=repr,
+)
+def test_a_broken_character_anywhere(bad: dict[str, Any]) -> None:
+    with pytest.raises(Invalid, match="NUL or broken"):
+        manifest.check_config(ImageConfig(**bad))
 
 
 json_values = st.recursive(
