@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from insula.model.errors import Conflict, Failed, Invalid, Unavailable
 from insula.model.objects import Limits, Tenant
 from insula.store.migrations import STEPS, migrate
 from insula.store.protocol import Compacted, Put
-from insula.store.sqlite import SqliteStore
+from insula.store.sqlite import GROUP, SqliteStore
 from insula.store.typed import Keyspace
 
 WRITER = """
@@ -227,6 +228,116 @@ def test_writers_share_commits_and_fail_alone(tmp_path: Path) -> None:
         assert sorted(o for o in outcomes if isinstance(o, int)) == list(range(1, 51))
         assert 1 <= statements.count("COMMIT") < 50
         assert len((await store.list("/")).entries) == 50
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_many_writers_take_several_commits_in_the_order_in_which_they_asked(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        held = threading.Event()
+        waiting = asyncio.ensure_future(store._read(held.wait))  # so that all that follow wait together
+        writes = [asyncio.ensure_future(store.put(f"/{i}", b"")) for i in range(2 * GROUP)]
+        await asyncio.sleep(0)
+        statements: list[str] = []
+        store._tables.connection.set_trace_callback(statements.append)
+        held.set()
+        assert await waiting
+        assert await asyncio.gather(*writes) == list(range(1, 2 * GROUP + 1))
+        await store.list("/")
+        assert statements.count("COMMIT") == statements.count("BEGIN IMMEDIATE")
+        assert 2 <= statements.count("COMMIT") <= 3, "one, had they no bound; the first read may have taken some along"
+        await store.close()
+        await store.close()  # changes nothing
+
+    asyncio.run(main())
+
+
+def test_reads_do_not_wait_for_the_writes_beside_them(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        held, order = threading.Event(), list[str]()
+        waiting = asyncio.ensure_future(store._read(held.wait))
+        write = asyncio.ensure_future(store.put("/a", b""))
+        read = asyncio.ensure_future(store.list("/"))
+        for task, name in ((write, "write"), (read, "read")):
+            task.add_done_callback(lambda _, name=name: order.append(name))  # type: ignore[misc]
+        await asyncio.sleep(0)
+        held.set()
+        await asyncio.gather(waiting, write, read)
+        await asyncio.sleep(0)
+        assert order == ["read", "write"] and read.result().entries == []
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_answered_from_memory_is_what_the_file_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("insula.store.sqlite.RECENT", 3)
+
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        keys = [f"/{i}" for i in range(6)]
+        for round_ in range(3):
+            for key in keys:
+                await store.put(key, b"%d" % round_)
+                assert len(store._recent) <= 3
+            for key in keys:
+                entry, again = await store.get(key), await store.get(key)
+                assert entry is not None and entry.value == b"%d" % round_ and entry == again
+        assert set(store._recent) == set(keys[-3:]), "those that were asked for last"
+        statements: list[str] = []
+        store._tables.connection.set_trace_callback(statements.append)
+        assert await store.get("/5") and not statements, "the positive control: without the file"
+        assert await store.get("/0") and statements
+        await store.delete("/0")
+        assert await store.get("/0") is None
+        await store.close()
+        with pytest.raises(Unavailable, match="closed"):
+            await store.get("/5")
+
+    asyncio.run(main())
+
+
+def test_the_times_that_a_lease_may_last(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        for ttl in (0.0, -1.0, float("nan"), float("inf"), 1e9 + 1):
+            with pytest.raises(Invalid, match="can't last"):
+                await store.grant(ttl)
+        lease = await store.grant(1e9)
+        await store.put("/a", b"", lease=lease)
+        assert list(store._timers) == [lease] and not store._timers[lease].cancelled()
+        timer = store._timers[lease]
+        await store.revoke(lease)
+        assert timer.cancelled() and not store._timers and await store.get("/a") is None
+        last = await store.grant(1e9)
+        timer = store._timers[last]
+        await store.close()
+        assert timer.cancelled(), "or the event loop would wake up for a store that is closed"
+
+    asyncio.run(main())
+
+
+def test_a_lease_whose_end_can_not_be_written_ends_later(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        lease = await store.grant(1e6)
+        await store.put("/a", b"", lease=lease)
+        events = store.watch("/", 1)
+        denying = Denying(store)
+        denying.denied = {"COMMIT"}
+        store._tables.deadlines[lease] = 0.0
+        store._spawn_expire(lease)  # as its timer would
+        while "ROLLBACK" not in denying.tried:
+            await asyncio.sleep(0.01)
+        entry = await store.get("/a")
+        assert entry is not None, "what could not be written has not happened"
+        denying.denied = set()
+        event = await asyncio.wait_for(anext(events), 20)
+        assert (event.kind, event.entry.key) == ("delete", "/a")
+        await events.aclose()  # type: ignore[attr-defined]
         await store.close()
 
     asyncio.run(main())
