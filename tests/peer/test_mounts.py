@@ -169,6 +169,32 @@ def test_propagation(oci: Runtime, data: Path, kind: str) -> None:
         oci.host_unmounts(data)
 
 
+def test_flags_of_the_source(oci: Runtime, data: Path) -> None:
+    """What the host has made of the mount stays, unless an option says otherwise; runc and crun let some go."""
+    oci.host_mounts(data)
+    try:
+        subprocess.run(oci.host.command("mount", "-o", "remount,bind,ro,nosuid,noexec", data), check=True)
+        bind(oci, data, "/plain")
+        bind(oci, data, "/nodev", "nodev")
+        bind(oci, data, "/exec", "exec")
+        found = {place: set(fields[5].split(",")) for place, fields in mountinfo(oci).items()}
+    finally:
+        oci.host_unmounts(data)
+    kept = {"ro", "nosuid", "noexec"}
+    if oci.name == OWN:
+        assert kept < found["/plain"] and kept | {"nodev"} < found["/nodev"]
+        assert kept - {"noexec"} < found["/exec"] and "noexec" not in found["/exec"]
+    else:
+        assert "nodev" in found["/nodev"] and not kept & found["/nodev"]
+
+
+def test_a_destination_below_the_roots_own_path(oci: Runtime, data: Path) -> None:
+    """It is a path inside, as every other; runc takes the root's path away, or fails."""
+    older(oci, "runc", "looks for it on the host")
+    bind(oci, data, f"{oci.rootfs}/mnt")
+    assert f"{oci.rootfs}/mnt" in mountinfo(oci)
+
+
 def test_options_of_a_file_system(oci: Runtime) -> None:
     tmpfs(oci, "/mnt", "size=64k", "mode=711", "uid=5", "gid=6")
     script = "stat -c '%a %u %g' /mnt; df -k /mnt | tail -n1 | tr -s ' ' | cut -d' ' -f2"
