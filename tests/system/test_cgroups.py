@@ -459,19 +459,25 @@ def test_seccomp_filters_count(group: Cgroup) -> None:
         return int(content(group, "memory", file))
 
     def grown(filters: int) -> int:
-        """How much more the group uses while eight children have so many filters."""
-        before, children = used(), []
-        ready, tell = os.pipe()
+        """How much more the group uses when each of eight children has loaded so many filters."""
+        children = []
+        (ready, tell), (wait, go) = os.pipe(), os.pipe()
         for _ in range(8):
             if (child := os.fork()) == 0:
                 linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+                os.write(tell, b"born")
+                os.read(wait, 1)
                 for _ in range(filters):
                     load(program)
-                os.write(tell, b"x")
+                os.write(tell, b"done")
                 signal.pause()
             children.append(child)
         for _ in children:
-            os.read(ready, 1)
+            os.read(ready, 4)
+        before = used()
+        os.write(go, bytes(len(children)))
+        for _ in children:
+            os.read(ready, 4)
         after = used()
         for child in children:
             os.kill(child, signal.SIGKILL)

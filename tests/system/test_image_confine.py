@@ -82,7 +82,8 @@ def at_work(tmp_path: Path) -> Iterator[dict[str, int]]:
         job.cancel()
         thread.join()
         assert ended
-        assert not find("zstd") and not find(f"{sys.executable} -s -P -m insula.image.worker")
+        command = f"{sys.executable} -s -P -m insula.image.worker"
+        until(lambda: not find("zstd") and not find(command), "the processes are gone")
 
 
 def test_the_extracting_process_has_few_rights(at_work: dict[str, int], tmp_path: Path) -> None:

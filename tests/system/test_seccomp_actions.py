@@ -231,14 +231,14 @@ def test_an_agent_of_the_host_decides(tmp_path: Path, restricted: bool, more: di
 
 
 def test_calls_of_the_departure_itself_reach_the_agent(tmp_path: Path) -> None:
-    """Without no_new_privs the filter comes early: the agent is asked about what follows, such as setgroups."""
+    """Without no_new_privs the filter comes before the last right is dropped: the agent is asked about that."""
     path = tmp_path / "agent.sock"
     with agent(path) as listening:
-        printed, told = depart(notifying(path, ("setgroups",)), "echo here", False)
+        printed, told = depart(notifying(path, ("capset",)), "echo here", False)
     assert printed == ""
     assert told is not None
-    assert (told["step"], told["errno"]) == ("change the user", ANSWER)
-    assert listening.asked == [syscalls.numbers("setgroups", NATIVE)[0].value]
+    assert (told["step"], told["errno"]) == ("drop capabilities", ANSWER)
+    assert listening.asked == [syscalls.numbers("capset", NATIVE)[0].value]
 
 
 def test_without_an_agent_there_is_no_program(tmp_path: Path) -> None:

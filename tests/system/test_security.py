@@ -164,21 +164,21 @@ def test_other_users_of_the_host_learn_nothing(web: Cli, daemon: Daemon) -> None
         known = [daemon.run / "network", daemon.run / "containers", dns, dns / "hosts"]
         return found + [str(path) for path in known if os.access(path, os.R_OK)]
 
-    def as_user(name: str) -> list[str]:
-        user = pwd.getpwnam(name)
-
+    def as_user(uid: int, gid: int) -> list[str]:
         def child() -> list[str]:
             os.setgroups([])
-            os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
-            os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
             return told()
 
         return forked(child)
 
     everything = [path for path in told() if "/dns/" in path and os.path.isfile(path)]
     assert any(address in Path(path).read_bytes() for path in everything), "the control: root finds its address"
-    assert as_user("daemon") == []
-    resolver = as_user("dnsmasq")
+    daemons = pwd.getpwnam("daemon")
+    assert as_user(daemons.pw_uid, daemons.pw_gid) == []
+    own = os.stat(daemon.run / "dns" / str(web.tenant)).st_gid
+    resolver = as_user(own, own)
     assert any(path.endswith("/hosts") for path in resolver), "the control: the resolver can read them"
     assert all("/dns/" in path for path in resolver)
 

@@ -21,6 +21,7 @@ from insula.control.explain import explain
 from insula.control.keys import INSTANCES
 from insula.control.limits import check_running, not_running
 from insula.control.processes import views
+from insula.control.sharing import partner
 from insula.control.specs import typed
 from insula.control.supervisor import Member, Supervisor, as_exit
 from insula.control.tenants import Tenants
@@ -100,6 +101,9 @@ class Instances:
         return await self._whole(self._run(tenant, spec, start))
 
     async def _run(self, tenant: str, spec: InstanceSpec, start: bool) -> InstanceView:
+        if start and spec.pid_of:
+            await self.tenants.find(tenant)
+            partner(self.supervisor, tenant, spec)  # a wrong name leaves no instance that failed
         admitted = await self.admission.admit(tenant, spec, start=start)
         status = InstanceStatus(state="created", generation=admitted.instance.generation)
         member = Member(admitted.tenant, admitted.instance, status, admitted.revision)

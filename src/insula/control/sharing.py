@@ -16,25 +16,25 @@ from insula.model.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
     from insula.control.supervisor import Member, Supervisor
+    from insula.model.objects import InstanceSpec
 
 
-def partner(supervisor: Supervisor, member: Member) -> tuple[int, int] | None:
+def partner(supervisor: Supervisor, tenant: str, spec: InstanceSpec) -> tuple[int, int] | None:
     """The other's first process as PID and start time, None for an instance that shares nothing.
 
     NotFound and Conflict unless the other runs.
     """
-    tenant, name, other_name = member.instance.tenant, member.instance.name, member.instance.spec.pid_of
-    if other_name is None:
+    if spec.pid_of is None:
         return None
-    other = supervisor.find(tenant, other_name)
-    if other is None or other is member:
-        listing = typed(tenant, "ps -a")
-        raise NotFound(f"there is no other instance {other_name}, whose processes {name} would share", f"see {listing}")
+    name, other = spec.name or "this one", supervisor.find(tenant, spec.pid_of)
+    if other is None or spec.pid_of == spec.name:
+        what = f"there is no other instance {spec.pid_of}, whose processes {name} would share"
+        raise NotFound(what, f"see {typed(tenant, 'ps -a')}")
     status = other.status
     if status.state != "running" or status.pid is None or status.start_time is None:
-        start = typed(tenant, f"start {other_name}")
+        start = typed(tenant, f"start {spec.pid_of}")
         raise Conflict(
-            f"instance {other_name}, whose processes {name} shares, is not running ({status.state})", f"first {start}"
+            f"instance {spec.pid_of}, whose processes {name} shares, is not running ({status.state})", f"first {start}"
         )
     return status.pid, status.start_time
 

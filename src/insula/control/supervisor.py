@@ -177,7 +177,7 @@ class Supervisor:
                 await attachment.connect(member.ended, fresh=True)
             member.waiting.clear()
 
-        share = partner(self, member)
+        share = partner(self, member.instance.tenant, member.instance.spec)
         try:
             return await self.launcher.launch(member.tenant, member.instance, connect, share=share, console=console)
         except OSError as error:

@@ -62,6 +62,8 @@ def limit(limits: Limits) -> None:
     """Resource limits of this process, and of the tools that it starts."""
     import resource
 
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(OOM)
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_AS, MEMORY),
@@ -73,8 +75,6 @@ def limit(limits: Limits) -> None:
     ):
         resource.setrlimit(kind, (value, value))
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu + 5))  # SIGXCPU first, then SIGKILL
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write(OOM)
 
 
 def start(command: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:
