@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from insula.kernel import process
+from tests.forked import forked
 from tests.support import elf
 from tests.support.wait import until
 
@@ -205,3 +206,54 @@ def test_the_score_by_which_the_kernel_chooses(sleeper: subprocess.Popen[bytes])
     for score in (500, 1000):
         process.set_oom_score(sleeper.pid, score)
         assert Path(f"/proc/{sleeper.pid}/oom_score_adj").read_text() == f"{score}\n"
+
+
+UIDS, GIDS = [(0, 100_000, 1000), (5000, 300_000, 7)], [(0, 200_000, 65536)]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root maps whatever IDs it likes")
+def test_a_user_namespace_lives_as_long_as_its_descriptor() -> None:
+    def child() -> tuple[list[str], set[str], set[str]]:
+        before = set(os.listdir("/proc/self/fd"))
+        fd = process.user_namespace(UIDS, GIDS)
+        after = set(os.listdir("/proc/self/fd"))
+        inside = ["nsenter", f"--user=/proc/self/fd/{fd}", "cat", "/proc/self/uid_map", "/proc/self/gid_map"]
+        shown = subprocess.run(inside, pass_fds=[fd], stdout=subprocess.PIPE, text=True, check=True).stdout
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        return [" ".join(line.split()) for line in shown.splitlines()], after - before, {str(fd)}
+
+    lines, opened, own = forked(child)
+    assert lines == ["0 100000 1000", "5000 300000 7", "0 200000 65536"]
+    assert opened == own, "no other descriptor is left, and no child"
+
+
+def test_whoever_may_not_map_groups_gives_up_setgroups() -> None:
+    """user_namespaces(7): one ID of one's own, and only after "deny" was written to /proc/PID/setgroups."""
+
+    def child() -> tuple[str, ...]:
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        uid, gid = os.getuid(), os.getgid()
+        made = subprocess.Popen(["unshare", "--user", "sleep", "1000"], stderr=subprocess.DEVNULL)
+        try:
+            here = os.readlink("/proc/self/ns/user")
+            until(lambda: made.poll() is not None or os.readlink(f"/proc/{made.pid}/ns/user") != here, "it is made")
+            if made.returncode is not None:
+                return ()
+            with pytest.raises(PermissionError):
+                process.map_ids(made.pid, [(0, 0, 1)], [(0, gid, 1)])
+            process.map_ids(made.pid, [(0, uid, 1)], [(7, gid, 1)])
+            files = [Path(f"/proc/{made.pid}/{name}").read_text() for name in ("uid_map", "gid_map", "setgroups")]
+            return tuple(" ".join(text.split()) for text in files)
+        finally:
+            made.kill()
+            made.wait()
+
+    found = forked(child)
+    if not found:
+        pytest.skip("this host lets nobody but root make user namespaces")
+    assert found[2] == "deny"
+    assert found[0].split()[0] == "0" and found[0].split()[2] == "1" and found[1].split()[0] == "7"
