@@ -6,6 +6,9 @@ import os
 import socket
 import subprocess
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from insula.kernel import capabilities as caps
 from insula.kernel import linux
 from tests.forked import errno_of, forked
@@ -128,3 +131,78 @@ def test_keepcaps_is_off_afterwards() -> None:
         return linux.prctl(7)  # PR_GET_KEEPCAPS
 
     assert forked(child) == 0
+
+
+MASKS = st.integers(0, caps.ALL)
+
+
+@settings(max_examples=25, deadline=None)
+@given(MASKS, MASKS, MASKS, MASKS, MASKS)
+def test_any_sets_are_granted_as_far_as_they_can_be(
+    bounding: int, effective: int, permitted: int, inheritable: int, ambient: int
+) -> None:
+    """What is granted can be had, to the last of the 41; what is missing is told; and the kernel gives no more."""
+    wanted = caps.Capabilities(bounding, effective, permitted, inheritable, ambient)
+
+    def child() -> tuple[tuple[int, ...], int, tuple[int, ...], tuple[int, ...]]:
+        have = caps.current()
+        granted, missing = wanted.grantable()
+        caps.before_setuid(granted)
+        caps.after_setuid(granted)
+        assert tuple(caps.current()) == proc_sets()
+        return tuple(granted), missing, proc_sets(), tuple(have)
+
+    granted, missing, got, have = forked(child)
+    assert got == (bounding & have[0], *granted[1:])
+    assert granted[2] == permitted & have[2]
+    assert granted[1] == effective & granted[2]
+    assert granted[3] == inheritable & (have[3] | have[2] & bounding)
+    assert granted[4] == ambient & granted[2] & granted[3]
+    lost = [asked & ~given for asked, given in zip(wanted, granted, strict=True)]
+    assert missing == lost[0] | lost[1] | lost[2] | lost[3] | lost[4]
+
+
+def test_nobody_is_granted_what_he_has_not() -> None:
+    def child() -> tuple[tuple[int, ...], int]:
+        caps.before_setuid(DEFAULT)
+        caps.after_setuid(DEFAULT)
+        every = caps.Capabilities(caps.ALL, caps.ALL, caps.ALL, caps.ALL, caps.ALL)
+        granted, missing = every.grantable()
+        return tuple(granted), missing
+
+    granted, missing = forked(child)
+    assert granted == (caps.ALL, *[caps.DEFAULT] * 4)
+    assert missing == caps.ALL & ~caps.DEFAULT
+
+
+def test_what_is_kept_between_the_phases() -> None:
+    """The sets themselves and CAP_SYS_ADMIN, with which a filter is loaded; and without it, no more than there is."""
+    admin = caps.to_mask(["SYS_ADMIN"])
+    sets = caps.Capabilities(caps.DEFAULT, caps.to_mask(["KILL"]), caps.to_mask(["KILL", "CHOWN"]))
+
+    def child() -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        caps.before_setuid(sets)
+        caps.keep_one(sets)
+        kept = proc_sets()
+        caps.after_setuid(sets)
+        without = proc_sets()
+        caps.keep_one(sets)
+        return kept, without, proc_sets()
+
+    kept, without, again = forked(child)
+    assert kept == (sets.bounding, sets.effective | admin, sets.permitted | admin, 0, 0)
+    assert without == again == tuple(sets)
+
+
+def test_the_bounding_set_needs_a_right_only_if_there_is_something_to_drop() -> None:
+    def child() -> tuple[int, int, tuple[int, ...]]:
+        less = caps.Capabilities(caps.DEFAULT)
+        caps.before_setuid(less)
+        caps.after_setuid(less)
+        again = errno_of(lambda: caps.before_setuid(less))
+        more = errno_of(lambda: caps.before_setuid(caps.Capabilities(caps.to_mask(["KILL"]))))
+        return again, more, proc_sets()
+
+    again, more, sets = forked(child)
+    assert (again, more) == (0, EPERM)
+    assert sets == (caps.DEFAULT, 0, 0, 0, 0)
