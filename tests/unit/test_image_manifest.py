@@ -298,6 +298,13 @@ def test_kinds_of_health_checks(test: list[str] | None) -> None:
     assert found == (Healthcheck(test=test, retries=7) if known else None)
 
 
+def test_a_document_that_is_written_is_read_back_and_has_one_form() -> None:
+    for value in (MANIFEST, {**MANIFEST, "annotations": {"b": "1", "a": "2"}}, INDEX):
+        data = manifest.write_document(read(value))
+        assert json.loads(data) == value
+        assert data == json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
 def test_a_configuration_to_the_last_byte() -> None:
     """What one machine writes, another must write, too: the digest is the image's name."""
     data = manifest.write_configuration(ImageConfig(cmd=["x"], working_dir="/"), [DIFF, DIFF], 86399.9, "by hand")

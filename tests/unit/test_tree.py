@@ -9,12 +9,13 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from insula.model.errors import Failed, Invalid
+from insula.model.errors import Conflict, Failed, Invalid
 from insula.tree import pack as packing
 from insula.tree import sparse
 from insula.tree.failures import last_words
@@ -328,6 +329,149 @@ def test_the_entry_and_what_stands_in_the_way_are_named(tmp_path: Path) -> None:
     long = tarfile.TarInfo("t/" + "n" * 256)
     with pytest.raises(Failed, match=r"n+.*File name too long"):
         unpacked(data[:512] + long.tobuf(tarfile.GNU_FORMAT) + bytes(1024), tmp_path)
+
+
+def archive_of(*members: tarfile.TarInfo, end: bool = True) -> bytes:
+    """An archive of members that have no data."""
+    return b"".join(member.tobuf(tarfile.PAX_FORMAT) for member in members) + (bytes(1024) if end else b"")
+
+
+def info(name: str, kind: bytes = tarfile.REGTYPE, *, link: str = "", mode: int = 0o644) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname, made.mode, made.mtime = kind, link, mode, 1000
+    return made
+
+
+def put(data: bytes, target: Path, **rules: Any) -> tuple[int, list[str]]:
+    """The number of entries and what was left out."""
+    left: list[str] = []
+    root = os.open(target, os.O_PATH | os.O_DIRECTORY)
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        return unpack(io.BytesIO(data), root, Rules("/x", leave_out=left.append, **rules)), left
+    finally:
+        assert len(os.listdir("/proc/self/fd")) == before, "no descriptor is left"
+        os.close(root)
+
+
+def test_the_rules_about_modes(tmp_path: Path) -> None:
+    directory = info("d", tarfile.DIRTYPE, mode=0o1700)
+    members = [directory, info("d/f", mode=0o4777), info("p", tarfile.FIFOTYPE, mode=0o622)]
+    cases: list[tuple[dict[str, int], tuple[int, ...]]] = [
+        ({}, (0o700, 0o777, 0o622)),
+        ({"mode": 0o7777}, (0o1700, 0o4777, 0o622)),
+        ({"mode": 0o555, "directory_mode": 0o1200}, (0o1700, 0o555, 0o400)),
+    ]
+    for number, (rules, modes) in enumerate(cases):
+        target = tmp_path / str(number)
+        target.mkdir()
+        assert put(archive_of(*members), target, fifos=True, **rules) == (3, [])
+        assert tuple(stat.S_IMODE((target / name).stat().st_mode) for name in ("d", "d/f", "p")) == modes
+        assert (target / "d/f").stat().st_mtime == 1000
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    kinds = {"c": tarfile.CHRTYPE, "b": tarfile.BLKTYPE, "p": tarfile.FIFOTYPE}
+    members = [info(f"d/{name}", kind) for name, kind in kinds.items()]
+    assert put(archive_of(*members, info("f")), tmp_path) == (4, ["/x/d/c", "/x/d/b", "/x/d/p"])
+    assert os.listdir(tmp_path) == ["f"]
+    assert put(archive_of(*members), tmp_path, fifos=True) == (3, ["/x/d/c", "/x/d/b"])
+    assert stat.S_ISFIFO((tmp_path / "d/p").stat().st_mode)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_the_rules_about_owners(tmp_path: Path) -> None:
+    """Everything that is made belongs to whom the rules say, links too; what was a link's target does not."""
+    (tmp_path / "target").touch()
+    members = [
+        *(info("d", tarfile.DIRTYPE), info("d/f"), info("d/p", tarfile.FIFOTYPE)),
+        info("d/l", tarfile.SYMTYPE, link="../target"),
+    ]
+    for owner in ((12, 34), None):
+        put(archive_of(*members), tmp_path, owner=lambda member, owner=owner: owner, fifos=True, mode=0o7777)
+        for name in ("d", "d/f", "d/p", "d/l"):
+            found = (tmp_path / name).lstat()
+            kept = (12, 34) if name == "d" else (os.getuid(), os.getgid())
+            assert (found.st_uid, found.st_gid) == (owner or kept), name
+    assert (tmp_path / "target").stat().st_uid == os.getuid()
+
+
+@pytest.mark.parametrize("end", [0, 512, 1024])
+def test_an_archive_ends_with_a_block_of_zeros_at_least(tmp_path: Path, end: int) -> None:
+    data = archive_of(info("a"), info("b"), end=False) + bytes(end)
+    if end:
+        assert put(data, tmp_path) == (2, [])
+    else:
+        with pytest.raises(tarfile.TarError):
+            put(data, tmp_path)
+
+
+@pytest.mark.parametrize("cut", [1, 511, 512, 700, 1511])
+def test_a_file_that_breaks_off_leaves_nothing_and_what_was_there_stays(tmp_path: Path, cut: int) -> None:
+    (tmp_path / "f").write_text("old")
+    whole = info("f")
+    whole.size = 1000
+    data = archive_of(whole, end=False) + b"x" * 1000 + bytes(24 + 1024)
+    with pytest.raises(tarfile.TarError):
+        put(data[:cut], tmp_path)
+    assert (tmp_path / "f").read_text() == "old" and os.listdir(tmp_path) == ["f"]
+    assert put(data, tmp_path) == (1, [])
+    assert (tmp_path / "f").read_bytes() == b"x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "link", "says"),
+    [
+        *(("../a", tarfile.REGTYPE, "", "leads out"), ("a/../../b", tarfile.DIRTYPE, "", "leads out")),
+        *(("a", tarfile.LNKTYPE, "../b", "leads out"), ("a", tarfile.LNKTYPE, ".", "links to nothing")),
+        *(("a", b"V", "", "unknown kind"), ("link/a", tarfile.REGTYPE, "", "is no directory")),
+        *(("link/b/c", tarfile.DIRTYPE, "", "is no directory"), ("file/a", tarfile.REGTYPE, "", "is no directory")),
+        ("link", tarfile.DIRTYPE, "", "is no directory, and would be one"),
+        ("dir", tarfile.SYMTYPE, "x", "would be none"),
+        *(("dir", tarfile.LNKTYPE, "file", "would be none"), ("a", tarfile.LNKTYPE, "link/file", "is no directory")),
+    ],
+)
+def test_what_is_refused_changes_nothing(tmp_path: Path, name: str, kind: bytes, link: str, says: str) -> None:
+    root = tmp_path / "root"
+    (root / "dir").mkdir(parents=True)
+    (root / "link").symlink_to("../outside")
+    (root / "file").write_text("x")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/file").touch()
+    before = sorted((str(p), p.lstat().st_ino, p.lstat().st_nlink) for p in tmp_path.rglob("*"))
+    with pytest.raises((Invalid, Conflict), match=says):
+        put(archive_of(info(name, kind, link=link)), root)
+    assert sorted((str(p), p.lstat().st_ino, p.lstat().st_nlink) for p in tmp_path.rglob("*")) == before
+
+
+def test_hard_links_are_of_files_in_the_target(tmp_path: Path) -> None:
+    members = [info("d/f"), info("h", tarfile.LNKTYPE, link="d/f"), info("l", tarfile.SYMTYPE, link="/etc/passwd")]
+    again = info("d/h", tarfile.LNKTYPE, link="l")
+    same = info("d/f", tarfile.LNKTYPE, link="d/f")
+    assert put(archive_of(*members, again, same), tmp_path) == (5, [])
+    assert (tmp_path / "h").samefile(tmp_path / "d/f")
+    assert os.readlink(tmp_path / "d/h") == "/etc/passwd", "of the link itself"
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["d", "d/f", "d/h", "h", "l"]
+
+
+def test_all_entries_lie_below_the_first(tmp_path: Path) -> None:
+    root = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    seen: list[str] = []
+
+    def below(data: bytes, instead: list[str]) -> int:
+        rules = Rules("/x", leave_out=lambda shown: None)
+        return unpack(io.BytesIO(data), root, rules, instead=instead, first=lambda member: seen.append(member.name))
+
+    tree = [info("a/b", tarfile.DIRTYPE), info("a/b/c"), info("a/b/h", tarfile.LNKTYPE, link="a/b/c")]
+    assert below(archive_of(*tree), ["n", "m"]) == 3
+    assert below(archive_of(*tree), []) == 3
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert names == ["c", "h", "n", "n/m", "n/m/c", "n/m/h"] and seen == ["a/b", "a/b"]
+    for other in (info("a/d"), info("x"), info("a/b/x", tarfile.LNKTYPE, link="a/d")):
+        with pytest.raises(Invalid, match="is not below 'a/b'"):
+            below(archive_of(tree[0], other), ["n"])
+    assert below(archive_of(), ["n"]) == 0 and len(seen) == 5
+    os.close(root)
 
 
 def test_an_archive_that_breaks_off_says_why(tmp_path: Path) -> None:
