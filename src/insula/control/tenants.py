@@ -196,7 +196,9 @@ class Tenants:
         for what, keyspace in (("instances", INSTANCES), ("networks", NETWORKS), ("images", IMAGES)):
             if entries := (await store.list(keyspace.prefix(name))).entries:
                 names = ", ".join(keyspace.parts(entry.key)[1] for entry in entries[:3])
-                raise Conflict(f"tenant {name} still has {what}: {shorten(names)[1:-1]}", "remove them first")
+                raise Conflict(
+                    f"tenant {name} still has {what}: {shorten(names)[1:-1]}", "remove them first, or all with --force"
+                )
 
     async def _erase(self, tenant: Tenant) -> None:
         """Takes back a tenant whose making failed."""
