@@ -297,6 +297,18 @@ def test_records_of_a_pax_header(data: bytes, length: str | None) -> None:
         assert one(pax(data) + header()).name == b"file"
 
 
+@pytest.mark.parametrize("blank", [b" ", b"\0"])
+def test_a_number_that_is_blank_is_nothing(blank: bytes) -> None:
+    """As old archives have them in fields that mean nothing to a file."""
+    found = one(header(mode=blank * 8, uid=blank * 8, size=blank * 12, mtime=blank * 12))
+    assert (found.mode, found.uid, found.size, found.mtime_ns) == (0, 0, 0, 0)
+
+
+def test_a_sparse_file_may_be_empty() -> None:
+    empty = pax(record(b"GNU.sparse.map", b"0,0"), record(b"GNU.sparse.size", b"0")) + header()
+    assert (one(empty).size, one(empty).segments) == (0, [(0, 0)])
+
+
 def test_a_sparse_file_has_a_bounded_number_of_pieces() -> None:
     def sparse(pieces: int) -> bytes:
         places = b",".join(b"%d,0" % (at % 10) for at in sorted(n * 9 // pieces for n in range(pieces)))
