@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.image.layer import extract, set_opaque
+from insula.image.layer import extract, set_opaque, split
 from insula.image.limits import Limits
 from insula.image.tar import Reader
 from insula.model.errors import Invalid
@@ -234,6 +234,33 @@ def test_a_hard_link_into_a_lower_layer_becomes_a_symbolic_one(tmp_path: Path) -
     assert (tmp_path / "e").samefile(tmp_path / "here")  # the control
     with pytest.raises(Invalid, match="not there"):
         unpack(tar(*links), tmp_path / "plain", plain=True)
+
+
+@pytest.mark.parametrize("target", ["OUT/secret", "OUT", "../outside/secret", "missing", "dir", "file", "."])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_hard_link_to_a_symbolic_link_is_of_the_link_itself(tmp_path: Path, target: str, plain: bool) -> None:
+    """linkat(2) could follow it, as the host: the layer would have a name of a file of the host then."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    before = tree(outside)
+    target = target.replace("OUT", str(outside))
+    members = [member("dir", **ME), member("file", b"1", **ME), member("l", linkname=target, **ME), link("a", "l")]
+    unpack(tar(*members), tmp_path / "t", plain=plain)
+    one, other = (tmp_path / "t/l").lstat(), (tmp_path / "t/a").lstat()
+    assert stat.S_ISLNK(other.st_mode) and (one.st_ino, one.st_nlink) == (other.st_ino, 2)
+    assert os.readlink(tmp_path / "t/a") == target
+    assert tree(outside) == before and (outside / "secret").stat().st_nlink == 1
+
+
+def test_the_longest_name(tmp_path: Path) -> None:
+    name = b"/".join([b"n" * 255] * 16)
+    assert len(name) == 4095 and split(name) == [b"n" * 255] * 16
+    for wrong in (name + b"/", b"/" + name):
+        with pytest.raises(Invalid, match="too long"):
+            split(wrong)
+    unpack(tar(member(os.fsdecode(name), b"1", **ME)), tmp_path)
+    assert sum(len(files) for _, _, files in os.walk(tmp_path)) == 1
 
 
 def test_a_note_tells_what_was_left_out(tmp_path: Path) -> None:
