@@ -27,11 +27,13 @@ ROOM = Limits(bytes=1 << 20, entries=100)
 def unpack(data: bytes, target: Path, limits: Limits = ROOM, *, plain: bool = False) -> int:
     target.mkdir(exist_ok=True)
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    before = os.listdir("/proc/self/fd")
     try:
         made = extract(Reader(io.BytesIO(data).read), fd, limits, plain=plain)
         set_opaque(fd, made.opaque)
         return made.entries
     finally:
+        assert os.listdir("/proc/self/fd") == before, "no descriptor is left, whatever comes of it"
         os.close(fd)
 
 
