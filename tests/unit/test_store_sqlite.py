@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from insula.model.errors import Conflict, Failed, Invalid, Unavailable
+from insula.model.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from insula.model.objects import Limits, Tenant
 from insula.store.migrations import STEPS, migrate
-from insula.store.protocol import Compacted, Put
+from insula.store.protocol import Compacted, Delete, Put, Write
 from insula.store.sqlite import GROUP, SqliteStore
 from insula.store.typed import Keyspace
 
@@ -338,9 +338,53 @@ def test_a_lease_whose_end_can_not_be_written_ends_later(tmp_path: Path) -> None
         event = await asyncio.wait_for(anext(events), 20)
         assert (event.kind, event.entry.key) == ("delete", "/a")
         await events.aclose()  # type: ignore[attr-defined]
+        while store._expiring:  # what has ended is not remembered
+            await asyncio.sleep(0.01)
         await store.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("beside", [0, 3])
+def test_a_request_that_fails_in_the_middle_leaves_nothing(tmp_path: Path, beside: int) -> None:
+    """Alone, and in a commit that it shares with others: theirs is kept, in the file, in memory and for watchers."""
+
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        await store.put("/old", b"before")
+        events = store.watch("/", 1)
+        failing: list[Write] = [Put("/half", b""), Delete("/old"), Put("/late", b"", 999)]  # no lease has this number
+        held = threading.Event()
+        waiting = asyncio.ensure_future(store._read(held.wait))  # so that all that follow wait together
+        tasks = [
+            *(asyncio.ensure_future(store.put(f"/{i}", b"")) for i in range(beside)),
+            asyncio.ensure_future(store.transact([], failing)),
+            *(asyncio.ensure_future(store.put(f"/{i}", b"")) for i in range(beside, 2 * beside)),
+        ]
+        await asyncio.sleep(0)
+        held.set()
+        await waiting
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(outcomes.pop(beside), NotFound)
+        assert outcomes == list(range(2, 2 * beside + 2)), "their revisions have no gap"
+        others = {f"/{i}" for i in range(2 * beside)}
+        assert {entry.key for entry in (await store.list("/")).entries} == {"/old", *others}
+        old = await store.get("/old")
+        assert old is not None and old.value == b"before" and await store.get("/half") is None
+        await store.put("/last", b"")
+        seen = [(await anext(events)).entry.key for _ in range(2 * beside + 1)]
+        assert {*seen} == {*others, "/last"}
+        await events.aclose()  # type: ignore[attr-defined]
+        await store.close()
+
+    asyncio.run(main())
+    asyncio.run(reopened(tmp_path / "state.db", 2 * beside + 2))
+
+
+async def reopened(path: Path, count: int) -> None:
+    store = SqliteStore(path)
+    assert len((await store.list("/")).entries) == count
+    await store.close()
 
 
 def test_old_history_is_forgotten(tmp_path: Path) -> None:
