@@ -31,6 +31,7 @@ FACTOR, LEAST = 5.0, 60.0
 """A mutant's tests may take so many times what they take without a change, and so many seconds at least."""
 CONFINE = """
 mount --bind "$1" "$1" && mount --bind "$1/tmp" /tmp && mount -t tmpfs run /run && mount -o remount,bind,ro / || exit 1
+cd "$1" || exit 1  # the directory that it starts in is below the mount that is read-only now
 shift
 exec "$@"
 """

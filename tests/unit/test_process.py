@@ -245,6 +245,8 @@ def test_whoever_may_not_map_groups_gives_up_setgroups() -> None:
                 return ()
             with pytest.raises(PermissionError):
                 process.map_ids(made.pid, [(0, 0, 1)], [(0, gid, 1)])
+            untouched = [Path(f"/proc/{made.pid}/{name}").read_text() for name in ("gid_map", "setgroups")]
+            assert untouched == ["", "allow\n"], "that it may not map users has nothing to do with groups"
             process.map_ids(made.pid, [(0, uid, 1)], [(7, gid, 1)])
             files = [Path(f"/proc/{made.pid}/{name}").read_text() for name in ("uid_map", "gid_map", "setgroups")]
             return tuple(" ".join(text.split()) for text in files)
