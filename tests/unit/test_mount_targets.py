@@ -114,6 +114,21 @@ def test_as_many_links_as_the_kernel_follows_and_no_more(tmp_path: Path, missing
     os.close(root)
 
 
+@pytest.mark.parametrize(("path", "links"), [("new/../l0", True), ("new/../loop", True), ("new/../l41", False)])
+def test_links_behind_what_is_missing_are_bounded_too(tmp_path: Path, path: str, links: bool) -> None:
+    """The kernel never sees them: it gives up at what is missing, and we walk on."""
+    root = os.open(tmp_path, os.O_PATH)
+    for number in range(42):
+        (tmp_path / f"l{number}").symlink_to(f"l{number + 1}")
+    (tmp_path / "l42").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        mounts.make_target(root, path, directory=True, links=links)
+    assert caught.value.errno == errno.ELOOP
+    os.close(mounts.make_target(root, "more/../l2", directory=True))
+    os.close(root)
+
+
 def test_what_is_made_belongs_to_whoever_makes_it_and_others_may_not_write(tmp_path: Path) -> None:
     root = os.open(tmp_path, os.O_PATH)
     old = os.umask(0)
