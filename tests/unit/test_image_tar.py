@@ -412,6 +412,13 @@ def test_numbers_beyond_the_octal_digits() -> None:
     refused(header(size=big(-5)) + bytes(1024), "impossible size")
 
 
+@given(st.integers(-(1 << 62), (1 << 62) - 1))
+def test_any_number_in_base_256(value: int) -> None:
+    field = bytearray(value.to_bytes(8, "big", signed=True))
+    field[0] |= 0x80
+    assert one(header(uid=bytes(field))).uid == value
+
+
 def test_a_wrong_field_in_a_later_header_is_no_end() -> None:
     good = tar(member("a", b"x"), end=False)
     refused(good + b"garbage".ljust(512, b"!") + bytes(1024), "broken")
