@@ -79,8 +79,10 @@ class Nft:
         self.close()
 
     def run(self, command: str, flags: int = _NUMERIC_PRIO) -> str:
-        """Run commands as one transaction and return what they print. Raises `NftError`."""
+        """Run commands as one transaction and return what they print. Raises `NftError`, Unavailable once closed."""
         with _lock:
+            if self._context is None:  # another thread has closed it; the library would take a null pointer
+                raise Unavailable("the handle of nftables is closed", "try again")
             self._library.nft_ctx_output_set_flags(self._context, flags)
             failed = self._library.nft_run_cmd_from_buffer(self._context, command.encode())
             output: bytes = self._library.nft_ctx_get_output_buffer(self._context) or b""

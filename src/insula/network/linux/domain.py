@@ -63,7 +63,8 @@ class Domain:
             self._slow.close()
         self.rtnl.close()
         self.nft.close()
-        os.close(self.netns)
+        netns, self.netns = self.netns, -1  # a thread that is late must not find another namespace behind the number
+        os.close(netns)
 
     def is_current(self) -> bool:
         """Whether the namespace kept under the tenant's name is still the one behind our handles."""
