@@ -116,7 +116,7 @@ def test_the_others() -> None:
     assert {n: v for n, v in found.items() if v not in OFF} == {"working_dir": "/", "stop_signal": "SIGTERM"}
     assert (MIN_MEMORY, quotas.MIN_MEMORY) == (6 << 20, 6 << 20)
     assert (CPU_PERIOD, DEFAULT_SHARES) == (100_000, 1024)
-    assert (relay.RATE, relay.BURST, relay.LEAST) == (8 << 20, 64 << 20, 512)
+    assert (relay.RATE, relay.BURST, relay.LEAST) == (8 << 20, 64 << 20, 1024)
     assert log.MIN_SIZE == 4096
     assert cloud.REPAIR_EVERY == 60.0
     assert Settings.from_environment({}).spares == 2

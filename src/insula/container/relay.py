@@ -25,7 +25,7 @@ from insula.model.stream import RESIZE, Kind
 CHUNK = 32 << 10
 _BACKLOG = 1 << 20
 _LAST = 256  # pieces of output read after the end: as many packets as the largest pipe holds (pipe(7))
-LEAST = 512
+LEAST = 1024
 """What a piece of output costs at least, in bytes: one byte takes a system call, a record and a write, too. Only
 packets (pipe2(2), O_DIRECT) and programs that wait between bytes come so; a pipe gives all that is in it."""
 RATE = 8 << 20
