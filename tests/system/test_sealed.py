@@ -152,10 +152,11 @@ def in_place(function: Callable[[str], T], *, installed: bool = False) -> T:
     def child() -> T:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        sealed.displace()  # of an Insula that runs here: a mount that is only covered would still be listed
         if installed:
             cover_opt()
             sealed.place(PYTHON)
-        sealed.displace()  # a mount that is only covered would still be listed
+            sealed.displace()
         cover_opt()
         sealed.place(PYTHON)
         return function(f"{sealed.PLACE}/{os.path.basename(PYTHON)}")
