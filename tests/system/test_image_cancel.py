@@ -20,23 +20,11 @@ from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.images import Layout, member, tar, tree
 from tests.support.machine import Namespaces
+from tests.support.processes import find
 from tests.support.wait import until
 
 WORKER = f"{sys.executable} -s -P -m insula.image.worker"
 SKOPEO = "skopeo"
-
-
-def find(words: str) -> list[int]:
-    """The processes whose command line begins with `words`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if line.startswith(words):
-            found.append(int(path.name))
-    return found
 
 
 @pytest.fixture(scope="module")

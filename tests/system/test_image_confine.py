@@ -24,6 +24,7 @@ from insula.kernel import capabilities, linux
 from insula.model.errors import Failed
 from tests.forked import errno_of, forked
 from tests.support.images import member, tar
+from tests.support.processes import find
 from tests.support.wait import until
 
 EPERM, ENOENT, EMFILE, EFBIG = 1, 2, 24, 27
@@ -33,19 +34,6 @@ def status(pid: int) -> dict[str, str]:
     """proc_pid_status(5)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def find(words: str) -> list[int]:
-    """The processes whose command line begins with `words`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if line.startswith(words):
-            found.append(int(path.name))
-    return found
 
 
 def namespaces(pid: int) -> set[str]:
