@@ -11,26 +11,16 @@ import pytest
 from insula.container.bundle import Bundle, ExitRecord, Launch, State
 from insula.image.staging import sweep
 from insula.kernel import records, trees
+from tests.support import zoo
 
 DEEP = 3000  # deeper than Python recurses, and with such names longer than a path may be
-
-
-def make_deep(top: Path, depth: int = DEEP) -> None:
-    top.mkdir()
-    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
-    for _ in range(depth):
-        os.mkdir("dd", dir_fd=fd)
-        below = os.open("dd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
-        os.close(fd)
-        fd = below
-    os.close(fd)
 
 
 def test_trees_of_any_depth_and_name_are_removed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("stays")
     top = tmp_path / "top"
-    make_deep(top)
+    zoo.deep(top, DEEP)
     for name in (b"\xff\xfe", b"a\nb", b"-rf", b" ", b"*"):
         os.mkdir(bytes(top) + b"/" + name)
     (top / "link").symlink_to(outside)
@@ -46,7 +36,7 @@ def test_what_stays_is_told(tmp_path: Path) -> None:
 
 
 def test_a_sweep_removes_whatever_is_there(tmp_path: Path) -> None:
-    make_deep(tmp_path / "tmpdir")
+    zoo.deep(tmp_path / "tmpdir", DEEP)
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("/")
@@ -105,7 +95,7 @@ def test_a_record_of_a_later_version_is_read(tmp_path: Path) -> None:
 
 def test_a_run_directory_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
     bundle = bundle_in(tmp_path)
-    make_deep(Path(bundle.path, "exit.json.d"))
+    zoo.deep(Path(bundle.path, "exit.json.d"))
     bundle.remove()
     assert not os.path.exists(bundle.path)
     bundle.remove()
