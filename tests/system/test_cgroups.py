@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.container import spec
+from insula.control.instances.drivers.container import spec
 from insula.kernel import linux
 from insula.kernel.cgroups import Cgroup, Hierarchy, hierarchy
 from insula.kernel.seccomp_load import load

@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from insula.control import cloud as clouds
-from insula.control import instances, reconcile
+from insula.control import reconcile
 from insula.control.cloud import Cloud
+from insula.control.instances import verbs as instances
+from insula.control.instances.supervisor import Member
 from insula.control.reconcile import Action
 from insula.control.settings import Settings
-from insula.control.supervisor import Member
 from insula.model.errors import Unavailable
 from insula.model.objects import InstanceSpec, Tenant
 from tests.support.daemon import start_time

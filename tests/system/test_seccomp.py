@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from insula.container import seccomp_default
+from insula.control.instances.drivers.container import seccomp_default
 from insula.kernel import capabilities, linux, seccomp, syscalls
 from insula.kernel.seccomp_load import load
 from tests.forked import Killed, errno_of, forked

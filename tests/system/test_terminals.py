@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from insula.container.spec import TERMINALS
-from insula.control.terminals import Terminals
+from insula.control.instances.drivers.container.spec import TERMINALS
+from insula.control.instances.drivers.container.terminals import Terminals
 from tests.support.cli import Cli
 
 LIMIT, RESERVE = Path("/proc/sys/kernel/pty/max"), Path("/proc/sys/kernel/pty/reserve")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.container.users import Root, resolve
+from insula.control.instances.drivers.container.users import Root, resolve
 from insula.kernel import linux
 from insula.model.errors import Invalid
 from tests.forked import forked

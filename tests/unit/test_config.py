@@ -89,8 +89,8 @@ def test_null_is_absent(path: str) -> None:
 
 def test_what_the_engine_makes_is_accepted() -> None:
     """`container.spec` writes the configs of instances, and the runtime carries them out without another check."""
-    from insula.container.spec import config
-    from insula.container.users import User
+    from insula.control.instances.drivers.container.spec import config
+    from insula.control.instances.drivers.container.users import User
     from insula.model.objects import ImageConfig, InstanceSpec, Resources
 
     instance = InstanceSpec(image="busybox", command=["true"], resources=Resources(cpus=0.5, memory=64 << 20, pids=9))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from insula.control.launch import LaunchRecord
+from insula.control.instances.launch import LaunchRecord
 from insula.control.reconcile import Action, Container, decide
 from insula.model.objects import Exit, ImageConfig, Instance, InstanceSpec, InstanceStatus
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.control import policy
+from insula.control.instances import restart_policy
+from insula.control.instances.specs import check, check_labels, make_name
 from insula.control.settings import Settings
-from insula.control.specs import check, check_labels, make_name
 from insula.control.tenants import FIRST_ID, MAX_TENANTS
 from insula.model.errors import Invalid
 from insula.model.objects import (
@@ -95,7 +95,7 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
 
 
 def test_the_pause_doubles_up_to_a_minute() -> None:
-    assert [policy.delay(n) for n in (0, 1, 2, 9, 10, 1000)] == [0.1, 0.2, 0.4, 51.2, 60.0, 60.0]
+    assert [restart_policy.delay(n) for n in (0, 1, 2, 9, 10, 1000)] == [0.1, 0.2, 0.4, 51.2, 60.0, 60.0]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_the_pause_doubles_up_to_a_minute() -> None:
 )
 def test_restart_policies(name: str, retries: int, status: int | None, restarts: int, again: bool) -> None:
     chosen = RestartPolicy(name=name, max_retries=retries)  # type: ignore[arg-type]
-    assert policy.after_exit(chosen, Exit(exit_status=status, finished=0.0), restarts) is again
+    assert restart_policy.after_exit(chosen, Exit(exit_status=status, finished=0.0), restarts) is again
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_after_a_reboot(name: str, wanted: str, before: bool, again: bool) -> No
         tenant="acme", name="web", id="0" * 32, image_digest="", layers=[], config=ImageConfig(), port=None,
         created=0.0, spec=InstanceSpec(image="x", restart=RestartPolicy(name=name)), wanted=wanted,  # type: ignore[arg-type]
     )  # fmt: skip
-    assert policy.after_boot(instance, started_before=before) is again
+    assert restart_policy.after_boot(instance, started_before=before) is again

@@ -12,8 +12,9 @@ import pytest
 from insula.cli.options import parse, split_global
 from insula.cli.verbs import run
 from insula.container import log, relay
-from insula.container.spec import CPU_PERIOD, DEFAULT_SHARES, MIN_MEMORY
-from insula.control import cloud, health, policy, quotas
+from insula.control import cloud, quotas
+from insula.control.instances import health, restart_policy
+from insula.control.instances.drivers.container.spec import CPU_PERIOD, DEFAULT_SHARES, MIN_MEMORY
 from insula.control.settings import Settings
 from insula.model.health import LEAST, HealthPlan, plan
 from insula.model.objects import Healthcheck, ImageConfig, InstanceSpec, Limits, RestartPolicy, Tmpfs
@@ -93,8 +94,8 @@ def test_what_the_guide_says_of_health_checks_is_so() -> None:
 
 def test_restarts() -> None:
     assert RestartPolicy() == RestartPolicy(name="no", max_retries=0)
-    assert [policy.delay(n) for n in (0, 1, 2, 9, 10, 10_000)] == [0.1, 0.2, 0.4, 51.2, 60.0, 60.0]
-    assert policy.STEADY == 10.0
+    assert [restart_policy.delay(n) for n in (0, 1, 2, 9, 10, 10_000)] == [0.1, 0.2, 0.4, 51.2, 60.0, 60.0]
+    assert restart_policy.STEADY == 10.0
 
 
 def test_the_others() -> None:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from insula.container import users
+from insula.control.instances.drivers.container import users
 from insula.image import archive, manifest, platform, reference
 from insula.model.errors import InsulaError
 from insula.model.objects import IDS_PER_TENANT

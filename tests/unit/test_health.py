@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.control.health import AT_ONCE, HealthChecks, Monitor
+from insula.control.instances.health import AT_ONCE, HealthChecks, Monitor
 from insula.model.errors import Invalid
 from insula.model.health import HealthPlan, plan
 from insula.model.objects import Healthcheck

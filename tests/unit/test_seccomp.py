@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.container import seccomp_default
+from insula.control.instances.drivers.container import seccomp_default
 from insula.kernel import bpf, capabilities, seccomp, syscalls
 from insula.model.errors import Invalid
 from tests.bpf_machine import libseccomp, run

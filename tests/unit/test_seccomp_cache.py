@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from insula.container import seccomp_default
+from insula.control.instances.drivers.container import seccomp_default
 from insula.kernel import capabilities, seccomp, seccomp_cache
 from insula.model.errors import Invalid
 

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.container import seccomp_default
+from insula.control.instances.drivers.container import seccomp_default
 from insula.kernel import bpf, capabilities, seccomp, seccomp_cache, syscalls
 from insula.kernel.seccomp_load import FLAGS
 from insula.model.errors import Invalid

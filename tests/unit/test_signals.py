@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.control.specs import signal_name
+from insula.control.instances.specs import signal_name
 from insula.model.errors import Invalid
 from insula.model.units import parse_signal
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.cli.verbs import run
-from insula.container import seccomp_default
-from insula.container import spec as module
-from insula.container.spec import config
-from insula.container.users import User
+from insula.control.instances.drivers.container import seccomp_default
+from insula.control.instances.drivers.container import spec as module
+from insula.control.instances.drivers.container.spec import config
+from insula.control.instances.drivers.container.users import User
 from insula.kernel import capabilities
 from insula.model.errors import Invalid
 from insula.model.objects import ImageConfig, InstanceSpec, Resources, Rlimit, Tmpfs

@@ -21,12 +21,12 @@ import pytest
 from insula.container import wire
 from insula.container.attachment import Attachment
 from insula.container.log import LogReader, LogWriter
-from insula.container.users import MAX_SIZE
-from insula.control import attachment
-from insula.control.attachment import follow, in_reader, merge
-from insula.control.instances import Instances, encode_records
-from insula.control.launch import Launcher
-from insula.control.processes import views
+from insula.control.instances import attachment
+from insula.control.instances.attachment import follow, in_reader, merge
+from insula.control.instances.drivers.container.users import MAX_SIZE
+from insula.control.instances.launch import Launcher
+from insula.control.instances.processes import views
+from insula.control.instances.verbs import Instances, encode_records
 from insula.kernel import process
 from insula.kernel.process import Process
 from insula.model.errors import Invalid

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.container.users import MAX_SIZE, Root, User, resolve
+from insula.control.instances.drivers.container.users import MAX_SIZE, Root, User, resolve
 from insula.model.errors import Invalid
 
 PASSWD = """\

@@ -9,18 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from insula.container.runtime import Runtime
-from insula.control.admission import Admission
 from insula.control.engine import Engine
 from insula.control.events import Events
 from insula.control.host import Host
 from insula.control.images import Images
-from insula.control.instances import Instances
+from insula.control.instances.admission import Admission
+from insula.control.instances.stats import Stats
+from insula.control.instances.supervisor import Supervisor
+from insula.control.instances.verbs import Instances
 from insula.control.keys import NETWORKS, TENANTS
 from insula.control.networks import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
 from insula.control.reconcile import Reconciler
 from insula.control.settings import Settings
-from insula.control.stats import Stats
-from insula.control.supervisor import Supervisor
 from insula.control.tenants import DEFAULT, Tenants
 from insula.image.store import ImageStore
 from insula.model.errors import NotFound

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from insula import __version__
 from insula.control.doctor import examine
-from insula.control.instances import stop_signal
+from insula.control.instances.processes import whois
+from insula.control.instances.supervisor import Member, Supervisor
+from insula.control.instances.verbs import stop_signal
 from insula.control.keys import NETWORKS, TENANTS
-from insula.control.processes import whois
-from insula.control.supervisor import Member, Supervisor
 from insula.control.verify import Verifier
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, InsulaError

@@ -12,9 +12,9 @@ from itertools import count
 from insula.control import claims
 from insula.control.claims import Claim
 from insula.control.engine import Engine
+from insula.control.instances.specs import check_labels, typed
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.quotas import guarded
-from insula.control.specs import check_labels, typed
 from insula.control.tenants import DEFAULT, Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
 from insula.model.objects import InstanceSpec, Network, NetworkStatus, Port, Tenant

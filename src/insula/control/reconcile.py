@@ -20,13 +20,13 @@ from enum import Enum, auto
 from typing import Literal, TypeVar
 
 from insula.container.runtime import State
-from insula.control import limits
-from insula.control.instances import Instances
+from insula.control.instances import limits
+from insula.control.instances.launch import LaunchRecord, boot_id
+from insula.control.instances.restart_policy import after_boot
+from insula.control.instances.supervisor import Member, Supervisor, as_exit, records_of
+from insula.control.instances.verbs import Instances
 from insula.control.keys import INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
-from insula.control.launch import LaunchRecord, boot_id
 from insula.control.networks import Networks
-from insula.control.policy import after_boot
-from insula.control.supervisor import Member, Supervisor, as_exit, records_of
 from insula.control.tenants import Tenants
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup

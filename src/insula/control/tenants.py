@@ -21,9 +21,9 @@ import msgspec
 from insula.control import claims
 from insula.control.claims import Claim
 from insula.control.engine import Engine
+from insula.control.instances.specs import check_labels
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.quotas import check_covers, check_limits, guarded, merge
-from insula.control.specs import check_labels
 from insula.kernel.cgroups import Cgroup, Resources
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant

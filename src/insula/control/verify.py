@@ -10,8 +10,8 @@ import asyncio
 import os
 from contextlib import AsyncExitStack, suppress
 
+from insula.control.instances.supervisor import Supervisor
 from insula.control.keys import NETWORKS, TENANTS
-from insula.control.supervisor import Supervisor
 from insula.model.errors import NotFound
 from insula.model.views import VerifyReport
 from insula.network.verify import verify

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from insula.container.spec import TERMINALS
+from insula.control.instances.drivers.container.spec import TERMINALS
 from insula.kernel import linux
 from tests.support.cli import Cli
 from tests.system.conftest import TenantFactory

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from insula.container import nesting, seccomp_default
 from insula.container.rootfs import VOLUME
-from insula.container.users import User
+from insula.control.instances.drivers.container import nesting, seccomp_default
+from insula.control.instances.drivers.container.users import User
 from insula.kernel import capabilities
 from insula.model.errors import Invalid, Unavailable
 from insula.model.objects import IDS_PER_TENANT, ImageConfig, InstanceSpec, Resources, Rlimit, Tmpfs

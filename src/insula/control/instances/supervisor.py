@@ -19,17 +19,17 @@ from typing import Any
 import msgspec
 
 from insula.container.runtime import ExitRecord
-from insula.control.admission import dismiss
-from insula.control.attachment import Attachment
 from insula.control.engine import Engine
-from insula.control.health import HealthChecks, Monitor
+from insula.control.instances.admission import dismiss
+from insula.control.instances.attachment import Attachment
+from insula.control.instances.drivers.container.terminals import Terminals
+from insula.control.instances.health import HealthChecks, Monitor
+from insula.control.instances.launch import Launcher, addresses
+from insula.control.instances.memory import MemoryEvents, Watch
+from insula.control.instances.recorder import Recorder
+from insula.control.instances.restart_policy import STEADY, after_exit, delay
+from insula.control.instances.sharing import guests, partner
 from insula.control.keys import INSTANCES, STATUS
-from insula.control.launch import Launcher, addresses
-from insula.control.memory import MemoryEvents, Watch
-from insula.control.policy import STEADY, after_exit, delay
-from insula.control.recorder import Recorder
-from insula.control.sharing import guests, partner
-from insula.control.terminals import Terminals
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Tenant

@@ -24,14 +24,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from insula.container.runtime import Attachment, Exec, Runtime
-from insula.control.launch import Launcher
-from insula.control.recorder import Recorder
+from insula.control.instances.launch import Launcher
+from insula.control.instances.recorder import Recorder
 from insula.model.errors import InsulaError, NotFound
 from insula.model.health import HealthPlan, plan
 from insula.model.views import ExecSpec, Health, Probe
 
 if TYPE_CHECKING:
-    from insula.control.supervisor import Member
+    from insula.control.instances.supervisor import Member
 
 log = logging.getLogger("insula.health")
 AT_ONCE: Final = 8  # checks of one tenant

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from insula.control.specs import typed
+from insula.control.instances.specs import typed
 from insula.model.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
-    from insula.control.supervisor import Member, Supervisor
+    from insula.control.instances.supervisor import Member, Supervisor
     from insula.model.objects import InstanceSpec
 
 

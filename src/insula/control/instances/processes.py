@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from insula.container.runtime import Runtime
-from insula.control.supervisor import Member, Supervisor
+from insula.control.instances.supervisor import Member, Supervisor
 from insula.kernel import cgroups, process
 from insula.model.errors import Invalid, NotFound
 from insula.model.objects import IDS_PER_TENANT

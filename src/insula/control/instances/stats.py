@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
+from insula.control.instances.supervisor import Member, Supervisor
 from insula.control.keys import TENANTS
-from insula.control.supervisor import Member, Supervisor
 from insula.control.tenants import Tenants
 from insula.kernel.cgroups import Cgroup, hierarchy
 from insula.model.errors import InsulaError

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from insula.container import archive_worker
-from insula.control.supervisor import Member, Supervisor
+from insula.control.instances.supervisor import Member, Supervisor
 from insula.model.errors import Conflict, Invalid
 from insula.model.units import shorten
 

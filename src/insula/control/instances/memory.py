@@ -13,13 +13,13 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
-from insula.control.recorder import Recorder
+from insula.control.instances.recorder import Recorder
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.cgroups.events import OutOfMemory
 from insula.model.errors import InsulaError
 
 if TYPE_CHECKING:
-    from insula.control.supervisor import Member
+    from insula.control.instances.supervisor import Member
 
 log = logging.getLogger("insula.control")
 _LOOKS: Final = (0.05, 0.2, 1.0)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from insula.control.processes import views
-from insula.control.supervisor import Member, Supervisor
+from insula.control.instances.processes import views
+from insula.control.instances.supervisor import Member, Supervisor
 from insula.kernel import process
 from insula.kernel.capabilities import to_names
 from insula.kernel.cgroups import Cgroup

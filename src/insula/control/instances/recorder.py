@@ -19,7 +19,7 @@ from insula.model.objects import InstanceEvent
 from insula.store.protocol import Compare, Store, TransactionConflict
 
 if TYPE_CHECKING:
-    from insula.control.supervisor import Member
+    from insula.control.instances.supervisor import Member
 
 _MOST = 10_000  # waiting to be written: a full disk must not fill memory as well
 _ATTEMPTS = 5

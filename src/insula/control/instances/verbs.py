@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 
 from insula.container.log import LogReader, Record
 from insula.container.runtime import Exec
-from insula.control import limits, renaming
-from insula.control.admission import Admission
-from insula.control.archives import Archives
-from insula.control.attachment import Attachment, in_reader
-from insula.control.attachment import follow as follow_log
-from insula.control.explain import explain
+from insula.control.instances import limits, renaming
+from insula.control.instances.admission import Admission
+from insula.control.instances.archives import Archives
+from insula.control.instances.attachment import Attachment, in_reader
+from insula.control.instances.attachment import follow as follow_log
+from insula.control.instances.explain import explain
+from insula.control.instances.limits import check_running, not_running
+from insula.control.instances.processes import views
+from insula.control.instances.sharing import partner
+from insula.control.instances.specs import typed
+from insula.control.instances.supervisor import Member, Supervisor, as_exit
 from insula.control.keys import INSTANCES
-from insula.control.limits import check_running, not_running
-from insula.control.processes import views
-from insula.control.sharing import partner
-from insula.control.specs import typed
-from insula.control.supervisor import Member, Supervisor, as_exit
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec, InstanceStatus

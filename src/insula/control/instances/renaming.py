@@ -12,10 +12,10 @@ import contextlib
 import msgspec
 
 from insula.control import claims
+from insula.control.instances.specs import typed
+from insula.control.instances.supervisor import SETTLED, Member, Supervisor
 from insula.control.keys import EVENTS, INSTANCES, STATUS
 from insula.control.networks import port_claims
-from insula.control.specs import typed
-from insula.control.supervisor import SETTLED, Member, Supervisor
 from insula.model.errors import Conflict
 from insula.model.units import check_label
 from insula.store.protocol import Compare, TransactionConflict, Write

@@ -25,9 +25,9 @@ from typing import Any
 import msgspec
 
 from insula.container.runtime import Launch, State
-from insula.container.spec import config
-from insula.container.users import User, resolve
 from insula.control.engine import Engine
+from insula.control.instances.drivers.container.spec import config
+from insula.control.instances.drivers.container.users import User, resolve
 from insula.control.keys import NETWORKS
 from insula.kernel import records, trees
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound, Unavailable

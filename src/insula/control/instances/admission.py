@@ -14,11 +14,11 @@ import msgspec
 from insula.control import claims
 from insula.control.engine import Engine
 from insula.control.images import Images
+from insula.control.instances.launch import Launcher
+from insula.control.instances.specs import check, make_name
 from insula.control.keys import EVENTS, INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
-from insula.control.launch import Launcher
 from insula.control.networks import Networks, port_claims
 from insula.control.quotas import add, change, exchange, guarded, subtract
-from insula.control.specs import check, make_name
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Failed, NotFound
 from insula.model.objects import Instance, InstanceSpec, Network, Resources, Tenant

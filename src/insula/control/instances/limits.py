@@ -14,11 +14,11 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
-from insula.container import spec
-from insula.control.admission import resize
+from insula.control.instances.admission import resize
+from insula.control.instances.drivers.container import spec
+from insula.control.instances.specs import typed
+from insula.control.instances.supervisor import Member, Supervisor
 from insula.control.quotas import check_resources, merge
-from insula.control.specs import typed
-from insula.control.supervisor import Member, Supervisor
 from insula.model.errors import Conflict, InsulaError, NotFound
 from insula.model.views import ResourcesPatch
 from insula.store.typed import Found

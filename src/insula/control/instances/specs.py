@@ -1,7 +1,7 @@
 """What a user may ask for, as far as control decides it: names, labels, limits, signals, policies. Pure.
 
-The rest of an `InstanceSpec` (arguments, environment, mounts, capabilities, …) is the runtime's business and checked
-where the OCI config is made, `insula.container.spec.config`; `admission.py` asks it before anything is committed.
+The rest of an `InstanceSpec` (arguments, environment, mounts, capabilities, …) is checked by the driver of its kind;
+`admission.py` asks the driver before anything is committed.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-from insula.container.spec import TERMINALS
+from insula.control.instances.drivers.container.spec import TERMINALS
 
 log = logging.getLogger("insula.control")
 

@@ -1,0 +1,1 @@
+"""Instances: what tenants run. Verbs commit what is wanted, drivers do it."""
