@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from insula.control import cloud as clouds
+from insula.control import plane as planes
 from insula.control import reconcile
-from insula.control.cloud import Cloud
 from insula.control.instances import verbs as instances
 from insula.control.instances.supervisor import Member
+from insula.control.plane import ControlPlane
 from insula.control.reconcile import Action
 from insula.control.settings import Settings
 from insula.model.errors import Unavailable
@@ -45,26 +45,26 @@ def settings(run_: Run) -> Iterator[Settings]:
 
 
 async def take_down(settings: Settings) -> None:
-    cloud = await Cloud.open(settings)
-    cloud.begin()
-    await eventually(lambda: looked_at(cloud), "every instance was looked at")
-    await cloud.host.down()
-    await cloud.close()
+    plane = await ControlPlane.open(settings)
+    plane.begin()
+    await eventually(lambda: looked_at(plane), "every instance was looked at")
+    await plane.host.down()
+    await plane.close()
 
 
-async def opened(settings: Settings, body: Callable[[Cloud], Awaitable[None]]) -> None:
-    cloud = await Cloud.open(settings)
+async def opened(settings: Settings, body: Callable[[ControlPlane], Awaitable[None]]) -> None:
+    plane = await ControlPlane.open(settings)
     try:
-        await body(cloud)
+        await body(plane)
     finally:
-        await cloud.close()
+        await plane.close()
 
 
-def looked_at(cloud: Cloud) -> bool:
-    return all(member.reconciled.is_set() for member in cloud.supervisor.of(None))
+def looked_at(plane: ControlPlane) -> bool:
+    return all(member.reconciled.is_set() for member in plane.supervisor.of(None))
 
 
-def run(settings: Settings, body: Callable[[Cloud], Awaitable[None]]) -> None:
+def run(settings: Settings, body: Callable[[ControlPlane], Awaitable[None]]) -> None:
     asyncio.run(opened(settings, body))
 
 
@@ -72,10 +72,10 @@ def sleeper(name: str) -> InstanceSpec:
     return InstanceSpec(image="busybox", name=name, command=["sleep", "600"], stop_timeout=0)
 
 
-async def two_instances(cloud: Cloud) -> None:
-    cloud.begin()
+async def two_instances(plane: ControlPlane) -> None:
+    plane.begin()
     for name in ("first", "second"):
-        await cloud.instances.run(TENANT, sleeper(name))
+        await plane.instances.run(TENANT, sleeper(name))
 
 
 def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
@@ -96,22 +96,22 @@ def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
     monkeypatch.setattr(reconcile, "LIMIT", 0.5)
     monkeypatch.setattr(instances, "_PATIENCE", 0.1)
 
-    async def body(cloud: Cloud) -> None:
-        assert [view.reconciled for view in await cloud.instances.list(TENANT)] == [False, False]
+    async def body(plane: ControlPlane) -> None:
+        assert [view.reconciled for view in await plane.instances.list(TENANT)] == [False, False]
         assert looks == [], "nothing is looked at before it begins"
         with pytest.raises(Unavailable, match="still looking at instance first"):
-            await cloud.instances.get(TENANT, "first")
-        cloud.begin()
-        assert (await cloud.instances.run(TENANT, sleeper("third"))).status.state == "running"
-        await eventually(lambda: cloud.supervisor.members[TENANT, "second"].watched, "one is adopted")
+            await plane.instances.get(TENANT, "first")
+        plane.begin()
+        assert (await plane.instances.run(TENANT, sleeper("third"))).status.state == "running"
+        await eventually(lambda: plane.supervisor.members[TENANT, "second"].watched, "one is adopted")
         name = f"instance {TENANT}/first"
-        await eventually(lambda: name in cloud.engine.problems, "the other is told of")
-        assert "takes more than 0.5 s" in cloud.engine.problems[name]
-        states = {view.instance.name: view.status.state for view in await cloud.instances.list(TENANT)}
+        await eventually(lambda: name in plane.context.problems, "the other is told of")
+        assert "takes more than 0.5 s" in plane.context.problems[name]
+        states = {view.instance.name: view.status.state for view in await plane.instances.list(TENANT)}
         assert states == {"first": "running", "second": "running", "third": "running"}
         release.set()
-        await eventually(lambda: cloud.supervisor.members[TENANT, "first"].watched, "it is adopted after all")
-        await eventually(lambda: name not in cloud.engine.problems, "and no problem any more")
+        await eventually(lambda: plane.supervisor.members[TENANT, "first"].watched, "it is adopted after all")
+        await eventually(lambda: name not in plane.context.problems, "and no problem any more")
         assert looks.count("first") >= 2 and looks.count("second") == 1
 
     run(settings, body)
@@ -132,10 +132,10 @@ def test_an_error_that_nobody_thought_of_is_a_problem_and_no_end(
 
     monkeypatch.setattr(reconcile.Reconciler, "_adopt", failing)
 
-    async def body(cloud: Cloud) -> None:
-        cloud.begin()
-        await eventually(lambda: cloud.supervisor.members[TENANT, "first"].watched, "it is adopted the second time")
-        assert cloud.supervisor.members[TENANT, "second"].watched
+    async def body(plane: ControlPlane) -> None:
+        plane.begin()
+        await eventually(lambda: plane.supervisor.members[TENANT, "first"].watched, "it is adopted the second time")
+        assert plane.supervisor.members[TENANT, "second"].watched
 
     with caplog.at_level(logging.INFO):
         run(settings, body)
@@ -150,14 +150,14 @@ def test_an_error_that_nobody_thought_of_is_a_problem_and_no_end(
 def test_the_periodic_repair_tells_and_goes_on(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
-    monkeypatch.setattr(clouds, "REPAIR_EVERY", 0.05)
+    monkeypatch.setattr(planes, "REPAIR_EVERY", 0.05)
 
-    async def body(cloud: Cloud) -> None:
-        await cloud.tenants.create("other")
-        cloud.begin()
+    async def body(plane: ControlPlane) -> None:
+        await plane.tenants.create("other")
+        plane.begin()
         fail, repaired = threading.Event(), []
         name = "tenant other" if where == "one network" else "periodic repair"
-        ensure, repair = cloud.engine.fabric.ensure_tenant, cloud.reconciler.repair
+        ensure, repair = plane.context.fabric.ensure_tenant, plane.reconciler.repair
 
         def ensure_or_fail(tenant: Tenant) -> None:
             if fail.is_set() and where == "one network" and tenant.name == "other":
@@ -170,18 +170,18 @@ def test_the_periodic_repair_tells_and_goes_on(
                 raise ZeroDivisionError("injected")
             await repair()
 
-        monkeypatch.setattr(cloud.engine.fabric, "ensure_tenant", ensure_or_fail)
-        monkeypatch.setattr(cloud.reconciler, "repair", repair_or_fail)
+        monkeypatch.setattr(plane.context.fabric, "ensure_tenant", ensure_or_fail)
+        monkeypatch.setattr(plane.reconciler, "repair", repair_or_fail)
         await eventually(lambda: len(repaired) > 4, "the control: it repairs")
-        assert name not in cloud.engine.problems
+        assert name not in plane.context.problems
         fail.set()
-        await eventually(lambda: cloud.engine.problems.get(name) == "injected", "it is told")
-        assert f"{name}: injected" in (await cloud.host.status()).problems
+        await eventually(lambda: plane.context.problems.get(name) == "injected", "it is told")
+        assert f"{name}: injected" in (await plane.host.status()).problems
         count = len(repaired)
         if where == "one network":
             await eventually(lambda: len(repaired) > count + 2, "others are repaired")
         fail.clear()
-        await eventually(lambda: name not in cloud.engine.problems, "it is solved")
+        await eventually(lambda: name not in plane.context.problems, "it is solved")
 
     run(settings, body)
     assert "ZeroDivisionError" in caplog.text and "Traceback" in caplog.text

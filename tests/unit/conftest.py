@@ -14,7 +14,7 @@ from insula.api.app import create_app
 from insula.api.peer import listen
 from insula.api.server import Server
 from insula.client import Client
-from tests.unit.stub_cloud import StubCloud
+from tests.unit.stub_plane import StubPlane
 
 # how long an example takes says nothing about the code on a machine that does other work as well
 settings.register_profile("insula", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,13 +26,13 @@ class StubDaemon:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "insulad.sock"
-        self.cloud = StubCloud(directory)
+        self.plane = StubPlane(directory)
         self.client = Client(str(self.path), timeout=20)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
     async def _serve(self) -> None:
-        self.server = Server(create_app(self.cloud), lambda: None)
+        self.server = Server(create_app(self.plane), lambda: None)
         self._loop = asyncio.get_running_loop()
         sock = listen(self.path)
         self._ready.set()
@@ -59,7 +59,7 @@ def session_stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StubDaemo
 
 @pytest.fixture
 def stub(session_stub: StubDaemon) -> Iterator[StubDaemon]:
-    """The daemon with an empty cloud."""
-    session_stub.cloud.__init__(session_stub.path.parent)  # type: ignore[misc]
+    """The daemon with an empty plane."""
+    session_stub.plane.__init__(session_stub.path.parent)  # type: ignore[misc]
     yield session_stub
-    session_stub.cloud.kill()
+    session_stub.plane.kill()

@@ -126,7 +126,7 @@ def test_a_defect_shows_no_inner_details(stub: StubDaemon) -> None:
     def broken() -> None:
         raise RuntimeError("secret")
 
-    stub.cloud.tenants.list = broken
+    stub.plane.tenants.list = broken
     with pytest.raises(Failed, match="insulad has a defect: RuntimeError") as caught:
         stub.client.tenants.list()
     assert "secret" not in str(caught.value)
@@ -174,7 +174,7 @@ def test_stats_once_and_as_a_series(stub: StubDaemon) -> None:
     assert sample["instances"][0]["name"] == "web"
     series = list(stub.client.instances.stats(interval=0.5))
     assert [sample["instances"][0]["cpu"] for sample in series] == [0.0, 0.5, 1.0]
-    assert stub.cloud.stats.asked == [("acme", "web", "db", None), (None, 0.5)]
+    assert stub.plane.stats.asked == [("acme", "web", "db", None), (None, 0.5)]
     with pytest.raises(NotFound, match="no instance nobody"):
         list(stub.client.instances.stats("acme", ["nobody"]))
     with pytest.raises(Invalid):
@@ -182,7 +182,7 @@ def test_stats_once_and_as_a_series(stub: StubDaemon) -> None:
 
 
 def test_events_flow_and_an_error_at_their_end_is_raised(stub: StubDaemon) -> None:
-    stub.cloud.events.items = [{"kind": "tenant", "name": "a"}, {"kind": "tenant", "name": "b"}]
+    stub.plane.events.items = [{"kind": "tenant", "name": "a"}, {"kind": "tenant", "name": "b"}]
     seen = []
     with pytest.raises(Failed, match="the rest is lost"):
         for event in stub.client.host.events():
@@ -192,7 +192,7 @@ def test_events_flow_and_an_error_at_their_end_is_raised(stub: StubDaemon) -> No
 
 def test_logs_carry_streams_and_times(stub: StubDaemon) -> None:
     stub.client.instances.run("acme", "x", ["true"], name="web", start=False)
-    stub.cloud.instances.log = [(Kind.STDOUT, b"one\n"), (Kind.STDERR, b"two\n")]
+    stub.plane.instances.log = [(Kind.STDOUT, b"one\n"), (Kind.STDERR, b"two\n")]
     assert list(stub.client.instances.logs("acme", "web")) == [(0.0, 1, b"one\n"), (1.0, 2, b"two\n")]
     with pytest.raises(NotFound):
         list(stub.client.instances.logs("acme", "nope"))
@@ -204,8 +204,8 @@ def test_logs_carry_streams_and_times(stub: StubDaemon) -> None:
 def test_archives_stream_both_ways(stub: StubDaemon) -> None:
     stub.client.instances.run("acme", "x", ["true"], name="web", start=False)
     stub.client.instances.archive_put("acme", "web", "/with space/ü", iter([b"a" * 100_000, b"", b"b"]))
-    assert stub.cloud.instances.uploads == {"/with space/ü": b"a" * 100_000 + b"b"}
-    stub.cloud.instances.archives["/x"] = [b"1" * 70_000, b"2"]
+    assert stub.plane.instances.uploads == {"/with space/ü": b"a" * 100_000 + b"b"}
+    stub.plane.instances.archives["/x"] = [b"1" * 70_000, b"2"]
     with stub.client.instances.archive_get("acme", "web", "/x") as response:
         assert response.read() == b"1" * 70_000 + b"2"
     with pytest.raises(NotFound, match="/y is not there"):
@@ -222,10 +222,10 @@ def test_a_broken_upload_is_not_taken_for_a_whole_one(stub: StubDaemon) -> None:
     with pytest.raises(OSError, match="the disk broke"):
         stub.client.instances.archive_put("acme", "web", "/x", pieces())
     deadline = time.monotonic() + 5
-    while not stub.cloud.instances.broken_uploads and time.monotonic() < deadline:
+    while not stub.plane.instances.broken_uploads and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert stub.cloud.instances.broken_uploads == 1
-    assert stub.cloud.instances.uploads == {}
+    assert stub.plane.instances.broken_uploads == 1
+    assert stub.plane.instances.uploads == {}
 
 
 def test_an_upload_that_is_refused_early_gives_the_reason(stub: StubDaemon) -> None:

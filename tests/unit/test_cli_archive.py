@@ -235,7 +235,7 @@ def test_the_verb(stub: StubDaemon, tmp_path: Path, capsys: pytest.CaptureFixtur
     stub.client.instances.run("default", "x", ["true"], name="web", start=False)
     (tmp_path / "local").write_text("from here")
     os.mkdir(tmp_path / "tree")
-    sent = stub.cloud.instances
+    sent = stub.plane.instances
     for source, path, copied, name in (
         (f"{tmp_path}/local", "/srv/there", "tree", "local"),
         (f"{tmp_path}/tree", "/srv", "tree", "tree"),
@@ -264,7 +264,7 @@ def test_the_root_is_its_content(stub: StubDaemon, tmp_path: Path, path: str) ->
             (member("etc/x"), b"y"),
         )
     ]
-    stub.cloud.instances.archives |= dict.fromkeys(["/", "/.", "//"], whole)
+    stub.plane.instances.archives |= dict.fromkeys(["/", "/.", "//"], whole)
     for target in ("new", "."):
         assert main(["--socket", str(stub.path), "cp", path, f"{tmp_path}/{target}"]) == 0
         assert (tmp_path / target / "etc" / "x").read_text() == "y"
@@ -273,7 +273,7 @@ def test_the_root_is_its_content(stub: StubDaemon, tmp_path: Path, path: str) ->
 def test_export(stub: StubDaemon, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stub.client.instances.run("default", "x", ["true"], name="web", start=False)
     data = tar((member("etc"), b"x"))
-    stub.cloud.instances.archives["/"] = [data[:700], data[700:]]
+    stub.plane.instances.archives["/"] = [data[:700], data[700:]]
     out = tmp_path / "out.tar"
     assert main(["--socket", str(stub.path), "export", "-o", str(out), "web"]) == 0
     assert out.read_bytes() == data

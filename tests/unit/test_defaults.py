@@ -12,7 +12,7 @@ import pytest
 from insula.cli.options import parse, split_global
 from insula.cli.verbs import run
 from insula.container import log, relay
-from insula.control import cloud, quotas
+from insula.control import plane, quotas
 from insula.control.instances import health, restart_policy
 from insula.control.instances.drivers.container.spec import CPU_PERIOD, DEFAULT_SHARES, MIN_MEMORY
 from insula.control.settings import Settings
@@ -119,5 +119,5 @@ def test_the_others() -> None:
     assert (CPU_PERIOD, DEFAULT_SHARES) == (100_000, 1024)
     assert (relay.RATE, relay.BURST, relay.LEAST) == (8 << 20, 64 << 20, 1024)
     assert log.MIN_SIZE == 4096
-    assert cloud.REPAIR_EVERY == 60.0
+    assert plane.REPAIR_EVERY == 60.0
     assert Settings.from_environment({}).spares == 2

@@ -76,7 +76,7 @@ def test_output_that_nobody_reads_holds_the_process_up(stub: StubDaemon) -> None
     stub.client.instances.run("default", "x", ["cat", "/dev/zero"], name="web", start=False)
     with stub.client.instances.attach("default", "web", start=True):
         time.sleep(0.5)
-        process = stub.cloud.instances.processes_of["web"].process
+        process = stub.plane.instances.processes_of["web"].process
         before = written(process.pid)
         time.sleep(0.5)
         assert 0 < written(process.pid) == before
@@ -118,7 +118,7 @@ def test_frames_that_may_not_go_there_end_the_exchange(stub: StubDaemon, evil: b
     with stub.client.instances.attach("default", "web", stdin=True, start=True) as attachment:
         attachment.pending += chunk(evil)
         frames = list(attachment)
-        process = stub.cloud.instances.processes_of["web"].process
+        process = stub.plane.instances.processes_of["web"].process
         assert process.returncode is None, "the process keeps running"
         process.kill()
     assert [kind for kind, _ in frames] == [Kind.ERROR]
@@ -146,7 +146,7 @@ def test_a_stopping_server_says_so(tmp_path: Path) -> None:
         kind, payload = list(attachment)[-1]
     assert kind is Kind.ERROR
     assert json.loads(payload)["error"] == "Unavailable"
-    stub.cloud.kill()
+    stub.plane.kill()
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_a_closed_output_ends_it_quietly(stub: StubDaemon) -> None:
         client.stdout.close()
         assert client.wait(10) == -signal.SIGPIPE
         assert client.stderr.read() == b""
-    stub.cloud.instances.processes_of["i0"].process.kill()
+    stub.plane.instances.processes_of["i0"].process.kill()
 
 
 def test_a_terminal_is_asked_for_where_there_is_none(stub: StubDaemon) -> None:
@@ -258,7 +258,7 @@ def test_detach_keys_leave_it_running(stub: StubDaemon) -> None:
     person.type(b"a\x10")
     person.type(b"\x11")
     assert person.wait() == 0
-    process = stub.cloud.instances.processes_of["web"].process
+    process = stub.plane.instances.processes_of["web"].process
     assert process.returncode is None
     process.kill()
 
@@ -268,7 +268,7 @@ def test_a_signal_to_the_command_line_restores_the_terminal(stub: StubDaemon) ->
     person.expect(b"ready")
     os.kill(person.pid, signal.SIGTERM)
     assert person.wait() == 143
-    stub.cloud.instances.processes_of["web"].process.kill()
+    stub.plane.instances.processes_of["web"].process.kill()
 
 
 # -- detach keys ------------------------------------------------------------------------------------------------------

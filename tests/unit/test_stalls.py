@@ -186,7 +186,7 @@ def member() -> Any:
 
 def test_thousands_of_processes() -> None:
     async def main() -> None:
-        supervisor: Any = SimpleNamespace(engine=SimpleNamespace(runtime=Crowd()), find=lambda tenant, name: member())
+        supervisor: Any = SimpleNamespace(context=SimpleNamespace(runtime=Crowd()), find=lambda tenant, name: member())
         unused: Any = None
         instances = Instances(unused, unused, supervisor)
         async with ticker() as rounds:
@@ -206,8 +206,8 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "passwd").write_text("a:x:1:1::/:\n" * (MAX_SIZE // 12))
     images = SimpleNamespace(lower=lambda layers: [tmp_path])
-    engine: Any = SimpleNamespace(images=images, settings=SimpleNamespace(prefix="insula"))
-    launcher = Launcher(engine, lambda tenant: {})
+    context: Any = SimpleNamespace(images=images, settings=SimpleNamespace(prefix="insula"))
+    launcher = Launcher(context, lambda tenant: {})
     tenant = Tenant(name="acme", index=0, id_base=1 << 20, created=0.0)
 
     def asked(user: str) -> Instance:

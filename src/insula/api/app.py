@@ -17,7 +17,7 @@ from insula.api.instances import InstanceController, list_all_instances
 from insula.api.networks import NetworkController
 from insula.api.stats import STATS
 from insula.api.tenants import TenantController
-from insula.control.cloud import Cloud
+from insula.control.plane import ControlPlane
 
 MAX_BODY = 1 << 20
 """Bytes of a JSON body; uploads have a limit of their own."""
@@ -39,11 +39,11 @@ frames: one byte of kind, four bytes of length (big endian), payload.
 """
 
 
-def create_app(cloud: Cloud) -> ASGIApp:
+def create_app(plane: ControlPlane) -> ASGIApp:
     """The ASGI application of `insulad`, which lets only allowed peers in."""
 
-    async def provide_cloud() -> object:
-        return cloud
+    async def provide_plane() -> object:
+        return plane
 
     app = Litestar(
         [
@@ -60,7 +60,7 @@ def create_app(cloud: Cloud) -> ASGIApp:
                 ],
             )
         ],
-        dependencies={"cloud": Provide(provide_cloud)},
+        dependencies={"plane": Provide(provide_plane)},
         exception_handlers=HANDLERS,
         request_max_body_size=MAX_BODY,
         openapi_config=OpenAPIConfig(

@@ -23,7 +23,7 @@ from insula import __version__
 from insula.api.app import create_app
 from insula.api.peer import listen
 from insula.api.server import Server
-from insula.control.cloud import Cloud
+from insula.control.plane import ControlPlane
 from insula.control.settings import Settings
 from insula.model.errors import Conflict, InsulaError
 
@@ -71,9 +71,9 @@ async def serve(settings: Settings) -> None:
     """
     sys.setswitchinterval(_SWITCH)
     gc.disable()  # nothing that is made until then is garbage
-    cloud = await Cloud.open(settings)
+    plane = await ControlPlane.open(settings)
     try:
-        server = Server(create_app(cloud), cloud.begin)
+        server = Server(create_app(plane), plane.begin)
         gc.freeze()  # a full collection needn't look again and again at what stays: modules, and what runs already
         gc.enable()
         loop = asyncio.get_running_loop()
@@ -84,7 +84,7 @@ async def serve(settings: Settings) -> None:
         await server.serve(sockets=[sock])
         log.info("stopping")
     finally:
-        await cloud.close()
+        await plane.close()
 
 
 def main() -> int:

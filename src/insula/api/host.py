@@ -8,7 +8,7 @@ from typing import Any
 from litestar import Controller, Request, get, post
 from litestar.response import Stream
 
-from insula.api.parameters import Pid, Revision, TheCloud
+from insula.api.parameters import Pid, Plane, Revision
 from insula.api.streams import json_lines
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
@@ -18,26 +18,26 @@ class HostController(Controller):
     tags = ("host",)
 
     @get("/status", summary="The state of this host")
-    async def status(self, cloud: TheCloud) -> HostStatus:
-        return await cloud.host.status()
+    async def status(self, plane: Plane) -> HostStatus:
+        return await plane.host.status()
 
     @get("/doctor", summary="What this host has and lacks, and what follows")
-    async def doctor(self, cloud: TheCloud) -> Sequence[Check]:
-        return await cloud.host.doctor()
+    async def doctor(self, plane: Plane) -> Sequence[Check]:
+        return await plane.host.doctor()
 
     @get("/verify", summary="Compare what the data plane lets through with what it should, by reading and by probing")
-    async def verify(self, cloud: TheCloud) -> VerifyReport:
-        return await cloud.host.verify()
+    async def verify(self, plane: Plane) -> VerifyReport:
+        return await plane.host.verify()
 
     @get("/whois/{pid:int}", summary="Which tenant and instance a host process belongs to")
-    async def whois(self, cloud: TheCloud, pid: Pid) -> WhoIs:
-        return await cloud.host.whois(pid)
+    async def whois(self, plane: Plane, pid: Pid) -> WhoIs:
+        return await plane.host.whois(pid)
 
     @get("/events", summary="Changes as they happen, one JSON object a line")
-    async def events(self, cloud: TheCloud, from_revision: Revision = None) -> Stream:
-        return json_lines(cloud.events.watch(from_revision))
+    async def events(self, plane: Plane, from_revision: Revision = None) -> Stream:
+        return json_lines(plane.events.watch(from_revision))
 
     @post("/down", status_code=204, summary="Stop all instances, clean the host, and end insulad; the state is kept")
-    async def down(self, cloud: TheCloud, request: Request[Any, Any, Any]) -> None:
-        await cloud.host.down()
+    async def down(self, plane: Plane, request: Request[Any, Any, Any]) -> None:
+        await plane.host.down()
         request.scope["state"]["stopping"].set()  # what is left of us could do nothing more

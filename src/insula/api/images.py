@@ -10,7 +10,7 @@ from litestar import Controller, Request, delete, get, post
 from litestar.params import JSONBody
 from litestar.response import Stream
 
-from insula.api.parameters import Name, OptionalWord, TheCloud, Word
+from insula.api.parameters import Name, OptionalWord, Plane, Word
 from insula.api.streams import archive, json_lines, primed, spooled, while_connected
 from insula.model.objects import Image, Struct
 
@@ -56,66 +56,66 @@ class ImageController(Controller):
     tags = ("images",)
 
     @get(summary="List a tenant's images and the shared ones")
-    async def list_images(self, cloud: TheCloud, tenant: Name) -> list[Image]:
-        return await cloud.images.list(tenant)
+    async def list_images(self, plane: Plane, tenant: Name) -> list[Image]:
+        return await plane.images.list(tenant)
 
     @get("/{name:path}", summary="Show an image")
-    async def get_image(self, cloud: TheCloud, tenant: Name, name: Name) -> Image:
-        return await cloud.images.get(tenant, name.lstrip("/"))
+    async def get_image(self, plane: Plane, tenant: Name, name: Name) -> Image:
+        return await plane.images.get(tenant, name.lstrip("/"))
 
     @delete("/{name:path}", summary="Remove an image")
-    async def remove_image(self, cloud: TheCloud, tenant: Name, name: Name) -> None:
-        await cloud.images.remove(tenant, name.lstrip("/"))
+    async def remove_image(self, plane: Plane, tenant: Name, name: Name) -> None:
+        await plane.images.remove(tenant, name.lstrip("/"))
 
     @post("/pull", summary="Fetch an image from a registry; JSON lines {progress}, at last {image}")
-    async def pull(self, cloud: TheCloud, tenant: Name, data: JSONBody[PullSpec]) -> Stream:
+    async def pull(self, plane: Plane, tenant: Name, data: JSONBody[PullSpec]) -> Stream:
         return json_lines(
             with_progress(
-                lambda progress: cloud.images.pull(
+                lambda progress: plane.images.pull(
                     tenant, data.reference, name=data.name, auth=data.auth, insecure=data.insecure, progress=progress
                 )
             )
         )
 
     @post("/push", summary="Send an image to a registry; JSON lines {progress}")
-    async def push(self, cloud: TheCloud, tenant: Name, data: JSONBody[PushSpec]) -> Stream:
+    async def push(self, plane: Plane, tenant: Name, data: JSONBody[PushSpec]) -> Stream:
         return json_lines(
             with_progress(
-                lambda progress: cloud.images.push(
+                lambda progress: plane.images.push(
                     tenant, data.name, data.reference, auth=data.auth, insecure=data.insecure, progress=progress
                 )
             )
         )
 
     @post("/build-base", summary="Make an image of a distribution's user land; JSON lines {progress}, at last {image}")
-    async def build_base(self, cloud: TheCloud, tenant: Name, data: JSONBody[BaseSpec]) -> Stream:
+    async def build_base(self, plane: Plane, tenant: Name, data: JSONBody[BaseSpec]) -> Stream:
         return json_lines(
             with_progress(
-                lambda progress: cloud.images.build_base(tenant, data.distribution, data.release, progress=progress)
+                lambda progress: plane.images.build_base(tenant, data.distribution, data.release, progress=progress)
             )
         )
 
     @post("/load", request_max_body_size=None, summary="Take the images of an OCI layout or docker-archive, a tar")
     async def load(
-        self, cloud: TheCloud, tenant: Name, request: Request[Any, Any, Any], name: OptionalWord = None
+        self, plane: Plane, tenant: Name, request: Request[Any, Any, Any], name: OptionalWord = None
     ) -> Sequence[Image]:
-        async with spooled(request, cloud.settings.root) as path:
-            return await while_connected(request, cloud.images.load(tenant, path, name=name))
+        async with spooled(request, plane.settings.root) as path:
+            return await while_connected(request, plane.images.load(tenant, path, name=name))
 
     @post("/import", request_max_body_size=None, summary="Make an image of the tar of a root file system")
-    async def import_rootfs(self, cloud: TheCloud, tenant: Name, name: Word, request: Request[Any, Any, Any]) -> Image:
-        async with spooled(request, cloud.settings.root) as path:
-            return await while_connected(request, cloud.images.import_(tenant, path, name=name))
+    async def import_rootfs(self, plane: Plane, tenant: Name, name: Word, request: Request[Any, Any, Any]) -> Image:
+        async with spooled(request, plane.settings.root) as path:
+            return await while_connected(request, plane.images.import_(tenant, path, name=name))
 
     @post("/tag", summary="Give an image one more name")
-    async def tag(self, cloud: TheCloud, tenant: Name, data: JSONBody[TagSpec]) -> Image:
-        return await cloud.images.tag(tenant, data.source, data.name)
+    async def tag(self, plane: Plane, tenant: Name, data: JSONBody[TagSpec]) -> Image:
+        return await plane.images.tag(tenant, data.source, data.name)
 
     @post("/save", status_code=200, summary="Images as one archive, a tar")
     async def save(
-        self, cloud: TheCloud, tenant: Name, data: JSONBody[SaveSpec], request: Request[Any, Any, Any]
+        self, plane: Plane, tenant: Name, data: JSONBody[SaveSpec], request: Request[Any, Any, Any]
     ) -> Stream:
-        pieces = primed(cloud.images.save(tenant, data.names, format=data.format))
+        pieces = primed(plane.images.save(tenant, data.names, format=data.format))
         return archive(await while_connected(request, pieces))
 
 

@@ -12,7 +12,7 @@ from litestar.response import Stream
 from litestar.types import ASGIApp
 
 from insula.api.duplex import Duplex, opening
-from insula.api.parameters import Cells, Flag, HowToCopy, Inside, Name, Since, Tail, TheCloud, Timeout, Word
+from insula.api.parameters import Cells, Flag, HowToCopy, Inside, Name, Plane, Since, Tail, Timeout, Word
 from insula.api.streams import archive, frames, primed, upload
 from insula.model.errors import Invalid
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec
@@ -20,8 +20,8 @@ from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView,
 
 
 @get("/instances", tags=["instances"], summary="List the instances of all tenants")
-async def list_all_instances(cloud: TheCloud) -> list[InstanceView]:
-    return await cloud.instances.list(None)
+async def list_all_instances(plane: Plane) -> list[InstanceView]:
+    return await plane.instances.list(None)
 
 
 class InstanceController(Controller):
@@ -29,86 +29,86 @@ class InstanceController(Controller):
     tags = ("instances",)
 
     @get(summary="List a tenant's instances")
-    async def list_instances(self, cloud: TheCloud, tenant: Name) -> list[InstanceView]:
-        return await cloud.instances.list(tenant)
+    async def list_instances(self, plane: Plane, tenant: Name) -> list[InstanceView]:
+        return await plane.instances.list(tenant)
 
     @post(summary="Create an instance, and start it unless `start` is false")
     async def run(
-        self, cloud: TheCloud, tenant: Name, data: JSONBody[InstanceSpec], start: Flag = True
+        self, plane: Plane, tenant: Name, data: JSONBody[InstanceSpec], start: Flag = True
     ) -> InstanceView:
-        return await cloud.instances.run(tenant, data, start=start)
+        return await plane.instances.run(tenant, data, start=start)
 
     @get("/{name:str}", summary="Show an instance, wanted and measured")
-    async def get_instance(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:
-        return await cloud.instances.get(tenant, name)
+    async def get_instance(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
+        return await plane.instances.get(tenant, name)
 
     @patch("/{name:str}", summary="Change its limits, at once if it runs: absent ones stay, null is no limit")
-    async def update(self, cloud: TheCloud, tenant: Name, name: Name, data: JSONBody[ResourcesPatch]) -> InstanceView:
-        return await cloud.instances.update(tenant, name, data)
+    async def update(self, plane: Plane, tenant: Name, name: Name, data: JSONBody[ResourcesPatch]) -> InstanceView:
+        return await plane.instances.update(tenant, name, data)
 
     @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs")
-    async def remove(self, cloud: TheCloud, tenant: Name, name: Name, force: Flag = False) -> None:
-        await cloud.instances.remove(tenant, name, force=force)
+    async def remove(self, plane: Plane, tenant: Name, name: Name, force: Flag = False) -> None:
+        await plane.instances.remove(tenant, name, force=force)
 
     @post("/{name:str}/rename", status_code=200, summary="Give it another name")
-    async def rename(self, cloud: TheCloud, tenant: Name, name: Name, to: Word) -> InstanceView:
-        return await cloud.instances.rename(tenant, name, to)
+    async def rename(self, plane: Plane, tenant: Name, name: Name, to: Word) -> InstanceView:
+        return await plane.instances.rename(tenant, name, to)
 
     @post("/{name:str}/processes", summary="Run one more process in it and leave it alone: no input, no output")
-    async def exec_detached(self, cloud: TheCloud, tenant: Name, name: Name, data: JSONBody[ExecSpec]) -> Started:
-        return Started(id=await cloud.instances.exec_create(tenant, name, data, detach=True))
+    async def exec_detached(self, plane: Plane, tenant: Name, name: Name, data: JSONBody[ExecSpec]) -> Started:
+        return Started(id=await plane.instances.exec_create(tenant, name, data, detach=True))
 
     @post("/{name:str}/start", status_code=200, summary="Start it")
-    async def start(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:
-        return await cloud.instances.start(tenant, name)
+    async def start(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
+        return await plane.instances.start(tenant, name)
 
     @post("/{name:str}/stop", status_code=200, summary="Its stop signal, then SIGKILL")
-    async def stop(self, cloud: TheCloud, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
-        return await cloud.instances.stop(tenant, name, timeout)
+    async def stop(self, plane: Plane, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
+        return await plane.instances.stop(tenant, name, timeout)
 
     @post("/{name:str}/restart", status_code=200, summary="Stop and start it")
-    async def restart(self, cloud: TheCloud, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
-        return await cloud.instances.restart(tenant, name, timeout)
+    async def restart(self, plane: Plane, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
+        return await plane.instances.restart(tenant, name, timeout)
 
     @post("/{name:str}/pause", status_code=200, summary="Freeze all of its processes")
-    async def pause(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:
-        return await cloud.instances.pause(tenant, name)
+    async def pause(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
+        return await plane.instances.pause(tenant, name)
 
     @post("/{name:str}/unpause", status_code=200, summary="Let them go on")
-    async def unpause(self, cloud: TheCloud, tenant: Name, name: Name) -> InstanceView:
-        return await cloud.instances.unpause(tenant, name)
+    async def unpause(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
+        return await plane.instances.unpause(tenant, name)
 
     @post("/{name:str}/kill", status_code=204, summary="Send a signal to its PID 1")
-    async def kill(self, cloud: TheCloud, tenant: Name, name: Name, signal: Word = "SIGKILL") -> None:
-        await cloud.instances.kill(tenant, name, signal)
+    async def kill(self, plane: Plane, tenant: Name, name: Name, signal: Word = "SIGKILL") -> None:
+        await plane.instances.kill(tenant, name, signal)
 
     @post("/{name:str}/wait", status_code=200, summary="Wait until its PID 1 has exited")
-    async def wait(self, cloud: TheCloud, tenant: Name, name: Name) -> Exit:
-        return await cloud.instances.wait(tenant, name)
+    async def wait(self, plane: Plane, tenant: Name, name: Name) -> Exit:
+        return await plane.instances.wait(tenant, name)
 
     @get("/{name:str}/top", summary="Its processes, with their numbers inside and on the host")
-    async def top(self, cloud: TheCloud, tenant: Name, name: Name) -> Sequence[ProcessView]:
-        return await cloud.instances.processes(tenant, name)
+    async def top(self, plane: Plane, tenant: Name, name: Name) -> Sequence[ProcessView]:
+        return await plane.instances.processes(tenant, name)
 
     @get("/{name:str}/explain", summary="What makes it isolated, read from the kernel")
-    async def explain(self, cloud: TheCloud, tenant: Name, name: Name) -> Explanation:
-        return await cloud.instances.explain(tenant, name)
+    async def explain(self, plane: Plane, tenant: Name, name: Name) -> Explanation:
+        return await plane.instances.explain(tenant, name)
 
     @get("/{name:str}/logs", summary="What it has printed: frames, each payload begins with 8 bytes of nanoseconds")
     async def logs(
         self,
-        cloud: TheCloud,
+        plane: Plane,
         tenant: Name,
         name: Name,
         follow: Flag = False,
         tail: Tail = None,
         since: Since = None,
     ) -> Stream:
-        return frames(await primed(cloud.instances.logs(tenant, name, follow=follow, tail=tail, since=since)))
+        return frames(await primed(plane.instances.logs(tenant, name, follow=follow, tail=tail, since=since)))
 
     @get("/{name:str}/archive", summary="The file or tree at `path` as a tar")
-    async def archive_get(self, cloud: TheCloud, tenant: Name, name: Name, path: Inside) -> Stream:
-        return archive(await primed(cloud.instances.archive_get(tenant, name, path)))
+    async def archive_get(self, plane: Plane, tenant: Name, name: Name, path: Inside) -> Stream:
+        return archive(await primed(plane.instances.archive_get(tenant, name, path)))
 
     @put(
         "/{name:str}/archive",
@@ -118,23 +118,23 @@ class InstanceController(Controller):
     )
     async def archive_put(
         self,
-        cloud: TheCloud,
+        plane: Plane,
         tenant: Name,
         name: Name,
         path: Inside,
         request: Request[Any, Any, Any],
         copy: HowToCopy = None,
     ) -> None:
-        await cloud.instances.archive_put(tenant, name, path, upload(request), copy)
+        await plane.instances.archive_put(tenant, name, path, upload(request), copy)
 
     @get("/{name:str}/export", summary="Its root file system as a tar, without what is mounted in it")
-    async def export(self, cloud: TheCloud, tenant: Name, name: Name) -> Stream:
-        return archive(await primed(cloud.instances.export(tenant, name)))
+    async def export(self, plane: Plane, tenant: Name, name: Name) -> Stream:
+        return archive(await primed(plane.instances.export(tenant, name)))
 
     @post("/{name:str}/attach", request_max_body_size=None, summary="Its input and output: frames, both ways")
     async def attach(
         self,
-        cloud: TheCloud,
+        plane: Plane,
         tenant: Name,
         name: Name,
         stdin: Flag = False,
@@ -149,32 +149,32 @@ class InstanceController(Controller):
 
         async def begin() -> None:
             if start:
-                await cloud.instances.start(tenant, name, size)
+                await plane.instances.start(tenant, name, size)
 
         async def signal(number: int) -> None:
-            await cloud.instances.kill(tenant, name, str(number))
+            await plane.instances.kill(tenant, name, str(number))
 
         return Duplex(
-            lambda: cloud.instances.attach(tenant, name, replay=replay, stdin=stdin, start=start),
+            lambda: plane.instances.attach(tenant, name, replay=replay, stdin=stdin, start=start),
             begin=begin,
             signal=signal,
         )
 
     @post("/{name:str}/exec", request_max_body_size=None, summary="Run one more process in it: frames, both ways")
-    async def exec(self, cloud: TheCloud, tenant: Name, name: Name, request: Request[Any, Any, Any]) -> ASGIApp:
+    async def exec(self, plane: Plane, tenant: Name, name: Name, request: Request[Any, Any, Any]) -> ASGIApp:
         """The body's first frame is OPEN with an `ExecSpec`."""
         payload, incoming = await opening(request)
         try:
             spec = msgspec.json.decode(payload, type=ExecSpec)
         except msgspec.DecodeError as error:
             raise Invalid(f"the OPEN frame holds no ExecSpec: {error}", "see /openapi.json") from None
-        exec_id = await cloud.instances.exec_create(tenant, name, spec)
+        exec_id = await plane.instances.exec_create(tenant, name, spec)
 
         async def signal(number: int) -> None:
-            await cloud.instances.exec_kill(tenant, name, exec_id, number)
+            await plane.instances.exec_kill(tenant, name, exec_id, number)
 
         return Duplex(
-            lambda: cloud.instances.exec_attach(tenant, name, exec_id, stdin=spec.stdin),
+            lambda: plane.instances.exec_attach(tenant, name, exec_id, stdin=spec.stdin),
             signal=signal,
             incoming=incoming,
         )

@@ -7,9 +7,9 @@ from typing import Annotated
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, PathParameter, QueryParameter
 
-from insula.control.cloud import Cloud
+from insula.control.plane import ControlPlane
 
-TheCloud = NamedDependency[Cloud]
+Plane = NamedDependency[ControlPlane]
 Name = FromPath[str]
 Pid = Annotated[int, PathParameter(ge=1, le=1 << 22)]
 Flag = FromQuery[bool]

@@ -6,7 +6,7 @@ from litestar import get
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 
-from insula.api.parameters import Interval, Name, Names, TheCloud
+from insula.api.parameters import Interval, Name, Names, Plane
 from insula.api.streams import NDJSON, json_lines, primed
 from insula.model.views import StatsSample
 
@@ -14,13 +14,13 @@ _ANSWER = {200: ResponseSpec(StatsSample, generate_examples=False, description="
 
 
 @get("/stats", tags=["host"], summary="What the instances of all tenants use", responses=_ANSWER)
-async def all_stats(cloud: TheCloud, interval: Interval = None) -> Stream:
-    return json_lines(await primed(cloud.stats.of(None, interval=interval)))
+async def all_stats(plane: Plane, interval: Interval = None) -> Stream:
+    return json_lines(await primed(plane.stats.of(None, interval=interval)))
 
 
 @get("/tenants/{tenant:str}/stats", tags=["tenants"], summary="What a tenant's instances use", responses=_ANSWER)
-async def tenant_stats(cloud: TheCloud, tenant: Name, names: Names = None, interval: Interval = None) -> Stream:
-    return json_lines(await primed(cloud.stats.of(tenant, names or (), interval=interval)))
+async def tenant_stats(plane: Plane, tenant: Name, names: Names = None, interval: Interval = None) -> Stream:
+    return json_lines(await primed(plane.stats.of(tenant, names or (), interval=interval)))
 
 
 @get(
@@ -29,8 +29,8 @@ async def tenant_stats(cloud: TheCloud, tenant: Name, names: Names = None, inter
     summary="What it uses",
     responses=_ANSWER,
 )
-async def instance_stats(cloud: TheCloud, tenant: Name, name: Name, interval: Interval = None) -> Stream:
-    return json_lines(await primed(cloud.stats.of(tenant, [name], interval=interval)))
+async def instance_stats(plane: Plane, tenant: Name, name: Name, interval: Interval = None) -> Stream:
+    return json_lines(await primed(plane.stats.of(tenant, [name], interval=interval)))
 
 
 STATS = (all_stats, tenant_stats, instance_stats)

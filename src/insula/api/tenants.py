@@ -1,11 +1,11 @@
-"""/v1/tenants: who shares this cloud."""
+"""/v1/tenants: who shares this plane."""
 
 from __future__ import annotations
 
 from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody
 
-from insula.api.parameters import Flag, Name, TheCloud
+from insula.api.parameters import Flag, Name, Plane
 from insula.model.views import LimitsPatch, TenantSpec, TenantView
 
 
@@ -14,23 +14,23 @@ class TenantController(Controller):
     tags = ("tenants",)
 
     @get(summary="List the tenants")
-    async def list_tenants(self, cloud: TheCloud) -> list[TenantView]:
-        return await cloud.tenants.list()
+    async def list_tenants(self, plane: Plane) -> list[TenantView]:
+        return await plane.tenants.list()
 
     @post(summary="Create a tenant")
-    async def create_tenant(self, cloud: TheCloud, data: JSONBody[TenantSpec]) -> TenantView:
-        return await cloud.tenants.create(data.name, data.limits, data.labels)
+    async def create_tenant(self, plane: Plane, data: JSONBody[TenantSpec]) -> TenantView:
+        return await plane.tenants.create(data.name, data.limits, data.labels)
 
     @get("/{tenant:str}", summary="Show a tenant")
-    async def get_tenant(self, cloud: TheCloud, tenant: Name) -> TenantView:
-        return await cloud.tenants.get(tenant)
+    async def get_tenant(self, plane: Plane, tenant: Name) -> TenantView:
+        return await plane.tenants.get(tenant)
 
     @patch("/{tenant:str}", summary="Change a tenant's limits: absent ones stay, null is no limit")
-    async def update_tenant(self, cloud: TheCloud, tenant: Name, data: JSONBody[LimitsPatch]) -> TenantView:
-        return await cloud.tenants.update(tenant, data)
+    async def update_tenant(self, plane: Plane, tenant: Name, data: JSONBody[LimitsPatch]) -> TenantView:
+        return await plane.tenants.update(tenant, data)
 
     @delete("/{tenant:str}", summary="Remove a tenant; with `force`, also all that it has")
-    async def remove_tenant(self, cloud: TheCloud, tenant: Name, force: Flag = False) -> None:
+    async def remove_tenant(self, plane: Plane, tenant: Name, force: Flag = False) -> None:
         if force:
-            await cloud.clear_tenant(tenant)
-        await cloud.tenants.remove(tenant)
+            await plane.clear_tenant(tenant)
+        await plane.tenants.remove(tenant)

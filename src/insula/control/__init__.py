@@ -1,7 +1,7 @@
 """Where the rooms meet: tenants, quotas, addresses, and reconcilers that make what is match what is wanted.
 
-cloud.py          the face of the room: everything that the API offers
-engine.py         the parts that the rest works with: settings, store, runtime, fabric, images
+plane.py          the face of the room: everything that the API offers
+context.py        the parts that the rest works with: settings, store, runtime, fabric, images
 keys.py           where objects live in the store
 claims.py         names and numbers that only one may have
 quotas.py         what tenants may use; and the guard that keeps changes of one tenant apart

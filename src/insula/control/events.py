@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from insula.control.engine import Engine
+from insula.control.context import Context
 from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS
 from insula.model.errors import Failed, Invalid
 from insula.model.objects import InstanceStatus
@@ -25,12 +25,12 @@ Story = dict[str, Any]
 
 
 class Events:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
     async def watch(self, from_revision: int | None = None) -> AsyncIterator[Story]:
         """Every event after that revision, without end; None is from now on. Conflict if it's no longer known."""
-        store = self.engine.store
+        store = self.context.store
         if from_revision is None:
             from_revision = (await store.list("/nothing/")).revision
         elif from_revision < 0:

@@ -26,15 +26,15 @@ _LAST_WISH = 2.0
 
 class Host:
     def __init__(self, supervisor: Supervisor) -> None:
-        self.engine = supervisor.engine
+        self.context = supervisor.context
         self.supervisor = supervisor
         self.verifier = Verifier(supervisor)
         self.started = time.time()
 
     async def status(self) -> HostStatus:
-        store = self.engine.store
+        store = self.context.store
         tenants, networks = await asyncio.gather(store.list(TENANTS.prefix_all()), store.list(NETWORKS.prefix_all()))
-        drift = await asyncio.to_thread(self.engine.fabric.host_drift)
+        drift = await asyncio.to_thread(self.context.fabric.host_drift)
         return HostStatus(
             version=__version__,
             hostname=platform.node(),
@@ -52,14 +52,14 @@ class Host:
         return await whois(self.supervisor, pid)
 
     async def doctor(self) -> Sequence[Check]:
-        found = await asyncio.to_thread(examine, self.engine.settings)
+        found = await asyncio.to_thread(examine, self.context.settings)
         return [*found, *(Check(name="problem", state="degraded", detail=problem) for problem in self._problems())]
 
     def _problems(self) -> Sequence[str]:
         """What could not be repaired, as text."""
-        trouble = self.engine.runtime.trouble
+        trouble = self.context.runtime.trouble
         own = [f"keeper: {trouble}"] if trouble else []
-        return [*own, *(f"{name}: {what}" for name, what in sorted(self.engine.problems.items()))]
+        return [*own, *(f"{name}: {what}" for name, what in sorted(self.context.problems.items()))]
 
     async def verify(self) -> VerifyReport:
         return await self.verifier.run()
@@ -81,11 +81,11 @@ class Host:
 
         await asyncio.gather(*(end(member) for member in list(self.supervisor.of(None))))
         try:
-            for container in self.engine.runtime.ids():
-                await self.engine.runtime.delete(container)
-            await asyncio.to_thread(self.engine.fabric.teardown)
-            await self.engine.runtime.withdraw()
-            await asyncio.to_thread(Cgroup(self.engine.settings.prefix).remove)
+            for container in self.context.runtime.ids():
+                await self.context.runtime.delete(container)
+            await asyncio.to_thread(self.context.fabric.teardown)
+            await self.context.runtime.withdraw()
+            await asyncio.to_thread(Cgroup(self.context.settings.prefix).remove)
             self.supervisor.terminals.restore()
         except InsulaError:
             raise

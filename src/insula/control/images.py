@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import msgspec
 
-from insula.control.engine import Engine
+from insula.control.context import Context
 from insula.control.instances.specs import typed
 from insula.control.keys import IMAGES, INSTANCES, SHARED, TENANTS, USAGE
 from insula.control.quotas import guarded
@@ -50,8 +50,8 @@ class Login(Protocol):
 
 
 class Images:
-    def __init__(self, engine: Engine, tenants: Tenants) -> None:
-        self.engine = engine
+    def __init__(self, context: Context, tenants: Tenants) -> None:
+        self.context = context
         self.tenants = tenants
         self._of_all = asyncio.Semaphore(AT_ONCE)
         self._of_tenant: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE_TENANT))
@@ -79,7 +79,7 @@ class Images:
         result = thread.result()
         for image in result if isinstance(result, list) else [result]:
             if isinstance(image, Image):
-                self.engine.images.release(image.digest)
+                self.context.images.release(image.digest)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
@@ -87,8 +87,8 @@ class Images:
         """The tenant's own image of that name, else the shared one, else NotFound."""
         name = normalise_reference(name)
         own, shared = await asyncio.gather(
-            IMAGES.get(self.engine.store, check_label("tenant", tenant), name),
-            IMAGES.get(self.engine.store, SHARED, name),
+            IMAGES.get(self.context.store, check_label("tenant", tenant), name),
+            IMAGES.get(self.context.store, SHARED, name),
         )
         if found := own or shared:
             return found
@@ -106,7 +106,7 @@ class Images:
         """The tenant's own and the shared ones that it doesn't hide by an own of the same name."""
         await self.tenants.find(tenant)
         own, shared = await asyncio.gather(
-            IMAGES.readable(self.engine.store, tenant), IMAGES.readable(self.engine.store, SHARED)
+            IMAGES.readable(self.context.store, tenant), IMAGES.readable(self.context.store, SHARED)
         )
         names = {image.name for image in own}
         return sorted([*own, *(i for i in shared if i.name not in names)], key=lambda image: image.name)
@@ -119,13 +119,13 @@ class Images:
         """An image from the tar of a root file system."""
         await self.tenants.find(tenant)
         name = normalise_reference(name)
-        make = partial(self.engine.images.import_rootfs, rootfs, name=name, tenant=tenant, config=config)
+        make = partial(self.context.images.import_rootfs, rootfs, name=name, tenant=tenant, config=config)
         return await self._name(tenant, await self._work(tenant, make))
 
     async def load(self, tenant: str, path: Path, *, name: str | None = None) -> Sequence[Image]:
         """The images of an OCI layout (directory or tar) or docker-archive; `name` is for one image."""
         await self.tenants.find(tenant)
-        images = await self._work(tenant, partial(self.engine.images.load, path, tenant=tenant, name=name))
+        images = await self._work(tenant, partial(self.context.images.load, path, tenant=tenant, name=name))
         return [await self._name(tenant, image) for image in images]
 
     async def tag(self, tenant: str, source: str, name: str) -> Image:
@@ -147,7 +147,7 @@ class Images:
         """Fetches from a registry; `progress` is called with lines, from a thread."""
         await self.tenants.find(tenant)
         pull = partial(
-            self.engine.images.pull,
+            self.context.images.pull,
             reference,
             tenant=tenant,
             name=name,
@@ -165,7 +165,7 @@ class Images:
         It is called by its release; if none was asked for, then ``latest`` as well.
         """
         await self.tenants.find(tenant)
-        build = partial(self.engine.images.build_base, distribution, release, progress)
+        build = partial(self.context.images.build_base, distribution, release, progress)
         image = await self._name("", await self._work(tenant, build))
         if release is None:
             await self._name("", msgspec.structs.replace(image, name=f"{distribution}:latest"))
@@ -173,21 +173,21 @@ class Images:
 
     async def ensure_busybox(self) -> None:
         """The shared image `busybox:latest`, made from the host's busybox if it isn't there."""
-        found = await IMAGES.get(self.engine.store, SHARED, BUSYBOX)
+        found = await IMAGES.get(self.context.store, SHARED, BUSYBOX)
         if found is not None:
             try:
-                await asyncio.to_thread(self.engine.images.lower, found.value)
+                await asyncio.to_thread(self.context.images.lower, found.value)
                 return
             except NotFound:
                 pass  # the content was lost: make it again
-        await self._name("", await asyncio.to_thread(self.engine.images.build_busybox))
+        await self._name("", await asyncio.to_thread(self.context.images.build_busybox))
 
     async def _name(self, tenant: str, image: Image, *, check: Image | None = None) -> Image:
         """Binds the name to the content; a name that was bound to other content now means this.
 
         The content is new, and kept for us until now; or it is that of the image `check`, which must still be there.
         """
-        store, owner = self.engine.store, tenant or SHARED
+        store, owner = self.context.store, tenant or SHARED
         image = msgspec.structs.replace(image, tenant=tenant)
 
         async def attempt(guard: Found[Usage]) -> None:
@@ -210,7 +210,7 @@ class Images:
                 await store.transact([], [IMAGES.put(image, owner, image.name)])
         finally:
             if check is None:
-                self.engine.images.release(image.digest)
+                self.context.images.release(image.digest)
         return image
 
     # -- going out -------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ class Images:
         """Sends to a registry, under its own name or as `reference`."""
         image = await self.get(tenant, name)
         push = partial(
-            self.engine.images.push,
+            self.context.images.push,
             image,
             reference or name,
             auth=_login(auth),
@@ -246,9 +246,9 @@ class Images:
     ) -> AsyncIterator[bytes]:
         """The images as one archive, a tar in pieces."""
         images = [await self.get(tenant, name) for name in names]
-        with tempfile.TemporaryDirectory(prefix="save-", dir=self.engine.settings.root) as directory:
+        with tempfile.TemporaryDirectory(prefix="save-", dir=self.context.settings.root) as directory:
             path = Path(directory) / "images.tar"
-            await self._work(tenant, partial(self.engine.images.save, images, path, format=format))
+            await self._work(tenant, partial(self.context.images.save, images, path, format=format))
             with path.open("rb") as file:
                 while piece := await asyncio.to_thread(file.read, _CHUNK):
                     yield piece
@@ -262,10 +262,11 @@ class Images:
         image = found.value
         if not image.tenant:
             raise Denied(f"image {image.name} is shared by all tenants", "only images of your own can be removed")
-        if users := [i.name for i in await INSTANCES.list(self.engine.store, tenant) if i.image_digest == image.digest]:
+        instances = await INSTANCES.list(self.context.store, tenant)
+        if users := [instance.name for instance in instances if instance.image_digest == image.digest]:
             raise Conflict(f"image {image.name} is used by {', '.join(users[:3])}", "remove these instances first")
         try:
-            await self.engine.store.transact(
+            await self.context.store.transact(
                 [IMAGES.unchanged(found, tenant, image.name)], [IMAGES.delete(tenant, image.name)]
             )
         except TransactionConflict:
@@ -277,7 +278,7 @@ class Images:
 
         Nothing is freed while a record is damaged: nobody knows what it needs.
         """
-        store, problems = self.engine.store, self.engine.problems
+        store, problems = self.context.store, self.context.problems
         snapshots = await asyncio.gather(store.list(IMAGES.prefix_all()), store.list(INSTANCES.prefix_all()))
         try:
             live, layers = _alive(*snapshots)
@@ -287,11 +288,11 @@ class Images:
         problems.solved("images that nobody needs")
         for layer in set(gone.layers) - layers if gone else ():
             try:
-                for path in self.engine.images.lower([layer]):
-                    await self.engine.runtime.forget_layer(path)
+                for path in self.context.images.lower([layer]):
+                    await self.context.runtime.forget_layer(path)
             except InsulaError as error:  # then its room on the disk is free only when the spawner drops it
-                self.engine.problems[f"layer {layer[:19]}"] = error.message
-        return await asyncio.to_thread(self.engine.images.collect, live)
+                self.context.problems[f"layer {layer[:19]}"] = error.message
+        return await asyncio.to_thread(self.context.images.collect, live)
 
 
 def _alive(images: Snapshot, instances: Snapshot) -> tuple[set[str], set[str]]:

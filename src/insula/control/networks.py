@@ -11,7 +11,7 @@ from itertools import count
 
 from insula.control import claims
 from insula.control.claims import Claim
-from insula.control.engine import Engine
+from insula.control.context import Context
 from insula.control.instances.specs import check_labels, typed
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.quotas import guarded
@@ -32,15 +32,15 @@ _MAX_INDEX = 1 << 24
 
 
 class Networks:
-    def __init__(self, engine: Engine, tenants: Tenants) -> None:
-        self.engine = engine
+    def __init__(self, context: Context, tenants: Tenants) -> None:
+        self.context = context
         self.tenants = tenants
         self._last: dict[tuple[str, str, str], str] = {}  # tenant, network, subnet → the address given out last
 
     async def find(self, tenant: str, name: str) -> Found[Network]:
         """The network and its revision, or NotFound."""
         check_label("tenant", tenant)
-        if found := await NETWORKS.get(self.engine.store, tenant, check_label("network", name)):
+        if found := await NETWORKS.get(self.context.store, tenant, check_label("network", name)):
             return found
         await self.tenants.find(tenant)
         listed, made = typed(tenant, "network ls"), typed(tenant, f"network create {name} --subnet 10.0.0.0/24")
@@ -52,7 +52,7 @@ class Networks:
 
     async def list(self, tenant: str) -> list[NetworkView]:
         await self.tenants.find(tenant)
-        networks = await NETWORKS.readable(self.engine.store, tenant)
+        networks = await NETWORKS.readable(self.context.store, tenant)
         statuses = await asyncio.gather(*(self._measure(network) for network in networks))
         return [NetworkView(network=n, status=s) for n, s in zip(networks, statuses, strict=True)]
 
@@ -63,7 +63,7 @@ class Networks:
     async def _measure(self, network: Network) -> NetworkStatus:
         tenant = (await self.tenants.find(network.tenant)).value
         try:
-            return await self.engine.fabric_call(tenant.name, self.engine.fabric.status, tenant, network)
+            return await self.context.fabric_call(tenant.name, self.context.fabric.status, tenant, network)
         except InsulaError as error:
             return NetworkStatus(ready=False, reason=error.message)
 
@@ -79,7 +79,7 @@ class Networks:
         """A new network, ready to use. Invalid, Conflict (name, overlap); Failed changes nothing."""
         check_label("network", name)
         labels = check_labels(labels or {})
-        reserved = self.engine.fabric.reserved
+        reserved = self.context.fabric.reserved
         parsed = parse_subnet(subnet, 4, reserved=reserved)
         parsed6 = parse_subnet(subnet6, 6, reserved=reserved) if subnet6 is not None else None
         if not (MIN_MTU6 if parsed6 else MIN_MTU) <= mtu <= MAX_MTU:
@@ -89,7 +89,7 @@ class Networks:
         async def attempt(guard: Found[Usage]) -> Network:
             return await self._commit(owner, guard, name, parsed, parsed6, mtu, labels)
 
-        network = await guarded(self.engine.store, tenant, attempt)
+        network = await guarded(self.context.store, tenant, attempt)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._erase, owner.value, network)
             await self.ensure(owner.value, network)
@@ -106,7 +106,7 @@ class Networks:
         mtu: int,
         labels: dict[str, str],
     ) -> Network:
-        store, tenant = self.engine.store, owner.value.name
+        store, tenant = self.context.store, owner.value.name
         for other in await NETWORKS.list(store, tenant):
             if other.name == name:
                 raise Conflict(f"tenant {tenant} has a network {name} already", "choose another name")
@@ -114,8 +114,8 @@ class Networks:
             if subnet6:
                 check_disjoint(subnet6, [(other.name, other.subnet6)])
         for _ in range(claims.ATTEMPTS):
-            index = await self.engine.pool(_INDEX).random(_MAX_INDEX, "places for networks")
-            vni = await self.engine.pool("vni").lowest(FIRST_VNI, MAX_VNI, "VNIs")
+            index = await self.context.pool(_INDEX).random(_MAX_INDEX, "places for networks")
+            vni = await self.context.pool("vni").lowest(FIRST_VNI, MAX_VNI, "VNIs")
             network = Network(
                 tenant=tenant,
                 name=name,
@@ -141,20 +141,20 @@ class Networks:
                 return network
             except TransactionConflict as conflict:
                 if claims.lost(conflict, own):
-                    self.engine.forget(own)
+                    self.context.forget(own)
                     continue
-                self.engine.give_back(own)
+                self.context.give_back(own)
                 if conflict.key == USAGE.key(tenant):
                     raise
                 raise Conflict(f"tenant {tenant} was changed at the same time", "try again") from None
             except BaseException:
-                self.engine.give_back(own)
+                self.context.give_back(own)
                 raise
         raise Failed("the network could not be made: others were made at the same time", "try again")
 
     async def ensure(self, tenant: Tenant, network: Network) -> None:
         """Makes or repairs the segment on this host; changes nothing that is right."""
-        await self.engine.fabric_call(tenant.name, self.engine.fabric.ensure_network, tenant, network)
+        await self.context.fabric_call(tenant.name, self.context.fabric.ensure_network, tenant, network)
 
     async def remove(self, tenant: str, name: str) -> None:
         """Conflict while instances are on it; the default tenant's default network stays."""
@@ -165,20 +165,20 @@ class Networks:
 
         async def attempt(guard: Found[Usage]) -> None:
             users = [
-                i.name for i in await INSTANCES.list(self.engine.store, tenant) if i.port and i.port.network == name
+                i.name for i in await INSTANCES.list(self.context.store, tenant) if i.port and i.port.network == name
             ]
             if users:
                 raise Conflict(f"network {name} is used by {', '.join(users[:3])}", "remove these instances first")
-            await self.engine.store.transact(
+            await self.context.store.transact(
                 [NETWORKS.unchanged(found, tenant, name), USAGE.unchanged(guard, tenant)],
                 [NETWORKS.delete(tenant, name), *claims.release(_claims(found.value))],
             )
 
         try:
-            await guarded(self.engine.store, tenant, attempt)
+            await guarded(self.context.store, tenant, attempt)
         except TransactionConflict:
             raise Conflict(f"network {name} was changed at the same time", "try again") from None
-        self.engine.give_back(_claims(found.value))
+        self.context.give_back(_claims(found.value))
         for subnet in (found.value.subnet, found.value.subnet6 or ""):
             self._last.pop((tenant, name, subnet), None)
         await self._undo(owner, found.value)
@@ -186,16 +186,16 @@ class Networks:
     async def _erase(self, tenant: Tenant, network: Network) -> None:
         """Takes back a network whose making failed."""
         own = _claims(network)
-        await self.engine.store.transact([], [NETWORKS.delete(tenant.name, network.name), *claims.release(own)])
-        self.engine.give_back(own)
+        await self.context.store.transact([], [NETWORKS.delete(tenant.name, network.name), *claims.release(own)])
+        self.context.give_back(own)
         await self._undo(tenant, network)
 
     async def _undo(self, tenant: Tenant, network: Network) -> None:
         """Takes it off the host. What fails here is swept at the next start of the daemon."""
         try:
-            await self.engine.fabric_call(tenant.name, self.engine.fabric.remove_network, tenant, network)
+            await self.context.fabric_call(tenant.name, self.context.fabric.remove_network, tenant, network)
         except (InsulaError, OSError) as error:
-            self.engine.problems[f"network {tenant.name}/{network.name}"] = f"could not be removed: {error}"
+            self.context.problems[f"network {tenant.name}/{network.name}"] = f"could not be removed: {error}"
 
     # -- ports: allocated here, committed together with their instance ---------------------------------------------
 
@@ -211,8 +211,8 @@ class Networks:
                 address6 = await self._address(network, network.subnet6, spec.address6)
                 undo.callback(self._addresses(network).give_back, address6)
             mac = await self._mac(network, address, spec.mac_address)
-            undo.callback(self.engine.pool(_mac_kind(network.tenant, network.name)).give_back, mac)
-            index = await self.engine.pool(_PORT).random(_MAX_INDEX, "places for ports")
+            undo.callback(self.context.pool(_mac_kind(network.tenant, network.name)).give_back, mac)
+            index = await self.context.pool(_PORT).random(_MAX_INDEX, "places for ports")
             undo.pop_all()
         return Port(
             tenant=network.tenant,
@@ -225,7 +225,7 @@ class Networks:
         )
 
     def _addresses(self, network: Network) -> claims.Pool:
-        return self.engine.pool(_address_kind(network.tenant, network.name))
+        return self.context.pool(_address_kind(network.tenant, network.name))
 
     async def _address(self, network: Network, subnet: str, wanted: str | None) -> str:
         parsed, place = _parsed(subnet), (network.tenant, network.name, subnet)
@@ -246,7 +246,7 @@ class Networks:
                 raise Conflict(f"MAC address {mac} is taken", "leave it out to get a free one")
             return mac
 
-        return await self.engine.pool(_mac_kind(network.tenant, network.name)).choose(pick)
+        return await self.context.pool(_mac_kind(network.tenant, network.name)).choose(pick)
 
 
 _parsed = functools.lru_cache(maxsize=1024)(ip_network)

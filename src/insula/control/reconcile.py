@@ -87,13 +87,13 @@ class Reconciler:
     """`load` reads the store, and `run` looks at this host: networks by tenant, then each instance on its own.
 
     Requests are answered between the two. What concerns an instance waits for `Member.reconciled`, what concerns a
-    tenant's networks for `Engine.prepared`. No instance is waited for by others, and none for ever: an attempt that
+    tenant's networks for `Context.prepared`. No instance is waited for by others, and none for ever: an attempt that
     fails or takes more than `LIMIT` seconds is a problem of this host, and is repeated after a pause.
     """
 
     def __init__(self, tenants: Tenants, networks: Networks, instances: Instances, supervisor: Supervisor) -> None:
-        self.engine = supervisor.engine
-        self.problems = supervisor.engine.problems
+        self.context = supervisor.context
+        self.problems = supervisor.context.problems
         self.tenants = tenants
         self.networks = networks
         self.instances = instances
@@ -108,7 +108,7 @@ class Reconciler:
 
     async def load(self) -> None:
         """Every instance as the store has it, and what on this host belongs to none. Nothing of one is looked at."""
-        store = self.engine.store
+        store = self.context.store
         entries, statuses, networks, usages, tenants = await asyncio.gather(
             *(store.list(kind.prefix_all()) for kind in (INSTANCES, STATUS, NETWORKS, USAGE, TENANTS))
         )
@@ -130,12 +130,12 @@ class Reconciler:
                 self.problems[f"instance {instance.tenant}/{instance.name}"] = "there is no record of its tenant"
         if self.certain and known:
             await store.transact([], [Delete(STATUS.key(*parts)) for parts in known])
-        self.engine.preparing.update({name: asyncio.Event() for name in owners})
+        self.context.preparing.update({name: asyncio.Event() for name in owners})
         if self.certain:
             await self._guarded("leftovers", asyncio.to_thread(self._find_leftovers, ids))
             await self._guarded(
                 "networks of tenants that are gone",
-                asyncio.to_thread(self.engine.fabric.sweep_tenants, list(owners.values())),
+                asyncio.to_thread(self.context.fabric.sweep_tenants, list(owners.values())),
             )
 
     def _whole(self, kind: Keyspace[T], snapshot: Snapshot, *, needed: bool = True) -> Sequence[Found[T]]:
@@ -147,8 +147,8 @@ class Reconciler:
         return good
 
     def _find_leftovers(self, ids: set[str | None]) -> None:
-        self._containers = set(self.engine.runtime.ids()) - ids
-        self._directories = set(os.listdir(self.engine.settings.instances)) - ids
+        self._containers = set(self.context.runtime.ids()) - ids
+        self._directories = set(os.listdir(self.context.settings.instances)) - ids
 
     # -- once requests are answered ----------------------------------------------------------------------------------
 
@@ -164,8 +164,8 @@ class Reconciler:
 
     async def repair(self) -> None:
         """Make networks and control groups of tenants right again; nothing happens to those that are right."""
-        tenants = await TENANTS.readable(self.engine.store)
-        waiting = set(self.engine.preparing)
+        tenants = await TENANTS.readable(self.context.store)
+        waiting = set(self.context.preparing)
         for tenant in tenants:
             if tenant.name not in self._at_work:  # one that hangs is not joined by more and more of them
                 work = self._guarded(f"networks of tenant {tenant.name}", self._prepare(tenant))
@@ -178,15 +178,15 @@ class Reconciler:
             else:
                 self.problems.solved("networks")
         for name in waiting:
-            if event := self.engine.preparing.pop(name, None):
+            if event := self.context.preparing.pop(name, None):
                 event.set()
 
     # -- networks --------------------------------------------------------------------------------------------------
 
     async def _prepare(self, tenant: Tenant) -> None:
         """One tenant's networks. Its lock is held, so that nothing of it changes meanwhile."""
-        name, fabric, store = tenant.name, self.engine.fabric, self.engine.store
-        async with self.engine.locks[name]:
+        name, fabric, store = tenant.name, self.context.fabric, self.context.store
+        async with self.context.locks[name]:
             found = await TENANTS.get(store, name)
             if found is None or found.value.index != tenant.index:  # it was removed
                 return
@@ -202,7 +202,7 @@ class Reconciler:
                 await self._guarded(f"network {name}/{network.name}", work)
             names = self.supervisor.names(name)
             await self._guarded(f"names of tenant {name}", asyncio.to_thread(fabric.set_names, tenant, names))
-        if event := self.engine.preparing.pop(name, None):
+        if event := self.context.preparing.pop(name, None):
             event.set()
 
     async def _guarded(self, name: str, work: Awaitable[object]) -> None:
@@ -218,7 +218,7 @@ class Reconciler:
     async def _sweep(self) -> None:
         """Containers, directories and control groups that belonged to no instance when the daemon started."""
         for container in self._containers:
-            work = asyncio.wait_for(self.engine.runtime.delete(container), LIMIT)
+            work = asyncio.wait_for(self.context.runtime.delete(container), LIMIT)
             await self._guarded(f"container {container}", work)
         for name in self._directories:
             await self.supervisor.launcher.remove_directory(name)
@@ -259,7 +259,7 @@ class Reconciler:
 
     def _look(self, member: Member) -> tuple[Action, list[str]]:
         """What to do about it, and which of its records are damaged. Blocks."""
-        instance, status, runtime = member.instance, member.status, self.engine.runtime
+        instance, status, runtime = member.instance, member.status, self.context.runtime
         directory = self.supervisor.launcher.directory(instance.id)
         record, damaged = directory.record(), runtime.damaged(instance.id)
         if "state.json" in damaged and self._is_its_process(member):
@@ -280,7 +280,7 @@ class Reconciler:
         return process.is_alive(status.pid, status.start_time) and f"{of_process(status.pid)}/".startswith(f"{group}/")
 
     def _container(self, instance: Instance) -> Container:
-        state = self.engine.runtime.state(instance.id)
+        state = self.context.runtime.state(instance.id)
         if state is None:
             return "none"
         if process.is_alive(state.pid, state.start_time):
@@ -288,7 +288,7 @@ class Reconciler:
         return "ended" if _ran(state) else "none"
 
     async def _adopt(self, member: Member) -> None:
-        state = self.engine.runtime.state(member.instance.id)
+        state = self.context.runtime.state(member.instance.id)
         if state is None:
             raise Failed("its records vanished", "look at the run directory")
         named = member.active
@@ -336,11 +336,11 @@ class Reconciler:
             await supervisor.launcher.clean(member.tenant, member.instance)
 
     async def _harvest(self, member: Member) -> None:
-        record = await self.engine.runtime.wait(member.instance.id)
+        record = await self.context.runtime.wait(member.instance.id)
         await self._conclude(member, as_exit(record))
 
     async def _conclude(self, member: Member, ended: Exit, *, restart: bool = True) -> None:
-        state = self.engine.runtime.state(member.instance.id)
+        state = self.context.runtime.state(member.instance.id)
         before = member.status
         member.status = InstanceStatus(
             state="running",

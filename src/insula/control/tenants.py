@@ -20,7 +20,7 @@ import msgspec
 
 from insula.control import claims
 from insula.control.claims import Claim
-from insula.control.engine import Engine
+from insula.control.context import Context
 from insula.control.instances.specs import check_labels
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.quotas import check_covers, check_limits, guarded, merge
@@ -41,23 +41,23 @@ _HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
 
 
 class Tenants:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, context: Context) -> None:
+        self.context = context
         self._updating = asyncio.Lock()
 
     async def find(self, name: str) -> Found[Tenant]:
         """The tenant and its revision, or NotFound."""
-        if found := await TENANTS.get(self.engine.store, check_label("tenant", name)):
+        if found := await TENANTS.get(self.context.store, check_label("tenant", name)):
             return found
         raise NotFound(f"there is no tenant {name}", "`insula tenant ls` lists them")
 
     async def get(self, name: str) -> TenantView:
         tenant = (await self.find(name)).value
-        usage = await USAGE.get(self.engine.store, name)
+        usage = await USAGE.get(self.context.store, name)
         return TenantView(tenant=tenant, usage=usage.value if usage else Usage())
 
     async def list(self) -> list[TenantView]:
-        store = self.engine.store
+        store = self.context.store
         tenants, usages = await asyncio.gather(TENANTS.readable(store), store.list(USAGE.prefix_all()))
         usage = {}
         for entry in usages.entries:
@@ -97,12 +97,12 @@ class Tenants:
                 check_covers(found.value, limits, guard.value)
             put = TENANTS.put(msgspec.structs.replace(found.value, limits=limits), name)
             compares = [USAGE.unchanged(guard, name), TENANTS.unchanged(found, name)]
-            await self.engine.store.transact(compares, [put])
+            await self.context.store.transact(compares, [put])
 
-        await guarded(self.engine.store, name, attempt)
+        await guarded(self.context.store, name, attempt)
 
     async def _commit(self, name: str, limits: Limits, labels: dict[str, str]) -> Tenant:
-        pool = self.engine.pool(_INDEX)
+        pool = self.context.pool(_INDEX)
         for _ in range(claims.ATTEMPTS):
             index = await pool.lowest(0, MAX_TENANTS, "places for tenants")
             tenant = Tenant(
@@ -116,7 +116,7 @@ class Tenants:
             own = _claims(tenant)
             writes = [TENANTS.put(tenant, name), USAGE.put(Usage(), name)]
             try:
-                await claims.commit(self.engine.store, own, [TENANTS.absent(name)], writes)
+                await claims.commit(self.context.store, own, [TENANTS.absent(name)], writes)
                 return tenant
             except TransactionConflict as conflict:
                 if not claims.lost(conflict, own):
@@ -131,10 +131,10 @@ class Tenants:
     async def ensure(self, tenant: Tenant) -> None:
         """Makes or repairs what the tenant has on this host; changes nothing that is right."""
         await asyncio.to_thread(self.ensure_cgroup, tenant)
-        await self.engine.fabric_call(tenant.name, self.engine.fabric.ensure_tenant, tenant)
+        await self.context.fabric_call(tenant.name, self.context.fabric.ensure_tenant, tenant)
 
     def cgroup(self, name: str) -> Cgroup:
-        return Cgroup(f"{self.engine.settings.prefix}/{name}")
+        return Cgroup(f"{self.context.settings.prefix}/{name}")
 
     def ensure_cgroup(self, tenant: Tenant) -> None:
         """Make or repair the control group with the tenant's limits. Blocks. Failed."""
@@ -146,7 +146,7 @@ class Tenants:
         ram: Resources = {"memory": {"limit": memory, "checkBeforeUpdate": True}}
         try:
             group.create()
-            _leave_pids_to_the_host(Cgroup(self.engine.settings.prefix))
+            _leave_pids_to_the_host(Cgroup(self.context.settings.prefix))
             for limit, usual, resources in (
                 (limits.cpus, defaults.cpus, cpu),
                 (limits.memory, defaults.memory, ram),
@@ -172,16 +172,16 @@ class Tenants:
 
         async def attempt(guard: Found[Usage]) -> None:
             await self._refuse_if_used(name)
-            await self.engine.store.transact(
+            await self.context.store.transact(
                 [TENANTS.unchanged(found, name), USAGE.unchanged(guard, name)],
                 [TENANTS.delete(name), USAGE.delete(name), *claims.release(_claims(tenant))],
             )
 
         try:
-            await guarded(self.engine.store, name, attempt)
+            await guarded(self.context.store, name, attempt)
         except TransactionConflict:
             raise Conflict(f"tenant {name} was changed at the same time", "try again") from None
-        self.engine.pool(_INDEX).give_back(str(tenant.index))
+        self.context.pool(_INDEX).give_back(str(tenant.index))
         await self._undo(tenant)
 
     async def check_removable(self, name: str) -> Found[Tenant]:
@@ -192,7 +192,7 @@ class Tenants:
         return found
 
     async def _refuse_if_used(self, name: str) -> None:
-        store = self.engine.store
+        store = self.context.store
         for what, keyspace in (("instances", INSTANCES), ("networks", NETWORKS), ("images", IMAGES)):
             if entries := (await store.list(keyspace.prefix(name))).entries:
                 names = ", ".join(keyspace.parts(entry.key)[1] for entry in entries[:3])
@@ -202,19 +202,19 @@ class Tenants:
 
     async def _erase(self, tenant: Tenant) -> None:
         """Takes back a tenant whose making failed."""
-        await self.engine.store.transact(
+        await self.context.store.transact(
             [], [TENANTS.delete(tenant.name), USAGE.delete(tenant.name), *claims.release(_claims(tenant))]
         )
-        self.engine.pool(_INDEX).give_back(str(tenant.index))
+        self.context.pool(_INDEX).give_back(str(tenant.index))
         await self._undo(tenant)
 
     async def _undo(self, tenant: Tenant) -> None:
         """Takes it off the host. What fails here is swept at the next start of the daemon."""
         try:
-            await self.engine.fabric_call(tenant.name, self.engine.fabric.remove_tenant, tenant)
+            await self.context.fabric_call(tenant.name, self.context.fabric.remove_tenant, tenant)
             await asyncio.to_thread(self.cgroup(tenant.name).remove)
         except (InsulaError, OSError) as error:
-            self.engine.problems[f"tenant {tenant.name}"] = f"could not be taken off the host: {error}"
+            self.context.problems[f"tenant {tenant.name}"] = f"could not be taken off the host: {error}"
 
 
 def no_huge_pages() -> list[dict[str, object]]:

@@ -21,7 +21,7 @@ _ATTEMPTS = 5
 
 class Verifier:
     def __init__(self, supervisor: Supervisor) -> None:
-        self.engine = supervisor.engine
+        self.context = supervisor.context
         self.supervisor = supervisor
         self._one = asyncio.Lock()  # two at a time would take each other's probes for strangers'
 
@@ -42,16 +42,16 @@ class Verifier:
         return [(m.instance.id, m.status.state, m.status.pid) for m in self.supervisor.of(None)]
 
     async def _measure(self) -> VerifyReport:
-        store, engine = self.engine.store, self.engine
+        store, context = self.context.store, self.context
         async with AsyncExitStack() as held:
             tenants, networks = await asyncio.gather(TENANTS.readable(store), NETWORKS.readable(store))
             for tenant in tenants:
-                await engine.prepared(tenant.name)
+                await context.prepared(tenant.name)
             for tenant in tenants:  # in name order, so that nobody waits in a circle
-                await held.enter_async_context(engine.locks[tenant.name])
+                await held.enter_async_context(context.locks[tenant.name])
             ports = [m.instance.port for m in self.supervisor.of(None) if m.instance.port]
             netns = self._namespaces(held)
-            return await asyncio.to_thread(verify, engine.fabric, tenants, networks, ports, netns)
+            return await asyncio.to_thread(verify, context.fabric, tenants, networks, ports, netns)
 
     def _namespaces(self, held: AsyncExitStack) -> dict[int, int]:
         """A descriptor of each running instance's network namespace, by the index of its port."""
@@ -60,6 +60,6 @@ class Verifier:
             port = member.instance.port
             if port and member.status.state in ("running", "paused", "stopping"):
                 with suppress(NotFound):  # it ended this moment
-                    found[port.index] = self.engine.runtime.netns(member.instance.id)
+                    found[port.index] = self.context.runtime.netns(member.instance.id)
                     held.callback(os.close, found[port.index])
         return found

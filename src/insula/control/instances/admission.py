@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from insula.control import claims
-from insula.control.engine import Engine
+from insula.control.context import Context
 from insula.control.images import Images
 from insula.control.instances.launch import Launcher
 from insula.control.instances.specs import check, make_name
@@ -37,9 +37,9 @@ class Admitted(NamedTuple):
 
 class Admission:
     def __init__(
-        self, engine: Engine, tenants: Tenants, networks: Networks, images: Images, launcher: Launcher
+        self, context: Context, tenants: Tenants, networks: Networks, images: Images, launcher: Launcher
     ) -> None:
-        self.engine = engine
+        self.context = context
         self.tenants = tenants
         self.networks = networks
         self.images = images
@@ -53,7 +53,7 @@ class Admission:
         draft = Instance(
             tenant=tenant,
             name=spec.name or make_name(spec.image),
-            id=self.engine.runtime.choose_id(self.launcher.parent(tenant)),
+            id=self.context.runtime.choose_id(self.launcher.parent(tenant)),
             spec=spec,
             image_digest=image.value.digest,
             layers=image.value.layers,
@@ -68,7 +68,7 @@ class Admission:
         async def attempt(guard: Found[Usage]) -> Admitted:
             return await self._commit(owner, guard, network, draft)
 
-        return await guarded(self.engine.store, tenant, attempt)
+        return await guarded(self.context.store, tenant, attempt)
 
     async def _commit(
         self, owner: Found[Tenant], guard: Found[Usage], network: Found[Network] | None, draft: Instance
@@ -89,14 +89,14 @@ class Admission:
             ]
             writes = [INSTANCES.put(instance, tenant, name), USAGE.put(usage, tenant)]
             try:
-                revision = await claims.commit(self.engine.store, own, compares, writes)
+                revision = await claims.commit(self.context.store, own, compares, writes)
                 return Admitted(owner.value, instance, revision)
             except TransactionConflict as conflict:
-                self.engine.give_back(own)
+                self.context.give_back(own)
                 self._explain(conflict, instance, own, retry=not spec.name)
                 name = spec.name or make_name(spec.image)
             except BaseException:
-                self.engine.give_back(own)
+                self.context.give_back(own)
                 raise
         raise Failed("the instance could not be made: others were made at the same time", "try again")
 
@@ -112,7 +112,7 @@ class Admission:
                 return
             raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name, or remove that one")
         if lost := claims.lost(conflict, own):
-            self.engine.forget(own)
+            self.context.forget(own)
             if lost.value in (instance.spec.address, instance.spec.address6):
                 raise Conflict(f"address {lost.value} is taken", "leave the address out to get a free one")
             if instance.spec.mac_address and instance.port and lost.value == instance.port.mac:
@@ -122,7 +122,7 @@ class Admission:
 
 
 async def resize(
-    engine: Engine, found: Found[Instance], resources: Resources, *, undo: bool = False
+    context: Context, found: Found[Instance], resources: Resources, *, undo: bool = False
 ) -> Found[Instance]:
     """Commits other limits of an instance, within its tenant's, and returns it as it is then. QuotaExceeded, Conflict.
 
@@ -132,14 +132,14 @@ async def resize(
     after = msgspec.structs.replace(before, spec=msgspec.structs.replace(before.spec, resources=resources))
 
     async def attempt(guard: Found[Usage]) -> Found[Instance]:
-        owner = await TENANTS.get(engine.store, tenant)
+        owner = await TENANTS.get(context.store, tenant)
         if owner is None:
             raise NotFound(f"there is no tenant {tenant}", "`insula tenant ls` lists them")
         if undo:
             usage = exchange(guard.value, before.spec.resources, resources)
         else:
             usage = change(owner.value, guard.value, before.spec.resources, resources)
-        revision = await engine.store.transact(
+        revision = await context.store.transact(
             [
                 USAGE.unchanged(guard, tenant),
                 INSTANCES.unchanged(found, tenant, name),
@@ -150,19 +150,19 @@ async def resize(
         return Found(after, revision)
 
     try:
-        return await guarded(engine.store, tenant, attempt)
+        return await guarded(context.store, tenant, attempt)
     except TransactionConflict:
         raise Conflict(f"instance {name} or its tenant was changed at the same time", "try again") from None
 
 
-async def dismiss(engine: Engine, instance: Instance) -> None:
+async def dismiss(context: Context, instance: Instance) -> None:
     """Takes the instance out of the store, with everything that it owned."""
     tenant, name = instance.tenant, instance.name
     own = port_claims(instance.port) if instance.port else []
 
     async def attempt(guard: Found[Usage]) -> None:
         usage = subtract(guard.value, instance.spec.resources)
-        await engine.store.transact(
+        await context.store.transact(
             [Compare(USAGE.key(tenant), guard.revision)],
             [
                 INSTANCES.delete(tenant, name),
@@ -173,5 +173,5 @@ async def dismiss(engine: Engine, instance: Instance) -> None:
             ],
         )
 
-    await guarded(engine.store, tenant, attempt)
-    engine.give_back(own)
+    await guarded(context.store, tenant, attempt)
+    context.give_back(own)

@@ -20,7 +20,7 @@ from insula.model.units import shorten
 
 class Archives:
     def __init__(self, supervisor: Supervisor) -> None:
-        self.engine = supervisor.engine
+        self.context = supervisor.context
         self.supervisor = supervisor
 
     async def get(self, member: Member, path: str) -> AsyncIterator[bytes]:
@@ -67,11 +67,11 @@ class Archives:
             launcher, container = self.supervisor.launcher, secrets.token_hex(16)
             request = await launcher.resting(member.tenant, member.instance, container)
             try:
-                state = await self.engine.runtime.create(request)
-                await self.engine.runtime.start(container)
+                state = await self.context.runtime.create(request)
+                await self.context.runtime.start(container)
                 yield state.pid, state.start_time
             finally:
-                await asyncio.shield(self.supervisor.spawn(self.engine.runtime.delete(container)))
+                await asyncio.shield(self.supervisor.spawn(self.context.runtime.delete(container)))
 
 
 def check(path: str) -> None:

@@ -24,7 +24,7 @@ _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
 
 async def explain(supervisor: Supervisor, member: Member) -> Explanation:
     """Everything that is known; what needs a running process is empty when it doesn't run."""
-    engine, instance = supervisor.engine, member.instance
+    context, instance = supervisor.context, member.instance
     group = Cgroup(supervisor.launcher.cgroup(instance))
     parent = Cgroup(os.path.dirname(group.path))
     pid = member.status.pid if member.active else None
@@ -33,7 +33,7 @@ async def explain(supervisor: Supervisor, member: Member) -> Explanation:
     if instance.port:
         port = instance.port
         with suppress(InsulaError):
-            found = await engine.fabric_call(instance.tenant, engine.fabric.installed, member.tenant)
+            found = await context.fabric_call(instance.tenant, context.fabric.installed, member.tenant)
             here = next((p for p in found.ports if p.index == port.index), None)
             if here:
                 device, installed = here.device, msgspec.to_builtins(here)
@@ -45,7 +45,7 @@ async def explain(supervisor: Supervisor, member: Member) -> Explanation:
         return Explanation(
             instance=instance,
             status=member.status,
-            processes=list(views(engine.runtime, member)) if pid else [],
+            processes=list(views(context.runtime, member)) if pid else [],
             namespaces=_shared(near, namespaces(pid)) if pid else [],
             uid_map=_read(f"/proc/{pid}/uid_map") if pid else None,
             cgroups=group.directories() if there else {},
@@ -121,7 +121,7 @@ def _layers(supervisor: Supervisor, member: Member) -> list[Layer]:
     found = []
     for digest in reversed(member.instance.layers):
         with suppress(InsulaError):
-            path = supervisor.engine.images.lower([digest])[0]
+            path = supervisor.context.images.lower([digest])[0]
             found.append(Layer(digest=digest, path=str(path)))
     return found
 

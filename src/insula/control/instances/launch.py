@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from insula.container.runtime import Launch, State
-from insula.control.engine import Engine
+from insula.control.context import Context
 from insula.control.instances.drivers.container.spec import config
 from insula.control.instances.drivers.container.users import User, resolve
 from insula.control.keys import NETWORKS
@@ -150,13 +150,13 @@ def etc_files(instance: Instance, network: Network | None) -> dict[str, str]:
 class Launcher:
     """`names` tells which names resolve in a tenant to which addresses: those of the instances that run."""
 
-    def __init__(self, engine: Engine, names: Callable[[str], dict[str, Sequence[str]]]) -> None:
-        self.engine = engine
+    def __init__(self, context: Context, names: Callable[[str], dict[str, Sequence[str]]]) -> None:
+        self.context = context
         self.names = names
         self.boot = boot_id()
 
     def directory(self, instance_id: str) -> Directory:
-        return Directory(self.engine.settings.instances, instance_id)
+        return Directory(self.context.settings.instances, instance_id)
 
     async def launch(
         self,
@@ -170,8 +170,8 @@ class Launcher:
         """Makes the container, connects it to its network, awaits `connect` (which attaches those who wait for its
         output), and starts it. `share` is the process (PID and start time) whose user and PID namespaces it joins,
         `console` the size of its terminal. Raises InsulaError; then nothing of the container is left."""
-        engine, network = self.engine, await self._network(instance)
-        await engine.prepared(tenant.name)
+        context, network = self.context, await self._network(instance)
+        await context.prepared(tenant.name)
         directory = self.directory(instance.id)
         if directory.is_fresh():  # a few small files, in memory until somebody syncs: a thread would cost more
             request = self._prepare(directory, tenant, instance, network)
@@ -183,18 +183,18 @@ class Launcher:
             request.config["process"]["consoleSize"] = {"height": console.rows, "width": console.columns}
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.discard, tenant, instance, network)
-            await engine.runtime.create(request)
+            await context.runtime.create(request)
             try:
                 if network:
                     await self._attach(tenant, network, instance)
                 await connect()
-                await engine.runtime.start(instance.id)
+                await context.runtime.start(instance.id)
             except InsulaError:
-                if failure := await engine.runtime.failure(instance.id):  # the cause; the rest follows from it
+                if failure := await context.runtime.failure(instance.id):  # the cause; the rest follows from it
                     raise failure from None
                 raise
             undo.pop_all()
-        state = engine.runtime.state(instance.id)
+        state = context.runtime.state(instance.id)
         if state is None:
             raise NotFound(f"instance {instance.name} vanished while it started", "try again")
         return state
@@ -217,7 +217,7 @@ class Launcher:
         options = ["bind", "sealed", "ro", "nosuid", "nodev"]
         bind = {"destination": _SLEEP, "type": "bind", "source": program, "options": options}
         request.config["mounts"].append(bind)
-        cgroup = f"{self.engine.settings.prefix}/{instance.tenant}/{container}"
+        cgroup = f"{self.context.settings.prefix}/{instance.tenant}/{container}"
         return request._replace(id=container, cgroup=cgroup, volatile=False, stdin=False, log=None)
 
     def _prepare(
@@ -253,7 +253,7 @@ class Launcher:
 
         Without a directory, of an instance that isn't made yet, nothing can run from it, but everything is checked.
         """
-        lower = [str(path) for path in self.engine.images.lower(instance.layers)]
+        lower = [str(path) for path in self.context.images.lower(instance.layers)]
         name = spec.user if spec.user is not None else instance.config.user
         if directory is None or directory.is_fresh():
             user = _user_of_image(name, tuple(lower), tuple(spec.group_add))
@@ -272,7 +272,7 @@ class Launcher:
     async def check(self, tenant: Tenant, instance: Instance) -> None:
         """Invalid if it asks for nonsense. A user who is not known yet is looked up in a thread: an image may have a
         megabyte of /etc/passwd."""
-        lower = tuple(str(path) for path in self.engine.images.lower(instance.layers))
+        lower = tuple(str(path) for path in self.context.images.lower(instance.layers))
         spec = instance.spec
         name = spec.user if spec.user is not None else instance.config.user
         if (name, lower, tuple(spec.group_add)) in _users:
@@ -305,20 +305,20 @@ class Launcher:
 
     def parent(self, tenant: str) -> str:
         """The control group of a tenant."""
-        return f"{self.engine.settings.prefix}/{tenant}"
+        return f"{self.context.settings.prefix}/{tenant}"
 
     async def _network(self, instance: Instance) -> Network | None:
         if instance.port is None:
             return None
-        found = await NETWORKS.get(self.engine.store, instance.tenant, instance.port.network)
+        found = await NETWORKS.get(self.context.store, instance.tenant, instance.port.network)
         if found is None:
             raise NotFound(f"network {instance.port.network} of tenant {instance.tenant} is gone", "create it again")
         return found.value
 
     async def _attach(self, tenant: Tenant, network: Network, instance: Instance) -> None:
         assert instance.port
-        fabric, port = self.engine.fabric, instance.port
-        netns = self.engine.runtime.netns(instance.id)
+        fabric, port = self.context.fabric, instance.port
+        netns = self.context.runtime.netns(instance.id)
 
         def connect() -> None:
             try:
@@ -332,22 +332,22 @@ class Launcher:
             fabric.add_name(tenant, instance.name, addresses(instance))
 
         try:
-            await self.engine.fabric_call(tenant.name, connect)
+            await self.context.fabric_call(tenant.name, connect)
         finally:
             os.close(netns)
 
     async def discard(self, tenant: Tenant, instance: Instance, network: Network | None) -> None:
         """Kills what runs and removes container, port and name; nothing happens if they are gone. The directory
         stays."""
-        await self.engine.runtime.delete(instance.id, self.cgroup(instance))
+        await self.context.runtime.delete(instance.id, self.cgroup(instance))
         if network and (port := instance.port):
-            fabric = self.engine.fabric
+            fabric = self.context.fabric
 
             def disconnect() -> None:
                 fabric.remove_name(tenant, instance.name)
                 fabric.detach(tenant, network, port)
 
-            await self.engine.fabric_call(tenant.name, disconnect)
+            await self.context.fabric_call(tenant.name, disconnect)
 
     async def clean(self, tenant: Tenant, instance: Instance) -> None:
         """`discard` for an instance that ended, wherever its network is."""
@@ -357,8 +357,8 @@ class Launcher:
         await self.discard(tenant, instance, network)
 
     async def update_names(self, tenant: Tenant) -> None:
-        await self.engine.fabric_call(
-            tenant.name, lambda: self.engine.fabric.set_names(tenant, self.names(tenant.name))
+        await self.context.fabric_call(
+            tenant.name, lambda: self.context.fabric.set_names(tenant, self.names(tenant.name))
         )
 
     async def remove_directory(self, instance_id: str) -> None:
@@ -366,9 +366,9 @@ class Launcher:
         name = f"directory of instance {instance_id}"
         try:
             await self.directory(instance_id).remove()
-            self.engine.problems.solved(name)
+            self.context.problems.solved(name)
         except (InsulaError, OSError) as error:
-            self.engine.problems[name] = str(error)
+            self.context.problems[name] = str(error)
 
 
 _users: dict[tuple[str, tuple[str, ...], tuple[str, ...]], User] = {}

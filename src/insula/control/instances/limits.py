@@ -30,12 +30,12 @@ async def update(supervisor: Supervisor, member: Member, patch: ResourcesPatch) 
     """Other limits from now on. The lock is held. Invalid, QuotaExceeded, Failed: then nothing was changed."""
     before = member.instance.spec.resources
     resources = check_resources(merge(before, patch))
-    found = await resize(supervisor.engine, Found(member.instance, member.revision), resources)
+    found = await resize(supervisor.context, Found(member.instance, member.revision), resources)
     member.instance, member.revision = found
     try:
         await enforce(supervisor, member)
     except BaseException:
-        found = await resize(supervisor.engine, Found(member.instance, member.revision), before, undo=True)
+        found = await resize(supervisor.context, Found(member.instance, member.revision), before, undo=True)
         member.instance, member.revision = found
         await _enforce_or_tell(supervisor, member)
         raise
@@ -48,7 +48,7 @@ async def enforce(supervisor: Supervisor, member: Member) -> None:
         return
     supervisor.note(member, resources=None)  # some of them are in force, if this goes wrong
     try:
-        await supervisor.engine.runtime.update(member.instance.id, spec.update(resources))
+        await supervisor.context.runtime.update(member.instance.id, spec.update(resources))
     except NotFound:  # it is just ending
         return
     if member.active:
@@ -66,9 +66,9 @@ async def _enforce_or_tell(supervisor: Supervisor, member: Member) -> None:
     name = f"limits of instance {'/'.join(member.key)}"
     try:
         await enforce(supervisor, member)
-        supervisor.engine.problems.solved(name)
+        supervisor.context.problems.solved(name)
     except InsulaError as error:
-        supervisor.engine.problems[name] = str(error)
+        supervisor.context.problems[name] = str(error)
 
 
 async def pause(supervisor: Supervisor, member: Member) -> None:
@@ -78,7 +78,7 @@ async def pause(supervisor: Supervisor, member: Member) -> None:
         raise Conflict(f"instance {name} is paused already", f"{typed(tenant, f'unpause {name}')} lets it go on")
     check_running(member)
     with suppress(NotFound):  # it is just ending
-        await supervisor.engine.runtime.pause(member.instance.id)
+        await supervisor.context.runtime.pause(member.instance.id)
     check_running(member)
     supervisor.note(member, state="paused")
 
@@ -87,7 +87,7 @@ async def unpause(supervisor: Supervisor, member: Member) -> None:
     """Lets it go on. The lock is held. Conflict unless it is paused."""
     if member.status.state != "paused":
         raise Conflict(f"instance {member.instance.name} is not paused ({member.status.state})", "there is no need to")
-    await supervisor.engine.runtime.resume(member.instance.id)
+    await supervisor.context.runtime.resume(member.instance.id)
     if member.status.state == "paused":
         supervisor.note(member, state="running")
 

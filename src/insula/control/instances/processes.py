@@ -55,7 +55,7 @@ async def whois(supervisor: Supervisor, pid: int) -> WhoIs:
     found, group = await asyncio.to_thread(lambda: (process.read(pid), cgroups.of_process(pid) or ""))
     if found is None:
         raise NotFound(f"there is no process {pid} on this host", "use a number of the host's, as ps(1) lists them")
-    prefix = re.escape(supervisor.engine.settings.prefix)
+    prefix = re.escape(supervisor.context.settings.prefix)
     match = re.search(rf"(?:^|/){prefix}/([a-z0-9-]+)/([0-9a-f]{{32}})(?:/|$)", group)
     if not match:
         return WhoIs(pid=pid, command=found.command, pids=found.pids)

@@ -45,7 +45,7 @@ async def rename(supervisor: Supervisor, member: Member, name: str) -> None:
     ]
     if member.status.state in SETTLED:
         writes.append(STATUS.put(member.status, tenant, name))
-    store = supervisor.engine.store
+    store = supervisor.context.store
     compares = [Compare(INSTANCES.key(tenant, old), member.revision), INSTANCES.absent(tenant, name)]
     try:
         revision = await store.transact(compares, writes)
@@ -59,7 +59,7 @@ async def rename(supervisor: Supervisor, member: Member, name: str) -> None:
     await supervisor.saved(member)
     with contextlib.suppress(TransactionConflict):  # a status that was being written under the old name meanwhile
         await store.transact([INSTANCES.absent(tenant, old)], [STATUS.delete(tenant, old)])
-    supervisor.engine.problems.solved(f"limits of instance {tenant}/{old}")  # told again under the new name
+    supervisor.context.problems.solved(f"limits of instance {tenant}/{old}")  # told again under the new name
     supervisor.recorder.record(member, "renamed", before=old)
     if after.port and member.active:
         await supervisor.launcher.update_names(member.tenant)

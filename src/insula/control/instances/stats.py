@@ -101,15 +101,15 @@ class Stats:
             if member.active and (port := member.instance.port):
                 ports[port.tenant].append(port)
                 owners[port.tenant] = member.tenant
-        engine, found = self.supervisor.engine, {}
+        context, found = self.supervisor.context, {}
         for name, owner in owners.items():
             with suppress(InsulaError, OSError):  # somebody took the tenant's network away: that is not our business
-                found.update(await engine.fabric_call(name, engine.fabric.traffic, owner, ports[name]))
+                found.update(await context.fabric_call(name, context.fabric.traffic, owner, ports[name]))
         return found
 
     async def _limits(self, members: Iterable[Member]) -> dict[str, Limits]:
         names = {member.instance.tenant for member in members}
-        found = [await TENANTS.get(self.supervisor.engine.store, name) for name in names]
+        found = [await TENANTS.get(self.supervisor.context.store, name) for name in names]
         return {each.value.name: each.value.limits for each in found if each}
 
 

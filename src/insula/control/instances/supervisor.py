@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from insula.container.runtime import ExitRecord
-from insula.control.engine import Engine
+from insula.control.context import Context
 from insula.control.instances.admission import dismiss
 from insula.control.instances.attachment import Attachment
 from insula.control.instances.drivers.container.terminals import Terminals
@@ -93,13 +93,13 @@ class Member:
 
 
 class Supervisor:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.launcher = Launcher(engine, self.names)
-        self.recorder = Recorder(engine.store)
-        self.health = HealthChecks(engine.runtime, self.launcher, self.recorder, self.spawn)
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.launcher = Launcher(context, self.names)
+        self.recorder = Recorder(context.store)
+        self.health = HealthChecks(context.runtime, self.launcher, self.recorder, self.spawn)
         self.memory = MemoryEvents(self.recorder)
-        self.terminals = Terminals(engine.settings.run / "terminals")
+        self.terminals = Terminals(context.settings.run / "terminals")
         self.members: dict[tuple[str, str], Member] = {}
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -129,7 +129,7 @@ class Supervisor:
         instance: Instance = msgspec.structs.replace(member.instance, **changes)
         try:
             put = INSTANCES.put(instance, *member.key)
-            member.revision = await self.engine.store.put(put.key, put.value, expect=member.revision)
+            member.revision = await self.context.store.put(put.key, put.value, expect=member.revision)
         except TransactionConflict:
             raise Conflict(f"instance {instance.name} was changed at the same time", "try again") from None
         member.instance = instance
@@ -168,7 +168,7 @@ class Supervisor:
             started=state.started or time.time(),
             resources=member.instance.spec.resources,
         )
-        self.engine.problems.solved(records_of(member))
+        self.context.problems.solved(records_of(member))
         self._watch(member)
 
     async def _launch(self, member: Member, console: ConsoleSize | None) -> Any:
@@ -220,14 +220,14 @@ class Supervisor:
         name = f"end of instance {'/'.join(member.key)}"
         while True:
             try:
-                ended = as_exit(await self.engine.runtime.wait(member.instance.id))
+                ended = as_exit(await self.context.runtime.wait(member.instance.id))
             except NotFound:
                 ended = Exit(exit_status=None, finished=time.time())
             except Exception as error:
-                self.engine.problems.report(name, error)
+                self.context.problems.report(name, error)
                 await asyncio.sleep(_RETRY)
                 continue
-            self.engine.problems.solved(name)
+            self.context.problems.solved(name)
             return ended
 
     async def conclude(self, member: Member, ended: Exit, *, restart: bool = True) -> None:
@@ -251,7 +251,7 @@ class Supervisor:
         if not member.ended.done():
             member.ended.set_result(ended)
         await self.saved(member)
-        await self.engine.runtime.flushed(member.instance.id)  # its log is in the directory that may go now
+        await self.context.runtime.flushed(member.instance.id)  # its log is in the directory that may go now
         await self._tidy(member)
         self.resume(member, restart=restart)
 
@@ -307,10 +307,10 @@ class Supervisor:
             try:
                 await self.launcher.clean(member.tenant, member.instance)
                 member.tidy = True
-                self.engine.problems.solved(f"instance {name}")
+                self.context.problems.solved(f"instance {name}")
                 return
             except Exception as error:
-                self.engine.problems[f"instance {name}"] = f"its remains can't be removed: {error!s}"
+                self.context.problems[f"instance {name}"] = f"its remains can't be removed: {error!s}"
                 await asyncio.sleep(_RETRY)
 
     async def end(self, member: Member, signal: int, timeout: float) -> None:
@@ -329,11 +329,11 @@ class Supervisor:
     async def _signal(self, member: Member, number: int, *, thaw: bool) -> None:
         """To PID 1, which takes no notice of it, be it SIGKILL, while it is frozen."""
         with contextlib.suppress(NotFound):
-            self.engine.runtime.signal(member.instance.id, number)
+            self.context.runtime.signal(member.instance.id, number)
         if thaw:
-            await self.engine.runtime.resume(member.instance.id)
+            await self.context.runtime.resume(member.instance.id)
             for guest in guests(self, member):  # the kernel waits for all in a PID namespace to die with its first
-                await self.engine.runtime.resume(guest.instance.id)
+                await self.context.runtime.resume(guest.instance.id)
 
     async def condemn(self, member: Member) -> None:
         """Commit that it is to be removed, and only then kill it. Without the lock: who holds it waits for its end.
@@ -352,7 +352,7 @@ class Supervisor:
                     raise
                 await asyncio.sleep(0.01)
         with contextlib.suppress(NotFound):
-            self.engine.runtime.signal(member.instance.id, _SIGKILL)
+            self.context.runtime.signal(member.instance.id, _SIGKILL)
 
     async def remove(self, member: Member) -> None:
         """Kills it, and takes it off the host and out of the store. The lock is held."""
@@ -369,7 +369,7 @@ class Supervisor:
         member.gone = True  # from here on no status is stored any more
         await self.saved(member)
         try:
-            await dismiss(self.engine, member.instance)
+            await dismiss(self.context, member.instance)
         except BaseException:
             member.gone = False
             raise
@@ -377,7 +377,7 @@ class Supervisor:
 
     def _forget(self, member: Member) -> None:
         """Its end can still be asked for, for a while."""
-        self.engine.problems.solved(records_of(member))
+        self.context.problems.solved(records_of(member))
         self.members.pop(member.key, None)
         member.vanished.set()
         if member.status.exit:
@@ -404,7 +404,7 @@ class Supervisor:
             if status.state not in SETTLED:
                 continue
             try:
-                await self.engine.store.transact([], [STATUS.put(status, *member.key)])
+                await self.context.store.transact([], [STATUS.put(status, *member.key)])
             except InsulaError as error:  # a full disk: keep trying, the container keeps its record until then
                 log.warning("the status of %s/%s can't be stored: %s", *member.key, error)
                 member.unsaved = True

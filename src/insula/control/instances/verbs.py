@@ -41,7 +41,7 @@ class Instances:
     """What a verb begins it ends, even if the client goes away meanwhile (`_whole`)."""
 
     def __init__(self, tenants: Tenants, admission: Admission, supervisor: Supervisor) -> None:
-        self.engine = supervisor.engine
+        self.context = supervisor.context
         self.tenants = tenants
         self.admission = admission
         self.supervisor = supervisor
@@ -60,7 +60,7 @@ class Instances:
             await self._looked_at(member)
             return member
         await self.tenants.find(tenant)
-        if found := await INSTANCES.get(self.engine.store, tenant, name):  # Failed if it is damaged
+        if found := await INSTANCES.get(self.context.store, tenant, name):  # Failed if it is damaged
             raise Unavailable(f"instance {found.value.name} can't be served", "`insula status` tells why")
         raise NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
 
@@ -179,7 +179,7 @@ class Instances:
         if member.status.state not in ("running", "paused", "stopping"):
             raise not_running(member)
         try:
-            self.engine.runtime.signal(member.instance.id, number)
+            self.context.runtime.signal(member.instance.id, number)
         except NotFound:
             raise not_running(member) from None
         if member.status.state == "paused" and number in (_SIGKILL, stop_signal(member)):
@@ -269,7 +269,7 @@ class Instances:
         replay = replay and not coming
         since = member.status.started if replay else time.time()
         attachment = Attachment(
-            self.engine.runtime,
+            self.context.runtime,
             member.instance.id,
             stdin=stdin,
             replay=replay,
@@ -320,7 +320,7 @@ class Instances:
         launcher = self.supervisor.launcher
         process = await asyncio.to_thread(launcher.exec_process, member.tenant, member.instance, spec)
         asked = Exec(process, stdin=spec.stdin and not detach, detach=detach)
-        exec_id = await self._whole(self.engine.runtime.exec(member.instance.id, asked))
+        exec_id = await self._whole(self.context.runtime.exec(member.instance.id, asked))
         for ended in [other for other, end in member.execs.items() if end.done()][:-_REMEMBERED]:
             del member.execs[ended]
         member.execs[exec_id] = self.supervisor.spawn(self._exec_end(member, exec_id))
@@ -328,10 +328,10 @@ class Instances:
 
     async def _exec_end(self, member: Member, exec_id: str) -> Exit:
         try:
-            record = await self.engine.runtime.wait(member.instance.id, exec_id)
+            record = await self.context.runtime.wait(member.instance.id, exec_id)
         except NotFound:  # the instance ended, and all that ran inside with it
             return Exit(exit_status=128 + _SIGKILL, signal=_SIGKILL, finished=time.time())
-        self.engine.runtime.forget(member.instance.id, exec_id)
+        self.context.runtime.forget(member.instance.id, exec_id)
         return as_exit(record)
 
     @asynccontextmanager
@@ -340,7 +340,7 @@ class Instances:
     ) -> AsyncIterator[Attachment]:
         """The streams of that process, from its beginning."""
         member = await self.find(tenant, name)
-        attachment = Attachment(self.engine.runtime, member.instance.id, exec_id, stdin=stdin)
+        attachment = Attachment(self.context.runtime, member.instance.id, exec_id, stdin=stdin)
         try:
             await attachment.connect(_exec_of(member, exec_id), fresh=True)
             yield attachment
@@ -355,7 +355,7 @@ class Instances:
         """A signal to that process; Conflict if it has ended."""
         member = await self.find(tenant, name)
         try:
-            self.engine.runtime.signal(member.instance.id, parse_signal(str(signal)), exec_id)
+            self.context.runtime.signal(member.instance.id, parse_signal(str(signal)), exec_id)
         except NotFound:
             raise Conflict("that process has ended") from None
 
@@ -366,7 +366,7 @@ class Instances:
         member = await self.find(tenant, name)
         if not member.active:
             raise not_running(member)
-        return await asyncio.to_thread(views, self.engine.runtime, member)
+        return await asyncio.to_thread(views, self.context.runtime, member)
 
     async def explain(self, tenant: str, name: str) -> Explanation:
         """What makes it isolated, read from the kernel."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from insula.container.runtime import Runtime
-from insula.control.engine import Engine
+from insula.control.context import Context
 from insula.control.events import Events
 from insula.control.host import Host
 from insula.control.images import Images
@@ -32,26 +32,26 @@ _THREADS = 64
 _REMOVALS = 8  # instances that are removed at a time
 
 
-class Cloud:
+class ControlPlane:
     """`tenants`, `networks`, `images`, `instances`, `stats`, `host` and `events` are the verbs; see their classes."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.settings = engine.settings
-        self.engine = engine
-        self.supervisor = Supervisor(engine)
-        self.tenants = Tenants(engine)
-        self.networks = Networks(engine, self.tenants)
-        self.images = Images(engine, self.tenants)
-        admission = Admission(engine, self.tenants, self.networks, self.images, self.supervisor.launcher)
+    def __init__(self, context: Context) -> None:
+        self.settings = context.settings
+        self.context = context
+        self.supervisor = Supervisor(context)
+        self.tenants = Tenants(context)
+        self.networks = Networks(context, self.tenants)
+        self.images = Images(context, self.tenants)
+        admission = Admission(context, self.tenants, self.networks, self.images, self.supervisor.launcher)
         self.instances = Instances(self.tenants, admission, self.supervisor)
         self.stats = Stats(self.supervisor, self.tenants, self.instances.find)
-        self.events = Events(engine)
+        self.events = Events(context)
         self.host = Host(self.supervisor)
         self.reconciler = Reconciler(self.tenants, self.networks, self.instances, self.supervisor)
         self._closing = AsyncExitStack()
 
     @classmethod
-    async def open(cls, settings: Settings) -> Cloud:
+    async def open(cls, settings: Settings) -> ControlPlane:
         """Open every part, and look at nothing of an instance yet. Raises InsulaError, and leaves what runs running."""
         settings.make()
         # the usual pool has a handful of threads; one tenant's slow download must not hold up another's launch
@@ -66,12 +66,12 @@ class Cloud:
             await asyncio.to_thread(fabric.open)
             undo.callback(fabric.close)
             images = await asyncio.to_thread(ImageStore, settings.images)
-            cloud = cls(Engine(settings, store, runtime, fabric, images))
-            undo.push_async_callback(cloud.supervisor.close)
-            await cloud.reconciler.load()
-            await cloud.ensure()
-            cloud._closing = undo.pop_all()
-        return cloud
+            plane = cls(Context(settings, store, runtime, fabric, images))
+            undo.push_async_callback(plane.supervisor.close)
+            await plane.reconciler.load()
+            await plane.ensure()
+            plane._closing = undo.pop_all()
+        return plane
 
     def begin(self) -> None:
         """Reconcile, from now on and behind requests that are answered: this may take long, and never ends."""
@@ -83,9 +83,9 @@ class Cloud:
         await self._guarded("image busybox", self.images.ensure_busybox())
 
     async def _ensure_default(self) -> None:
-        if await TENANTS.get(self.engine.store, DEFAULT) is None:
+        if await TENANTS.get(self.context.store, DEFAULT) is None:
             await self.tenants.create(DEFAULT)
-        if await NETWORKS.get(self.engine.store, DEFAULT, DEFAULT) is None:
+        if await NETWORKS.get(self.context.store, DEFAULT, DEFAULT) is None:
             await self.networks.create(DEFAULT, DEFAULT, DEFAULT_SUBNET, DEFAULT_SUBNET6)
 
     async def _guarded(self, name: str, work: Awaitable[object]) -> None:
@@ -93,9 +93,9 @@ class Cloud:
         try:
             await work
         except Exception as error:
-            self.engine.problems.report(name, error)
+            self.context.problems.report(name, error)
         else:
-            self.engine.problems.solved(name)
+            self.context.problems.solved(name)
 
     async def _reconcile(self) -> None:
         await self._guarded("reconciliation", self.reconciler.run())
@@ -106,7 +106,7 @@ class Cloud:
                 await self._guarded("periodic repair", self.reconciler.repair())
 
     async def _sweep_images(self) -> None:
-        await asyncio.to_thread(self.engine.images.sweep)
+        await asyncio.to_thread(self.context.images.sweep)
         await self.images.collect()
 
     async def clear_tenant(self, name: str) -> None:

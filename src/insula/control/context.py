@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Engine:
+class Context:
     """`pools` remember what is taken of each kind of claim. A fabric serves one thread a tenant: `fabric_call` keeps
     to that, while tenants don't wait for each other. `preparing` has the tenants whose part of this host was not looked
     at yet since the daemon started; what needs it waits in `prepared`."""

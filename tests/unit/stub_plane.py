@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from insula.control.cloud import Cloud
+from insula.control.plane import ControlPlane
 from insula.control.quotas import merge
 from insula.model.errors import Conflict, Failed, NotFound
 from insula.model.objects import (
@@ -352,7 +352,7 @@ class StubSettings:
         self.root = root
 
 
-class StubCloud(Cloud):
+class StubPlane(ControlPlane):
     """A subclass, because the framework checks what handlers are given."""
 
     def __init__(self, root: Path) -> None:
