@@ -11,6 +11,7 @@ FILE:LINE, before and after. The exit status is 0 whatever survives: a person ju
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import os
 import random
@@ -110,11 +111,28 @@ def try_module(copy: Copy, module: str, tests: list[str], count: int, seed: int)
                 cached.unlink()
             if copy.run(tests, timeout) == "survives":
                 survivors.append(mutant)
-                print(f"survives  {module}:{mutant.line}  {_line(mutant.before)}  →  {_line(mutant.after)}", flush=True)
+                print(f"survives  {module}:{mutant.line}  {_shown(mutant)}", flush=True)
     finally:
         path.write_text(source)
     print(f"{module}: {len(chosen) - len(survivors)} of {len(chosen)} killed ({len(every)} possible)", flush=True)
     return len(chosen), survivors
+
+
+def _shown(mutant: Mutant) -> str:
+    """The change in one line: both versions, or the line that a text of many lines has lost."""
+    if "\n" in mutant.before and (texts := _texts(mutant)):
+        before, after = (text.splitlines() for text in texts)
+        lost = next((line for line, other in zip(before, [*after, ""], strict=False) if line != other), "")
+        return f"without the line  {_line(lost)}"
+    return f"{_line(mutant.before)}  →  {_line(mutant.after)}"
+
+
+def _texts(mutant: Mutant) -> tuple[str, str] | None:
+    try:
+        before, after = ast.literal_eval(mutant.before), ast.literal_eval(mutant.after)
+    except (ValueError, SyntaxError):
+        return None
+    return (before, after) if isinstance(before, str) and isinstance(after, str) else None
 
 
 def _line(text: str) -> str:

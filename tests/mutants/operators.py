@@ -132,5 +132,15 @@ def _expression(node: ast.expr) -> Iterator[str]:
             yield str(not value)
         case ast.Constant(value=int(value)):
             yield str(value + 1)
+        case ast.Constant(value=str(value)) if "\n" in value:
+            yield from map(repr, _without_a_line(value))
         case ast.IfExp():
             yield ast.unparse(ast.IfExp(node.test, node.orelse, node.body))
+
+
+def _without_a_line(text: str) -> Iterator[str]:
+    """The text, as rules of a packet filter or a script, without each of its lines that opens and closes no block."""
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if line.strip() and line.count("{") == line.count("}"):
+            yield "".join(lines[:number] + lines[number + 1 :])

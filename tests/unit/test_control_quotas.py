@@ -204,9 +204,7 @@ GREATEST = (1 << 63) - 1
         ("bandwidth", 8000, 7999, GREATEST, GREATEST + 1),
     ],
 )
-def test_the_least_and_the_most_of_each_limit(
-    name: str, least: float, below: float, most: float, above: float
-) -> None:
+def test_the_least_and_the_most_of_each_limit(name: str, least: float, below: float, most: float, above: float) -> None:
     kinds = [(Limits, check_limits), (Resources, check_resources)] if name in ("cpus", "memory", "pids") else []
     for kind, check in kinds or [(Limits, check_limits)]:
         for value in (least, most, None):

@@ -1,0 +1,199 @@
+"""The packet filter as it is loaded: what is there before, what is added and deleted, and what is set right again.
+
+What the rules let through is shown by the system tests; here they are only loaded, in a namespace that is new.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network
+from typing import TypeVar
+
+import pytest
+
+from insula.kernel.nftables import Nft, NftError
+from insula.model.objects import Network, Port
+from insula.network.addresses import link_local
+from insula.network.linux import rules
+from insula.network.linux.namespaces import call_in_new
+from insula.network.linux.plan import Plan
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nftables takes root")
+
+TABLE, FAMILIES = "insula", ("bridge", "inet")
+MAC, OTHER = "02:00:00:00:00:07", "02:00:00:00:00:08"
+T = TypeVar("T")
+
+
+def port(index: int = 7, mac: str = MAC, address: str = "10.0.0.2", address6: str | None = "fd00::2") -> Port:
+    return Port(tenant="a", network="n", instance="i", index=index, mac=mac, address=address, address6=address6)
+
+
+def network(gateway6: str | None = "fd00::1") -> Network:
+    subnet6 = "fd00::/64" if gateway6 else None
+    return Network(
+        tenant="a",
+        name="n",
+        index=3,
+        vni=1,
+        subnet="10.0.0.0/24",
+        gateway="10.0.0.1",
+        subnet6=subnet6,
+        gateway6=gateway6,
+        created=0,
+    )
+
+
+def with_nft(function: Callable[[Nft], T]) -> T:
+    """What `function` returns with a handle in a new network namespace."""
+
+    def inside() -> T:
+        with Nft() as nft:
+            return function(nft)
+
+    return call_in_new(inside)
+
+
+def install(nft: Nft) -> None:
+    rules.install(nft, TABLE, FAMILIES, rules.tenant_rules(TABLE))
+
+
+def listed(nft: Nft) -> dict[str, str]:
+    return {family: nft.rules(family, TABLE) for family in FAMILIES}
+
+
+WANTED = rules.tenant_rules(TABLE)
+
+
+def test_rules_are_loaded_and_loaded_again_without_a_change() -> None:
+    def inside(nft: Nft) -> None:
+        install(nft)
+        found = listed(nft)
+        assert found == rules.as_listed(WANTED, TABLE)
+        assert all("policy drop" in text for text in found.values())
+        nft.run(rules.add(TABLE, rules.of_port(port())))
+        before = nft.run("list ruleset", 1 << 3)  # with handles: loading anything would give others
+        install(nft)
+        assert nft.run("list ruleset", 1 << 3) == before
+
+    with_nft(inside)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_somebody_changed_is_set_right_and_elements_stay(family: str) -> None:
+    chain = {"bridge": "prerouting", "inet": "forward"}[family]
+
+    def inside(nft: Nft) -> None:
+        install(nft)
+        nft.run(rules.add(TABLE, {**rules.of_port(port()), **rules.of_network(network())}))
+        nft.run(f"insert rule {family} {TABLE} {chain} accept")
+        before = {each: nft.elements(each, TABLE) for each in FAMILIES}
+        assert listed(nft) != rules.as_listed(WANTED, TABLE)
+        install(nft)
+        assert listed(nft) == rules.as_listed(WANTED, TABLE)
+        assert {each: nft.elements(each, TABLE) for each in FAMILIES} == before
+        assert before["bridge"]["macs"] and before["inet"]["bridges"]
+
+    with_nft(inside)
+
+
+def test_a_set_of_another_version_does_not_stand_in_the_way() -> None:
+    def inside(nft: Nft) -> None:
+        nft.run(f"table bridge {TABLE} {{ set macs {{ type ipv4_addr; }}; }}\ntable inet other")
+        with pytest.raises(NftError):  # the control: they can't be loaded over it
+            nft.run(WANTED)
+        install(nft)
+        assert listed(nft) == rules.as_listed(WANTED, TABLE)
+        assert ("inet", "other") in nft.tables()
+
+    with_nft(inside)
+
+
+def test_a_rule_set_that_nft_refuses_leaves_what_is_there() -> None:
+    def inside(nft: Nft) -> None:
+        install(nft)
+        before = listed(nft)
+        with pytest.raises(NftError):
+            rules.install(nft, TABLE, FAMILIES, WANTED + "no such command")
+        assert listed(nft) == before
+
+    with_nft(inside)
+
+
+# -- elements ----------------------------------------------------------------------------------------------------------
+
+
+def elements(nft: Nft) -> dict[str, set[tuple[str, ...]]]:
+    found = {f"{family} {name}": of for family in FAMILIES for name, of in nft.elements(family, TABLE).items()}
+    return {name: of for name, of in found.items() if of}
+
+
+def test_the_elements_of_ports_and_networks_come_and_go() -> None:
+    def inside(nft: Nft) -> None:
+        install(nft)
+        assert elements(nft) == {}
+        some = [rules.of_network(network()), rules.of_port(port()), rules.of_port(port(8, OTHER, "10.0.0.3", None))]
+        for each in some:
+            nft.run(rules.add(TABLE, each))
+            nft.run(rules.add(TABLE, each))  # what is there stays
+        own = {"fd00::2", link_local(MAC)}
+        found = elements(nft)
+        ndp = found.pop("bridge ndp")
+        assert found == {
+            "bridge macs": {("p7", MAC), ("p8", OTHER)},
+            "bridge ipv4": {("p7", MAC, "10.0.0.2"), ("p8", OTHER, "10.0.0.3")},
+            "bridge ipv6": {("p7", MAC, address) for address in own},
+            "inet bridges": {("br3",)},
+            "inet same": {("br3", "br3")},
+            "inet gateways4": {("br3", "10.0.0.1")},
+            "inet gateways6": {("br3", "fd00::1")},
+        }
+        assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
+        assert set(found) | {"bridge ndp"} == {f"{family} {name}" for family, name in rules.SETS}
+        nft.run(rules.delete(TABLE, some[1]))
+        nft.run(rules.delete(TABLE, some[1]))  # no error where there is none
+        assert elements(nft)["bridge macs"] == {("p8", OTHER)}
+        for each in some:
+            nft.run(rules.delete(TABLE, each))
+        assert elements(nft) == {}
+
+    with_nft(inside)
+
+
+def test_without_ipv6_there_is_nothing_of_it() -> None:
+    assert {name for name, of in rules.of_port(port(address6=None)).items() if of} == {"bridge macs", "bridge ipv4"}
+    assert not rules.of_network(network(None))["inet gateways6"]
+
+
+# -- the host ----------------------------------------------------------------------------------------------------------
+
+
+NAMES = Plan("insula", IPv4Network("100.64.0.0/16"), IPv6Network("fd5a::/64"))
+
+
+def host(*servers: str, closed: dict[int, tuple[str, ...]] | None = None) -> str:
+    """The host's table, as nft lists it."""
+
+    def inside(nft: Nft) -> str:
+        wanted = rules.host_rules(NAMES, servers, closed or {})
+        rules.install(nft, "insula", ("inet",), wanted)
+        return nft.rules("inet", "insula")
+
+    return with_nft(inside)
+
+
+def test_each_name_server_has_a_port_of_its_own() -> None:
+    text = " ".join(host("9.9.9.9", "2620:fe::fe").split())
+    first = rules.FIRST_QUESTION_PORT
+    four = f'iifname "insula-u*" ip daddr 100.64.0.0/16 meta l4proto {{ tcp, udp }} th dport {first}'
+    six = f'iifname "insula-u*" ip6 daddr fd5a::/64 meta l4proto {{ tcp, udp }} th dport {first + 1}'
+    assert f"{four} dnat ip to 9.9.9.9:53 {six} dnat ip6 to [2620:fe::fe]:53" in text
+    assert "dnat ip" not in host()
+
+
+def test_between_closed_devices_nothing_is_forwarded() -> None:
+    text = " ".join(host(closed={4: ("eth0", "eth1"), 6: ()}).split())
+    assert 'meta nfproto ipv4 iifname { "eth0", "eth1" } oifname { "eth0", "eth1" } drop' in text
+    assert "nfproto ipv6" not in text
+    assert "nfproto" not in host()
