@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -185,3 +186,39 @@ def test_the_periodic_repair_tells_and_goes_on(
 
     run(settings, body)
     assert "ZeroDivisionError" in caplog.text and "Traceback" in caplog.text
+
+
+def test_down_ends_reconciliation_and_leaves_no_network_to_those_who_come_late(settings: Settings) -> None:
+    """Threads of repairs and of requests that run when everything is taken down can make nothing again."""
+    names = [f"t{number}" for number in range(6)]
+
+    async def body(plane: ControlPlane) -> None:
+        prefix, fabric = settings.prefix, plane.context.fabric
+        for name in names:
+            await plane.tenants.create(name)
+        tenants = [view.tenant for view in await plane.tenants.list()]
+        assert left_of(prefix) >= {f"/run/netns/{prefix}-{name}" for name in names}, "the control"
+        plane.begin()
+        repair = plane.reconciler.spawn(plane.reconciler.repair())
+        late = [asyncio.create_task(plane.tenants.create(f"late{number}")) for number in range(6)]
+        threads = [asyncio.to_thread(fabric.ensure_tenant, tenant) for tenant in tenants]  # their callers are gone
+        going_on = asyncio.gather(*threads, return_exceptions=True)
+        await asyncio.sleep(0)
+        await plane.host.down()
+        assert repair.done() and not plane.reconciler._tasks
+        ends = [*await asyncio.gather(*late, return_exceptions=True), *await going_on]
+        assert all(isinstance(end, Unavailable) for end in ends if isinstance(end, BaseException)), ends
+        assert left_of(prefix) == set()
+        with pytest.raises(Unavailable, match="going down"):
+            await plane.tenants.create("later")
+        assert (await plane.host.status()).problems[-1] == "networks are being taken down on this host"
+        assert left_of(prefix) == set()
+
+    run(settings, body)
+
+
+def left_of(prefix: str) -> set[str]:
+    """Namespaces, control groups and uplinks whose names begin so."""
+    groups = [*Path("/sys/fs/cgroup").glob(prefix), *Path("/sys/fs/cgroup").glob(f"*/{prefix}")]
+    found = [*Path("/run/netns").glob(f"{prefix}-*"), *groups, *Path("/sys/class/net").glob(f"{prefix}-*")]
+    return {str(path) for path in found}

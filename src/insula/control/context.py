@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from insula.control.claims import Claim, Pool
 from insula.control.problems import Problems
 from insula.control.settings import Settings
+from insula.model.errors import Unavailable
 from insula.store.protocol import Store
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ T = TypeVar("T")
 class Context:
     """`pools` remember what is taken of each kind of claim. A fabric serves one thread a tenant: `fabric_call` keeps
     to that, while tenants don't wait for each other. `preparing` has the tenants whose part of this host was not looked
-    at yet since the daemon started; what needs it waits in `prepared`."""
+    at yet since the daemon started; what needs it waits in `prepared`. `going_down` is set once everything is taken off
+    this host: from then on nothing is made."""
 
     settings: Settings
     store: Store
@@ -37,11 +39,17 @@ class Context:
     locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     problems: Problems = field(default_factory=Problems)
     preparing: dict[str, asyncio.Event] = field(default_factory=dict)
+    going_down: asyncio.Event = field(default_factory=asyncio.Event)
 
     def pool(self, kind: str) -> Pool:
         if kind not in self.pools:
             self.pools[kind] = Pool(self.store, kind)
         return self.pools[kind]
+
+    def check_stays(self) -> None:
+        """Raise Unavailable if everything is being taken off this host."""
+        if self.going_down.is_set():
+            raise Unavailable("Insula is going down on this host", "start insulad again, and then this")
 
     def give_back(self, claims: Iterable[Claim]) -> None:
         """These were released, or never committed: they may be chosen again."""

@@ -14,9 +14,10 @@ from insula.control.instances.processes import whois
 from insula.control.instances.supervisor import Member, Supervisor
 from insula.control.instances.verbs import stop_signal
 from insula.control.keys import NETWORKS, TENANTS
+from insula.control.reconcile import Reconciler
 from insula.control.verify import Verifier
 from insula.kernel.cgroups import Cgroup
-from insula.model.errors import Failed, InsulaError
+from insula.model.errors import Failed, InsulaError, Unavailable
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
 _AT_ONCE = 16
@@ -25,16 +26,20 @@ _LAST_WISH = 2.0
 
 
 class Host:
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, reconciler: Reconciler) -> None:
         self.context = supervisor.context
         self.supervisor = supervisor
+        self.reconciler = reconciler
         self.verifier = Verifier(supervisor)
         self.started = time.time()
 
     async def status(self) -> HostStatus:
         store = self.context.store
         tenants, networks = await asyncio.gather(store.list(TENANTS.prefix_all()), store.list(NETWORKS.prefix_all()))
-        drift = await asyncio.to_thread(self.context.fabric.host_drift)
+        try:
+            drift = await asyncio.to_thread(self.context.fabric.host_drift)
+        except Unavailable as error:  # everything is being taken down
+            drift = [error.message]
         return HostStatus(
             version=__version__,
             hostname=platform.node(),
@@ -71,6 +76,8 @@ class Host:
         This daemon can start nothing any more. Failed tells what could not be taken away.
         """
         self.supervisor.stopping = True
+        self.context.going_down.set()
+        await self.reconciler.stop()
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def end(member: Member) -> None:

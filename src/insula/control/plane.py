@@ -46,8 +46,8 @@ class ControlPlane:
         self.instances = Instances(self.tenants, admission, self.supervisor)
         self.stats = Stats(self.supervisor, self.tenants, self.instances.find)
         self.events = Events(context)
-        self.host = Host(self.supervisor)
         self.reconciler = Reconciler(self.tenants, self.networks, self.instances, self.supervisor)
+        self.host = Host(self.supervisor, self.reconciler)
         self._closing = AsyncExitStack()
 
     @classmethod
@@ -64,7 +64,7 @@ class ControlPlane:
             undo.push_async_callback(runtime.close)
             fabric = LinuxFabric(settings.run, settings.prefix)
             await asyncio.to_thread(fabric.open)
-            undo.callback(fabric.close)
+            undo.push_async_callback(asyncio.to_thread, fabric.close)  # it waits for threads that use it still
             images = await asyncio.to_thread(ImageStore, settings.images)
             plane = cls(Context(settings, store, runtime, fabric, images))
             undo.push_async_callback(plane.supervisor.close)
@@ -75,7 +75,7 @@ class ControlPlane:
 
     def begin(self) -> None:
         """Reconcile, from now on and behind requests that are answered: this may take long, and never ends."""
-        self.supervisor.spawn(self._reconcile())
+        self.reconciler.spawn(self._reconcile())
 
     async def ensure(self) -> None:
         """The default tenant, its default network, and the built-in image. What can't be made is a problem."""
@@ -102,8 +102,7 @@ class ControlPlane:
         await self._guarded("sweep of images", self._sweep_images())
         while True:
             await asyncio.sleep(REPAIR_EVERY)
-            if not self.supervisor.stopping:
-                await self._guarded("periodic repair", self.reconciler.repair())
+            await self._guarded("periodic repair", self.reconciler.repair())
 
     async def _sweep_images(self) -> None:
         await asyncio.to_thread(self.context.images.sweep)

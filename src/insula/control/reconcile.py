@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from enum import Enum, auto
 from typing import Literal, TypeVar
 
@@ -103,6 +103,7 @@ class Reconciler:
         self._containers: set[str] = set()  # leftovers
         self._directories: set[str] = set()
         self._at_work: dict[str, asyncio.Task[None]] = {}  # on the networks of a tenant
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # -- before anything is answered ---------------------------------------------------------------------------------
 
@@ -156,11 +157,30 @@ class Reconciler:
         """Everything once; then it returns, and what failed is repeated behind its back."""
         members = [member for member in self.supervisor.of(None) if not member.reconciled.is_set()]
         for member in members:
-            self.supervisor.spawn(self._reconcile(member))
-        self.supervisor.spawn(self._sweep())
+            self.spawn(self._reconcile(member))
+        self.spawn(self._sweep())
         await self.repair()
         await asyncio.gather(*(member.reconciled.wait() for member in members))
         log.info("every instance was looked at")
+
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """A task that `stop` ends."""
+        task = self.supervisor.spawn(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def stop(self) -> None:
+        """End reconciliation, for what is taken down must not be made again. Threads that it has started may run on:
+        the fabric waits for those that use it."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for event in self.context.preparing.values():
+            event.set()
+        for member in self.supervisor.of(None):
+            member.reconciled.set()
 
     async def repair(self) -> None:
         """Make networks and control groups of tenants right again; nothing happens to those that are right."""
@@ -169,7 +189,7 @@ class Reconciler:
         for tenant in tenants:
             if tenant.name not in self._at_work:  # one that hangs is not joined by more and more of them
                 work = self._guarded(f"networks of tenant {tenant.name}", self._prepare(tenant))
-                task = self._at_work[tenant.name] = self.supervisor.spawn(work)
+                task = self._at_work[tenant.name] = self.spawn(work)
                 task.add_done_callback(lambda _, name=tenant.name: self._at_work.pop(name))  # type: ignore[misc]
         if self._at_work:
             _, late = await asyncio.wait(list(self._at_work.values()), timeout=LIMIT)

@@ -67,6 +67,7 @@ class Tenants:
 
     async def create(self, name: str, limits: Limits | None = None, labels: dict[str, str] | None = None) -> TenantView:
         """A new tenant, with its control group and its routing domain. Invalid, Conflict; Failed changes nothing."""
+        self.context.check_stays()
         check_label("tenant", name)
         limits, labels = check_limits(limits or Limits()), check_labels(labels or {})
         tenant = await self._commit(name, limits, labels)
@@ -211,8 +212,10 @@ class Tenants:
     async def _undo(self, tenant: Tenant) -> None:
         """Takes it off the host. What fails here is swept at the next start of the daemon."""
         try:
-            await self.context.fabric_call(tenant.name, self.context.fabric.remove_tenant, tenant)
-            await asyncio.to_thread(self.cgroup(tenant.name).remove)
+            try:
+                await self.context.fabric_call(tenant.name, self.context.fabric.remove_tenant, tenant)
+            finally:
+                await asyncio.to_thread(self.cgroup(tenant.name).remove)
         except (InsulaError, OSError) as error:
             self.context.problems[f"tenant {tenant.name}"] = f"could not be taken off the host: {error}"
 

@@ -1,8 +1,8 @@
 """The face of a fabric: what realises the tenants' networks on this host, and what it reads back.
 
 A fabric is level-triggered: every `ensure_…` looks at what is there and repairs it, so that calling it again, or
-after a crash at any point, changes nothing that is right. All methods block and may be called from several worker
-threads, but for one tenant from one thread at a time.
+after a crash at any point, changes nothing that is right. All methods block and may be called from any thread: a call
+waits for those before it about the same tenant. They raise Unavailable before `open` and after `close` or `teardown`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Fabric(Protocol):
         """Make the host-wide parts. Raises `Unavailable` when this host lacks what it takes."""
 
     def close(self) -> None:
-        """Release handles; what is installed stays."""
+        """Wait for calls that run, and release handles; what is installed stays. Failed if one doesn't end."""
 
     def ensure_tenant(self, tenant: Tenant) -> None:
         """The tenant's routing domain with its rules, its uplink and its resolver."""
@@ -109,4 +109,4 @@ class Fabric(Protocol):
         """Remove whatever of this fabric exists and is not in these."""
 
     def teardown(self) -> None:
-        """Remove everything of this fabric: no namespace, device, rule or process stays."""
+        """Wait for calls that run, and remove everything: no namespace, device, rule or process stays."""

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from insula.kernel import netlink, records, trees
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.kernel.nftables import Nft
-from insula.model.errors import Failed, NotFound, Unavailable
+from insula.model.errors import NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.network import intent
 from insula.network.addresses import uplink_mac
 from insula.network.fabric import Installed
-from insula.network.linux import inside, namespaces, plan, readback, resolver, rules, sysctl
+from insula.network.linux import calls, inside, namespaces, plan, readback, resolver, rules, sysctl
+from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.domain import Domain, gateways
 from insula.network.linux.plan import Plan
 from insula.network.linux.reaper import Reaper, is_gone
@@ -56,7 +57,8 @@ class LinuxFabric:
         self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix))
         self._domains: dict[str, Domain] = {}
         self._reaper = Reaper()
-        self._lock = threading.Lock()
+        self._calls = Calls()
+        self._lock = threading.Lock()  # of `_domains`
         self._ipv6 = os.path.exists("/proc/sys/net/ipv6")
         self._host: Rtnl | None = None
         self._host_nft: Nft | None = None
@@ -78,9 +80,17 @@ class LinuxFabric:
             with contextlib.suppress(OSError):  # a kernel without bpf(2): nothing is announced
                 self._injector = Injector()
         self._ensure_host()
+        self._calls.open()
 
     def close(self) -> None:
-        """Release handles; what is installed stays."""
+        """Release handles; what is installed stays. Calls that run end before, and any others are refused.
+
+        Raises Failed if one runs on for too long; then nothing is released.
+        """
+        self._calls.close()
+        self._release()
+
+    def _release(self) -> None:
         self._reaper.close()
         with self._lock:
             domains, self._domains = list(self._domains.values()), {}
@@ -119,6 +129,7 @@ class LinuxFabric:
         """Ranges that no network may overlap: the uplinks'."""
         return str(self.plan.range4), str(self.plan.range6)
 
+    @about_host
     def host_drift(self) -> list[str]:
         """What differs in the host's own namespace, as text."""
         _, nft = self._handles()
@@ -127,11 +138,12 @@ class LinuxFabric:
 
     def _handles(self) -> tuple[Rtnl, Nft]:
         if self._host is None or self._host_nft is None:
-            raise Failed("the fabric is not open")
+            raise calls.not_open()
         return self._host, self._host_nft
 
     # -- tenants -------------------------------------------------------------------------------------------------
 
+    @about_tenant
     def ensure_tenant(self, tenant: Tenant) -> None:
         """Namespace, settings, rules, uplink and resolver."""
         host, _ = self._handles()
@@ -141,6 +153,7 @@ class LinuxFabric:
         domain.ensure(host, ipv6=self._ipv6)
         self._resolver.ensure(tenant, domain.netns, self._asked(tenant))
 
+    @about_tenant
     def remove_tenant(self, tenant: Tenant) -> None:
         """Resolver, uplink, namespace, in this order: nothing may hold the namespace when its name goes."""
         self._remove_tenant(tenant.name, tenant.index)
@@ -170,6 +183,11 @@ class LinuxFabric:
             draft.write_text(json.dumps({"index": tenant.index}))
             draft.rename(record)
 
+    def _check_made(self, tenant: Tenant) -> None:
+        """Names of a tenant that was removed meanwhile would be left behind. Raises NotFound."""
+        if not (self._records / tenant.name).exists():
+            raise _no_namespace(tenant)
+
     def _recorded(self) -> dict[str, int]:
         """Index by name of all tenants that we have made, or were about to."""
         found = {}
@@ -190,14 +208,13 @@ class LinuxFabric:
                 domain.close()
             netns = namespaces.open_named(self.plan.namespace(tenant.name))
             if netns is None:
-                raise NotFound(
-                    f"tenant {tenant.name} has no network namespace", "insulad makes it: see `insula status`"
-                )
+                raise _no_namespace(tenant)
             domain = self._domains[tenant.name] = Domain(self.plan, tenant, netns, self._injector)
             return domain
 
     # -- networks, ports, names ----------------------------------------------------------------------------------
 
+    @about_tenant
     def ensure_network(self, tenant: Tenant, network: Network) -> None:
         """The bridge with its gateway addresses."""
         if network.gateway6:
@@ -207,34 +224,43 @@ class LinuxFabric:
                 self._forward(6)
         self._domain(tenant).ensure_network(network)
 
+    @about_tenant
     def remove_network(self, tenant: Tenant, network: Network) -> None:
         """The bridge; its ports lose their connection."""
         self._domain(tenant).remove_network(network.index)
 
+    @about_tenant
     def attach(self, tenant: Tenant, network: Network, port: Port, netns: int) -> None:
         """Give the namespace behind `netns` its eth0 on the network."""
         self._domain(tenant).attach(network, port, netns)
 
+    @about_tenant
     def detach(self, tenant: Tenant, network: Network, port: Port) -> None:
         """Nothing passes the port any more, and its device goes soon."""
         domain = self._domain(tenant)
         domain.detach(network, port)
         self._reaper.wake(domain)
 
+    @about_tenant
     def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
         """Replace what the tenant's resolver answers."""
+        self._check_made(tenant)
         self._resolver.set_names(tenant, names)
 
+    @about_tenant
     def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
         """Have the tenant's resolver answer it."""
+        self._check_made(tenant)
         self._resolver.add_name(tenant, name, addresses)
 
+    @about_tenant
     def remove_name(self, tenant: Tenant, name: str) -> None:
         """Have the tenant's resolver forget it."""
         self._resolver.remove_name(tenant.name, name)
 
     # -- reading back ----------------------------------------------------------------------------------------------
 
+    @about_tenant
     def status(self, tenant: Tenant, network: Network) -> NetworkStatus:
         """Ready when the gateway has its addresses and the resolver answers there."""
         try:
@@ -256,6 +282,7 @@ class LinuxFabric:
             return NetworkStatus(ready=False, reason=f"no resolver answers at {network.gateway}", ports=ports)
         return NetworkStatus(ready=True, ports=ports)
 
+    @about_tenant
     def installed(self, tenant: Tenant) -> Installed:
         """Read back from the kernel."""
         try:
@@ -269,6 +296,7 @@ class LinuxFabric:
             found.drift.append("the resolver does not run")
         return found
 
+    @about_tenant
     def traffic(self, tenant: Tenant, ports: Iterable[Port]) -> dict[int, tuple[int, int]]:
         """As our end of each pair counts it: nobody inside can reset or hide that."""
         rtnl = self._domain(tenant).rtnl
@@ -276,6 +304,7 @@ class LinuxFabric:
         # what it has sent we have received
         return {index: (found[1], found[0]) for index, found in counted if found}
 
+    @about_tenant
     def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router:
         """Where probes enter and leave the tenant's namespace; the caller closes `netns`."""
         domain = self._domain(tenant)
@@ -292,6 +321,7 @@ class LinuxFabric:
             mac=uplink_mac(tenant.index, host=False),
         )
 
+    @about_tenant
     def station(self, tenant: Tenant, network: Network, port: Port) -> Station:
         """Where the instance's probes are injected and received. What follows from a change of its carrier is done."""
         device = plan.port(port.index)
@@ -306,6 +336,7 @@ class LinuxFabric:
             mac=port.mac,
         )
 
+    @about_host
     def strange_devices(self, ports: Mapping[int, int], owners: Sequence[Port]) -> list[str]:
         """What leads out of instances' namespaces beside their ports."""
         with contextlib.ExitStack() as stack:
@@ -329,21 +360,30 @@ class LinuxFabric:
                 [port for port in ports if port.tenant == tenant.name],
             )
 
+    @about_host
     def sweep_tenants(self, tenants: Iterable[Tenant]) -> None:
         """Remove what is ours and of none of these tenants."""
+        self._sweep_tenants(tenants, self._calls.of)
+
+    def _sweep_tenants(
+        self, tenants: Iterable[Tenant], turn: Callable[[str], contextlib.AbstractContextManager[None]]
+    ) -> None:
         host, _ = self._handles()
         wanted = {tenant.name: tenant for tenant in tenants}
         for name, index in self._recorded().items():
             if name not in wanted or wanted[name].index != index:
-                self._remove_tenant(name, index)
+                with turn(name):
+                    self._remove_tenant(name, index)
         for name in set(self._resolver.tenants()) - set(wanted):
-            self._resolver.remove(name)
+            with turn(name):
+                self._resolver.remove(name)
         indices = {tenant.index for tenant in wanted.values()}
         for link in host.links():
             uplink = plan.number(link.name, self.plan.uplinks)
             if uplink is not None and uplink not in indices:
                 host.execute(netlink.delete_link(index=link.index))
 
+    @about_tenant
     def sweep_tenant(self, tenant: Tenant, networks: Iterable[Network], ports: Iterable[Port]) -> None:
         """Remove what the tenant has and is not in these."""
         if namespaces.exists(self.plan.namespace(tenant.name)):
@@ -352,13 +392,22 @@ class LinuxFabric:
             self._reaper.wake(domain)
 
     def teardown(self) -> None:
-        """Remove everything of ours from this host, and put its settings back."""
-        self.sweep([], [], [])
+        """Remove everything of ours from this host, and put its settings back.
+
+        Calls that run end before, and any others are refused. Raises Failed if one runs on for too long: it may be
+        called again, then and after any other failure.
+        """
         _, nft = self._handles()
+        self._calls.close()
+        self._sweep_tenants([], lambda _: contextlib.nullcontext())
         nft.run(f"add table inet {self.plan.prefix}\ndelete table inet {self.plan.prefix}\n")
         self._settings.restore()
         if (self._run / "directory").exists():
             namespaces.release_directory()
-        self.close()
+        self._release()
         self._resolver.close()
         shutil.rmtree(self._run, ignore_errors=True)
+
+
+def _no_namespace(tenant: Tenant) -> NotFound:
+    return NotFound(f"tenant {tenant.name} has no network namespace", "insulad makes it: see `insula status`")

@@ -1,0 +1,109 @@
+"""Turns of threads at a fabric: who waits for whom, and who is refused."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+
+import pytest
+
+from insula.model.errors import Failed, Unavailable
+from insula.network.linux.calls import Calls
+
+
+class Inside:
+    """A thread within a call, until `leave`. `entered` is set once it has begun, `error` if it was refused."""
+
+    def __init__(self, call: AbstractContextManager[None]) -> None:
+        self.entered, self._leave = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with self._call:
+                self.entered.set()
+                self._leave.wait(10)
+        except Unavailable as error:
+            self.error = error
+
+    def leave(self) -> None:
+        self._leave.set()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+def opened(patience: float = 10.0) -> Calls:
+    calls = Calls(patience)
+    calls.open()
+    return calls
+
+
+def test_calls_about_one_tenant_wait_for_each_other_and_for_nobody_else() -> None:
+    calls = opened()
+    first, second = Inside(calls.of("acme")), None
+    try:
+        assert first.entered.wait(10)
+        second = Inside(calls.of("acme"))
+        with calls.of("globex"), calls.any():
+            assert not second.entered.wait(0.05)
+    finally:
+        first.leave()
+    assert second.entered.wait(10)
+    second.leave()
+    with calls.of("acme"):
+        pass
+
+
+def test_who_waits_is_refused_when_the_fabric_closes_and_who_runs_is_waited_for() -> None:
+    calls = opened()
+    running = Inside(calls.of("acme"))
+    assert running.entered.wait(10)
+    waiting = Inside(calls.of("acme"))
+    closing = threading.Thread(target=calls.close)
+    closing.start()
+    waiting.leave()
+    assert waiting.error and not waiting.entered.is_set()
+    assert closing.is_alive(), "one call runs still"
+    with pytest.raises(Unavailable, match="taken down"), calls.any():
+        pass
+    running.leave()
+    closing.join(10)
+    assert running.error is None and not closing.is_alive()
+
+
+def test_a_call_that_does_not_end_is_told_and_closing_can_be_tried_again() -> None:
+    calls = opened(patience=0.05)
+    stuck = Inside(calls.of("acme"))
+    assert stuck.entered.wait(10)
+    with pytest.raises(Unavailable, match="acme are still being changed"), calls.of("acme"):
+        pass
+    with pytest.raises(Failed, match="1 changes of networks still run"):
+        calls.close()
+    with pytest.raises(Unavailable), calls.of("globex"):
+        pass
+    stuck.leave()
+    calls.close()
+
+
+def test_nothing_is_called_before_it_is_open_and_all_after_it_is_opened_again() -> None:
+    calls = Calls()
+    for call in (calls.any(), calls.of("acme")):
+        with pytest.raises(Unavailable, match="not open"), call:
+            pass
+    calls.open()
+    calls.close()
+    calls.open()
+    with calls.of("acme"):
+        pass
+
+
+def test_an_error_in_a_call_ends_it() -> None:
+    calls = opened(patience=0.05)
+    with pytest.raises(ZeroDivisionError), calls.of("acme"):
+        _ = 1 / 0
+    with calls.of("acme"):
+        pass
+    calls.close()
