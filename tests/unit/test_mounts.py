@@ -211,8 +211,8 @@ def test_a_copy_of_what_is_behind_a_descriptor(room: Path) -> None:
         put(mounts.bind("below", dirfd=directory), "a")
         os.close(directory)
         os.close(file)
-        Path("source/below/x").write_text("x")
-        return Path("target").read_text(), Path("a/x").read_text()
+        Path("a/x").write_text("x")  # a copy may be written to, unless told otherwise
+        return Path("target").read_text(), Path("source/below/x").read_text()
 
     assert within(room, look) == ("file", "x")
 
@@ -270,12 +270,23 @@ def attributes(*names: str) -> Attributes:
     return result
 
 
+def read_only_and_access_time(fd: int, recursive: bool) -> None:
+    mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY, recursive=recursive)
+    mounts.set_attributes(fd, linux.MOUNT_ATTR_STRICTATIME, recursive=recursive)
+
+
 CHANGES: dict[str, tuple[Callable[[int, bool], None], set[str], set[str]]] = {
     "other attributes": (
         lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_NOSUID, recursive=recursive),
         {"nosuid", "nodev", "noatime"},
         {"ro", "noexec"},
     ),
+    "read-only": (
+        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY, recursive=recursive),
+        {"ro", "nodev", "noatime"},
+        {"nosuid"},
+    ),
+    "read-only, then the access time": (read_only_and_access_time, {"ro", "nodev"}, {"noatime", "relatime"}),
     "the field of the access time": (
         lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_STRICTATIME, recursive=recursive),
         {"nodev"},

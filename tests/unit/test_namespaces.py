@@ -189,6 +189,20 @@ def test_offsets_that_the_kernel_refuses_are_told_and_leave_no_child() -> None:
     assert refused.startswith("make the time namespace: ")
 
 
+def test_why_no_child_is_made_is_told_by_the_process_in_between() -> None:
+    clone_fs = 0x200  # which no process may share with another mount namespace (clone(2))
+    with Undo() as undo:
+        asked = plan(config("mount", "time"), undo)
+    asked.make |= clone_fs
+
+    def inside() -> str:
+        with pytest.raises(StepError) as error:
+            clone(asked)
+        return str(error.value)
+
+    assert forked(inside) == "make the namespaces: clone3: Invalid argument"
+
+
 # -- joined ------------------------------------------------------------------------------------------------------------
 
 
