@@ -12,6 +12,8 @@ RUN=${INSULA_RUN:-/run/insula}
 PREFIX=${INSULA_PREFIX:-insula}
 PYTHON=/usr/bin/python3
 SERVICE=/etc/systemd/system/insulad.service
+CONFIG=$DEST/etc/insula/insulad.toml
+[ -z "$DEST" ] || export INSULA_CONFIG="${INSULA_CONFIG:-$CONFIG}"
 COMPLETIONS="$DEST/usr/local/share/bash-completion/completions/insula
 $DEST/usr/local/share/zsh/site-functions/_insula
 $DEST/usr/local/share/fish/vendor_completions.d/insula.fish"

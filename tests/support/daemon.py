@@ -37,13 +37,16 @@ class Daemon:
         self.prefix = run.next_prefix()
         self.path = run.path / self.prefix
         self.root, self.run, self.log = self.path / "root", self.path / "run", self.path / "insulad.log"
+        self.settings, self.audit = self.path / "insulad.toml", self.path / "audit.log"
         self.path.mkdir()
+        self.configure()
         self.namespaces = Namespaces()
         self.environment = {
             "PATH": os.environ["PATH"],
             "INSULA_ROOT": str(self.root),
             "INSULA_RUN": str(self.run),
             "INSULA_PREFIX": self.prefix,
+            "INSULA_CONFIG": str(self.settings),
         }
         self.cli = Cli(self._launcher(), self.run / "insulad.sock")
         self.wrapper: tuple[str, ...] = ()  # put before insulad's command line
@@ -56,6 +59,10 @@ class Daemon:
         target.write_text(text.replace("@LIBRARY@", str(REPOSITORY / "src")))
         target.chmod(target.stat().st_mode | stat.S_IXUSR)
         return target
+
+    def configure(self, text: str = "", audit: str = "") -> None:
+        """Writes insulad.toml, for the next start: `text` before its table [audit], `audit` in that."""
+        self.settings.write_text(f'{text}\n[audit]\npath = "{self.audit}"\n{audit}\n')
 
     # -- life ------------------------------------------------------------------------------------------------
 

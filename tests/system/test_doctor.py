@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from insula.control import doctor
-from insula.control.settings import Settings
 from insula.control.tenants import FIRST_ID
 from insula.kernel import features, linux, netlink, nftables
 from insula.model.views import Check
+from insula.settings import Settings
 from tests.forked import forked
 
 NEEDED = {"user_namespaces", "namespaces", "control_groups", "overlay", "idmapped_layers", "seccomp", "links"}

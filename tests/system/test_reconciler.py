@@ -19,9 +19,9 @@ from insula.control.instances import verbs as instances
 from insula.control.instances.supervisor import Member
 from insula.control.plane import ControlPlane
 from insula.control.reconcile import Action
-from insula.control.settings import Settings
 from insula.model.errors import Unavailable
 from insula.model.objects import InstanceSpec, Tenant
+from insula.settings import Settings
 from tests.support.daemon import start_time
 from tests.support.machine import Run
 from tests.support.wait import eventually, until

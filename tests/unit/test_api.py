@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -355,11 +356,20 @@ def test_the_sdk_needs_the_standard_library_only() -> None:
     subprocess.run([sys.executable, "-IS", "-c", code], check=True)
 
 
-def test_insulad_tells_about_itself() -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "insula.api.daemon", *words], capture_output=True, text=True)
+def command(module: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
 
-    assert run("--version").stdout == f"insulad {__version__}\n"
-    assert "INSULA_ROOT" in run("--help").stdout
-    wrong = run("--frobnicate")
+
+def test_insulad_tells_about_itself() -> None:
+    assert "INSULA_ROOT" in command("insula.api.daemon", "--help").stdout
+    wrong = command("insula.api.daemon", "--frobnicate")
     assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: unrecognized arguments: --frobnicate; hint: see `insulad --help`\n"
+
+
+def test_all_commands_have_one_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    for module, name in (("insula.cli.main", "insula"), ("insula.api.daemon", "insulad")):
+        assert command(module, "--version").stdout == f"{name} {__version__}\n"
+    assert command("insula.oci.main", "--version").stdout.startswith(f"insula-oci version {__version__}\n")
+    assert f"## [{__version__}]" in (Path(__file__).parents[2] / "CHANGELOG.md").read_text()

@@ -24,12 +24,14 @@ LIGHT = {"insula.model.errors", "insula.model.units", "insula.model.stream"}
 # What each room may import of Insula: whole rooms, or single modules of one.
 ARROWS: dict[str, set[str]] = {
     "model": set(),
+    "log": set(),
+    "settings": {"model"},
     "kernel": {"model"},
     "tree": LIGHT,
     **{room: {"kernel", "model"} for room in ROOMS},
-    "container": {"tree", "kernel", "model"},
-    "control": {*ROOMS, "kernel", "model"},
-    "api": {"control", *ROOMS, "kernel", "model"},
+    "container": {"tree", "kernel", "model", "log"},
+    "control": {*ROOMS, "kernel", "model", "settings"},
+    "api": {"control", *ROOMS, "kernel", "model", "settings", "log"},
     "oci": {"container", "kernel", "model"},
     "client": LIGHT,
     "cli": {"client", "tree", *LIGHT},

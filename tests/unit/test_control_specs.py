@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from insula.control.instances import restart_policy
 from insula.control.instances.specs import check, check_labels, make_name
-from insula.control.settings import Settings
 from insula.control.tenants import FIRST_ID, MAX_TENANTS
 from insula.model.errors import Invalid
 from insula.model.objects import (
@@ -81,17 +79,6 @@ def test_ranges_of_ids_are_disjoint_and_below_the_others() -> None:
     ends = FIRST_ID + MAX_TENANTS * IDS_PER_TENANT
     assert FIRST_ID > 600_100_000  # SUB_UID_MAX, login.defs(5)
     assert ends == 0x70000000 < 1 << 31
-
-
-def test_settings_come_from_the_environment(tmp_path: Path) -> None:
-    assert Settings.from_environment({}) == Settings()
-    own = Settings.from_environment({"INSULA_ROOT": str(tmp_path / "r"), "INSULA_RUN": str(tmp_path / "x")})
-    assert (own.state, own.socket) == (tmp_path / "r" / "state.db", tmp_path / "x" / "insulad.sock")
-    own.make()
-    assert (tmp_path / "r").stat().st_mode & 0o777 == 0o700
-    for environ in ({"INSULA_ROOT": "relative"}, {"INSULA_PREFIX": "Up"}, {"INSULA_PREFIX": "too-long-a-prefix"}):
-        with pytest.raises(Invalid):
-            Settings.from_environment(environ)
 
 
 def test_the_pause_doubles_up_to_a_minute() -> None:

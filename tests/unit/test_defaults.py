@@ -15,10 +15,10 @@ from insula.container import log, relay
 from insula.control import plane, quotas
 from insula.control.instances import health, restart_policy
 from insula.control.instances.drivers.container.spec import CPU_PERIOD, DEFAULT_SHARES, MIN_MEMORY
-from insula.control.settings import Settings
 from insula.model.health import LEAST, HealthPlan, plan
 from insula.model.objects import Healthcheck, ImageConfig, InstanceSpec, Limits, RestartPolicy, Tmpfs
 from insula.model.views import ExecSpec, NetworkSpec
+from insula.settings import Settings
 
 SPEC: dict[str, Any] = {
     "name": "",
@@ -120,4 +120,4 @@ def test_the_others() -> None:
     assert (relay.RATE, relay.BURST, relay.LEAST) == (8 << 20, 64 << 20, 1024)
     assert log.MIN_SIZE == 4096
     assert plane.REPAIR_EVERY == 60.0
-    assert Settings.from_environment({}).spares == 2
+    assert Settings().spares == 2

@@ -7,6 +7,7 @@ process (flock(2)), so there is no stale PID file to clean up; the number in the
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import fcntl
 import gc
@@ -18,26 +19,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from insula import __version__
 from insula.api.app import create_app
 from insula.api.peer import listen
 from insula.api.server import Server
 from insula.control.plane import ControlPlane
-from insula.control.settings import Settings
-from insula.model.errors import Conflict, InsulaError
+from insula.log import set_up
+from insula.model.errors import Conflict, Denied, InsulaError
+from insula.settings import ENVIRONMENT, LEVELS, Settings, load
 
 log = logging.getLogger("insula.daemon")
-USAGE = """\
-usage: insulad
-
-Runs Insula on this host until SIGTERM; instances keep running without it. scripts/up installs and starts it.
-
-environment:
-  INSULA_ROOT    what must survive a reboot (/var/lib/insula)
-  INSULA_RUN     what must not (/run/insula)
-  INSULA_SOCKET  where the API is served (insulad.sock in INSULA_RUN)
-  INSULA_PREFIX  begins the names of network namespaces, tables and control groups (insula)"""
+OPTIONS = (
+    ("--config FILE", "settings (INSULA_CONFIG, else /etc/insula/insulad.toml if that exists); see insulad.toml(5)"),
+    ("--check", "check the settings, and end: status 0 if they can be used, else 1"),
+    ("--log-level LEVEL", "error, warning, info or debug, over what the settings say"),
+    ("--version", "show which version this is"),
+    ("-h --help", "show this help"),
+)
+"""What insulad takes: names and value, and what it means."""
+DESCRIPTION = """\
+Runs Insula on this host until SIGTERM; instances keep running without it. scripts/up installs and starts it."""
 
 
 _SWITCH = 0.001
@@ -87,25 +90,59 @@ async def serve(settings: Settings) -> None:
         await plane.close()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, as all commands of Insula do."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; hint: see `insulad --help`", file=sys.stderr)
+        sys.exit(2)
+
+
+def _arguments() -> argparse.Namespace:
+    """The command line; exits with status 0 after --help and --version, 2 if it is wrong."""
+    variables = "\n".join(f"  {name:17} {key} of the settings" for name, key in ENVIRONMENT.items())
+    parser = _Parser(
+        prog="insulad",
+        description=DESCRIPTION,
+        epilog=f"environment, over the file:\n{variables}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    for names, text in OPTIONS:
+        flags = [word for word in names.split() if word.startswith("-")]
+        if names == "-h --help":
+            parser.add_argument(*flags, action="help", help=text)
+        elif names == "--version":
+            parser.add_argument(*flags, action="version", version=f"insulad {__version__}", help=text)
+        elif names == "--check":
+            parser.add_argument(*flags, action="store_true", help=text)
+        else:
+            levels = LEVELS if names.startswith("--log-level") else None
+            parser.add_argument(*flags, metavar=names.split()[-1], choices=levels, help=text)
+    return parser.parse_args()
+
+
+def _settings(given: argparse.Namespace) -> Settings:
+    """The settings that the command line asks for. Raises `Invalid`."""
+    environ = {**os.environ, **({"INSULA_LOG_LEVEL": given.log_level} if given.log_level else {})}
+    return load(Path(given.config) if given.config else None, environ)
+
+
 def main() -> int:
     """The entry point of `insulad`; exit status 0 after SIGTERM, 1 when it can't start, 2 for a wrong command line."""
-    if sys.argv[1:]:
-        wanted = sys.argv[1] in ("-h", "--help", "--version")
-        print(f"insulad {__version__}" if sys.argv[1] == "--version" else USAGE, file=None if wanted else sys.stderr)
-        return 0 if wanted else 2
-    if os.geteuid() != 0:
-        print("error: insulad needs root; hint: start it with sudo, or by systemd", file=sys.stderr)
-        return 1
-    # the journal notes the time itself (systemd.exec(5), JOURNAL_STREAM)
-    when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(level=logging.INFO, format=when + "%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every write to a client that went away
+    given = _arguments()
     try:
+        settings = _settings(given)
+        if given.check:
+            print("the settings can be used")
+            return 0
+        if os.geteuid() != 0:
+            raise Denied("insulad needs root", "start it with sudo, or by systemd")
+        set_up(settings.log_level)
         # the keeper and the spawner inherit it, and hold descriptors for every instance
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        settings = Settings.from_environment()
         settings.make()
         with locked(settings.root / "insulad.pid"):
             asyncio.run(serve(settings))

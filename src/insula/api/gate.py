@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,8 +14,10 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from insula.api.peer import GROUP, Peer, allowed, group_id
 from insula.model.errors import Denied, InsulaError, Unavailable
 
+log = logging.getLogger("insula.access")
 PATIENCE = 1.0
 """Seconds that a request has to finish once the server is told to stop. A follower of logs or events never would."""
+_PATH = 200  # characters of a path in the log
 
 
 class Gate:
@@ -30,11 +35,13 @@ class Gate:
             who = f"user {peer.uid}" if peer else "an unknown user"
             await refuse(Denied(f"{who} may not use insulad", f"be root or a member of the group `{GROUP}`"), send)
             return
-        started = False
+        status = 0
+        begun = time.monotonic()
 
         async def noting_send(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
             await send(message)
 
         request = asyncio.ensure_future(self.app(scope, receive, noting_send))
@@ -51,9 +58,14 @@ class Gate:
             raise
         finally:
             stopping.cancel()
+            if log.isEnabledFor(logging.DEBUG):
+                took = (time.monotonic() - begun) * 1000
+                path = quote(scope["path"], safe="/:@,+=~")[:_PATH]  # a newline in it would begin a line of the log
+                who = f"uid={peer.uid} pid={peer.pid}"
+                log.debug("%s %s %s status=%d ms=%.1f", scope.get("method"), path, who, status, took)
         if not request.cancelled():
             request.result()
-        elif not started:
+        elif not status:
             await refuse(Unavailable("insulad is stopping", "try again when it is back"), send)
 
 

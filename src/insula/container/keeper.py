@@ -32,9 +32,9 @@ from insula.container import spawner, wire
 from insula.container.bundle import Owners
 from insula.container.log import LogWriter
 from insula.container.relay import Client, Session
-from insula.container.report import report
 from insula.container.steps import close_others
 from insula.kernel import linux, process
+from insula.log import write as report
 from insula.model.stream import Kind
 
 Key = tuple[str, str | None]

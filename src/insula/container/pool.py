@@ -22,11 +22,11 @@ import time
 from insula.container import init, launch, namespaces, sources, wire
 from insula.container.cgroup_mount import Groups
 from insula.container.handover import Handover
-from insula.container.report import report
 from insula.container.rootfs import Stage
 from insula.kernel import process, records
 from insula.kernel.cgroups import Cgroup, delegation
 from insula.kernel.undo import Undo
+from insula.log import write as report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

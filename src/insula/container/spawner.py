@@ -41,12 +41,12 @@ from insula.container.bundle import Bundle, Launch, State
 from insula.container.children import Child
 from insula.container.departure import Filter
 from insula.container.pool import Mold, Pool, Spare, furnish
-from insula.container.report import report
 from insula.container.sessions import Sessions
 from insula.container.steps import StepError, close_others
 from insula.kernel import cgroups, linux, process
 from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
+from insula.log import write as report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

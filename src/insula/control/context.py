@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from insula.control.claims import Claim, Pool
 from insula.control.problems import Problems
-from insula.control.settings import Settings
 from insula.model.errors import Unavailable
+from insula.settings import Settings
 from insula.store.protocol import Store
 
 if TYPE_CHECKING:

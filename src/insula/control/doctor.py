@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from insula.control.settings import Settings
 from insula.control.tenants import FIRST_ID, MAX_TENANTS
 from insula.kernel import capabilities, features, nftables
 from insula.model.errors import InsulaError
 from insula.model.objects import IDS_PER_TENANT
 from insula.model.units import format_size
 from insula.model.views import Check
+from insula.settings import Settings
 
 State = Literal["ok", "degraded", "missing", "unknown"]
 

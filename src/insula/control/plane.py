@@ -20,11 +20,11 @@ from insula.control.instances.verbs import Instances
 from insula.control.keys import NETWORKS, TENANTS
 from insula.control.networks import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
 from insula.control.reconcile import Reconciler
-from insula.control.settings import Settings
 from insula.control.tenants import DEFAULT, Tenants
 from insula.image.store import ImageStore
 from insula.model.errors import NotFound
 from insula.network.linux.fabric import LinuxFabric
+from insula.settings import Settings
 from insula.store.sqlite import SqliteStore
 
 REPAIR_EVERY = 60.0
@@ -62,7 +62,13 @@ class ControlPlane:
             runtime = Runtime(settings.run, settings.spares)
             await runtime.open(wait=False)
             undo.push_async_callback(runtime.close)
-            fabric = LinuxFabric(settings.run, settings.prefix)
+            fabric = LinuxFabric(
+                settings.run,
+                settings.prefix,
+                range4=settings.network.range4,
+                range6=settings.network.range6,
+                resolvers=settings.network.resolvers,
+            )
             await asyncio.to_thread(fabric.open)
             undo.push_async_callback(asyncio.to_thread, fabric.close)  # it waits for threads that use it still
             images = await asyncio.to_thread(ImageStore, settings.images)

@@ -1,0 +1,75 @@
+"""Log lines of insulad, the keeper and the spawner: time, level, source, message; one form, on the standard error.
+
+Where the standard error is the journal (systemd.exec(5), JOURNAL_STREAM), a line has no time, since the journal notes
+it, and begins with its priority as ``<3>`` (sd-daemon(3)). `write` serves the small processes and imports next to
+nothing; `set_up` is for insulad and configures the standard library's logging.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Mapping
+
+PRIORITIES = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
+"""syslog(3) priorities of Python's levels."""
+TIME = "%Y-%m-%d %H:%M:%S"
+
+
+def to_journal(environ: Mapping[str, str] = os.environ, fd: int = 2) -> bool:
+    """Whether the descriptor `fd` is the stream to the journal that the service manager opened."""
+    named = environ.get("JOURNAL_STREAM")
+    if not named:
+        return False
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"
+
+
+def line(level: str, source: str, message: str, trace: str = "", *, journal: bool) -> str:
+    """The text of one log entry, with its newline. Each further line repeats the priority for the journal."""
+    text = f"{level} {source}: {message}\n{trace}"
+    if not journal:
+        return f"{time.strftime(TIME)} {text}"
+    return "".join(f"<{PRIORITIES[level]}>{each}\n" for each in text.splitlines())
+
+
+def write(source: str, message: str, error: BaseException | None = None, level: str = "ERROR") -> None:
+    """Log from a process without the logging module. A traceback follows, unless `error` is none or the system's."""
+    trace = ""
+    if error:
+        message = f"{message}: {error!r}"
+        if not isinstance(error, OSError):
+            import traceback
+
+            trace = "".join(traceback.format_exception(error))
+    try:
+        sys.stderr.write(line(level, source, message, trace, journal=to_journal()))
+        sys.stderr.flush()
+    except OSError:  # a full disk: it is worse to end over it
+        return
+
+
+def set_up(level: str) -> None:
+    """Configure the standard library's logging for insulad: `level` and above, to the standard error."""
+    import logging
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            trace = self.formatException(record.exc_info) + "\n" if record.exc_info else ""
+            name = record.levelname if record.levelname in PRIORITIES else "INFO"
+            return line(name, record.name, record.getMessage(), trace, journal=journal).removesuffix("\n")
+
+    journal = to_journal()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every write to a client that went away

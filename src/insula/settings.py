@@ -1,0 +1,302 @@
+"""The settings of insulad: the file /etc/insula/insulad.toml, and environment variables over it (insulad.toml(5)).
+
+Reading is strict: an unknown key, a value of another type or out of bounds is one `Invalid` that names the file or the
+variable, and nothing was changed. `DOCUMENTED` says what each setting means; the man page is made from it, and tests
+compare it with docs/settings.md and packaging/insulad.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from insula.model.errors import Invalid
+from insula.model.units import parse_size, shorten
+
+FILE = Path("/etc/insula/insulad.toml")
+ENVIRONMENT = {
+    "INSULA_ROOT": "root",
+    "INSULA_RUN": "run",
+    "INSULA_SOCKET": "socket",
+    "INSULA_PREFIX": "prefix",
+    "INSULA_SPARES": "spares",
+    "INSULA_LOG_LEVEL": "log_level",
+}
+"""Variables that count more than the file. INSULA_CONFIG names another file."""
+LEVELS = ("error", "warning", "info", "debug")
+_MANUAL = "see insulad.toml(5)"
+_MAX_FILE = 1 << 20
+_PREFIX = re.compile(r"[a-z][a-z0-9]{0,7}")
+_EXPECTED = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
+_MAX_SPARES = 32
+_MAX_RESOLVERS = 8
+_LEAST_AUDIT = 64 << 10  # bytes of an audit log before it is rotated
+_MAX_AUDIT_FILES = 1000
+_UPLINK_BITS = 1  # each tenant has two addresses of each range
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[network]`: addresses of tenants' uplinks, and the name servers for tenants' questions. None: the host's."""
+
+    range4: str = "100.64.0.0/10"
+    range6: str = "fd69:6e73:756c:6100::/64"
+    resolvers: list[str] | None = None
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[audit]`: the audit log, rotated at `size` bytes (0: never); `files` older ones are kept."""
+
+    path: str = "/var/log/insula/audit.log"
+    size: str = "16m"
+    files: int = 9
+
+    @property
+    def size_bytes(self) -> int:
+        return 0 if self.size == "0" else parse_size(self.size)
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings. `root` holds what must survive a reboot, `run` what must not. `prefix` begins the names of all that
+    the kernel keeps by name: network namespaces, nftables tables, the parent control group. `spares` containers are
+    made ahead for each tenant that launches."""
+
+    root: Path = Path("/var/lib/insula")
+    run: Path = Path("/run/insula")
+    prefix: str = "insula"
+    socket: Path = Path("/run/insula/insulad.sock")
+    spares: int = 2
+    log_level: Literal["error", "warning", "info", "debug"] = "info"
+    network: Network = Network()
+    audit: Audit = Audit()
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state.db"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def instances(self) -> Path:
+        return self.root / "instances"
+
+    def make(self) -> None:
+        """Make the directories, for root alone: below them are files of tenants' ranges. The run directory can be
+        entered, because the socket in it is for a group; what is private there guards itself."""
+        for path in (self.root, self.instances):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.chmod(0o700)
+        self.run.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.run.chmod(0o711)
+
+
+class Documented(msgspec.Struct, frozen=True):
+    """One setting for people: its key in the file, what values it takes, and what it means."""
+
+    key: str
+    takes: str
+    text: str
+
+
+DOCUMENTED = (
+    Documented("root", "absolute path", "Directory for what must survive a reboot: store, images, files of instances."),
+    Documented("run", "absolute path", "Directory for what must not survive a reboot. On a tmpfs."),
+    Documented("socket", "absolute path", "Unix socket that serves the API. Default: insulad.sock in `run`."),
+    Documented(
+        "prefix",
+        "1 to 8 of a-z and 0-9, a letter first",
+        "Beginning of the names of network namespaces, nftables tables and control groups. Change it only after "
+        "`insula down`.",
+    ),
+    Documented("spares", "0 to 32", "Containers made ahead for each tenant that launched something lately."),
+    Documented(
+        "log_level", "error, warning, info, debug", "Least severe messages that are logged. debug logs requests."
+    ),
+    Documented(
+        "network.range4",
+        "IPv4 network",
+        "Addresses of tenants' uplinks on this host, two a tenant. No tenant's network may overlap it. Change it only "
+        "after `insula down`, as when the host's own network or a VPN uses the default.",
+    ),
+    Documented("network.range6", "IPv6 network", "The same for IPv6."),
+    Documented(
+        "network.resolvers",
+        "list of at most 8 IP addresses",
+        "Name servers that tenants' questions go to. Absent: those of the host's resolv.conf(5). []: none, so that "
+        "only names of instances resolve.",
+    ),
+    Documented(
+        "audit.path",
+        "absolute path",
+        "The audit log: one JSON object a line for each request that changes something, or reads an instance's data.",
+    ),
+    Documented(
+        "audit.size",
+        "size from 64k, or 0",
+        "Size at which the audit log is renamed to audit.log.1, and a new one begun. 0 leaves that to logrotate(8).",
+    ),
+    Documented("audit.files", "0 to 1000", "Renamed audit logs that are kept. Older ones are removed."),
+)
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings of the file `path`, with variables of `environ` over them.
+
+    None is the file that INSULA_CONFIG names, else /etc/insula/insulad.toml if that exists. Raises `Invalid`.
+    """
+    named = path or (Path(environ["INSULA_CONFIG"]) if environ.get("INSULA_CONFIG") else None)
+    data = _read(named or FILE, required=named is not None)
+    settings = _checked(data, str(named or FILE), {})
+    over: dict[str, Any] = {key: environ[name] for name, key in ENVIRONMENT.items() if environ.get(name)}
+    if not over:
+        return settings
+    spares = str(over.get("spares", "0"))
+    if not (spares.isascii() and spares.isdigit() and len(spares) < 9):
+        raise Invalid(f"INSULA_SPARES {shorten(spares)} is not a number from 0 to 32", "leave it out for 2")
+    if "spares" in over:
+        over["spares"] = int(spares)
+    return _checked({**data, **over}, "", {key: name for name, key in ENVIRONMENT.items()})
+
+
+def default_of(key: str) -> object:
+    """The default value of a setting as `DOCUMENTED` names it."""
+    value: object = Settings()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _read(path: Path, *, required: bool) -> dict[str, Any]:
+    """The tables of a TOML file; empty if it is not there and need not be."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE + 1)
+        if len(content) > _MAX_FILE:
+            raise Invalid(f"{path}: it is larger than {_MAX_FILE} bytes", _MANUAL)
+        return tomllib.loads(content.decode())
+    except FileNotFoundError:
+        if not required:
+            return {}
+        raise Invalid(f"{path}: there is no such file", "name one that exists, or leave it out") from None
+    except OSError as error:
+        raise Invalid(f"{path}: {error.strerror or error}", "see ls -l of the path") from None
+    except UnicodeDecodeError:
+        raise Invalid(f"{path}: it is not UTF-8", _MANUAL) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise Invalid(f"{path}: it is not TOML: {shorten(str(error), 120)}", _MANUAL) from None
+
+
+def _checked(data: dict[str, Any], source: str, names: Mapping[str, str]) -> Settings:
+    """The struct that `data` describes. Errors begin with `source`, and call a key by its name in `names`."""
+    try:
+        unknown = _unknown(data, Settings, "")
+        if unknown:
+            raise Invalid(f"there is no setting {shorten(unknown)}", _nearest(unknown))
+        try:
+            settings = msgspec.convert(data, Settings, dec_hook=_path)
+        except msgspec.ValidationError as error:
+            raise _explained(str(error), names) from None
+        if "socket" not in data:
+            settings = msgspec.structs.replace(settings, socket=settings.run / "insulad.sock")
+        _check(settings, names)
+    except Invalid as error:
+        if source:
+            raise Invalid(f"{source}: {error.message}", error.hint) from None
+        raise
+    return settings
+
+
+def _path(kind: type, value: object) -> object:
+    """msgspec knows no paths."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError("Expected `str`")
+
+
+def _unknown(data: Mapping[str, Any], kind: type, above: str) -> str | None:
+    """The full name of the first key that `kind` has no field for."""
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in data.items():
+        if key not in fields:
+            return f"{above}{key}"
+        if isinstance(value, dict) and fields[key] in (Network, Audit):
+            found = _unknown(value, fields[key], f"{above}{key}.")
+            if found:
+                return found
+    return None
+
+
+def _nearest(key: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(key, [setting.key for setting in DOCUMENTED], 1)
+    return f"did you mean {near[0]}? {_MANUAL}" if near else _MANUAL
+
+
+def _explained(text: str, names: Mapping[str, str]) -> Invalid:
+    """What msgspec says about a value of the wrong type, with the key first."""
+    match = _EXPECTED.fullmatch(text)
+    where = (match["where"] or "") if match else ""
+    what = match["what"] if match else text
+    return Invalid(f"{names.get(where, where) or 'the file'}: {what[0].lower()}{what[1:]}", _MANUAL)
+
+
+def _check(settings: Settings, names: Mapping[str, str]) -> None:
+    """Raise `Invalid` for a value that its type allows and its meaning does not."""
+
+    def wrong(key: str, value: object, what: str, hint: str) -> Invalid:
+        return Invalid(f"{names.get(key, key)} {shorten(str(value))} {what}", hint)
+
+    audit, network = settings.audit, settings.network
+    paths = {"root": settings.root, "run": settings.run, "socket": settings.socket, "audit.path": Path(audit.path)}
+    for key, path in paths.items():
+        if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
+            raise wrong(key, path, "is not absolute", "write the whole path")
+    if not _PREFIX.fullmatch(settings.prefix):
+        raise wrong("prefix", settings.prefix, "is no prefix", "use 1 to 8 of a-z and 0-9, a letter first")
+    if not 0 <= settings.spares <= _MAX_SPARES:
+        raise wrong("spares", settings.spares, f"is not a number from 0 to {_MAX_SPARES}", "leave it out for 2")
+    _check_range("network.range4", network.range4, IPv4Network, wrong)
+    _check_range("network.range6", network.range6, IPv6Network, wrong)
+    if len(network.resolvers or ()) > _MAX_RESOLVERS:
+        raise wrong("network.resolvers", network.resolvers, "are too many", f"name at most {_MAX_RESOLVERS}")
+    for resolver in network.resolvers or ():
+        _check_resolver(resolver, wrong)
+    try:
+        size = audit.size_bytes
+    except Invalid as error:
+        raise wrong("audit.size", audit.size, "is no size", error.hint or _MANUAL) from None
+    if 0 < size < _LEAST_AUDIT:
+        raise wrong("audit.size", audit.size, "is too small", "64k at least, or 0")
+    if not 0 <= audit.files <= _MAX_AUDIT_FILES:
+        raise wrong("audit.files", audit.files, f"is not a number from 0 to {_MAX_AUDIT_FILES}", "leave it out for 9")
+
+
+def _check_range(key: str, text: str, kind: type[IPv4Network] | type[IPv6Network], wrong: Any) -> None:
+    try:
+        network = kind(text)
+    except ValueError as error:
+        raise wrong(key, text, f"is no network: {shorten(str(error), 100)}", f"as in {default_of(key)}") from None
+    if network.max_prefixlen - network.prefixlen < _UPLINK_BITS:
+        raise wrong(key, text, "has no room for a tenant", "each needs two addresses")
+    if network.prefixlen == 0 or network.is_multicast or network.is_loopback or network.is_link_local:
+        raise wrong(key, text, "can't hold addresses of hosts", f"as in {default_of(key)}")
+
+
+def _check_resolver(text: str, wrong: Any) -> None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise wrong("network.resolvers", text, "is no IP address", "as in 192.0.2.53") from None
+    if address.is_loopback or address.is_multicast or address.is_unspecified or "%" in text:
+        raise wrong("network.resolvers", text, "can't be asked by tenants", "name a server on the network")
+    if not isinstance(address, IPv4Address) and address.is_link_local:
+        raise wrong("network.resolvers", text, "can't be asked by tenants", "name a server on the network")

@@ -1,0 +1,83 @@
+"""Settings at work: what the file says is what the kernel has; a bad file is refused before anything is changed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import machine
+from tests.support.cli import ERROR
+from tests.support.daemon import Daemon
+from tests.support.machine import Namespaces
+
+
+@pytest.fixture
+def unstarted(run_: machine.Run) -> Iterator[Daemon]:
+    daemon = Daemon(run_)
+    try:
+        yield daemon
+    finally:
+        daemon.remove()
+
+
+def host_addresses(daemon: Daemon) -> list[str]:
+    """The addresses of the host's ends of tenants' uplinks."""
+    command = Namespaces.wrap(daemon.namespaces.host, "ip", "-json", "address", "show")
+    links = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    uplinks = [link for link in links if re.fullmatch(r"[a-z0-9]+-u[0-9]+", link["ifname"])]
+    assert uplinks
+    return [info["local"] for link in uplinks for info in link["addr_info"] if info["scope"] == "global"]
+
+
+def rules(daemon: Daemon) -> str:
+    """The host's part of the packet filter."""
+    command = Namespaces.wrap(daemon.namespaces.host, "nft", "list", "table", "inet", daemon.prefix)
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_ranges_and_resolvers_of_the_file_are_used(unstarted: Daemon) -> None:
+    unstarted.configure(
+        '[network]\nrange4 = "10.99.0.0/24"\nrange6 = "fd99:1::/64"\nresolvers = ["192.0.2.53"]\n',
+    )
+    unstarted.start()
+    addresses = host_addresses(unstarted)
+    assert addresses
+    assert all(address.startswith(("10.99.0.", "fd99:1:")) for address in addresses)
+    cli = unstarted.cli
+    assert "is of this cloud's uplinks" in cli.fails("network", "create", "n", "--subnet", "10.99.0.0/28")
+    cli.ok("network", "create", "n", "--subnet", "100.64.0.0/24")  # the default range is no longer taken
+    assert "192.0.2.53" in rules(unstarted)
+    cli.ok("run", "--rm", "busybox", "true")
+
+
+def test_a_bad_file_is_refused_before_anything_is_changed(unstarted: Daemon) -> None:
+    before = unstarted.snapshot()
+    unstarted.configure("[network]\nrange4 = '10.99.0.1/24'\n")
+    unstarted.launch()
+    assert unstarted._process
+    assert unstarted._process.wait(30) == 1
+    match = ERROR.fullmatch(unstarted.log.read_text())
+    assert match
+    assert match["what"].startswith(f"{unstarted.settings}: network.range4 '10.99.0.1/24' is no network")
+    assert unstarted.snapshot() == before
+    assert not unstarted.root.exists()
+    assert not unstarted.run.exists()
+    unstarted.configure("[network]\nrange4 = '10.99.0.0/24'\n")  # the control
+    unstarted.start()
+
+
+def test_debug_logs_each_request_and_info_does_not(unstarted: Daemon) -> None:
+    unstarted.start()
+    unstarted.cli.ok("ps")
+    assert "GET /v1/tenants/default/instances" not in unstarted.log.read_text()
+    unstarted.stop()
+    unstarted.configure('log_level = "debug"\n')
+    unstarted.start()
+    unstarted.cli.ok("ps")
+    [line] = [line for line in unstarted.log.read_text().splitlines() if "GET /v1/tenants/default/instances" in line]
+    assert " DEBUG insula.access: GET /v1/tenants/default/instances uid=0 pid=" in line
+    assert " status=200 " in line
