@@ -105,6 +105,20 @@ def test_who_may_not_does_not_come_in(
     asyncio.run(main())
 
 
+def test_a_request_may_take_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async def later(exchange: Exchange) -> None:
+            await asyncio.sleep(0.02)
+            await answer(exchange)
+
+        exchange = Exchange(later, ROOT, monkeypatch)
+        monkeypatch.setattr(gate, "PATIENCE", 0.001)
+        await exchange.run()
+        assert exchange.seen == ["called", "ended"]
+
+    asyncio.run(main())
+
+
 def test_what_the_application_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(_exchange: Exchange) -> None:
         raise ZeroDivisionError
@@ -119,7 +133,8 @@ def test_a_request_may_finish_when_the_server_stops(monkeypatch: pytest.MonkeyPa
     async def main() -> None:
         async def finish(exchange: Exchange) -> None:
             await exchange.stopping.wait()
-            await asyncio.sleep(0)
+            for _ in range(20):
+                await asyncio.sleep(0)
             await answer(exchange)
 
         exchange = Exchange(finish, ROOT, monkeypatch)

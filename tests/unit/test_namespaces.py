@@ -305,6 +305,19 @@ def test_the_user_namespace_is_joined_last_and_brings_its_mappings(stranger: int
         assert not plan(config("pid", ("pid", pids)), undo).has_user()
 
 
+def test_a_user_namespace_that_may_not_be_joined_is_told(stranger: int) -> None:
+    def inside() -> str:
+        fd = os.open(f"/proc/{stranger}/ns/user", os.O_RDONLY)
+        os.setresuid(BASE + 1, BASE + 1, BASE + 1)
+        linux.prctl(linux.PR_SET_DUMPABLE, 1)  # or /proc/self would be root's
+        with Undo() as undo, pytest.raises(OSError, match="can't be joined") as error:
+            plan(config(("user", f"/proc/self/fd/{fd}")), undo)
+        assert error.value.errno == errno.EPERM
+        return str(error.value)
+
+    assert forked(inside)
+
+
 def test_what_takes_the_rights_of_the_user_namespace_is_joined_after_it(stranger: int) -> None:
     """Who owns a user namespace on the host has rights over what is in it once he has joined it, and not before."""
 
