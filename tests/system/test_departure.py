@@ -35,7 +35,9 @@ class Refused(Exception):
 
 def became(script: str, before: Callable[[], object] = lambda: None, program: Filter | None = None, **more: Any) -> str:
     """What `script`, for sh, prints as the program of a process; `more` are fields of it and options of departure."""
-    options = {name: more.pop(name) for name in ("keep", "personality", "joins", "warn") if name in more}
+    options = {
+        name: more.pop(name) for name in ("keep", "personality", "joins", "warn", "wait", "listener") if name in more
+    }
     process = {"args": ["/bin/sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], "cwd": "/", **more}
     process.setdefault("capabilities", {name: list(caps.NAMES) for name in ("bounding", "effective", "permitted")})
     readable, writable = os.pipe()
@@ -187,10 +189,30 @@ def test_home_is_that_of_passwd_unless_given() -> None:
     assert became("echo $HOME", env=["PATH=/bin"], user={"uid": 987654}) == "/"
 
 
+def test_home_is_that_of_the_users_number_and_of_no_other(tmp_path: Path) -> None:
+    lines = [
+        "",
+        "short:x:77:77",
+        "group:x:5:77::/wrong:",
+        "none:x:77:5:::",
+        "first:x:77:5::/right:",
+        "second:x:77:5::/late:",
+    ]
+    (tmp_path / "passwd").write_text("\n".join(lines))
+
+    def replace() -> None:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount(tmp_path / "passwd", "/etc/passwd", None, linux.MS_BIND)
+
+    assert became("echo $HOME", before=replace, user={"uid": 77, "gid": 5}) == "/right"
+    assert became("echo $HOME", before=replace, user={"uid": 78, "gid": 77}) == "/"
+
+
 def test_descriptors_are_closed_but_those_to_keep(tmp_path: Path) -> None:
     def leak() -> None:
         for number in (3, 4, 5, 9):
-            os.dup2(os.open(tmp_path, os.O_PATH), number, inheritable=True)
+            os.dup2(os.open(tmp_path, os.O_PATH), number, inheritable=number > 4)
 
     # 10 is sh's own while ls runs, and 3 there is the directory that ls reads
     everything = became("ls -l /proc/$$/fd", before=leak)

@@ -72,6 +72,11 @@ def within(room: Path, function: Callable[[], T]) -> T:
     return forked(inside)
 
 
+def all_below(recursive: bool) -> dict[str, bool]:
+    """The argument of that name, or none: one mount is what is meant unless told otherwise."""
+    return {"recursive": True} if recursive else {}
+
+
 def put(mount: int, place: Path | str, propagation: int = 0) -> Shown:
     """Attach a detached mount, and close its descriptor."""
     target = os.open(place, os.O_PATH)
@@ -190,7 +195,7 @@ def test_a_copy_has_more_attributes_and_the_source_has_not(room: Path) -> None:
 def test_what_is_mounted_below_comes_along_if_told(room: Path, recursive: bool) -> None:
     def look() -> dict[str, Shown]:
         linux.mount("below", "source/below", "tmpfs")
-        fd = mounts.bind("source", recursive=recursive, attributes=linux.MOUNT_ATTR_RDONLY)
+        fd = mounts.bind("source", attributes=linux.MOUNT_ATTR_RDONLY, **all_below(recursive))
         put(fd, "a")
         return shown()
 
@@ -236,7 +241,7 @@ def test_owners_are_shown_through_a_user_namespace(room: Path, way: str) -> None
             fd = mounts.idmapped("source", userns)
         else:
             fd = mounts.bind("source", recursive=True)
-            mounts.set_idmap(fd, userns, recursive=way == "recursive")
+            mounts.set_idmap(fd, userns, **all_below(way == "recursive"))
         os.close(userns)
         put(fd, "a")
         found = os.stat("a/file")
@@ -271,34 +276,34 @@ def attributes(*names: str) -> Attributes:
 
 
 def read_only_and_access_time(fd: int, recursive: bool) -> None:
-    mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY, recursive=recursive)
-    mounts.set_attributes(fd, linux.MOUNT_ATTR_STRICTATIME, recursive=recursive)
+    mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY, **all_below(recursive))
+    mounts.set_attributes(fd, linux.MOUNT_ATTR_STRICTATIME, **all_below(recursive))
 
 
 CHANGES: dict[str, tuple[Callable[[int, bool], None], set[str], set[str]]] = {
     "other attributes": (
-        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_NOSUID, recursive=recursive),
+        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_NOSUID, **all_below(recursive)),
         {"nosuid", "nodev", "noatime"},
         {"ro", "noexec"},
     ),
     "read-only": (
-        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY, recursive=recursive),
+        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY, **all_below(recursive)),
         {"ro", "nodev", "noatime"},
         {"nosuid"},
     ),
     "read-only, then the access time": (read_only_and_access_time, {"ro", "nodev"}, {"noatime", "relatime"}),
     "the field of the access time": (
-        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_STRICTATIME, recursive=recursive),
+        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_STRICTATIME, **all_below(recursive)),
         {"nodev"},
         {"noatime", "relatime"},
     ),
     "set and clear": (
-        lambda fd, recursive: mounts.change(fd, attributes("noexec", "dev"), recursive=recursive),
+        lambda fd, recursive: mounts.change(fd, attributes("noexec", "dev"), **all_below(recursive)),
         {"noexec", "noatime"},
         {"nodev"},
     ),
     "clear alone": (
-        lambda fd, recursive: mounts.change(fd, attributes("dev"), recursive=recursive),
+        lambda fd, recursive: mounts.change(fd, attributes("dev"), **all_below(recursive)),
         {"noatime"},
         {"nodev", "noexec"},
     ),

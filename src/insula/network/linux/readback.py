@@ -93,12 +93,14 @@ def _uplink_drift(
     if uplink is None or not uplink.up:
         yield f"device {plan.UPLINK} is {'down' if uplink else 'missing'}"
         return
-    (_, ours), (_, ours6) = domain.plan.addresses(domain.tenant.index)
+    (theirs, ours), (theirs6, ours6) = domain.plan.addresses(domain.tenant.index)
     wanted = {f"{ours}/31", *([f"{ours6}/127"] if ipv6 else [])}
     for address in sorted(wanted ^ set(addresses[uplink.index])):
         yield f"address {address} of {plan.UPLINK} is {'missing' if address in wanted else 'not ours'}"
-    if not any(index == uplink.index for index, _ in domain.rtnl.default_routes()):
-        yield f"no default route through {plan.UPLINK}"
+    routes = domain.rtnl.default_routes()
+    for gateway in (theirs, theirs6) if ipv6 else (theirs,):
+        if (uplink.index, gateway) not in routes:
+            yield f"no default route to {gateway} through {plan.UPLINK}"
 
 
 def _network_drift(
