@@ -45,7 +45,11 @@ class Agent:
         (_, _, rights), *_ = ancillary
         (listener,) = array.array("i", rights)
         notification = bytearray(80)
-        fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_RECV, notification)
+        try:
+            fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_RECV, notification)
+        except FileNotFoundError:  # the container ended, and asked nothing
+            os.close(listener)
+            return
         identity, number = struct.unpack_from("=Q8xi", notification)
         self.asked.append(number)
         fcntl.ioctl(listener, _SECCOMP_IOCTL_NOTIF_SEND, bytearray(struct.pack("=QqiI", identity, 0, -ANSWER, 0)))

@@ -70,7 +70,7 @@ class Run:
 
     def close(self) -> None:
         remove_cgroups(self.name)
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
         self._lock.close()
 
 
@@ -83,11 +83,16 @@ def remove_dead_runs() -> None:
                 remove_cgroups(path.name)
                 for name in NETNS.glob(f"{path.name}*"):
                     name.unlink()  # the namespace went with its mount
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
         except FileNotFoundError:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         except BlockingIOError:
             continue
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory; rm(1), because what a killed run leaves may be nested deeper than Python recurses."""
+    subprocess.run(["rm", "-rf", path], stderr=subprocess.DEVNULL, check=False)
 
 
 def remove_cgroups(prefix: str) -> None:

@@ -323,22 +323,6 @@ def test_an_idmapped_mount_needs_a_mapping() -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "valid"),
-    [((2000, 3000, 4000), True), ((2000, 2000, 0), True), ((1023, 2000, 3000), False), ((3000, 2000, 4000), False)],
-)
-def test_a_deadline_has_three_times(times: tuple[int, int, int], valid: bool) -> None:
-    entry = dict(zip(("runtime", "deadline", "period"), times, strict=True), policy="SCHED_DEADLINE")
-    config = changed("process.scheduler", entry)
-    if valid:
-        check(config, bundle="")
-    else:
-        assert refused(config).message.startswith("process.scheduler.runtime: ")
-    assert refused(changed("process.scheduler", {**entry, "policy": "SCHED_BATCH"})).message.startswith(
-        "process.scheduler.policy: SCHED_BATCH has no runtime"
-    )
-
-
-@pytest.mark.parametrize(
     ("name", "complaint"),
     [
         ("kernel.core_pattern", "not of any namespace"),

@@ -43,7 +43,7 @@ def run(config: dict[str, Any], kind: str, state: dict[str, Any], environment: M
     """
     for index, hook in enumerate((config.get("hooks") or {}).get(kind) or ()):
         try:
-            _run(hook, dumps(state).encode(), os.environ if environment is None else environment)
+            _run(kind, hook, dumps(state).encode(), os.environ if environment is None else environment)
         except OSError as error:
             raise StepError(f"run hooks.{kind}[{index}]", error) from None
 
@@ -52,12 +52,12 @@ def run_all(config: dict[str, Any], kind: str, state: dict[str, Any], warn: Call
     """Run all hooks of a kind; `warn` is told of each that fails."""
     for index, hook in enumerate((config.get("hooks") or {}).get(kind) or ()):
         try:
-            _run(hook, dumps(state).encode(), os.environ)
+            _run(kind, hook, dumps(state).encode(), os.environ)
         except OSError as error:
             warn(f"hooks.{kind}[{index}]: {error.filename or ''}: {error.strerror}")
 
 
-def _run(hook: dict[str, Any], state: bytes, environment: Mapping[str, str]) -> None:
+def _run(kind: str, hook: dict[str, Any], state: bytes, environment: Mapping[str, str]) -> None:
     """One hook, to its end. OSError says how it failed, and with which last words."""
     # files without a name rather than pipes: no hook has to read, and none that lingers keeps us waiting
     stdin, output = os.memfd_create("state"), os.memfd_create("output")
@@ -72,7 +72,8 @@ def _run(hook: dict[str, Any], state: bytes, environment: Mapping[str, str]) -> 
             raise OSError(errno.ETIMEDOUT, f"it took longer than {hook['timeout']} seconds", hook["path"])
         if status:
             words = _last_words(output)
-            how = f"it ended with status {status}" if status > 0 else f"it was killed by signal {-status}"
+            how = f"exit code {status}" if status > 0 else f"signal {-status}"
+            how = f"{kind} hook failed with {how}"
             raise OSError(errno.ECANCELED, f"{how}: {words}" if words else how, hook["path"])
     finally:
         os.close(stdin)

@@ -38,12 +38,13 @@ _INSTRUCTION = 8
 def flags_of(profile: Mapping[str, Any]) -> int:
     """The flags to load a profile's filter with; the profile (linux.seccomp of the OCI runtime-spec) was checked.
 
-    Who notifies needs a listener, and only with one can its receiver be waited for.
+    A rule that notifies needs a listener, and only with one can its receiver be waited for. A profile that names an
+    agent gets one in any case, as with crun: the agent learns of the container, and is asked nothing.
     """
     flags = 0
     for name in profile.get("flags") or ():
         flags |= FLAGS[name]
-    if any(rule["action"] == "SCMP_ACT_NOTIFY" for rule in profile.get("syscalls") or ()):
+    if profile.get("listenerPath"):  # without one no rule notifies: kernel/seccomp.py refuses it
         return flags | SECCOMP_FILTER_FLAG_NEW_LISTENER
     return flags & ~SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 

@@ -250,6 +250,8 @@ def read_config(arguments: Arguments, bundle: str) -> dict[str, Any]:
     except ValueError as error:
         raise Invalid(f"{path}: it is not JSON: {error}", "see `insula-oci spec` for one to start from") from None
     config = checks.check(raw, bundle=bundle, warn=lambda message: log.warning(message, arguments))
+    if map_to_themselves(config["linux"]):
+        log.warning("linux.uidMappings: is missing: each ID of the user namespace is that of the host", arguments)
     if checks.since(config, 3):
         checks.no_more_processes(config["linux"].get("resources") or {})
     if rules := (config["linux"].get("resources") or {}).get("devices"):
@@ -257,6 +259,22 @@ def read_config(arguments: Arguments, bundle: str) -> dict[str, Any]:
     if count := streams.listening():
         config["process"]["env"] = [*config["process"].get("env", ()), f"LISTEN_FDS={count}", "LISTEN_PID=1"]
     return config
+
+
+def map_to_themselves(config: dict[str, Any]) -> bool:
+    """Give `linux` of a config the mappings of a new user namespace that has none: every ID that there is, to itself.
+
+    The spec says that mappings are optional, and not what their absence means; this is crun's answer. Returns
+    whether they were missing.
+    """
+    is_new = any(each["type"] == "user" and not each.get("path") for each in config.get("namespaces") or ())
+    if not is_new or config.get("uidMappings"):
+        return False
+    for name, file in ("uidMappings", "uid_map"), ("gidMappings", "gid_map"):
+        with open(f"/proc/self/{file}", encoding="ascii") as lines:
+            ours = [(int(first), int(size)) for first, _, size in map(str.split, lines)]
+        config[name] = [{"containerID": first, "hostID": first, "size": size} for first, size in ours]
+    return True
 
 
 def seccomp_filter(config: dict[str, Any]) -> Filter | None:

@@ -8,9 +8,21 @@ from __future__ import annotations
 
 import sys
 
+from insula.oci.options import Usage
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula.oci.options import Arguments
+
+
+def open_file(arguments: Arguments) -> None:
+    """Usage if the file of --log can't be written: whoever reads it would take a failure for one without a cause."""
+    try:
+        with open(arguments.log, "a", encoding="utf-8"):
+            return
+    except OSError as problem:
+        path, arguments.log = arguments.log, None
+        raise Usage(f"--log: {path} can't be written: {problem.strerror}", "name a file in a directory") from None
 
 
 def error(message: str, arguments: Arguments) -> None:

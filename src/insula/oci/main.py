@@ -51,6 +51,8 @@ def _run(asked: list[str], given: Arguments) -> int:
         return _version()
     if given.help or not words or words[0] == "help":
         return _overview()
+    if given.log:
+        log.open_file(given)
     verb, *words = words
     if verb not in COMMANDS:
         raise Usage(f"there is no verb {verb[:60]!r}", f"one of {', '.join(COMMANDS)}")

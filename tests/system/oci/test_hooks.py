@@ -161,7 +161,7 @@ def test_a_failure_before_the_program_is_the_containers(box: Box, kind: str) -> 
     hook(box, "poststop", f"cat > {told}")
     box.script("touch /tmp/ran")
     line = box.oci.fails("run", "--bundle", box.path, NAME)
-    assert f"run hooks.{kind}[0]: /bin/sh: it ended with status 3: what went wrong" in line
+    assert f"run hooks.{kind}[0]: /bin/sh: {kind} hook failed with exit code 3: what went wrong" in line
     assert box.left() == []
     assert not (box.rootfs / "tmp/ran").exists()
     assert not (box.path / "second").exists()
@@ -190,7 +190,7 @@ def test_a_failure_after_the_end_is_a_warning(box: Box) -> None:
     hook(box, "poststop", f"touch {told}")
     result = box.run("exit 5")
     assert result.status == 5
-    assert result.err.startswith("warning: hooks.poststop[0]: /bin/sh: it ended with status 3")
+    assert result.err.startswith("warning: hooks.poststop[0]: /bin/sh: poststop hook failed with exit code 3")
     assert told.exists()
 
 
@@ -207,7 +207,7 @@ def test_a_failed_poststart_hook_is_the_containers_end(box: Box, verb: str) -> N
     else:
         box.create("exec sleep 600")
         line = box.oci.fails("start", NAME)
-    assert "run hooks.poststart[0]: /bin/sh: it ended with status 3" in line
+    assert "run hooks.poststart[0]: /bin/sh: poststart hook failed with exit code 3" in line
     assert box.left() == []
     assert json.loads(told.read_text())["status"] == "stopped"
     assert not (box.path / "second").exists()

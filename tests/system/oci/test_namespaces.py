@@ -142,6 +142,22 @@ def test_root_inside_is_nobody_outside(box: Box) -> None:
     assert box.out("id -u; cat /secret") == "0\nx"
 
 
+def test_without_mappings_every_id_is_that_of_the_host(box: Box) -> None:
+    """A user namespace all the same: its root has no right over what belongs to the host's, as its other namespaces."""
+    box.namespace("user")
+    assert "uidMappings" not in box.linux
+    box.without("uts")
+    box.config.pop("hostname")
+    result = box.run("cat /proc/self/uid_map /proc/self/gid_map; readlink /proc/self/ns/user; hostname other")
+    assert result.err.startswith("warning: linux.uidMappings: is missing")
+    assert "hostname: sethostname: Operation not permitted" in result.err, "the UTS namespace is the host's"
+    *maps, namespace = result.out.splitlines()
+    assert [line.split() for line in maps] == [["0", "0", "4294967295"]] * 2
+    assert namespace != os.readlink("/proc/self/ns/user")
+    box.linux["uidMappings"] = [{"containerID": 0, "hostID": 0, "size": 1}]
+    assert box.refused().startswith("linux.gidMappings: is missing beside uidMappings")
+
+
 def test_a_user_namespace_by_path(box: Box) -> None:
     """All others are made in it, and so are its root's."""
     box.map_ids((0, BASE, 65536))

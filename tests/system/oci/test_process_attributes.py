@@ -173,6 +173,19 @@ def test_an_agent_of_the_host_decides_about_a_call(box: Box, tmp_path: Path, ver
     assert (received["pid"] == received["state"]["pid"]) == (verb != "exec")
 
 
+def test_an_agent_that_is_asked_nothing_learns_of_the_container(box: Box, tmp_path: Path) -> None:
+    """`listenerPath` without a rule that notifies, as crun has it: an agent may watch, or wait for another filter."""
+    path = tmp_path / "agent.sock"
+    seccomp = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": str(path), "listenerMetadata": "for the test"}
+    box.linux["seccomp"] = seccomp
+    with agent(path) as listening:
+        assert box.out("mkdir /tmp/made") == ""
+    received = listening.received
+    assert (received["fds"], received["metadata"], received["state"]["id"]) == (["seccompFd"], "for the test", NAME)
+    assert listening.asked == []
+    assert (box.rootfs / "tmp/made").exists()
+
+
 def test_without_an_agent_nothing_starts(box: Box, tmp_path: Path) -> None:
     box.linux["seccomp"] = {
         "defaultAction": "SCMP_ACT_ALLOW",

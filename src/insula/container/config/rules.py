@@ -123,13 +123,14 @@ def namespace_types(entries: Iterable[Object], namespaces: Object) -> None:
 
 
 def mappings(linux: Object, namespaces: Object) -> None:
-    """user_namespaces(7): a new one needs both maps, at most 340 lines each, in which nothing overlaps."""
+    """user_namespaces(7): a new one has both maps, or none; at most 340 lines each, in which nothing overlaps."""
+    mapped = [name for name in ("uidMappings", "gidMappings") if linux.get(name)]
     for name in ("uidMappings", "gidMappings"):
         entries = linux.get(name, ())
         if entries and "user" not in namespaces:
             raise Wrong("there is no user namespace to map", 'add {"type": "user"} to namespaces', "linux", name)
-        if not entries and "user" in namespaces and not namespaces["user"]:
-            raise Wrong("is missing: a new user namespace needs it", HINT, "linux", name)
+        if not entries and mapped and not namespaces["user"]:
+            raise Wrong(f"is missing beside {mapped[0]}", "leave out both to map every ID to itself", "linux", name)
         ranges(entries, ("linux", name))
 
 
@@ -271,14 +272,34 @@ def scheduler(entry: Object, place: tuple[str | int, ...]) -> None:
     if (policy in ("SCHED_FIFO", "SCHED_RR")) != (priority > 0):
         hint = "SCHED_FIFO and SCHED_RR have 1 to 99, the others 0"
         raise Wrong(f"{priority} is no priority of {policy}", hint, *place, "priority")
-    times = [entry.get(name, 0) for name in ("runtime", "deadline", "period")]
     if policy == "SCHED_DEADLINE":
-        runtime, deadline, period = times
-        if not 1024 <= runtime <= deadline <= (period or deadline) < 1 << 63:
-            hint = "1024 ≤ runtime ≤ deadline ≤ period, in nanoseconds"
-            raise Wrong(f"{runtime}, {deadline}, {period} are not in order", hint, *place, "runtime")
-    elif any(times):
+        deadline_times(entry, place)
+    elif any(entry.get(name, 0) for name in ("runtime", "deadline", "period")):
         raise Wrong(f"{policy} has no runtime, deadline and period", "SCHED_DEADLINE has", *place, "policy")
+
+
+def deadline_times(entry: Object, place: tuple[str | int, ...]) -> None:
+    """sched_setattr(2): 1024 ≤ runtime ≤ deadline ≤ period < 2^63, in nanoseconds; a period of 0 is the deadline."""
+    runtime, deadline, period = (entry.get(name) for name in ("runtime", "deadline", "period"))
+
+    def refuse(name: str, what: str) -> None:
+        hint = "1024 ≤ runtime ≤ deadline ≤ period, in nanoseconds"
+        raise Wrong(f"sched_setattr: `SCHED_DEADLINE` {what}", hint, *place, name)
+
+    if runtime is None:
+        refuse("runtime", "requires `runtime`")
+    elif deadline is None:
+        refuse("deadline", "requires `deadline`")
+    elif not runtime:
+        refuse("runtime", "runtime must be greater than 0")
+    elif not 1024 <= runtime < 1 << 63:
+        refuse("runtime", f"runtime {runtime} must be between 1024 and {(1 << 63) - 1}")
+    elif runtime > deadline:
+        refuse("runtime", f"runtime {runtime} must be <= deadline {deadline}")
+    elif deadline > (period or deadline):
+        refuse("deadline", f"deadline {deadline} must be <= period {period}")
+    elif max(deadline, period or 0) >= 1 << 63:
+        refuse("deadline", f"deadline and period must be at most {(1 << 63) - 1}")
 
 
 def selinux(*place: str | int) -> None:
