@@ -51,8 +51,8 @@ def write(source: str, message: str, error: BaseException | None = None, level: 
 
             trace = "".join(traceback.format_exception(error))
     try:
-        sys.stderr.write(line(level, source, message, trace, journal=to_journal()))
-        sys.stderr.flush()
+        text = line(level, source, message, trace, journal=to_journal())
+        os.write(2, text.encode(errors="backslashreplace"))  # at once: lines of several processes stay whole
     except OSError:  # a full disk: it is worse to end over it
         return
 

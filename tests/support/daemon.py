@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -13,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.cli import REPOSITORY, Cli
-from tests.support.machine import CGROUPS, NETNS, Namespaces, Run
+from tests.support.machine import CGROUPS, NETNS, Namespaces, Run, remove_tree
 from tests.support.snapshot import Snapshot
 from tests.support.wait import until
 
@@ -182,7 +181,7 @@ class Daemon:
         for path in NETNS.glob(f"{self.prefix}-*"):
             path.unlink()
         self.namespaces.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
 
     def _thaw(self) -> None:
         """In version 1, processes of paused instances do not even die."""

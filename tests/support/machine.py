@@ -59,10 +59,12 @@ class Run:
         remove_dead_runs()
         self.name = f"it{secrets.token_hex(2)}"
         self.path = RUNS / self.name
-        self.path.mkdir()
         self._daemons = itertools.count()
-        self._lock = (self.path / "lock").open("w")
+        making = RUNS / f".{self.name}"  # another run takes one without a lock for dead
+        making.mkdir()
+        self._lock = (making / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        making.rename(self.path)
 
     def next_prefix(self) -> str:
         """For one more daemon; at most eight characters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from litestar import Litestar, Router
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -17,6 +18,7 @@ from insula.api.instances import InstanceController, list_all_instances
 from insula.api.networks import NetworkController
 from insula.api.stats import STATS
 from insula.api.tenants import TenantController
+from insula.audit import AuditLog
 from insula.control.plane import ControlPlane
 
 MAX_BODY = 1 << 20
@@ -39,8 +41,8 @@ frames: one byte of kind, four bytes of length (big endian), payload.
 """
 
 
-def create_app(plane: ControlPlane) -> ASGIApp:
-    """The ASGI application of `insulad`, which lets only allowed peers in."""
+def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str = "") -> ASGIApp:
+    """The ASGI application of `insulad`, which lets only allowed peers in; `socket` is its address."""
 
     async def provide_plane() -> object:
         return plane
@@ -71,5 +73,6 @@ def create_app(plane: ControlPlane) -> ASGIApp:
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],
         ),
         logging_config=None,
+        state=State({"audit": audit}),
     )
-    return Gate(app)
+    return Gate(app, audit, socket)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import gc
 import logging
@@ -23,9 +24,11 @@ from typing import NoReturn
 
 from insula import __version__
 from insula.api.app import create_app
-from insula.api.peer import listen
+from insula.api.peer import group_id, listen
 from insula.api.server import Server
+from insula.audit import AuditLog
 from insula.control.plane import ControlPlane
+from insula.control.problems import Problems
 from insula.log import set_up
 from insula.model.errors import Conflict, Denied, InsulaError
 from insula.settings import ENVIRONMENT, LEVELS, Settings, load
@@ -75,8 +78,9 @@ async def serve(settings: Settings) -> None:
     sys.setswitchinterval(_SWITCH)
     gc.disable()  # nothing that is made until then is garbage
     plane = await ControlPlane.open(settings)
+    audit = _audit_log(settings, plane.context.problems)
     try:
-        server = Server(create_app(plane), plane.begin)
+        server = Server(create_app(plane, audit, str(settings.socket)), plane.begin)
         gc.freeze()  # a full collection needn't look again and again at what stays: modules, and what runs already
         gc.enable()
         loop = asyncio.get_running_loop()
@@ -87,7 +91,26 @@ async def serve(settings: Settings) -> None:
         await server.serve(sockets=[sock])
         log.info("stopping")
     finally:
+        await asyncio.to_thread(audit.close)
         await plane.close()
+
+
+def _audit_log(settings: Settings, problems: Problems) -> AuditLog:
+    """The audit log. While it can't be written, that is a problem of this host; requests are answered all the same."""
+    loop = asyncio.get_running_loop()
+
+    def tell(trouble: str | None) -> None:
+        if trouble:
+            problems["audit log"] = trouble
+        else:
+            problems.solved("audit log")
+
+    def told(trouble: str | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, trouble)
+
+    wanted = settings.audit
+    return AuditLog(Path(wanted.path), wanted.size_bytes, wanted.files, group_id(), told)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,6 +8,7 @@ from typing import Any
 from litestar import MediaType, Request, Response
 from litestar.exceptions import HTTPException
 
+from insula.api.audit import note
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
 
 log = logging.getLogger("insula.api")
@@ -15,6 +16,7 @@ _BY_STATUS: dict[int, type[InsulaError]] = {403: Denied, 404: NotFound, 409: Con
 
 
 def answer(error: InsulaError, status: int | None = None) -> Response[dict[str, Any]]:
+    note(error=type(error).__name__)
     return Response(error.to_dict(), status_code=status or error.status, media_type=MediaType.JSON)
 
 

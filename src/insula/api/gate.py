@@ -11,12 +11,15 @@ from urllib.parse import quote
 import msgspec
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from insula.api.audit import Request
 from insula.api.peer import GROUP, Peer, allowed, group_id
+from insula.audit import AuditLog
 from insula.model.errors import Denied, InsulaError, Unavailable
 
 log = logging.getLogger("insula.access")
 PATIENCE = 1.0
 """Seconds that a request has to finish once the server is told to stop. A follower of logs or events never would."""
+_HINT = f"be root or a member of the group `{GROUP}`"
 _PATH = 200  # characters of a path in the log
 
 
@@ -24,24 +27,34 @@ class Gate:
     """Answers peers that are not allowed with Denied, before anything of their request is looked at; and ends
     requests that outlast `PATIENCE` after the event "stopping" in the server's state."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, audit: AuditLog | None = None, socket: str = "") -> None:
         self.app = app
+        self.audit = audit
+        self.socket = socket
         self.group = group_id()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state: dict[str, Any] = dict(scope["state"])
         peer = state.get("peer")
-        if not isinstance(peer, Peer) or not allowed(peer, self.group):
-            who = f"user {peer.uid}" if peer else "an unknown user"
-            await refuse(Denied(f"{who} may not use insulad", f"be root or a member of the group `{GROUP}`"), send)
+        if not isinstance(peer, Peer):
+            await refuse(Denied("an unknown user may not use insulad", _HINT), send)
             return
-        status = 0
+        entry = Request(self.audit, scope, peer, self.socket)
+        if not allowed(peer, self.group):
+            denied = Denied(f"user {peer.uid} may not use insulad", _HINT)
+            entry.refused(denied)
+            await refuse(denied, send)
+            return
+        started, status = False, 0
         begun = time.monotonic()
 
         async def noting_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            nonlocal started, status
+            started = True
+            if message["type"] == "http.response.start" and self.audit:
+                message["headers"] = [*message["headers"], (b"x-request-id", entry.id.encode())]
+            status = message.get("status", status)  # type: ignore[assignment]
+            entry.sending(message)
             await send(message)
 
         request = asyncio.ensure_future(self.app(scope, receive, noting_send))
@@ -58,6 +71,7 @@ class Gate:
             raise
         finally:
             stopping.cancel()
+            entry.write()  # of one that was broken off
             if log.isEnabledFor(logging.DEBUG):
                 took = (time.monotonic() - begun) * 1000
                 path = quote(scope["path"], safe="/:@,+=~")[:_PATH]  # a newline in it would begin a line of the log
@@ -65,7 +79,7 @@ class Gate:
                 log.debug("%s %s %s status=%d ms=%.1f", scope.get("method"), path, who, status, took)
         if not request.cancelled():
             request.result()
-        elif not status:
+        elif not started:
             await refuse(Unavailable("insulad is stopping", "try again when it is back"), send)
 
 

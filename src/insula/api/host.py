@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from itertools import islice
 from typing import Any
 
 from litestar import Controller, Request, get, post
 from litestar.response import Stream
 
-from insula.api.parameters import Pid, Plane, Revision
+from insula.api.parameters import OptionalWord, Pid, Plane, Revision, Since, Uid
 from insula.api.streams import json_lines
+from insula.audit import AuditLog, read
+from insula.model.errors import Unavailable
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
 
@@ -37,7 +41,27 @@ class HostController(Controller):
     async def events(self, plane: Plane, from_revision: Revision = None) -> Stream:
         return json_lines(plane.events.watch(from_revision))
 
+    @get("/audit", summary="The audit log, oldest first, one JSON object a line")
+    async def audit(
+        self, request: Request[Any, Any, Any], since: Since = None, uid: Uid = None, tenant: OptionalWord = None
+    ) -> Stream:
+        log: AuditLog | None = request.app.state.audit
+        if log is None:
+            raise Unavailable("this daemon has no audit log", "see insulad.toml(5)")
+        return json_lines(_entries(log, since, uid, tenant))
+
     @post("/down", status_code=204, summary="Stop all instances, clean the host, and end insulad; the state is kept")
     async def down(self, plane: Plane, request: Request[Any, Any, Any]) -> None:
         await plane.host.down()
         request.scope["state"]["stopping"].set()  # what is left of us could do nothing more
+
+
+async def _entries(
+    log: AuditLog, since: float | None, uid: int | None, tenant: str | None
+) -> AsyncIterator[dict[str, Any]]:
+    """The entries of all that was asked before, read in a thread."""
+    await asyncio.to_thread(log.flush)
+    entries = read(log.path, log.files, since=since, uid=uid, tenant=tenant)
+    while batch := await asyncio.to_thread(lambda: list(islice(entries, 200))):
+        for entry in batch:
+            yield entry

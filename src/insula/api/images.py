@@ -10,6 +10,7 @@ from litestar import Controller, Request, delete, get, post
 from litestar.params import JSONBody
 from litestar.response import Stream
 
+from insula.api.audit import note, without_secret
 from insula.api.parameters import Name, OptionalWord, Plane, Word
 from insula.api.streams import archive, json_lines, primed, spooled, while_connected
 from insula.model.objects import Image, Struct
@@ -69,6 +70,7 @@ class ImageController(Controller):
 
     @post("/pull", summary="Fetch an image from a registry; JSON lines {progress}, at last {image}")
     async def pull(self, plane: Plane, tenant: Name, data: JSONBody[PullSpec]) -> Stream:
+        note(name=without_secret(data.name or data.reference))
         return json_lines(
             with_progress(
                 lambda progress: plane.images.pull(
@@ -79,6 +81,7 @@ class ImageController(Controller):
 
     @post("/push", summary="Send an image to a registry; JSON lines {progress}")
     async def push(self, plane: Plane, tenant: Name, data: JSONBody[PushSpec]) -> Stream:
+        note(name=data.name, to=without_secret(data.reference))
         return json_lines(
             with_progress(
                 lambda progress: plane.images.push(
@@ -89,6 +92,7 @@ class ImageController(Controller):
 
     @post("/build-base", summary="Make an image of a distribution's user land; JSON lines {progress}, at last {image}")
     async def build_base(self, plane: Plane, tenant: Name, data: JSONBody[BaseSpec]) -> Stream:
+        note(name=data.distribution)
         return json_lines(
             with_progress(
                 lambda progress: plane.images.build_base(tenant, data.distribution, data.release, progress=progress)
@@ -100,21 +104,26 @@ class ImageController(Controller):
         self, plane: Plane, tenant: Name, request: Request[Any, Any, Any], name: OptionalWord = None
     ) -> Sequence[Image]:
         async with spooled(request, plane.settings.root) as path:
-            return await while_connected(request, plane.images.load(tenant, path, name=name))
+            images = await while_connected(request, plane.images.load(tenant, path, name=name))
+        note(name=" ".join(image.name for image in images))
+        return images
 
     @post("/import", request_max_body_size=None, summary="Make an image of the tar of a root file system")
     async def import_rootfs(self, plane: Plane, tenant: Name, name: Word, request: Request[Any, Any, Any]) -> Image:
+        note(name=name)
         async with spooled(request, plane.settings.root) as path:
             return await while_connected(request, plane.images.import_(tenant, path, name=name))
 
     @post("/tag", summary="Give an image one more name")
     async def tag(self, plane: Plane, tenant: Name, data: JSONBody[TagSpec]) -> Image:
+        note(name=data.source, to=data.name)
         return await plane.images.tag(tenant, data.source, data.name)
 
     @post("/save", status_code=200, summary="Images as one archive, a tar")
     async def save(
         self, plane: Plane, tenant: Name, data: JSONBody[SaveSpec], request: Request[Any, Any, Any]
     ) -> Stream:
+        note(name=" ".join(data.names))
         pieces = primed(plane.images.save(tenant, data.names, format=data.format))
         return archive(await while_connected(request, pieces))
 

@@ -11,6 +11,7 @@ from litestar.params import JSONBody
 from litestar.response import Stream
 from litestar.types import ASGIApp
 
+from insula.api.audit import note
 from insula.api.duplex import Duplex, opening
 from insula.api.parameters import Cells, Flag, HowToCopy, Inside, Name, Plane, Since, Tail, Timeout, Word
 from insula.api.streams import archive, frames, primed, upload
@@ -36,7 +37,10 @@ class InstanceController(Controller):
     async def run(
         self, plane: Plane, tenant: Name, data: JSONBody[InstanceSpec], start: Flag = True
     ) -> InstanceView:
-        return await plane.instances.run(tenant, data, start=start)
+        note(name=data.name)
+        view = await plane.instances.run(tenant, data, start=start)
+        note(name=view.instance.name)
+        return view
 
     @get("/{name:str}", summary="Show an instance, wanted and measured")
     async def get_instance(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
@@ -52,6 +56,7 @@ class InstanceController(Controller):
 
     @post("/{name:str}/rename", status_code=200, summary="Give it another name")
     async def rename(self, plane: Plane, tenant: Name, name: Name, to: Word) -> InstanceView:
+        note(to=to)
         return await plane.instances.rename(tenant, name, to)
 
     @post("/{name:str}/processes", summary="Run one more process in it and leave it alone: no input, no output")
@@ -80,6 +85,7 @@ class InstanceController(Controller):
 
     @post("/{name:str}/kill", status_code=204, summary="Send a signal to its PID 1")
     async def kill(self, plane: Plane, tenant: Name, name: Name, signal: Word = "SIGKILL") -> None:
+        note(signal=signal)
         await plane.instances.kill(tenant, name, signal)
 
     @post("/{name:str}/wait", status_code=200, summary="Wait until its PID 1 has exited")

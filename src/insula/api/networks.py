@@ -5,6 +5,7 @@ from __future__ import annotations
 from litestar import Controller, delete, get, post
 from litestar.params import JSONBody
 
+from insula.api.audit import note
 from insula.api.parameters import Name, Plane
 from insula.model.views import NetworkSpec, NetworkView
 
@@ -19,6 +20,7 @@ class NetworkController(Controller):
 
     @post(summary="Create a network")
     async def create_network(self, plane: Plane, tenant: Name, data: JSONBody[NetworkSpec]) -> NetworkView:
+        note(name=data.name)
         return await plane.networks.create(
             tenant, data.name, subnet=data.subnet, subnet6=data.subnet6, mtu=data.mtu, labels=data.labels
         )

@@ -12,6 +12,7 @@ from insula.control.plane import ControlPlane
 Plane = NamedDependency[ControlPlane]
 Name = FromPath[str]
 Pid = Annotated[int, PathParameter(ge=1, le=1 << 22)]
+Uid = Annotated[int | None, QueryParameter(ge=0, lt=1 << 32, description="only what this user of the host asked")]
 Flag = FromQuery[bool]
 Word = FromQuery[str]
 OptionalWord = FromQuery[str | None]

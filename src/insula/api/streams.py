@@ -19,6 +19,7 @@ import msgspec
 from litestar import Request
 from litestar.response import Stream
 
+from insula.api.audit import note
 from insula.image.limits import MAX_SIZE as MAX_UPLOAD
 from insula.image.limits import check_room
 from insula.model.errors import Failed, InsulaError, Invalid
@@ -93,6 +94,7 @@ def error_frame(error: BaseException) -> bytes:
 
 def as_insula_error(error: BaseException) -> InsulaError:
     """The error itself if it is one of ours; a defect goes to the log and becomes Failed."""
+    note(error=type(error).__name__)
     if isinstance(error, InsulaError):
         return error
     log.error("in a stream", exc_info=error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody
 
+from insula.api.audit import note
 from insula.api.parameters import Flag, Name, Plane
 from insula.model.views import LimitsPatch, TenantSpec, TenantView
 
@@ -19,6 +20,7 @@ class TenantController(Controller):
 
     @post(summary="Create a tenant")
     async def create_tenant(self, plane: Plane, data: JSONBody[TenantSpec]) -> TenantView:
+        note(tenant=data.name, name=data.name)
         return await plane.tenants.create(data.name, data.limits, data.labels)
 
     @get("/{tenant:str}", summary="Show a tenant")

@@ -49,6 +49,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "status": ("status", "the state of this host"),
     "doctor": ("doctor", "what this host has and lacks, and what follows"),
     "events": ("events", "watch what changes"),
+    "audit": ("audit", "who asked for what, and with what result"),
     "demo": ("demo", "the guided tour on live instances"),
     "down": ("down", "stop everything, insulad too, and clean the host; the state is kept"),
     "completion": ("completion", "print a completion script for bash, zsh or fish"),
@@ -126,6 +127,7 @@ def _run(words: list[str]) -> int:
         if arguments.help:
             print(help_text(name, command))
             return 0
+        arguments.named_tenant = arguments.tenant
         if arguments.tenant is None:
             from os import environ
 

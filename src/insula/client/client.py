@@ -328,3 +328,9 @@ class Host(Resource):
     def events(self, from_revision: int | None = None) -> Iterator[Object]:
         """What changes, as it changes."""
         return self.client.lines("GET", "events", query={"from_revision": from_revision})
+
+    def audit(
+        self, *, since: float | None = None, uid: int | None = None, tenant: str | None = None
+    ) -> Iterator[Object]:
+        """The audit log, oldest entry first: since a time (seconds), of a user, about a tenant."""
+        return self.client.lines("GET", "audit", query={"since": since, "uid": uid, "tenant": tenant})

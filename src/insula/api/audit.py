@@ -1,0 +1,110 @@
+"""What of a request goes into the audit log: who asked what of which tenant, and with what result.
+
+Recorded are requests that change something, and those that read an instance's own data: exec, attach, logs, archive,
+export. What a user sent is not, apart from names: commands, variables and passwords have secrets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextvars import ContextVar
+from typing import Any
+
+from litestar.types import Message, Scope
+
+from insula.api.peer import Peer
+from insula.audit import AuditLog, timestamp
+from insula.model.errors import InsulaError
+
+_READS_DATA = ("/logs", "/archive", "/export")
+_CHANGES_NOTHING = ("/wait",)
+_AT_THE_BEGINNING = ("/exec", "/attach", *_READS_DATA)  # these may last for days
+_LONGEST = 256  # characters of a name
+_SECRET = re.compile(r"^[^/]*@(?=[^/]*/)")  # user and password before a registry's name
+_current: ContextVar[Request | None] = ContextVar("request", default=None)
+
+
+def note(**details: object) -> None:
+    """Adds to the entry of the request that is being answered: `name`, `error`, or what else tells what was done."""
+    request = _current.get()
+    if request is not None:
+        request.details.update({key: value for key, value in details.items() if value is not None})
+
+
+def without_secret(reference: str) -> str:
+    """A reference to an image without a user's name and password, which don't belong there."""
+    return _SECRET.sub("", reference)
+
+
+class Request:
+    """The entry of one request in the making. It is written once: before the answer's last piece is sent, or before
+    its first for what may last."""
+
+    def __init__(self, log: AuditLog | None, scope: Scope, peer: Peer, socket: str) -> None:
+        self.id = os.urandom(8).hex()
+        self.details: dict[str, object] = {}
+        self._log = log
+        self._scope: Any = scope
+        self._peer = peer
+        self._socket = socket
+        self._begun = time.time()
+        self._status: int | None = None
+        _current.set(self)
+
+    def sending(self, message: Message) -> None:
+        """A part of the answer is about to be sent."""
+        if self._log is None:
+            return
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            if self._template().endswith(_AT_THE_BEGINNING):
+                self.write()
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            self.write()
+
+    def refused(self, error: InsulaError) -> None:
+        """The peer may not come in. Whatever it asked for is recorded."""
+        self._status = error.status
+        self.details["error"] = type(error).__name__
+        self.write(always=True)
+
+    def write(self, *, always: bool = False) -> None:
+        """Record the entry, unless that was done or the request is none that is recorded."""
+        log, self._log = self._log, None
+        if log is None or not (always or self._is_recorded()):
+            return
+        parameters = self._scope.get("path_params") or {}
+        name = parameters.get("name") or parameters.get("network")
+        tenant = parameters.get("tenant")
+        details = dict(self.details)
+        if "tenant" in details:
+            tenant = details.pop("tenant")
+        name = details.pop("name", None) or (name and str(name).lstrip("/"))
+        log.record(
+            {
+                "time": timestamp(self._begun),
+                "id": self.id,
+                "uid": self._peer.uid,
+                "gid": self._peer.gid,
+                "pid": self._peer.pid,
+                "socket": self._socket,
+                "verb": f"{self._scope['method']} {self._template() or self._scope['path']}"[:_LONGEST],
+                "tenant": tenant and str(tenant)[:_LONGEST],
+                "name": name and str(name)[:_LONGEST],
+                "status": self._status,
+                "ms": round((time.time() - self._begun) * 1000, 1),
+                **{key: str(value)[:_LONGEST] for key, value in details.items()},
+            }
+        )
+
+    def _template(self) -> str:
+        """The route, as in ``/v1/tenants/{tenant}/instances``; empty if there is none for this path."""
+        return str(self._scope.get("path_template") or "").replace(":str}", "}").replace(":path}", "}")
+
+    def _is_recorded(self) -> bool:
+        template = self._template() or self._scope["path"]
+        if self._scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return template.endswith(_READS_DATA) and "/instances/" in template
+        return not template.endswith(_CHANGES_NOTHING)

@@ -1,0 +1,76 @@
+"""insula audit: who asked for what, and with what result."""
+
+from __future__ import annotations
+
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import clean
+from insula.cli.verbs.logs import moment
+from insula.client import Client
+from insula.model.errors import Invalid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_KNOWN = ("time", "id", "uid", "gid", "pid", "socket", "verb", "tenant", "name", "status", "ms")
+
+
+def run(arguments: Arguments) -> int:
+    import json
+
+    entries = Client(arguments.socket).host.audit(
+        since=arguments.since, uid=arguments.who, tenant=arguments.named_tenant
+    )
+    for entry in entries:
+        print(json.dumps(entry) if arguments.json else line(entry), flush=True)
+    return 0
+
+
+def line(entry: dict[str, Any]) -> str:
+    """``2026-11-28T12:30:01Z  root(0) pid 812  POST /v1/…/{name}/stop acme/web  200``, and what else was noted."""
+    if "verb" not in entry:
+        return "  ".join(clean(f"{name}={value}") for name, value in entry.items())
+    about = "/".join(str(part) for part in (entry["tenant"], entry["name"]) if part is not None)
+    words = [
+        f"{entry['time'][:19]}Z",
+        f"{user(entry['uid'])} pid {entry['pid']}",
+        f"{entry['verb']} {about}".rstrip(),
+        "broken off" if entry["status"] is None else str(entry["status"]),
+        *(f"{name}={value}" for name, value in entry.items() if name not in _KNOWN),
+    ]
+    return "  ".join(map(clean, words))
+
+
+def user(uid: int) -> str:
+    """``root(0)``, or the number alone of one that this host does not know."""
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name}({uid})"
+    except (KeyError, OverflowError):
+        return str(uid)
+
+
+def number(text: str) -> int:
+    """The number of a user: itself, or that of a name."""
+    import pwd
+
+    if text.isascii() and text.isdigit() and len(text) < 11:
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError):
+        raise Invalid(f"there is no user {text[:60]!r}", "name one of this host, or its number") from None
+
+
+COMMANDS = {
+    "audit": Command(
+        run,
+        "Show which user of the host asked for what: changes, and reads of instances' data; oldest first.",
+        options=[
+            Option("--since", "only what is younger than this, as in 10m, or 2026-01-31T12:00", "TIME", parse=moment),
+            Option("--who", "only what this user of the host asked, by name or number", "USER", parse=number),
+        ],
+        details="With -T only what is about that tenant; with --json one object a line.",
+    )
+}

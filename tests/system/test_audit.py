@@ -1,0 +1,219 @@
+"""The audit log of a real daemon: each change and each read of an instance's data once, with who and how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insula.client import Client
+from insula.model.errors import InsulaError
+from tests.support import machine
+from tests.support.cli import Cli
+from tests.support.daemon import Daemon
+
+NOBODY = 65534
+SECRET = "correct-horse-battery"
+
+
+@pytest.fixture
+def since(daemon: Daemon) -> int:
+    """How many lines the log has when the test begins."""
+    return len(daemon.cli.ok("--json", "audit").splitlines())
+
+
+def entries(daemon: Daemon, since: int) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in daemon.cli.ok("--json", "audit").splitlines()[since:]]
+
+
+def told(found: list[dict[str, Any]]) -> list[tuple[str, str | None, int]]:
+    """(what was asked for, the object's name, status)."""
+    return [(e["verb"].replace("/v1/tenants/{tenant}/", ""), e["name"], e["status"]) for e in found]
+
+
+def test_each_request_that_changes_something_is_there_once(daemon: Daemon, cli: Cli, since: int) -> None:
+    before = datetime.now(UTC)
+    cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+    cli.ok("ps")
+    cli.ok("inspect", "web")
+    cli.ok("top", "web")
+    cli.ok("exec", "web", "true")
+    cli.ok("logs", "web")
+    cli.raw("cp", "web:/etc/hosts", "-")
+    cli.ok("rename", "web", "site")
+    cli.ok("kill", "-s", "USR1", "site")
+    cli.fails("rm", "site")
+    cli.fails("stop", "absent")
+    cli.fails("run", "-d", "--name", "site", "busybox", "true", status=125)
+    cli.ok("rm", "-f", "site")
+    found = entries(daemon, since)
+    assert told(found) == [
+        ("POST instances", "web", 201),
+        ("POST instances/{name}/exec", "web", 200),
+        ("GET instances/{name}/logs", "web", 200),
+        ("GET instances/{name}/archive", "web", 200),
+        ("POST instances/{name}/rename", "web", 200),
+        ("POST instances/{name}/kill", "site", 204),
+        ("DELETE instances/{name}", "site", 409),
+        ("POST instances/{name}/stop", "absent", 404),
+        ("POST instances", "site", 409),
+        ("DELETE instances/{name}", "site", 204),
+    ]
+    assert {(entry["tenant"], entry["uid"], entry["gid"]) for entry in found} == {(cli.tenant, 0, 0)}
+    assert all(entry["socket"] == str(daemon.run / "insulad.sock") for entry in found)
+    assert [entry.get("error") for entry in found if entry["status"] >= 400] == ["Conflict", "NotFound", "Conflict"]
+    assert [entry["to"] for entry in found if "to" in entry] == ["site"]
+    assert len({entry["id"] for entry in found}) == len(found)
+    assert len({entry["pid"] for entry in found}) == len(found), "each command was a process of its own"
+    times = [datetime.fromisoformat(entry["time"]) for entry in found]
+    assert times == sorted(times)
+    assert before <= times[0] <= times[-1] <= datetime.now(UTC)
+
+
+def test_a_foreground_run_and_what_only_waits(daemon: Daemon, cli: Cli, since: int) -> None:
+    assert cli.ok("run", "--name", "job", "busybox", "echo", "hi") == "hi"
+    cli.ok("wait", "job")
+    found = told(entries(daemon, since))
+    assert found[:2] == [("POST instances", "job", 201), ("POST instances/{name}/attach", "job", 200)]
+    assert not [verb for verb, *_ in found if verb.endswith("/wait")]
+
+
+def test_objects_that_are_no_instances(daemon: Daemon, since: int) -> None:
+    cli = daemon.cli
+    cli.ok("tenant", "create", "audited")
+    own = cli.of("audited")
+    own.ok("network", "create", "lan", "--subnet", "10.0.0.0/24")
+    own.ok("image", "tag", "busybox", "mine")
+    own.ok("image", "rm", "mine")
+    own.ok("network", "rm", "lan")
+    cli.ok("tenant", "rm", "audited")
+    found = entries(daemon, since)
+    assert {entry["tenant"] for entry in found} == {"audited"}
+    assert told(found) == [
+        ("POST /v1/tenants", "audited", 201),
+        ("POST networks", "lan", 201),
+        ("POST images/tag", "busybox", 201),
+        ("DELETE images/{name}", "mine", 204),
+        ("DELETE networks/{network}", "lan", 204),
+        ("DELETE /v1/tenants/{tenant}", None, 204),
+    ]
+
+
+def test_nothing_secret_is_in_it(daemon: Daemon, cli: Cli, since: int) -> None:
+    cli.ok("run", "-d", "--name", "web", "-e", f"TOKEN={SECRET}", "busybox", "sleep", "600")
+    cli.ok("exec", "-e", f"TOKEN={SECRET}", "web", "echo", SECRET)
+    client = Client(str(daemon.run / "insulad.sock"), timeout=30)
+    auth = {"username": "me", "password": SECRET}
+    for reference in ("127.0.0.1:1/a/b", f"me:{SECRET}@127.0.0.1:1/a/b"):
+        with suppress(InsulaError):
+            list(client.images.pull(str(cli.tenant), reference, auth=auth, insecure=True))
+    found = entries(daemon, since)
+    assert [entry["name"] for entry in found] == ["web", "web", "127.0.0.1:1/a/b", "127.0.0.1:1/a/b"], "the control"
+    assert all("error" in entry for entry in found[2:]), "the pulls failed after their answers had begun"
+    assert SECRET not in daemon.audit.read_text()
+
+
+def ask_as(uid: int, daemon: Daemon, head: bytes) -> bytes:
+    """The answer to one request of a process of this user, which connects by a relative path."""
+    program = (
+        "import os, socket, sys\n"
+        f"os.setgroups([]); os.setgid({uid}); os.setuid({uid})\n"
+        "s = socket.socket(socket.AF_UNIX); s.connect('insulad.sock')\n"
+        "s.sendall(sys.stdin.buffer.read())\n"
+        "while data := s.recv(65536): sys.stdout.buffer.write(data)\n"
+    )
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, input=head, capture_output=True, check=True, cwd=daemon.run).stdout
+
+
+def test_who_may_not_come_in_is_recorded_too(daemon: Daemon, since: int) -> None:
+    socket = daemon.run / "insulad.sock"
+    mode = socket.stat().st_mode & 0o777
+    socket.chmod(0o666)
+    try:
+        answer = ask_as(NOBODY, daemon, b"GET /v1/tenants HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    finally:
+        socket.chmod(mode)
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    [entry] = entries(daemon, since)
+    assert (entry["uid"], entry["gid"], entry["status"], entry["error"]) == (NOBODY, NOBODY, 403, "Denied")
+    assert entry["verb"] == "GET /v1/tenants"
+    assert f"nobody({NOBODY})" in daemon.cli.ok("audit", "--who", "nobody")
+
+
+HOSTILE = "x%0A%7B%22uid%22%3A7%7D%0A%1B%5B2J"
+
+
+def test_names_can_forge_no_line(daemon: Daemon, since: int) -> None:
+    for path in (f"/v1/tenants/{HOSTILE}/instances/{HOSTILE}/stop", f"/v1/{HOSTILE}"):
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        assert ask_as(0, daemon, head.encode()).startswith(b"HTTP/1.1 4")
+    found = entries(daemon, since)
+    assert len(found) == 2
+    assert [entry["uid"] for entry in found] == [0, 0]
+    assert found[0]["name"] == 'x\n{"uid":7}\n\x1b[2J'
+    content = daemon.audit.read_bytes()
+    assert content.isascii()
+    assert all("verb" in json.loads(line) for line in content.splitlines())
+    assert b"\x1b" not in content
+    assert "\x1b" not in daemon.cli.ok("audit")
+
+
+def test_filters_of_the_command(daemon: Daemon, cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
+    mine = daemon.cli.ok("-T", str(cli.tenant), "audit").splitlines()
+    assert mine
+    assert all(str(cli.tenant) in line for line in mine)
+    assert len(mine) < len(daemon.cli.ok("audit").splitlines())
+    assert f"POST /v1/tenants/{{tenant}}/instances {cli.tenant}/web  201" in mine[-1]
+    assert daemon.cli.ok("audit", "--since", "2100-01-01") == ""
+    hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    assert daemon.cli.ok("audit", "--since", hour_ago) == daemon.cli.ok("audit", "--since", "1d")
+    assert "root(0)" in daemon.cli.ok("audit", "--who", "root")
+    assert daemon.cli.ok("audit", "--who", "4294967294") == ""
+    assert "there is no user" in daemon.cli.fails("audit", "--who", "no-such-user", status=2)
+
+
+@pytest.fixture
+def own(run_: machine.Run) -> Iterator[Daemon]:
+    daemon = Daemon(run_)
+    try:
+        yield daemon
+    finally:
+        daemon.remove()
+
+
+def test_an_orderly_end_loses_nothing_and_the_next_daemon_goes_on(own: Daemon) -> None:
+    own.configure(audit='size = "64k"\nfiles = 2')
+    own.start()
+    client = Client(str(own.run / "insulad.sock"), timeout=30)
+    for number in range(400):  # about a hundred kilobytes: more than one file
+        with suppress(InsulaError):
+            client.instances.stop("default", f"absent-{number}")
+    own.stop()
+    own.start()
+    found = [json.loads(line) for line in own.cli.ok("--json", "audit").splitlines()]
+    assert [entry["name"] for entry in found] == [f"absent-{number}" for number in range(400)]
+    assert {path.name for path in own.path.glob("audit.log*")} == {"audit.log", "audit.log.1"}
+    assert own.audit.stat().st_mode & 0o7777 == 0o640
+    assert all(path.stat().st_size <= 64 << 10 for path in own.path.glob("audit.log*"))
+
+
+def test_a_log_that_cannot_be_written_is_a_problem_and_stops_nobody(own: Daemon) -> None:
+    own.audit.mkdir()
+    own.start()
+    own.cli.ok("run", "--rm", "busybox", "true")
+    assert f"audit log: {own.audit} can't be written" in "\n".join(own.cli.json("status")["problems"])
+    own.audit.rmdir()
+    own.cli.ok("tenant", "create", "acme")
+    assert own.cli.ok("--json", "audit").count("\n") >= 2, "what happened meanwhile is there"
+    assert own.cli.json("status")["problems"] == []
+    assert os.path.isfile(Path(own.audit))
