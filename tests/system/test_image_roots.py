@@ -14,7 +14,7 @@ from tests.support.images import Layout, member, tar
 
 BUSYBOX = member("bin/sh", Path("/bin/busybox").read_bytes(), mode=0o755)
 APPLETS = [member(f"bin/{name}", linkname="sh") for name in ("cat", "readlink", "stat", "true", "touch", "id")]
-Member = tuple[tarfile.TarInfo, bytes]
+ManagedInstance = tuple[tarfile.TarInfo, bytes]
 Load = Callable[..., None]
 TWICE = (1, 2)
 """The first launch after another one takes a container that was made ahead, or not: both ways are the same."""
@@ -22,7 +22,7 @@ TWICE = (1, 2)
 
 @pytest.fixture
 def load(cli: Cli, tmp_path: Path) -> Iterator[Load]:
-    def load_(*members: Member, **process: str) -> None:
+    def load_(*members: ManagedInstance, **process: str) -> None:
         layout = Layout()
         layer = tar(member("bin"), BUSYBOX, *APPLETS, *members)
         layout.image([layer], name="odd:latest", process=process)

@@ -16,7 +16,8 @@ import pytest
 from insula.control import plane as planes
 from insula.control import reconcile
 from insula.control.instances import verbs as instances
-from insula.control.instances.supervisor import Member
+from insula.control.instances.drivers.base import Observed
+from insula.control.instances.managed import ManagedInstance
 from insula.control.plane import ControlPlane
 from insula.control.reconcile import Action
 from insula.model.errors import Unavailable
@@ -87,7 +88,7 @@ def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
     release, looks = threading.Event(), []
     look = reconcile.Reconciler._look
 
-    def stuck(self: reconcile.Reconciler, member: Member) -> tuple[Action, list[str]]:
+    def stuck(self: reconcile.Reconciler, member: ManagedInstance) -> tuple[Action, Observed]:
         looks.append(member.instance.name)
         if member.instance.name == "first" and not release.is_set():
             release.wait()
@@ -126,10 +127,10 @@ def test_an_error_that_nobody_thought_of_is_a_problem_and_no_end(
     failures = ["injected"]
     adopt = reconcile.Reconciler._adopt
 
-    async def failing(self: reconcile.Reconciler, member: Member) -> None:
+    async def failing(self: reconcile.Reconciler, member: ManagedInstance, found: Observed) -> None:
         if member.instance.name == "first" and failures:
             raise ZeroDivisionError(failures.pop())
-        await adopt(self, member)
+        await adopt(self, member, found)
 
     monkeypatch.setattr(reconcile.Reconciler, "_adopt", failing)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.control.tenants import no_huge_pages
+from insula.control.instances.drivers.groups import no_huge_pages
 from insula.kernel.cgroups import hierarchy
 from tests.forked import forked
 from tests.support.cli import Cli

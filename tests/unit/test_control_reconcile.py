@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from insula.control.instances.launch import LaunchRecord
-from insula.control.reconcile import Action, Container, decide
+from insula.control.instances.drivers.base import State
+from insula.control.instances.drivers.directory import LaunchRecord
+from insula.control.reconcile import Action, decide
 from insula.model.objects import Exit, ImageConfig, Instance, InstanceSpec, InstanceStatus
 
 NOW, BEFORE = "boot-2", "boot-1"
@@ -35,9 +36,9 @@ RUNNING, EXITED = status("running", 1), status("exited", 1)
         ("running", 2, RUNNING, (1, NOW), "ended", Action.LAUNCH),
         # in the middle of a launch
         ("running", 1, None, (1, NOW), "none", Action.LAUNCH),
-        ("running", 1, None, (1, NOW), "parked", Action.LAUNCH),
-        ("running", 2, EXITED, (2, NOW), "parked", Action.LAUNCH),
-        ("stopped", 1, None, (1, NOW), "parked", Action.NOTHING),
+        ("running", 1, None, (1, NOW), "created", Action.LAUNCH),
+        ("running", 2, EXITED, (2, NOW), "created", Action.LAUNCH),
+        ("stopped", 1, None, (1, NOW), "created", Action.NOTHING),
         # it ran on without us
         ("running", 1, RUNNING, (1, NOW), "running", Action.ADOPT),
         ("running", 1, None, (1, NOW), "running", Action.ADOPT),
@@ -68,7 +69,7 @@ def test_decide(
     generation: int,
     known: InstanceStatus | None,
     record: tuple[int, str] | None,
-    container: Container,
+    container: State,
     action: Action,
 ) -> None:
     begun = LaunchRecord(generation=record[0], boot=record[1]) if record else None

@@ -122,7 +122,7 @@ def test_one_tenants_checks_wait_for_each_other_and_nobody_elses() -> None:
                 running -= 1
                 done.append(monitor.member.instance.tenant)
 
-        checks = Checks(cast("Any", None), cast("Any", None), cast("Any", None), spawn)
+        checks = Checks(cast("Any", None), cast("Any", None), spawn)
         for _ in range(100):
             checks._schedule(monitor(), 0.0)
         other = monitor()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from insula.cli.options import Command, Usage, parse, split_global
 from insula.cli.verbs import logs, run
-from insula.control.instances.launch import etc_files
+from insula.control.instances.drivers.container.etc_files import etc_files
 from insula.control.instances.specs import check
 from insula.model.errors import Conflict, Invalid
 from insula.model.objects import HostEntry, ImageConfig, Instance, InstanceSpec, Network, Port, Tmpfs

@@ -23,9 +23,9 @@ from insula.container.attachment import Attachment
 from insula.container.log import LogReader, LogWriter
 from insula.control.instances import attachment
 from insula.control.instances.attachment import follow, in_reader, merge
+from insula.control.instances.drivers.container.driver import ContainerDriver
+from insula.control.instances.drivers.container.request import Requests
 from insula.control.instances.drivers.container.users import MAX_SIZE
-from insula.control.instances.launch import Launcher
-from insula.control.instances.processes import views
 from insula.control.instances.verbs import Instances, encode_records
 from insula.kernel import process
 from insula.kernel.process import Process
@@ -186,14 +186,18 @@ def member() -> Any:
 
 def test_thousands_of_processes() -> None:
     async def main() -> None:
-        supervisor: Any = SimpleNamespace(context=SimpleNamespace(runtime=Crowd()), find=lambda tenant, name: member())
+        driver = object.__new__(ContainerDriver)
+        runtime: Any = Crowd()
+        driver.runtime = runtime
+        supervisor: Any = SimpleNamespace(
+            context=None, find=lambda tenant, name: member(), driver=lambda member: driver
+        )
         unused: Any = None
         instances = Instances(unused, unused, supervisor)
         async with ticker() as rounds:
             await asyncio.sleep(0)
             rounds()
-            crowd: Any = Crowd()
-            assert len(views(crowd, member())) == MANY  # on the loop
+            assert len(driver.processes(member().tenant, "0" * 32)) == MANY  # on the loop
             assert rounds() == 0, "the positive control"
             assert len(await instances.processes("acme", "web")) == MANY
             assert rounds() > 20
@@ -205,9 +209,9 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
     """Of an image; who asks for a user that is not in it makes all of it be read, each time."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "passwd").write_text("a:x:1:1::/:\n" * (MAX_SIZE // 12))
-    images = SimpleNamespace(lower=lambda layers: [tmp_path])
-    context: Any = SimpleNamespace(images=images, settings=SimpleNamespace(prefix="insula"))
-    launcher = Launcher(context, lambda tenant: {})
+    images: Any = SimpleNamespace(lower=lambda layers: [tmp_path])
+    settings: Any = SimpleNamespace(prefix="insula")
+    requests = Requests(settings, images)
     tenant = Tenant(name="acme", index=0, id_base=1 << 20, created=0.0)
 
     def asked(user: str) -> Instance:
@@ -230,15 +234,15 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
             await asyncio.sleep(0)
             rounds()
             with pytest.raises(Invalid, match="not in the image"):
-                launcher.oci(tenant, asked("nobody"), asked("nobody").spec)  # on the loop
+                requests.oci(tenant, asked("nobody"), asked("nobody").spec)  # on the loop
             assert rounds() == 0, "the positive control"
             for _ in range(2):
                 with pytest.raises(Invalid, match="not in the image"):
-                    await launcher.check(tenant, asked("nobody"))
+                    await requests.check(tenant, asked("nobody"))
                 assert rounds() > 20
-            await launcher.check(tenant, asked("a"))
+            await requests.check(tenant, asked("a"))
             rounds()
-            await launcher.check(tenant, asked("a"))
+            await requests.check(tenant, asked("a"))
             assert rounds() <= 1, "one who is known is not looked up again, and costs no thread"
 
     asyncio.run(main())

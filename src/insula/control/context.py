@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from insula.control.claims import Claim, Pool
+from insula.control.instances.drivers.base import Driver
+from insula.control.instances.drivers.groups import TenantGroups
 from insula.control.problems import Problems
 from insula.model.errors import Unavailable
+from insula.model.objects import Instance, InstanceSpec
 from insula.settings import Settings
 from insula.store.protocol import Store
 
 if TYPE_CHECKING:
-    from insula.container.runtime import Runtime
     from insula.image.store import ImageStore
     from insula.network.verify import Probed
 
@@ -32,7 +35,8 @@ class Context:
 
     settings: Settings
     store: Store
-    runtime: Runtime
+    drivers: Mapping[str, Driver]
+    groups: TenantGroups
     fabric: Probed
     images: ImageStore
     pools: dict[str, Pool] = field(default_factory=dict)
@@ -40,6 +44,19 @@ class Context:
     problems: Problems = field(default_factory=Problems)
     preparing: dict[str, asyncio.Event] = field(default_factory=dict)
     going_down: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def driver(self, instance: Instance) -> Driver:
+        """The driver of the instance's kind."""
+        return self.driver_for(instance.spec)
+
+    def driver_for(self, spec: InstanceSpec) -> Driver:
+        """The driver of the kind that is asked for."""
+        return self.drivers["container"]
+
+    async def release_layer(self, path: Path) -> None:
+        """Have every driver drop what it holds of an image's layer that is about to be removed."""
+        for driver in self.drivers.values():
+            await driver.release_layer(str(path))
 
     def pool(self, kind: str) -> Pool:
         if kind not in self.pools:

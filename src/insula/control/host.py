@@ -8,16 +8,18 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
+
 from insula import __version__
 from insula.control.doctor import examine
-from insula.control.instances.processes import whois
-from insula.control.instances.supervisor import Member, Supervisor
+from insula.control.instances.drivers.container.processes import whois
+from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.supervisor import Supervisor
 from insula.control.instances.verbs import stop_signal
 from insula.control.keys import NETWORKS, TENANTS
 from insula.control.reconcile import Reconciler
 from insula.control.verify import Verifier
-from insula.kernel.cgroups import Cgroup
-from insula.model.errors import Failed, InsulaError, Unavailable
+from insula.model.errors import Failed, InsulaError, Invalid, Unavailable
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
 _AT_ONCE = 16
@@ -54,7 +56,15 @@ class Host:
         )
 
     async def whois(self, pid: int) -> WhoIs:
-        return await whois(self.supervisor, pid)
+        """To whom a host process belongs. NotFound if there is no such process."""
+        if not 0 < pid < 1 << 31:
+            raise Invalid(f"{pid} is no process ID", "use one of the host's, as ps(1) lists them")
+        found = await asyncio.to_thread(whois, pid, self.context.settings.prefix)
+        if found.tenant is None:
+            return found
+        members = self.supervisor.of(found.tenant)
+        name = next((m.instance.name for m in members if m.instance.id == found.id), None)
+        return msgspec.structs.replace(found, instance=name)
 
     async def doctor(self) -> Sequence[Check]:
         found = await asyncio.to_thread(examine, self.context.settings)
@@ -62,8 +72,7 @@ class Host:
 
     def _problems(self) -> Sequence[str]:
         """What could not be repaired, as text."""
-        trouble = self.context.runtime.trouble
-        own = [f"keeper: {trouble}"] if trouble else []
+        own = [f"keeper: {d.trouble}" for d in self.context.drivers.values() if d.trouble]
         return [*own, *(f"{name}: {what}" for name, what in sorted(self.context.problems.items()))]
 
     async def verify(self) -> VerifyReport:
@@ -80,20 +89,18 @@ class Host:
         await self.reconciler.stop()
         limit = asyncio.Semaphore(_AT_ONCE)
 
-        async def end(member: Member) -> None:
+        async def end(member: ManagedInstance) -> None:
             async with limit, member.lock:
                 patience = min(member.instance.spec.stop_timeout, _LAST_WISH)
                 await self.supervisor.end(member, stop_signal(member), patience)
-                self.supervisor.launcher.directory(member.instance.id).end_of_boot()
+                self.supervisor.driver(member).end_of_boot(member.instance.id)
 
         await asyncio.gather(*(end(member) for member in list(self.supervisor.of(None))))
         try:
-            for container in self.context.runtime.ids():
-                await self.context.runtime.delete(container)
+            for driver in self.context.drivers.values():
+                await driver.take_down()
             await asyncio.to_thread(self.context.fabric.teardown)
-            await self.context.runtime.withdraw()
-            await asyncio.to_thread(Cgroup(self.context.settings.prefix).remove)
-            self.supervisor.terminals.restore()
+            await asyncio.to_thread(self.context.groups.take_down)
         except InsulaError:
             raise
         except OSError as error:

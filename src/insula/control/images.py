@@ -289,7 +289,7 @@ class Images:
         for layer in set(gone.layers) - layers if gone else ():
             try:
                 for path in self.context.images.lower([layer]):
-                    await self.context.runtime.forget_layer(path)
+                    await self.context.release_layer(path)
             except InsulaError as error:  # then its room on the disk is free only when the spawner drops it
                 self.context.problems[f"layer {layer[:19]}"] = error.message
         return await asyncio.to_thread(self.context.images.collect, live)

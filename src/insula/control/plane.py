@@ -8,17 +8,19 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
-from insula.container.runtime import Runtime
 from insula.control.context import Context
 from insula.control.events import Events
 from insula.control.host import Host
 from insula.control.images import Images
 from insula.control.instances.admission import Admission
+from insula.control.instances.drivers.groups import TenantGroups
+from insula.control.instances.drivers.registry import open_drivers
 from insula.control.instances.stats import Stats
 from insula.control.instances.supervisor import Supervisor
 from insula.control.instances.verbs import Instances
 from insula.control.keys import NETWORKS, TENANTS
-from insula.control.networks import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
+from insula.control.networks.ports import Ports
+from insula.control.networks.verbs import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
 from insula.control.reconcile import Reconciler
 from insula.control.tenants import DEFAULT, Tenants
 from insula.image.store import ImageStore
@@ -38,11 +40,12 @@ class ControlPlane:
     def __init__(self, context: Context) -> None:
         self.settings = context.settings
         self.context = context
-        self.supervisor = Supervisor(context)
+        ports = Ports(context)
+        self.supervisor = Supervisor(context, ports)
         self.tenants = Tenants(context)
-        self.networks = Networks(context, self.tenants)
+        self.networks = Networks(context, self.tenants, ports)
         self.images = Images(context, self.tenants)
-        admission = Admission(context, self.tenants, self.networks, self.images, self.supervisor.launcher)
+        admission = Admission(context, self.tenants, self.networks, self.images, ports)
         self.instances = Instances(self.tenants, admission, self.supervisor)
         self.stats = Stats(self.supervisor, self.tenants, self.instances.find)
         self.events = Events(context)
@@ -59,9 +62,8 @@ class ControlPlane:
         async with AsyncExitStack() as undo:
             store = SqliteStore(settings.state)
             undo.push_async_callback(store.close)
-            runtime = Runtime(settings.run, settings.spares)
-            await runtime.open(wait=False)
-            undo.push_async_callback(runtime.close)
+            images = await asyncio.to_thread(ImageStore, settings.images)
+            drivers = await open_drivers(settings, images, undo)
             fabric = LinuxFabric(
                 settings.run,
                 settings.prefix,
@@ -71,8 +73,7 @@ class ControlPlane:
             )
             await asyncio.to_thread(fabric.open)
             undo.push_async_callback(asyncio.to_thread, fabric.close)  # it waits for threads that use it still
-            images = await asyncio.to_thread(ImageStore, settings.images)
-            plane = cls(Context(settings, store, runtime, fabric, images))
+            plane = cls(Context(settings, store, drivers, TenantGroups(settings.prefix), fabric, images))
             undo.push_async_callback(plane.supervisor.close)
             await plane.reconciler.load()
             await plane.ensure()

@@ -17,20 +17,18 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Coroutine, Sequence
 from enum import Enum, auto
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from insula.container.runtime import State
 from insula.control.instances import limits
-from insula.control.instances.launch import LaunchRecord, boot_id
+from insula.control.instances.drivers.base import Driver, Observed, Running, State
+from insula.control.instances.drivers.directory import LaunchRecord, boot_id
+from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.restart_policy import after_boot
-from insula.control.instances.supervisor import Member, Supervisor, as_exit, records_of
+from insula.control.instances.supervisor import Supervisor, records_of
 from insula.control.instances.verbs import Instances
 from insula.control.keys import INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
-from insula.control.networks import Networks
+from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
-from insula.kernel import process
-from insula.kernel.cgroups import Cgroup
-from insula.kernel.cgroups.hierarchy import of_process
 from insula.model.errors import Failed, InsulaError
 from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
 from insula.store.protocol import Delete, Entry, Snapshot
@@ -41,8 +39,6 @@ T = TypeVar("T")
 LIMIT = 30.0
 """Seconds that one attempt at an instance may take, or the networks of all tenants together."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts
-Container = Literal["none", "parked", "running", "ended"]
-"""What the runtime has: nothing, PID 1 that was never told to start, a running one, one that ended."""
 
 
 class Action(Enum):
@@ -59,17 +55,17 @@ class Action(Enum):
 
 
 def decide(
-    instance: Instance, status: InstanceStatus | None, record: LaunchRecord | None, container: Container, boot: str
+    instance: Instance, status: InstanceStatus | None, record: LaunchRecord | None, found: State, boot: str
 ) -> Action:
     """What to do about one instance."""
     if instance.wanted == "removed":
         return Action.REMOVE
     current = record is not None and record.generation == instance.generation
-    if container == "running":
+    if found in ("running", "paused"):
         if instance.wanted == "stopped":
             return Action.STOP
         return Action.ADOPT if current else Action.REPLACE
-    if container == "ended" and current:
+    if found == "ended" and current:
         return Action.HARVEST
     if record is None or not current:
         return Action.LAUNCH if instance.wanted == "running" else Action.NOTHING
@@ -78,7 +74,7 @@ def decide(
         return Action.REBOOTED
     if known:
         return Action.RESUME
-    if container == "parked" or status is None or status.generation < instance.generation:
+    if found == "created" or status is None or status.generation < instance.generation:
         return Action.LAUNCH if instance.wanted == "running" else Action.NOTHING
     return Action.LOST
 
@@ -86,9 +82,9 @@ def decide(
 class Reconciler:
     """`load` reads the store, and `run` looks at this host: networks by tenant, then each instance on its own.
 
-    Requests are answered between the two. What concerns an instance waits for `Member.reconciled`, what concerns a
-    tenant's networks for `Context.prepared`. No instance is waited for by others, and none for ever: an attempt that
-    fails or takes more than `LIMIT` seconds is a problem of this host, and is repeated after a pause.
+    Requests are answered between the two. What concerns an instance waits for `ManagedInstance.reconciled`, what
+    concerns a tenant's networks for `Context.prepared`. No instance is waited for by others, and none for ever: an
+    attempt that fails or takes more than `LIMIT` seconds is a problem of this host, and is repeated after a pause.
     """
 
     def __init__(self, tenants: Tenants, networks: Networks, instances: Instances, supervisor: Supervisor) -> None:
@@ -100,7 +96,7 @@ class Reconciler:
         self.supervisor = supervisor
         self.boot = boot_id()
         self.certain = True  # whether everything in the store could be read: else nothing is anybody's leftover
-        self._containers: set[str] = set()  # leftovers
+        self._strays: list[tuple[Driver, str]] = []  # what is left of instances that nobody knows
         self._directories: set[str] = set()
         self._at_work: dict[str, asyncio.Task[None]] = {}  # on the networks of a tenant
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,7 +120,7 @@ class Reconciler:
         for instance, revision in self._whole(INSTANCES, entries):
             status = known.pop((instance.tenant, instance.name), None)
             if owner := owners.get(instance.tenant):
-                member = Member(owner, instance, status or InstanceStatus(state="created"), revision)
+                member = ManagedInstance(owner, instance, status or InstanceStatus(state="created"), revision)
                 member.reconciled.clear()
                 self.supervisor.add(member)
             else:
@@ -148,7 +144,7 @@ class Reconciler:
         return good
 
     def _find_leftovers(self, ids: set[str | None]) -> None:
-        self._containers = set(self.context.runtime.ids()) - ids
+        self._strays = [(d, each) for d in self.context.drivers.values() for each in d.ids() - ids]
         self._directories = set(os.listdir(self.context.settings.instances)) - ids
 
     # -- once requests are answered ----------------------------------------------------------------------------------
@@ -215,7 +211,7 @@ class Reconciler:
             if self.certain:
                 work = asyncio.to_thread(fabric.sweep_tenant, tenant, networks, ports)
                 await self._guarded(f"sweep of networks of tenant {name}", work)
-            await self._guarded(f"limits of tenant {name}", asyncio.to_thread(self.tenants.ensure_cgroup, tenant))
+            await self._guarded(f"limits of tenant {name}", asyncio.to_thread(self.context.groups.ensure, tenant))
             await self._guarded(f"tenant {name}", asyncio.to_thread(fabric.ensure_tenant, tenant))
             for network in networks:
                 work = asyncio.to_thread(fabric.ensure_network, tenant, network)
@@ -237,15 +233,15 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         """Containers, directories and control groups that belonged to no instance when the daemon started."""
-        for container in self._containers:
-            work = asyncio.wait_for(self.context.runtime.delete(container), LIMIT)
-            await self._guarded(f"container {container}", work)
+        for driver, stray in self._strays:
+            await self._guarded(f"container {stray}", asyncio.wait_for(driver.discard_stray(stray), LIMIT))
         for name in self._directories:
-            await self.supervisor.launcher.remove_directory(name)
+            for driver in self.context.drivers.values():
+                await self.supervisor.remove_stray_directory(driver, name)
 
     # -- instances -------------------------------------------------------------------------------------------------
 
-    async def _reconcile(self, member: Member) -> None:
+    async def _reconcile(self, member: ManagedInstance) -> None:
         """Attempts until one succeeds. After the first the user may try, too."""
         pause = _FIRST_PAUSE
         while not await self._attempt(member):
@@ -254,18 +250,18 @@ class Reconciler:
             pause = min(2 * pause, _LONGEST_PAUSE)
         member.reconciled.set()
 
-    async def _attempt(self, member: Member) -> bool:
+    async def _attempt(self, member: ManagedInstance) -> bool:
         """Look at it, and do what follows. Whether that succeeded; what failed is a problem of this host."""
         name, action = f"instance {'/'.join(member.key)}", None
         try:
             async with asyncio.timeout(LIMIT), member.lock:
                 if member.gone or member.watched:  # the user was faster
                     return True
-                action, damaged = await asyncio.to_thread(self._look, member)
+                action, found = await asyncio.to_thread(self._look, member)
                 log.info("%s: %s", name, action.name.lower())
-                if damaged:
-                    self.problems[records_of(member)] = f"damaged: {', '.join(damaged)}; {_SAID[action]}"
-                await self._act(member, action)
+                if found.damaged:
+                    self.problems[records_of(member)] = f"damaged: {', '.join(found.damaged)}; {_SAID[action]}"
+                await self._act(member, action, found)
         except TimeoutError:
             if name not in self.problems:
                 doing = action.name.lower() if action else "look"
@@ -277,101 +273,77 @@ class Reconciler:
         self.problems.solved(name)
         return True
 
-    def _look(self, member: Member) -> tuple[Action, list[str]]:
-        """What to do about it, and which of its records are damaged. Blocks."""
-        instance, status, runtime = member.instance, member.status, self.context.runtime
-        directory = self.supervisor.launcher.directory(instance.id)
-        record, damaged = directory.record(), runtime.damaged(instance.id)
-        if "state.json" in damaged and self._is_its_process(member):
-            runtime.restore(State(instance.id, status.pid or 0, status.start_time or 0, status.started, executed=True))
-        container = self._container(instance)
-        if record is None and directory.is_damaged():
-            damaged.append(str(directory.path / "launch.json"))
-            if container == "running" and status.generation == instance.generation:
-                record = LaunchRecord(generation=instance.generation, boot=self.boot)
-                directory.write_record(record)
-        return decide(instance, status, record, container, self.boot), damaged
+    def _look(self, member: ManagedInstance) -> tuple[Action, Observed]:
+        """What to do about it, and what was found. Blocks."""
+        driver = self.supervisor.driver(member)
+        found = driver.observe(member.instance, member.status)
+        return decide(member.instance, member.status, found.record, found.state, self.boot), found
 
-    def _is_its_process(self, member: Member) -> bool:
-        """Whether the process that the store names is this instance's current one."""
-        status, group = member.status, self.supervisor.launcher.cgroup(member.instance)
-        if status.pid is None or status.generation != member.instance.generation:
-            return False
-        return process.is_alive(status.pid, status.start_time) and f"{of_process(status.pid)}/".startswith(f"{group}/")
-
-    def _container(self, instance: Instance) -> Container:
-        state = self.context.runtime.state(instance.id)
-        if state is None:
-            return "none"
-        if process.is_alive(state.pid, state.start_time):
-            return "running" if state.executed else "parked"
-        return "ended" if _ran(state) else "none"
-
-    async def _adopt(self, member: Member) -> None:
-        state = self.context.runtime.state(member.instance.id)
-        if state is None:
+    async def _adopt(self, member: ManagedInstance, found: Observed) -> None:
+        running = found.running
+        if running is None:
             raise Failed("its records vanished", "look at the run directory")
         named = member.active
-        paused = Cgroup(self.supervisor.launcher.cgroup(member.instance)).frozen()
         self.supervisor.adopt(
             member,
             InstanceStatus(
-                state="paused" if paused else "running",
+                state="paused" if found.state == "paused" else "running",
                 generation=member.instance.generation,
-                pid=state.pid,
-                start_time=state.start_time,
-                started=state.started or time.time(),
+                pid=running.pid,
+                start_time=running.start_time,
+                started=running.started or time.time(),
                 restarts=member.status.restarts,
                 backoff=member.status.backoff,
                 resources=member.status.resources,
             ),
         )
         if not named:
-            await self.supervisor.launcher.update_names(member.tenant)
+            await self.supervisor.update_names(member.tenant)
         if member.status.resources != member.instance.spec.resources:
             self.supervisor.spawn(limits.repair(self.supervisor, member))
 
-    async def _act(self, member: Member, action: Action) -> None:
+    async def _act(self, member: ManagedInstance, action: Action, found: Observed) -> None:
         supervisor, instances = self.supervisor, self.instances
         if action is Action.ADOPT:
-            await self._adopt(member)
+            await self._adopt(member, found)
         elif action is Action.REMOVE:
             await supervisor.remove(member)
         elif action is Action.STOP:
-            await self._adopt(member)
+            await self._adopt(member, found)
             supervisor.spawn(instances.finish_stop(member))
         elif action in (Action.LAUNCH, Action.REPLACE):
-            await supervisor.launcher.clean(member.tenant, member.instance)
+            await supervisor.discard(member)
             supervisor.spawn(self._launch(member))
         elif action is Action.HARVEST:
-            await self._harvest(member)
+            await self._harvest(member, found)
         elif action is Action.LOST:
-            await self._conclude(member, Exit(exit_status=None, finished=time.time()))
+            await self._conclude(member, Exit(exit_status=None, finished=time.time()), found.running)
         elif action is Action.REBOOTED:
             await self._rebooted(member)
         elif action is Action.RESUME:
-            await supervisor.launcher.clean(member.tenant, member.instance)
+            await supervisor.discard(member)
             supervisor.resume(member)
         elif action is Action.NOTHING:
-            await supervisor.launcher.clean(member.tenant, member.instance)
+            await supervisor.discard(member)
 
-    async def _harvest(self, member: Member) -> None:
-        record = await self.context.runtime.wait(member.instance.id)
-        await self._conclude(member, as_exit(record))
+    async def _harvest(self, member: ManagedInstance, found: Observed) -> None:
+        ended = await self.supervisor.driver(member).wait(member.instance.id)
+        await self._conclude(member, ended, found.running)
 
-    async def _conclude(self, member: Member, ended: Exit, *, restart: bool = True) -> None:
-        state = self.context.runtime.state(member.instance.id)
+    async def _conclude(
+        self, member: ManagedInstance, ended: Exit, running: Running | None = None, *, restart: bool = True
+    ) -> None:
         before = member.status
         member.status = InstanceStatus(
             state="running",
             generation=member.instance.generation,
-            started=(state.started if state else None) or before.started,
+            started=(running.started if running else None) or before.started,
             restarts=before.restarts,
             backoff=before.backoff,
         )
         await self.supervisor.conclude(member, ended, restart=restart)
 
-    async def _launch(self, member: Member) -> None:
+    async def _launch(self, member: ManagedInstance) -> None:
         async with member.lock:
             if not member.gone and member.instance.wanted == "running" and not member.active:
                 try:
@@ -380,9 +352,9 @@ class Reconciler:
                     log.warning("instance %s/%s does not start: %s", *member.key, error)
                     self.supervisor.retry(member)
 
-    async def _rebooted(self, member: Member) -> None:
+    async def _rebooted(self, member: ManagedInstance) -> None:
         """The host came up again: what ran has ended with it, and runs again if its policy says so."""
-        await self.supervisor.launcher.clean(member.tenant, member.instance)
+        await self.supervisor.discard(member)
         if member.status.state not in ("exited", "failed"):
             ended = Exit(exit_status=None, finished=time.time())
             if after_boot(member.instance, started_before=True):
@@ -413,7 +385,3 @@ def _id_of(entry: Entry) -> str | None:
         return str(found["id"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def _ran(state: State) -> bool:
-    return state.executed or state.started is not None

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import msgspec
 
@@ -24,7 +22,6 @@ from insula.control.context import Context
 from insula.control.instances.specs import check_labels
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.quotas import check_covers, check_limits, guarded, merge
-from insula.kernel.cgroups import Cgroup, Resources
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
 from insula.model.units import check_label, shorten
@@ -36,8 +33,6 @@ DEFAULT = "default"
 FIRST_ID = 0x40000000
 MAX_TENANTS = (0x70000000 - FIRST_ID) // IDS_PER_TENANT
 _INDEX = "tenant-index"
-_CPU_PERIOD = 100_000
-_HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
 
 
 class Tenants:
@@ -84,10 +79,10 @@ class Tenants:
             before = (await self.find(name)).value
             await self._set_limits(name, check_limits(merge(before.limits, patch)))
             try:
-                await asyncio.to_thread(self.ensure_cgroup, (await self.find(name)).value)
+                await asyncio.to_thread(self.context.groups.ensure, (await self.find(name)).value)
             except BaseException:
                 await self._set_limits(name, before.limits, undo=True)
-                await asyncio.to_thread(self.ensure_cgroup, before)
+                await asyncio.to_thread(self.context.groups.ensure, before)
                 raise
         return await self.get(name)
 
@@ -131,40 +126,8 @@ class Tenants:
 
     async def ensure(self, tenant: Tenant) -> None:
         """Makes or repairs what the tenant has on this host; changes nothing that is right."""
-        await asyncio.to_thread(self.ensure_cgroup, tenant)
+        await asyncio.to_thread(self.context.groups.ensure, tenant)
         await self.context.fabric_call(tenant.name, self.context.fabric.ensure_tenant, tenant)
-
-    def cgroup(self, name: str) -> Cgroup:
-        return Cgroup(f"{self.context.settings.prefix}/{name}")
-
-    def ensure_cgroup(self, tenant: Tenant) -> None:
-        """Make or repair the control group with the tenant's limits. Blocks. Failed."""
-        group, limits, defaults = self.cgroup(tenant.name), tenant.limits, Limits()
-        quota = -1 if limits.cpus is None else int(limits.cpus * _CPU_PERIOD)
-        memory = -1 if limits.memory is None else limits.memory
-        pids = -1 if limits.pids is None else limits.pids
-        cpu: Resources = {"cpu": {"quota": quota, "period": _CPU_PERIOD}}
-        ram: Resources = {"memory": {"limit": memory, "checkBeforeUpdate": True}}
-        try:
-            group.create()
-            _leave_pids_to_the_host(Cgroup(self.context.settings.prefix))
-            for limit, usual, resources in (
-                (limits.cpus, defaults.cpus, cpu),
-                (limits.memory, defaults.memory, ram),
-                (limits.pids, defaults.pids, {"pids": {"limit": pids}}),
-                (None, None, {"hugepageLimits": no_huge_pages() if group.tree.unified else []}),
-            ):
-                try:
-                    group.update(resources)
-                except OSError as error:  # a host that can't limit something can still do without a limit
-                    if limit not in (None, usual) or error.errno != errno.EOPNOTSUPP:
-                        raise
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                what = f"tenant {tenant.name} can't be limited so: {error.strerror}"
-                raise Failed(what, "stop instances, or allow more") from error
-            hint = "`insula doctor` tells what this host lacks"
-            raise Failed(f"the control group of tenant {tenant.name} can't be made: {error}", hint) from error
 
     async def remove(self, name: str) -> None:
         """Conflict while it has instances, networks or images of its own; the default tenant stays."""
@@ -215,31 +178,9 @@ class Tenants:
             try:
                 await self.context.fabric_call(tenant.name, self.context.fabric.remove_tenant, tenant)
             finally:
-                await asyncio.to_thread(self.cgroup(tenant.name).remove)
+                await asyncio.to_thread(self.context.groups.remove, tenant.name)
         except (InsulaError, OSError) as error:
             self.context.problems[f"tenant {tenant.name}"] = f"could not be taken off the host: {error}"
-
-
-def no_huge_pages() -> list[dict[str, object]]:
-    """`linux.resources.hugepageLimits` that allow none: who has set some aside (hugetlbpage.rst) did it for others."""
-    sizes = (int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in _HUGE_PAGES.glob("hugepages-*kB"))
-    units = ((1 << 20, "GB"), (1 << 10, "MB"), (1, "KB"))  # as the names of the files have them: hugetlb.2MB.max
-    return [
-        {"pageSize": next(f"{size // unit}{name}" for unit, name in units if size >= unit), "limit": 0}
-        for size in sizes
-    ]
-
-
-def _leave_pids_to_the_host(everything: Cgroup) -> None:
-    """Limit all tenants together to three quarters of what the host has of process numbers and threads (proc(5)).
-
-    OSError; nothing happens on a host without the controller."""
-    most = min(int(Path(f"/proc/sys/kernel/{name}").read_text()) for name in ("pid_max", "threads-max"))
-    try:
-        everything.limit({"pids": {"limit": most * 3 // 4}})
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
 
 
 def _claims(tenant: Tenant) -> list[Claim]:

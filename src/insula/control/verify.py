@@ -7,7 +7,6 @@ something didn't fit, the measurement says nothing and is taken again.
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import AsyncExitStack, suppress
 
 from insula.control.instances.supervisor import Supervisor
@@ -60,6 +59,7 @@ class Verifier:
             port = member.instance.port
             if port and member.status.state in ("running", "paused", "stopping"):
                 with suppress(NotFound):  # it ended this moment
-                    found[port.index] = self.context.runtime.netns(member.instance.id)
-                    held.callback(os.close, found[port.index])
+                    nic = self.context.driver(member.instance).nic(member.instance.id)
+                    held.callback(nic.close)
+                    found[port.index] = nic.fd
         return found

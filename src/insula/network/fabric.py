@@ -7,10 +7,24 @@ waits for those before it about the same tenant. They raise Unavailable before `
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from insula.model.objects import Network, NetworkStatus, Port, Struct, Tenant
+
+
+class NetnsNic(NamedTuple):
+    """A descriptor of the network namespace that gets a device (network_namespaces(7)); `close` it after use."""
+
+    fd: int
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+Nic = NetnsNic
+"""Where an instance is plugged in: a network namespace."""
 
 
 class InstalledNetwork(Struct, kw_only=True):

@@ -31,7 +31,7 @@ PYTHON = os.path.realpath(sys.executable)
 COMMAND = (PYTHON, "-I", "-S", "-B", "/attack/tests/system/escape/attacks/run.py")
 IMAGE = "attack:latest"
 Attack = Callable[..., Any]
-Member = tuple[tarfile.TarInfo, bytes]
+ManagedInstance = tuple[tarfile.TarInfo, bytes]
 
 _MODULES = "__future__ array collections.abc contextlib ctypes errno fcntl importlib json mmap os resource select signal socket stat struct sys termios threading time traceback typing"  # noqa: E501
 _APPLETS = "sh cat ls id sleep true echo kill ln mkdir rm mount umount mknod touch head tail grep ps test find stat dd"
@@ -56,7 +56,7 @@ def files() -> dict[str, bytes]:
     return found
 
 
-def members(*more: Member) -> list[Member]:
+def members(*more: ManagedInstance) -> list[ManagedInstance]:
     """The members of a layer with all `files`, and busybox's applets."""
     made = [member(path.lstrip("/"), data, mode=0o755) for path, data in files().items()]
     made += [member(f"bin/{name}", linkname="busybox") for name in _APPLETS.split()]

@@ -18,7 +18,7 @@ from tests.forked import forked
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.images import Layout, member, tar
-from tests.system.escape.cell import POISON, Member, poisoned_paths
+from tests.system.escape.cell import POISON, ManagedInstance, poisoned_paths
 
 APPLETS = ("sh", "cat", "sleep", "ls", "id", "true", "readlink", "stat", "grep", "pwd", "rm", "ln", "head")
 
@@ -39,7 +39,7 @@ class Host:
         self.secret.write_text("the host's secret")
         self._before = self._state()
 
-    def load(self, *members: Member, name: str = "hostile:latest", **process: Any) -> None:
+    def load(self, *members: ManagedInstance, name: str = "hostile:latest", **process: Any) -> None:
         layout = Layout()
         process = {"Cmd": ["/bin/sleep", "600"], "Env": ["PATH=/bin"]} | process
         layout.image([busybox(), tar(member("tmp"), *members)], name=name, process=process)
@@ -114,7 +114,7 @@ def test_files_that_are_links(host: Host, name: str, target: str) -> None:
     assert host.is_unchanged()
 
 
-PASSWD: dict[str, list[Member]] = {
+PASSWD: dict[str, list[ManagedInstance]] = {
     "a link to the host's": [member("etc/passwd", linkname="../../../../../../etc/shadow")],
     "a link to itself": [member("etc/passwd", linkname="passwd")],
     "a pipe": [member("etc/passwd", kind=tarfile.FIFOTYPE)],

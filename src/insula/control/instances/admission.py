@@ -14,10 +14,10 @@ import msgspec
 from insula.control import claims
 from insula.control.context import Context
 from insula.control.images import Images
-from insula.control.instances.launch import Launcher
 from insula.control.instances.specs import check, make_name
 from insula.control.keys import EVENTS, INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
-from insula.control.networks import Networks, port_claims
+from insula.control.networks.ports import Ports, port_claims
+from insula.control.networks.verbs import Networks
 from insula.control.quotas import add, change, exchange, guarded, subtract
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Failed, NotFound
@@ -36,24 +36,23 @@ class Admitted(NamedTuple):
 
 
 class Admission:
-    def __init__(
-        self, context: Context, tenants: Tenants, networks: Networks, images: Images, launcher: Launcher
-    ) -> None:
+    def __init__(self, context: Context, tenants: Tenants, networks: Networks, images: Images, ports: Ports) -> None:
         self.context = context
         self.tenants = tenants
         self.networks = networks
         self.images = images
-        self.launcher = launcher
+        self.ports = ports
 
     async def admit(self, tenant: str, spec: InstanceSpec, *, start: bool) -> Admitted:
         """Commits a new instance. Invalid, NotFound, Conflict, QuotaExceeded: then nothing was changed."""
         spec = check(spec)
         owner, image = await asyncio.gather(self.tenants.find(tenant), self.images.find(tenant, spec.image))
         network = await self.networks.find(tenant, spec.network) if spec.network is not None else None
+        driver = self.context.driver_for(spec)
         draft = Instance(
             tenant=tenant,
             name=spec.name or make_name(spec.image),
-            id=self.context.runtime.choose_id(self.launcher.parent(tenant)),
+            id=driver.reserve(tenant),
             spec=spec,
             image_digest=image.value.digest,
             layers=image.value.layers,
@@ -63,7 +62,7 @@ class Admission:
             generation=1 if start else 0,
             created=time.time(),
         )
-        await self.launcher.check(owner.value, draft)
+        await driver.validate(owner.value, draft)
 
         async def attempt(guard: Found[Usage]) -> Admitted:
             return await self._commit(owner, guard, network, draft)
@@ -76,7 +75,7 @@ class Admission:
         tenant, spec, name = draft.tenant, draft.spec, draft.name
         usage = add(owner.value, guard.value, spec.resources)
         for _ in range(claims.ATTEMPTS):
-            port = await self.networks.allocate_port(network.value, name, spec) if network else None
+            port = await self.ports.allocate(network.value, name, spec) if network else None
             own = port_claims(port) if port else []
             instance = msgspec.structs.replace(
                 draft, name=name, spec=msgspec.structs.replace(spec, name=name), port=port

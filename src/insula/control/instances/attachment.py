@@ -16,9 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import TypeVar
 
-from insula.container.log import LogReader, Record
-from insula.container.runtime import Attachment as Stream
-from insula.container.runtime import Runtime
+from insula.control.instances.drivers.base import Driver, Log, LogRecord, Streams
 from insula.model.errors import InsulaError, NotFound, Unavailable
 from insula.model.objects import Exit
 from insula.model.stream import Kind
@@ -51,7 +49,7 @@ async def in_reader(work: Callable[[], T]) -> T:
         raise
 
 
-async def follow(reader: LogReader, over: Callable[[], bool]) -> AsyncIterator[list[Record]]:
+async def follow(reader: Log, over: Callable[[], bool]) -> AsyncIterator[list[LogRecord]]:
     """Records of a log in batches, as they are written, until `over()` and nothing is left."""
     pause = _SHORTEST
     while True:
@@ -67,7 +65,7 @@ async def follow(reader: LogReader, over: Callable[[], bool]) -> AsyncIterator[l
             pause = min(_LONGEST, pause * 1.5)
 
 
-def merge(records: Sequence[Record]) -> Iterator[tuple[Kind, bytes]]:
+def merge(records: Sequence[LogRecord]) -> Iterator[tuple[Kind, bytes]]:
     """The output in the records, those of one kind that follow each other as one piece."""
     for kind, group in groupby(records, lambda record: record.kind):
         yield kind, b"".join(record.data for record in group)
@@ -83,23 +81,23 @@ class Attachment:
 
     def __init__(
         self,
-        runtime: Runtime,
-        container: str,
+        driver: Driver,
+        instance_id: str,
         exec_id: str | None = None,
         *,
         stdin: bool,
         replay: bool = False,
-        log: Callable[[], LogReader] | None = None,
+        log: Callable[[], Log] | None = None,
         after: asyncio.Event | None = None,
     ) -> None:
-        self._runtime = runtime
-        self._container = container
+        self._driver = driver
+        self._instance_id = instance_id
         self._exec_id = exec_id
         self._stdin = stdin
         self._replay = replay
         self._log = log
         self._after = after
-        self._stream: asyncio.Future[Stream | None] = asyncio.get_running_loop().create_future()
+        self._stream: asyncio.Future[Streams | None] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[Exit] | None = None
         self._fresh = False
 
@@ -107,13 +105,13 @@ class Attachment:
         """Join the process, whose end `ended` will tell. One that isn't `fresh` may have closed its streams already;
         then it has only its end to tell."""
         deadline = time.monotonic() + _PATIENCE
-        stream: Stream | None = None
+        stream: Streams | None = None
         while stream is None:
             try:
-                stream = await self._runtime.attach(self._container, self._exec_id, stdin=self._stdin)
+                stream = await self._driver.attach(self._instance_id, self._exec_id, stdin=self._stdin)
             except (NotFound, OSError) as error:
                 # a keeper that has just been started knows its sessions in a moment
-                over = self._exec_id is None and self._runtime.exit(self._container) is not None
+                over = self._exec_id is None and self._driver.has_exited(self._instance_id)
                 if (isinstance(error, NotFound) and (over or not fresh)) or time.monotonic() > deadline:
                     break
                 await asyncio.sleep(_SHORTEST)
@@ -175,7 +173,7 @@ class Attachment:
 
     async def _complete(self, ended: asyncio.Future[Exit]) -> None:
         await asyncio.wait([ended])
-        await self._runtime.flushed(self._container, self._exec_id)
+        await self._driver.flushed(self._instance_id, self._exec_id)
 
     def close(self) -> None:
         """Detach; the process goes on."""
@@ -185,6 +183,6 @@ class Attachment:
             stream.close()
 
 
-async def _finish(stream: Stream, ended: asyncio.Future[Exit]) -> None:
+async def _finish(stream: Streams, ended: asyncio.Future[Exit]) -> None:
     await asyncio.wait([ended])
     await stream.finish()

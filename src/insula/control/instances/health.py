@@ -21,17 +21,15 @@ import random
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from insula.container.runtime import Attachment, Exec, Runtime
-from insula.control.instances.launch import Launcher
+from insula.control.instances.drivers.base import Driver, Streams
+from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.recorder import Recorder
 from insula.model.errors import InsulaError, NotFound
 from insula.model.health import HealthPlan, plan
+from insula.model.objects import Instance
 from insula.model.views import ExecSpec, Health, Probe
-
-if TYPE_CHECKING:
-    from insula.control.instances.supervisor import Member
 
 log = logging.getLogger("insula.health")
 AT_ONCE: Final = 8  # checks of one tenant
@@ -47,12 +45,12 @@ _TRIES = 30
 class Monitor:
     """What is known of one start of an instance that has checks; `over` once that start is."""
 
-    def __init__(self, member: Member, plan: HealthPlan) -> None:
+    def __init__(self, member: ManagedInstance, plan: HealthPlan) -> None:
         self.member = member
         self.plan = plan
         self.started = member.status.started or time.time()
         self.health = Health(status="starting")
-        self.process: dict[str, Any] | None = None  # as in the OCI runtime-spec; the same for each check
+        self.process: object | None = None  # as `Driver.prepare_exec` made it; the same for each check
         self.over = False
 
     def judge(self, probe: Probe) -> Health:
@@ -68,17 +66,15 @@ class Monitor:
 
 
 class HealthChecks:
-    """`spawn` makes a task that the daemon ends when it ends itself."""
+    """`driver` gives the driver of an instance. `spawn` makes a task that the daemon ends when it ends itself."""
 
     def __init__(
         self,
-        runtime: Runtime,
-        launcher: Launcher,
+        driver: Callable[[Instance], Driver],
         recorder: Recorder,
         spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]],
     ) -> None:
-        self._runtime = runtime
-        self._launcher = launcher
+        self._driver = driver
         self._recorder = recorder
         self._spawn = spawn
         self._numbers = itertools.count()
@@ -87,11 +83,12 @@ class HealthChecks:
         self._running: Counter[str] = Counter()  # by tenant
         self._waiting: defaultdict[str, deque[Monitor]] = defaultdict(deque)
 
-    def begin(self, member: Member, *, adopted: bool = False) -> None:
+    def begin(self, member: ManagedInstance, *, adopted: bool = False) -> None:
         """It runs: check it from now on, if somebody asked for that. Of those adopted all would be due at once."""
         self.end(member)
-        if adopted and (left := [e for e in self._runtime.execs(member.instance.id) if e.startswith(PREFIX)]):
-            self._spawn(self._sweep(member.instance.id, left))
+        execs = self._driver(member.instance).execs(member.instance.id) if adopted else []
+        if left := [each for each in execs if each.startswith(PREFIX)]:
+            self._spawn(self._sweep(member.instance, left))
         try:
             wanted = plan(member.instance.spec.healthcheck, member.instance.config.healthcheck)
         except InsulaError as error:
@@ -102,7 +99,7 @@ class HealthChecks:
             pause = wanted.pause("starting", time.time() - monitor.started)
             self._schedule(monitor, pause * random.random() if adopted else pause)
 
-    def end(self, member: Member) -> None:
+    def end(self, member: ManagedInstance) -> None:
         """It ended, and with it what ran inside."""
         if member.monitor:
             member.monitor.over = True
@@ -166,36 +163,38 @@ class HealthChecks:
         self._schedule(monitor, monitor.plan.pause(now.status, time.time() - monitor.started))
 
     async def _probe(self, monitor: Monitor) -> Probe:
-        container, exec_id = monitor.member.instance.id, PREFIX + os.urandom(6).hex()
+        instance, exec_id = monitor.member.instance, PREFIX + os.urandom(6).hex()
+        driver = self._driver(instance)
         started, status, output = time.time(), None, bytearray()
         try:
             async with asyncio.timeout(monitor.plan.timeout):
-                await self._runtime.exec_as(container, exec_id, Exec(await self._process(monitor)))
-                status = await self._result(container, exec_id, output)
+                await driver.exec(instance.id, await self._process(monitor), exec_id)
+                status = await self._result(driver, instance.id, exec_id, output)
         except TimeoutError:
             output += f"\nkilled after {monitor.plan.timeout:g} s".encode()
             await self._kill(monitor, exec_id)
         except InsulaError as error:
             status, output[:] = error.exit_status, str(error).encode()
-        self._runtime.forget(container, exec_id)
+        driver.forget_exec(instance.id, exec_id)
         text = output.decode(errors="replace").strip()
         return Probe(started=started, finished=time.time(), exit_status=status, output=text)
 
-    async def _process(self, monitor: Monitor) -> dict[str, Any]:
+    async def _process(self, monitor: Monitor) -> object:
         if monitor.process is None:
             member, spec = monitor.member, ExecSpec(command=monitor.plan.command)
-            monitor.process = await asyncio.to_thread(self._launcher.exec_process, member.tenant, member.instance, spec)
+            driver = self._driver(member.instance)
+            monitor.process = await driver.prepare_exec(member.tenant, member.instance, spec)
         return monitor.process
 
-    async def _result(self, container: str, exec_id: str, output: bytearray) -> int | None:
+    async def _result(self, driver: Driver, instance_id: str, exec_id: str, output: bytearray) -> int | None:
         """The exit status of a check; what it prints is added to `output`."""
         try:
-            stream = await self._runtime.attach(container, exec_id)
+            stream = await driver.attach(instance_id, exec_id)
         except NotFound:  # it ended at once, or the keeper did: the status is what counts
-            return (await self._runtime.wait(container, exec_id)).exit_status
+            return (await driver.wait(instance_id, exec_id)).exit_status
         reading = asyncio.ensure_future(_read(stream, output))
         try:
-            record = await self._runtime.wait(container, exec_id)
+            record = await driver.wait(instance_id, exec_id)
             if not reading.done():
                 await stream.finish()
                 await asyncio.wait([reading], timeout=_RETRY)
@@ -206,28 +205,30 @@ class HealthChecks:
 
     async def _kill(self, monitor: Monitor, exec_id: str) -> None:
         """It must be gone before the next one. While its instance is frozen it may not even have begun, or not end."""
-        container, tries = monitor.member.instance.id, 0
+        instance, tries = monitor.member.instance, 0
+        driver = self._driver(instance)
         while not monitor.over and tries < _TRIES:
             tries += monitor.member.status.state == "running"
             with contextlib.suppress(NotFound):
-                self._runtime.signal(container, _SIGKILL, exec_id, group=True)
+                driver.signal(instance.id, _SIGKILL, exec_id, group=True)
             with contextlib.suppress(NotFound, TimeoutError):
                 async with asyncio.timeout(_RETRY):
-                    await self._runtime.wait(container, exec_id)
+                    await driver.wait(instance.id, exec_id)
                     return
             await asyncio.sleep(_RETRY / 10)
 
-    async def _sweep(self, container: str, execs: Sequence[str]) -> None:
+    async def _sweep(self, instance: Instance, execs: Sequence[str]) -> None:
         """Kills what an earlier insulad had begun to check with."""
+        driver = self._driver(instance)
         for exec_id in execs:
             with contextlib.suppress(NotFound):
-                self._runtime.signal(container, _SIGKILL, exec_id, group=True)
+                driver.signal(instance.id, _SIGKILL, exec_id, group=True)
             with contextlib.suppress(NotFound):
-                await self._runtime.wait(container, exec_id)
-            self._runtime.forget(container, exec_id)
+                await driver.wait(instance.id, exec_id)
+            driver.forget_exec(instance.id, exec_id)
 
 
-async def _read(stream: Attachment, output: bytearray) -> None:
+async def _read(stream: Streams, output: bytearray) -> None:
     """Up to the bound; then it is closed, and the keeper throws away what comes."""
     async for _, data in stream:
         output += data[: OUTPUT - len(output)]

@@ -15,9 +15,9 @@ import logging
 from contextlib import suppress
 
 from insula.control.instances.admission import resize
-from insula.control.instances.drivers.container import spec
+from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.specs import typed
-from insula.control.instances.supervisor import Member, Supervisor
+from insula.control.instances.supervisor import Supervisor
 from insula.control.quotas import check_resources, merge
 from insula.model.errors import Conflict, InsulaError, NotFound
 from insula.model.views import ResourcesPatch
@@ -26,7 +26,7 @@ from insula.store.typed import Found
 log = logging.getLogger("insula.control")
 
 
-async def update(supervisor: Supervisor, member: Member, patch: ResourcesPatch) -> None:
+async def update(supervisor: Supervisor, member: ManagedInstance, patch: ResourcesPatch) -> None:
     """Other limits from now on. The lock is held. Invalid, QuotaExceeded, Failed: then nothing was changed."""
     before = member.instance.spec.resources
     resources = check_resources(merge(before, patch))
@@ -41,27 +41,27 @@ async def update(supervisor: Supervisor, member: Member, patch: ResourcesPatch) 
         raise
 
 
-async def enforce(supervisor: Supervisor, member: Member) -> None:
+async def enforce(supervisor: Supervisor, member: ManagedInstance) -> None:
     """Writes the wanted limits into the control group of an instance that runs. Failed when the kernel refuses them."""
     resources = member.instance.spec.resources
     if not member.active or member.status.resources == resources:
         return
     supervisor.note(member, resources=None)  # some of them are in force, if this goes wrong
     try:
-        await supervisor.context.runtime.update(member.instance.id, spec.update(resources))
+        await supervisor.driver(member).resize(member.instance.id, resources)
     except NotFound:  # it is just ending
         return
     if member.active:
         supervisor.note(member, resources=resources)
 
 
-async def repair(supervisor: Supervisor, member: Member) -> None:
+async def repair(supervisor: Supervisor, member: ManagedInstance) -> None:
     """Writes limits that were committed and not enforced."""
     async with member.lock:
         await _enforce_or_tell(supervisor, member)
 
 
-async def _enforce_or_tell(supervisor: Supervisor, member: Member) -> None:
+async def _enforce_or_tell(supervisor: Supervisor, member: ManagedInstance) -> None:
     """What can't be written is a problem of this host."""
     name = f"limits of instance {'/'.join(member.key)}"
     try:
@@ -71,28 +71,28 @@ async def _enforce_or_tell(supervisor: Supervisor, member: Member) -> None:
         supervisor.context.problems[name] = str(error)
 
 
-async def pause(supervisor: Supervisor, member: Member) -> None:
+async def pause(supervisor: Supervisor, member: ManagedInstance) -> None:
     """Freezes it. The lock is held. Conflict unless it runs."""
     tenant, name = member.key
     if member.status.state == "paused":
         raise Conflict(f"instance {name} is paused already", f"{typed(tenant, f'unpause {name}')} lets it go on")
     check_running(member)
     with suppress(NotFound):  # it is just ending
-        await supervisor.context.runtime.pause(member.instance.id)
+        await supervisor.driver(member).pause(member.instance.id)
     check_running(member)
     supervisor.note(member, state="paused")
 
 
-async def unpause(supervisor: Supervisor, member: Member) -> None:
+async def unpause(supervisor: Supervisor, member: ManagedInstance) -> None:
     """Lets it go on. The lock is held. Conflict unless it is paused."""
     if member.status.state != "paused":
         raise Conflict(f"instance {member.instance.name} is not paused ({member.status.state})", "there is no need to")
-    await supervisor.context.runtime.resume(member.instance.id)
+    await supervisor.driver(member).resume(member.instance.id)
     if member.status.state == "paused":
         supervisor.note(member, state="running")
 
 
-def check_running(member: Member) -> None:
+def check_running(member: ManagedInstance) -> None:
     """Conflict unless something can be done inside: it runs, and is not paused."""
     if member.status.state == "paused":
         tenant, name = member.key
@@ -101,7 +101,7 @@ def check_running(member: Member) -> None:
         raise not_running(member)
 
 
-def not_running(member: Member) -> Conflict:
+def not_running(member: ManagedInstance) -> Conflict:
     tenant, name = member.key
     hint = f"{typed(tenant, f'start {name}')} starts it"
     return Conflict(f"instance {name} is not running ({member.status.state})", hint)

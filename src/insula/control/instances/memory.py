@@ -11,15 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from insula.control.instances.drivers.base import Driver
+from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.recorder import Recorder
-from insula.kernel.cgroups import Cgroup
-from insula.kernel.cgroups.events import OutOfMemory
 from insula.model.errors import InsulaError
-
-if TYPE_CHECKING:
-    from insula.control.instances.supervisor import Member
 
 log = logging.getLogger("insula.control")
 _LOOKS: Final = (0.05, 0.2, 1.0)
@@ -29,11 +26,11 @@ _LOOKS: Final = (0.05, 0.2, 1.0)
 class Watch:
     """The control group of one running instance."""
 
-    def __init__(self, member: Member, group: Cgroup, recorder: Recorder, *, adopted: bool) -> None:
+    def __init__(self, member: ManagedInstance, driver: Driver, recorder: Recorder, *, adopted: bool) -> None:
         self._member = member
         self._recorder = recorder
-        self._events: OutOfMemory = group.oom_notifications()
-        self._killed = group.oom_kills() if adopted else 0  # before this insulad came: told by the one before
+        self._events = driver.memory_events(member.instance)
+        self._killed = self._events.take() if adopted else 0  # before this insulad came: told by the one before
         self._look: asyncio.TimerHandle | None = None
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._notified)
 
@@ -75,15 +72,15 @@ class MemoryEvents:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
-    def begin(self, member: Member, group: Cgroup, *, adopted: bool) -> None:
+    def begin(self, member: ManagedInstance, driver: Driver, *, adopted: bool) -> None:
         """It runs: have its events recorded from now on. Without them it runs as well."""
         self.end(member)
         try:
-            member.memory = Watch(member, group, self._recorder, adopted=adopted)
+            member.memory = Watch(member, driver, self._recorder, adopted=adopted)
         except (OSError, InsulaError) as error:
             log.warning("instance %s/%s: no events of memory: %s", *member.key, error)
 
-    def end(self, member: Member) -> None:
+    def end(self, member: ManagedInstance) -> None:
         """It ended; before its control group is removed."""
         if member.memory:
             member.memory.close()

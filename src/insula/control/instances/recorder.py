@@ -11,15 +11,12 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from typing import TYPE_CHECKING
 
+from insula.control.instances.managed import ManagedInstance
 from insula.control.keys import EVENTS, INSTANCES
 from insula.model.errors import InsulaError
 from insula.model.objects import InstanceEvent
 from insula.store.protocol import Compare, Store, TransactionConflict
-
-if TYPE_CHECKING:
-    from insula.control.instances.supervisor import Member
 
 _MOST = 10_000  # waiting to be written: a full disk must not fill memory as well
 _ATTEMPTS = 5
@@ -30,10 +27,10 @@ class Recorder:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pending: deque[tuple[Member, InstanceEvent]] = deque(maxlen=_MOST)
+        self._pending: deque[tuple[ManagedInstance, InstanceEvent]] = deque(maxlen=_MOST)
         self._writing: asyncio.Task[None] | None = None
 
-    def record(self, member: Member, action: str, **details: str | int | float | bool | None) -> None:
+    def record(self, member: ManagedInstance, action: str, **details: str | int | float | bool | None) -> None:
         """Tells whoever watches that `action` happened to the instance just now."""
         self._pending.append((member, InstanceEvent(time=time.time(), action=action, details=details)))
         if self._writing is None or self._writing.done():
@@ -45,7 +42,7 @@ class Recorder:
             with contextlib.suppress(InsulaError):  # a full disk: the host has worse trouble than a missing event
                 await self._put(member, event)
 
-    async def _put(self, member: Member, event: InstanceEvent) -> None:
+    async def _put(self, member: ManagedInstance, event: InstanceEvent) -> None:
         """Unless the instance was removed meanwhile: then nobody would ever take the entry away."""
         for _ in range(_ATTEMPTS):
             if member.gone:

@@ -12,16 +12,17 @@ import contextlib
 import msgspec
 
 from insula.control import claims
+from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.specs import typed
-from insula.control.instances.supervisor import SETTLED, Member, Supervisor
+from insula.control.instances.supervisor import SETTLED, Supervisor
 from insula.control.keys import EVENTS, INSTANCES, STATUS
-from insula.control.networks import port_claims
+from insula.control.networks.ports import port_claims
 from insula.model.errors import Conflict
 from insula.model.units import check_label
 from insula.store.protocol import Compare, TransactionConflict, Write
 
 
-async def rename(supervisor: Supervisor, member: Member, name: str) -> None:
+async def rename(supervisor: Supervisor, member: ManagedInstance, name: str) -> None:
     """Gives the instance the name `name`. The lock is held. Invalid, Conflict: then nothing was changed."""
     tenant, old = member.key
     check_label("instance", name)
@@ -62,4 +63,4 @@ async def rename(supervisor: Supervisor, member: Member, name: str) -> None:
     supervisor.context.problems.solved(f"limits of instance {tenant}/{old}")  # told again under the new name
     supervisor.recorder.record(member, "renamed", before=old)
     if after.port and member.active:
-        await supervisor.launcher.update_names(member.tenant)
+        await supervisor.update_names(member.tenant)

@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from insula.control.instances.drivers.base import Running
+from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.specs import typed
 from insula.model.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
-    from insula.control.instances.supervisor import Member, Supervisor
+    from insula.control.instances.supervisor import Supervisor
     from insula.model.objects import InstanceSpec
 
 
-def partner(supervisor: Supervisor, tenant: str, spec: InstanceSpec) -> tuple[int, int] | None:
-    """The other's first process as PID and start time, None for an instance that shares nothing.
+def partner(supervisor: Supervisor, tenant: str, spec: InstanceSpec) -> Running | None:
+    """The other's first process, None for an instance that shares nothing.
 
     NotFound and Conflict unless the other runs.
     """
@@ -36,10 +38,10 @@ def partner(supervisor: Supervisor, tenant: str, spec: InstanceSpec) -> tuple[in
         raise Conflict(
             f"instance {spec.pid_of}, whose processes {name} shares, is not running ({status.state})", f"first {start}"
         )
-    return status.pid, status.start_time
+    return Running(status.pid, status.start_time)
 
 
-def guests(supervisor: Supervisor, member: Member) -> Iterator[Member]:
+def guests(supervisor: Supervisor, member: ManagedInstance) -> Iterator[ManagedInstance]:
     """Those who share this one's processes, and end with it."""
     name, tenant = member.instance.name, member.instance.tenant
     for other in list(supervisor.members.values()):  # in no order: this is asked at every end

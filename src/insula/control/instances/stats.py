@@ -16,26 +16,29 @@ from typing import Any, Final
 
 import msgspec
 
-from insula.control.instances.supervisor import Member, Supervisor
+from insula.control.instances.drivers.base import Driver
+from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.supervisor import Supervisor
 from insula.control.keys import TENANTS
 from insula.control.tenants import Tenants
-from insula.kernel.cgroups import Cgroup, hierarchy
 from insula.model.errors import InsulaError
-from insula.model.objects import Limits, Port
+from insula.model.objects import Instance, Limits, Port
 from insula.model.views import InstanceStats, StatsSample
 
 FIRST: Final = 0.5
 """Seconds before the first sample."""
 
 Counters = dict[str, dict[str, Any]]
-"""What `Cgroup.stats` says, by the instance's ID."""
+"""What `Driver.stats` says, by the instance's id."""
 Traffic = dict[int, tuple[int, int]]
 
 
 class Stats:
     """`find` is that of `Instances`, which raises NotFound."""
 
-    def __init__(self, supervisor: Supervisor, tenants: Tenants, find: Callable[[str, str], Awaitable[Member]]) -> None:
+    def __init__(
+        self, supervisor: Supervisor, tenants: Tenants, find: Callable[[str, str], Awaitable[ManagedInstance]]
+    ) -> None:
         self.supervisor = supervisor
         self.tenants = tenants
         self.find = find
@@ -50,7 +53,7 @@ class Stats:
             for name in names:
                 await self.find(tenant, name)
 
-        def members() -> list[Member]:
+        def members() -> list[ManagedInstance]:
             return [m for m in self.supervisor.of(tenant) if (m.instance.name in names if names else m.active)]
 
         async for sample in self._samples(members, interval):
@@ -59,7 +62,7 @@ class Stats:
                 return
 
     async def _samples(
-        self, members: Callable[[], Sequence[Member]], interval: float | None
+        self, members: Callable[[], Sequence[ManagedInstance]], interval: float | None
     ) -> AsyncIterator[StatsSample]:
         before, then = await self._counters(members()), time.monotonic()
         await asyncio.sleep(FIRST)
@@ -77,23 +80,17 @@ class Stats:
             before, then = counters, now
             await asyncio.sleep(interval)
 
-    async def _counters(self, members: Iterable[Member]) -> Counters:
-        groups = {
-            member.instance.id: Cgroup(self.supervisor.launcher.cgroup(member.instance))
-            for member in members
-            if member.active
-        }
+    async def _counters(self, members: Iterable[ManagedInstance]) -> Counters:
+        by_driver: dict[Driver, list[Instance]] = defaultdict(list)
+        for member in members:
+            if member.active:
+                by_driver[self.supervisor.driver(member)].append(member.instance)
+        found: Counters = {}
+        for driver, instances in by_driver.items():
+            found.update(await asyncio.to_thread(driver.stats, instances))
+        return found
 
-        def read() -> Counters:
-            found: Counters = {}
-            for instance_id, group in groups.items():
-                with suppress(OSError):  # it has just ended
-                    found[instance_id] = group.stats()
-            return found
-
-        return await asyncio.to_thread(read)
-
-    async def _traffic(self, members: Iterable[Member]) -> Traffic:
+    async def _traffic(self, members: Iterable[ManagedInstance]) -> Traffic:
         """By the index of the port, which is unique among all tenants."""
         ports: dict[str, list[Port]] = defaultdict(list)
         owners = {}
@@ -107,13 +104,13 @@ class Stats:
                 found.update(await context.fabric_call(name, context.fabric.traffic, owner, ports[name]))
         return found
 
-    async def _limits(self, members: Iterable[Member]) -> dict[str, Limits]:
+    async def _limits(self, members: Iterable[ManagedInstance]) -> dict[str, Limits]:
         names = {member.instance.tenant for member in members}
         found = [await TENANTS.get(self.supervisor.context.store, name) for name in names]
         return {each.value.name: each.value.limits for each in found if each}
 
 
-def _used(member: Member, before: Counters, now: Counters, seconds: float) -> float | None:
+def _used(member: ManagedInstance, before: Counters, now: Counters, seconds: float) -> float | None:
     """CPUs in use between two looks. One that was started again in between has used what it has counted since."""
     old: int | None = before.get(member.instance.id, {}).get("cpu", {}).get("usage")
     new: int | None = now.get(member.instance.id, {}).get("cpu", {}).get("usage")
@@ -128,7 +125,7 @@ def _bytes(io: dict[str, dict[str, int]] | None, name: str) -> int | None:
 
 
 def _stats(
-    member: Member, counters: Counters, cpu: float | None, traffic: Traffic, limits: dict[str, Limits]
+    member: ManagedInstance, counters: Counters, cpu: float | None, traffic: Traffic, limits: dict[str, Limits]
 ) -> InstanceStats:
     instance, found = member.instance, counters.get(member.instance.id)
     whole, own = limits.get(instance.tenant, Limits()), instance.spec.resources
@@ -143,7 +140,7 @@ def _stats(
     if found is None:
         return shown
     received, sent = traffic.get(instance.port.index, (None, None)) if instance.port else (None, None)
-    io = found.get("io", None if hierarchy().version == 1 else {})
+    io = found.get("io")
     return msgspec.structs.replace(
         shown,
         cpu=cpu,

@@ -1,10 +1,10 @@
 """What every instance does right now: launches, exits, restarts, and those who wait for them.
 
-A `Member` is one instance in memory: what is wanted (as the store has it) and what was measured. Verbs take the
-member's lock, commit what is wanted, and then act; a task for each running instance waits for its end and tidies up,
-without the lock, so a verb that wants the old process gone waits for that task. A status is kept in memory and
-written to the store when it settles, behind the caller's back; only before a container is deleted its end must be
-stored, because the container is the other place that knows it.
+A `ManagedInstance` is one instance in memory: what is wanted (as the store has it) and what was measured. Verbs take
+the member's lock, commit what is wanted, and then act. A task for each running instance waits for its end and tidies
+up, without the lock, so a verb that wants the old process gone waits for that task. A status is kept in memory and
+written to the store when it settles, behind the caller's back. Only before an instance is discarded its end must be
+stored, because what is discarded is the other place that knows it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import contextlib
 import logging
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
 
-from insula.container.runtime import ExitRecord
 from insula.control.context import Context
 from insula.control.instances.admission import dismiss
-from insula.control.instances.attachment import Attachment
-from insula.control.instances.drivers.container.terminals import Terminals
-from insula.control.instances.health import HealthChecks, Monitor
-from insula.control.instances.launch import Launcher, addresses
-from insula.control.instances.memory import MemoryEvents, Watch
+from insula.control.instances.drivers.base import CreateOptions, Driver, Running
+from insula.control.instances.health import HealthChecks
+from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.memory import MemoryEvents
 from insula.control.instances.recorder import Recorder
 from insula.control.instances.restart_policy import STEADY, after_exit, delay
 from insula.control.instances.sharing import guests, partner
 from insula.control.keys import INSTANCES, STATUS
-from insula.kernel.cgroups import Cgroup
+from insula.control.networks.ports import Ports, addresses
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Tenant
 from insula.store.protocol import TransactionConflict
@@ -43,78 +42,31 @@ _ATTEMPTS = 20
 _RETRY = 1.0  # seconds between attempts at what must succeed in the end
 
 
-class Member:
-    """One instance. `revision` is that of its entry in the store; `ended` tells the end of the current start."""
-
-    def __init__(self, tenant: Tenant, instance: Instance, status: InstanceStatus, revision: int) -> None:
-        self.tenant = tenant
-        self.instance = instance
-        self.status = status
-        self.revision = revision
-        self.lock = asyncio.Lock()
-        self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self.waiting: set[Attachment] = set()  # attached before it was launched
-        self.watching: asyncio.Task[None] | None = None
-        self.restarting: asyncio.Task[None] | None = None
-        self.saving: asyncio.Task[None] | None = None
-        self.unsaved = False
-        self.tidy = False  # whether nothing is left of its last start
-        self.vanished = asyncio.Event()  # of one that is removed when it ends
-        self.execs: dict[str, asyncio.Task[Exit]] = {}  # the ends of other processes in it
-        self.gone = False
-        self.reconciled = asyncio.Event()  # whether it was looked at since the daemon started
-        self.reconciled.set()
-        self.monitor: Monitor | None = None  # of its health, while it runs
-        self.memory: Watch | None = None  # for want of it, while it runs
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.instance.tenant, self.instance.name
-
-    @property
-    def active(self) -> bool:
-        """Whether a process of it runs, or is about to."""
-        return self.status.state in ("starting", "running", "paused", "stopping")
-
-    @property
-    def watched(self) -> bool:
-        """Whether its end is waited for already."""
-        return self.watching is not None and not self.watching.done()
-
-    async def settled(self) -> None:
-        """Returns when no process of it runs and its remains are tidied up."""
-        if self.watching:
-            await asyncio.wait([self.watching])
-
-    def cancel_restart(self) -> None:
-        if self.restarting:
-            self.restarting.cancel()
-            self.restarting = None
-
-
 class Supervisor:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, ports: Ports) -> None:
         self.context = context
-        self.launcher = Launcher(context, self.names)
+        self.ports = ports
         self.recorder = Recorder(context.store)
-        self.health = HealthChecks(context.runtime, self.launcher, self.recorder, self.spawn)
+        self.health = HealthChecks(context.driver, self.recorder, self.spawn)
         self.memory = MemoryEvents(self.recorder)
-        self.terminals = Terminals(context.settings.run / "terminals")
-        self.members: dict[tuple[str, str], Member] = {}
+        self.members: dict[tuple[str, str], ManagedInstance] = {}
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last: dict[tuple[str, str], Exit] = {}  # of instances that were removed when they ended
 
     # -- members ---------------------------------------------------------------------------------------------------
 
-    def add(self, member: Member) -> None:
+    def add(self, member: ManagedInstance) -> None:
         self.members[member.key] = member
-        self.terminals.make_room(len(self.members))
+        self.driver(member).make_room(len(self.members))
 
-    def find(self, tenant: str, name: str) -> Member | None:
+    def driver(self, member: ManagedInstance) -> Driver:
+        return self.context.driver(member.instance)
+
+    def find(self, tenant: str, name: str) -> ManagedInstance | None:
         return self.members.get((tenant, name))
 
-    def of(self, tenant: str | None) -> Iterator[Member]:
+    def of(self, tenant: str | None) -> Iterator[ManagedInstance]:
         return (m for _, m in sorted(self.members.items()) if tenant is None or m.instance.tenant == tenant)
 
     def names(self, tenant: str) -> dict[str, Sequence[str]]:
@@ -124,7 +76,7 @@ class Supervisor:
     def last_exit(self, tenant: str, name: str) -> Exit | None:
         return self._last.get((tenant, name))
 
-    async def want(self, member: Member, **changes: Any) -> None:
+    async def want(self, member: ManagedInstance, **changes: Any) -> None:
         """Commits what is wanted. The lock is held. Raises Conflict if somebody else changed it."""
         instance: Instance = msgspec.structs.replace(member.instance, **changes)
         try:
@@ -136,7 +88,7 @@ class Supervisor:
 
     # -- starting --------------------------------------------------------------------------------------------------
 
-    async def launch(self, member: Member, console: ConsoleSize | None = None) -> None:
+    async def launch(self, member: ManagedInstance, console: ConsoleSize | None = None) -> None:
         """Starts it, as wanted. The lock is held and nothing of it runs. Raises InsulaError and leaves nothing."""
         if member.instance.wanted == "removed":
             raise NotFound(f"instance {member.instance.name} is being removed", "run another one")
@@ -153,7 +105,7 @@ class Supervisor:
         self._set(member, starting)
         member.tidy = False
         try:
-            state = await self._launch(member, console)
+            running = await self._launch(member, console)
         except InsulaError as error:
             self._failed(member, error)
             raise
@@ -163,28 +115,63 @@ class Supervisor:
         self.note(
             member,
             state="running",
-            pid=state.pid,
-            start_time=state.start_time,
-            started=state.started or time.time(),
+            pid=running.pid,
+            start_time=running.start_time,
+            started=running.started or time.time(),
             resources=member.instance.spec.resources,
         )
         self.context.problems.solved(records_of(member))
         self._watch(member)
 
-    async def _launch(self, member: Member, console: ConsoleSize | None) -> Any:
-        async def connect() -> None:
-            for attachment in member.waiting.copy():
-                await attachment.connect(member.ended, fresh=True)
-            member.waiting.clear()
+    async def _launch(self, member: ManagedInstance, console: ConsoleSize | None) -> Running:
+        """Create it, plug it in, connect those who wait for its output, and start it. InsulaError; then nothing of it
+        is left."""
+        tenant, instance, driver = member.tenant, member.instance, self.driver(member)
+        joined, network = partner(self, instance.tenant, instance.spec), await self.ports.network(instance)
+        await self.context.prepared(tenant.name)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self.discard, member)
+            try:
+                await driver.create(tenant, instance, CreateOptions(network, console, joined))
+            except OSError as error:
+                what = f"instance {instance.name} can't be started: {error.strerror or error}"
+                raise Failed(what, "look at the disk below the root directory, and at insulad's log") from error
+            try:
+                if network:
+                    await self.ports.plug(tenant, network, instance, driver.nic(instance.id))
+                for attachment in member.waiting.copy():
+                    await attachment.connect(member.ended, fresh=True)
+                member.waiting.clear()
+                running = await driver.start(instance.id)
+            except InsulaError:
+                if failure := await driver.failure(instance.id):  # the cause; the rest follows from it
+                    raise failure from None
+                raise
+            undo.pop_all()
+        return running
 
-        share = partner(self, member.instance.tenant, member.instance.spec)
+    async def discard(self, member: ManagedInstance) -> None:
+        """Kill what runs of it, and remove it from the host with its port and name, but for its directory."""
+        await self.driver(member).discard(member.instance)
+        await self.ports.unplug(member.tenant, member.instance)
+
+    async def update_names(self, tenant: Tenant) -> None:
+        """Have the names of the tenant's instances that run resolve, and no others."""
+        await self.ports.set_names(tenant, self.names(tenant.name))
+
+    async def remove_directory(self, member: ManagedInstance) -> None:
+        await self.remove_stray_directory(self.driver(member), member.instance.id)
+
+    async def remove_stray_directory(self, driver: Driver, instance_id: str) -> None:
+        """Also one of millions of files, nested however deep. What is in the way is a problem of this host."""
+        name = f"directory of instance {instance_id}"
         try:
-            return await self.launcher.launch(member.tenant, member.instance, connect, share=share, console=console)
-        except OSError as error:
-            what = f"instance {member.instance.name} can't be started: {error.strerror or error}"
-            raise Failed(what, "look at the disk below the root directory, and at insulad's log") from error
+            await driver.remove_directory(instance_id)
+            self.context.problems.solved(name)
+        except (InsulaError, OSError) as error:
+            self.context.problems[name] = str(error)
 
-    def _failed(self, member: Member, error: InsulaError) -> None:
+    def _failed(self, member: ManagedInstance, error: InsulaError) -> None:
         status = member.status
         self._set(member, msgspec.structs.replace(status, state="failed", error=error.message, hint=error.hint))
         for attachment in member.waiting:
@@ -194,33 +181,33 @@ class Supervisor:
             member.ended.set_exception(error)
             member.ended.exception()  # nobody need be waiting
 
-    def adopt(self, member: Member, status: InstanceStatus) -> None:
+    def adopt(self, member: ManagedInstance, status: InstanceStatus) -> None:
         """It runs already: this is how."""
         if status != member.status:  # else it is stored as it is
             self._set(member, status)
         self._watch(member, adopted=True)
 
-    def note(self, member: Member, **measured: Any) -> None:
+    def note(self, member: ManagedInstance, **measured: Any) -> None:
         """What was found out about it while it runs."""
         self._set(member, msgspec.structs.replace(member.status, **measured))
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
-    def _watch(self, member: Member, *, adopted: bool = False) -> None:
+    def _watch(self, member: ManagedInstance, *, adopted: bool = False) -> None:
         member.watching = self.spawn(self._until_end(member))
         self.health.begin(member, adopted=adopted)
-        self.memory.begin(member, Cgroup(self.launcher.cgroup(member.instance)), adopted=adopted)
+        self.memory.begin(member, self.driver(member), adopted=adopted)
 
-    async def _until_end(self, member: Member) -> None:
+    async def _until_end(self, member: ManagedInstance) -> None:
         """Waits for the end of PID 1, tells it, stores it, tidies up, and has it restarted if that is wanted."""
         await self.conclude(member, await self._end_of(member))
 
-    async def _end_of(self, member: Member) -> Exit:
+    async def _end_of(self, member: ManagedInstance) -> Exit:
         """How PID 1 ended, once it has. Whatever is in the way, such as a full /run, is told, and it is asked again."""
         name = f"end of instance {'/'.join(member.key)}"
         while True:
             try:
-                ended = as_exit(await self.context.runtime.wait(member.instance.id))
+                ended = await self.driver(member).wait(member.instance.id)
             except NotFound:
                 ended = Exit(exit_status=None, finished=time.time())
             except Exception as error:
@@ -230,7 +217,7 @@ class Supervisor:
             self.context.problems.solved(name)
             return ended
 
-    async def conclude(self, member: Member, ended: Exit, *, restart: bool = True) -> None:
+    async def conclude(self, member: ManagedInstance, ended: Exit, *, restart: bool = True) -> None:
         """What follows from an end: status, waiters, tidying up, policy (unless it was the host's end, `restart`)."""
         self.health.end(member)
         self.memory.end(member)
@@ -251,11 +238,11 @@ class Supervisor:
         if not member.ended.done():
             member.ended.set_result(ended)
         await self.saved(member)
-        await self.context.runtime.flushed(member.instance.id)  # its log is in the directory that may go now
+        await self.driver(member).flushed(member.instance.id)  # its log is in the directory that may go now
         await self._tidy(member)
         self.resume(member, restart=restart)
 
-    def resume(self, member: Member, *, restart: bool = True) -> None:
+    def resume(self, member: ManagedInstance, *, restart: bool = True) -> None:
         """Has an instance that ended removed or started again, if that is wanted."""
         instance, ended = member.instance, member.status.exit
         if self.stopping:
@@ -269,13 +256,13 @@ class Supervisor:
         elif after_exit(instance.spec.restart, ended, member.status.restarts):
             member.restarting = self.spawn(self._restart(member, instance.generation))
 
-    def retry(self, member: Member) -> None:
+    def retry(self, member: ManagedInstance) -> None:
         """Has one that did not start tried again, if its policy is so."""
         failure = Exit(exit_status=None, finished=time.time())
         if after_exit(member.instance.spec.restart, failure, member.status.restarts):
             member.restarting = self.spawn(self._restart(member, member.instance.generation))
 
-    async def _restart(self, member: Member, generation: int) -> None:
+    async def _restart(self, member: ManagedInstance, generation: int) -> None:
         """Starts it again after a pause, unless the user wants something else by then."""
         await asyncio.sleep(delay(member.status.backoff))
         async with member.lock:
@@ -291,21 +278,21 @@ class Supervisor:
                 log.warning("instance %s/%s does not start again: %s", *member.key, error)
                 self.retry(member)
 
-    async def _remove_ended(self, member: Member) -> None:
+    async def _remove_ended(self, member: ManagedInstance) -> None:
         try:
             async with member.lock:
                 if not member.gone and not member.active:
                     await self._dismiss(member)
-                    self.spawn(self.launcher.remove_directory(member.instance.id))
+                    self.spawn(self.remove_directory(member))
         finally:
             member.vanished.set()
 
-    async def _tidy(self, member: Member) -> None:
+    async def _tidy(self, member: ManagedInstance) -> None:
         """Removes container and port; again until it succeeds, or the daemon ends and the next one does it."""
         name = "/".join(member.key)
         while True:
             try:
-                await self.launcher.clean(member.tenant, member.instance)
+                await self.discard(member)
                 member.tidy = True
                 self.context.problems.solved(f"instance {name}")
                 return
@@ -313,7 +300,7 @@ class Supervisor:
                 self.context.problems[f"instance {name}"] = f"its remains can't be removed: {error!s}"
                 await asyncio.sleep(_RETRY)
 
-    async def end(self, member: Member, signal: int, timeout: float) -> None:
+    async def end(self, member: ManagedInstance, signal: int, timeout: float) -> None:
         """Asks PID 1 to end, waits, kills it, and waits until it is tidied up. The lock is held."""
         member.cancel_restart()
         paused = member.status.state == "paused"
@@ -326,16 +313,16 @@ class Supervisor:
                 await self._signal(member, _SIGKILL, thaw=True)
         await member.settled()
 
-    async def _signal(self, member: Member, number: int, *, thaw: bool) -> None:
+    async def _signal(self, member: ManagedInstance, number: int, *, thaw: bool) -> None:
         """To PID 1, which takes no notice of it, be it SIGKILL, while it is frozen."""
         with contextlib.suppress(NotFound):
-            self.context.runtime.signal(member.instance.id, number)
+            self.driver(member).signal(member.instance.id, number)
         if thaw:
-            await self.context.runtime.resume(member.instance.id)
+            await self.driver(member).resume(member.instance.id)
             for guest in guests(self, member):  # the kernel waits for all in a PID namespace to die with its first
-                await self.context.runtime.resume(guest.instance.id)
+                await self.driver(guest).resume(guest.instance.id)
 
-    async def condemn(self, member: Member) -> None:
+    async def condemn(self, member: ManagedInstance) -> None:
         """Commit that it is to be removed, and only then kill it. Without the lock: who holds it waits for its end.
 
         Should the daemon die between the two or after them, the next one removes it.
@@ -352,20 +339,20 @@ class Supervisor:
                     raise
                 await asyncio.sleep(0.01)
         with contextlib.suppress(NotFound):
-            self.context.runtime.signal(member.instance.id, _SIGKILL)
+            self.driver(member).signal(member.instance.id, _SIGKILL)
 
-    async def remove(self, member: Member) -> None:
+    async def remove(self, member: ManagedInstance) -> None:
         """Kills it, and takes it off the host and out of the store. The lock is held."""
         if member.instance.wanted != "removed":
             await self.want(member, wanted="removed")
         await self.end(member, _SIGKILL, 0.0)
         await self._dismiss(member)
-        await self.launcher.remove_directory(member.instance.id)
+        await self.remove_directory(member)
 
-    async def _dismiss(self, member: Member) -> None:
+    async def _dismiss(self, member: ManagedInstance) -> None:
         """Takes what has ended out of the store. Should we die before its directory goes, the next start finds that."""
         if not member.tidy:
-            await self.launcher.clean(member.tenant, member.instance)
+            await self.discard(member)
         member.gone = True  # from here on no status is stored any more
         await self.saved(member)
         try:
@@ -375,7 +362,7 @@ class Supervisor:
             raise
         self._forget(member)
 
-    def _forget(self, member: Member) -> None:
+    def _forget(self, member: ManagedInstance) -> None:
         """Its end can still be asked for, for a while."""
         self.context.problems.solved(records_of(member))
         self.members.pop(member.key, None)
@@ -389,7 +376,7 @@ class Supervisor:
 
     # -- statuses --------------------------------------------------------------------------------------------------
 
-    def _set(self, member: Member, status: InstanceStatus) -> None:
+    def _set(self, member: ManagedInstance, status: InstanceStatus) -> None:
         member.status = status
         vanishes = status.state == "exited" and member.instance.spec.remove  # with all that is stored of it
         if status.state in SETTLED and not member.gone and not vanishes:
@@ -397,7 +384,7 @@ class Supervisor:
             if member.saving is None or member.saving.done():
                 member.saving = self.spawn(self._save(member))
 
-    async def _save(self, member: Member) -> None:
+    async def _save(self, member: ManagedInstance) -> None:
         while member.unsaved and not member.gone:
             member.unsaved = False
             status = member.status
@@ -410,7 +397,7 @@ class Supervisor:
                 member.unsaved = True
                 await asyncio.sleep(_RETRY)
 
-    async def saved(self, member: Member) -> None:
+    async def saved(self, member: ManagedInstance) -> None:
         """Returns when no status of it is being written."""
         while member.saving and not member.saving.done():
             await asyncio.wait([member.saving])
@@ -441,10 +428,6 @@ class Supervisor:
         await self.recorder.close()
 
 
-def records_of(member: Member) -> str:
+def records_of(member: ManagedInstance) -> str:
     """What a problem with its records is called; it is solved when it starts again, or is removed."""
     return f"records of instance {'/'.join(member.key)}"
-
-
-def as_exit(record: ExitRecord) -> Exit:
-    return Exit(exit_status=record.exit_status, signal=record.signal, oom=record.oom, finished=record.finished)

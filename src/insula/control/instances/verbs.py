@@ -10,19 +10,18 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from insula.container.log import LogReader, Record
-from insula.container.runtime import Exec
 from insula.control.instances import limits, renaming
 from insula.control.instances.admission import Admission
-from insula.control.instances.archives import Archives
 from insula.control.instances.attachment import Attachment, in_reader
 from insula.control.instances.attachment import follow as follow_log
+from insula.control.instances.drivers.base import Log, LogRecord
 from insula.control.instances.explain import explain
+from insula.control.instances.files import Files
 from insula.control.instances.limits import check_running, not_running
-from insula.control.instances.processes import views
+from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.sharing import partner
 from insula.control.instances.specs import typed
-from insula.control.instances.supervisor import Member, Supervisor, as_exit
+from insula.control.instances.supervisor import Supervisor
 from insula.control.keys import INSTANCES
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound, Unavailable
@@ -45,7 +44,7 @@ class Instances:
         self.tenants = tenants
         self.admission = admission
         self.supervisor = supervisor
-        self.archives = Archives(supervisor)
+        self.files = Files(supervisor)
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         result: T = await asyncio.shield(self.supervisor.spawn(work))
@@ -53,7 +52,7 @@ class Instances:
 
     # -- looking ---------------------------------------------------------------------------------------------------
 
-    async def find(self, tenant: str, name: str) -> Member:
+    async def find(self, tenant: str, name: str) -> ManagedInstance:
         """The instance, or NotFound. Unavailable if the daemon has just started and has not looked at it yet."""
         check_label("tenant", tenant)
         if member := self.supervisor.find(tenant, check_label("instance", name)):
@@ -64,7 +63,7 @@ class Instances:
             raise Unavailable(f"instance {found.value.name} can't be served", "`insula status` tells why")
         raise NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
 
-    async def _looked_at(self, member: Member) -> None:
+    async def _looked_at(self, member: ManagedInstance) -> None:
         if not member.reconciled.is_set():
             try:
                 async with asyncio.timeout(_PATIENCE):
@@ -73,7 +72,7 @@ class Instances:
                 what = f"insulad has just started, and is still looking at instance {member.instance.name}"
                 raise Unavailable(what, "try again in half a minute; `insula status` tells what is wrong") from None
 
-    async def _started(self, tenant: str, name: str) -> Member:
+    async def _started(self, tenant: str, name: str) -> ManagedInstance:
         """The instance, not in the middle of its start: somebody may see its first output before we know it runs."""
         member = await self.find(tenant, name)
         if member.status.state == "starting":
@@ -106,7 +105,7 @@ class Instances:
             partner(self.supervisor, tenant, spec)  # a wrong name leaves no instance that failed
         admitted = await self.admission.admit(tenant, spec, start=start)
         status = InstanceStatus(state="created", generation=admitted.instance.generation)
-        member = Member(admitted.tenant, admitted.instance, status, admitted.revision)
+        member = ManagedInstance(admitted.tenant, admitted.instance, status, admitted.revision)
         async with member.lock:
             self.supervisor.add(member)
             if start:
@@ -123,7 +122,7 @@ class Instances:
         """Running afterwards; one that runs already is left alone. `console` is the size of its terminal."""
         return await self._whole(self._start(await self.find(tenant, name), console))
 
-    async def _start(self, member: Member, console: ConsoleSize | None) -> InstanceView:
+    async def _start(self, member: ManagedInstance, console: ConsoleSize | None) -> InstanceView:
         async with member.lock:
             check_there(member)
             if member.status.state == "paused":
@@ -144,14 +143,14 @@ class Instances:
         """Its stop signal, then SIGKILL after `timeout` seconds (None: the spec's); stopped afterwards."""
         return await self._whole(self._stop(await self.find(tenant, name), timeout))
 
-    async def _stop(self, member: Member, timeout: float | None) -> InstanceView:
+    async def _stop(self, member: ManagedInstance, timeout: float | None) -> InstanceView:
         async with member.lock:
             check_there(member)
             await self.supervisor.want(member, wanted="stopped")
             await self._end(member, timeout)
         return view(member)
 
-    async def _end(self, member: Member, timeout: float | None) -> None:
+    async def _end(self, member: ManagedInstance, timeout: float | None) -> None:
         default = member.instance.spec.stop_timeout
         await self.supervisor.end(member, stop_signal(member), default if timeout is None else timeout)
 
@@ -159,7 +158,7 @@ class Instances:
         """Stopped as by `stop` if it runs, then started."""
         return await self._whole(self._restart(await self.find(tenant, name), timeout))
 
-    async def _restart(self, member: Member, timeout: float | None) -> InstanceView:
+    async def _restart(self, member: ManagedInstance, timeout: float | None) -> InstanceView:
         async with member.lock:
             check_there(member)
             if member.instance.spec.remove and member.active:
@@ -179,7 +178,7 @@ class Instances:
         if member.status.state not in ("running", "paused", "stopping"):
             raise not_running(member)
         try:
-            self.context.runtime.signal(member.instance.id, number)
+            self.supervisor.driver(member).signal(member.instance.id, number)
         except NotFound:
             raise not_running(member) from None
         if member.status.state == "paused" and number in (_SIGKILL, stop_signal(member)):
@@ -195,7 +194,7 @@ class Instances:
             await self._whole(self.supervisor.condemn(member))
         await self._whole(self._remove_locked(member, force))
 
-    async def _remove_locked(self, member: Member, force: bool) -> None:
+    async def _remove_locked(self, member: ManagedInstance, force: bool) -> None:
         async with member.lock:
             if member.gone:
                 return
@@ -221,13 +220,15 @@ class Instances:
         act = partial(limits.update, patch=patch)
         return await self._whole(self._locked(await self.find(tenant, name), act))
 
-    async def _locked(self, member: Member, act: Callable[[Supervisor, Member], Awaitable[None]]) -> InstanceView:
+    async def _locked(
+        self, member: ManagedInstance, act: Callable[[Supervisor, ManagedInstance], Awaitable[None]]
+    ) -> InstanceView:
         async with member.lock:
             check_there(member)
             await act(self.supervisor, member)
         return view(member)
 
-    async def finish_stop(self, member: Member) -> None:
+    async def finish_stop(self, member: ManagedInstance) -> None:
         """Ends a stop that was interrupted."""
         async with member.lock:
             if not member.gone and member.instance.wanted == "stopped":
@@ -269,7 +270,7 @@ class Instances:
         replay = replay and not coming
         since = member.status.started if replay else time.time()
         attachment = Attachment(
-            self.context.runtime,
+            self.supervisor.driver(member),
             member.instance.id,
             stdin=stdin,
             replay=replay,
@@ -306,9 +307,8 @@ class Instances:
             async for records in follow_log(reader, lambda: not follow or has_ended(member)):
                 yield await in_reader(partial(encode_records, records))
 
-    def _reader(self, member: Member, *, since: float | None = None, tail: int | None = None) -> LogReader:
-        directory = self.supervisor.launcher.directory(member.instance.id)
-        return LogReader(str(directory.log), since_ns=int((since or 0) * 1e9), tail=tail)
+    def _reader(self, member: ManagedInstance, *, since: float | None = None, tail: int | None = None) -> Log:
+        return self.supervisor.driver(member).log(member.instance.id, since=since or 0.0, tail=tail)
 
     # -- more processes --------------------------------------------------------------------------------------------
 
@@ -317,22 +317,23 @@ class Instances:
         read and dropped. Conflict if the instance doesn't run."""
         member = await self._started(tenant, name)
         check_running(member)
-        launcher = self.supervisor.launcher
-        process = await asyncio.to_thread(launcher.exec_process, member.tenant, member.instance, spec)
-        asked = Exec(process, stdin=spec.stdin and not detach, detach=detach)
-        exec_id = await self._whole(self.context.runtime.exec(member.instance.id, asked))
+        driver = self.supervisor.driver(member)
+        prepared = await driver.prepare_exec(member.tenant, member.instance, spec)
+        stdin = spec.stdin and not detach
+        exec_id = await self._whole(driver.exec(member.instance.id, prepared, stdin=stdin, detach=detach))
         for ended in [other for other, end in member.execs.items() if end.done()][:-_REMEMBERED]:
             del member.execs[ended]
         member.execs[exec_id] = self.supervisor.spawn(self._exec_end(member, exec_id))
         return exec_id
 
-    async def _exec_end(self, member: Member, exec_id: str) -> Exit:
+    async def _exec_end(self, member: ManagedInstance, exec_id: str) -> Exit:
+        driver = self.supervisor.driver(member)
         try:
-            record = await self.context.runtime.wait(member.instance.id, exec_id)
+            ended = await driver.wait(member.instance.id, exec_id)
         except NotFound:  # the instance ended, and all that ran inside with it
             return Exit(exit_status=128 + _SIGKILL, signal=_SIGKILL, finished=time.time())
-        self.context.runtime.forget(member.instance.id, exec_id)
-        return as_exit(record)
+        driver.forget_exec(member.instance.id, exec_id)
+        return ended
 
     @asynccontextmanager
     async def exec_attach(
@@ -340,7 +341,7 @@ class Instances:
     ) -> AsyncIterator[Attachment]:
         """The streams of that process, from its beginning."""
         member = await self.find(tenant, name)
-        attachment = Attachment(self.context.runtime, member.instance.id, exec_id, stdin=stdin)
+        attachment = Attachment(self.supervisor.driver(member), member.instance.id, exec_id, stdin=stdin)
         try:
             await attachment.connect(_exec_of(member, exec_id), fresh=True)
             yield attachment
@@ -355,7 +356,7 @@ class Instances:
         """A signal to that process; Conflict if it has ended."""
         member = await self.find(tenant, name)
         try:
-            self.context.runtime.signal(member.instance.id, parse_signal(str(signal)), exec_id)
+            self.supervisor.driver(member).signal(member.instance.id, parse_signal(str(signal)), exec_id)
         except NotFound:
             raise Conflict("that process has ended") from None
 
@@ -366,7 +367,8 @@ class Instances:
         member = await self.find(tenant, name)
         if not member.active:
             raise not_running(member)
-        return await asyncio.to_thread(views, self.context.runtime, member)
+        driver = self.supervisor.driver(member)
+        return await asyncio.to_thread(driver.processes, member.tenant, member.instance.id)
 
     async def explain(self, tenant: str, name: str) -> Explanation:
         """What makes it isolated, read from the kernel."""
@@ -374,22 +376,22 @@ class Instances:
 
     async def archive_get(self, tenant: str, name: str, path: str) -> AsyncIterator[bytes]:
         """The file or tree at `path` inside, as a tar in pieces."""
-        async for piece in self.archives.get(await self.find(tenant, name), path):
+        async for piece in self.files.get(await self.find(tenant, name), path):
             yield piece
 
     async def archive_put(
         self, tenant: str, name: str, path: str, pieces: AsyncIterator[bytes], copy: str | None = None
     ) -> None:
         """Unpacks a tar into the directory `path` inside, or where `copy` says (see `Archives.put`)."""
-        await self.archives.put(await self.find(tenant, name), path, pieces, copy)
+        await self.files.put(await self.find(tenant, name), path, pieces, copy)
 
     async def export(self, tenant: str, name: str) -> AsyncIterator[bytes]:
         """The root file system as a tar in pieces."""
-        async for piece in self.archives.export(await self.find(tenant, name)):
+        async for piece in self.files.export(await self.find(tenant, name)):
             yield piece
 
 
-def view(member: Member) -> InstanceView:
+def view(member: ManagedInstance) -> InstanceView:
     waiting = not member.active and member.restarting is not None and not member.restarting.done()
     health = member.monitor.health if member.monitor else None
     return InstanceView(
@@ -401,7 +403,7 @@ def view(member: Member) -> InstanceView:
     )
 
 
-def has_ended(member: Member) -> bool:
+def has_ended(member: ManagedInstance) -> bool:
     """Whether it doesn't run and is not about to, by its restart policy or a verb at work. What follows from an end is
     decided by the task that watches it."""
     if member.gone:
@@ -410,32 +412,32 @@ def has_ended(member: Member) -> bool:
     return not (member.active or busy)
 
 
-def encode_records(records: Sequence[Record]) -> bytes:
-    return b"".join(encode(kind, moment.to_bytes(8, "big") + data) for moment, kind, data in records)
+def encode_records(records: Sequence[LogRecord]) -> bytes:
+    return b"".join(encode(record.kind, record.time_ns.to_bytes(8, "big") + record.data) for record in records)
 
 
-def end_of(member: Member) -> asyncio.Future[Exit]:
+def end_of(member: ManagedInstance) -> asyncio.Future[Exit]:
     """The end of its current or last start."""
     if not member.ended.done() and member.status.state == "exited" and member.status.exit:
         member.ended.set_result(member.status.exit)
     return member.ended
 
 
-def _exec_of(member: Member, exec_id: str) -> asyncio.Task[Exit]:
+def _exec_of(member: ManagedInstance, exec_id: str) -> asyncio.Task[Exit]:
     if ended := member.execs.get(exec_id):
         return ended
     raise NotFound(f"instance {member.instance.name} has no such process", "it ended long ago")
 
 
-def check_there(member: Member) -> None:
+def check_there(member: ManagedInstance) -> None:
     if member.gone or member.instance.wanted == "removed":
         there = typed(member.instance.tenant, "ps -a")
         raise NotFound(f"instance {member.instance.name} was removed", f"{there} lists what is there")
 
 
-def still_active(member: Member) -> Conflict:
+def still_active(member: ManagedInstance) -> Conflict:
     return Conflict(f"instance {member.instance.name} is {member.status.state}", "stop it first, or use --force")
 
 
-def stop_signal(member: Member) -> int:
+def stop_signal(member: ManagedInstance) -> int:
     return parse_signal(member.instance.spec.stop_signal or member.instance.config.stop_signal or "SIGTERM")

@@ -1,41 +1,39 @@
-"""Networks: create, look at, remove; and the addresses of ports on them."""
+"""Networks: create, look at, remove."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from contextlib import AsyncExitStack
-from ipaddress import ip_network
-from itertools import count
 
 from insula.control import claims
 from insula.control.claims import Claim
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels, typed
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
+from insula.control.networks.ports import Ports
 from insula.control.quotas import guarded
 from insula.control.tenants import DEFAULT, Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
-from insula.model.objects import InstanceSpec, Network, NetworkStatus, Port, Tenant
+from insula.model.objects import Network, NetworkStatus, Tenant
 from insula.model.units import check_label
 from insula.model.views import NetworkView, Usage
-from insula.network.addresses import Subnet, allocate, check_disjoint, gateway_of, parse_mac, parse_subnet, port_mac
+from insula.network.addresses import Subnet, check_disjoint, gateway_of, parse_subnet
 from insula.store.protocol import TransactionConflict
 from insula.store.typed import Found
 
 DEFAULT_SUBNET, DEFAULT_SUBNET6 = "10.77.0.0/16", "fd77::/64"
 FIRST_VNI, MAX_VNI = 4096, 1 << 24  # those below stay free for segments that mirror VLANs
 MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791's datagram that everybody takes; RFC 8200; jumbo frames
-_INDEX, _PORT = "network-index", "port-index"
+_INDEX = "network-index"
 _MAX_INDEX = 1 << 24
 
 
 class Networks:
-    def __init__(self, context: Context, tenants: Tenants) -> None:
+    def __init__(self, context: Context, tenants: Tenants, ports: Ports) -> None:
         self.context = context
         self.tenants = tenants
-        self._last: dict[tuple[str, str, str], str] = {}  # tenant, network, subnet → the address given out last
+        self.ports = ports
 
     async def find(self, tenant: str, name: str) -> Found[Network]:
         """The network and its revision, or NotFound."""
@@ -179,8 +177,7 @@ class Networks:
         except TransactionConflict:
             raise Conflict(f"network {name} was changed at the same time", "try again") from None
         self.context.give_back(_claims(found.value))
-        for subnet in (found.value.subnet, found.value.subnet6 or ""):
-            self._last.pop((tenant, name, subnet), None)
+        self.ports.forget(found.value)
         await self._undo(owner, found.value)
 
     async def _erase(self, tenant: Tenant, network: Network) -> None:
@@ -196,79 +193,6 @@ class Networks:
             await self.context.fabric_call(tenant.name, self.context.fabric.remove_network, tenant, network)
         except (InsulaError, OSError) as error:
             self.context.problems[f"network {tenant.name}/{network.name}"] = f"could not be removed: {error}"
-
-    # -- ports: allocated here, committed together with their instance ---------------------------------------------
-
-    async def allocate_port(self, network: Network, instance: str, spec: InstanceSpec) -> Port:
-        """A port with free addresses, or those that the spec wants. Invalid, Conflict. `port_claims` are reserved."""
-        if spec.address6 and not network.subnet6:
-            raise Invalid(f"network {network.name} has no IPv6", "leave the IPv6 address out")
-        async with AsyncExitStack() as undo:
-            address = await self._address(network, network.subnet, spec.address)
-            undo.callback(self._addresses(network).give_back, address)
-            address6 = None
-            if network.subnet6:
-                address6 = await self._address(network, network.subnet6, spec.address6)
-                undo.callback(self._addresses(network).give_back, address6)
-            mac = await self._mac(network, address, spec.mac_address)
-            undo.callback(self.context.pool(_mac_kind(network.tenant, network.name)).give_back, mac)
-            index = await self.context.pool(_PORT).random(_MAX_INDEX, "places for ports")
-            undo.pop_all()
-        return Port(
-            tenant=network.tenant,
-            network=network.name,
-            instance=instance,
-            index=index,
-            mac=mac,
-            address=address,
-            address6=address6,
-        )
-
-    def _addresses(self, network: Network) -> claims.Pool:
-        return self.context.pool(_address_kind(network.tenant, network.name))
-
-    async def _address(self, network: Network, subnet: str, wanted: str | None) -> str:
-        parsed, place = _parsed(subnet), (network.tenant, network.name, subnet)
-        last = self._last.get(place)
-        chosen = await self._addresses(network).choose(lambda taken: allocate(parsed, taken, wanted, last))
-        if wanted is None:
-            self._last[place] = chosen
-        return chosen
-
-    async def _mac(self, network: Network, address: str, wanted: str | None) -> str:
-        """`wanted`, or the one that goes with the address; another only if somebody asked for that one."""
-        identity = f"{network.tenant}/{network.name}/{network.created!r}"
-
-        def pick(taken: set[str]) -> str:
-            if wanted is None:
-                return next(mac for n in count() if (mac := port_mac(identity, address, n)) not in taken)
-            if (mac := parse_mac(wanted)) in taken:
-                raise Conflict(f"MAC address {mac} is taken", "leave it out to get a free one")
-            return mac
-
-        return await self.context.pool(_mac_kind(network.tenant, network.name)).choose(pick)
-
-
-_parsed = functools.lru_cache(maxsize=1024)(ip_network)
-
-
-def _address_kind(tenant: str, network: str) -> str:
-    return f"address/{tenant}/{network}"
-
-
-def _mac_kind(tenant: str, network: str) -> str:
-    return f"mac/{tenant}/{network}"
-
-
-def port_claims(port: Port) -> list[Claim]:
-    """What only this port may have."""
-    owner = f"{port.tenant}/{port.instance}"
-    addresses = [port.address, *([port.address6] if port.address6 else [])]
-    return [
-        Claim(_PORT, str(port.index), owner),
-        Claim(_mac_kind(port.tenant, port.network), port.mac, owner),
-        *(Claim(_address_kind(port.tenant, port.network), address, owner) for address in addresses),
-    ]
 
 
 def _claims(network: Network) -> list[Claim]:

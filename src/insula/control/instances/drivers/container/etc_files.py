@@ -1,0 +1,30 @@
+"""/etc/hostname, /etc/hosts and /etc/resolv.conf of an instance, as its network and its spec have them."""
+
+from __future__ import annotations
+
+from insula.model.objects import Instance, Network
+
+
+def etc_files(instance: Instance, network: Network | None) -> dict[str, str]:
+    """/etc/hostname, /etc/hosts (hosts(5)) and /etc/resolv.conf (resolv.conf(5)) of an instance."""
+    spec = instance.spec
+    hostname = spec.hostname or instance.name
+    hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    resolver: list[str] = []
+    names = " ".join(dict.fromkeys((hostname, hostname.partition(".")[0], instance.name)))
+    if instance.port and network:
+        port = instance.port
+        hosts += [f"{address}\t{names}" for address in (port.address, port.address6) if address]
+        resolver = [f"search {instance.tenant}.internal"]
+        resolver += [f"nameserver {gateway}" for gateway in (network.gateway, network.gateway6) if gateway]
+    else:
+        hosts.append(f"127.0.1.1\t{names}")
+    hosts += [f"{entry.address}\t{entry.name}" for entry in spec.extra_hosts]
+    if spec.dns:
+        resolver = [*(line for line in resolver if line.startswith("search")), *(f"nameserver {a}" for a in spec.dns)]
+    if spec.dns_search:
+        resolver = [line for line in resolver if not line.startswith("search")]
+        resolver[:0] = [] if spec.dns_search == ["."] else [f"search {' '.join(spec.dns_search)}"]
+    return {name: "".join(f"{line}\n" for line in lines) for name, lines in [
+        ("hostname", [hostname]), ("hosts", hosts), ("resolv.conf", resolver)
+    ]}  # fmt: skip

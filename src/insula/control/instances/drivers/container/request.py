@@ -1,0 +1,164 @@
+"""From an instance to what the runtime is asked for: its files, its OCI config, and the processes that join it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from typing import Any, Final
+
+import msgspec
+
+from insula.container.runtime import Launch
+from insula.control.instances.drivers.container.directory import ContainerDirectory
+from insula.control.instances.drivers.container.etc_files import etc_files
+from insula.control.instances.drivers.container.spec import config
+from insula.control.instances.drivers.container.users import User, resolve
+from insula.control.instances.drivers.directory import LaunchRecord, boot_id
+from insula.image.store import ImageStore
+from insula.model.errors import Invalid, Unavailable
+from insula.model.objects import Instance, InstanceSpec, Network, Tenant
+from insula.model.views import ExecSpec
+from insula.settings import Settings
+
+SLEEP: Final = "/dev/sleep"  # busybox goes by the name that it is called by
+
+
+class Requests:
+    """Requests to the runtime. Methods that read files of images or instances block."""
+
+    def __init__(self, settings: Settings, images: ImageStore) -> None:
+        self._settings = settings
+        self._images = images
+        self._boot = boot_id()
+
+    def directory(self, instance_id: str) -> ContainerDirectory:
+        return ContainerDirectory(self._settings.instances, instance_id)
+
+    def parent(self, tenant: str) -> str:
+        """The control group of a tenant, relative to the root of every hierarchy."""
+        return f"{self._settings.prefix}/{tenant}"
+
+    def cgroup(self, instance: Instance) -> str:
+        """The control group of an instance."""
+        return f"{self.parent(instance.tenant)}/{instance.id}"
+
+    async def launch(self, tenant: Tenant, instance: Instance, network: Network | None) -> Launch:
+        """The request for its next start, with everything in files that it needs. Invalid, OSError."""
+        if self.directory(instance.id).is_fresh():  # a few small files, which stay in memory: a thread would cost more
+            return self.prepare(tenant, instance, network)
+        return await asyncio.to_thread(self.prepare, tenant, instance, network)
+
+    def prepare(self, tenant: Tenant, instance: Instance, network: Network | None, *, begin: bool = True) -> Launch:
+        """`launch`, in the caller's thread; unless `begin`, no start of the instance is recorded."""
+        spec, directory = instance.spec, self.directory(instance.id)
+        directory.make(tenant.id_base)
+        directory.write_etc(etc_files(instance, network), tenant.id_base)
+        lower, oci = self.oci(tenant, instance, spec, directory)
+        if begin:
+            directory.write_record(LaunchRecord(generation=instance.generation, boot=self._boot))
+        return Launch(
+            id=instance.id,
+            config=oci,
+            lower=lower,
+            upper=str(directory.upper),
+            work=str(directory.work),
+            volatile=spec.remove,
+            id_base=tenant.id_base,
+            cgroup=self.cgroup(instance),
+            tty=spec.tty,
+            stdin=spec.stdin,
+            log=str(directory.log),
+            log_size=spec.log_size,
+            log_files=spec.log_files,
+        )
+
+    async def holder(self, tenant: Tenant, instance: Instance, network: Network | None, container: str) -> Launch:
+        """The request for a container with the instance's root file system in which nothing of the instance runs.
+
+        Its id is its own, so that a crash leaves nothing that could be taken for the instance. Its program is the
+        host's busybox, which is static and needs nothing of the image.
+        """
+        program = shutil.which("busybox", path="/usr/bin:/bin")
+        if program is None:
+            raise Unavailable("there is no busybox on this host", "start the instance, or install busybox-static")
+        spec = msgspec.structs.replace(
+            instance.spec, entrypoint=[], command=[SLEEP, "2147483647"], user="0", init=False, tty=False, tmpfs=[]
+        )
+        asleep = msgspec.structs.replace(instance, spec=spec)
+        request = await asyncio.to_thread(self.prepare, tenant, asleep, network, begin=False)
+        options = ["bind", "sealed", "ro", "nosuid", "nodev"]
+        request.config["mounts"].append({"destination": SLEEP, "type": "bind", "source": program, "options": options})
+        group = f"{self.parent(instance.tenant)}/{container}"
+        return request._replace(id=container, cgroup=group, volatile=False, stdin=False, log=None)
+
+    def oci(
+        self, tenant: Tenant, instance: Instance, spec: InstanceSpec, directory: ContainerDirectory | None = None
+    ) -> tuple[list[str], dict[str, Any]]:
+        """The layers' directories, top-most first, and the OCI config for `spec`. Invalid.
+
+        Without a directory, of an instance that isn't made yet, nothing can run from it, but everything is checked.
+        """
+        lower = self._lower(instance)
+        name = spec.user if spec.user is not None else instance.config.user
+        if directory is None or directory.is_fresh():
+            user = _user_of_image(name, tuple(lower), tuple(spec.group_add))
+        else:
+            user = resolve(name, lower, upper=str(directory.upper), more_groups=spec.group_add)
+        return lower, config(
+            spec,
+            instance.config,
+            user=user,
+            id_base=tenant.id_base,
+            hostname=spec.hostname or instance.name,
+            cgroup=self.cgroup(instance),
+            etc=directory.etc if directory else None,
+        )
+
+    async def check(self, tenant: Tenant, instance: Instance) -> None:
+        """Invalid if its spec can't be carried out. A user who is not known yet is looked up in a thread: an image may
+        have a megabyte of /etc/passwd."""
+        spec = instance.spec
+        name = spec.user if spec.user is not None else instance.config.user
+        if (name, tuple(self._lower(instance)), tuple(spec.group_add)) in _users:
+            self.oci(tenant, instance, spec)
+        else:
+            await asyncio.to_thread(self.oci, tenant, instance, spec)
+
+    def process(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
+        """The `process` of an OCI config for one more process: as PID 1's, but for what is asked. Invalid."""
+        if not wanted.command:
+            raise Invalid("there is nothing to execute", "give a command")
+        spec = msgspec.structs.replace(
+            instance.spec,
+            entrypoint=[],
+            command=wanted.command,
+            env={**instance.spec.env, **wanted.env},
+            user=instance.spec.user if wanted.user is None else wanted.user,
+            working_dir=wanted.working_dir or instance.spec.working_dir,
+            tty=wanted.tty,
+            init=False,
+        )
+        _, oci = self.oci(tenant, instance, spec, self.directory(instance.id))
+        process: dict[str, Any] = oci["process"]
+        if size := wanted.console_size:
+            process["consoleSize"] = {"height": size.rows, "width": size.columns}
+        return process
+
+    def _lower(self, instance: Instance) -> list[str]:
+        return [str(path) for path in self._images.lower(instance.layers)]
+
+
+_users: dict[tuple[str, tuple[str, ...], tuple[str, ...]], User] = {}
+_MOST_USERS = 1024
+
+
+def _user_of_image(user: str, lower: tuple[str, ...], more_groups: tuple[str, ...]) -> User:
+    """The user, from a cache: layers never change."""
+    key = (user, lower, more_groups)
+    if (known := _users.get(key)) is None:
+        known = _users[key] = resolve(user, lower, more_groups=more_groups)
+        while len(_users) > _MOST_USERS:
+            with contextlib.suppress(KeyError, RuntimeError):  # another thread does the same
+                _users.pop(next(iter(_users)))
+    return known

@@ -1,0 +1,82 @@
+"""Control groups of tenants: the parent of all of a tenant's instances, of any kind, with the limits of the tenant."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from insula.kernel.cgroups import Cgroup, Resources
+from insula.model.errors import Failed
+from insula.model.objects import Limits, Tenant
+
+_CPU_PERIOD = 100_000  # µs
+_HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
+
+
+class TenantGroups:
+    """``PREFIX/TENANT`` in each hierarchy. Every method blocks."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def group(self, name: str) -> Cgroup:
+        return Cgroup(f"{self.prefix}/{name}")
+
+    def ensure(self, tenant: Tenant) -> None:
+        """Make or repair the control group with the tenant's limits. Blocks. Failed."""
+        group, limits, defaults = self.group(tenant.name), tenant.limits, Limits()
+        quota = -1 if limits.cpus is None else int(limits.cpus * _CPU_PERIOD)
+        memory = -1 if limits.memory is None else limits.memory
+        pids = -1 if limits.pids is None else limits.pids
+        cpu: Resources = {"cpu": {"quota": quota, "period": _CPU_PERIOD}}
+        ram: Resources = {"memory": {"limit": memory, "checkBeforeUpdate": True}}
+        try:
+            group.create()
+            _leave_pids_to_the_host(Cgroup(self.prefix))
+            for limit, usual, resources in (
+                (limits.cpus, defaults.cpus, cpu),
+                (limits.memory, defaults.memory, ram),
+                (limits.pids, defaults.pids, {"pids": {"limit": pids}}),
+                (None, None, {"hugepageLimits": no_huge_pages() if group.tree.unified else []}),
+            ):
+                try:
+                    group.update(resources)
+                except OSError as error:  # a host that can't limit something can still do without a limit
+                    if limit not in (None, usual) or error.errno != errno.EOPNOTSUPP:
+                        raise
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                what = f"tenant {tenant.name} can't be limited so: {error.strerror}"
+                raise Failed(what, "stop instances, or allow more") from error
+            hint = "`insula doctor` tells what this host lacks"
+            raise Failed(f"the control group of tenant {tenant.name} can't be made: {error}", hint) from error
+
+    def remove(self, name: str) -> None:
+        """Remove the tenant's group, with what is below. OSError, Failed."""
+        self.group(name).remove()
+
+    def take_down(self) -> None:
+        """Remove the groups of all tenants. OSError, Failed."""
+        Cgroup(self.prefix).remove()
+
+
+def no_huge_pages() -> list[dict[str, object]]:
+    """`linux.resources.hugepageLimits` that allow none: who has set some aside (hugetlbpage.rst) did it for others."""
+    sizes = (int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in _HUGE_PAGES.glob("hugepages-*kB"))
+    units = ((1 << 20, "GB"), (1 << 10, "MB"), (1, "KB"))  # as the names of the files have them: hugetlb.2MB.max
+    return [
+        {"pageSize": next(f"{size // unit}{name}" for unit, name in units if size >= unit), "limit": 0}
+        for size in sizes
+    ]
+
+
+def _leave_pids_to_the_host(everything: Cgroup) -> None:
+    """Limit all tenants together to three quarters of what the host has of process numbers and threads (proc(5)).
+
+    OSError; nothing happens on a host without the controller."""
+    most = min(int(Path(f"/proc/sys/kernel/{name}").read_text()) for name in ("pid_max", "threads-max"))
+    try:
+        everything.limit({"pids": {"limit": most * 3 // 4}})
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise

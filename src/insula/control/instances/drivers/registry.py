@@ -1,0 +1,23 @@
+"""Which drivers there are: one for each kind of instance. Another kind is another entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+
+from insula.control.instances.drivers.base import Driver
+from insula.control.instances.drivers.container.driver import ContainerDriver
+from insula.image.store import ImageStore
+from insula.settings import Settings
+
+DRIVERS: dict[str, Callable[[Settings, ImageStore], Driver]] = {ContainerDriver.kind: ContainerDriver}
+
+
+async def open_drivers(settings: Settings, images: ImageStore, closing: AsyncExitStack) -> Mapping[str, Driver]:
+    """All drivers, by kind, open; `closing` closes them. InsulaError."""
+    opened = {}
+    for kind, make in DRIVERS.items():
+        driver = opened[kind] = make(settings, images)
+        await driver.open()
+        closing.push_async_callback(driver.close)
+    return opened

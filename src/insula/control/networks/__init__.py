@@ -1,0 +1,1 @@
+"""Networks of tenants, and the ports of instances on them."""

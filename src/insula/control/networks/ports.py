@@ -1,0 +1,161 @@
+"""Ports: the connections of instances to networks. Allocated with their instance, plugged in when it starts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from ipaddress import ip_network
+from itertools import count
+
+from insula.control import claims
+from insula.control.claims import Claim
+from insula.control.context import Context
+from insula.control.keys import NETWORKS
+from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound
+from insula.model.objects import Instance, InstanceSpec, Network, Port, Tenant
+from insula.network.addresses import allocate, parse_mac, port_mac
+from insula.network.fabric import Nic
+
+_PORT = "port-index"
+_MAX_INDEX = 1 << 24
+
+
+class Ports:
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._last: dict[tuple[str, str, str], str] = {}  # tenant, network, subnet → the address given out last
+
+    # -- allocated here, committed together with their instance ---------------------------------------------------
+
+    async def allocate(self, network: Network, instance: str, spec: InstanceSpec) -> Port:
+        """A port with free addresses, or those that the spec wants. Invalid, Conflict. `port_claims` are reserved."""
+        if spec.address6 and not network.subnet6:
+            raise Invalid(f"network {network.name} has no IPv6", "leave the IPv6 address out")
+        async with AsyncExitStack() as undo:
+            address = await self._address(network, network.subnet, spec.address)
+            undo.callback(self._addresses(network).give_back, address)
+            address6 = None
+            if network.subnet6:
+                address6 = await self._address(network, network.subnet6, spec.address6)
+                undo.callback(self._addresses(network).give_back, address6)
+            mac = await self._mac(network, address, spec.mac_address)
+            undo.callback(self.context.pool(_mac_kind(network.tenant, network.name)).give_back, mac)
+            index = await self.context.pool(_PORT).random(_MAX_INDEX, "places for ports")
+            undo.pop_all()
+        return Port(
+            tenant=network.tenant,
+            network=network.name,
+            instance=instance,
+            index=index,
+            mac=mac,
+            address=address,
+            address6=address6,
+        )
+
+    def _addresses(self, network: Network) -> claims.Pool:
+        return self.context.pool(_address_kind(network.tenant, network.name))
+
+    async def _address(self, network: Network, subnet: str, wanted: str | None) -> str:
+        parsed, place = _parsed(subnet), (network.tenant, network.name, subnet)
+        last = self._last.get(place)
+        chosen = await self._addresses(network).choose(lambda taken: allocate(parsed, taken, wanted, last))
+        if wanted is None:
+            self._last[place] = chosen
+        return chosen
+
+    async def _mac(self, network: Network, address: str, wanted: str | None) -> str:
+        """`wanted`, or the one that goes with the address; another only if somebody asked for that one."""
+        identity = f"{network.tenant}/{network.name}/{network.created!r}"
+
+        def pick(taken: set[str]) -> str:
+            if wanted is None:
+                return next(mac for n in count() if (mac := port_mac(identity, address, n)) not in taken)
+            if (mac := parse_mac(wanted)) in taken:
+                raise Conflict(f"MAC address {mac} is taken", "leave it out to get a free one")
+            return mac
+
+        return await self.context.pool(_mac_kind(network.tenant, network.name)).choose(pick)
+
+    def forget(self, network: Network) -> None:
+        """Drop what is remembered of a network that was removed."""
+        for subnet in (network.subnet, network.subnet6 or ""):
+            self._last.pop((network.tenant, network.name, subnet), None)
+
+    # -- on this host ---------------------------------------------------------------------------------------------
+
+    async def network(self, instance: Instance) -> Network | None:
+        """The network that the instance is on. NotFound if it is gone."""
+        if instance.port is None:
+            return None
+        found = await NETWORKS.get(self.context.store, instance.tenant, instance.port.network)
+        if found is None:
+            raise NotFound(f"network {instance.port.network} of tenant {instance.tenant} is gone", "create it again")
+        return found.value
+
+    async def plug(self, tenant: Tenant, network: Network, instance: Instance, nic: Nic) -> None:
+        """Connect an instance that was created to its network, and have its name resolve. The nic is closed then."""
+        assert instance.port
+        fabric, port = self.context.fabric, instance.port
+
+        def connect() -> None:
+            try:
+                fabric.attach(tenant, network, port, nic.fd)
+            except Conflict:  # the network is full
+                raise
+            except InsulaError:  # somebody took parts of the network away: repair it, and try once more
+                fabric.ensure_tenant(tenant)
+                fabric.ensure_network(tenant, network)
+                fabric.attach(tenant, network, port, nic.fd)
+            fabric.add_name(tenant, instance.name, addresses(instance))
+
+        try:
+            await self.context.fabric_call(tenant.name, connect)
+        finally:
+            nic.close()
+
+    async def unplug(self, tenant: Tenant, instance: Instance) -> None:
+        """Remove its port and its name; nothing happens if they are gone."""
+        network = None
+        with suppress(NotFound, Failed):  # its record is gone, or damaged
+            network = await self.network(instance)
+        if network and (port := instance.port):
+            fabric = self.context.fabric
+
+            def disconnect() -> None:
+                fabric.remove_name(tenant, instance.name)
+                fabric.detach(tenant, network, port)
+
+            await self.context.fabric_call(tenant.name, disconnect)
+
+    async def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
+        """Have exactly these names resolve in the tenant."""
+        await self.context.fabric_call(tenant.name, self.context.fabric.set_names, tenant, names)
+
+
+_parsed = functools.lru_cache(maxsize=1024)(ip_network)
+
+
+def _address_kind(tenant: str, network: str) -> str:
+    return f"address/{tenant}/{network}"
+
+
+def _mac_kind(tenant: str, network: str) -> str:
+    return f"mac/{tenant}/{network}"
+
+
+def port_claims(port: Port) -> list[Claim]:
+    """What only this port may have."""
+    owner = f"{port.tenant}/{port.instance}"
+    addresses = [port.address, *([port.address6] if port.address6 else [])]
+    return [
+        Claim(_PORT, str(port.index), owner),
+        Claim(_mac_kind(port.tenant, port.network), port.mac, owner),
+        *(Claim(_address_kind(port.tenant, port.network), address, owner) for address in addresses),
+    ]
+
+
+def addresses(instance: Instance) -> list[str]:
+    """The addresses that the instance's name resolves to."""
+    port = instance.port
+    return [address for address in (port.address, port.address6) if address] if port else []
