@@ -91,6 +91,32 @@ def test_imports_run_downward_only(path: Path) -> None:
     assert violations(path.read_text(), module_name(path), path.name == "__init__.py") == []
 
 
+# In control, drivers alone import what they drive; the doctor looks at the kernel by its nature.
+DRIVING = ("insula.control.instances.drivers", "insula.control.doctor")
+
+
+def driven(source: str, module: str, is_package: bool = False) -> list[str]:
+    """One line for each import of the runtime or the kernel outside of drivers."""
+    if not module.startswith("insula.control") or any(f"{module}.".startswith(f"{each}.") for each in DRIVING):
+        return []
+    return [
+        f"{module}:{line} imports {name}"
+        for line, name in imports(source, module, is_package)
+        if name.startswith(("insula.container", "insula.kernel"))
+    ]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_only_drivers_import_what_they_drive(path: Path) -> None:
+    assert driven(path.read_text(), module_name(path), path.name == "__init__.py") == []
+
+
+def test_the_check_sees_who_drives() -> None:
+    assert driven("from insula.kernel.cgroups import Cgroup", "insula.control.instances.verbs")
+    assert driven("from insula.container import runtime", "insula.control.plane")
+    assert not driven("from insula.kernel.cgroups import Cgroup", "insula.control.instances.drivers.groups")
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
