@@ -20,6 +20,7 @@ from insula.kernel import linux, scheduling, seccomp
 from tests.forked import forked
 
 USER = 1234
+OPTIONS = ("keep", "personality", "memory_policy", "joins", "warn", "wait", "listener", "last")
 
 
 class Refused(Exception):
@@ -35,9 +36,7 @@ class Refused(Exception):
 
 def became(script: str, before: Callable[[], object] = lambda: None, program: Filter | None = None, **more: Any) -> str:
     """What `script`, for sh, prints as the program of a process; `more` are fields of it and options of departure."""
-    options = {
-        name: more.pop(name) for name in ("keep", "personality", "joins", "warn", "wait", "listener") if name in more
-    }
+    options = {name: more.pop(name) for name in OPTIONS if name in more}
     process = {"args": ["/bin/sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], "cwd": "/", **more}
     process.setdefault("capabilities", {name: list(caps.NAMES) for name in ("bounding", "effective", "permitted")})
     readable, writable = os.pipe()

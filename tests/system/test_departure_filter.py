@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,36 @@ def test_the_program_has_what_was_asked_with_a_filter_too(restricted: bool) -> N
     for user in (0, USER):
         status = became("cat /proc/self/status", program=ALLOWED, user={"uid": user}, **options)
         assert sets_of(status) == caps.Capabilities(*[caps.to_mask(["CHOWN"])] * 5)
+
+
+def test_the_last_to_be_called_has_what_the_program_has(tmp_path: Path) -> None:
+    found = tmp_path / "found"
+
+    def last(environment: dict[str, str]) -> None:
+        found.write_text(f"{caps.current().effective} {environment['A']}")
+
+    became("true", program=ALLOWED, env=["PATH=/bin", "A=b"], capabilities=SOME, last=last)
+    assert found.read_text() == f"{caps.to_mask(['CHOWN'])} b"
+
+
+@pytest.mark.skipif(
+    not caps.current().effective & caps.to_mask(["SYS_RESOURCE"]), reason="even root may not raise a limit here"
+)
+def test_a_limit_is_raised_while_there_is_a_right_to() -> None:
+    number = resource.RLIMIT_SIGPENDING
+
+    def lower() -> None:
+        resource.setrlimit(number, (100, 100))
+
+    asked = [{"type": "RLIMIT_SIGPENDING", "soft": 150, "hard": 200}]
+    shown = became("cat /proc/self/limits", before=lower, rlimits=asked, capabilities=SOME)
+    assert re.search(r"Max pending signals +150 +200 ", shown)
+
+
+def test_the_policy_of_memory_is_the_programs() -> None:
+    policy = {"mode": "MPOL_BIND", "nodes": "0"}
+    assert " bind:0 " in became("cat /proc/self/numa_maps", memory_policy=policy)
+    assert " bind:0 " not in became("cat /proc/self/numa_maps")
 
 
 def test_who_listens_to_a_filter_is_given_its_descriptor(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def all_below(recursive: bool) -> dict[str, bool]:
 def put(mount: int, place: Path | str, propagation: int = 0) -> Shown:
     """Attach a detached mount, and close its descriptor."""
     target = os.open(place, os.O_PATH)
-    mounts.attach(mount, target, propagation)
+    mounts.attach(mount, target, *([propagation] if propagation else []))
     os.close(target)
     os.close(mount)
     return shown()[os.path.realpath(place)]
@@ -278,6 +278,7 @@ def attributes(*names: str) -> Attributes:
 def read_only_and_access_time(fd: int, recursive: bool) -> None:
     mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY, **all_below(recursive))
     mounts.set_attributes(fd, linux.MOUNT_ATTR_STRICTATIME, **all_below(recursive))
+    mounts.set_attributes(fd, linux.MOUNT_ATTR_NOSUID, **all_below(recursive))
 
 
 CHANGES: dict[str, tuple[Callable[[int, bool], None], set[str], set[str]]] = {

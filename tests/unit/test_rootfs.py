@@ -269,8 +269,10 @@ def built(root: int, entries: list[dict[str, Any]], sources: Sources | None = No
     """Build the tree of a config in `room`, which is the current directory, and make read-only what shall be."""
     config = {"mounts": entries, "root": {"readonly": more.pop("readonly", False)}, "linux": {"namespaces": [], **more}}
     tree = Tree(config, root, sources or Sources(), None, Plan())  # type: ignore[arg-type]
+    before = len(os.listdir("/proc/self/fd"))
     tree.build(None, here=False)
     rootfs.seal(config, tree)
+    assert len(os.listdir("/proc/self/fd")) == before - (1 if sources else 0)  # it is closed that was made outside
 
 
 def entry(destination: str, type_: str = "tmpfs", *options: str) -> dict[str, Any]:
