@@ -12,6 +12,7 @@ RUN=${INSULA_RUN:-/run/insula}
 PREFIX=${INSULA_PREFIX:-insula}
 PYTHON=/usr/bin/python3
 SERVICE=/etc/systemd/system/insulad.service
+MAN=$DEST/usr/local/share/man
 CONFIG=$DEST/etc/insula/insulad.toml
 [ -z "$DEST" ] || export INSULA_CONFIG="${INSULA_CONFIG:-$CONFIG}"
 COMPLETIONS="$DEST/usr/local/share/bash-completion/completions/insula

@@ -59,6 +59,12 @@ def test_up_installs_starts_and_shows(guest: Guest) -> None:
     assert guest.ok("systemctl is-active insulad; systemctl is-enabled insulad") == "active\nenabled"
 
 
+def test_up_installs_manual_pages_and_settings(guest: Guest) -> None:
+    guest.ok("cd /usr/local/share/man && ls man1/insula.1 man1/insula-run.1 man5/insulad.toml.5 man8/insulad.8")
+    guest.ok("insulad --check && grep range4 /etc/insula/insulad.toml")
+    assert "POST /v1/tenants" in guest.ok("insula audit")  # of the demo
+
+
 def test_up_again_changes_nothing(guest: Guest) -> None:
     before = guest.ok("systemctl show -p MainPID insulad")
     again = guest.run(f"{CHECKOUT}/scripts/up")

@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "model": set(),
     "log": set(),
     "audit": set(),
+    "manual": {"cli", "oci", "api", "settings"},
     "settings": {"model"},
     "kernel": {"model"},
     "tree": LIGHT,
