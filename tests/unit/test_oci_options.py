@@ -157,7 +157,7 @@ def test_an_error_is_one_line_on_stderr_and_in_the_log(tmp_path: Path, capsys: p
 def test_the_log_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log"
     assert main(["--root", str(tmp_path), "--log", str(log), "state", "we b"]) == 1
-    assert " level=error msg=\"'we b' can't name a container; " in log.read_text()
+    assert " level=error msg=\"container ID 'we b': invalid characters or length; " in log.read_text()
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

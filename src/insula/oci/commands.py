@@ -95,7 +95,10 @@ COMMANDS: dict[str, tuple[str, str, Table]] = {
     "delete": (
         "ID",
         "remove a stopped container",
-        (("-f --force", "kill it first if it runs; nothing happens if it is not there"),),
+        (
+            ("-f --force", "kill it first if it runs; nothing happens if it is not there"),
+            ("--regex", "ID is a regular expression: all containers in whose IDs it is found"),
+        ),
     ),
     "list": (
         "",

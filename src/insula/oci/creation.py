@@ -252,6 +252,7 @@ def read_config(arguments: Arguments, bundle: str) -> dict[str, Any]:
     config = checks.check(raw, bundle=bundle, warn=lambda message: log.warning(message, arguments))
     if map_to_themselves(config["linux"]):
         log.warning("linux.uidMappings: is missing: each ID of the user namespace is that of the host", arguments)
+    bind_sysfs_of_the_host(config)
     if checks.since(config, 3):
         checks.no_more_processes(config["linux"].get("resources") or {})
     if rules := (config["linux"].get("resources") or {}).get("devices"):
@@ -275,6 +276,21 @@ def map_to_themselves(config: dict[str, Any]) -> bool:
             ours = [(int(first), int(size)) for first, _, size in map(str.split, lines)]
         config[name] = [{"containerID": first, "hostID": first, "size": size} for first, size in ours]
     return True
+
+
+def bind_sysfs_of_the_host(config: dict[str, Any]) -> None:
+    """Turn entries of `mounts` of the type sysfs into bind mounts of /sys where the kernel refuses a new sysfs.
+
+    A sysfs shows a network namespace, and only who owns that one may mount it (user_namespaces(7)): a container with
+    a user namespace on the host's network does not. /sys shows the same. What is mounted below it is left out.
+    """
+    kinds = {each["type"] for each in config["linux"].get("namespaces") or ()}
+    if "user" not in kinds or "network" in kinds:
+        return
+    for entry in config.get("mounts") or ():
+        if entry.get("type") == "sysfs":  # it keeps its type, by which no link is followed to its destination
+            entry["source"] = "/sys"
+            entry["options"] = ["bind", *(entry.get("options") or ())]
 
 
 def seccomp_filter(config: dict[str, Any]) -> Filter | None:

@@ -54,11 +54,13 @@ if TYPE_CHECKING:
 OCI_VERSION = "1.3.0"
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
+_ID_HINT = "it can't name a container: use letters, digits, and _ + - . (255 at most)"
+
 
 def check_id(container: str) -> str:
     """`container` if it may name a container, and so a directory."""
     if not container or container in (".", "..") or len(container) > 255 or not set(container) <= _LETTERS:
-        raise Invalid(f"{container[:60]!r} can't name a container", "use letters, digits, and _ + - . (255 at most)")
+        raise Invalid(f"container ID {container[:60]!r}: invalid characters or length", _ID_HINT)
     return container
 
 

@@ -267,6 +267,24 @@ def test_idmap_with_the_containers_own_mapping(box: Box, volume: Path) -> None:
     assert (volume / "new").stat().st_uid == 0
 
 
+@pytest.mark.parametrize("cgroup", [False, True])
+def test_sysfs_in_a_user_namespace_on_the_hosts_network(box: Box, cgroup: bool) -> None:
+    """The kernel lets only the owner of a network namespace mount a new one: the host's is bound, alone."""
+    box.map_ids((0, BASE, 65536))
+    if not cgroup:
+        box.config["mounts"] = [entry for entry in box.mounts if entry["destination"] != "/sys/fs/cgroup"]
+    below = "awk '$5 == \"/sys\"' /proc/self/mountinfo | wc -l"
+    script = f"ls /sys/class/net; touch /sys/x; ls /sys/fs/cgroup | wc -l; {below}"
+    own = box.run(script)
+    assert own.out.split()[0] == "lo" and "Read-only" in own.err
+    box.without("network")
+    host = box.run(script)
+    *devices, groups, mounted = host.out.split()
+    assert set(devices) == set(os.listdir("/sys/class/net"))
+    assert (groups != "0", mounted) == (cgroup, "1")
+    assert "/sys/x: Read-only file system" in host.err
+
+
 def test_ridmap_maps_what_is_below_too(box: Box, volume: Path) -> None:
     box.map_ids((0, BASE, 65536))
     (volume / "below/deep").touch()

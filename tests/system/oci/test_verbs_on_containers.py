@@ -81,6 +81,23 @@ def test_a_life(bundle: Bundle) -> None:
     assert oci.json("list", "--format", "json") == []
 
 
+def test_delete_by_a_regular_expression(bundle: Bundle) -> None:
+    """It is found anywhere in the ID, as crun does it. One that can't be deleted keeps none of the others."""
+    oci = bundle.oci
+    for name in ("web", "web-1", "db"):
+        bundle.config["linux"]["cgroupsPath"] = f"/{bundle.group.path}-{name}"
+        bundle.write(bundle.config)
+        oci.ok("create", "--bundle", bundle.path, name)
+    oci.ok("start", "web")
+    assert "no regular expression" in oci.fails("delete", "--regex", "we(b")
+    assert "does not exist" in oci.fails("delete", "we"), "an ID is an ID"
+    assert oci.fails("delete", "--regex", "we.").startswith("container web is not stopped")
+    assert oci.ok("list", "--quiet").split() == ["db", "web"]
+    oci.ok("delete", "--force", "--regex", "eb|b$")
+    assert oci.ok("list", "--quiet") == ""
+    oci.ok("delete", "--force", "--regex", ".")
+
+
 def test_a_paused_container_dies_of_a_kill(bundle: Bundle) -> None:
     oci = bundle.oci
     oci.ok("run", "--detach", "--bundle", bundle.path, "web")

@@ -11,9 +11,10 @@ import select
 
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup
-from insula.model.errors import Conflict, Failed, NotFound
+from insula.model.errors import Conflict, Failed, InsulaError, NotFound
 from insula.oci import log
-from insula.oci.state import Container
+from insula.oci.options import Usage
+from insula.oci.state import Container, containers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,12 +31,32 @@ _SOON = 500  # and most take
 
 
 def run(arguments: Arguments) -> int:
-    container = Container(arguments.root, arguments.id)
+    if not arguments.regex:
+        _delete(Container(arguments.root, arguments.id), arguments)
+        return 0
+    import re
+
+    try:
+        wanted = re.compile(arguments.id)
+    except re.error as error:
+        raise Usage(f"{arguments.id[:60]!r} is no regular expression: {error}", "as in --regex '^web-'") from None
+    status = 0
+    for container in containers(arguments.root):
+        if wanted.search(container.id):
+            try:
+                _delete(container, arguments)
+            except InsulaError as error:  # the others go all the same
+                log.error(f"{error.message}; hint: {error.hint}", arguments)
+                status = 1
+    return status
+
+
+def _delete(container: Container, arguments: Arguments) -> None:
     try:
         container.lock()
     except NotFound:
         if arguments.force:
-            return 0
+            return
         raise
     with container:
         record = container.record()
@@ -43,7 +64,7 @@ def run(arguments: Arguments) -> int:
             if not arguments.force:
                 container.load()  # says that there is none
             container.remove()
-            return 0
+            return
         status = container.status(record)
         if status not in ("stopped", "created") and not arguments.force:
             raise Conflict(f"container {container.id} is not stopped: {status}", "stop it, or use --force")
@@ -54,7 +75,6 @@ def run(arguments: Arguments) -> int:
         from insula.container import hooks
 
         hooks.run_all(config, "poststop", state, lambda message: log.warning(message, arguments))
-    return 0
 
 
 def end(record: Record) -> None:

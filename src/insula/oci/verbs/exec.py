@@ -199,7 +199,8 @@ class Joined:
         controllers, colon, below = (self.arguments.cgroup or "").rpartition(":")
         below = below.strip("/")
         if ".." in below.split("/"):
-            raise Invalid(f"--cgroup {below[:60]!r}: bad sub cgroup path: it leads out", "as in /worker")
+            complaint = "bad sub cgroup path: `..` components are not allowed"
+            raise Invalid(f"--cgroup {below[:60]!r}: {complaint}", "as in /worker")
         return below, frozenset(controllers.split(",") if colon else ())
 
     def _outside_uid(self) -> int:
