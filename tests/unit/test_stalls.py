@@ -8,30 +8,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+from litestar import Request
 
+from insula.api.answers import PIECE, Answer, parts
 from insula.container import wire
 from insula.container.attachment import Attachment
 from insula.container.log import LogReader, LogWriter
+from insula.control.events import Events
 from insula.control.instances import attachment
 from insula.control.instances.attachment import follow, in_reader, merge
 from insula.control.instances.drivers.container.driver import ContainerDriver
 from insula.control.instances.drivers.container.request import Requests
 from insula.control.instances.drivers.container.users import MAX_SIZE
 from insula.control.instances.verbs import Instances, encode_records
+from insula.control.keys import INSTANCES
+from insula.control.workers import Workers
 from insula.kernel import process
 from insula.kernel.process import Process
-from insula.model.errors import Invalid
-from insula.model.objects import ImageConfig, Instance, InstanceSpec, Tenant
+from insula.model.errors import Failed, Invalid
+from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, Tenant
 from insula.model.stream import Decoder, Kind
+from insula.model.views import Explanation, InstanceView, ProcessView
+from insula.store.protocol import Entry, Event, Snapshot
+from insula.store.typed import Keyspace
+from tests.unit.conftest import StubDaemon
 
 RECORDS = 200_000
 
@@ -140,8 +153,6 @@ def test_a_stream_that_never_pauses_lets_others_have_their_turn() -> None:
 
     async def main() -> None:
         ours, theirs = wire.pair()
-        import socket
-
         sockets = [socket.socket(fileno=s.detach()) for s in (ours, theirs)]
         for sock in sockets:
             sock.setblocking(False)
@@ -189,8 +200,9 @@ def test_thousands_of_processes() -> None:
         driver = object.__new__(ContainerDriver)
         runtime: Any = Crowd()
         driver.runtime = runtime
+        context = SimpleNamespace(surveys=Workers(1))
         supervisor: Any = SimpleNamespace(
-            context=None, find=lambda tenant, name: member(), driver=lambda member: driver
+            context=context, find=lambda tenant, name: member(), driver=lambda member: driver
         )
         unused: Any = None
         instances = Instances(unused, unused, supervisor)
@@ -246,3 +258,203 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
             assert rounds() <= 1, "one who is known is not looked up again, and costs no thread"
 
     asyncio.run(main())
+
+
+def test_many_who_ask_at_once(tmp_path: Path) -> None:
+    """A tenant's second question waits for its first; another tenant's does not, as long as there is a thread."""
+
+    async def main() -> None:
+        workers, order = Workers(2), list[str]()
+        begun, hold = threading.Event(), threading.Event()
+
+        def slow() -> None:
+            begun.set()
+            assert hold.wait(20)
+            order.append("hostile 1")
+
+        first = asyncio.ensure_future(workers.do("hostile", slow))
+        more = [asyncio.ensure_future(workers.do("hostile", lambda n=n: order.append(f"hostile {n}"))) for n in (2, 3)]  # type: ignore[misc]
+        assert await asyncio.to_thread(begun.wait, 20), "the positive control: it is under way"
+        await workers.do("calm", lambda: order.append("calm"))
+        assert order == ["calm"]
+        hold.set()
+        await asyncio.gather(first, *more)
+        assert order == ["calm", "hostile 1", "hostile 2", "hostile 3"]
+
+    asyncio.run(main())
+
+
+def test_who_asks_and_goes_away_keeps_the_turn_until_the_thread_is_done() -> None:
+    """Else a thousand who go away at once would have a thousand threads."""
+
+    async def main() -> None:
+        workers, order = Workers(2), list[str]()
+        begun, hold = threading.Event(), threading.Event()
+
+        def slow() -> None:
+            begun.set()
+            assert hold.wait(20)
+            order.append("slow")
+
+        first = asyncio.ensure_future(workers.do("hostile", slow))
+        assert await asyncio.to_thread(begun.wait, 20)
+        first.cancel()
+        second = asyncio.ensure_future(workers.do("hostile", lambda: order.append("second")))
+        await workers.do("calm", lambda: order.append("calm"))
+        assert not first.done() and order == ["calm"]
+        hold.set()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await second
+        assert order == ["calm", "slow", "second"]
+
+    asyncio.run(main())
+
+
+# -- what a tenant has many of ---------------------------------------------------------------------------------------
+
+LARGE = "x" * 60_000
+
+
+def view(number: int) -> InstanceView:
+    instance = Instance(
+        tenant="acme",
+        name=f"web{number}",
+        id="0" * 32,
+        spec=InstanceSpec(image="x", command=[LARGE]),
+        image_digest="sha256:0",
+        layers=[],
+        config=ImageConfig(),
+        port=None,
+        wanted="stopped",
+        created=0.0,
+    )
+    return InstanceView(instance=instance, status=InstanceStatus(state="created"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
+def test_an_answer_of_any_size_is_the_same_json(count: int) -> None:
+    """Short ones are whole, with their length; the others come in pieces."""
+    views, sent = [view(number) for number in range(count)], list[Any]()
+
+    async def main() -> None:
+        over = asyncio.Event()
+        scope: Any = {"type": "http", "method": "GET", "headers": [], "path": "/", "query_string": b""}
+
+        async def send(message: Any) -> None:
+            sent.append((message, rounds()))
+            if message["type"] == "http.response.body" and not message["more_body"]:
+                over.set()
+
+        async def receive() -> Any:
+            await over.wait()
+            return {"type": "http.disconnect"}
+
+        async with ticker() as rounds:
+            await asyncio.sleep(0)
+            rounds()
+            msgspec.json.encode(views)  # as a whole
+            assert rounds() == 0, "the positive control"
+            await Answer(views, media_type="application/json").to_asgi_response(None, Request(scope))(
+                scope, receive, send
+            )
+
+    asyncio.run(main())
+    head, *bodies = [message for message, _ in sent]
+    assert b"".join(message["body"] for message in bodies) == msgspec.json.encode(views)
+    assert (b"content-length" in dict(head["headers"])) == (count < 3)
+    full = [(message["body"], turns) for message, turns in sent[2:] if message["body"]]
+    assert all(turns > 0 and len(body) < 3 * PIECE for body, turns in full)
+    assert len(full) >= count * len(LARGE) // (2 * PIECE) - 1
+
+
+def test_an_answer_that_is_an_object_is_the_same_json() -> None:
+    """Its lists are encoded item by item."""
+    explanation = Explanation(
+        instance=view(1).instance,
+        status=InstanceStatus(state="created"),
+        processes=[ProcessView(pid=n, inside=n, pids=[n], parent=0, uid=0, user=0, state="S", cpu=0.5, command="é\"")
+                   for n in range(3)],
+        namespaces=[],
+        uid_map=None,
+        cgroups={"pids": "/x"},
+        limits={},
+        security={},
+        layers=[],
+        upper="/u",
+        device=None,
+        installed={"a": [1]},
+        rules=None,
+    )  # fmt: skip
+    assert b"".join(parts(explanation)) == msgspec.json.encode(explanation)
+
+
+class Recorded:
+    """A store with the same large record under many names."""
+
+    def __init__(self, keyspace: Keyspace[Instance], count: int) -> None:
+        puts = [keyspace.put(view(n).instance, "acme", f"web{n:03}") for n in range(count)]
+        self.entries = [Entry(put.key, put.value, 1, 1) for put in puts]
+
+    async def list(self, _: str) -> Snapshot:
+        return Snapshot(self.entries, 1)
+
+    async def watch(self, _: str, __: int) -> AsyncIterator[Event]:
+        for entry in self.entries:
+            yield Event("put", entry, None, entry.revision)
+
+
+def test_the_records_of_a_thousand_large_instances() -> None:
+    async def main() -> None:
+        store: Any = Recorded(INSTANCES, 200)
+        async with ticker() as rounds:
+            await asyncio.sleep(0)
+            rounds()
+            assert len(INSTANCES.sort_out(store.entries)[0]) == 200  # on the loop
+            assert rounds() == 0, "the positive control"
+            for work in (INSTANCES.list, INSTANCES.readable):
+                assert [found.name for found in await work(store, "acme")] == [f"web{n}" for n in range(200)]
+                assert rounds() > 20
+            told = [story["name"] async for story in Events(SimpleNamespace(store=store)).watch(0)]  # type: ignore[arg-type]
+            assert told == [f"web{n:03}" for n in range(200)]
+            assert rounds() > 20
+
+    asyncio.run(main())
+
+
+def test_a_damaged_record_among_many() -> None:
+    async def main() -> None:
+        store: Any = Recorded(INSTANCES, 5)
+        store.entries[2] = Entry(store.entries[2].key, b"{", 1, 1)
+        assert [found.name for found in await INSTANCES.readable(store, "acme")] == ["web0", "web1", "web3", "web4"]
+        with pytest.raises(Failed, match="damaged"):
+            await INSTANCES.list(store, "acme")
+
+    asyncio.run(main())
+
+
+def test_a_crowd_of_clients_that_say_nothing(stub: StubDaemon) -> None:
+    """They are accepted a few at a time, and all of them wait in the kernel until then."""
+    from insula.api import server
+
+    rows = list[int]()
+
+    async def count() -> None:
+        """How many connections there are, each time that the loop goes round."""
+        while len(stub.server.server_state.connections) < 200 + before:
+            rows.append(len(stub.server.server_state.connections))
+            await asyncio.sleep(0)
+
+    before = len(stub.server.server_state.connections)
+    stopped = threading.Event()
+    stub._loop.call_soon_threadsafe(stopped.wait, 20)  # the loop is busy while they come
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)  # EAGAIN if they could not wait
+            sock.connect(str(stub.path))
+        counted = asyncio.run_coroutine_threadsafe(count(), stub._loop)
+        stopped.set()
+        counted.result(20)
+        assert max(b - a for a, b in itertools.pairwise(rows)) <= 2 * server._ACCEPTED
+        assert stub.client.tenants.list() == []

@@ -10,6 +10,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 from insula import __version__
+from insula.api.answers import Answer
 from insula.api.errors import HANDLERS
 from insula.api.gate import Gate
 from insula.api.host import HostController
@@ -64,6 +65,7 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
         ],
         dependencies={"plane": Provide(provide_plane)},
         exception_handlers=HANDLERS,
+        response_class=Answer,
         request_max_body_size=MAX_BODY,
         openapi_config=OpenAPIConfig(
             title="Insula",

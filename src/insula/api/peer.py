@@ -21,6 +21,7 @@ from insula.model.errors import Failed
 
 GROUP = "insula"
 SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13; Python has no name for it
+BACKLOG = 1024  # connections that wait to be accepted (listen(2))
 _GROUPS_SIZE = 1024  # the most that getsockopt of Python reads: 256 groups
 _UCRED = struct.Struct("iII")
 
@@ -83,7 +84,7 @@ def listen(path: Path) -> socket.socket:
         if group is not None:
             os.chown(temporary, -1, group)
             temporary.chmod(0o660)
-        sock.listen(1024)
+        sock.listen(BACKLOG)
         temporary.rename(path)
     except OSError as error:
         sock.close()

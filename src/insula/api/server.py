@@ -12,11 +12,12 @@ from contextlib import contextmanager
 import uvicorn
 from litestar.types import ASGIApp
 
-from insula.api.peer import PeerProtocol
+from insula.api.peer import BACKLOG, PeerProtocol
 
 GRACE = 5
 """Seconds until requests that ignore the end are abandoned; `Gate` ends them earlier."""
 MAX_HEAD = 64 << 10
+_ACCEPTED = 16  # connections in a row, before others have their turn
 
 
 def notify(state: str) -> None:
@@ -47,6 +48,7 @@ class Server(uvicorn.Server):
                 date_header=False,
                 h11_max_incomplete_event_size=MAX_HEAD,
                 timeout_graceful_shutdown=GRACE,
+                backlog=_ACCEPTED,  # asyncio accepts as many at once as may wait
             )
         )
         self.stop = asyncio.Event()
@@ -55,6 +57,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.lifespan.state["stopping"] = self.stop  # every request's scope has it as state
         await super().startup(sockets=sockets)
+        for sock in sockets or ():
+            sock.listen(BACKLOG)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from insula.control.claims import Claim, Pool
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.drivers.groups import TenantGroups
 from insula.control.problems import Problems
+from insula.control.workers import Workers
 from insula.model.errors import Unavailable
 from insula.model.objects import Instance, InstanceSpec
 from insula.settings import Settings
@@ -31,7 +32,7 @@ class Context:
     """`pools` remember what is taken of each kind of claim. A fabric serves one thread a tenant: `fabric_call` keeps
     to that, while tenants don't wait for each other. `preparing` has the tenants whose part of this host was not looked
     at yet since the daemon started; what needs it waits in `prepared`. `going_down` is set once everything is taken off
-    this host: from then on nothing is made."""
+    this host: from then on nothing is made. `surveys` read what /proc and the control groups say of an instance."""
 
     settings: Settings
     store: Store
@@ -44,6 +45,7 @@ class Context:
     problems: Problems = field(default_factory=Problems)
     preparing: dict[str, asyncio.Event] = field(default_factory=dict)
     going_down: asyncio.Event = field(default_factory=asyncio.Event)
+    surveys: Workers = field(default_factory=lambda: Workers(2))
 
     def driver(self, instance: Instance) -> Driver:
         """The driver of the instance's kind."""

@@ -6,6 +6,7 @@ An event is a dict: `time` (seconds since the epoch), `revision` (of the store: 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +22,8 @@ from insula.store.protocol import Event
 from insula.store.typed import Keyspace
 
 log = logging.getLogger("insula.control")
+_TURN = 1 << 18  # bytes of records that are decoded in a row, before others have their turn
+_EACH = 1 << 10  # what an event counts at least
 Story = dict[str, Any]
 
 
@@ -35,7 +38,12 @@ class Events:
             from_revision = (await store.list("/nothing/")).revision
         elif from_revision < 0:
             raise Invalid(f"{from_revision} is no revision", "use one that an event had")
+        decoded = 0
         async for event in store.watch("/", from_revision):
+            decoded += _EACH + len(event.entry.value) + (len(event.previous.value) if event.previous else 0)
+            if decoded > _TURN:
+                await asyncio.sleep(0)
+                decoded = 0
             try:
                 story = tell(event)
             except Failed as error:  # a damaged record; the next one may be whole

@@ -53,6 +53,7 @@ class Images:
     def __init__(self, context: Context, tenants: Tenants) -> None:
         self.context = context
         self.tenants = tenants
+        self._live: list[set[str]] = []  # what collections under way spare
         self._of_all = asyncio.Semaphore(AT_ONCE)
         self._of_tenant: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE_TENANT))
 
@@ -209,6 +210,8 @@ class Images:
             else:
                 await store.transact([], [IMAGES.put(image, owner, image.name)])
         finally:
+            for live in self._live:  # it may have listed the names before
+                live.add(image.digest)
             if check is None:
                 self.context.images.release(image.digest)
         return image
@@ -278,14 +281,24 @@ class Images:
 
         Nothing is freed while a record is damaged: nobody knows what it needs.
         """
+        live: set[str] = set()
+        self._live.append(live)
+        try:
+            return await self._collect(live, gone)
+        finally:
+            self._live = [other for other in self._live if other is not live]
+
+    async def _collect(self, live: set[str], gone: Image | None) -> int:
+        """`collect`, which spares those in `live`, too."""
         store, problems = self.context.store, self.context.problems
         snapshots = await asyncio.gather(store.list(IMAGES.prefix_all()), store.list(INSTANCES.prefix_all()))
         try:
-            live, layers = _alive(*snapshots)
+            needed, layers = await _alive(*snapshots)
         except Failed as error:
             problems["images that nobody needs"] = f"stay on the disk: {error}"
             return 0
         problems.solved("images that nobody needs")
+        live |= needed
         for layer in set(gone.layers) - layers if gone else ():
             try:
                 for path in self.context.images.lower([layer]):
@@ -295,10 +308,9 @@ class Images:
         return await asyncio.to_thread(self.context.images.collect, live)
 
 
-def _alive(images: Snapshot, instances: Snapshot) -> tuple[set[str], set[str]]:
+async def _alive(images: Snapshot, instances: Snapshot) -> tuple[set[str], set[str]]:
     """The digests of manifests, and the layers, that names and instances need."""
-    named = [IMAGES.decode(entry) for entry in images.entries]
-    running = [INSTANCES.decode(entry) for entry in instances.entries]
+    named, running = await IMAGES.decode_all(images.entries), await INSTANCES.decode_all(instances.entries)
     digests = {image.digest for image in named} | {instance.image_digest for instance in running}
     return digests, {layer for image in named for layer in image.layers} | {
         layer for instance in running for layer in instance.layers

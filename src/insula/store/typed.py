@@ -9,15 +9,18 @@ The JSON is msgspec's, strict in both directions, so a file that somebody edited
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from insula.model.errors import Failed
-from insula.store.protocol import Compare, Delete, Entry, Put, Store
+from insula.store.protocol import Compare, Delete, Entry, Put, Snapshot, Store
 
 T = TypeVar("T")
+_TURN = 1 << 18  # bytes that are decoded in a row, before others have their turn
 
 
 class Found(NamedTuple, Generic[T]):
@@ -79,13 +82,22 @@ class Keyspace(Generic[T]):
 
     async def list(self, store: Store, *parts: str) -> list[T]:
         """In key order; those of everybody without parts. Failed if one of them is damaged."""
-        snapshot = await store.list(self.prefix(*parts) if parts else self.prefix_all())
-        return [self.decode(entry) for entry in snapshot.entries]
+        return [*await self.decode_all((await self._entries(store, *parts)).entries)]
+
+    async def decode_all(self, entries: Iterable[Entry]) -> Sequence[T]:
+        """The objects in these entries. Failed if one of them is damaged."""
+        return [self.decode(entry) async for entry in _in_turns(entries)]
+
+    async def _entries(self, store: Store, *parts: str) -> Snapshot:
+        return await store.list(self.prefix(*parts) if parts else self.prefix_all())
 
     async def readable(self, store: Store, *parts: str) -> Sequence[T]:
         """The same without those that are damaged: to show, and never to conclude that something is not there."""
-        snapshot = await store.list(self.prefix(*parts) if parts else self.prefix_all())
-        return [found.value for found in self.sort_out(snapshot.entries)[0]]
+        found = []
+        async for entry in _in_turns((await self._entries(store, *parts)).entries):
+            with contextlib.suppress(Failed):
+                found.append(self.decode(entry))
+        return found
 
     def sort_out(self, entries: Iterable[Entry]) -> tuple[Sequence[Found[T]], Sequence[tuple[Entry, Failed]]]:
         """Entries of this kind: the objects, and the entries that hold none with the reason."""
@@ -96,3 +108,14 @@ class Keyspace(Generic[T]):
             except Failed as error:
                 bad.append((entry, error))
         return good, bad
+
+
+async def _in_turns(entries: Iterable[Entry]) -> AsyncIterator[Entry]:
+    """The entries. Other tasks have their turn in between: one may hold a megabyte, and a tenant may have thousands."""
+    taken = 0
+    for entry in entries:
+        taken += len(entry.value)
+        if taken > _TURN:
+            await asyncio.sleep(0)
+            taken = 0
+        yield entry

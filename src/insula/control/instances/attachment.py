@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import TypeVar
 
 from insula.control.instances.drivers.base import Driver, Log, LogRecord, Streams
+from insula.control.workers import in_thread
 from insula.model.errors import InsulaError, NotFound, Unavailable
 from insula.model.objects import Exit
 from insula.model.stream import Kind
@@ -41,12 +42,7 @@ async def in_reader(work: Callable[[], T]) -> T:
 
     When the caller is cancelled it first waits for the thread, which still uses the log.
     """
-    running = asyncio.get_running_loop().run_in_executor(_readers, work)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
+    return await in_thread(_readers, work)
 
 
 async def follow(reader: Log, over: Callable[[], bool]) -> AsyncIterator[list[LogRecord]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 
@@ -20,7 +20,8 @@ async def explain(supervisor: Supervisor, member: ManagedInstance) -> Explanatio
     if not member.active:
         status = msgspec.structs.replace(status, pid=None)
     driver, near = context.driver(instance), _near(supervisor, member)
-    found = await asyncio.to_thread(driver.explain, member.tenant, instance, status, near)
+    work = partial(driver.explain, member.tenant, instance, status, near)
+    found = await context.surveys.do(instance.tenant, work)
     found = msgspec.structs.replace(
         found, status=member.status, health=member.monitor.health if member.monitor else None
     )

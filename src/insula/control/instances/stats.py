@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -56,19 +57,19 @@ class Stats:
         def members() -> list[ManagedInstance]:
             return [m for m in self.supervisor.of(tenant) if (m.instance.name in names if names else m.active)]
 
-        async for sample in self._samples(members, interval):
+        async for sample in self._samples(tenant or "", members, interval):
             yield sample
             if names and not sample.instances:
                 return
 
     async def _samples(
-        self, members: Callable[[], Sequence[ManagedInstance]], interval: float | None
+        self, asking: str, members: Callable[[], Sequence[ManagedInstance]], interval: float | None
     ) -> AsyncIterator[StatsSample]:
-        before, then = await self._counters(members()), time.monotonic()
+        before, then = await self._counters(asking, members()), time.monotonic()
         await asyncio.sleep(FIRST)
         while True:
             present = members()
-            counters, now = await self._counters(present), time.monotonic()
+            counters, now = await self._counters(asking, present), time.monotonic()
             traffic, limits = await self._traffic(present), await self._limits(present)
             usage = [
                 _stats(member, counters, _used(member, before, counters, now - then), traffic, limits)
@@ -80,14 +81,14 @@ class Stats:
             before, then = counters, now
             await asyncio.sleep(interval)
 
-    async def _counters(self, members: Iterable[ManagedInstance]) -> Counters:
+    async def _counters(self, asking: str, members: Iterable[ManagedInstance]) -> Counters:
         by_driver: dict[Driver, list[Instance]] = defaultdict(list)
         for member in members:
             if member.active:
                 by_driver[self.supervisor.driver(member)].append(member.instance)
         found: Counters = {}
         for driver, instances in by_driver.items():
-            found.update(await asyncio.to_thread(driver.stats, instances))
+            found.update(await self.supervisor.context.surveys.do(asking, partial(driver.stats, instances)))
         return found
 
     async def _traffic(self, members: Iterable[ManagedInstance]) -> Traffic:

@@ -368,7 +368,7 @@ class Instances:
         if not member.active:
             raise not_running(member)
         driver = self.supervisor.driver(member)
-        return await asyncio.to_thread(driver.processes, member.tenant, member.instance.id)
+        return await self.context.surveys.do(tenant, partial(driver.processes, member.tenant, member.instance.id))
 
     async def explain(self, tenant: str, name: str) -> Explanation:
         """What makes it isolated, read from the kernel."""

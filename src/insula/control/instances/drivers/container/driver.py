@@ -167,7 +167,7 @@ class ContainerDriver:
     # -- a running instance ---------------------------------------------------------------------------------------
 
     async def prepare_exec(self, tenant: Tenant, instance: Instance, spec: ExecSpec) -> object:
-        return await asyncio.to_thread(self.requests.process, tenant, instance, spec)
+        return await self.requests.execution(tenant, instance, spec)
 
     async def exec(
         self,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +15,7 @@ from insula.control.instances.drivers.container.etc_files import etc_files
 from insula.control.instances.drivers.container.spec import config
 from insula.control.instances.drivers.container.users import User, resolve
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
+from insula.control.workers import Workers
 from insula.image.store import ImageStore
 from insula.model.errors import Invalid, Unavailable
 from insula.model.objects import Instance, InstanceSpec, Network, Tenant
@@ -31,6 +32,7 @@ class Requests:
         self._settings = settings
         self._images = images
         self._boot = boot_id()
+        self._workers = Workers()
 
     def directory(self, instance_id: str) -> ContainerDirectory:
         return ContainerDirectory(self._settings.instances, instance_id)
@@ -47,7 +49,7 @@ class Requests:
         """The request for its next start, with everything in files that it needs. Invalid, OSError."""
         if self.directory(instance.id).is_fresh():  # a few small files, which stay in memory: a thread would cost more
             return self.prepare(tenant, instance, network)
-        return await asyncio.to_thread(self.prepare, tenant, instance, network)
+        return await self._workers.do(tenant.name, partial(self.prepare, tenant, instance, network))
 
     def prepare(self, tenant: Tenant, instance: Instance, network: Network | None, *, begin: bool = True) -> Launch:
         """`launch`, in the caller's thread; unless `begin`, no start of the instance is recorded."""
@@ -86,7 +88,7 @@ class Requests:
             instance.spec, entrypoint=[], command=[SLEEP, "2147483647"], user="0", init=False, tty=False, tmpfs=[]
         )
         asleep = msgspec.structs.replace(instance, spec=spec)
-        request = await asyncio.to_thread(self.prepare, tenant, asleep, network, begin=False)
+        request = await self._workers.do(tenant.name, partial(self.prepare, tenant, asleep, network, begin=False))
         options = ["bind", "sealed", "ro", "nosuid", "nodev"]
         request.config["mounts"].append({"destination": SLEEP, "type": "bind", "source": program, "options": options})
         group = f"{self.parent(instance.tenant)}/{container}"
@@ -123,7 +125,11 @@ class Requests:
         if (name, tuple(self._lower(instance)), tuple(spec.group_add)) in _users:
             self.oci(tenant, instance, spec)
         else:
-            await asyncio.to_thread(self.oci, tenant, instance, spec)
+            await self._workers.do(tenant.name, partial(self.oci, tenant, instance, spec))
+
+    async def execution(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
+        """`process`, in a thread."""
+        return await self._workers.do(tenant.name, partial(self.process, tenant, instance, wanted))
 
     def process(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
         """The `process` of an OCI config for one more process: as PID 1's, but for what is asked. Invalid."""

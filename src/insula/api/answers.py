@@ -1,0 +1,72 @@
+"""JSON answers of any size: other requests have their turn while a large one is made and sent.
+
+A tenant may have a thousand instances with a megabyte of arguments each, and an instance thousands of processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import msgspec
+from litestar import Litestar, MediaType, Request, Response
+from litestar.response import Stream
+from litestar.response.base import ASGIResponse
+
+PIECE = 1 << 17
+"""Bytes of an answer that are sent as a whole, with their length."""
+
+
+class Answer(Response[Any]):
+    """What a handler returned, as JSON: whole if it is short, else in pieces (RFC 9112, 7.1)."""
+
+    def to_asgi_response(self, app: Litestar | None, request: Request[Any, Any, Any], **options: Any) -> ASGIResponse:
+        """The answer that Litestar sends; `options` are those of `Response.to_asgi_response`."""
+        if isinstance(self.content, (list, tuple, msgspec.Struct)):
+            pieces = in_pieces(parts(self.content))
+            first = next(pieces)
+            if len(first) > PIECE:
+                large = Stream(in_turns(first, pieces), media_type=MediaType.JSON, status_code=self.status_code)
+                return large.to_asgi_response(app, request, **options)
+            self.content = first
+        return super().to_asgi_response(app, request, **options)
+
+
+def parts(value: Any) -> Iterator[bytes]:
+    """JSON in parts: the items of a list; of an object its fields, and the items of those that are lists."""
+    if isinstance(value, msgspec.Struct):
+        yield b"{"
+        for number, field in enumerate(msgspec.structs.fields(value)):
+            yield b"," * (number > 0) + msgspec.json.encode(field.encode_name) + b":"
+            found = getattr(value, field.name)
+            if isinstance(found, list):
+                yield from parts(found)
+            else:
+                yield msgspec.json.encode(found)
+        yield b"}"
+        return
+    yield b"["
+    for number, item in enumerate(value):
+        yield b"," * (number > 0) + msgspec.json.encode(item)
+    yield b"]"
+
+
+def in_pieces(encoded: Iterator[bytes]) -> Iterator[bytes]:
+    """The parts put together; only the last piece is not longer than `PIECE`."""
+    piece = bytearray()
+    for part in encoded:
+        piece += part
+        if len(piece) > PIECE:
+            yield bytes(piece)
+            piece.clear()
+    yield bytes(piece)
+
+
+async def in_turns(first: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """`first` and the pieces after it, each made when the one before is on its way."""
+    yield first
+    for piece in pieces:
+        await asyncio.sleep(0)
+        if piece:
+            yield piece
