@@ -162,3 +162,72 @@ def test_a_file_has_one_concern(path: Path) -> None:
         assert ast.get_docstring(ast.parse(text)), "a module begins by saying what it is about"
     if path != Path(__file__):
         assert not UNFINISHED.search(text)
+
+
+# -- the event loop --------------------------------------------------------------------------------------------------
+
+BLOCKING = re.compile(
+    r"open|time\.sleep|subprocess\.(run|Popen)|shutil\.(which|rmtree|copyfile)|os\.(open|read|write|l?stat|listdir|scandir"
+    r"|walk|unlink|remove|rename|replace|mkdir|makedirs|rmdir|fsync|sync|link|symlink|readlink|truncate|wait\w*"
+    r"|path\.(\w*exists|is\w+|getsize|realpath))"
+    r"|.*\.(read_text|read_bytes|write_text|write_bytes|unlink|mkdir|rmdir|exists|is_file|is_dir|is_symlink|iterdir|glob"
+    r"|rglob|touch|chmod|l?stat)",
+    re.DOTALL,
+)
+# What may stand in a coroutine all the same: it takes microseconds, whatever tenants do.
+BRIEF = {
+    ("insula.control.instances.drivers.container.request", "shutil.which"),  # two directories of the host
+    ("insula.api.streams", "os.open"),  # a file without a name
+}
+
+
+def blocking_calls(source: str) -> Iterator[tuple[int, str]]:
+    """Line and name of the calls in bodies of coroutines that may wait for a file or a process.
+
+    Functions inside of them don't count: they are what is given to threads. Nor does what the called functions do.
+    """
+    for function in ast.walk(ast.parse(source)):
+        todo: list[ast.AST] = [*function.body] if isinstance(function, ast.AsyncFunctionDef) else []
+        while todo:
+            node = todo.pop()
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                continue
+            todo += ast.iter_child_nodes(node)
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if BLOCKING.fullmatch(name):
+                    yield node.lineno, name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES if module_name(path).startswith(("insula.control", "insula.api"))],
+    ids=lambda path: module_name(path),
+)
+def test_no_coroutine_waits_for_a_file_or_a_process(path: Path) -> None:
+    found = list(blocking_calls(path.read_text()))
+    assert [f"{path}:{line}: {name}" for line, name in found if (module_name(path), name) not in BRIEF] == []
+
+
+def test_that_check_sees_what_blocks_and_nothing_else() -> None:
+    seen = """
+async def f(path):
+    with open(path) as file:
+        os.stat(path)
+    if path.exists() or os.path.isdir(path):
+        return [subprocess.run([each]) for each in ()]
+"""
+    unseen = """
+def f(path):
+    return path.exists()
+async def g(path):
+    def inner():
+        return open(path)
+    await asyncio.to_thread(inner)
+    await asyncio.to_thread(path.exists)
+    await asyncio.to_thread(lambda: os.stat(path))
+"""
+    assert sorted(name for _, name in blocking_calls(seen)) == [
+        "open", "os.path.isdir", "os.stat", "path.exists", "subprocess.run"
+    ]  # fmt: skip
+    assert list(blocking_calls(unseen)) == []
