@@ -20,6 +20,7 @@ from insula.control.instances.drivers.base import Observed
 from insula.control.instances.managed import ManagedInstance
 from insula.control.plane import ControlPlane
 from insula.control.reconcile import Action
+from insula.kernel.cgroups.hierarchy import hierarchy
 from insula.model.errors import Unavailable
 from insula.model.objects import InstanceSpec, Tenant
 from insula.settings import Settings
@@ -187,6 +188,32 @@ def test_the_periodic_repair_tells_and_goes_on(
 
     run(settings, body)
     assert "ZeroDivisionError" in caplog.text and "Traceback" in caplog.text
+
+
+def test_a_resolver_that_died_is_started_again_in_its_tenant_s_control_group(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planes, "REPAIR_EVERY", 0.05)
+    pidfile = settings.run / "dns" / TENANT / "pid"
+
+    async def body(plane: ControlPlane) -> None:
+        first = int(pidfile.read_text())
+        assert in_group(first)
+        plane.begin()
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: int(pidfile.read_text()) != first, "another one is there")
+        second = int(pidfile.read_text())
+        assert in_group(second)
+        assert plane.context.fabric.installed((await plane.tenants.find(TENANT)).value).drift == []
+
+    def in_group(pid: int) -> bool:
+        """Of each controller, and nowhere else in the host's groups."""
+        lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+        paths = {controllers: path for _, controllers, path in lines}
+        wanted = [""] if hierarchy().unified else ["memory", "pids", "freezer"]
+        return all(paths[name].endswith(f"/{settings.prefix}/{TENANT}/resolver") for name in wanted)
+
+    run(settings, body)
 
 
 def test_down_ends_reconciliation_and_leaves_no_network_to_those_who_come_late(settings: Settings) -> None:

@@ -70,6 +70,7 @@ class ControlPlane:
                 range4=settings.network.range4,
                 range6=settings.network.range6,
                 resolvers=settings.network.resolvers,
+                groups=settings.prefix,
             )
             await asyncio.to_thread(fabric.open)
             undo.push_async_callback(asyncio.to_thread, fabric.close)  # it waits for threads that use it still

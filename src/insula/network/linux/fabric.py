@@ -37,6 +37,7 @@ class LinuxFabric:
 
     `run` is a directory for what must not outlive a reboot. `range4` and `range6` hold the uplinks' addresses.
     `resolvers` are the name servers that tenants' questions go to: None means the host's, () means nobody.
+    `groups` is the control group below which each tenant has its own, by name: what works for a tenant is in there.
     The host's namespace is the one of the thread that calls `open`.
     """
 
@@ -48,13 +49,14 @@ class LinuxFabric:
         range4: str = "100.64.0.0/10",
         range6: str = "fd69:6e73:756c:6100::/64",
         resolvers: Sequence[str] | None = None,
+        groups: str | None = None,
     ) -> None:
         self.plan = Plan(prefix, IPv4Network(range4), IPv6Network(range6))
         self._run = run / "network"
         self._records = self._run / "tenants"
         self._settings = HostSettings(self._run / "sysctl.json")
         self._servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
-        self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix))
+        self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix), groups)
         self._domains: dict[str, Domain] = {}
         self._reaper = Reaper()
         self._calls = Calls()
@@ -150,8 +152,8 @@ class LinuxFabric:
         self._record(tenant)
         namespaces.create(self.plan.namespace(tenant.name))
         domain = self._domain(tenant)
-        domain.ensure(host, ipv6=self._ipv6)
-        self._resolver.ensure(tenant, domain.netns, self._asked(tenant))
+        with self._resolver.ensuring(tenant, domain.netns, self._asked(tenant)):  # it starts meanwhile
+            domain.ensure(host, ipv6=self._ipv6)
 
     @about_tenant
     def remove_tenant(self, tenant: Tenant) -> None:

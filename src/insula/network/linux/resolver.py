@@ -7,16 +7,16 @@ forwards the rest to the host's end of the tenant's uplink, from where the host'
 their addresses may be among those of the tenant's own networks. `--bind-dynamic` makes it listen on bridges that
 appear later.
 
-dnsmasq daemonises itself once it listens, so a start that returns is a start that worked. It is known by its exact
-arguments, its user and its network namespace, never by its name alone, and it is signalled through a pidfd. It parses
-what strangers send, so each has a user of its own, who has no files and no rights but that to port 53.
+It says on its standard error when it has started; nobody hears what it says later. It is known by its exact arguments,
+its user and its network namespace, never by its name alone, and it is signalled through a pidfd. It parses what
+strangers send, so it is confined: see `insula.network.linux.confine`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import resource
 import select
 import shutil
 import signal
@@ -28,19 +28,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
+from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, Unavailable
 from insula.model.objects import Tenant
 from insula.model.units import check_label
+from insula.network.linux import confine
 from insula.network.linux.namespaces import call_in
 
 FIRST_USER = 0x70000000  # above all tenants' ranges (control.tenants)
+GROUP = "resolver"  # the control group of a dnsmasq, in its tenant's
 _BUCKETS = 1024
-_LIMITS = (  # options of prlimit(1)
-    ("nproc", resource.RLIMIT_NPROC, 1024),
-    ("as", resource.RLIMIT_AS, 256 << 20),
-    ("core", resource.RLIMIT_CORE, 0),
-    ("fsize", resource.RLIMIT_FSIZE, 0),
-)
+_STARTED = b": started, version "
+_PATIENCE = 20.0  # seconds for a start, on a busy host too
 DOMAIN = "internal"  # reserved by ICANN in 2024 for private use
 _RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the second: what systemd-resolved asks
 
@@ -71,10 +70,14 @@ def reachable_directory(run: Path, prefix: str) -> Path:
 
 
 class Resolver:
-    """The resolvers of all tenants; `directory` is theirs, one subdirectory a tenant."""
+    """The resolvers of all tenants; `directory` is theirs, one subdirectory a tenant.
 
-    def __init__(self, directory: Path) -> None:
+    `groups` is the control group below which each tenant has one, by its name; with None they stay in the caller's.
+    """
+
+    def __init__(self, directory: Path, groups: str | None = None) -> None:
         self._directory = directory
+        self._groups = groups
 
     def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
         """Replace what is answered; unchanged names cost nothing but a look."""
@@ -118,26 +121,48 @@ class Resolver:
         draft.chmod(0o640)
         draft.rename(file)
 
-    def ensure(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> None:
-        """Start the tenant's dnsmasq unless it runs with the right arguments. `servers` are asked about other names."""
+    @contextlib.contextmanager
+    def ensuring(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> Iterator[None]:
+        """Start the tenant's dnsmasq unless it runs with the right arguments; it has started when the block ends.
+
+        `servers` are asked about other names. Raises Failed with what it said.
+        """
         if self.running(tenant, netns, servers):
+            yield
             return
         self._stop_all(tenant.name)
         self._prepare(tenant)
-        arguments = [*_confinement(user_of(tenant)), *self._arguments(tenant.name, servers)]
+        child = self._start(tenant, netns, servers)
+        try:
+            yield
+        finally:
+            pid, said = _hear(child)
+        if pid is None or _STARTED not in said:
+            _needed.cache_clear()  # its libraries may be others since an upgrade
+            self._stop_all(tenant.name)
+            text = " ".join(said.decode(errors="replace").split()) or "it ended without a word"
+            raise Failed(f"the resolver of tenant {tenant.name} did not start: {text}", "run `insula doctor`")
+        draft = self._directory / tenant.name / "pid.new"
+        draft.write_text(f"{pid}\n")
+        draft.rename(draft.with_name("pid"))
 
-        def start() -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False, cwd="/"
-            )
-
-        done = call_in(netns, start)
-        if done.returncode:
-            said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-            raise Failed(f"the resolver of tenant {tenant.name} did not start: {said}", "run `insula doctor`")
-        for pid, pidfd in self._find(tenant.name):  # it may write no file itself
-            os.close(pidfd)
-            (self._directory / tenant.name / "pid").write_text(f"{pid}\n")
+    def _start(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> subprocess.Popen[bytes]:
+        command = self._arguments(tenant.name, servers)
+        readable = [*_needed(command[0]), str(self._hosts(tenant.name))]
+        groups: list[int] = []
+        if self._groups:
+            group = Cgroup(f"{self._groups}/{tenant.name}/{GROUP}")
+            try:
+                group.create()
+                groups = group.open()
+            except OSError as error:
+                what = f"the resolver of tenant {tenant.name} has no control group: {error}"
+                raise Failed(what, "`insula doctor` tells what this host lacks") from error
+        try:
+            return call_in(netns, lambda: confine.start(command, user_of(tenant), readable, groups, _system_calls()))
+        finally:
+            for fd in groups:
+                os.close(fd)
 
     def running(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> bool:
         """Whether dnsmasq runs in that namespace, as that user, with exactly the arguments it should have."""
@@ -185,11 +210,13 @@ class Resolver:
         if program is None:
             raise Unavailable("dnsmasq is missing", "install Debian's package dnsmasq-base")
         return [
-            program,
+            os.path.realpath(program),
+            "--keep-in-foreground",
+            "--log-facility=-",
             "--conf-file=/dev/null",
             "--pid-file=",
             f"--hostsdir={self._hosts(tenant)}",
-            "--user=root",  # stay who you are
+            "--user=",  # stay who you are
             "--interface=br*",
             "--except-interface=lo",
             "--bind-dynamic",
@@ -277,24 +304,42 @@ def user_of(tenant: Tenant) -> int:
     return FIRST_USER + tenant.index
 
 
-def _at_most(which: int, most: int) -> int:
-    """`most`, or less if we may have no more ourselves (getrlimit(2))."""
-    _, hard = resource.getrlimit(which)
-    return most if hard == resource.RLIM_INFINITY else min(most, hard)
+@functools.cache
+def _system_calls() -> bytes:
+    return confine.system_calls()
 
 
-def _confinement(user: int) -> list[str]:
-    """What runs a program as that user, with one capability, bounded processes and memory, and no file to write."""
-    found = [shutil.which(name) for name in ("prlimit", "setpriv")]
-    if None in found:
-        raise Unavailable("setpriv or prlimit is missing", "install Debian's package util-linux")
-    prlimit, setpriv = map(str, found)
-    return [
-        *(prlimit, *(f"--{name}={_at_most(which, most)}" for name, which, most in _LIMITS)),
-        *(setpriv, f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs"),
-        *("--bounding-set=-all,+net_bind_service", "--inh-caps=-all,+net_bind_service"),
-        "--ambient-caps=-all,+net_bind_service",
-    ]
+@functools.cache
+def _needed(program: str) -> tuple[str, ...]:
+    """A program and the libraries that it loads, as ldd(1) lists them. Raises Unavailable, Failed."""
+    try:
+        listed = subprocess.run(
+            ["ldd", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE, check=True
+        )
+    except FileNotFoundError:
+        raise Unavailable("ldd is missing", "install Debian's package libc-bin") from None
+    except subprocess.SubprocessError as error:
+        raise Failed(f"the libraries of {program} can't be found: {error}", "install dnsmasq again") from error
+    words = (word for line in listed.stdout.splitlines() for word in line.split())
+    return (program, *dict.fromkeys(word for word in words if word.startswith("/") and word != program))
+
+
+def _hear(child: subprocess.Popen[bytes]) -> tuple[int | None, bytes]:
+    """The PID that `child` prints, None if it doesn't, and what is said until the program has started or ended."""
+    assert child.stdout and child.stderr
+    said, deadline = b"", time.monotonic() + _PATIENCE
+    with child.stdout, child.stderr:
+        poll = select.poll()
+        poll.register(child.stderr, select.POLLIN)
+        while _STARTED not in said and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if not (piece := os.read(child.stderr.fileno(), 65536)):
+                break
+            said += piece
+        if _STARTED not in said:
+            child.kill()
+        printed = child.stdout.read()
+        child.wait()
+    return (int(printed) if printed.strip().isdigit() else None), said
 
 
 def _wait(pidfd: int, timeout: float) -> None:

@@ -1,0 +1,174 @@
+"""Confinement of a resolver, which parses what hostile instances send: `start`, and the process that it starts.
+
+A small Python of its own makes PID, mount, IPC and UTS namespaces (namespaces(7)) and a root of nothing but the
+program, its libraries, two devices and the tenant's names, all read-only. It joins the tenant's control group, becomes
+a user who owns nothing, keeps one capability (port 53), gives up all ways to more rights (PR_SET_NO_NEW_PRIVS), loads
+a filter of system calls (seccomp(2)), and becomes the program, PID 1 in there. It is a process of its own, and no fork
+of insulad, because that has threads, whose locks a fork would copy as they are.
+
+The first half of this module is for insulad, the second for that process, which imports little.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from insula.kernel import capabilities, linux, seccomp_load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Sequence
+    from typing import Final
+
+DEVICES: Final = ("/dev/null", "/dev/urandom")
+_KEPT: Final = ("NET_BIND_SERVICE",)
+_PLACE: Final = "/proc"  # where the new root is put together: a directory that every host has, and nothing here needs
+_RLIMITS: Final = (  # kind (getrlimit(2)) and most
+    (1, 0),  # RLIMIT_FSIZE: it writes no file
+    (4, 0),  # RLIMIT_CORE
+    (6, 1024),  # RLIMIT_NPROC, of its user
+    (7, 4096),  # RLIMIT_NOFILE: it closes all that there can be, one by one, when it starts
+    (9, 256 << 20),  # RLIMIT_AS
+)
+_SEPARATOR: Final = "--"
+_NAMESPACES: Final = 0x7E020080
+"""All that clone(2) could make: CLONE_NEWUSER, NEWPID, NEWNET, NEWIPC, NEWUTS, NEWCGROUP, NEWNS, NEWTIME."""
+_CALLS: Final = """
+    read readv pread64 write writev close close_range lseek open openat fcntl dup dup2 dup3 pipe pipe2
+    stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents64 getcwd chdir umask
+    inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
+    mmap munmap mremap mprotect madvise brk futex
+    bind listen accept accept4 connect getsockname getpeername getsockopt setsockopt shutdown ioctl
+    sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg
+    poll ppoll select pselect6
+    fork wait4 waitid kill exit exit_group execve setsid
+    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack restart_syscall alarm setitimer pause
+    clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getrusage sysinfo uname getrandom
+    getpid getppid gettid getuid geteuid getgid getegid getgroups capget
+    arch_prctl set_tid_address set_robust_list rseq prlimit64 getrlimit sched_yield sched_getaffinity
+"""
+
+
+def system_calls() -> bytes:
+    """The filter: what dnsmasq(8) needs to answer names. Any other call fails with EPERM.
+
+    Sockets are those of IP, and rtnetlink's; a process is forked without new namespaces. execve(2) is how the program
+    begins; later it could only begin again, for there is no other program in its root.
+    """
+    from insula.kernel import seccomp
+
+    def allow(*names: str, **more: object) -> dict[str, object]:
+        return {"names": names, "action": "SCMP_ACT_ALLOW", **more}
+
+    def argument(index: int, value: int, op: str = "SCMP_CMP_EQ", value_two: int = 0) -> dict[str, object]:
+        return {"index": index, "value": value, "op": op, "valueTwo": value_two}
+
+    rules = [
+        allow(*_CALLS.split()),
+        *(allow("socket", args=[argument(0, family)]) for family in (2, 10)),  # AF_INET, AF_INET6
+        allow("socket", args=[argument(0, 16), argument(2, 0)]),  # AF_NETLINK, NETLINK_ROUTE
+        allow("clone", args=[argument(0, _NAMESPACES, "SCMP_CMP_MASKED_EQ", 0)]),
+        # its flags are in memory, where a filter doesn't see them; libc falls back to clone
+        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+    ]
+    return seccomp.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})
+
+
+def start(
+    command: Sequence[str], user: int, readable: Sequence[str], groups: Sequence[int], calls: bytes
+) -> subprocess.Popen[bytes]:
+    """Start `command` as `user` in the caller's network namespace; its standard error is a pipe.
+
+    `readable` are files and directories that it can read, the program and its libraries among them. `groups` are
+    descriptors of `Cgroup.open`, and `calls` is a compiled filter. The process that is returned prints the PID of the
+    program on its standard output and ends at once; if that printed nothing, the standard error tells why.
+    """
+    import subprocess
+
+    import insula
+
+    library = os.path.dirname(os.path.dirname(insula.__file__))
+    code = f"import sys; sys.path.insert(0, {library!r}); from insula.network.linux.confine import main; main()"
+    compiled = os.memfd_create("seccomp")
+    try:
+        os.write(compiled, calls)
+        numbers = ",".join(map(str, groups))
+        arguments = [str(user), str(compiled), numbers, *readable, _SEPARATOR, *command]
+        return subprocess.Popen(
+            [sys.executable, "-ISE", "-c", code, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[compiled, *groups],
+            cwd="/",
+            env={"LC_ALL": "C"},
+        )
+    finally:
+        os.close(compiled)
+
+
+# -- the process that becomes the program ------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Print the PID of a child in new namespaces, which becomes the program. Arguments are as `start` gives them."""
+    user, compiled, numbers, *rest = sys.argv[1:]
+    end = rest.index(_SEPARATOR)
+    readable, command = rest[:end], rest[end + 1 :]
+    try:
+        linux.unshare(linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
+        if child := os.fork():
+            print(child, flush=True)
+            return
+        os.dup2(0, 1)  # so that the pipe ends with us
+        os.setsid()
+        for number in filter(None, numbers.split(",")):
+            os.write(int(number), b"0")
+        calls = os.pread(int(compiled), os.fstat(int(compiled)).st_size, 0)
+        _enter_root(readable)
+        _give_up(int(user))
+        linux.close_range(3, 0xFFFFFFFF, linux.CLOSE_RANGE_CLOEXEC)
+        seccomp_load.load(calls)
+        os.execve(command[0], command, {"LC_ALL": "C"})
+    except OSError as error:
+        os.write(2, f"{error}\n".encode(errors="replace"))
+        os._exit(1)
+
+
+def _enter_root(readable: Sequence[str]) -> None:
+    """Make a root of nothing but these and `DEVICES`, each at its own path, and leave the host's."""
+    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    linux.mount("tmpfs", _PLACE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC, "size=64k,mode=755")
+    common = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID
+    for path in (*DEVICES, *readable):
+        inside = _PLACE + path
+        if os.path.isdir(path):
+            os.makedirs(inside, 0o755, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(inside), 0o755, exist_ok=True)
+            os.mknod(inside, 0o600)
+        linux.mount(path, inside, None, linux.MS_BIND)
+        more = linux.MOUNT_ATTR_NOEXEC if path in DEVICES else linux.MOUNT_ATTR_NODEV
+        linux.mount_setattr(linux.AT_FDCWD, inside, set_=common | more, flags=0)
+    linux.mount_setattr(linux.AT_FDCWD, _PLACE, set_=common, flags=0)
+    os.chdir(_PLACE)
+    linux.pivot_root(".", ".")
+    linux.umount2(".", linux.MNT_DETACH)
+    os.chdir("/")
+
+
+def _give_up(user: int) -> None:
+    """Become a user and group, with one capability, bounded resources, and no way to more rights."""
+    for kind, most in _RLIMITS:
+        _, hard = linux.prlimit(kind)
+        linux.prlimit(kind, (min(most, hard), min(most, hard)))
+    kept = capabilities.to_mask(_KEPT)
+    rights = capabilities.Capabilities(kept, kept, kept, kept, kept)
+    os.setgroups([])
+    capabilities.before_setuid(rights)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    capabilities.after_setuid(rights)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
