@@ -15,6 +15,7 @@ from insula.model.errors import InsulaError
 from insula.network.linux import plan, sysctl
 from insula.network.linux.namespaces import call_in
 from tests.support.lab import Instance, Lab, World, eventually, isolated, ping, query, two_tenants
+from tests.system.test_network_verify import report
 
 UPLINKS6 = "fd69:6e73:756c:6100"
 
@@ -200,6 +201,41 @@ def beside(world: World, instance: Instance, name: str, number: int) -> None:
             netlink.add_route("::/0", index=there.index, gateway=f"{six}:1"),
         )
         assert host.settle(name) and far.settle("eth0")
+
+
+@isolated
+def test_a_network_may_have_the_addresses_of_another_route_of_the_host() -> None:
+    """Both go on as if the other were not there: in either IP version, inside, outside and for `verify`."""
+    world, lan = World(), Instance()
+    beside(world, lan, "lan", 1)
+    cloud = Lab()
+    for tenant, subnets in (("acme", ("172.31.1.0/24", "fd31:1::/64")), ("globex", ("10.0.0.0/24", "fd00::/64"))):
+        cloud.tenant(tenant)
+        cloud.network(tenant, *subnets)
+    web, db = cloud.instance("acme", "web"), cloud.instance("acme", "db")
+    elsewhere = cloud.instance("globex", "web")
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    assert (web.port.address, web.port.address6) == ("172.31.1.2", "fd31:1::2"), "the address of the one in the LAN"
+    world.tells_callers(80)
+    cloud.fabric.set_names(cloud.tenants["acme"], {"db": ["172.31.1.3", "fd31:1::3"]})
+    spy = lan.sniffer()
+    lan_is_seen_from = [("the host", home, True), ("another tenant", elsewhere.netns, True), ("db", db.netns, False)]
+    for gateway, neighbour, there, outside, host in (
+        ("172.31.1.1", "172.31.1.3", "172.31.1.2", world.ADDRESS, world.HOST),
+        ("fd31:1::1", "fd31:1::3", "fd31:1::2", world.ADDRESS6, world.HOST6),
+    ):
+        family = socket.AF_INET6 if ":" in there else socket.AF_INET
+        assert web.pings(gateway) and web.pings(neighbour) and web.connects(outside, 80) == host
+        eventually(lambda g=gateway: query(web.netns, g, "db") == (0, ["172.31.1.3"]))  # type: ignore[misc]
+        assert query(web.netns, gateway, "db", 28) == (0, ["fd31:1::3"])
+        assert ping(home, there), "the host reaches its LAN"
+        for who, netns, seen in lan_is_seen_from:
+            mark = os.urandom(8)
+            with call_in(netns, functools.partial(socket.socket, family, socket.SOCK_DGRAM)) as sock:
+                sock.sendto(mark, (there, 9))
+            assert spy.sees(mark, 1.0 if seen else 0.2) == seen, (who, there)
+    found = report(cloud)
+    assert found.passed and found.drift == []
 
 
 @isolated
