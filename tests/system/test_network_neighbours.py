@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import socket
 import subprocess
 
@@ -9,10 +11,12 @@ import pytest
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
+from insula.network.linux import sysctl
 from insula.network.linux.namespaces import call_in
-from tests.support.lab import Instance, Lab, eventually, isolated
+from tests.support.lab import Instance, Lab, World, eventually, isolated, ping
 
 MANY = 200
+PERMANENT = [f"10.0.8.{number}" for number in range(250)] + [f"fd00::8:{number:x}" for number in range(250)]
 
 
 def waiting(instance: Instance, version: int) -> int:
@@ -62,3 +66,33 @@ def test_entries_that_wait_for_an_answer_wait_a_tenth_of_the_usual_time(version:
     assert waiting(usual, version) == MANY
     other = cloud.instance("acme", "db")
     assert instance.pings(str(other.port.address6 if version == 6 else other.port.address)), "neighbours are found"
+
+
+@isolated
+def test_others_find_their_neighbours_while_an_instance_with_cap_net_admin_fills_what_it_can() -> None:
+    """It undoes the short wait, has entries that wait for answers in both tables, and permanent ones that the kernel
+    counts to no limit. As many as here, and no more: the tables are those of the host that runs the test."""
+    world, cloud = World(), Lab()
+    for tenant in ("acme", "globex"):
+        cloud.tenant(tenant)
+        cloud.network(tenant, "10.0.0.0/16", "fd00::/64")
+    hog = cloud.instance("acme", "hog")
+    slow = {f"{ip}/neigh/eth0/retrans_time_ms": "60000" for ip in ("ipv4", "ipv6")}
+    hog.do(lambda: sysctl.write(slow))
+    permanent = [f"neigh replace {address} lladdr 02:00:00:00:00:01 dev eth0 nud permanent" for address in PERMANENT]
+    batch = ["ip", "-batch", "-"]
+    hog.do(lambda: subprocess.run(batch, input="\n".join(permanent), text=True, check=True, timeout=20))
+    for version in (4, 6):
+        ask_for_many(hog, version)
+    for tenant in ("acme", "globex"):
+        first, second = cloud.instance(tenant, "first"), cloud.instance(tenant, "second")
+        assert first.pings(str(second.port.address)) and first.pings(str(second.port.address6)), tenant
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    assert ping(home, world.ADDRESS) and ping(home, world.ADDRESS6), "the host's own"
+    for version in (4, 6):
+        assert waiting(hog, version) == MANY, "the control: they wait all the time"
+        command = ["ip", f"-{version}", "neigh", "show", "nud", "permanent"]
+        listed = call_in(
+            hog.netns, functools.partial(subprocess.run, command, capture_output=True, text=True, check=True)
+        )
+        assert len(listed.stdout.splitlines()) >= len(PERMANENT) // 2, "the control: it has these"
