@@ -52,6 +52,7 @@ class AuditLog:
         self.size = size
         self.files = files
         self.group = group
+        self.watchers: set[Callable[[dict[str, Any]], None]] = set()
         self._told = told
         self._queue: queue.SimpleQueue[bytes | threading.Event | None] = queue.SimpleQueue()
         self._waiting: list[bytes] = []
@@ -64,7 +65,9 @@ class AuditLog:
         self._thread.start()
 
     def record(self, entry: dict[str, Any]) -> None:
-        """Have `entry` written, as one line of ASCII whatever is in it."""
+        """Have `entry` written, as one line of ASCII whatever is in it. Each of `watchers` is called with it."""
+        for watcher in tuple(self.watchers):
+            watcher(entry)
         self._queue.put(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
 
     def flush(self) -> None:

@@ -167,6 +167,36 @@ def test_names_can_forge_no_line(daemon: Daemon, since: int) -> None:
     assert "\x1b" not in daemon.cli.ok("audit")
 
 
+def test_events_show_requests_between_changes(daemon: Daemon, cli: Cli) -> None:
+    revision = cli.json("status")["revision"]
+    found: list[dict[str, Any]] = []
+    with cli.start("--json", "events", "--audit", "--from-revision", str(revision)) as watching:
+        assert watching.stdout
+        cli.ok("network", "create", "marker", "--subnet", "10.7.0.0/24")
+        found.append(json.loads(watching.stdout.readline()))  # it watches by now
+        cli.ok("network", "rm", "marker")
+        cli.fails("network", "rm", "marker")
+        while not (found[-1]["kind"] == "request" and found[-1]["status"] == 404):
+            found.append(json.loads(watching.stdout.readline()))
+        watching.kill()
+    removed = [(e["kind"], e["action"]) for e in found if e["name"] == "marker" and "create" not in e["action"]]
+    assert sorted(removed)[:2] == [
+        ("network", "removed"),
+        ("request", "DELETE /v1/tenants/{tenant}/networks/{network}"),
+    ]
+    assert [(e["uid"], e["status"]) for e in found if e["kind"] == "request"][-2:] == [(0, 204), (0, 404)]
+    assert isinstance(found[-1]["time"], float)
+    with cli.start("events", "--from-revision", str(revision)) as watching:  # the control: without the option
+        cli.ok("network", "create", "last", "--subnet", "10.8.0.0/24")
+        cli.ok("network", "rm", "last")
+        assert watching.stdout
+        lines: list[str] = []
+        while not lines or "network removed" not in lines[-1] or "last" not in lines[-1]:
+            lines.append(watching.stdout.readline())
+        watching.kill()
+    assert not [line for line in lines if "request" in line]
+
+
 def test_filters_of_the_command(daemon: Daemon, cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
     mine = daemon.cli.ok("-T", str(cli.tenant), "audit").splitlines()

@@ -6,21 +6,25 @@ export. What a user sent is not, apart from names: commands, variables and passw
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any
 
 from litestar.types import Message, Scope
 
 from insula.api.peer import Peer
 from insula.audit import AuditLog, timestamp
-from insula.model.errors import InsulaError
+from insula.model.errors import Failed, InsulaError
 
 _READS_DATA = ("/logs", "/archive", "/export")
 _CHANGES_NOTHING = ("/wait",)
 _AT_THE_BEGINNING = ("/exec", "/attach", *_READS_DATA)  # these may last for days
+_MOST_WAITING = 10_000  # entries for one who watches
 _LONGEST = 256  # characters of a name
 _SECRET = re.compile(r"^[^/]*@(?=[^/]*/)")  # user and password before a registry's name
 _current: ContextVar[Request | None] = ContextVar("request", default=None)
@@ -108,3 +112,27 @@ class Request:
         if self._scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return template.endswith(_READS_DATA) and "/instances/" in template
         return not template.endswith(_CHANGES_NOTHING)
+
+
+async def watch(log: AuditLog) -> AsyncIterator[dict[str, Any]]:
+    """The entries from now on as events (see control/events.py), without end. Failed for one who reads too slowly."""
+    waiting: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    def take(entry: dict[str, Any]) -> None:
+        if waiting.qsize() < _MOST_WAITING:
+            waiting.put_nowait(entry)
+        else:
+            log.watchers.discard(take)
+            waiting.put_nowait(None)
+
+    log.watchers.add(take)
+    try:
+        while True:
+            entry = await waiting.get()
+            if entry is None:
+                raise Failed("requests are more than are read here", "see `insula audit`")
+            moment = datetime.fromisoformat(entry["time"]).timestamp()
+            story = {"time": moment, "revision": None, "kind": "request", "action": entry["verb"]}
+            yield {**entry, **story}
+    finally:
+        log.watchers.discard(take)

@@ -10,8 +10,9 @@ from typing import Any
 from litestar import Controller, Request, get, post
 from litestar.response import Stream
 
-from insula.api.parameters import OptionalWord, Pid, Plane, Revision, Since, Uid
-from insula.api.streams import json_lines
+from insula.api.audit import watch
+from insula.api.parameters import Flag, OptionalWord, Pid, Plane, Revision, Since, Uid
+from insula.api.streams import json_lines, merged
 from insula.audit import AuditLog, read
 from insula.model.errors import Unavailable
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
@@ -37,23 +38,30 @@ class HostController(Controller):
     async def whois(self, plane: Plane, pid: Pid) -> WhoIs:
         return await plane.host.whois(pid)
 
-    @get("/events", summary="Changes as they happen, one JSON object a line")
-    async def events(self, plane: Plane, from_revision: Revision = None) -> Stream:
-        return json_lines(plane.events.watch(from_revision))
+    @get("/events", summary="Changes as they happen, one JSON object a line; with `audit` also what was asked for")
+    async def events(
+        self, plane: Plane, request: Request[Any, Any, Any], from_revision: Revision = None, audit: Flag = False
+    ) -> Stream:
+        changes = plane.events.watch(from_revision)
+        return json_lines(merged(changes, watch(_log(request))) if audit else changes)
 
     @get("/audit", summary="The audit log, oldest first, one JSON object a line")
     async def audit(
         self, request: Request[Any, Any, Any], since: Since = None, uid: Uid = None, tenant: OptionalWord = None
     ) -> Stream:
-        log: AuditLog | None = request.app.state.audit
-        if log is None:
-            raise Unavailable("this daemon has no audit log", "see insulad.toml(5)")
-        return json_lines(_entries(log, since, uid, tenant))
+        return json_lines(_entries(_log(request), since, uid, tenant))
 
     @post("/down", status_code=204, summary="Stop all instances, clean the host, and end insulad; the state is kept")
     async def down(self, plane: Plane, request: Request[Any, Any, Any]) -> None:
         await plane.host.down()
         request.scope["state"]["stopping"].set()  # what is left of us could do nothing more
+
+
+def _log(request: Request[Any, Any, Any]) -> AuditLog:
+    log: AuditLog | None = request.app.state.audit
+    if log is None:
+        raise Unavailable("this daemon has no audit log", "see insulad.toml(5)")
+    return log
 
 
 async def _entries(

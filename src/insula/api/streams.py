@@ -68,6 +68,26 @@ def archive(pieces: AsyncIterator[bytes]) -> Stream:
     return Stream(pieces, media_type=TAR)
 
 
+async def merged(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The items of several iterators as they come, until one of them ends or fails."""
+    pending = {asyncio.ensure_future(anext(source)): source for source in sources}
+    try:
+        while True:
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                source = pending.pop(task)
+                try:
+                    item = task.result()
+                except StopAsyncIteration:
+                    return
+                pending[asyncio.ensure_future(anext(source))] = source
+                yield item
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+
 async def primed(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """The same items, the first already waited for: what is wrong from the beginning is raised now, with its status."""
     try:

@@ -325,9 +325,9 @@ class Host(Resource):
         """Stops all instances and takes every network, mount and cgroup of Insula off the host; keeps the state."""
         self.client.call("POST", "down")
 
-    def events(self, from_revision: int | None = None) -> Iterator[Object]:
-        """What changes, as it changes."""
-        return self.client.lines("GET", "events", query={"from_revision": from_revision})
+    def events(self, from_revision: int | None = None, *, audit: bool = False) -> Iterator[Object]:
+        """What changes, as it changes; with `audit` also entries of the audit log, as they are written."""
+        return self.client.lines("GET", "events", query={"from_revision": from_revision, "audit": audit})
 
     def audit(
         self, *, since: float | None = None, uid: int | None = None, tenant: str | None = None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(arguments: Arguments) -> int:
     import json
 
-    for event in Client(arguments.socket).host.events(arguments.from_revision):
+    for event in Client(arguments.socket).host.events(arguments.from_revision, audit=arguments.audit):
         if arguments.json:
             print(json.dumps(event), flush=True)
         else:
@@ -29,7 +29,8 @@ def line(event: dict[str, Any]) -> str:
     known = ("time", "revision", "kind", "action", "tenant", "name")
     moment = time.strftime("%H:%M:%S", time.localtime(event["time"]))
     names = [event["tenant"]] if event["tenant"] and event["kind"] != "tenant" else []
-    words = [moment, f"{event['kind']} {event['action']} {'/'.join([*names, event['name']])}"]
+    about = "/".join([*names, *([event["name"]] if event["name"] is not None else [])])
+    words = [moment, f"{event['kind']} {event['action']} {about}".rstrip()]
     said = {name: value for name, value in event.items() if name not in known and value is not None}
     words += [f"{name}={value}" for name, value in said.items() if value is not False]
     return "  ".join(map(clean, words))
@@ -39,6 +40,9 @@ COMMANDS = {
     "events": Command(
         run,
         "Show changes of tenants, networks, images and instances until interrupted; with --json one object a line.",
-        options=[Option("--from-revision", "begin after this revision of the store", "N", parse=whole(0))],
+        options=[
+            Option("--from-revision", "begin after this revision of the store", "N", parse=whole(0)),
+            Option("--audit", "also what users asked for, as in `insula audit`"),
+        ],
     )
 }
