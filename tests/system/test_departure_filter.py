@@ -12,10 +12,11 @@ import pytest
 
 from insula.container.departure import Filter
 from insula.kernel import capabilities as caps
-from insula.kernel import seccomp
+from insula.kernel import linux, seccomp
 from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER
 from tests.system.test_departure import SOME, USER, Refused, became, sets_of
 
+PR_GET_DUMPABLE = 3
 ALLOWED = Filter(seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW"}))
 
 
@@ -26,13 +27,13 @@ def test_who_waits_for_the_word_has_what_its_program_will_have(restricted: bool,
 
     def wait() -> None:
         now = caps.current()
-        found.write_text(f"{now.effective} {now.permitted}")
+        found.write_text(f"{now.effective} {now.permitted} {linux.prctl(PR_GET_DUMPABLE)}")
 
     options: dict[str, Any] = {"capabilities": SOME, "noNewPrivileges": restricted, "wait": wait}
     for program in (ALLOWED, None):
         became("true", program=program, **options)
         more = caps.to_mask(["SYS_ADMIN"]) if program and not restricted else 0
-        assert found.read_text() == f"{wanted | more} {wanted | more}"
+        assert found.read_text() == f"{wanted | more} {wanted | more} 0"  # and nobody may look into it
 
 
 @pytest.mark.parametrize("restricted", [True, False])

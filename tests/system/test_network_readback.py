@@ -77,6 +77,12 @@ def _changes(cloud: Lab) -> list[Change]:
     (theirs, _), (theirs6, ours6) = cloud.fabric.plan.addresses(cloud.tenants["acme"].index)
     mac, other = (cloud.instances["acme", name].port.mac for name in ("web", "db"))
     return [
+        (["nft add rule inet lab forward accept"], [], ["rule added in inet lab: accept"]),
+        (
+            ["nft flush chain inet lab postrouting"],
+            [],
+            ['rule missing in inet lab: oifname "uplink" masquerade'],
+        ),
         (["ip link set uplink down"], [], ["device uplink is down"]),
         (["ip link del uplink"], [], ["device uplink is missing"]),
         (

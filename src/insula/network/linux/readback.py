@@ -60,7 +60,7 @@ def read(domain: Domain, *, ipv6: bool) -> Installed:
 
 
 def rule_drift(nft: Nft, table: str, families: tuple[str, ...], wanted: str) -> Iterator[str]:
-    """Lines of rules that are missing or in excess, and tables of somebody else in a tenant's namespace."""
+    """Lines of our tables that are missing or in excess. Tables of somebody else are not looked at."""
     reference = rules.as_listed(wanted, table)
     for family in families:
         was = [line.strip() for line in reference[family].splitlines()]
