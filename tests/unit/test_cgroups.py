@@ -209,9 +209,11 @@ def test_hierarchies_are_detected(tmp_path: Path) -> None:
         "/c/cpu,cpuacct",
         "/c/cpu,cpuacct",
     )
+    assert (found.unified, found.beside) == (None, "/c/unified")
     assert Cgroup("g", found)._distinct(Cgroup("g", found)._base()) == ["/c/cpu,cpuacct/g", "/c/memory/g"]
     mounts.write_text("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
     assert (detect(str(mounts)).version, detect(str(mounts)).unified) == (2, "/sys/fs/cgroup")
+    assert detect(str(mounts)).beside is None
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

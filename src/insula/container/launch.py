@@ -98,6 +98,8 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             if delegation.asked_for(config, plan.cgroup):
                 delegation.delegate(group, plan.outside((config["process"].get("user") or {}).get("uid", 0), 0)[0])
             into, join = enter_group(group, handed)
+            if outside.in_order and (beside := group.open_beside()) is not None:
+                into = handed.hold(beside)
         opened = sources.open_later(config, plan) if outside.in_order else sources.open_all(config, plan)
         handed.callback(opened.close)
         ours, theirs = wire.pair()

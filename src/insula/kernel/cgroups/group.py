@@ -172,17 +172,17 @@ class Cgroup:
 
     # -- joining and leaving -------------------------------------------------------------------------------
 
-    def open(self, below: str = "", controllers: frozenset[str] = frozenset()) -> list[int]:
+    def open(self, below: dict[str, str] | None = None) -> list[int]:
         """Descriptors to join by: a process writes ``0`` to each (see `join`).
 
-        `below` is the path of a group in this one, which version 1 may have for some controllers only: for the others
-        it is this one that is joined; `controllers` says for which. FileNotFoundError if those, or all, have it not.
+        `below` has paths of groups in this one: by controller of version 1, and under ``""`` for all that it does not
+        name, which may have it or not. FileNotFoundError if one that is named has it not, or none has it.
         """
         name = "cgroup.procs" if self.tree.unified else "tasks"
         opened: list[int] = []
         directories = self._distinct(self.directories())
         if below:
-            directories = self._below(below, controllers)
+            directories = self._below(below)
         try:
             for directory in directories:
                 opened.append(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC))
@@ -192,15 +192,34 @@ class Cgroup:
             raise
         return opened
 
-    def _below(self, path: str, controllers: frozenset[str]) -> list[str]:
+    def _below(self, paths: dict[str, str]) -> list[str]:
         own = self.directories()
-        if unknown := controllers - own.keys():
-            raise FileNotFoundError(errno.ENOENT, f"the group has no controller {min(unknown)!r:.40}", path)
-        meant = [directory for name, directory in own.items() if name in controllers]
-        there = {d for d in meant or own.values() if os.path.isdir(f"{d}/{path}")}
-        if not there or there < set(meant):
-            raise FileNotFoundError(errno.ENOENT, "there is no such control group", path)
-        return [f"{d}/{path}" if d in there else d for d in self._distinct(own)]
+        if unknown := paths.keys() - own.keys() - {""}:
+            raise FileNotFoundError(errno.ENOENT, f"unknown controller {min(unknown):.40}")
+        found: dict[str, str] = {}
+        for name, directory in own.items():
+            path = paths.get(name) or paths.get("", "")
+            there = os.path.isdir(f"{directory}/{path}")
+            if not there and name in paths:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            found[name] = f"{directory}/{path}" if path and there else directory
+        if paths.get("") and not any(os.path.isdir(f"{directory}/{paths['']}") for directory in own.values()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), paths[""])
+        return self._distinct(found)
+
+    def open_beside(self) -> int | None:
+        """A hybrid host's group of the same path in version 2, made if need be: a descriptor to be born in it.
+
+        None on other hosts, and where the caller may not make it: what is limited does not depend on it.
+        """
+        if not self.tree.beside:
+            return None
+        directory = f"{self.tree.beside}/{self.path}"
+        try:
+            os.makedirs(directory, 0o755, exist_ok=True)
+            return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
 
     def kill(self) -> None:
         """SIGKILL everything in the group and below it, frozen or not."""
@@ -236,7 +255,10 @@ class Cgroup:
     def remove(self, timeout: float = 5.0) -> None:
         """Remove the group and those below it; processes that are still dying in it are waited for, and killed."""
         deadline = time.monotonic() + timeout
-        for directory in self._distinct(self.directories()):
+        directories = self._distinct(self.directories())
+        if self.tree.beside:
+            directories.append(f"{self.tree.beside}/{self.path}")
+        for directory in directories:
             while not _remove_tree(directory):
                 if time.monotonic() > deadline:
                     raise OSError(errno.EBUSY, "cgroup is busy", directory)

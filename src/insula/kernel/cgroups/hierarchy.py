@@ -15,13 +15,17 @@ RELATIVE_TO = "insula-oci"
 
 
 class Hierarchy:
-    """Where the controllers are: version 2 if `unified`, else a directory for each version 1 controller."""
+    """Where the controllers are: version 2 if `unified`, else a directory for each version 1 controller.
 
-    __slots__ = ("controllers", "unified")
+    `beside` is the mount of version 2 on a hybrid host, whose controllers are all those of version 1.
+    """
 
-    def __init__(self, unified: str | None, controllers: dict[str, str]) -> None:
+    __slots__ = ("beside", "controllers", "unified")
+
+    def __init__(self, unified: str | None, controllers: dict[str, str], beside: str | None = None) -> None:
         self.unified = unified
         self.controllers = controllers
+        self.beside = beside
 
     @property
     def version(self) -> int:
@@ -42,7 +46,7 @@ def detect(mounts: str = "/proc/self/mounts") -> Hierarchy:
                     if option in BASE or option in ON_DEMAND:
                         controllers.setdefault(option, target)
     if "memory" in controllers:
-        return Hierarchy(None, controllers)
+        return Hierarchy(None, controllers, unified)
     return Hierarchy(unified, {})
 
 
