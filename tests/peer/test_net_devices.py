@@ -130,8 +130,8 @@ def test_memory_policy(oci: Runtime, policy: dict[str, Any], shown: str) -> None
 
 def test_memory_policies_that_make_no_sense(oci: Runtime) -> None:
     for policy, complaint in (
-        ({"mode": "MPOL_BIND"}, "memoryPolicy.nodes: MPOL_BIND needs nodes"),
-        ({"mode": "MPOL_LOCAL", "nodes": "0"}, "memoryPolicy.nodes: MPOL_LOCAL has no nodes"),
+        ({"mode": "MPOL_BIND"}, "memoryPolicy.nodes: MPOL_BIND needs nodes: invalid memory policy node"),
+        ({"mode": "MPOL_LOCAL", "nodes": "0"}, "memoryPolicy.nodes: MPOL_LOCAL mode requires 0 nodes but got 1"),
         ({"mode": "MPOL_ODD"}, "memoryPolicy.mode: 'MPOL_ODD' is unknown"),
         ({"mode": "MPOL_BIND", "nodes": "60000"}, "there is no such memory node"),
         ({"mode": "MPOL_BIND", "nodes": "900"}, "cannot set the memory policy"),

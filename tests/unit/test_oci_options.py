@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from insula.model import plainjson
 from insula.model.errors import Invalid
 from insula.oci.commands import COMMANDS, GLOBAL, IN_ORDER, table
-from insula.oci.log import one_line
+from insula.oci.log import debug, one_line
 from insula.oci.main import main
 from insula.oci.options import Arguments, Option, Usage, assign, parse
 from insula.oci.verbs.kill import signal_number
@@ -148,7 +149,7 @@ def test_an_error_is_one_line_on_stderr_and_in_the_log(tmp_path: Path, capsys: p
         assert main(["--root", str(tmp_path), "--log", str(log), "--log-format", "json", "state", "web"]) == 1
     out, err = capsys.readouterr()
     first, second = err.splitlines()
-    assert first == second and first.startswith("error: container web does not exist; hint: ") and out == ""
+    assert first == second and first.startswith("error: container does not exist: web; hint: ") and out == ""
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(entry["level"], entry["msg"]) for entry in entries] == [("error", first.removeprefix("error: "))] * 2
     assert entries[0]["time"].endswith("Z") and len(entries[0]["time"]) == 20
@@ -182,10 +183,66 @@ def test_one_line(text: str) -> None:
 
 
 def test_the_version_is_in_runcs_form(capsys: pytest.CaptureFixture[str]) -> None:
-    """dockerd reads "NAME version X" and containerd "spec: X" of it."""
+    """dockerd reads "NAME version X" and "commit: X" of it, and containerd "spec: X"."""
     assert main(["--version"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("insula-oci version ") and second == "spec: 1.3.0"
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("insula-oci version ") and third == "spec: 1.3.0"
+    assert second == f"commit: insula-{first.split()[-1]}"
+
+
+def test_installed_in_runcs_place_it_goes_by_its_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts look for "runc version"; the commit still tells who it is."""
+    monkeypatch.setattr(sys, "argv", ["/usr/local/sbin/runc"])
+    assert main(["--version"]) == 0
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("runc version ") and second.startswith("commit: insula-")
+    assert main(["help"]) == main(["-h"]) == 0
+    overview, again = capsys.readouterr().out.split("NAME:\n")[1:]
+    assert overview == again and overview.startswith("   runc - Open Container Initiative runtime")
+    for words in (["create", "-h"], ["help", "create"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out.splitlines()[:2] == ["NAME:", f"   runc create - {COMMANDS['create'][1]}"]
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/other"])  # the control
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("insula-oci version ")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("nope", "there is no verb 'nope'"),
+        ("nope -h", "No help topic for 'nope'"),
+        ("help nope", "No help topic for 'nope'"),
+    ],
+)
+def test_a_verb_that_is_not_there(words: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 1
+    assert capsys.readouterr().err.startswith(f"error: {complaint}; hint: one of create, ")
+
+
+def test_an_error_of_exec_has_a_status_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """runc-exec(8): 255 if an error occurred; of the other verbs it is 1."""
+    assert main(["--root", str(tmp_path), "exec", "web", "true"]) == 255
+    assert main(["--root", str(tmp_path), "exec", "--nope", "web", "true"]) == 255
+    assert main(["--root", str(tmp_path), "start", "web"]) == 1
+    assert capsys.readouterr().err.count("container does not exist: web") == 2
+
+
+def test_debug_lines_go_to_the_log_if_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """runc(8), --debug and --log; without --debug there are none."""
+    arguments = Arguments()
+    parse(GLOBAL, ["list"], arguments, in_order=True)
+    debug("a step\n", arguments)
+    assert capsys.readouterr().err == ""
+    arguments.debug = True
+    debug("a step\n", arguments)
+    assert re.fullmatch(r'time="[-:TZ0-9]+" level=debug msg="a step\\\\n"\n', capsys.readouterr().err)
+    arguments.log, arguments.log_format = str(tmp_path / "log"), "json"
+    debug("a step", arguments)
+    assert capsys.readouterr().err == ""
+    entry = json.loads((tmp_path / "log").read_text())
+    assert (entry["level"], entry["msg"]) == ("debug", "a step")
 
 
 def test_state_starts_in_milliseconds_because_it_imports_little() -> None:

@@ -71,7 +71,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_a_name_is_taken_once(tmp_path: Path) -> None:
     made(tmp_path)
-    with pytest.raises(Conflict, match="exists already"):
+    with pytest.raises(Conflict, match="container with given ID already exists: "):
         Container(str(tmp_path), "web").make()
     assert Container(str(tmp_path), "web").load() == record()
 
@@ -135,7 +135,7 @@ def test_removed_is_gone(tmp_path: Path) -> None:
     container.remove()
     container.remove()
     assert not Path(container.path).exists()
-    with pytest.raises(NotFound, match="does not exist"):
+    with pytest.raises(NotFound, match="container does not exist: "):
         container.load()
     with pytest.raises(NotFound):
         container.lock()

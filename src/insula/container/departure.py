@@ -85,9 +85,10 @@ def departure(
     linux.close_range(3 + keep, 0x7FFFFFFF, linux.CLOSE_RANGE_CLOEXEC)
     for fd in range(3, 3 + keep):
         os.set_inheritable(fd, True)
-    capabilities, missing = Capabilities.from_oci(process.get("capabilities")).grantable()
+    wanted = Capabilities.from_oci(process.get("capabilities"))
+    capabilities, missing = wanted.grantable()
     if missing and warn:
-        warn(f"capabilities that cannot be granted: {', '.join(to_names(missing))}")
+        tell_missing(wanted, capabilities, warn)
     restricted = process.get("noNewPrivileges")
     if restricted:
         step("set no_new_privs", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1))
@@ -127,6 +128,17 @@ def set_attributes(process: dict[str, Any], personality: Mapping[str, Any] | Non
         step(f"set the AppArmor profile {profile}", lambda: lsm.set_apparmor_profile(profile))
     if label:
         step(f"set the SELinux label {label}", lambda: lsm.set_selinux_label(label))
+
+
+def tell_missing(wanted: Capabilities, granted: Capabilities, warn: Callable[[str], object]) -> None:
+    """Warn once of each capability that is left out of a set; in the words of runc if it is the ambient set alone."""
+    missing = [asked & ~got for asked, got in zip(wanted, granted, strict=True)]
+    ambient = missing.pop()
+    others = missing[0] | missing[1] | missing[2] | missing[3]
+    if others:
+        warn(f"capabilities that cannot be granted: {', '.join(to_names(others))}")
+    for name in to_names(ambient & ~others):
+        warn(f"can't raise ambient capability {name}: it must be permitted and inheritable, too")
 
 
 def raise_limit(limit: Mapping[str, Any]) -> None:

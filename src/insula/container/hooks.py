@@ -28,8 +28,11 @@ from insula.model.plainjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
+else:
+    import _signal as signal
 
 KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _SIGKILL = 9
@@ -45,7 +48,7 @@ def run(config: dict[str, Any], kind: str, state: dict[str, Any], environment: M
         try:
             _run(kind, hook, dumps(state).encode(), os.environ if environment is None else environment)
         except OSError as error:
-            raise StepError(f"run hooks.{kind}[{index}]", error) from None
+            raise StepError(f"hooks.{kind}[{index}]: error running {kind} hook #{index}", error) from None
 
 
 def run_all(config: dict[str, Any], kind: str, state: dict[str, Any], warn: Callable[[str], object]) -> None:
@@ -54,7 +57,7 @@ def run_all(config: dict[str, Any], kind: str, state: dict[str, Any], warn: Call
         try:
             _run(kind, hook, dumps(state).encode(), os.environ)
         except OSError as error:
-            warn(f"hooks.{kind}[{index}]: {error.filename or ''}: {error.strerror}")
+            warn(f"hooks.{kind}[{index}]: error running {kind} hook #{index}: {error.filename or ''}: {error.strerror}")
 
 
 def _run(kind: str, hook: dict[str, Any], state: bytes, environment: Mapping[str, str]) -> None:
@@ -72,12 +75,16 @@ def _run(kind: str, hook: dict[str, Any], state: bytes, environment: Mapping[str
             raise OSError(errno.ETIMEDOUT, f"it took longer than {hook['timeout']} seconds", hook["path"])
         if status:
             words = _last_words(output)
-            how = f"exit code {status}" if status > 0 else f"signal {-status}"
+            how = f"exit code {status}" if status > 0 else _signal_name(-status)
             how = f"{kind} hook failed with {how}"
             raise OSError(errno.ECANCELED, f"{how}: {words}" if words else how, hook["path"])
     finally:
         os.close(stdin)
         os.close(output)
+
+
+def _signal_name(number: int) -> str:
+    return f"signal {number} ({(signal.strsignal(number) or 'unknown').lower()})"
 
 
 def _wait(pid: int, timeout: int | None) -> int | None:

@@ -57,7 +57,11 @@ def pass_on(pidfd: int, listener: int, profile: Mapping[str, Any], state: Mappin
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             sock.settimeout(_PATIENCE)
-            sock.connect(path)
+            try:
+                sock.connect(path)
+            except OSError as error:
+                why = f"failed to connect with seccomp agent: {error.strerror or error}"
+                raise OSError(error.errno, why) from None
             rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
             sent = sock.sendmsg([data], rights)
             if sent < len(data):  # to send nothing fails, too, when the agent has read all and closed

@@ -22,6 +22,7 @@ the parent with its mount namespace. When the root is there, they move into it w
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -253,7 +254,7 @@ class Tree:
             # nothing may redirect /proc or /sys: what masks paths in them would mask the wrong ones
             directory = mount < 0 or stat.S_ISDIR(os.fstat(mount).st_mode)
             links = fstype not in _NO_LINKS
-            target = mounts.make_target(self.root, entry["destination"], directory=directory, links=links)
+            target = _make_target(self.root, entry["destination"], directory, links)
             if fstype in _CGROUP and mount < 0:
                 cgroup_mount.mount(target, options, self.groups)
                 return
@@ -310,6 +311,15 @@ class Tree:
 def is_sealed_late(entry: dict[str, Any], options: Options) -> bool:
     """Whether an entry becomes read-only only when all is mounted: a tmpfs begins without places to mount on."""
     return entry.get("type") == "tmpfs" and bool(options.attributes & linux.MOUNT_ATTR_RDONLY)
+
+
+def _make_target(root: int, path: str, directory: bool, links: bool) -> int:
+    try:
+        return mounts.make_target(root, path, directory=directory, links=links)
+    except OSError as error:
+        if links or error.errno != errno.ELOOP:
+            raise
+        raise OSError(error.errno, "it must be mounted on ordinary directory, not through a link", path) from None
 
 
 def _volume(root: int, entry: dict[str, Any]) -> None:

@@ -113,8 +113,15 @@ def set_scheduler(scheduler: Mapping[str, Any], pid: int = 0) -> None:
         0,
     )
     # whether it is so already is compared without the clamps, which the kernel fills in
-    if get_scheduler(pid)[4:48] != wanted[4:48]:
+    if get_scheduler(pid)[4:48] == wanted[4:48]:
+        return
+    try:
         _call("sched_setattr", pid, wanted, 0)
+    except PermissionError as error:
+        if scheduler["policy"] == "SCHED_DEADLINE" and len(os.sched_getaffinity(pid)) < (os.cpu_count() or 1):
+            why = "process scheduler can't be used together with AllowedCPUs: it takes all processors of the host"
+            raise PermissionError(error.errno, why) from None
+        raise
 
 
 def get_scheduler(pid: int = 0) -> bytes:

@@ -142,7 +142,8 @@ def _check_listener(profile: Mapping[str, Any], rules: Sequence[Rule]) -> None:
             raise Invalid(f"seccomp {field} is not a string", _HINT)
     notifying = [rule for rule in rules if rule.action == RET_USER_NOTIF]
     if any("write" in rule.names for rule in notifying):
-        raise Invalid("seccomp cannot notify about write", "the listener itself is passed on with write(2)")
+        complaint = "seccomp: SCMP_ACT_NOTIFY cannot be used for the write syscall"
+        raise Invalid(complaint, "the listener itself is passed on with write(2)")
     if not path and (notifying or metadata):
         raise Invalid("seccomp listenerPath is missing", "name the socket of the agent that is notified")
 

@@ -66,6 +66,9 @@ class Created:
     def warn(self, message: str) -> None:
         log.warning(message, self.arguments)
 
+    def debug(self, message: str) -> None:
+        log.debug(message, self.arguments)
+
     # -- what the child says -------------------------------------------------------------------------------------------
 
     def hear(self) -> wire.Message | None:
@@ -112,8 +115,11 @@ class Created:
 
     def prepare(self) -> None:
         """Let the child prepare itself, and run the hooks of the runtime's namespaces meanwhile."""
+        self.debug(f"nsexec container setup: process {self.child.pid} is in its namespaces")
         wire.send(self.child.sync, {"event": "mapped"})
         message = self.hear()
+        if message:
+            self.debug(f"child process in init(): {message['event']}")
         if message and message["event"] == "mounted":
             from insula.container import hooks
 
@@ -170,6 +176,8 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
     pid_file = os.path.abspath(arguments.pid_file) if arguments.pid_file else None
     os.chdir(bundle)  # relative sources of mounts are meant from there
     program = seccomp_filter(config)
+    if program:
+        made.debug(f"seccomp filter flags: {program.flags}")
     with Undo() as handed:
         root = handed.hold(sources.open_root(config["root"]["path"], config))
         group = announce(made, bundle, undo)
@@ -345,6 +353,7 @@ def start(made: Created) -> None:
     wire.send(made.child.sync, {"event": "start"})
     while made.hear() is not None:
         continue
+    made.debug("init: closing the pipe to signal completion: the process has become the program")
     made.hooked = made.started = True
     if made.config.get("hooks"):
         run_poststart(made)

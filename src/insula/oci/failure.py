@@ -27,14 +27,20 @@ def explain(error: StepError) -> Failed:
         why = str(message["error"])
         why = why[:1].lower() + why[1:]
         if message["errno"] in (errno.ENOENT, errno.ENOTDIR):
-            found = why if name and "/" in name else "executable file not found in $PATH"
-            failed = ExecFailed(f"cannot execute {name!r}: {found}", "see process.args and PATH")
+            failed = ExecFailed(_missing(name, why), "see process.args and PATH")
             failed.exit_status = 127
             return failed
-        failed = ExecFailed(f"cannot execute {name!r}: {why}", "see its mode and format")
+        failed = ExecFailed(f"exec {name}: {why}", "see its mode and format")
         failed.exit_status = 126
         return failed
     hint = "a file or directory is missing" if message["errno"] == errno.ENOENT else "nothing of it is left"
     if message["errno"] == errno.EAGAIN:
         hint = "end some of its processes, or allow more: update --pids-limit"
-    return Failed(f"cannot {error}", hint)
+    return Failed(str(error) if message["step"].startswith("hooks.") else f"cannot {error}", hint)
+
+
+def _missing(name: str | None, why: str) -> str:
+    """In the words of Go's os/exec, as runc has them."""
+    if name and "/" in name:
+        return f"exec {name}: {why}"
+    return f'exec: "{name}": executable file not found in $PATH'

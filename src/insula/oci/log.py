@@ -35,26 +35,41 @@ def warning(message: str, arguments: Arguments) -> None:
     _report("warning", message, arguments)
 
 
+def debug(message: str, arguments: Arguments) -> None:
+    """Report a step that was done, with --debug: to the file of --log only, if there is one, as runc does."""
+    if not getattr(arguments, "debug", False):
+        return
+    line = one_line(message)
+    if arguments.log:
+        _append("debug", line, arguments)
+    else:
+        print(_entry("debug", line, arguments), file=sys.stderr)
+
+
 def _report(level: str, message: str, arguments: Arguments) -> None:
     line = one_line(message)
     print(f"{level}: {line}", file=sys.stderr)
-    log = getattr(arguments, "log", None)
-    if not log:
-        return
+    if getattr(arguments, "log", None):
+        _append(level, line, arguments)
+
+
+def _append(level: str, line: str, arguments: Arguments) -> None:
+    try:
+        with open(arguments.log, "a", encoding="utf-8") as file:
+            file.write(f"{_entry(level, line, arguments)}\n")
+    except OSError as problem:
+        print(f"warning: {one_line(arguments.log)} can't be written: {problem.strerror}", file=sys.stderr)
+
+
+def _entry(level: str, line: str, arguments: Arguments) -> str:
     import time
 
     from insula.model.plainjson import dumps
 
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if arguments.log_format == "json":
-        entry = dumps({"level": level, "msg": line, "time": now})
-    else:
-        entry = f'time="{now}" level={level} msg={dumps(line)}'
-    try:
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(f"{entry}\n")
-    except OSError as problem:
-        print(f"warning: {one_line(log)} can't be written: {problem.strerror}", file=sys.stderr)
+        return dumps({"level": level, "msg": line, "time": now})
+    return f'time="{now}" level={level} msg={dumps(line)}'
 
 
 def one_line(text: str) -> str:

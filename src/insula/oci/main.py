@@ -1,6 +1,7 @@
 """`insula-oci`: finds the verb, imports its file and nothing else, and turns errors into lines and exit statuses.
 
-Exit status: 0; 1 for any error, as engines expect; `run` and `exec`, when they wait, end as their process did.
+Exit status: 0; 1 for any error, as engines expect, of `exec` 255; `run` and `exec`, when they wait, end as their
+process did.
 An error is one line on stderr. With --log it is also a line of that file, where engines look for the cause.
 """
 
@@ -36,31 +37,42 @@ def main(words: Sequence[str] | None = None) -> int:
     except InsulaError as error:
         message = f"{error.message}; hint: {error.hint}" if error.hint else error.message
         log.error(message, given)
-        return error.exit_status or 1
+        return _status(given, error.exit_status)
     except OSError as error:
         about = f"{error.filename}: " if error.filename else ""
         log.error(f"{about}{error.strerror or error}", given)
-        return 1
+        return _status(given)
     except KeyboardInterrupt:
         return 130
 
 
+def _status(given: Arguments, own: int | None = None) -> int:
+    """The exit status for an error: for `exec` 255, so that it is none that its process had; see runc-exec(8)."""
+    return 255 if getattr(given, "verb", "") == "exec" else own or 1
+
+
 def _run(asked: list[str], given: Arguments) -> int:
     words = parse(GLOBAL, asked, given, in_order=True)
+    given.debug = given.debug or given.log_level == "debug"
     if given.version:
         return _version()
-    if given.help or not words or words[0] == "help":
+    if given.help or words in ([], ["help"]):
         return _overview()
     if given.log:
         log.open_file(given)
     verb, *words = words
+    if verb == "help":
+        verb, words = words[0], ["--help"]
     if verb not in COMMANDS:
+        if words and words[0] in ("-h", "--help"):
+            raise Usage(f"No help topic for {verb[:60]!r}", f"one of {', '.join(COMMANDS)}")
         raise Usage(f"there is no verb {verb[:60]!r}", f"one of {', '.join(COMMANDS)}")
     given.named_root = bool(given.root)
     given.root = os.path.abspath(given.root or _default_root())
     given.systemd_cgroup = given.systemd_cgroup or given.cgroup_manager == "systemd"
+    given.verb = verb
     arguments = Arguments()
-    vars(arguments).update(vars(given), verb=verb)
+    vars(arguments).update(vars(given))
     words = parse(table(verb), words, arguments, in_order=verb in IN_ORDER)
     if arguments.help:
         return _help(verb)
@@ -79,25 +91,35 @@ def _default_root() -> str:
     return f"{own}/insula-oci" if own else DEFAULT_ROOT
 
 
+def _program() -> str:
+    """The name of the command: that of runc, where this is installed in its place."""
+    name = os.path.basename(sys.argv[0])
+    return name if name == "runc" else "insula-oci"
+
+
 def _version() -> int:
     """In the form that dockerd and containerd read of runc."""
     from insula import __version__
     from insula.oci.state import OCI_VERSION
 
-    print(f"insula-oci version {__version__}\nspec: {OCI_VERSION}")
+    print(f"{_program()} version {__version__}\ncommit: insula-{__version__}\nspec: {OCI_VERSION}")
     return 0
 
 
 def _overview() -> int:
-    lines = ["usage: insula-oci [OPTIONS] VERB …", "", "The container runtime of Insula: OCI runtime-spec.", ""]
+    name = _program()
+    lines = ["NAME:", f"   {name} - Open Container Initiative runtime (Insula's)", ""]
+    lines += ["USAGE:", f"   {name} [OPTIONS] VERB …", "", "COMMANDS:"]
     lines += [f"  {verb:10}  {help_}" for verb, (_, help_, _) in COMMANDS.items()]
-    print("\n".join([*lines, "", "options:", *_describe(GLOBAL)]))
+    print("\n".join([*lines, "", "OPTIONS:", *_describe(GLOBAL)]))
     return 0
 
 
 def _help(verb: str) -> int:
     usage, help_, _ = COMMANDS[verb]
-    print("\n".join([f"usage: insula-oci {verb} [OPTIONS] {usage}", "", help_, "", *_describe(table(verb))]))
+    name = _program()
+    lines = ["NAME:", f"   {name} {verb} - {help_}", "", "USAGE:", f"   {name} {verb} [OPTIONS] {usage}"]
+    print("\n".join([*lines, "", "OPTIONS:", *_describe(table(verb))]))
     return 0
 
 

@@ -90,7 +90,7 @@ class Container:
             raise Failed(f"{self.path} can't be made: {error.strerror}", "see --root") from None
         if not self._acquire(fcntl.LOCK_EX | fcntl.LOCK_NB) or self.record() is not None:
             self.unlock()
-            raise Conflict(f"container {self.id} exists already", "delete it, or use another ID")
+            raise Conflict(f"container with given ID already exists: {self.id}", "delete it, or use another ID")
 
     def lock(self) -> None:
         """Wait for the commands before us; NotFound if there is no such container, or no longer."""
@@ -235,7 +235,7 @@ class Container:
         os.rename(temporary, f"{self.path}/{name}")
 
     def _missing(self) -> NotFound:
-        return NotFound(f"container {self.id} does not exist", f"insula-oci --root {self.root} list shows what does")
+        return NotFound(f"container does not exist: {self.id}", f"insula-oci --root {self.root} list shows what does")
 
 
 def _ignoring_absence(remove: Callable[[str], None], path: str) -> None:

@@ -188,7 +188,7 @@ def test_the_same_name_twice(box: Box) -> None:
     program = ("--criu", str(shutil.which("criu")))
     done = box.run(*program, "restore", "-d", f"--bundle={box.bundle}", f"--image-path={box.path}/images", NAME)
     assert done.returncode == 1
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
 
 
 def test_without_criu(box: Box) -> None:

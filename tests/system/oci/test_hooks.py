@@ -161,7 +161,8 @@ def test_a_failure_before_the_program_is_the_containers(box: Box, kind: str) -> 
     hook(box, "poststop", f"cat > {told}")
     box.script("touch /tmp/ran")
     line = box.oci.fails("run", "--bundle", box.path, NAME)
-    assert f"run hooks.{kind}[0]: /bin/sh: {kind} hook failed with exit code 3: what went wrong" in line
+    where = f"hooks.{kind}[0]: error running {kind} hook #0: /bin/sh"
+    assert f"{where}: {kind} hook failed with exit code 3: what went wrong" in line
     assert box.left() == []
     assert not (box.rootfs / "tmp/ran").exists()
     assert not (box.path / "second").exists()
@@ -190,7 +191,8 @@ def test_a_failure_after_the_end_is_a_warning(box: Box) -> None:
     hook(box, "poststop", f"touch {told}")
     result = box.run("exit 5")
     assert result.status == 5
-    assert result.err.startswith("warning: hooks.poststop[0]: /bin/sh: poststop hook failed with exit code 3")
+    told_of = "hooks.poststop[0]: error running poststop hook #0: /bin/sh: poststop hook failed with exit code 3"
+    assert result.err.startswith(f"warning: {told_of}")
     assert told.exists()
 
 
@@ -207,7 +209,8 @@ def test_a_failed_poststart_hook_is_the_containers_end(box: Box, verb: str) -> N
     else:
         box.create("exec sleep 600")
         line = box.oci.fails("start", NAME)
-    assert "run hooks.poststart[0]: /bin/sh: poststart hook failed with exit code 3" in line
+    where = "hooks.poststart[0]: error running poststart hook #0: /bin/sh"
+    assert f"{where}: poststart hook failed with exit code 3" in line
     assert box.left() == []
     assert json.loads(told.read_text())["status"] == "stopped"
     assert not (box.path / "second").exists()
@@ -216,12 +219,12 @@ def test_a_failed_poststart_hook_is_the_containers_end(box: Box, verb: str) -> N
 def test_a_hook_that_takes_too_long(box: Box) -> None:
     hook(box, "createRuntime", "sleep 600", timeout=1)
     line = box.refused()
-    assert "hooks.createRuntime[0]: /bin/sh: it took longer than 1 seconds" in line
+    assert "hooks.createRuntime[0]: error running createRuntime hook #0: /bin/sh: it took longer than 1 seconds" in line
 
 
 def test_a_hook_that_is_not_there(box: Box) -> None:
     hook(box, "prestart", "", path="/nowhere")
-    assert "hooks.prestart[0]: /nowhere" in box.refused()
+    assert "hooks.prestart[0]: error running prestart hook #0: /nowhere" in box.refused()
 
 
 def test_a_hook_may_ask_for_the_state(box: Box) -> None:

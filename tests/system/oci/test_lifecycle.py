@@ -26,7 +26,7 @@ def test_created_is_not_running(box: Box) -> None:
 
 def test_started_only_once(box: Box) -> None:
     box.start()
-    assert f"container {NAME} is running" in box.oci.fails("start", NAME)
+    assert "cannot start an already running container" in box.oci.fails("start", NAME)
     assert box.oci.status(NAME) == "running"
 
 
@@ -44,7 +44,7 @@ def test_two_starts_at_once(box: Box) -> None:
 
 def test_an_id_is_taken_until_it_is_deleted(box: Box) -> None:
     box.create()
-    assert "exists already" in box.oci.fails("create", "--bundle", box.path, NAME)
+    assert "container with given ID already exists" in box.oci.fails("create", "--bundle", box.path, NAME)
     assert box.oci.status(NAME) == "created"
     box.oci.ok("delete", NAME)
     assert box.left() == []
@@ -56,7 +56,7 @@ def test_what_runs_is_deleted_by_force_only(box: Box) -> None:
     assert Path(f"/proc/{pid}").exists()
     box.oci.ok("delete", "--force", NAME)
     assert box.left() == []
-    assert "does not exist" in box.oci.fails("delete", NAME)
+    assert "container does not exist" in box.oci.fails("delete", NAME)
     box.oci.ok("delete", "--force", NAME)
 
 
@@ -71,7 +71,7 @@ def test_what_is_paused_is_deleted_by_force(box: Box) -> None:
 def test_a_stopped_container_stays_until_it_is_deleted(box: Box) -> None:
     box.start("exit 3")
     until(lambda: box.oci.status(NAME) == "stopped", "it ended")
-    assert "is stopped" in box.oci.fails("start", NAME)
+    assert "cannot start a container that has stopped" in box.oci.fails("start", NAME)
     assert "not running" in box.oci.fails("exec", NAME, "true")
     box.oci.ok("delete", NAME)
     assert box.left() == []
@@ -91,7 +91,7 @@ def test_what_ends_a_program_ends_what_waits_for_start(box: Box, number: str) ->
     assert box.oci.status(NAME) == "created", "the control"
     box.oci.ok("kill", NAME, number)
     until(lambda: box.oci.status(NAME) == "stopped", "it has ended")
-    assert "is stopped" in box.oci.fails("start", NAME)
+    assert "cannot start a container that has stopped" in box.oci.fails("start", NAME)
     assert not (box.rootfs / "tmp/ran").exists()
     box.oci.ok("delete", NAME)
     assert box.left() == []

@@ -91,7 +91,7 @@ def test_delete_by_a_regular_expression(bundle: Bundle) -> None:
     oci.ok("start", "web")
     assert "no regular expression" in oci.fails("delete", "--regex", "we(b")
     assert "does not exist" in oci.fails("delete", "we"), "an ID is an ID"
-    assert oci.fails("delete", "--regex", "we.").startswith("container web is not stopped")
+    assert oci.fails("delete", "--regex", "we.").startswith("cannot delete container web that is not stopped")
     assert oci.ok("list", "--quiet").split() == ["db", "web"]
     oci.ok("delete", "--force", "--regex", "eb|b$")
     assert oci.ok("list", "--quiet") == ""

@@ -235,7 +235,10 @@ def memory_policy(policy: Object) -> None:
     mode, nodes, flags = policy["mode"], policy.get("nodes", ""), policy.get("flags", [])
     wanted = _NODES.get(mode, True)
     if wanted is not None and bool(nodes) != wanted:
-        complaint = f"{mode} needs nodes" if wanted else f"{mode} has no nodes"
+        from insula.kernel.scheduling import parse_list
+
+        count = len(parse_list(nodes)) if nodes else 0
+        complaint = f"{mode} needs nodes" if wanted else f"{mode} mode requires 0 nodes but got {count}"
         raise Wrong(complaint, "set_mempolicy(2)", *place, "nodes")
     once(flags, (*place, "flags"))
     if len({"MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"}.intersection(flags)) == 2:

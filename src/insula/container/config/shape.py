@@ -32,7 +32,10 @@ class Wrong(Exception):
             else:
                 plain = step and len(step) <= 60 and not set(step) - _PLAIN
                 path += f".{step}" if plain else f"[{quoted(step)}]"
-        return Invalid(f"{path.lstrip('.') or 'the config'}: {self.complaint}", self.hint)
+        complaint = self.complaint
+        if path.startswith(".linux.memoryPolicy."):
+            complaint += f": invalid memory policy {path.split('.')[3].partition('[')[0].removesuffix('s')}"  # as runc
+        return Invalid(f"{path.lstrip('.') or 'the config'}: {complaint}", self.hint)
 
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/.")

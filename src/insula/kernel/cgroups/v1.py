@@ -86,7 +86,7 @@ def settings(resources: Resources) -> list[Setting]:
         found.append(Setting("network.priorities", "net_prio", "net_prio.ifpriomap", value, reset="0"))
     found += rdma(resources)
     if resources.get("unified"):
-        raise unsupported("unified", "its files are those of cgroup v2, and this host has v1")
+        raise unsupported("unified", "invalid configuration: its files are those of cgroup v2, and this host has v1")
     return found
 
 

@@ -67,7 +67,8 @@ def _delete(container: Container, arguments: Arguments) -> None:
             return
         status = container.status(record)
         if status not in ("stopped", "created") and not arguments.force:
-            raise Conflict(f"container {container.id} is not stopped: {status}", "stop it, or use --force")
+            complaint = f"cannot delete container {container.id} that is not stopped: {status}"
+            raise Conflict(complaint, "stop it, or use --force")
         config, state = container.config(), container.oci_state(record, "stopped")
         end(record)
         container.remove()

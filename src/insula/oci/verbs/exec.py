@@ -37,9 +37,9 @@ def run(arguments: Arguments) -> int:
     record, config = container.load(), container.config()
     status = container.status(record)
     if status not in ("running", "created", "paused"):
-        raise Conflict(f"container {container.id} is {status}: container not running", "only a running one is joined")
+        raise Conflict(f"cannot exec in a {status} container: container not running", "only a running one is joined")
     if status == "paused" and not arguments.ignore_paused:
-        raise Conflict(f"container {container.id} is paused", "resume it, or use --ignore-paused to wait")
+        raise Conflict("cannot exec in a paused container", "resume it, or use --ignore-paused to wait")
     what = checks.check_process(asked(arguments, config), config, warn=lambda message: log.warning(message, arguments))
     with Undo() as undo:
         joined = Joined(container, record, config, what, arguments)
@@ -120,6 +120,15 @@ def _user(arguments: Arguments, own: dict[str, Any]) -> dict[str, Any]:
     return user
 
 
+def _below(text: str) -> dict[str, str]:
+    """``[CONTROLLER,…:]PATH``: the path of a control group by the controllers of version 1; ``""`` is all others."""
+    controllers, _, path = text.rpartition(":")
+    if ".." in path.split("/"):
+        complaint = "bad sub cgroup path: `..` components are not allowed"
+        raise Invalid(f"--cgroup {path[:60]!r}: {complaint}", "as in /worker")
+    return dict.fromkeys(controllers.split(","), path.strip("/"))
+
+
 # -- joining -----------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +177,7 @@ class Joined:
                 self.what,
                 target,
                 theirs,
-                [handed.hold(fd) for fd in group.open(*self._below())] if group else [],
+                [handed.hold(fd) for fd in self._open(group)] if group else [],
                 [] if terminal else [0, 1, 2],
                 program,
                 flags=namespaces.differing(pid),
@@ -178,7 +187,8 @@ class Joined:
                 memory_policy=self.config["linux"].get("memoryPolicy"),
                 plain=self.console is None,
             )
-            first, pidfd = linux.clone3(0)
+            beside = group.open_beside() if group else None
+            first, pidfd = linux.clone3(0, cgroup=None if beside is None else handed.hold(beside))
             if first == 0:
                 join.main(given)
         os.close(pidfd)
@@ -194,14 +204,16 @@ class Joined:
         finally:
             os.waitpid(first, 0)
 
-    def _below(self) -> tuple[str, frozenset[str]]:
-        """--cgroup: a control group below the container's, and the controllers of version 1 that it is meant for."""
-        controllers, colon, below = (self.arguments.cgroup or "").rpartition(":")
-        below = below.strip("/")
-        if ".." in below.split("/"):
-            complaint = "bad sub cgroup path: `..` components are not allowed"
-            raise Invalid(f"--cgroup {below[:60]!r}: {complaint}", "as in /worker")
-        return below, frozenset(controllers.split(",") if colon else ())
+    def _open(self, group: Cgroup) -> list[int]:
+        """What the process joins its control groups by: --cgroup names some below the container's."""
+        below = {name: path for text in self.arguments.cgroup for name, path in _below(text).items()}
+        try:
+            return group.open(below)
+        except FileNotFoundError as error:
+            if not below:
+                raise
+            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            raise Invalid(f"--cgroup: error adding pid to cgroups: {what}", "name one that is there") from None
 
     def _outside_uid(self) -> int:
         uids = namespaces.id_map(self.config["linux"].get("uidMappings"))
@@ -217,14 +229,26 @@ class Joined:
                     raise StepError(message["step"], OSError(message["errno"], message["error"], message["path"]))
                 case "forked":
                     self.pid = message["pid"]
+                    self._tell_steps()
                 case "terminal":
                     self._take_terminal(descriptors[0])
                 case "listener":
                     self._pass_listener_on(sync, message["fd"])
                 case "warning":
                     log.warning(message["message"], self.arguments)
+        log.debug("setns_init: about to exec: the process has become the program", self.arguments)
         if not self.pid:
             raise Failed("the process died before it was in the container", "is the container still there?")
+
+    def _tell_steps(self) -> None:
+        """With --debug, what a process has done when it was forked into the container."""
+        if not self.arguments.debug:
+            return
+        log.debug(f"nsexec container setup: process {self.pid} has joined the namespaces", self.arguments)
+        if initial := (self.what.get("execCPUAffinity") or {}).get("initial"):
+            mask = sum(1 << number for number in scheduling.parse_list(initial))
+            log.debug(f"nsexec[{self.pid}]: affinity: {mask:#x}", self.arguments)
+        log.debug("child process in init()", self.arguments)
 
     def _take_terminal(self, master: int) -> None:
         if self.console is None:

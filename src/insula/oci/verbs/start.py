@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 _PATIENCE = 5000
 """Milliseconds."""
+_REFUSALS = {  # in runc's words, which callers look for
+    "creating": "cannot start a container in the creating state",
+    "running": "cannot start an already running container",
+    "paused": "cannot start an already running container: it is paused",
+    "stopped": "cannot start a container that has stopped",
+}
 
 
 def run(arguments: Arguments) -> int:
@@ -33,7 +39,7 @@ def run(arguments: Arguments) -> int:
         record = container.load()
         status = container.status(record)
         if status != "created":
-            raise Conflict(f"container {container.id} is {status}", "only a created one can be started, and only once")
+            raise Conflict(_REFUSALS[status], "only a created one can be started, and only once")
         made = creation.Created(container, container.config(), arguments)
         made.record, made.pid = record, record["pid"]
         pidfd = undo.hold(process.open_process(record["pid"], record["start_time"]))
