@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import select
 import signal
@@ -65,6 +66,7 @@ def isolated(test: Callable[..., None]) -> Callable[..., None]:
 
 def _become_host(writer: int, test: Callable[[], None]) -> None:
     try:
+        gc.freeze()  # what the parent's tests have left to the collector stays, and so do its descriptors
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS | linux.CLONE_NEWPID)
         first = os.fork()

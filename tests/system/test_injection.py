@@ -12,6 +12,7 @@ from insula.kernel import netlink
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.network.linux.namespaces import call_in
+from tests.support.descriptors import descriptors, opened_since
 from tests.support.frames import BROADCAST, ethernet
 from tests.support.lab import Instance, Sniffer, isolated
 
@@ -60,8 +61,9 @@ def test_what_does_not_take_a_frame_is_an_error() -> None:
 
 @isolated
 def test_an_injector_leaves_nothing() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for _ in range(3):
         with Injector():
-            assert len(os.listdir("/proc/self/fd")) == before + 1
-    assert len(os.listdir("/proc/self/fd")) == before
+            ((_, target, *_),) = opened_since(before)
+            assert target == "anon_inode:bpf-prog"
+        assert not opened_since(before)

@@ -15,6 +15,7 @@ from insula.kernel.nftables import Nft
 from insula.network.linux import sysctl
 from insula.network.linux.fabric import LinuxFabric
 from insula.network.linux.namespaces import call_in
+from tests.support.descriptors import descriptors
 from tests.support.lab import Instance, Lab, eventually, isolated, two_tenants
 
 SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/lo/accept_ra", "ipv6/conf/all/accept_ra")
@@ -22,6 +23,7 @@ SETTINGS = ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/lo/accept_
 
 def snapshot(run: Path) -> dict[str, object]:
     """Everything of a host that the fabric could change, but for what `run` holds."""
+    held = descriptors()
     with Rtnl() as rtnl, Nft() as nft:
         return {
             "links": sorted(link.name for link in rtnl.links()),
@@ -31,7 +33,7 @@ def snapshot(run: Path) -> dict[str, object]:
             "settings": {name: sysctl.read(name) for name in SETTINGS},
             "processes": [pid for pid in os.listdir("/proc") if pid.isdigit() and not is_zombie(pid)],
             "files": sorted(str(p) for p in Path("/run").rglob("*") if not p.is_relative_to(run)),
-            "descriptors": len(os.listdir("/proc/self/fd")),
+            "descriptors": held,
         }
 
 

@@ -19,6 +19,7 @@ from insula.network.linux import plan
 from insula.network.linux.namespaces import call_in
 from insula.network.packets import UDP_PORT
 from insula.network.verify import verify
+from tests.support.descriptors import descriptors
 from tests.support.frames import mac
 from tests.support.lab import Instance, Lab, World, checksum, isolated, two_tenants
 
@@ -321,9 +322,10 @@ def cells(found: VerifyReport) -> set[tuple[object, ...]]:
 def test_nothing_is_left_of_a_measurement() -> None:
     with two_tenants() as cloud:
 
-        def held() -> tuple[int, int, int]:
+        def held() -> tuple[object, ...]:
+            open_, threads = descriptors(), threading.active_count()
             with Rtnl() as host:
-                return len(os.listdir("/proc/self/fd")), threading.active_count(), len(host.links())
+                return open_, threads, len(host.links())
 
         assert report(cloud).passed
         before = held()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from insula.api.app import create_app
 from insula.api.peer import listen
 from insula.api.server import Server
 from insula.client import Client
+from tests.support.descriptors import descriptors, opened_since
+from tests.support.wait import until
 from tests.unit.stub_plane import StubPlane
 
 # how long an example takes says nothing about the code on a machine that does other work as well
@@ -63,3 +66,13 @@ def stub(session_stub: StubDaemon) -> Iterator[StubDaemon]:
     session_stub.plane.__init__(session_stub.path.parent)  # type: ignore[misc]
     yield session_stub
     session_stub.plane.kill()
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    """A test closes what it has opened: one process runs thousands of them."""
+    before = descriptors()
+    yield
+    if opened_since(before):
+        gc.collect()  # what only a cycle of references holds is nobody's fault
+        until(lambda: not opened_since(before), f"what it has opened is closed: {opened_since(before)}")

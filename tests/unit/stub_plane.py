@@ -106,6 +106,8 @@ class StubProcess:
         with contextlib.suppress(OSError):
             while data := await asyncio.to_thread(os.read, fd, 65536):
                 await self.frames.put((Kind.STDOUT, data))
+        self.terminal = None
+        os.close(fd)
 
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
         await self.started.wait()

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_log_that_is_not_there_is_empty_and_may_come(tmp_path: Path) -> None:
         assert reader.poll() == []
         (tmp_path / "later").mkdir()
         assert reader.poll() == []
-        written(tmp_path / "later", b"here")
+        written(tmp_path / "later", b"here").close()
         assert [r.data for r in reader.poll()] == [b"here"]
         assert reader.poll() == []
 
@@ -65,13 +66,13 @@ def test_writer_refuses_nonsense(tmp_path: Path) -> None:
         LogWriter(str(tmp_path), MIN_SIZE, 0)
     with pytest.raises(FileNotFoundError):
         LogWriter(str(tmp_path / "none"), MIN_SIZE, 1)
-    with pytest.raises(ValueError):
-        LogWriter(str(tmp_path), MIN_SIZE, 1).write(Kind.EXIT, b"")
+    with closing(LogWriter(str(tmp_path), MIN_SIZE, 1)) as writer, pytest.raises(ValueError):
+        writer.write(Kind.EXIT, b"")
 
 
 def test_long_output_is_cut_in_records_and_whole(tmp_path: Path) -> None:
     data = random.Random(1).randbytes(5_000_000)
-    written(tmp_path, data, max_size=16 << 20)
+    written(tmp_path, data, max_size=16 << 20).close()
     assert text(tmp_path) == data
 
 
@@ -110,7 +111,7 @@ def test_torn_tail(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
     whole = pieces[: sum(end <= cut for end in ends)]
     with LogReader(str(directory)) as reader:
         assert [r.data for r in reader.poll()] == whole
-        written(directory, b"after")
+        written(directory, b"after").close()
         assert [r.data for r in reader.poll()] == [b"after"]
     assert [r.data for r in read_log(str(directory))] == [*whole, b"after"]
 
@@ -124,7 +125,7 @@ def test_tail_counts_lines_as_tail_does(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], lines: int
 ) -> None:
     directory = tmp_path_factory.mktemp("log")
-    written(directory, *pieces)
+    written(directory, *pieces).close()
     expected = b"".join(pieces).splitlines(keepends=True)
     assert text(directory, tail=lines) == b"".join(expected[-lines:] if lines else [])
 
@@ -138,6 +139,7 @@ def test_tail_reaches_back_over_rotated_files_and_then_follows(tmp_path: Path) -
         assert reader.poll() == []
         writer.write(OUT, b"new\n")
         assert [r.data for r in reader.poll()] == [b"new\n"]
+    writer.close()
 
 
 def test_since(tmp_path: Path) -> None:
@@ -146,6 +148,7 @@ def test_since(tmp_path: Path) -> None:
     now = time.time_ns()
     writer.write(OUT, b"new")
     assert text(tmp_path, since_ns=now) == b"new"
+    writer.close()
 
 
 @given(
@@ -175,6 +178,7 @@ def test_reader_follows_over_rotations(
             if not poll_rarely or not size:
                 drain()
         drain()
+    writer.close()
     numbers = [int(record.data[:8]) for record in seen]
     assert numbers == sorted(set(numbers))
     assert not count or numbers[-1] == count - 1
@@ -189,7 +193,7 @@ def test_a_crash_between_two_renames_hides_no_file(tmp_path: Path) -> None:
     for path in names[:-1]:  # every rename but the last of a rotation was done
         path.rename(tmp_path / f"log.{int(path.suffix[1:]) + 1}")
     assert text(tmp_path) == b"".join(lines)
-    written(tmp_path, b"end", max_size=MIN_SIZE, max_files=20)
+    written(tmp_path, b"end", max_size=MIN_SIZE, max_files=20).close()
     assert text(tmp_path) == b"".join(lines) + b"end"
 
 
@@ -210,6 +214,7 @@ def test_follow_in_another_thread_sees_all(tmp_path: Path) -> None:
     for number in range(total):
         writer.write(OUT, b"%08d" % number + b"y" * 200)
     thread.join(20)
+    writer.close()
     assert seen == list(range(total))
 
 
@@ -298,6 +303,8 @@ def test_move_takes_what_is_no_pipe_too(tmp_path: Path) -> None:
         writer.move(Kind.STDERR, source.fileno(), 100)
     peer.close()
     assert writer.move(Kind.STDERR, source.fileno(), 100) == b""
+    writer.close()
+    source.close()
     assert [record.data for record in read_log(str(tmp_path))] == [b"over a socket"]
 
 

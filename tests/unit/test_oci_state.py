@@ -83,13 +83,16 @@ def test_of_two_who_make_it_one_wins(tmp_path: Path) -> None:
         second.make()
     assert first.status(first.record()) == "creating"
     assert containers(str(tmp_path)) == []
+    first.unlock()
 
 
 def test_what_a_killed_create_left_is_taken_over(tmp_path: Path) -> None:
     killed = Container(str(tmp_path), "web")
     killed.make()
     killed.unlock()  # as the kernel does
-    Container(str(tmp_path), "web").make()
+    other = Container(str(tmp_path), "web")
+    other.make()
+    other.unlock()
 
 
 def test_a_lock_is_waited_for(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from insula.kernel import process
 from tests.forked import forked
 from tests.support import elf
+from tests.support.descriptors import descriptors, opened_since
 from tests.support.wait import until
 
 
@@ -94,7 +95,7 @@ def pid_of(pidfd: int) -> int:
 def test_a_process_is_opened_by_its_number_and_start_and_by_nothing_less(sleeper: subprocess.Popen[bytes]) -> None:
     pid, started = sleeper.pid, process.start_time(sleeper.pid)
     assert started
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for opening in (process.open_process, process.open_to_join):
         pidfd = opening(pid, started)
         assert pid_of(pidfd) == pid
@@ -108,7 +109,7 @@ def test_a_process_is_opened_by_its_number_and_start_and_by_nothing_less(sleeper
         with pytest.raises(ProcessLookupError):
             process.open_namespace(pid, other, "net")
     assert process.is_alive(pid, started) and process.has_namespaces(pid, started), "the positive control"
-    assert len(os.listdir("/proc/self/fd")) == before, "no descriptor is left"
+    assert not opened_since(before), "no descriptor is left"
     sleeper.kill()
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert not process.has_namespaces(pid, started), "it has ended, and is not reaped"
@@ -213,15 +214,15 @@ UIDS, GIDS = [(0, 100_000, 1000), (5000, 300_000, 7)], [(0, 200_000, 65536)]
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root maps whatever IDs it likes")
 def test_a_user_namespace_lives_as_long_as_its_descriptor() -> None:
-    def child() -> tuple[list[str], set[str], set[str]]:
-        before = set(os.listdir("/proc/self/fd"))
+    def child() -> tuple[list[str], list[int], list[int]]:
+        before = descriptors()
         fd = process.user_namespace(UIDS, GIDS)
-        after = set(os.listdir("/proc/self/fd"))
+        opened = [number for number, *_ in opened_since(before)]
         inside = ["nsenter", f"--user=/proc/self/fd/{fd}", "cat", "/proc/self/uid_map", "/proc/self/gid_map"]
         shown = subprocess.run(inside, pass_fds=[fd], stdout=subprocess.PIPE, text=True, check=True).stdout
         with pytest.raises(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)
-        return [" ".join(line.split()) for line in shown.splitlines()], after - before, {str(fd)}
+        return [" ".join(line.split()) for line in shown.splitlines()], opened, [fd]
 
     lines, opened, own = forked(child)
     assert lines == ["0 100000 1000", "5000 300000 7", "0 200000 65536"]

@@ -6,9 +6,11 @@ import contextlib
 import fcntl
 import os
 import pty
+import select
 import socket
 import struct
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,16 +24,22 @@ from insula.model.stream import RESIZE, Kind
 from tests.support.logs import read_log
 
 
-def session(tmp_path: Path, flags: int = 0) -> tuple[Session, int, int]:
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LogWriter]:
+    with contextlib.closing(LogWriter(str(tmp_path), 16 << 20, 2)) as writer:
+        yield writer
+
+
+def session(log: LogWriter, flags: int = 0) -> tuple[Session, int, int]:
     """A session, and both ends of the pipe that its process prints to."""
     read, write = os.pipe2(flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    made = Session(LogWriter(str(tmp_path), 16 << 20, 2), {"tty": False, "stdin": False})
+    made = Session(log, {"tty": False, "stdin": False})
     made.add("stdout", read)
     return made, read, write
 
 
-def test_packets_of_a_byte_cost_as_much_as_a_piece_does(tmp_path: Path) -> None:
-    made, read, write = session(tmp_path, os.O_DIRECT)
+def test_packets_of_a_byte_cost_as_much_as_a_piece_does(tmp_path: Path, log: LogWriter) -> None:
+    made, read, write = session(log, os.O_DIRECT)
     printed = 0
     while not made.spent:
         os.write(write, b"x")
@@ -45,9 +53,9 @@ def test_packets_of_a_byte_cost_as_much_as_a_piece_does(tmp_path: Path) -> None:
     made.close(read)
 
 
-def test_what_is_printed_in_large_pieces_costs_its_bytes(tmp_path: Path) -> None:
+def test_what_is_printed_in_large_pieces_costs_its_bytes(log: LogWriter) -> None:
     """A pipe gives all that is in it, so a program that prints as fast as it can is read in large pieces."""
-    made, read, write = session(tmp_path)
+    made, read, write = session(log)
     for piece in (b"x", b"x" * 100, b"x" * LEAST, b"x" * CHUNK):
         before = made._credit
         os.write(write, piece)
@@ -62,9 +70,33 @@ def test_what_is_printed_in_large_pieces_costs_its_bytes(tmp_path: Path) -> None
     made.close(read)
 
 
-def test_all_packets_that_were_left_are_sent(tmp_path: Path) -> None:
+def test_output_is_held_up_when_the_burst_is_spent_and_not_before(
+    log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No time passes meanwhile, so nothing is earned."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    made, read, write = session(log)
+    made.forgive()
+    piece = 1 << 16
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, piece)
+    printed = 0
+    while made.wants(read):
+        os.write(write, bytes(piece))
+        while select.select([read], [], [], 0)[0] and made.wants(read):
+            assert made.read(read)
+        printed += piece
+        assert printed <= BURST
+    assert printed == BURST and made.spent
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.5)
+    made.earn()
+    assert made.wants(read) and made._credit == RATE / 2
+    os.close(write)
+    made.close(read)
+
+
+def test_all_packets_that_were_left_are_sent(log: LogWriter) -> None:
     """The largest pipe that a process may make for itself (fcntl(2), F_SETPIPE_SZ) is full of packets when it ends."""
-    made, read, write = session(tmp_path, os.O_DIRECT)
+    made, read, write = session(log, os.O_DIRECT)
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
     printed = 0
     with contextlib.suppress(BlockingIOError):
@@ -133,13 +165,13 @@ def test_a_client_that_is_gone_is_told(ends: tuple[socket.socket, socket.socket]
 
 
 def test_output_is_read_when_somebody_takes_it_and_nobody_is_too_far_behind(
-    tmp_path: Path, ends: tuple[socket.socket, socket.socket]
+    log: LogWriter, ends: tuple[socket.socket, socket.socket]
 ) -> None:
     read, write = os.pipe()
     for made, wanted in (
         (plain(), False),
         (plain(discard=True), True),
-        (Session(LogWriter(str(tmp_path), 16 << 20, 2), {"tty": False, "stdin": False}), True),
+        (Session(log, {"tty": False, "stdin": False}), True),
     ):
         assert not made.wants(read), "it is not among its streams"
         made.add("stdout", read)
@@ -299,9 +331,9 @@ def test_a_stream_that_comes_twice_is_closed() -> None:
     assert made.close(first) == "stdout" and not made.names and not made.outputs
 
 
-def test_a_process_that_left_others_behind_is_not_read_for_ever(tmp_path: Path) -> None:
+def test_a_process_that_left_others_behind_is_not_read_for_ever(log: LogWriter) -> None:
     """Each piece that is read makes room for the next; a pipe that is never empty has no end."""
-    made, read, write = session(tmp_path)
+    made, read, write = session(log)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     class Refilling(Client):

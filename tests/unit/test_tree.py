@@ -21,6 +21,7 @@ from insula.tree import sparse
 from insula.tree.failures import last_words
 from insula.tree.pack import Packer
 from insula.tree.unpack import Rules, unpack
+from tests.support.descriptors import no_descriptor_left
 
 DEPTH = 1500
 
@@ -65,11 +66,10 @@ def swept(tmp_path: Path) -> Iterator[Path]:
 def test_deep_directories(swept: Path) -> None:
     (swept / "source").mkdir()
     make_deep(swept / "source", DEPTH, "directory")
-    before = set(os.listdir("/proc/self/fd"))
-    data = packed(swept / "source")
-    (swept / "target").mkdir()
-    unpacked(data, swept / "target")
-    assert set(os.listdir("/proc/self/fd")) == before
+    with no_descriptor_left():
+        data = packed(swept / "source")
+        (swept / "target").mkdir()
+        unpacked(data, swept / "target")
     at = os.open(swept / "target" / "t", os.O_PATH)
     for _ in range(DEPTH):
         below = os.open("directory", os.O_PATH, dir_fd=at)
@@ -111,7 +111,8 @@ def test_names_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, names: set
             os.symlink(name, path)
         else:
             os.mkdir(path)
-            os.truncate(os.open(path + b"/" + name, os.O_CREAT | os.O_WRONLY), 100_000)  # has nothing but a hole
+            with open(path + b"/" + name, "wb") as file:
+                file.truncate(100_000)  # has nothing but a hole
     unpacked(packed(Path(os.fsdecode(directory + b"/source"))), Path(os.fsdecode(directory + b"/target")))
     there = directory + b"/target/t/"
     assert set(os.listdir(there)) == names
@@ -346,11 +347,10 @@ def put(data: bytes, target: Path, **rules: Any) -> tuple[int, list[str]]:
     """The number of entries and what was left out."""
     left: list[str] = []
     root = os.open(target, os.O_PATH | os.O_DIRECTORY)
-    before = len(os.listdir("/proc/self/fd"))
     try:
-        return unpack(io.BytesIO(data), root, Rules("/x", leave_out=left.append, **rules)), left
+        with no_descriptor_left():
+            return unpack(io.BytesIO(data), root, Rules("/x", leave_out=left.append, **rules)), left
     finally:
-        assert len(os.listdir("/proc/self/fd")) == before, "no descriptor is left"
         os.close(root)
 
 
