@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
+from insula.cli.verbs.demo import BOMB
 from tests.support.daemon import Daemon
 from tests.support.wait import until
 
@@ -64,3 +65,12 @@ def test_a_claim_that_does_not_hold_is_said(fresh: Daemon) -> None:
     assert "did not hold" in out
     time.sleep(0.1)
     assert not tenants(fresh) & HOUSES
+
+
+def test_the_fork_bomb_stays_when_nothing_can_be_forked(fresh: Daemon) -> None:
+    """A shell that can't fork ends. Where PID 1 is not that shell, the instance is there to be looked at."""
+    cli = fresh.cli
+    cli.ok("run", "-d", "--name", "bomb", "--pids", "2", "busybox", "sh", "-c", BOMB)
+    until(lambda: "can't fork" in cli.run("logs", "bomb").err, "it is refused processes")
+    until(lambda: [p["command"] for p in cli.json("top", "bomb")] == ["sleep 600"], "only PID 1 is left")
+    assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]

@@ -20,7 +20,7 @@ HOUSES = ("acme", "globex")
 LABEL = {"insula-demo": "tour"}
 SUBNET = "10.0.0.0/24"
 SERVE = "mkdir /www; echo {text} > /www/index.html; exec httpd -f -h /www"
-BOMB = "bomb() { bomb & bomb & exec sleep 600; }; bomb"
+BOMB = "bomb() { bomb & bomb & exec sleep 600; }; bomb & exec sleep 600"  # a shell that can't fork ends: not PID 1
 HOG = "x=0123456789abcdef; while :; do x=$x$x; done"
 PIDS, MEMORY = 64, "48m"
 
@@ -232,10 +232,13 @@ def clean_up(client: Client) -> None:
             )
         mine.append(house)
     for house in mine:
-        remove_instances(client, house)
-        for view in client.networks.list(house):
-            client.networks.remove(house, view["network"]["name"])
-        client.tenants.remove(house)
+        for attempts_left in reversed(range(5)):
+            try:
+                client.tenants.remove(house, force=True)
+                break
+            except Conflict:  # an instance has come meanwhile: we were interrupted while it was started
+                if not attempts_left:
+                    raise
 
 
 def remove_instances(client: Client, house: str, names: tuple[str, ...] | None = None) -> None:
