@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.cli import REPOSITORY, Cli
-from tests.support.machine import CGROUPS, NETNS, Namespaces, Run, remove_tree
+from tests.support.machine import CGROUPS, NETNS, Namespaces, Run, put_back_terminals, remove_tree
 from tests.support.snapshot import Snapshot
 from tests.support.wait import until
 
@@ -174,6 +174,7 @@ class Daemon:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+        put_back_terminals(self.run)
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             target = line.split()[4]
             if target.startswith((f"{self.path}/", f"/run/netns/{self.prefix}-")):

@@ -23,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from insula.control.instances.drivers.container.terminals import Terminals
+
 MARK = "INSULA_TEST_MACHINE"
 RUNS = Path("/tmp/insula-test")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -82,6 +84,8 @@ def remove_dead_runs() -> None:
         try:
             with open(path / "lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for run in path.glob("*/run"):
+                    put_back_terminals(run)
                 remove_cgroups(path.name)
                 for name in NETNS.glob(f"{path.name}*"):
                     name.unlink()  # the namespace went with its mount
@@ -95,6 +99,22 @@ def remove_dead_runs() -> None:
 def remove_tree(path: Path) -> None:
     """Remove a directory; rm(1), because what a killed run leaves may be nested deeper than Python recurses."""
     subprocess.run(["rm", "-rf", path], stderr=subprocess.DEVNULL, check=False)
+
+
+def put_back_terminals(run: Path) -> None:
+    """What kernel.pty.max was before the daemon with that run directory raised it: it is the whole machine's.
+
+    Where a daemon of another test raised it further, that one puts back what it was before both.
+    """
+    record = run / "terminals"
+    with suppress(FileNotFoundError, ValueError):
+        before, ours = record.read_text().split()
+        for other in RUNS.glob("*/*/run/terminals"):
+            with suppress(FileNotFoundError, ValueError):
+                theirs = other.read_text().split()
+                if theirs[0] == ours and other != record:
+                    other.write_text(f"{before} {theirs[1]}")
+        Terminals(record).restore()
 
 
 def remove_cgroups(prefix: str) -> None:
@@ -161,5 +181,5 @@ class Namespaces:
 
     def close(self) -> None:
         for holder in self._holders:
-            holder.kill()
-            holder.wait()
+            with holder:  # closes our end of its output, too
+                holder.kill()

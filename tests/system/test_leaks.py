@@ -6,11 +6,12 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from tests.support.cli import Cli
 from tests.support.daemon import PROCESSES, Daemon
 from tests.support.machine import Run
-from tests.support.snapshot import assert_unchanged
+from tests.support.snapshot import Snapshot, assert_unchanged
 
 CONTAINERS = 50
 NAMESPACES_EACH = 7  # cgroup, ipc, mnt, net, pid, user, uts
@@ -22,21 +23,25 @@ def all_of(cli: Cli, *commands: tuple[str, ...]) -> None:
         list(pool.map(lambda command: cli.ok(*command), commands))
 
 
-def launch_and_remove(cli: Cli, count: int) -> None:
-    names = [f"c{number}" for number in range(count)]
+def launch_and_remove(cli: Cli, stem: str) -> None:
+    names = [f"{stem}{number}" for number in range(CONTAINERS)]
     all_of(cli, *(("run", "-d", "--name", name, "busybox", "sleep", "600") for name in names))
     assert sorted(view["instance"]["name"] for view in cli.json("ps")) == sorted(names)
     all_of(cli, *(("rm", "-f", name) for name in names))
 
 
+def but_files(daemon: Daemon) -> Snapshot:
+    return replace(daemon.snapshot(), files=frozenset())
+
+
 def test_fifty_containers_twice(fresh: Daemon) -> None:
     cli = fresh.cli
-    launch_and_remove(cli, 4)  # what is made once, at the first use, is there now
-    before = fresh.snapshot()
-    launch_and_remove(cli, CONTAINERS)
-    assert_unchanged(before, fresh.snapshot)
-    descriptors = {name: fresh.descriptors(name) for name in PROCESSES}
-    launch_and_remove(cli, CONTAINERS)
+    empty = but_files(fresh)
+    launch_and_remove(cli, "first")
+    assert_unchanged(empty, partial(but_files, fresh))
+    # files that are made once are there now, also those for so many at a time
+    before, descriptors = fresh.snapshot(), {name: fresh.descriptors(name) for name in PROCESSES}
+    launch_and_remove(cli, "second")
     assert_unchanged(before, fresh.snapshot)
     for name in PROCESSES:
         assert fresh.descriptors(name) <= descriptors[name] + 4, name
@@ -99,18 +104,18 @@ def test_clients_that_go_away(fresh: Daemon) -> None:
 def test_down_leaves_nothing_but_the_state(run_: Run) -> None:
     daemon = Daemon(run_)
     try:
-        before = replace(daemon.snapshot(), files=frozenset())
+        before = but_files(daemon)
         daemon.start()
         daemon.cli.ok("tenant", "create", "acme")
         daemon.cli.of("acme").ok("network", "create", "default", "--subnet", "10.0.0.0/24")
         daemon.cli.of("acme").ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
         daemon.cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
-        assert before.difference(replace(daemon.snapshot(), files=frozenset()))
+        assert before.difference(but_files(daemon))
         daemon.down()
-        assert_unchanged(before, lambda: replace(daemon.snapshot(), files=frozenset()))
+        assert_unchanged(before, partial(but_files, daemon))
         daemon.start()
         assert "acme" in [view["tenant"]["name"] for view in daemon.cli.json("tenant", "ls")]
         daemon.down()
-        assert_unchanged(before, lambda: replace(daemon.snapshot(), files=frozenset()))
+        assert_unchanged(before, partial(but_files, daemon))
     finally:
         daemon.remove()

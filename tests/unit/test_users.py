@@ -171,7 +171,8 @@ def test_link_to_the_hosts_own_files(tmp_path: Path) -> None:
     root = image(tmp_path, None)
     (root / "etc/passwd").symlink_to("/proc/self/root/etc/passwd")
     assert Path("/proc/self/root/etc/passwd").read_bytes()  # where it would lead on the host
-    assert Root([root]).read("/etc/passwd") == b""
+    with Root([root]) as layers:
+        assert layers.read("/etc/passwd") == b""
 
 
 def test_links_to_directories_and_over_layers(tmp_path: Path) -> None:
