@@ -51,8 +51,9 @@ def houses(tenants: TenantFactory) -> Houses:
         serve(cli, "web", "10.0.0.2", f"web of {name}")
         serve(cli, "db", "10.0.0.3", f"db of {name}")
     serve(houses.globex, "vault", "10.0.0.9", "vault of globex")
-    for cli in houses:
-        until(lambda cli=cli: fetch(cli, "web", "db") and fetch(cli, "db", "web"), "all serve")  # type: ignore[misc]
+    for cli, name in zip(houses, Houses._fields, strict=True):
+        wait_for_page(cli, "web", "db", f"db of {name}")
+        wait_for_page(cli, "db", "web", f"web of {name}")
     return houses
 
 
@@ -60,6 +61,17 @@ def fetch(cli: Cli, source: str, target: str, port: int = 80) -> str | None:
     """What `target` serves, seen from instance `source`; None if nothing can be fetched within two seconds."""
     result = cli.run("exec", source, "timeout", "2", "wget", "-q", "-O", "-", f"http://{target}:{port}/")
     return result.out.strip() if result.status == 0 else None
+
+
+def wait_for_page(cli: Cli, source: str, target: str, text: str) -> None:
+    """Until `source` gets it from `target`; what keeps it from that is in the error."""
+
+    def gets_it() -> bool:
+        result = cli.run("exec", source, "timeout", "2", "wget", "-O", "-", f"http://{target}/")
+        assert (result.status, result.out.strip()) == (0, text), (result, cli.run("logs", target), cli.run("ps", "-a"))
+        return True
+
+    until(gets_it, f"{source} gets the page of {target}")
 
 
 def ping(cli: Cli, source: str, target: str, *options: str) -> bool:
@@ -98,7 +110,7 @@ def test_another_subnet_of_another_tenant_is_out_of_reach(houses: Houses, tenant
     other = tenants(subnet="10.77.0.0/24")
     serve(other, "far", "10.77.0.2", "far")
     other.ok("run", "-d", "--name", "near", "busybox", "sleep", "600")
-    until(lambda: fetch(other, "near", "far") == "far", "the other tenant reaches its own")
+    wait_for_page(other, "near", "far", "far")
     assert fetch(houses.acme, "web", "10.77.0.2") is None
     assert not ping(houses.acme, "web", "10.77.0.2")
 
