@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tests.support.machine import CGROUPS, Namespaces
+from tests.support.machine import CGROUPS, RUNS, Namespaces
 from tests.support.wait import until
 
 PASSING = ("insula-spare\n", "insula-burial\n")
@@ -58,7 +58,7 @@ class Snapshot:
         return cls(
             processes=frozenset(_processes(parked)),
             namespaces=frozenset(_namespaces(parked)),
-            mounts=frozenset(_mounts(holder)),
+            mounts=frozenset(_mounts(holder, prefix)),
             cgroups=frozenset(path for path in _cgroups(prefix) if Path(path).name not in spares),
             devices=frozenset(_lines(namespace, "ip", "-brief", "link")),
             routes=frozenset(_lines(namespace, "ip", "route", "show", "table", "all")),
@@ -125,10 +125,14 @@ def _namespaces(parked: set[int]) -> set[str]:
     return found
 
 
-def _mounts(holder: int | str) -> list[str]:
+def _mounts(holder: int | str, prefix: str) -> list[str]:
+    """But not those of other runs of the tests, which go with their directories."""
     found = []
     for line in Path(f"/proc/{holder}/mountinfo").read_text().splitlines():
         left, right = line.split(" - ")
+        below = left.split()[4].removeprefix(f"{RUNS}/")
+        if below.startswith("it") and not prefix.startswith(below.split("/")[0]):
+            continue
         found.append(f"{left.split()[4]} {left.split()[3]} {right.split()[0]}")
     return found
 
