@@ -134,7 +134,8 @@ def leave(daemon: Daemon) -> set[str]:
 
 class Zoo:
     """`problems` are words of which each must show in a problem of the host; `lost` are instances whose own record in
-    the store is damaged, so that nobody can list them; `running` are those that must run as before, with their PIDs."""
+    the store is damaged, so that only their names are known; `running` are those that must run as before, with their
+    PIDs."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon

@@ -70,7 +70,8 @@ def test_each_problem_is_told(zoo: Zoo) -> None:
 
 def test_those_that_can_run_on_do(zoo: Zoo) -> None:
     views = {view["instance"]["name"]: view["status"] for view in zoo.daemon.cli.of(TENANT).json("ps", "-a")}
-    assert not zoo.lost & set(views)
+    shown = {name for name, status in views.items() if status["error"] == "its record is damaged"}
+    assert shown == {name for name in zoo.lost if not name.startswith("orphan")}
     for name in zoo.running:
         assert views[name]["state"] in ("running", "paused"), (name, views[name])
         assert views[name]["pid"] == zoo.pids[name], name
@@ -85,6 +86,8 @@ def test_all_can_be_used_and_removed(zoo: Zoo) -> None:
     daemon, cli = zoo.daemon, zoo.daemon.cli.of(TENANT)
     for view in cli.json("ps", "-a"):
         name = view["instance"]["name"]
+        if name in zoo.lost:
+            continue
         if not name.startswith(("usual", "stopped", "traced", "threads", "paused")):
             assert cli.run("restart", "-t", "0", name).status == 0, name
             assert cli.ok("exec", name, "echo", "here") == "here"
@@ -121,7 +124,7 @@ def test_a_record_that_can_not_be_read_stops_sweeping(fresh: Daemon) -> None:
     key = "/instances/default/precious"
     whole = exchange(fresh, key, b"{")
     fresh.start()
-    assert cli.json("ps", "-a") == []
+    assert [view["instance"]["id"] for view in cli.json("ps", "-a")] == [""]
     assert key in str(cli.json("status")["problems"])
     assert "is damaged" in cli.fails("inspect", "precious")
     cli.ok("run", "-d", "--name", "other", "busybox", "sleep", "600")

@@ -32,7 +32,8 @@ class Context:
     """`pools` remember what is taken of each kind of claim. A fabric serves one thread a tenant: `fabric_call` keeps
     to that, while tenants don't wait for each other. `preparing` has the tenants whose part of this host was not looked
     at yet since the daemon started; what needs it waits in `prepared`. `going_down` is set once everything is taken off
-    this host: from then on nothing is made. `surveys` read what /proc and the control groups say of an instance."""
+    this host: from then on nothing is made. `surveys` read what /proc and the control groups say of an instance.
+    `unreadable` are keys of damaged records in the store: while there are any, nothing is anybody's leftover."""
 
     settings: Settings
     store: Store
@@ -46,6 +47,7 @@ class Context:
     preparing: dict[str, asyncio.Event] = field(default_factory=dict)
     going_down: asyncio.Event = field(default_factory=asyncio.Event)
     surveys: Workers = field(default_factory=lambda: Workers(2))
+    unreadable: set[str] = field(default_factory=set)
 
     def driver(self, instance: Instance) -> Driver:
         """The driver of the instance's kind."""

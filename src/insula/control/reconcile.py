@@ -10,7 +10,6 @@ or isn't there). `decide` is the whole logic, and pure.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -20,6 +19,7 @@ from enum import Enum, auto
 from typing import TypeVar
 
 from insula.control.instances import limits
+from insula.control.instances.damaged import id_of
 from insula.control.instances.drivers.base import Driver, Observed, Running, State
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
 from insula.control.instances.managed import ManagedInstance
@@ -31,7 +31,7 @@ from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
 from insula.model.errors import Failed, InsulaError
 from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
-from insula.store.protocol import Delete, Entry, Snapshot
+from insula.store.protocol import Delete, Snapshot
 from insula.store.typed import Found, Keyspace
 
 log = logging.getLogger("insula.reconcile")
@@ -95,11 +95,15 @@ class Reconciler:
         self.instances = instances
         self.supervisor = supervisor
         self.boot = boot_id()
-        self.certain = True  # whether everything in the store could be read: else nothing is anybody's leftover
         self._strays: list[tuple[Driver, str]] = []  # what is left of instances that nobody knows
         self._directories: set[str] = set()
         self._at_work: dict[str, asyncio.Task[None]] = {}  # on the networks of a tenant
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def certain(self) -> bool:
+        """Whether everything in the store can be read: else nothing is anybody's leftover."""
+        return not self.context.unreadable
 
     # -- before anything is answered ---------------------------------------------------------------------------------
 
@@ -116,7 +120,7 @@ class Reconciler:
         for entry in statuses.entries:
             for found in self._whole(STATUS, Snapshot([entry], 0), needed=False):
                 known[STATUS.parts(entry.key)] = found.value
-        ids = {_id_of(entry) for entry in entries.entries}
+        ids = {id_of(entry) for entry in entries.entries}
         for instance, revision in self._whole(INSTANCES, entries):
             status = known.pop((instance.tenant, instance.name), None)
             if owner := owners.get(instance.tenant):
@@ -140,7 +144,8 @@ class Reconciler:
         good, bad = kind.sort_out(snapshot.entries)
         for entry, error in bad:
             self.problems[f"record {entry.key}"] = str(error)
-            self.certain = self.certain and not needed
+            if needed:
+                self.context.unreadable.add(entry.key)
         return good
 
     def _find_leftovers(self, ids: set[str | None]) -> None:
@@ -378,10 +383,3 @@ _SAID = defaultdict(
 )
 
 
-def _id_of(entry: Entry) -> str | None:
-    """The id of an instance from its record, also if that is no instance of this version."""
-    try:
-        found = json.loads(entry.value)
-        return str(found["id"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None

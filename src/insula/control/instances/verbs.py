@@ -14,6 +14,7 @@ from insula.control.instances import limits, renaming
 from insula.control.instances.admission import Admission
 from insula.control.instances.attachment import Attachment, in_reader
 from insula.control.instances.attachment import follow as follow_log
+from insula.control.instances.damaged import Damaged
 from insula.control.instances.drivers.base import Log, LogRecord
 from insula.control.instances.explain import explain
 from insula.control.instances.files import Files
@@ -25,7 +26,7 @@ from insula.control.instances.supervisor import Supervisor
 from insula.control.keys import INSTANCES
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound, Unavailable
-from insula.model.objects import ConsoleSize, Exit, InstanceSpec, InstanceStatus
+from insula.model.objects import ConsoleSize, Exit, InstanceSpec, InstanceStatus, Tenant
 from insula.model.stream import encode
 from insula.model.units import check_label, parse_signal
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch
@@ -45,6 +46,7 @@ class Instances:
         self.admission = admission
         self.supervisor = supervisor
         self.files = Files(supervisor)
+        self.damaged = Damaged(supervisor)
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         result: T = await asyncio.shield(self.supervisor.spawn(work))
@@ -59,8 +61,12 @@ class Instances:
             await self._looked_at(member)
             return member
         await self.tenants.find(tenant)
-        if found := await INSTANCES.get(self.context.store, tenant, name):  # Failed if it is damaged
-            raise Unavailable(f"instance {found.value.name} can't be served", "`insula status` tells why")
+        if entry := await self.context.store.get(INSTANCES.key(tenant, name)):
+            if (tenant, name) in self.damaged.names(tenant):
+                hint = f"restore the state, or {typed(tenant, f'rm -f {name}')} removes it with all that it has"
+                raise Failed(f"the record of instance {name} is damaged", hint)
+            INSTANCES.decode(entry)  # Failed
+            raise Unavailable(f"instance {name} can't be served", "`insula status` tells why")
         raise NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
 
     async def _looked_at(self, member: ManagedInstance) -> None:
@@ -87,7 +93,8 @@ class Instances:
         """The tenant's instances, or those of all for None."""
         if tenant is not None:
             await self.tenants.find(tenant)
-        return [view(member) for member in self.supervisor.of(tenant)]
+        views = [view(member) for member in self.supervisor.of(tenant)]
+        return [*views, *self.damaged.views(tenant)] if self.context.unreadable else views
 
     # -- living ----------------------------------------------------------------------------------------------------
 
@@ -186,13 +193,23 @@ class Instances:
                 await self.unpause(tenant, name)  # other signals are taken when it goes on
 
     async def remove(self, tenant: str, name: str, *, force: bool = False) -> None:
-        """Gone afterwards. Conflict while it runs, unless `force`, which kills it."""
+        """Gone afterwards. Conflict while it runs, unless `force`, which kills it, and takes one whose record is
+        damaged."""
+        if force and (check_label("tenant", tenant), check_label("instance", name)) in self.damaged.names(tenant):
+            owner = (await self.tenants.find(tenant)).value
+            await self._whole(self._remove_damaged(owner, name))
+            return
         member = await self.find(tenant, name)
         if member.active and not force:
             raise still_active(member)
         if member.active:  # before the lock, which a `stop` with a long timeout may hold
             await self._whole(self.supervisor.condemn(member))
         await self._whole(self._remove_locked(member, force))
+
+    async def _remove_damaged(self, owner: Tenant, name: str) -> None:
+        await self.damaged.remove(owner, name)
+        if not self.context.unreadable:
+            await self.admission.images.collect()
 
     async def _remove_locked(self, member: ManagedInstance, force: bool) -> None:
         async with member.lock:

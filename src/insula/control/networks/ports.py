@@ -16,6 +16,7 @@ from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound
 from insula.model.objects import Instance, InstanceSpec, Network, Port, Tenant
 from insula.network.addresses import allocate, parse_mac, port_mac
 from insula.network.fabric import Nic
+from insula.store.protocol import Entry
 
 _PORT = "port-index"
 _MAX_INDEX = 1 << 24
@@ -153,6 +154,12 @@ def port_claims(port: Port) -> list[Claim]:
         Claim(_mac_kind(port.tenant, port.network), port.mac, owner),
         *(Claim(_address_kind(port.tenant, port.network), address, owner) for address in addresses),
     ]
+
+
+def is_port_claim(entry: Entry, tenant: str, instance: str) -> bool:
+    """Whether this entry of the store, below /claims, was made by `port_claims` for that instance."""
+    kind = entry.key.removeprefix("/claims/").split("/")[0]
+    return kind in (_PORT, "address", "mac") and entry.value == f"{tenant}/{instance}".encode()
 
 
 def addresses(instance: Instance) -> list[str]:

@@ -1,0 +1,137 @@
+"""Instances whose record in the store can't be read: they are listed, and `rm -f` removes them with all that they have.
+
+What such an instance owned is known in part only. Its id may still be legible. What it claimed bears its name. Files,
+containers and ports that belong to nobody are found by what is known of all others, as soon as no record is damaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Sequence
+
+from insula.control.instances.specs import typed
+from insula.control.instances.supervisor import Supervisor
+from insula.control.keys import EVENTS, INSTANCES, NETWORKS, STATUS, USAGE
+from insula.control.networks.ports import is_port_claim
+from insula.control.quotas import guarded, subtract
+from insula.model.errors import Conflict
+from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, Resources, Tenant
+from insula.model.views import InstanceView, Usage
+from insula.store.protocol import Compare, Delete, Entry, TransactionConflict, Write
+from insula.store.typed import Found
+
+_ID = re.compile("[0-9a-f]{32}")
+
+
+class Damaged:
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.context = supervisor.context
+        self.supervisor = supervisor
+
+    def names(self, tenant: str | None) -> Sequence[tuple[str, str]]:
+        """Tenants and names of those that were damaged when the daemon started."""
+        root = INSTANCES.prefix(tenant) if tenant else INSTANCES.prefix_all()
+        keys = sorted(key for key in self.context.unreadable if key.startswith(root))
+        return [(parts[0], parts[1]) for parts in map(INSTANCES.parts, keys) if len(parts) == 2]
+
+    def views(self, tenant: str | None) -> Sequence[InstanceView]:
+        return [_view(*key) for key in self.names(tenant)]
+
+    async def remove(self, owner: Tenant, name: str) -> None:
+        """Gone afterwards: from the store first, so that the next daemon finishes it should this one die."""
+        tenant, key = owner.name, INSTANCES.key(owner.name, name)
+        entry = await self.context.store.get(key)
+        if entry is not None:
+            try:
+                await self._dismiss(entry, tenant, name)
+            except TransactionConflict:
+                raise Conflict(f"instance {name} was changed at the same time", "try again") from None
+        self.context.unreadable.discard(key)
+        self.context.problems.solved(f"record {key}")
+        if entry is not None and (instance := id_of(entry)):
+            await self._discard(instance)
+        if not self.context.unreadable:
+            await self._sweep(owner)
+
+    async def _dismiss(self, entry: Entry, tenant: str, name: str) -> None:
+        store = self.context.store
+        claims = [claim for claim in (await store.list("/claims/")).entries if is_port_claim(claim, tenant, name)]
+
+        async def attempt(guard: Found[Usage]) -> None:
+            usage = await self._usage(guard.value, tenant, entry.key)
+            writes: list[Write] = [
+                *(Delete(claim.key) for claim in claims),
+                *(kind.delete(tenant, name) for kind in (INSTANCES, STATUS, EVENTS)),
+                USAGE.put(usage, tenant),
+            ]
+            compares = [Compare(USAGE.key(tenant), guard.revision), Compare(entry.key, entry.revision)]
+            await store.transact(compares, writes)
+
+        await guarded(store, tenant, attempt)
+        for kind in {claim.key.rpartition("/")[0].removeprefix("/claims/") for claim in claims}:
+            self.context.pool(kind).forget()
+
+    async def _usage(self, before: Usage, tenant: str, key: str) -> Usage:
+        """What the others have; while there are more that can't be read, what was counted and one instance less."""
+        snapshot = await self.context.store.list(INSTANCES.prefix(tenant))
+        good, bad = INSTANCES.sort_out(entry for entry in snapshot.entries if entry.key != key)
+        if bad:
+            return subtract(before, Resources())
+        resources = [found.value.spec.resources for found in good]
+        return Usage(
+            instances=len(good),
+            cpus=round(sum(r.cpus or 0.0 for r in resources), 6),
+            memory=sum(r.memory or 0 for r in resources),
+        )
+
+    async def _discard(self, instance: str) -> None:
+        """Of no driver more than another's: what one doesn't know it leaves alone."""
+        for driver in self.context.drivers.values():
+            await driver.discard_stray(instance)
+            await self.supervisor.remove_stray_directory(driver, instance)
+
+    async def _sweep(self, owner: Tenant) -> None:
+        """Remove what is nobody's, now that all records can be read."""
+        store, tenant = self.context.store, owner.name
+        # before the store: whose directory is there by now is in the store by then
+        there = await asyncio.to_thread(os.listdir, self.context.settings.instances)
+        known = {id_of(entry) for entry in (await store.list(INSTANCES.prefix_all())).entries}
+        for instance in set(there) - known:
+            await self._discard(instance)
+        networks = await NETWORKS.list(store, tenant)
+        ports = [member.instance.port for member in self.supervisor.of(tenant) if member.instance.port]
+        await self.context.fabric_call(tenant, self.context.fabric.sweep_tenant, owner, networks, ports)
+        await self.supervisor.update_names(owner)
+
+
+def id_of(entry: Entry) -> str | None:
+    """The id of an instance from its record, also if that is no instance of this version."""
+    try:
+        found = json.loads(entry.value)
+        return match[0] if (match := _ID.fullmatch(str(found["id"]))) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _view(tenant: str, name: str) -> InstanceView:
+    """As if it had failed, with nothing known of it but its name."""
+    return InstanceView(
+        instance=Instance(
+            tenant=tenant,
+            name=name,
+            id="",
+            spec=InstanceSpec(name=name, image="?"),
+            image_digest="",
+            layers=[],
+            config=ImageConfig(),
+            port=None,
+            wanted="stopped",
+            created=0.0,
+        ),
+        status=InstanceStatus(
+            state="failed", error="its record is damaged", hint=f"{typed(tenant, f'rm -f {name}')} removes it"
+        ),
+    )
