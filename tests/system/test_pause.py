@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.kernel import cgroups
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.wait import until
@@ -258,3 +260,30 @@ def test_down_takes_paused_ones_down(fresh: Daemon) -> None:
     assert fresh.snapshot().cgroups
     fresh.down()
     assert not fresh.snapshot().cgroups
+
+
+def test_one_that_is_frozen_in_a_group_of_others_is_told_and_goes_when_it_can(fresh: Daemon) -> None:
+    """Version 1: SIGKILL waits for the thaw of whatever group a process was moved into."""
+    freezer = cgroups.hierarchy().controllers.get("freezer")
+    if freezer is None:
+        pytest.skip("with cgroup version 2 what is frozen dies of SIGKILL")
+    cli, foreign = fresh.cli, Path(freezer, f"{fresh.prefix}-foreign")
+    for name in ("web", "usual"):
+        cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
+    pid = cli.json("inspect", "web")[0]["status"]["pid"]
+    foreign.mkdir()
+    try:
+        (foreign / "cgroup.procs").write_text(str(pid))
+        (foreign / "freezer.state").write_text("FROZEN")
+        refused = cli.run("rm", "-f", "web")
+        assert refused.status and f"process {pid} of instance web does not die" in refused.err
+        assert f"frozen group {foreign.name}; hint: thaw" in refused.err
+        cli.ok("rm", "-f", "usual")
+        assert [view["instance"]["name"] for view in cli.json("ps", "-a")] == ["web"], "it can't be removed yet"
+        (foreign / "freezer.state").write_text("THAWED")
+        until(lambda: cli.json("ps", "-a") == [], "it is removed as soon as it can die")
+    finally:
+        (foreign / "freezer.state").write_text("THAWED")
+        until(lambda: not (foreign / "cgroup.procs").read_text(), "nobody is in it")
+        foreign.rmdir()
+    until(lambda: os.listdir(fresh.root / "instances") == [], "with its files")

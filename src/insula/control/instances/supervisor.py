@@ -39,6 +39,7 @@ SETTLED = ("running", "paused", "exited", "failed")
 _SIGKILL = 9
 _REMEMBERED = 1000
 _ATTEMPTS = 20
+_USUAL, _DYING = 1.0, 60.0  # seconds for a process to die of SIGKILL
 _RETRY = 1.0  # seconds between attempts at what must succeed in the end
 
 
@@ -247,9 +248,9 @@ class Supervisor:
         instance, ended = member.instance, member.status.exit
         if self.stopping:
             member.vanished.set()
-        if self.stopping or ended is None or instance.wanted == "removed":
+        if self.stopping or ended is None:
             return
-        if instance.spec.remove:
+        if instance.spec.remove or instance.wanted == "removed":  # the latter if who removes it gave up waiting
             self.spawn(self._remove_ended(member))
         elif not restart or instance.wanted != "running":
             return
@@ -301,7 +302,8 @@ class Supervisor:
                 await asyncio.sleep(_RETRY)
 
     async def end(self, member: ManagedInstance, signal: int, timeout: float) -> None:
-        """Asks PID 1 to end, waits, kills it, and waits until it is tidied up. The lock is held."""
+        """Asks PID 1 to end, waits, kills it, and waits until it is tidied up. The lock is held. Failed if that does
+        not kill it."""
         member.cancel_restart()
         paused = member.status.state == "paused"
         if member.status.state in ("running", "paused"):
@@ -311,6 +313,11 @@ class Supervisor:
             await asyncio.wait([member.ended], timeout=timeout)
             if not member.ended.done():
                 await self._signal(member, _SIGKILL, thaw=True)
+                await asyncio.wait([member.ended], timeout=_USUAL)
+                if not member.ended.done() and self.driver(member).frozen_elsewhere(member.instance.id) is None:
+                    await asyncio.wait([member.ended], timeout=_DYING)
+            if not member.ended.done():
+                raise undying(member, self.driver(member).frozen_elsewhere(member.instance.id))
         await member.settled()
 
     async def _signal(self, member: ManagedInstance, number: int, *, thaw: bool) -> None:
@@ -426,6 +433,16 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.recorder.close()
+
+
+def undying(member: ManagedInstance, group: str | None) -> Failed:
+    """Why PID 1 is still there after SIGKILL: with version 1, somebody's frozen group (cgroups(7), freezer), or the
+    kernel waits for something."""
+    pid = member.status.pid
+    what = f"process {pid} of instance {member.instance.name} does not die of SIGKILL"
+    if group is not None:
+        return Failed(f"{what}: somebody moved it into the frozen group {group}", "thaw that group")
+    return Failed(what, f"`cat /proc/{pid}/stack` shows what the kernel waits for")
 
 
 def records_of(member: ManagedInstance) -> str:

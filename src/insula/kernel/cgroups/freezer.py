@@ -76,6 +76,19 @@ def frozen(group: Cgroup) -> bool:
     return read(_v1_file(group)) in ("FROZEN", "FREEZING")
 
 
+def frozen_elsewhere(pid: int) -> str | None:
+    """The path of the group that freezes a process on version 1, whatever its other groups are; None if none does."""
+    try:
+        with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    from insula.kernel.cgroups.group import Cgroup
+
+    path = next((path for _, controllers, path in lines if "freezer" in controllers.split(",")), None)
+    return None if path is None else Cgroup(path.lstrip("/")).frozen_at()
+
+
 def _all_stand_still(group: Cgroup) -> bool:
     if group.tree.unified:
         return fields(f"{group.directory('')}/cgroup.events").get("frozen") == 1

@@ -150,6 +150,9 @@ class Driver(Protocol):
         """Send a signal to its first process, or to one that `exec` made, with `group` to its process group as well.
         NotFound if that has ended."""
 
+    def frozen_elsewhere(self, instance_id: str) -> str | None:
+        """The control group, not its own, in which its first process is frozen, so that SIGKILL waits; else None."""
+
     async def pause(self, instance_id: str) -> None:
         """Freeze all of its processes. NotFound."""
 

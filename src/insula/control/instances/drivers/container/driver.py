@@ -23,6 +23,7 @@ from insula.control.instances.drivers.directory import LaunchRecord, boot_id
 from insula.image.store import ImageStore
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup, hierarchy
+from insula.kernel.cgroups.freezer import frozen_elsewhere
 from insula.kernel.cgroups.hierarchy import of_process
 from insula.model.errors import InsulaError, NotFound
 from insula.model.objects import Exit, Instance, InstanceStatus, Network, Resources, Tenant
@@ -104,6 +105,10 @@ class ContainerDriver:
 
     def signal(self, instance_id: str, number: int, exec_id: str | None = None, *, group: bool = False) -> None:
         self.runtime.signal(instance_id, number, exec_id, group=group)
+
+    def frozen_elsewhere(self, instance_id: str) -> str | None:
+        state = self.runtime.state(instance_id)
+        return frozen_elsewhere(state.pid) if state else None
 
     async def pause(self, instance_id: str) -> None:
         await self.runtime.pause(instance_id)
