@@ -81,3 +81,20 @@ def test_debug_logs_each_request_and_info_does_not(unstarted: Daemon) -> None:
     [line] = [line for line in unstarted.log.read_text().splitlines() if "GET /v1/tenants/default/instances" in line]
     assert " DEBUG insula.access: GET /v1/tenants/default/instances uid=0 pid=" in line
     assert " status=200 " in line
+
+
+@pytest.mark.parametrize("setting", ['range4 = "10.99.0.0/30"', 'range6 = "fd99::/126"'])
+def test_a_tenant_for_whom_a_range_has_no_room_is_refused(unstarted: Daemon, setting: str) -> None:
+    unstarted.configure(f"[network]\n{setting}\n")
+    unstarted.start()
+    refused = ""
+    for number in range(4):
+        result = unstarted.cli.run("tenant", "create", f"t{number}")
+        if result.status:
+            refused = result.err
+            break
+    key = setting.split()[0]
+    assert f"has no uplink address in {setting.split()[2][1:-1]}; hint: set network.{key} in insulad.toml" in refused
+    assert f"t{number}" not in unstarted.cli.ok("tenant", "ls")
+    unstarted.cli.ok("run", "--rm", "busybox", "true")  # the others go on
+    assert unstarted.cli.json("status")["problems"] == []

@@ -70,8 +70,11 @@ class Plan:
 
     def addresses(self, tenant: int) -> tuple[tuple[str, str], tuple[str, str]]:
         """((host's, tenant's) IPv4, (host's, tenant's) IPv6) of a tenant's uplink."""
-        if 2 * tenant + 1 >= self.range4.num_addresses:
-            raise Invalid(f"tenant number {tenant} has no uplink address in {self.range4}", "configure a larger range")
+        for key, range_ in (("range4", self.range4), ("range6", self.range6)):
+            if 2 * tenant + 1 >= range_.num_addresses:
+                raise Invalid(
+                    f"tenant number {tenant} has no uplink address in {range_}", f"set network.{key} in insulad.toml"
+                )
         four, six = self.range4, self.range6
         return (str(four[2 * tenant]), str(four[2 * tenant + 1])), (str(six[2 * tenant]), str(six[2 * tenant + 1]))
 
