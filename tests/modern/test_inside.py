@@ -23,6 +23,7 @@ FILES = (
     "system/test_pids.py",
     "system/test_security.py",
     "system/test_two_tenants.py",
+    "system/test_uncharged.py",
     "system/oci/test_checkpoint.py",
 )
 """What depends on the version of control groups, on the kernel, or on systemd."""

@@ -68,6 +68,7 @@ class Host:
 
     async def doctor(self) -> Sequence[Check]:
         found = await asyncio.to_thread(examine, self.context.settings)
+        found = [*found, self.supervisor.uncharged.check()]
         return [*found, *(Check(name="problem", state="degraded", detail=problem) for problem in self._problems())]
 
     def _problems(self) -> Sequence[str]:
@@ -101,6 +102,7 @@ class Host:
                 await driver.take_down()
             await asyncio.to_thread(self.context.fabric.teardown)
             await asyncio.to_thread(self.context.groups.take_down)
+            await asyncio.to_thread(self.supervisor.uncharged.restore)
         except InsulaError:
             raise
         except OSError as error:

@@ -31,7 +31,8 @@ _syscall = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
 
 
-def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> int:
+def bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> int:
+    """bpf(2): what it answers, mostly a descriptor, close-on-exec. OSError."""
     if isinstance(attr, bytes):
         attr = ctypes.create_string_buffer(attr, _ATTR_SIZE)
     result: int = _syscall(ctypes.c_long(_NUMBER), ctypes.c_long(command), attr, ctypes.c_long(_ATTR_SIZE))
@@ -52,13 +53,13 @@ def load(program: bytes, kind: int, name: str) -> int:
         return head + told + struct.pack("=II16s", 0, 0, name.encode()[:15])
 
     try:
-        return _bpf(_PROG_LOAD, attr(0), "BPF_PROG_LOAD")
+        return bpf(_PROG_LOAD, attr(0), "BPF_PROG_LOAD")
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EINVAL):
             raise
         log = ctypes.create_string_buffer(1 << 16)
         try:
-            return _bpf(_PROG_LOAD, attr(1), "BPF_PROG_LOAD")
+            return bpf(_PROG_LOAD, attr(1), "BPF_PROG_LOAD")
         except OSError as again:
             lines = log.value.decode(errors="replace").strip().splitlines()
             raise OSError(again.errno, f"{again.strerror}: {' / '.join(lines[-3:])}") from None
@@ -73,7 +74,7 @@ def run(program: int, packet: bytes, context: bytes) -> int:
     head = struct.pack("=IIIIQQII", program, 0, len(packet), 0, ctypes.addressof(data), 0, 1, 0)
     tail = struct.pack("=IIQQIII", len(context), 0, ctypes.addressof(around), 0, 0, 0, 0)
     attr = ctypes.create_string_buffer(head + tail, _ATTR_SIZE)
-    _bpf(_PROG_TEST_RUN, attr, "BPF_PROG_TEST_RUN")
+    bpf(_PROG_TEST_RUN, attr, "BPF_PROG_TEST_RUN")
     answer: int = struct.unpack_from("=i", attr, 4)[0]
     return answer
 
@@ -82,7 +83,7 @@ def attach(group: int, program: int, where: int, old: int | None = None) -> None
     """Attach to the control group (version 2) behind the descriptor `group`, in the place of the program `old`."""
     if old is not None:
         try:
-            _bpf(
+            bpf(
                 _PROG_ATTACH, struct.pack("=5I", group, program, where, _ALLOW_MULTI | _REPLACE, old), "BPF_PROG_ATTACH"
             )
             return
@@ -90,7 +91,7 @@ def attach(group: int, program: int, where: int, old: int | None = None) -> None
             if error.errno != errno.EINVAL:
                 raise
     try:
-        _bpf(_PROG_ATTACH, struct.pack("=5I", group, program, where, _ALLOW_MULTI, 0), "BPF_PROG_ATTACH")
+        bpf(_PROG_ATTACH, struct.pack("=5I", group, program, where, _ALLOW_MULTI, 0), "BPF_PROG_ATTACH")
     except OSError as error:
         if error.errno != errno.EINVAL or old is None:  # EINVAL: the same program is there already
             raise
@@ -101,7 +102,7 @@ def attach(group: int, program: int, where: int, old: int | None = None) -> None
 
 def detach(group: int, program: int, where: int) -> None:
     """Take the program off the control group itself."""
-    _bpf(_PROG_DETACH, struct.pack("=5I", group, program, where, 0, 0), "BPF_PROG_DETACH")
+    bpf(_PROG_DETACH, struct.pack("=5I", group, program, where, 0, 0), "BPF_PROG_DETACH")
 
 
 def attached(group: int, where: int, name: str) -> int | None:
@@ -110,11 +111,11 @@ def attached(group: int, where: int, name: str) -> int | None:
     attr = ctypes.create_string_buffer(
         struct.pack("=IIIIQI", group, where, 0, 0, ctypes.addressof(ids), _MOST_PROGRAMS), _ATTR_SIZE
     )
-    _bpf(_PROG_QUERY, attr, "BPF_PROG_QUERY")
+    bpf(_PROG_QUERY, attr, "BPF_PROG_QUERY")
     (count,) = struct.unpack_from("=I", attr, 24)
     for number in ids[:count]:
         try:
-            fd = _bpf(_PROG_GET_FD_BY_ID, struct.pack("=I", number), "BPF_PROG_GET_FD_BY_ID")
+            fd = bpf(_PROG_GET_FD_BY_ID, struct.pack("=I", number), "BPF_PROG_GET_FD_BY_ID")
         except FileNotFoundError:
             continue
         if _name(fd) == name:
@@ -126,5 +127,5 @@ def attached(group: int, where: int, name: str) -> int | None:
 def _name(fd: int) -> str:
     info = ctypes.create_string_buffer(_INFO_SIZE)
     attr = struct.pack("=IIQ", fd, _INFO_SIZE, ctypes.addressof(info))
-    _bpf(_OBJ_GET_INFO_BY_FD, attr, "BPF_OBJ_GET_INFO_BY_FD")
+    bpf(_OBJ_GET_INFO_BY_FD, attr, "BPF_OBJ_GET_INFO_BY_FD")
     return info.raw[_NAME_OFFSET : _NAME_OFFSET + 16].split(b"\0")[0].decode(errors="replace")

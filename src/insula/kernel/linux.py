@@ -118,6 +118,7 @@ _OLD: Final = {
         "getcwd": 79,
         "prlimit64": 302,
         "fchownat": 260,
+        "setresuid": 117,
     },
     "aarch64": {
         "mount": 40,
@@ -129,6 +130,7 @@ _OLD: Final = {
         "getcwd": 17,
         "prlimit64": 261,
         "fchownat": 54,
+        "setresuid": 147,
     },
 }
 _NR: Final = {
@@ -193,6 +195,11 @@ def unshare(flags: int) -> None:
 def setns(fd: int, flags: int) -> None:
     """setns(2): join the namespace (or, with a pidfd, the namespaces) behind `fd`; the calling thread only."""
     _call("setns", fd, flags)
+
+
+def set_thread_users(real: int, effective: int, saved: int) -> None:
+    """setresuid(2) of the calling thread alone; the C library's function changes all threads of the process."""
+    _call("setresuid", real, effective, saved)
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

@@ -1,0 +1,98 @@
+"""eBPF programs at the kernel's own functions, and the maps that they share: bpf(2), BPF_PROG_TYPE_TRACING.
+
+A program is called before a function (FENTRY), after it (FEXIT), or instead of it where it answers something else than
+0 (MODIFY, for the security_… functions). Its input is the function's arguments, 64 bits each. It stays attached while
+its link is open or pinned, which is to have a name in a file system of type "bpf".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+from insula.kernel.ebpf import Assembler
+from insula.kernel.ebpf_load import bpf
+
+FENTRY, FEXIT, MODIFY = 24, 25, 26
+"""enum bpf_attach_type."""
+HASH, ARRAY = 1, 2
+"""enum bpf_map_type."""
+NO_PREALLOC = 1
+
+_TRACING = 26
+_MAP_CREATE, _MAP_LOOKUP, _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _RAW_TRACEPOINT_OPEN = 0, 1, 5, 6, 7, 17
+_LICENSE = b"GPL"  # of such a program alone; the kernel lets no other change what a function answers
+
+
+def create_map(kind: int, key: int, value: int, entries: int, name: str, flags: int = 0) -> int:
+    """A descriptor of a new map, with keys and values of so many bytes."""
+    attr = struct.pack("=7I16s", kind, key, value, entries, flags, 0, 0, name.encode()[:15])
+    return bpf(_MAP_CREATE, attr, "BPF_MAP_CREATE")
+
+
+def lookup(map_: int, key: bytes, size: int) -> bytes | None:
+    """The value of that key, which has `size` bytes; None if there is none."""
+    k, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
+    attr = struct.pack("=IIQQQ", map_, 0, ctypes.addressof(k), ctypes.addressof(value), 0)
+    try:
+        bpf(_MAP_LOOKUP, attr, "BPF_MAP_LOOKUP_ELEM")
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None
+    return value.raw
+
+
+def check_allowed() -> None:
+    """OSError if this process may load no such program."""
+    code = Assembler()
+    code.move(0, 0)
+    code.exit()
+    try:
+        os.close(_load(code.assemble(), FENTRY, 0, "insula_probe"))
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise
+
+
+def attach(program: bytes, when: int, function: int, name: str) -> int:
+    """A descriptor of the link by which the program is attached; `function` is its number in the kernel's BTF."""
+    fd = _load(program, when, function, name)
+    try:
+        return bpf(_RAW_TRACEPOINT_OPEN, struct.pack("=QI", 0, fd), "BPF_RAW_TRACEPOINT_OPEN")
+    finally:
+        os.close(fd)
+
+
+def _load(program: bytes, when: int, function: int, name: str) -> int:
+    code, license_ = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(_LICENSE)
+    log = ctypes.create_string_buffer(1 << 16)
+
+    def attr(level: int) -> bytes:
+        head = struct.pack("=IIQQ", _TRACING, len(program) // 8, ctypes.addressof(code), ctypes.addressof(license_))
+        told = struct.pack("=IIQ", level, len(log) if level else 0, ctypes.addressof(log) if level else 0)
+        flags = struct.pack("=II16sII", 0, 0, name.encode()[:15], 0, when)
+        return (head + told + flags).ljust(108, b"\0") + struct.pack("=I", function)
+
+    try:
+        return bpf(_PROG_LOAD, attr(0), "BPF_PROG_LOAD")
+    except OSError:
+        try:
+            return bpf(_PROG_LOAD, attr(1), "BPF_PROG_LOAD")
+        except OSError as again:
+            lines = log.value.decode(errors="replace").strip().splitlines()
+            raise OSError(again.errno, f"{again.strerror}: {' / '.join(lines[-3:])}") from None
+
+
+def pin(fd: int, path: str) -> None:
+    """Give a map or a link a name; it stays when the descriptor is closed."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    bpf(_OBJ_PIN, struct.pack("=QI", ctypes.addressof(name), fd), "BPF_OBJ_PIN")
+
+
+def pinned(path: str) -> int:
+    """A descriptor of what has that name. FileNotFoundError."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return bpf(_OBJ_GET, struct.pack("=Q", ctypes.addressof(name)), "BPF_OBJ_GET")

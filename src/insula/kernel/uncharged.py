@@ -1,0 +1,371 @@
+"""A bound for each tenant on memory that the kernel charges to no control group: queues of sockets, and file locks.
+
+What a netlink, raw or ping socket has received and nobody reads yet, what a UDP socket was given with MSG_MORE and has
+not sent yet, and locks on files (fcntl(2), flock(2)) are counted for nobody. So eBPF programs count them at the
+functions of the kernel that make and release them. Whose they are follows from the user who makes them: each tenant has
+`IDS` user IDs of its own, and the host's users are not counted.
+
+    netlink, raw, ping   the size of both buffers, SO_RCVBUF and SO_SNDBUF as they are now: a queue may exceed
+                         the first by one message, and that is no larger than the second
+    UDP                  what one datagram may have
+    a lock               32 times what its structure has, so that the table of all of them is not one tenant's
+
+A tenant that has all of its budget is refused more: socket(2) and setsockopt(2) of a buffer's size say ENOBUFS, and
+fcntl(2) and flock(2) ENOLCK. Programs and counts are pinned in a file system of type "bpf", so they outlive insulad.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import IO
+
+from insula.kernel import ebpf_trace, linux
+from insula.kernel.btf import Types
+from insula.kernel.ebpf import Assembler
+
+UDP = 1 << 16
+LOCK = 8 << 10
+IDS = 1 << 16
+_VERSION = "1"  # of the programs, in the names of what is pinned
+_ENOLCK, _ENOBUFS = 37, 105
+_LOOKUP, _UPDATE, _DELETE, _UID_GID = 1, 2, 3, 15  # enum bpf_func_id
+_SOCKET_MEMBERS = {("socket", "sk"), ("sock", "sk_rcvbuf"), ("sock", "sk_sndbuf")}
+# the stack of each program, from its end (r10): a slot, a pointer, and its entry (slot, cost, whether that may change)
+_SLOT, _KEY, _ENTRY = -4, -16, -40
+_ENTRY_SIZE = 24
+
+
+class Guard:
+    """The programs for user IDs from `first` on; `slots` times `IDS` of them. `directory` is where they are pinned.
+
+    Of all tenants together `most` sockets and locks are counted, and more are not refused: 16 to 100 bytes each.
+    """
+
+    def __init__(self, directory: str, first: int, slots: int, budget: int, most: int = 1 << 16) -> None:
+        self._directory, self._most = directory, most
+        self._first, self._slots, self._budget = first, slots, budget
+
+    def ensure(self) -> None:
+        """Have them attached. OSError tells why they can't be; then nothing was changed."""
+        if self.attached():
+            return
+        self.remove()
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        linux.mount("bpf", self._directory, "bpf", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC, "mode=0700")
+        try:
+            self._attach()
+        except BaseException:
+            self.remove()
+            raise
+
+    def attached(self) -> bool:
+        return os.path.exists(self._path("complete"))
+
+    def used(self, slot: int) -> int:
+        """Bytes that the tenant of that number has. OSError."""
+        with _open(ebpf_trace.pinned(self._path("counts"))) as counts:
+            return int.from_bytes(ebpf_trace.lookup(counts, slot.to_bytes(4, "little"), 8) or b"", "little")
+
+    def remove(self) -> None:
+        """Take all of it off the kernel; nothing happens if nothing is there."""
+        with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # EINVAL: nothing is mounted
+                while True:
+                    linux.umount2(self._directory, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+            os.rmdir(self._directory)
+
+    def _path(self, name: str) -> str:
+        return f"{self._directory}/{name}_{_VERSION}"
+
+    def _attach(self) -> None:
+        ebpf_trace.check_allowed()  # before half a second of reading
+        functions = {function for function, _, _ in _PROGRAMS}
+        numbers, offsets = Types().find(functions, _SOCKET_MEMBERS)
+        with contextlib.ExitStack() as stack:
+
+            def kept(fd: int, name: str) -> int:
+                stack.callback(os.close, fd)
+                ebpf_trace.pin(fd, self._path(name))
+                return fd
+
+            array = ebpf_trace.create_map(ebpf_trace.ARRAY, 4, 8, self._slots, "insula_counts")
+            counts = kept(array, "counts")
+            table = ebpf_trace.create_map(
+                ebpf_trace.HASH, 8, _ENTRY_SIZE, self._most, "insula_owners", ebpf_trace.NO_PREALLOC
+            )
+            owners = kept(table, "owners")
+            for function, when, write in _PROGRAMS:
+                code = _Program(counts, owners, self._first, self._slots, self._budget, offsets)
+                write(code)
+                link = ebpf_trace.attach(code.assemble(), when, numbers[function], "insula_memory")
+                kept(link, function)
+            self._check(counts)
+            ebpf_trace.pin(counts, self._path("complete"))
+
+    def _check(self, counts: int) -> None:
+        """OSError if something is not counted: a compiler may have put a function into its callers.
+
+        It is tried by this thread, which is a user of the last slot for a moment.
+        """
+        slot = (self._slots - 1).to_bytes(4, "little")
+
+        def used() -> bytes | None:
+            return ebpf_trace.lookup(counts, slot, 8)
+
+        before, user = used(), self._first + (self._slots - 1) * IDS
+        linux.set_thread_users(user, 0, 0)
+        try:
+            for what, make in _TRIALS.items():
+                with make():
+                    during = used()
+                if during == before or used() != before:
+                    raise OSError(f"this kernel can't be made to count {what}")
+        finally:
+            linux.set_thread_users(0, 0, 0)
+
+
+@contextmanager
+def _open(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class _Program(Assembler):
+    """r6 is the input throughout, and after `own` r9 the count of the tenant whose program runs this."""
+
+    def __init__(
+        self, counts: int, owners: int, first: int, slots: int, budget: int, offsets: dict[str, int]
+    ) -> None:
+        super().__init__()
+        self._counts, self._owners, self._first, self._slots = counts, owners, first, slots
+        self.budget, self.offsets = budget, offsets
+        self.move_register(6, 1)
+
+    def own(self, other: str) -> None:
+        """r9 = the count of the caller's tenant, and its slot on the stack; go to `other` for a user of the host."""
+        self.call(_UID_GID)
+        self.shift_left(0, 32)  # the upper half is the group
+        self.shift_right(0, 32)
+        self.add(0, -self._first)
+        self.shift_right(0, 16)
+        self.move(1, self._slots - 1)
+        self.jump_if_greater(0, 1, other)
+        self.store32(10, _SLOT, 0)
+        self.store64(10, _ENTRY, 0)
+        self._find(self._counts, _SLOT)
+        self.jump_if_equal(0, 0, other)
+        self.move_register(9, 0)
+
+    def refuse_beyond_budget(self, count: int, budget: int, refused: str) -> None:
+        """Go to `refused` if what register r`count` points to is more than `budget`."""
+        self.load64(1, count, 0)
+        self.load_constant(2, budget)
+        self.jump_if_greater(1, 2, refused)
+
+    def key(self, argument: int) -> None:
+        """The pointer on the stack = that argument."""
+        self.load64(1, 6, 8 * argument)
+        self.store64(10, _KEY, 1)
+
+    def buffers(self, socket: int) -> None:
+        """r7 = SO_RCVBUF and SO_SNDBUF of the struct socket that is that argument. r1 and r2 are lost."""
+        self.load64(1, 6, 8 * socket)
+        self.load64(1, 1, self.offsets["socket.sk"])
+        self.load32(7, 1, self.offsets["sock.sk_rcvbuf"])
+        self.load32(2, 1, self.offsets["sock.sk_sndbuf"])
+        self.add_register(7, 2)
+
+    def remember(self, failed: str) -> None:
+        """Count r7 bytes for the tenant of r9, for the pointer on the stack; r8 tells whether that may change.
+
+        Go to `failed` if the table is full.
+        """
+        self.forget("new")  # nobody told of the end of what was there before
+        self.label("new")
+        self.store64(10, _ENTRY + 8, 7)
+        self.store64(10, _ENTRY + 16, 8)
+        self.load_map(1, self._owners)
+        self._stack(2, _KEY)
+        self._stack(3, _ENTRY)
+        self.move(4, 0)
+        self.call(_UPDATE)
+        self.jump_if_not_equal(0, 0, failed)
+        self.atomic_add64(9, 0, 7)
+
+    def find(self, otherwise: str) -> None:
+        """r8 = the entry of the pointer on the stack, r9 = the count that it is part of; or go to `otherwise`."""
+        self._find(self._owners, _KEY)
+        self.jump_if_equal(0, 0, otherwise)
+        self.move_register(8, 0)
+        self.load64(1, 8, 0)
+        self.store32(10, _SLOT, 1)
+        self._find(self._counts, _SLOT)
+        self.jump_if_equal(0, 0, otherwise)
+        self.move_register(9, 0)
+
+    def forget(self, unknown: str) -> None:
+        """Take what the pointer on the stack stands for off its tenant's count; go to `unknown` if it is nobody's.
+
+        r7, r8 and r9 stay, for `remember`.
+        """
+        for register, place in ((7, -48), (8, -56), (9, -64)):
+            self.store64(10, place, register)
+        self.find("unknown")
+        self.load64(1, 8, 8)
+        self.move(2, 0)
+        self.subtract_register(2, 1)
+        self.atomic_add64(9, 0, 2)
+        self.load_map(1, self._owners)
+        self._stack(2, _KEY)
+        self.call(_DELETE)
+        self.label("unknown")
+        for register, place in ((7, -48), (8, -56), (9, -64)):
+            self.load64(register, 10, place)
+        self.jump(unknown)
+
+    def answer(self, value: int) -> None:
+        self.move(0, value)
+        self.exit()
+
+    def _find(self, map_: int, place: int) -> None:
+        self.load_map(1, map_)
+        self._stack(2, place)
+        self.call(_LOOKUP)
+
+    def _stack(self, register: int, place: int) -> None:
+        self.move_register(register, 10)
+        self.add(register, place)
+
+
+def _made(code: _Program) -> None:
+    """security_socket_post_create(sock, family, type, protocol, kern)."""
+    for register, argument in ((0, 4), (1, 1), (2, 2), (3, 3)):
+        code.load32(register, 6, 8 * argument)
+    code.jump_if_not_equal(0, 0, "allowed")  # the kernel's own
+    code.jump_if_equal(1, 16, "queue")  # AF_NETLINK
+    code.jump_if_equal(1, 2, "internet")  # AF_INET
+    code.jump_if_not_equal(1, 10, "allowed")  # AF_INET6
+    code.label("internet")
+    code.jump_if_equal(2, 3, "queue")  # SOCK_RAW
+    code.jump_if_not_equal(2, 2, "allowed")  # SOCK_DGRAM
+    code.jump_if_equal(3, 1, "queue")  # IPPROTO_ICMP
+    code.jump_if_equal(3, 58, "queue")  # IPPROTO_ICMPV6
+    code.load_constant(7, UDP)
+    code.move(8, 0)
+    code.jump("count")
+    code.label("queue")
+    code.buffers(0)
+    code.move(8, 1)
+    code.label("count")
+    code.own("allowed")
+    code.key(0)
+    code.refuse_beyond_budget(9, code.budget, "refused")
+    code.remember("allowed")
+    code.label("allowed")
+    code.answer(0)
+    code.label("refused")
+    code.answer(-_ENOBUFS)
+
+
+def _resizing(code: _Program) -> None:
+    """security_socket_setsockopt(sock, level, optname): whether a buffer's size may be changed."""
+    code.load32(1, 6, 8)
+    code.jump_if_not_equal(1, 1, "allowed")  # SOL_SOCKET
+    code.load32(1, 6, 16)
+    code.jump_if_equal(1, 7, "buffer")  # SO_SNDBUF
+    code.jump_if_not_equal(1, 8, "allowed")  # SO_RCVBUF
+    code.label("buffer")
+    code.key(0)
+    code.find("allowed")
+    code.refuse_beyond_budget(9, code.budget, "refused")
+    code.label("allowed")
+    code.answer(0)
+    code.label("refused")
+    code.answer(-_ENOBUFS)
+
+
+def _resized(code: _Program) -> None:
+    """sock_setsockopt(sock, level, optname, …), afterwards: count the sizes that it has now."""
+    code.load32(1, 6, 16)
+    code.jump_if_equal(1, 7, "buffer")
+    code.jump_if_not_equal(1, 8, "end")
+    code.label("buffer")
+    code.key(0)
+    code.find("end")
+    code.load64(1, 8, 16)
+    code.jump_if_equal(1, 0, "end")  # UDP
+    code.buffers(0)
+    code.move_register(1, 7)
+    code.exchange64(8, 8, 1)
+    code.subtract_register(7, 1)
+    code.atomic_add64(9, 0, 7)
+    code.label("end")
+    code.answer(0)
+
+
+def _gone(code: _Program) -> None:
+    """netlink_release(sock), inet_release(sock), locks_release_private(lock)."""
+    code.move(7, 0)
+    code.move(8, 0)
+    code.move(9, 0)
+    code.key(0)
+    code.forget("end")
+    code.label("end")
+    code.answer(0)
+
+
+def _locked(code: _Program) -> None:
+    """locks_copy_lock(new, lock): every lock that is kept is made by that, and freed by locks_release_private."""
+    code.own("end")
+    code.key(0)
+    code.move(7, LOCK)
+    code.move(8, 0)
+    code.remember("end")
+    code.label("end")
+    code.answer(0)
+
+
+def _locking(code: _Program) -> None:
+    """security_file_lock(file, cmd). To unlock a part of what is locked makes a lock more: it is allowed for longer."""
+    code.own("allowed")
+    code.load32(1, 6, 8)
+    code.jump_if_equal(1, 2, "unlock")  # F_UNLCK
+    code.refuse_beyond_budget(9, code.budget, "refused")
+    code.label("allowed")
+    code.answer(0)
+    code.label("unlock")
+    code.refuse_beyond_budget(9, code.budget + code.budget // 8, "refused")
+    code.answer(0)
+    code.label("refused")
+    code.answer(-_ENOLCK)
+
+
+def _lock() -> IO[bytes]:
+    file = os.fdopen(os.memfd_create("insula-lock", os.MFD_CLOEXEC), "wb")
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+    return file
+
+
+_TRIALS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "netlink sockets": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0),
+    "raw sockets": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
+    "UDP sockets": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+    "file locks": _lock,
+}
+_PROGRAMS: tuple[tuple[str, int, Callable[[_Program], None]], ...] = (  # those that release come first
+    ("netlink_release", ebpf_trace.FENTRY, _gone),
+    ("inet_release", ebpf_trace.FENTRY, _gone),
+    ("locks_release_private", ebpf_trace.FENTRY, _gone),
+    ("locks_copy_lock", ebpf_trace.FENTRY, _locked),
+    ("sock_setsockopt", ebpf_trace.FEXIT, _resized),
+    ("security_socket_post_create", ebpf_trace.MODIFY, _made),
+    ("security_socket_setsockopt", ebpf_trace.MODIFY, _resizing),
+    ("security_file_lock", ebpf_trace.MODIFY, _locking),
+)
