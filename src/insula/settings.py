@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
@@ -177,8 +178,13 @@ def default_of(key: str) -> object:
 def _read(path: Path, *, required: bool) -> dict[str, Any]:
     """The tables of a TOML file; empty if it is not there and need not be."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_FILE + 1)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO without a writer must not block
+        try:
+            _check_file(path, os.fstat(fd))
+            with open(fd, "rb", closefd=False) as file:
+                content = file.read(_MAX_FILE + 1)
+        finally:
+            os.close(fd)
         if len(content) > _MAX_FILE:
             raise Invalid(f"{path}: it is larger than {_MAX_FILE} bytes", _MANUAL)
         return tomllib.loads(content.decode())
@@ -192,6 +198,16 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
         raise Invalid(f"{path}: it is not UTF-8", _MANUAL) from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise Invalid(f"{path}: it is not TOML: {shorten(str(error), 120)}", _MANUAL) from None
+
+
+def _check_file(path: Path, found: os.stat_result) -> None:
+    """Raise `Invalid` for what is no file, or one that others than its reader and root may change."""
+    if not stat.S_ISREG(found.st_mode):
+        raise Invalid(f"{path}: it is no regular file", _MANUAL)
+    if found.st_uid not in (0, os.geteuid()):
+        raise Invalid(f"{path}: it belongs to user {found.st_uid}, who could change it", f"chown root {path}")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Invalid(f"{path}: others may write to it", f"chmod go-w {path}")
 
 
 def _checked(data: dict[str, Any], source: str, names: Mapping[str, str]) -> Settings:

@@ -62,6 +62,7 @@ class Daemon:
     def configure(self, text: str = "", audit: str = "") -> None:
         """Writes insulad.toml, for the next start: `text` before its table [audit], `audit` in that."""
         self.settings.write_text(f'{text}\n[audit]\npath = "{self.audit}"\n{audit}\n')
+        self.settings.chmod(0o600)  # whatever the umask
 
     # -- life ------------------------------------------------------------------------------------------------
 

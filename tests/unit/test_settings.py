@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 def read(file: Path, text: str, **environ: str) -> Settings:
     file.write_text(text)
+    file.chmod(0o644)  # whatever the umask
     return load(file, environ)
 
 
@@ -148,6 +150,7 @@ def test_what_is_refused_is_one_line_with_the_file_in_it(file: Path, text: str, 
 )
 def test_an_error_in_a_variable_names_the_variable(file: Path, name: str, value: str, complaint: str) -> None:
     file.write_text("")
+    file.chmod(0o644)
     with pytest.raises(Invalid) as caught:
         load(file, {name: value})
     assert str(caught.value).startswith(complaint)
@@ -155,10 +158,36 @@ def test_an_error_in_a_variable_names_the_variable(file: Path, name: str, value:
 
 def test_a_file_that_is_no_text(file: Path) -> None:
     file.write_bytes(b'root = "\xff"')
+    file.chmod(0o644)
     with pytest.raises(Invalid, match="it is not UTF-8"):
         load(file, {})
-    with pytest.raises(Invalid, match="Is a directory"):
-        load(file.parent, {})
+    for other in (file.parent, Path("/dev/zero")):
+        with pytest.raises(Invalid, match="it is no regular file"):
+            load(other, {})
+    fifo = file.with_name("fifo")
+    os.mkfifo(fifo)
+    with pytest.raises(Invalid, match="it is no regular file"):
+        load(fifo, {})
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o600])
+def test_others_may_not_write_to_the_file(file: Path, mode: int) -> None:
+    file.write_text("spares = 3")
+    file.chmod(mode)
+    if mode & 0o022:
+        with pytest.raises(Invalid, match="others may write to it; hint: chmod go-w"):
+            load(file, {})
+    else:
+        assert load(file, {}).spares == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_the_file_is_of_root_or_of_its_reader(file: Path) -> None:
+    file.write_text("spares = 3")
+    file.chmod(0o600)
+    os.chown(file, 65534, -1)
+    with pytest.raises(Invalid, match="it belongs to user 65534, who could change it; hint: chown root"):
+        load(file, {})
 
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=20) | st.integers() | st.lists(st.integers()), max_size=4))
@@ -219,6 +248,7 @@ def insulad(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 def test_check_says_whether_the_settings_can_be_used(file: Path) -> None:
     file.write_text("spares = 3\n")
+    file.chmod(0o644)
     right = insulad("--check", "--config", str(file))
     assert (right.returncode, right.stderr) == (0, "")
     file.write_text("spare = 3\n")
