@@ -99,7 +99,7 @@ def instances(bench: Bench, stack: ExitStack) -> Iterator[Pair]:
         stack.callback(cli.ok, "rm", "-f", name)
     views = {view["instance"]["name"]: view for view in cli.json("ps")}
     one, two = (f"/proc/{views[name]['status']['pid']}/ns/net" for name in ("net1", "net2"))
-    yield Pair(stack, one, two, views["net2"]["instance"]["port"]["address"])
+    yield Pair(stack, one, two, views["net2"]["instance"]["ports"][0]["address"])
 
 
 def measure(bench: Bench) -> list[Table]:

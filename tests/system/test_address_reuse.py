@@ -82,7 +82,7 @@ def test_a_service_that_is_replaced_is_there_at_once(acme: Cli, options: list[st
     seen = []
     for _ in range(3):
         serve(acme, *options)
-        port = acme.json("inspect", "web")[0]["instance"]["port"]
+        port = acme.json("inspect", "web")[0]["instance"]["ports"][0]
         seen.append((port["address"], port["address6"], port["mac"]))
         acme.ok("exec", "cli", "ping", "-c", "1", "-W", "3", "web")
         acme.ok("exec", "cli", "ping", "-6", "-c", "1", "-W", "3", port["address6"])

@@ -123,9 +123,9 @@ def test_rename(cli: Cli) -> None:
     after = cli.json("inspect", "new")[0]
     assert after["instance"]["id"] == before["instance"]["id"]
     assert after["status"]["pid"] == before["status"]["pid"]
-    assert after["instance"]["port"]["address"] == before["instance"]["port"]["address"]
+    assert after["instance"]["ports"][0]["address"] == before["instance"]["ports"][0]["address"]
     assert cli.ok("exec", "new", "hostname") == "old", "until the next start"
-    address = after["instance"]["port"]["address"]
+    address = after["instance"]["ports"][0]["address"]
     assert address in cli.ok("exec", "other", "nslookup", f"new.{cli.tenant}.internal")
     assert cli.run("exec", "other", "nslookup", f"old.{cli.tenant}.internal").status != 0
     assert "no instance old" in cli.fails("stop", "old")

@@ -150,7 +150,7 @@ def test_read_only_paths(web: Cli) -> None:
 def test_other_users_of_the_host_learn_nothing(web: Cli, daemon: Daemon) -> None:
     """Of tenants, instances and addresses: what is in the run directory and below the root directory."""
     [view] = web.json("inspect", "web")
-    address = view["instance"]["port"]["address"].encode()
+    address = view["instance"]["ports"][0]["address"].encode()
 
     def told() -> list[str]:
         """Directories that can be listed, and files that can be read."""

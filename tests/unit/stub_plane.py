@@ -34,6 +34,7 @@ from insula.model.objects import (
     InstanceStatus,
     Network,
     NetworkStatus,
+    OverlayRoot,
     Tenant,
 )
 from insula.model.stream import RESIZE, Kind, encode
@@ -161,9 +162,9 @@ class StubInstances:
             id="0" * 32,
             spec=spec,
             image_digest="sha256:0",
-            layers=[],
+            host="here",
+            root=OverlayRoot(layers=[]),
             config=ImageConfig(),
-            port=None,
             wanted="running",
             created=time.time(),
         )

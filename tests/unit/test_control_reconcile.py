@@ -7,28 +7,29 @@ import pytest
 from insula.control.instances.drivers.base import State
 from insula.control.instances.drivers.directory import LaunchRecord
 from insula.control.reconcile import Action, decide
-from insula.model.objects import Exit, ImageConfig, Instance, InstanceSpec, InstanceStatus
+from insula.model.objects import Exit, ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot
 
 NOW, BEFORE = "boot-2", "boot-1"
 
 
-def instance(wanted: str, generation: int) -> Instance:
+def instance(wanted: str, starts: int) -> Instance:
     return Instance(
-        tenant="acme", name="web", id="0" * 32, spec=InstanceSpec(image="x"), image_digest="", layers=[],
-        config=ImageConfig(), port=None, wanted=wanted, generation=generation, created=0.0,  # type: ignore[arg-type]
+        tenant="acme", name="web", id="0" * 32, spec=InstanceSpec(image="x"), image_digest="",
+        host="here", root=OverlayRoot(layers=[]),
+        config=ImageConfig(), wanted=wanted, starts=starts, created=0.0,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
-def status(state: str, generation: int) -> InstanceStatus:
+def status(state: str, starts: int) -> InstanceStatus:
     ended = Exit(exit_status=0, finished=1.0) if state == "exited" else None
-    return InstanceStatus(state=state, generation=generation, exit=ended)  # type: ignore[arg-type]
+    return InstanceStatus(state=state, starts=starts, exit=ended)  # type: ignore[arg-type]
 
 
 RUNNING, EXITED = status("running", 1), status("exited", 1)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "generation", "known", "record", "container", "action"),
+    ("wanted", "starts", "known", "record", "container", "action"),
     [
         # killed between commit and launch
         ("running", 1, None, None, "none", Action.LAUNCH),
@@ -66,11 +67,11 @@ RUNNING, EXITED = status("running", 1), status("exited", 1)
 )
 def test_decide(
     wanted: str,
-    generation: int,
+    starts: int,
     known: InstanceStatus | None,
     record: tuple[int, str] | None,
     container: State,
     action: Action,
 ) -> None:
-    begun = LaunchRecord(generation=record[0], boot=record[1]) if record else None
-    assert decide(instance(wanted, generation), known, begun, container, NOW) is action
+    begun = LaunchRecord(starts=record[0], boot=record[1]) if record else None
+    assert decide(instance(wanted, starts), known, begun, container, NOW) is action

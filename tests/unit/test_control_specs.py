@@ -18,9 +18,10 @@ from insula.model.objects import (
     ImageConfig,
     Instance,
     InstanceSpec,
+    OverlayRoot,
     Resources,
     RestartPolicy,
-    Tmpfs,
+    TmpfsMount,
 )
 from insula.model.units import check_label
 
@@ -44,7 +45,7 @@ BAD: list[dict[str, object]] = [
     {"restart": RestartPolicy(name="always"), "remove": True},
     {"log_size": 1},
     {"log_files": 0},
-    {"tmpfs": [Tmpfs(path=f"/t{i}") for i in range(101)]},
+    {"mounts": [TmpfsMount(path=f"/t{i}") for i in range(101)]},
 ]
 
 
@@ -118,7 +119,8 @@ def test_restart_policies(name: str, retries: int, status: int | None, restarts:
 )
 def test_after_a_reboot(name: str, wanted: str, before: bool, again: bool) -> None:
     instance = Instance(
-        tenant="acme", name="web", id="0" * 32, image_digest="", layers=[], config=ImageConfig(), port=None,
-        created=0.0, spec=InstanceSpec(image="x", restart=RestartPolicy(name=name)), wanted=wanted,  # type: ignore[arg-type]
+        tenant="acme", name="web", id="0" * 32, image_digest="", config=ImageConfig(),
+        host="here", root=OverlayRoot(layers=[]), created=0.0,
+        spec=InstanceSpec(image="x", restart=RestartPolicy(name=name)), wanted=wanted,  # type: ignore[arg-type]
     )  # fmt: skip
     assert restart_policy.after_boot(instance, started_before=before) is again

@@ -16,7 +16,7 @@ from insula.control import plane, quotas
 from insula.control.instances import health, restart_policy
 from insula.control.instances.drivers.container.spec import CPU_PERIOD, DEFAULT_SHARES, MIN_MEMORY
 from insula.model.health import LEAST, HealthPlan, plan
-from insula.model.objects import Healthcheck, ImageConfig, InstanceSpec, Limits, RestartPolicy, Tmpfs
+from insula.model.objects import Healthcheck, ImageConfig, InstanceSpec, Limits, RestartPolicy, TmpfsMount
 from insula.model.views import ExecSpec, NetworkSpec
 from insula.settings import Settings
 
@@ -25,12 +25,12 @@ SPEC: dict[str, Any] = {
     "image": "x",
     "network": "default",
     "stop_timeout": 10.0,
-    "shm_size": 67108864,
     "resources": {"cpus": None, "memory": None, "pids": 4096},
     "restart": {"name": "no", "max_retries": 0},
     "log_size": 10485760,
     "log_files": 3,
 }
+OPTIONS: dict[str, Any] = {"kind": "container", "shm_size": 67108864}
 OFF: tuple[object, ...] = (None, False, [], {}, "")
 
 
@@ -42,6 +42,9 @@ def given(*words: str) -> InstanceSpec:
 
 def test_an_instance() -> None:
     found = msgspec.to_builtins(InstanceSpec(image="x"))
+    options = found.pop("options")
+    assert {name: options[name] for name in OPTIONS} == OPTIONS
+    assert {name: value for name, value in options.items() if name not in OPTIONS and value not in OFF} == {}
     assert {name: found[name] for name in SPEC} == SPEC
     assert {name: value for name, value in found.items() if name not in SPEC and value not in OFF} == {}
 
@@ -99,7 +102,7 @@ def test_restarts() -> None:
 
 
 def test_the_others() -> None:
-    assert msgspec.to_builtins(Tmpfs(path="/t")) == {
+    assert msgspec.to_builtins(TmpfsMount(path="/t")) == {
         "path": "/t",
         "size": 67108864,
         "mode": 0o1777,

@@ -16,7 +16,7 @@ from insula.cli.verbs import logs, run
 from insula.control.instances.drivers.container.etc_files import etc_files
 from insula.control.instances.specs import check
 from insula.model.errors import Conflict, Invalid
-from insula.model.objects import HostEntry, ImageConfig, Instance, InstanceSpec, Network, Port, Tmpfs
+from insula.model.objects import HostEntry, ImageConfig, Instance, InstanceSpec, Network, OverlayRoot, Port, TmpfsMount
 
 COMMAND = run.COMMANDS["run"]
 
@@ -108,7 +108,7 @@ def test_variables_that_are_written_are_read(
     ],
 )
 def test_options_of_a_tmpfs(text: str, expected: dict[str, object]) -> None:
-    assert run.tmpfs(text) == expected
+    assert run.tmpfs(text) == {"type": "tmpfs", **expected}
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,10 @@ def etc(port: Port | None = PORT, **asked: Any) -> dict[str, list[str]]:
         id="0" * 32,
         spec=check(InstanceSpec(**BASE, **asked)),
         image_digest="sha256:0",
-        layers=[],
+        host="here",
+        root=OverlayRoot(layers=[]),
         config=ImageConfig(),
-        port=port,
+        ports=[port] if port else [],
         wanted="running",
         created=0.0,
     )
@@ -279,11 +280,11 @@ def test_all_of_it_becomes_a_spec() -> None:
         *("--tmpfs", "/t:exec"),
     )
     found = msgspec.convert(made, InstanceSpec)
-    assert found.shm_size == 1 << 30
+    assert found.options.shm_size == 1 << 30
     assert found.extra_hosts == [HostEntry(name="db", address="10.0.0.7")]
-    assert (found.dns, found.dns_search, found.group_add) == (["9.9.9.9"], ["x"], ["audio"])
-    assert found.tmpfs == [Tmpfs(path="/t", executable=True)]
-    assert msgspec.convert(spec(), InstanceSpec).shm_size == 64 << 20, "the default"
+    assert (found.dns, found.dns_search, found.options.group_add) == (["9.9.9.9"], ["x"], ["audio"])
+    assert found.mounts == [TmpfsMount(path="/t", executable=True)]
+    assert msgspec.convert(spec(), InstanceSpec).options.shm_size == 64 << 20, "the default"
 
 
 def test_the_number_of_log_lines_may_be_all() -> None:

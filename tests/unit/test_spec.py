@@ -17,7 +17,7 @@ from insula.control.instances.drivers.container.spec import config
 from insula.control.instances.drivers.container.users import User
 from insula.kernel import capabilities
 from insula.model.errors import Invalid
-from insula.model.objects import ImageConfig, InstanceSpec, Resources, Rlimit, Tmpfs
+from insula.model.objects import ContainerOptions, ImageConfig, InstanceSpec, Resources, Rlimit, TmpfsMount
 
 BASE = 1 << 20
 
@@ -25,7 +25,9 @@ BASE = 1 << 20
 def make(
     image: ImageConfig | None = None, *, user: User | None = None, hostname: str = "web", **spec: Any
 ) -> dict[str, Any]:
-    spec = {"image": "busybox", "command": ["true"], **spec}
+    """The config of an instance for which this is asked: fields of the spec, or of its options."""
+    options = {name: spec.pop(name) for name in ContainerOptions.__struct_fields__ if name in spec}
+    spec = {"image": "busybox", "command": ["true"], "options": ContainerOptions(**options), **spec}
     return config(
         InstanceSpec(**spec),
         image or ImageConfig(),
@@ -205,11 +207,11 @@ LARGEST: list[dict[str, Any]] = [
     {"hostname": "x" * 64},
     {"hostname": "x"},
     {"hostname": "a-b.c-d"},
-    {"tmpfs": [Tmpfs(path="/" + "a" * 4094)]},
-    *({"tmpfs": [Tmpfs(path="/a", size=size)]} for size in (4096, (1 << 63) - 1)),
-    *({"tmpfs": [Tmpfs(path="/a", mode=mode)]} for mode in (0, 0o1777)),
-    *({"tmpfs": [Tmpfs(path="/a", uid=number, gid=number)]} for number in (0, 65535)),
-    *({"tmpfs": [Tmpfs(path=path)]} for path in ("/process", "/system", "/devices", "/a/proc")),
+    {"mounts": [TmpfsMount(path="/" + "a" * 4094)]},
+    *({"mounts": [TmpfsMount(path="/a", size=size)]} for size in (4096, (1 << 63) - 1)),
+    *({"mounts": [TmpfsMount(path="/a", mode=mode)]} for mode in (0, 0o1777)),
+    *({"mounts": [TmpfsMount(path="/a", uid=number, gid=number)]} for number in (0, 65535)),
+    *({"mounts": [TmpfsMount(path=path)]} for path in ("/process", "/system", "/devices", "/a/proc")),
     *({"shm_size": size} for size in (4096, (1 << 63) - 1)),
     *({"resources": Resources(cpus=cpus)} for cpus in (0.01, 65536)),
     *({"resources": Resources(memory=memory)} for memory in (6 << 20, (1 << 63) - 1)),
@@ -221,8 +223,8 @@ BEYOND: list[dict[str, Any]] = [
     {"command": ["x" * (128 << 10)]},
     {"env": {"A": "x" * ((128 << 10) - 2)}},
     {"working_dir": "/" + "a" * 4095},
-    {"tmpfs": [Tmpfs(path="/" + "a" * 4095)]},
-    {"tmpfs": [Tmpfs(path="/a", size=4095)]},
+    {"mounts": [TmpfsMount(path="/" + "a" * 4095)]},
+    {"mounts": [TmpfsMount(path="/a", size=4095)]},
     {"resources": Resources(cpus=0.0099)},
     {"resources": Resources(cpus=65536.5)},
     {"resources": Resources(memory=(6 << 20) - 1)},
@@ -263,7 +265,7 @@ def test_the_ranges_of_ids_that_a_tenant_may_have() -> None:
 
 
 def test_mounts_of_the_user_are_before_the_files_of_etc_and_outer_ones_first() -> None:
-    made = make(tmpfs=[Tmpfs(path="/etc/x", size=1 << 20), Tmpfs(path="/etc", size=1 << 20)])
+    made = make(mounts=[TmpfsMount(path="/etc/x", size=1 << 20), TmpfsMount(path="/etc", size=1 << 20)])
     order = [m["destination"] for m in made["mounts"]]
     assert order.index("/etc") < order.index("/etc/x") < order.index("/etc/hosts")
     assert {"nosuid", "nodev", "noexec", "size=1048576"} <= set(mount(made, "/etc")["options"])
@@ -272,9 +274,9 @@ def test_mounts_of_the_user_are_before_the_files_of_etc_and_outer_ones_first() -
 
 def test_the_options_of_a_tmpfs() -> None:
     usual = ["nosuid", "nodev", "noexec", "mode=1777", f"size={64 << 20}"]
-    assert mount(make(tmpfs=[Tmpfs(path="/t")]), "/t")["options"] == usual
-    own = Tmpfs(path="/t", size=1 << 20, mode=0o750, uid=1000, gid=100, executable=True, read_only=True)
-    assert mount(make(tmpfs=[own]), "/t")["options"] == [
+    assert mount(make(mounts=[TmpfsMount(path="/t")]), "/t")["options"] == usual
+    own = TmpfsMount(path="/t", size=1 << 20, mode=0o750, uid=1000, gid=100, executable=True, read_only=True)
+    assert mount(make(mounts=[own]), "/t")["options"] == [
         *("nosuid", "nodev", "ro", "mode=750", "size=1048576", "uid=1000", "gid=100")
     ]
 
@@ -289,7 +291,7 @@ def test_the_size_of_shared_memory() -> None:
 
 def test_volumes_of_the_image() -> None:
     image = ImageConfig(volumes=["/data", "logs", "/a//b/../c", "/", "/proc/x", "/dev", "/sys", "/tmp"])
-    made = make(image, tmpfs=[Tmpfs(path="/tmp")])
+    made = make(image, mounts=[TmpfsMount(path="/tmp")])
     found = [(m["destination"], m["options"]) for m in made["mounts"] if m["type"] == "insula.volume"]
     assert found == [("/a/c", []), ("/data", []), ("/logs", [])]
     made = make(image, read_only=True)
@@ -355,15 +357,18 @@ BAD: list[dict[str, Any]] = [
     {"sysctls": {"net.ipv4.ip_forward\n": "1"}},
     {"sysctls": {"net.ipv4.ip_forward": "1\n2"}},
     {"sysctls": {"net.ipv4.ip_forward": ""}},
-    *({"tmpfs": [Tmpfs(path=p)]} for p in ("/", "", "x", "/proc", "/proc/x", "/sys", "/dev", "/dev/shm", "/a/../proc")),
-    *({"tmpfs": [Tmpfs(path=p)]} for p in ("/a//b", "/a/", "/./a", "//", "/a\0b", "/" + "a" * 4096)),
-    {"tmpfs": [Tmpfs(path="/a", size=0)]},
-    *({"tmpfs": [Tmpfs(path="/a", mode=mode)]} for mode in (-1, 0o2000, 0o4755, 1 << 40)),
-    *({"tmpfs": [Tmpfs(path="/a", uid=uid)]} for uid in (-1, 65536)),
-    *({"tmpfs": [Tmpfs(path="/a", gid=gid)]} for gid in (-1, 65536)),
+    *(
+        {"mounts": [TmpfsMount(path=p)]}
+        for p in ("/", "", "x", "/proc", "/proc/x", "/sys", "/dev", "/dev/shm", "/a/../proc")
+    ),
+    *({"mounts": [TmpfsMount(path=p)]} for p in ("/a//b", "/a/", "/./a", "//", "/a\0b", "/" + "a" * 4096)),
+    {"mounts": [TmpfsMount(path="/a", size=0)]},
+    *({"mounts": [TmpfsMount(path="/a", mode=mode)]} for mode in (-1, 0o2000, 0o4755, 1 << 40)),
+    *({"mounts": [TmpfsMount(path="/a", uid=uid)]} for uid in (-1, 65536)),
+    *({"mounts": [TmpfsMount(path="/a", gid=gid)]} for gid in (-1, 65536)),
     *({"shm_size": size} for size in (0, -1, 4095, 1 << 63)),
-    {"tmpfs": [Tmpfs(path="/a", size=-1)]},
-    {"tmpfs": [Tmpfs(path="/a", size=1 << 63)]},
+    {"mounts": [TmpfsMount(path="/a", size=-1)]},
+    {"mounts": [TmpfsMount(path="/a", size=1 << 63)]},
     *({"resources": Resources(cpus=c)} for c in (0, -1, float("nan"), float("inf"), 1e9)),
     *({"resources": Resources(memory=m)} for m in (0, -1, 1 << 20, 1 << 63)),
     *({"resources": Resources(pids=p)} for p in (0, -1, 1 << 23)),
@@ -411,7 +416,7 @@ def test_a_range_of_the_host_itself_is_refused() -> None:
         working_dir=st.one_of(st.none(), st.text(max_size=8), st.just("/x")),
         hostname=st.one_of(st.text(max_size=8), st.just("web")),
         sysctls=st.dictionaries(st.from_regex(r"(net|kernel|vm)\.[a-z./]{0,8}"), st.text(max_size=4), max_size=2),
-        tmpfs=st.lists(st.builds(Tmpfs, path=st.from_regex(r"/[a-z./]{0,6}"), size=st.integers()), max_size=2),
+        mounts=st.lists(st.builds(TmpfsMount, path=st.from_regex(r"/[a-z./]{0,6}"), size=st.integers()), max_size=2),
         cap_add=st.lists(st.sampled_from(["all", "chown", "CAP_X", ""]), max_size=2),
     )
 )

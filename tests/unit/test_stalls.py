@@ -39,7 +39,7 @@ from insula.control.workers import Workers
 from insula.kernel import process
 from insula.kernel.process import Process
 from insula.model.errors import Failed, Invalid
-from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, Tenant
+from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot, Tenant
 from insula.model.stream import Decoder, Kind
 from insula.model.views import Explanation, InstanceView, ProcessView
 from insula.store.protocol import Entry, Event, Snapshot
@@ -234,9 +234,9 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
             id="0" * 32,
             spec=spec,
             image_digest="sha256:0",
-            layers=[],
+            host="here",
+            root=OverlayRoot(layers=[]),
             config=ImageConfig(),
-            port=None,
             wanted="running",
             created=0.0,
         )
@@ -323,9 +323,9 @@ def view(number: int) -> InstanceView:
         id="0" * 32,
         spec=InstanceSpec(image="x", command=[LARGE]),
         image_digest="sha256:0",
-        layers=[],
+        host="here",
+        root=OverlayRoot(layers=[]),
         config=ImageConfig(),
-        port=None,
         wanted="stopped",
         created=0.0,
     )
@@ -380,7 +380,7 @@ def test_an_answer_that_is_an_object_is_the_same_json() -> None:
         cgroups={"pids": "/x"},
         limits={},
         security={},
-        layers=[],
+        host="here", root=OverlayRoot(layers=[]),
         upper="/u",
         device=None,
         installed={"a": [1]},

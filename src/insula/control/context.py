@@ -36,6 +36,7 @@ class Context:
     `unreadable` are keys of damaged records in the store: while there are any, nothing is anybody's leftover."""
 
     settings: Settings
+    host: str
     store: Store
     drivers: Mapping[str, Driver]
     groups: TenantGroups
@@ -55,7 +56,7 @@ class Context:
 
     def driver_for(self, spec: InstanceSpec) -> Driver:
         """The driver of the kind that is asked for."""
-        return self.drivers["container"]
+        return self.drivers[spec.kind]
 
     async def release_layer(self, path: Path) -> None:
         """Have every driver drop what it holds of an image's layer that is about to be removed."""

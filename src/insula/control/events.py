@@ -94,7 +94,7 @@ def _instance(event: Event) -> Story | None:
     before = INSTANCES.decode(event.previous)
     if before.spec.resources != instance.spec.resources:
         return {**story, "action": "update", "id": instance.id, **msgspec.to_builtins(instance.spec.resources)}
-    if (before.wanted, before.generation) == (instance.wanted, instance.generation):
+    if (before.wanted, before.starts) == (instance.wanted, instance.starts):
         return None
     action = {"running": "start", "stopped": "stop", "removed": "remove"}[instance.wanted]
     return {**story, "action": action, "id": instance.id}
@@ -123,7 +123,7 @@ def _status(event: Event) -> Story | None:
 
 def _told(status: InstanceStatus) -> tuple[object, ...]:
     """What of a status makes an event."""
-    return status.state, status.generation, status.restarts, status.pid, status.exit, status.error
+    return status.state, status.starts, status.restarts, status.pid, status.exit, status.error
 
 
 def _happened(event: Event) -> Story | None:

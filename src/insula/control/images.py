@@ -313,7 +313,7 @@ async def _alive(images: Snapshot, instances: Snapshot) -> tuple[set[str], set[s
     named, running = await IMAGES.decode_all(images.entries), await INSTANCES.decode_all(instances.entries)
     digests = {image.digest for image in named} | {instance.image_digest for instance in running}
     return digests, {layer for image in named for layer in image.layers} | {
-        layer for instance in running for layer in instance.layers
+        layer for instance in running for layer in instance.root.layers
     }
 
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from insula.model import upgrades
 from insula.model.objects import Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.views import Usage
 from insula.store.typed import Keyspace
@@ -20,8 +21,8 @@ TENANTS = Keyspace("/tenants", Tenant, 1)
 USAGE = Keyspace("/usage", Usage, 1)
 NETWORKS = Keyspace("/networks", Network, 2)
 IMAGES = Keyspace("/images", Image, 2)
-INSTANCES = Keyspace("/instances", Instance, 2)
-STATUS = Keyspace("/status", InstanceStatus, 2)
+INSTANCES = Keyspace("/instances", Instance, 2, upgrades.instance)
+STATUS = Keyspace("/status", InstanceStatus, 2, upgrades.status)
 EVENTS = Keyspace("/events", InstanceEvent, 2)
 
 SHARED = "_"

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from insula.control.context import Context
 from insula.control.events import Events
 from insula.control.host import Host
+from insula.control.identity import host_name
 from insula.control.images import Images
 from insula.control.instances.admission import Admission
 from insula.control.instances.drivers.groups import TenantGroups
@@ -74,7 +75,8 @@ class ControlPlane:
             )
             await asyncio.to_thread(fabric.open)
             undo.push_async_callback(asyncio.to_thread, fabric.close)  # it waits for threads that use it still
-            plane = cls(Context(settings, store, drivers, TenantGroups(settings.prefix), fabric, images))
+            host = await asyncio.to_thread(host_name, settings.root)
+            plane = cls(Context(settings, host, store, drivers, TenantGroups(settings.prefix), fabric, images))
             undo.push_async_callback(plane.supervisor.close)
             await plane.reconciler.load()
             await plane.ensure()

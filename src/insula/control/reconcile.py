@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Coroutine, Sequence
 from enum import Enum, auto
 from typing import TypeVar
 
+import msgspec
+
 from insula.control.instances import limits
 from insula.control.instances.damaged import id_of
 from insula.control.instances.drivers.base import Driver, Observed, Running, State
@@ -60,7 +62,7 @@ def decide(
     """What to do about one instance."""
     if instance.wanted == "removed":
         return Action.REMOVE
-    current = record is not None and record.generation == instance.generation
+    current = record is not None and record.starts == instance.starts
     if found in ("running", "paused"):
         if instance.wanted == "stopped":
             return Action.STOP
@@ -69,12 +71,12 @@ def decide(
         return Action.HARVEST
     if record is None or not current:
         return Action.LAUNCH if instance.wanted == "running" else Action.NOTHING
-    known = status is not None and status.generation == instance.generation and status.state in ("exited", "failed")
+    known = status is not None and status.starts == instance.starts and status.state in ("exited", "failed")
     if record.boot != boot:
         return Action.REBOOTED
     if known:
         return Action.RESUME
-    if found == "created" or status is None or status.generation < instance.generation:
+    if found == "created" or status is None or status.starts < instance.starts:
         return Action.LAUNCH if instance.wanted == "running" else Action.NOTHING
     return Action.LOST
 
@@ -123,6 +125,10 @@ class Reconciler:
         ids = {id_of(entry) for entry in entries.entries}
         for instance, revision in self._whole(INSTANCES, entries):
             status = known.pop((instance.tenant, instance.name), None)
+            if instance.host not in ("", self.context.host):
+                continue
+            if not instance.host:  # stored by 0.1.0, when a store had one host
+                instance, revision = await self._take(instance, revision)
             if owner := owners.get(instance.tenant):
                 member = ManagedInstance(owner, instance, status or InstanceStatus(state="created"), revision)
                 member.reconciled.clear()
@@ -147,6 +153,12 @@ class Reconciler:
             if needed:
                 self.context.unreadable.add(entry.key)
         return good
+
+    async def _take(self, instance: Instance, revision: int) -> Found[Instance]:
+        """The instance as one of this host's."""
+        instance = msgspec.structs.replace(instance, host=self.context.host)
+        put = INSTANCES.put(instance, instance.tenant, instance.name)
+        return Found(instance, await self.context.store.put(put.key, put.value, expect=revision))
 
     def _find_leftovers(self, ids: set[str | None]) -> None:
         self._strays = [(d, each) for d in self.context.drivers.values() for each in d.ids() - ids]
@@ -293,7 +305,7 @@ class Reconciler:
             member,
             InstanceStatus(
                 state="paused" if found.state == "paused" else "running",
-                generation=member.instance.generation,
+                starts=member.instance.starts,
                 pid=running.pid,
                 start_time=running.start_time,
                 started=running.started or time.time(),
@@ -341,7 +353,7 @@ class Reconciler:
         before = member.status
         member.status = InstanceStatus(
             state="running",
-            generation=member.instance.generation,
+            starts=member.instance.starts,
             started=(running.started if running else None) or before.started,
             restarts=before.restarts,
             backoff=before.backoff,
@@ -363,12 +375,12 @@ class Reconciler:
         if member.status.state not in ("exited", "failed"):
             ended = Exit(exit_status=None, finished=time.time())
             if after_boot(member.instance, started_before=True):
-                member.status = InstanceStatus(state="exited", generation=member.instance.generation, exit=ended)
+                member.status = InstanceStatus(state="exited", starts=member.instance.starts, exit=ended)
             else:
                 await self._conclude(member, ended, restart=False)
         if after_boot(member.instance, started_before=True):
-            generation = member.instance.generation + 1
-            await self.supervisor.want(member, wanted="running", generation=generation)
+            starts = member.instance.starts + 1
+            await self.supervisor.want(member, wanted="running", starts=starts)
             self.supervisor.spawn(self._launch(member))
 
 
@@ -381,5 +393,3 @@ _SAID = defaultdict(
         Action.LOST: "how it ended is not known",
     },
 )
-
-

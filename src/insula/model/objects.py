@@ -169,7 +169,7 @@ class Rlimit(Struct, kw_only=True):
     hard: int
 
 
-class Tmpfs(Struct, kw_only=True):
+class TmpfsMount(Struct, kw_only=True, tag_field="type", tag="tmpfs"):
     """A tmpfs inside the instance; `size` in bytes. `mode`, `uid` and `gid` are of its root directory, IDs as they are
     inside. It never has set-uid programs or devices."""
 
@@ -180,6 +180,30 @@ class Tmpfs(Struct, kw_only=True):
     gid: int = 0
     executable: bool = False
     read_only: bool = False
+
+
+Mount = TmpfsMount
+"""What is mounted in an instance beside its root. A union by `type`; volumes are to be another member."""
+
+
+class ContainerOptions(Struct, kw_only=True, tag_field="kind", tag="container"):
+    """What a user may ask for of containers only."""
+
+    init: bool = False
+    shm_size: int = 64 << 20  # of /dev/shm, bytes
+    group_add: list[str] = []  # supplementary groups, names of the image or numbers
+    rlimits: list[Rlimit] = []
+    cap_add: list[str] = []
+    cap_drop: list[str] = []
+    sysctls: dict[str, str] = {}
+    pid_of: str | None = None  # the instance whose PID namespace it shares, `--pid container:NAME`
+    nesting: bool = False  # containers may run inside
+    socket_families: list[str] = []  # beside UNIX, INET, INET6 and NETLINK, as in "packet"
+    aio: bool = False  # io_setup(2), whose contexts are taken from the host's
+
+
+Options = ContainerOptions
+"""A union by `kind`, which decides about the driver; virtual machines are to be another member."""
 
 
 class HostEntry(Struct, kw_only=True):
@@ -216,44 +240,62 @@ class InstanceSpec(Struct, kw_only=True):
     stop_timeout: float = 10.0
     tty: bool = False
     stdin: bool = False  # keep the standard input open, `-i`
-    init: bool = False
     read_only: bool = False
-    tmpfs: list[Tmpfs] = []
-    shm_size: int = 64 << 20  # of /dev/shm, bytes
+    mounts: list[Mount] = []
     extra_hosts: list[HostEntry] = []
     dns: list[str] = []  # name servers instead of the network's, resolv.conf(5)
     dns_search: list[str] = []  # search domains instead of the tenant's; ["."] is none
-    group_add: list[str] = []  # supplementary groups, names of the image or numbers
-    rlimits: list[Rlimit] = []
-    cap_add: list[str] = []
-    cap_drop: list[str] = []
-    sysctls: dict[str, str] = {}
     resources: Resources = Resources()
     restart: RestartPolicy = RestartPolicy()
     remove: bool = False  # `--rm`
     healthcheck: Healthcheck | None = None
-    pid_of: str | None = None  # the instance whose PID namespace it shares, `--pid container:NAME`
-    nesting: bool = False  # containers may run inside
-    socket_families: list[str] = []  # beside UNIX, INET, INET6 and NETLINK, as in "packet"
-    aio: bool = False  # io_setup(2), whose contexts are taken from the host's
     log_size: int = 10 << 20
     log_files: int = 3
+    options: Options = ContainerOptions()
+
+    @property
+    def kind(self) -> str:
+        """Which driver it is for."""
+        return str(self.options.__struct_config__.tag)
+
+
+class OverlayRoot(Struct, kw_only=True, tag_field="type", tag="overlay"):
+    """A root file system of an image's layers below a writable one. `layers` are DiffIDs, lowest first."""
+
+    layers: list[str]
+
+
+Root = OverlayRoot
+"""A union by `type`; block devices are to be another member."""
 
 
 class Instance(Struct, kw_only=True):
-    """The wanted state of an instance. `id` is 32 hex digits, new for each; `wanted` is what the user last asked."""
+    """The wanted state of an instance. `id` is 32 hex digits, new for each; `wanted` is what the user last asked.
+
+    `generation` rises with every change of what is wanted, as `metadata.generation` in Kubernetes. `starts` rises with
+    every start that the user asks for: an instance of an earlier one is to be replaced. `stop_timeout` goes with
+    `wanted`: seconds between the stop signal and SIGKILL, None for the spec's.
+    """
 
     tenant: str
     name: str
     id: str
+    host: str
     spec: InstanceSpec
     image_digest: str
-    layers: list[str]
     config: ImageConfig
-    port: Port | None
-    wanted: Literal["running", "stopped", "removed"]
-    generation: int = 0  # rises with every start that the user asks for
+    root: Root
+    ports: list[Port] = []
+    wanted: Literal["running", "paused", "stopped", "removed"]
+    stop_timeout: float | None = None
+    generation: int = 1
+    starts: int = 0
     created: float
+
+    @property
+    def port(self) -> Port | None:
+        """The first port; None without a network."""
+        return self.ports[0] if self.ports else None
 
 
 class Exit(Struct, kw_only=True):
@@ -268,8 +310,9 @@ class Exit(Struct, kw_only=True):
 class InstanceStatus(Struct, kw_only=True):
     """Measured by the instance's reconciler."""
 
-    state: Literal["created", "starting", "running", "paused", "stopping", "exited", "failed", "removing"]
-    generation: int = 0  # of the start this status is about
+    state: Literal["created", "starting", "running", "paused", "stopping", "exited", "failed"]
+    observed_generation: int = 0  # of what is wanted: made true, or found impossible, which `error` tells then
+    starts: int = 0  # the start that this status is about
     pid: int | None = None  # on the host; 1 inside
     start_time: int | None = None  # field 22 of proc_pid_stat(5): with the pid it names the process for ever
     started: float | None = None

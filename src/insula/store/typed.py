@@ -4,23 +4,29 @@
     await store.transact([instances.absent("acme", "web")], [instances.put(web, "acme", "web")])
     found = await instances.get(store, "acme", "web")      # Found(value=Instance(…), revision=17)
 
-The JSON is msgspec's, strict in both directions, so a file that somebody edited can't smuggle anything in.
+The JSON is msgspec's. What is stored is decoded leniently, so that several versions can share a store: fields that this
+version doesn't know are left out, and an object in an older form is brought forward by `upgrade`, a function from
+builtins to builtins. Values of the wrong type are damage. Objects in their usual form cost nothing of that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from insula.model.errors import Failed
 from insula.store.protocol import Compare, Delete, Entry, Put, Snapshot, Store
 
 T = TypeVar("T")
 _TURN = 1 << 18  # bytes that are decoded in a row, before others have their turn
+
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Found(NamedTuple, Generic[T]):
@@ -33,9 +39,11 @@ class Found(NamedTuple, Generic[T]):
 class Keyspace(Generic[T]):
     """Objects of one type below `root`, named by `depth` parts; only the last part may hold slashes."""
 
-    def __init__(self, root: str, kind: type[T], depth: int) -> None:
+    def __init__(self, root: str, kind: type[T], depth: int, upgrade: Upgrade | None = None) -> None:
         self.root = root
         self.depth = depth
+        self._kind = kind
+        self._upgrade = upgrade
         self._decoder = msgspec.json.Decoder(kind)
         self._encoder = msgspec.json.Encoder()
 
@@ -61,8 +69,20 @@ class Keyspace(Generic[T]):
     def decode(self, entry: Entry) -> T:
         try:
             return self._decoder.decode(entry.value)
+        except msgspec.ValidationError:
+            return self._lenient(entry)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise Failed(f"the state at {entry.key} is damaged: {error}", "restore the state") from error
+            raise _damaged(entry, error) from error
+
+    def _lenient(self, entry: Entry) -> T:
+        """An object of another version. Failed if it is none."""
+        try:
+            value = msgspec.json.decode(entry.value)
+            if self._upgrade:
+                value = self._upgrade(value)
+            return msgspec.convert(known_fields(value, self._kind), self._kind)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(entry, error) from error
 
     def put(self, value: T, *parts: str, lease: int | None = None) -> Put:
         return Put(self.key(*parts), self._encoder.encode(value), lease)
@@ -119,3 +139,39 @@ async def _in_turns(entries: Iterable[Entry]) -> AsyncIterator[Entry]:
             await asyncio.sleep(0)
             taken = 0
         yield entry
+
+
+def known_fields(value: Any, kind: Any) -> Any:
+    """`value` without what `kind`, a type that msgspec decodes, has no fields for."""
+    return _known(value, msgspec.inspect.type_info(kind))
+
+
+def _known(value: Any, info: msgspec.inspect.Type) -> Any:
+    match info:
+        case msgspec.inspect.StructType():
+            return _known_struct(value, info)
+        case msgspec.inspect.UnionType():
+            for member in info.types:
+                if isinstance(member, msgspec.inspect.StructType) and isinstance(value, dict):
+                    if member.tag is None or value.get(member.tag_field or "") == member.tag:
+                        return _known_struct(value, member)
+                elif isinstance(member, msgspec.inspect.ListType) and isinstance(value, list):
+                    return _known(value, member)
+            return value
+        case msgspec.inspect.ListType() if isinstance(value, list):
+            return [_known(each, info.item_type) for each in value]
+        case msgspec.inspect.DictType() if isinstance(value, dict):
+            return {key: _known(each, info.value_type) for key, each in value.items()}
+    return value
+
+
+def _known_struct(value: Any, info: msgspec.inspect.StructType) -> Any:
+    if not isinstance(value, dict):
+        return value
+    fields = {field.encode_name: field.type for field in info.fields}
+    known = {name: _known(each, fields[name]) for name, each in value.items() if name in fields}
+    return {**known, info.tag_field: value[info.tag_field]} if info.tag_field and info.tag_field in value else known
+
+
+def _damaged(entry: Entry, error: Exception) -> Failed:
+    return Failed(f"the state at {entry.key} is damaged: {error}", "restore the state")

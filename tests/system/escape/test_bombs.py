@@ -61,7 +61,7 @@ def test_rings_of_packet_sockets_do_not_count(cell: Cell, cells: CellFactory) ->
     assert cell.try_(bombs.packet_ring, 1).errno == "EPERM"
     opened = cells(cell.cli, "--memory", f"{MEMORY}m", "--socket-family", "packet")
     assert opened.gets(bombs.packet_ring, 2 * MEMORY) == 2 * MEMORY, "the control: twice as much as its limit"
-    assert opened.cli.json("inspect", opened.name)[0]["instance"]["spec"]["socket_families"] == ["packet"]
+    assert opened.cli.json("inspect", opened.name)[0]["instance"]["spec"]["options"]["socket_families"] == ["packet"]
     assert "packet, by --socket-family" in opened.cli.ok("explain", opened.name)
 
 

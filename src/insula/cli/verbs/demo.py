@@ -66,7 +66,7 @@ def instances(tour: Tour, client: Client) -> None:
     tour.run("-T", HOUSES[1], "run", "-d", "--name", "vault", "--ip", "10.0.0.9", "busybox", "sleep", "3600")
     for house in HOUSES:
         shown = tour.run("-T", house, "ps")
-        addresses = {view["instance"]["name"]: view["instance"]["port"]["address"] for view in views(client, house)}
+        addresses = {view["instance"]["name"]: view["instance"]["ports"][0]["address"] for view in views(client, house)}
         right = addresses.get("web") == "10.0.0.2" and addresses.get("db") == "10.0.0.3"
         tour.check(shown.ok and right, f"{house}: web is 10.0.0.2 and db is 10.0.0.3")
 

@@ -56,13 +56,14 @@ def identity(page: Page) -> None:
         last = health["log"][-1] if health["log"] else None
         found = f", exit status {last['exit_status']}, {age(last['finished'])} ago" if last else ""
         facts({"health": f"{health['status']}, {health['failures']} failures in a row{found}"})
-    if other := instance["spec"]["pid_of"]:
+    options = instance["spec"]["options"]
+    if other := options["pid_of"]:
         facts({"processes": f"shared with {other}, by --pid: if that one ends, so does this"})
-    if instance["spec"]["nesting"]:
+    if options["nesting"]:
         facts({"containers inside": "allowed, by --nesting"})
-    if families := instance["spec"]["socket_families"]:
+    if families := options["socket_families"]:
         facts({"more socket families": f"{', '.join(families)}, by --socket-family"})
-    if instance["spec"]["aio"]:
+    if options["aio"]:
         facts({"asynchronous I/O": "allowed, by --aio"})
 
 
@@ -145,7 +146,7 @@ def filesystem(page: Page) -> None:
 
 def network(page: Page) -> None:
     title("Network: its place on the tenant's own segment")
-    port = page["instance"]["port"]
+    port = next(iter(page["instance"]["ports"]), None)
     if port is None:
         print("  loopback only")
         return

@@ -29,7 +29,7 @@ def run(arguments: Arguments) -> int:
 
 def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
     instance, status = view["instance"], view["status"]
-    port = instance["port"] or {}
+    port = (instance["ports"] or [{}])[0]
     cells = [
         instance["name"],
         instance["spec"]["image"],

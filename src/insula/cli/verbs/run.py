@@ -85,27 +85,18 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
         "mac_address": arguments.mac_address,
         "env": environment(arguments.env, arguments.env_file),
         "labels": dict(pair(text, "label", default="") for text in arguments.label),
-        "sysctls": dict(pair(text, "sysctl") for text in arguments.sysctl),
-        "tmpfs": [tmpfs(text) for text in arguments.tmpfs],
+        "mounts": [tmpfs(text) for text in arguments.tmpfs],
         "extra_hosts": [extra_host(text) for text in arguments.add_host],
         "dns": arguments.dns,
         "dns_search": arguments.dns_search,
-        "group_add": arguments.group_add,
-        "rlimits": [rlimit(text) for text in arguments.ulimit],
-        "cap_add": arguments.cap_add,
-        "cap_drop": arguments.cap_drop,
         "tty": arguments.tty,
         "stdin": arguments.interactive,
-        "init": arguments.init,
         "read_only": arguments.read_only,
         "remove": arguments.rm,
         "resources": {"cpus": arguments.cpus, "memory": arguments.memory, "pids": pids(arguments)},
         "restart": restart(arguments.restart),
         "healthcheck": healthcheck(arguments),
-        "nesting": arguments.nesting,
-        "socket_families": arguments.socket_family,
-        "aio": arguments.aio,
-        "pid_of": pid_of(arguments.pid),
+        "options": container_options(arguments),
     }
     optional = {
         "entrypoint": None if arguments.entrypoint is None else [arguments.entrypoint] if arguments.entrypoint else [],
@@ -114,7 +105,6 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
         "hostname": arguments.hostname,
         "stop_signal": arguments.stop_signal,
         "stop_timeout": arguments.stop_timeout,
-        "shm_size": arguments.shm_size,
         "log_size": arguments.log_size,
         "log_files": arguments.log_files,
     }
@@ -213,10 +203,28 @@ _FLAGS = {
 _ALWAYS = ("nosuid", "nodev")
 
 
+def container_options(arguments: Arguments) -> dict[str, Any]:
+    """The `ContainerOptions` that the options ask for."""
+    options: dict[str, Any] = {
+        "kind": "container",
+        "init": arguments.init,
+        "group_add": arguments.group_add,
+        "rlimits": [rlimit(text) for text in arguments.ulimit],
+        "cap_add": arguments.cap_add,
+        "cap_drop": arguments.cap_drop,
+        "sysctls": dict(pair(text, "sysctl") for text in arguments.sysctl),
+        "pid_of": pid_of(arguments.pid),
+        "nesting": arguments.nesting,
+        "socket_families": arguments.socket_family,
+        "aio": arguments.aio,
+    }
+    return options if arguments.shm_size is None else {**options, "shm_size": arguments.shm_size}
+
+
 def tmpfs(text: str) -> dict[str, Any]:
     """``PATH[:OPTION,…]`` with the options of tmpfs(5): exec, noexec, ro, rw, size, mode, uid, gid."""
     path, _, options = text.partition(":")
-    result: dict[str, Any] = {"path": path}
+    result: dict[str, Any] = {"type": "tmpfs", "path": path}
     for option in options.split(",") if options else []:
         name, equals, value = option.partition("=")
         if not equals and name in _FLAGS:

@@ -21,7 +21,7 @@ from insula.control.networks.verbs import Networks
 from insula.control.quotas import add, change, exchange, guarded, subtract
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Failed, NotFound
-from insula.model.objects import Instance, InstanceSpec, Network, Resources, Tenant
+from insula.model.objects import Instance, InstanceSpec, Network, OverlayRoot, Resources, Tenant
 from insula.model.views import Usage
 from insula.store.protocol import Compare, TransactionConflict
 from insula.store.typed import Found
@@ -52,14 +52,14 @@ class Admission:
         draft = Instance(
             tenant=tenant,
             name=spec.name or make_name(spec.image),
+            host=self.context.host,
             id=driver.reserve(tenant),
             spec=spec,
             image_digest=image.value.digest,
-            layers=image.value.layers,
+            root=OverlayRoot(layers=image.value.layers),
             config=image.value.config,
-            port=None,
             wanted="running" if start else "stopped",
-            generation=1 if start else 0,
+            starts=1 if start else 0,
             created=time.time(),
         )
         await driver.validate(owner.value, draft)
@@ -78,7 +78,7 @@ class Admission:
             port = await self.ports.allocate(network.value, name, spec) if network else None
             own = port_claims(port) if port else []
             instance = msgspec.structs.replace(
-                draft, name=name, spec=msgspec.structs.replace(spec, name=name), port=port
+                draft, name=name, spec=msgspec.structs.replace(spec, name=name), ports=[port] if port else []
             )
             compares = [
                 INSTANCES.absent(tenant, name),
@@ -128,7 +128,11 @@ async def resize(
     `undo` takes such a change back, even if somebody else has taken its place in the tenant's limits meanwhile.
     """
     before, tenant, name = found.value, found.value.tenant, found.value.name
-    after = msgspec.structs.replace(before, spec=msgspec.structs.replace(before.spec, resources=resources))
+    after = msgspec.structs.replace(
+        before,
+        spec=msgspec.structs.replace(before.spec, resources=resources),
+        generation=before.generation + 1,
+    )
 
     async def attempt(guard: Found[Usage]) -> Found[Instance]:
         owner = await TENANTS.get(context.store, tenant)

@@ -18,7 +18,7 @@ from insula.control.keys import EVENTS, INSTANCES, NETWORKS, STATUS, USAGE
 from insula.control.networks.ports import is_port_claim
 from insula.control.quotas import guarded, subtract
 from insula.model.errors import Conflict
-from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, Resources, Tenant
+from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot, Resources, Tenant
 from insula.model.views import InstanceView, Usage
 from insula.store.protocol import Compare, Delete, Entry, TransactionConflict, Write
 from insula.store.typed import Found
@@ -125,9 +125,9 @@ def _view(tenant: str, name: str) -> InstanceView:
             id="",
             spec=InstanceSpec(name=name, image="?"),
             image_digest="",
-            layers=[],
+            host="",
+            root=OverlayRoot(layers=[]),
             config=ImageConfig(),
-            port=None,
             wanted="stopped",
             created=0.0,
         ),

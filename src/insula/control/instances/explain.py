@@ -39,6 +39,6 @@ async def explain(supervisor: Supervisor, member: ManagedInstance) -> Explanatio
 def _near(supervisor: Supervisor, member: ManagedInstance) -> dict[str, Running]:
     """The instances that may share a namespace with it: those that join another's, and the joined."""
     others = [m for m in supervisor.of(member.instance.tenant) if m.status.pid and m is not member]
-    joined = {m.instance.spec.pid_of for m in (*others, member)}
-    near = [m for m in others if m.instance.spec.pid_of or m.instance.name in joined]
+    joined = {m.instance.spec.options.pid_of for m in (*others, member)}
+    near = [m for m in others if m.instance.spec.options.pid_of or m.instance.name in joined]
     return {m.instance.name: Running(m.status.pid or 0, m.status.start_time or 0) for m in near}

@@ -28,7 +28,7 @@ async def rename(supervisor: Supervisor, member: ManagedInstance, name: str) -> 
     check_label("instance", name)
     if supervisor.find(tenant, name):
         raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name")
-    if joined := [m.instance.name for m in supervisor.of(tenant) if m.instance.spec.pid_of == old]:
+    if joined := [m.instance.name for m in supervisor.of(tenant) if m.instance.spec.options.pid_of == old]:
         hint = f"{typed(tenant, f'rm -f {joined[0]}')} removes it"
         raise Conflict(f"instance {joined[0]} shares the processes of {old}, by that name", hint)
     await supervisor.saved(member)
@@ -37,12 +37,13 @@ async def rename(supervisor: Supervisor, member: ManagedInstance, name: str) -> 
         before,
         name=name,
         spec=msgspec.structs.replace(before.spec, name=name),
-        port=before.port and msgspec.structs.replace(before.port, instance=name),
+        ports=[msgspec.structs.replace(port, instance=name) for port in before.ports],
+        generation=before.generation + 1,
     )
     writes: list[Write] = [
         *(space.delete(tenant, old) for space in (INSTANCES, STATUS, EVENTS)),
         INSTANCES.put(after, tenant, name),
-        *(claims.take(port_claims(after.port))[1] if after.port else ()),
+        *(write for port in after.ports for write in claims.take(port_claims(port))[1]),
     ]
     if member.status.state in SETTLED:
         writes.append(STATUS.put(member.status, tenant, name))

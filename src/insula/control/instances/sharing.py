@@ -26,17 +26,18 @@ def partner(supervisor: Supervisor, tenant: str, spec: InstanceSpec) -> Running 
 
     NotFound and Conflict unless the other runs.
     """
-    if spec.pid_of is None:
+    owner = spec.options.pid_of
+    if owner is None:
         return None
-    name, other = spec.name or "this one", supervisor.find(tenant, spec.pid_of)
-    if other is None or spec.pid_of == spec.name:
-        what = f"there is no other instance {spec.pid_of}, whose processes {name} would share"
+    name, other = spec.name or "this one", supervisor.find(tenant, owner)
+    if other is None or owner == spec.name:
+        what = f"there is no other instance {owner}, whose processes {name} would share"
         raise NotFound(what, f"see {typed(tenant, 'ps -a')}")
     status = other.status
     if status.state != "running" or status.pid is None or status.start_time is None:
-        start = typed(tenant, f"start {spec.pid_of}")
+        start = typed(tenant, f"start {owner}")
         raise Conflict(
-            f"instance {spec.pid_of}, whose processes {name} shares, is not running ({status.state})", f"first {start}"
+            f"instance {owner}, whose processes {name} shares, is not running ({status.state})", f"first {start}"
         )
     return Running(status.pid, status.start_time)
 
@@ -45,6 +46,6 @@ def guests(supervisor: Supervisor, member: ManagedInstance) -> Iterator[ManagedI
     """Those who share this one's processes, and end with it."""
     name, tenant = member.instance.name, member.instance.tenant
     for other in list(supervisor.members.values()):  # in no order: this is asked at every end
-        if other.instance.spec.pid_of == name and other.instance.tenant == tenant and other.active:
+        if other.instance.spec.options.pid_of == name and other.instance.tenant == tenant and other.active:
             yield other
             yield from guests(supervisor, other)

@@ -35,10 +35,10 @@ def check(spec: InstanceSpec) -> InstanceSpec:
         raise Invalid("an instance without a network can't have an address", "leave out the address, or --network none")
     if spec.mac_address is not None:
         parse_mac(spec.mac_address)
-    if len(spec.tmpfs) > 100:
-        raise Invalid(f"{len(spec.tmpfs)} tmpfs are too many", "use at most 100")
-    if spec.pid_of is not None:
-        check_label("instance", spec.pid_of)
+    if len(spec.mounts) > 100:
+        raise Invalid(f"{len(spec.mounts)} tmpfs are too many", "use at most 100")
+    if spec.options.pid_of is not None:
+        check_label("instance", spec.options.pid_of)
     check_labels(spec.labels)
     check_resources(spec.resources)
     plan(spec.healthcheck, None)
@@ -57,8 +57,8 @@ def check_names(spec: InstanceSpec) -> InstanceSpec:
         raise Invalid(f"{len(spec.dns)} name servers are too many", "use at most 3: resolv.conf(5) takes no more")
     if len(spec.dns_search) > 32 or sum(map(len, spec.dns_search)) > 1024:
         raise Invalid("the search domains are too many or too long", "use at most 32, and 1024 characters")
-    if len(spec.group_add) > 64:
-        raise Invalid(f"{len(spec.group_add)} groups to add are too many", "use at most 64")
+    if len(spec.options.group_add) > 64:
+        raise Invalid(f"{len(spec.options.group_add)} groups to add are too many", "use at most 64")
     domains = [] if spec.dns_search == ["."] else spec.dns_search
     for name in (*(entry.name for entry in spec.extra_hosts), *domains):
         if len(name) > 253 or not _DOMAIN.fullmatch(name):

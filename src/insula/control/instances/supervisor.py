@@ -81,7 +81,8 @@ class Supervisor:
 
     async def want(self, member: ManagedInstance, **changes: Any) -> None:
         """Commits what is wanted. The lock is held. Raises Conflict if somebody else changed it."""
-        instance: Instance = msgspec.structs.replace(member.instance, **changes)
+        before = member.instance
+        instance: Instance = msgspec.structs.replace(before, generation=before.generation + 1, **changes)
         try:
             put = INSTANCES.put(instance, *member.key)
             member.revision = await self.context.store.put(put.key, put.value, expect=member.revision)
@@ -100,11 +101,9 @@ class Supervisor:
         await member.settled()
         if member.ended.done():
             member.ended = asyncio.get_running_loop().create_future()
-        generation, before = member.instance.generation, member.status
-        again = before if before.generation == generation else InstanceStatus(state="created")
-        starting = InstanceStatus(
-            state="starting", generation=generation, restarts=again.restarts, backoff=again.backoff
-        )
+        starts, before = member.instance.starts, member.status
+        again = before if before.starts == starts else InstanceStatus(state="created")
+        starting = InstanceStatus(state="starting", starts=starts, restarts=again.restarts, backoff=again.backoff)
         self._set(member, starting)
         member.tidy = False
         try:
@@ -257,19 +256,19 @@ class Supervisor:
         elif not restart or instance.wanted != "running":
             return
         elif after_exit(instance.spec.restart, ended, member.status.restarts):
-            member.restarting = self.spawn(self._restart(member, instance.generation))
+            member.restarting = self.spawn(self._restart(member, instance.starts))
 
     def retry(self, member: ManagedInstance) -> None:
         """Has one that did not start tried again, if its policy is so."""
         failure = Exit(exit_status=None, finished=time.time())
         if after_exit(member.instance.spec.restart, failure, member.status.restarts):
-            member.restarting = self.spawn(self._restart(member, member.instance.generation))
+            member.restarting = self.spawn(self._restart(member, member.instance.starts))
 
-    async def _restart(self, member: ManagedInstance, generation: int) -> None:
+    async def _restart(self, member: ManagedInstance, starts: int) -> None:
         """Starts it again after a pause, unless the user wants something else by then."""
         await asyncio.sleep(delay(member.status.backoff))
         async with member.lock:
-            if member.gone or member.instance.wanted != "running" or member.instance.generation != generation:
+            if member.gone or member.instance.wanted != "running" or member.instance.starts != starts:
                 return
             if member.active or self.stopping:
                 return

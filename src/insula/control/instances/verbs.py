@@ -107,11 +107,11 @@ class Instances:
         return await self._whole(self._run(tenant, spec, start))
 
     async def _run(self, tenant: str, spec: InstanceSpec, start: bool) -> InstanceView:
-        if start and spec.pid_of:
+        if start and spec.options.pid_of:
             await self.tenants.find(tenant)
             partner(self.supervisor, tenant, spec)  # a wrong name leaves no instance that failed
         admitted = await self.admission.admit(tenant, spec, start=start)
-        status = InstanceStatus(state="created", generation=admitted.instance.generation)
+        status = InstanceStatus(state="created", starts=admitted.instance.starts)
         member = ManagedInstance(admitted.tenant, admitted.instance, status, admitted.revision)
         async with member.lock:
             self.supervisor.add(member)
@@ -136,8 +136,8 @@ class Instances:
                 check_running(member)
             if not member.active:
                 member.cancel_restart()
-                generation = member.instance.generation + 1
-                await self.supervisor.want(member, wanted="running", generation=generation)
+                starts = member.instance.starts + 1
+                await self.supervisor.want(member, wanted="running", starts=starts)
                 try:
                     await self.supervisor.launch(member, console)
                 except InsulaError:
@@ -170,9 +170,9 @@ class Instances:
             check_there(member)
             if member.instance.spec.remove and member.active:
                 raise Conflict(f"instance {member.instance.name} is removed when it ends", "it can't be restarted")
-            # wanted as "running" in a later generation: whoever finds the old one after a crash does the rest
-            generation = member.instance.generation + 1
-            await self.supervisor.want(member, wanted="running", generation=generation)
+            # wanted as "running" in a later start: whoever finds the old one after a crash does the rest
+            starts = member.instance.starts + 1
+            await self.supervisor.want(member, wanted="running", starts=starts)
             await self._end(member, timeout)
             member.cancel_restart()
             await self.supervisor.launch(member)

@@ -28,7 +28,7 @@ _SAID = 1 << 16
 class LaunchRecord(Struct, kw_only=True):
     """Which start was begun last, and in which life of the host (/proc/sys/kernel/random/boot_id, random(4))."""
 
-    generation: int
+    starts: int = msgspec.field(name="generation")  # as 0.1.0 wrote it: instances run on over an upgrade
     boot: str
 
 

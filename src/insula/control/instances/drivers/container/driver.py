@@ -134,8 +134,8 @@ class ContainerDriver:
         state, running = self._state(instance)
         if record is None and directory.is_damaged():
             damaged.append(str(directory.path / "launch.json"))
-            if state in ("running", "paused") and status.generation == instance.generation:
-                record = LaunchRecord(generation=instance.generation, boot=boot_id())
+            if state in ("running", "paused") and status.starts == instance.starts:
+                record = LaunchRecord(starts=instance.starts, boot=boot_id())
                 directory.write_record(record)
         return Observed(state, running, record, damaged)
 
@@ -152,7 +152,7 @@ class ContainerDriver:
 
     def _is_its_process(self, instance: Instance, status: InstanceStatus) -> bool:
         """Whether the process that the store names is the one of the instance's last start."""
-        if status.pid is None or status.generation != instance.generation:
+        if status.pid is None or status.starts != instance.starts:
             return False
         group = self.requests.cgroup(instance)
         return process.is_alive(status.pid, status.start_time) and f"{of_process(status.pid)}/".startswith(f"{group}/")
@@ -270,7 +270,7 @@ class ContainerDriver:
     def _layers(self, instance: Instance) -> list[Layer]:
         """Top-most first, as overlayfs stacks them."""
         found = []
-        for digest in reversed(instance.layers):
+        for digest in reversed(instance.root.layers):
             with contextlib.suppress(InsulaError):
                 found.append(Layer(digest=digest, path=str(self._images.lower([digest])[0])))
         return found

@@ -58,7 +58,7 @@ class Requests:
         directory.write_etc(etc_files(instance, network), tenant.id_base)
         lower, oci = self.oci(tenant, instance, spec, directory)
         if begin:
-            directory.write_record(LaunchRecord(generation=instance.generation, boot=self._boot))
+            directory.write_record(LaunchRecord(starts=instance.starts, boot=self._boot))
         return Launch(
             id=instance.id,
             config=oci,
@@ -85,7 +85,13 @@ class Requests:
         if program is None:
             raise Unavailable("there is no busybox on this host", "start the instance, or install busybox-static")
         spec = msgspec.structs.replace(
-            instance.spec, entrypoint=[], command=[SLEEP, "2147483647"], user="0", init=False, tty=False, tmpfs=[]
+            instance.spec,
+            entrypoint=[],
+            command=[SLEEP, "2147483647"],
+            user="0",
+            tty=False,
+            mounts=[],
+            options=msgspec.structs.replace(instance.spec.options, init=False),
         )
         asleep = msgspec.structs.replace(instance, spec=spec)
         request = await self._workers.do(tenant.name, partial(self.prepare, tenant, asleep, network, begin=False))
@@ -104,9 +110,9 @@ class Requests:
         lower = self._lower(instance)
         name = spec.user if spec.user is not None else instance.config.user
         if directory is None or directory.is_fresh():
-            user = _user_of_image(name, tuple(lower), tuple(spec.group_add))
+            user = _user_of_image(name, tuple(lower), tuple(spec.options.group_add))
         else:
-            user = resolve(name, lower, upper=str(directory.upper), more_groups=spec.group_add)
+            user = resolve(name, lower, upper=str(directory.upper), more_groups=spec.options.group_add)
         return lower, config(
             spec,
             instance.config,
@@ -122,7 +128,7 @@ class Requests:
         have a megabyte of /etc/passwd."""
         spec = instance.spec
         name = spec.user if spec.user is not None else instance.config.user
-        if (name, tuple(self._lower(instance)), tuple(spec.group_add)) in _users:
+        if (name, tuple(self._lower(instance)), tuple(spec.options.group_add)) in _users:
             self.oci(tenant, instance, spec)
         else:
             await self._workers.do(tenant.name, partial(self.oci, tenant, instance, spec))
@@ -143,7 +149,7 @@ class Requests:
             user=instance.spec.user if wanted.user is None else wanted.user,
             working_dir=wanted.working_dir or instance.spec.working_dir,
             tty=wanted.tty,
-            init=False,
+            options=msgspec.structs.replace(instance.spec.options, init=False),
         )
         _, oci = self.oci(tenant, instance, spec, self.directory(instance.id))
         process: dict[str, Any] = oci["process"]
@@ -152,7 +158,7 @@ class Requests:
         return process
 
     def _lower(self, instance: Instance) -> list[str]:
-        return [str(path) for path in self._images.lower(instance.layers)]
+        return [str(path) for path in self._images.lower(instance.root.layers)]
 
 
 _users: dict[tuple[str, tuple[str, ...], tuple[str, ...]], User] = {}

@@ -24,7 +24,7 @@ from insula.control.instances.drivers.container import nesting, seccomp_default
 from insula.control.instances.drivers.container.users import User
 from insula.kernel import capabilities
 from insula.model.errors import Invalid, Unavailable
-from insula.model.objects import IDS_PER_TENANT, ImageConfig, InstanceSpec, Resources, Rlimit, Tmpfs
+from insula.model.objects import IDS_PER_TENANT, ImageConfig, InstanceSpec, Resources, Rlimit, TmpfsMount
 from insula.model.units import shorten
 
 OCI_VERSION: Final = "1.2.0"
@@ -134,18 +134,19 @@ def config(
     outside. `cgroup` is the group's path below every hierarchy. `etc` is a directory with hostname, hosts and
     resolv.conf to mount over the image's. Raises `Invalid`, and `Unavailable` for `--init` without tini(1).
     """
-    default = capabilities.DEFAULT | (nesting.CAPABILITIES if spec.nesting else 0)
-    names = capabilities.to_names(capabilities.adjust(default, spec.cap_add, spec.cap_drop))
-    asked = capabilities.to_names(capabilities.adjust(capabilities.DEFAULT, spec.cap_add, spec.cap_drop))
+    options = spec.options
+    default = capabilities.DEFAULT | (nesting.CAPABILITIES if options.nesting else 0)
+    names = capabilities.to_names(capabilities.adjust(default, options.cap_add, options.cap_drop))
+    asked = capabilities.to_names(capabilities.adjust(capabilities.DEFAULT, options.cap_add, options.cap_drop))
     # as execve(2) would have it: another user than root has none, but keeps the bound
     own = names if user.uid == 0 else []
-    mounts = [_shm_mount(mount, spec.shm_size) if mount["source"] == "shm" else dict(mount) for mount in _MOUNTS]
-    own_mounts = [*map(_tmpfs_mount, spec.tmpfs), *_volume_mounts(spec, image)]
+    mounts = [_shm_mount(mount, options.shm_size) if mount["source"] == "shm" else dict(mount) for mount in _MOUNTS]
+    own_mounts = [*map(_tmpfs_mount, spec.mounts), *_volume_mounts(spec, image)]
     mounts += sorted(own_mounts, key=lambda mount: str(mount["destination"]))  # outer ones first
     if etc is not None:
         mounts += [_etc_mount(Path(etc), name) for name in _ETC_FILES]
     args = command(spec, image)
-    if spec.init:
+    if options.init:
         mounts.append(_init_mount())
         args = [INIT, "--", *args]
     env = environment(image.env, spec.env, hostname=hostname, home=user.home, terminal=spec.tty)
@@ -161,7 +162,7 @@ def config(
             "env": env,
             "cwd": _check_directory(spec.working_dir or image.working_dir or "/"),
             "capabilities": {"bounding": names, "effective": own, "permitted": own, "inheritable": [], "ambient": []},
-            "rlimits": [_rlimit(limit) for limit in spec.rlimits],
+            "rlimits": [_rlimit(limit) for limit in options.rlimits],
             "noNewPrivileges": True,
             "oomScoreAdj": 0,  # not insulad's own, which the kernel kills last
         },
@@ -172,15 +173,15 @@ def config(
             "gidMappings": [_mapping(id_base)],
             "cgroupsPath": f"/{cgroup.strip('/')}",
             "resources": resources(spec.resources),
-            "sysctl": {**_SYSCTLS, **_check_sysctls(spec.sysctls)},
+            "sysctl": {**_SYSCTLS, **_check_sysctls(options.sysctls)},
             "seccomp": seccomp_default.profile(
-                asked, nesting=spec.nesting, aio=spec.aio, families=spec.socket_families
+                asked, nesting=options.nesting, aio=options.aio, families=options.socket_families
             ),
             "maskedPaths": [*_MASKED, *_thermal_throttles()],
             "readonlyPaths": list(_READ_ONLY),
         },
     }
-    if spec.nesting:
+    if options.nesting:
         nesting.allow(made)
     return made
 
@@ -273,7 +274,7 @@ def _init_mount() -> dict[str, Any]:
     raise Unavailable("tini is not installed, so there is no init for --init", "apt-get install tini")
 
 
-def _tmpfs_mount(tmpfs: Tmpfs) -> dict[str, Any]:
+def _tmpfs_mount(tmpfs: TmpfsMount) -> dict[str, Any]:
     path = tmpfs.path
     parts = path.split("/")[1:]
     plain = path.startswith("/") and all(part not in ("", ".", "..") for part in parts) and len(path) < 4096
@@ -312,7 +313,7 @@ def _volume_mounts(spec: InstanceSpec, image: ImageConfig) -> list[dict[str, Any
     if len(image.volumes) > MAX_VOLUMES:
         raise Invalid(f"the image declares {len(image.volumes)} volumes", f"use one with at most {MAX_VOLUMES}")
     paths = {posixpath.normpath("/" + path.lstrip("/")) for path in image.volumes}
-    taken = {tmpfs.path for tmpfs in spec.tmpfs} | {"/"}
+    taken = {tmpfs.path for tmpfs in spec.mounts} | {"/"}
     if bad := next((path for path in paths if "\0" in path or len(os.fsencode(path)) > 4095), None):
         raise Invalid(f"the image declares a volume at {shorten(bad)}, which is not a path", "use another image")
     kept = [path for path in paths - taken if not any(path == no or path.startswith(f"{no}/") for no in _NO_TMPFS)]

@@ -1,0 +1,127 @@
+"""What version 0.1.0 stored is read by this one; what a later one stores is, as far as it is known here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
+from insula.model import upgrades
+from insula.model.errors import Failed
+from insula.model.objects import ContainerOptions, InstanceSpec, OverlayRoot, Rlimit, TmpfsMount
+from insula.store.protocol import Entry
+from insula.store.typed import Keyspace, known_fields
+
+STORED: dict[str, Any] = json.loads((Path(__file__).parent / "stored_by_0_1_0.json").read_text())
+KINDS: list[Keyspace[Any]] = [TENANTS, USAGE, NETWORKS, IMAGES, INSTANCES, STATUS, EVENTS]
+
+
+def entry(key: str, value: Any) -> Entry:
+    return Entry(key, json.dumps(value).encode(), 1, 1)
+
+
+def decode(key: str, value: Any = None) -> Any:
+    [kind] = [kind for kind in KINDS if key.startswith(f"{kind.root}/")]
+    return kind.decode(entry(key, STORED[key] if value is None else value))
+
+
+def test_everything_that_0_1_0_stored_is_read() -> None:
+    for key in STORED:
+        decode(key)
+
+
+def test_an_instance_of_0_1_0() -> None:
+    web = decode("/instances/acme/web")
+    assert (web.host, web.starts, web.generation, web.wanted) == ("", 3, 3, "running")
+    assert web.root == OverlayRoot(layers=["sha256:1", "sha256:2"])
+    assert [port.address for port in web.ports] == ["10.77.0.2"] and web.port == web.ports[0]
+    assert web.spec.mounts == [TmpfsMount(path="/t", executable=True)]
+    assert web.spec.kind == "container"
+    assert web.spec.options == ContainerOptions(
+        init=True,
+        shm_size=1 << 20,
+        group_add=["5"],
+        rlimits=[Rlimit(name="nofile", soft=1, hard=2)],
+        cap_add=["SYS_ADMIN"],
+        cap_drop=["CHOWN"],
+        sysctls={"net.a": "1"},
+        pid_of="db",
+        nesting=True,
+        socket_families=["packet"],
+        aio=True,
+    )
+    assert (web.spec.command, web.spec.env, web.spec.resources.cpus) == (["sleep", "9"], {"A": "b"}, 0.5)
+    db = decode("/instances/acme/db")
+    assert (db.starts, db.generation, db.ports, db.port) == (0, 1, [], None)
+
+
+def test_a_status_of_0_1_0() -> None:
+    running, ended = decode("/status/acme/web"), decode("/status/acme/db")
+    assert (running.state, running.starts, running.observed_generation, running.pid) == ("running", 3, 3, 42)
+    assert (ended.state, ended.starts, ended.exit.exit_status, ended.exit.oom) == ("exited", 1, 137, True)
+
+
+@pytest.mark.parametrize("key", STORED)
+def test_what_was_brought_forward_stays(key: str) -> None:
+    found = msgspec.to_builtins(decode(key))
+    assert msgspec.to_builtins(decode(key, found)) == found
+    for upgrade in (upgrades.instance, upgrades.status):
+        if key.startswith(f"/{upgrade.__name__}"):
+            assert upgrade(found) == found
+
+
+@pytest.mark.parametrize("key", STORED)
+def test_what_a_later_version_adds_is_left_out(key: str) -> None:
+    now = msgspec.to_builtins(decode(key))
+    assert msgspec.to_builtins(decode(key, {**now, "later": {"x": [1]}})) == now
+    if key == "/instances/acme/web":
+        deeper = json.loads(json.dumps(now))
+        for part in (deeper["spec"], deeper["spec"]["options"], deeper["spec"]["mounts"][0], deeper["ports"][0]):
+            part["later"] = 1
+        assert msgspec.to_builtins(decode(key, deeper)) == now
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ports": 7},
+        {"spec": None},
+        {"spec": {"image": 7}},
+        {"wanted": "flying"},
+        {"root": {"type": "unknown", "layers": []}},
+        {"generation": "one"},
+    ],
+)
+def test_damage_is_damage(change: dict[str, Any]) -> None:
+    now = msgspec.to_builtins(decode("/instances/acme/web"))
+    with pytest.raises(Failed, match="damaged"):
+        decode("/instances/acme/web", {**now, **change})
+    with pytest.raises(Failed, match="damaged"):
+        decode("/instances/acme/web", [])
+
+
+def test_requests_are_read_strictly() -> None:
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        msgspec.json.decode(b'{"image": "x", "later": 1}', type=InstanceSpec)
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        msgspec.json.decode(b'{"image": "x", "options": {"kind": "container", "later": 1}}', type=InstanceSpec)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+)
+
+
+@given(json_values, st.sampled_from(sorted(STORED)))
+def test_any_value_is_read_or_damaged(value: Any, key: str) -> None:
+    with contextlib.suppress(Failed):
+        decode(key, {"x": value} if value is None else value)
+    known_fields(value, InstanceSpec)
