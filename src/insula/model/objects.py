@@ -251,7 +251,7 @@ class InstanceSpec(Struct, kw_only=True):
     healthcheck: Healthcheck | None = None
     log_size: int = 10 << 20
     log_files: int = 3
-    options: Options = ContainerOptions()
+    options: Options = msgspec.field(default_factory=ContainerOptions)
 
     @property
     def kind(self) -> str:
