@@ -103,6 +103,7 @@ def test_restarts() -> None:
 
 def test_the_others() -> None:
     assert msgspec.to_builtins(TmpfsMount(path="/t")) == {
+        "type": "tmpfs",
         "path": "/t",
         "size": 67108864,
         "mode": 0o1777,

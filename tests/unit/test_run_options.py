@@ -16,7 +16,17 @@ from insula.cli.verbs import logs, run
 from insula.control.instances.drivers.container.etc_files import etc_files
 from insula.control.instances.specs import check
 from insula.model.errors import Conflict, Invalid
-from insula.model.objects import HostEntry, ImageConfig, Instance, InstanceSpec, Network, OverlayRoot, Port, TmpfsMount
+from insula.model.objects import (
+    ContainerOptions,
+    HostEntry,
+    ImageConfig,
+    Instance,
+    InstanceSpec,
+    Network,
+    OverlayRoot,
+    Port,
+    TmpfsMount,
+)
 
 COMMAND = run.COMMANDS["run"]
 
@@ -175,7 +185,7 @@ WRONG: list[dict[str, Any]] = [
     {"dns_search": ["a"] * 33},
     {"dns_search": ["a" * 60 + ".b"] * 20},
     {"dns_search": [".", "a"]},
-    {"group_add": ["a"] * 65},
+    {"options": ContainerOptions(group_add=["a"] * 65)},
 ]
 
 

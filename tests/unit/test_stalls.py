@@ -380,7 +380,7 @@ def test_an_answer_that_is_an_object_is_the_same_json() -> None:
         cgroups={"pids": "/x"},
         limits={},
         security={},
-        host="here", root=OverlayRoot(layers=[]),
+        layers=[],
         upper="/u",
         device=None,
         installed={"a": [1]},
