@@ -25,10 +25,10 @@ import pytest
 
 from insula.kernel import linux, netlink
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
 from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import port_mac
 from insula.network.linux.fabric import LinuxFabric
-from insula.network.linux.namespaces import call_in
 
 TIMEOUT = 60.0
 
@@ -279,7 +279,7 @@ class Lab:
 
     def inside(self, tenant: str) -> int:
         """A descriptor of the tenant's namespace."""
-        return os.open(self.fabric.plan.namespace(tenant), os.O_RDONLY)
+        return os.open(self.fabric.naming.namespace(tenant), os.O_RDONLY)
 
 
 @contextlib.contextmanager

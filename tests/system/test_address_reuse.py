@@ -46,7 +46,7 @@ def test_another_mac_is_reached_at_once_because_it_is_announced() -> None:
 def test_without_an_announcement_it_would_not_be() -> None:
     """The positive control of the test above."""
     with two_tenants() as cloud:
-        cloud.fabric._domain(cloud.tenants["acme"])._injector = None
+        cloud.fabric._tenant(cloud.tenants["acme"])._injector = None
         replaced(cloud, OTHER)
         assert [address for address in FAMILIES if cloud.instances["acme", "db"].pings(address, 0.3)] == []
         assert ping(cloud.inside("acme"), "10.0.0.2"), "the router is told, not asked"

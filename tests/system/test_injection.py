@@ -11,7 +11,7 @@ import pytest
 from insula.kernel import netlink
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
-from insula.network.linux.namespaces import call_in
+from insula.kernel.netns import call_in
 from tests.support.descriptors import descriptors, opened_since
 from tests.support.frames import BROADCAST, ethernet
 from tests.support.lab import Instance, Sniffer, isolated

@@ -18,9 +18,9 @@ import pytest
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
 from insula.network.addresses import gateway_mac
 from insula.network.linux import rules, sysctl
-from insula.network.linux.namespaces import call_in
 from tests.support.frames import ethernet, udp
 from tests.support.lab import Instance, Lab, World, eventually, isolated, query, two_tenants
 
@@ -40,14 +40,14 @@ def installed(cloud: Lab, part: str) -> str:
 
 
 def open_tenant(cloud: Lab, tenant: str) -> None:
-    nft = cloud.fabric._domain(cloud.tenants[tenant]).nft
+    nft = cloud.fabric._tenant(cloud.tenants[tenant]).nft
     nft.run("flush chain inet lab forward; chain inet lab forward { policy accept; }")
 
 
 def route_to(cloud: Lab, tenant: int, subnet: str) -> None:
     """The host knows the way to a tenant's network, as it should not."""
     with Rtnl() as rtnl:
-        uplink = rtnl.link(cloud.fabric.plan.uplink(tenant))
+        uplink = rtnl.link(cloud.fabric.naming.uplink(tenant))
         assert uplink
         gateway = UPLINKS[6 if ":" in subnet else 4][tenant - 1]
         rtnl.execute(netlink.add_route(subnet, index=uplink.index, gateway=gateway))
@@ -112,7 +112,7 @@ def test_a_forged_source(version: int) -> None:
     """A tenant whose port rules and address translation fail does not send into the world with others' addresses."""
     world = World()
     with two_tenants() as cloud:
-        web, nft = cloud.instances["acme", "web"], cloud.fabric._domain(cloud.tenants["acme"]).nft
+        web, nft = cloud.instances["acme", "web"], cloud.fabric._tenant(cloud.tenants["acme"]).nft
         nft.run("flush chain bridge lab prerouting; chain bridge lab prerouting { policy accept; }")
         nft.run("flush chain inet lab postrouting")
         loose = {f"ipv4/conf/{device}/rp_filter": "0" for device in ("all", "br1")}

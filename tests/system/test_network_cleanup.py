@@ -11,10 +11,10 @@ from pathlib import Path
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.network.linux import sysctl
 from insula.network.linux.fabric import LinuxFabric
-from insula.network.linux.namespaces import call_in
 from tests.support.descriptors import descriptors
 from tests.support.lab import Instance, Lab, eventually, isolated, two_tenants
 
@@ -128,7 +128,7 @@ def test_sweep_removes_what_is_not_wanted_and_nothing_else() -> None:
         cloud.instance("acme", "gone-too")
         everything = list(cloud.tenants.values()), list(cloud.networks.values())
         cloud.fabric.close()
-        fabric = LinuxFabric(cloud.run, cloud.fabric.plan.prefix, resolvers=())  # as after a restart
+        fabric = LinuxFabric(cloud.run, cloud.fabric.naming.prefix, resolvers=())  # as after a restart
         fabric.open()
         kept = [cloud.instances["acme", name].port for name in ("web", "db")]
         fabric.sweep(everything[0][:1], [n for n in everything[1] if n.tenant == "acme" and n.name == "net"], kept)

@@ -11,9 +11,9 @@ import pytest
 
 from insula.kernel import linux, netlink
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
 from insula.model.errors import InsulaError
-from insula.network.linux import plan, sysctl
-from insula.network.linux.namespaces import call_in
+from insula.network.linux import naming, sysctl
 from tests.support.lab import Instance, Lab, World, eventually, isolated, ping, query, two_tenants
 from tests.system.test_network_verify import report
 
@@ -312,12 +312,12 @@ def test_everything_again_changes_nothing_and_what_is_wrong_is_repaired() -> Non
             eth0 = within.link("eth0")
             assert eth0
             damages = {
-                "port gone": lambda: rtnl.execute(netlink.delete_link(name=plan.port(web.port.index))),
-                "port off the bridge": lambda: rtnl.execute(netlink.set_link(plan.port_index(1), master=0)),
-                "gateway gone": lambda: rtnl.execute(netlink.delete_address(plan.bridge_index(1), "10.0.0.1/24")),
-                "uplink gone": lambda: rtnl.execute(netlink.delete_link(name=plan.UPLINK)),
+                "port gone": lambda: rtnl.execute(netlink.delete_link(name=naming.port(web.port.index))),
+                "port off the bridge": lambda: rtnl.execute(netlink.set_link(naming.port_index(1), master=0)),
+                "gateway gone": lambda: rtnl.execute(netlink.delete_address(naming.bridge_index(1), "10.0.0.1/24")),
+                "uplink gone": lambda: rtnl.execute(netlink.delete_link(name=naming.UPLINK)),
                 "wrong address": lambda: within.execute(netlink.add_address(eth0.index, "10.0.0.99/24")),
-                "bridge down": lambda: rtnl.execute(netlink.set_link(plan.bridge_index(1), up=False)),
+                "bridge down": lambda: rtnl.execute(netlink.set_link(naming.bridge_index(1), up=False)),
             }
             for name, damage in damages.items():
                 damage()  # type: ignore[no-untyped-call]
@@ -334,7 +334,7 @@ def test_everything_again_changes_nothing_and_what_is_wrong_is_repaired() -> Non
 def test_a_namespace_that_was_taken_away_is_made_again() -> None:
     with two_tenants() as cloud:
         tenant, network = cloud.tenants["acme"], cloud.networks["acme", "net"]
-        linux.umount2(cloud.fabric.plan.namespace("acme"), linux.MNT_DETACH)  # as `ip netns del` does
+        linux.umount2(cloud.fabric.naming.namespace("acme"), linux.MNT_DETACH)  # as `ip netns del` does
         assert cloud.fabric.status(tenant, network).ready is False
         cloud.fabric.ensure_tenant(tenant)
         cloud.fabric.ensure_network(tenant, network)

@@ -11,8 +11,8 @@ import pytest
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
 from insula.network.linux import sysctl
-from insula.network.linux.namespaces import call_in
 from tests.support.lab import Instance, Lab, World, eventually, isolated, ping
 
 MANY = 200

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-from insula.network.linux import plan
-from insula.network.linux.namespaces import call_in
+from insula.kernel.netns import call_in
+from insula.network.linux import naming
 from tests.support.lab import Lab, isolated, two_tenants
 
 
@@ -49,7 +49,12 @@ def test_what_is_installed_is_read_back() -> None:
         assert (found.tenant, found.namespace) == ("acme", True)
         for instance, port in zip(("web", "db"), sorted(found.ports, key=lambda port: port.index), strict=True):
             wanted = cloud.instances["acme", instance].port
-            assert (port.index, port.device, port.network, port.up) == (wanted.index, plan.port(wanted.index), 1, True)
+            assert (port.index, port.device, port.network, port.up) == (
+                wanted.index,
+                naming.port(wanted.index),
+                1,
+                True,
+            )
             assert (port.macs, port.addresses) == ([wanted.mac], [wanted.address])
             assert wanted.address6 in port.addresses6 and len(port.addresses6) == 2
         assert "table bridge lab" in found.rules and "table inet lab" in found.rules
@@ -74,7 +79,7 @@ Change = tuple[list[str], list[str], list[str]]
 
 
 def _changes(cloud: Lab) -> list[Change]:
-    (theirs, _), (theirs6, ours6) = cloud.fabric.plan.addresses(cloud.tenants["acme"].index)
+    (theirs, _), (theirs6, ours6) = cloud.fabric.naming.addresses(cloud.tenants["acme"].index)
     mac, other = (cloud.instances["acme", name].port.mac for name in ("web", "db"))
     return [
         (["nft add rule inet lab forward accept"], [], ["rule added in inet lab: accept"]),

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from insula.kernel import libc, linux, seccomp_load
+from insula.kernel.netns import call_in
 from insula.model.errors import Failed
 from insula.network.linux import confine
 from insula.network.linux.fabric import LinuxFabric
-from insula.network.linux.namespaces import call_in
 from tests.forked import forked
 from tests.support.groups import made, trees
 from tests.support.lab import Instance, Lab, eventually, isolated, query, two_tenants

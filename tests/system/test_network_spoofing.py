@@ -10,9 +10,9 @@ import socket
 import struct
 from collections.abc import Callable
 
+from insula.kernel.netns import call_in
 from insula.network.addresses import gateway_mac, link_local
 from insula.network.linux import sysctl
-from insula.network.linux.namespaces import call_in
 from tests.support.frames import (
     ALL_NODES,
     BROADCAST,
@@ -164,9 +164,9 @@ def test_without_our_rules_the_forgeries_would_arrive() -> None:
     """The positive control of the test above: what stops them are the rules, not the frames' making."""
     with two_tenants() as cloud:
         _, forged = frames_of(cloud)
-        nft = cloud.fabric._domain(cloud.tenants["acme"]).nft
-        nft.run(f"flush chain bridge {cloud.fabric.plan.prefix} prerouting")
-        nft.run(f"chain bridge {cloud.fabric.plan.prefix} prerouting {{ policy accept; }}")
+        nft = cloud.fabric._tenant(cloud.tenants["acme"]).nft
+        nft.run(f"flush chain bridge {cloud.fabric.naming.prefix} prerouting")
+        nft.run(f"chain bridge {cloud.fabric.naming.prefix} prerouting {{ policy accept; }}")
         stopped = [name for name, make in forged.items() if not arrives(cloud, make, 0.3)]
         assert stopped == []
 

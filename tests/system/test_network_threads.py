@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from insula.model.errors import InsulaError, Unavailable
-from insula.network.linux.domain import Domain
 from insula.network.linux.fabric import LinuxFabric
+from insula.network.linux.tenant import TenantNamespace
 from tests.support.lab import Lab, isolated
 from tests.system.test_network_cleanup import host_up, snapshot
 
@@ -154,9 +154,9 @@ def test_one_thread_a_tenant_uses_its_handles_and_none_that_are_closed(monkeypat
     inside: Counter[str] = Counter()
     most: Counter[str] = Counter()
     met = threading.Event()  # two tenants at once
-    real = Domain.ensure_network
+    real = TenantNamespace.ensure_network
 
-    def ensure_network(self: Domain, *args: object) -> None:
+    def ensure_network(self: TenantNamespace, *args: object) -> None:
         name = self.tenant.name
         inside[name] += 1
         most[name] = max(most[name], inside[name])
@@ -167,7 +167,7 @@ def test_one_thread_a_tenant_uses_its_handles_and_none_that_are_closed(monkeypat
         real(self, *args)  # type: ignore[arg-type]
         inside[name] -= 1
 
-    monkeypatch.setattr(Domain, "ensure_network", ensure_network)
+    monkeypatch.setattr(TenantNamespace, "ensure_network", ensure_network)
     calls = {
         name: (lambda name=name: cloud.fabric.ensure_network(cloud.tenants[name], cloud.networks[name, "net"]))
         for name in cloud.tenants

@@ -14,9 +14,9 @@ import pytest
 
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
 from insula.model.views import Reachability, VerifyReport
-from insula.network.linux import plan
-from insula.network.linux.namespaces import call_in
+from insula.network.linux import naming
 from insula.network.packets import UDP_PORT
 from insula.network.verify import verify
 from tests.support.descriptors import descriptors
@@ -81,7 +81,7 @@ def test_no_probe_leaves_the_host() -> None:
 def tenants_joined_by_a_cable(cloud: Lab) -> None:
     """Somebody connects the bridges of two tenants."""
     with call_in(cloud.inside("acme"), Rtnl) as acme, call_in(cloud.inside("globex"), Rtnl) as globex:
-        one, two = plan.bridge_index(1), plan.bridge_index(2)
+        one, two = naming.bridge_index(1), naming.bridge_index(2)
         acme.execute(netlink.veth("cable", "cable", cloud.inside("globex"), master=one))
         link = globex.link("cable")
         assert link
@@ -96,7 +96,7 @@ def allow_everything(cloud: Lab, tenant: str) -> None:
 
 
 def run_nft(cloud: Lab, tenant: str, command: str) -> None:
-    cloud.fabric._domain(cloud.tenants[tenant]).nft.run(command)
+    cloud.fabric._tenant(cloud.tenants[tenant]).nft.run(command)
 
 
 def tenants_routed_to_each_other(cloud: Lab) -> None:
@@ -104,7 +104,7 @@ def tenants_routed_to_each_other(cloud: Lab) -> None:
     cloud.network("globex", "10.9.0.0/24", name="far")
     cloud.instance("globex", "far", "far")
     with Rtnl() as host:
-        uplink = host.link(cloud.fabric.plan.uplink(2))
+        uplink = host.link(cloud.fabric.naming.uplink(2))
         assert uplink
         host.execute(netlink.add_route("10.9.0.0/24", index=uplink.index, gateway="100.64.0.5"))
     # the rule that keeps tenants apart is gone, and globex lets in what comes
@@ -129,7 +129,7 @@ def port_may_use_another_address(cloud: Lab) -> None:
 
 def port_is_on_no_bridge(cloud: Lab) -> None:
     with call_in(cloud.inside("acme"), Rtnl) as acme:
-        acme.execute(netlink.set_link(plan.port_index(1), master=0))
+        acme.execute(netlink.set_link(naming.port_index(1), master=0))
 
 
 def element_is_missing(cloud: Lab) -> None:

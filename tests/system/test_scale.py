@@ -12,7 +12,7 @@ import pytest
 
 from insula.client import Client
 from insula.model.errors import Conflict
-from insula.network.linux import plan
+from insula.network.linux import naming
 from tests.support.daemon import Daemon
 from tests.support.lab import Lab, isolated
 from tests.support.machine import Run
@@ -98,13 +98,13 @@ def test_a_bridge_that_is_full() -> None:
     cloud.network("acme", "10.0.0.0/16")
     first, second = cloud.instance("acme", "first"), cloud.instance("acme", "second")
     cloud.detach(second)
-    others = plan.MAX_PORTS - 1  # both ends of a pair on the bridge
+    others = naming.MAX_PORTS - 1  # both ends of a pair on the bridge
     fill = "".join(
         f"link add name a{n} master br1 type veth peer name b{n}\nlink set b{n} master br1\n"
         for n in range(others // 2)
     )
-    command = ["nsenter", f"--net={cloud.fabric.plan.namespace('acme')}", "ip", "-batch", "-"]
-    while cloud.fabric._domain(cloud.tenants["acme"]).bury():
+    command = ["nsenter", f"--net={cloud.fabric.naming.namespace('acme')}", "ip", "-batch", "-"]
+    while cloud.fabric._tenant(cloud.tenants["acme"]).delete_marked():
         pass
     subprocess.run(command, input=fill, text=True, check=True)
     with pytest.raises(Conflict, match="as many ports as a bridge can have, 1023"):

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.network import packets
-from insula.network.packets import DSCP, PROTOCOLS, Minter, Probe
+from insula.network.packets import DSCP, PROTOCOLS, Probe, ProbeCodec
 
 PAIRS = [("10.0.0.2", "10.0.0.3"), ("fd00::2", "fd00::3")]
 NUMBERS = {("icmp", 4): 1, ("icmp", 6): 58, ("udp", 4): 17, ("udp", 6): 17, ("tcp", 4): 6, ("tcp", 6): 6}
 
 
-def made(protocol: str, source: str, target: str) -> tuple[Minter, Probe]:
-    mint = Minter()
+def made(protocol: str, source: str, target: str) -> tuple[ProbeCodec, Probe]:
+    mint = ProbeCodec()
     return mint, mint.probe("me", protocol, source, target)
 
 
@@ -97,7 +97,7 @@ def test_a_probe_is_recognised_behind_routers_and_by_its_whole_content_only(
     translated = packets.ip_packet(protocol, "198.18.0.1" if ":" not in source else "2001:470::1", target, token)
     assert mint.find(translated) is probe and probe.is_to_same(translated) and not probe.is_same(translated)
     assert not probe.is_to_same(packets.ip_packet(protocol, target, source, token))
-    assert Minter().find(probe.packet) is None, "tokens of another run mean nothing"
+    assert ProbeCodec().find(probe.packet) is None, "tokens of another run mean nothing"
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -113,7 +113,7 @@ def test_only_an_echo_reply_from_where_it_was_sent_is_an_answer(source: str, tar
     assert not probe.is_answer(elsewhere[:at] + reply[at : at + 1] + elsewhere[at + 1 :])
 
 
-def whatever(mint: Minter, probe: Probe, data: bytes) -> None:
+def whatever(mint: ProbeCodec, probe: Probe, data: bytes) -> None:
     mint.find(data)
     packets.is_tcp(data)
     if packets.sender(data) is not None:  # what is asked of a packet only when it has a sender

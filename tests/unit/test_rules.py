@@ -12,12 +12,12 @@ from typing import TypeVar
 
 import pytest
 
+from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft, NftError
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
 from insula.network.linux import rules
-from insula.network.linux.namespaces import call_in_new
-from insula.network.linux.plan import Plan
+from insula.network.linux.naming import Naming
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nftables takes root")
 
@@ -169,7 +169,7 @@ def test_without_ipv6_there_is_nothing_of_it() -> None:
 # -- the host ----------------------------------------------------------------------------------------------------------
 
 
-NAMES = Plan("insula", IPv4Network("100.64.0.0/16"), IPv6Network("fd5a::/64"))
+NAMES = Naming("insula", IPv4Network("100.64.0.0/16"), IPv6Network("fd5a::/64"))
 
 
 def host(*servers: str, closed: dict[int, tuple[str, ...]] | None = None) -> str:

@@ -1,3 +1,6 @@
-"""Networks of tenants: what they want (`intent`), the face of what realises it (`fabric`), and one realisation each
-in a package of its own (`linux`). `addresses` is arithmetic, `probe` sends real packets to find out what is true.
+"""Networks of tenants.
+
+`fabric` is the protocol of what makes them on a host, with one implementation in each package below (`linux`).
+`reachability` says who may reach whom, `probe` finds out with packets who does, and `verify` compares. `addresses` is
+arithmetic.
 """

@@ -50,7 +50,7 @@ class Probe:
         return self.protocol == "icmp" and sender(packet) == self.address and kind == (b"\x81" if six else b"\0")
 
 
-class Minter:
+class ProbeCodec:
     """Makes probes and recognises those that it made."""
 
     def __init__(self) -> None:

@@ -33,10 +33,9 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
 from insula.kernel.injection import Injector
+from insula.kernel.netns import call_in
 from insula.model.errors import Unavailable
 from insula.network.addresses import gateway_mac
-from insula.network.intent import Endpoint, wanted
-from insula.network.linux.namespaces import call_in
 from insula.network.packets import (
     ALL_NODES,
     BROADCAST,
@@ -44,11 +43,12 @@ from insula.network.packets import (
     IPV6,
     PROTOCOLS,
     UDP_PORT,
-    Minter,
+    ProbeCodec,
     frame,
     is_tcp,
     sender,
 )
+from insula.network.reachability import Endpoint, wanted
 
 _EVERYBODY = {4: ("255.255.255.255", BROADCAST), 6: ("ff02::1", ALL_NODES)}
 _ALL = 0x0003  # ETH_P_ALL
@@ -116,7 +116,7 @@ class Measurement:
         self._ports: dict[str, set[str]] = defaultdict(set)  # who has a MAC address: on two networks it may be the same
         for station in stations:
             self._ports[station.mac].add(station.key)
-        self._mint = Minter()
+        self._codec = ProbeCodec()
         self._senders: set[str] = set()
         self._errors: dict[Sent, str] = {}
         self._seen: dict[str, dict[Sent, set[str]]] = defaultdict(lambda: defaultdict(set))
@@ -223,13 +223,13 @@ class Measurement:
                 gateway = next((g for g in station.gateways if (":" in g) == (endpoint.version == 6)), None)
                 raw = self._raw.get((f"router {endpoint.tenant}", endpoint.version))
                 if gateway and raw:
-                    probe = self._mint.probe(_CONTROL, "icmp", gateway, endpoint.address)
+                    probe = self._codec.probe(_CONTROL, "icmp", gateway, endpoint.address)
                     with contextlib.suppress(OSError):
                         raw.sendto(probe.packet, (endpoint.address, 0))
         for router in self._routers.values():
             for host in router.hosts:
                 family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
-                probe = self._mint.probe(_CONTROL, "udp", host.address, host.address)
+                probe = self._codec.probe(_CONTROL, "udp", host.address, host.address)
                 with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
                     sock.bind((host.address, 0))
                     sock.sendto(probe.packet, (host.address, UDP_PORT))
@@ -251,7 +251,7 @@ class Measurement:
         for source, addresses in due.items():
             for address, macs in addresses.items():
                 for protocol in PROTOCOLS:
-                    packet = self._mint.probe(_sender(source), protocol, source.address, address).packet
+                    packet = self._codec.probe(_sender(source), protocol, source.address, address).packet
                     if source.kind == "instance":
                         self._inject(source, address, macs, packet)
                     else:
@@ -259,7 +259,7 @@ class Measurement:
                 self._receive(0)
             if source.kind == "instance":
                 address, mac = _EVERYBODY[source.version]
-                packet = self._mint.probe(_sender(source), "udp", source.address, address).packet
+                packet = self._codec.probe(_sender(source), "udp", source.address, address).packet
                 self._inject(source, address, {mac}, packet)
 
     def _inject(self, source: Endpoint, address: str, macs: Iterable[str], packet: bytes) -> None:
@@ -304,7 +304,7 @@ class Measurement:
 
     def _take(self, key: str, packet: bytes, mac: str | None) -> None:
         """What was received by `key` from the MAC address `mac`; from a host's socket `mac` is None."""
-        probe = self._mint.find(packet)
+        probe = self._codec.find(packet)
         if mac is None:
             if probe:
                 self._seen[key][probe.sender, probe.address].add(probe.protocol)

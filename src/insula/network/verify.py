@@ -1,8 +1,8 @@
 """`insula verify`: what tenants asked for, what is installed, and what packets do, side by side.
 
-Three independent answers to "may A reach B": `intent` computes it from the tenants' networks, the fabric reads back
-what the kernel has, and `probe` sends packets. Where they differ, isolation is not what it should be. Nothing of it
-happens inside an instance's namespace but the reading of its list of devices.
+Three independent answers to "may A reach B": `reachability` computes it from the tenants' networks, the fabric reads
+back what the kernel has, and `probe` sends packets. Where they differ, isolation is not what it should be. Inside an
+instance's namespace only its list of devices is read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from insula.model.objects import Network, Port, Tenant
 from insula.model.views import Reachability, VerifyReport
-from insula.network import intent
+from insula.network import reachability
 from insula.network.fabric import Fabric
 from insula.network.probe import Measurement, Result, Router, Station
 
@@ -55,7 +55,7 @@ def verify(
     host_drift = fabric.host_drift()
     drift = [f"host: {text}" for text in host_drift]
     for one in installed:
-        drift += [f"{one.tenant}: {text}" for text in (*one.drift, *intent.differences(one, networks, running))]
+        drift += [f"{one.tenant}: {text}" for text in (*one.drift, *reachability.differences(one, networks, running))]
     drift += fabric.strange_devices(netns, running)
     owners = {one.tenant: tenant for tenant, one in zip(tenants, installed, strict=True) if one.namespace}
     stations = [
@@ -72,29 +72,33 @@ def verify(
         pairs = _pairs(stations, routers)
         taken = stack.enter_context(Measurement(stations, routers))
         results = taken.measure(pairs, beyond=not host_drift)
-    permitted = intent.Permitted(installed, running)
+    permitted = reachability.InstalledReachability(installed, running)
     matrix = [_cell(*pair, permitted(*pair), result) for pair, result in zip(pairs, results, strict=True)]
     passed = not drift and all(cell.ok and cell.probed is not None and cell.control for cell in matrix)
     return VerifyReport(passed=passed, matrix=matrix, drift=drift, seconds=time.monotonic() - started)
 
 
-def _pairs(stations: Sequence[Station], routers: Sequence[Router]) -> list[tuple[intent.Endpoint, intent.Endpoint]]:
+def _pairs(
+    stations: Sequence[Station], routers: Sequence[Router]
+) -> list[tuple[reachability.Endpoint, reachability.Endpoint]]:
     endpoints = [endpoint for station in stations for endpoint in station.endpoints]
     for router in routers:
         endpoints += [*router.gateways, *router.hosts, *router.outsides]
     routed = {router.tenant for router in routers}
-    return [(source, target) for source, target in intent.pairs(endpoints) if source.tenant in routed]
+    return [(source, target) for source, target in reachability.pairs(endpoints) if source.tenant in routed]
 
 
-def _cell(source: intent.Endpoint, target: intent.Endpoint, installed: bool, result: Result) -> Reachability:
+def _cell(
+    source: reachability.Endpoint, target: reachability.Endpoint, installed: bool, result: Result
+) -> Reachability:
     detail = result.detail
-    if result.reached and not intent.wanted(source, target):
+    if result.reached and not reachability.wanted(source, target):
         detail = f"arrived by {', '.join(result.protocols)}"
     return Reachability(
         source=source.label,
         target=target.label,
         address=target.address,
-        expected=intent.wanted(source, target),
+        expected=reachability.wanted(source, target),
         installed=installed,
         probed=result.reached,
         control=result.control,

@@ -8,8 +8,8 @@ import time
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from insula.kernel.netns import call_in
 from insula.network.linux import rules
-from insula.network.linux.namespaces import call_in
 from tests.support.lab import Instance, World, isolated, query, two_tenants
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.network.linux.namespaces import call_in
+from insula.kernel.netns import call_in
 from tests.support.cli import Cli, Terminal
 from tests.support.daemon import Daemon
 from tests.support.wait import until

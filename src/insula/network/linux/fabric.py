@@ -1,4 +1,4 @@
-"""`LinuxFabric`: the Fabric protocol over domains, the resolver and the host's own part."""
+"""`LinuxFabric`: the Fabric protocol over tenants' namespaces, the resolver and the host's own part."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from pathlib import Path
 from insula.kernel import netlink, records, trees
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.errors import NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
-from insula.network import intent
+from insula.network import reachability
 from insula.network.addresses import uplink_mac
 from insula.network.fabric import Installed
-from insula.network.linux import calls, inside, namespaces, plan, readback, resolver, rules, sysctl
+from insula.network.linux import calls, inside, namespaces, naming, readback, resolver, rules, sysctl
 from insula.network.linux.calls import Calls, about_host, about_tenant
-from insula.network.linux.domain import Domain, gateways
-from insula.network.linux.plan import Plan
-from insula.network.linux.reaper import Reaper, is_gone
+from insula.network.linux.deletion import DeferredDeletion, is_gone
+from insula.network.linux.naming import Naming
 from insula.network.linux.sysctl import HostSettings
+from insula.network.linux.tenant import TenantNamespace, gateways
 from insula.network.probe import Router, Station
 
 _NEIGHBOURS = ("ipv4/neigh/default/gc_thresh", "ipv6/neigh/default/gc_thresh")
@@ -51,16 +52,16 @@ class LinuxFabric:
         resolvers: Sequence[str] | None = None,
         groups: str | None = None,
     ) -> None:
-        self.plan = Plan(prefix, IPv4Network(range4), IPv6Network(range6))
+        self.naming = Naming(prefix, IPv4Network(range4), IPv6Network(range6))
         self._run = run / "network"
         self._records = self._run / "tenants"
         self._settings = HostSettings(self._run / "sysctl.json")
         self._servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
         self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix), groups)
-        self._domains: dict[str, Domain] = {}
-        self._reaper = Reaper()
+        self._tenants: dict[str, TenantNamespace] = {}
+        self._deletion = DeferredDeletion()
         self._calls = Calls()
-        self._lock = threading.Lock()  # of `_domains`
+        self._lock = threading.Lock()  # of `_tenants`
         self._ipv6 = os.path.exists("/proc/sys/net/ipv6")
         self._host: Rtnl | None = None
         self._host_nft: Nft | None = None
@@ -93,11 +94,11 @@ class LinuxFabric:
         self._release()
 
     def _release(self) -> None:
-        self._reaper.close()
+        self._deletion.close()
         with self._lock:
-            domains, self._domains = list(self._domains.values()), {}
-        for domain in domains:
-            domain.close()
+            closing, self._tenants = list(self._tenants.values()), {}
+        for namespace in closing:
+            namespace.close()
         if self._host and self._host_nft:
             self._host.close()
             self._host_nft.close()
@@ -111,32 +112,32 @@ class LinuxFabric:
             self._forward(6)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         hard = min(max(memory // _SHARE, _LEAST), _MOST)
-        for name in _NEIGHBOURS:  # all namespaces share these tables: see `domain.RETRANSMIT`
+        for name in _NEIGHBOURS:  # all namespaces share these tables: see `tenant.RETRANSMIT`
             self._settings.at_least(f"{name}3", hard)
             self._settings.at_least(f"{name}2", hard // 4)
 
     def _forward(self, version: int) -> None:
         """Let the host forward packets of an IP version, for tenants and not between its own devices."""
         _, nft = self._handles()
-        rules.install(nft, self.plan.prefix, ("inet",), self._host_rules(version))
+        rules.install(nft, self.naming.prefix, ("inet",), self._host_rules(version))
         self._settings.forward(version)
 
     def _host_rules(self, about: int | None = None) -> str:
         """The host's rules; `about` is the IP version that is about to be forwarded."""
         versions = [v for v in (4, 6) if v == about or sysctl.read(sysctl.FORWARDING[v]) == "1"]
-        return rules.host_rules(self.plan, self._servers, {v: self._settings.closed(v) for v in versions})
+        return rules.host_rules(self.naming, self._servers, {v: self._settings.closed(v) for v in versions})
 
     @property
     def reserved(self) -> Sequence[str]:
         """Ranges that no network may overlap: the uplinks'."""
-        return str(self.plan.range4), str(self.plan.range6)
+        return str(self.naming.range4), str(self.naming.range6)
 
     @about_host
     def host_drift(self) -> list[str]:
         """What differs in the host's own namespace, as text."""
         _, nft = self._handles()
         wanted = self._host_rules()
-        return list(readback.rule_drift(nft, self.plan.prefix, ("inet",), wanted))
+        return list(readback.rule_drift(nft, self.naming.prefix, ("inet",), wanted))
 
     def _handles(self) -> tuple[Rtnl, Nft]:
         if self._host is None or self._host_nft is None:
@@ -150,10 +151,10 @@ class LinuxFabric:
         """Namespace, settings, rules, uplink and resolver."""
         host, _ = self._handles()
         self._record(tenant)
-        namespaces.create(self.plan.namespace(tenant.name))
-        domain = self._domain(tenant)
-        with self._resolver.ensuring(tenant, domain.netns, self._asked(tenant)):  # it starts meanwhile
-            domain.ensure(host, ipv6=self._ipv6)
+        namespaces.create(self.naming.namespace(tenant.name))
+        namespace = self._tenant(tenant)
+        with self._resolver.ensuring(tenant, namespace.netns, self._asked(tenant)):  # it starts meanwhile
+            namespace.ensure(host, ipv6=self._ipv6)
 
     @about_tenant
     def remove_tenant(self, tenant: Tenant) -> None:
@@ -164,16 +165,16 @@ class LinuxFabric:
         host, _ = self._handles()
         self._resolver.remove(name)
         with self._lock:
-            domain = self._domains.pop(name, None)
-        if domain:
-            domain.close()
-        host.execute(netlink.delete_link(name=self.plan.uplink(index)))
-        namespaces.remove(self.plan.namespace(name))
+            namespace = self._tenants.pop(name, None)
+        if namespace:
+            namespace.close()
+        host.execute(netlink.delete_link(name=self.naming.uplink(index)))
+        namespaces.remove(self.naming.namespace(name))
         (self._records / name).unlink(missing_ok=True)
 
     def _asked(self, tenant: Tenant) -> list[str]:
         """Where the tenant's resolver asks: at the host's end of its uplink, from where the host's rules lead on."""
-        (host, _), (host6, _) = self.plan.addresses(tenant.index)
+        (host, _), (host6, _) = self.naming.addresses(tenant.index)
         ports = enumerate(self._servers, rules.FIRST_QUESTION_PORT)
         return [f"{host6 if ':' in server else host}#{port}" for port, server in ports]
 
@@ -200,19 +201,19 @@ class LinuxFabric:
                 trees.remove(path)
         return found
 
-    def _domain(self, tenant: Tenant) -> Domain:
+    def _tenant(self, tenant: Tenant) -> TenantNamespace:
         with self._lock:
-            domain = self._domains.get(tenant.name)
-            if domain and domain.tenant.index == tenant.index and domain.is_current():
-                return domain
-            if domain:
-                del self._domains[tenant.name]
-                domain.close()
-            netns = namespaces.open_named(self.plan.namespace(tenant.name))
+            namespace = self._tenants.get(tenant.name)
+            if namespace and namespace.tenant.index == tenant.index and namespace.is_current():
+                return namespace
+            if namespace:
+                del self._tenants[tenant.name]
+                namespace.close()
+            netns = namespaces.open_named(self.naming.namespace(tenant.name))
             if netns is None:
                 raise _no_namespace(tenant)
-            domain = self._domains[tenant.name] = Domain(self.plan, tenant, netns, self._injector)
-            return domain
+            namespace = self._tenants[tenant.name] = TenantNamespace(self.naming, tenant, netns, self._injector)
+            return namespace
 
     # -- networks, ports, names ----------------------------------------------------------------------------------
 
@@ -224,24 +225,24 @@ class LinuxFabric:
                 raise Unavailable("this host's kernel has no IPv6", "make the network without an IPv6 subnet")
             if sysctl.read(sysctl.FORWARDING[6]) != "1":
                 self._forward(6)
-        self._domain(tenant).ensure_network(network)
+        self._tenant(tenant).ensure_network(network)
 
     @about_tenant
     def remove_network(self, tenant: Tenant, network: Network) -> None:
         """The bridge; its ports lose their connection."""
-        self._domain(tenant).remove_network(network.index)
+        self._tenant(tenant).remove_network(network.index)
 
     @about_tenant
     def attach(self, tenant: Tenant, network: Network, port: Port, netns: int) -> None:
         """Give the namespace behind `netns` its eth0 on the network."""
-        self._domain(tenant).attach(network, port, netns)
+        self._tenant(tenant).attach(network, port, netns)
 
     @about_tenant
     def detach(self, tenant: Tenant, network: Network, port: Port) -> None:
         """Nothing passes the port any more, and its device goes soon."""
-        domain = self._domain(tenant)
-        domain.detach(network, port)
-        self._reaper.wake(domain)
+        namespace = self._tenant(tenant)
+        namespace.detach(network, port)
+        self._deletion.wake(namespace)
 
     @about_tenant
     def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
@@ -266,21 +267,21 @@ class LinuxFabric:
     def status(self, tenant: Tenant, network: Network) -> NetworkStatus:
         """Ready when the gateway has its addresses and the resolver answers there."""
         try:
-            domain = self._domain(tenant)
+            namespace = self._tenant(tenant)
         except NotFound as error:
             return NetworkStatus(ready=False, reason=error.message)
-        links = [link for link in domain.rtnl.links() if not is_gone(link.group)]
-        bridge = next((link for link in links if link.name == plan.bridge(network.index)), None)
+        links = [link for link in namespace.rtnl.links() if not is_gone(link.group)]
+        bridge = next((link for link in links if link.name == naming.bridge(network.index)), None)
         if bridge is None or not bridge.up:
             return NetworkStatus(
                 ready=False, reason="the bridge is missing" if bridge is None else "the bridge is down"
             )
         ports = sum(link.master == bridge.index for link in links)
-        present = {a.address for a in domain.rtnl.addresses() if a.index == bridge.index}
+        present = {a.address for a in namespace.rtnl.addresses() if a.index == bridge.index}
         for address in gateways(network):
             if address not in present:
                 return NetworkStatus(ready=False, reason=f"gateway {address} is missing", ports=ports)
-        if not namespaces.call_in(domain.netns, lambda: resolver.answers(network.gateway, tenant.name)):
+        if not call_in(namespace.netns, lambda: resolver.answers(network.gateway, tenant.name)):
             return NetworkStatus(ready=False, reason=f"no resolver answers at {network.gateway}", ports=ports)
         return NetworkStatus(ready=True, ports=ports)
 
@@ -288,53 +289,53 @@ class LinuxFabric:
     def installed(self, tenant: Tenant) -> Installed:
         """Read back from the kernel."""
         try:
-            domain = self._domain(tenant)
+            namespace = self._tenant(tenant)
         except NotFound as error:
             return Installed(
                 tenant=tenant.name, namespace=False, networks=[], ports=[], rules="", drift=[error.message]
             )
-        found = readback.read(domain, ipv6=self._ipv6)
-        if not self._resolver.running(tenant, domain.netns, self._asked(tenant)):
+        found = readback.read(namespace, ipv6=self._ipv6)
+        if not self._resolver.running(tenant, namespace.netns, self._asked(tenant)):
             found.drift.append("the resolver does not run")
         return found
 
     @about_tenant
     def traffic(self, tenant: Tenant, ports: Iterable[Port]) -> dict[int, tuple[int, int]]:
         """As our end of each pair counts it: nobody inside can reset or hide that."""
-        rtnl = self._domain(tenant).rtnl
-        counted = ((port.index, rtnl.traffic(plan.port_index(port.index))) for port in ports)
+        rtnl = self._tenant(tenant).rtnl
+        counted = ((port.index, rtnl.traffic(naming.port_index(port.index))) for port in ports)
         # what it has sent we have received
         return {index: (found[1], found[0]) for index, found in counted if found}
 
     @about_tenant
     def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router:
         """Where probes enter and leave the tenant's namespace; the caller closes `netns`."""
-        domain = self._domain(tenant)
-        (host, _), (host6, _) = self.plan.addresses(tenant.index)
+        namespace = self._tenant(tenant)
+        (host, _), (host6, _) = self.naming.addresses(tenant.index)
         versions = 2 if self._ipv6 else 1
         return Router(
             tenant=tenant.name,
-            netns=os.dup(domain.netns),
-            gateways=tuple(gateway for network in networks for gateway in intent.of_gateway(network)),
-            hosts=tuple(intent.Endpoint("host", tenant.name, 0, "host", a) for a in (host, host6)[:versions]),
-            outsides=tuple(intent.outside(tenant.name)[:versions]),
-            inside=(plan.UPLINK, *(plan.bridge(network.index) for network in networks)),
-            device=self.plan.uplink(tenant.index),
+            netns=os.dup(namespace.netns),
+            gateways=tuple(gateway for network in networks for gateway in reachability.of_gateway(network)),
+            hosts=tuple(reachability.Endpoint("host", tenant.name, 0, "host", a) for a in (host, host6)[:versions]),
+            outsides=tuple(reachability.outside(tenant.name)[:versions]),
+            inside=(naming.UPLINK, *(naming.bridge(network.index) for network in networks)),
+            device=self.naming.uplink(tenant.index),
             mac=uplink_mac(tenant.index, host=False),
         )
 
     @about_tenant
     def station(self, tenant: Tenant, network: Network, port: Port) -> Station:
         """Where the instance's probes are injected and received. What follows from a change of its carrier is done."""
-        device = plan.port(port.index)
+        device = naming.port(port.index)
         with contextlib.suppress(OSError):  # it is missing, which `installed` tells
-            self._domain(tenant).rtnl.settle(device)
+            self._tenant(tenant).rtnl.settle(device)
         return Station(
-            endpoints=tuple(intent.of_port(port, network)),
+            endpoints=tuple(reachability.of_port(port, network)),
             gateways=(network.gateway, *([network.gateway6] if network.gateway6 else [])),
             subnets=(network.subnet, *([network.subnet6] if network.subnet6 else [])),
             device=device,
-            index=plan.port_index(port.index),
+            index=naming.port_index(port.index),
             mac=port.mac,
         )
 
@@ -344,7 +345,7 @@ class LinuxFabric:
         with contextlib.ExitStack() as stack:
             tenants: dict[str, int] = {}
             for name in {port.tenant for port in owners}:
-                if (netns := namespaces.open_named(self.plan.namespace(name))) is not None:
+                if (netns := namespaces.open_named(self.naming.namespace(name))) is not None:
                     stack.callback(os.close, netns)
                     tenants[name] = netns
             return inside.strange_devices(ports, owners, tenants)
@@ -381,17 +382,17 @@ class LinuxFabric:
                 self._resolver.remove(name)
         indices = {tenant.index for tenant in wanted.values()}
         for link in host.links():
-            uplink = plan.number(link.name, self.plan.uplinks)
+            uplink = naming.number(link.name, self.naming.uplinks)
             if uplink is not None and uplink not in indices:
                 host.execute(netlink.delete_link(index=link.index))
 
     @about_tenant
     def sweep_tenant(self, tenant: Tenant, networks: Iterable[Network], ports: Iterable[Port]) -> None:
         """Remove what the tenant has and is not in these."""
-        if namespaces.exists(self.plan.namespace(tenant.name)):
-            domain = self._domain(tenant)
-            domain.sweep({network.index for network in networks}, list(ports))
-            self._reaper.wake(domain)
+        if namespaces.exists(self.naming.namespace(tenant.name)):
+            namespace = self._tenant(tenant)
+            namespace.sweep({network.index for network in networks}, list(ports))
+            self._deletion.wake(namespace)
 
     def teardown(self) -> None:
         """Remove everything of ours from this host, and put its settings back.
@@ -402,7 +403,7 @@ class LinuxFabric:
         _, nft = self._handles()
         self._calls.close()
         self._sweep_tenants([], lambda _: contextlib.nullcontext())
-        nft.run(f"add table inet {self.plan.prefix}\ndelete table inet {self.plan.prefix}\n")
+        nft.run(f"add table inet {self.naming.prefix}\ndelete table inet {self.naming.prefix}\n")
         self._settings.restore()
         if (self._run / "directory").exists():
             namespaces.release_directory()

@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netns import call_in
 from insula.kernel.rtmessages import Link
 from insula.model.objects import Port
-from insula.network.linux import plan
-from insula.network.linux.namespaces import call_in
+from insula.network.linux import naming
 
 _LOOPBACK = 1
 
@@ -39,7 +39,7 @@ def _of_instance(port: Port, netns: int, known: Mapping[str, int]) -> Iterator[s
         others = [link for link in rtnl.links() if link.index != _LOOPBACK]
         own = [link for link in others if _is_own(link, port, number)]
         if not own:
-            yield f"{name} has no device at the other end of {plan.port(port.index)}"
+            yield f"{name} has no device at the other end of {naming.port(port.index)}"
         for link in others:
             if link not in own and (where := _leads_to(link, rtnl, known)):
                 yield f"device {link.name} in {name} leads to {where}"
@@ -47,7 +47,7 @@ def _of_instance(port: Port, netns: int, known: Mapping[str, int]) -> Iterator[s
 
 def _is_own(link: Link, port: Port, router: int | None) -> bool:
     """Whether it is the port's other end."""
-    there = link.peer == plan.port_index(port.index) and link.namespace == router
+    there = link.peer == naming.port_index(port.index) and link.namespace == router
     return link.kind == "veth" and router is not None and there
 
 

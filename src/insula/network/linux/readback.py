@@ -1,7 +1,8 @@
 """Reading back what the kernel has of a tenant, and saying where it differs from what the fabric installs.
 
 Only what is true of any tenant is judged here: rules, settings, and that devices, addresses, forwarding entries and
-rule elements belong together. Whether the right networks and ports are there is `insula.network.intent`'s question.
+rule elements belong together. Whether the right networks and ports are there
+`insula.network.reachability` says.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from collections import defaultdict
 from collections.abc import Iterator
 from difflib import unified_diff
 
+from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.kernel.rtmessages import Link, Neighbour
 from insula.network.addresses import gateway_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
-from insula.network.linux import namespaces, plan, rules, sysctl
-from insula.network.linux.domain import FAMILIES, Domain
-from insula.network.linux.reaper import is_gone
+from insula.network.linux import naming, rules, sysctl
+from insula.network.linux.deletion import is_gone
+from insula.network.linux.tenant import FAMILIES, TenantNamespace
 
 
-def read(domain: Domain, *, ipv6: bool) -> Installed:
+def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
     """Everything of the tenant, with drift."""
-    links = {link.index: link for link in domain.rtnl.links() if not is_gone(link.group)}
-    elements = domain.elements()
+    links = {link.index: link for link in namespace.rtnl.links() if not is_gone(link.group)}
+    elements = namespace.elements()
     addresses = defaultdict(list)
-    for address in domain.rtnl.addresses():
+    for address in namespace.rtnl.addresses():
         if not address.link_local:
             addresses[address.index].append(address.address)
     networks = [
@@ -33,28 +35,28 @@ def read(domain: Domain, *, ipv6: bool) -> Installed:
             index=index, device=link.name, gateways=sorted(addresses[link.index]), mtu=link.mtu, up=link.up
         )
         for link in links.values()
-        if (index := plan.number(link.name, "br")) is not None
+        if (index := naming.number(link.name, "br")) is not None
     ]
     ports = [
         _port(index, link, links, elements)
         for link in links.values()
-        if (index := plan.number(link.name, "p")) is not None
+        if (index := naming.number(link.name, "p")) is not None
     ]
-    forwarding = domain.rtnl.neighbours(socket.AF_BRIDGE)
+    forwarding = namespace.rtnl.neighbours(socket.AF_BRIDGE)
     drift = [
-        *namespaces.call_in(domain.netns, lambda: sysctl.differences(sysctl.ROUTER)),
-        *rule_drift(domain.nft, domain.plan.prefix, FAMILIES, rules.tenant_rules(domain.plan.prefix)),
-        *_uplink_drift(domain, links, addresses, ipv6=ipv6),
+        *call_in(namespace.netns, lambda: sysctl.differences(sysctl.ROUTER)),
+        *rule_drift(namespace.nft, namespace.naming.prefix, FAMILIES, rules.tenant_rules(namespace.naming.prefix)),
+        *_uplink_drift(namespace, links, addresses, ipv6=ipv6),
         *_network_drift(networks, links, elements),
         *_port_drift(ports, links, forwarding),
         *_orphans(links, elements),
     ]
     return Installed(
-        tenant=domain.tenant.name,
+        tenant=namespace.tenant.name,
         namespace=True,
         networks=networks,
         ports=ports,
-        rules=domain.nft.run("list ruleset"),
+        rules=namespace.nft.run("list ruleset"),
         drift=drift,
     )
 
@@ -78,7 +80,7 @@ def _port(index: int, link: Link, links: dict[int, Link], elements: dict[str, se
     return InstalledPort(
         index=index,
         device=link.name,
-        network=plan.number(master.name, "br") if master else None,
+        network=naming.number(master.name, "br") if master else None,
         macs=allowed("macs"),
         addresses=allowed("ipv4"),
         addresses6=allowed("ipv6"),
@@ -87,27 +89,27 @@ def _port(index: int, link: Link, links: dict[int, Link], elements: dict[str, se
 
 
 def _uplink_drift(
-    domain: Domain, links: dict[int, Link], addresses: dict[int, list[str]], *, ipv6: bool
+    namespace: TenantNamespace, links: dict[int, Link], addresses: dict[int, list[str]], *, ipv6: bool
 ) -> Iterator[str]:
-    uplink = next((link for link in links.values() if link.name == plan.UPLINK), None)
+    uplink = next((link for link in links.values() if link.name == naming.UPLINK), None)
     if uplink is None or not uplink.up:
-        yield f"device {plan.UPLINK} is {'down' if uplink else 'missing'}"
+        yield f"device {naming.UPLINK} is {'down' if uplink else 'missing'}"
         return
-    (theirs, ours), (theirs6, ours6) = domain.plan.addresses(domain.tenant.index)
+    (theirs, ours), (theirs6, ours6) = namespace.naming.addresses(namespace.tenant.index)
     wanted = {f"{ours}/31", *([f"{ours6}/127"] if ipv6 else [])}
     for address in sorted(wanted ^ set(addresses[uplink.index])):
-        yield f"address {address} of {plan.UPLINK} is {'missing' if address in wanted else 'not ours'}"
-    routes = domain.rtnl.default_routes()
+        yield f"address {address} of {naming.UPLINK} is {'missing' if address in wanted else 'not ours'}"
+    routes = namespace.rtnl.default_routes()
     for gateway in (theirs, theirs6) if ipv6 else (theirs,):
         if (uplink.index, gateway) not in routes:
-            yield f"no default route to {gateway} through {plan.UPLINK}"
+            yield f"no default route to {gateway} through {naming.UPLINK}"
 
 
 def _network_drift(
     networks: list[InstalledNetwork], links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]
 ) -> Iterator[str]:
     for network in networks:
-        link = links.get(plan.bridge_index(network.index))
+        link = links.get(naming.bridge_index(network.index))
         if not link or link.kind != "bridge" or link.mac != gateway_mac(network.index):
             yield f"device {network.device} is not the bridge it should be"
         if not network.up:
@@ -129,7 +131,7 @@ def _network_drift(
 
 def _port_drift(ports: list[InstalledPort], links: dict[int, Link], forwarding: list[Neighbour]) -> Iterator[str]:
     for port in ports:
-        link = links.get(plan.port_index(port.index))
+        link = links.get(naming.port_index(port.index))
         if link is None:
             yield f"device {port.device} has the wrong interface index"
             continue
@@ -153,5 +155,7 @@ def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) 
     for device in sorted({element[0] for some in elements.values() for element in some} - names):
         yield f"rule elements of {device}, which does not exist"
     for link in links.values():
-        if link.name not in ("lo", plan.UPLINK) and all(plan.number(link.name, head) is None for head in ("br", "p")):
+        if link.name not in ("lo", naming.UPLINK) and all(
+            naming.number(link.name, head) is None for head in ("br", "p")
+        ):
             yield f"device {link.name} is not ours"

@@ -29,11 +29,11 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from insula.kernel.cgroups import Cgroup
+from insula.kernel.netns import call_in
 from insula.model.errors import Failed, Unavailable
 from insula.model.objects import Tenant
 from insula.model.units import check_label
 from insula.network.linux import confine
-from insula.network.linux.namespaces import call_in
 
 FIRST_USER = 0x70000000  # above all tenants' ranges (control.tenants)
 GROUP = "resolver"  # the control group of a dnsmasq, in its tenant's

@@ -20,12 +20,12 @@ from ipaddress import IPv6Address
 from types import MappingProxyType
 from typing import Final
 
+from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
-from insula.network.linux import plan
-from insula.network.linux.namespaces import call_in_new
-from insula.network.linux.plan import Plan
+from insula.network.linux import naming
+from insula.network.linux.naming import Naming
 from insula.network.packets import DSCP
 
 CONNECTIONS: Final = 16384  # that a tenant may have to the outside: conntrack counts them against a limit of the host's
@@ -196,7 +196,7 @@ def tenant_rules(table: str) -> str:
     """The static part of both tables in a tenant's namespace."""
     return _TENANT.format(
         table=table,
-        uplink=plan.UPLINK,
+        uplink=naming.UPLINK,
         connections=CONNECTIONS,
         questions=QUESTIONS,
         calls=CALLS,
@@ -206,7 +206,7 @@ def tenant_rules(table: str) -> str:
 
 
 def host_rules(
-    names: Plan, servers: Sequence[str] = (), closed: Mapping[int, Sequence[str]] = MappingProxyType({})
+    names: Naming, servers: Sequence[str] = (), closed: Mapping[int, Sequence[str]] = MappingProxyType({})
 ) -> str:
     """The table in the host's namespace.
 
@@ -229,7 +229,7 @@ def host_rules(
     )
 
 
-def _question(names: Plan, number: int, server: str) -> str:
+def _question(names: Naming, number: int, server: str) -> str:
     ip, range_, to = ("ip6", names.range6, f"[{server}]") if ":" in server else ("ip", names.range4, server)
     asked = f'iifname "{names.uplinks}*" {ip} daddr {range_} meta l4proto {{ tcp, udp }}'
     return f"{asked} th dport {FIRST_QUESTION_PORT + number} dnat {ip} to {to}:53"
@@ -276,7 +276,7 @@ SETS: Final = tuple(
 
 def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
     """The elements that a network adds."""
-    device = plan.bridge(network.index)
+    device = naming.bridge(network.index)
     return {
         "inet bridges": [(device,)],
         "inet same": [(device, device)],
@@ -287,7 +287,7 @@ def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
 
 def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
     """The elements that a port adds: what it may send from."""
-    device, mac = plan.port(port.index), port.mac
+    device, mac = naming.port(port.index), port.mac
     six = [port.address6, link_local(mac)] if port.address6 else []
     return {
         "bridge macs": [(device, mac)],

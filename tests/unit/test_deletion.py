@@ -6,18 +6,18 @@ import threading
 
 import pytest
 
-from insula.network.linux.reaper import Reaper
+from insula.network.linux.deletion import DeferredDeletion
 from tests.support.wait import patiently
 
 
-class Grave:
+class MarkedDevices:
     """One whose devices can't be deleted for the first `failures` times."""
 
     def __init__(self, failures: list[Exception]) -> None:
         self.failures = failures
         self.done = threading.Event()
 
-    def bury(self) -> bool:
+    def delete_marked(self) -> bool:
         if self.failures:
             raise self.failures.pop()
         self.done.set()
@@ -28,13 +28,13 @@ class Grave:
 def test_one_that_fails_keeps_no_other_and_can_be_woken_again(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reaper = Reaper()
-    failing, other = Grave([error]), Grave([])
-    reaper.wake(failing)
-    reaper.wake(other)
+    deletion = DeferredDeletion()
+    failing, other = MarkedDevices([error]), MarkedDevices([])
+    deletion.wake(failing)
+    deletion.wake(other)
     assert other.done.wait(patiently(10))
     assert not failing.done.is_set()
-    reaper.wake(failing)
+    deletion.wake(failing)
     assert failing.done.wait(patiently(10))
-    reaper.close()
+    deletion.close()
     assert str(error) in caplog.text

@@ -46,7 +46,7 @@ def number(name: str, head: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Naming:
     """`range4` and `range6` hold the uplinks: two addresses a tenant, the even one the host's (RFC 3021, RFC 6164)."""
 
     prefix: str

@@ -1,4 +1,4 @@
-"""What the tenants want of the network, as data: who may reach whom. Pure functions, no I/O.
+"""Who may reach whom, by what tenants want and by what is installed. Pure functions, no I/O.
 
 Inside a network everything reaches everything; between two networks nothing, whoever owns them. An instance reaches
 the gateway of its network and the world outside; neither the outside nor the host reaches an instance, and no
@@ -78,7 +78,7 @@ def wanted(source: Endpoint, target: Endpoint) -> bool:
     return target.kind != "host" and (source.tenant, source.network) == (target.tenant, target.network)
 
 
-class Permitted:
+class InstalledReachability:
     """Whether one endpoint reaches another by what is installed, provided that no rule has drifted."""
 
     def __init__(self, installed: Iterable[Installed], ports: Iterable[Port]) -> None:

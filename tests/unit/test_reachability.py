@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.model.objects import Network, Port
-from insula.network import intent
+from insula.network import reachability
 from insula.network.addresses import link_local, port_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
 
@@ -70,19 +70,19 @@ def as_installed(networks: list[Network], ports: list[Port]) -> list[Installed]:
     ]  # fmt: skip
 
 
-def endpoints(networks: list[Network], ports: list[Port]) -> list[intent.Endpoint]:
+def endpoints(networks: list[Network], ports: list[Port]) -> list[reachability.Endpoint]:
     by_name = {(n.tenant, n.name): n for n in networks}
-    found = [e for p in ports for e in intent.of_port(p, by_name[p.tenant, p.network])]
-    found += [e for n in networks for e in intent.of_gateway(n)]
+    found = [e for p in ports for e in reachability.of_port(p, by_name[p.tenant, p.network])]
+    found += [e for n in networks for e in reachability.of_gateway(n)]
     for tenant in {n.tenant for n in networks}:
-        found += [*intent.outside(tenant), intent.Endpoint("host", tenant, 0, "host", "100.64.0.2")]
+        found += [*reachability.outside(tenant), reachability.Endpoint("host", tenant, 0, "host", "100.64.0.2")]
     return found
 
 
 @given(clouds())
 def test_nothing_is_wanted_between_tenants_or_networks(cloud: tuple[list[Network], list[Port]]) -> None:
-    for source, target in intent.pairs(endpoints(*cloud)):
-        wanted = intent.wanted(source, target)
+    for source, target in reachability.pairs(endpoints(*cloud)):
+        wanted = reachability.wanted(source, target)
         if source.kind != "instance" or target.kind == "host":
             assert not wanted
         elif target.kind == "outside":
@@ -93,16 +93,16 @@ def test_nothing_is_wanted_between_tenants_or_networks(cloud: tuple[list[Network
 
 @given(clouds())
 def test_what_is_installed_permits_what_is_wanted(cloud: tuple[list[Network], list[Port]]) -> None:
-    permitted = intent.Permitted(as_installed(*cloud), cloud[1])
-    for pair in intent.pairs(endpoints(*cloud)):
-        assert permitted(*pair) == intent.wanted(*pair), pair
+    permitted = reachability.InstalledReachability(as_installed(*cloud), cloud[1])
+    for pair in reachability.pairs(endpoints(*cloud)):
+        assert permitted(*pair) == reachability.wanted(*pair), pair
     for one in as_installed(*cloud):
-        assert intent.differences(one, *cloud) == []
+        assert reachability.differences(one, *cloud) == []
 
 
 @given(clouds())
 def test_every_pair_of_instances_is_asked(cloud: tuple[list[Network], list[Port]]) -> None:
-    asked = {(s.label, t.label) for s, t in intent.pairs(endpoints(*cloud))}
+    asked = {(s.label, t.label) for s, t in reachability.pairs(endpoints(*cloud))}
     labels = [f"{p.tenant}/{p.instance}" for p in cloud[1]]
     assert asked >= {(a, b) for a in labels for b in labels if a != b}
     assert asked >= {(end, a) for a in labels for end in ("host", "outside")}
@@ -114,21 +114,21 @@ def test_a_port_on_the_wrong_bridge_is_seen() -> None:
     ports = [port(networks[0], 1), port(networks[0], 2)]
     moved = [Port(**{**{f: getattr(p, f) for f in p.__struct_fields__}, "network": "n2"}) for p in ports[1:]]
     installed = as_installed(networks, [ports[0], *moved])
-    one, two = (intent.of_port(p, networks[0])[0] for p in ports)
-    assert intent.wanted(one, two) and not intent.Permitted(installed, ports)(one, two)
-    assert intent.differences(installed[0], networks, ports) == ["port of i2 is not on network n1"]
+    one, two = (reachability.of_port(p, networks[0])[0] for p in ports)
+    assert reachability.wanted(one, two) and not reachability.InstalledReachability(installed, ports)(one, two)
+    assert reachability.differences(installed[0], networks, ports) == ["port of i2 is not on network n1"]
 
 
 def test_missing_and_foreign_parts_are_named() -> None:
     networks = [network("a", 1)]
     installed = as_installed([*networks, network("a", 2, 1)], [port(networks[0], 1)])[0]
-    assert intent.differences(installed, networks, [port(networks[0], 2)]) == [
+    assert reachability.differences(installed, networks, [port(networks[0], 2)]) == [
         "port of i2 is missing",
         "br2 belongs to no network",
         "p1 belongs to no instance",
     ]
     empty = Installed(tenant="a", namespace=True, networks=[], ports=[], rules="", drift=[])
-    assert intent.differences(empty, networks, []) == ["network n1 is missing"]
+    assert reachability.differences(empty, networks, []) == ["network n1 is missing"]
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_whatever_differs_is_named(part: str, change: dict[str, object], says: s
     networks = [network("a", 1)]
     ports = [port(networks[0], 1)]
     installed = as_installed(networks, ports)[0]
-    assert intent.differences(installed, networks, ports) == [], "the positive control"
+    assert reachability.differences(installed, networks, ports) == [], "the positive control"
     (one,) = getattr(installed, part)
     drifted = msgspec.structs.replace(installed, **{part: [msgspec.structs.replace(one, **change)]})
-    (said,) = intent.differences(drifted, networks, ports)
+    (said,) = reachability.differences(drifted, networks, ports)
     assert said.startswith(says)
 
 
@@ -167,18 +167,18 @@ def test_a_network_without_ipv6_has_no_ipv6_address_installed() -> None:
         networks=[msgspec.structs.replace(net, gateways=net.gateways[:1])],
         ports=[msgspec.structs.replace(there, addresses6=[])],
     )
-    assert intent.differences(bare, [four], [plugged]) == []
-    (said,) = intent.differences(msgspec.structs.replace(bare, ports=[there]), [four], [plugged])
+    assert reachability.differences(bare, [four], [plugged]) == []
+    (said,) = reachability.differences(msgspec.structs.replace(bare, ports=[there]), [four], [plugged])
     assert said.startswith("port of i1: IPv6 addresses are")
-    assert [e.version for e in intent.of_port(plugged, four)] == [4]
-    assert [e.version for e in intent.of_gateway(both)] == [4, 6]
+    assert [e.version for e in reachability.of_port(plugged, four)] == [4]
+    assert [e.version for e in reachability.of_gateway(both)] == [4, 6]
 
 
 @pytest.mark.parametrize(
     "what", ["the port is down", "its network is down", "it is not plugged in", "it has another address"]
 )
 def test_what_is_down_or_gone_permits_nothing(what: str) -> None:
-    """`wanted` says who may reach whom; `Permitted` says who does by what is there."""
+    """`wanted` says who may reach whom; `InstalledReachability` says who does by what is there."""
     networks = [network("a", 1)]
     ports = [port(networks[0], 1), port(networks[0], 2)]
     installed = as_installed(networks, ports)[0]
@@ -194,9 +194,9 @@ def test_what_is_down_or_gone_permits_nothing(what: str) -> None:
         case "it has another address":
             moved = msgspec.structs.replace(one, addresses=["10.0.0.99"], addresses6=[])
             installed = msgspec.structs.replace(installed, ports=[moved, two])
-    permitted = intent.Permitted([installed], ports)
-    (source, *_), (other, *_) = (intent.of_port(p, networks[0]) for p in ports)
-    gateway, outside = intent.of_gateway(networks[0])[0], intent.outside("a")[0]
+    permitted = reachability.InstalledReachability([installed], ports)
+    (source, *_), (other, *_) = (reachability.of_port(p, networks[0]) for p in ports)
+    gateway, outside = reachability.of_gateway(networks[0])[0], reachability.outside("a")[0]
     network_only = what == "its network is down"
     assert permitted(source, other) == permitted(other, source) == network_only, "a bridge's own state is its gateway's"
     assert not permitted(source, gateway)

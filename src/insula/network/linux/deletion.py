@@ -1,13 +1,13 @@
-"""Devices are taken away behind everybody's back.
+"""Deletion of network devices in the background, in groups.
 
 Unregistering a device waits until nobody can hold it any more: for a grace period of RCU and then for all callbacks
-of it (rcu_barrier() in netdev_run_todo(), net/core/dev.c), 15 ms and more in which nothing else is done. Nobody need
-wait for that once the rules let nothing of the device through. So a device that goes is only marked, by its *group*
-(ip-link(8)), and one thread deletes groups as wholes: their devices wait together.
+of it (rcu_barrier() in netdev_run_todo(), net/core/dev.c), 15 ms and more. Nobody need wait for that once the rules let
+nothing of the device through. So a device that goes is only marked, by its *group* (ip-link(8)), and one thread deletes
+whole groups: their devices wait together.
 
 All that time the kernel holds the one lock that every change of a network needs (rtnl_lock()), and a port of a bridge
-takes milliseconds of it even in a group. So groups are small, and the thread rests as long as it worked: who launches
-while a thousand others go waits for a few of them, not for all.
+takes milliseconds of it even in a group. So groups are small, and the thread rests as long as it worked: a launch while
+a thousand others go waits for a few of them, not for all.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ _TOGETHER: Final = 8
 
 
 def group_of(count: int) -> int:
-    """The group of the port that is the `count`th to be as good as deleted; a few have the same."""
+    """The group of the `count`th port that was marked; a few have the same."""
     return _GONE + count // _TOGETHER % _GROUPS
 
 
 def is_gone(group: int) -> bool:
-    """Whether a device is in one of these groups."""
+    """Whether a device of this group is marked for deletion."""
     return _GONE <= group < _GONE + _GROUPS
 
 
-class Grave(Protocol):
-    def bury(self) -> bool:
+class MarkedDevices(Protocol):
+    def delete_marked(self) -> bool:
         """Delete the devices of one group; whether there are more."""
 
 
-class Reaper:
+class DeferredDeletion:
     """One thread, from the first need on; `close` waits for what it is doing."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[Grave | None] = queue.SimpleQueue()
-        self._pending: set[Grave] = set()
+        self._waiting: queue.SimpleQueue[MarkedDevices | None] = queue.SimpleQueue()
+        self._pending: set[MarkedDevices] = set()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def wake(self, grave: Grave) -> None:
-        """There is something to bury."""
+    def wake(self, marked: MarkedDevices) -> None:
+        """Delete what is marked there, soon."""
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="insula-reaper", daemon=True)
+                self._thread = threading.Thread(target=self._work, name="insula-deletion", daemon=True)
                 self._thread.start()
-            if grave not in self._pending:
-                self._pending.add(grave)
-                self._waiting.put(grave)
+            if marked not in self._pending:
+                self._pending.add(marked)
+                self._waiting.put(marked)
 
     def close(self) -> None:
         with self._lock:
@@ -66,16 +66,16 @@ class Reaper:
             thread.join()
 
     def _work(self) -> None:
-        while (grave := self._waiting.get()) is not None:
+        while (marked := self._waiting.get()) is not None:
             with self._lock:  # what is marked from here on wakes us again
-                self._pending.discard(grave)
-            while self._thread and self._bury(grave):
+                self._pending.discard(marked)
+            while self._thread and self._delete(marked):
                 pass
 
-    def _bury(self, grave: Grave) -> bool:
+    def _delete(self, marked: MarkedDevices) -> bool:
         started = time.monotonic()
         try:
-            more = grave.bury()
+            more = marked.delete_marked()
         except Exception:  # the next sweep finds what is left; others wait for this thread
             log.exception("devices that should go stay for now")
             return False

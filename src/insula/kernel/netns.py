@@ -1,0 +1,60 @@
+"""Calls in another network namespace (setns(2), network_namespaces(7)).
+
+setns(2) moves one thread. The calling thread goes there and comes back, except the main thread, whose namespace is what
+/proc/self shows to everybody: for that one a thread of its own goes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from insula.kernel import linux
+
+OWN: Final = "/proc/thread-self/ns/net"
+"""The calling thread's network namespace."""
+T = TypeVar("T")
+
+
+def call_in(netns: int, function: Callable[[], T]) -> T:
+    """What `function` returns when it is called in the namespace behind the descriptor."""
+    return _away(lambda: linux.setns(netns, linux.CLONE_NEWNET), function)
+
+
+def call_in_new(function: Callable[[], T]) -> T:
+    """What `function` returns when it is called in a new namespace, which goes when nothing holds it."""
+    return _away(lambda: linux.unshare(linux.CLONE_NEWNET), function)
+
+
+def _away(leave: Callable[[], None], function: Callable[[], T]) -> T:
+    if threading.current_thread() is threading.main_thread():
+        return _in_thread(lambda: _away(leave, function))
+    home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        leave()
+        try:
+            return function()
+        finally:
+            linux.setns(home, linux.CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
+def _in_thread(function: Callable[[], T]) -> T:
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
