@@ -15,8 +15,8 @@ from typing import Any
 
 from bench.lib import Agent, Bench, Measure, Table, comparison, interleave, timed
 from bench.peers import CRUN, Runtime, bundle_config, docker, podman, root_file_system
-from insula.container import runtime
-from insula.container.bundle import Launch
+from insula.container.service import client
+from insula.container.service.run_directory import Launch
 from tests.support.peers import Missing
 
 ROUNDS = 25
@@ -50,7 +50,7 @@ class Engine:
     def __init__(self, bench: Bench, launch: Launch) -> None:
         self.launch_of, self.scratch, self.prefix = launch, bench.scratch / "engine", bench.daemon.prefix
         self.loop = asyncio.new_event_loop()
-        self.runtime = runtime.Runtime(bench.scratch / "run" / "engine")
+        self.runtime = client.Runtime(bench.scratch / "run" / "engine")
         self.loop.run_until_complete(self.runtime.open())
 
     def launch(self) -> float:

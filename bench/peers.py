@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lib import Agent, Bench
-from insula.container.bundle import Launch
+from insula.container.service.run_directory import Launch
 from insula.control.instances.drivers.container import seccomp_default
 from tests.support import peers
 from tests.support.peers import IMAGE, Engine, Host

@@ -21,8 +21,10 @@ from typing import Any
 
 from bench.launch import real_launch
 from bench.lib import GAP, Bench, Table
-from insula.container import departure, init, launch, pool, rootfs, steps, wire
-from insula.container.bundle import Bundle, Launch
+from insula.container import wire
+from insula.container.create import exec_process, init, rootfs, steps
+from insula.container.service import launch, warm_pool
+from insula.container.service.run_directory import Bundle, Launch
 from insula.kernel import linux
 from insula.kernel.cgroups import Cgroup
 
@@ -54,7 +56,7 @@ class Shared:
 @contextmanager
 def timed_steps(shared: Shared) -> Iterator[None]:
     """`step` writes down how long it took, in whatever forks from here."""
-    modules: list[Any] = [init, rootfs, departure]
+    modules: list[Any] = [init, rootfs, exec_process]
     original = steps.step
 
     def timed(name: str, action: Callable[[], object]) -> None:
@@ -90,7 +92,7 @@ class Stand:
             linux.mount(fstype, name, fstype, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
         linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
         self.layers, self.shared = launch.Layers(), Shared()
-        self.pool = pool.Pool(str(self.run / "spares"), 1)
+        self.pool = warm_pool.Pool(str(self.run / "spares"), 1)
         self.pool.open()
         self.program = Path(asked.seccomp or "").read_bytes()
 
@@ -108,7 +110,7 @@ class Stand:
         spare = None
         if ahead:
             Cgroup(self.prefix).create()
-            spare = self.pool.make(pool.Mold(self.asked._replace(cgroup=f"{self.prefix}/mold")))
+            spare = self.pool.make(warm_pool.Mold(self.asked._replace(cgroup=f"{self.prefix}/mold")))
             assert wire.receive(spare.child.sync)
         asked = self.request(spare.id if spare else os.urandom(16).hex())
         bundle = Bundle(str(self.run), asked.id)
@@ -118,10 +120,10 @@ class Stand:
         begin = time.monotonic()
         if spare:
             with open(f"{bundle.path}/launch.json", "rb") as config:
-                child = pool.furnish(spare, asked, self.layers, config.fileno(), asked.seccomp)
+                child = warm_pool.furnish(spare, asked, self.layers, config.fileno(), asked.seccomp)
             self.pool.release(spare.id)
         else:
-            child = launch.start(asked, self.layers, departure.Filter(self.program, asked.seccomp_flags))
+            child = launch.start(asked, self.layers, exec_process.Filter(self.program, asked.seccomp_flags))
             wire.send(child.sync, {"event": "mapped"})
         prepared = time.monotonic()
         ready = wire.receive(child.sync)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from insula.container.runtime import Launch, Runtime
+from insula.container.service.client import Launch, Runtime
 from insula.kernel.cgroups import Cgroup
 from tests.support.logs import read_log
 from tests.support.wait import patiently, until
@@ -22,7 +22,7 @@ PROC = ["nosuid", "noexec", "nodev"]
 
 
 class Host:
-    """A run directory, and containers to launch below it. `spares` are made ahead (insula.container.pool)."""
+    """A run directory, and containers to launch below it. `spares`: as of `Runtime`."""
 
     def __init__(self, path: Path, spares: int = 2) -> None:
         self.path = path

@@ -81,7 +81,7 @@ def _pids() -> list[int]:
 
 
 def _spares(directories: tuple[Path, ...]) -> tuple[set[str], set[int]]:
-    """The ids of containers that are made ahead (insula.container.pool), and their processes."""
+    """The ids of containers that are made ahead (insula.container.service.warm_pool), and their processes."""
     found: set[str] = set()
     for directory in directories:
         for path, _, files in os.walk(directory):

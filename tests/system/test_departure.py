@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from insula.container.departure import Filter, departure
-from insula.container.steps import StepError, forbid_imports
+from insula.container.create.exec_process import Filter, departure
+from insula.container.create.steps import StepError, forbid_imports
 from insula.kernel import capabilities as caps
 from insula.kernel import linux, scheduling, seccomp
 from tests.forked import forked

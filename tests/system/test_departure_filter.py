@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from insula.container.departure import Filter
+from insula.container.create.exec_process import Filter
 from insula.kernel import capabilities as caps
 from insula.kernel import linux, seccomp
 from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER

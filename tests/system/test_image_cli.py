@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.container.launch import _random_directory
+from insula.container.service.launch import _random_directory
 from insula.kernel import linux, mounts
 from tests.forked import forked
 from tests.support import machine

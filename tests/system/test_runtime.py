@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from insula.container.failures import StartFailed
-from insula.container.runtime import Exec, Runtime
+from insula.container.service.client import Exec, Runtime
+from insula.container.service.failures import StartFailed
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, NotFound

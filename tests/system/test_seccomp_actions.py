@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from insula.container import notify, wire
-from insula.container.departure import Filter, departure
-from insula.container.steps import StepError
+from insula.container import wire
+from insula.container.create import notify
+from insula.container.create.exec_process import Filter, departure
+from insula.container.create.steps import StepError
 from insula.kernel import linux, seccomp, syscalls
 from insula.kernel.seccomp_load import load
 from tests.forked import Killed, forked

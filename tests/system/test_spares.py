@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.container.runtime import Launch, Runtime
+from insula.container.service.client import Launch, Runtime
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed
 from tests.support.daemon import Daemon

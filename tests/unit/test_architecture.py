@@ -124,7 +124,7 @@ def test_the_check_sees_who_drives() -> None:
         ("insula.model.units", "import insula.kernel.linux"),
         ("insula.model.units", "from .. import kernel"),
         ("insula.network.fabric", "from insula.store import protocol"),
-        ("insula.network.fabric", "def f():\n    from insula.container.runtime import Runtime"),
+        ("insula.network.fabric", "def f():\n    from insula.container.service.client import Runtime"),
         ("insula.network.linux.links", "from ...image import store"),
         ("insula.control.plane", "import litestar"),
         ("insula.cli.main", "import msgspec"),
@@ -132,7 +132,7 @@ def test_the_check_sees_who_drives() -> None:
         ("insula.client.http", "from insula.api import daemon"),
         ("insula.oci.main", "from insula.control import plane"),
         ("insula.oci.state", "import msgspec"),
-        ("insula.container.launch", "from insula.oci import state"),
+        ("insula.container.create.spawn", "from insula.oci import state"),
         ("insula.kernel.linux", "from insula import container"),
     ],
 )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from insula.container.copy_up import copy_up
-from insula.container.devices import Node
+from insula.container.create.copy_up import copy_up
+from insula.container.create.devices import Node
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away and make devices")
 

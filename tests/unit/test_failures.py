@@ -8,7 +8,7 @@ import os
 import msgspec
 import pytest
 
-from insula.container.failures import explain
+from insula.container.service.failures import explain
 from insula.model.errors import Failed
 
 

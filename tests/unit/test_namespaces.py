@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from insula.container import namespaces
-from insula.container.namespaces import FLAGS, Plan, clone, differing, join, plan
-from insula.container.steps import StepError
+from insula.container.create import namespaces
+from insula.container.create.namespaces import FLAGS, Plan, clone, differing, join, plan
+from insula.container.create.steps import StepError
 from insula.kernel import capabilities, linux, process
 from insula.kernel.undo import Undo
 from tests.forked import forked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.container import no_pivot
+from insula.container.create import no_pivot
 
 TABLE = rb"""1 1 0:1 / / rw - rootfs rootfs rw
 22 1 0:20 / /proc rw shared:5 - proc proc rw

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.container.log import LogWriter
-from insula.container.relay import BURST, CHUNK, LEAST, RATE, Client, Session
+from insula.container.service.relay import BURST, CHUNK, LEAST, RATE, Client, Session
 from insula.model.stream import RESIZE, Kind
 from tests.support.logs import read_log
 

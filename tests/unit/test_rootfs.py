@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from insula.container import rootfs
-from insula.container.namespaces import Plan
-from insula.container.rootfs import Places, Stage, Staged, Tree, protect
-from insula.container.sources import Sources
-from insula.container.steps import StepError
+from insula.container.create import rootfs
+from insula.container.create.namespaces import Plan
+from insula.container.create.rootfs import Places, Stage, Staged, Tree, protect
+from insula.container.create.sources import Sources
+from insula.container.create.steps import StepError
 from insula.kernel import linux, mounts
 from tests.forked import errno_of, forked
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.container.rootfs import TOPS, Stage
+from insula.container.create.rootfs import TOPS, Stage
 
 PATHS = ("/", "/proc", "/dev", "/dev/shm", "/dev/shm/x", "/dev/pts", "/sys", "/sys/fs", "/sys/fs/cgroup", "/mnt")
 KINDS: dict[str, dict[str, Any]] = {

@@ -25,8 +25,8 @@ from litestar import Request
 
 from insula.api.answers import PIECE, Answer, parts
 from insula.container import wire
-from insula.container.attachment import Attachment
 from insula.container.log import LogReader, LogWriter
+from insula.container.service.attachment import Attachment
 from insula.control.events import Events
 from insula.control.instances import attachment
 from insula.control.instances.attachment import follow, in_reader, merge

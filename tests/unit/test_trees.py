@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.container.bundle import Bundle, ExitRecord, Launch, State
+from insula.container.service.run_directory import Bundle, ExitRecord, Launch, State
 from insula.image.staging import sweep
 from insula.kernel import records, trees
 from tests.support import zoo

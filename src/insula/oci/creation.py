@@ -14,10 +14,11 @@ import os
 import time
 
 from insula.container import config as checks
-from insula.container import launch, sources, wire
-from insula.container.departure import Filter
-from insula.container.stdio import plain_lines
-from insula.container.steps import StepError
+from insula.container import wire
+from insula.container.create import sources, spawn
+from insula.container.create.exec_process import Filter
+from insula.container.create.stdio import plain_lines
+from insula.container.create.steps import StepError
 from insula.kernel import cgroups, linux, scheduling
 from insula.kernel.cgroups import devices
 from insula.kernel.undo import Undo
@@ -50,7 +51,7 @@ class Created:
         self.config = config
         self.arguments = arguments
         self.record: Record
-        self.child: launch.Child
+        self.child: spawn.Child
         self.pid = 0  # of the child, once there is one
         self.console: streams.Receiver | None = None
         self.master = -1
@@ -108,7 +109,7 @@ class Created:
             os.close(master)
 
     def _pass_listener_on(self, fd: int) -> None:
-        from insula.container import notify
+        from insula.container.create import notify
 
         notify.pass_on(self.child.pidfd, fd, self.config["linux"]["seccomp"], self.state("created"), self.child.pid)
         wire.send(self.child.sync, {"event": "listening"})
@@ -121,7 +122,7 @@ class Created:
         if message:
             self.debug(f"child process in init(): {message['event']}")
         if message and message["event"] == "mounted":
-            from insula.container import hooks
+            from insula.container.create import hooks
 
             self.hooked = True
             for kind in ("prestart", "createRuntime"):
@@ -150,7 +151,7 @@ class Created:
 
     def poststop(self) -> None:
         if self.hooked and self.config.get("hooks"):
-            from insula.container import hooks
+            from insula.container.create import hooks
 
             hooks.run_all(self.config, "poststop", self.state("stopped"), self.warn)
 
@@ -186,7 +187,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
             waits_at = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
             undo.callback(waits_at.close)
         user = (config["process"].get("user") or {}).get("uid", 0)
-        outside = launch.Outside(
+        outside = spawn.Outside(
             root=root,
             stdio=[] if terminal else streams.standard(config),
             program=program,
@@ -204,7 +205,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
         scope = made.scope
         # a scope lives as long as a process is in it: so it is held until the container's own is
         with scope.held(config["linux"].get("resources") or {}) if scope else Undo():
-            made.child = launch.spawn(config, group, outside)
+            made.child = spawn.spawn(config, group, outside)
             made.pid = made.child.pid
             if scope:
                 undo.callback(scope.stop)
@@ -213,7 +214,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
             undo.callback(made.kill)
             with Undo() as lent:
                 if config["linux"].get("netDevices"):
-                    from insula.container import net_devices
+                    from insula.container.create import net_devices
 
                     net_devices.give(config["linux"]["netDevices"], made.pid, lent, handed)
                 made.prepare()
@@ -361,7 +362,7 @@ def start(made: Created) -> None:
 
 def run_poststart(made: Created) -> None:
     """One that fails is the container's end: what runtime-spec 1.3 says, and others did before."""
-    from insula.container import hooks
+    from insula.container.create import hooks
 
     try:
         hooks.run(made.config, "poststart", made.state("running"))

@@ -12,7 +12,7 @@ from insula.model.errors import Failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.container.steps import StepError
+    from insula.container.create.steps import StepError
 
 
 class ExecFailed(Failed):

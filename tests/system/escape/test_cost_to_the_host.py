@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.container import relay
+from insula.container.service import relay
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.machine import Run

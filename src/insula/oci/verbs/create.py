@@ -7,7 +7,7 @@ below --root, from which all later commands work.
 from __future__ import annotations
 
 from insula.container import wire
-from insula.container.steps import StepError
+from insula.container.create.steps import StepError
 from insula.kernel.undo import Undo
 from insula.oci import creation
 from insula.oci.failure import explain

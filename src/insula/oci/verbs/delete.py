@@ -73,7 +73,7 @@ def _delete(container: Container, arguments: Arguments) -> None:
         end(record)
         container.remove()
     if config.get("hooks"):
-        from insula.container import hooks
+        from insula.container.create import hooks
 
         hooks.run_all(config, "poststop", state, lambda message: log.warning(message, arguments))
 

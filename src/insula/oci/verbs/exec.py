@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 
 from insula.container import config as checks
-from insula.container import join, namespaces, wire
-from insula.container.steps import StepError
+from insula.container import wire
+from insula.container.create import join, namespaces
+from insula.container.create.steps import StepError
 from insula.kernel import linux, process, scheduling
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.undo import Undo
@@ -161,7 +162,7 @@ class Joined:
         pidfd_socket = streams.open_pidfd_socket(self.arguments, undo)
         program = seccomp_filter(self.config)
         if (self.config["linux"].get("seccomp") or {}).get("listenerPath"):
-            from insula.container import notify  # noqa: F401  # the child can't import it any more
+            from insula.container.create import notify  # noqa: F401  # the child can't import it any more
         if not terminal:
             streams.give_to(self._outside_uid())
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
@@ -260,7 +261,7 @@ class Joined:
             os.close(master)
 
     def _pass_listener_on(self, sync: Any, fd: int) -> None:
-        from insula.container import notify
+        from insula.container.create import notify
 
         pidfd = os.pidfd_open(self.pid)
         try:

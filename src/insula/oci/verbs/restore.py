@@ -1,7 +1,7 @@
 """``restore ID``: make a container of a bundle again as `checkpoint` wrote it down, and let it run on from there.
 
-Its processes are not born by the launch (container/launch.py) but made by criu, with the PIDs that they had; the root,
-the bind mounts, the control group with its limits and the standard streams are the bundle's and ours.
+Its processes are made by criu, with the PIDs that they had, and not by container/create/spawn.py. The root, the bind
+mounts, the control group with its limits and the standard streams are the bundle's and ours.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ With --detach it goes once the process runs; the container is then like any that
 
 from __future__ import annotations
 
-from insula.container.steps import StepError
+from insula.container.create.steps import StepError
 from insula.kernel.undo import Undo
 from insula.oci import creation, foreground
 from insula.oci.failure import explain

@@ -10,8 +10,8 @@ import _socket
 import os
 import select
 
-from insula.container import launch
-from insula.container.steps import StepError
+from insula.container.create import spawn
+from insula.container.create.steps import StepError
 from insula.kernel import process
 from insula.kernel.undo import Undo
 from insula.model.errors import Conflict, Failed
@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> int:
             container.at_start_socket(sync.connect)
         except ConnectionRefusedError:
             raise Failed(f"container {container.id} doesn't wait to be started", "delete it") from None
-        made.child = launch.Child(record["pid"], pidfd, sync)
+        made.child = spawn.Child(record["pid"], pidfd, sync)
         try:
             creation.start(made)
         except StepError as error:

@@ -13,8 +13,8 @@ from typing import Any, Literal, cast
 
 from insula.container import archive_worker
 from insula.container.log import LogReader
-from insula.container.runtime import Attachment, Exec, ExitRecord, Runtime
-from insula.container.runtime import State as ContainerState
+from insula.container.service.client import Attachment, Exec, ExitRecord, Runtime
+from insula.container.service.client import State as ContainerState
 from insula.control.instances.drivers.base import Archive, CreateOptions, MemoryEvents, Observed, Running, State
 from insula.control.instances.drivers.container import explain, processes, spec
 from insula.control.instances.drivers.container.request import Requests

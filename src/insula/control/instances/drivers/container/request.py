@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from insula.container.runtime import Launch
+from insula.container.service.client import Launch
 from insula.control.instances.drivers.container.directory import ContainerDirectory
 from insula.control.instances.drivers.container.etc_files import etc_files
 from insula.control.instances.drivers.container.spec import config

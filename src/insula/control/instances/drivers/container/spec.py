@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from insula.container.rootfs import VOLUME
+from insula.container.create.rootfs import VOLUME
 from insula.control.instances.drivers.container import nesting, seccomp_default
 from insula.control.instances.drivers.container.users import User
 from insula.kernel import capabilities

@@ -28,7 +28,7 @@ import errno
 import os
 
 from insula.container import wire
-from insula.container.steps import StepError
+from insula.container.create.steps import StepError
 from insula.kernel import linux, process
 
 TYPE_CHECKING = False

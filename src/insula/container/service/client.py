@@ -1,8 +1,8 @@
-"""The face of the room: containers for asyncio code, over the keeper and the spawner of this host.
+"""Containers for asyncio code, over the keeper and the spawner of this host.
 
-Everything that is true of a container is in its run directory (`insula.container.bundle`) and in the kernel; this
-object holds connections and nothing else. It may be made anew at any time, by another process too, and finds every
-container as it is. When a connection breaks, what had been asked is looked up there instead of being asked again.
+The state of a container is in its run directory (`insula.container.service.run_directory`) and in the kernel. A
+`Runtime` holds connections only: it can be made anew at any time, by another process too, and finds every container.
+When a connection breaks, the result of a request is looked up there; the request is not repeated.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from insula.container import resources, wire
-from insula.container.attachment import Attachment
-from insula.container.bundle import Bundle, ExitRecord, Launch, State, all_bundles
-from insula.container.dial import PATIENCE, Dialer
-from insula.container.failures import SpawnerDied, explain
+from insula.container import wire
+from insula.container.service import resources
+from insula.container.service.attachment import Attachment
+from insula.container.service.dialer import PATIENCE, Dialer
+from insula.container.service.failures import SpawnerDied, explain
+from insula.container.service.run_directory import Bundle, ExitRecord, Launch, State, all_bundles
 from insula.kernel import descriptors, process, sealed, seccomp_cache
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, NotFound
@@ -48,7 +49,7 @@ class Runtime:
     """The containers below the run directory `run`."""
 
     def __init__(self, run: Path | str, spares: int = 2) -> None:
-        """`spares`: how many containers are made ahead for each tenant that launches (`insula.container.pool`)."""
+        """`spares`: the number of warm containers for each parent group (`insula.container.service.warm_pool`)."""
         self.run = str(run)
         self.spares = spares
         self._first: dict[str, State] = {}  # first processes that were made by this object

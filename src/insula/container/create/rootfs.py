@@ -1,8 +1,8 @@
 """The container's view of files: its mount tree, made inside its own mount namespace, and how it becomes the root.
 
 In order, as the runtime-spec has it: the root file system, every entry of `mounts` as it is listed, devices, masked and
-read-only paths, the new root. What takes the host's rights is opened by `insula.container.sources`. Two rules make
-it safe on any image, however hostile:
+read-only paths, the new root. What takes the host's rights is opened by `insula.container.create.sources`. Two rules
+make it safe on any image, however hostile:
 
 - *Targets are descriptors.* Each is opened below the container's root with openat2(2) and RESOLVE_IN_ROOT, and mounted
   on as what was opened, so that a symbolic link, even one put there meanwhile, leads nowhere outside (CVE-2021-30465).
@@ -26,8 +26,8 @@ import errno
 import os
 import stat
 
-from insula.container import cgroup_mount, devices
-from insula.container.sources import (
+from insula.container.create import cgroup_mount, devices
+from insula.container.create.sources import (
     changes_only,
     covers,
     destination,
@@ -37,8 +37,8 @@ from insula.container.sources import (
     is_idmapped,
     propagation_of_root,
 )
-from insula.container.stdio import is_null_device, open_null
-from insula.container.steps import step
+from insula.container.create.stdio import is_null_device, open_null
+from insula.container.create.steps import step
 from insula.kernel import linux, mounts
 from insula.kernel.mount_options import Options
 
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from insula.container.cgroup_mount import Groups
-    from insula.container.namespaces import Plan
-    from insula.container.sources import Sources
+    from insula.container.create.cgroup_mount import Groups
+    from insula.container.create.namespaces import Plan
+    from insula.container.create.sources import Sources
 
 TOPS = ("/proc", "/sys", "/dev")
 """Where a stage's file systems are: every Linux system has these directories."""
@@ -344,7 +344,7 @@ def _make(fstype: str, entry: dict[str, Any], options: Options, target: int) -> 
     attributes = options.attributes & ~(linux.MOUNT_ATTR_RDONLY if fstype == "tmpfs" else 0)
     mount = mounts.filesystem(fstype, options.data, attributes, entry.get("source"))
     if options.copy_up and fstype == "tmpfs":
-        from insula.container.copy_up import copy_up
+        from insula.container.create.copy_up import copy_up
 
         copy_up(target, mount)
     return mount

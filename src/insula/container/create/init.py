@@ -5,7 +5,7 @@ own descendants, numbered from 1, while the host sees all of them under other nu
 become its children, and when it dies the kernel kills the rest. Signals without a handler don't reach it from
 inside, and from outside only SIGKILL and SIGSTOP do. With CLONE_NEWUSER it is root inside, and an ordinary user
 of the host outside, so everything it does here needs no right of the host: what does, was made by
-`insula.container.launch` and is handed in as descriptors.
+`insula.container.create.spawn` and is handed in as descriptors.
 
 Its life before the program has stages, and words between them, over a socket to the parent:
 
@@ -14,13 +14,13 @@ Its life before the program has stages, and words between them, over a socket to
                                             `first`:  control group, IDs, keyring, session, loopback, /proc,
                                                       /sys, /dev (nearly the same for many containers)
                          ←  "parked"
-                            "launch"   →      (only if it is made ahead: `park`, `insula.container.pool`)
+                            "launch"   →      (only if it is made ahead: `park`, `insula.container.service.warm_pool`)
                                             `second`: names, root, mounts
-    opens sources        ←  "open"            (`insula-oci`, see `insula.container.sources`)
+    opens sources        ←  "open"            (`insula-oci`, see `insula.container.create.sources`)
                             "opened"       →
     runs hooks           ←  "mounted"         (only if there are hooks)
                             "go on"    →      createContainer hooks, paths, pivot_root, streams
-                                            `insula.container.departure`: user, rights
+                                            `insula.container.create.exec_process`: user, rights
                          ←  "ready"
                             "start"    →    filter, startContainer hooks, execve(2)
 
@@ -40,9 +40,10 @@ import os
 import stat
 import struct
 
-from insula.container import departure, no_pivot, rootfs, wire
-from insula.container.stdio import connect_stdio, open_console
-from insula.container.steps import (
+from insula.container import wire
+from insula.container.create import exec_process, no_pivot, rootfs
+from insula.container.create.stdio import connect_stdio, open_console
+from insula.container.create.steps import (
     INTERRUPTED,
     StepError,
     close_others,
@@ -61,11 +62,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from insula.container.cgroup_mount import Groups
-    from insula.container.departure import Filter
-    from insula.container.namespaces import Plan
-    from insula.container.rootfs import Stage, Staged
-    from insula.container.sources import Sources
+    from insula.container.create.cgroup_mount import Groups
+    from insula.container.create.exec_process import Filter
+    from insula.container.create.namespaces import Plan
+    from insula.container.create.rootfs import Stage, Staged
+    from insula.container.create.sources import Sources
 else:
     import _signal
 
@@ -129,7 +130,9 @@ def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
 
 def park(stage: Stage, given: Inheritance, plan: Plan) -> NoReturn:
     """The same in a child that is made ahead: it hears only after `first` which container it will be."""
-    from insula.container.handover import Handover  # the spawner has loaded it; `insula-oci` has no use for it
+    from insula.container.service.assignment import (
+        Handover,  # the spawner has loaded it; `insula-oci` has no use for it
+    )
 
     def live() -> NoReturn:
         linux.set_name("insula-spare")
@@ -185,7 +188,7 @@ def become(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Stage
     last = None
     if (config.get("hooks") or {}).get("startContainer"):  # of the image, and so as little to be trusted as the program
         last = lambda environment: run_hooks(config, "startContainer", given, "created", environment)  # noqa: E731
-    departure.departure(
+    exec_process.departure(
         config["process"],
         given.program,
         given.keep,
@@ -224,7 +227,7 @@ def become_root() -> None:
     try:
         os.setgroups([])
     except PermissionError:  # who may not map groups gave up changing them (user_namespaces(7))
-        if not departure.setgroups_denied():
+        if not exec_process.setgroups_denied():
             raise
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
@@ -299,14 +302,14 @@ def run_hooks(
     config: dict[str, Any], kind: str, given: Inheritance, status: str, environment: dict[str, str] | None = None
 ) -> None:
     """Hooks of the container's namespaces: the PID in their state is the one inside."""
-    from insula.container import hooks
+    from insula.container.create import hooks
 
     hooks.run(config, kind, {**given.state, "pid": os.getpid(), "status": status}, environment)
 
 
 def offer_listener(sync: int, listener: int) -> None:
-    """See `insula.container.notify`."""
-    from insula.container import notify
+    """See `insula.container.create.notify`."""
+    from insula.container.create import notify
 
     notify.offer(sync, listener)
 

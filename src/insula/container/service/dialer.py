@@ -69,7 +69,7 @@ class Dialer:
         """A sealed Python without site-packages, in its own session; the second of two ends at once at its lock."""
         library = str(Path(insula.__file__).parent.parent)
         code = (
-            f"import sys; sys.path.insert(0, {library!r}); from insula.container.keeper import main; main()"
+            f"import sys; sys.path.insert(0, {library!r}); from insula.container.service.monitor import main; main()"
         )
         program = sealed.copy()
         try:

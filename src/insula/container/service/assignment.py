@@ -1,8 +1,8 @@
-"""A parked child is told which container it will be: one message, and with it the descriptors of all that it needs.
+"""The message that tells a warm container which container it becomes, with the descriptors that it needs.
 
-A child that is made for a container inherits what its parent opened, by fork(2). One that was made ahead
-(`insula.container.pool`) gets the same over its socket (SCM_RIGHTS, unix(7)); its config comes as the file that it is
-in, for a message has little room.
+A child that is made for a container inherits what its parent opened, by fork(2). A warm container
+(`insula.container.service.warm_pool`) gets the same over its socket (SCM_RIGHTS, unix(7)). Its config comes as an open
+file, since a message has a limit.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 
 from insula.container import wire
-from insula.container.departure import Filter
-from insula.container.sources import Sources
+from insula.container.create.exec_process import Filter
+from insula.container.create.sources import Sources
 from insula.model.plainjson import loads
 
 TYPE_CHECKING = False
@@ -24,7 +24,7 @@ MAX_DESCRIPTORS = wire.MAX_DESCRIPTORS
 
 class Handover:
     """`config` is an open file with a `Launch`; `program` an open file with a compiled filter (-1: there is none) and
-    its flags; `root`, `sources` and `stdio` as of `insula.container.init.Inheritance`."""
+    its flags; `root`, `sources` and `stdio` as of `insula.container.create.init.Inheritance`."""
 
     def __init__(
         self, *, config: int, program: int, flags: int, root: int, sources: Sources, stdio: list[int]

@@ -18,7 +18,7 @@ import time
 from types import NoneType
 from typing import Any, NamedTuple, TypeVar
 
-from insula.container.steps import INTERRUPTED
+from insula.container.create.steps import INTERRUPTED
 from insula.kernel import records
 from insula.kernel.cgroups import Cgroup
 

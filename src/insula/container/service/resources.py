@@ -8,7 +8,7 @@ process inside could undo. Version 2 has a file for it (cgroup.freeze), version 
 
 from __future__ import annotations
 
-from insula.container.bundle import Bundle
+from insula.container.service.run_directory import Bundle
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, NotFound
 

@@ -12,7 +12,7 @@ import socket
 from typing import NamedTuple
 
 from insula.container import wire
-from insula.container.bundle import Launch
+from insula.container.service.run_directory import Launch
 
 Key = tuple[str, str | None]
 """Container, and exec id or None for its first process."""

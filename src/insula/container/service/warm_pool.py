@@ -1,8 +1,9 @@
 """Spares: containers made ahead as far as they are alike, whose first process waits to be told which one it will be.
 
 Half of what a launch costs doesn't depend on what is launched: the fork, the namespaces, the control group, /proc, /sys
-and /dev with everything in them (`insula.container.rootfs.Stage`). So for a tenant that launched something lately a
-few of them are kept ready: its next launch takes one, and only the root, a few bind mounts and execve(2) are left.
+and /dev with everything in them (`insula.container.create.rootfs.Stage`). So for a tenant that launched something
+lately a few of them are kept ready: its next launch takes one, and only the root, a few bind mounts and execve(2)
+are left.
 
 A spare belongs to one tenant from its birth: its user namespace has the tenant's IDs, its control group is in the
 tenant's. Nothing has ever run in it but our own code, and nothing is used twice. A control group can't change its name
@@ -19,10 +20,12 @@ import os
 import signal
 import time
 
-from insula.container import init, launch, namespaces, sources, wire
-from insula.container.cgroup_mount import Groups
-from insula.container.handover import Handover
-from insula.container.rootfs import Stage
+from insula.container import wire
+from insula.container.create import init, namespaces, sources, spawn
+from insula.container.create.cgroup_mount import Groups
+from insula.container.create.rootfs import Stage
+from insula.container.service import launch
+from insula.container.service.assignment import Handover
 from insula.kernel import process, records
 from insula.kernel.cgroups import Cgroup, delegation
 from insula.kernel.undo import Undo
@@ -30,8 +33,8 @@ from insula.log import write as report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.container.bundle import Launch
-    from insula.container.launch import Layers
+    from insula.container.service.launch import Layers
+    from insula.container.service.run_directory import Launch
 
 KEEP = 60.0  # seconds after the last launch
 LIMIT = 32  # spares of all tenants together
@@ -80,7 +83,7 @@ class Spare:
 
     __slots__ = ("child", "group", "id", "mold", "ready")
 
-    def __init__(self, id_: str, mold: Mold, group: Cgroup, child: launch.Child) -> None:
+    def __init__(self, id_: str, mold: Mold, group: Cgroup, child: spawn.Child) -> None:
         self.id, self.mold, self.group, self.child = id_, mold, group, child
         self.ready = False  # stage 1 is done
 
@@ -159,7 +162,7 @@ class Pool:
             undo.callback(self._forget_record, identity)
             undo.callback(group.remove)
             group.create()
-            into, join = launch.enter_group(group, handed)
+            into, join = spawn.enter_group(group, handed)
             group.limit({"devices": mold.rules})
             plan = namespaces.plan(launch.engine_namespaces(mold.id_base), handed)
             later = set(range(len(mold.mounts))) - set(mold.stage.entries)
@@ -172,14 +175,14 @@ class Pool:
             given = init.Inheritance(
                 sync=theirs, root=-1, sources=opened, join=join, groups=groups, stdio=[], program=None
             )
-            pid, pidfd = launch.clone(plan, mold.id_base, into)
+            pid, pidfd = spawn.clone(plan, mold.id_base, into)
             if pid == 0:
                 init.park(mold.stage, given, plan)
             undo.hold(pidfd)
             process.map_ids(pid, plan.uids, plan.gids)
             wire.send(ours, {"event": "mapped"})
             undo.keep()
-        spare = self.spares[identity] = Spare(identity, mold, group, launch.Child(pid, pidfd, ours))
+        spare = self.spares[identity] = Spare(identity, mold, group, spawn.Child(pid, pidfd, ours))
         return spare
 
     def fits(self, spare: Spare, asked: Launch) -> bool:
@@ -212,7 +215,7 @@ class Pool:
             os.unlink(f"{self.directory}/{identity}")
 
 
-def furnish(spare: Spare, asked: Launch, layers: Layers, config: int, program: str | None) -> launch.Child:
+def furnish(spare: Spare, asked: Launch, layers: Layers, config: int, program: str | None) -> spawn.Child:
     """Tell a spare which container it is, with everything that it needs. `config` is the open file of `asked`.
 
     OSError or StepError if anything is refused: then the spare is of no more use, and the caller drops it.

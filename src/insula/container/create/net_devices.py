@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from insula.container.steps import StepError
+from insula.container.create.steps import StepError
 from insula.kernel.net_devices import Moved, Namespace, move
 
 TYPE_CHECKING = False

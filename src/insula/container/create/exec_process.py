@@ -16,8 +16,8 @@ from __future__ import annotations
 import errno
 import os
 
-from insula.container import programs
-from insula.container.steps import StepError, step
+from insula.container.create import programs
+from insula.container.create.steps import StepError, step
 from insula.kernel import linux, lsm, scheduling
 from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, keep_one, to_names
 from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load

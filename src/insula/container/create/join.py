@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 
 from insula.container import wire
-from insula.container.departure import departure
-from insula.container.init import become_root, offer_listener
-from insula.container.stdio import connect_stdio, open_terminal, plain_lines, take_terminal
-from insula.container.steps import StepError, close_others, forbid_imports, report, reset_signals, step, tell
+from insula.container.create.exec_process import departure
+from insula.container.create.init import become_root, offer_listener
+from insula.container.create.stdio import connect_stdio, open_terminal, plain_lines, take_terminal
+from insula.container.create.steps import StepError, close_others, forbid_imports, report, reset_signals, step, tell
 from insula.kernel import cgroups, linux, process, scheduling
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import _socket
     from typing import Any, NoReturn
 
-    from insula.container.departure import Filter
+    from insula.container.create.exec_process import Filter
 
 ALL = (
     linux.CLONE_NEWUSER

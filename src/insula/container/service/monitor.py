@@ -28,11 +28,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import NoReturn
 
-from insula.container import spawner, wire
-from insula.container.bundle import Owners
+from insula.container import wire
+from insula.container.create.steps import close_others
 from insula.container.log import LogWriter
-from insula.container.relay import Client, Session
-from insula.container.steps import close_others
+from insula.container.service import zygote
+from insula.container.service.relay import Client, Session
+from insula.container.service.run_directory import Owners
 from insula.kernel import linux, process
 from insula.log import write as report
 from insula.model.stream import Kind
@@ -140,7 +141,7 @@ class Keeper:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     close_others([listener.fileno()])
-                    spawner.main(self.run, listener, self.spares)
+                    zygote.main(self.run, listener, self.spares)
                 except BaseException as error:
                     report("insula-spawner", "it ends", error)
                 finally:

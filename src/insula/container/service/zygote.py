@@ -19,8 +19,9 @@ it. Requests:
     {"op": "hold", "id", "exec", …}         from the keeper: hold copies of these streams
     {"op": "close", "id", "exec", "stream"} from the keeper: a stream, or without a name the session, is over
 
-Clients are told of ends, {"event": "exit", "id", "exec"}, and if they want of spares (`insula.container.pool`), which
-they get by creating a container with its id: {"event": "spare", "id", "parent"}, or "no-spare" when it is gone.
+Clients are told of ends, {"event": "exit", "id", "exec"}. Those that asked for it are told of spares
+(`insula.container.service.warm_pool`): {"event": "spare", "id", "parent"}, or "no-spare" when it is gone. A client
+takes a spare by creating a container with its id.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from insula.container import join, launch, wire
-from insula.container.bundle import Bundle, Launch, State
-from insula.container.children import Child
-from insula.container.departure import Filter
-from insula.container.pool import Mold, Pool, Spare, furnish
-from insula.container.sessions import Sessions
-from insula.container.steps import StepError, close_others
+from insula.container import wire
+from insula.container.create import join, spawn
+from insula.container.create.exec_process import Filter
+from insula.container.create.steps import StepError, close_others
+from insula.container.service import launch
+from insula.container.service.children import Child
+from insula.container.service.run_directory import Bundle, Launch, State
+from insula.container.service.sessions import Sessions
+from insula.container.service.warm_pool import Mold, Pool, Spare, furnish
 from insula.kernel import cgroups, linux, process
 from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
@@ -50,7 +53,7 @@ from insula.log import write as report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.container.children import Reply
+    from insula.container.service.children import Reply
 
 _WHO = "insula-spawner"
 _REST = 1.0  # seconds until something whose handling failed is looked at again
@@ -188,7 +191,7 @@ class Spawner:
         self.noted = asked
         return {"pid": born.pid, "start_time": born.start_time}
 
-    def _from_spare(self, bundle: Bundle, asked: Launch) -> launch.Child | None:
+    def _from_spare(self, bundle: Bundle, asked: Launch) -> spawn.Child | None:
         """The container made of the spare that was offered for it; None if there is none that fits."""
         spare = self.pool.spares.get(asked.id)
         if spare is None:

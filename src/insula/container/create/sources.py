@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import os
 
-from insula.container import devices, namespaces, wire
-from insula.container.steps import INTERRUPTED, step, tell
+from insula.container import wire
+from insula.container.create import devices, namespaces
+from insula.container.create.steps import INTERRUPTED, step, tell
 from insula.kernel import linux, mounts, process, sealed
 from insula.kernel.mount_options import Options
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Container, Sequence
     from typing import Any
 
-    from insula.container.devices import Node
-    from insula.container.namespaces import Plan
+    from insula.container.create.devices import Node
+    from insula.container.create.namespaces import Plan
 
 SLAVE = linux.MS_SLAVE | linux.MS_REC
 _BATCH = 32  # sources that are asked for in one message, which takes 64 descriptors

@@ -22,7 +22,7 @@ import os
 import select
 import time
 
-from insula.container.steps import StepError, reset_signals
+from insula.container.create.steps import StepError, reset_signals
 from insula.kernel import linux
 from insula.model.plainjson import dumps
 

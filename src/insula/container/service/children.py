@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from insula.container import wire
-    from insula.container.bundle import State
+    from insula.container.service.run_directory import State
 
     Reply: TypeAlias = "Callable[[wire.Message], None]"
 

@@ -1,0 +1,1 @@
+"""Making a container's processes: what is prepared outside, and what a child does until it executes the program."""

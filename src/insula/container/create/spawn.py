@@ -1,0 +1,166 @@
+"""What happens outside of a new container: the parts that take the host's rights, and the clone.
+
+Prepared before the child is born: its cgroup with limits, its root, /dev with real device nodes, bind mounts of the
+host's files, streams. All of it is held by descriptors, so that a failure at any step leaves nothing: what was opened
+is closed and the kernel forgets it; only the cgroup has a name, and that is removed.
+
+`spawn` is the flow that both faces of the room share. The engine's spawner calls it with an overlay and pipes
+(`start`), `insula-oci` with a directory of the host and its own streams. Everything else comes from the config (OCI
+runtime-spec).
+"""
+
+from __future__ import annotations
+
+import os
+
+from insula.container import wire
+from insula.container.create import init, namespaces, sources
+from insula.container.create.cgroup_mount import Groups, own_directories
+from insula.kernel import linux, process, scheduling
+from insula.kernel.cgroups import delegation
+from insula.kernel.undo import Undo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import Any
+
+    from insula.container.create.exec_process import Filter
+    from insula.kernel.cgroups import Cgroup
+
+
+class Child:
+    """A new process: its pid and pidfd, our end of the channel to it, its namespaces, and our ends of its streams."""
+
+    __slots__ = ("pid", "pidfd", "plan", "start_time", "streams", "sync")
+
+    def __init__(self, pid: int, pidfd: int, sync: _socket.socket, plan: namespaces.Plan | None = None) -> None:
+        self.plan = plan
+        self.pid = pid
+        self.pidfd = pidfd
+        self.start_time = process.start_time(pid) or 0
+        self.sync = sync
+        self.streams: dict[str, int] = {}  # "stdin", "stdout", "stderr"
+
+
+class Outside:
+    """What a face of the room brings along for a container, besides its config.
+
+    `root` is a detached mount, `stdio` the child's streams (-1 is /dev/null; none with a terminal). `owner` is the user
+    of the host for whom the user namespace is made. `keep` descriptors from 3 on are passed to the program. `share` is
+    the first process, as PID and start time, of a container whose user and PID namespaces are joined.
+
+    `in_order`: the mounts are made strictly in the listed order, as /proc/self/mountinfo shows them, and the root is
+    attached at its path. Then the caller answers the child's requests (`sources.answer`) until it is ready. Without it
+    what is bound is opened at once, and /proc, /sys and /dev come first, as for a container that is made ahead.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: int,
+        stdio: list[int],
+        program: Filter | None = None,
+        owner: int = 0,
+        keep: int = 0,
+        pivot: bool = True,
+        keyring: bool = True,
+        share: tuple[int, int] | None = None,
+        in_order: bool = False,
+        waits_at: _socket.socket | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.root, self.stdio, self.program, self.owner = root, stdio, program, owner
+        self.keep, self.pivot, self.keyring, self.share = keep, pivot, keyring, share
+        self.in_order, self.waits_at, self.state = in_order, waits_at, state
+
+
+def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Child:
+    """Make a container's first process, which waits for the message "mapped" (see `insula.container.create.init`).
+
+    `group` is its control group. OSError or StepError if anything is refused; then nothing of it is left.
+    """
+    own = config["linux"]
+    _load(config)
+    with Undo() as undo, Undo() as handed:  # what only the child needs is closed here in any case
+        plan = namespaces.plan(own, handed, outside.share)
+        into: int | None = None
+        join: list[int] = []
+        if group is not None:
+            group.create()
+            undo.callback(group.remove)
+            group.limit(own.get("resources") or {})
+            if delegation.asked_for(config, plan.cgroup):
+                delegation.delegate(group, plan.outside((config["process"].get("user") or {}).get("uid", 0), 0)[0])
+            into, join = enter_group(group, handed)
+            if outside.in_order and (beside := group.open_beside()) is not None:
+                into = handed.hold(beside)
+        opened = sources.open_later(config, plan) if outside.in_order else sources.open_all(config, plan)
+        handed.callback(opened.close)
+        ours, theirs = wire.pair()
+        undo.callback(ours.close)
+        handed.callback(theirs.close)
+        given = init.Inheritance(
+            sync=theirs,
+            root=outside.root,
+            sources=opened,
+            join=join,
+            groups=Groups(group.directories() if group else own_directories(), plan.cgroup),
+            stdio=outside.stdio,
+            program=outside.program,
+            tty=bool(config["process"].get("terminal")),
+            keep=outside.keep,
+            pivot=outside.pivot,
+            keyring=outside.keyring,
+            in_order=outside.in_order,
+            waits_at=outside.waits_at,
+            state=outside.state,
+        )
+        bundle = handed.hold(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        if outside.in_order:  # a new mount namespace translates it, and no right is needed to be there
+            os.chdir(config["root"]["path"])
+        pid, pidfd = clone(plan, outside.owner, into)
+        if pid == 0:
+            init.main(config, given, plan)
+        os.fchdir(bundle)
+        undo.hold(pidfd)
+        if plan.makes(linux.CLONE_NEWUSER):
+            process.map_ids(pid, plan.uids, plan.gids)
+            scheduling.give(config["process"], pid)  # a real-time policy takes CAP_SYS_NICE of the host
+        if (score := config["process"].get("oomScoreAdj")) is not None:
+            process.set_oom_score(pid, score)
+        undo.keep()
+        return Child(pid, pidfd, ours, plan)
+
+
+def _load(config: dict[str, Any]) -> None:
+    """Import what few containers need and their child can't import any more."""
+    if config.get("hooks"):
+        from insula.container.create import hooks  # noqa: F401
+    if (config["linux"].get("seccomp") or {}).get("listenerPath"):
+        from insula.container.create import notify  # noqa: F401
+    if any("tmpcopyup" in (entry.get("options") or ()) for entry in config.get("mounts") or ()):
+        from insula.container.create import copy_up  # noqa: F401
+
+
+def enter_group(group: Cgroup, handed: Undo) -> tuple[int | None, list[int]]:
+    """How a child gets into its group: it is born in it (version 2), or joins by these descriptors (version 1)."""
+    if group.tree.unified:
+        return handed.hold(os.open(group.directories()[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)), []
+    return None, [handed.hold(fd) for fd in group.open()]
+
+
+def clone(plan: namespaces.Plan, owner: int, group: int | None) -> tuple[int, int]:
+    """`namespaces.clone` by the user `owner` of the host."""
+    # what is counted for a user (inotify, queued signals, message queues) is counted for the owner of his
+    # namespace too: were that root, then one tenant could use up what the host and all others have
+    if not owner:
+        return namespaces.clone(plan, group)
+    os.seteuid(owner)
+    pid = -1
+    try:
+        pid, pidfd = namespaces.clone(plan, group)
+    finally:
+        if pid:  # in the child, no ID is mapped yet
+            os.seteuid(0)
+    return pid, pidfd
