@@ -47,7 +47,7 @@ def attempt(group: Cgroup, script: str) -> subprocess.CompletedProcess[str]:
 def test_a_user_divides_what_he_has(group: Cgroup) -> None:
     script = "mkdir child && echo $$ > child/cgroup.procs && cut -d: -f3 /proc/self/cgroup"
     assert attempt(group, script).returncode != 0, "the control: before"
-    delegation.delegate(group, USER)
+    group.delegate(USER)
     done = attempt(group, script)
     assert done.stdout.strip().endswith(f"{group.path}/child"), done
     for refused in (
@@ -60,7 +60,7 @@ def test_a_user_divides_what_he_has(group: Cgroup) -> None:
 
 
 def test_nothing_else_is_given(group: Cgroup) -> None:
-    delegation.delegate(group, USER)
+    group.delegate(USER)
     directory = Path(str(group.directory("")))
     given = {path.name for path in directory.iterdir() if path.stat().st_uid == USER}
     listed = set(Path("/sys/kernel/cgroup/delegate").read_text().split())
@@ -68,14 +68,14 @@ def test_nothing_else_is_given(group: Cgroup) -> None:
 
 
 def test_who_joins_goes_where_the_first_process_is(group: Cgroup) -> None:
-    delegation.delegate(group, USER)
+    group.delegate(USER)
     below = Cgroup(f"{group.path}/init", group.tree)
     below.create()
     with subprocess.Popen(["sleep", "60"], preexec_fn=lambda: cgroups.join(below.open())) as first:
         try:
             if cgroups.hierarchy().unified:
-                assert delegation.place(group, first.pid).path == below.path
-            assert delegation.place(group, os.getpid()).path == group.path
+                assert group.holding(first.pid).path == below.path
+            assert group.holding(os.getpid()).path == group.path
         finally:
             first.kill()
 

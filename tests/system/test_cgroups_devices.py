@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from insula.kernel import cgroups, ebpf_load
-from insula.kernel.cgroups import Cgroup, devices
+from insula.kernel.cgroups import Cgroup, device_list
 from insula.kernel.cgroups.device_program import NAME, compile_rules
 from tests.forked import errno_of
 from tests.support import groups
@@ -154,7 +154,7 @@ def test_a_group_whose_parent_has_the_list_needs_no_write(run_: Run, nodes: Path
         child = Cgroup(f"{parent.path}/child")
         child.create()
         in_force = Path(child.directory("devices") or "", "devices.list").read_text().strip()
-        assert devices.changes(in_force, devices.normalise(wanted_rules["devices"])) == []
+        assert device_list.changes(in_force, device_list.normalise(wanted_rules["devices"])) == []
         child.limit(wanted_rules)
         found = inside(child, lambda: all_attempts(nodes))
         assert found[3, "rw"] and not found[7, "r"]
@@ -165,7 +165,7 @@ def test_a_group_whose_parent_has_the_list_needs_no_write(run_: Run, nodes: Path
 def test_the_kernel_decides_as_the_rules_say(rules: list[dict[str, Any]], group: Cgroup, nodes: Path) -> None:
     """Any list of rules after any other, on a process that runs."""
     try:
-        devices.normalise(rules)
+        device_list.normalise(rules)
     except OSError:
         if not group.tree.unified:
             return

@@ -231,3 +231,63 @@ async def g(path):
         "open", "os.path.isdir", "os.stat", "path.exists", "subprocess.run"
     ]  # fmt: skip
     assert list(blocking_calls(unseen)) == []
+
+
+# -- circles ---------------------------------------------------------------------------------------------------------
+
+# Modules that still import each other. The list only shrinks.
+CIRCLES = [
+    {
+        "insula.control.instances.health",
+        "insula.control.instances.managed",
+        "insula.control.instances.memory",
+        "insula.control.instances.recorder",
+    },
+    {"insula.control.instances.sharing", "insula.control.instances.supervisor"},
+]
+
+
+def graph(sources: dict[str, str], packages: frozenset[str] = frozenset()) -> dict[str, set[str]]:
+    """Module to the modules among `sources` that it imports, wherever the import stands, `TYPE_CHECKING` included."""
+    found: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        targets = set()
+        for _, name in imports(source, module, module in packages):
+            target = name if name in sources else name.rpartition(".")[0]
+            if target in sources and target != module:
+                targets.add(target)
+        found[module] = targets
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """The sets of more than one module, each of which reaches each other."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            for target in edges[todo.pop()] - seen:
+                seen.add(target)
+                todo.append(target)
+        return seen
+
+    reach = {module: reached(module) for module in edges}
+    found = {frozenset(other for other in reach[m] if m in reach[other]) for m in edges if m in reach[m]}
+    return sorted(map(set, found), key=min)
+
+
+def test_no_imports_go_round_in_a_circle() -> None:
+    packages = frozenset(module_name(path) for path in MODULES if path.name == "__init__.py")
+    assert circles(graph({module_name(path): path.read_text() for path in MODULES}, packages)) == CIRCLES
+
+
+def test_that_check_sees_a_circle() -> None:
+    sources = {
+        "insula.a": "from insula import b",
+        "insula.b": "def f():\n    from insula.c import thing",
+        "insula.c": "TYPE_CHECKING = False\nif TYPE_CHECKING:\n    from insula.a import Thing",
+        "insula.d": "from insula import a",
+    }
+    assert circles(graph(sources)) == [{"insula.a", "insula.b", "insula.c"}]
+    assert circles(graph({**sources, "insula.c": "import os"})) == []

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.kernel.cgroups import Cgroup, Hierarchy, detect, files, locate, settings, v1, v2
+from insula.kernel.cgroups import (
+    Cgroup,
+    CgroupV1,
+    CgroupV2,
+    Hierarchy,
+    base,
+    detect,
+    files,
+    locate,
+    resources_v1,
+    resources_v2,
+    settings,
+)
 from insula.kernel.cgroups.settings import Setting
 
 Lines = list[str]
@@ -22,7 +34,7 @@ def lines(found: list[Setting]) -> Lines:
 
 def second(resources: dict[str, Any], **content: str) -> Lines:
     """What version 2 writes; `content` is what files say now, with _ for the dots."""
-    return lines(v2.settings(resources, lambda file: content.get(file.replace(".", "_"))))
+    return lines(resources_v2.settings(resources, lambda file: content.get(file.replace(".", "_"))))
 
 
 # resources, version 1, version 2; None: refused
@@ -141,7 +153,7 @@ def test_both_versions(
     first_version: Lines | None,
     second_version: Lines | None,
 ) -> None:
-    for version, wanted in ((lambda r: lines(v1.settings(r)), first_version), (second, second_version)):
+    for version, wanted in ((lambda r: lines(resources_v1.settings(r)), first_version), (second, second_version)):
         if wanted is None:
             section = next(iter(resources))
             with pytest.raises(OSError, match=rf"linux\.resources\.{section}") as caught:
@@ -159,15 +171,15 @@ def test_half_a_value_keeps_the_other_half() -> None:
 
 
 def test_weights_without_bfq() -> None:
-    (weight,) = v2.settings({"blockIO": {"weight": 10}}, lambda _: None)
+    (weight,) = resources_v2.settings({"blockIO": {"weight": 10}}, lambda _: None)
     assert weight.instead is not None and (weight.instead.file, weight.instead.value) == ("io.weight", "1")
-    (weight,) = v2.settings({"blockIO": {"weight": 1000}}, lambda _: None)
+    (weight,) = resources_v2.settings({"blockIO": {"weight": 1000}}, lambda _: None)
     assert weight.instead is not None and weight.instead.value == "10000"
 
 
 @given(st.integers(0, 1 << 20), st.integers(0, 1 << 20))
 def test_shares_keep_their_order(one: int, other: int) -> None:
-    weights = v2.weight_of_shares(one), v2.weight_of_shares(other)
+    weights = resources_v2.weight_of_shares(one), resources_v2.weight_of_shares(other)
     assert all(1 <= weight <= 10000 for weight in weights)
     assert one > other or weights[0] <= weights[1]
 
@@ -210,7 +222,6 @@ def test_hierarchies_are_detected(tmp_path: Path) -> None:
         "/c/cpu,cpuacct",
     )
     assert (found.unified, found.beside) == (None, "/c/unified")
-    assert Cgroup("g", found)._distinct(Cgroup("g", found)._base()) == ["/c/cpu,cpuacct/g", "/c/memory/g"]
     mounts.write_text("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
     assert (detect(str(mounts)).version, detect(str(mounts)).unified) == (2, "/sys/fs/cgroup")
     assert detect(str(mounts)).beside is None
@@ -242,3 +253,40 @@ def test_what_the_host_lacks(tmp_path: Path) -> None:
         Cgroup("nowhere", Hierarchy(None, {})).limit({"rdma": {"x": {"hcaHandles": 1}}})
     with pytest.raises(FileNotFoundError):  # the group itself
         settings.write_all(lambda _: f"{tmp_path}/gone", [Setting("a.b", "io", "there", 5)])
+
+
+# -- the interface ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [CgroupV1, CgroupV2])
+def test_each_version_has_the_whole_interface(version: type[Cgroup]) -> None:
+    abstract = {name for name, method in vars(Cgroup).items() if "NotImplementedError" in names_in(method)}
+    assert {"create", "kill", "thaw", "frozen", "oom_kills", "_settings"} <= abstract
+    assert abstract - vars(version).keys() == set()
+
+
+def names_in(method: object) -> tuple[str, ...]:
+    code = getattr(method, "__code__", None)
+    return code.co_names if code else ()
+
+
+@pytest.mark.parametrize(
+    ("tree", "version", "directories"),
+    [
+        (Hierarchy("/c", {}), CgroupV2, {"": "/c/a/b"}),
+        (Hierarchy(None, {"memory": "/c/memory"}), CgroupV1, {"memory": "/c/memory/a/b"}),
+        (Hierarchy(None, {"cpu": "/c/cpu", "pids": "/c/pids"}, "/c/unified"), CgroupV1,
+         {"cpu": "/c/cpu/a/b", "pids": "/c/pids/a/b"}),
+    ],
+)  # fmt: skip
+def test_the_class_is_that_of_the_tree(tree: Hierarchy, version: type[Cgroup], directories: dict[str, str]) -> None:
+    group = Cgroup("a/b", tree)
+    assert type(group) is version
+    assert (group.path, group.directories()) == ("a/b", directories)
+
+
+def test_controllers_share_a_directory() -> None:
+    assert base.distinct({"cpu": "/c/cpu,cpuacct/g", "cpuacct": "/c/cpu,cpuacct/g", "memory": "/c/memory/g"}) == [
+        "/c/cpu,cpuacct/g",
+        "/c/memory/g",
+    ]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.kernel.cgroups import devices
+from insula.kernel.cgroups import device_list, devices
 from insula.kernel.cgroups.device_program import compile_rules
 from tests import ebpf_machine
 
@@ -58,7 +58,7 @@ def program_says(program: bytes, device: tuple[str, int, int], access: set[str])
     return bool(ebpf_machine.run(program, data))
 
 
-def version_1_says(exempt: devices.Exempt, device: tuple[str, int, int], access: set[str]) -> bool:
+def version_1_says(exempt: device_list.Exempt, device: tuple[str, int, int], access: set[str]) -> bool:
     """As the kernel has it: in a deny-all group one exception must cover all, in an allow-all one none any."""
     named = [
         theirs
@@ -76,7 +76,7 @@ def test_the_program_decides_as_the_rules_say(rules: Rules, device: tuple[str, i
 @given(rules, device, access)
 def test_version_1_decides_the_same_or_refuses(rules: Rules, device: tuple[str, int, int], access: set[str]) -> None:
     try:
-        exempt = devices.normalise(rules)
+        exempt = device_list.normalise(rules)
     except OSError as error:
         assert "linux.resources.devices" in str(error) and "no way to take" in str(error)
         return
@@ -102,14 +102,14 @@ def agreeing_rules(allow: bool) -> st.SearchStrategy[Rules]:
 
 @given(widening_rules() | agreeing_rules(True) | agreeing_rules(False), device, access)
 def test_version_1_says_all_that_can_be_said(rules: Rules, device: tuple[str, int, int], access: set[str]) -> None:
-    assert version_1_says(devices.normalise(rules), device, access) == wanted(rules, device, access)
+    assert version_1_says(device_list.normalise(rules), device, access) == wanted(rules, device, access)
 
 
 def test_version_1_allows_what_two_rules_allow_together() -> None:
     """The kernel takes one exception for a device: so there is one for what both are about."""
     both = {"allow": True, "type": "c"}
     rules = [{**both, "major": 1, "access": "r"}, {**both, "minor": 3, "access": "w"}]
-    exempt = devices.normalise(rules)
+    exempt = device_list.normalise(rules)
     assert exempt.exceptions["c", 1, 3] == {"r", "w"}
     assert version_1_says(exempt, ("c", 1, 3), {"r", "w"})
     assert not version_1_says(exempt, ("c", 1, 4), {"r", "w"})
@@ -120,9 +120,9 @@ def test_version_1_allows_what_two_rules_allow_together() -> None:
 def test_version_1_refuses_a_hole_in_what_was_allowed(hole: dict[str, int]) -> None:
     allow = {"allow": True, "type": "c", "major": 1}
     with pytest.raises(OSError, match=r"no way to take c (1|\*):3 r out of c 1:\* rwm"):
-        devices.normalise([allow, {"allow": False, "type": "c", "access": "r", **hole}])
-    devices.normalise([allow, {"allow": False, "type": "b", "access": "r", **hole}])  # of which nothing was allowed
-    devices.normalise([allow, {"allow": False, "type": "c", "access": "r", "major": 2, "minor": 3}])
+        device_list.normalise([allow, {"allow": False, "type": "c", "access": "r", **hole}])
+    device_list.normalise([allow, {"allow": False, "type": "b", "access": "r", **hole}])  # of which nothing was allowed
+    device_list.normalise([allow, {"allow": False, "type": "c", "access": "r", "major": 2, "minor": 3}])
 
 
 class List:
@@ -130,43 +130,43 @@ class List:
 
     def __init__(self, text: str) -> None:
         self.allows_all = text == "a *:* rwm"
-        self.entries = {} if self.allows_all else {d: set(a) for d, a in map(devices._parse, text.splitlines())}
+        self.entries = {} if self.allows_all else {d: set(a) for d, a in map(device_list._parse, text.splitlines())}
 
     def write(self, file: str, line: str) -> None:
         if line == "a":
             self.allows_all, self.entries = file == "devices.allow", {}
             return
-        device, access = devices._parse(line)
+        device, access = device_list._parse(line)
         if (file == "devices.allow") != self.allows_all:
             self.entries.setdefault(device, set()).update(access)
         elif device in self.entries:
             self.entries[device] -= access
 
     @property
-    def exempt(self) -> devices.Exempt:
+    def exempt(self) -> device_list.Exempt:
         left = {device: frozenset(access) for device, access in self.entries.items() if access}
-        return devices.Exempt(self.allows_all, left)
+        return device_list.Exempt(self.allows_all, left)
 
 
 @given(rules, rules)
 def test_a_list_becomes_another(before: Rules, after: Rules) -> None:
     try:
-        old, new = devices.normalise(before), devices.normalise(after)
+        old, new = device_list.normalise(before), device_list.normalise(after)
     except OSError:
         return
     group = List(old.listed)
-    for file, line in devices.changes(old.listed, new):
+    for file, line in device_list.changes(old.listed, new):
         group.write(file, line)
     assert (group.allows_all, group.exempt.exceptions) == (new.allowed, new.exceptions)
     if not new.allowed:
-        assert devices.changes(group.exempt.listed, new) == [], "the second time there is nothing to do"
+        assert device_list.changes(group.exempt.listed, new) == [], "the second time there is nothing to do"
 
 
 def test_a_list_that_runs_is_never_begun_anew() -> None:
     """A group with groups below it refuses that, and for a moment everything would be denied."""
-    old = devices.normalise([{"allow": True, "type": "c", "major": 1, "minor": 3}, {"allow": True, "type": "b"}])
-    new = devices.normalise([{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}])
-    assert devices.changes(old.listed, new) == [
+    old = device_list.normalise([{"allow": True, "type": "c", "major": 1, "minor": 3}, {"allow": True, "type": "b"}])
+    new = device_list.normalise([{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}])
+    assert device_list.changes(old.listed, new) == [
         ("devices.deny", "c 1:3 wm"),
         ("devices.deny", "b *:* rwm"),
     ]
@@ -183,14 +183,14 @@ def test_a_list_that_runs_is_never_begun_anew() -> None:
     ],
 )
 def test_what_is_no_rule_is_refused_by_both(rule: dict[str, Any]) -> None:
-    for version in (devices.normalise, compile_rules):
+    for version in (device_list.normalise, compile_rules):
         with pytest.raises(OSError, match=r"linux\.resources\.devices"):
             version([rule])
 
 
 def test_the_largest_number_of_a_device_is_one() -> None:
     rule = {"allow": True, "type": "c", "major": 1, "minor": (1 << 20) - 1, "access": "r"}
-    assert devices.normalise([rule]).listed == "c 1:1048575 r"
+    assert device_list.normalise([rule]).listed == "c 1:1048575 r"
 
 
 @pytest.mark.parametrize(

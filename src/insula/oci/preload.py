@@ -29,17 +29,16 @@ FIRST = ("__future__", "insula", "insula.kernel", "insula.kernel.sealed")
 
 _SMALL = ("__future__", "struct")  # Python's own: a page each, and asked for by all
 
-_FREEZER = "insula.kernel.cgroups.freezer"
-_NEW = ("insula.kernel.seccomp_cache", "insula.kernel.cgroups.devices")
+_NEW = ("insula.kernel.seccomp_cache",)
 VERBS: dict[str, tuple[str, ...]] = {
     # verb: what it nearly always imports besides, later than at its beginning
     "create": _NEW,
     "run": _NEW,
-    "exec": ("insula.kernel.seccomp_cache", _FREEZER),
+    "exec": ("insula.kernel.seccomp_cache",),
     "start": (),
-    "state": ("insula.kernel.cgroups", _FREEZER),
-    "kill": (_FREEZER,),
-    "delete": (_FREEZER,),
+    "state": ("insula.kernel.cgroups",),
+    "kill": (),
+    "delete": (),
 }
 
 
@@ -57,10 +56,6 @@ def write_one(directory: str, verb: str) -> None:
     """The same for one verb, by an interpreter that has imported nothing of ours but this module."""
     for name in (*FIRST, "insula.oci.main", f"insula.oci.verbs.{verb}", *VERBS[verb]):
         __import__(name)
-    if VERBS[verb] is _NEW:
-        from insula.kernel.cgroups import hierarchy
-
-        __import__(f"insula.kernel.cgroups.v{hierarchy().version}")
     ours = [name for name in sys.modules if name.partition(".")[0] == "insula" and name != __name__]
     with open(f"{directory}/insula-oci.{verb}.{sys.implementation.cache_tag}", "wb") as file:
         rest = [name for name in (*_SMALL, *ours) if name not in FIRST]

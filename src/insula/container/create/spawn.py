@@ -91,7 +91,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             undo.callback(group.remove)
             group.limit(own.get("resources") or {})
             if delegation.asked_for(config, plan.cgroup):
-                delegation.delegate(group, plan.outside((config["process"].get("user") or {}).get("uid", 0), 0)[0])
+                group.delegate(plan.outside((config["process"].get("user") or {}).get("uid", 0), 0)[0])
             into, join = enter_group(group, handed)
             if outside.in_order and (beside := group.open_beside()) is not None:
                 into = handed.hold(beside)

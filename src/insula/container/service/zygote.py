@@ -47,7 +47,6 @@ from insula.container.service.run_directory import Bundle, Launch, State
 from insula.container.service.sessions import Sessions
 from insula.container.service.warm_pool import Mold, Pool, Spare, furnish
 from insula.kernel import cgroups, linux, process
-from insula.kernel.cgroups import delegation
 from insula.kernel.undo import Undo
 from insula.log import write as report
 
@@ -236,7 +235,7 @@ class Spawner:
         self._check_room()
         with Undo() as undo, Undo() as handed:
             target = handed.hold(process.open_to_join(state.pid, state.start_time))
-            groups = [handed.hold(fd) for fd in delegation.place(cgroups.Cgroup(asked.cgroup), state.pid).open()]
+            groups = [handed.hold(fd) for fd in cgroups.Cgroup(asked.cgroup).holding(state.pid).open()]
             ours, theirs = wire.pair()
             handed.callback(theirs.close)
             undo.callback(ours.close)

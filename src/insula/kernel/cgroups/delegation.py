@@ -14,8 +14,6 @@ from __future__ import annotations
 import os
 
 from insula.kernel.cgroups import files
-from insula.kernel.cgroups.group import Cgroup
-from insula.kernel.cgroups.hierarchy import of_process
 
 _DEPTH = 64  # groups within each other; systemd, Docker and Kubernetes need less than 10
 _LIST = "/sys/kernel/cgroup/delegate"
@@ -23,16 +21,13 @@ _FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 """Where the kernel has no list, before Linux 4.15."""
 
 
-def delegate(group: Cgroup, uid: int) -> None:
-    """Give a group of version 2 to a user of the host. OSError; nothing happens on version 1."""
-    if not group.tree.unified:
-        return
-    directory = group.directory("")
-    os.chown(directory or "", uid, -1)
+def give(directory: str, uid: int) -> None:
+    """Give the group of version 2 at `directory` to a user of the host. OSError."""
+    os.chown(directory, uid, -1)
     for name in _files():
         try:
             os.chown(f"{directory}/{name}", uid, -1)
-        except FileNotFoundError:  # of a controller that the group hasn't
+        except FileNotFoundError:  # of a controller that the group lacks
             continue
     # stays root's: groups nested deeper than a path is long could not be removed any more
     files.write(f"{directory}/cgroup.max.depth", _DEPTH)
@@ -54,12 +49,3 @@ def asked_for(config: dict[str, object], namespaced: bool) -> bool:
         if mount.get("type") in ("cgroup", "cgroup2"):
             return namespaced and "ro" not in (mount.get("options") or ())
     return False
-
-
-def place(group: Cgroup, pid: int) -> Cgroup:
-    """Where a process joins the container with that group and first process: the group, or the one below it that the
-    first process went into."""
-    if not group.tree.unified:
-        return group
-    path = of_process(pid) or ""
-    return Cgroup(path, group.tree) if path.startswith(f"{group.path}/") else group

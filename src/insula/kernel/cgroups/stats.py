@@ -1,4 +1,4 @@
-"""What a group used, in the same words for both versions; all counters count from its beginning.
+"""Usage of a group, with the same keys for both versions; all counters count from its beginning.
 
     cpu.usage, .user, .system            processor time, nanoseconds
     cpu.periods                          periods of the quota (cpu.cfs_quota_us, cpu.max) that have gone by
@@ -34,26 +34,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from insula.kernel.cgroups.group import Cgroup
-
     Stats = dict[str, Any]
+else:
+    Stats = dict
 
 _TICK = 10_000_000  # USER_HZ is 100 everywhere: nanoseconds of one
 _NO_LIMIT = 1 << 62  # version 1 says "unlimited" by a number just below 2⁶³
 
 
-def read(group: Cgroup) -> Stats:
-    """See the module. FileNotFoundError if the group is gone."""
-    found: Stats = _v2(group.directory("") or "") if group.tree.unified else _v1(group)
-    if not found.get("pids") and not group.exists():
-        raise FileNotFoundError(2, "no such control group", group.path)
-    return {key: value for key, value in found.items() if value}
-
-
 # -- version 2 ------------------------------------------------------------------------------------------------------
 
 
-def _v2(at: str) -> Stats:
+def version_2(at: str) -> Stats:
+    """Usage of the group whose directory is `at`; see the module."""
     cpu, memory = fields(f"{at}/cpu.stat"), fields(f"{at}/memory.stat")
     events = fields(f"{at}/memory.events")
     return {
@@ -97,8 +90,8 @@ def _io_v2(text: str) -> dict[str, dict[str, int]]:
 # -- version 1 ------------------------------------------------------------------------------------------------------
 
 
-def _v1(group: Cgroup) -> Stats:
-    at = {controller: group.directory(controller) or "/nonexistent" for controller in group.directories()}
+def version_1(at: dict[str, str], oom_kills: int) -> Stats:
+    """Usage of the group whose directories by controller are `at`; see the module."""
     memory, cpu = at.get("memory", "/nonexistent"), at.get("cpu", "/nonexistent")
     numbers = fields(f"{memory}/memory.stat")
     usage, limit = _number(f"{memory}/memory.usage_in_bytes"), _number(f"{memory}/memory.limit_in_bytes")
@@ -115,7 +108,7 @@ def _v1(group: Cgroup) -> Stats:
             swap=None if both is None or usage is None else max(0, both - usage),
             swap_limit=None if both_limit is None or limit is None else both_limit - limit,
             failures=_number(f"{memory}/memory.failcnt"),
-            oom_kills=group.oom_kills(),
+            oom_kills=oom_kills,
         ),
         "pids": _pids(at.get("pids", "/nonexistent")),
         "io": _io_v1(at.get("blkio", "/nonexistent")),

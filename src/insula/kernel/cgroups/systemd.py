@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 
 from insula.kernel import linux
 from insula.kernel.cgroups.hierarchy import of_process
-from insula.kernel.cgroups.v2 import PERIOD, weight_of_shares
+from insula.kernel.cgroups.resources_v2 import PERIOD, weight_of_shares
 from insula.model.errors import Failed, Invalid, Unavailable
 
 TYPE_CHECKING = False

@@ -1,137 +1,186 @@
-"""From `linux.resources` to version 1 files (cgroups(7); the kernel's admin-guide/cgroup-v1).
+"""A control group of version 1, where each controller has a tree of directories (the kernel's admin-guide/cgroup-v1).
 
-The words of the OCI runtime-spec are those of version 1, so most of it is a table. A value of 0 means "not set" where
-0 could not be meant, as in runc and crun: engines send it for every option that was not given.
+On a hybrid host a version 2 tree without controllers is mounted beside. A group has a directory there too, if processes
+are born in it (`open_beside`), and that one is removed with the others.
 """
 
 from __future__ import annotations
 
-from insula.kernel.cgroups.settings import UNLIMITED, Setting, always, nothing_swaps, unsupported
+import errno
+import os
+import time
+
+from insula.kernel.cgroups import cpuset, device_list, events, files, realtime, resources_v1, settings, stats
+from insula.kernel.cgroups.base import Cgroup, distinct
+from insula.kernel.cgroups.hierarchy import BASE, ON_DEMAND
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import signal
     from typing import Any
 
-    from insula.kernel.cgroups.settings import Resources
+    from insula.kernel.cgroups.settings import Resources, Setting
+else:
+    import _signal as signal  # without the enumerations of `signal`, which cost 4 ms
 
-_ZERO_COUNTS = True
-
-# section, key, controller, file, whether 0 is a value
-_TABLE = (
-    ("memory", "limit", "memory", "memory.limit_in_bytes", False),
-    ("memory", "swap", "memory", "memory.memsw.limit_in_bytes", False),
-    ("memory", "reservation", "memory", "memory.soft_limit_in_bytes", False),
-    ("memory", "kernel", "memory", "memory.kmem.limit_in_bytes", False),
-    ("memory", "kernelTCP", "memory", "memory.kmem.tcp.limit_in_bytes", False),
-    ("memory", "swappiness", "memory", "memory.swappiness", _ZERO_COUNTS),
-    ("memory", "disableOOMKiller", "memory", "memory.oom_control", _ZERO_COUNTS),
-    ("memory", "useHierarchy", "memory", "memory.use_hierarchy", _ZERO_COUNTS),
-    ("cpu", "idle", "cpu", "cpu.idle", _ZERO_COUNTS),
-    ("cpu", "shares", "cpu", "cpu.shares", False),
-    ("cpu", "period", "cpu", "cpu.cfs_period_us", False),
-    ("cpu", "quota", "cpu", "cpu.cfs_quota_us", False),
-    ("cpu", "burst", "cpu", "cpu.cfs_burst_us", _ZERO_COUNTS),
-    ("cpu", "realtimePeriod", "cpu", "cpu.rt_period_us", False),
-    ("cpu", "realtimeRuntime", "cpu", "cpu.rt_runtime_us", False),
-    ("cpu", "cpus", "cpuset", "cpuset.cpus", False),
-    ("cpu", "mems", "cpuset", "cpuset.mems", False),
-    ("pids", "limit", "pids", "pids.max", False),
-    ("network", "classID", "net_cls", "net_cls.classid", False),
-)
-
-THROTTLES = (
-    ("throttleReadBpsDevice", "blkio.throttle.read_bps_device", "rbps"),
-    ("throttleWriteBpsDevice", "blkio.throttle.write_bps_device", "wbps"),
-    ("throttleReadIOPSDevice", "blkio.throttle.read_iops_device", "riops"),
-    ("throttleWriteIOPSDevice", "blkio.throttle.write_iops_device", "wiops"),
-)
+_PAUSE = 0.002
 
 
-def settings(resources: Resources) -> list[Setting]:
-    """What to write, in the order that suits a new group; device rules are not among it (devices.py).
+class CgroupV1(Cgroup, version=1):
+    """See `Cgroup`."""
 
-    OSError for what version 1 does not have.
-    """
-    found = []
-    for section, key, controller, file, zero in _TABLE:
-        value = (resources.get(section) or {}).get(key)
-        if value is None or (not zero and not value):
-            continue
-        if file == "pids.max" and value < 0:
-            value = "max"
-        elif file == "cpu.shares" and (resources["cpu"].get("idle") or 0) > 0:
-            continue  # an idle group has no share
-        if isinstance(value, bool):
-            value = int(value)
-        needed = nothing_swaps if key == "swap" and value != UNLIMITED else None
-        if value == UNLIMITED and key in ("swap", "kernelTCP"):
-            needed = always
-        found.append(Setting(f"{section}.{key}", controller, file, value, dispensable=needed))
-    memory = resources.get("memory") or {}
-    if memory.get("limit") and not memory.get("kernelTCP"):
-        # version 1 counts the buffers of TCP and UDP sockets by themselves, and only in groups where this was written
-        sockets = "memory.kmem.tcp.limit_in_bytes"
-        found.append(Setting("memory.limit", "memory", sockets, memory["limit"], dispensable=always))
-    if memory.get("limit") == UNLIMITED and not memory.get("swap"):
-        # no limit to memory alone would exceed the one to memory and swap together
-        swap = "memory.memsw.limit_in_bytes"
-        found.append(Setting("memory.limit", "memory", swap, UNLIMITED, dispensable=always))
-    if block := resources.get("blockIO"):
-        found += _block(block)
-    for limit in resources.get("hugepageLimits") or ():
-        found += hugetlb(limit, "limit_in_bytes")
-    for priority in (resources.get("network") or {}).get("priorities") or ():
-        value = f"{priority['name']} {priority['priority']}"
-        found.append(Setting("network.priorities", "net_prio", "net_prio.ifpriomap", value, reset="0"))
-    found += rdma(resources)
-    if resources.get("unified"):
-        raise unsupported("unified", "invalid configuration: its files are those of cgroup v2, and this host has v1")
-    return found
+    members = "tasks"
+
+    # -- directories -------------------------------------------------------------------------------------------
+
+    def directory(self, controller: str) -> str | None:
+        top = self.tree.controllers.get(controller)
+        return top and f"{top}/{self.path}"
+
+    def directories(self) -> dict[str, str]:
+        found = self._base()
+        for controller in ON_DEMAND:
+            if (directory := self.directory(controller)) and os.access(directory, os.F_OK):
+                found[controller] = directory
+        return found
+
+    def _base(self) -> dict[str, str]:
+        """The directories that `create` makes."""
+        controllers = self.tree.controllers
+        return {name: f"{controllers[name]}/{self.path}" for name in BASE if name in controllers}
+
+    def create(self) -> None:
+        for directory in distinct(self._base()):
+            try:
+                os.mkdir(directory, 0o755)
+            except FileExistsError:
+                continue
+            except FileNotFoundError:
+                os.makedirs(directory, 0o755, exist_ok=True)
+
+    def _enter(self, controller: str) -> None:
+        """Make the directory of a controller that has none yet, and move the group's processes there. OSError."""
+        directory = self.directory(controller)
+        if directory is None or os.path.isdir(directory):
+            return
+        os.makedirs(directory, 0o755, exist_ok=True)
+        if controller == "cpuset":
+            cpuset.inherit(self.tree.controllers["cpuset"], self.path)
+        there: set[int] = set()
+        while new := set(self.processes()) - there:  # they may fork meanwhile
+            for pid in new:
+                try:
+                    files.write(f"{directory}/cgroup.procs", pid)
+                except ProcessLookupError:
+                    continue
+            there |= new
+
+    def open_beside(self) -> int | None:
+        if not self.tree.beside:
+            return None
+        directory = f"{self.tree.beside}/{self.path}"
+        try:
+            os.makedirs(directory, 0o755, exist_ok=True)
+            return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+
+    def _removable(self) -> list[str]:
+        beside = [f"{self.tree.beside}/{self.path}"] if self.tree.beside else []
+        return [*super()._removable(), *beside]
+
+    def delegate(self, uid: int) -> None:
+        """Nothing: version 1 bounds neither the number of groups nor their depth, so none is given away."""
+
+    def holding(self, pid: int) -> Cgroup:
+        return self
+
+    # -- limits ------------------------------------------------------------------------------------------------
+
+    def _settings(self, resources: Resources) -> list[Setting]:
+        found = resources_v1.settings(resources)
+        for controller in dict.fromkeys(setting.controller for setting in found):
+            if controller in ON_DEMAND:
+                self._enter(controller)
+        return found
+
+    def _write_settings(
+        self, wanted: list[Setting], resources: Resources, replaced: list[tuple[str, str]] | None
+    ) -> None:
+        try:
+            settings.write_all(self.directory, wanted, undo=replaced)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._hand_down_realtime(resources.get("cpu") or {}):
+                raise
+            settings.write_all(self.directory, wanted, undo=replaced)
+
+    def _hand_down_realtime(self, cpu: dict[str, Any]) -> bool:
+        """Raise the real-time budget of the groups above to what is asked for; False if nothing is. OSError."""
+        top, runtime = self.tree.controllers.get("cpu"), cpu.get("realtimeRuntime") or 0
+        if not top or runtime <= 0:
+            return False
+        period = cpu.get("realtimePeriod") or int(files.read(f"{self.directory('cpu')}/cpu.rt_period_us") or 1_000_000)
+        realtime.hand_down(top, self.path, runtime, period)
+        return True
+
+    def _set_devices(self, rules: list[dict[str, Any]]) -> None:
+        directory = self.directory("devices")
+        if directory is None:
+            raise settings.unsupported("devices", "this host has no controller devices")
+        device_list.apply(directory, rules)
+
+    # -- killing and freezing ----------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.thaw()  # a frozen process does not even die
+
+    def _freeze(self, deadline: float) -> None:
+        """The state is FREEZING until the last process has stopped (the kernel's freezer-subsystem.rst).
+
+        It may stay so for ever while processes fork, unless FROZEN is written again.
+        """
+        files.write(self._freezer(), "FROZEN")
+        while not self._all_stand_still() and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+            files.write(self._freezer(), "FROZEN")
+
+    def thaw(self) -> None:
+        self._thaw_by(lambda: files.write(self._freezer(), "THAWED"))
+
+    def take_back(self, pid: int) -> None:
+        files.write(f"{self.directory('freezer')}/cgroup.procs", pid)
+
+    def frozen(self) -> bool:
+        return files.read(self._freezer()) in ("FROZEN", "FREEZING")
+
+    def _all_stand_still(self) -> bool:
+        return files.read(self._freezer()) == "FROZEN"
+
+    def _freezer(self) -> str:
+        return f"{self.directory('freezer')}/freezer.state"
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def oom_kills(self) -> int:
+        return files.fields(f"{self.directory('memory')}/memory.oom_control").get("oom_kill", 0)
+
+    def oom_notifications(self) -> events.OutOfMemory:
+        return events.OutOfMemoryV1(self.directory("memory") or "", self.oom_kills)
+
+    def _memory_usage(self) -> int:
+        return int(files.read(f"{self.directory('memory')}/memory.usage_in_bytes") or 0)
+
+    def _usage(self) -> stats.Stats:
+        return stats.version_1(self.directories(), self.oom_kills())
 
 
-def _block(block: dict[str, Any]) -> Iterator[Setting]:
-    """Weights belong to the I/O scheduler: BFQ's today, CFQ's before Linux 5.0."""
-    for key, bfq, cfq in (
-        ("weight", "blkio.bfq.weight", "blkio.weight"),
-        ("leafWeight", "blkio.leaf_weight", None),
-    ):
-        if value := block.get(key):
-            field = f"blockIO.{key}"
-            yield Setting(field, "blkio", bfq, value, instead=Setting(field, "blkio", cfq, value) if cfq else None)
-    for entry in block.get("weightDevice") or ():
-        if value := entry.get("weight"):
-            yield _of_device(entry, "weightDevice", "blkio.bfq.weight_device", value, "blkio.weight_device")
-        if value := entry.get("leafWeight"):
-            yield _of_device(entry, "weightDevice", "blkio.leaf_weight_device", value)
-    for key, file, _ in THROTTLES:
-        for entry in block.get(key) or ():
-            yield _of_device(entry, key, file, entry["rate"])
-
-
-def _of_device(entry: dict[str, Any], key: str, file: str, value: int, otherwise: str | None = None) -> Setting:
-    line, field = f"{entry['major']}:{entry['minor']} {value}", f"blockIO.{key}"
-    instead = Setting(field, "blkio", otherwise, line, reset="0") if otherwise else None
-    return Setting(field, "blkio", file, line, reset="0", instead=instead)
-
-
-def hugetlb(limit: dict[str, Any], suffix: str) -> Iterator[Setting]:
-    """Huge pages in use, and where the kernel can (Linux 5.7) those that are only reserved: a program that may not
-    reserve is told so by mmap(2), one that may not use what it has reserved dies of SIGBUS.
-    """
-    size, value = limit["pageSize"], limit["limit"]
-    if not size.isalnum():
-        raise unsupported("hugepageLimits", f"{size!r} is no size of a page")
-    field = "hugepageLimits"
-    for kind, dispensable in ((f"hugetlb.{size}.{suffix}", None), (f"hugetlb.{size}.rsvd.{suffix}", always)):
-        yield Setting(field, "hugetlb", kind, value, dispensable=dispensable)
-
-
-def rdma(resources: Resources) -> Iterator[Setting]:
-    """The same file in both versions."""
-    for device, limit in (resources.get("rdma") or {}).items():
-        parts = [("hca_handle", limit.get("hcaHandles")), ("hca_object", limit.get("hcaObjects"))]
-        words = [f"{name}={value}" for name, value in parts if value is not None]
-        if words:
-            reset = "hca_handle=max hca_object=max"
-            yield Setting(f"rdma.{device}", "rdma", "rdma.max", f"{device} {' '.join(words)}", reset=reset)
+def frozen_elsewhere(pid: int) -> str | None:
+    """The path of the group that freezes a process on version 1, whatever its other groups are; None if none does."""
+    try:
+        with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    path = next((path for _, controllers, path in lines if "freezer" in controllers.split(",")), None)
+    return None if path is None else Cgroup(path.lstrip("/")).frozen_at()

@@ -23,8 +23,8 @@ from insula.control.instances.drivers.directory import LaunchRecord, boot_id
 from insula.image.store import ImageStore
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup, hierarchy
-from insula.kernel.cgroups.freezer import frozen_elsewhere
 from insula.kernel.cgroups.hierarchy import of_process
+from insula.kernel.cgroups.v1 import frozen_elsewhere
 from insula.model.errors import InsulaError, NotFound
 from insula.model.objects import Exit, Instance, InstanceStatus, Network, Resources, Tenant
 from insula.model.views import ExecSpec, Explanation, Layer, ProcessView

@@ -1,0 +1,340 @@
+"""A control group: the interface that both versions have, and the parts that are the same in both; cgroups(7).
+
+`Cgroup(path)` makes an object of the class for the version that the host has: v1.py or v2.py. A process joins a group
+by writing ``0`` into a file that its parent opened. The kernel checks the rights of the opener, so this works from
+inside a new user namespace, and it is a hundred times faster than writing the PID of another process.
+
+Every launch makes a group and limits it, so nothing is read there without need: directories are made without a look
+whether they exist, and each value is written once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from insula.kernel.cgroups import files, settings
+from insula.kernel.cgroups.hierarchy import Hierarchy, hierarchy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+    from typing import Any, ClassVar
+
+    from insula.kernel.cgroups.events import OutOfMemory
+    from insula.kernel.cgroups.settings import Resources, Setting
+    from insula.kernel.cgroups.stats import Stats
+else:
+    import _signal as signal  # without the enumerations of `signal`, which cost 4 ms
+
+_READABLE = {
+    "": "memory.max memory.current memory.swap.max cpu.max cpu.weight pids.max pids.current",
+    "memory": "memory.limit_in_bytes memory.usage_in_bytes memory.kmem.tcp.limit_in_bytes",
+    "cpu": "cpu.cfs_quota_us cpu.cfs_period_us cpu.shares",
+    "pids": "pids.max pids.current",
+    "cpuset": "cpuset.cpus cpuset.mems",
+}
+"""Controller to the files of `Cgroup.values`; version 2 has the single entry ``""``."""
+
+
+class Cgroup:
+    """The group at `path`, relative to the root of every hierarchy.
+
+    A class for each version derives from this one and has every method that raises NotImplementedError here. To make
+    a `Cgroup` makes an object of one of them, as with pathlib.Path. `tree` is another hierarchy than the host's.
+    """
+
+    _versions: ClassVar[dict[int, type[Cgroup]]] = {}
+    members = "cgroup.procs"
+    """The file that a process writes ``0`` to, to join the group."""
+
+    def __init_subclass__(cls, *, version: int) -> None:
+        Cgroup._versions[version] = cls
+
+    def __new__(cls, path: str, tree: Hierarchy | None = None) -> Cgroup:
+        return object.__new__(cls._versions[(tree or hierarchy()).version])
+
+    def __init__(self, path: str, tree: Hierarchy | None = None) -> None:
+        if not path or path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"bad cgroup path {path!r}")
+        self.path = path
+        self.tree = tree or hierarchy()
+
+    # -- what each version has ---------------------------------------------------------------------------------
+
+    def directory(self, controller: str) -> str | None:
+        """The directory of a version 1 controller, or None if the host lacks it; that of version 2 for all of them."""
+        raise NotImplementedError
+
+    def directories(self) -> dict[str, str]:
+        """Controller to directory; version 2 has the single entry ``""``."""
+        raise NotImplementedError
+
+    def create(self) -> None:
+        """Make the group and its parents, with the controllers handed down; nothing happens if it is there."""
+        raise NotImplementedError
+
+    def open_beside(self) -> int | None:
+        """A descriptor of the group of the same path in the version 2 tree of a hybrid host, to be born in it.
+
+        The group is made if need be. None on other hosts, and where the caller may not make it: no limit depends on it.
+        """
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """SIGKILL everything in the group and below it, frozen or not."""
+        raise NotImplementedError
+
+    def thaw(self) -> None:
+        """Let frozen processes go on; nothing happens if none is frozen, or if the group is gone. OSError."""
+        raise NotImplementedError
+
+    def frozen(self) -> bool:
+        """Whether it was frozen, by itself or with a parent; False if the group is gone."""
+        raise NotImplementedError
+
+    def take_back(self, pid: int) -> None:
+        """Make sure that this group, and no other, decides whether the process `pid` is frozen. OSError.
+
+        In version 1 it may have been moved into a frozen group of the freezer's hierarchy, where it can't die.
+        """
+        raise NotImplementedError
+
+    def delegate(self, uid: int) -> None:
+        """Give the group to a user of the host, who may divide it; see delegation.py. OSError."""
+        raise NotImplementedError
+
+    def holding(self, pid: int) -> Cgroup:
+        """The group to join beside `pid`, the first process of this one: this group, or the one below that it is in."""
+        raise NotImplementedError
+
+    def oom_kills(self) -> int:
+        """How many processes of the group the kernel killed for want of memory."""
+        raise NotImplementedError
+
+    def oom_notifications(self) -> OutOfMemory:
+        """An object to poll that becomes readable when memory runs out in the group. OSError."""
+        raise NotImplementedError
+
+    def _settings(self, resources: Resources) -> list[Setting]:
+        """The files and values that `resources` means. OSError for what this version lacks."""
+        raise NotImplementedError
+
+    def _set_devices(self, rules: list[dict[str, Any]]) -> None:
+        """Put device rules in force. OSError names linux.resources.devices, and the file or call that refused."""
+        raise NotImplementedError
+
+    def _memory_usage(self) -> int:
+        """Bytes of memory in use."""
+        raise NotImplementedError
+
+    def _usage(self) -> Stats:
+        """See stats.py."""
+        raise NotImplementedError
+
+    def _freeze(self, deadline: float) -> None:
+        """Stop the processes, and wait until all stand still or the time (of time.monotonic) has come. OSError."""
+        raise NotImplementedError
+
+    def _all_stand_still(self) -> bool:
+        raise NotImplementedError
+
+    # -- limits ------------------------------------------------------------------------------------------------
+
+    def limit(self, resources: Resources) -> None:
+        """Apply limits; what is absent is left as it is. OSError names the field of linux.resources, and the file."""
+        self._write(resources, None)
+
+    def update(self, resources: Resources) -> None:
+        """The same on a group that runs: if one is refused, those before it are put back. OSError."""
+        replaced: list[tuple[str, str]] = []
+        try:
+            if (resources.get("memory") or {}).get("checkBeforeUpdate"):
+                self._check_usage(resources["memory"].get("limit") or -1)
+            self._write(resources, replaced)
+        except OSError:
+            settings.put_back(replaced)
+            raise
+
+    def _write(self, resources: Resources, replaced: list[tuple[str, str]] | None) -> None:
+        if wanted := self._settings(resources):
+            self._write_settings(wanted, resources, replaced)
+        if rules := resources.get("devices"):
+            self._set_devices(rules)  # last, because they are not put back
+
+    def _write_settings(
+        self, wanted: list[Setting], resources: Resources, replaced: list[tuple[str, str]] | None
+    ) -> None:
+        settings.write_all(self.directory, wanted, undo=replaced)
+
+    def _check_usage(self, limit: int) -> None:
+        """linux.resources.memory.checkBeforeUpdate: below what is used, the kernel would kill to get there."""
+        used = self._memory_usage()
+        if 0 <= limit < used:
+            raise OSError(errno.EBUSY, f"linux.resources.memory.limit: {limit} is less than the {used} bytes in use")
+
+    # -- joining and leaving -----------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        return any(os.path.isdir(directory) for directory in self.directories().values())
+
+    def open(self, below: dict[str, str] | None = None) -> list[int]:
+        """Descriptors to join by: a process writes ``0`` to each (see `join`).
+
+        `below` has paths of groups in this one, by controller of version 1. The path under ``""`` is for all
+        controllers that it does not name; those that lack such a group stay in this one. FileNotFoundError if a named
+        controller lacks its group, or if no controller has the one under ``""``.
+        """
+        directories = self._below(below) if below else distinct(self.directories())
+        opened: list[int] = []
+        try:
+            for directory in directories:
+                opened.append(os.open(f"{directory}/{self.members}", os.O_WRONLY | os.O_CLOEXEC))
+        except OSError:
+            for fd in opened:
+                os.close(fd)
+            raise
+        return opened
+
+    def _below(self, paths: dict[str, str]) -> list[str]:
+        own = self.directories()
+        if unknown := paths.keys() - own.keys() - {""}:
+            raise FileNotFoundError(errno.ENOENT, f"unknown controller {min(unknown):.40}")
+        found: dict[str, str] = {}
+        for name, directory in own.items():
+            path = paths.get(name) or paths.get("", "")
+            there = os.path.isdir(f"{directory}/{path}")
+            if not there and name in paths:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            found[name] = f"{directory}/{path}" if path and there else directory
+        if paths.get("") and not any(os.path.isdir(f"{directory}/{paths['']}") for directory in own.values()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), paths[""])
+        return distinct(found)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process in the group and below it."""
+        held: dict[int, int] = {}
+        try:
+            for pid in self.processes():
+                try:
+                    held[pid] = os.pidfd_open(pid)
+                except ProcessLookupError:
+                    continue
+            # a fork bomb wears out PIDs fast: what is in the group now is what was held, or another of the group
+            for pid in self.processes():
+                try:
+                    signal.pidfd_send_signal(held[pid], number)
+                except (KeyError, ProcessLookupError):
+                    continue
+        finally:
+            for pidfd in held.values():
+                os.close(pidfd)
+
+    def remove(self, timeout: float = 5.0) -> None:
+        """Remove the group and those below it. Processes in it are killed, and waited for until they are gone.
+
+        OSError with EBUSY after `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        for directory in self._removable():
+            while not _remove_tree(directory):
+                if time.monotonic() > deadline:
+                    raise OSError(errno.EBUSY, "cgroup is busy", directory)
+                self.kill()
+                time.sleep(0.002)
+
+    def _removable(self) -> list[str]:
+        return distinct(self.directories())
+
+    # -- freezing ----------------------------------------------------------------------------------------------
+
+    def freeze(self, timeout: float = 10.0) -> None:
+        """Stop every process in the group, and return once they all stand still.
+
+        Unlike SIGSTOP, which a parent sees and any process of the same user can undo, this can be noticed and undone
+        from outside only. OSError with ETIMEDOUT, and all run again, if a process does not stop in `timeout` seconds,
+        such as one that waits for a dead disk.
+        """
+        self._freeze(time.monotonic() + timeout)
+        if not self._all_stand_still():
+            self.thaw()
+            raise OSError(errno.ETIMEDOUT, f"not all processes of the group stand still in {timeout:g} s", self.path)
+
+    def _thaw_by(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # it was removed
+                raise
+
+    def frozen_at(self) -> str | None:
+        """The path of the topmost group, of those above it and itself, that is frozen; None if none is."""
+        parts = self.path.split("/")
+        paths = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        return next((path for path in paths if Cgroup(path, self.tree).frozen()), None)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def processes(self) -> list[int]:
+        """PIDs, as the reader's PID namespace numbers them, of all in the group and below it."""
+        directory = self.directory("pids") or next(iter(self.directories().values()))
+        found: set[int] = set()
+        for path, _, names in os.walk(directory):
+            if "cgroup.procs" in names:
+                try:
+                    with open(f"{path}/cgroup.procs") as file:
+                        found.update(int(line) for line in file)
+                except OSError:
+                    continue
+        return sorted(found - {0})
+
+    def stats(self) -> Stats:
+        """What the group used until now: see stats.py for the keys. FileNotFoundError if it is gone."""
+        found = self._usage()
+        if not found.get("pids") and not self.exists():
+            raise FileNotFoundError(errno.ENOENT, "no such control group", self.path)
+        return {key: value for key, value in found.items() if value}
+
+    def values(self) -> dict[str, str]:
+        """The limits and counters that are in force, file name to content, for people to read."""
+        found = {}
+        for controller, directory in self.directories().items():
+            for name in _READABLE.get(controller, "").split():
+                if (content := files.read(f"{directory}/{name}")) is not None:
+                    found[name] = content
+        return found
+
+
+def join(descriptors: list[int]) -> None:
+    """Move the calling process into the group behind the descriptors of `Cgroup.open`."""
+    for fd in descriptors:
+        os.write(fd, b"0")
+
+
+def distinct(directories: dict[str, str]) -> list[str]:
+    """Each directory once: controllers may share a hierarchy, such as cpu,cpuacct."""
+    return list(dict.fromkeys(directories.values()))
+
+
+def _remove_tree(directory: str) -> bool:
+    """rmdir bottom-up; False while something in it is busy."""
+    try:
+        os.rmdir(directory)  # the usual case has no children
+        return True
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
+    for path, _, _ in os.walk(directory, topdown=False):
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                raise
+            return False
+    return True
