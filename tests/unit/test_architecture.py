@@ -279,7 +279,8 @@ def circles(edges: dict[str, set[str]]) -> list[set[str]]:
 
 def test_no_imports_go_round_in_a_circle() -> None:
     packages = frozenset(module_name(path) for path in MODULES if path.name == "__init__.py")
-    assert circles(graph({module_name(path): path.read_text() for path in MODULES}, packages)) == CIRCLES
+    found = circles(graph({module_name(path): path.read_text() for path in MODULES}, packages))
+    assert [each for each in found if not any(each <= allowed for allowed in CIRCLES)] == []
 
 
 def test_that_check_sees_a_circle() -> None:
