@@ -16,6 +16,7 @@ from typing import Any
 from bench.lib import Agent, Bench, Measure, Table, comparison, interleave, timed
 from bench.peers import CRUN, Runtime, bundle_config, docker, podman, root_file_system
 from insula.container.service import client
+from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from insula.container.service.run_directory import Launch
 from tests.support.peers import Missing
 
@@ -45,7 +46,7 @@ def real_launch(bench: Bench) -> Launch:
 
 
 class Engine:
-    """The runtime alone: its own keeper and spawner, no daemon, no network, no HTTP."""
+    """The runtime alone: its own monitor and zygote, no daemon, no network, no HTTP."""
 
     def __init__(self, bench: Bench, launch: Launch) -> None:
         self.launch_of, self.scratch, self.prefix = launch, bench.scratch / "engine", bench.daemon.prefix
@@ -82,8 +83,8 @@ class Engine:
 
     def close(self) -> None:
         self.loop.run_until_complete(self.runtime.close())
-        for name in ("keeper", "spawner"):
-            pid = int((Path(self.runtime.run) / f"{name}.pid").read_text().split()[0])
+        for name in (MONITOR_PID, ZYGOTE_PID):
+            pid = int((Path(self.runtime.run) / name).read_text().split()[0])
             os.kill(pid, 15)
         self.loop.close()
 

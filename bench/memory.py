@@ -1,4 +1,4 @@
-"""What an idle container costs beside itself: the growth of insulad, keeper and spawner, in PSS (proc_pid_smaps(5))."""
+"""What an idle container costs beside itself: the growth of insulad, monitor and zygote, in PSS (proc_pid_smaps(5))."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def measure(bench: Bench) -> list[Table]:
         f"at {FEW}: the mean of before and after; "
         "medians, of launches also the fastest quarter's end; a launch is asked of the API and ends when it runs",
         "the C twin launches to the exit of `true`, beside each launch: what this machine did meanwhile",
-        "CPU: of insulad, keeper, spawner and dnsmasq together, for each launch",
+        "CPU: of insulad, monitor, zygote and dnsmasq together, for each launch",
         "restart: from the start of insulad until it answers, every instance adopted",
         f"{many - FEW} started in {started:.1f} s, removed in {removed:.1f} s, {PARALLEL} requests at a time",
     ]

@@ -1,6 +1,6 @@
 """Where the milliseconds of a launch go: every step of the child's, timed from inside.
 
-The engine's own functions are called here, without a spawner around them, and `step`, through which a child does
+The engine's own functions are called here, without a zygote around them, and `step`, through which a child does
 everything that may fail, is wrapped. The child writes its times into memory that it shares with us (MAP_SHARED,
 mmap(2)), up to the last moment before execve(2) replaces it.
 """
@@ -24,7 +24,7 @@ from bench.lib import GAP, Bench, Table
 from insula.container import wire
 from insula.container.create import exec_process, init, rootfs, steps
 from insula.container.service import launch, warm_pool
-from insula.container.service.run_directory import Bundle, Launch
+from insula.container.service.run_directory import Launch, RunDirectory
 from insula.kernel import linux
 from insula.kernel.cgroups import Cgroup
 
@@ -76,7 +76,7 @@ def timed_steps(shared: Shared) -> Iterator[None]:
 
 
 class Stand:
-    """Launches without a spawner: what that does, one after the other, with a clock in hand."""
+    """Launches without a zygote: what that does, one after the other, with a clock in hand."""
 
     def __init__(self, bench: Bench, asked: Launch) -> None:
         self.asked, self.scratch, self.prefix = asked, bench.scratch / "steps", f"{bench.daemon.prefix}/steps"
@@ -87,12 +87,12 @@ class Stand:
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
         linux.mount("tmpfs", str(self.scratch / "layers"), "tmpfs")
         os.chdir(self.scratch / "layers")
-        for name, fstype in (("proc", "proc"), ("sys", "sysfs")):  # as in spawner.main
+        for name, fstype in (("proc", "proc"), ("sys", "sysfs")):  # as in zygote.main
             os.mkdir(name)
             linux.mount(fstype, name, fstype, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
         linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
         self.layers, self.shared = launch.Layers(), Shared()
-        self.pool = warm_pool.Pool(str(self.run / "spares"), 1)
+        self.pool = warm_pool.WarmPool(str(self.run / "spares"), 1)
         self.pool.open()
         self.program = Path(asked.seccomp or "").read_bytes()
 
@@ -110,17 +110,17 @@ class Stand:
         spare = None
         if ahead:
             Cgroup(self.prefix).create()
-            spare = self.pool.make(warm_pool.Mold(self.asked._replace(cgroup=f"{self.prefix}/mold")))
+            spare = self.pool.make(warm_pool.Template(self.asked._replace(cgroup=f"{self.prefix}/mold")))
             assert wire.receive(spare.child.sync)
         asked = self.request(spare.id if spare else os.urandom(16).hex())
-        bundle = Bundle(str(self.run), asked.id)
+        bundle = RunDirectory(str(self.run), asked.id)
         bundle.create(asked)
         self.shared.clear()
         time.sleep(GAP)
         begin = time.monotonic()
         if spare:
             with open(f"{bundle.path}/launch.json", "rb") as config:
-                child = warm_pool.furnish(spare, asked, self.layers, config.fileno(), asked.seccomp)
+                child = warm_pool.assign(spare, asked, self.layers, config.fileno(), asked.seccomp)
             self.pool.release(spare.id)
         else:
             child = launch.start(asked, self.layers, exec_process.Filter(self.program, asked.seccomp_flags))
@@ -165,6 +165,6 @@ def measure(bench: Bench) -> list[Table]:
             for position, (name, _) in enumerate(rounds[0]):
                 milliseconds = statistics.median(each[position][1] for each in rounds) * 1e3
                 table.rows.append([name, f"{milliseconds:.2f}"])
-            table.notes.append("parent and child overlap, so the parts are more than the whole; no network, no spawner")
+            table.notes.append("parent and child overlap, so the parts are more than the whole; no network, no zygote")
             tables.append(table)
     return tables

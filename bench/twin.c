@@ -1,4 +1,4 @@
-/* The floor: one container launched with the system calls that Insula's spawner makes, in C, and nothing else.
+/* The floor: one container launched with the system calls that Insula's zygote makes, in C, and nothing else.
  *
  *   twin LOWER SCRATCH CGROUP        prints the milliseconds from before the first call until the program's end
  *

@@ -1,4 +1,4 @@
-"""Log lines of insulad, the keeper and the spawner: time, level, source, message; one form, on the standard error.
+"""Log lines of insulad, the monitor and the zygote: time, level, source, message; one form, on the standard error.
 
 Where the standard error is the journal (systemd.exec(5), JOURNAL_STREAM), a line has no time, since the journal notes
 it, and begins with its priority as ``<3>`` (sd-daemon(3)). `write` serves the small processes and imports next to

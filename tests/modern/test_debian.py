@@ -190,9 +190,9 @@ def test_instances_outlive_the_daemon(guest: Guest, command: str) -> None:
     assert guest.ok("insula -T shop exec always ping -c 1 once")
 
 
-@pytest.mark.parametrize("helper", ["spawner", "keeper"])
+@pytest.mark.parametrize("helper", ["zygote", "monitor"])
 def test_an_end_is_seen_though_a_helper_is_killed(guest: Guest, helper: str) -> None:
-    """In this order: the spawner that a killed keeper leaves is init's child, and so are then those that it leaves."""
+    """In this order: the zygote that a killed monitor leaves is init's child, and so are then those that it leaves."""
     script = "mkfifo /go; read x < /go; echo said; exit 7"
     guest.ok(f"insula -T shop run -d --name brief busybox sh -c '{script}'")
     guest.ok(f"kill -9 $(cut -d ' ' -f 1 /run/insula/{helper}.pid) && sleep 1")

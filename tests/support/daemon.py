@@ -11,12 +11,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from tests.support.cli import REPOSITORY, Cli
 from tests.support.machine import CGROUPS, NETNS, Namespaces, Run, put_back_terminals, remove_tree
 from tests.support.snapshot import Snapshot
 from tests.support.wait import until
 
-PROCESSES = ("insulad", "keeper", "spawner")
+PROCESSES = ("insulad", "monitor", "zygote")
+PID_FILES = {"monitor": MONITOR_PID, "zygote": ZYGOTE_PID}
 START_TIMEOUT = 30.0
 
 
@@ -87,7 +89,7 @@ class Daemon:
         self.wait_until_it_is_reconciled()
 
     def wait_until_it_is_reconciled(self) -> None:
-        """It has looked at every instance, and has a keeper and a spawner."""
+        """It has looked at every instance, and has a monitor and a zygote."""
 
         def ready() -> bool:
             return self.cli.json("status")["reconciling"] == 0 and all(self.pid(name) for name in PROCESSES)
@@ -123,11 +125,11 @@ class Daemon:
     # -- its processes ---------------------------------------------------------------------------------------
 
     def pid(self, name: str) -> int | None:
-        """Of insulad, the keeper or the spawner, if it runs now."""
+        """Of insulad, the monitor or the zygote, if it runs now."""
         if name == "insulad":
             return self._process.pid if self._process and self._process.poll() is None else None
         try:
-            pid, started = (self.run / f"{name}.pid").read_text().split()
+            pid, started = (self.run / PID_FILES[name]).read_text().split()
         except (FileNotFoundError, ValueError):
             return None
         return int(pid) if start_time(int(pid)) == int(started) else None

@@ -14,6 +14,7 @@ from typing import Any
 
 from insula.container.service.client import Launch, Runtime
 from insula.kernel.cgroups import Cgroup
+from tests.support.daemon import PID_FILES
 from tests.support.logs import read_log
 from tests.support.wait import patiently, until
 
@@ -73,26 +74,26 @@ class Host:
         )
 
     def output(self, launch: Launch) -> str:
-        """All that it printed; the keeper may have some of it left to write when it has ended."""
+        """All that it printed; the monitor may have some of it left to write when it has ended."""
         assert launch.log
-        until(lambda: not self._is_writing(launch.log), "the keeper has written the log")
+        until(lambda: not self._is_writing(launch.log), "the monitor has written the log")
         return b"".join(record.data for record in read_log(launch.log)).decode()
 
     def _is_writing(self, directory: str | None) -> bool:
-        for fd in Path(f"/proc/{self.pid('keeper')}/fd").iterdir():
+        for fd in Path(f"/proc/{self.pid('monitor')}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if os.readlink(fd).startswith(f"{directory}/"):
                     return True
         return False
 
     def pid(self, name: str) -> int:
-        return int((self.run / f"{name}.pid").read_text().split()[0])
+        return int((self.run / PID_FILES[name]).read_text().split()[0])
 
     def kill(self, name: str) -> None:
         os.kill(self.pid(name), signal.SIGKILL)
 
     def close(self) -> None:
-        for name in ("keeper", "spawner"):
+        for name in ("monitor", "zygote"):
             with contextlib.suppress(OSError):
                 self.kill(name)
         group = Cgroup(self.cgroup)

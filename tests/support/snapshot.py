@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.support.machine import CGROUPS, RUNS, Namespaces
 from tests.support.wait import until
 
-PASSING = ("insula-spare\n", "insula-burial\n")
+PASSING = ("insula-warm\n", "insula-umount\n")
 STATE = re.compile(r"state\.db(-wal|-shm)?$")
 
 
@@ -33,7 +33,7 @@ class Snapshot:
     def take(cls, prefix: str, namespace: str, *directories: Path, holder: int | str = "self") -> Snapshot:
         """Of this machine, the control groups of `prefix`, the host's network `namespace` and the files below.
 
-        Mounts are those that process `holder` sees. Spares come and go, and are left out as long as the spawner has
+        Mounts are those that process `holder` sees. Spares come and go, and are left out as long as the zygote has
         them in its records.
         """
         before = None

@@ -1,4 +1,4 @@
-"""kill -9 of insulad, the keeper and the spawner at random moments of create, run and remove.
+"""kill -9 of insulad, the monitor and the zygote at random moments of create, run and remove.
 
 After each, what ran still runs, what was asked has happened or has not, and asking again works. At the end every
 line of output and every exit status is there, and nothing is left over. The seed of a failing point is in its name:
@@ -217,7 +217,7 @@ def test_all_three_at_once(town: Town) -> None:
     daemon, cli = town.daemon, town.daemon.cli
     cli.ok("run", "-d", "--name", "victim", "busybox", "sh", "-c", LEAVER)
     pid = status_of(cli, "victim")["pid"]  # type: ignore[index]
-    for name in ("insulad", "keeper", "spawner"):
+    for name in ("insulad", "monitor", "zygote"):
         daemon.kill(name)
     daemon.start()
     recovered(daemon)

@@ -144,7 +144,7 @@ def test_more_layers_than_other_engines_take(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_an_overlay_has_room_for_500_layers(tmp_path: Path) -> None:
-    """Under the names that the spawner gives them."""
+    """Under the names that the zygote gives them."""
 
     def inside() -> tuple[int, int]:
         os.chdir(tmp_path)

@@ -242,7 +242,7 @@ def test_paused_is_what_the_kernel_says_also_to_the_next_daemon(fresh: Daemon) -
     cli.ok("pause", "web", "doomed")
     for kill in (True, False):
         if kill:
-            for process in ("insulad", "keeper", "spawner"):
+            for process in ("insulad", "monitor", "zygote"):
                 fresh.kill(process)
         else:
             fresh.stop()

@@ -35,7 +35,7 @@ class Rebooting(Daemon):
         self.boot_id.write_text(f"{uuid.uuid4()}\n")
 
     def reboot(self) -> None:
-        for name in ("insulad", "keeper", "spawner"):
+        for name in ("insulad", "monitor", "zygote"):
             self.kill(name)
         for pid in self._pids_in_cgroups():
             with suppress(ProcessLookupError):

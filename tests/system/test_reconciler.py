@@ -40,7 +40,7 @@ def settings(run_: Run) -> Iterator[Settings]:
         yield settings
     finally:
         asyncio.run(take_down(settings))
-        for name in ("keeper", "spawner"):
+        for name in ("monitor", "zygote"):
             pid = int((settings.run / f"{name}.pid").read_text().split()[0])
             os.kill(pid, signal.SIGKILL)
             until(lambda pid=pid: start_time(pid) is None, f"the {name} ends")  # type: ignore[misc]

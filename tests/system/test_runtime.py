@@ -162,7 +162,7 @@ def test_a_failure_half_way_leaves_nothing(host: Host) -> None:
         await started(runtime, warm := host.launch("true"))
         await runtime.wait(warm.id)
         await runtime.delete(warm.id)
-        descriptors = f"/proc/{host.pid('spawner')}/fd"
+        descriptors = f"/proc/{host.pid('zygote')}/fd"
         before = len(os.listdir(descriptors))
         for broken in (
             host.launch("true")._replace(upper="/nowhere"),
@@ -217,7 +217,7 @@ def test_no_descriptor_of_the_host_leaks(host: Host) -> None:
     with_runtime(host, body)
 
 
-@pytest.mark.parametrize("order", [("spawner",), ("keeper",), ("spawner", "keeper", "spawner"), ("keeper", "spawner")])
+@pytest.mark.parametrize("order", [("zygote",), ("monitor",), ("zygote", "monitor", "zygote"), ("monitor", "zygote")])
 def test_killed_helpers_cost_no_output_and_no_exit_status(host: Host, order: tuple[str, ...]) -> None:
     pause = round(patiently(10_000))  # they must outlive what is done to the helpers
     script = f"i=0; while [ $i -lt 150 ]; do echo line$i; i=$((i+1)); usleep {pause}; done; exit 5"
@@ -248,12 +248,12 @@ def test_killed_helpers_cost_no_output_and_no_exit_status(host: Host, order: tup
     with_runtime(host, body)
 
 
-def test_what_was_not_told_to_start_dies_with_the_spawner(host: Host) -> None:
+def test_what_was_not_told_to_start_dies_with_the_zygote(host: Host) -> None:
     async def body(runtime: Runtime) -> None:
         launch = host.launch("sleep", "60")
         await runtime.create(launch)
         assert is_running(runtime, launch.id)
-        host.kill("spawner")
+        host.kill("zygote")
         record = await runtime.wait(launch.id)
         assert record.exit_status is None
         assert "interrupted" in (record.error or "")
@@ -293,7 +293,7 @@ def test_nobody_attached_and_nothing_is_held(host: Host) -> None:
     """Processes that joined, whose client never came or went away: no descriptor stays."""
 
     def held() -> list[int]:
-        return [len(os.listdir(f"/proc/{host.pid(name)}/fd")) for name in ("keeper", "spawner")]
+        return [len(os.listdir(f"/proc/{host.pid(name)}/fd")) for name in ("monitor", "zygote")]
 
     async def body(runtime: Runtime) -> None:
         launch = host.launch("sleep", "60")

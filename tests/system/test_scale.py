@@ -55,9 +55,9 @@ def test_sixty_instances(fresh: Daemon) -> None:
     fresh.kill("insulad")
     fresh.start()
     assert running() == pids, "after kill -9"
-    fresh.kill("spawner")  # its children are the keeper's now, which records their ends
-    until(lambda: fresh.pid("spawner"), "the spawner is back")
-    assert running() == pids, "after the end of the spawner"
+    fresh.kill("zygote")  # its children are the monitor's now, which records their ends
+    until(lambda: fresh.pid("zygote"), "the zygote is back")
+    assert running() == pids, "after the end of the zygote"
     assert fresh.cli.ok("exec", names[-1], "echo", "here") == "here"
 
     for name in names[: COUNT // 2]:

@@ -17,7 +17,7 @@ import pytest
 
 from insula.container import wire
 from insula.container.create import notify
-from insula.container.create.exec_process import Filter, departure
+from insula.container.create.exec_process import Filter, exec_process
 from insula.container.create.steps import StepError
 from insula.kernel import linux, seccomp, syscalls
 from insula.kernel.seccomp_load import load
@@ -145,7 +145,7 @@ def depart(profile: dict[str, Any], script: str, restricted: bool) -> tuple[str,
             ours.close()
             os.dup2(writable, 1)
             process = {"args": ["/bin/sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], "noNewPrivileges": restricted}
-            departure(process, program, listener=lambda fd: notify.offer(theirs.fileno(), fd))
+            exec_process(process, program, listener=lambda fd: notify.offer(theirs.fileno(), fd))
         except StepError as error:
             wire.send(theirs, {"event": "error", **error.message})
         finally:
@@ -256,7 +256,7 @@ def test_a_filter_that_notifies_takes_somebody_who_listens() -> None:
 
     def child() -> str:
         try:
-            departure({"args": ["/bin/true"], "noNewPrivileges": True}, program)
+            exec_process({"args": ["/bin/true"], "noNewPrivileges": True}, program)
         except StepError as error:
             return str(error.message["error"])
 

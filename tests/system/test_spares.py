@@ -52,7 +52,7 @@ async def offered(runtime: Runtime, host: Host) -> str:
     await started(runtime, warm := host.launch("true"))
     await runtime.wait(warm.id)
     await runtime.delete(warm.id)
-    await eventually(lambda: runtime._offered.get(host.cgroup), "a spare is offered")
+    await eventually(lambda: runtime._warm_ids.get(host.cgroup), "a spare is offered")
     chosen = runtime.choose_id(host.cgroup)
     assert (host.run / "spares" / chosen).exists()
     return chosen
@@ -140,12 +140,12 @@ def test_what_can_not_be_made_leaves_no_spare(host: Host) -> None:
     with_runtime(host, body)
 
 
-def test_spares_die_with_the_spawner_and_the_next_one_cleans_up(host: Host) -> None:
+def test_spares_die_with_the_zygote_and_the_next_one_cleans_up(host: Host) -> None:
     async def body(runtime: Runtime) -> None:
         chosen = await offered(runtime, host)
         group = Cgroup(f"{host.cgroup}/{chosen}")
         (spare,) = group.processes()
-        host.kill("spawner")
+        host.kill("zygote")
         await eventually(lambda: not os.path.exists(f"/proc/{spare}"), "the spare is dead")
         await eventually(lambda: not group.exists(), "its group is gone")
         assert not (host.run / "spares" / chosen).exists()

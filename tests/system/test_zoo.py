@@ -104,7 +104,7 @@ def test_leftovers_of_nobody_are_swept(fresh: Daemon) -> None:
     cli.ok("run", "-d", "--name", "kept", "busybox", "sleep", "600")
     [own] = os.listdir(fresh.root / "instances")
     fresh.kill("insulad")
-    fresh.kill("spawner")
+    fresh.kill("zygote")
     stuck = leave(fresh)
     fresh.start()
     until(lambda: set(os.listdir(fresh.root / "instances")) == {own, *stuck}, "the rest is removed")

@@ -41,12 +41,12 @@ def session(log: LogWriter, flags: int = 0) -> tuple[Session, int, int]:
 def test_packets_of_a_byte_cost_as_much_as_a_piece_does(tmp_path: Path, log: LogWriter) -> None:
     made, read, write = session(log, os.O_DIRECT)
     printed = 0
-    while not made.spent:
+    while not made.throttled:
         os.write(write, b"x")
         assert made.read(read)
         printed += 1
         assert printed <= BURST
-    # what it earned meanwhile is not counted: `earn` comes when all is spent
+    # what it earned meanwhile is not counted: `refill` comes when all is spent
     assert BURST // LEAST <= printed < 4 * BURST // LEAST
     assert sum(1 for _ in read_log(str(tmp_path))) == printed, "the positive control: a record each"
     os.close(write)
@@ -76,7 +76,7 @@ def test_output_is_held_up_when_the_burst_is_spent_and_not_before(
     """No time passes meanwhile, so nothing is earned."""
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     made, read, write = session(log)
-    made.forgive()
+    made.reset_quota()
     piece = 1 << 16
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, piece)
     printed = 0
@@ -86,9 +86,9 @@ def test_output_is_held_up_when_the_burst_is_spent_and_not_before(
             assert made.read(read)
         printed += piece
         assert printed <= BURST
-    assert printed == BURST and made.spent
+    assert printed == BURST and made.throttled
     monkeypatch.setattr(time, "monotonic", lambda: 1000.5)
-    made.earn()
+    made.refill()
     assert made.wants(read) and made._credit == RATE / 2
     os.close(write)
     made.close(read)
@@ -185,10 +185,10 @@ def test_output_is_read_when_somebody_takes_it_and_nobody_is_too_far_behind(
         assert not made.wants(read), "the slowest one holds it up"
         made.clients.clear()
         made._credit = 0.0
-        assert not made.wants(read) and made.spent, "all is spent"
-        made.earn()
+        assert not made.wants(read) and made.throttled, "all is spent"
+        made.refill()
         made._credit = 1.0
-        assert made.wants(read) == wanted and not made.spent
+        assert made.wants(read) == wanted and not made.throttled
     os.close(read)
     os.close(write)
 
@@ -197,16 +197,16 @@ def test_credit_is_earned_with_time_and_has_a_most() -> None:
     made = plain(discard=True)
     assert made._credit == BURST
     made._since -= 1000.0
-    made.earn()
+    made.refill()
     assert made._credit == BURST, "no more than that after a silence"
     made._credit = -float(RATE)
     made._since -= 3.0
-    made.earn()
+    made.refill()
     assert made._credit >= 2 * RATE, "three seconds' worth"
     first = made._since
-    made.earn()
+    made.refill()
     assert made._since >= first and made._credit < 3 * RATE, "a second is earned once"
-    made.forgive()
+    made.reset_quota()
     assert made._credit == BURST
 
 
@@ -272,11 +272,11 @@ def test_input_that_the_process_does_not_take_waits() -> None:
     made = plain()
     made.add("stdin", write)
     made.receive(Kind.STDIN, bytes(200_000))
-    assert made.write() and 0 < len(made.pending) < 200_000
+    assert made.write() and 0 < len(made.stdin_buffer) < 200_000
     made.receive(Kind.STDIN_EOF, b"")
     assert made.write(), "its end comes after what waits"
     received = 0
-    while made.pending:
+    while made.stdin_buffer:
         received += len(os.read(read, 1 << 20))
         made.write()
     assert received + len(os.read(read, 1 << 20)) == 200_000
@@ -284,16 +284,16 @@ def test_input_that_the_process_does_not_take_waits() -> None:
     os.close(read)
     made.ended = False
     made.receive(Kind.STDIN, b"x")
-    assert not made.write() and not made.pending, "nobody reads it any more"
+    assert not made.write() and not made.stdin_buffer, "nobody reads it any more"
     made.close(write)
     made.receive(Kind.STDIN, b"x")
-    assert made.deaf and not made.pending, "it was closed"
+    assert made.stdin_closed and not made.stdin_buffer, "it was closed"
 
 
 def test_a_process_without_input_gets_none() -> None:
     for made, heard in ((plain(stdin=False), b""), (plain(), b"x"), (plain(stdin=False, tty=True), b"x")):
         made.receive(Kind.STDIN, b"x")
-        assert made.pending == heard
+        assert made.stdin_buffer == heard
 
 
 def test_the_size_of_a_terminal() -> None:
@@ -318,7 +318,7 @@ def test_the_size_of_a_terminal() -> None:
 
 
 def test_a_stream_that_comes_twice_is_closed() -> None:
-    """From a spawner that hands over copies to another keeper."""
+    """From a zygote that hands over copies to another monitor."""
     (first, write), (second, other) = os.pipe(), os.pipe()
     made = plain(discard=True)
     made.add("stdout", first)

@@ -16,8 +16,8 @@ import pytest
 
 from insula.container.create import rootfs
 from insula.container.create.namespaces import Plan
-from insula.container.create.rootfs import Places, Stage, Staged, Tree, protect
-from insula.container.create.sources import Sources
+from insula.container.create.rootfs import PathResolver, PremountPlan, Premounts, Tree, protect
+from insula.container.create.sources import PreparedMounts
 from insula.container.create.steps import StepError
 from insula.kernel import linux, mounts
 from tests.forked import errno_of, forked
@@ -68,7 +68,7 @@ def write(path: str) -> int:
 def test_a_masked_file_is_empty_and_a_masked_directory_too(room: Path) -> None:
     def look(root: int) -> None:
         before = len(os.listdir("/proc/self/fd"))
-        protect(Places({}, root), ["/file", "second", "/dir", "/other", "/missing", "/file/missing"], [])
+        protect(PathResolver({}, root), ["/file", "second", "/dir", "/other", "/missing", "/file/missing"], [])
         assert len(os.listdir("/proc/self/fd")) == before
         for name in ("file", "second"):
             found = os.stat(name)
@@ -89,7 +89,7 @@ def test_read_only_with_all_that_is_mounted_below(room: Path) -> None:
         linux.mount("below", "dir/below", "tmpfs")
         assert [write(path) for path in ("dir/file", "dir/below/x", "file", "second")] == [0, 0, 0, 0]  # the control
         before = len(os.listdir("/proc/self/fd"))
-        protect(Places({}, root), [], ["/dir", "file", "/missing"])
+        protect(PathResolver({}, root), [], ["/dir", "file", "/missing"])
         assert len(os.listdir("/proc/self/fd")) == before
         assert [write(path) for path in ("dir/file", "dir/below/x", "file")] == [errno.EROFS] * 3
         assert write("second") == 0
@@ -100,7 +100,7 @@ def test_read_only_with_all_that_is_mounted_below(room: Path) -> None:
 
 def test_a_path_that_is_both_is_masked(room: Path) -> None:
     def look(root: int) -> None:
-        protect(Places({}, root), ["/dir/file"], ["/dir"])
+        protect(PathResolver({}, root), ["/dir/file"], ["/dir"])
         assert Path("dir/file").read_text() == ""
         assert write("dir/below/file") == errno.EROFS
 
@@ -109,7 +109,7 @@ def test_a_path_that_is_both_is_masked(room: Path) -> None:
 
 def test_what_is_listed_twice_is_mounted_on_once(room: Path) -> None:
     def look(root: int) -> None:
-        protect(Places({}, root), ["/file", "file", "//file/", "/dir/../file"], ["/dir", "dir/."])
+        protect(PathResolver({}, root), ["/file", "file", "//file/", "/dir/../file"], ["/dir", "dir/."])
         assert (places().count(f"{room}/file"), places().count(f"{room}/dir")) == (1, 1)
 
     within(room, look)
@@ -121,8 +121,8 @@ def test_no_link_is_followed_to_what_is_protected(room: Path, path: str) -> None
         os.symlink("file", "link")
         os.symlink("dir", "way")
         return [
-            errno_of(lambda: protect(Places({}, root), [path], [])),
-            errno_of(lambda: protect(Places({}, root), [], [path])),
+            errno_of(lambda: protect(PathResolver({}, root), [path], [])),
+            errno_of(lambda: protect(PathResolver({}, root), [], [path])),
         ]
 
     assert within(room, look) == [errno.ELOOP, errno.ELOOP]
@@ -139,7 +139,7 @@ def test_a_mask_is_the_null_device_whatever_the_image_has(room: Path, there: str
         elif there == "file":
             Path("dev/null").write_text("not nothing")
         before = len(os.listdir("/proc/self/fd"))
-        protect(Places({}, root), ["/file"], [])
+        protect(PathResolver({}, root), ["/file"], [])
         assert len(os.listdir("/proc/self/fd")) == before
         found = os.stat("file")
         assert stat.S_ISCHR(found.st_mode) and found.st_rdev == NULL
@@ -151,7 +151,7 @@ def test_a_mask_is_the_null_device_whatever_the_image_has(room: Path, there: str
 
     def refused(root: int) -> int:
         os.symlink("zero", "dev/null")
-        return errno_of(lambda: protect(Places({}, root), ["/file"], []))
+        return errno_of(lambda: protect(PathResolver({}, root), ["/file"], []))
 
     assert within(room, refused) == errno.ELOOP
 
@@ -161,10 +161,10 @@ def test_below_file_systems_that_are_not_in_the_root_yet(room: Path) -> None:
 
     def look(root: int) -> None:
         top = os.open("dir", os.O_PATH)
-        protect(Places({"/proc": top}), ["/proc/file"], ["/proc/below"])
+        protect(PathResolver({"/proc": top}), ["/proc/file"], ["/proc/below"])
         assert (Path("dir/file").read_text(), Path("file").read_text()) == ("", "file")
         assert (write("dir/below/file"), write("second")) == (errno.EROFS, 0)
-        assert Places({"/proc": top}).open("/proc/missing") is None
+        assert PathResolver({"/proc": top}).open("/proc/missing") is None
 
     within(room, look)
 
@@ -197,8 +197,8 @@ def test_the_host_is_left_before_there_is_a_root(room: Path) -> None:
             os.mkdir(path[1:], dir_fd=mount)
         before = len(os.listdir("/proc/self/fd"))
         real = os.open("/proc/self", os.O_PATH)
-        staged = Staged(Stage({"mounts": [], "linux": {"namespaces": []}}), tops, -1)
-        rootfs.leave_host(staged)
+        premounts = Premounts(PremountPlan({"mounts": [], "linux": {"namespaces": []}}), tops, -1)
+        rootfs.leave_host(premounts)
         after = len(os.listdir(os.open("fd", os.O_RDONLY, dir_fd=real))) - 2
         info = os.open("mountinfo", os.O_RDONLY, dir_fd=real)
         found = {line.split()[4] for line in os.read(info, 1 << 16).decode().splitlines()}
@@ -228,24 +228,26 @@ def test_names_of_parameters(key: str, path: str) -> None:
     assert rootfs.sysctl_path(key) == path
 
 
-@pytest.mark.parametrize("way", ["root", "stage"])
+@pytest.mark.parametrize("way", ["root", "premounts"])
 def test_a_parameter_is_written_to_the_containers_own(room: Path, way: str) -> None:
     def look(root: int) -> tuple[str, str, int, int]:
         linux.unshare(linux.CLONE_NEWNET)
         linux.mount("proc", "proc", "proc")
-        staged = None
-        if way == "stage":
-            staged = Staged(
-                Stage({"mounts": [], "linux": {"namespaces": []}}), {}, os.open("proc/sys", os.O_PATH | os.O_DIRECTORY)
+        premounts = None
+        if way == "premounts":
+            premounts = Premounts(
+                PremountPlan({"mounts": [], "linux": {"namespaces": []}}),
+                {},
+                os.open("proc/sys", os.O_PATH | os.O_DIRECTORY),
             )
             root = -1
         parameter = Path("/proc/sys/net/ipv4/ip_forward")
         before = parameter.read_text()
         count = len(os.listdir("/proc/self/fd"))
-        rootfs.write_sysctl(root, staged, "net.ipv4.ip_forward", "0" if before == "1\n" else "1")
+        rootfs.write_sysctl(root, premounts, "net.ipv4.ip_forward", "0" if before == "1\n" else "1")
         assert len(os.listdir("/proc/self/fd")) == count
-        missing = errno_of(lambda: rootfs.write_sysctl(root, staged, "net.ipv4.missing", "1"))
-        wrong = errno_of(lambda: rootfs.write_sysctl(root, staged, "net.ipv4.ip_forward", "many"))
+        missing = errno_of(lambda: rootfs.write_sysctl(root, premounts, "net.ipv4.missing", "1"))
+        wrong = errno_of(lambda: rootfs.write_sysctl(root, premounts, "net.ipv4.ip_forward", "many"))
         return before, parameter.read_text(), missing, wrong
 
     before, after, missing, wrong = within(room, look)
@@ -265,10 +267,10 @@ def test_a_link_does_not_lead_to_another_parameter(room: Path) -> None:
 # -- the mount tree ----------------------------------------------------------------------------------------------------
 
 
-def built(root: int, entries: list[dict[str, Any]], sources: Sources | None = None, **more: Any) -> None:
+def built(root: int, entries: list[dict[str, Any]], sources: PreparedMounts | None = None, **more: Any) -> None:
     """Build the tree of a config in `room`, which is the current directory, and make read-only what shall be."""
     config = {"mounts": entries, "root": {"readonly": more.pop("readonly", False)}, "linux": {"namespaces": [], **more}}
-    tree = Tree(config, root, sources or Sources(), None, Plan())  # type: ignore[arg-type]
+    tree = Tree(config, root, sources or PreparedMounts(), None, Plan())  # type: ignore[arg-type]
     before = len(os.listdir("/proc/self/fd"))
     tree.build(None, here=False)
     rootfs.seal(config, tree)
@@ -290,7 +292,7 @@ def test_entries_are_mounted_in_the_root_and_devices_made(room: Path) -> None:
     def look(_root: int) -> None:
         root = detached()
         source = mounts.filesystem("tmpfs", (), 0, "from outside")
-        sources = Sources()
+        sources = PreparedMounts()
         sources.mounts[1] = source
         built(root, [entry("/dir"), entry("/other", "bind", "bind"), entry("/new/place")], sources)
         rootfs.enter(root, pivot=False)
@@ -388,7 +390,7 @@ def test_hooks_find_the_mounts_where_the_root_file_system_is(room: Path) -> None
     def look(_root: int) -> tuple[bool, bool]:
         root = mounts.bind(".", recursive=True)
         config = {"mounts": [entry("/dir")], "root": {}, "linux": {"namespaces": []}}
-        Tree(config, root, Sources(), None, Plan()).build(None, here=True)  # type: ignore[arg-type]
+        Tree(config, root, PreparedMounts(), None, Plan()).build(None, here=True)  # type: ignore[arg-type]
         return os.stat(room / "dir").st_dev != os.stat(room).st_dev, os.path.exists("/etc/passwd")
 
     assert within(room, look) == (True, True)

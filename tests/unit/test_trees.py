@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.container.service.run_directory import Bundle, ExitRecord, Launch, State
+from insula.container.service.run_directory import ExitRecord, Launch, RunDirectory, State
 from insula.image.staging import sweep
 from insula.kernel import records, trees
 from tests.support import zoo
@@ -101,10 +101,10 @@ def test_a_run_directory_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
     bundle.remove()
 
 
-def bundle_in(path: Path) -> Bundle:
+def bundle_in(path: Path) -> RunDirectory:
     """One with all of its records."""
     (path / "containers").mkdir()
-    bundle = Bundle(str(path), "box")
+    bundle = RunDirectory(str(path), "box")
     bundle.create(Launch("box", {}, ["/lower"], "/upper", "/work", 1 << 30, "insula/acme/box"))
     bundle.write_state(State("box", 7, 8))
     bundle.write_exit(ExitRecord(0, None, False, 1.5))

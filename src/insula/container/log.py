@@ -1,4 +1,4 @@
-"""What an instance printed, in files that outlive everybody: the keeper writes them, anybody may read them.
+"""What an instance printed, in files that outlive everybody: the monitor writes them, anybody may read them.
 
 A log is a directory with the files `log`, `log.1`, `log.2` …, newest first. Each is a sequence of records, the frames
 of `insula.model.stream` with eight bytes of time (nanoseconds since the epoch, big-endian) at the head of the payload:
@@ -12,7 +12,7 @@ torn tail, since the rest may still come; a writer that opens the log again cuts
 When `log` is full it is renamed to `log.1`, `log.1` to `log.2`, and so on; the last one is gone. A reader that follows
 knows the file that it has open by its inode, and finds by it which file comes next, whatever was renamed meanwhile.
 
-The keeper imports this file for every log of a host, so it imports little itself.
+The monitor imports this file for every log of a host, so it imports little itself.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ _FEATURES = {
     "exit_information": _Meaning(
         "exit information",
         "degraded",
-        "the exit status of an instance that ends while its keeper is dead is lost",
+        "the exit status of an instance that ends while its monitor is dead is lost",
         "Linux 6.15 and later keep it",
     ),
     "landlock": _Meaning(

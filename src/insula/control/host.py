@@ -73,7 +73,7 @@ class Host:
 
     def _problems(self) -> Sequence[str]:
         """What could not be repaired, as text."""
-        own = [f"keeper: {d.trouble}" for d in self.context.drivers.values() if d.trouble]
+        own = [f"monitor: {d.trouble}" for d in self.context.drivers.values() if d.trouble]
         return [*own, *(f"{name}: {what}" for name, what in sorted(self.context.problems.items()))]
 
     async def verify(self) -> VerifyReport:

@@ -179,15 +179,15 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
     program = seccomp_filter(config)
     if program:
         made.debug(f"seccomp filter flags: {program.flags}")
-    with Undo() as handed:
-        root = handed.hold(sources.open_root(config["root"]["path"], config))
+    with Undo() as child_fds:
+        root = child_fds.hold(sources.open_root(config["root"]["path"], config))
         group = announce(made, bundle, undo)
         waits_at = None
         if later:  # bound to its name later
             waits_at = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
             undo.callback(waits_at.close)
         user = (config["process"].get("user") or {}).get("uid", 0)
-        outside = spawn.Outside(
+        outside = spawn.SpawnOptions(
             root=root,
             stdio=[] if terminal else streams.standard(config),
             program=program,
@@ -216,7 +216,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
                 if config["linux"].get("netDevices"):
                     from insula.container.create import net_devices
 
-                    net_devices.give(config["linux"]["netDevices"], made.pid, lent, handed)
+                    net_devices.give(config["linux"]["netDevices"], made.pid, lent, child_fds)
                 made.prepare()
                 lent.keep()
     if waits_at:

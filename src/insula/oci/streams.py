@@ -1,6 +1,6 @@
 """The standard streams of a container that `insula-oci` makes, and its signals.
 
-There is no keeper here: a container inherits the streams of the caller, who has made pipes or opened files for it.
+There is no monitor here: a container inherits the streams of the caller, who has made pipes or opened files for it.
 Only a terminal is made anew, in the container's own devpts. Its other end goes to whoever listens at --console-socket,
 as conmon and containerd's shim do; or it is relayed here, by `run` and `exec` that wait in the foreground.
 """

@@ -40,7 +40,7 @@ def written(pid: int, what: str = "wchar") -> int:
 
 
 def relayed(pid: int) -> int:
-    """Bytes of output that went through the keeper: it reads each once, from the pipe or from the log (splice(2) from
+    """Bytes of output that went through the monitor: it reads each once, from the pipe or from the log (splice(2) from
     one into the other is not counted)."""
     return written(pid, "rchar")
 
@@ -53,17 +53,17 @@ def seconds(pid: int) -> float:
 
 def test_a_log_bomb_has_a_rate(cli: Cli, daemon: Daemon) -> None:
     """Output as fast as it goes (`cat /dev/zero`): nobody's account, everybody's disk."""
-    keeper = daemon.pid("keeper")
-    assert keeper is not None
-    before = relayed(keeper)
+    monitor = daemon.pid("monitor")
+    assert monitor is not None
+    before = relayed(monitor)
 
     def start() -> None:
         cli.ok("run", "-d", "--name", "bomb", "busybox", "cat", "/dev/zero")
 
-    check_rate(cli, keeper, start, lambda: relayed(keeper) - before)
+    check_rate(cli, monitor, start, lambda: relayed(monitor) - before)
 
 
-def check_rate(cli: Cli, keeper: int, start: Callable[[], None], spent: Callable[[], float]) -> None:
+def check_rate(cli: Cli, monitor: int, start: Callable[[], None], spent: Callable[[], float]) -> None:
     """What is started spends all of its burst, goes on, and has at no time spent more than it has earned by then."""
     born = time.monotonic()
     start()
@@ -73,10 +73,10 @@ def check_rate(cli: Cli, keeper: int, start: Callable[[], None], spent: Callable
 
     until(lambda: spent() >= relay.BURST, "the control: it prints fast at first", timeout=30)
     until(lambda: spent() >= 0.9 * earned(), "the burst is spent", timeout=60)
-    spent_before, cpu_before, began = spent(), seconds(keeper), time.monotonic()
+    spent_before, cpu_before, began = spent(), seconds(monitor), time.monotonic()
     while time.monotonic() < began + 3:
         assert "here" in cli.ok("run", "--rm", "busybox", "echo", "here")
-    cpu, total = seconds(keeper) - cpu_before, spent()
+    cpu, total = seconds(monitor) - cpu_before, spent()
     assert total > spent_before, "it goes on"
     assert total < 1.1 * earned(), "slowly"
     assert cpu / (time.monotonic() - began) < 0.25
@@ -86,17 +86,17 @@ PACKETS = "import fcntl, os; fcntl.fcntl(1, fcntl.F_SETFL, os.O_DIRECT)\nwhile T
 
 
 def test_packets_of_a_byte_have_a_rate(cells: CellFactory, cli: Cli, daemon: Daemon) -> None:
-    """pipe2(2), O_DIRECT: each byte is a packet, so each is a read, a record and a write of the keeper."""
-    keeper = daemon.pid("keeper")
-    assert keeper is not None
+    """pipe2(2), O_DIRECT: each byte is a packet, so each is a read, a record and a write of the monitor."""
+    monitor = daemon.pid("monitor")
+    assert monitor is not None
     cells(cli)  # loads the image
-    before = written(keeper)
+    before = written(monitor)
     record = 13  # its head; what is moved from a pipe is not counted as written
 
     def start() -> None:
         cli.ok("run", "-d", "--name", "packets", IMAGE, PYTHON, "-I", "-S", "-c", PACKETS)
 
-    check_rate(cli, keeper, start, lambda: (written(keeper) - before) / record * relay.LEAST)
+    check_rate(cli, monitor, start, lambda: (written(monitor) - before) / record * relay.LEAST)
 
 
 def test_more_output_than_the_burst_arrives_whole(cli: Cli) -> None:
@@ -117,15 +117,15 @@ def test_the_favour_of_the_kernel_is_not_inherited(favoured: Daemon) -> None:
     """A unit with OOMScoreAdjust=-500 keeps insulad alive; an instance with that score would outlive its victims."""
     cli = favoured.cli
     cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
-    keeper = favoured.pid("keeper")
-    assert Path(f"/proc/{keeper}/oom_score_adj").read_text() == "300\n", "the control"
+    monitor = favoured.pid("monitor")
+    assert Path(f"/proc/{monitor}/oom_score_adj").read_text() == "300\n", "the control"
     assert Path(f"/proc/{pid_of(cli, 'web')}/oom_score_adj").read_text() == "0\n"
     assert cli.ok("exec", "web", "cat", "/proc/self/oom_score_adj") == "0"
 
 
 def test_descriptors_are_as_many_as_allowed(favoured: Daemon) -> None:
-    """Each instance takes some in the keeper and the spawner: the soft limit is for programs that use select(2)."""
-    for name in ("insulad", "keeper", "spawner"):
+    """Each instance takes some in the monitor and the zygote: the soft limit is for programs that use select(2)."""
+    for name in ("insulad", "monitor", "zygote"):
         limits = Path(f"/proc/{favoured.pid(name)}/limits").read_text().splitlines()
         [words] = [line.split() for line in limits if line.startswith("Max open files")]
         assert words[3] == words[4] and int(words[3]) > 64, name

@@ -226,5 +226,5 @@ def test_hooks_and_settings_of_the_image_are_nothing(host: Host, daemon: Daemon)
     )
     assert host.run("sh", "-c", "echo $LD_PRELOAD")[1].strip() == f"{host.path}/evil.so", "the control"
     assert not mark.exists() and host.is_unchanged()
-    for name in ("insulad", "keeper", "spawner"):
+    for name in ("insulad", "monitor", "zygote"):
         assert "LD_PRELOAD" not in Path(f"/proc/{daemon.pid(name)}/environ").read_text()

@@ -101,10 +101,10 @@ def test_a_process_that_is_traced_when_it_ends(cell: Cell, neighbour: Cell, daem
 
 
 def _zombies(daemon: Daemon) -> list[int]:
-    """Children of the spawner that have ended."""
+    """Children of the zygote that have ended."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     found = (seen for pid in pids if (seen := process.read(pid)))
-    return [seen.pid for seen in found if seen.state == "Z" and seen.parent == daemon.pid("spawner")]
+    return [seen.pid for seen in found if seen.state == "Z" and seen.parent == daemon.pid("zygote")]
 
 
 def test_tracing_out_of_a_joined_pid_namespace() -> None:

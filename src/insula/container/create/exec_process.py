@@ -45,7 +45,7 @@ class Filter:
         self.flags = flags
 
 
-def departure(
+def exec_process(
     process: dict[str, Any],
     program: Filter | None,
     keep: int = 0,

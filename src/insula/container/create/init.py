@@ -7,15 +7,15 @@ inside, and from outside only SIGKILL and SIGSTOP do. With CLONE_NEWUSER it is r
 of the host outside, so everything it does here needs no right of the host: what does, was made by
 `insula.container.create.spawn` and is handed in as descriptors.
 
-Its life before the program has stages, and words between them, over a socket to the parent:
+Before the program runs it goes through stages, with messages over a socket to the parent between them:
 
     parent                                  child
     maps its IDs            "mapped"   →
-                                            `first`:  control group, IDs, keyring, session, loopback, /proc,
-                                                      /sys, /dev (nearly the same for many containers)
+                                            `setup_namespaces`: control group, IDs, keyring, session, loopback,
+                                                      /proc, /sys, /dev (nearly the same for many containers)
                          ←  "parked"
-                            "launch"   →      (only if it is made ahead: `park`, `insula.container.service.warm_pool`)
-                                            `second`: names, root, mounts
+                            "launch"   →      (only a warm container, `insula.container.service.warm_pool`)
+                                            `setup_rootfs`: names, root, mounts
     opens sources        ←  "open"            (`insula-oci`, see `insula.container.create.sources`)
                             "opened"       →
     runs hooks           ←  "mounted"         (only if there are hooks)
@@ -24,11 +24,11 @@ Its life before the program has stages, and words between them, over a socket to
                          ←  "ready"
                             "start"    →    filter, startContainer hooks, execve(2)
 
-The engine's spawner lives longer than its containers, and keeps the socket. `insula-oci create` does not: it says
-"created" in place of "start", and goes. From then on the child waits at a listening socket of its own for `insula-oci
-start`, which says "start" over a new connection. Either way the connection closes by execve, which is the sign that
-all went well, or brings the error. It was forked from its parent and may import nothing more: files outside are out of
-its reach.
+The zygote of the service lives longer than its containers, and keeps the socket. `insula-oci create` does not: it sends
+"created" in place of "start", and exits. From then on the child waits at a listening socket of its own for
+`insula-oci start`, which sends "start" over a new connection. Either way execve closes the connection, which is the
+sign of success; else the error comes over it. The child was forked from its parent and can import nothing more: files
+outside are out of its reach.
 """
 
 from __future__ import annotations
@@ -44,15 +44,14 @@ from insula.container import wire
 from insula.container.create import exec_process, no_pivot, rootfs
 from insula.container.create.stdio import connect_stdio, open_console
 from insula.container.create.steps import (
-    INTERRUPTED,
     StepError,
     close_others,
     forbid_imports,
-    hear,
-    report,
+    recv,
     reset_signals,
+    send,
+    send_error,
     step,
-    tell,
 )
 from insula.kernel import cgroups, linux, mounts
 
@@ -65,8 +64,8 @@ if TYPE_CHECKING:
     from insula.container.create.cgroup_mount import Groups
     from insula.container.create.exec_process import Filter
     from insula.container.create.namespaces import Plan
-    from insula.container.create.rootfs import Stage, Staged
-    from insula.container.create.sources import Sources
+    from insula.container.create.rootfs import PremountPlan, Premounts
+    from insula.container.create.sources import PreparedMounts
 else:
     import _signal
 
@@ -75,15 +74,15 @@ _ENDING = (1, 2, 3, 15)
 """SIGHUP, SIGINT, SIGQUIT, SIGTERM: the signals that ask a process to end."""
 
 
-class Inheritance:
-    """What the parent made for the child: descriptors that take the host's rights, and the channel between them."""
+class InitArgs:
+    """The arguments of PID 1: descriptors that the parent opened with the host's rights, and the channel to it."""
 
     def __init__(
         self,
         *,
         sync: _socket.socket,
         root: int,
-        sources: Sources,
+        sources: PreparedMounts,
         join: list[int],
         groups: Groups,
         stdio: list[int],
@@ -107,7 +106,7 @@ class Inheritance:
         self.keep = keep  # descriptors from 3 on that the program inherits
         self.pivot = pivot
         self.keyring = keyring
-        self.in_order = in_order  # nothing is staged, and the current directory is where the root is attached
+        self.in_order = in_order  # there are no premounts, and the current directory is where the root is attached
         self.waits_at = waits_at  # listening socket for a `start` of another process
         self.state = state or {}  # of the runtime-spec, for hooks
 
@@ -117,100 +116,76 @@ class Inheritance:
         return [*sockets, *root, *self.sources.descriptors(), *self.join, *self.stdio, *range(3, 3 + self.keep)]
 
 
-def main(config: dict[str, Any], given: Inheritance, plan: Plan) -> NoReturn:
-    """Run in the child, for ever: it ends as the user's program, or reports to the parent and exits."""
+def main(config: dict[str, Any], args: InitArgs, plan: Plan) -> NoReturn:
+    """Run in the child: become the program of `config`, or send the parent an error and exit."""
 
-    def live() -> NoReturn:
-        settle(given, plan)
-        given.sources.sync = given.sync
-        become(config, given, plan, first(plan, None if given.in_order else rootfs.Stage(config), given))
+    def body() -> NoReturn:
+        sanitize(args, plan)
+        args.sources.sync = args.sync
+        premount_plan = None if args.in_order else rootfs.PremountPlan(config)
+        exec_program(config, args, plan, setup_namespaces(plan, premount_plan, args))
 
-    reporting(given, live)
-
-
-def park(stage: Stage, given: Inheritance, plan: Plan) -> NoReturn:
-    """The same in a child that is made ahead: it hears only after `first` which container it will be."""
-    from insula.container.service.assignment import (
-        Handover,  # the spawner has loaded it; `insula-oci` has no use for it
-    )
-
-    def live() -> NoReturn:
-        linux.set_name("insula-spare")
-        settle(given, plan)
-        staged = first(plan, stage, given)
-        if staged:
-            step("leave the host's files", lambda: rootfs.leave_host(staged))
-            given.pivot = False  # done
-        tell(given.sync, {"event": "parked"})
-        handover = Handover.receive(given.sync)
-        if handover is None:
-            os._exit(INTERRUPTED)
-        config = handover.read_config()
-        given.root, given.sources, given.stdio = handover.root, handover.sources, handover.stdio
-        given.program, given.tty = handover.read_program(), bool(config["process"].get("terminal"))
-        become(config, given, plan, staged)
-
-    reporting(given, live)
+    send_errors(args, body)
 
 
-def reporting(given: Inheritance, live: Callable[[], NoReturn]) -> NoReturn:
-    """Have an error told to the parent; nothing ever returns into what was forked."""
+def send_errors(args: InitArgs, body: Callable[[], NoReturn]) -> NoReturn:
+    """Run `body`, sending its error to the parent. Never returns into the code that forked."""
     try:
-        live()
+        body()
     except StepError as error:
-        report(given.sync, error)
+        send_error(args.sync, error)
     except OSError as error:
-        report(given.sync, StepError("prepare", error))
+        send_error(args.sync, StepError("prepare", error))
     finally:
         os._exit(125)
 
 
-def settle(given: Inheritance, plan: Plan) -> None:
-    """Nothing of the parent's is left here, nobody looks in, and the IDs are mapped."""
+def sanitize(args: InitArgs, plan: Plan) -> None:
+    """Drop what fork(2) copied from the parent, forbid to trace this process, and wait until the IDs are mapped."""
     forbid_imports()
     reset_signals()
     os.umask(0o022)
-    close_others([*given.descriptors(), *plan.descriptors()])
+    close_others([*args.descriptors(), *plan.descriptors()])
     for fd in plan.descriptors():
         os.close(fd)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody inside may look at this process through /proc
-    hear(given.sync)  # the IDs are mapped from here on
+    recv(args.sync)  # the IDs are mapped from here on
 
 
-def become(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Staged | None) -> NoReturn:
-    """From the end of stage 1 to the user's program."""
-    second(config, given, plan, staged)
-    if given.waits_at:
+def exec_program(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: Premounts | None) -> NoReturn:
+    """Set up the root file system, and become the program of `config`."""
+    setup_rootfs(config, args, plan, premounts)
+    if args.waits_at:
         find_program(config["process"])
     # nothing of the host's stays open while it waits, nor what led to the container's mounts
-    waits = [given.waits_at.fileno()] if given.waits_at else []
-    close_others([given.sync.fileno(), *waits, *range(3, 3 + given.keep)])
+    waits = [args.waits_at.fileno()] if args.waits_at else []
+    close_others([args.sync.fileno(), *waits, *range(3, 3 + args.keep)])
     last = None
     if (config.get("hooks") or {}).get("startContainer"):  # of the image, and so as little to be trusted as the program
-        last = lambda environment: run_hooks(config, "startContainer", given, "created", environment)  # noqa: E731
-    exec_process.departure(
+        last = lambda environment: run_hooks(config, "startContainer", args, "created", environment)  # noqa: E731
+    exec_process.exec_process(
         config["process"],
-        given.program,
-        given.keep,
+        args.program,
+        args.keep,
         personality=config["linux"].get("personality"),
         memory_policy=config["linux"].get("memoryPolicy"),
-        listener=lambda fd: offer_listener(given.sync.fileno(), fd),
-        warn=lambda text: tell(given.sync, {"event": "warning", "message": text}),
-        wait=lambda: wait_for_start(given),
+        listener=lambda fd: offer_listener(args.sync.fileno(), fd),
+        warn=lambda text: send(args.sync, {"event": "warning", "message": text}),
+        wait=lambda: wait_for_start(args),
         last=last,
     )
 
 
-# -- stage 1: the same for many containers -----------------------------------------------------------------------------
+# -- the same for many containers --------------------------------------------------------------------------------------
 
 
-def first(plan: Plan, stage: Stage | None, given: Inheritance) -> Staged | None:
-    """What depends on nothing but namespaces, control group and the mounts of `stage`: who it is, /proc, /sys, /dev."""
-    step("join the cgroup", lambda: cgroups.join(given.join))
+def setup_namespaces(plan: Plan, premount_plan: PremountPlan | None, args: InitArgs) -> Premounts | None:
+    """Do what depends only on namespaces, control group and `premount_plan`: IDs, session, /proc, /sys, /dev."""
+    step("join the cgroup", lambda: cgroups.join(args.join))
     if plan.cgroup:
         # made only now: the cgroup that a process is in when it makes the namespace is the root that it will see
         step("make the cgroup namespace", lambda: linux.unshare(linux.CLONE_NEWCGROUP))
-    if given.keyring:
+    if args.keyring:
         # while the host's root: an ordinary user, as a tenant is for the host, may have 200 keys in all (keyrings(7))
         step("leave the host's keyring", lambda: linux.join_session_keyring())
     step("become root inside", become_root)
@@ -219,14 +194,14 @@ def first(plan: Plan, stage: Stage | None, given: Inheritance) -> Staged | None:
         step("bring up loopback", loopback_up)
     if not plan.makes(linux.CLONE_NEWUSER):  # with it the copies of shared mounts are slaves from the beginning
         step("part from the host's mounts", lambda: linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE))
-    return rootfs.make_stage(stage, given.sources, given.groups) if stage else None
+    return rootfs.make_premounts(premount_plan, args.sources, args.groups) if premount_plan else None
 
 
 def become_root() -> None:
     """ID 0 of the new user namespace, which the parent has mapped."""
     try:
         os.setgroups([])
-    except PermissionError:  # who may not map groups gave up changing them (user_namespaces(7))
+    except PermissionError:  # without the right to map groups they can't be changed either (user_namespaces(7))
         if not exec_process.setgroups_denied():
             raise
     os.setresgid(0, 0, 0)
@@ -245,37 +220,37 @@ def loopback_up() -> None:
         sock.close()
 
 
-# -- stage 2: this container -------------------------------------------------------------------------------------------
+# -- this container ----------------------------------------------------------------------------------------------------
 
 
-def second(config: dict[str, Any], given: Inheritance, plan: Plan, staged: Staged | None) -> None:
-    """Take the container's place: its names, its root, its streams."""
+def setup_rootfs(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: Premounts | None) -> None:
+    """Set host name, root file system and streams."""
     if hostname := config.get("hostname"):
         step("set the host name", lambda: _socket.sethostname(hostname))
     if domainname := config.get("domainname"):
         step("set the domain name", lambda: linux.setdomainname(domainname))
-    tree = rootfs.Tree(config, given.root, given.sources, given.groups, plan)
-    tree.build(staged, here=given.in_order)
+    tree = rootfs.Tree(config, args.root, args.sources, args.groups, plan)
+    tree.build(premounts, here=args.in_order)
     if config.get("hooks"):
-        meet_hooks(config, given)
+        run_create_hooks(config, args)
     # root's in `insula-oci`, as the peers have it; the user's in the engine, as if the image had it
-    owner = {} if given.in_order else config["process"].get("user") or {}
-    step("make the working directory", lambda: make_directory(given.root, config["process"].get("cwd") or "/", owner))
+    owner = {} if args.in_order else config["process"].get("user") or {}
+    step("make the working directory", lambda: make_directory(args.root, config["process"].get("cwd") or "/", owner))
     for key, value in (config["linux"].get("sysctl") or {}).items():
         name = f"set the sysctl {key}"
-        step(name, lambda k=key, v=value: rootfs.write_sysctl(given.root, staged, k, v))  # type: ignore[misc]
-    rootfs.protect_paths(config, given.root, staged)
-    if given.in_order and not given.pivot:
-        step("enter the root", lambda: no_pivot.enter(given.root))
+        step(name, lambda k=key, v=value: rootfs.write_sysctl(args.root, premounts, k, v))  # type: ignore[misc]
+    rootfs.protect_paths(config, args.root, premounts)
+    if args.in_order and not args.pivot:
+        step("enter the root", lambda: no_pivot.enter(args.root))
     else:
-        step("enter the root", lambda: rootfs.enter(given.root, pivot=given.pivot))
-    rootfs.propagate_root(config, given.root)
-    if given.tty:
-        step("open the terminal", lambda: open_console(config["process"], given.sync))
+        step("enter the root", lambda: rootfs.enter(args.root, pivot=args.pivot))
+    rootfs.propagate_root(config, args.root)
+    if args.tty:
+        step("open the terminal", lambda: open_console(config["process"], args.sync))
     else:
-        step("connect standard input and output", lambda: connect_stdio(given.stdio))
+        step("connect standard input and output", lambda: connect_stdio(args.stdio))
     rootfs.seal(config, tree)
-    os.close(given.root)
+    os.close(args.root)
 
 
 def make_directory(root: int, path: str, owner: dict[str, Any]) -> None:
@@ -286,25 +261,25 @@ def make_directory(root: int, path: str, owner: dict[str, Any]) -> None:
         made = mounts.make_target(root, path, directory=True)
         os.chown(".", owner.get("uid", 0), owner.get("gid", 0), dir_fd=made)
         os.close(made)
-    except OSError:  # whoever enters it tells what is wrong
+    except OSError:  # entering it fails too, with the reason
         return
 
 
-def meet_hooks(config: dict[str, Any], given: Inheritance) -> None:
-    """prestart and createRuntime are the parent's to run; createContainer hooks run here, among the host's paths."""
-    tell(given.sync, {"event": "mounted"})
-    hear(given.sync)
-    os.fchdir(given.root)
-    run_hooks(config, "createContainer", given, "creating")
+def run_create_hooks(config: dict[str, Any], args: InitArgs) -> None:
+    """Wait for the parent to run prestart and createRuntime hooks; run createContainer hooks among the host's paths."""
+    send(args.sync, {"event": "mounted"})
+    recv(args.sync)
+    os.fchdir(args.root)
+    run_hooks(config, "createContainer", args, "creating")
 
 
 def run_hooks(
-    config: dict[str, Any], kind: str, given: Inheritance, status: str, environment: dict[str, str] | None = None
+    config: dict[str, Any], kind: str, args: InitArgs, status: str, environment: dict[str, str] | None = None
 ) -> None:
     """Hooks of the container's namespaces: the PID in their state is the one inside."""
     from insula.container.create import hooks
 
-    hooks.run(config, kind, {**given.state, "pid": os.getpid(), "status": status}, environment)
+    hooks.run(config, kind, {**args.state, "pid": os.getpid(), "status": status}, environment)
 
 
 def offer_listener(sync: int, listener: int) -> None:
@@ -315,7 +290,7 @@ def offer_listener(sync: int, listener: int) -> None:
 
 
 def find_program(process: dict[str, Any]) -> None:
-    """Whether there is something to execute, told by `create` already: engines expect it to be who says so."""
+    """Check that there is something to execute: engines expect `create` to fail if there isn't."""
     name, path = process["args"][0], None
     for entry in process.get("env") or ():
         if entry.startswith("PATH="):
@@ -325,7 +300,7 @@ def find_program(process: dict[str, Any]) -> None:
         return
     places = [""] if "/" in name else (path or "").split(":")
     refusals = {refusal(os.path.join(directory, place, name)) for place in places}
-    if 0 not in refusals:  # as execvp(3): who was found but may not be executed counts more than who was not found
+    if 0 not in refusals:  # as execvp(3): EACCES of one file counts more than ENOENT of others
         number = max(refusals)
         raise StepError("execute", OSError(number, os.strerror(number), name))
 
@@ -341,29 +316,29 @@ def refusal(path: str) -> int:
     return 0 if stat.S_ISREG(found.st_mode) and found.st_mode & 0o111 else errno.EACCES
 
 
-def wait_for_start(given: Inheritance) -> None:
-    """Until the parent says "start", or says "created" and somebody else comes to the socket and says it."""
-    if given.waits_at:
+def wait_for_start(args: InitArgs) -> None:
+    """Wait until the parent sends "start", or sends "created" and a later connection to the socket sends it."""
+    if args.waits_at:
         # process 1 of a PID namespace gets no signal without a handler; execve(2) restores the default actions
         for number in _ENDING:
             _signal.signal(number, end_by_signal)
-    tell(given.sync, {"event": "ready"})
-    if hear(given.sync)["event"] == "start":
+    send(args.sync, {"event": "ready"})
+    if recv(args.sync)["event"] == "start":
         return
-    if given.waits_at is None:
+    if args.waits_at is None:
         raise OSError(errno.EPROTO, "there is nobody to wait for")
-    given.sync.close()
+    args.sync.close()
     while True:
-        fd, _ = given.waits_at._accept()  # type: ignore[attr-defined]
+        fd, _ = args.waits_at._accept()  # type: ignore[attr-defined]
         sync = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
         received = wire.receive(sync)
         if received and received[0].get("event") == "start":
-            given.sync = sync
-            given.waits_at.close()
+            args.sync = sync
+            args.waits_at.close()
             return
         sync.close()
 
 
 def end_by_signal(number: int, _frame: object) -> NoReturn:
-    """What these signals do to a process that is not process 1: with the exit status that a shell shows for it."""
+    """Exit as these signals end an ordinary process: with the exit status that a shell shows for it."""
     os._exit(128 + number)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 
 from insula.container import wire
-from insula.container.create.exec_process import departure
+from insula.container.create.exec_process import exec_process
 from insula.container.create.init import become_root, offer_listener
 from insula.container.create.stdio import connect_stdio, open_terminal, plain_lines, take_terminal
-from insula.container.create.steps import StepError, close_others, forbid_imports, report, reset_signals, step, tell
+from insula.container.create.steps import StepError, close_others, forbid_imports, reset_signals, send, send_error, step
 from insula.kernel import cgroups, linux, process, scheduling
 
 TYPE_CHECKING = False
@@ -37,7 +37,7 @@ ALL = (
 """The namespaces of the engine's containers."""
 
 
-class Joining:
+class ExecArgs:
     """What joins which container: `target` is a pidfd of a process in it, `join` of `Cgroup.open`, `flags` the
     namespaces that are not ours already.
 
@@ -72,30 +72,30 @@ class Joining:
         return [*kept, self.root] if self.root >= 0 else kept
 
 
-def main(given: Joining) -> NoReturn:
+def main(args: ExecArgs) -> NoReturn:
     """Run in the child, for ever: join the namespaces of the target, fork into them, and exit."""
-    sync = given.sync
+    sync = args.sync
     try:
         forbid_imports()
         reset_signals()
-        close_others(given.descriptors())
+        close_others(args.descriptors())
         step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
-        if (score := given.process.get("oomScoreAdj")) is not None:  # while it has the right to lower it for good
+        if (score := args.process.get("oomScoreAdj")) is not None:  # while it has the right to lower it for good
             step("set oom_score_adj", lambda: process.set_oom_score(os.getpid(), score))
-        if initial := (given.process.get("execCPUAffinity") or {}).get("initial"):
+        if initial := (args.process.get("execCPUAffinity") or {}).get("initial"):
             step("set the CPU affinity", lambda: scheduling.set_affinity(initial))
-        step("join the cgroup", lambda: cgroups.join(given.join))
-        if given.flags:
-            step("join the namespaces", lambda: linux.setns(given.target, given.flags))
+        step("join the cgroup", lambda: cgroups.join(args.join))
+        if args.flags:
+            step("join the namespaces", lambda: linux.setns(args.target, args.flags))
         pid, _ = fork_inside()
         if pid:
             wire.send(sync, {"event": "forked", "pid": pid})
             os._exit(0)
-        _inside(given)
+        _inside(args)
     except StepError as error:
-        report(sync, error)
+        send_error(sync, error)
     except OSError as error:
-        report(sync, StepError("join the container", error))
+        send_error(sync, StepError("join the container", error))
     finally:
         os._exit(125)
 
@@ -109,33 +109,33 @@ def fork_inside() -> tuple[int, int]:
         raise StepError("start another process", why) from None
 
 
-def _inside(given: Joining) -> NoReturn:
+def _inside(args: ExecArgs) -> NoReturn:
     """Numbered inside from here on: take the user's ID, the streams, and become the program."""
-    what, sync = given.process, given.sync
+    what, sync = args.process, args.sync
     step("become root inside", become_root)
     step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
     step("leave the host's keyring", lambda: linux.join_session_keyring())
     step("start a session", os.setsid)
-    if given.root >= 0:
-        step("enter the root", lambda: enter(given.root))
+    if args.root >= 0:
+        step("enter the root", lambda: enter(args.root))
     if what.get("terminal"):
         master, slave = make_terminal(what)
-        if given.plain:
+        if args.plain:
             step("set up the terminal", lambda: plain_lines(slave))
         wire.send(sync, {"event": "terminal"}, [master])
         os.close(master)
         step("open the terminal", lambda: take_terminal(slave))
     else:
-        step("connect standard input and output", lambda: connect_stdio(given.stdio))
-    departure(
+        step("connect standard input and output", lambda: connect_stdio(args.stdio))
+    exec_process(
         what,
-        given.program,
-        given.keep,
-        personality=given.personality,
-        memory_policy=given.memory_policy,
+        args.program,
+        args.keep,
+        personality=args.personality,
+        memory_policy=args.memory_policy,
         joins=True,
         listener=lambda fd: offer_listener(sync.fileno(), fd),
-        warn=lambda text: tell(sync, {"event": "warning", "message": text}),
+        warn=lambda text: send(sync, {"event": "warning", "message": text}),
     )
 
 

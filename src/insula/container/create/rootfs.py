@@ -9,12 +9,12 @@ make it safe on any image, however hostile:
 - *Masks are checked.* A masked file is covered by the null device and by nothing else that may be at /dev/null
   (CVE-2025-31133); no link is followed on the way to what is protected, or to /proc and /sys (CVE-2019-19921).
 
-Most of the tree is alike for many containers: /proc, /sys and /dev with what is below them. That part, a `Stage`, can
-be made ahead, before it is known which container it will be for: over the /proc, /sys and /dev that were copied from
-the parent with its mount namespace. When the root is there, they move into it with all that is mounted on them.
-`insula-oci`, which makes nothing ahead, has no stage: there the listed order is also that of the mounts' IDs.
+Most of the tree is alike for many containers: /proc, /sys and /dev with what is below them. That part, planned by a
+`PremountPlan`, can be made before it is known which container it is for: over the /proc, /sys and /dev that were copied
+from the parent with its mount namespace. When the root is there, these mounts move into it with all that is mounted on
+them. `insula-oci` makes no premounts: there the listed order is also that of the mounts' IDs.
 
-    stage 1                              stage 2
+    premounts                            the rest
     /proc ← proc, masked                 / ← root
     /sys  ← sysfs, masked                  move /proc, /sys, /dev to the root's
     /dev  ← tmpfs, /dev/pts, /dev/shm      the other mounts, devices, paths; pivot_root(2)
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 
     from insula.container.create.cgroup_mount import Groups
     from insula.container.create.namespaces import Plan
-    from insula.container.create.sources import Sources
+    from insula.container.create.sources import PreparedMounts
 
-TOPS = ("/proc", "/sys", "/dev")
-"""Where a stage's file systems are: every Linux system has these directories."""
+API_FILESYSTEMS = ("/proc", "/sys", "/dev")
+"""Where premounts are: every Linux system has these directories."""
 _CGROUP = ("cgroup", "cgroup2")
 VOLUME = "insula.volume"
 """The type of an entry of `mounts` that stands for a directory of the root itself, which is made if it is missing. With
@@ -61,21 +61,21 @@ _NO_LINKS = ("proc", "sysfs")
 _NOTHING = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 
 
-# -- stage 1 -----------------------------------------------------------------------------------------------------------
+# -- premounts ---------------------------------------------------------------------------------------------------------
 
 
-class Stage:
+class PremountPlan:
     """The part of a config's mount tree that doesn't depend on which container it is for.
 
     `entries` are of `mounts`, with their index; `masked` and `readonly` are paths below /proc, /sys and /dev. Two
-    configs with equal stages can have the same prepared child.
+    configs with equal plans can have the same warm container.
     """
 
     __slots__ = ("entries", "masked", "readonly")
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.entries: dict[int, dict[str, Any]] = {}
-        others: list[str] = []  # where mounts go that are not staged
+        others: list[str] = []  # where mounts go that are not premounts
         tops: set[str] = set()
         own = config["linux"]
         # without a namespace that makes its group the root, the group's directory is bound from the host's /sys
@@ -84,9 +84,10 @@ class Stage:
             path = destination(entry)
             # what lies below is no less in the way than what lies above: a later mount has to hide it
             free = not any(_related(path, other) for other in others)
-            if free and entry.get("type") not in bound and _stageable(entry, path, tops):
+            if free and entry.get("type") not in bound and _can_be_premounted(entry, path, tops):
                 self.entries[index] = entry
-                tops.add(path) if path in TOPS else None
+                if path in API_FILESYSTEMS:
+                    tops.add(path)
             else:
                 others.append(path)
         self.masked, self.readonly = (
@@ -95,25 +96,25 @@ class Stage:
         )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stage) and all(getattr(self, n) == getattr(other, n) for n in self.__slots__)
+        return isinstance(other, PremountPlan) and all(getattr(self, n) == getattr(other, n) for n in self.__slots__)
 
     __hash__ = None  # type: ignore[assignment]
 
 
-class Staged:
-    """What stage 1 made: the mounts on /proc, /sys and /dev, and /proc/sys as it was before it became read-only."""
+class Premounts:
+    """The mounts on /proc, /sys and /dev that were made ahead, and /proc/sys as it was before it became read-only."""
 
-    __slots__ = ("stage", "sysctl", "tops")
+    __slots__ = ("plan", "sysctl", "tops")
 
-    def __init__(self, stage: Stage, tops: dict[str, int], sysctl: int) -> None:
-        self.stage, self.tops, self.sysctl = stage, tops, sysctl
+    def __init__(self, plan: PremountPlan, tops: dict[str, int], sysctl: int) -> None:
+        self.plan, self.tops, self.sysctl = plan, tops, sysctl
 
 
-def _stageable(entry: dict[str, Any], path: str, tops: set[str]) -> bool:
+def _can_be_premounted(entry: dict[str, Any], path: str, tops: set[str]) -> bool:
     options = Options(entry.get("options") or ())
     if is_bind(entry, options) or changes_only(entry, options) or options.copy_up or is_sealed_late(entry, options):
         return False
-    return path not in tops if path in TOPS else _top(path) in tops
+    return path not in tops if path in API_FILESYSTEMS else _top(path) in tops
 
 
 def _top(path: str) -> str:
@@ -124,21 +125,21 @@ def _related(path: str, other: str) -> bool:
     return covers(path, other) or covers(other, path)
 
 
-def make_stage(stage: Stage, sources: Sources, groups: Groups) -> Staged:
-    """Mount the stage over the parent's /proc, /sys and /dev, and protect its paths. StepError names what failed."""
+def make_premounts(plan: PremountPlan, sources: PreparedMounts, groups: Groups) -> Premounts:
+    """Mount them over the parent's /proc, /sys and /dev, and protect its paths. StepError names what failed."""
     tops: dict[str, int] = {}
-    for index, entry in stage.entries.items():
+    for index, entry in plan.entries.items():
         name = f"mount {entry['destination']}"
         mount = sources.take(index)
-        step(name, lambda e=entry, m=mount: _stage_entry(tops, m, e, groups))  # type: ignore[misc]
+        step(name, lambda e=entry, m=mount: _premount_entry(tops, m, e, groups))  # type: ignore[misc]
     sysctl = -1
     if "/proc" in tops:
         sysctl = mounts.open_beneath(tops["/proc"], "sys", links=False, flags=os.O_PATH | os.O_DIRECTORY)
-    step("protect paths", lambda: protect(Places(tops), stage.masked, stage.readonly))
-    return Staged(stage, tops, sysctl)
+    step("protect paths", lambda: protect(PathResolver(tops), plan.masked, plan.readonly))
+    return Premounts(plan, tops, sysctl)
 
 
-def leave_host(staged: Staged) -> None:
+def leave_host(premounts: Premounts) -> None:
     """Give up the parent's tree before there is a root to go to: an empty, read-only directory has to do.
 
     To detach the host's many mounts, and to wait until nobody looks at them any more, takes as long as all that is left
@@ -147,7 +148,7 @@ def leave_host(staged: Staged) -> None:
     base = mounts.filesystem("tmpfs", ("mode=555", "size=4096", "nr_inodes=8"), _NOTHING, "tmpfs")
     try:
         linux.move_mount(base, linux.AT_FDCWD, "/")
-        for path, mount in staged.tops.items():
+        for path, mount in premounts.tops.items():
             os.mkdir(path[1:], 0o555, dir_fd=base)
             target = os.open(path[1:], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=base)
             mounts.attach(mount, target)
@@ -158,13 +159,13 @@ def leave_host(staged: Staged) -> None:
         os.close(base)
 
 
-def _stage_entry(tops: dict[str, int], mount: int, entry: dict[str, Any], groups: Groups) -> None:
+def _premount_entry(tops: dict[str, int], mount: int, entry: dict[str, Any], groups: Groups) -> None:
     options = Options(entry.get("options") or ())
     path = destination(entry)
     grouped = mount < 0 and entry["type"] in _CGROUP
     if mount < 0 and not grouped:
         mount = mounts.filesystem(entry["type"], options.data, options.attributes, entry.get("source"))
-    if path in TOPS:
+    if path in API_FILESYSTEMS:
         linux.move_mount(mount, linux.AT_FDCWD, path)
         tops[path] = mount
         mounts.propagate(mount, options.propagation)
@@ -182,7 +183,7 @@ def _stage_entry(tops: dict[str, int], mount: int, entry: dict[str, Any], groups
             os.close(mount)
 
 
-# -- stage 2 -----------------------------------------------------------------------------------------------------------
+# -- the rest ----------------------------------------------------------------------------------------------------------
 
 
 class Tree:
@@ -191,11 +192,11 @@ class Tree:
     `late` are mounts to make read-only in the end (`seal`): until then others are put into them.
     """
 
-    def __init__(self, config: dict[str, Any], root: int, sources: Sources, groups: Groups, plan: Plan) -> None:
+    def __init__(self, config: dict[str, Any], root: int, sources: PreparedMounts, groups: Groups, plan: Plan) -> None:
         self.config, self.root, self.sources, self.groups, self.plan = config, root, sources, groups, plan
         self.late: list[int] = []
 
-    def build(self, staged: Staged | None, *, here: bool) -> None:
+    def build(self, premounts: Premounts | None, *, here: bool) -> None:
         """Attach the root and everything in it; StepError names what failed. The root then is what `enter` enters.
 
         With `here` it is attached in the current directory, which is the root file system's: there hooks look for the
@@ -205,9 +206,9 @@ class Tree:
         step("attach the root", lambda: self._attach_root(here))
         for index, entry in enumerate(entries):
             name = f"mount {entry['destination']}"
-            if staged and index in staged.stage.entries:
-                if (path := destination(entry)) in TOPS:
-                    step(name, lambda e=entry, p=path: self._move(staged.tops[p], e))  # type: ignore[misc]
+            if premounts and index in premounts.plan.entries:
+                if (path := destination(entry)) in API_FILESYSTEMS:
+                    step(name, lambda e=entry, p=path: self._move(premounts.tops[p], e))  # type: ignore[misc]
                 continue
             step(name, lambda i=index, e=entry: self._mount(i, e))  # type: ignore[misc]
         if not any(destination(entry) == "/dev" for entry in entries):
@@ -226,7 +227,7 @@ class Tree:
             linux.move_mount(self.root, linux.AT_FDCWD, "/")
 
     def _move(self, mount: int, entry: dict[str, Any]) -> None:
-        """Move a staged file system, with what is mounted on it, into the root."""
+        """Move a premounts file system, with what is mounted on it, into the root."""
         links = entry["type"] not in _NO_LINKS
         target = mounts.make_target(self.root, entry["destination"], directory=True, links=links)
         try:
@@ -350,18 +351,18 @@ def _make(fstype: str, entry: dict[str, Any], options: Options, target: int) -> 
     return mount
 
 
-def protect_paths(config: dict[str, Any], root: int, staged: Staged | None) -> None:
+def protect_paths(config: dict[str, Any], root: int, premounts: Premounts | None) -> None:
     """`maskedPaths` and `readonlyPaths`, for which everything has to be in its place."""
     own = config["linux"]
     masked, readonly = (
-        [path for path in own.get(name) or () if not (staged and path in done)]
+        [path for path in own.get(name) or () if not (premounts and path in done)]
         for name, done in (
-            ("maskedPaths", staged.stage.masked if staged else ()),
-            ("readonlyPaths", staged.stage.readonly if staged else ()),
+            ("maskedPaths", premounts.plan.masked if premounts else ()),
+            ("readonlyPaths", premounts.plan.readonly if premounts else ()),
         )
     )
     if masked or readonly:
-        step("protect paths", lambda: protect(Places({}, root), masked, readonly))
+        step("protect paths", lambda: protect(PathResolver({}, root), masked, readonly))
 
 
 def seal(config: dict[str, Any], tree: Tree) -> None:
@@ -394,10 +395,10 @@ def enter(root: int, *, pivot: bool) -> None:
     os.chdir("/")
 
 
-def write_sysctl(root: int, staged: Staged | None, key: str, value: str) -> None:
+def write_sysctl(root: int, premounts: Premounts | None, key: str, value: str) -> None:
     """A namespaced kernel parameter, below /proc/sys of the container."""
-    if staged and staged.sysctl >= 0:
-        fd = mounts.open_beneath(staged.sysctl, sysctl_path(key), links=False, flags=os.O_WRONLY)
+    if premounts and premounts.sysctl >= 0:
+        fd = mounts.open_beneath(premounts.sysctl, sysctl_path(key), links=False, flags=os.O_WRONLY)
     else:
         fd = mounts.open_beneath(root, f"proc/sys/{sysctl_path(key)}", links=False, flags=os.O_WRONLY)
     try:
@@ -417,8 +418,8 @@ def sysctl_path(key: str) -> str:
 # -- masked and read-only paths ----------------------------------------------------------------------------------------
 
 
-class Places:
-    """Where a container's paths are: below the root, or while there is none below one of the staged mounts."""
+class PathResolver:
+    """Where a container's paths are: below the root, or while there is none below one of the premounts mounts."""
 
     def __init__(self, tops: dict[str, int], root: int = -1) -> None:
         self.tops, self.root = tops, root
@@ -444,7 +445,7 @@ class Places:
         return open_null()
 
 
-def protect(places: Places, masked: Iterable[str], readonly: Iterable[str]) -> None:
+def protect(places: PathResolver, masked: Iterable[str], readonly: Iterable[str]) -> None:
     """maskedPaths can't be read, readonlyPaths not written (OCI runtime-spec, config-linux.md)."""
     for path in _distinct(readonly):
         if (target := places.open(path)) is not None:
@@ -475,7 +476,7 @@ def _distinct(paths: Iterable[str]) -> dict[str, None]:
     return dict.fromkeys(os.path.normpath("/" + path.lstrip("/")) for path in paths)
 
 
-def _cover(places: Places, directory: bool) -> int:
+def _cover(places: PathResolver, directory: bool) -> int:
     """What hides a path: an empty directory, or a device that is read as empty."""
     if directory:
         return mounts.filesystem("tmpfs", ("size=0", "mode=555"), linux.MOUNT_ATTR_RDONLY, "tmpfs")

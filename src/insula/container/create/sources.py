@@ -18,7 +18,7 @@ import os
 
 from insula.container import wire
 from insula.container.create import devices, namespaces
-from insula.container.create.steps import INTERRUPTED, step, tell
+from insula.container.create.steps import INTERRUPTED, send, step
 from insula.kernel import linux, mounts, process, sealed
 from insula.kernel.mount_options import Options
 
@@ -35,7 +35,7 @@ SLAVE = linux.MS_SLAVE | linux.MS_REC
 _BATCH = 32  # sources that are asked for in one message, which takes 64 descriptors
 
 
-class Sources:
+class PreparedMounts:
     """Detached mounts: of entries of `mounts` by their index, and the host's device nodes by their path.
 
     `later` lists what the parent has not opened yet: the child asks it over `sync` when an entry's turn has come.
@@ -84,7 +84,7 @@ class Sources:
 
     def _ask(self, keys: Sequence[int | str]) -> list[int]:
         assert self.sync is not None
-        tell(self.sync, {"event": "open", "sources": keys})
+        send(self.sync, {"event": "open", "sources": keys})
         received = wire.receive(self.sync)
         if received is None or len(received[1]) != len(keys):
             os._exit(INTERRUPTED)
@@ -136,12 +136,12 @@ def open_root(path: str, config: dict[str, Any]) -> int:
     return root
 
 
-def open_all(config: dict[str, Any], plan: Plan, *, but: Container[int] = ()) -> Sources:
+def open_all(config: dict[str, Any], plan: Plan, *, but: Container[int] = ()) -> PreparedMounts:
     """Open everything, except for the mounts with the indices `but`.
 
     OSError if a source is not there or may not be used so, and nothing stays open.
     """
-    made = Sources()
+    made = PreparedMounts()
     entries = config.get("mounts") or []
     try:
         for index, entry in enumerate(entries):
@@ -156,9 +156,9 @@ def open_all(config: dict[str, Any], plan: Plan, *, but: Container[int] = ()) ->
     return made
 
 
-def open_later(config: dict[str, Any], plan: Plan) -> Sources:
+def open_later(config: dict[str, Any], plan: Plan) -> PreparedMounts:
     """Open nothing yet: the child asks for each (`answer`), so that all mounts are made in the listed order."""
-    made = Sources()
+    made = PreparedMounts()
     entries = config.get("mounts") or []
     root = os.path.realpath(config["root"]["path"])
     for index, entry in enumerate(entries):

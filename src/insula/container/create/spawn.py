@@ -4,7 +4,7 @@ Prepared before the child is born: its cgroup with limits, its root, /dev with r
 host's files, streams. All of it is held by descriptors, so that a failure at any step leaves nothing: what was opened
 is closed and the kernel forgets it; only the cgroup has a name, and that is removed.
 
-`spawn` is the flow that both faces of the room share. The engine's spawner calls it with an overlay and pipes
+`spawn` is the flow that both faces of the room share. The engine's zygote calls it with an overlay and pipes
 (`start`), `insula-oci` with a directory of the host and its own streams. Everything else comes from the config (OCI
 runtime-spec).
 """
@@ -43,7 +43,7 @@ class Child:
         self.streams: dict[str, int] = {}  # "stdin", "stdout", "stderr"
 
 
-class Outside:
+class SpawnOptions:
     """What a face of the room brings along for a container, besides its config.
 
     `root` is a detached mount, `stdio` the child's streams (-1 is /dev/null; none with a terminal). `owner` is the user
@@ -75,15 +75,15 @@ class Outside:
         self.in_order, self.waits_at, self.state = in_order, waits_at, state
 
 
-def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Child:
+def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -> Child:
     """Make a container's first process, which waits for the message "mapped" (see `insula.container.create.init`).
 
     `group` is its control group. OSError or StepError if anything is refused; then nothing of it is left.
     """
     own = config["linux"]
     _load(config)
-    with Undo() as undo, Undo() as handed:  # what only the child needs is closed here in any case
-        plan = namespaces.plan(own, handed, outside.share)
+    with Undo() as undo, Undo() as child_fds:  # what only the child needs is closed here in any case
+        plan = namespaces.plan(own, child_fds, outside.share)
         into: int | None = None
         join: list[int] = []
         if group is not None:
@@ -92,15 +92,15 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             group.limit(own.get("resources") or {})
             if delegation.asked_for(config, plan.cgroup):
                 group.delegate(plan.outside((config["process"].get("user") or {}).get("uid", 0), 0)[0])
-            into, join = enter_group(group, handed)
+            into, join = enter_group(group, child_fds)
             if outside.in_order and (beside := group.open_beside()) is not None:
-                into = handed.hold(beside)
+                into = child_fds.hold(beside)
         opened = sources.open_later(config, plan) if outside.in_order else sources.open_all(config, plan)
-        handed.callback(opened.close)
+        child_fds.callback(opened.close)
         ours, theirs = wire.pair()
         undo.callback(ours.close)
-        handed.callback(theirs.close)
-        given = init.Inheritance(
+        child_fds.callback(theirs.close)
+        args = init.InitArgs(
             sync=theirs,
             root=outside.root,
             sources=opened,
@@ -116,12 +116,12 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: Outside) -> Chi
             waits_at=outside.waits_at,
             state=outside.state,
         )
-        bundle = handed.hold(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        bundle = child_fds.hold(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         if outside.in_order:  # a new mount namespace translates it, and no right is needed to be there
             os.chdir(config["root"]["path"])
         pid, pidfd = clone(plan, outside.owner, into)
         if pid == 0:
-            init.main(config, given, plan)
+            init.main(config, args, plan)
         os.fchdir(bundle)
         undo.hold(pidfd)
         if plan.makes(linux.CLONE_NEWUSER):
@@ -143,11 +143,11 @@ def _load(config: dict[str, Any]) -> None:
         from insula.container.create import copy_up  # noqa: F401
 
 
-def enter_group(group: Cgroup, handed: Undo) -> tuple[int | None, list[int]]:
+def enter_group(group: Cgroup, child_fds: Undo) -> tuple[int | None, list[int]]:
     """How a child gets into its group: it is born in it (version 2), or joins by these descriptors (version 1)."""
     if group.tree.unified:
-        return handed.hold(os.open(group.directories()[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)), []
-    return None, [handed.hold(fd) for fd in group.open()]
+        return child_fds.hold(os.open(group.directories()[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)), []
+    return None, [child_fds.hold(fd) for fd in group.open()]
 
 
 def clone(plan: namespaces.Plan, owner: int, group: int | None) -> tuple[int, int]:

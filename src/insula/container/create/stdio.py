@@ -1,7 +1,7 @@
 """The standard streams of a new process: pipes, /dev/null, or a pseudoterminal of the container's own.
 
 A pseudoterminal (pty(7)) has two sides. The program gets one as its controlling terminal, which makes signals of keys
-such as Ctrl-C; the other goes out to the keeper. Both come from the container's own devpts, so that it sees its
+such as Ctrl-C; the other goes out to the monitor. Both come from the container's own devpts, so that it sees its
 terminal by name. Whoever runs inside may have put other files at these names: what is opened is looked at first.
 """
 

@@ -40,12 +40,12 @@ class StepError(Exception):
         return f"{self.message['step']}: {about}{self.message['error']}"
 
 
-def report(sync: _socket.socket, error: StepError) -> None:
+def send_error(sync: _socket.socket, error: StepError) -> None:
     """Tell the parent why it failed."""
-    tell(sync, {"event": "error", **error.message})
+    send(sync, {"event": "error", **error.message})
 
 
-def tell(sync: _socket.socket, message: wire.Message, descriptors: list[int] | None = None) -> None:
+def send(sync: _socket.socket, message: wire.Message, descriptors: list[int] | None = None) -> None:
     """Send the parent a message; without a parent there is nothing to go on for."""
     try:
         wire.send(sync, message, descriptors)
@@ -53,7 +53,7 @@ def tell(sync: _socket.socket, message: wire.Message, descriptors: list[int] | N
         os._exit(INTERRUPTED)
 
 
-def hear(sync: _socket.socket) -> wire.Message:
+def recv(sync: _socket.socket) -> wire.Message:
     """The parent's next word; without a parent there is nothing to go on for."""
     received = wire.receive(sync)
     if received is None:

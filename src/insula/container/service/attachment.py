@@ -1,4 +1,4 @@
-"""The streams of a process, for asyncio code: a connection to the keeper, which relays them."""
+"""The streams of a process, for asyncio code: a connection to the monitor, which relays them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Attachment:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
-        self.complete = False  # once all was read; it stays False when the keeper died
+        self.complete = False  # once all was read; it stays False when the monitor died
 
     async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
-        """STDOUT and STDERR frames; it ends after `finish`, when all is read, or when the keeper dies."""
+        """STDOUT and STDERR frames; it ends after `finish`, when all is read, or when the monitor dies."""
         reset = False
         for number in count(1):
             if number % _TURN == 0:  # sock_recv returns at once while there is more: others have their turn

@@ -1,4 +1,4 @@
-"""What the spawner knows of a process that it forked."""
+"""What the zygote knows of a process that it forked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Child:
         self.pidfd = pidfd
         self.reply: Reply | None = None
         self.error: wire.Message | None = None
-        self.told = False  # to become the program
+        self.start_requested = False  # to become the program
         self.state: State | None = None  # as recorded
         self.cgroup: str | None = None
         self.mounts = -1  # its mount namespace

@@ -1,4 +1,4 @@
-"""Containers for asyncio code, over the keeper and the spawner of this host.
+"""Containers for asyncio code, over the monitor and the zygote of this host.
 
 The state of a container is in its run directory (`insula.container.service.run_directory`) and in the kernel. A
 `Runtime` holds connections only: it can be made anew at any time, by another process too, and finds every container.
@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 from insula.container import wire
 from insula.container.service import resources
 from insula.container.service.attachment import Attachment
-from insula.container.service.dialer import PATIENCE, Dialer
-from insula.container.service.failures import SpawnerDied, explain
-from insula.container.service.run_directory import Bundle, ExitRecord, Launch, State, all_bundles
+from insula.container.service.dialer import TIMEOUT, Dialer
+from insula.container.service.failures import ZygoteDied, explain
+from insula.container.service.protocol import MONITOR_SOCKET, ZYGOTE_SOCKET
+from insula.container.service.run_directory import ExitRecord, Launch, RunDirectory, State, all_run_directories
 from insula.kernel import descriptors, process, sealed, seccomp_cache
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, NotFound
@@ -53,10 +54,10 @@ class Runtime:
         self.run = str(run)
         self.spares = spares
         self._first: dict[str, State] = {}  # first processes that were made by this object
-        self._offered: dict[str, list[str]] = {}  # ids of spares, by the control group above theirs
+        self._warm_ids: dict[str, list[str]] = {}  # ids of spares, by the control group above theirs
         self._numbers = itertools.count(1)
-        self._spawner: socket.socket | None = None
-        self._spawner_lock = asyncio.Lock()
+        self._zygote: socket.socket | None = None
+        self._zygote_lock = asyncio.Lock()
         self._answers: dict[int, asyncio.Future[wire.Message]] = {}
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -64,9 +65,9 @@ class Runtime:
         self._filters: dict[int, tuple[dict[str, Any], str, int]] = {}
 
     async def open(self, *, wait: bool = True) -> None:
-        """Connect, starting the keeper if none runs; from then on it is started again whenever it dies.
+        """Connect, starting the monitor if none runs; from then on it is started again whenever it dies.
 
-        Without `wait` it returns before there is a keeper and a spawner; requests wait for them. `trouble` tells why
+        Without `wait` it returns before there is a monitor and a zygote; requests wait for them. `trouble` tells why
         they don't come.
         """
         os.makedirs(f"{self.run}/containers", 0o700, exist_ok=True)
@@ -74,29 +75,29 @@ class Runtime:
             with contextlib.suppress(OSError):  # then insula-oci takes longer, and that is all
                 await asyncio.to_thread(sealed.place)
         if wait:
-            await self._connect_spawner()
+            await self._connect_zygote()
         else:
-            self._tasks.append(asyncio.create_task(self._try_spawner()))
-        self._tasks.append(asyncio.create_task(self._watch_keeper()))
+            self._tasks.append(asyncio.create_task(self._try_zygote()))
+        self._tasks.append(asyncio.create_task(self._watch_monitor()))
 
-    async def _try_spawner(self) -> None:
+    async def _try_zygote(self) -> None:
         """Connect ahead of the first request, so as to hear of spares."""
-        with contextlib.suppress(Failed):  # `_watch_keeper` tells
-            await self._connect_spawner()
+        with contextlib.suppress(Failed):  # `_watch_monitor` tells
+            await self._connect_zygote()
 
     async def close(self) -> None:
-        """Let go of the connections; containers, keeper and spawner live on."""
+        """Let go of the connections; containers, monitor and zygote live on."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        if self._spawner:
-            self._spawner.close()
-            self._spawner = None
+        if self._zygote:
+            self._zygote.close()
+            self._zygote = None
 
     @property
     def trouble(self) -> str | None:
-        """Why there is no keeper, if there is none."""
+        """Why there is no monitor, if there is none."""
         return self._dialer.trouble
 
     async def withdraw(self) -> None:
@@ -111,12 +112,12 @@ class Runtime:
 
     def choose_id(self, parent: str) -> str:
         """An id for a container whose control group will be `parent`/id: that of a spare if there is one."""
-        offered = self._offered.get(parent)
+        offered = self._warm_ids.get(parent)
         return offered.pop(0) if offered else secrets.token_hex(16)
 
     async def create(self, launch: Launch) -> State:
         """Make the namespaces, with PID 1 in them waiting to start. `Failed` says which step the kernel refused."""
-        bundle = Bundle(self.run, launch.id)
+        directory = RunDirectory(self.run, launch.id)
         profile = launch.config["linux"].get("seccomp")
         if profile and launch.seccomp is None:
             path, flags = await self._filter(profile)
@@ -124,14 +125,14 @@ class Runtime:
             config = {**launch.config, "linux": linux}
             launch = launch._replace(config=config, seccomp=path, seccomp_flags=flags)
         try:
-            answer = await self._create(bundle, launch)
-        except SpawnerDied:  # nothing of it runs: the next spawner can do it from the beginning
-            answer = await self._create(bundle, launch)
+            answer = await self._create(directory, launch)
+        except ZygoteDied:  # nothing of it runs: the next zygote can do it from the beginning
+            answer = await self._create(directory, launch)
         state = self._first[launch.id] = State(launch.id, answer["pid"], answer["start_time"])
         return state
 
-    async def _create(self, bundle: Bundle, launch: Launch) -> wire.Message:
-        bundle.create(launch)
+    async def _create(self, directory: RunDirectory, launch: Launch) -> wire.Message:
+        directory.create(launch)
         try:
             return await self._request({"op": "create", "id": launch.id})
         except BaseException:
@@ -170,13 +171,13 @@ class Runtime:
         request = {"op": "exec", "id": container, "exec": exec_id, "process": what.process, "stdin": what.stdin}
         await self._request(request)
         if what.detach:
-            with contextlib.suppress(OSError), wire.connect(f"{self.run}/keeper.sock") as sock:
+            with contextlib.suppress(OSError), wire.connect(f"{self.run}/{MONITOR_SOCKET}") as sock:
                 wire.send(sock, {"op": "discard", "id": container, "exec": exec_id})
 
     async def wait(self, container: str, exec_id: str | None = None) -> ExitRecord:
         """How the process ended, waiting until it does. `NotFound` if there is no such process."""
-        bundle = Bundle(self.run, container)
-        if record := bundle.exit(exec_id):
+        directory = RunDirectory(self.run, container)
+        if record := directory.exit(exec_id):
             return record
         state = self._process(container, exec_id)
         if state is None:
@@ -187,14 +188,14 @@ class Runtime:
                 pidfd = descriptors.high(process.open_process(state.pid, state.start_time))
                 stack.callback(os.close, pidfd)
                 await _readable(pidfd)
-            return await self._ended(bundle, exec_id, pidfd)
+            return await self._ended(directory, exec_id, pidfd)
 
     async def flushed(self, container: str, exec_id: str | None = None) -> None:
         """Of a process that ended: returns when all that it printed is in the log; after some seconds in any case.
 
-        Usually that is so at once. But a keeper may have been killed and its successor still be starting.
+        Usually that is so at once. But a monitor may have been killed and its successor still be starting.
         """
-        deadline, pause = time.monotonic() + PATIENCE, 0.001
+        deadline, pause = time.monotonic() + TIMEOUT, 0.001
         with contextlib.suppress(Failed):
             while (await self._request({"op": "open", "id": container, "exec": exec_id}))["open"]:
                 if time.monotonic() > deadline:
@@ -206,25 +207,25 @@ class Runtime:
         """The streams of a process that was created; `NotFound` if they are closed already."""
         deadline = time.monotonic() + 1.0
         while True:
-            sock, answer = await self._ask_keeper({"op": "attach", "id": container, "exec": exec_id, "stdin": stdin})
+            sock, answer = await self._ask_monitor({"op": "attach", "id": container, "exec": exec_id, "stdin": stdin})
             if "error" not in answer:
                 return Attachment(sock)
             sock.close()
-            # a keeper that has just started may not have been told of it yet
-            state = Bundle(self.run, container).state(exec_id)
+            # a monitor that has just started may not have been told of it yet
+            state = RunDirectory(self.run, container).state(exec_id)
             alive = state is not None and process.is_alive(state.pid, state.start_time)
             if not alive or time.monotonic() > deadline:
                 raise NotFound(f"cannot attach: {answer['error']}")
             await asyncio.sleep(0.005)
 
-    async def _ask_keeper(self, request: wire.Message) -> tuple[socket.socket, wire.Message]:
+    async def _ask_monitor(self, request: wire.Message) -> tuple[socket.socket, wire.Message]:
         loop = asyncio.get_running_loop()
-        sock = await self._dialer.dial("keeper.sock")
+        sock = await self._dialer.dial(MONITOR_SOCKET)
         try:
             await loop.sock_sendall(sock, json.dumps(request).encode())
-            answer = json.loads(await loop.sock_recv(sock, wire.MAX_MESSAGE) or b'{"error": "the keeper died"}')
+            answer = json.loads(await loop.sock_recv(sock, wire.MAX_MESSAGE) or b'{"error": "the monitor died"}')
         except ConnectionError:
-            return sock, {"error": "the keeper died"}
+            return sock, {"error": "the monitor died"}
         except BaseException:
             sock.close()
             raise
@@ -235,7 +236,7 @@ class Runtime:
         process group, from Linux 6.9 on. `NotFound` if it is gone."""
         import signal
 
-        state = Bundle(self.run, container).state(exec_id)
+        state = RunDirectory(self.run, container).state(exec_id)
         try:
             if state is None:
                 raise ProcessLookupError
@@ -256,75 +257,75 @@ class Runtime:
 
     async def update(self, container: str, limits: dict[str, Any]) -> None:
         """Change what it may use, as in `linux.resources` of the OCI runtime-spec; see `resources.update`."""
-        await asyncio.to_thread(resources.update, Bundle(self.run, container), limits)
+        await asyncio.to_thread(resources.update, RunDirectory(self.run, container), limits)
 
     async def pause(self, container: str) -> None:
         """Freeze all of its processes; see `resources.pause`."""
-        await asyncio.to_thread(resources.pause, Bundle(self.run, container))
+        await asyncio.to_thread(resources.pause, RunDirectory(self.run, container))
 
     async def resume(self, container: str) -> None:
         """Let them go on; nothing happens if they are not frozen, or gone."""
-        await asyncio.to_thread(resources.resume, Bundle(self.run, container))
+        await asyncio.to_thread(resources.resume, RunDirectory(self.run, container))
 
     async def delete(self, container: str, cgroup: str | None = None) -> None:
         """Kill what runs, and remove cgroup and run directory; nothing happens if it is gone.
 
         `cgroup` is where its control group should be: what runs there is killed also if its records are damaged.
         """
-        bundle = Bundle(self.run, container)
-        if not os.path.isdir(bundle.path):
+        directory = RunDirectory(self.run, container)
+        if not os.path.isdir(directory.path):
             self._first.pop(container, None)
             if cgroup:
                 await asyncio.to_thread(Cgroup(cgroup).remove)
-            bundle.remove()  # something else of that name
+            directory.remove()  # something else of that name
             return
         with contextlib.suppress(NotFound):
             self.signal(container, 9)
             await self.resume(container)  # who is frozen doesn't die
             await self.wait(container)
         self._first.pop(container, None)
-        await asyncio.to_thread(_remove, bundle, cgroup)
+        await asyncio.to_thread(_remove, directory, cgroup)
 
     async def forget_layer(self, path: Path | str) -> None:
-        """Let the spawner drop its mounts of an image layer that is to be removed."""
+        """Let the zygote drop its mounts of an image layer that is to be removed."""
         await self._request({"op": "forget-layer", "path": str(path)})
 
     # -- reading ---------------------------------------------------------------------------------------
 
     def damaged(self, container: str) -> list[str]:
         """Which of the container's records are there and can't be read."""
-        return Bundle(self.run, container).damaged()
+        return RunDirectory(self.run, container).damaged()
 
     def restore(self, state: State) -> None:
         """Write the record of a container's PID 1 again."""
-        Bundle(self.run, state.id).write_state(state)
+        RunDirectory(self.run, state.id).write_state(state)
 
     def states(self) -> list[State]:
         """PID 1 of every container, dead or alive, that was created and not deleted."""
-        return [state for bundle in all_bundles(self.run) if (state := bundle.state())]
+        return [state for directory in all_run_directories(self.run) if (state := directory.state())]
 
     def ids(self) -> list[str]:
         """Every container that has a run directory, also one whose making was interrupted."""
-        return [bundle.id for bundle in all_bundles(self.run)]
+        return [directory.id for directory in all_run_directories(self.run)]
 
     def state(self, container: str) -> State | None:
-        return Bundle(self.run, container).state()
+        return RunDirectory(self.run, container).state()
 
     def exit(self, container: str) -> ExitRecord | None:
-        return Bundle(self.run, container).exit()
+        return RunDirectory(self.run, container).exit()
 
     def forget(self, container: str, exec_id: str) -> None:
         """Drop what is known of a process that joined and has ended; nobody can wait for it any more."""
-        Bundle(self.run, container).forget(exec_id)
+        RunDirectory(self.run, container).forget(exec_id)
 
     def execs(self, container: str) -> list[str]:
         """The processes that joined and were not forgotten."""
-        return Bundle(self.run, container).execs()
+        return RunDirectory(self.run, container).execs()
 
     def _process(self, container: str, exec_id: str | None = None) -> State | None:
         """Which process it is: what we made ourselves needs no look at its record."""
         known = self._first.get(container) if exec_id is None else None
-        return known or Bundle(self.run, container).state(exec_id)
+        return known or RunDirectory(self.run, container).state(exec_id)
 
     def netns(self, container: str) -> int:
         """A descriptor of the network namespace; the caller closes it. `NotFound` if the container is gone."""
@@ -338,41 +339,41 @@ class Runtime:
 
     def processes(self, container: str) -> list[process.Process]:
         """Everything that runs in the container, by host PID."""
-        launch = Bundle(self.run, container).launch()
+        launch = RunDirectory(self.run, container).launch()
         if launch is None:
             return []
         return [p for pid in Cgroup(launch.cgroup).processes() if (p := process.read(pid))]
 
-    # -- the spawner -----------------------------------------------------------------------------------
+    # -- the zygote -----------------------------------------------------------------------------------
 
     async def _request(self, message: wire.Message) -> wire.Message:
-        sock = await self._connect_spawner()
+        sock = await self._connect_zygote()
         number = next(self._numbers)
         answer: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
             data = json.dumps({"n": number, **message}).encode()
             if len(data) > wire.MAX_MESSAGE:
-                raise Failed("the request to the spawner is too long", "use fewer or shorter arguments")
+                raise Failed("the request to the zygote is too long", "use fewer or shorter arguments")
             await asyncio.get_running_loop().sock_sendall(sock, data)
             received = await answer
         except ConnectionError:
-            raise SpawnerDied("the spawner died meanwhile", "try again") from None
+            raise ZygoteDied("the zygote died meanwhile", "try again") from None
         finally:
             self._answers.pop(number, None)
         if error := received.get("error"):
             raise explain(error)
         return received
 
-    async def _connect_spawner(self) -> socket.socket:
-        async with self._spawner_lock:
-            if self._spawner is None:
-                self._spawner = await self._dialer.dial("spawner.sock")
-                await asyncio.get_running_loop().sock_sendall(self._spawner, b'{"op": "spares"}')
-                self._tasks.append(asyncio.create_task(self._hear_spawner(self._spawner)))
-            return self._spawner
+    async def _connect_zygote(self) -> socket.socket:
+        async with self._zygote_lock:
+            if self._zygote is None:
+                self._zygote = await self._dialer.dial(ZYGOTE_SOCKET)
+                await asyncio.get_running_loop().sock_sendall(self._zygote, b'{"op": "spares"}')
+                self._tasks.append(asyncio.create_task(self._read_zygote(self._zygote)))
+            return self._zygote
 
-    async def _hear_spawner(self, sock: socket.socket) -> None:
+    async def _read_zygote(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -382,75 +383,75 @@ class Runtime:
             if not data:
                 break
             try:
-                self._heard(json.loads(data))
+                self._on_zygote_message(json.loads(data))
             except Exception:
-                log.exception("what the spawner says can't be understood")
-        self._spawner = None
-        self._offered.clear()
+                log.exception("what the zygote says can't be understood")
+        self._zygote = None
+        self._warm_ids.clear()
         sock.close()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ConnectionResetError())
 
-    def _heard(self, message: wire.Message) -> None:
+    def _on_zygote_message(self, message: wire.Message) -> None:
         if "n" in message:
             answer = self._answers.get(message["n"])
             if answer and not answer.done():
                 answer.set_result(message)
         elif message["event"] == "exit":
-            self._wake((message["id"], message["exec"]))
+            self._notify_waiters((message["id"], message["exec"]))
         else:
-            self._offer(message)
+            self._update_warm_ids(message)
 
-    def _offer(self, message: wire.Message) -> None:
-        offered = self._offered.setdefault(message["parent"], [])
+    def _update_warm_ids(self, message: wire.Message) -> None:
+        offered = self._warm_ids.setdefault(message["parent"], [])
         if message["event"] == "spare":
             offered.append(message["id"])
         elif message["id"] in offered:
             offered.remove(message["id"])
 
-    async def _watch_keeper(self) -> None:
-        """Hear of ends that the keeper records, and have a keeper again when it dies."""
+    async def _watch_monitor(self) -> None:
+        """Hear of ends that the monitor records, and have a monitor again when it dies."""
         while True:
             try:
-                sock = await self._dialer.dial("keeper.sock")
+                sock = await self._dialer.dial(MONITOR_SOCKET)
             except Exception as error:
-                log.error("there is no keeper: %s", error)
+                log.error("there is no monitor: %s", error)
                 await asyncio.sleep(1.0)
                 continue
             try:
                 with sock, contextlib.suppress(ConnectionError):
-                    await self._hear_keeper(sock)
+                    await self._read_monitor(sock)
             except Exception:
-                log.exception("what the keeper says can't be understood")
+                log.exception("what the monitor says can't be understood")
                 await asyncio.sleep(1.0)
 
-    async def _hear_keeper(self, sock: socket.socket) -> None:
+    async def _read_monitor(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(sock, b'{"op": "watch"}')
         while data := await loop.sock_recv(sock, wire.MAX_MESSAGE):
             message = json.loads(data)
             if message["event"] == "exit":
-                self._wake((message["id"], message["exec"]))
+                self._notify_waiters((message["id"], message["exec"]))
 
-    def _wake(self, key: tuple[str, str | None]) -> None:
+    def _notify_waiters(self, key: tuple[str, str | None]) -> None:
         if event := self._waiters.pop(key, None):
             event.set()
 
-    async def _ended(self, bundle: Bundle, exec_id: str | None, pidfd: int | None) -> ExitRecord:
+    async def _ended(self, directory: RunDirectory, exec_id: str | None, pidfd: int | None) -> ExitRecord:
         """It is dead; whoever reaps it writes the record in a moment. If that one died before, ask the kernel."""
-        event = self._waiters.setdefault((bundle.id, exec_id), asyncio.Event())
+        event = self._waiters.setdefault((directory.id, exec_id), asyncio.Event())
         deadline = time.monotonic() + 2.0
         while time.monotonic() < deadline:
-            if record := bundle.exit(exec_id):
+            if record := directory.exit(exec_id):
                 return record
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.05):  # an event can be missed while a connection is down
                     await event.wait()
         if pidfd is not None and (status := process.exit_status(pidfd)) is not None:
-            return bundle.record_exit(status, exec_id)
+            return directory.record_exit(status, exec_id)
         record = ExitRecord(None, None, False, time.time(), "its parent died before it, so nobody saw how it ended")
-        bundle.write_exit(record, exec_id)
+        directory.write_exit(record, exec_id)
         return record
 
     async def _filter(self, profile: dict[str, Any]) -> tuple[str, int]:
@@ -480,8 +481,8 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _remove(bundle: Bundle, cgroup: str | None) -> None:
-    launch = bundle.launch()
+def _remove(directory: RunDirectory, cgroup: str | None) -> None:
+    launch = directory.launch()
     if path := launch.cgroup if launch else cgroup:
         Cgroup(path).remove()
-    bundle.remove()
+    directory.remove()

@@ -1,4 +1,4 @@
-"""Connections to the keeper and the spawner, for asyncio code; a keeper is started while there is none."""
+"""Connections to the monitor and the zygote, for asyncio code; a monitor is started while there is none."""
 
 from __future__ import annotations
 
@@ -17,55 +17,55 @@ from insula.kernel import sealed
 from insula.model.errors import Failed
 
 log = logging.getLogger("insula.container")
-PATIENCE = 30.0  # seconds for the keeper or the spawner to come back, on a busy host too
-_STEADY = 10.0  # seconds after which a keeper counts as one that works
+TIMEOUT = 30.0  # seconds for the monitor or the zygote to come back, on a busy host too
+_STEADY = 10.0  # seconds after which a monitor counts as one that works
 _LONGEST_PAUSE = 2.0  # seconds between attempts to start one
 
 
 class Dialer:
-    """Who connects to the sockets in the run directory. `spares` is for the keeper."""
+    """Who connects to the sockets in the run directory. `spares` is for the monitor."""
 
     def __init__(self, run: str, spares: int) -> None:
         self.run = run
         self.spares = spares
-        self.trouble: str | None = None  # why there is no keeper
-        self._keeper: subprocess.Popen[bytes] | None = None  # the last one that was started here
-        self._pause = 0.0  # between starts of a keeper that doesn't live
+        self.trouble: str | None = None  # why there is no monitor
+        self._monitor: subprocess.Popen[bytes] | None = None  # the last one that was started here
+        self._pause = 0.0  # between starts of a monitor that doesn't live
         self._not_before = -_STEADY
 
     async def dial(self, name: str) -> socket.socket:
-        """Connect, starting a keeper (which starts the spawner) while there is nobody to answer."""
-        deadline = time.monotonic() + PATIENCE
+        """Connect, starting a monitor (which starts the zygote) while there is nobody to answer."""
+        deadline = time.monotonic() + TIMEOUT
         while True:
             try:
                 sock = wire.connect(f"{self.run}/{name}")
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 if time.monotonic() > deadline:
-                    what = f"the keeper does not start: {self.trouble or error.strerror}"
+                    what = f"the monitor does not start: {self.trouble or error.strerror}"
                     raise Failed(what, "see the daemon's log") from None
-                self._have_keeper()
+                self._ensure_monitor()
                 await asyncio.sleep(0.005)
                 continue
             self.trouble = None
             sock.setblocking(False)
             return sock
 
-    def _have_keeper(self) -> None:
+    def _ensure_monitor(self) -> None:
         """Start one unless one was started that lives; after a pause if the last one ended at once, as it may again."""
         now = time.monotonic()
-        if now < self._not_before or (self._keeper and self._keeper.poll() is None):
+        if now < self._not_before or (self._monitor and self._monitor.poll() is None):
             return
-        if self._keeper:
-            self.trouble = f"it ended with status {self._keeper.returncode}, and is started again"
+        if self._monitor:
+            self.trouble = f"it ended with status {self._monitor.returncode}, and is started again"
         self._pause = min(_LONGEST_PAUSE, 2 * self._pause or 0.05) if now < self._not_before + _STEADY else 0.0
         self._not_before = now + self._pause
         try:
-            self._keeper = self._start_keeper()
+            self._monitor = self._start_monitor()
         except OSError as error:
             self.trouble = f"it can't be started: {error}"
-            log.error("keeper: %s", self.trouble)
+            log.error("monitor: %s", self.trouble)
 
-    def _start_keeper(self) -> subprocess.Popen[bytes]:
+    def _start_monitor(self) -> subprocess.Popen[bytes]:
         """A sealed Python without site-packages, in its own session; the second of two ends at once at its lock."""
         library = str(Path(insula.__file__).parent.parent)
         code = (
@@ -76,7 +76,7 @@ class Dialer:
             return subprocess.Popen(
                 [sys.executable, "-ISE", "-c", code],
                 # not as arguments: those can be read in a container by whom a process joins, until it is the program
-                env={**os.environ, "INSULA_KEEPER": f"{self.spares} {self.run}"},
+                env={**os.environ, "INSULA_MONITOR": f"{self.spares} {self.run}"},
                 executable=f"/proc/{os.getpid()}/fd/{program}",
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

@@ -1,4 +1,4 @@
-"""What the spawner or a child reported, as an error with one line for the user."""
+"""What the zygote or a child reported, as an error with one line for the user."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class StartFailed(Failed):
     exit_status = 125
 
 
-class SpawnerDied(Failed):
-    """What was asked may have been done or not; what was not told to start dies with the spawner."""
+class ZygoteDied(Failed):
+    """What was asked may have been done or not; what was not told to start dies with the zygote."""
 
 
 def explain(error: Message) -> Failed:
-    """What the spawner or the child reported, as one line for the user."""
+    """What the zygote or the child reported, as one line for the user."""
     path = f" {error['path']}" if error.get("path") else ""
     if error["step"] != "execute":
         return Failed(f"cannot {error['step']}: {error['error']}{path}", _hint(error["step"], error["errno"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from insula.container.create.spawn import Outside, spawn
+from insula.container.create.spawn import SpawnOptions, spawn
 from insula.container.create.steps import StepError
 from insula.kernel import cgroups, linux, mounts, process
 from insula.kernel.undo import Undo
@@ -23,7 +23,7 @@ _NAMESPACES = [{"type": kind} for kind in ("user", "pid", "mount", "network", "i
 
 
 class Layers:
-    """Image layers as idmapped mounts in the spawner's own mount namespace, made once for each tenant and layer.
+    """Image layers as idmapped mounts in the zygote's own mount namespace, made once for each tenant and layer.
 
     They are attached under short names in the current directory: the options of an overlay, of up to 500 layers, must
     fit into a page. Whoever is in the overlay can read them in its mountinfo, so they are random: numbers would tell
@@ -80,15 +80,15 @@ def _random_directory() -> str:
 
 
 def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:
-    """Make PID 1 of a new container for the spawner: its root an overlay, its streams pipes.
+    """Make PID 1 of a new container for the zygote: its root an overlay, its streams pipes.
 
     Whatever the config says, it is in namespaces of its own, and its IDs are those of `id_base`.
     """
     config = engine_config(launch)
-    with Undo() as undo, Undo() as handed:
-        root, stdio, streams = root_and_streams(launch, layers, handed, undo)
+    with Undo() as undo, Undo() as child_fds:
+        root, stdio, streams = root_and_streams(launch, layers, child_fds, undo)
         share = (launch.share[0], launch.share[1]) if launch.share else None
-        outside = Outside(root=root, stdio=stdio, program=program, owner=launch.id_base, share=share)
+        outside = SpawnOptions(root=root, stdio=stdio, program=program, owner=launch.id_base, share=share)
         child = spawn(config, cgroups.Cgroup(launch.cgroup), outside)
         child.streams = streams
         undo.keep()
@@ -106,17 +106,19 @@ def engine_config(launch: Launch) -> dict[str, Any]:
     return {**launch.config, "linux": {**launch.config["linux"], **engine_namespaces(launch.id_base)}}
 
 
-def root_and_streams(launch: Launch, layers: Layers, handed: Undo, undo: Undo) -> tuple[int, list[int], dict[str, int]]:
+def root_and_streams(
+    launch: Launch, layers: Layers, child_fds: Undo, undo: Undo
+) -> tuple[int, list[int], dict[str, int]]:
     """A detached root, the child's streams, and our ends of them by name."""
     lower = layers.lower(launch.id_base, launch.lower)
-    root = handed.hold(_overlay(launch, lower))
+    root = child_fds.hold(_overlay(launch, lower))
     # no layer should hold a device node; if one does, it is none
     mounts.set_attributes(root, linux.MOUNT_ATTR_NODEV)
     if launch.tty:
         return root, [], {}
     user = launch.config["process"].get("user") or {}
     owner = (launch.id_base + user.get("uid", 0), launch.id_base + user.get("gid", 0))
-    return root, *make_pipes(handed, undo, launch.stdin, owner)
+    return root, *make_pipes(child_fds, undo, launch.stdin, owner)
 
 
 def _overlay(launch: Launch, lower: list[str]) -> int:
@@ -136,7 +138,7 @@ def _overlay(launch: Launch, lower: list[str]) -> int:
     return root
 
 
-def make_pipes(handed: Undo, undo: Undo, stdin: bool, owner: tuple[int, int]) -> tuple[list[int], dict[str, int]]:
+def make_pipes(child_fds: Undo, undo: Undo, stdin: bool, owner: tuple[int, int]) -> tuple[list[int], dict[str, int]]:
     """Pipes for the standard streams: (the child's ends in order, our ends by name). -1 is /dev/null.
 
     They belong to the program's user, who may open them again as /dev/stdout.
@@ -147,7 +149,7 @@ def make_pipes(handed: Undo, undo: Undo, stdin: bool, owner: tuple[int, int]) ->
             continue
         read, write = os.pipe2(os.O_CLOEXEC)
         child, parent = (read, write) if number == 0 else (write, read)
-        handed.hold(child)
+        child_fds.hold(child)
         streams[name] = undo.hold(parent)
         os.fchown(child, *owner)
         os.set_blocking(parent, False)

@@ -1,11 +1,11 @@
-"""The keeper: the one process that containers need while nobody asks for anything.
+"""The monitor: the one process that containers need while nobody asks for anything.
 
 It holds what must outlive the daemon: the streams of every container, relayed to their logs and to whoever is
-attached; and the right to learn how a container ended. Exit statuses go to a process's parent. That is the spawner,
-and if the spawner dies the kernel gives its children to the nearest ancestor that asked for them with
-PR_SET_CHILD_SUBREAPER (prctl(2)): the keeper, which then records their ends. It forks the spawner, and a new one
-whenever that dies. If the keeper dies, the spawner still holds every stream and goes on reaping; the daemon
-starts another keeper, which takes over the streams.
+attached; and the right to learn how a container ended. Exit statuses go to a process's parent. That is the zygote,
+and if the zygote dies the kernel gives its children to the nearest ancestor that asked for them with
+PR_SET_CHILD_SUBREAPER (prctl(2)): the monitor, which then records their ends. It forks the zygote, and a new one
+whenever that dies. If the monitor dies, the zygote still holds every stream and goes on reaping; the daemon
+starts another monitor, which takes over the streams.
 
 One socket, one request: {"op": "attach", "id", "exec", "stdin"}; the answer is {"tty"} or {"error"},
 and from then on frames go both ways. {"op": "watch"} asks to be told of ends: {"event": "exit", "id", "exec"}.
@@ -32,24 +32,25 @@ from insula.container import wire
 from insula.container.create.steps import close_others
 from insula.container.log import LogWriter
 from insula.container.service import zygote
+from insula.container.service.protocol import MONITOR_LOCK, MONITOR_PID, MONITOR_SOCKET, ZYGOTE_SOCKET
 from insula.container.service.relay import Client, Session
-from insula.container.service.run_directory import Owners
+from insula.container.service.run_directory import PidIndex
 from insula.kernel import linux, process
 from insula.log import write as report
 from insula.model.stream import Kind
 
 Key = tuple[str, str | None]
 
-_WHO = "insula-keeper"
-_REST = 1.0  # seconds until something whose handling failed is looked at again
-_STEADY = 10.0  # seconds after which a spawner counts as one that works
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # seconds between two attempts to start a spawner, doubled for each
+_NAME = "insula-monitor"
+_RETRY = 1.0  # seconds until something whose handling failed is looked at again
+_STEADY = 10.0  # seconds after which a zygote counts as one that works
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # seconds between two attempts to start a zygote, doubled for each
 _GRACE = 10.0  # seconds after its end in which one may still attach to a process that joined
 _PAUSE = 0.05  # seconds in which a process that prints too much is not read from
 
 
-class Keeper:
-    """The state of the process: its spawner, the sessions it relays, who watches."""
+class Monitor:
+    """The state of the process: its zygote, the sessions it relays, who watches."""
 
     def __init__(self, run: str, spares: int) -> None:
         self.run = run
@@ -59,46 +60,46 @@ class Keeper:
         self.masks: dict[int, int] = {}
         self.sessions: dict[Key, Session] = {}
         self.watchers: list[socket.socket] = []
-        self.owners = Owners(run)
-        self.spawner_pid = 0
+        self.pids = PidIndex(run)
+        self.zygote_pid = 0
         self.channel: socket.socket | None = None
-        self.started = -_STEADY  # when the spawner was
+        self.started = -_STEADY  # when the zygote was
         self.pause = 0.0  # before the next attempt to start one
-        self.resting: dict[int, tuple[int, Callable[[int], None]]] = {}  # by descriptor: what failed, for a moment
+        self.retrying: dict[int, tuple[int, Callable[[int], None]]] = {}  # by descriptor: what failed, for a moment
         self.unsent: deque[wire.Message] = deque()
         self.timers: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number keeps it from comparing
         self.numbers = itertools.count()
-        self.listener = wire.listen(f"{run}/keeper.sock")
+        self.listener = wire.listen(f"{run}/{MONITOR_SOCKET}")
 
     def serve(self) -> NoReturn:
         wakeup, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        self._watch(wakeup, lambda _: self._children(wakeup))
+        self._watch(wakeup, lambda _: self._reap_children(wakeup))
         self._watch(self.listener.fileno(), lambda _: self._accept())
-        self._have_spawner()
+        self._ensure_zygote()
         while True:
             for fd, events in self.poll.poll(self._run_timers()):
                 if handler := self.handlers.get(fd):
                     try:
                         handler(events)
                     except Exception as error:  # what one container does must not take the others' streams along
-                        report(_WHO, "it is tried again", error)
-                        self._rest(fd, handler)
+                        report(_NAME, "it is tried again", error)
+                        self._retry_later(fd, handler)
 
-    # -- the spawner -----------------------------------------------------------------------------------
+    # -- the zygote -----------------------------------------------------------------------------------
 
-    def _have_spawner(self) -> None:
-        """Find the spawner that lives or fork one, unless there is one. What fails is tried again, for ever."""
+    def _ensure_zygote(self) -> None:
+        """Find the zygote that lives or fork one, unless there is one. What fails is tried again, for ever."""
         if self.channel is not None:
             return
         try:
-            self._connect_spawner()
+            self._connect_zygote()
         except Exception as error:  # no process, no descriptor, no room below /run; or it died already
-            report(_WHO, "the spawner does not start", error)
-            self._lose_spawner()
+            report(_NAME, "the zygote does not start", error)
+            self._restart_zygote()
 
-    def _lose_spawner(self) -> None:
+    def _restart_zygote(self) -> None:
         """There is none: have another one, at once if the last one had worked, else after a pause."""
         if self.channel is not None:
             self._unwatch(self.channel.fileno())
@@ -106,20 +107,20 @@ class Keeper:
             self.channel = None
         if time.monotonic() - self.started >= _STEADY:
             self.pause = 0.0
-        self._later(self.pause, self._have_spawner)
+        self._later(self.pause, self._ensure_zygote)
         self.pause = min(_LONGEST_PAUSE, 2 * self.pause or _FIRST_PAUSE)
 
-    def _connect_spawner(self) -> None:
-        """Become the keeper of the spawner that lives, or of a new one. OSError."""
-        path = f"{self.run}/spawner.sock"
+    def _connect_zygote(self) -> None:
+        """Become the monitor of the zygote that lives, or of a new one. OSError."""
+        path = f"{self.run}/{ZYGOTE_SOCKET}"
         self.started = time.monotonic()
         try:
             self.channel = wire.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
-            self._fork_spawner(path)
+            self._fork_zygote(path)
             self.channel = wire.connect(path)
         channel = self.channel
-        # a new spawner holds a copy of every stream too: either may die
+        # a new zygote holds a copy of every stream too: either may die
         for key, session in self.sessions.items():
             message = {"op": "hold", "id": key[0], "exec": key[1], **session.origin}
             wire.send(channel, {**message, "streams": list(session.names.values())}, list(session.names))
@@ -131,9 +132,9 @@ class Keeper:
         if events & select.EPOLLOUT:
             self._flush_channel()
         if events & ~select.EPOLLOUT:
-            self._from_spawner(channel)
+            self._on_zygote_message(channel)
 
-    def _fork_spawner(self, path: str) -> None:
+    def _fork_zygote(self, path: str) -> None:
         with wire.listen(path) as listener:
             pid = os.fork()
             if pid == 0:
@@ -143,26 +144,26 @@ class Keeper:
                     close_others([listener.fileno()])
                     zygote.main(self.run, listener, self.spares)
                 except BaseException as error:
-                    report("insula-spawner", "it ends", error)
+                    report("insula-zygote", "it ends", error)
                 finally:
                     os._exit(1)
-        self.spawner_pid = pid
+        self.zygote_pid = pid
 
-    def _from_spawner(self, channel: socket.socket) -> None:
+    def _on_zygote_message(self, channel: socket.socket) -> None:
         received = wire.receive(channel)
         if received is None:
-            self._lose_spawner()
+            self._restart_zygote()
             for key in [k for k, session in self.sessions.items() if not session.names]:
-                self._end(key)  # it was still being born, and died with the spawner
+                self._end(key)  # it was still being born, and died with the zygote
             return
         message, descriptors = received
         key = (message["id"], message["exec"])
         if message["op"] == "ended":
             self._end(key)
             if key[1] is None and (session := self.sessions.get(key)):
-                session.forgive()
+                session.reset_quota()
                 self._update(key, session)
-            self._later(_GRACE, lambda: self._let_go(key))
+            self._later(_GRACE, lambda: self._discard_output(key))
             return
         if key not in self.sessions:
             log = None
@@ -170,7 +171,7 @@ class Keeper:
                 try:
                     log = LogWriter(message["log"], message["log_size"], message["log_files"])
                 except OSError as error:
-                    report(_WHO, f"no log for {message['id']}", error)
+                    report(_NAME, f"no log for {message['id']}", error)
             discard = bool(message["log"]) and log is None
             origin = {name: message[name] for name in ("tty", "stdin", "log", "log_size", "log_files")}
             self.sessions[key] = Session(log, origin, discard=discard)
@@ -179,8 +180,8 @@ class Keeper:
             session.add(name, fd)
         self._update(key, session)
 
-    def _children(self, wakeup: int) -> None:
-        """SIGCHLD: the spawner, or a child that it left behind."""
+    def _reap_children(self, wakeup: int) -> None:
+        """SIGCHLD: the zygote, or a child that it left behind."""
         with contextlib.suppress(BlockingIOError):
             os.read(wakeup, 4096)
         while True:
@@ -190,21 +191,21 @@ class Keeper:
                 return
             if ended is None:
                 return
-            if ended.si_pid == self.spawner_pid:
-                self.spawner_pid = 0  # the end of its channel is what starts another
+            if ended.si_pid == self.zygote_pid:
+                self.zygote_pid = 0  # the end of its channel is what starts another
             else:
                 try:
                     self._record_end(ended.si_pid)
                 except Exception as error:
-                    report(_WHO, f"the end of process {ended.si_pid} is not recorded", error)
+                    report(_NAME, f"the end of process {ended.si_pid} is not recorded", error)
             os.waitpid(ended.si_pid, 0)  # only now: who is killed before has lost nothing
 
     def _record_end(self, pid: int) -> None:
-        if found := self.owners.find(pid):
-            bundle, exec_id = found
-            bundle.record_exit(process.status_of_dead(pid), exec_id)
-            self._later(_GRACE, lambda: self._let_go((bundle.id, exec_id)))
-            self._tell_watchers({"event": "exit", "id": bundle.id, "exec": exec_id})
+        if found := self.pids.find(pid):
+            directory, exec_id = found
+            directory.record_exit(process.status_of_dead(pid), exec_id)
+            self._later(_GRACE, lambda: self._discard_output((directory.id, exec_id)))
+            self._notify_watchers({"event": "exit", "id": directory.id, "exec": exec_id})
 
     # -- clients ---------------------------------------------------------------------------------------
 
@@ -233,15 +234,15 @@ class Keeper:
                 return
             self._attach(sock, message)
         except Exception as error:
-            report(_WHO, "a request is refused", error)
+            report(_NAME, "a request is refused", error)
             self._unwatch(sock.fileno())
             sock.close()
 
     def _attach(self, sock: socket.socket, message: wire.Message) -> None:
         key = (message["id"], message.get("exec"))
-        # the spawner told of the session before it told the client: the news may wait on the channel
+        # the zygote told of the session before it told the client: the news may wait on the channel
         while key not in self.sessions and self.channel and _readable(self.channel):
-            self._from_spawner(self.channel)
+            self._on_zygote_message(self.channel)
         session = self.sessions.get(key)
         if message["op"] == "discard":
             if session:
@@ -297,7 +298,7 @@ class Keeper:
         self.watchers.remove(sock)
         sock.close()
 
-    def _tell_watchers(self, message: wire.Message) -> None:
+    def _notify_watchers(self, message: wire.Message) -> None:
         for sock in list(self.watchers):
             try:
                 wire.send(sock, message)
@@ -310,22 +311,22 @@ class Keeper:
         """Bring what is polled in line with what the session wants, after anything happened to it."""
         if not session.write():
             self._close(key, session, session.input)
-        if session.spent and not session.resting:
-            session.resting = True
+        if session.throttled and not session.paused:
+            session.paused = True
             self._later(_PAUSE, lambda: self._resume(key, session))
         for fd in session.names:
             mask = select.EPOLLIN if session.wants(fd) else 0
-            if session.pending and fd == session.input:
+            if session.stdin_buffer and fd == session.input:
                 mask |= select.EPOLLOUT
             self._set(fd, mask, lambda events, fd=fd: self._stream(key, session, fd, events))  # type: ignore[misc]
         for client in list(session.clients):
             if not client.flush():
                 self._detach(key, client)
                 return
-            readable = 0 if len(session.pending) > wire.MAX_MESSAGE else select.EPOLLIN
+            readable = 0 if len(session.stdin_buffer) > wire.MAX_MESSAGE else select.EPOLLIN
             mask = readable | (select.EPOLLOUT if client.backlog else 0)
             self._set(client.sock.fileno(), mask, lambda events, c=client: self._client(key, c, events))  # type: ignore[misc]
-        if not session.outputs and not session.clients and self._over(key, session):
+        if not session.outputs and not session.clients and self._close_if_finished(key, session):
             self.sessions.pop(key, None)
 
     def _end(self, key: Key) -> None:
@@ -335,7 +336,7 @@ class Keeper:
             session.finished = True
             self._update(key, session)
 
-    def _let_go(self, key: Key) -> None:
+    def _discard_output(self, key: Key) -> None:
         """Drop the output of a process that ended and that nobody attached to in time."""
         if (session := self.sessions.get(key)) and not session.clients:
             session.discard = True
@@ -343,12 +344,12 @@ class Keeper:
 
     def _resume(self, key: Key, session: Session) -> None:
         """Read again from a process that had printed too much."""
-        session.resting = False
-        session.earn()
+        session.paused = False
+        session.refill()
         if self.sessions.get(key) is session:
             self._update(key, session)
 
-    def _over(self, key: Key, session: Session) -> bool:
+    def _close_if_finished(self, key: Key, session: Session) -> bool:
         """Whether every output came to its end, rather than not having begun: then the session is closed."""
         if not session.finished:
             return False
@@ -356,7 +357,7 @@ class Keeper:
             self._close(key, session, fd)
         if session.log:
             session.log.close()
-        self._to_spawner({"op": "close", "id": key[0], "exec": key[1]})
+        self._send_zygote({"op": "close", "id": key[0], "exec": key[1]})
         return True
 
     def _stream(self, key: Key, session: Session, fd: int, events: int) -> None:
@@ -373,15 +374,15 @@ class Keeper:
         if fd is None:
             return
         self._unwatch(fd)
-        if session.close(fd) == "stdin":  # its end shows inside only when the spawner's copy is closed too
-            self._to_spawner({"op": "close", "id": key[0], "exec": key[1], "stream": "stdin"})
+        if session.close(fd) == "stdin":  # its end shows inside only when the zygote's copy is closed too
+            self._send_zygote({"op": "close", "id": key[0], "exec": key[1], "stream": "stdin"})
 
-    def _to_spawner(self, message: wire.Message) -> None:
+    def _send_zygote(self, message: wire.Message) -> None:
         self.unsent.append(message)
         self._flush_channel()
 
     def _flush_channel(self) -> None:
-        """Send what the channel takes. Never wait: the spawner may itself be waiting for us to read."""
+        """Send what the channel takes. Never wait: the zygote may itself be waiting for us to read."""
         channel = self.channel
         while channel and self.unsent:
             try:
@@ -407,7 +408,7 @@ class Keeper:
             try:
                 action()
             except Exception as error:
-                report(_WHO, "a timer failed", error)
+                report(_NAME, "a timer failed", error)
         return max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else None
 
     def _watch(self, fd: int, handler: Callable[[int], None]) -> None:
@@ -415,7 +416,7 @@ class Keeper:
 
     def _set(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
         """Poll `fd` for `mask`; not at all for an empty one, since the end of a pipe would be reported for ever."""
-        self.resting.pop(fd, None)
+        self.retrying.pop(fd, None)
         known = self.masks.get(fd)
         if not mask:
             self._unwatch(fd)
@@ -427,22 +428,22 @@ class Keeper:
             self.poll.modify(fd, mask)
         self.masks[fd] = mask
 
-    def _rest(self, fd: int, handler: Callable[[int], None]) -> None:
+    def _retry_later(self, fd: int, handler: Callable[[int], None]) -> None:
         """Look at it again in a moment: nothing that is watched is ever forgotten."""
         mask = self.masks.get(fd)
         if mask is None or self.handlers.get(fd) is not handler:  # it was closed, or is another by now
             return
         self._unwatch(fd)
-        self.resting[fd] = mask, handler
-        self._later(_REST, lambda: self._wake(fd, handler))
+        self.retrying[fd] = mask, handler
+        self._later(_RETRY, lambda: self._watch_again(fd, handler))
 
-    def _wake(self, fd: int, handler: Callable[[int], None]) -> None:
-        mask, waiting = self.resting.get(fd, (0, None))
+    def _watch_again(self, fd: int, handler: Callable[[int], None]) -> None:
+        mask, waiting = self.retrying.get(fd, (0, None))
         if waiting is handler:
             self._set(fd, mask, handler)
 
     def _unwatch(self, fd: int) -> None:
-        self.resting.pop(fd, None)
+        self.retrying.pop(fd, None)
         if self.masks.pop(fd, None) is not None:
             self.handlers.pop(fd, None)
             self.poll.unregister(fd)
@@ -455,10 +456,12 @@ def _readable(sock: socket.socket) -> bool:
 
 
 def main() -> NoReturn:
-    """The life of the keeper; at once over if another holds the lock. INSULA_KEEPER in the environment is the number of
-    spares and the run directory."""
-    spares, run = os.environ.pop("INSULA_KEEPER").split(" ", 1)
-    lock = os.open(f"{run}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Run the monitor; exit if another one holds the lock.
+
+    INSULA_MONITOR in the environment has the number of warm containers and the run directory.
+    """
+    spares, run = os.environ.pop("INSULA_MONITOR").split(" ", 1)
+    lock = os.open(f"{run}/{MONITOR_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + 5
     while True:
         try:
@@ -466,14 +469,14 @@ def main() -> NoReturn:
             break
         except BlockingIOError:
             if time.monotonic() > deadline:
-                sys.exit("insula-keeper: another one runs")
+                sys.exit("insula-monitor: another one runs")
             time.sleep(0.01)
-    linux.set_name("insula-keeper")
+    linux.set_name("insula-monitor")
     os.umask(0o077)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     os.chdir("/")
-    with open(f"{run}/keeper.pid", "w") as file:
+    with open(f"{run}/{MONITOR_PID}", "w") as file:
         file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
     gc.freeze()
-    Keeper(run, int(spares)).serve()
+    Monitor(run, int(spares)).serve()

@@ -4,7 +4,7 @@ What the process prints goes to its log and to every attached client. A client t
 process up, as a pipe would, rather than losing output: reading pauses while a client's backlog is long.
 A client's messages are one byte of `insula.model.stream.Kind` and the payload.
 
-A process that prints as fast as it can costs the keeper time that is on nobody's account, and the disk that all share
+A process that prints as fast as it can costs the monitor time that is on nobody's account, and the disk that all share
 a write for each byte. So what goes to a log, or to nobody, has a rate: a token bucket for each process.
 """
 
@@ -72,20 +72,20 @@ class Session:
 
     def __init__(self, log: LogWriter | None, origin: dict[str, Any], *, discard: bool = False) -> None:
         self.log = log
-        self.origin = origin  # what the spawner said of it
+        self.origin = origin  # what the zygote said of it
         self.discard = discard
         self.clients: list[Client] = []
         self.outputs: dict[int, Kind] = {}
         self.names: dict[int, str] = {}
         self.input: int | None = None
         self.terminal: int | None = None
-        self.pending = bytearray()  # towards the process, whose input may not be open yet
-        self.deaf = not (origin["tty"] or origin["stdin"])  # it has no input, or that was closed
+        self.stdin_buffer = bytearray()  # towards the process, whose input may not be open yet
+        self.stdin_closed = not (origin["tty"] or origin["stdin"])  # it has no input, or that was closed
         self.size: tuple[int, int] | None = None
         self.ended = False  # the input
         self.finished = False  # every output came to its end
-        self.resting = False  # the keeper will come back to it when it has earned something
-        self.forgive()
+        self.paused = False  # the monitor will come back to it when it has earned something
+        self.reset_quota()
 
     def add(self, name: str, fd: int) -> None:
         """Take over a stream; a name that is known already is a second copy, and closed."""
@@ -107,15 +107,15 @@ class Session:
         return fd in self.outputs and taken and self._credit > 0 and not any(c.full for c in self.clients)
 
     @property
-    def spent(self) -> bool:
-        """Whether it has printed too much, and is not read from until `earn`."""
+    def throttled(self) -> bool:
+        """Whether it has printed too much, and is not read from until `refill`."""
         return self._credit <= 0
 
-    def forgive(self) -> None:
+    def reset_quota(self) -> None:
         """All credit: it begins, or it has ended and can print no more than what is in its pipes."""
         self._credit, self._since = float(BURST), time.monotonic()
 
-    def earn(self) -> None:
+    def refill(self) -> None:
         """Credit for the time that has passed."""
         now = time.monotonic()
         self._credit = min(BURST, self._credit + RATE * (now - self._since))
@@ -135,8 +135,8 @@ class Session:
             return False
         if self.log or self.discard:
             self._credit -= max(LEAST, len(data))
-            if self.spent:
-                self.earn()
+            if self.throttled:
+                self.refill()
         for client in self.clients:
             client.push(self.outputs[fd], data)
         return True
@@ -161,8 +161,8 @@ class Session:
 
     def receive(self, kind: Kind, payload: bytes) -> None:
         """What a client sends: input, its end, or the size of its terminal."""
-        if kind is Kind.STDIN and not self.deaf:
-            self.pending += payload
+        if kind is Kind.STDIN and not self.stdin_closed:
+            self.stdin_buffer += payload
         elif kind is Kind.STDIN_EOF:
             self.ended = True
         elif kind is Kind.RESIZE and len(payload) == RESIZE.size:
@@ -178,15 +178,15 @@ class Session:
         """Write pending input; False when the stream is to be closed, at its end or because nobody reads it."""
         if self.input is None:
             return True
-        while self.pending:
+        while self.stdin_buffer:
             try:
-                written = os.write(self.input, self.pending)
+                written = os.write(self.input, self.stdin_buffer)
             except BlockingIOError:
                 return True
             except OSError:
-                self.pending.clear()
+                self.stdin_buffer.clear()
                 return self.terminal is not None
-            del self.pending[:written]
+            del self.stdin_buffer[:written]
         return not self.ended or self.terminal is not None
 
     def close(self, fd: int) -> str:
@@ -194,8 +194,8 @@ class Session:
         self.outputs.pop(fd, None)
         if self.input == fd:
             self.input = None
-            self.deaf = True
-            self.pending.clear()
+            self.stdin_closed = True
+            self.stdin_buffer.clear()
         if self.terminal == fd:
             self.terminal = None
         os.close(fd)

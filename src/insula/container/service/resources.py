@@ -8,7 +8,7 @@ process inside could undo. Version 2 has a file for it (cgroup.freeze), version 
 
 from __future__ import annotations
 
-from insula.container.service.run_directory import Bundle
+from insula.container.service.run_directory import RunDirectory
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, NotFound
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def update(bundle: Bundle, limits: dict[str, Any]) -> None:
+def update(directory: RunDirectory, limits: dict[str, Any]) -> None:
     """Change limits (`linux.resources` of the OCI runtime-spec); what is absent stays as it is.
 
     `Failed` when the kernel refuses one: then all are as they were. `NotFound` if the container is gone.
     """
-    group = _group(bundle)
+    group = _group(directory)
     try:
         group.update(limits)
     except OSError as error:
         raise _explain(group, "the kernel refuses these limits", error) from error
 
 
-def pause(bundle: Bundle) -> None:
+def pause(directory: RunDirectory) -> None:
     """Freeze all of its processes. `Failed` if that comes to no end: then none is. `NotFound` if it is gone."""
-    group = _group(bundle)
+    group = _group(directory)
     try:
         group.freeze()
     except OSError as error:
         raise _explain(group, "it can't be frozen", error) from error
 
 
-def resume(bundle: Bundle) -> None:
+def resume(directory: RunDirectory) -> None:
     """Let them go on; nothing happens if they are not frozen, or gone."""
     try:
-        group = _group(bundle)
+        group = _group(directory)
         if group.frozen():
             group.thaw()
     except (NotFound, FileNotFoundError):
@@ -50,8 +50,8 @@ def resume(bundle: Bundle) -> None:
         raise _explain(group, "it can't be thawed", error) from error
 
 
-def _group(bundle: Bundle) -> Cgroup:
-    launch = bundle.launch()
+def _group(directory: RunDirectory) -> Cgroup:
+    launch = directory.launch()
     if launch is None:
         raise NotFound("the container does not run any more")
     return Cgroup(launch.cgroup)

@@ -106,7 +106,7 @@ def _decode(data: object, kind: type[Record]) -> Record | None:
         return None
 
 
-class Bundle:
+class RunDirectory:
     """The directory of container `id` below the run directory."""
 
     def __init__(self, run: str, container: str) -> None:
@@ -227,35 +227,37 @@ class Bundle:
             os.rename(temporary, f"{self.path}/{name}")
 
 
-def all_bundles(run: str) -> list[Bundle]:
+def all_run_directories(run: str) -> list[RunDirectory]:
     """Every container that has a directory."""
     try:
-        return [Bundle(run, name) for name in sorted(os.listdir(f"{run}/containers"))]
+        return [RunDirectory(run, name) for name in sorted(os.listdir(f"{run}/containers"))]
     except FileNotFoundError:
         return []
 
 
-class Owners:
+class PidIndex:
     """Whose processes are whose, among those without a record of their end. All are looked at once, and again for a
     process that isn't known then: a thousand that end one after the other are no million records to read."""
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._known: dict[int, tuple[Bundle, str | None]] = {}
+        self._known: dict[int, tuple[RunDirectory, str | None]] = {}
 
-    def find(self, pid: int) -> tuple[Bundle, str | None] | None:
+    def find(self, pid: int) -> tuple[RunDirectory, str | None] | None:
         """Container and exec id; None if `pid` was no container's."""
         if found := self._take(pid):
             return found
         self._known = {
-            state.pid: (bundle, exec_id) for bundle in all_bundles(self._run) for exec_id, state in bundle.processes()
+            state.pid: (directory, exec_id)
+            for directory in all_run_directories(self._run)
+            for exec_id, state in directory.processes()
         }
         return self._take(pid)
 
-    def _take(self, pid: int) -> tuple[Bundle, str | None] | None:
+    def _take(self, pid: int) -> tuple[RunDirectory, str | None] | None:
         """What is known may have been another process of that number."""
-        bundle, exec_id = self._known.pop(pid, (None, None))
-        if bundle is None or bundle.exit(exec_id) is not None:
+        directory, exec_id = self._known.pop(pid, (None, None))
+        if directory is None or directory.exit(exec_id) is not None:
             return None
-        state = bundle.state(exec_id)
-        return (bundle, exec_id) if state and state.pid == pid else None
+        state = directory.state(exec_id)
+        return (directory, exec_id) if state and state.pid == pid else None

@@ -1,7 +1,7 @@
-"""The streams of all containers, in the spawner's hands and on their way to the keeper's.
+"""The streams of all containers, in the zygote's hands and on their way to the monitor's.
 
-Each end of a pipe or terminal is open in two processes, so that either may die: the keeper, which relays what comes,
-and the spawner, which made it and only holds on to it. Who is started anew gets everything from the other.
+Each end of a pipe or terminal is open in two processes, so that either may die: the monitor, which relays what comes,
+and the zygote, which made it and only holds on to it. Who is started anew gets everything from the other.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ Key = tuple[str, str | None]
 
 
 class Session(NamedTuple):
-    """The streams of one process, kept here too so that they survive the keeper."""
+    """The streams of one process, kept here too so that they survive the monitor."""
 
     message: wire.Message
     streams: dict[str, int]
 
 
 class Sessions:
-    """What is open, and the keeper's channel if there is a keeper."""
+    """What is open, and the monitor's channel if there is a monitor."""
 
     def __init__(self) -> None:
-        self.keeper: socket.socket | None = None
+        self.monitor: socket.socket | None = None
         self._sessions: dict[Key, Session] = {}
 
-    def serve(self, keeper: socket.socket) -> None:
-        """From now on this is the keeper: it gets all that there is."""
-        self.keeper = keeper
+    def serve(self, monitor: socket.socket) -> None:
+        """From now on this is the monitor: it gets all that there is."""
+        self.monitor = monitor
         for session in self._sessions.values():
             self._hand_over(session)
 
     def open(
-        self, container: str, exec_id: str | None, asked: Launch, streams: dict[str, int], *, terminal: bool
+        self, container: str, exec_id: str | None, request: Launch, streams: dict[str, int], *, terminal: bool
     ) -> None:
         """A process was made, with these ends of its streams."""
         message = {
@@ -47,16 +47,16 @@ class Sessions:
             "id": container,
             "exec": exec_id,
             "tty": terminal,
-            "stdin": asked.stdin,
-            "log": asked.log,
-            "log_size": asked.log_size,
-            "log_files": asked.log_files,
+            "stdin": request.stdin,
+            "log": request.log,
+            "log_size": request.log_size,
+            "log_files": request.log_files,
         }
         session = self._sessions[(container, exec_id)] = Session(message, streams)
         self._hand_over(session)
 
     def is_open(self, key: Key) -> bool:
-        """Whether the keeper has not said yet that it is done with all that the process printed."""
+        """Whether the monitor has not said yet that it is done with all that the process printed."""
         return key in self._sessions
 
     def add(self, key: Key, streams: dict[str, int]) -> None:
@@ -70,17 +70,17 @@ class Sessions:
         self._hand_over(session)
 
     def _hand_over(self, session: Session) -> None:
-        """Send the keeper a session, or its streams anew; without a keeper they wait here for the next."""
-        if self.keeper is None:
+        """Send the monitor a session, or its streams anew; without a monitor they wait here for the next."""
+        if self.monitor is None:
             return
         message = {**session.message, "streams": list(session.streams)}
         try:
-            wire.send(self.keeper, message, list(session.streams.values()))
+            wire.send(self.monitor, message, list(session.streams.values()))
         except OSError:
-            self.keeper = None
+            self.monitor = None
 
     def hold(self, message: wire.Message, descriptors: list[int]) -> None:
-        """Take copies of what the keeper relays: the spawner before this one has died."""
+        """Take copies of what the monitor relays: the zygote before this one has died."""
         origin = {name: message[name] for name in ("id", "exec", "tty", "stdin", "log", "log_size", "log_files")}
         streams = dict(zip(message["streams"], descriptors, strict=True))
         self._sessions[(message["id"], message["exec"])] = Session({"op": "session", **origin}, streams)
@@ -90,12 +90,12 @@ class Sessions:
         session = self._sessions.get(key)
         if session and not session.streams:
             del self._sessions[key]
-        if session and self.keeper:
+        if session and self.monitor:
             with contextlib.suppress(OSError):
-                wire.send(self.keeper, {"op": "ended", "id": key[0], "exec": key[1]})
+                wire.send(self.monitor, {"op": "ended", "id": key[0], "exec": key[1]})
 
     def close(self, key: Key, name: str | None) -> None:
-        """The keeper is done with a stream, or with the session as a whole."""
+        """The monitor is done with a stream, or with the session as a whole."""
         session = self._sessions.get(key)
         if session is None:
             return

@@ -1,16 +1,16 @@
-"""Spares: containers made ahead as far as they are alike, whose first process waits to be told which one it will be.
+"""Warm containers: made ahead as far as containers are alike, each waiting for the message that assigns it.
 
-Half of what a launch costs doesn't depend on what is launched: the fork, the namespaces, the control group, /proc, /sys
-and /dev with everything in them (`insula.container.create.rootfs.Stage`). So for a tenant that launched something
-lately a few of them are kept ready: its next launch takes one, and only the root, a few bind mounts and execve(2)
-are left.
+Half of the cost of a launch doesn't depend on what is launched: the fork, the namespaces, the control group, /proc,
+/sys and /dev with everything in them (`insula.container.create.rootfs.PremountPlan`). So for each parent group in
+which something was launched lately, a few are kept ready. The next launch takes one; only the root, a few bind mounts
+and execve(2) are left to do.
 
-A spare belongs to one tenant from its birth: its user namespace has the tenant's IDs, its control group is in the
-tenant's. Nothing has ever run in it but our own code, and nothing is used twice. A control group can't change its name
-(version 2), so a spare has the name of its container from the beginning: who wants one chooses among those offered.
+A warm container belongs to one parent group and one range of IDs from the beginning. Only our own code has run in it,
+and it is used once. A control group of version 2 can't be renamed, so a warm container has its final id and group from
+the beginning: a client chooses among the ids that are offered.
 
-They are made when the spawner has nothing else to do, and go when nobody launches for a while. A file for each tells
-the next spawner what to clean up, should this one be killed.
+They are made while the zygote is idle, and removed when nothing was launched for a while. Each has a file, by which
+the next zygote removes its group if this one is killed.
 """
 
 from __future__ import annotations
@@ -23,82 +23,95 @@ import time
 from insula.container import wire
 from insula.container.create import init, namespaces, sources, spawn
 from insula.container.create.cgroup_mount import Groups
-from insula.container.create.rootfs import Stage
+from insula.container.create.exec_process import Filter
+from insula.container.create.rootfs import PremountPlan, leave_host
+from insula.container.create.sources import PreparedMounts
+from insula.container.create.steps import INTERRUPTED, send, step
 from insula.container.service import launch
-from insula.container.service.assignment import Handover
-from insula.kernel import process, records
+from insula.kernel import linux, process, records
 from insula.kernel.cgroups import Cgroup, delegation
 from insula.kernel.undo import Undo
 from insula.log import write as report
+from insula.model.plainjson import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
+    from typing import Any, NoReturn
+
+    from insula.container.create.namespaces import Plan
     from insula.container.service.launch import Layers
     from insula.container.service.run_directory import Launch
 
 KEEP = 60.0  # seconds after the last launch
-LIMIT = 32  # spares of all tenants together
+LIMIT = 32  # warm containers in all
+MAX_DESCRIPTORS = wire.MAX_DESCRIPTORS
 
 
-class Mold:
-    """What spares of one kind have in common. `parent` is the control group above theirs."""
+class Template:
+    """What the warm containers of one parent group have in common. `parent` is the control group above theirs."""
 
-    def __init__(self, asked: Launch) -> None:
-        own = asked.config["linux"]
-        self.parent = asked.cgroup.rpartition("/")[0]
-        self.id_base = asked.id_base
-        self.mounts = asked.config.get("mounts") or []
-        self.stage = Stage(launch.engine_config(asked))
-        self.devices = own.get("devices") or []
-        self.rules = (own.get("resources") or {}).get("devices") or []  # device rules: a dozen writes in version 1
-        self._alike = _alike(asked)
+    def __init__(self, request: Launch) -> None:
+        linux_config = request.config["linux"]
+        self.parent = request.cgroup.rpartition("/")[0]
+        self.id_base = request.id_base
+        self.mounts = request.config.get("mounts") or []
+        self.premount_plan = PremountPlan(launch.engine_config(request))
+        self.devices = linux_config.get("devices") or []
+        # device rules: a dozen writes in version 1
+        self.rules = (linux_config.get("resources") or {}).get("devices") or []
+        self._common = _common_parts(request)
 
-    def fits(self, asked: Launch) -> bool:
-        """Whether what is made for this mold can become what is asked: equal where it is staged, alike elsewhere."""
-        entries = asked.config.get("mounts") or []
+    def fits(self, request: Launch) -> bool:
+        """Whether a container of this template can become `request`.
+
+        Entries of `mounts` that are made ahead must be equal; the others need the same destinations.
+        """
+        entries = request.config.get("mounts") or []
         return (
-            _alike(asked) == self._alike
+            _common_parts(request) == self._common
             and len(entries) == len(self.mounts)
             and all(
-                entry == ours if index in self.stage.entries else entry["destination"] == ours["destination"]
+                entry == ours if index in self.premount_plan.entries else entry["destination"] == ours["destination"]
                 for index, (entry, ours) in enumerate(zip(entries, self.mounts, strict=True))
             )
         )
 
 
-def _alike(asked: Launch) -> tuple[object, ...]:
-    own = asked.config["linux"]
-    rules = (own.get("resources") or {}).get("devices")
-    parent = asked.cgroup.rpartition("/")[0]
-    return parent, asked.id_base, own.get("devices"), own.get("maskedPaths"), own.get("readonlyPaths"), rules
+def _common_parts(request: Launch) -> tuple[object, ...]:
+    config = request.config["linux"]
+    rules = (config.get("resources") or {}).get("devices")
+    parent = request.cgroup.rpartition("/")[0]
+    return parent, request.id_base, config.get("devices"), config.get("maskedPaths"), config.get("readonlyPaths"), rules
 
 
-def _is_usual(asked: Launch) -> bool:
-    """Whether it is in namespaces all of its own, and its group is nobody else's to divide."""
-    return not asked.share and not delegation.asked_for(asked.config, True)
+def _can_be_warm(request: Launch) -> bool:
+    """Whether all its namespaces are its own, and its control group is not delegated to it."""
+    return not request.share and not delegation.asked_for(request.config, True)
 
 
-class Spare:
-    """A parked child and its group."""
+class WarmContainer:
+    """A waiting child and its control group. `ready` is set once the child waits for its assignment."""
 
-    __slots__ = ("child", "group", "id", "mold", "ready")
+    __slots__ = ("child", "group", "id", "ready", "template")
 
-    def __init__(self, id_: str, mold: Mold, group: Cgroup, child: spawn.Child) -> None:
-        self.id, self.mold, self.group, self.child = id_, mold, group, child
-        self.ready = False  # stage 1 is done
+    def __init__(self, id_: str, template: Template, group: Cgroup, child: spawn.Child) -> None:
+        self.id, self.template, self.group, self.child = id_, template, group, child
+        self.ready = False
 
 
-class Pool:
-    """Up to `size` spares for every tenant that is launching. `directory` has a file for each of them."""
+class WarmPool:
+    """Up to `size` warm containers for every parent group in use. `directory` has a file for each of them."""
 
     def __init__(self, directory: str, size: int) -> None:
         self.directory = directory
         self.size = size
-        self.spares: dict[str, Spare] = {}
-        self._molds: dict[str, tuple[Mold, float]] = {}  # by parent, with the time of the last launch; latest last
+        self.containers: dict[str, WarmContainer] = {}
+        # by parent, with the time of the last launch; the latest is last
+        self._templates: dict[str, tuple[Template, float]] = {}
 
     def open(self) -> None:
-        """Remove what a spawner that was killed left: the children died with it, their groups didn't."""
+        """Remove the control groups that a killed zygote left. Its children died with it."""
         os.makedirs(self.directory, 0o700, exist_ok=True)
         for name in os.listdir(self.directory):
             path = f"{self.directory}/{name}"
@@ -108,133 +121,222 @@ class Pool:
                     Cgroup(group).remove()
                 os.unlink(path)
             except (OSError, ValueError) as error:
-                report("insula-spawner", f"what is left of spare {name!r} can't be removed", error)
+                report("insula-zygote", f"what is left of warm container {name!r} can't be removed", error)
 
     # -- which ones there should be ----------------------------------------------------------------------------------
 
-    def note(self, asked: Launch) -> None:
-        """Something was launched: more like it may follow."""
-        if self.size and _is_usual(asked):
-            parent = asked.cgroup.rpartition("/")[0]
-            mold, _ = self._molds.pop(parent, (None, 0.0))
-            if mold is None or not mold.fits(asked):
-                mold = Mold(asked)
-            self._molds[parent] = mold, time.monotonic()
+    def launched(self, request: Launch) -> None:
+        """Take note of a launch: similar ones may follow."""
+        if self.size and _can_be_warm(request):
+            parent = request.cgroup.rpartition("/")[0]
+            template, _ = self._templates.pop(parent, (None, 0.0))
+            if template is None or not template.fits(request):
+                template = Template(request)
+            self._templates[parent] = template, time.monotonic()
 
-    def wanted(self) -> Mold | None:
-        """Of which kind one is missing; those who launched last come first."""
-        if len(self.spares) >= LIMIT:
+    def missing(self) -> Template | None:
+        """A template with too few warm containers; None if there is none. Those used last come first."""
+        if len(self.containers) >= LIMIT:
             return None
-        for mold, _ in reversed(self._molds.values()):
-            if sum(spare.mold is mold for spare in self.spares.values()) < self.size:
-                return mold
+        for template, _ in reversed(self._templates.values()):
+            if sum(warm.template is template for warm in self.containers.values()) < self.size:
+                return template
         return None
 
-    def patience(self) -> float | None:
-        """Seconds until something expires."""
-        if not self._molds:
+    def idle_timeout(self) -> float | None:
+        """Seconds until a template expires; None if there is none."""
+        if not self._templates:
             return None
-        return max(0.0, min(last for _, last in self._molds.values()) + KEEP - time.monotonic())
+        return max(0.0, min(last for _, last in self._templates.values()) + KEEP - time.monotonic())
 
-    def expired(self) -> list[Spare]:
-        """Those that nobody will want: the molds of tenants that launched nothing for a while are forgotten."""
+    def expired(self) -> list[WarmContainer]:
+        """Warm containers whose template is gone. Forgets templates that were not used for `KEEP` seconds."""
         now = time.monotonic()
-        for parent in [p for p, (_, last) in self._molds.items() if last + KEEP <= now]:
-            del self._molds[parent]
-        wanted = [mold for mold, _ in self._molds.values()]
-        return [spare for spare in self.spares.values() if spare.mold not in wanted]
+        for parent in [p for p, (_, last) in self._templates.items() if last + KEEP <= now]:
+            del self._templates[parent]
+        in_use = [template for template, _ in self._templates.values()]
+        return [warm for warm in self.containers.values() if warm.template not in in_use]
 
-    def forget(self, mold: Mold) -> None:
-        """It can't be made: ask no more until the next launch."""
-        self._molds.pop(mold.parent, None)
+    def forget(self, template: Template) -> None:
+        """Make no more of this template until the next launch: making one failed."""
+        self._templates.pop(template.parent, None)
 
     # -- making and taking -------------------------------------------------------------------------------------------
 
-    def make(self, mold: Mold) -> Spare:
-        """A new one, which says "parked" when it is ready. OSError or StepError; then nothing of it is left."""
-        above = Cgroup(mold.parent)
+    def make(self, template: Template) -> WarmContainer:
+        """A new one, which sends "parked" when it is ready. OSError or StepError; then nothing of it is left."""
+        above = Cgroup(template.parent)
         if not above.exists():  # the tenant is gone, and must not come back by this
-            raise FileNotFoundError(2, "its parent's control group is gone", mold.parent)
+            raise FileNotFoundError(2, "its parent's control group is gone", template.parent)
         identity = os.urandom(16).hex()
-        group = Cgroup(f"{mold.parent}/{identity}")
-        with Undo() as undo, Undo() as handed:
+        group = Cgroup(f"{template.parent}/{identity}")
+        with Undo() as undo, Undo() as child_fds:
             self._record(identity, group.path)
-            undo.callback(self._forget_record, identity)
+            undo.callback(self._remove_record, identity)
             undo.callback(group.remove)
             group.create()
-            into, join = spawn.enter_group(group, handed)
-            group.limit({"devices": mold.rules})
-            plan = namespaces.plan(launch.engine_namespaces(mold.id_base), handed)
-            later = set(range(len(mold.mounts))) - set(mold.stage.entries)
-            opened = sources.open_all({"mounts": mold.mounts, "linux": {"devices": mold.devices}}, plan, but=later)
-            handed.callback(opened.close)
+            into, join = spawn.enter_group(group, child_fds)
+            group.limit({"devices": template.rules})
+            plan = namespaces.plan(launch.engine_namespaces(template.id_base), child_fds)
+            later = set(range(len(template.mounts))) - set(template.premount_plan.entries)
+            config = {"mounts": template.mounts, "linux": {"devices": template.devices}}
+            prepared = sources.open_all(config, plan, but=later)
+            child_fds.callback(prepared.close)
             ours, theirs = wire.pair()
             undo.callback(ours.close)
-            handed.callback(theirs.close)
+            child_fds.callback(theirs.close)
             groups = Groups(group.directories(), plan.cgroup)
-            given = init.Inheritance(
-                sync=theirs, root=-1, sources=opened, join=join, groups=groups, stdio=[], program=None
+            args = init.InitArgs(
+                sync=theirs, root=-1, sources=prepared, join=join, groups=groups, stdio=[], program=None
             )
-            pid, pidfd = spawn.clone(plan, mold.id_base, into)
+            pid, pidfd = spawn.clone(plan, template.id_base, into)
             if pid == 0:
-                init.park(mold.stage, given, plan)
+                wait_for_assignment(template.premount_plan, args, plan)
             undo.hold(pidfd)
             process.map_ids(pid, plan.uids, plan.gids)
             wire.send(ours, {"event": "mapped"})
             undo.keep()
-        spare = self.spares[identity] = Spare(identity, mold, group, spawn.Child(pid, pidfd, ours))
-        return spare
+        warm = self.containers[identity] = WarmContainer(identity, template, group, spawn.Child(pid, pidfd, ours))
+        return warm
 
-    def fits(self, spare: Spare, asked: Launch) -> bool:
-        """Whether it can become the container that is asked for."""
-        return spare.ready and spare.group.path == asked.cgroup and _is_usual(asked) and spare.mold.fits(asked)
+    def fits(self, warm: WarmContainer, request: Launch) -> bool:
+        """Whether it can become the container of `request`."""
+        fits = warm.group.path == request.cgroup and _can_be_warm(request) and warm.template.fits(request)
+        return warm.ready and fits
 
     def release(self, identity: str) -> None:
-        """The spare of that id, if it was one, is a container now, which has records of its own."""
-        self.spares.pop(identity, None)
-        self._forget_record(identity)
+        """Take the one of that id out of the pool, if there is one: it is a container now, with records of its own."""
+        self.containers.pop(identity, None)
+        self._remove_record(identity)
 
-    def drop(self, spare: Spare) -> None:
-        """End it, and remove all that there is of it."""
-        self.spares.pop(spare.id, None)
-        child = spare.child
+    def drop(self, warm: WarmContainer) -> None:
+        """Kill one, and remove its group and its record."""
+        self.containers.pop(warm.id, None)
+        child = warm.child
         child.sync.close()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         os.waitpid(child.pid, 0)
         os.close(child.pidfd)
-        spare.group.remove()
-        self._forget_record(spare.id)
+        warm.group.remove()
+        self._remove_record(warm.id)
 
     def _record(self, identity: str, group: str) -> None:
         with open(f"{self.directory}/{identity}", "w") as file:
             file.write(group)
 
-    def _forget_record(self, identity: str) -> None:
+    def _remove_record(self, identity: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.directory}/{identity}")
 
 
-def furnish(spare: Spare, asked: Launch, layers: Layers, config: int, program: str | None) -> spawn.Child:
-    """Tell a spare which container it is, with everything that it needs. `config` is the open file of `asked`.
+# -- assignment --------------------------------------------------------------------------------------------------------
 
-    OSError or StepError if anything is refused: then the spare is of no more use, and the caller drops it.
+
+class Assignment:
+    """The message that tells a warm container which container it becomes, with the descriptors that it needs.
+
+    `config` is an open file with a `Launch`, since a message has a limit; `program` an open file with a compiled filter
+    (-1: none) and `flags` its flags; `root`, `sources` and `stdio` as in `insula.container.create.init.InitArgs`.
     """
-    spec = asked.config
-    with Undo() as undo, Undo() as handed:
+
+    def __init__(
+        self, *, config: int, program: int, flags: int, root: int, sources: PreparedMounts, stdio: list[int]
+    ) -> None:
+        self.config, self.program, self.flags, self.root = config, program, flags, root
+        self.sources, self.stdio = sources, stdio
+
+    def send(self, sync: _socket.socket) -> None:
+        """Send it to the child. ValueError for more descriptors than a message takes."""
+        descriptors = [self.config, self.root, *self.sources.descriptors(), *(fd for fd in self.stdio if fd >= 0)]
+        if self.program >= 0:
+            descriptors.append(self.program)
+        if len(descriptors) > MAX_DESCRIPTORS:
+            raise ValueError(f"{len(descriptors)} descriptors")
+        message = {
+            "event": "launch",
+            "mounts": list(self.sources.mounts),
+            "devices": list(self.sources.devices),
+            "stdio": [fd >= 0 for fd in self.stdio],
+            "program": self.program >= 0,
+            "flags": self.flags,
+        }
+        wire.send(sync, message, descriptors)
+
+    @classmethod
+    def receive(cls, sync: _socket.socket) -> Assignment | None:
+        """In the child: the assignment; None if the parent is gone."""
+        received = wire.receive(sync)
+        if received is None:
+            return None
+        message, descriptors = received
+        fds = iter(descriptors)
+        prepared = PreparedMounts()
+        config, root = next(fds), next(fds)
+        prepared.mounts = {index: next(fds) for index in message["mounts"]}
+        prepared.devices = {path: next(fds) for path in message["devices"]}
+        stdio = [next(fds) if there else -1 for there in message["stdio"]]
+        program = next(fds) if message["program"] else -1
+        return cls(config=config, program=program, flags=message["flags"], root=root, sources=prepared, stdio=stdio)
+
+    def read_config(self) -> dict[str, Any]:
+        """The config.json in the file of the launch."""
+        config: dict[str, Any] = loads(_read(self.config))["config"]
+        return config
+
+    def read_program(self) -> Filter | None:
+        """The compiled filter, if there is one."""
+        return Filter(_read(self.program), self.flags) if self.program >= 0 else None
+
+
+def _read(fd: int) -> bytes:
+    data = os.pread(fd, os.fstat(fd).st_size, 0)
+    os.close(fd)
+    return data
+
+
+def wait_for_assignment(premount_plan: PremountPlan, args: init.InitArgs, plan: Plan) -> NoReturn:
+    """In the child: set up the namespaces, wait for the assignment, and become that container."""
+
+    def body() -> NoReturn:
+        linux.set_name("insula-warm")
+        init.sanitize(args, plan)
+        premounts = init.setup_namespaces(plan, premount_plan, args)
+        if premounts:
+            step("leave the host's files", lambda: leave_host(premounts))
+            args.pivot = False  # done
+        send(args.sync, {"event": "parked"})
+        assignment = Assignment.receive(args.sync)
+        if assignment is None:
+            os._exit(INTERRUPTED)
+        config = assignment.read_config()
+        args.root, args.sources, args.stdio = assignment.root, assignment.sources, assignment.stdio
+        args.program, args.tty = assignment.read_program(), bool(config["process"].get("terminal"))
+        init.exec_program(config, args, plan, premounts)
+
+    init.send_errors(args, body)
+
+
+def assign(warm: WarmContainer, request: Launch, layers: Layers, config: int, program: str | None) -> spawn.Child:
+    """Make a warm container the one of `request`. `config` is the open file of `request`, `program` that of its filter.
+
+    OSError or StepError if anything is refused: then it is of no more use, and the caller drops it.
+    """
+    spec = request.config
+    with Undo() as undo, Undo() as child_fds:
         resources = spec["linux"].get("resources") or {}
-        spare.group.limit({name: limits for name, limits in resources.items() if name != "devices"})
-        root, stdio, streams = launch.root_and_streams(asked, layers, handed, undo)
-        plan = namespaces.plan(launch.engine_namespaces(asked.id_base), handed)
-        opened = sources.open_all(spec, plan, but=spare.mold.stage.entries)
-        handed.callback(opened.close)
-        filter_ = handed.hold(os.open(program, os.O_RDONLY | os.O_CLOEXEC)) if program else -1
-        handover = Handover(
-            config=config, program=filter_, flags=asked.seccomp_flags, root=root, sources=opened, stdio=stdio
+        warm.group.limit({name: limits for name, limits in resources.items() if name != "devices"})
+        root, stdio, streams = launch.root_and_streams(request, layers, child_fds, undo)
+        plan = namespaces.plan(launch.engine_namespaces(request.id_base), child_fds)
+        prepared = sources.open_all(spec, plan, but=warm.template.premount_plan.entries)
+        child_fds.callback(prepared.close)
+        filter_ = child_fds.hold(os.open(program, os.O_RDONLY | os.O_CLOEXEC)) if program else -1
+        assignment = Assignment(
+            config=config, program=filter_, flags=request.seccomp_flags, root=root, sources=prepared, stdio=stdio
         )
         if (score := spec["process"].get("oomScoreAdj")) is not None:
-            process.set_oom_score(spare.child.pid, score)
-        handover.send(spare.child.sync)
-        spare.child.streams = streams
+            process.set_oom_score(warm.child.pid, score)
+        assignment.send(warm.child.sync)
+        warm.child.streams = streams
         undo.keep()
-    return spare.child
+    return warm.child

@@ -1,10 +1,10 @@
-"""The spawner: a small process of a single thread that forks containers.
+"""The zygote: a small process of a single thread that forks containers.
 
 Forking a small Python costs half a millisecond, starting one fourteen: so a launch never starts an interpreter.
 It loads little, keeps no state that the run directory doesn't hold, and serves three kinds of clients on one
-socket: the daemon, which asks for containers; the keeper, which gets the streams of every container; and the
+socket: the daemon, which asks for containers; the monitor, which gets the streams of every container; and the
 children themselves, each on its own channel. Killed at any moment, it leaves running containers as they are (they
-become the keeper's children) and takes along those that were not yet told to start (their channel closes).
+become the monitor's children) and takes along those that were not yet told to start (their channel closes).
 
 Its mount namespace is its own (mount_namespaces(7)): idmapped layers and overlays are made there, and vanish with
 it. Requests:
@@ -15,9 +15,9 @@ it. Requests:
     {"op": "forget-layer", "path"}          → {}
     {"op": "open", "id", "exec"}            → {"open"}: whether output of it may not be in its log yet
     {"op": "spares"}                        this client is told of spares
-    {"op": "keep"}                          this client is the keeper: it is sent every session and its descriptors
-    {"op": "hold", "id", "exec", …}         from the keeper: hold copies of these streams
-    {"op": "close", "id", "exec", "stream"} from the keeper: a stream, or without a name the session, is over
+    {"op": "keep"}                          this client is the monitor: it is sent every session and its descriptors
+    {"op": "hold", "id", "exec", …}         from the monitor: hold copies of these streams
+    {"op": "close", "id", "exec", "stream"} from the monitor: a stream, or without a name the session, is over
 
 Clients are told of ends, {"event": "exit", "id", "exec"}. Those that asked for it are told of spares
 (`insula.container.service.warm_pool`): {"event": "spare", "id", "parent"}, or "no-spare" when it is gone. A client
@@ -43,9 +43,10 @@ from insula.container.create.exec_process import Filter
 from insula.container.create.steps import StepError, close_others
 from insula.container.service import launch
 from insula.container.service.children import Child
-from insula.container.service.run_directory import Bundle, Launch, State
+from insula.container.service.protocol import WARM_RECORDS, ZYGOTE_PID
+from insula.container.service.run_directory import Launch, RunDirectory, State
 from insula.container.service.sessions import Sessions
-from insula.container.service.warm_pool import Mold, Pool, Spare, furnish
+from insula.container.service.warm_pool import Template, WarmContainer, WarmPool, assign
 from insula.kernel import cgroups, linux, process
 from insula.kernel.undo import Undo
 from insula.log import write as report
@@ -54,15 +55,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula.container.service.children import Reply
 
-_WHO = "insula-spawner"
+_NAME = "insula-zygote"
 _REST = 1.0  # seconds until something whose handling failed is looked at again
 _PAUSE = 0.005  # seconds of quiet before work that can wait
-_ROOM = 48  # descriptors that are left for what runs already
-_MANY = 64  # mount namespaces that may wait to be closed
+_RESERVED_DESCRIPTORS = 48  # descriptors that are left for what runs already
+_MAX_ENDED = 64  # mount namespaces that may wait to be closed
 
 
-class Spawner:
-    """The state of the process: who is connected, who was born, whose streams are open."""
+class Zygote:
+    """The state of the process: who is connected, who was made, whose streams are open."""
 
     def __init__(self, run: str, listener: socket.socket, spares: int) -> None:
         self.run = run
@@ -70,17 +71,17 @@ class Spawner:
         self.poll = select.epoll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.clients: dict[int, socket.socket] = {}
-        self.takers: list[socket.socket] = []  # clients that want to know of spares
+        self.warm_subscribers: list[socket.socket] = []  # clients that want to know of spares
         self.children: dict[tuple[str, str | None], Child] = {}
         self.sessions = Sessions()
         self.programs: dict[str, bytes] = {}
         self.layers = launch.Layers()
         self.most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.traced: list[int] = []  # have ended, and wait for who traces them
-        self.pool = Pool(f"{run}/spares", spares)
-        self.noted: Launch | None = None  # the last launch, which the pool is told of when idle
+        self.pool = WarmPool(f"{run}/{WARM_RECORDS}", spares)
+        self.last_launch: Launch | None = None  # the last launch, which the pool is told of when idle
         self.resting: dict[int, tuple[float, Callable[[], None]]] = {}  # what failed: until when it is let alone
-        self.later: list[tuple[str, int]] = []  # mount namespaces of containers that ended: closed when idle
+        self.ended: list[tuple[str, int]] = []  # containers that ended and their mount namespaces: closed when idle
 
     def serve(self) -> NoReturn:
         self.pool.open()
@@ -88,15 +89,15 @@ class Spawner:
         while True:
             self._reap_traced()
             self._wake()
-            events = self.poll.poll(self._patience())
+            events = self.poll.poll(self._idle_timeout())
             if not events:
-                self._idle()
+                self._run_idle_work()
             for fd, _ in events:
                 if handler := self.handlers.get(fd):
                     try:
                         handler()
                     except Exception as error:  # one child's trouble must not be the others'
-                        report(_WHO, "it is tried again", error)
+                        report(_NAME, "it is tried again", error)
                         self._rest(fd, handler)
 
     # -- clients ---------------------------------------------------------------------------------------
@@ -115,9 +116,9 @@ class Spawner:
         if received is None:
             self._unwatch(client.fileno())
             del self.clients[client.fileno()]
-            if self.sessions.keeper is client:
-                self.sessions.keeper = None
-            self.takers = [taker for taker in self.takers if taker is not client]
+            if self.sessions.monitor is client:
+                self.sessions.monitor = None
+            self.warm_subscribers = [subscriber for subscriber in self.warm_subscribers if subscriber is not client]
             client.close()
             return
         message, descriptors = received
@@ -129,7 +130,7 @@ class Spawner:
         number = message.get("n")
 
         def reply(answer: wire.Message) -> None:
-            _tell(client, {"n": number, **answer})
+            _send(client, {"n": number, **answer})
 
         try:
             self._serve_request(client, message, reply)
@@ -154,10 +155,10 @@ class Spawner:
             case "open":
                 reply({"open": self.sessions.is_open((message["id"], message.get("exec")))})
             case "spares":
-                self.takers.append(client)
-                for spare in self.pool.spares.values():
-                    if spare.ready:
-                        _tell(client, {"event": "spare", "id": spare.id, "parent": spare.mold.parent})
+                self.warm_subscribers.append(client)
+                for warm in self.pool.containers.values():
+                    if warm.ready:
+                        _send(client, {"event": "spare", "id": warm.id, "parent": warm.template.parent})
             case "keep":
                 self.sessions.serve(client)
             case "close":
@@ -168,119 +169,120 @@ class Spawner:
     # -- containers ------------------------------------------------------------------------------------
 
     def _create(self, container: str) -> wire.Message:
-        bundle = Bundle(self.run, container)
-        asked = bundle.launch()
-        if asked is None:
-            raise FileNotFoundError(2, "the container has no launch.json", bundle.path)
-        self._check_room()
-        if len(self.later) > _MANY or any(name == container for name, _ in self.later):
-            self._bury()  # also the root of an earlier life of this container, which is about to be mounted again
-        born = self._from_spare(bundle, asked)
-        if fresh := born is None:
-            born = launch.start(asked, self.layers, self._program(asked))
-        child = Child(container, None, born.sync, born.pid, born.pidfd)
-        child.cgroup, child.state = asked.cgroup, State(container, born.pid, born.start_time)
-        self._adopt(child)
-        self.sessions.open(container, None, asked, born.streams, terminal=asked.tty)
+        directory = RunDirectory(self.run, container)
+        request = directory.launch()
+        if request is None:
+            raise FileNotFoundError(2, "the container has no launch.json", directory.path)
+        self._require_descriptors()
+        # an earlier root of this container must be unmounted before it is mounted again
+        if len(self.ended) > _MAX_ENDED or any(name == container for name, _ in self.ended):
+            self._release_mount_namespaces()
+        made = self._from_warm(directory, request)
+        if fresh := made is None:
+            made = launch.start(request, self.layers, self._program(request))
+        child = Child(container, None, made.sync, made.pid, made.pidfd)
+        child.cgroup, child.state = request.cgroup, State(container, made.pid, made.start_time)
+        self._add(child)
+        self.sessions.open(container, None, request, made.streams, terminal=request.tty)
         # the record comes before the word to go on: no process may live that the run directory doesn't name
-        bundle.write_state(child.state)
+        directory.write_state(child.state)
         self.pool.release(container)
         if fresh:
-            wire.send(born.sync, {"event": "mapped"})
-        self.noted = asked
-        return {"pid": born.pid, "start_time": born.start_time}
+            wire.send(made.sync, {"event": "mapped"})
+        self.last_launch = request
+        return {"pid": made.pid, "start_time": made.start_time}
 
-    def _from_spare(self, bundle: Bundle, asked: Launch) -> spawn.Child | None:
+    def _from_warm(self, directory: RunDirectory, request: Launch) -> spawn.Child | None:
         """The container made of the spare that was offered for it; None if there is none that fits."""
-        spare = self.pool.spares.get(asked.id)
-        if spare is None:
+        warm = self.pool.containers.get(request.id)
+        if warm is None:
             return None
-        if not self.pool.fits(spare, asked):
-            self._drop_spare(spare)
+        if not self.pool.fits(warm, request):
+            self._drop_warm(warm)
             return None
-        for fd in (spare.child.sync.fileno(), spare.child.pidfd):
+        for fd in (warm.child.sync.fileno(), warm.child.pidfd):
             self._unwatch(fd)
         try:
-            with open(f"{bundle.path}/launch.json", "rb") as config:
-                return furnish(spare, asked, self.layers, config.fileno(), asked.seccomp)
+            with open(f"{directory.path}/launch.json", "rb") as config:
+                return assign(warm, request, self.layers, config.fileno(), request.seccomp)
         except (OSError, StepError, ValueError):  # the usual way fails again and says why, or succeeds
-            self.pool.drop(spare)
+            self.pool.drop(warm)
             return None
 
     def _start(self, container: str, reply: Reply) -> None:
         child = self.children.get((container, None))
-        bundle = Bundle(self.run, container)
-        if child is None or child.told or child.sync is None:
-            record = bundle.exit()
+        directory = RunDirectory(self.run, container)
+        if child is None or child.start_requested or child.sync is None:
+            record = directory.exit()
             why = (child and child.error) or (record and record.failure)
             error = record.error if record and record.error else "the container is not waiting to start"
             reply({"error": why or {"step": "start", "errno": 0, "error": error, "path": None}})
             return
         if child.state:
             child.state = child.state._replace(started=time.time())
-            bundle.write_state(child.state)
-        child.told, child.reply = True, reply
+            directory.write_state(child.state)
+        child.start_requested, child.reply = True, reply
         with contextlib.suppress(OSError):
             child.mounts = os.open(f"/proc/{child.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # it died while preparing: its error is on its way
             wire.send(child.sync, {"event": "start"})
 
     def _exec(self, container: str, exec_id: str, what: dict[str, Any], stdin: bool, reply: Reply) -> None:
-        bundle = Bundle(self.run, container)
-        asked, state = bundle.launch(), bundle.state()
-        if asked is None or state is None:
+        directory = RunDirectory(self.run, container)
+        request, state = directory.launch(), directory.state()
+        if request is None or state is None:
             raise FileNotFoundError(2, "the container does not run", container)
         tty = bool(what.get("terminal"))
         user = what.get("user") or {}
-        self._check_room()
-        with Undo() as undo, Undo() as handed:
-            target = handed.hold(process.open_to_join(state.pid, state.start_time))
-            groups = [handed.hold(fd) for fd in cgroups.Cgroup(asked.cgroup).holding(state.pid).open()]
+        self._require_descriptors()
+        with Undo() as undo, Undo() as child_fds:
+            target = child_fds.hold(process.open_to_join(state.pid, state.start_time))
+            groups = [child_fds.hold(fd) for fd in cgroups.Cgroup(request.cgroup).holding(state.pid).open()]
             ours, theirs = wire.pair()
-            handed.callback(theirs.close)
+            child_fds.callback(theirs.close)
             undo.callback(ours.close)
             stdio: list[int] = []
             streams: dict[str, int] = {}
             if not tty:
-                owner = (asked.id_base + user.get("uid", 0), asked.id_base + user.get("gid", 0))
-                stdio, streams = launch.make_pipes(handed, undo, stdin, owner)
-            program = self._program(asked)
+                owner = (request.id_base + user.get("uid", 0), request.id_base + user.get("gid", 0))
+                stdio, streams = launch.make_pipes(child_fds, undo, stdin, owner)
+            program = self._program(request)
             pid, pidfd = linux.clone3(0)
             if pid == 0:
-                join.main(join.Joining(what, target, theirs, groups, stdio, program))
+                join.main(join.ExecArgs(what, target, theirs, groups, stdio, program))
             undo.keep()
         # the first of the two forks ends at once, unless the container is frozen: so nothing waits for it here
-        self._watch(pidfd, lambda: self._reap_first(pid, pidfd))
+        self._watch(pidfd, lambda: self._reap_intermediate(pid, pidfd))
         child = Child(container, exec_id, ours, 0, -1)
-        child.reply, child.told = reply, True
+        child.reply, child.start_requested = reply, True
         self.children[(container, exec_id)] = child
-        self._watch(ours.fileno(), lambda: self._hear(child))
-        self.sessions.open(container, exec_id, asked._replace(log=None, stdin=stdin), streams, terminal=tty)
+        self._watch(ours.fileno(), lambda: self._on_message(child))
+        self.sessions.open(container, exec_id, request._replace(log=None, stdin=stdin), streams, terminal=tty)
 
-    def _check_room(self) -> None:
-        """No process is made whose streams might be held in part only, here or in the keeper, which has fewer."""
+    def _require_descriptors(self) -> None:
+        """No process is made whose streams might be held in part only, here or in the monitor, which has fewer."""
         lowest = os.dup(self.listener.fileno())
         os.close(lowest)
-        if lowest + _ROOM > self.most:
+        if lowest + _RESERVED_DESCRIPTORS > self.most:
             raise StepError("hold more descriptors", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
 
-    def _program(self, asked: Launch) -> Filter | None:
-        if asked.seccomp is None:
+    def _program(self, request: Launch) -> Filter | None:
+        if request.seccomp is None:
             return None
-        if asked.seccomp not in self.programs:
-            with open(asked.seccomp, "rb") as file:
-                self.programs[asked.seccomp] = file.read()
-        return Filter(self.programs[asked.seccomp], asked.seccomp_flags)
+        if request.seccomp not in self.programs:
+            with open(request.seccomp, "rb") as file:
+                self.programs[request.seccomp] = file.read()
+        return Filter(self.programs[request.seccomp], request.seccomp_flags)
 
     # -- children --------------------------------------------------------------------------------------
 
-    def _adopt(self, child: Child) -> None:
+    def _add(self, child: Child) -> None:
         self.children[(child.container, child.exec_id)] = child
         if child.sync:
-            self._watch(child.sync.fileno(), lambda: self._hear(child))
+            self._watch(child.sync.fileno(), lambda: self._on_message(child))
         self._watch(child.pidfd, lambda: self._reap(child))
 
-    def _hear(self, child: Child) -> None:
+    def _on_message(self, child: Child) -> None:
         """A message of a child, or the end of its channel: execve closes it, and so does death."""
         assert child.sync is not None
         received = wire.receive(child.sync)
@@ -288,7 +290,7 @@ class Spawner:
             self._unwatch(child.sync.fileno())
             child.sync.close()
             child.sync = None
-            self._settled(child)
+            self._on_exec_or_death(child)
             return
         message, descriptors = received
         match message["event"]:
@@ -307,126 +309,126 @@ class Spawner:
         for fd in descriptors:
             os.close(fd)
 
-    def _settled(self, child: Child) -> None:
+    def _on_exec_or_death(self, child: Child) -> None:
         """The channel is closed: the program runs, or the child is dead or dying."""
         if child.reply:
             child.reply({"error": child.error} if child.error else {"pid": child.pid})
             child.reply = None
-        if child.told and child.error is None and child.pid and not _ended(child.pidfd) and child.state:
+        if child.start_requested and child.error is None and child.pid and not _ended(child.pidfd) and child.state:
             child.state = child.state._replace(executed=True)
             self._record(child)
         if child.pid == 0:  # it failed before its second fork: nothing will be reaped
             self.sessions.end((child.container, child.exec_id))
-            self._forget(child)
+            self._remove(child)
 
     def _record(self, child: Child) -> None:
         """Who it is, for those who come after us; without that it still runs, and is known here."""
         try:
             if child.state:
-                Bundle(self.run, child.container).write_state(child.state, child.exec_id)
+                RunDirectory(self.run, child.container).write_state(child.state, child.exec_id)
         except OSError as error:
-            report(_WHO, f"process {child.pid} of container {child.container} is not recorded", error)
+            report(_NAME, f"process {child.pid} of container {child.container} is not recorded", error)
 
     def _reap(self, child: Child) -> None:
         """The process ended: write how, before anybody is told."""
         self._unwatch(child.pidfd)
         if child.sync is not None:  # what it still had to say comes first
             while child.sync is not None:
-                self._hear(child)
-        bundle = Bundle(self.run, child.container)
-        try:  # before it is reaped: if we are killed here the keeper gets it, and loses nothing
+                self._on_message(child)
+        directory = RunDirectory(self.run, child.container)
+        try:  # before it is reaped: if we are killed here the monitor gets it, and loses nothing
             status = process.status_of_dead(child.pid)
-            bundle.record_exit(status, child.exec_id, child.error, state=child.state, cgroup=child.cgroup)
+            directory.record_exit(status, child.exec_id, child.error, state=child.state, cgroup=child.cgroup)
         except OSError as failure:
-            report(_WHO, f"the end of process {child.pid} of container {child.container} is not recorded", failure)
+            report(_NAME, f"the end of process {child.pid} of container {child.container} is not recorded", failure)
         # a process in the container may trace it, and we don't get it before that one lets go (ptrace(2))
         if not os.waitpid(child.pid, os.WNOHANG)[0]:
             self.traced.append(child.pid)
         os.close(child.pidfd)
         if child.mounts >= 0:
-            self.later.append((child.container, child.mounts))
+            self.ended.append((child.container, child.mounts))
         self.sessions.end((child.container, child.exec_id))
-        self._forget(child)
+        self._remove(child)
 
     def _reap_traced(self) -> None:
         self.traced = [pid for pid in self.traced if not os.waitpid(pid, os.WNOHANG)[0]]
 
-    def _reap_first(self, pid: int, pidfd: int) -> None:
+    def _reap_intermediate(self, pid: int, pidfd: int) -> None:
         self._unwatch(pidfd)
         os.waitpid(pid, 0)
         os.close(pidfd)
 
-    def _forget(self, child: Child) -> None:
+    def _remove(self, child: Child) -> None:
         self.children.pop((child.container, child.exec_id), None)
         for client in list(self.clients.values()):
-            if client is not self.sessions.keeper:
-                _tell(client, {"event": "exit", "id": child.container, "exec": child.exec_id})
+            if client is not self.sessions.monitor:
+                _send(client, {"event": "exit", "id": child.container, "exec": child.exec_id})
 
     # -- what is done when there is nothing to do ------------------------------------------------------
 
-    def _patience(self) -> float | None:
-        """Seconds without an event after which there is time for `_idle`; None if there is nothing to be done then."""
-        if self.noted or self.later or self.pool.wanted():
+    def _idle_timeout(self) -> float | None:
+        """Seconds without an event after which `_run_idle_work` has its turn; None if there is no such work."""
+        if self.last_launch or self.ended or self.pool.missing():
             return _PAUSE
-        return 1.0 if self.traced or self.resting else self.pool.patience()
+        return 1.0 if self.traced or self.resting else self.pool.idle_timeout()
 
-    def _idle(self) -> None:
+    def _run_idle_work(self) -> None:
         """One thing at a time: somebody may want something by now."""
-        if self.noted:
-            self.pool.note(self.noted)
-            self.noted = None
-        elif self.later:
-            self._bury()
-        elif mold := self.pool.wanted():
-            self._make_spare(mold)
+        if self.last_launch:
+            self.pool.launched(self.last_launch)
+            self.last_launch = None
+        elif self.ended:
+            self._release_mount_namespaces()
+        elif template := self.pool.missing():
+            self._make_warm(template)
         else:
-            for spare in self.pool.expired():
-                self._drop_spare(spare)
+            for warm in self.pool.expired():
+                self._drop_warm(warm)
 
-    def _bury(self) -> None:
+    def _release_mount_namespaces(self) -> None:
         """Let go of the mount namespaces of the dead, in a child: the end of an overlay syncs the whole file system
         below it (ovl_sync_fs()), which takes as long as what others write there has to take."""
-        dead = [fd for _, fd in self.later]
+        dead = [fd for _, fd in self.ended]
         wait, done = os.pipe2(os.O_CLOEXEC)
         pid, pidfd = linux.clone3(0)
         if pid == 0:
             try:
-                linux.set_name("insula-burial")
+                linux.set_name("insula-umount")
                 close_others([*dead, wait])
                 os.read(wait, 1)  # until the parent has closed its own: the last one to close is who waits
             finally:
                 os._exit(0)
         for fd in (*dead, done, wait):
             os.close(fd)
-        self.later.clear()
-        self._watch(pidfd, lambda: self._reap_first(pid, pidfd))
+        self.ended.clear()
+        self._watch(pidfd, lambda: self._reap_intermediate(pid, pidfd))
 
-    def _make_spare(self, mold: Mold) -> None:
+    def _make_warm(self, template: Template) -> None:
         try:
-            spare = self.pool.make(mold)
+            warm = self.pool.make(template)
         except (OSError, StepError) as error:
-            report(_WHO, f"no spare for {mold.parent}", error)
-            self.pool.forget(mold)
+            report(_NAME, f"no spare for {template.parent}", error)
+            self.pool.forget(template)
             return
-        self._watch(spare.child.sync.fileno(), lambda: self._hear_spare(spare))
-        self._watch(spare.child.pidfd, lambda: self._drop_spare(spare))
+        self._watch(warm.child.sync.fileno(), lambda: self._on_warm_message(warm))
+        self._watch(warm.child.pidfd, lambda: self._drop_warm(warm))
 
-    def _hear_spare(self, spare: Spare) -> None:
-        received = wire.receive(spare.child.sync)
+    def _on_warm_message(self, warm: WarmContainer) -> None:
+        received = wire.receive(warm.child.sync)
         if received is None or received[0]["event"] != "parked":
-            self.pool.forget(spare.mold)
-            self._drop_spare(spare)
+            self.pool.forget(warm.template)
+            self._drop_warm(warm)
             return
-        spare.ready = True
-        for taker in self.takers:
-            _tell(taker, {"event": "spare", "id": spare.id, "parent": spare.mold.parent})
+        warm.ready = True
+        for subscriber in self.warm_subscribers:
+            _send(subscriber, {"event": "spare", "id": warm.id, "parent": warm.template.parent})
 
-    def _drop_spare(self, spare: Spare) -> None:
-        for fd in (spare.child.sync.fileno(), spare.child.pidfd):
+    def _drop_warm(self, warm: WarmContainer) -> None:
+        for fd in (warm.child.sync.fileno(), warm.child.pidfd):
             self._unwatch(fd)
-        self.pool.drop(spare)
-        for taker in self.takers:
-            _tell(taker, {"event": "no-spare", "id": spare.id, "parent": spare.mold.parent})
+        self.pool.drop(warm)
+        for subscriber in self.warm_subscribers:
+            _send(subscriber, {"event": "no-spare", "id": warm.id, "parent": warm.template.parent})
 
     # -- epoll -----------------------------------------------------------------------------------------
 
@@ -450,7 +452,7 @@ class Spawner:
             self.poll.unregister(fd)
 
 
-def _tell(client: socket.socket, message: wire.Message) -> None:
+def _send(client: socket.socket, message: wire.Message) -> None:
     """Unless it went away: what it would be told is in the run directory."""
     with contextlib.suppress(OSError):
         wire.send(client, message)
@@ -464,8 +466,8 @@ def _ended(pidfd: int) -> bool:
 
 
 def main(run: str, listener: socket.socket, spares: int) -> NoReturn:
-    """The life of the spawner: its own mount namespace first, then requests for ever."""
-    linux.set_name("insula-spawner")
+    """The life of the zygote: its own mount namespace first, then requests for ever."""
+    linux.set_name("insula-zygote")
     os.umask(0o077)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     # a clone with another effective user (see launch.py) stays a clone by root, who may where others may not
@@ -482,9 +484,9 @@ def main(run: str, listener: socket.socket, spares: int) -> NoReturn:
     for name, fstype in (("proc", "proc"), ("sys", "sysfs")):
         os.mkdir(name)
         linux.mount(fstype, name, fstype, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
-    with open(f"{run}/spawner.pid", "w") as file:
+    with open(f"{run}/{ZYGOTE_PID}", "w") as file:
         file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
     os.umask(0)  # only now: what is made in containers has exactly the modes that are asked for
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that it looks at
-    Spawner(run, listener, spares).serve()
+    Zygote(run, listener, spares).serve()

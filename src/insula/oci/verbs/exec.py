@@ -170,26 +170,28 @@ class Joined:
         sync, theirs = wire.pair()
         undo.callback(sync.close)
         pid = self.record["pid"]
-        with Undo() as handed:
-            handed.callback(theirs.close)
-            target = handed.hold(process.open_to_join(pid, self.record["start_time"]))
+        with Undo() as child_fds:
+            child_fds.callback(theirs.close)
+            target = child_fds.hold(process.open_to_join(pid, self.record["start_time"]))
             group = Cgroup(self.record["cgroup"]) if self.record["cgroup"] else None
-            given = join.Joining(
+            given = join.ExecArgs(
                 self.what,
                 target,
                 theirs,
-                [handed.hold(fd) for fd in self._open(group)] if group else [],
+                [child_fds.hold(fd) for fd in self._open(group)] if group else [],
                 [] if terminal else [0, 1, 2],
                 program,
                 flags=namespaces.differing(pid),
-                root=handed.hold(os.open(f"{process.directory(pid)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)),
+                root=child_fds.hold(
+                    os.open(f"{process.directory(pid)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                ),
                 keep=keep,
                 personality=self.config["linux"].get("personality"),
                 memory_policy=self.config["linux"].get("memoryPolicy"),
                 plain=self.console is None,
             )
             beside = group.open_beside() if group else None
-            first, pidfd = linux.clone3(0, cgroup=None if beside is None else handed.hold(beside))
+            first, pidfd = linux.clone3(0, cgroup=None if beside is None else child_fds.hold(beside))
             if first == 0:
                 join.main(given)
         os.close(pidfd)

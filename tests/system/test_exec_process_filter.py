@@ -14,7 +14,7 @@ from insula.container.create.exec_process import Filter
 from insula.kernel import capabilities as caps
 from insula.kernel import linux, seccomp
 from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER
-from tests.system.test_departure import SOME, USER, Refused, became, sets_of
+from tests.system.test_exec_process import SOME, USER, Refused, became, sets_of
 
 PR_GET_DUMPABLE = 3
 ALLOWED = Filter(seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW"}))

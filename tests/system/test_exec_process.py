@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from insula.container.create.exec_process import Filter, departure
+from insula.container.create.exec_process import Filter, exec_process
 from insula.container.create.steps import StepError, forbid_imports
 from insula.kernel import capabilities as caps
 from insula.kernel import linux, scheduling, seccomp
@@ -46,7 +46,7 @@ def became(script: str, before: Callable[[], object] = lambda: None, program: Fi
         os.dup2(writable, 1)
         os.dup2(writable, 2)
         try:
-            departure(process, program, **options)
+            exec_process(process, program, **options)
         except StepError as error:
             raise Refused(error.message["step"], error.message["error"], error.message["errno"]) from None
 
