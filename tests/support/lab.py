@@ -21,6 +21,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from insula.kernel import linux, netlink
@@ -28,7 +29,10 @@ from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import port_mac
+from insula.network.fabric import NetnsNic
+from insula.network.intent import TenantIntent
 from insula.network.linux.fabric import LinuxFabric
+from insula.network.linux.state import addresses
 
 TIMEOUT = 60.0
 
@@ -222,12 +226,34 @@ class Lab:
         self.tenants: dict[str, Tenant] = {}
         self.networks: dict[tuple[str, str], Network] = {}
         self.instances: dict[tuple[str, str], Instance] = {}
+        self.names: dict[str, dict[str, list[str]]] = {}  # by tenant, instead of those of `instances`
         self._ports = 0
+
+    def intent(self, tenant: str, **others: Any) -> TenantIntent:
+        """What a tenant of the lab wants; `others` replaces parts of it."""
+        ports = [each.port for (owner, _), each in self.instances.items() if owner == tenant]
+        whole = TenantIntent(
+            tenant=self.tenants[tenant],
+            networks=[network for (owner, _), network in self.networks.items() if owner == tenant],
+            ports=ports,
+            names=self.names.get(tenant, {port.instance: addresses(port) for port in ports}),
+        )
+        return msgspec.structs.replace(whole, **others)
+
+    def apply(self, tenant: str, **others: Any) -> None:
+        """Apply its intent, and raise what can't be made."""
+        for error in self.fabric.apply(self.intent(tenant, **others)).values():
+            raise error
+
+    def set_names(self, tenant: str, names: dict[str, list[str]]) -> None:
+        """Have these names resolve and no others."""
+        self.names[tenant] = names
+        self.apply(tenant)
 
     def tenant(self, name: str) -> Tenant:
         index = len(self.tenants) + 1
         tenant = self.tenants[name] = Tenant(name=name, index=index, id_base=index << 16, created=0.0)
-        self.fabric.ensure_tenant(tenant)
+        self.apply(name)
         return tenant
 
     def network(
@@ -246,7 +272,7 @@ class Lab:
             mtu=mtu,
             created=0.0,
         )
-        self.fabric.ensure_network(self.tenants[tenant], network)
+        self.apply(tenant)
         return network
 
     def instance(
@@ -265,17 +291,17 @@ class Lab:
             address=str(ip_network(net.subnet)[host]),
             address6=str(ip_network(net.subnet6)[host]) if net.subnet6 else None,
         )
-        self.attach(instance)
+        self.plug(instance)
         self.instances[tenant, name] = instance
         return instance
 
-    def attach(self, instance: Instance) -> None:
-        port = instance.port
-        self.fabric.attach(self.tenants[port.tenant], self.networks[port.tenant, port.network], port, instance.netns)
+    def plug(self, instance: Instance) -> None:
+        port, nic = instance.port, NetnsNic(instance.netns)
+        self.fabric.plug(self.tenants[port.tenant], self.networks[port.tenant, port.network], port, nic)
 
-    def detach(self, instance: Instance) -> None:
+    def unplug(self, instance: Instance) -> None:
         port = instance.port
-        self.fabric.detach(self.tenants[port.tenant], self.networks[port.tenant, port.network], port)
+        self.fabric.unplug(self.tenants[port.tenant], self.networks[port.tenant, port.network], port)
 
     def inside(self, tenant: str) -> int:
         """A descriptor of the tenant's namespace."""

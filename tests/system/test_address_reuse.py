@@ -23,7 +23,7 @@ def replaced(cloud: Lab, mac: str | None) -> None:
     """acme's web goes while db remembers it, and another comes with its addresses."""
     web, db = cloud.instances["acme", "web"], cloud.instances["acme", "db"]
     assert all(db.pings(address) for address in FAMILIES)
-    cloud.detach(web)
+    cloud.unplug(web)
     web.remove()
     cloud.instance("acme", "web", host=2, mac=mac)
 

@@ -153,8 +153,8 @@ def test_what_has_the_mark_of_a_probe_does_not_leave_the_host(version: int) -> N
 def test_names_are_answered_over_tcp_and_no_more_than_so_often() -> None:
     """Each call costs dnsmasq a process, so the rules count them; another tenant's are counted apart."""
     with two_tenants() as cloud:
-        for tenant in cloud.tenants.values():
-            cloud.fabric.set_names(tenant, {"web": ["10.0.0.2"]})
+        for tenant in cloud.tenants:
+            cloud.set_names(tenant, {"web": ["10.0.0.2"]})
         web, other = cloud.instances["acme", "web"], cloud.instances["globex", "web"]
         assert b"\x0a\x00\x00\x02" in asked_by_tcp(web, "10.0.0.1") and asked_by_tcp(web, "fd00::1")
         os.kill(int((cloud.run / "dns/acme/pid").read_text()), signal.SIGKILL)

@@ -9,12 +9,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
+from insula.network.fabric import NetnsNic
+from insula.network.intent import TenantIntent
 from insula.network.linux import sysctl
 from insula.network.linux.fabric import LinuxFabric
+from insula.network.linux.state import addresses
 from tests.support.descriptors import descriptors
 from tests.support.lab import Instance, Lab, eventually, isolated, two_tenants
 
@@ -70,7 +75,7 @@ def test_teardown_leaves_the_host_as_it_was() -> None:
     sysctl.write({"ipv6/conf/lo/accept_ra": "1"})
     before = snapshot(run)
     with two_tenants(run=run) as cloud:
-        cloud.fabric.set_names(cloud.tenants["acme"], {"web": ["10.0.0.2"]})
+        cloud.set_names("acme", {"web": ["10.0.0.2"]})
         assert cloud.instances["acme", "web"].pings("10.0.0.3")
         during = snapshot(run)
         assert all(during[part] != before[part] for part in before), "the snapshot would not see a leak"
@@ -89,7 +94,7 @@ def test_teardown_leaves_what_others_made() -> None:
     other = LinuxFabric(Path("/run/other"), "lab-more", resolvers=(), range4="100.127.0.0/16", range6="fd77::/64")
     with two_tenants() as cloud:
         other.open()
-        other.ensure_tenant(cloud.tenants["acme"])
+        other.apply(TenantIntent(tenant=cloud.tenants["acme"]))
         cloud.fabric.teardown()
         assert sorted(os.listdir("/run/netns")) == ["lab-more-acme", "other"]
         with Nft() as nft:
@@ -110,7 +115,7 @@ def test_fifty_ports_come_and_go_without_a_trace() -> None:
             for i, instance in enumerate(instances):
                 if i % 2:  # the instance dies first, or its port goes first
                     instance.remove()
-                cloud.detach(instance)
+                cloud.unplug(instance)
                 if not i % 2:
                     instance.remove()
                 del cloud.instances["acme", f"i{i}"]
@@ -126,12 +131,21 @@ def test_sweep_removes_what_is_not_wanted_and_nothing_else() -> None:
         cloud.network("acme", "10.5.0.0/24", "fd05::/64", name="old")
         cloud.instance("acme", "gone", "old")
         cloud.instance("acme", "gone-too")
-        everything = list(cloud.tenants.values()), list(cloud.networks.values())
         cloud.fabric.close()
         fabric = LinuxFabric(cloud.run, cloud.fabric.naming.prefix, resolvers=())  # as after a restart
         fabric.open()
-        kept = [cloud.instances["acme", name].port for name in ("web", "db")]
-        fabric.sweep(everything[0][:1], [n for n in everything[1] if n.tenant == "acme" and n.name == "net"], kept)
+        whole = cloud.intent("acme")
+        fabric.sweep([whole.tenant])
+        kept = {port.instance: port for port in whole.ports if port.instance in ("web", "db")}
+        some = msgspec.structs.replace(
+            whole,
+            networks=[network for network in whole.networks if network.name == "net"],
+            ports=list(kept.values()),
+            names={name: addresses(port) for name, port in kept.items()},
+        )
+        assert fabric.apply(msgspec.structs.replace(some, complete=False)) == {}
+        assert inside(cloud, "acme") != clean, "what this fabric does not know may be somebody's"
+        assert fabric.apply(some) == {}
         assert inside(cloud, "acme") == clean
         assert os.listdir("/run/netns") == ["lab-acme"]
         assert cloud.instances["acme", "web"].pings("10.0.0.3")
@@ -151,20 +165,18 @@ def test_kill_9_at_any_moment_is_repaired() -> None:
     tenant = cloud.tenant("acme")
     network = cloud.network("acme", subnet6="fd00::/64")
     instance: Instance = cloud.instance("acme", "web")
-    port = instance.port
+    port, intent = instance.port, cloud.intent("acme")
     cloud.fabric.close()
 
     def everything() -> None:
         fabric = LinuxFabric(run, "lab", resolvers=())
         while True:
             fabric.open()
-            fabric.ensure_tenant(tenant)
-            fabric.ensure_network(tenant, network)
-            fabric.attach(tenant, network, port, instance.netns)
-            fabric.set_names(tenant, {"web": ["10.0.0.2"]})
-            fabric.detach(tenant, network, port)
-            fabric.remove_network(tenant, network)
-            fabric.remove_tenant(tenant)
+            fabric.apply(intent)
+            fabric.plug(tenant, network, port, NetnsNic(instance.netns))
+            fabric.unplug(tenant, network, port)
+            fabric.apply(TenantIntent(tenant=tenant))
+            fabric.remove(tenant)
             fabric.teardown()
 
     for round_ in range(40):
@@ -172,10 +184,9 @@ def test_kill_9_at_any_moment_is_repaired() -> None:
         fabric = LinuxFabric(run, "lab", resolvers=())
         fabric.open()
         if round_ % 2:
-            fabric.ensure_tenant(tenant)
-            fabric.ensure_network(tenant, network)
-            fabric.attach(tenant, network, port, instance.netns)
-            fabric.sweep([tenant], [network], [port])
+            fabric.sweep([tenant])
+            assert fabric.apply(intent) == {}
+            fabric.plug(tenant, network, port, NetnsNic(instance.netns))
             assert fabric.installed(tenant).drift == [], f"round {round_}"
             eventually(lambda: instance.pings("10.0.0.1"))
             assert fabric.status(tenant, network).ready, f"round {round_}"

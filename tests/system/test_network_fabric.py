@@ -106,9 +106,8 @@ def test_instances_do_not_reach_the_host_nor_the_link_local_services_behind_it()
 @isolated
 def test_names_are_answered_inside_their_tenant_only() -> None:
     with two_tenants() as cloud:
-        acme, globex = cloud.tenants["acme"], cloud.tenants["globex"]
-        cloud.fabric.set_names(acme, {"web": ["10.0.0.2", "fd00::2"], "db": ["10.0.0.3"]})
-        cloud.fabric.set_names(globex, {"secret": ["10.0.0.7"]})
+        cloud.set_names("acme", {"web": ["10.0.0.2", "fd00::2"], "db": ["10.0.0.3"]})
+        cloud.set_names("globex", {"secret": ["10.0.0.7"]})
         web, spy = cloud.instances["acme", "web"], cloud.instances["globex", "web"]
         eventually(lambda: query(web.netns, "10.0.0.1", "web") == (0, ["10.0.0.2"]))
         eventually(lambda: query(spy.netns, "10.0.0.1", "secret.globex.internal") == (0, ["10.0.0.7"]))
@@ -118,7 +117,7 @@ def test_names_are_answered_inside_their_tenant_only() -> None:
         for name in ("secret", "secret.globex.internal", "secret.acme.internal", "nobody.acme.internal"):
             assert query(web.netns, "10.0.0.1", name) != (0, ["10.0.0.7"])
         assert query(web.netns, "10.0.0.1", "secret.globex.internal") == (3, [])  # NXDOMAIN
-        cloud.fabric.set_names(acme, {"db": ["10.0.0.4"]})
+        cloud.set_names("acme", {"db": ["10.0.0.4"]})
         eventually(lambda: query(web.netns, "10.0.0.1", "db") == (0, ["10.0.0.4"]))
         assert query(web.netns, "10.0.0.1", "web.acme.internal") == (3, [])
 
@@ -129,7 +128,7 @@ def test_names_are_answered_on_a_network_that_came_later_and_others_are_asked_ou
     cloud = Lab(resolvers=(world.ADDRESS,))
     cloud.tenant("acme")
     cloud.network("acme")
-    cloud.fabric.set_names(cloud.tenants["acme"], {"web": ["10.0.0.2"]})
+    cloud.set_names("acme", {"web": ["10.0.0.2"]})
     cloud.network("acme", "10.7.0.0/24", "fd07::/64", name="later")
     late = cloud.instance("acme", "late", "later")
     eventually(lambda: query(late.netns, "10.7.0.1", "web") == (0, ["10.0.0.2"]))
@@ -217,7 +216,7 @@ def test_a_network_may_have_the_addresses_of_another_route_of_the_host() -> None
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     assert (web.port.address, web.port.address6) == ("172.31.1.2", "fd31:1::2"), "the address of the one in the LAN"
     world.tells_callers(80)
-    cloud.fabric.set_names(cloud.tenants["acme"], {"db": ["172.31.1.3", "fd31:1::3"]})
+    cloud.set_names("acme", {"db": ["172.31.1.3", "fd31:1::3"]})
     spy = lan.sniffer()
     lan_is_seen_from = [("the host", home, True), ("another tenant", elsewhere.netns, True), ("db", db.netns, False)]
     for gateway, neighbour, there, outside, host in (
@@ -289,21 +288,20 @@ def test_bridged_packets_pass_although_br_netfilter_shows_them_to_the_router() -
         call_in(inside, lambda: sysctl.write({"bridge/bridge-nf-call-iptables": "1"}))
         assert cloud.instances["acme", "web"].pings("10.0.0.3")
         assert cloud.fabric.installed(tenant).drift == ["sysctl net/bridge/bridge-nf-call-iptables is 1, not 0"]
-        cloud.fabric.ensure_tenant(tenant)
+        cloud.apply("acme")
         assert cloud.fabric.installed(tenant).drift == []
 
 
 @isolated
 def test_everything_again_changes_nothing_and_what_is_wrong_is_repaired() -> None:
     with two_tenants() as cloud:
-        tenant, network = cloud.tenants["acme"], cloud.networks["acme", "net"]
+        tenant = cloud.tenants["acme"]
         web, inside = cloud.instances["acme", "web"], cloud.inside("acme")
         before = call_in(inside, lambda: (Rtnl().links(), Rtnl().addresses()))
 
         def again() -> None:
-            cloud.fabric.ensure_tenant(tenant)
-            cloud.fabric.ensure_network(tenant, network)
-            cloud.attach(web)
+            cloud.apply("acme")
+            cloud.plug(web)
 
         again()
         assert call_in(inside, lambda: (Rtnl().links(), Rtnl().addresses())) == before
@@ -336,10 +334,9 @@ def test_a_namespace_that_was_taken_away_is_made_again() -> None:
         tenant, network = cloud.tenants["acme"], cloud.networks["acme", "net"]
         linux.umount2(cloud.fabric.naming.namespace("acme"), linux.MNT_DETACH)  # as `ip netns del` does
         assert cloud.fabric.status(tenant, network).ready is False
-        cloud.fabric.ensure_tenant(tenant)
-        cloud.fabric.ensure_network(tenant, network)
+        cloud.apply("acme")
         for name in ("web", "db"):
-            cloud.attach(cloud.instances["acme", name])
+            cloud.plug(cloud.instances["acme", name])
         assert cloud.instances["acme", "web"].pings("10.0.0.3")
         eventually(lambda: cloud.fabric.status(tenant, network).ready)
         assert cloud.fabric.installed(tenant).drift == []
@@ -356,19 +353,19 @@ def test_status_is_measured() -> None:
         status = cloud.fabric.status(tenant, network)
         assert not status.ready and status.reason == "no resolver answers at 10.0.0.1"
         assert "the resolver does not run" in cloud.fabric.installed(tenant).drift
-        cloud.fabric.ensure_tenant(tenant)
+        cloud.apply("acme")
         assert cloud.fabric.status(tenant, network).ready
 
 
 @isolated
-def test_a_failed_attach_leaves_nothing() -> None:
+def test_a_failed_plug_leaves_nothing() -> None:
     with two_tenants() as cloud:
         web = cloud.instances["acme", "web"]
-        cloud.detach(web)
+        cloud.unplug(web)
         bare = cloud.fabric.installed(cloud.tenants["acme"])
-        cloud.fabric.remove_network(cloud.tenants["acme"], cloud.networks["acme", "net"])
+        cloud.apply("acme", networks=[])
         with pytest.raises(InsulaError) as failed:
-            cloud.attach(web)
+            cloud.plug(web)
         assert "\n" not in str(failed.value) and "web" in str(failed.value)
         after = cloud.fabric.installed(cloud.tenants["acme"])
         assert [p.index for p in after.ports] == [p.index for p in bare.ports]
@@ -388,9 +385,9 @@ def test_tenants_are_served_from_several_threads() -> None:
         try:
             for _ in range(3):
                 for instance in made[tenant]:
-                    cloud.attach(instance)
+                    cloud.plug(instance)
                 for instance in made[tenant][1:]:
-                    cloud.detach(instance)
+                    cloud.unplug(instance)
         except BaseException as error:
             errors.append(error)
 
@@ -413,8 +410,8 @@ def test_the_first_packet_arrives() -> None:
     with two_tenants() as cloud:
         web = cloud.instances["acme", "web"]
         for _ in range(30):
-            cloud.detach(web)
-            cloud.attach(web)
+            cloud.unplug(web)
+            cloud.plug(web)
             assert web.pings("10.0.0.3", 0.5)
 
 
@@ -425,14 +422,14 @@ def test_who_was_detached_is_attached_again() -> None:
     cloud.network("acme", "10.0.0.0/16", "fd00::/64")
     for _ in range(5):
         instance = prepared(cloud, "acme")
-        cloud.attach(instance)
+        cloud.plug(instance)
         assert instance.pings("10.0.0.1")
 
 
 def prepared(cloud: Lab, tenant: str) -> Instance:
     """An instance that was attached once."""
     instance = cloud.instance(tenant, f"i{len(cloud.instances)}")
-    cloud.detach(instance)
+    cloud.unplug(instance)
     return instance
 
 

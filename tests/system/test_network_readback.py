@@ -68,10 +68,9 @@ def _drift(cloud: Lab) -> list[str]:
 
 
 def _repair(cloud: Lab) -> None:
-    cloud.fabric.ensure_tenant(cloud.tenants["acme"])
-    cloud.fabric.ensure_network(cloud.tenants["acme"], cloud.networks["acme", "net"])
+    cloud.apply("acme")
     for name in ("web", "db"):
-        cloud.attach(cloud.instances["acme", name])
+        cloud.plug(cloud.instances["acme", name])
 
 
 Change = tuple[list[str], list[str], list[str]]

@@ -66,8 +66,8 @@ def assert_names_resolve(web: Instance) -> None:
 def test_a_resolver_has_no_rights_no_sight_of_the_host_and_answers_all_the_same() -> None:
     with two_tenants() as cloud:
         users = {}
-        for name, tenant in cloud.tenants.items():
-            cloud.fabric.set_names(tenant, NAMES)
+        for name in cloud.tenants:
+            cloud.set_names(name, NAMES)
             pid = pid_of(cloud, name)
             status = status_of(pid)
             users[name] = status["Uid"].split()
@@ -188,16 +188,18 @@ def errno_of(attempt: Callable[[], object]) -> int:
 @isolated
 def test_names_are_read_again_at_sighup_and_noticed_without_it() -> None:
     with two_tenants() as cloud:
-        acme, web = cloud.tenants["acme"], cloud.instances["acme", "web"]
-        cloud.fabric.set_names(acme, NAMES)
+        web, more = cloud.instances["acme", "web"], dict(NAMES)
+        cloud.set_names("acme", NAMES)
         assert_names_resolve(web)
         pid = pid_of(cloud, "acme")
         for number in range(3, 6):  # more than a pipe that nobody reads would take is said nowhere
             os.kill(pid, signal.SIGHUP)
-            cloud.fabric.add_name(acme, f"n{number}", [f"10.0.0.{number}"])
+            more[f"n{number}"] = [f"10.0.0.{number}"]
+            cloud.set_names("acme", more)
             eventually(lambda n=number: query(web.netns, "10.0.0.1", f"n{n}") == (0, [f"10.0.0.{n}"]))  # type: ignore[misc]
         assert_names_resolve(web)
-        cloud.fabric.remove_name(acme, "n3")
+        del more["n3"]
+        cloud.set_names("acme", more)
         eventually(lambda: query(web.netns, "10.0.0.1", "n3.acme.internal") == (3, []))
         assert pid_of(cloud, "acme") == pid and Path(f"/proc/{pid}").exists()
 
@@ -206,17 +208,17 @@ def test_names_are_read_again_at_sighup_and_noticed_without_it() -> None:
 def test_a_resolver_is_taken_over_and_one_that_died_or_is_not_confined_is_replaced() -> None:
     with two_tenants() as cloud:
         acme, web = cloud.tenants["acme"], cloud.instances["acme", "web"]
-        cloud.fabric.set_names(acme, NAMES)
+        cloud.set_names("acme", NAMES)
         first = pid_of(cloud, "acme")
         cloud.fabric.close()
         cloud.fabric = LinuxFabric(cloud.run, "lab", resolvers=())
         cloud.fabric.open()
-        cloud.fabric.ensure_tenant(acme)
+        cloud.apply("acme")
         assert pid_of(cloud, "acme") == first, "it is taken over"
         assert_names_resolve(web)
         os.kill(first, signal.SIGKILL)
         eventually(lambda: cloud.fabric.installed(acme).drift == ["the resolver does not run"])
-        cloud.fabric.ensure_tenant(acme)
+        cloud.apply("acme")
         second = pid_of(cloud, "acme")
         assert second != first and status_of(second)["Seccomp"] == "2"
         assert_names_resolve(web)
@@ -224,7 +226,7 @@ def test_a_resolver_is_taken_over_and_one_that_died_or_is_not_confined_is_replac
         eventually(lambda: not is_resolver(second))
         old = as_it_was_started_before(cloud, "acme")  # an upgrade finds one like this
         assert status_of(old)["Seccomp"] == "0" and cloud.fabric.installed(acme).drift
-        cloud.fabric.ensure_tenant(acme)
+        cloud.apply("acme")
         eventually(lambda: not is_resolver(old))
         assert status_of(pid_of(cloud, "acme"))["Seccomp"] == "2"
         assert_names_resolve(web)
@@ -270,11 +272,11 @@ def test_a_resolver_that_can_not_start_says_why_and_leaves_nothing(readable: lis
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(confine, "start", start)
         with pytest.raises(Failed, match=said) as failed:
-            cloud.fabric.ensure_tenant(acme)
+            cloud.apply("acme")
     assert failed.value.message.startswith("the resolver of tenant acme did not start: ")
     assert "\n" not in str(failed.value)
     assert not any(is_resolver(int(pid)) for pid in os.listdir("/proc") if pid.isdigit())
-    cloud.fabric.ensure_tenant(acme)
+    cloud.apply("acme")
     assert is_resolver(pid_of(cloud, "acme")) and cloud.fabric.installed(acme).drift == []
 
 

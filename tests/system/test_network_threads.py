@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from insula.model.errors import InsulaError, Unavailable
+from insula.network.fabric import NetnsNic
 from insula.network.linux.fabric import LinuxFabric
 from insula.network.linux.tenant import TenantNamespace
 from tests.support.lab import Lab, isolated
@@ -68,22 +70,20 @@ class Hammer:
 def works(cloud: Lab) -> dict[str, Callable[[], object]]:
     """One of each kind of call about the tenant acme; `remove` takes away what the others need."""
     fabric, tenant, network = cloud.fabric, cloud.tenants["acme"], cloud.networks["acme", "net"]
-    instance = cloud.instances["acme", "web"]
+    instance, whole = cloud.instances["acme", "web"], cloud.intent("acme")
 
     def remove() -> None:
         time.sleep(0.2)  # leave the others some time to succeed
-        fabric.remove_tenant(tenant)
+        fabric.remove(tenant)
 
     return {
-        "ensure": lambda: fabric.ensure_tenant(tenant),
-        "network": lambda: fabric.ensure_network(tenant, network),
+        "apply": lambda: fabric.apply(whole),
+        "less": lambda: fabric.apply(msgspec.structs.replace(whole, ports=[], names={"db": ["10.0.0.3"]})),
         "status": lambda: fabric.status(tenant, network),
-        "attach": lambda: fabric.attach(tenant, network, instance.port, instance.netns),
-        "detach": lambda: fabric.detach(tenant, network, instance.port),
-        "names": lambda: fabric.set_names(tenant, {"web": ["10.0.0.2"], "db": ["10.0.0.3"]}),
-        "name": lambda: (fabric.add_name(tenant, "one", ["10.0.0.9"]), fabric.remove_name(tenant, "one")),
+        "plug": lambda: fabric.plug(tenant, network, instance.port, NetnsNic(instance.netns)),
+        "unplug": lambda: fabric.unplug(tenant, network, instance.port),
         "read": lambda: (fabric.installed(tenant), fabric.traffic(tenant, [instance.port])),
-        "sweep": lambda: fabric.sweep_tenant(tenant, [network], [instance.port]),
+        "sweep": lambda: fabric.sweep([tenant]),
         "remove": remove,
         "host": fabric.host_drift,
     }
@@ -117,7 +117,7 @@ def test_calls_of_many_threads_against_teardown_leave_nothing_and_are_refused_af
         instance.remove()
         assert snapshot(run) == before, f"round {round_}"
     cloud.fabric.open()  # the control: it is the teardown that they were refused for
-    cloud.fabric.ensure_tenant(tenant)
+    cloud.apply("acme")
     assert cloud.fabric.installed(tenant).drift == []
     cloud.fabric.teardown()
     assert snapshot(run) == before
@@ -127,9 +127,9 @@ def test_calls_of_many_threads_against_teardown_leave_nothing_and_are_refused_af
 def test_a_closed_fabric_leaves_what_it_made_and_the_next_one_takes_it_over() -> None:
     cloud = Lab()
     tenant = cloud.tenant("acme")
-    network = cloud.network("acme", subnet6="fd00::/64")
+    cloud.network("acme", subnet6="fd00::/64")
     instance = cloud.instance("acme", "web")
-    some = {name: work for name, work in works(cloud).items() if name not in ("remove", "detach")}
+    some = {name: work for name, work in works(cloud).items() if name not in ("remove", "unplug", "less")}
     hammer = Hammer(some, 2)
     try:
         hammer.wait_until_all_have_succeeded()
@@ -138,9 +138,8 @@ def test_a_closed_fabric_leaves_what_it_made_and_the_next_one_takes_it_over() ->
         hammer.end()
     cloud.fabric = LinuxFabric(cloud.run, "lab", resolvers=())
     cloud.fabric.open()
-    cloud.fabric.ensure_tenant(tenant)
-    cloud.fabric.ensure_network(tenant, network)
-    cloud.attach(instance)
+    cloud.apply("acme")
+    cloud.plug(instance)
     assert cloud.fabric.installed(tenant).drift == [] and instance.pings("10.0.0.1")
 
 
@@ -154,9 +153,9 @@ def test_one_thread_a_tenant_uses_its_handles_and_none_that_are_closed(monkeypat
     inside: Counter[str] = Counter()
     most: Counter[str] = Counter()
     met = threading.Event()  # two tenants at once
-    real = TenantNamespace.ensure_network
+    real = TenantNamespace.apply
 
-    def ensure_network(self: TenantNamespace, *args: object) -> None:
+    def apply(self: TenantNamespace, *args: object) -> None:
         name = self.tenant.name
         inside[name] += 1
         most[name] = max(most[name], inside[name])
@@ -167,11 +166,8 @@ def test_one_thread_a_tenant_uses_its_handles_and_none_that_are_closed(monkeypat
         real(self, *args)  # type: ignore[arg-type]
         inside[name] -= 1
 
-    monkeypatch.setattr(TenantNamespace, "ensure_network", ensure_network)
-    calls = {
-        name: (lambda name=name: cloud.fabric.ensure_network(cloud.tenants[name], cloud.networks[name, "net"]))
-        for name in cloud.tenants
-    }
+    monkeypatch.setattr(TenantNamespace, "apply", apply)
+    calls = {name: (lambda name=name: cloud.apply(name)) for name in cloud.tenants}
     hammer = Hammer(calls, 4)
     try:
         hammer.wait_until_all_have_succeeded(8)

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,9 @@ from insula.control.instances.managed import ManagedInstance
 from insula.control.plane import ControlPlane
 from insula.control.reconcile import Action
 from insula.kernel.cgroups.hierarchy import hierarchy
-from insula.model.errors import Unavailable
-from insula.model.objects import InstanceSpec, Tenant
+from insula.model.errors import InsulaError, Unavailable
+from insula.model.objects import InstanceSpec
+from insula.network.intent import TenantIntent
 from insula.settings import Settings
 from tests.support.daemon import start_time
 from tests.support.machine import Run
@@ -160,20 +161,20 @@ def test_the_periodic_repair_tells_and_goes_on(
         plane.begin()
         fail, repaired = threading.Event(), []
         name = "tenant other" if where == "one network" else "periodic repair"
-        ensure, repair = plane.context.fabric.ensure_tenant, plane.reconciler.repair
+        apply, repair = plane.context.fabric.apply, plane.reconciler.repair
 
-        def ensure_or_fail(tenant: Tenant) -> None:
-            if fail.is_set() and where == "one network" and tenant.name == "other":
+        def apply_or_fail(intent: TenantIntent) -> Mapping[str, InsulaError]:
+            if fail.is_set() and where == "one network" and intent.tenant.name == "other":
                 raise ZeroDivisionError("injected")
-            repaired.append(tenant.name)
-            ensure(tenant)
+            repaired.append(intent.tenant.name)
+            return apply(intent)
 
         async def repair_or_fail() -> None:
             if fail.is_set() and where == "all of it":
                 raise ZeroDivisionError("injected")
             await repair()
 
-        monkeypatch.setattr(plane.context.fabric, "ensure_tenant", ensure_or_fail)
+        monkeypatch.setattr(plane.context.fabric, "apply", apply_or_fail)
         monkeypatch.setattr(plane.reconciler, "repair", repair_or_fail)
         await eventually(lambda: len(repaired) > 4, "the control: it repairs")
         assert name not in plane.context.problems
@@ -229,7 +230,8 @@ def test_down_ends_reconciliation_and_leaves_no_network_to_those_who_come_late(s
         plane.begin()
         repair = plane.reconciler.spawn(plane.reconciler.repair())
         late = [asyncio.create_task(plane.tenants.create(f"late{number}")) for number in range(6)]
-        threads = [asyncio.to_thread(fabric.ensure_tenant, tenant) for tenant in tenants]  # their callers are gone
+        # their callers are gone
+        threads = [asyncio.to_thread(fabric.apply, TenantIntent(tenant=tenant)) for tenant in tenants]
         going_on = asyncio.gather(*threads, return_exceptions=True)
         await asyncio.sleep(0)
         await plane.host.down()

@@ -97,7 +97,7 @@ def test_a_bridge_that_is_full() -> None:
     cloud.tenant("acme")
     cloud.network("acme", "10.0.0.0/16")
     first, second = cloud.instance("acme", "first"), cloud.instance("acme", "second")
-    cloud.detach(second)
+    cloud.unplug(second)
     others = naming.MAX_PORTS - 1  # both ends of a pair on the bridge
     fill = "".join(
         f"link add name a{n} master br1 type veth peer name b{n}\nlink set b{n} master br1\n"
@@ -108,9 +108,9 @@ def test_a_bridge_that_is_full() -> None:
         pass
     subprocess.run(command, input=fill, text=True, check=True)
     with pytest.raises(Conflict, match="as many ports as a bridge can have, 1023"):
-        cloud.attach(second)
-    cloud.detach(first)
-    cloud.attach(second)
+        cloud.plug(second)
+    cloud.unplug(first)
+    cloud.plug(second)
     assert second.pings("10.0.0.1")
     with pytest.raises(Conflict):
-        cloud.attach(first)
+        cloud.plug(first)

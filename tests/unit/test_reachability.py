@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.model.objects import Network, Port
-from insula.network import reachability
+from insula.network import endpoints, reachability
 from insula.network.addresses import link_local, port_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
 
@@ -70,18 +70,18 @@ def as_installed(networks: list[Network], ports: list[Port]) -> list[Installed]:
     ]  # fmt: skip
 
 
-def endpoints(networks: list[Network], ports: list[Port]) -> list[reachability.Endpoint]:
+def all_endpoints(networks: list[Network], ports: list[Port]) -> list[endpoints.Endpoint]:
     by_name = {(n.tenant, n.name): n for n in networks}
-    found = [e for p in ports for e in reachability.of_port(p, by_name[p.tenant, p.network])]
-    found += [e for n in networks for e in reachability.of_gateway(n)]
+    found = [e for p in ports for e in endpoints.of_port(p, by_name[p.tenant, p.network])]
+    found += [e for n in networks for e in endpoints.of_gateway(n)]
     for tenant in {n.tenant for n in networks}:
-        found += [*reachability.outside(tenant), reachability.Endpoint("host", tenant, 0, "host", "100.64.0.2")]
+        found += [*endpoints.outside(tenant), endpoints.Endpoint("host", tenant, 0, "host", "100.64.0.2")]
     return found
 
 
 @given(clouds())
 def test_nothing_is_wanted_between_tenants_or_networks(cloud: tuple[list[Network], list[Port]]) -> None:
-    for source, target in reachability.pairs(endpoints(*cloud)):
+    for source, target in reachability.pairs(all_endpoints(*cloud)):
         wanted = reachability.wanted(source, target)
         if source.kind != "instance" or target.kind == "host":
             assert not wanted
@@ -94,7 +94,7 @@ def test_nothing_is_wanted_between_tenants_or_networks(cloud: tuple[list[Network
 @given(clouds())
 def test_what_is_installed_permits_what_is_wanted(cloud: tuple[list[Network], list[Port]]) -> None:
     permitted = reachability.InstalledReachability(as_installed(*cloud), cloud[1])
-    for pair in reachability.pairs(endpoints(*cloud)):
+    for pair in reachability.pairs(all_endpoints(*cloud)):
         assert permitted(*pair) == reachability.wanted(*pair), pair
     for one in as_installed(*cloud):
         assert reachability.differences(one, *cloud) == []
@@ -102,7 +102,7 @@ def test_what_is_installed_permits_what_is_wanted(cloud: tuple[list[Network], li
 
 @given(clouds())
 def test_every_pair_of_instances_is_asked(cloud: tuple[list[Network], list[Port]]) -> None:
-    asked = {(s.label, t.label) for s, t in reachability.pairs(endpoints(*cloud))}
+    asked = {(s.label, t.label) for s, t in reachability.pairs(all_endpoints(*cloud))}
     labels = [f"{p.tenant}/{p.instance}" for p in cloud[1]]
     assert asked >= {(a, b) for a in labels for b in labels if a != b}
     assert asked >= {(end, a) for a in labels for end in ("host", "outside")}
@@ -114,7 +114,7 @@ def test_a_port_on_the_wrong_bridge_is_seen() -> None:
     ports = [port(networks[0], 1), port(networks[0], 2)]
     moved = [Port(**{**{f: getattr(p, f) for f in p.__struct_fields__}, "network": "n2"}) for p in ports[1:]]
     installed = as_installed(networks, [ports[0], *moved])
-    one, two = (reachability.of_port(p, networks[0])[0] for p in ports)
+    one, two = (endpoints.of_port(p, networks[0])[0] for p in ports)
     assert reachability.wanted(one, two) and not reachability.InstalledReachability(installed, ports)(one, two)
     assert reachability.differences(installed[0], networks, ports) == ["port of i2 is not on network n1"]
 
@@ -170,8 +170,8 @@ def test_a_network_without_ipv6_has_no_ipv6_address_installed() -> None:
     assert reachability.differences(bare, [four], [plugged]) == []
     (said,) = reachability.differences(msgspec.structs.replace(bare, ports=[there]), [four], [plugged])
     assert said.startswith("port of i1: IPv6 addresses are")
-    assert [e.version for e in reachability.of_port(plugged, four)] == [4]
-    assert [e.version for e in reachability.of_gateway(both)] == [4, 6]
+    assert [e.version for e in endpoints.of_port(plugged, four)] == [4]
+    assert [e.version for e in endpoints.of_gateway(both)] == [4, 6]
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_what_is_down_or_gone_permits_nothing(what: str) -> None:
             moved = msgspec.structs.replace(one, addresses=["10.0.0.99"], addresses6=[])
             installed = msgspec.structs.replace(installed, ports=[moved, two])
     permitted = reachability.InstalledReachability([installed], ports)
-    (source, *_), (other, *_) = (reachability.of_port(p, networks[0]) for p in ports)
-    gateway, outside = reachability.of_gateway(networks[0])[0], reachability.outside("a")[0]
+    (source, *_), (other, *_) = (endpoints.of_port(p, networks[0]) for p in ports)
+    gateway, outside = endpoints.of_gateway(networks[0])[0], endpoints.outside("a")[0]
     network_only = what == "its network is down"
     assert permitted(source, other) == permitted(other, source) == network_only, "a bridge's own state is its gateway's"
     assert not permitted(source, gateway)
@@ -206,5 +206,5 @@ def test_what_is_down_or_gone_permits_nothing(what: str) -> None:
 
 
 def test_labels() -> None:
-    made = endpoints([network("a", 1)], [port(network("a", 1), 1)])
+    made = all_endpoints([network("a", 1)], [port(network("a", 1), 1)])
     assert {e.label for e in made} == {"a/i1", "a/gateway:n1", "outside", "host"}

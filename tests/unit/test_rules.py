@@ -150,7 +150,7 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "inet gateways6": {("br3", "fd00::1")},
         }
         assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
-        assert set(found) | {"bridge ndp"} == {f"{family} {name}" for family, name in rules.SETS}
+        assert set(found) | {"bridge ndp"} == set(rules.SETS)
         nft.run(rules.delete(TABLE, some[1]))
         nft.run(rules.delete(TABLE, some[1]))  # no error where there is none
         assert elements(nft)["bridge macs"] == {("p8", OTHER)}

@@ -21,7 +21,7 @@ from insula.store.protocol import Store
 
 if TYPE_CHECKING:
     from insula.image.store import ImageStore
-    from insula.network.verify import Probed
+    from insula.network.fabric import Fabric
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Context:
     store: Store
     drivers: Mapping[str, Driver]
     groups: TenantGroups
-    fabric: Probed
+    fabric: Fabric
     images: ImageStore
     pools: dict[str, Pool] = field(default_factory=dict)
     locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))

@@ -20,6 +20,7 @@ from insula.control.instances.stats import Stats
 from insula.control.instances.supervisor import Supervisor
 from insula.control.instances.verbs import Instances
 from insula.control.keys import NETWORKS, TENANTS
+from insula.control.networks.intents import Intents
 from insula.control.networks.ports import Ports
 from insula.control.networks.verbs import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
 from insula.control.reconcile import Reconciler
@@ -41,9 +42,10 @@ class ControlPlane:
     def __init__(self, context: Context) -> None:
         self.settings = context.settings
         self.context = context
-        ports = Ports(context)
+        intents = Intents(context, lambda tenant: ((m.instance, m.active) for m in self.supervisor.of(tenant)))
+        ports = Ports(context, intents)
         self.supervisor = Supervisor(context, ports)
-        self.tenants = Tenants(context)
+        self.tenants = Tenants(context, intents)
         self.networks = Networks(context, self.tenants, ports)
         self.images = Images(context, self.tenants)
         admission = Admission(context, self.tenants, self.networks, self.images, ports)

@@ -33,6 +33,7 @@ from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
 from insula.model.errors import Failed, InsulaError
 from insula.model.objects import Exit, Instance, InstanceStatus, Tenant
+from insula.network.intent import TenantIntent
 from insula.store.protocol import Delete, Snapshot
 from insula.store.typed import Found, Keyspace
 
@@ -142,7 +143,7 @@ class Reconciler:
             await self._guarded("leftovers", asyncio.to_thread(self._find_leftovers, ids))
             await self._guarded(
                 "networks of tenants that are gone",
-                asyncio.to_thread(self.context.fabric.sweep_tenants, list(owners.values())),
+                asyncio.to_thread(self.context.fabric.sweep, list(owners.values())),
             )
 
     def _whole(self, kind: Keyspace[T], snapshot: Snapshot, *, needed: bool = True) -> Sequence[Found[T]]:
@@ -218,25 +219,30 @@ class Reconciler:
 
     async def _prepare(self, tenant: Tenant) -> None:
         """One tenant's networks. Its lock is held, so that nothing of it changes meanwhile."""
-        name, fabric, store = tenant.name, self.context.fabric, self.context.store
+        name = tenant.name
         async with self.context.locks[name]:
-            found = await TENANTS.get(store, name)
-            if found is None or found.value.index != tenant.index:  # it was removed
+            intent = await self.tenants.intents.build(tenant)
+            if intent is None:  # it was removed
                 return
-            networks = await NETWORKS.readable(store, name)
-            ports = [m.instance.port for m in self.supervisor.of(name) if m.instance.port]
-            if self.certain:
-                work = asyncio.to_thread(fabric.sweep_tenant, tenant, networks, ports)
-                await self._guarded(f"sweep of networks of tenant {name}", work)
             await self._guarded(f"limits of tenant {name}", asyncio.to_thread(self.context.groups.ensure, tenant))
-            await self._guarded(f"tenant {name}", asyncio.to_thread(fabric.ensure_tenant, tenant))
-            for network in networks:
-                work = asyncio.to_thread(fabric.ensure_network, tenant, network)
-                await self._guarded(f"network {name}/{network.name}", work)
-            names = self.supervisor.names(name)
-            await self._guarded(f"names of tenant {name}", asyncio.to_thread(fabric.set_names, tenant, names))
+            await self._guarded(f"tenant {name}", self._apply(intent))
         if event := self.context.preparing.pop(name, None):
             event.set()
+
+    async def _apply(self, intent: TenantIntent) -> None:
+        """Have the fabric make it. What can't be made is a problem for each part; raises what all of it fails for."""
+        name = intent.tenant.name
+        errors = await asyncio.to_thread(self.context.fabric.apply, intent)
+        named = {part: f"{part} of tenant {name}" for part in {*errors, "leftovers", "names"} - {"tenant"}}
+        named |= {f"port {port.instance}": f"port of instance {name}/{port.instance}" for port in intent.ports}
+        named |= {f"network {network.name}": f"network {name}/{network.name}" for network in intent.networks}
+        for part, problem in named.items():
+            if error := errors.get(part):
+                self.problems.report(problem, error)
+            else:
+                self.problems.solved(problem)
+        if error := errors.get("tenant"):
+            raise error
 
     async def _guarded(self, name: str, work: Awaitable[object]) -> None:
         """`work`; its failure, whatever it is, is a problem of this host and not the end of reconciliation."""

@@ -21,6 +21,7 @@ from insula.control.claims import Claim
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, TENANTS, USAGE
+from insula.control.networks.intents import Intents
 from insula.control.quotas import check_covers, check_limits, guarded, merge
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
@@ -36,8 +37,9 @@ _INDEX = "tenant-index"
 
 
 class Tenants:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, intents: Intents) -> None:
         self.context = context
+        self.intents = intents
         self._updating = asyncio.Lock()
 
     async def find(self, name: str) -> Found[Tenant]:
@@ -127,7 +129,8 @@ class Tenants:
     async def ensure(self, tenant: Tenant) -> None:
         """Makes or repairs what the tenant has on this host; changes nothing that is right."""
         await asyncio.to_thread(self.context.groups.ensure, tenant)
-        await self.context.fabric_call(tenant.name, self.context.fabric.ensure_tenant, tenant)
+        if error := (await self.intents.apply(tenant)).get("tenant"):
+            raise error
 
     async def remove(self, name: str) -> None:
         """Conflict while it has instances, networks or images of its own; the default tenant stays."""
@@ -176,7 +179,7 @@ class Tenants:
         """Takes it off the host. What fails here is swept at the next start of the daemon."""
         try:
             try:
-                await self.context.fabric_call(tenant.name, self.context.fabric.remove_tenant, tenant)
+                await self.context.fabric_call(tenant.name, self.context.fabric.remove, tenant)
             finally:
                 await asyncio.to_thread(self.context.groups.remove, tenant.name)
         except (InsulaError, OSError) as error:

@@ -13,6 +13,7 @@ from insula.control.instances.supervisor import Supervisor
 from insula.control.keys import NETWORKS, TENANTS
 from insula.model.errors import NotFound
 from insula.model.views import VerifyReport
+from insula.network.fabric import NetnsNic
 from insula.network.verify import verify
 
 _ATTEMPTS = 5
@@ -61,5 +62,6 @@ class Verifier:
                 with suppress(NotFound):  # it ended this moment
                     nic = self.context.driver(member.instance).nic(member.instance.id)
                     held.callback(nic.close)
-                    found[port.index] = nic.fd
+                    if isinstance(nic, NetnsNic):
+                        found[port.index] = nic.fd
         return found

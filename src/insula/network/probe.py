@@ -36,6 +36,8 @@ from insula.kernel.injection import Injector
 from insula.kernel.netns import call_in
 from insula.model.errors import Unavailable
 from insula.network.addresses import gateway_mac
+from insula.network.endpoints import Endpoint
+from insula.network.fabric import Router, Station
 from insula.network.packets import (
     ALL_NODES,
     BROADCAST,
@@ -48,7 +50,7 @@ from insula.network.packets import (
     is_tcp,
     sender,
 )
-from insula.network.reachability import Endpoint, wanted
+from insula.network.reachability import wanted
 
 _EVERYBODY = {4: ("255.255.255.255", BROADCAST), 6: ("ff02::1", ALL_NODES)}
 _ALL = 0x0003  # ETH_P_ALL
@@ -57,37 +59,6 @@ _SO_RCVBUFFORCE = 33
 _BUFFER = 16 << 20
 _PATIENCE = 1.0  # how long what should arrive may take
 _GRACE = 0.2  # how long after that we listen for what should not
-
-
-@dataclass(frozen=True)
-class Station:
-    """An instance. `device` is the host's end of its port, `index` that device's index, in the tenant's namespace."""
-
-    endpoints: tuple[Endpoint, ...]
-    gateways: tuple[str, ...]
-    subnets: tuple[str, ...]
-    device: str
-    index: int
-    mac: str
-
-    @property
-    def key(self) -> str:
-        return self.endpoints[0].label
-
-
-@dataclass(frozen=True)
-class Router:
-    """A tenant's router and its namespace; `inside` are the devices there that see what came through a port or from
-    the host. `device` is its uplink's end on the host, `mac` that of the other end."""
-
-    tenant: str
-    netns: int
-    gateways: tuple[Endpoint, ...]
-    hosts: tuple[Endpoint, ...]
-    outsides: tuple[Endpoint, ...]
-    inside: tuple[str, ...]
-    device: str
-    mac: str
 
 
 @dataclass

@@ -8,37 +8,19 @@ instance's namespace only its list of devices is read.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from insula.model.objects import Network, Port, Tenant
 from insula.model.views import Reachability, VerifyReport
 from insula.network import reachability
-from insula.network.fabric import Fabric
-from insula.network.probe import Measurement, Result, Router, Station
-
-
-class Probed(Fabric, Protocol):
-    """A fabric that says where probes can be sent and received."""
-
-    def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router:
-        """The tenant's router; the caller closes its `netns`."""
-        ...
-
-    def station(self, tenant: Tenant, network: Network, port: Port) -> Station:
-        """The instance at a port, as it is seen from the host."""
-        ...
-
-    def strange_devices(self, ports: Mapping[int, int], owners: Sequence[Port]) -> list[str]:
-        """What leads out of an instance's namespace beside its port, as text. `ports` are namespace descriptors by
-        the index of the port, `owners` the ports."""
-        ...
+from insula.network.endpoints import Endpoint
+from insula.network.fabric import Fabric, Router, Station
+from insula.network.probe import Measurement, Result
 
 
 def verify(
-    fabric: Probed,
+    fabric: Fabric,
     tenants: Sequence[Tenant],
     networks: Sequence[Network],
     ports: Sequence[Port],
@@ -57,18 +39,16 @@ def verify(
     for one in installed:
         drift += [f"{one.tenant}: {text}" for text in (*one.drift, *reachability.differences(one, networks, running))]
     drift += fabric.strange_devices(netns, running)
-    owners = {one.tenant: tenant for tenant, one in zip(tenants, installed, strict=True) if one.namespace}
-    stations = [
-        fabric.station(owners[port.tenant], by_name[port.tenant, port.network], port)
-        for port in running
-        if port.tenant in owners
-    ]
     with contextlib.ExitStack() as stack:
-        routers = []
-        for tenant in owners.values():
-            router = fabric.router(tenant, [network for network in networks if network.tenant == tenant.name])
-            stack.callback(os.close, router.netns)
-            routers.append(router)
+        stations: list[Station] = []
+        routers: list[Router] = []
+        for tenant, one in zip(tenants, installed, strict=True):
+            if one.namespace:
+                theirs = [network for network in networks if network.tenant == tenant.name]
+                points = fabric.probe_points(tenant, theirs, [port for port in running if port.tenant == tenant.name])
+                stack.callback(points.close)
+                stations += points.stations
+                routers.append(points.router)
         pairs = _pairs(stations, routers)
         taken = stack.enter_context(Measurement(stations, routers))
         results = taken.measure(pairs, beyond=not host_drift)
@@ -78,9 +58,7 @@ def verify(
     return VerifyReport(passed=passed, matrix=matrix, drift=drift, seconds=time.monotonic() - started)
 
 
-def _pairs(
-    stations: Sequence[Station], routers: Sequence[Router]
-) -> list[tuple[reachability.Endpoint, reachability.Endpoint]]:
+def _pairs(stations: Sequence[Station], routers: Sequence[Router]) -> list[tuple[Endpoint, Endpoint]]:
     endpoints = [endpoint for station in stations for endpoint in station.endpoints]
     for router in routers:
         endpoints += [*router.gateways, *router.hosts, *router.outsides]
@@ -88,9 +66,7 @@ def _pairs(
     return [(source, target) for source, target in reachability.pairs(endpoints) if source.tenant in routed]
 
 
-def _cell(
-    source: reachability.Endpoint, target: reachability.Endpoint, installed: bool, result: Result
-) -> Reachability:
+def _cell(source: Endpoint, target: Endpoint, installed: bool, result: Result) -> Reachability:
     detail = result.detail
     if result.reached and not reachability.wanted(source, target):
         detail = f"arrived by {', '.join(result.protocols)}"

@@ -97,8 +97,8 @@ def test_one_tenant_cannot_fill_the_hosts_connection_table() -> None:
 def test_a_flood_of_questions_is_not_the_hosts_work() -> None:
     """dnsmasq runs on the host's account: it sees so many questions a second, and the other tenant's is another."""
     with two_tenants() as cloud:
-        for tenant in cloud.tenants.values():
-            cloud.fabric.set_names(tenant, {"web": ["10.0.0.2"]})
+        for tenant in cloud.tenants:
+            cloud.set_names(tenant, {"web": ["10.0.0.2"]})
         web, other = cloud.instances["acme", "web"], cloud.instances["globex", "web"]
         question = b"\1\2\1\0\0\1\0\0\0\0\0\0\3web\0\0\1\0\1"
         inside, sent = cloud.inside("acme"), 20 * rules.QUESTIONS

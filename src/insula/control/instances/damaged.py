@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from insula.control.instances.specs import typed
 from insula.control.instances.supervisor import Supervisor
-from insula.control.keys import EVENTS, INSTANCES, NETWORKS, STATUS, USAGE
+from insula.control.keys import EVENTS, INSTANCES, STATUS, USAGE
 from insula.control.networks.ports import is_port_claim
 from insula.control.quotas import guarded, subtract
 from insula.model.errors import Conflict
@@ -95,16 +95,13 @@ class Damaged:
 
     async def _sweep(self, owner: Tenant) -> None:
         """Remove what is nobody's, now that all records can be read."""
-        store, tenant = self.context.store, owner.name
+        store = self.context.store
         # before the store: whose directory is there by now is in the store by then
         there = await asyncio.to_thread(os.listdir, self.context.settings.instances)
         known = {id_of(entry) for entry in (await store.list(INSTANCES.prefix_all())).entries}
         for instance in set(there) - known:
             await self._discard(instance)
-        networks = await NETWORKS.list(store, tenant)
-        ports = [member.instance.port for member in self.supervisor.of(tenant) if member.instance.port]
-        await self.context.fabric_call(tenant, self.context.fabric.sweep_tenant, owner, networks, ports)
-        await self.supervisor.update_names(owner)
+        await self.supervisor.ports.intents.apply(owner)
 
 
 def id_of(entry: Entry) -> str | None:

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -30,7 +30,7 @@ from insula.control.instances.recorder import Recorder
 from insula.control.instances.restart_policy import STEADY, after_exit, delay
 from insula.control.instances.sharing import guests, partner
 from insula.control.keys import INSTANCES, STATUS
-from insula.control.networks.ports import Ports, addresses
+from insula.control.networks.ports import Ports
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Tenant
 from insula.store.protocol import TransactionConflict
@@ -71,10 +71,6 @@ class Supervisor:
 
     def of(self, tenant: str | None) -> Iterator[ManagedInstance]:
         return (m for _, m in sorted(self.members.items()) if tenant is None or m.instance.tenant == tenant)
-
-    def names(self, tenant: str) -> dict[str, Sequence[str]]:
-        """What resolves in a tenant: the names of instances that run."""
-        return {m.instance.name: addresses(m.instance) for m in self.of(tenant) if m.active and m.instance.port}
 
     def last_exit(self, tenant: str, name: str) -> Exit | None:
         return self._last.get((tenant, name))
@@ -159,7 +155,7 @@ class Supervisor:
 
     async def update_names(self, tenant: Tenant) -> None:
         """Have the names of the tenant's instances that run resolve, and no others."""
-        await self.ports.set_names(tenant, self.names(tenant.name))
+        await self.ports.intents.apply(tenant)
 
     async def remove_directory(self, member: ManagedInstance) -> None:
         await self.remove_stray_directory(self.driver(member), member.instance.id)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_network
 from itertools import count
@@ -12,7 +12,8 @@ from insula.control import claims
 from insula.control.claims import Claim
 from insula.control.context import Context
 from insula.control.keys import NETWORKS
-from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound
+from insula.control.networks.intents import Intents, addresses
+from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import Instance, InstanceSpec, Network, Port, Tenant
 from insula.network.addresses import allocate, parse_mac, port_mac
 from insula.network.fabric import Nic
@@ -23,8 +24,9 @@ _MAX_INDEX = 1 << 24
 
 
 class Ports:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, intents: Intents) -> None:
         self.context = context
+        self.intents = intents
         self._last: dict[tuple[str, str, str], str] = {}  # tenant, network, subnet → the address given out last
 
     # -- allocated here, committed together with their instance ---------------------------------------------------
@@ -95,23 +97,24 @@ class Ports:
         return found.value
 
     async def plug(self, tenant: Tenant, network: Network, instance: Instance, nic: Nic) -> None:
-        """Connect an instance that was created to its network, and have its name resolve. The nic is closed then."""
-        assert instance.port
-        fabric, port = self.context.fabric, instance.port
+        """Connect an instance that was created to its network, and have its name resolve. The nic is closed then.
 
-        def connect() -> None:
+        It runs to its end even if the caller is cancelled: a thread that goes on must not find another nic behind the
+        descriptor.
+        """
+        assert instance.port
+        await asyncio.shield(asyncio.ensure_future(self._plug(tenant, network, instance.port, nic)))
+
+    async def _plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic) -> None:
+        fabric = self.context.fabric
+        try:
             try:
-                fabric.attach(tenant, network, port, nic.fd)
-            except Conflict:  # the network is full
+                await self.context.fabric_call(tenant.name, fabric.plug, tenant, network, port, nic)
+            except (Conflict, Unavailable):  # the network is full, the nic of another kind
                 raise
             except InsulaError:  # somebody took parts of the network away: repair it, and try once more
-                fabric.ensure_tenant(tenant)
-                fabric.ensure_network(tenant, network)
-                fabric.attach(tenant, network, port, nic.fd)
-            fabric.add_name(tenant, instance.name, addresses(instance))
-
-        try:
-            await self.context.fabric_call(tenant.name, connect)
+                await self.intents.apply(tenant)
+                await self.context.fabric_call(tenant.name, fabric.plug, tenant, network, port, nic)
         finally:
             nic.close()
 
@@ -120,18 +123,8 @@ class Ports:
         network = None
         with suppress(NotFound, Failed):  # its record is gone, or damaged
             network = await self.network(instance)
-        if network and (port := instance.port):
-            fabric = self.context.fabric
-
-            def disconnect() -> None:
-                fabric.remove_name(tenant, instance.name)
-                fabric.detach(tenant, network, port)
-
-            await self.context.fabric_call(tenant.name, disconnect)
-
-    async def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
-        """Have exactly these names resolve in the tenant."""
-        await self.context.fabric_call(tenant.name, self.context.fabric.set_names, tenant, names)
+        if network and instance.port:
+            await self.context.fabric_call(tenant.name, self.context.fabric.unplug, tenant, network, instance.port)
 
 
 _parsed = functools.lru_cache(maxsize=1024)(ip_network)
@@ -148,11 +141,10 @@ def _mac_kind(tenant: str, network: str) -> str:
 def port_claims(port: Port) -> list[Claim]:
     """What only this port may have."""
     owner = f"{port.tenant}/{port.instance}"
-    addresses = [port.address, *([port.address6] if port.address6 else [])]
     return [
         Claim(_PORT, str(port.index), owner),
         Claim(_mac_kind(port.tenant, port.network), port.mac, owner),
-        *(Claim(_address_kind(port.tenant, port.network), address, owner) for address in addresses),
+        *(Claim(_address_kind(port.tenant, port.network), address, owner) for address in addresses(port)),
     ]
 
 
@@ -160,9 +152,3 @@ def is_port_claim(entry: Entry, tenant: str, instance: str) -> bool:
     """Whether this entry of the store, below /claims, was made by `port_claims` for that instance."""
     kind = entry.key.removeprefix("/claims/").split("/")[0]
     return kind in (_PORT, "address", "mac") and entry.value == f"{tenant}/{instance}".encode()
-
-
-def addresses(instance: Instance) -> list[str]:
-    """The addresses that the instance's name resolves to."""
-    port = instance.port
-    return [address for address in (port.address, port.address6) if address] if port else []

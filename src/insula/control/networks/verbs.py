@@ -152,7 +152,8 @@ class Networks:
 
     async def ensure(self, tenant: Tenant, network: Network) -> None:
         """Makes or repairs the segment on this host; changes nothing that is right."""
-        await self.context.fabric_call(tenant.name, self.context.fabric.ensure_network, tenant, network)
+        if error := (await self.ports.intents.apply(tenant)).get(f"network {network.name}"):
+            raise error
 
     async def remove(self, tenant: str, name: str) -> None:
         """Conflict while instances are on it; the default tenant's default network stays."""
@@ -190,7 +191,10 @@ class Networks:
     async def _undo(self, tenant: Tenant, network: Network) -> None:
         """Takes it off the host. What fails here is swept at the next start of the daemon."""
         try:
-            await self.context.fabric_call(tenant.name, self.context.fabric.remove_network, tenant, network)
+            if error := (await self.ports.intents.apply(tenant)).get("leftovers"):
+                raise error
+        except NotFound:  # the tenant is gone, with all that it had
+            pass
         except (InsulaError, OSError) as error:
             self.context.problems[f"network {tenant.name}/{network.name}"] = f"could not be removed: {error}"
 

@@ -16,18 +16,19 @@ from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
-from insula.model.errors import NotFound, Unavailable
+from insula.model.errors import InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
-from insula.network import reachability
+from insula.network import endpoints
 from insula.network.addresses import uplink_mac
-from insula.network.fabric import Installed
+from insula.network.fabric import Installed, NetnsNic, Nic, ProbePoints, Router, Station, TapNic
+from insula.network.intent import TenantIntent
 from insula.network.linux import calls, inside, namespaces, naming, readback, resolver, rules, sysctl
 from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion, is_gone
 from insula.network.linux.naming import Naming
+from insula.network.linux.state import addresses, gateways
 from insula.network.linux.sysctl import HostSettings
-from insula.network.linux.tenant import TenantNamespace, gateways
-from insula.network.probe import Router, Station
+from insula.network.linux.tenant import TenantNamespace, recording
 
 _NEIGHBOURS = ("ipv4/neigh/default/gc_thresh", "ipv6/neigh/default/gc_thresh")
 _LEAST, _MOST, _SHARE = 1 << 16, 1 << 18, 1 << 16  # entries of the neighbour tables; one for each 64 KiB of memory
@@ -146,18 +147,38 @@ class LinuxFabric:
 
     # -- tenants -------------------------------------------------------------------------------------------------
 
-    @about_tenant
-    def ensure_tenant(self, tenant: Tenant) -> None:
-        """Namespace, settings, rules, uplink and resolver."""
+    def apply(self, intent: TenantIntent) -> dict[str, InsulaError]:
+        """Namespace, settings, rules, uplink, resolver, bridges, what is plugged in, and names."""
+        with self._calls.of(intent.tenant.name):
+            return self._apply(intent)
+
+    def _apply(self, intent: TenantIntent) -> dict[str, InsulaError]:
         host, _ = self._handles()
+        tenant, errors = intent.tenant, dict[str, InsulaError]()
         self._record(tenant)
         namespaces.create(self.naming.namespace(tenant.name))
         namespace = self._tenant(tenant)
-        with self._resolver.ensuring(tenant, namespace.netns, self._asked(tenant)):  # it starts meanwhile
-            namespace.ensure(host, ipv6=self._ipv6)
+        with recording(errors, "tenant"), contextlib.ExitStack() as starting:
+            with recording(errors, "tenant"):  # it starts while the rest is made
+                starting.enter_context(self._resolver.ensuring(tenant, namespace.netns, self._asked(tenant)))
+            with recording(errors, "tenant"):
+                namespace.ensure(host, ipv6=self._ipv6)
+            namespace.apply(intent, self._prepare, errors)
+        with recording(errors, "names"):
+            self._resolver.set_names(tenant, intent.names)
+        self._deletion.wake(namespace)
+        return errors
+
+    def _prepare(self, network: Network) -> None:
+        """Let the host forward what the network needs. Unavailable if it can't."""
+        if network.gateway6:
+            if not self._ipv6:
+                raise Unavailable("this host's kernel has no IPv6", "make the network without an IPv6 subnet")
+            if sysctl.read(sysctl.FORWARDING[6]) != "1":
+                self._forward(6)
 
     @about_tenant
-    def remove_tenant(self, tenant: Tenant) -> None:
+    def remove(self, tenant: Tenant) -> None:
         """Resolver, uplink, namespace, in this order: nothing may hold the namespace when its name goes."""
         self._remove_tenant(tenant.name, tenant.index)
 
@@ -215,51 +236,26 @@ class LinuxFabric:
             namespace = self._tenants[tenant.name] = TenantNamespace(self.naming, tenant, netns, self._injector)
             return namespace
 
-    # -- networks, ports, names ----------------------------------------------------------------------------------
+    # -- ports ---------------------------------------------------------------------------------------------------
 
     @about_tenant
-    def ensure_network(self, tenant: Tenant, network: Network) -> None:
-        """The bridge with its gateway addresses."""
-        if network.gateway6:
-            if not self._ipv6:
-                raise Unavailable("this host's kernel has no IPv6", "make the network without an IPv6 subnet")
-            if sysctl.read(sysctl.FORWARDING[6]) != "1":
-                self._forward(6)
-        self._tenant(tenant).ensure_network(network)
+    def plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic) -> None:
+        """Give a network namespace its eth0 on the network; other kinds of nic are refused."""
+        if not isinstance(nic, NetnsNic):
+            kind = "a tap device" if isinstance(nic, TapNic) else "a virtual function"
+            raise Unavailable(f"{port.instance} has {kind}, which the linux fabric can't plug in", "use a container")
+        self._check_made(tenant)
+        self._tenant(tenant).plug(network, port, nic.fd)
+        self._resolver.add_name(tenant, port.instance, addresses(port))
 
     @about_tenant
-    def remove_network(self, tenant: Tenant, network: Network) -> None:
-        """The bridge; its ports lose their connection."""
-        self._tenant(tenant).remove_network(network.index)
-
-    @about_tenant
-    def attach(self, tenant: Tenant, network: Network, port: Port, netns: int) -> None:
-        """Give the namespace behind `netns` its eth0 on the network."""
-        self._tenant(tenant).attach(network, port, netns)
-
-    @about_tenant
-    def detach(self, tenant: Tenant, network: Network, port: Port) -> None:
+    def unplug(self, tenant: Tenant, network: Network, port: Port) -> None:
         """Nothing passes the port any more, and its device goes soon."""
-        namespace = self._tenant(tenant)
-        namespace.detach(network, port)
-        self._deletion.wake(namespace)
-
-    @about_tenant
-    def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
-        """Replace what the tenant's resolver answers."""
-        self._check_made(tenant)
-        self._resolver.set_names(tenant, names)
-
-    @about_tenant
-    def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
-        """Have the tenant's resolver answer it."""
-        self._check_made(tenant)
-        self._resolver.add_name(tenant, name, addresses)
-
-    @about_tenant
-    def remove_name(self, tenant: Tenant, name: str) -> None:
-        """Have the tenant's resolver forget it."""
-        self._resolver.remove_name(tenant.name, name)
+        self._resolver.remove_name(tenant.name, port.instance, addresses(port))
+        with contextlib.suppress(NotFound):  # the namespace is gone with all that was in it
+            namespace = self._tenant(tenant)
+            namespace.unplug(network, port)
+            self._deletion.wake(namespace)
 
     # -- reading back ----------------------------------------------------------------------------------------------
 
@@ -308,36 +304,23 @@ class LinuxFabric:
         return {index: (found[1], found[0]) for index, found in counted if found}
 
     @about_tenant
-    def router(self, tenant: Tenant, networks: Sequence[Network]) -> Router:
-        """Where probes enter and leave the tenant's namespace; the caller closes `netns`."""
-        namespace = self._tenant(tenant)
+    def probe_points(self, tenant: Tenant, networks: Sequence[Network], ports: Sequence[Port]) -> ProbePoints:
+        """The tenant's namespace, and the host's ends of its ports and of its uplink."""
+        namespace, by_name = self._tenant(tenant), {network.name: network for network in networks}
         (host, _), (host6, _) = self.naming.addresses(tenant.index)
         versions = 2 if self._ipv6 else 1
-        return Router(
+        stations = tuple(_station(namespace, by_name[port.network], port) for port in ports)
+        router = Router(
             tenant=tenant.name,
             netns=os.dup(namespace.netns),
-            gateways=tuple(gateway for network in networks for gateway in reachability.of_gateway(network)),
-            hosts=tuple(reachability.Endpoint("host", tenant.name, 0, "host", a) for a in (host, host6)[:versions]),
-            outsides=tuple(reachability.outside(tenant.name)[:versions]),
+            gateways=tuple(gateway for network in networks for gateway in endpoints.of_gateway(network)),
+            hosts=tuple(endpoints.Endpoint("host", tenant.name, 0, "host", a) for a in (host, host6)[:versions]),
+            outsides=tuple(endpoints.outside(tenant.name)[:versions]),
             inside=(naming.UPLINK, *(naming.bridge(network.index) for network in networks)),
             device=self.naming.uplink(tenant.index),
             mac=uplink_mac(tenant.index, host=False),
         )
-
-    @about_tenant
-    def station(self, tenant: Tenant, network: Network, port: Port) -> Station:
-        """Where the instance's probes are injected and received. What follows from a change of its carrier is done."""
-        device = naming.port(port.index)
-        with contextlib.suppress(OSError):  # it is missing, which `installed` tells
-            self._tenant(tenant).rtnl.settle(device)
-        return Station(
-            endpoints=tuple(reachability.of_port(port, network)),
-            gateways=(network.gateway, *([network.gateway6] if network.gateway6 else [])),
-            subnets=(network.subnet, *([network.subnet6] if network.subnet6 else [])),
-            device=device,
-            index=naming.port_index(port.index),
-            mac=port.mac,
-        )
+        return ProbePoints(router, stations)
 
     @about_host
     def strange_devices(self, ports: Mapping[int, int], owners: Sequence[Port]) -> list[str]:
@@ -352,27 +335,14 @@ class LinuxFabric:
 
     # -- cleaning up -----------------------------------------------------------------------------------------------
 
-    def sweep(self, tenants: Iterable[Tenant], networks: Iterable[Network], ports: Iterable[Port]) -> None:
-        """Remove what is ours and not in these."""
-        tenants, networks, ports = list(tenants), list(networks), list(ports)
-        self.sweep_tenants(tenants)
-        for tenant in tenants:
-            self.sweep_tenant(
-                tenant,
-                [network for network in networks if network.tenant == tenant.name],
-                [port for port in ports if port.tenant == tenant.name],
-            )
-
     @about_host
-    def sweep_tenants(self, tenants: Iterable[Tenant]) -> None:
+    def sweep(self, keep: Iterable[Tenant]) -> None:
         """Remove what is ours and of none of these tenants."""
-        self._sweep_tenants(tenants, self._calls.of)
+        self._sweep(keep, self._calls.of)
 
-    def _sweep_tenants(
-        self, tenants: Iterable[Tenant], turn: Callable[[str], contextlib.AbstractContextManager[None]]
-    ) -> None:
+    def _sweep(self, keep: Iterable[Tenant], turn: Callable[[str], contextlib.AbstractContextManager[None]]) -> None:
         host, _ = self._handles()
-        wanted = {tenant.name: tenant for tenant in tenants}
+        wanted = {tenant.name: tenant for tenant in keep}
         for name, index in self._recorded().items():
             if name not in wanted or wanted[name].index != index:
                 with turn(name):
@@ -386,14 +356,6 @@ class LinuxFabric:
             if uplink is not None and uplink not in indices:
                 host.execute(netlink.delete_link(index=link.index))
 
-    @about_tenant
-    def sweep_tenant(self, tenant: Tenant, networks: Iterable[Network], ports: Iterable[Port]) -> None:
-        """Remove what the tenant has and is not in these."""
-        if namespaces.exists(self.naming.namespace(tenant.name)):
-            namespace = self._tenant(tenant)
-            namespace.sweep({network.index for network in networks}, list(ports))
-            self._deletion.wake(namespace)
-
     def teardown(self) -> None:
         """Remove everything of ours from this host, and put its settings back.
 
@@ -402,7 +364,7 @@ class LinuxFabric:
         """
         _, nft = self._handles()
         self._calls.close()
-        self._sweep_tenants([], lambda _: contextlib.nullcontext())
+        self._sweep([], lambda _: contextlib.nullcontext())
         nft.run(f"add table inet {self.naming.prefix}\ndelete table inet {self.naming.prefix}\n")
         self._settings.restore()
         if (self._run / "directory").exists():
@@ -410,6 +372,21 @@ class LinuxFabric:
         self._release()
         self._resolver.close()
         shutil.rmtree(self._run, ignore_errors=True)
+
+
+def _station(namespace: TenantNamespace, network: Network, port: Port) -> Station:
+    """A port's probe point. What follows from a change of its carrier is done."""
+    device = naming.port(port.index)
+    with contextlib.suppress(OSError):  # it is missing, which `installed` tells
+        namespace.rtnl.settle(device)
+    return Station(
+        endpoints=tuple(endpoints.of_port(port, network)),
+        gateways=(network.gateway, *([network.gateway6] if network.gateway6 else [])),
+        subnets=(network.subnet, *([network.subnet6] if network.subnet6 else [])),
+        device=device,
+        index=naming.port_index(port.index),
+        mac=port.mac,
+    )
 
 
 def _no_namespace(tenant: Tenant) -> NotFound:

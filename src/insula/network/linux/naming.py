@@ -35,6 +35,10 @@ def bridge_index(network: int) -> int:
     return _NETWORKS + network
 
 
+def is_bridge_index(index: int) -> bool:
+    return _NETWORKS <= index < _PORTS
+
+
 def port_index(index: int) -> int:
     return _PORTS + index
 

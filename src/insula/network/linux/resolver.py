@@ -91,18 +91,17 @@ class Resolver:
             self._write(tenant.name, bucket, lines)
 
     def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
-        """Answer one more name, or answer it differently: costs the same however many there are."""
+        """Answer one more name, or more addresses for one: costs the same however many names there are."""
         self._prepare(tenant)
-        lines = self._others(tenant.name, name) + _lines(tenant.name, name, addresses)
-        self._write(tenant.name, _bucket(name), lines)
+        lines = _lines(tenant.name, name, addresses)
+        before = self._lines_of(tenant.name, _bucket(name))
+        self._write(tenant.name, _bucket(name), [line for line in before if line not in lines] + lines)
 
-    def remove_name(self, tenant: str, name: str) -> None:
-        """Answer no more to `name`."""
-        self._write(tenant, _bucket(name), self._others(tenant, name))
-
-    def _others(self, tenant: str, name: str) -> list[str]:
-        """The lines beside those of `name` in its file."""
-        return [line for line in self._lines_of(tenant, _bucket(name)) if line.split()[1] != name]
+    def remove_name(self, tenant: str, name: str, addresses: Sequence[str]) -> None:
+        """Answer these addresses no more for `name`."""
+        lines = _lines(tenant, name, addresses)
+        before = self._lines_of(tenant, _bucket(name))
+        self._write(tenant, _bucket(name), [line for line in before if line not in lines])
 
     def _lines_of(self, tenant: str, bucket: str) -> list[str]:
         try:

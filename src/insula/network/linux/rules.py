@@ -17,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from ipaddress import IPv6Address
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from types import MappingProxyType
 from typing import Final
 
 from insula.kernel.netns import call_in_new
+from insula.kernel.nfelements import IFNAME
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
@@ -268,10 +270,19 @@ def as_listed(rules: str, table: str) -> dict[str, str]:
 # -- elements ------------------------------------------------------------------------------------------------------
 
 
-SETS: Final = tuple(
-    [("bridge", name) for name in ("macs", "ipv4", "ipv6", "ndp")]
-    + [("inet", name) for name in ("bridges", "same", "gateways4", "gateways6")]
-)
+_TYPES: Final = {
+    "bridge macs": "dm",
+    "bridge ipv4": "dm4",
+    "bridge ipv6": "dm6",
+    "bridge ndp": "dmh",
+    "inet bridges": "d",
+    "inet same": "dd",
+    "inet gateways4": "d4",
+    "inet gateways6": "d6",
+}
+"""The types of the parts of a set's elements: device, MAC, IPv4 and IPv6 address, 16 bytes in hexadecimal."""
+SETS: Final = tuple(_TYPES)
+"""All sets, by "family set"."""
 
 
 def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
@@ -307,11 +318,48 @@ def delete(table: str, elements: Elements) -> str:
     return add(table, elements) + "".join(_command("delete", table, name, some) for name, some in elements.items())
 
 
+def key(name: str, element: tuple[str, ...]) -> bytes:
+    """An element as the kernel has it (`nfelements`). `name` is the set's."""
+    return b"".join(_packed(kind, part) for kind, part in zip(_TYPES[name], element, strict=True))
+
+
+def element(name: str, packed: bytes) -> tuple[str, ...]:
+    """The element of a key."""
+    found, at = [], 0
+    for kind in _TYPES[name]:
+        found.append(_text(kind, packed[at : at + _LENGTHS[kind]]))
+        at += _LENGTHS[kind]
+    return tuple(found)
+
+
+_LENGTHS: Final = {"d": IFNAME, "m": 8, "4": 4, "6": 16, "h": 16}
+
+
+def _packed(kind: str, part: str) -> bytes:
+    if kind == "d":
+        return part.encode().ljust(IFNAME, b"\0")
+    if kind == "m":
+        return bytes.fromhex(part.replace(":", "")) + b"\0\0"
+    if kind == "h":
+        return int(part, 16).to_bytes(16, "big")
+    return inet_pton(AF_INET if kind == "4" else AF_INET6, part)
+
+
+def _text(kind: str, packed: bytes) -> str:
+    if kind == "d":
+        return packed.rstrip(b"\0").decode(errors="replace")
+    if kind == "m":
+        return packed[:6].hex(":")
+    if kind == "h":
+        return f"0x{packed.hex()}"
+    return inet_ntop(AF_INET if kind == "4" else AF_INET6, packed)
+
+
 def _command(verb: str, table: str, name: str, elements: Iterable[tuple[str, ...]]) -> str:
     family, _, set_ = name.partition(" ")
-    written = ", ".join(" . ".join(_part(part, i) for i, part in enumerate(element)) for element in elements)
+    kinds = _TYPES[name]
+    written = ", ".join(
+        " . ".join(f'"{part}"' if kind == "d" else part for kind, part in zip(kinds, each, strict=True))
+        for each in elements
+    )
     return f"{verb} element {family} {table} {set_} {{ {written} }}\n" if written else ""
-
-
-def _part(part: str, position: int) -> str:
-    return f'"{part}"' if position == 0 or part.startswith("br") else part

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
-import socket
 import threading
-from collections import Counter
-from collections.abc import Sequence
-from ipaddress import ip_network
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from insula.kernel import descriptors, netlink, nfelements
+from insula.kernel import descriptors, netlink
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import NetlinkError, Rtnl
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
-from insula.model.errors import Conflict, Failed
+from insula.model.errors import Conflict, Failed, InsulaError
 from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import gateway_mac, uplink_mac
-from insula.network.linux import naming, rules, sysctl
+from insula.network.intent import TenantIntent
+from insula.network.linux import naming, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.naming import Naming
+from insula.network.linux.state import State, addresses, prefix
 from insula.network.packets import announcement
 
 FAMILIES = ("bridge", "inet")
@@ -53,6 +51,8 @@ class TenantNamespace:
         self.rtnl, self.nft, self._slow = call_in(self.netns, lambda: (Rtnl(), Nft(), Rtnl()))
         self._deleting = threading.Lock()
         self._closed = False
+        self._networks: set[int] = set()  # that intents had
+        self._ports: set[int] = set()  # that intents had, or that were plugged
         self._gone: set[int] = set()  # groups of devices that wait for `delete_marked`
         self._departed = 0
         self._before: dict[str, str] = {}  # address → MAC address of who had it last
@@ -83,6 +83,11 @@ class TenantNamespace:
         rules.install(self.nft, self.naming.prefix, FAMILIES, rules.tenant_rules(self.naming.prefix))
         self._ensure_uplink(host, ipv6=ipv6)
 
+    def _uplink_addresses(self) -> list[str]:
+        """Of the tenant's end, with prefix lengths."""
+        (_, ours), (_, ours6) = self.naming.addresses(self.tenant.index)
+        return [f"{ours}/31", f"{ours6}/127"]
+
     def _ensure_uplink(self, host: Rtnl, *, ipv6: bool) -> None:
         index, name = self.tenant.index, self.naming.uplink(self.tenant.index)
         host_mac, our_mac = uplink_mac(index, host=True), uplink_mac(index, host=False)
@@ -101,56 +106,120 @@ class TenantNamespace:
         settings_near = {f"ipv6/conf/{naming.UPLINK}/{key}": value for key, value in settings.items()}
         call_in(self.netns, lambda: sysctl.write(settings_near))
         pairs = [(*four, "0.0.0.0/0", 31)] + ([(*six, "::/0", 127)] if ipv6 else [])
-        for theirs, ours, everything, prefix in pairs:
+        for theirs, ours, everything, length in pairs:
             # neighbours are fixed: nobody has to ask, and the host's rules may drop whatever a tenant sends to it
             host.execute(
-                netlink.add_address(far.index, f"{theirs}/{prefix}"), netlink.add_neighbour(far.index, ours, our_mac)
+                netlink.add_address(far.index, f"{theirs}/{length}"), netlink.add_neighbour(far.index, ours, our_mac)
             )
             self.rtnl.execute(
                 netlink.set_link(1, up=True),
                 netlink.set_link(near.index, up=True),
-                netlink.add_address(near.index, f"{ours}/{prefix}"),
+                netlink.add_address(near.index, f"{ours}/{length}"),
                 netlink.add_neighbour(near.index, theirs, host_mac),
                 netlink.add_route(everything, index=near.index, gateway=theirs),
             )
         host.settle(name)
         self.rtnl.settle(naming.UPLINK)
 
-    # -- networks ------------------------------------------------------------------------------------------------
+    # -- all of it -----------------------------------------------------------------------------------------------
 
-    def ensure_network(self, network: Network) -> None:
-        """The bridge with the gateway's addresses and exactly those."""
-        name, index, mac = naming.bridge(network.index), naming.bridge_index(network.index), gateway_mac(network.index)
-        link = self.rtnl.link(name)
-        if link and (link.kind != "bridge" or link.index != index):
+    def apply(self, intent: TenantIntent, prepare: Callable[[Network], None], errors: dict[str, InsulaError]) -> None:
+        """Make networks, ports and elements what the intent wants; `ensure` was called before.
+
+        `prepare` is called with each network first, and may refuse it. What can't be made is added to `errors`.
+        """
+        now = state.read(self.netns, self.rtnl, self.naming.prefix)
+        self._gone |= now.gone
+        with recording(errors, "tenant"):
+            self.rtnl.execute(*state.uplink(now, self._uplink_addresses()))
+        with recording(errors, "leftovers"):
+            self._remove_leftovers(intent, now)
+        networks = {network.name: network for network in intent.networks}
+        made = False
+        for network in intent.networks:
+            with recording(errors, f"network {network.name}"):
+                prepare(network)
+                made |= self._apply_network(network, now)
+            if f"network {network.name}" in errors:
+                del networks[network.name]
+        if made:  # what was on a bridge that was not there needs more than before
+            now = state.read(self.netns, self.rtnl, self.naming.prefix)
+        plugged = [port for port in intent.ports if port.network in networks and self._is_plugged(port, now)]
+        for port in plugged:
+            with recording(errors, f"port {port.instance}"):
+                self._repair_port(networks[port.network], port, now)
+        with recording(errors, "tenant"):
+            self._apply_elements(networks.values(), plugged, now, complete=intent.complete)
+
+    def _remove_leftovers(self, intent: TenantIntent, now: State) -> None:
+        """Take away networks and ports that are not in the intent; unless it is complete only those that once were."""
+        networks = {network.index for network in intent.networks}
+        ports = {port.index: port for port in intent.ports}
+        for link in now.links.values():
+            network, port = naming.number(link.name, "br"), naming.number(link.name, "p")
+            stale = network is not None and network not in networks and (intent.complete or network in self._networks)
+            stale |= port is not None and port not in ports and (intent.complete or port in self._ports)
+            stale |= port in ports and link.index != naming.port_index(ports[port].index)
+            if stale:
+                self.rtnl.execute(netlink.delete_link(index=link.index))
+        self._networks |= networks
+        self._ports |= ports.keys()
+        if intent.complete:
+            self._networks, self._ports = networks, set(ports)
+            known = {address for port in intent.ports for address in addresses(port)}
+            for index, address in now.neighbours:
+                if address not in known:
+                    self.rtnl.execute(netlink.delete_neighbour(index, address))
+
+    def _apply_network(self, network: Network, now: State) -> bool:
+        """Make the bridge, or change what is wrong with it. True if it was made."""
+        name, index = naming.bridge(network.index), naming.bridge_index(network.index)
+        link = now.links.get(name)
+        wrong = link is not None and (link.kind != "bridge" or link.index != index)
+        if link and wrong:
             self.rtnl.execute(netlink.delete_link(index=link.index))
-            link = None
-        if link is None:
-            self.rtnl.execute(netlink.bridge(name, index=index, mac=mac, mtu=network.mtu))
-        settings = {f"ipv6/conf/{name}/disable_ipv6": "0" if network.gateway6 else "1"}
-        call_in(self.netns, lambda: sysctl.write(settings))
-        wanted = gateways(network)
-        present = [a.address for a in self.rtnl.addresses() if a.index == index and not a.link_local]
-        self.rtnl.execute(
-            netlink.set_link(index, up=True, mac=mac, mtu=network.mtu, alias=network.name),
-            *(netlink.delete_address(index, address) for address in present if address not in wanted),
-            *(netlink.add_address(index, address) for address in wanted),
-        )
-        self._replace_elements(name, rules.of_network(network), "inet")
+        made = link is None or wrong
+        if made:
+            self.rtnl.execute(netlink.bridge(name, index=index, mac=gateway_mac(network.index), mtu=network.mtu))
+            now.links.pop(name, None)
+            now.addresses.pop(index, None)
+        if made or bool(network.gateway6) != (name in now.ipv6):
+            settings = {f"ipv6/conf/{name}/disable_ipv6": "0" if network.gateway6 else "1"}
+            call_in(self.netns, lambda: sysctl.write(settings))
+        self.rtnl.execute(*state.bridge(now, network))
+        return made
 
-    def remove_network(self, index: int) -> None:
-        """The bridge and its elements."""
-        self.rtnl.execute(netlink.delete_link(name=naming.bridge(index)))
-        self._replace_elements(naming.bridge(index), {}, "inet")
+    def _is_plugged(self, port: Port, now: State) -> bool:
+        link = now.links.get(naming.port(port.index))
+        return link is not None and link.index == naming.port_index(port.index)
+
+    def _repair_port(self, network: Network, port: Port, now: State) -> None:
+        """Set right what the router's side of a port lacks; what is inside the instance only `plug` sees."""
+        if requests := state.port(now, network, port):
+            self.rtnl.execute(*requests)
+            self.rtnl.settle(naming.port(port.index))
+
+    def _apply_elements(
+        self, networks: Iterable[Network], ports: Iterable[Port], now: State, *, complete: bool
+    ) -> None:
+        """Make the sets hold what these networks and plugged ports need, and nothing else."""
+        wanted = [*map(rules.of_network, networks), *map(rules.of_port, ports)]
+        have = now.elements
+        if not complete:  # what may be somebody's stays
+            known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
+            have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
+        if commands := state.elements(self.naming.prefix, wanted, have):
+            self.nft.run(commands)
 
     # -- ports ---------------------------------------------------------------------------------------------------
 
-    def attach(self, network: Network, port: Port, netns: int) -> None:
+    def plug(self, network: Network, port: Port, netns: int) -> None:
         """Connect the namespace `netns`; what is there already and right stays, what is wrong is replaced."""
         with contextlib.ExitStack() as undo:
             inside = call_in(netns, lambda: _enter(port))
+            self._ports.add(port.index)
             try:
-                undo.callback(self.detach, network, port)
+                undo.callback(self.unplug, network, port)
                 try:
                     self._connect(network, port, netns)
                     self.nft.run(rules.add(self.naming.prefix, rules.of_port(port)))
@@ -158,7 +227,7 @@ class TenantNamespace:
                     if error.errno != errno.EEXIST:
                         raise
                     self._reconnect(network, port, netns, inside)
-                    self._replace_elements(naming.port(port.index), rules.of_port(port), "bridge")
+                    self._replace_elements(port)
                 _configure(inside, network, port)
                 self.rtnl.settle(naming.port(port.index))
                 inside.settle(DEVICE)
@@ -177,7 +246,7 @@ class TenantNamespace:
             frames = [announcement(port.mac, address) for address in moved]
             call_in(self.netns, lambda: [inject(index, frame) for frame in frames])
 
-    def detach(self, network: Network, port: Port) -> None:
+    def unplug(self, network: Network, port: Port) -> None:
         """Remove what the port was allowed; both its ends are only marked, to be deleted by `delete_marked`."""
         bridge = naming.bridge_index(network.index)
         self.nft.run(rules.delete(self.naming.prefix, rules.of_port(port)))
@@ -207,14 +276,14 @@ class TenantNamespace:
             naming.port(port.index), DEVICE, netns, index=index, peer_mac=port.mac, mtu=network.mtu, master=bridge
         )
         try:
-            self.rtnl.execute(pair, *_port_settings(network, port))
+            self.rtnl.execute(pair, *state.port_settings(network, port))
         except NetlinkError as error:
             if error.errno != errno.EXFULL:
                 raise
             while self.delete_marked():  # those that are marked have their places still
                 pass
             try:
-                self.rtnl.execute(pair, *_port_settings(network, port))
+                self.rtnl.execute(pair, *state.port_settings(network, port))
             except NetlinkError as still:
                 if still.errno != errno.EXFULL:
                     raise
@@ -231,7 +300,7 @@ class TenantNamespace:
             repair = netlink.set_link(
                 index, up=True, mtu=network.mtu, master=naming.bridge_index(network.index), alias=port.instance
             )
-            self.rtnl.execute(repair, *_port_settings(network, port))
+            self.rtnl.execute(repair, *state.port_settings(network, port))
             inside.execute(netlink.set_link(theirs.index, mac=port.mac, mtu=network.mtu))
             wanted = {address for address, _ in _with_prefixes(network, port)}
             present = [a for a in inside.addresses() if a.index == theirs.index and not a.link_local]
@@ -243,101 +312,39 @@ class TenantNamespace:
         inside.execute(netlink.delete_link(name=DEVICE))
         self._connect(network, port, netns)
 
-    def remove_port(self, index: int) -> None:
-        """A port of which only the index is known."""
-        self.rtnl.execute(netlink.delete_link(name=naming.port(index)))
-        self._replace_elements(naming.port(index), {}, "bridge")
-
-    def sweep(self, networks: set[int], ports: list[Port]) -> None:
-        """Remove networks and ports that are not in these, and all that is left of such."""
-        indices = {port.index for port in ports}
-        for link in self.rtnl.links():
-            network, index = naming.number(link.name, "br"), naming.number(link.name, "p")
-            if is_gone(link.group):
-                self._gone.add(link.group)  # its turn comes
-            elif (network is not None and network not in networks) or (index is not None and index not in indices):
-                self.rtnl.execute(netlink.delete_link(index=link.index))
-        keep = {naming.bridge(index) for index in networks} | {naming.port(index) for index in indices}
-        if not self._devices(*FAMILIES).keys() <= keep:
-            stale = {name: [e for e in some if e[0] not in keep] for name, some in self.elements().items()}
-            self.nft.run(rules.delete(self.naming.prefix, stale))
-        known = {address for port in ports for address in addresses(port)}
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for entry in self.rtnl.neighbours(family):
-                if entry.permanent and entry.address and entry.address not in known and _is_bridge(entry.index):
-                    self.rtnl.execute(netlink.delete_neighbour(entry.index, entry.address))
-
     # -- elements ------------------------------------------------------------------------------------------------
 
-    def _devices(self, *families: str) -> Counter[str]:
-        """All that the sets of these families say something of, and how much."""
-
-        def read() -> Counter[bytes]:
-            names = ((family, name) for family, name in rules.SETS if family in families)
-            listed = (nfelements.keys(family, self.naming.prefix, name) for family, name in names)
-            return Counter(key[: nfelements.IFNAME] for keys in listed for key in keys)
-
-        found = call_in(self.netns, read)
-        return Counter({name.rstrip(b"\0").decode(): number for name, number in found.items()})
-
-    def elements(self, families: Sequence[str] = FAMILIES) -> dict[str, set[tuple[str, ...]]]:
+    def elements(self) -> dict[str, set[tuple[str, ...]]]:
         """All elements of our sets, by "family set"."""
-        table = self.naming.prefix
-        listed = {family: self.nft.elements(family, table) for family in families}
-        return {f"{family} {name}": some for family, sets in listed.items() for name, some in sets.items()}
+        have = call_in(self.netns, lambda: state.keys(self.naming.prefix))
+        return {name: {rules.element(name, key) for key in some} for name, some in have.items()}
 
-    def _replace_elements(self, device: str, wanted: rules.Elements, family: str) -> None:
-        """Make `wanted` all that is said of the device: of ports in one family, of bridges in the other."""
-        if commands := rules.add(self.naming.prefix, wanted):
+    def _replace_elements(self, port: Port) -> None:
+        """Make what a port may send from all that is said of its device."""
+        device = naming.port(port.index)
+        have = call_in(self.netns, lambda: state.keys(self.naming.prefix))
+        mine = {name: {k for k in some if rules.element(name, k)[0] == device} for name, some in have.items()}
+        if commands := state.elements(self.naming.prefix, [rules.of_port(port)], mine):
             self.nft.run(commands)
-        if self._devices(family)[device] == sum(len(list(some)) for some in wanted.values()):
-            return
-        stale = {
-            name: [element for element in present if element[0] == device and element not in wanted.get(name, ())]
-            for name, present in self.elements((family,)).items()
-        }
-        self.nft.run(rules.delete(self.naming.prefix, stale))
 
 
-@functools.lru_cache(maxsize=1024)
-def _prefix(subnet: str) -> int:
-    return ip_network(subnet).prefixlen
-
-
-def _is_bridge(index: int) -> bool:
-    return naming.bridge_index(0) <= index < naming.port_index(0)
-
-
-def gateways(network: Network) -> list[str]:
-    """The gateway's addresses with prefix lengths."""
-    found = [f"{network.gateway}/{_prefix(network.subnet)}"]
-    if network.gateway6 and network.subnet6:
-        found.append(f"{network.gateway6}/{_prefix(network.subnet6)}")
-    return found
-
-
-def addresses(port: Port) -> list[str]:
-    """What the port has."""
-    return [port.address, *([port.address6] if port.address6 else [])]
+@contextlib.contextmanager
+def recording(errors: dict[str, InsulaError], what: str) -> Iterator[None]:
+    """Add what fails inside to `errors`, under `what`, and go on."""
+    try:
+        yield
+    except InsulaError as error:
+        errors.setdefault(what, error)
+    except OSError as error:
+        errors.setdefault(what, Failed(f"{what}: {error.strerror or error}"))
 
 
 def _with_prefixes(network: Network, port: Port) -> list[tuple[str, str]]:
     """(address with prefix length, gateway) of each IP version that the port has."""
-    found = [(f"{port.address}/{_prefix(network.subnet)}", network.gateway)]
+    found = [(f"{port.address}/{prefix(network.subnet)}", network.gateway)]
     if port.address6 and network.subnet6 and network.gateway6:
-        found.append((f"{port.address6}/{_prefix(network.subnet6)}", network.gateway6))
+        found.append((f"{port.address6}/{prefix(network.subnet6)}", network.gateway6))
     return found
-
-
-def _port_settings(network: Network, port: Port) -> list[netlink.Request]:
-    """Where its MAC and IP addresses are is written down, not learned: nobody can claim another's by sending."""
-    index, bridge = naming.port_index(port.index), naming.bridge_index(network.index)
-    return [
-        netlink.set_bridge_port(index, learning=False, flood=False),
-        netlink.set_link(index, alias=port.instance),
-        netlink.add_forwarding(index, port.mac),
-        *(netlink.add_neighbour(bridge, address, port.mac) for address in addresses(port)),
-    ]
 
 
 def _enter(port: Port) -> Rtnl:

@@ -28,7 +28,7 @@ from insula.kernel.cgroups.v1 import frozen_elsewhere
 from insula.model.errors import InsulaError, NotFound
 from insula.model.objects import Exit, Instance, InstanceStatus, Network, Resources, Tenant
 from insula.model.views import ExecSpec, Explanation, Layer, ProcessView
-from insula.network.fabric import Nic
+from insula.network.fabric import NetnsNic, Nic
 from insula.settings import Settings
 
 
@@ -91,7 +91,7 @@ class ContainerDriver:
         await self.runtime.create(request)
 
     def nic(self, instance_id: str) -> Nic:
-        return Nic(self.runtime.netns(instance_id))
+        return NetnsNic(self.runtime.netns(instance_id))
 
     async def start(self, instance_id: str) -> Running:
         await self.runtime.start(instance_id)

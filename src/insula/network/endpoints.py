@@ -1,0 +1,48 @@
+"""Endpoints: the addresses of what sends and receives. An instance with IPv4 and IPv6 is two endpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from insula.model.objects import Network, Port
+from insula.network.addresses import OUTSIDE, OUTSIDE6
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One address of something that sends or receives. `network` is an index, 0 for host and outside."""
+
+    kind: Literal["instance", "gateway", "host", "outside"]
+    tenant: str
+    network: int
+    name: str
+    address: str
+
+    @property
+    def label(self) -> str:
+        """``tenant/instance``, ``tenant/gateway:network``, ``host`` or ``outside``."""
+        if self.kind == "instance":
+            return f"{self.tenant}/{self.name}"
+        return f"{self.tenant}/gateway:{self.name}" if self.kind == "gateway" else self.kind
+
+    @property
+    def version(self) -> int:
+        return 6 if ":" in self.address else 4
+
+
+def of_port(port: Port, network: Network) -> list[Endpoint]:
+    """The instance at a port."""
+    found = [port.address, port.address6]
+    return [Endpoint("instance", port.tenant, network.index, port.instance, address) for address in found if address]
+
+
+def of_gateway(network: Network) -> list[Endpoint]:
+    """The tenant's router on a network."""
+    found = [network.gateway, network.gateway6]
+    return [Endpoint("gateway", network.tenant, network.index, network.name, address) for address in found if address]
+
+
+def outside(tenant: str) -> list[Endpoint]:
+    """The rest of the world, as a tenant sees it."""
+    return [Endpoint("outside", tenant, 0, "outside", address) for address in (OUTSIDE, OUTSIDE6)]

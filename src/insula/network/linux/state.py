@@ -1,0 +1,154 @@
+"""The state of a tenant's namespace as the kernel has it, and the requests that bring it to what is wanted.
+
+Reading costs one dump of each table, whatever there is to change. The requests are those that make a difference only.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from insula.kernel import netlink, nfelements
+from insula.kernel.netlink import Request, Rtnl
+from insula.kernel.netns import call_in
+from insula.kernel.rtmessages import Link
+from insula.model.objects import Network, Port
+from insula.network.addresses import gateway_mac
+from insula.network.linux import naming, rules, sysctl
+from insula.network.linux.deletion import is_gone
+
+
+@dataclass(frozen=True)
+class State:
+    """`links` by name, without those that are marked for deletion, whose groups are `gone`; `addresses` with prefix
+    lengths by the index of the link; `neighbours` on bridges that are permanent, (link, address) → MAC address;
+    `forwarding` entries of bridges that are permanent, (link, MAC address); the keys of `elements` by set; bridges
+    that have `ipv6`."""
+
+    links: dict[str, Link]
+    gone: set[int]
+    addresses: dict[int, set[str]]
+    neighbours: dict[tuple[int, str], str]
+    forwarding: set[tuple[int, str]]
+    elements: dict[str, set[bytes]]
+    ipv6: set[str]
+
+
+def read(netns: int, rtnl: Rtnl, table: str) -> State:
+    """What the namespace has; `rtnl` is a socket in it."""
+    links, gone = {}, set()
+    for link in rtnl.links():
+        if is_gone(link.group):
+            gone.add(link.group)
+        else:
+            links[link.name] = link
+    addresses: dict[int, set[str]] = defaultdict(set)
+    for address in rtnl.addresses():
+        if not address.link_local:
+            addresses[address.index].add(address.address)
+    neighbours = {
+        (entry.index, entry.address): entry.mac
+        for family in (socket.AF_INET, socket.AF_INET6)
+        for entry in rtnl.neighbours(family)
+        if entry.permanent and entry.address and naming.is_bridge_index(entry.index)
+    }
+    forwarding = {(entry.index, entry.mac) for entry in rtnl.neighbours(socket.AF_BRIDGE) if entry.permanent}
+    bridges = [name for name in links if naming.number(name, "br") is not None]
+    elements, ipv6 = call_in(netns, lambda: (keys(table), {each for each in bridges if _has_ipv6(each)}))
+    return State(links, gone, addresses, neighbours, forwarding, elements, ipv6)
+
+
+def keys(table: str) -> dict[str, set[bytes]]:
+    """The keys of all our sets, by "family set". In the tenant's namespace."""
+    listed = ((name, *name.split()) for name in rules.SETS)
+    return {name: set(nfelements.keys(family, table, set_)) for name, family, set_ in listed}
+
+
+def _has_ipv6(device: str) -> bool:
+    return sysctl.read(f"ipv6/conf/{device}/disable_ipv6") == "0"
+
+
+# -- differences --------------------------------------------------------------------------------------------------
+
+
+def uplink(state: State, wanted: Iterable[str]) -> list[Request]:
+    """The removal of addresses that the uplink should not have."""
+    link = state.links.get(naming.UPLINK)
+    others = state.addresses.get(link.index, set()) - set(wanted) if link else ()
+    return [netlink.delete_address(link.index, each) for each in others] if link else []
+
+
+def bridge(state: State, network: Network) -> list[Request]:
+    """What a network's bridge needs, which exists and has the right index: gateway's addresses and exactly those."""
+    index, mac, wanted = naming.bridge_index(network.index), gateway_mac(network.index), gateways(network)
+    link, present = state.links.get(naming.bridge(network.index)), state.addresses.get(index, set())
+    found = []
+    if not link or (link.up, link.mac, link.mtu, link.alias) != (True, mac, network.mtu, network.name):
+        found.append(netlink.set_link(index, up=True, mac=mac, mtu=network.mtu, alias=network.name))
+    found += [netlink.delete_address(index, address) for address in present if address not in wanted]
+    found += [netlink.add_address(index, address) for address in wanted if address not in present]
+    return found
+
+
+def port(state: State, network: Network, port: Port) -> list[Request]:
+    """What a port needs on the side of the router, if its device is there."""
+    index, on = naming.port_index(port.index), naming.bridge_index(network.index)
+    link = state.links.get(naming.port(port.index))
+    if link is None or link.index != index:
+        return []
+    right = (link.up, link.mtu, link.master, link.alias) == (True, network.mtu, on, port.instance)
+    right = right and (index, port.mac) in state.forwarding and not link.learning and not link.flood
+    if not right or any(state.neighbours.get((on, address)) != port.mac for address in addresses(port)):
+        return [
+            netlink.set_link(index, up=True, mtu=network.mtu, master=on, alias=port.instance),
+            *port_settings(network, port),
+        ]
+    return []
+
+
+def port_settings(network: Network, port: Port) -> list[Request]:
+    """Write down where a port's MAC and IP addresses are, instead of learning it: nobody can claim another's."""
+    index, on = naming.port_index(port.index), naming.bridge_index(network.index)
+    return [
+        netlink.set_bridge_port(index, learning=False, flood=False),
+        netlink.set_link(index, alias=port.instance),
+        netlink.add_forwarding(index, port.mac),
+        *(netlink.add_neighbour(on, address, port.mac) for address in addresses(port)),
+    ]
+
+
+def elements(table: str, wanted: Iterable[rules.Elements], have: dict[str, set[bytes]]) -> str:
+    """The commands that make `wanted` all that is in the sets, where `have` are the keys that are in them."""
+    lists: dict[str, dict[bytes, tuple[str, ...]]] = {name: {} for name in have}
+    for each in wanted:
+        for name, some in each.items():
+            lists[name].update((rules.key(name, element), element) for element in some)
+    missing = {name: [e for key, e in lists[name].items() if key not in have[name]] for name in have}
+    stale = {name: [rules.element(name, key) for key in have[name] - lists[name].keys()] for name in have}
+    return rules.add(table, missing) + rules.delete(table, stale)
+
+
+# -- addresses ----------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)
+def prefix(subnet: str) -> int:
+    """Its length."""
+    return ip_network(subnet).prefixlen
+
+
+def gateways(network: Network) -> list[str]:
+    """The gateway's addresses with prefix lengths."""
+    found = [f"{network.gateway}/{prefix(network.subnet)}"]
+    if network.gateway6 and network.subnet6:
+        found.append(f"{network.gateway6}/{prefix(network.subnet6)}")
+    return found
+
+
+def addresses(port: Port) -> list[str]:
+    """What the port has."""
+    return [port.address, *([port.address6] if port.address6 else [])]
