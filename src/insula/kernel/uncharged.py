@@ -140,9 +140,7 @@ def _open(fd: int) -> Iterator[int]:
 class _Program(Assembler):
     """r6 is the input throughout, and after `own` r9 the count of the tenant whose program runs this."""
 
-    def __init__(
-        self, counts: int, owners: int, first: int, slots: int, budget: int, offsets: dict[str, int]
-    ) -> None:
+    def __init__(self, counts: int, owners: int, first: int, slots: int, budget: int, offsets: dict[str, int]) -> None:
         super().__init__()
         self._counts, self._owners, self._first, self._slots = counts, owners, first, slots
         self.budget, self.offsets = budget, offsets

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from insula.container.create.steps import StepError
-from insula.kernel.net_devices import Moved, Namespace, move
+from insula.kernel.netlink.devices import Moved, Namespace, move
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netlink.messages import Link
 from insula.kernel.netns import call_in
-from insula.kernel.rtmessages import Link
 from insula.model.objects import Port
 from insula.network.linux import naming
 

@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from difflib import unified_diff
 
+from insula.kernel.netlink.messages import Link, Neighbour
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
-from insula.kernel.rtmessages import Link, Neighbour
 from insula.network.addresses import gateway_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
 from insula.network.linux import naming, rules, sysctl

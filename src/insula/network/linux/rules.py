@@ -21,8 +21,8 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from types import MappingProxyType
 from typing import Final
 
+from insula.kernel.netlink.nftables_dump import IFNAME
 from insula.kernel.netns import call_in_new
-from insula.kernel.nfelements import IFNAME
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
@@ -319,7 +319,7 @@ def delete(table: str, elements: Elements) -> str:
 
 
 def key(name: str, element: tuple[str, ...]) -> bytes:
-    """An element as the kernel has it (`nfelements`). `name` is the set's."""
+    """An element as the kernel has it (`nftables_dump`). `name` is the set's."""
     return b"".join(_packed(kind, part) for kind, part in zip(_TYPES[name], element, strict=True))
 
 

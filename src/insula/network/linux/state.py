@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from insula.kernel import netlink, nfelements
-from insula.kernel.netlink import Request, Rtnl
+from insula.kernel import netlink
+from insula.kernel.netlink import Request, Rtnl, nftables_dump
+from insula.kernel.netlink.messages import Link
 from insula.kernel.netns import call_in
-from insula.kernel.rtmessages import Link
 from insula.model.objects import Network, Port
 from insula.network.addresses import gateway_mac
 from insula.network.linux import naming, rules, sysctl
@@ -65,7 +65,7 @@ def read(netns: int, rtnl: Rtnl, table: str) -> State:
 def keys(table: str) -> dict[str, set[bytes]]:
     """The keys of all our sets, by "family set". In the tenant's namespace."""
     listed = ((name, *name.split()) for name in rules.SETS)
-    return {name: set(nfelements.keys(family, table, set_)) for name, family, set_ in listed}
+    return {name: set(nftables_dump.keys(family, table, set_)) for name, family, set_ in listed}
 
 
 def _has_ipv6(device: str) -> bool:

@@ -11,13 +11,22 @@ import errno
 import os
 from typing import NamedTuple
 
-from insula.kernel import linux, rtattr
-from insula.kernel.netlink import Request, Rtnl
-from insula.kernel.rtmessages import ADDR, IFA_FLAGS, IFF_UP, IFLA_IFNAME, LINK
+from insula.kernel import linux
+from insula.kernel.netlink import attributes as rtattr
+from insula.kernel.netlink.messages import (
+    ADDR,
+    IFA_FLAGS,
+    IFF_UP,
+    IFLA_IFNAME,
+    IFLA_NET_NS_FD,
+    LINK,
+    RTM_GETADDR,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+)
+from insula.kernel.netlink.rtnetlink import Rtnl
+from insula.kernel.netlink.socket import CREATE, REPLACE, Request
 
-_NEWLINK, _NEWADDR, _GETADDR = 16, 20, 22
-_CREATE_REPLACE = 0x500
-_IFLA_NET_NS_FD = 28
 _IFA_PERMANENT = 0x80
 _IFA_KEPT = 0x02 | 0x200  # IFA_F_NODAD, IFA_F_NOPREFIXROUTE
 _IFA_COPIED = (1, 2, 4)  # IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST
@@ -49,7 +58,7 @@ class Namespace(Rtnl):
     def permanent_addresses(self, index: int) -> list[bytes]:
         """Requests' bodies without an index, for what the spec has preserved: permanent addresses of global scope."""
         found = []
-        for body in self._dump(_GETADDR, ADDR.pack(0, 0, 0, 0, 0)):
+        for body in self.dump(RTM_GETADDR, ADDR.pack(0, 0, 0, 0, 0)):
             family, prefix, short_flags, scope, at = ADDR.unpack_from(body)
             attributes = rtattr.parse(body[ADDR.size :])
             flags = rtattr.integer(attributes[IFA_FLAGS]) if IFA_FLAGS in attributes else short_flags
@@ -72,17 +81,17 @@ def move(source: Namespace, name: str, target: Namespace, new_name: str, *, up: 
     if new_name in before.values():
         raise OSError(errno.EEXIST, f"the network namespace has a device {new_name} already", name)
     addresses = source.permanent_addresses(link.index)
-    attributes = rtattr.attributes((_IFLA_NET_NS_FD, rtattr.u32(target.fd)), (IFLA_IFNAME, rtattr.text(new_name)))
+    attributes = rtattr.attributes((IFLA_NET_NS_FD, rtattr.u32(target.fd)), (IFLA_IFNAME, rtattr.text(new_name)))
     request = LINK.pack(0, 0, link.index, 0, 0) + attributes
-    source.execute(Request(f"move {name}", _NEWLINK, 0, request))
+    source.execute(Request(f"move {name}", RTM_NEWLINK, 0, request))
     arrived = next(each for each in target.links() if each.index not in before)
     try:
         target.execute(
             *(
-                Request(f"add an address of {name}", _NEWADDR, _CREATE_REPLACE, _at(body, arrived.index))
+                Request(f"add an address of {name}", RTM_NEWADDR, CREATE | REPLACE, _at(body, arrived.index))
                 for body in addresses
             ),
-            Request(f"set {name} up", _NEWLINK, 0, LINK.pack(0, 0, arrived.index, IFF_UP if up else 0, IFF_UP)),
+            Request(f"set {name} up", RTM_NEWLINK, 0, LINK.pack(0, 0, arrived.index, IFF_UP if up else 0, IFF_UP)),
         )
     except OSError:
         move(target, arrived.name, source, name, up=link.up)

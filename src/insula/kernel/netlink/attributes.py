@@ -7,16 +7,17 @@ the wire. Functions are named for what they pack (`attributes`, `u32`, `mac`) or
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 NESTED: Final = 0x8000
 _TYPE_MASK: Final = 0x3FFF
 
 
-def attributes(*pairs: tuple[int, bytes | str | int | None]) -> bytes:
+def attributes(*values: tuple[int, bytes | str | int | None]) -> bytes:
     """Attributes in order; those without a value are left out."""
     parts = []
-    for type_, value in pairs:
+    for type_, value in values:
         if isinstance(value, bytes):
             parts.append(struct.pack("=HH", len(value) + 4, type_) + value + bytes(-len(value) % 4))
     return b"".join(parts)
@@ -25,15 +26,20 @@ def attributes(*pairs: tuple[int, bytes | str | int | None]) -> bytes:
 nested = attributes
 
 
-def parse(data: bytes) -> dict[int, bytes]:
-    found, offset = {}, 0
+def pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and value of each attribute; a damaged one ends them."""
+    offset = 0
     while offset + 4 <= len(data):
         length, type_ = struct.unpack_from("=HH", data, offset)
         if length < 4:
             break
-        found[type_ & _TYPE_MASK] = data[offset + 4 : offset + length]
+        yield type_ & _TYPE_MASK, data[offset + 4 : offset + length]
         offset += -(-length // 4) * 4
-    return found
+
+
+def parse(data: bytes) -> dict[int, bytes]:
+    """The attributes by type; of several of one type the last."""
+    return dict(pairs(data))
 
 
 def u32(value: int) -> bytes:

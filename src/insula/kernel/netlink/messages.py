@@ -1,4 +1,4 @@
-"""What rtnetlink(7) messages are made of: numbers, fixed headers, and the objects that answers are read into."""
+"""Messages of rtnetlink(7): numbers, fixed headers, and the objects that answers are parsed into."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from insula.kernel import rtattr
+from insula.kernel.netlink import attributes as rtattr
 
 # if_link.h, if_addr.h, rtnetlink.h, neighbour.h, net_namespace.h
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_SETNEIGHTBL, RTM_GETNSID, RTM_GETSTATS = 67, 90, 94
 IFF_UP, IFF_LOWER_UP = 1, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_LINK_NETNSID = 20, 26, 27, 28, 37
@@ -28,6 +33,8 @@ NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 2, 4
 LINK = struct.Struct("=BxHiII")
 ADDR = struct.Struct("=BBBBI")
 NEIGH = struct.Struct("=BxxxiHBB")
+ROUTE = struct.Struct("=8BI")
+STATS = struct.Struct("=BxxxiI")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""Netlink: network devices, addresses, routes and neighbours of a network namespace; netlink(7), rtnetlink(7).
+
+attributes.py      packing and parsing attributes
+socket.py          a socket: batches of requests, dumps, errors
+messages.py        numbers and structures of rtnetlink
+requests.py        functions that build rtnetlink requests
+rtnetlink.py       `Rtnl`, a socket for them, and what it reads
+devices.py         moving a device to another network namespace
+nftables_dump.py   the keys in nftables' sets
+"""
+
+from __future__ import annotations
+
+from insula.kernel.netlink.requests import (
+    add_address,
+    add_forwarding,
+    add_neighbour,
+    add_route,
+    bridge,
+    delete_address,
+    delete_link,
+    delete_links,
+    delete_neighbour,
+    mark_link,
+    set_bridge_port,
+    set_link,
+    set_retransmission,
+    veth,
+    vxlan,
+)
+from insula.kernel.netlink.rtnetlink import Rtnl
+from insula.kernel.netlink.socket import NetlinkError, Request
+
+__all__ = [
+    "NetlinkError",
+    "Request",
+    "Rtnl",
+    "add_address",
+    "add_forwarding",
+    "add_neighbour",
+    "add_route",
+    "bridge",
+    "delete_address",
+    "delete_link",
+    "delete_links",
+    "delete_neighbour",
+    "mark_link",
+    "set_bridge_port",
+    "set_link",
+    "set_retransmission",
+    "veth",
+    "vxlan",
+]

@@ -1,0 +1,41 @@
+"""The keys in nftables' sets as the kernel has them: bytes, by a dump of its netlink family (NFT_MSG_GETSETELEM).
+
+libnftables lists sets as well, with types and as text, and takes 0.1 ms for each element. Keys are enough to see
+whether a set has an element that should not be there. The parts of a concatenation follow each other, each padded to
+four bytes; the name of a device is padded to 16 (include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h).
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import Final
+
+from insula.kernel.netlink import attributes
+from insula.kernel.netlink.socket import NetlinkError, NetlinkSocket
+
+IFNAME: Final = 16
+_FAMILIES: Final = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
+_NETLINK_NETFILTER: Final = 12
+_GETSETELEM: Final = 10 << 8 | 13
+_TABLE, _SET, _ELEMENTS = 1, 2, 3
+_KEY, _VALUE = 1, 1
+
+
+def keys(family: str, table: str, name: str) -> list[bytes]:
+    """The keys of a set in the calling thread's network namespace; none if there is no such set. NetlinkError."""
+    request = struct.pack("!BBH", _FAMILIES[family], 0, 0)
+    request += attributes.attributes((_TABLE, attributes.text(table)), (_SET, attributes.text(name)))
+    with NetlinkSocket(_NETLINK_NETFILTER) as sock:
+        try:
+            answers = sock.dump(_GETSETELEM, request)
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
+    found: list[bytes] = []
+    for body in answers:
+        listed = attributes.parse(body[4:]).get(_ELEMENTS, b"")
+        elements = (attributes.parse(element) for _, element in attributes.pairs(listed))
+        found += (attributes.parse(element[_KEY])[_VALUE] for element in elements)
+    return found

@@ -1,0 +1,211 @@
+"""Requests to rtnetlink(7): functions that build the message for one change of a link, address, route or neighbour.
+
+`Rtnl.execute` sends them.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import ip_address, ip_interface, ip_network
+
+from insula.kernel.netlink import attributes as rtattr
+from insula.kernel.netlink import messages as rt
+from insula.kernel.netlink.socket import CREATE, EXCLUSIVE, REPLACE, Request
+
+_ENOENT, _ENXIO, _ENODEV, _EINVAL, _EADDRNOTAVAIL = 2, 6, 19, 22, 99
+
+
+def veth(
+    name: str,
+    peer: str,
+    netns: int,
+    *,
+    index: int = 0,
+    mac: str | None = None,
+    peer_mac: str | None = None,
+    mtu: int | None = None,
+    master: int | None = None,
+) -> Request:
+    """A veth(4) pair: `name` here, up, and `peer` in the namespace behind the descriptor `netns`, down."""
+    far = _link_body(0) + rtattr.attributes(
+        (rt.IFLA_IFNAME, rtattr.text(peer)),
+        (rt.IFLA_NET_NS_FD, rtattr.u32(netns)),
+        (rt.IFLA_ADDRESS, peer_mac and rtattr.mac(peer_mac)),
+        (rt.IFLA_MTU, mtu and rtattr.u32(mtu)),
+    )
+    info = rtattr.nested(
+        (rt.INFO_KIND, b"veth\0"),
+        (rt.INFO_DATA | rtattr.NESTED, rtattr.nested((rt.VETH_INFO_PEER | rtattr.NESTED, far))),
+    )
+    return _new_link(f"veth {name}", name, index, info, mac=mac, mtu=mtu, master=master)
+
+
+def bridge(name: str, *, index: int = 0, mac: str, mtu: int) -> Request:
+    """A bridge, up, without spanning tree and without multicast snooping: everything for a group goes to all ports."""
+    data = rtattr.nested((rt.BR_STP_STATE, rtattr.u32(0)), (rt.BR_MCAST_SNOOPING, b"\0"))
+    info = rtattr.nested((rt.INFO_KIND, b"bridge\0"), (rt.INFO_DATA | rtattr.NESTED, data))
+    return _new_link(f"bridge {name}", name, index, info, mac=mac, mtu=mtu)
+
+
+def vxlan(name: str, *, vni: int, local: str, port: int = 4789, index: int = 0, mtu: int, master: int) -> Request:
+    """A VXLAN device (RFC 7348), up, that learns nothing: its forwarding entries are written with `forwarding`."""
+    address = ip_address(local)
+    data = rtattr.nested(
+        (rt.VXLAN_ID, rtattr.u32(vni)),
+        (rt.VXLAN_LOCAL if address.version == 4 else rt.VXLAN_LOCAL6, address.packed),
+        (rt.VXLAN_LEARNING, b"\0"),
+        (rt.VXLAN_PORT, struct.pack("!H", port)),
+    )
+    info = rtattr.nested((rt.INFO_KIND, b"vxlan\0"), (rt.INFO_DATA | rtattr.NESTED, data))
+    return _new_link(f"vxlan {name}", name, index, info, mtu=mtu, master=master)
+
+
+def set_link(
+    index: int,
+    *,
+    up: bool | None = None,
+    mac: str | None = None,
+    mtu: int | None = None,
+    master: int | None = None,
+    alias: str | None = None,
+    link_local: bool | None = None,
+) -> Request:
+    """Change an existing link; `link_local` False means that IPv6 makes no address for it by itself."""
+    mode = rt.ADDR_GEN_MODE_EUI64 if link_local else rt.ADDR_GEN_MODE_NONE
+    inet6 = rtattr.nested((socket.AF_INET6 | rtattr.NESTED, rtattr.nested((rt.INET6_ADDR_GEN_MODE, bytes([mode])))))
+    body = rt.LINK.pack(0, 0, index, rt.IFF_UP if up else 0, 0 if up is None else rt.IFF_UP) + rtattr.attributes(
+        (rt.IFLA_ADDRESS, mac and rtattr.mac(mac)),
+        (rt.IFLA_MTU, mtu and rtattr.u32(mtu)),
+        (rt.IFLA_MASTER, None if master is None else rtattr.u32(master)),
+        (rt.IFLA_IFALIAS, None if alias is None else rtattr.text(alias)),
+        (rt.IFLA_AF_SPEC | rtattr.NESTED, None if link_local is None else inet6),
+    )
+    return Request(f"set link {index}", rt.RTM_NEWLINK, 0, body)
+
+
+def set_bridge_port(index: int, *, learning: bool, flood: bool) -> Request:
+    """Whether the port's bridge learns source addresses from it, and sends it unicast to addresses it doesn't know."""
+    data = rtattr.nested((rt.BRPORT_LEARNING, bytes([learning])), (rt.BRPORT_UNICAST_FLOOD, bytes([flood])))
+    info = rtattr.nested((rt.INFO_SLAVE_KIND, b"bridge\0"), (rt.INFO_SLAVE_DATA | rtattr.NESTED, data))
+    return Request(
+        f"set bridge port {index}",
+        rt.RTM_NEWLINK,
+        0,
+        _link_body(index) + rtattr.attributes((rt.IFLA_LINKINFO | rtattr.NESTED, info)),
+    )
+
+
+def delete_link(*, index: int = 0, name: str | None = None) -> Request:
+    """Remove a link, of a veth both ends; no error when it is gone."""
+    body = _link_body(index) + rtattr.attributes((rt.IFLA_IFNAME, name and rtattr.text(name)))
+    return Request(f"delete link {name or index}", rt.RTM_DELLINK, 0, body, ignore=frozenset({_ENODEV}))
+
+
+def mark_link(index: int, group: int) -> Request:
+    """Put a link into a group (ip-link(8)); no error when it is gone."""
+    body = _link_body(index) + rtattr.attributes((rt.IFLA_GROUP, rtattr.u32(group)))
+    return Request(f"mark link {index}", rt.RTM_NEWLINK, 0, body, ignore=frozenset({_ENODEV}))
+
+
+def delete_links(group: int) -> Request:
+    """Remove all links of a group at once; no error when there is none."""
+    body = _link_body(0) + rtattr.attributes((rt.IFLA_GROUP, rtattr.u32(group)))
+    return Request(f"delete links of group {group}", rt.RTM_DELLINK, 0, body, ignore=frozenset({_ENODEV}))
+
+
+def add_address(index: int, address: str) -> Request:
+    """`address` with its prefix length on a link, usable at once: without duplicate address detection (RFC 4862)."""
+    body = _address_body(index, address) + rtattr.attributes((rt.IFA_FLAGS, rtattr.u32(rt.IFA_F_NODAD)))
+    return Request(f"add address {address}", rt.RTM_NEWADDR, CREATE | REPLACE, body)
+
+
+def delete_address(index: int, address: str) -> Request:
+    """Remove it; no error when it is gone."""
+    ignore = frozenset({_ENODEV, _EADDRNOTAVAIL})
+    return Request(f"delete address {address}", rt.RTM_DELADDR, 0, _address_body(index, address), ignore)
+
+
+def add_route(destination: str, *, index: int, gateway: str | None = None) -> Request:
+    """A route to `destination` in CIDR notation through a gateway or straight out of the link."""
+    network = ip_network(destination)
+    scope = 0 if gateway else 253  # RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    main, protocol_static, unicast = 254, 4, 1
+    body = rt.ROUTE.pack(family, network.prefixlen, 0, 0, main, protocol_static, scope, unicast, 0) + rtattr.attributes(
+        (rt.RTA_DST, network.network_address.packed if network.prefixlen else None),
+        (rt.RTA_OIF, rtattr.u32(index)),
+        (rt.RTA_GATEWAY, gateway and ip_address(gateway).packed),
+    )
+    return Request(f"add route {destination}", rt.RTM_NEWROUTE, CREATE | REPLACE, body)
+
+
+def add_neighbour(index: int, address: str, mac: str) -> Request:
+    """A permanent entry of the ARP or NDP table: the kernel never asks for it and never forgets it."""
+    ip = ip_address(address)
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    body = rt.NEIGH.pack(family, index, rt.NUD_PERMANENT, 0, 0) + rtattr.attributes(
+        (rt.NDA_DST, ip.packed), (rt.NDA_LLADDR, rtattr.mac(mac))
+    )
+    return Request(f"add neighbour {address}", rt.RTM_NEWNEIGH, CREATE | REPLACE, body)
+
+
+def delete_neighbour(index: int, address: str) -> Request:
+    """Remove an entry; no error when it is gone."""
+    ip = ip_address(address)
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    body = rt.NEIGH.pack(family, index, 0, 0, 0) + rtattr.attributes((rt.NDA_DST, ip.packed))
+    ignore = frozenset({_ENOENT, _ENXIO, _ENODEV, _EINVAL})  # EINVAL where the link has no IPv6
+    return Request(f"delete neighbour {address}", rt.RTM_DELNEIGH, 0, body, ignore)
+
+
+def set_retransmission(index: int, milliseconds: int, *, ipv6: bool) -> Request:
+    """How long a link waits between two questions for a neighbour's MAC address (RTM_SETNEIGHTBL, arp(7))."""
+    family, table = (socket.AF_INET6, "ndisc_cache") if ipv6 else (socket.AF_INET, "arp_cache")
+    parameters = rtattr.nested(
+        (rt.NDTPA_IFINDEX, rtattr.u32(index)), (rt.NDTPA_RETRANS_TIME, struct.pack("=Q", milliseconds))
+    )
+    body = struct.pack("=Bxxx", family) + rtattr.attributes(
+        (rt.NDTA_NAME, rtattr.text(table)), (rt.NDTA_PARMS | rtattr.NESTED, parameters)
+    )
+    return Request(f"set {table} of {index}", rt.RTM_SETNEIGHTBL, 0, body)
+
+
+def add_forwarding(index: int, mac: str, *, remote: str | None = None) -> Request:
+    """bridge(8) fdb: frames to `mac` leave through this bridge port, or through this VXLAN device to host `remote`."""
+    body = rt.NEIGH.pack(socket.AF_BRIDGE, index, rt.NUD_NOARP, rt.NTF_SELF if remote else rt.NTF_MASTER, 0)
+    body += rtattr.attributes((rt.NDA_LLADDR, rtattr.mac(mac)), (rt.NDA_DST, remote and ip_address(remote).packed))
+    return Request(f"add forwarding entry {mac}", rt.RTM_NEWNEIGH, CREATE | REPLACE, body)
+
+
+def _new_link(
+    what: str,
+    name: str,
+    index: int,
+    info: bytes,
+    *,
+    mac: str | None = None,
+    mtu: int | None = None,
+    master: int | None = None,
+) -> Request:
+    body = _link_body(index, rt.IFF_UP) + rtattr.attributes(
+        (rt.IFLA_IFNAME, rtattr.text(name)),
+        (rt.IFLA_ADDRESS, mac and rtattr.mac(mac)),
+        (rt.IFLA_MTU, mtu and rtattr.u32(mtu)),
+        (rt.IFLA_MASTER, master and rtattr.u32(master)),
+        (rt.IFLA_LINKINFO | rtattr.NESTED, info),
+    )
+    return Request(f"add {what}", rt.RTM_NEWLINK, CREATE | EXCLUSIVE, body)
+
+
+def _link_body(index: int, flags: int = 0) -> bytes:
+    return rt.LINK.pack(0, 0, index, flags, flags)
+
+
+def _address_body(index: int, address: str) -> bytes:
+    interface = ip_interface(address)
+    family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
+    packed = interface.ip.packed
+    return rt.ADDR.pack(family, interface.network.prefixlen, 0, 0, index) + rtattr.attributes(
+        (rt.IFA_LOCAL, packed), (rt.IFA_ADDRESS, packed)
+    )

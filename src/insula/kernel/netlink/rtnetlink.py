@@ -1,0 +1,87 @@
+"""A socket for rtnetlink(7): it reads and changes links, addresses, routes and neighbours of a network namespace."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import socket
+import struct
+from ipaddress import ip_address
+
+from insula.kernel.netlink import attributes as rtattr
+from insula.kernel.netlink import messages as rt
+from insula.kernel.netlink.messages import Address, Link, Neighbour
+from insula.kernel.netlink.socket import NetlinkError, NetlinkSocket
+
+_SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
+
+
+class Rtnl(NetlinkSocket):
+    """An rtnetlink socket in the network namespace of the calling thread. Its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.NETLINK_ROUTE)
+
+    def settle(self, name: str) -> bool:
+        """Whether the link has a carrier, with what follows from a change of it done at once.
+
+        The kernel handles such changes in a queue that runs at most once a second (net/core/link_watch.c); until then
+        a device that has come up may drop packets, and a bridge not forward them. ETHTOOL_GLINK doesn't wait for it.
+        """
+        value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_GLINK, 0), 8)
+        request = struct.pack("16sP", name.encode(), ctypes.addressof(value)).ljust(40, b"\0")
+        fcntl.ioctl(self.socket, _SIOCETHTOOL, request)
+        return bool(rtattr.integer(value.raw[4:]))
+
+    def links(self) -> list[Link]:
+        """All links of the namespace."""
+        return [rt.parse_link(body) for body in self.dump(rt.RTM_GETLINK, rt.LINK.pack(0, 0, 0, 0, 0))]
+
+    def link(self, name: str) -> Link | None:
+        """The link of that name."""
+        try:
+            wanted = rt.LINK.pack(0, 0, 0, 0, 0) + rtattr.attributes((rt.IFLA_IFNAME, rtattr.text(name)))
+            return rt.parse_link(self.get(rt.RTM_GETLINK, wanted))
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+
+    def traffic(self, index: int) -> tuple[int, int] | None:
+        """Bytes that the link has received and sent (RTM_GETSTATS); None if there is no such link."""
+        try:
+            body = self.get(rt.RTM_GETSTATS, rt.STATS.pack(0, index, 1 << (rt.IFLA_STATS_LINK_64 - 1)))
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        counters = rtattr.parse(body[rt.STATS.size :])[rt.IFLA_STATS_LINK_64]  # struct rtnl_link_stats64
+        received, sent = struct.unpack_from("=QQ", counters, 16)
+        return received, sent
+
+    def addresses(self) -> list[Address]:
+        """All IPv4 and IPv6 addresses of the namespace."""
+        return [rt.parse_address(body) for body in self.dump(rt.RTM_GETADDR, rt.ADDR.pack(0, 0, 0, 0, 0))]
+
+    def neighbours(self, family: int) -> list[Neighbour]:
+        """The ARP (AF_INET) or NDP (AF_INET6) table, or with AF_BRIDGE the forwarding entries of all bridges."""
+        return [
+            rt.parse_neighbour(family, body) for body in self.dump(rt.RTM_GETNEIGH, rt.NEIGH.pack(family, 0, 0, 0, 0))
+        ]
+
+    def default_routes(self) -> list[tuple[int, str]]:
+        """(index of the link, gateway) of the main tables' default routes, IPv4 and IPv6."""
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in self.dump(rt.RTM_GETROUTE, rt.ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+                attributes = rtattr.parse(body[rt.ROUTE.size :])
+                if body[1] == 0 and body[4] == 254 and rt.RTA_GATEWAY in attributes and rt.RTA_OIF in attributes:
+                    found.append((rtattr.integer(attributes[rt.RTA_OIF]), str(ip_address(attributes[rt.RTA_GATEWAY]))))
+        return found
+
+    def namespace_number(self, netns: int) -> int | None:
+        """By what number links here refer to the namespace behind the descriptor; None if none does (RTM_GETNSID)."""
+        body = self.get(rt.RTM_GETNSID, bytes(4) + rtattr.attributes((rt.NETNSA_FD, rtattr.u32(netns))))
+        (number,) = struct.unpack("=i", rtattr.parse(body[4:])[rt.NETNSA_NSID])
+        return number if number >= 0 else None

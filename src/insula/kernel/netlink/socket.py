@@ -1,0 +1,151 @@
+"""Netlink sockets (netlink(7)): requests in batches, dumps, and the kernel's extended acknowledgements.
+
+A request is a `nlmsghdr`, a fixed header of its kind and attributes. The kernel takes any number of requests in one
+sendmsg(2) and answers each, so all that makes a port costs one system call each way.
+
+A socket belongs to the network namespace that it was opened in, whichever thread uses it later.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+from insula.kernel import descriptors
+from insula.kernel.netlink import attributes
+
+# linux/netlink.h
+_ERROR, _DONE = 2, 3
+REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+_CAPPED, _ACK_TLVS, _DUMP_INTR = 0x100, 0x200, 0x10
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
+
+_HEADER = struct.Struct("=IHHII")
+_LARGEST = 1 << 18
+
+
+class NetlinkError(OSError):
+    """An errno, with what was asked and the kernel's extended acknowledgement."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One message. `what` is for errors; an errno in `ignore` is no error, such as ENODEV of a deletion."""
+
+    what: str
+    type: int
+    flags: int
+    body: bytes
+    ignore: frozenset[int] = field(default=frozenset())
+
+
+class _Answer(NamedTuple):
+    type: int
+    flags: int
+    sequence: int
+    body: bytes
+
+
+class NetlinkSocket:
+    """A socket of a netlink `protocol`, such as NETLINK_ROUTE. Its methods may be called from any thread."""
+
+    def __init__(self, protocol: int) -> None:
+        self._lock = threading.Lock()
+        self._sequence = 0
+        kind = socket.AF_NETLINK, socket.SOCK_RAW, protocol
+        self.socket = socket.socket(*kind, fileno=descriptors.high(socket.socket(*kind).detach()))
+        for option in (_CAP_ACK, _EXT_ACK, _STRICT):
+            self.socket.setsockopt(_SOL_NETLINK, option, 1)
+        self.socket.bind((0, 0))
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def execute(self, *requests: Request) -> None:
+        """Send all, in order, in one system call. The kernel tries each; the first failure raises `NetlinkError`."""
+        if not requests:
+            return
+        with self._lock:
+            first, packet = self._sequence + 1, bytearray()
+            for request in requests:
+                packet += self._pack(request.type, request.flags | _ACK, request.body)
+            self.socket.sendto(packet, (0, 0))
+            errors: dict[int, NetlinkError] = {}
+            missing = set(range(first, first + len(requests)))
+            for answer in self._answers(first):
+                if answer.type == _ERROR and answer.sequence in missing:
+                    missing.remove(answer.sequence)
+                    request = requests[answer.sequence - first]
+                    error = _error(request.what, answer)
+                    if error is not None and error.errno not in request.ignore:
+                        errors[answer.sequence] = error
+                    if not missing:
+                        break
+        if errors:
+            raise errors[min(errors)]
+
+    def get(self, type_: int, body: bytes) -> bytes:
+        """The body of the one answer to a request. NetlinkError."""
+        with self._lock:
+            self.socket.sendto(self._pack(type_, 0, body), (0, 0))
+            answer = next(self._answers(self._sequence))
+        if answer.type == _ERROR:
+            raise _error("get", answer) or NetlinkError(5, "get: no answer")
+        return answer.body
+
+    def dump(self, type_: int, body: bytes) -> list[bytes]:
+        """The bodies of all answers of a dump, taken again if the table changed meanwhile (NLM_F_DUMP_INTR)."""
+        with self._lock:
+            while True:
+                self.socket.sendto(self._pack(type_, _DUMP, body), (0, 0))
+                found, interrupted = [], False
+                for answer in self._answers(self._sequence):
+                    interrupted |= bool(answer.flags & _DUMP_INTR)
+                    if answer.type in (_ERROR, _DONE):
+                        break
+                    found.append(answer.body)
+                if error := _error("dump", answer):
+                    raise error
+                if not interrupted:
+                    return found
+
+    def _pack(self, type_: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        return _HEADER.pack(_HEADER.size + len(body), type_, flags | _REQUEST, self._sequence, 0) + body
+
+    def _answers(self, first: int) -> Iterator[_Answer]:
+        """Receive without end the answers to the request with the sequence number `first`, and to later ones."""
+        while True:
+            data, offset = self.socket.recv(_LARGEST), 0
+            while offset < len(data):
+                length, type_, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+                if sequence >= first:
+                    yield _Answer(type_, flags, sequence, data[offset + _HEADER.size : offset + length])
+                offset += -(-length // 4) * 4
+
+
+def _error(what: str, answer: _Answer) -> NetlinkError | None:
+    """The error in an NLMSG_ERROR or NLMSG_DONE, with the text of its acknowledgement; None if it is a success."""
+    code = -int(struct.unpack_from("=i", answer.body)[0])
+    if code == 0:
+        return None
+    text = os.strerror(code)
+    if answer.type == _ERROR and answer.flags & _ACK_TLVS:
+        skipped = _HEADER.size
+        if not answer.flags & _CAPPED:
+            skipped = -(-struct.unpack_from("=I", answer.body, 4)[0] // 4) * 4
+        said = attributes.parse(answer.body[4 + skipped :]).get(1, b"").rstrip(b"\0").decode(errors="replace")
+        text = f"{text}: {said}" if said else text
+    return NetlinkError(code, f"{what}: {text}")
