@@ -16,8 +16,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
-import heapq
-import itertools
 import os
 import select
 import signal
@@ -25,13 +23,14 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 from insula.container import wire
 from insula.container.create.steps import close_others
 from insula.container.log import LogWriter
 from insula.container.service import zygote
+from insula.container.service.eventloop import EventLoop
 from insula.container.service.protocol import MONITOR_LOCK, MONITOR_PID, MONITOR_SOCKET, ZYGOTE_SOCKET
 from insula.container.service.relay import Client, Session
 from insula.container.service.run_directory import PidIndex
@@ -42,7 +41,6 @@ from insula.model.stream import Kind
 Key = tuple[str, str | None]
 
 _NAME = "insula-monitor"
-_RETRY = 1.0  # seconds until something whose handling failed is looked at again
 _STEADY = 10.0  # seconds after which a zygote counts as one that works
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # seconds between two attempts to start a zygote, doubled for each
 _GRACE = 10.0  # seconds after its end in which one may still attach to a process that joined
@@ -55,9 +53,7 @@ class Monitor:
     def __init__(self, run: str, spares: int) -> None:
         self.run = run
         self.spares = spares
-        self.poll = select.epoll()
-        self.handlers: dict[int, Callable[[int], None]] = {}
-        self.masks: dict[int, int] = {}
+        self.loop = EventLoop(_NAME)
         self.sessions: dict[Key, Session] = {}
         self.watchers: list[socket.socket] = []
         self.pids = PidIndex(run)
@@ -65,27 +61,17 @@ class Monitor:
         self.channel: socket.socket | None = None
         self.started = -_STEADY  # when the zygote was
         self.pause = 0.0  # before the next attempt to start one
-        self.retrying: dict[int, tuple[int, Callable[[int], None]]] = {}  # by descriptor: what failed, for a moment
         self.unsent: deque[wire.Message] = deque()
-        self.timers: list[tuple[float, int, Callable[[], None]]] = []  # a heap; the number keeps it from comparing
-        self.numbers = itertools.count()
         self.listener = wire.listen(f"{run}/{MONITOR_SOCKET}")
 
     def serve(self) -> NoReturn:
         wakeup, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        self._watch(wakeup, lambda _: self._reap_children(wakeup))
-        self._watch(self.listener.fileno(), lambda _: self._accept())
+        self.loop.watch(wakeup, lambda _: self._reap_children(wakeup))
+        self.loop.watch(self.listener.fileno(), lambda _: self._accept())
         self._ensure_zygote()
-        while True:
-            for fd, events in self.poll.poll(self._run_timers()):
-                if handler := self.handlers.get(fd):
-                    try:
-                        handler(events)
-                    except Exception as error:  # what one container does must not take the others' streams along
-                        report(_NAME, "it is tried again", error)
-                        self._retry_later(fd, handler)
+        self.loop.run()
 
     # -- the zygote -----------------------------------------------------------------------------------
 
@@ -102,12 +88,12 @@ class Monitor:
     def _restart_zygote(self) -> None:
         """There is none: have another one, at once if the last one had worked, else after a pause."""
         if self.channel is not None:
-            self._unwatch(self.channel.fileno())
+            self.loop.unwatch(self.channel.fileno())
             self.channel.close()
             self.channel = None
         if time.monotonic() - self.started >= _STEADY:
             self.pause = 0.0
-        self._later(self.pause, self._ensure_zygote)
+        self.loop.later(self.pause, self._ensure_zygote)
         self.pause = min(_LONGEST_PAUSE, 2 * self.pause or _FIRST_PAUSE)
 
     def _connect_zygote(self) -> None:
@@ -126,7 +112,7 @@ class Monitor:
             wire.send(channel, {**message, "streams": list(session.names.values())}, list(session.names))
         wire.send(channel, {"op": "keep"})
         self.unsent.clear()  # a new one knows nothing of what the last was to be told
-        self._watch(channel.fileno(), lambda events: self._channel(channel, events))
+        self.loop.watch(channel.fileno(), partial(self._channel, channel))
 
     def _channel(self, channel: socket.socket, events: int) -> None:
         if events & select.EPOLLOUT:
@@ -163,7 +149,7 @@ class Monitor:
             if key[1] is None and (session := self.sessions.get(key)):
                 session.reset_quota()
                 self._update(key, session)
-            self._later(_GRACE, lambda: self._discard_output(key))
+            self.loop.later(_GRACE, lambda: self._discard_output(key))
             return
         if key not in self.sessions:
             log = None
@@ -204,7 +190,7 @@ class Monitor:
         if found := self.pids.find(pid):
             directory, exec_id = found
             directory.record_exit(process.status_of_dead(pid), exec_id)
-            self._later(_GRACE, lambda: self._discard_output((directory.id, exec_id)))
+            self.loop.later(_GRACE, lambda: self._discard_output((directory.id, exec_id)))
             self._notify_watchers({"event": "exit", "id": directory.id, "exec": exec_id})
 
     # -- clients ---------------------------------------------------------------------------------------
@@ -214,13 +200,13 @@ class Monitor:
             sock, _ = self.listener.accept()
         except OSError:  # no descriptor is left: it waits in the queue until one is
             listener = self.listener.fileno()
-            self._unwatch(listener)
-            self._later(_PAUSE, lambda: self._watch(listener, lambda _: self._accept()))
+            self.loop.unwatch(listener)
+            self.loop.later(_PAUSE, lambda: self.loop.watch(listener, lambda _: self._accept()))
             return
-        self._watch(sock.fileno(), lambda _: self._request(sock))
+        self.loop.watch(sock.fileno(), lambda _: self._request(sock))
 
     def _request(self, sock: socket.socket) -> None:
-        self._unwatch(sock.fileno())
+        self.loop.unwatch(sock.fileno())
         try:
             received = wire.receive(sock)
             if received is None:
@@ -229,13 +215,13 @@ class Monitor:
             message, _ = received
             if message["op"] == "watch":
                 self.watchers.append(sock)
-                self._watch(sock.fileno(), lambda _: self._drop_watcher(sock))
+                self.loop.watch(sock.fileno(), lambda _: self._drop_watcher(sock))
                 wire.send(sock, {"event": "watching", "sessions": [list(key) for key in self.sessions]})
                 return
             self._attach(sock, message)
         except Exception as error:
             report(_NAME, "a request is refused", error)
-            self._unwatch(sock.fileno())
+            self.loop.unwatch(sock.fileno())
             sock.close()
 
     def _attach(self, sock: socket.socket, message: wire.Message) -> None:
@@ -257,7 +243,7 @@ class Monitor:
         client = Client(sock, stdin=bool(message.get("stdin")))
         wire.send(sock, {"tty": session.terminal is not None})
         session.clients.append(client)
-        self._watch(sock.fileno(), lambda events: self._client(key, client, events))
+        self.loop.watch(sock.fileno(), partial(self._client, key, client))
         self._update(key, session)
 
     def _client(self, key: Key, client: Client, events: int) -> None:
@@ -289,12 +275,12 @@ class Monitor:
         session.clients.remove(client)
         # nobody comes back to a process that joined: what it still prints is nobody's
         session.discard = session.discard or (session.log is None and not session.clients)
-        self._unwatch(client.sock.fileno())
+        self.loop.unwatch(client.sock.fileno())
         client.sock.close()
         self._update(key, session)
 
     def _drop_watcher(self, sock: socket.socket) -> None:
-        self._unwatch(sock.fileno())
+        self.loop.unwatch(sock.fileno())
         self.watchers.remove(sock)
         sock.close()
 
@@ -313,19 +299,19 @@ class Monitor:
             self._close(key, session, session.input)
         if session.throttled and not session.paused:
             session.paused = True
-            self._later(_PAUSE, lambda: self._resume(key, session))
+            self.loop.later(_PAUSE, lambda: self._resume(key, session))
         for fd in session.names:
             mask = select.EPOLLIN if session.wants(fd) else 0
             if session.stdin_buffer and fd == session.input:
                 mask |= select.EPOLLOUT
-            self._set(fd, mask, lambda events, fd=fd: self._stream(key, session, fd, events))  # type: ignore[misc]
+            self.loop.watch(fd, partial(self._stream, key, session, fd), mask)
         for client in list(session.clients):
             if not client.flush():
                 self._detach(key, client)
                 return
             readable = 0 if len(session.stdin_buffer) > wire.MAX_MESSAGE else select.EPOLLIN
             mask = readable | (select.EPOLLOUT if client.backlog else 0)
-            self._set(client.sock.fileno(), mask, lambda events, c=client: self._client(key, c, events))  # type: ignore[misc]
+            self.loop.watch(client.sock.fileno(), partial(self._client, key, client), mask)
         if not session.outputs and not session.clients and self._close_if_finished(key, session):
             self.sessions.pop(key, None)
 
@@ -373,7 +359,7 @@ class Monitor:
     def _close(self, key: Key, session: Session, fd: int | None) -> None:
         if fd is None:
             return
-        self._unwatch(fd)
+        self.loop.unwatch(fd)
         if session.close(fd) == "stdin":  # its end shows inside only when the zygote's copy is closed too
             self._send_zygote({"op": "close", "id": key[0], "exec": key[1], "stream": "stdin"})
 
@@ -392,61 +378,9 @@ class Monitor:
             except OSError:
                 return  # it died, and the end of the channel will tell
             self.unsent.popleft()
-        if channel and channel.fileno() in self.masks:
+        if channel and self.loop.is_watched(channel.fileno()):
             mask = select.EPOLLIN | (select.EPOLLOUT if self.unsent else 0)
-            self._set(channel.fileno(), mask, self.handlers[channel.fileno()])
-
-    # -- timers and epoll ------------------------------------------------------------------------------
-
-    def _later(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self.timers, (time.monotonic() + seconds, next(self.numbers), action))
-
-    def _run_timers(self) -> float | None:
-        """Do what is due; seconds until the next."""
-        while self.timers and self.timers[0][0] <= time.monotonic():
-            action = heapq.heappop(self.timers)[2]
-            try:
-                action()
-            except Exception as error:
-                report(_NAME, "a timer failed", error)
-        return max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else None
-
-    def _watch(self, fd: int, handler: Callable[[int], None]) -> None:
-        self._set(fd, select.EPOLLIN, handler)
-
-    def _set(self, fd: int, mask: int, handler: Callable[[int], None]) -> None:
-        """Poll `fd` for `mask`; not at all for an empty one, since the end of a pipe would be reported for ever."""
-        self.retrying.pop(fd, None)
-        known = self.masks.get(fd)
-        if not mask:
-            self._unwatch(fd)
-            return
-        self.handlers[fd] = handler
-        if known is None:
-            self.poll.register(fd, mask)
-        elif known != mask:
-            self.poll.modify(fd, mask)
-        self.masks[fd] = mask
-
-    def _retry_later(self, fd: int, handler: Callable[[int], None]) -> None:
-        """Look at it again in a moment: nothing that is watched is ever forgotten."""
-        mask = self.masks.get(fd)
-        if mask is None or self.handlers.get(fd) is not handler:  # it was closed, or is another by now
-            return
-        self._unwatch(fd)
-        self.retrying[fd] = mask, handler
-        self._later(_RETRY, lambda: self._watch_again(fd, handler))
-
-    def _watch_again(self, fd: int, handler: Callable[[int], None]) -> None:
-        mask, waiting = self.retrying.get(fd, (0, None))
-        if waiting is handler:
-            self._set(fd, mask, handler)
-
-    def _unwatch(self, fd: int) -> None:
-        self.retrying.pop(fd, None)
-        if self.masks.pop(fd, None) is not None:
-            self.handlers.pop(fd, None)
-            self.poll.unregister(fd)
+            self.loop.watch(channel.fileno(), partial(self._channel, channel), mask)
 
 
 def _readable(sock: socket.socket) -> bool:

@@ -34,7 +34,6 @@ import resource
 import select
 import socket
 import time
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from insula.container import wire
@@ -43,6 +42,7 @@ from insula.container.create.exec_process import Filter
 from insula.container.create.steps import StepError, close_others
 from insula.container.service import launch
 from insula.container.service.children import Child
+from insula.container.service.eventloop import EventLoop
 from insula.container.service.protocol import WARM_RECORDS, ZYGOTE_PID
 from insula.container.service.run_directory import Launch, RunDirectory, State
 from insula.container.service.sessions import Sessions
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from insula.container.service.children import Reply
 
 _NAME = "insula-zygote"
-_REST = 1.0  # seconds until something whose handling failed is looked at again
+_TRACED_PAUSE = 1.0  # seconds between two looks at children that a tracer keeps from us
 _PAUSE = 0.005  # seconds of quiet before work that can wait
 _RESERVED_DESCRIPTORS = 48  # descriptors that are left for what runs already
 _MAX_ENDED = 64  # mount namespaces that may wait to be closed
@@ -68,8 +68,7 @@ class Zygote:
     def __init__(self, run: str, listener: socket.socket, spares: int) -> None:
         self.run = run
         self.listener = listener
-        self.poll = select.epoll()
-        self.handlers: dict[int, Callable[[], None]] = {}
+        self.loop = EventLoop(_NAME)
         self.clients: dict[int, socket.socket] = {}
         self.warm_subscribers: list[socket.socket] = []  # clients that want to know of spares
         self.children: dict[tuple[str, str | None], Child] = {}
@@ -80,25 +79,12 @@ class Zygote:
         self.traced: list[int] = []  # have ended, and wait for who traces them
         self.pool = WarmPool(f"{run}/{WARM_RECORDS}", spares)
         self.last_launch: Launch | None = None  # the last launch, which the pool is told of when idle
-        self.resting: dict[int, tuple[float, Callable[[], None]]] = {}  # what failed: until when it is let alone
         self.ended: list[tuple[str, int]] = []  # containers that ended and their mount namespaces: closed when idle
 
     def serve(self) -> NoReturn:
         self.pool.open()
-        self._watch(self.listener.fileno(), self._accept)
-        while True:
-            self._reap_traced()
-            self._wake()
-            events = self.poll.poll(self._idle_timeout())
-            if not events:
-                self._run_idle_work()
-            for fd, _ in events:
-                if handler := self.handlers.get(fd):
-                    try:
-                        handler()
-                    except Exception as error:  # one child's trouble must not be the others'
-                        report(_NAME, "it is tried again", error)
-                        self._rest(fd, handler)
+        self.loop.watch(self.listener.fileno(), lambda _: self._accept())
+        self.loop.run(self._idle_timeout, self._run_idle_work)
 
     # -- clients ---------------------------------------------------------------------------------------
 
@@ -109,12 +95,12 @@ class Zygote:
             time.sleep(0.01)
             return
         self.clients[client.fileno()] = client
-        self._watch(client.fileno(), lambda: self._request(client))
+        self.loop.watch(client.fileno(), lambda _: self._request(client))
 
     def _request(self, client: socket.socket) -> None:
         received = wire.receive(client)
         if received is None:
-            self._unwatch(client.fileno())
+            self.loop.unwatch(client.fileno())
             del self.clients[client.fileno()]
             if self.sessions.monitor is client:
                 self.sessions.monitor = None
@@ -201,7 +187,7 @@ class Zygote:
             self._drop_warm(warm)
             return None
         for fd in (warm.child.sync.fileno(), warm.child.pidfd):
-            self._unwatch(fd)
+            self.loop.unwatch(fd)
         try:
             with open(f"{directory.path}/launch.json", "rb") as config:
                 return assign(warm, request, self.layers, config.fileno(), request.seccomp)
@@ -252,11 +238,11 @@ class Zygote:
                 join.main(join.ExecArgs(what, target, theirs, groups, stdio, program))
             undo.keep()
         # the first of the two forks ends at once, unless the container is frozen: so nothing waits for it here
-        self._watch(pidfd, lambda: self._reap_intermediate(pid, pidfd))
+        self.loop.watch(pidfd, lambda _: self._reap_intermediate(pid, pidfd))
         child = Child(container, exec_id, ours, 0, -1)
         child.reply, child.start_requested = reply, True
         self.children[(container, exec_id)] = child
-        self._watch(ours.fileno(), lambda: self._on_message(child))
+        self.loop.watch(ours.fileno(), lambda _: self._on_message(child))
         self.sessions.open(container, exec_id, request._replace(log=None, stdin=stdin), streams, terminal=tty)
 
     def _require_descriptors(self) -> None:
@@ -279,15 +265,15 @@ class Zygote:
     def _add(self, child: Child) -> None:
         self.children[(child.container, child.exec_id)] = child
         if child.sync:
-            self._watch(child.sync.fileno(), lambda: self._on_message(child))
-        self._watch(child.pidfd, lambda: self._reap(child))
+            self.loop.watch(child.sync.fileno(), lambda _: self._on_message(child))
+        self.loop.watch(child.pidfd, lambda _: self._reap(child))
 
     def _on_message(self, child: Child) -> None:
         """A message of a child, or the end of its channel: execve closes it, and so does death."""
         assert child.sync is not None
         received = wire.receive(child.sync)
         if received is None:
-            self._unwatch(child.sync.fileno())
+            self.loop.unwatch(child.sync.fileno())
             child.sync.close()
             child.sync = None
             self._on_exec_or_death(child)
@@ -302,7 +288,7 @@ class Zygote:
             case "forked":
                 child.pid = message["pid"]
                 child.pidfd = os.pidfd_open(child.pid)
-                self._watch(child.pidfd, lambda: self._reap(child))
+                self.loop.watch(child.pidfd, lambda _: self._reap(child))
                 started = process.start_time(child.pid) or 0
                 child.state = State(child.container, child.pid, started, time.time())
                 self._record(child)
@@ -331,7 +317,7 @@ class Zygote:
 
     def _reap(self, child: Child) -> None:
         """The process ended: write how, before anybody is told."""
-        self._unwatch(child.pidfd)
+        self.loop.unwatch(child.pidfd)
         if child.sync is not None:  # what it still had to say comes first
             while child.sync is not None:
                 self._on_message(child)
@@ -343,6 +329,8 @@ class Zygote:
             report(_NAME, f"the end of process {child.pid} of container {child.container} is not recorded", failure)
         # a process in the container may trace it, and we don't get it before that one lets go (ptrace(2))
         if not os.waitpid(child.pid, os.WNOHANG)[0]:
+            if not self.traced:
+                self.loop.later(_TRACED_PAUSE, self._reap_traced)
             self.traced.append(child.pid)
         os.close(child.pidfd)
         if child.mounts >= 0:
@@ -352,9 +340,11 @@ class Zygote:
 
     def _reap_traced(self) -> None:
         self.traced = [pid for pid in self.traced if not os.waitpid(pid, os.WNOHANG)[0]]
+        if self.traced:
+            self.loop.later(_TRACED_PAUSE, self._reap_traced)
 
     def _reap_intermediate(self, pid: int, pidfd: int) -> None:
-        self._unwatch(pidfd)
+        self.loop.unwatch(pidfd)
         os.waitpid(pid, 0)
         os.close(pidfd)
 
@@ -370,7 +360,7 @@ class Zygote:
         """Seconds without an event after which `_run_idle_work` has its turn; None if there is no such work."""
         if self.last_launch or self.ended or self.pool.missing():
             return _PAUSE
-        return 1.0 if self.traced or self.resting else self.pool.idle_timeout()
+        return self.pool.idle_timeout()
 
     def _run_idle_work(self) -> None:
         """One thing at a time: somebody may want something by now."""
@@ -401,7 +391,7 @@ class Zygote:
         for fd in (*dead, done, wait):
             os.close(fd)
         self.ended.clear()
-        self._watch(pidfd, lambda: self._reap_intermediate(pid, pidfd))
+        self.loop.watch(pidfd, lambda _: self._reap_intermediate(pid, pidfd))
 
     def _make_warm(self, template: Template) -> None:
         try:
@@ -410,8 +400,8 @@ class Zygote:
             report(_NAME, f"no spare for {template.parent}", error)
             self.pool.forget(template)
             return
-        self._watch(warm.child.sync.fileno(), lambda: self._on_warm_message(warm))
-        self._watch(warm.child.pidfd, lambda: self._drop_warm(warm))
+        self.loop.watch(warm.child.sync.fileno(), lambda _: self._on_warm_message(warm))
+        self.loop.watch(warm.child.pidfd, lambda _: self._drop_warm(warm))
 
     def _on_warm_message(self, warm: WarmContainer) -> None:
         received = wire.receive(warm.child.sync)
@@ -425,31 +415,10 @@ class Zygote:
 
     def _drop_warm(self, warm: WarmContainer) -> None:
         for fd in (warm.child.sync.fileno(), warm.child.pidfd):
-            self._unwatch(fd)
+            self.loop.unwatch(fd)
         self.pool.drop(warm)
         for subscriber in self.warm_subscribers:
             _send(subscriber, {"event": "no-spare", "id": warm.id, "parent": warm.template.parent})
-
-    # -- epoll -----------------------------------------------------------------------------------------
-
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
-        self.handlers[fd] = handler
-        self.poll.register(fd, select.EPOLLIN)
-
-    def _rest(self, fd: int, handler: Callable[[], None]) -> None:
-        """Look at it again in a moment: nothing that is watched is ever forgotten."""
-        if self.handlers.get(fd) is handler:  # else it was closed
-            self._unwatch(fd)
-            self.resting[fd] = time.monotonic() + _REST, handler
-
-    def _wake(self) -> None:
-        for fd in [fd for fd, (when, _) in self.resting.items() if when <= time.monotonic()]:
-            self._watch(fd, self.resting.pop(fd)[1])
-
-    def _unwatch(self, fd: int) -> None:
-        self.resting.pop(fd, None)
-        if self.handlers.pop(fd, None):
-            self.poll.unregister(fd)
 
 
 def _send(client: socket.socket, message: wire.Message) -> None:

@@ -1,0 +1,116 @@
+"""The event loop of the monitor and the zygote: readiness, timers, idle work, and handlers that fail."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from insula.container.service import eventloop
+from insula.container.service.eventloop import EventLoop
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+def turn(loop: EventLoop, idle_timeout: float | None = 0.0, idle: Callable[[], object] = lambda: None) -> None:
+    loop.turn(lambda: idle_timeout, idle)
+
+
+def test_a_handler_gets_the_events_of_its_descriptor(pipe: tuple[int, int]) -> None:
+    loop, seen = EventLoop("test"), list[int]()
+    loop.watch(pipe[0], seen.append)
+    turn(loop)
+    assert seen == [], "nothing is there yet"
+    os.write(pipe[1], b"x")
+    turn(loop)
+    assert seen == [select.EPOLLIN]
+    loop.watch(pipe[0], seen.append, 0)
+    turn(loop)
+    assert len(seen) == 1 and not loop.is_watched(pipe[0]), "an empty mask is none"
+
+
+def test_a_handler_that_fails_is_called_again(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(eventloop, "RETRY", 0.0)
+    loop, calls = EventLoop("insula-test"), list[int]()
+
+    def handler(events: int) -> None:
+        calls.append(events)
+        if len(calls) < 3:
+            raise ValueError("not yet")
+        os.read(pipe[0], 1)
+
+    loop.watch(pipe[0], handler)
+    os.write(pipe[1], b"x")
+    for _ in range(10):
+        turn(loop)
+    assert len(calls) == 3 and loop.is_watched(pipe[0])
+    log = capfd.readouterr().err
+    assert log.count("ERROR insula-test: a handler failed") == 2 and "ValueError" in log
+
+
+def test_a_handler_that_unwatches_and_fails_is_not_called_again(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eventloop, "RETRY", 0.0)
+    loop, calls = EventLoop("test"), list[int]()
+
+    def handler(events: int) -> None:
+        calls.append(events)
+        loop.unwatch(pipe[0])
+        raise ValueError("it was closed")
+
+    loop.watch(pipe[0], handler)
+    os.write(pipe[1], b"x")
+    for _ in range(5):
+        turn(loop)
+    assert len(calls) == 1
+
+
+def test_timers_run_in_order_and_one_that_fails_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eventloop, "RETRY", 0.0)
+    loop, done = EventLoop("test"), list[str]()
+
+    def failing() -> None:
+        done.append("failing")
+        if done.count("failing") == 1:
+            raise OSError(5, "once")
+
+    loop.later(0.002, lambda: done.append("late"))
+    loop.later(0.0, failing)
+    while "late" not in done:
+        turn(loop)
+    assert done == ["failing", "failing", "late"]
+
+
+def test_idle_work_comes_when_nothing_else_does(pipe: tuple[int, int]) -> None:
+    loop, done = EventLoop("test"), list[str]()
+    loop.watch(pipe[0], lambda _: done.append(os.read(pipe[0], 1).decode()))
+    os.write(pipe[1], b"x")
+    turn(loop, 0.0, lambda: done.append("idle"))
+    assert done == ["x"]
+    turn(loop, 0.0, lambda: done.append("idle"))
+    assert done == ["x", "idle"]
+
+
+def test_idle_work_that_fails_rests_for_a_while(pipe: tuple[int, int]) -> None:
+    loop, seen = EventLoop("test"), list[str]()
+
+    def idle() -> None:
+        seen.append("idle")
+        raise OSError(28, "no space")
+
+    loop.watch(pipe[0], lambda _: seen.append(os.read(pipe[0], 1).decode()))
+    loop.later(0.02, lambda: os.write(pipe[1], b"x"))
+    while "x" not in seen:
+        turn(loop, 0.0, idle)
+    assert seen == ["idle", "x"], "the next attempt comes after RETRY, which is longer"
