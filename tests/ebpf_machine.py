@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from insula.kernel import ebpf
+from insula.kernel.ebpf import assembler
 
 _ALL = (1 << 64) - 1
 
@@ -15,7 +15,7 @@ def run(program: bytes, data: bytes) -> int:
     registers: dict[int, int | None] = {1: None}  # r1 is a pointer, and no number
     while True:
         assert 0 <= counter < count, "ran off the end"
-        code, both, offset, immediate = ebpf.INSTRUCTION.unpack_from(program, 8 * counter)
+        code, both, offset, immediate = assembler.INSTRUCTION.unpack_from(program, 8 * counter)
         dst, src = both & 15, both >> 4
         counter += 1
 
@@ -25,22 +25,22 @@ def run(program: bytes, data: bytes) -> int:
             return number
 
         match code:
-            case ebpf.LDX_MEM_W:
+            case assembler.LDX_MEM_W:
                 assert registers[src] is None and 0 <= offset <= len(data) - 4
                 (registers[dst],) = struct.unpack_from("<I", data, offset)
-            case ebpf.ALU64_MOV_K:
+            case assembler.ALU64_MOV_K:
                 registers[dst] = immediate & _ALL
-            case ebpf.ALU64_MOV_X:
+            case assembler.ALU64_MOV_X:
                 registers[dst] = value(src)
-            case ebpf.ALU64_AND_K:
+            case assembler.ALU64_AND_K:
                 registers[dst] = value(dst) & immediate & _ALL
-            case ebpf.ALU64_RSH_K:
+            case assembler.ALU64_RSH_K:
                 registers[dst] = value(dst) >> immediate
-            case ebpf.JEQ_K | ebpf.JNE_K:
+            case assembler.JEQ_K | assembler.JNE_K:
                 assert offset >= 0, "a loop"
-                if (value(dst) == immediate & _ALL) == (code == ebpf.JEQ_K):
+                if (value(dst) == immediate & _ALL) == (code == assembler.JEQ_K):
                     counter += offset
-            case ebpf.EXIT:
+            case assembler.EXIT:
                 return value(0)
             case _:
                 raise AssertionError(f"instruction {code:#x}")

@@ -20,7 +20,7 @@ import pytest
 from insula.control.instances.drivers.container import spec
 from insula.kernel import linux
 from insula.kernel.cgroups import Cgroup, Hierarchy, hierarchy
-from insula.kernel.seccomp_load import load
+from insula.kernel.seccomp.load import load
 from insula.model.objects import Resources
 from tests.forked import Killed, errno_of, forked
 from tests.support import groups

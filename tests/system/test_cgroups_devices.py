@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from insula.kernel import cgroups, ebpf_load
+from insula.kernel import cgroups
 from insula.kernel.cgroups import Cgroup, device_list
 from insula.kernel.cgroups.device_program import NAME, compile_rules
+from insula.kernel.ebpf import load as ebpf_load
 from tests.forked import errno_of
 from tests.support import groups
 from tests.support.groups import inside

@@ -16,7 +16,8 @@ import pytest
 from insula.container.create.exec_process import Filter, exec_process
 from insula.container.create.steps import StepError, forbid_imports
 from insula.kernel import capabilities as caps
-from insula.kernel import linux, scheduling, seccomp
+from insula.kernel import linux, scheduling
+from insula.kernel.seccomp import compiler
 from tests.forked import forked
 
 USER = 1234
@@ -122,7 +123,11 @@ ENTRIES: list[tuple[str, str, dict[str, Any]]] = [
     ("SETGID", "change the user", {"user": {"additionalGids": [5]}}),
     ("SETGID", "change the user", {"user": {"gid": 77}}),
     ("SETUID", "change the user", {"user": {"uid": USER}}),
-    ("SYS_ADMIN", "load the seccomp filter", {"program": Filter(seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW"}))}),
+    (
+        "SYS_ADMIN",
+        "load the seccomp filter",
+        {"program": Filter(compiler.compile({"defaultAction": "SCMP_ACT_ALLOW"}))},
+    ),
 ]
 
 

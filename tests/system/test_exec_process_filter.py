@@ -12,12 +12,13 @@ import pytest
 
 from insula.container.create.exec_process import Filter
 from insula.kernel import capabilities as caps
-from insula.kernel import linux, seccomp
-from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER
+from insula.kernel import linux
+from insula.kernel.seccomp import compiler
+from insula.kernel.seccomp.load import SECCOMP_FILTER_FLAG_NEW_LISTENER
 from tests.system.test_exec_process import SOME, USER, Refused, became, sets_of
 
 PR_GET_DUMPABLE = 3
-ALLOWED = Filter(seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW"}))
+ALLOWED = Filter(compiler.compile({"defaultAction": "SCMP_ACT_ALLOW"}))
 
 
 @pytest.mark.parametrize("restricted", [True, False])
@@ -77,7 +78,7 @@ def test_the_policy_of_memory_is_the_programs() -> None:
 
 
 def test_who_listens_to_a_filter_is_given_its_descriptor(tmp_path: Path) -> None:
-    program = Filter(seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW"}), SECCOMP_FILTER_FLAG_NEW_LISTENER)
+    program = Filter(compiler.compile({"defaultAction": "SCMP_ACT_ALLOW"}), SECCOMP_FILTER_FLAG_NEW_LISTENER)
     found = tmp_path / "found"
 
     def listen(fd: int) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel import libc, linux, seccomp_load
+from insula.kernel import libc, linux
 from insula.kernel.netns import call_in
+from insula.kernel.seccomp import load as seccomp_load
 from insula.model.errors import Failed
 from insula.network.linux import confine
 from insula.network.linux.fabric import LinuxFabric

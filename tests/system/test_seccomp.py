@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import pytest
 
 from insula.control.instances.drivers.container import seccomp_default
-from insula.kernel import capabilities, linux, seccomp, syscalls
-from insula.kernel.seccomp_load import load
+from insula.kernel import capabilities, linux, syscall_numbers
+from insula.kernel.seccomp import compiler
+from insula.kernel.seccomp.load import load
 from tests.forked import Killed, errno_of, forked
 
 T = TypeVar("T")
-PROGRAM = seccomp.compile(seccomp_default.profile(capabilities.to_names(capabilities.DEFAULT)))
-NATIVE = syscalls.native()
+PROGRAM = compiler.compile(seccomp_default.profile(capabilities.to_names(capabilities.DEFAULT)))
+NATIVE = syscall_numbers.native()
 AF_PACKET, AF_VSOCK = 17, 40
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,7 +44,7 @@ def filtered(function: Callable[[], T], program: bytes = PROGRAM) -> T:
 
 def call(name: str, *args: int) -> int:
     """The errno of a raw system call, 0 if it succeeds; every argument as the 64 bits that it is."""
-    number = syscalls.numbers(name, NATIVE)[0].value
+    number = syscall_numbers.numbers(name, NATIVE)[0].value
     result = _libc.syscall(ctypes.c_long(number), *(ctypes.c_ulong(a) for a in args))
     return ctypes.get_errno() if result < 0 else 0
 
@@ -136,7 +137,7 @@ def call_of(family: int, kind: int, protocol: int = 0) -> Callable[[], int]:
 
 
 def compiled(**options: Any) -> bytes:
-    return seccomp.compile(seccomp_default.profile(capabilities.to_names(capabilities.DEFAULT), **options))
+    return compiler.compile(seccomp_default.profile(capabilities.to_names(capabilities.DEFAULT), **options))
 
 
 def attach(option: int, level: int = socket.SOL_SOCKET) -> int:
@@ -195,7 +196,7 @@ def test_the_upper_half_of_the_family_hides_nothing() -> None:
     assert forked(sockets)[0] == 0
     assert filtered(sockets) == (errno.EPERM, errno.EPERM)
 
-    naive = seccomp.compile(
+    naive = compiler.compile(
         {
             "defaultAction": "SCMP_ACT_ALLOW",
             "syscalls": [
@@ -211,7 +212,7 @@ def test_the_upper_half_of_the_family_hides_nothing() -> None:
     assert filtered(sockets, naive) == forked(sockets)
 
 
-@pytest.mark.skipif(NATIVE != syscalls.X86_64, reason="int 0x80 is of x86")
+@pytest.mark.skipif(NATIVE != syscall_numbers.X86_64, reason="int 0x80 is of x86")
 def test_32_bit_calls_are_filtered_too() -> None:
     """The same through int 0x80: getpid works, mount is refused, socketcall answers ENOSYS."""
 
@@ -241,11 +242,11 @@ def test_a_call_that_does_not_exist_is_not_there() -> None:
     assert filtered(lambda: (_libc.syscall(ctypes.c_long(9999)), ctypes.get_errno())) == (-1, errno.ENOSYS)
 
 
-@pytest.mark.skipif(NATIVE != syscalls.X86_64, reason="x32 is of x86-64")
+@pytest.mark.skipif(NATIVE != syscall_numbers.X86_64, reason="x32 is of x86-64")
 def test_unknown_abi_kills() -> None:
-    program = seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW", "architectures": [NATIVE.name]})
+    program = compiler.compile({"defaultAction": "SCMP_ACT_ALLOW", "architectures": [NATIVE.name]})
     with pytest.raises(Killed) as caught:
-        filtered(lambda: _libc.syscall(ctypes.c_long(syscalls.X32_BIT | 39)), program)
+        filtered(lambda: _libc.syscall(ctypes.c_long(syscall_numbers.X32_BIT | 39)), program)
     assert caught.value.signum == signal.SIGSYS
 
 

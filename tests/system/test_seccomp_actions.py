@@ -19,20 +19,21 @@ from insula.container import wire
 from insula.container.create import notify
 from insula.container.create.exec_process import Filter, exec_process
 from insula.container.create.steps import StepError
-from insula.kernel import linux, seccomp, syscalls
-from insula.kernel.seccomp_load import load
+from insula.kernel import linux, syscall_numbers
+from insula.kernel.seccomp import compiler
+from insula.kernel.seccomp.load import load
 from tests.forked import Killed, forked
 from tests.support.agent import ANSWER, agent
 
 T = TypeVar("T")
-NATIVE = syscalls.native()
+NATIVE = syscall_numbers.native()
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
 def call(name: str, *args: int) -> int:
     """The errno of a raw system call, 0 if it succeeds."""
-    number = syscalls.numbers(name, NATIVE)[0].value
+    number = syscall_numbers.numbers(name, NATIVE)[0].value
     return ctypes.get_errno() if _libc.syscall(ctypes.c_long(number), *(ctypes.c_ulong(a) for a in args)) < 0 else 0
 
 
@@ -43,7 +44,7 @@ def filtered(action: dict[str, Any], function: Callable[[], T], *flags: str) -> 
         "flags": list(flags),
         "syscalls": [{"names": ["personality"], **action}],
     }
-    program, loaded = seccomp.compile(profile), seccomp.parse(profile).flags
+    program, loaded = compiler.compile(profile), compiler.parse(profile).flags
 
     def child() -> T:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
@@ -136,7 +137,7 @@ STATE = {"ociVersion": "1.2.0", "id": "c1", "status": "creating", "pid": 0, "bun
 
 def depart(profile: dict[str, Any], script: str, restricted: bool) -> tuple[str, wire.Message | None]:
     """Be the parent of a process that departs: its output, and the error that it told."""
-    program = Filter(seccomp.compile(profile), seccomp.parse(profile).flags)
+    program = Filter(compiler.compile(profile), compiler.parse(profile).flags)
     ours, theirs = wire.pair()
     readable, writable = os.pipe()
     pid = os.fork()
@@ -219,7 +220,9 @@ def test_an_agent_of_the_host_decides(tmp_path: Path, restricted: bool, more: di
     assert told is None
     assert os.strerror(ANSWER) in printed  # only the agent would say so
     assert "seccomp" not in printed  # the program itself has no listener
-    assert set(listening.asked) <= {way.value for n in ("mkdir", "mkdirat") for way in syscalls.numbers(n, NATIVE)}
+    assert set(listening.asked) <= {
+        way.value for n in ("mkdir", "mkdirat") for way in syscall_numbers.numbers(n, NATIVE)
+    }
     assert not (tmp_path / "made").exists()
     pid = listening.received["pid"]
     assert listening.received == {
@@ -239,7 +242,7 @@ def test_calls_of_the_departure_itself_reach_the_agent(tmp_path: Path) -> None:
     assert printed == ""
     assert told is not None
     assert (told["step"], told["errno"]) == ("drop capabilities", ANSWER)
-    assert listening.asked == [syscalls.numbers("capset", NATIVE)[0].value]
+    assert listening.asked == [syscall_numbers.numbers("capset", NATIVE)[0].value]
 
 
 def test_without_an_agent_there_is_no_program(tmp_path: Path) -> None:
@@ -252,7 +255,7 @@ def test_without_an_agent_there_is_no_program(tmp_path: Path) -> None:
 
 def test_a_filter_that_notifies_takes_somebody_who_listens() -> None:
     profile = notifying(Path("/nowhere"))
-    program = Filter(seccomp.compile(profile), seccomp.parse(profile).flags)
+    program = Filter(compiler.compile(profile), compiler.parse(profile).flags)
 
     def child() -> str:
         try:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from insula.control.instances.drivers.uncharged import Uncharged, budget
-from insula.kernel import ebpf_trace, linux
-from insula.kernel.btf import Types
+from insula.kernel import linux
+from insula.kernel.ebpf import trace as ebpf_trace
+from insula.kernel.ebpf.btf import Types
 from insula.kernel.uncharged import IDS, LOCK, UDP, Guard
 from tests.forked import forked
 from tests.support.cli import Cli

@@ -12,20 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.control.instances.drivers.container import seccomp_default
-from insula.kernel import bpf, capabilities, seccomp, syscalls
+from insula.kernel import capabilities, syscall_numbers
+from insula.kernel.seccomp import bpf, compiler
+from insula.kernel.syscall_numbers import AARCH64, ARM, X32, X32_BIT, X86, X86_64, Arch, native
 from insula.model.errors import Invalid
 from tests.bpf_machine import libseccomp, run
 
-ALLOW, ERRNO, KILL = seccomp.RET_ALLOW, seccomp.RET_ERRNO, seccomp.RET_KILL_THREAD
+ALLOW, ERRNO, KILL = compiler.RET_ALLOW, compiler.RET_ERRNO, compiler.RET_KILL_THREAD
 EPERM, ENOSYS = ERRNO | 1, ERRNO | 38
-X86_64, X86, X32 = syscalls.X86_64, syscalls.X86, syscalls.X32
 BITS64 = (1 << 64) - 1
 NOTIFY: dict[str, Any] = {
     "listenerPath": "/run/agent.sock",
     "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}],
 }
 
-if syscalls.native() != X86_64:
+if native() != X86_64:
     pytest.skip("the expectations below are of x86-64", allow_module_level=True)
 
 
@@ -33,14 +34,14 @@ def default_profile(*add: str) -> dict[str, Any]:
     return seccomp_default.profile(capabilities.to_names(capabilities.adjust(capabilities.DEFAULT, add)))
 
 
-def number(name: str, arch: syscalls.Arch = X86_64) -> int:
-    return syscalls.numbers(name, arch)[-1].value
+def number(name: str, arch: Arch = X86_64) -> int:
+    return syscall_numbers.numbers(name, arch)[-1].value
 
 
 # -- the reference: what the profile says, read literally --------------------------------------------------------------
 
 
-def holds(condition: seccomp.Condition, args: list[int]) -> bool:
+def holds(condition: compiler.Condition, args: list[int]) -> bool:
     value, (_, op, a, b) = args[condition.argument], condition
     return {
         "EQ": value == a,
@@ -54,8 +55,8 @@ def holds(condition: seccomp.Condition, args: list[int]) -> bool:
 
 
 def expected(profile: dict[str, Any], audit: int, nr: int, args: list[int]) -> int:
-    checked = seccomp.parse(profile)
-    x32 = audit == X32.audit and nr >= syscalls.X32_BIT
+    checked = compiler.parse(profile)
+    x32 = audit == X32.audit and nr >= X32_BIT
     arch = next((a for a in checked.archs if a.audit == audit and (a == X32) == x32), None)
     if arch is None:
         return checked.default if x32 and nr == 0xFFFFFFFF else KILL
@@ -64,15 +65,15 @@ def expected(profile: dict[str, Any], audit: int, nr: int, args: list[int]) -> i
     last, applying = 0, []
     for rule in checked.rules:
         for name in rule.names:
-            for way in syscalls.numbers(name, arch):
+            for way in syscall_numbers.numbers(name, arch):
                 last = max(last, way.value)
                 if way.value == nr and rule.action != checked.default:
                     conditions = rule.conditions
                     if way.multiplexer is not None:
-                        here = seccomp.Condition(0, "EQ", way.multiplexer)
+                        here = compiler.Condition(0, "EQ", way.multiplexer)
                         conditions = (here, *(c for c in conditions if c.argument))
                     applying.append(rule._replace(conditions=conditions))
-    permissive = checked.default in (ALLOW, seccomp.RET_LOG) or checked.default >> 16 == seccomp.RET_TRACE >> 16
+    permissive = checked.default in (ALLOW, compiler.RET_LOG) or checked.default >> 16 == compiler.RET_TRACE >> 16
     if last and nr > last and not permissive:
         return ENOSYS
     for rule in [r for r in applying if not r.conditions] + applying:
@@ -90,9 +91,8 @@ VALUES = st.one_of(
     st.integers(0, 5),
     st.integers(0, BITS64),
 )
-CONDITIONS = st.fixed_dictionaries(
-    {"index": st.integers(0, 2), "value": VALUES, "valueTwo": VALUES, "op": st.sampled_from(sorted(seccomp._OPERATORS))}
-)
+OPERATORS = st.sampled_from(sorted(compiler._OPERATORS))
+CONDITIONS = st.fixed_dictionaries({"index": st.integers(0, 2), "value": VALUES, "valueTwo": VALUES, "op": OPERATORS})
 ACTIONS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
     [
         {"action": "SCMP_ACT_ALLOW"},
@@ -122,16 +122,16 @@ PROFILES = st.builds(
             {"defaultAction": "SCMP_ACT_TRACE", "defaultErrnoRet": 7},
         ]
     ),
-    st.lists(st.sampled_from([X86_64.name, X86.name, X32.name, syscalls.AARCH64.name]), max_size=4),
+    st.lists(st.sampled_from([X86_64.name, X86.name, X32.name, AARCH64.name]), max_size=4),
     st.lists(RULES, max_size=8),
 )
 
 
 def interesting(profile: dict[str, Any], rng: random.Random) -> tuple[int, int, list[int]]:
     """A call that is near to what the profile talks about."""
-    arch = rng.choice([X86_64, X86, X32, syscalls.AARCH64])
-    numbers = [way.value for name in NAMES for way in syscalls.numbers(name, arch)]
-    nr = rng.choice([*numbers, rng.randrange(500), syscalls.X32_BIT, 0xFFFFFFFF, rng.getrandbits(32)])
+    arch = rng.choice([X86_64, X86, X32, AARCH64])
+    numbers = [way.value for name in NAMES for way in syscall_numbers.numbers(name, arch)]
+    nr = rng.choice([*numbers, rng.randrange(500), X32_BIT, 0xFFFFFFFF, rng.getrandbits(32)])
     values = [0, 1, 2, 8, 40, 0xFFFFFFFF, BITS64]
     for rule in profile["syscalls"]:
         values += [c[f] for c in rule.get("args", ()) for f in ("value", "valueTwo")]
@@ -142,7 +142,7 @@ def interesting(profile: dict[str, Any], rng: random.Random) -> tuple[int, int, 
 @given(profile=PROFILES, seed=st.integers(0, 1 << 32))
 @settings(max_examples=150, deadline=None)
 def test_the_filter_does_what_the_profile_says(profile: dict[str, Any], seed: int) -> None:
-    program, rng = seccomp.compile(profile), random.Random(seed)
+    program, rng = compiler.compile(profile), random.Random(seed)
     for _ in range(60):
         audit, nr, args = interesting(profile, rng)
         assert run(program, audit, nr, args) == expected(profile, audit, nr, args), (hex(audit), nr, args)
@@ -151,7 +151,7 @@ def test_the_filter_does_what_the_profile_says(profile: dict[str, Any], seed: in
 @pytest.mark.parametrize("add", [[], ["SYS_ADMIN"], ["ALL"], ["SYS_PTRACE", "BPF"]])
 def test_default_profile_for_every_number(add: list[str]) -> None:
     profile, rng = default_profile(*add), random.Random(3)
-    program = seccomp.compile(profile)
+    program = compiler.compile(profile)
     for arch in (X86_64, X86, X32):
         for nr in [*range(arch.first, arch.first + 560), 0xFFFFFFFF, 0x80000000]:
             args = [
@@ -166,15 +166,15 @@ def known_to_libseccomp(profile: dict[str, Any]) -> dict[str, Any]:
     return {**profile, "syscalls": [rule for rule in rules if rule["names"]]}
 
 
-def highest(profile: dict[str, Any], arch: syscalls.Arch) -> int:
+def highest(profile: dict[str, Any], arch: Arch) -> int:
     """The number above which runc answers ENOSYS before it asks the filter."""
     names = {name for rule in profile["syscalls"] for name in rule["names"]}
-    return max((way.value for name in names for way in syscalls.numbers(name, arch)), default=0)
+    return max((way.value for name in names for way in syscall_numbers.numbers(name, arch)), default=0)
 
 
 def test_default_profile_is_libseccomps_filter_for_every_number() -> None:
     profile, rng = known_to_libseccomp(default_profile()), random.Random(5)
-    ours, theirs = seccomp.compile(profile), libseccomp(profile)
+    ours, theirs = compiler.compile(profile), libseccomp(profile)
     assert len(ours) < len(theirs) / 3
     compared = 0
     for arch in (X86_64, X86, X32):
@@ -187,10 +187,8 @@ def test_default_profile_is_libseccomps_filter_for_every_number() -> None:
 
 
 # For each architecture: libseccomp drops the upper half of what a condition names where registers have 32 bits.
-WIDE = st.lists(st.sampled_from([X86_64.name, syscalls.AARCH64.name]), max_size=2, unique=True)
-NARROW = st.lists(
-    st.sampled_from([X86_64.name, X86.name, X32.name, syscalls.AARCH64.name, syscalls.ARM.name]), unique=True
-)
+WIDE = st.lists(st.sampled_from([X86_64.name, AARCH64.name]), max_size=2, unique=True)
+NARROW = st.lists(st.sampled_from([X86_64.name, X86.name, X32.name, AARCH64.name, ARM.name]), unique=True)
 # calls of all of them: 2.5 jumps wrongly where another architecture has no number for one
 PLAIN = ["read", "openat", "clone", "personality", "ptrace", "mount", "exit_group", "openat2", "no_such_call"]
 ANY_ACTION: st.SearchStrategy[dict[str, Any]] = st.one_of(
@@ -227,7 +225,7 @@ def agreeing(draw: st.DrawFn) -> dict[str, Any]:
             "index": st.integers(0, 3),
             "value": value,
             "valueTwo": value,
-            "op": st.sampled_from(sorted(seccomp._OPERATORS)),
+            "op": st.sampled_from(sorted(compiler._OPERATORS)),
         }
     )
     several = st.lists(value, min_size=1, max_size=4, unique=True).map(
@@ -249,8 +247,8 @@ def agreeing(draw: st.DrawFn) -> dict[str, Any]:
 @given(profile=agreeing(), seed=st.integers(0, 1 << 32))
 @settings(max_examples=150, deadline=None)
 def test_random_profiles_are_libseccomps_filters(profile: dict[str, Any], seed: int) -> None:
-    ours, theirs, rng = seccomp.compile(profile), libseccomp(profile), random.Random(seed)
-    archs = {arch.audit: arch for arch in seccomp.parse(profile).archs if arch != X32}
+    ours, theirs, rng = compiler.compile(profile), libseccomp(profile), random.Random(seed)
+    archs = {arch.audit: arch for arch in compiler.parse(profile).archs if arch != X32}
     for _ in range(60):
         audit, nr, args = interesting(profile, rng)
         arch = X32 if audit == X86_64.audit and nr >= X32.first else archs.get(audit)
@@ -261,8 +259,8 @@ def test_random_profiles_are_libseccomps_filters(profile: dict[str, Any], seed: 
 # -- what the default profile means -----------------------------------------------------------------------------------
 
 
-def outcome(name: str, *args: int, arch: syscalls.Arch = X86_64, add: tuple[str, ...] = ()) -> int:
-    return run(seccomp.compile(default_profile(*add)), arch.audit, number(name, arch), args)
+def outcome(name: str, *args: int, arch: Arch = X86_64, add: tuple[str, ...] = ()) -> int:
+    return run(compiler.compile(default_profile(*add)), arch.audit, number(name, arch), args)
 
 
 @pytest.mark.parametrize(
@@ -300,11 +298,11 @@ def test_capabilities_open_calls(capability: str, name: str) -> None:
     assert outcome(name, add=(capability,)) == ALLOW
 
 
-def allowed(program: bytes, name: str, arch: syscalls.Arch, *args: int) -> bool:
+def allowed(program: bytes, name: str, arch: Arch, *args: int) -> bool:
     return run(program, arch.audit, number(name, arch), [*args, *[0] * (6 - len(args))]) == ALLOW
 
 
-def families(program: bytes, name: str = "socket", arch: syscalls.Arch = X86_64) -> set[int]:
+def families(program: bytes, name: str = "socket", arch: Arch = X86_64) -> set[int]:
     """Which numbers of socket families the program lets through."""
     return {family for family in range(300) if allowed(program, name, arch, family)}
 
@@ -315,21 +313,21 @@ NUMBERS = {"can": 29, "kcm": 41, "key": 15, "llc": 26, "packet": 17, "pppox": 24
 
 
 @pytest.mark.parametrize("arch", [X86_64, X86, X32], ids=lambda arch: arch.name)
-def test_four_socket_families(arch: syscalls.Arch) -> None:
-    program = seccomp.compile(default_profile())
+def test_four_socket_families(arch: Arch) -> None:
+    program = compiler.compile(default_profile())
     assert families(program, arch=arch) == {AF_UNIX, AF_INET, AF_INET6, AF_NETLINK}
     assert families(program, "socketpair", arch) == {AF_UNIX}, "else it would load their modules too"
     if arch.wide:  # the kernel ignores the upper half
         assert not any(allowed(program, "socket", arch, 1 << 32 | family) for family in range(300))
-    everything = seccomp.compile(default_profile("ALL"))
+    everything = compiler.compile(default_profile("ALL"))
     assert families(everything, arch=arch) == families(program, arch=arch), "no capability opens a family"
 
 
 @pytest.mark.parametrize("family", seccomp_default.FAMILIES)
 def test_an_option_opens_one_family(family: str) -> None:
     names = capabilities.to_names(capabilities.DEFAULT)
-    program = seccomp.compile(seccomp_default.profile(names, families=[family]))
-    assert families(program) - families(seccomp.compile(default_profile())) == {NUMBERS[family]}
+    program = compiler.compile(seccomp_default.profile(names, families=[family]))
+    assert families(program) - families(compiler.compile(default_profile())) == {NUMBERS[family]}
     assert families(program, "socketpair") == {AF_UNIX, NUMBERS[family]}
     assert allowed(program, "socket", X86_64, AF_INET, 1, 256) == (family == "smc"), "IPPROTO_SMC"
     assert allowed(program, "socket", X86_64, AF_NETLINK, 3, 6) == (family == "key"), "NETLINK_XFRM"
@@ -343,8 +341,8 @@ def test_no_option_opens_these(family: str) -> None:
 
 
 @pytest.mark.parametrize("arch", [X86_64, X86, X32], ids=lambda arch: arch.name)
-def test_protocols_that_are_families_or_modules(arch: syscalls.Arch) -> None:
-    program = seccomp.compile(default_profile())
+def test_protocols_that_are_families_or_modules(arch: Arch) -> None:
+    program = compiler.compile(default_profile())
     for family in (AF_INET, AF_INET6):
         found = {protocol for protocol in range(1000) if allowed(program, "socket", arch, family, 1, protocol)}
         assert found == {*range(256), 262}, "the protocols of IP and IPPROTO_MPTCP; 256 is IPPROTO_SMC"
@@ -355,8 +353,8 @@ def test_protocols_that_are_families_or_modules(arch: syscalls.Arch) -> None:
 
 
 @pytest.mark.parametrize("arch", [X86_64, X86, X32], ids=lambda arch: arch.name)
-def test_socket_options_but_filters(arch: syscalls.Arch) -> None:
-    program, refused = seccomp.compile(default_profile()), {(1, 26), (1, 51), (6, 14), (6, 32), (6, 38), (41, 32)}
+def test_socket_options_but_filters(arch: Arch) -> None:
+    program, refused = compiler.compile(default_profile()), {(1, 26), (1, 51), (6, 14), (6, 32), (6, 38), (41, 32)}
     levels, options = (0, 1, 2, 6, 41, 263, 270, 0xFFFFFFFF), (*range(80), 0xFFFFFFFF)
     upper = (0, 1 << 32, 0xFFFFFFFF << 32) if arch.wide else (0,)
     for level, option, high, higher in itertools.product(levels, options, upper, upper):
@@ -366,7 +364,7 @@ def test_socket_options_but_filters(arch: syscalls.Arch) -> None:
 
 
 def test_a_routers_socket_options_come_with_net_admin() -> None:
-    program = seccomp.compile(default_profile("NET_ADMIN"))
+    program = compiler.compile(default_profile("NET_ADMIN"))
     assert all(allowed(program, "setsockopt", X86_64, 3, *pair) for pair in [(6, 14), (6, 32), (6, 38), (41, 32)])
     assert not allowed(program, "setsockopt", X86_64, 3, 1, 26)
 
@@ -374,7 +372,7 @@ def test_a_routers_socket_options_come_with_net_admin() -> None:
 def test_what_the_whole_host_shares() -> None:
     names = capabilities.to_names(capabilities.DEFAULT)
     assert outcome("io_setup") == outcome("mincore") == outcome("mincore", add=("ALL",)) == ENOSYS
-    assert run(seccomp.compile(seccomp_default.profile(names, aio=True)), X86_64.audit, number("io_setup")) == ALLOW
+    assert run(compiler.compile(seccomp_default.profile(names, aio=True)), X86_64.audit, number("io_setup")) == ALLOW
 
 
 def test_conditions_of_the_default_profile() -> None:
@@ -384,23 +382,23 @@ def test_conditions_of_the_default_profile() -> None:
     assert outcome("clone", 0x10000011) == EPERM  # CLONE_NEWUSER
     assert outcome("clone", 0x10000011, add=("SYS_ADMIN",)) == ALLOW
     assert outcome("clone3") == ENOSYS
-    assert run(seccomp.compile(default_profile()), X86.audit, 102, [1]) == ENOSYS  # socketcall(SYS_SOCKET)
+    assert run(compiler.compile(default_profile()), X86.audit, 102, [1]) == ENOSYS  # socketcall(SYS_SOCKET)
 
 
 def test_other_architectures_and_newer_calls() -> None:
-    program = seccomp.compile(default_profile())
-    assert run(program, syscalls.AARCH64.audit, 0) == KILL
+    program = compiler.compile(default_profile())
+    assert run(program, AARCH64.audit, 0) == KILL
     assert run(program, 0, 0) == KILL
     for arch in (X86_64, X86, X32):
         assert run(program, arch.audit, arch.first + 3000) == ENOSYS
-    without_x32 = seccomp.compile({**default_profile(), "architectures": [X86_64.name]})
-    assert run(without_x32, X86_64.audit, syscalls.X32_BIT | 1) == KILL
+    without_x32 = compiler.compile({**default_profile(), "architectures": [X86_64.name]})
+    assert run(without_x32, X86_64.audit, X32_BIT | 1) == KILL
     assert run(without_x32, X86_64.audit, 0xFFFFFFFF) == EPERM
     assert run(without_x32, X86.audit, 4) == KILL
 
 
 def test_it_is_small() -> None:
-    assert len(seccomp.compile(default_profile())) // 8 < 400
+    assert len(compiler.compile(default_profile())) // 8 < 400
 
 
 # -- bad profiles ---------------------------------------------------------------------------------------
@@ -437,7 +435,7 @@ def test_it_is_small() -> None:
 )  # fmt: skip
 def test_bad_profiles_name_the_field(change: dict[str, Any], field: str) -> None:
     with pytest.raises(Invalid) as caught:
-        seccomp.compile({**default_profile(), **change})
+        compiler.compile({**default_profile(), **change})
     assert field in caught.value.message
     assert caught.value.hint
 
@@ -452,8 +450,8 @@ def test_too_many_conditions_are_refused() -> None:
         for n in range(400)
     ]
     with pytest.raises(Invalid, match="4096"):
-        seccomp.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})
-    assert seccomp.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules[:100]})
+        compiler.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})
+    assert compiler.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules[:100]})
 
 
 def test_far_jumps() -> None:
@@ -468,18 +466,18 @@ def test_far_jumps() -> None:
 
 def test_flags() -> None:
     profile = {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC"]}
-    assert seccomp.parse(profile).flags == 2
-    assert seccomp.parse({**profile, "flags": ["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]}).flags == 4
+    assert compiler.parse(profile).flags == 2
+    assert compiler.parse({**profile, "flags": ["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]}).flags == 4
     # who notifies has a listener; without one there is no receiver to be waited for, and the kernel says EINVAL
     wait = {**profile, "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]}
-    assert seccomp.parse(wait).flags == 0
-    assert seccomp.parse({**wait, **NOTIFY}).flags == 8 | 32
+    assert compiler.parse(wait).flags == 0
+    assert compiler.parse({**wait, **NOTIFY}).flags == 8 | 32
 
 
 def test_an_errno_is_of_the_default_where_none_is_given() -> None:
     profile = {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38}
     rule = {"names": ["mount"], "action": "SCMP_ACT_ERRNO"}
-    program = seccomp.compile({**profile, "syscalls": [rule, {**rule, "names": ["bpf"], "errnoRet": 0}]})
+    program = compiler.compile({**profile, "syscalls": [rule, {**rule, "names": ["bpf"], "errnoRet": 0}]})
     assert run(program, X86_64.audit, number("getpid")) == ENOSYS
     assert run(program, X86_64.audit, number("mount")) == EPERM
     assert run(program, X86_64.audit, number("bpf")) == ERRNO
@@ -488,11 +486,11 @@ def test_an_errno_is_of_the_default_where_none_is_given() -> None:
 def test_architectures_that_cannot_run_here_change_nothing() -> None:
     profile = default_profile()
     more = [*profile["architectures"], "SCMP_ARCH_MIPSEL64N32", "SCMP_ARCH_S390X", "SCMP_ARCH_LOONGARCH64"]
-    assert seccomp.compile({**profile, "architectures": more}) == seccomp.compile(profile)
+    assert compiler.compile({**profile, "architectures": more}) == compiler.compile(profile)
 
 
 def test_names_that_nobody_knows_are_ignored() -> None:
     profile = default_profile()
     hostile = ["no_such_call", "mount\0", "read write", "\ud800", "é", "x" * 10_000, "-1", "sys_mount"]
     rule = {"names": hostile, "action": "SCMP_ACT_ALLOW"}
-    assert seccomp.compile({**profile, "syscalls": [*profile["syscalls"], rule]}) == seccomp.compile(profile)
+    assert compiler.compile({**profile, "syscalls": [*profile["syscalls"], rule]}) == compiler.compile(profile)

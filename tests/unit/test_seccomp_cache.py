@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from insula.control.instances.drivers.container import seccomp_default
-from insula.kernel import capabilities, seccomp, seccomp_cache
+from insula.kernel import capabilities
+from insula.kernel.seccomp import cache as seccomp_cache
+from insula.kernel.seccomp import compiler
 from insula.model.errors import Invalid
 
 NOTIFY: dict[str, Any] = {
@@ -25,7 +27,7 @@ def test_compiled_once(tmp_path: Path) -> None:
     file, flags = seccomp_cache.compiled_file(default_profile(), tmp_path / "cache")
     path = Path(file)
     assert flags == 0
-    assert path.read_bytes() == seccomp.compile(default_profile())
+    assert path.read_bytes() == compiler.compile(default_profile())
     stamp = path.stat().st_ino
     assert Path(seccomp_cache.compiled_file(default_profile(), path.parent)[0]).stat().st_ino == stamp
     assert seccomp_cache.compiled_file(default_profile("BPF"), path.parent)[0] != file
@@ -53,7 +55,7 @@ def test_the_cache_keeps_what_decides_apart_and_nothing_else(tmp_path: Path) -> 
 def test_a_cached_filter_that_others_could_write_is_not_believed(tmp_path: Path, fault: str) -> None:
     profile = default_profile()
     path = Path(seccomp_cache.compiled_file(profile, tmp_path)[0])
-    forged = seccomp.compile({"defaultAction": "SCMP_ACT_ALLOW"})
+    forged = compiler.compile({"defaultAction": "SCMP_ACT_ALLOW"})
     path.write_bytes(forged)
     assert seccomp_cache.program(profile, tmp_path)[0] == forged  # the control: it is what decides
     if fault == "writable":
@@ -63,8 +65,8 @@ def test_a_cached_filter_that_others_could_write_is_not_believed(tmp_path: Path,
     if fault == "link":
         (tmp_path / "forged").write_bytes(forged)
         path.symlink_to("forged")
-    assert seccomp_cache.program(profile, tmp_path)[0] == seccomp.compile(profile)
-    assert path.read_bytes() == seccomp.compile(profile)
+    assert seccomp_cache.program(profile, tmp_path)[0] == compiler.compile(profile)
+    assert path.read_bytes() == compiler.compile(profile)
 
 
 def test_a_wrong_profile_leaves_nothing_in_the_cache(tmp_path: Path) -> None:

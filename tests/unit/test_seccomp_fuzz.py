@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.control.instances.drivers.container import seccomp_default
-from insula.kernel import bpf, capabilities, seccomp, seccomp_cache, syscalls
-from insula.kernel.seccomp_load import FLAGS
+from insula.kernel import capabilities, syscall_numbers
+from insula.kernel.seccomp import bpf, compiler
+from insula.kernel.seccomp import cache as seccomp_cache
+from insula.kernel.seccomp.load import FLAGS
 from insula.model.errors import Invalid
 from tests.bpf_machine import run
 
@@ -24,7 +26,7 @@ SCALARS = st.one_of(
     st.sampled_from(
         [0, -1, 5, 6, 4095, 4096, 0xFFFF, 1 << 32, (1 << 64) - 1, 1 << 64, "", "write", "mount\0", "\ud800"]
     ),
-    st.sampled_from([*seccomp._ACTIONS, *seccomp._OPERATORS, *syscalls.ARCHS, *FLAGS, "SCMP_ARCH_S390X"]),
+    st.sampled_from([*compiler._ACTIONS, *compiler._OPERATORS, *syscall_numbers.ARCHS, *FLAGS, "SCMP_ARCH_S390X"]),
 )
 FIELDS = st.sampled_from(
     ["defaultAction", "defaultErrnoRet", "architectures", "flags", "listenerPath", "listenerMetadata", "syscalls",
@@ -48,8 +50,8 @@ GOOD: dict[str, Any] = {
 def survives(profile: Any) -> None:
     """It is a filter that answers, or `Invalid` in one line with a hint."""
     try:
-        checked = seccomp.parse(profile)
-        program = seccomp.compile(checked)
+        checked = compiler.parse(profile)
+        program = compiler.compile(checked)
     except Invalid as error:
         assert error.message.startswith("seccomp ")
         assert error.message.isprintable()

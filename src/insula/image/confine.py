@@ -14,7 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from insula.image.limits import MEMORY, Limits
-from insula.kernel import capabilities, linux, seccomp_load
+from insula.kernel import capabilities, linux
+from insula.kernel.seccomp import load as seccomp_load
 from insula.model.errors import InsulaError, Unavailable
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ _CALLS = """
 @cache
 def system_calls() -> bytes:
     """The filter for the worker: calls on files and memory are allowed, any other fails with EPERM."""
-    from insula.kernel import seccomp
+    from insula.kernel.seccomp import compiler
 
     allowed = {"names": _CALLS.split(), "action": "SCMP_ACT_ALLOW"}
-    return seccomp.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [allowed]})
+    return compiler.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [allowed]})
 
 
 def limit(limits: Limits) -> None:

@@ -24,7 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from insula.kernel import cgroups, criu, linux, mounts, netlink, nftables, process, seccomp_load
+from insula.kernel import cgroups, criu, linux, mounts, netlink, nftables, process
+from insula.kernel.seccomp import load as seccomp_load
 from insula.model.errors import Failed, Unavailable
 
 TIMEOUT = 10.0

@@ -14,8 +14,9 @@ import os
 import struct
 from typing import Final
 
-from insula.kernel import descriptors, ebpf_load
-from insula.kernel.ebpf import Assembler
+from insula.kernel import descriptors
+from insula.kernel.ebpf import load as ebpf_load
+from insula.kernel.ebpf.assembler import Assembler
 
 _CLONE_REDIRECT: Final = 13  # enum bpf_func_id
 _INGRESS: Final = 1  # BPF_F_INGRESS

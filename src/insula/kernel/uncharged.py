@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO
 
-from insula.kernel import ebpf_trace, linux
-from insula.kernel.btf import Types
-from insula.kernel.ebpf import Assembler
+from insula.kernel import linux
+from insula.kernel.ebpf import trace as ebpf_trace
+from insula.kernel.ebpf.assembler import Assembler
+from insula.kernel.ebpf.btf import Types
 
 UDP = 1 << 16
 LOCK = 8 << 10

@@ -307,7 +307,7 @@ def seccomp_filter(config: dict[str, Any]) -> Filter | None:
     profile = config["linux"].get("seccomp")
     if not profile:
         return None
-    from insula.kernel import seccomp_cache
+    from insula.kernel.seccomp import cache as seccomp_cache
 
     return Filter(*seccomp_cache.program(profile, SECCOMP_CACHE))
 

@@ -29,12 +29,12 @@ FIRST = ("__future__", "insula", "insula.kernel", "insula.kernel.sealed")
 
 _SMALL = ("__future__", "struct")  # Python's own: a page each, and asked for by all
 
-_NEW = ("insula.kernel.seccomp_cache",)
+_NEW = ("insula.kernel.seccomp.cache",)
 VERBS: dict[str, tuple[str, ...]] = {
     # verb: what it nearly always imports besides, later than at its beginning
     "create": _NEW,
     "run": _NEW,
-    "exec": ("insula.kernel.seccomp_cache",),
+    "exec": ("insula.kernel.seccomp.cache",),
     "start": (),
     "state": ("insula.kernel.cgroups",),
     "kill": (),

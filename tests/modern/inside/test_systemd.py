@@ -13,10 +13,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from insula.kernel import cgroups, ebpf_load
+from insula.kernel import cgroups
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.cgroups.device_program import NAME
 from insula.kernel.cgroups.systemd import Scope
+from insula.kernel.ebpf import load as ebpf_load
 from insula.model.errors import Failed
 from tests.support.wait import until
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from insula.kernel import syscalls
+from insula.kernel import syscall_numbers
 from tests.support.agent import ANSWER, agent
 from tests.support.wait import until
 from tests.system.oci.conftest import NAME, Box
@@ -168,7 +168,9 @@ def test_an_agent_of_the_host_decides_about_a_call(box: Box, tmp_path: Path, ver
             said = box.oci.run("exec", NAME, "sh", "-c", made).err
     assert os.strerror(ANSWER) in said
     assert not (box.rootfs / "tmp/made").exists()
-    assert set(listening.asked) <= {way.value for n in names for way in syscalls.numbers(n, syscalls.native())}
+    assert set(listening.asked) <= {
+        way.value for n in names for way in syscall_numbers.numbers(n, syscall_numbers.native())
+    }
     received = listening.received
     assert (received["fds"], received["metadata"]) == (["seccompFd"], "for the test")
     assert (received["state"]["id"], received["state"]["bundle"]) == (NAME, str(box.path))

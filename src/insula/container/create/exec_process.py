@@ -20,7 +20,7 @@ from insula.container.create import programs
 from insula.container.create.steps import StepError, step
 from insula.kernel import linux, lsm, scheduling
 from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, keep_one, to_names
-from insula.kernel.seccomp_load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load
+from insula.kernel.seccomp.load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ from insula.container.service.dialer import TIMEOUT, Dialer
 from insula.container.service.failures import ZygoteDied, explain
 from insula.container.service.protocol import MONITOR_SOCKET, ZYGOTE_SOCKET
 from insula.container.service.run_directory import ExitRecord, Launch, RunDirectory, State, all_run_directories
-from insula.kernel import descriptors, process, sealed, seccomp_cache
+from insula.kernel import descriptors, process, sealed
 from insula.kernel.cgroups import Cgroup
+from insula.kernel.seccomp import cache as seccomp_cache
 from insula.model.errors import Failed, NotFound
 
 __all__ = ["Attachment", "Exec", "ExitRecord", "Launch", "Runtime", "State"]

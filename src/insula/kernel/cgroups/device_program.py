@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import os
 
-from insula.kernel import ebpf, ebpf_load
 from insula.kernel.cgroups.devices import ANY, EVERY_ACCESS, Rule
+from insula.kernel.ebpf import assembler
+from insula.kernel.ebpf import load as ebpf_load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _KEPT_AT_MOST = 16
 
 def compile_rules(rules: Sequence[dict[str, Any]]) -> bytes:
     """The program. OSError for a rule of an unknown type."""
-    code = ebpf.Assembler()
+    code = assembler.Assembler()
     code.load32(_TYPE, 1, _ACCESS_TYPE)
     code.move_register(_LEFT, _TYPE)
     code.shift_right(_LEFT, 16)
@@ -56,7 +57,7 @@ def compile_rules(rules: Sequence[dict[str, Any]]) -> bytes:
     return code.assemble()
 
 
-def _rule(code: ebpf.Assembler, rule: Rule, following: str) -> None:
+def _rule(code: assembler.Assembler, rule: Rule, following: str) -> None:
     if len(rule.types) == 1:
         code.jump_if_not_equal(_TYPE, _TYPES[rule.types], following)
     for register, number in ((_MAJOR_REGISTER, rule.major), (_MINOR_REGISTER, rule.minor)):
@@ -74,7 +75,7 @@ def _rule(code: ebpf.Assembler, rule: Rule, following: str) -> None:
     code.label(following)
 
 
-def _answer(code: ebpf.Assembler, value: int) -> None:
+def _answer(code: assembler.Assembler, value: int) -> None:
     code.move(0, value)
     code.exit()
 

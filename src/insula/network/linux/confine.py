@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import sys
 
-from insula.kernel import capabilities, linux, seccomp_load
+from insula.kernel import capabilities, linux
+from insula.kernel.seccomp import load as seccomp_load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def system_calls() -> bytes:
     Sockets are those of IP, and rtnetlink's; a process is forked without new namespaces. execve(2) is how the program
     begins; later it could only begin again, for there is no other program in its root.
     """
-    from insula.kernel import seccomp
+    from insula.kernel.seccomp import compiler
 
     def allow(*names: str, **more: object) -> dict[str, object]:
         return {"names": names, "action": "SCMP_ACT_ALLOW", **more}
@@ -73,7 +74,7 @@ def system_calls() -> bytes:
         # its flags are in memory, where a filter doesn't see them; libc falls back to clone
         {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
     ]
-    return seccomp.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})
+    return compiler.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})
 
 
 def start(

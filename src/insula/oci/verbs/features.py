@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from insula import __version__
 from insula.container.config import schema
-from insula.kernel import capabilities, mount_options, syscalls
+from insula.kernel import capabilities, mount_options, syscall_numbers
 from insula.oci.state import OCI_VERSION
 
 TYPE_CHECKING = False
@@ -39,7 +39,7 @@ def features() -> dict[str, Any]:
                 "enabled": True,
                 "actions": sorted(schema.ACTIONS),
                 "operators": sorted(schema.OPERATORS),
-                "archs": sorted(syscalls.ARCHS),
+                "archs": sorted(syscall_numbers.ARCHS),
                 "knownFlags": sorted(schema.FILTER_FLAGS),
                 "supportedFlags": sorted(schema.FILTER_FLAGS),
             },

@@ -12,8 +12,8 @@ import errno
 import os
 import struct
 
-from insula.kernel.ebpf import Assembler
-from insula.kernel.ebpf_load import bpf
+from insula.kernel.ebpf.assembler import Assembler
+from insula.kernel.ebpf.load import bpf
 
 FENTRY, FEXIT, MODIFY = 24, 25, 26
 """enum bpf_attach_type."""

@@ -17,7 +17,7 @@ import sys
 from _blake2 import blake2b
 
 from insula.kernel import libc
-from insula.kernel.seccomp_load import flags_of
+from insula.kernel.seccomp.load import flags_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _DECIDES = ("defaultAction", "defaultErrnoRet", "architectures", "syscalls")
 def compiled_file(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[str, int]:
     """The file of a profile's filter in `directory`, and the flags to load it with; both are made if they're not there.
 
-    `profile` is linux.seccomp of the OCI runtime-spec. Raises `Invalid` and `Unavailable` as `seccomp.compile`; what
+    `profile` is linux.seccomp of the OCI runtime-spec. Raises `Invalid` and `Unavailable` as `compiler.compile`; what
     was compiled once is not checked again.
     """
     path = _path(profile, directory)
@@ -74,9 +74,9 @@ def _read(path: str) -> bytes:
 
 
 def _make(profile: Mapping[str, Any], path: str) -> bytes:
-    from insula.kernel import seccomp
+    from insula.kernel.seccomp import compiler
 
-    compiled = seccomp.compile(profile)
+    compiled = compiler.compile(profile)
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}"
     try:

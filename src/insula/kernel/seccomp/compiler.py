@@ -23,9 +23,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from insula.kernel import bpf, syscalls
-from insula.kernel.seccomp_load import FLAGS, flags_of
-from insula.kernel.syscalls import Arch
+from insula.kernel import syscall_numbers
+from insula.kernel.seccomp import bpf
+from insula.kernel.seccomp.load import FLAGS, flags_of
+from insula.kernel.syscall_numbers import Arch
 from insula.model.errors import Invalid
 from insula.model.units import shorten
 
@@ -93,12 +94,12 @@ def parse(profile: Mapping[str, Any]) -> Profile:
     if profile.get("defaultAction") == "SCMP_ACT_NOTIFY":
         raise Invalid("seccomp defaultAction may not be SCMP_ACT_NOTIFY", "notify about named calls only")
     default = _action(profile.get("defaultAction"), profile.get("defaultErrnoRet"), "defaultAction", "defaultErrnoRet")
-    archs = {syscalls.native()}
+    archs = {syscall_numbers.native()}
     for name in _list(profile.get("architectures"), "architectures"):
-        if not isinstance(name, str) or not (name in syscalls.ARCHS or name in syscalls.FOREIGN):
-            raise Invalid(f"seccomp architecture {shorten(name)} is unknown", f"use {', '.join(syscalls.ARCHS)}")
-        if name in syscalls.ARCHS:
-            archs.add(syscalls.ARCHS[name])
+        if not isinstance(name, str) or not (name in syscall_numbers.ARCHS or name in syscall_numbers.FOREIGN):
+            raise Invalid(f"seccomp architecture {shorten(name)} is unknown", f"use {', '.join(syscall_numbers.ARCHS)}")
+        if name in syscall_numbers.ARCHS:
+            archs.add(syscall_numbers.ARCHS[name])
     for name in _list(profile.get("flags"), "flags"):
         if not isinstance(name, str) or name not in FLAGS:
             raise Invalid(f"seccomp flag {shorten(name)} is unknown", f"use {', '.join(FLAGS)}")
@@ -122,9 +123,9 @@ def compile(profile: Mapping[str, Any] | Profile) -> bytes:  # noqa: A001
     for arch in checked.archs:
         tables.setdefault(arch.audit, {0: kill}).update(_Outcomes(graph, checked, arch).ranges())
     for audit, ranges in sorted(tables.items()):
-        if audit == syscalls.X86_64.audit and syscalls.X32 not in checked.archs:
+        if audit == syscall_numbers.X86_64.audit and syscall_numbers.X32 not in checked.archs:
             # -1 is no call but a tracer's way to skip one; all else up there is an ABI that was not asked for
-            ranges.update({syscalls.X32_BIT: kill, 0xFFFFFFFF: graph.ret(checked.default)})
+            ranges.update({syscall_numbers.X32_BIT: kill, 0xFFFFFFFF: graph.ret(checked.default)})
         root = graph.branch(bpf.JEQ, audit, graph.load(_NUMBER, graph.switch(sorted(ranges.items()))), root)
     try:
         return graph.assemble(graph.load(_ARCH, root))
@@ -227,7 +228,7 @@ class _Outcomes:
 
     def _add(self, rule: Rule) -> None:
         for name in rule.names:
-            for number in syscalls.numbers(name, self._arch):
+            for number in syscall_numbers.numbers(name, self._arch):
                 self._last = max(self._last, number.value)
                 if rule.action == self._default:
                     continue

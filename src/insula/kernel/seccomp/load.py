@@ -1,7 +1,7 @@
 """Loading a compiled seccomp filter into the calling thread (seccomp(2)): for the child just before its execve.
 
 From then on the kernel runs the program before every system call of this thread and its children, and nothing can
-take it off again. It imports next to nothing; the compiler, which imports more, is `insula.kernel.seccomp`.
+take it off again. It imports next to nothing; the compiler, which imports more, is `insula.kernel.seccomp.compiler`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def flags_of(profile: Mapping[str, Any]) -> int:
     flags = 0
     for name in profile.get("flags") or ():
         flags |= FLAGS[name]
-    if profile.get("listenerPath"):  # without one no rule notifies: kernel/seccomp.py refuses it
+    if profile.get("listenerPath"):  # without one no rule notifies: compiler.py refuses it
         return flags | SECCOMP_FILTER_FLAG_NEW_LISTENER
     return flags & ~SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 
