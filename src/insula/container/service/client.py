@@ -63,6 +63,7 @@ class Runtime:
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._dialer = Dialer(self.run, spares)
+        self._replaced = False  # those of another build
         self._filters: dict[int, tuple[dict[str, Any], str, int]] = {}
 
     async def open(self, *, wait: bool = True) -> None:
@@ -369,6 +370,9 @@ class Runtime:
     async def _connect_zygote(self) -> socket.socket:
         async with self._zygote_lock:
             if self._zygote is None:
+                if not self._replaced:
+                    await self._dialer.replace_others()
+                    self._replaced = True
                 self._zygote = await self._dialer.dial(ZYGOTE_SOCKET)
                 await asyncio.get_running_loop().sock_sendall(self._zygote, b'{"op": "spares"}')
                 self._tasks.append(asyncio.create_task(self._read_zygote(self._zygote)))

@@ -1,14 +1,22 @@
-"""The monitor: the one process that containers need while nobody asks for anything.
+"""The monitor: it holds the streams of all containers, and is their parent of last resort.
 
-It holds what must outlive the daemon: the streams of every container, relayed to their logs and to whoever is
-attached; and the right to learn how a container ended. Exit statuses go to a process's parent. That is the zygote,
-and if the zygote dies the kernel gives its children to the nearest ancestor that asked for them with
-PR_SET_CHILD_SUBREAPER (prctl(2)): the monitor, which then records their ends. It forks the zygote, and a new one
-whenever that dies. If the monitor dies, the zygote still holds every stream and goes on reaping; the daemon
-starts another monitor, which takes over the streams.
+It relays output to logs and to attached clients, and it restarts the zygote. A process's exit status goes to its
+parent, the zygote; when that dies, the kernel gives its children to the nearest ancestor with PR_SET_CHILD_SUBREAPER
+(prctl(2)): the monitor, which then records how they end. When the monitor dies, the zygote still holds every stream and
+goes on reaping; the daemon starts another monitor, which takes the streams over.
 
-One socket, one request: {"op": "attach", "id", "exec", "stdin"}; the answer is {"tty"} or {"error"},
-and from then on frames go both ways. {"op": "watch"} asks to be told of ends: {"event": "exit", "id", "exec"}.
+Requests on its socket, one for each connection unless it says otherwise:
+
+    {"op": "hello", …}                       → see `insula.container.service.protocol`; another request may follow
+    {"op": "attach", "id", "exec", "stdin"}  → {"tty"} or {"error"}; from then on frames go both ways
+    {"op": "discard", "id", "exec"}          drop the output of this process
+    {"op": "watch"}                          → {"event": "exit", "id", "exec"} for each end that it records
+    {"op": "replace", "arguments", "environment"} and a descriptor
+                                             execute that program, of another build, with all that this one holds;
+                                             {"error"} if that fails
+
+After "replace" the new program has the PID, the children, the streams and the clients of the old one: nothing that a
+container prints or a client sends is lost, and attached clients notice nothing (`insula.container.service.reexec`).
 """
 
 from __future__ import annotations
@@ -22,18 +30,24 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
+from collections.abc import Iterator
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from insula.container import wire
-from insula.container.create.steps import close_others
 from insula.container.log import LogWriter
-from insula.container.service import zygote
+from insula.container.service import reexec
 from insula.container.service.eventloop import EventLoop
-from insula.container.service.protocol import MONITOR_LOCK, MONITOR_PID, MONITOR_SOCKET, ZYGOTE_SOCKET
+from insula.container.service.protocol import (
+    MONITOR_BUILD,
+    MONITOR_LOCK,
+    MONITOR_PID,
+    MONITOR_SOCKET,
+    hello,
+)
 from insula.container.service.relay import Client, Session
 from insula.container.service.run_directory import PidIndex
+from insula.container.service.zygote_supervisor import ZygoteSupervisor
 from insula.kernel import linux, process
 from insula.log import write as report
 from insula.model.stream import Kind
@@ -41,8 +55,6 @@ from insula.model.stream import Kind
 Key = tuple[str, str | None]
 
 _NAME = "insula-monitor"
-_STEADY = 10.0  # seconds after which a zygote counts as one that works
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # seconds between two attempts to start a zygote, doubled for each
 _GRACE = 10.0  # seconds after its end in which one may still attach to a process that joined
 _PAUSE = 0.05  # seconds in which a process that prints too much is not read from
 
@@ -50,19 +62,22 @@ _PAUSE = 0.05  # seconds in which a process that prints too much is not read fro
 class Monitor:
     """The state of the process: its zygote, the sessions it relays, who watches."""
 
-    def __init__(self, run: str, spares: int) -> None:
+    def __init__(self, run: str, build: str, spares: int, lock: int, state: dict[str, Any] | None) -> None:
+        """`lock` is the open lock file. `state` is that of the program that this one replaces."""
         self.run = run
-        self.spares = spares
+        self.build = build
+        self.lock = lock
         self.loop = EventLoop(_NAME)
         self.sessions: dict[Key, Session] = {}
         self.watchers: list[socket.socket] = []
         self.pids = PidIndex(run)
-        self.zygote_pid = 0
-        self.channel: socket.socket | None = None
-        self.started = -_STEADY  # when the zygote was
-        self.pause = 0.0  # before the next attempt to start one
-        self.unsent: deque[wire.Message] = deque()
-        self.listener = wire.listen(f"{run}/{MONITOR_SOCKET}")
+        self.zygote = ZygoteSupervisor(self.loop, run, build, spares)
+        self.zygote.on_message, self.zygote.on_death = self._on_zygote_message, self._on_zygote_death
+        self.zygote.streams = self._streams
+        if state is None:
+            self.listener = wire.listen(f"{run}/{MONITOR_SOCKET}")
+        else:
+            self._restore(state)
 
     def serve(self) -> NoReturn:
         wakeup, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -70,101 +85,50 @@ class Monitor:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self.loop.watch(wakeup, lambda _: self._reap_children(wakeup))
         self.loop.watch(self.listener.fileno(), lambda _: self._accept())
-        self._ensure_zygote()
+        self._resume_all()
+        self._reap_children(wakeup)  # those that ended while nobody heard of it
+        self.zygote.ensure()
         self.loop.run()
 
     # -- the zygote -----------------------------------------------------------------------------------
 
-    def _ensure_zygote(self) -> None:
-        """Find the zygote that lives or fork one, unless there is one. What fails is tried again, for ever."""
-        if self.channel is not None:
-            return
-        try:
-            self._connect_zygote()
-        except Exception as error:  # no process, no descriptor, no room below /run; or it died already
-            report(_NAME, "the zygote does not start", error)
-            self._restart_zygote()
-
-    def _restart_zygote(self) -> None:
-        """There is none: have another one, at once if the last one had worked, else after a pause."""
-        if self.channel is not None:
-            self.loop.unwatch(self.channel.fileno())
-            self.channel.close()
-            self.channel = None
-        if time.monotonic() - self.started >= _STEADY:
-            self.pause = 0.0
-        self.loop.later(self.pause, self._ensure_zygote)
-        self.pause = min(_LONGEST_PAUSE, 2 * self.pause or _FIRST_PAUSE)
-
-    def _connect_zygote(self) -> None:
-        """Become the monitor of the zygote that lives, or of a new one. OSError."""
-        path = f"{self.run}/{ZYGOTE_SOCKET}"
-        self.started = time.monotonic()
-        try:
-            self.channel = wire.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            self._fork_zygote(path)
-            self.channel = wire.connect(path)
-        channel = self.channel
-        # a new zygote holds a copy of every stream too: either may die
+    def _streams(self) -> Iterator[tuple[wire.Message, dict[int, str]]]:
+        """Each session as a zygote holds it, and its descriptors with their names."""
         for key, session in self.sessions.items():
-            message = {"op": "hold", "id": key[0], "exec": key[1], **session.origin}
-            wire.send(channel, {**message, "streams": list(session.names.values())}, list(session.names))
-        wire.send(channel, {"op": "keep"})
-        self.unsent.clear()  # a new one knows nothing of what the last was to be told
-        self.loop.watch(channel.fileno(), partial(self._channel, channel))
+            yield {"id": key[0], "exec": key[1], **session.origin}, session.names
 
-    def _channel(self, channel: socket.socket, events: int) -> None:
-        if events & select.EPOLLOUT:
-            self._flush_channel()
-        if events & ~select.EPOLLOUT:
-            self._on_zygote_message(channel)
+    def _on_zygote_death(self) -> None:
+        """Drop the sessions of processes that were still being made: they died with the zygote."""
+        for key in [k for k, session in self.sessions.items() if not session.names]:
+            self._end(key)
 
-    def _fork_zygote(self, path: str) -> None:
-        with wire.listen(path) as listener:
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    close_others([listener.fileno()])
-                    zygote.main(self.run, listener, self.spares)
-                except BaseException as error:
-                    report("insula-zygote", "it ends", error)
-                finally:
-                    os._exit(1)
-        self.zygote_pid = pid
-
-    def _on_zygote_message(self, channel: socket.socket) -> None:
-        received = wire.receive(channel)
-        if received is None:
-            self._restart_zygote()
-            for key in [k for k, session in self.sessions.items() if not session.names]:
-                self._end(key)  # it was still being born, and died with the zygote
-            return
-        message, descriptors = received
+    def _on_zygote_message(self, message: wire.Message, descriptors: list[int]) -> None:
         key = (message["id"], message["exec"])
         if message["op"] == "ended":
             self._end(key)
             if key[1] is None and (session := self.sessions.get(key)):
                 session.reset_quota()
                 self._update(key, session)
-            self.loop.later(_GRACE, lambda: self._discard_output(key))
+            self._discard_later(key)
             return
         if key not in self.sessions:
-            log = None
-            if message["log"]:
-                try:
-                    log = LogWriter(message["log"], message["log_size"], message["log_files"])
-                except OSError as error:
-                    report(_NAME, f"no log for {message['id']}", error)
-            discard = bool(message["log"]) and log is None
             origin = {name: message[name] for name in ("tty", "stdin", "log", "log_size", "log_files")}
-            self.sessions[key] = Session(log, origin, discard=discard)
+            log = self._open_log(origin, message["id"])
+            self.sessions[key] = Session(log, origin, discard=bool(message["log"]) and log is None)
         session = self.sessions[key]
         for name, fd in zip(message["streams"], descriptors, strict=False):
             session.add(name, fd)
         self._update(key, session)
+
+    def _open_log(self, origin: dict[str, Any], container: str) -> LogWriter | None:
+        """The log of a session; None if it has none, or if it can't be written."""
+        if not origin["log"]:
+            return None
+        try:
+            return LogWriter(origin["log"], origin["log_size"], origin["log_files"])
+        except OSError as error:
+            report(_NAME, f"no log for {container}", error)
+            return None
 
     def _reap_children(self, wakeup: int) -> None:
         """SIGCHLD: the zygote, or a child that it left behind."""
@@ -177,8 +141,8 @@ class Monitor:
                 return
             if ended is None:
                 return
-            if ended.si_pid == self.zygote_pid:
-                self.zygote_pid = 0  # the end of its channel is what starts another
+            if ended.si_pid == self.zygote.pid:
+                self.zygote.pid = 0  # the end of its channel is what starts another
             else:
                 try:
                     self._record_end(ended.si_pid)
@@ -190,7 +154,7 @@ class Monitor:
         if found := self.pids.find(pid):
             directory, exec_id = found
             directory.record_exit(process.status_of_dead(pid), exec_id)
-            self.loop.later(_GRACE, lambda: self._discard_output((directory.id, exec_id)))
+            self._discard_later((directory.id, exec_id))
             self._notify_watchers({"event": "exit", "id": directory.id, "exec": exec_id})
 
     # -- clients ---------------------------------------------------------------------------------------
@@ -212,10 +176,18 @@ class Monitor:
             if received is None:
                 sock.close()
                 return
-            message, _ = received
+            message, descriptors = received
+            if message["op"] == "hello":
+                wire.send(sock, hello(self.build))
+                self.loop.watch(sock.fileno(), lambda _: self._request(sock))
+                return
+            if message["op"] == "replace":
+                self._replace(sock, message, descriptors)
+                sock.close()
+                return
             if message["op"] == "watch":
                 self.watchers.append(sock)
-                self.loop.watch(sock.fileno(), lambda _: self._drop_watcher(sock))
+                self.loop.watch(sock.fileno(), partial(self._drop_watcher, sock))
                 wire.send(sock, {"event": "watching", "sessions": [list(key) for key in self.sessions]})
                 return
             self._attach(sock, message)
@@ -227,8 +199,8 @@ class Monitor:
     def _attach(self, sock: socket.socket, message: wire.Message) -> None:
         key = (message["id"], message.get("exec"))
         # the zygote told of the session before it told the client: the news may wait on the channel
-        while key not in self.sessions and self.channel and _readable(self.channel):
-            self._on_zygote_message(self.channel)
+        while key not in self.sessions and self.zygote.receive_waiting():
+            pass
         session = self.sessions.get(key)
         if message["op"] == "discard":
             if session:
@@ -279,7 +251,7 @@ class Monitor:
         client.sock.close()
         self._update(key, session)
 
-    def _drop_watcher(self, sock: socket.socket) -> None:
+    def _drop_watcher(self, sock: socket.socket, _events: int) -> None:
         self.loop.unwatch(sock.fileno())
         self.watchers.remove(sock)
         sock.close()
@@ -290,6 +262,51 @@ class Monitor:
                 wire.send(sock, message)
             except OSError:
                 continue
+
+    # -- another build -------------------------------------------------------------------------------
+
+    def _replace(self, sock: socket.socket, message: wire.Message, descriptors: list[int]) -> None:
+        """Go on as another program; the client learns from the end of its connection that it runs."""
+        try:
+            [program] = descriptors
+            kept = [self.lock, self.listener.fileno(), *(watcher.fileno() for watcher in self.watchers)]
+            kept += self.zygote.descriptors()
+            for session in self.sessions.values():
+                kept += [*session.names, *(client.sock.fileno() for client in session.clients)]
+            reexec.execute(program, message["arguments"], message["environment"], self._state(), kept)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            report(_NAME, "it can't be replaced by another build", error)
+            wire.send(sock, {"error": str(error)})
+        for fd in descriptors:
+            os.close(fd)
+
+    def _state(self) -> dict[str, Any]:
+        """All that this program knows, as JSON."""
+        return {
+            "lock": self.lock,
+            "listener": self.listener.fileno(),
+            "watchers": [watcher.fileno() for watcher in self.watchers],
+            "zygote": self.zygote.state(),
+            "sessions": [{"id": key[0], "exec": key[1], **session.state()} for key, session in self.sessions.items()],
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.listener = socket.socket(fileno=state["listener"])
+        self.watchers = [socket.socket(fileno=fd) for fd in state["watchers"]]
+        self.zygote.restore(state["zygote"])
+        for entry in state["sessions"]:
+            session = Session.restored(entry, self._open_log(entry["origin"], entry["id"]))
+            self.sessions[(entry["id"], entry["exec"])] = session
+
+    def _resume_all(self) -> None:
+        """Watch what the program before this one watched."""
+        for watcher in self.watchers:
+            self.loop.watch(watcher.fileno(), partial(self._drop_watcher, watcher))
+        self.zygote.resume()
+        for key, session in list(self.sessions.items()):
+            if session.discard_at is not None:
+                self.loop.later(max(0.0, session.discard_at - time.monotonic()), partial(self._discard_output, key))
+            self._update(key, session)
 
     # -- sessions --------------------------------------------------------------------------------------
 
@@ -322,6 +339,12 @@ class Monitor:
             session.finished = True
             self._update(key, session)
 
+    def _discard_later(self, key: Key) -> None:
+        """The process ended: let clients attach for a while yet."""
+        if session := self.sessions.get(key):
+            session.discard_at = time.monotonic() + _GRACE
+        self.loop.later(_GRACE, partial(self._discard_output, key))
+
     def _discard_output(self, key: Key) -> None:
         """Drop the output of a process that ended and that nobody attached to in time."""
         if (session := self.sessions.get(key)) and not session.clients:
@@ -343,7 +366,7 @@ class Monitor:
             self._close(key, session, fd)
         if session.log:
             session.log.close()
-        self._send_zygote({"op": "close", "id": key[0], "exec": key[1]})
+        self.zygote.send({"op": "close", "id": key[0], "exec": key[1]})
         return True
 
     def _stream(self, key: Key, session: Session, fd: int, events: int) -> None:
@@ -361,56 +384,47 @@ class Monitor:
             return
         self.loop.unwatch(fd)
         if session.close(fd) == "stdin":  # its end shows inside only when the zygote's copy is closed too
-            self._send_zygote({"op": "close", "id": key[0], "exec": key[1], "stream": "stdin"})
-
-    def _send_zygote(self, message: wire.Message) -> None:
-        self.unsent.append(message)
-        self._flush_channel()
-
-    def _flush_channel(self) -> None:
-        """Send what the channel takes. Never wait: the zygote may itself be waiting for us to read."""
-        channel = self.channel
-        while channel and self.unsent:
-            try:
-                wire.send(channel, self.unsent[0], flags=socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError:
-                return  # it died, and the end of the channel will tell
-            self.unsent.popleft()
-        if channel and self.loop.is_watched(channel.fileno()):
-            mask = select.EPOLLIN | (select.EPOLLOUT if self.unsent else 0)
-            self.loop.watch(channel.fileno(), partial(self._channel, channel), mask)
-
-
-def _readable(sock: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
+            self.zygote.send({"op": "close", "id": key[0], "exec": key[1], "stream": "stdin"})
 
 
 def main() -> NoReturn:
     """Run the monitor; exit if another one holds the lock.
 
-    INSULA_MONITOR in the environment has the number of warm containers and the run directory.
+    INSULA_MONITOR in the environment has the number of warm containers, the build and the run directory.
     """
-    spares, run = os.environ.pop("INSULA_MONITOR").split(" ", 1)
-    lock = os.open(f"{run}/{MONITOR_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + 5
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                sys.exit("insula-monitor: another one runs")
-            time.sleep(0.01)
+    spares, build, run = os.environ.pop("INSULA_MONITOR").split(" ", 2)
+    state = reexec.inherited()
+    if state is None:
+        lock = _take_lock(run)
+    else:
+        lock = state["lock"]
+        if state["version"] > reexec.VERSION:  # of a later build: as after a kill, the zygote has all streams
+            for fd in set(state["descriptors"]) - {lock}:
+                os.close(fd)
+            state = None
     linux.set_name("insula-monitor")
     os.umask(0o077)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     os.chdir("/")
+    monitor = Monitor(run, build, int(spares), lock, state)
     with open(f"{run}/{MONITOR_PID}", "w") as file:
         file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
+    with open(f"{run}/{MONITOR_BUILD}", "w") as file:
+        file.write(f"{build}\n")
     gc.freeze()
-    Monitor(run, int(spares)).serve()
+    monitor.serve()
+
+
+def _take_lock(run: str) -> int:
+    """The open lock file; exit if another process holds the lock for five seconds."""
+    lock = os.open(f"{run}/{MONITOR_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                sys.exit("insula-monitor: another one runs")
+            time.sleep(0.01)

@@ -45,6 +45,20 @@ class Client:
         self._queue: deque[bytes] = deque()
         self.backlog = 0
 
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON, for `restored`."""
+        queue = [message.decode("latin-1") for message in self._queue]
+        return {"fd": self.sock.fileno(), "stdin": self.stdin, "closing": self.closing, "queue": queue}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Client:
+        """The client that `state` describes, with its socket."""
+        client = cls(socket.socket(fileno=state["fd"]), stdin=state["stdin"])
+        client.closing = state["closing"]
+        client._queue.extend(message.encode("latin-1") for message in state["queue"])
+        client.backlog = sum(map(len, client._queue))
+        return client
+
     def push(self, kind: Kind, data: bytes = b"") -> None:
         message = bytes((kind,)) + data
         self._queue.append(message)
@@ -84,8 +98,38 @@ class Session:
         self.size: tuple[int, int] | None = None
         self.ended = False  # the input
         self.finished = False  # every output came to its end
+        self.discard_at: float | None = None  # time.monotonic() from which nobody will attach any more
         self.paused = False  # the monitor will come back to it when it has earned something
         self.reset_quota()
+
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON, for `restored`. Bytes are Latin-1 strings, which JSON holds as they are."""
+        return {
+            "origin": self.origin,
+            "streams": [[name, fd] for fd, name in self.names.items()],
+            "clients": [client.state() for client in self.clients],
+            "discard": self.discard,
+            "discard_at": self.discard_at,
+            "stdin_buffer": self.stdin_buffer.decode("latin-1"),
+            "stdin_closed": self.stdin_closed,
+            "ended": self.ended,
+            "finished": self.finished,
+            "size": self.size,
+        }
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], log: LogWriter | None) -> Session:
+        """The session that `state` describes, with its descriptors."""
+        session = cls(log, state["origin"], discard=state["discard"])
+        session.size = tuple(state["size"]) if state["size"] else None
+        for name, fd in state["streams"]:
+            session.add(name, fd)
+        session.clients = [Client.restored(each) for each in state["clients"]]
+        session.discard_at = state["discard_at"]
+        session.stdin_buffer += state["stdin_buffer"].encode("latin-1")
+        session.stdin_closed, session.ended = state["stdin_closed"], state["ended"]
+        session.finished = state["finished"]
+        return session
 
     def add(self, name: str, fd: int) -> None:
         """Take over a stream; a name that is known already is a second copy, and closed."""

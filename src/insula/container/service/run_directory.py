@@ -1,12 +1,15 @@
-"""A container's run directory: what was asked for, what runs, how it ended. It outlives every process of ours.
+"""A container's run directory: what was asked for, what runs, how it ended. It outlives the processes of the service.
 
-    RUN/containers/ID/launch.json    what was asked for (`Launch`); its `config` is an OCI config.json
+    RUN/containers/ID/launch.json    the request (`Launch`); its `config` is an OCI config.json
     RUN/containers/ID/state.json     the process that is PID 1 inside (`State`)
     RUN/containers/ID/exit.json      how it ended (`ExitRecord`)
     RUN/containers/ID/exec-N.json, exec-N.exit.json    the same of a process that joined
 
-Files are replaced atomically (rename(2)), so a reader after any crash finds a whole one or none. RUN is on a
-tmpfs: after a reboot nothing runs, and nothing here says so.
+Files are replaced atomically (rename(2)), so a reader after any crash finds a whole one or none. RUN is on a tmpfs:
+after a reboot nothing runs, and nothing here says so.
+
+Builds of different versions read each other's records: fields that a reader doesn't know are ignored, and those added
+since 0.1.0 have defaults.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from typing import Any, NamedTuple, TypeVar
 from insula.container.create.steps import INTERRUPTED
 from insula.kernel import records
 from insula.kernel.cgroups import Cgroup
+
+VERSION = 1
+"""Of the records, as their field "version"; those of 0.1.0 have none. Raised when a field changes its meaning."""
 
 
 class Launch(NamedTuple):
@@ -215,6 +221,7 @@ class RunDirectory:
         return _decode(data, kind)
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
+        data = {"version": VERSION, **data}
         temporary = f"{self.path}/.{name}.{os.getpid()}"
         with open(temporary, "w") as file:
             file.write(json.dumps(data))  # json.dump has no fast encoder

@@ -12,6 +12,8 @@ it. Requests:
     {"op": "create", "id"}                  → {"pid", "start_time"}: PID 1 waits, its namespaces exist
     {"op": "start", "id"}                   → {} once the program runs, or the error of execve
     {"op": "exec", "id", "exec", "process", "stdin"} → {"pid"} once the program runs, or its error
+    {"op": "hello", …}                      → see `insula.container.service.protocol`
+    {"op": "replace"}                       → {}: it has ended, and the monitor starts another one
     {"op": "forget-layer", "path"}          → {}
     {"op": "open", "id", "exec"}            → {"open"}: whether output of it may not be in its log yet
     {"op": "spares"}                        this client is told of spares
@@ -43,7 +45,7 @@ from insula.container.create.steps import StepError, close_others
 from insula.container.service import launch
 from insula.container.service.children import Child
 from insula.container.service.eventloop import EventLoop
-from insula.container.service.protocol import WARM_RECORDS, ZYGOTE_PID
+from insula.container.service.protocol import WARM_RECORDS, ZYGOTE_BUILD, ZYGOTE_PID, hello
 from insula.container.service.run_directory import Launch, RunDirectory, State
 from insula.container.service.sessions import Sessions
 from insula.container.service.warm_pool import Template, WarmContainer, WarmPool, assign
@@ -65,8 +67,9 @@ _MAX_ENDED = 64  # mount namespaces that may wait to be closed
 class Zygote:
     """The state of the process: who is connected, who was made, whose streams are open."""
 
-    def __init__(self, run: str, listener: socket.socket, spares: int) -> None:
+    def __init__(self, run: str, build: str, listener: socket.socket, spares: int) -> None:
         self.run = run
+        self.build = build
         self.listener = listener
         self.loop = EventLoop(_NAME)
         self.clients: dict[int, socket.socket] = {}
@@ -129,6 +132,10 @@ class Zygote:
 
     def _serve_request(self, client: socket.socket, message: wire.Message, reply: Reply) -> None:
         match message["op"]:
+            case "hello":
+                reply(hello(self.build))
+            case "replace":
+                self._end(reply)
             case "create":
                 reply(self._create(message["id"]))
             case "start":
@@ -151,6 +158,19 @@ class Zygote:
                 self.sessions.close((message["id"], message.get("exec")), message.get("stream"))
             case other:
                 raise ValueError(f"no such request: {other}")
+
+    def _end(self, reply: Reply) -> NoReturn:
+        """Make way for a zygote of another build, which the monitor starts.
+
+        The containers become the monitor's children, which has all of their streams. Those that were not told to start
+        end, as when the zygote is killed.
+        """
+        for warm in list(self.pool.containers.values()):
+            self._drop_warm(warm)
+        if self.ended:
+            self._release_mount_namespaces()
+        reply({})
+        os._exit(0)
 
     # -- containers ------------------------------------------------------------------------------------
 
@@ -434,7 +454,7 @@ def _ended(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def main(run: str, listener: socket.socket, spares: int) -> NoReturn:
+def main(run: str, build: str, listener: socket.socket, spares: int) -> NoReturn:
     """The life of the zygote: its own mount namespace first, then requests for ever."""
     linux.set_name("insula-zygote")
     os.umask(0o077)
@@ -455,7 +475,9 @@ def main(run: str, listener: socket.socket, spares: int) -> NoReturn:
         linux.mount(fstype, name, fstype, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
     with open(f"{run}/{ZYGOTE_PID}", "w") as file:
         file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
+    with open(f"{run}/{ZYGOTE_BUILD}", "w") as file:
+        file.write(f"{build}\n")
     os.umask(0)  # only now: what is made in containers has exactly the modes that are asked for
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that it looks at
-    Zygote(run, listener, spares).serve()
+    Zygote(run, build, listener, spares).serve()
