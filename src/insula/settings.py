@@ -66,7 +66,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings. `root` holds what must survive a reboot, `run` what must not. `prefix` begins the names of all that
     the kernel keeps by name: network namespaces, nftables tables, the parent control group. `spares` containers are
-    made ahead for each tenant that launches."""
+    made ahead for each tenant that launches. `fabric` is a name in `control.networks.fabrics`."""
 
     root: Path = Path("/var/lib/insula")
     run: Path = Path("/run/insula")
@@ -74,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     socket: Path = Path("/run/insula/insulad.sock")
     spares: int = 2
     log_level: Literal["error", "warning", "info", "debug"] = "info"
+    fabric: Literal["linux"] = "linux"
     network: Network = Network()
     audit: Audit = Audit()
 
@@ -121,6 +122,7 @@ DOCUMENTED = (
     Documented(
         "log_level", "error, warning, info, debug", "Least severe messages that are logged. debug logs requests."
     ),
+    Documented("fabric", "linux", "What makes tenants' networks on this host: linux needs nothing but the kernel."),
     Documented(
         "network.range4",
         "IPv4 network",

@@ -105,6 +105,7 @@ def test_the_environment_counts_more_than_the_file(file: Path) -> None:
         ("prefix = 'Up'", "prefix 'Up' is no prefix"),
         ("prefix = 'a/b'", "prefix 'a/b' is no prefix"),
         ("log_level = 'loud'", "log_level: invalid enum value 'loud'"),
+        ("fabric = 'ovs'", "fabric: invalid enum value 'ovs'"),
         ("network = 3", "network: expected `object`, got `int`"),
         ("[network]\nrange4 = '10.0.0.1/8'", "network.range4 '10.0.0.1/8' is no network: .*host bits set"),
         ("[network]\nrange4 = 'fd00::/64'", "network.range4 'fd00::/64' is no network"),

@@ -20,6 +20,7 @@ from insula.control.instances.stats import Stats
 from insula.control.instances.supervisor import Supervisor
 from insula.control.instances.verbs import Instances
 from insula.control.keys import NETWORKS, TENANTS
+from insula.control.networks.fabrics import open_fabric
 from insula.control.networks.intents import Intents
 from insula.control.networks.ports import Ports
 from insula.control.networks.verbs import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
@@ -27,7 +28,6 @@ from insula.control.reconcile import Reconciler
 from insula.control.tenants import DEFAULT, Tenants
 from insula.image.store import ImageStore
 from insula.model.errors import NotFound
-from insula.network.linux.fabric import LinuxFabric
 from insula.settings import Settings
 from insula.store.sqlite import SqliteStore
 
@@ -67,16 +67,7 @@ class ControlPlane:
             undo.push_async_callback(store.close)
             images = await asyncio.to_thread(ImageStore, settings.images)
             drivers = await open_drivers(settings, images, undo)
-            fabric = LinuxFabric(
-                settings.run,
-                settings.prefix,
-                range4=settings.network.range4,
-                range6=settings.network.range6,
-                resolvers=settings.network.resolvers,
-                groups=settings.prefix,
-            )
-            await asyncio.to_thread(fabric.open)
-            undo.push_async_callback(asyncio.to_thread, fabric.close)  # it waits for threads that use it still
+            fabric = await open_fabric(settings, undo)
             host = await asyncio.to_thread(host_name, settings.root)
             plane = cls(Context(settings, host, store, drivers, TenantGroups(settings.prefix), fabric, images))
             undo.push_async_callback(plane.supervisor.close)
