@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -284,8 +285,11 @@ def workers(daemon: Daemon) -> list[str]:
     """The processes of insulad that copy."""
     children = Path(f"/proc/{daemon.pid('insulad')}/task").glob("*/children")
     pids = [pid for file in children for pid in file.read_text().split()]
-    lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in pids]
-    return [line for line in lines if "container.archive" in line]
+    lines = []
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            lines.append(Path(f"/proc/{pid}/cmdline").read_bytes().decode())
+    return [line for line in lines if "archive" in line]
 
 
 def test_it_ends_with_its_client(daemon: Daemon, web: Cli, tmp_path: Path) -> None:

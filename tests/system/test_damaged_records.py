@@ -59,7 +59,7 @@ def test_it_is_shown_and_removed_with_all_it_has(fresh: Daemon, legible: bool) -
     for name in ("sick", "sound"):
         cli.ok("run", "-d", "--name", name, "--memory", "512m", "busybox", "sleep", "600")
     view = cli.json("inspect", "sick")[0]["instance"]
-    identity, address, pid = view["id"], view["port"]["address"], cli.json("inspect", "sick")[0]["status"]["pid"]
+    identity, address, pid = view["id"], view["ports"][0]["address"], cli.json("inspect", "sick")[0]["status"]["pid"]
     assert len(parts(fresh, identity)) >= 3, "the control: group and directories"
     assert cli.run("exec", "sound", "ping", "-c", "1", "-W", "2", "sick").status == 0
     fresh.kill("insulad")

@@ -36,6 +36,21 @@ def test_errors_are_explained(lines: list[str], kind: type[InsulaError]) -> None
     assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1:40423/known:1", "r.example/denied/not-found:404", "403.example/x509:403"])
+def test_what_the_image_is_called_is_no_reason(name: str) -> None:
+    """Numbers of ports and parts of names look like statuses of HTTP."""
+    where = f"initializing source docker://{name}: "
+    for why, kind in [
+        ("pinging container registry: http: server gave HTTP response to HTTPS client", Unavailable),
+        ("reading manifest: manifest unknown", NotFound),
+        ("no image found in image index for amd64", Invalid),
+        ("unexpected status: 404 not here", NotFound),
+        ("unexpected status: 403 Forbidden", Denied),
+        ("something new", Failed),
+    ]:
+        assert type(explain(parse(name), fatal(where + why))) is kind
+
+
 def test_the_cause_is_told_in_whole_words() -> None:
     """skopeo says first what it wanted, and last why not; what is cut is cut between two of these."""
     where = "initializing source docker://r.example/app:1: reading manifest 1 in r.example/app"

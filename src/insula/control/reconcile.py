@@ -330,6 +330,10 @@ class Reconciler:
         if action is Action.ADOPT:
             await self._adopt(member, found)
         elif action is Action.REMOVE:
+            if found.state in ("running", "paused"):
+                await self._adopt(member, found)  # its end is waited for
+            else:
+                member.status = msgspec.structs.replace(member.status, state="exited", pid=None, start_time=None)
             await supervisor.remove(member)
         elif action is Action.STOP:
             await self._adopt(member, found)

@@ -266,10 +266,13 @@ def explain(reference: Reference, errors: list[str]) -> InsulaError:
     text = " ".join(errors)
     fatal = re.findall(r'level=fatal msg="((?:[^"\\]|\\.)*)"', text)
     why = re.sub(r"\\(.)", r"\1", fatal[-1]) if fatal else (errors[-1] if errors else "no reason given")
-    low, name, registry = why.lower(), reference.familiar, reference.registry
+    name, registry = reference.familiar, reference.registry
+    low = why.lower()
+    for part in (reference.locator, f"{registry}/{reference.repository}", registry):
+        low = low.replace(part.lower(), "it")  # a port or a name may look like a reason
 
     def has(*words: str) -> bool:
-        return any(word in low for word in words)
+        return any(re.search(rf"(?<!\w){re.escape(word)}", low) for word in words)
 
     if "failed to execute" in low or ("No such file or directory" in why and "skopeo" in why):
         return Unavailable("skopeo(1) is not installed", "apt install skopeo")

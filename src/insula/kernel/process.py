@@ -106,7 +106,7 @@ def has_namespaces(pid: int, started: int | None) -> bool:
     try:
         os.close(open_namespace(pid, started, "net"))
         return True
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last while it loses its memory
         return False
 
 

@@ -127,7 +127,7 @@ def bomb(tour: Tour, client: Client) -> None:
         return "can't fork" in tour.run("-T", acme, "logs", "--tail", "20", "bomb", quiet=True).text
 
     until(refused, 90)
-    tour.run("-T", acme, "logs", "--tail", "1", "bomb")
+    tour.run("-T", acme, "logs", "--tail", "3", "bomb")
     tour.check(refused(), "the kernel refuses it more processes")
     count = len(client.instances.top(acme, "bomb"))
     tour.check(1 < count <= PIDS, f"it has {count} processes, not more than {PIDS}")

@@ -131,20 +131,20 @@ class Supervisor:
             undo.push_async_callback(self.discard, member)
             try:
                 await driver.create(tenant, instance, CreateOptions(network, console, joined))
-            except OSError as error:
-                what = f"instance {instance.name} can't be started: {error.strerror or error}"
-                raise Failed(what, "look at the disk below the root directory, and at insulad's log") from error
-            try:
                 if network:
                     await self.ports.plug(tenant, network, instance, driver.nic(instance.id))
                 for attachment in member.waiting.copy():
                     await attachment.connect(member.ended, fresh=True)
                 member.waiting.clear()
                 running = await driver.start(instance.id)
-            except InsulaError:
+            except (InsulaError, OSError) as error:
                 if failure := await driver.failure(instance.id):  # the cause; the rest follows from it
                     raise failure from None
-                raise
+                if isinstance(error, InsulaError):
+                    raise
+                log.warning("instance %s/%s: its start failed", *member.key, exc_info=error)
+                what = f"instance {instance.name} can't be started: {error.strerror or error}"
+                raise Failed(what, "look at the disk below the root directory, and at insulad's log") from error
             undo.pop_all()
         return running
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import select
 import shutil
@@ -36,6 +37,7 @@ from insula.model.units import check_label
 from insula.network.linux import confine
 
 FIRST_USER = 0x70000000  # above all tenants' ranges (control.tenants)
+log = logging.getLogger("insula.network")
 GROUP = "resolver"  # the control group of a dnsmasq, in its tenant's
 _BUCKETS = 1024
 _STARTED = b": started, version "
@@ -154,6 +156,8 @@ class Resolver:
             try:
                 group.create()
                 groups = group.open()
+            except FileNotFoundError:  # nothing is mounted there: no tenant has limits, and no instance is launched
+                log.warning("the resolver of tenant %s runs without a control group", tenant.name)
             except OSError as error:
                 what = f"the resolver of tenant {tenant.name} has no control group: {error}"
                 raise Failed(what, "`insula doctor` tells what this host lacks") from error
