@@ -20,6 +20,8 @@ FILES = [*MODULES, *sorted((REPOSITORY / "tests").rglob("*.py")), *sorted((REPOS
 
 ROOMS = {"container", "machine", "image", "volume", "network", "store"}
 LIGHT = {"insula.model.errors", "insula.model.units", "insula.model.stream"}
+# What the runtime takes of the vocabulary: nothing of the cloud. tests/system/oci/test_alone.py runs it with just that.
+RUNTIME = {*LIGHT, "insula.model.plainjson"}
 
 # What each room may import of Insula: whole rooms, or single modules of one.
 ARROWS: dict[str, set[str]] = {
@@ -28,13 +30,13 @@ ARROWS: dict[str, set[str]] = {
     "audit": set(),
     "manual": {"cli", "oci", "api", "settings"},
     "settings": {"model"},
-    "kernel": {"model"},
+    "kernel": RUNTIME,
     "tree": LIGHT,
     **{room: {"kernel", "model"} for room in ROOMS},
-    "container": {"tree", "kernel", "model", "log"},
+    "container": {"tree", "kernel", "log", *RUNTIME},
     "control": {*ROOMS, "kernel", "model", "settings"},
     "api": {"control", *ROOMS, "kernel", "model", "settings", "log", "audit"},
-    "oci": {"container", "kernel", "model"},
+    "oci": {"container", "kernel", *RUNTIME},
     "client": LIGHT,
     "cli": {"client", "tree", *LIGHT},
 }
@@ -92,6 +94,45 @@ def test_imports_run_downward_only(path: Path) -> None:
     assert violations(path.read_text(), module_name(path), path.name == "__init__.py") == []
 
 
+# Inside of container, in this order: none imports what comes after it.
+LAYERS = ("config", "create", "service")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_the_packages_of_the_runtime_are_layers(path: Path) -> None:
+    assert upward(path.read_text(), module_name(path), path.name == "__init__.py") == []
+
+
+def upward(source: str, module: str, is_package: bool = False) -> list[str]:
+    """One line for each import of a later package of container in an earlier one; oci needs no service."""
+    parts = module.split(".")
+    if parts[1:2] == ["oci"]:
+        later: tuple[str, ...] = LAYERS[2:]
+    elif parts[1:2] == ["container"] and parts[2:3] and parts[2] in LAYERS:
+        later = LAYERS[LAYERS.index(parts[2]) + 1 :]
+    else:
+        return []
+    forbidden = tuple(f"insula.container.{each}" for each in later)
+    return [
+        f"{module}:{line} imports {name}"
+        for line, name in imports(source, module, is_package)
+        if forbidden and name.startswith(forbidden)
+    ]
+
+
+def test_that_check_sees_an_import_upward() -> None:
+    assert upward("from insula.container.service import relay", "insula.container.create.init")
+    assert upward("from insula.container.service.client import Runtime", "insula.oci.main")
+    assert not upward("from insula.container.create import init", "insula.container.service.warm_pool")
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if "container" in module_name(path).split(".")[1:2]])
+def test_the_runtime_knows_no_tenant(path: Path) -> None:
+    words = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+    words |= {node.arg for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.arg)}
+    assert [word for word in words if re.search("tenant|Instance(Spec|Status)", word)] == []
+
+
 # In control, drivers alone import what they drive; the doctor looks at the kernel by its nature.
 DRIVING = ("insula.control.instances.drivers", "insula.control.doctor")
 
@@ -132,6 +173,8 @@ def test_the_check_sees_who_drives() -> None:
         ("insula.client.http", "from insula.api import daemon"),
         ("insula.oci.main", "from insula.control import plane"),
         ("insula.oci.state", "import msgspec"),
+        ("insula.container.service.client", "from insula.model.objects import InstanceSpec"),
+        ("insula.kernel.process", "from insula.model import objects"),
         ("insula.container.create.spawn", "from insula.oci import state"),
         ("insula.kernel.linux", "from insula import container"),
     ],
@@ -146,7 +189,7 @@ def test_the_check_sees_a_wrong_arrow(module: str, source: str) -> None:
         ("insula.cli.main", "from insula.model.errors import InsulaError\nfrom insula.client import http\nimport json"),
         ("insula.network.linux.links", "from ..fabric import Fabric\nfrom insula.kernel import netlink"),
         ("insula.control.plane", "from insula.store.protocol import Store\nimport msgspec"),
-        ("insula.oci.state", "from insula.container import launch\nfrom insula.kernel import process"),
+        ("insula.oci.state", "from insula.container.create import spawn\nfrom insula.kernel import process"),
         ("insula.api.daemon", "import litestar, uvicorn\nfrom insula import __version__"),
     ],
 )
