@@ -222,6 +222,10 @@ def test_hierarchies_are_detected(tmp_path: Path) -> None:
         "/c/cpu,cpuacct",
     )
     assert (found.unified, found.beside) == (None, "/c/unified")
+    with mounts.open("a") as file:
+        file.write("none /c/unified tmpfs rw 0 0\n")
+    hidden = detect(str(mounts))
+    assert (hidden.beside, hidden.controllers) == (None, found.controllers), "another mount is on top"
     mounts.write_text("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
     assert (detect(str(mounts)).version, detect(str(mounts)).unified) == (2, "/sys/fs/cgroup")
     assert detect(str(mounts)).beside is None

@@ -34,17 +34,20 @@ class Hierarchy:
 
 def detect(mounts: str = "/proc/self/mounts") -> Hierarchy:
     """Read the mounts: version 1 wherever the memory controller is mounted so, else version 2."""
-    controllers: dict[str, str] = {}
-    unified = None
+    mounted: dict[str, tuple[str, str]] = {}
     with open(mounts, errors="surrogateescape") as file:
         for line in file:
             _, target, fstype, options, *_ = line.split()
-            if fstype == "cgroup2":
-                unified = unified or target
-            elif fstype == "cgroup":
-                for option in options.split(","):
-                    if option in BASE or option in ON_DEMAND:
-                        controllers.setdefault(option, target)
+            mounted[target] = fstype, options  # a later mount hides an earlier one in the same place
+    controllers: dict[str, str] = {}
+    unified = None
+    for target, (fstype, options) in mounted.items():
+        if fstype == "cgroup2":
+            unified = unified or target
+        elif fstype == "cgroup":
+            for option in options.split(","):
+                if option in BASE or option in ON_DEMAND:
+                    controllers.setdefault(option, target)
     if "memory" in controllers:
         return Hierarchy(None, controllers, unified)
     return Hierarchy(unified, {})
