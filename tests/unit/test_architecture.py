@@ -21,7 +21,7 @@ FILES = [*MODULES, *sorted((REPOSITORY / "tests").rglob("*.py")), *sorted((REPOS
 ROOMS = {"container", "machine", "image", "volume", "network", "store"}
 LIGHT = {"insula.model.errors", "insula.model.units", "insula.model.stream"}
 # What the runtime takes of the vocabulary: nothing of the cloud. tests/system/oci/test_alone.py runs it with just that.
-RUNTIME = {*LIGHT, "insula.model.plainjson"}
+RUNTIME = {*LIGHT, "insula.model.cpython"}
 
 # What each room may import of Insula: whole rooms, or single modules of one.
 ARROWS: dict[str, set[str]] = {
@@ -274,6 +274,28 @@ async def g(path):
         "open", "os.path.isdir", "os.stat", "path.exists", "subprocess.run"
     ]  # fmt: skip
     assert list(blocking_calls(unseen)) == []
+
+
+# -- private modules of CPython --------------------------------------------------------------------------------------
+
+PRIVATE = "insula.model.cpython"
+"""The one module that imports them, with what each saves."""
+
+
+def private(source: str, module: str) -> list[str]:
+    """One line for each import of a module of the standard library whose name begins with an underscore."""
+    found = [(line, name) for line, name in imports(source, module, False) if re.match(r"_(?!_)", name)]
+    return [] if module == PRIVATE else [f"{module}:{line} imports {name}" for line, name in found]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_private_modules_are_imported_in_one_place(path: Path) -> None:
+    assert private(path.read_text(), module_name(path)) == []
+
+
+def test_that_check_sees_a_private_module() -> None:
+    assert len(private("def f():\n    import _socket\nfrom _ctypes import dlopen", "insula.kernel.libc")) == 2
+    assert private("from __future__ import annotations\nimport socket", "insula.kernel.libc") == []
 
 
 # -- circles ---------------------------------------------------------------------------------------------------------

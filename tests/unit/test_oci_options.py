@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.model import plainjson
+from insula.model import cpython
 from insula.model.errors import Invalid
 from insula.oci.commands import COMMANDS, GLOBAL, IN_ORDER, table
 from insula.oci.log import debug, one_line
@@ -20,6 +20,8 @@ from insula.oci.main import main
 from insula.oci.options import Arguments, Option, Usage, assign, parse
 from insula.oci.verbs.kill import signal_number
 from insula.oci.verbs.ps import select
+
+SOURCE = str(Path(__file__).parents[2] / "src")
 
 
 def read(*words: str) -> Arguments:
@@ -265,6 +267,21 @@ def test_state_starts_in_milliseconds_because_it_imports_little() -> None:
     assert not (set(done.stdout.split()) - set(before.stdout.split())) & slow
 
 
+@pytest.mark.parametrize("verb", ["create", "run", "exec", "start", "state", "kill", "delete"])
+def test_verbs_of_engines_load_no_slow_modules(verb: str) -> None:
+    """Those whose import costs milliseconds; `-ISE` as in packaging/insula-oci."""
+    slow = {"contextlib", "enum", "functools", "hashlib", "json", "re", "selectors", "signal", "socket", "typing"}
+    late = "" if verb in ("start", "state", "kill", "delete") else ", insula.kernel.seccomp.cache"
+    if verb == "kill":
+        slow -= {"enum", "functools", "re", "signal"}  # names of signals are parsed
+    code = f"import sys; sys.path.append({SOURCE!r}); import insula.oci.main, insula.oci.verbs.{verb}{late}"
+    show = "; print(*sys.modules)"
+    done = subprocess.run(["/usr/bin/python3", "-ISEc", code + show], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert f"insula.oci.verbs.{verb}" in loaded
+    assert loaded & slow == set()
+
+
 # -- parts of verbs ----------------------------------------------------------------------------------------------------
 
 
@@ -291,9 +308,9 @@ values = st.recursive(
 
 @given(values)
 def test_plain_json_is_json(value: object) -> None:
-    text = plainjson.dumps(value)
+    text = cpython.dumps(value)
     assert "\n" not in text and json.loads(text) == value
-    assert plainjson.loads(text) == plainjson.loads(json.dumps(value, indent=1).encode()) == value
+    assert cpython.loads(text) == cpython.loads(json.dumps(value, indent=1).encode()) == value
 
 
 @given(
@@ -311,18 +328,44 @@ def test_plain_json_takes_what_json_takes(data: bytes) -> None:
     def strictly(raw: bytes) -> object:
         return json.loads(raw.decode(), parse_constant=lambda name: int(name))  # NaN and Infinity are no JSON
 
-    assert outcome(plainjson.loads) == outcome(strictly)
+    assert outcome(cpython.loads) == outcome(strictly)
 
 
 def test_plain_json_explains_an_error_though_json_was_not_loaded() -> None:
-    code = "from insula.model.plainjson import loads\ntry: loads('{')\nexcept ValueError as error: print(error)"
+    code = "from insula.model.cpython import loads\ntry: loads('{')\nexcept ValueError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Expecting property name")
+
+
+def test_an_interpreter_without_the_parts_in_c_has_the_public_modules() -> None:
+    """The same values and errors, from `json`, `socket`, `signal` and `hashlib`."""
+    code = """
+import sys
+for name in ("_json", "_socket", "_signal", "_blake2"):
+    hidden = sys.modules[name] = None
+import json, types
+from importlib import import_module
+for name in ("signal", "socket", "hashlib"):
+    sys.modules[name] = types.SimpleNamespace(blake2b=None)
+from insula.model import cpython
+assert cpython.socket is sys.modules["socket"] and cpython.signal is sys.modules["signal"]
+print(cpython.dumps({"a": [1, None, "\u00e4"]}), cpython.loads(b' {"a": 1.5} '))
+for text in ("NaN", "{", "[" * 100_000):
+    try:
+        cpython.loads(text)
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, *errors = done.stdout.splitlines()
+    assert first == '{"a":[1,null,"\\u00e4"]} {\'a\': 1.5}'
+    assert errors[0] == "NaN is not JSON" and errors[1].startswith("Expecting property name")
+    assert errors[2] == "nested too deeply"
 
 
 @pytest.mark.parametrize("data", [b"", b"NaN", b"[1] 2", b"[" * 100_000, b"1" * 5000])
 def test_plain_json_refuses(data: bytes) -> None:
     with pytest.raises(ValueError):
-        plainjson.loads(data)
+        cpython.loads(data)
     with pytest.raises(TypeError):
-        plainjson.dumps({"x": object()})
+        cpython.dumps({"x": object()})

@@ -17,8 +17,8 @@ from __future__ import annotations
 import os
 import re
 
+from insula.model.cpython import dumps, loads
 from insula.model.errors import Failed, Unavailable
-from insula.model.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

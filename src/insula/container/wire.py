@@ -3,17 +3,17 @@
 SOCK_SEQPACKET (unix(7)) keeps the boundaries of messages, so there is nothing to parse, and SCM_RIGHTS
 (cmsg(3)) sends open files along. The sockets are in the run directory, which only root can enter.
 
-`insula-oci` loads this too, so it uses the modules in C beneath `socket` and `json`, which start fifteen milliseconds
-faster. Their sockets have the same methods; those of `socket` are a subclass of them.
+`insula-oci` loads this too, so the sockets are those of `insula.model.cpython`, of which those of the module `socket`
+are a subclass.
 """
 
 from __future__ import annotations
 
-import _socket
 import os
 import struct
 
-from insula.model.plainjson import dumps, loads
+from insula.model import cpython
+from insula.model.cpython import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,44 +26,44 @@ MAX_DESCRIPTORS = 64
 _buffer = memoryview(bytearray(MAX_MESSAGE))  # made once: most messages are a thousandth of what it holds
 
 
-def pair() -> tuple[_socket.socket, _socket.socket]:
+def pair() -> tuple[cpython.socket.socket, cpython.socket.socket]:
     """Two connected sockets, for a process and its child."""
-    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    return cpython.socket.socketpair(cpython.socket.AF_UNIX, cpython.socket.SOCK_SEQPACKET)
 
 
-def send(sock: _socket.socket, message: Message, descriptors: list[int] | None = None, flags: int = 0) -> None:
+def send(sock: cpython.socket.socket, message: Message, descriptors: list[int] | None = None, flags: int = 0) -> None:
     """Send one message; the descriptors stay open here."""
     data = dumps(message).encode()
     if len(data) > MAX_MESSAGE:
         raise ValueError(f"message of {len(data)} bytes")
     if descriptors:
         rights = struct.pack(f"{len(descriptors)}i", *descriptors)
-        sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)], flags)
+        sock.sendmsg([data], [(cpython.socket.SOL_SOCKET, cpython.socket.SCM_RIGHTS, rights)], flags)
     else:
         sock.send(data, flags)
 
 
-def receive(sock: _socket.socket) -> tuple[Message, list[int]] | None:
+def receive(sock: cpython.socket.socket) -> tuple[Message, list[int]] | None:
     """The next message and its descriptors; None when the other side is gone."""
     try:
         data, descriptors, flags = _receive(sock)
     except ConnectionResetError:
         # it ended without having read all of ours; this is told once, and before what it had sent
         data, descriptors, flags = _receive(sock)
-    if not data or flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+    if not data or flags & (cpython.socket.MSG_TRUNC | cpython.socket.MSG_CTRUNC):
         for fd in descriptors:
             os.close(fd)
         return None
     return loads(data), descriptors
 
 
-def _receive(sock: _socket.socket) -> tuple[bytes, list[int], int]:
-    room = _socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
-    length, ancillary, flags, _ = sock.recvmsg_into([_buffer], room, _socket.MSG_CMSG_CLOEXEC)
+def _receive(sock: cpython.socket.socket) -> tuple[bytes, list[int], int]:
+    room = cpython.socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
+    length, ancillary, flags, _ = sock.recvmsg_into([_buffer], room, cpython.socket.MSG_CMSG_CLOEXEC)
     data = bytes(_buffer[:length])
     descriptors: list[int] = []
     for level, kind, rights in ancillary:
-        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+        if (level, kind) == (cpython.socket.SOL_SOCKET, cpython.socket.SCM_RIGHTS):
             descriptors += struct.unpack(f"{len(rights) // 4}i", rights[: len(rights) & ~3])
     return data, descriptors, flags
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import Final
 
 from insula.model.errors import Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FD_SETSIZE: Final = 1024
 

@@ -1,68 +1,26 @@
-"""Functions of the C library, called through `_ctypes`, the part of ctypes that is written in C.
+"""Functions of the C library by ctypes, with errno as OSError.
 
-The package `ctypes` around it makes types for all of C, and takes 1.5 ms to be imported, which is a good part of what a
-launch takes. System calls need a long, a buffer, and errno. In all modules that a launch loads they come from here.
+System calls need a long, a buffer, and errno; all modules that make system calls of their own take them from here.
 """
 
 from __future__ import annotations
 
 import os
-from _ctypes import (
-    FUNCFLAG_CDECL,
-    FUNCFLAG_PYTHONAPI,
-    FUNCFLAG_USE_ERRNO,
-    CFuncPtr,
-    _SimpleCData,
-    addressof,
-    dlopen,
-    dlsym,
-    get_errno,
-)
+from ctypes import CDLL, addressof, c_char, c_int, c_long, create_string_buffer, get_errno, pythonapi, string_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ctypes import Array
-    from ctypes import c_char as _Char
 
-    Buffer = Array[_Char]
-else:
-
-    class _Char(_SimpleCData):
-        _type_ = "c"
-
+    Buffer = Array[c_char]
 
 __all__ = ["Long", "addressof", "at", "buffer", "check", "function", "python", "syscall"]
 
+Long = c_long
+"""A C long: what system calls take and answer. A Python integer alone is passed as an int."""
 
-class Long(_SimpleCData):  # type: ignore[type-arg]
-    """A C long: what system calls take and answer. A Python integer alone is passed as an int."""
-
-    _type_ = "l"
-
-
-class _Int(_SimpleCData):  # type: ignore[type-arg]
-    _type_ = "i"
-
-
-class _ReturningInt(CFuncPtr):
-    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
-    _restype_ = _Int
-
-
-class _ReturningLong(CFuncPtr):
-    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
-    _restype_ = Long
-
-
-class _Python(CFuncPtr):
-    """Called with the interpreter's lock held."""
-
-    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_PYTHONAPI
-    _restype_ = None
-
-
-_program = dlopen(None, 0)  # type: ignore[arg-type]
+_program = CDLL(None, use_errno=True)
 
 
 def function(name: str, library: str | None = None, *, long: bool = False) -> Callable[..., int]:
@@ -70,8 +28,9 @@ def function(name: str, library: str | None = None, *, long: bool = False) -> Ca
 
     Arguments: integers (as int), `Long`, bytes (a pointer to them), buffers, None (NULL). OSError without `library`.
     """
-    address = dlsym(dlopen(library, 0) if library else _program, name)
-    return _ReturningLong(address) if long else _ReturningInt(address)
+    found = (CDLL(library, use_errno=True) if library else _program)[name]
+    found.restype = c_long if long else c_int
+    return found
 
 
 syscall = function("syscall", long=True)
@@ -79,27 +38,24 @@ syscall = function("syscall", long=True)
 
 
 def python(name: str) -> Callable[[], None]:
-    """A function of Python's own C interface that takes and returns nothing."""
-    return _Python(dlsym(_program, name))
+    """A function of Python's own C interface that takes and returns nothing; it is called with the lock held."""
+    found = pythonapi[name]
+    found.restype = None
+    return found
 
 
 def buffer(content: int | bytes) -> Buffer:
-    """Memory to be written to, of so many zeros or with a copy of `content`; `.raw` is what is in it."""
-    if isinstance(content, int):
-        return (_Char * content)()
-    made: Buffer = (_Char * len(content))()
-    made.raw = content
-    return made
+    """Memory to be written to, of so many zeros or with a copy of `content`; `.raw` is the content."""
+    return create_string_buffer(content) if isinstance(content, int) else create_string_buffer(content, len(content))
 
 
 def at(address: int, size: int) -> bytes:
-    """What is in memory at `address`."""
-    content: bytes = (_Char * size).from_address(address).raw
-    return content
+    """The content of memory at `address`."""
+    return string_at(address, size)
 
 
 def check(result: int, what: str, on: object = "") -> int:
-    """`result`; if it is negative, OSError with errno, the name of what was called, and on what."""
+    """`result`; if it is negative, OSError with errno, the name `what` of the call, and the object it was called on."""
     if result < 0:
         error = get_errno()
         raise OSError(error, f"{what}: {os.strerror(error)}", str(on) if on != "" else None)

@@ -7,14 +7,9 @@ durations are seconds, written with units (``1m30s``) or without. Anything else 
 from __future__ import annotations
 
 import re
+import signal
 
 from insula.model.errors import Invalid
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import signal
-else:
-    import _signal as signal  # without the enumerations of `signal`, which cost 4 ms
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt]?)i?b?", re.IGNORECASE)

@@ -9,7 +9,6 @@ and dies too.
 
 from __future__ import annotations
 
-import _socket
 import os
 import time
 
@@ -22,25 +21,21 @@ from insula.container.create.steps import StepError
 from insula.kernel import cgroups, linux, scheduling
 from insula.kernel.cgroups import devices
 from insula.kernel.undo import Undo
+from insula.model.cpython import loads, signal, socket
 from insula.model.errors import Conflict, Failed, Invalid, NotFound
-from insula.model.plainjson import loads
 from insula.oci import log, streams
 from insula.oci.state import Container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
     from typing import Any
 
     from insula.kernel.cgroups import Cgroup
     from insula.kernel.cgroups.systemd import Scope
     from insula.oci.options import Arguments
     from insula.oci.state import Record
-else:
-    import _signal
 
 SECCOMP_CACHE = "/run/insula-oci-seccomp"
-_SIGKILL = 9
 
 
 class Created:
@@ -86,9 +81,7 @@ class Created:
                     sources.answer(self.config, self.child.plan, message["sources"], self.child.sync)
                 case "map":
                     assert self.child.plan
-                    sources.answer_map(
-                        self.config, self.child.plan, message["source"], descriptors[0], self.child.sync
-                    )
+                    sources.answer_map(self.config, self.child.plan, message["source"], descriptors[0], self.child.sync)
                 case "listener":
                     self._pass_listener_on(message["fd"])
                 case "warning":
@@ -135,7 +128,7 @@ class Created:
     def kill(self) -> None:
         """Undo: end the process, whatever it does."""
         try:
-            _signal.pidfd_send_signal(self.child.pidfd, _SIGKILL)
+            signal.pidfd_send_signal(self.child.pidfd, signal.SIGKILL)
             os.waitpid(self.child.pid, 0)
         except (ProcessLookupError, ChildProcessError):
             return
@@ -184,7 +177,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
         group = announce(made, bundle, undo)
         waits_at = None
         if later:  # bound to its name later
-            waits_at = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+            waits_at = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(waits_at.close)
         user = (config["process"].get("user") or {}).get("uid", 0)
         outside = spawn.SpawnOptions(

@@ -64,7 +64,7 @@ def _append(level: str, line: str, arguments: Arguments) -> None:
 def _entry(level: str, line: str, arguments: Arguments) -> str:
     import time
 
-    from insula.model.plainjson import dumps
+    from insula.model.cpython import dumps
 
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if arguments.log_format == "json":

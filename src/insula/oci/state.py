@@ -16,14 +16,13 @@ Two commands on one container take turns by a lock (flock(2)) on its directory, 
 
 from __future__ import annotations
 
-import _socket
 import fcntl
 import os
 import time
 
 from insula.kernel import process
+from insula.model.cpython import dumps, loads, socket
 from insula.model.errors import Conflict, Failed, Invalid, NotFound
-from insula.model.plainjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -208,7 +207,7 @@ class Container:
         """Whether somebody listens at the start socket: a `start` that was killed may have left its name alone."""
         if not os.path.exists(self.start_socket):
             return False
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             self.at_start_socket(sock.connect)
         except BlockingIOError:  # many others have come, and it is frozen

@@ -7,12 +7,12 @@ as conmon and containerd's shim do; or it is relayed here, by `run` and `exec` t
 
 from __future__ import annotations
 
-import _socket
 import errno
 import os
 import stat
 import struct
 
+from insula.model.cpython import socket
 from insula.model.errors import Failed, Invalid
 
 TYPE_CHECKING = False
@@ -33,7 +33,7 @@ class Receiver:
     """
 
     def __init__(self, path: str, option: str = "--console-socket") -> None:
-        self._sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._sock.connect(path)
         except OSError as error:
@@ -42,7 +42,7 @@ class Receiver:
 
     def send(self, fd: int, name: bytes = b"/dev/ptmx") -> None:
         """Hand over a descriptor; the receiver reads the name of what it is along with it."""
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
         self._sock.sendmsg([name], rights)
 
     def close(self) -> None:

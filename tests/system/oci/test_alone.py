@@ -15,7 +15,7 @@ from tests.support.host import Host
 from tests.system.oci.conftest import NAME, Box
 
 PACKAGES = ("container", "kernel", "tree", "oci")
-MODEL = ("__init__", "errors", "units", "stream", "plainjson")
+MODEL = ("__init__", "errors", "units", "stream", "cpython")
 MODULES = ("__init__.py", "log.py", *(f"model/{name}.py" for name in MODEL))
 
 SERVICE = """

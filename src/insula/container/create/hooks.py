@@ -24,18 +24,14 @@ import time
 
 from insula.container.create.steps import StepError, reset_signals
 from insula.kernel import linux
-from insula.model.plainjson import dumps
+from insula.model.cpython import dumps, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
-else:
-    import _signal as signal
 
 KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
-_SIGKILL = 9
 _LAST_WORDS = 1024  # bytes of a failed hook's standard error that are shown
 
 
@@ -91,7 +87,7 @@ def _wait(pid: int, timeout: int | None) -> int | None:
     """Its exit status, negative for a signal; None if it was killed after `timeout` seconds."""
     if timeout is not None and not _ends(pid, timeout):
         try:
-            os.kill(pid, _SIGKILL)  # our child, and not yet waited for: the number is still its own
+            os.kill(pid, signal.SIGKILL)  # our child, and not yet waited for: the number is still its own
         except PermissionError:  # a set-user-ID program, run by a user who is not root; it ends with its container
             return None
         os.waitpid(pid, 0)

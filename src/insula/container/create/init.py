@@ -33,7 +33,6 @@ outside are out of its reach.
 
 from __future__ import annotations
 
-import _socket
 import errno
 import fcntl
 import os
@@ -54,10 +53,10 @@ from insula.container.create.steps import (
     step,
 )
 from insula.kernel import cgroups, linux, mounts
+from insula.model.cpython import signal, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
     from collections.abc import Callable
     from typing import Any, NoReturn
 
@@ -66,8 +65,6 @@ if TYPE_CHECKING:
     from insula.container.create.namespaces import Plan
     from insula.container.create.rootfs import PremountPlan, Premounts
     from insula.container.create.sources import PreparedMounts
-else:
-    import _signal
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _ENDING = (1, 2, 3, 15)
@@ -80,7 +77,7 @@ class InitArgs:
     def __init__(
         self,
         *,
-        sync: _socket.socket,
+        sync: socket.socket,
         root: int,
         sources: PreparedMounts,
         join: list[int],
@@ -92,7 +89,7 @@ class InitArgs:
         pivot: bool = True,
         keyring: bool = True,
         in_order: bool = False,
-        waits_at: _socket.socket | None = None,
+        waits_at: socket.socket | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.sync = sync
@@ -210,7 +207,7 @@ def become_root() -> None:
 
 def loopback_up() -> None:
     """Set IFF_UP on lo (netdevice(7)): a new network namespace has it down."""
-    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
         request = bytearray(struct.pack("16sH22x", b"lo", 0))
         fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, request)
@@ -226,7 +223,7 @@ def loopback_up() -> None:
 def setup_rootfs(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: Premounts | None) -> None:
     """Set host name, root file system and streams."""
     if hostname := config.get("hostname"):
-        step("set the host name", lambda: _socket.sethostname(hostname))
+        step("set the host name", lambda: socket.sethostname(hostname))
     if domainname := config.get("domainname"):
         step("set the domain name", lambda: linux.setdomainname(domainname))
     tree = rootfs.Tree(config, args.root, args.sources, args.groups, plan)
@@ -321,7 +318,7 @@ def wait_for_start(args: InitArgs) -> None:
     if args.waits_at:
         # process 1 of a PID namespace gets no signal without a handler; execve(2) restores the default actions
         for number in _ENDING:
-            _signal.signal(number, end_by_signal)
+            signal.signal(number, end_by_signal)
     send(args.sync, {"event": "ready"})
     if recv(args.sync)["event"] == "start":
         return
@@ -330,7 +327,7 @@ def wait_for_start(args: InitArgs) -> None:
     args.sync.close()
     while True:
         fd, _ = args.waits_at._accept()  # type: ignore[attr-defined]
-        sync = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+        sync = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
         received = wire.receive(sync)
         if received and received[0].get("event") == "start":
             args.sync = sync

@@ -20,10 +20,10 @@ from insula.kernel import cgroups, linux, process, scheduling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from typing import Any, NoReturn
 
     from insula.container.create.exec_process import Filter
+    from insula.model.cpython import socket
 
 ALL = (
     linux.CLONE_NEWUSER
@@ -50,7 +50,7 @@ class ExecArgs:
         self,
         what: dict[str, Any],
         target: int,
-        sync: _socket.socket,
+        sync: socket.socket,
         join: list[int],
         stdio: list[int],
         program: Filter | None,

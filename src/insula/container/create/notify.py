@@ -15,12 +15,11 @@ parent takes the descriptor out of it by pidfd_getfd(2):
 
 from __future__ import annotations
 
-import _socket
 import os
 import struct
 
 from insula.kernel import linux
-from insula.model.plainjson import dumps
+from insula.model.cpython import dumps, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def pass_on(pidfd: int, listener: int, profile: Mapping[str, Any], state: Mappin
     path = profile["listenerPath"]
     fd = linux.pidfd_getfd(pidfd, listener)
     try:
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(_PATIENCE)
             try:
@@ -62,7 +61,7 @@ def pass_on(pidfd: int, listener: int, profile: Mapping[str, Any], state: Mappin
             except OSError as error:
                 why = f"failed to connect with seccomp agent: {error.strerror or error}"
                 raise OSError(error.errno, why) from None
-            rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
             sent = sock.sendmsg([data], rights)
             if sent < len(data):  # to send nothing fails, too, when the agent has read all and closed
                 sock.sendall(data[sent:])

@@ -24,12 +24,12 @@ from insula.kernel.mount_options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from collections.abc import Container, Sequence
     from typing import Any
 
     from insula.container.create.devices import Node
     from insula.container.create.namespaces import Plan
+    from insula.model.cpython import socket
 
 SLAVE = linux.MS_SLAVE | linux.MS_REC
 _BATCH = 32  # sources that are asked for in one message, which takes 64 descriptors
@@ -48,7 +48,7 @@ class PreparedMounts:
         self.devices: dict[str, int] = {}
         self.later: list[int | str] = []
         self.inside: dict[int, str] = {}
-        self.sync: _socket.socket | None = None
+        self.sync: socket.socket | None = None
 
     def descriptors(self) -> list[int]:
         return [*self.mounts.values(), *self.devices.values()]
@@ -176,7 +176,7 @@ def open_later(config: dict[str, Any], plan: Plan) -> PreparedMounts:
     return made
 
 
-def answer(config: dict[str, Any], plan: Plan, keys: Sequence[int | str], sync: _socket.socket) -> None:
+def answer(config: dict[str, Any], plan: Plan, keys: Sequence[int | str], sync: socket.socket) -> None:
     """In the parent: open what the child asks for, and send it. StepError names the entry that is refused."""
     opened: list[int] = []
     nodes = {n.path: n for n in devices.nodes(config["linux"].get("devices") or (), plan)} if keys else {}
@@ -194,7 +194,7 @@ def answer(config: dict[str, Any], plan: Plan, keys: Sequence[int | str], sync: 
             os.close(fd)
 
 
-def answer_map(config: dict[str, Any], plan: Plan, index: int, mount: int, sync: _socket.socket) -> None:
+def answer_map(config: dict[str, Any], plan: Plan, index: int, mount: int, sync: socket.socket) -> None:
     """In the parent: map the owners of a mount that the child has made, of the entry `index`; `mount` is closed."""
     entry = config["mounts"][index]
     options = Options(entry.get("options") or ())

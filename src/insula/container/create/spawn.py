@@ -22,11 +22,11 @@ from insula.kernel.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from typing import Any
 
     from insula.container.create.exec_process import Filter
     from insula.kernel.cgroups import Cgroup
+    from insula.model.cpython import socket
 
 
 class Child:
@@ -34,7 +34,7 @@ class Child:
 
     __slots__ = ("pid", "pidfd", "plan", "start_time", "streams", "sync")
 
-    def __init__(self, pid: int, pidfd: int, sync: _socket.socket, plan: namespaces.Plan | None = None) -> None:
+    def __init__(self, pid: int, pidfd: int, sync: socket.socket, plan: namespaces.Plan | None = None) -> None:
         self.plan = plan
         self.pid = pid
         self.pidfd = pidfd
@@ -67,7 +67,7 @@ class SpawnOptions:
         keyring: bool = True,
         share: tuple[int, int] | None = None,
         in_order: bool = False,
-        waits_at: _socket.socket | None = None,
+        waits_at: socket.socket | None = None,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.root, self.stdio, self.program, self.owner = root, stdio, program, owner

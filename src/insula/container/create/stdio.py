@@ -18,8 +18,9 @@ from insula.kernel import mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from typing import Any
+
+    from insula.model.cpython import socket
 
 _TCGETS, _TCSETS, _ONLCR = 0x5401, 0x5402, 4
 _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER, _TIOCSCTTY, _TIOCSWINSZ = 0x80045430, 0x40045431, 0x5441, 0x540E, 0x5414
@@ -52,7 +53,7 @@ def connect_stdio(stdio: list[int]) -> None:
         os.close(source)
 
 
-def open_console(process: dict[str, Any], sync: _socket.socket) -> None:
+def open_console(process: dict[str, Any], sync: socket.socket) -> None:
     """A pseudoterminal (pty(7)) of the container's own devpts: its other side goes to the parent."""
     master, slave = open_terminal(process)
     number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, bytes(4)))[0]

@@ -10,14 +10,13 @@ import sys
 
 from insula.container import wire
 from insula.kernel import linux
+from insula.model.cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
-    import signal
     from collections.abc import Callable
-else:
-    import _signal as signal
+
+    from insula.model.cpython import socket
 
 INTERRUPTED = 254
 """The exit status of a child that lost its parent before it was told to start."""
@@ -40,12 +39,12 @@ class StepError(Exception):
         return f"{self.message['step']}: {about}{self.message['error']}"
 
 
-def send_error(sync: _socket.socket, error: StepError) -> None:
+def send_error(sync: socket.socket, error: StepError) -> None:
     """Tell the parent why it failed."""
     send(sync, {"event": "error", **error.message})
 
 
-def send(sync: _socket.socket, message: wire.Message, descriptors: list[int] | None = None) -> None:
+def send(sync: socket.socket, message: wire.Message, descriptors: list[int] | None = None) -> None:
     """Send the parent a message; without a parent there is nothing to go on for."""
     try:
         wire.send(sync, message, descriptors)
@@ -53,7 +52,7 @@ def send(sync: _socket.socket, message: wire.Message, descriptors: list[int] | N
         os._exit(INTERRUPTED)
 
 
-def recv(sync: _socket.socket) -> wire.Message:
+def recv(sync: socket.socket) -> wire.Message:
     """The parent's next word; without a parent there is nothing to go on for."""
     received = wire.receive(sync)
     if received is None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from collections.abc import Callable
     from typing import TypeAlias
 
     from insula.container import wire
     from insula.container.service.run_directory import State
+    from insula.model.cpython import socket
 
     Reply: TypeAlias = "Callable[[wire.Message], None]"
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class Child:
     """A process of ours between its birth and its end. `exec_id` is None for PID 1."""
 
-    def __init__(self, container: str, exec_id: str | None, sync: _socket.socket, pid: int, pidfd: int) -> None:
+    def __init__(self, container: str, exec_id: str | None, sync: socket.socket, pid: int, pidfd: int) -> None:
         self.container = container
         self.exec_id = exec_id
-        self.sync: _socket.socket | None = sync
+        self.sync: socket.socket | None = sync
         self.pid = pid
         self.pidfd = pidfd
         self.reply: Reply | None = None

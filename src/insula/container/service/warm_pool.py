@@ -32,16 +32,16 @@ from insula.kernel import linux, process, records
 from insula.kernel.cgroups import Cgroup, delegation
 from insula.kernel.undo import Undo
 from insula.log import write as report
-from insula.model.plainjson import loads
+from insula.model.cpython import loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from typing import Any, NoReturn
 
     from insula.container.create.namespaces import Plan
     from insula.container.service.launch import Layers
     from insula.container.service.run_directory import Launch
+    from insula.model.cpython import socket
 
 KEEP = 60.0  # seconds after the last launch
 LIMIT = 32  # warm containers in all
@@ -246,7 +246,7 @@ class Assignment:
         self.config, self.program, self.flags, self.root = config, program, flags, root
         self.sources, self.stdio = sources, stdio
 
-    def send(self, sync: _socket.socket) -> None:
+    def send(self, sync: socket.socket) -> None:
         """Send it to the child. ValueError for more descriptors than a message takes."""
         descriptors = [self.config, self.root, *self.sources.descriptors(), *(fd for fd in self.stdio if fd >= 0)]
         if self.program >= 0:
@@ -264,7 +264,7 @@ class Assignment:
         wire.send(sync, message, descriptors)
 
     @classmethod
-    def receive(cls, sync: _socket.socket) -> Assignment | None:
+    def receive(cls, sync: socket.socket) -> Assignment | None:
         """In the child: the assignment; None if the parent is gone."""
         received = wire.receive(sync)
         if received is None:

@@ -16,18 +16,16 @@ import time
 
 from insula.kernel.cgroups import files, settings
 from insula.kernel.cgroups.hierarchy import Hierarchy, hierarchy
+from insula.model.cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable
     from typing import Any, ClassVar
 
     from insula.kernel.cgroups.events import OutOfMemory
     from insula.kernel.cgroups.settings import Resources, Setting
     from insula.kernel.cgroups.stats import Stats
-else:
-    import _signal as signal  # without the enumerations of `signal`, which cost 4 ms
 
 _READABLE = {
     "": "memory.max memory.current memory.swap.max cpu.max cpu.weight pids.max pids.current",

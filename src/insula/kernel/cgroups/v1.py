@@ -13,15 +13,13 @@ import time
 from insula.kernel.cgroups import cpuset, device_list, events, files, realtime, resources_v1, settings, stats
 from insula.kernel.cgroups.base import Cgroup, distinct
 from insula.kernel.cgroups.hierarchy import BASE, ON_DEMAND
+from insula.model.cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from typing import Any
 
     from insula.kernel.cgroups.settings import Resources, Setting
-else:
-    import _signal as signal  # without the enumerations of `signal`, which cost 4 ms
 
 _PAUSE = 0.002
 

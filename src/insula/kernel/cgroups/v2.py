@@ -10,15 +10,13 @@ import time
 from insula.kernel.cgroups import delegation, device_program, events, files, resources_v2, stats
 from insula.kernel.cgroups.base import Cgroup
 from insula.kernel.cgroups.hierarchy import of_process
+from insula.model.cpython import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from typing import Any
 
     from insula.kernel.cgroups.settings import Resources, Setting
-else:
-    import _signal as signal  # without the enumerations of `signal`, which cost 4 ms
 
 
 class CgroupV2(Cgroup, version=2):

@@ -14,10 +14,10 @@ import marshal
 import os
 import struct
 import sys
-from _blake2 import blake2b
 
 from insula.kernel import libc
 from insula.kernel.seccomp.load import flags_of
+from insula.model.cpython import blake2b
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

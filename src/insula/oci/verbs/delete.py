@@ -11,6 +11,7 @@ import select
 
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup
+from insula.model.cpython import signal
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound
 from insula.oci import log
 from insula.oci.options import Usage
@@ -18,14 +19,9 @@ from insula.oci.state import Container, containers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
-
     from insula.oci.options import Arguments
     from insula.oci.state import Record
-else:
-    import _signal
 
-_SIGKILL = 9
 _PATIENCE = 10_000  # milliseconds that a killed process may take to die
 _SOON = 500  # and most take
 
@@ -100,7 +96,7 @@ def end(record: Record) -> None:
 
 def _kill(pidfd: int, group: Cgroup | None, record: Record) -> None:
     try:
-        _signal.pidfd_send_signal(pidfd, _SIGKILL)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
         return
     if group and group.frozen():

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 
+from insula.model.cpython import dumps
 from insula.model.errors import Conflict, Invalid
-from insula.model.plainjson import dumps
 from insula.oci.state import Container
 from insula.oci.verbs.pause import group_of
 

@@ -15,8 +15,8 @@ from insula.container.create.steps import StepError
 from insula.kernel import linux, process, scheduling
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.undo import Undo
+from insula.model.cpython import loads, signal
 from insula.model.errors import Conflict, Failed, Invalid
-from insula.model.plainjson import loads
 from insula.oci import foreground, log, streams
 from insula.oci.creation import seccomp_filter
 from insula.oci.failure import explain
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from insula.oci.options import Arguments
     from insula.oci.state import Record
-
-_SIGKILL = 9
 
 
 def run(arguments: Arguments) -> int:
@@ -201,7 +199,7 @@ class Joined:
                 pidfd_socket.send(undo.hold(os.pidfd_open(self.pid)), b"pidfd")
         except BaseException:
             if self.pid:  # both are our children, and as long as one is a zombie its PID namespace can't end
-                os.kill(self.pid, _SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
             raise
         finally:

@@ -12,18 +12,15 @@ import os
 
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup
+from insula.model.cpython import signal
 from insula.model.errors import Failed
 from insula.model.units import parse_signal
 from insula.oci.state import Container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
-
     from insula.oci.options import Arguments
     from insula.oci.state import Record
-else:
-    import _signal as signal  # without the enumerations of `signal`, which cost 4 ms
 
 
 def run(arguments: Arguments) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from insula.model.cpython import dumps
 from insula.model.errors import NotFound
-from insula.model.plainjson import dumps
 from insula.oci.log import one_line
 from insula.oci.state import containers
 

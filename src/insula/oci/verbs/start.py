@@ -6,7 +6,6 @@ because execve(2) closed it, or the reason why not.
 
 from __future__ import annotations
 
-import _socket
 import os
 import select
 
@@ -14,6 +13,7 @@ from insula.container.create import spawn
 from insula.container.create.steps import StepError
 from insula.kernel import process
 from insula.kernel.undo import Undo
+from insula.model.cpython import socket
 from insula.model.errors import Conflict, Failed
 from insula.oci import creation
 from insula.oci.failure import explain
@@ -43,7 +43,7 @@ def run(arguments: Arguments) -> int:
         made = creation.Created(container, container.config(), arguments)
         made.record, made.pid = record, record["pid"]
         pidfd = undo.hold(process.open_process(record["pid"], record["start_time"]))
-        sync = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        sync = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(sync.close)
         try:
             container.at_start_socket(sync.connect)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.model.plainjson import dumps
+from insula.model.cpython import dumps
 from insula.oci.state import Container
 
 TYPE_CHECKING = False

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 
 from insula.container.config import check_resources, no_more_processes, since
+from insula.model.cpython import loads
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid
-from insula.model.plainjson import loads
 from insula.oci.state import Container
 from insula.oci.verbs.pause import group_of
 
