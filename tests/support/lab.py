@@ -227,7 +227,7 @@ class Lab:
         self.networks: dict[tuple[str, str], Network] = {}
         self.instances: dict[tuple[str, str], Instance] = {}
         self.names: dict[str, dict[str, list[str]]] = {}  # by tenant, instead of those of `instances`
-        self._ports = 0
+        self._ports = self._networks = 0
 
     def intent(self, tenant: str, **others: Any) -> TenantIntent:
         """What a tenant of the lab wants; `others` replaces parts of it."""
@@ -259,7 +259,8 @@ class Lab:
     def network(
         self, tenant: str, subnet: str = "10.0.0.0/24", subnet6: str | None = None, name: str = "net", mtu: int = 1500
     ) -> Network:
-        index = len(self.networks) + 1
+        self._networks += 1
+        index = self._networks
         network = self.networks[tenant, name] = Network(
             tenant=tenant,
             name=name,
