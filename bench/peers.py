@@ -50,7 +50,8 @@ class Runtime:
         (self.path / "config.json").write_text(json.dumps(config))
         self.host = Host(HIDE_UNIFIED)
         self.agent = Agent(*self.host.command())
-        self.agent.run(sys.executable, "-c", "from insula.kernel import sealed; sealed.place()")  # as insulad does
+        mount = "from insula.kernel import sealed; sealed.mount_sealed()"  # as insulad does
+        self.agent.run(sys.executable, "-c", mount)
         self.number = 0
 
     def launch(self) -> float:

@@ -55,7 +55,7 @@ def measure(bench: Bench) -> list[Table]:
 
 def _compare(bench: Bench, title: str, config: dict[str, Any]) -> Table:
     programs: dict[str, str | Path] = {
-        "insula-oci run": launcher(bench.scratch, sealed.PLACE),
+        "insula-oci run": launcher(bench.scratch, sealed.MOUNT_POINT),
         "crun run": CRUN,
         "runc run": RUNC,
     }

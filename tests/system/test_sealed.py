@@ -144,7 +144,7 @@ def test_the_host_keeps_its_program(host: Host, attack: Callable[[Host, str], st
 
 
 def in_place(function: Callable[[str], T], *, installed: bool = False) -> T:
-    """What `function` of the interpreter's path returns, in mounts of its own with one in PLACE.
+    """What `function` of the interpreter's path returns, in mounts of its own with one in MOUNT_POINT.
 
     With `installed` there is another one already, as where an installed Insula runs.
     """
@@ -152,17 +152,17 @@ def in_place(function: Callable[[str], T], *, installed: bool = False) -> T:
     def child() -> T:
         linux.unshare(linux.CLONE_NEWNS)
         linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        sealed.displace()  # of an Insula that runs here: a mount that is only covered would still be listed
+        sealed.unmount_sealed()  # of an Insula that runs here: a mount that is only covered would still be listed
         if installed:
             cover_opt()
-            sealed.place(PYTHON)
-            sealed.displace()
+            sealed.mount_sealed(PYTHON)
+            sealed.unmount_sealed()
         cover_opt()
-        sealed.place(PYTHON)
-        return function(f"{sealed.PLACE}/{os.path.basename(PYTHON)}")
+        sealed.mount_sealed(PYTHON)
+        return function(f"{sealed.MOUNT_POINT}/{os.path.basename(PYTHON)}")
 
     def cover_opt() -> None:
-        linux.mount("tmpfs", "/opt", "tmpfs")  # PLACE is below it
+        linux.mount("tmpfs", "/opt", "tmpfs")  # MOUNT_POINT is below it
 
     return forked(child, timeout=60)
 
@@ -189,9 +189,9 @@ def test_what_is_in_place_cannot_be_made_writable() -> None:
         remount = linux.MS_REMOUNT | linux.MS_NOSUID
         answers = (
             writes(),
-            errno_of(lambda: linux.mount(None, sealed.PLACE, None, remount)),
+            errno_of(lambda: linux.mount(None, sealed.MOUNT_POINT, None, remount)),
             errno_of(
-                lambda: linux.mount(None, sealed.PLACE, None, remount | linux.MS_BIND)
+                lambda: linux.mount(None, sealed.MOUNT_POINT, None, remount | linux.MS_BIND)
             ),  # the mount, not the layer
         )
         return *answers, writes()
@@ -202,16 +202,16 @@ def test_what_is_in_place_cannot_be_made_writable() -> None:
 @pytest.mark.parametrize("installed", [False, True])
 def test_place_and_displace(installed: bool) -> None:
     def there() -> int:
-        return Path("/proc/self/mounts").read_text().count(f" {sealed.PLACE} ")
+        return Path("/proc/self/mounts").read_text().count(f" {sealed.MOUNT_POINT} ")
 
     def life(program: str) -> list[object]:
         code = f"import sys; sys.path.append({LIBRARY!r}); from insula.kernel import sealed; print(sealed.is_sealed())"
         ran = subprocess.run([program, "-ISE", "-c", code], capture_output=True, text=True, check=True).stdout
-        sealed.place(PYTHON)
+        sealed.mount_sealed(PYTHON)
         seen = [ran, there()]
-        sealed.displace()
-        seen += [there(), *os.listdir(sealed.PLACE)]
-        sealed.displace()
+        sealed.unmount_sealed()
+        seen += [there(), *os.listdir(sealed.MOUNT_POINT)]
+        sealed.unmount_sealed()
         return seen
 
     assert in_place(life, installed=installed) == ["True\n", 1, 0]

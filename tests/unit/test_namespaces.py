@@ -15,7 +15,7 @@ from insula.container.create import namespaces
 from insula.container.create.namespaces import FLAGS, Plan, clone, differing, join, plan
 from insula.container.create.steps import StepError
 from insula.kernel import capabilities, linux, process
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 from tests.forked import forked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
@@ -73,7 +73,7 @@ def cloned(linux_config: dict[str, Any], look: Callable[[int], Any], share: tupl
 
     def inside() -> Any:
         before = sorted(os.listdir("/proc/self/fd"))
-        with Undo() as undo:
+        with Rollback() as undo:
             found = born(plan(linux_config, undo, share), look)
         assert sorted(os.listdir("/proc/self/fd")) == before
         return found
@@ -86,7 +86,7 @@ def refusal(linux_config: dict[str, Any]) -> str:
 
     def inside() -> str:
         before = sorted(os.listdir("/proc/self/fd"))
-        with Undo() as undo, pytest.raises(StepError) as error:
+        with Rollback() as undo, pytest.raises(StepError) as error:
             clone(plan(linux_config, undo))
         with pytest.raises(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)
@@ -161,11 +161,11 @@ def test_none_is_made() -> None:
 
 
 def test_the_childs_part_is_noted_and_not_made_here() -> None:
-    with Undo() as undo:
+    with Rollback() as undo:
         asked = plan(config("cgroup", "uts"), undo)
     assert (asked.cgroup, asked.make, asked.join, asked.offsets) == (True, linux.CLONE_NEWUTS, [], None)
     assert (asked.makes(linux.CLONE_NEWUTS), asked.makes(linux.CLONE_NEWNET)) == (True, False)
-    with Undo() as undo:
+    with Rollback() as undo:
         assert not plan(config("uts"), undo).cgroup
 
 
@@ -191,7 +191,7 @@ def test_offsets_that_the_kernel_refuses_are_told_and_leave_no_child() -> None:
 
 def test_why_no_child_is_made_is_told_by_the_process_in_between() -> None:
     clone_fs = 0x200  # which no process may share with another mount namespace (clone(2))
-    with Undo() as undo:
+    with Rollback() as undo:
         asked = plan(config("mount", "time"), undo)
     asked.make |= clone_fs
 
@@ -235,7 +235,7 @@ def test_among_strangers_nobody_may_look_at_it(holder: int) -> None:
 
     def dumpable(entries: dict[str, Any]) -> int:
         def inside() -> int:
-            with Undo() as undo:
+            with Rollback() as undo:
                 pid, _ = clone(plan(entries, undo))
             if pid == 0:
                 os._exit(linux.prctl(PR_GET_DUMPABLE))
@@ -251,7 +251,7 @@ def test_among_strangers_nobody_may_look_at_it(holder: int) -> None:
 
 def test_our_own_is_not_joined() -> None:
     """To join the user namespace again is refused by the kernel (setns(2))."""
-    with Undo() as undo:
+    with Rollback() as undo:
         asked = plan(config(*((kind, f"/proc/self/ns/{file}") for kind, file in FILES.items())), undo)
     assert (asked.join, asked.make) == ([], 0)
 
@@ -259,7 +259,7 @@ def test_our_own_is_not_joined() -> None:
 def test_a_file_that_is_no_namespace(tmp_path: Any) -> None:
     file = tmp_path / "file"
     file.touch()
-    with Undo() as undo, pytest.raises(OSError, match="it is no network namespace") as error:
+    with Rollback() as undo, pytest.raises(OSError, match="it is no network namespace") as error:
         plan(config(("network", str(file))), undo)
     assert (error.value.errno, error.value.filename) == (errno.EINVAL, str(file))
 
@@ -270,7 +270,7 @@ def test_a_namespace_of_another_type_is_told_by_its_type(holder: int) -> None:
 
 
 def test_descriptors_are_closed_and_not_inherited(holder: int) -> None:
-    undo = Undo()
+    undo = Rollback()
     asked = plan(config(("network", f"/proc/{holder}/ns/net"), ("uts", f"/proc/{holder}/ns/uts")), undo)
     fds = asked.descriptors()
     assert [flag for _, flag in asked.join] == [linux.CLONE_NEWNET, linux.CLONE_NEWUTS]
@@ -288,7 +288,7 @@ def test_the_user_namespace_is_joined_last_and_brings_its_mappings(stranger: int
     user, pids = (f"/proc/{stranger}/ns/{file}" for file in ("user", "pid"))
 
     def read() -> Any:
-        with Undo() as undo:
+        with Rollback() as undo:
             asked = plan(config(("user", user), ("pid", pids)), undo)
             return [flag for _, flag in asked.join], list(asked.uids), list(asked.gids), asked.has_user()
 
@@ -298,10 +298,10 @@ def test_the_user_namespace_is_joined_last_and_brings_its_mappings(stranger: int
     assert has_user
     assert cloned(config(("user", user), ("pid", pids)), others) == {"user", "pid"}
     given = [{"containerID": 0, "hostID": 5, "size": 6}]
-    with Undo() as undo:
+    with Rollback() as undo:
         asked = plan(config("user", uidMappings=given, gidMappings=[]), undo)
     assert (asked.uids, asked.gids, asked.has_user()) == ([(0, 5, 6)], [], True)
-    with Undo() as undo:
+    with Rollback() as undo:
         assert not plan(config("pid", ("pid", pids)), undo).has_user()
 
 
@@ -310,7 +310,7 @@ def test_a_user_namespace_that_may_not_be_joined_is_told(stranger: int) -> None:
         fd = os.open(f"/proc/{stranger}/ns/user", os.O_RDONLY)
         os.setresuid(BASE + 1, BASE + 1, BASE + 1)
         linux.prctl(linux.PR_SET_DUMPABLE, 1)  # or /proc/self would be root's
-        with Undo() as undo, pytest.raises(OSError, match="can't be joined") as error:
+        with Rollback() as undo, pytest.raises(OSError, match="can't be joined") as error:
             plan(config(("user", f"/proc/self/fd/{fd}")), undo)
         assert error.value.errno == errno.EPERM
         return str(error.value)
@@ -353,7 +353,7 @@ def test_another_containers_first_process_is_shared(stranger: int) -> None:
     asked = config("user", "pid", "uts", uidMappings=given, gidMappings=given)
     theirs = links(stranger)
     assert cloned(asked, look, share) == ({"user", "pid", "uts"}, theirs["user"], theirs["pid"])
-    with Undo() as undo, pytest.raises(ProcessLookupError):
+    with Rollback() as undo, pytest.raises(ProcessLookupError):
         plan(asked, undo, (stranger, share[1] + 1))
 
 

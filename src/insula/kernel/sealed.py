@@ -1,12 +1,12 @@
-"""An interpreter that nobody can write to: the answer to CVE-2019-5736.
+"""A Python interpreter that nobody can write to: protection from CVE-2019-5736.
 
-/proc/PID/exe is more than a name: whoever may look at the process can open the file that it runs, wherever that is.
-A runtime is such a process for a moment, within the container's sight: as PID 1 before its execve(2), and whenever
-one joins. It can even be made to stay: an entrypoint of ``#!/proc/self/exe`` executes the runtime's own program, with
-the container's libraries. If root inside is root outside (no user namespace), then what was opened can be written as
-soon as nobody runs it any more, and the host's next start of that program is the attacker's.
+A process that may look at another can open the program that it runs, by /proc/PID/exe, wherever that file is. A
+container sees the runtime for a moment: as PID 1 before its execve(2), and whenever a process joins. It can even make
+the runtime stay: an entrypoint of ``#!/proc/self/exe`` executes the runtime's own program, with the container's
+libraries. If root inside is root outside (no user namespace), then the file that was opened can be written to as soon
+as no process runs it any more, and the host's next start of that program is the attacker's.
 
-So what runs near containers is a copy. memfd_create(2) makes a file without a name, of memory only; once sealed
+So a process near containers runs a copy. memfd_create(2) makes a file without a name, of memory only; once sealed
 (F_ADD_SEALS in fcntl(2)), not even root can change it. Executed by descriptor (fexecve(3)), it is /proc/PID/exe:
 
     os.execve(sealed.copy(), sys.orig_argv, os.environ)
@@ -15,8 +15,8 @@ Libraries need no copies: /proc/PID/map_files takes CAP_SYS_ADMIN or CAP_CHECKPO
 execve drops them. Python finds its modules by argv[0], so a virtual environment goes on as before.
 
 A copy costs 2.5 ms and an interpreter's start 7.5, so a command that seals itself does it before anything else. Or it
-is started sealed: `place` mounts the interpreter's directory once more, as an overlay without an upper layer. That
-can't be written to, nor made writable, whoever has the mount; and nothing is copied. runc does the same for itself.
+is started sealed: `mount_sealed` mounts the interpreter's directory once more, as an overlay without an upper layer.
+Nobody can write to that, or make it writable, whoever has the mount; and nothing is copied. runc does the same.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import fcntl
 import os
 import sys
 
-PLACE = "/opt/insula/sealed"
-"""Where `place` mounts what nobody can write to. `packaging/insula-oci` names the interpreter there in its first line;
+MOUNT_POINT = "/opt/insula/sealed"
+"""Where `mount_sealed` mounts the interpreter's directory. The first line of `packaging/insula-oci` names it there;
 below the mount scripts/up has put a link to the ordinary one, which has to copy itself.
 """
 
@@ -58,7 +58,7 @@ def copy(path: str = _EXE) -> int:
 
 
 def is_sealed() -> bool:
-    """Whether this process runs a sealed copy, or what is in PLACE."""
+    """Whether this process runs a sealed copy, or what is in MOUNT_POINT."""
     try:
         fd = os.open(_EXE, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:  # not even we may read what we run: nobody who is less may write it
@@ -66,7 +66,7 @@ def is_sealed() -> bool:
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
     except OSError:  # EINVAL: it is an ordinary file
-        return os.readlink(_EXE).startswith(f"{PLACE}/") and bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+        return os.readlink(_EXE).startswith(f"{MOUNT_POINT}/") and bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
     finally:
         os.close(fd)
 
@@ -74,26 +74,27 @@ def is_sealed() -> bool:
 def ensure() -> None:
     """Go on as a sealed copy: if this is none, execute the same command line again as one. It keeps its PID.
 
-    Call it first, when nothing was read, opened or started yet. Who could not write to the program anyway (nor could
-    a container of his) needs no copy. OSError if the host allows none.
+    Call it first, when nothing was read, opened or started yet. A user who may not write to the program needs no copy,
+    for neither may a container of that user. OSError if the host allows none.
     """
     if is_sealed() or (os.geteuid() != 0 and not os.access(_EXE, os.W_OK, effective_ids=True)):
         return
     os.execve(copy(), sys.orig_argv, os.environ)
 
 
-def place(program: str = "/usr/bin/python3") -> None:
-    """Mount the directory of `program` at PLACE, read-only for ever, instead of what was there. Takes CAP_SYS_ADMIN.
+def mount_sealed(program: str = "/usr/bin/python3") -> None:
+    """Mount the directory of `program` at MOUNT_POINT, read-only for ever, in place of an earlier mount.
 
-    The mount is the host's until `displace`. Call it again when the program was replaced: what is mounted is the old.
+    Takes CAP_SYS_ADMIN. The mount is the host's until `unmount_sealed`. Call it again when the program was replaced:
+    the mount has the old one.
     """
-    from insula.kernel import linux  # not for who only seals itself
+    from insula.kernel import linux  # not needed to seal oneself
 
     sealed = _overlay(os.path.dirname(os.path.realpath(program)))
     try:
-        displace()
-        os.makedirs(PLACE, 0o755, exist_ok=True)
-        linux.move_mount(sealed, linux.AT_FDCWD, PLACE)
+        unmount_sealed()
+        os.makedirs(MOUNT_POINT, 0o755, exist_ok=True)
+        linux.move_mount(sealed, linux.AT_FDCWD, MOUNT_POINT)
     finally:
         os.close(sealed)
 
@@ -101,8 +102,8 @@ def place(program: str = "/usr/bin/python3") -> None:
 def bind(path: str) -> int:
     """A detached mount of the file at `path` that nobody can write to, or make writable: not by a remount either.
 
-    For what a container gets of the host's: whoever may mount there can take "ro" off a mount, but here the file system
-    itself is read-only, an overlay without an upper layer. Takes CAP_SYS_ADMIN.
+    It is for files of the host in containers. A process that may mount there can take "ro" off a mount, but here the
+    file system itself is read-only, an overlay without an upper layer. Takes CAP_SYS_ADMIN.
     """
     directory, name = os.path.split(os.path.realpath(path))
     try:
@@ -172,8 +173,8 @@ def _read_only_overlay(directory: str, empty: str) -> int:
     return _mounted("overlay", {"lowerdir": f"{escaped}:{empty}"})
 
 
-def displace() -> None:
-    """Undo `place`; nothing happens if there is nothing. Who runs the program that was there goes on.
+def unmount_sealed() -> None:
+    """Undo `mount_sealed`; nothing happens if there is no mount. A process that runs the program there goes on.
 
     The directory stays: to remove it would detach what is mounted on it in other mount namespaces.
     """
@@ -181,7 +182,7 @@ def displace() -> None:
 
     try:
         while True:
-            linux.umount2(PLACE, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+            linux.umount2(MOUNT_POINT, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
     except OSError:  # EINVAL: no mount is left
         pass
 

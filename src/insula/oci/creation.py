@@ -20,7 +20,7 @@ from insula.container.create.stdio import plain_lines
 from insula.container.create.steps import StepError
 from insula.kernel import cgroups, linux, scheduling
 from insula.kernel.cgroups import devices
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 from insula.model.cpython import loads, signal, socket
 from insula.model.errors import Conflict, Failed, Invalid, NotFound
 from insula.oci import log, streams
@@ -126,7 +126,7 @@ class Created:
             raise Failed("the container's process died while it was prepared", "see the kernel log: is memory short?")
 
     def kill(self) -> None:
-        """Undo: end the process, whatever it does."""
+        """Rollback: end the process, whatever it does."""
         try:
             signal.pidfd_send_signal(self.child.pidfd, signal.SIGKILL)
             os.waitpid(self.child.pid, 0)
@@ -134,7 +134,7 @@ class Created:
             return
 
     def forget(self) -> None:
-        """Undo: remove the container's directory, unless it is another container's meanwhile."""
+        """Rollback: remove the container's directory, unless it is another container's meanwhile."""
         try:
             with self.container as container:
                 if container.record() in (self.record, None):
@@ -149,7 +149,7 @@ class Created:
             hooks.run_all(self.config, "poststop", self.state("stopped"), self.warn)
 
 
-def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = False) -> Created:
+def make(arguments: Arguments, undo: Rollback, *, detached: bool, later: bool = False) -> Created:
     """Make a container from its bundle; `undo` takes it apart again. InsulaError, OSError or StepError.
 
     `detached`: the caller goes before the container's process ends, so somebody else must take its terminal; `later`:
@@ -172,7 +172,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
     program = seccomp_filter(config)
     if program:
         made.debug(f"seccomp filter flags: {program.flags}")
-    with Undo() as child_fds:
+    with Rollback() as child_fds:
         root = child_fds.hold(sources.open_root(config["root"]["path"], config))
         group = announce(made, bundle, undo)
         waits_at = None
@@ -197,7 +197,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
         scheduling.set_affinity(scheduling.ALL)  # the container's processors are its group's, not its caller's
         scope = made.scope
         # a scope lives as long as a process is in it: so it is held until the container's own is
-        with scope.held(config["linux"].get("resources") or {}) if scope else Undo():
+        with scope.held(config["linux"].get("resources") or {}) if scope else Rollback():
             made.child = spawn.spawn(config, group, outside)
             made.pid = made.child.pid
             if scope:
@@ -205,7 +205,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
             if group:
                 undo.callback(group.remove)
             undo.callback(made.kill)
-            with Undo() as lent:
+            with Rollback() as lent:
                 if config["linux"].get("netDevices"):
                     from insula.container.create import net_devices
 
@@ -224,7 +224,7 @@ def make(arguments: Arguments, undo: Undo, *, detached: bool, later: bool = Fals
     return made
 
 
-def announce(made: Created, bundle: str, undo: Undo) -> Cgroup | None:
+def announce(made: Created, bundle: str, undo: Rollback) -> Cgroup | None:
     """Make the container known by its directory, locked: its config, and the control group that it will be in."""
     group = _group(made)
     made.record = _record(made, bundle, group)

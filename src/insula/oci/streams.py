@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from insula.kernel.undo import Undo
+    from insula.kernel.rollback import Rollback
     from insula.oci.options import Arguments
 
 _NULL_DEVICE = os.makedev(1, 3)
@@ -58,7 +58,7 @@ def open_console(arguments: Arguments, terminal: bool, detached: bool) -> Receiv
     return Receiver(arguments.console_socket) if arguments.console_socket else None
 
 
-def open_pidfd_socket(arguments: Arguments, undo: Undo) -> Receiver | None:
+def open_pidfd_socket(arguments: Arguments, undo: Rollback) -> Receiver | None:
     """The socket of --pidfd-socket, which `undo` closes."""
     if not arguments.pidfd_socket:
         return None

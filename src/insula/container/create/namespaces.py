@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from insula.kernel.process import IdMap
-    from insula.kernel.undo import Undo
+    from insula.kernel.rollback import Rollback
 
 FLAGS = {
     "user": linux.CLONE_NEWUSER,
@@ -101,7 +101,7 @@ def id_map(entries: Any) -> IdMap:
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
 
-def plan(linux_config: dict[str, Any], undo: Undo, share: tuple[int, int] | None = None) -> Plan:
+def plan(linux_config: dict[str, Any], undo: Rollback, share: tuple[int, int] | None = None) -> Plan:
     """What `linux.namespaces` of a config asks for. Files are opened here, and closed by `undo`.
 
     `share` is another container's first process, as PID and start time: its user and PID namespaces are joined, in
@@ -125,7 +125,7 @@ def plan(linux_config: dict[str, Any], undo: Undo, share: tuple[int, int] | None
     return result
 
 
-def _join_by_path(result: Plan, kind: str, path: str, undo: Undo) -> None:
+def _join_by_path(result: Plan, kind: str, path: str, undo: Rollback) -> None:
     fd = undo.hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     name = FILES.get(kind, kind)
     own = os.stat(f"/proc/self/ns/{name}")

@@ -15,10 +15,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from insula.kernel.undo import Undo
+    from insula.kernel.rollback import Rollback
 
 
-def give(devices: dict[str, Any], pid: int, undo: Undo, held: Undo) -> None:
+def give(devices: dict[str, Any], pid: int, undo: Rollback, held: Rollback) -> None:
     """Move `devices` from here into the network namespace of `pid`. StepError names one that can't be.
 
     `undo` moves them back; `held` closes what that takes, and so must come after it.
@@ -32,7 +32,7 @@ def give(devices: dict[str, Any], pid: int, undo: Undo, held: Undo) -> None:
         undo.callback(lambda name=name, moved=moved: _take_back(theirs, moved, own, name))
 
 
-def _namespace(path: str, held: Undo) -> Namespace:
+def _namespace(path: str, held: Rollback) -> Namespace:
     namespace = Namespace(held.hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
     held.callback(namespace.close)
     return namespace

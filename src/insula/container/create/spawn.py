@@ -18,7 +18,7 @@ from insula.container.create import init, namespaces, sources
 from insula.container.create.cgroup_mount import Groups, own_directories
 from insula.kernel import linux, process, scheduling
 from insula.kernel.cgroups import delegation
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -
     """
     own = config["linux"]
     _load(config)
-    with Undo() as undo, Undo() as child_fds:  # what only the child needs is closed here in any case
+    with Rollback() as undo, Rollback() as child_fds:  # what only the child needs is closed here in any case
         plan = namespaces.plan(own, child_fds, outside.share)
         into: int | None = None
         join: list[int] = []
@@ -143,7 +143,7 @@ def _load(config: dict[str, Any]) -> None:
         from insula.container.create import copy_up  # noqa: F401
 
 
-def enter_group(group: Cgroup, child_fds: Undo) -> tuple[int | None, list[int]]:
+def enter_group(group: Cgroup, child_fds: Rollback) -> tuple[int | None, list[int]]:
     """How a child gets into its group: it is born in it (version 2), or joins by these descriptors (version 1)."""
     if group.tree.unified:
         return child_fds.hold(os.open(group.directories()[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)), []

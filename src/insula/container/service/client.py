@@ -75,7 +75,7 @@ class Runtime:
         os.makedirs(f"{self.run}/containers", 0o700, exist_ok=True)
         if self._is_the_hosts():
             with contextlib.suppress(OSError):  # then insula-oci takes longer, and that is all
-                await asyncio.to_thread(sealed.place)
+                await asyncio.to_thread(sealed.mount_sealed)
         if wait:
             await self._connect_zygote()
         else:
@@ -105,7 +105,7 @@ class Runtime:
     async def withdraw(self) -> None:
         """Take off the host what `open` put there for other programs."""
         if self._is_the_hosts():
-            await asyncio.to_thread(sealed.displace)
+            await asyncio.to_thread(sealed.unmount_sealed)
 
     def _is_the_hosts(self) -> bool:
         return self.run == "/run/insula"

@@ -8,7 +8,7 @@ import os
 from insula.container.create.spawn import SpawnOptions, spawn
 from insula.container.create.steps import StepError
 from insula.kernel import cgroups, linux, mounts, process
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:
     Whatever the config says, it is in namespaces of its own, and its IDs are those of `id_base`.
     """
     config = engine_config(launch)
-    with Undo() as undo, Undo() as child_fds:
+    with Rollback() as undo, Rollback() as child_fds:
         root, stdio, streams = root_and_streams(launch, layers, child_fds, undo)
         share = (launch.share[0], launch.share[1]) if launch.share else None
         outside = SpawnOptions(root=root, stdio=stdio, program=program, owner=launch.id_base, share=share)
@@ -107,7 +107,7 @@ def engine_config(launch: Launch) -> dict[str, Any]:
 
 
 def root_and_streams(
-    launch: Launch, layers: Layers, child_fds: Undo, undo: Undo
+    launch: Launch, layers: Layers, child_fds: Rollback, undo: Rollback
 ) -> tuple[int, list[int], dict[str, int]]:
     """A detached root, the child's streams, and our ends of them by name."""
     lower = layers.lower(launch.id_base, launch.lower)
@@ -138,7 +138,9 @@ def _overlay(launch: Launch, lower: list[str]) -> int:
     return root
 
 
-def make_pipes(child_fds: Undo, undo: Undo, stdin: bool, owner: tuple[int, int]) -> tuple[list[int], dict[str, int]]:
+def make_pipes(
+    child_fds: Rollback, undo: Rollback, stdin: bool, owner: tuple[int, int]
+) -> tuple[list[int], dict[str, int]]:
     """Pipes for the standard streams: (the child's ends in order, our ends by name). -1 is /dev/null.
 
     They belong to the program's user, who may open them again as /dev/stdout.

@@ -30,7 +30,7 @@ from insula.container.create.steps import INTERRUPTED, send, step
 from insula.container.service import launch
 from insula.kernel import linux, process, records
 from insula.kernel.cgroups import Cgroup, delegation
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 from insula.log import write as report
 from insula.model.cpython import loads
 
@@ -170,7 +170,7 @@ class WarmPool:
             raise FileNotFoundError(2, "its parent's control group is gone", template.parent)
         identity = os.urandom(16).hex()
         group = Cgroup(f"{template.parent}/{identity}")
-        with Undo() as undo, Undo() as child_fds:
+        with Rollback() as undo, Rollback() as child_fds:
             self._record(identity, group.path)
             undo.callback(self._remove_record, identity)
             undo.callback(group.remove)
@@ -323,7 +323,7 @@ def assign(warm: WarmContainer, request: Launch, layers: Layers, config: int, pr
     OSError or StepError if anything is refused: then it is of no more use, and the caller drops it.
     """
     spec = request.config
-    with Undo() as undo, Undo() as child_fds:
+    with Rollback() as undo, Rollback() as child_fds:
         resources = spec["linux"].get("resources") or {}
         warm.group.limit({name: limits for name, limits in resources.items() if name != "devices"})
         root, stdio, streams = launch.root_and_streams(request, layers, child_fds, undo)

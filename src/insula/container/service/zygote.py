@@ -50,7 +50,7 @@ from insula.container.service.run_directory import Launch, RunDirectory, State
 from insula.container.service.sessions import Sessions
 from insula.container.service.warm_pool import Template, WarmContainer, WarmPool, assign
 from insula.kernel import cgroups, linux, process
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 from insula.log import write as report
 
 TYPE_CHECKING = False
@@ -241,7 +241,7 @@ class Zygote:
         tty = bool(what.get("terminal"))
         user = what.get("user") or {}
         self._require_descriptors()
-        with Undo() as undo, Undo() as child_fds:
+        with Rollback() as undo, Rollback() as child_fds:
             target = child_fds.hold(process.open_to_join(state.pid, state.start_time))
             groups = [child_fds.hold(fd) for fd in cgroups.Cgroup(request.cgroup).holding(state.pid).open()]
             ours, theirs = wire.pair()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from insula.container import wire
 from insula.container.create.steps import StepError
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 from insula.oci import creation
 from insula.oci.failure import explain
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Arguments) -> int:
-    with Undo() as undo:
+    with Rollback() as undo:
         try:
             made = creation.make(arguments, undo, detached=True, later=True)
             wire.send(made.child.sync, {"event": "created"})

@@ -14,7 +14,7 @@ from insula.container.create import join, namespaces
 from insula.container.create.steps import StepError
 from insula.kernel import linux, process, scheduling
 from insula.kernel.cgroups import Cgroup
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 from insula.model.cpython import loads, signal
 from insula.model.errors import Conflict, Failed, Invalid
 from insula.oci import foreground, log, streams
@@ -40,7 +40,7 @@ def run(arguments: Arguments) -> int:
     if status == "paused" and not arguments.ignore_paused:
         raise Conflict("cannot exec in a paused container", "resume it, or use --ignore-paused to wait")
     what = checks.check_process(asked(arguments, config), config, warn=lambda message: log.warning(message, arguments))
-    with Undo() as undo:
+    with Rollback() as undo:
         joined = Joined(container, record, config, what, arguments)
         if not arguments.detach:
             foreground.hold_signals()
@@ -148,7 +148,7 @@ class Joined:
         self.master = -1
         self.console: streams.Receiver | None = None
 
-    def begin(self, undo: Undo) -> None:
+    def begin(self, undo: Rollback) -> None:
         """Until it has become the program; StepError if it can't."""
         terminal = bool(self.what.get("terminal"))
         self.console = streams.open_console(self.arguments, terminal, bool(self.arguments.detach))
@@ -168,7 +168,7 @@ class Joined:
         sync, theirs = wire.pair()
         undo.callback(sync.close)
         pid = self.record["pid"]
-        with Undo() as child_fds:
+        with Rollback() as child_fds:
             child_fds.callback(theirs.close)
             target = child_fds.hold(process.open_to_join(pid, self.record["start_time"]))
             group = Cgroup(self.record["cgroup"]) if self.record["cgroup"] else None

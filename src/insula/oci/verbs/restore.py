@@ -10,7 +10,7 @@ import os
 
 from insula.container import checkpoint as names
 from insula.kernel import criu, linux, process
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 from insula.model.errors import Failed
 from insula.oci import creation, streams
 from insula.oci.state import Container
@@ -33,7 +33,7 @@ def run(arguments: Arguments) -> int:
     )
     pid_file = os.path.abspath(arguments.pid_file) if arguments.pid_file else None
     os.chdir(bundle)
-    with Undo() as undo:
+    with Rollback() as undo:
         group = creation.announce(made, bundle, undo)
         if group:
             group.create()
@@ -53,7 +53,7 @@ def run(arguments: Arguments) -> int:
         return foreground.wait(pid)
 
 
-def _restore(made: creation.Created, program: str, images: str, work: str, undo: Undo) -> int:
+def _restore(made: creation.Created, program: str, images: str, work: str, undo: Rollback) -> int:
     """The PID of the container's first process, which `undo` kills."""
     words, keep = names.restore_arguments(made.config, images)
     pid_file = f"{made.container.path}/restored.pid"

@@ -6,7 +6,7 @@ With --detach it goes once the process runs; the container is then like any that
 from __future__ import annotations
 
 from insula.container.create.steps import StepError
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 from insula.oci import creation, foreground
 from insula.oci.failure import explain
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Arguments) -> int:
     waits = not arguments.detach
-    with Undo() as undo:
+    with Rollback() as undo:
         try:
             made = creation.make(arguments, undo, detached=not waits)
             if waits:

@@ -12,7 +12,7 @@ import select
 from insula.container.create import spawn
 from insula.container.create.steps import StepError
 from insula.kernel import process
-from insula.kernel.undo import Undo
+from insula.kernel.rollback import Rollback
 from insula.model.cpython import socket
 from insula.model.errors import Conflict, Failed
 from insula.oci import creation
@@ -35,7 +35,7 @@ _REFUSALS = {  # in runc's words, which callers look for
 
 def run(arguments: Arguments) -> int:
     container = Container(arguments.root, arguments.id)
-    with container, Undo() as undo:
+    with container, Rollback() as undo:
         record = container.load()
         status = container.status(record)
         if status != "created":

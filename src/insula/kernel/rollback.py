@@ -1,12 +1,12 @@
-"""What has to be undone if a later step fails: contextlib.ExitStack in small, for commands that live for milliseconds.
+"""Functions that undo finished steps if a later one fails: a small contextlib.ExitStack, for `insula-oci`.
 
-    with Undo() as undo:
+    with Rollback() as undo:
         fd = undo.hold(os.open(…))
         undo.callback(os.rmdir, made)
         …
         undo.keep()        # all went well: nothing is undone
 
-The module `contextlib` has all of this and more, but its import takes 4 ms.
+The module `contextlib` has all of this and more, and takes 2.7 ms of processor time to be imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Undo:
+class Rollback:
     """Functions that are called in reverse order when the block ends, however it ends."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Undo:
         if failure is not None:
             raise failure
 
-    def __enter__(self) -> Undo:
+    def __enter__(self) -> Rollback:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
