@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from insula.control import plane as planes
 from insula.control import reconcile
 from insula.control.instances import verbs as instances
@@ -41,10 +42,10 @@ def settings(run_: Run) -> Iterator[Settings]:
         yield settings
     finally:
         asyncio.run(take_down(settings))
-        for name in ("monitor", "zygote"):
-            pid = int((settings.run / f"{name}.pid").read_text().split()[0])
+        for name in (MONITOR_PID, ZYGOTE_PID):
+            pid = int((settings.run / name).read_text().split()[0])
             os.kill(pid, signal.SIGKILL)
-            until(lambda pid=pid: start_time(pid) is None, f"the {name} ends")  # type: ignore[misc]
+            until(lambda pid=pid: start_time(pid) is None, f"the process of {name} ends")  # type: ignore[misc]
         shutil.rmtree(path, ignore_errors=True)
 
 
