@@ -59,12 +59,12 @@ def timed_steps(shared: Shared) -> Iterator[None]:
     modules: list[Any] = [init, rootfs, exec_process]
     original = steps.step
 
-    def timed(name: str, action: Callable[[], object]) -> None:
+    def timed(step: steps.Step, action: Callable[..., object], *arguments: Any, about: str = "") -> None:
         start = time.monotonic()
         try:
-            original(name, action)
+            original(step, action, *arguments, about=about)
         finally:
-            shared.add(name, start, time.monotonic())
+            shared.add(step.text.format(about), start, time.monotonic())
 
     for module in modules:
         module.step = timed

@@ -49,7 +49,7 @@ def became(script: str, before: Callable[[], object] = lambda: None, program: Fi
         try:
             exec_process(process, program, **options)
         except StepError as error:
-            raise Refused(error.message["step"], error.message["error"], error.message["errno"]) from None
+            raise Refused(error.text, error.message["error"], error.message["errno"]) from None
 
     try:
         forked(child)

@@ -241,7 +241,7 @@ def test_calls_of_the_departure_itself_reach_the_agent(tmp_path: Path) -> None:
         printed, told = depart(notifying(path, ("capset",)), "echo here", False)
     assert printed == ""
     assert told is not None
-    assert (told["step"], told["errno"]) == ("drop capabilities", ANSWER)
+    assert (told["step"], told["errno"]) == ("drop_capabilities", ANSWER)
     assert listening.asked == [syscall_numbers.numbers("capset", NATIVE)[0].value]
 
 

@@ -73,7 +73,7 @@ class Created:
             message, descriptors = received
             match message["event"]:
                 case "error":
-                    raise StepError(message["step"], OSError(message["errno"], message["error"], message["path"]))
+                    raise StepError.from_message(message)
                 case "terminal":
                     self._take_terminal(descriptors)
                 case "open":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 
+from insula.container.create.steps import Steps
 from insula.model.errors import Failed
 
 TYPE_CHECKING = False
@@ -22,7 +23,7 @@ class ExecFailed(Failed):
 def explain(error: StepError) -> Failed:
     """The error of the house for a step that failed."""
     message = error.message
-    if message["step"] == "execute":
+    if error.step is Steps.EXECUTE:
         name = message["path"]
         why = str(message["error"])
         why = why[:1].lower() + why[1:]
@@ -36,7 +37,7 @@ def explain(error: StepError) -> Failed:
     hint = "a file or directory is missing" if message["errno"] == errno.ENOENT else "nothing of it is left"
     if message["errno"] == errno.EAGAIN:
         hint = "end some of its processes, or allow more: update --pids-limit"
-    return Failed(str(error) if message["step"].startswith("hooks.") else f"cannot {error}", hint)
+    return Failed(str(error) if error.step is Steps.RUN_HOOK else f"cannot {error}", hint)
 
 
 def _missing(name: str | None, why: str) -> str:

@@ -17,7 +17,7 @@ import errno
 import os
 
 from insula.container.create import programs
-from insula.container.create.steps import StepError, step
+from insula.container.create.steps import StepError, Steps, step
 from insula.kernel import linux, lsm, scheduling
 from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, keep_one, to_names
 from insula.kernel.seccomp.load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load
@@ -75,10 +75,10 @@ def exec_process(
     directory = process.get("cwd") or "/"
     limits = process.get("rlimits") or ()
     for limit in limits:
-        step(f"set {limit['type']}", lambda one=limit: raise_limit(one))  # type: ignore[misc]
+        step(Steps.SET_RLIMIT, raise_limit, limit, about=limit["type"])
     set_attributes(process, personality, joins)
     if memory_policy:
-        step("set the memory policy", lambda: scheduling.set_memory_policy(memory_policy))
+        step(Steps.SET_MEMORY_POLICY, scheduling.set_memory_policy, memory_policy)
     if not environment.get("HOME"):
         environment["HOME"] = home(user.get("uid", 0))
     entered = enter(directory)  # root may enter what the user may not, as runc has it
@@ -91,23 +91,23 @@ def exec_process(
         tell_missing(wanted, capabilities, warn)
     restricted = process.get("noNewPrivileges")
     if restricted:
-        step("set no_new_privs", lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1))
-    step("drop capabilities", lambda: before_setuid(capabilities))
-    step("change the user", lambda: change_user(user))
+        step(Steps.SET_NO_NEW_PRIVS, linux.prctl, linux.PR_SET_NO_NEW_PRIVS, 1)
+    step(Steps.DROP_CAPABILITIES, before_setuid, capabilities)
+    step(Steps.CHANGE_USER, change_user, user)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)  # to change the user may have set it (proc_sys_fs(5), suid_dumpable)
     filter_first = program is not None and not restricted
-    step("drop capabilities", lambda: keep_one(capabilities) if filter_first else after_setuid(capabilities))
+    step(Steps.DROP_CAPABILITIES, lambda: keep_one(capabilities) if filter_first else after_setuid(capabilities))
     os.umask(user.get("umask", 0o022))
     if not entered:
-        step("enter the working directory", lambda: change_directory(directory))
+        step(Steps.ENTER_DIRECTORY, change_directory, directory)
     if wait:
         wait()
     for limit in limits:
-        step(f"set {limit['type']}", lambda one=limit: set_limit(one))  # type: ignore[misc]
+        step(Steps.SET_RLIMIT, set_limit, limit, about=limit["type"])
     if program is not None:
-        step("load the seccomp filter", lambda: load_filter(program, listener))
+        step(Steps.LOAD_FILTER, load_filter, program, listener)
     if filter_first:
-        step("drop capabilities", lambda: after_setuid(capabilities))
+        step(Steps.DROP_CAPABILITIES, after_setuid, capabilities)
     if last:
         last(environment)
     execute(process["args"], environment)
@@ -116,18 +116,18 @@ def exec_process(
 def set_attributes(process: dict[str, Any], personality: Mapping[str, Any] | None, joins: bool) -> None:
     """Scheduling, personality and labels: what takes rights but isn't one."""
     if scheduler := process.get("scheduler"):
-        step("set the scheduler", lambda: scheduling.set_scheduler(scheduler))
+        step(Steps.SET_SCHEDULER, scheduling.set_scheduler, scheduler)
     if priority := process.get("ioPriority"):
-        step("set the I/O priority", lambda: scheduling.set_io_priority(priority))
+        step(Steps.SET_IO_PRIORITY, scheduling.set_io_priority, priority)
     if joins and (affinity := process.get("execCPUAffinity")):
-        step("set the CPU affinity", lambda: scheduling.set_affinity(affinity.get("final") or scheduling.ALL))
+        step(Steps.SET_AFFINITY, scheduling.set_affinity, affinity.get("final") or scheduling.ALL)
     if personality:
-        step("set the personality", lambda: scheduling.set_personality(personality))
+        step(Steps.SET_PERSONALITY, scheduling.set_personality, personality)
     profile, label = process.get("apparmorProfile"), process.get("selinuxLabel")
     if profile and profile != "unconfined":
-        step(f"set the AppArmor profile {profile}", lambda: lsm.set_apparmor_profile(profile))
+        step(Steps.SET_APPARMOR, lsm.set_apparmor_profile, profile, about=profile)
     if label:
-        step(f"set the SELinux label {label}", lambda: lsm.set_selinux_label(label))
+        step(Steps.SET_SELINUX, lsm.set_selinux_label, label, about=label)
 
 
 def tell_missing(wanted: Capabilities, granted: Capabilities, warn: Callable[[str], object]) -> None:
@@ -190,7 +190,7 @@ def enter(directory: str) -> bool:
     except PermissionError:
         return False
     except OSError as error:
-        raise StepError("enter the working directory", error) from None
+        raise StepError(Steps.ENTER_DIRECTORY, error) from None
     return True
 
 
@@ -250,8 +250,8 @@ def execute(args: list[str], environment: dict[str, str]) -> NoReturn:
         except PermissionError as error:
             failure = programs.explained(candidate, error)
         except OSError as error:
-            raise StepError("execute", programs.explained(candidate, error)) from None
-    raise StepError("execute", failure)
+            raise StepError(Steps.EXECUTE, programs.explained(candidate, error)) from None
+    raise StepError(Steps.EXECUTE, failure)
 
 
 def _is_this_interpreter(path: str) -> bool:

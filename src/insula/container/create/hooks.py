@@ -22,7 +22,7 @@ import os
 import select
 import time
 
-from insula.container.create.steps import StepError, reset_signals
+from insula.container.create.steps import StepError, Steps, reset_signals
 from insula.kernel import linux
 from insula.model.cpython import dumps, signal
 
@@ -44,7 +44,8 @@ def run(config: dict[str, Any], kind: str, state: dict[str, Any], environment: M
         try:
             _run(kind, hook, dumps(state).encode(), os.environ if environment is None else environment)
         except OSError as error:
-            raise StepError(f"hooks.{kind}[{index}]: error running {kind} hook #{index}", error) from None
+            about = f"hooks.{kind}[{index}]: error running {kind} hook #{index}"
+            raise StepError(Steps.RUN_HOOK, error, about) from None
 
 
 def run_all(config: dict[str, Any], kind: str, state: dict[str, Any], warn: Callable[[str], object]) -> None:

@@ -44,6 +44,7 @@ from insula.container.create import exec_process, no_pivot, rootfs
 from insula.container.create.stdio import connect_stdio, open_console
 from insula.container.create.steps import (
     StepError,
+    Steps,
     close_others,
     forbid_imports,
     recv,
@@ -132,7 +133,7 @@ def send_errors(args: InitArgs, body: Callable[[], NoReturn]) -> NoReturn:
     except StepError as error:
         send_error(args.sync, error)
     except OSError as error:
-        send_error(args.sync, StepError("prepare", error))
+        send_error(args.sync, StepError(Steps.PREPARE, error))
     finally:
         os._exit(125)
 
@@ -178,19 +179,19 @@ def exec_program(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: 
 
 def setup_namespaces(plan: Plan, premount_plan: PremountPlan | None, args: InitArgs) -> Premounts | None:
     """Do what depends only on namespaces, control group and `premount_plan`: IDs, session, /proc, /sys, /dev."""
-    step("join the cgroup", lambda: cgroups.join(args.join))
+    step(Steps.JOIN_CGROUP, cgroups.join, args.join)
     if plan.cgroup:
         # made only now: the cgroup that a process is in when it makes the namespace is the root that it will see
-        step("make the cgroup namespace", lambda: linux.unshare(linux.CLONE_NEWCGROUP))
+        step(Steps.MAKE_CGROUP_NAMESPACE, linux.unshare, linux.CLONE_NEWCGROUP)
     if args.keyring:
         # while the host's root: an ordinary user, as a tenant is for the host, may have 200 keys in all (keyrings(7))
-        step("leave the host's keyring", lambda: linux.join_session_keyring())
-    step("become root inside", become_root)
-    step("start a session", os.setsid)
+        step(Steps.LEAVE_KEYRING, linux.join_session_keyring)
+    step(Steps.BECOME_ROOT, become_root)
+    step(Steps.START_SESSION, os.setsid)
     if plan.makes(linux.CLONE_NEWNET):
-        step("bring up loopback", loopback_up)
+        step(Steps.BRING_UP_LOOPBACK, loopback_up)
     if not plan.makes(linux.CLONE_NEWUSER):  # with it the copies of shared mounts are slaves from the beginning
-        step("part from the host's mounts", lambda: linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE))
+        step(Steps.PART_FROM_MOUNTS, linux.mount, None, "/", None, linux.MS_REC | linux.MS_SLAVE)
     return rootfs.make_premounts(premount_plan, args.sources, args.groups) if premount_plan else None
 
 
@@ -223,29 +224,28 @@ def loopback_up() -> None:
 def setup_rootfs(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: Premounts | None) -> None:
     """Set host name, root file system and streams."""
     if hostname := config.get("hostname"):
-        step("set the host name", lambda: socket.sethostname(hostname))
+        step(Steps.SET_HOSTNAME, socket.sethostname, hostname)
     if domainname := config.get("domainname"):
-        step("set the domain name", lambda: linux.setdomainname(domainname))
+        step(Steps.SET_DOMAINNAME, linux.setdomainname, domainname)
     tree = rootfs.Tree(config, args.root, args.sources, args.groups, plan)
     tree.build(premounts, here=args.in_order)
     if config.get("hooks"):
         run_create_hooks(config, args)
     # root's in `insula-oci`, as the peers have it; the user's in the engine, as if the image had it
     owner = {} if args.in_order else config["process"].get("user") or {}
-    step("make the working directory", lambda: make_directory(args.root, config["process"].get("cwd") or "/", owner))
+    step(Steps.MAKE_DIRECTORY, make_directory, args.root, config["process"].get("cwd") or "/", owner)
     for key, value in (config["linux"].get("sysctl") or {}).items():
-        name = f"set the sysctl {key}"
-        step(name, lambda k=key, v=value: rootfs.write_sysctl(args.root, premounts, k, v))  # type: ignore[misc]
+        step(Steps.SET_SYSCTL, rootfs.write_sysctl, args.root, premounts, key, value, about=key)
     rootfs.protect_paths(config, args.root, premounts)
     if args.in_order and not args.pivot:
-        step("enter the root", lambda: no_pivot.enter(args.root))
+        step(Steps.ENTER_ROOT, no_pivot.enter, args.root)
     else:
-        step("enter the root", lambda: rootfs.enter(args.root, pivot=args.pivot))
+        step(Steps.ENTER_ROOT, lambda: rootfs.enter(args.root, pivot=args.pivot))
     rootfs.propagate_root(config, args.root)
     if args.tty:
-        step("open the terminal", lambda: open_console(config["process"], args.sync))
+        step(Steps.OPEN_TERMINAL, open_console, config["process"], args.sync)
     else:
-        step("connect standard input and output", lambda: connect_stdio(args.stdio))
+        step(Steps.CONNECT_STREAMS, connect_stdio, args.stdio)
     rootfs.seal(config, tree)
     os.close(args.root)
 
@@ -299,7 +299,7 @@ def find_program(process: dict[str, Any]) -> None:
     refusals = {refusal(os.path.join(directory, place, name)) for place in places}
     if 0 not in refusals:  # as execvp(3): EACCES of one file counts more than ENOENT of others
         number = max(refusals)
-        raise StepError("execute", OSError(number, os.strerror(number), name))
+        raise StepError(Steps.EXECUTE, OSError(number, os.strerror(number), name))
 
 
 def refusal(path: str) -> int:

@@ -15,7 +15,16 @@ from insula.container import wire
 from insula.container.create.exec_process import exec_process
 from insula.container.create.init import become_root, offer_listener
 from insula.container.create.stdio import connect_stdio, open_terminal, plain_lines, take_terminal
-from insula.container.create.steps import StepError, close_others, forbid_imports, reset_signals, send, send_error, step
+from insula.container.create.steps import (
+    StepError,
+    Steps,
+    close_others,
+    forbid_imports,
+    reset_signals,
+    send,
+    send_error,
+    step,
+)
 from insula.kernel import cgroups, linux, process, scheduling
 
 TYPE_CHECKING = False
@@ -79,14 +88,14 @@ def main(args: ExecArgs) -> NoReturn:
         forbid_imports()
         reset_signals()
         close_others(args.descriptors())
-        step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
+        step(Steps.HIDE, linux.prctl, linux.PR_SET_DUMPABLE, 0)
         if (score := args.process.get("oomScoreAdj")) is not None:  # while it has the right to lower it for good
-            step("set oom_score_adj", lambda: process.set_oom_score(os.getpid(), score))
+            step(Steps.SET_OOM_SCORE, process.set_oom_score, os.getpid(), score)
         if initial := (args.process.get("execCPUAffinity") or {}).get("initial"):
-            step("set the CPU affinity", lambda: scheduling.set_affinity(initial))
-        step("join the cgroup", lambda: cgroups.join(args.join))
+            step(Steps.SET_AFFINITY, scheduling.set_affinity, initial)
+        step(Steps.JOIN_CGROUP, cgroups.join, args.join)
         if args.flags:
-            step("join the namespaces", lambda: linux.setns(args.target, args.flags))
+            step(Steps.JOIN_NAMESPACES, linux.setns, args.target, args.flags)
         pid, _ = fork_inside()
         if pid:
             wire.send(sync, {"event": "forked", "pid": pid})
@@ -95,7 +104,7 @@ def main(args: ExecArgs) -> NoReturn:
     except StepError as error:
         send_error(sync, error)
     except OSError as error:
-        send_error(sync, StepError("join the container", error))
+        send_error(sync, StepError(Steps.JOIN_CONTAINER, error))
     finally:
         os._exit(125)
 
@@ -106,27 +115,27 @@ def fork_inside() -> tuple[int, int]:
         return linux.clone3(linux.CLONE_PARENT)
     except BlockingIOError as error:
         why = OSError(error.errno, "the limit of processes is reached (pids of the container, or of what it is in)")
-        raise StepError("start another process", why) from None
+        raise StepError(Steps.START_PROCESS, why) from None
 
 
 def _inside(args: ExecArgs) -> NoReturn:
     """Numbered inside from here on: take the user's ID, the streams, and become the program."""
     what, sync = args.process, args.sync
-    step("become root inside", become_root)
-    step("hide from the container", lambda: linux.prctl(linux.PR_SET_DUMPABLE, 0))
-    step("leave the host's keyring", lambda: linux.join_session_keyring())
-    step("start a session", os.setsid)
+    step(Steps.BECOME_ROOT, become_root)
+    step(Steps.HIDE, linux.prctl, linux.PR_SET_DUMPABLE, 0)
+    step(Steps.LEAVE_KEYRING, linux.join_session_keyring)
+    step(Steps.START_SESSION, os.setsid)
     if args.root >= 0:
-        step("enter the root", lambda: enter(args.root))
+        step(Steps.ENTER_ROOT, enter, args.root)
     if what.get("terminal"):
         master, slave = make_terminal(what)
         if args.plain:
-            step("set up the terminal", lambda: plain_lines(slave))
+            step(Steps.SET_UP_TERMINAL, plain_lines, slave)
         wire.send(sync, {"event": "terminal"}, [master])
         os.close(master)
-        step("open the terminal", lambda: take_terminal(slave))
+        step(Steps.OPEN_TERMINAL, take_terminal, slave)
     else:
-        step("connect standard input and output", lambda: connect_stdio(args.stdio))
+        step(Steps.CONNECT_STREAMS, connect_stdio, args.stdio)
     exec_process(
         what,
         args.program,
@@ -144,7 +153,7 @@ def make_terminal(what: dict[str, Any]) -> tuple[int, int]:
     try:
         return open_terminal(what)
     except OSError as error:
-        raise StepError("open the terminal", error) from None
+        raise StepError(Steps.OPEN_TERMINAL, error) from None
 
 
 def enter(root: int) -> None:

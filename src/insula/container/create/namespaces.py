@@ -28,7 +28,7 @@ import errno
 import os
 
 from insula.container import wire
-from insula.container.create.steps import StepError
+from insula.container.create.steps import StepError, Steps
 from insula.kernel import linux, process
 
 TYPE_CHECKING = False
@@ -198,7 +198,7 @@ def clone(asked: Plan, cgroup: int | None = None) -> tuple[int, int]:
         except StepError as error:
             wire.send(theirs, error.message)
         except OSError as error:
-            wire.send(theirs, StepError("make the namespaces", error).message)
+            wire.send(theirs, StepError(Steps.MAKE_NAMESPACES, error).message)
         os._exit(0)
     theirs.close()
     try:
@@ -208,10 +208,10 @@ def clone(asked: Plan, cgroup: int | None = None) -> tuple[int, int]:
         os.close(pidfd)
         os.waitpid(between, 0)
     if received is None:
-        raise StepError("make the namespaces", OSError(errno.ECHILD, "the process in between died"))
+        raise StepError(Steps.MAKE_NAMESPACES, OSError(errno.ECHILD, "the process in between died"))
     message = received[0]
     if "pid" not in message:
-        raise StepError(message["step"], OSError(message["errno"], message["error"], message["path"]))
+        raise StepError.from_message(message)
     return message["pid"], os.pidfd_open(message["pid"])
 
 
@@ -224,7 +224,7 @@ def _enter(asked: Plan) -> None:
                 with open("/proc/self/timens_offsets", "w") as file:
                     file.write(asked.offsets)
         except OSError as error:
-            raise StepError("make the time namespace", error) from None
+            raise StepError(Steps.MAKE_TIME_NAMESPACE, error) from None
     join(asked.join)
 
 
@@ -250,7 +250,7 @@ def join(namespaces: list[tuple[int, int]]) -> None:
 
 def _step(flag: int, error: OSError) -> StepError:
     kind = next(kind for kind, each in FLAGS.items() if each == flag)
-    return StepError(f"join the {kind} namespace", error)
+    return StepError(Steps.JOIN_NAMESPACE, error, kind)
 
 
 def differing(pid: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from insula.container.create.steps import StepError
+from insula.container.create.steps import StepError, Steps
 from insula.kernel.netlink.devices import Moved, Namespace, move
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ def give(devices: dict[str, Any], pid: int, undo: Rollback, held: Rollback) -> N
         try:
             moved = move(own, name, theirs, entry.get("name") or name)
         except OSError as error:
-            raise StepError(f"move the network device {name}", error) from None
+            raise StepError(Steps.MOVE_NET_DEVICE, error, name) from None
         undo.callback(lambda name=name, moved=moved: _take_back(theirs, moved, own, name))
 
 

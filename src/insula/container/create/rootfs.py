@@ -38,7 +38,7 @@ from insula.container.create.sources import (
     propagation_of_root,
 )
 from insula.container.create.stdio import is_null_device, open_null
-from insula.container.create.steps import step
+from insula.container.create.steps import Steps, step
 from insula.kernel import linux, mounts
 from insula.kernel.mount_options import Options
 
@@ -129,13 +129,12 @@ def make_premounts(plan: PremountPlan, sources: PreparedMounts, groups: Groups) 
     """Mount them over the parent's /proc, /sys and /dev, and protect its paths. StepError names what failed."""
     tops: dict[str, int] = {}
     for index, entry in plan.entries.items():
-        name = f"mount {entry['destination']}"
         mount = sources.take(index)
-        step(name, lambda e=entry, m=mount: _premount_entry(tops, m, e, groups))  # type: ignore[misc]
+        step(Steps.MOUNT, _premount_entry, tops, mount, entry, groups, about=entry["destination"])
     sysctl = -1
     if "/proc" in tops:
         sysctl = mounts.open_beneath(tops["/proc"], "sys", links=False, flags=os.O_PATH | os.O_DIRECTORY)
-    step("protect paths", lambda: protect(PathResolver(tops), plan.masked, plan.readonly))
+    step(Steps.PROTECT_PATHS, protect, PathResolver(tops), plan.masked, plan.readonly)
     return Premounts(plan, tops, sysctl)
 
 
@@ -203,20 +202,20 @@ class Tree:
         container's mounts before pivot_root(2). Else it is attached over /.
         """
         entries = self.config.get("mounts") or []
-        step("attach the root", lambda: self._attach_root(here))
+        step(Steps.ATTACH_ROOT, self._attach_root, here)
         for index, entry in enumerate(entries):
-            name = f"mount {entry['destination']}"
+            about = entry["destination"]
             if premounts and index in premounts.plan.entries:
                 if (path := destination(entry)) in API_FILESYSTEMS:
-                    step(name, lambda e=entry, p=path: self._move(premounts.tops[p], e))  # type: ignore[misc]
+                    step(Steps.MOUNT, self._move, premounts.tops[path], entry, about=about)
                 continue
-            step(name, lambda i=index, e=entry: self._mount(i, e))  # type: ignore[misc]
+            step(Steps.MOUNT, self._mount, index, entry, about=about)
         if not any(destination(entry) == "/dev" for entry in entries):
-            step("make the links of /dev", lambda: devices.link_in_root(self.root))
+            step(Steps.MAKE_DEVICE_LINKS, devices.link_in_root, self.root)
         missing = devices_in_root(entries, devices.nodes(self.config["linux"].get("devices") or (), self.plan))
         if missing:
             bound = self.sources.take_devices()
-            step("make the devices", lambda: devices.populate(self.root, missing, bound))
+            step(Steps.MAKE_DEVICES, devices.populate, self.root, missing, bound)
 
     def _attach_root(self, here: bool) -> None:
         if here:
@@ -362,22 +361,22 @@ def protect_paths(config: dict[str, Any], root: int, premounts: Premounts | None
         )
     )
     if masked or readonly:
-        step("protect paths", lambda: protect(PathResolver({}, root), masked, readonly))
+        step(Steps.PROTECT_PATHS, protect, PathResolver({}, root), masked, readonly)
 
 
 def seal(config: dict[str, Any], tree: Tree) -> None:
     """Make read-only what shall be, when everything is in its place, /dev/console too: the root, and tmpfs."""
     for mount in tree.late:
-        step("make the mounts read-only", lambda fd=mount: mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY))  # type: ignore[misc]
+        step(Steps.SEAL_MOUNTS, mounts.set_attributes, mount, linux.MOUNT_ATTR_RDONLY)
         os.close(mount)
     if config["root"].get("readonly"):
-        step("make the root read-only", lambda: mounts.set_attributes(tree.root, linux.MOUNT_ATTR_RDONLY))
+        step(Steps.SEAL_ROOT, mounts.set_attributes, tree.root, linux.MOUNT_ATTR_RDONLY)
 
 
 def propagate_root(config: dict[str, Any], root: int) -> None:
     """`rootfsPropagation` of the root itself, once it is the root: pivot_root(2) takes no shared one."""
     if (kind := propagation_of_root(config)) and not kind & linux.MS_PRIVATE:
-        step("set the root's propagation", lambda: mounts.propagate(root, kind & ~linux.MS_REC))
+        step(Steps.SET_PROPAGATION, mounts.propagate, root, kind & ~linux.MS_REC)
 
 
 def enter(root: int, *, pivot: bool) -> None:

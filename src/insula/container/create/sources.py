@@ -18,13 +18,13 @@ import os
 
 from insula.container import wire
 from insula.container.create import devices, namespaces
-from insula.container.create.steps import INTERRUPTED, send, step
+from insula.container.create.steps import INTERRUPTED, Steps, send, step
 from insula.kernel import linux, mounts, process, sealed
 from insula.kernel.mount_options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Callable, Container, Sequence
     from typing import Any
 
     from insula.container.create.devices import Node
@@ -183,15 +183,18 @@ def answer(config: dict[str, Any], plan: Plan, keys: Sequence[int | str], sync: 
     try:
         for key in keys:
             if isinstance(key, str):
-                step("make the devices", lambda n=nodes[key]: opened.append(n.bind_host()))  # type: ignore[misc]
+                step(Steps.MAKE_DEVICES, _append, opened, nodes[key].bind_host)
             else:
                 entry = config["mounts"][key]
-                name = f"mount {entry['destination']}"
-                step(name, lambda e=entry: opened.append(open_one(config, e, plan)))  # type: ignore[misc]
+                step(Steps.MOUNT, _append, opened, open_one, config, entry, plan, about=entry["destination"])
         wire.send(sync, {"event": "opened"}, opened)
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _append(opened: list[int], opener: Callable[..., int], *arguments: object) -> None:
+    opened.append(opener(*arguments))
 
 
 def answer_map(config: dict[str, Any], plan: Plan, index: int, mount: int, sync: socket.socket) -> None:
@@ -199,7 +202,7 @@ def answer_map(config: dict[str, Any], plan: Plan, index: int, mount: int, sync:
     entry = config["mounts"][index]
     options = Options(entry.get("options") or ())
     try:
-        step(f"mount {entry['destination']}", lambda: _map_owners(mount, entry, options, plan))
+        step(Steps.MOUNT, _map_owners, mount, entry, options, plan, about=entry["destination"])
     finally:
         os.close(mount)
     wire.send(sync, {"event": "mapped"})

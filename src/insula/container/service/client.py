@@ -24,7 +24,7 @@ from insula.container import wire
 from insula.container.service import resources
 from insula.container.service.attachment import Attachment
 from insula.container.service.dialer import TIMEOUT, Dialer
-from insula.container.service.failures import ZygoteDied, explain
+from insula.container.service.failures import Hint, ZygoteDied, explain, no_hint
 from insula.container.service.protocol import MONITOR_SOCKET, ZYGOTE_SOCKET
 from insula.container.service.run_directory import ExitRecord, Launch, RunDirectory, State, all_run_directories
 from insula.kernel import descriptors, process, sealed
@@ -50,10 +50,14 @@ class Exec(NamedTuple):
 class Runtime:
     """The containers below the run directory `run`."""
 
-    def __init__(self, run: Path | str, spares: int = 2) -> None:
-        """`spares`: the number of warm containers for each parent group (`insula.container.service.warm_pool`)."""
+    def __init__(self, run: Path | str, spares: int = 2, hint: Hint = no_hint) -> None:
+        """`spares`: the number of warm containers for each parent group (`insula.container.service.warm_pool`).
+
+        `hint` has the hints of errors.
+        """
         self.run = str(run)
         self.spares = spares
+        self._hint = hint
         self._first: dict[str, State] = {}  # first processes that were made by this object
         self._warm_ids: dict[str, list[str]] = {}  # ids of spares, by the control group above theirs
         self._numbers = itertools.count(1)
@@ -156,7 +160,7 @@ class Runtime:
         with contextlib.suppress(NotFound, TimeoutError):
             async with asyncio.timeout(_DYING):
                 record = await self.wait(container)
-            return explain(record.failure) if record.failure else None
+            return explain(record.failure, self._hint) if record.failure else None
         return None
 
     async def exec(self, container: str, what: Exec) -> str:
@@ -364,7 +368,7 @@ class Runtime:
         finally:
             self._answers.pop(number, None)
         if error := received.get("error"):
-            raise explain(error)
+            raise explain(error, self._hint)
         return received
 
     async def _connect_zygote(self) -> socket.socket:

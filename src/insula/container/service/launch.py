@@ -6,7 +6,7 @@ import errno
 import os
 
 from insula.container.create.spawn import SpawnOptions, spawn
-from insula.container.create.steps import StepError
+from insula.container.create.steps import StepError, Steps
 from insula.kernel import cgroups, linux, mounts, process
 from insula.kernel.rollback import Rollback
 
@@ -134,7 +134,7 @@ def _overlay(launch: Launch, lower: list[str]) -> int:
         os.seteuid(0)
     if os.fstatvfs(root).f_flag & os.ST_RDONLY:  # overlayfs does so when it can't make its work directory
         os.close(root)
-        raise StepError("make the root file system", OSError(errno.ENOSPC, "no space is left for it"))
+        raise StepError(Steps.MAKE_ROOT, OSError(errno.ENOSPC, "no space is left for it"))
     return root
 
 

@@ -21,7 +21,7 @@ import time
 from types import NoneType
 from typing import Any, NamedTuple, TypeVar
 
-from insula.container.create.steps import INTERRUPTED
+from insula.container.create.steps import INTERRUPTED, text_of
 from insula.kernel import records
 from insula.kernel.cgroups import Cgroup
 
@@ -75,7 +75,7 @@ class ExitRecord(NamedTuple):
     finished: float
     error: str | None = None
     failure: dict[str, Any] | None = None
-    """Why it never became the program, as `StepError.message` has it: step, errno, error, path."""
+    """Why it never became the program, as `StepError.message`."""
 
 
 Record = TypeVar("Record", Launch, State, ExitRecord)
@@ -192,7 +192,7 @@ class RunDirectory:
             return known
         code = os.waitstatus_to_exitcode(status)
         state = state or self.state(exec_id)
-        error = f"{failure['step']}: {failure['error']}" if failure else None
+        error = f"{text_of(failure)}: {failure['error']}" if failure else None
         if code == INTERRUPTED and not (state and state.executed):
             error = error or "interrupted before it started"
         oom = False

@@ -26,7 +26,7 @@ from insula.container.create.cgroup_mount import Groups
 from insula.container.create.exec_process import Filter
 from insula.container.create.rootfs import PremountPlan, leave_host
 from insula.container.create.sources import PreparedMounts
-from insula.container.create.steps import INTERRUPTED, send, step
+from insula.container.create.steps import INTERRUPTED, Steps, send, step
 from insula.container.service import launch
 from insula.kernel import linux, process, records
 from insula.kernel.cgroups import Cgroup, delegation
@@ -303,7 +303,7 @@ def wait_for_assignment(premount_plan: PremountPlan, args: init.InitArgs, plan: 
         init.sanitize(args, plan)
         premounts = init.setup_namespaces(plan, premount_plan, args)
         if premounts:
-            step("leave the host's files", lambda: leave_host(premounts))
+            step(Steps.LEAVE_HOST, leave_host, premounts)
             args.pivot = False  # done
         send(args.sync, {"event": "parked"})
         assignment = Assignment.receive(args.sync)

@@ -41,7 +41,7 @@ from typing import Any, NoReturn
 from insula.container import wire
 from insula.container.create import join, spawn
 from insula.container.create.exec_process import Filter
-from insula.container.create.steps import StepError, close_others
+from insula.container.create.steps import StepError, Steps, close_others
 from insula.container.service import launch
 from insula.container.service.children import Child
 from insula.container.service.eventloop import EventLoop
@@ -126,9 +126,9 @@ class Zygote:
         except StepError as error:
             reply({"error": error.message})
         except OSError as error:
-            reply({"error": StepError("prepare", error).message})
+            reply({"error": StepError(Steps.PREPARE, error).message})
         except (KeyError, TypeError, ValueError) as error:
-            reply({"error": {"step": "read the request", "errno": 22, "error": repr(error), "path": None}})
+            reply({"error": StepError(Steps.READ_REQUEST, OSError(errno.EINVAL, repr(error))).message})
 
     def _serve_request(self, client: socket.socket, message: wire.Message, reply: Reply) -> None:
         match message["op"]:
@@ -222,7 +222,7 @@ class Zygote:
             record = directory.exit()
             why = (child and child.error) or (record and record.failure)
             error = record.error if record and record.error else "the container is not waiting to start"
-            reply({"error": why or {"step": "start", "errno": 0, "error": error, "path": None}})
+            reply({"error": why or StepError(Steps.START, OSError(0, error)).message})
             return
         if child.state:
             child.state = child.state._replace(started=time.time())
@@ -270,7 +270,7 @@ class Zygote:
         lowest = os.dup(self.listener.fileno())
         os.close(lowest)
         if lowest + _RESERVED_DESCRIPTORS > self.most:
-            raise StepError("hold more descriptors", OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            raise StepError(Steps.HOLD_DESCRIPTORS, OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
 
     def _program(self, request: Launch) -> Filter | None:
         if request.seccomp is None:

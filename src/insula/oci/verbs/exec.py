@@ -227,7 +227,7 @@ class Joined:
             message, descriptors = received
             match message["event"]:
                 case "error":
-                    raise StepError(message["step"], OSError(message["errno"], message["error"], message["path"]))
+                    raise StepError.from_message(message)
                 case "forked":
                     self.pid = message["pid"]
                     self._tell_steps()

@@ -17,6 +17,7 @@ from insula.container.service.client import Attachment, Exec, ExitRecord, Runtim
 from insula.container.service.client import State as ContainerState
 from insula.control.instances.drivers.base import Archive, CreateOptions, MemoryEvents, Observed, Running, State
 from insula.control.instances.drivers.container import explain, processes, spec
+from insula.control.instances.drivers.container.hints import hint
 from insula.control.instances.drivers.container.request import Requests
 from insula.control.instances.drivers.container.terminals import Terminals
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
@@ -39,7 +40,7 @@ class ContainerDriver:
     features = frozenset({"exec", "attach", "pause", "files", "processes", "explain", "memory-events"})
 
     def __init__(self, settings: Settings, images: ImageStore) -> None:
-        self.runtime = Runtime(settings.run, settings.spares)
+        self.runtime = Runtime(settings.run, settings.spares, hint)
         self.requests = Requests(settings, images)
         self._settings = settings
         self._images = images
