@@ -25,7 +25,7 @@ from insula.container import wire
 from insula.container.create import exec_process, init, rootfs, steps
 from insula.container.service import launch, warm_pool
 from insula.container.service.run_directory import Launch, RunDirectory
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.kernel.cgroups import Cgroup
 
 ROUNDS = 25
@@ -83,14 +83,14 @@ class Stand:
         self.run = bench.scratch / "run" / "steps"
         (self.run / "containers").mkdir(parents=True)
         (self.scratch / "layers").mkdir(parents=True)
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
-        linux.mount("tmpfs", str(self.scratch / "layers"), "tmpfs")
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+        syscalls.mount("tmpfs", str(self.scratch / "layers"), "tmpfs")
         os.chdir(self.scratch / "layers")
         for name, fstype in (("proc", "proc"), ("sys", "sysfs")):  # as in zygote.main
             os.mkdir(name)
-            linux.mount(fstype, name, fstype, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
-        linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
+            syscalls.mount(fstype, name, fstype, syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+        syscalls.prctl(syscalls.PR_SET_SECUREBITS, syscalls.SECBIT_NO_SETUID_FIXUP)
         self.layers, self.shared = launch.Layers(), Shared()
         self.pool = warm_pool.WarmPool(str(self.run / "spares"), 1)
         self.pool.open()

@@ -157,8 +157,8 @@ def test_an_overlay_of_many_layers(guest: Guest) -> None:
     """As many as an image may have; fsconfig(2) has no room for their names, and mount(2) has a page."""
     script = """
 import os, tempfile
-from insula.kernel import linux, mounts
-linux.unshare(linux.CLONE_NEWNS)
+from insula.kernel import syscalls, mounts
+syscalls.unshare(syscalls.CLONE_NEWNS)
 os.chdir(tempfile.mkdtemp(dir='/var/tmp'))
 layers = [str(1000 + number) for number in range(127)]
 for name in [*layers, 'upper', 'work']:

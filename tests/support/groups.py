@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from insula.kernel import cgroups, linux
+from insula.kernel import cgroups, syscalls
 from insula.kernel.cgroups import Cgroup, Hierarchy
 from tests.forked import forked
 
@@ -86,7 +86,7 @@ def running(group: Cgroup, body: Callable[[], object]) -> Iterator[Running]:
     pid = os.fork()
     if pid == 0:
         try:
-            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             cgroups.join(files)
             os.write(tell, b"joined")
             while True:

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from insula.kernel import linux, netlink
+from insula.kernel import netlink, syscalls
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.model.objects import Network, Port, Tenant
@@ -71,17 +71,17 @@ def isolated(test: Callable[..., None]) -> Callable[..., None]:
 def _become_host(writer: int, test: Callable[[], None]) -> None:
     try:
         gc.freeze()  # what the parent's tests have left to the collector stays, and so do its descriptors
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-        linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS | linux.CLONE_NEWPID)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID)
         first = os.fork()
         if first:
             os.close(writer)
             os.waitpid(first, 0)
             os._exit(0)
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("proc", "/proc", "proc")
-        linux.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("proc", "/proc", "proc")
+        syscalls.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
         test()
         os.write(writer, b"passed")
     except BaseException:
@@ -98,9 +98,9 @@ class Instance:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNET)
+                syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNET)
                 os.write(writer, b"x")
-                linux.close_range(0, 0x7FFFFFFF)  # else it would hold the fabric's namespaces
+                syscalls.close_range(0, 0x7FFFFFFF)  # else it would hold the fabric's namespaces
                 while True:
                     signal.pause()
             finally:

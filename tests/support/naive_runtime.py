@@ -18,37 +18,37 @@ from insula.kernel import sealed
 if sys.argv[1] == "sealed":
     sealed.ensure()
 
-from insula.kernel import capabilities, linux
+from insula.kernel import capabilities, syscalls
 
 CAPABILITIES = capabilities.adjust(capabilities.DEFAULT, ["SYS_PTRACE"])
 
 
 def run(root: str, command: list[str]) -> None:
     """The root is all of the host's, read-only, with a /proc and a /tmp of its own."""
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    linux.mount("/", root, None, linux.MS_BIND)
-    linux.mount(None, root, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY)
-    linux.mount("tmpfs", f"{root}/tmp", "tmpfs")
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount("/", root, None, syscalls.MS_BIND)
+    syscalls.mount(None, root, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY)
+    syscalls.mount("tmpfs", f"{root}/tmp", "tmpfs")
     with open(f"{root}/tmp/command", "w") as file:
         file.write(sys.stdin.read())
     os.chmod(f"{root}/tmp/command", 0o755)
-    pid, _ = linux.clone3(linux.CLONE_NEWPID)
+    pid, _ = syscalls.clone3(syscalls.CLONE_NEWPID)
     if pid:
         print(pid, flush=True)
         os._exit(0)
-    linux.mount("proc", f"{root}/proc", "proc")
+    syscalls.mount("proc", f"{root}/proc", "proc")
     os.chdir(root)
-    linux.pivot_root(".", ".")
-    linux.umount2(".", linux.MNT_DETACH)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount2(".", syscalls.MNT_DETACH)
     become(command)
 
 
 def join(target: int) -> None:
     """Twice a fork, as exec does it; undumpable, which CAP_SYS_PTRACE looks through."""
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    linux.setns(os.pidfd_open(target), linux.CLONE_NEWPID | linux.CLONE_NEWNS)
-    pid, _ = linux.clone3(0)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.setns(os.pidfd_open(target), syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS)
+    pid, _ = syscalls.clone3(0)
     if pid:
         os.waitpid(pid, 0)
         os._exit(0)

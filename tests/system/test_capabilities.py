@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.kernel import capabilities as caps
-from insula.kernel import linux
+from insula.kernel import syscalls
 from tests.forked import errno_of, forked
 
 DEFAULT = caps.Capabilities(caps.DEFAULT, caps.DEFAULT, caps.DEFAULT)
@@ -128,7 +128,7 @@ def test_keepcaps_is_off_afterwards() -> None:
     def child() -> int:
         caps.before_setuid(DEFAULT)
         caps.after_setuid(DEFAULT)
-        return linux.prctl(7)  # PR_GET_KEEPCAPS
+        return syscalls.prctl(7)  # PR_GET_KEEPCAPS
 
     assert forked(child) == 0
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from insula.control.instances.drivers.container import spec
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.kernel.cgroups import Cgroup, Hierarchy, hierarchy
 from insula.kernel.seccomp.load import load
 from insula.model.objects import Resources
@@ -388,7 +388,7 @@ AS_MUCH_AS_WANTED = 96 * MIB
 
 def fill_sockets(kind: int) -> int:
     """Bytes in buffers of TCP or UDP sockets that nobody reads, on the loopback of a network namespace of its own."""
-    linux.unshare(linux.CLONE_NEWNET)
+    syscalls.unshare(syscalls.CLONE_NEWNET)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     held, taken, refused = [], 0, 0
     while taken < AS_MUCH_AS_WANTED and refused < 20:
@@ -464,7 +464,7 @@ def test_seccomp_filters_count(group: Cgroup) -> None:
         (ready, tell), (wait, go) = os.pipe(), os.pipe()
         for _ in range(8):
             if (child := os.fork()) == 0:
-                linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+                syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
                 os.write(tell, b"born")
                 os.read(wait, 1)
                 for _ in range(filters):

@@ -13,7 +13,7 @@ import pytest
 
 from insula.control import doctor
 from insula.control.tenants import FIRST_ID
-from insula.kernel import features, linux, netlink, nftables
+from insula.kernel import features, netlink, nftables, syscalls
 from insula.model.views import Check
 from insula.settings import Settings
 from tests.forked import forked
@@ -71,13 +71,13 @@ def test_a_disk_that_overlayfs_refuses(tmp_path: Path) -> None:
     """An overlay cannot be the upper layer of another one."""
 
     def child() -> dict[str, Check]:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("tmpfs", tmp_path, "tmpfs")
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("tmpfs", tmp_path, "tmpfs")
         for name in ("lower", "upper", "work", "root"):
             (tmp_path / name).mkdir()
         options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
-        linux.mount("overlay", tmp_path / "root", "overlay", 0, options)
+        syscalls.mount("overlay", tmp_path / "root", "overlay", 0, options)
         return by_name(doctor.examine(Settings(root=tmp_path / "root")))
 
     checks = forked(child)
@@ -89,12 +89,12 @@ def test_a_disk_that_overlayfs_refuses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["unmounted", "hidden"])
 def test_a_host_without_control_groups(tmp_path: Path, how: str) -> None:
     def child() -> Check:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         if how == "unmounted":
-            linux.umount2("/sys/fs/cgroup", linux.MNT_DETACH)
+            syscalls.umount2("/sys/fs/cgroup", syscalls.MNT_DETACH)
         else:
-            linux.mount("tmpfs", "/sys/fs/cgroup", "tmpfs")
+            syscalls.mount("tmpfs", "/sys/fs/cgroup", "tmpfs")
         return by_name(doctor.examine(Settings(root=tmp_path)))["cgroups"]
 
     check = forked(child)
@@ -104,9 +104,9 @@ def test_a_host_without_control_groups(tmp_path: Path, how: str) -> None:
 
 def test_a_read_only_disk_is_unknown_not_fine(tmp_path: Path) -> None:
     def child() -> Check:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("tmpfs", tmp_path, "tmpfs", linux.MS_RDONLY)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("tmpfs", tmp_path, "tmpfs", syscalls.MS_RDONLY)
         return by_name(doctor.examine(Settings(root=tmp_path)))["overlay"]
 
     assert forked(child).state == "unknown"
@@ -114,7 +114,7 @@ def test_a_read_only_disk_is_unknown_not_fine(tmp_path: Path) -> None:
 
 def test_a_firewall_that_drops_what_is_forwarded() -> None:
     def child() -> tuple[Check, Check, Check]:
-        linux.unshare(linux.CLONE_NEWNET)
+        syscalls.unshare(syscalls.CLONE_NEWNET)
         before = doctor._foreign_firewall()
         with nftables.Nft() as nft:
             nft.run("add table ip filter")

@@ -16,7 +16,7 @@ import pytest
 from insula.container.create.exec_process import Filter, exec_process
 from insula.container.create.steps import StepError, forbid_imports
 from insula.kernel import capabilities as caps
-from insula.kernel import linux, scheduling
+from insula.kernel import scheduling, syscalls
 from insula.kernel.seccomp import compiler
 from tests.forked import forked
 
@@ -92,8 +92,8 @@ def test_groups_where_a_user_namespace_denies_setgroups() -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        linux.prctl(linux.PR_SET_DUMPABLE, 1)  # or /proc/self would be root's
-        linux.unshare(linux.CLONE_NEWUSER)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # or /proc/self would be root's
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
         for name, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {uid} 1")):
             Path(f"/proc/self/{name}").write_text(line)
 
@@ -169,12 +169,12 @@ def test_the_working_directory_is_never_outside_of_the_root(tmp_path: Path) -> N
     descriptor = os.open("/etc", os.O_PATH)
 
     def enter(root: Path) -> None:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("/", str(root), None, linux.MS_BIND | linux.MS_REC)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("/", str(root), None, syscalls.MS_BIND | syscalls.MS_REC)
         os.chdir(root)
-        linux.pivot_root(".", ".")
-        linux.umount2(".", linux.MNT_DETACH)
+        syscalls.pivot_root(".", ".")
+        syscalls.umount2(".", syscalls.MNT_DETACH)
         os.chdir("/")
 
     cwd = f"/proc/self/fd/{descriptor}"
@@ -205,9 +205,9 @@ def test_home_is_that_of_the_users_number_and_of_no_other(tmp_path: Path) -> Non
     (tmp_path / "passwd").write_text("\n".join(lines))
 
     def replace() -> None:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount(tmp_path / "passwd", "/etc/passwd", None, linux.MS_BIND)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount(tmp_path / "passwd", "/etc/passwd", None, syscalls.MS_BIND)
 
     assert became("echo $HOME", before=replace, user={"uid": 77, "gid": 5}) == "/right"
     assert became("echo $HOME", before=replace, user={"uid": 78, "gid": 77}) == "/"
@@ -312,7 +312,7 @@ def test_what_the_parent_has_set_takes_no_right() -> None:
     first = {"class": "IOPRIO_CLASS_RT", "priority": 2}
 
     def enter() -> None:
-        linux.unshare(linux.CLONE_NEWUSER)
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
         for name, line in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
             Path(f"/proc/self/{name}").write_text(line)
 
@@ -441,15 +441,15 @@ def test_a_label_is_written_to_procfs_and_nothing_else(tmp_path: Path, fake: str
     """CVE-2019-16884: a /proc, or a file in it, that takes the label and does nothing."""
 
     def cover() -> None:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         if fake == "directory":
             (tmp_path / f"{os.getpid()}" / "attr").mkdir(parents=True)
             (tmp_path / f"{os.getpid()}" / "attr" / "exec").touch()
-            linux.mount(str(tmp_path), "/proc", None, linux.MS_BIND)
+            syscalls.mount(str(tmp_path), "/proc", None, syscalls.MS_BIND)
         else:
             (tmp_path / "exec").touch()
-            linux.mount(str(tmp_path / "exec"), f"/proc/{os.getpid()}/attr/exec", None, linux.MS_BIND)
+            syscalls.mount(str(tmp_path / "exec"), f"/proc/{os.getpid()}/attr/exec", None, syscalls.MS_BIND)
 
     with pytest.raises(Refused, match=r"it is not procfs|Invalid cross-device link"):
         became("true", before=cover, apparmorProfile="insula-default")

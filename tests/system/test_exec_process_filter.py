@@ -12,7 +12,7 @@ import pytest
 
 from insula.container.create.exec_process import Filter
 from insula.kernel import capabilities as caps
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.kernel.seccomp import compiler
 from insula.kernel.seccomp.load import SECCOMP_FILTER_FLAG_NEW_LISTENER
 from tests.system.test_exec_process import SOME, USER, Refused, became, sets_of
@@ -28,7 +28,7 @@ def test_who_waits_for_the_word_has_what_its_program_will_have(restricted: bool,
 
     def wait() -> None:
         now = caps.current()
-        found.write_text(f"{now.effective} {now.permitted} {linux.prctl(PR_GET_DUMPABLE)}")
+        found.write_text(f"{now.effective} {now.permitted} {syscalls.prctl(PR_GET_DUMPABLE)}")
 
     options: dict[str, Any] = {"capabilities": SOME, "noNewPrivileges": restricted, "wait": wait}
     for program in (ALLOWED, None):

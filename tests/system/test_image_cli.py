@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from insula.container.service.launch import _random_directory
-from insula.kernel import linux, mounts
+from insula.kernel import mounts, syscalls
 from tests.forked import forked
 from tests.support import machine
 from tests.support.cli import Cli
@@ -165,7 +165,7 @@ def test_an_overlay_has_room_for_500_layers(tmp_path: Path) -> None:
         return found, 0
 
     def unshared() -> tuple[int, int]:
-        linux.unshare(linux.CLONE_NEWNS)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
         return inside()
 
     found, error = forked(unshared)

@@ -20,7 +20,7 @@ from insula.image import confine, worker
 from insula.image.job import Cancelled, Job
 from insula.image.limits import Limits
 from insula.image.store import ImageStore
-from insula.kernel import capabilities, linux
+from insula.kernel import capabilities, syscalls
 from insula.model.errors import Failed
 from tests.forked import errno_of, forked
 from tests.support.images import member, tar
@@ -107,8 +107,8 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "a signal": lambda: os.kill(os.getppid(), 0),
     "a socket": lambda: socket.socket(socket.AF_INET).close(),
     "a UNIX socket": lambda: socket.socket(socket.AF_UNIX).close(),
-    "a mount": lambda: linux.mount("none", ".", "tmpfs"),
-    "a namespace": lambda: linux.unshare(linux.CLONE_NEWNS),
+    "a mount": lambda: syscalls.mount("none", ".", "tmpfs"),
+    "a namespace": lambda: syscalls.unshare(syscalls.CLONE_NEWNS),
     "another root": lambda: os.chroot("."),
     "another user": lambda: os.setuid(1),
     "a device": lambda: os.mknod("device", 0o20600, os.makedev(1, 3)),

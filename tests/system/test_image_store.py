@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from insula.image.store import ImageStore
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.model.errors import Failed, InsulaError, Invalid, NotFound
 from insula.model.objects import Image, ImageConfig
 from tests.support.images import Layout, digest, member, tar, tree
@@ -52,11 +52,11 @@ def overlay(store: ImageStore, image: Image, where: Path) -> Iterator[Path]:
     lower = ":".join(map(str, [*store.lower(image), where]))  # overlayfs wants two at least
     top = where.with_name("merged")
     top.mkdir()
-    linux.mount("overlay", top, "overlay", linux.MS_RDONLY, f"lowerdir={lower}")
+    syscalls.mount("overlay", top, "overlay", syscalls.MS_RDONLY, f"lowerdir={lower}")
     try:
         yield top
     finally:
-        linux.umount2(top)
+        syscalls.umount2(top)
 
 
 def load(store: ImageStore, layout: Layout, tmp_path: Path) -> Image:

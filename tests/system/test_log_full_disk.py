@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from insula.container.log import LogWriter
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.model.stream import Kind
 from tests.forked import forked
 from tests.support.logs import read_log
@@ -14,9 +14,9 @@ from tests.support.logs import read_log
 
 def test_full_tmpfs(tmp_path: Path) -> None:
     def child() -> tuple[int, list[bytes], int]:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("tmpfs", tmp_path, "tmpfs", 0, "size=64k")
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("tmpfs", tmp_path, "tmpfs", 0, "size=64k")
         ballast = tmp_path / "ballast"
         ballast.write_bytes(bytes(32 << 10))
         writer = LogWriter(str(tmp_path), 1 << 20, 2)
@@ -37,9 +37,9 @@ def test_full_tmpfs(tmp_path: Path) -> None:
 
 def test_log_opened_on_a_disk_without_room_for_a_file(tmp_path: Path) -> None:
     def child() -> tuple[int, list[bytes]]:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("tmpfs", tmp_path, "tmpfs", 0, "nr_inodes=2")
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("tmpfs", tmp_path, "tmpfs", 0, "nr_inodes=2")
         (tmp_path / "last").touch()
         writer = LogWriter(str(tmp_path), 1 << 20, 2)
         writer.write(Kind.STDOUT, b"lost")
@@ -52,9 +52,9 @@ def test_log_opened_on_a_disk_without_room_for_a_file(tmp_path: Path) -> None:
 
 def test_what_is_moved_on_a_full_disk_is_dropped_and_returned(tmp_path: Path) -> None:
     def child() -> tuple[bytes, int, bytes]:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("tmpfs", tmp_path, "tmpfs", 0, "size=16k")
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("tmpfs", tmp_path, "tmpfs", 0, "size=16k")
         reading, writing = os.pipe()
         writer = LogWriter(str(tmp_path), 1 << 20, 2)
         got = b""

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pytest
 
-from insula.kernel import linux, netlink
+from insula.kernel import netlink, syscalls
 from insula.kernel.netlink import NetlinkError, Rtnl, nftables_dump
 from insula.kernel.nftables import Nft
 from tests.forked import forked
@@ -22,7 +22,7 @@ def elsewhere(function: Callable[[], T]) -> T:
     """Run `function` in a child with a network namespace of its own."""
 
     def child() -> T:
-        linux.unshare(linux.CLONE_NEWNET)
+        syscalls.unshare(syscalls.CLONE_NEWNET)
         return function()
 
     return forked(child)

@@ -15,7 +15,7 @@ import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from insula.kernel import linux, netlink
+from insula.kernel import netlink, syscalls
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.model.objects import Network
@@ -247,7 +247,7 @@ def _without_neighbours_in_doubt(found: Seen) -> Seen:
 @isolated
 def test_a_namespace_that_is_gone_is_made_again_and_what_was_in_it_is_plugged_in_again() -> None:
     with two_tenants() as cloud:
-        linux.umount2(cloud.fabric.naming.namespace("acme"), linux.MNT_DETACH)
+        syscalls.umount2(cloud.fabric.naming.namespace("acme"), syscalls.MNT_DETACH)
         cloud.fabric.unplug(cloud.tenants["acme"], cloud.networks["acme", "net"], cloud.instances["acme", "web"].port)
         cloud.apply("acme")
         assert cloud.fabric.installed(cloud.tenants["acme"]).ports == []

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from insula.kernel import linux, netlink
+from insula.kernel import netlink, syscalls
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.model.errors import InsulaError
@@ -332,7 +332,7 @@ def test_everything_again_changes_nothing_and_what_is_wrong_is_repaired() -> Non
 def test_a_namespace_that_was_taken_away_is_made_again() -> None:
     with two_tenants() as cloud:
         tenant, network = cloud.tenants["acme"], cloud.networks["acme", "net"]
-        linux.umount2(cloud.fabric.naming.namespace("acme"), linux.MNT_DETACH)  # as `ip netns del` does
+        syscalls.umount2(cloud.fabric.naming.namespace("acme"), syscalls.MNT_DETACH)  # as `ip netns del` does
         assert cloud.fabric.status(tenant, network).ready is False
         cloud.apply("acme")
         for name in ("web", "db"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel import libc, linux
+from insula.kernel import libc, syscalls
 from insula.kernel.netns import call_in
 from insula.kernel.seccomp import load as seccomp_load
 from insula.model.errors import Failed
@@ -147,7 +147,7 @@ def test_a_program_in_the_resolver_s_place_gets_nowhere() -> None:
 
 def test_the_filter_of_system_calls_lets_through_what_names_take_and_no_more() -> None:
     calls = confine.system_calls()
-    namespaces = {f"unshare {flag:#x}": functools.partial(linux.unshare, flag) for flag in (0x10000000, 0x20000000)}
+    namespaces = {f"unshare {flag:#x}": functools.partial(syscalls.unshare, flag) for flag in (0x10000000, 0x20000000)}
     refused: dict[str, Callable[[], object]] = {
         "unix": lambda: socket.socket(socket.AF_UNIX),
         "packet": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
@@ -156,7 +156,7 @@ def test_the_filter_of_system_calls_lets_through_what_names_take_and_no_more() -
         "setuid": lambda: os.setresuid(1, 1, 1),
         "unlink": lambda: os.unlink("/none"),
         "memfd": lambda: os.memfd_create("x"),
-        "prctl": lambda: linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1),
+        "prctl": lambda: syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1),
         **namespaces,
     }
     allowed: dict[str, Callable[[], object]] = {
@@ -168,7 +168,7 @@ def test_the_filter_of_system_calls_lets_through_what_names_take_and_no_more() -
     }
 
     def confined() -> dict[str, int]:
-        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         seccomp_load.load(calls)
         return {name: errno_of(attempt) for name, attempt in {**refused, **allowed}.items()}
 

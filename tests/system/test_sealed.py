@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from insula.kernel import capabilities, linux, sealed
+from insula.kernel import capabilities, sealed, syscalls
 from tests.forked import errno_of, forked
 from tests.support.machine import Run
 from tests.support.wait import until
@@ -150,8 +150,8 @@ def in_place(function: Callable[[str], T], *, installed: bool = False) -> T:
     """
 
     def child() -> T:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         sealed.unmount_sealed()  # of an Insula that runs here: a mount that is only covered would still be listed
         if installed:
             cover_opt()
@@ -162,7 +162,7 @@ def in_place(function: Callable[[str], T], *, installed: bool = False) -> T:
         return function(f"{sealed.MOUNT_POINT}/{os.path.basename(PYTHON)}")
 
     def cover_opt() -> None:
-        linux.mount("tmpfs", "/opt", "tmpfs")  # MOUNT_POINT is below it
+        syscalls.mount("tmpfs", "/opt", "tmpfs")  # MOUNT_POINT is below it
 
     return forked(child, timeout=60)
 
@@ -186,12 +186,12 @@ def test_what_is_in_place_cannot_be_made_writable() -> None:
         def writes() -> int:
             return errno_of(lambda: os.close(os.open(program, os.O_WRONLY)))
 
-        remount = linux.MS_REMOUNT | linux.MS_NOSUID
+        remount = syscalls.MS_REMOUNT | syscalls.MS_NOSUID
         answers = (
             writes(),
-            errno_of(lambda: linux.mount(None, sealed.MOUNT_POINT, None, remount)),
+            errno_of(lambda: syscalls.mount(None, sealed.MOUNT_POINT, None, remount)),
             errno_of(
-                lambda: linux.mount(None, sealed.MOUNT_POINT, None, remount | linux.MS_BIND)
+                lambda: syscalls.mount(None, sealed.MOUNT_POINT, None, remount | syscalls.MS_BIND)
             ),  # the mount, not the layer
         )
         return *answers, writes()

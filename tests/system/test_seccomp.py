@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from insula.control.instances.drivers.container import seccomp_default
-from insula.kernel import capabilities, linux, syscall_numbers
+from insula.kernel import capabilities, syscall_numbers, syscalls
 from insula.kernel.seccomp import compiler
 from insula.kernel.seccomp.load import load
 from tests.forked import Killed, errno_of, forked
@@ -35,7 +35,7 @@ def filtered(function: Callable[[], T], program: bytes = PROGRAM) -> T:
     """What `function` returns in a child, still root, under the filter."""
 
     def child() -> T:
-        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         load(program)
         return function()
 
@@ -52,8 +52,8 @@ def call(name: str, *args: int) -> int:
 # name, arguments that are harmless, what root gets without the filter
 REFUSED = [
     ("keyctl", (0, 0xFFFFFFFD, 0)),  # KEYCTL_GET_KEYRING_ID of the session
-    ("unshare", (linux.CLONE_NEWUSER,)),
-    ("unshare", (linux.CLONE_NEWNS,)),
+    ("unshare", (syscalls.CLONE_NEWUSER,)),
+    ("unshare", (syscalls.CLONE_NEWNS,)),
     ("setns", (0xFFFFFFFF, 0)),
     ("bpf", (0xFFFF, 0, 0)),
     ("mount", (0, 0, 0, 0, 0)),
@@ -99,7 +99,7 @@ def test_ordinary_work_goes_on() -> None:
 def test_clone_without_new_namespaces_only() -> None:
     assert filtered(lambda: call("clone3", 0, 0)) == errno.ENOSYS
     assert forked(lambda: call("clone3", 0, 0)) == errno.EINVAL
-    assert filtered(lambda: call("clone", linux.CLONE_NEWUSER | signal.SIGCHLD, 0, 0, 0, 0)) == errno.EPERM
+    assert filtered(lambda: call("clone", syscalls.CLONE_NEWUSER | signal.SIGCHLD, 0, 0, 0, 0)) == errno.EPERM
 
 
 def test_personality() -> None:

@@ -19,7 +19,7 @@ from insula.container import wire
 from insula.container.create import notify
 from insula.container.create.exec_process import Filter, exec_process
 from insula.container.create.steps import StepError
-from insula.kernel import linux, syscall_numbers
+from insula.kernel import syscall_numbers, syscalls
 from insula.kernel.seccomp import compiler
 from insula.kernel.seccomp.load import load
 from tests.forked import Killed, forked
@@ -47,7 +47,7 @@ def filtered(action: dict[str, Any], function: Callable[[], T], *flags: str) -> 
     program, loaded = compiler.compile(profile), compiler.parse(profile).flags
 
     def child() -> T:
-        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         load(program, loaded)
         return function()
 

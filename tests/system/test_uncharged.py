@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from insula.control.instances.drivers.uncharged import Uncharged, budget
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.kernel.ebpf import trace as ebpf_trace
 from insula.kernel.ebpf.btf import Types
 from insula.kernel.uncharged import IDS, LOCK, UDP, Guard
@@ -100,14 +100,14 @@ def test_each_tenant_has_its_own(guard: Guard) -> None:
         kept = []
 
         def more(user: int, count: int = 50) -> int | None:
-            linux.set_thread_users(user, 0, 0)
+            syscalls.set_thread_users(user, 0, 0)
             try:
                 for _ in range(count):
                     kept.append(netlink())
             except OSError as error:
                 return error.errno
             finally:
-                linux.set_thread_users(0, 0, 0)
+                syscalls.set_thread_users(0, 0, 0)
             return None
 
         return more(FIRST + 5), more(FIRST + IDS - 1), more(FIRST + IDS, 2)
@@ -129,11 +129,11 @@ def test_a_larger_buffer_is_counted(guard: Guard) -> None:
         return guard.used(0)
 
     def privileged() -> list[int]:
-        linux.set_thread_users(FIRST + 7, 0, 0)  # and may look at the counts
+        syscalls.set_thread_users(FIRST + 7, 0, 0)  # and may look at the counts
         try:
             return sizes()
         finally:
-            linux.set_thread_users(0, 0, 0)
+            syscalls.set_thread_users(0, 0, 0)
 
     small, counted_small, large, counted_large, after = forked(privileged)
     assert small < large

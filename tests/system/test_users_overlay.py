@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from insula.control.instances.drivers.container.users import Root, resolve
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.model.errors import Invalid
 from tests.forked import forked
 
@@ -48,9 +48,9 @@ def random_layer(layer: Path, rng: random.Random) -> None:
 
 def test_the_same_as_overlayfs(tmp_path: Path) -> None:
     def child() -> int:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("tmpfs", tmp_path, "tmpfs")
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("tmpfs", tmp_path, "tmpfs")
         rng = random.Random(42)
         readable = 0
         for attempt in range(200):
@@ -61,7 +61,7 @@ def test_the_same_as_overlayfs(tmp_path: Path) -> None:
                 random_layer(layer, rng)
             merged = base / "merged"
             merged.mkdir()
-            linux.mount("overlay", merged, "overlay", linux.MS_RDONLY, "lowerdir=" + ":".join(map(str, layers)))
+            syscalls.mount("overlay", merged, "overlay", syscalls.MS_RDONLY, "lowerdir=" + ":".join(map(str, layers)))
             for path in PATHS:
                 with Root(layers) as split, Root([merged]) as whole:
                     answers = []
@@ -72,7 +72,7 @@ def test_the_same_as_overlayfs(tmp_path: Path) -> None:
                             answers.append(str(error).encode())
                 assert answers[0] == answers[1], (attempt, path, answers)
                 readable += answers[0].startswith(b"layer")
-            linux.umount2(merged)
+            syscalls.umount2(merged)
         return readable
 
     assert forked(child) > 100  # or else nothing was compared

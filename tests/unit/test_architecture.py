@@ -162,7 +162,7 @@ def test_the_check_sees_who_drives() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("insula.model.units", "import insula.kernel.linux"),
+        ("insula.model.units", "import insula.kernel.syscalls"),
         ("insula.model.units", "from .. import kernel"),
         ("insula.network.fabric", "from insula.store import protocol"),
         ("insula.network.fabric", "def f():\n    from insula.container.service.client import Runtime"),
@@ -176,7 +176,7 @@ def test_the_check_sees_who_drives() -> None:
         ("insula.container.service.client", "from insula.model.objects import InstanceSpec"),
         ("insula.kernel.process", "from insula.model import objects"),
         ("insula.container.create.spawn", "from insula.oci import state"),
-        ("insula.kernel.linux", "from insula import container"),
+        ("insula.kernel.syscalls", "from insula import container"),
     ],
 )
 def test_the_check_sees_a_wrong_arrow(module: str, source: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.kernel import linux, mounts
+from insula.kernel import mounts, syscalls
 from tests.support.descriptors import no_descriptor_left
 
 NAMES = ("a", "b", "c")
@@ -215,7 +215,7 @@ def test_while_files_are_renamed(tmp_path: Path) -> None:
         refused = 0
         while not refused:  # the control: a single attempt is refused now and then
             try:
-                os.close(linux.openat2_once(root, "a/link", os.O_PATH, resolve=linux.RESOLVE_IN_ROOT))
+                os.close(syscalls.openat2_once(root, "a/link", os.O_PATH, resolve=syscalls.RESOLVE_IN_ROOT))
             except BlockingIOError:
                 refused += 1
         for _ in range(3000):

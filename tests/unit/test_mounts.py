@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from insula.kernel import linux, mounts, process
+from insula.kernel import mounts, process, syscalls
 from insula.kernel.mount_options import Attributes
 from tests.forked import errno_of, forked
 
@@ -57,9 +57,9 @@ def within(room: Path, function: Callable[[], T]) -> T:
     """What `function` returns in a mount namespace of its own. It leaves no descriptor."""
 
     def inside() -> T:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("room", room, "tmpfs")
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("room", room, "tmpfs")
         for name in ("a", "b", "source", "source/below"):
             (room / name).mkdir()
         os.chdir(room)
@@ -93,7 +93,7 @@ def test_a_file_system_has_its_options_and_no_place_yet(room: Path) -> None:
     def look() -> tuple[bool, Shown, int]:
         before = shown()
         fd = mounts.filesystem(
-            "tmpfs", ["size=1m", "mode=711"], linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV, "mine"
+            "tmpfs", ["size=1m", "mode=711"], syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV, "mine"
         )
         same = shown() == before
         found = put(fd, "a")
@@ -170,7 +170,7 @@ def test_a_long_value_leaves_the_attributes(room: Path) -> None:
         os.mkdir("upper")
         os.mkdir("work")
         data = [f"lowerdir={'./' * 200}source", "upperdir=upper", "workdir=work"]
-        return put(mounts.filesystem("overlay", data, linux.MOUNT_ATTR_NODEV, place="work"), "a")
+        return put(mounts.filesystem("overlay", data, syscalls.MOUNT_ATTR_NODEV, place="work"), "a")
 
     found = within(room, look)
     assert "nodev" in found.options
@@ -182,8 +182,8 @@ def test_a_long_value_leaves_the_attributes(room: Path) -> None:
 
 def test_a_copy_has_more_attributes_and_the_source_has_not(room: Path) -> None:
     def look() -> tuple[Shown, Shown]:
-        linux.mount("source", "source", "tmpfs", linux.MS_NODEV)
-        fd = mounts.bind("source", attributes=linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID)
+        syscalls.mount("source", "source", "tmpfs", syscalls.MS_NODEV)
+        fd = mounts.bind("source", attributes=syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID)
         return put(fd, "a"), shown()[f"{room}/source"]
 
     copy, source = within(room, look)
@@ -194,8 +194,8 @@ def test_a_copy_has_more_attributes_and_the_source_has_not(room: Path) -> None:
 @pytest.mark.parametrize("recursive", [False, True])
 def test_what_is_mounted_below_comes_along_if_told(room: Path, recursive: bool) -> None:
     def look() -> dict[str, Shown]:
-        linux.mount("below", "source/below", "tmpfs")
-        fd = mounts.bind("source", attributes=linux.MOUNT_ATTR_RDONLY, **all_below(recursive))
+        syscalls.mount("below", "source/below", "tmpfs")
+        fd = mounts.bind("source", attributes=syscalls.MOUNT_ATTR_RDONLY, **all_below(recursive))
         put(fd, "a")
         return shown()
 
@@ -230,9 +230,9 @@ def test_a_refused_attribute_leaves_no_descriptor(room: Path) -> None:
 @pytest.mark.parametrize("way", ["idmapped", "set_idmap", "recursive"])
 def test_owners_are_shown_through_a_user_namespace(room: Path, way: str) -> None:
     def look() -> tuple[int, int, int, int]:
-        linux.mount("source", "source", "tmpfs")
+        syscalls.mount("source", "source", "tmpfs")
         os.mkdir("source/below")
-        linux.mount("below", "source/below", "tmpfs")
+        syscalls.mount("below", "source/below", "tmpfs")
         for name in ("source/file", "source/below/file"):
             Path(name).touch()
             os.chown(name, 5, 5)
@@ -264,7 +264,7 @@ def tree() -> int:
     """A detached copy of `source`, on which a tmpfs is mounted, and another one below it; both nodev and noatime."""
     for name in ("source", "source/below"):
         os.makedirs(name, exist_ok=True)
-        linux.mount(os.path.basename(name), name, "tmpfs", linux.MS_NODEV | linux.MS_NOATIME)
+        syscalls.mount(os.path.basename(name), name, "tmpfs", syscalls.MS_NODEV | syscalls.MS_NOATIME)
     return mounts.bind("source", recursive=True)
 
 
@@ -276,25 +276,25 @@ def attributes(*names: str) -> Attributes:
 
 
 def read_only_and_access_time(fd: int, recursive: bool) -> None:
-    mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY, **all_below(recursive))
-    mounts.set_attributes(fd, linux.MOUNT_ATTR_STRICTATIME, **all_below(recursive))
-    mounts.set_attributes(fd, linux.MOUNT_ATTR_NOSUID, **all_below(recursive))
+    mounts.set_attributes(fd, syscalls.MOUNT_ATTR_RDONLY, **all_below(recursive))
+    mounts.set_attributes(fd, syscalls.MOUNT_ATTR_STRICTATIME, **all_below(recursive))
+    mounts.set_attributes(fd, syscalls.MOUNT_ATTR_NOSUID, **all_below(recursive))
 
 
 CHANGES: dict[str, tuple[Callable[[int, bool], None], set[str], set[str]]] = {
     "other attributes": (
-        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_NOSUID, **all_below(recursive)),
+        lambda fd, recursive: mounts.set_attributes(fd, syscalls.MOUNT_ATTR_NOSUID, **all_below(recursive)),
         {"nosuid", "nodev", "noatime"},
         {"ro", "noexec"},
     ),
     "read-only": (
-        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_RDONLY, **all_below(recursive)),
+        lambda fd, recursive: mounts.set_attributes(fd, syscalls.MOUNT_ATTR_RDONLY, **all_below(recursive)),
         {"ro", "nodev", "noatime"},
         {"nosuid"},
     ),
     "read-only, then the access time": (read_only_and_access_time, {"ro", "nodev"}, {"noatime", "relatime"}),
     "the field of the access time": (
-        lambda fd, recursive: mounts.set_attributes(fd, linux.MOUNT_ATTR_STRICTATIME, **all_below(recursive)),
+        lambda fd, recursive: mounts.set_attributes(fd, syscalls.MOUNT_ATTR_STRICTATIME, **all_below(recursive)),
         {"nodev"},
         {"noatime", "relatime"},
     ),
@@ -345,18 +345,18 @@ def test_no_attributes_are_no_change(room: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        (linux.MS_PRIVATE, []),
-        (linux.MS_SHARED, ["shared"]),
-        (linux.MS_SLAVE, ["master"]),
-        (linux.MS_UNBINDABLE, ["unbindable"]),
+        (syscalls.MS_PRIVATE, []),
+        (syscalls.MS_SHARED, ["shared"]),
+        (syscalls.MS_SLAVE, ["master"]),
+        (syscalls.MS_UNBINDABLE, ["unbindable"]),
     ],
 )
 def test_propagation_of_one_mount_or_of_all_below(room: Path, kind: int, expected: list[str], recursive: bool) -> None:
     def look() -> tuple[Shown, Shown]:
         os.close(tree())
         for place in ("source", "source/below"):
-            linux.mount(None, place, None, linux.MS_SHARED)
-        top = put(mounts.bind("source", recursive=True), "a", kind | (linux.MS_REC if recursive else 0))
+            syscalls.mount(None, place, None, syscalls.MS_SHARED)
+        top = put(mounts.bind("source", recursive=True), "a", kind | (syscalls.MS_REC if recursive else 0))
         return top, shown()[f"{room}/a/below"]
 
     top, below = within(room, look)
@@ -366,7 +366,7 @@ def test_propagation_of_one_mount_or_of_all_below(room: Path, kind: int, expecte
 
 def test_what_is_attached_moves(room: Path) -> None:
     def look() -> tuple[bool, bool]:
-        linux.mount("moving", "a", "tmpfs")
+        syscalls.mount("moving", "a", "tmpfs")
         fd = os.open("a", os.O_PATH)
         put(fd, "b")
         return f"{room}/a" in shown(), shown()[f"{room}/b"].source == "moving"

@@ -14,7 +14,7 @@ import pytest
 from insula.container.create import namespaces
 from insula.container.create.namespaces import FLAGS, Plan, clone, differing, join, plan
 from insula.container.create.steps import StepError
-from insula.kernel import capabilities, linux, process
+from insula.kernel import capabilities, process, syscalls
 from insula.kernel.rollback import Rollback
 from tests.forked import forked
 
@@ -110,7 +110,7 @@ def living(flags: int, maps: list[tuple[int, int, int]] | None = None, owner: in
             os.setresgid(owner, owner, owner)
             os.setresuid(owner, owner, owner)
             capabilities.after_setuid(rights)
-        linux.unshare(flags)
+        syscalls.unshare(flags)
         pid = os.fork()  # the first in the PID namespace and in the time namespace
         if pid == 0:
             os.read(release, 1)
@@ -134,13 +134,13 @@ def living(flags: int, maps: list[tuple[int, int, int]] | None = None, owner: in
 @pytest.fixture
 def holder() -> Iterator[int]:
     """A process in a namespace of its own of each type but user."""
-    yield from living(sum(FLAGS.values()) & ~linux.CLONE_NEWUSER)
+    yield from living(sum(FLAGS.values()) & ~syscalls.CLONE_NEWUSER)
 
 
 @pytest.fixture
 def stranger() -> Iterator[int]:
     """A process in user, PID and network namespaces that `BASE` made, with `MAPS` of its IDs."""
-    yield from living(linux.CLONE_NEWUSER | linux.CLONE_NEWPID | linux.CLONE_NEWNET, MAPS, owner=BASE)
+    yield from living(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNET, MAPS, owner=BASE)
 
 
 # -- made anew ---------------------------------------------------------------------------------------------------------
@@ -163,8 +163,8 @@ def test_none_is_made() -> None:
 def test_the_childs_part_is_noted_and_not_made_here() -> None:
     with Rollback() as undo:
         asked = plan(config("cgroup", "uts"), undo)
-    assert (asked.cgroup, asked.make, asked.join, asked.offsets) == (True, linux.CLONE_NEWUTS, [], None)
-    assert (asked.makes(linux.CLONE_NEWUTS), asked.makes(linux.CLONE_NEWNET)) == (True, False)
+    assert (asked.cgroup, asked.make, asked.join, asked.offsets) == (True, syscalls.CLONE_NEWUTS, [], None)
+    assert (asked.makes(syscalls.CLONE_NEWUTS), asked.makes(syscalls.CLONE_NEWNET)) == (True, False)
     with Rollback() as undo:
         assert not plan(config("uts"), undo).cgroup
 
@@ -238,7 +238,7 @@ def test_among_strangers_nobody_may_look_at_it(holder: int) -> None:
             with Rollback() as undo:
                 pid, _ = clone(plan(entries, undo))
             if pid == 0:
-                os._exit(linux.prctl(PR_GET_DUMPABLE))
+                os._exit(syscalls.prctl(PR_GET_DUMPABLE))
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
         return forked(inside)
@@ -273,7 +273,7 @@ def test_descriptors_are_closed_and_not_inherited(holder: int) -> None:
     undo = Rollback()
     asked = plan(config(("network", f"/proc/{holder}/ns/net"), ("uts", f"/proc/{holder}/ns/uts")), undo)
     fds = asked.descriptors()
-    assert [flag for _, flag in asked.join] == [linux.CLONE_NEWNET, linux.CLONE_NEWUTS]
+    assert [flag for _, flag in asked.join] == [syscalls.CLONE_NEWNET, syscalls.CLONE_NEWUTS]
     assert [os.get_inheritable(fd) for fd in fds] == [False, False]
     undo.close()
     for fd in fds:
@@ -293,7 +293,7 @@ def test_the_user_namespace_is_joined_last_and_brings_its_mappings(stranger: int
             return [flag for _, flag in asked.join], list(asked.uids), list(asked.gids), asked.has_user()
 
     order, uids, gids, has_user = forked(read)
-    assert order == [linux.CLONE_NEWPID, linux.CLONE_NEWUSER]
+    assert order == [syscalls.CLONE_NEWPID, syscalls.CLONE_NEWUSER]
     assert (uids, gids) == (MAPS, MAPS[:1])
     assert has_user
     assert cloned(config(("user", user), ("pid", pids)), others) == {"user", "pid"}
@@ -309,7 +309,7 @@ def test_a_user_namespace_that_may_not_be_joined_is_told(stranger: int) -> None:
     def inside() -> str:
         fd = os.open(f"/proc/{stranger}/ns/user", os.O_RDONLY)
         os.setresuid(BASE + 1, BASE + 1, BASE + 1)
-        linux.prctl(linux.PR_SET_DUMPABLE, 1)  # or /proc/self would be root's
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # or /proc/self would be root's
         with Rollback() as undo, pytest.raises(OSError, match="can't be joined") as error:
             plan(config(("user", f"/proc/self/fd/{fd}")), undo)
         assert error.value.errno == errno.EPERM
@@ -371,7 +371,7 @@ def test_ids_outside() -> None:
 
 def test_differing_names_what_is_to_be_joined(holder: int) -> None:
     assert differing(os.getpid()) == 0
-    assert differing(holder) == sum(FLAGS.values()) & ~linux.CLONE_NEWUSER
+    assert differing(holder) == sum(FLAGS.values()) & ~syscalls.CLONE_NEWUSER
     with subprocess.Popen(["true"]) as gone:
         gone.wait()
     with pytest.raises(ProcessLookupError):

@@ -19,7 +19,7 @@ from insula.container.create.namespaces import Plan
 from insula.container.create.rootfs import PathResolver, PremountPlan, Premounts, Tree, protect
 from insula.container.create.sources import PreparedMounts
 from insula.container.create.steps import StepError
-from insula.kernel import linux, mounts
+from insula.kernel import mounts, syscalls
 from tests.forked import errno_of, forked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -40,9 +40,9 @@ def within(room: Path, function: Callable[[int], T]) -> T:
     """What `function` returns when it is called with a descriptor of `room` in a mount namespace of its own."""
 
     def inside() -> T:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-        linux.mount("room", room, "tmpfs")
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("room", room, "tmpfs")
         for name in ("dir", "dir/below", "other", "dev", "proc", "sys"):
             (room / name).mkdir()
         for name in ("file", "second", "dir/file", "dir/below/file"):
@@ -86,7 +86,7 @@ def test_a_masked_file_is_empty_and_a_masked_directory_too(room: Path) -> None:
 
 def test_read_only_with_all_that_is_mounted_below(room: Path) -> None:
     def look(root: int) -> None:
-        linux.mount("below", "dir/below", "tmpfs")
+        syscalls.mount("below", "dir/below", "tmpfs")
         assert [write(path) for path in ("dir/file", "dir/below/x", "file", "second")] == [0, 0, 0, 0]  # the control
         before = len(os.listdir("/proc/self/fd"))
         protect(PathResolver({}, root), [], ["/dir", "file", "/missing"])
@@ -174,7 +174,7 @@ def test_below_file_systems_that_are_not_in_the_root_yet(room: Path) -> None:
 
 def test_the_new_root_is_the_only_one(room: Path) -> None:
     def look(root: int) -> tuple[set[str], str, int, bool]:
-        linux.mount("proc", "proc", "proc")
+        syscalls.mount("proc", "proc", "proc")
         rootfs.enter(root, pivot=True)
         return set(places()), os.getcwd(), errno_of(lambda: os.stat(room)), Path("/file").read_text() == "file"
 
@@ -231,8 +231,8 @@ def test_names_of_parameters(key: str, path: str) -> None:
 @pytest.mark.parametrize("way", ["root", "premounts"])
 def test_a_parameter_is_written_to_the_containers_own(room: Path, way: str) -> None:
     def look(root: int) -> tuple[str, str, int, int]:
-        linux.unshare(linux.CLONE_NEWNET)
-        linux.mount("proc", "proc", "proc")
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        syscalls.mount("proc", "proc", "proc")
         premounts = None
         if way == "premounts":
             premounts = Premounts(
@@ -355,7 +355,7 @@ def test_a_volume_that_is_a_link_to_another_mount_is_not_bound_over_it(room: Pat
 
 def test_remount_changes_what_is_there(room: Path) -> None:
     def look(_root: int) -> list[int]:
-        linux.mount("below", "dir/below", "tmpfs")
+        syscalls.mount("below", "dir/below", "tmpfs")
         root = detached()
         built(
             root,

@@ -25,7 +25,7 @@ import sys
 import tarfile
 from contextlib import ExitStack, contextmanager
 
-from insula.kernel import linux, mounts, process
+from insula.kernel import mounts, process, syscalls
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound
 from insula.model.units import shorten
 from insula.tree.failures import last_words
@@ -89,13 +89,13 @@ def become_root_inside(pid: int, started: int) -> None:
     """Enter the user namespace of (pid, start time), for good, as its root. Takes a process of a single thread."""
     userns = process.open_namespace(pid, started, "user")
     try:
-        linux.setns(userns, linux.CLONE_NEWUSER)  # EINVAL if it is the host's
+        syscalls.setns(userns, syscalls.CLONE_NEWUSER)  # EINVAL if it is the host's
     finally:
         os.close(userns)
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
 
 @contextmanager

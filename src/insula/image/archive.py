@@ -26,7 +26,7 @@ from insula.image.job import Job
 from insula.image.limits import MAX_DEPTH, MAX_DOCUMENT, MAX_DOCUMENTS, MAX_IMAGES
 from insula.image.manifest import Descriptor, Index, Manifest
 from insula.image.reference import normalise_reference
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.model.errors import Invalid
 from insula.model.objects import Image
 from insula.model.units import shorten
@@ -61,11 +61,11 @@ class Tree:
     def open(self, path: str) -> BinaryIO:
         """A regular file. Raises Invalid if it is missing or something else."""
         try:
-            fd = linux.openat2(
+            fd = syscalls.openat2(
                 self._fd,
                 path,
                 os.O_RDONLY | os.O_NONBLOCK,
-                resolve=linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS,
+                resolve=syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS,
             )
         except (OSError, ValueError):
             raise Invalid(f"{shorten(path)} is missing in the archive", "the archive is incomplete") from None

@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from insula.image.limits import MEMORY, Limits
-from insula.kernel import capabilities, linux
+from insula.kernel import capabilities, syscalls
 from insula.kernel.seccomp import load as seccomp_load
 from insula.model.errors import InsulaError, Unavailable
 
@@ -82,7 +82,7 @@ def start(command: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:
     """A tool that reads the descriptor `stdin` and whose output we read; as root we start it as `USER`."""
     import subprocess
 
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     other = USER if os.geteuid() == 0 else None
     try:
         return subprocess.Popen(
@@ -108,7 +108,7 @@ def enter(target: int, filter: bytes) -> None:  # noqa: A002
     os.setgroups([])
     capabilities.before_setuid(rights)
     capabilities.after_setuid(rights)
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     seccomp_load.load(filter)
 
 

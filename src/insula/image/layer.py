@@ -48,7 +48,7 @@ from insula.image.tar import (
     Entry,
     Reader,
 )
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.model.errors import Failed, Invalid
 from insula.model.units import shorten
 
@@ -64,7 +64,9 @@ MAX_OPAQUE = 16 << 20  # bytes of the paths of opaque directories
 XATTR_CAPABILITY = b"security.capability"
 _VFS_CAP_REVISION_2 = 0x02000000
 
-_RESOLVE = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO_XDEV
+_RESOLVE = (
+    syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
+)
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _OF_THE_HOST = {errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPERM, errno.EACCES}
 _ROOM_EVERY = 256  # entries and chunks of data between two looks at the room on the disk
@@ -108,7 +110,7 @@ def set_opaque(root: int, paths: Iterable[str]) -> None:
     """Marks directories below the descriptor `root` as opaque. One that is not there any more is passed over."""
     for path in paths:
         try:
-            fd = linux.openat2(root, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_RESOLVE)
+            fd = syscalls.openat2(root, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_RESOLVE)
         except OSError as e:
             if e.errno in _GONE:
                 continue
@@ -378,7 +380,7 @@ class _Extraction:
         return fd
 
     def _open_directory(self, path: bytes) -> int:
-        return linux.openat2(self._root, os.fsdecode(path) or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_RESOLVE)
+        return syscalls.openat2(self._root, os.fsdecode(path) or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_RESOLVE)
 
     def _make_directories(self, parts: list[bytes]) -> int:
         fd = self._open_directory(b"")

@@ -26,7 +26,7 @@ from insula.image import confine
 from insula.image.layer import extract, set_opaque
 from insula.image.limits import MEMORY, Limits
 from insula.image.tar import Reader
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.model.errors import Failed, InsulaError, Invalid, from_dict
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def run(
         raise confine.missing(e) from None
     result = _answer(child, *work.communicate(child, json.dumps(job).encode()))
     set_opaque(target, result.opaque)
-    linux.syncfs(target)
+    syscalls.syncfs(target)
     return result
 
 
@@ -308,7 +308,7 @@ def main() -> None:
     import signal
 
     job = json.load(sys.stdin)
-    linux.prctl(linux.PR_SET_PDEATHSIG, 9)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
     answers = select.poll()
     answers.register(1, 0)
     if answers.poll(0):  # nobody reads them: who started us died before we were told to die with it

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 
-from insula.kernel import libc, linux
+from insula.kernel import libc, syscalls
 from insula.model.errors import Invalid
 
 TYPE_CHECKING = False
@@ -151,13 +151,13 @@ def before_setuid(sets: Capabilities) -> None:
     for number in range(64):
         if not sets.bounding >> number & 1:
             try:
-                linux.prctl(linux.PR_CAPBSET_DROP, number)
+                syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
             except OSError as error:
                 if error.errno == _EINVAL:  # the kernel has no more capabilities
                     break
                 if _in_bounding_set(number):  # without CAP_SETPCAP: an error only if there is something to drop
                     raise
-    linux.prctl(linux.PR_SET_KEEPCAPS, 1)
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
 
 
 def keep_one(sets: Capabilities) -> None:
@@ -168,17 +168,17 @@ def keep_one(sets: Capabilities) -> None:
 
 def after_setuid(sets: Capabilities) -> None:
     """Set the other four sets of the calling thread. Raises OSError (EPERM) for what it did not have itself."""
-    linux.prctl(linux.PR_SET_KEEPCAPS, 0)
-    linux.prctl(linux.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
+    syscalls.prctl(syscalls.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     _capset(sets)
     for number in range(sets.ambient.bit_length()):
         if sets.ambient >> number & 1:
-            linux.prctl(linux.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
+            syscalls.prctl(syscalls.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
 
 
 def _in_bounding_set(number: int) -> bool:
     try:
-        return bool(linux.prctl(_PR_CAPBSET_READ, number))
+        return bool(syscalls.prctl(_PR_CAPBSET_READ, number))
     except OSError:
         return False
 
@@ -189,10 +189,10 @@ def current() -> Capabilities:
     bounding = ambient = 0
     for number in range(64):
         try:
-            bounding |= linux.prctl(_PR_CAPBSET_READ, number) << number
+            bounding |= syscalls.prctl(_PR_CAPBSET_READ, number) << number
         except OSError:
             break
-        ambient |= linux.prctl(linux.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_IS_SET, number) << number
+        ambient |= syscalls.prctl(syscalls.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_IS_SET, number) << number
     return Capabilities(bounding, effective, permitted, inheritable, ambient)
 
 

@@ -24,19 +24,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from insula.kernel import cgroups, criu, linux, mounts, netlink, nftables, process
+from insula.kernel import cgroups, criu, mounts, netlink, nftables, process, syscalls
 from insula.kernel.seccomp import load as seccomp_load
 from insula.model.errors import Failed, Unavailable
 
 TIMEOUT = 10.0
 _SCRATCH = ".features-"
 _CONTAINER = (
-    linux.CLONE_NEWNS
-    | linux.CLONE_NEWPID
-    | linux.CLONE_NEWNET
-    | linux.CLONE_NEWIPC
-    | linux.CLONE_NEWUTS
-    | linux.CLONE_NEWCGROUP
+    syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWPID
+    | syscalls.CLONE_NEWNET
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWUTS
+    | syscalls.CLONE_NEWCGROUP
 )
 
 
@@ -67,13 +67,13 @@ def probe(directory: str | os.PathLike[str]) -> dict[str, Feature]:
 
 def user_namespaces() -> str:
     """user_namespaces(7): root inside, nobody outside."""
-    _in_child(lambda: linux.unshare(linux.CLONE_NEWUSER))
+    _in_child(lambda: syscalls.unshare(syscalls.CLONE_NEWUSER))
     return "made one"
 
 
 def namespaces() -> str:
     """namespaces(7): all that a container has beside the user namespace, at once."""
-    _in_child(lambda: linux.unshare(_CONTAINER))
+    _in_child(lambda: syscalls.unshare(_CONTAINER))
     return "pid, mnt, net, ipc, uts, cgroup"
 
 
@@ -88,11 +88,11 @@ def idmapped_layers(scratch: str) -> str:
     """mount_setattr(2) MOUNT_ATTR_IDMAP: layers shown with a tenant's own IDs, under an overlay."""
 
     def mount() -> None:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         lower, at, upper, work = _directories(scratch, "mapped", "at", "upper2", "work2")
         layer = mounts.idmapped(lower, process.user_namespace([(0, 1 << 30, 65536)], [(0, 1 << 30, 65536)]))
-        linux.move_mount(layer, linux.AT_FDCWD, at)
+        syscalls.move_mount(layer, syscalls.AT_FDCWD, at)
         mounts.overlay([at], upper, work)
 
     _in_child(mount)
@@ -120,7 +120,7 @@ def seccomp() -> str:
     allow_all = (0x06).to_bytes(4, sys.byteorder) + (0x7FFF0000).to_bytes(4, sys.byteorder)
 
     def load() -> None:
-        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         seccomp_load.load(allow_all)
 
     _in_child(load)
@@ -140,7 +140,7 @@ def landlock() -> str:
 def process_descriptors() -> str:
     """pidfd_open(2) and clone3(2) with CLONE_PIDFD."""
     os.close(os.pidfd_open(os.getpid()))
-    pid, pidfd = linux.clone3(0)
+    pid, pidfd = syscalls.clone3(0)
     if pid == 0:
         os._exit(0)
     os.close(pidfd)
@@ -150,7 +150,7 @@ def process_descriptors() -> str:
 
 def exit_information() -> str:
     """PIDFD_GET_INFO: how a process ended that another one reaped, Linux 6.15."""
-    pid, pidfd = linux.clone3(0)
+    pid, pidfd = syscalls.clone3(0)
     if pid == 0:
         os._exit(7)
     os.waitpid(pid, 0)
@@ -165,7 +165,7 @@ def links() -> str:
     """Bridges, veth(4) pairs and VXLAN devices, made in a network namespace that is gone afterwards."""
 
     def make() -> None:
-        linux.unshare(linux.CLONE_NEWNET)
+        syscalls.unshare(syscalls.CLONE_NEWNET)
         here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         with netlink.Rtnl() as rtnl:
             rtnl.execute(netlink.bridge("b0", mac="02:00:00:00:00:01", mtu=1500))
@@ -228,7 +228,7 @@ def bridge_connections() -> str:
 
 def _load_rules(rules: str) -> None:
     def load() -> None:
-        linux.unshare(linux.CLONE_NEWNET)
+        syscalls.unshare(syscalls.CLONE_NEWNET)
         with nftables.Nft() as nft:
             nft.run(rules)
 

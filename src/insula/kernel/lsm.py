@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from insula.kernel import libc, linux
+from insula.kernel import libc, syscalls
 
 _PROC_SUPER_MAGIC = 0x9FA0
 
@@ -35,8 +35,8 @@ def _write(attribute: str, value: str) -> None:
     try:
         if _filesystem(proc) != _PROC_SUPER_MAGIC:
             raise OSError(2, "it is not procfs", "/proc")
-        resolve = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_XDEV
-        fd = linux.openat2(proc, f"{os.getpid()}/attr/{attribute}", os.O_WRONLY, resolve=resolve)
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
+        fd = syscalls.openat2(proc, f"{os.getpid()}/attr/{attribute}", os.O_WRONLY, resolve=resolve)
         try:
             os.write(fd, value.encode())
         finally:

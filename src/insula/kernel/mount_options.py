@@ -12,40 +12,40 @@ Only what is named is set or cleared: a bind mount keeps the rest of what its so
 
 from __future__ import annotations
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_ATIME = linux.MOUNT_ATTR__ATIME
+_ATIME = syscalls.MOUNT_ATTR__ATIME
 _ATTRIBUTES = {
     # option: (bits to clear, bits to set)
-    "ro": (0, linux.MOUNT_ATTR_RDONLY),
-    "rw": (linux.MOUNT_ATTR_RDONLY, 0),
-    "nosuid": (0, linux.MOUNT_ATTR_NOSUID),
-    "suid": (linux.MOUNT_ATTR_NOSUID, 0),
-    "nodev": (0, linux.MOUNT_ATTR_NODEV),
-    "dev": (linux.MOUNT_ATTR_NODEV, 0),
-    "noexec": (0, linux.MOUNT_ATTR_NOEXEC),
-    "exec": (linux.MOUNT_ATTR_NOEXEC, 0),
-    "nodiratime": (0, linux.MOUNT_ATTR_NODIRATIME),
-    "diratime": (linux.MOUNT_ATTR_NODIRATIME, 0),
-    "nosymfollow": (0, linux.MOUNT_ATTR_NOSYMFOLLOW),
-    "symfollow": (linux.MOUNT_ATTR_NOSYMFOLLOW, 0),
+    "ro": (0, syscalls.MOUNT_ATTR_RDONLY),
+    "rw": (syscalls.MOUNT_ATTR_RDONLY, 0),
+    "nosuid": (0, syscalls.MOUNT_ATTR_NOSUID),
+    "suid": (syscalls.MOUNT_ATTR_NOSUID, 0),
+    "nodev": (0, syscalls.MOUNT_ATTR_NODEV),
+    "dev": (syscalls.MOUNT_ATTR_NODEV, 0),
+    "noexec": (0, syscalls.MOUNT_ATTR_NOEXEC),
+    "exec": (syscalls.MOUNT_ATTR_NOEXEC, 0),
+    "nodiratime": (0, syscalls.MOUNT_ATTR_NODIRATIME),
+    "diratime": (syscalls.MOUNT_ATTR_NODIRATIME, 0),
+    "nosymfollow": (0, syscalls.MOUNT_ATTR_NOSYMFOLLOW),
+    "symfollow": (syscalls.MOUNT_ATTR_NOSYMFOLLOW, 0),
     # one field: who sets a part of it clears all of it
-    "noatime": (_ATIME, linux.MOUNT_ATTR_NOATIME),
-    "strictatime": (_ATIME, linux.MOUNT_ATTR_STRICTATIME),
+    "noatime": (_ATIME, syscalls.MOUNT_ATTR_NOATIME),
+    "strictatime": (_ATIME, syscalls.MOUNT_ATTR_STRICTATIME),
     "relatime": (_ATIME, 0),
     "atime": (_ATIME, 0),
     "nostrictatime": (_ATIME, 0),
     "norelatime": (0, 0),
 }
 _PROPAGATION = {
-    "private": linux.MS_PRIVATE,
-    "slave": linux.MS_SLAVE,
-    "shared": linux.MS_SHARED,
-    "unbindable": linux.MS_UNBINDABLE,
+    "private": syscalls.MS_PRIVATE,
+    "slave": syscalls.MS_SLAVE,
+    "shared": syscalls.MS_SHARED,
+    "unbindable": syscalls.MS_UNBINDABLE,
 }
 _SUPERBLOCK = ("sync", "dirsync", "lazytime", "nolazytime", "mand", "nomand")
 _WITHOUT_EFFECT = ("defaults", "async", "silent", "loud", "iversion", "noiversion", "acl", "noacl")
@@ -121,7 +121,7 @@ class Options:
         elif option[:1] == "r" and option[1:] in _ATTRIBUTES:
             self.all_below.add(option[1:])
         elif option[:1] == "r" and option[1:] in _PROPAGATION:
-            self.propagation = _PROPAGATION[option[1:]] | linux.MS_REC
+            self.propagation = _PROPAGATION[option[1:]] | syscalls.MS_REC
         elif option not in _WITHOUT_EFFECT and not option.startswith("x-"):
             self.data.append(option)
 

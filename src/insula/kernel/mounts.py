@@ -17,7 +17,7 @@ import errno
 import os
 import stat
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,23 +38,23 @@ def filesystem(
     namespace, `place`, to mount on for a moment.
     """
     if any(len(os.fsencode(option.partition("=")[2])) > _MAX_VALUE for option in data):
-        linux.mount(source or fstype, place, fstype, 0, ",".join(data))
+        syscalls.mount(source or fstype, place, fstype, 0, ",".join(data))
         try:
             return bind(place, attributes=attributes)
         finally:
-            linux.umount2(place, linux.MNT_DETACH)
-    context = linux.fsopen(fstype)
+            syscalls.umount2(place, syscalls.MNT_DETACH)
+    context = syscalls.fsopen(fstype)
     try:
         if source is not None:
-            linux.fsconfig(context, linux.FSCONFIG_SET_STRING, "source", source)
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", source)
         for option in data:
             key, equals, value = option.partition("=")
             if equals:
-                linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
+                syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
             else:
-                linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, key)
-        linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
-        return linux.fsmount(context, attributes)
+                syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, key)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        return syscalls.fsmount(context, attributes)
     except OSError as error:
         raise _with_log(context, error, fstype) from None
     finally:
@@ -70,10 +70,10 @@ def overlay(lower: Sequence[str], upper: str, work: str, *, volatile: bool = Fal
     return filesystem("overlay", [*data, "volatile"] if volatile else data, source="overlay", place=work)
 
 
-def bind(source: str, *, recursive: bool = False, attributes: int = 0, dirfd: int = linux.AT_FDCWD) -> int:
+def bind(source: str, *, recursive: bool = False, attributes: int = 0, dirfd: int = syscalls.AT_FDCWD) -> int:
     """A detached copy of the mount at `source`, a file or a directory, with more attributes set."""
-    flags = linux.OPEN_TREE_CLONE | (linux.AT_RECURSIVE if recursive else 0)
-    fd = linux.open_tree(dirfd, source, flags | (linux.AT_EMPTY_PATH if not source else 0))
+    flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
+    fd = syscalls.open_tree(dirfd, source, flags | (syscalls.AT_EMPTY_PATH if not source else 0))
     try:
         if attributes:
             set_attributes(fd, attributes, recursive=recursive)
@@ -85,10 +85,10 @@ def bind(source: str, *, recursive: bool = False, attributes: int = 0, dirfd: in
 
 def idmapped(source: str, userns: int) -> int:
     """A detached, read-only copy of `source` whose owners are shown through the user namespace `userns`."""
-    fd = linux.open_tree(linux.AT_FDCWD, source, linux.OPEN_TREE_CLONE)
+    fd = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE)
     try:
-        attributes = linux.MOUNT_ATTR_IDMAP | linux.MOUNT_ATTR_RDONLY
-        linux.mount_setattr(fd, "", set_=attributes, userns=userns)
+        attributes = syscalls.MOUNT_ATTR_IDMAP | syscalls.MOUNT_ATTR_RDONLY
+        syscalls.mount_setattr(fd, "", set_=attributes, userns=userns)
     except OSError:
         os.close(fd)
         raise
@@ -98,40 +98,40 @@ def idmapped(source: str, userns: int) -> int:
 def set_attributes(fd: int, attributes: int, *, recursive: bool = False) -> None:
     """Set attributes of the mount behind `fd`, keeping those that it has."""
     clear = 0x70 if attributes & 0x70 else 0  # MOUNT_ATTR__ATIME is a field, not flags
-    flags = linux.AT_EMPTY_PATH | (linux.AT_RECURSIVE if recursive else 0)
-    linux.mount_setattr(fd, "", set_=attributes, clear=clear, flags=flags)
+    flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
+    syscalls.mount_setattr(fd, "", set_=attributes, clear=clear, flags=flags)
 
 
 def change(fd: int, attributes: Attributes, *, recursive: bool = False) -> None:
     """Set and clear attributes of the mount behind `fd`; `recursive`: of all mounts below it too."""
     if attributes:
-        flags = linux.AT_EMPTY_PATH | (linux.AT_RECURSIVE if recursive else 0)
-        linux.mount_setattr(fd, "", set_=attributes.set, clear=attributes.clear, flags=flags)
+        flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
+        syscalls.mount_setattr(fd, "", set_=attributes.set, clear=attributes.clear, flags=flags)
 
 
 def propagate(fd: int, propagation: int) -> None:
     """Set the propagation type (MS_PRIVATE, MS_SLAVE, …) of the mount behind `fd`; with MS_REC of all below it too."""
     if propagation:
-        flags = linux.AT_EMPTY_PATH | (linux.AT_RECURSIVE if propagation & linux.MS_REC else 0)
-        linux.mount_setattr(fd, "", propagation=propagation & ~linux.MS_REC, flags=flags)
+        flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if propagation & syscalls.MS_REC else 0)
+        syscalls.mount_setattr(fd, "", propagation=propagation & ~syscalls.MS_REC, flags=flags)
 
 
 def set_idmap(fd: int, userns: int, *, recursive: bool = False) -> None:
     """Show the owners of the files behind a detached mount through the user namespace `userns`."""
-    flags = linux.AT_EMPTY_PATH | (linux.AT_RECURSIVE if recursive else 0)
-    linux.mount_setattr(fd, "", set_=linux.MOUNT_ATTR_IDMAP, userns=userns, flags=flags)
+    flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
+    syscalls.mount_setattr(fd, "", set_=syscalls.MOUNT_ATTR_IDMAP, userns=userns, flags=flags)
 
 
 def attach(mount: int, target: int, propagation: int = 0) -> None:
     """Attach a detached mount on the file or directory behind `target`; one that is attached already moves there."""
-    linux.move_mount(mount, target, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH)
+    syscalls.move_mount(mount, target, "", syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH)
     propagate(mount, propagation)
 
 
 def open_beneath(root: int, path: str, *, links: bool = True, flags: int = os.O_PATH) -> int:
     """Open `path` as a process whose root is `root` would; without `links`, refuse symbolic links (ELOOP)."""
-    resolve = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS | (0 if links else linux.RESOLVE_NO_SYMLINKS)
-    return linux.openat2(root, path.lstrip("/") or ".", flags, resolve=resolve)
+    resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | (0 if links else syscalls.RESOLVE_NO_SYMLINKS)
+    return syscalls.openat2(root, path.lstrip("/") or ".", flags, resolve=resolve)
 
 
 def make_target(root: int, path: str, *, directory: bool, links: bool = True) -> int:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 
 OWN: Final = "/proc/thread-self/ns/net"
 """The calling thread's network namespace."""
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 def call_in(netns: int, function: Callable[[], T]) -> T:
     """What `function` returns when it is called in the namespace behind the descriptor."""
-    return _away(lambda: linux.setns(netns, linux.CLONE_NEWNET), function)
+    return _away(lambda: syscalls.setns(netns, syscalls.CLONE_NEWNET), function)
 
 
 def call_in_new(function: Callable[[], T]) -> T:
     """What `function` returns when it is called in a new namespace, which goes when nothing holds it."""
-    return _away(lambda: linux.unshare(linux.CLONE_NEWNET), function)
+    return _away(lambda: syscalls.unshare(syscalls.CLONE_NEWNET), function)
 
 
 def _away(leave: Callable[[], None], function: Callable[[], T]) -> T:
@@ -37,7 +37,7 @@ def _away(leave: Callable[[], None], function: Callable[[], T]) -> T:
         try:
             return function()
         finally:
-            linux.setns(home, linux.CLONE_NEWNET)
+            syscalls.setns(home, syscalls.CLONE_NEWNET)
     finally:
         os.close(home)
 

@@ -14,7 +14,7 @@ import errno
 import fcntl
 import os
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def user_namespace(uids: IdMap, gids: IdMap) -> int:
     It lives as long as the descriptor, and serves to map mounts (MOUNT_ATTR_IDMAP). Needs a single thread.
     """
     release, hold = os.pipe()
-    pid, pidfd = linux.clone3(linux.CLONE_NEWUSER)
+    pid, pidfd = syscalls.clone3(syscalls.CLONE_NEWUSER)
     if pid == 0:
         os.close(hold)
         os.read(release, 1)

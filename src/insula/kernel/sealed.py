@@ -88,13 +88,13 @@ def mount_sealed(program: str = "/usr/bin/python3") -> None:
     Takes CAP_SYS_ADMIN. The mount is the host's until `unmount_sealed`. Call it again when the program was replaced:
     the mount has the old one.
     """
-    from insula.kernel import linux  # not needed to seal oneself
+    from insula.kernel import syscalls  # not needed to seal oneself
 
     sealed = _overlay(os.path.dirname(os.path.realpath(program)))
     try:
         unmount_sealed()
         os.makedirs(MOUNT_POINT, 0o755, exist_ok=True)
-        linux.move_mount(sealed, linux.AT_FDCWD, MOUNT_POINT)
+        syscalls.move_mount(sealed, syscalls.AT_FDCWD, MOUNT_POINT)
     finally:
         os.close(sealed)
 
@@ -116,11 +116,11 @@ def bind(path: str) -> int:
 
 def _file_of_overlay(directory: str, name: str) -> int:
     """`bind` on Linux 6.15 or later, where mounts that are attached nowhere can be overlaid and copied."""
-    from insula.kernel import linux
+    from insula.kernel import syscalls
 
     overlay = _overlay(directory)
     try:
-        return linux.open_tree(overlay, name, linux.OPEN_TREE_CLONE | linux.AT_SYMLINK_NOFOLLOW)
+        return syscalls.open_tree(overlay, name, syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW)
     finally:
         os.close(overlay)
 
@@ -148,14 +148,16 @@ def _bind_in_child(directory: str, name: str) -> int:
 
 
 def _file_of_attached_overlay(directory: str, name: str) -> int:
-    from insula.kernel import linux
+    from insula.kernel import syscalls
 
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     place = "/proc"  # for want of a directory that is surely there, and that nothing else is looked for in
-    linux.mount("tmpfs", place, "tmpfs")
-    linux.move_mount(_read_only_overlay(directory, place), linux.AT_FDCWD, place)
-    return linux.open_tree(linux.AT_FDCWD, f"{place}/{name}", linux.OPEN_TREE_CLONE | linux.AT_SYMLINK_NOFOLLOW)
+    syscalls.mount("tmpfs", place, "tmpfs")
+    syscalls.move_mount(_read_only_overlay(directory, place), syscalls.AT_FDCWD, place)
+    return syscalls.open_tree(
+        syscalls.AT_FDCWD, f"{place}/{name}", syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW
+    )
 
 
 def _overlay(directory: str) -> int:
@@ -178,25 +180,27 @@ def unmount_sealed() -> None:
 
     The directory stays: to remove it would detach what is mounted on it in other mount namespaces.
     """
-    from insula.kernel import linux
+    from insula.kernel import syscalls
 
     try:
         while True:
-            linux.umount2(MOUNT_POINT, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+            syscalls.umount2(MOUNT_POINT, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     except OSError:  # EINVAL: no mount is left
         pass
 
 
 def _mounted(fstype: str, options: dict[str, str]) -> int:
     """A detached, read-only mount of a new file system."""
-    from insula.kernel import linux
+    from insula.kernel import syscalls
 
-    context = linux.fsopen(fstype)
+    context = syscalls.fsopen(fstype)
     try:
         for name, value in options.items():
-            linux.fsconfig(context, linux.FSCONFIG_SET_STRING, name, value)
-        linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
-        return linux.fsmount(context, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, name, value)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+        return syscalls.fsmount(
+            context, syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+        )
     finally:
         os.close(context)
 

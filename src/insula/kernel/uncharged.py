@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.kernel.ebpf import trace as ebpf_trace
 from insula.kernel.ebpf.assembler import Assembler
 from insula.kernel.ebpf.btf import Types
@@ -57,7 +57,9 @@ class Guard:
             return
         self.remove()
         os.makedirs(self._directory, 0o700, exist_ok=True)
-        linux.mount("bpf", self._directory, "bpf", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC, "mode=0700")
+        syscalls.mount(
+            "bpf", self._directory, "bpf", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, "mode=0700"
+        )
         try:
             self._attach()
         except BaseException:
@@ -77,7 +79,7 @@ class Guard:
         with contextlib.suppress(FileNotFoundError):
             with contextlib.suppress(OSError):  # EINVAL: nothing is mounted
                 while True:
-                    linux.umount2(self._directory, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+                    syscalls.umount2(self._directory, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
             os.rmdir(self._directory)
 
     def _path(self, name: str) -> str:
@@ -119,7 +121,7 @@ class Guard:
             return ebpf_trace.lookup(counts, slot, 8)
 
         before, user = used(), self._first + (self._slots - 1) * IDS
-        linux.set_thread_users(user, 0, 0)
+        syscalls.set_thread_users(user, 0, 0)
         try:
             for what, make in _TRIALS.items():
                 with make():
@@ -127,7 +129,7 @@ class Guard:
                 if during == before or used() != before:
                     raise OSError(f"this kernel can't be made to count {what}")
         finally:
-            linux.set_thread_users(0, 0, 0)
+            syscalls.set_thread_users(0, 0, 0)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from insula.container.create import sources, spawn
 from insula.container.create.exec_process import Filter
 from insula.container.create.stdio import plain_lines
 from insula.container.create.steps import StepError
-from insula.kernel import cgroups, linux, scheduling
+from insula.kernel import cgroups, scheduling, syscalls
 from insula.kernel.cgroups import devices
 from insula.kernel.rollback import Rollback
 from insula.model.cpython import loads, signal, socket
@@ -193,7 +193,7 @@ def make(arguments: Arguments, undo: Rollback, *, detached: bool, later: bool = 
         )
         if not terminal:
             streams.give_to(_outside_uid(config, user))
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         scheduling.set_affinity(scheduling.ALL)  # the container's processors are its group's, not its caller's
         scope = made.scope
         # a scope lives as long as a process is in it: so it is held until the container's own is

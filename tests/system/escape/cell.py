@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from insula.kernel import cgroups, linux
+from insula.kernel import cgroups, syscalls
 from tests.forked import forked
 from tests.support.cli import REPOSITORY, Cli
 from tests.support.images import Layout, member, tar
@@ -146,12 +146,12 @@ class Cell:
 
         def attach() -> None:
             made = {name: source() for name, source in sources.items()}
-            linux.setns(os.pidfd_open(self.pid), linux.CLONE_NEWNS)
+            syscalls.setns(os.pidfd_open(self.pid), syscalls.CLONE_NEWNS)
             os.makedirs("/seen", exist_ok=True)
             for name, mount in made.items():
                 target = Path("/seen", name)
                 target.mkdir() if stat.S_ISDIR(os.fstat(mount).st_mode) else target.touch()
-                linux.move_mount(mount, linux.AT_FDCWD, str(target))
+                syscalls.move_mount(mount, syscalls.AT_FDCWD, str(target))
 
         forked(attach)
 
@@ -202,12 +202,18 @@ def unguarded(attack: Attack, *arguments: Any) -> End:
 
 def _alone(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Runs it as a child of PID 1 of new namespaces, with a /proc of its own."""
-    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    syscalls.unshare(
+        syscalls.CLONE_NEWNS
+        | syscalls.CLONE_NEWPID
+        | syscalls.CLONE_NEWNET
+        | syscalls.CLONE_NEWIPC
+        | syscalls.CLONE_NEWUTS
+    )
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
 
     def first() -> dict[str, Any]:
-        linux.mount("proc", "/proc", "proc")
-        linux.join_session_keyring("insula-escape")
+        syscalls.mount("proc", "/proc", "proc")
+        syscalls.join_session_keyring("insula-escape")
         return function()
 
     return forked(first, timeout=40)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel import linux, mounts
+from insula.kernel import mounts, syscalls
 from tests.forked import forked
 from tests.support.cli import Cli
 from tests.support.wait import until
@@ -191,8 +191,8 @@ def test_who_works_by_name_with_rights_of_the_host_gives_the_inode_away(tmp_path
     victim.write_text("the host's")
 
     def copy() -> None:
-        linux.unshare(linux.CLONE_NEWNS)
-        linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         name.write_text("written")
         races.bind(str(victim), str(name))  # meanwhile
         os.chown(name, 100_000, 100_000)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import pytest
 
 from insula.control.instances.drivers.container.spec import TERMINALS
-from insula.kernel import linux
+from insula.kernel import syscalls
 from tests.support.cli import Cli
 from tests.system.conftest import TenantFactory
 from tests.system.test_security import pid_of
@@ -88,7 +88,7 @@ def semaphores() -> int:
 def enter(pid: int) -> None:
     """Becomes root of the container whose PID 1 is `pid`, as far as the kernel's counters go."""
     pidfd = os.pidfd_open(pid)
-    linux.setns(pidfd, linux.CLONE_NEWUSER | linux.CLONE_NEWNS | linux.CLONE_NEWIPC)
+    syscalls.setns(pidfd, syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel import linux, mounts, sealed
+from insula.kernel import mounts, sealed, syscalls
 from tests.support.cli import Cli
 from tests.support.wait import until
 from tests.system.escape.attacks import files
@@ -73,7 +73,7 @@ def test_not_even_by_its_owner(mounting: Cell, tmp_path: Path, child: bool) -> N
     mounting.show(
         **{
             f"sealed-{way}": lambda: bind(str(tmp_path), "program") if child else sealed.bind(str(program)),
-            f"plain-{way}": lambda: mounts.bind(str(program), attributes=linux.MOUNT_ATTR_RDONLY),
+            f"plain-{way}": lambda: mounts.bind(str(program), attributes=syscalls.MOUNT_ATTR_RDONLY),
         }
     )
     ends = mounting.gets(files.spoil, f"/seen/sealed-{way}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel import linux, process
+from insula.kernel import process, syscalls
 from tests.forked import forked
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
@@ -115,7 +115,7 @@ def test_tracing_out_of_a_joined_pid_namespace() -> None:
         victim = os.fork()
         if victim == 0:
             os.setresuid(65534, 65534, 65534)
-            linux.prctl(linux.PR_SET_DUMPABLE, dumpable)
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, dumpable)
             os.write(writer, b"x")
             signal.pause()
         os.read(reader, 1)

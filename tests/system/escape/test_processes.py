@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 from tests.forked import errno_of, forked
 from tests.system.escape.attacks import processes, runtime
 from tests.system.escape.attacks.calls import syscall
@@ -121,12 +121,12 @@ def test_no_key_is_shared(cell: Cell, neighbour: Cell) -> None:
 
     def put() -> int:
         enter(cell.pid)
-        linux.join_session_keyring("insula-escape")
+        syscalls.join_session_keyring("insula-escape")
         return syscall("add_key", b"user", b"insula-escape-key", b"secret", 6, runtime.USER)
 
     def get(one: Cell) -> str:
         enter(one.pid)
-        linux.join_session_keyring("insula-escape")
+        syscalls.join_session_keyring("insula-escape")
         syscall("keyctl", runtime.KEYCTL_LINK, runtime.USER, runtime.SESSION)
         return runtime.key_of_the_session("insula-escape-key")
 

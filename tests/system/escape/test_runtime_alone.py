@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 from tests.forked import forked
 from tests.support.cli import Terminal
 from tests.support.machine import Run
@@ -246,7 +246,7 @@ def test_keys_of_the_host(cell: OciCell) -> None:
     cell.grant(ALL)
 
     def administrator() -> tuple[str, str | None]:
-        linux.join_session_keyring("insula-escape-host")
+        syscalls.join_session_keyring("insula-escape-host")
         syscall("add_key", b"user", b"insula-escape-secret", b"the host's", 10, runtime.SESSION)
         own = runtime.key_of_the_session("insula-escape-secret")
         end = cell.once(runtime.key_of_the_session, "insula-escape-secret")

@@ -211,7 +211,7 @@ def test_the_session_keyring(box: Box, option: tuple[str, ...]) -> None:
     box.linux["maskedPaths"] = []
     box.script("cat /proc/keys")
     command = box.oci.command("run", *option, "--bundle", box.path, NAME)
-    enter = "import os, sys; from insula.kernel.linux import join_session_keyring as join; join('ours')"
+    enter = "import os, sys; from insula.kernel.syscalls import join_session_keyring as join; join('ours')"
     enter += "; os.execv(sys.argv[1], sys.argv[1:])"
     done = subprocess.run([sys.executable, "-c", enter, *command], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")

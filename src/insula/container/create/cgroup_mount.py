@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from insula.kernel import linux, mounts
+from insula.kernel import mounts, syscalls
 from insula.kernel.cgroups import hierarchy
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ def mount(target: int, options: Options, groups: Groups) -> None:
         finally:
             os.close(tree)
         return
-    read_only = options.attributes & linux.MOUNT_ATTR_RDONLY
+    read_only = options.attributes & syscalls.MOUNT_ATTR_RDONLY
     tree = mounts.filesystem("tmpfs", ("mode=755", "size=65536"), options.attributes & ~read_only, "tmpfs")
     try:
         mounts.attach(tree, target, options.propagation)

@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 
-from insula.kernel import linux, mounts
+from insula.kernel import mounts, syscalls
 from insula.kernel.mount_options import Options
 
 TYPE_CHECKING = False
@@ -63,7 +63,7 @@ class Node:
             if stat.S_IFMT(found.st_mode) != stat.S_IFMT(self.mode) or found.st_rdev != self.device:
                 raise OSError(errno.EEXIST, "another file is in the place of the device", self.path)
             if made:
-                linux.chown(fd, self.uid, self.gid)
+                syscalls.chown(fd, self.uid, self.gid)
         finally:
             os.close(fd)
 
@@ -87,7 +87,7 @@ class Node:
     def bind_host(self) -> int:
         """A detached copy of the host's node at the same path, which must be the same device."""
         fd = mounts.bind(self.path)
-        mounts.propagate(fd, linux.MS_PRIVATE)  # what the container mounts on it must not appear on the host's
+        mounts.propagate(fd, syscalls.MS_PRIVATE)  # what the container mounts on it must not appear on the host's
         found = os.fstat(fd)
         if stat.S_IFMT(found.st_mode) != stat.S_IFMT(self.mode) or found.st_rdev != self.device:
             os.close(fd)
@@ -117,7 +117,7 @@ def nodes(config: Iterable[dict[str, Any]], plan: Plan) -> list[Node]:
 def file_system(options: Options, wanted: list[Node], plan: Plan) -> int:
     """A detached tmpfs for /dev with the nodes below /dev, links, and the directories that are mounted on."""
     uid, gid = plan.outside(0, 0)
-    attributes = options.attributes & ~linux.MOUNT_ATTR_RDONLY  # that comes when all is in it
+    attributes = options.attributes & ~syscalls.MOUNT_ATTR_RDONLY  # that comes when all is in it
     dev = mounts.filesystem("tmpfs", [*options.data, f"uid={uid}", f"gid={gid}"], attributes, "tmpfs")
     umask = os.umask(0)
     try:
@@ -164,7 +164,9 @@ def populate(root: int, wanted: list[Node], bound: dict[str, int]) -> None:
                 continue
             target = mounts.make_target(root, node.path, directory=False)
             try:
-                linux.move_mount(copy, target, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH)
+                syscalls.move_mount(
+                    copy, target, "", syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
+                )
             finally:
                 os.close(target)
                 os.close(copy)

@@ -18,7 +18,7 @@ import os
 
 from insula.container.create import programs
 from insula.container.create.steps import StepError, Steps, step
-from insula.kernel import linux, lsm, scheduling
+from insula.kernel import lsm, scheduling, syscalls
 from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, keep_one, to_names
 from insula.kernel.seccomp.load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load
 
@@ -82,7 +82,7 @@ def exec_process(
     if not environment.get("HOME"):
         environment["HOME"] = home(user.get("uid", 0))
     entered = enter(directory)  # root may enter what the user may not, as runc has it
-    linux.close_range(3 + keep, 0x7FFFFFFF, linux.CLOSE_RANGE_CLOEXEC)
+    syscalls.close_range(3 + keep, 0x7FFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
     for fd in range(3, 3 + keep):
         os.set_inheritable(fd, True)
     wanted = Capabilities.from_oci(process.get("capabilities"))
@@ -91,10 +91,10 @@ def exec_process(
         tell_missing(wanted, capabilities, warn)
     restricted = process.get("noNewPrivileges")
     if restricted:
-        step(Steps.SET_NO_NEW_PRIVS, linux.prctl, linux.PR_SET_NO_NEW_PRIVS, 1)
+        step(Steps.SET_NO_NEW_PRIVS, syscalls.prctl, syscalls.PR_SET_NO_NEW_PRIVS, 1)
     step(Steps.DROP_CAPABILITIES, before_setuid, capabilities)
     step(Steps.CHANGE_USER, change_user, user)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)  # to change the user may have set it (proc_sys_fs(5), suid_dumpable)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # to change the user may have set it (proc_sys_fs(5), suid_dumpable)
     filter_first = program is not None and not restricted
     step(Steps.DROP_CAPABILITIES, lambda: keep_one(capabilities) if filter_first else after_setuid(capabilities))
     os.umask(user.get("umask", 0o022))
@@ -144,10 +144,10 @@ def tell_missing(wanted: Capabilities, granted: Capabilities, warn: Callable[[st
 def raise_limit(limit: Mapping[str, Any]) -> None:
     """Raise a hard limit, which takes a right; `set_limit` does the rest."""
     number, (_, hard) = _wanted(limit)
-    soft, highest = linux.prlimit(number)
+    soft, highest = syscalls.prlimit(number)
     if hard > highest:
         try:
-            linux.prlimit(number, (soft, hard))
+            syscalls.prlimit(number, (soft, hard))
         except PermissionError:
             raise PermissionError(errno.EPERM, "it is above what insulad itself may have") from None
 
@@ -155,8 +155,8 @@ def raise_limit(limit: Mapping[str, Any]) -> None:
 def set_limit(limit: Mapping[str, Any]) -> None:
     """setrlimit(2), if it isn't so already."""
     number, wanted = _wanted(limit)
-    if linux.prlimit(number) != wanted:
-        linux.prlimit(number, wanted)
+    if syscalls.prlimit(number) != wanted:
+        syscalls.prlimit(number, wanted)
 
 
 def _wanted(limit: Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
@@ -198,7 +198,7 @@ def change_directory(path: str) -> None:
     """chdir(2) within the root."""
     os.chdir(path)
     try:
-        linux.getcwd()
+        syscalls.getcwd()
     except FileNotFoundError:  # such as /proc/self/fd/7, if that were a directory of the host (CVE-2024-21626)
         raise PermissionError(errno.EACCES, "it is outside of the container", path) from None
 

@@ -23,7 +23,7 @@ import select
 import time
 
 from insula.container.create.steps import StepError, Steps, reset_signals
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.model.cpython import dumps, signal
 
 TYPE_CHECKING = False
@@ -134,7 +134,7 @@ def _become(hook: dict[str, Any], environment: Mapping[str, str], stdin: int, ou
 
 def _close_descriptors() -> None:
     try:
-        linux.close_range(3, 0x7FFFFFFF)
+        syscalls.close_range(3, 0x7FFFFFFF)
     except OSError:  # the container's filter forbids it; those that matter are closed by execve(2)
         return
 

@@ -53,7 +53,7 @@ from insula.container.create.steps import (
     send_error,
     step,
 )
-from insula.kernel import cgroups, linux, mounts
+from insula.kernel import cgroups, mounts, syscalls
 from insula.model.cpython import signal, socket
 
 TYPE_CHECKING = False
@@ -146,7 +146,7 @@ def sanitize(args: InitArgs, plan: Plan) -> None:
     close_others([*args.descriptors(), *plan.descriptors()])
     for fd in plan.descriptors():
         os.close(fd)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)  # nobody inside may look at this process through /proc
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # nobody inside may look at this process through /proc
     recv(args.sync)  # the IDs are mapped from here on
 
 
@@ -182,16 +182,16 @@ def setup_namespaces(plan: Plan, premount_plan: PremountPlan | None, args: InitA
     step(Steps.JOIN_CGROUP, cgroups.join, args.join)
     if plan.cgroup:
         # made only now: the cgroup that a process is in when it makes the namespace is the root that it will see
-        step(Steps.MAKE_CGROUP_NAMESPACE, linux.unshare, linux.CLONE_NEWCGROUP)
+        step(Steps.MAKE_CGROUP_NAMESPACE, syscalls.unshare, syscalls.CLONE_NEWCGROUP)
     if args.keyring:
         # while the host's root: an ordinary user, as a tenant is for the host, may have 200 keys in all (keyrings(7))
-        step(Steps.LEAVE_KEYRING, linux.join_session_keyring)
+        step(Steps.LEAVE_KEYRING, syscalls.join_session_keyring)
     step(Steps.BECOME_ROOT, become_root)
     step(Steps.START_SESSION, os.setsid)
-    if plan.makes(linux.CLONE_NEWNET):
+    if plan.makes(syscalls.CLONE_NEWNET):
         step(Steps.BRING_UP_LOOPBACK, loopback_up)
-    if not plan.makes(linux.CLONE_NEWUSER):  # with it the copies of shared mounts are slaves from the beginning
-        step(Steps.PART_FROM_MOUNTS, linux.mount, None, "/", None, linux.MS_REC | linux.MS_SLAVE)
+    if not plan.makes(syscalls.CLONE_NEWUSER):  # with it the copies of shared mounts are slaves from the beginning
+        step(Steps.PART_FROM_MOUNTS, syscalls.mount, None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     return rootfs.make_premounts(premount_plan, args.sources, args.groups) if premount_plan else None
 
 
@@ -226,7 +226,7 @@ def setup_rootfs(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: 
     if hostname := config.get("hostname"):
         step(Steps.SET_HOSTNAME, socket.sethostname, hostname)
     if domainname := config.get("domainname"):
-        step(Steps.SET_DOMAINNAME, linux.setdomainname, domainname)
+        step(Steps.SET_DOMAINNAME, syscalls.setdomainname, domainname)
     tree = rootfs.Tree(config, args.root, args.sources, args.groups, plan)
     tree.build(premounts, here=args.in_order)
     if config.get("hooks"):

@@ -25,7 +25,7 @@ from insula.container.create.steps import (
     send_error,
     step,
 )
-from insula.kernel import cgroups, linux, process, scheduling
+from insula.kernel import cgroups, process, scheduling, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from insula.model.cpython import socket
 
 ALL = (
-    linux.CLONE_NEWUSER
-    | linux.CLONE_NEWNS
-    | linux.CLONE_NEWNET
-    | linux.CLONE_NEWIPC
-    | linux.CLONE_NEWUTS
-    | linux.CLONE_NEWCGROUP
-    | linux.CLONE_NEWPID
+    syscalls.CLONE_NEWUSER
+    | syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWNET
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWUTS
+    | syscalls.CLONE_NEWCGROUP
+    | syscalls.CLONE_NEWPID
 )
 """The namespaces of the engine's containers."""
 
@@ -88,14 +88,14 @@ def main(args: ExecArgs) -> NoReturn:
         forbid_imports()
         reset_signals()
         close_others(args.descriptors())
-        step(Steps.HIDE, linux.prctl, linux.PR_SET_DUMPABLE, 0)
+        step(Steps.HIDE, syscalls.prctl, syscalls.PR_SET_DUMPABLE, 0)
         if (score := args.process.get("oomScoreAdj")) is not None:  # while it has the right to lower it for good
             step(Steps.SET_OOM_SCORE, process.set_oom_score, os.getpid(), score)
         if initial := (args.process.get("execCPUAffinity") or {}).get("initial"):
             step(Steps.SET_AFFINITY, scheduling.set_affinity, initial)
         step(Steps.JOIN_CGROUP, cgroups.join, args.join)
         if args.flags:
-            step(Steps.JOIN_NAMESPACES, linux.setns, args.target, args.flags)
+            step(Steps.JOIN_NAMESPACES, syscalls.setns, args.target, args.flags)
         pid, _ = fork_inside()
         if pid:
             wire.send(sync, {"event": "forked", "pid": pid})
@@ -112,7 +112,7 @@ def main(args: ExecArgs) -> NoReturn:
 def fork_inside() -> tuple[int, int]:
     """clone3(2) into the namespaces that were joined; StepError tells apart why the kernel has no room for it."""
     try:
-        return linux.clone3(linux.CLONE_PARENT)
+        return syscalls.clone3(syscalls.CLONE_PARENT)
     except BlockingIOError as error:
         why = OSError(error.errno, "the limit of processes is reached (pids of the container, or of what it is in)")
         raise StepError(Steps.START_PROCESS, why) from None
@@ -122,8 +122,8 @@ def _inside(args: ExecArgs) -> NoReturn:
     """Numbered inside from here on: take the user's ID, the streams, and become the program."""
     what, sync = args.process, args.sync
     step(Steps.BECOME_ROOT, become_root)
-    step(Steps.HIDE, linux.prctl, linux.PR_SET_DUMPABLE, 0)
-    step(Steps.LEAVE_KEYRING, linux.join_session_keyring)
+    step(Steps.HIDE, syscalls.prctl, syscalls.PR_SET_DUMPABLE, 0)
+    step(Steps.LEAVE_KEYRING, syscalls.join_session_keyring)
     step(Steps.START_SESSION, os.setsid)
     if args.root >= 0:
         step(Steps.ENTER_ROOT, enter, args.root)

@@ -29,7 +29,7 @@ import os
 
 from insula.container import wire
 from insula.container.create.steps import StepError, Steps
-from insula.kernel import linux, process
+from insula.kernel import process, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from insula.kernel.rollback import Rollback
 
 FLAGS = {
-    "user": linux.CLONE_NEWUSER,
-    "pid": linux.CLONE_NEWPID,
-    "mount": linux.CLONE_NEWNS,
-    "network": linux.CLONE_NEWNET,
-    "ipc": linux.CLONE_NEWIPC,
-    "uts": linux.CLONE_NEWUTS,
-    "cgroup": linux.CLONE_NEWCGROUP,
-    "time": linux.CLONE_NEWTIME,
+    "user": syscalls.CLONE_NEWUSER,
+    "pid": syscalls.CLONE_NEWPID,
+    "mount": syscalls.CLONE_NEWNS,
+    "network": syscalls.CLONE_NEWNET,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "uts": syscalls.CLONE_NEWUTS,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+    "time": syscalls.CLONE_NEWTIME,
 }
 """The types of the OCI runtime-spec, `linux.namespaces[].type`, and their flags."""
 
@@ -76,7 +76,7 @@ class Plan:
 
     def has_user(self) -> bool:
         """Whether the container is in another user namespace than its parent."""
-        return self.makes(linux.CLONE_NEWUSER) or any(flag == linux.CLONE_NEWUSER for _, flag in self.join)
+        return self.makes(syscalls.CLONE_NEWUSER) or any(flag == syscalls.CLONE_NEWUSER for _, flag in self.join)
 
     def descriptors(self) -> list[int]:
         return [fd for fd, _ in self.join]
@@ -121,7 +121,7 @@ def plan(linux_config: dict[str, Any], undo: Rollback, share: tuple[int, int] | 
             result.offsets = _offsets(linux_config.get("timeOffsets") or {})
         else:
             result.make |= FLAGS[kind]
-    result.join.sort(key=lambda joined: joined[1] == linux.CLONE_NEWUSER)
+    result.join.sort(key=lambda joined: joined[1] == syscalls.CLONE_NEWUSER)
     return result
 
 
@@ -143,11 +143,11 @@ def _maps_behind(fd: int, name: str) -> IdMap:
     """The mappings of a user namespace: only a process in it shows them, so one goes in for a moment."""
     ours, theirs = os.pipe()
     release, hold = os.pipe()
-    pid, pidfd = linux.clone3(0)
+    pid, pidfd = syscalls.clone3(0)
     if pid == 0:
         try:
             os.close(hold)
-            linux.setns(fd, linux.CLONE_NEWUSER)
+            syscalls.setns(fd, syscalls.CLONE_NEWUSER)
             os.write(theirs, b"1")
             os.read(release, 1)
         finally:
@@ -180,17 +180,17 @@ def clone(asked: Plan, cgroup: int | None = None) -> tuple[int, int]:
     caller has a single thread. StepError names what a process in between could not do; then there is no child.
     """
     if not asked.join and asked.offsets is None:
-        return linux.clone3(asked.make, cgroup=cgroup)
+        return syscalls.clone3(asked.make, cgroup=cgroup)
     ours, theirs = wire.pair()
-    between, pidfd = linux.clone3(0, cgroup=cgroup)
+    between, pidfd = syscalls.clone3(0, cgroup=cgroup)
     if between == 0:
         ours.close()
         try:
             _enter(asked)
-            if any(flag == linux.CLONE_NEWPID for _, flag in asked.join):
+            if any(flag == syscalls.CLONE_NEWPID for _, flag in asked.join):
                 # the child inherits it: among strangers it could be stopped and looked at before it does so itself
-                linux.prctl(linux.PR_SET_DUMPABLE, 0)
-            pid, _ = linux.clone3(asked.make | linux.CLONE_PARENT)
+                syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+            pid, _ = syscalls.clone3(asked.make | syscalls.CLONE_PARENT)
             if pid == 0:
                 theirs.close()
                 return 0, -1
@@ -219,7 +219,7 @@ def _enter(asked: Plan) -> None:
     """Join what is to be joined, and make a time namespace for the children."""
     if asked.offsets is not None:
         try:
-            linux.unshare(linux.CLONE_NEWTIME)
+            syscalls.unshare(syscalls.CLONE_NEWTIME)
             if asked.offsets:
                 with open("/proc/self/timens_offsets", "w") as file:
                     file.write(asked.offsets)
@@ -236,14 +236,14 @@ def join(namespaces: list[tuple[int, int]]) -> None:
     refused = []
     for fd, flag in namespaces:
         try:
-            linux.setns(fd, flag)
+            syscalls.setns(fd, flag)
         except OSError as error:
-            if error.errno != errno.EPERM or flag == linux.CLONE_NEWUSER:
+            if error.errno != errno.EPERM or flag == syscalls.CLONE_NEWUSER:
                 raise _step(flag, error) from None
             refused.append((fd, flag))
     for fd, flag in refused:
         try:
-            linux.setns(fd, flag)
+            syscalls.setns(fd, flag)
         except OSError as error:
             raise _step(flag, error) from None
 

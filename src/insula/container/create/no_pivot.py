@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 import os
 
-from insula.kernel import linux, mounts
+from insula.kernel import mounts, syscalls
 
 _LIMIT = 1000  # mounts of proc and sysfs
-_COVER = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+_COVER = (
+    syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+)
 
 
 def enter(root: int) -> None:
@@ -27,7 +29,7 @@ def enter(root: int) -> None:
     table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)  # stays readable without /proc
     try:
         own = _mount_id(root)
-        linux.move_mount(root, linux.AT_FDCWD, "/")  # the process's own root is still the one below
+        syscalls.move_mount(root, syscalls.AT_FDCWD, "/")  # the process's own root is still the one below
         _part(_read(table), own)
         _hide_all(table, own)
     finally:
@@ -41,7 +43,7 @@ def _part(table: bytes, own: int) -> None:
     """Make private what doesn't lie below the mount with the ID `own`, where it can be found by its path."""
     for mount in _others(table, own):
         try:
-            linux.mount(None, mount.path, None, linux.MS_PRIVATE)
+            syscalls.mount(None, mount.path, None, syscalls.MS_PRIVATE)
         except OSError:
             continue
 
@@ -55,12 +57,12 @@ def _hide_all(table: int, own: int) -> None:
             return
         mount = left[-1]  # the latest: it may be over others
         try:
-            linux.umount2(mount.path, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+            syscalls.umount2(mount.path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EPERM):  # it is locked
                 raise
             cover = mounts.filesystem("tmpfs", ("size=4096", "mode=555"), _COVER, "tmpfs")
-            linux.move_mount(cover, linux.AT_FDCWD, mount.path)
+            syscalls.move_mount(cover, syscalls.AT_FDCWD, mount.path)
             os.close(cover)
             covered.add(mount.number)
     raise OSError(errno.EPERM, "the host's /proc and /sys can't be hidden without pivot_root")

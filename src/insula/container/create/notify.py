@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import struct
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.model.cpython import dumps, socket
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ def pass_on(pidfd: int, listener: int, profile: Mapping[str, Any], state: Mappin
     }
     data = dumps(message).encode()
     path = profile["listenerPath"]
-    fd = linux.pidfd_getfd(pidfd, listener)
+    fd = syscalls.pidfd_getfd(pidfd, listener)
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

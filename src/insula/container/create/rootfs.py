@@ -39,7 +39,7 @@ from insula.container.create.sources import (
 )
 from insula.container.create.stdio import is_null_device, open_null
 from insula.container.create.steps import Steps, step
-from insula.kernel import linux, mounts
+from insula.kernel import mounts, syscalls
 from insula.kernel.mount_options import Options
 
 TYPE_CHECKING = False
@@ -58,7 +58,7 @@ VOLUME = "insula.volume"
 """The type of an entry of `mounts` that stands for a directory of the root itself, which is made if it is missing. With
 the option `rw` it is a mount of its own, so that it stays writable when the root is made read-only."""
 _NO_LINKS = ("proc", "sysfs")
-_NOTHING = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
+_NOTHING = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 
 
 # -- premounts ---------------------------------------------------------------------------------------------------------
@@ -146,14 +146,14 @@ def leave_host(premounts: Premounts) -> None:
     """
     base = mounts.filesystem("tmpfs", ("mode=555", "size=4096", "nr_inodes=8"), _NOTHING, "tmpfs")
     try:
-        linux.move_mount(base, linux.AT_FDCWD, "/")
+        syscalls.move_mount(base, syscalls.AT_FDCWD, "/")
         for path, mount in premounts.tops.items():
             os.mkdir(path[1:], 0o555, dir_fd=base)
             target = os.open(path[1:], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=base)
             mounts.attach(mount, target)
             os.close(target)
         enter(base, pivot=True)
-        mounts.set_attributes(base, linux.MOUNT_ATTR_RDONLY)
+        mounts.set_attributes(base, syscalls.MOUNT_ATTR_RDONLY)
     finally:
         os.close(base)
 
@@ -165,7 +165,7 @@ def _premount_entry(tops: dict[str, int], mount: int, entry: dict[str, Any], gro
     if mount < 0 and not grouped:
         mount = mounts.filesystem(entry["type"], options.data, options.attributes, entry.get("source"))
     if path in API_FILESYSTEMS:
-        linux.move_mount(mount, linux.AT_FDCWD, path)
+        syscalls.move_mount(mount, syscalls.AT_FDCWD, path)
         tops[path] = mount
         mounts.propagate(mount, options.propagation)
         return
@@ -219,11 +219,11 @@ class Tree:
 
     def _attach_root(self, here: bool) -> None:
         if here:
-            linux.move_mount(
-                self.root, linux.AT_FDCWD, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+            syscalls.move_mount(
+                self.root, syscalls.AT_FDCWD, "", syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
             )
         else:
-            linux.move_mount(self.root, linux.AT_FDCWD, "/")
+            syscalls.move_mount(self.root, syscalls.AT_FDCWD, "/")
 
     def _move(self, mount: int, entry: dict[str, Any]) -> None:
         """Move a premounts file system, with what is mounted on it, into the root."""
@@ -271,7 +271,7 @@ class Tree:
 
     def _propagation(self) -> int:
         kind = propagation_of_root(self.config)
-        return kind if kind & linux.MS_REC else 0
+        return kind if kind & syscalls.MS_REC else 0
 
     def _from_inside(self, index: int, entry: dict[str, Any], options: Options) -> int:
         """A bind mount whose source lies in the root, as the entries before it left it; -1 if it is none."""
@@ -310,7 +310,7 @@ class Tree:
 
 def is_sealed_late(entry: dict[str, Any], options: Options) -> bool:
     """Whether an entry becomes read-only only when all is mounted: a tmpfs begins without places to mount on."""
-    return entry.get("type") == "tmpfs" and bool(options.attributes & linux.MOUNT_ATTR_RDONLY)
+    return entry.get("type") == "tmpfs" and bool(options.attributes & syscalls.MOUNT_ATTR_RDONLY)
 
 
 def _make_target(root: int, path: str, directory: bool, links: bool) -> int:
@@ -341,7 +341,7 @@ def _volume(root: int, entry: dict[str, Any]) -> None:
 
 
 def _make(fstype: str, entry: dict[str, Any], options: Options, target: int) -> int:
-    attributes = options.attributes & ~(linux.MOUNT_ATTR_RDONLY if fstype == "tmpfs" else 0)
+    attributes = options.attributes & ~(syscalls.MOUNT_ATTR_RDONLY if fstype == "tmpfs" else 0)
     mount = mounts.filesystem(fstype, options.data, attributes, entry.get("source"))
     if options.copy_up and fstype == "tmpfs":
         from insula.container.create.copy_up import copy_up
@@ -367,16 +367,16 @@ def protect_paths(config: dict[str, Any], root: int, premounts: Premounts | None
 def seal(config: dict[str, Any], tree: Tree) -> None:
     """Make read-only what shall be, when everything is in its place, /dev/console too: the root, and tmpfs."""
     for mount in tree.late:
-        step(Steps.SEAL_MOUNTS, mounts.set_attributes, mount, linux.MOUNT_ATTR_RDONLY)
+        step(Steps.SEAL_MOUNTS, mounts.set_attributes, mount, syscalls.MOUNT_ATTR_RDONLY)
         os.close(mount)
     if config["root"].get("readonly"):
-        step(Steps.SEAL_ROOT, mounts.set_attributes, tree.root, linux.MOUNT_ATTR_RDONLY)
+        step(Steps.SEAL_ROOT, mounts.set_attributes, tree.root, syscalls.MOUNT_ATTR_RDONLY)
 
 
 def propagate_root(config: dict[str, Any], root: int) -> None:
     """`rootfsPropagation` of the root itself, once it is the root: pivot_root(2) takes no shared one."""
-    if (kind := propagation_of_root(config)) and not kind & linux.MS_PRIVATE:
-        step(Steps.SET_PROPAGATION, mounts.propagate, root, kind & ~linux.MS_REC)
+    if (kind := propagation_of_root(config)) and not kind & syscalls.MS_PRIVATE:
+        step(Steps.SET_PROPAGATION, mounts.propagate, root, kind & ~syscalls.MS_REC)
 
 
 def enter(root: int, *, pivot: bool) -> None:
@@ -387,8 +387,8 @@ def enter(root: int, *, pivot: bool) -> None:
     """
     os.fchdir(root)
     if pivot:
-        linux.pivot_root(".", ".")
-        linux.umount2(".", linux.MNT_DETACH)
+        syscalls.pivot_root(".", ".")
+        syscalls.umount2(".", syscalls.MNT_DETACH)
     else:
         os.chroot(".")
     os.chdir("/")
@@ -448,7 +448,7 @@ def protect(places: PathResolver, masked: Iterable[str], readonly: Iterable[str]
     """maskedPaths can't be read, readonlyPaths not written (OCI runtime-spec, config-linux.md)."""
     for path in _distinct(readonly):
         if (target := places.open(path)) is not None:
-            copy = mounts.bind("", recursive=True, dirfd=target, attributes=linux.MOUNT_ATTR_RDONLY)
+            copy = mounts.bind("", recursive=True, dirfd=target, attributes=syscalls.MOUNT_ATTR_RDONLY)
             mounts.attach(copy, target)
             os.close(copy)
             os.close(target)
@@ -478,9 +478,9 @@ def _distinct(paths: Iterable[str]) -> dict[str, None]:
 def _cover(places: PathResolver, directory: bool) -> int:
     """What hides a path: an empty directory, or a device that is read as empty."""
     if directory:
-        return mounts.filesystem("tmpfs", ("size=0", "mode=555"), linux.MOUNT_ATTR_RDONLY, "tmpfs")
+        return mounts.filesystem("tmpfs", ("size=0", "mode=555"), syscalls.MOUNT_ATTR_RDONLY, "tmpfs")
     null = places.open_null()
     try:
-        return mounts.bind("", dirfd=null, attributes=linux.MOUNT_ATTR_RDONLY)
+        return mounts.bind("", dirfd=null, attributes=syscalls.MOUNT_ATTR_RDONLY)
     finally:
         os.close(null)

@@ -19,7 +19,7 @@ import os
 from insula.container import wire
 from insula.container.create import devices, namespaces
 from insula.container.create.steps import INTERRUPTED, Steps, send, step
-from insula.kernel import linux, mounts, process, sealed
+from insula.kernel import mounts, process, sealed, syscalls
 from insula.kernel.mount_options import Options
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from insula.container.create.namespaces import Plan
     from insula.model.cpython import socket
 
-SLAVE = linux.MS_SLAVE | linux.MS_REC
+SLAVE = syscalls.MS_SLAVE | syscalls.MS_REC
 _BATCH = 32  # sources that are asked for in one message, which takes 64 descriptors
 
 
@@ -128,7 +128,7 @@ def open_root(path: str, config: dict[str, Any]) -> int:
     root = mounts.bind(path, recursive=True)
     try:
         mounts.propagate(root, SLAVE)
-        if (kind := propagation_of_root(config)) & linux.MS_PRIVATE:
+        if (kind := propagation_of_root(config)) & syscalls.MS_PRIVATE:
             mounts.propagate(root, kind)
     except OSError:
         os.close(root)
@@ -253,8 +253,8 @@ def finish_bind(fd: int, entry: dict[str, Any], options: Options, of_root: int, 
         mounts.change(fd, options.own)
         mounts.change(fd, options.all_below, recursive=True)
         wanted = options.propagation or of_root or SLAVE
-        shared = wanted & linux.MS_SHARED
-        if (shared and plan.has_user()) or not (shared or wanted & linux.MS_REC):
+        shared = wanted & syscalls.MS_SHARED
+        if (shared and plan.has_user()) or not (shared or wanted & syscalls.MS_REC):
             mounts.propagate(fd, SLAVE)  # what lies below, of which `wanted` need not speak
         mounts.propagate(fd, wanted)
     except OSError:

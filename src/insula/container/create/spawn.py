@@ -16,7 +16,7 @@ import os
 from insula.container import wire
 from insula.container.create import init, namespaces, sources
 from insula.container.create.cgroup_mount import Groups, own_directories
-from insula.kernel import linux, process, scheduling
+from insula.kernel import process, scheduling, syscalls
 from insula.kernel.cgroups import delegation
 from insula.kernel.rollback import Rollback
 
@@ -124,7 +124,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -
             init.main(config, args, plan)
         os.fchdir(bundle)
         undo.hold(pidfd)
-        if plan.makes(linux.CLONE_NEWUSER):
+        if plan.makes(syscalls.CLONE_NEWUSER):
             process.map_ids(pid, plan.uids, plan.gids)
             scheduling.give(config["process"], pid)  # a real-time policy takes CAP_SYS_NICE of the host
         if (score := config["process"].get("oomScoreAdj")) is not None:

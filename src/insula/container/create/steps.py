@@ -9,7 +9,7 @@ import os
 import sys
 
 from insula.container import wire
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.model.cpython import signal
 
 TYPE_CHECKING = False
@@ -178,9 +178,9 @@ def close_others(keep: list[int]) -> None:
     first = 3  # the standard streams are replaced later
     for fd in sorted({fd for fd in keep if fd > 2}):
         if fd > first:
-            linux.close_range(first, fd - 1)
+            syscalls.close_range(first, fd - 1)
         first = fd + 1
-    linux.close_range(first, 0x7FFFFFFF)
+    syscalls.close_range(first, 0x7FFFFFFF)
 
 
 def step(which: Step, action: Callable[..., object], *arguments: Any, about: str = "") -> None:

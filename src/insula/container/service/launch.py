@@ -7,7 +7,7 @@ import os
 
 from insula.container.create.spawn import SpawnOptions, spawn
 from insula.container.create.steps import StepError, Steps
-from insula.kernel import cgroups, linux, mounts, process
+from insula.kernel import cgroups, mounts, process, syscalls
 from insula.kernel.rollback import Rollback
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ class Layers:
             mount = mounts.idmapped(path, self._namespaces[id_base])
             name = _random_directory()
             try:
-                linux.move_mount(mount, linux.AT_FDCWD, name)
+                syscalls.move_mount(mount, syscalls.AT_FDCWD, name)
             finally:
                 os.close(mount)
         self._mounted[key] = name  # the order of a dict is the order of use
@@ -64,7 +64,7 @@ class Layers:
 
     def _drop(self, key: tuple[int, str]) -> None:
         name = self._mounted.pop(key)
-        linux.umount2(name, linux.MNT_DETACH)
+        syscalls.umount2(name, syscalls.MNT_DETACH)
         os.rmdir(name)
 
 
@@ -113,7 +113,7 @@ def root_and_streams(
     lower = layers.lower(launch.id_base, launch.lower)
     root = child_fds.hold(_overlay(launch, lower))
     # no layer should hold a device node; if one does, it is none
-    mounts.set_attributes(root, linux.MOUNT_ATTR_NODEV)
+    mounts.set_attributes(root, syscalls.MOUNT_ATTR_NODEV)
     if launch.tty:
         return root, [], {}
     user = launch.config["process"].get("user") or {}

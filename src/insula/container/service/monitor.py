@@ -48,7 +48,7 @@ from insula.container.service.protocol import (
 from insula.container.service.relay import Client, Session
 from insula.container.service.run_directory import PidIndex
 from insula.container.service.zygote_supervisor import ZygoteSupervisor
-from insula.kernel import linux, process
+from insula.kernel import process, syscalls
 from insula.log import write as report
 from insula.model.stream import Kind
 
@@ -402,10 +402,10 @@ def main() -> NoReturn:
             for fd in set(state["descriptors"]) - {lock}:
                 os.close(fd)
             state = None
-    linux.set_name("insula-monitor")
+    syscalls.set_name("insula-monitor")
     os.umask(0o077)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     os.chdir("/")
     monitor = Monitor(run, build, int(spares), lock, state)
     with open(f"{run}/{MONITOR_PID}", "w") as file:

@@ -28,7 +28,7 @@ from insula.container.create.rootfs import PremountPlan, leave_host
 from insula.container.create.sources import PreparedMounts
 from insula.container.create.steps import INTERRUPTED, Steps, send, step
 from insula.container.service import launch
-from insula.kernel import linux, process, records
+from insula.kernel import process, records, syscalls
 from insula.kernel.cgroups import Cgroup, delegation
 from insula.kernel.rollback import Rollback
 from insula.log import write as report
@@ -299,7 +299,7 @@ def wait_for_assignment(premount_plan: PremountPlan, args: init.InitArgs, plan: 
     """In the child: set up the namespaces, wait for the assignment, and become that container."""
 
     def body() -> NoReturn:
-        linux.set_name("insula-warm")
+        syscalls.set_name("insula-warm")
         init.sanitize(args, plan)
         premounts = init.setup_namespaces(plan, premount_plan, args)
         if premounts:

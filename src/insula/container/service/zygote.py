@@ -49,7 +49,7 @@ from insula.container.service.protocol import WARM_RECORDS, ZYGOTE_BUILD, ZYGOTE
 from insula.container.service.run_directory import Launch, RunDirectory, State
 from insula.container.service.sessions import Sessions
 from insula.container.service.warm_pool import Template, WarmContainer, WarmPool, assign
-from insula.kernel import cgroups, linux, process
+from insula.kernel import cgroups, process, syscalls
 from insula.kernel.rollback import Rollback
 from insula.log import write as report
 
@@ -253,7 +253,7 @@ class Zygote:
                 owner = (request.id_base + user.get("uid", 0), request.id_base + user.get("gid", 0))
                 stdio, streams = launch.make_pipes(child_fds, undo, stdin, owner)
             program = self._program(request)
-            pid, pidfd = linux.clone3(0)
+            pid, pidfd = syscalls.clone3(0)
             if pid == 0:
                 join.main(join.ExecArgs(what, target, theirs, groups, stdio, program))
             undo.keep()
@@ -400,10 +400,10 @@ class Zygote:
         below it (ovl_sync_fs()), which takes as long as what others write there has to take."""
         dead = [fd for _, fd in self.ended]
         wait, done = os.pipe2(os.O_CLOEXEC)
-        pid, pidfd = linux.clone3(0)
+        pid, pidfd = syscalls.clone3(0)
         if pid == 0:
             try:
-                linux.set_name("insula-umount")
+                syscalls.set_name("insula-umount")
                 close_others([*dead, wait])
                 os.read(wait, 1)  # until the parent has closed its own: the last one to close is who waits
             finally:
@@ -456,23 +456,23 @@ def _ended(pidfd: int) -> bool:
 
 def main(run: str, build: str, listener: socket.socket, spares: int) -> NoReturn:
     """The life of the zygote: its own mount namespace first, then requests for ever."""
-    linux.set_name("insula-zygote")
+    syscalls.set_name("insula-zygote")
     os.umask(0o077)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     # a clone with another effective user (see launch.py) stays a clone by root, who may where others may not
-    linux.prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
+    syscalls.prctl(syscalls.PR_SET_SECUREBITS, syscalls.SECBIT_NO_SETUID_FIXUP)
     # slave: what the host mounts later is seen here, what is mounted here is not seen there
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     layers = f"{run}/layers"
     os.makedirs(layers, 0o700, exist_ok=True)
-    linux.mount("tmpfs", layers, "tmpfs", 0, "mode=700")
+    syscalls.mount("tmpfs", layers, "tmpfs", 0, "mode=700")
     os.chdir(layers)
     # a user namespace may mount /proc and /sys only where they are seen whole, and the host may have covered
     # parts of its own (mount_too_revealing() in fs/namespace.c): so here are some that nothing covers
     for name, fstype in (("proc", "proc"), ("sys", "sysfs")):
         os.mkdir(name)
-        linux.mount(fstype, name, fstype, linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+        syscalls.mount(fstype, name, fstype, syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
     with open(f"{run}/{ZYGOTE_PID}", "w") as file:
         file.write(f"{os.getpid()} {process.start_time(os.getpid())}\n")
     with open(f"{run}/{ZYGOTE_BUILD}", "w") as file:

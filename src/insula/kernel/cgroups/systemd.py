@@ -27,7 +27,7 @@ import signal
 import time
 from contextlib import contextmanager, suppress
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.kernel.cgroups.hierarchy import of_process
 from insula.kernel.cgroups.resources_v2 import PERIOD, weight_of_shares
 from insula.model.errors import Failed, Invalid, Unavailable
@@ -81,7 +81,7 @@ class Scope:
         holder = os.fork()
         if holder == 0:
             try:
-                linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+                syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
                 while True:
                     signal.pause()
             finally:

@@ -11,7 +11,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.kernel.netlink import attributes as rtattr
 from insula.kernel.netlink.messages import (
     ADDR,
@@ -47,11 +47,11 @@ class Namespace(Rtnl):
         self.fd = fd
         own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            linux.setns(fd, linux.CLONE_NEWNET)
+            syscalls.setns(fd, syscalls.CLONE_NEWNET)
             try:
                 super().__init__()
             finally:
-                linux.setns(own, linux.CLONE_NEWNET)
+                syscalls.setns(own, syscalls.CLONE_NEWNET)
         finally:
             os.close(own)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 
-from insula.kernel import capabilities, linux
+from insula.kernel import capabilities, syscalls
 from insula.kernel.seccomp import load as seccomp_load
 
 TYPE_CHECKING = False
@@ -119,7 +119,7 @@ def main() -> None:
     end = rest.index(_SEPARATOR)
     readable, command = rest[:end], rest[end + 1 :]
     try:
-        linux.unshare(linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
+        syscalls.unshare(syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
         if child := os.fork():
             print(child, flush=True)
             return
@@ -130,7 +130,7 @@ def main() -> None:
         calls = os.pread(int(compiled), os.fstat(int(compiled)).st_size, 0)
         _enter_root(readable)
         _give_up(int(user))
-        linux.close_range(3, 0xFFFFFFFF, linux.CLOSE_RANGE_CLOEXEC)
+        syscalls.close_range(3, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
         seccomp_load.load(calls)
         os.execve(command[0], command, {"LC_ALL": "C"})
     except OSError as error:
@@ -140,9 +140,11 @@ def main() -> None:
 
 def _enter_root(readable: Sequence[str]) -> None:
     """Make a root of nothing but these and `DEVICES`, each at its own path, and leave the host's."""
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    linux.mount("tmpfs", _PLACE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC, "size=64k,mode=755")
-    common = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount(
+        "tmpfs", _PLACE, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, "size=64k,mode=755"
+    )
+    common = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
     for path in (*DEVICES, *readable):
         inside = _PLACE + path
         if os.path.isdir(path):
@@ -150,21 +152,21 @@ def _enter_root(readable: Sequence[str]) -> None:
         else:
             os.makedirs(os.path.dirname(inside), 0o755, exist_ok=True)
             os.mknod(inside, 0o600)
-        linux.mount(path, inside, None, linux.MS_BIND)
-        more = linux.MOUNT_ATTR_NOEXEC if path in DEVICES else linux.MOUNT_ATTR_NODEV
-        linux.mount_setattr(linux.AT_FDCWD, inside, set_=common | more, flags=0)
-    linux.mount_setattr(linux.AT_FDCWD, _PLACE, set_=common, flags=0)
+        syscalls.mount(path, inside, None, syscalls.MS_BIND)
+        more = syscalls.MOUNT_ATTR_NOEXEC if path in DEVICES else syscalls.MOUNT_ATTR_NODEV
+        syscalls.mount_setattr(syscalls.AT_FDCWD, inside, set_=common | more, flags=0)
+    syscalls.mount_setattr(syscalls.AT_FDCWD, _PLACE, set_=common, flags=0)
     os.chdir(_PLACE)
-    linux.pivot_root(".", ".")
-    linux.umount2(".", linux.MNT_DETACH)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount2(".", syscalls.MNT_DETACH)
     os.chdir("/")
 
 
 def _give_up(user: int) -> None:
     """Become a user and group, with one capability, bounded resources, and no way to more rights."""
     for kind, most in _RLIMITS:
-        _, hard = linux.prlimit(kind)
-        linux.prlimit(kind, (min(most, hard), min(most, hard)))
+        _, hard = syscalls.prlimit(kind)
+        syscalls.prlimit(kind, (min(most, hard), min(most, hard)))
     kept = capabilities.to_mask(_KEPT)
     rights = capabilities.Capabilities(kept, kept, kept, kept, kept)
     os.setgroups([])
@@ -172,4 +174,4 @@ def _give_up(user: int) -> None:
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
     capabilities.after_setuid(rights)
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)

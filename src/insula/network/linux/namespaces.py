@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from insula.kernel import linux
+from insula.kernel import syscalls
 from insula.kernel.netns import OWN, call_in_new
 
 DIRECTORY = Path("/run/netns")
@@ -38,14 +38,14 @@ def create(path: Path) -> None:
     """Keep a new namespace at `path` unless there is one. `DIRECTORY` must be prepared."""
     if not exists(path):
         path.touch(mode=0o444)
-        call_in_new(lambda: linux.mount(OWN, path, None, linux.MS_BIND))
+        call_in_new(lambda: syscalls.mount(OWN, path, None, syscalls.MS_BIND))
 
 
 def remove(path: Path) -> None:
     """Let go of the namespace kept at `path`; it ends when no process and no descriptor holds it either."""
     while (fd := open_named(path)) is not None:
         os.close(fd)
-        linux.umount2(path, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+        syscalls.umount2(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     path.unlink(missing_ok=True)
 
 
@@ -53,17 +53,17 @@ def prepare_directory() -> bool:
     """Make /run/netns a shared mount as ip-netns(8) does, else it would do so later on top of ours. True if we did."""
     DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
-        linux.mount(None, DIRECTORY, None, linux.MS_SHARED | linux.MS_REC)
+        syscalls.mount(None, DIRECTORY, None, syscalls.MS_SHARED | syscalls.MS_REC)
         return False
     except OSError:  # EINVAL: no mount yet
-        linux.mount(DIRECTORY, DIRECTORY, None, linux.MS_BIND | linux.MS_REC)
-        linux.mount(None, DIRECTORY, None, linux.MS_SHARED | linux.MS_REC)
+        syscalls.mount(DIRECTORY, DIRECTORY, None, syscalls.MS_BIND | syscalls.MS_REC)
+        syscalls.mount(None, DIRECTORY, None, syscalls.MS_SHARED | syscalls.MS_REC)
         return True
 
 
 def release_directory() -> None:
     """Undo `prepare_directory` unless somebody else keeps a namespace there."""
     if DIRECTORY.is_dir() and not any(DIRECTORY.iterdir()):
-        linux.umount2(DIRECTORY, linux.UMOUNT_NOFOLLOW)
+        syscalls.umount2(DIRECTORY, syscalls.UMOUNT_NOFOLLOW)
         if not any(DIRECTORY.iterdir()):
             DIRECTORY.rmdir()

@@ -12,7 +12,7 @@ from insula.container import config as checks
 from insula.container import wire
 from insula.container.create import join, namespaces
 from insula.container.create.steps import StepError
-from insula.kernel import linux, process, scheduling
+from insula.kernel import process, scheduling, syscalls
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.rollback import Rollback
 from insula.model.cpython import loads, signal
@@ -163,7 +163,7 @@ class Joined:
             from insula.container.create import notify  # noqa: F401  # the child can't import it any more
         if not terminal:
             streams.give_to(self._outside_uid())
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         scheduling.set_affinity(scheduling.ALL)
         sync, theirs = wire.pair()
         undo.callback(sync.close)
@@ -189,7 +189,7 @@ class Joined:
                 plain=self.console is None,
             )
             beside = group.open_beside() if group else None
-            first, pidfd = linux.clone3(0, cgroup=None if beside is None else child_fds.hold(beside))
+            first, pidfd = syscalls.clone3(0, cgroup=None if beside is None else child_fds.hold(beside))
             if first == 0:
                 join.main(given)
         os.close(pidfd)

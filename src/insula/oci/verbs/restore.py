@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from insula.container import checkpoint as names
-from insula.kernel import criu, linux, process
+from insula.kernel import criu, process, syscalls
 from insula.kernel.rollback import Rollback
 from insula.model.errors import Failed
 from insula.oci import creation, streams
@@ -60,7 +60,7 @@ def _restore(made: creation.Created, program: str, images: str, work: str, undo:
     words += ["--root", _own_mount(made.record["rootfs"]), "--restore-detached", "--pidfile", pid_file]
     words += flags(made.arguments, _FLAGS)
     if not made.arguments.detach:
-        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)  # what criu leaves behind is ours to wait for
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # what criu leaves behind is ours to wait for
     try:
         criu.run(program, "restore", words, work=work, keep=keep)
     finally:
@@ -76,13 +76,13 @@ def _restore(made: creation.Created, program: str, images: str, work: str, undo:
 
 def _own_mount(root: str) -> str:
     """`root` as a mount of its own, which criu takes for the new root. Nobody else sees it."""
-    linux.unshare(linux.CLONE_NEWNS)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
     # nothing goes to the host; what the host mounts still comes, and goes on to mounts that were slaves of the host's
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
-    linux.mount(None, "/", None, linux.MS_REC | linux.MS_SHARED)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SHARED)
     try:
-        linux.mount(root, root, None, linux.MS_BIND | linux.MS_REC)
-        linux.mount(None, root, None, linux.MS_PRIVATE)
+        syscalls.mount(root, root, None, syscalls.MS_BIND | syscalls.MS_REC)
+        syscalls.mount(None, root, None, syscalls.MS_PRIVATE)
     except OSError as error:
         raise Failed(f"root.path {root!r} can't be mounted: {error.strerror}", "is it there?") from None
     return root
