@@ -133,7 +133,7 @@ print(*tomllib.load(sys.stdin.buffer)["project"]["dependencies"], sep="\n")' <"$
 # start_time PID: field 22 of proc_pid_stat(5); with the pid it names a process for ever.
 start_time() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
 
-# running NAME: prints the pid of insulad, keeper or spawner, if it runs. insulad holds a lock, which the kernel
+# running NAME: prints the pid of insulad, keeper (the monitor) or spawner (the zygote), if it runs. insulad holds a lock, which the kernel
 # drops with it; the others write "PID START_TIME".
 running() {
     if [ "$1" = insulad ]; then

@@ -1,6 +1,6 @@
 """insulad: the daemon that holds the API and control.
 
-It may end at any time, by SIGTERM or SIGKILL: instances keep running under the keeper and the spawner, and the next
+It may end at any time, by SIGTERM or SIGKILL: instances keep running under the monitor and the zygote, and the next
 start adopts them. What tells it apart from a second daemon on the same root is a lock that the kernel drops with the
 process (flock(2)), so there is no stale PID file to clean up; the number in the file is for people.
 """
@@ -163,7 +163,7 @@ def main() -> int:
         if os.geteuid() != 0:
             raise Denied("insulad needs root", "start it with sudo, or by systemd")
         set_up(settings.log_level)
-        # the keeper and the spawner inherit it, and hold descriptors for every instance
+        # the monitor and the zygote inherit it, and hold descriptors for every instance
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         settings.make()

@@ -303,7 +303,7 @@ class Images:
             try:
                 for path in self.context.images.lower([layer]):
                     await self.context.release_layer(path)
-            except InsulaError as error:  # then its room on the disk is free only when the spawner drops it
+            except InsulaError as error:  # then its room on the disk is free only when the zygote drops it
                 self.context.problems[f"layer {layer[:19]}"] = error.message
         return await asyncio.to_thread(self.context.images.collect, live)
 

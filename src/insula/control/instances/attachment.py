@@ -27,7 +27,7 @@ UNKNOWN = 255
 _TURN = 32  # pieces in a row, before others have their turn
 _readers = ThreadPoolExecutor(2, "insula-log")
 _SHORTEST, _LONGEST = 0.005, 0.1  # between looks at a log
-_PATIENCE = 10.0  # with a keeper that is just starting, on a busy machine
+_PATIENCE = 10.0  # with a monitor that is just starting, on a busy machine
 
 
 def exit_frame(ended: Exit) -> tuple[Kind, bytes]:
@@ -70,7 +70,7 @@ def merge(records: Sequence[LogRecord]) -> Iterator[tuple[Kind, bytes]]:
 class Attachment:
     """The streams of an instance's current start, or of one more process in it; one reader.
 
-    `log` opens the log at the beginning of that start, for an instance; other processes have none. Should the keeper
+    `log` opens the log at the beginning of that start, for an instance; other processes have none. Should the monitor
     die, it and not the stream tells what came afterwards, so nothing is lost and nothing is repeated. The end is told
     only `after` that has happened, if it is given: who hears that a `--rm` instance ended can use its name again.
     """
@@ -106,7 +106,7 @@ class Attachment:
             try:
                 stream = await self._driver.attach(self._instance_id, self._exec_id, stdin=self._stdin)
             except (NotFound, OSError) as error:
-                # a keeper that has just been started knows its sessions in a moment
+                # a monitor that has just been started knows its sessions in a moment
                 over = self._exec_id is None and self._driver.has_exited(self._instance_id)
                 if (isinstance(error, NotFound) and (over or not fresh)) or time.monotonic() > deadline:
                     break
@@ -152,7 +152,7 @@ class Attachment:
     async def _rest(self, delivered: Counter[Kind], ended: asyncio.Future[Exit]) -> AsyncIterator[tuple[Kind, bytes]]:
         """What the log has beyond what was delivered, and what is still to come."""
         if self._log is None:
-            raise Unavailable("the keeper of its output died, and some may be lost", "run it again")
+            raise Unavailable("the monitor of its output died, and some may be lost", "run it again")
         complete = asyncio.ensure_future(self._complete(ended))
         try:
             with self._log() as reader:

@@ -190,7 +190,7 @@ class HealthChecks:
         """The exit status of a check; what it prints is added to `output`."""
         try:
             stream = await driver.attach(instance_id, exec_id)
-        except NotFound:  # it ended at once, or the keeper did: the status is what counts
+        except NotFound:  # it ended at once, or the monitor did: the status is what counts
             return (await driver.wait(instance_id, exec_id)).exit_status
         reading = asyncio.ensure_future(_read(stream, output))
         try:
@@ -229,7 +229,7 @@ class HealthChecks:
 
 
 async def _read(stream: Streams, output: bytearray) -> None:
-    """Up to the bound; then it is closed, and the keeper throws away what comes."""
+    """Up to the bound; then it is closed, and the monitor throws away what comes."""
     async for _, data in stream:
         output += data[: OUTPUT - len(output)]
         if len(output) >= OUTPUT:
