@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from bench.lib import Agent, Bench, Measure, Table, comparison, interleave, time
 from bench.peers import CRUN, Runtime, bundle_config, docker, podman, root_file_system
 from insula.container.service import client
 from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
-from insula.container.service.run_directory import Launch
+from insula.container.service.run_directory import Launch, RunDirectory
 from tests.support.peers import Missing
 
 ROUNDS = 25
@@ -32,7 +31,8 @@ def real_launch(bench: Bench) -> Launch:
     """What insulad asks of the runtime for an instance of busybox: taken from one that runs."""
     bench.cli.ok("run", "-d", "--name", SLEEPER, "busybox", "sleep", "600")
     identity = bench.cli.json("inspect", SLEEPER)[0]["instance"]["id"]
-    launch = Launch(**json.loads((bench.daemon.run / "containers" / identity / "launch.json").read_bytes()))
+    launch = RunDirectory(str(bench.daemon.run), identity).launch()
+    assert launch
     bench.cli.ok("rm", "-f", SLEEPER)
     launch.config["process"]["args"] = ["/bin/true"]
     sources = bench.scratch / "etc"
