@@ -25,7 +25,7 @@ settings.load_profile("insula")
 
 
 class StubDaemon:
-    """`path` is its socket; `cloud` what it serves."""
+    """`path` is its socket; `plane` what it serves."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "insulad.sock"
@@ -44,6 +44,7 @@ class StubDaemon:
     def start(self) -> None:
         self._thread.start()
         assert self._ready.wait(10)
+        assert self.client.tenants.list() == []  # it listens as it does from now on
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self.server.stop.set)
