@@ -245,7 +245,13 @@ def as_it_was_started_before(cloud: Lab, tenant: str) -> int:
     ]
     environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
     inside = cloud.inside(tenant)
-    call_in(inside, lambda: subprocess.run(command, check=True, env=environment, timeout=20))
+
+    def started() -> bool:  # once the addresses of the one before are free
+        return call_in(
+            inside, lambda: subprocess.run(command, env=environment, timeout=20, check=False).returncode == 0
+        )
+
+    eventually(started)
     serving = {tenant: pid_of(cloud, tenant) for tenant in cloud.tenants}
     found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_resolver(int(pid))]
     found = [pid for pid in found if pid not in serving.values()]

@@ -105,12 +105,15 @@ def _kill(pidfd: int, group: Cgroup | None, record: Record) -> None:
     poll.register(pidfd, select.POLLIN)
     if group and not poll.poll(_SOON):
         _take_back(group, record["pid"])
+    if group and group.exists():
+        for pid in group.processes():  # what it had forked where it was
+            _take_back(group, pid)
     if not poll.poll(_PATIENCE):
         raise Failed(f"process {record['pid']} of container {record['id']} doesn't die", "see its state in ps(1)")
 
 
 def _take_back(group: Cgroup, pid: int) -> None:
-    """It doesn't die: it may be in a frozen group of others. They stay frozen."""
+    """One that doesn't die may be in a frozen group of others. They stay frozen."""
     try:
         group.take_back(pid)
     except OSError:  # its own group is gone, too
