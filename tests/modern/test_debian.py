@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from tests.support.guest import CHECKOUT, PATIENCE, Guest
 from tests.support.wait import until
 
@@ -190,12 +191,12 @@ def test_instances_outlive_the_daemon(guest: Guest, command: str) -> None:
     assert guest.ok("insula -T shop exec always ping -c 1 once")
 
 
-@pytest.mark.parametrize("helper", ["zygote", "monitor"])
+@pytest.mark.parametrize("helper", [ZYGOTE_PID, MONITOR_PID])
 def test_an_end_is_seen_though_a_helper_is_killed(guest: Guest, helper: str) -> None:
     """In this order: the zygote that a killed monitor leaves is init's child, and so are then those that it leaves."""
     script = "mkfifo /go; read x < /go; echo said; exit 7"
     guest.ok(f"insula -T shop run -d --name brief busybox sh -c '{script}'")
-    guest.ok(f"kill -9 $(cut -d ' ' -f 1 /run/insula/{helper}.pid) && sleep 1")
+    guest.ok(f"kill -9 $(cut -d ' ' -f 1 /run/insula/{helper}) && sleep 1")
     guest.run("insula -T shop exec brief sh -c 'echo > /go'")  # PID 1 may take it along
     assert guest.ok("insula -T shop wait brief") == "7"
     assert guest.ok("insula -T shop logs brief") == "said"
