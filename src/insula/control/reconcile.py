@@ -123,19 +123,22 @@ class Reconciler:
         for entry in statuses.entries:
             for found in self._whole(STATUS, Snapshot([entry], 0), needed=False):
                 known[STATUS.parts(entry.key)] = found.value
-        ids = {id_of(entry) for entry in entries.entries}
+        ids, old = {id_of(entry) for entry in entries.entries}, list[ManagedInstance]()
         for instance, revision in self._whole(INSTANCES, entries):
             status = known.pop((instance.tenant, instance.name), None)
             if instance.host not in ("", self.context.host):
                 continue
-            if not instance.host:  # stored by 0.1.0, when a store had one host
-                instance, revision = await self._take(instance, revision)
+            own = msgspec.structs.replace(instance, host=self.context.host)
             if owner := owners.get(instance.tenant):
-                member = ManagedInstance(owner, instance, status or InstanceStatus(state="created"), revision)
+                member = ManagedInstance(owner, own, status or InstanceStatus(state="created"), revision)
                 member.reconciled.clear()
+                if not instance.host:
+                    old.append(member)
                 self.supervisor.add(member)
             else:
                 self.problems[f"instance {instance.tenant}/{instance.name}"] = "there is no record of its tenant"
+        if old:
+            await self._guarded("records of 0.1.0", self._take(old))
         if self.certain and known:
             await store.transact([], [Delete(STATUS.key(*parts)) for parts in known])
         self.context.preparing.update({name: asyncio.Event() for name in owners})
@@ -155,11 +158,12 @@ class Reconciler:
                 self.context.unreadable.add(entry.key)
         return good
 
-    async def _take(self, instance: Instance, revision: int) -> Found[Instance]:
-        """The instance as one of this host's."""
-        instance = msgspec.structs.replace(instance, host=self.context.host)
-        put = INSTANCES.put(instance, instance.tenant, instance.name)
-        return Found(instance, await self.context.store.put(put.key, put.value, expect=revision))
+    async def _take(self, members: Sequence[ManagedInstance]) -> None:
+        """Commit that these are of this host: 0.1.0 stored no host, for a store had one."""
+        puts = [INSTANCES.put(member.instance, *member.key) for member in members]
+        revision = await self.context.store.transact([], puts)
+        for member in members:
+            member.revision = revision
 
     def _find_leftovers(self, ids: set[str | None]) -> None:
         self._strays = [(d, each) for d in self.context.drivers.values() for each in d.ids() - ids]

@@ -41,7 +41,8 @@ class Cgroup:
     """The group at `path`, relative to the root of every hierarchy.
 
     A class for each version derives from this one and has every method that raises NotImplementedError here. To make
-    a `Cgroup` makes an object of one of them, as with pathlib.Path. `tree` is another hierarchy than the host's.
+    a `Cgroup` makes an object of one of them, as with pathlib.Path. It is no abc.ABC, which may not be called so; a
+    test checks that each class has all of these methods. `tree` is another hierarchy than the host's.
     """
 
     _versions: ClassVar[dict[int, type[Cgroup]]] = {}

@@ -57,6 +57,8 @@ class ContainerDriver:
         await self.runtime.open(wait=False)
 
     async def close(self) -> None:
+        for task in self._tasks:  # the next insulad finds what is left
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.runtime.close()
 
