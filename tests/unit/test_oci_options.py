@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from insula import oci
 from insula.model import cpython
 from insula.model.errors import Invalid
 from insula.oci.commands import COMMANDS, GLOBAL, IN_ORDER, table
@@ -347,6 +349,7 @@ import json, types
 from importlib import import_module
 for name in ("signal", "socket", "hashlib"):
     sys.modules[name] = types.SimpleNamespace(blake2b=None)
+from insula import oci
 from insula.model import cpython
 assert cpython.socket is sys.modules["socket"] and cpython.signal is sys.modules["signal"]
 print(cpython.dumps({"a": [1, None, "\u00e4"]}), cpython.loads(b' {"a": 1.5} '))
@@ -369,3 +372,42 @@ def test_plain_json_refuses(data: bytes) -> None:
         cpython.loads(data)
     with pytest.raises(TypeError):
         cpython.dumps({"x": object()})
+
+
+def _uses(tree: ast.Module) -> dict[str, tuple[set[str], set[str]]]:
+    """Of each function: the attributes of `arguments` that it reads, and the functions that it hands `arguments` to."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        attributes, calls = found[function.name] = set(), set()
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "arguments":
+                attributes.add(node.attr)
+            if isinstance(node, ast.Call) and any(isinstance(a, ast.Name) and a.id == "arguments" for a in node.args):
+                calls.add(ast.unparse(node.func))
+    return found
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_a_verb_has_all_options_that_its_functions_read(verb: str) -> None:
+    """Also those of other verbs' functions that it calls: an option that is missing fails only when it is read."""
+    sources = {path.stem: _uses(ast.parse(path.read_text())) for path in Path(oci.__file__).parent.rglob("*.py")}
+    table = COMMANDS[verb][2] + GLOBAL
+    known = (
+        {Option(text).key for text, _ in table}
+        | {"verb", "named_root"}
+        | {word.lower() for word in re.findall(r"[A-Z]+", COMMANDS[verb][0])}
+    )
+    seen, left = set(), [(verb, "run")]
+    while left:
+        module, name = left.pop()
+        if (module, name) in seen:
+            continue
+        seen.add((module, name))
+        attributes, calls = sources.get(module, {}).get(name, (set(), set()))
+        assert attributes <= known, f"{module}.{name} reads {attributes - known} for {verb}"
+        for call in calls:
+            where, _, what = call.rpartition(".")
+            left.append((where or module, what))
+    assert verb not in ("create", "run", "checkpoint", "restore", "delete") or len(seen) > 1, "calls are followed"

@@ -37,8 +37,8 @@ def run(arguments: Arguments) -> int:
         criu.run(program, "pre-dump" if arguments.pre_dump else "dump", words, work=work)
         if arguments.leave_running or arguments.pre_dump:
             return 0
-    arguments.force = True  # its processes are dead, but may not be gone yet
-    return delete.run(arguments)
+    delete.delete(container, arguments, force=True)  # its processes are dead, but may not be gone yet
+    return 0
 
 
 def directories(arguments: Arguments) -> tuple[str, str]:

@@ -28,7 +28,7 @@ _SOON = 500  # and most take
 
 def run(arguments: Arguments) -> int:
     if not arguments.regex:
-        _delete(Container(arguments.root, arguments.id), arguments)
+        delete(Container(arguments.root, arguments.id), arguments, force=arguments.force)
         return 0
     import re
 
@@ -40,29 +40,33 @@ def run(arguments: Arguments) -> int:
     for container in containers(arguments.root):
         if wanted.search(container.id):
             try:
-                _delete(container, arguments)
+                delete(container, arguments, force=arguments.force)
             except InsulaError as error:  # the others go all the same
                 log.error(f"{error.message}; hint: {error.hint}", arguments)
                 status = 1
     return status
 
 
-def _delete(container: Container, arguments: Arguments) -> None:
+def delete(container: Container, arguments: Arguments, *, force: bool) -> None:
+    """Remove one container and run its poststop hooks, whose failures are warnings in the log of `arguments`.
+
+    With `force` it is killed first, and that there is none is no error. Otherwise raises NotFound, Conflict.
+    """
     try:
         container.lock()
     except NotFound:
-        if arguments.force:
+        if force:
             return
         raise
     with container:
         record = container.record()
         if record is None:
-            if not arguments.force:
+            if not force:
                 container.load()  # says that there is none
             container.remove()
             return
         status = container.status(record)
-        if status not in ("stopped", "created") and not arguments.force:
+        if status not in ("stopped", "created") and not force:
             complaint = f"cannot delete container {container.id} that is not stopped: {status}"
             raise Conflict(complaint, "stop it, or use --force")
         config, state = container.config(), container.oci_state(record, "stopped")

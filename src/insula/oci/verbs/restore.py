@@ -28,9 +28,7 @@ def run(arguments: Arguments) -> int:
     images, work = directories(arguments)
     streams.fill_standard_streams()
     bundle = os.path.abspath(arguments.bundle or ".")
-    made = creation.Created(
-        Container(arguments.root, arguments.id), creation.read_config(arguments, bundle), arguments
-    )
+    made = creation.Created(Container(arguments.root, arguments.id), creation.read_config(arguments, bundle), arguments)
     pid_file = os.path.abspath(arguments.pid_file) if arguments.pid_file else None
     os.chdir(bundle)
     with Rollback() as undo:
