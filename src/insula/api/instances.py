@@ -34,9 +34,7 @@ class InstanceController(Controller):
         return await plane.instances.list(tenant)
 
     @post(summary="Create an instance, and start it unless `start` is false")
-    async def run(
-        self, plane: Plane, tenant: Name, data: JSONBody[InstanceSpec], start: Flag = True
-    ) -> InstanceView:
+    async def run(self, plane: Plane, tenant: Name, data: JSONBody[InstanceSpec], start: Flag = True) -> InstanceView:
         note(name=data.name)
         view = await plane.instances.run(tenant, data, start=start)
         note(name=view.instance.name)

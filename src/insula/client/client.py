@@ -289,9 +289,7 @@ class Instances(Resource):
         """The file or tree at `path` as a tar: read it, and close the response."""
         return self.client.stream("GET", "tenants", tenant, "instances", name, "archive", query={"path": path})
 
-    def archive_put(
-        self, tenant: str, name: str, path: str, archive: Iterable[bytes], copy: str | None = None
-    ) -> None:
+    def archive_put(self, tenant: str, name: str, path: str, archive: Iterable[bytes], copy: str | None = None) -> None:
         """Unpacks a tar, in pieces, into the directory `path`.
 
         With `copy` its one tree goes where cp(1) would put it: "tree" into `path` if that is a directory, else there as
