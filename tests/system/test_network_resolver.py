@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import shutil
 import signal
 import socket
 import struct
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,13 +132,13 @@ ATTEMPTS = {
 def test_a_program_in_the_resolver_s_place_gets_nowhere() -> None:
     """The same confinement around a shell, as for whoever has taken a dnsmasq over."""
     busybox = os.path.realpath(shutil.which("busybox") or "")
-    netns = os.open("/proc/self/ns/net", os.O_RDONLY)
+    netns, lock = os.open("/proc/self/ns/net", os.O_RDONLY), os.memfd_create("lock")
     other = Instance()
     os.mkdir("/run/place")
     tries = [what.format(pid=other.pid, busybox=busybox) for what in ATTEMPTS]
     script = "exec 1>&2; " + "".join(f"{busybox} {what}; echo =$?=; " for what in tries)
     command = [busybox, "sh", "-c", script]
-    child = call_in(netns, lambda: confine.start(command, 0x70000099, [busybox], [], confine.system_calls()))
+    child = call_in(netns, lambda: confine.start(command, 0x70000099, [busybox], [], confine.system_calls(), lock))
     said = child.communicate(timeout=20)[1].decode()
     answers = said.split("=\n")[: len(ATTEMPTS)]
     assert len(answers) == len(ATTEMPTS), said
@@ -273,8 +277,8 @@ def test_a_resolver_that_can_not_start_says_why_and_leaves_nothing(readable: lis
     eventually(lambda: not is_resolver(pid))
     real = confine.start
 
-    def start(command: list[str], user: int, _: object, groups: list[int], calls: bytes) -> subprocess.Popen[bytes]:
-        return real(command, user, [command[0] if path == "PROGRAM" else path for path in readable], groups, calls)
+    def start(command: list[str], user: int, _: object, *rest: Any) -> subprocess.Popen[bytes]:
+        return real(command, user, [command[0] if path == "PROGRAM" else path for path in readable], *rest)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(confine, "start", start)
@@ -285,6 +289,48 @@ def test_a_resolver_that_can_not_start_says_why_and_leaves_nothing(readable: lis
     assert not any(is_resolver(int(pid)) for pid in os.listdir("/proc") if pid.isdigit())
     cloud.apply("acme")
     assert is_resolver(pid_of(cloud, "acme")) and cloud.fabric.installed(acme).drift == []
+
+
+@isolated
+def test_a_start_that_outlives_its_insulad_is_waited_for() -> None:
+    """The process is held up where it shows no arguments yet, as between fork(2) and execve(2), and insulad killed."""
+    cloud = Lab()
+    acme = cloud.tenant("acme")
+    pid = pid_of(cloud, "acme")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not is_resolver(pid))
+    go, waits = Path("/run/go"), Path("/run/waits")
+    held_up = f"""if True:
+        import json, os, time
+        open({str(waits)!r}, "w").close()
+        while not os.path.exists({str(go)!r}):
+            time.sleep(0.01)
+        words = json.loads(os.environ.pop("WORDS"))
+        os.execv(words[0], words)
+    """
+    real = subprocess.Popen
+
+    def popen(words: list[str], *, env: dict[str, str], **rest: Any) -> subprocess.Popen[bytes]:
+        return real([sys.executable, "-c", held_up], env={**env, "WORDS": json.dumps(words)}, **rest)
+
+    child = os.fork()
+    if child == 0:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(subprocess, "Popen", popen)
+            cloud.apply("acme")
+        os._exit(1)
+    eventually(waits.exists)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    timer = threading.Timer(1, go.touch)
+    timer.start()
+    cloud.apply("acme")
+    assert go.exists(), "it was not waited for"
+    timer.join()
+    assert [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_resolver(int(pid))] == [
+        pid_of(cloud, "acme")
+    ]
+    assert cloud.fabric.installed(acme).drift == []
 
 
 def is_resolver(pid: int) -> bool:
@@ -298,11 +344,13 @@ def is_resolver(pid: int) -> bool:
 def test_a_confined_process_is_in_the_control_group_and_nothing_else_of_it(version: str) -> None:
     busybox = os.path.realpath(shutil.which("busybox") or "")
     command = [busybox, "sh", "-c", f"echo begun >&2; exec {busybox} sleep 60"]
-    netns = os.open("/proc/self/ns/net", os.O_RDONLY)
+    netns, lock = os.open("/proc/self/ns/net", os.O_RDONLY), os.memfd_create("lock")
     with made("insulatest", trees()[version]) as group:
         files = group.open()
-        child = call_in(netns, lambda: confine.start(command, 0x70000098, [busybox], files, confine.system_calls()))
-        for fd in (*files, netns):
+        child = call_in(
+            netns, lambda: confine.start(command, 0x70000098, [busybox], files, confine.system_calls(), lock)
+        )
+        for fd in (*files, netns, lock):
             os.close(fd)
         assert child.stdout and child.stderr
         with child.stdout, child.stderr:

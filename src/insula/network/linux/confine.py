@@ -78,13 +78,14 @@ def system_calls() -> bytes:
 
 
 def start(
-    command: Sequence[str], user: int, readable: Sequence[str], groups: Sequence[int], calls: bytes
+    command: Sequence[str], user: int, readable: Sequence[str], groups: Sequence[int], calls: bytes, lock: int
 ) -> subprocess.Popen[bytes]:
     """Start `command` as `user` in the caller's network namespace; its standard error is a pipe.
 
     `readable` are files and directories that it can read, the program and its libraries among them. `groups` are
-    descriptors of `Cgroup.open`, and `calls` is a compiled filter. The process that is returned prints the PID of the
-    program on its standard output and ends at once; if that printed nothing, the standard error tells why.
+    descriptors of `Cgroup.open`, and `calls` is a compiled filter. `lock` is a descriptor that the program inherits.
+    The process that is returned prints the PID of the program on its standard output and ends at once; if that printed
+    nothing, the standard error tells why.
     """
     import subprocess
 
@@ -96,13 +97,13 @@ def start(
     try:
         os.write(compiled, calls)
         numbers = ",".join(map(str, groups))
-        arguments = [str(user), str(compiled), numbers, *readable, _SEPARATOR, *command]
+        arguments = [str(user), str(compiled), str(lock), numbers, *readable, _SEPARATOR, *command]
         return subprocess.Popen(
             [sys.executable, "-ISE", "-c", code, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=[compiled, *groups],
+            pass_fds=[compiled, *groups, lock],
             cwd="/",
             env={"LC_ALL": "C"},
         )
@@ -115,7 +116,7 @@ def start(
 
 def main() -> None:
     """Print the PID of a child in new namespaces, which becomes the program. Arguments are as `start` gives them."""
-    user, compiled, numbers, *rest = sys.argv[1:]
+    user, compiled, lock, numbers, *rest = sys.argv[1:]
     end = rest.index(_SEPARATOR)
     readable, command = rest[:end], rest[end + 1 :]
     try:
@@ -131,6 +132,7 @@ def main() -> None:
         _enter_root(readable)
         _give_up(int(user))
         syscalls.close_range(3, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
+        os.set_inheritable(int(lock), True)
         seccomp_load.load(calls)
         os.execve(command[0], command, {"LC_ALL": "C"})
     except OSError as error:

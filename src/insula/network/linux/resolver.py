@@ -8,13 +8,16 @@ their addresses may be among those of the tenant's own networks. `--bind-dynamic
 appear later.
 
 It says on its standard error when it has started; nobody hears what it says later. It is known by its exact arguments,
-its user and its network namespace, never by its name alone, and it is signalled through a pidfd. It parses what
-strangers send, so it is confined: see `insula.network.linux.confine`.
+its user and its network namespace, never by its name alone, and it is signalled through a pidfd. A process that is
+between fork(2) and execve(2) shows no arguments yet, so each start holds a lock (flock(2)) that its processes inherit:
+while the lock is taken, one may still appear. It parses what strangers send, so it is confined: see
+`insula.network.linux.confine`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import logging
 import os
@@ -161,10 +164,16 @@ class Resolver:
             except OSError as error:
                 what = f"the resolver of tenant {tenant.name} has no control group: {error}"
                 raise Failed(what, "`insula doctor` tells what this host lacks") from error
+        lock = self._lock(tenant.name)
+        passed = [*groups, lock]
         try:
-            return call_in(netns, lambda: confine.start(command, user_of(tenant), readable, groups, _system_calls()))
+            if not _take(lock, _PATIENCE):
+                raise Failed(f"another resolver of tenant {tenant.name} doesn't die", "see its state in ps(1)")
+            return call_in(
+                netns, lambda: confine.start(command, user_of(tenant), readable, groups, _system_calls(), lock)
+            )
         finally:
-            for fd in groups:
+            for fd in passed:
                 os.close(fd)
 
     def running(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> bool:
@@ -235,7 +244,25 @@ class Resolver:
         ]
 
     def _stop_all(self, tenant: str) -> None:
-        """Kill whatever serves the tenant's names, also one that was started just before we were killed."""
+        """Kill every resolver of the tenant, also one that was started just before an insulad was killed.
+
+        The lock of `_start` is free when no process is on its way to become one; all are found after that. One that
+        can't be killed is left after `_PATIENCE`.
+        """
+        self._kill_found(tenant)
+        try:
+            lock = self._lock(tenant)
+        except FileNotFoundError:  # it has no files: nothing is on its way
+            return
+        deadline = time.monotonic() + _PATIENCE
+        try:
+            while not _take(lock, 0.001) and time.monotonic() < deadline:
+                self._kill_found(tenant)
+            self._kill_found(tenant)
+        finally:
+            os.close(lock)
+
+    def _kill_found(self, tenant: str) -> None:
         pidfds = [pidfd for _, pidfd in self._find(tenant)]
         for pidfd in pidfds:
             with contextlib.suppress(ProcessLookupError):
@@ -243,6 +270,10 @@ class Resolver:
         for pidfd in pidfds:
             _wait(pidfd, 5.0)
             os.close(pidfd)
+
+    def _lock(self, tenant: str) -> int:
+        """Descriptor of the file whose lock the processes of a start hold; the caller closes it."""
+        return os.open(self._directory / tenant / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _find(self, tenant: str) -> Iterator[tuple[int, int]]:
         """(PID, pidfd) of each dnsmasq that serves the tenant's names; the caller closes the pidfd."""
@@ -343,6 +374,18 @@ def _hear(child: subprocess.Popen[bytes]) -> tuple[int | None, bytes]:
         printed = child.stdout.read()
         child.wait()
     return (int(printed) if printed.strip().isdigit() else None), said
+
+
+def _take(lock: int, seconds: float) -> bool:
+    """Lock the file of this descriptor, unless it is still locked by others after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.001)
 
 
 def _wait(pidfd: int, timeout: float) -> None:
