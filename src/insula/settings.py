@@ -66,7 +66,8 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings. `root` holds what must survive a reboot, `run` what must not. `prefix` begins the names of all that
     the kernel keeps by name: network namespaces, nftables tables, the parent control group. `spares` containers are
-    made ahead for each tenant that launches. `fabric` is a name in `control.networks.fabrics`."""
+    made ahead for each tenant that launches. `fabric` is a name in `control.networks.fabrics`. `ebpf_budgets` allows
+    programs in the kernel that count what it charges to no control group."""
 
     root: Path = Path("/var/lib/insula")
     run: Path = Path("/run/insula")
@@ -75,6 +76,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spares: int = 2
     log_level: Literal["error", "warning", "info", "debug"] = "info"
     fabric: Literal["linux"] = "linux"
+    ebpf_budgets: bool = True
     network: Network = Network()
     audit: Audit = Audit()
 
@@ -124,6 +126,12 @@ DOCUMENTED = (
     ),
     Documented("fabric", "linux", "What makes tenants' networks on this host: linux needs nothing but the kernel."),
     Documented(
+        "ebpf_budgets",
+        "true, false",
+        "Whether eBPF programs at functions of the kernel bound each tenant's sockets and file locks, whose memory "
+        "Linux charges to no control group. false takes them off: then nothing bounds it.",
+    ),
+    Documented(
         "network.range4",
         "IPv4 network",
         "Addresses of tenants' uplinks on this host, two a tenant. No tenant's network may overlap it. Change it only "
@@ -170,11 +178,11 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 
 
 def default_of(key: str) -> object:
-    """The default value of a setting as `DOCUMENTED` names it."""
+    """The default value of a setting as `DOCUMENTED` names it; true and false as in TOML."""
     value: object = Settings()
     for part in key.split("."):
         value = getattr(value, part)
-    return value
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from insula.kernel.ebpf import trace as ebpf_trace
 from insula.kernel.ebpf.btf import Types
 from insula.kernel.uncharged import IDS, LOCK, UDP, Guard
 from tests.forked import forked
+from tests.support import machine
 from tests.support.cli import Cli
+from tests.support.daemon import Daemon
 
 FIRST = 0x7A000000
 """User IDs that belong to no tenant."""
@@ -179,7 +181,7 @@ def test_what_the_kernel_has_not_is_named() -> None:
 def test_a_kernel_that_can_not_is_told(tmp_path: Path) -> None:
     bound = Uncharged(tmp_path / "pins")
     assert bound.check().state == "degraded", "before it begins"
-    bound.begin()
+    bound.begin().join()
     try:
         check = bound.check()
         try:
@@ -194,6 +196,38 @@ def test_a_kernel_that_can_not_is_told(tmp_path: Path) -> None:
     finally:
         bound.restore()
     assert not (tmp_path / "pins").exists()
+
+
+def test_the_setting_takes_it_off(tmp_path: Path) -> None:
+    pins = tmp_path / "pins"
+    on, off = Uncharged(pins), Uncharged(pins, enabled=False)
+    on.begin().join()
+    if on.check().state != "ok":  # this kernel can't: at least the directory goes
+        pins.mkdir()
+    off.begin().join()
+    assert not pins.exists()
+    check = off.check()
+    assert (check.state, check.detail) == ("degraded", "off by the setting ebpf_budgets")
+    assert check.hint == "set ebpf_budgets = true in insulad.toml, and restart insulad"
+
+
+def test_doctor_says_that_it_is_off(run_: machine.Run) -> None:
+    def told() -> dict[str, str]:
+        [check] = [check for check in daemon.cli.json("doctor") if check["name"] == "sockets and locks"]
+        return dict(check)
+
+    daemon = Daemon(run_)
+    try:
+        daemon.configure("ebpf_budgets = false\n")
+        daemon.start()
+        assert told()["detail"] == "off by the setting ebpf_budgets"
+        assert told()["state"] == "degraded"
+        daemon.stop()
+        daemon.configure("ebpf_budgets = true\n")
+        daemon.start()
+        assert told()["detail"] != "off by the setting ebpf_budgets", "the control"
+    finally:
+        daemon.remove()
 
 
 def test_instances_do_what_they_did(cli: Cli) -> None:

@@ -49,6 +49,7 @@ def test_every_setting_can_be_set(file: Path) -> None:
         prefix = "own"
         spares = 0
         log_level = "debug"
+        ebpf_budgets = false
         [network]
         range4 = "10.99.0.0/16"
         range6 = "fd01::/64"
@@ -61,6 +62,7 @@ def test_every_setting_can_be_set(file: Path) -> None:
     settings = read(file, text)
     assert (settings.root, settings.run, settings.socket) == (Path("/r"), Path("/x"), Path("/s/sock"))
     assert (settings.prefix, settings.spares, settings.log_level) == ("own", 0, "debug")
+    assert not settings.ebpf_budgets and Settings().ebpf_budgets
     assert (settings.network.range4, settings.network.range6) == ("10.99.0.0/16", "fd01::/64")
     assert settings.network.resolvers == ["192.0.2.53", "2001:db8::53"]
     assert (settings.audit.path, settings.audit.size_bytes, settings.audit.files) == ("/a/log", 64 << 10, 0)
@@ -106,6 +108,7 @@ def test_the_environment_counts_more_than_the_file(file: Path) -> None:
         ("prefix = 'a/b'", "prefix 'a/b' is no prefix"),
         ("log_level = 'loud'", "log_level: invalid enum value 'loud'"),
         ("fabric = 'ovs'", "fabric: invalid enum value 'ovs'"),
+        ("ebpf_budgets = 'off'", "ebpf_budgets: expected `bool`, got `str`"),
         ("network = 3", "network: expected `object`, got `int`"),
         ("[network]\nrange4 = '10.0.0.1/8'", "network.range4 '10.0.0.1/8' is no network: .*host bits set"),
         ("[network]\nrange4 = 'fd00::/64'", "network.range4 'fd00::/64' is no network"),
@@ -239,7 +242,10 @@ def test_the_example_has_every_default() -> None:
     flat = {f"{k}.{n}": v for k, t in data.items() if isinstance(t, dict) for n, v in t.items()}
     flat |= {key: value for key, value in data.items() if not isinstance(value, dict)}
     assert {*flat, "network.resolvers"} == fields()
-    assert all(str(default_of(key)) == str(value) for key, value in flat.items())
+    assert all(
+        str(default_of(key)) == (str(value).lower() if isinstance(value, bool) else str(value))
+        for key, value in flat.items()
+    )
 
 
 def insulad(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ import msgspec
 from insula import __version__
 from insula.control.doctor import examine
 from insula.control.instances.drivers.container.processes import whois
+from insula.control.instances.drivers.uncharged import Uncharged
 from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.supervisor import Supervisor
 from insula.control.instances.verbs import stop_signal
@@ -33,6 +34,8 @@ class Host:
         self.supervisor = supervisor
         self.reconciler = reconciler
         self.verifier = Verifier(supervisor)
+        settings = supervisor.context.settings
+        self.uncharged = Uncharged(settings.run / "uncharged", enabled=settings.ebpf_budgets)
         self.started = time.time()
 
     async def status(self) -> HostStatus:
@@ -68,7 +71,7 @@ class Host:
 
     async def doctor(self) -> Sequence[Check]:
         found = await asyncio.to_thread(examine, self.context.settings)
-        found = [*found, self.supervisor.uncharged.check()]
+        found = [*found, self.uncharged.check()]
         return [*found, *(Check(name="problem", state="degraded", detail=problem) for problem in self._problems())]
 
     def _problems(self) -> Sequence[str]:
@@ -102,7 +105,7 @@ class Host:
                 await driver.take_down()
             await asyncio.to_thread(self.context.fabric.teardown)
             await asyncio.to_thread(self.context.groups.take_down)
-            await asyncio.to_thread(self.supervisor.uncharged.restore)
+            await asyncio.to_thread(self.uncharged.restore)
         except InsulaError:
             raise
         except OSError as error:

@@ -78,7 +78,7 @@ class ControlPlane:
 
     def begin(self) -> None:
         """Reconcile, from now on and behind requests that are answered: this may take long, and never ends."""
-        self.reconciler.spawn(asyncio.to_thread(self.supervisor.uncharged.begin))
+        self.host.uncharged.begin()
         self.reconciler.spawn(self._reconcile())
 
     async def ensure(self) -> None:

@@ -22,7 +22,6 @@ import msgspec
 from insula.control.context import Context
 from insula.control.instances.admission import dismiss
 from insula.control.instances.drivers.base import CreateOptions, Driver, Running
-from insula.control.instances.drivers.uncharged import Uncharged
 from insula.control.instances.health import HealthChecks
 from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.memory import MemoryEvents
@@ -51,7 +50,6 @@ class Supervisor:
         self.recorder = Recorder(context.store)
         self.health = HealthChecks(context.driver, self.recorder, self.spawn)
         self.memory = MemoryEvents(self.recorder)
-        self.uncharged = Uncharged(context.settings.run / "uncharged")
         self.members: dict[tuple[str, str], ManagedInstance] = {}
         self.stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -19,6 +19,11 @@ from insula.model.views import Check
 log = logging.getLogger("insula.control")
 _SHARE, _LEAST, _GREATEST = 32, 128 << 20, 1 << 30
 _FEWEST, _MOST, _EACH = 1 << 16, 1 << 20, 16 << 10  # entries of the table; one for each 16 KiB of memory
+_PATIENCE = 10.0
+"""Seconds that `restore` waits for a kernel that is still checking the programs."""
+_SUPPORT = "use a kernel with BTF and function tracing (CONFIG_DEBUG_INFO_BTF, CONFIG_DYNAMIC_FTRACE)"
+_NOT_YET = "not counted yet: the programs are being loaded"
+_OFF = "off by the setting ebpf_budgets"
 assert IDS == IDS_PER_TENANT
 
 
@@ -31,24 +36,35 @@ def budget() -> int:
 
 
 class Uncharged:
-    """`directory` is where the kernel's part of it is pinned. The methods block."""
+    """`directory` is where the kernel's part of it is pinned. Not `enabled`: `begin` takes off what is there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, enabled: bool = True) -> None:
         entries = min(_MOST, max(_FEWEST, memory() // _EACH))
         self._guard = Guard(str(directory), FIRST_ID, MAX_TENANTS, budget(), entries)
+        self._enabled = enabled
         self._turn = threading.Lock()
-        self._trouble = "not counted yet"
+        self._trouble = _NOT_YET if enabled else _OFF
         self._over = False
 
-    def begin(self) -> None:
-        """Have it counted from now on; what is there already is not. It takes half a second the first time."""
+    def begin(self) -> threading.Thread:
+        """Have it counted from now on; what is there already is not. Returns at once.
+
+        It takes the thread half a second the first time, or as long as the kernel needs to check the programs. The end
+        of the process does not wait for it.
+        """
+        thread = threading.Thread(target=self._begin, name="insula-uncharged", daemon=True)
+        thread.start()
+        return thread
+
+    def _begin(self) -> None:
         with self._turn:
-            if self._over:
-                return
             try:
-                self._guard.ensure()
-                self._trouble = ""
-            except OSError as error:
+                if self._enabled and not self._over:
+                    self._guard.ensure()
+                if self._over or not self._enabled:  # `restore` may have lost patience meanwhile
+                    self._guard.remove()
+                self._trouble = "" if self._enabled else _OFF
+            except Exception as error:
                 self._trouble = str(error)
                 log.warning("memory of sockets and file locks has no bound: %s", error)
 
@@ -56,16 +72,24 @@ class Uncharged:
         """For `insula doctor`."""
         if not self._trouble:
             return Check(name="sockets and locks", state="ok", detail=f"at most {format_size(budget())} a tenant")
+        hints = {
+            _OFF: "set ebpf_budgets = true in insulad.toml, and restart insulad",
+            _NOT_YET: "look again in a minute",
+        }
         return Check(
             name="sockets and locks",
             state="degraded",
             detail=self._trouble,
             consequence="their memory, which Linux charges to no control group, has no bound",
-            hint="use a kernel with BTF and function tracing (CONFIG_DEBUG_INFO_BTF, CONFIG_DYNAMIC_FTRACE)",
+            hint=hints.get(self._trouble, _SUPPORT),
         )
 
-    def restore(self) -> None:
-        """Take it off the kernel for good. OSError."""
-        with self._turn:
-            self._over = True
+    def restore(self, patience: float = _PATIENCE) -> None:
+        """Take it off the kernel for good; blocks. OSError if the kernel is still checking the programs then."""
+        self._over = True
+        if not self._turn.acquire(timeout=patience):
+            raise OSError("the kernel is still checking the programs that count sockets and file locks")
+        try:
             self._guard.remove()
+        finally:
+            self._turn.release()

@@ -1,0 +1,93 @@
+"""Budgets in the kernel, while the kernel takes its time: nothing waits for it. Whether they hold is tests/system's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from insula.control.instances.drivers.uncharged import Uncharged
+from insula.kernel.uncharged import Guard
+
+SLOW = """
+import asyncio, sys, threading
+from pathlib import Path
+from insula.control.instances.drivers.uncharged import Uncharged
+from insula.kernel.uncharged import Guard
+
+reached = threading.Event()
+
+def ensure(self):
+    reached.set()
+    threading.Event().wait()
+
+Guard.ensure = ensure
+
+async def main():
+    uncharged = Uncharged(Path(sys.argv[1]))
+    uncharged.begin()
+    await asyncio.to_thread(reached.wait)
+    print(uncharged.check().detail, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
+    """What lets the programs be loaded, and what was done with them."""
+    release, done = threading.Event(), list[str]()
+
+    def ensure(_: Guard) -> None:
+        release.wait()
+        done.append("loaded")
+
+    monkeypatch.setattr(Guard, "ensure", ensure)
+    monkeypatch.setattr(Guard, "remove", lambda _: done.append("removed"))
+    return release, done
+
+
+def test_a_kernel_that_never_answers_holds_nobody_up(tmp_path: Path) -> None:
+    """Neither who begins, nor who asks, nor the end of the process."""
+    command = [sys.executable, "-c", SLOW, str(tmp_path / "pins")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "not counted yet: the programs are being loaded\n"
+
+
+def test_what_is_loaded_late_counts(tmp_path: Path, slow: tuple[threading.Event, list[str]]) -> None:
+    release, done = slow
+    uncharged = Uncharged(tmp_path / "pins")
+    thread = uncharged.begin()
+    assert uncharged.check().state == "degraded"
+    release.set()
+    thread.join()
+    assert (uncharged.check().state, done) == ("ok", ["loaded"])
+    uncharged.restore()
+    assert done == ["loaded", "removed"]
+
+
+def test_what_is_loaded_after_all_was_taken_down_is_removed(
+    tmp_path: Path, slow: tuple[threading.Event, list[str]]
+) -> None:
+    release, done = slow
+    uncharged = Uncharged(tmp_path / "pins")
+    thread = uncharged.begin()
+    with pytest.raises(OSError, match="still checking the programs"):
+        uncharged.restore(patience=0)
+    assert done == []
+    release.set()
+    thread.join()
+    assert done == ["loaded", "removed"]
+
+
+def test_what_was_taken_down_before_it_began_is_not_loaded(
+    tmp_path: Path, slow: tuple[threading.Event, list[str]]
+) -> None:
+    _, done = slow
+    uncharged = Uncharged(tmp_path / "pins")
+    uncharged.restore()
+    uncharged.begin().join()
+    assert "loaded" not in done
