@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tests.unit.conftest import StubDaemon
 
 def raw(stub: StubDaemon, data: bytes) -> bytes:
     """What the server answers to these bytes until it closes."""
-    with connect(str(stub.path), 10) as sock:
+    with closing(connect(str(stub.path), 10)) as sock:
         answer = b""
         with suppress(BrokenPipeError):  # it may have seen enough
             sock.sendall(data)

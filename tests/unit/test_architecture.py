@@ -37,8 +37,8 @@ ARROWS: dict[str, set[str]] = {
     "control": {*ROOMS, "kernel", "model", "settings"},
     "api": {"control", *ROOMS, "kernel", "model", "settings", "log", "audit"},
     "oci": {"container", "kernel", *RUNTIME},
-    "client": LIGHT,
-    "cli": {"client", "tree", *LIGHT},
+    "client": RUNTIME,
+    "cli": {"client", "tree", *RUNTIME},
 }
 # What each may import of others' packages; the command line starts in milliseconds because it has none.
 PACKAGES: dict[str, set[str]] = {

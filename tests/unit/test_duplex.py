@@ -13,7 +13,7 @@ import sys
 import termios
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -105,7 +105,7 @@ def test_errors_afterwards_come_as_frames(stub: StubDaemon) -> None:
 @pytest.mark.parametrize("body", [b"", encode(Kind.STDIN, b"x"), b"\xff\xff\xff\xff\xff", encode(Kind.OPEN, b"{}")])
 def test_an_exec_that_does_not_say_what(stub: StubDaemon, body: bytes) -> None:
     stub.client.instances.run("default", "x", ["sleep", "60"], name="web", start=False)
-    with connect(str(stub.path), 10) as sock:
+    with closing(connect(str(stub.path), 10)) as sock:
         sock.sendall(head("POST", "/v1/tenants/default/instances/web/exec", "transfer-encoding: chunked") + chunk(body))
         with suppress(BrokenPipeError):  # it has seen enough
             sock.sendall(b"0\r\n\r\n")

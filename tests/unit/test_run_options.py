@@ -307,14 +307,14 @@ def test_the_number_of_log_lines_may_be_all() -> None:
 
 def test_the_file_for_the_name_is_new_and_stays_only_if_all_goes_well(tmp_path: Path) -> None:
     path = tmp_path / "name"
-    with run.cidfile(str(path)) as note:
-        note("web")
+    with run.IdFile(str(path)) as cidfile:
+        cidfile.write("web")
     assert path.read_text() == "web"
-    with pytest.raises(Conflict, match="already"), run.cidfile(str(path)):
+    with pytest.raises(Conflict, match="already"), run.IdFile(str(path)):
         pass
     assert path.read_text() == "web"
-    with pytest.raises(ZeroDivisionError), run.cidfile(str(tmp_path / "other")):
+    with pytest.raises(ZeroDivisionError), run.IdFile(str(tmp_path / "other")):
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == ["name"]
-    with pytest.raises(Invalid, match="can't be made"), run.cidfile(str(tmp_path / "no" / "such")):
+    with pytest.raises(Invalid, match="can't be made"), run.IdFile(str(tmp_path / "no" / "such")):
         pass

@@ -7,7 +7,10 @@ made to hide lines, or to answer as if keys were pressed), so listings show cont
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029}
 

@@ -8,12 +8,14 @@ back-pressure on and can't deadlock with a process that first wants its output t
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
-
 from insula.client.http import CHUNK, Dechunker, Response, chunk, connect, head, send
+from insula.model.cpython import socket
 from insula.model.errors import Unavailable
 from insula.model.stream import MAX_PAYLOAD, Decoder, Kind, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Attachment:

@@ -15,12 +15,13 @@ connection of its own. Only the standard library is used.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from insula.client.http import Response, request, target
+from insula.model.cpython import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from insula.client.attachment import Attachment
@@ -69,14 +70,12 @@ class Client:
         self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None
     ) -> Iterator[Object]:
         """One request whose answer is JSON lines (ndjson); a line that is an error is raised."""
-        import json
-
         from insula.model.errors import from_dict
 
         with self.stream(method, *segments, body=body, query=query) as response:
             for line in response.lines():
                 if line:
-                    item = json.loads(line)
+                    item = loads(line)
                     if "error" in item and "message" in item and "hint" in item:
                         raise from_dict(item)
                     yield item
@@ -273,11 +272,9 @@ class Instances(Resource):
 
     def exec(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Attachment:
         """One more process in a running instance. `spec` is what `ExecSpec` has."""
-        import json
-
         from insula.client.attachment import Attachment
 
-        opening = json.dumps({"command": [*command], **spec}).encode()
+        opening = dumps({"command": [*command], **spec}).encode()
         return Attachment(self.client.path, target("tenants", tenant, "instances", name, "exec"), opening)
 
     def exec_detached(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Object:

@@ -7,13 +7,12 @@ One connection carries one request: connecting to a unix socket costs less than 
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterable, Iterator
-
+from insula.model.cpython import dumps, loads, socket
 from insula.model.errors import Denied, Failed, InsulaError, Unavailable, from_dict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 CHUNK = 65536
@@ -160,10 +159,8 @@ class Response:
 
     def json(self) -> Any:
         """The body parsed as JSON; None when there is none."""
-        import json
-
         body = self.read()
-        return json.loads(body) if body else None
+        return loads(body) if body else None
 
     def check(self) -> Response:
         """This response if it tells of success; raises the typed error that it carries otherwise."""
@@ -186,10 +183,8 @@ class Response:
 
 def _error(status: int, body: bytes) -> InsulaError:
     """The error in a body as of `InsulaError.to_dict`; anything else becomes Failed with the status."""
-    import json
-
     try:
-        data = json.loads(body)
+        data = loads(body)
         if isinstance(data, dict) and isinstance(data.get("message"), str):
             return from_dict(data)
     except ValueError:
@@ -235,9 +230,7 @@ def request(
             send(sock, (chunk(data) for data in upload))
             send(sock, [b"0\r\n\r\n"])
         elif body is not None:
-            import json
-
-            data = json.dumps(body).encode()
+            data = dumps(body).encode()
             fields = (f"content-length: {len(data)}", "content-type: application/json")
             send(sock, [head(method, target, *fields), data])
         else:

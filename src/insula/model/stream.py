@@ -7,28 +7,51 @@ each with an 8-byte timestamp (nanoseconds since the epoch) at the head of its p
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from enum import IntEnum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import ClassVar
 
 HEADER = struct.Struct(">BI")
 RESIZE = struct.Struct(">HH")
 MAX_PAYLOAD = 1 << 20
 
 
-class Kind(IntEnum):
-    """What a frame carries. Towards the instance: OPEN, STDIN, STDIN_EOF, RESIZE, SIGNAL; from it: STDOUT, STDERR,
-    EXIT, ERROR. OPEN and SIGNAL are for the API's side alone: the runtime never sees them."""
+class Kind(int):
+    """The kind of a frame. Towards the instance: OPEN, STDIN, STDIN_EOF, RESIZE, SIGNAL; from it: STDOUT, STDERR,
+    EXIT, ERROR. OPEN and SIGNAL are for the API's side alone: the runtime never sees them.
 
-    STDIN = 0
-    STDOUT = 1
-    STDERR = 2
-    STDIN_EOF = 3
-    RESIZE = 4  # payload: rows and columns, RESIZE
-    EXIT = 5  # payload: JSON {"exit_status": int, "signal": int | null, "oom": bool}
-    ERROR = 6  # payload: JSON as of InsulaError.to_dict
-    IDLE = 7  # keeps a connection alive; payload empty
-    OPEN = 8  # payload: JSON, what to execute; the first frame of an exec
-    SIGNAL = 9  # payload: one byte, a signal for the process at the other end (signal(7))
+    An enum.IntEnum would do, but takes 5 ms to import. `Kind(number)` is the member; ValueError if there is none.
+    """
+
+    name: str
+    STDIN: ClassVar[Kind]
+    STDOUT: ClassVar[Kind]
+    STDERR: ClassVar[Kind]
+    STDIN_EOF: ClassVar[Kind]
+    RESIZE: ClassVar[Kind]  # payload: rows and columns, RESIZE
+    EXIT: ClassVar[Kind]  # payload: JSON {"exit_status": int, "signal": int | null, "oom": bool}
+    ERROR: ClassVar[Kind]  # payload: JSON as of InsulaError.to_dict
+    IDLE: ClassVar[Kind]  # keeps a connection alive; payload empty
+    OPEN: ClassVar[Kind]  # payload: JSON, what to execute; the first frame of an exec
+    SIGNAL: ClassVar[Kind]  # payload: one byte, a signal for the process at the other end (signal(7))
+
+    def __new__(cls, number: int) -> Kind:
+        member = _KINDS.get(number)
+        if member is None:
+            raise ValueError(f"{number} is no kind of a frame")
+        return member
+
+    def __repr__(self) -> str:
+        return f"Kind.{self.name}"
+
+
+_KINDS: dict[int, Kind] = {}
+for _name in ("STDIN", "STDOUT", "STDERR", "STDIN_EOF", "RESIZE", "EXIT", "ERROR", "IDLE", "OPEN", "SIGNAL"):
+    _kind = _KINDS[len(_KINDS)] = int.__new__(Kind, len(_KINDS))
+    _kind.name = _name
+    setattr(Kind, _name, _kind)
 
 
 def encode(kind: Kind, payload: bytes = b"") -> bytes:

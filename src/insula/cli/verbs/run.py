@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import os
 
 from insula.cli.options import Arguments, Command, Option, Usage, choice, whole, zero_or
 from insula.cli.output import error
@@ -13,7 +13,7 @@ from insula.model.units import parse_cpus, parse_duration, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
 ENGINE_FAILURE = 125
@@ -53,10 +53,10 @@ def _fetch(client: Client, arguments: Arguments) -> None:
 
 
 def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
-    with cidfile(arguments.cidfile) as note:
+    with IdFile(arguments.cidfile) as cidfile:
         view = client.instances.run(arguments.tenant, start=arguments.detach, **spec)
         name = view["instance"]["name"]
-        note(name)
+        cidfile.write(name)
     if arguments.detach:
         if arguments.json:
             from insula.cli.output import print_json
@@ -112,33 +112,38 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
     return spec
 
 
-@contextmanager
-def cidfile(path: str | None) -> Iterator[Callable[[str], None]]:
-    """A new file for the name of what is made; on an error there is none. Conflict if there is a file already."""
-    import os
+class IdFile:
+    """A new file for the name of what is made, or none if `path` is None. An error while it is entered removes it."""
 
-    if path is None:
-        yield lambda name: None
-        return
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    except FileExistsError:
-        raise Conflict(f"there is a file {path} already", "remove it, or choose another --cidfile") from None
-    except OSError as problem:
-        raise Invalid(f"{path} can't be made: {problem.strerror}", "choose another --cidfile") from None
-    try:
-        yield lambda name: (os.write(fd, name.encode()), None)[1]
-    except BaseException:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+
+    def __enter__(self) -> IdFile:
+        """Conflict if there is a file already; Invalid if it can't be made."""
+        if self.path is None:
+            return self
+        try:
+            self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            raise Conflict(f"there is a file {self.path} already", "remove it, or choose another --cidfile") from None
+        except OSError as problem:
+            raise Invalid(f"{self.path} can't be made: {problem.strerror}", "choose another --cidfile") from None
+        return self
+
+    def write(self, name: str) -> None:
+        """Write the name."""
+        if self.path is not None:
+            os.write(self.fd, name.encode())
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.path is not None:
+            os.close(self.fd)
+            if kind is not None:
+                os.unlink(self.path)
 
 
 def environment(words: list[str], files: Sequence[str] = ()) -> dict[str, str]:
     """``NAME=VALUE``, or ``NAME`` alone for the value it has here, if it has one; `words` count more than `files`."""
-    import os
-
     result = {}
     for word in [*(line for file in files for line in env_lines(file)), *words]:
         if "=" in word or word in os.environ:
