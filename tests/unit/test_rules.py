@@ -6,6 +6,7 @@ What the rules let through is shown by the system tests; here they are only load
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
@@ -16,7 +17,7 @@ from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft, NftError
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
-from insula.network.linux import rules
+from insula.network.linux import neighbours, rules
 from insula.network.linux.naming import Naming
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="nftables takes root")
@@ -197,3 +198,27 @@ def test_between_closed_devices_nothing_is_forwarded() -> None:
     assert 'meta nfproto ipv4 iifname { "eth0", "eth1" } oifname { "eth0", "eth1" } drop' in text
     assert "nfproto ipv6" not in text
     assert "nfproto" not in host()
+
+
+def test_an_instance_has_places_for_all_neighbours_that_a_bridge_can_have_and_few_more() -> None:
+    """The kernel's tables hold 65,536 entries at least: that takes dozens of instances."""
+
+    def listed(gateways: list[str]) -> str:
+        def inside() -> str:
+            neighbours.bound(TABLE, "eth0", gateways)
+            neighbours.bound(TABLE, "eth0", ["10.0.0.9"])  # nothing happens: there are rules already
+            with Nft() as nft:
+                return nft.rules("inet", TABLE)
+
+        return call_in_new(inside)
+
+    assert (neighbours.MOST4, neighbours.MOST6) == (1023, 2046)
+    both, four = listed(["10.0.0.1", "fd00::1"]), listed(["10.0.0.1"])
+    for text in (both, four):
+        assert re.findall(r"size (\d+)", text) == ["1023", "2046"]
+        assert 'oifname != "eth0" accept' in text
+        assert "rt ip nexthop 10.0.0.1 accept" in text
+        assert text.split()[-3:] == ["drop", "}", "}"]
+        assert "10.0.0.9" not in text
+    assert "rt ip6 nexthop fd00::1 accept" in both
+    assert "fd00" not in four

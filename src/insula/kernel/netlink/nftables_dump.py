@@ -18,8 +18,19 @@ IFNAME: Final = 16
 _FAMILIES: Final = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 _NETLINK_NETFILTER: Final = 12
 _GETSETELEM: Final = 10 << 8 | 13
+_GETGEN: Final = 10 << 8 | 16
+FIRST_GENERATION: Final = 1
+"""Of a network namespace in which no rule was ever added or removed."""
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _KEY, _VALUE = 1, 1
+_GENERATION = 1
+
+
+def generation() -> int:
+    """The number of the rule set in the calling thread's network namespace: each transaction adds one. NetlinkError."""
+    with NetlinkSocket(_NETLINK_NETFILTER) as sock:
+        answer = sock.get(_GETGEN, struct.pack("!BBH", 0, 0, 0))
+    return int.from_bytes(attributes.parse(answer[4:])[_GENERATION], "big")
 
 
 def keys(family: str, table: str, name: str) -> list[bytes]:

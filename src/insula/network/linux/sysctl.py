@@ -42,6 +42,11 @@ ROUTER = {
 }
 
 
+def bridge(name: str) -> dict[str, str]:
+    """Settings of a bridge: whose MAC address is not written down is nobody, so no neighbour is asked for."""
+    return {f"{ip}/neigh/{name}/mcast_solicit": "0" for ip in ("ipv4", "ipv6")}
+
+
 def instance(*, ipv6: bool) -> dict[str, str]:
     """Settings of an instance's namespace, before it gets its device."""
     return {

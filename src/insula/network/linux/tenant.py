@@ -22,7 +22,7 @@ from insula.model.errors import Conflict, Failed, InsulaError
 from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.intent import TenantIntent
-from insula.network.linux import naming, rules, state, sysctl
+from insula.network.linux import naming, neighbours, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.naming import Naming
 from insula.network.linux.state import State, addresses, prefix
@@ -184,7 +184,7 @@ class TenantNamespace:
             now.links.pop(name, None)
             now.addresses.pop(index, None)
         if made or bool(network.gateway6) != (name in now.ipv6):
-            settings = {f"ipv6/conf/{name}/disable_ipv6": "0" if network.gateway6 else "1"}
+            settings = {**sysctl.bridge(name), f"ipv6/conf/{name}/disable_ipv6": "0" if network.gateway6 else "1"}
             call_in(self.netns, lambda: sysctl.write(settings))
         self.rtnl.execute(*state.bridge(now, network))
         return made
@@ -216,27 +216,34 @@ class TenantNamespace:
     def plug(self, network: Network, port: Port, netns: int) -> None:
         """Connect the namespace `netns`; what is there already and right stays, what is wrong is replaced."""
         with contextlib.ExitStack() as undo:
-            inside = call_in(netns, lambda: _enter(port))
+            with reported(network, port):
+                inside = call_in(netns, lambda: self._enter(network, port))
             self._ports.add(port.index)
             try:
                 undo.callback(self.unplug, network, port)
-                try:
-                    self._connect(network, port, netns)
-                    self.nft.run(rules.add(self.naming.prefix, rules.of_port(port)))
-                except NetlinkError as error:
-                    if error.errno != errno.EEXIST:
-                        raise
-                    self._reconnect(network, port, netns, inside)
-                    self._replace_elements(port)
-                _configure(inside, network, port)
-                self.rtnl.settle(naming.port(port.index))
-                inside.settle(DEVICE)
-                self._announce(port)
+                with reported(network, port):
+                    try:
+                        self._connect(network, port, netns)
+                        self.nft.run(rules.add(self.naming.prefix, rules.of_port(port)))
+                    except NetlinkError as error:
+                        if error.errno != errno.EEXIST:
+                            raise
+                        self._reconnect(network, port, netns, inside)
+                        self._replace_elements(port)
+                    _configure(inside, network, port)
+                    self.rtnl.settle(naming.port(port.index))
+                    inside.settle(DEVICE)
+                    self._announce(port)
                 undo.pop_all()
-            except OSError as error:
-                raise Failed(f"port of {port.instance} on network {network.name}: {error.strerror or error}") from error
             finally:
                 inside.close()
+
+    def _enter(self, network: Network, port: Port) -> Rtnl:
+        """In the instance's namespace: its settings and rules, and a socket to do the rest from outside."""
+        sysctl.write(sysctl.instance(ipv6=port.address6 is not None))
+        gateways = [gateway for _, gateway in _with_prefixes(network, port)]
+        neighbours.bound(self.naming.prefix, DEVICE, gateways)
+        return Rtnl()
 
     def _announce(self, port: Port) -> None:
         """Tell neighbours of addresses that another MAC address had before; they would send there for half a minute."""
@@ -339,18 +346,21 @@ def recording(errors: dict[str, InsulaError], what: str) -> Iterator[None]:
         errors.setdefault(what, Failed(f"{what}: {error.strerror or error}"))
 
 
+@contextlib.contextmanager
+def reported(network: Network, port: Port) -> Iterator[None]:
+    """Raise Failed for an OSError inside, with the port's name."""
+    try:
+        yield
+    except OSError as error:
+        raise Failed(f"port of {port.instance} on network {network.name}: {error.strerror or error}") from error
+
+
 def _with_prefixes(network: Network, port: Port) -> list[tuple[str, str]]:
     """(address with prefix length, gateway) of each IP version that the port has."""
     found = [(f"{port.address}/{prefix(network.subnet)}", network.gateway)]
     if port.address6 and network.subnet6 and network.gateway6:
         found.append((f"{port.address6}/{prefix(network.subnet6)}", network.gateway6))
     return found
-
-
-def _enter(port: Port) -> Rtnl:
-    """In the instance's namespace: its settings, and a socket to do the rest from outside."""
-    sysctl.write(sysctl.instance(ipv6=port.address6 is not None))
-    return Rtnl()
 
 
 def _configure(inside: Rtnl, network: Network, port: Port) -> None:
