@@ -182,11 +182,11 @@ def test_what_is_kept_between_the_phases() -> None:
 
     def child() -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         caps.before_setuid(sets)
-        caps.keep_one(sets)
+        caps.keep_sys_admin(sets)
         kept = proc_sets()
         caps.after_setuid(sets)
         without = proc_sets()
-        caps.keep_one(sets)
+        caps.keep_sys_admin(sets)
         return kept, without, proc_sets()
 
     kept, without, again = forked(child)

@@ -74,8 +74,8 @@ def test_who_joins_goes_where_the_first_process_is(group: Cgroup) -> None:
     with subprocess.Popen(["sleep", "60"], preexec_fn=lambda: cgroups.join(below.open())) as first:
         try:
             if cgroups.hierarchy().unified:
-                assert group.holding(first.pid).path == below.path
-            assert group.holding(os.getpid()).path == group.path
+                assert group.group_to_join(first.pid).path == below.path
+            assert group.group_to_join(os.getpid()).path == group.path
         finally:
             first.kill()
 
@@ -86,5 +86,5 @@ def test_who_joins_goes_where_the_first_process_is(group: Cgroup) -> None:
 )
 def test_who_asks_for_it(options: list[str], namespaced: bool, asked: bool) -> None:
     mount = {"destination": "/sys/fs/cgroup", "type": "cgroup", "options": options}
-    assert delegation.asked_for({"mounts": [{"type": "proc"}, mount]}, namespaced) is asked
-    assert delegation.asked_for({"mounts": [{"type": "proc"}]}, namespaced) is False
+    assert delegation.is_requested({"mounts": [{"type": "proc"}, mount]}, namespaced) is asked
+    assert delegation.is_requested({"mounts": [{"type": "proc"}]}, namespaced) is False

@@ -27,7 +27,7 @@ def test_a_frame_arrives_at_the_device_and_its_other_end_sees_nothing() -> None:
         near, there = host.link("near"), far.link("eth0")
         assert near and there
         far.execute(netlink.set_link(there.index, up=True))
-        assert host.settle("near")
+        assert host.sync_carrier("near")
         here = os.open("/proc/self/ns/net", os.O_RDONLY)
         receiver, spy, mark = Sniffer(here, "near"), other.sniffer(), os.urandom(8)
         frame = ethernet(BROADCAST, there.mac, EXPERIMENTAL, mark + bytes(46))

@@ -199,7 +199,7 @@ def beside(world: World, instance: Instance, name: str, number: int) -> None:
             netlink.add_route("0.0.0.0/0", index=there.index, gateway=f"{four}.1"),
             netlink.add_route("::/0", index=there.index, gateway=f"{six}:1"),
         )
-        assert host.settle(name) and far.settle("eth0")
+        assert host.sync_carrier(name) and far.sync_carrier("eth0")
 
 
 @isolated

@@ -49,7 +49,7 @@ def ordinary() -> Instance:
         assert near and far
         there.execute(netlink.set_link(far.index, up=True))
         here.execute(netlink.add_address(near.index, "10.0.0.2/16"), netlink.add_address(near.index, "fd00::2/64"))
-        here.settle("eth0")
+        here.sync_carrier("eth0")
     return instance
 
 

@@ -86,7 +86,7 @@ def tenants_joined_by_a_cable(cloud: Lab) -> None:
         link = globex.link("cable")
         assert link
         globex.execute(netlink.set_link(link.index, up=True, master=two))
-        assert acme.settle("cable") and globex.settle("cable")
+        assert acme.sync_carrier("cable") and globex.sync_carrier("cable")
         allow_everything(cloud, "acme")
         allow_everything(cloud, "globex")
 

@@ -250,7 +250,7 @@ def test_what_the_host_lacks(tmp_path: Path) -> None:
     instead = Setting("blockIO.weight", "io", "there", 7)
     settings.write_all(lambda _: str(tmp_path), [Setting("blockIO.weight", "io", "not there", 5, instead=instead)])
     assert files.read(f"{tmp_path}/there") == "7"
-    settings.write_all(lambda _: str(tmp_path), [Setting("x", "io", "not there", 5, dispensable=settings.always)])
+    settings.write_all(lambda _: str(tmp_path), [Setting("x", "io", "not there", 5, optional=settings.always)])
     with pytest.raises(OSError, match=r"linux\.resources\.a\.b is not supported here: this host has no file not there"):
         settings.write_all(lambda _: str(tmp_path), [Setting("a.b", "io", "not there", 5)])
     with pytest.raises(OSError, match="has no controller rdma"):

@@ -29,7 +29,7 @@ def in_a_child(act: Callable[[], object]) -> bool:
 
 def test_it_is_the_same_file_under_a_high_number() -> None:
     reader, writer = os.pipe()
-    moved = descriptors.high(writer)
+    moved = descriptors.move_above_select_limit(writer)
     assert moved >= descriptors.FD_SETSIZE
     assert not os.get_inheritable(moved)
     os.write(moved, b"x")
@@ -43,22 +43,22 @@ def test_where_there_is_no_high_number_it_stays() -> None:
     def body() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
         reader, _ = os.pipe()
-        assert descriptors.high(reader) == reader
+        assert descriptors.move_above_select_limit(reader) == reader
 
     assert in_a_child(body)
 
 
 def test_too_few_low_ones_are_refused_and_not_the_end_of_the_process() -> None:
     def body() -> None:
-        descriptors.check_low("the library")
+        descriptors.require_selectable("the library")
         low = [os.open("/dev/null", os.O_RDONLY)]
         while low[-1] < descriptors.FD_SETSIZE:
             low.append(os.open("/dev/null", os.O_RDONLY))
         with pytest.raises(Unavailable, match="the library"):
-            descriptors.check_low("the library")
+            descriptors.require_selectable("the library")
         for _ in range(16):
             os.close(low.pop(-20))
-        descriptors.check_low("the library")
+        descriptors.require_selectable("the library")
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard <= descriptors.FD_SETSIZE:

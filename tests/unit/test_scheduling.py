@@ -52,8 +52,8 @@ def test_what_is_so_already_takes_no_right() -> None:
     """Set to what it is: even where the policy could not be changed, nothing is asked of the kernel."""
     policy = int.from_bytes(scheduling.get_scheduler()[4:8], "little")
     assert policy == os.sched_getscheduler(0)
-    scheduling.give({}, os.getpid())
+    scheduling.set_for_child({}, os.getpid())
     name = next(name for name, number in scheduling.POLICIES.items() if number == policy)
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    scheduling.give({"scheduler": {"policy": name, "nice": nice}}, os.getpid())
+    scheduling.set_for_child({"scheduler": {"policy": name, "nice": nice}}, os.getpid())
     assert os.getpriority(os.PRIO_PROCESS, 0) == nice

@@ -1,18 +1,24 @@
-"""Capabilities: root's power in forty-one pieces (capabilities(7)).
+"""Capabilities: the forty-one privileges that Linux divides root's power into (capabilities(7)).
 
-A process has five sets of them. *Effective* is what the kernel checks; *permitted* what the process may make
-effective; *inheritable* and *ambient* what can pass through execve(2); *bounding* what execve may ever give back.
-A container gets small sets of the first two, and the same as its bounding set, so that neither a set-uid program
-nor a file capability inside can give more. Ambient stays empty: only root inside gets the capabilities at exec.
+A thread has five sets of them:
 
-Taking them away must be done in two phases around the change of user, because each needs what the other takes:
+    effective      the set that the kernel checks
+    permitted      the upper bound of the effective set
+    inheritable    passed through execve(2) to programs whose file has inheritable capabilities
+    ambient        passed through execve(2) to any program
+    bounding       the upper bound of what execve(2) can add
 
-1. `before_setuid`: the bounding set can only be lowered with CAP_SETPCAP, which setuid(2) to another user than
-   root would take away; and setuid would clear the permitted set too, if PR_SET_KEEPCAPS didn't forbid it.
+A container gets small effective and permitted sets, and the same as its bounding set: neither a set-uid program nor a
+file capability inside can add more. Its ambient set is empty, so only root inside keeps capabilities over execve(2).
+
+Dropping capabilities takes two phases around the change of user:
+
+1. `before_setuid`: lowers the bounding set, which needs CAP_SETPCAP; setuid(2) to a user other than root drops that.
+   It also sets PR_SET_KEEPCAPS, or setuid(2) would clear the permitted set.
 2. setgroups(2), setgid(2), setuid(2)
-3. `after_setuid`: capset(2) to the sets asked for, which now are a part of what was kept.
+3. `after_setuid`: sets the other sets with capset(2); they must be subsets of the kept permitted set.
 
-The file is loaded by the process that forks containers, so it imports almost nothing.
+The zygote loads this file before it forks containers, so it imports little.
 """
 
 from __future__ import annotations
@@ -54,16 +60,16 @@ _EINVAL: Final = 22
 
 
 def normalise(name: str) -> str:
-    """``CAP_NET_ADMIN`` from ``net_admin``, ``NET_ADMIN`` or itself; `Invalid` if there is no such capability."""
+    """Return ``CAP_NET_ADMIN`` for ``net_admin``, ``NET_ADMIN`` or itself; `Invalid` for an unknown capability."""
     canonical = name.upper() if isinstance(name, str) else ""
     canonical = canonical if canonical.startswith("CAP_") else f"CAP_{canonical}"
     if canonical not in NUMBERS:
-        raise Invalid(f"there is no capability {name!r:.60}", "capabilities(7) lists them, as in NET_ADMIN")
+        raise Invalid(f"unknown capability {name!r:.60}", "use a name of capabilities(7), such as NET_ADMIN")
     return canonical
 
 
 def to_mask(names: Iterable[str]) -> int:
-    """The set as an integer: bit n is capability n. `Invalid` on an unknown name."""
+    """Convert names to a mask, in which bit n is capability n. `Invalid` for an unknown name."""
     mask = 0
     for name in names:
         mask |= 1 << NUMBERS[normalise(name)]
@@ -71,18 +77,18 @@ def to_mask(names: Iterable[str]) -> int:
 
 
 def to_names(mask: int) -> list[str]:
-    """The names of a mask in the order of their numbers; bits that have no name are left out."""
+    """Convert a mask to names in the order of their numbers; bits without a name are left out."""
     return [name for number, name in enumerate(NAMES) if mask >> number & 1]
 
 
 DEFAULT: Final = to_mask(_DEFAULT.split())
-"""What root inside a container has unless told otherwise: Docker's default set."""
+"""Docker's default set, for root inside a container."""
 
 
 def adjust(base: int, add: Iterable[str] = (), drop: Iterable[str] = ()) -> int:
-    """`base` with names added and dropped as docker-run(1) does it, ``ALL`` included; adding wins over dropping.
+    """Add names to `base` and drop names from it as docker-run(1) does, ``ALL`` included; adding wins over dropping.
 
-    With ``ALL`` added, only what is dropped is missing; with ``ALL`` dropped, only what is added is there.
+    With ``ALL`` added, the result is all capabilities but the dropped ones; with ``ALL`` dropped, only the added ones.
     """
     add, drop = set(add), set(drop)
     add_all = {name for name in add if isinstance(name, str) and name.upper() == "ALL"}
@@ -94,7 +100,7 @@ def adjust(base: int, add: Iterable[str] = (), drop: Iterable[str] = ()) -> int:
 
 
 class Capabilities:
-    """The five sets of a process, as masks."""
+    """The five capability sets of a thread, as masks."""
 
     __slots__ = FIELDS = ("bounding", "effective", "permitted", "inheritable", "ambient")
 
@@ -121,14 +127,14 @@ class Capabilities:
 
     @classmethod
     def from_oci(cls, sets: Mapping[str, Iterable[str]] | None) -> Capabilities:
-        """From `process.capabilities` of the OCI runtime-spec; a missing set is empty. `Invalid` on unknown names."""
+        """Convert `process.capabilities` of the runtime-spec; a missing set is empty. `Invalid` for an unknown name."""
         return cls(**{field: to_mask((sets or {}).get(field) or ()) for field in cls.FIELDS})
 
     def grantable(self) -> tuple[Capabilities, int]:
-        """What of it the calling thread can have: the sets, and a mask of all that is missing in one of them.
+        """Reduce the sets to those that the calling thread can set; also return a mask of what is missing from any set.
 
-        Nobody gets what he has not: not more permitted than there is, not effective or ambient what is not permitted,
-        nothing inheritable that is not in the bounding set.
+        The limits are the kernel's: permitted is at most the thread's permitted set, effective and ambient are at most
+        permitted, and inheritable is at most the bounding set.
         """
         _, have, inherits = _capget()
         permitted = self.permitted & have
@@ -147,27 +153,27 @@ class Capabilities:
 
 
 def before_setuid(sets: Capabilities) -> None:
-    """Lower the bounding set, and keep the permitted set over the coming setuid(2). Needs CAP_SETPCAP."""
+    """Lower the bounding set, and keep the permitted set over the following setuid(2). Needs CAP_SETPCAP."""
     for number in range(64):
         if not sets.bounding >> number & 1:
             try:
                 syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
             except OSError as error:
-                if error.errno == _EINVAL:  # the kernel has no more capabilities
+                if error.errno == _EINVAL:  # the last capability of this kernel was the one before
                     break
-                if _in_bounding_set(number):  # without CAP_SETPCAP: an error only if there is something to drop
+                if _in_bounding_set(number):  # without CAP_SETPCAP it is an error only if the capability is there
                     raise
     syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
 
 
-def keep_one(sets: Capabilities) -> None:
-    """Keep only what `sets` has, and CAP_SYS_ADMIN, until `after_setuid`."""
+def keep_sys_admin(sets: Capabilities) -> None:
+    """Reduce the thread to `sets` and CAP_SYS_ADMIN, until `after_setuid`."""
     more = to_mask(["SYS_ADMIN"]) & _capget()[1]
     _capset(Capabilities(sets.bounding, sets.effective | more, sets.permitted | more, sets.inheritable, 0))
 
 
 def after_setuid(sets: Capabilities) -> None:
-    """Set the other four sets of the calling thread. Raises OSError (EPERM) for what it did not have itself."""
+    """Set the other four sets of the calling thread. OSError (EPERM) for capabilities that it does not have."""
     syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
     syscalls.prctl(syscalls.PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     _capset(sets)
@@ -184,7 +190,7 @@ def _in_bounding_set(number: int) -> bool:
 
 
 def current() -> Capabilities:
-    """The sets of the calling thread."""
+    """Return the sets of the calling thread."""
     effective, permitted, inheritable = _capget()
     bounding = ambient = 0
     for number in range(64):

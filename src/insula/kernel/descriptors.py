@@ -1,8 +1,8 @@
-"""Descriptors that are kept for long go above the first 1024, and leave those to who can have no others.
+"""Keep descriptor numbers below FD_SETSIZE (1024) free for libraries that use select(2).
 
-open(2) gives the lowest number that is free, and select(2) can wait for numbers below FD_SETSIZE only: glibc aborts a
-program that tries more. libnftables waits by select(2) for its netlink socket. So a process that has a few descriptors
-for every container moves them out of the way, with fcntl(2), and opens the library's sockets where they work.
+open(2) returns the lowest free number. select(2) supports only numbers below FD_SETSIZE; glibc aborts a program that
+uses a higher one. libnftables waits for its netlink socket with select(2). A process with several descriptors for each
+container moves those above the limit (F_DUPFD_CLOEXEC of fcntl(2)), so that the library gets a low number.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 FD_SETSIZE: Final = 1024
 
 
-def high(fd: int) -> int:
-    """The same open file under a number that select(2) has no use for; `fd` is closed, or returned if there is none."""
+def move_above_select_limit(fd: int) -> int:
+    """Move `fd` to a number of FD_SETSIZE or more and return that; `fd` itself if no such number is free."""
     try:
         moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FD_SETSIZE)
-    except OSError:  # RLIMIT_NOFILE allows no such number, or no more
+    except OSError:  # RLIMIT_NOFILE is too low, or reached
         return fd
     os.close(fd)
     return moved
 
 
-def check_low(who: str) -> None:
-    """Unavailable if the next descriptor would be one that `who`, which uses select(2), can't have."""
+def require_selectable(library: str) -> None:
+    """Check that the next descriptor is low enough for `library`, which uses select(2). Unavailable if it isn't."""
     fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     os.close(fd)
-    if fd >= FD_SETSIZE - 8:  # others open files meanwhile
-        raise Unavailable(f"{who} needs one of the first {FD_SETSIZE} descriptors, and all are in use", "try again")
+    if fd >= FD_SETSIZE - 8:  # other threads open files meanwhile
+        raise Unavailable(f"{library} needs one of the first {FD_SETSIZE} descriptors, and all are in use", "try again")

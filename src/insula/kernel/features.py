@@ -1,11 +1,11 @@
-"""What this kernel can really do, found out by doing it.
+"""Probes for kernel features. Each one uses the feature and reports whether that worked.
 
-That a file or a name exists says little: overlayfs may be there and refuse this disk, /dev/kvm may be there without a
-processor behind it. So each probe tries the thing itself, in a child whose namespaces are its own, so that whatever it
-made is gone when it ends. A whole run takes some tenths of a second and leaves nothing.
+The existence of a file says little: overlayfs may be present and refuse this disk, and /dev/kvm may exist without a
+processor that supports it. So each probe uses the feature in a child process with namespaces of its own, which removes
+everything when it exits. All probes together take a few tenths of a second.
 
-`probe(directory)` starts `python -m insula.kernel.features`, because the caller may have threads, and a process with
-threads must neither fork Python code nor move itself between namespaces.
+`probe(directory)` runs `python -m insula.kernel.features` as a process of its own, because the caller may have threads:
+a process with threads must not run Python code after fork(2), and can't enter a new user namespace.
 """
 
 from __future__ import annotations
@@ -41,51 +41,51 @@ _CONTAINER = (
 
 
 class Feature(NamedTuple):
-    """`works` is None where it could not be found out; `found` says what was seen, in a few words."""
+    """The result of a probe. `works` is None if the probe could not run; `found` describes the result briefly."""
 
     works: bool | None
     found: str
 
 
-class Lacking(Exception):
-    """Raised by a probe: the feature is not there, for this reason."""
+class Unsupported(Exception):
+    """Raised by a probe: the feature is missing; the message says why."""
 
 
 def probe(directory: str | os.PathLike[str]) -> dict[str, Feature]:
-    """Try every feature; file systems are tried on the disk of `directory`. `Failed` if that could not be done."""
+    """Run all probes; those of file systems on the disk of `directory`. `Failed` if they can't be run."""
     command = [sys.executable, "-I", "-m", "insula.kernel.features", os.fspath(directory)]
     try:
         done = subprocess.run(command, capture_output=True, timeout=TIMEOUT, check=True, stdin=subprocess.DEVNULL)
         answers: dict[str, list[Any]] = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise Failed(f"features of the host can't be probed: {type(error).__name__}", "see the daemon's log") from error
+        raise Failed(f"cannot probe the host's features: {type(error).__name__}", "see the daemon's log") from error
     return {name: Feature(*answer) for name, answer in answers.items()}
 
 
-# -- the probes: each returns what it found, or raises ----------------------------------------------------------------
+# -- the probes: each returns a short description, or raises ----------------------------------------------------------
 
 
 def user_namespaces() -> str:
-    """user_namespaces(7): root inside, nobody outside."""
+    """User namespaces (user_namespaces(7))."""
     _in_child(lambda: syscalls.unshare(syscalls.CLONE_NEWUSER))
     return "made one"
 
 
 def namespaces() -> str:
-    """namespaces(7): all that a container has beside the user namespace, at once."""
+    """The other namespaces of a container (namespaces(7)), all at once."""
     _in_child(lambda: syscalls.unshare(_CONTAINER))
     return "pid, mnt, net, ipc, uts, cgroup"
 
 
 def overlay(scratch: str) -> str:
-    """overlayfs with its upper layer on this disk."""
+    """Overlayfs with its upper layer on this disk."""
     lower, upper, work = _directories(scratch, "lower", "upper", "work")
     _in_child(lambda: mounts.overlay([lower], upper, work))
     return "mounted"
 
 
 def idmapped_layers(scratch: str) -> str:
-    """mount_setattr(2) MOUNT_ATTR_IDMAP: layers shown with a tenant's own IDs, under an overlay."""
+    """Idmapped mounts (MOUNT_ATTR_IDMAP of mount_setattr(2)) as lower layers of an overlay."""
 
     def mount() -> None:
         syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -100,23 +100,24 @@ def idmapped_layers(scratch: str) -> str:
 
 
 def control_groups() -> str:
-    """cgroups(7): which version has the controllers, and which of them."""
+    """Control groups (cgroups(7)): the version, and its controllers."""
     tree = cgroups.detect()
     if tree.unified:
         there = set(Path(tree.unified, "cgroup.controllers").read_text().split())
         needed, kind = {"cpu", "memory", "pids", "io"}, "version 2"
     elif tree.controllers:
-        there = {name for name, path in tree.controllers.items() if Path(path, "cgroup.procs").exists()}  # else hidden
+        # a controller without this file is hidden by another mount
+        there = {name for name, path in tree.controllers.items() if Path(path, "cgroup.procs").exists()}
         needed, kind = {"cpu", "memory", "pids", "devices", "freezer"}, "version 1"
     else:
-        raise Lacking("no hierarchy is mounted")
+        raise Unsupported("no hierarchy is mounted")
     if needed - there:
-        raise Lacking(f"{kind} without {', '.join(sorted(needed - there))}")
+        raise Unsupported(f"{kind} without {', '.join(sorted(needed - there))}")
     return f"{kind}: {', '.join(sorted(there))}"
 
 
 def seccomp() -> str:
-    """seccomp(2) filters: one that allows everything."""
+    """Seccomp filters (seccomp(2)), with one that allows everything."""
     allow_all = (0x06).to_bytes(4, sys.byteorder) + (0x7FFF0000).to_bytes(4, sys.byteorder)
 
     def load() -> None:
@@ -128,7 +129,7 @@ def seccomp() -> str:
 
 
 def landlock() -> str:
-    """landlock(7): the version of its ABI."""
+    """Landlock (landlock(7)): the version of its ABI."""
     landlock_create_ruleset, version = 444, 1
     libc = ctypes.CDLL(None, use_errno=True)
     answer = libc.syscall(ctypes.c_long(landlock_create_ruleset), None, ctypes.c_long(0), ctypes.c_long(version))
@@ -138,7 +139,7 @@ def landlock() -> str:
 
 
 def process_descriptors() -> str:
-    """pidfd_open(2) and clone3(2) with CLONE_PIDFD."""
+    """Pidfds, from pidfd_open(2) and clone3(2)."""
     os.close(os.pidfd_open(os.getpid()))
     pid, pidfd = syscalls.clone3(0)
     if pid == 0:
@@ -149,7 +150,7 @@ def process_descriptors() -> str:
 
 
 def exit_information() -> str:
-    """PIDFD_GET_INFO: how a process ended that another one reaped, Linux 6.15."""
+    """PIDFD_GET_INFO (Linux 6.15): the exit status of a process that another one reaped."""
     pid, pidfd = syscalls.clone3(0)
     if pid == 0:
         os._exit(7)
@@ -157,12 +158,12 @@ def exit_information() -> str:
     status = process.exit_status(pidfd)
     os.close(pidfd)
     if status is None or os.waitstatus_to_exitcode(status) != 7:
-        raise Lacking("the kernel does not tell")
-    return "the kernel tells"
+        raise Unsupported("needs Linux 6.15")
+    return "read an exit status"
 
 
 def links() -> str:
-    """Bridges, veth(4) pairs and VXLAN devices, made in a network namespace that is gone afterwards."""
+    """Bridges, veth(4) pairs and VXLAN devices, made in a network namespace that is removed afterwards."""
 
     def make() -> None:
         syscalls.unshare(syscalls.CLONE_NEWNET)
@@ -210,13 +211,13 @@ table bridge t {
 
 
 def packet_filter() -> str:
-    """nftables: sets in the bridge family, connection tracking, and network address translation."""
+    """Nftables: sets in the bridge family, connection tracking, and network address translation."""
     _load_rules(_RULES)
     return "bridge sets, conntrack, nat"
 
 
 def bridge_connections() -> str:
-    """Connection tracking of what a bridge passes on: by nf_conntrack_bridge, or by the older br_netfilter."""
+    """Connection tracking of bridged packets, by nf_conntrack_bridge or by the older br_netfilter."""
     try:
         _load_rules(_BRIDGE_RULES)
     except OSError:
@@ -236,21 +237,21 @@ def _load_rules(rules: str) -> None:
 
 
 def virtual_machines() -> str:
-    """KVM makes a machine and a processor for it. Whether a guest boots on it is another matter, and not tried."""
+    """KVM can create a virtual machine with one processor. Booting a guest is not tried."""
     create_vm, create_vcpu, get_api_version = 0xAE01, 0xAE41, 0xAE00
     kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     version = fcntl.ioctl(kvm, get_api_version, 0)
     if version != 12:
-        raise Lacking(f"KVM speaks version {version}, not 12")
+        raise Unsupported(f"KVM has API version {version}, not 12")
     machine = fcntl.ioctl(kvm, create_vm, 0)
     os.close(fcntl.ioctl(machine, create_vcpu, 0))
     os.close(machine)
     os.close(kvm)
-    return "KVM makes a machine; booting a guest was not tried"
+    return "KVM creates a machine; booting a guest was not tried"
 
 
 def open_vswitch() -> str:
-    """The openvswitch kernel module, loaded or to be had."""
+    """The openvswitch kernel module, loaded or installed."""
     if Path("/sys/module/openvswitch").exists():
         return "loaded"
     release = os.uname().release
@@ -258,7 +259,7 @@ def open_vswitch() -> str:
         with contextlib.suppress(FileNotFoundError):
             if "/openvswitch.ko" in Path("/lib/modules", release, name).read_text():
                 return "as a module"
-    raise Lacking("not in this kernel")
+    raise Unsupported("not in this kernel")
 
 
 def pressure() -> str:
@@ -268,11 +269,11 @@ def pressure() -> str:
 
 
 def checkpoint() -> str:
-    """CRIU and its own opinion of this kernel."""
+    """CRIU, with its own check of this kernel."""
     try:
-        return f"{criu.find()} check is content"
+        return f"{criu.find()} check succeeds"
     except Unavailable as error:
-        raise Lacking(error.message) from None
+        raise Unsupported(error.message) from None
 
 
 _PROBES: tuple[Callable[[], str], ...] = (
@@ -294,20 +295,20 @@ _PROBES: tuple[Callable[[], str], ...] = (
 _DISK_PROBES: tuple[Callable[[str], str], ...] = (overlay, idmapped_layers)
 
 NAMES = tuple(p.__name__ for p in (*_PROBES, *_DISK_PROBES))
-"""What `probe` answers about."""
+"""The names of all features."""
 
 
 # -- the process that runs them ---------------------------------------------------------------------------------------
 
 
 def main(directory: str) -> None:
-    """Print the answers as JSON: name → [works, found]."""
+    """Print the results as JSON: name → [works, found]."""
     answers = {p.__name__: _attempt(p) for p in _PROBES}
     with contextlib.ExitStack() as undo:
         try:
             scratch = _scratch(directory, undo)
         except OSError as error:
-            answers |= {p.__name__: Feature(None, f"no room to try: {error.strerror}") for p in _DISK_PROBES}
+            answers |= {p.__name__: Feature(None, f"no scratch directory: {error.strerror}") for p in _DISK_PROBES}
         else:
             answers |= {p.__name__: _attempt(lambda p=p: p(scratch)) for p in _DISK_PROBES}  # type: ignore[misc]
     print(json.dumps(answers))
@@ -316,17 +317,17 @@ def main(directory: str) -> None:
 def _attempt(action: Callable[[], str]) -> Feature:
     try:
         return Feature(True, action())
-    except Lacking as lacking:
-        return Feature(False, str(lacking))
+    except Unsupported as error:
+        return Feature(False, str(error))
     except OSError as error:
         return Feature(False, error.strerror or str(error))
-    except Exception as error:  # a probe must not hide what the others found
+    except Exception as error:  # a defect of one probe must not hide the results of the others
         traceback.print_exc()
-        return Feature(None, f"could not be tried: {type(error).__name__}")
+        return Feature(None, f"the probe failed: {type(error).__name__}")
 
 
 def _in_child(action: Callable[[], object]) -> None:
-    """Run it in a child, which nothing survives; its OSError is raised here."""
+    """Run `action` in a forked child, for at most 5 seconds; its OSError is raised here."""
     readable, writable = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -344,14 +345,14 @@ def _in_child(action: Callable[[], object]) -> None:
         data = pipe.read()
     os.waitpid(pid, 0)
     if not data:
-        raise Lacking("the attempt crashed")
+        raise Unsupported("the probe's process crashed")
     answer = json.loads(data)
     if answer:
         raise OSError(answer["errno"] or 0, answer["text"])
 
 
 def _scratch(directory: str, undo: contextlib.ExitStack) -> str:
-    """A directory for the attempts, removed afterwards; those of probes that were killed are removed too."""
+    """Make a scratch directory, removed by `undo`; directories left by probes that were killed are removed too."""
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     for name in os.listdir(directory):

@@ -1,10 +1,10 @@
-"""Frames that a network device of ours receives although nobody sent them: injection.
+"""Packet injection: make a network device receive an Ethernet frame.
 
-A frame that a process writes to a packet socket leaves by a device, and the device's other end sees it. Here it
-arrives: the kernel handles the frame as if the other end had sent it, with every filter of the device, and the other
-end sees nothing. An eBPF program does this (bpf_clone_redirect() with BPF_F_INGRESS, bpf-helpers(7)). It is run by
-BPF_PROG_TEST_RUN with the frame as its packet, so nothing is attached to any device and nothing is left behind.
-Linux 5.2 or later.
+A frame written to a packet socket *leaves* through a device. An injected frame *arrives* at it: the kernel processes it
+with all filters of the device, as if the other end had sent it, and the other end sees nothing.
+
+This is done by an eBPF program that calls bpf_clone_redirect() with BPF_F_INGRESS (bpf-helpers(7)). BPF_PROG_TEST_RUN
+runs it with the frame as its packet, so nothing is attached to any device. Needs Linux 5.2.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ _IFINDEX: Final = 40  # offset of `ifindex` in struct __sk_buff
 
 
 class Injector:
-    """The program, loaded. Its methods may be called from any thread. OSError if the kernel refuses it."""
+    """The loaded program. Its methods may be called from any thread. OSError if the kernel refuses the program."""
 
     def __init__(self) -> None:
-        self._program = descriptors.high(ebpf_load.load(_program(), ebpf_load.PROG_TYPE_SCHED_CLS, "insula_inject"))
+        self._program = descriptors.move_above_select_limit(
+            ebpf_load.load(_program(), ebpf_load.PROG_TYPE_SCHED_CLS, "insula_inject")
+        )
 
     def close(self) -> None:
         os.close(self._program)
@@ -39,9 +41,9 @@ class Injector:
         self.close()
 
     def inject(self, index: int, frame: bytes) -> None:
-        """Have the device with that index, in the calling thread's network namespace, receive an Ethernet frame.
+        """Inject an Ethernet frame into the device with that index in the calling thread's network namespace.
 
-        ENODEV if there is no such device, ENETDOWN if it doesn't take the frame because it is down.
+        OSError: ENODEV if there is no such device, ENETDOWN if it drops the frame because it is down.
         """
         answer = ebpf_load.run(self._program, frame, struct.pack(f"={_IFINDEX}xI", index))
         if answer:
@@ -50,7 +52,7 @@ class Injector:
 
 
 def _program() -> bytes:
-    """bpf_clone_redirect(packet, packet->ifindex, BPF_F_INGRESS): its answer, 0, NET_RX_DROP (1) or -errno."""
+    """return bpf_clone_redirect(packet, packet->ifindex, BPF_F_INGRESS): 0, NET_RX_DROP (1) or -errno."""
     code = Assembler()
     code.load32(2, 1, _IFINDEX)
     code.move(3, _INGRESS)

@@ -1,7 +1,4 @@
-"""Functions of the C library by ctypes, with errno as OSError.
-
-System calls need a long, a buffer, and errno; all modules that make system calls of their own take them from here.
-"""
+"""Functions of the C library through ctypes, with errno raised as OSError."""
 
 from __future__ import annotations
 
@@ -15,18 +12,18 @@ if TYPE_CHECKING:
 
     Buffer = Array[c_char]
 
-__all__ = ["Long", "addressof", "at", "buffer", "check", "function", "python", "syscall"]
+__all__ = ["Long", "addressof", "buffer", "check", "function", "python", "read_memory", "syscall"]
 
 Long = c_long
-"""A C long: what system calls take and answer. A Python integer alone is passed as an int."""
+"""A C long, the type of system calls' arguments. ctypes passes a plain Python integer as an int."""
 
 _program = CDLL(None, use_errno=True)
 
 
 def function(name: str, library: str | None = None, *, long: bool = False) -> Callable[..., int]:
-    """A function of the C library, or of `library`, that sets errno and returns an int, or a `long` (or a pointer).
+    """Return a function of the C library or of `library` that sets errno; it returns an int, or with `long` a long.
 
-    Arguments: integers (as int), `Long`, bytes (a pointer to them), buffers, None (NULL). OSError without `library`.
+    It takes integers (as int), `Long`, bytes (as a pointer), buffers and None (NULL). OSError if `library` is missing.
     """
     found = (CDLL(library, use_errno=True) if library else _program)[name]
     found.restype = c_long if long else c_int
@@ -34,28 +31,28 @@ def function(name: str, library: str | None = None, *, long: bool = False) -> Ca
 
 
 syscall = function("syscall", long=True)
-"""syscall(2), whose arguments are `Long` where they are integers."""
+"""syscall(2). Integer arguments must be `Long`."""
 
 
 def python(name: str) -> Callable[[], None]:
-    """A function of Python's own C interface that takes and returns nothing; it is called with the lock held."""
+    """Return a function of Python's C API that takes and returns nothing; it is called with the GIL held."""
     found = pythonapi[name]
     found.restype = None
     return found
 
 
 def buffer(content: int | bytes) -> Buffer:
-    """Memory to be written to, of so many zeros or with a copy of `content`; `.raw` is the content."""
+    """Allocate writable memory: a number of zero bytes, or a copy of `content`. `.raw` is its content."""
     return create_string_buffer(content) if isinstance(content, int) else create_string_buffer(content, len(content))
 
 
-def at(address: int, size: int) -> bytes:
-    """The content of memory at `address`."""
+def read_memory(address: int, size: int) -> bytes:
+    """Return `size` bytes of this process's memory at `address`."""
     return string_at(address, size)
 
 
 def check(result: int, what: str, on: object = "") -> int:
-    """`result`; if it is negative, OSError with errno, the name `what` of the call, and the object it was called on."""
+    """Return `result`; if it is negative raise OSError with errno, the call's name `what` and its object `on`."""
     if result < 0:
         error = get_errno()
         raise OSError(error, f"{what}: {os.strerror(error)}", str(on) if on != "" else None)

@@ -1,10 +1,9 @@
-"""Labels of Linux Security Modules: under which profile or context the next program runs (AppArmor, SELinux).
+"""Labels of Linux Security Modules: the AppArmor profile or SELinux context of the next program.
 
-Where such a module is enabled, a process has attributes in /proc/PID/attr (proc_pid_attr(5)). What is written into
-`exec` holds from its next execve(2) on. The write must reach the kernel and nothing else: in a container, /proc could
-be a plain directory of the image, or something could be mounted over the file, and the program would run unconfined
-without anybody noticing (CVE-2019-16884, CVE-2025-52881). So /proc is checked to be procfs, and no link and no other
-mount is crossed in it.
+With such a module enabled, a process has attributes in /proc/PID/attr (proc_pid_attr(5)); a label written into `exec`
+applies from its next execve(2) on. The write must reach the kernel. In a container, /proc could be a plain directory of
+the image, or another file could be mounted over the attribute; the program would then run unconfined without an error
+(CVE-2019-16884, CVE-2025-52881). So /proc is checked to be procfs, and no link and no mount is crossed below it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _PROC_SUPER_MAGIC = 0x9FA0
 
 
 def set_apparmor_profile(name: str) -> None:
-    """Run the next program under this profile, which must be loaded. OSError says why not; EINVAL: no AppArmor."""
+    """Run the next program under this AppArmor profile, which must be loaded. OSError: EINVAL without AppArmor."""
     try:
         _write("apparmor/exec", f"exec {name}")  # since Linux 5.8 each module has attributes of its own
     except FileNotFoundError:
@@ -25,7 +24,7 @@ def set_apparmor_profile(name: str) -> None:
 
 
 def set_selinux_label(label: str) -> None:
-    """Run the next program in this context; its keyring gets the label too. OSError (EINVAL): no SELinux."""
+    """Run the next program in this SELinux context, and label its keyring. OSError: EINVAL without SELinux."""
     _write("exec", label)
     _write("keycreate", label)
 
@@ -46,7 +45,7 @@ def _write(attribute: str, value: str) -> None:
 
 
 def _filesystem(fd: int) -> int:
-    """What kind of file system a descriptor is on: f_type of fstatfs(2)."""
+    """Return the type of the file system behind a descriptor: f_type of fstatfs(2)."""
     answer = libc.buffer(256)
     libc.check(libc.function("fstatfs")(fd, answer), "fstatfs")
     return int.from_bytes(answer.raw[:4], "little")

@@ -1,13 +1,13 @@
-"""The options of a mount as mount(8) and the OCI runtime-spec (config.md, "Linux mount options") name them.
+"""Mount options, with the names of mount(8) and the OCI runtime-spec (config.md, "Linux mount options").
 
-Four kinds of things go by the name of option, and the kernel has a call for each:
+There are four kinds of options, and the kernel has a call for each:
 
-    ro, nosuid, noexec, noatime, …    attributes of the mount, one place in the tree: mount_setattr(2)
-    rro, rnosuid, …                   the same for the mount and all below it: mount_setattr(2) with AT_RECURSIVE
-    private, rshared, …               propagation, whether mounts made later here appear elsewhere (mount_namespaces(7))
-    size=1g, mode=755, …              parameters of the file system, whoever mounts it: fsconfig(2)
+    ro, nosuid, noexec, noatime, …    attributes of one mount: mount_setattr(2)
+    rro, rnosuid, …                   attributes of a mount and all below it: mount_setattr(2) with AT_RECURSIVE
+    private, rshared, …               propagation of later mounts to other namespaces: mount_namespaces(7)
+    size=1g, mode=755, …              parameters of the file system: fsconfig(2)
 
-Only what is named is set or cleared: a bind mount keeps the rest of what its source has.
+Only named attributes are set or cleared: a bind mount keeps the other attributes of its source.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ATTRIBUTES = {
     "diratime": (syscalls.MOUNT_ATTR_NODIRATIME, 0),
     "nosymfollow": (0, syscalls.MOUNT_ATTR_NOSYMFOLLOW),
     "symfollow": (syscalls.MOUNT_ATTR_NOSYMFOLLOW, 0),
-    # one field: who sets a part of it clears all of it
+    # the access time is one field: setting one value clears the others
     "noatime": (_ATIME, syscalls.MOUNT_ATTR_NOATIME),
     "strictatime": (_ATIME, syscalls.MOUNT_ATTR_STRICTATIME),
     "relatime": (_ATIME, 0),
@@ -60,7 +60,7 @@ NAMES = (
     *_WITHOUT_EFFECT,
     *_OURS,
 )
-"""Every option that is not the file system's own, for `insula-oci features`."""
+"""Every option that is not a parameter of a file system, for `insula-oci features`."""
 
 
 class Attributes:
@@ -72,7 +72,7 @@ class Attributes:
         self.set = self.clear = 0
 
     def add(self, name: str) -> None:
-        """The last of two contradicting options holds."""
+        """Add an option; the last of two contradicting options applies."""
         clear, set_ = _ATTRIBUTES[name]
         self.clear = self.clear & ~set_ | clear
         self.set = self.set & ~clear | set_
@@ -84,20 +84,20 @@ class Attributes:
 
 
 class Options:
-    """Options taken apart. `data` is what the file system gets; `propagation` has MS_REC for the recursive kinds."""
+    """Parsed options. `data` has the file system's parameters; `propagation` has MS_REC for the recursive kinds."""
 
     __slots__ = (
         *("all_below", "bind", "copy_up", "data", "idmap", "own", "propagation", "recursive", "remount", "sealed"),
     )
 
     def __init__(self, options: Iterable[str] = ()) -> None:
-        self.own = Attributes()  # of the mount itself
-        self.all_below = Attributes()  # of it and every mount below
+        self.own = Attributes()  # of this mount only
+        self.all_below = Attributes()  # of this mount and every mount below
         self.propagation = 0
         self.bind = self.recursive = False
         self.remount = False
         self.copy_up = False
-        self.sealed = False  # a bind mount of a file that nobody can make writable
+        self.sealed = False  # a bind mount of a file that can't be remounted writable
         self.idmap = ""  # idmap, ridmap, or empty
         self.data: list[str] = []
         for option in options:
@@ -127,5 +127,5 @@ class Options:
 
     @property
     def attributes(self) -> int:
-        """What a new mount has from its birth: fsmount(2) takes them."""
+        """The attributes of a new mount, for fsmount(2)."""
         return self.own.set | self.all_below.set

@@ -1,14 +1,17 @@
-"""Mounts as file descriptors: made detached, attached later, gone when the last descriptor is closed.
+"""Mounts as file descriptors: created detached, attached later, unmounted when the last descriptor is closed.
 
-Since Linux 5.2 a mount need not have a place in the tree: fsmount(2) and open_tree(2) answer with a descriptor,
-and move_mount(2) attaches it. That has three uses here. What takes the host's rights (an overlay, an idmapped
-layer, a device node) is made outside the container and handed in. A target is a descriptor too, opened below the
-container's root with openat2(2), so a symbolic link in a hostile image leads nowhere. And nothing is left behind
-when a process dies half-way: the kernel closes descriptors.
+Since Linux 5.2 a mount can exist outside of the tree: fsmount(2) and open_tree(2) return a descriptor of a *detached*
+mount, and move_mount(2) attaches it. This has three advantages:
 
-Of the overlay (overlayfs, Documentation/filesystems/overlayfs.rst): `lower` directories are shared and never
-written, `upper` takes what the container writes, `work` is overlayfs' own. An *idmapped* mount (mount_setattr(2))
-shows a layer's files, which belong to user 0…65535 on disk, as belonging to a tenant's own range.
+- Mounts that need the host's privileges (an overlay, an idmapped layer, a device node) are created outside the
+  container and passed in as descriptors.
+- A mount target is a descriptor too. It is opened below the container's root with openat2(2), so symbolic links of a
+  hostile image can't lead out of it.
+- Nothing is left behind when a process dies half-way, because the kernel closes its descriptors.
+
+An overlay (Documentation/filesystems/overlayfs.rst) has `lower` directories, which are shared and never written,
+`upper`, which takes the container's writes, and `work`, for overlayfs itself. An *idmapped* mount (mount_setattr(2))
+shows files that belong to users 0…65535 on disk as files of another range of IDs, such as a tenant's.
 """
 
 from __future__ import annotations
@@ -26,16 +29,16 @@ if TYPE_CHECKING:
     from insula.kernel.mount_options import Attributes
 
 _MAX_VALUE = 255  # bytes of a value that fsconfig(2) takes
-_MAX_LINKS = 40  # symbolic links that are followed for one path, as many as the kernel follows
+_MAX_LINKS = 40  # symbolic links followed in one path, as in the kernel
 
 
 def filesystem(
     fstype: str, data: Sequence[str] = (), attributes: int = 0, source: str | None = None, place: str = "/dev"
 ) -> int:
-    """A detached mount of a new file system; `data` as ``key=value`` or ``flag``.
+    """Make a detached mount of a new file system; `data` has ``key=value`` or ``flag`` items.
 
-    Values that are too long for fsconfig(2) take the old mount(2), which needs a directory of the caller's mount
-    namespace, `place`, to mount on for a moment.
+    Values that are too long for fsconfig(2) need the old mount(2): it mounts on `place`, a directory of the caller's
+    mount namespace, for a moment.
     """
     if any(len(os.fsencode(option.partition("=")[2])) > _MAX_VALUE for option in data):
         syscalls.mount(source or fstype, place, fstype, 0, ",".join(data))
@@ -62,16 +65,16 @@ def filesystem(
 
 
 def overlay(lower: Sequence[str], upper: str, work: str, *, volatile: bool = False) -> int:
-    """A detached overlay; `lower` is topmost first. `volatile` skips syncs: for what needn't survive a crash.
+    """Make a detached overlay; `lower` is topmost first. `volatile` skips syncs, so a crash may lose its writes.
 
-    All options together must fit into one page: keep the paths short (they may be relative).
+    All options together must fit into one page: use short paths, which may be relative.
     """
     data = [f"lowerdir={':'.join(lower)}", f"upperdir={upper}", f"workdir={work}"]
     return filesystem("overlay", [*data, "volatile"] if volatile else data, source="overlay", place=work)
 
 
 def bind(source: str, *, recursive: bool = False, attributes: int = 0, dirfd: int = syscalls.AT_FDCWD) -> int:
-    """A detached copy of the mount at `source`, a file or a directory, with more attributes set."""
+    """Make a detached copy of the mount at `source`, a file or a directory, with `attributes` set in addition."""
     flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
     fd = syscalls.open_tree(dirfd, source, flags | (syscalls.AT_EMPTY_PATH if not source else 0))
     try:
@@ -84,7 +87,7 @@ def bind(source: str, *, recursive: bool = False, attributes: int = 0, dirfd: in
 
 
 def idmapped(source: str, userns: int) -> int:
-    """A detached, read-only copy of `source` whose owners are shown through the user namespace `userns`."""
+    """Make a detached, read-only, idmapped copy of `source`: owners are mapped by the user namespace `userns`."""
     fd = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE)
     try:
         attributes = syscalls.MOUNT_ATTR_IDMAP | syscalls.MOUNT_ATTR_RDONLY
@@ -96,49 +99,49 @@ def idmapped(source: str, userns: int) -> int:
 
 
 def set_attributes(fd: int, attributes: int, *, recursive: bool = False) -> None:
-    """Set attributes of the mount behind `fd`, keeping those that it has."""
+    """Set attributes of the mount behind `fd` in addition to those that it has."""
     clear = 0x70 if attributes & 0x70 else 0  # MOUNT_ATTR__ATIME is a field, not flags
     flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
     syscalls.mount_setattr(fd, "", set_=attributes, clear=clear, flags=flags)
 
 
 def change(fd: int, attributes: Attributes, *, recursive: bool = False) -> None:
-    """Set and clear attributes of the mount behind `fd`; `recursive`: of all mounts below it too."""
+    """Set and clear attributes of the mount behind `fd`, with `recursive` also of all mounts below it."""
     if attributes:
         flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
         syscalls.mount_setattr(fd, "", set_=attributes.set, clear=attributes.clear, flags=flags)
 
 
 def propagate(fd: int, propagation: int) -> None:
-    """Set the propagation type (MS_PRIVATE, MS_SLAVE, …) of the mount behind `fd`; with MS_REC of all below it too."""
+    """Set the propagation type (MS_PRIVATE, MS_SLAVE, …) of the mount behind `fd`, with MS_REC also of all below it."""
     if propagation:
         flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if propagation & syscalls.MS_REC else 0)
         syscalls.mount_setattr(fd, "", propagation=propagation & ~syscalls.MS_REC, flags=flags)
 
 
 def set_idmap(fd: int, userns: int, *, recursive: bool = False) -> None:
-    """Show the owners of the files behind a detached mount through the user namespace `userns`."""
+    """Map the owners of the files of a detached mount by the user namespace `userns`."""
     flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
     syscalls.mount_setattr(fd, "", set_=syscalls.MOUNT_ATTR_IDMAP, userns=userns, flags=flags)
 
 
 def attach(mount: int, target: int, propagation: int = 0) -> None:
-    """Attach a detached mount on the file or directory behind `target`; one that is attached already moves there."""
+    """Attach a detached mount on the file or directory behind `target`; an attached mount is moved there."""
     syscalls.move_mount(mount, target, "", syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH)
     propagate(mount, propagation)
 
 
 def open_beneath(root: int, path: str, *, links: bool = True, flags: int = os.O_PATH) -> int:
-    """Open `path` as a process whose root is `root` would; without `links`, refuse symbolic links (ELOOP)."""
+    """Open `path` as a process whose root is `root` would; without `links`, symbolic links are refused (ELOOP)."""
     resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | (0 if links else syscalls.RESOLVE_NO_SYMLINKS)
     return syscalls.openat2(root, path.lstrip("/") or ".", flags, resolve=resolve)
 
 
 def make_target(root: int, path: str, *, directory: bool, links: bool = True) -> int:
-    """Open the place for a mount below `root`, making what is missing of it; O_PATH descriptor.
+    """Open a mount target below `root`, creating missing components; returns an O_PATH descriptor.
 
-    Every component is opened inside the root, so links of a hostile image can't lead out of it. A link that leads
-    nowhere has what it names made, inside the root as well.
+    Every component is opened inside the root, so links of a hostile image can't lead out of it. The target of a
+    dangling link is created, inside the root as well.
     """
     try:
         fd = open_beneath(root, path, links=links)
@@ -151,14 +154,15 @@ def make_target(root: int, path: str, *, directory: bool, links: bool = True) ->
 
 
 def _make_path(root: int, path: str, *, directory: bool, links: bool) -> int:
-    """mkdir(1) with -p for `path` below `root`, its last component a file unless `directory`; O_PATH descriptor.
+    """Create `path` below `root` as mkdir(1) -p does, and return an O_PATH descriptor.
 
-    openat2(2) makes nothing at the end of a symbolic link, so the links are followed here (path_resolution(7)): one
-    component after the other, each from the directory behind the one before. ``..`` goes back to a directory that was
-    passed, and from the root nowhere. OSError with ELOOP at a link that must not be followed, or after 40 of them.
+    The last component becomes a file unless `directory`.
+    openat2(2) creates nothing at the end of a symbolic link, so links are followed here (path_resolution(7)): one
+    component after another, each from the descriptor of the directory before. ``..`` returns to the directory opened
+    before, and stays at the root. OSError (ELOOP) at a link without `links`, or after 40 links.
     """
-    opened = [os.dup(root)]  # the way from the root to where we are
-    wanted = path.split("/")[::-1]  # what is left of the path, its next component last
+    opened = [os.dup(root)]  # the directories from the root to the current one
+    wanted = path.split("/")[::-1]  # the remaining components, the next one last
     followed = 0
     try:
         while wanted:
@@ -190,7 +194,7 @@ def _make_path(root: int, path: str, *, directory: bool, links: bool) -> int:
 
 
 def _open_or_make(at: int, name: str, *, directory: bool) -> int:
-    """O_PATH descriptor of `name` in the directory behind `at`, which is made if it isn't there; no link followed."""
+    """Open `name` in the directory behind `at` with O_PATH, creating it if it is missing; no link is followed."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(name, flags, dir_fd=at)
@@ -200,13 +204,13 @@ def _open_or_make(at: int, name: str, *, directory: bool) -> int:
                 os.mkdir(name, 0o755, dir_fd=at)
             else:
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=at))
-        except FileExistsError:  # it is a volume, and another container's launch was faster
+        except FileExistsError:  # another container that mounts the same volume has just created it
             pass
         return os.open(name, flags, dir_fd=at)
 
 
 def _with_log(context: int, error: OSError, fstype: str) -> OSError:
-    """`error` with the kernel's own explanation, which a failing file system context holds (fsopen(2))."""
+    """Return `error` with the kernel's explanation, which is read from the file system context (fsopen(2))."""
     lines = []
     try:
         while line := os.read(context, 1024):

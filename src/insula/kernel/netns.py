@@ -1,7 +1,7 @@
-"""Calls in another network namespace (setns(2), network_namespaces(7)).
+"""Run functions in another network namespace (setns(2), network_namespaces(7)).
 
-setns(2) moves one thread. The calling thread goes there and comes back, except the main thread, whose namespace is what
-/proc/self shows to everybody: for that one a thread of its own goes.
+setns(2) moves one thread. The calling thread enters the namespace and returns. The main thread never moves, because
+/proc/self shows its namespace as that of the process: a new thread runs the function instead.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ T = TypeVar("T")
 
 
 def call_in(netns: int, function: Callable[[], T]) -> T:
-    """What `function` returns when it is called in the namespace behind the descriptor."""
-    return _away(lambda: syscalls.setns(netns, syscalls.CLONE_NEWNET), function)
+    """Call `function` in the namespace behind the descriptor, and return its result."""
+    return _call_after(lambda: syscalls.setns(netns, syscalls.CLONE_NEWNET), function)
 
 
 def call_in_new(function: Callable[[], T]) -> T:
-    """What `function` returns when it is called in a new namespace, which goes when nothing holds it."""
-    return _away(lambda: syscalls.unshare(syscalls.CLONE_NEWNET), function)
+    """Call `function` in a new namespace, and return its result. The namespace ends when nothing refers to it."""
+    return _call_after(lambda: syscalls.unshare(syscalls.CLONE_NEWNET), function)
 
 
-def _away(leave: Callable[[], None], function: Callable[[], T]) -> T:
+def _call_after(enter: Callable[[], None], function: Callable[[], T]) -> T:
     if threading.current_thread() is threading.main_thread():
-        return _in_thread(lambda: _away(leave, function))
+        return _in_thread(lambda: _call_after(enter, function))
     home = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        leave()
+        enter()
         try:
             return function()
         finally:

@@ -1,8 +1,8 @@
-"""nftables through libnftables(3): the library behind nft(8), without starting a process.
+"""Nftables through libnftables(3), the library behind nft(8), without starting a process.
 
-A command is text in the language of nft(8); one `run` is one transaction: all of it happens or nothing. Adding
-elements to sets takes under 0.1 ms this way. A handle belongs to the network namespace it was made in, whichever
-thread uses it later, because it holds a netlink socket of that namespace.
+A command is text in the language of nft(8). One `run` is one transaction: it is applied as a whole or not at all.
+Adding elements to sets takes less than 0.1 ms. A handle holds a netlink socket, so it belongs to the network namespace
+that it was made in, whichever thread uses it later.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _JSON: Final = 1 << 4
 _NUMERIC_PRIO: Final = 1 << 8
 _TERSE: Final = 1 << 11
 
-_lock = threading.Lock()  # the library's parser has state of its own beside the handles
+_lock = threading.Lock()  # the library's parser has global state
 _library: ctypes.CDLL | None = None
 
 
 class NftError(OSError):
-    """A command that nft refused; the message is its first line, `command` the whole."""
+    """A command that nft refused; the message is nft's first line of output."""
 
     def __init__(self, message: str, command: str) -> None:
         super().__init__(message)
@@ -59,10 +59,10 @@ class Nft:
     def __init__(self) -> None:
         with _lock:
             self._library = _load()
-            descriptors.check_low("libnftables")
+            descriptors.require_selectable("libnftables")
             self._context: int | None = self._library.nft_ctx_new(0)
             if not self._context:
-                raise Unavailable("nftables can't be opened", "the kernel needs nf_tables")
+                raise Unavailable("cannot open nftables", "use a kernel with nf_tables")
             self._library.nft_ctx_buffer_output(self._context)
             self._library.nft_ctx_buffer_error(self._context)
 
@@ -79,9 +79,9 @@ class Nft:
         self.close()
 
     def run(self, command: str, flags: int = _NUMERIC_PRIO) -> str:
-        """Run commands as one transaction and return what they print. Raises `NftError`, Unavailable once closed."""
+        """Run commands as one transaction and return their output. `NftError`; Unavailable once closed."""
         with _lock:
-            if self._context is None:  # another thread has closed it; the library would take a null pointer
+            if self._context is None:  # another thread has closed it; the library does not check for a null pointer
                 raise Unavailable("the handle of nftables is closed", "try again")
             self._library.nft_ctx_output_set_flags(self._context, flags)
             failed = self._library.nft_run_cmd_from_buffer(self._context, command.encode())
@@ -93,18 +93,18 @@ class Nft:
         return output.decode(errors="replace")
 
     def tables(self) -> list[tuple[str, str]]:
-        """(family, name) of all tables."""
+        """Return (family, name) of all tables."""
         listed = self._json("list tables")
         return [(item["table"]["family"], item["table"]["name"]) for item in listed if "table" in item]
 
     def rules(self, family: str, table: str) -> str:
-        """What is static in a table, as text: without elements of sets and without counters. "" if there is none."""
+        """Return a table's static part as text, without elements of sets and counters; "" if there is no such table."""
         if (family, table) not in self.tables():
             return ""
         return self.run(f"list table {family} {table}", _STATELESS | _TERSE | _NUMERIC_PRIO)
 
     def elements(self, family: str, table: str) -> dict[str, set[tuple[str, ...]]]:
-        """The elements of all sets of a table by the set's name; a concatenation is a tuple of its parts."""
+        """Return the elements of all sets of a table by the set's name, each as the tuple of its concatenated parts."""
         listed = self._json(f"list sets {family}")
         sets = [item["set"] for item in listed if "set" in item and item["set"]["table"] == table]
         return {s["name"]: {_element(e) for e in s.get("elem", [])} for s in sets}

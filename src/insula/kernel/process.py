@@ -1,11 +1,12 @@
-"""Processes, named so that a name never comes to mean another process.
+"""Processes, identified so that an identifier never refers to another process later.
 
-A PID is reused after its process is gone. A PID together with the process's start time (field 22 of
-proc_pid_stat(5), in clock ticks since boot) is not, and a pidfd (pidfd_open(2)) holds on to one process for good.
-So what is written to disk is (pid, start time), and what is signalled is a pidfd opened and checked against it.
+The kernel reuses a PID after its process has been reaped. A PID together with the process's start time (field 22 of
+proc_pid_stat(5), in clock ticks since boot) is unique until the next boot, and a pidfd (pidfd_open(2)) refers to one
+process as long as it is open. So files record (pid, start time), and signals go through a pidfd that was opened and
+then checked against that pair.
 
-In a PID namespace (pid_namespaces(7)) a process has one number in every namespace from its own up to the
-host's; the `NSpid` line of /proc/PID/status lists them, outermost first.
+A process has one PID in each PID namespace (pid_namespaces(7)) from the host's down to its own. The `NSpid` line of
+/proc/PID/status lists them, outermost first: ``NSpid: 4711 1`` is PID 4711 of the host and PID 1 of a container.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 
 
 def start_time(pid: int) -> int | None:
-    """When `pid` started, in clock ticks since boot; None if there is no such process."""
+    """Return the start time of `pid`, in clock ticks since boot; None if there is no such process."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
 
 def open_process(pid: int, started: int | None) -> int:
-    """A pidfd of the process that is (pid, start time); ProcessLookupError if that one is gone."""
+    """Open a pidfd of the process (pid, start time); ProcessLookupError if it is gone."""
     pidfd = os.pidfd_open(pid)
-    # checked after opening: if the times match now, the descriptor can't be of a later process
+    # checked after opening: if the times match now, the pidfd can't be of a later process
     if started is None or start_time(pid) != started:
         os.close(pidfd)
         raise ProcessLookupError(3, "the process is gone", str(pid))
@@ -41,17 +42,17 @@ def open_process(pid: int, started: int | None) -> int:
 
 
 def is_alive(pid: int, started: int | None) -> bool:
-    """Whether a thread of the process that is (pid, start time) still runs.
+    """Whether a thread of the process (pid, start time) still runs.
 
-    A process whose main thread has exited is shown in state Z for as long as its other threads run, as if it were a
-    zombie. Only the number of threads (field 20 of proc_pid_stat(5)) tells the two apart: a real zombie has one.
+    A process whose main thread has exited is shown in state Z while its other threads run, as if it were a zombie. The
+    number of threads (field 20 of proc_pid_stat(5)) distinguishes them: a zombie has one.
     """
     fields = _stat(pid)
     return fields is not None and started is not None and int(fields[19]) == started and not _is_dead(fields)
 
 
 def _stat(path: int | str) -> list[bytes] | None:
-    """The fields of proc_pid_stat(5) from the third, the state, on; None if there is no such process or thread."""
+    """Return the fields of proc_pid_stat(5) from the third (the state) on; None if the process or thread is gone."""
     try:
         with open(f"/proc/{path}/stat", "rb") as file:
             # the command, field 2, is in parentheses and may hold any byte: count from the last one
@@ -65,9 +66,9 @@ def _is_dead(fields: list[bytes]) -> bool:
 
 
 def _running_thread(pid: int) -> int | None:
-    """A thread of the process that has not exited: the main one if possible. None if there is none.
+    """Return a thread of the process that has not exited, the main one if possible; None if all have exited.
 
-    A thread that has exited has no namespaces, no root and no descriptors any more.
+    A thread that has exited has no namespaces, no root directory and no descriptors.
     """
     try:
         threads = sorted((int(name) for name in os.listdir(f"/proc/{pid}/task")), key=lambda thread: thread != pid)
@@ -81,7 +82,10 @@ def _running_thread(pid: int) -> int | None:
 
 
 def directory(pid: int) -> str:
-    """Where /proc shows root, mounts and namespaces of the process, also if its main thread has exited."""
+    """Return the directory in /proc that has root, mounts and namespaces of the process.
+
+    It is another thread's if the main thread has exited.
+    """
     fields = _stat(pid)
     if fields and fields[0] == b"Z" and (thread := _running_thread(pid)):
         return f"/proc/{pid}/task/{thread}"
@@ -89,7 +93,7 @@ def directory(pid: int) -> str:
 
 
 def open_namespace(pid: int, started: int | None, kind: str) -> int:
-    """A descriptor of a namespace (`net`, `mnt`, `user`, …) of the process that is (pid, start time)."""
+    """Open a namespace (`net`, `mnt`, `user`, …) of the process (pid, start time); ProcessLookupError if it is gone."""
     pidfd = open_process(pid, started)
     try:
         fd = os.open(f"{directory(pid)}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
@@ -102,11 +106,11 @@ def open_namespace(pid: int, started: int | None, kind: str) -> int:
 
 
 def has_namespaces(pid: int, started: int | None) -> bool:
-    """Whether the process that is (pid, start time) lives and is not on its way out: it gives them up first."""
+    """Whether the process (pid, start time) is alive and not exiting: an exiting process gives up namespaces first."""
     try:
         os.close(open_namespace(pid, started, "net"))
         return True
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last while it loses its memory
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last while its memory is being freed
         return False
 
 
@@ -114,9 +118,9 @@ _PIDFD_THREAD = os.O_EXCL
 
 
 def open_to_join(pid: int, started: int | None) -> int:
-    """A pidfd by which setns(2) joins the namespaces of the process that is (pid, start time).
+    """Open a pidfd for setns(2), to join the namespaces of the process (pid, start time).
 
-    If its main thread has exited that is one of another thread (PIDFD_THREAD, Linux 6.9; ENOTSUP before).
+    If the main thread has exited it is a pidfd of another thread (PIDFD_THREAD, Linux 6.9; ENOTSUP before).
     """
     pidfd = open_process(pid, started)
     fields = _stat(pid)
@@ -131,7 +135,7 @@ def open_to_join(pid: int, started: int | None) -> int:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            text = "the main thread of its first process has exited, and this kernel joins by that one only"
+            text = "the main thread of its first process has exited, and this kernel can join only through that thread"
             raise OSError(errno.ENOTSUP, text) from None
         if not is_alive(pid, started):
             os.close(found)
@@ -142,15 +146,15 @@ def open_to_join(pid: int, started: int | None) -> int:
 
 
 def zombie_status(pid: int) -> int:
-    """The status, as of waitpid(2), of a child that has ended and is not reaped yet: the last field of its stat."""
+    """Return the waitpid(2) status of a child that has ended and is not reaped yet: the last field of its stat."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[49])
 
 
 def status_of_dead(pid: int) -> int:
-    """The status, as of waitpid(2), of a child that has ended; it stays to be reaped."""
+    """Return the waitpid(2) status of a child that has ended, without reaping it."""
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if ended is None:  # a process traces it, and has the first word (ptrace(2))
+    if ended is None:  # its tracer must wait for it first (ptrace(2))
         return zombie_status(pid)
     if ended.si_code == os.CLD_EXITED:
         return ended.si_status << 8
@@ -162,9 +166,9 @@ _PIDFD_INFO_EXIT = 1 << 3
 
 
 def exit_status(pidfd: int) -> int | None:
-    """The status, as of waitpid(2), of a process that has ended and was reaped by somebody else.
+    """Return the waitpid(2) status of a process that another process has reaped.
 
-    PIDFD_GET_INFO with PIDFD_INFO_EXIT, since Linux 6.15; None before that, or while nobody has reaped it.
+    Uses PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux 6.15). None on older kernels, and while it is not reaped.
     """
     info = bytearray(64)
     info[0] = _PIDFD_INFO_EXIT
@@ -177,7 +181,7 @@ def exit_status(pidfd: int) -> int | None:
 
 
 class Process:
-    """One process as /proc shows it. `pids` are its numbers from the host's namespace inward."""
+    """One process as /proc shows it. `pids` are its PIDs from the host's PID namespace inward."""
 
     __slots__ = ("command", "parent", "pid", "pids", "state", "uid")
 
@@ -191,7 +195,7 @@ class Process:
 
 
 def read(pid: int) -> Process | None:
-    """What /proc says of `pid`; None if it is gone."""
+    """Read `pid` from /proc; None if it is gone."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
             status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
@@ -210,7 +214,7 @@ def read(pid: int) -> Process | None:
 
 
 def cpu_time(pid: int) -> float:
-    """Seconds of processor time that `pid` has used with all its threads (proc_pid_stat(5)); 0 if it is gone."""
+    """Return the processor time of all threads of `pid` in seconds (proc_pid_stat(5)); 0 if it is gone."""
     fields = _stat(pid)
     if fields is None:
         return 0.0
@@ -218,9 +222,9 @@ def cpu_time(pid: int) -> float:
 
 
 def user_namespace(uids: IdMap, gids: IdMap) -> int:
-    """A descriptor of a new user namespace with these mappings.
+    """Make a user namespace with these mappings and return its descriptor, for idmapped mounts (MOUNT_ATTR_IDMAP).
 
-    It lives as long as the descriptor, and serves to map mounts (MOUNT_ATTR_IDMAP). Needs a single thread.
+    The namespace lives as long as the descriptor. The caller must have a single thread.
     """
     release, hold = os.pipe()
     pid, pidfd = syscalls.clone3(syscalls.CLONE_NEWUSER)
@@ -240,7 +244,7 @@ def user_namespace(uids: IdMap, gids: IdMap) -> int:
 def map_ids(pid: int, uids: IdMap, gids: IdMap) -> None:
     """Write the uid_map and gid_map (user_namespaces(7)) of a process whose user namespace has none yet.
 
-    Each in one write(2), as the kernel wants it. Who may not map groups must give up setgroups(2) for it.
+    The kernel takes each in one write(2). Without CAP_SETGID a gid_map is accepted only after setgroups(2) was denied.
     """
     for name, lines in (("uid_map", uids), ("gid_map", gids)):
         text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in lines)
@@ -254,7 +258,7 @@ def map_ids(pid: int, uids: IdMap, gids: IdMap) -> None:
 
 
 def set_oom_score(pid: int, score: int) -> None:
-    """How soon the kernel kills the process for want of memory: oom_score_adj (proc(5)), -1000 to 1000."""
+    """Set oom_score_adj (proc(5)), -1000 (never killed when memory runs out) to 1000 (killed first)."""
     _write(f"/proc/{pid}/oom_score_adj", str(score))
 
 

@@ -1,7 +1,7 @@
-"""Read and write small files that only we write, and that may be anything by the time they are needed again.
+"""Read and write small state files, robustly against anything else found at their paths.
 
-After a crash of the host, a full disk or somebody's repair, there may be garbage, a directory, a link, or a FIFO whose
-opening waits for ever. Reading any of that is an OSError here, and writing puts a file in its place.
+After a crash of the host, a full disk or a manual repair there may be garbage, a directory, a link, or a FIFO whose
+open(2) blocks. Reading such a file raises OSError, and writing replaces it with a regular file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file of at most 16 MiB. OSError for anything else; it never waits."""
+    """Read a regular file of at most 16 MiB. OSError for anything else. Never blocks on a FIFO or device."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
@@ -34,7 +34,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 
 def replace(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file of mode 0600 as a whole: a reader finds the old one or the new one, whatever crashes."""
+    """Write a file of mode 0600 atomically: a reader finds the old or the new content, also after a crash."""
     draft = f"{os.fspath(path)}.new"
     _clear(draft)
     fd = os.open(draft, _WRITE | os.O_CREAT | os.O_EXCL, 0o600)
@@ -50,7 +50,7 @@ def replace(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def overwrite(path: str | os.PathLike[str], data: bytes, mode: int, owner: int) -> None:
-    """Write a file in place, since it may be mounted elsewhere; `owner` is its user and group."""
+    """Write a file in place, for a file that is bind-mounted elsewhere; `owner` is its user and group."""
     try:
         fd = os.open(path, _WRITE | os.O_NONBLOCK | os.O_TRUNC)
     except OSError:

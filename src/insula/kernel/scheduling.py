@@ -1,16 +1,16 @@
-"""How the kernel shares out processors and disks to a process, and as which system it shows itself to it.
+"""Scheduling, I/O priority, CPU affinity, personality and memory policy of a process.
 
-Five things of the OCI runtime-spec's `process` and `linux`, a system call each:
+These are five fields of `process` and `linux` in the OCI runtime-spec, with a system call each:
 
     scheduler         sched_setattr(2): the policy (sched(7)), its nice value, priority or deadline
-    ioPriority        ioprio_set(2): which requests the disk serves first, where its I/O scheduler cares
+    ioPriority        ioprio_set(2): the order of disk requests, if the disk's I/O scheduler supports priorities
     execCPUAffinity   sched_setaffinity(2): the processors it may run on
-    personality       personality(2): LINUX32 makes uname(2) answer as a 32-bit machine
-    memoryPolicy      set_mempolicy(2): from which NUMA nodes it gets memory
+    personality       personality(2): LINUX32 makes uname(2) report a 32-bit machine
+    memoryPolicy      set_mempolicy(2): the NUMA nodes that its memory comes from
 
-All of them pass to children and stay over execve(2). Real-time policies and the real-time class of I/O take
-CAP_SYS_NICE of the host: who made the process may have it where the process in its user namespace has not. So the
-first two take a `pid`, and do nothing about what is already so.
+Children inherit all of them, and they persist over execve(2). Real-time policies and the real-time I/O class need
+CAP_SYS_NICE of the host, which a process in a user namespace lacks and its parent may have. So the first two functions
+take a `pid`, and change nothing if the value is already set: the process can then apply its own config again.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ MEMORY_FLAGS = {
     "MPOL_F_STATIC_NODES": 1 << 15,
 }
 MAX_NODES = 1024
-"""MAX_NUMNODES of the largest kernels: numbers of NUMA nodes are below."""
+"""MAX_NUMNODES of the largest kernels: the numbers of NUMA nodes are lower."""
 DOMAINS = {"LINUX": 0, "LINUX32": 8}
 
 ALL = "0-8191"
-"""Every processor, for `set_affinity`: the kernel leaves out those that are not there or not in the cpuset."""
+"""Every processor, for `set_affinity`: the kernel ignores those that don't exist or are not in the cpuset."""
 
 _NR = {
     "x86_64": {
@@ -83,8 +83,8 @@ _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_CLASS_SHIFT = 13
 
 
-def give(process: Mapping[str, Any], pid: int) -> None:
-    """Set scheduler and ioPriority of a `process` of the spec for a child that may not have the right to it itself."""
+def set_for_child(process: Mapping[str, Any], pid: int) -> None:
+    """Set scheduler and ioPriority of a spec's `process` on the child `pid`, which may lack the privilege itself."""
     if scheduler := process.get("scheduler"):
         set_scheduler(scheduler, pid)
     if priority := process.get("ioPriority"):
@@ -92,10 +92,10 @@ def give(process: Mapping[str, Any], pid: int) -> None:
 
 
 def set_scheduler(scheduler: Mapping[str, Any], pid: int = 0) -> None:
-    """`process.scheduler` of the spec for one thread, by default the calling one; times are nanoseconds.
+    """Set `process.scheduler` of the spec on one thread, by default the calling one; times are in nanoseconds.
 
-    OSError: EPERM without the right to it, EINVAL for values that the policy does not have, EBUSY if the processors
-    have no more time to promise.
+    OSError: EPERM without the privilege, EINVAL for values that the policy does not allow, EBUSY if a deadline's
+    processor time exceeds what is left.
     """
     flags = 0
     for name in scheduler.get("flags") or ():
@@ -112,7 +112,7 @@ def set_scheduler(scheduler: Mapping[str, Any], pid: int = 0) -> None:
         0,
         0,
     )
-    # whether it is so already is compared without the clamps, which the kernel fills in
+    # compared without the clamps, which the kernel fills in
     if get_scheduler(pid)[4:48] == wanted[4:48]:
         return
     try:
@@ -125,47 +125,47 @@ def set_scheduler(scheduler: Mapping[str, Any], pid: int = 0) -> None:
 
 
 def get_scheduler(pid: int = 0) -> bytes:
-    """struct sched_attr of a thread, as sched_getattr(2) fills it in."""
+    """Return struct sched_attr of a thread, from sched_getattr(2)."""
     attr = libc.buffer(_ATTR.size)
     _call("sched_getattr", pid, attr, _ATTR.size, 0)
     return attr.raw
 
 
 def set_io_priority(priority: Mapping[str, Any], pid: int = 0) -> None:
-    """`process.ioPriority` of the spec: a class, and within it 0 (first) to 7. OSError (EPERM) without the right."""
+    """Set `process.ioPriority` of the spec: a class, and in it 0 (first) to 7. OSError: EPERM without the privilege."""
     wanted = IO_CLASSES[priority["class"]] << _IOPRIO_CLASS_SHIFT | (priority.get("priority") or 0)
     if _call("ioprio_get", _IOPRIO_WHO_PROCESS, pid) != wanted:
         _call("ioprio_set", _IOPRIO_WHO_PROCESS, pid, wanted)
 
 
 def set_affinity(processors: str, pid: int = 0) -> None:
-    """Run on these processors only, a list as in ``0-3,7``; ValueError if it is none, OSError if none is there."""
+    """Restrict a thread to processors such as ``0-3,7``. ValueError for a bad list, OSError if none of them exists."""
     os.sched_setaffinity(pid, parse_list(processors))
 
 
 def parse_list(processors: str) -> set[int]:
-    """The numbers of a list as in ``0-3,7`` (cpuset(7)); ValueError on anything else, or a number above 65535."""
+    """Parse a list such as ``0-3,7`` (cpuset(7)). ValueError for anything else, and for a number above 65535."""
     numbers: set[int] = set()
     for part in processors.split(","):
         first, dash, last = part.strip().partition("-")
         for number in (first, last) if dash else (first,):
             if not (number.isascii() and number.isdecimal() and len(number) <= 5 and int(number) < 1 << 16):
-                raise ValueError(f"{processors!r:.60} is no list of processors")
+                raise ValueError(f"{processors!r:.60} is not a list of processors such as 0-3,7")
         if dash and int(first) > int(last):
-            raise ValueError(f"{processors!r:.60} has a range that ends before it begins")
+            raise ValueError(f"{processors!r:.60} has a range whose end is lower than its start")
         numbers.update(range(int(first), int(last if dash else first) + 1))
     return numbers
 
 
 def set_personality(personality: Mapping[str, Any]) -> None:
-    """`linux.personality` of the spec for the calling process. OSError (EINVAL): the spec defines no flags so far."""
+    """Set `linux.personality` of the spec on the calling process. OSError (EINVAL) for flags: the spec defines none."""
     if personality.get("flags"):
         raise OSError(22, "personality has no flags")
     libc.check(libc.function("personality")(libc.Long(DOMAINS[personality["domain"]])), "personality")
 
 
 def set_memory_policy(policy: Mapping[str, Any]) -> None:
-    """`linux.memoryPolicy` of the spec for the calling thread, kept over execve(2). OSError as set_mempolicy(2)."""
+    """Set `linux.memoryPolicy` of the spec on the calling thread; it persists over execve(2). OSError."""
     mode = MEMORY_POLICIES[policy["mode"]]
     for name in policy.get("flags") or ():
         mode |= MEMORY_FLAGS[name]
@@ -176,7 +176,7 @@ def set_memory_policy(policy: Mapping[str, Any]) -> None:
 
 
 def _call(name: str, *args: int | bytes | Buffer) -> int:
-    """syscall(2): integers go as long, bytes as char pointers."""
+    """Call syscall(2): integers are passed as long, bytes as char pointers. OSError."""
     if name not in _NR:
         raise OSError(38, f"{name}: not known on {os.uname().machine}")
     arguments = (libc.Long(a) if isinstance(a, int) else a for a in args)

@@ -1,22 +1,22 @@
-"""A Python interpreter that nobody can write to: protection from CVE-2019-5736.
+"""A Python interpreter that cannot be written to, as protection from CVE-2019-5736.
 
-A process that may look at another can open the program that it runs, by /proc/PID/exe, wherever that file is. A
-container sees the runtime for a moment: as PID 1 before its execve(2), and whenever a process joins. It can even make
-the runtime stay: an entrypoint of ``#!/proc/self/exe`` executes the runtime's own program, with the container's
-libraries. If root inside is root outside (no user namespace), then the file that was opened can be written to as soon
-as no process runs it any more, and the host's next start of that program is the attacker's.
+A process that may inspect another one can open its program through /proc/PID/exe, wherever that file is. A container
+sees the runtime for a moment: as PID 1 before its execve(2), and whenever a process joins. It can even make the runtime
+stay: an entrypoint of ``#!/proc/self/exe`` executes the runtime's own program, with the container's libraries. If root
+inside is root outside (no user namespace), the container can write to the opened file as soon as no process runs it,
+and the host's next start of that program runs the attacker's code.
 
-So a process near containers runs a copy. memfd_create(2) makes a file without a name, of memory only; once sealed
-(F_ADD_SEALS in fcntl(2)), not even root can change it. Executed by descriptor (fexecve(3)), it is /proc/PID/exe:
+So a process that a container can inspect runs a copy. memfd_create(2) makes an unnamed file in memory; once it is
+sealed (F_ADD_SEALS in fcntl(2)), not even root can change it. Executed by descriptor (fexecve(3)), it is /proc/PID/exe:
 
     os.execve(sealed.copy(), sys.orig_argv, os.environ)
 
-Libraries need no copies: /proc/PID/map_files takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE of the host itself, and
-execve drops them. Python finds its modules by argv[0], so a virtual environment goes on as before.
+Libraries need no copies: /proc/PID/map_files needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE of the host, and execve
+unmaps them. Python finds its modules by argv[0], so a virtual environment keeps working.
 
-A copy costs 2.5 ms and an interpreter's start 7.5, so a command that seals itself does it before anything else. Or it
-is started sealed: `mount_sealed` mounts the interpreter's directory once more, as an overlay without an upper layer.
-Nobody can write to that, or make it writable, whoever has the mount; and nothing is copied. runc does the same.
+A copy takes 2.5 ms and the start of an interpreter 7.5 ms, so a command seals itself before it does anything else. The
+alternative is `mount_sealed`: it mounts the interpreter's directory again as an overlay without an upper layer. Such a
+file system can't be written to or made writable, and nothing is copied. runc does the same.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ import os
 import sys
 
 MOUNT_POINT = "/opt/insula/sealed"
-"""Where `mount_sealed` mounts the interpreter's directory. The first line of `packaging/insula-oci` names it there;
-below the mount scripts/up has put a link to the ordinary one, which has to copy itself.
+"""The directory where `mount_sealed` mounts the interpreter's directory. The first line of `packaging/insula-oci` names
+it. Below the mount is a link to the ordinary interpreter, made by scripts/up; started through that, the command copies
+itself.
 """
 
 _MFD_EXEC = 0x10  # since Linux 6.3; memfd_create(2) refuses it before
@@ -37,16 +38,16 @@ _EXE = "/proc/self/exe"
 
 
 def copy(path: str = _EXE) -> int:
-    """A descriptor of a sealed copy of the program `path`, by default of the one that runs; closed on execve."""
+    """Make a sealed copy of the program `path`, by default the running one; returns its descriptor, close-on-exec."""
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         made = _memfd()
         try:
             left = os.fstat(source).st_size
             while left:
-                sent = os.sendfile(made, source, None, left)  # None: from where it is
+                sent = os.sendfile(made, source, None, left)  # None: from the current offset
                 if not sent:
-                    raise OSError(5, "the program became shorter meanwhile", path)
+                    raise OSError(5, "the program was truncated while it was copied", path)
                 left -= sent
             fcntl.fcntl(made, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
@@ -58,24 +59,24 @@ def copy(path: str = _EXE) -> int:
 
 
 def is_sealed() -> bool:
-    """Whether this process runs a sealed copy, or what is in MOUNT_POINT."""
+    """Whether this process runs a sealed copy, or a program in MOUNT_POINT."""
     try:
         fd = os.open(_EXE, os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError:  # not even we may read what we run: nobody who is less may write it
+    except PermissionError:  # not readable by this user, so not writable by a container of this user
         return True
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
-    except OSError:  # EINVAL: it is an ordinary file
+    except OSError:  # EINVAL: an ordinary file
         return os.readlink(_EXE).startswith(f"{MOUNT_POINT}/") and bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
     finally:
         os.close(fd)
 
 
 def ensure() -> None:
-    """Go on as a sealed copy: if this is none, execute the same command line again as one. It keeps its PID.
+    """Execute the same command line again as a sealed copy, unless this process is sealed already. The PID is kept.
 
-    Call it first, when nothing was read, opened or started yet. A user who may not write to the program needs no copy,
-    for neither may a container of that user. OSError if the host allows none.
+    Call it before anything is read, opened or started. A user who may not write to the program needs no copy, because a
+    container of that user may not either. OSError if the copy can't be made.
     """
     if is_sealed() or (os.geteuid() != 0 and not os.access(_EXE, os.W_OK, effective_ids=True)):
         return
@@ -83,10 +84,10 @@ def ensure() -> None:
 
 
 def mount_sealed(program: str = "/usr/bin/python3") -> None:
-    """Mount the directory of `program` at MOUNT_POINT, read-only for ever, in place of an earlier mount.
+    """Mount the directory of `program` at MOUNT_POINT, permanently read-only, replacing an earlier mount.
 
-    Takes CAP_SYS_ADMIN. The mount is the host's until `unmount_sealed`. Call it again when the program was replaced:
-    the mount has the old one.
+    Needs CAP_SYS_ADMIN. The mount stays until `unmount_sealed`. Call it again after the program was upgraded, because
+    the mount still has the old one.
     """
     from insula.kernel import syscalls  # not needed to seal oneself
 
@@ -100,10 +101,10 @@ def mount_sealed(program: str = "/usr/bin/python3") -> None:
 
 
 def bind(path: str) -> int:
-    """A detached mount of the file at `path` that nobody can write to, or make writable: not by a remount either.
+    """Make a detached mount of the file at `path` that can't be written to, not even after a remount.
 
-    It is for files of the host in containers. A process that may mount there can take "ro" off a mount, but here the
-    file system itself is read-only, an overlay without an upper layer. Takes CAP_SYS_ADMIN.
+    It is for files of the host in containers. A process that may mount there can clear the "ro" of an ordinary mount;
+    here the file system itself is read-only, an overlay without an upper layer. Needs CAP_SYS_ADMIN.
     """
     directory, name = os.path.split(os.path.realpath(path))
     try:
@@ -115,7 +116,7 @@ def bind(path: str) -> int:
 
 
 def _file_of_overlay(directory: str, name: str) -> int:
-    """`bind` on Linux 6.15 or later, where mounts that are attached nowhere can be overlaid and copied."""
+    """Do `bind` on Linux 6.15 or later, where detached mounts can be overlaid and copied."""
     from insula.kernel import syscalls
 
     overlay = _overlay(directory)
@@ -126,7 +127,7 @@ def _file_of_overlay(directory: str, name: str) -> int:
 
 
 def _bind_in_child(directory: str, name: str) -> int:
-    """`bind` on any Linux: a child attaches the overlay in a mount namespace of its own, and hands a copy over."""
+    """Do `bind` on older kernels: a child attaches the overlay in its own mount namespace, and sends a copy back."""
     import socket
 
     ours, theirs = socket.socketpair()
@@ -152,7 +153,7 @@ def _file_of_attached_overlay(directory: str, name: str) -> int:
 
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-    place = "/proc"  # for want of a directory that is surely there, and that nothing else is looked for in
+    place = "/proc"  # exists on every host, and nothing is opened in it here
     syscalls.mount("tmpfs", place, "tmpfs")
     syscalls.move_mount(_read_only_overlay(directory, place), syscalls.AT_FDCWD, place)
     return syscalls.open_tree(
@@ -161,7 +162,7 @@ def _file_of_attached_overlay(directory: str, name: str) -> int:
 
 
 def _overlay(directory: str) -> int:
-    """A detached mount of a directory as a file system that can't be written to."""
+    """Make a detached mount of a directory as a read-only file system."""
     empty = _mounted("tmpfs", {})
     try:
         return _read_only_overlay(directory, f"/proc/self/fd/{empty}")
@@ -170,15 +171,15 @@ def _overlay(directory: str) -> int:
 
 
 def _read_only_overlay(directory: str, empty: str) -> int:
-    """The overlay of a directory and an empty one: without an upper layer it takes two lower ones at least."""
+    """Make an overlay of a directory and an empty one: without an upper layer it needs at least two lower ones."""
     escaped = directory.replace("\\", "\\\\").replace(":", "\\:")
     return _mounted("overlay", {"lowerdir": f"{escaped}:{empty}"})
 
 
 def unmount_sealed() -> None:
-    """Undo `mount_sealed`; nothing happens if there is no mount. A process that runs the program there goes on.
+    """Undo `mount_sealed`; no error if there is no mount. Processes that run the program from there keep running.
 
-    The directory stays: to remove it would detach what is mounted on it in other mount namespaces.
+    The directory stays: removing it would detach mounts on it in other mount namespaces.
     """
     from insula.kernel import syscalls
 
@@ -190,7 +191,7 @@ def unmount_sealed() -> None:
 
 
 def _mounted(fstype: str, options: dict[str, str]) -> int:
-    """A detached, read-only mount of a new file system."""
+    """Make a detached, read-only mount of a new file system."""
     from insula.kernel import syscalls
 
     context = syscalls.fsopen(fstype)

@@ -1,7 +1,7 @@
-"""The numbers of system calls, which every architecture gives differently, from libseccomp's tables.
+"""System call numbers of each architecture, from libseccomp's tables.
 
-Where the installed libseccomp is older than the kernel it lacks the newest calls. Those have one number everywhere
-(all from 424 on, syscalls(2)), and the latest are listed here.
+An installed libseccomp that is older than the kernel lacks the newest calls. Calls from number 424 on have the same
+number on all architectures (syscalls(2)), and the latest are listed here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from insula.model.errors import Unavailable
 
 X32_BIT: Final = 0x40000000
-"""Set in the numbers of x32, the ABI of x86-64 with 32-bit pointers; both have one audit architecture."""
+"""The bit in the numbers of x32, the ABI of x86-64 with 32-bit pointers; both have the same audit architecture."""
 
 
 class Arch(NamedTuple):
@@ -32,7 +32,7 @@ class Arch(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A call's number. If `multiplexer` is set, the call is this number only with that as its first argument."""
+    """A call's number; with `multiplexer`, the number of a multiplexing call and its first argument for this one."""
 
     value: int
     multiplexer: int | None = None
@@ -51,7 +51,7 @@ _FOREIGN = """
     SH SHEB
 """
 FOREIGN: Final = frozenset(f"SCMP_ARCH_{name}" for name in _FOREIGN.split())
-"""What a profile may name besides, of machines that filters are not made for: no kernel of ours runs their programs."""
+"""Other architectures that a profile may name. They are ignored: no supported kernel runs their programs."""
 
 _NATIVE: Final = {"x86_64": X86_64, "aarch64": AARCH64, "riscv64": RISCV64}
 
@@ -80,7 +80,7 @@ _RECENT: Final = {
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")
 
-# 32-bit x86 has these calls twice: through socketcall(2) or ipc(2), and since Linux 4.3 and 5.1 on their own
+# 32-bit x86 has these calls twice: through socketcall(2) or ipc(2), and directly since Linux 4.3 and 5.1
 _SOCKETCALL: Final = 102
 _IPC: Final = 117
 _X86_DIRECT: Final = {
@@ -115,7 +115,7 @@ _X86_DIRECT: Final = {
 
 
 def native() -> Arch:
-    """The architecture of this machine's kernel; `Unavailable` if seccomp filters are not made for it here."""
+    """Return the architecture of this machine's kernel; `Unavailable` if the seccomp compiler doesn't support it."""
     machine = os.uname().machine
     if machine not in _NATIVE:
         raise Unavailable(f"seccomp filters cannot be made on {machine}", f"use {', '.join(_NATIVE)}")
@@ -124,17 +124,17 @@ def native() -> Arch:
 
 @functools.lru_cache(8192)
 def numbers(name: str, arch: Arch) -> tuple[Number, ...]:
-    """Every way to call `name` on `arch`; none if there is no such call."""
+    """Return every number of the call `name` on `arch`; none if there is no such call."""
     if not _NAME.fullmatch(name):
         return ()
     found: int = _library().seccomp_syscall_resolve_name_arch(ctypes.c_uint32(arch.token), name.encode())
     if found >= 0:
         return (Number(found),)
-    # libseccomp has made-up negative numbers: -100 - n for socketcall n, -200 - n for ipc n
+    # libseccomp's pseudo-numbers: -100 - n for socketcall n, -200 - n for ipc n
     if arch == X86 and -224 <= found < -100:
         multiplexed = Number(_SOCKETCALL, -found - 100) if found > -200 else Number(_IPC, -found - 200)
         return (multiplexed, Number(_X86_DIRECT[name])) if name in _X86_DIRECT else (multiplexed,)
-    # -1: a name that it has never heard of; other negative ones: known, but not on this architecture
+    # -1: unknown to libseccomp; other negative numbers: known, but not on this architecture
     return (Number(arch.first + _RECENT[name]),) if found == -1 and name in _RECENT else ()
 
 

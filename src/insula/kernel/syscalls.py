@@ -1,7 +1,7 @@
 """System calls that Python's `os` lacks, one function each, named as in section 2 of the manual.
 
-They raise OSError with the kernel's errno, and the call's name in front of what it was called on. Only ctypes is
-imported: the process that forks containers loads this file, and what it imports it copies into every fork.
+They raise OSError with the kernel's errno, the call's name, and the object that it was called on. The zygote imports
+this file before it forks containers, so it imports only ctypes.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ _syscall, _prctl, _long = libc.syscall, libc.function("prctl"), libc.Long
 
 
 def _call(name: str, *args: int | bytes | Buffer | None, on: object = "") -> int:
-    """syscall(2): integers go as long, bytes as char pointers; a negative answer raises OSError."""
+    """Call syscall(2): integers are passed as long, bytes as char pointers; a negative result raises OSError."""
     number = _NR.get(name)
     if number is None:
         raise OSError(38, f"{name}: not known on {os.uname().machine}")
@@ -170,15 +170,15 @@ _after_fork = libc.python("PyOS_AfterFork_Child")
 
 
 def clone3(flags: int, *, cgroup: int | None = None) -> tuple[int, int]:
-    """clone3(2) as fork(2) with namespaces: (pid, pidfd) in the parent and (0, -1) in the child.
+    """clone3(2): fork into new namespaces; returns (pid, pidfd) in the parent and (0, -1) in the child.
 
-    `cgroup` is a descriptor of a cgroup v2 directory to be born in. The caller must have a single thread.
+    `cgroup` is a descriptor of a cgroup v2 directory in which the child starts. The caller must have a single thread.
     """
     pidfd = libc.buffer(4)
     flags |= CLONE_PIDFD | (CLONE_INTO_CGROUP if cgroup is not None else 0)
     sigchld = 17
     args = _CLONE_ARGS.pack(flags, libc.addressof(pidfd), 0, 0, sigchld, 0, 0, 0, 0, 0, cgroup or 0)
-    if flags & CLONE_PARENT:  # the exit signal is then the parent's
+    if flags & CLONE_PARENT:  # the child's exit signal is then that of its parent, and must be 0 here
         args = _CLONE_ARGS.pack(flags, libc.addressof(pidfd), 0, 0, 0, 0, 0, 0, 0, 0, cgroup or 0)
     pid = _call("clone3", args, len(args))
     if pid == 0:
@@ -193,12 +193,12 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, flags: int) -> None:
-    """setns(2): join the namespace (or, with a pidfd, the namespaces) behind `fd`; the calling thread only."""
+    """setns(2): move the calling thread into the namespace behind `fd`, or into those of a pidfd's process."""
     _call("setns", fd, flags)
 
 
 def set_thread_users(real: int, effective: int, saved: int) -> None:
-    """setresuid(2) of the calling thread alone; the C library's function changes all threads of the process."""
+    """setresuid(2) for the calling thread only; the C library's function changes all threads of the process."""
     _call("setresuid", real, effective, saved)
 
 
@@ -217,7 +217,7 @@ _RLIMIT = struct.Struct("2Q")
 
 
 def prlimit(resource: int, limits: tuple[int, int] | None = None, pid: int = 0) -> tuple[int, int]:
-    """prlimit(2): soft and hard limit as they were, all ones for none; and set others if they are given."""
+    """prlimit(2): return the soft and hard limit, all ones for unlimited, and set new ones if `limits` is given."""
     before = libc.buffer(_RLIMIT.size)
     _call("prlimit64", pid, resource, _RLIMIT.pack(*limits) if limits else None, before)
     soft, hard = _RLIMIT.unpack(before.raw)
@@ -225,42 +225,42 @@ def prlimit(resource: int, limits: tuple[int, int] | None = None, pid: int = 0) 
 
 
 def set_name(name: str) -> None:
-    """PR_SET_NAME: what ps(1) shows in the comm column, at most 15 bytes."""
+    """PR_SET_NAME: set the name that ps(1) shows in the comm column, at most 15 bytes."""
     buffer = libc.buffer(name.encode()[:15] + b"\0")
     prctl(PR_SET_NAME, libc.addressof(buffer))
 
 
 def setdomainname(name: str) -> None:
-    """setdomainname(2): the NIS domain name of the UTS namespace."""
+    """setdomainname(2): set the NIS domain name of the UTS namespace."""
     libc.check(libc.function("setdomainname")(name.encode(), _long(len(name.encode()))), "setdomainname", name)
 
 
 def chown(fd: int, uid: int, gid: int) -> None:
-    """fchownat(2) with AT_EMPTY_PATH: the owner of the file behind `fd`, which may be an O_PATH descriptor."""
+    """fchownat(2) with AT_EMPTY_PATH: set the owner of the file behind `fd`, which may be an O_PATH descriptor."""
     _call("fchownat", fd, b"", uid, gid, AT_EMPTY_PATH)
 
 
 def close_range(first: int, last: int, flags: int = 0) -> None:
-    """close_range(2): close, or with CLOSE_RANGE_CLOEXEC mark, every descriptor from `first` to `last`."""
+    """close_range(2): close every descriptor from `first` to `last`, or with CLOSE_RANGE_CLOEXEC set close-on-exec."""
     _call("close_range", first, last, flags)
 
 
 def join_session_keyring(name: str | None = None) -> None:
-    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: leave the session keyring that was inherited, if the kernel has any.
+    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: replace the inherited session keyring, if the kernel has keyrings.
 
-    The new one may be another's if both have the same name; without a name nobody else has it.
+    With a name, an existing keyring of that name is joined; without one, a new anonymous keyring is made.
     """
     try:
         _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name.encode() if name else None)
     except OSError as error:
-        if error.errno != errno.ENOSYS:  # what a container with nested ones is told, too
+        if error.errno != errno.ENOSYS:  # also the result of the seccomp filter of a nesting container
             raise
 
 
 def getcwd() -> str:
-    """getcwd(2) as the kernel answers it: FileNotFoundError if the directory is outside of the root, or removed.
+    """getcwd(2): FileNotFoundError if the directory is outside of the root, or removed.
 
-    os.getcwd() goes on by itself then: it climbs ``..`` until a directory looks like the root.
+    os.getcwd() would not fail: the C library then walks up ``..`` until a directory looks like the root.
     """
     answer = libc.buffer(4096)
     length = _call("getcwd", answer, len(answer))
@@ -305,7 +305,7 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 
 def open_tree(dirfd: int, path: str | os.PathLike[str], flags: int) -> int:
-    """open_tree(2): a descriptor of a mount, or with OPEN_TREE_CLONE of a detached copy, gone when it is closed."""
+    """open_tree(2): open a mount, or with OPEN_TREE_CLONE make a detached copy, unmounted when it is closed."""
     return _call("open_tree", dirfd, _path(path), flags | OPEN_TREE_CLOEXEC, on=path)
 
 
@@ -315,7 +315,7 @@ def move_mount(from_fd: int, to_dirfd: int, to_path: str, flags: int = MOVE_MOUN
 
 
 def fsopen(fstype: str) -> int:
-    """fsopen(2): a new file system context."""
+    """fsopen(2): make a file system context."""
     return _call("fsopen", fstype.encode(), FSOPEN_CLOEXEC, on=fstype)
 
 
@@ -333,7 +333,7 @@ def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = 
 
 
 def fsmount(fd: int, attributes: int = 0) -> int:
-    """fsmount(2): a detached mount of the context's superblock."""
+    """fsmount(2): make a detached mount of the context's superblock."""
     return _call("fsmount", fd, FSMOUNT_CLOEXEC, attributes)
 
 
@@ -362,10 +362,10 @@ _ATTEMPTS = 1000
 
 
 def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, *, mode: int = 0, resolve: int = 0) -> int:
-    """openat2(2): open with a say in how the path may be resolved; always close-on-exec.
+    """openat2(2): open a path with restrictions on its resolution; always close-on-exec.
 
-    With RESOLVE_BENEATH or RESOLVE_IN_ROOT the kernel can't follow ``..`` safely while anything on the host is renamed
-    or mounted, and answers EAGAIN: then it is tried again, up to 1000 times.
+    With RESOLVE_BENEATH or RESOLVE_IN_ROOT the kernel fails with EAGAIN on a ``..`` if anything on the host was renamed
+    or mounted meanwhile. The call is then repeated, up to 1000 times.
     """
     for _ in range(_ATTEMPTS):
         try:
@@ -376,11 +376,11 @@ def openat2(dirfd: int, path: str | os.PathLike[str], flags: int, *, mode: int =
 
 
 def openat2_once(dirfd: int, path: str | os.PathLike[str], flags: int, *, mode: int = 0, resolve: int = 0) -> int:
-    """One attempt of `openat2`; BlockingIOError for EAGAIN."""
+    """Call openat2(2) once; BlockingIOError for EAGAIN."""
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
     return _call("openat2", dirfd, _path(path), how, len(how), on=path)
 
 
 def syncfs(fd: int) -> None:
-    """syncfs(2): write out everything cached of the file system that holds `fd`."""
+    """syncfs(2): write all cached data of the file system of `fd` to disk."""
     libc.check(libc.function("syncfs")(fd), "syncfs")

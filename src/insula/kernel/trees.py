@@ -1,8 +1,8 @@
-"""Remove trees of files that strangers made.
+"""Remove trees of files that a container or an image has made.
 
-Such a tree may be nested deeper than Python recurses and than a path is long, have millions of entries, and names of
-any bytes. rm(1) goes down by descriptors and keeps a bounded number of them; it is a process of its own, so that it
-holds up nobody here. It stays on one file system and follows no link.
+Such a tree may be nested deeper than Python's recursion limit and PATH_MAX, have millions of entries, and names of any
+bytes. rm(1) walks by descriptors and keeps a bounded number of them open. It runs as a process of its own, so it
+doesn't hold the interpreter's lock. It stays on one file system and follows no link.
 """
 
 from __future__ import annotations
@@ -18,25 +18,22 @@ _CHUNK = 1 << 16
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Remove the file or tree at `path`; nothing happens if there is none. OSError says what is left, and why.
-
-    Blocks for as long as it takes.
-    """
+    """Remove the file or tree at `path`; no error if there is none. Blocks. OSError with rm's first message."""
     with subprocess.Popen(command(path), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
         assert child.stderr
         said = child.stderr.read(_CHUNK)
-        while child.stderr.read(_CHUNK):  # there may be a complaint for each of a million files
+        while child.stderr.read(_CHUNK):  # there may be a message for each of a million files
             pass
     check(child.returncode, said)
 
 
 def command(path: str | os.PathLike[str]) -> Sequence[str | os.PathLike[str]]:
-    """What to execute to remove the tree at `path`."""
+    """Return the command line that removes the tree at `path`."""
     return "rm", "-rf", "--one-file-system", "--", path
 
 
 def check(status: int, said: bytes) -> None:
-    """OSError with its first complaint if that command, which ended with `status`, failed."""
+    """Raise OSError with the first message in `said`, the standard error, if the command's exit `status` isn't 0."""
     if status:
         lines = said.decode(errors="replace").splitlines() or [f"rm ended with status {status}"]
         raise OSError(lines[0].removeprefix("rm: ")[:500])

@@ -1,17 +1,17 @@
-"""A bound for each tenant on memory that the kernel charges to no control group: queues of sockets, and file locks.
+"""A limit for each tenant on memory that the kernel charges to no control group: socket queues and file locks.
 
-What a netlink, raw or ping socket has received and nobody reads yet, what a UDP socket was given with MSG_MORE and has
-not sent yet, and locks on files (fcntl(2), flock(2)) are counted for nobody. So eBPF programs count them at the
-functions of the kernel that make and release them. Whose they are follows from the user who makes them: each tenant has
-`IDS` user IDs of its own, and the host's users are not counted.
+The kernel charges these to no group: data in the receive queue of a netlink, raw or ping socket, data given to a UDP
+socket with MSG_MORE and not sent yet, and locks on files (fcntl(2), flock(2)). So eBPF programs count them, attached to
+the kernel functions that create and release them. The owner is the user who creates them: each tenant has `IDS` user
+IDs of its own, and the host's users are not counted. The charges are:
 
-    netlink, raw, ping   the size of both buffers, SO_RCVBUF and SO_SNDBUF as they are now: a queue may exceed
-                         the first by one message, and that is no larger than the second
-    UDP                  what one datagram may have
-    a lock               32 times what its structure has, so that the table of all of them is not one tenant's
+    netlink, raw, ping   SO_RCVBUF plus SO_SNDBUF, at their current sizes: a queue may exceed the first by one message,
+                         which is at most as large as the second
+    UDP                  the maximum size of one datagram
+    a lock               32 times the size of its structure, so that one tenant can't fill the kernel's table of locks
 
-A tenant that has all of its budget is refused more: socket(2) and setsockopt(2) of a buffer's size say ENOBUFS, and
-fcntl(2) and flock(2) ENOLCK. Programs and counts are pinned in a file system of type "bpf", so they outlive insulad.
+Beyond its budget a tenant gets errors: ENOBUFS from socket(2) and from setsockopt(2) of a buffer's size, ENOLCK from
+fcntl(2) and flock(2). Programs and counters are pinned in a file system of type "bpf", so they outlive insulad.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from insula.kernel.ebpf.btf import Types
 UDP = 1 << 16
 LOCK = 8 << 10
 IDS = 1 << 16
-_VERSION = "1"  # of the programs, in the names of what is pinned
+_VERSION = "1"  # of the programs, in the names of pinned objects
 _ENOLCK, _ENOBUFS = 37, 105
 _LOOKUP, _UPDATE, _DELETE, _UID_GID = 1, 2, 3, 15  # enum bpf_func_id
 _SOCKET_MEMBERS = {("socket", "sk"), ("sock", "sk_rcvbuf"), ("sock", "sk_sndbuf")}
-# the stack of each program, from its end (r10): a slot, a pointer, and its entry (slot, cost, whether that may change)
+# the stack of each program, from its end (r10): a slot, a kernel pointer, and its entry (slot, charge, resizable)
 _SLOT, _KEY, _ENTRY = -4, -16, -40
 _ENTRY_SIZE = 24
 
 
 class Guard:
-    """The programs for user IDs from `first` on; `slots` times `IDS` of them. `directory` is where they are pinned.
+    """The programs for `slots` tenants, whose user IDs begin at `first`; they are pinned in `directory`.
 
-    Of all tenants together `most` sockets and locks are counted, and more are not refused: 16 to 100 bytes each.
+    `budget` is in bytes for each tenant. At most `most` sockets and locks of all tenants are counted, which takes 16 to
+    100 bytes each; further ones are allowed uncounted.
     """
 
     def __init__(self, directory: str, first: int, slots: int, budget: int, most: int = 1 << 16) -> None:
@@ -52,7 +53,7 @@ class Guard:
         self._first, self._slots, self._budget = first, slots, budget
 
     def ensure(self) -> None:
-        """Have them attached. OSError tells why they can't be; then nothing was changed."""
+        """Attach the programs, unless they are attached. OSError if that fails; nothing is changed then."""
         if self.attached():
             return
         self.remove()
@@ -70,12 +71,12 @@ class Guard:
         return os.path.exists(self._path("complete"))
 
     def used(self, slot: int) -> int:
-        """Bytes that the tenant of that number has. OSError."""
+        """Return the bytes charged to the tenant with that number. OSError."""
         with _open(ebpf_trace.pinned(self._path("counts"))) as counts:
             return int.from_bytes(ebpf_trace.lookup(counts, slot.to_bytes(4, "little"), 8) or b"", "little")
 
     def remove(self) -> None:
-        """Take all of it off the kernel; nothing happens if nothing is there."""
+        """Remove programs and counters from the kernel; no error if there are none."""
         with contextlib.suppress(FileNotFoundError):
             with contextlib.suppress(OSError):  # EINVAL: nothing is mounted
                 while True:
@@ -86,7 +87,7 @@ class Guard:
         return f"{self._directory}/{name}_{_VERSION}"
 
     def _attach(self) -> None:
-        ebpf_trace.check_allowed()  # before half a second of reading
+        ebpf_trace.check_allowed()  # before the types are read, which takes half a second
         functions = {function for function, _, _ in _PROGRAMS}
         numbers, offsets = Types().find(functions, _SOCKET_MEMBERS)
         with contextlib.ExitStack() as stack:
@@ -111,9 +112,9 @@ class Guard:
             ebpf_trace.pin(counts, self._path("complete"))
 
     def _check(self, counts: int) -> None:
-        """OSError if something is not counted: a compiler may have put a function into its callers.
+        """Check that everything is counted, since a compiler may have inlined a function. OSError if something isn't.
 
-        It is tried by this thread, which is a user of the last slot for a moment.
+        This thread creates one object of each kind, as a user of the last slot.
         """
         slot = (self._slots - 1).to_bytes(4, "little")
 
@@ -123,11 +124,11 @@ class Guard:
         before, user = used(), self._first + (self._slots - 1) * IDS
         syscalls.set_thread_users(user, 0, 0)
         try:
-            for what, make in _TRIALS.items():
-                with make():
+            for kind, create in _SAMPLES.items():
+                with create():
                     during = used()
                 if during == before or used() != before:
-                    raise OSError(f"this kernel can't be made to count {what}")
+                    raise OSError(f"the programs do not count {kind} on this kernel")
         finally:
             syscalls.set_thread_users(0, 0, 0)
 
@@ -141,7 +142,7 @@ def _open(fd: int) -> Iterator[int]:
 
 
 class _Program(Assembler):
-    """r6 is the input throughout, and after `own` r9 the count of the tenant whose program runs this."""
+    """An assembler with the programs' common parts. r6 is the input; after `load_tenant`, r9 the tenant's counter."""
 
     def __init__(self, counts: int, owners: int, first: int, slots: int, budget: int, offsets: dict[str, int]) -> None:
         super().__init__()
@@ -149,8 +150,8 @@ class _Program(Assembler):
         self.budget, self.offsets = budget, offsets
         self.move_register(6, 1)
 
-    def own(self, other: str) -> None:
-        """r9 = the count of the caller's tenant, and its slot on the stack; go to `other` for a user of the host."""
+    def load_tenant(self, other: str) -> None:
+        """r9 = the counter of the current user's tenant, with its slot on the stack; go to `other` for a host user."""
         self.call(_UID_GID)
         self.shift_left(0, 32)  # the upper half is the group
         self.shift_right(0, 32)
@@ -165,30 +166,30 @@ class _Program(Assembler):
         self.move_register(9, 0)
 
     def refuse_beyond_budget(self, count: int, budget: int, refused: str) -> None:
-        """Go to `refused` if what register r`count` points to is more than `budget`."""
+        """Go to `refused` if the number that register r`count` points to is greater than `budget`."""
         self.load64(1, count, 0)
         self.load_constant(2, budget)
         self.jump_if_greater(1, 2, refused)
 
-    def key(self, argument: int) -> None:
-        """The pointer on the stack = that argument."""
+    def set_key(self, argument: int) -> None:
+        """The kernel pointer on the stack = that argument."""
         self.load64(1, 6, 8 * argument)
         self.store64(10, _KEY, 1)
 
-    def buffers(self, socket: int) -> None:
-        """r7 = SO_RCVBUF and SO_SNDBUF of the struct socket that is that argument. r1 and r2 are lost."""
+    def load_buffer_sizes(self, socket: int) -> None:
+        """r7 = SO_RCVBUF + SO_SNDBUF of the struct socket that is that argument. Clobbers r1 and r2."""
         self.load64(1, 6, 8 * socket)
         self.load64(1, 1, self.offsets["socket.sk"])
         self.load32(7, 1, self.offsets["sock.sk_rcvbuf"])
         self.load32(2, 1, self.offsets["sock.sk_sndbuf"])
         self.add_register(7, 2)
 
-    def remember(self, failed: str) -> None:
-        """Count r7 bytes for the tenant of r9, for the pointer on the stack; r8 tells whether that may change.
+    def charge(self, failed: str) -> None:
+        """Charge r7 bytes to the tenant of r9, for the pointer on the stack; r8 is 1 for a charge that is resized.
 
         Go to `failed` if the table is full.
         """
-        self.forget("new")  # nobody told of the end of what was there before
+        self.uncharge("new")  # the release of an earlier object at this address was missed
         self.label("new")
         self.store64(10, _ENTRY + 8, 7)
         self.store64(10, _ENTRY + 16, 8)
@@ -200,8 +201,8 @@ class _Program(Assembler):
         self.jump_if_not_equal(0, 0, failed)
         self.atomic_add64(9, 0, 7)
 
-    def find(self, otherwise: str) -> None:
-        """r8 = the entry of the pointer on the stack, r9 = the count that it is part of; or go to `otherwise`."""
+    def find_charge(self, otherwise: str) -> None:
+        """r8 = the entry of the pointer on the stack, r9 = its tenant's counter; go to `otherwise` if it has none."""
         self._find(self._owners, _KEY)
         self.jump_if_equal(0, 0, otherwise)
         self.move_register(8, 0)
@@ -211,14 +212,11 @@ class _Program(Assembler):
         self.jump_if_equal(0, 0, otherwise)
         self.move_register(9, 0)
 
-    def forget(self, unknown: str) -> None:
-        """Take what the pointer on the stack stands for off its tenant's count; go to `unknown` if it is nobody's.
-
-        r7, r8 and r9 stay, for `remember`.
-        """
+    def uncharge(self, done: str) -> None:
+        """Undo the charge of the pointer on the stack, if it has one, and go to `done`. Keeps r7, r8 and r9."""
         for register, place in ((7, -48), (8, -56), (9, -64)):
             self.store64(10, place, register)
-        self.find("unknown")
+        self.find_charge("unknown")
         self.load64(1, 8, 8)
         self.move(2, 0)
         self.subtract_register(2, 1)
@@ -229,9 +227,9 @@ class _Program(Assembler):
         self.label("unknown")
         for register, place in ((7, -48), (8, -56), (9, -64)):
             self.load64(register, 10, place)
-        self.jump(unknown)
+        self.jump(done)
 
-    def answer(self, value: int) -> None:
+    def return_(self, value: int) -> None:
         self.move(0, value)
         self.exit()
 
@@ -245,11 +243,11 @@ class _Program(Assembler):
         self.add(register, place)
 
 
-def _made(code: _Program) -> None:
+def _on_socket_created(code: _Program) -> None:
     """security_socket_post_create(sock, family, type, protocol, kern)."""
     for register, argument in ((0, 4), (1, 1), (2, 2), (3, 3)):
         code.load32(register, 6, 8 * argument)
-    code.jump_if_not_equal(0, 0, "allowed")  # the kernel's own
+    code.jump_if_not_equal(0, 0, "allowed")  # a socket of the kernel itself
     code.jump_if_equal(1, 16, "queue")  # AF_NETLINK
     code.jump_if_equal(1, 2, "internet")  # AF_INET
     code.jump_if_not_equal(1, 10, "allowed")  # AF_INET6
@@ -262,90 +260,93 @@ def _made(code: _Program) -> None:
     code.move(8, 0)
     code.jump("count")
     code.label("queue")
-    code.buffers(0)
+    code.load_buffer_sizes(0)
     code.move(8, 1)
     code.label("count")
-    code.own("allowed")
-    code.key(0)
+    code.load_tenant("allowed")
+    code.set_key(0)
     code.refuse_beyond_budget(9, code.budget, "refused")
-    code.remember("allowed")
+    code.charge("allowed")
     code.label("allowed")
-    code.answer(0)
+    code.return_(0)
     code.label("refused")
-    code.answer(-_ENOBUFS)
+    code.return_(-_ENOBUFS)
 
 
-def _resizing(code: _Program) -> None:
-    """security_socket_setsockopt(sock, level, optname): whether a buffer's size may be changed."""
+def _check_resize(code: _Program) -> None:
+    """security_socket_setsockopt(sock, level, optname): refuse another buffer size beyond the budget."""
     code.load32(1, 6, 8)
     code.jump_if_not_equal(1, 1, "allowed")  # SOL_SOCKET
     code.load32(1, 6, 16)
     code.jump_if_equal(1, 7, "buffer")  # SO_SNDBUF
     code.jump_if_not_equal(1, 8, "allowed")  # SO_RCVBUF
     code.label("buffer")
-    code.key(0)
-    code.find("allowed")
+    code.set_key(0)
+    code.find_charge("allowed")
     code.refuse_beyond_budget(9, code.budget, "refused")
     code.label("allowed")
-    code.answer(0)
+    code.return_(0)
     code.label("refused")
-    code.answer(-_ENOBUFS)
+    code.return_(-_ENOBUFS)
 
 
-def _resized(code: _Program) -> None:
-    """sock_setsockopt(sock, level, optname, …), afterwards: count the sizes that it has now."""
+def _on_resized(code: _Program) -> None:
+    """sock_setsockopt(sock, level, optname, …), after it: charge the new buffer sizes."""
     code.load32(1, 6, 16)
     code.jump_if_equal(1, 7, "buffer")
     code.jump_if_not_equal(1, 8, "end")
     code.label("buffer")
-    code.key(0)
-    code.find("end")
+    code.set_key(0)
+    code.find_charge("end")
     code.load64(1, 8, 16)
     code.jump_if_equal(1, 0, "end")  # UDP
-    code.buffers(0)
+    code.load_buffer_sizes(0)
     code.move_register(1, 7)
     code.exchange64(8, 8, 1)
     code.subtract_register(7, 1)
     code.atomic_add64(9, 0, 7)
     code.label("end")
-    code.answer(0)
+    code.return_(0)
 
 
-def _gone(code: _Program) -> None:
-    """netlink_release(sock), inet_release(sock), locks_release_private(lock)."""
+def _on_released(code: _Program) -> None:
+    """netlink_release(sock), inet_release(sock), locks_release_private(lock): undo the charge."""
     code.move(7, 0)
     code.move(8, 0)
     code.move(9, 0)
-    code.key(0)
-    code.forget("end")
+    code.set_key(0)
+    code.uncharge("end")
     code.label("end")
-    code.answer(0)
+    code.return_(0)
 
 
-def _locked(code: _Program) -> None:
-    """locks_copy_lock(new, lock): every lock that is kept is made by that, and freed by locks_release_private."""
-    code.own("end")
-    code.key(0)
+def _on_lock_copied(code: _Program) -> None:
+    """locks_copy_lock(new, lock): creates every lock that is kept; locks_release_private frees it."""
+    code.load_tenant("end")
+    code.set_key(0)
     code.move(7, LOCK)
     code.move(8, 0)
-    code.remember("end")
+    code.charge("end")
     code.label("end")
-    code.answer(0)
+    code.return_(0)
 
 
-def _locking(code: _Program) -> None:
-    """security_file_lock(file, cmd). To unlock a part of what is locked makes a lock more: it is allowed for longer."""
-    code.own("allowed")
+def _check_lock(code: _Program) -> None:
+    """security_file_lock(file, cmd): refuse locks beyond the budget.
+
+    Unlocking the middle of a locked range creates a lock, so unlocking is allowed up to 9/8 of the budget.
+    """
+    code.load_tenant("allowed")
     code.load32(1, 6, 8)
     code.jump_if_equal(1, 2, "unlock")  # F_UNLCK
     code.refuse_beyond_budget(9, code.budget, "refused")
     code.label("allowed")
-    code.answer(0)
+    code.return_(0)
     code.label("unlock")
     code.refuse_beyond_budget(9, code.budget + code.budget // 8, "refused")
-    code.answer(0)
+    code.return_(0)
     code.label("refused")
-    code.answer(-_ENOLCK)
+    code.return_(-_ENOLCK)
 
 
 def _lock() -> IO[bytes]:
@@ -354,19 +355,19 @@ def _lock() -> IO[bytes]:
     return file
 
 
-_TRIALS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+_SAMPLES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "netlink sockets": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0),
     "raw sockets": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
     "UDP sockets": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
     "file locks": _lock,
 }
-_PROGRAMS: tuple[tuple[str, int, Callable[[_Program], None]], ...] = (  # those that release come first
-    ("netlink_release", ebpf_trace.FENTRY, _gone),
-    ("inet_release", ebpf_trace.FENTRY, _gone),
-    ("locks_release_private", ebpf_trace.FENTRY, _gone),
-    ("locks_copy_lock", ebpf_trace.FENTRY, _locked),
-    ("sock_setsockopt", ebpf_trace.FEXIT, _resized),
-    ("security_socket_post_create", ebpf_trace.MODIFY, _made),
-    ("security_socket_setsockopt", ebpf_trace.MODIFY, _resizing),
-    ("security_file_lock", ebpf_trace.MODIFY, _locking),
+_PROGRAMS: tuple[tuple[str, int, Callable[[_Program], None]], ...] = (  # in this order: releases are counted first
+    ("netlink_release", ebpf_trace.FENTRY, _on_released),
+    ("inet_release", ebpf_trace.FENTRY, _on_released),
+    ("locks_release_private", ebpf_trace.FENTRY, _on_released),
+    ("locks_copy_lock", ebpf_trace.FENTRY, _on_lock_copied),
+    ("sock_setsockopt", ebpf_trace.FEXIT, _on_resized),
+    ("security_socket_post_create", ebpf_trace.MODIFY, _on_socket_created),
+    ("security_socket_setsockopt", ebpf_trace.MODIFY, _check_resize),
+    ("security_file_lock", ebpf_trace.MODIFY, _check_lock),
 )

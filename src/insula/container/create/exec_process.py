@@ -19,7 +19,7 @@ import os
 from insula.container.create import programs
 from insula.container.create.steps import StepError, Steps, step
 from insula.kernel import lsm, scheduling, syscalls
-from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, keep_one, to_names
+from insula.kernel.capabilities import Capabilities, after_setuid, before_setuid, keep_sys_admin, to_names
 from insula.kernel.seccomp.load import SECCOMP_FILTER_FLAG_NEW_LISTENER, load
 
 TYPE_CHECKING = False
@@ -96,7 +96,7 @@ def exec_process(
     step(Steps.CHANGE_USER, change_user, user)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # to change the user may have set it (proc_sys_fs(5), suid_dumpable)
     filter_first = program is not None and not restricted
-    step(Steps.DROP_CAPABILITIES, lambda: keep_one(capabilities) if filter_first else after_setuid(capabilities))
+    step(Steps.DROP_CAPABILITIES, lambda: keep_sys_admin(capabilities) if filter_first else after_setuid(capabilities))
     os.umask(user.get("umask", 0o022))
     if not entered:
         step(Steps.ENTER_DIRECTORY, change_directory, directory)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from insula.container.create.steps import StepError, Steps
-from insula.kernel.netlink.devices import Moved, Namespace, move
+from insula.kernel.netlink.devices import Moved, NamespaceSocket, move
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def give(devices: dict[str, Any], pid: int, undo: Rollback, held: Rollback) -> N
         undo.callback(lambda name=name, moved=moved: _take_back(theirs, moved, own, name))
 
 
-def _namespace(path: str, held: Rollback) -> Namespace:
-    namespace = Namespace(held.hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
+def _namespace(path: str, held: Rollback) -> NamespaceSocket:
+    namespace = NamespaceSocket(held.hold(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
     held.callback(namespace.close)
     return namespace
 
 
-def _take_back(theirs: Namespace, moved: Moved, own: Namespace, name: str) -> None:
+def _take_back(theirs: NamespaceSocket, moved: Moved, own: NamespaceSocket, name: str) -> None:
     try:
         move(theirs, moved.name, own, name, up=moved.was_up)
     except OSError:  # somebody took its name here meanwhile: the failure that is told is the first

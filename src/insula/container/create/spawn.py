@@ -90,7 +90,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -
             group.create()
             undo.callback(group.remove)
             group.limit(own.get("resources") or {})
-            if delegation.asked_for(config, plan.cgroup):
+            if delegation.is_requested(config, plan.cgroup):
                 group.delegate(plan.outside((config["process"].get("user") or {}).get("uid", 0), 0)[0])
             into, join = enter_group(group, child_fds)
             if outside.in_order and (beside := group.open_beside()) is not None:
@@ -126,7 +126,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -
         undo.hold(pidfd)
         if plan.makes(syscalls.CLONE_NEWUSER):
             process.map_ids(pid, plan.uids, plan.gids)
-            scheduling.give(config["process"], pid)  # a real-time policy takes CAP_SYS_NICE of the host
+            scheduling.set_for_child(config["process"], pid)  # a real-time policy takes CAP_SYS_NICE of the host
         if (score := config["process"].get("oomScoreAdj")) is not None:
             process.set_oom_score(pid, score)
         undo.keep()

@@ -191,7 +191,7 @@ class Runtime:
         with contextlib.ExitStack() as stack:
             pidfd = None
             with contextlib.suppress(ProcessLookupError):
-                pidfd = descriptors.high(process.open_process(state.pid, state.start_time))
+                pidfd = descriptors.move_above_select_limit(process.open_process(state.pid, state.start_time))
                 stack.callback(os.close, pidfd)
                 await _readable(pidfd)
             return await self._ended(directory, exec_id, pidfd)

@@ -87,7 +87,7 @@ def _common_parts(request: Launch) -> tuple[object, ...]:
 
 def _can_be_warm(request: Launch) -> bool:
     """Whether all its namespaces are its own, and its control group is not delegated to it."""
-    return not request.share and not delegation.asked_for(request.config, True)
+    return not request.share and not delegation.is_requested(request.config, True)
 
 
 class WarmContainer:

@@ -243,7 +243,7 @@ class Zygote:
         self._require_descriptors()
         with Rollback() as undo, Rollback() as child_fds:
             target = child_fds.hold(process.open_to_join(state.pid, state.start_time))
-            groups = [child_fds.hold(fd) for fd in cgroups.Cgroup(request.cgroup).holding(state.pid).open()]
+            groups = [child_fds.hold(fd) for fd in cgroups.Cgroup(request.cgroup).group_to_join(state.pid).open()]
             ours, theirs = wire.pair()
             child_fds.callback(theirs.close)
             undo.callback(ours.close)

@@ -1,11 +1,11 @@
-"""A control group: the interface that both versions have, and the parts that are the same in both; cgroups(7).
+"""The base class of control groups: the interface of both versions, and their common parts; cgroups(7).
 
-`Cgroup(path)` makes an object of the class for the version that the host has: v1.py or v2.py. A process joins a group
-by writing ``0`` into a file that its parent opened. The kernel checks the rights of the opener, so this works from
-inside a new user namespace, and it is a hundred times faster than writing the PID of another process.
+`Cgroup(path)` makes an object of the class for the host's version: v1.py or v2.py. A process joins a group by writing
+``0`` into a file that its parent opened. The kernel checks the privileges of the opener, so this works from inside a
+new user namespace; and it is a hundred times faster than writing the PID of another process.
 
-Every launch makes a group and limits it, so nothing is read there without need: directories are made without a look
-whether they exist, and each value is written once.
+Every launch makes a group and sets its limits, so this path reads nothing that it doesn't need: directories are made
+without checking whether they exist, and each value is written once.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _READABLE = {
 class Cgroup:
     """The group at `path`, relative to the root of every hierarchy.
 
-    A class for each version derives from this one and has every method that raises NotImplementedError here. To make
-    a `Cgroup` makes an object of one of them, as with pathlib.Path. It is no abc.ABC, which may not be called so; a
-    test checks that each class has all of these methods. `tree` is another hierarchy than the host's.
+    The class for each version implements every method that raises NotImplementedError here; a test checks that. Calling
+    `Cgroup` makes an object of one of them, as with pathlib.Path, which an abc.ABC does not allow. `tree` is a
+    hierarchy to use instead of the host's.
     """
 
     _versions: ClassVar[dict[int, type[Cgroup]]] = {}
     members = "cgroup.procs"
-    """The file that a process writes ``0`` to, to join the group."""
+    """The file to which a process writes ``0`` to join the group."""
 
     def __init_subclass__(cls, *, version: int) -> None:
         Cgroup._versions[version] = cls
@@ -61,24 +61,24 @@ class Cgroup:
         self.path = path
         self.tree = tree or hierarchy()
 
-    # -- what each version has ---------------------------------------------------------------------------------
+    # -- implemented by each version ---------------------------------------------------------------------------
 
     def directory(self, controller: str) -> str | None:
-        """The directory of a version 1 controller, or None if the host lacks it; that of version 2 for all of them."""
+        """Return the directory of a version 1 controller, None if the host lacks it; version 2 has one for all."""
         raise NotImplementedError
 
     def directories(self) -> dict[str, str]:
-        """Controller to directory; version 2 has the single entry ``""``."""
+        """Return the directory of each controller; version 2 has the single entry ``""``."""
         raise NotImplementedError
 
     def create(self) -> None:
-        """Make the group and its parents, with the controllers handed down; nothing happens if it is there."""
+        """Make the group and its parents, with controllers enabled in the parents; no error if it exists."""
         raise NotImplementedError
 
     def open_beside(self) -> int | None:
-        """A descriptor of the group of the same path in the version 2 tree of a hybrid host, to be born in it.
+        """Open the group of the same path in the version 2 tree of a hybrid host, for CLONE_INTO_CGROUP.
 
-        The group is made if need be. None on other hosts, and where the caller may not make it: no limit depends on it.
+        The group is made if it is missing. None on other hosts, and without permission: no limit depends on it.
         """
         raise NotImplementedError
 
@@ -87,67 +87,67 @@ class Cgroup:
         raise NotImplementedError
 
     def thaw(self) -> None:
-        """Let frozen processes go on; nothing happens if none is frozen, or if the group is gone. OSError."""
+        """Resume frozen processes; no error if none is frozen, or if the group is gone. OSError."""
         raise NotImplementedError
 
     def frozen(self) -> bool:
-        """Whether it was frozen, by itself or with a parent; False if the group is gone."""
+        """Whether the group is frozen, by itself or with a parent; False if it is gone."""
         raise NotImplementedError
 
     def take_back(self, pid: int) -> None:
-        """Make sure that this group, and no other, decides whether the process `pid` is frozen. OSError.
+        """Move the process `pid` back into this group of the freezer controller. OSError.
 
-        In version 1 it may have been moved into a frozen group of the freezer's hierarchy, where it can't die.
+        In version 1 it may have been moved into a frozen group of that hierarchy, where it can't be killed.
         """
         raise NotImplementedError
 
     def delegate(self, uid: int) -> None:
-        """Give the group to a user of the host, who may divide it; see delegation.py. OSError."""
+        """Delegate the group to a user of the host, who may make groups in it; see delegation.py. OSError."""
         raise NotImplementedError
 
-    def holding(self, pid: int) -> Cgroup:
-        """The group to join beside `pid`, the first process of this one: this group, or the one below that it is in."""
+    def group_to_join(self, pid: int) -> Cgroup:
+        """Return the group for processes that join the container of `pid`: this one, or the subgroup that has `pid`."""
         raise NotImplementedError
 
     def oom_kills(self) -> int:
-        """How many processes of the group the kernel killed for want of memory."""
+        """Return how many processes of the group the OOM killer has killed."""
         raise NotImplementedError
 
     def oom_notifications(self) -> OutOfMemory:
-        """An object to poll that becomes readable when memory runs out in the group. OSError."""
+        """Return an object to poll, readable when memory runs out in the group. OSError."""
         raise NotImplementedError
 
     def _settings(self, resources: Resources) -> list[Setting]:
-        """The files and values that `resources` means. OSError for what this version lacks."""
+        """Convert `resources` to files and values. OSError for fields that this version lacks."""
         raise NotImplementedError
 
     def _set_devices(self, rules: list[dict[str, Any]]) -> None:
-        """Put device rules in force. OSError names linux.resources.devices, and the file or call that refused."""
+        """Apply device rules. OSError names linux.resources.devices, and the file or call that refused."""
         raise NotImplementedError
 
     def _memory_usage(self) -> int:
-        """Bytes of memory in use."""
+        """Return the memory in use, in bytes."""
         raise NotImplementedError
 
     def _usage(self) -> Stats:
-        """See stats.py."""
+        """Return the usage; see stats.py."""
         raise NotImplementedError
 
     def _freeze(self, deadline: float) -> None:
-        """Stop the processes, and wait until all stand still or the time (of time.monotonic) has come. OSError."""
+        """Stop the processes, and wait until all are frozen or until `deadline` (time.monotonic). OSError."""
         raise NotImplementedError
 
-    def _all_stand_still(self) -> bool:
+    def _all_frozen(self) -> bool:
         raise NotImplementedError
 
     # -- limits ------------------------------------------------------------------------------------------------
 
     def limit(self, resources: Resources) -> None:
-        """Apply limits; what is absent is left as it is. OSError names the field of linux.resources, and the file."""
+        """Apply limits; absent fields are left unchanged. OSError names the field of linux.resources, and the file."""
         self._write(resources, None)
 
     def update(self, resources: Resources) -> None:
-        """The same on a group that runs: if one is refused, those before it are put back. OSError."""
+        """Apply limits to a running group; if one is refused, those before it are restored. OSError."""
         replaced: list[tuple[str, str]] = []
         try:
             if (resources.get("memory") or {}).get("checkBeforeUpdate"):
@@ -161,7 +161,7 @@ class Cgroup:
         if wanted := self._settings(resources):
             self._write_settings(wanted, resources, replaced)
         if rules := resources.get("devices"):
-            self._set_devices(rules)  # last, because they are not put back
+            self._set_devices(rules)  # last, because they are not restored
 
     def _write_settings(
         self, wanted: list[Setting], resources: Resources, replaced: list[tuple[str, str]] | None
@@ -169,7 +169,7 @@ class Cgroup:
         settings.write_all(self.directory, wanted, undo=replaced)
 
     def _check_usage(self, limit: int) -> None:
-        """linux.resources.memory.checkBeforeUpdate: below what is used, the kernel would kill to get there."""
+        """Apply linux.resources.memory.checkBeforeUpdate: under a limit below the usage the kernel kills processes."""
         used = self._memory_usage()
         if 0 <= limit < used:
             raise OSError(errno.EBUSY, f"linux.resources.memory.limit: {limit} is less than the {used} bytes in use")
@@ -180,11 +180,11 @@ class Cgroup:
         return any(os.path.isdir(directory) for directory in self.directories().values())
 
     def open(self, below: dict[str, str] | None = None) -> list[int]:
-        """Descriptors to join by: a process writes ``0`` to each (see `join`).
+        """Open the files by which a process joins: it writes ``0`` to each (see `join`).
 
-        `below` has paths of groups in this one, by controller of version 1. The path under ``""`` is for all
-        controllers that it does not name; those that lack such a group stay in this one. FileNotFoundError if a named
-        controller lacks its group, or if no controller has the one under ``""``.
+        `below` has paths of subgroups by controller of version 1. The path under ``""`` is for all controllers that it
+        does not name; a controller without such a subgroup uses this group. FileNotFoundError if a named controller
+        lacks its subgroup, or if no controller has the one under ``""``.
         """
         directories = self._below(below) if below else distinct(self.directories())
         opened: list[int] = []
@@ -221,7 +221,7 @@ class Cgroup:
                     held[pid] = os.pidfd_open(pid)
                 except ProcessLookupError:
                     continue
-            # a fork bomb wears out PIDs fast: what is in the group now is what was held, or another of the group
+            # a fork bomb reuses PIDs fast: only a process that is still in the group after its pidfd was opened counts
             for pid in self.processes():
                 try:
                     signal.pidfd_send_signal(held[pid], number)
@@ -232,10 +232,7 @@ class Cgroup:
                 os.close(pidfd)
 
     def remove(self, timeout: float = 5.0) -> None:
-        """Remove the group and those below it. Processes in it are killed, and waited for until they are gone.
-
-        OSError with EBUSY after `timeout` seconds.
-        """
+        """Remove the group and its subgroups; its processes are killed. OSError (EBUSY) after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         for directory in self._removable():
             while not _remove_tree(directory):
@@ -250,16 +247,16 @@ class Cgroup:
     # -- freezing ----------------------------------------------------------------------------------------------
 
     def freeze(self, timeout: float = 10.0) -> None:
-        """Stop every process in the group, and return once they all stand still.
+        """Freeze every process in the group, and return when all are frozen.
 
-        Unlike SIGSTOP, which a parent sees and any process of the same user can undo, this can be noticed and undone
-        from outside only. OSError with ETIMEDOUT, and all run again, if a process does not stop in `timeout` seconds,
-        such as one that waits for a dead disk.
+        A parent sees SIGSTOP, and any process of the same user can undo it; processes inside can neither notice nor
+        undo freezing. OSError (ETIMEDOUT) if a process isn't frozen in `timeout` seconds, such as one that waits for a
+        broken disk; the others are resumed then.
         """
         self._freeze(time.monotonic() + timeout)
-        if not self._all_stand_still():
+        if not self._all_frozen():
             self.thaw()
-            raise OSError(errno.ETIMEDOUT, f"not all processes of the group stand still in {timeout:g} s", self.path)
+            raise OSError(errno.ETIMEDOUT, f"not all processes of the group froze in {timeout:g} s", self.path)
 
     def _thaw_by(self, write: Callable[[], None]) -> None:
         try:
@@ -269,7 +266,7 @@ class Cgroup:
                 raise
 
     def frozen_at(self) -> str | None:
-        """The path of the topmost group, of those above it and itself, that is frozen; None if none is."""
+        """Return the path of the topmost frozen group, of its ancestors and itself; None if none is frozen."""
         parts = self.path.split("/")
         paths = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
         return next((path for path in paths if Cgroup(path, self.tree).frozen()), None)
@@ -277,7 +274,7 @@ class Cgroup:
     # -- reading -----------------------------------------------------------------------------------------------
 
     def processes(self) -> list[int]:
-        """PIDs, as the reader's PID namespace numbers them, of all in the group and below it."""
+        """Return the PIDs, in the reader's PID namespace, of all processes in the group and its subgroups."""
         directory = self.directory("pids") or next(iter(self.directories().values()))
         found: set[int] = set()
         for path, _, names in os.walk(directory):
@@ -290,14 +287,14 @@ class Cgroup:
         return sorted(found - {0})
 
     def stats(self) -> Stats:
-        """What the group used until now: see stats.py for the keys. FileNotFoundError if it is gone."""
+        """Return the group's usage; stats.py has the keys. FileNotFoundError if the group is gone."""
         found = self._usage()
         if not found.get("pids") and not self.exists():
             raise FileNotFoundError(errno.ENOENT, "no such control group", self.path)
         return {key: value for key, value in found.items() if value}
 
     def values(self) -> dict[str, str]:
-        """The limits and counters that are in force, file name to content, for people to read."""
+        """Return limits and counters for people to read, by file name."""
         found = {}
         for controller, directory in self.directories().items():
             for name in _READABLE.get(controller, "").split():
@@ -313,12 +310,12 @@ def join(descriptors: list[int]) -> None:
 
 
 def distinct(directories: dict[str, str]) -> list[str]:
-    """Each directory once: controllers may share a hierarchy, such as cpu,cpuacct."""
+    """Return each directory once: controllers may share a hierarchy, such as cpu,cpuacct."""
     return list(dict.fromkeys(directories.values()))
 
 
 def _remove_tree(directory: str) -> bool:
-    """rmdir bottom-up; False while something in it is busy."""
+    """Remove a tree of groups bottom-up; False while one of them is busy."""
     try:
         os.rmdir(directory)  # the usual case has no children
         return True

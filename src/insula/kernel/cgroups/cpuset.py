@@ -1,8 +1,8 @@
-"""Processor and memory node sets of version 1, which begin empty: cpuset(7).
+"""Processor and memory node sets of version 1, which are empty at first: cpuset(7).
 
-A new group of any other controller has no limit of its own. A new cpuset has no processor and no memory, and a process
-that is moved there is refused with ENOSPC. So each level is given what its parent has, from the top down, where it has
-nothing yet. In version 2 an empty set means the parent's, and there is nothing to do.
+A new group of any other controller has no limits. A new cpuset has no processors and no memory nodes, and moving a
+process there fails with ENOSPC. So each level with empty sets is given its parent's, from the top down. In version 2 an
+empty set means the parent's, and nothing has to be done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from insula.kernel.cgroups.files import read, write
 
 
 def inherit(top: str, path: str) -> None:
-    """Fill the empty sets on the way from the hierarchy's mount `top` to the group at `path`. OSError."""
+    """Fill empty sets of all groups from the hierarchy's mount `top` down to the group at `path`. OSError."""
     directory = top
     for part in path.split("/"):
         parent, directory = directory, f"{directory}/{part}"

@@ -1,12 +1,13 @@
-"""Delegation: a control group is given to a user, who may divide what it has and not change how much that is.
+"""Delegation of a version 2 control group to a user, who may make subgroups in it and not change its limits.
 
-cgroups(7) says how on version 2: the user gets the directory, so that he can make groups in it, and the few files
-that move processes and hand controllers down (the kernel lists them in /sys/kernel/cgroup/delegate). The files with
-the limits stay root's. Version 1 was never meant for this: nothing bounds the number of groups there, and the IDs of
-memory groups run out for the whole host.
+As cgroups(7) describes, the user becomes the owner of the directory, and of the few files that move processes and
+enable controllers (the kernel lists them in /sys/kernel/cgroup/delegate). The files with the limits stay root's.
+Version 1 groups are not delegated: nothing limits the number of subgroups there, and the IDs of memory groups, which
+the whole host shares, would run out.
 
-A container that may divide its group moves its processes into groups below, for on version 2 a group that hands down
-controllers has no processes of its own. Who joins such a container joins where its first process is.
+A container with a delegated group moves its processes into subgroups, because a version 2 group that enables
+controllers for its children can't have processes itself. A process that joins such a container joins the subgroup of
+its first process.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import os
 
 from insula.kernel.cgroups import files
 
-_DEPTH = 64  # groups within each other; systemd, Docker and Kubernetes need less than 10
+_DEPTH = 64  # of nested groups; systemd, Docker and Kubernetes need less than 10
 _LIST = "/sys/kernel/cgroup/delegate"
 _FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
-"""Where the kernel has no list, before Linux 4.15."""
+"""The files to delegate before Linux 4.15, which has no list."""
 
 
-def give(directory: str, uid: int) -> None:
-    """Give the group of version 2 at `directory` to a user of the host. OSError."""
+def delegate(directory: str, uid: int) -> None:
+    """Delegate the group of version 2 at `directory` to a user of the host. OSError."""
     os.chown(directory, uid, -1)
     for name in _files():
         try:
             os.chown(f"{directory}/{name}", uid, -1)
-        except FileNotFoundError:  # of a controller that the group lacks
+        except FileNotFoundError:  # a file of a controller that the group lacks
             continue
-    # stays root's: groups nested deeper than a path is long could not be removed any more
+    # this file stays root's: groups nested deeper than PATH_MAX could not be removed
     files.write(f"{directory}/cgroup.max.depth", _DEPTH)
 
 
@@ -41,9 +42,11 @@ def _files() -> tuple[str, ...]:
         return _FILES
 
 
-def asked_for(config: dict[str, object], namespaced: bool) -> bool:
-    """Whether an OCI config.json is for a delegated group (runtime-spec, config-linux.md, "Cgroup ownership"): one with
-    a cgroup namespace of its own and a cgroup file system that can be written to."""
+def is_requested(config: dict[str, object], namespaced: bool) -> bool:
+    """Whether an OCI config.json requests a delegated group (runtime-spec, config-linux.md, "Cgroup ownership").
+
+    It does with a cgroup namespace of its own (`namespaced`) and a writable cgroup file system.
+    """
     mounts = config.get("mounts")
     for mount in mounts if isinstance(mounts, list) else ():
         if mount.get("type") in ("cgroup", "cgroup2"):

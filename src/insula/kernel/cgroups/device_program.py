@@ -1,23 +1,24 @@
-"""Device rules as an eBPF program, which is how version 2 has them (cgroup-v2.rst, "Device controller").
+"""Device rules of version 2, as an eBPF program (cgroup-v2.rst, "Device controller").
 
-The kernel runs the programs of a group, and of those above it, whenever a process opens or makes a device node. Each is
-given struct bpf_cgroup_dev_ctx (linux/bpf.h) and answers 1 or 0; one 0 is a refusal.
+The kernel runs the programs of a group and of its ancestors whenever a process opens or makes a device node. Each gets
+struct bpf_cgroup_dev_ctx (linux/bpf.h) and returns 1 to allow or 0 to deny; one 0 denies the access.
 
     u32 access_type    (access << 16) | type: mknod 1, read 2, write 4; block 1, character 2
     u32 major, minor
 
-The last rule that speaks of a device decides, so the program goes through them backwards and keeps, in r2, the accesses
-asked for that no rule has decided yet. A rule that allows takes its accesses away from there, and when none is left the
-answer is 1; one that denies answers 0 if one of its accesses is left. After all rules, what is left is denied.
+The last rule that matches a device decides. So the program tests the rules from last to first and keeps in r2 the
+requested accesses that no rule has decided yet. A matching allow rule clears its accesses in r2, and the program
+returns 1 when none is left. A matching deny rule returns 0 if one of its accesses is left. After the first rule, the
+remaining accesses are denied.
 
-    r2  undecided accesses      r3  type      r4  major      r5  minor      r0  answer
+    r2  undecided accesses      r3  type      r4  major      r5  minor      r0  result
 """
 
 from __future__ import annotations
 
 import os
 
-from insula.kernel.cgroups.devices import ANY, EVERY_ACCESS, Rule
+from insula.kernel.cgroups.devices import ANY, EVERY_ACCESS, DeviceRule
 from insula.kernel.ebpf import assembler
 from insula.kernel.ebpf import load as ebpf_load
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 NAME = "insula_devices"
-"""The program's name: by it one of ours is known among those of a group, such as systemd's."""
+"""The program's name, which distinguishes it from other programs of a group, such as systemd's."""
 
 _TYPES = {"b": 1, "c": 2}
 _ACCESS = {"m": 1, "r": 2, "w": 4}
@@ -39,7 +40,7 @@ _KEPT_AT_MOST = 16
 
 
 def compile_rules(rules: Sequence[dict[str, Any]]) -> bytes:
-    """The program. OSError for a rule of an unknown type."""
+    """Compile rules to the program. OSError for a rule of an unknown type."""
     code = assembler.Assembler()
     code.load32(_TYPE, 1, _ACCESS_TYPE)
     code.move_register(_LEFT, _TYPE)
@@ -47,8 +48,8 @@ def compile_rules(rules: Sequence[dict[str, Any]]) -> bytes:
     code.and_(_TYPE, 0xFFFF)
     code.load32(_MAJOR_REGISTER, 1, _MAJOR)
     code.load32(_MINOR_REGISTER, 1, _MINOR)
-    for number, rule in enumerate(reversed([Rule(rule) for rule in rules])):
-        if rule.about_all:
+    for number, rule in enumerate(reversed([DeviceRule(rule) for rule in rules])):
+        if rule.matches_all:
             _answer(code, int(rule.allow))
             break
         _rule(code, rule, f"after {number}")
@@ -57,7 +58,7 @@ def compile_rules(rules: Sequence[dict[str, Any]]) -> bytes:
     return code.assemble()
 
 
-def _rule(code: assembler.Assembler, rule: Rule, following: str) -> None:
+def _rule(code: assembler.Assembler, rule: DeviceRule, following: str) -> None:
     if len(rule.types) == 1:
         code.jump_if_not_equal(_TYPE, _TYPES[rule.types], following)
     for register, number in ((_MAJOR_REGISTER, rule.major), (_MINOR_REGISTER, rule.minor)):
@@ -81,10 +82,7 @@ def _answer(code: assembler.Assembler, value: int) -> None:
 
 
 def install(directory: str, rules: Sequence[dict[str, Any]]) -> None:
-    """Attach the program to the group, in the place of an older one of ours: at no moment is there none.
-
-    OSError names linux.resources.devices.
-    """
+    """Attach the program to the group, replacing an older one without a gap. OSError names linux.resources.devices."""
     group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         program = _loaded(compile_rules(rules))
@@ -101,7 +99,7 @@ def install(directory: str, rules: Sequence[dict[str, Any]]) -> None:
 
 
 def _loaded(program: bytes) -> int:
-    """A descriptor of the program in the kernel; kept, because every launch has the same rules."""
+    """Load the program into the kernel; its descriptor is cached, because every launch has the same rules."""
     fd = _kept.pop(program, None)
     if fd is None:
         fd = ebpf_load.load(program, ebpf_load.PROG_TYPE_CGROUP_DEVICE, NAME)

@@ -1,10 +1,10 @@
 """Device rules: which device nodes a group may make, read and write (`linux.resources.devices` of the runtime-spec).
 
-The rules are read in order, and the last one that speaks of a device decides, for each of ``r``, ``w`` and ``m``
-(mknod) on its own; what none speaks of is denied. A rule speaks of a type (``c``, ``b``, or ``a`` for both), a major
-and a minor number; a number that is absent or negative is any.
+The last rule that matches a device decides, separately for each of the accesses ``r``, ``w`` and ``m`` (mknod); an
+access without a matching rule is denied. A rule matches a type (``c``, ``b``, or ``a`` for both), a major and a minor
+number; an absent or negative number matches any.
 
-Version 1 takes them as a list (device_list.py), version 2 as a program (device_program.py).
+Version 1 has a list of devices (device_list.py), version 2 a program (device_program.py).
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ DEFAULT: tuple[dict[str, Any], ...] = (
         for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, ANY))
     ),
 )
-"""What runc and crun append to a config's rules: any node may be made, and of the devices that config-linux.md wants in
-every container (null, zero, full, random, urandom, tty, console, ptmx, pseudoterminals) all is allowed."""
+"""The rules that runc and crun append to a config's: any node may be made, and the devices that config-linux.md
+requires in every container (null, zero, full, random, urandom, tty, console, ptmx, pseudoterminals) may be used."""
 
 
-class Rule:
-    """A rule with nothing left out: types is "b", "c" or both, a number may be ANY."""
+class DeviceRule:
+    """A rule with all defaults filled in: `types` is "b", "c" or both, a number may be ANY."""
 
     __slots__ = ("access", "allow", "major", "minor", "types")
 
     def __init__(self, rule: dict[str, Any]) -> None:
         kind = rule.get("type") or "a"
         if kind not in ("a", "b", "c"):
-            raise unsupported("devices", f"{kind!r} is no type of a device: a, b and c are")
+            raise unsupported("devices", f"{kind!r} is not a device type: use a, b or c")
         self.allow = bool(rule.get("allow"))
         self.types = "bc" if kind == "a" else kind
         self.major, self.minor = (_number(rule.get(key)) for key in ("major", "minor"))
         self.access = frozenset(rule.get("access") or "rwm")
         if not self.access <= EVERY_ACCESS:
-            raise unsupported("devices", f"{rule['access']!r} is no access to a device: r, w and m are")
+            raise unsupported("devices", f"{rule['access']!r} is not a device access: use r, w and m")
 
     @property
-    def about_all(self) -> bool:
-        """Whether nothing that was said before matters any more."""
+    def matches_all(self) -> bool:
+        """Whether it matches every access to every device, so that earlier rules have no effect."""
         return (self.types, self.major, self.minor, self.access) == ("bc", ANY, ANY, EVERY_ACCESS)
 
 
 def _number(value: int | None) -> int:
     if value is not None and value > _LARGEST:
-        raise unsupported("devices", f"{value} is no number of a device")
+        raise unsupported("devices", f"{value} is not a device number")
     return ANY if value is None or value < 0 else value

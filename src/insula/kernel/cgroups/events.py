@@ -1,13 +1,14 @@
 """Notifications that memory ran out in a group, for poll, epoll and asyncio.
 
-Version 1: the writer of cgroup.event_control registers an eventfd(2) for memory.oom_control. The kernel counts it up
-when the group hits its limit and nothing could be reclaimed, just before it kills (the kernel's memcg documentation).
+Version 1: an eventfd(2) is registered for memory.oom_control by writing to cgroup.event_control. The kernel increments
+it when the group is at its limit and nothing can be reclaimed, just before the OOM killer runs (the kernel's
+admin-guide/cgroup-v1/memory.rst).
 
 Version 2: memory.events has counters, and poll(2) reports POLLPRI after a change until the file is read again. An
-epoll(7) instance makes one readable descriptor of that; inotify(7) would do as well, but a user has only 128 instances.
+epoll(7) instance turns that into a readable descriptor; inotify(7) is not used because a user has only 128 instances.
 
-The descriptor also becomes readable when no event can follow: in version 1 when the group is removed, in version 2 when
-its last process has ended (cgroup.events).
+The descriptor also becomes readable when no further event can occur: in version 1 when the group is removed, in version
+2 when its last process has ended (cgroup.events).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _FILES = ("memory.events", "cgroup.events")
 
 
 class OutOfMemory:
-    """Readable (`fileno`) when memory ran out, or the group is at its end. `close` it, or use it with `with`."""
+    """A descriptor (`fileno`) that is readable when memory ran out or the group has ended. A context manager."""
 
     def __init__(self, oom_kills: Callable[[], int]) -> None:
         self._oom_kills = oom_kills
@@ -34,9 +35,9 @@ class OutOfMemory:
         raise NotImplementedError
 
     def take(self) -> int:
-        """Make it unreadable again; return how many processes of the group were killed for want of memory so far.
+        """Consume the notification, and return the number of processes that the OOM killer has killed so far.
 
-        The event comes before the kill: the number may rise a moment later, and in version 2 there is an event then.
+        The event precedes the kill, so the number may rise a moment later; version 2 has another event then.
         """
         self._clear()
         return self._oom_kills()
@@ -55,7 +56,7 @@ class OutOfMemory:
 
 
 class OutOfMemoryV1(OutOfMemory):
-    """For the group's `directory` of the memory controller. OSError."""
+    """Notifications of version 1, for the group's `directory` of the memory controller. OSError."""
 
     def __init__(self, directory: str, oom_kills: Callable[[], int]) -> None:
         super().__init__(oom_kills)
@@ -75,7 +76,7 @@ class OutOfMemoryV1(OutOfMemory):
 
 
 class OutOfMemoryV2(OutOfMemory):
-    """For the group's `directory`. OSError."""
+    """Notifications of version 2, for the group's `directory`. OSError."""
 
     def __init__(self, directory: str, oom_kills: Callable[[], int]) -> None:
         super().__init__(oom_kills)
@@ -83,9 +84,9 @@ class OutOfMemoryV2(OutOfMemory):
         self._watched: list[int] = []
         try:
             for name in _FILES:
-                fd = descriptors.high(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+                fd = descriptors.move_above_select_limit(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC))
                 self._watched.append(fd)
-                os.read(fd, 4096)  # changes before this are no news
+                os.read(fd, 4096)  # without this, poll reports changes from before
                 self._poll.register(fd, select.EPOLLPRI)
         except OSError:
             self.close()
@@ -108,7 +109,7 @@ class OutOfMemoryV2(OutOfMemory):
 
 
 def _eventfd(directory: str) -> int:
-    """An eventfd(2) that is registered for memory.oom_control."""
+    """Make an eventfd(2) and register it for memory.oom_control."""
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     try:
         watched = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
@@ -123,4 +124,4 @@ def _eventfd(directory: str) -> int:
     except OSError:
         os.close(fd)
         raise
-    return descriptors.high(fd)
+    return descriptors.move_above_select_limit(fd)

@@ -1,4 +1,4 @@
-"""A group's files: short texts that the kernel makes up when they are read, and takes whole when they are written."""
+"""Read and write the files of a control group, whose content the kernel generates and parses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def write(path: str, value: object) -> None:
-    """One write(2): the kernel takes a value whole. OSError names the value and the file."""
+    """Write a value with one write(2), as the kernel requires. OSError names the value and the file."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, str(value).encode())
@@ -17,7 +17,7 @@ def write(path: str, value: object) -> None:
 
 
 def read(path: str) -> str | None:
-    """A file's content without the last newline; None if there is no such file, or it can't be read now."""
+    """Return a file's content without the last newline; None if it does not exist or can't be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -34,7 +34,7 @@ def read(path: str) -> str | None:
 
 
 def fields(path: str) -> dict[str, int]:
-    """A file of lines "name number" (cgroup-v2.rst, "flat keyed"); empty if there is none."""
+    """Parse a file of lines "name number" (cgroup-v2.rst, "flat keyed"); empty if there is no such file."""
     try:
         return {name: int(value) for name, value in (line.split() for line in (read(path) or "").splitlines())}
     except ValueError:

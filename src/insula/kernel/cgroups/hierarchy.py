@@ -1,23 +1,23 @@
-"""Where control groups are: the mounted hierarchies of this host, and the paths of groups in them; cgroups(7)."""
+"""The mounted cgroup hierarchies of this host, and the paths of groups in them; cgroups(7)."""
 
 from __future__ import annotations
 
 ROOT = "/sys/fs/cgroup"
 
 BASE = ("cpu", "cpuacct", "memory", "pids", "devices", "freezer", "blkio")
-"""The version 1 controllers that every group has a directory in."""
+"""The version 1 controllers in which every group has a directory."""
 
 ON_DEMAND = ("cpuset", "hugetlb", "net_cls", "net_prio", "rdma")
-"""Those that a group gets a directory in when a limit of theirs is set first."""
+"""The version 1 controllers in which a group gets a directory when one of their limits is first set."""
 
 RELATIVE_TO = "insula-oci"
 """The group below which `insula-oci` puts a container whose config has a relative cgroupsPath, or none."""
 
 
 class Hierarchy:
-    """Where the controllers are: version 2 if `unified`, else a directory for each version 1 controller.
+    """The mount points: `unified` of version 2, else `controllers` of version 1, one for each.
 
-    `beside` is the mount of version 2 on a hybrid host, whose controllers are all those of version 1.
+    `beside` is the version 2 mount of a hybrid host, which has no controllers.
     """
 
     __slots__ = ("beside", "controllers", "unified")
@@ -33,12 +33,12 @@ class Hierarchy:
 
 
 def detect(mounts: str = "/proc/self/mounts") -> Hierarchy:
-    """Read the mounts: version 1 wherever the memory controller is mounted so, else version 2."""
+    """Read the mounts: version 1 if the memory controller is mounted as version 1, else version 2."""
     mounted: dict[str, tuple[str, str]] = {}
     with open(mounts, errors="surrogateescape") as file:
         for line in file:
             _, target, fstype, options, *_ = line.split()
-            mounted[target] = fstype, options  # a later mount hides an earlier one in the same place
+            mounted[target] = fstype, options  # a later mount hides an earlier one at the same path
     controllers: dict[str, str] = {}
     unified = None
     for target, (fstype, options) in mounted.items():
@@ -57,7 +57,7 @@ _hierarchy: Hierarchy | None = None
 
 
 def hierarchy() -> Hierarchy:
-    """`detect()`, once."""
+    """Return the result of `detect`, cached."""
     global _hierarchy
     if _hierarchy is None:
         _hierarchy = detect()
@@ -65,7 +65,7 @@ def hierarchy() -> Hierarchy:
 
 
 def of_process(pid: int) -> str | None:
-    """The path of the group that `pid` is in (cgroups(7), /proc/PID/cgroup); None if the process is gone."""
+    """Return the path of the group of `pid` (/proc/PID/cgroup, cgroups(7)); None if the process is gone."""
     try:
         with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:  # who may nest names groups
             lines = [line.rstrip("\n").split(":", 2) for line in file]
@@ -79,10 +79,10 @@ def of_process(pid: int) -> str | None:
 
 
 def locate(cgroups_path: str | None, container: str) -> str:
-    """The path for `Cgroup` that `linux.cgroupsPath` means (config-linux.md): an absolute one counts from the mount,
-    a relative one from a group of the runtime, and without one the container's ID is its name there.
+    """Convert `linux.cgroupsPath` (config-linux.md) to the path for `Cgroup`.
 
-    ValueError if it would lead out of the tree.
+    An absolute path is relative to the mount, a relative one to `ROOT`; without one it is the container's ID in `ROOT`.
+    ValueError if it leads out of the tree.
     """
     path = cgroups_path or container
     parts = [part for part in path.split("/") if part not in ("", ".")]

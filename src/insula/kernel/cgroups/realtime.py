@@ -1,7 +1,7 @@
-"""Real-time scheduling in version 1 (the kernel's scheduler/sched-rt-group.rst): a group has what those above leave it.
+"""Real-time budgets of version 1 (the kernel's scheduler/sched-rt-group.rst).
 
-A new group may run real-time tasks for 0 microseconds a period. Its parent must have at least what its children have
-together, and so must the parent's own. In version 2 there is nothing like it.
+A new group may run real-time tasks for 0 microseconds in each period. The budget of a group must be at least the sum of
+its children's, at every level. Version 2 has no such budgets.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import errno
 from insula.kernel.cgroups.files import read, write
 
 
-def hand_down(top: str, path: str, runtime: int, period: int) -> None:
-    """Raise the groups above `path`, from the hierarchy's mount `top` down, by `runtime` of each `period`, both in us.
+def raise_budgets(top: str, path: str, runtime: int, period: int) -> None:
+    """Raise the budgets of all groups above `path`, below the hierarchy's mount `top`, by `runtime` in each `period`.
 
-    The mount itself, which has what the host allows, stays as it is. OSError if a group is refused so much.
+    Both are in microseconds. The budget of the mount itself is the host's and stays unchanged. OSError if the kernel
+    refuses.
     """
     directory = top
     for part in path.split("/")[:-1]:
@@ -24,5 +25,5 @@ def hand_down(top: str, path: str, runtime: int, period: int) -> None:
         try:
             write(f"{directory}/cpu.rt_runtime_us", own + more)
         except OSError as error:
-            what = "linux.resources.cpu.realtimeRuntime: a group above cannot have so much"
+            what = "linux.resources.cpu.realtimeRuntime: the budget of a parent group cannot be raised that far"
             raise OSError(error.errno or errno.EINVAL, what, directory) from None

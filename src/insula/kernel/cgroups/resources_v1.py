@@ -1,12 +1,12 @@
 """From `linux.resources` to version 1 files (cgroups(7); the kernel's admin-guide/cgroup-v1).
 
-The words of the OCI runtime-spec are those of version 1, so most of it is a table. A value of 0 means "not set" where
-0 could not be meant, as in runc and crun: engines send it for every option that was not given.
+The terms of the OCI runtime-spec are those of version 1, so most of the conversion is a table. A value of 0 means "not
+set" in fields for which 0 is not useful, as in runc and crun: engines send it for every option that was not given.
 """
 
 from __future__ import annotations
 
-from insula.kernel.cgroups.settings import UNLIMITED, Setting, always, nothing_swaps, unsupported
+from insula.kernel.cgroups.settings import UNLIMITED, Setting, always, has_no_swap, unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ THROTTLES = (
 
 
 def settings(resources: Resources) -> list[Setting]:
-    """What to write, in the order that suits a new group; device rules are not among it (devices.py).
+    """Convert `linux.resources` without device rules (see devices.py) to settings, ordered for a new group.
 
-    OSError for what version 1 does not have.
+    OSError for fields that version 1 lacks.
     """
     found = []
     for section, key, controller, file, zero in _TABLE:
@@ -64,19 +64,19 @@ def settings(resources: Resources) -> list[Setting]:
             continue  # an idle group has no share
         if isinstance(value, bool):
             value = int(value)
-        needed = nothing_swaps if key == "swap" and value != UNLIMITED else None
+        needed = has_no_swap if key == "swap" and value != UNLIMITED else None
         if value == UNLIMITED and key in ("swap", "kernelTCP"):
             needed = always
-        found.append(Setting(f"{section}.{key}", controller, file, value, dispensable=needed))
+        found.append(Setting(f"{section}.{key}", controller, file, value, optional=needed))
     memory = resources.get("memory") or {}
     if memory.get("limit") and not memory.get("kernelTCP"):
-        # version 1 counts the buffers of TCP and UDP sockets by themselves, and only in groups where this was written
+        # version 1 counts the buffers of TCP and UDP sockets separately, and only in groups where this is set
         sockets = "memory.kmem.tcp.limit_in_bytes"
-        found.append(Setting("memory.limit", "memory", sockets, memory["limit"], dispensable=always))
+        found.append(Setting("memory.limit", "memory", sockets, memory["limit"], optional=always))
     if memory.get("limit") == UNLIMITED and not memory.get("swap"):
-        # no limit to memory alone would exceed the one to memory and swap together
+        # unlimited memory would exceed the limit for memory and swap together
         swap = "memory.memsw.limit_in_bytes"
-        found.append(Setting("memory.limit", "memory", swap, UNLIMITED, dispensable=always))
+        found.append(Setting("memory.limit", "memory", swap, UNLIMITED, optional=always))
     if block := resources.get("blockIO"):
         found += _block(block)
     for limit in resources.get("hugepageLimits") or ():
@@ -91,7 +91,7 @@ def settings(resources: Resources) -> list[Setting]:
 
 
 def _block(block: dict[str, Any]) -> Iterator[Setting]:
-    """Weights belong to the I/O scheduler: BFQ's today, CFQ's before Linux 5.0."""
+    """Convert `blockIO`; weights are files of the I/O scheduler, BFQ or before Linux 5.0 CFQ."""
     for key, bfq, cfq in (
         ("weight", "blkio.bfq.weight", "blkio.weight"),
         ("leafWeight", "blkio.leaf_weight", None),
@@ -116,19 +116,20 @@ def _of_device(entry: dict[str, Any], key: str, file: str, value: int, otherwise
 
 
 def hugetlb(limit: dict[str, Any], suffix: str) -> Iterator[Setting]:
-    """Huge pages in use, and where the kernel can (Linux 5.7) those that are only reserved: a program that may not
-    reserve is told so by mmap(2), one that may not use what it has reserved dies of SIGBUS.
+    """Convert `hugepageLimits`: to the limit of pages in use, and since Linux 5.7 also to that of reserved pages.
+
+    Beyond the limit of reserved pages mmap(2) fails; beyond that of pages in use the process gets SIGBUS.
     """
     size, value = limit["pageSize"], limit["limit"]
     if not size.isalnum():
         raise unsupported("hugepageLimits", f"{size!r} is no size of a page")
     field = "hugepageLimits"
     for kind, dispensable in ((f"hugetlb.{size}.{suffix}", None), (f"hugetlb.{size}.rsvd.{suffix}", always)):
-        yield Setting(field, "hugetlb", kind, value, dispensable=dispensable)
+        yield Setting(field, "hugetlb", kind, value, optional=dispensable)
 
 
 def rdma(resources: Resources) -> Iterator[Setting]:
-    """The same file in both versions."""
+    """Convert `rdma`, which has the same file in both versions."""
     for device, limit in (resources.get("rdma") or {}).items():
         parts = [("hca_handle", limit.get("hcaHandles")), ("hca_object", limit.get("hcaObjects"))]
         words = [f"{name}={value}" for name, value in parts if value is not None]

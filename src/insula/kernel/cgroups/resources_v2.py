@@ -1,6 +1,6 @@
 """From `linux.resources` to version 2 files (the kernel's admin-guide/cgroup-v2.rst).
 
-The OCI runtime-spec speaks of version 1; this is the translation that crun(1) documents, and runc shares:
+The OCI runtime-spec has version 1 terms. This is the conversion that crun(1) documents and runc shares:
 
     memory.limit           memory.max          the same
     memory.swap            memory.swap.max     minus memory.limit: version 1 counts memory and swap together
@@ -11,13 +11,13 @@ The OCI runtime-spec speaks of version 1; this is the translation that crun(1) d
     blockIO.throttle*      io.max              one file for all
     devices                                    an eBPF program, see device_program.py
 
--1, "no limit", is ``max``. `unified` is written as it is, after all others.
+-1, "no limit", becomes ``max``. `unified` is written unchanged, after all others.
 """
 
 from __future__ import annotations
 
 from insula.kernel.cgroups.resources_v1 import THROTTLES, hugetlb, rdma
-from insula.kernel.cgroups.settings import UNLIMITED, Setting, always, nothing_swaps, unsupported
+from insula.kernel.cgroups.settings import UNLIMITED, Setting, always, has_no_swap, unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     Read = Callable[[str], str | None]
 
 PERIOD = 100_000
-"""Microseconds: the kernel's default."""
+"""The kernel's default period, in microseconds."""
 
 CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma")
-"""Those that are handed down to a group by its parents."""
+"""The controllers that parents enable for a group."""
 
 # section, key, what a value that asks for nothing looks like
 _NOT_THERE: tuple[tuple[str, str, tuple[object, ...]], ...] = (
@@ -50,9 +50,9 @@ _NOT_THERE: tuple[tuple[str, str, tuple[object, ...]], ...] = (
 
 
 def settings(resources: Resources, read: Read) -> list[Setting]:
-    """What to write; `read` gives the content of one of the group's files, for a value that is half of another.
+    """Convert `linux.resources` without device rules to settings. OSError for fields that version 2 lacks.
 
-    Device rules are not among it. OSError for what version 2 does not have.
+    `read` returns the content of one of the group's files, for values that share a file with another.
     """
     for section, key, nothing in _NOT_THERE:
         value = (resources.get(section) or {}).get(key)
@@ -85,11 +85,11 @@ def _memory(memory: dict[str, Any], read: Read) -> Iterator[Setting]:
     if swap > 0 and not limit:  # an update of the sum alone
         limit = int(now) if (now := read("memory.max") or "").isdigit() else 0
     if swap < 0 or (limit < 0 and not swap):
-        yield Setting("memory.swap", "memory", "memory.swap.max", "max", dispensable=always)
+        yield Setting("memory.swap", "memory", "memory.swap.max", "max", optional=always)
     elif swap:
         if limit <= 0 or swap < limit:
             raise unsupported("memory.swap", "it counts memory and swap together, so memory.limit must be set and less")
-        yield Setting("memory.swap", "memory", "memory.swap.max", swap - limit, dispensable=nothing_swaps)
+        yield Setting("memory.swap", "memory", "memory.swap.max", swap - limit, optional=has_no_swap)
     if reservation := memory.get("reservation"):
         yield Setting("memory.reservation", "memory", "memory.low", _or_max(reservation))
 
@@ -136,7 +136,7 @@ def _weight(field: str, device: str, weight: int) -> Setting:
 
 
 def weight_of_shares(shares: int) -> int:
-    """cpu.weight for `cpu.shares`: 1 for the least, 100 for the default of 1024, 10000 for the most."""
+    """Convert `cpu.shares` to cpu.weight: 2 to 1, the default of 1024 to 100, 262144 to 10000."""
     from math import ceil, log2
 
     if shares <= 2:

@@ -1,12 +1,12 @@
-"""A limit is a value written into a file of a group's directory.
+"""Settings: limits as values to be written into files of a group's directory.
 
-Some values constrain one another: memory may not exceed memory and swap together, nor a quota of processor time what
-the parent has in such a period. So while they change, the kernel refuses with EINVAL what will be right after the next
-write, and which order is the right one depends on the values that are in force. Nothing is read to find out: what is
-refused is tried again after the others, as long as that helps.
+Some values constrain one another: the memory limit may not exceed that of memory and swap together, and a quota of
+processor time may not exceed the parent's. So the kernel refuses a value with EINVAL if it contradicts one that has not
+been changed yet, and the right order depends on the current values. The current values are not read; a refused setting
+is written again after the others, as long as that makes progress.
 
-On a group that runs, a change that fails half-way must not stay: `write_all` with `undo` reads each value before it is
-replaced, and puts it back.
+On a running group a change that fails half-way must be undone. `write_all` with `undo` reads each value before it is
+replaced, and `put_back` restores them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ UNLIMITED = -1
 
 
 class Setting:
-    """`value` for `file` in the group's directory of `controller`, because of `field` of linux.resources.
+    """A `value` for `file` in the group's directory of `controller`, from `field` of linux.resources.
 
-    A file of many lines is one of keys (cgroup-v2.rst, "nested keyed"): a write replaces the line that begins with the
-    value's first word, and `reset` is what takes such a line away. On a host that lacks the file `instead` is written,
-    or nothing if `dispensable` says so.
+    In a file with keys (cgroup-v2.rst, "nested keyed") a write replaces the line that begins with the value's first
+    word, and the value `reset` removes that line. On a host that lacks the file `instead` is written; without it that
+    is an error, unless `optional` returns true.
     """
 
-    __slots__ = ("controller", "dispensable", "field", "file", "instead", "reset", "value")
+    __slots__ = ("controller", "field", "file", "instead", "optional", "reset", "value")
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Setting:
         *,
         reset: str | None = None,
         instead: Setting | None = None,
-        dispensable: Callable[[], bool] | None = None,
+        optional: Callable[[], bool] | None = None,
     ) -> None:
         self.field = field
         self.controller = controller
@@ -56,34 +56,33 @@ class Setting:
         self.value = str(value)
         self.reset = reset
         self.instead = instead
-        self.dispensable = dispensable
+        self.optional = optional
 
     def __repr__(self) -> str:
         return f"{self.controller}/{self.file}={self.value}"
 
 
 def unsupported(field: str, why: str) -> OSError:
-    """A field of linux.resources that this host has nothing for."""
+    """Return the error for a field of linux.resources that this host does not support."""
     return OSError(errno.EOPNOTSUPP, f"linux.resources.{field} is not supported here: {why}")
 
 
 def always() -> bool:
-    """For a setting that any host may lack."""
+    """Return True: the `optional` of a setting that any host may lack."""
     return True
 
 
-def nothing_swaps() -> bool:
-    """Whether memory could be swapped to nowhere (proc_swaps(5)): then no limit of swap is missed."""
+def has_no_swap() -> bool:
+    """Whether the host has no swap (proc_swaps(5)), so that a limit of swap is not needed."""
     return "\n" not in (read("/proc/swaps") or "")
 
 
 def write_all(
     directory: Callable[[str], str | None], settings: Sequence[Setting], *, undo: list[tuple[str, str]] | None = None
 ) -> None:
-    """Write every setting; `directory` tells a controller's, or None if the host lacks it.
+    """Write every setting; `directory` returns a controller's directory, None if the host lacks the controller.
 
-    OSError names the field and the file that refused. What was replaced until then is appended to `undo`, if given, as
-    (path, value).
+    OSError names the field and the file. Replaced values are appended to `undo`, if given, as (path, value).
     """
     waiting = list(settings)
     while waiting:
@@ -103,7 +102,7 @@ def write_all(
 
 
 def put_back(undo: Sequence[tuple[str, str]]) -> None:
-    """Write what `write_all` replaced, last first; what can't be is left."""
+    """Restore the values that `write_all` replaced, last first; errors are ignored."""
     waiting = list(reversed(undo))
     while waiting:
         refused = []
@@ -128,7 +127,7 @@ def _apply(directory: Callable[[str], str | None], setting: Setting, undo: list[
     except FileNotFoundError:
         if setting.instead:
             _apply(directory, setting.instead, undo)
-        elif not (setting.dispensable and setting.dispensable()):
+        elif not (setting.optional and setting.optional()):
             if at and not os.path.isdir(at):
                 raise
             missing = f"file {setting.file}" if at else f"controller {setting.controller}"
@@ -141,7 +140,7 @@ def _apply(directory: Callable[[str], str | None], setting: Setting, undo: list[
 
 
 def _before(path: str, setting: Setting) -> str | None:
-    """What to write to have things as they are now; None if nothing can be."""
+    """Return the value that restores the current state; None if there is none."""
     content = read(path)
     if content is None or setting.reset is None:
         return content if content is None or "\n" not in content else None

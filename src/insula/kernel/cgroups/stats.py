@@ -6,21 +6,21 @@
     cpu.throttled                        how long processes waited for the next one, nanoseconds
     cpu.per_cpu                          usage of each processor, nanoseconds; version 1 only
     memory.usage                         bytes, page cache and kernel memory included
-    memory.working_set                   usage without what is easily given back: the inactive part of the page cache
+    memory.working_set                   usage without the inactive page cache, which is easily reclaimed
     memory.limit                         bytes; None without one
     memory.peak                          the highest usage ever (version 2: Linux 5.19)
-    memory.swap, .swap_limit             bytes swapped out, and how many may be; None: no limit, or not counted
+    memory.swap, .swap_limit             bytes swapped out, and their limit; None: no limit, or not counted
     memory.failures                      how often an allocation hit the limit
-    memory.oom_kills                     processes killed for want of memory
+    memory.oom_kills                     processes killed by the OOM killer
     memory.stat                          the kernel's own names and numbers (memory.stat)
     pids.current, .limit                 processes and threads; the limit is None without one
     io                                   "MAJOR:MINOR" to read_bytes, write_bytes, read_operations, write_operations
     hugetlb                              "2MB" and so on to usage, limit, failures
     pressure                             pressure stall information of the group (Linux 4.20 with PSI; version 2 only)
 
-What the kernel does not tell is absent. `pressure` is "cpu", "memory" and "io", each with "some" (at least one process
-waited) and "full" (all of them did): "avg10", "avg60" and "avg300" are percent of the last seconds, "total" is
-microseconds (the kernel's psi.rst).
+Values that the kernel does not report are absent. `pressure` has "cpu", "memory" and "io", each with "some" (at least
+one process waited) and "full" (all of them did): "avg10", "avg60" and "avg300" are percent of the last 10, 60 and 300
+seconds, "total" is in microseconds (the kernel's psi.rst).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _NO_LIMIT = 1 << 62  # version 1 says "unlimited" by a number just below 2⁶³
 # -- version 2 ------------------------------------------------------------------------------------------------------
 
 
-def version_2(at: str) -> Stats:
-    """Usage of the group whose directory is `at`; see the module."""
+def read_v2(at: str) -> Stats:
+    """Read the usage of the version 2 group at the directory `at`; the module's docstring has the keys."""
     cpu, memory = fields(f"{at}/cpu.stat"), fields(f"{at}/memory.stat")
     events = fields(f"{at}/memory.events")
     return {
@@ -90,8 +90,8 @@ def _io_v2(text: str) -> dict[str, dict[str, int]]:
 # -- version 1 ------------------------------------------------------------------------------------------------------
 
 
-def version_1(at: dict[str, str], oom_kills: int) -> Stats:
-    """Usage of the group whose directories by controller are `at`; see the module."""
+def read_v1(at: dict[str, str], oom_kills: int) -> Stats:
+    """Read the usage of a version 1 group; `at` has its directories by controller."""
     memory, cpu = at.get("memory", "/nonexistent"), at.get("cpu", "/nonexistent")
     numbers = fields(f"{memory}/memory.stat")
     usage, limit = _number(f"{memory}/memory.usage_in_bytes"), _number(f"{memory}/memory.limit_in_bytes")
@@ -130,7 +130,7 @@ def _cpu_v1(cpu: str, accounting: str) -> Stats:
 
 
 def _io_v1(at: str) -> dict[str, dict[str, int]]:
-    """Of the throttling layer, which sees every request, whichever I/O scheduler a device has."""
+    """Read the counters of the throttling layer, which counts every request with any I/O scheduler."""
     found: dict[str, dict[str, int]] = {}
     for file, unit in (("io_service_bytes", "bytes"), ("io_serviced", "operations")):
         for line in (content(f"{at}/blkio.throttle.{file}_recursive") or "").splitlines():
@@ -155,7 +155,7 @@ def _pids(at: str) -> Stats:
 
 
 def _hugetlb(at: str, usage: str, limit: str) -> dict[str, dict[str, int | None]]:
-    """One entry for each size of a page that has a file ``hugetlb.SIZE.…``."""
+    """Read one entry for each page size that has a file ``hugetlb.SIZE.…``."""
     try:
         sizes = {name.split(".")[1] for name in os.listdir(at) if name.startswith("hugetlb.")}
     except FileNotFoundError:
@@ -178,12 +178,12 @@ def _pressure(pattern: str) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _renamed(numbers: dict[str, int], **names: tuple[str, int]) -> dict[str, int]:
-    """The entries of `numbers` that are there, under other names and in another unit."""
+    """Return the existing entries of `numbers` under other names and in another unit."""
     return {name: numbers[theirs] * unit for name, (theirs, unit) in names.items() if theirs in numbers}
 
 
 def _number(path: str) -> int | None:
-    """A file that holds a number; None for "max", for version 1's way to say so, and if there is none."""
+    """Read a file with a number; None for "max", for version 1's largest number, and if there is no such file."""
     text = content(path) or ""
     number = int(text) if text.lstrip("-").isdigit() else -1
     return number if 0 <= number < _NO_LIMIT else None

@@ -1,13 +1,13 @@
-"""A control group from systemd, on hosts where it keeps the tree: `insula-oci --systemd-cgroup`.
+"""Control groups created through systemd, on hosts where it manages the tree: `insula-oci --systemd-cgroup`.
 
-A tree has one writer (cgroup-v2.rst, "Delegation"; systemd's CGROUP_DELEGATION). Where that is systemd, others ask it
-for a *scope*: a unit that groups processes which it did not start itself. The OCI engines name it in
-`linux.cgroupsPath` as ``slice:prefix:name``, which is the unit ``prefix-name.scope`` in that slice, and the directory
-``a.slice/a-b.slice/prefix-name.scope`` for the slice ``a-b.slice``. With Delegate=yes what is below, and the files of
-the scope itself, are the runtime's.
+A tree has one writer (cgroup-v2.rst, "Delegation"; systemd's CGROUP_DELEGATION). If that is systemd, other programs ask
+it for a *scope*: a unit for processes that systemd did not start itself. The OCI engines name it in
+`linux.cgroupsPath` as ``slice:prefix:name``. That is the unit ``prefix-name.scope`` in the slice; for the slice
+``a-b.slice`` its directory is ``a.slice/a-b.slice/prefix-name.scope``. With Delegate=yes the files of the scope and its
+subgroups belong to the runtime.
 
-A scope begins with a process and ends with the last one. So a process of its own holds it open until the container
-has joined, like any other group, by the descriptors of `Cgroup.open`:
+A scope starts with a process and ends with its last one. So a helper process keeps it open until the container has
+joined, like any other group, through the descriptors of `Cgroup.open`:
 
     scope = Scope.parse("system.slice:insula:c1", "c1")
     with scope.held(resources):
@@ -16,8 +16,8 @@ has joined, like any other group, by the descriptors of `Cgroup.open`:
         … start the container, which joins …
     scope.stop()
 
-Limits are told to systemd too, which would set its own again at the next daemon-reload. It is spoken to by busctl(1):
-org.freedesktop.systemd1(5) without a D-Bus library.
+Limits are also set as properties of the unit, or systemd would reset them at the next daemon-reload. It is called with
+busctl(1), which needs no D-Bus library; org.freedesktop.systemd1(5) describes the methods.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SECOND = 1_000_000
 
 
 class Scope:
-    """A transient scope unit; `path` is that of its group for `Cgroup`."""
+    """A transient scope unit; `path` is the path of its group for `Cgroup`."""
 
     def __init__(self, slice_: str, unit: str) -> None:
         self.slice = slice_
@@ -56,28 +56,28 @@ class Scope:
 
     @classmethod
     def parse(cls, cgroups_path: str | None, container: str) -> Scope:
-        """From `linux.cgroupsPath`; without one the scope ``insula-oci-CONTAINER`` in ``system.slice``. Invalid."""
+        """Parse `linux.cgroupsPath`; the default is the scope ``insula-oci-CONTAINER`` in ``system.slice``. Invalid."""
         parts = (cgroups_path or f":insula-oci:{container}").split(":")
         if len(parts) != 3 or not parts[2]:
             raise Invalid(
                 f"linux.cgroupsPath: {cgroups_path!r} is not slice:prefix:name",
-                "that is how systemd's groups are named",
+                "name a slice and a scope, as in system.slice:insula:web",
             )
         slice_, prefix, name = parts
         unit = name if name.endswith((".slice", ".scope")) else f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
         slice_ = slice_ or "system.slice"
         for word in (slice_, unit):
             if not set(word) <= _ALLOWED or ".." in word or len(word) > 255:
-                raise Invalid(
-                    f"linux.cgroupsPath: {word!r} is no name of a unit", "letters, digits and :-_.\\ make one"
-                )
+                raise Invalid(f"linux.cgroupsPath: {word!r} is not a name for a unit", "use letters, digits and :-_.\\")
         if unit.endswith(".slice") or not slice_.endswith(".slice") or not _parts(slice_):
-            raise Invalid(f"linux.cgroupsPath: no scope {unit} can be in {slice_}", "name a slice, as in system.slice")
+            raise Invalid(
+                f"linux.cgroupsPath: a scope {unit} cannot be in {slice_}", "name a slice, as in system.slice"
+            )
         return cls(slice_, unit)
 
     @contextmanager
     def held(self, resources: Resources) -> Iterator[None]:
-        """Start the scope, and keep it while the body runs. Failed, Unavailable; if the body raises, it is stopped."""
+        """Start the scope, and keep it while the block runs; if the block raises, stop it. Failed, Unavailable."""
         holder = os.fork()
         if holder == 0:
             try:
@@ -98,27 +98,27 @@ class Scope:
             os.waitpid(holder, 0)
 
     def start(self, pid: int, resources: Resources) -> None:
-        """Start the scope with a process in it, and return when that is in the group. Failed, Unavailable."""
+        """Start the scope with a process in it, and return when the process is in the group. Failed, Unavailable."""
         if not os.path.isdir("/run/systemd/system"):
-            raise Unavailable("--systemd-cgroup: systemd does not run this host", "leave it away")
+            raise Unavailable("--systemd-cgroup: systemd does not run on this host", "omit this option")
         properties = [*_fixed(self.slice, pid), *properties_of(resources)]
         job = _call("StartTransientUnit", "ssa(sv)a(sa(sv))", self.unit, "fail", *_array(properties), "0").split('"')[1]
         deadline = time.monotonic() + _TIMEOUT
         while of_process(pid) != self.path:
-            # a job is gone when it is done, whether well or not
+            # a job disappears when it is finished, with or without success
             if not _exists(job) and of_process(pid) != self.path:
                 raise Failed(f"systemd did not start {self.unit}", f"see `journalctl -u {self.unit}`")
             if time.monotonic() > deadline:
-                raise Failed(f"systemd does not start {self.unit} in {_TIMEOUT:g} s", "see `systemctl list-jobs`")
+                raise Failed(f"systemd did not start {self.unit} in {_TIMEOUT:g} s", "see `systemctl list-jobs`")
             time.sleep(0.005)
 
     def update(self, resources: Resources) -> None:
-        """Tell systemd about changed limits; `Cgroup.update` is what makes them hold. Failed."""
+        """Set the unit's properties to changed limits; `Cgroup.update` applies them. Failed."""
         if found := properties_of(resources):
             _call("SetUnitProperties", "sba(sv)", self.unit, "true", *_array(found))
 
     def stop(self) -> None:
-        """End the scope and all processes in it; nothing happens if there is none. Failed."""
+        """Stop the scope and all processes in it; no error if there is none. Failed."""
         try:
             _call("StopUnit", "ss", self.unit, "replace")
         except Failed as error:
@@ -128,7 +128,7 @@ class Scope:
 
 
 def properties_of(resources: Resources) -> list[Property]:
-    """What of the limits systemd has a property for (systemd.resource-control(5)); the rest is the group's alone."""
+    """Convert the limits for which systemd has properties (systemd.resource-control(5))."""
     memory, cpu = resources.get("memory") or {}, resources.get("cpu") or {}
     limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
     found: list[Property] = []
@@ -142,7 +142,7 @@ def properties_of(resources: Resources) -> list[Property]:
         found.append(_number("CPUWeight", weight_of_shares(shares)))
     if quota := cpu.get("quota"):
         period = cpu.get("period") or PERIOD
-        # systemd counts in hundredths of a processor: upwards, for cpu.max may not exceed what it says
+        # systemd has a resolution of 1 % of a processor; rounded up, because cpu.max may not exceed it
         rate = -(-quota * _SECOND // (period * 10_000)) * 10_000 if quota > 0 else -1
         found += [_number("CPUQuotaPeriodUSec", period), _number("CPUQuotaPerSecUSec", rate)]
     for key, name in (("cpus", "AllowedCPUs"), ("mems", "AllowedMemoryNodes")):
@@ -170,7 +170,7 @@ def _number(name: str, value: int) -> Property:
 
 
 def _bitmap(ranges: str) -> list[str]:
-    """A list of ranges such as ``0-2,7`` as an array of bytes, lowest bits first: its length, and the bytes."""
+    """Convert ranges such as ``0-2,7`` to a bitmap, lowest bits first, as busctl's words: its length, and the bytes."""
     bits = 0
     for part in ranges.split(","):
         first, _, last = part.partition("-")
@@ -181,7 +181,7 @@ def _bitmap(ranges: str) -> list[str]:
 
 
 def _array(properties: Sequence[Property]) -> list[str]:
-    """a(sv) as busctl(1) takes it: how many, and each with its name, type and value."""
+    """Convert properties to a(sv) for busctl(1): their number, and each one's name, type and value."""
     return [str(len(properties)), *(word for name, kind, value in properties for word in (name, kind, *value))]
 
 
@@ -191,13 +191,13 @@ _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 
 
 def _parts(slice_: str) -> list[str]:
-    """The words of a slice's name, none if it is not one; ``-.slice`` is the root."""
+    """Split a slice's name into its parts, none if it is malformed; ``-.slice`` is the root."""
     words = slice_.removesuffix(".slice").split("-")
     return words if all(words) else ["-"] if slice_ == "-.slice" else []
 
 
 def _directory(slice_: str) -> str:
-    """``a-b.slice`` is inside of ``a.slice`` (systemd.slice(5))."""
+    """Return the directory of a slice; ``a-b.slice`` is in ``a.slice`` (systemd.slice(5))."""
     words = _parts(slice_)
     if words == ["-"]:
         return ""
@@ -208,12 +208,12 @@ def _directory(slice_: str) -> str:
 
 
 def _call(method: str, signature: str, *arguments: str) -> str:
-    """Call a method of the manager, and give what it answers."""
+    """Call a method of the manager, and return its reply."""
     return _busctl("call", *_MANAGER, method, signature, *arguments)
 
 
 def _forget(unit: str) -> None:
-    """A failed scope stays in systemd's list, and in the way of another of its name, until it is forgotten."""
+    """Reset a failed scope: it stays loaded until then, and another of its name can't be started."""
     try:
         _call("ResetFailedUnit", "s", unit)
     except Failed:

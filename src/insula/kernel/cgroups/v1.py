@@ -1,7 +1,7 @@
 """A control group of version 1, where each controller has a tree of directories (the kernel's admin-guide/cgroup-v1).
 
-On a hybrid host a version 2 tree without controllers is mounted beside. A group has a directory there too, if processes
-are born in it (`open_beside`), and that one is removed with the others.
+A hybrid host also mounts a version 2 tree without controllers. A group has a directory there too if processes are
+started in it (`open_beside`), which is removed with the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PAUSE = 0.002
 
 
 class CgroupV1(Cgroup, version=1):
-    """See `Cgroup`."""
+    """The version 1 implementation of `Cgroup`."""
 
     members = "tasks"
 
@@ -43,7 +43,7 @@ class CgroupV1(Cgroup, version=1):
         return found
 
     def _base(self) -> dict[str, str]:
-        """The directories that `create` makes."""
+        """Return the directories that `create` makes, by controller."""
         controllers = self.tree.controllers
         return {name: f"{controllers[name]}/{self.path}" for name in BASE if name in controllers}
 
@@ -56,8 +56,8 @@ class CgroupV1(Cgroup, version=1):
             except FileNotFoundError:
                 os.makedirs(directory, 0o755, exist_ok=True)
 
-    def _enter(self, controller: str) -> None:
-        """Make the directory of a controller that has none yet, and move the group's processes there. OSError."""
+    def _add_controller(self, controller: str) -> None:
+        """Make the group's directory of a further controller, and move its processes there. OSError."""
         directory = self.directory(controller)
         if directory is None or os.path.isdir(directory):
             return
@@ -65,7 +65,7 @@ class CgroupV1(Cgroup, version=1):
         if controller == "cpuset":
             cpuset.inherit(self.tree.controllers["cpuset"], self.path)
         there: set[int] = set()
-        while new := set(self.processes()) - there:  # they may fork meanwhile
+        while new := set(self.processes()) - there:  # they may fork during the loop
             for pid in new:
                 try:
                     files.write(f"{directory}/cgroup.procs", pid)
@@ -88,9 +88,9 @@ class CgroupV1(Cgroup, version=1):
         return [*super()._removable(), *beside]
 
     def delegate(self, uid: int) -> None:
-        """Nothing: version 1 bounds neither the number of groups nor their depth, so none is given away."""
+        """Do nothing: version 1 limits neither the number of subgroups nor their depth, so no group is delegated."""
 
-    def holding(self, pid: int) -> Cgroup:
+    def group_to_join(self, pid: int) -> Cgroup:
         return self
 
     # -- limits ------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class CgroupV1(Cgroup, version=1):
         found = resources_v1.settings(resources)
         for controller in dict.fromkeys(setting.controller for setting in found):
             if controller in ON_DEMAND:
-                self._enter(controller)
+                self._add_controller(controller)
         return found
 
     def _write_settings(
@@ -108,17 +108,17 @@ class CgroupV1(Cgroup, version=1):
         try:
             settings.write_all(self.directory, wanted, undo=replaced)
         except OSError as error:
-            if error.errno != errno.EINVAL or not self._hand_down_realtime(resources.get("cpu") or {}):
+            if error.errno != errno.EINVAL or not self._raise_realtime_budgets(resources.get("cpu") or {}):
                 raise
             settings.write_all(self.directory, wanted, undo=replaced)
 
-    def _hand_down_realtime(self, cpu: dict[str, Any]) -> bool:
-        """Raise the real-time budget of the groups above to what is asked for; False if nothing is. OSError."""
+    def _raise_realtime_budgets(self, cpu: dict[str, Any]) -> bool:
+        """Raise the real-time budgets of the ancestors for `realtimeRuntime`; False if it isn't set. OSError."""
         top, runtime = self.tree.controllers.get("cpu"), cpu.get("realtimeRuntime") or 0
         if not top or runtime <= 0:
             return False
         period = cpu.get("realtimePeriod") or int(files.read(f"{self.directory('cpu')}/cpu.rt_period_us") or 1_000_000)
-        realtime.hand_down(top, self.path, runtime, period)
+        realtime.raise_budgets(top, self.path, runtime, period)
         return True
 
     def _set_devices(self, rules: list[dict[str, Any]]) -> None:
@@ -131,15 +131,15 @@ class CgroupV1(Cgroup, version=1):
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
-        self.thaw()  # a frozen process does not even die
+        self.thaw()  # a frozen process does not handle SIGKILL
 
     def _freeze(self, deadline: float) -> None:
-        """The state is FREEZING until the last process has stopped (the kernel's freezer-subsystem.rst).
+        """Write FROZEN until the state is no longer FREEZING (the kernel's freezer-subsystem.rst).
 
-        It may stay so for ever while processes fork, unless FROZEN is written again.
+        The state may stay FREEZING while processes fork, unless FROZEN is written again.
         """
         files.write(self._freezer(), "FROZEN")
-        while not self._all_stand_still() and time.monotonic() < deadline:
+        while not self._all_frozen() and time.monotonic() < deadline:
             time.sleep(_PAUSE)
             files.write(self._freezer(), "FROZEN")
 
@@ -152,7 +152,7 @@ class CgroupV1(Cgroup, version=1):
     def frozen(self) -> bool:
         return files.read(self._freezer()) in ("FROZEN", "FREEZING")
 
-    def _all_stand_still(self) -> bool:
+    def _all_frozen(self) -> bool:
         return files.read(self._freezer()) == "FROZEN"
 
     def _freezer(self) -> str:
@@ -170,11 +170,11 @@ class CgroupV1(Cgroup, version=1):
         return int(files.read(f"{self.directory('memory')}/memory.usage_in_bytes") or 0)
 
     def _usage(self) -> stats.Stats:
-        return stats.version_1(self.directories(), self.oom_kills())
+        return stats.read_v1(self.directories(), self.oom_kills())
 
 
 def frozen_elsewhere(pid: int) -> str | None:
-    """The path of the group that freezes a process on version 1, whatever its other groups are; None if none does."""
+    """Return the path of the version 1 freezer group that freezes a process; None if none does."""
     try:
         with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:
             lines = [line.rstrip("\n").split(":", 2) for line in file]

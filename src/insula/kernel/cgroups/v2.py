@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CgroupV2(Cgroup, version=2):
-    """See `Cgroup`."""
+    """The version 2 implementation of `Cgroup`."""
 
     # -- directories -------------------------------------------------------------------------------------------
 
@@ -42,10 +42,10 @@ class CgroupV2(Cgroup, version=2):
         except FileNotFoundError:
             os.makedirs(self._directory, 0o755, exist_ok=True)
         if not os.access(f"{self._directory}/pids.max", os.F_OK):
-            self._hand_down()
+            self._enable_controllers()
 
-    def _hand_down(self) -> None:
-        """Enable the controllers in the groups above: a group has the files of those that its parent hands down."""
+    def _enable_controllers(self) -> None:
+        """Enable the controllers in cgroup.subtree_control of all ancestors: only then a group has their files."""
         directory = self.tree.unified or ""
         for part in self.path.split("/"):
             available = set((files.read(f"{directory}/cgroup.controllers") or "").split())
@@ -58,9 +58,9 @@ class CgroupV2(Cgroup, version=2):
         return None
 
     def delegate(self, uid: int) -> None:
-        delegation.give(self._directory, uid)
+        delegation.delegate(self._directory, uid)
 
-    def holding(self, pid: int) -> Cgroup:
+    def group_to_join(self, pid: int) -> Cgroup:
         path = of_process(pid) or ""
         return Cgroup(path, self.tree) if path.startswith(f"{self.path}/") else self
 
@@ -83,13 +83,13 @@ class CgroupV2(Cgroup, version=2):
                 self.thaw()
 
     def _freeze(self, deadline: float) -> None:
-        """Poll cgroup.events, which tells of a change by POLLPRI."""
+        """Write cgroup.freeze, and poll cgroup.events, whose changes are reported by POLLPRI."""
         files.write(f"{self._directory}/cgroup.freeze", 1)
         watched = os.open(f"{self._directory}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         try:
             changed = select.poll()
             changed.register(watched, select.POLLPRI)
-            while not self._all_stand_still() and (left := deadline - time.monotonic()) > 0:
+            while not self._all_frozen() and (left := deadline - time.monotonic()) > 0:
                 changed.poll(min(left, 0.1) * 1000)
         finally:
             os.close(watched)
@@ -98,12 +98,12 @@ class CgroupV2(Cgroup, version=2):
         self._thaw_by(lambda: files.write(f"{self._directory}/cgroup.freeze", 0))
 
     def take_back(self, pid: int) -> None:
-        """Nothing: a process is in one group only."""
+        """Do nothing: in version 2 a process has a single group."""
 
     def frozen(self) -> bool:
-        return files.read(f"{self._directory}/cgroup.freeze") == "1" or self._all_stand_still()
+        return files.read(f"{self._directory}/cgroup.freeze") == "1" or self._all_frozen()
 
-    def _all_stand_still(self) -> bool:
+    def _all_frozen(self) -> bool:
         return files.fields(f"{self._directory}/cgroup.events").get("frozen") == 1
 
     # -- reading -----------------------------------------------------------------------------------------------
@@ -118,13 +118,14 @@ class CgroupV2(Cgroup, version=2):
         return int(files.read(f"{self._directory}/memory.current") or 0)
 
     def _usage(self) -> stats.Stats:
-        return stats.version_2(self._directory)
+        return stats.read_v2(self._directory)
 
 
 def _enable(subtree_control: str, controllers: list[str]) -> None:
-    """Hand down all controllers, or each that can be; what is missing then is reported by the write that needs it.
+    """Enable all controllers, or those that can be enabled; a missing one is reported by the write that needs it.
 
-    Nothing where processes are (EBUSY): there only some can be, and groups below would take no process any more.
+    Nothing is enabled in a group with processes (EBUSY): there only threaded controllers can be enabled, and subgroups
+    could then not take processes.
     """
     try:
         files.write(subtree_control, " ".join(f"+{controller}" for controller in controllers))

@@ -1,4 +1,4 @@
-"""Programs for the kernel; bpf(2).
+"""eBPF programs; bpf(2).
 
 assembler.py   instructions to bytes
 load.py        loading, attaching and finding programs

@@ -1,16 +1,16 @@
-"""An assembler for eBPF, the machine that runs small programs inside the kernel (bpf(2), RFC 9669).
+"""An assembler for eBPF, the virtual machine that runs small programs inside the kernel (bpf(2), RFC 9669).
 
-It has ten registers of 64 bits and a stack. r1 holds the program's input when it begins, r0 its answer when it exits.
+It has ten registers of 64 bits and a stack. r1 holds the program's input at the start, r0 its return value at the end.
 An instruction has eight bytes, struct bpf_insn of linux/bpf.h:
 
-    code   8 bits    what to do; its last three bits are the class: load, 64-bit arithmetic, jump, …
+    code   8 bits    the operation; its last three bits are the class: load, 64-bit arithmetic, jump, …
     dst    4 bits    the register that is changed or compared
     src    4 bits    another register
-    off   16 bits    where in memory, or how many instructions to jump ahead
+    off   16 bits    an offset in memory, or the number of instructions to jump over
     imm   32 bits    a constant
 
-Before it takes a program, the kernel follows every path through it, and refuses one that could read what it may not,
-or would not end. So programs are made of forward jumps, which here go to labels:
+The kernel's verifier follows every path through a program before it is loaded. It refuses one that could read memory
+that it may not, or that might not terminate. So programs have forward jumps only, which here go to labels:
 
     code = Assembler()
     code.load32(0, 1, 4)                    # r0 = the second word of the input
@@ -55,7 +55,7 @@ INSTRUCTION = struct.Struct("<BBhi")
 
 
 class Assembler:
-    """Instructions one after another; `assemble` finds out how far each jump goes."""
+    """A list of instructions; `assemble` computes the offsets of jumps."""
 
     def __init__(self) -> None:
         self._code: list[tuple[int, int, int, int, int, str | None]] = []  # code, dst, src, off, imm, label
@@ -164,7 +164,7 @@ class Assembler:
         self._code.append((code, dst, src, offset, value, label))
 
     def assemble(self) -> bytes:
-        """The program as an array of struct bpf_insn. KeyError for a label that is nowhere."""
+        """Return the program as an array of struct bpf_insn. KeyError for an undefined label."""
         program = b""
         for index, (code, dst, src, offset, value, label) in enumerate(self._code):
             if label is not None:

@@ -1,7 +1,7 @@
-"""What the kernel tells of its own functions and structures: BTF, in /sys/kernel/btf/vmlinux (kernel.org, bpf/btf).
+"""BTF: the kernel's description of its own functions and structures (Documentation/bpf/btf.rst).
 
-A header, then descriptions of types, numbered from 1 on, then their names. A description has three words of 32 bits:
-where the name is, what kind it is and how many parts it has, and a size or another type's number. Its parts follow.
+/sys/kernel/btf/vmlinux has a header, then the types, numbered from 1 on, then their names. A type has three words of
+32 bits: the offset of its name; its kind and number of members; its size or another type's number. Its members follow.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Types:
         self._names = data[head + names : head + names + names_size]
 
     def find(self, functions: set[str], members: set[tuple[str, str]]) -> tuple[dict[str, int], dict[str, int]]:
-        """The numbers of functions, and offsets of members in bytes as "struct.member". OSError if one is missing."""
-        wanted = {(_FUNC, place): name for name in functions for place in self._places(name)}
-        wanted |= {(_STRUCT, place): name for name, _ in members for place in self._places(name)}
+        """Return the type numbers of functions, and offsets in bytes of members by "struct.member". OSError."""
+        wanted = {(_FUNC, place): name for name in functions for place in self._name_offsets(name)}
+        wanted |= {(_STRUCT, place): name for name, _ in members for place in self._name_offsets(name)}
         numbers: dict[str, int] = {}
         offsets: dict[str, int] = {}
         for (kind, name), number, at in self._walk(wanted):
@@ -46,16 +46,16 @@ class Types:
             raise OSError(f"the kernel's BTF has no {', '.join(sorted(missing))}")
         return numbers, {name: offsets[name] for name in needed}
 
-    def _places(self, name: str) -> Iterator[int]:
-        """Where in the names it is, for one name may be there more than once."""
+    def _name_offsets(self, name: str) -> Iterator[int]:
+        """Return the offsets of a name in the table of names, which may have it more than once."""
         whole, place = b"\0" + name.encode() + b"\0", -1
         while (place := self._names.find(whole, place + 1)) >= 0:
             yield place + 1
 
     def _walk(self, wanted: dict[tuple[int, int], str]) -> Iterator[tuple[tuple[int, str], int, int]]:
-        """Kind and name, number, and place of those whose kind and place of the name are among `wanted`.
+        """Yield (kind and name, type number, offset of the type) for types whose kind and name offset are in `wanted`.
 
-        A kernel has some hundred thousand types: this takes a tenth of a second.
+        A kernel has about a hundred thousand types: this takes 0.1 s.
         """
         types, end = self._types, len(self._types)
         fixed = [3 + _FIXED.get(kind, 0) for kind in range(32)]

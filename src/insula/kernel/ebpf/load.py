@@ -1,9 +1,8 @@
 """Loading eBPF programs and attaching them to control groups: bpf(2).
 
-One system call does it all, by a command number and a union of structures (union bpf_attr of linux/bpf.h), whose parts
-that are not used are zero. A program is a descriptor, and lives while one is open or something holds it; a group that
-it is attached to does. With BPF_F_ALLOW_MULTI a group may have several programs, and all must agree; with
-BPF_F_REPLACE (Linux 5.6) one takes the place of another in one step.
+bpf(2) takes a command number and a union of structures (union bpf_attr of linux/bpf.h), whose unused parts are zero. A
+program is a descriptor. It lives while one is open, or while it is attached to a group. With BPF_F_ALLOW_MULTI a group
+may have several programs, and all must allow an access. BPF_F_REPLACE (Linux 5.6) replaces one program atomically.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import struct
 
 PROG_TYPE_SCHED_CLS, PROG_TYPE_CGROUP_DEVICE = 3, 15
 CGROUP_DEVICE = 6
-"""enum bpf_attach_type: consulted at every use of a device node."""
+"""enum bpf_attach_type: for programs that run whenever a device node is opened or made."""
 
 _PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _PROG_TEST_RUN = 5, 8, 9, 10
 _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 13, 15, 16
@@ -32,7 +31,7 @@ _syscall.restype = ctypes.c_long
 
 
 def bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> int:
-    """bpf(2): what it answers, mostly a descriptor, close-on-exec. OSError."""
+    """Call bpf(2); returns its result, mostly a close-on-exec descriptor. OSError."""
     if isinstance(attr, bytes):
         attr = ctypes.create_string_buffer(attr, _ATTR_SIZE)
     result: int = _syscall(ctypes.c_long(_NUMBER), ctypes.c_long(command), attr, ctypes.c_long(_ATTR_SIZE))
@@ -43,7 +42,7 @@ def bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> i
 
 
 def load(program: bytes, kind: int, name: str) -> int:
-    """A descriptor of the program, close-on-exec. OSError, with what the verifier found if it refused."""
+    """Load a program; returns a close-on-exec descriptor. OSError, with the verifier's log if it refused."""
     code, license_ = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(_LICENSE)
     log = ctypes.create_string_buffer(0)
 
@@ -66,9 +65,9 @@ def load(program: bytes, kind: int, name: str) -> int:
 
 
 def run(program: int, packet: bytes, context: bytes) -> int:
-    """Run the program once, on a packet and a context (struct __sk_buff): what it answers. BPF_PROG_TEST_RUN.
+    """Run the program once on a packet and a context (struct __sk_buff), and return its result. BPF_PROG_TEST_RUN.
 
-    The program runs in the network namespace of the calling thread. OSError if the kernel can't run it.
+    It runs in the network namespace of the calling thread. OSError if the kernel can't run it.
     """
     data, around = ctypes.create_string_buffer(packet, len(packet)), ctypes.create_string_buffer(context, len(context))
     head = struct.pack("=IIIIQQII", program, 0, len(packet), 0, ctypes.addressof(data), 0, 1, 0)
@@ -80,7 +79,7 @@ def run(program: int, packet: bytes, context: bytes) -> int:
 
 
 def attach(group: int, program: int, where: int, old: int | None = None) -> None:
-    """Attach to the control group (version 2) behind the descriptor `group`, in the place of the program `old`."""
+    """Attach a program to the control group (version 2) behind the descriptor `group`, replacing the program `old`."""
     if old is not None:
         try:
             bpf(
@@ -101,12 +100,12 @@ def attach(group: int, program: int, where: int, old: int | None = None) -> None
 
 
 def detach(group: int, program: int, where: int) -> None:
-    """Take the program off the control group itself."""
+    """Detach the program from the control group."""
     bpf(_PROG_DETACH, struct.pack("=5I", group, program, where, 0, 0), "BPF_PROG_DETACH")
 
 
 def attached(group: int, where: int, name: str) -> int | None:
-    """A descriptor of the program of that name that is attached to the group itself, if there is one."""
+    """Open the program of that name that is attached to the group itself; None if there is none."""
     ids = (ctypes.c_uint32 * _MOST_PROGRAMS)()
     attr = ctypes.create_string_buffer(
         struct.pack("=IIIIQI", group, where, 0, 0, ctypes.addressof(ids), _MOST_PROGRAMS), _ATTR_SIZE

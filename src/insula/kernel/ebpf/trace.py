@@ -1,8 +1,9 @@
-"""eBPF programs at the kernel's own functions, and the maps that they share: bpf(2), BPF_PROG_TYPE_TRACING.
+"""eBPF programs attached to functions of the kernel, and the maps that they share: bpf(2), BPF_PROG_TYPE_TRACING.
 
-A program is called before a function (FENTRY), after it (FEXIT), or instead of it where it answers something else than
-0 (MODIFY, for the security_… functions). Its input is the function's arguments, 64 bits each. It stays attached while
-its link is open or pinned, which is to have a name in a file system of type "bpf".
+A program runs before a function (FENTRY), after it (FEXIT), or before it with the option to replace its result (MODIFY,
+for the security_… functions): a result other than 0 is returned instead of calling the function. Its input is the
+function's arguments, 64 bits each. It stays attached while its link is open or *pinned*: named in a file system of type
+"bpf".
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _LICENSE = b"GPL"  # of such a program alone; the kernel lets no other change wh
 
 
 def create_map(kind: int, key: int, value: int, entries: int, name: str, flags: int = 0) -> int:
-    """A descriptor of a new map, with keys and values of so many bytes."""
+    """Create a map with keys and values of these sizes in bytes; returns its descriptor."""
     attr = struct.pack("=7I16s", kind, key, value, entries, flags, 0, 0, name.encode()[:15])
     return bpf(_MAP_CREATE, attr, "BPF_MAP_CREATE")
 
 
 def lookup(map_: int, key: bytes, size: int) -> bytes | None:
-    """The value of that key, which has `size` bytes; None if there is none."""
+    """Return the value of a key, `size` bytes; None if the map lacks the key."""
     k, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
     attr = struct.pack("=IIQQQ", map_, 0, ctypes.addressof(k), ctypes.addressof(value), 0)
     try:
@@ -46,7 +47,7 @@ def lookup(map_: int, key: bytes, size: int) -> bytes | None:
 
 
 def check_allowed() -> None:
-    """OSError if this process may load no such program."""
+    """Check that this process may load tracing programs. OSError."""
     code = Assembler()
     code.move(0, 0)
     code.exit()
@@ -58,7 +59,7 @@ def check_allowed() -> None:
 
 
 def attach(program: bytes, when: int, function: int, name: str) -> int:
-    """A descriptor of the link by which the program is attached; `function` is its number in the kernel's BTF."""
+    """Attach a program to the function with that number in the kernel's BTF; returns the link's descriptor."""
     fd = _load(program, when, function, name)
     try:
         return bpf(_RAW_TRACEPOINT_OPEN, struct.pack("=QI", 0, fd), "BPF_RAW_TRACEPOINT_OPEN")
@@ -87,12 +88,12 @@ def _load(program: bytes, when: int, function: int, name: str) -> int:
 
 
 def pin(fd: int, path: str) -> None:
-    """Give a map or a link a name; it stays when the descriptor is closed."""
+    """Pin a map or a link at a path, so that it stays when the descriptor is closed."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     bpf(_OBJ_PIN, struct.pack("=QI", ctypes.addressof(name), fd), "BPF_OBJ_PIN")
 
 
 def pinned(path: str) -> int:
-    """A descriptor of what has that name. FileNotFoundError."""
+    """Open the pinned object at a path. FileNotFoundError."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     return bpf(_OBJ_GET, struct.pack("=Q", ctypes.addressof(name)), "BPF_OBJ_GET")

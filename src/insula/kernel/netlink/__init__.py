@@ -4,7 +4,7 @@ attributes.py      packing and parsing attributes
 socket.py          a socket: batches of requests, dumps, errors
 messages.py        numbers and structures of rtnetlink
 requests.py        functions that build rtnetlink requests
-rtnetlink.py       `Rtnl`, a socket for them, and what it reads
+rtnetlink.py       `Rtnl`, a socket that sends them and reads tables
 devices.py         moving a device to another network namespace
 nftables_dump.py   the keys in nftables' sets
 """
@@ -21,9 +21,9 @@ from insula.kernel.netlink.requests import (
     delete_link,
     delete_links,
     delete_neighbour,
-    mark_link,
     set_bridge_port,
     set_link,
+    set_link_group,
     set_retransmission,
     veth,
     vxlan,
@@ -44,9 +44,9 @@ __all__ = [
     "delete_link",
     "delete_links",
     "delete_neighbour",
-    "mark_link",
     "set_bridge_port",
     "set_link",
+    "set_link_group",
     "set_retransmission",
     "veth",
     "vxlan",

@@ -1,7 +1,7 @@
 """The attributes of netlink messages: type, length and value, padded to four bytes, which may nest (netlink(7)).
 
-A value's bytes are what its type says: numbers in the machine's order, names with a NUL at the end, addresses as on
-the wire. Functions are named for what they pack (`attributes`, `u32`, `mac`) or unpack (`parse`, `integer`).
+A value's encoding depends on its type: numbers in the machine's byte order, names with a NUL at the end, addresses in
+network byte order. `attributes`, `u32`, `mac` and so on pack values; `parse` and `integer` unpack them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TYPE_MASK: Final = 0x3FFF
 
 
 def attributes(*values: tuple[int, bytes | str | int | None]) -> bytes:
-    """Attributes in order; those without a value are left out."""
+    """Pack attributes in order; those with the value None are left out."""
     parts = []
     for type_, value in values:
         if isinstance(value, bytes):
@@ -27,7 +27,7 @@ nested = attributes
 
 
 def pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and value of each attribute; a damaged one ends them."""
+    """Yield type and value of each attribute, up to the first malformed one."""
     offset = 0
     while offset + 4 <= len(data):
         length, type_ = struct.unpack_from("=HH", data, offset)
@@ -38,7 +38,7 @@ def pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def parse(data: bytes) -> dict[int, bytes]:
-    """The attributes by type; of several of one type the last."""
+    """Return the attributes by type; of several with one type, the last."""
     return dict(pairs(data))
 
 

@@ -1,8 +1,7 @@
-"""Network devices that are moved to another network namespace (network_namespaces(7)) with their addresses.
+"""Move network devices to another network namespace (network_namespaces(7)) with their addresses.
 
-The kernel moves a device by itself (RTM_NEWLINK with IFLA_NET_NS_FD, rtnetlink(7)), but takes it down and drops its
-addresses. When the last process of a namespace is gone it moves physical devices back to the initial one, and removes
-virtual ones.
+RTM_NEWLINK with IFLA_NET_NS_FD (rtnetlink(7)) moves a device, but sets it down and drops its addresses. When a
+namespace ends, the kernel moves physical devices back to the initial namespace, and removes virtual ones.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ _UNIVERSE = 0
 
 
 class Moved(NamedTuple):
-    """Where a device is now: its name there, and whether it was up before."""
+    """The result of a move: the device's new name, and whether it was up before."""
 
     name: str
     was_up: bool
 
 
-class Namespace(Rtnl):
-    """An rtnetlink socket in the network namespace behind `fd`, where the calling thread is for a moment."""
+class NamespaceSocket(Rtnl):
+    """An rtnetlink socket in the network namespace behind `fd`; the calling thread enters it to open the socket."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -56,7 +55,10 @@ class Namespace(Rtnl):
             os.close(own)
 
     def permanent_addresses(self, index: int) -> list[bytes]:
-        """Requests' bodies without an index, for what the spec has preserved: permanent addresses of global scope."""
+        """Return the permanent addresses of global scope, as bodies of requests without a device's index.
+
+        These are the addresses that the runtime-spec requires to be kept (config-linux.md, "Network devices").
+        """
         found = []
         for body in self.dump(RTM_GETADDR, ADDR.pack(0, 0, 0, 0, 0)):
             family, prefix, short_flags, scope, at = ADDR.unpack_from(body)
@@ -69,10 +71,10 @@ class Namespace(Rtnl):
         return found
 
 
-def move(source: Namespace, name: str, target: Namespace, new_name: str, *, up: bool = True) -> Moved:
-    """Move the device `name`; `new_name` may have a ``%d`` in it. OSError: it is not there, or a name is taken.
+def move(source: NamespaceSocket, name: str, target: NamespaceSocket, new_name: str, *, up: bool = True) -> Moved:
+    """Move the device `name`; `new_name` may contain ``%d``. If its addresses can't be set, it is moved back.
 
-    If its addresses can't be set there, it is moved back.
+    OSError: ENODEV if there is no such device, EEXIST if the new name is in use.
     """
     link = source.link(name)
     if link is None:

@@ -1,4 +1,4 @@
-"""Messages of rtnetlink(7): numbers, fixed headers, and the objects that answers are parsed into."""
+"""Messages of rtnetlink(7): numbers, fixed headers, and classes for parsed replies."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Neighbour:
 
 
 def parse_link(body: bytes) -> Link:
-    """An RTM_NEWLINK."""
+    """Parse an RTM_NEWLINK message."""
     _, _, index, flags, _ = LINK.unpack_from(body)
     attributes = rtattr.parse(body[LINK.size :])
     info = rtattr.parse(attributes.get(IFLA_LINKINFO, b""))
@@ -95,7 +95,7 @@ def parse_link(body: bytes) -> Link:
 
 
 def parse_address(body: bytes) -> Address:
-    """An RTM_NEWADDR."""
+    """Parse an RTM_NEWADDR message."""
     _, prefix, _, scope, index = ADDR.unpack_from(body)
     attributes = rtattr.parse(body[ADDR.size :])
     address = ip_address(attributes.get(IFA_LOCAL) or attributes[IFA_ADDRESS])
@@ -103,7 +103,7 @@ def parse_address(body: bytes) -> Address:
 
 
 def parse_neighbour(family: int, body: bytes) -> Neighbour:
-    """An RTM_NEWNEIGH; `family` is what was asked for."""
+    """Parse an RTM_NEWNEIGH message; `family` is that of the request."""
     _, index, state, _, _ = NEIGH.unpack_from(body)
     attributes = rtattr.parse(body[NEIGH.size :])
     to = attributes.get(NDA_DST)

@@ -1,8 +1,8 @@
-"""The keys in nftables' sets as the kernel has them: bytes, by a dump of its netlink family (NFT_MSG_GETSETELEM).
+"""Dump the keys of nftables sets as bytes, through the nftables netlink family (NFT_MSG_GETSETELEM).
 
-libnftables lists sets as well, with types and as text, and takes 0.1 ms for each element. Keys are enough to see
-whether a set has an element that should not be there. The parts of a concatenation follow each other, each padded to
-four bytes; the name of a device is padded to 16 (include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h).
+libnftables lists sets with types, as text, and takes 0.1 ms for each element. Raw keys are enough to find elements that
+should not be in a set. The parts of a concatenation follow each other, each padded to four bytes; the name of a device
+is padded to 16 (include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def generation() -> int:
 
 
 def keys(family: str, table: str, name: str) -> list[bytes]:
-    """The keys of a set in the calling thread's network namespace; none if there is no such set. NetlinkError."""
+    """Return the keys of a set in the calling thread's network namespace; none if it is missing. NetlinkError."""
     request = struct.pack("!BBH", _FAMILIES[family], 0, 0)
     request += attributes.attributes((_TABLE, attributes.text(table)), (_SET, attributes.text(name)))
     with NetlinkSocket(_NETLINK_NETFILTER) as sock:

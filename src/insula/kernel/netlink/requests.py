@@ -1,4 +1,4 @@
-"""Requests to rtnetlink(7): functions that build the message for one change of a link, address, route or neighbour.
+"""Requests to rtnetlink(7): each function builds the message for one change of a link, address, route or neighbour.
 
 `Rtnl.execute` sends them.
 """
@@ -27,7 +27,7 @@ def veth(
     mtu: int | None = None,
     master: int | None = None,
 ) -> Request:
-    """A veth(4) pair: `name` here, up, and `peer` in the namespace behind the descriptor `netns`, down."""
+    """Create a veth(4) pair: `name` here, up, and `peer` in the namespace behind the descriptor `netns`, down."""
     far = _link_body(0) + rtattr.attributes(
         (rt.IFLA_IFNAME, rtattr.text(peer)),
         (rt.IFLA_NET_NS_FD, rtattr.u32(netns)),
@@ -42,14 +42,14 @@ def veth(
 
 
 def bridge(name: str, *, index: int = 0, mac: str, mtu: int) -> Request:
-    """A bridge, up, without spanning tree and without multicast snooping: everything for a group goes to all ports."""
+    """Create a bridge, up, without spanning tree and multicast snooping: multicast frames go to all ports."""
     data = rtattr.nested((rt.BR_STP_STATE, rtattr.u32(0)), (rt.BR_MCAST_SNOOPING, b"\0"))
     info = rtattr.nested((rt.INFO_KIND, b"bridge\0"), (rt.INFO_DATA | rtattr.NESTED, data))
     return _new_link(f"bridge {name}", name, index, info, mac=mac, mtu=mtu)
 
 
 def vxlan(name: str, *, vni: int, local: str, port: int = 4789, index: int = 0, mtu: int, master: int) -> Request:
-    """A VXLAN device (RFC 7348), up, that learns nothing: its forwarding entries are written with `forwarding`."""
+    """Create a VXLAN device (RFC 7348), up, without learning: forwarding entries are added with `add_forwarding`."""
     address = ip_address(local)
     data = rtattr.nested(
         (rt.VXLAN_ID, rtattr.u32(vni)),
@@ -71,7 +71,7 @@ def set_link(
     alias: str | None = None,
     link_local: bool | None = None,
 ) -> Request:
-    """Change an existing link; `link_local` False means that IPv6 makes no address for it by itself."""
+    """Change an existing link; `link_local` False disables its automatic IPv6 link-local address."""
     mode = rt.ADDR_GEN_MODE_EUI64 if link_local else rt.ADDR_GEN_MODE_NONE
     inet6 = rtattr.nested((socket.AF_INET6 | rtattr.NESTED, rtattr.nested((rt.INET6_ADDR_GEN_MODE, bytes([mode])))))
     body = rt.LINK.pack(0, 0, index, rt.IFF_UP if up else 0, 0 if up is None else rt.IFF_UP) + rtattr.attributes(
@@ -85,7 +85,7 @@ def set_link(
 
 
 def set_bridge_port(index: int, *, learning: bool, flood: bool) -> Request:
-    """Whether the port's bridge learns source addresses from it, and sends it unicast to addresses it doesn't know."""
+    """Set a bridge port's flags: learning of source addresses, and flooding of unicast to unknown addresses."""
     data = rtattr.nested((rt.BRPORT_LEARNING, bytes([learning])), (rt.BRPORT_UNICAST_FLOOD, bytes([flood])))
     info = rtattr.nested((rt.INFO_SLAVE_KIND, b"bridge\0"), (rt.INFO_SLAVE_DATA | rtattr.NESTED, data))
     return Request(
@@ -97,37 +97,37 @@ def set_bridge_port(index: int, *, learning: bool, flood: bool) -> Request:
 
 
 def delete_link(*, index: int = 0, name: str | None = None) -> Request:
-    """Remove a link, of a veth both ends; no error when it is gone."""
+    """Delete a link, with the other end of a veth pair; no error if it is gone."""
     body = _link_body(index) + rtattr.attributes((rt.IFLA_IFNAME, name and rtattr.text(name)))
     return Request(f"delete link {name or index}", rt.RTM_DELLINK, 0, body, ignore=frozenset({_ENODEV}))
 
 
-def mark_link(index: int, group: int) -> Request:
-    """Put a link into a group (ip-link(8)); no error when it is gone."""
+def set_link_group(index: int, group: int) -> Request:
+    """Set a link's group (ip-link(8)); no error if it is gone."""
     body = _link_body(index) + rtattr.attributes((rt.IFLA_GROUP, rtattr.u32(group)))
-    return Request(f"mark link {index}", rt.RTM_NEWLINK, 0, body, ignore=frozenset({_ENODEV}))
+    return Request(f"set group of link {index}", rt.RTM_NEWLINK, 0, body, ignore=frozenset({_ENODEV}))
 
 
 def delete_links(group: int) -> Request:
-    """Remove all links of a group at once; no error when there is none."""
+    """Delete all links of a group at once; no error if there are none."""
     body = _link_body(0) + rtattr.attributes((rt.IFLA_GROUP, rtattr.u32(group)))
     return Request(f"delete links of group {group}", rt.RTM_DELLINK, 0, body, ignore=frozenset({_ENODEV}))
 
 
 def add_address(index: int, address: str) -> Request:
-    """`address` with its prefix length on a link, usable at once: without duplicate address detection (RFC 4862)."""
+    """Add `address`, with prefix length, to a link; usable at once, without duplicate address detection (RFC 4862)."""
     body = _address_body(index, address) + rtattr.attributes((rt.IFA_FLAGS, rtattr.u32(rt.IFA_F_NODAD)))
     return Request(f"add address {address}", rt.RTM_NEWADDR, CREATE | REPLACE, body)
 
 
 def delete_address(index: int, address: str) -> Request:
-    """Remove it; no error when it is gone."""
+    """Delete an address; no error if it is gone."""
     ignore = frozenset({_ENODEV, _EADDRNOTAVAIL})
     return Request(f"delete address {address}", rt.RTM_DELADDR, 0, _address_body(index, address), ignore)
 
 
 def add_route(destination: str, *, index: int, gateway: str | None = None) -> Request:
-    """A route to `destination` in CIDR notation through a gateway or straight out of the link."""
+    """Add a route to `destination`, in CIDR notation, through a gateway or directly through the link."""
     network = ip_network(destination)
     scope = 0 if gateway else 253  # RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
@@ -141,7 +141,7 @@ def add_route(destination: str, *, index: int, gateway: str | None = None) -> Re
 
 
 def add_neighbour(index: int, address: str, mac: str) -> Request:
-    """A permanent entry of the ARP or NDP table: the kernel never asks for it and never forgets it."""
+    """Add a permanent entry to the ARP or NDP table: the kernel never resolves or expires it."""
     ip = ip_address(address)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     body = rt.NEIGH.pack(family, index, rt.NUD_PERMANENT, 0, 0) + rtattr.attributes(
@@ -151,7 +151,7 @@ def add_neighbour(index: int, address: str, mac: str) -> Request:
 
 
 def delete_neighbour(index: int, address: str) -> Request:
-    """Remove an entry; no error when it is gone."""
+    """Delete an entry; no error if it is gone."""
     ip = ip_address(address)
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     body = rt.NEIGH.pack(family, index, 0, 0, 0) + rtattr.attributes((rt.NDA_DST, ip.packed))
@@ -160,7 +160,7 @@ def delete_neighbour(index: int, address: str) -> Request:
 
 
 def set_retransmission(index: int, milliseconds: int, *, ipv6: bool) -> Request:
-    """How long a link waits between two questions for a neighbour's MAC address (RTM_SETNEIGHTBL, arp(7))."""
+    """Set a link's time between two requests for a neighbour's MAC address (RTM_SETNEIGHTBL, arp(7))."""
     family, table = (socket.AF_INET6, "ndisc_cache") if ipv6 else (socket.AF_INET, "arp_cache")
     parameters = rtattr.nested(
         (rt.NDTPA_IFINDEX, rtattr.u32(index)), (rt.NDTPA_RETRANS_TIME, struct.pack("=Q", milliseconds))
@@ -172,7 +172,10 @@ def set_retransmission(index: int, milliseconds: int, *, ipv6: bool) -> Request:
 
 
 def add_forwarding(index: int, mac: str, *, remote: str | None = None) -> Request:
-    """bridge(8) fdb: frames to `mac` leave through this bridge port, or through this VXLAN device to host `remote`."""
+    """Add a forwarding entry (bridge(8) fdb): frames to `mac` leave by this bridge port or VXLAN device.
+
+    Those of a VXLAN device go to the host `remote`.
+    """
     body = rt.NEIGH.pack(socket.AF_BRIDGE, index, rt.NUD_NOARP, rt.NTF_SELF if remote else rt.NTF_MASTER, 0)
     body += rtattr.attributes((rt.NDA_LLADDR, rtattr.mac(mac)), (rt.NDA_DST, remote and ip_address(remote).packed))
     return Request(f"add forwarding entry {mac}", rt.RTM_NEWNEIGH, CREATE | REPLACE, body)

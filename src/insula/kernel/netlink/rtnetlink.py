@@ -1,4 +1,4 @@
-"""A socket for rtnetlink(7): it reads and changes links, addresses, routes and neighbours of a network namespace."""
+"""A socket for rtnetlink(7), which reads and changes links, addresses, routes and neighbours of a network namespace."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Rtnl(NetlinkSocket):
     def __init__(self) -> None:
         super().__init__(socket.NETLINK_ROUTE)
 
-    def settle(self, name: str) -> bool:
-        """Whether the link has a carrier, with what follows from a change of it done at once.
+    def sync_carrier(self, name: str) -> bool:
+        """Make the kernel process a pending carrier change of the link now; returns whether it has a carrier.
 
-        The kernel handles such changes in a queue that runs at most once a second (net/core/link_watch.c); until then
-        a device that has come up may drop packets, and a bridge not forward them. ETHTOOL_GLINK doesn't wait for it.
+        The kernel handles such changes in a queue that runs at most once a second (net/core/link_watch.c). Until then a
+        device that has come up may drop packets, and a bridge may not forward them. ETHTOOL_GLINK flushes the queue.
         """
         value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_GLINK, 0), 8)
         request = struct.pack("16sP", name.encode(), ctypes.addressof(value)).ljust(40, b"\0")
@@ -35,11 +35,11 @@ class Rtnl(NetlinkSocket):
         return bool(rtattr.integer(value.raw[4:]))
 
     def links(self) -> list[Link]:
-        """All links of the namespace."""
+        """Return all links of the namespace."""
         return [rt.parse_link(body) for body in self.dump(rt.RTM_GETLINK, rt.LINK.pack(0, 0, 0, 0, 0))]
 
     def link(self, name: str) -> Link | None:
-        """The link of that name."""
+        """Return the link of that name; None if there is none."""
         try:
             wanted = rt.LINK.pack(0, 0, 0, 0, 0) + rtattr.attributes((rt.IFLA_IFNAME, rtattr.text(name)))
             return rt.parse_link(self.get(rt.RTM_GETLINK, wanted))
@@ -48,8 +48,8 @@ class Rtnl(NetlinkSocket):
                 return None
             raise
 
-    def traffic(self, index: int) -> tuple[int, int] | None:
-        """Bytes that the link has received and sent (RTM_GETSTATS); None if there is no such link."""
+    def byte_counters(self, index: int) -> tuple[int, int] | None:
+        """Return the bytes that a link has received and sent (RTM_GETSTATS); None if there is no such link."""
         try:
             body = self.get(rt.RTM_GETSTATS, rt.STATS.pack(0, index, 1 << (rt.IFLA_STATS_LINK_64 - 1)))
         except NetlinkError as error:
@@ -61,17 +61,17 @@ class Rtnl(NetlinkSocket):
         return received, sent
 
     def addresses(self) -> list[Address]:
-        """All IPv4 and IPv6 addresses of the namespace."""
+        """Return all IPv4 and IPv6 addresses of the namespace."""
         return [rt.parse_address(body) for body in self.dump(rt.RTM_GETADDR, rt.ADDR.pack(0, 0, 0, 0, 0))]
 
     def neighbours(self, family: int) -> list[Neighbour]:
-        """The ARP (AF_INET) or NDP (AF_INET6) table, or with AF_BRIDGE the forwarding entries of all bridges."""
+        """Return the ARP (AF_INET) or NDP (AF_INET6) table, or with AF_BRIDGE the forwarding entries of all bridges."""
         return [
             rt.parse_neighbour(family, body) for body in self.dump(rt.RTM_GETNEIGH, rt.NEIGH.pack(family, 0, 0, 0, 0))
         ]
 
     def default_routes(self) -> list[tuple[int, str]]:
-        """(index of the link, gateway) of the main tables' default routes, IPv4 and IPv6."""
+        """Return (index of the link, gateway) of the main tables' default routes, IPv4 and IPv6."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
             for body in self.dump(rt.RTM_GETROUTE, rt.ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
@@ -81,7 +81,7 @@ class Rtnl(NetlinkSocket):
         return found
 
     def namespace_number(self, netns: int) -> int | None:
-        """By what number links here refer to the namespace behind the descriptor; None if none does (RTM_GETNSID)."""
+        """Return the number of another namespace in this one (RTM_GETNSID), as in `Link`; None if it has none here."""
         body = self.get(rt.RTM_GETNSID, bytes(4) + rtattr.attributes((rt.NETNSA_FD, rtattr.u32(netns))))
         (number,) = struct.unpack("=i", rtattr.parse(body[4:])[rt.NETNSA_NSID])
         return number if number >= 0 else None

@@ -1,7 +1,7 @@
 """Netlink sockets (netlink(7)): requests in batches, dumps, and the kernel's extended acknowledgements.
 
-A request is a `nlmsghdr`, a fixed header of its kind and attributes. The kernel takes any number of requests in one
-sendmsg(2) and answers each, so all that makes a port costs one system call each way.
+A request consists of a `nlmsghdr`, a fixed header for its type, and attributes. The kernel takes any number of requests
+in one sendmsg(2) and replies to each, so creating a port with all its parts takes one system call in each direction.
 
 A socket belongs to the network namespace that it was opened in, whichever thread uses it later.
 """
@@ -31,12 +31,12 @@ _LARGEST = 1 << 18
 
 
 class NetlinkError(OSError):
-    """An errno, with what was asked and the kernel's extended acknowledgement."""
+    """An errno, with a description of the request and the text of the kernel's extended acknowledgement."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One message. `what` is for errors; an errno in `ignore` is no error, such as ENODEV of a deletion."""
+    """One message. `what` describes it in errors; `ignore` has errnos that are no error, as ENODEV of a deletion."""
 
     what: str
     type: int
@@ -59,7 +59,7 @@ class NetlinkSocket:
         self._lock = threading.Lock()
         self._sequence = 0
         kind = socket.AF_NETLINK, socket.SOCK_RAW, protocol
-        self.socket = socket.socket(*kind, fileno=descriptors.high(socket.socket(*kind).detach()))
+        self.socket = socket.socket(*kind, fileno=descriptors.move_above_select_limit(socket.socket(*kind).detach()))
         for option in (_CAP_ACK, _EXT_ACK, _STRICT):
             self.socket.setsockopt(_SOL_NETLINK, option, 1)
         self.socket.bind((0, 0))
@@ -74,7 +74,7 @@ class NetlinkSocket:
         self.close()
 
     def execute(self, *requests: Request) -> None:
-        """Send all, in order, in one system call. The kernel tries each; the first failure raises `NetlinkError`."""
+        """Send requests, in order, in one system call. The kernel runs all; the first failure raises `NetlinkError`."""
         if not requests:
             return
         with self._lock:
@@ -97,7 +97,7 @@ class NetlinkSocket:
             raise errors[min(errors)]
 
     def get(self, type_: int, body: bytes) -> bytes:
-        """The body of the one answer to a request. NetlinkError."""
+        """Send a request and return the body of its only reply. NetlinkError."""
         with self._lock:
             self.socket.sendto(self._pack(type_, 0, body), (0, 0))
             answer = next(self._answers(self._sequence))
@@ -106,7 +106,7 @@ class NetlinkSocket:
         return answer.body
 
     def dump(self, type_: int, body: bytes) -> list[bytes]:
-        """The bodies of all answers of a dump, taken again if the table changed meanwhile (NLM_F_DUMP_INTR)."""
+        """Return the bodies of a dump's replies; the dump is repeated if the table changed (NLM_F_DUMP_INTR)."""
         with self._lock:
             while True:
                 self.socket.sendto(self._pack(type_, _DUMP, body), (0, 0))
@@ -126,7 +126,7 @@ class NetlinkSocket:
         return _HEADER.pack(_HEADER.size + len(body), type_, flags | _REQUEST, self._sequence, 0) + body
 
     def _answers(self, first: int) -> Iterator[_Answer]:
-        """Receive without end the answers to the request with the sequence number `first`, and to later ones."""
+        """Yield the replies to the request with the sequence number `first` and to later ones, without end."""
         while True:
             data, offset = self.socket.recv(_LARGEST), 0
             while offset < len(data):
@@ -137,7 +137,7 @@ class NetlinkSocket:
 
 
 def _error(what: str, answer: _Answer) -> NetlinkError | None:
-    """The error in an NLMSG_ERROR or NLMSG_DONE, with the text of its acknowledgement; None if it is a success."""
+    """Return the error in an NLMSG_ERROR or NLMSG_DONE, with the text of its acknowledgement; None for a success."""
     code = -int(struct.unpack_from("=i", answer.body)[0])
     if code == 0:
         return None

@@ -1,4 +1,4 @@
-"""Filters of system calls; seccomp(2), and `linux.seccomp` of the OCI runtime-spec.
+"""System call filters; seccomp(2), and `linux.seccomp` of the OCI runtime-spec.
 
 compiler.py   from a profile to a program
 bpf.py        assembling the program: classic BPF

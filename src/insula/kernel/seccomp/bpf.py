@@ -1,16 +1,16 @@
-"""An assembler for classic BPF, the little machine that runs seccomp filters in the kernel (seccomp(2), bpf(4)).
+"""An assembler for classic BPF, the virtual machine that runs seccomp filters in the kernel (seccomp(2), bpf(4)).
 
 It has one 32-bit accumulator. A program loads words of its input (struct seccomp_data), compares the accumulator with
-constants, jumps forward, and returns. So a program is a graph without cycles, and is built here as one, from its ends
-to its beginning: `Graph` makes nodes out of nodes that exist already, and two that are the same are made once. That
-sharing, and `switch`, which decides by binary search, keep filters small; a filter's loading time goes with its size.
+constants, jumps forward, and returns. So a program is an acyclic graph, and it is built as one from the returns to the
+start: `Graph` makes nodes that refer to existing nodes, and equal nodes are made once. This sharing, and `switch`, a
+binary search, keep filters small.
 
     graph = Graph()
     allow, refuse = graph.ret(0x7FFF0000), graph.ret(0x00050001)
     program = graph.assemble(graph.load(0, graph.switch([(0, allow), (57, refuse), (58, allow)])))
 
-`assemble` lays the graph out backwards. A conditional jump reaches 255 instructions ahead; to what is further away it
-goes by a jump with a 32-bit offset, and what is only a return is copied instead.
+`assemble` places the nodes from the last instruction to the first. A conditional jump reaches 255 instructions ahead;
+to a more distant target it goes through a jump with a 32-bit offset, or a copy of the target if that is a return.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _REACH: Final = 255
 _EXCEPTIONS: Final = 4  # single values looked for one after another
 
 Node = int
-"""A node of a graph, by its number; its instruction and everything after it."""
+"""The number of a node: an instruction with everything after it."""
 
 
 class Graph:
-    """A program as a graph of instructions, in which equal parts are shared."""
+    """A program as a graph of instructions with shared equal parts."""
 
     def __init__(self) -> None:
         self._nodes: list[tuple[int, int, Node, Node]] = []  # code, k, next (if true), next if false
@@ -61,9 +61,9 @@ class Graph:
         return yes if yes == no else self._node(code, k, yes, no)
 
     def switch(self, ranges: Sequence[tuple[int, Node]]) -> Node:
-        """Choose by the accumulator: each node with the first value of its range, ascending from 0.
+        """Branch by the accumulator's value; `ranges` has the first value of each range and its node, ascending from 0.
 
-        Ranges are searched by halves. A single value between two ranges that are equal costs one comparison, not two.
+        It is a binary search. A single value between two ranges with the same node takes one comparison instead of two.
         """
         groups = list(_with_exceptions(_merged(ranges)))
         return self._halve(groups)
@@ -85,7 +85,7 @@ class Graph:
         return node
 
     def assemble(self, root: Node) -> bytes:
-        """The program that starts at `root`, as an array of struct sock_filter. ValueError if it is too long."""
+        """Return the program that starts at `root`, an array of struct sock_filter. ValueError if it is too long."""
         layout = _Layout(self._nodes)
         layout.place(root)
         if len(layout.code) > MAX_INSTRUCTIONS:
@@ -94,20 +94,20 @@ class Graph:
 
 
 class _Layout:
-    """Instructions in reverse: the last one is first, so that every jump's target is there before the jump."""
+    """The placed instructions, from last to first, so that the target of every jump is placed before the jump."""
 
     def __init__(self, nodes: list[tuple[int, int, Node, Node]]) -> None:
         self.code: list[tuple[int, int, int, int]] = []
         self._nodes = nodes
-        self._places: dict[Node, int] = {}  # where a node, its copy or a long jump to it was put last
+        self._places: dict[Node, int] = {}  # the latest position of a node, of its copy or of a long jump to it
 
     def place(self, root: Node) -> None:
-        """Put down everything that `root` needs, and then `root` itself as the first instruction."""
+        """Place everything that `root` leads to, and then `root` itself as the first instruction."""
         for node in self._order(root):
             self._put(node)
 
     def _order(self, root: Node) -> Iterator[Node]:
-        """Every node after the nodes that it leads to; the true branch nearest to its jump."""
+        """Yield every node after the nodes that it leads to, with the true branch nearest to its jump."""
         seen: set[Node] = set()
         todo = [(root, False)]
         while todo:
@@ -123,23 +123,23 @@ class _Layout:
     def _put(self, node: Node) -> None:
         code, k, yes, no = self._nodes[node]
         if code == RET:
-            return  # put where it is needed
+            return  # placed by the jumps that need it
         if yes == no:
             if self._places.get(yes) != len(self.code) - 1:
-                self._bring(yes)
+                self._place_near(yes)
             self._emit(node, (code, 0, 0, k))
             return
         while self._distance(yes) > _REACH or self._distance(no) > _REACH:
-            self._bring(yes if self._distance(yes) > _REACH else no)
+            self._place_near(yes if self._distance(yes) > _REACH else no)
         self._emit(node, (code, self._distance(yes), self._distance(no), k))
 
     def _distance(self, node: Node) -> int:
-        """How far a node is from the next instruction to be put down; too far if it is nowhere."""
+        """Return the jump distance from the next instruction to a node; a number out of reach if it isn't placed."""
         place = self._places.get(node)
         return _REACH + 1 if place is None else len(self.code) - 1 - place
 
-    def _bring(self, node: Node) -> None:
-        """Put a stand-in for `node` here: a copy of a return, or a long jump."""
+    def _place_near(self, node: Node) -> None:
+        """Place a substitute for `node` here: a copy of a return, or a long jump."""
         code, k, _, _ = self._nodes[node]
         if code == RET:
             self._emit(node, (RET, 0, 0, k))
@@ -152,7 +152,7 @@ class _Layout:
 
 
 def _merged(ranges: Sequence[tuple[int, Node]]) -> list[tuple[int, Node]]:
-    """The same without borders between ranges that are equal."""
+    """Merge adjacent ranges with the same node."""
     merged: list[tuple[int, Node]] = []
     for first, node in ranges:
         if not merged or merged[-1][1] != node:
@@ -161,7 +161,7 @@ def _merged(ranges: Sequence[tuple[int, Node]]) -> list[tuple[int, Node]]:
 
 
 def _with_exceptions(ranges: list[tuple[int, Node]]) -> Iterator[tuple[int, Node, list[tuple[int, Node]]]]:
-    """Ranges grouped as (first value, node, single values in between that go elsewhere)."""
+    """Group ranges as (first value, node, single values within that have other nodes)."""
     index = 0
     while index < len(ranges):
         first, node = ranges[index]

@@ -1,11 +1,11 @@
-"""Compiled seccomp filters, kept by profile: a container's launch reads a file instead of running a compiler.
+"""A cache of compiled seccomp filters in a directory, by profile.
 
-Compiling a profile takes 3 to 8 milliseconds, and the compiler's imports as many again; a launch by `insula-oci` takes
-about forty. Engines give every container the same profile, so its filter is compiled once and put into a directory
-under a hash of all that it depends on: the profile, the machine, the compiler's version and libseccomp's file.
+Compiling a profile takes 3 to 8 milliseconds, and importing the compiler as long again; a launch by `insula-oci` takes
+about forty. Engines give every container the same profile, so its filter is compiled once and written to a file that is
+named by a hash of everything it depends on: the profile, the machine, the compiler's version and libseccomp's file.
 
-A file there decides what a container may do, so one that somebody else than its reader or root could have written is
-not believed. Any number of processes may do this at once: files appear whole.
+A file there decides what a container may do, so a file that a user other than root and the reader could have written is
+ignored. Files are written atomically, so several processes may use the cache at once.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 2
-"""Raised whenever the same profile compiles to something else."""
+"""The compiler's version, increased whenever the same profile compiles to another filter."""
 
 _DECIDES = ("defaultAction", "defaultErrnoRet", "architectures", "syscalls")
 
 
 def compiled_file(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[str, int]:
-    """The file of a profile's filter in `directory`, and the flags to load it with; both are made if they're not there.
+    """Return the file of a profile's filter in `directory`, compiled if it is missing, and the flags to load it with.
 
-    `profile` is linux.seccomp of the OCI runtime-spec. Raises `Invalid` and `Unavailable` as `compiler.compile`; what
-    was compiled once is not checked again.
+    `profile` is linux.seccomp of the OCI runtime-spec. Raises `Invalid` and `Unavailable` as `compiler.compile`; a
+    cached profile is not checked again.
     """
     path = _path(profile, directory)
     if not os.path.exists(path):
@@ -43,7 +43,7 @@ def compiled_file(profile: Mapping[str, Any], directory: str | os.PathLike[str])
 
 
 def program(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[bytes, int]:
-    """A profile's filter and the flags to load it with, as for `seccomp_load.load`; see `compiled_file`."""
+    """Return a profile's filter and the flags to load it with, for `seccomp_load.load`; see `compiled_file`."""
     path = _path(profile, directory)
     return _read(path) or _make(profile, path), flags_of(profile)
 
@@ -51,15 +51,15 @@ def program(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> tu
 def _path(profile: Mapping[str, Any], directory: str | os.PathLike[str]) -> str:
     decides = [profile.get(field) for field in _DECIDES]
     try:
-        # of JSON's types all, and without references between equal parts, which may come and go (version 2)
+        # version 2 of marshal has all types of JSON, and no references between equal objects, which would vary
         identity = marshal.dumps([VERSION, _libseccomp(), os.uname().machine, decides], 2)
-    except ValueError:  # it is nested too deep, or of no JSON's types: never found, and the compiler says why
+    except ValueError:  # nested too deep, or with types that JSON lacks: not cached, and the compiler reports the error
         identity = os.urandom(16)
     return f"{os.fspath(directory)}/{blake2b(identity, digest_size=16).hexdigest()}.bpf"
 
 
 def _read(path: str) -> bytes:
-    """The whole file; nothing if it is not there or not to be believed."""
+    """Read the whole file; empty if it is missing or another user could have written it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -94,7 +94,7 @@ def _make(profile: Mapping[str, Any], path: str) -> bytes:
 
 
 def _libseccomp() -> tuple[int, ...]:
-    """Tells one version of libseccomp, whose tables the compiler asks, from another; none without it."""
+    """Identify the version of libseccomp, whose tables the compiler uses; empty without it."""
     multiarch = getattr(sys.implementation, "_multiarch", "")
     try:  # to load it takes ten times as long as to look at it where Debian has it
         found = os.stat(f"/usr/lib/{multiarch}/libseccomp.so.2")
@@ -105,4 +105,4 @@ def _libseccomp() -> tuple[int, ...]:
         version = libc.function("seccomp_version", "libseccomp.so.2", long=True)
     except OSError:
         return ()
-    return struct.unpack("3I", libc.at(version(), 12))
+    return struct.unpack("3I", libc.read_memory(version(), 12))

@@ -1,21 +1,21 @@
 """The compiler from an OCI seccomp profile to a filter for seccomp(2).
 
-A profile (`linux.seccomp` of the OCI runtime-spec) names system calls and what to do about them; the kernel wants
-numbers, which every architecture gives differently, and a program that decides by them. The meaning is that of
-libseccomp as runc uses it, so that a profile does here what it does there:
+A profile (`linux.seccomp` of the OCI runtime-spec) has system calls by name, with an action for each. The kernel needs
+a program that decides by numbers, which differ between architectures. A profile has the same meaning as with runc,
+which uses libseccomp:
 
-- The native architecture is always included. A call of any other that is not in the profile kills its thread.
-- A rule without conditions decides alone, the first one if there are several. Else the first rule decides whose
-  conditions all hold; and if none does, the default action.
+- The native architecture is always included. A call of an architecture that is not in the profile kills its thread.
+- If a call has rules without conditions, the first of these decides. Otherwise the first rule decides whose conditions
+  all hold, and if there is none, the default action.
 - Conditions compare 64-bit arguments, or the lower 32 bits on a 32-bit architecture. Two conditions on one argument
   make two rules (runc's old behaviour).
-- A rule that does what the default does is not a rule.
-- A call newer than all that the profile knows is answered with ENOSYS instead of the default, unless that allows it:
-  programs then fall back to an older call, where they would give up on EPERM.
-- 32-bit x86 reaches the socket and System V IPC calls in two ways; a rule for one is a rule for both (socketcall(2)).
-  The arguments of the real call are then in memory, out of a filter's sight: conditions on the first are dropped.
+- A rule with the default action is ignored.
+- A call that is newer than all calls in the profile returns ENOSYS instead of the default action, unless that allows
+  it: programs then fall back to an older call, while they would fail on EPERM.
+- 32-bit x86 has two ways to call the socket and System V IPC calls; a rule for one is a rule for both (socketcall(2)).
+  The arguments of a multiplexed call are in memory, which a filter can't read: conditions on them are dropped.
 
-libseccomp itself is asked for the numbers, and makes filters several times as large.
+Numbers come from libseccomp's tables. Its own filters are several times as large.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from insula.model.units import shorten
 EPERM: Final = 1
 ENOSYS: Final = 38
 
-# linux/seccomp.h: what a filter returns, and where it finds what in struct seccomp_data
+# linux/seccomp.h: return values of a filter, and offsets in struct seccomp_data
 RET_KILL_THREAD: Final = 0x00000000
 RET_KILL_PROCESS: Final = 0x80000000
 RET_TRAP: Final = 0x00030000
@@ -70,7 +70,7 @@ class Condition(NamedTuple):
     value_two: int = 0
 
 
-class Rule(NamedTuple):
+class SyscallRule(NamedTuple):
     """Return `action` for the calls `names` if all conditions hold."""
 
     names: tuple[str, ...]
@@ -79,16 +79,16 @@ class Rule(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """A profile that was checked; actions are what the filter returns."""
+    """A checked profile; actions are return values of the filter."""
 
     default: int
     archs: tuple[Arch, ...]
-    rules: tuple[Rule, ...]
+    rules: tuple[SyscallRule, ...]
     flags: int
 
 
 def parse(profile: Mapping[str, Any]) -> Profile:
-    """Check an OCI seccomp object. `Invalid` names the field that is wrong, its path as in ``syscalls[3].action``."""
+    """Parse an OCI seccomp object. `Invalid` has the path of the wrong field, as in ``syscalls[3].action``."""
     if not isinstance(profile, Mapping):
         raise Invalid("seccomp profile is not an object", _HINT)
     if profile.get("defaultAction") == "SCMP_ACT_NOTIFY":
@@ -103,7 +103,7 @@ def parse(profile: Mapping[str, Any]) -> Profile:
     for name in _list(profile.get("flags"), "flags"):
         if not isinstance(name, str) or name not in FLAGS:
             raise Invalid(f"seccomp flag {shorten(name)} is unknown", f"use {', '.join(FLAGS)}")
-    rules: list[Rule] = []
+    rules: list[SyscallRule] = []
     for index, entry in enumerate(_list(profile.get("syscalls"), "syscalls")):
         rules += _rules(entry, f"syscalls[{index}]")
     _check_listener(profile, rules)
@@ -111,10 +111,10 @@ def parse(profile: Mapping[str, Any]) -> Profile:
 
 
 def compile(profile: Mapping[str, Any] | Profile) -> bytes:  # noqa: A001
-    """The filter of a profile for this machine, an array of struct sock_filter for `seccomp_load.load`.
+    """Compile a profile to a filter for this machine, an array of struct sock_filter for `seccomp_load.load`.
 
-    Raises `Invalid` for a wrong profile or one whose filter is longer than the kernel takes (4096 instructions), and
-    `Unavailable` without libseccomp.
+    `Invalid` for a wrong profile, or if the filter is longer than the kernel allows (4096 instructions); `Unavailable`
+    without libseccomp.
     """
     checked = profile if isinstance(profile, Profile) else parse(profile)
     graph = bpf.Graph()
@@ -124,7 +124,7 @@ def compile(profile: Mapping[str, Any] | Profile) -> bytes:  # noqa: A001
         tables.setdefault(arch.audit, {0: kill}).update(_Outcomes(graph, checked, arch).ranges())
     for audit, ranges in sorted(tables.items()):
         if audit == syscall_numbers.X86_64.audit and syscall_numbers.X32 not in checked.archs:
-            # -1 is no call but a tracer's way to skip one; all else up there is an ABI that was not asked for
+            # a tracer sets -1 to skip a call; other numbers in this range belong to an ABI that the profile lacks
             ranges.update({syscall_numbers.X32_BIT: kill, 0xFFFFFFFF: graph.ret(checked.default)})
         root = graph.branch(bpf.JEQ, audit, graph.load(_NUMBER, graph.switch(sorted(ranges.items()))), root)
     try:
@@ -136,7 +136,7 @@ def compile(profile: Mapping[str, Any] | Profile) -> bytes:  # noqa: A001
 # -- checking a profile ---------------------------------------------------------------------------------------------
 
 
-def _check_listener(profile: Mapping[str, Any], rules: Sequence[Rule]) -> None:
+def _check_listener(profile: Mapping[str, Any], rules: Sequence[SyscallRule]) -> None:
     path, metadata = (profile.get(field) or "" for field in ("listenerPath", "listenerMetadata"))
     for field, value in (("listenerPath", path), ("listenerMetadata", metadata)):
         if not isinstance(value, str):
@@ -149,7 +149,7 @@ def _check_listener(profile: Mapping[str, Any], rules: Sequence[Rule]) -> None:
         raise Invalid("seccomp listenerPath is missing", "name the socket of the agent that is notified")
 
 
-def _rules(entry: Any, where: str) -> Iterable[Rule]:
+def _rules(entry: Any, where: str) -> Iterable[SyscallRule]:
     if not isinstance(entry, Mapping):
         raise Invalid(f"seccomp {where} is not an object", _HINT)
     names = tuple(_list(entry.get("names"), f"{where}.names"))
@@ -158,8 +158,8 @@ def _rules(entry: Any, where: str) -> Iterable[Rule]:
     action = _action(entry.get("action"), entry.get("errnoRet"), f"{where}.action", f"{where}.errnoRet")
     conditions = [_condition(c, f"{where}.args[{i}]") for i, c in enumerate(_list(entry.get("args"), f"{where}.args"))]
     if len({c.argument for c in conditions}) < len(conditions):
-        return [Rule(names, action, (c,)) for c in conditions]
-    return [Rule(names, action, tuple(conditions))]
+        return [SyscallRule(names, action, (c,)) for c in conditions]
+    return [SyscallRule(names, action, tuple(conditions))]
 
 
 def _condition(entry: Any, where: str) -> Condition:
@@ -172,7 +172,7 @@ def _condition(entry: Any, where: str) -> Condition:
         for field in ("value", "valueTwo")
     ]
     if op == "SCMP_CMP_MASKED_EQ":
-        values[1] &= values[0]  # bits that are masked out can't be asked for
+        values[1] &= values[0]  # a value with bits outside of the mask can't match
     return Condition(index, op.removeprefix("SCMP_CMP_"), *values)
 
 
@@ -204,7 +204,7 @@ def _list(value: Any, where: str) -> Sequence[Any]:
 
 
 class _Outcomes:
-    """What becomes of every number on one architecture: a node of the graph for each range of numbers."""
+    """The outcomes of all numbers on one architecture: a node of the graph for each range of numbers."""
 
     def __init__(self, graph: bpf.Graph, profile: Profile, arch: Arch) -> None:
         self._graph = graph
@@ -212,12 +212,12 @@ class _Outcomes:
         self._default = profile.default
         self._allows = profile.default in (RET_ALLOW, RET_LOG) or profile.default & 0xFFFF0000 == RET_TRACE
         self._last = -1
-        self._rules: dict[int, list[Rule]] = {}
+        self._rules: dict[int, list[SyscallRule]] = {}
         for rule in profile.rules:
             self._add(rule)
 
     def ranges(self) -> dict[int, bpf.Node]:
-        """By the first number of each range the node for it, over all numbers that are this architecture's."""
+        """Return the first number and the node of each range, over all numbers of this architecture."""
         default = self._graph.ret(self._default)
         ranges = {self._arch.first: default}
         for number, rules in sorted(self._rules.items()):
@@ -226,7 +226,7 @@ class _Outcomes:
             ranges[self._last + 1] = self._graph.ret(RET_ERRNO | ENOSYS)
         return ranges
 
-    def _add(self, rule: Rule) -> None:
+    def _add(self, rule: SyscallRule) -> None:
         for name in rule.names:
             for number in syscall_numbers.numbers(name, self._arch):
                 self._last = max(self._last, number.value)
@@ -238,8 +238,8 @@ class _Outcomes:
                     conditions = (Condition(0, "EQ", number.multiplexer), *others)
                 self._rules.setdefault(number.value, []).append(rule._replace(conditions=conditions))
 
-    def _decide(self, rules: list[Rule]) -> bpf.Node:
-        """The node that decides about one call."""
+    def _decide(self, rules: list[SyscallRule]) -> bpf.Node:
+        """Return the node that decides about one call."""
         for rule in rules:
             if not rule.conditions:
                 return self._graph.ret(rule.action)
@@ -254,7 +254,7 @@ class _Outcomes:
         return node
 
     def _argument(self, index: int, ranges: list[tuple[int, int]]) -> bpf.Node:
-        """Decide by the value of one argument: first by its upper word, then, where that is not enough, its lower."""
+        """Return the node that decides by one argument: by its upper word, and where needed also by its lower word."""
         graph, upper = self._graph, []
         words = {0, *(w for first, _ in ranges for w in (first >> 32, (first >> 32) + 1) if w < 1 << 32)}
         for word in sorted(words) if self._arch.wide else [0]:
@@ -266,7 +266,7 @@ class _Outcomes:
         return upper[0][1] if single else graph.load(_high(index), graph.switch(upper))
 
     def _test(self, condition: Condition, yes: bpf.Node, no: bpf.Node) -> bpf.Node:
-        """Go to `yes` if the condition holds: compare the upper words, and the lower ones where those are equal."""
+        """Return the node that goes to `yes` if the condition holds: it compares upper words, then lower words."""
         graph, (index, op, value, value_two) = self._graph, condition
         if op in ("NE", "LT", "LE"):
             op, yes, no = {"NE": "EQ", "LT": "GE", "LE": "GT"}[op], no, yes
@@ -294,8 +294,8 @@ def _high(index: int) -> int:
     return _ARGUMENTS + 8 * index + 4
 
 
-def _by_one_argument(rules: list[Rule], default: int) -> tuple[int, list[tuple[int, int]]] | None:
-    """If all rules look at the same one argument, that and the action for each range of its values, from 0 up."""
+def _by_one_argument(rules: list[SyscallRule], default: int) -> tuple[int, list[tuple[int, int]]] | None:
+    """Return the argument and the action for each range of its values, from 0 up, if all rules use only that one."""
     conditions = [rule.conditions[0] for rule in rules if len(rule.conditions) == 1]
     if len(conditions) < len(rules) or len({c.argument for c in conditions}) > 1:
         return None
@@ -303,7 +303,7 @@ def _by_one_argument(rules: list[Rule], default: int) -> tuple[int, list[tuple[i
         return None
     borders = sorted({0, *(v for c in conditions for v in (c.value, c.value + 1) if v < 1 << 64)})
     ranges = []
-    for value in borders:  # all values up to the next border fare alike
+    for value in borders:  # all values up to the next boundary have the same action
         action = next((r.action for r in rules if _holds(r.conditions[0], value)), default)
         ranges.append((value, action))
     return conditions[0].argument, ranges
@@ -328,6 +328,6 @@ def _holds(condition: Condition, argument: int) -> bool:
 
 
 def _overlapping(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """The ranges that have values from `start` to below `end`."""
+    """Return the ranges with values from `start` to below `end`."""
     ends = [first for first, _ in ranges[1:]] + [1 << 64]
     return [item for item, until in zip(ranges, ends, strict=True) if item[0] < end and until > start]

@@ -1,7 +1,7 @@
-"""Loading a compiled seccomp filter into the calling thread (seccomp(2)): for the child just before its execve.
+"""Load a compiled seccomp filter into the calling thread (seccomp(2)), just before its execve(2).
 
-From then on the kernel runs the program before every system call of this thread and its children, and nothing can
-take it off again. It imports next to nothing; the compiler, which imports more, is `insula.kernel.seccomp.compiler`.
+From then on the kernel runs the filter before every system call of this thread and its children, and it can't be
+removed. This module imports little, for the zygote; the compiler is in compiler.py.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ _INSTRUCTION = 8
 
 
 def flags_of(profile: Mapping[str, Any]) -> int:
-    """The flags to load a profile's filter with; the profile (linux.seccomp of the OCI runtime-spec) was checked.
+    """Return the flags to load a profile's filter with; `profile` is a checked linux.seccomp of the OCI runtime-spec.
 
-    A rule that notifies needs a listener, and only with one can its receiver be waited for. A profile that names an
-    agent gets one in any case, as with crun: the agent learns of the container, and is asked nothing.
+    SCMP_ACT_NOTIFY needs a listener, and SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV is valid only with one. A profile with
+    an agent (listenerPath) gets a listener even without such a rule, as with crun: the agent then sees the container
+    start, and gets no notifications.
     """
     flags = 0
     for name in profile.get("flags") or ():
         flags |= FLAGS[name]
-    if profile.get("listenerPath"):  # without one no rule notifies: compiler.py refuses it
+    if profile.get("listenerPath"):  # without it no rule notifies: compiler.py checks that
         return flags | SECCOMP_FILTER_FLAG_NEW_LISTENER
     return flags & ~SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 

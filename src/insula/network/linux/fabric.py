@@ -299,7 +299,7 @@ class LinuxFabric:
     def traffic(self, tenant: Tenant, ports: Iterable[Port]) -> dict[int, tuple[int, int]]:
         """As our end of each pair counts it: nobody inside can reset or hide that."""
         rtnl = self._tenant(tenant).rtnl
-        counted = ((port.index, rtnl.traffic(naming.port_index(port.index))) for port in ports)
+        counted = ((port.index, rtnl.byte_counters(naming.port_index(port.index))) for port in ports)
         # what it has sent we have received
         return {index: (found[1], found[0]) for index, found in counted if found}
 
@@ -378,7 +378,7 @@ def _station(namespace: TenantNamespace, network: Network, port: Port) -> Statio
     """A port's probe point. What follows from a change of its carrier is done."""
     device = naming.port(port.index)
     with contextlib.suppress(OSError):  # it is missing, which `installed` tells
-        namespace.rtnl.settle(device)
+        namespace.rtnl.sync_carrier(device)
     return Station(
         endpoints=tuple(endpoints.of_port(port, network)),
         gateways=(network.gateway, *([network.gateway6] if network.gateway6 else [])),

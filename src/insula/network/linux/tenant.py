@@ -46,7 +46,7 @@ class TenantNamespace:
     def __init__(self, names: Naming, tenant: Tenant, netns: int, injector: Injector | None) -> None:
         self.naming = names
         self.tenant = tenant
-        self.netns = descriptors.high(netns)
+        self.netns = descriptors.move_above_select_limit(netns)
         # the third is for what takes long, and would keep others waiting for the first
         self.rtnl, self.nft, self._slow = call_in(self.netns, lambda: (Rtnl(), Nft(), Rtnl()))
         self._deleting = threading.Lock()
@@ -118,8 +118,8 @@ class TenantNamespace:
                 netlink.add_neighbour(near.index, theirs, host_mac),
                 netlink.add_route(everything, index=near.index, gateway=theirs),
             )
-        host.settle(name)
-        self.rtnl.settle(naming.UPLINK)
+        host.sync_carrier(name)
+        self.rtnl.sync_carrier(naming.UPLINK)
 
     # -- all of it -----------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class TenantNamespace:
         """Set right what the router's side of a port lacks; what is inside the instance only `plug` sees."""
         if requests := state.port(now, network, port):
             self.rtnl.execute(*requests)
-            self.rtnl.settle(naming.port(port.index))
+            self.rtnl.sync_carrier(naming.port(port.index))
 
     def _apply_elements(
         self, networks: Iterable[Network], ports: Iterable[Port], now: State, *, complete: bool
@@ -231,8 +231,8 @@ class TenantNamespace:
                         self._reconnect(network, port, netns, inside)
                         self._replace_elements(port)
                     _configure(inside, network, port)
-                    self.rtnl.settle(naming.port(port.index))
-                    inside.settle(DEVICE)
+                    self.rtnl.sync_carrier(naming.port(port.index))
+                    inside.sync_carrier(DEVICE)
                     self._announce(port)
                 undo.pop_all()
             finally:
@@ -259,7 +259,7 @@ class TenantNamespace:
         self.nft.run(rules.delete(self.naming.prefix, rules.of_port(port)))
         group, self._departed = group_of(self._departed), self._departed + 1
         self.rtnl.execute(
-            netlink.mark_link(naming.port_index(port.index), group),
+            netlink.set_link_group(naming.port_index(port.index), group),
             *(netlink.delete_neighbour(bridge, address) for address in addresses(port)),
         )
         self._gone.add(group)
