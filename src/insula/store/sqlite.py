@@ -34,13 +34,15 @@ from insula.store.protocol import (
     check_key,
     check_writes,
 )
-from insula.store.tables import Tables, explain
+from insula.store.tables import Tables, explain, size_of
 
 T = TypeVar("T")
 GROUP = 256
 """At most so many requests in one commit."""
 RECENT = 4096
 """So many entries are answered from memory: this process is the only one that writes, so it knows them."""
+RECENT_BYTES = 64 << 20
+"""Their values have so many bytes together, at most."""
 
 
 class _Request(NamedTuple):
@@ -54,41 +56,50 @@ class _Watcher:
     """Events wait here for one reader; too many, and it reads on from the file instead (`lagging`)."""
 
     LIMIT = 4096
+    BYTES = 16 << 20
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.loop = asyncio.get_running_loop()
         self.wake = asyncio.Event()
         self.pending: deque[Event] = deque()
+        self.size = 0
         self.lagging = True
 
     def push(self, events: Sequence[Event]) -> None:
         if not self.lagging:
-            self.pending.extend(e for e in events if e.entry.key.startswith(self.prefix))
-            self.lagging = len(self.pending) > self.LIMIT
+            wanted = [event for event in events if event.entry.key.startswith(self.prefix)]
+            self.pending.extend(wanted)
+            self.size += sum(map(size_of, wanted))
+            self.lagging = len(self.pending) > self.LIMIT or self.size > self.BYTES
+            if self.lagging:
+                self.take()
         self.wake.set()
 
     def take(self) -> Sequence[Event]:
-        taken, self.pending = self.pending, deque()
+        taken, self.pending, self.size = self.pending, deque(), 0
         return taken
 
 
 class SqliteStore:
     """`Store` in the file `path`, which is made (mode 0600) if it isn't there.
 
-    `history` is how many revisions can be watched back at least. Raises Unavailable when the file is of a newer
-    version or no database, Conflict when another process has it open.
+    `history` is how many revisions can be watched back at least, unless they have more than `history_bytes`. Raises
+    Unavailable when the file is of a newer version or no database, Conflict when another process has it open.
     """
 
-    def __init__(self, path: Path, *, history: int = 10_000, steps: Sequence[Step] = STEPS) -> None:
+    def __init__(
+        self, path: Path, *, history: int = 10_000, history_bytes: int = 256 << 20, steps: Sequence[Step] = STEPS
+    ) -> None:
         self.path = path
-        self._tables = Tables(path, history, steps)
+        self._tables = Tables(path, history, history_bytes, steps)
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._watchers: set[_Watcher] = set()
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._unarmed = set(self._tables.deadlines)
         self._expiring: set[asyncio.Task[None]] = set()
         self._recent: dict[str, Entry] = {}
+        self._recent_size = 0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="insula-store", daemon=True)
         self._thread.start()
@@ -141,7 +152,9 @@ class SqliteStore:
             return [event for event in watcher.take() if event.revision > seen]
         watcher.take()
         watcher.lagging = False  # what is pushed from here on overlaps with what the file tells
-        return await self._read(lambda: self._tables.changes(watcher.prefix, seen))
+        events, more = await self._read(lambda: self._tables.changes(watcher.prefix, seen, watcher.BYTES))
+        watcher.lagging |= more
+        return events
 
     async def grant(self, ttl: float) -> int:
         if not 0 < ttl <= 1e9:
@@ -178,10 +191,15 @@ class SqliteStore:
         return entry
 
     def _remember(self, entry: Entry) -> None:
-        self._recent.pop(entry.key, None)
+        self._forget(entry.key)
         self._recent[entry.key] = entry
-        if len(self._recent) > RECENT:
-            del self._recent[next(iter(self._recent))]
+        self._recent_size += len(entry.value)
+        while len(self._recent) > RECENT or self._recent_size > RECENT_BYTES:
+            self._forget(next(iter(self._recent)))
+
+    def _forget(self, key: str) -> None:
+        if entry := self._recent.pop(key, None):
+            self._recent_size -= len(entry.value)
 
     # -- leases end by timers of the event loop ------------------------------------------------------------------
 
@@ -303,7 +321,7 @@ class SqliteStore:
             if event.kind == "put":
                 self._remember(event.entry)
             else:
-                self._recent.pop(event.entry.key, None)
+                self._forget(event.entry.key)
         if events:
             for watcher in self._watchers.copy():
                 with contextlib.suppress(RuntimeError):  # its loop is closed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,19 @@ _ABOVE = "\x7f"
 """Sorts after every character that a key may hold."""
 
 
+ROW = 512
+"""Bytes that a change counts beside its values."""
+_PIECES = 64  # of a full history; each is forgotten as a whole
+
+
+class Piece(NamedTuple):
+    """A part of the history: its first and last revision, and its size in bytes."""
+
+    first: int
+    last: int
+    size: int
+
+
 class Mark(NamedTuple):
     """What `Tables` keeps in memory, to go back to."""
 
@@ -39,14 +53,17 @@ class Mark(NamedTuple):
     compacted: int
     events: int
     deadlines: dict[int, float]
+    pieces: tuple[Piece, ...]
 
 
 class Tables:
     """`events` collects what was changed since it was last emptied. Deadlines of leases are monotonic times and not
-    in the file: a restart gives every lease its full time again, for its owner could not reach us meanwhile."""
+    in the file: a restart gives every lease its full time again, for its owner could not reach us meanwhile.
 
-    def __init__(self, path: Path, history: int, steps: Sequence[Step] = STEPS) -> None:
-        self.history = history
+    The history has the last `history` revisions, and fewer if their values have more than `history_bytes` together."""
+
+    def __init__(self, path: Path, history: int, history_bytes: int, steps: Sequence[Step] = STEPS) -> None:
+        self.history, self.history_bytes = history, history_bytes
         self.connection = _connect(path, steps)
         row: tuple[int, int] = self.connection.execute("SELECT revision, compacted FROM counters").fetchone()
         self.revision, self.compacted = row
@@ -54,12 +71,19 @@ class Tables:
         now = time.monotonic()
         leases = self.connection.execute("SELECT id, ttl FROM leases")
         self.deadlines: dict[int, float] = {lease: now + ttl for lease, ttl in leases}
+        self._pieces: deque[Piece] = deque()
+        sizes = (
+            "SELECT revision, ? + length(value) + coalesce(length(previous_value), 0) FROM changes ORDER BY revision"
+        )
+        for revision, size in self.connection.execute(sizes, (ROW,)):
+            self._measure(revision, size)
 
     def mark(self) -> Mark:
-        return Mark(self.revision, self.compacted, len(self.events), dict(self.deadlines))
+        return Mark(self.revision, self.compacted, len(self.events), dict(self.deadlines), tuple(self._pieces))
 
     def restore(self, mark: Mark) -> None:
-        self.revision, self.compacted, count, self.deadlines = mark
+        self.revision, self.compacted, count, self.deadlines, pieces = mark
+        self._pieces = deque(pieces)
         del self.events[count:]
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -77,8 +101,11 @@ class Tables:
         )
         return Snapshot([Entry(*row) for row in rows], self.revision)
 
-    def changes(self, prefix: str, after: int) -> list[Event]:
-        """All changes after that revision. Raises Compacted when not all of them are kept."""
+    def changes(self, prefix: str, after: int, most: int) -> tuple[list[Event], bool]:
+        """The changes after that revision, and whether there are more: whole revisions, until they have `most` bytes.
+
+        Raises Compacted when not all of them are kept.
+        """
         if after < self.compacted:
             raise Compacted(after)
         rows = self.connection.execute(
@@ -86,15 +113,16 @@ class Tables:
             " FROM changes WHERE revision > ? AND key >= ? AND key < ? ORDER BY revision, position",
             (after, prefix, prefix + _ABOVE),
         )
-        return [
-            Event(
-                kind,
-                Entry(key, value, revision, created),
-                None if old_revision is None else Entry(key, old_value, old_revision, old_created),
-                revision,
-            )
-            for revision, kind, key, value, created, old_value, old_revision, old_created in rows
-        ]
+        found: list[Event] = []
+        size = 0
+        for revision, kind, key, value, created, old_value, old_revision, old_created in rows:
+            if size >= most and revision != found[-1].revision:
+                rows.close()
+                return found, True
+            previous = None if old_revision is None else Entry(key, old_value, old_revision, old_created)
+            found.append(Event(kind, Entry(key, value, revision, created), previous, revision))
+            size += size_of(found[-1])
+        return found, False
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -138,11 +166,35 @@ class Tables:
         self.events.append(event)
 
     def save_counters(self) -> None:
-        """Before a commit: keeps the revision, and forgets history in large steps."""
-        if self.revision - self.compacted >= 2 * self.history:
-            self.compacted = self.revision - self.history
+        """Before a commit: keeps the revision, and forgets history, piece by piece.
+
+        What is forgotten at once has twice the size of what is new, or a 16th of all, so that nobody waits for long
+        even if a file has far too much.
+        """
+        added = 0
+        for event in self.events:
+            self._measure(event.revision, size_of(event))
+            added += size_of(event)
+        size, forgotten = sum(piece.size for piece in self._pieces), 0
+        most = max(2 * added, self.history_bytes // 16)
+        while self._pieces and forgotten <= most:
+            piece = self._pieces[0]
+            if size <= self.history_bytes and self.revision - piece.last < self.history:
+                break
+            self._pieces.popleft()
+            size, forgotten, self.compacted = size - piece.size, forgotten + piece.size, piece.last
+        if forgotten:
             self.connection.execute("DELETE FROM changes WHERE revision <= ?", (self.compacted,))
         self.connection.execute("UPDATE counters SET revision = ?, compacted = ?", (self.revision, self.compacted))
+
+    def _measure(self, revision: int, size: int) -> None:
+        """Count bytes of the newest revision to the last piece, or to a new one when that is full."""
+        last = self._pieces[-1] if self._pieces else None
+        small = last and last.size < self.history_bytes // _PIECES and revision - last.first < self.history // _PIECES
+        if last and (small or last.last == revision):
+            self._pieces[-1] = Piece(last.first, revision, last.size + size)
+        else:
+            self._pieces.append(Piece(revision, revision, size))
 
     # -- leases --------------------------------------------------------------------------------------------------
 
@@ -171,6 +223,11 @@ class Tables:
             return False
         self.revoke(lease)
         return True
+
+
+def size_of(event: Event) -> int:
+    """Bytes that it takes, about."""
+    return ROW + len(event.entry.value) + (len(event.previous.value) if event.previous else 0)
 
 
 def _connect(path: Path, steps: Sequence[Step]) -> sqlite3.Connection:
