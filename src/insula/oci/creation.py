@@ -50,6 +50,7 @@ class Created:
         self.pid = 0  # of the child, once there is one
         self.console: streams.Receiver | None = None
         self.master = -1
+        self.notifications = -1  # the container's end of sd_notify(3), once it starts
         self.scope: Scope | None = None
         self.hooked = False  # hooks have run, so that those of poststop must
         self.started = False
@@ -84,6 +85,8 @@ class Created:
                     sources.answer_map(self.config, self.child.plan, message["source"], descriptors[0], self.child.sync)
                 case "listener":
                     self._pass_listener_on(message["fd"])
+                case "notifications":
+                    [self.notifications] = descriptors
                 case "warning":
                     self.warn(message["message"])
                 case _:
@@ -158,6 +161,11 @@ def make(arguments: Arguments, undo: Rollback, *, detached: bool, later: bool = 
     streams.fill_standard_streams()
     bundle = os.path.abspath(arguments.bundle or ".")
     config = read_config(arguments, bundle)
+    notify_at = ""
+    if os.environ.get("NOTIFY_SOCKET", "").startswith(("/", "@")):  # sd_notify(3)
+        from insula.oci import notifications
+
+        notify_at = notifications.prepare(config)
     keep = streams.preserved(arguments)
     terminal = bool(config["process"].get("terminal"))
     made = Created(Container(arguments.root, arguments.id), config, arguments)
@@ -189,6 +197,7 @@ def make(arguments: Arguments, undo: Rollback, *, detached: bool, later: bool = 
             keyring=not arguments.no_new_keyring,
             in_order=True,
             waits_at=waits_at,
+            notify_at=notify_at,
             state=made.state("creating"),
         )
         if not terminal:
@@ -351,6 +360,19 @@ def start(made: Created) -> None:
     made.hooked = made.started = True
     if made.config.get("hooks"):
         run_poststart(made)
+
+
+def await_ready(made: Created) -> None:
+    """Wait until a container says that it is ready, if a supervisor wants to know (`insula.oci.notifications`)."""
+    if made.notifications < 0:
+        return
+    if os.environ.get("NOTIFY_SOCKET"):
+        from insula.oci import notifications
+
+        made.container.unlock()
+        notifications.forward(made.notifications, made.child.pidfd, made.pid, made.warn)
+    else:
+        os.close(made.notifications)
 
 
 def run_poststart(made: Created) -> None:

@@ -91,6 +91,7 @@ class InitArgs:
         keyring: bool = True,
         in_order: bool = False,
         waits_at: socket.socket | None = None,
+        notify_at: str = "",
         state: dict[str, Any] | None = None,
     ) -> None:
         self.sync = sync
@@ -106,6 +107,8 @@ class InitArgs:
         self.keyring = keyring
         self.in_order = in_order  # there are no premounts, and the current directory is where the root is attached
         self.waits_at = waits_at  # listening socket for a `start` of another process
+        self.notify_at = notify_at  # directory inside for the socket of sd_notify(3); empty for none
+        self.notifications: socket.socket | None = None  # that socket, which who starts the container gets
         self.state = state or {}  # of the runtime-spec, for hooks
 
     def descriptors(self) -> list[int]:
@@ -156,7 +159,7 @@ def exec_program(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: 
     if args.waits_at:
         find_program(config["process"])
     # nothing of the host's stays open while it waits, nor what led to the container's mounts
-    waits = [args.waits_at.fileno()] if args.waits_at else []
+    waits = [each.fileno() for each in (args.waits_at, args.notifications) if each]
     close_others([args.sync.fileno(), *waits, *range(3, 3 + args.keep)])
     last = None
     if (config.get("hooks") or {}).get("startContainer"):  # of the image, and so as little to be trusted as the program
@@ -229,6 +232,10 @@ def setup_rootfs(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: 
         step(Steps.SET_DOMAINNAME, syscalls.setdomainname, domainname)
     tree = rootfs.Tree(config, args.root, args.sources, args.groups, plan)
     tree.build(premounts, here=args.in_order)
+    if args.notify_at:
+        from insula.container.create import sd_notify
+
+        step(Steps.MAKE_NOTIFY_SOCKET, sd_notify.make, args)
     if config.get("hooks"):
         run_create_hooks(config, args)
     # root's in `insula-oci`, as the peers have it; the user's in the engine, as if the image had it
@@ -314,6 +321,14 @@ def refusal(path: str) -> int:
 
 
 def wait_for_start(args: InitArgs) -> None:
+    """Wait until "start" comes, from the parent or by a later connection, and send the socket of sd_notify(3) back."""
+    receive_start(args)
+    if args.notifications:
+        send(args.sync, {"event": "notifications"}, [args.notifications.fileno()])
+        args.notifications.close()
+
+
+def receive_start(args: InitArgs) -> None:
     """Wait until the parent sends "start", or sends "created" and a later connection to the socket sends it."""
     if args.waits_at:
         # process 1 of a PID namespace gets no signal without a handler; execve(2) restores the default actions

@@ -68,11 +68,12 @@ class SpawnOptions:
         share: tuple[int, int] | None = None,
         in_order: bool = False,
         waits_at: socket.socket | None = None,
+        notify_at: str = "",
         state: dict[str, Any] | None = None,
     ) -> None:
         self.root, self.stdio, self.program, self.owner = root, stdio, program, owner
         self.keep, self.pivot, self.keyring, self.share = keep, pivot, keyring, share
-        self.in_order, self.waits_at, self.state = in_order, waits_at, state
+        self.in_order, self.waits_at, self.notify_at, self.state = in_order, waits_at, notify_at, state
 
 
 def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -> Child:
@@ -82,6 +83,8 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -
     """
     own = config["linux"]
     _load(config)
+    if outside.notify_at:
+        from insula.container.create import sd_notify  # noqa: F401
     with Rollback() as undo, Rollback() as child_fds:  # what only the child needs is closed here in any case
         plan = namespaces.plan(own, child_fds, outside.share)
         into: int | None = None
@@ -114,6 +117,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -
             keyring=outside.keyring,
             in_order=outside.in_order,
             waits_at=outside.waits_at,
+            notify_at=outside.notify_at,
             state=outside.state,
         )
         bundle = child_fds.hold(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))

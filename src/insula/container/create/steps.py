@@ -76,6 +76,7 @@ class Steps:
     SET_HOSTNAME = Step("set the host name")
     SET_DOMAINNAME = Step("set the domain name")
     SET_SYSCTL = Step("set the sysctl {}")
+    MAKE_NOTIFY_SOCKET = Step("make the socket of NOTIFY_SOCKET")
     MAKE_DIRECTORY = Step("make the working directory")
     ENTER_DIRECTORY = Step("enter the working directory")
     OPEN_TERMINAL = Step("open the terminal")

@@ -27,7 +27,12 @@ def run(arguments: Arguments) -> int:
             raise explain(error) from None
         if not waits:
             undo.keep()
+            creation.await_ready(made)
             return 0
+        if made.notifications >= 0:
+            from insula.oci import notifications
+
+            notifications.forward_beside(made.notifications, made.child.pidfd, made.warn)
         made.container.unlock()  # others may look at it, pause it, join it
         status = foreground.wait(made.child.pid, made.master)
         if arguments.keep:

@@ -59,6 +59,7 @@ def run(arguments: Arguments) -> int:
             raise explain(error) from None
         finally:
             _unlink(container.start_socket)
+        creation.await_ready(made)
     return 0
 
 

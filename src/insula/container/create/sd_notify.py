@@ -1,0 +1,42 @@
+"""The socket of sd_notify(3) in a container, made by its first process before the image's program runs.
+
+It lies in a tmpfs of the container's own with room for it and nothing else, so no file of the host comes into the
+container's view. The descriptor goes to whoever starts the container, `insula.oci.notifications`; nobody opens the
+socket by a name that the container could have replaced.
+"""
+
+from __future__ import annotations
+
+import os
+
+from insula.kernel import mounts, syscalls
+from insula.model.cpython import socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.container.create.init import InitArgs
+
+NAME = "notify"
+_ATTRIBUTES = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+
+
+def make(args: InitArgs) -> None:
+    """Mount the tmpfs on `args.notify_at`, and put the bound socket into `args.notifications`.
+
+    Any user of the container may send to it. The working directory changes.
+    """
+    mount = mounts.filesystem("tmpfs", ("size=4096", "nr_inodes=2", "mode=755"), _ATTRIBUTES, "tmpfs")
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        os.fchdir(mount)  # a relative name: sun_path has room for 108 bytes
+        sock.bind(NAME)
+        os.chmod(NAME, 0o777)
+        mounts.set_attributes(mount, syscalls.MOUNT_ATTR_RDONLY)
+        target = mounts.make_target(args.root, args.notify_at, directory=True)
+        try:
+            mounts.attach(mount, target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(mount)
+    args.notifications = sock
