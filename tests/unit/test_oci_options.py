@@ -194,7 +194,7 @@ def test_the_version_is_in_runcs_form(capsys: pytest.CaptureFixture[str]) -> Non
     assert second == f"commit: insula-{first.split()[-1]}"
 
 
-def test_installed_in_runcs_place_it_goes_by_its_name(
+def test_installed_in_a_peers_place_it_goes_by_its_name(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scripts look for "runc version"; the commit still tells who it is."""
@@ -208,6 +208,11 @@ def test_installed_in_runcs_place_it_goes_by_its_name(
     for words in (["create", "-h"], ["help", "create"]):
         assert main(words) == 0
         assert capsys.readouterr().out.splitlines()[:2] == ["NAME:", f"   runc create - {COMMANDS['create'][1]}"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/crun"])
+    assert main(["--version"]) == 0
+    first, second, third, features = capsys.readouterr().out.splitlines()
+    assert first.startswith("crun version ") and second.startswith("commit: insula-") and third == "spec: 1.3.0"
+    assert features.startswith("+SYSTEMD ")
     monkeypatch.setattr(sys, "argv", ["/usr/local/bin/other"])  # the control
     assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("insula-oci version ")
 

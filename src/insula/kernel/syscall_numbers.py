@@ -138,6 +138,14 @@ def numbers(name: str, arch: Arch) -> tuple[Number, ...]:
     return (Number(arch.first + _RECENT[name]),) if found == -1 and name in _RECENT else ()
 
 
+def is_known(name: str) -> bool:
+    """Whether there is a call `name` on any architecture, as far as libseccomp and this module know."""
+    if not _NAME.fullmatch(name):
+        return False
+    found: int = _library().seccomp_syscall_resolve_name_arch(ctypes.c_uint32(native().token), name.encode())
+    return found != -1 or name in _RECENT
+
+
 @functools.cache
 def _library() -> ctypes.CDLL:
     try:

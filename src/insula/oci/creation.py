@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from insula.oci.state import Record
 
 SECCOMP_CACHE = "/run/insula-oci-seccomp"
+_FAIL_UNKNOWN = "run.oci.seccomp_fail_unknown_syscall"
+"""An annotation of crun: it can only make the config stricter."""
 
 
 class Created:
@@ -311,6 +313,11 @@ def seccomp_filter(config: dict[str, Any]) -> Filter | None:
         return None
     from insula.kernel.seccomp import cache as seccomp_cache
 
+    if (config.get("annotations") or {}).get(_FAIL_UNKNOWN, "0") != "0":
+        from insula.kernel.seccomp import compiler
+
+        compiler.parse(profile)  # so that all names are text
+        compiler.refuse_unknown(profile)
     return Filter(*seccomp_cache.program(profile, SECCOMP_CACHE))
 
 

@@ -92,17 +92,20 @@ def _default_root() -> str:
 
 
 def _program() -> str:
-    """The name of the command: that of runc, where this is installed in its place."""
+    """The name of the command: that of runc or crun, where this is installed in its place."""
     name = os.path.basename(sys.argv[0])
-    return name if name == "runc" else "insula-oci"
+    return name if name in ("runc", "crun") else "insula-oci"
 
 
 def _version() -> int:
-    """In the form that dockerd and containerd read of runc."""
+    """In the form that dockerd and containerd read of runc; as crun with its line of features, which scripts read."""
     from insula import __version__
     from insula.oci.state import OCI_VERSION
 
-    print(f"{_program()} version {__version__}\ncommit: insula-{__version__}\nspec: {OCI_VERSION}")
+    name = _program()
+    print(f"{name} version {__version__}\ncommit: insula-{__version__}\nspec: {OCI_VERSION}")
+    if name == "crun":
+        print("+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF")
     return 0
 
 

@@ -68,8 +68,10 @@ def open_pidfd_socket(arguments: Arguments, undo: Rollback) -> Receiver | None:
 
 
 def preserved(arguments: Arguments) -> int:
-    """How many descriptors from 3 on are passed on: --preserve-fds and those of sd_listen_fds(3). Invalid if one is
-    not open."""
+    """How many descriptors from 3 on are passed on: --preserve-fds and those of sd_listen_fds(3).
+
+    Those from the first that is not open on are not, with a warning: in their place the program could get one of ours.
+    """
     count: int = (arguments.preserve_fds or 0) + listening()
     if not 0 <= count <= 1 << 16:
         raise Invalid(f"there can't be {count} descriptors to preserve", "as in 2")
@@ -77,7 +79,10 @@ def preserved(arguments: Arguments) -> int:
         try:
             os.fstat(fd)
         except OSError:
-            raise Invalid(f"--preserve-fds: descriptor {fd} is not open", "they are counted from 3 on") from None
+            from insula.oci import log
+
+            log.warning(f"--preserve-fds: descriptor {fd} is not open: {fd - 3} are passed on of {count}", arguments)
+            return fd - 3
     return count
 
 

@@ -164,7 +164,15 @@ def test_preserved_descriptors_and_no_others(box: Box) -> None:
 
 
 def test_descriptors_that_are_not_open(box: Box) -> None:
-    assert "descriptor 3 is not open" in box.refused("--preserve-fds", "1")
+    """None of the runtime's own comes in their place."""
+    box.script("exec ls /proc/self/fd")
+    with open("/dev/null") as null:
+        words = ["bash", "-c", f'exec "$@" 3<&{null.fileno()}', "bash"]
+        words += box.oci.command("run", "--preserve-fds", "50", "--bundle", box.path, NAME)
+        done = subprocess.run(words, pass_fds=[null.fileno()], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout.split()) == (0, ["0", "1", "2", "3", "4"])  # 4 is the directory
+    assert done.stderr == "warning: --preserve-fds: descriptor 4 is not open: 1 are passed on of 50\n"
+    assert "there can't be" in box.refused("--preserve-fds", "100000")
 
 
 def test_sockets_of_systemd(box: Box) -> None:

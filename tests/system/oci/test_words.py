@@ -139,3 +139,26 @@ def test_beside_version_1_there_is_a_group_of_version_2(box: Box) -> None:
     assert not path.exists()
     other = f"box-{secrets.token_hex(3)}"  # the control: nothing is made by looking
     assert cgroups.Cgroup(other).frozen_at() is None and not Path(top, other).exists()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "name", "refused"),
+    [
+        (None, "no_such_call", False),
+        ("0", "no_such_call", False),
+        ("1", "no_such_call", True),
+        ("1", "no such call", True),
+        ("1", "arm_fadvise64_64", False),  # of another architecture
+        ("1", "mkdir", False),
+    ],
+)
+def test_an_unknown_system_call(box: Box, annotation: str | None, name: str, refused: bool) -> None:
+    """The spec lets a filter name it; an annotation of crun doesn't."""
+    rule = {"names": ["chmod", name], "action": "SCMP_ACT_ERRNO"}
+    box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    if annotation:
+        box.config["annotations"] = {"run.oci.seccomp_fail_unknown_syscall": annotation}
+    if refused:
+        assert f"seccomp syscalls[0].names: there is no system call '{name}'" in box.refused()
+    else:
+        assert box.out("echo ran") == "ran\n"

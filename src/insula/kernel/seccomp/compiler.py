@@ -133,6 +133,15 @@ def compile(profile: Mapping[str, Any] | Profile) -> bytes:  # noqa: A001
         raise Invalid(f"seccomp profile: {error}", "use fewer rules with conditions") from None
 
 
+def refuse_unknown(profile: Mapping[str, Any]) -> None:
+    """Raise `Invalid` if a rule names a call that no architecture has: the spec lets such rules pass."""
+    for index, rule in enumerate(_list(profile.get("syscalls"), "syscalls")):
+        for name in rule.get("names") or ():
+            if not syscall_numbers.is_known(name):
+                hint = "leave it out, or the annotation run.oci.seccomp_fail_unknown_syscall"
+                raise Invalid(f"seccomp syscalls[{index}].names: there is no system call {shorten(name)}", hint)
+
+
 # -- checking a profile ---------------------------------------------------------------------------------------------
 
 
