@@ -235,7 +235,10 @@ def setup_rootfs(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: 
     if args.notify_at:
         from insula.container.create import sd_notify
 
-        step(Steps.MAKE_NOTIFY_SOCKET, sd_notify.make, args)
+        try:
+            args.notifications = sd_notify.make(args.root, args.notify_at)
+        except OSError as error:
+            raise StepError(Steps.MAKE_NOTIFY_SOCKET, error) from None
     if config.get("hooks"):
         run_create_hooks(config, args)
     # root's in `insula-oci`, as the peers have it; the user's in the engine, as if the image had it

@@ -12,16 +12,12 @@ import os
 from insula.kernel import mounts, syscalls
 from insula.model.cpython import socket
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from insula.container.create.init import InitArgs
-
 NAME = "notify"
 _ATTRIBUTES = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 
 
-def make(args: InitArgs) -> None:
-    """Mount the tmpfs on `args.notify_at`, and put the bound socket into `args.notifications`.
+def make(root: int, directory: str) -> socket.socket:
+    """Mount the tmpfs on `directory` of the root file system behind `root`; returns the socket, which is bound.
 
     Any user of the container may send to it. The working directory changes.
     """
@@ -32,11 +28,11 @@ def make(args: InitArgs) -> None:
         sock.bind(NAME)
         os.chmod(NAME, 0o777)
         mounts.set_attributes(mount, syscalls.MOUNT_ATTR_RDONLY)
-        target = mounts.make_target(args.root, args.notify_at, directory=True)
+        target = mounts.make_target(root, directory, directory=True)
         try:
             mounts.attach(mount, target)
         finally:
             os.close(target)
     finally:
         os.close(mount)
-    args.notifications = sock
+    return sock
