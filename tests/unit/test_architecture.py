@@ -20,7 +20,8 @@ FILES = [*MODULES, *sorted((REPOSITORY / "tests").rglob("*.py")), *sorted((REPOS
 
 ROOMS = {"container", "machine", "image", "volume", "network", "store"}
 LIGHT = {"insula.model.errors", "insula.model.units", "insula.model.stream"}
-# What the runtime takes of the vocabulary: nothing of the cloud. tests/system/oci/test_alone.py runs it with just that.
+# What the runtime takes of the vocabulary: nothing of the cloud. packaging/oci makes a wheel of it, which
+# tests/system/oci/test_alone.py runs.
 RUNTIME = {*LIGHT, "insula.model.cpython"}
 
 # What each room may import of Insula: whole rooms, or single modules of one.

@@ -1,9 +1,8 @@
-"""The runtime without the cloud: container/, kernel/, tree/, oci/ and a few modules of model/ work by themselves."""
+"""The runtime without the cloud, from its own wheel: container/, kernel/, tree/, oci/ and a few modules of model/."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,19 +13,14 @@ from tests.support.cli import REPOSITORY
 from tests.support.host import Host
 from tests.system.oci.conftest import NAME, Box
 
-PACKAGES = ("container", "kernel", "tree", "oci")
-MODEL = ("__init__", "errors", "units", "stream", "cpython")
-MODULES = ("__init__.py", "log.py", *(f"model/{name}.py" for name in MODEL))
-
 SERVICE = """
 import asyncio, json, sys
-sys.path.insert(0, sys.argv[1])
 from insula.container.service.client import Launch, Runtime
 
 async def main():
-    runtime = Runtime(sys.argv[2], 1)
+    runtime = Runtime(sys.argv[1], 1)
     await runtime.open()
-    for text in sys.argv[3:]:
+    for text in sys.argv[2:]:
         launch = Launch(**json.loads(text))
         await runtime.create(launch)
         await runtime.start(launch.id)
@@ -40,22 +34,31 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture
-def library(tmp_path: Path) -> Path:
-    """A directory with only these packages, as a wheel of their own would install them."""
-    source, library = REPOSITORY / "src/insula", tmp_path / "library"
-    for name in PACKAGES:
-        shutil.copytree(source / name, library / "insula" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (library / "insula/model").mkdir()
-    for name in MODULES:
-        shutil.copy(source / name, library / "insula" / name)
-    return library
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment that has the wheel of packaging/oci and nothing else, made without a network."""
+    path = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(path)]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(path / "bin/python")]
+    run(build, cwd=REPOSITORY / "packaging/oci")
+    [wheel] = path.glob("insula_oci-*.whl")
+    run([sys.executable, "-m", "venv", "--without-pip", str(path)])
+    run([*pip, "install", "--quiet", "--no-index", "--no-compile", str(wheel)])
+    [library] = path.glob("lib/python3*/site-packages")
+    assert sorted(each.name.partition("-")[0] for each in library.iterdir()) == ["insula", "insula_oci"]
+    found = {each.name for each in (library / "insula").iterdir()}
+    assert found == {"__init__.py", "log.py", "model", "container", "kernel", "oci", "tree"}
+    return path
 
 
-def test_insula_oci(box: Box, library: Path) -> None:
-    """Isolated from the environment and from site-packages: besides it there is only the standard library."""
-    code = f"import sys; sys.path.insert(0, {str(library)!r}); from insula.oci.main import main; sys.exit(main())"
-    box.oci.program = [sys.executable, "-ISE", "-c", code]
+def run(command: list[str], cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done
+
+
+def test_insula_oci(box: Box, environment: Path) -> None:
+    """The installed command, and no environment variable that finds modules elsewhere."""
+    box.oci.program = ["env", "-u", "PYTHONPATH", str(environment / "bin/insula-oci")]
     assert "user" in json.loads(box.oci.ok("features"))["linux"]["namespaces"]
     box.create("echo begin; exec sleep 600")
     assert box.oci.status(NAME) == "created"
@@ -67,12 +70,12 @@ def test_insula_oci(box: Box, library: Path) -> None:
     assert "begin" in box.output and box.left() == []
 
 
-def test_the_service(tmp_path: Path, library: Path) -> None:
+def test_the_service(tmp_path: Path, environment: Path) -> None:
     host = Host(tmp_path)
     try:
         launches = [host.launch("sh", "-c", f"echo out; exit {status}") for status in (3, 4)]
         requests = [json.dumps(launch._asdict()) for launch in launches]
-        command = [sys.executable, "-ISE", "-c", SERVICE, str(library), str(host.run), *requests]
+        command = [str(environment / "bin/python"), "-IE", "-c", SERVICE, str(host.run), *requests]
         with (tmp_path / "out").open("w") as out:  # no pipe: the monitor keeps the streams
             subprocess.run(command, stdout=out, check=True, timeout=120)
         assert (tmp_path / "out").read_text().splitlines() == ["3", "4", "container kernel model"]
