@@ -128,8 +128,8 @@ DOCUMENTED = (
     Documented(
         "ebpf_budgets",
         "true, false",
-        "Whether eBPF programs at functions of the kernel bound each tenant's sockets and file locks, whose memory "
-        "Linux charges to no control group. false takes them off: then nothing bounds it.",
+        "Whether eBPF programs at functions of the kernel bound each tenant's sockets, file locks and terminals, which "
+        "Linux counts for no control group. false takes them off: then nothing bounds these.",
     ),
     Documented(
         "network.range4",

@@ -98,3 +98,16 @@ def test_a_tenant_for_whom_a_range_has_no_room_is_refused(unstarted: Daemon, set
     assert f"t{number}" not in unstarted.cli.ok("tenant", "ls")
     unstarted.cli.ok("run", "--rm", "busybox", "true")  # the others go on
     assert unstarted.cli.json("status")["problems"] == []
+
+
+def test_doctor_says_when_the_budgets_of_the_kernel_are_off(unstarted: Daemon) -> None:
+    def told() -> dict[str, str]:
+        [check] = [check for check in unstarted.cli.json("doctor") if check["name"] == "sockets and locks"]
+        return dict(check)
+
+    unstarted.start()
+    assert told()["detail"] != "off by the setting ebpf_budgets", "the control"
+    unstarted.stop()
+    unstarted.configure("ebpf_budgets = false\n")
+    unstarted.start()
+    assert (told()["state"], told()["detail"]) == ("degraded", "off by the setting ebpf_budgets")

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -20,13 +20,12 @@ from insula.kernel.ebpf import trace as ebpf_trace
 from insula.kernel.ebpf.btf import Types
 from insula.kernel.uncharged import IDS, LOCK, UDP, Guard
 from tests.forked import forked
-from tests.support import machine
 from tests.support.cli import Cli
-from tests.support.daemon import Daemon
 
 FIRST = 0x7A000000
 """User IDs that belong to no tenant."""
 BUDGET = 1 << 20
+TERMINALS = 6
 LATER = 600_000  # bytes that a socket has at most, with the kernel's usual sizes of buffers
 
 
@@ -36,7 +35,7 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guard]:
         ebpf_trace.check_allowed()
     except OSError as error:
         pytest.skip(f"this kernel attaches no programs to its functions: {error}")
-    guard = Guard(str(tmp_path_factory.mktemp("guard") / "pins"), FIRST, 4, BUDGET)
+    guard = Guard(str(tmp_path_factory.mktemp("guard") / "pins"), FIRST, 4, BUDGET, terminals=TERMINALS)
     guard.ensure()
     yield guard
     guard.remove()
@@ -163,8 +162,54 @@ def test_locks_are_refused_beyond_the_budget(guard: Guard, tmp_path: Path) -> No
         assert as_user(FIRST - 1, lock)[:2] == (2 * BUDGET // LOCK, None), "the control: users of the host"
 
 
+def terminal(path: str = "/dev/ptmx") -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_NOCTTY), "rb+", buffering=0)
+
+
+def of_its_own() -> IO[bytes]:
+    """A terminal in a devpts that the tenant has just mounted, as with --nesting."""
+    user = os.getuid()
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # who changed the user may not write its own maps
+    syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    syscalls.mount("devpts", "/dev/pts", "devpts", 0, "ptmxmode=666")
+    return terminal("/dev/pts/ptmx")
+
+
+def test_terminals_are_refused_beyond_the_limit_in_any_devpts(guard: Guard) -> None:
+    def there() -> tuple[int, int | None, int | None]:
+        kept = of_its_own()
+        count, error = taken(lambda: terminal("/dev/pts/ptmx"), 2 * TERMINALS)
+        kept.close()
+        return count, error, taken(lambda: terminal("/dev/pts/ptmx"), TERMINALS)[1]
+
+    assert as_user(FIRST + 5, there) == (TERMINALS - 1, 28, None), "ENOSPC; what was closed is free again"
+    assert guard.terminals(0) == 0, "they are closed"
+    assert as_user(FIRST + 5, lambda: taken(terminal, 2 * TERMINALS)) == (TERMINALS, 28), "the host's devpts"
+    assert as_user(FIRST - 1, lambda: taken(terminal, 2 * TERMINALS)) == (2 * TERMINALS, None), "users of the host"
+    assert as_user(FIRST + 5, lambda: taken(lambda: os.open("/dev/null", os.O_RDONLY), 20)) == (20, None), (
+        "other devices"
+    )
+
+
+def test_a_terminal_counts_until_both_ends_are_closed(guard: Guard) -> None:
+    def counts() -> list[int]:
+        syscalls.set_thread_users(FIRST + 7, 0, 0)  # and may look at the counts
+        try:
+            master, slave = os.openpty()
+        finally:
+            syscalls.set_thread_users(0, 0, 0)
+        found = [guard.terminals(0)]
+        os.close(master)
+        found.append(guard.terminals(0))
+        os.close(slave)
+        return [*found, guard.terminals(0)]
+
+    assert forked(counts) == [1, 1, 0]
+
+
 def test_it_outlives_its_maker(guard: Guard) -> None:
-    again = Guard(guard._directory, FIRST, 4, BUDGET)
+    again = Guard(guard._directory, FIRST, 4, BUDGET, terminals=TERMINALS)
     assert again.attached()
     again.ensure()
     assert as_user(FIRST + 5, lambda: taken(netlink))[1] == 105
@@ -209,25 +254,6 @@ def test_the_setting_takes_it_off(tmp_path: Path) -> None:
     check = off.check()
     assert (check.state, check.detail) == ("degraded", "off by the setting ebpf_budgets")
     assert check.hint == "set ebpf_budgets = true in insulad.toml, and restart insulad"
-
-
-def test_doctor_says_that_it_is_off(run_: machine.Run) -> None:
-    def told() -> dict[str, str]:
-        [check] = [check for check in daemon.cli.json("doctor") if check["name"] == "sockets and locks"]
-        return dict(check)
-
-    daemon = Daemon(run_)
-    try:
-        daemon.configure("ebpf_budgets = false\n")
-        daemon.start()
-        assert told()["detail"] == "off by the setting ebpf_budgets"
-        assert told()["state"] == "degraded"
-        daemon.stop()
-        daemon.configure("ebpf_budgets = true\n")
-        daemon.start()
-        assert told()["detail"] != "off by the setting ebpf_budgets", "the control"
-    finally:
-        daemon.remove()
 
 
 def test_instances_do_what_they_did(cli: Cli) -> None:

@@ -1,6 +1,7 @@
-"""A budget for each tenant of memory that Linux charges to no control group (`insula.kernel.uncharged`).
+"""A budget for each tenant of what Linux counts for no control group (`insula.kernel.uncharged`).
 
-It is a 32nd of the host's memory, from 128 MiB to 1 GiB. Where a kernel can't count it, `insula doctor` says so.
+It is a 32nd of the host's memory, from 128 MiB to 1 GiB, and `TERMINALS` terminals, in whichever devpts they are. Where
+a kernel can't count it, `insula doctor` says so.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import os
 import threading
 from pathlib import Path
+from typing import Final
 
 from insula.control.tenants import FIRST_ID, MAX_TENANTS
 from insula.kernel.uncharged import IDS, Guard
@@ -24,6 +26,7 @@ _PATIENCE = 10.0
 _SUPPORT = "use a kernel with BTF and function tracing (CONFIG_DEBUG_INFO_BTF, CONFIG_DYNAMIC_FTRACE)"
 _NOT_YET = "not counted yet: the programs are being loaded"
 _OFF = "off by the setting ebpf_budgets"
+TERMINALS: Final = 1024
 assert IDS == IDS_PER_TENANT
 
 
@@ -40,7 +43,7 @@ class Uncharged:
 
     def __init__(self, directory: Path, *, enabled: bool = True) -> None:
         entries = min(_MOST, max(_FEWEST, memory() // _EACH))
-        self._guard = Guard(str(directory), FIRST_ID, MAX_TENANTS, budget(), entries)
+        self._guard = Guard(str(directory), FIRST_ID, MAX_TENANTS, budget(), entries, TERMINALS)
         self._enabled = enabled
         self._turn = threading.Lock()
         self._trouble = _NOT_YET if enabled else _OFF
@@ -71,7 +74,11 @@ class Uncharged:
     def check(self) -> Check:
         """For `insula doctor`."""
         if not self._trouble:
-            return Check(name="sockets and locks", state="ok", detail=f"at most {format_size(budget())} a tenant")
+            return Check(
+                name="sockets and locks",
+                state="ok",
+                detail=f"at most {format_size(budget())} and {TERMINALS} terminals a tenant",
+            )
         hints = {
             _OFF: "set ebpf_budgets = true in insulad.toml, and restart insulad",
             _NOT_YET: "look again in a minute",
@@ -80,7 +87,7 @@ class Uncharged:
             name="sockets and locks",
             state="degraded",
             detail=self._trouble,
-            consequence="their memory, which Linux charges to no control group, has no bound",
+            consequence="nothing bounds their memory, charged to no control group, or terminals with --nesting",
             hint=hints.get(self._trouble, _SUPPORT),
         )
 

@@ -1,8 +1,9 @@
 """Room for the terminals of all instances: kernel.pty.max, which the whole host shares (pty(7)).
 
-An instance has at most `spec.TERMINALS`, by the option `max` of its devpts. While the host's limit is above what all
-of them may have together, no instance takes a terminal from another. So it is raised as instances are added. It is
-never lowered while Insula runs; `insula down` puts back what it was.
+An instance has at most `spec.TERMINALS`, by the option `max` of its devpts. One with `--nesting` may mount more, but a
+tenant has at most `uncharged.TERMINALS` (where the kernel can count them). While the host's limit is above what all of
+them may have together, no tenant takes a terminal from another. So it is raised as instances are added. It is never
+lowered while Insula runs; `insula down` puts back what it was.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import contextlib
 import logging
 from pathlib import Path
 
-from insula.control.instances.drivers.container.spec import TERMINALS
+from insula.control.instances.drivers.uncharged import TERMINALS
 
 log = logging.getLogger("insula.control")
 
 _LIMIT = Path("/proc/sys/kernel/pty/max")
 _RESERVE = Path("/proc/sys/kernel/pty/reserve")  # of the limit, for devpts of the host's first mount namespace only
 _MOST = 1 << 20  # NR_UNIX98_PTY_MAX
-_OTHERS = 1024  # the host's own, and those of containers in instances
+_OTHERS = 1024  # the host's own
 _STEP = 16  # instances
 
 
