@@ -348,7 +348,7 @@ def test_silence_is_no_proof() -> None:
             within.execute(netlink.set_link(eth0.index, up=False))
         found = report(cloud)
         silent = cell(found, "acme/web", "globex/db")
-        assert not found.passed and silent.probed is None and silent.detail == "the receiver saw no control packet"
+        assert not found.passed and silent.probed is None and silent.detail == "the receiver got no control packet"
 
 
 @isolated

@@ -48,7 +48,7 @@ def test_ranges_and_resolvers_of_the_file_are_used(unstarted: Daemon) -> None:
     assert addresses
     assert all(address.startswith(("10.99.0.", "fd99:1:")) for address in addresses)
     cli = unstarted.cli
-    assert "is of this cloud's uplinks" in cli.fails("network", "create", "n", "--subnet", "10.99.0.0/28")
+    assert "is used for this host's uplinks" in cli.fails("network", "create", "n", "--subnet", "10.99.0.0/28")
     cli.ok("network", "create", "n", "--subnet", "100.64.0.0/24")  # the default range is no longer taken
     assert "192.0.2.53" in rules(unstarted)
     cli.ok("run", "--rm", "busybox", "true")

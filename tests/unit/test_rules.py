@@ -186,7 +186,7 @@ def host(*servers: str, closed: dict[int, tuple[str, ...]] | None = None) -> str
 
 def test_each_name_server_has_a_port_of_its_own() -> None:
     text = " ".join(host("9.9.9.9", "2620:fe::fe").split())
-    first = rules.FIRST_QUESTION_PORT
+    first = rules.FIRST_DNS_PORT
     four = f'iifname "insula-u*" ip daddr 100.64.0.0/16 meta l4proto {{ tcp, udp }} th dport {first}'
     six = f'iifname "insula-u*" ip6 daddr fd5a::/64 meta l4proto {{ tcp, udp }} th dport {first + 1}'
     assert f"{four} dnat ip to 9.9.9.9:53 {six} dnat ip6 to [2620:fe::fe]:53" in text

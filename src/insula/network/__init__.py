@@ -1,7 +1,9 @@
 """Networks of tenants.
 
-`intent` is what a tenant wants, as data. `fabric` is the protocol of what makes it so on a host, with one
-implementation in each package below (`linux`).
-`reachability` says who may reach whom, `probe` finds out with packets who does, and `verify` compares. `addresses` is
-arithmetic.
+intent          the networks, ports and names that a tenant wants on this host, as data
+fabric          the protocol of an implementation; each subpackage has one (`linux`)
+addresses       subnets, allocation of addresses, MAC addresses
+reachability    computes which endpoint may reach which, from the intents and from the installed state
+probe           measures that with packets
+verify          compares the three results
 """

@@ -1,11 +1,12 @@
-"""Addresses as arithmetic: subnets, allocation inside them, MAC addresses and IPv6 link-local addresses.
+"""Arithmetic on addresses: subnets, allocation inside them, MAC addresses and IPv6 link-local addresses.
 
-Nothing here knows who owns what: callers pass what is taken and commit the answer in a transaction of their own.
-Every tenant may use any unicast range it likes, also the same as its neighbour, with the exceptions in `RESERVED`.
+All functions are pure: callers pass the addresses in use, and commit the result in a transaction of their own. A tenant
+may use any unicast range except those in `RESERVED`, also one that another tenant uses.
 
-A MAC address of ours is locally administered (bit 1 of the first octet, IEEE 802): its second octet tells what it
-belongs to. Those of gateways and uplinks carry the index of the object. That of a port follows from its network and its
-IP address: who takes over an address is found at the same place by neighbours that remember it.
+The MAC addresses are locally administered (bit 1 of the first octet, IEEE 802); the second octet is the kind of owner.
+Those of gateways and uplinks contain the index of the object. That of a port is computed from its network and IP
+address, so a port that gets the address of an earlier one has the same MAC address, and entries in the neighbour tables
+of others stay valid.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from insula.model.units import shorten
 
 Subnet = IPv4Network | IPv6Network
 
-OUTSIDE = "192.0.2.1"  # TEST-NET-1, RFC 5737: stands for the rest of the world when isolation is verified
+OUTSIDE = "192.0.2.1"  # TEST-NET-1, RFC 5737: represents the outside when isolation is verified
 OUTSIDE6 = "2001:db8::1"  # RFC 3849
 
 RESERVED: dict[str, str] = {
     "0.0.0.0/8": "means this host (RFC 1122)",
     "127.0.0.0/8": "is loopback",
     "169.254.0.0/16": "is link-local",
-    "192.0.2.0/24": "stands for the outside when isolation is verified (RFC 5737)",
+    "192.0.2.0/24": "represents the outside when isolation is verified (RFC 5737)",
     "224.0.0.0/3": "is multicast and reserved",
     "::/8": "is reserved (RFC 4291)",
-    "2001:db8::/32": "stands for the outside when isolation is verified (RFC 3849)",
+    "2001:db8::/32": "represents the outside when isolation is verified (RFC 3849)",
     "fe80::/10": "is link-local",
     "ff00::/8": "is multicast",
 }
@@ -43,7 +44,7 @@ _LONGEST = {4: 30, 6: 126}
 
 
 def parse_subnet(text: str, version: int, *, reserved: Iterable[str] = ()) -> Subnet:
-    """The network in CIDR notation, or `Invalid`: no such notation, host bits set, too small, too large, reserved.
+    """Parse a subnet in CIDR notation. `Invalid` if it is malformed, has host bits, a bad size, or is reserved.
 
     `reserved` are further ranges that no tenant may use: those of the uplinks.
     """
@@ -60,9 +61,10 @@ def parse_subnet(text: str, version: int, *, reserved: Iterable[str] = ()) -> Su
         raise Invalid(f"subnet {text} has host bits set", f"the network is {subnet}")
     if not _SHORTEST[version] <= subnet.prefixlen <= _LONGEST[version]:
         raise Invalid(
-            f"subnet {subnet} is of no usable size", f"use a prefix of {_SHORTEST[version]} to {_LONGEST[version]} bits"
+            f"subnet {subnet} is too small or too large",
+            f"use a prefix of {_SHORTEST[version]} to {_LONGEST[version]} bits",
         )
-    for other, reason in (*_RESERVED, *((ip_network(r), "is of this cloud's uplinks") for r in reserved)):
+    for other, reason in (*_RESERVED, *((ip_network(r), "is used for this host's uplinks") for r in reserved)):
         if _overlap(subnet, other):
             raise Invalid(f"subnet {subnet} can't be used: {other} {reason}", "use another range, as in 10.0.0.0/8")
     return subnet
@@ -76,21 +78,22 @@ def check_disjoint(subnet: Subnet, others: Iterable[tuple[str, str | None]]) -> 
 
 
 def gateway_of(subnet: Subnet) -> str:
-    """The first address of the subnet, which the tenant's router has."""
+    """Return the first address of the subnet, that of the tenant's router."""
     return str(subnet[1])
 
 
 def allocate(subnet: Subnet, taken: Collection[str], wanted: str | None = None, after: str | None = None) -> str:
-    """`wanted` if it may be given to a port, else the first free address of `subnet` that follows `after`.
+    """Choose an address for a port: `wanted`, or without it the first free address of `subnet` that follows `after`.
 
-    After the last address comes the lowest again, so an address that was given back is the last to be given again.
+    The search wraps around at the end of the subnet, so a released address is the last to be allocated again. The
+    network's own address, IPv4's broadcast address and the gateway are never allocated.
 
-    Raises `Invalid` if `wanted` is no usable address of the subnet, `Conflict` if it is taken or nothing is free.
-    The network's own address, IPv4's broadcast address and the gateway are never given out.
+    `Invalid` if `wanted` is not a usable address of the subnet, `Conflict` if it is in use or no address is free.
     """
     if wanted is not None:
         return _check(subnet, taken, wanted)
-    for text in filterfalse(taken.__contains__, _usable(subnet, after)):  # in C: there may be hundreds to pass over
+    # filterfalse runs in C: hundreds of addresses may be in use
+    for text in filterfalse(taken.__contains__, _usable(subnet, after)):
         return text
     raise Conflict(f"subnet {subnet} has no free address", "remove instances or make a network with a larger subnet")
 
@@ -114,12 +117,12 @@ def _check(subnet: Subnet, taken: Collection[str], wanted: str) -> str:
 
 
 def _usable(subnet: Subnet, after: str | None) -> Iterator[str]:
-    """All addresses that a port may have, from the one that follows `after`, in a circle."""
+    """Yield all addresses that a port may have, from the one after `after` to the end, then from the start."""
     first, end = int(subnet.network_address) + 2, int(subnet.broadcast_address) + (subnet.version == 6)
     start = min(max(first, int(ip_address(after)) + 1), end) if after else first
     numbers = chain(range(start, end), range(first, start))
     family, length = (AF_INET, 4) if subnet.version == 4 else (AF_INET6, 16)
-    # ten times as fast as making addresses of them, and there may be thousands to look at
+    # ten times as fast as address objects, and there may be thousands
     return (inet_ntop(family, number.to_bytes(length, "big")) for number in numbers)
 
 
@@ -133,36 +136,36 @@ def _overlap(a: Subnet, b: Subnet) -> bool:
 
 
 def port_mac(network: str, address: str, attempt: int = 0) -> str:
-    """The MAC address of whoever has an address on a network: 02:10 to 02:ff and 32 bits, by a hash.
+    """Compute the MAC address for an address on a network: 02:10 to 02:ff, and 32 bits of a hash.
 
-    `network` is what no other network has in common with this one. Where one is taken, the next `attempt` has another.
+    `network` is unique for each network. If the MAC address is in use, the next `attempt` gives another.
     """
     digest = blake2b(f"{network}/{address}/{attempt}".encode(), digest_size=5).digest()
     return _mac(0x10 + digest[0] % 0xF0, int.from_bytes(digest[1:], "big"))
 
 
 def parse_mac(text: str) -> str:
-    """A MAC address that a port may have, in the usual notation; Invalid if it is none.
+    """Parse a MAC address for a port; returns it in lower case with colons.
 
-    It must be of one device, not of a group (IEEE 802), and none that gateways and uplinks have.
+    `Invalid` if it is malformed, a group address (IEEE 802), or in the range of gateways and uplinks.
     """
     mac = text.lower().replace("-", ":")
     if not _MAC.fullmatch(mac):
         raise Invalid(f"{shorten(text)} is not a MAC address", "write six octets, as in 02:42:ac:11:00:02")
     if int(mac[:2], 16) & 1:
-        raise Invalid(f"MAC address {mac} is one of a group", "the first octet must be even, as in 02:42:ac:11:00:02")
+        raise Invalid(f"MAC address {mac} is a group address", "the first octet must be even, as in 02:42:ac:11:00:02")
     if mac == "00:00:00:00:00:00" or mac[:5] in ("02:00", "02:01", "02:02", "02:03"):
         raise Invalid(f"MAC address {mac} is reserved", "use another, as in 02:42:ac:11:00:02")
     return mac
 
 
 def gateway_mac(index: int) -> str:
-    """The MAC address of the gateway of the network with that index."""
+    """Return the MAC address of the gateway of the network with that index."""
     return _mac(0x01, index)
 
 
 def uplink_mac(index: int, *, host: bool) -> str:
-    """The MAC address of the uplink of the tenant with that index, at the host's or at the tenant's end."""
+    """Return the MAC address of the host's or the tenant's end of the uplink of the tenant with that index."""
     return _mac(0x02 if host else 0x03, index)
 
 
@@ -171,6 +174,6 @@ def _mac(kind: int, index: int) -> str:
 
 
 def link_local(mac: str) -> str:
-    """The IPv6 link-local address that a host derives from its MAC address (modified EUI-64, RFC 4291 appendix A)."""
+    """Return the IPv6 link-local address for a MAC address (modified EUI-64, RFC 4291 appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
     return str(IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]))

@@ -1,4 +1,4 @@
-"""Endpoints: the addresses of what sends and receives. An instance with IPv4 and IPv6 is two endpoints."""
+"""Endpoints: addresses that packets are sent from and to. An instance with IPv4 and IPv6 has two endpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from insula.network.addresses import OUTSIDE, OUTSIDE6
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One address of something that sends or receives. `network` is an index, 0 for host and outside."""
+    """One address of an instance, a gateway, the host or the outside. `network` is an index, 0 for the last two."""
 
     kind: Literal["instance", "gateway", "host", "outside"]
     tenant: str
@@ -32,17 +32,17 @@ class Endpoint:
 
 
 def of_port(port: Port, network: Network) -> list[Endpoint]:
-    """The instance at a port."""
+    """Return the endpoints of the instance at a port."""
     found = [port.address, port.address6]
     return [Endpoint("instance", port.tenant, network.index, port.instance, address) for address in found if address]
 
 
 def of_gateway(network: Network) -> list[Endpoint]:
-    """The tenant's router on a network."""
+    """Return the endpoints of the tenant's router on a network."""
     found = [network.gateway, network.gateway6]
     return [Endpoint("gateway", network.tenant, network.index, network.name, address) for address in found if address]
 
 
 def outside(tenant: str) -> list[Endpoint]:
-    """The rest of the world, as a tenant sees it."""
+    """Return the endpoints that represent addresses outside of this host, for a tenant."""
     return [Endpoint("outside", tenant, 0, "outside", address) for address in (OUTSIDE, OUTSIDE6)]

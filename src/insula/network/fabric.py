@@ -1,9 +1,9 @@
-"""The protocol of a fabric: what makes the tenants' networks on this host, and reads back what it made.
+"""The protocol of a fabric, an implementation of the tenants' networks on this host.
 
-`apply` is level-triggered: it compares a tenant's whole intent with what is there, and changes what differs. Called
-again, or after a crash at any point, it changes nothing that is right. `plug` and `unplug` are the fast path of one
-port, for the start and the end of an instance. All methods block and may be called from any thread: a call waits for
-those before it about the same tenant. They raise Unavailable before `open` and after `close` or `teardown`.
+`apply` is level-triggered: it compares a tenant's whole intent with the installed state, and changes the differences.
+It is idempotent, and repairs the state after a crash at any point. `plug` and `unplug` are the fast path for the port
+of one instance that starts or ends. All methods block and may be called from any thread; calls for the same tenant run
+one after another. They raise Unavailable before `open` and after `close` or `teardown`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from insula.network.intent import TenantIntent
 
 
 class NetnsNic(NamedTuple):
-    """A descriptor of the network namespace that gets a device (network_namespaces(7)); `close` it after use."""
+    """A network namespace (network_namespaces(7)), as a descriptor; it gets a device. `close` it after use."""
 
     fd: int
 
@@ -29,12 +29,12 @@ class NetnsNic(NamedTuple):
 
 
 class TapNic(NamedTuple):
-    """A tap device of that name (tuntap.rst), for a virtual machine."""
+    """A tap device by its name (tuntap.rst), for a virtual machine."""
 
     device: str
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no descriptor is open."""
 
 
 class VfNic(NamedTuple):
@@ -43,18 +43,18 @@ class VfNic(NamedTuple):
     address: str
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no descriptor is open."""
 
 
 Nic = NetnsNic | TapNic | VfNic
-"""Where an instance is plugged in. A fabric may refuse kinds that it can't serve (Unavailable)."""
+"""The instance's end of a port. A fabric may refuse kinds that it doesn't support (Unavailable)."""
 
 
 # -- read-back --------------------------------------------------------------------------------------------------
 
 
 class InstalledNetwork(Struct, kw_only=True):
-    """A network as the kernel has it; `index` is the one of the `Network`, `gateways` are addresses with prefixes."""
+    """A network as installed in the kernel; `index` is that of the `Network`, `gateways` have prefix lengths."""
 
     index: int
     device: str
@@ -64,9 +64,10 @@ class InstalledNetwork(Struct, kw_only=True):
 
 
 class InstalledPort(Struct, kw_only=True):
-    """A port as the kernel has it. `network` is the index of the network whose bridge it is on, None if on none.
+    """A port as installed in the kernel. `network` is the index of the network whose bridge it is on, None if on none.
 
-    `macs` and `addresses` are what the anti-spoofing rules let it send from; `addresses6` include the link-local one.
+    `macs` and `addresses` are the source addresses that the anti-spoofing rules allow; `addresses6` has the link-local
+    address too.
     """
 
     index: int
@@ -79,7 +80,7 @@ class InstalledPort(Struct, kw_only=True):
 
 
 class Installed(Struct, kw_only=True):
-    """What the kernel really has of one tenant. `drift` lists what differs from what the fabric installs, as text."""
+    """The installed state of one tenant. `drift` has its differences from what the fabric installs, as text."""
 
     tenant: str
     namespace: bool
@@ -94,7 +95,7 @@ class Installed(Struct, kw_only=True):
 
 @dataclass(frozen=True)
 class Station:
-    """An instance. `device` is the host's end of its port, `index` that device's index, in the tenant's namespace."""
+    """The probe point of an instance. `device` and `index` are those of the host's end of its port."""
 
     endpoints: tuple[Endpoint, ...]
     gateways: tuple[str, ...]
@@ -110,8 +111,9 @@ class Station:
 
 @dataclass(frozen=True)
 class Router:
-    """A tenant's router and its namespace; `inside` are the devices there that see what came through a port or from
-    the host. `device` is its uplink's end on the host, `mac` that of the other end."""
+    """The probe points of a tenant's router. `netns` is its namespace, and `inside` are the devices there that receive
+    packets from ports and from the host. `device` is the uplink's end on the host, `mac` the address of the other end.
+    """
 
     tenant: str
     netns: int
@@ -125,7 +127,7 @@ class Router:
 
 @dataclass(frozen=True)
 class ProbePoints:
-    """Where probes of one tenant are sent and received: its router, and a station for each port; `close` after use."""
+    """The places where probes of one tenant are sent and received: its router and its ports. `close` after use."""
 
     router: Router
     stations: tuple[Station, ...]
@@ -143,55 +145,55 @@ class Fabric(Protocol):
         """Ranges in CIDR notation that no network may overlap."""
 
     def open(self) -> None:
-        """Make the host-wide parts. Raises `Unavailable` when this host lacks what it takes."""
+        """Make the host-wide parts. `Unavailable` if this host lacks a requirement."""
 
     def close(self) -> None:
-        """Wait for calls that run, and release handles; what is installed stays. Failed if one doesn't end."""
+        """Wait for running calls, and release handles; the installed state stays. Failed if a call doesn't end."""
 
     def apply(self, intent: TenantIntent) -> Mapping[str, InsulaError]:
-        """Make what the tenant wants, and take away what it doesn't want.
+        """Make the installed state of the tenant equal to its intent.
 
-        What can't be made keeps nothing else from being made. It is returned, with the error, by the part of the
-        intent that it belongs to: "tenant" (router, rules, uplink, resolver), "network NAME", "port INSTANCE", "names",
-        "leftovers". Raises InsulaError if nothing of the tenant can be made.
+        A part that fails does not prevent others. The errors are returned by part of the intent: "tenant" (router,
+        rules, uplink, resolver), "network NAME", "port INSTANCE", "names", "leftovers". Raises InsulaError if nothing
+        of the tenant can be made.
         """
 
     def remove(self, tenant: Tenant) -> None:
-        """Take away everything of the tenant; nothing to do when it is gone already."""
+        """Remove everything of the tenant; no error if it is gone."""
 
     def plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic) -> None:
-        """Connect `nic`, and have the instance's name resolve to the port's addresses, too.
+        """Connect `nic` to a port, and add the port's addresses to the instance's name. Idempotent.
 
-        What is there already and right stays. In a network namespace: eth0, addresses, default routes, loopback.
-        Raises Conflict if the network is full, Unavailable for a kind of nic that the fabric can't serve.
+        A network namespace gets eth0 with addresses and default routes, and loopback. Conflict if the network is full,
+        Unavailable for a kind of nic that the fabric doesn't support.
         """
 
     def unplug(self, tenant: Tenant, network: Network, port: Port) -> None:
-        """Take away the port and its addresses' name; nothing to do when they are gone already."""
+        """Remove the port, and its addresses from the instance's name; no error if they are gone."""
 
     def status(self, tenant: Tenant, network: Network) -> NetworkStatus:
-        """Measured now."""
+        """Measure the status of a network."""
 
     def installed(self, tenant: Tenant) -> Installed:
-        """Read back from the kernel."""
+        """Read the installed state of a tenant from the kernel."""
 
     def traffic(self, tenant: Tenant, ports: Iterable[Port]) -> dict[int, tuple[int, int]]:
-        """Bytes that each instance has received and sent through its port, by the port's index."""
+        """Return the bytes that each instance has received and sent through its port, by the port's index."""
 
     def probe_points(self, tenant: Tenant, networks: Sequence[Network], ports: Sequence[Port]) -> ProbePoints:
-        """Where the tenant's probes enter and leave. `networks` are all of the tenant's, `ports` those to probe."""
+        """Return the tenant's probe points. `networks` are all of the tenant's, `ports` those to probe."""
 
     def strange_devices(self, ports: Mapping[int, int], owners: Sequence[Port]) -> list[str]:
-        """Devices that lead out of an instance's namespace beside its port, as text.
+        """Find devices other than the port that lead out of an instance's namespace; as text.
 
-        `ports` are descriptors of the instances' namespaces by the index of the port, `owners` the ports.
+        `ports` has descriptors of the instances' namespaces by the index of the port, `owners` the ports.
         """
 
     def host_drift(self) -> list[str]:
-        """What differs from what the fabric installs in the host's own namespace, as text."""
+        """Return differences of the host's namespace from the state that the fabric installs there, as text."""
 
     def sweep(self, keep: Iterable[Tenant]) -> None:
-        """Take away what this fabric made for any other tenant, left by crashes."""
+        """Remove the installed state of all other tenants, left by crashes."""
 
     def teardown(self) -> None:
-        """Wait for calls that run, and remove everything: no namespace, device, rule or process stays."""
+        """Wait for running calls, and remove everything: namespaces, devices, rules and processes."""

@@ -1,4 +1,4 @@
-"""The intent of a tenant: all that it wants of the networks on one host, as data."""
+"""The intent of a tenant: the networks, ports and names that it wants on one host, as data."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from insula.model.objects import Network, Port, Struct, Tenant
 
 
 class TenantIntent(Struct, kw_only=True):
-    """Everything that a fabric has to know of one tenant. What a fabric is to do more becomes a field with a default.
+    """Everything that a fabric installs for one tenant. A new capability of fabrics becomes a field with a default.
 
-    `ports` are those of all instances of this host, also of those that don't run: a port is plugged in when its
-    instance starts, and taken away when it is in no intent any more. `names` are what the tenant's resolver answers,
-    with their addresses, and nothing else. With `complete` False something may be wanted that is not in here, because
-    a record of the store can't be read: only what an earlier intent had is taken away.
+    `ports` are those of all instances of this host, running or not: a port is plugged when its instance starts, and
+    removed when it is no longer in the intent. `names` are all names that the tenant's resolver answers, with their
+    addresses. `complete` is False if a record of the store can't be read, so that parts may be missing here: then only
+    parts of earlier intents are removed.
     """
 
     tenant: Tenant

@@ -1,8 +1,9 @@
-"""Packets to send by hand: probes of ICMP echo, UDP or TCP SYN, and announcements of addresses.
+"""Packets: probes (ICMP echo, UDP and TCP SYN), and announcements of addresses.
 
-A probe carries a token of its own, 16 random bytes. Who has not seen the probe can't make another with this token, and
-who has seen it is told by where it comes from. Probes have a DSCP that the host never forwards, and a hop limit that
-ends one step behind the host, so that a probe can't leave this machine whatever its rules are worth.
+A probe carries a token of 16 random bytes. Without having seen a probe an instance can't forge one with its token, and
+a probe that an instance repeats is recognised by the port that it comes from. Probes have a DSCP that the host's rules
+never forward, and a hop limit that expires one hop after the host, so a probe can't leave this machine even without
+those rules.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _HEADER6 = 40
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe that was made. `sender` says for whom it was sent, `packet` is the whole IP packet."""
+    """A probe. `sender` identifies the endpoint that it is sent for, `packet` is the whole IP packet."""
 
     sender: str
     address: str
@@ -34,44 +35,44 @@ class Probe:
     packet: bytes = field(repr=False)
 
     def is_same(self, packet: bytes) -> bool:
-        """Whether `packet` is this one, with any hop limit: same addresses, same protocol, same content."""
+        """Whether `packet` has this one's addresses, protocol and content, with any hop limit."""
         return _content(packet) == _content(self.packet)
 
     def is_to_same(self, packet: bytes) -> bool:
-        """Whether `packet` has this one's protocol and destination; its source may have been translated."""
+        """Whether `packet` has this one's protocol and destination; NAT may have changed its source."""
         one, two = _content(packet), _content(self.packet)
         half = 16 if packet[0] >> 4 == 6 else 4
         return one[0] == two[0] and one[1 + half : 1 + 2 * half] == two[1 + half : 1 + 2 * half]
 
     def is_answer(self, packet: bytes) -> bool:
-        """Whether `packet` is the echo reply to this one, from the address that it was sent to."""
+        """Whether `packet` is the echo reply to this one, from its destination."""
         six = packet[0] >> 4 == 6
         kind = packet[_HEADER6 : _HEADER6 + 1] if six else packet[_length4(packet) : _length4(packet) + 1]
         return self.protocol == "icmp" and sender(packet) == self.address and kind == (b"\x81" if six else b"\0")
 
 
 class ProbeCodec:
-    """Makes probes and recognises those that it made."""
+    """Make probes, and recognise them in received packets."""
 
     def __init__(self) -> None:
         self._mark = os.urandom(_MARK)
         self._made: dict[bytes, Probe] = {}
 
     def probe(self, sender: str, protocol: str, source: str, target: str) -> Probe:
-        """A probe from one address to another, never the same twice."""
+        """Make a probe from one address to another, with a new token."""
         token = os.urandom(_TOKEN)
         made = Probe(sender, target, protocol, ip_packet(protocol, source, target, self._mark + token))
         self._made[token] = made
         return made
 
     def find(self, data: bytes) -> Probe | None:
-        """The probe whose token is in `data`, None if there is no token of ours. No data makes this raise."""
+        """Return the probe whose token is in `data`, None if there is none. Never raises, whatever `data` is."""
         at = data.find(self._mark) + _MARK
         return self._made.get(data[at : at + _TOKEN]) if at >= _MARK else None
 
 
 def ip_packet(protocol: str, source: str, target: str, payload: bytes) -> bytes:
-    """A whole IPv4 or IPv6 packet with `DSCP` and `HOPS`."""
+    """Build an IPv4 or IPv6 packet with `DSCP` and `HOPS`."""
     version = 6 if ":" in target else 4
     sent, receiver = ip_address(source).packed, ip_address(target).packed
     upper = _upper(version, protocol, sent, receiver, payload)
@@ -102,7 +103,7 @@ def _upper(version: int, protocol: str, source: bytes, target: bytes, payload: b
 
 
 def sender(packet: bytes) -> str | None:
-    """The source address of an IP packet; None if it is too short for one or of no known version."""
+    """Return the source address of an IP packet; None if it is too short, or neither IPv4 nor IPv6."""
     if len(packet) > _HEADER6 and packet[0] >> 4 == 6:
         return str(ip_address(packet[8:24]))
     if packet and packet[0] >> 4 == 4 and len(packet) > _length4(packet) >= 20:
@@ -111,12 +112,12 @@ def sender(packet: bytes) -> str | None:
 
 
 def is_tcp(packet: bytes) -> bool:
-    """Whether an IP packet is a TCP segment: answers to a SYN don't carry its token."""
+    """Whether an IP packet is a TCP segment: replies to a SYN don't carry its token."""
     return sender(packet) is not None and (packet[6] if packet[0] >> 4 == 6 else packet[9]) == _NUMBER[4]["tcp"]
 
 
 def _content(packet: bytes) -> bytes:
-    """Protocol, addresses and what follows the header."""
+    """Return protocol, addresses and payload."""
     if packet[0] >> 4 == 6:
         return packet[6:7] + packet[8:]
     return packet[9:10] + packet[12:20] + packet[_length4(packet) :]
@@ -130,16 +131,16 @@ def _length4(packet: bytes) -> int:
 
 
 def frame(target: str, source: str, packet: bytes, kind: int | None = None) -> bytes:
-    """An Ethernet frame with an IP packet, or with what else `kind` says."""
+    """Build an Ethernet frame with an IP packet, or with a payload of the EtherType `kind`."""
     kind = kind or (IPV6 if packet[0] >> 4 == 6 else IP)
     return _octets(target) + _octets(source) + struct.pack("!H", kind) + packet
 
 
 def announcement(mac: str, address: str) -> bytes:
-    """A frame that tells all neighbours at which MAC address an IP address is from now on.
+    """Build a frame that updates the MAC address of an IP address in all neighbours' tables.
 
-    For IPv4 a gratuitous ARP request (RFC 5227, section 3), for IPv6 an unsolicited neighbor advertisement with the
-    override flag (RFC 4861, section 7.2.6).
+    For IPv4 it is a gratuitous ARP request (RFC 5227, section 3), for IPv6 an unsolicited neighbor advertisement with
+    the override flag (RFC 4861, section 7.2.6).
     """
     here, hardware = ip_address(address).packed, _octets(mac)
     if len(here) == 4:
@@ -159,7 +160,7 @@ def _octets(mac: str) -> bytes:
 
 
 def checksum(data: bytes) -> int:
-    """The internet checksum (RFC 1071)."""
+    """Return the internet checksum (RFC 1071)."""
     data += bytes(len(data) % 2)
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)

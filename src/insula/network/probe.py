@@ -1,23 +1,28 @@
-"""Real packets: what the data plane lets through, as opposed to what it is told to.
+"""Measure reachability with packets: which packets the installed data plane lets through.
 
-Every source sends a probe (ICMP echo, UDP, TCP SYN) to every address that any endpoint has. A broadcast from each
-source finds segments that are joined where unicast would go to the right one of two equal addresses by chance.
+Every source sends a probe (ICMP echo, UDP, TCP SYN) to the address of every endpoint. It also sends a broadcast, to
+find wrongly joined segments: two instances may have the same address, and unicast reaches only one of them.
 
-No instance may see what others' addresses are, or have a say in the result. So a probe of an instance is not sent from
-inside: it is *injected* at the host's end of the instance's port (`kernel.injection`), where it passes the port's rules
-as if the instance had sent it. And what reaches an instance is seen at the host's end of its port, as a frame that
-leaves there: what the instance itself sends comes in. A probe counts when it is whole and comes from its own port or
-from a router, not when another port's instance repeats it. What arrives at an instance is seen by it, of course: that
-is what those on its own network may send to it.
+An instance must neither learn other instances' addresses from probes nor be able to influence the result. So nothing
+runs inside instances:
 
-Towards an address on its own subnet a probe goes to the MAC address of whoever has it, towards any other also to the
-gateway's, to be routed. Nothing is trusted without a positive control:
+- A probe of an instance is *injected* at the host's end of its port (`kernel.injection`). It passes the port's rules as
+  if the instance had sent it.
+- A probe to an instance is captured at the host's end of the target's port, as a frame that leaves there; frames that
+  the instance sends are incoming there.
+- A captured probe counts if it is unchanged, and comes from the port of its source or from a router, not from another
+  instance that repeats it.
 
-    receiver   the tenant's router sends to each instance: its receiver must see that
-    sender     something of the source must be seen behind its port
+An instance does receive the probes that reach it, which come from endpoints that may send to it.
 
-Packets that stand for the host or the outside are put on the tenant's uplink itself and nowhere else. What instances
-send to the outside goes to a documentation address and is seen, and dropped, on the host's side of the uplink.
+A probe to an address in the source's subnet is sent to the MAC address of the target; a probe to any other address is
+also sent to the gateway's MAC address, to be routed. A negative result needs positive controls:
+
+    receiver   the tenant's router sends a packet to each instance, which must be captured at its port
+    sender     at least one packet of the source must be captured behind its port
+
+Probes of the host and of the outside are sent into the tenant's uplink. Probes to the outside have a documentation
+address (RFC 5737) as their target; they are captured, and dropped, at the host's end of the uplink.
 """
 
 from __future__ import annotations
@@ -57,13 +62,14 @@ _ALL = 0x0003  # ETH_P_ALL
 _OUTGOING = 4  # PACKET_OUTGOING
 _SO_RCVBUFFORCE = 33
 _BUFFER = 16 << 20
-_PATIENCE = 1.0  # how long what should arrive may take
-_GRACE = 0.2  # how long after that we listen for what should not
+_TIMEOUT = 1.0  # seconds to wait for probes that should arrive
+_GRACE = 0.2  # seconds to wait after that for probes that should not
 
 
 @dataclass
-class Result:
-    """`reached` is None when it can't be told, because of `detail`; `control`: both controls worked."""
+class ProbeResult:
+    """The result for a source and a target. `reached` is None if it is unknown, `detail` says why; `control` is True if
+    both controls worked."""
 
     reached: bool | None
     control: bool
@@ -72,11 +78,11 @@ class Result:
 
 
 Sent = tuple[str, str]
-"""Who sent, as `_sender` says, and to which address."""
+"""The sender, as `_sender` names it, and the target address."""
 
 
 class Measurement:
-    """One measurement. Use: `with Measurement(…) as taken: results = taken.measure(pairs)`.
+    """A measurement: `with Measurement(…) as measurement: results = measurement.measure(pairs)`.
 
     Unavailable if this kernel can't inject packets.
     """
@@ -84,7 +90,7 @@ class Measurement:
     def __init__(self, stations: Sequence[Station], routers: Sequence[Router]) -> None:
         self._routers = {router.tenant: router for router in routers}
         self._stations = {s.key: s for s in stations if s.endpoints[0].tenant in self._routers}
-        self._ports: dict[str, set[str]] = defaultdict(set)  # who has a MAC address: on two networks it may be the same
+        self._ports: dict[str, set[str]] = defaultdict(set)  # by MAC address; two networks may have the same one
         for station in stations:
             self._ports[station.mac].add(station.key)
         self._codec = ProbeCodec()
@@ -92,10 +98,10 @@ class Measurement:
         self._errors: dict[Sent, str] = {}
         self._seen: dict[str, dict[Sent, set[str]]] = defaultdict(lambda: defaultdict(set))
         self._echoed: set[Sent] = set()
-        self._returned: set[tuple[str, str]] = set()  # (instance, address that something came to it from)
+        self._returned: set[tuple[str, str]] = set()  # (instance, source address of a packet that it received)
         self._sockets: list[socket.socket] = []
         self._poll = select.epoll()
-        self._receivers: dict[int, tuple[str, bool, socket.socket]] = {}  # (who hears, frames that leave, socket)
+        self._receivers: dict[int, tuple[str, bool, socket.socket]] = {}  # (receiver, for outgoing frames, socket)
         self._raw: dict[tuple[str, int], socket.socket] = {}
         self._injector: Injector
 
@@ -105,7 +111,7 @@ class Measurement:
             try:
                 self._injector = Injector()
             except OSError as error:
-                raise Unavailable(f"no packets can be injected: {error.strerror}", "see bpf(2)") from error
+                raise Unavailable(f"cannot inject packets: {error.strerror}", "see bpf(2)") from error
             for router in self._routers.values():
                 call_in(router.netns, lambda router=router: self._open(router))  # type: ignore[misc]
                 uplink = self._listen(f"uplink {router.tenant}", router.device)
@@ -119,11 +125,11 @@ class Measurement:
         self._poll.close()
         if hasattr(self, "_injector"):
             self._injector.close()
-        with ThreadPoolExecutor(16) as pool:  # closing a packet socket waits for the kernel's RCU: wait for all at once
+        with ThreadPoolExecutor(16) as pool:  # closing a packet socket waits for an RCU grace period: close all at once
             list(pool.map(socket.socket.close, self._sockets))
 
-    def measure(self, pairs: Sequence[tuple[Endpoint, Endpoint]], *, beyond: bool = True) -> list[Result]:
-        """Results in the order of `pairs`. `beyond` False: send nothing that would have to pass the host."""
+    def measure(self, pairs: Sequence[tuple[Endpoint, Endpoint]], *, beyond: bool = True) -> list[ProbeResult]:
+        """Return results in the order of `pairs`. `beyond` False: send nothing through the host's own namespace."""
         self._controls()
         due: dict[Endpoint, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         asked = [(source, target) for source, target in pairs if beyond or _is_near(source, target)]
@@ -137,46 +143,46 @@ class Measurement:
         self._senders = {who for seen in routers for (who, _), protocols in seen.items() if protocols}
         known = set(asked)
         return [
-            self._judge(source, target)
+            self._evaluate(source, target)
             if (source, target) in known
-            else Result(None, False, "not probed: the host's rules are not in place")
+            else ProbeResult(None, False, "not probed: the host's rules are not installed")
             for source, target in pairs
         ]
 
     # -- sockets -------------------------------------------------------------------------------------------------
 
     def _open(self, router: Router) -> None:
-        """In the router's namespace: receivers, and raw sockets whose packets bring their own IP header."""
+        """Open receivers, and raw sockets for packets with their own IP header. Runs in the router's namespace."""
         for device in router.inside:
             self._listen(f"router {router.tenant}", device)
         for station in self._stations.values():
             if station.endpoints[0].tenant == router.tenant:
                 self._listen(station.key, station.device, leaving=True)
         for version, family in ((4, socket.AF_INET), (6, socket.AF_INET6)):
-            with contextlib.suppress(OSError):  # no IPv6 here
+            with contextlib.suppress(OSError):  # a kernel without IPv6
                 raw = self._keep(socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW))
                 raw.setblocking(False)
                 self._raw[f"router {router.tenant}", version] = raw
 
     def _listen(self, key: str, device: str, *, leaving: bool = False) -> socket.socket:
-        """A packet socket on one device: IP packets with the sender's MAC address."""
+        """Open a packet socket on one device, which receives IP packets with the sender's MAC address."""
         sock = self._keep(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        with contextlib.suppress(OSError):  # no such device: nothing is seen there
+        with contextlib.suppress(OSError):  # no such device: nothing is received there
             sock.bind((device, _ALL))
             self._watch(key, sock, leaving=leaving)
         return sock
 
     def _serve(self, host: Endpoint) -> None:
-        """A UDP socket at the host's address: it must stay silent, although it works (it hears the host itself)."""
+        """Open a UDP socket at the host's address. No probe of an instance may reach it, only the host's control."""
         family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
         sock = self._keep(socket.socket(family, socket.SOCK_DGRAM))
         with contextlib.suppress(OSError):
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host.address, UDP_PORT))
-            self._watch(_hearing(host), sock)
+            self._watch(_host_receiver(host), sock)
 
     def _watch(self, key: str, sock: socket.socket, *, leaving: bool = False) -> None:
         self._receivers[sock.fileno()] = (key, leaving, sock)
@@ -206,7 +212,7 @@ class Measurement:
                     sock.sendto(probe.packet, (host.address, UDP_PORT))
 
     def _macs(self, source: Endpoint, target: Endpoint) -> set[str]:
-        """Where an instance's frame to the target goes: to the target itself, and to the router unless it is near."""
+        """Return the destination MAC addresses of an instance's frames to the target: the target's, the router's."""
         if source.kind != "instance":
             return set()
         station = self._stations[source.label]
@@ -218,7 +224,7 @@ class Measurement:
         return {mac} if near else {mac, router}
 
     def _send(self, router: Router, due: dict[Endpoint, dict[str, set[str]]]) -> None:
-        """Everything that one tenant's endpoints send. In the router's namespace."""
+        """Send all probes of one tenant's endpoints. Runs in the router's namespace."""
         for source, addresses in due.items():
             for address, macs in addresses.items():
                 for protocol in PROTOCOLS:
@@ -252,9 +258,9 @@ class Measurement:
     # -- receiving -----------------------------------------------------------------------------------------------
 
     def _wait(self, pairs: Sequence[tuple[Endpoint, Endpoint]]) -> None:
-        """Until everything that should arrive has, or patience ends; then a little longer for what should not."""
+        """Receive until all expected probes have arrived or `_TIMEOUT` is over, and then for `_GRACE`."""
         due = [(source, target) for source, target in pairs if wanted(source, target)]
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _TIMEOUT
         while due and time.monotonic() < end:
             self._receive(0.02)
             due = [(s, t) for s, t in due if not self._arrivals(s, t) >= set(_expected(t))]
@@ -265,7 +271,7 @@ class Measurement:
     def _receive(self, timeout: float) -> None:
         for fd, _ in self._poll.poll(timeout):
             key, leaving, sock = self._receivers[fd]
-            with contextlib.suppress(OSError):  # nothing more, or the device is gone
+            with contextlib.suppress(OSError):  # no more packets, or the device is gone
                 for _ in range(256):
                     packet, origin = sock.recvfrom(2048)
                     if sock.family != socket.AF_PACKET:
@@ -274,7 +280,7 @@ class Measurement:
                         self._take(key, packet, origin[4].hex(":"))
 
     def _take(self, key: str, packet: bytes, mac: str | None) -> None:
-        """What was received by `key` from the MAC address `mac`; from a host's socket `mac` is None."""
+        """Record a packet received by `key` from the MAC address `mac`; `mac` is None for a socket of the host."""
         probe = self._codec.find(packet)
         if mac is None:
             if probe:
@@ -288,7 +294,7 @@ class Measurement:
             return
         who, sent = probe.sender.partition(" ")[0], (probe.sender, probe.address)
         if mac in self._ports and who not in self._ports[mac]:
-            return  # an instance has repeated what it saw
+            return  # an instance has repeated a probe that it received
         if probe.is_to_same(packet) if key.startswith("uplink ") else probe.is_same(packet):
             self._seen[key][sent].add(probe.protocol)
             return
@@ -297,21 +303,21 @@ class Measurement:
             if probe.is_answer(packet):
                 self._echoed.add(sent)
 
-    # -- judging -------------------------------------------------------------------------------------------------
+    # -- evaluating ----------------------------------------------------------------------------------------------
 
-    def _judge(self, source: Endpoint, target: Endpoint) -> Result:
+    def _evaluate(self, source: Endpoint, target: Endpoint) -> ProbeResult:
         came = self._arrivals(source, target)
         left, receives = self._left(source), self._receives(target)
         error = self._errors.get((_sender(source), target.address))
         if came:
-            return Result(True, left and receives, None, sorted(came))
+            return ProbeResult(True, left and receives, None, sorted(came))
         if left and receives:
-            return Result(False, True, error)
-        reason = "the receiver saw no control packet" if left else "nothing that the source sent was seen"
-        return Result(None, False, f"{reason}: {error}" if error else reason)
+            return ProbeResult(False, True, error)
+        reason = "the receiver got no control packet" if left else "no packet of the source was captured"
+        return ProbeResult(None, False, f"{reason}: {error}" if error else reason)
 
     def _arrivals(self, source: Endpoint, target: Endpoint) -> set[str]:
-        """By which protocols the source reached the target."""
+        """Return the protocols by which the source reached the target."""
         sent = _sender(source), target.address
         if target.kind == "instance":
             return self._seen[target.label][sent] | self._strays(source, target, target.label)
@@ -319,27 +325,27 @@ class Measurement:
             return self._seen[f"uplink {target.tenant}"][sent]
         if target.kind == "host":
             spoke = (source.label, target.address) in self._returned
-            return self._seen[_hearing(target)][sent] | ({"answer"} if spoke else set())
-        if target.tenant == source.tenant:  # the router sees everything: what counts is that it answers
+            return self._seen[_host_receiver(target)][sent] | ({"answer"} if spoke else set())
+        if target.tenant == source.tenant:  # the router's receivers capture everything: a reply is what counts
             return {"icmp"} if sent in self._echoed else set()
         router = f"router {target.tenant}"
         return self._seen[router][sent] | self._strays(source, target, router)
 
     def _strays(self, source: Endpoint, target: Endpoint, receiver: str) -> set[str]:
-        """Whether the source's broadcast came to a target that it should not reach."""
+        """Return {"broadcast"} if the source's broadcast reached a target that it should not reach."""
         sent = _sender(source), _EVERYBODY[source.version][0]
         return {"broadcast"} if self._seen[receiver][sent] and not wanted(source, target) else set()
 
     def _left(self, source: Endpoint) -> bool:
-        """Whether anything from the source was seen at its router or behind it."""
+        """Whether a packet of the source was captured at a router (the sender's control)."""
         return _sender(source) in self._senders
 
     def _receives(self, target: Endpoint) -> bool:
-        """Whether the target's receiver saw a packet that it should see."""
+        """Whether the target's receiver got a packet that it should get (the receiver's control)."""
         if target.kind == "instance":
             return bool(self._seen[target.label][_CONTROL, target.address])
         if target.kind == "host":
-            return bool(self._seen[_hearing(target)][_CONTROL, target.address])
+            return bool(self._seen[_host_receiver(target)][_CONTROL, target.address])
         return bool(self._seen[f"{'uplink' if target.kind == 'outside' else 'router'} {target.tenant}"])
 
 
@@ -347,11 +353,11 @@ _CONTROL = "control"
 
 
 def _sender(source: Endpoint) -> str:
-    """What tells a source from another: each of its addresses sends by itself."""
+    """Return a name that is unique for each endpoint."""
     return f"{source.label} {source.tenant} {source.address}"
 
 
-def _hearing(host: Endpoint) -> str:
+def _host_receiver(host: Endpoint) -> str:
     return f"host {host.address}"
 
 
@@ -360,5 +366,5 @@ def _expected(target: Endpoint) -> tuple[str, ...]:
 
 
 def _is_near(source: Endpoint, target: Endpoint) -> bool:
-    """Whether a packet to the target's address stays in the tenant's namespace, by what is wanted."""
+    """Whether packets to the target should stay in the tenant's namespace."""
     return source.kind != "instance" or (wanted(source, target) and target.kind != "outside")

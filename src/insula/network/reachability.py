@@ -1,8 +1,8 @@
-"""Who may reach whom, by what tenants want and by what is installed. Pure functions, no I/O.
+"""Compute reachability between endpoints, from the tenants' networks and from the installed state. Pure functions.
 
-Inside a network everything reaches everything; between two networks nothing, whoever owns them. An instance reaches
-the gateway of its network and the world outside; neither the outside nor the host reaches an instance, and no
-instance reaches the host. An endpoint is one address: an instance with IPv4 and IPv6 is two.
+All endpoints of a network reach each other. Endpoints of two networks don't, not even those of one tenant. An instance
+reaches the gateway of its network and the outside. Neither the outside nor the host reaches an instance, and no
+instance reaches the host. An endpoint is one address: an instance with IPv4 and IPv6 has two.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from insula.network.fabric import Installed, InstalledPort
 
 
 def pairs(endpoints: Sequence[Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:
-    """(source, target) of all that is asked: from every instance to all, from host and outside to every instance."""
+    """Return all (source, target) to check: every instance to all, and host and outside to every instance."""
     for source in endpoints:
         for target in endpoints:
             if source.version != target.version or source.label == target.label:
@@ -30,7 +30,7 @@ def pairs(endpoints: Sequence[Endpoint]) -> Iterator[tuple[Endpoint, Endpoint]]:
 
 
 def wanted(source: Endpoint, target: Endpoint) -> bool:
-    """May `source` reach `target`?"""
+    """Whether `source` may reach `target`."""
     if source.kind != "instance":
         return False
     if target.kind == "outside":
@@ -39,7 +39,7 @@ def wanted(source: Endpoint, target: Endpoint) -> bool:
 
 
 class InstalledReachability:
-    """Whether one endpoint reaches another by what is installed, provided that no rule has drifted."""
+    """Whether one endpoint reaches another according to the installed state, provided that no rule differs."""
 
     def __init__(self, installed: Iterable[Installed], ports: Iterable[Port]) -> None:
         self._installed = {one.tenant: one for one in installed}
@@ -61,7 +61,7 @@ class InstalledReachability:
         return target.kind == "outside"
 
     def _network(self, endpoint: Endpoint) -> int | None:
-        """The network on whose bridge the instance may use this address."""
+        """Return the network on whose bridge the instance may use this address."""
         port = self._ports.get((endpoint.tenant, endpoint.name))
         if port is None or not port.up or endpoint.address not in (*port.addresses, *port.addresses6):
             return None
@@ -73,7 +73,7 @@ class InstalledReachability:
 
 
 def differences(installed: Installed, networks: Iterable[Network], ports: Iterable[Port]) -> list[str]:
-    """What one tenant has and should not have, or lacks, as text; `ports` are those of running instances."""
+    """Compare the installed state of one tenant with its networks and the ports of its running instances; as text."""
     found: list[str] = []
     there = {network.index: network for network in installed.networks}
     plugged = {port.index: port for port in installed.ports}

@@ -1,8 +1,8 @@
-"""`insula verify`: what tenants asked for, what is installed, and what packets do, side by side.
+"""`insula verify`: compare wanted, installed and measured reachability.
 
-Three independent answers to "may A reach B": `reachability` computes it from the tenants' networks, the fabric reads
-back what the kernel has, and `probe` sends packets. Where they differ, isolation is not what it should be. Inside an
-instance's namespace only its list of devices is read.
+Whether A may reach B is determined in three independent ways: `reachability` computes it from the tenants' networks,
+the fabric reads the installed state from the kernel, and `probe` sends packets. A difference means that isolation is
+broken. Inside an instance's namespace only the list of devices is read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from insula.model.views import Reachability, VerifyReport
 from insula.network import reachability
 from insula.network.endpoints import Endpoint
 from insula.network.fabric import Fabric, Router, Station
-from insula.network.probe import Measurement, Result
+from insula.network.probe import Measurement, ProbeResult
 
 
 def verify(
@@ -26,7 +26,7 @@ def verify(
     ports: Sequence[Port],
     netns: Mapping[int, int],
 ) -> VerifyReport:
-    """The report on all running instances. `netns` has a namespace descriptor for each port, by `Port.index`.
+    """Make the report on all running instances. `netns` has a namespace descriptor for each port, by `Port.index`.
 
     Ports without one are left out. Blocks for about a second.
     """
@@ -66,7 +66,7 @@ def _pairs(stations: Sequence[Station], routers: Sequence[Router]) -> list[tuple
     return [(source, target) for source, target in reachability.pairs(endpoints) if source.tenant in routed]
 
 
-def _cell(source: Endpoint, target: Endpoint, installed: bool, result: Result) -> Reachability:
+def _cell(source: Endpoint, target: Endpoint, installed: bool, result: ProbeResult) -> Reachability:
     detail = result.detail
     if result.reached and not reachability.wanted(source, target):
         detail = f"arrived by {', '.join(result.protocols)}"

@@ -20,14 +20,14 @@ _NETLINK_NETFILTER: Final = 12
 _GETSETELEM: Final = 10 << 8 | 13
 _GETGEN: Final = 10 << 8 | 16
 FIRST_GENERATION: Final = 1
-"""Of a network namespace in which no rule was ever added or removed."""
+"""The generation of a network namespace whose rules were never changed."""
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _KEY, _VALUE = 1, 1
 _GENERATION = 1
 
 
 def generation() -> int:
-    """The number of the rule set in the calling thread's network namespace: each transaction adds one. NetlinkError."""
+    """Return the generation of the calling thread's network namespace, which every transaction of rules increases."""
     with NetlinkSocket(_NETLINK_NETFILTER) as sock:
         answer = sock.get(_GETGEN, struct.pack("!BBH", 0, 0, 0))
     return int.from_bytes(attributes.parse(answer[4:])[_GENERATION], "big")

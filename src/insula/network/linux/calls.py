@@ -1,7 +1,7 @@
-"""Turns of the threads that call a fabric: one at a time for each tenant, and none once the fabric closes.
+"""Serialise the calls of a fabric: one at a time for each tenant, and none after the fabric has closed.
 
-A thread can't be stopped from outside: it goes on when whoever started it was cancelled, or has lost patience. So the
-thread itself holds the lock of the tenant whose handles it uses, and `close` waits until no thread uses any.
+A thread can't be stopped from outside: it continues after its caller was cancelled or timed out. So the thread itself
+holds the lock of the tenant whose handles it uses, and `close` waits until no thread uses any.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 from insula.model.errors import Failed, Unavailable
 
-PATIENCE: Final = 60.0
-"""Seconds that a call waits for the one before it, and `close` for those that run."""
+TIMEOUT: Final = 60.0
+"""Seconds that a call waits for earlier ones, and `close` for running ones."""
 _NOT_OPEN: Final = "networks are not open on this host"
 _CLOSING: Final = "networks are being taken down on this host"
 _HINT: Final = "start insulad, and then this"
 
 
 class Calls:
-    """Counts the calls that run. All are refused before `open` and after `close`."""
+    """The running calls. New ones are refused before `open` and after `close`."""
 
-    def __init__(self, patience: float = PATIENCE) -> None:
-        self._patience = patience
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        self._timeout = timeout
         self._changed = threading.Condition()
         self._running = 0
-        self._queues: dict[str, deque[object]] = {}  # of each tenant; the first runs
+        self._queues: dict[str, deque[object]] = {}  # by tenant; the first call of a queue runs
         self._refusal: str | None = _NOT_OPEN
 
     def open(self) -> None:
@@ -38,20 +38,17 @@ class Calls:
             self._refusal = None
 
     def close(self) -> None:
-        """Refuse new calls, also those that wait for their turn, and wait for the end of those that run.
-
-        Raises Failed if one runs on for too long; calls are refused all the same.
-        """
+        """Refuse new and waiting calls, and wait for running ones. Failed after the timeout; calls stay refused."""
         with self._changed:
             self._refusal = self._refusal or _CLOSING
             self._changed.notify_all()
-            if not self._changed.wait_for(lambda: not self._running, self._patience):
-                what = f"{self._running} changes of networks still run after {self._patience:g} s"
+            if not self._changed.wait_for(lambda: not self._running, self._timeout):
+                what = f"{self._running} changes of networks still run after {self._timeout:g} s"
                 raise Failed(what, "try again, and see insulad's log")
 
     @contextlib.contextmanager
     def any(self) -> Iterator[None]:
-        """A call about the host, or about several tenants. Unavailable once the fabric closes."""
+        """Run a call about the host, or about several tenants. Unavailable when the fabric is closed."""
         with self._changed:
             self._check()
             self._running += 1
@@ -64,9 +61,9 @@ class Calls:
 
     @contextlib.contextmanager
     def of(self, tenant: str) -> Iterator[None]:
-        """A call about one tenant, when those before it have ended, in order. Not to be nested for the same tenant.
+        """Run a call about one tenant after its earlier calls, in order. Can't be nested for one tenant.
 
-        Unavailable once the fabric closes, and if those before it take too long.
+        Unavailable when the fabric is closed, and if the earlier calls take too long.
         """
         with self._changed:
             ticket = object()
@@ -74,7 +71,7 @@ class Calls:
             queue.append(ticket)
         try:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._refusal or queue[0] is ticket, self._patience):
+                if not self._changed.wait_for(lambda: self._refusal or queue[0] is ticket, self._timeout):
                     raise Unavailable(f"networks of tenant {tenant} are still being changed", "try again")
             with self.any():
                 yield
@@ -91,12 +88,12 @@ class Calls:
 
 
 def not_open() -> Unavailable:
-    """The error for a call before `open`."""
+    """Return the error for a call before `open`."""
     return Unavailable(_NOT_OPEN, _HINT)
 
 
-class Called(Protocol):
-    """What has `Calls`."""
+class HasCalls(Protocol):
+    """An object whose methods can be decorated with `about_tenant` and `about_host`."""
 
     _calls: Calls
 
@@ -105,10 +102,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def about_tenant(method: Method) -> Method:
-    """A method whose first argument is a `Tenant`, as a call about that one."""
+    """Decorate a method whose first argument is a `Tenant`: it runs as a call about that tenant."""
 
     @functools.wraps(method)
-    def call(self: Called, tenant: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: HasCalls, tenant: Any, *args: Any, **kwargs: Any) -> Any:
         with self._calls.of(tenant.name):
             return method(self, tenant, *args, **kwargs)
 
@@ -116,10 +113,10 @@ def about_tenant(method: Method) -> Method:
 
 
 def about_host(method: Method) -> Method:
-    """A method as a call about the host."""
+    """Decorate a method: it runs as a call about the host."""
 
     @functools.wraps(method)
-    def call(self: Called, *args: Any, **kwargs: Any) -> Any:
+    def call(self: HasCalls, *args: Any, **kwargs: Any) -> Any:
         with self._calls.any():
             return method(self, *args, **kwargs)
 

@@ -1,12 +1,12 @@
-"""Confinement of a resolver, which parses what hostile instances send: `start`, and the process that it starts.
+"""Start a resolver confined, because it parses packets of hostile instances.
 
-A small Python of its own makes PID, mount, IPC and UTS namespaces (namespaces(7)) and a root of nothing but the
-program, its libraries, two devices and the tenant's names, all read-only. It joins the tenant's control group, becomes
-a user who owns nothing, keeps one capability (port 53), gives up all ways to more rights (PR_SET_NO_NEW_PRIVS), loads
-a filter of system calls (seccomp(2)), and becomes the program, PID 1 in there. It is a process of its own, and no fork
-of insulad, because that has threads, whose locks a fork would copy as they are.
+A small Python process makes PID, mount, IPC and UTS namespaces (namespaces(7)). Its root has only the program, its
+libraries, two devices and the tenant's names, all read-only. It joins the tenant's control group, changes to a user who
+owns no files, keeps one capability (for port 53), disables privilege escalation (PR_SET_NO_NEW_PRIVS), loads a system
+call filter (seccomp(2)) and executes the program as PID 1 of the namespace. It is not a fork of insulad, because a fork
+copies the locks of other threads in their current state.
 
-The first half of this module is for insulad, the second for that process, which imports little.
+The first half of this module is for insulad; the second half is for the small process, and imports little.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 DEVICES: Final = ("/dev/null", "/dev/urandom")
 _KEPT: Final = ("NET_BIND_SERVICE",)
-_PLACE: Final = "/proc"  # where the new root is put together: a directory that every host has, and nothing here needs
-_RLIMITS: Final = (  # kind (getrlimit(2)) and most
-    (1, 0),  # RLIMIT_FSIZE: it writes no file
+_NEW_ROOT: Final = "/proc"  # mount point of the new root: exists on every host, and is not needed here
+_RLIMITS: Final = (  # resource (getrlimit(2)) and limit
+    (1, 0),  # RLIMIT_FSIZE: it writes no files
     (4, 0),  # RLIMIT_CORE
     (6, 1024),  # RLIMIT_NPROC, of its user
-    (7, 4096),  # RLIMIT_NOFILE: it closes all that there can be, one by one, when it starts
+    (7, 4096),  # RLIMIT_NOFILE: at its start it closes every possible descriptor, one by one
     (9, 256 << 20),  # RLIMIT_AS
 )
 _SEPARATOR: Final = "--"
 _NAMESPACES: Final = 0x7E020080
-"""All that clone(2) could make: CLONE_NEWUSER, NEWPID, NEWNET, NEWIPC, NEWUTS, NEWCGROUP, NEWNS, NEWTIME."""
+"""The namespace flags of clone(2): CLONE_NEWUSER, NEWPID, NEWNET, NEWIPC, NEWUTS, NEWCGROUP, NEWNS, NEWTIME."""
 _CALLS: Final = """
     read readv pread64 write writev close close_range lseek open openat fcntl dup dup2 dup3 pipe pipe2
     stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getdents64 getcwd chdir umask
@@ -53,10 +53,10 @@ _CALLS: Final = """
 
 
 def system_calls() -> bytes:
-    """The filter: what dnsmasq(8) needs to answer names. Any other call fails with EPERM.
+    """Compile the filter: it allows the calls that dnsmasq(8) needs. Any other call fails with EPERM.
 
-    Sockets are those of IP, and rtnetlink's; a process is forked without new namespaces. execve(2) is how the program
-    begins; later it could only begin again, for there is no other program in its root.
+    Allowed are IP and rtnetlink sockets, and processes without new namespaces. execve(2) starts the program; later it
+    could only start the same program again, because the root has no other.
     """
     from insula.kernel.seccomp import compiler
 
@@ -71,7 +71,7 @@ def system_calls() -> bytes:
         *(allow("socket", args=[argument(0, family)]) for family in (2, 10)),  # AF_INET, AF_INET6
         allow("socket", args=[argument(0, 16), argument(2, 0)]),  # AF_NETLINK, NETLINK_ROUTE
         allow("clone", args=[argument(0, _NAMESPACES, "SCMP_CMP_MASKED_EQ", 0)]),
-        # its flags are in memory, where a filter doesn't see them; libc falls back to clone
+        # its flags are in memory, which a filter can't read; libc falls back to clone
         {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
     ]
     return compiler.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules})
@@ -82,10 +82,10 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start `command` as `user` in the caller's network namespace; its standard error is a pipe.
 
-    `readable` are files and directories that it can read, the program and its libraries among them. `groups` are
+    `readable` are the files and directories in its root, including the program and its libraries. `groups` are
     descriptors of `Cgroup.open`, and `calls` is a compiled filter. `lock` is a descriptor that the program inherits.
-    The process that is returned prints the PID of the program on its standard output and ends at once; if that printed
-    nothing, the standard error tells why.
+    The returned process prints the program's PID on its standard output and ends; if it prints nothing, its standard
+    error has the reason.
     """
     import subprocess
 
@@ -111,11 +111,11 @@ def start(
         os.close(compiled)
 
 
-# -- the process that becomes the program ------------------------------------------------------------------------
+# -- the process that executes the program -----------------------------------------------------------------------
 
 
 def main() -> None:
-    """Print the PID of a child in new namespaces, which becomes the program. Arguments are as `start` gives them."""
+    """Fork a child into new namespaces, which executes the program, and print its PID. Arguments are from `start`."""
     user, compiled, lock, numbers, *rest = sys.argv[1:]
     end = rest.index(_SEPARATOR)
     readable, command = rest[:end], rest[end + 1 :]
@@ -124,13 +124,13 @@ def main() -> None:
         if child := os.fork():
             print(child, flush=True)
             return
-        os.dup2(0, 1)  # so that the pipe ends with us
+        os.dup2(0, 1)  # close the pipe: the reader sees its end when the parent exits
         os.setsid()
         for number in filter(None, numbers.split(",")):
             os.write(int(number), b"0")
         calls = os.pread(int(compiled), os.fstat(int(compiled)).st_size, 0)
         _enter_root(readable)
-        _give_up(int(user))
+        _drop_privileges(int(user))
         syscalls.close_range(3, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
         os.set_inheritable(int(lock), True)
         seccomp_load.load(calls)
@@ -141,14 +141,14 @@ def main() -> None:
 
 
 def _enter_root(readable: Sequence[str]) -> None:
-    """Make a root of nothing but these and `DEVICES`, each at its own path, and leave the host's."""
+    """Make a root with only these paths and `DEVICES`, and enter it with pivot_root(2)."""
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount(
-        "tmpfs", _PLACE, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, "size=64k,mode=755"
+        "tmpfs", _NEW_ROOT, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, "size=64k,mode=755"
     )
     common = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
     for path in (*DEVICES, *readable):
-        inside = _PLACE + path
+        inside = _NEW_ROOT + path
         if os.path.isdir(path):
             os.makedirs(inside, 0o755, exist_ok=True)
         else:
@@ -157,15 +157,15 @@ def _enter_root(readable: Sequence[str]) -> None:
         syscalls.mount(path, inside, None, syscalls.MS_BIND)
         more = syscalls.MOUNT_ATTR_NOEXEC if path in DEVICES else syscalls.MOUNT_ATTR_NODEV
         syscalls.mount_setattr(syscalls.AT_FDCWD, inside, set_=common | more, flags=0)
-    syscalls.mount_setattr(syscalls.AT_FDCWD, _PLACE, set_=common, flags=0)
-    os.chdir(_PLACE)
+    syscalls.mount_setattr(syscalls.AT_FDCWD, _NEW_ROOT, set_=common, flags=0)
+    os.chdir(_NEW_ROOT)
     syscalls.pivot_root(".", ".")
     syscalls.umount2(".", syscalls.MNT_DETACH)
     os.chdir("/")
 
 
-def _give_up(user: int) -> None:
-    """Become a user and group, with one capability, bounded resources, and no way to more rights."""
+def _drop_privileges(user: int) -> None:
+    """Set resource limits, change to a user and group, keep one capability, and set no_new_privs."""
     for kind, most in _RLIMITS:
         _, hard = syscalls.prlimit(kind)
         syscalls.prlimit(kind, (min(most, hard), min(most, hard)))

@@ -1,13 +1,13 @@
 """Deletion of network devices in the background, in groups.
 
-Unregistering a device waits until nobody can hold it any more: for a grace period of RCU and then for all callbacks
-of it (rcu_barrier() in netdev_run_todo(), net/core/dev.c), 15 ms and more. Nobody need wait for that once the rules let
-nothing of the device through. So a device that goes is only marked, by its *group* (ip-link(8)), and one thread deletes
-whole groups: their devices wait together.
+Unregistering a device waits for an RCU grace period and then for all RCU callbacks (rcu_barrier() in netdev_run_todo(),
+net/core/dev.c), which takes 15 ms or more. Callers need not wait for that once the rules drop all packets of the
+device. So a device to be deleted is only marked, by its *group* (ip-link(8)), and one thread deletes whole groups,
+whose devices share the wait.
 
-All that time the kernel holds the one lock that every change of a network needs (rtnl_lock()), and a port of a bridge
-takes milliseconds of it even in a group. So groups are small, and the thread rests as long as it worked: a launch while
-a thousand others go waits for a few of them, not for all.
+Meanwhile the kernel holds the lock that every network change needs (rtnl_lock()), for milliseconds for each bridge port
+even in a group. So groups are small, and after each the thread sleeps for as long as the deletion took: a launch during
+the deletion of a thousand devices waits for a few of them, not for all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TOGETHER: Final = 8
 
 
 def group_of(count: int) -> int:
-    """The group of the `count`th port that was marked; a few have the same."""
+    """Return the group of the `count`th port that is marked; eight successive ports have the same."""
     return _GONE + count // _TOGETHER % _GROUPS
 
 
@@ -36,11 +36,11 @@ def is_gone(group: int) -> bool:
 
 class MarkedDevices(Protocol):
     def delete_marked(self) -> bool:
-        """Delete the devices of one group; whether there are more."""
+        """Delete the devices of one group; returns whether there are more groups."""
 
 
 class DeferredDeletion:
-    """One thread, from the first need on; `close` waits for what it is doing."""
+    """A thread that deletes marked devices, started when first needed; `close` waits for the current deletion."""
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[MarkedDevices | None] = queue.SimpleQueue()
@@ -49,7 +49,7 @@ class DeferredDeletion:
         self._lock = threading.Lock()
 
     def wake(self, marked: MarkedDevices) -> None:
-        """Delete what is marked there, soon."""
+        """Schedule the deletion of marked devices."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="insula-deletion", daemon=True)
@@ -67,7 +67,7 @@ class DeferredDeletion:
 
     def _work(self) -> None:
         while (marked := self._waiting.get()) is not None:
-            with self._lock:  # what is marked from here on wakes us again
+            with self._lock:  # devices marked after this schedule another run
                 self._pending.discard(marked)
             while self._thread and self._delete(marked):
                 pass
@@ -76,8 +76,8 @@ class DeferredDeletion:
         started = time.monotonic()
         try:
             more = marked.delete_marked()
-        except Exception:  # the next sweep finds what is left; others wait for this thread
-            log.exception("devices that should go stay for now")
+        except Exception:  # the next `apply` deletes them; the thread must go on for other tenants
+            log.exception("cannot delete network devices; the next repair tries again")
             return False
         if more:
             time.sleep(time.monotonic() - started)

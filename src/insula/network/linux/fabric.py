@@ -1,4 +1,4 @@
-"""`LinuxFabric`: the Fabric protocol over tenants' namespaces, the resolver and the host's own part."""
+"""`LinuxFabric`: the implementation of the Fabric protocol with network namespaces."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ from insula.network.linux.sysctl import HostSettings
 from insula.network.linux.tenant import TenantNamespace, recording
 
 _NEIGHBOURS = ("ipv4/neigh/default/gc_thresh", "ipv6/neigh/default/gc_thresh")
-_LEAST, _MOST, _SHARE = 1 << 16, 1 << 18, 1 << 16  # entries of the neighbour tables; one for each 64 KiB of memory
+_LEAST, _MOST = 1 << 16, 1 << 18  # entries of the neighbour tables
+_MEMORY_PER_ENTRY = 1 << 16  # bytes of the host's memory
 
 
 class LinuxFabric:
-    """Tenants' networks in namespaces of this host.
+    """Tenants' networks in network namespaces of this host.
 
-    `run` is a directory for what must not outlive a reboot. `range4` and `range6` hold the uplinks' addresses.
-    `resolvers` are the name servers that tenants' questions go to: None means the host's, () means nobody.
-    `groups` is the control group below which each tenant has its own, by name: what works for a tenant is in there.
-    The host's namespace is the one of the thread that calls `open`.
+    `run` is a directory on a file system that is empty after a reboot. `range4` and `range6` are the ranges of the
+    uplinks' addresses. `resolvers` are the upstream name servers: None means the host's, () none. `groups` is the
+    parent of the tenants' control groups, in which their resolvers run. The host's namespace is that of the thread
+    that calls `open`.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class LinuxFabric:
         self._tenants: dict[str, TenantNamespace] = {}
         self._deletion = DeferredDeletion()
         self._calls = Calls()
-        self._lock = threading.Lock()  # of `_tenants`
+        self._lock = threading.Lock()  # for `_tenants`
         self._ipv6 = os.path.exists("/proc/sys/net/ipv6")
         self._host: Rtnl | None = None
         self._host_nft: Nft | None = None
@@ -71,25 +72,25 @@ class LinuxFabric:
     # -- the host ------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Make the host's table and let the host forward."""
+        """Install the host's table, and enable forwarding on the host."""
         if os.geteuid() != 0:
             raise Unavailable("networks need root", "start insulad as root")
-        for directory in (self._run, self._records):  # what is here tells of all tenants
+        for directory in (self._run, self._records):  # readable by root only: it has data of all tenants
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o700)
         if namespaces.prepare_directory():
             (self._run / "directory").touch()
         if self._host is None:
             self._host, self._host_nft = Rtnl(), Nft()
-            with contextlib.suppress(OSError):  # a kernel without bpf(2): nothing is announced
+            with contextlib.suppress(OSError):  # a kernel without bpf(2): address changes are not announced
                 self._injector = Injector()
         self._ensure_host()
         self._calls.open()
 
     def close(self) -> None:
-        """Release handles; what is installed stays. Calls that run end before, and any others are refused.
+        """Wait for running calls and release all handles; the installed state stays. New calls are refused.
 
-        Raises Failed if one runs on for too long; then nothing is released.
+        Failed if a call runs for too long; then nothing is released.
         """
         self._calls.close()
         self._release()
@@ -112,30 +113,30 @@ class LinuxFabric:
         if self._servers and all(":" in server for server in self._servers):
             self._forward(6)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        hard = min(max(memory // _SHARE, _LEAST), _MOST)
+        hard = min(max(memory // _MEMORY_PER_ENTRY, _LEAST), _MOST)
         for name in _NEIGHBOURS:  # all namespaces share these tables: see `tenant.RETRANSMIT`
             self._settings.at_least(f"{name}3", hard)
             self._settings.at_least(f"{name}2", hard // 4)
 
     def _forward(self, version: int) -> None:
-        """Let the host forward packets of an IP version, for tenants and not between its own devices."""
+        """Enable forwarding of an IP version on the host, for tenants and not between the host's own devices."""
         _, nft = self._handles()
         rules.install(nft, self.naming.prefix, ("inet",), self._host_rules(version))
         self._settings.forward(version)
 
     def _host_rules(self, about: int | None = None) -> str:
-        """The host's rules; `about` is the IP version that is about to be forwarded."""
+        """Return the host's rules; `about` is an IP version for which forwarding is about to be enabled."""
         versions = [v for v in (4, 6) if v == about or sysctl.read(sysctl.FORWARDING[v]) == "1"]
         return rules.host_rules(self.naming, self._servers, {v: self._settings.closed(v) for v in versions})
 
     @property
     def reserved(self) -> Sequence[str]:
-        """Ranges that no network may overlap: the uplinks'."""
+        """The uplinks' ranges, which no network may overlap."""
         return str(self.naming.range4), str(self.naming.range6)
 
     @about_host
     def host_drift(self) -> list[str]:
-        """What differs in the host's own namespace, as text."""
+        """Return differences in the host's own namespace, as text."""
         _, nft = self._handles()
         wanted = self._host_rules()
         return list(readback.rule_drift(nft, self.naming.prefix, ("inet",), wanted))
@@ -148,7 +149,7 @@ class LinuxFabric:
     # -- tenants -------------------------------------------------------------------------------------------------
 
     def apply(self, intent: TenantIntent) -> dict[str, InsulaError]:
-        """Namespace, settings, rules, uplink, resolver, bridges, what is plugged in, and names."""
+        """Install the tenant's namespace, settings, rules, uplink, resolver, bridges, ports and names."""
         with self._calls.of(intent.tenant.name):
             return self._apply(intent)
 
@@ -159,8 +160,8 @@ class LinuxFabric:
         namespaces.create(self.naming.namespace(tenant.name))
         namespace = self._tenant(tenant)
         with recording(errors, "tenant"), contextlib.ExitStack() as starting:
-            with recording(errors, "tenant"):  # it starts while the rest is made
-                starting.enter_context(self._resolver.ensuring(tenant, namespace.netns, self._asked(tenant)))
+            with recording(errors, "tenant"):  # the resolver starts while the rest is made
+                starting.enter_context(self._resolver.ensuring(tenant, namespace.netns, self._upstream(tenant)))
             with recording(errors, "tenant"):
                 namespace.ensure(host, ipv6=self._ipv6)
             namespace.apply(intent, self._prepare, errors)
@@ -170,7 +171,7 @@ class LinuxFabric:
         return errors
 
     def _prepare(self, network: Network) -> None:
-        """Let the host forward what the network needs. Unavailable if it can't."""
+        """Enable forwarding on the host as the network needs it. Unavailable if the host can't."""
         if network.gateway6:
             if not self._ipv6:
                 raise Unavailable("this host's kernel has no IPv6", "make the network without an IPv6 subnet")
@@ -179,7 +180,7 @@ class LinuxFabric:
 
     @about_tenant
     def remove(self, tenant: Tenant) -> None:
-        """Resolver, uplink, namespace, in this order: nothing may hold the namespace when its name goes."""
+        """Remove resolver, uplink and namespace in this order: the namespace ends only when nothing refers to it."""
         self._remove_tenant(tenant.name, tenant.index)
 
     def _remove_tenant(self, name: str, index: int) -> None:
@@ -193,32 +194,33 @@ class LinuxFabric:
         namespaces.remove(self.naming.namespace(name))
         (self._records / name).unlink(missing_ok=True)
 
-    def _asked(self, tenant: Tenant) -> list[str]:
-        """Where the tenant's resolver asks: at the host's end of its uplink, from where the host's rules lead on."""
+    def _upstream(self, tenant: Tenant) -> list[str]:
+        """Return the upstream servers of the tenant's resolver: ports at the host's end of its uplink, which the host's
+        rules translate to the name servers."""
         (host, _), (host6, _) = self.naming.addresses(tenant.index)
-        ports = enumerate(self._servers, rules.FIRST_QUESTION_PORT)
+        ports = enumerate(self._servers, rules.FIRST_DNS_PORT)
         return [f"{host6 if ':' in server else host}#{port}" for port, server in ports]
 
     def _record(self, tenant: Tenant) -> None:
-        """Write down that we are about to make this tenant: after a crash `sweep` knows what is ours."""
+        """Record that this tenant is about to be made, so that `sweep` can remove it after a crash."""
         record = self._records / tenant.name
         if not record.exists():
             draft = self._run / f"{tenant.name}.new"
             draft.write_text(json.dumps({"index": tenant.index}))
             draft.rename(record)
 
-    def _check_made(self, tenant: Tenant) -> None:
-        """Names of a tenant that was removed meanwhile would be left behind. Raises NotFound."""
+    def _check_recorded(self, tenant: Tenant) -> None:
+        """Check that the tenant was not removed meanwhile, or its names would be left behind. NotFound."""
         if not (self._records / tenant.name).exists():
             raise _no_namespace(tenant)
 
     def _recorded(self) -> dict[str, int]:
-        """Index by name of all tenants that we have made, or were about to."""
+        """Return the index by name of all recorded tenants."""
         found = {}
         for path in self._records.iterdir():
             try:
                 found[path.name] = int(json.loads(records.read(path))["index"])
-            except (OSError, ValueError, KeyError, TypeError):  # it is written again, if there is such a tenant
+            except (OSError, ValueError, KeyError, TypeError):  # `apply` writes it again if the tenant exists
                 trees.remove(path)
         return found
 
@@ -240,19 +242,19 @@ class LinuxFabric:
 
     @about_tenant
     def plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic) -> None:
-        """Give a network namespace its eth0 on the network; other kinds of nic are refused."""
+        """Connect a network namespace to the network by its eth0; other kinds of nic are refused (Unavailable)."""
         if not isinstance(nic, NetnsNic):
             kind = "a tap device" if isinstance(nic, TapNic) else "a virtual function"
-            raise Unavailable(f"{port.instance} has {kind}, which the linux fabric can't plug in", "use a container")
-        self._check_made(tenant)
+            raise Unavailable(f"{port.instance} has {kind}, which the linux fabric does not support", "use a container")
+        self._check_recorded(tenant)
         self._tenant(tenant).plug(network, port, nic.fd)
         self._resolver.add_name(tenant, port.instance, addresses(port))
 
     @about_tenant
     def unplug(self, tenant: Tenant, network: Network, port: Port) -> None:
-        """Nothing passes the port any more, and its device goes soon."""
+        """Block the port's packets now, and schedule the deletion of its device."""
         self._resolver.remove_name(tenant.name, port.instance, addresses(port))
-        with contextlib.suppress(NotFound):  # the namespace is gone with all that was in it
+        with contextlib.suppress(NotFound):  # the namespace is gone with everything in it
             namespace = self._tenant(tenant)
             namespace.unplug(network, port)
             self._deletion.wake(namespace)
@@ -261,7 +263,7 @@ class LinuxFabric:
 
     @about_tenant
     def status(self, tenant: Tenant, network: Network) -> NetworkStatus:
-        """Ready when the gateway has its addresses and the resolver answers there."""
+        """Return the status of a network: ready if the gateway has its addresses and the resolver answers there."""
         try:
             namespace = self._tenant(tenant)
         except NotFound as error:
@@ -283,7 +285,7 @@ class LinuxFabric:
 
     @about_tenant
     def installed(self, tenant: Tenant) -> Installed:
-        """Read back from the kernel."""
+        """Read the installed state of a tenant from the kernel."""
         try:
             namespace = self._tenant(tenant)
         except NotFound as error:
@@ -291,21 +293,21 @@ class LinuxFabric:
                 tenant=tenant.name, namespace=False, networks=[], ports=[], rules="", drift=[error.message]
             )
         found = readback.read(namespace, ipv6=self._ipv6)
-        if not self._resolver.running(tenant, namespace.netns, self._asked(tenant)):
+        if not self._resolver.running(tenant, namespace.netns, self._upstream(tenant)):
             found.drift.append("the resolver does not run")
         return found
 
     @about_tenant
     def traffic(self, tenant: Tenant, ports: Iterable[Port]) -> dict[int, tuple[int, int]]:
-        """As our end of each pair counts it: nobody inside can reset or hide that."""
+        """Return the counters of the host's end of each pair, which an instance can't reset or bypass."""
         rtnl = self._tenant(tenant).rtnl
         counted = ((port.index, rtnl.byte_counters(naming.port_index(port.index))) for port in ports)
-        # what it has sent we have received
+        # bytes that the instance sent were received by the host's end
         return {index: (found[1], found[0]) for index, found in counted if found}
 
     @about_tenant
     def probe_points(self, tenant: Tenant, networks: Sequence[Network], ports: Sequence[Port]) -> ProbePoints:
-        """The tenant's namespace, and the host's ends of its ports and of its uplink."""
+        """Return the tenant's namespace, and the host's ends of its ports and of its uplink."""
         namespace, by_name = self._tenant(tenant), {network.name: network for network in networks}
         (host, _), (host6, _) = self.naming.addresses(tenant.index)
         versions = 2 if self._ipv6 else 1
@@ -324,7 +326,7 @@ class LinuxFabric:
 
     @about_host
     def strange_devices(self, ports: Mapping[int, int], owners: Sequence[Port]) -> list[str]:
-        """What leads out of instances' namespaces beside their ports."""
+        """Find devices other than ports that lead out of instances' namespaces."""
         with contextlib.ExitStack() as stack:
             tenants: dict[str, int] = {}
             for name in {port.tenant for port in owners}:
@@ -337,7 +339,7 @@ class LinuxFabric:
 
     @about_host
     def sweep(self, keep: Iterable[Tenant]) -> None:
-        """Remove what is ours and of none of these tenants."""
+        """Remove everything that this fabric made for tenants other than these."""
         self._sweep(keep, self._calls.of)
 
     def _sweep(self, keep: Iterable[Tenant], turn: Callable[[str], contextlib.AbstractContextManager[None]]) -> None:
@@ -357,10 +359,9 @@ class LinuxFabric:
                 host.execute(netlink.delete_link(index=link.index))
 
     def teardown(self) -> None:
-        """Remove everything of ours from this host, and put its settings back.
+        """Wait for running calls, remove everything of this fabric from the host, and restore the host's settings.
 
-        Calls that run end before, and any others are refused. Raises Failed if one runs on for too long: it may be
-        called again, then and after any other failure.
+        New calls are refused. Failed if a call runs for too long; `teardown` may be called again after any failure.
         """
         _, nft = self._handles()
         self._calls.close()
@@ -375,9 +376,9 @@ class LinuxFabric:
 
 
 def _station(namespace: TenantNamespace, network: Network, port: Port) -> Station:
-    """A port's probe point. What follows from a change of its carrier is done."""
+    """Return a port's probe point, after a pending change of its carrier has been processed."""
     device = naming.port(port.index)
-    with contextlib.suppress(OSError):  # it is missing, which `installed` tells
+    with contextlib.suppress(OSError):  # the device is missing, which `installed` reports
         namespace.rtnl.sync_carrier(device)
     return Station(
         endpoints=tuple(endpoints.of_port(port, network)),
@@ -390,4 +391,4 @@ def _station(namespace: TenantNamespace, network: Network, port: Port) -> Statio
 
 
 def _no_namespace(tenant: Tenant) -> NotFound:
-    return NotFound(f"tenant {tenant.name} has no network namespace", "insulad makes it: see `insula status`")
+    return NotFound(f"tenant {tenant.name} has no network namespace", "insulad will make it; see `insula status`")

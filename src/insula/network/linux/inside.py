@@ -1,8 +1,8 @@
-"""The devices in an instance's own namespace: what leads out of it beside its port.
+"""Find devices in an instance's namespace that bypass its port.
 
-An instance has loopback and eth0, the other end of its port. It may make more, and lead them into namespaces of its own
-(containers in a container). A device that leads to the host, to a tenant's router or to another instance is nothing
-that it could make: somebody has joined what should be apart, where no rule of ours sees the packets.
+An instance has loopback and eth0, the other end of its port. It may make more devices, and connect them to namespaces
+of its own (containers in a container). It can't make a device that leads to the host, to a tenant's router or to
+another instance. If there is one, somebody has joined the two from the host, and packets through it pass no rules.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ _LOOPBACK = 1
 
 
 def strange_devices(ports: Mapping[int, int], owners: Sequence[Port], tenants: Mapping[str, int]) -> list[str]:
-    """What is wrong with devices inside instances, as text. `ports` are descriptors of the instances' namespaces by the
-    index of the port, `tenants` those of the tenants' namespaces."""
+    """Return the wrong devices inside instances, as text.
+
+    `ports` has descriptors of the instances' namespaces by the index of the port, `tenants` those of the tenants'
+    namespaces by name.
+    """
     host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         known = {"the host": host, **{f"tenant {name}": netns for name, netns in tenants.items()}}
@@ -46,15 +49,15 @@ def _of_instance(port: Port, netns: int, known: Mapping[str, int]) -> Iterator[s
 
 
 def _is_own(link: Link, port: Port, router: int | None) -> bool:
-    """Whether it is the port's other end."""
+    """Whether a link is the other end of the instance's port."""
     there = link.peer == naming.port_index(port.index) and link.namespace == router
     return link.kind == "veth" and router is not None and there
 
 
 def _leads_to(link: Link, rtnl: Rtnl, known: Mapping[str, int]) -> str | None:
-    """To whose namespace a device leads, if it is one of these; a device of hardware leads out of the host."""
+    """Return the owner of the namespace that a device leads to, if it is known; a physical device leads outside."""
     if not link.kind:
-        return "the world: it is hardware"
+        return "the outside: it is a physical device"
     if link.namespace is None:
         return None
-    return next((who for who, netns in known.items() if rtnl.namespace_number(netns) == link.namespace), None)
+    return next((owner for owner, netns in known.items() if rtnl.namespace_number(netns) == link.namespace), None)

@@ -1,6 +1,6 @@
-"""Network namespaces that outlive processes, as ip-netns(8) keeps them: bind mounts under /run/netns.
+"""Named network namespaces, which outlive processes: bind mounts under /run/netns, as ip-netns(8) makes them.
 
-A namespace lives as long as a process, a descriptor or a mount holds it.
+A namespace lives as long as a process, a descriptor or a mount refers to it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ DIRECTORY = Path("/run/netns")
 
 
 def open_named(path: Path) -> int | None:
-    """A descriptor of the namespace kept at `path`, None if there is none."""
+    """Open the namespace mounted at `path`; None if there is none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     if os.fstat(fd).st_dev == os.stat(OWN).st_dev:  # nsfs has one device number
         return fd
-    os.close(fd)  # the file is there, but nothing is mounted on it: we were killed between the two
+    os.close(fd)  # the file exists and nothing is mounted on it: insulad was killed between the two steps
     return None
 
 
 def exists(path: Path) -> bool:
-    """Whether a namespace is kept at `path`."""
+    """Whether a namespace is mounted at `path`."""
     fd = open_named(path)
     if fd is not None:
         os.close(fd)
@@ -35,14 +35,14 @@ def exists(path: Path) -> bool:
 
 
 def create(path: Path) -> None:
-    """Keep a new namespace at `path` unless there is one. `DIRECTORY` must be prepared."""
+    """Mount a new namespace at `path` unless there is one. `DIRECTORY` must be prepared."""
     if not exists(path):
         path.touch(mode=0o444)
         call_in_new(lambda: syscalls.mount(OWN, path, None, syscalls.MS_BIND))
 
 
 def remove(path: Path) -> None:
-    """Let go of the namespace kept at `path`; it ends when no process and no descriptor holds it either."""
+    """Unmount the namespace at `path`; it ends when no process and no descriptor refers to it either."""
     while (fd := open_named(path)) is not None:
         os.close(fd)
         syscalls.umount2(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
@@ -50,7 +50,7 @@ def remove(path: Path) -> None:
 
 
 def prepare_directory() -> bool:
-    """Make /run/netns a shared mount as ip-netns(8) does, else it would do so later on top of ours. True if we did."""
+    """Make /run/netns a shared mount, or ip-netns(8) would do so later over our mounts. True if it was not one."""
     DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         syscalls.mount(None, DIRECTORY, None, syscalls.MS_SHARED | syscalls.MS_REC)
@@ -62,7 +62,7 @@ def prepare_directory() -> bool:
 
 
 def release_directory() -> None:
-    """Undo `prepare_directory` unless somebody else keeps a namespace there."""
+    """Undo `prepare_directory` unless another program's namespace is mounted there."""
     if DIRECTORY.is_dir() and not any(DIRECTORY.iterdir()):
         syscalls.umount2(DIRECTORY, syscalls.UMOUNT_NOFOLLOW)
         if not any(DIRECTORY.iterdir()):

@@ -1,7 +1,7 @@
-"""Names, indices and addresses of what the fabric makes, all derived from the small index numbers of the model.
+"""Names, interface indices and addresses of the fabric's devices, derived from the index numbers of the model.
 
-A device's name has at most 15 characters (IFNAMSIZ). Inside a tenant's namespace also the kernel's interface indices
-are chosen by us, so that a message may refer to a device that an earlier message in the same batch makes.
+A device's name has at most 15 characters (IFNAMSIZ). The interface indices in a tenant's namespace are chosen here, so
+that a netlink message can refer to a device that is created by an earlier message of the same batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from insula.model.units import shorten
 UPLINK: Final = "uplink"  # in the tenant's namespace
 MTU: Final = 1500  # of the uplinks
 MAX_PORTS: Final = 1023  # of a bridge (BR_MAX_PORTS in net/bridge/br_private.h, without number 0)
-_NETWORKS, _PORTS = 1_000_000_000, 2_000_000_000  # where the interface indices of bridges and ports begin
+_NETWORKS, _PORTS = 1_000_000_000, 2_000_000_000  # the first interface indices of bridges and of ports
 _PREFIX = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
@@ -44,14 +44,17 @@ def port_index(index: int) -> int:
 
 
 def number(name: str, head: str) -> int | None:
-    """The index in a device's name, None if it is another kind of device."""
+    """Return the index in a device's name that begins with `head`; None for other names."""
     digits = name.removeprefix(head)
     return int(digits) if digits != name and digits.isascii() and digits.isdigit() else None
 
 
 @dataclass(frozen=True)
 class Naming:
-    """`range4` and `range6` hold the uplinks: two addresses a tenant, the even one the host's (RFC 3021, RFC 6164)."""
+    """The prefix of names, and the ranges of the uplinks' addresses.
+
+    Each uplink has two addresses, of which the even one is the host's (RFC 3021, RFC 6164).
+    """
 
     prefix: str
     range4: IPv4Network
@@ -63,7 +66,7 @@ class Naming:
 
     @property
     def uplinks(self) -> str:
-        """How the names of all uplinks begin in the host's namespace."""
+        """The common prefix of the uplinks' names in the host's namespace."""
         stem = self.prefix
         if len(stem) > 7:
             stem = f"{stem[:2]}{zlib.crc32(stem.encode()) & 0xFFFFF:05x}"
@@ -73,7 +76,7 @@ class Naming:
         return f"{self.uplinks}{tenant}"
 
     def addresses(self, tenant: int) -> tuple[tuple[str, str], tuple[str, str]]:
-        """((host's, tenant's) IPv4, (host's, tenant's) IPv6) of a tenant's uplink."""
+        """Return ((host's, tenant's) IPv4, (host's, tenant's) IPv6) addresses of a tenant's uplink."""
         for key, range_ in (("range4", self.range4), ("range6", self.range6)):
             if 2 * tenant + 1 >= range_.num_addresses:
                 raise Invalid(

@@ -1,12 +1,12 @@
-"""A bound on the neighbours that an instance can have the kernel look for: rules in its own network namespace.
+"""A limit on the neighbours that an instance makes the kernel resolve: rules in its own network namespace.
 
-All namespaces of a host share the kernel's neighbour tables (arp(7), gc_thresh3), and an entry that waits for an answer
-can't be taken out of them. Before a packet makes an entry, these rules put its next hop into a set with a size; once
-that is full, what is for other next hops is dropped: send(2) says EPERM. The gateway, whose entry is permanent, and
-groups, whose entries can be taken out, are not counted. A next hop is forgotten 10 s after the last packet to it.
+All namespaces of a host share the kernel's neighbour tables (arp(7), gc_thresh3), and an entry that waits for a reply
+can't be evicted. Before a packet makes an entry, these rules add its next hop to a set of limited size. When the set is
+full, packets to other next hops are dropped, and send(2) fails with EPERM. The gateway has a permanent entry, and
+entries of multicast groups can be evicted, so neither is counted. A next hop leaves the set 10 s after its last packet.
 
-A bridge has at most 1,023 ports, so all that answer have their place: one IPv4 address each, two of IPv6.
-Who has CAP_NET_ADMIN in the namespace can remove the rules.
+A bridge has at most 1,023 ports, so the set has room for all of them: one IPv4 and two IPv6 addresses each. A process
+with CAP_NET_ADMIN in the namespace can remove the rules.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ table inet {table} {{
 
 
 def bound(table: str, device: str, gateways: Sequence[str]) -> None:
-    """Install the rules in the calling thread's network namespace if nobody has ever changed its rules.
+    """Install the rules in the calling thread's network namespace if it never had any rules.
 
-    `device` leads to the gateways. An instance that has run may have rules of its own, without end: none of these is
+    `device` leads to the gateways. An instance that has run may have any number of rules of its own, so they are not
     read. OSError.
     """
     if nftables_dump.generation() != nftables_dump.FIRST_GENERATION:
@@ -57,7 +57,7 @@ def bound(table: str, device: str, gateways: Sequence[str]) -> None:
 
 
 def text(table: str, device: str, gateways: Sequence[str]) -> str:
-    """The rules."""
+    """Return the rules as text."""
     known = (f"rt {'ip6' if ':' in gateway else 'ip'} nexthop {gateway} accept" for gateway in gateways)
     return _RULES.format(
         table=table, device=device, most4=MOST4, most6=MOST6, seconds=SECONDS, gateways="\n        ".join(known)

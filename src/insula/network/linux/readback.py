@@ -1,8 +1,7 @@
-"""Reading back what the kernel has of a tenant, and saying where it differs from what the fabric installs.
+"""Read the installed state of a tenant from the kernel, and report differences from what the fabric installs.
 
-Only what is true of any tenant is judged here: rules, settings, and that devices, addresses, forwarding entries and
-rule elements belong together. Whether the right networks and ports are there
-`insula.network.reachability` says.
+Checked here is what holds for any tenant: rules, settings, and that devices, addresses, forwarding entries and set
+elements are consistent. `insula.network.reachability` checks whether the right networks and ports exist.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from insula.network.linux.tenant import FAMILIES, TenantNamespace
 
 
 def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
-    """Everything of the tenant, with drift."""
+    """Read the installed state of the tenant, with differences."""
     links = {link.index: link for link in namespace.rtnl.links() if not is_gone(link.group)}
     elements = namespace.elements()
     addresses = defaultdict(list)
@@ -62,7 +61,7 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
 
 
 def rule_drift(nft: Nft, table: str, families: tuple[str, ...], wanted: str) -> Iterator[str]:
-    """Lines of our tables that are missing or in excess. Tables of somebody else are not looked at."""
+    """Return missing and added lines of our tables. Other tables are ignored."""
     reference = rules.as_listed(wanted, table)
     for family in families:
         was = [line.strip() for line in reference[family].splitlines()]
@@ -150,7 +149,7 @@ def _port_drift(ports: list[InstalledPort], links: dict[int, Link], forwarding: 
 
 
 def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> Iterator[str]:
-    """Elements of devices that don't exist: a device of that name would be let through."""
+    """Return unknown devices, and devices that set elements allow although they don't exist."""
     names = {link.name for link in links.values()}
     for device in sorted({element[0] for some in elements.values() for element in some} - names):
         yield f"rule elements of {device}, which does not exist"

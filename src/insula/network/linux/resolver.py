@@ -1,16 +1,17 @@
-"""Names of instances: one dnsmasq(8) in each tenant's namespace, listening at the gateways of all its networks.
+"""DNS for instances: one dnsmasq(8) in each tenant's namespace, which listens at the gateways of all its networks.
 
-It reads names from a directory that it watches (inotify), so that a new instance costs a small file and no restart:
-names are spread over files by a checksum, because a file that changes is read as a whole.
-It answers `web` and `web.<tenant>.internal`, never asks anybody else about `.internal` or about bare names, and
-forwards the rest to the host's end of the tenant's uplink, from where the host's rules lead to the host's resolvers:
-their addresses may be among those of the tenant's own networks. `--bind-dynamic` makes it listen on bridges that
-appear later.
+It answers `web` and `web.<tenant>.internal`. It never forwards queries for `.internal` or for names without a dot.
+Other queries go to the host's end of the tenant's uplink, where the host's rules translate them to the host's name
+servers: a tenant's own network may have the servers' addresses.
 
-It says on its standard error when it has started; nobody hears what it says later. It is known by its exact arguments,
-its user and its network namespace, never by its name alone, and it is signalled through a pidfd. A process that is
-between fork(2) and execve(2) shows no arguments yet, so each start holds a lock (flock(2)) that its processes inherit:
-while the lock is taken, one may still appear. It parses what strangers send, so it is confined: see
+It reads names from a directory that it watches (inotify), so a new instance takes a small file and no restart. A
+changed file is read as a whole, so names are distributed over files by a checksum. `--bind-dynamic` makes it listen on
+bridges that are added later.
+
+It reports its start on its standard error; later output is discarded. A running one is identified by its arguments, its
+user and its network namespace, and is signalled through a pidfd. A process between fork(2) and execve(2) doesn't show
+its arguments yet. So each start holds a lock (flock(2)) that its processes inherit: while the lock is held, another
+resolver may still appear. It parses packets of hostile instances, so it is confined: see
 `insula.network.linux.confine`.
 """
 
@@ -39,18 +40,18 @@ from insula.model.objects import Tenant
 from insula.model.units import check_label
 from insula.network.linux import confine
 
-FIRST_USER = 0x70000000  # above all tenants' ranges (control.tenants)
+FIRST_USER = 0x70000000  # user IDs of resolvers, above all tenants' ranges (control.tenants)
 log = logging.getLogger("insula.network")
-GROUP = "resolver"  # the control group of a dnsmasq, in its tenant's
+GROUP = "resolver"  # the subgroup of a tenant's control group
 _BUCKETS = 1024
 _STARTED = b": started, version "
-_PATIENCE = 20.0  # seconds for a start, on a busy host too
+_TIMEOUT = 20.0  # seconds for a start on a busy host
 DOMAIN = "internal"  # reserved by ICANN in 2024 for private use
-_RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the second: what systemd-resolved asks
+_RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")  # the second is of systemd-resolved
 
 
 def host_resolvers() -> list[str]:
-    """The host's name servers that can be asked for others; those at loopback and IPv6 link-local addresses can't."""
+    """Return the host's name servers, without those at loopback and IPv6 link-local addresses."""
     for path in _RESOLV_CONF:
         found = []
         with contextlib.suppress(OSError):
@@ -67,7 +68,7 @@ def host_resolvers() -> list[str]:
 
 
 def reachable_directory(run: Path, prefix: str) -> Path:
-    """Where dnsmasq, which gives up root, can read: under `run`, unless a directory above lets only root pass."""
+    """Return a directory that dnsmasq, which is not root, can read: under `run`, unless only root can pass there."""
     run.mkdir(mode=0o755, parents=True, exist_ok=True)
     if all(path.stat().st_mode & 0o001 for path in (run, *run.resolve().parents)):
         return run / "dns"
@@ -75,9 +76,9 @@ def reachable_directory(run: Path, prefix: str) -> Path:
 
 
 class Resolver:
-    """The resolvers of all tenants; `directory` is theirs, one subdirectory a tenant.
+    """The resolvers of all tenants; `directory` has a subdirectory for each.
 
-    `groups` is the control group below which each tenant has one, by its name; with None they stay in the caller's.
+    `groups` is the parent of the tenants' control groups; with None resolvers stay in the caller's.
     """
 
     def __init__(self, directory: Path, groups: str | None = None) -> None:
@@ -85,7 +86,7 @@ class Resolver:
         self._groups = groups
 
     def set_names(self, tenant: Tenant, names: Mapping[str, Sequence[str]]) -> None:
-        """Replace what is answered; unchanged names cost nothing but a look."""
+        """Replace all names of a tenant; unchanged files are not written."""
         wanted: dict[str, list[str]] = {}
         for name, addresses in sorted(names.items()):
             wanted.setdefault(_bucket(name), []).extend(_lines(tenant.name, name, addresses))
@@ -96,14 +97,14 @@ class Resolver:
             self._write(tenant.name, bucket, lines)
 
     def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
-        """Answer one more name, or more addresses for one: costs the same however many names there are."""
+        """Add addresses to a name. The time does not depend on the number of names."""
         self._prepare(tenant)
         lines = _lines(tenant.name, name, addresses)
         before = self._lines_of(tenant.name, _bucket(name))
         self._write(tenant.name, _bucket(name), [line for line in before if line not in lines] + lines)
 
     def remove_name(self, tenant: str, name: str, addresses: Sequence[str]) -> None:
-        """Answer these addresses no more for `name`."""
+        """Remove addresses from a name."""
         lines = _lines(tenant, name, addresses)
         before = self._lines_of(tenant, _bucket(name))
         self._write(tenant, _bucket(name), [line for line in before if line not in lines])
@@ -127,9 +128,11 @@ class Resolver:
 
     @contextlib.contextmanager
     def ensuring(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> Iterator[None]:
-        """Start the tenant's dnsmasq unless it runs with the right arguments; it has started when the block ends.
+        """Start the tenant's dnsmasq while the block runs, unless it runs with the right arguments.
 
-        `servers` are asked about other names. Raises Failed with what it said.
+        It has started when the block ends.
+
+        `servers` are the upstream servers. Failed with dnsmasq's output if it doesn't start.
         """
         if self.running(tenant, netns, servers):
             yield
@@ -140,11 +143,11 @@ class Resolver:
         try:
             yield
         finally:
-            pid, said = _hear(child)
-        if pid is None or _STARTED not in said:
-            _needed.cache_clear()  # its libraries may be others since an upgrade
+            pid, output = _read_start(child)
+        if pid is None or _STARTED not in output:
+            _with_libraries.cache_clear()  # an upgrade may have changed its libraries
             self._stop_all(tenant.name)
-            text = " ".join(said.decode(errors="replace").split()) or "it ended without a word"
+            text = " ".join(output.decode(errors="replace").split()) or "it ended without an error message"
             raise Failed(f"the resolver of tenant {tenant.name} did not start: {text}", "run `insula doctor`")
         draft = self._directory / tenant.name / "pid.new"
         draft.write_text(f"{pid}\n")
@@ -152,23 +155,23 @@ class Resolver:
 
     def _start(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> subprocess.Popen[bytes]:
         command = self._arguments(tenant.name, servers)
-        readable = [*_needed(command[0]), str(self._hosts(tenant.name))]
+        readable = [*_with_libraries(command[0]), str(self._hosts(tenant.name))]
         groups: list[int] = []
         if self._groups:
             group = Cgroup(f"{self._groups}/{tenant.name}/{GROUP}")
             try:
                 group.create()
                 groups = group.open()
-            except FileNotFoundError:  # nothing is mounted there: no tenant has limits, and no instance is launched
+            except FileNotFoundError:  # no cgroup hierarchy is mounted: then no instance can be launched either
                 log.warning("the resolver of tenant %s runs without a control group", tenant.name)
             except OSError as error:
                 what = f"the resolver of tenant {tenant.name} has no control group: {error}"
-                raise Failed(what, "`insula doctor` tells what this host lacks") from error
+                raise Failed(what, "run `insula doctor`") from error
         lock = self._lock(tenant.name)
         passed = [*groups, lock]
         try:
-            if not _take(lock, _PATIENCE):
-                raise Failed(f"another resolver of tenant {tenant.name} doesn't die", "see its state in ps(1)")
+            if not _try_lock(lock, _TIMEOUT):
+                raise Failed(f"another resolver of tenant {tenant.name} can't be killed", "see its state in ps(1)")
             return call_in(
                 netns, lambda: confine.start(command, user_of(tenant), readable, groups, _system_calls(), lock)
             )
@@ -189,12 +192,12 @@ class Resolver:
         return _command_line(pid) == self._arguments(tenant.name, servers) and place == wanted
 
     def remove(self, tenant: str) -> None:
-        """Stop the tenant's dnsmasq and forget its names."""
+        """Stop the tenant's dnsmasq and remove its names."""
         self._stop_all(tenant)
         shutil.rmtree(self._directory / tenant, ignore_errors=True)
 
     def tenants(self) -> list[str]:
-        """Whose files there are."""
+        """Return the names of all tenants that have files here."""
         return sorted(os.listdir(self._directory)) if self._directory.is_dir() else []
 
     def close(self) -> None:
@@ -203,7 +206,7 @@ class Resolver:
             self._directory.rmdir()
 
     def _prepare(self, tenant: Tenant) -> None:
-        """Directories that root and the tenant's dnsmasq can read and no other user, whatever the umask.
+        """Make directories that only root and the tenant's dnsmasq can read, with any umask.
 
         Files in them inherit the group.
         """
@@ -228,7 +231,7 @@ class Resolver:
             "--conf-file=/dev/null",
             "--pid-file=",
             f"--hostsdir={self._hosts(tenant)}",
-            "--user=",  # stay who you are
+            "--user=",  # don't change the user
             "--interface=br*",
             "--except-interface=lo",
             "--bind-dynamic",
@@ -244,19 +247,19 @@ class Resolver:
         ]
 
     def _stop_all(self, tenant: str) -> None:
-        """Kill every resolver of the tenant, also one that was started just before an insulad was killed.
+        """Kill every resolver of the tenant, also one that was being started when insulad was killed.
 
-        The lock of `_start` is free when no process is on its way to become one; all are found after that. One that
-        can't be killed is left after `_PATIENCE`.
+        When the lock of `_start` is free, no process is about to become a resolver, and all are found. One that can't
+        be killed is left after `_TIMEOUT`.
         """
         self._kill_found(tenant)
         try:
             lock = self._lock(tenant)
-        except FileNotFoundError:  # it has no files: nothing is on its way
+        except FileNotFoundError:  # the tenant has no files, so none is being started
             return
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         try:
-            while not _take(lock, 0.001) and time.monotonic() < deadline:
+            while not _try_lock(lock, 0.001) and time.monotonic() < deadline:
                 self._kill_found(tenant)
             self._kill_found(tenant)
         finally:
@@ -272,11 +275,11 @@ class Resolver:
             os.close(pidfd)
 
     def _lock(self, tenant: str) -> int:
-        """Descriptor of the file whose lock the processes of a start hold; the caller closes it."""
+        """Open the file whose lock is held by the processes of a start; the caller closes it."""
         return os.open(self._directory / tenant / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _find(self, tenant: str) -> Iterator[tuple[int, int]]:
-        """(PID, pidfd) of each dnsmasq that serves the tenant's names; the caller closes the pidfd."""
+        """Yield (PID, pidfd) of each dnsmasq that serves the tenant's names; the caller closes the pidfd."""
         mark = f"--hostsdir={self._hosts(tenant)}"
         for name in os.listdir("/proc"):
             if name.isdigit() and mark in _command_line(int(name)):
@@ -289,7 +292,7 @@ class Resolver:
 
 
 def _bucket(name: str) -> str:
-    """Which file a name is in. dnsmasq never forgets a file's name, so there must not be more and more of them."""
+    """Return the file for a name. dnsmasq never frees the name of a file, so the number of files is limited."""
     return f"{zlib.crc32(name.encode()) % _BUCKETS:03x}"
 
 
@@ -299,7 +302,7 @@ def _lines(tenant: str, name: str, addresses: Sequence[str]) -> list[str]:
 
 
 def answers(gateway: str, tenant: str, timeout: float = 1.0) -> bool:
-    """Whether a resolver answers at this address; for use inside the tenant's namespace."""
+    """Whether a resolver answers at this address. Runs in the tenant's namespace."""
     name = b"".join(bytes([len(label)]) + label.encode() for label in ("insula-status", tenant, DOMAIN)) + b"\0"
     query = b"\x1d\x0f\x01\0\0\x01\0\0\0\0\0\0" + name + b"\0\x01\0\x01"  # RFC 1035: one question, A, IN
     family = socket.AF_INET if ip_address(gateway).version == 4 else socket.AF_INET6
@@ -334,7 +337,7 @@ def _namespace(pid: int) -> tuple[int, int] | None:
 
 
 def user_of(tenant: Tenant) -> int:
-    """The user and group ID of the tenant's dnsmasq: nobody else's, neither on the host nor in any instance."""
+    """Return the user and group ID of the tenant's dnsmasq, which no other process of host or instances has."""
     return FIRST_USER + tenant.index
 
 
@@ -344,11 +347,11 @@ def _system_calls() -> bytes:
 
 
 @functools.cache
-def _needed(program: str) -> tuple[str, ...]:
-    """A program and the libraries that it loads, as ldd(1) lists them. Raises Unavailable, Failed."""
+def _with_libraries(program: str) -> tuple[str, ...]:
+    """Return the paths of a program and of its libraries, as ldd(1) lists them. Unavailable, Failed."""
     try:
         listed = subprocess.run(
-            ["ldd", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE, check=True
+            ["ldd", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT, check=True
         )
     except FileNotFoundError:
         raise Unavailable("ldd is missing", "install Debian's package libc-bin") from None
@@ -358,26 +361,26 @@ def _needed(program: str) -> tuple[str, ...]:
     return (program, *dict.fromkeys(word for word in words if word.startswith("/") and word != program))
 
 
-def _hear(child: subprocess.Popen[bytes]) -> tuple[int | None, bytes]:
-    """The PID that `child` prints, None if it doesn't, and what is said until the program has started or ended."""
+def _read_start(child: subprocess.Popen[bytes]) -> tuple[int | None, bytes]:
+    """Return the PID that `child` prints, None without one, and its standard error up to the program's start or end."""
     assert child.stdout and child.stderr
-    said, deadline = b"", time.monotonic() + _PATIENCE
+    output, deadline = b"", time.monotonic() + _TIMEOUT
     with child.stdout, child.stderr:
         poll = select.poll()
         poll.register(child.stderr, select.POLLIN)
-        while _STARTED not in said and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        while _STARTED not in output and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             if not (piece := os.read(child.stderr.fileno(), 65536)):
                 break
-            said += piece
-        if _STARTED not in said:
+            output += piece
+        if _STARTED not in output:
             child.kill()
         printed = child.stdout.read()
         child.wait()
-    return (int(printed) if printed.strip().isdigit() else None), said
+    return (int(printed) if printed.strip().isdigit() else None), output
 
 
-def _take(lock: int, seconds: float) -> bool:
-    """Lock the file of this descriptor, unless it is still locked by others after so many seconds."""
+def _try_lock(lock: int, seconds: float) -> bool:
+    """Lock the file behind a descriptor; False if others still hold the lock after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(BlockingIOError):

@@ -1,15 +1,17 @@
-"""The packet filter: rules that never change, over sets whose elements come and go with networks and ports.
+"""The packet filter: static nftables rules over sets, whose elements are added and removed with networks and ports.
 
-Three tables. In a tenant's namespace one of the `bridge` family decides what an instance may send: frames from its
-own MAC address, and in them only its own IP addresses, also where ARP and NDP claim addresses; no router
-advertisements, no DHCP answers; and no reports of who listens to which group (RFC 3376, RFC 3810): our bridges
-send what is for a group to all, so nobody needs these, and each start would cost a packet to every instance. The one
-of the `inet` family decides what the tenant's router does: answer pings and names at its gateways, forward to
-the uplink and statefully back, nothing between two networks. The table in the host's namespace keeps tenants apart from
-each other and from the host. Everything not accepted is dropped.
+There are three tables. Packets from and to tenants that no rule accepts are dropped.
 
-Neither router nor host reports to an instance that a probe of `insula verify` could not be delivered: the report would
-quote the address of somebody else's instance.
+- The `bridge` table in a tenant's namespace filters frames from instances. An instance may send from its own MAC
+  address and its own IP addresses only, also in ARP and NDP messages. Router advertisements and DHCP replies are
+  dropped. So are reports of multicast membership (RFC 3376, RFC 3810): the bridges flood multicast frames, so reports
+  have no use, and each start would send one to every instance.
+- The `inet` table in a tenant's namespace is that of its router. It answers pings and DNS at its gateways, forwards
+  new connections from networks to the uplink, and forwards nothing between two networks.
+- The table in the host's namespace isolates tenants from each other and from the host.
+
+ICMP errors about probes of `insula verify` are dropped in router and host, because such an error quotes the probe and
+with it the address of another tenant's instance.
 """
 
 from __future__ import annotations
@@ -30,17 +32,17 @@ from insula.network.linux import naming
 from insula.network.linux.naming import Naming
 from insula.network.packets import DSCP
 
-CONNECTIONS: Final = 16384  # that a tenant may have to the outside: conntrack counts them against a limit of the host's
-QUESTIONS: Final = 2000  # to the tenant's resolver, a second: its time is the host's
-CALLS: Final = 50  # to it over TCP, a second: each costs a process
+CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
+DNS_QUERIES: Final = 2000  # a second over UDP to the tenant's resolver, which uses the host's processors
+DNS_CONNECTIONS: Final = 50  # a second over TCP: the resolver forks a process for each
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
-"""What is in which set; the set's name is "family set"."""
+"""Elements by set; the set's name is "family set"."""
 
 _ERRORS: Final = f"""\
 icmp type {{ destination-unreachable, time-exceeded }} @th,72,8 & 0xfc == {DSCP << 2:#x} drop
         icmpv6 type {{ destination-unreachable, time-exceeded }} @th,64,16 & 0xfc0 == {DSCP << 6:#x} drop"""
-"""Drops ICMP errors about probes, which quote the probe's header (RFC 792, RFC 4443) and its DSCP in it."""
+"""Rules that drop ICMP errors about probes. An error quotes the packet's header (RFC 792, RFC 4443), with its DSCP."""
 
 _TENANT = """
 table bridge {table} {{
@@ -71,10 +73,10 @@ table bridge {table} {{
     }}
     chain from_ipv6 {{
         meta l4proto {{ {protocols6} }} goto from_known_ipv6
-        drop comment "headers, or a fragment, that hide what is behind"
+        drop comment "other headers, and fragments, hide the protocol"
     }}
     chain whole_headers {{
-        @th,56,8 < 0x80 return comment "of a first fragment; else a later one has what is not looked at, RFC 7112"
+        @th,56,8 < 0x80 return comment "the first fragment has all headers, RFC 7112"
         @th,56,8 >= 0x80 return
         drop
     }}
@@ -99,7 +101,7 @@ table inet {table} {{
     chain input {{
         type filter hook input priority 0; policy drop;
         iifname "lo" accept
-        iifname @bridges udp dport 53 limit rate over {questions}/second burst {questions} packets drop
+        iifname @bridges udp dport 53 limit rate over {queries}/second burst {queries} packets drop
         ct state established,related accept
         iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         iifname . ip daddr @gateways4 goto services
@@ -109,16 +111,16 @@ table inet {table} {{
         icmp type echo-request accept
         icmpv6 type echo-request accept
         udp dport 53 accept
-        tcp dport 53 ct state new limit rate over {calls}/second burst {calls} packets drop
+        tcp dport 53 ct state new limit rate over {connects}/second burst {connects} packets drop
         tcp dport 53 accept
         drop
     }}
     chain forward {{
         type filter hook forward priority 0; policy drop;
-        iifname . oifname @same accept comment "bridged, where br_netfilter shows it to us"
+        iifname . oifname @same accept comment "bridged frames, with br_netfilter"
         ct state established,related accept
         ct state invalid drop
-        ct state new ct count over {connections} drop comment "the host's table for connections is everybody's"
+        ct state new ct count over {connections} drop comment "tenants share the host's table"
         iifname @bridges oifname "{uplink}" accept
     }}
     chain output {{
@@ -150,7 +152,7 @@ table inet {table} {{
     }}
     chain prerouting {{
         type nat hook prerouting priority -100; policy accept;
-        {questions}
+        {redirects}
     }}
     chain from_tenant {{
         oifname "{uplinks}*" drop
@@ -185,23 +187,24 @@ table inet {table} {{
 
 
 PROTOCOLS6: Final = "tcp, udp, icmpv6, sctp, dccp, udplite, gre, esp, 4, 41, 89, 103, 112, 115"
-"""What an instance may send in IPv6. Authentication headers (51) are not among these: they hide what is behind them."""
+"""The IPv6 protocols that an instance may send. Authentication headers (51) are excluded: they hide the protocol."""
 
 METADATA4: Final = ("168.63.129.16", "100.100.100.200", "192.0.0.192")
 METADATA6: Final = ("fd00:ec2::/32", "fd20:ce::254")
-"""Where clouds tell their machines secrets, beside link-local addresses: Azure, Alibaba, Oracle; AWS, Google."""
+"""Metadata services of clouds, which give secrets to their machines: Azure, Alibaba, Oracle; AWS, Google. Others have
+link-local addresses."""
 
-FIRST_QUESTION_PORT: Final = 5300  # of the host's end of an uplink: what comes there goes to the host's name servers
+FIRST_DNS_PORT: Final = 5300  # at the host's end of an uplink; packets to it are translated to the first name server
 
 
 def tenant_rules(table: str) -> str:
-    """The static part of both tables in a tenant's namespace."""
+    """Return the rules of both tables in a tenant's namespace."""
     return _TENANT.format(
         table=table,
         uplink=naming.UPLINK,
         connections=CONNECTIONS,
-        questions=QUESTIONS,
-        calls=CALLS,
+        queries=DNS_QUERIES,
+        connects=DNS_CONNECTIONS,
         protocols6=PROTOCOLS6,
         errors=_ERRORS,
     )
@@ -210,12 +213,13 @@ def tenant_rules(table: str) -> str:
 def host_rules(
     names: Naming, servers: Sequence[str] = (), closed: Mapping[int, Sequence[str]] = MappingProxyType({})
 ) -> str:
-    """The table in the host's namespace.
+    """Return the rules of the table in the host's namespace.
 
-    Uplinks' addresses are nobody's outside, and at link-local and some other ones a cloud tells its machine, the host,
-    secrets: nothing is sent to either. `servers` are the name servers that tenants' resolvers are led to: they ask the
-    host's end of their uplink, so it doesn't matter which addresses their networks have. Between the devices in
-    `closed`, by IP version, nothing is forwarded: the host did not do so before.
+    Tenants may not reach uplinks' addresses, nor the metadata services of the cloud that the host runs in, which have
+    link-local and some other addresses. `servers` are the upstream name servers: resolvers send queries to the host's
+    end of their uplink, which are translated to these, because a tenant's network may have the servers' addresses.
+    Between the devices in `closed`, by IP version, nothing is forwarded: the host did not forward before insulad
+    enabled it.
     """
     return _HOST.format(
         table=names.prefix,
@@ -226,15 +230,15 @@ def host_rules(
         metadata6=", ".join(METADATA6),
         dscp=DSCP,
         errors=_ERRORS,
-        questions="\n        ".join(_question(names, number, server) for number, server in enumerate(servers)),
+        redirects="\n        ".join(_redirect(names, number, server) for number, server in enumerate(servers)),
         closed="\n        ".join(_closed(version, devices) for version, devices in closed.items() if devices),
     )
 
 
-def _question(names: Naming, number: int, server: str) -> str:
+def _redirect(names: Naming, number: int, server: str) -> str:
     ip, range_, to = ("ip6", names.range6, f"[{server}]") if ":" in server else ("ip", names.range4, server)
-    asked = f'iifname "{names.uplinks}*" {ip} daddr {range_} meta l4proto {{ tcp, udp }}'
-    return f"{asked} th dport {FIRST_QUESTION_PORT + number} dnat {ip} to {to}:53"
+    query = f'iifname "{names.uplinks}*" {ip} daddr {range_} meta l4proto {{ tcp, udp }}'
+    return f"{query} th dport {FIRST_DNS_PORT + number} dnat {ip} to {to}:53"
 
 
 def _closed(version: int, devices: Sequence[str]) -> str:
@@ -243,21 +247,21 @@ def _closed(version: int, devices: Sequence[str]) -> str:
 
 
 def install(nft: Nft, table: str, families: Iterable[str], rules: str) -> None:
-    """Load rules where they are missing or differ from `rules`; the sets keep their elements. One transaction."""
+    """Load rules unless they are installed, in one transaction; the sets keep their elements."""
     wanted = as_listed(rules, table)
     if all(nft.rules(family, table) == wanted[family] for family in families):
         return
     flush = "".join(f"add table {family} {table}\nflush table {family} {table}\n" for family in families)
     try:
         nft.run(flush + rules)
-    except OSError:  # a set or chain of another version stands in the way
+    except OSError:  # a set or chain of another version conflicts
         replace = "".join(f"add table {family} {table}\ndelete table {family} {table}\n" for family in families)
         nft.run(replace + rules)
 
 
 @cache
 def as_listed(rules: str, table: str) -> dict[str, str]:
-    """`rules` as nft prints them when they are installed, by family: made by installing them where nobody is."""
+    """Return `rules` as nft lists them, by family: they are installed in a new namespace and listed there."""
 
     def listed() -> dict[str, str]:
         with Nft() as nft:
@@ -280,13 +284,13 @@ _TYPES: Final = {
     "inet gateways4": "d4",
     "inet gateways6": "d6",
 }
-"""The types of the parts of a set's elements: device, MAC, IPv4 and IPv6 address, 16 bytes in hexadecimal."""
+"""The types of an element's parts: device, MAC address, IPv4 and IPv6 address, 16 bytes in hexadecimal."""
 SETS: Final = tuple(_TYPES)
 """All sets, by "family set"."""
 
 
 def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
-    """The elements that a network adds."""
+    """Return the elements for a network."""
     device = naming.bridge(network.index)
     return {
         "inet bridges": [(device,)],
@@ -297,7 +301,7 @@ def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
 
 
 def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
-    """The elements that a port adds: what it may send from."""
+    """Return the elements for a port: the source addresses that it may send from."""
     device, mac = naming.port(port.index), port.mac
     six = [port.address6, link_local(mac)] if port.address6 else []
     return {
@@ -309,22 +313,22 @@ def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
 
 
 def add(table: str, elements: Elements) -> str:
-    """The commands that add elements; those that are there already stay."""
+    """Return commands that add elements; no error if they exist."""
     return "".join(_command("add", table, name, some) for name, some in elements.items())
 
 
 def delete(table: str, elements: Elements) -> str:
-    """The commands that delete elements; no error where they aren't: they are added first, in the same transaction."""
+    """Return commands that delete elements; no error if they don't exist, because they are added first."""
     return add(table, elements) + "".join(_command("delete", table, name, some) for name, some in elements.items())
 
 
 def key(name: str, element: tuple[str, ...]) -> bytes:
-    """An element as the kernel has it (`nftables_dump`). `name` is the set's."""
+    """Convert an element of the set `name` to the kernel's key (`nftables_dump`)."""
     return b"".join(_packed(kind, part) for kind, part in zip(_TYPES[name], element, strict=True))
 
 
 def element(name: str, packed: bytes) -> tuple[str, ...]:
-    """The element of a key."""
+    """Convert a key of the set `name` to an element."""
     found, at = [], 0
     for kind in _TYPES[name]:
         found.append(_text(kind, packed[at : at + _LENGTHS[kind]]))

@@ -1,6 +1,6 @@
-"""The state of a tenant's namespace as the kernel has it, and the requests that bring it to what is wanted.
+"""The installed state of a tenant's namespace, and the requests that change it to the wanted state.
 
-Reading costs one dump of each table, whatever there is to change. The requests are those that make a difference only.
+Reading takes one dump of each table, however large the change. Requests are made for differences only.
 """
 
 from __future__ import annotations
@@ -23,23 +23,27 @@ from insula.network.linux.deletion import is_gone
 
 
 @dataclass(frozen=True)
-class State:
-    """`links` by name, without those that are marked for deletion, whose groups are `gone`; `addresses` with prefix
-    lengths by the index of the link; `neighbours` on bridges that are permanent, (link, address) → MAC address;
-    `forwarding` entries of bridges that are permanent, (link, MAC address); the keys of `elements` by set; bridges
-    that have `ipv6`."""
+class InstalledState:
+    """The installed state of a tenant's namespace."""
 
     links: dict[str, Link]
-    gone: set[int]
+    """By name, without those that are marked for deletion."""
+    marked_groups: set[int]
+    """Groups of links that are marked for deletion."""
     addresses: dict[int, set[str]]
+    """With prefix lengths, by the index of the link."""
     neighbours: dict[tuple[int, str], str]
+    """Permanent entries on bridges: (index of the link, IP address) to MAC address."""
     forwarding: set[tuple[int, str]]
+    """Permanent entries of bridges: (index of the link, MAC address)."""
     elements: dict[str, set[bytes]]
+    """Keys by set."""
     ipv6: set[str]
+    """Names of bridges with IPv6."""
 
 
-def read(netns: int, rtnl: Rtnl, table: str) -> State:
-    """What the namespace has; `rtnl` is a socket in it."""
+def read(netns: int, rtnl: Rtnl, table: str) -> InstalledState:
+    """Read the state of the namespace `netns`; `rtnl` is a socket in it."""
     links, gone = {}, set()
     for link in rtnl.links():
         if is_gone(link.group):
@@ -59,11 +63,11 @@ def read(netns: int, rtnl: Rtnl, table: str) -> State:
     forwarding = {(entry.index, entry.mac) for entry in rtnl.neighbours(socket.AF_BRIDGE) if entry.permanent}
     bridges = [name for name in links if naming.number(name, "br") is not None]
     elements, ipv6 = call_in(netns, lambda: (keys(table), {each for each in bridges if _has_ipv6(each)}))
-    return State(links, gone, addresses, neighbours, forwarding, elements, ipv6)
+    return InstalledState(links, gone, addresses, neighbours, forwarding, elements, ipv6)
 
 
 def keys(table: str) -> dict[str, set[bytes]]:
-    """The keys of all our sets, by "family set". In the tenant's namespace."""
+    """Return the keys of all sets, by "family set". Runs in the tenant's namespace."""
     listed = ((name, *name.split()) for name in rules.SETS)
     return {name: set(nftables_dump.keys(family, table, set_)) for name, family, set_ in listed}
 
@@ -75,15 +79,15 @@ def _has_ipv6(device: str) -> bool:
 # -- differences --------------------------------------------------------------------------------------------------
 
 
-def uplink(state: State, wanted: Iterable[str]) -> list[Request]:
-    """The removal of addresses that the uplink should not have."""
+def uplink(state: InstalledState, wanted: Iterable[str]) -> list[Request]:
+    """Return requests that remove addresses which the uplink should not have."""
     link = state.links.get(naming.UPLINK)
     others = state.addresses.get(link.index, set()) - set(wanted) if link else ()
     return [netlink.delete_address(link.index, each) for each in others] if link else []
 
 
-def bridge(state: State, network: Network) -> list[Request]:
-    """What a network's bridge needs, which exists and has the right index: gateway's addresses and exactly those."""
+def bridge(state: InstalledState, network: Network) -> list[Request]:
+    """Return requests for a network's bridge, which exists and has the right index: properties and addresses."""
     index, mac, wanted = naming.bridge_index(network.index), gateway_mac(network.index), gateways(network)
     link, present = state.links.get(naming.bridge(network.index)), state.addresses.get(index, set())
     found = []
@@ -94,8 +98,8 @@ def bridge(state: State, network: Network) -> list[Request]:
     return found
 
 
-def port(state: State, network: Network, port: Port) -> list[Request]:
-    """What a port needs on the side of the router, if its device is there."""
+def port(state: InstalledState, network: Network, port: Port) -> list[Request]:
+    """Return requests for the router's side of a port; none if its device is missing."""
     index, on = naming.port_index(port.index), naming.bridge_index(network.index)
     link = state.links.get(naming.port(port.index))
     if link is None or link.index != index:
@@ -111,7 +115,7 @@ def port(state: State, network: Network, port: Port) -> list[Request]:
 
 
 def port_settings(network: Network, port: Port) -> list[Request]:
-    """Write down where a port's MAC and IP addresses are, instead of learning it: nobody can claim another's."""
+    """Return requests for permanent entries of a port's MAC and IP addresses: nothing is learned, or can be forged."""
     index, on = naming.port_index(port.index), naming.bridge_index(network.index)
     return [
         netlink.set_bridge_port(index, learning=False, flood=False),
@@ -122,7 +126,7 @@ def port_settings(network: Network, port: Port) -> list[Request]:
 
 
 def elements(table: str, wanted: Iterable[rules.Elements], have: dict[str, set[bytes]]) -> str:
-    """The commands that make `wanted` all that is in the sets, where `have` are the keys that are in them."""
+    """Return the nftables commands that change the sets from the keys `have` to the elements `wanted`."""
     lists: dict[str, dict[bytes, tuple[str, ...]]] = {name: {} for name in have}
     for each in wanted:
         for name, some in each.items():
@@ -137,12 +141,12 @@ def elements(table: str, wanted: Iterable[rules.Elements], have: dict[str, set[b
 
 @functools.lru_cache(maxsize=1024)
 def prefix(subnet: str) -> int:
-    """Its length."""
+    """Return the prefix length of a subnet."""
     return ip_network(subnet).prefixlen
 
 
 def gateways(network: Network) -> list[str]:
-    """The gateway's addresses with prefix lengths."""
+    """Return the gateway's addresses with prefix lengths."""
     found = [f"{network.gateway}/{prefix(network.subnet)}"]
     if network.gateway6 and network.subnet6:
         found.append(f"{network.gateway6}/{prefix(network.subnet6)}")
@@ -150,5 +154,5 @@ def gateways(network: Network) -> list[str]:
 
 
 def addresses(port: Port) -> list[str]:
-    """What the port has."""
+    """Return the port's IPv4 and IPv6 address."""
     return [port.address, *([port.address6] if port.address6 else [])]

@@ -1,7 +1,7 @@
-"""Kernel settings under /proc/sys/net (Documentation/networking/ip-sysctl). They are the calling thread's namespace's.
+"""Kernel settings under /proc/sys/net (Documentation/networking/ip-sysctl.rst), in the calling thread's namespace.
 
-The host's own settings are changed only where forwarding needs it. What they were is written down before the change,
-so that `restore` can put it back whatever happened in between.
+Settings of the host itself are changed only as forwarding needs it. The old value is recorded before each change, so
+that `restore` can restore it also after a crash.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUTER = {
         for scope in ("all", "default")
         for name, value in {
             "rp_filter": "1",
-            "arp_ignore": "1",  # a gateway address answers on its own network only
+            "arp_ignore": "1",  # a gateway address is answered on its own network only
             "arp_announce": "2",
             "accept_redirects": "0",
             "send_redirects": "0",
@@ -34,8 +34,8 @@ ROUTER = {
     "ipv6/conf/all/accept_redirects": "0",
     "ipv6/conf/default/accept_redirects": "0",
     "ipv6/conf/default/accept_dad": "0",
-    "ipv6/conf/default/disable_ipv6": "1",  # a device has IPv6 when its network has: ports never
-    # else bridged packets would go through the rules for routed ones as well (br_netfilter)
+    "ipv6/conf/default/disable_ipv6": "1",  # a bridge has IPv6 if its network has; ports never
+    # otherwise br_netfilter passes bridged packets through the rules for routed ones too
     "bridge/bridge-nf-call-iptables": "0",
     "bridge/bridge-nf-call-ip6tables": "0",
     "bridge/bridge-nf-call-arptables": "0",
@@ -43,12 +43,12 @@ ROUTER = {
 
 
 def bridge(name: str) -> dict[str, str]:
-    """Settings of a bridge: whose MAC address is not written down is nobody, so no neighbour is asked for."""
+    """Return settings of a bridge: all neighbours have permanent entries, so none is resolved."""
     return {f"{ip}/neigh/{name}/mcast_solicit": "0" for ip in ("ipv4", "ipv6")}
 
 
 def instance(*, ipv6: bool) -> dict[str, str]:
-    """Settings of an instance's namespace, before it gets its device."""
+    """Return settings of an instance's namespace, to be written before it gets its device."""
     return {
         "ipv4/ip_unprivileged_port_start": "0",
         "ipv4/ping_group_range": "0 2147483647",
@@ -61,7 +61,7 @@ def instance(*, ipv6: bool) -> dict[str, str]:
 
 
 def write(settings: Mapping[str, str]) -> None:
-    """Set all; what this kernel doesn't have (a module that isn't loaded, no IPv6) is passed over."""
+    """Write settings; those that the kernel lacks (a module isn't loaded, or no IPv6) are ignored."""
     # `ipv4` and `ipv6` are looked up once: /proc/sys/net has one for every namespace of the host, in one hash chain
     with ExitStack() as stack:
         directories: dict[str, int | None] = {}
@@ -94,7 +94,7 @@ def _write(directory: int, name: str, value: str) -> None:
 
 
 def read(name: str) -> str | None:
-    """The value, None if this kernel doesn't have the setting."""
+    """Read a setting; None if the kernel lacks it."""
     try:
         with open(f"/proc/sys/net/{name}") as file:
             return " ".join(file.read().split())
@@ -103,17 +103,17 @@ def read(name: str) -> str | None:
 
 
 def differences(settings: Mapping[str, str]) -> list[str]:
-    """What differs from `settings`, as text."""
+    """Return differences from `settings`, as text."""
     found = [(name, value, read(name)) for name, value in settings.items()]
     return [f"sysctl net/{name} is {now}, not {value}" for name, value, now in found if now not in (None, value)]
 
 
 FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
-_DEVICE = re.compile(r"(?!(all|default|lo)$)[\w.@:+-]+")  # without what would need quoting in a rule
+_DEVICE = re.compile(r"(?!(all|default|lo)$)[\w.@:+-]+")  # names that need no quoting in rules
 
 
 class HostSettings:
-    """Settings of the host that we change; `record` is the file that holds what they were."""
+    """Changes of the host's settings; `record` is the file with the old values."""
 
     def __init__(self, record: Path) -> None:
         self._record = record
@@ -121,10 +121,10 @@ class HostSettings:
         self._lock = threading.Lock()
 
     def closed(self, version: int) -> list[str]:
-        """The host's devices when it did not forward packets of this IP version, if it is us who changed that.
+        """Return the devices that the host had before `forward` enabled forwarding of this IP version.
 
-        Ask before `forward`. Devices that come later are not among these: whoever makes them, such as Docker, may
-        rely on it that the host forwards.
+        Empty if forwarding was already enabled. Call it before `forward`. Later devices are not included: a program
+        that makes them, such as Docker, may rely on forwarding.
         """
         name = FORWARDING[version]
         with self._lock:
@@ -137,26 +137,26 @@ class HostSettings:
             return recorded.get(name, []) if name in self._changes() else []
 
     def forward(self, version: int) -> None:
-        """Let the host forward packets of this IP version."""
+        """Enable forwarding of this IP version on the host."""
         name = FORWARDING[version]
         with self._lock:
             if read(name) != "0":
                 return
-            if version == 6:  # a router ignores router advertisements unless told so: keep the host's own routes
+            if version == 6:  # a router ignores router advertisements by default: keep the host's own routes
                 for device in os.listdir("/proc/sys/net/ipv6/conf"):
                     if read(f"ipv6/conf/{device}/accept_ra") == "1":
                         self._set(f"ipv6/conf/{device}/accept_ra", "2")
             self._set(name, "1")
 
     def at_least(self, name: str, value: int) -> None:
-        """Raise a limit."""
+        """Raise a setting to at least `value`."""
         with self._lock:
             now = read(name)
             if now is not None and int(now) < value:
                 self._set(name, str(value))
 
     def restore(self) -> None:
-        """Put back what we changed and nobody changed since."""
+        """Restore the settings that were changed here and not changed again by others."""
         for name, (before, ours) in reversed(self._changes().items()):
             if read(name) == ours:
                 write({name: before})

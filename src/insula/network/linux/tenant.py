@@ -1,7 +1,7 @@
-"""A tenant's network namespace on this host: handles into it, and what is made through them.
+"""A tenant's network namespace on this host, and the changes in it.
 
-The handles (a descriptor, an rtnetlink socket, an nftables context) are opened inside once and kept, so that a port
-costs no change of namespace on the tenant's side.
+Its handles (a descriptor, rtnetlink sockets, an nftables context) are opened in the namespace once and kept, so that
+plugging a port needs no setns(2) into it.
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ from insula.network.intent import TenantIntent
 from insula.network.linux import naming, neighbours, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.naming import Naming
-from insula.network.linux.state import State, addresses, prefix
+from insula.network.linux.state import InstalledState, addresses, prefix
 from insula.network.packets import announcement
 
 FAMILIES = ("bridge", "inet")
 DEVICE = "eth0"  # of an instance
 _REMEMBERED = 4096
 RETRANSMIT: Final = 100
-"""Milliseconds between two questions for a neighbour's MAC address.
+"""Milliseconds between two requests for a neighbour's MAC address.
 
-The neighbour tables are shared by all namespaces of the host (arp(7), gc_thresh3), and an entry that waits for an
-answer can't be taken out of them. It waits for three questions (mcast_solicit): 0.3 s here, while 3 s are usual. On one
-host a neighbour answers in far less.
+All namespaces of the host share the neighbour tables (arp(7), gc_thresh3), and an entry that waits for a reply can't be
+evicted. It waits for three requests (mcast_solicit), here 0.3 s instead of the usual 3 s. A neighbour on the same host
+replies much faster.
 """
 
 
 class TenantNamespace:
-    """Handles of one tenant; from one thread at a time. Raises `Failed` with the kernel's reason."""
+    """The namespace of one tenant, used by one thread at a time. Methods raise `Failed` with the kernel's error."""
 
     def __init__(self, names: Naming, tenant: Tenant, netns: int, injector: Injector | None) -> None:
         self.naming = names
         self.tenant = tenant
         self.netns = descriptors.move_above_select_limit(netns)
-        # the third is for what takes long, and would keep others waiting for the first
-        self.rtnl, self.nft, self._slow = call_in(self.netns, lambda: (Rtnl(), Nft(), Rtnl()))
+        # the third socket is for slow requests, which would block users of the first
+        self.rtnl, self.nft, self._slow_rtnl = call_in(self.netns, lambda: (Rtnl(), Nft(), Rtnl()))
         self._deleting = threading.Lock()
         self._closed = False
-        self._networks: set[int] = set()  # that intents had
-        self._ports: set[int] = set()  # that intents had, or that were plugged
-        self._gone: set[int] = set()  # groups of devices that wait for `delete_marked`
-        self._departed = 0
-        self._before: dict[str, str] = {}  # address → MAC address of who had it last
+        self._networks: set[int] = set()  # of all intents so far
+        self._ports: set[int] = set()  # of all intents so far, and those that were plugged
+        self._marked_groups: set[int] = set()  # for `delete_marked`
+        self._unplugged = 0
+        self._previous_macs: dict[str, str] = {}  # the last MAC address of each IP address
         self._injector = injector
 
     def close(self) -> None:
         with self._deleting:
             self._closed = True
-            self._slow.close()
+            self._slow_rtnl.close()
         self.rtnl.close()
         self.nft.close()
-        netns, self.netns = self.netns, -1  # a thread that is late must not find another namespace behind the number
+        netns, self.netns = self.netns, -1  # a late thread must not use another file with the same number
         os.close(netns)
 
     def is_current(self) -> bool:
-        """Whether the namespace kept under the tenant's name is still the one behind our handles."""
+        """Whether the namespace with the tenant's name is still the one of these handles."""
         try:
             kept, ours = os.stat(self.naming.namespace(self.tenant.name)), os.fstat(self.netns)
         except FileNotFoundError:
@@ -78,13 +78,13 @@ class TenantNamespace:
     # -- the tenant --------------------------------------------------------------------------------------------
 
     def ensure(self, host: Rtnl, *, ipv6: bool) -> None:
-        """Router settings, rules and the uplink."""
+        """Install the router's settings, rules and the uplink."""
         call_in(self.netns, lambda: sysctl.write(sysctl.ROUTER))
         rules.install(self.nft, self.naming.prefix, FAMILIES, rules.tenant_rules(self.naming.prefix))
         self._ensure_uplink(host, ipv6=ipv6)
 
     def _uplink_addresses(self) -> list[str]:
-        """Of the tenant's end, with prefix lengths."""
+        """Return the addresses of the tenant's end, with prefix lengths."""
         (_, ours), (_, ours6) = self.naming.addresses(self.tenant.index)
         return [f"{ours}/31", f"{ours6}/127"]
 
@@ -107,7 +107,7 @@ class TenantNamespace:
         call_in(self.netns, lambda: sysctl.write(settings_near))
         pairs = [(*four, "0.0.0.0/0", 31)] + ([(*six, "::/0", 127)] if ipv6 else [])
         for theirs, ours, everything, length in pairs:
-            # neighbours are fixed: nobody has to ask, and the host's rules may drop whatever a tenant sends to it
+            # neighbours are permanent, so the host's rules may drop everything that a tenant sends to the host
             host.execute(
                 netlink.add_address(far.index, f"{theirs}/{length}"), netlink.add_neighbour(far.index, ours, our_mac)
             )
@@ -121,15 +121,15 @@ class TenantNamespace:
         host.sync_carrier(name)
         self.rtnl.sync_carrier(naming.UPLINK)
 
-    # -- all of it -----------------------------------------------------------------------------------------------
+    # -- the whole intent ----------------------------------------------------------------------------------------
 
     def apply(self, intent: TenantIntent, prepare: Callable[[Network], None], errors: dict[str, InsulaError]) -> None:
-        """Make networks, ports and elements what the intent wants; `ensure` was called before.
+        """Change networks, ports and set elements to those of the intent; `ensure` was called before.
 
-        `prepare` is called with each network first, and may refuse it. What can't be made is added to `errors`.
+        `prepare` is called with each network first, and may refuse it. Errors are added to `errors`.
         """
         now = state.read(self.netns, self.rtnl, self.naming.prefix)
-        self._gone |= now.gone
+        self._marked_groups |= now.marked_groups
         with recording(errors, "tenant"):
             self.rtnl.execute(*state.uplink(now, self._uplink_addresses()))
         with recording(errors, "leftovers"):
@@ -142,7 +142,7 @@ class TenantNamespace:
                 made |= self._apply_network(network, now)
             if f"network {network.name}" in errors:
                 del networks[network.name]
-        if made:  # what was on a bridge that was not there needs more than before
+        if made:  # the ports of a new bridge have to be attached again
             now = state.read(self.netns, self.rtnl, self.naming.prefix)
         plugged = [port for port in intent.ports if port.network in networks and self._is_plugged(port, now)]
         for port in plugged:
@@ -151,8 +151,8 @@ class TenantNamespace:
         with recording(errors, "tenant"):
             self._apply_elements(networks.values(), plugged, now, complete=intent.complete)
 
-    def _remove_leftovers(self, intent: TenantIntent, now: State) -> None:
-        """Take away networks and ports that are not in the intent; unless it is complete only those that once were."""
+    def _remove_leftovers(self, intent: TenantIntent, now: InstalledState) -> None:
+        """Remove networks and ports that are not in the intent; if it is incomplete only those of earlier intents."""
         networks = {network.index for network in intent.networks}
         ports = {port.index: port for port in intent.ports}
         for link in now.links.values():
@@ -171,8 +171,8 @@ class TenantNamespace:
                 if address not in known:
                     self.rtnl.execute(netlink.delete_neighbour(index, address))
 
-    def _apply_network(self, network: Network, now: State) -> bool:
-        """Make the bridge, or change what is wrong with it. True if it was made."""
+    def _apply_network(self, network: Network, now: InstalledState) -> bool:
+        """Make or repair the bridge. Returns whether it was made."""
         name, index = naming.bridge(network.index), naming.bridge_index(network.index)
         link = now.links.get(name)
         wrong = link is not None and (link.kind != "bridge" or link.index != index)
@@ -189,23 +189,23 @@ class TenantNamespace:
         self.rtnl.execute(*state.bridge(now, network))
         return made
 
-    def _is_plugged(self, port: Port, now: State) -> bool:
+    def _is_plugged(self, port: Port, now: InstalledState) -> bool:
         link = now.links.get(naming.port(port.index))
         return link is not None and link.index == naming.port_index(port.index)
 
-    def _repair_port(self, network: Network, port: Port, now: State) -> None:
-        """Set right what the router's side of a port lacks; what is inside the instance only `plug` sees."""
+    def _repair_port(self, network: Network, port: Port, now: InstalledState) -> None:
+        """Repair the router's side of a port; the instance's side is repaired by `plug` only."""
         if requests := state.port(now, network, port):
             self.rtnl.execute(*requests)
             self.rtnl.sync_carrier(naming.port(port.index))
 
     def _apply_elements(
-        self, networks: Iterable[Network], ports: Iterable[Port], now: State, *, complete: bool
+        self, networks: Iterable[Network], ports: Iterable[Port], now: InstalledState, *, complete: bool
     ) -> None:
-        """Make the sets hold what these networks and plugged ports need, and nothing else."""
+        """Change the sets to the elements of these networks and plugged ports."""
         wanted = [*map(rules.of_network, networks), *map(rules.of_port, ports)]
         have = now.elements
-        if not complete:  # what may be somebody's stays
+        if not complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
         if commands := state.elements(self.naming.prefix, wanted, have):
@@ -214,7 +214,7 @@ class TenantNamespace:
     # -- ports ---------------------------------------------------------------------------------------------------
 
     def plug(self, network: Network, port: Port, netns: int) -> None:
-        """Connect the namespace `netns`; what is there already and right stays, what is wrong is replaced."""
+        """Connect the namespace `netns` to a port; an existing connection is repaired."""
         with contextlib.ExitStack() as undo:
             with reported(network, port):
                 inside = call_in(netns, lambda: self._enter(network, port))
@@ -239,45 +239,44 @@ class TenantNamespace:
                 inside.close()
 
     def _enter(self, network: Network, port: Port) -> Rtnl:
-        """In the instance's namespace: its settings and rules, and a socket to do the rest from outside."""
+        """Write settings and rules in the instance's namespace, and open a socket for the rest. Runs in it."""
         sysctl.write(sysctl.instance(ipv6=port.address6 is not None))
         gateways = [gateway for _, gateway in _with_prefixes(network, port)]
         neighbours.bound(self.naming.prefix, DEVICE, gateways)
         return Rtnl()
 
     def _announce(self, port: Port) -> None:
-        """Tell neighbours of addresses that another MAC address had before; they would send there for half a minute."""
-        moved = [address for address in addresses(port) if self._before.pop(address, port.mac) != port.mac]
+        """Announce addresses whose MAC address has changed; neighbours would use the old one for half a minute."""
+        moved = [address for address in addresses(port) if self._previous_macs.pop(address, port.mac) != port.mac]
         if moved and self._injector:
             inject, index = self._injector.inject, naming.port_index(port.index)
             frames = [announcement(port.mac, address) for address in moved]
             call_in(self.netns, lambda: [inject(index, frame) for frame in frames])
 
     def unplug(self, network: Network, port: Port) -> None:
-        """Remove what the port was allowed; both its ends are only marked, to be deleted by `delete_marked`."""
+        """Remove the port's set elements, and mark its device, which `delete_marked` deletes with its other end."""
         bridge = naming.bridge_index(network.index)
         self.nft.run(rules.delete(self.naming.prefix, rules.of_port(port)))
-        group, self._departed = group_of(self._departed), self._departed + 1
+        group, self._unplugged = group_of(self._unplugged), self._unplugged + 1
         self.rtnl.execute(
             netlink.set_link_group(naming.port_index(port.index), group),
             *(netlink.delete_neighbour(bridge, address) for address in addresses(port)),
         )
-        self._gone.add(group)
+        self._marked_groups.add(group)
         for address in addresses(port):
-            self._before[address] = port.mac
-        while len(self._before) > _REMEMBERED:
-            del self._before[next(iter(self._before))]
+            self._previous_macs[address] = port.mac
+        while len(self._previous_macs) > _REMEMBERED:
+            del self._previous_macs[next(iter(self._previous_macs))]
 
     def delete_marked(self) -> bool:
-        """Delete devices of some ports that were detached, which takes its time; whether there are more. May be called
-        from any thread."""
+        """Delete one group of unplugged devices; returns whether there are more. May be called from any thread."""
         with self._deleting:
-            if self._gone and not self._closed:
-                self._slow.execute(netlink.delete_links(self._gone.pop()))
-            return bool(self._gone) and not self._closed
+            if self._marked_groups and not self._closed:
+                self._slow_rtnl.execute(netlink.delete_links(self._marked_groups.pop()))
+            return bool(self._marked_groups) and not self._closed
 
     def _connect(self, network: Network, port: Port, netns: int) -> None:
-        """Make the pair in one batch. EEXIST if a device has one of the names; Conflict if the bridge is full."""
+        """Make the veth pair in one batch. EEXIST if a device has one of the names; Conflict if the bridge is full."""
         index, bridge = naming.port_index(port.index), naming.bridge_index(network.index)
         pair = netlink.veth(
             naming.port(port.index), DEVICE, netns, index=index, peer_mac=port.mac, mtu=network.mtu, master=bridge
@@ -287,7 +286,7 @@ class TenantNamespace:
         except NetlinkError as error:
             if error.errno != errno.EXFULL:
                 raise
-            while self.delete_marked():  # those that are marked have their places still
+            while self.delete_marked():  # marked ports are still counted
                 pass
             try:
                 self.rtnl.execute(pair, *state.port_settings(network, port))
@@ -298,7 +297,7 @@ class TenantNamespace:
                 raise Conflict(what, "make another network for more instances") from None
 
     def _reconnect(self, network: Network, port: Port, netns: int, inside: Rtnl) -> None:
-        """There is a device already: repair it if it leads to this namespace, else make it anew."""
+        """Repair an existing device if it leads to this namespace, else replace it."""
         ours, theirs = self.rtnl.link(naming.port(port.index)), inside.link(DEVICE)
         index = naming.port_index(port.index)
         if ours and is_gone(ours.group):
@@ -322,12 +321,12 @@ class TenantNamespace:
     # -- elements ------------------------------------------------------------------------------------------------
 
     def elements(self) -> dict[str, set[tuple[str, ...]]]:
-        """All elements of our sets, by "family set"."""
+        """Return all elements of the sets, by "family set"."""
         have = call_in(self.netns, lambda: state.keys(self.naming.prefix))
         return {name: {rules.element(name, key) for key in some} for name, some in have.items()}
 
     def _replace_elements(self, port: Port) -> None:
-        """Make what a port may send from all that is said of its device."""
+        """Replace all elements of the port's device by those of the port."""
         device = naming.port(port.index)
         have = call_in(self.netns, lambda: state.keys(self.naming.prefix))
         mine = {name: {k for k in some if rules.element(name, k)[0] == device} for name, some in have.items()}
@@ -337,7 +336,7 @@ class TenantNamespace:
 
 @contextlib.contextmanager
 def recording(errors: dict[str, InsulaError], what: str) -> Iterator[None]:
-    """Add what fails inside to `errors`, under `what`, and go on."""
+    """Catch an error in the block, and add it to `errors` under `what` unless there is one."""
     try:
         yield
     except InsulaError as error:
@@ -348,7 +347,7 @@ def recording(errors: dict[str, InsulaError], what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reported(network: Network, port: Port) -> Iterator[None]:
-    """Raise Failed for an OSError inside, with the port's name."""
+    """Convert an OSError in the block to Failed, with the port's name."""
     try:
         yield
     except OSError as error:
@@ -356,7 +355,7 @@ def reported(network: Network, port: Port) -> Iterator[None]:
 
 
 def _with_prefixes(network: Network, port: Port) -> list[tuple[str, str]]:
-    """(address with prefix length, gateway) of each IP version that the port has."""
+    """Return (address with prefix length, gateway) for each IP version of the port."""
     found = [(f"{port.address}/{prefix(network.subnet)}", network.gateway)]
     if port.address6 and network.subnet6 and network.gateway6:
         found.append((f"{port.address6}/{prefix(network.subnet6)}", network.gateway6))
@@ -364,10 +363,10 @@ def _with_prefixes(network: Network, port: Port) -> list[tuple[str, str]]:
 
 
 def _configure(inside: Rtnl, network: Network, port: Port) -> None:
-    """Bring up loopback and eth0 with addresses and default routes."""
+    """Set up loopback and eth0, with addresses and default routes."""
     device = inside.link(DEVICE)
     if device is None:
-        raise Failed(f"{DEVICE} of {port.instance} has vanished", "start the instance again")
+        raise Failed(f"{DEVICE} of {port.instance} is missing", "start the instance again")
     mac = gateway_mac(network.index)
     requests = [netlink.set_link(1, up=True), netlink.set_link(device.index, up=True)]
     for address, gateway in _with_prefixes(network, port):
