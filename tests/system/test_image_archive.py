@@ -216,7 +216,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "too many layers": (lambda: broken(lambda layout: add(layout, [tar(member("f", b""))] * 501)), "501 layers"),
     "bad environment": (lambda: broken(other_image(process={"Env": ["A=\0"]})), "NUL"),
-    "bad stop signal": (lambda: broken(other_image(process={"StopSignal": "NOSUCH"})), "'NOSUCH' is no signal"),
+    "bad stop signal": (lambda: broken(other_image(process={"StopSignal": "NOSUCH"})), "'NOSUCH' is not a signal"),
     "bad name": (lambda: broken(other_image(name="../../x")), "bad registry"),
     "an escaping layer": (lambda: broken(lambda layout: add(layout, [tar(member("../../x", b""))])), "upward"),
     "65 images": (lambda: broken(lambda layout: layout.index.update(manifests=layout.index["manifests"] * 65)), "65"),

@@ -127,7 +127,7 @@ def test_a_real_time_signal_stops(cli: Cli, tmp_path: Path, how: str) -> None:
 def test_a_stop_signal_that_does_not_exist_is_refused(cli: Cli, tmp_path: Path) -> None:
     before = names(cli)
     path = write(tmp_path / "a.tar", image(StopSignal="NOSUCH"))
-    assert "the image's stop signal 'NOSUCH' is no signal" in cli.fails("image", "load", path)
+    assert "the image's stop signal 'NOSUCH' is not a signal" in cli.fails("image", "load", path)
     assert names(cli) == before
     assert "no signal 'NOSUCH'" in cli.run("kill", "-s", "NOSUCH", "it").err
 

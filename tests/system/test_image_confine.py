@@ -18,7 +18,7 @@ import pytest
 
 from insula.image import confine, worker
 from insula.image.job import Cancelled, Job
-from insula.image.limits import Limits
+from insula.image.limits import ExtractionLimits
 from insula.image.store import ImageStore
 from insula.kernel import capabilities, syscalls
 from insula.model.errors import Failed
@@ -57,7 +57,7 @@ def at_work(tmp_path: Path) -> Iterator[dict[str, int]]:
     def work() -> None:
         fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
         with open(archive, "rb") as file, pytest.raises(Cancelled):
-            worker.run(file, fd, Limits(tar=1 << 50), job)
+            worker.run(file, fd, ExtractionLimits(tar=1 << 50), job)
         os.close(fd)
         ended.append(True)
 
@@ -185,7 +185,7 @@ def test_resources_are_limited(tmp_path: Path) -> None:
             with contextlib.suppress(OSError):
                 if not stat.S_ISFIFO(os.fstat(fd).st_mode):  # the answer's way stays; the tests' process may have many
                     os.close(fd)
-        confine.limit(Limits(bytes=1000, tar=1000, cpu=300))
+        confine.limit(ExtractionLimits(bytes=1000, tar=1000, cpu=300))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         with open(tmp_path / "f", "wb", buffering=0) as file:
             size = errno_of(lambda: os.pwrite(file.fileno(), b"x", 5000))
@@ -203,8 +203,8 @@ def test_the_process_dies_with_the_thread_that_waits(tmp_path: Path) -> None:
     """As when insulad is killed: nothing of it is left that still writes."""
     script = (
         "import os, sys; from insula.image import worker; from insula.image.job import Job; "
-        "from insula.image.limits import Limits; fd = os.open(sys.argv[2], os.O_RDONLY); "
-        "worker.run(open(sys.argv[1], 'rb'), fd, Limits(tar=1 << 50), Job())"
+        "from insula.image.limits import ExtractionLimits; fd = os.open(sys.argv[2], os.O_RDONLY); "
+        "worker.run(open(sys.argv[1], 'rb'), fd, ExtractionLimits(tar=1 << 50), Job())"
     )
     archive, target = tmp_path / "archive", tmp_path / "target"
     target.mkdir()

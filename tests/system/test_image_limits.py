@@ -16,7 +16,7 @@ import pytest
 
 from insula.image import limits, worker
 from insula.image.job import Job
-from insula.image.limits import Limits
+from insula.image.limits import ExtractionLimits
 from insula.image.store import ImageStore
 from insula.model.errors import Failed, Invalid
 from tests.support.images import ARCHITECTURE, OCI, Layout, digest, member, tar, tree
@@ -204,12 +204,12 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def extract(archive: Path, target: Path, job: Job, **more: Any) -> worker.Result:
+def extract(archive: Path, target: Path, job: Job, **more: Any) -> worker.ExtractionResult:
     target.mkdir()
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with open(archive, "rb") as file:
-            return worker.run(file, fd, Limits(tar=1 << 40, **more), job)
+            return worker.run(file, fd, ExtractionLimits(tar=1 << 40, **more), job)
     finally:
         os.close(fd)
 

@@ -200,7 +200,7 @@ def test_a_login(store: ImageStore, locked: str, tmp_path: Path) -> None:
     for auth in (None, wrong):
         with pytest.raises(Denied):
             store.push(image, f"{locked}/app:1", insecure=True, auth=auth)
-        refused(store, Denied, "does not let you in", f"{locked}/app:1", auth)
+        refused(store, Denied, "denies access", f"{locked}/app:1", auth)
     store.push(image, f"{locked}/app:1", insecure=True, auth=LOGIN)
     assert store.pull(f"{locked}/app:1", tenant="acme", insecure=True, auth=LOGIN).digest == image.digest
     assert PASSWORD not in f"{LOGIN!r} {LOGIN!s} {LOGIN}"
@@ -232,7 +232,7 @@ def test_what_is_not_there(store: ImageStore, plain: str, tmp_path: Path) -> Non
 
 
 def test_a_registry_that_is_down(store: ImageStore) -> None:
-    refused(store, Unavailable, "does not answer", f"127.0.0.1:{free_port()}/app")
+    refused(store, Unavailable, "does not respond", f"127.0.0.1:{free_port()}/app")
 
 
 def test_plain_http_takes_a_word(store: ImageStore, plain: str) -> None:
@@ -253,7 +253,7 @@ def test_what_is_no_image(store: ImageStore, plain: str, tmp_path: Path) -> None
     layout.write(tmp_path / "chart")
     source, target = f"oci:{tmp_path}/chart:chart", f"docker://{plain}/chart:1"
     skopeo("copy", "--dest-tls-verify=false", source, target)
-    refused(store, Invalid, "not the configuration", f"{plain}/chart:1")
+    refused(store, Invalid, "not an image configuration", f"{plain}/chart:1")
 
 
 def test_a_digest_is_no_target(store: ImageStore, plain: str, tmp_path: Path) -> None:

@@ -172,11 +172,11 @@ def test_archives(index: bytes, image: bytes, docker: bytes, oci: bool) -> None:
             (blobs / ("a" * 64)).write_bytes(image)
         else:
             (top / "manifest.json").write_bytes(docker)
-        with archive.Tree(top) as tree:
+        with archive.ArchiveTree(top) as tree:
 
             def read() -> None:
                 found = archive.read(tree)
-                if isinstance(found, archive.Layout):
+                if isinstance(found, archive.OciLayout):
                     found.images()
                 else:
                     for entry in found:

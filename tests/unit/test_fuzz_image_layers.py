@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from insula.image.layer import extract, set_opaque
-from insula.image.limits import Limits
+from insula.image.limits import ExtractionLimits
 from insula.image.tar import BLOCK, Reader
 from insula.model.errors import InsulaError
 from tests.forked import forked
 from tests.support.images import member, tar, tree
 
-ROOM = Limits(bytes=1 << 20, entries=50)
+ROOM = ExtractionLimits(bytes=1 << 20, entries=50)
 MOST_MEMORY = 16 << 20
 slow = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=150)
 

@@ -63,8 +63,8 @@ def test_good_documents_are_read() -> None:
     [
         ({"schemaVersion": 1}, "schema version"),
         ({"schemaVersion": "2"}, "schema version"),
-        ({"manifests": []}, "claims to be an index"),
-        ({"mediaType": OCI + "index.v1+json"}, "does not fit"),
+        ({"manifests": []}, "is also an index"),
+        ({"mediaType": OCI + "index.v1+json"}, "contradicts"),
         ({"mediaType": 7}, "does not parse"),
         ({"layers": []}, "no layers"),
         ({"layers": [LAYER] * 501}, "501 layers"),
@@ -79,7 +79,7 @@ def test_good_documents_are_read() -> None:
         ({"layers": [{**LAYER, "mediaType": OCI + "layer.nondistributable.v1.tar+gzip"}]}, "foreign"),
         ({"layers": [{**LAYER, "mediaType": DOCKER + "image.rootfs.foreign.diff.tar.gzip"}]}, "foreign"),
         ({"layers": [{**LAYER, "mediaType": "text/html"}]}, "not supported"),
-        ({"config": {**CONFIG, "mediaType": "application/vnd.cncf.helm.config.v1+json"}}, "not the configuration"),
+        ({"config": {**CONFIG, "mediaType": "application/vnd.cncf.helm.config.v1+json"}}, "not an image configuration"),
         ({"config": {**CONFIG, "size": 5 << 20}}, "too large"),
         ({"config": None}, "does not parse"),
     ],
@@ -238,11 +238,11 @@ def test_the_digests_of_an_index_are_checked() -> None:
     for bad in ("sha256:12", "../../etc/passwd"):
         with pytest.raises(Invalid, match="digest"):
             read({**INDEX, "manifests": [*good, {**good[0], "digest": bad}]})
-    with pytest.raises(Invalid, match="does not fit"):
+    with pytest.raises(Invalid, match="contradicts"):
         read({**INDEX, "mediaType": OCI + "manifest.v1+json"})
     claims: list[dict[str, Any]] = [{"layers": []}, {"config": CONFIG}]
     for both in claims:
-        with pytest.raises(Invalid, match="claims to be an index"):
+        with pytest.raises(Invalid, match="is also an index"):
             read({**INDEX, **both})
 
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.image.tar import Entry, Reader
+from insula.image.tar import Member, Reader
 from insula.model.errors import Invalid
 from tests.support.images import member, tar
 
 
-def read(data: bytes) -> list[tuple[Entry, bytes]]:
+def read(data: bytes) -> list[tuple[Member, bytes]]:
     """All members with their content, holes filled."""
     reader = Reader(io.BytesIO(data).read)
     found = []
@@ -188,7 +188,7 @@ def test_pieces_of_a_sparse_file_may_touch_but_not_overlap() -> None:
         refused(sparse(overlapping), "broken map")
 
 
-def one(data: bytes) -> Entry:
+def one(data: bytes) -> Member:
     """The only member, in an archive that ends after it."""
     [(entry, _)] = read(data + bytes(1024))
     return entry
@@ -399,7 +399,7 @@ def test_numbers_beyond_the_octal_digits() -> None:
         field[0] |= 0x80
         return bytes(field)
 
-    def only(data: bytes) -> Entry:
+    def only(data: bytes) -> Member:
         [(entry, _)] = read(data + bytes(1024))
         return entry
 

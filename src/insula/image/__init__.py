@@ -1,21 +1,22 @@
-"""OCI images: names, manifests, a content-addressed store, and layers made into directories for overlayfs.
+"""OCI images: names, manifests, a content-addressed store, and layers extracted for overlayfs.
 
-    limits      what an image from outside may cost
+    limits      limits of size, files and time for an image from outside
     job         work that can be cancelled
-    reference   what people call an image: registry/repository:tag@digest
+    reference   names of images: registry/repository:tag@digest
     manifest    the JSON documents of the image-spec, read strictly
     tar         a strict, bounded reader of tar archives
-    layer       a layer tar made into a directory as overlayfs wants it; nothing escapes
-    worker      the child process in which that happens
-    confine     what such a process may still do
-    platform    what this machine runs
+    layer       extraction of a layer's tar into a directory for overlayfs
+    worker      the child process that extracts
+    confine     the confinement of that process
+    platform    the architecture of this machine
     blobs       files named by the sha256 of their content
-    staging     temporary directories that vanish with their owner
-    archive     OCI layouts and docker-archives, read and written
+    staging     temporary directories that are removed when their owner ends
+    archive     reading and writing OCI layouts and docker-archives
+    image_import   import of an image: verify its blobs and extract its layers
     registry    pull and push, through skopeo(1)
     builtin     busybox, and Debian by debootstrap(8)
     store       ImageStore, which joins them
 
-Everything that comes in from outside is hostile until its digest was verified, and still hostile after that:
-a digest says who it is, not that it is good.
+All data from outside is hostile, also after its digest was verified: a digest identifies content, and does not make it
+harmless.
 """

@@ -1,9 +1,9 @@
-"""Images as files: the OCI layout (image-layout.md), as directory or tar, and the docker-archive of ``docker
+"""Archives of images: the OCI layout (image-layout.md), as a directory or tar, and the docker-archive of ``docker
 save``.
 
-An OCI layout has ``oci-layout``, ``index.json`` and ``blobs/sha256/…``. A docker-archive has
-``manifest.json``: a list of configurations with the paths of their layers. One archive can be both, and what
-`write` makes for Docker is: engines since version 25 read the layout, older ones the list.
+An OCI layout has ``oci-layout``, ``index.json`` and ``blobs/sha256/…``. A docker-archive has ``manifest.json``, a list
+of configurations with the paths of their layers. An archive can be both, as those that `write` makes for Docker:
+engines since version 25 read the layout, older ones the list.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class DockerEntry(msgspec.Struct, frozen=True, rename="pascal"):
     repo_tags: list[str] | None = None
 
 
-class Tree:
-    """A directory whose links are followed only inside of it (openat2(2) RESOLVE_IN_ROOT)."""
+class ArchiveTree:
+    """A directory in which links can't lead outside (openat2(2) RESOLVE_IN_ROOT)."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def __enter__(self) -> Tree:
+    def __enter__(self) -> ArchiveTree:
         return self
 
     def __exit__(
@@ -59,7 +59,7 @@ class Tree:
         os.close(self._fd)
 
     def open(self, path: str) -> BinaryIO:
-        """A regular file. Raises Invalid if it is missing or something else."""
+        """Open a regular file. Invalid if it is missing or not a regular file."""
         try:
             fd = syscalls.openat2(
                 self._fd,
@@ -71,7 +71,7 @@ class Tree:
             raise Invalid(f"{shorten(path)} is missing in the archive", "the archive is incomplete") from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise Invalid(f"{shorten(path)} in the archive is no regular file", "the archive is damaged")
+            raise Invalid(f"{shorten(path)} in the archive is not a regular file", "the archive is damaged")
         return open(fd, "rb")
 
     def read(self, path: str, limit: int) -> bytes:
@@ -89,10 +89,10 @@ class Tree:
         return True
 
 
-class Layout:
+class OciLayout:
     """An OCI layout in a tree."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: ArchiveTree) -> None:
         self._tree = tree
         self._documents = 0
 
@@ -100,7 +100,7 @@ class Layout:
         return self._tree.open(f"blobs/sha256/{hex_of(digest)}")
 
     def images(self) -> list[tuple[bytes, str | None]]:
-        """The manifests for this machine, with the names they were given."""
+        """Return the manifests for this machine with their names."""
         index = manifest.read_document(self._tree.read("index.json", MAX_DOCUMENT))
         if not isinstance(index, Index):
             raise Invalid("the archive's index.json is not an index", "the archive is damaged")
@@ -121,7 +121,7 @@ class Layout:
         return found
 
     def _choose(self, entry: Descriptor, depth: int, others: set[str]) -> bytes | None:
-        """The manifest behind `entry`, through indexes, that suits this machine."""
+        """Return the manifest for this machine that `entry` refers to, directly or through indexes."""
         if depth > MAX_DEPTH:
             raise Invalid("the archive's indexes are nested too deeply", "don't use this image")
         if not manifest.matches(entry.platform):
@@ -129,7 +129,7 @@ class Layout:
             others.add(shorten(f"{entry.platform.os}/{entry.platform.architecture}")[1:-1])
             return None
         if entry.media_type not in manifest.INDEXES | manifest.MANIFESTS:
-            raise Invalid(f"{shorten(entry.media_type)} in the archive is no image", "use an OCI or Docker image")
+            raise Invalid(f"{shorten(entry.media_type)} in the archive is not an image", "use an OCI or Docker image")
         self._documents += 1
         if self._documents > MAX_DOCUMENTS:
             raise Invalid("the archive has too many manifests", f"at most {MAX_DOCUMENTS} are read")
@@ -146,10 +146,10 @@ class Layout:
         return None
 
 
-def read(tree: Tree) -> Layout | list[DockerEntry]:
-    """What kind of archive the tree is. Raises Invalid if it is none."""
+def read(tree: ArchiveTree) -> OciLayout | list[DockerEntry]:
+    """Read a tree as an OCI layout or a docker-archive. Invalid if it is neither."""
     if tree.has("oci-layout") and tree.has("index.json"):
-        return Layout(tree)
+        return OciLayout(tree)
     if not tree.has("manifest.json"):
         raise Invalid(
             "the archive is neither an OCI layout nor a docker-archive",
@@ -166,7 +166,7 @@ def read(tree: Tree) -> Layout | list[DockerEntry]:
 
 
 def name_of(own: str | None, digest: str = "") -> str:
-    """The name under which an archive's image is kept: its own, or ``sha256:…`` for one without."""
+    """Return the name for an image of an archive: its own, or ``sha256:…`` without one."""
     return normalise_reference(own or digest)
 
 
@@ -174,7 +174,7 @@ def name_of(own: str | None, digest: str = "") -> str:
 
 
 def write(blobs: Blobs, images: Sequence[Image], path: Path, job: Job, *, docker: bool) -> None:
-    """A tar of an OCI layout, with Docker's manifest.json if `docker`: the same images make the same bytes."""
+    """Write an OCI layout as tar, reproducibly; with `docker` it has a manifest.json too."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "xb") as file:
@@ -190,7 +190,7 @@ def write(blobs: Blobs, images: Sequence[Image], path: Path, job: Job, *, docker
 
 
 class _Checked(io.RawIOBase):
-    """A file whose reading ends with the job."""
+    """A file whose reads raise Cancelled when the job is cancelled."""
 
     def __init__(self, file: BinaryIO, job: Job) -> None:
         self._file, self._job = file, job

@@ -1,6 +1,6 @@
-"""Files named by the sha256 of their content, as an OCI layout keeps them: ``blobs/sha256/<hex>``.
+"""Files named by the sha256 of their content, as in an OCI layout: ``blobs/sha256/<hex>``.
 
-A blob is written beside, hashed on the way, synced, and renamed to its name: whoever sees the name sees the whole
+A blob is written under a temporary name while it is hashed, synced, and renamed. So a file with that name has the whole
 content, also after a power failure. Blobs never change, so readers need no lock.
 """
 
@@ -22,18 +22,18 @@ CHUNK = 1 << 20
 
 
 def digest_of(data: bytes) -> str:
-    """The digest of `data` as the image-spec writes it."""
+    """Return the digest of `data` in the notation of the image-spec."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def hex_of(digest: str) -> str:
-    """The file name of a digest that was checked before."""
+    """Return the file name of a digest that was checked before."""
     return digest.removeprefix("sha256:")
 
 
 @contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
-    """Makes an OSError a `Failed` in one line; a full disk says so."""
+    """Convert an OSError in the block to `Failed`; a full disk has a message of its own."""
     try:
         yield
     except InsulaError:
@@ -43,16 +43,16 @@ def disk_errors(doing: str) -> Iterator[None]:
 
 
 def failure(e: OSError, doing: str) -> Failed:
-    """The error for an OSError met while `doing`."""
+    """Return the `Failed` for an OSError that occurred while `doing`."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return Failed(f"the disk is full while {doing}", "free some space, for example with: insula image rm")
     return Failed(f"{doing} failed: {os.strerror(e.errno or 0)}", "see the log of insulad")
 
 
 def copy(source: BinaryIO, target: Path, *, limit: int, digest: str | None = None, job: Job) -> tuple[str, int]:
-    """Copies `source` to the new file `target`, synced: its digest and size.
+    """Copy `source` to the new file `target`, and sync it; returns its digest and size.
 
-    Raises Invalid if there are more than `limit` bytes or if the digest is not `digest`; Cancelled with the job.
+    Invalid if there are more than `limit` bytes or if the digest is not `digest`; Cancelled with the job.
     """
     hasher, size = hashlib.sha256(), 0
     with open(target, "xb", buffering=0) as out:
@@ -61,7 +61,7 @@ def copy(source: BinaryIO, target: Path, *, limit: int, digest: str | None = Non
             check_room(out.fileno(), "copying an image")
             size += len(chunk)
             if size > limit:
-                raise Invalid(f"more than {limit} bytes", "this is larger than images may be here")
+                raise Invalid(f"more than {limit} bytes", "use a smaller image")
             hasher.update(chunk)
             view = memoryview(chunk)
             while view:
@@ -74,7 +74,7 @@ def copy(source: BinaryIO, target: Path, *, limit: int, digest: str | None = Non
 
 
 def write(target: Path, data: bytes) -> None:
-    """A small new file, synced."""
+    """Write a small new file, and sync it."""
     with open(target, "xb") as out:
         out.write(data)
         out.flush()
@@ -82,7 +82,7 @@ def write(target: Path, data: bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """fsync(2) of a directory: makes renames into it durable."""
+    """Sync a directory (fsync(2)), which makes renames into it durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -103,14 +103,14 @@ class Blobs:
         return self.path(digest).exists()
 
     def open(self, digest: str) -> BinaryIO:
-        """Raises NotFound."""
+        """Open a blob. NotFound."""
         try:
             return open(self.path(digest), "rb")
         except FileNotFoundError:
             raise NotFound(f"blob {digest[:19]}… is not in the store", "pull or load the image again") from None
 
     def read(self, digest: str, limit: int) -> bytes:
-        """The content of a small blob, verified again: disks lie, too."""
+        """Read a small blob, and verify its digest again. NotFound, Failed."""
         with self.open(digest) as blob:
             data = blob.read(limit + 1)
         if len(data) > limit or digest_of(data) != digest:

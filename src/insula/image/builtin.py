@@ -1,4 +1,4 @@
-"""Images that are made here: busybox from Debian's busybox-static, and Debian by debootstrap(8)."""
+"""Images that are built on this host: busybox from Debian's busybox-static, and Debian by debootstrap(8)."""
 
 from __future__ import annotations
 
@@ -42,16 +42,13 @@ _FILES = {
 
 
 def write_busybox(path: Path) -> None:
-    """The tar of busybox's root file system: the same busybox makes the same bytes.
-
-    Raises Unavailable if busybox is missing or needs shared libraries.
-    """
+    """Write the tar of busybox's root file system, reproducibly. Unavailable if busybox is missing or not static."""
     hint = "apt install busybox-static"
     try:
         program = BUSYBOX.read_bytes()
         applets = subprocess.run([BUSYBOX, "--list-full"], capture_output=True, check=True, text=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
-        raise Unavailable(f"{BUSYBOX} is not there", hint) from None
+        raise Unavailable(f"{BUSYBOX} is missing", hint) from None
     if not is_static(program):
         raise Unavailable(f"{BUSYBOX} needs shared libraries", hint)
     with tarfile.open(path, "x", format=tarfile.USTAR_FORMAT) as tar:
@@ -67,7 +64,7 @@ def write_busybox(path: Path) -> None:
 
 
 def is_static(program: bytes) -> bool:
-    """Whether an ELF program (elf(5), 64 bits, little endian) has no PT_INTERP: it needs nobody to load it."""
+    """Whether an ELF program (elf(5), 64 bits, little endian) has no PT_INTERP, so that it needs no dynamic linker."""
     if program[:6] != b"\x7fELF\x02\x01" or len(program) < 64:
         return False
     start = int.from_bytes(program[32:40], "little")
@@ -86,16 +83,16 @@ def _add(tar: tarfile.TarFile, name: str, kind: bytes, mode: int, data: bytes = 
 
 
 class Mirror(NamedTuple):
-    """Where apt gets a release from; `keyring` is empty for debootstrap's own."""
+    """A Debian archive from which apt gets a release; `keyring` is empty for debootstrap's default."""
 
     uri: str
     components: list[str]
     keyring: str
 
 
-_MORE = ("iproute2", "iputils-ping", "procps")  # what people look around with; minbase has none of it
+_MORE = ("iproute2", "iputils-ping", "procps")  # tools for interactive use, which minbase lacks
 _RELEASE = re.compile(r"[a-z][a-z0-9.-]{0,31}")
-# what a root file system takes from the machine it was made on, or can fetch again
+# files with data of the build host, and caches
 _CLEAN = (
     *("etc/hostname", "etc/resolv.conf", "etc/machine-id", "var/lib/dbus/machine-id", "var/cache/ldconfig/aux-cache"),
     *(
@@ -112,7 +109,7 @@ _EMPTY = ("dev", "proc", "sys", "run", "tmp", "var/cache/apt/archives", "var/lib
 def write_base(
     directory: Path, distribution: str, release: str | None, progress: Callable[[str], None], job: Job
 ) -> tuple[Path, str]:
-    """Bootstraps a minimal Debian in `directory`: the path of its tar, and the image's name."""
+    """Bootstrap a minimal Debian in `directory`; returns the path of its tar, and the image's name."""
     if distribution != "debian":
         raise Invalid(f"base images of {shorten(distribution)} can't be built", "use debian")
     release = release or host_release()
@@ -128,7 +125,7 @@ def write_base(
 
 
 def _debootstrap(release: str, mirror: Mirror, root: Path, progress: Callable[[str], None], job: Job) -> None:
-    """In namespaces of its own, so that its mounts and processes end with it, also when it is killed."""
+    """Run debootstrap in namespaces of its own, so that its mounts and processes always end with it."""
     command = [
         *("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
         *("debootstrap", "--variant=minbase", "--merged-usr", f"--arch={_debian_architecture()}"),
@@ -188,7 +185,7 @@ def _pack(root: Path, tar: Path, job: Job) -> None:
 
 
 def host_release() -> str:
-    """The code name of the Debian that this host runs (os-release(5))."""
+    """Return the code name of this host's Debian release (os-release(5))."""
     text = Path("/etc/os-release").read_text()
     if match := re.search(r"^VERSION_CODENAME=\"?([a-z]+)\"?$", text, re.MULTILINE):
         return match[1]
@@ -196,13 +193,13 @@ def host_release() -> str:
 
 
 def find_mirror(release: str, directory: Path = Path("/etc/apt")) -> Mirror:
-    """The first Debian archive among apt's sources (sources.list(5)): one for `release`, else any. Raises NotFound."""
+    """Return the first Debian archive in apt's sources (sources.list(5)) for `release`, else for any. NotFound."""
     found = list(_sources(directory))
     for exact in (True, False):
         for mirror, suites in found:
             if "main" in mirror.components and (release in suites if exact else not any("-" in s for s in suites)):
                 return mirror
-    for mirror, suites in found:  # one stanza often lists several suites
+    for mirror, suites in found:  # a stanza may list several suites
         if "main" in mirror.components and not any("security" in s for s in suites):
             return mirror
     raise NotFound(f"apt on this host has no source for {release}", "add one to /etc/apt/sources.list")
@@ -238,7 +235,7 @@ def _one_line(text: str) -> Iterator[tuple[Mirror, list[str]]]:
 
 
 def _proxy() -> dict[str, str]:
-    """The proxy that apt uses, as the environment that debootstrap's wget reads."""
+    """Return the proxy that apt uses as environment variables for debootstrap's wget."""
     found = {k: v for k, v in os.environ.items() if k.lower() in ("http_proxy", "https_proxy", "no_proxy")}
     for scheme in ("http", "https"):
         command = ["apt-config", "shell", "proxy", f"Acquire::{scheme}::Proxy"]

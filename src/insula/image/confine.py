@@ -1,8 +1,8 @@
-"""What a process that reads strangers' data may still do: almost nothing.
+"""Confinement of processes that read data from outside.
 
-The extracting worker has namespaces of its own (it sees no network and no process), limits of its resources, the
-target as its root directory, five capabilities of forty-one, and may make the system calls for files and memory alone.
-A tool that it needs, zstd(1), runs as a user who owns nothing. See namespaces(7), capabilities(7), seccomp(2),
+The extracting worker has namespaces of its own (no network, and no other processes visible), resource limits, the
+target as its root directory, five capabilities, and a seccomp filter that allows system calls for files and memory
+only. The tool that it needs, zstd(1), runs as a user who owns no files. See namespaces(7), capabilities(7), seccomp(2),
 getrlimit(2).
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from insula.image.limits import MEMORY, Limits
+from insula.image.limits import MEMORY, ExtractionLimits
 from insula.kernel import capabilities, syscalls
 from insula.kernel.seccomp import load as seccomp_load
 from insula.model.errors import InsulaError, Unavailable
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     import subprocess
 
 USER = 0x3FFFFFFF
-"""The user and group that own nothing on the host: the last ID below those of tenants."""
+"""The user and group for tools, which own no files on the host: the last ID below those of tenants."""
 
 NAMESPACES = (
     *("setpriv", "--pdeathsig=KILL"),
     *("unshare", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child=KILL"),
 )
-"""Begins a command line: namespaces of its own, which end with the thread that starts it."""
+"""The start of a command line that runs in namespaces of its own, which end with the thread that starts it."""
 
 KEPT = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP")
-"""Owners, modes, set-ID bits and file capabilities are what a layer's archive gives to files."""
+"""The capabilities for setting owners, modes, set-ID bits and file capabilities, which a layer's archive contains."""
 
 OOM = "500"
-"""oom_score_adj: when memory is short these go first, and not late, as insulad from which they would inherit it."""
+"""The oom_score_adj of these processes: they are killed first when memory runs out, unlike insulad."""
 
 _FILES = 64
 _PROCESSES = 256  # and threads, of all tools of `USER` together
@@ -52,15 +52,15 @@ _CALLS = """
 
 @cache
 def system_calls() -> bytes:
-    """The filter for the worker: calls on files and memory are allowed, any other fails with EPERM."""
+    """Compile the filter for the worker: calls for files and memory are allowed, any other fails with EPERM."""
     from insula.kernel.seccomp import compiler
 
     allowed = {"names": _CALLS.split(), "action": "SCMP_ACT_ALLOW"}
     return compiler.compile({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [allowed]})
 
 
-def limit(limits: Limits) -> None:
-    """Resource limits of this process, and of the tools that it starts."""
+def limit(limits: ExtractionLimits) -> None:
+    """Set resource limits for this process and the tools that it starts."""
     import resource
 
     with open("/proc/self/oom_score_adj", "w") as file:
@@ -79,7 +79,7 @@ def limit(limits: Limits) -> None:
 
 
 def start(command: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:
-    """A tool that reads the descriptor `stdin` and whose output we read; as root we start it as `USER`."""
+    """Start a tool that reads the descriptor `stdin`, with a pipe for its output; if we are root it runs as `USER`."""
     import subprocess
 
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
@@ -100,7 +100,7 @@ def start(command: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:
 
 
 def enter(target: int, filter: bytes) -> None:  # noqa: A002
-    """Make the directory `target` the root, and give up all rights but those that extraction takes. For root."""
+    """Make the directory `target` the root, and drop all privileges that extraction doesn't need. For root."""
     os.fchdir(target)
     os.chroot(".")
     kept = capabilities.to_mask(KEPT)
@@ -113,7 +113,7 @@ def enter(target: int, filter: bytes) -> None:  # noqa: A002
 
 
 def missing(error: FileNotFoundError) -> InsulaError:
-    """The error for a tool that is not installed."""
+    """Return the error for a tool that is not installed."""
     name = os.path.basename(str(error.filename))
     package = {"setpriv": "util-linux", "unshare": "util-linux"}.get(name, name)
     return Unavailable(f"{name}(1) is not installed", f"apt install {package}")

@@ -1,7 +1,7 @@
-"""A piece of blocking work that another thread can end: an import, a pull, a push, a save.
+"""Blocking work that another thread can cancel: an import, a pull, a push, a save.
 
-What takes long is done by child processes, which are killed, and in loops, which ask. A cancelled job raises
-`Cancelled` wherever it is, and the work undoes itself on its way out as after any other error.
+Cancelling a job kills its child processes, and its loops check for it. The work then raises `Cancelled`, and undoes
+itself as after any other error.
 """
 
 from __future__ import annotations
@@ -21,49 +21,50 @@ MAX_OUTPUT = 64 << 20
 
 
 class Cancelled(Failed):
-    """The work was ended because nobody waits for it any more."""
+    """The work was cancelled, because its client has gone."""
 
     def __init__(self) -> None:
         super().__init__("the work was cancelled", "start it again")
 
 
 class Job:
-    """Cancelled by `cancel` from any thread, and by itself when `limit` seconds are over."""
+    """A job. `cancel` may be called from any thread; it is cancelled automatically after its time limit."""
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()  # of the two below
+        self._mutex = threading.Lock()  # for the two below
         self._processes: set[subprocess.Popen[Any]] = set()
         self._cancelled = False
         self._seconds = 0.0
         self._deadline: float | None = None
 
     def cancel(self) -> None:
-        """End the work: kills its processes. It is over when the method that was given the job returns."""
+        """Cancel the work, and kill its processes. It has ended when the method that was given the job returns."""
         with self._mutex:
             self._cancelled = True
             for process in self._processes:
                 process.kill()
 
     def limit(self, seconds: float | None) -> None:
-        """From now on the work may take `seconds`; None: as long as it takes."""
+        """Set the time limit in seconds from now; None for no limit."""
         self._seconds = seconds or 0.0
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
     @property
     def left(self) -> float | None:
-        """Seconds until the limit; None without one."""
+        """Return the seconds until the time limit; None without one."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def check(self) -> None:
-        """Raises Cancelled, or Failed when the time is over."""
+        """Raise Cancelled if the job was cancelled, and Failed if its time is over."""
         if self._cancelled:
             raise Cancelled
         if self.left == 0:
-            raise Failed(f"the work takes more than {self._seconds:.0f} seconds", "is the disk slow, or the image odd?")
+            hint = "the disk may be slow, or the image damaged"
+            raise Failed(f"the work takes more than {self._seconds:.0f} seconds", hint)
 
     @contextmanager
     def killing(self, process: subprocess.Popen[Any]) -> Iterator[None]:
-        """The block waits for `process`; it is killed when the job is cancelled, and when the block ends early."""
+        """Kill `process` when the job is cancelled, and when the block that waits for it ends early."""
         with self._mutex:
             self._processes.add(process)
             if self._cancelled:
@@ -78,17 +79,17 @@ class Job:
                 process.wait()
 
     def communicate(self, process: subprocess.Popen[bytes], data: bytes = b"") -> tuple[bytes, bytes]:
-        """The standard output and error of `process`, each at most `MAX_OUTPUT` bytes; `data` is its input, if any.
+        """Return the standard output and error of `process`, each at most `MAX_OUTPUT` bytes; `data` is its input.
 
-        Its end is that of all processes that have the pipes: of its children, too. Raises Cancelled, or Failed when
-        the time is over or the output is longer.
+        Waits until all processes with these pipes have ended, also its children. Cancelled, or Failed when the time is
+        over or the output is longer.
         """
         pipes = {pipe: bytearray() for pipe in (process.stdout, process.stderr) if pipe is not None}
         with self.killing(process), selectors.DefaultSelector() as selector:
             for pipe in pipes:
                 selector.register(pipe, selectors.EVENT_READ)
             if process.stdin is not None:
-                with suppress(BrokenPipeError):  # then it has ended, and why is told below
+                with suppress(BrokenPipeError):  # then it has ended; the reason is reported below
                     process.stdin.write(data)
                     process.stdin.close()
             while selector.get_map():
@@ -98,7 +99,7 @@ class Job:
                         selector.unregister(key.fileobj)
                     pipes[key.fileobj] += piece  # type: ignore[index]
                 if self.left == 0 or max(map(len, pipes.values())) > MAX_OUTPUT:
-                    process.kill()  # the pipes' ends are still waited for
+                    process.kill()  # other processes may still have the pipes
                     break
             for pipe in pipes:
                 while os.read(pipe.fileno(), 1 << 16):
@@ -107,12 +108,12 @@ class Job:
             process.wait()
         self.check()
         if max(map(len, pipes.values())) > MAX_OUTPUT:
-            raise Failed("a helper process says too much", "see the log of insulad")
+            raise Failed("the output of a helper process is too long", "see the log of insulad")
         out, err = (bytes(pipes.get(pipe, b"")) if pipe else b"" for pipe in (process.stdout, process.stderr))
         return out, err
 
     def run(self, command: Sequence[str]) -> tuple[int, bytes]:
-        """Runs a command without input: its exit status and what it said on the standard error."""
+        """Run a command without input; returns its exit status and its standard error."""
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         _, err = self.communicate(process)
         return process.returncode, err

@@ -1,28 +1,25 @@
-"""A layer's tar archive made into a directory as overlayfs wants it.
+"""Extract a layer's tar archive into a directory for overlayfs.
 
-A layer is a *changeset*: what it adds or changes is in the archive as it is; what it deletes from the layers
-below is a *whiteout*, an empty file ``.wh.NAME``; and ``.wh..wh..opq`` makes its directory hide everything
-below (image-spec, layer.md). Overlayfs says the same in its own words: a character device 0/0 in the place of
-NAME, and the extended attribute ``trusted.overlay.opaque=y`` on the directory
-(Documentation/filesystems/overlayfs.rst).
+A layer is a *changeset* (image-spec, layer.md). Added and changed files are in the archive as they are. A deleted file
+of the layers below is a *whiteout*, an empty file ``.wh.NAME``. A file ``.wh..wh..opq`` makes its directory *opaque*:
+it hides the directories below. Overlayfs has a character device 0/0 named NAME for a whiteout, and the extended
+attribute ``trusted.overlay.opaque=y`` for an opaque directory (Documentation/filesystems/overlayfs.rst).
 
-The archive is hostile. Nothing outside of the target may change, whatever it says:
+The archive is hostile, and must not be able to change anything outside of the target:
 
-- names are taken apart here; a leading ``/`` is dropped, as tar(1) does it; ``..`` is refused, as are overlong and
-  reserved names;
-- each parent directory is opened with openat2(2) RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS, and all work is done
-  relative to that descriptor on a single name without following links: a symbolic link planted earlier leads
-  nowhere;
-- device nodes are left out, with a note; a hard link points at what this archive has made, or becomes a symbolic
-  link, with a note: its file may be in a lower layer, which a layer, shared by images, can't know; setuid bits and
-  owners are kept because layers are only ever seen through an idmapped mount, below a directory that only root
-  may enter;
-- extended attributes: ``user.*`` and file capabilities of version 2 are kept, the rest is dropped:
-  ``trusted.overlay.*`` in particular would let a layer redirect overlayfs into other places;
-- bytes and entries are bounded.
+- Names are split here. A leading ``/`` is dropped, as tar(1) does; ``..``, overlong and reserved names are refused.
+- Each parent directory is opened with openat2(2) RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS. All operations are relative to
+  that descriptor, with a single name and without following links, so symbolic links of the archive have no effect.
+- Device nodes are left out, with a note. A hard link whose target isn't in the archive becomes a symbolic link, with a
+  note: the target may be in a lower layer, and layers are shared by images, so it is unknown which.
+- Set-ID bits and owners are kept, because layers are used only through idmapped mounts, and their directory can be
+  entered only by root.
+- The extended attributes ``user.*`` and file capabilities of version 2 are kept, others are dropped. With
+  ``trusted.overlay.*`` a layer could redirect overlayfs to other directories.
+- The numbers of bytes and entries are limited.
 
-`trusted.*` attributes take CAP_SYS_ADMIN, which whoever reads the archive should not have. So `extract` only tells
-which directories are opaque, and `set_opaque` marks them afterwards.
+Setting ``trusted.*`` needs CAP_SYS_ADMIN, which the process that reads the archive doesn't have. So `extract` only
+returns the opaque directories, and `set_opaque` marks them afterwards.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from insula.image.limits import Limits, check_room
+from insula.image.limits import ExtractionLimits, check_room
 from insula.image.tar import (
     BLOCK_DEVICE,
     CHARACTER,
@@ -45,7 +42,7 @@ from insula.image.tar import (
     MAX_PATH,
     REGULAR,
     SYMLINK,
-    Entry,
+    Member,
     Reader,
 )
 from insula.kernel import syscalls
@@ -53,11 +50,11 @@ from insula.model.errors import Failed, Invalid
 from insula.model.units import shorten
 
 WHITEOUT = b".wh."
-AUFS = b".wh..wh."  # names of aufs itself, which old images have: files to link to in .wh..wh.plnk, and nothing of use
+AUFS = b".wh..wh."  # internal names of aufs in old images: hard link targets in .wh..wh.plnk, and nothing useful
 AUFS_LINKS = b".wh..wh.plnk"
 OPAQUE = b".wh..wh..opq"
 XATTR_OPAQUE = "trusted.overlay.opaque"
-MAX_ID = 65535  # a tenant's user namespace has no more
+MAX_ID = 65535  # the size of a tenant's user namespace
 MAX_COMPONENTS = 200
 MAX_XATTRS = 64
 MAX_OPAQUE = 16 << 20  # bytes of the paths of opaque directories
@@ -69,14 +66,14 @@ _RESOLVE = (
 )
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _OF_THE_HOST = {errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPERM, errno.EACCES}
-_ROOM_EVERY = 256  # entries and chunks of data between two looks at the room on the disk
+_ROOM_EVERY = 256  # entries and chunks of data between two checks of the free space
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Extracted(NamedTuple):
-    """What `extract` made: numbers of entries and of bytes; paths of directories that hide those below; what was left
-    out of it, for people."""
+    """The result of `extract`: numbers of entries and bytes, paths of opaque directories, and notes on what was left
+    out."""
 
     entries: int
     bytes: int
@@ -84,11 +81,11 @@ class Extracted(NamedTuple):
     notes: list[str]
 
 
-def extract(reader: Reader, root: int, limits: Limits, *, plain: bool = False) -> Extracted:
-    """Extracts the archive below the directory descriptor `root`; call `set_opaque` with what it answers.
+def extract(reader: Reader, root: int, limits: ExtractionLimits, *, plain: bool = False) -> Extracted:
+    """Extract the archive below the directory descriptor `root`; call `set_opaque` with the result.
 
-    With `plain` it is an ordinary archive and no layer: whiteouts mean nothing, and owners, modes and attributes are
-    not kept. Raises Invalid for what is refused, Failed when the disk is full; the caller removes what was made so far.
+    With `plain` it is an ordinary archive: whiteouts are ordinary files, and owners, modes and attributes are not kept.
+    Invalid if the archive is refused, Failed if the disk is full; the caller removes the partial result.
     """
     extraction = _Extraction(reader, root, limits, plain)
     try:
@@ -99,7 +96,7 @@ def extract(reader: Reader, root: int, limits: Limits, *, plain: bool = False) -
         if e.errno in _OF_THE_HOST:
             raise Failed(f"extracting a layer failed: {e.strerror}", "see the log of insulad") from e
         what = f"{_show(extraction.name)} in the archive can't be made: {e.strerror}"
-        raise Invalid(what, "the image is odd or damaged") from e
+        raise Invalid(what, "the image is damaged") from e
     finally:
         extraction.close()
     opaque = [os.fsdecode(path) for path in extraction.opaque]
@@ -107,7 +104,7 @@ def extract(reader: Reader, root: int, limits: Limits, *, plain: bool = False) -
 
 
 def set_opaque(root: int, paths: Iterable[str]) -> None:
-    """Marks directories below the descriptor `root` as opaque. One that is not there any more is passed over."""
+    """Mark directories below the descriptor `root` as opaque. Missing ones are ignored."""
     for path in paths:
         try:
             fd = syscalls.openat2(root, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_RESOLVE)
@@ -122,15 +119,15 @@ def set_opaque(root: int, paths: Iterable[str]) -> None:
 
 
 class _Extraction:
-    def __init__(self, reader: Reader, root: int, limits: Limits, plain: bool) -> None:
+    def __init__(self, reader: Reader, root: int, limits: ExtractionLimits, plain: bool) -> None:
         self._reader, self._root, self._limits, self._plain = reader, root, limits, plain
-        self.name = b""  # of the entry at work
+        self.name = b""  # of the current entry
         self.entries = self.bytes = self._steps = 0
-        self.opaque: dict[bytes, None] = {}  # directories that hide those below, in order
-        self._nodes: dict[bytes, None] = {}  # device nodes and hard links to them, which are not made
-        self._below: dict[bytes, None] = {}  # hard links that became symbolic ones
-        self._parent: tuple[bytes, int] = (b"", -1)  # the directory opened last: mostly the next entry's, too
-        self._times: dict[bytes, int] = {}  # of directories, set at the end because work inside changes them
+        self.opaque: dict[bytes, None] = {}  # opaque directories, in order
+        self._nodes: dict[bytes, None] = {}  # device nodes and hard links to them, which are left out
+        self._below: dict[bytes, None] = {}  # hard links that were made symbolic links
+        self._parent: tuple[bytes, int] = (b"", -1)  # the last opened directory, which mostly is that of the next entry
+        self._times: dict[bytes, int] = {}  # of directories; set at the end, because later entries change them
 
     def run(self) -> None:
         for entry in self._reader:
@@ -170,7 +167,7 @@ class _Extraction:
                 os.close(fd)
 
     def notes(self) -> list[str]:
-        """What was left out, in one line each."""
+        """Return notes on what was left out, one line each."""
         notes = []
         if self._nodes:
             notes.append(f"device node {_first(self._nodes)} left out: instances have their own devices")
@@ -190,7 +187,7 @@ class _Extraction:
 
     # -- entries ---------------------------------------------------------------------------
 
-    def _make(self, entry: Entry, parts: list[bytes]) -> None:
+    def _make(self, entry: Member, parts: list[bytes]) -> None:
         parent, name = self._open_parent(parts), parts[-1]
         if not self._plain and not (0 <= entry.uid <= MAX_ID and 0 <= entry.gid <= MAX_ID):
             raise Invalid(
@@ -220,7 +217,7 @@ class _Extraction:
             assert entry.kind in (CHARACTER, BLOCK_DEVICE)
             self._nodes[b"/".join(parts)] = None
 
-    def _regular(self, entry: Entry, parent: int, name: bytes) -> None:
+    def _regular(self, entry: Member, parent: int, name: bytes) -> None:
         try:
             fd = os.open(name, _NEW, 0o600, dir_fd=parent)
         except FileExistsError:
@@ -240,13 +237,13 @@ class _Extraction:
         finally:
             os.close(fd)
 
-    def _directory(self, entry: Entry, parent: int, name: bytes, parts: list[bytes]) -> None:
+    def _directory(self, entry: Member, parent: int, name: bytes, parts: list[bytes]) -> None:
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if not stat.S_ISDIR(found.st_mode):
-                if _is_whiteout(found):  # deleted below and made anew: nothing of the old one may shine through
+                if _is_whiteout(found):  # a whiteout before it: the directory below must not be merged
                     self.opaque[b"/".join(parts)] = None
                 os.unlink(name, dir_fd=parent)
                 os.mkdir(name, 0o700, dir_fd=parent)
@@ -256,10 +253,10 @@ class _Extraction:
         finally:
             os.close(fd)
 
-    def _directory_itself(self, entry: Entry) -> None:
-        """The entry ``./``: the layer's own root."""
+    def _directory_itself(self, entry: Member) -> None:
+        """Apply the entry ``./``, the layer's root directory."""
         if entry.kind != DIRECTORY:
-            raise Invalid(f"{_show(entry.name)} is no name for a file", "the archive is damaged")
+            raise Invalid(f"{_show(entry.name)} is not a name for a file", "the archive is damaged")
         if not self._plain and not (0 <= entry.uid <= MAX_ID and 0 <= entry.gid <= MAX_ID):
             raise Invalid(f"the root belongs to {entry.uid}:{entry.gid}", f"owners must be from 0 to {MAX_ID}")
         fd = self._open_directory(b"")
@@ -269,10 +266,10 @@ class _Extraction:
             os.close(fd)
         self._times[b""] = entry.mtime_ns
 
-    def _hard_link(self, entry: Entry, parent: int, name: bytes, parts: list[bytes]) -> None:
+    def _hard_link(self, entry: Member, parent: int, name: bytes, parts: list[bytes]) -> None:
         target = split(entry.link)
         if target == parts:
-            return  # tar writes this when it is given a name twice
+            return  # tar writes this if a name was given twice
         if b"/".join(target) in self._nodes:
             self._nodes[b"/".join(parts)] = None
             return
@@ -283,11 +280,11 @@ class _Extraction:
             self._link_below(entry, parent, name, parts, target)
             return
         except OSError as e:
-            raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which is not there", hint) from e
+            raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which does not exist", hint) from e
         try:
             found = os.stat(target[-1], dir_fd=source, follow_symlinks=False) if target else None
             if found is None or stat.S_ISDIR(found.st_mode) or _is_whiteout(found):
-                raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which is no file", hint)
+                raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which is not a file", hint)
             self._clear(parent, name, entry)
             os.link(target[-1], name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
@@ -295,38 +292,38 @@ class _Extraction:
         finally:
             os.close(source)
 
-    def _link_below(self, entry: Entry, parent: int, name: bytes, parts: list[bytes], target: list[bytes]) -> None:
-        """A symbolic link instead of a hard one whose file is not in this layer."""
+    def _link_below(self, entry: Member, parent: int, name: bytes, parts: list[bytes], target: list[bytes]) -> None:
+        """Make a symbolic link instead of a hard link whose target is not in this layer."""
         if self._plain:
             hint = "a hard link's target must come before it in the same archive"
-            raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which is not there", hint)
+            raise Invalid(f"{_show(entry.name)} links to {_show(entry.link)}, which does not exist", hint)
         self._clear(parent, name, entry)
         os.symlink(b"/" + b"/".join(target), name, dir_fd=parent)
         self._own(entry, parent, name)
         self._below[b"/".join(parts)] = None
 
-    def _whiteout(self, entry: Entry, parts: list[bytes]) -> None:
+    def _whiteout(self, entry: Member, parts: list[bytes]) -> None:
         parent, name = self._open_parent(parts), parts[-1]
         hidden = name[len(WHITEOUT) :]
         if entry.kind != REGULAR or entry.size:
-            raise Invalid(f"{_show(entry.name)} is a whiteout and no empty file", "the layer is damaged")
+            raise Invalid(f"{_show(entry.name)} is a whiteout, but not an empty file", "the layer is damaged")
         if name == OPAQUE:
             self.opaque[b"/".join(parts[:-1])] = None
             return
         if hidden in (b"", b".", b".."):
-            raise Invalid(f"{_show(entry.name)} is a whiteout of no name", "the layer is damaged")
+            raise Invalid(f"{_show(entry.name)} is a whiteout without a name", "the layer is damaged")
         try:
             os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
             os.utime(hidden, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
         except FileExistsError:
-            # what this layer has itself stays; but a directory must hide the one below
+            # an entry of this layer itself stays; a directory becomes opaque
             if stat.S_ISDIR(os.stat(hidden, dir_fd=parent, follow_symlinks=False).st_mode):
                 self.opaque[b"/".join([*parts[:-1], hidden])] = None
 
     # -- helpers ---------------------------------------------------------------------------
 
-    def _clear(self, parent: int, name: bytes, entry: Entry) -> None:
-        """Makes room: the last entry of a name wins, also over a directory with all that is in it."""
+    def _clear(self, parent: int, name: bytes, entry: Member) -> None:
+        """Remove an earlier entry of that name, also a directory with its content: the last entry wins."""
         try:
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
@@ -336,13 +333,13 @@ class _Extraction:
         else:
             os.unlink(name, dir_fd=parent)
 
-    def _own(self, entry: Entry, parent: int, name: bytes) -> None:
+    def _own(self, entry: Member, parent: int, name: bytes) -> None:
         if not self._plain:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
             os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
-    def _set_metadata(self, entry: Entry, fd: int) -> None:
-        """Owner, then mode (chown(2) clears setuid), attributes (chown clears capabilities), and time."""
+    def _set_metadata(self, entry: Member, fd: int) -> None:
+        """Set owner, then mode (chown(2) clears set-ID bits), attributes (chown clears capabilities), and time."""
         if self._plain:
             return
         os.chown(fd, entry.uid, entry.gid)
@@ -356,22 +353,22 @@ class _Extraction:
                 continue
             try:
                 os.setxattr(fd, key, value)
-            except OSError as e:  # ext4 answers ENOSPC for what doesn't fit into a block
+            except OSError as e:  # ext4 fails with ENOSPC if they don't fit into a block
                 if e.errno not in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):
                     raise
                 check_room(fd, "extracting a layer")
                 what = f"attribute {_show(key)} of {_show(entry.name)} has {len(value)} bytes"
-                raise Invalid(what, "this is more than the file system here can keep") from None
+                raise Invalid(what, "this is more than the host's file system supports") from None
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def _open_parent(self, parts: list[bytes]) -> int:
-        """A descriptor of the directory that holds the entry, made if the archive didn't mention it."""
+        """Open the parent directory of the entry, creating it if the archive has no entry for it."""
         path = b"/".join(parts[:-1])
         if self._parent[1] >= 0 and self._parent[0] == path:
             return self._parent[1]
         try:
             fd = self._open_directory(path)
-        except (FileNotFoundError, NotADirectoryError):  # not there, or a whiteout is
+        except (FileNotFoundError, NotADirectoryError):  # missing, or a whiteout
             fd = self._make_directories(parts[:-1])
         except OSError as e:
             raise _bad_parent(path, e) from None
@@ -387,7 +384,7 @@ class _Extraction:
         try:
             for depth, part in enumerate(parts, 1):
                 if not self._plain and part.startswith(WHITEOUT) and parts[0] != AUFS_LINKS:
-                    raise Invalid(f"the directory name {_show(part)} is reserved", "mend the archive")
+                    raise Invalid(f"the directory name {_show(part)} is reserved", "make the archive without it")
                 if self._remove_whiteout(fd, part):
                     self.opaque[b"/".join(parts[:depth])] = None
                 with suppress(FileExistsError):
@@ -432,7 +429,7 @@ def _show(name: bytes) -> str:
 
 
 def split(name: bytes) -> list[bytes]:
-    """The components of a member's name; empty for the root itself. Raises Invalid for what could escape."""
+    """Split a member's name into components; empty for the root itself. Invalid if it has ``..`` or is too long."""
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise Invalid(f"{_show(name)} in the archive leads upward", "make the archive without '..'")
@@ -449,7 +446,7 @@ def _is_whiteout(found: os.stat_result) -> bool:
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
-def _check_capability(entry: Entry, value: bytes) -> None:
-    """capabilities(7): only revision 2, which means the root of whatever user namespace the layer is mapped into."""
+def _check_capability(entry: Member, value: bytes) -> None:
+    """Check that file capabilities (capabilities(7)) have revision 2, which applies in any user namespace."""
     if len(value) != 20 or int.from_bytes(value[:4], "little") & 0xFF000000 != _VFS_CAP_REVISION_2:
-        raise Invalid(f"{_show(entry.name)} has file capabilities of an unknown form", "set them again with setcap")
+        raise Invalid(f"{_show(entry.name)} has file capabilities of an unknown revision", "set them again with setcap")

@@ -1,8 +1,8 @@
-"""What an image from outside may cost: bytes, files, documents, time. All limits of the room are here.
+"""Limits for images from outside: bytes, files, documents and time.
 
-They are counted before the work is done, and for the whole of an import: a hundred small layers may make no more than
-one large layer may. How much an import may make depends on how much was received, so that a few kilobytes can't fill a
-disk. The file is loaded by the extracting child process, so it imports little.
+They are checked before the work is done, and apply to a whole import: a hundred small layers may have no more than one
+large layer. The extracted size is limited relative to the received size, so that a few kilobytes can't fill a disk. The
+extracting child process loads this file, so it imports little.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from insula.model.errors import Failed, Invalid
 from insula.model.units import format_size
 
 MAX_SIZE = 20 << 30
-"""Bytes of one import: of its blobs together, of its tars together, of its files together (holes count as zeros)."""
+"""Bytes of one import, for the sums of its blobs, of its tars, and of its files (holes count as zeros)."""
 MAX_ENTRIES = 1_000_000
 """Entries of all archives of one import."""
 MAX_RATIO = 500
-"""How many times larger than what was received an import may become; gzip reaches 1030 with zeros alone."""
+"""The maximum ratio of extracted to received bytes; gzip reaches 1030 with zeros only."""
 RATIO_FLOOR = 256 << 20
-"""But so many bytes it may always make."""
+"""Bytes that an import may always extract."""
 MAX_IMAGES = 64
 """Images in one archive."""
 MAX_LAYERS = 500
-"""Layers of one image: overlayfs takes no more (OVL_MAX_STACK)."""
+"""Layers of one image, limited by overlayfs (OVL_MAX_STACK)."""
 MAX_DOCUMENT = 4 << 20
-"""Bytes of a manifest, an index or a configuration: what other engines and registries allow, too."""
+"""Bytes of a manifest, an index or a configuration, as in other engines and registries."""
 MAX_DOCUMENTS = 500
-"""Manifests and indexes that are read of one archive."""
+"""Manifests and indexes that are read from one archive."""
 MAX_DEPTH = 4
-"""Indexes inside of one another."""
+"""The depth of nested indexes."""
 CPU_FLOOR = 300
-"""Seconds of processor time that every import has,"""
+"""Seconds of processor time for every import."""
 CPU_RATE = 4 << 20
-"""and one more for so many bytes that were received."""
+"""Received bytes for each further second of processor time."""
 PATIENCE = 10
-"""An import may take so many times its processor time: disks are slow, and others work, too."""
+"""The maximum ratio of elapsed time to processor time: disks are slow, and the host may be busy."""
 MEMORY = 1 << 30
 """Bytes of memory of the process that extracts."""
 STALL, LEAST = 300.0, 1 << 20
-"""A registry must send so many bytes (the second) in so many seconds (the first)."""
+"""The minimum speed of a registry: (seconds, bytes in that time)."""
 AT_ONCE, AT_ONCE_TENANT = 16, 4
-"""Imports, pulls, pushes and saves at a time, in all and of one tenant; more wait."""
+"""Concurrent imports, pulls, pushes and saves, of all tenants and of one tenant; further ones wait."""
 RESERVE, RESERVE_PART = 1 << 30, 20
-"""Bytes of the disk that imports leave free; on a small disk the twentieth part of it."""
+"""Bytes of the disk that imports leave free; at most a twentieth of the disk."""
 
 
-class Limits(NamedTuple):
-    """What the extraction of one archive may make: `bytes` of files, `entries`, and `tar` bytes when decompressed.
+class ExtractionLimits(NamedTuple):
+    """The limits of the extraction of one archive: `bytes` of files, `entries`, and `tar` bytes when decompressed.
 
     `cpu` is in seconds of processor time.
     """
@@ -60,7 +60,7 @@ class Limits(NamedTuple):
 
 
 class Budget:
-    """What is left of the limits of one import, which may make at most `max_size` bytes and `max_entries` files."""
+    """The remaining limits of one import, which may have at most `max_size` bytes and `max_entries` files."""
 
     def __init__(self, max_size: int = MAX_SIZE, max_entries: int = MAX_ENTRIES) -> None:
         self.max_size = max_size
@@ -69,7 +69,7 @@ class Budget:
         self._cpu = 0.0
 
     def receive(self, size: int) -> None:
-        """`size` bytes came from outside: the import may make more, in proportion."""
+        """Record `size` received bytes, which raises the limits in proportion. Invalid if they are too many."""
         self._received += size
         if self._received > self.max_size:
             raise Invalid(f"the image is more than {format_size(self.max_size)} large", self.hint)
@@ -80,37 +80,37 @@ class Budget:
 
     @property
     def most(self) -> int:
-        """Bytes that may be made of what was received."""
+        """Return the bytes that may be extracted from the bytes received so far."""
         return min(self.max_size, max(RATIO_FLOOR, MAX_RATIO * self._received))
 
     @property
     def seconds(self) -> float:
-        """The processor time of the whole import."""
+        """Return the processor time for the whole import."""
         return CPU_FLOOR + self._received / CPU_RATE
 
     @property
     def blobs(self) -> int:
-        """Bytes of blobs that may still be kept."""
+        """Return the bytes of blobs that may still be stored."""
         return max(0, self.max_size - self._blobs)
 
     def keep(self, size: int) -> None:
-        """A blob of `size` bytes is kept. Raises Invalid."""
+        """Record a stored blob of `size` bytes. Invalid if it exceeds the limit."""
         self._blobs += size
         if self._blobs > self.max_size:
             raise Invalid(f"the image is more than {format_size(self.max_size)} large", self.hint)
 
-    def limits(self) -> Limits:
-        """For the next archive: what is left. Raises Invalid if nothing is."""
+    def limits(self) -> ExtractionLimits:
+        """Return the limits for the next archive. Invalid if nothing is left."""
         cpu = int(self.seconds - self._cpu)
         if cpu <= 0:
             raise Invalid(
-                f"the image takes more than {self.seconds:.0f} seconds of processor time", "it may be made to waste it"
+                f"the image takes more than {self.seconds:.0f} seconds of processor time", "it may be hostile"
             )
         most = self.most
-        return Limits(most - self._files, self.entries, most - self._tars, cpu)
+        return ExtractionLimits(most - self._files, self.entries, most - self._tars, cpu)
 
     def spend(self, *, tar: int, files: int, entries: int, cpu: float) -> None:
-        """An archive was extracted, within `limits`."""
+        """Record the extraction of an archive."""
         self._tars += tar
         self._files += files
         self.entries -= entries
@@ -118,7 +118,7 @@ class Budget:
 
 
 def check_room(fd: int, doing: str) -> None:
-    """Raises Failed if the disk that has the file `fd` has less room than is left free for others."""
+    """Raise Failed if the disk of the file `fd` has less free space than imports must leave."""
     found = os.fstatvfs(fd)
     blocks = found.f_bavail < min(RESERVE // found.f_frsize, found.f_blocks // RESERVE_PART)
     inodes = found.f_files and found.f_favail < found.f_files // (100 * RESERVE_PART)

@@ -1,12 +1,12 @@
-"""The documents of an image: manifest, index and configuration, read strictly and written reproducibly.
+"""The documents of an image, read strictly and written reproducibly.
 
-A *manifest* names by digest one configuration and the layers; an *index* (Docker: manifest list) names
-manifests, one a platform; the *configuration* says how to run the image and lists the DiffIDs, which are the
-digests of the layers before compression. So one digest, the manifest's, fixes every byte. See the OCI
-image-spec (manifest.md, image-index.md, config.md) and Docker's "Image Manifest Version 2, Schema 2".
+A *manifest* has the digests of one configuration and of the layers. An *index* (Docker: manifest list) has the digests
+of manifests, one for each platform. The *configuration* has the settings for running the image, and the DiffIDs, the
+digests of the uncompressed layers. So the manifest's digest determines every byte. See the OCI image-spec (manifest.md,
+image-index.md, config.md) and Docker's "Image Manifest Version 2, Schema 2".
 
-A document that is both manifest and index is refused, and so is one whose media type contradicts its fields:
-two readers that disagree on what a digest means are how CVE-2021-41190 worked.
+A document that is both manifest and index is refused, and one whose media type contradicts its fields: readers that
+interpret a digest differently were the cause of CVE-2021-41190.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """descriptor.md: what a document says about another blob."""
+    """A reference to another blob (descriptor.md)."""
 
     media_type: str
     digest: str
@@ -76,8 +76,8 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     annotations: dict[str, str] | None = None
 
 
-class _Healthcheck(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
-    """Docker's extension of config.md; durations are nanoseconds, and 0 is the default."""
+class _ImageHealthcheck(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
+    """The health check, Docker's extension of config.md; durations are in nanoseconds, and 0 is the default."""
 
     test: list[str] | None = None
     interval: int = 0
@@ -87,8 +87,8 @@ class _Healthcheck(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", o
     retries: int = 0
 
 
-class _Process(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
-    """The `config` object of config.md; Docker writes null where the spec has nothing."""
+class _ConfigObject(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_defaults=True):
+    """The `config` object of config.md; Docker writes null for absent values."""
 
     user: str | None = None
     exposed_ports: dict[str, Any] | None = None
@@ -99,7 +99,7 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", omit_
     working_dir: str | None = None
     labels: dict[str, str] | None = None
     stop_signal: str | None = None
-    healthcheck: _Healthcheck | None = None
+    healthcheck: _ImageHealthcheck | None = None
 
 
 class _Rootfs(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,34 +117,32 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     os: str
     created: str | None = None
     variant: str | None = None
-    config: _Process | None = None
+    config: _ConfigObject | None = None
     rootfs: _Rootfs
     history: list[Any] | None = None
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image configuration says: how to run it, where, and the DiffIDs of its layers, lowest first."""
+    """An image configuration: its settings, its platform, and the DiffIDs of its layers, lowest first."""
 
     architecture: str
     os: str
     diff_ids: list[str]
     config: ImageConfig
     variant: str | None = None
-    notes: list[str] = []  # what of it is passed over, for people
+    notes: list[str] = []  # on ignored parts, for people
 
 
 # -- reading ---------------------------------------------------------------------------------------
 
 
 def read_document(data: bytes) -> Manifest | Index:
-    """An image manifest or an index from JSON, checked. Raises Invalid."""
+    """Decode and check an image manifest or an index from JSON. Invalid."""
     head = _decode(data, dict[str, Any], "manifest")
     if head.get("schemaVersion") != 2:
-        raise Invalid("the manifest is not of schema version 2", "push the image again with a tool of this decade")
+        raise Invalid("the manifest is not of schema version 2", "push the image again with a current tool")
     if "manifests" in head and ("layers" in head or "config" in head):
-        raise Invalid(
-            "the manifest claims to be an index, too", "don't use this image: it reads differently for different tools"
-        )
+        raise Invalid("the manifest is also an index", "don't use this image: tools interpret it differently")
     if "manifests" in head:
         index = _decode(data, Index, "image index")
         _expect_type(index.media_type, INDEXES)
@@ -160,8 +158,8 @@ def read_document(data: bytes) -> Manifest | Index:
 def _check_manifest(manifest: Manifest) -> None:
     if manifest.config.media_type not in CONFIGS:
         raise Invalid(
-            f"{shorten(manifest.config.media_type)} is not the configuration of an image",
-            "this may be a Helm chart or another artifact: only container images can be used",
+            f"{shorten(manifest.config.media_type)} is not an image configuration",
+            "it may be a Helm chart or another artifact: use a container image",
         )
     if not manifest.layers:
         raise Invalid("the image has no layers", "an image needs at least one layer")
@@ -186,15 +184,15 @@ def _check_manifest(manifest: Manifest) -> None:
 
 
 def read_configuration(data: bytes) -> Configuration:
-    """The configuration of an image from JSON, checked. Raises Invalid."""
+    """Decode and check the configuration of an image from JSON. Invalid."""
     document = _decode(data, _Document, "image configuration")
     if document.rootfs.type != "layers":
         raise Invalid(f"root file systems of type {shorten(document.rootfs.type)} are not supported", "use layers")
-    process = document.config or _Process()
+    process = document.config or _ConfigObject()
     env, notes = _read_env(process.env or [])
     config = ImageConfig(
         env=env,
-        entrypoint=process.entrypoint if process.entrypoint not in (None, [""]) else [],  # docker's way to clear it
+        entrypoint=process.entrypoint if process.entrypoint not in (None, [""]) else [],  # Docker's notation for none
         cmd=process.cmd or [],
         user=process.user or "",
         working_dir="/" + (process.working_dir or "").lstrip("/"),
@@ -216,14 +214,14 @@ def read_configuration(data: bytes) -> Configuration:
 
 
 def _read_env(found: list[str]) -> tuple[list[str], list[str]]:
-    """The variables that have a name and a value, and a note about the others: as other engines, we set none there."""
+    """Return the variables with name and value, and a note about others, which are ignored as in other engines."""
     env = [variable for variable in found if variable.find("=") > 0]
     odd = [variable for variable in found if variable.find("=") < 1]
     return env, [f"variable {shorten(odd[0])} without a value left out"] if odd else []
 
 
-def _read_healthcheck(found: _Healthcheck | None) -> Healthcheck | None:
-    """None for a kind of test that nobody knows, as Docker has it."""
+def _read_healthcheck(found: _ImageHealthcheck | None) -> Healthcheck | None:
+    """Convert a health check; None for an unknown kind of test, as in Docker."""
     if found is None or not found.test or found.test[0] not in ("NONE", "CMD", "CMD-SHELL"):
         return None
     return Healthcheck(
@@ -237,14 +235,14 @@ def _read_healthcheck(found: _Healthcheck | None) -> Healthcheck | None:
 
 
 def _seconds(nanoseconds: int) -> float | None:
-    """Docker allows milliseconds; each check is a process that the host must start, so here a second is the least."""
+    """Convert nanoseconds to seconds, at least 1: each check starts a process on the host. Docker allows less."""
     return max(LEAST, nanoseconds / 1e9) if nanoseconds > 0 else nanoseconds / 1e9 or None
 
 
-def _write_healthcheck(healthcheck: Healthcheck | None) -> _Healthcheck | None:
+def _write_healthcheck(healthcheck: Healthcheck | None) -> _ImageHealthcheck | None:
     if healthcheck is None:
         return None
-    return _Healthcheck(
+    return _ImageHealthcheck(
         test=healthcheck.test,
         interval=int((healthcheck.interval or 0) * 1e9),
         timeout=int((healthcheck.timeout or 0) * 1e9),
@@ -255,7 +253,7 @@ def _write_healthcheck(healthcheck: Healthcheck | None) -> _Healthcheck | None:
 
 
 def check_config(config: ImageConfig) -> None:
-    """Raises Invalid if a launch could not use `config`: NUL bytes, broken text, variables without '='."""
+    """Check that a launch can use `config`. Invalid for NUL bytes, broken text, variables without '='."""
     labels = [text for pair in config.labels.items() for text in pair]
     for text in (
         *config.env,
@@ -271,16 +269,16 @@ def check_config(config: ImageConfig) -> None:
             raise Invalid("the image's configuration has a NUL or broken character", "don't use this image")
     for variable in config.env:
         if variable.find("=") < 1:
-            raise Invalid(f"the image's variable {shorten(variable)} is not NAME=value", "mend the image")
+            raise Invalid(f"the image's variable {shorten(variable)} is not NAME=value", "build the image without it")
     plan(None, config.healthcheck)
     try:
         parse_signal(config.stop_signal)
     except Invalid as e:
-        raise Invalid(f"the image's stop signal {shorten(config.stop_signal)} is no signal", e.hint) from None
+        raise Invalid(f"the image's stop signal {shorten(config.stop_signal)} is not a signal", e.hint) from None
 
 
 def check_platform(configuration: Configuration) -> None:
-    """Raises Invalid if this machine can't run the image."""
+    """Check that this machine can run the image. Invalid."""
     if configuration.os != "linux" or configuration.architecture != architecture():
         has = f"{configuration.os}/{configuration.architecture}"
         raise Invalid(
@@ -295,7 +293,7 @@ def check_platform(configuration: Configuration) -> None:
 
 
 def matches(platform: Platform | None) -> bool:
-    """Whether an index's entry is for this machine; one that doesn't say is judged by its configuration."""
+    """Whether an index's entry is for this machine; without a platform its configuration is checked later."""
     if platform is None:
         return True
     fits = platform.architecture != "amd64" or fitness(platform.variant) is not None
@@ -303,7 +301,7 @@ def matches(platform: Platform | None) -> bool:
 
 
 def by_preference(entries: list[Descriptor]) -> list[Descriptor]:
-    """An index's entries, those first that make the most of this machine's processor; else as they are."""
+    """Sort an index's entries by their use of this machine's processor, the best first; the sort is stable."""
 
     def rank(entry: Descriptor) -> int:
         found = entry.platform
@@ -326,7 +324,7 @@ def _decode(data: bytes, kind: type[_T], what: str) -> _T:
 def _expect_type(media_type: str | None, allowed: set[str]) -> None:
     if media_type is not None and media_type not in allowed:
         raise Invalid(
-            f"the manifest's media type {shorten(media_type)} does not fit its content", "don't use this image"
+            f"the manifest's media type {shorten(media_type)} contradicts its content", "don't use this image"
         )
 
 
@@ -342,15 +340,15 @@ def _is_utf8(text: str) -> bool:
 
 
 def write_document(document: Manifest | Index) -> bytes:
-    """Canonical JSON: the same document always has the same digest."""
+    """Encode a document as canonical JSON, so that equal documents have equal digests."""
     return msgspec.json.encode(document, order="sorted")
 
 
 def write_configuration(config: ImageConfig, diff_ids: list[str], created: float, comment: str) -> bytes:
-    """An OCI image configuration for this machine, as JSON."""
+    """Encode an OCI image configuration for this machine as JSON."""
     check_config(config)
     when = datetime.fromtimestamp(int(created), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    process = _Process(
+    process = _ConfigObject(
         user=config.user or None,
         exposed_ports={port: {} for port in config.exposed_ports} or None,
         env=config.env or None,

@@ -1,7 +1,7 @@
-"""What this machine runs: its architecture by the image-spec's names, and on amd64 the level of its processor.
+"""The platform of this machine: its architecture in the image-spec's terms, and on amd64 the level of its processor.
 
-The levels of x86-64 (psABI, "Micro-Architecture Levels") are variants of amd64: v1, which every processor has, to v4.
-An image for a level may have instructions that a processor of a lower level doesn't have.
+The levels of x86-64 (psABI, "Micro-Architecture Levels") are the variants v1 to v4 of amd64; every processor has v1. An
+image for a level may have instructions that processors of lower levels lack.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ARCHITECTURES = {
     "s390x": "s390x",
     "riscv64": "riscv64",
 }
-# by level, what /proc/cpuinfo must list among its flags beside those of the level below
+# the flags of /proc/cpuinfo that each level adds to the level below
 _LEVELS = {
     2: {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"},
     3: {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"},
@@ -29,13 +29,13 @@ _LEVELS = {
 
 
 def architecture() -> str:
-    """This machine's architecture by its name in Go, which the image-spec uses."""
+    """Return this machine's architecture by its name in Go, which the image-spec uses."""
     machine = os.uname().machine
     return _ARCHITECTURES.get(machine, machine)
 
 
 def level_of(flags: set[str]) -> int:
-    """The level of an x86-64 processor with these flags of /proc/cpuinfo, 1 to 4."""
+    """Return the level, 1 to 4, of an x86-64 processor with these flags of /proc/cpuinfo."""
     level = 1
     while _LEVELS.get(level + 1, {""}) <= flags:
         level += 1
@@ -44,7 +44,7 @@ def level_of(flags: set[str]) -> int:
 
 @cache
 def level() -> int:
-    """The level of this machine's processor; 1 where it is no x86-64."""
+    """Return the level of this machine's processor; 1 if it is not x86-64."""
     if architecture() != "amd64":
         return 1
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -55,10 +55,10 @@ def level() -> int:
 
 
 def fitness(variant: str | None) -> int | None:
-    """How well amd64's `variant` suits this machine, more is better; None if it can't run here."""
+    """Rate amd64's `variant` for this machine, higher is better; None if it can't run here."""
     if not variant:
         return 1
     number = variant.removeprefix("v")
     if not (number.isascii() and number.isdigit() and len(number) == 1):
-        return 0  # nobody knows it: only if there is nothing else
+        return 0  # unknown: the last choice
     return int(number) if int(number) <= level() else None

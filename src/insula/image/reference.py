@@ -1,9 +1,8 @@
 """Names of images: ``registry.example:5000/team/app:1.2@sha256:…``, parsed strictly.
 
-The grammar is that of the distribution project (reference/reference.go), which Docker and Podman share. The first
-component is a registry only if it has a dot or a colon, or is ``localhost``; without one the registry is docker.io,
-and a repository of one component there lives in ``library/``. People write and see the short form:
-``docker.io/library/busybox:latest`` is ``busybox:latest``.
+The grammar is that of the distribution project (reference/reference.go), as in Docker and Podman. The first component
+is a registry if it has a dot or a colon, or is ``localhost``. The default registry is docker.io, where a repository of
+one component is in ``library/``. The short form of ``docker.io/library/busybox:latest`` is ``busybox:latest``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _HINT = "write [registry[:port]/]repository[:tag], as in busybox:latest or regis
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
-    """A parsed name, complete: a registry, a repository, and a tag or a digest or both."""
+    """A complete name: a registry, a repository, and a tag or a digest or both."""
 
     registry: str
     repository: str
@@ -37,13 +36,13 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def locator(self) -> str:
-        """What a registry client is given; the digest wins over the tag, because it can't move."""
+        """The name for a registry client, with the digest if there is one, since a tag can change."""
         end = f"@{self.digest}" if self.digest else f":{self.tag}"
         return f"{self.registry}/{self.repository}{end}"
 
     @property
     def familiar(self) -> str:
-        """The short form that people see, with a tag wherever there is one."""
+        """The short form for people, with a tag if there is one."""
         repository = self.repository
         if self.registry == DEFAULT_REGISTRY:
             repository = repository.removeprefix("library/")
@@ -53,7 +52,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(text: str) -> Reference:
-    """The reference that `text` names; a missing tag is ``latest``. Raises Invalid."""
+    """Parse a name; the default tag is ``latest``. Invalid."""
     if not isinstance(text, str) or len(text) > MAX_NAME + 1 + 128 + 1 + 71:
         raise Invalid(f"image name {shorten(text)} is too long", _HINT)
     rest, _, digest = text.partition("@")
@@ -89,12 +88,12 @@ def _split_registry(name: str) -> tuple[str, str]:
 
 
 def normalise_reference(name: str) -> str:
-    """The one name under which an image is kept: ``busybox`` is ``busybox:latest``. Raises Invalid."""
+    """Return the name under which an image is stored: ``busybox:latest`` for ``busybox``. Invalid."""
     return parse(name).familiar
 
 
 def check_digest(text: object) -> str:
-    """`text` if it is a sha256 digest as the image-spec writes it, else Invalid."""
+    """Return `text` if it is a sha256 digest in the notation of the image-spec, else raise Invalid."""
     if not isinstance(text, str) or not _DIGEST.fullmatch(text):
         raise Invalid(f"digest {shorten(text)} is not supported", "a digest is sha256: and 64 hex digits")
     return text

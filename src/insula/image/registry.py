@@ -1,10 +1,10 @@
-"""Pull from and push to registries (OCI distribution-spec), by Debian's skopeo(1).
+"""Pull from and push to registries (OCI distribution-spec), with skopeo(1).
 
-skopeo copies between a registry and a directory of plain files (containers-transports(5), ``dir:``), which
-keeps every byte as it is, so that digests are the same on both sides. It runs as a user who owns nothing, without
-capabilities, in namespaces of its own but the network's, and without the administrator's own logins (its home is in the
-staging directory); what it may trust is configured as everywhere: policy.json, registries.conf and the certificates in
-/etc, as far as everybody may read them. Credentials travel in a file that only it can read, never on a command line.
+skopeo copies between a registry and a directory of plain files (containers-transports(5), ``dir:``) without changing
+any bytes, so digests stay the same. It runs as a user who owns no files, without capabilities, in namespaces of its own
+except the host's network namespace. It does not use the administrator's logins, because its home is in the staging
+directory. Trust is configured as usual: policy.json, registries.conf and the certificates in /etc, if they are readable
+by everyone. Credentials are passed in a file that only it can read, not on its command line.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ VERSION = b"Directory Transport Version: 1.1\n"
 _MAX_LINE = 4096
 _CPU = 3600  # seconds of processor time of one skopeo
 _PLACE = "/mnt"
-# in a mount namespace of its own, because nobody but root may enter the directories above the staging directory; the
-# shell stays, as PID 1 of the PID namespace: a change of user would take PR_SET_PDEATHSIG away from it
+# it needs a mount namespace, because only root may enter the directories above the staging directory; the shell stays
+# as PID 1 of the PID namespace, since a change of user would clear its PR_SET_PDEATHSIG
 _SCRIPT = f"""echo {OOM} >/proc/self/oom_score_adj
 mount --bind "$1" {_PLACE} && cd {_PLACE}/"$2" && shift 2 && "$@"
 exit $?"""
@@ -60,7 +60,7 @@ _PROXIES = (
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True):
-    """A login at a registry. Its text never shows the password."""
+    """A login at a registry. Its repr does not contain the password."""
 
     username: str
     password: str
@@ -72,7 +72,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Access(msgspec.Struct, frozen=True):
-    """How to talk to a registry: the login, whether plain HTTP or any certificate will do, who is told."""
+    """Access to a registry: the login, whether plain HTTP or any certificate is accepted, a callback for progress."""
 
     auth: Auth | None
     insecure: bool
@@ -81,7 +81,7 @@ class Access(msgspec.Struct, frozen=True):
 
 
 def pull(reference: Reference, directory: Path, limit: int, access: Access) -> None:
-    """Copies the image for this machine into the new `directory`, at most `limit` bytes."""
+    """Copy the image for this machine into the new `directory`, at most `limit` bytes."""
     directory.mkdir(mode=0o700)
     options = ["--override-os=linux", f"--override-arch={platform.architecture()}"]
     verify = f"--src-tls-verify={_flag(not access.insecure)}"
@@ -91,11 +91,11 @@ def pull(reference: Reference, directory: Path, limit: int, access: Access) -> N
 
 
 def push(directory: Path, reference: Reference, access: Access) -> None:
-    """Copies the image in `directory` (manifest.json and blobs by their hex digests) to the registry."""
+    """Copy the image in `directory` (manifest.json and blobs by their hex digests) to the registry."""
     write(directory / "version", VERSION)
     directory.chmod(0o755)
     for path in directory.iterdir():
-        path.chmod(0o644)  # also of the blobs, which are the same files: the directories above are root's alone
+        path.chmod(0o644)  # also the blobs, which are hard links: only root can enter the directories above
     verify = f"--dest-tls-verify={_flag(not access.insecure)}"
     copy = ["--preserve-digests", verify, "dir:.", f"docker://{reference.locator}"]
     _copy([], copy, reference, directory, None, access)
@@ -106,7 +106,7 @@ def _flag(value: bool) -> str:
 
 
 def _best(reference: Reference, directory: Path, access: Access) -> Reference:
-    """The same image by its digest, if it is an index that has one for just this processor: skopeo doesn't look."""
+    """Return the digest of the best image for this processor if `reference` is an index: skopeo ignores levels."""
     verify = f"--tls-verify={_flag(not access.insecure)}"
     process = _start(["inspect", "--raw", verify], [f"docker://{reference.locator}"], reference, directory, access)
     access.job.limit(STALL)
@@ -135,12 +135,12 @@ def _copy(
 def _start(
     verb: list[str], arguments: list[str], reference: Reference, directory: Path, access: Access
 ) -> subprocess.Popen[bytes]:
-    """skopeo at work in `directory`, which it may write to if it is empty."""
+    """Start skopeo in `directory`, to which it may write if it is empty."""
     home = directory.with_name(directory.name + "-home")
     if not home.exists():
         home.mkdir(mode=0o700)
         _write_authfile(home / "auth.json", reference.registry, access.auth)
-    directory.parent.chmod(0o711)  # to be passed through; above it is the store, which only root may enter
+    directory.parent.chmod(0o711)  # can be entered; the store above can be entered only by root
     owned = [home, home / "auth.json", *([] if (directory / "version").exists() else [directory])]
     for path in owned if os.geteuid() == 0 else ():
         os.chown(path, USER, USER)
@@ -156,7 +156,7 @@ def _start(
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "LC_ALL": "C.UTF-8",
-        # the user's logins, caches and settings: none but what is in our own directory
+        # no logins, caches and settings of a user
         **{
             name: str(there)
             for name in ("HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "DOCKER_CONFIG")
@@ -178,7 +178,7 @@ def _start(
 
 
 def _write_authfile(path: Path, registry: str, auth: Auth | None) -> None:
-    """containers-auth.json(5); an empty one keeps skopeo from looking elsewhere."""
+    """Write a containers-auth.json(5); with an empty one skopeo reads no other."""
     logins = {}
     if auth is not None:
         if ":" in auth.username or any("\0" in text or "\n" in text for text in (auth.username, auth.password)):
@@ -195,7 +195,7 @@ def _write_authfile(path: Path, registry: str, auth: Auth | None) -> None:
 def _watch(
     process: subprocess.Popen[bytes], reference: Reference, directory: Path, limit: int | None, access: Access
 ) -> None:
-    """Waits for skopeo, passing on what it prints, and ends it when too much comes or nearly nothing more does."""
+    """Wait for skopeo, report its output, and kill it if it receives too much or too slowly."""
     errors: list[str] = []
     stop: list[InsulaError] = []
 
@@ -213,7 +213,7 @@ def _watch(
                         hint = f"images may have at most {format_size(limit)}"
                         raise Invalid(f"{reference.familiar} is larger than {format_size(limit)}", hint)
                     if time.monotonic() - since > STALL:
-                        raise Unavailable(f"{reference.registry} sends next to nothing", "try again later")
+                        raise Unavailable(f"{reference.registry} sends too slowly", "try again later")
                 time.sleep(POLL)
         except InsulaError as e:
             stop.append(e)
@@ -262,14 +262,14 @@ def _size(directory: Path) -> int:
 
 
 def explain(reference: Reference, errors: list[str]) -> InsulaError:
-    """skopeo's last words as one of ours."""
+    """Convert skopeo's error message to an exception."""
     text = " ".join(errors)
     fatal = re.findall(r'level=fatal msg="((?:[^"\\]|\\.)*)"', text)
     why = re.sub(r"\\(.)", r"\1", fatal[-1]) if fatal else (errors[-1] if errors else "no reason given")
     name, registry = reference.familiar, reference.registry
     low = why.lower()
     for part in (reference.locator, f"{registry}/{reference.repository}", registry):
-        low = low.replace(part.lower(), "it")  # a port or a name may look like a reason
+        low = low.replace(part.lower(), "it")  # a port or a name may look like an error message
 
     def has(*words: str) -> bool:
         return any(re.search(rf"(?<!\w){re.escape(word)}", low) for word in words)
@@ -279,24 +279,24 @@ def explain(reference: Reference, errors: list[str]) -> InsulaError:
     if has("no space left"):
         return Failed("the disk is full while copying an image", "free some space: insula image rm")
     if has("unauthorized", "authentication required", "denied", "invalid username/password", "403"):
-        return Denied(f"{registry} does not let you in to {name}", "check --username and the password")
+        return Denied(f"{registry} denies access to {name}", "check --username and the password")
     if has("manifest unknown", "name unknown", "not found", "404"):
         return NotFound(f"{registry} has no image {name}", "check the name and the tag")
     if has("no image found in manifest list", "no image found in image index"):
         return Invalid(f"{name} is not made for this machine", "use an image made for this machine")
     if has("server gave http response to https client"):
-        return Unavailable(f"{registry} speaks plain HTTP", "use --insecure if nobody can listen or meddle on the way")
+        return Unavailable(f"{registry} speaks plain HTTP", "use --insecure only on a trusted network")
     if has("x509", "certificate", "tls:"):
-        return Unavailable(f"{registry} can't be trusted: {_cause(why)}", "use --insecure only if you know why")
+        return Unavailable(f"{registry} can't be trusted: {_cause(why)}", "use --insecure only on a trusted network")
     if has(
         "connection refused", "no such host", "timeout", "unreachable", "connection reset", "pinging container registry"
     ):
-        return Unavailable(f"{registry} does not answer", "check the registry's name, and the network")
+        return Unavailable(f"{registry} does not respond", "check the registry's name, and the network")
     return Failed(f"copying {name} failed: {_cause(why)}", "try again; see skopeo-copy(1)")
 
 
 def _cause(why: str, limit: int = 200) -> str:
-    """The end of a chain of reasons ``what: why: why that``, in whole links, as many as fit."""
+    """Return the end of a chain of errors ``a: b: c``, as many whole parts as fit."""
     *links, text = why.split(": ")
     while links and len(links[-1]) + len(text) + 2 <= limit:
         text = f"{links.pop()}: {text}"

@@ -1,8 +1,7 @@
-"""Temporary directories that vanish with their owner, also when that is killed.
+"""Temporary directories that are removed when their owner ends, also when it is killed.
 
-A staging directory is locked (flock(2) on the directory itself) for as long as it is used. A lock dies with
-its process, so that whoever finds a staging directory that can be locked knows that nobody uses it, and
-removes it.
+A staging directory is locked (flock(2) on the directory itself) while it is used. The lock is released when its process
+ends, so a staging directory that can be locked is unused, and a sweep removes it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from insula.kernel import trees
 
 @contextmanager
 def staging(directory: Path) -> Iterator[Path]:
-    """A new locked directory inside `directory`, removed with all that is in it when the block ends."""
+    """Make a locked directory inside `directory`, which is removed with its content when the block ends."""
     path, lock = _make(directory)
     try:
         yield path
@@ -35,19 +34,19 @@ def _make(directory: Path) -> tuple[Path, int]:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists():  # else a sweep was faster
+            if path.exists():  # otherwise a sweep has removed it meanwhile
                 return path, lock
         os.close(lock)
 
 
 def sweep(directory: Path) -> None:
-    """Removes the staging directories in `directory` that nobody uses any more."""
+    """Remove the unused staging directories in `directory`."""
     for path in directory.iterdir():
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
-        except OSError:  # not a directory: nothing of ours, and nobody uses it
+        except OSError:  # not a directory: not a staging directory
             remove(path)
             continue
         try:
@@ -60,12 +59,12 @@ def sweep(directory: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a tree, however deep. What can't be removed now is found by the next sweep."""
+    """Remove a tree of any depth. A failure is left to the next sweep."""
     with suppress(OSError):
         trees.remove(path)
 
 
 def disk_usage(path: Path) -> int:
-    """The bytes that a tree takes on the disk (du(1))."""
+    """Return the bytes that a tree uses on the disk (du(1))."""
     answer = subprocess.run(["du", "-s", "-B1", "--", str(path)], capture_output=True, check=False, text=True).stdout
     return int(answer.split()[0]) if answer else 0

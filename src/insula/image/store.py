@@ -1,14 +1,14 @@
-"""The image store: everything content-addressed, complete or absent.
+"""The image store, content-addressed: every object is complete or absent.
 
-    root/blobs/sha256/<hex>    manifests, configurations and layers as they travel
-    root/layers/<hex>/         layers by DiffID, extracted as overlayfs wants them
-    root/diffs/<hex>           JSON: the DiffID and size of the layer blob <hex>, once that was verified
-    root/tmp/                  staging: what is not complete yet, and what is being removed
-    root/lock                  held to publish and to collect
+    root/blobs/sha256/<hex>    manifests, configurations and layers as distributed
+    root/layers/<hex>/         layers by DiffID, extracted for overlayfs
+    root/diffs/<hex>           JSON: the verified DiffID and size of the layer blob <hex>
+    root/tmp/                  staging: incomplete objects, and objects being removed
+    root/lock                  held by publishing and by garbage collection
 
-Work happens in a staging directory; then everything is renamed to its name, the manifest last. What exists under a
-name is therefore whole, whatever was killed when. What nobody refers to (any more) is removed by `collect`.
-Layers are shared between tenants, because equal digests are equal bytes.
+Work is done in a staging directory, and then everything is renamed to its name, the manifest last. So an object with a
+name is complete, also after a crash. Objects without references are removed by `collect`. Layers are shared between
+tenants, because equal digests mean equal content.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import msgspec
 
 from insula.image import archive, builtin, manifest, registry
 from insula.image.blobs import Blobs, disk_errors, hex_of, sync_directory, write
-from insula.image.intake import Diff, Intake
+from insula.image.image_import import Diff, ImageImport
 from insula.image.job import Job
 from insula.image.layer import XATTR_OPAQUE
 from insula.image.limits import MAX_DOCUMENT, MAX_ENTRIES, MAX_SIZE, Budget
@@ -40,7 +40,7 @@ from insula.model.objects import Image, ImageConfig
 
 __all__ = ["Auth", "ImageStore", "normalise_reference"]
 
-GRACE = 600.0  # seconds for the caller to record an image that it was given
+GRACE = 600.0  # seconds for the caller to record an image
 
 Progress = Callable[[str], None]
 
@@ -50,26 +50,26 @@ def _silent(_line: str) -> None:
 
 
 class ImageStore:
-    """Images below `root`, a directory of its own. All methods block; any number of threads may call them.
+    """The images below the directory `root`. All methods block, and may be called from any thread.
 
-    `max_size` bounds one import's blobs, its tars and its files, each together; `max_entries` its files. What takes
-    long takes a `Job`, by which it can be ended. A method that fails leaves nothing behind.
+    `max_size` limits the sums of one import's blobs, tars and files, `max_entries` the number of its files. Methods
+    that take long have a `Job`, by which they can be cancelled. A method that fails leaves nothing behind.
     """
 
     def __init__(self, root: Path, *, max_size: int = MAX_SIZE, max_entries: int = MAX_ENTRIES) -> None:
         self.root, self.max_size, self.max_entries = root, max_size, max_entries
         self.blobs = Blobs(root / "blobs" / "sha256")
         self._layers, self._diffs, self._tmp = root / "layers", root / "diffs", root / "tmp"
-        self._mutex = threading.Lock()  # of the two below
-        self._held: Counter[str] = Counter()  # digests that work under way relies on
-        self._recent: dict[str, list[float]] = {}  # manifests that callers have not recorded yet: since when
+        self._mutex = threading.Lock()  # for the two below
+        self._held: Counter[str] = Counter()  # digests that running work uses
+        self._recent: dict[str, list[float]] = {}  # manifests that callers have not recorded yet, with times
         with disk_errors("preparing the image store"):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for directory in (self.blobs.directory, self._layers, self._diffs, self._tmp):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def sweep(self) -> None:
-        """Remove what work that was interrupted left. It may be much, and take long."""
+        """Remove the remains of interrupted work. This may take long."""
         sweep(self._tmp)
 
     # -- images come in --------------------------------------------------------------------
@@ -85,38 +85,38 @@ class ImageStore:
         comment: str = "insula image import",
         job: Job | None = None,
     ) -> Image:
-        """An image of one layer from the tar of a root file system: plain or with gzip, xz or zstd."""
+        """Import the tar of a root file system, plain or with gzip, xz or zstd, as an image of one layer."""
         name = normalise_reference(name)
         config = config or ImageConfig()
         manifest.check_config(config)
-        with self._intake("importing an image", job or Job()) as intake, ExitStack() as stack:
+        with self._start_import("importing an image", job or Job()) as importing, ExitStack() as stack:
             file = stack.enter_context(_open_file(tar)) if isinstance(tar, Path) else tar
-            layer = intake.pack(file, received=True)
-            diff_ids = [intake.diffs[layer.digest].diff_id]
+            layer = importing.pack(file, received=True)
+            diff_ids = [importing.diffs[layer.digest].diff_id]
             when = time.time() if created is None else created
             document = manifest.write_configuration(config, diff_ids, when, comment)
-            image = intake.describe(document, [layer], name, tenant)
-            self._publish(intake, [image])
+            image = importing.describe(document, [layer], name, tenant)
+            self._publish(importing, [image])
             return image
 
     def load(self, path: Path, *, tenant: str, name: str | None = None, job: Job | None = None) -> list[Image]:
-        """All images for this machine in an OCI layout (directory or tar) or a docker-archive.
+        """Import all images for this machine in an OCI layout (directory or tar) or a docker-archive.
 
-        They keep their names; `name` is for an archive of one image. One without a name gets its digest's. Raises
-        NotFound if there is no such file.
+        They keep their names; `name` is for an archive of one image, and the default is its digest. NotFound if there
+        is no such file.
         """
         name = normalise_reference(name) if name is not None else None
-        with self._intake("loading an image", job or Job()) as intake, ExitStack() as stack:
+        with self._start_import("loading an image", job or Job()) as importing, ExitStack() as stack:
             if path.is_dir():
-                intake.receive(_tree_size(path))
+                importing.receive(_tree_size(path))
             else:
                 file = stack.enter_context(_open_file(path))
-                intake.receive(os.fstat(file.fileno()).st_size)
-                path = intake.directory / "archive"
-                intake.extract(file, path, plain=True, whole=True)
-            tree = stack.enter_context(archive.Tree(path))
-            images = intake.load(tree, tenant, name)
-            self._publish(intake, images)
+                importing.receive(os.fstat(file.fileno()).st_size)
+                path = importing.directory / "archive"
+                importing.extract(file, path, plain=True, whole=True)
+            tree = stack.enter_context(archive.ArchiveTree(path))
+            images = importing.load(tree, tenant, name)
+            self._publish(importing, images)
             return images
 
     def pull(
@@ -130,27 +130,27 @@ class ImageStore:
         progress: Progress | None = None,
         job: Job | None = None,
     ) -> Image:
-        """The image `reference` from its registry, kept under `name` or its own name.
+        """Pull the image `reference` from its registry, and store it as `name` or under its own name.
 
-        `insecure` accepts plain HTTP and any certificate. Raises NotFound, Denied, Unavailable.
+        `insecure` accepts plain HTTP and any certificate. NotFound, Denied, Unavailable.
         """
         wanted = parse(reference)
         name = normalise_reference(name) if name is not None else wanted.familiar
         job = job or Job()
-        with self._intake("pulling an image", job) as intake:
-            directory = intake.directory / "pull"
+        with self._start_import("pulling an image", job) as importing:
+            directory = importing.directory / "pull"
             access = registry.Access(auth, insecure, progress or _silent, job)
             registry.pull(wanted, directory, self.max_size, access)
-            intake.receive(_tree_size(directory))
+            importing.receive(_tree_size(directory))
             (progress or _silent)("Extracting layers")
-            with archive.Tree(directory) as tree:
+            with archive.ArchiveTree(directory) as tree:
                 data = tree.read("manifest.json", MAX_DOCUMENT)
-                image = intake.admit(data, lambda digest: tree.open(hex_of(digest)), name, tenant)
-            self._publish(intake, [image])
+                image = importing.admit(data, lambda digest: tree.open(hex_of(digest)), name, tenant)
+            self._publish(importing, [image])
             return image
 
     def build_busybox(self) -> Image:
-        """``busybox:latest``, shared by all tenants, from Debian's busybox-static: always the same digest."""
+        """Build ``busybox:latest``, shared by all tenants, from Debian's busybox-static, reproducibly."""
         with disk_errors("building busybox"), staging(self._tmp) as directory:
             builtin.write_busybox(directory / "rootfs.tar")
             return self.import_rootfs(
@@ -169,7 +169,7 @@ class ImageStore:
         progress: Progress | None = None,
         job: Job | None = None,
     ) -> Image:
-        """``debian:RELEASE``, shared by all tenants, made by debootstrap(8) from the host's own mirror."""
+        """Build ``debian:RELEASE``, shared by all tenants, with debootstrap(8) from the host's mirror."""
         with disk_errors("building a base image"), staging(self._tmp) as directory:
             job = job or Job()
             tar, name = builtin.write_base(directory, distribution, release, progress or _silent, job)
@@ -188,7 +188,7 @@ class ImageStore:
         format: Literal["oci", "docker"] = "oci",  # noqa: A002
         job: Job | None = None,
     ) -> None:
-        """Writes a tar at `path`: "oci" is an OCI layout; "docker" one that every `docker load` reads, too."""
+        """Write images to a tar at `path`: "oci" is an OCI layout; "docker" one that any `docker load` can read too."""
         if format not in ("oci", "docker"):
             raise Invalid(f"archives of the format {format!r} are not written", "use oci or docker")
         if not images:
@@ -206,7 +206,7 @@ class ImageStore:
         progress: Progress | None = None,
         job: Job | None = None,
     ) -> None:
-        """Copies the image, digest and all, to `reference` in its registry. Raises Denied, Unavailable."""
+        """Push the image unchanged to `reference` in its registry. Denied, Unavailable."""
         target = parse(reference)
         if target.digest:
             raise Invalid("an image can't be pushed to a digest", "push it to a tag")
@@ -220,10 +220,10 @@ class ImageStore:
             registry.push(directory, target, registry.Access(auth, insecure, progress or _silent, job or Job()))
 
     def lower(self, image: Image | Sequence[str]) -> list[Path]:
-        """The directories of the layers, top-most first as overlayfs's lowerdir wants them. Raises NotFound.
+        """Return the directories of the layers, topmost first, for overlayfs's lowerdir. NotFound.
 
-        A layer that hides everything below cuts the list; of equal layers only the top-most counts (overlayfs
-        refuses the same directory twice, and the lower one can't be seen anyway).
+        An opaque layer ends the list. Of equal layers only the topmost is used: overlayfs refuses the same directory
+        twice, and the lower one would be hidden.
         """
         found: list[Path] = []
         for diff_id in reversed(image.layers if isinstance(image, Image) else image):
@@ -240,15 +240,15 @@ class ImageStore:
     # -- garbage ---------------------------------------------------------------------------
 
     def release(self, digest: str) -> None:
-        """Tells that the caller has recorded the image `digest` that it was given, or has given it up."""
+        """End the protection of a new image from `collect`: the caller has recorded `digest`, or doesn't use it."""
         with self._mutex:
             if times := self._recent.get(digest):
                 times.pop()
 
     def collect(self, live: set[str]) -> int:
-        """Removes everything that the manifests `live` don't need; the bytes freed on the disk.
+        """Remove everything that the manifests `live` don't refer to; returns the bytes freed on the disk.
 
-        Spared are imports under way, and images that a caller was given in the last ten minutes and has not released.
+        Running imports are protected, and images that were returned in the last ten minutes and not released.
         """
         with disk_errors("collecting garbage"), staging(self._tmp) as trash:
             empty = disk_usage(trash)
@@ -281,8 +281,8 @@ class ImageStore:
     # -- holding and publishing ------------------------------------------------------------
 
     @contextmanager
-    def _intake(self, doing: str, job: Job) -> Iterator[Intake]:
-        """An intake with a staging directory. The layers it finds in the store stay as long as it lasts."""
+    def _start_import(self, doing: str, job: Job) -> Iterator[ImageImport]:
+        """Make an import with a staging directory. Layers that it finds in the store are protected while it runs."""
         held: set[str] = set()
 
         def known(blob: str) -> Diff | None:
@@ -299,14 +299,14 @@ class ImageStore:
 
         with disk_errors(doing), staging(self._tmp) as directory:
             try:
-                yield Intake(directory, Budget(self.max_size, self.max_entries), job, known)
+                yield ImageImport(directory, Budget(self.max_size, self.max_entries), job, known)
                 job.check()
             finally:
                 self._let_go(held)
 
     @contextmanager
     def _holding(self, images: Sequence[Image]) -> Iterator[None]:
-        """Keeps images that go out. Raises NotFound."""
+        """Protect images while they are saved or pushed. NotFound."""
         with self._exclusive():
             for image in images:
                 self._read_manifest(image.digest)
@@ -326,16 +326,18 @@ class ImageStore:
             self._held.subtract(digests)
             self._held = +self._held
 
-    def _publish(self, intake: Intake, images: Sequence[Image]) -> None:
-        """Renames everything to its name, manifests last. On failure what was renamed goes back."""
+    def _publish(self, importing: ImageImport, images: Sequence[Image]) -> None:
+        """Rename everything to its name, manifests last. On failure the renames are undone."""
         manifests = {image.digest for image in images}
-        moves = [(path, self._layers / hex_of(diff_id)) for diff_id, path in intake.layers.items()]
-        moves += [(path, self.blobs.path(digest)) for digest, path in intake.blobs.items() if digest not in manifests]
-        for digest, diff in intake.diffs.items():
-            path = intake.directory / f"diff-{hex_of(digest)}"
+        moves = [(path, self._layers / hex_of(diff_id)) for diff_id, path in importing.layers.items()]
+        moves += [
+            (path, self.blobs.path(digest)) for digest, path in importing.blobs.items() if digest not in manifests
+        ]
+        for digest, diff in importing.diffs.items():
+            path = importing.directory / f"diff-{hex_of(digest)}"
             write(path, msgspec.json.encode(diff))
             moves.append((path, self._diffs / hex_of(digest)))
-        moves += [(intake.blobs[digest], self.blobs.path(digest)) for digest in manifests]
+        moves += [(importing.blobs[digest], self.blobs.path(digest)) for digest in manifests]
         with self._exclusive(), ExitStack() as undo:
             for source, target in moves:
                 if not target.exists():
@@ -350,7 +352,7 @@ class ImageStore:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Whoever publishes or collects is alone; flock(2) holds between threads, too, each having its descriptor."""
+        """Hold the store's lock; flock(2) also excludes other threads, because each opens the file itself."""
         fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -366,16 +368,16 @@ class ImageStore:
 
 
 def _tree_size(path: Path) -> int:
-    """The sizes of all files below `path` together, holes included."""
+    """Return the sum of the sizes of all files below `path`, holes included."""
     return sum(entry.lstat().st_size for entry in path.rglob("*"))
 
 
 def _open_file(path: Path) -> BinaryIO:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # don't block on a FIFO
     except (OSError, ValueError) as e:
         raise NotFound(f"{str(path)!r} can't be read: {e}", "give the path of an archive") from None
     if not os.path.isfile(f"/proc/self/fd/{fd}"):
         os.close(fd)
-        raise Invalid(f"{str(path)!r} is no regular file", "give the path of an archive")
+        raise Invalid(f"{str(path)!r} is not a regular file", "give the path of an archive")
     return open(fd, "rb")

@@ -1,14 +1,13 @@
 """A strict reader of tar archives: ustar, pax and GNU, as a stream, in bounded memory.
 
-A tar archive is a row of 512-byte blocks: a header, the member's data padded to whole blocks, the next
-header, …, and two blocks of zeros. What does not fit the 1988 header travels in members of its own before the
-one they describe: type ``x`` (pax: records ``length key=value``), ``L`` and ``K`` (GNU: a long name, a long
-link name). Python's `tarfile` takes a damaged header for the end of the archive, and believes the sizes that
-it reads; this reader refuses instead, because two readers that see different members in one archive are a way
-in.
+A tar archive is a sequence of 512-byte blocks: a header, the member's data padded to whole blocks, the next header, and
+so on, and two blocks of zeros. Metadata that does not fit into the header of 1988 is in members of its own before the
+one that it describes: type ``x`` (pax: records ``length key=value``), ``L`` and ``K`` (GNU: a long name, a long link
+name). Python's `tarfile` treats a damaged header as the end of the archive, and trusts sizes. This reader raises an
+error instead: if two readers see different members in an archive, a check by one of them can be bypassed.
 
-See POSIX.1-2017 pax(1) "ustar Interchange Format" and "pax Extended Header", and the GNU tar manual, "Tar
-Internals". Loaded by the extracting child process, so it imports little.
+See POSIX.1-2017 pax(1) "ustar Interchange Format" and "pax Extended Header", and the GNU tar manual, "Tar Internals".
+The extracting child process loads this file, so it imports little.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ CHUNK = 1 << 18
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _HEADER_ONLY = {HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO}
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")
-_GLOBAL = {b"uid", b"gid", b"mtime"}  # what a global header may say that is used here
+_GLOBAL = {b"uid", b"gid", b"mtime"}  # the allowed keys of a global header that would be used here
 _ZEROS = bytes(BLOCK)
 _HINT = "the archive is damaged, or not a tar archive"
 
 Pax = dict[bytes, bytes]
 
 
-class Entry:
-    """One member. `size` is that of the file it makes; `segments` are the (offset, length) of a sparse file's data."""
+class Member:
+    """A member. `size` is that of the extracted file; `segments` are (offset, length) of a sparse file's data."""
 
     __slots__ = ("gid", "kind", "link", "mode", "mtime_ns", "name", "segments", "size", "stored", "uid", "xattrs")
 
@@ -51,20 +50,20 @@ class Entry:
 
 
 class Reader:
-    """The members of the archive that `read` yields, in order; `read(n)` answers n bytes, fewer only at the end.
+    """An iterator over the members of an archive; `read(n)` returns n bytes of it, fewer only at its end.
 
-    Iterate it; while at an entry, `data` yields its content. Raises Invalid for anything that is not as the
-    standards have it. `finished` tells whether the archive's end marker was seen.
+    `data` yields the content of the current member. Invalid for any deviation from the standards. `finished` is True
+    after the archive's end marker.
     """
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
-        self._left = 0  # bytes of the current member's data, with padding, not yet read
+        self._left = 0  # unread bytes of the current member's data, with padding
         self._padding = 0
         self._globals: Pax = {}
         self.finished = False
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[Member]:
         while True:
             self._skip()
             entry = self._member()
@@ -72,8 +71,8 @@ class Reader:
                 return
             yield entry
 
-    def data(self, entry: Entry) -> Iterator[tuple[int, bytes]]:
-        """The entry's content as (offset, bytes); between the pieces of a sparse file there are holes."""
+    def data(self, entry: Member) -> Iterator[tuple[int, bytes]]:
+        """Yield the member's content as (offset, bytes); a sparse file has holes between them."""
         for start, length in entry.segments if entry.segments is not None else [(0, entry.stored)]:
             end = start + length
             while start < end:
@@ -90,7 +89,7 @@ class Reader:
         return data
 
     def _take(self, n: int) -> bytes:
-        """`n` bytes of the current member's data."""
+        """Return `n` bytes of the current member's data."""
         if n > self._left - self._padding:
             raise Invalid("a sparse file's map in the tar archive exceeds its data", _HINT)
         self._left -= n
@@ -108,8 +107,8 @@ class Reader:
 
     # -- headers ---------------------------------------------------------------------------
 
-    def _member(self) -> Entry | None:
-        """The next member with what its extended headers say; None at the end."""
+    def _member(self) -> Member | None:
+        """Return the next member with its extended headers applied; None at the end."""
         pax: Pax | None = None
         long: dict[bytes, bytes] = {}
         while True:
@@ -152,10 +151,10 @@ class Reader:
         for key, value in records.items():
             if key in (b"path", b"linkpath", b"size") or key.startswith((b"GNU.sparse.", b"SCHILY.xattr.")):
                 raise Invalid("the tar archive sets names or sizes for all members at once", _HINT)
-            if key in _GLOBAL:  # the rest is not used, and copying it for each member would take long
+            if key in _GLOBAL:  # others are not used, and copying them for each member would be slow
                 self._globals[key] = value
 
-    def _entry(self, block: bytes, fields: tuple[bytes, ...], pax: Pax, long: dict[bytes, bytes]) -> Entry:
+    def _entry(self, block: bytes, fields: tuple[bytes, ...], pax: Pax, long: dict[bytes, bytes]) -> Member:
         kind, magic = fields[7], fields[9]
         name, link = _text(fields[0]), _text(fields[8])
         if magic == b"ustar\0" and (prefix := _text(fields[15])):
@@ -166,12 +165,12 @@ class Reader:
         if kind in (b"\0", b"7"):
             kind = REGULAR
         if kind == REGULAR and name.endswith(b"/"):
-            kind = DIRECTORY  # as before 1988
+            kind = DIRECTORY  # the format before 1988
         if kind not in _HEADER_ONLY and kind not in (REGULAR, b"S"):
             raise Invalid(f"the tar archive has a member of type {shorten(kind)}", "make it with tar --format=pax")
         if not name or len(name) > MAX_PATH or len(link) > MAX_PATH:
             raise Invalid("the tar archive has a member with an empty or overlong name", _HINT)
-        entry = Entry(
+        entry = Member(
             REGULAR if kind == b"S" else kind,
             name,
             link,
@@ -194,8 +193,8 @@ class Reader:
 
     # -- sparse files ----------------------------------------------------------------------
 
-    def _gnu_sparse(self, block: bytes, entry: Entry) -> None:
-        """The old GNU format: 4 segments in the header, then 21 in each block that follows it."""
+    def _gnu_sparse(self, block: bytes, entry: Member) -> None:
+        """Read segments in the old GNU format: 4 in the header, then 21 in each following block."""
         segments = _gnu_segments(block[386:482])
         extended = block[482]
         while extended:
@@ -206,8 +205,8 @@ class Reader:
                 raise Invalid("a sparse file in the tar archive has too many pieces", _HINT)
         _set_sparse(entry, segments, _number(block[483:495], "size"), entry.stored)
 
-    def _pax_sparse(self, pax: Pax, entry: Entry) -> None:
-        """The three pax formats of GNU tar: 0.0 and 0.1 hold the map in the header, 1.0 before the data."""
+    def _pax_sparse(self, pax: Pax, entry: Member) -> None:
+        """Read segments in the pax formats of GNU tar: 0.0 and 0.1 have them in the header, 1.0 before the data."""
         if not any(key.startswith(b"GNU.sparse.") for key in pax):
             return
         stored = entry.stored
@@ -224,7 +223,10 @@ class Reader:
         _set_sparse(entry, list(zip(numbers[::2], numbers[1::2], strict=True)), _decimal(size), stored)
 
     def _sparse_map(self) -> tuple[list[int], int]:
-        """Format 1.0: decimal lines, first their count, padded to whole blocks; the numbers and the bytes used."""
+        """Read a map in format 1.0, decimal lines with their count first, padded to whole blocks.
+
+        Returns the numbers and the bytes read.
+        """
         text, used, wanted = b"", 0, 1
         while text.count(b"\n") < wanted:
             text += self._take(BLOCK)
@@ -236,7 +238,7 @@ class Reader:
         return [_decimal(n) for n in text.split(b"\n")[1:wanted]], used
 
 
-def _set_sparse(entry: Entry, segments: list[tuple[int, int]], size: int, stored: int) -> None:
+def _set_sparse(entry: Member, segments: list[tuple[int, int]], size: int, stored: int) -> None:
     end = total = 0
     for start, length in segments:
         if start < end or length < 0 or start + length > size:
@@ -257,7 +259,7 @@ def _gnu_segments(data: bytes) -> list[tuple[int, int]]:
 
 
 def _check_sum(block: bytes, field: bytes) -> None:
-    """The sum of the header's bytes with its own field as blanks; some old tars summed signed chars."""
+    """Check the checksum: the sum of the header's bytes, with the field itself as blanks; old tars sum signed chars."""
     wanted = _number(field, "checksum")
     rest = block[:148] + b" " * 8 + block[156:]
     if wanted not in (sum(rest), sum(rest) - 256 * sum(b > 127 for b in rest)):
@@ -269,7 +271,7 @@ def _text(field: bytes) -> bytes:
 
 
 def _number(field: bytes, what: str) -> int:
-    """Octal digits with blanks or NULs around, or GNU's base-256 when the first bit is set."""
+    """Parse octal digits with blanks or NULs around, or GNU's base-256 if the first bit is set."""
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F if not field[0] & 0x40 else field[0]]) + field[1:], signed=True)
     text = field.strip(b" \0")
@@ -297,7 +299,7 @@ def _pax_text(pax: Pax, key: bytes, default: bytes) -> bytes:
 
 
 def _time(text: bytes | None, default: int) -> int:
-    """Nanoseconds since the epoch from pax's decimal fraction, or from the header's seconds."""
+    """Return nanoseconds since the epoch, from pax's decimal fraction or the header's seconds."""
     ns = default * 10**9
     if text is not None:
         whole, _, fraction = text.removeprefix(b"-").partition(b".")
@@ -311,13 +313,13 @@ def _time(text: bytes | None, default: int) -> int:
 
 
 def _records(data: bytes) -> Pax:
-    """pax records: ``length key=value\\n``, where the length counts all of it."""
+    """Parse pax records ``length key=value\\n``, whose length counts the whole record."""
     records: Pax = {}
     sparse: list[bytes] = []  # format 0.0 repeats its keys
     at = 0
     while at < len(data):
         space = data.find(b" ", at, at + 20)
-        if space <= at:  # -1 where there is none
+        if space <= at:  # -1 if there is none
             raise Invalid("the tar archive has a broken pax header", _HINT)
         length = _decimal(data[at:space])
         record = data[space + 1 : at + length]

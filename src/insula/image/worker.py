@@ -1,11 +1,11 @@
 """The child process that decompresses and extracts one archive.
 
-It is a process of its own so that the daemon's interpreter lock and memory are not hit, so that it can be killed, and
-so that a crash hurts nobody. It dies with the thread that started it (PR_SET_PDEATHSIG). Before it reads the first
-byte of the archive it gives up what extraction doesn't need (`insula.image.confine`).
+It is a process of its own so that it doesn't use the daemon's interpreter lock and memory, so that it can be killed,
+and so that a crash affects only one import. It is killed with the thread that started it (PR_SET_PDEATHSIG). Before it
+reads the archive it drops the privileges that extraction doesn't need (`insula.image.confine`).
 
-The job comes as JSON on the standard input, with open descriptors; the answer, or the error, is JSON on the
-standard output. Run as ``python -m insula.image.worker``; `run` is the parent's side.
+The job is JSON on the standard input, with open descriptors; the result or the error is JSON on the standard output. It
+runs as ``python -m insula.image.worker``; `run` is the parent's side.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 from insula.image import confine
 from insula.image.layer import extract, set_opaque
-from insula.image.limits import MEMORY, Limits
+from insula.image.limits import MEMORY, ExtractionLimits
 from insula.image.tar import Reader
 from insula.kernel import syscalls
 from insula.model.errors import Failed, InsulaError, Invalid, from_dict
@@ -38,10 +38,10 @@ ZSTD_MEMORY = "--memory=512MB"
 _SIGXCPU = 24
 
 
-class Result(NamedTuple):
-    """`size` counts the bytes of the tar, `files` those of the files; `cpu` is in seconds.
+class ExtractionResult(NamedTuple):
+    """The result of an extraction. `size` counts the bytes of the tar, `files` those of the files; `cpu` is in seconds.
 
-    `blob_digest` and `blob_size` are of the repacked archive, if any. `notes` tell what was left out.
+    `blob_digest` and `blob_size` are of the repacked archive, if any. `notes` list what was left out.
     """
 
     diff_id: str
@@ -55,7 +55,7 @@ class Result(NamedTuple):
     blob_size: int
 
 
-class _Readable(Protocol):
+class _ByteSource(Protocol):
     def read(self, n: int, /) -> bytes: ...
 
 
@@ -65,17 +65,17 @@ class _Readable(Protocol):
 def run(
     archive: BinaryIO,
     target: int,
-    limits: Limits,
+    limits: ExtractionLimits,
     work: Job,
     *,
     plain: bool = False,
     whole: bool = False,
     repack: BinaryIO | None = None,
-) -> Result:
-    """Extracts `archive` into the empty directory `target` (a descriptor), in a child process of `work`.
+) -> ExtractionResult:
+    """Extract `archive` into the empty directory `target` (a descriptor), in a child process of `work`.
 
-    `plain`: an ordinary archive and no layer. `whole`: the archive's end marker must be there. `repack` receives the
-    archive again, compressed with gzip. Raises Invalid, Failed.
+    `plain`: an ordinary archive and not a layer. `whole`: the archive's end marker is required. The archive is written
+    to `repack`, compressed with gzip. Invalid, Failed.
     """
     import subprocess
 
@@ -108,15 +108,15 @@ def run(
     return result
 
 
-def _answer(child: subprocess.Popen[bytes], out: bytes, err: bytes) -> Result:
+def _answer(child: subprocess.Popen[bytes], out: bytes, err: bytes) -> ExtractionResult:
     try:
         answer: dict[str, Any] = json.loads(out)
         if "error" not in answer:
-            return Result(**answer)
+            return ExtractionResult(**answer)
     except (ValueError, TypeError):
         if child.returncode < 0:
             why = f"was killed by signal {-child.returncode}"
-        elif err.startswith(b"unshare: sigprocmask"):  # unshare(1) can't die of SIGKILL itself, as its child did
+        elif err.startswith(b"unshare: sigprocmask"):  # its exit status if SIGKILL killed its child
             why = "was killed"
         else:
             why = f"ended with status {child.returncode}: {err.decode(errors='replace').strip()[-200:]!r}"
@@ -128,15 +128,15 @@ def _answer(child: subprocess.Popen[bytes], out: bytes, err: bytes) -> Result:
 
 
 class Meter:
-    """Reads exactly what is asked for, hashing and counting, and refuses to go on beyond `limit` bytes."""
+    """A reader that hashes and counts, and raises Invalid beyond `limit` bytes."""
 
-    def __init__(self, source: _Readable, limit: int, copy: gzip.GzipFile | None = None) -> None:
+    def __init__(self, source: _ByteSource, limit: int, copy: gzip.GzipFile | None = None) -> None:
         self._source, self._limit, self._copy = source, limit, copy
         self._hash = hashlib.sha256()
         self.size = 0
 
     def read(self, n: int) -> bytes:
-        """`n` bytes; fewer only at the end of the stream."""
+        """Return `n` bytes, fewer only at the end of the stream."""
         pieces, missing = [], n
         while missing and (piece := self._piece(missing)):
             pieces.append(piece)
@@ -157,7 +157,7 @@ class Meter:
         return piece
 
     def drain(self) -> None:
-        """Reads to the end: what follows the archive's end belongs to its digest."""
+        """Read to the end: bytes after the archive's end marker are part of its digest."""
         while self.read(1 << 18):
             pass
 
@@ -166,7 +166,7 @@ class Meter:
 
 
 class _HashingFile:
-    """The file that the repacked archive goes to."""
+    """A file for the repacked archive, which hashes its content."""
 
     def __init__(self, fd: int) -> None:
         self._file = open(fd, "wb", closefd=False)  # noqa: SIM115
@@ -188,7 +188,7 @@ class _HashingFile:
 
 
 def compression(head: bytes) -> str | None:
-    """ "gzip", "zstd" or "xz" by the first bytes of a file; None is for anything else, taken as uncompressed."""
+    """Return "gzip", "zstd" or "xz" by the first bytes of a file; None for others, which are uncompressed."""
     if head.startswith(b"\x1f\x8b"):
         return "gzip"
     if head.startswith(b"\x28\xb5\x2f\xfd"):
@@ -197,9 +197,9 @@ def compression(head: bytes) -> str | None:
 
 
 class _Gzip(io.RawIOBase):
-    """The content of a gzip file of any number of members (RFC 1952); zeros after a member are padding.
+    """The content of a gzip file of any number of members (RFC 1952), with zeros after a member as padding.
 
-    Python's GzipFile reads padding byte by byte.
+    Python's GzipFile reads padding byte by byte, which is slow.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -242,8 +242,8 @@ class _Gzip(io.RawIOBase):
 _CHUNK = 1 << 16
 
 
-def _open(fd: int) -> tuple[_Readable, subprocess.Popen[bytes] | None]:
-    """The uncompressed stream of the archive `fd`; Python 3.11 knows no zstd, so zstd(1) does it."""
+def _open(fd: int) -> tuple[_ByteSource, subprocess.Popen[bytes] | None]:
+    """Open the uncompressed stream of the archive `fd`; zstd(1) decompresses zstd, which Python 3.11 lacks."""
     kind = compression(os.pread(fd, 6, 0))
     file = open(fd, "rb", closefd=False)  # noqa: SIM115
     if kind == "gzip":
@@ -257,8 +257,8 @@ def _open(fd: int) -> tuple[_Readable, subprocess.Popen[bytes] | None]:
     return file, None
 
 
-def _extract(job: dict[str, Any]) -> Result:
-    limits, archive, target = Limits(*job["limits"]), job["archive"], job["target"]
+def _extract(job: dict[str, Any]) -> ExtractionResult:
+    limits, archive, target = ExtractionLimits(*job["limits"]), job["archive"], job["target"]
     os.lseek(archive, 0, os.SEEK_SET)
     source, tool = _open(archive)
     repacked = packer = None
@@ -285,7 +285,7 @@ def _extract(job: dict[str, Any]) -> Result:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Failed("the disk is full while extracting a layer", "free some space: insula image rm") from e
         raise Failed(f"extracting a layer failed: {e.strerror}", "see the log of insulad") from e
-    return Result(
+    return ExtractionResult(
         meter.digest(),
         meter.size,
         made.bytes,
@@ -299,11 +299,11 @@ def _extract(job: dict[str, Any]) -> Result:
 
 
 def _out_of_time(*_: object) -> None:
-    raise Invalid("the archive takes too much processor time", "it is larger, or odder, than images may be here")
+    raise Invalid("the archive takes too much processor time", "it is too large, or hostile")
 
 
 def main() -> None:
-    """Reads the job, does it, prints the answer."""
+    """Read the job, run it, and print the result."""
     import select
     import signal
 
@@ -311,10 +311,10 @@ def main() -> None:
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
     answers = select.poll()
     answers.register(1, 0)
-    if answers.poll(0):  # nobody reads them: who started us died before we were told to die with it
+    if answers.poll(0):  # no reader: the parent died before PR_SET_PDEATHSIG was set
         sys.exit(1)
     signal.signal(signal.SIGXCPU, _out_of_time)
-    confine.limit(Limits(*job["limits"]))
+    confine.limit(ExtractionLimits(*job["limits"]))
     os.umask(0)
     try:
         answer: dict[str, Any] = _extract(job)._asdict()

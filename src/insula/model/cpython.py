@@ -1,4 +1,4 @@
-"""Parts of the standard library that are written in C, without the modules in Python around them.
+"""The parts of standard library modules that are written in C, without their Python parts, which load slowly.
 
 `insula-oci run` is to take at most 1.3 times as long as `crun run` with a plain config, which leaves it about three
 milliseconds; `insula exec` is to take a third of `docker exec`. The public modules take more, in processor time
@@ -12,7 +12,7 @@ milliseconds; `insula exec` is to take a third of `docker exec`. The public modu
 
 With them `insula ps` takes 25 ms of processor time, of which 8 are Python's own start, and without them 13 (30 rounds).
 
-No other module imports them. An interpreter that lacks them has the public modules, which are the same and slower.
+No other module imports them. On an interpreter that lacks them the public modules are used, which are slower.
 `socket.socket` has neither accept() nor `with` here; signals are integers.
 """
 
@@ -61,7 +61,7 @@ class _Decoding:
 
 
 def loads(data: bytes | str) -> Any:
-    """The value of JSON text, in UTF-8 if it is bytes; ValueError if it is no JSON, or nested too deeply."""
+    """Decode JSON text, in UTF-8 if it is bytes; ValueError if it is malformed, or nested too deeply."""
     text = data if isinstance(data, str) else data.decode()
     if _HAS_JSON:
         start = len(text) - len(text.lstrip(_SPACE))
@@ -77,7 +77,7 @@ def loads(data: bytes | str) -> Any:
 
 
 def _loads_by_json(text: str) -> Any:
-    """The same by the public module, which explains errors."""
+    """Decode with the public module, whose errors are better."""
     import json
 
     try:
@@ -87,7 +87,7 @@ def _loads_by_json(text: str) -> Any:
 
 
 def dumps(value: object) -> str:
-    """`value` as JSON, in ASCII and on one line; TypeError for a value that JSON can't have."""
+    """Encode `value` as JSON, in ASCII and on one line; TypeError for a value that JSON can't represent."""
     if not _HAS_JSON:
         import json
 

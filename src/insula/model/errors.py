@@ -1,13 +1,13 @@
-"""What can go wrong, as one tree.
+"""The exceptions for users.
 
-    InsulaError                 what went wrong, and a hint what to do about it
+    InsulaError                 a message, and a hint what to do about it
     ├── Invalid                 the input is wrong; nothing was changed        HTTP 400
     ├── Denied                  the caller may not do this                     HTTP 403
     ├── NotFound                no object of that name                         HTTP 404
     ├── Conflict                the name, address or state is taken            HTTP 409
     ├── QuotaExceeded           a limit of the tenant forbids it               HTTP 422
     ├── Failed                  the engine tried, failed, and undid its work   HTTP 500
-    └── Unavailable             this host lacks what it takes                  HTTP 503
+    └── Unavailable             this host lacks a requirement                  HTTP 503
 
 On the command line each is one line: ``error: what; hint: what to do``.
 """
@@ -16,11 +16,11 @@ from __future__ import annotations
 
 
 class InsulaError(Exception):
-    """`message` says what went wrong, `hint` what to do; `status` is the HTTP status it travels as."""
+    """An error: `message` says what is wrong, `hint` what to do; `status` is its HTTP status."""
 
     status = 500
     exit_status: int | None = None
-    """What `insula run` and `exec` exit with because of it: 126 and 127 as a shell's; None means 125."""
+    """The exit status of `insula run` and `exec` for it: 126 and 127 as in a shell; None means 125."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class InsulaError(Exception):
 
 
 def _encodable(text: str) -> str:
-    """`text` with surrogates escaped: names of files that are not UTF-8 have them (PEP 383), and no JSON."""
+    """Escape surrogates, which names of files that are not UTF-8 contain (PEP 383), and JSON can't have."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -74,7 +74,7 @@ _BY_NAME: dict[str, type[InsulaError]] = {
 
 
 def from_dict(data: dict[str, str | None]) -> InsulaError:
-    """The inverse of `InsulaError.to_dict`, for clients; an unknown kind becomes `Failed`."""
+    """Make an error from the result of `InsulaError.to_dict`, for clients; an unknown kind becomes `Failed`."""
     kind = _BY_NAME.get(data.get("error") or "", Failed)
     error = kind(data.get("message") or "unknown error", data.get("hint"))
     exit_status = data.get("exit_status") or ""

@@ -1,14 +1,13 @@
-"""Health checks: what is asked of an instance, out of what its user and its image say. Pure.
+"""The health check of an instance, from the settings of its user and of its image. Pure functions.
 
-A process that runs may still not work: it hangs, it lost its database. So a command is run beside it now and then,
-and its exit status is the verdict. Docker made this part of images (dockerfile, HEALTHCHECK), and its rules hold:
+A running process may not work: it hangs, or has lost its database. So a command is run in the instance periodically,
+and its exit status determines the health. Images can define a check (dockerfile, HEALTHCHECK). Docker's rules apply:
 
-    starting    from the start on, until a check succeeds
+    starting    from the start until a check succeeds
     healthy     after a check that succeeded
-    unhealthy   after so many failures in a row as `retries` says; failures in the start period are not counted
+    unhealthy   after `retries` failures in a row; failures in the start period are not counted
 
-What a user says is laid over what the image says, field by field; a user who names another test, or none, replaces
-only that.
+Each field that the user sets replaces that of the image, and the others are kept.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from insula.model.units import shorten
 
 SHELL: Final = "/bin/sh"
 LEAST: Final = 1.0
-"""Seconds between checks, at least: each is a process that the host must start."""
+"""The minimum of seconds between checks, because each starts a process on the host."""
 _LONGEST: Final = 86_400.0
 _DEFAULTS: Final = {"interval": 30.0, "timeout": 30.0, "start_period": 0.0, "start_interval": 5.0}
 
 
 class HealthPlan(NamedTuple):
-    """A complete health check: `command` is what is executed, times are seconds."""
+    """A complete health check: the `command` to execute; times in seconds."""
 
     command: list[str]
     interval: float
@@ -37,13 +36,13 @@ class HealthPlan(NamedTuple):
     start_interval: float
 
     def pause(self, status: str, age: float) -> float:
-        """Seconds until the next check of an instance that was started `age` seconds ago."""
+        """Return the seconds until the next check of an instance that was started `age` seconds ago."""
         early = status == "starting" and age < self.start_period
         return min(self.interval, self.start_interval) if early else self.interval
 
 
 def plan(own: Healthcheck | None, image: Healthcheck | None) -> HealthPlan | None:
-    """What to do, or None if nobody asks for checks. Raises Invalid."""
+    """Return the health check of an instance, None if neither user nor image define one. Invalid."""
     own, image = own or Healthcheck(), image or Healthcheck()
     test = own.test if own.test is not None else image.test or []
     values = {

@@ -1,8 +1,8 @@
-"""The objects of Insula: what tenants ask for (spec) and what was measured (status).
+"""The objects of Insula, with wanted state (spec) and measured state (status).
 
-Every object is a frozen struct; a change makes a new one (`msgspec.structs.replace`). A spec is what the store
-holds as wanted state, a status what a reconciler measured. Times are seconds since the epoch. Sizes are bytes.
-Addresses are strings in their canonical form (`ipaddress`).
+Every object is a frozen struct; a change makes a new one (`msgspec.structs.replace`). A spec is the wanted state in the
+store, a status is measured by a controller. Times are seconds since the epoch. Sizes are bytes. Addresses are strings
+in canonical form (`ipaddress`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Literal, dataclass_transform
 import msgspec
 
 IDS_PER_TENANT = 65536
-"""Each tenant owns this many user and group IDs on the host, from `Tenant.id_base` up (user_namespaces(7))."""
+"""The number of user and group IDs of each tenant on the host, from `Tenant.id_base` up (user_namespaces(7))."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -24,9 +24,10 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Limits(Struct, kw_only=True):
-    """What a tenant may use as a whole; None is no limit. `cpus` in CPUs, `bandwidth` in bits a second.
+    """The limits of a tenant as a whole; None is no limit. `cpus` is in CPUs, `bandwidth` in bits a second.
 
-    `pids` are processes and threads, as pids.max counts them: four instances full of them, at the default.
+    `pids` counts processes and threads, as pids.max does; the default is enough for four instances at their default
+    limit.
     """
 
     cpus: float | None = None
@@ -37,10 +38,9 @@ class Limits(Struct, kw_only=True):
 
 
 class Tenant(Struct, kw_only=True):
-    """Somebody who shares the host with others that they don't trust.
+    """A tenant: the owner of networks, images and instances, isolated from all others.
 
-    `index` is a small number unique on this cloud, never reused while the tenant exists; the host's names for
-    the tenant's parts derive from it, and so does `id_base`.
+    `index` is a small number that is unique on this cloud. Names of devices on the host and `id_base` derive from it.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Tenant(Struct, kw_only=True):
 
 
 class Network(Struct, kw_only=True):
-    """One layer-2 segment of a tenant. `gateway` addresses belong to the tenant's router, the first of each subnet."""
+    """A layer-2 segment of a tenant. The `gateway` addresses are the first of each subnet, and the router's."""
 
     tenant: str
     name: str
@@ -71,7 +71,7 @@ class Network(Struct, kw_only=True):
 
 
 class NetworkStatus(Struct, kw_only=True):
-    """Measured: `ready` is True when the gateway and the resolver answered inside the tenant's namespace."""
+    """The measured status of a network: `ready` is True if gateway and resolver work in the tenant's namespace."""
 
     ready: bool
     reason: str | None = None
@@ -94,10 +94,10 @@ class Port(Struct, kw_only=True):
 
 
 class Healthcheck(Struct, kw_only=True):
-    """How to ask an instance whether it works, as Docker extended the image-spec (dockerfile, HEALTHCHECK).
+    """The settings of a health check, Docker's extension of the image-spec (dockerfile, HEALTHCHECK).
 
-    `test` is ``["CMD", program, argument…]``, ``["CMD-SHELL", line]``, or ``["NONE"]``: no check. Times are seconds.
-    None is what the image says, else Docker's default. During `start_period` failures don't count, and checks come
+    `test` is ``["CMD", program, argument…]``, ``["CMD-SHELL", line]``, or ``["NONE"]``: no check. Times are in seconds.
+    None is the image's value, or else Docker's default. During `start_period` failures are not counted, and checks run
     every `start_interval`.
     """
 
@@ -127,8 +127,8 @@ class ImageConfig(Struct, kw_only=True):
 class Image(Struct, kw_only=True):
     """A named image. `tenant` is the owner; "" is shared: every tenant may run it and none may change it.
 
-    `layers` are the DiffIDs (sha256 of the uncompressed layer tar), lowest first. `notes` tell people what of the
-    image was passed over when it came in, such as device nodes.
+    `layers` are the DiffIDs (sha256 of the uncompressed layer tar), lowest first. `notes` list for people what was left
+    out of the image, such as device nodes.
     """
 
     tenant: str
@@ -147,14 +147,14 @@ class Image(Struct, kw_only=True):
 
 
 class RestartPolicy(Struct, kw_only=True):
-    """docker-run(1) --restart: what to do when the instance's PID 1 exits by itself."""
+    """The policy for restarts when the instance's PID 1 exits by itself, as docker-run(1) --restart."""
 
     name: Literal["no", "on-failure", "always", "unless-stopped"] = "no"
     max_retries: int = 0  # of on-failure; 0 is without limit
 
 
 class Resources(Struct, kw_only=True):
-    """Limits of one instance; None is no limit but the tenant's."""
+    """Limits of one instance; None is no limit except the tenant's."""
 
     cpus: float | None = None
     memory: int | None = None
@@ -162,7 +162,7 @@ class Resources(Struct, kw_only=True):
 
 
 class Rlimit(Struct, kw_only=True):
-    """getrlimit(2): `name` as in RLIMIT_NOFILE without the prefix, lower case."""
+    """A resource limit (getrlimit(2)); `name` is that of RLIMIT_NOFILE and so on without the prefix, in lower case."""
 
     name: str
     soft: int
@@ -170,8 +170,8 @@ class Rlimit(Struct, kw_only=True):
 
 
 class TmpfsMount(Struct, kw_only=True, tag_field="type", tag="tmpfs"):
-    """A tmpfs inside the instance; `size` in bytes. `mode`, `uid` and `gid` are of its root directory, IDs as they are
-    inside. It never has set-uid programs or devices."""
+    """A tmpfs inside the instance; `size` is in bytes. `mode`, `uid` and `gid` are those of its root directory, with
+    IDs as inside the instance. Set-uid programs and devices have no effect in it."""
 
     path: str
     size: int = 64 << 20
@@ -183,11 +183,11 @@ class TmpfsMount(Struct, kw_only=True, tag_field="type", tag="tmpfs"):
 
 
 Mount = TmpfsMount
-"""What is mounted in an instance beside its root. A union by `type`; volumes are to be another member."""
+"""A further mount of an instance: a tagged union by `type`, to which volumes will be added."""
 
 
 class ContainerOptions(Struct, kw_only=True, tag_field="kind", tag="container"):
-    """What a user may ask for of containers only."""
+    """The options of containers only."""
 
     init: bool = False
     shm_size: int = 64 << 20  # of /dev/shm, bytes
@@ -199,11 +199,11 @@ class ContainerOptions(Struct, kw_only=True, tag_field="kind", tag="container"):
     pid_of: str | None = None  # the instance whose PID namespace it shares, `--pid container:NAME`
     nesting: bool = False  # containers may run inside
     socket_families: list[str] = []  # beside UNIX, INET, INET6 and NETLINK, as in "packet"
-    aio: bool = False  # io_setup(2), whose contexts are taken from the host's
+    aio: bool = False  # allow io_setup(2), which uses contexts from the host's limit
 
 
 Options = ContainerOptions
-"""A union by `kind`, which decides about the driver; virtual machines are to be another member."""
+"""The options of one kind: a tagged union by `kind`, the driver's name, to which machines will be added."""
 
 
 class HostEntry(Struct, kw_only=True):
@@ -221,7 +221,7 @@ class ConsoleSize(Struct, kw_only=True):
 
 
 class InstanceSpec(Struct, kw_only=True):
-    """What a user asks for with `insula run`. Empty or None means: what the image says, or the default."""
+    """The spec of an instance, as in `insula run`. Empty or None means the image's value, or the default."""
 
     name: str = ""
     image: str
@@ -255,25 +255,25 @@ class InstanceSpec(Struct, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """Which driver it is for."""
+        """The name of its driver."""
         return str(self.options.__struct_config__.tag)
 
 
 class OverlayRoot(Struct, kw_only=True, tag_field="type", tag="overlay"):
-    """A root file system of an image's layers below a writable one. `layers` are DiffIDs, lowest first."""
+    """A root file system made of an image's layers and a writable one on top. `layers` are DiffIDs, lowest first."""
 
     layers: list[str]
 
 
 Root = OverlayRoot
-"""A union by `type`; block devices are to be another member."""
+"""A tagged union by `type`, to which block devices will be added."""
 
 
 class Instance(Struct, kw_only=True):
-    """The wanted state of an instance. `id` is 32 hex digits, new for each; `wanted` is what the user last asked.
+    """The wanted state of an instance. `id` has 32 hex digits and is unique; `wanted` is the state that the user wants.
 
-    `generation` rises with every change of what is wanted, as `metadata.generation` in Kubernetes. `starts` rises with
-    every start that the user asks for: an instance of an earlier one is to be replaced. `stop_timeout` goes with
+    `generation` increases with every change of the wanted state, as `metadata.generation` in Kubernetes. `starts`
+    increases with every start by the user: a run of an earlier one is to be replaced. `stop_timeout` belongs to
     `wanted`: seconds between the stop signal and SIGKILL, None for the spec's.
     """
 
@@ -299,7 +299,7 @@ class Instance(Struct, kw_only=True):
 
 
 class Exit(Struct, kw_only=True):
-    """How PID 1 ended: `exit_status` as a shell has it (128 + signal when killed); None when nobody saw it."""
+    """The end of PID 1: `exit_status` as in a shell (128 + signal if it was killed); None if it is unknown."""
 
     exit_status: int | None
     signal: int | None = None
@@ -308,24 +308,24 @@ class Exit(Struct, kw_only=True):
 
 
 class InstanceStatus(Struct, kw_only=True):
-    """Measured by the instance's reconciler."""
+    """The status of an instance, measured by its controller."""
 
     state: Literal["created", "starting", "running", "paused", "stopping", "exited", "failed"]
-    observed_generation: int = 0  # of what is wanted: made true, or found impossible, which `error` tells then
-    starts: int = 0  # the start that this status is about
+    observed_generation: int = 0  # the observed generation: it was reached, or failed with `error`
+    starts: int = 0  # the start that this status belongs to
     pid: int | None = None  # on the host; 1 inside
-    start_time: int | None = None  # field 22 of proc_pid_stat(5): with the pid it names the process for ever
+    start_time: int | None = None  # field 22 of proc_pid_stat(5): with the PID it identifies the process
     started: float | None = None
     exit: Exit | None = None
     error: str | None = None
     hint: str | None = None
     restarts: int = 0  # since the user started it
-    backoff: int = 0  # of these, the last ones without a steady run in between
-    resources: Resources | None = None  # the limits that are in force, while it runs
+    backoff: int = 0  # of these, the last ones without a stable run in between
+    resources: Resources | None = None  # the applied limits, while it runs
 
 
 class InstanceEvent(Struct, kw_only=True):
-    """Something that happened to an instance and is no state of it: a killed process, a change of its health."""
+    """An event of an instance that is not a change of its state: a killed process, a change of its health."""
 
     time: float
     action: str

@@ -1,7 +1,7 @@
-"""The frames in which input and output of an instance travel, over HTTP bodies, unix sockets and in log files.
+"""Frames for input and output of an instance, in HTTP bodies, on unix sockets and in log files.
 
-A frame is a 1-byte kind, a 4-byte big-endian length and that many bytes. A log file holds the same frames,
-each with an 8-byte timestamp (nanoseconds since the epoch) at the head of its payload; see `insula.container.log`.
+A frame is a 1-byte kind, a 4-byte big-endian length and a payload of that many bytes. A log file has the same frames,
+each with an 8-byte timestamp (nanoseconds since the epoch) at the start of its payload; see `insula.container.log`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MAX_PAYLOAD = 1 << 20
 
 
 class Kind(int):
-    """The kind of a frame. Towards the instance: OPEN, STDIN, STDIN_EOF, RESIZE, SIGNAL; from it: STDOUT, STDERR,
-    EXIT, ERROR. OPEN and SIGNAL are for the API's side alone: the runtime never sees them.
+    """The kind of a frame. Sent to the instance: OPEN, STDIN, STDIN_EOF, RESIZE, SIGNAL; sent from it: STDOUT, STDERR,
+    EXIT, ERROR. OPEN and SIGNAL are used by the API only, and not passed to the runtime.
 
     An enum.IntEnum would do, but takes 5 ms to import. `Kind(number)` is the member; ValueError if there is none.
     """
@@ -40,7 +40,7 @@ class Kind(int):
     def __new__(cls, number: int) -> Kind:
         member = _KINDS.get(number)
         if member is None:
-            raise ValueError(f"{number} is no kind of a frame")
+            raise ValueError(f"{number} is not a kind of frame")
         return member
 
     def __repr__(self) -> str:
@@ -55,14 +55,14 @@ for _name in ("STDIN", "STDOUT", "STDERR", "STDIN_EOF", "RESIZE", "EXIT", "ERROR
 
 
 def encode(kind: Kind, payload: bytes = b"") -> bytes:
-    """One frame; `payload` is at most MAX_PAYLOAD bytes."""
+    """Encode a frame; `payload` has at most MAX_PAYLOAD bytes."""
     return HEADER.pack(kind, len(payload)) + payload
 
 
 class Decoder:
-    """Cuts a byte stream into frames: feed it chunks as they arrive, iterate what is complete.
+    """Split a byte stream into frames: feed chunks as they arrive, and iterate over the complete frames.
 
-    Raises ValueError on an unknown kind or an oversized frame: the stream can't be trusted from there on.
+    ValueError for an unknown kind or an oversized frame; the rest of the stream is unusable then.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Stored objects of earlier versions brought forward. Pure: from builtins, as JSON decodes them, to builtins.
+"""Convert stored objects of earlier versions to the current form. Pure functions from builtins to builtins.
 
-An object that is in its present form already comes out as it went in.
+An object in the current form is returned unchanged.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _OF_CONTAINERS = (
 
 
 def instance(value: dict[str, Any]) -> dict[str, Any]:
-    """An `Instance`. 0.1.0 had one port, one kind, one host, and counted starts alone.
+    """Convert an `Instance`. 0.1.0 had one port, one kind, one host, and counted starts only.
 
-    Its host is "" then: the one that the store belongs to.
+    The host of its instances is "", the one that the store belongs to.
     """
     if "host" in value:
         return value
@@ -42,7 +42,7 @@ def instance(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def spec(value: dict[str, Any]) -> dict[str, Any]:
-    """An `InstanceSpec` of 0.1.0, which had all options of containers as fields of its own."""
+    """Convert an `InstanceSpec`. In 0.1.0 it had all options of containers as its own fields."""
     options = {name: value[name] for name in _OF_CONTAINERS if name in value}
     rest = {name: each for name, each in value.items() if name not in (*_OF_CONTAINERS, "tmpfs")}
     mounts = [{"type": "tmpfs", **mount} for mount in value.get("tmpfs", [])]
@@ -50,7 +50,7 @@ def spec(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def status(value: dict[str, Any]) -> dict[str, Any]:
-    """An `InstanceStatus`. 0.1.0 said `generation` for the start that it is about."""
+    """Convert an `InstanceStatus`. In 0.1.0 the field `generation` was the start that it belongs to."""
     if "generation" not in value:
         return value
     starts = value["generation"]

@@ -1,6 +1,6 @@
-"""What the API answers: objects together with what was measured about them, and reports.
+"""The responses and requests of the API: views, which join an object's wanted and measured state, and reports.
 
-A view joins what the store holds as wanted with what reconcilers measured; nobody stores a view.
+Views are not stored.
 """
 
 # ruff: noqa: RUF012 (msgspec copies mutable defaults)
@@ -24,7 +24,7 @@ from insula.model.objects import (
 
 
 class Usage(Struct, kw_only=True):
-    """What a tenant has reserved: the sums over its instances, running or not."""
+    """The resources that a tenant has reserved: the sums over its instances, running or not."""
 
     instances: int = 0
     cpus: float = 0.0
@@ -42,7 +42,7 @@ class NetworkView(Struct, kw_only=True):
 
 
 class Probe(Struct, kw_only=True):
-    """One health check that was made: None is the exit status of one that had to be killed. `output` is bounded."""
+    """The result of one health check; its exit status is None if it was killed. `output` is truncated."""
 
     started: float
     finished: float
@@ -51,7 +51,7 @@ class Probe(Struct, kw_only=True):
 
 
 class Health(Struct, kw_only=True):
-    """What health checks found since the instance started, or since `insulad` did. `log` has the last five."""
+    """The results of health checks since the instance or `insulad` started. `log` has the last five."""
 
     status: Literal["starting", "healthy", "unhealthy"]
     failures: int = 0  # in a row
@@ -61,16 +61,16 @@ class Health(Struct, kw_only=True):
 class InstanceView(Struct, kw_only=True):
     instance: Instance
     status: InstanceStatus
-    restarting: bool = False  # it has ended, and will start again after a pause
+    restarting: bool = False  # it has ended, and will be restarted after a delay
     health: Health | None = None  # None without checks, and while it doesn't run
-    reconciled: bool = True  # False after a start of insulad, until it was looked at: the status is of before
+    reconciled: bool = True  # False until insulad has observed it after a start of the daemon: the status may be old
 
 
 # -- requests that are no objects ----------------------------------------------------------------------------------
 
 
 class TenantSpec(Struct, kw_only=True):
-    """What a user asks for with `insula tenant create`."""
+    """The request of `insula tenant create`."""
 
     name: str
     limits: Limits = Limits()
@@ -78,7 +78,7 @@ class TenantSpec(Struct, kw_only=True):
 
 
 class LimitsPatch(Struct, kw_only=True):
-    """What is to change of a tenant's `Limits`, as a JSON merge patch (RFC 7396): absent stays, null is no limit."""
+    """Changes of a tenant's `Limits`, as a JSON merge patch (RFC 7396): absent fields stay, null is no limit."""
 
     cpus: float | UnsetType | None = UNSET
     memory: int | UnsetType | None = UNSET
@@ -88,7 +88,7 @@ class LimitsPatch(Struct, kw_only=True):
 
 
 class ResourcesPatch(Struct, kw_only=True):
-    """What is to change of an instance's `Resources`, in the same way."""
+    """Changes of an instance's `Resources`, as a JSON merge patch."""
 
     cpus: float | UnsetType | None = UNSET
     memory: int | UnsetType | None = UNSET
@@ -96,7 +96,7 @@ class ResourcesPatch(Struct, kw_only=True):
 
 
 class NetworkSpec(Struct, kw_only=True):
-    """What a user asks for with `insula network create`."""
+    """The request of `insula network create`."""
 
     name: str
     subnet: str
@@ -106,7 +106,7 @@ class NetworkSpec(Struct, kw_only=True):
 
 
 class ExecSpec(Struct, kw_only=True):
-    """One more process in a running instance; None means as the instance's PID 1 has it."""
+    """The request for a further process in a running instance; None means the value of the instance's PID 1."""
 
     command: list[str]
     env: dict[str, str] = {}
@@ -114,11 +114,11 @@ class ExecSpec(Struct, kw_only=True):
     working_dir: str | None = None
     tty: bool = False
     stdin: bool = False
-    console_size: ConsoleSize | None = None  # of the terminal when the process begins
+    console_size: ConsoleSize | None = None  # of the terminal at the start of the process
 
 
 class Started(Struct, kw_only=True):
-    """A process that was started in an instance and left alone."""
+    """A process that was started in an instance in the background."""
 
     id: str
 
@@ -127,16 +127,16 @@ class Started(Struct, kw_only=True):
 
 
 class InstanceStats(Struct, kw_only=True):
-    """What an instance uses. Counters count from its start; None is what nobody counts, or of one that doesn't run."""
+    """The usage of an instance. Counters start at its start; None if a value isn't counted, or it doesn't run."""
 
     tenant: str
     name: str
     state: str
-    cpu: float | None = None  # CPUs in use, on average since the sample before: 1.5 is one and a half
+    cpu: float | None = None  # CPUs in use, on average since the previous sample, as in 1.5
     cpu_limit: float | None = None  # its own, or else the tenant's; so are the others
     cpu_time: int | None = None  # nanoseconds
-    throttled: int | None = None  # nanoseconds that it waited because of its limit
-    memory: int | None = None  # bytes, without page cache that is given back at once
+    throttled: int | None = None  # nanoseconds that it was throttled
+    memory: int | None = None  # bytes, without inactive page cache
     memory_limit: int | None = None
     pids: int | None = None  # processes and threads
     pids_limit: int | None = None
@@ -148,7 +148,7 @@ class InstanceStats(Struct, kw_only=True):
 
 
 class StatsSample(Struct, kw_only=True):
-    """All that was asked for, at one time."""
+    """The usage of several instances at one time."""
 
     time: float
     instances: list[InstanceStats]
@@ -162,14 +162,14 @@ class ProcessView(Struct, kw_only=True):
     pids: list[int]
     parent: int  # inside; 0 when the parent is outside
     uid: int  # on the host
-    user: int | None  # inside; None when the instance doesn't map it
+    user: int | None  # inside; None if the instance's user namespace doesn't map it
     state: str
     cpu: float = 0.0  # seconds of processor time so far
     command: str
 
 
 class WhoIs(Struct, kw_only=True):
-    """To whom a host process belongs. Without an instance it is the host's own."""
+    """The owner of a process on the host. Without an instance it is a process of the host itself."""
 
     pid: int
     command: str
@@ -181,7 +181,7 @@ class WhoIs(Struct, kw_only=True):
 
 
 class Check(Struct, kw_only=True):
-    """One thing that `insula doctor` looked at. Unless it is ok: what follows, and what helps."""
+    """The result of one check of `insula doctor`; if it isn't ok, with its consequence and a hint."""
 
     name: str
     state: Literal["ok", "degraded", "missing", "unknown"]
@@ -191,7 +191,7 @@ class Check(Struct, kw_only=True):
 
 
 class HostStatus(Struct, kw_only=True):
-    """This host at a glance. `problems` are what reconcilers could not repair, as text."""
+    """A summary of this host. `problems` are errors that controllers could not repair, as text."""
 
     version: str
     hostname: str
@@ -201,15 +201,15 @@ class HostStatus(Struct, kw_only=True):
     tenants: int
     networks: int
     instances: dict[str, int]  # by state
-    reconciling: int = 0  # instances that were not looked at yet since insulad started
+    reconciling: int = 0  # instances that insulad has not observed yet since it started
     problems: list[str] = []
 
 
 class Reachability(Struct, kw_only=True):
-    """One cell of the matrix of `insula verify`: may `source` reach `target`, and does it?
+    """One cell of the matrix of `insula verify`: whether `source` may reach `target`, and whether it does.
 
-    Names are ``tenant/instance``, ``host`` or ``outside``. `probed` is None where no packet could be sent;
-    `control` tells whether the probe is known to have worked (a positive control on the same path succeeded).
+    Names are ``tenant/instance``, ``host`` or ``outside``. `probed` is None if the result is unknown. `control` is True
+    if the positive controls of source and target worked.
     """
 
     source: str
@@ -227,7 +227,7 @@ class Reachability(Struct, kw_only=True):
 
 
 class VerifyReport(Struct, kw_only=True):
-    """What `insula verify` found; it passes when nothing differs from what the tenants asked for."""
+    """The report of `insula verify`; it passes if nothing differs from the tenants' networks."""
 
     passed: bool
     matrix: list[Reachability]
@@ -236,8 +236,8 @@ class VerifyReport(Struct, kw_only=True):
 
 
 class Namespace(Struct, kw_only=True):
-    """A namespace of an instance; `shared` when the host's processes are in it as well. `instances` are the others
-    of its tenant that are in it, as with ``--pid container:NAME``."""
+    """A namespace of an instance; `shared` if it is the host's. `instances` are others of its tenant that share it, as
+    with ``--pid container:NAME``."""
 
     kind: str
     inode: int
@@ -251,7 +251,7 @@ class Layer(Struct, kw_only=True):
 
 
 class Explanation(Struct, kw_only=True):
-    """What makes an instance isolated, read from the kernel where it runs."""
+    """The isolation of an instance, read from the kernel if it runs."""
 
     instance: Instance
     status: InstanceStatus
@@ -260,12 +260,12 @@ class Explanation(Struct, kw_only=True):
     uid_map: str | None
     cgroups: dict[str, str]  # controller → path
     limits: dict[str, str]  # file → content
-    tenant_limits: dict[str, str] = {}  # the same of the control group above, for all of the tenant's instances
+    tenant_limits: dict[str, str] = {}  # of the tenant's control group, for all of its instances
     security: dict[str, str]  # seccomp, capabilities, no_new_privs from proc_pid_status(5)
     layers: list[Layer]
     upper: str
     device: str | None  # on the tenant's bridge
-    installed: dict[str, object] | None  # the port as the fabric reads it back
+    installed: dict[str, object] | None  # the installed port
     rules: str | None
     health: Health | None = None
     pressure: dict[str, str] = {}  # file of the control group → its "some" line (Documentation/accounting/psi.rst)

@@ -61,7 +61,7 @@ def parse_subnet(text: str, version: int, *, reserved: Iterable[str] = ()) -> Su
         raise Invalid(f"subnet {text} has host bits set", f"the network is {subnet}")
     if not _SHORTEST[version] <= subnet.prefixlen <= _LONGEST[version]:
         raise Invalid(
-            f"subnet {subnet} is too small or too large",
+            f"subnet {subnet} has an unsupported size",
             f"use a prefix of {_SHORTEST[version]} to {_LONGEST[version]} bits",
         )
     for other, reason in (*_RESERVED, *((ip_network(r), "is used for this host's uplinks") for r in reserved)):

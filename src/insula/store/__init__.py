@@ -1,1 +1,1 @@
-"""The one source of truth: a small protocol (`protocol`), its embedded form (`sqlite`) and typed keys (`typed`)."""
+"""The store of all state: its protocol, an implementation with SQLite, and typed keys."""

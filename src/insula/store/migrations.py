@@ -1,8 +1,7 @@
-"""The schema of the SQLite store, version by version.
+"""The schema of the SQLite store, as migration steps.
 
-`PRAGMA user_version` counts the steps that a file has gone through. A step is never edited once it was released:
-a change of the schema, or of the objects' encoding, is a new step at the end. All missing steps run in one
-transaction, so that a file is at one version or another and never between.
+`PRAGMA user_version` is the number of steps that were applied to a file. A released step is never edited: a change of
+the schema, or of the objects' encoding, is a new step at the end. All missing steps run in one transaction.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ STEPS: tuple[Step, ...] = (_initial,)
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[Step] = STEPS) -> int:
-    """Brings the file forward to `len(steps)`; returns the version it had. Raises Unavailable for a newer file."""
+    """Migrate the file to version `len(steps)`; returns its previous version. Unavailable for a newer file."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(steps):
         raise Unavailable(
-            f"the state has schema version {version}, this Insula knows {len(steps)}",
-            "install the newer Insula again, or restore the state from before",
+            f"the state has schema version {version}, this Insula supports {len(steps)}",
+            "install the newer Insula again, or restore an older state",
         )
     if version < len(steps):
         connection.execute("BEGIN IMMEDIATE")

@@ -1,15 +1,15 @@
-"""What Insula asks of the place that holds its state.
+"""The protocol of a store.
 
-The model is etcd's: a flat map from keys to values in which every change has a *revision*, one number that rises
-by one with each transaction. Three things follow from it, and everything else in Insula is built on them:
+The model is etcd's: a flat map from keys to values. Every transaction has a *revision*, a number that increases by one.
+Insula uses three properties:
 
-- *Optimistic concurrency*: an entry tells the revision of its last change; a write that states the revision it
-  has seen is refused when somebody was faster. Revision 0 says "must not exist", which makes a key a unique
-  constraint: whoever creates `/addresses/acme/net/10.0.0.2` first owns the address.
-- *Transactions*: many comparisons and many writes, all or nothing, one revision.
-- *Watching without gaps*: list a prefix, which tells the revision of that picture, then watch from there.
+- *Optimistic concurrency*: an entry has the revision of its last change. A write that names an expected revision fails
+  if the entry has changed since. The expected revision 0 means that the key must not exist, which makes a key a unique
+  constraint: the first transaction that creates `/addresses/acme/net/10.0.0.2` gets the address.
+- *Transactions*: comparisons and writes that are applied as a whole or not at all, with one revision.
+- *Watches without gaps*: listing a prefix returns a revision, and a watch from it returns every later change.
 
-A *lease* ties keys to somebody's life: they vanish when it isn't kept alive for its time to live.
+The keys of a *lease* are deleted when it isn't kept alive for its time to live.
 
 Keys are printable ASCII and begin with "/". Every implementation passes the conformance suite in
 tests/unit/test_store_conformance.py.
@@ -30,7 +30,7 @@ MAX_VALUE = 1 << 20
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """`revision` is that of the last change, `created` that of the creation."""
+    """A key and its value. `revision` is that of the last change, `created` that of the creation."""
 
     key: str
     value: bytes
@@ -39,7 +39,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Put(msgspec.Struct, frozen=True):
-    """Create or replace. The key belongs to `lease` from now on, or to none."""
+    """Create or replace an entry. The key then belongs to `lease`, or to none."""
 
     key: str
     value: bytes
@@ -47,7 +47,7 @@ class Put(msgspec.Struct, frozen=True):
 
 
 class Delete(msgspec.Struct, frozen=True):
-    """Remove; a key that doesn't exist is no error and no change."""
+    """Delete an entry; a key that doesn't exist is no error and no change."""
 
     key: str
 
@@ -56,14 +56,14 @@ Write = Put | Delete
 
 
 class Compare(msgspec.Struct, frozen=True):
-    """Holds when the key's last change was `revision`; 0 means that it must not exist."""
+    """A condition: the key's last change is `revision`; 0 means that it must not exist."""
 
     key: str
     revision: int
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change. The entry of a delete has an empty value, and the revision of the deletion."""
+    """A change. The entry of a deletion has an empty value, and the revision of the deletion."""
 
     kind: Literal["put", "delete"]
     entry: Entry
@@ -72,14 +72,14 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Entries in key order, as they were all at once at `revision`; watch from there."""
+    """A consistent list of entries at `revision`, in key order; watch from there."""
 
     entries: list[Entry]
     revision: int
 
 
 class TransactionConflict(Conflict):
-    """A comparison failed: nothing was changed. `key` is the first that differs."""
+    """A comparison failed, and nothing was changed. `key` is the first that differs."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"{key} was changed by somebody else", "try again")
@@ -87,63 +87,63 @@ class TransactionConflict(Conflict):
 
 
 class Compacted(Conflict):
-    """Changes that old are forgotten: list again and watch from there."""
+    """The history of changes does not reach back that far: list again and watch from there."""
 
     def __init__(self, revision: int) -> None:
         super().__init__(f"the history after revision {revision} is no longer kept", "list again")
 
 
 class Store(Protocol):
-    """Durable when it returns: a change that was answered survives a crash of the process and of the host."""
+    """A store. A change is durable when the call returns: it survives a crash of the process and of the host."""
 
     async def get(self, key: str) -> Entry | None: ...
 
     async def list(self, prefix: str) -> Snapshot: ...
 
     async def put(self, key: str, value: bytes, *, expect: int | None = None, lease: int | None = None) -> int:
-        """The new revision. `expect` as in `Compare`. Raises TransactionConflict, NotFound (lease)."""
+        """Write an entry; returns the new revision. `expect` as in `Compare`. TransactionConflict, NotFound (lease)."""
         ...
 
     async def delete(self, key: str, *, expect: int | None = None) -> int:
-        """The revision afterwards. `expect` as in `Compare`. Raises TransactionConflict."""
+        """Delete an entry; returns the new revision. `expect` as in `Compare`. TransactionConflict."""
         ...
 
     async def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
-        """All or nothing, under one new revision, which it returns; the current one when nothing changes.
+        """Apply all writes if all comparisons hold; returns the new revision, or the current one if nothing changes.
 
-        Raises TransactionConflict naming the first comparison that fails, Invalid when a key is written twice,
-        NotFound for a lease that is over, Failed when it can't be made durable (a full disk).
+        TransactionConflict with the first comparison that fails, Invalid if a key is written twice, NotFound for an
+        expired lease, Failed if the change can't be made durable (a full disk).
         """
         ...
 
     def watch(self, prefix: str, from_revision: int) -> AsyncIterator[Event]:
-        """Every change after that revision, in order, without end. Raises Compacted when it's too old."""
+        """Yield every change after `revision`, in order, without end. Compacted if the revision is too old."""
         ...
 
     async def grant(self, ttl: float) -> int:
-        """A lease of `ttl` seconds. Leases restart their time when the store restarts."""
+        """Make a lease of `ttl` seconds. When the store restarts, leases get their full time again."""
         ...
 
     async def keep_alive(self, lease: int) -> None:
-        """Starts the lease's time anew. Raises NotFound when it's over."""
+        """Renew a lease for its full time. NotFound if it has expired."""
         ...
 
     async def revoke(self, lease: int) -> None:
-        """Ends the lease and deletes its keys. A lease that is over already is no error."""
+        """End a lease and delete its keys; no error if it has expired."""
         ...
 
     async def close(self) -> None: ...
 
 
 def check_key(key: str) -> str:
-    """`key` if it is fit to be one, else Invalid."""
+    """Return `key` if it is valid, else raise Invalid."""
     if not key.startswith("/") or len(key) > MAX_KEY or not all("!" <= c <= "~" for c in key):
-        raise Invalid(f"{shorten(key)} is no key of the store", "use printable ASCII without blanks")
+        raise Invalid(f"{shorten(key)} is not a valid key", "use printable ASCII without blanks")
     return key
 
 
 def check_writes(writes: Sequence[Write]) -> None:
-    """Raises Invalid when a key is bad or written twice, or a value is too large."""
+    """Check writes: Invalid if a key is malformed or written twice, or a value is too large."""
     seen: set[str] = set()
     for write in writes:
         if check_key(write.key) in seen:

@@ -1,11 +1,11 @@
-"""The embedded store: one SQLite file, one thread, one fsync for all who wait at the same time.
+"""The embedded store: one SQLite file and one thread, with group commit.
 
-SQLite in WAL mode with `synchronous=FULL` returns from COMMIT when the log is on the disk. An fsync costs about as
-much as everything else a launch does, so the thread commits *groups*: whatever queued up during the last fsync
-becomes one SQLite transaction, each request in a SAVEPOINT of its own, with its own revision, and is answered
-after the common COMMIT. Reads go first and don't wait for it.
+SQLite in WAL mode with `synchronous=FULL` returns from COMMIT when the log is on the disk. An fsync takes about as long
+as the rest of a launch. So the thread commits groups: all requests that arrived during the last fsync become one SQLite
+transaction. Each has a SAVEPOINT and a revision of its own, and gets its result after the common COMMIT. Reads are
+served before that.
 
-The file is locked exclusively as long as it's open: a second daemon on the same state is refused.
+The file is locked exclusively while it is open: a second daemon on the same state gets an error.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from insula.store.tables import Tables, explain, size_of
 
 T = TypeVar("T")
 GROUP = 256
-"""At most so many requests in one commit."""
+"""The maximum number of requests in one commit."""
 RECENT = 4096
-"""So many entries are answered from memory: this process is the only one that writes, so it knows them."""
+"""The number of cached entries; the cache is valid because no other process writes."""
 RECENT_BYTES = 64 << 20
-"""Their values have so many bytes together, at most."""
+"""The maximum size of the cached values together, in bytes."""
 
 
-class _Request(NamedTuple):
+class _Job(NamedTuple):
     work: Callable[[], Any]
     writes: bool
     loop: asyncio.AbstractEventLoop
@@ -53,7 +53,7 @@ class _Request(NamedTuple):
 
 
 class _Watcher:
-    """Events wait here for one reader; too many, and it reads on from the file instead (`lagging`)."""
+    """A bounded queue of events for one reader. When it is full, the reader continues from the file (`lagging`)."""
 
     LIMIT = 4096
     BYTES = 16 << 20
@@ -82,10 +82,10 @@ class _Watcher:
 
 
 class SqliteStore:
-    """`Store` in the file `path`, which is made (mode 0600) if it isn't there.
+    """A `Store` in the file `path`, which is made (mode 0600) if it doesn't exist.
 
-    `history` is how many revisions can be watched back at least, unless they have more than `history_bytes`. Raises
-    Unavailable when the file is of a newer version or no database, Conflict when another process has it open.
+    `history` is the minimum number of past revisions that can be watched, unless they have more than `history_bytes`.
+    Unavailable if the file has a newer version or is not a database, Conflict if another process has it open.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SqliteStore:
     ) -> None:
         self.path = path
         self._tables = Tables(path, history, history_bytes, steps)
-        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._watchers: set[_Watcher] = set()
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._unarmed = set(self._tables.deadlines)
@@ -147,11 +147,11 @@ class SqliteStore:
             self._watchers.discard(watcher)
 
     async def _next(self, watcher: _Watcher, seen: int) -> Sequence[Event]:
-        """What there is after `seen`: from memory, or from the file for a watcher that is new or fell behind."""
+        """Return the events after `seen`: from memory, or from the file for a watcher that is new or lagging."""
         if not watcher.lagging:
             return [event for event in watcher.take() if event.revision > seen]
         watcher.take()
-        watcher.lagging = False  # what is pushed from here on overlaps with what the file tells
+        watcher.lagging = False  # events pushed from here on may also be in the file
         events, more = await self._read(lambda: self._tables.changes(watcher.prefix, seen, watcher.BYTES))
         watcher.lagging |= more
         return events
@@ -172,7 +172,7 @@ class SqliteStore:
             timer.cancel()
 
     async def close(self) -> None:
-        """Answers what was asked before, ends the watches, and lets go of the file."""
+        """Finish earlier requests, end the watches, and close the file."""
         if self._closed:
             return
         self._closed = True
@@ -216,7 +216,7 @@ class SqliteStore:
         over = False
         try:
             over = await self._write(lambda: self._tables.expire(lease))
-        except InsulaError:  # a full disk: the lease stays over, its keys go as soon as they can
+        except InsulaError:  # a full disk: the lease stays expired, and its keys are deleted later
             await asyncio.sleep(1.0)
         if over:
             self._timers.pop(lease, None)
@@ -234,15 +234,15 @@ class SqliteStore:
     async def _submit(self, work: Callable[[], T], *, writes: bool) -> T:
         if self._closed:
             raise Unavailable("the store is closed", "start the daemon")
-        while self._unarmed:  # leases of the last run, now that there is an event loop
+        while self._unarmed:  # leases of an earlier run, now that there is an event loop
             self._arm(self._unarmed.pop())
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._requests.put(_Request(work, writes, loop, future))
+        self._requests.put(_Job(work, writes, loop, future))
         return await future
 
     def _work(self) -> None:
-        """The thread: take all that waits, answer the reads, commit the writes together."""
+        """Run the thread: take all waiting requests, serve the reads, and commit the writes together."""
         last = False
         while not last:
             group, last = self._take()
@@ -258,9 +258,9 @@ class SqliteStore:
         self._tables.connection.close()
 
     def _stuck(self) -> Exception | None:
-        """Why a transaction that failed could not be taken back either; tried again for each group, None once it is.
+        """Roll back a transaction whose rollback failed before; returns the error if it fails again, else None.
 
-        Until then nothing is read or written: both would be inside of that transaction.
+        Until it succeeds nothing is read or written, because both would be inside that transaction.
         """
         try:
             if self._tables.connection.in_transaction:
@@ -269,9 +269,9 @@ class SqliteStore:
             return explain(error, self.path)
         return None
 
-    def _take(self) -> tuple[Sequence[_Request], bool]:
-        """What waits, at least one request; True when it's the last."""
-        group: deque[_Request] = deque()
+    def _take(self) -> tuple[Sequence[_Job], bool]:
+        """Return the waiting requests, at least one, and whether they are the last."""
+        group: deque[_Job] = deque()
         request = self._requests.get()
         while request is not None:
             group.append(request)
@@ -283,7 +283,7 @@ class SqliteStore:
                 return group, False
         return group, True
 
-    def _commit(self, requests: Sequence[_Request]) -> None:
+    def _commit(self, requests: Sequence[_Job]) -> None:
         connection, tables = self._tables.connection, self._tables
         tables.events = []
         before = tables.mark()
@@ -293,8 +293,8 @@ class SqliteStore:
             if tables.events:
                 tables.save_counters()
             connection.execute("COMMIT")
-        except Exception as error:  # whatever it is, this thread must outlive it
-            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+        except Exception as error:  # this thread must survive any error
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back already
                 connection.execute("ROLLBACK")
             tables.restore(before)
             outcomes = [_explain(error, self.path) for _ in requests]
@@ -302,14 +302,14 @@ class SqliteStore:
         for request, outcome in zip(requests, outcomes, strict=True):
             _answer(request, outcome)
 
-    def _savepoint(self, request: _Request) -> Any:
-        """The result or the exception; after an exception the request left no trace in the group."""
+    def _savepoint(self, request: _Job) -> Any:
+        """Run a request in a savepoint; returns its result, or its exception after a rollback to the savepoint."""
         connection, tables = self._tables.connection, self._tables
         before = tables.mark()
         connection.execute("SAVEPOINT request")
         outcome = _attempt(request.work)
         if isinstance(outcome, sqlite3.Error):
-            raise outcome  # the disk's fault: it concerns the whole group
+            raise outcome  # an error of the disk affects the whole group
         if isinstance(outcome, Exception):
             connection.execute("ROLLBACK TO request")
             tables.restore(before)
@@ -333,14 +333,14 @@ def _explain(error: Exception, path: Path) -> Exception:
 
 
 def _attempt(work: Callable[[], Any]) -> Any:
-    """What it returns, or the exception it raises: the thread must outlive every request."""
+    """Call a function; returns its result or its exception: the thread must survive every request."""
     try:
         return work()
     except Exception as error:
         return error
 
 
-def _answer(request: _Request, outcome: Any) -> None:
+def _answer(request: _Job, outcome: Any) -> None:
     def deliver() -> None:
         if request.future.done():  # cancelled meanwhile
             return

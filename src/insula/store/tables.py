@@ -1,9 +1,9 @@
-"""The SQLite store's tables, used from one thread.
+"""The SQLite store's tables, used by one thread.
 
-`entries` is the present, `changes` the history that watchers read, `leases` the times to live, `counters` the one
-row with the current revision and the one up to which history was forgotten. Nothing here commits: the caller opens
-a transaction around any number of calls, `mark`s the state in memory before it and `restore`s it when SQLite rolls
-back.
+`entries` has the current entries, `changes` the history for watchers, `leases` the times to live, and `counters` one
+row with the current revision and the revision up to which history was deleted. Nothing here commits: the caller opens
+a transaction around any number of calls, saves the state in memory before it with `mark`, and `restore`s it after a
+rollback.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from insula.store.protocol import (
 )
 
 _ABOVE = "\x7f"
-"""Sorts after every character that a key may hold."""
+"""A character that sorts after every character of a key."""
 
 
 ROW = 512
-"""Bytes that a change counts beside its values."""
-_PIECES = 64  # of a full history; each is forgotten as a whole
+"""Bytes that a change counts in addition to its values."""
+_PIECES = 64  # of a full history; each is deleted as a whole
 
 
 class Piece(NamedTuple):
@@ -47,7 +47,7 @@ class Piece(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """What `Tables` keeps in memory, to go back to."""
+    """A copy of the state that `Tables` keeps in memory."""
 
     revision: int
     compacted: int
@@ -57,10 +57,12 @@ class Mark(NamedTuple):
 
 
 class Tables:
-    """`events` collects what was changed since it was last emptied. Deadlines of leases are monotonic times and not
-    in the file: a restart gives every lease its full time again, for its owner could not reach us meanwhile.
+    """The tables. `events` collects the changes since it was last emptied.
 
-    The history has the last `history` revisions, and fewer if their values have more than `history_bytes` together."""
+    Deadlines of leases are monotonic times and not in the file: after a restart every lease gets its full time again,
+    because its owner could not renew it meanwhile. The history has the last `history` revisions, and fewer if their
+    values have more than `history_bytes` together.
+    """
 
     def __init__(self, path: Path, history: int, history_bytes: int, steps: Sequence[Step] = STEPS) -> None:
         self.history, self.history_bytes = history, history_bytes
@@ -102,9 +104,9 @@ class Tables:
         return Snapshot([Entry(*row) for row in rows], self.revision)
 
     def changes(self, prefix: str, after: int, most: int) -> tuple[list[Event], bool]:
-        """The changes after that revision, and whether there are more: whole revisions, until they have `most` bytes.
+        """Return changes after a revision, and whether there are more: whole revisions of at most `most` bytes.
 
-        Raises Compacted when not all of them are kept.
+        Compacted if some of the changes were deleted.
         """
         if after < self.compacted:
             raise Compacted(after)
@@ -127,7 +129,7 @@ class Tables:
     # -- writing -------------------------------------------------------------------------------------------------
 
     def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
-        """As `Store.transact`, but on an error the caller rolls back."""
+        """Do `Store.transact`; on an error the caller rolls back."""
         for compare in compares:
             entry = self.get(compare.key)
             if (entry.revision if entry else 0) != compare.revision:
@@ -166,10 +168,10 @@ class Tables:
         self.events.append(event)
 
     def save_counters(self) -> None:
-        """Before a commit: keeps the revision, and forgets history, piece by piece.
+        """Save the counters before a commit, and delete old history, piece by piece.
 
-        What is forgotten at once has twice the size of what is new, or a 16th of all, so that nobody waits for long
-        even if a file has far too much.
+        One commit deletes twice the size of the new changes, or a 16th of the whole, so that a commit doesn't take long
+        even if a file has far too much history.
         """
         added = 0
         for event in self.events:
@@ -188,7 +190,7 @@ class Tables:
         self.connection.execute("UPDATE counters SET revision = ?, compacted = ?", (self.revision, self.compacted))
 
     def _measure(self, revision: int, size: int) -> None:
-        """Count bytes of the newest revision to the last piece, or to a new one when that is full."""
+        """Add the bytes of the newest revision to the last piece, or to a new one if that is full."""
         last = self._pieces[-1] if self._pieces else None
         small = last and last.size < self.history_bytes // _PIECES and revision - last.first < self.history // _PIECES
         if last and (small or last.last == revision):
@@ -218,7 +220,7 @@ class Tables:
         self.deadlines.pop(lease, None)
 
     def expire(self, lease: int) -> bool:
-        """Revokes the lease if its time is up; True when it is over."""
+        """Revoke a lease if its time is over; returns whether it has ended."""
         if self.deadlines.get(lease, 0.0) > time.monotonic():
             return False
         self.revoke(lease)
@@ -226,7 +228,7 @@ class Tables:
 
 
 def size_of(event: Event) -> int:
-    """Bytes that it takes, about."""
+    """Return the approximate size in bytes."""
     return ROW + len(event.entry.value) + (len(event.previous.value) if event.previous else 0)
 
 
@@ -250,12 +252,12 @@ def _connect(path: Path, steps: Sequence[Step]) -> sqlite3.Connection:
 
 
 def explain(error: sqlite3.Error | OSError, path: Path) -> InsulaError:
-    """SQLite's errors in terms of what to do about them."""
+    """Convert an error of SQLite to one with a hint."""
     code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_FULL:
         return Failed("the disk that holds the state is full", f"free some space below {path.parent}")
     if code == sqlite3.SQLITE_BUSY:
         return Conflict(f"{path} is in use by another process", "stop the other daemon first")
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return Unavailable(f"{path} is no database", "restore it, or move it away to begin anew")
-    return Failed(f"the state can't be kept in {path}: {error}", "look at the disk that holds it")
+        return Unavailable(f"{path} is not a database", "restore it, or move it away to start without state")
+    return Failed(f"cannot store state in {path}: {error}", "check the disk that holds it")

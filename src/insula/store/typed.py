@@ -1,12 +1,12 @@
-"""Typed objects in the store: where each kind lives, and its JSON.
+"""Typed objects in the store: the keys of each kind, and its JSON.
 
     instances = Keyspace("/instances", Instance, 2)
     await store.transact([instances.absent("acme", "web")], [instances.put(web, "acme", "web")])
     found = await instances.get(store, "acme", "web")      # Found(value=Instance(…), revision=17)
 
-The JSON is msgspec's. What is stored is decoded leniently, so that several versions can share a store: fields that this
-version doesn't know are left out, and an object in an older form is brought forward by `upgrade`, a function from
-builtins to builtins. Values of the wrong type are damage. Objects in their usual form cost nothing of that.
+Objects are encoded by msgspec. Stored objects are decoded leniently, so that several versions can share a store:
+unknown fields are ignored, and an older form is converted by `upgrade`, a function from builtins to builtins. A value
+of the wrong type means that the object is damaged. Objects in the current form need no conversion.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from insula.model.errors import Failed
 from insula.store.protocol import Compare, Delete, Entry, Put, Snapshot, Store
 
 T = TypeVar("T")
-_TURN = 1 << 18  # bytes that are decoded in a row, before others have their turn
+_TURN = 1 << 18  # bytes that are decoded before other tasks may run
 
 
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
@@ -50,21 +50,21 @@ class Keyspace(Generic[T]):
 
     def key(self, *parts: str) -> str:
         if len(parts) != self.depth or not all(parts) or any("/" in part for part in parts[:-1]):
-            raise ValueError(f"{parts} doesn't name anything below {self.root}")
+            raise ValueError(f"{parts} is not a key below {self.root}")
         return "/".join((self.root, *parts))
 
     def prefix(self, *parts: str) -> str:
-        """The prefix of all keys that begin with these parts."""
+        """Return the prefix of all keys that begin with these parts."""
         if len(parts) >= self.depth or not all(parts) or any("/" in part for part in parts):
-            raise ValueError(f"{parts} is no prefix below {self.root}")
+            raise ValueError(f"{parts} is not a prefix below {self.root}")
         return "/".join((self.root, *parts, ""))
 
     def prefix_all(self) -> str:
-        """The prefix of everything of this kind."""
+        """Return the prefix of all objects of this kind."""
         return f"{self.root}/"
 
     def parts(self, key: str) -> tuple[str, ...]:
-        """The inverse of `key`."""
+        """Return the parts of a key."""
         return tuple(key[len(self.root) + 1 :].split("/", self.depth - 1))
 
     def decode(self, entry: Entry) -> T:
@@ -76,7 +76,7 @@ class Keyspace(Generic[T]):
             raise _damaged(entry, error) from error
 
     def _lenient(self, entry: Entry) -> T:
-        """An object of another version. Failed if it is none."""
+        """Decode an object of another version. Failed if it is damaged."""
         try:
             value = msgspec.json.decode(entry.value)
             if self._upgrade:
@@ -102,18 +102,18 @@ class Keyspace(Generic[T]):
         return Found(self.decode(entry), entry.revision) if entry else None
 
     async def list(self, store: Store, *parts: str) -> list[T]:
-        """In key order; those of everybody without parts. Failed if one of them is damaged."""
+        """Return the objects below these parts, all without parts, in key order. Failed if one is damaged."""
         return [*await self.decode_all((await self._entries(store, *parts)).entries)]
 
     async def decode_all(self, entries: Iterable[Entry]) -> Sequence[T]:
-        """The objects in these entries. Failed if one of them is damaged."""
+        """Decode entries. Failed if one is damaged."""
         return [self.decode(entry) async for entry in _in_turns(entries)]
 
     async def _entries(self, store: Store, *parts: str) -> Snapshot:
         return await store.list(self.prefix(*parts) if parts else self.prefix_all())
 
     async def readable(self, store: Store, *parts: str) -> Sequence[T]:
-        """The same without those that are damaged: to show, and never to conclude that something is not there."""
+        """Return the undamaged objects, for display: an object may exist although it is not among them."""
         found = []
         async for entry in _in_turns((await self._entries(store, *parts)).entries):
             with contextlib.suppress(Failed):
@@ -121,7 +121,7 @@ class Keyspace(Generic[T]):
         return found
 
     def sort_out(self, entries: Iterable[Entry]) -> tuple[Sequence[Found[T]], Sequence[tuple[Entry, Failed]]]:
-        """Entries of this kind: the objects, and the entries that hold none with the reason."""
+        """Decode entries of this kind; returns the objects, and the damaged entries with their errors."""
         good, bad = [], []
         for entry in entries:
             try:
@@ -132,7 +132,7 @@ class Keyspace(Generic[T]):
 
 
 async def _in_turns(entries: Iterable[Entry]) -> AsyncIterator[Entry]:
-    """The entries. Other tasks have their turn in between: one may hold a megabyte, and a tenant may have thousands."""
+    """Yield entries, and let other tasks run between them: an entry may have a megabyte, and a tenant thousands."""
     taken = 0
     for entry in entries:
         taken += len(entry.value)
@@ -146,7 +146,7 @@ _type_info = functools.cache(msgspec.inspect.type_info)  # a millisecond for an 
 
 
 def known_fields(value: Any, kind: Any) -> Any:
-    """`value` without what `kind`, a type that msgspec decodes, has no fields for."""
+    """Return `value` without the fields that `kind`, a type that msgspec decodes, doesn't have."""
     return _known(value, _type_info(kind))
 
 

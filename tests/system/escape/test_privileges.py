@@ -95,7 +95,9 @@ def test_marks_in_an_image(cell: Cell, cells: CellFactory, tenant: Cli, tmp_path
         assert found["uid"] == [65534] * 3 and int(found["CapPrm"], 16) == 0
     tenant.ok("rm", "-f", "marked")
     (tmp_path / "three.tar").write_bytes(tar(_with_capability("x", b"", b"\0\0\0\3" + bytes(20))))
-    assert "file capabilities of an unknown form" in tenant.fails("image", "import", tmp_path / "three.tar", "three")
+    assert "file capabilities of an unknown revision" in tenant.fails(
+        "image", "import", tmp_path / "three.tar", "three"
+    )
 
 
 def test_no_process_can_give_itself_more(cell: Cell) -> None:

@@ -45,7 +45,7 @@ class Request:
     ignore: frozenset[int] = field(default=frozenset())
 
 
-class _Answer(NamedTuple):
+class _Reply(NamedTuple):
     type: int
     flags: int
     sequence: int
@@ -125,18 +125,18 @@ class NetlinkSocket:
         self._sequence += 1
         return _HEADER.pack(_HEADER.size + len(body), type_, flags | _REQUEST, self._sequence, 0) + body
 
-    def _answers(self, first: int) -> Iterator[_Answer]:
+    def _answers(self, first: int) -> Iterator[_Reply]:
         """Yield the replies to the request with the sequence number `first` and to later ones, without end."""
         while True:
             data, offset = self.socket.recv(_LARGEST), 0
             while offset < len(data):
                 length, type_, flags, sequence, _ = _HEADER.unpack_from(data, offset)
                 if sequence >= first:
-                    yield _Answer(type_, flags, sequence, data[offset + _HEADER.size : offset + length])
+                    yield _Reply(type_, flags, sequence, data[offset + _HEADER.size : offset + length])
                 offset += -(-length // 4) * 4
 
 
-def _error(what: str, answer: _Answer) -> NetlinkError | None:
+def _error(what: str, answer: _Reply) -> NetlinkError | None:
     """Return the error in an NLMSG_ERROR or NLMSG_DONE, with the text of its acknowledgement; None for a success."""
     code = -int(struct.unpack_from("=i", answer.body)[0])
     if code == 0:

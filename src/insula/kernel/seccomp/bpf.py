@@ -86,14 +86,14 @@ class Graph:
 
     def assemble(self, root: Node) -> bytes:
         """Return the program that starts at `root`, an array of struct sock_filter. ValueError if it is too long."""
-        layout = _Layout(self._nodes)
+        layout = _Placement(self._nodes)
         layout.place(root)
         if len(layout.code) > MAX_INSTRUCTIONS:
             raise ValueError(f"a filter of {len(layout.code)} instructions is longer than {MAX_INSTRUCTIONS}")
         return b"".join(_SOCK_FILTER.pack(*instruction) for instruction in reversed(layout.code))
 
 
-class _Layout:
+class _Placement:
     """The placed instructions, from last to first, so that the target of every jump is placed before the jump."""
 
     def __init__(self, nodes: list[tuple[int, int, Node, Node]]) -> None:

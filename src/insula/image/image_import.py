@@ -1,8 +1,8 @@
-"""How an image comes in: every blob verified, every layer extracted, all of it in a staging directory.
+"""Import of an image into a staging directory: verify every blob, and extract every layer.
 
-An image is believed only as far as its digests reach: the manifest's digest fixes those of the configuration and of the
-blobs; the configuration fixes the DiffIDs, and these are checked on what was really extracted. Whoever brings an image
-must bring all of its blobs, so a tenant can't reach into another's images with digests it has heard of.
+The manifest has the digests of the configuration and of the blobs, and the configuration has the DiffIDs; all are
+checked, the DiffIDs on the extracted content. An import must contain all blobs of the image. So a tenant can't get
+content of another tenant's image through a digest that it knows.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from insula.image.staging import remove
 from insula.model.errors import Failed, Invalid
 from insula.model.objects import Image
 
-Fetch = Callable[[str], BinaryIO]  # the blob of a digest, from wherever the image comes from
+Fetch = Callable[[str], BinaryIO]  # opens the blob of a digest at the source of the image
 
 
 class Diff(msgspec.Struct, frozen=True):
-    """What was verified of a layer blob: the digest and the size of its tar. `notes` tell what was left out of it."""
+    """The verified properties of a layer blob: digest and size of its tar. `notes` list what was left out of it."""
 
     diff_id: str
     size: int
     notes: list[str] = []
 
 
-class Intake:
-    """One import under way: what it has so far is in `blobs`, `layers` (by DiffID) and `diffs` (by blob).
+class ImageImport:
+    """A running import. Its results so far are in `blobs`, `layers` (by DiffID) and `diffs` (by blob).
 
-    `known` answers what the store verified of a layer blob before, and keeps that layer from being collected.
+    `known` returns the properties of a layer blob that the store has verified before, and protects that layer from
+    garbage collection.
     """
 
     def __init__(self, directory: Path, budget: Budget, job: Job, known: Callable[[str], Diff | None]) -> None:
@@ -50,16 +51,16 @@ class Intake:
         self._packed: dict[tuple[int, int], Descriptor] = {}  # by device and inode
 
     def receive(self, size: int) -> None:
-        """Tells that `size` bytes came from outside: that decides how much may be made of them, and in what time."""
+        """Record that `size` bytes were received: the limits of extracted bytes and of time depend on it."""
         self._budget.receive(size)
         self._job.limit(PATIENCE * self._budget.seconds)
 
     # -- whole images ----------------------------------------------------------------------
 
-    def load(self, tree: archive.Tree, tenant: str, name: str | None) -> list[Image]:
-        """The images of an unpacked archive; `name` is for an archive of one. Without any name its digest is one."""
+    def load(self, tree: archive.ArchiveTree, tenant: str, name: str | None) -> list[Image]:
+        """Import the images of an unpacked archive; `name` is for an archive of one. The default is its digest."""
         found = archive.read(tree)
-        if isinstance(found, archive.Layout):
+        if isinstance(found, archive.OciLayout):
             entries = found.images()
             _check_single(name, len(entries))
             return [
@@ -70,7 +71,7 @@ class Intake:
         return [image for entry in found for image in self._load_docker(tree, entry, tenant, name)]
 
     def _load_docker(
-        self, tree: archive.Tree, entry: archive.DockerEntry, tenant: str, name: str | None
+        self, tree: archive.ArchiveTree, entry: archive.DockerEntry, tenant: str, name: str | None
     ) -> list[Image]:
         config = tree.read(entry.config, MAX_DOCUMENT)
         manifest.check_platform(manifest.read_configuration(config))
@@ -85,7 +86,7 @@ class Intake:
         return [self.describe(config, layers, each, tenant) for each in dict.fromkeys(names)]
 
     def _pack_once(self, file: BinaryIO) -> Descriptor:
-        """`pack`, but a file that has several names, or is a layer of several images, is packed once."""
+        """Do `pack` once for a file that has several names or is a layer of several images."""
         found = os.fstat(file.fileno())
         key = (found.st_dev, found.st_ino)
         if key not in self._packed:
@@ -93,7 +94,7 @@ class Intake:
         return self._packed[key]
 
     def admit(self, data: bytes, fetch: Fetch, name: str, tenant: str) -> Image:
-        """Takes in the image whose manifest is `data`; its blobs come from `fetch`. Raises Invalid."""
+        """Import the image with the manifest `data`; its blobs come from `fetch`. Invalid."""
         document = manifest.read_document(data)
         if not isinstance(document, Manifest):
             raise Invalid("the image is an index where a manifest was expected", "this is not an image")
@@ -129,7 +130,7 @@ class Intake:
         )
 
     def describe(self, config: bytes, layers: list[Descriptor], name: str, tenant: str) -> Image:
-        """Writes a manifest for a configuration and packed layers, and admits it like any other."""
+        """Write a manifest for a configuration and packed layers, and import it."""
         document = Manifest(
             schema_version=2,
             media_type=manifest.OCI_MANIFEST,
@@ -141,9 +142,9 @@ class Intake:
     # -- parts -----------------------------------------------------------------------------
 
     def pack(self, source: BinaryIO, *, received: bool = False) -> Descriptor:
-        """Takes in a layer's tar that has no digest yet: with gzip or zstd as it is, else packed with gzip.
+        """Import a layer's tar without digest: unchanged with gzip or zstd, else compressed with gzip.
 
-        `received`: it comes from outside, and is not a part of what was received before.
+        `received`: it comes from outside, and was not counted before.
         """
         place = Path(tempfile.mkdtemp(dir=self.directory))
         spool, packed, target = place / "spool", place / "packed", place / "tree"
@@ -168,8 +169,8 @@ class Intake:
 
     def extract(
         self, file: BinaryIO, target: Path, *, plain: bool = False, whole: bool = False, repack: BinaryIO | None = None
-    ) -> worker.Result:
-        """Extracts an archive into the new directory `target`, in a child process; see `worker.run`."""
+    ) -> worker.ExtractionResult:
+        """Extract an archive into the new directory `target`, in a child process; see `worker.run`."""
         target.mkdir()
         target.chmod(0o755)
         fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -178,7 +179,7 @@ class Intake:
             result = worker.run(file, fd, limits, self._job, plain=plain, whole=whole, repack=repack)
         finally:
             os.close(fd)
-        if plain:  # what the images in it make is counted on its own
+        if plain:  # the images in it are counted separately
             self._budget.spend(tar=0, files=0, entries=result.entries, cpu=result.cpu)
         else:
             self._budget.spend(tar=result.size, files=result.files, entries=result.entries, cpu=result.cpu)
@@ -194,7 +195,7 @@ class Intake:
             raise Invalid(f"blob {part.digest[:19]}… has {size} bytes, not {part.size}", "the image is damaged")
 
     def _take_layer(self, layer: Descriptor, diff_id: str) -> Diff:
-        """Makes sure that the layer is extracted and really has this DiffID."""
+        """Extract the layer unless it is known, and check its DiffID."""
         diff = self.diffs.get(layer.digest) or self._known(layer.digest)
         if diff is None:
             target = self.directory / f"layer-{hex_of(layer.digest)}"
