@@ -247,7 +247,7 @@ def test_a_download_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
         from insula.client.http import Response
 
         response = Response(client)
-        with pytest.raises(Unavailable, match="went away"):
+        with pytest.raises(Unavailable, match="closed the connection"):
             response.read()
         response.close()
 
@@ -302,7 +302,7 @@ def test_the_client_may_not_open_the_socket(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     with listen(path):
         path.chmod(0)
-        with pytest.raises(Denied, match="may not be opened"):
+        with pytest.raises(Denied, match="permission denied"):
             connect(str(path))
 
 
@@ -346,7 +346,7 @@ def test_chunks_are_taken_apart_however_they_arrive(step: int) -> None:
 
 @pytest.mark.parametrize("garbage", [b"xyz\r\n", b"z" * 5000])
 def test_garbage_is_no_chunked_body(garbage: bytes) -> None:
-    with pytest.raises(Failed, match="no chunked body"):
+    with pytest.raises(Failed, match="not a valid chunked body"):
         list(Dechunker().feed(garbage))
 
 

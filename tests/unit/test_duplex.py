@@ -347,6 +347,6 @@ def test_a_server_that_dies_is_told(stub: StubDaemon, tmp_path: Path) -> None:
         thread.start()
         from insula.client.attachment import Attachment
 
-        with Attachment(str(path), "/v1/x") as attachment, pytest.raises(Unavailable, match="went away"):
+        with Attachment(str(path), "/v1/x") as attachment, pytest.raises(Unavailable, match="closed the connection"):
             list(attachment)
         thread.join()

@@ -22,7 +22,7 @@ class Exchange:
 
     def __init__(self, app: Application, who: object, monkeypatch: pytest.MonkeyPatch, group: int | None = 900) -> None:
         monkeypatch.setattr(gate, "group_id", lambda: group)
-        monkeypatch.setattr(gate, "PATIENCE", 0.05)
+        monkeypatch.setattr(gate, "GRACE", 0.05)
         self.app, self.who = app, who
         self.sent: list[dict[str, Any]] = []
         self.seen: list[str] = []
@@ -112,7 +112,7 @@ def test_a_request_may_take_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch)
             await answer(exchange)
 
         exchange = Exchange(later, ROOT, monkeypatch)
-        monkeypatch.setattr(gate, "PATIENCE", 0.001)
+        monkeypatch.setattr(gate, "GRACE", 0.001)
         await exchange.run()
         assert exchange.seen == ["called", "ended"]
 
@@ -138,7 +138,7 @@ def test_a_request_may_finish_when_the_server_stops(monkeypatch: pytest.MonkeyPa
             await answer(exchange)
 
         exchange = Exchange(finish, ROOT, monkeypatch)
-        monkeypatch.setattr(gate, "PATIENCE", 60)
+        monkeypatch.setattr(gate, "GRACE", 60)
         running = asyncio.create_task(exchange.run())
         await exchange.at_work.wait()
         exchange.stopping.set()

@@ -1,4 +1,4 @@
-"""JSON answers of any size: other requests have their turn while a large one is made and sent.
+"""JSON responses of any size: a large one is encoded and sent in pieces, so that it doesn't block other requests.
 
 A tenant may have a thousand instances with a megabyte of arguments each, and an instance thousands of processes.
 """
@@ -15,14 +15,14 @@ from litestar.response import Stream
 from litestar.response.base import ASGIResponse
 
 PIECE = 1 << 17
-"""Bytes of an answer that are sent as a whole, with their length."""
+"""The largest response in bytes that is sent as a whole, with Content-Length."""
 
 
 class Answer(Response[Any]):
-    """What a handler returned, as JSON: whole if it is short, else in pieces (RFC 9112, 7.1)."""
+    """The result of a handler as JSON: as a whole if it is short, else in chunks (RFC 9112, 7.1)."""
 
     def to_asgi_response(self, app: Litestar | None, request: Request[Any, Any, Any], **options: Any) -> ASGIResponse:
-        """The answer that Litestar sends; `options` are those of `Response.to_asgi_response`."""
+        """Return the response for Litestar; `options` are those of `Response.to_asgi_response`."""
         if isinstance(self.content, (list, tuple, msgspec.Struct)):
             pieces = in_pieces(parts(self.content))
             first = next(pieces)
@@ -34,7 +34,7 @@ class Answer(Response[Any]):
 
 
 def parts(value: Any) -> Iterator[bytes]:
-    """JSON in parts: the items of a list; of an object its fields, and the items of those that are lists."""
+    """Yield JSON in parts: the items of a list, or the fields of an object with the items of its lists."""
     if isinstance(value, msgspec.Struct):
         yield b"{"
         for number, field in enumerate(msgspec.structs.fields(value)):
@@ -53,7 +53,7 @@ def parts(value: Any) -> Iterator[bytes]:
 
 
 def in_pieces(encoded: Iterator[bytes]) -> Iterator[bytes]:
-    """The parts put together; only the last piece is not longer than `PIECE`."""
+    """Join parts to pieces, all but the last longer than `PIECE`."""
     piece = bytearray()
     for part in encoded:
         piece += part
@@ -64,7 +64,7 @@ def in_pieces(encoded: Iterator[bytes]) -> Iterator[bytes]:
 
 
 async def in_turns(first: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """`first` and the pieces after it, each made when the one before is on its way."""
+    """Yield `first` and the pieces after it, each encoded after the one before was sent."""
     yield first
     for piece in pieces:
         await asyncio.sleep(0)

@@ -43,7 +43,7 @@ frames: one byte of kind, four bytes of length (big endian), payload.
 
 
 def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str = "") -> ASGIApp:
-    """The ASGI application of `insulad`, which lets only allowed peers in; `socket` is its address."""
+    """Make the ASGI application of `insulad`, which serves allowed clients only; `socket` is its address."""
 
     async def provide_plane() -> object:
         return plane

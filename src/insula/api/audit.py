@@ -1,7 +1,7 @@
-"""What of a request goes into the audit log: who asked what of which tenant, and with what result.
+"""Entries of the audit log for requests: the user, the request, the tenant, and the result.
 
 Recorded are requests that change something, and those that read an instance's own data: exec, attach, logs, archive,
-export. What a user sent is not, apart from names: commands, variables and passwords have secrets.
+export. Bodies are not recorded, except names, because commands, variables and passwords may be secret.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from insula.model.errors import Failed, InsulaError
 
 _READS_DATA = ("/logs", "/archive", "/export")
 _CHANGES_NOTHING = ("/wait",)
-_AT_THE_BEGINNING = ("/exec", "/attach", *_READS_DATA)  # these may last for days
-_MOST_WAITING = 10_000  # entries for one who watches
+_AT_THE_BEGINNING = ("/exec", "/attach", *_READS_DATA)  # requests that may last for days
+_MOST_WAITING = 10_000  # entries in the queue of one watcher
 _LONGEST = 256  # characters of a name
 _SECRET = re.compile(r"^[^/]*@(?=[^/]*/)")  # user and password before a registry's name
-_current: ContextVar[Request | None] = ContextVar("request", default=None)
+_current: ContextVar[AuditedRequest | None] = ContextVar("request", default=None)
 
 
 def note(**details: object) -> None:
-    """Adds to the entry of the request that is being answered: `name`, `error`, or what else tells what was done."""
+    """Add a field, such as `name` or `error`, to the entry of the current request."""
     request = _current.get()
     if request is not None:
         request.details.update({key: value for key, value in details.items() if value is not None})
 
 
 def without_secret(reference: str) -> str:
-    """A reference to an image without a user's name and password, which don't belong there."""
+    """Return a reference to an image without a user's name and password."""
     return _SECRET.sub("", reference)
 
 
-class Request:
-    """The entry of one request in the making. It is written once: before the answer's last piece is sent, or before
-    its first for what may last."""
+class AuditedRequest:
+    """The entry of a running request. It is written once: before the last piece of the response is sent, or before the
+    first one of requests that may last for days."""
 
     def __init__(self, log: AuditLog | None, scope: Scope, peer: Peer, socket: str) -> None:
         self.id = os.urandom(8).hex()
@@ -58,7 +58,7 @@ class Request:
         _current.set(self)
 
     def sending(self, message: Message) -> None:
-        """A part of the answer is about to be sent."""
+        """Record that a part of the response is about to be sent."""
         if self._log is None:
             return
         if message["type"] == "http.response.start":
@@ -69,13 +69,13 @@ class Request:
             self.write()
 
     def refused(self, error: InsulaError) -> None:
-        """The peer may not come in. Whatever it asked for is recorded."""
+        """Record a request of a client that may not use the daemon."""
         self._status = error.status
         self.details["error"] = type(error).__name__
         self.write(always=True)
 
     def write(self, *, always: bool = False) -> None:
-        """Record the entry, unless that was done or the request is none that is recorded."""
+        """Write the entry, unless it was written or this kind of request is not recorded."""
         log, self._log = self._log, None
         if log is None or not (always or self._is_recorded()):
             return
@@ -104,7 +104,7 @@ class Request:
         )
 
     def _template(self) -> str:
-        """The route, as in ``/v1/tenants/{tenant}/instances``; empty if there is none for this path."""
+        """Return the route, as in ``/v1/tenants/{tenant}/instances``; empty if there is none for this path."""
         return str(self._scope.get("path_template") or "").replace(":str}", "}").replace(":path}", "}")
 
     def _is_recorded(self) -> bool:
@@ -115,7 +115,7 @@ class Request:
 
 
 async def watch(log: AuditLog) -> AsyncIterator[dict[str, Any]]:
-    """The entries from now on as events (see control/events.py), without end. Failed for one who reads too slowly."""
+    """Yield new entries as events (see control/events.py), without end. Failed if the reader is too slow."""
     waiting: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
     def take(entry: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ async def watch(log: AuditLog) -> AsyncIterator[dict[str, Any]]:
         while True:
             entry = await waiting.get()
             if entry is None:
-                raise Failed("requests are more than are read here", "see `insula audit`")
+                raise Failed("this connection reads the entries too slowly", "see `insula audit`")
             moment = datetime.fromisoformat(entry["time"]).timestamp()
             story = {"time": moment, "revision": None, "kind": "request", "action": entry["verb"]}
             yield {**entry, **story}

@@ -1,8 +1,8 @@
-"""insulad: the daemon that holds the API and control.
+"""insulad: the daemon with the API and the control plane.
 
 It may end at any time, by SIGTERM or SIGKILL: instances keep running under the monitor and the zygote, and the next
-start adopts them. What tells it apart from a second daemon on the same root is a lock that the kernel drops with the
-process (flock(2)), so there is no stale PID file to clean up; the number in the file is for people.
+start adopts them. A lock (flock(2)) prevents a second daemon on the same root. The kernel releases it with the process,
+so there is no stale PID file to clean up; the PID in the file is for people.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from insula.settings import ENVIRONMENT, LEVELS, Settings, load
 log = logging.getLogger("insula.daemon")
 OPTIONS = (
     ("--config FILE", "settings (INSULA_CONFIG, else /etc/insula/insulad.toml if that exists); see insulad.toml(5)"),
-    ("--check", "check the settings, and end: status 0 if they can be used, else 1"),
-    ("--log-level LEVEL", "error, warning, info or debug, over what the settings say"),
-    ("--version", "show which version this is"),
+    ("--check", "check the settings and exit: status 0 if they are valid, else 1"),
+    ("--log-level LEVEL", "error, warning, info or debug, overriding the settings"),
+    ("--version", "show the version"),
     ("-h --help", "show this help"),
 )
-"""What insulad takes: names and value, and what it means."""
+"""The options of insulad: names with value, and their help."""
 DESCRIPTION = """\
 Runs Insula on this host until SIGTERM; instances keep running without it. scripts/up installs and starts it."""
 
 
 _SWITCH = 0.001
-"""Seconds after which a thread that computes gives way (sys.setswitchinterval): the event loop waits for that each time
-it comes back from a system call."""
+"""Seconds after which a running thread releases the interpreter's lock (sys.setswitchinterval): the event loop waits up
+to that long after each system call."""
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock at `path`, which has our PID in it; Conflict when another daemon has it."""
+    """Hold the lock file at `path`, which contains our PID; Conflict if another daemon has it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -71,17 +71,17 @@ def locked(path: Path) -> Iterator[None]:
 
 
 async def serve(settings: Settings) -> None:
-    """Answer requests until SIGTERM or SIGINT, and leave the instances running.
+    """Serve requests until SIGTERM or SIGINT, and leave the instances running.
 
-    It listens before anything of an instance is looked at: none can keep it from answering.
+    It listens before it reads any instance, so that no instance can prevent it from starting.
     """
     sys.setswitchinterval(_SWITCH)
-    gc.disable()  # nothing that is made until then is garbage
+    gc.disable()  # objects made until then are not garbage
     plane = await ControlPlane.open(settings)
     audit = _audit_log(settings, plane.context.problems)
     try:
         server = Server(create_app(plane, audit, str(settings.socket)), plane.begin)
-        gc.freeze()  # a full collection needn't look again and again at what stays: modules, and what runs already
+        gc.freeze()  # a full collection need not scan permanent objects: modules, and running instances
         gc.enable()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,7 +96,7 @@ async def serve(settings: Settings) -> None:
 
 
 def _audit_log(settings: Settings, problems: Problems) -> AuditLog:
-    """The audit log. While it can't be written, that is a problem of this host; requests are answered all the same."""
+    """Open the audit log. While it can't be written, `insula status` shows a problem; requests are served anyway."""
     loop = asyncio.get_running_loop()
 
     def tell(trouble: str | None) -> None:
@@ -114,7 +114,7 @@ def _audit_log(settings: Settings, problems: Problems) -> AuditLog:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, as all commands of Insula do."""
+    """A parser that reports a wrong command line in one line, as all commands of Insula do."""
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}; hint: see `insulad --help`", file=sys.stderr)
@@ -122,7 +122,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments() -> argparse.Namespace:
-    """The command line; exits with status 0 after --help and --version, 2 if it is wrong."""
+    """Parse the command line; exits with status 0 after --help and --version, 2 if it is wrong."""
     variables = "\n".join(f"  {name:17} {key} of the settings" for name, key in ENVIRONMENT.items())
     parser = _Parser(
         prog="insulad",
@@ -147,23 +147,23 @@ def _arguments() -> argparse.Namespace:
 
 
 def _settings(given: argparse.Namespace) -> Settings:
-    """The settings that the command line asks for. Raises `Invalid`."""
+    """Load the settings as the command line requires. `Invalid`."""
     environ = {**os.environ, **({"INSULA_LOG_LEVEL": given.log_level} if given.log_level else {})}
     return load(Path(given.config) if given.config else None, environ)
 
 
 def main() -> int:
-    """The entry point of `insulad`; exit status 0 after SIGTERM, 1 when it can't start, 2 for a wrong command line."""
+    """Run `insulad`; exit status 0 after SIGTERM, 1 if it can't start, 2 for a wrong command line."""
     given = _arguments()
     try:
         settings = _settings(given)
         if given.check:
-            print("the settings can be used")
+            print("the settings are valid")
             return 0
         if os.geteuid() != 0:
             raise Denied("insulad needs root", "start it with sudo, or by systemd")
         set_up(settings.log_level)
-        # the monitor and the zygote inherit it, and hold descriptors for every instance
+        # inherited by the monitor and the zygote, which have descriptors for every instance
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         settings.make()

@@ -1,9 +1,9 @@
-"""Attach and exec: frames towards a process in the request body while its output flows in the response body.
+"""Attach and exec: frames to a process in the request body, and its output in the response body, at the same time.
 
-HTTP/1.1 allows a response before the request has ended (RFC 9112, 9.3), and ASGI calls to `receive` and `send` at once.
-Both directions have back-pressure: we ask for more of the request only once the process's side has taken what
-came, and uvicorn's `send` waits while the client doesn't read. When the client goes, it has detached: the process
-of an attach keeps running.
+HTTP/1.1 allows a response before the end of the request (RFC 9112, 9.3), and ASGI concurrent `receive` and `send`. Both
+directions have back-pressure: more of the request is read only after the process has taken the previous frames, and
+uvicorn's `send` waits while the client doesn't read. A client that disconnects has detached: the process of an attach
+keeps running.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOWARDS = (Kind.STDIN, Kind.STDIN_EOF, Kind.RESIZE)
 
 
 class Attached(Protocol):
-    """A process's streams, as the runtime gives them."""
+    """A process's streams, as returned by the runtime."""
 
     def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]: ...
 
@@ -33,7 +33,7 @@ class Attached(Protocol):
 
 
 class Incoming:
-    """The frames in a request's body, in order; each is given once."""
+    """The frames in a request's body, in order."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -43,7 +43,7 @@ class Incoming:
         self.gone = False
 
     async def next(self) -> tuple[Kind, bytes] | None:
-        """The next frame; None after the last, or when the client has gone. Raises Invalid on what is no frame."""
+        """Return the next frame; None after the last, or if the client has disconnected. Invalid if it is malformed."""
         while not self._frames and not self.ended and not self.gone:
             message = await self._receive()
             if message["type"] != "http.request":
@@ -53,27 +53,30 @@ class Incoming:
             try:
                 self._frames.extend(self._decoder.feed(message["body"]))
             except ValueError as error:
-                raise Invalid(f"the body is no sequence of frames: {error}", "see /openapi.json") from None
+                raise Invalid(f"the body is not a sequence of frames: {error}", "see /openapi.json") from None
         return self._frames.pop(0) if self._frames else None
 
     async def until_gone(self) -> None:
-        """Returns when the client closes the connection."""
+        """Wait until the client closes the connection."""
         while not self.gone:
             message = await self._receive()
             self.gone = message["type"] != "http.request"
 
 
 async def opening(request: Request[Any, Any, Any]) -> tuple[bytes, Incoming]:
-    """The payload of the OPEN frame that an exec's body begins with, and the frames after it."""
+    """Read the OPEN frame at the start of an exec's body; returns its payload, and the frames after it."""
     incoming = Incoming(request.receive)
     frame = await incoming.next()
     if frame is None or frame[0] is not Kind.OPEN:
-        raise Invalid("the body does not begin with an OPEN frame", "put what to execute into it, as JSON")
+        raise Invalid(
+            "the body does not begin with an OPEN frame",
+            "begin with an OPEN frame whose payload is an ExecSpec as JSON",
+        )
     return frame[1], incoming
 
 
 class Duplex:
-    """An ASGI response that joins the client to a process.
+    """An ASGI response that connects the client to a process.
 
     `open` attaches (its errors still get an HTTP status), `begin` runs once the client has its response head,
     `signal` sends a signal to the process.
@@ -103,7 +106,7 @@ class Duplex:
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _join(self, attached: Attached, incoming: Incoming, send: Send) -> bytes:
-        """Moves frames until the process has ended or the client has gone; what remains to be sent."""
+        """Pass frames until the process has ended or the client has disconnected; returns the last frame to send."""
         down = asyncio.ensure_future(self._down(attached, send))
         up = asyncio.ensure_future(self._up(attached, incoming))
         try:
@@ -129,14 +132,16 @@ class Duplex:
         return b""
 
     async def _up(self, attached: Attached, incoming: Incoming) -> None:
-        """Ends only when the client has gone, or sent what it may not."""
+        """Pass frames to the process until the client disconnects, or sends a frame that is not allowed."""
         while (frame := await incoming.next()) is not None:
             kind, payload = frame
             if kind in TOWARDS:
                 await attached.send(kind, payload)
             elif kind is Kind.SIGNAL and len(payload) == 1:
-                with contextlib.suppress(Conflict, NotFound):  # it has just ended: that is told in the other direction
+                with contextlib.suppress(
+                    Conflict, NotFound
+                ):  # it has just ended, which is reported in the other direction
                     await self.signal(payload[0])
             elif kind is not Kind.IDLE:
-                raise Invalid(f"a frame of kind {kind.name} does not go towards an instance", "see /openapi.json")
+                raise Invalid(f"a frame of kind {kind.name} can't be sent to an instance", "see /openapi.json")
         await incoming.until_gone()

@@ -1,4 +1,4 @@
-"""Exceptions as HTTP answers: the status of the error and JSON {error, message, hint}."""
+"""Exceptions as HTTP responses: the error's status and JSON {error, message, hint}."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def on_insula_error(_: Request[Any, Any, Any], error: InsulaError) -> Response[d
 
 
 def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
-    """What the framework raises: unknown paths, wrong methods, bodies and parameters that don't fit."""
+    """Handle errors of the framework: unknown paths, wrong methods, malformed bodies and parameters."""
     status = error.status_code
     if status == 404:
         problem: InsulaError = NotFound(f"there is no {request.url.path}", "see /openapi.json")
@@ -42,7 +42,7 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
 
 
 def explain(error: HTTPException) -> str:
-    """One line: which part of the request is wrong, and how."""
+    """Return one line with the wrong part of the request, and the reason."""
     extra = error.extra if isinstance(error.extra, list) else []
     parts = [
         f"{item['key']}: {item['message']}" if item.get("key") and item["key"] != "data" else str(item["message"])
@@ -53,16 +53,16 @@ def explain(error: HTTPException) -> str:
 
 
 def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
-    """A defect of ours. The log has all of it; the answer has no inner details."""
+    """Handle a defect of insulad. The log has the traceback; the response has no internal details."""
     log.error("%s %s", request.method, request.url.path, exc_info=error)
     return answer(Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it"))
 
 
 def on_recursion(request: Request[Any, Any, Any], error: RecursionError) -> Response[dict[str, Any]]:
-    """A body that nests too deep, if it was raised while the request was read. Anywhere else it is a defect of ours."""
+    """Handle a RecursionError: a body that is nested too deeply, or a defect if the body was already read."""
     if _is_beyond_the_api(error):
         return on_other_error(request, error)
-    return answer(Invalid("the request's body nests too deep", "see /openapi.json"))
+    return answer(Invalid("the request's body is nested too deeply", "see /openapi.json"))
 
 
 def _is_beyond_the_api(error: BaseException) -> bool:

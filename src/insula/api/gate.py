@@ -1,4 +1,4 @@
-"""The gate around the application: who may come in, and that everybody leaves when the daemon stops."""
+"""Middleware: refuses clients that are not allowed, ends requests when the daemon stops, logs and audits requests."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from urllib.parse import quote
 import msgspec
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from insula.api.audit import Request
+from insula.api.audit import AuditedRequest
 from insula.api.peer import GROUP, Peer, allowed, group_id
 from insula.audit import AuditLog
 from insula.model.errors import Denied, InsulaError, Unavailable
 
 log = logging.getLogger("insula.access")
-PATIENCE = 1.0
-"""Seconds that a request has to finish once the server is told to stop. A follower of logs or events never would."""
+GRACE = 1.0
+"""Seconds for requests to finish after the server was told to stop: followers of logs or events never finish."""
 _HINT = f"be root or a member of the group `{GROUP}`"
 _PATH = 200  # characters of a path in the log
 
 
 class Gate:
-    """Answers peers that are not allowed with Denied, before anything of their request is looked at; and ends
-    requests that outlast `PATIENCE` after the event "stopping" in the server's state."""
+    """The middleware. Clients that are not allowed get Denied before their request is parsed. Requests are ended
+    `GRACE` seconds after the event "stopping" in the server's state."""
 
     def __init__(self, app: ASGIApp, audit: AuditLog | None = None, socket: str = "") -> None:
         self.app = app
@@ -39,7 +39,7 @@ class Gate:
         if not isinstance(peer, Peer):
             await refuse(Denied("an unknown user may not use insulad", _HINT), send)
             return
-        entry = Request(self.audit, scope, peer, self.socket)
+        entry = AuditedRequest(self.audit, scope, peer, self.socket)
         if not allowed(peer, self.group):
             denied = Denied(f"user {peer.uid} may not use insulad", _HINT)
             entry.refused(denied)
@@ -62,7 +62,7 @@ class Gate:
         try:
             await asyncio.wait((request, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not request.done():
-                await asyncio.wait((request,), timeout=PATIENCE)
+                await asyncio.wait((request,), timeout=GRACE)
             if not request.done():
                 request.cancel()
                 await asyncio.wait((request,))
@@ -71,20 +71,20 @@ class Gate:
             raise
         finally:
             stopping.cancel()
-            entry.write()  # of one that was broken off
+            entry.write()  # the status of a request that was aborted
             if log.isEnabledFor(logging.DEBUG):
                 took = (time.monotonic() - begun) * 1000
-                path = quote(scope["path"], safe="/:@,+=~")[:_PATH]  # a newline in it would begin a line of the log
+                path = quote(scope["path"], safe="/:@,+=~")[:_PATH]  # a newline in it would start a new log line
                 who = f"uid={peer.uid} pid={peer.pid}"
                 log.debug("%s %s %s status=%d ms=%.1f", scope.get("method"), path, who, status, took)
         if not request.cancelled():
             request.result()
         elif not started:
-            await refuse(Unavailable("insulad is stopping", "try again when it is back"), send)
+            await refuse(Unavailable("insulad is stopping", "try again later"), send)
 
 
 async def refuse(error: InsulaError, send: Send) -> None:
-    """Answers with an error, and closes the connection."""
+    """Respond with an error, and close the connection."""
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     body = msgspec.json.encode(error.to_dict())

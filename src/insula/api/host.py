@@ -1,4 +1,4 @@
-"""/v1/status, doctor, verify, whois, events, down: this host."""
+"""/v1/status, doctor, verify, whois, events, audit, down: this host."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class HostController(Controller):
     async def status(self, plane: Plane) -> HostStatus:
         return await plane.host.status()
 
-    @get("/doctor", summary="What this host has and lacks, and what follows")
+    @get("/doctor", summary="The requirements of this host, and the consequences of missing ones")
     async def doctor(self, plane: Plane) -> Sequence[Check]:
         return await plane.host.doctor()
 
-    @get("/verify", summary="Compare what the data plane lets through with what it should, by reading and by probing")
+    @get("/verify", summary="Compare wanted, installed and measured reachability")
     async def verify(self, plane: Plane) -> VerifyReport:
         return await plane.host.verify()
 
@@ -38,7 +38,9 @@ class HostController(Controller):
     async def whois(self, plane: Plane, pid: Pid) -> WhoIs:
         return await plane.host.whois(pid)
 
-    @get("/events", summary="Changes as they happen, one JSON object a line; with `audit` also what was asked for")
+    @get(
+        "/events", summary="Changes as they happen, one JSON object a line; with `audit` also entries of the audit log"
+    )
     async def events(
         self, plane: Plane, request: Request[Any, Any, Any], from_revision: Revision = None, audit: Flag = False
     ) -> Stream:
@@ -54,7 +56,7 @@ class HostController(Controller):
     @post("/down", status_code=204, summary="Stop all instances, clean the host, and end insulad; the state is kept")
     async def down(self, plane: Plane, request: Request[Any, Any, Any]) -> None:
         await plane.host.down()
-        request.scope["state"]["stopping"].set()  # what is left of us could do nothing more
+        request.scope["state"]["stopping"].set()  # the rest of the process could do nothing more
 
 
 def _log(request: Request[Any, Any, Any]) -> AuditLog:
@@ -67,7 +69,7 @@ def _log(request: Request[Any, Any, Any]) -> AuditLog:
 async def _entries(
     log: AuditLog, since: float | None, uid: int | None, tenant: str | None
 ) -> AsyncIterator[dict[str, Any]]:
-    """The entries of all that was asked before, read in a thread."""
+    """Yield the entries of all earlier requests, read in a thread."""
     await asyncio.to_thread(log.flush)
     entries = read(log.path, log.files, since=since, uid=uid, tenant=tenant)
     while batch := await asyncio.to_thread(lambda: list(islice(entries, 200))):

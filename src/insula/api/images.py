@@ -17,7 +17,7 @@ from insula.model.objects import Image, Struct
 
 
 class Credentials(Struct):
-    """Who we are to a registry."""
+    """The login at a registry."""
 
     username: str
     password: str
@@ -90,7 +90,7 @@ class ImageController(Controller):
             )
         )
 
-    @post("/build-base", summary="Make an image of a distribution's user land; JSON lines {progress}, at last {image}")
+    @post("/build-base", summary="Build an image of a distribution's user land; JSON lines {progress}, at last {image}")
     async def build_base(self, plane: Plane, tenant: Name, data: JSONBody[BaseSpec]) -> Stream:
         note(name=data.distribution)
         return json_lines(
@@ -99,7 +99,7 @@ class ImageController(Controller):
             )
         )
 
-    @post("/load", request_max_body_size=None, summary="Take the images of an OCI layout or docker-archive, a tar")
+    @post("/load", request_max_body_size=None, summary="Import the images of an OCI layout or docker-archive, a tar")
     async def load(
         self, plane: Plane, tenant: Name, request: Request[Any, Any, Any], name: OptionalWord = None
     ) -> Sequence[Image]:
@@ -108,13 +108,13 @@ class ImageController(Controller):
         note(name=" ".join(image.name for image in images))
         return images
 
-    @post("/import", request_max_body_size=None, summary="Make an image of the tar of a root file system")
+    @post("/import", request_max_body_size=None, summary="Make an image from the tar of a root file system")
     async def import_rootfs(self, plane: Plane, tenant: Name, name: Word, request: Request[Any, Any, Any]) -> Image:
         note(name=name)
         async with spooled(request, plane.settings.root) as path:
             return await while_connected(request, plane.images.import_(tenant, path, name=name))
 
-    @post("/tag", summary="Give an image one more name")
+    @post("/tag", summary="Give an image another name in addition")
     async def tag(self, plane: Plane, tenant: Name, data: JSONBody[TagSpec]) -> Image:
         note(name=data.source, to=data.name)
         return await plane.images.tag(tenant, data.source, data.name)
@@ -132,9 +132,9 @@ Progress = Callable[[str], None]
 
 
 async def with_progress(work: Callable[[Progress], Awaitable[Image | None]]) -> AsyncIterator[dict[str, object]]:
-    """What `work` reports meanwhile, as {progress}, and the image it gives at the end, as {image}.
+    """Yield the progress of `work` as {progress}, and its image at the end as {image}.
 
-    `work` may report from any thread.
+    `work` may report progress from any thread.
     """
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str | None] = asyncio.Queue()

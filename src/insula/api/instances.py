@@ -1,4 +1,4 @@
-"""/v1/tenants/{tenant}/instances: what runs, its life, its input and output."""
+"""/v1/tenants/{tenant}/instances: instances, their life cycle, input and output."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class InstanceController(Controller):
         note(name=view.instance.name)
         return view
 
-    @get("/{name:str}", summary="Show an instance, wanted and measured")
+    @get("/{name:str}", summary="Show an instance's wanted and measured state")
     async def get_instance(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
         return await plane.instances.get(tenant, name)
 
@@ -57,7 +57,7 @@ class InstanceController(Controller):
         note(to=to)
         return await plane.instances.rename(tenant, name, to)
 
-    @post("/{name:str}/processes", summary="Run one more process in it and leave it alone: no input, no output")
+    @post("/{name:str}/processes", summary="Run a further process in the background, without input and output")
     async def exec_detached(self, plane: Plane, tenant: Name, name: Name, data: JSONBody[ExecSpec]) -> Started:
         return Started(id=await plane.instances.exec_create(tenant, name, data, detach=True))
 
@@ -65,7 +65,7 @@ class InstanceController(Controller):
     async def start(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
         return await plane.instances.start(tenant, name)
 
-    @post("/{name:str}/stop", status_code=200, summary="Its stop signal, then SIGKILL")
+    @post("/{name:str}/stop", status_code=200, summary="Stop it: its stop signal, then SIGKILL")
     async def stop(self, plane: Plane, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
         return await plane.instances.stop(tenant, name, timeout)
 
@@ -77,7 +77,7 @@ class InstanceController(Controller):
     async def pause(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
         return await plane.instances.pause(tenant, name)
 
-    @post("/{name:str}/unpause", status_code=200, summary="Let them go on")
+    @post("/{name:str}/unpause", status_code=200, summary="Resume its processes")
     async def unpause(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
         return await plane.instances.unpause(tenant, name)
 
@@ -90,15 +90,18 @@ class InstanceController(Controller):
     async def wait(self, plane: Plane, tenant: Name, name: Name) -> Exit:
         return await plane.instances.wait(tenant, name)
 
-    @get("/{name:str}/top", summary="Its processes, with their numbers inside and on the host")
+    @get("/{name:str}/top", summary="Its processes, with their PIDs inside and on the host")
     async def top(self, plane: Plane, tenant: Name, name: Name) -> Sequence[ProcessView]:
         return await plane.instances.processes(tenant, name)
 
-    @get("/{name:str}/explain", summary="What makes it isolated, read from the kernel")
+    @get("/{name:str}/explain", summary="Its isolation, read from the kernel")
     async def explain(self, plane: Plane, tenant: Name, name: Name) -> Explanation:
         return await plane.instances.explain(tenant, name)
 
-    @get("/{name:str}/logs", summary="What it has printed: frames, each payload begins with 8 bytes of nanoseconds")
+    @get(
+        "/{name:str}/logs",
+        summary="Its output so far: frames, each payload begins with a timestamp, 8 bytes of nanoseconds",
+    )
     async def logs(
         self,
         plane: Plane,
@@ -131,11 +134,11 @@ class InstanceController(Controller):
     ) -> None:
         await plane.instances.archive_put(tenant, name, path, upload(request), copy)
 
-    @get("/{name:str}/export", summary="Its root file system as a tar, without what is mounted in it")
+    @get("/{name:str}/export", summary="Its root file system as a tar, without its mounts")
     async def export(self, plane: Plane, tenant: Name, name: Name) -> Stream:
         return archive(await primed(plane.instances.export(tenant, name)))
 
-    @post("/{name:str}/attach", request_max_body_size=None, summary="Its input and output: frames, both ways")
+    @post("/{name:str}/attach", request_max_body_size=None, summary="Its input and output: frames in both directions")
     async def attach(
         self,
         plane: Plane,
@@ -147,8 +150,8 @@ class InstanceController(Controller):
         rows: Cells = None,
         columns: Cells = None,
     ) -> ASGIApp:
-        """With `start` it is started once attached, so that nothing of its output is missed; its terminal then has
-        `rows` and `columns` from the beginning."""
+        """Attach to an instance. With `start` it is started after that, so that no output is missed; its terminal has
+        `rows` and `columns` from the start."""
         size = None if rows is None or columns is None else ConsoleSize(rows=rows, columns=columns)
 
         async def begin() -> None:
@@ -164,14 +167,16 @@ class InstanceController(Controller):
             signal=signal,
         )
 
-    @post("/{name:str}/exec", request_max_body_size=None, summary="Run one more process in it: frames, both ways")
+    @post(
+        "/{name:str}/exec", request_max_body_size=None, summary="Run a further process in it: frames in both directions"
+    )
     async def exec(self, plane: Plane, tenant: Name, name: Name, request: Request[Any, Any, Any]) -> ASGIApp:
         """The body's first frame is OPEN with an `ExecSpec`."""
         payload, incoming = await opening(request)
         try:
             spec = msgspec.json.decode(payload, type=ExecSpec)
         except msgspec.DecodeError as error:
-            raise Invalid(f"the OPEN frame holds no ExecSpec: {error}", "see /openapi.json") from None
+            raise Invalid(f"the OPEN frame has no valid ExecSpec: {error}", "see /openapi.json") from None
         exec_id = await plane.instances.exec_create(tenant, name, spec)
 
         async def signal(number: int) -> None:

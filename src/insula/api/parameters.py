@@ -1,4 +1,4 @@
-"""What handlers are given, and from where."""
+"""The parameters of handlers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from insula.control.plane import ControlPlane
 Plane = NamedDependency[ControlPlane]
 Name = FromPath[str]
 Pid = Annotated[int, PathParameter(ge=1, le=1 << 22)]
-Uid = Annotated[int | None, QueryParameter(ge=0, lt=1 << 32, description="only what this user of the host asked")]
+Uid = Annotated[int | None, QueryParameter(ge=0, lt=1 << 32, description="only requests of this user of the host")]
 Flag = FromQuery[bool]
 Word = FromQuery[str]
 OptionalWord = FromQuery[str | None]
@@ -20,10 +20,12 @@ Revision = FromQuery[int | None]
 Since = Annotated[float | None, QueryParameter(description="seconds since the epoch")]
 Tail = Annotated[int | None, QueryParameter(ge=0, description="only the last lines")]
 Timeout = Annotated[float | None, QueryParameter(ge=0, le=86400, description="seconds before SIGKILL")]
-Names = Annotated[list[str] | None, QueryParameter(name="name", description="only these; else all that run")]
+Names = Annotated[
+    list[str] | None, QueryParameter(name="name", description="only these instances; default: all running ones")
+]
 Cells = Annotated[int | None, QueryParameter(ge=0, le=65535, description="of the client's terminal, in characters")]
 Interval = Annotated[
-    float | None, QueryParameter(ge=0.1, le=3600, description="seconds between samples; without it there is one")
+    float | None, QueryParameter(ge=0.1, le=3600, description="seconds between samples; default: one sample")
 ]
 Inside = Annotated[str, QueryParameter(max_length=4096, description="an absolute path inside the instance")]
 HowToCopy = Annotated[

@@ -1,8 +1,8 @@
-"""Who is at the other end of a unix socket: credentials that the kernel vouches for (unix(7), SO_PEERCRED).
+"""The credentials of a client on a unix socket, from the kernel (unix(7), SO_PEERCRED).
 
-The socket's mode and owner already keep others away (0660 root:insula). The check of each connection guards against
-a socket whose mode somebody has loosened, and against one that was handed into a container: there, root is not
-root on the host, and the kernel reports the host's number.
+The socket's mode and owner (0660 root:insula) already exclude other users. Each connection is checked too, in case the
+mode was changed, or the socket was mounted into a container: root in a container has another user ID on the host, which
+is the one that the kernel reports.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from insula.model.errors import Failed
 GROUP = "insula"
 SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13; Python has no name for it
 BACKLOG = 1024  # connections that wait to be accepted (listen(2))
-_GROUPS_SIZE = 1024  # the most that getsockopt of Python reads: 256 groups
+_GROUPS_SIZE = 1024  # the maximum of Python's getsockopt: 256 groups
 _UCRED = struct.Struct("iII")
 
 
 class Peer(NamedTuple):
-    """The process that connected, at the moment it did. `groups` are the supplementary ones."""
+    """The credentials of a client when it connected. `groups` are the supplementary ones."""
 
     pid: int
     uid: int
@@ -36,17 +36,17 @@ class Peer(NamedTuple):
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """The credentials of the process that connected `sock`."""
+    """Return the credentials of the process that connected `sock`."""
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_SIZE)
-    except OSError:  # ERANGE: it has more groups, and only its own user and group count
+    except OSError:  # ERANGE: it has more groups; then only its user and its primary group count
         raw = b""
     return Peer(pid, uid, gid, struct.unpack(f"{len(raw) // 4}I", raw))
 
 
 def group_id() -> int | None:
-    """The number of the group `insula`; None where there is none, and only root may connect."""
+    """Return the ID of the group `insula`; None if it doesn't exist, and only root may connect."""
     try:
         return grp.getgrnam(GROUP).gr_gid
     except KeyError:
@@ -54,12 +54,12 @@ def group_id() -> int | None:
 
 
 def allowed(peer: Peer, group: int | None) -> bool:
-    """root, and members of the group."""
+    """Whether a client may use the daemon: root, and members of the group."""
     return peer.uid == 0 or (group is not None and (peer.gid == group or group in peer.groups))
 
 
 class PeerProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, with the connection's credentials in each request's state as "peer"."""
+    """uvicorn's HTTP protocol; each request's state has the connection's credentials as "peer"."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -67,9 +67,9 @@ class PeerProtocol(H11Protocol):
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket at `path`, 0660 root:insula (0600 without that group) from the moment it has that name.
+    """Listen on a socket at `path`, which has mode 0660 root:insula (0600 without that group) from the start.
 
-    It replaces what is there, atomically: the caller holds the daemon's lock, so nobody listens on the old one.
+    It replaces an existing socket atomically: the caller holds the daemon's lock, so the old one is not in use.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -15,13 +15,13 @@ from litestar.types import ASGIApp
 from insula.api.peer import BACKLOG, PeerProtocol
 
 GRACE = 5
-"""Seconds until requests that ignore the end are abandoned; `Gate` ends them earlier."""
+"""Seconds until the server stops waiting for requests; `Gate` ends them earlier."""
 MAX_HEAD = 64 << 10
-_ACCEPTED = 16  # connections in a row, before others have their turn
+_ACCEPTED = 16  # connections that are accepted before other tasks may run
 
 
 def notify(state: str) -> None:
-    """Tells systemd, if it started us (sd_notify(3))."""
+    """Send a message to systemd, if it started this process (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -31,10 +31,10 @@ def notify(state: str) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, stopped by an event instead of by signals of its own, and without its tick ten times a second."""
+    """A uvicorn server that is stopped by an event instead of signals, and does not wake up ten times a second."""
 
     def __init__(self, app: ASGIApp, begin: Callable[[], None]) -> None:
-        """`begin` is called once requests are answered."""
+        """`begin` is called when requests are being served."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
                 date_header=False,
                 h11_max_incomplete_event_size=MAX_HEAD,
                 timeout_graceful_shutdown=GRACE,
-                backlog=_ACCEPTED,  # asyncio accepts as many at once as may wait
+                backlog=_ACCEPTED,  # asyncio accepts as many at once as the backlog has
             )
         )
         self.stop = asyncio.Event()

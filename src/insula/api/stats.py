@@ -1,4 +1,4 @@
-"""/v1/stats, and below tenants and instances: what instances use, as JSON lines, each a `StatsSample`."""
+"""/v1/stats, and below tenants and instances: the usage of instances, as JSON lines, each a `StatsSample`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from insula.model.views import StatsSample
 _ANSWER = {200: ResponseSpec(StatsSample, generate_examples=False, description="lines of JSON", media_type=NDJSON)}
 
 
-@get("/stats", tags=["host"], summary="What the instances of all tenants use", responses=_ANSWER)
+@get("/stats", tags=["host"], summary="The usage of the instances of all tenants", responses=_ANSWER)
 async def all_stats(plane: Plane, interval: Interval = None) -> Stream:
     return json_lines(await primed(plane.stats.of(None, interval=interval)))
 
 
-@get("/tenants/{tenant:str}/stats", tags=["tenants"], summary="What a tenant's instances use", responses=_ANSWER)
+@get("/tenants/{tenant:str}/stats", tags=["tenants"], summary="The usage of a tenant's instances", responses=_ANSWER)
 async def tenant_stats(plane: Plane, tenant: Name, names: Names = None, interval: Interval = None) -> Stream:
     return json_lines(await primed(plane.stats.of(tenant, names or (), interval=interval)))
 
@@ -26,7 +26,7 @@ async def tenant_stats(plane: Plane, tenant: Name, names: Names = None, interval
 @get(
     "/tenants/{tenant:str}/instances/{name:str}/stats",
     tags=["instances"],
-    summary="What it uses",
+    summary="Its usage",
     responses=_ANSWER,
 )
 async def instance_stats(plane: Plane, tenant: Name, name: Name, interval: Interval = None) -> Stream:

@@ -1,7 +1,7 @@
-"""Bodies that flow: JSON lines and frames to the client, archives both ways.
+"""Streamed bodies: JSON lines and frames to the client, archives in both directions.
 
-An error after the answer has begun can't change the status any more, so it travels in the stream: as a last JSON
-line {error, message, hint}, or as a frame of kind ERROR. An archive is just cut off; the client notices, because a
+An error after the start of the response can't change its status any more, so it is sent in the stream: as a last JSON
+line {error, message, hint}, or as a frame of kind ERROR. An archive is cut off; the client detects that, because a
 chunked body without its last chunk is incomplete (RFC 9112, 8).
 """
 
@@ -30,11 +30,11 @@ log = logging.getLogger("insula.api")
 NDJSON = "application/x-ndjson"
 FRAMES = "application/vnd.insula.frames"
 TAR = "application/x-tar"
-_TURN = 32  # items in a row
+_TURN = 32  # items before other tasks may run
 
 
 def json_lines(items: AsyncIterator[Any]) -> Stream:
-    """Each item as one line of JSON, as soon as it is there."""
+    """Encode each item as one line of JSON, as soon as it arrives."""
 
     async def lines() -> AsyncIterator[bytes]:
         try:
@@ -42,7 +42,7 @@ def json_lines(items: AsyncIterator[Any]) -> Stream:
             async for item in items:
                 yield msgspec.json.encode(item) + b"\n"
                 number += 1
-                if number % _TURN == 0:  # a history of ten thousand events is there at once: others have their turn
+                if number % _TURN == 0:  # ten thousand events may be available at once: let other tasks run
                     await asyncio.sleep(0)
         except Exception as error:
             yield msgspec.json.encode(as_insula_error(error).to_dict()) + b"\n"
@@ -51,7 +51,7 @@ def json_lines(items: AsyncIterator[Any]) -> Stream:
 
 
 def frames(pieces: AsyncIterator[bytes]) -> Stream:
-    """Pieces that are frames of `insula.model.stream` already; an error becomes the last one."""
+    """Pass pieces that are frames of `insula.model.stream`; an error becomes the last frame."""
 
     async def encoded() -> AsyncIterator[bytes]:
         try:
@@ -64,12 +64,12 @@ def frames(pieces: AsyncIterator[bytes]) -> Stream:
 
 
 def archive(pieces: AsyncIterator[bytes]) -> Stream:
-    """A tar as it comes."""
+    """Pass the pieces of a tar."""
     return Stream(pieces, media_type=TAR)
 
 
 async def merged(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
-    """The items of several iterators as they come, until one of them ends or fails."""
+    """Merge the items of several iterators as they arrive, until one of them ends or fails."""
     pending = {asyncio.ensure_future(anext(source)): source for source in sources}
     try:
         while True:
@@ -89,7 +89,7 @@ async def merged(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
 
 
 async def primed(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The same items, the first already waited for: what is wrong from the beginning is raised now, with its status."""
+    """Wait for the first item, and return an iterator over all: an early error is raised here, with its status."""
     try:
         first = await anext(items)
     except StopAsyncIteration:
@@ -113,7 +113,7 @@ def error_frame(error: BaseException) -> bytes:
 
 
 def as_insula_error(error: BaseException) -> InsulaError:
-    """The error itself if it is one of ours; a defect goes to the log and becomes Failed."""
+    """Return an InsulaError unchanged; another error is a defect, which is logged and becomes Failed."""
     note(error=type(error).__name__)
     if isinstance(error, InsulaError):
         return error
@@ -122,12 +122,12 @@ def as_insula_error(error: BaseException) -> InsulaError:
 
 
 async def upload(request: Request[Any, Any, Any], limit: int = MAX_UPLOAD) -> AsyncIterator[bytes]:
-    """The request's body in pieces. Failed when the client goes away before its end, Invalid beyond `limit` bytes."""
+    """Yield the request's body in pieces. Failed if the client disconnects early, Invalid beyond `limit` bytes."""
     size = 0
     while True:
         message = await request.receive()
         if message["type"] != "http.request":
-            raise Failed("the upload was broken off", "send it again")
+            raise Failed("the upload was interrupted", "send it again")
         piece = message["body"]
         size += len(piece)
         if size > limit:
@@ -140,14 +140,14 @@ async def upload(request: Request[Any, Any, Any], limit: int = MAX_UPLOAD) -> As
 
 @asynccontextmanager
 async def spooled(request: Request[Any, Any, Any], directory: Path) -> AsyncIterator[Path]:
-    """The request's body as a file without a name (O_TMPFILE): whatever happens to us, nothing of it stays."""
+    """Write the request's body to an unnamed file (O_TMPFILE), which never stays behind."""
     fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         async for piece in upload(request):
             try:
                 await asyncio.to_thread(_write_all, fd, piece)
             except OSError as error:
-                raise Failed(f"the upload can't be kept: {error.strerror}", "make room on the disk") from None
+                raise Failed(f"the upload can't be stored: {error.strerror}", "make room on the disk") from None
         os.lseek(fd, 0, os.SEEK_SET)
         yield Path(f"/proc/self/fd/{fd}")
     finally:
@@ -155,7 +155,7 @@ async def spooled(request: Request[Any, Any, Any], directory: Path) -> AsyncIter
 
 
 async def while_connected(request: Request[Any, Any, Any], work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away. The request's body was read before."""
+    """Return the result of `work`, which is cancelled if the client disconnects. The request's body was read before."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -166,7 +166,7 @@ async def while_connected(request: Request[Any, Any, Any], work: Coroutine[Any, 
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
             return tasks[0].result()
-        raise Failed("the client went away", "try again")
+        raise Failed("the client disconnected", "try again")
     finally:
         for task in tasks:
             task.cancel()
@@ -175,6 +175,6 @@ async def while_connected(request: Request[Any, Any, Any], work: Coroutine[Any, 
 
 def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
-    check_room(fd, "taking an upload")
+    check_room(fd, "storing an upload")
     while view:
         view = view[os.write(fd, view) :]

@@ -1,4 +1,4 @@
-"""/v1/tenants: who shares this plane."""
+"""/v1/tenants: the tenants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python SDK: `Client` and, from `insula.model.errors`, what its methods raise."""
+"""The Python SDK: `Client`. Its methods raise the errors of `insula.model.errors`."""
 
 from insula.client.client import Client
 

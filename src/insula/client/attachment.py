@@ -1,9 +1,9 @@
-"""Input and output of a running process over one HTTP exchange: frames both ways, at the same time.
+"""Input and output of a running process over one HTTP exchange: frames in both directions at the same time.
 
-The request body (chunked) carries frames towards the process while the response body already carries its
-output; `insula.model.stream` says what is in a frame. The socket never blocks: what the server does not take
-yet waits in `pending`, so that a caller who stops reading its own input while `pending` is not empty passes the
-back-pressure on and can't deadlock with a process that first wants its output taken.
+The request body (chunked) has frames to the process, while the response body has its output; `insula.model.stream`
+defines the frames. The socket never blocks: data that the server does not accept yet is kept in `pending`. A caller
+that stops reading its own input while `pending` is not empty passes the back-pressure on, and can't deadlock with a
+process whose output must be read first.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Attachment:
-    """One attached process. Iterate the frames from it, or drive it with poll(2) through `fileno`, `flush`, `receive`.
+    """An attached process. Iterate over its frames, or use poll(2) with `fileno`, `flush` and `receive`.
 
-    Raises the typed errors of the server on opening. Frames end with EXIT or ERROR; an end without either
-    means that the server went away (Unavailable).
+    The constructor raises the server's errors. The last frame is EXIT or ERROR; an end without one means that the
+    server has gone (Unavailable).
     """
 
     def __init__(self, path: str, target: str, opening: bytes | None = None) -> None:
-        """Opens the exchange; `opening` is the payload of an OPEN frame, what an exec begins with."""
+        """Open the exchange; `opening` is the payload of an OPEN frame, for an exec."""
         self.sock: socket.socket = connect(path)
         try:
             first = chunk(encode(Kind.OPEN, opening)) if opening is not None else b""
@@ -46,13 +46,13 @@ class Attachment:
         return self.sock.fileno()
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
-        """Queues a frame towards the process and sends what the server takes at once."""
+        """Queue a frame to the process, and send as much as the server accepts now."""
         for start in range(0, len(payload) or 1, MAX_PAYLOAD):
             self.pending += chunk(encode(kind, payload[start : start + MAX_PAYLOAD]))
         self.flush()
 
     def flush(self) -> None:
-        """Sends queued frames as far as the server takes them; nothing is raised when it is gone (see `receive`)."""
+        """Send queued frames as far as the server accepts them; `receive` raises the error if the server has gone."""
         try:
             while self.pending:
                 del self.pending[: self.sock.send(self.pending[:CHUNK], socket.MSG_NOSIGNAL)]
@@ -62,7 +62,7 @@ class Attachment:
             self.pending.clear()
 
     def receive(self) -> Iterator[tuple[Kind, bytes]]:
-        """The frames that have arrived, without waiting for more. Unavailable when the server has gone."""
+        """Return the frames that have arrived, without waiting. Unavailable if the server has gone."""
         data, self._early = self._early, b""
         if not data:
             try:
@@ -72,16 +72,18 @@ class Attachment:
             except ConnectionResetError:
                 data = b""
             if not data:
-                raise Unavailable("insulad went away; the process keeps running", "attach again when insulad is back")
+                raise Unavailable(
+                    "insulad closed the connection; the process keeps running", "attach again when insulad runs"
+                )
         for piece in self._dechunk.feed(data):
             yield from self._decoder.feed(piece)
 
     def buffered(self) -> bool:
-        """True while `receive` has something to give that poll(2) can't see."""
+        """Whether `receive` has buffered frames, which poll(2) doesn't report."""
         return bool(self._early)
 
     def __iter__(self) -> Iterator[tuple[Kind, bytes]]:
-        """All frames as they arrive, up to and with EXIT or ERROR."""
+        """Yield all frames as they arrive, up to EXIT or ERROR."""
         import select
 
         poller = select.poll()
@@ -97,7 +99,7 @@ class Attachment:
                     return
 
     def close(self) -> None:
-        """Detaches: the process keeps running."""
+        """Detach; the process keeps running."""
         self.sock.close()
 
     def __enter__(self) -> Attachment:

@@ -1,4 +1,4 @@
-"""The Python SDK: what the HTTP API offers, as methods; everything else of Insula's own tools is built on it.
+"""The Python SDK: the HTTP API as methods. The command line is built on it.
 
     >>> from insula.client import Client
     >>> client = Client()
@@ -7,9 +7,9 @@
     >>> web = client.instances.run("acme", "busybox", ["httpd", "-f"], name="web")
     >>> client.instances.wait("acme", "web")
 
-Objects come and go as dicts, as the structs of `insula.model` look in JSON; a `spec` is an `InstanceSpec`.
-Errors are those of `insula.model.errors`. A client is safe to share between threads: each request has a
-connection of its own. Only the standard library is used.
+Objects are dicts, the structs of `insula.model` as JSON; a `spec` is an `InstanceSpec`. Errors are those of
+`insula.model.errors`. A client may be shared between threads, because each request has a connection of its own. Only
+the standard library is used.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ DEFAULT_RUN = "/run/insula"
 
 
 def default_socket() -> str:
-    """The daemon's socket: INSULA_SOCKET, else insulad.sock in INSULA_RUN, else /run/insula/insulad.sock."""
+    """Return the daemon's socket: INSULA_SOCKET, else insulad.sock in INSULA_RUN, else /run/insula/insulad.sock."""
     return os.environ.get("INSULA_SOCKET") or os.path.join(os.environ.get("INSULA_RUN") or DEFAULT_RUN, "insulad.sock")
 
 
 class Client:
-    """A user of one Insula daemon. `timeout` is seconds to wait for the daemon in any one step; None is for ever."""
+    """A client of one Insula daemon. `timeout` is in seconds, for each step of a request; None is no timeout."""
 
     def __init__(self, path: str | None = None, *, timeout: float | None = None) -> None:
         self.path = path or default_socket()
@@ -50,7 +50,7 @@ class Client:
         self.host = Host(self)
 
     def call(self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
-        """One request to /v1/SEGMENT/…?QUERY; the answer's JSON."""
+        """Send a request to /v1/SEGMENT/…?QUERY, and return the response's JSON."""
         with self.stream(method, *segments, body=body, query=query) as response:
             return response.json()
 
@@ -62,14 +62,14 @@ class Client:
         upload: Iterable[bytes] | None = None,
         query: Mapping[str, object] | None = None,
     ) -> Response:
-        """One request whose answer the caller reads as it arrives, and closes."""
+        """Send a request whose response the caller reads as it arrives, and closes."""
         where = target(*segments, **query or {})
         return request(self.path, method, where, body=body, upload=upload, timeout=self.timeout)
 
     def lines(
         self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None
     ) -> Iterator[Object]:
-        """One request whose answer is JSON lines (ndjson); a line that is an error is raised."""
+        """Send a request whose response is JSON lines (ndjson); a line with an error is raised."""
         from insula.model.errors import from_dict
 
         with self.stream(method, *segments, body=body, query=query) as response:
@@ -82,7 +82,7 @@ class Client:
 
 
 class Resource:
-    """A kind of object under the API."""
+    """A kind of object of the API."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -90,7 +90,7 @@ class Resource:
 
 class Tenants(Resource):
     def create(self, name: str, labels: dict[str, str] | None = None, **limits: float | int | None) -> Object:
-        """A new tenant with `limits` cpus, memory (bytes), pids, instances, bandwidth (bits a second); None is none."""
+        """Create a tenant. `limits`: cpus, memory (bytes), pids, instances, bandwidth (bit/s); None is no limit."""
         body = {"name": name, "limits": limits, "labels": labels or {}}
         return self.client.call("POST", "tenants", body=body)  # type: ignore[no-any-return]
 
@@ -101,17 +101,17 @@ class Tenants(Resource):
         return self.client.call("GET", "tenants", name)  # type: ignore[no-any-return]
 
     def update(self, name: str, **limits: float | int | None) -> Object:
-        """Changes the `limits` that are given, as in `create`; None is no limit."""
+        """Change the given `limits`, as in `create`; None is no limit."""
         return self.client.call("PATCH", "tenants", name, body=limits)  # type: ignore[no-any-return]
 
     def remove(self, name: str, *, force: bool = False) -> None:
-        """Conflict while the tenant still has instances, networks or images; `force` removes these first."""
+        """Remove a tenant. Conflict while it has instances, networks or images, unless `force`, which removes these."""
         self.client.call("DELETE", "tenants", name, query={"force": force})
 
 
 class Networks(Resource):
     def create(self, tenant: str, name: str, subnet: str, subnet6: str | None = None, **other: object) -> Object:
-        """A network with the addresses of `subnet`; `other` is mtu and labels."""
+        """Create a network with the addresses of `subnet`; `other` is mtu and labels."""
         body = {"name": name, "subnet": subnet, "subnet6": subnet6, **other}
         return self.client.call("POST", "tenants", tenant, "networks", body=body)  # type: ignore[no-any-return]
 
@@ -127,7 +127,7 @@ class Networks(Resource):
 
 class Images(Resource):
     def list(self, tenant: str) -> Objects:
-        """The tenant's images and the shared ones."""
+        """Return the tenant's images and the shared ones."""
         return self.client.call("GET", "tenants", tenant, "images")  # type: ignore[no-any-return]
 
     def get(self, tenant: str, name: str) -> Object:
@@ -137,7 +137,7 @@ class Images(Resource):
         self.client.call("DELETE", "tenants", tenant, "images", name)
 
     def pull(self, tenant: str, reference: str, **options: object) -> Iterator[Object]:
-        """Fetches from a registry; yields {"progress": line} and at last {"image": …}."""
+        """Pull from a registry; yields {"progress": line} and at last {"image": …}."""
         return self.client.lines("POST", "tenants", tenant, "images", "pull", body={"reference": reference, **options})
 
     def push(self, tenant: str, name: str, reference: str, **options: object) -> Iterator[Object]:
@@ -149,26 +149,26 @@ class Images(Resource):
         return self.client.lines("POST", "tenants", tenant, "images", "build-base", body=body)
 
     def load(self, tenant: str, archive: Iterable[bytes], name: str | None = None) -> Objects:
-        """The images of an OCI layout or docker-archive, a tar in pieces; `name` is for one image."""
+        """Import the images of an OCI layout or docker-archive, a tar in pieces; `name` is for one image."""
         with self.client.stream(
             "POST", "tenants", tenant, "images", "load", upload=archive, query={"name": name}
         ) as response:
             return response.json()  # type: ignore[no-any-return]
 
     def tag(self, tenant: str, source: str, name: str) -> Object:
-        """One more name for the image `source`."""
+        """Give the image `source` another name in addition."""
         body = {"source": source, "name": name}
         return self.client.call("POST", "tenants", tenant, "images", "tag", body=body)  # type: ignore[no-any-return]
 
     def import_(self, tenant: str, name: str, rootfs: Iterable[bytes]) -> Object:
-        """An image from the tar of a root file system, in pieces."""
+        """Make an image from the tar of a root file system, in pieces."""
         with self.client.stream(
             "POST", "tenants", tenant, "images", "import", upload=rootfs, query={"name": name}
         ) as response:
             return response.json()  # type: ignore[no-any-return]
 
     def save(self, tenant: str, names: Sequence[str], format: str = "oci") -> Response:  # noqa: A002
-        """The images as one archive, a tar: read it, and close the response."""
+        """Save images in one archive, a tar: read the response, and close it."""
         body = {"names": [*names], "format": format}
         return self.client.stream("POST", "tenants", tenant, "images", "save", body=body)
 
@@ -177,12 +177,12 @@ class Instances(Resource):
     def run(
         self, tenant: str, image: str, command: Sequence[str] | None = None, *, start: bool = True, **spec: object
     ) -> Object:
-        """A new instance, started unless `start` is False. `spec` is what `InstanceSpec` has."""
+        """Create an instance, started unless `start` is False. `spec` are fields of `InstanceSpec`."""
         body = {"image": image, "command": [*(command or ())], **spec}
         return self.client.call("POST", "tenants", tenant, "instances", body=body, query={"start": start})  # type: ignore[no-any-return]
 
     def list(self, tenant: str | None = None) -> Objects:
-        """The tenant's instances; those of all tenants for None."""
+        """Return the tenant's instances; those of all tenants for None."""
         where = ("instances",) if tenant is None else ("tenants", tenant, "instances")
         return self.client.call("GET", *where)  # type: ignore[no-any-return]
 
@@ -190,7 +190,7 @@ class Instances(Resource):
         return self._call("GET", tenant, name)  # type: ignore[no-any-return]
 
     def remove(self, tenant: str, name: str, *, force: bool = False) -> None:
-        """Conflict while it runs, unless `force`, which kills it."""
+        """Remove an instance. Conflict while it runs, unless `force`, which kills it."""
         self._call("DELETE", tenant, name, force=force)
 
     def rename(self, tenant: str, name: str, to: str) -> Object:
@@ -200,18 +200,18 @@ class Instances(Resource):
         return self._call("POST", tenant, name, "start")  # type: ignore[no-any-return]
 
     def stop(self, tenant: str, name: str, timeout: float | None = None) -> Object:
-        """The stop signal, then SIGKILL after `timeout` seconds (None: what the instance's spec says)."""
+        """Stop an instance by its stop signal, then SIGKILL after `timeout` seconds (None: the spec's)."""
         return self._call("POST", tenant, name, "stop", timeout=timeout)  # type: ignore[no-any-return]
 
     def restart(self, tenant: str, name: str, timeout: float | None = None) -> Object:
         return self._call("POST", tenant, name, "restart", timeout=timeout)  # type: ignore[no-any-return]
 
     def update(self, tenant: str, name: str, **limits: float | int | None) -> Object:
-        """Changes the `limits` that are given, of cpus, memory (bytes) and pids; None is no limit."""
+        """Change the given `limits` of cpus, memory (bytes) and pids; None is no limit."""
         return self.client.call("PATCH", "tenants", tenant, "instances", name, body=limits)  # type: ignore[no-any-return]
 
     def pause(self, tenant: str, name: str) -> Object:
-        """Freezes all of its processes."""
+        """Freeze all processes of an instance."""
         return self._call("POST", tenant, name, "pause")  # type: ignore[no-any-return]
 
     def unpause(self, tenant: str, name: str) -> Object:
@@ -221,7 +221,7 @@ class Instances(Resource):
         self._call("POST", tenant, name, "kill", signal=signal)
 
     def wait(self, tenant: str, name: str) -> Object:
-        """Blocks until PID 1 has exited; {"exit_status", "signal", "oom", "finished"}."""
+        """Wait until PID 1 has exited; returns {"exit_status", "signal", "oom", "finished"}."""
         return self._call("POST", tenant, name, "wait")  # type: ignore[no-any-return]
 
     def top(self, tenant: str, name: str) -> Objects:
@@ -230,8 +230,8 @@ class Instances(Resource):
     def stats(
         self, tenant: str | None = None, names: Sequence[str] = (), *, interval: float | None = None
     ) -> Iterator[Object]:
-        """What these instances use, or all that run (of every tenant for None): {"time", "instances"}, once, or every
-        `interval` seconds."""
+        """Yield the usage of these instances, or of all running ones (of every tenant for None), as {"time",
+        "instances"}: once, or every `interval` seconds."""
         where = ("stats",) if tenant is None else ("tenants", tenant, "stats")
         return self.client.lines("GET", *where, query={"name": [*names], "interval": interval})
 
@@ -239,7 +239,7 @@ class Instances(Resource):
         return self._call("GET", tenant, name, "explain")  # type: ignore[no-any-return]
 
     def logs(self, tenant: str, name: str, **options: object) -> Iterator[tuple[float, int, bytes]]:
-        """The output as (time, kind, bytes), kind as in `model.stream`. Options: follow, tail, since (seconds)."""
+        """Yield output as (time, kind, bytes), kind as in `model.stream`. Options: follow, tail, since (seconds)."""
         from insula.model.stream import Decoder
 
         with self.client.stream("GET", "tenants", tenant, "instances", name, "logs", query=options) as response:
@@ -258,10 +258,10 @@ class Instances(Resource):
         start: bool = False,
         size: tuple[int, int] | None = None,
     ) -> Attachment:
-        """Its output from now on (with `replay`, from the beginning of its log), and its input with `stdin`.
+        """Attach to an instance's output (with `replay`, from the start of its log), and to its input with `stdin`.
 
-        `start` starts it once attached, so that nothing of its output is missed; `size` is then that of its terminal,
-        in rows and columns.
+        `start` starts it after that, so that no output is missed; `size` is then that of its terminal, in rows and
+        columns.
         """
         from insula.client.attachment import Attachment
 
@@ -271,32 +271,32 @@ class Instances(Resource):
         return Attachment(self.client.path, where)
 
     def exec(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Attachment:
-        """One more process in a running instance. `spec` is what `ExecSpec` has."""
+        """Run a further process in a running instance. `spec` are fields of `ExecSpec`."""
         from insula.client.attachment import Attachment
 
         opening = dumps({"command": [*command], **spec}).encode()
         return Attachment(self.client.path, target("tenants", tenant, "instances", name, "exec"), opening)
 
     def exec_detached(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Object:
-        """The same, left alone: it has no input, and its output goes nowhere. {"id"}."""
+        """Run a further process in the background: it has no input, and its output is discarded. Returns {"id"}."""
         where = ("tenants", tenant, "instances", name, "processes")
         return self.client.call("POST", *where, body={"command": [*command], **spec})  # type: ignore[no-any-return]
 
     def archive_get(self, tenant: str, name: str, path: str) -> Response:
-        """The file or tree at `path` as a tar: read it, and close the response."""
+        """Return the file or tree at `path` as a tar: read the response, and close it."""
         return self.client.stream("GET", "tenants", tenant, "instances", name, "archive", query={"path": path})
 
     def archive_put(self, tenant: str, name: str, path: str, archive: Iterable[bytes], copy: str | None = None) -> None:
-        """Unpacks a tar, in pieces, into the directory `path`.
+        """Unpack a tar, in pieces, into the directory `path`.
 
-        With `copy` its one tree goes where cp(1) would put it: "tree" into `path` if that is a directory, else there as
-        `path`; of "content" what is in it goes into the directory `path`.
+        `copy` is for a tar of one tree, as with cp(1): "tree" puts it into `path` if that is a directory, else makes it
+        `path`; "content" puts its content into the directory `path`.
         """
         where = ("tenants", tenant, "instances", name, "archive")
         self.client.stream("PUT", *where, upload=archive, query={"path": path, "copy": copy}).close()
 
     def export(self, tenant: str, name: str) -> Response:
-        """The root file system as a tar, without what is mounted in it: read it, and close the response."""
+        """Return the root file system as a tar, without its mounts: read the response, and close it."""
         return self.client.stream("GET", "tenants", tenant, "instances", name, "export")
 
     def _call(self, method: str, tenant: str, name: str, *rest: str, **query: object) -> Any:
@@ -317,15 +317,15 @@ class Host(Resource):
         return self.client.call("GET", "whois", str(pid))  # type: ignore[no-any-return]
 
     def down(self) -> None:
-        """Stops all instances and takes every network, mount and cgroup of Insula off the host; keeps the state."""
+        """Stop all instances, and remove every network, mount and cgroup of Insula from the host; the state is kept."""
         self.client.call("POST", "down")
 
     def events(self, from_revision: int | None = None, *, audit: bool = False) -> Iterator[Object]:
-        """What changes, as it changes; with `audit` also entries of the audit log, as they are written."""
+        """Yield changes as they happen; with `audit` also entries of the audit log as they are written."""
         return self.client.lines("GET", "events", query={"from_revision": from_revision, "audit": audit})
 
     def audit(
         self, *, since: float | None = None, uid: int | None = None, tenant: str | None = None
     ) -> Iterator[Object]:
-        """The audit log, oldest entry first: since a time (seconds), of a user, about a tenant."""
+        """Yield the audit log, oldest entry first: since a time (seconds), of a user, about a tenant."""
         return self.client.lines("GET", "audit", query={"since": since, "uid": uid, "tenant": tenant})

@@ -1,8 +1,8 @@
-"""HTTP/1.1 over a unix socket, as little of it as the API needs (RFC 9112), from the standard library alone.
+"""A minimal HTTP/1.1 client over a unix socket (RFC 9112).
 
-One connection carries one request: connecting to a unix socket costs less than keeping connections healthy.
-`http.client` is not used because importing it (with the email package behind it) takes longer than a whole
-`insula ps`, and because it cannot read a response while it still sends the request, which attach and exec do.
+Each request has a connection of its own, because connecting to a unix socket is cheap. `http.client` is not used: it
+can't read a response while it still sends the request, which attach and exec need, and importing it (with the email
+package) takes longer than a whole `insula ps`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _START_HINT = "start the daemon: `systemctl start insulad`, or scripts/up where 
 
 
 def quote(text: str, safe: bytes = b"-._~") -> str:
-    """`text` percent-encoded for one segment of a path or one value of a query (RFC 3986, 2.1)."""
+    """Percent-encode `text` for one segment of a path or one value of a query (RFC 3986, 2.1)."""
     return "".join(
         chr(byte) if (chr(byte).isalnum() and byte < 128) or byte in safe else f"%{byte:02X}"
         for byte in text.encode("utf-8", "surrogateescape")
@@ -31,7 +31,7 @@ def quote(text: str, safe: bytes = b"-._~") -> str:
 
 
 def target(*segments: str, **query: object) -> str:
-    """The request target /v1/SEGMENT/…?NAME=VALUE; None values are left out, lists repeat their name."""
+    """Make the request target /v1/SEGMENT/…?NAME=VALUE; None values are left out, lists repeat their name."""
     pairs = []
     for name, value in query.items():
         for item in value if isinstance(value, list) else [value]:
@@ -43,16 +43,16 @@ def target(*segments: str, **query: object) -> str:
 
 
 class Dechunker:
-    """Takes a chunked body (RFC 9112, 7.1) apart, fed with whatever arrives; `done` after its last chunk."""
+    """A decoder for a chunked body (RFC 9112, 7.1), fed with data as it arrives; `done` after its last chunk."""
 
     def __init__(self) -> None:
         self.done = False
         self._buffer = bytearray()
-        self._left = 0  # bytes of the current chunk that are still to come
-        self._after = False  # the line end after a chunk is still to come
+        self._left = 0  # missing bytes of the current chunk
+        self._after = False  # the line end after a chunk is missing
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The pieces of the body in `data`. Failed when it is no chunked body."""
+        """Return the pieces of the body in `data`. Failed if it is not a chunked body."""
         self._buffer += data
         while self._buffer and not self.done:
             if self._left:
@@ -65,7 +65,7 @@ class Dechunker:
             end = self._buffer.find(b"\r\n")
             if end < 0:
                 if len(self._buffer) > MAX_CHUNK_LINE:
-                    raise Failed("the daemon's answer is no chunked body", "check what listens on the socket")
+                    raise Failed("the response is not a valid chunked body", "check what listens on the socket")
                 return
             line = bytes(self._buffer[:end])
             del self._buffer[: end + 2]
@@ -75,12 +75,12 @@ class Dechunker:
             try:
                 self._left = int(line.partition(b";")[0], 16)
             except ValueError:
-                raise Failed("the daemon's answer is no chunked body", "check what listens on the socket") from None
+                raise Failed("the response is not a valid chunked body", "check what listens on the socket") from None
             self.done = not self._left
 
 
 class Response:
-    """The answer to one request: `status`, `headers` (names in lower case) and a body that arrives by and by."""
+    """The response to a request: `status`, `headers` (names in lower case) and a body, which is read as it arrives."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -89,7 +89,7 @@ class Response:
         status_line, *lines = head.split("\r\n")
         version, _, rest = status_line.partition(" ")
         if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise Failed(f"{status_line[:60]!r} is no HTTP answer", "check what listens on the socket")
+            raise Failed(f"{status_line[:60]!r} is not an HTTP response", "check what listens on the socket")
         self.status = int(rest[:3])
         self.headers = {
             name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
@@ -101,55 +101,55 @@ class Response:
     def _read_head(self) -> str:
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > MAX_HEAD:
-                raise Failed("the daemon's answer has no end of its head", "check what listens on the socket")
+                raise Failed("the response has no end of its header", "check what listens on the socket")
             self._fill()
         head = self._buffer[:end].decode("latin-1")
         del self._buffer[: end + 4]
         return head
 
     def _fill(self) -> None:
-        """Receives more into the buffer; an end of the connection here is an end too early."""
+        """Receive more data into the buffer. Unavailable if the connection ends."""
         try:
             data = self.sock.recv(CHUNK)
         except ConnectionResetError:
             data = b""
         if not data:
-            raise Unavailable("insulad went away before it had answered", "see its log, then try again")
+            raise Unavailable("insulad closed the connection before it responded", "see its log, then try again")
         self._buffer += data
 
     def take_buffered(self) -> bytes:
-        """What came along with the head: the beginning of the body as it was sent."""
+        """Return the start of the body that was received together with the header."""
         data = bytes(self._buffer)
         self._buffer.clear()
         return data
 
     def _take(self) -> bytes:
-        """Some bytes of the body as it was sent, at least one."""
+        """Return at least one byte of the body as it was sent."""
         if not self._buffer:
             self._fill()
         return self.take_buffered()
 
     def __iter__(self) -> Iterator[bytes]:
-        """The body in pieces as they arrive; Unavailable when the connection ends before the body does."""
+        """Yield the body in pieces as they arrive; Unavailable if the connection ends before the body."""
         if self._chunked:
             dechunker = Dechunker()
             while not dechunker.done:
                 yield from dechunker.feed(self._take())
         elif self._left is None:
-            raise Failed("the daemon's answer has no length", "check what listens on the socket")
+            raise Failed("the response has no length", "check what listens on the socket")
         else:
             while self._left:
                 yield (data := self._take()[: self._left])
                 self._left -= len(data)
 
     def read(self) -> bytes:
-        """The whole body."""
+        """Read the whole body."""
         if self.status in (204, 304):
             return b""
         return b"".join(self)
 
     def lines(self) -> Iterator[bytes]:
-        """The body line by line, without the line ends, as the lines arrive."""
+        """Yield the lines of the body as they arrive, without line ends."""
         rest = b""
         for data in self:
             *lines, rest = (rest + data).split(b"\n")
@@ -158,12 +158,12 @@ class Response:
             yield rest
 
     def json(self) -> Any:
-        """The body parsed as JSON; None when there is none."""
+        """Return the body parsed as JSON; None if it is empty."""
         body = self.read()
         return loads(body) if body else None
 
     def check(self) -> Response:
-        """This response if it tells of success; raises the typed error that it carries otherwise."""
+        """Return this response if it is a success; otherwise raise its error."""
         if self.status < 400:
             return self
         try:
@@ -182,25 +182,27 @@ class Response:
 
 
 def _error(status: int, body: bytes) -> InsulaError:
-    """The error in a body as of `InsulaError.to_dict`; anything else becomes Failed with the status."""
+    """Return the error in a body from `InsulaError.to_dict`; Failed with the status for any other body."""
     try:
         data = loads(body)
         if isinstance(data, dict) and isinstance(data.get("message"), str):
             return from_dict(data)
     except ValueError:
         pass
-    return Failed(f"the daemon answered {status}: {body[:200].decode('utf-8', 'replace').strip()!r}")
+    return Failed(f"the daemon responded {status}: {body[:200].decode('utf-8', 'replace').strip()!r}")
 
 
 def connect(path: str, timeout: float | None = None) -> socket.socket:
-    """A connection to the daemon's socket. Unavailable when nobody listens, Denied when it may not be opened."""
+    """Connect to the daemon's socket. Unavailable if no daemon listens, Denied without permission."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     sock.settimeout(timeout)
     try:
         sock.connect(path)
     except PermissionError:
         sock.close()
-        raise Denied(f"{path} may not be opened", "be root or a member of the group `insula`") from None
+        raise Denied(
+            f"{path} can't be opened: permission denied", "be root or a member of the group `insula`"
+        ) from None
     except OSError as error:
         sock.close()
         reason = f"insulad does not answer at {path} ({error.strerror or error})"
@@ -217,10 +219,10 @@ def request(
     upload: Iterable[bytes] | None = None,
     timeout: float | None = None,
 ) -> Response:
-    """Sends one request to the socket at `path` and returns its response, already checked for success.
+    """Send a request to the socket at `path`, and return its response after checking it for success.
 
-    `body` is sent as JSON; `upload` instead is sent as it comes, in chunks. A server that answers before the
-    upload ends (because it refuses it) is heard.
+    `body` is sent as JSON, or `upload` in chunks. If the server responds before the end of the upload, as when it
+    refuses it, the upload stops.
     """
     sock = connect(path, timeout)
     try:
@@ -242,20 +244,21 @@ def request(
 
 
 def head(method: str, target: str, *headers: str) -> bytes:
-    """The request line and header fields."""
+    """Encode the request line and header fields."""
     lines = (f"{method} {target} HTTP/1.1", "host: insula", "connection: close", *headers, "", "")
     return "\r\n".join(lines).encode("ascii")
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of a chunked body (RFC 9112, 7.1); empty data would end the body and gives nothing."""
+    """Encode one chunk of a chunked body (RFC 9112, 7.1); empty data, which would end the body, gives nothing."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
 def send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
-    """Sends until the server has seen enough: it may refuse a request before its end, and its answer says why.
+    """Send data until the server closes its side: it may refuse a request early, and its response has the reason.
 
-    The command line dies quietly of SIGPIPE when its reader goes; a daemon that goes must not count as that.
+    SIGPIPE is suppressed: it ends the command line silently if the reader of its output has gone, which must not happen
+    if the daemon has gone.
     """
     for piece in pieces:
         try:
