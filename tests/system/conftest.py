@@ -2,7 +2,8 @@
 
 run_     one run of the tests: directory and names
 daemon   one insulad for the whole session: for tests that don't kill it; each works in a tenant of its own
-fresh    an insulad for one test alone; so are
+unstarted  an insulad for one test alone, which starts it; so are
+fresh    one that runs,
 small    one whose disk is small, and
 without_cgroups
 tenants  makes tenants of `daemon`, each with a network `default` of 10.0.0.0/24
@@ -55,39 +56,37 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def fresh(run_: machine.Run) -> Iterator[Daemon]:
+def unstarted(run_: machine.Run) -> Iterator[Daemon]:
+    """An insulad that the test configures and starts."""
     daemon = Daemon(run_)
     try:
-        daemon.start()
         yield daemon
     finally:
         daemon.remove()
 
 
 @pytest.fixture
-def small(run_: machine.Run) -> Iterator[Daemon]:
+def fresh(unstarted: Daemon) -> Daemon:
+    unstarted.start()
+    return unstarted
+
+
+@pytest.fixture
+def small(unstarted: Daemon) -> Daemon:
     """An insulad whose state is on a file system of 96 MiB."""
-    daemon = Daemon(run_)
-    try:
-        daemon.root.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(daemon.root)], check=True)
-        daemon.start()
-        yield daemon
-    finally:
-        daemon.remove()
+    unstarted.root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "none", str(unstarted.root)], check=True)
+    unstarted.start()
+    return unstarted
 
 
 @pytest.fixture
-def without_cgroups(run_: machine.Run) -> Iterator[Daemon]:
+def without_cgroups(unstarted: Daemon) -> Daemon:
     """An insulad on a host whose control groups are not mounted."""
-    daemon = Daemon(run_)
     hide = 'mount -t tmpfs none /sys/fs/cgroup && exec "$@"'
-    daemon.wrapper = ("unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh")
-    try:
-        daemon.start()
-        yield daemon
-    finally:
-        daemon.remove()
+    unstarted.wrapper = ("unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh")
+    unstarted.start()
+    return unstarted
 
 
 @pytest.fixture(scope="module")

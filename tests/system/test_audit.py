@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest
 
 from insula.client import Client
 from insula.model.errors import InsulaError
-from tests.support import machine
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 
@@ -212,38 +210,29 @@ def test_filters_of_the_command(daemon: Daemon, cli: Cli) -> None:
     assert "there is no user" in daemon.cli.fails("audit", "--who", "no-such-user", status=2)
 
 
-@pytest.fixture
-def own(run_: machine.Run) -> Iterator[Daemon]:
-    daemon = Daemon(run_)
-    try:
-        yield daemon
-    finally:
-        daemon.remove()
-
-
-def test_an_orderly_end_loses_nothing_and_the_next_daemon_goes_on(own: Daemon) -> None:
-    own.configure(audit='size = "64k"\nfiles = 2')
-    own.start()
-    client = Client(str(own.run / "insulad.sock"), timeout=30)
+def test_an_orderly_end_loses_nothing_and_the_next_daemon_goes_on(unstarted: Daemon) -> None:
+    unstarted.configure(audit='size = "64k"\nfiles = 2')
+    unstarted.start()
+    client = Client(str(unstarted.run / "insulad.sock"), timeout=30)
     for number in range(400):  # about a hundred kilobytes: more than one file
         with suppress(InsulaError):
             client.instances.stop("default", f"absent-{number}")
-    own.stop()
-    own.start()
-    found = [json.loads(line) for line in own.cli.ok("--json", "audit").splitlines()]
+    unstarted.stop()
+    unstarted.start()
+    found = [json.loads(line) for line in unstarted.cli.ok("--json", "audit").splitlines()]
     assert [entry["name"] for entry in found] == [f"absent-{number}" for number in range(400)]
-    assert {path.name for path in own.path.glob("audit.log*")} == {"audit.log", "audit.log.1"}
-    assert own.audit.stat().st_mode & 0o7777 == 0o640
-    assert all(path.stat().st_size <= 64 << 10 for path in own.path.glob("audit.log*"))
+    assert {path.name for path in unstarted.path.glob("audit.log*")} == {"audit.log", "audit.log.1"}
+    assert unstarted.audit.stat().st_mode & 0o7777 == 0o640
+    assert all(path.stat().st_size <= 64 << 10 for path in unstarted.path.glob("audit.log*"))
 
 
-def test_a_log_that_cannot_be_written_is_a_problem_and_stops_nobody(own: Daemon) -> None:
-    own.audit.mkdir()
-    own.start()
-    own.cli.ok("run", "--rm", "busybox", "true")
-    assert f"audit log: {own.audit} can't be written" in "\n".join(own.cli.json("status")["problems"])
-    own.audit.rmdir()
-    own.cli.ok("tenant", "create", "acme")
-    assert own.cli.ok("--json", "audit").count("\n") >= 2, "what happened meanwhile is there"
-    assert own.cli.json("status")["problems"] == []
-    assert os.path.isfile(Path(own.audit))
+def test_a_log_that_cannot_be_written_is_a_problem_and_stops_nobody(unstarted: Daemon) -> None:
+    unstarted.audit.mkdir()
+    unstarted.start()
+    unstarted.cli.ok("run", "--rm", "busybox", "true")
+    assert f"audit log: {unstarted.audit} can't be written" in "\n".join(unstarted.cli.json("status")["problems"])
+    unstarted.audit.rmdir()
+    unstarted.cli.ok("tenant", "create", "acme")
+    assert unstarted.cli.ok("--json", "audit").count("\n") >= 2, "what happened meanwhile is there"
+    assert unstarted.cli.json("status")["problems"] == []
+    assert os.path.isfile(Path(unstarted.audit))

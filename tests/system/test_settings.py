@@ -5,23 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support import machine
 from tests.support.cli import ERROR
 from tests.support.daemon import Daemon
 from tests.support.machine import Namespaces
-
-
-@pytest.fixture
-def unstarted(run_: machine.Run) -> Iterator[Daemon]:
-    daemon = Daemon(run_)
-    try:
-        yield daemon
-    finally:
-        daemon.remove()
 
 
 def host_addresses(daemon: Daemon) -> list[str]:

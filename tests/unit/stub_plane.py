@@ -28,13 +28,10 @@ from insula.model.errors import Conflict, Failed, NotFound
 from insula.model.objects import (
     ConsoleSize,
     Exit,
-    ImageConfig,
-    Instance,
     InstanceSpec,
     InstanceStatus,
     Network,
     NetworkStatus,
-    OverlayRoot,
     Tenant,
 )
 from insula.model.stream import RESIZE, Kind, encode
@@ -51,6 +48,7 @@ from insula.model.views import (
     TenantView,
     Usage,
 )
+from tests.support import objects
 
 
 class StubProcess:
@@ -156,18 +154,7 @@ class StubInstances:
         name = check_label("instance", spec.name or f"i{len(self.views)}")
         if (tenant, name) in self.views:
             raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name")
-        instance = Instance(
-            tenant=tenant,
-            name=name,
-            id="0" * 32,
-            spec=spec,
-            image_digest="sha256:0",
-            host="here",
-            root=OverlayRoot(layers=[]),
-            config=ImageConfig(),
-            wanted="running",
-            created=time.time(),
-        )
+        instance = objects.instance(tenant=tenant, name=name, spec=spec, created=time.time())
         self.views[tenant, name] = InstanceView(instance=instance, status=InstanceStatus(state="created"))
         self.processes_of[name] = StubProcess(spec.command, tty=spec.tty)
         if start:

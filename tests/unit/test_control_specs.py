@@ -15,15 +15,13 @@ from insula.model.errors import Invalid
 from insula.model.objects import (
     IDS_PER_TENANT,
     Exit,
-    ImageConfig,
-    Instance,
     InstanceSpec,
-    OverlayRoot,
     Resources,
     RestartPolicy,
     TmpfsMount,
 )
 from insula.model.units import check_label
+from tests.support import objects
 
 BAD: list[dict[str, object]] = [
     {"name": "Web"},
@@ -118,9 +116,6 @@ def test_restart_policies(name: str, retries: int, status: int | None, restarts:
     ],
 )
 def test_after_a_reboot(name: str, wanted: str, before: bool, again: bool) -> None:
-    instance = Instance(
-        tenant="acme", name="web", id="0" * 32, image_digest="", config=ImageConfig(),
-        host="here", root=OverlayRoot(layers=[]), created=0.0,
-        spec=InstanceSpec(image="x", restart=RestartPolicy(name=name)), wanted=wanted,  # type: ignore[arg-type]
-    )  # fmt: skip
+    restart = RestartPolicy(name=name)  # type: ignore[arg-type]
+    instance = objects.instance(spec=InstanceSpec(image="x", restart=restart), wanted=wanted)
     assert restart_policy.after_boot(instance, started_before=before) is again

@@ -19,14 +19,12 @@ from insula.model.errors import Conflict, Invalid
 from insula.model.objects import (
     ContainerOptions,
     HostEntry,
-    ImageConfig,
-    Instance,
     InstanceSpec,
     Network,
-    OverlayRoot,
     Port,
     TmpfsMount,
 )
+from tests.support import objects
 
 COMMAND = run.COMMANDS["run"]
 
@@ -219,19 +217,7 @@ PORT = Port(
 
 
 def etc(port: Port | None = PORT, **asked: Any) -> dict[str, list[str]]:
-    instance = Instance(
-        tenant="acme",
-        name="web",
-        id="0" * 32,
-        spec=check(InstanceSpec(**BASE, **asked)),
-        image_digest="sha256:0",
-        host="here",
-        root=OverlayRoot(layers=[]),
-        config=ImageConfig(),
-        ports=[port] if port else [],
-        wanted="running",
-        created=0.0,
-    )
+    instance = objects.instance(spec=check(InstanceSpec(**BASE, **asked)), ports=[port] if port else [])
     return {name: text.splitlines() for name, text in etc_files(instance, NETWORK if port else None).items()}
 
 

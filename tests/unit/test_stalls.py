@@ -39,11 +39,12 @@ from insula.control.workers import Workers
 from insula.kernel import process
 from insula.kernel.process import Process
 from insula.model.errors import Failed, Invalid
-from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot, Tenant
+from insula.model.objects import Instance, InstanceSpec, InstanceStatus, Tenant
 from insula.model.stream import Decoder, Kind
 from insula.model.views import Explanation, InstanceView, ProcessView
 from insula.store.protocol import Entry, Event, Snapshot
 from insula.store.typed import Keyspace
+from tests.support import objects
 from tests.unit.conftest import StubDaemon
 
 RECORDS = 200_000
@@ -227,19 +228,7 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
     tenant = Tenant(name="acme", index=0, id_base=1 << 20, created=0.0)
 
     def asked(user: str) -> Instance:
-        spec = InstanceSpec(image="x", command=["true"], user=user)
-        return Instance(
-            tenant="acme",
-            name="web",
-            id="0" * 32,
-            spec=spec,
-            image_digest="sha256:0",
-            host="here",
-            root=OverlayRoot(layers=[]),
-            config=ImageConfig(),
-            wanted="running",
-            created=0.0,
-        )
+        return objects.instance(spec=InstanceSpec(image="x", command=["true"], user=user))
 
     async def main() -> None:
         async with ticker() as rounds:
@@ -317,18 +306,8 @@ LARGE = "x" * 60_000
 
 
 def view(number: int) -> InstanceView:
-    instance = Instance(
-        tenant="acme",
-        name=f"web{number}",
-        id="0" * 32,
-        spec=InstanceSpec(image="x", command=[LARGE]),
-        image_digest="sha256:0",
-        host="here",
-        root=OverlayRoot(layers=[]),
-        config=ImageConfig(),
-        wanted="stopped",
-        created=0.0,
-    )
+    spec = InstanceSpec(image="x", command=[LARGE])
+    instance = objects.instance(name=f"web{number}", spec=spec, wanted="stopped")
     return InstanceView(instance=instance, status=InstanceStatus(state="created"))
 
 
