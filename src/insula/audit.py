@@ -20,13 +20,14 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _OPEN = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK
 _MODE = 0o640
 _MOST_WAITING = 10_000  # lines in memory while the file can't be written
 _PAUSE = 1.0  # seconds until a failed write is tried again
 _LONGEST_LINE = 64 << 10  # bytes that a reader takes for one line
+_ATTEMPTS = 100  # of a reader to open the files in one order, while they are rotated
 
 
 def timestamp(seconds: float) -> str:
@@ -203,14 +204,10 @@ class AuditLog:
 
     def _rotate(self) -> None:
         for number in range(self.files, 0, -1):
-            older = self.path if number == 1 else self._numbered(number - 1)
             with contextlib.suppress(FileNotFoundError):
-                os.rename(older, self._numbered(number))
+                os.rename(_numbered(self.path, number - 1), _numbered(self.path, number))
         if not self.files:
             os.unlink(self.path)
-
-    def _numbered(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.{number}")
 
 
 def read(
@@ -219,16 +216,7 @@ def read(
     """The entries of an audit log and its renamed ones, oldest first. Lines that are no JSON object are skipped."""
     begin = timestamp(since) if since is not None else ""
     with contextlib.ExitStack() as stack:
-        opened, seen = [], set()
-        for number in range(files + 1):  # the newest first: what is renamed meanwhile is met again, and not missed
-            name = path.with_name(f"{path.name}.{number}") if number else path
-            with contextlib.suppress(FileNotFoundError):
-                file = stack.enter_context(name.open("rb"))
-                inode = os.fstat(file.fileno()).st_ino
-                if inode not in seen:
-                    seen.add(inode)
-                    opened.append(file)
-        for file in reversed(opened):
+        for file in reversed(_open_all(path, files, stack)):
             while raw := file.readline(_LONGEST_LINE):
                 try:
                     entry = json.loads(raw)
@@ -241,3 +229,37 @@ def read(
                     and tenant in (None, entry.get("tenant"))
                 ):
                     yield entry
+
+
+def _open_all(path: Path, files: int, stack: contextlib.ExitStack) -> list[BinaryIO]:
+    """The audit log and its renamed ones, newest first: what is renamed meanwhile is met again, and not missed.
+
+    A file that is newer than the first would come out of order. It is met only if the first is renamed twice meanwhile;
+    then all are opened anew.
+    """
+    for _ in range(_ATTEMPTS):
+        stack.close()
+        opened: dict[int, BinaryIO] = {}  # by inode
+        first = None
+        for number in range(files + 1):
+            with contextlib.suppress(FileNotFoundError):
+                file = stack.enter_context(_numbered(path, number).open("rb"))
+                inode = os.fstat(file.fileno()).st_ino
+                first = first or (inode, number)
+                opened.setdefault(inode, file)
+        if first is None or _is_at(path, *first):
+            break
+    return list(opened.values())
+
+
+def _is_at(path: Path, inode: int, number: int) -> bool:
+    """Whether a file was renamed at most once since it was found as that number."""
+    for each in (number, number + 1):
+        with contextlib.suppress(FileNotFoundError):
+            if _numbered(path, each).stat().st_ino == inode:
+                return True
+    return False
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}") if number else path

@@ -221,7 +221,7 @@ def test_readers_beside_a_rotating_writer_see_each_line_once(tmp_path: Path) -> 
             if seen != list(range(len(seen))):
                 wrong.append(seen)
 
-    with opened(path, size=2000, files=99) as log:
+    with opened(path, size=1000, files=99) as log:  # files that are renamed again and again while they are opened
         reader = threading.Thread(target=look)
         reader.start()
         for n in range(2000):
