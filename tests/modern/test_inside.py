@@ -15,7 +15,7 @@ import pytest
 from tests.support.guest import CHECKOUT, Guest
 
 PYTHON = "/opt/insula-tests/bin/python"
-PATIENCE = 4
+PATIENCE = 16
 FILES = (
     "system/test_cgroups.py",
     "system/test_cgroups_devices.py",
@@ -35,7 +35,7 @@ killed: how what they leave ends is told by Linux 6.15 and later only (docs/arch
 ON_THE_HOST_ITSELF = ("modern/inside/test_systemd.py", "modern/inside/test_insula_oci.py")
 """Outside of the namespaces that tests.support.machine makes: systemd knows no PIDs but its own."""
 
-TIMEOUT = 600
+TIMEOUT = 300
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.peers import IMAGE, Engine
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 NAME = "room"
 
@@ -63,7 +63,7 @@ def test_detached(room: Engine) -> None:
 
 def test_many_at_a_time(room: Engine) -> None:
     processes = [room.start("exec", NAME, "sh", "-c", f"sleep 0.2; exit {number}") for number in range(1, 6)]
-    assert [process.wait(30) for process in processes] == [1, 2, 3, 4, 5]
+    assert [process.wait(patiently(30)) for process in processes] == [1, 2, 3, 4, 5]
     for process in processes:
         process.communicate()
 
@@ -78,5 +78,5 @@ def test_an_exec_dies_with_its_container(room: Engine) -> None:
     process = room.start("exec", NAME, "sleep", "1000")
     until(lambda: room.ok("exec", NAME, "ps").count("sleep") == 2, "both sleep")
     room.ok("kill", NAME)
-    assert process.wait(30) == 137
+    assert process.wait(patiently(30)) == 137
     process.communicate()

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.wait import patiently
+
 ANSWER = 77
 """The errno that calls are answered with: EBADFD, which nobody else would say."""
 
@@ -29,7 +31,7 @@ class Agent:
         self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.server.bind(str(path))
         self.server.listen(1)
-        self.server.settimeout(20)
+        self.server.settimeout(patiently(20))
         self.received: dict[str, Any] = {}
         self.asked: list[int] = []
         self.thread = threading.Thread(target=self.serve)
@@ -57,7 +59,7 @@ class Agent:
 
     def close(self) -> None:
         self.server.close()
-        self.thread.join(20)
+        self.thread.join(patiently(20))
 
 
 @contextmanager

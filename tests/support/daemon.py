@@ -15,7 +15,7 @@ from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from tests.support.cli import REPOSITORY, Cli
 from tests.support.machine import CGROUPS, NETNS, Namespaces, Run, put_back_terminals, remove_tree
 from tests.support.snapshot import Snapshot
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 PROCESSES = ("insulad", "monitor", "zygote")
 PID_FILES = {"monitor": MONITOR_PID, "zygote": ZYGOTE_PID}
@@ -114,12 +114,12 @@ class Daemon:
         """SIGTERM, as an init system stops it: instances keep running."""
         assert self._process is not None
         self._process.terminate()
-        assert self._process.wait(20) == 0
+        assert self._process.wait(patiently(20)) == 0
 
     def reap(self) -> None:
         """After a kill: waits for the end of our child, so that no zombie stays."""
         if self._process is not None:
-            self._process.wait(20)
+            self._process.wait(patiently(20))
             self._process = None
 
     # -- its processes ---------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class Daemon:
     def down(self) -> None:
         """`insula down`, then the end of the three processes, as scripts/down does it."""
         self.cli.ok("down", timeout=120)
-        assert self._process is not None and self._process.wait(20) == 0
+        assert self._process is not None and self._process.wait(patiently(20)) == 0
         for name in PROCESSES[1:]:
             if pid := self.pid(name):
                 os.kill(pid, signal.SIGTERM)

@@ -33,6 +33,7 @@ from insula.network.fabric import NetnsNic
 from insula.network.intent import TenantIntent
 from insula.network.linux.fabric import LinuxFabric
 from insula.network.linux.state import addresses
+from tests.support.wait import patiently
 
 TIMEOUT = 60.0
 
@@ -51,7 +52,7 @@ def isolated(test: Callable[..., None]) -> Callable[..., None]:
         os.close(writer)
         try:
             said = b""
-            deadline = time.monotonic() + TIMEOUT
+            deadline = time.monotonic() + patiently(TIMEOUT)
             while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 if not (chunk := os.read(reader, 65536)):
                     break

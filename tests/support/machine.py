@@ -30,7 +30,7 @@ RUNS = Path("/tmp/insula-test")
 CGROUPS = Path("/sys/fs/cgroup")
 NETNS = Path("/run/netns")
 ENTER = (
-    "unshare --pid --fork --mount-proc --mount --net --ipc --uts --propagation private "
+    "unshare --pid --kill-child --mount-proc --mount --net --ipc --uts --propagation private "
     "sh -c 'mount --make-rshared / && ip link set lo up && exec \"$@\"' sh tini -s -g --"
 )
 

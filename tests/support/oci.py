@@ -129,7 +129,7 @@ class Resident:
 
     def close(self) -> None:
         self.group.kill()
-        self.process.wait(10)
+        self.process.wait(patiently(10))
         self.group.remove()
         shutil.rmtree(self.container.path, ignore_errors=True)
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.cli import REPOSITORY, Result, Terminal
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 PEERS = Path("/opt/insula/peers")
 BUSYBOX = Path("/bin/busybox")
@@ -112,7 +112,7 @@ class Engine:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=timeout,
+            timeout=patiently(timeout),
         )
         return Result(" ".join([self.name, *map(str, arguments)]), done.returncode, done.stdout, done.stderr)
 
@@ -187,7 +187,7 @@ class Daemonic(Engine):
     def close(self) -> None:
         self._daemon.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self._daemon.wait(15)
+            self._daemon.wait(patiently(15))
         self._daemon.kill()
         self._daemon.wait()
         super().close()

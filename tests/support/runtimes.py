@@ -16,6 +16,7 @@ from insula.kernel.cgroups import Cgroup
 from insula.oci.verbs.spec import default
 from tests.support.cli import Result
 from tests.support.peers import Host, launcher, root_file_system
+from tests.support.wait import patiently
 
 NAMES = ("insula-oci", "runc", "crun")
 NAME = "box"
@@ -55,7 +56,13 @@ class Runtime:
         """Output goes through files: a container that is created keeps the streams, and a pipe would not end."""
         with (self.path / "out").open("w+") as out, (self.path / "err").open("w+") as err:
             done = subprocess.run(
-                self.command(*words), input=stdin, stdout=out, stderr=err, env=self.environment, text=True, timeout=60
+                self.command(*words),
+                input=stdin,
+                stdout=out,
+                stderr=err,
+                env=self.environment,
+                text=True,
+                timeout=patiently(60),
             )
             out.seek(0)
             err.seek(0)

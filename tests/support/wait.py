@@ -1,7 +1,7 @@
 """Waiting with a bound: for what happens soon, but not at once.
 
-How long soon may take depends on the machine: `INSULA_TEST_PATIENCE` is a factor for every such bound of the tests,
-set where the processor is emulated. A test that passes never waits for a bound.
+How long soon may take depends on the machine, and on what else it does: `INSULA_TEST_PATIENCE` is a factor for every
+such bound of the tests, greater where the processor is emulated. A test that passes never waits for a bound.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = float(os.environ.get("INSULA_TEST_PATIENCE", "1"))
+PATIENCE = float(os.environ.get("INSULA_TEST_PATIENCE", "4"))
 
 
 def patiently(seconds: float) -> float:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.support.cli import Cli
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 
 def test_hello(cli: Cli) -> None:
@@ -63,7 +63,7 @@ def test_a_signal_to_the_command_line_is_passed_on(cli: Cli) -> None:
         assert client.stdout.readline() == "ready\n"
         client.terminate()
         assert client.stdout.readline() == "got it\n"
-        assert client.wait(10) == 9
+        assert client.wait(patiently(10)) == 9
 
 
 # -- exec --------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_exec_ends_with_its_instance(web: Cli) -> None:
     with web.start("exec", "web", "sleep", "600") as client:
         until(lambda: len(web.json("top", "web")) == 2, "the second process runs")
         web.ok("kill", "web")
-        assert client.wait(10) == 137
+        assert client.wait(patiently(10)) == 137
 
 
 # -- logs --------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_attach_shows_what_comes_and_the_exit_status(cli: Cli) -> None:
     with cli.start("attach", "slow") as client:
         time.sleep(0.5)
         cli.ok("exec", "slow", "touch", "/go")
-        out, _ = client.communicate(timeout=10)
+        out, _ = client.communicate(timeout=patiently(10))
     assert (client.returncode, out) == (6, "after\n")
 
 

@@ -23,7 +23,7 @@ from tests.support.cli import Cli
 from tests.support.daemon import PROCESSES, Daemon
 from tests.support.machine import Run
 from tests.support.snapshot import Snapshot, assert_unchanged
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 POINTS = 100
 LONGEST = 0.15  # seconds into the action
@@ -117,7 +117,7 @@ def test_a_crash(town: Town, point: Point) -> None:
     with cli.start(*command) as client:
         time.sleep(point.delay)
         crash(daemon, point.victim)
-        out, err = client.communicate(timeout=30)
+        out, err = client.communicate(timeout=patiently(30))
     recovered(daemon)
     check_answer(cli, point, name, client, out, err)
     until(lambda: status_of(cli, name) is None or cli.run("rm", "-f", name).status == 0, f"{name} can be removed")
@@ -181,7 +181,7 @@ def test_a_removal_is_committed_before_it_kills(town: Town, busy: str) -> None:
     os.kill(insulad, signal.SIGKILL)
     for client in clients:
         with client:
-            client.communicate(timeout=30)
+            client.communicate(timeout=patiently(30))
     os.close(pidfd)
     daemon.reap()
     daemon.start()

@@ -7,7 +7,7 @@ import time
 
 from insula.cli.verbs.demo import BOMB
 from tests.support.daemon import Daemon
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 HOUSES = {"acme", "globex"}
 
@@ -44,7 +44,7 @@ def test_an_interrupted_tour_takes_everything_away(fresh: Daemon) -> None:
         with fresh.cli.start("demo") as tour:
             until(lambda: len(fresh.cli.json("ps", "--all-tenants")) >= 2, "it has begun")
             tour.send_signal(number)
-            tour.communicate(timeout=30)
+            tour.communicate(timeout=patiently(30))
         assert tour.returncode != 0
         assert not tenants(fresh) & HOUSES
 
@@ -60,7 +60,7 @@ def test_a_claim_that_does_not_hold_is_said(fresh: Daemon) -> None:
     with fresh.cli.start("demo") as tour:
         acme = fresh.cli.of("acme")
         until(lambda: acme.run("kill", "db").status == 0, "db runs, and is killed", interval=0.01)
-        out, _ = tour.communicate(timeout=120)
+        out, _ = tour.communicate(timeout=patiently(120))
     assert tour.returncode == 1, out
     assert "NOT SO" in out
     assert "did not hold" in out

@@ -21,7 +21,7 @@ from tests.support.daemon import Daemon
 from tests.support.images import Layout, member, tar, tree
 from tests.support.machine import Namespaces
 from tests.support.processes import find
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 WORKER = f"{sys.executable} -s -P -m insula.image.worker"
 SKOPEO = "skopeo"
@@ -203,7 +203,7 @@ def test_ctrl_c_ends_an_extraction(
     client = tenant.start("image", *arguments)
     until(lambda: find(WORKER), "it extracts", 30)
     client.send_signal(signal.SIGINT)
-    client.communicate(timeout=30)
+    client.communicate(timeout=patiently(30))
     until(lambda: not find(WORKER), "the extraction ends")
     until(lambda: not staged(daemon), "what it made is removed")
     assert tenant.json("image", "ls") == before
@@ -215,7 +215,7 @@ def test_ctrl_c_ends_a_pull(daemon: Daemon, tenant: Cli, there: subprocess.Popen
     assert line(there) == "layer"
     assert find(SKOPEO)
     client.send_signal(signal.SIGINT)
-    client.communicate(timeout=30)
+    client.communicate(timeout=patiently(30))
     until(lambda: not find(SKOPEO), "the download ends")
     until(lambda: not staged(daemon), "what it made is removed")
 
@@ -224,7 +224,7 @@ def test_ctrl_c_ends_a_push(daemon: Daemon, tenant: Cli, there: subprocess.Popen
     client = tenant.start("image", "push", "--insecure", "busybox", f"127.0.0.1:{line(there)}/app:1")
     assert line(there) == "upload"
     client.send_signal(signal.SIGINT)
-    client.communicate(timeout=30)
+    client.communicate(timeout=patiently(30))
     until(lambda: not find(SKOPEO), "the upload ends")
     until(lambda: not staged(daemon), "what it made is removed")
 
@@ -243,7 +243,7 @@ def test_insulad_ends_while_it_extracts_and_pulls(fresh: Daemon, long_image: Pat
         assert not find(WORKER) and not find(SKOPEO)
         assert staged(fresh) == []
         for client in clients:
-            _, err = client.communicate(timeout=30)
+            _, err = client.communicate(timeout=patiently(30))
             assert client.returncode == 1 and "error: " in err
         fresh.start()
         assert [image["name"] for image in fresh.cli.json("image", "ls")] == ["busybox:latest"]

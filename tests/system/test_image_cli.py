@@ -21,6 +21,7 @@ from tests.support.daemon import Daemon
 from tests.support.images import ARCHITECTURE, Layout, digest, docker_archive, member, skopeo, tar
 from tests.support.machine import Namespaces
 from tests.support.slow_registry import busybox_layer
+from tests.support.wait import patiently
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -119,7 +120,7 @@ def test_a_real_time_signal_stops(cli: Cli, tmp_path: Path, how: str) -> None:
     assert log.stdout is not None and log.stdout.readline() == "ready\n"
     cli.ok(*(("stop", "it") if how == "stop" else ("kill", "-s", "SIGRTMIN+3", "it")))
     assert cli.ok("wait", "it") == "7"
-    log.communicate(timeout=30)
+    log.communicate(timeout=patiently(30))
     cli.ok("rm", "it")
     cli.ok("image", "rm", "mine:1")
 

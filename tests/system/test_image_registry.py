@@ -20,6 +20,7 @@ from insula.image.store import Auth, ImageStore
 from insula.model.errors import Denied, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import Image
 from tests.support.images import ARCHITECTURE, OCI, Layout, member, skopeo, tar, tree
+from tests.support.wait import patiently
 
 PASSWORD = "correct horse"
 LOGIN = Auth(username="ada", password=PASSWORD)
@@ -67,7 +68,7 @@ def registry(directory: Path, *, login: bool) -> Iterator[str]:
 
 def answers(port: int) -> bool:
     try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=5).close()
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=patiently(5)).close()
     except urllib.error.HTTPError:
         return True  # it wants a login
     except OSError:
@@ -142,7 +143,7 @@ def test_a_docker_image_keeps_its_digest(store: ImageStore, plain: str, tmp_path
     assert pulled.layers == image.layers
     request = urllib.request.Request(f"http://{plain}/v2/docker/manifests/1", method="HEAD")
     request.add_header("Accept", "application/vnd.docker.distribution.manifest.v2+json")
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=patiently(5)) as answer:
         assert answer.headers["Docker-Content-Digest"] == pulled.digest
     store.push(pulled, f"{plain}/docker:2", insecure=True)
     assert store.pull(f"{plain}/docker:2", tenant="acme", insecure=True).digest == pulled.digest

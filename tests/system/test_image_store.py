@@ -26,6 +26,7 @@ from insula.kernel import syscalls
 from insula.model.errors import Failed, InsulaError, Invalid, NotFound
 from insula.model.objects import Image, ImageConfig
 from tests.support.images import Layout, digest, member, tar, tree
+from tests.support.wait import patiently
 
 
 @pytest.fixture
@@ -307,7 +308,7 @@ def test_collect_and_import_at_the_same_time(store: ImageStore, tmp_path: Path) 
         imports = [pool.submit(importing) for _ in range(3)]
         try:
             for future in imports:
-                future.result(timeout=120)
+                future.result(timeout=patiently(120))
         finally:
             stop.set()
         collector.result()

@@ -16,6 +16,7 @@ from insula.network import packets
 from insula.network.addresses import gateway_mac
 from insula.network.linux import naming, neighbours, sysctl
 from tests.support.lab import Instance, Lab, World, eventually, isolated, ping
+from tests.support.wait import patiently
 
 MANY = 200
 FEW = 40
@@ -187,7 +188,7 @@ def test_others_find_their_neighbours_while_an_instance_with_cap_net_admin_fills
     hog.do(lambda: sysctl.write(slow))
     permanent = [f"neigh replace {address} lladdr 02:00:00:00:00:01 dev eth0 nud permanent" for address in PERMANENT]
     batch = ["ip", "-batch", "-"]
-    hog.do(lambda: subprocess.run(batch, input="\n".join(permanent), text=True, check=True, timeout=20))
+    hog.do(lambda: subprocess.run(batch, input="\n".join(permanent), text=True, check=True, timeout=patiently(20)))
     for version in (4, 6):
         ask_for_many(hog, version)
     for tenant in ("acme", "globex"):

@@ -28,6 +28,7 @@ from insula.network.linux.fabric import LinuxFabric
 from tests.forked import forked
 from tests.support.groups import made, trees
 from tests.support.lab import Instance, Lab, eventually, isolated, query, two_tenants
+from tests.support.wait import patiently
 
 NAMES = {"web": ["10.0.0.2", "fd00::2"]}
 BIND = f"{1 << 10:016x}"  # CAP_NET_BIND_SERVICE
@@ -139,12 +140,12 @@ def test_a_program_in_the_resolver_s_place_gets_nowhere() -> None:
     script = "exec 1>&2; " + "".join(f"{busybox} {what}; echo =$?=; " for what in tries)
     command = [busybox, "sh", "-c", script]
     child = call_in(netns, lambda: confine.start(command, 0x70000099, [busybox], [], confine.system_calls(), lock))
-    said = child.communicate(timeout=20)[1].decode()
+    said = child.communicate(timeout=patiently(20))[1].decode()
     answers = said.split("=\n")[: len(ATTEMPTS)]
     assert len(answers) == len(ATTEMPTS), said
     for (what, expected), answer in zip(ATTEMPTS.items(), answers, strict=True):
         assert expected in answer and not answer.endswith("=0"), (what, answer)
-    control = subprocess.run(command, capture_output=True, timeout=20, check=False).stderr.decode()
+    control = subprocess.run(command, capture_output=True, timeout=patiently(20), check=False).stderr.decode()
     assert control.count("=0=") == len(ATTEMPTS), control
     other.remove()
 
@@ -252,7 +253,7 @@ def as_it_was_started_before(cloud: Lab, tenant: str) -> int:
 
     def started() -> bool:  # once the addresses of the one before are free
         return call_in(
-            inside, lambda: subprocess.run(command, env=environment, timeout=20, check=False).returncode == 0
+            inside, lambda: subprocess.run(command, env=environment, timeout=patiently(20), check=False).returncode == 0
         )
 
     eventually(started)
@@ -356,5 +357,5 @@ def test_a_confined_process_is_in_the_control_group_and_nothing_else_of_it(versi
         with child.stdout, child.stderr:
             assert child.stderr.readline() == b"begun\n"
             pid = int(child.stdout.read())
-        assert child.wait(20) == 0, "who has started it is gone"
+        assert child.wait(patiently(20)) == 0, "who has started it is gone"
         assert group.processes() == [pid]

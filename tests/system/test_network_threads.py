@@ -17,6 +17,7 @@ from insula.network.fabric import NetnsNic
 from insula.network.linux.fabric import LinuxFabric
 from insula.network.linux.tenant import TenantNamespace
 from tests.support.lab import Lab, isolated
+from tests.support.wait import patiently
 from tests.system.test_network_cleanup import host_up, snapshot
 
 ROUNDS = 4
@@ -62,7 +63,7 @@ class Hammer:
     def end(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(patiently(20))
         assert not any(thread.is_alive() for thread in self._threads)
         assert self.errors == []
 
@@ -162,7 +163,7 @@ def test_one_thread_a_tenant_uses_its_handles_and_none_that_are_closed(monkeypat
         if len(+inside) == 2:
             met.set()
         assert self.netns >= 0, "a handle that is closed"
-        met.wait(5)
+        met.wait(patiently(5))
         real(self, *args)  # type: ignore[arg-type]
         inside[name] -= 1
 

@@ -21,7 +21,7 @@ from insula.model.stream import Kind
 from tests.support.cli import REPOSITORY
 from tests.support.daemon import start_time
 from tests.support.host import Host, opened, started
-from tests.support.wait import eventually
+from tests.support.wait import eventually, patiently
 
 COUNTER = "i=0; while [ $i -lt 100000 ] && [ ! -e /stop ]; do i=$((i+1)); echo $i; sleep 0.001; done; echo end; exit 3"
 OLD = """
@@ -149,7 +149,7 @@ def test_another_build_hands_everything_over(host: Host, libraries: dict[str, Pa
             assert (await runtime.wait(counter.id)).exit_status == 3, "the monitor is its parent now"
             for client in clients:
                 await client.finish()
-            await asyncio.wait_for(asyncio.gather(*reading), 20)
+            await asyncio.wait_for(asyncio.gather(*reading), patiently(20))
             assert all(client.complete for client in clients)
             await started(runtime, again := host.launch("sh", "-c", "exit 4"))
             assert (await runtime.wait(again.id)).exit_status == 4

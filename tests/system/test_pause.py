@@ -13,7 +13,7 @@ import pytest
 from insula.kernel import cgroups
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.conftest import TenantFactory
 
 COUNT = "trap 'echo done; exit 3' TERM; i=0; while :; do i=$((i+1)); echo $i > /count; usleep 1000; done"
@@ -109,7 +109,7 @@ def test_a_command_in_it_waits_and_goes_on_while_others_are_served(web: Cli) -> 
         assert web.ok("run", "--rm", "busybox", "echo", "new") == "new"
         web.ok("unpause", "web")
         web.ok("exec", "web", "touch", "/go")
-        assert command.communicate(timeout=20) == ("went\n", "")
+        assert command.communicate(timeout=patiently(20)) == ("went\n", "")
     finally:
         command.kill()
         command.wait()

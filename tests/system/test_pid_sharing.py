@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.conftest import TenantFactory
 from tests.system.test_events import wait_for
 from tests.system.test_pids import first, status_field
@@ -43,7 +43,7 @@ def test_signals_and_files_across(web: Cli) -> None:
     client = web.start("exec", "web", "sleep", "613")
     [pid] = until(lambda: [p["inside"] for p in web.json("top", "web") if p["command"] == "sleep 613"], "it runs")
     killed = web.run("run", "--rm", *BESIDE, "kill", str(pid))
-    assert (killed.status, client.wait(10)) == (0, 143), killed
+    assert (killed.status, client.wait(patiently(10))) == (0, 143), killed
 
 
 def test_what_else_is_its_own(web: Cli) -> None:

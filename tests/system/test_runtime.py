@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from insula.container.service.client import Exec, Runtime
+from insula.container.service.client import Exec, Launch, Runtime
 from insula.container.service.failures import StartFailed
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup
 from insula.model.errors import Failed, NotFound
 from insula.model.stream import RESIZE, Kind
 from tests.support.host import Host, started, with_runtime
-from tests.support.wait import patiently, until
+from tests.support.logs import read_log
+from tests.support.wait import eventually, patiently, until
 
 
 @pytest.fixture
@@ -219,14 +220,19 @@ def test_no_descriptor_of_the_host_leaks(host: Host) -> None:
 
 @pytest.mark.parametrize("order", [("zygote",), ("monitor",), ("zygote", "monitor", "zygote"), ("monitor", "zygote")])
 def test_killed_helpers_cost_no_output_and_no_exit_status(host: Host, order: tuple[str, ...]) -> None:
-    pause = round(patiently(10_000))  # they must outlive what is done to the helpers
-    script = f"i=0; while [ $i -lt 150 ]; do echo line$i; i=$((i+1)); usleep {pause}; done; exit 5"
+    script = "trap stop=1 USR1; i=0; while [ -z $stop ]; do echo line$i; i=$((i+1)); usleep 10000; done; exit 5"
+
+    def lines(launch: Launch) -> list[str]:
+        assert launch.log
+        return b"".join(record.data for record in read_log(launch.log)).decode().split()
 
     async def body(runtime: Runtime) -> None:
         launches = [host.launch("sh", "-c", script) for _ in range(3)]
         for launch in launches:
             await started(runtime, launch)
         waiting = [asyncio.create_task(runtime.wait(launch.id)) for launch in launches]
+        for launch in launches:
+            await eventually(lambda launch=launch: lines(launch), "it writes")  # type: ignore[misc]
         for name in order:
             await asyncio.sleep(0.2)
             pid = host.pid(name)
@@ -239,10 +245,15 @@ def test_killed_helpers_cost_no_output_and_no_exit_status(host: Host, order: tup
             assert all(is_running(runtime, launch.id) for launch in launches)
             await started(runtime, another := host.launch("true"))
             assert (await runtime.wait(another.id)).exit_status == 0
+        before = [len(lines(launch)) for launch in launches]
+        for launch in launches:
+            runtime.signal(launch.id, signal.SIGUSR1)
         records = await asyncio.gather(*waiting)
         assert [record.exit_status for record in records] == [5, 5, 5]
-        for launch in launches:
-            assert host.output(launch).split() == [f"line{i}" for i in range(150)]
+        for launch, least in zip(launches, before, strict=True):
+            written = host.output(launch).split()
+            assert len(written) >= least > 0
+            assert written == [f"line{i}" for i in range(len(written))]
             await runtime.delete(launch.id)
 
     with_runtime(host, body)

@@ -21,7 +21,7 @@ import pytest
 from insula.kernel import capabilities, sealed, syscalls
 from tests.forked import errno_of, forked
 from tests.support.machine import Run
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 RUNTIME = str(Path(__file__).parents[1] / "support" / "naive_runtime.py")
 T = TypeVar("T")
@@ -119,7 +119,7 @@ def next_line(process: subprocess.Popen[str]) -> str:
 def attack_by_entrypoint(host: Host, seal: str) -> str:
     runtime = host.run(seal, ENTRYPOINT)
     assert next_line(runtime).isdecimal()
-    assert runtime.wait(30) == 0  # from here on nobody runs the program
+    assert runtime.wait(patiently(30)) == 0  # from here on nobody runs the program
     return next_line(runtime)
 
 
@@ -129,7 +129,7 @@ def attack_joining_process(host: Host, seal: str) -> str:
     assert next_line(runtime) == "lurking"
     joining = host.start(seal, "join", target)
     assert next_line(runtime) == "seen"
-    joining.communicate("\n", timeout=30)
+    joining.communicate("\n", timeout=patiently(30))
     assert joining.returncode == 0
     return next_line(runtime)
 
@@ -263,7 +263,7 @@ class Oci:
                 stdout=output,
                 stderr=output,
                 check=True,
-                timeout=30,
+                timeout=patiently(30),
             )
 
     def lines(self) -> list[str]:

@@ -24,6 +24,7 @@ from insula.kernel.seccomp import compiler
 from insula.kernel.seccomp.load import load
 from tests.forked import Killed, forked
 from tests.support.agent import ANSWER, agent
+from tests.support.wait import patiently
 
 T = TypeVar("T")
 NATIVE = syscall_numbers.native()
@@ -196,7 +197,7 @@ def test_an_agent_may_go_once_it_has_read_all(tmp_path: Path, size: int) -> None
         thread.start()
         for _ in range(tries):
             notify.pass_on(pidfd, pidfd, profile, STATE, 1)
-        thread.join(20)
+        thread.join(patiently(20))
     os.close(pidfd)
     assert len(heard) == tries and min(heard) > size
 

@@ -11,6 +11,7 @@ import pytest
 from tests.support.cli import ERROR
 from tests.support.daemon import Daemon
 from tests.support.machine import Namespaces
+from tests.support.wait import patiently
 
 
 def host_addresses(daemon: Daemon) -> list[str]:
@@ -48,7 +49,7 @@ def test_a_bad_file_is_refused_before_anything_is_changed(unstarted: Daemon) -> 
     unstarted.configure("[network]\nrange4 = '10.99.0.1/24'\n")
     unstarted.launch()
     assert unstarted._process
-    assert unstarted._process.wait(30) == 1
+    assert unstarted._process.wait(patiently(30)) == 1
     match = ERROR.fullmatch(unstarted.log.read_text())
     assert match
     assert match["what"].startswith(f"{unstarted.settings}: network.range4 '10.99.0.1/24' is no network")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.conftest import TenantFactory
 
 BUSY = "while :; do :; done"
@@ -128,7 +128,7 @@ def test_it_goes_on_until_the_last_is_removed(cli: Cli) -> None:
             if [each["name"] for each in json.loads(line)["instances"]] == ["b"]:
                 break
         cli.ok("rm", "-f", "b")
-        following.communicate(timeout=20)
+        following.communicate(timeout=patiently(20))
         assert following.returncode == 0
     finally:
         patience.cancel()

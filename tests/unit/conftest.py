@@ -16,7 +16,7 @@ from insula.api.peer import listen
 from insula.api.server import Server
 from insula.client import Client
 from tests.support.descriptors import descriptors, opened_since
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.unit.stub_plane import StubPlane
 
 # how long an example takes says nothing about the code on a machine that does other work as well
@@ -43,12 +43,12 @@ class StubDaemon:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(patiently(10))
         assert self.client.tenants.list() == []  # it listens as it does from now on
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self.server.stop.set)
-        self._thread.join(10)
+        self._thread.join(patiently(10))
         assert not self._thread.is_alive()
 
 
@@ -74,6 +74,10 @@ def no_descriptor_is_left() -> Iterator[None]:
     """A test closes what it has opened: one process runs thousands of them."""
     before = descriptors()
     yield
+
+    def closed() -> bool:
+        gc.collect()  # what only a cycle of references holds is nobody's fault; the cycle may be complete only later
+        return not opened_since(before)
+
     if opened_since(before):
-        gc.collect()  # what only a cycle of references holds is nobody's fault
-        until(lambda: not opened_since(before), f"what it has opened is closed: {opened_since(before)}")
+        until(closed, f"what it has opened is closed: {opened_since(before)}")

@@ -25,6 +25,7 @@ from insula.api.server import notify
 from insula.client.http import Dechunker, connect, head, quote, request, target
 from insula.model.errors import Conflict, Denied, Failed, Invalid, NotFound, Unavailable
 from insula.model.stream import Kind
+from tests.support.wait import patiently
 from tests.unit.conftest import StubDaemon
 
 
@@ -276,7 +277,7 @@ def test_the_kernel_tells_who_connects(stub: StubDaemon, tmp_path: Path) -> None
 
     def ask(**identity: object) -> str:
         command = ["/usr/bin/python3", "-ISE", "-c", script, str(stub.path), str(source)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, **identity).stdout  # type: ignore[call-overload, no-any-return]
+        return subprocess.run(command, capture_output=True, text=True, timeout=patiently(20), **identity).stdout  # type: ignore[call-overload, no-any-return]
 
     assert ask() == "[]\n"
     if ask(user=65534, group=65534, extra_groups=[]) == "":
@@ -318,7 +319,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(path)
-        systemd.settimeout(5)
+        systemd.settimeout(patiently(5))
         monkeypatch.setenv("NOTIFY_SOCKET", path)
         notify("READY=1")
         assert systemd.recv(100) == b"READY=1"

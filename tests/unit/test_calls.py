@@ -9,6 +9,7 @@ import pytest
 
 from insula.model.errors import Failed, Unavailable
 from insula.network.linux.calls import Calls
+from tests.support.wait import patiently
 
 
 class Inside:
@@ -25,13 +26,13 @@ class Inside:
         try:
             with self._call:
                 self.entered.set()
-                self._leave.wait(10)
+                self._leave.wait(patiently(10))
         except Unavailable as error:
             self.error = error
 
     def leave(self) -> None:
         self._leave.set()
-        self._thread.join(10)
+        self._thread.join(patiently(10))
         assert not self._thread.is_alive()
 
 
@@ -45,13 +46,13 @@ def test_calls_about_one_tenant_wait_for_each_other_and_for_nobody_else() -> Non
     calls = opened()
     first, second = Inside(calls.of("acme")), None
     try:
-        assert first.entered.wait(10)
+        assert first.entered.wait(patiently(10))
         second = Inside(calls.of("acme"))
         with calls.of("globex"), calls.any():
             assert not second.entered.wait(0.05)
     finally:
         first.leave()
-    assert second.entered.wait(10)
+    assert second.entered.wait(patiently(10))
     second.leave()
     with calls.of("acme"):
         pass
@@ -60,7 +61,7 @@ def test_calls_about_one_tenant_wait_for_each_other_and_for_nobody_else() -> Non
 def test_who_waits_is_refused_when_the_fabric_closes_and_who_runs_is_waited_for() -> None:
     calls = opened()
     running = Inside(calls.of("acme"))
-    assert running.entered.wait(10)
+    assert running.entered.wait(patiently(10))
     waiting = Inside(calls.of("acme"))
     closing = threading.Thread(target=calls.close)
     closing.start()
@@ -70,14 +71,14 @@ def test_who_waits_is_refused_when_the_fabric_closes_and_who_runs_is_waited_for(
     with pytest.raises(Unavailable, match="taken down"), calls.any():
         pass
     running.leave()
-    closing.join(10)
+    closing.join(patiently(10))
     assert running.error is None and not closing.is_alive()
 
 
 def test_a_call_that_does_not_end_is_told_and_closing_can_be_tried_again() -> None:
     calls = opened(patience=0.05)
     stuck = Inside(calls.of("acme"))
-    assert stuck.entered.wait(10)
+    assert stuck.entered.wait(patiently(10))
     with pytest.raises(Unavailable, match="acme are still being changed"), calls.of("acme"):
         pass
     with pytest.raises(Failed, match="1 changes of networks still run"):

@@ -13,13 +13,14 @@ from insula.control.claims import Claim, Pool
 from insula.model.errors import Conflict
 from insula.store.protocol import Put, Store, TransactionConflict
 from insula.store.sqlite import SqliteStore
+from tests.support.wait import patiently
 
 
 def run(path: Path, scenario: Callable[[Store], Awaitable[None]]) -> None:
     async def main() -> None:
         store = SqliteStore(path / "state.db")
         try:
-            await asyncio.wait_for(scenario(store), 20)
+            await asyncio.wait_for(scenario(store), patiently(20))
         finally:
             await store.close()
 

@@ -22,6 +22,7 @@ from insula.cli.terminal import DetachFilter, detach_keys
 from insula.client.http import chunk, connect, head
 from insula.model.errors import Invalid, NotFound, Unavailable
 from insula.model.stream import Kind, encode
+from tests.support.wait import patiently
 from tests.unit.conftest import StubDaemon
 
 SOURCE = str(Path(__file__).parents[2] / "src")
@@ -33,7 +34,7 @@ def cli(stub: StubDaemon, *words: str) -> list[str]:
 
 
 def run(stub: StubDaemon, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(cli(stub, *words), input=stdin, capture_output=True, timeout=30)
+    return subprocess.run(cli(stub, *words), input=stdin, capture_output=True, timeout=patiently(30))
 
 
 def test_both_directions_at_once(stub: StubDaemon) -> None:
@@ -176,7 +177,7 @@ def test_signals_are_forwarded(stub: StubDaemon) -> None:
         assert client.stdout.readline() == b"ready\n"
         client.send_signal(signal.SIGTERM)
         assert client.stdout.readline() == b"got it\n"
-        assert client.wait(10) == 9
+        assert client.wait(patiently(10)) == 9
 
 
 def test_a_closed_output_ends_it_quietly(stub: StubDaemon) -> None:
@@ -185,7 +186,7 @@ def test_a_closed_output_ends_it_quietly(stub: StubDaemon) -> None:
         assert client.stderr is not None
         assert client.stdout.readline() == b"y\n"
         client.stdout.close()
-        assert client.wait(10) == -signal.SIGPIPE
+        assert client.wait(patiently(10)) == -signal.SIGPIPE
         assert client.stderr.read() == b""
     stub.plane.instances.processes_of["i0"].process.kill()
 

@@ -21,6 +21,7 @@ from insula.container.log import MIN_SIZE, LogReader, LogWriter, Record
 from insula.model.stream import Kind
 from tests.forked import forked
 from tests.support.logs import read_log
+from tests.support.wait import patiently
 
 OUT, ERR = Kind.STDOUT, Kind.STDERR
 HEAD = 13
@@ -213,7 +214,7 @@ def test_follow_in_another_thread_sees_all(tmp_path: Path) -> None:
     writer = LogWriter(str(tmp_path), MIN_SIZE, 1000)
     for number in range(total):
         writer.write(OUT, b"%08d" % number + b"y" * 200)
-    thread.join(20)
+    thread.join(patiently(20))
     writer.close()
     assert seen == list(range(total))
 

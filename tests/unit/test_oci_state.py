@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from insula.kernel import process
 from insula.model.errors import Conflict, Failed, Invalid, NotFound
 from insula.oci.state import Container, check_id, containers, rfc3339, user_name
+from tests.support.wait import patiently
 
 if TYPE_CHECKING:
     from insula.oci.state import Record
@@ -108,7 +109,7 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
         thread.start()
         thread.join(0.1)
         order.append("first")
-    thread.join(10)
+    thread.join(patiently(10))
     assert order == ["first", "second"]
 
 
@@ -128,7 +129,7 @@ def test_who_waited_for_what_was_deleted_meanwhile_gets_nothing(tmp_path: Path) 
         thread.join(0.1)
         container.remove()
         Path(container.path).mkdir()  # of somebody who was faster
-    thread.join(10)
+    thread.join(patiently(10))
     assert len(caught) == 1
 
 

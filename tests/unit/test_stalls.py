@@ -45,6 +45,7 @@ from insula.model.views import Explanation, InstanceView, ProcessView
 from insula.store.protocol import Entry, Event, Snapshot
 from insula.store.typed import Keyspace
 from tests.support import objects
+from tests.support.wait import patiently
 from tests.unit.conftest import StubDaemon
 
 RECORDS = 200_000
@@ -258,7 +259,7 @@ def test_many_who_ask_at_once(tmp_path: Path) -> None:
 
         def slow() -> None:
             begun.set()
-            assert hold.wait(20)
+            assert hold.wait(patiently(20))
             order.append("hostile 1")
 
         first = asyncio.ensure_future(workers.do("hostile", slow))
@@ -282,7 +283,7 @@ def test_who_asks_and_goes_away_keeps_the_turn_until_the_thread_is_done() -> Non
 
         def slow() -> None:
             begun.set()
-            assert hold.wait(20)
+            assert hold.wait(patiently(20))
             order.append("slow")
 
         first = asyncio.ensure_future(workers.do("hostile", slow))

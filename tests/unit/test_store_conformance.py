@@ -11,6 +11,7 @@ import pytest
 from insula.model.errors import Conflict, Invalid, NotFound
 from insula.store.protocol import Compare, Delete, Entry, Event, Put, Store, TransactionConflict
 from insula.store.sqlite import SqliteStore
+from tests.support.wait import patiently
 
 Scenario = Callable[[Store], Awaitable[None]]
 FACTORIES: dict[str, Callable[[Path], Store]] = {"sqlite": lambda path: SqliteStore(path / "state.db")}
@@ -24,7 +25,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], 
         async def main() -> None:
             store = FACTORIES[request.param](tmp_path)
             try:
-                await asyncio.wait_for(scenario(store), 20)
+                await asyncio.wait_for(scenario(store), patiently(20))
             finally:
                 await store.close()
 
@@ -34,7 +35,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], 
 
 
 async def take(events: AsyncIterator[Event], count: int) -> list[Event]:
-    return [await asyncio.wait_for(anext(events), 5) for _ in range(count)]
+    return [await asyncio.wait_for(anext(events), patiently(5)) for _ in range(count)]
 
 
 async def values(store: Store, prefix: str = "/") -> dict[str, bytes]:
@@ -181,7 +182,7 @@ def test_watch_tells_history_and_future_in_order(run: Run) -> None:
         await asyncio.sleep(0.05)
         assert not pending.done()
         last = await store.put("/w/c", b"3")
-        new = await asyncio.wait_for(pending, 5)
+        new = await asyncio.wait_for(pending, patiently(5))
         assert [(e.kind, e.entry.key, e.entry.value, e.revision) for e in [*old, new]] == [
             ("put", "/w/a", b"1", first),
             ("delete", "/w/a", b"", first + 2),
@@ -221,7 +222,7 @@ def test_closing_ends_watches(run: Run) -> None:
         await store.put("/a", b"")
         await asyncio.sleep(0.05)
         await store.close()
-        assert await asyncio.wait_for(watcher, 5) == 1
+        assert await asyncio.wait_for(watcher, patiently(5)) == 1
 
     run(scenario)
 

@@ -16,6 +16,7 @@ from insula.store import sqlite
 from insula.store.protocol import Compacted, Event, Put
 from insula.store.sqlite import SqliteStore
 from insula.store.tables import ROW
+from tests.support.wait import patiently
 
 HISTORY, BYTES = 200, 64 << 10
 
@@ -35,7 +36,7 @@ def kept(path: Path) -> tuple[int, int, int]:
 
 
 async def bounded(work: Awaitable[None]) -> None:
-    await asyncio.wait_for(work, 60)
+    await asyncio.wait_for(work, patiently(60))
 
 
 async def history(store: SqliteStore, after: int, until: int) -> list[Event]:

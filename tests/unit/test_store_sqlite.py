@@ -21,6 +21,7 @@ from insula.store.migrations import STEPS, migrate
 from insula.store.protocol import Compacted, Delete, Put, Write
 from insula.store.sqlite import GROUP, SqliteStore
 from insula.store.typed import Keyspace
+from tests.support.wait import patiently
 
 WRITER = """
 import asyncio, sys
@@ -335,7 +336,7 @@ def test_a_lease_whose_end_can_not_be_written_ends_later(tmp_path: Path) -> None
         entry = await store.get("/a")
         assert entry is not None, "what could not be written has not happened"
         denying.denied = set()
-        event = await asyncio.wait_for(anext(events), 20)
+        event = await asyncio.wait_for(anext(events), patiently(20))
         assert (event.kind, event.entry.key) == ("delete", "/a")
         await events.aclose()  # type: ignore[attr-defined]
         while store._expiring:  # what has ended is not remembered

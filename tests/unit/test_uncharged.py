@@ -11,6 +11,7 @@ import pytest
 
 from insula.control.instances.drivers.uncharged import Uncharged
 from insula.kernel.uncharged import Guard
+from tests.support.wait import patiently
 
 SLOW = """
 import asyncio, sys, threading
@@ -53,7 +54,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
 def test_a_kernel_that_never_answers_holds_nobody_up(tmp_path: Path) -> None:
     """Neither who begins, nor who asks, nor the end of the process."""
     command = [sys.executable, "-c", SLOW, str(tmp_path / "pins")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patiently(120), check=True)
     assert done.stdout == "not counted yet: the programs are being loaded\n"
 
 

@@ -28,7 +28,7 @@ from insula.kernel import cgroups, criu, mounts, netlink, nftables, process, sys
 from insula.kernel.seccomp import load as seccomp_load
 from insula.model.errors import Failed, Unavailable
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0  # seconds: it takes a tenth of one, and many where the host is busy or emulated
 _SCRATCH = ".features-"
 _CONTAINER = (
     syscalls.CLONE_NEWNS

@@ -25,6 +25,7 @@ from insula.kernel import cgroups, syscalls
 from tests.forked import forked
 from tests.support.cli import REPOSITORY, Cli
 from tests.support.images import Layout, member, tar
+from tests.support.wait import patiently
 from tests.system.escape.attacks import run
 
 PYTHON = os.path.realpath(sys.executable)
@@ -121,7 +122,7 @@ class Cell:
 
     @staticmethod
     def finish(process: subprocess.Popen[str]) -> End:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=patiently(60))
         assert process.returncode == 0, err
         [said] = json.loads(out)
         return End.of(said)

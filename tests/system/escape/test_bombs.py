@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.conftest import TenantFactory
 from tests.system.escape.attacks import bombs
 from tests.system.escape.cell import COMMAND, IMAGE, Cell, End, request
@@ -108,7 +108,7 @@ def _bomb(cli: Cli, kind: str, limit: int | None) -> subprocess.Popen[str]:
 
 def _taken(bomb: subprocess.Popen[str]) -> int:
     """How much it got in the end, 0 if it was killed or refused."""
-    out, err = bomb.communicate(timeout=60)
+    out, err = bomb.communicate(timeout=patiently(60))
     if bomb.returncode == 137:
         return 0
     assert bomb.returncode == 0, (bomb.returncode, out, err)

@@ -17,7 +17,7 @@ import pytest
 
 from insula.kernel import mounts, sealed, syscalls
 from tests.support.cli import Cli
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.escape.attacks import files
 from tests.system.escape.cell import Cell
 from tests.system.escape.conftest import CellFactory
@@ -102,5 +102,5 @@ def test_the_program_that_sleeps_while_files_of_a_stopped_instance_are_copied(cl
         kind, _, options = mounted(sleeper())["/dev/sleep"]
         assert copying.stdin
         copying.stdin.close()
-        assert copying.wait(30) == 1, "an empty archive"
+        assert copying.wait(patiently(30)) == 1, "an empty archive"
     assert kind == "overlay" and "upperdir=" not in options and options.split(",")[0] == "ro"

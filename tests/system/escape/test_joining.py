@@ -19,7 +19,7 @@ from tests.forked import forked
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.support.images import Layout, member, tar
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.escape.attacks import kernel, processes
 from tests.system.escape.cell import IMAGE, Cell
 from tests.system.escape.conftest import CellFactory
@@ -92,7 +92,7 @@ def test_a_process_that_is_traced_when_it_ends(cell: Cell, neighbour: Cell, daem
     until(lambda: (cell.upper / "tmp/tracing").exists(), "it traces")
     busy = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"  # a child of its own would be traced too
     victims = [cell.cli.start("exec", cell.name, "sh", "-c", f"{busy}; exit {number}") for number in (7, 8, 9)]
-    assert [victim.wait(20) for victim in victims] == [7, 8, 9], "it is known how they ended"
+    assert [victim.wait(patiently(20)) for victim in victims] == [7, 8, 9], "it is known how they ended"
     assert tracer.poll() is None and _zombies(daemon), "the control: they can't be waited for yet"
     assert neighbour.answers()
     neighbour.cli.ok("run", "--rm", IMAGE, "/bin/true")

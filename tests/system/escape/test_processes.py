@@ -15,6 +15,7 @@ import pytest
 
 from insula.kernel import syscalls
 from tests.forked import errno_of, forked
+from tests.support.wait import patiently
 from tests.system.escape.attacks import processes, runtime
 from tests.system.escape.attacks.calls import syscall
 from tests.system.escape.cell import Cell, unguarded
@@ -49,7 +50,7 @@ def test_a_signal_to_all(cells: CellFactory, cell: Cell, neighbour: Cell) -> Non
     suicide = cells(cell.cli)
     bystander = subprocess.Popen(["sleep", "60"])
     try:
-        suicide.start(processes.ended_by_everybody).wait(20)
+        suicide.start(processes.ended_by_everybody).wait(patiently(20))
         assert neighbour.answers() and cell.answers() and bystander.poll() is None
         assert suicide.answers(), "PID 1 of the namespace is spared"
     finally:

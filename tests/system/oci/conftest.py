@@ -15,6 +15,7 @@ import pytest
 from tests.support.cli import Result
 from tests.support.machine import Run
 from tests.support.oci import Bundle
+from tests.support.wait import patiently
 
 NAME = "box"
 
@@ -60,7 +61,9 @@ class Box(Bundle):
         self.script(text)
         command = self.oci.command("create", "--bundle", self.path, *options, NAME)
         with (self.path / "output").open("w") as output:
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=30, check=True)
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=patiently(30), check=True
+            )
 
     def start(self, text: str = "exec sleep 600", *options: object) -> int:
         """Create and start; the process's PID."""
@@ -132,7 +135,7 @@ class ConsoleSocket:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen()
-        self._listener.settimeout(20)
+        self._listener.settimeout(patiently(20))
 
     def receive(self) -> int:
         """The terminal's other end."""

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.cli import REPOSITORY
 from tests.support.host import Host
+from tests.support.wait import patiently
 from tests.system.oci.conftest import NAME, Box
 
 SERVICE = """
@@ -77,7 +78,7 @@ def test_the_service(tmp_path: Path, environment: Path) -> None:
         requests = [json.dumps(launch._asdict()) for launch in launches]
         command = [str(environment / "bin/python"), "-IE", "-c", SERVICE, str(host.run), *requests]
         with (tmp_path / "out").open("w") as out:  # no pipe: the monitor keeps the streams
-            subprocess.run(command, stdout=out, check=True, timeout=120)
+            subprocess.run(command, stdout=out, check=True, timeout=patiently(120))
         assert (tmp_path / "out").read_text().splitlines() == ["3", "4", "container kernel model"]
         assert [host.output(launch) for launch in launches] == ["out\n"] * 2
     finally:

@@ -14,7 +14,7 @@ import pytest
 from insula.kernel import criu
 from insula.model.errors import Unavailable
 from tests.support import machine, peers
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 COUNT = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.02; done"
 """Its memory is `i`: began it anew, it would write 1 again."""
@@ -155,7 +155,7 @@ def test_its_output_goes_to_who_restores_it(box: Box) -> None:
     assert first.stdout is not None
     assert first.stdout.readline() == "begin\n"
     box.checkpoint()
-    first.communicate(timeout=20)
+    first.communicate(timeout=patiently(20))
     assert first.returncode == 137
     program = ("--criu", str(shutil.which("criu")))
     second = box.start(*program, "restore", f"--bundle={box.bundle}", f"--image-path={box.path}/images", NAME)
@@ -166,7 +166,7 @@ def test_its_output_goes_to_who_restores_it(box: Box) -> None:
 
     until(runs, "it runs")
     Path(f"/proc/{(box.state() or {})['pid']}/root/tmp/go").touch()
-    out, _ = second.communicate(timeout=20)
+    out, _ = second.communicate(timeout=patiently(20))
     assert (out, second.returncode) == ("end\n", 7)
     assert box.state() is None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.oci.conftest import NAME, Box
 
 
@@ -103,7 +103,7 @@ def test_the_program_has_the_default_actions(box: Box) -> None:
     box.write(box.config)
     with (box.path / "output").open("w") as output:
         command = box.oci.command("create", "--bundle", box.path, NAME)
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, timeout=30, check=True)
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, timeout=patiently(30), check=True)
     box.oci.ok("start", NAME)
     until(lambda: box.output.count("\n") == 3, "it has told")
     masks = {name: int(mask, 16) for name, mask in (line.split(":") for line in box.output.splitlines())}
@@ -123,7 +123,7 @@ def test_run_forwards_signals(box: Box) -> None:
     running = box.oci.start("run", "--bundle", box.path, NAME)
     assert running.stdout and running.stdout.readline() == "ready\n"
     running.send_signal(signal.SIGTERM)
-    assert running.wait(20) == 5
+    assert running.wait(patiently(20)) == 5
     assert box.left() == []
     running.stdout.close()
 
@@ -133,7 +133,7 @@ def test_run_whose_process_is_killed(box: Box) -> None:
     running = box.oci.start("run", "--bundle", box.path, NAME)
     assert running.stdout and running.stdout.readline() == "ready\n"
     box.oci.ok("kill", NAME, "KILL")
-    assert running.wait(20) == 128 + signal.SIGKILL
+    assert running.wait(patiently(20)) == 128 + signal.SIGKILL
     running.stdout.close()
 
 
@@ -164,7 +164,7 @@ def test_streams_belong_to_the_containers_user(box: Box) -> None:
 def test_closed_standard_streams_are_null(box: Box) -> None:
     box.script("readlink /proc/self/fd/0 > /tmp/fd; ls /proc/self/fd > /tmp/list")
     command = box.oci.command("run", "--bundle", box.path, NAME)
-    subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], check=True, timeout=30)
+    subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], check=True, timeout=patiently(30))
     assert (box.rootfs / "tmp/fd").read_text() == "/dev/null\n"
     assert (box.rootfs / "tmp/list").read_text().split() == ["0", "1", "2", "3"]  # 3 is what ls reads
 

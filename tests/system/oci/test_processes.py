@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.oci.conftest import NAME, Box, ConsoleSocket
 
 BASE = 0x50000000
@@ -94,7 +94,7 @@ def test_run_in_a_terminal(box: Box) -> None:
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", 31, 91, 0, 0))
         os.write(master, b"hello\r")
         read_until(master, "got hello")
-        assert process.wait(20) == 4
+        assert process.wait(patiently(20)) == 4
         assert termios.tcgetattr(master)[3] == before[3]
     finally:
         os.close(master)
@@ -105,7 +105,7 @@ def test_exec_in_a_terminal(box: Box) -> None:
     process, master = in_terminal(*box.oci.command("exec", "--tty", NAME, "sh", "-c", "tty; exit 6"))
     try:
         read_until(master, "/dev/pts/0")
-        assert process.wait(20) == 6
+        assert process.wait(patiently(20)) == 6
     finally:
         os.close(master)
 
@@ -144,7 +144,7 @@ def run_with(box: Box, descriptors: list[int], *words: object, before: str = "A=
     command = box.oci.command(*words)
     redirections = " ".join(f"{3 + index}<&{fd}" for index, fd in enumerate(descriptors))
     shell = ["bash", "-c", f'export {before}; exec "$@" {redirections}', "bash", *command]
-    done = subprocess.run(shell, pass_fds=descriptors, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(shell, pass_fds=descriptors, capture_output=True, text=True, timeout=patiently(30))
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
 
@@ -221,7 +221,9 @@ def test_the_session_keyring(box: Box, option: tuple[str, ...]) -> None:
     command = box.oci.command("run", *option, "--bundle", box.path, NAME)
     enter = "import os, sys; from insula.kernel.syscalls import join_session_keyring as join; join('ours')"
     enter += "; os.execv(sys.argv[1], sys.argv[1:])"
-    done = subprocess.run([sys.executable, "-c", enter, *command], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", enter, *command], capture_output=True, text=True, timeout=patiently(30)
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert ("ours: empty" in done.stdout) is bool(option)
 
@@ -290,7 +292,7 @@ def test_exec_in_a_paused_container(box: Box) -> None:
     until(lambda: len(box.oci.json("ps", "--format", "json", NAME)) > 1, "it is in the group")
     assert waiting.poll() is None
     box.oci.ok("resume", NAME)
-    assert waiting.communicate(timeout=20)[0] == "thawed\n"
+    assert waiting.communicate(timeout=patiently(20))[0] == "thawed\n"
 
 
 def test_exec_is_in_the_group(box: Box) -> None:
@@ -321,7 +323,7 @@ def test_lines_of_a_terminal_that_goes_to_a_pipe(box: Box) -> None:
     process, master = in_terminal(*box.oci.command("run", "--bundle", box.path, NAME))
     try:
         read_until(master, "/dev/pts/0\r\none\r\ntwo\r\n")
-        assert process.wait(20) == 0
+        assert process.wait(patiently(20)) == 0
     finally:
         os.close(master)
 

@@ -17,7 +17,7 @@ from insula.kernel.cgroups import hierarchy
 from insula.oci.state import Container
 from tests.support.machine import Run
 from tests.support.oci import Oci, Resident
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 BUSY = "trap 'exit 7' USR1; trap '' TERM; sleep infinity & while :; do echo x; usleep 2000; done"
 CONFIG: dict[str, Any] = {"linux": {"namespaces": [{"type": "pid"}], "resources": {"memory": {"limit": 64 << 20}}}}
@@ -134,13 +134,13 @@ def test_kill_sends_the_signal_that_was_asked_for(oci: Oci, web: Resident) -> No
     oci.ok("kill", "web")  # TERM, which it ignores
     assert web.grows()
     oci.ok("kill", "web", "SIGUSR1")
-    assert web.process.wait(10) == 7
+    assert web.process.wait(patiently(10)) == 7
     assert "container not running" in oci.fails("kill", "web", "USR1")
 
 
 def test_kill_goes_to_the_first_process_only(oci: Oci, web: Resident) -> None:
     oci.ok("kill", "web", "9")
-    assert web.process.wait(10) == -signal.SIGKILL
+    assert web.process.wait(patiently(10)) == -signal.SIGKILL
     assert web.group.processes(), "its children have lost it, and live: here there is no PID namespace to take them"
     oci.ok("kill", "--all", "web", "KILL")
     until(lambda: not web.group.processes(), "they are gone")
@@ -152,7 +152,7 @@ def test_kill_all(oci: Oci, web: Resident) -> None:
     oci.ok("kill", "--all", "web", "CONT")
     assert web.grows()
     oci.ok("kill", "--all", "web", "KILL")
-    assert web.process.wait(10) == -signal.SIGKILL
+    assert web.process.wait(patiently(10)) == -signal.SIGKILL
     until(lambda: not web.group.processes(), "all are gone")
     oci.ok("kill", "--all", "web", "KILL")  # for what may be left of a container whose first process has ended
 
@@ -161,21 +161,21 @@ def test_without_a_pid_namespace_of_its_own_a_kill_means_all(oci: Oci, make: Fac
     web = make(config={"linux": {"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]}})
     until(lambda: len(web.group.processes()) > 1, "it has children")
     oci.ok("kill", "web", "KILL")
-    web.process.wait(10)
+    web.process.wait(patiently(10))
     until(lambda: not web.group.processes(), "all are gone")
 
 
 def test_a_paused_container_can_be_killed(oci: Oci, web: Resident) -> None:
     oci.ok("pause", "web")
     oci.ok("kill", "web", "KILL")
-    assert web.process.wait(10) == -signal.SIGKILL
+    assert web.process.wait(patiently(10)) == -signal.SIGKILL
 
 
 def test_a_kill_waits_for_nobody(oci: Oci, web: Resident) -> None:
     """A hook that hangs holds the container's lock."""
     with Container(str(oci.root), "web"):
         oci.ok("kill", "web", "KILL")
-    assert web.process.wait(10) == -signal.SIGKILL
+    assert web.process.wait(patiently(10)) == -signal.SIGKILL
 
 
 # -- pause and resume --------------------------------------------------------------------------------------------------
@@ -193,13 +193,13 @@ def test_delete_of_a_process_in_a_frozen_group_of_others(oci: Oci, web: Resident
         (other / "freezer.state").write_text("FROZEN")
         until(lambda: (other / "freezer.state").read_text() == "FROZEN\n", "they stand still")
         oci.ok("delete", "--force", "web")
-        assert web.process.wait(10) == -signal.SIGKILL
+        assert web.process.wait(patiently(10)) == -signal.SIGKILL
         assert (other / "cgroup.procs").read_text() == f"{bystander.pid}\n"
         assert (other / "freezer.state").read_text() == "FROZEN\n"
     finally:
         bystander.kill()
         (other / "freezer.state").write_text("THAWED")
-        bystander.wait(10)
+        bystander.wait(patiently(10))
         until(lambda: (other / "cgroup.procs").read_text() == "", "nobody is left in it")
         other.rmdir()
 
@@ -323,8 +323,8 @@ def test_events_tell_of_memory_that_ran_out_and_end_with_the_container(oci: Oci,
         assert json.loads(watching.stdout.readline()) == {"type": "oom", "id": "web"}
         until(lambda: "survived" in web.output.read_text(), "its own process was not the one that was killed")
         oci.ok("kill", "web", "KILL")
-        web.process.wait(10)
-        assert watching.wait(10) == 0
+        web.process.wait(patiently(10))
+        assert watching.wait(patiently(10)) == 0
     finally:
         watching.kill()
         watching.wait()

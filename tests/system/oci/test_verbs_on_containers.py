@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.machine import Run
 from tests.support.oci import Bundle
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 LOOP = "trap 'exit 7' USR1; (while :; do :; done) & i=0; while :; do i=$((i+1)); echo $i > /tmp/count; done"
 
@@ -121,7 +121,7 @@ def test_events_end_with_the_container(bundle: Bundle) -> None:
     try:
         assert watching.stdout and json.loads(watching.stdout.readline())["type"] == "stats"
         oci.ok("delete", "--force", "web")
-        assert watching.wait(10) == 0
+        assert watching.wait(patiently(10)) == 0
     finally:
         watching.kill()
         watching.wait()
