@@ -27,7 +27,7 @@ NOTHING_SELECTED = 5
 """pytest's exit status where its options select no test: no failure."""
 
 _FAILURE = re.compile(r"(FAILED|ERROR) \S+")
-_RESULT = re.compile(r"=+ (.*) in [\d.]+s.*=+")
+_RESULT = re.compile(r"(?:=+ )?(\d+ .*) in [\d.]+s\b.*")
 
 
 @dataclass
@@ -48,6 +48,10 @@ class Stage:
     def failed(self) -> bool:
         return self.status not in (0, NOTHING_SELECTED) and not self.without
 
+    @property
+    def running(self) -> bool:
+        return self._pid != 0
+
     def run(self) -> None:
         begun = time.monotonic()
         _say(self.name, f"==> {' '.join(self.command)}")
@@ -57,8 +61,9 @@ class Stage:
         self._pid = process.pid
         reader = threading.Thread(target=self._read, args=[process], daemon=True)
         reader.start()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        self._pid = 0  # before another process can have it
         _, status, usage = os.wait4(process.pid, 0)  # of all its descendants that were waited for
-        self._pid = 0
         self.status = process.returncode = os.waitstatus_to_exitcode(status)
         self.wall, self.processor = time.monotonic() - begun, usage.ru_utime + usage.ru_stime
         reader.join(5)  # what a test has left running may hold the pipe open
@@ -79,7 +84,7 @@ class Stage:
 
     def kill(self) -> None:
         """If it runs. It reports how it ended."""
-        if self._pid:
+        if self.running:
             os.kill(self._pid, signal.SIGKILL)
 
 

@@ -1,0 +1,64 @@
+"""The runner of `scripts/test all`: what a stage prints, how it ends, and what is said of it at the end."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.stages import Stage, lanes, report
+from tests.support.wait import until
+
+
+def stage(script: str, without: str = "") -> Stage:
+    return Stage("one", ["sh", "-c", script], without)
+
+
+def test_a_failed_test_is_named_once_more(capsys: pytest.CaptureFixture[str]) -> None:
+    made = stage("echo 'FAILED tests/x.py::test_y - boom'; echo '== 1 failed, 2 passed in 3.21s =='; exit 1")
+    made.run()
+    assert made.failed
+    assert "one    | FAILED tests/x.py::test_y - boom\n" in capsys.readouterr().out
+    lines = report([made], 5.0).splitlines()
+    assert lines[-1] == "FAILED tests/x.py::test_y - boom"
+    assert lines[1].endswith("1 failed, 2 passed")
+
+
+@pytest.mark.parametrize(("status", "failed"), [(0, False), (5, False), (1, True), (2, True), (137, True)])
+def test_an_end_without_a_word(status: int, failed: bool) -> None:
+    made = stage(f"exit {status}")
+    made.run()
+    assert made.failed is failed
+    assert (f"FAILED one: exit status {status}" in report([made], 1.0)) is failed
+
+
+def test_what_can_be_done_without(capsys: pytest.CaptureFixture[str]) -> None:
+    made = stage("exit 1", "it is skipped")
+    made.run()
+    assert not made.failed
+    assert "one    | it is skipped" in capsys.readouterr().out
+
+
+def test_one_that_hangs_is_killed_and_has_failed() -> None:
+    made = stage("echo before; exec sleep 1000")
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    until(lambda: made.running, "it runs")
+    made.kill()
+    thread.join()
+    assert made.failed
+    assert "FAILED one: exit status -9" in report([made], 1.0)
+
+
+def test_the_time_of_descendants_is_counted() -> None:
+    made = stage("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done & wait")
+    made.run()
+    assert made.processor > 0.01
+    idle = stage("sleep 0.2")
+    idle.run()
+    assert idle.wall > 0.15 > idle.processor  # the control
+
+
+def test_every_suite_is_in_a_lane() -> None:
+    names = [each.name for lane in lanes([]) for each in lane]
+    assert sorted(names) == ["guest", "modern", "peer", "peers", "system", "unit"]
