@@ -49,7 +49,7 @@ _PROPAGATION = {
 }
 _SUPERBLOCK = ("sync", "dirsync", "lazytime", "nolazytime", "mand", "nomand")
 _WITHOUT_EFFECT = ("defaults", "async", "silent", "loud", "iversion", "noiversion", "acl", "noacl")
-_OURS = ("bind", "rbind", "remount", "idmap", "ridmap", "tmpcopyup", "sealed")
+_OURS = ("bind", "rbind", "remount", "idmap", "ridmap", "tmpcopyup", "copy-symlink", "sealed")
 
 NAMES = (
     *_ATTRIBUTES,
@@ -87,7 +87,8 @@ class Options:
     """Parsed options. `data` has the file system's parameters; `propagation` has MS_REC for the recursive kinds."""
 
     __slots__ = (
-        *("all_below", "bind", "copy_up", "data", "idmap", "own", "propagation", "recursive", "remount", "sealed"),
+        *("all_below", "bind", "copy_link", "copy_up", "data", "idmap", "own", "propagation", "recursive"),
+        *("remount", "sealed"),
     )
 
     def __init__(self, options: Iterable[str] = ()) -> None:
@@ -97,6 +98,7 @@ class Options:
         self.bind = self.recursive = False
         self.remount = False
         self.copy_up = False
+        self.copy_link = False  # of a bind mount whose source is a symbolic link: make it anew, and mount nothing
         self.sealed = False  # a bind mount of a file that can't be remounted writable
         self.idmap = ""  # idmap, ridmap, or empty
         self.data: list[str] = []
@@ -114,6 +116,8 @@ class Options:
             self.remount = True
         elif option == "tmpcopyup":
             self.copy_up = True
+        elif option == "copy-symlink":
+            self.copy_link = True
         elif option == "sealed":
             self.sealed = True
         elif option in ("idmap", "ridmap"):

@@ -153,6 +153,26 @@ def make_target(root: int, path: str, *, directory: bool, links: bool = True) ->
     return fd
 
 
+def make_link(root: int, path: str, content: str) -> None:
+    """Make a symbolic link at `path` below `root`, and what is missing on the way to it.
+
+    OSError with EEXIST if there is something else than a link with this content.
+    """
+    above, _, name = os.path.normpath("/" + path).rpartition("/")
+    directory = make_target(root, above or "/", directory=True)
+    try:
+        os.symlink(content, name, dir_fd=directory)
+    except FileExistsError as error:
+        try:
+            same = os.readlink(name, dir_fd=directory) == content
+        except OSError:
+            same = False
+        if not same:
+            raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(directory)
+
+
 def _make_path(root: int, path: str, *, directory: bool, links: bool) -> int:
     """Create `path` below `root` as mkdir(1) -p does, and return an O_PATH descriptor.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,32 @@ def test_exec_makes_none(box: Box) -> None:
     box.start()
     assert "enter the working directory" in box.oci.fails("exec", "--cwd", "/gone", "box", "true")
     assert not (box.rootfs / "gone").exists()
+
+
+def test_a_link_that_is_copied(box: Box, tmp_path: Path) -> None:
+    """An option of crun: a source that is a symbolic link is made anew, wherever it leads."""
+    for content in ("nowhere/at/all", "/etc/shadow", "../../../../etc/passwd"):
+        (link := tmp_path / "link").symlink_to(content)
+        box.bind(link, "/new/directory/link", "copy-symlink")
+        assert box.out("readlink /new/directory/link; grep -c new/directory /proc/mounts; :") == f"{content}\n0\n"
+        assert box.out("readlink /new/directory/link") == f"{content}\n", "it is there already, and the same"
+        shutil.rmtree(box.rootfs / "new")
+        link.unlink()
+        box.mounts.pop()
+    (file := tmp_path / "file").write_text("content\n")
+    box.bind(file, "/file", "copy-symlink")
+    assert box.out("cat /file") == "content\n", "what is no link is mounted"
+
+
+def test_a_link_that_is_copied_replaces_nothing_and_leads_nowhere_outside(box: Box, tmp_path: Path) -> None:
+    (link := tmp_path / "link").symlink_to("content")
+    (outside := tmp_path / "outside").mkdir()
+    (box.rootfs / "out").symlink_to(outside)
+    box.bind(link, "/out/link", "copy-symlink")
+    assert box.out("readlink /out/link") == "content\n"
+    assert list(outside.iterdir()) == []
+    (box.rootfs / "there").write_text("")
+    (box.rootfs / "other").symlink_to("other-content")
+    for place in ("/there", "/other", "/tmp"):
+        box.mounts[-1]["destination"] = place
+        assert f"mount {place}: {place}: File exists" in box.refused()

@@ -244,6 +244,9 @@ class Tree:
         if fstype == VOLUME:
             _volume(self.root, entry)
             return
+        if (link := self.sources.links.get(index)) is not None:
+            mounts.make_link(self.root, entry["destination"], link)
+            return
         mount = self._from_inside(index, entry, options)
         if mount < 0:
             mount = self.sources.take(index)

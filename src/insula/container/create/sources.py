@@ -40,7 +40,8 @@ class PreparedMounts:
 
     `later` lists what the parent has not opened yet: the child asks it over `sync` when an entry's turn has come.
     `inside` are sources in the root file system itself, by index, as paths from the root: the child opens them, because
-    entries before them may have changed what is there.
+    entries before them may have changed what is there. `links` are the contents of sources that are symbolic links to
+    be made anew (`copy-symlink`), by index.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class PreparedMounts:
         self.devices: dict[str, int] = {}
         self.later: list[int | str] = []
         self.inside: dict[int, str] = {}
+        self.links: dict[int, str] = {}
         self.sync: socket.socket | None = None
 
     def descriptors(self) -> list[int]:
@@ -165,6 +167,9 @@ def open_later(config: dict[str, Any], plan: Plan) -> PreparedMounts:
         if not is_made_outside(entry):
             continue
         options = Options(entry.get("options") or ())
+        if options.copy_link and is_bind(entry, options) and os.path.islink(entry["source"]):
+            made.links[index] = os.readlink(entry["source"])
+            continue
         source = os.path.realpath(entry["source"]) if is_bind(entry, options) else ""
         if covers(root, source):
             made.inside[index] = os.path.relpath(source, root)
