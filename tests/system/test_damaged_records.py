@@ -17,11 +17,13 @@ TENANT = "acme"
 
 def damage(daemon: Daemon, name: str, value: bytes, tenant: str = TENANT) -> None:
     """Write `value` in the place of its record, in the store of a daemon that is dead."""
+    overwrite(daemon, f"/instances/{tenant}/{name}", value)
 
+
+def overwrite(daemon: Daemon, key: str, value: bytes) -> None:
     async def write() -> None:
         store = SqliteStore(daemon.root / "state.db")
         try:
-            key = f"/instances/{tenant}/{name}"
             assert await store.get(key)
             await store.put(key, value)
         finally:
@@ -140,3 +142,45 @@ def test_damaged_files_of_one(fresh: Daemon, file: str) -> None:
     assert not (fresh.root / "instances" / identity).exists()
     assert not (fresh.run / "containers" / identity).exists()
     assert fresh.cli.json("status")["problems"] == []
+
+
+@pytest.mark.parametrize("tenant", [TENANT, "default"])
+def test_a_tenant_whose_record_is_damaged_keeps_what_it_has(fresh: Daemon, tenant: str) -> None:
+    if tenant == TENANT:
+        fresh.cli.ok("tenant", "create", TENANT, "--instances", "5")
+        fresh.cli.of(TENANT).ok("network", "create", "default", "--subnet", "10.7.0.0/24")
+    cli = fresh.cli.of(tenant)
+    before = cli.json("tenant", "show", tenant)["tenant"]
+    for name in ("web", "db"):
+        cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
+    pid = cli.json("inspect", "web")[0]["status"]["pid"]
+    fresh.kill("insulad")
+    overwrite(fresh, f"/tenants/{tenant}", b"\0{")
+    fresh.start()
+    until(lambda: cli.run("exec", "web", "ping", "-c", "1", "-W", "2", "db").status == 0, "it is managed")
+    assert cli.json("inspect", "web")[0]["status"]["pid"] == pid
+    after = cli.json("tenant", "show", tenant)["tenant"]
+    assert [after[key] for key in ("index", "id_base")] == [before[key] for key in ("index", "id_base")]
+    [problem] = fresh.cli.json("status")["problems"]
+    assert problem.startswith(f"record /tenants/{tenant}: was damaged, its limits and labels are lost")
+    assert "instances" in cli.fails("run", "busybox", "true", status=125), "it may have no more than it has"
+    cli.ok("rm", "-f", "web")
+    fresh.cli.ok("tenant", "update", tenant, "--instances", "5")
+    assert fresh.cli.json("status")["problems"] == []
+    cli.ok("run", "--rm", "busybox", "true")
+    if tenant == TENANT:
+        fresh.cli.ok("tenant", "rm", "--force", TENANT)
+        assert TENANT not in fresh.cli.ok("tenant", "ls")
+
+
+def test_a_tenant_whose_index_is_not_known_stays_damaged(fresh: Daemon) -> None:
+    """Another index would be another tenant's range of IDs."""
+    fresh.cli.ok("tenant", "create", TENANT)
+    fresh.kill("insulad")
+    overwrite(fresh, f"/tenants/{TENANT}", b"")
+    [claim] = [key for key in claims(fresh, TENANT) if key.startswith("/claims/tenant-index/")]
+    overwrite(fresh, claim, b"another")
+    fresh.start()
+    assert any(f"/tenants/{TENANT} is damaged" in problem for problem in fresh.cli.json("status")["problems"])
+    assert "damaged" in fresh.cli.of(TENANT).fails("run", "busybox", "true", status=125)
+    fresh.cli.ok("run", "--rm", "busybox", "true")

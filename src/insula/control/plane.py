@@ -71,6 +71,7 @@ class ControlPlane:
             host = await asyncio.to_thread(host_name, settings.root)
             plane = cls(Context(settings, host, store, drivers, TenantGroups(settings.prefix), fabric, images))
             undo.push_async_callback(plane.supervisor.close)
+            await plane.tenants.rebuild_damaged()
             await plane.reconciler.load()
             await plane.ensure()
             plane._closing = undo.pop_all()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from contextlib import AsyncExitStack
 
@@ -27,9 +28,10 @@ from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
 from insula.model.units import check_label, shorten
 from insula.model.views import LimitsPatch, TenantView, Usage
-from insula.store.protocol import TransactionConflict
+from insula.store.protocol import Compare, TransactionConflict
 from insula.store.typed import Found
 
+log = logging.getLogger("insula.control")
 DEFAULT = "default"
 FIRST_ID = 0x40000000
 MAX_TENANTS = (0x70000000 - FIRST_ID) // IDS_PER_TENANT
@@ -86,6 +88,7 @@ class Tenants:
                 await self._set_limits(name, before.limits, undo=True)
                 await asyncio.to_thread(self.context.groups.ensure, before)
                 raise
+        self.context.problems.solved(_record(name))
         return await self.get(name)
 
     async def _set_limits(self, name: str, limits: Limits, *, undo: bool = False) -> None:
@@ -103,14 +106,7 @@ class Tenants:
         pool = self.context.pool(_INDEX)
         for _ in range(claims.ATTEMPTS):
             index = await pool.lowest(0, MAX_TENANTS, "places for tenants")
-            tenant = Tenant(
-                name=name,
-                index=index,
-                id_base=FIRST_ID + index * IDS_PER_TENANT,
-                limits=limits,
-                labels=labels,
-                created=time.time(),
-            )
+            tenant = _tenant(name, index, limits, labels, time.time())
             own = _claims(tenant)
             writes = [TENANTS.put(tenant, name), USAGE.put(Usage(), name)]
             try:
@@ -149,6 +145,7 @@ class Tenants:
         except TransactionConflict:
             raise Conflict(f"tenant {name} was changed at the same time", "try again") from None
         self.context.pool(_INDEX).give_back(str(tenant.index))
+        self.context.problems.solved(_record(name))
         await self._undo(tenant)
 
     async def check_removable(self, name: str) -> Found[Tenant]:
@@ -184,6 +181,45 @@ class Tenants:
                 await asyncio.to_thread(self.context.groups.remove, tenant.name)
         except (InsulaError, OSError) as error:
             self.context.problems[f"tenant {tenant.name}"] = f"could not be taken off the host: {error}"
+
+    async def rebuild_damaged(self) -> None:
+        """Write damaged records anew, so that what these tenants have is managed and can be removed.
+
+        A tenant's IDs and addresses follow from its index, which its claim has as well. Limits and labels are lost: the
+        tenant may have as many instances as it has, and no more until somebody sets its limits. That is a problem of
+        this host. A record whose index is not known stays as it is.
+        """
+        store = self.context.store
+        _, damaged = TENANTS.sort_out((await store.list(TENANTS.prefix_all())).entries)
+        for entry, _ in damaged:
+            (name,) = TENANTS.parts(entry.key)
+            if (index := await self._claimed_index(name)) is None:
+                continue
+            count = len((await store.list(INSTANCES.prefix(name))).entries)
+            tenant = _tenant(name, index, Limits(instances=count), {}, 0.0)
+            try:
+                await store.transact([Compare(entry.key, entry.revision)], [TENANTS.put(tenant, name)])
+            except TransactionConflict:
+                continue
+            log.error("the damaged record at %s was %s", entry.key, shorten(repr(entry.value), 1000))
+            hint = f"`insula tenant update {name} --instances N` and its other options set them"
+            self.context.problems[_record(name)] = f"was damaged, its limits and labels are lost: {hint}"
+
+    async def _claimed_index(self, name: str) -> int | None:
+        """The index that the claims say is the tenant's, unless they say several or none."""
+        claimed = (await self.context.store.list(f"/claims/{_INDEX}/")).entries
+        found = [entry.key.rpartition("/")[2] for entry in claimed if entry.value == name.encode()]
+        return int(found[0]) if len(found) == 1 and found[0].isdecimal() else None
+
+
+def _record(name: str) -> str:
+    """The problem of a tenant's record."""
+    return f"record {TENANTS.key(name)}"
+
+
+def _tenant(name: str, index: int, limits: Limits, labels: dict[str, str], created: float) -> Tenant:
+    id_base = FIRST_ID + index * IDS_PER_TENANT
+    return Tenant(name=name, index=index, id_base=id_base, limits=limits, labels=labels, created=created)
 
 
 def _claims(tenant: Tenant) -> list[Claim]:
