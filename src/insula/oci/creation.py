@@ -1,10 +1,9 @@
-"""What `create` and `run` have in common: from a bundle to a process that waits, ready, to become the user's program.
+"""Creation of a container from a bundle, for `create` and `run`. Its process then waits to execute the user's program.
 
-The order is that of the runtime-spec (runtime.md). The config is read once, checked whole, and kept; nothing is made
-before. What has a name is made known before it is made: the container's directory, in it the control group's path,
-then the process. So whatever a killed `create` leaves, `delete --force` finds. And what leaves nothing behind is held
-by descriptors, as everywhere in `insula.container`: when this process dies, its child reads the end of their channel
-and dies too.
+The order is that of the runtime-spec (runtime.md). The config is read once, checked whole, and kept before anything is
+made. The container's directory is made first, and the control group's path is written there before the group exists,
+so that `delete --force` finds whatever a killed `create` leaves. Everything else is held by descriptors: if this
+process dies, its child reads the end of file from their channel, and exits.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _FAIL_UNKNOWN = "run.oci.seccomp_fail_unknown_syscall"
 
 
 class Created:
-    """A container between its making and its start. `master` is its terminal's other end, if nobody else got it."""
+    """A container that is created and not started. `master` is the master of its terminal; -1 if it was sent away."""
 
     def __init__(self, container: Container, config: dict[str, Any], arguments: Arguments) -> None:
         self.container = container
@@ -68,10 +67,13 @@ class Created:
     def debug(self, message: str) -> None:
         log.debug(message, self.arguments)
 
-    # -- what the child says -------------------------------------------------------------------------------------------
+    # -- messages of the child -----------------------------------------------------------------------------------------
 
     def hear(self) -> wire.Message | None:
-        """The child's next event that is not dealt with here; None when the channel closed. StepError if it failed."""
+        """Receive from the child until an event that this method does not handle; None at the end of the channel.
+
+        Raises StepError if the child reports that it failed.
+        """
         while (received := wire.receive(self.child.sync)) is not None:
             message, descriptors = received
             match message["event"]:
@@ -98,13 +100,8 @@ class Created:
     def _take_terminal(self, descriptors: list[int]) -> None:
         [master] = descriptors
         if self.console is None:
-            self.master = master
             plain_lines(master)
-            return
-        try:
-            self.console.send(master)
-        finally:
-            os.close(master)
+        self.master = streams.hand_over(master, self.console)
 
     def _pass_listener_on(self, fd: int) -> None:
         from insula.container.create import notify
@@ -113,7 +110,7 @@ class Created:
         wire.send(self.child.sync, {"event": "listening"})
 
     def prepare(self) -> None:
-        """Let the child prepare itself, and run the hooks of the runtime's namespaces meanwhile."""
+        """Wait until the child is ready to start; run the prestart and createRuntime hooks when it asks for them."""
         self.debug(f"nsexec container setup: process {self.child.pid} is in its namespaces")
         wire.send(self.child.sync, {"event": "mapped"})
         message = self.hear()
@@ -131,7 +128,7 @@ class Created:
             raise Failed("the container's process died while it was prepared", "see the kernel log: is memory short?")
 
     def kill(self) -> None:
-        """Rollback: end the process, whatever it does."""
+        """Kill the process and reap it (for Rollback)."""
         try:
             signal.pidfd_send_signal(self.child.pidfd, signal.SIGKILL)
             os.waitpid(self.child.pid, 0)
@@ -139,7 +136,7 @@ class Created:
             return
 
     def forget(self) -> None:
-        """Rollback: remove the container's directory, unless it is another container's meanwhile."""
+        """Remove the container's directory, unless another container has it by now (for Rollback)."""
         try:
             with self.container as container:
                 if container.record() in (self.record, None):
@@ -155,10 +152,10 @@ class Created:
 
 
 def make(arguments: Arguments, undo: Rollback, *, detached: bool, later: bool = False) -> Created:
-    """Make a container from its bundle; `undo` takes it apart again. InsulaError, OSError or StepError.
+    """Make a container from its bundle; `undo` removes it again. Raises InsulaError, OSError or StepError.
 
-    `detached`: the caller goes before the container's process ends, so somebody else must take its terminal; `later`:
-    even before it starts, so it waits at a socket in its directory.
+    `detached`: the caller exits before the container's process does, so its terminal must go to --console-socket.
+    `later`: the caller exits before the start, so the process waits at a socket in the container's directory.
     """
     streams.fill_standard_streams()
     bundle = os.path.abspath(arguments.bundle or ".")
@@ -203,7 +200,7 @@ def make(arguments: Arguments, undo: Rollback, *, detached: bool, later: bool = 
             state=made.state("creating"),
         )
         if not terminal:
-            streams.give_to(_outside_uid(config, user))
+            streams.give_to(outside_uid(config, user))
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         scheduling.set_affinity(scheduling.ALL)  # the container's processors are its group's, not its caller's
         scope = made.scope
@@ -236,7 +233,10 @@ def make(arguments: Arguments, undo: Rollback, *, detached: bool, later: bool = 
 
 
 def announce(made: Created, bundle: str, undo: Rollback) -> Cgroup | None:
-    """Make the container known by its directory, locked: its config, and the control group that it will be in."""
+    """Make the container's directory, locked, with its config and its record; returns its control group, not yet made.
+
+    Raises Conflict if the group has processes or is frozen.
+    """
     group = _group(made)
     made.record = _record(made, bundle, group)
     made.container.make()
@@ -253,7 +253,7 @@ def announce(made: Created, bundle: str, undo: Rollback) -> Cgroup | None:
 
 
 def read_config(arguments: Arguments, bundle: str) -> dict[str, Any]:
-    """The checked config of the bundle, with what our own environment adds."""
+    """The checked config of the bundle, with LISTEN_FDS if our environment has it."""
     path = arguments.config or f"{bundle}/config.json"
     try:
         with open(path, "rb") as file:
@@ -351,7 +351,8 @@ def _record(made: Created, bundle: str, group: Cgroup | None) -> Record:
     }
 
 
-def _outside_uid(config: dict[str, Any], uid: int) -> int:
+def outside_uid(config: dict[str, Any], uid: int) -> int:
+    """The user of the host that `uid` of the container is mapped to; `uid` itself where no mapping covers it."""
     for entry in config["linux"].get("uidMappings") or ():
         if entry["containerID"] <= uid < entry["containerID"] + entry["size"]:
             return int(entry["hostID"] + uid - entry["containerID"])
@@ -359,7 +360,7 @@ def _outside_uid(config: dict[str, Any], uid: int) -> int:
 
 
 def start(made: Created) -> None:
-    """Tell the waiting child to become the program, and make sure that it does. StepError if not, or by a hook."""
+    """Have the waiting child execute the program, and run the poststart hooks. Raises StepError if either fails."""
     wire.send(made.child.sync, {"event": "start"})
     while made.hear() is not None:
         continue
@@ -383,7 +384,7 @@ def await_ready(made: Created) -> None:
 
 
 def run_poststart(made: Created) -> None:
-    """One that fails is the container's end: what runtime-spec 1.3 says, and others did before."""
+    """Run the poststart hooks. If one fails the container is killed (runtime-spec 1.3), and StepError raised."""
     from insula.container.create import hooks
 
     try:

@@ -1,7 +1,7 @@
-"""What a failed step of a container's process means to the caller: one line, and an exit status.
+"""Errors for failed steps of a container's process: one line, and an exit status.
 
-Engines look into the line: Podman and Docker take "executable file not found in $PATH" and "no such file or
-directory" for a program that isn't there (exit status 127), "permission denied" for one that may not be executed (126).
+Podman and Docker search the line: "executable file not found in $PATH" and "no such file or directory" mean a missing
+program (exit status 127), "permission denied" one that may not be executed (126).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ExecFailed(Failed):
 
 
 def explain(error: StepError) -> Failed:
-    """The error of the house for a step that failed."""
+    """The InsulaError for a failed step."""
     message = error.message
     if error.step is Steps.EXECUTE:
         name = message["path"]

@@ -22,14 +22,14 @@ _OURS = {signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGKILL, signal.
 
 
 def hold_signals() -> None:
-    """Let what should be forwarded wait for `wait`: call it before there is a process that somebody could mean."""
+    """Block the signals that `wait` forwards. Call it before the process exists that they could be meant for."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OURS)
 
 
 def wait(pid: int, master: int = -1) -> int:
-    """Wait for our child `pid`, forwarding signals; `master` is its terminal's other end. Its status as a shell has it.
+    """Wait for our child `pid`, forwarding signals; returns its exit status, 128 + n if signal n killed it.
 
-    128 + n if signal n killed it.
+    `master` is the master of its terminal, which is copied to and from our standard streams; -1 without a terminal.
     """
     for number in signal.valid_signals() - _OURS:
         signal.signal(number, _forward(pid))
@@ -52,7 +52,7 @@ def _forward(pid: int) -> Callable[[int, FrameType | None], None]:
 
 
 def _relay(master: int) -> None:
-    """Copy between our standard streams and the terminal, until nobody has its other side open."""
+    """Copy between our standard streams and the terminal, until no process has it open."""
     import termios
     import tty
 

@@ -1,7 +1,7 @@
-"""Where errors and warnings go: a line on stderr, and a line of the file that --log names.
+"""Errors and warnings: each is a line on stderr, and a line of the file that --log names.
 
-Engines read the file, not stderr, for the cause of a failure: containerd and Podman take `msg` of the last JSON object
-whose `level` is "error".
+Engines read the cause of a failure from the file: containerd and Podman take `msg` of the last JSON object whose
+`level` is "error".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_file(arguments: Arguments) -> None:
-    """Usage if the file of --log can't be written: whoever reads it would take a failure for one without a cause."""
+    """Raise Usage if the file of --log can't be written: its reader would miss the causes of errors."""
     try:
         with open(arguments.log, "a", encoding="utf-8"):
             return
@@ -31,7 +31,7 @@ def error(message: str, arguments: Arguments) -> None:
 
 
 def warning(message: str, arguments: Arguments) -> None:
-    """Report what the command went on in spite of."""
+    """Report a problem in spite of which the command goes on."""
     _report("warning", message, arguments)
 
 
@@ -73,6 +73,6 @@ def _entry(level: str, line: str, arguments: Arguments) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` as it may be shown: whatever hostile input put into it stays on one line, and is UTF-8."""
+    """`text` as one line of printable UTF-8, with everything else escaped: parts of it may be hostile input."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     return line.encode("utf-8", "backslashreplace").decode()

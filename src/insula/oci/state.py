@@ -245,7 +245,7 @@ def _ignoring_absence(remove: Callable[[str], None], path: str) -> None:
 
 
 def containers(root: str) -> list[Container]:
-    """Every container below `root` that was made."""
+    """Every container below `root` that has a state.json."""
     try:
         names = sorted(os.listdir(root))
     except FileNotFoundError:

@@ -27,9 +27,9 @@ _UNSUITABLE = (errno.EINVAL, errno.EPERM, errno.EROFS)
 
 
 class Receiver:
-    """Who gets a descriptor of ours over a unix socket: the other end of a terminal, or a pidfd.
+    """A connection to the unix socket of --console-socket or --pidfd-socket, to which a descriptor is sent.
 
-    It is connected before anything is made, and closed by the caller.
+    It is made before anything else, and closed by the caller. Raises Failed if nobody listens at `path`.
     """
 
     def __init__(self, path: str, option: str = "--console-socket") -> None:
@@ -41,7 +41,7 @@ class Receiver:
             raise Failed(f"{option} {path}: {error.strerror}", "somebody must listen there") from None
 
     def send(self, fd: int, name: bytes = b"/dev/ptmx") -> None:
-        """Hand over a descriptor; the receiver reads the name of what it is along with it."""
+        """Send a descriptor; `name`, sent along, tells the receiver what it is."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
         self._sock.sendmsg([name], rights)
 
@@ -50,12 +50,23 @@ class Receiver:
 
 
 def open_console(arguments: Arguments, terminal: bool, detached: bool) -> Receiver | None:
-    """The socket of --console-socket; Invalid if there is one too many, or one is missing."""
+    """Connect to --console-socket, if it is given. Raises Invalid if it is needless, or needed and not given."""
     if arguments.console_socket and not terminal:
         raise Invalid("--console-socket: the process has no terminal", "set process.terminal, or leave it out")
     if terminal and detached and not arguments.console_socket:
         raise Invalid("process.terminal: nobody would hold the terminal's other end", "use --console-socket")
     return Receiver(arguments.console_socket) if arguments.console_socket else None
+
+
+def hand_over(master: int, console: Receiver | None) -> int:
+    """Send the master of a terminal to --console-socket, and close it here: -1; without one it is returned."""
+    if console is None:
+        return master
+    try:
+        console.send(master)
+    finally:
+        os.close(master)
+    return -1
 
 
 def open_pidfd_socket(arguments: Arguments, undo: Rollback) -> Receiver | None:
@@ -98,9 +109,9 @@ def listening() -> int:
 
 
 def standard(config: dict[str, Any]) -> list[int]:
-    """The streams that a process of the container gets: 0, 1 and 2. -1 is its own null device, in place of the host's.
+    """The descriptors for 0, 1 and 2 of the container's process; -1 stands for /dev/null of the container.
 
-    Else it held on to the host's /dev: what is open cannot be checkpointed then, nor that file system unmounted.
+    That replaces a /dev/null of the host, which would keep the host's /dev busy and could not be checkpointed.
     """
     own = any(m["destination"].rstrip("/") == "/dev" and m.get("type") == "tmpfs" for m in config.get("mounts") or ())
     return [-1 if own and _is_null_device(os.fstat(fd)) else fd for fd in (0, 1, 2)]
@@ -115,9 +126,9 @@ def size_of_terminal() -> dict[str, int] | None:
 
 
 def give_to(uid: int) -> None:
-    """Make `uid` of the host the owner of our streams, so that its program may open them again as /dev/stdout.
+    """Make `uid` of the host the owner of our standard streams, so that the program can reopen them as /dev/stdout.
 
-    As in runc: not the null device, which all share, and not what can't belong to it. Root may open them anyway.
+    As in runc, /dev/null keeps its owner, because all share it, and so does a file whose owner can't be changed.
     """
     if uid == 0:
         return
@@ -147,7 +158,7 @@ def fill_standard_streams() -> None:
 
 
 def write_pid(path: str, pid: int) -> None:
-    """--pid-file, replaced atomically: who waits for it never reads half of a number."""
+    """Write --pid-file, replacing it atomically: a reader never finds half of a number."""
     head, _, name = path.rpartition("/")
     temporary = f"{head}/.{name}" if head or path.startswith("/") else f".{name}"
     with open(temporary, "w") as file:

@@ -1,7 +1,6 @@
-"""``create ID``: make a container from a bundle. Its process is there, in its place, and waits for ``start``.
+"""``create ID``: make a container from a bundle. Its process waits for ``start``.
 
-When this command ends, nothing of it is left but the container: its process, its control group, and its directory
-below --root, from which all later commands work.
+The container is that process, its control group, and its directory below --root, which later commands read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""``delete ID``: remove a container whose process has ended, or with --force any: it is killed first.
+"""``delete ID``: remove a container that is stopped or created; with --force any, which is killed first.
 
-What the container had is removed in the order in which nothing can be lost: processes, control group, directory. Then
-the poststop hooks run. A `create` that was killed leaves no more than that, and --force removes it too.
+Its processes go first, then its control group, then its directory, so that a later `delete` finds what is left if this
+one is killed. Then the poststop hooks run. --force also removes what a killed `create` has left.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _kill(pidfd: int, group: Cgroup | None, record: Record) -> None:
 
 
 def _take_back(group: Cgroup, pid: int) -> None:
-    """One that doesn't die may be in a frozen group of others. They stay frozen."""
+    """Move a process back into the container's group: one in a frozen group of others can't die there."""
     try:
         group.take_back(pid)
     except OSError:  # its own group is gone, too

@@ -1,7 +1,7 @@
-"""``exec ID COMMAND``: one more process in a container that runs. Ends as the process did, unless with --detach.
+"""``exec ID COMMAND``: run one more process in a running container. Ends as the process did, unless with --detach.
 
-What is not said, it has from the container's own process: user, capabilities, environment, directory. With --process
-all of it is in a file (`process` of the runtime-spec).
+User, capabilities, environment and directory are those of the container's first process where no option changes them.
+With --process they are all read from a file (`process` of the runtime-spec).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from insula.kernel.rollback import Rollback
 from insula.model.cpython import loads, signal
 from insula.model.errors import Conflict, Failed, Invalid
 from insula.oci import foreground, log, streams
-from insula.oci.creation import seccomp_filter
+from insula.oci.creation import outside_uid, seccomp_filter
 from insula.oci.failure import explain
 from insula.oci.state import Container
 
@@ -59,7 +59,7 @@ def run(arguments: Arguments) -> int:
 
 
 def asked(arguments: Arguments, config: dict[str, Any]) -> Any:
-    """The process: of the file, or the container's own with what the options change."""
+    """`process` of the runtime-spec: of --process, or the container's own with the changes of the options."""
     if arguments.process:
         return _from_file(arguments.process)
     if not arguments.command:
@@ -132,7 +132,7 @@ def _below(text: str) -> dict[str, str]:
 
 
 class Joined:
-    """A process on its way into a container. `master` is its terminal's other end, if nobody else got it."""
+    """A process that joins a container. `master` is the master of its terminal; -1 if it was sent away."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Joined:
         self.console: streams.Receiver | None = None
 
     def begin(self, undo: Rollback) -> None:
-        """Until it has become the program; StepError if it can't."""
+        """Start the process; returns when it executes the program. Raises StepError if it can't."""
         terminal = bool(self.what.get("terminal"))
         self.console = streams.open_console(self.arguments, terminal, bool(self.arguments.detach))
         if self.console:
@@ -162,7 +162,7 @@ class Joined:
         if (self.config["linux"].get("seccomp") or {}).get("listenerPath"):
             from insula.container.create import notify  # noqa: F401  # the child can't import it any more
         if not terminal:
-            streams.give_to(self._outside_uid())
+            streams.give_to(outside_uid(self.config, (self.what.get("user") or {}).get("uid", 0)))
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         scheduling.set_affinity(scheduling.ALL)
         sync, theirs = wire.pair()
@@ -206,7 +206,7 @@ class Joined:
             os.waitpid(first, 0)
 
     def _open(self, group: Cgroup) -> list[int]:
-        """What the process joins its control groups by: --cgroup names some below the container's."""
+        """Descriptors by which the process joins its control groups; --cgroup names groups below the container's."""
         below = {name: path for text in self.arguments.cgroup for name, path in _below(text).items()}
         try:
             return group.open(below)
@@ -215,12 +215,6 @@ class Joined:
                 raise
             what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
             raise Invalid(f"--cgroup: error adding pid to cgroups: {what}", "name one that is there") from None
-
-    def _outside_uid(self) -> int:
-        uids = namespaces.id_map(self.config["linux"].get("uidMappings"))
-        plan = namespaces.Plan()
-        plan.uids = uids
-        return plan.outside((self.what.get("user") or {}).get("uid", 0), 0)[0]
 
     def _hear(self, sync: Any) -> None:
         while (received := wire.receive(sync)) is not None:
@@ -252,13 +246,7 @@ class Joined:
         log.debug("child process in init()", self.arguments)
 
     def _take_terminal(self, master: int) -> None:
-        if self.console is None:
-            self.master = master
-            return
-        try:
-            self.console.send(master)
-        finally:
-            os.close(master)
+        self.master = streams.hand_over(master, self.console)
 
     def _pass_listener_on(self, sync: Any, fd: int) -> None:
         from insula.container.create import notify

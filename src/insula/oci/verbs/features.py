@@ -1,6 +1,6 @@
-"""``features``: what this runtime can do, whatever the host's kernel can: features.md and features-linux.md.
+"""``features``: print what this runtime supports, on any kernel (features.md and features-linux.md).
 
-Everything in it is read from the tables by which configs are checked and carried out, so that it stays true.
+It is read from the tables that configs are checked by, so that it stays true.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""``kill ID [SIGNAL]``: a signal to PID 1 of a container, or with --all to every process of its control group.
+"""``kill ID [SIGNAL]``: send a signal to the first process of a container, or with --all to every one of its group.
 
-PID 1 of a PID namespace takes all others with it when it dies, so a SIGKILL to it is enough. A container that shares
-the PID namespace of others has no such process: there SIGKILL goes to the whole group.
+The kernel kills all processes of a PID namespace with its first one. A container without a PID namespace of its own
+has none such, so SIGKILL is sent to the whole control group there.
 
-"container not running" is what containerd looks for, to know that its kill came too late.
+containerd looks for "container not running" in the error.
 """
 
 from __future__ import annotations
@@ -71,5 +71,5 @@ def _has_pid_namespace(container: Container) -> bool:
 
 
 def signal_number(text: str) -> int:
-    """The signal that `text` means, or 0: whether the process is there is all that is tried then (kill(2))."""
+    """The number of the signal `text`; "0" is 0, which only checks that the process exists (kill(2))."""
     return 0 if text == "0" else parse_signal(text)

@@ -1,4 +1,4 @@
-"""``list``: the containers below --root, for people or as JSON."""
+"""``list``: print the containers below --root as a table or as JSON."""
 
 from __future__ import annotations
 

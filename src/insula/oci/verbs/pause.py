@@ -1,4 +1,4 @@
-"""``pause ID``: take every process of a container off the processors, by the freezer of its control group."""
+"""``pause ID``: stop every process of a container by the freezer of its control group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ps ID``: the processes of a container, as ps(1) shows them on the host, or their IDs as JSON."""
+"""``ps ID``: print the processes of a container as ps(1) of the host shows them, or their IDs as JSON."""
 
 from __future__ import annotations
 

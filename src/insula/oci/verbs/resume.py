@@ -1,4 +1,4 @@
-"""``resume ID``: let the processes of a paused container go on."""
+"""``resume ID``: thaw the control group of a paused container."""
 
 from __future__ import annotations
 

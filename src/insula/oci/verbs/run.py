@@ -1,6 +1,6 @@
-"""``run ID``: create and start a container in one, wait for its end, and delete it. Ends as its process did.
+"""``run ID``: create and start a container, wait for its end, and delete it. Ends as its process did.
 
-With --detach it goes once the process runs; the container is then like any that was created and started.
+With --detach it returns when the process runs; the container is then like one that was created and started.
 """
 
 from __future__ import annotations

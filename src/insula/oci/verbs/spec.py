@@ -1,4 +1,4 @@
-"""``spec``: write a config.json to start from: a shell, confined, on the root file system in ``rootfs``."""
+"""``spec``: write a template of config.json: a confined shell on the root file system in ``rootfs``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``start ID``: let the process of a created container become the user's program.
+"""``start ID``: have the process of a created container execute the user's program.
 
-It waits at a socket in the container's directory. Over the connection comes the word to go, and then either its end,
-because execve(2) closed it, or the reason why not.
+The process waits at a socket in the container's directory for the message "start". It then closes the connection by
+execve(2), or sends the error.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _destroy(made: creation.Created) -> None:
-    """A poststart hook failed: runtime.md goes on with the end of the container's life."""
+    """Remove a container whose poststart hook failed, as runtime.md has it."""
     from insula.oci.verbs import delete
 
     delete.end(made.record)
@@ -73,7 +73,7 @@ def _destroy(made: creation.Created) -> None:
 
 
 def _await_end(pidfd: int) -> None:
-    """Engines take a container apart as soon as its start has failed, and expect that its process has ended."""
+    """Wait until the process has ended: an engine removes a container as soon as its start has failed."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.poll(_PATIENCE)

@@ -1,7 +1,7 @@
 """``update ID``: change the limits of a container, from options or from a file of `linux.resources`.
 
-What is not named stays as it is. The new limits are checked together with those that stay; if the kernel refuses one,
-those before it are put back; and then they are part of the container's config, for the next update to build on.
+Limits that are not named stay. The new ones are checked together with those that stay. If the kernel refuses one, those
+written before it are put back; else they become part of the container's config, which the next update starts from.
 """
 
 from __future__ import annotations
@@ -71,20 +71,20 @@ def run(arguments: Arguments) -> int:
 
 
 def _tell_systemd(linux: Object, container: str, changed: Object) -> None:
-    """Else its next daemon-reload would put its own limits back."""
+    """Change the limits of the scope: else systemd's next daemon-reload would restore the old ones."""
     from insula.kernel.cgroups.systemd import Scope
 
     Scope.parse(linux.get("cgroupsPath"), container).update(changed)
 
 
 def lift_swap(now: Object, wanted: Object) -> None:
-    """Without a limit of memory there is none of memory and swap together: as runc does."""
+    """Lift the limit of memory and swap where that of memory is lifted, as runc does."""
     if wanted.get("limit") == -1 and "swap" not in wanted and now.get("swap", 0) > 0:
         wanted["swap"] = -1
 
 
 def without_zeros(wanted: Object) -> Object:
-    """`wanted` without what engines send for "as it is": 0 where it is no limit, and empty lists."""
+    """`wanted` without 0 and empty values where engines send them for "unchanged"."""
     for section in ("memory", "cpu", "blockIO", "pids"):
         for key in [key for key, value in wanted.get(section, {}).items() if value in (0, "", []) and _unset(key)]:
             del wanted[section][key]
@@ -92,12 +92,12 @@ def without_zeros(wanted: Object) -> Object:
 
 
 def _unset(key: str) -> bool:
-    """Whether 0 is no value; but True equals 1 and False 0, so flags are never unset."""
+    """Whether 0 means "unchanged" for `key`. It is a value of flags, because False equals 0."""
     return key not in ("swappiness", "disableOOMKiller", "useHierarchy", "checkBeforeUpdate", "burst", "idle")
 
 
 def merge(now: Object, wanted: Object) -> Object:
-    """The limits that are in force once `wanted` is. Objects are merged, arrays replaced."""
+    """The limits `now` with those of `wanted`. Objects are merged, arrays replaced."""
     return {
         **now,
         **{
