@@ -68,9 +68,8 @@ class _Watcher:
 
     def push(self, events: Sequence[Event]) -> None:
         if not self.lagging:
-            wanted = [event for event in events if event.entry.key.startswith(self.prefix)]
-            self.pending.extend(wanted)
-            self.size += sum(map(size_of, wanted))
+            self.pending.extend(events)
+            self.size += sum(map(size_of, events))
             self.lagging = len(self.pending) > self.LIMIT or self.size > self.BYTES
             if self.lagging:
                 self.take()
@@ -322,10 +321,10 @@ class SqliteStore:
                 self._remember(event.entry)
             else:
                 self._forget(event.entry.key)
-        if events:
-            for watcher in self._watchers.copy():
+        for watcher in self._watchers.copy():
+            if of_interest := [event for event in events if event.entry.key.startswith(watcher.prefix)]:
                 with contextlib.suppress(RuntimeError):  # its loop is closed
-                    watcher.loop.call_soon_threadsafe(watcher.push, events)
+                    watcher.loop.call_soon_threadsafe(watcher.push, of_interest)
 
 
 def _explain(error: Exception, path: Path) -> Exception:
