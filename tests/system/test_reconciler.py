@@ -15,12 +15,12 @@ import pytest
 
 from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from insula.control import plane as planes
-from insula.control import reconcile
-from insula.control.instances import verbs as instances
-from insula.control.instances.drivers.base import Observed
+from insula.control.instances import controller, io
+from insula.control.instances.controller import InstanceController
+from insula.control.instances.lifecycle import Lifecycle
 from insula.control.instances.managed import ManagedInstance
 from insula.control.plane import ControlPlane
-from insula.control.reconcile import Action
+from insula.kernel.cgroups import Cgroup
 from insula.kernel.cgroups.hierarchy import hierarchy
 from insula.model.errors import InsulaError, Unavailable
 from insula.model.objects import InstanceSpec
@@ -66,7 +66,13 @@ async def opened(settings: Settings, body: Callable[[ControlPlane], Awaitable[No
 
 
 def looked_at(plane: ControlPlane) -> bool:
-    return all(member.reconciled.is_set() for member in plane.supervisor.of(None))
+    return all(member.reconciled.is_set() for member in plane.managed.of(None))
+
+
+def watched(plane: ControlPlane, name: str) -> bool:
+    """Whether its end is waited for."""
+    managed = plane.managed.find(TENANT, name)
+    return managed is not None and managed.hold == "watched"
 
 
 def run(settings: Settings, body: Callable[[ControlPlane], Awaitable[None]]) -> None:
@@ -89,17 +95,17 @@ def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
     """It is listed as before, and marked; a request about it is refused in the end; it is told, and tried again."""
     run(settings, two_instances)
     release, looks = threading.Event(), []
-    look = reconcile.Reconciler._look
+    look = InstanceController._look
 
-    def stuck(self: reconcile.Reconciler, member: ManagedInstance) -> tuple[Action, Observed]:
-        looks.append(member.instance.name)
-        if member.instance.name == "first" and not release.is_set():
-            release.wait()
-        return look(self, member)
+    async def stuck(self: InstanceController, managed: ManagedInstance) -> None:
+        looks.append(managed.instance.name)
+        if managed.instance.name == "first" and not release.is_set():
+            await asyncio.to_thread(release.wait)
+        await look(self, managed)
 
-    monkeypatch.setattr(reconcile.Reconciler, "_look", stuck)
-    monkeypatch.setattr(reconcile, "LIMIT", 0.5)
-    monkeypatch.setattr(instances, "_PATIENCE", 0.1)
+    monkeypatch.setattr(InstanceController, "_look", stuck)
+    monkeypatch.setattr(controller, "LIMIT", 0.5)
+    monkeypatch.setattr(io, "_PATIENCE", 0.1)
 
     async def body(plane: ControlPlane) -> None:
         assert [view.reconciled for view in await plane.instances.list(TENANT)] == [False, False]
@@ -108,14 +114,14 @@ def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
             await plane.instances.get(TENANT, "first")
         plane.begin()
         assert (await plane.instances.run(TENANT, sleeper("third"))).status.state == "running"
-        await eventually(lambda: plane.supervisor.members[TENANT, "second"].watched, "one is adopted")
+        await eventually(lambda: watched(plane, "second"), "one is adopted")
         name = f"instance {TENANT}/first"
         await eventually(lambda: name in plane.context.problems, "the other is told of")
         assert "takes more than 0.5 s" in plane.context.problems[name]
         states = {view.instance.name: view.status.state for view in await plane.instances.list(TENANT)}
         assert states == {"first": "running", "second": "running", "third": "running"}
         release.set()
-        await eventually(lambda: plane.supervisor.members[TENANT, "first"].watched, "it is adopted after all")
+        await eventually(lambda: watched(plane, "first"), "it is adopted after all")
         await eventually(lambda: name not in plane.context.problems, "and no problem any more")
         assert looks.count("first") >= 2 and looks.count("second") == 1
 
@@ -128,19 +134,19 @@ def test_an_error_that_nobody_thought_of_is_a_problem_and_no_end(
     """At the start, of one instance; it is logged with where it was raised, and tried again."""
     run(settings, two_instances)
     failures = ["injected"]
-    adopt = reconcile.Reconciler._adopt
+    adopt = Lifecycle.adopt
 
-    async def failing(self: reconcile.Reconciler, member: ManagedInstance, found: Observed) -> None:
-        if member.instance.name == "first" and failures:
+    async def failing(self: Lifecycle, managed: ManagedInstance) -> None:
+        if managed.instance.name == "first" and failures:
             raise ZeroDivisionError(failures.pop())
-        await adopt(self, member, found)
+        await adopt(self, managed)
 
-    monkeypatch.setattr(reconcile.Reconciler, "_adopt", failing)
+    monkeypatch.setattr(Lifecycle, "adopt", failing)
 
     async def body(plane: ControlPlane) -> None:
         plane.begin()
-        await eventually(lambda: plane.supervisor.members[TENANT, "first"].watched, "it is adopted the second time")
-        assert plane.supervisor.members[TENANT, "second"].watched
+        await eventually(lambda: watched(plane, "first"), "it is adopted the second time")
+        assert watched(plane, "second")
 
     with caplog.at_level(logging.INFO):
         run(settings, body)
@@ -149,6 +155,28 @@ def test_an_error_that_nobody_thought_of_is_a_problem_and_no_end(
     assert record.exc_info and record.exc_info[0] is ZeroDivisionError
     assert "instance default/first: injected" in caplog.text
     assert "instance default/first: solved" in caplog.text
+
+
+def test_what_others_do_on_the_host_is_seen_at_the_next_look(settings: Settings) -> None:
+    """A frozen group is told as paused, and nothing is done about it. Records that are gone are no end."""
+
+    async def body(plane: ControlPlane) -> None:
+        await two_instances(plane)
+        first, second = plane.managed.of(TENANT)
+        pids = [each.status.pid for each in (first, second)]
+        group = Cgroup(f"{settings.prefix}/{TENANT}/{first.instance.id}")
+        for work, state in ((group.freeze, "paused"), (group.thaw, "running")):
+            await asyncio.to_thread(work)
+            await plane.instance_controller.look_again()
+            assert [each.status.state for each in (first, second)] == [state, "running"]
+        shutil.rmtree(settings.run / "containers" / second.instance.id)
+        await plane.instance_controller.look_again()
+        assert second.status.state == "running" and [each.status.pid for each in (first, second)] == pids
+        assert all(start_time(pid or 0) for pid in pids), "they run"
+        await plane.instances.remove(TENANT, "second", force=True)
+        assert start_time(pids[1] or 0) is None and start_time(pids[0] or 0)
+
+    run(settings, body)
 
 
 @pytest.mark.parametrize("where", ["one network", "all of it"])
@@ -162,7 +190,7 @@ def test_the_periodic_repair_tells_and_goes_on(
         plane.begin()
         fail, repaired = threading.Event(), []
         name = "tenant other" if where == "one network" else "periodic repair"
-        apply, repair = plane.context.fabric.apply, plane.reconciler.repair
+        apply, repair = plane.context.fabric.apply, plane.network_controller.look_again
 
         def apply_or_fail(intent: TenantIntent) -> Mapping[str, InsulaError]:
             if fail.is_set() and where == "one network" and intent.tenant.name == "other":
@@ -176,7 +204,7 @@ def test_the_periodic_repair_tells_and_goes_on(
             await repair()
 
         monkeypatch.setattr(plane.context.fabric, "apply", apply_or_fail)
-        monkeypatch.setattr(plane.reconciler, "repair", repair_or_fail)
+        monkeypatch.setattr(plane.network_controller, "look_again", repair_or_fail)
         await eventually(lambda: len(repaired) > 4, "the control: it repairs")
         assert name not in plane.context.problems
         fail.set()
@@ -229,14 +257,15 @@ def test_down_ends_reconciliation_and_leaves_no_network_to_those_who_come_late(s
         tenants = [view.tenant for view in await plane.tenants.list()]
         assert left_of(prefix) >= {f"/run/netns/{prefix}-{name}" for name in names}, "the control"
         plane.begin()
-        repair = plane.reconciler.spawn(plane.reconciler.repair())
+        repair = plane.tasks.spawn(plane.network_controller.look_again())
         late = [asyncio.create_task(plane.tenants.create(f"late{number}")) for number in range(6)]
         # their callers are gone
         threads = [asyncio.to_thread(fabric.apply, TenantIntent(tenant=tenant)) for tenant in tenants]
         going_on = asyncio.gather(*threads, return_exceptions=True)
         await asyncio.sleep(0)
         await plane.host.down()
-        assert repair.done() and not plane.reconciler._tasks
+        await asyncio.wait([repair])
+        assert not plane.network_controller._at_work
         ends = [*await asyncio.gather(*late, return_exceptions=True), *await going_on]
         assert all(isinstance(end, Unavailable) for end in ends if isinstance(end, BaseException)), ends
         assert left_of(prefix) == set()

@@ -33,7 +33,7 @@ from insula.control.instances.attachment import follow, in_reader, merge
 from insula.control.instances.drivers.container.driver import ContainerDriver
 from insula.control.instances.drivers.container.request import Requests
 from insula.control.instances.drivers.container.users import MAX_SIZE
-from insula.control.instances.verbs import Instances, encode_records
+from insula.control.instances.io import InstanceIo, encode_records
 from insula.control.keys import INSTANCES
 from insula.control.workers import Workers
 from insula.kernel import process
@@ -202,12 +202,11 @@ def test_thousands_of_processes() -> None:
         driver = object.__new__(ContainerDriver)
         runtime: Any = Crowd()
         driver.runtime = runtime
-        context = SimpleNamespace(surveys=Workers(1))
-        supervisor: Any = SimpleNamespace(
-            context=context, find=lambda tenant, name: member(), driver=lambda member: driver
-        )
+        context = SimpleNamespace(surveys=Workers(1), driver=lambda instance: driver)
+        managed = SimpleNamespace(find=lambda tenant, name: member())
+        controller: Any = SimpleNamespace(context=context, managed=managed, lifecycle=SimpleNamespace(ports=None))
         unused: Any = None
-        instances = Instances(unused, unused, supervisor)
+        instances = InstanceIo(unused, controller, unused)
         async with ticker() as rounds:
             await asyncio.sleep(0)
             rounds()

@@ -6,8 +6,8 @@ keys.py           where objects live in the store
 claims.py         names and numbers that only one may have
 quotas.py         what tenants may use; and the guard that keeps changes of one tenant apart
 tenants.py, images.py      the verbs of tenants and images
-networks/         the verbs of networks, and the ports of instances
-instances/        the verbs of instances, and all that makes them run
-reconcile.py      what is on the host made to match what is wanted, after any crash
+networks/         networks: verbs, the controller that makes them so on this host, and the ports of instances
+instances/        instances: verbs, the controller that makes them so on this host, and all that it needs
+tasks.py          work beside requests, which ends with the daemon
 events.py, verify.py, doctor.py, host.py, problems.py      looking at it all
 """

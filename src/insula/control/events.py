@@ -94,10 +94,11 @@ def _instance(event: Event) -> Story | None:
     before = INSTANCES.decode(event.previous)
     if before.spec.resources != instance.spec.resources:
         return {**story, "action": "update", "id": instance.id, **msgspec.to_builtins(instance.spec.resources)}
-    if (before.wanted, before.starts) == (instance.wanted, instance.starts):
-        return None
-    action = {"running": "start", "stopped": "stop", "removed": "remove"}[instance.wanted]
-    return {**story, "action": action, "id": instance.id}
+    if before.starts != instance.starts:
+        return {**story, "action": "start", "id": instance.id}
+    if before.wanted == instance.wanted or instance.wanted not in ("stopped", "removed"):
+        return None  # that it is paused, or goes on, its status tells
+    return {**story, "action": {"stopped": "stop", "removed": "remove"}[instance.wanted], "id": instance.id}
 
 
 def _status(event: Event) -> Story | None:

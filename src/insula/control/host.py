@@ -12,30 +12,26 @@ import msgspec
 
 from insula import __version__
 from insula.control.doctor import examine
+from insula.control.instances.controller import InstanceController
 from insula.control.instances.drivers.container.processes import whois
 from insula.control.instances.drivers.uncharged import Uncharged
-from insula.control.instances.managed import ManagedInstance
-from insula.control.instances.supervisor import Supervisor
-from insula.control.instances.verbs import stop_signal
 from insula.control.keys import NETWORKS, TENANTS
-from insula.control.reconcile import Reconciler
+from insula.control.networks.controller import NetworkController
+from insula.control.tasks import Tasks
 from insula.control.verify import Verifier
 from insula.model.errors import Failed, InsulaError, Invalid, Unavailable
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
-_AT_ONCE = 16
-_LAST_WISH = 2.0
-"""Seconds that an instance has, at most, between its stop signal and SIGKILL when everything goes down."""
-
 
 class Host:
-    def __init__(self, supervisor: Supervisor, reconciler: Reconciler) -> None:
-        self.context = supervisor.context
-        self.supervisor = supervisor
-        self.reconciler = reconciler
-        self.verifier = Verifier(supervisor)
-        settings = supervisor.context.settings
+    def __init__(self, instances: InstanceController, networks: NetworkController, tasks: Tasks) -> None:
+        self.context = instances.context
+        self.instances = instances
+        self.networks = networks
+        self.managed = instances.managed
+        settings = self.context.settings
         self.uncharged = Uncharged(settings.run / "uncharged", enabled=settings.ebpf_budgets)
+        self.verifier = Verifier(self.context, self.managed, tasks)
         self.started = time.time()
 
     async def status(self) -> HostStatus:
@@ -53,8 +49,8 @@ class Host:
             revision=networks.revision,
             tenants=len(tenants.entries),
             networks=len(networks.entries),
-            instances=dict(Counter(member.status.state for member in self.supervisor.of(None))),
-            reconciling=sum(not member.reconciled.is_set() for member in self.supervisor.of(None)),
+            instances=dict(Counter(m.status.state for m in self.managed.of(None))),
+            reconciling=sum(not m.reconciled.is_set() for m in self.managed.of(None)),
             problems=[*self._problems(), *drift],
         )
 
@@ -65,7 +61,7 @@ class Host:
         found = await asyncio.to_thread(whois, pid, self.context.settings.prefix)
         if found.tenant is None:
             return found
-        members = self.supervisor.of(found.tenant)
+        members = self.managed.of(found.tenant)
         name = next((m.instance.name for m in members if m.instance.id == found.id), None)
         return msgspec.structs.replace(found, instance=name)
 
@@ -88,18 +84,9 @@ class Host:
         What is wanted stays as it is: the next start of the daemon starts instances as their restart policies say.
         This daemon can start nothing any more. Failed tells what could not be taken away.
         """
-        self.supervisor.stopping = True
         self.context.going_down.set()
-        await self.reconciler.stop()
-        limit = asyncio.Semaphore(_AT_ONCE)
-
-        async def end(member: ManagedInstance) -> None:
-            async with limit, member.lock:
-                patience = min(member.instance.spec.stop_timeout, _LAST_WISH)
-                await self.supervisor.end(member, stop_signal(member), patience)
-                self.supervisor.driver(member).end_of_boot(member.instance.id)
-
-        await asyncio.gather(*(end(member) for member in list(self.supervisor.of(None))))
+        await self.networks.stop()
+        await self.instances.stop_all()
         try:
             for driver in self.context.drivers.values():
                 await driver.take_down()

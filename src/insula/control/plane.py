@@ -14,21 +14,25 @@ from insula.control.host import Host
 from insula.control.identity import host_name
 from insula.control.images import Images
 from insula.control.instances.admission import Admission
+from insula.control.instances.controller import InstanceController
 from insula.control.instances.drivers.groups import TenantGroups
 from insula.control.instances.drivers.registry import open_drivers
+from insula.control.instances.loading import Loaded, load, sweep
+from insula.control.instances.managed import ManagedInstances
 from insula.control.instances.stats import Stats
-from insula.control.instances.supervisor import Supervisor
 from insula.control.instances.verbs import Instances
 from insula.control.keys import NETWORKS, TENANTS
+from insula.control.networks.controller import NetworkController
 from insula.control.networks.fabrics import open_fabric
 from insula.control.networks.intents import Intents
 from insula.control.networks.ports import Ports
 from insula.control.networks.verbs import DEFAULT_SUBNET, DEFAULT_SUBNET6, Networks
-from insula.control.reconcile import Reconciler
+from insula.control.tasks import Tasks
 from insula.control.tenants import DEFAULT, Tenants
 from insula.image.store import ImageStore
 from insula.model.errors import NotFound
 from insula.settings import Settings
+from insula.store.protocol import Store
 from insula.store.sqlite import SqliteStore
 
 REPAIR_EVERY = 60.0
@@ -42,45 +46,58 @@ class ControlPlane:
     def __init__(self, context: Context) -> None:
         self.settings = context.settings
         self.context = context
-        intents = Intents(context, lambda tenant: ((m.instance, m.active) for m in self.supervisor.of(tenant)))
+        self.tasks, self.managed = Tasks(), ManagedInstances()
+        intents = Intents(context, lambda tenant: ((m.instance, m.active) for m in self.managed.of(tenant)))
         ports = Ports(context, intents)
-        self.supervisor = Supervisor(context, ports)
         self.tenants = Tenants(context, intents)
         self.networks = Networks(context, self.tenants, ports)
         self.images = Images(context, self.tenants)
+        self.instance_controller = InstanceController(context, self.managed, ports, self.tasks)
+        self.network_controller = NetworkController(context, intents, self.tasks)
         admission = Admission(context, self.tenants, self.networks, self.images, ports)
-        self.instances = Instances(self.tenants, admission, self.supervisor)
-        self.stats = Stats(self.supervisor, self.tenants, self.instances.find)
+        self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks)
+        self.stats = Stats(context, self.managed, self.tenants, self.instances.find)
         self.events = Events(context)
-        self.reconciler = Reconciler(self.tenants, self.networks, self.instances, self.supervisor)
-        self.host = Host(self.supervisor, self.reconciler)
+        self.host = Host(self.instance_controller, self.network_controller, self.tasks)
+        self._loaded: Loaded | None = None
         self._closing = AsyncExitStack()
 
     @classmethod
-    async def open(cls, settings: Settings) -> ControlPlane:
-        """Open every part, and look at nothing of an instance yet. Raises InsulaError, and leaves what runs running."""
+    async def open(cls, settings: Settings, store: Store | None = None) -> ControlPlane:
+        """Open every part, and look at nothing of an instance yet. Raises InsulaError, and leaves what runs running.
+
+        `store` is one that several control planes share, and that is not closed with this one; else the host's own.
+        """
         settings.make()
         # the usual pool has a handful of threads; one tenant's slow download must not hold up another's launch
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "insula"))
         async with AsyncExitStack() as undo:
-            store = SqliteStore(settings.state)
-            undo.push_async_callback(store.close)
+            if store is None:
+                store = SqliteStore(settings.state)
+                undo.push_async_callback(store.close)
             images = await asyncio.to_thread(ImageStore, settings.images)
             drivers = await open_drivers(settings, images, undo)
             fabric = await open_fabric(settings, undo)
             host = await asyncio.to_thread(host_name, settings.root)
             plane = cls(Context(settings, host, store, drivers, TenantGroups(settings.prefix), fabric, images))
-            undo.push_async_callback(plane.supervisor.close)
+            undo.push_async_callback(plane.tasks.close)
+            undo.push_async_callback(plane.instance_controller.close)
             await plane.tenants.rebuild_damaged()
-            await plane.reconciler.load()
+            await plane._load()
             await plane.ensure()
             plane._closing = undo.pop_all()
         return plane
 
+    async def _load(self) -> None:
+        self._loaded = await load(self.context, self.instance_controller)
+        self.context.preparing.update({tenant.name: asyncio.Event() for tenant in self._loaded.tenants})
+        if not self.context.unreadable:
+            await self.network_controller.sweep(self._loaded.tenants)
+
     def begin(self) -> None:
         """Reconcile, from now on and behind requests that are answered: this may take long, and never ends."""
         self.host.uncharged.begin()
-        self.reconciler.spawn(self._reconcile())
+        self.tasks.spawn(self._reconcile())
 
     async def ensure(self) -> None:
         """The default tenant, its default network, and the built-in image. What can't be made is a problem."""
@@ -103,11 +120,18 @@ class ControlPlane:
             self.context.problems.solved(name)
 
     async def _reconcile(self) -> None:
-        await self._guarded("reconciliation", self.reconciler.run())
+        assert self._loaded
+        self.tasks.spawn(sweep(self.context, self.instance_controller, self._loaded.leftovers))
+        revision = self._loaded.revision
+        everything = asyncio.gather(self.network_controller.begin(revision), self.instance_controller.begin(revision))
+        await self._guarded("reconciliation", everything)
         await self._guarded("sweep of images", self._sweep_images())
-        while True:
+        while not self.context.going_down.is_set():
             await asyncio.sleep(REPAIR_EVERY)
-            await self._guarded("periodic repair", self.reconciler.repair())
+            await self._guarded("periodic repair", self._look_again())
+
+    async def _look_again(self) -> None:
+        await asyncio.gather(self.network_controller.look_again(), self.instance_controller.look_again())
 
     async def _sweep_images(self) -> None:
         await asyncio.to_thread(self.context.images.sweep)
@@ -116,7 +140,7 @@ class ControlPlane:
     async def clear_tenant(self, name: str) -> None:
         """Removes all that a tenant has: instances, networks, images of its own. It goes on if the client goes away."""
         await self.tenants.check_removable(name)
-        await asyncio.shield(self.supervisor.spawn(self._clear_tenant(name)))
+        await asyncio.shield(self.tasks.spawn(self._clear_tenant(name)))
 
     async def _clear_tenant(self, name: str) -> None:
         few = asyncio.Semaphore(_REMOVALS)

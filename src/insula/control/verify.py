@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, suppress
 
-from insula.control.instances.supervisor import Supervisor
+from insula.control.context import Context
+from insula.control.instances.managed import ManagedInstances
 from insula.control.keys import NETWORKS, TENANTS
+from insula.control.tasks import Tasks
 from insula.model.errors import NotFound
 from insula.model.views import VerifyReport
 from insula.network.fabric import NetnsNic
@@ -20,14 +22,15 @@ _ATTEMPTS = 5
 
 
 class Verifier:
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.context = supervisor.context
-        self.supervisor = supervisor
+    def __init__(self, context: Context, managed: ManagedInstances, tasks: Tasks) -> None:
+        self.context = context
+        self.managed = managed
+        self._tasks = tasks
         self._one = asyncio.Lock()  # two at a time would take each other's probes for strangers'
 
     async def run(self) -> VerifyReport:
         """The report on everything that runs now; takes a second or so."""
-        return await asyncio.shield(self.supervisor.spawn(self._run()))
+        return await asyncio.shield(self._tasks.spawn(self._run()))
 
     async def _run(self) -> VerifyReport:
         async with self._one:
@@ -39,7 +42,7 @@ class Verifier:
             return report
 
     def _lives(self) -> list[tuple[str, str, int | None]]:
-        return [(m.instance.id, m.status.state, m.status.pid) for m in self.supervisor.of(None)]
+        return [(m.instance.id, m.status.state, m.status.pid) for m in self.managed.of(None)]
 
     async def _measure(self) -> VerifyReport:
         store, context = self.context.store, self.context
@@ -49,18 +52,18 @@ class Verifier:
                 await context.prepared(tenant.name)
             for tenant in tenants:  # in name order, so that nobody waits in a circle
                 await held.enter_async_context(context.locks[tenant.name])
-            ports = [m.instance.port for m in self.supervisor.of(None) if m.instance.port]
+            ports = [m.instance.port for m in self.managed.of(None) if m.instance.port]
             netns = self._namespaces(held)
             return await asyncio.to_thread(verify, context.fabric, tenants, networks, ports, netns)
 
     def _namespaces(self, held: AsyncExitStack) -> dict[int, int]:
         """A descriptor of each running instance's network namespace, by the index of its port."""
         found: dict[int, int] = {}
-        for member in self.supervisor.of(None):
-            port = member.instance.port
-            if port and member.status.state in ("running", "paused", "stopping"):
+        for managed in self.managed.of(None):
+            port = managed.instance.port
+            if port and managed.status.state in ("running", "paused", "stopping"):
                 with suppress(NotFound):  # it ended this moment
-                    nic = self.context.driver(member.instance).nic(member.instance.id)
+                    nic = self.context.driver(managed.instance).nic(managed.instance.id)
                     held.callback(nic.close)
                     if isinstance(nic, NetnsNic):
                         found[port.index] = nic.fd

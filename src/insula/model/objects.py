@@ -321,6 +321,7 @@ class InstanceStatus(Struct, kw_only=True):
     hint: str | None = None
     restarts: int = 0  # since the user started it
     backoff: int = 0  # of these, the last ones without a stable run in between
+    next_start: float | None = None  # when its restart policy has it started again, after it ended or failed
     resources: Resources | None = None  # the applied limits, while it runs
 
 

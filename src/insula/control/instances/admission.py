@@ -43,8 +43,11 @@ class Admission:
         self.images = images
         self.ports = ports
 
-    async def admit(self, tenant: str, spec: InstanceSpec, *, start: bool) -> Admitted:
-        """Commits a new instance. Invalid, NotFound, Conflict, QuotaExceeded: then nothing was changed."""
+    async def admit(self, tenant: str, spec: InstanceSpec, *, start: bool, admitting: set[str]) -> Admitted:
+        """Commits a new instance. Invalid, NotFound, Conflict, QuotaExceeded: then nothing was changed.
+
+        Its id is among `admitting` before the store tells that there is one more.
+        """
         spec = check(spec)
         owner, image = await asyncio.gather(self.tenants.find(tenant), self.images.find(tenant, spec.image))
         network = await self.networks.find(tenant, spec.network) if spec.network is not None else None
@@ -67,7 +70,12 @@ class Admission:
         async def attempt(guard: Found[Usage]) -> Admitted:
             return await self._commit(owner, guard, network, draft)
 
-        return await guarded(self.context.store, tenant, attempt)
+        admitting.add(draft.id)
+        try:
+            return await guarded(self.context.store, tenant, attempt)
+        except BaseException:
+            admitting.discard(draft.id)
+            raise
 
     async def _commit(
         self, owner: Found[Tenant], guard: Found[Usage], network: Found[Network] | None, draft: Instance
@@ -121,18 +129,16 @@ class Admission:
 
 
 async def resize(
-    context: Context, found: Found[Instance], resources: Resources, *, undo: bool = False
+    context: Context, before: Instance, revision: int, resources: Resources, *, undo: bool = False
 ) -> Found[Instance]:
-    """Commits other limits of an instance, within its tenant's, and returns it as it is then. QuotaExceeded, Conflict.
+    """Commit other limits of an instance, within its tenant's, and return it as it is then. QuotaExceeded, Conflict if
+    the instance or its tenant was changed meanwhile, as TransactionConflict.
 
     `undo` takes such a change back, even if somebody else has taken its place in the tenant's limits meanwhile.
     """
-    before, tenant, name = found.value, found.value.tenant, found.value.name
-    after = msgspec.structs.replace(
-        before,
-        spec=msgspec.structs.replace(before.spec, resources=resources),
-        generation=before.generation + 1,
-    )
+    tenant, name = before.tenant, before.name
+    spec = msgspec.structs.replace(before.spec, resources=resources)
+    after = msgspec.structs.replace(before, spec=spec, generation=before.generation + 1)
 
     async def attempt(guard: Found[Usage]) -> Found[Instance]:
         owner = await TENANTS.get(context.store, tenant)
@@ -142,20 +148,17 @@ async def resize(
             usage = exchange(guard.value, before.spec.resources, resources)
         else:
             usage = change(owner.value, guard.value, before.spec.resources, resources)
-        revision = await context.store.transact(
+        changed = await context.store.transact(
             [
                 USAGE.unchanged(guard, tenant),
-                INSTANCES.unchanged(found, tenant, name),
+                Compare(INSTANCES.key(tenant, name), revision),
                 TENANTS.unchanged(owner, tenant),
             ],
             [INSTANCES.put(after, tenant, name), USAGE.put(usage, tenant)],
         )
-        return Found(after, revision)
+        return Found(after, changed)
 
-    try:
-        return await guarded(context.store, tenant, attempt)
-    except TransactionConflict:
-        raise Conflict(f"instance {name} or its tenant was changed at the same time", "try again") from None
+    return await guarded(context.store, tenant, attempt)
 
 
 async def dismiss(context: Context, instance: Instance) -> None:

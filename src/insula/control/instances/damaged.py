@@ -12,8 +12,8 @@ import os
 import re
 from collections.abc import Sequence
 
+from insula.control.instances.controller import InstanceController
 from insula.control.instances.specs import typed
-from insula.control.instances.supervisor import Supervisor
 from insula.control.keys import EVENTS, INSTANCES, STATUS, USAGE
 from insula.control.networks.ports import is_port_claim
 from insula.control.quotas import guarded, subtract
@@ -27,9 +27,9 @@ _ID = re.compile("[0-9a-f]{32}")
 
 
 class Damaged:
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.context = supervisor.context
-        self.supervisor = supervisor
+    def __init__(self, controller: InstanceController) -> None:
+        self.context = controller.context
+        self.lifecycle = controller.lifecycle
 
     def names(self, tenant: str | None) -> Sequence[tuple[str, str]]:
         """Tenants and names of those that were damaged when the daemon started."""
@@ -91,7 +91,7 @@ class Damaged:
         """Of no driver more than another's: what one doesn't know it leaves alone."""
         for driver in self.context.drivers.values():
             await driver.discard_stray(instance)
-            await self.supervisor.remove_stray_directory(driver, instance)
+            await self.lifecycle.remove_directory(driver, instance)
 
     async def _sweep(self, owner: Tenant) -> None:
         """Remove what is nobody's, now that all records can be read."""
@@ -101,7 +101,7 @@ class Damaged:
         known = {id_of(entry) for entry in (await store.list(INSTANCES.prefix_all())).entries}
         for instance in set(there) - known:
             await self._discard(instance)
-        await self.supervisor.ports.intents.apply(owner)
+        await self.lifecycle.ports.intents.apply(owner)
 
 
 def id_of(entry: Entry) -> str | None:

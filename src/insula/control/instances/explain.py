@@ -7,27 +7,27 @@ from functools import partial
 
 import msgspec
 
+from insula.control.context import Context
 from insula.control.instances.drivers.base import Running
-from insula.control.instances.managed import ManagedInstance
-from insula.control.instances.supervisor import Supervisor
+from insula.control.instances.managed import ManagedInstance, ManagedInstances
 from insula.model.errors import InsulaError
 from insula.model.views import Explanation
 
 
-async def explain(supervisor: Supervisor, member: ManagedInstance) -> Explanation:
+async def explain(context: Context, instances: ManagedInstances, managed: ManagedInstance) -> Explanation:
     """Everything that is known; what needs a running process is empty when it doesn't run."""
-    context, instance, status = supervisor.context, member.instance, member.status
-    if not member.active:
+    instance, status = managed.instance, managed.status
+    if not managed.active:
         status = msgspec.structs.replace(status, pid=None)
-    driver, near = context.driver(instance), _near(supervisor, member)
-    work = partial(driver.explain, member.tenant, instance, status, near)
+    driver, near = context.driver(instance), _near(instances, managed)
+    work = partial(driver.explain, managed.tenant, instance, status, near)
     found = await context.surveys.do(instance.tenant, work)
     found = msgspec.structs.replace(
-        found, status=member.status, health=member.monitor.health if member.monitor else None
+        found, status=managed.status, health=managed.monitor.health if managed.monitor else None
     )
     if port := instance.port:
         with suppress(InsulaError):
-            installed = await context.fabric_call(instance.tenant, context.fabric.installed, member.tenant)
+            installed = await context.fabric_call(instance.tenant, context.fabric.installed, managed.tenant)
             here = next((p for p in installed.ports if p.index == port.index), None)
             if here:
                 found = msgspec.structs.replace(
@@ -36,9 +36,9 @@ async def explain(supervisor: Supervisor, member: ManagedInstance) -> Explanatio
     return found
 
 
-def _near(supervisor: Supervisor, member: ManagedInstance) -> dict[str, Running]:
+def _near(instances: ManagedInstances, managed: ManagedInstance) -> dict[str, Running]:
     """The instances that may share a namespace with it: those that join another's, and the joined."""
-    others = [m for m in supervisor.of(member.instance.tenant) if m.status.pid and m is not member]
-    joined = {m.instance.spec.options.pid_of for m in (*others, member)}
+    others = [m for m in instances.of(managed.instance.tenant) if m.status.pid and m is not managed]
+    joined = {m.instance.spec.options.pid_of for m in (*others, managed)}
     near = [m for m in others if m.instance.spec.options.pid_of or m.instance.name in joined]
     return {m.instance.name: Running(m.status.pid or 0, m.status.start_time or 0) for m in near}

@@ -11,69 +11,69 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
 
+from insula.control.context import Context
 from insula.control.instances.drivers.base import Driver, Running
 from insula.control.instances.managed import ManagedInstance
-from insula.control.instances.supervisor import Supervisor
+from insula.control.networks.ports import Ports
 from insula.model.errors import Conflict, Invalid
 from insula.model.units import shorten
 
 
 class Files:
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.context = supervisor.context
-        self.supervisor = supervisor
+    def __init__(self, ports: Ports, context: Context) -> None:
+        self.context = context
+        self.ports = ports
 
-    async def get(self, member: ManagedInstance, path: str) -> AsyncIterator[bytes]:
+    async def get(self, managed: ManagedInstance, path: str) -> AsyncIterator[bytes]:
         """The file or tree at `path` as a tar in pieces. NotFound, Invalid before the first piece."""
         check(path)
-        async for piece in self._pieces(member, "write", path):
+        async for piece in self._pieces(managed, "write", path):
             yield piece
 
-    async def export(self, member: ManagedInstance) -> AsyncIterator[bytes]:
+    async def export(self, managed: ManagedInstance) -> AsyncIterator[bytes]:
         """The root file system as a tar in pieces, without what is mounted in it."""
-        async for piece in self._pieces(member, "export", "/"):
+        async for piece in self._pieces(managed, "export", "/"):
             yield piece
 
     async def _pieces(
-        self, member: ManagedInstance, verb: Literal["write", "export"], path: str
+        self, managed: ManagedInstance, verb: Literal["write", "export"], path: str
     ) -> AsyncIterator[bytes]:
-        async with self._root(member) as process, self._driver(member).archive(verb, process, path) as worker:
+        async with self._root(managed) as process, self._driver(managed).archive(verb, process, path) as worker:
             while piece := await worker.read():
                 yield piece
             await worker.finish()
 
     async def put(
-        self, member: ManagedInstance, path: str, pieces: AsyncIterator[bytes], copy: str | None = None
+        self, managed: ManagedInstance, path: str, pieces: AsyncIterator[bytes], copy: str | None = None
     ) -> None:
         """Unpacks a tar into the directory `path`, or where `copy` says (`container.archive.read`)."""
         check(path)
         if copy not in (None, "tree", "content"):
             raise Invalid(f"nothing is copied as {shorten(copy)}", "choose tree or content")
-        if member.instance.spec.read_only and not member.active:
-            raise Conflict(f"instance {member.instance.name} is read-only", "make it without --read-only")
-        async with self._root(member) as process, self._driver(member).archive("read", process, path, copy) as worker:
+        if managed.instance.spec.read_only and not managed.active:
+            raise Conflict(f"instance {managed.instance.name} is read-only", "make it without --read-only")
+        async with self._root(managed) as process, self._driver(managed).archive("read", process, path, copy) as worker:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has failed, and says why
                 async for piece in pieces:
                     await worker.write(piece)
             await worker.finish()
 
     @asynccontextmanager
-    async def _root(self, member: ManagedInstance) -> AsyncIterator[Running]:
+    async def _root(self, managed: ManagedInstance) -> AsyncIterator[Running]:
         """A process whose root is the instance's."""
-        status = member.status
+        status = managed.status
         if status.state in ("running", "paused", "stopping") and status.pid and status.start_time:
             yield Running(status.pid, status.start_time)
             return
-        async with member.lock:
-            if member.active:
-                raise Conflict(f"instance {member.instance.name} is just starting", "try again")
-            await member.settled()
-            network = await self.supervisor.ports.network(member.instance)
-            async with self._driver(member).holder(member.tenant, member.instance, network) as process:
+        async with managed.lock:
+            if managed.active:
+                raise Conflict(f"instance {managed.instance.name} is just starting", "try again")
+            network = await self.ports.network(managed.instance)
+            async with self._driver(managed).holder(managed.tenant, managed.instance, network) as process:
                 yield process
 
-    def _driver(self, member: ManagedInstance) -> Driver:
-        return self.context.driver(member.instance)
+    def _driver(self, managed: ManagedInstance) -> Driver:
+        return self.context.driver(managed.instance)
 
 
 def check(path: str) -> None:

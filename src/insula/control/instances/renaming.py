@@ -12,27 +12,48 @@ import contextlib
 import msgspec
 
 from insula.control import claims
+from insula.control.context import Context
+from insula.control.instances.checks import Known, as_it_is
+from insula.control.instances.controller import InstanceController
 from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.specs import typed
-from insula.control.instances.supervisor import SETTLED, Supervisor
+from insula.control.instances.statuses import SETTLED
 from insula.control.keys import EVENTS, INSTANCES, STATUS
 from insula.control.networks.ports import port_claims
 from insula.model.errors import Conflict
+from insula.model.objects import Instance
 from insula.model.units import check_label
 from insula.store.protocol import Compare, TransactionConflict, Write
+from insula.store.typed import Found
 
 
-async def rename(supervisor: Supervisor, member: ManagedInstance, name: str) -> None:
-    """Gives the instance the name `name`. The lock is held. Invalid, Conflict: then nothing was changed."""
-    tenant, old = member.key
+async def rename(controller: InstanceController, known: Known, *, name: str) -> Found[Instance]:
+    """Commit that the instance has the name `name`. Invalid, Conflict: then nothing was changed."""
+    context, tenant, old = controller.context, known.instance.tenant, known.instance.name
+    await _check(context, known.instance, name)
+    if (managed := controller.managed.find(tenant, old)) is None:
+        return await _commit(context, known, name)
+    async with managed.lock:  # nothing of it is done under its old name meanwhile
+        await controller.statuses.saved(managed)
+        found = await _commit(context, known._replace(status=managed.status), name)
+        controller.committed(*found)
+        await _follow(controller, managed, old)
+    return found
+
+
+async def _check(context: Context, instance: Instance, name: str) -> None:
+    tenant, old = instance.tenant, instance.name
     check_label("instance", name)
-    if supervisor.find(tenant, name):
+    if await context.store.get(INSTANCES.key(tenant, name)):
         raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name")
-    if joined := [m.instance.name for m in supervisor.of(tenant) if m.instance.spec.options.pid_of == old]:
+    others = await INSTANCES.readable(context.store, tenant)
+    if joined := [other.name for other in others if other.spec.options.pid_of == old]:
         hint = f"{typed(tenant, f'rm -f {joined[0]}')} removes it"
         raise Conflict(f"instance {joined[0]} shares the processes of {old}, by that name", hint)
-    await supervisor.saved(member)
-    before = member.instance
+
+
+async def _commit(context: Context, known: Known, name: str) -> Found[Instance]:
+    before, tenant, old = as_it_is(known), known.instance.tenant, known.instance.name
     after = msgspec.structs.replace(
         before,
         name=name,
@@ -45,23 +66,24 @@ async def rename(supervisor: Supervisor, member: ManagedInstance, name: str) -> 
         INSTANCES.put(after, tenant, name),
         *(write for port in after.ports for write in claims.take(port_claims(port))[1]),
     ]
-    if member.status.state in SETTLED:
-        writes.append(STATUS.put(member.status, tenant, name))
-    store = supervisor.context.store
-    compares = [Compare(INSTANCES.key(tenant, old), member.revision), INSTANCES.absent(tenant, name)]
+    if known.status.state in SETTLED:
+        writes.append(STATUS.put(known.status, tenant, name))
+    compares = [Compare(INSTANCES.key(tenant, old), known.revision), INSTANCES.absent(tenant, name)]
     try:
-        revision = await store.transact(compares, writes)
+        return Found(after, await context.store.transact(compares, writes))
     except TransactionConflict as conflict:
         if conflict.key == INSTANCES.key(tenant, name):
             raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name") from None
-        raise Conflict(f"instance {old} was changed at the same time", "try again") from None
-    supervisor.members.pop((tenant, old), None)
-    member.instance, member.revision = after, revision
-    supervisor.add(member)
-    await supervisor.saved(member)
+        raise
+
+
+async def _follow(controller: InstanceController, managed: ManagedInstance, old: str) -> None:
+    """What goes by the name elsewhere."""
+    context, tenant = controller.context, managed.instance.tenant
+    await controller.statuses.saved(managed)
     with contextlib.suppress(TransactionConflict):  # a status that was being written under the old name meanwhile
-        await store.transact([INSTANCES.absent(tenant, old)], [STATUS.delete(tenant, old)])
-    supervisor.context.problems.solved(f"limits of instance {tenant}/{old}")  # told again under the new name
-    supervisor.recorder.record(member, "renamed", before=old)
-    if after.port and member.active:
-        await supervisor.update_names(member.tenant)
+        await context.store.transact([INSTANCES.absent(tenant, old)], [STATUS.delete(tenant, old)])
+    context.problems.solved(f"instance {tenant}/{old}")  # told again under the new name
+    controller.recorder.record(managed, "renamed", before=old)
+    if managed.instance.port and managed.active:
+        await controller.lifecycle.ports.intents.apply(managed.tenant)

@@ -32,4 +32,4 @@ def after_boot(instance: Instance, *, started_before: bool) -> bool:
     name = instance.spec.restart.name
     if instance.wanted == "removed" or not started_before:
         return False
-    return name == "always" or (name == "unless-stopped" and instance.wanted == "running")
+    return name == "always" or (name == "unless-stopped" and instance.wanted != "stopped")

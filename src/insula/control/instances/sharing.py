@@ -9,19 +9,15 @@ both instances are of one tenant, whose IDs they have in common anyway.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from insula.control.instances.drivers.base import Running
-from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.managed import ManagedInstance, ManagedInstances
 from insula.control.instances.specs import typed
 from insula.model.errors import Conflict, NotFound
-
-if TYPE_CHECKING:
-    from insula.control.instances.supervisor import Supervisor
-    from insula.model.objects import InstanceSpec
+from insula.model.objects import InstanceSpec
 
 
-def partner(supervisor: Supervisor, tenant: str, spec: InstanceSpec) -> Running | None:
+def partner(managed: ManagedInstances, tenant: str, spec: InstanceSpec) -> Running | None:
     """The other's first process, None for an instance that shares nothing.
 
     NotFound and Conflict unless the other runs.
@@ -29,7 +25,7 @@ def partner(supervisor: Supervisor, tenant: str, spec: InstanceSpec) -> Running 
     owner = spec.options.pid_of
     if owner is None:
         return None
-    name, other = spec.name or "this one", supervisor.find(tenant, owner)
+    name, other = spec.name or "this one", managed.find(tenant, owner)
     if other is None or owner == spec.name:
         what = f"there is no other instance {owner}, whose processes {name} would share"
         raise NotFound(what, f"see {typed(tenant, 'ps -a')}")
@@ -42,10 +38,10 @@ def partner(supervisor: Supervisor, tenant: str, spec: InstanceSpec) -> Running 
     return Running(status.pid, status.start_time)
 
 
-def guests(supervisor: Supervisor, member: ManagedInstance) -> Iterator[ManagedInstance]:
+def guests(managed: ManagedInstances, member: ManagedInstance) -> Iterator[ManagedInstance]:
     """Those who share this one's processes, and end with it."""
     name, tenant = member.instance.name, member.instance.tenant
-    for other in list(supervisor.members.values()):  # in no order: this is asked at every end
+    for other in managed.all():  # in no order: this is asked at every end
         if other.instance.spec.options.pid_of == name and other.instance.tenant == tenant and other.active:
             yield other
-            yield from guests(supervisor, other)
+            yield from guests(managed, other)

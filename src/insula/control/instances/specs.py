@@ -16,7 +16,7 @@ import msgspec
 from insula.control.quotas import check_resources
 from insula.model.errors import Invalid
 from insula.model.health import plan
-from insula.model.objects import InstanceSpec
+from insula.model.objects import Instance, InstanceSpec
 from insula.model.units import check_label, parse_signal, shorten
 from insula.network.addresses import parse_mac
 
@@ -87,6 +87,11 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
         if len(value) > 1024 or not value.isprintable():
             raise Invalid(f"the value of label {name} is too long or not printable", "use up to 1024 characters")
     return labels
+
+
+def stop_signal(instance: Instance) -> int:
+    """The number of the signal that asks it to end."""
+    return parse_signal(instance.spec.stop_signal or instance.config.stop_signal or "SIGTERM")
 
 
 def signal_name(number: int) -> str:

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import msgspec
 
+from insula.control.context import Context
 from insula.control.instances.drivers.base import Driver
-from insula.control.instances.managed import ManagedInstance
-from insula.control.instances.supervisor import Supervisor
+from insula.control.instances.managed import ManagedInstance, ManagedInstances
 from insula.control.keys import TENANTS
 from insula.control.tenants import Tenants
 from insula.model.errors import InsulaError
@@ -38,9 +38,14 @@ class Stats:
     """`find` is that of `Instances`, which raises NotFound."""
 
     def __init__(
-        self, supervisor: Supervisor, tenants: Tenants, find: Callable[[str, str], Awaitable[ManagedInstance]]
+        self,
+        context: Context,
+        managed: ManagedInstances,
+        tenants: Tenants,
+        find: Callable[[str, str], Awaitable[ManagedInstance]],
     ) -> None:
-        self.supervisor = supervisor
+        self.context = context
+        self.managed = managed
         self.tenants = tenants
         self.find = find
 
@@ -54,26 +59,26 @@ class Stats:
             for name in names:
                 await self.find(tenant, name)
 
-        def members() -> list[ManagedInstance]:
-            return [m for m in self.supervisor.of(tenant) if (m.instance.name in names if names else m.active)]
+        def present() -> list[ManagedInstance]:
+            return [m for m in self.managed.of(tenant) if (m.instance.name in names if names else m.active)]
 
-        async for sample in self._samples(tenant or "", members, interval):
+        async for sample in self._samples(tenant or "", present, interval):
             yield sample
             if names and not sample.instances:
                 return
 
     async def _samples(
-        self, asking: str, members: Callable[[], Sequence[ManagedInstance]], interval: float | None
+        self, asking: str, manageds: Callable[[], Sequence[ManagedInstance]], interval: float | None
     ) -> AsyncIterator[StatsSample]:
-        before, then = await self._counters(asking, members()), time.monotonic()
+        before, then = await self._counters(asking, manageds()), time.monotonic()
         await asyncio.sleep(FIRST)
         while True:
-            present = members()
+            present = manageds()
             counters, now = await self._counters(asking, present), time.monotonic()
             traffic, limits = await self._traffic(present), await self._limits(present)
             usage = [
-                _stats(member, counters, _used(member, before, counters, now - then), traffic, limits)
-                for member in present
+                _stats(managed, counters, _used(managed, before, counters, now - then), traffic, limits)
+                for managed in present
             ]
             yield StatsSample(time=time.time(), instances=usage)
             if interval is None:
@@ -81,40 +86,40 @@ class Stats:
             before, then = counters, now
             await asyncio.sleep(interval)
 
-    async def _counters(self, asking: str, members: Iterable[ManagedInstance]) -> Counters:
+    async def _counters(self, asking: str, manageds: Iterable[ManagedInstance]) -> Counters:
         by_driver: dict[Driver, list[Instance]] = defaultdict(list)
-        for member in members:
-            if member.active:
-                by_driver[self.supervisor.driver(member)].append(member.instance)
+        for managed in manageds:
+            if managed.active:
+                by_driver[self.context.driver(managed.instance)].append(managed.instance)
         found: Counters = {}
         for driver, instances in by_driver.items():
-            found.update(await self.supervisor.context.surveys.do(asking, partial(driver.stats, instances)))
+            found.update(await self.context.surveys.do(asking, partial(driver.stats, instances)))
         return found
 
-    async def _traffic(self, members: Iterable[ManagedInstance]) -> Traffic:
+    async def _traffic(self, manageds: Iterable[ManagedInstance]) -> Traffic:
         """By the index of the port, which is unique among all tenants."""
         ports: dict[str, list[Port]] = defaultdict(list)
         owners = {}
-        for member in members:
-            if member.active and (port := member.instance.port):
+        for managed in manageds:
+            if managed.active and (port := managed.instance.port):
                 ports[port.tenant].append(port)
-                owners[port.tenant] = member.tenant
-        context, found = self.supervisor.context, {}
+                owners[port.tenant] = managed.tenant
+        context, found = self.context, {}
         for name, owner in owners.items():
             with suppress(InsulaError, OSError):  # somebody took the tenant's network away: that is not our business
                 found.update(await context.fabric_call(name, context.fabric.traffic, owner, ports[name]))
         return found
 
-    async def _limits(self, members: Iterable[ManagedInstance]) -> dict[str, Limits]:
-        names = {member.instance.tenant for member in members}
-        found = [await TENANTS.get(self.supervisor.context.store, name) for name in names]
+    async def _limits(self, manageds: Iterable[ManagedInstance]) -> dict[str, Limits]:
+        names = {managed.instance.tenant for managed in manageds}
+        found = [await TENANTS.get(self.context.store, name) for name in names]
         return {each.value.name: each.value.limits for each in found if each}
 
 
-def _used(member: ManagedInstance, before: Counters, now: Counters, seconds: float) -> float | None:
+def _used(managed: ManagedInstance, before: Counters, now: Counters, seconds: float) -> float | None:
     """CPUs in use between two looks. One that was started again in between has used what it has counted since."""
-    old: int | None = before.get(member.instance.id, {}).get("cpu", {}).get("usage")
-    new: int | None = now.get(member.instance.id, {}).get("cpu", {}).get("usage")
+    old: int | None = before.get(managed.instance.id, {}).get("cpu", {}).get("usage")
+    new: int | None = now.get(managed.instance.id, {}).get("cpu", {}).get("usage")
     if new is None or old is None or seconds <= 0:
         return None
     return round((new - old if new >= old else new) / seconds / 1e9, 4)
@@ -126,14 +131,14 @@ def _bytes(io: dict[str, dict[str, int]] | None, name: str) -> int | None:
 
 
 def _stats(
-    member: ManagedInstance, counters: Counters, cpu: float | None, traffic: Traffic, limits: dict[str, Limits]
+    managed: ManagedInstance, counters: Counters, cpu: float | None, traffic: Traffic, limits: dict[str, Limits]
 ) -> InstanceStats:
-    instance, found = member.instance, counters.get(member.instance.id)
+    instance, found = managed.instance, counters.get(managed.instance.id)
     whole, own = limits.get(instance.tenant, Limits()), instance.spec.resources
     shown = InstanceStats(
         tenant=instance.tenant,
         name=instance.name,
-        state=member.status.state,
+        state=managed.status.state,
         cpu_limit=own.cpus if own.cpus is not None else whole.cpus,
         memory_limit=own.memory if own.memory is not None else whole.memory,
         pids_limit=own.pids if own.pids is not None else whole.pids,

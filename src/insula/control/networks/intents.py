@@ -13,10 +13,12 @@ from insula.network.intent import TenantIntent
 
 
 class Intents:
-    """`instances` are a tenant's on this host, each with whether it runs: then its name resolves."""
+    """`instances` are a tenant's on this host, each with whether it runs: then its name resolves. `seen` has the
+    revision of the store at which each tenant's intent was built last."""
 
     def __init__(self, context: Context, instances: Callable[[str], Iterable[tuple[Instance, bool]]]) -> None:
         self.context = context
+        self.seen: dict[str, int] = {}
         self._instances = instances
 
     async def apply(self, tenant: Tenant) -> Mapping[str, InsulaError]:
@@ -43,7 +45,9 @@ class Intents:
         found = await TENANTS.get(store, name)
         if found is None or found.value.index != tenant.index:
             return None
-        networks = await NETWORKS.readable(store, name)
+        snapshot = await store.list(NETWORKS.prefix(name))
+        networks = [each.value for each in NETWORKS.sort_out(snapshot.entries)[0]]
+        self.seen[name] = snapshot.revision
         instances = list(self._instances(name))
         return TenantIntent(
             tenant=tenant,

@@ -1,0 +1,63 @@
+"""What a verb may do with an instance as it is: conditions on what is wanted of it and what was measured. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.specs import typed
+from insula.model.errors import Conflict, NotFound
+from insula.model.objects import Instance, InstanceStatus
+
+
+class Known(NamedTuple):
+    """An instance as it is wanted, the revision of that in the store, and how it was measured last."""
+
+    instance: Instance
+    revision: int
+    status: InstanceStatus
+
+    @property
+    def active(self) -> bool:
+        """Whether a process of it runs, or is about to."""
+        return self.status.state in ("starting", "running", "paused", "stopping")
+
+
+Either = Known | ManagedInstance
+
+
+def check_there(known: Either) -> None:
+    """NotFound if it is being removed."""
+    instance = known.instance
+    if instance.wanted == "removed":
+        there = typed(instance.tenant, "ps -a")
+        raise NotFound(f"instance {instance.name} was removed", f"{there} lists what is there")
+
+
+def check_running(known: Either) -> None:
+    """Conflict unless something can be done inside: it runs, and is not paused."""
+    if known.status.state == "paused":
+        tenant, name = known.instance.tenant, known.instance.name
+        raise Conflict(f"instance {name} is paused", f"{typed(tenant, f'unpause {name}')} lets it go on")
+    if known.status.state != "running":
+        raise not_running(known)
+
+
+def not_running(known: Either) -> Conflict:
+    tenant, name = known.instance.tenant, known.instance.name
+    hint = f"{typed(tenant, f'start {name}')} starts it"
+    return Conflict(f"instance {name} is not running ({known.status.state})", hint)
+
+
+def still_active(known: Either) -> Conflict:
+    return Conflict(f"instance {known.instance.name} is {known.status.state}", "stop it first, or use --force")
+
+
+def as_it_is(known: Known) -> Instance:
+    """The instance, wanted paused or running as it is: what changes something else of it changes nothing of that."""
+    instance, state = known.instance, known.status.state
+    if instance.wanted in ("running", "paused") and state in ("running", "paused"):
+        return msgspec.structs.replace(instance, wanted=state)
+    return instance

@@ -1,0 +1,365 @@
+"""`InstanceController`: makes every instance of this host as the store wants it, whatever woke it.
+
+It is woken for one instance by a verb that committed something (`committed`), by the store (changes that other daemons
+committed), by the end of a process, when a restart is due, once a minute, and by the start of the daemon. Each time it
+does the same: look what is there, unless its own actions have kept that true; `decide`; act; until nothing is to do.
+
+One worker at a time serves an instance, and none waits for another. An action that fails, or takes longer than `LIMIT`,
+is a problem of this host, and is tried again after a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable
+
+import msgspec
+
+from insula.control.context import Context
+from insula.control.instances.decide import DONE, Action, decide
+from insula.control.instances.drivers.base import Observed, Running
+from insula.control.instances.drivers.directory import LaunchRecord
+from insula.control.instances.lifecycle import Lifecycle, records_of
+from insula.control.instances.managed import Failure, ManagedInstance, ManagedInstances, Waiter
+from insula.control.instances.recorder import Recorder
+from insula.control.instances.statuses import Statuses
+from insula.control.keys import INSTANCES, STATUS, TENANTS
+from insula.control.networks.ports import Ports
+from insula.control.tasks import Tasks
+from insula.model.errors import Failed, InsulaError, Unavailable
+from insula.model.objects import Instance, InstanceStatus
+from insula.store.protocol import Compacted, Event
+
+log = logging.getLogger("insula.reconcile")
+LIMIT = 30.0
+"""Seconds that a look or an action may take, unless it waits for a program or works on a disk (`_PATIENT`)."""
+LAST_WISH = 2.0
+"""Seconds that an instance has, at most, between its stop signal and SIGKILL when everything goes down."""
+_PATIENT = frozenset({Action.LAUNCH, Action.RELAUNCH, Action.STOP, Action.REPLACE, Action.KILL, Action.REMOVE})
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts
+_TURNS = 3  # rounds of the event loop, in which the answer of the store reaches who committed
+_AT_ONCE = 16  # instances that are looked at again, or taken down, at a time
+
+
+class InstanceController:
+    """`admitting` are the ids of instances whose first commit is under way: `add` brings them."""
+
+    def __init__(self, context: Context, managed: ManagedInstances, ports: Ports, tasks: Tasks) -> None:
+        self.context = context
+        self.managed = managed
+        self.recorder = Recorder(context.store)
+        self.statuses = Statuses(context.store, tasks)
+        self.lifecycle = Lifecycle(context, managed, ports, self.statuses, self.recorder, tasks, self.nudge)
+        self.admitting: set[str] = set()
+        self._tasks = tasks
+        self._watching: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # -- being woken -----------------------------------------------------------------------------------------------
+
+    def add(self, managed: ManagedInstance) -> None:
+        """One more instance of this host."""
+        self.managed.add(managed)
+        self.lifecycle.driver(managed).make_room(len(self.managed))
+
+    def create(self, managed: ManagedInstance) -> None:
+        """One that was just committed: nothing of it is on this host."""
+        managed.hold, managed.observed = "tidy", Observed("none")
+        managed.reconciled.set()
+        self.admitting.discard(managed.instance.id)
+        self.add(managed)
+        self.nudge(managed)
+
+    def committed(self, instance: Instance, revision: int) -> None:
+        """Somebody wants something else of an instance of this host, at that revision of the store."""
+        managed = self.managed.find(instance.tenant, instance.name)
+        if managed is None and (managed := self.managed.with_id(instance.id)):  # it has another name now
+            self.managed.rename(managed, instance, revision)
+            if managed.active and instance.port:
+                self._tasks.spawn(self.lifecycle.ports.intents.apply(managed.tenant))
+        elif managed and revision > managed.revision:
+            managed.instance, managed.revision = instance, revision
+        if managed:
+            self.nudge(managed)
+
+    def nudge(self, managed: ManagedInstance) -> None:
+        """Decide anew about it."""
+        managed.wake.set()
+        if not managed.busy and not managed.gone and not self._closed:
+            managed.worker = self._tasks.spawn(self._work(managed))
+
+    async def begin(self, revision: int) -> None:
+        """Look at everything that was loaded, and from now on at what changes in the store after `revision`. Return
+        when every instance was looked at once."""
+        self._watching = self._tasks.spawn(self._watch(revision))
+        loaded = [managed for managed in self.managed.all() if not managed.reconciled.is_set()]
+        for managed in loaded:
+            self.nudge(managed)
+        await asyncio.gather(*(managed.reconciled.wait() for managed in loaded))
+        log.info("every instance was looked at")
+
+    async def look_again(self) -> None:
+        """Look at every instance, a few at a time, in case somebody else changed something on this host."""
+        few = asyncio.Semaphore(_AT_ONCE)
+
+        async def look(managed: ManagedInstance) -> None:
+            async with few:
+                if not managed.busy and not managed.gone:
+                    managed.observed = None
+                    self.nudge(managed)
+                if managed.worker:
+                    await asyncio.wait([managed.worker], timeout=LIMIT)
+
+        await asyncio.gather(*(look(managed) for managed in self.managed.all()))
+
+    # -- the store, as other daemons change it -----------------------------------------------------------------------
+
+    async def _watch(self, revision: int) -> None:
+        while True:
+            try:
+                async for event in self.context.store.watch(INSTANCES.prefix_all(), revision):
+                    for _ in range(_TURNS):  # a verb of this daemon hands over what it committed, undecoded
+                        await asyncio.sleep(0)
+                    await self._changed(event)
+                    revision = event.revision
+                return  # the store is closed
+            except Compacted:
+                revision = await self._catch_up()
+            except Exception as error:
+                self.context.problems.report("changes of instances", error)
+                await asyncio.sleep(_FIRST_PAUSE)
+
+    async def _catch_up(self) -> int:
+        """Take every instance as it is now; the revision of that."""
+        snapshot = await self.context.store.list(INSTANCES.prefix_all())
+        for entry in snapshot.entries:
+            await self._changed(Event("put", entry, None, entry.revision))
+        return snapshot.revision
+
+    async def _changed(self, event: Event) -> None:
+        managed = self.managed.find(*INSTANCES.parts(event.entry.key))
+        if event.kind == "delete" or (managed and managed.revision >= event.revision):
+            return  # what is deleted was removed by the daemon of its host: by us
+        try:
+            instance = INSTANCES.decode(event.entry)
+        except Failed:
+            return  # the next start of the daemon tells
+        if instance.host != self.context.host or instance.id in self.admitting:
+            return
+        if managed or self.managed.with_id(instance.id):
+            self.committed(instance, event.revision)
+        elif owner := await TENANTS.get(self.context.store, instance.tenant):  # another daemon placed it here
+            status = await STATUS.get(self.context.store, instance.tenant, instance.name)
+            known = status.value if status else InstanceStatus(state="created")
+            self.add(managed := ManagedInstance(owner.value, instance, known, event.revision))
+            self.nudge(managed)
+
+    # -- working -----------------------------------------------------------------------------------------------------
+
+    async def _work(self, managed: ManagedInstance) -> None:
+        """Until nothing is to do; after a failure again, when something changes or after a pause."""
+        pause = _FIRST_PAUSE
+        while managed.wake.is_set() and not managed.gone:
+            try:
+                async with managed.lock:
+                    await self._reconcile(managed)
+                self.context.problems.solved(managed.label)
+            except Exception as error:
+                self._tell(managed, error)
+                managed.reconciled.set()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await managed.wake.wait()
+                managed.wake.set()
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        managed.reconciled.set()
+
+    async def _reconcile(self, managed: ManagedInstance) -> None:
+        """Decide and act until nothing is to do. The lock is held."""
+        while not managed.gone:
+            managed.wake.clear()
+            if managed.observed is None:
+                await self._within_limit("look", self._look(managed))
+            assert managed.observed is not None
+            instance, now = self._wanted(managed), time.time()
+            action = decide(instance, managed.status, managed.observed, managed.hold, self.lifecycle.boot, now)
+            self._log(managed, action)
+            if action in DONE:
+                break
+            await self._act(managed, action)
+            self._answer(managed)
+        else:
+            self._answer(managed, done=True)
+            return
+        self._settled(managed, action)
+
+    async def _look(self, managed: ManagedInstance) -> None:
+        """What is on this host of it. That a process has ended its watcher tells, who holds it by descriptor: records
+        that somebody took away are no end."""
+        observe, status = self.lifecycle.driver(managed).observe, managed.status
+        found = await asyncio.to_thread(observe, managed.instance, status)
+        if managed.hold == "watched" and managed.exited.is_set():
+            found = found._replace(state="ended")
+        elif managed.hold == "watched" and found.state not in ("running", "paused"):
+            running = Running(status.pid or 0, status.start_time or 0, status.started)
+            found = Observed("running", running, LaunchRecord(starts=status.starts, boot=self.lifecycle.boot))
+        managed.observed = found
+
+    def _wanted(self, managed: ManagedInstance) -> Instance:
+        """What is wanted of it. While everything is taken off this host, that nothing of it runs."""
+        instance = managed.instance
+        if not self.context.going_down.is_set() or instance.wanted == "removed":
+            return instance
+        return msgspec.structs.replace(instance, wanted="stopped")
+
+    async def _act(self, managed: ManagedInstance, action: Action) -> None:
+        lifecycle = self.lifecycle
+        match action:
+            case Action.LAUNCH:
+                work = lifecycle.launch(managed)
+            case Action.RELAUNCH:
+                work = lifecycle.launch(managed, by_policy=True)
+            case Action.ADOPT:
+                work = lifecycle.adopt(managed)
+            case Action.PAUSE:
+                work = lifecycle.pause(managed)
+            case Action.UNPAUSE:
+                work = lifecycle.unpause(managed)
+            case Action.RESIZE:
+                work = lifecycle.resize(managed)
+            case Action.STOP | Action.REPLACE:
+                work = lifecycle.stop(managed, LAST_WISH if self.context.going_down.is_set() else None)
+            case Action.KILL:
+                work = lifecycle.kill(managed)
+            case Action.COLLECT_EXIT:
+                work = lifecycle.collect_exit(managed)
+            case Action.LOST:
+                work = lifecycle.lose(managed)
+            case Action.DISCARD:
+                work = lifecycle.discard(managed)
+            case Action.START_ANEW:
+                work = lifecycle.start_anew(managed)
+            case _:
+                work = lifecycle.remove(managed)
+        if action in _PATIENT:
+            await work
+        else:
+            await self._within_limit(action.name.lower(), work)
+
+    async def _within_limit(self, what: str, work: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(LIMIT) as limit:
+                await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Failed(f"is not as it should be: {what} takes more than {LIMIT:g} s", "it is tried again") from None
+
+    # -- answering ---------------------------------------------------------------------------------------------------
+
+    async def converged(self, managed: ManagedInstance, generation: int) -> InstanceStatus:
+        """Its status, once what was wanted at `generation` is so. Raises why it can't be."""
+        waiter = Waiter(generation, asyncio.get_running_loop().create_future())
+        managed.waiters.append(waiter)
+        if not managed.busy:
+            self._answer(managed, done=True)
+        return await waiter.answer
+
+    def _settled(self, managed: ManagedInstance, action: Action) -> None:
+        """Nothing is to do: what is wanted is true, or has failed for good."""
+        if managed.timer:
+            managed.timer.cancel()
+            managed.timer = None
+        if action is Action.WAIT:
+            pause = max(0.0, (managed.status.next_start or 0.0) - time.time())
+            managed.timer = asyncio.get_running_loop().call_later(pause, self.nudge, managed)
+        reason = {}
+        if managed.status.state != "failed":
+            managed.failure, reason = None, {"error": None, "hint": None}
+        self.statuses.note(managed, observed_generation=managed.instance.generation, **reason)
+        if self.context.going_down.is_set():
+            managed.vanished.set()
+        self._answer(managed, done=True)
+
+    def _answer(self, managed: ManagedInstance, *, done: bool = False) -> None:
+        """Tell those who wait for what is true by now; all, when that is `done`, also of what failed."""
+        for waiter in managed.waiters.copy():
+            failed = managed.failure is not None and managed.failure.generation >= waiter.generation
+            if not done and (failed or managed.status.observed_generation < waiter.generation):
+                continue
+            managed.waiters.remove(waiter)
+            if waiter.answer.done():  # who waited is gone
+                continue
+            if failed and managed.failure:
+                waiter.answer.set_exception(managed.failure.error)
+            elif self.context.going_down.is_set() and managed.instance.wanted == "running" and not managed.active:
+                waiter.answer.set_exception(going_down())
+            else:
+                waiter.answer.set_result(managed.status)
+
+    def _tell(self, managed: ManagedInstance, error: Exception) -> None:
+        """An attempt failed: whoever waits for it is told; if nobody does, it is a problem of this host."""
+        known = managed.failure is not None and managed.failure.generation == managed.instance.generation
+        if known or not managed.waiters or not isinstance(error, InsulaError):
+            self.context.problems.report(managed.label, error)
+        told = error if isinstance(error, InsulaError) else Failed(f"{managed.label}: {error}", "see insulad's log")
+        managed.failure = Failure(managed.instance.generation, told)
+        self.statuses.note(managed, observed_generation=managed.instance.generation, error=told.message, hint=told.hint)
+        self._answer(managed, done=True)
+
+    def _log(self, managed: ManagedInstance, action: Action) -> None:
+        """What is found at the first look at an instance, and which records of it are damaged."""
+        if managed.reconciled.is_set():
+            log.debug("%s: %s", managed.label, action.name.lower())
+            return
+        log.info("%s: %s", managed.label, action.name.lower())
+        if managed.observed and managed.observed.damaged:
+            damaged = ", ".join(managed.observed.damaged)
+            self.context.problems[records_of(managed)] = f"damaged: {damaged}; {_SAID[action]}"
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def stop_all(self) -> None:
+        """End every instance, for everything is taken off this host: `Context.going_down` is set. What is wanted in
+        the store stays as it is."""
+        if self._watching:
+            self._watching.cancel()
+        few = asyncio.Semaphore(_AT_ONCE)
+
+        async def stop(managed: ManagedInstance) -> None:
+            async with few:
+                self.nudge(managed)
+                await self.converged(managed, managed.instance.generation)
+
+        results = await asyncio.gather(*(stop(each) for each in self.managed.all()), return_exceptions=True)
+        for managed in self.managed.all():
+            self.lifecycle.driver(managed).end_of_boot(managed.instance.id)
+        for error in results:
+            if isinstance(error, BaseException) and not isinstance(error, Unavailable):
+                raise error
+
+    async def close(self) -> None:
+        """Let go of the instances, which keep running."""
+        self._closed = True
+        for managed in self.managed.all():
+            await self.statuses.saved(managed)
+        await self.recorder.close()
+
+
+def going_down() -> Unavailable:
+    return Unavailable("Insula is going down on this host", "start insulad again, and then this")
+
+
+_SAID = defaultdict(
+    lambda: "it is as its other records say",
+    {
+        Action.ADOPT: "it runs on",
+        Action.REPLACE: "it is started anew",
+        Action.LAUNCH: "it is started",
+        Action.LOST: "how it ended is not known",
+    },
+)

@@ -1,0 +1,250 @@
+"""What is done with an instance that runs here: input and output, more processes in it, files in and out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from insula.control.instances.attachment import Attachment, in_reader
+from insula.control.instances.attachment import follow as follow_log
+from insula.control.instances.checks import check_running, not_running
+from insula.control.instances.controller import InstanceController
+from insula.control.instances.drivers.base import Driver, Log, LogRecord
+from insula.control.instances.explain import explain
+from insula.control.instances.files import Files
+from insula.control.instances.managed import ManagedInstance
+from insula.control.instances.remote import elsewhere
+from insula.control.instances.specs import typed
+from insula.control.keys import INSTANCES
+from insula.control.tasks import Tasks
+from insula.control.tenants import Tenants
+from insula.model.errors import Conflict, Denied, Failed, Invalid, NotFound, Unavailable
+from insula.model.objects import Exit
+from insula.model.stream import encode
+from insula.model.units import check_label, parse_signal
+from insula.model.views import ExecSpec, Explanation, ProcessView
+
+T = TypeVar("T")
+_SIGKILL = 9
+_PATIENCE = 10.0  # seconds for an instance to be looked at, after the start of the daemon
+_REMEMBERED = 100  # ends of other processes in an instance
+
+
+class InstanceIo:
+    """What a request begins it ends, even if the client goes away meanwhile (`_whole`)."""
+
+    def __init__(self, tenants: Tenants, controller: InstanceController, tasks: Tasks) -> None:
+        self.context = controller.context
+        self.tenants = tenants
+        self.controller = controller
+        self.managed = controller.managed
+        self.files = Files(controller.lifecycle.ports, self.context)
+        self._tasks = tasks
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.shield(self._tasks.spawn(work))
+
+    def _driver(self, managed: ManagedInstance) -> Driver:
+        return self.context.driver(managed.instance)
+
+    async def find(self, tenant: str, name: str) -> ManagedInstance:
+        """The instance, or NotFound. Unavailable if it is on another host, or if the daemon has just started and has
+        not looked at it yet."""
+        check_label("tenant", tenant)
+        if managed := self.managed.find(tenant, check_label("instance", name)):
+            await self._looked_at(managed)
+            return managed
+        await self.tenants.find(tenant)
+        if entry := await self.context.store.get(INSTANCES.key(tenant, name)):
+            if entry.key in self.context.unreadable:
+                hint = f"restore the state, or {typed(tenant, f'rm -f {name}')} removes it with all that it has"
+                raise Failed(f"the record of instance {name} is damaged", hint)
+            if (instance := INSTANCES.decode(entry)).host != self.context.host:
+                raise elsewhere(instance)
+            raise Unavailable(f"instance {name} can't be served", "`insula status` tells why")
+        raise NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
+
+    async def _looked_at(self, managed: ManagedInstance) -> None:
+        if not managed.reconciled.is_set():
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await managed.reconciled.wait()
+            except TimeoutError:
+                what = f"insulad has just started, and is still looking at instance {managed.instance.name}"
+                raise Unavailable(what, "try again in half a minute; `insula status` tells what is wrong") from None
+
+    async def _started(self, tenant: str, name: str) -> ManagedInstance:
+        """The instance, not in the middle of its start: somebody may see its first output before we know it runs."""
+        managed = await self.find(tenant, name)
+        if managed.status.state == "starting":
+            async with managed.lock:
+                pass
+        return managed
+
+    # -- input and output ------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def attach(
+        self, tenant: str, name: str, *, stdin: bool = False, replay: bool = False, start: bool = False
+    ) -> AsyncIterator[Attachment]:
+        """Its streams from now on; with `replay` from its last start. One that was never started, or that the caller
+        will `start`, is waited for.
+
+        Conflict if it has ended and nothing of that holds; Denied for `stdin` of one that was made without.
+        """
+        managed = await self._started(tenant, name)
+        if managed.status.state == "paused":
+            check_running(managed)
+        coming = managed.status.state == "created" or (start and not managed.active)
+        if not (coming or managed.active or replay):
+            raise not_running(managed)
+        if stdin and not managed.instance.spec.stdin:
+            raise Denied(f"instance {name} has no open standard input", "make it with --interactive")
+        replay = replay and not coming
+        since = managed.status.started if replay else time.time()
+        attachment = Attachment(
+            self._driver(managed),
+            managed.instance.id,
+            stdin=stdin,
+            replay=replay,
+            log=lambda: self._reader(managed, since=since),
+            after=managed.vanished if managed.instance.spec.remove else None,
+        )
+        try:
+            if coming:
+                managed.waiting.add(attachment)
+            else:
+                await attachment.connect(end_of(managed), fresh=False)
+            yield attachment
+        finally:
+            managed.waiting.discard(attachment)
+            attachment.close()
+
+    async def logs(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+    ) -> AsyncIterator[bytes]:
+        """What it printed, as frames (`insula.model.stream`) whose payload begins with eight bytes of nanoseconds.
+
+        `follow` goes on until the instance has ended and won't be started again by its restart policy or by `restart`.
+        """
+        managed = await self.find(tenant, name)
+        if since is not None and not 0 <= since <= 1e10:
+            raise Invalid(f"{since} is no time", "use seconds since 1970")
+        with self._reader(managed, since=since, tail=tail) as reader:
+            async for records in follow_log(reader, lambda: not follow or has_ended(managed)):
+                yield await in_reader(partial(encode_records, records))
+
+    def _reader(self, managed: ManagedInstance, *, since: float | None = None, tail: int | None = None) -> Log:
+        return self._driver(managed).log(managed.instance.id, since=since or 0.0, tail=tail)
+
+    # -- more processes --------------------------------------------------------------------------------------------
+
+    async def exec_create(self, tenant: str, name: str, spec: ExecSpec, *, detach: bool = False) -> str:
+        """Runs one more process inside; its id, once it has started. With `detach` it has no input, and its output is
+        read and dropped. Conflict if the instance doesn't run."""
+        managed = await self._started(tenant, name)
+        check_running(managed)
+        driver = self._driver(managed)
+        prepared = await driver.prepare_exec(managed.tenant, managed.instance, spec)
+        stdin = spec.stdin and not detach
+        exec_id = await self._whole(driver.exec(managed.instance.id, prepared, stdin=stdin, detach=detach))
+        for ended in [other for other, end in managed.execs.items() if end.done()][:-_REMEMBERED]:
+            del managed.execs[ended]
+        managed.execs[exec_id] = self._tasks.spawn(self._exec_end(managed, exec_id))
+        return exec_id
+
+    async def _exec_end(self, managed: ManagedInstance, exec_id: str) -> Exit:
+        driver = self._driver(managed)
+        try:
+            ended = await driver.wait(managed.instance.id, exec_id)
+        except NotFound:  # the instance ended, and all that ran inside with it
+            return Exit(exit_status=128 + _SIGKILL, signal=_SIGKILL, finished=time.time())
+        driver.forget_exec(managed.instance.id, exec_id)
+        return ended
+
+    @asynccontextmanager
+    async def exec_attach(
+        self, tenant: str, name: str, exec_id: str, *, stdin: bool = False
+    ) -> AsyncIterator[Attachment]:
+        """The streams of that process, from its beginning."""
+        managed = await self.find(tenant, name)
+        attachment = Attachment(self._driver(managed), managed.instance.id, exec_id, stdin=stdin)
+        try:
+            await attachment.connect(_exec_of(managed, exec_id), fresh=True)
+            yield attachment
+        finally:
+            attachment.close()
+
+    async def exec_wait(self, tenant: str, name: str, exec_id: str) -> Exit:
+        """How that process ended, once it has."""
+        return await asyncio.shield(_exec_of(await self.find(tenant, name), exec_id))
+
+    async def exec_kill(self, tenant: str, name: str, exec_id: str, signal: int) -> None:
+        """A signal to that process; Conflict if it has ended."""
+        managed = await self.find(tenant, name)
+        try:
+            self._driver(managed).signal(managed.instance.id, parse_signal(str(signal)), exec_id)
+        except NotFound:
+            raise Conflict("that process has ended") from None
+
+    # -- looking inside --------------------------------------------------------------------------------------------
+
+    async def processes(self, tenant: str, name: str) -> Sequence[ProcessView]:
+        """Everything that runs in it, with the numbers inside and on the host."""
+        managed = await self.find(tenant, name)
+        if not managed.active:
+            raise not_running(managed)
+        driver = self._driver(managed)
+        return await self.context.surveys.do(tenant, partial(driver.processes, managed.tenant, managed.instance.id))
+
+    async def explain(self, tenant: str, name: str) -> Explanation:
+        """What makes it isolated, read from the kernel."""
+        return await explain(self.context, self.managed, await self.find(tenant, name))
+
+    async def archive_get(self, tenant: str, name: str, path: str) -> AsyncIterator[bytes]:
+        """The file or tree at `path` inside, as a tar in pieces."""
+        async for piece in self.files.get(await self.find(tenant, name), path):
+            yield piece
+
+    async def archive_put(
+        self, tenant: str, name: str, path: str, pieces: AsyncIterator[bytes], copy: str | None = None
+    ) -> None:
+        """Unpacks a tar into the directory `path` inside, or where `copy` says (see `Archives.put`)."""
+        await self.files.put(await self.find(tenant, name), path, pieces, copy)
+
+    async def export(self, tenant: str, name: str) -> AsyncIterator[bytes]:
+        """The root file system as a tar in pieces."""
+        async for piece in self.files.export(await self.find(tenant, name)):
+            yield piece
+
+
+def has_ended(managed: ManagedInstance) -> bool:
+    """Whether it doesn't run and is not about to, by its restart policy or a verb."""
+    return managed.gone or not (managed.active or managed.busy or managed.restarting)
+
+
+def encode_records(records: Sequence[LogRecord]) -> bytes:
+    return b"".join(encode(record.kind, record.time_ns.to_bytes(8, "big") + record.data) for record in records)
+
+
+def end_of(managed: ManagedInstance) -> asyncio.Future[Exit]:
+    """The end of its current or last start."""
+    if not managed.ended.done() and managed.status.state == "exited" and managed.status.exit:
+        managed.ended.set_result(managed.status.exit)
+    return managed.ended
+
+
+def _exec_of(managed: ManagedInstance, exec_id: str) -> asyncio.Task[Exit]:
+    if ended := managed.execs.get(exec_id):
+        return ended
+    raise NotFound(f"instance {managed.instance.name} has no such process", "it ended long ago")

@@ -1,0 +1,388 @@
+"""The actions of `decide`, carried out: each makes one thing true of an instance of this host, and decides nothing.
+
+The instance's lock is held meanwhile. An action keeps `ManagedInstance.observed`, `hold` and the status as they are
+afterwards. It raises InsulaError or OSError; what it had begun is then undone, or is found by the next look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from insula.control.context import Context
+from insula.control.instances.admission import dismiss
+from insula.control.instances.drivers.base import CreateOptions, Driver, Observed, Running
+from insula.control.instances.drivers.directory import LaunchRecord, boot_id
+from insula.control.instances.health import HealthChecks
+from insula.control.instances.managed import Failure, ManagedInstance, ManagedInstances
+from insula.control.instances.memory import MemoryEvents
+from insula.control.instances.recorder import Recorder
+from insula.control.instances.restart_policy import STEADY, after_exit, delay
+from insula.control.instances.sharing import guests, partner
+from insula.control.instances.specs import stop_signal
+from insula.control.instances.statuses import Statuses
+from insula.control.keys import INSTANCES
+from insula.control.networks.ports import Ports
+from insula.control.tasks import Tasks
+from insula.model.errors import Failed, InsulaError, NotFound
+from insula.model.objects import Exit, InstanceStatus
+
+log = logging.getLogger("insula.control")
+_SIGKILL = 9
+_USUAL, _DYING = 1.0, 60.0  # seconds for a process to die of SIGKILL
+_RETRY = 1.0  # seconds between attempts at what must succeed in the end
+
+
+class Lifecycle:
+    """`nudge` has the controller decide anew about an instance."""
+
+    def __init__(
+        self,
+        context: Context,
+        managed: ManagedInstances,
+        ports: Ports,
+        statuses: Statuses,
+        recorder: Recorder,
+        tasks: Tasks,
+        nudge: Callable[[ManagedInstance], None],
+    ) -> None:
+        self.context = context
+        self.managed = managed
+        self.ports = ports
+        self.statuses = statuses
+        self.health = HealthChecks(context.driver, recorder, tasks.spawn)
+        self.memory = MemoryEvents(recorder)
+        self.boot = boot_id()
+        self._tasks = tasks
+        self._nudge = nudge
+
+    def driver(self, managed: ManagedInstance) -> Driver:
+        return self.context.driver(managed.instance)
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    async def launch(self, managed: ManagedInstance, *, by_policy: bool = False) -> None:
+        """Start it. One that does not start is failed, with the reason in its status: that is no exception."""
+        instance, before = managed.instance, managed.status
+        if managed.ended.done():
+            managed.ended = asyncio.get_running_loop().create_future()
+        starting = InstanceStatus(
+            state="starting", starts=instance.starts, observed_generation=before.observed_generation
+        )
+        if by_policy:
+            starting = msgspec.structs.replace(starting, restarts=before.restarts + 1, backoff=before.backoff + 1)
+        self.statuses.set(managed, starting)
+        managed.observed = None  # until it is known how this ended
+        try:
+            running = await self._launch(managed)
+        except InsulaError as error:
+            self._failed(managed, error, by_policy=by_policy)
+            return
+        except Exception:
+            self._failed(managed, Failed("its start was given up", "start it again"), by_policy=False)
+            raise
+        record = LaunchRecord(starts=instance.starts, boot=self.boot)
+        managed.observed = Observed("running", running, record)
+        self.statuses.note(
+            managed,
+            state="running",
+            observed_generation=instance.generation,
+            pid=running.pid,
+            start_time=running.start_time,
+            started=running.started or time.time(),
+            resources=instance.spec.resources,
+        )
+        self.context.problems.solved(records_of(managed))
+        self._watch(managed)
+
+    async def _launch(self, managed: ManagedInstance) -> Running:
+        """Create it, plug it in, connect those who wait for its output, and start it. InsulaError; then nothing of it
+        is left."""
+        tenant, instance, driver = managed.tenant, managed.instance, self.driver(managed)
+        console, managed.console = managed.console, None
+        joined, network = partner(self.managed, instance.tenant, instance.spec), await self.ports.network(instance)
+        await self.context.prepared(tenant.name)
+        managed.hold = "unknown"
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._discard, managed)
+            try:
+                await driver.create(tenant, instance, CreateOptions(network, console, joined))
+                if network:
+                    await self.ports.plug(tenant, network, instance, driver.nic(instance.id))
+                for attachment in managed.waiting.copy():
+                    await attachment.connect(managed.ended, fresh=True)
+                managed.waiting.clear()
+                running = await driver.start(instance.id)
+            except (InsulaError, OSError) as error:
+                if failure := await driver.failure(instance.id):  # the cause; the rest follows from it
+                    raise failure from None
+                if isinstance(error, InsulaError):
+                    raise
+                log.warning("instance %s/%s: its start failed", *managed.key, exc_info=error)
+                what = f"instance {instance.name} can't be started: {error.strerror or error}"
+                raise Failed(what, "look at the disk below the root directory, and at insulad's log") from error
+            undo.pop_all()
+        return running
+
+    def _failed(self, managed: ManagedInstance, error: InsulaError, *, by_policy: bool) -> None:
+        """It did not start, which is final, unless it was to start by its policy, or nobody waits for it."""
+        instance, status = managed.instance, managed.status
+        managed.observed = Observed("none", record=LaunchRecord(starts=instance.starts, boot=self.boot))
+        managed.failure = Failure(instance.generation, error)
+        failure, again = Exit(exit_status=None, finished=time.time()), None
+        if (by_policy or not managed.waiters) and after_exit(instance.spec.restart, failure, status.restarts):
+            again = failure.finished + delay(status.backoff)
+        if by_policy or not managed.waiters:
+            how = "does not start again" if by_policy else "does not start"
+            log.warning("instance %s/%s %s: %s", *managed.key, how, error)
+        self.statuses.note(managed, state="failed", error=error.message, hint=error.hint, next_start=again)
+        for attachment in managed.waiting:
+            attachment.fail(error)
+        managed.waiting.clear()
+        if not managed.ended.done():
+            managed.ended.set_exception(error)
+            managed.ended.exception()  # nobody need be waiting
+
+    async def start_anew(self, managed: ManagedInstance) -> None:
+        """Want another start of it, since the host was booted. Conflict if somebody wants something else."""
+        before = managed.instance
+        instance = msgspec.structs.replace(
+            before, wanted="running", starts=before.starts + 1, generation=before.generation + 1
+        )
+        put = INSTANCES.put(instance, *managed.key)
+        managed.revision = await self.context.store.put(put.key, put.value, expect=managed.revision)
+        managed.instance = instance
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def adopt(self, managed: ManagedInstance) -> None:
+        """Take what runs as its status, and watch it."""
+        observed = managed.observed
+        if observed is None or observed.running is None:
+            raise Failed("its records vanished", "look at the run directory")
+        running, status, named = observed.running, managed.status, managed.active
+        self.statuses.set(
+            managed,
+            InstanceStatus(
+                state="paused" if observed.state == "paused" else "running",
+                observed_generation=status.observed_generation,
+                starts=observed.record.starts if observed.record else managed.instance.starts,
+                pid=running.pid,
+                start_time=running.start_time,
+                started=running.started or status.started or time.time(),
+                restarts=status.restarts,
+                backoff=status.backoff,
+                resources=status.resources,
+            ),
+        )
+        if not named and managed.instance.port:
+            await self.ports.intents.apply(managed.tenant)  # its name resolves again
+        if managed.hold != "watched":
+            self._watch(managed, adopted=True)
+
+    async def pause(self, managed: ManagedInstance) -> None:
+        with contextlib.suppress(NotFound):  # it is just ending
+            await self.driver(managed).pause(managed.instance.id)
+        self._frozen(managed, frozen=True)
+
+    async def unpause(self, managed: ManagedInstance) -> None:
+        await self.driver(managed).resume(managed.instance.id)
+        self._frozen(managed, frozen=False)
+
+    def _frozen(self, managed: ManagedInstance, *, frozen: bool) -> None:
+        state = "paused" if frozen else "running"
+        if managed.observed and managed.observed.state in ("running", "paused"):
+            managed.observed = managed.observed._replace(state=state)  # type: ignore[arg-type]
+            self.statuses.note(managed, state=state, observed_generation=managed.instance.generation)
+
+    async def resize(self, managed: ManagedInstance) -> None:
+        """Put the wanted limits in force. Failed if the kernel refuses them."""
+        resources = managed.instance.spec.resources
+        self.statuses.note(managed, resources=None)  # some of them are in force, if this goes wrong
+        with contextlib.suppress(NotFound):  # it is just ending
+            await self.driver(managed).resize(managed.instance.id, resources)
+        self.statuses.note(managed, resources=resources)
+
+    def _watch(self, managed: ManagedInstance, *, adopted: bool = False) -> None:
+        managed.hold, managed.stopping, managed.exit = "watched", None, None
+        managed.exited.clear()
+        managed.watcher = self._tasks.spawn(self._await_end(managed))
+        self.health.begin(managed, adopted=adopted)
+        self.memory.begin(managed, self.driver(managed), adopted=adopted)
+
+    async def _await_end(self, managed: ManagedInstance) -> None:
+        """Wait for the end of its first process, and tell the controller."""
+        managed.exit = await self._exit(managed)
+        if managed.observed:
+            managed.observed = managed.observed._replace(state="ended")
+        managed.exited.set()
+        self._nudge(managed)
+
+    async def _exit(self, managed: ManagedInstance) -> Exit:
+        """How it ended, once it has. Whatever is in the way, such as a full /run, is told, and it is asked again."""
+        name = f"end of {managed.label}"
+        while True:
+            try:
+                ended = await self.driver(managed).wait(managed.instance.id)
+            except NotFound:
+                ended = Exit(exit_status=None, finished=time.time())
+            except Exception as error:
+                self.context.problems.report(name, error)
+                await asyncio.sleep(_RETRY)
+                continue
+            self.context.problems.solved(name)
+            return ended
+
+    # -- ending ----------------------------------------------------------------------------------------------------
+
+    async def stop(self, managed: ManagedInstance, most: float | None = None) -> None:
+        """Send its stop signal, and SIGKILL when its time is over, after `most` seconds. Return when it has ended, or
+        when something else may be wanted: called again, it goes on waiting."""
+        instance = managed.instance
+        timeout = instance.spec.stop_timeout if instance.stop_timeout is None else instance.stop_timeout
+        timeout = timeout if most is None else min(timeout, most)
+        if managed.stopping is None:
+            managed.stopping = time.monotonic()
+            await self._signal(managed, stop_signal(instance), thaw=managed.status.state == "paused")
+            self.statuses.note(managed, state="stopping")
+        left = managed.stopping + timeout - time.monotonic()
+        if left > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await managed.wake.wait()
+                return
+        await self.kill(managed)
+
+    async def kill(self, managed: ManagedInstance) -> None:
+        """End it by SIGKILL. Failed if it does not die."""
+        driver, instance = self.driver(managed), managed.instance.id
+        managed.stopping = managed.stopping or time.monotonic()
+        self.statuses.note(managed, state="stopping")
+        await self._signal(managed, _SIGKILL, thaw=True)
+        for patience in (_USUAL, _DYING):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await managed.exited.wait()
+            if managed.exited.is_set():
+                return
+            if group := driver.frozen_elsewhere(instance):
+                raise undying(managed, group)
+            if (await asyncio.to_thread(driver.observe, managed.instance, managed.status)).state == "none":
+                await driver.discard(managed.instance)  # its records are gone: kill all that is in its group
+        raise undying(managed, None)
+
+    async def _signal(self, managed: ManagedInstance, number: int, *, thaw: bool) -> None:
+        """To its first process, which takes no notice of it, be it SIGKILL, while it is frozen."""
+        with contextlib.suppress(NotFound):
+            self.driver(managed).signal(managed.instance.id, number)
+        if thaw:
+            await self.driver(managed).resume(managed.instance.id)
+            for guest in guests(self.managed, managed):  # all in a PID namespace die before its first process does
+                await self.driver(guest).resume(guest.instance.id)
+
+    async def collect_exit(self, managed: ManagedInstance) -> None:
+        """Take its exit as its status, tell who waits, store it, and remove what is left on this host."""
+        if (ended := managed.exit) is None:
+            ended = await self._exit(managed)
+        await self._conclude(managed, ended)
+
+    async def lose(self, managed: ManagedInstance) -> None:
+        """It ended, and nobody knows how."""
+        await self._conclude(managed, Exit(exit_status=None, finished=time.time()))
+
+    async def _conclude(self, managed: ManagedInstance, ended: Exit) -> None:
+        self.health.end(managed)
+        self.memory.end(managed)
+        observed, status = managed.observed or Observed("none"), managed.status
+        if status.state != "exited" or status.exit != ended:
+            self.statuses.set(managed, self._after(managed, observed, ended))
+        if not managed.ended.done():
+            managed.ended.set_result(ended)
+        await self.statuses.saved(managed)
+        await self.driver(managed).flushed(managed.instance.id)  # its log is in the directory that may go now
+        await self.discard(managed)
+
+    def _after(self, managed: ManagedInstance, observed: Observed, ended: Exit) -> InstanceStatus:
+        """The status of one that ended; of a start that was begun in this life of the host the policy asks for
+        another."""
+        status, record = managed.status, observed.record
+        started = (observed.running.started if observed.running else None) or status.started
+        backoff = 0 if started and ended.finished - started >= STEADY else status.backoff
+        starts = record.starts if record else managed.instance.starts
+        again = None
+        wanted = starts == managed.instance.starts and managed.instance.wanted in ("running", "paused")
+        of_this_boot = record is None or record.boot == self.boot
+        if wanted and of_this_boot and after_exit(managed.instance.spec.restart, ended, status.restarts):
+            again = time.time() + delay(backoff)
+        return InstanceStatus(
+            state="exited",
+            observed_generation=status.observed_generation,
+            starts=starts,
+            started=started,
+            exit=ended,
+            restarts=status.restarts,
+            backoff=backoff,
+            next_start=again,
+        )
+
+    async def discard(self, managed: ManagedInstance) -> None:
+        """Remove what is on this host of it but for its directory."""
+        try:
+            await self._discard(managed)
+        except OSError as error:
+            raise Failed(f"its remains can't be removed: {error}", "it is tried again") from error
+
+    async def _discard(self, managed: ManagedInstance) -> None:
+        """Kill what runs of it, and remove it with its port and its name."""
+        await self.driver(managed).discard(managed.instance)
+        await self.ports.unplug(managed.tenant, managed.instance)
+        managed.hold = "tidy"
+        record = managed.observed.record if managed.observed else None
+        managed.observed = Observed("none", record=record)
+
+    async def remove(self, managed: ManagedInstance) -> None:
+        """Take it out of the store, and then its directory off the disk. Should we die in between, the next start of
+        the daemon finds that."""
+        managed.gone = True  # from here on no status is stored any more
+        try:
+            await self.statuses.saved(managed)
+            await dismiss(self.context, managed.instance)
+        except BaseException:
+            managed.gone = False
+            raise
+        self.context.problems.solved(records_of(managed))
+        self.managed.remove(managed)
+        managed.vanished.set()
+        for attachment in managed.waiting:
+            attachment.fail(NotFound(f"instance {managed.instance.name} was removed"))
+        await self.remove_directory(self.driver(managed), managed.instance.id)
+
+    async def remove_directory(self, driver: Driver, instance_id: str) -> None:
+        """Also one of millions of files, nested however deep. What is in the way is a problem of this host."""
+        name = f"directory of instance {instance_id}"
+        try:
+            await driver.remove_directory(instance_id)
+            self.context.problems.solved(name)
+        except (InsulaError, OSError) as error:
+            self.context.problems[name] = str(error)
+
+
+def undying(managed: ManagedInstance, group: str | None) -> Failed:
+    """Why its first process is still there after SIGKILL: with version 1, somebody's frozen group (cgroups(7),
+    freezer), or the kernel waits for something."""
+    pid = managed.status.pid
+    what = f"process {pid} of instance {managed.instance.name} does not die of SIGKILL"
+    if group is not None:
+        return Failed(f"{what}: somebody moved it into the frozen group {group}", "thaw that group")
+    return Failed(what, f"`cat /proc/{pid}/stack` shows what the kernel waits for")
+
+
+def records_of(managed: ManagedInstance) -> str:
+    """What a problem with its records is called; it is solved when it starts again, or is removed."""
+    return f"records of {managed.label}"

@@ -1,0 +1,52 @@
+"""Instances of other hosts: what is wanted of them is committed here, and the daemon of their host makes it so."""
+
+from __future__ import annotations
+
+from insula.control.instances.managed import restarting
+from insula.control.keys import INSTANCES, STATUS
+from insula.model.errors import Failed, NotFound, Unavailable
+from insula.model.objects import Instance, InstanceStatus
+from insula.model.views import InstanceView
+from insula.store.protocol import Store
+
+
+async def converged(store: Store, instance: Instance, revision: int) -> InstanceStatus | None:
+    """Its status once what was committed at `revision` is so; None if it was removed. Failed says why it can't be."""
+    wanted, measured = (kind.key(instance.tenant, instance.name) for kind in (INSTANCES, STATUS))
+    async for event in store.watch("/", revision):
+        if event.entry.key == wanted and event.kind == "delete":
+            return None
+        if event.entry.key != measured or event.kind == "delete":
+            continue
+        status = STATUS.decode(event.entry)
+        if status.observed_generation >= instance.generation:
+            if status.error and (status.state != "failed" or instance.wanted == "running"):
+                raise Failed(status.error, status.hint)
+            return status
+    raise Unavailable(f"nobody tells how instance {instance.name} is", "try again")
+
+
+async def ended(store: Store, instance: Instance) -> InstanceStatus:
+    """Its status once it has ended. NotFound if it is removed before."""
+    wanted, measured = (kind.key(instance.tenant, instance.name) for kind in (INSTANCES, STATUS))
+    snapshot = await store.list(measured)
+    for entry in snapshot.entries:
+        if entry.key == measured and (status := STATUS.decode(entry)).state in ("exited", "failed"):
+            return status
+    async for event in store.watch("/", snapshot.revision):
+        if event.kind == "delete" and event.entry.key == wanted:
+            break
+        if event.kind == "put" and event.entry.key == measured:
+            status = STATUS.decode(event.entry)
+            if status.state in ("exited", "failed"):
+                return status
+    raise NotFound(f"instance {instance.name} was removed", None)
+
+
+def view(instance: Instance, status: InstanceStatus) -> InstanceView:
+    return InstanceView(instance=instance, status=status, restarting=restarting(instance, status))
+
+
+def elsewhere(instance: Instance) -> Unavailable:
+    """What only the daemon of its host can do."""
+    return Unavailable(f"instance {instance.name} is on host {instance.host}", "ask insulad there")

@@ -1,0 +1,62 @@
+"""Statuses: measured and kept in memory, and written to the store when they have settled, behind the caller's back.
+
+Only before what an instance left on this host is discarded its end must be stored (`saved`): what is discarded is the
+other place that knows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+
+from insula.control.instances.managed import ManagedInstance
+from insula.control.keys import STATUS
+from insula.control.tasks import Tasks
+from insula.model.errors import InsulaError
+from insula.model.objects import InstanceStatus
+from insula.store.protocol import Store
+
+log = logging.getLogger("insula.control")
+SETTLED = ("running", "paused", "exited", "failed")
+_RETRY = 1.0  # seconds between attempts at what must succeed in the end
+
+
+class Statuses:
+    def __init__(self, store: Store, tasks: Tasks) -> None:
+        self._store = store
+        self._tasks = tasks
+
+    def set(self, managed: ManagedInstance, status: InstanceStatus) -> None:
+        if status == managed.status:
+            return
+        managed.status = status
+        vanishes = status.state == "exited" and managed.instance.spec.remove  # with all that is stored of it
+        if status.state in SETTLED and not managed.gone and not vanishes:
+            managed.unsaved = True
+            if managed.saving is None or managed.saving.done():
+                managed.saving = self._tasks.spawn(self._save(managed))
+
+    def note(self, managed: ManagedInstance, **measured: Any) -> None:
+        """The same with some fields alone."""
+        self.set(managed, msgspec.structs.replace(managed.status, **measured))
+
+    async def _save(self, managed: ManagedInstance) -> None:
+        while managed.unsaved and not managed.gone:
+            managed.unsaved = False
+            status = managed.status
+            if status.state not in SETTLED:
+                continue
+            try:
+                await self._store.transact([], [STATUS.put(status, *managed.key)])
+            except InsulaError as error:  # a full disk: keep trying, the driver keeps its record until then
+                log.warning("the status of %s/%s can't be stored: %s", *managed.key, error)
+                managed.unsaved = True
+                await asyncio.sleep(_RETRY)
+
+    async def saved(self, managed: ManagedInstance) -> None:
+        """Return when no status of it is being written."""
+        while managed.saving and not managed.saving.done():
+            await asyncio.wait([managed.saving])

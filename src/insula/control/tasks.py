@@ -1,0 +1,40 @@
+"""`Tasks`: work of the daemon beside requests, kept until it ends, and ended with the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from insula.model.errors import InsulaError
+
+log = logging.getLogger("insula.control")
+T = TypeVar("T")
+
+
+class Tasks:
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that runs `work`; its failure is logged, unless it is one that is meant for users."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, InsulaError):
+            log.error("a task failed", exc_info=error)
+
+    async def close(self) -> None:
+        """Cancel all, and return when they have ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
