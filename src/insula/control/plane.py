@@ -101,8 +101,8 @@ class ControlPlane:
 
     async def ensure(self) -> None:
         """The default tenant, its default network, and the built-in image. What can't be made is a problem."""
-        await self._guarded(f"tenant {DEFAULT}", self._ensure_default())
-        await self._guarded("image busybox", self.images.ensure_busybox())
+        await self.context.problems.guard(f"tenant {DEFAULT}", self._ensure_default())
+        await self.context.problems.guard("image busybox", self.images.ensure_busybox())
 
     async def _ensure_default(self) -> None:
         if await TENANTS.get(self.context.store, DEFAULT) is None:
@@ -110,25 +110,16 @@ class ControlPlane:
         if await NETWORKS.get(self.context.store, DEFAULT, DEFAULT) is None:
             await self.networks.create(DEFAULT, DEFAULT, DEFAULT_SUBNET, DEFAULT_SUBNET6)
 
-    async def _guarded(self, name: str, work: Awaitable[object]) -> None:
-        """`work`; its failure is a problem of this host, and a cloud without it is still one."""
-        try:
-            await work
-        except Exception as error:
-            self.context.problems.report(name, error)
-        else:
-            self.context.problems.solved(name)
-
     async def _reconcile(self) -> None:
         assert self._loaded
         self.tasks.spawn(sweep(self.context, self.instance_controller, self._loaded.leftovers))
         revision = self._loaded.revision
         everything = asyncio.gather(self.network_controller.begin(revision), self.instance_controller.begin(revision))
-        await self._guarded("reconciliation", everything)
-        await self._guarded("sweep of images", self._sweep_images())
+        await self.context.problems.guard("reconciliation", everything)
+        await self.context.problems.guard("sweep of images", self._sweep_images())
         while not self.context.going_down.is_set():
             await asyncio.sleep(REPAIR_EVERY)
-            await self._guarded("periodic repair", self._look_again())
+            await self.context.problems.guard("periodic repair", self._look_again())
 
     async def _look_again(self) -> None:
         await asyncio.gather(self.network_controller.look_again(), self.instance_controller.look_again())

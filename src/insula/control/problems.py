@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 
 from insula.model.errors import InsulaError
 
@@ -28,6 +29,15 @@ class Problems(dict[str, str]):
         """Nothing is wrong with `name` any more; nothing happens if nothing was."""
         if super().pop(_plain(name), None) is not None:
             log.info("%s: solved", _plain(name))
+
+    async def guard(self, name: str, work: Awaitable[object]) -> None:
+        """Await `work`; if it fails, whatever it is, that is a problem with `name`, and no more."""
+        try:
+            await work
+        except Exception as error:
+            self.report(name, error)
+        else:
+            self.solved(name)
 
 
 def _plain(text: str) -> str:

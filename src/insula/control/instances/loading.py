@@ -7,9 +7,10 @@ here too, and removed by `sweep` behind requests. While a record can't be read n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -20,8 +21,8 @@ from insula.control.instances.damaged import id_of
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.managed import ManagedInstance
 from insula.control.keys import INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
-from insula.model.objects import Instance, InstanceStatus, Tenant
-from insula.store.protocol import Delete, Snapshot
+from insula.model.objects import InstanceStatus, Tenant
+from insula.store.protocol import Snapshot, Store, TransactionConflict
 from insula.store.typed import Found, Keyspace
 
 log = logging.getLogger("insula.reconcile")
@@ -52,7 +53,7 @@ async def load(context: Context, controller: InstanceController) -> Loaded:
     owners = {found.value.name: found.value for found in _whole(context, TENANTS, tenants)}
     _whole(context, NETWORKS, networks)
     _whole(context, USAGE, usages, needed=False)
-    known = {}
+    known, old = {}, list[ManagedInstance]()
     for entry in statuses.entries:
         for found in _whole(context, STATUS, Snapshot([entry], 0), needed=False):
             known[STATUS.parts(entry.key)] = found.value
@@ -60,16 +61,19 @@ async def load(context: Context, controller: InstanceController) -> Loaded:
         status = known.pop((instance.tenant, instance.name), None) or InstanceStatus(state="created")
         if instance.host not in ("", context.host):
             continue
-        if not instance.host:  # stored by 0.1.0, when a store had one host
-            instance, revision = await _take(context, instance, revision)
         if owner := owners.get(instance.tenant):
-            controller.add(ManagedInstance(owner, instance, status, revision))
+            own = msgspec.structs.replace(instance, host=context.host)
+            controller.add(managed := ManagedInstance(owner, own, status, revision))
+            if not instance.host:
+                old.append(managed)
         else:
             context.problems[f"instance {instance.tenant}/{instance.name}"] = "there is no record of its tenant"
+    if old:
+        await context.problems.guard("records of 0.1.0", _take(context, old))
     leftovers = Leftovers()
     if not context.unreadable:
         if known:
-            await store.transact([], [Delete(STATUS.key(*parts)) for parts in known])
+            await context.problems.guard("statuses of instances that are gone", _forget(store, known))
         ids = {id_of(entry) for entry in entries.entries}
         try:
             leftovers = await asyncio.to_thread(_leftovers, context, ids)
@@ -88,11 +92,19 @@ def _whole(context: Context, kind: Keyspace[T], snapshot: Snapshot, *, needed: b
     return good
 
 
-async def _take(context: Context, instance: Instance, revision: int) -> Found[Instance]:
-    """The instance as one of this host's."""
-    instance = msgspec.structs.replace(instance, host=context.host)
-    put = INSTANCES.put(instance, instance.tenant, instance.name)
-    return Found(instance, await context.store.put(put.key, put.value, expect=revision))
+async def _take(context: Context, old: Sequence[ManagedInstance]) -> None:
+    """Commit that these are of this host: 0.1.0 stored no host, for a store had one."""
+    puts = [INSTANCES.put(managed.instance, *managed.key) for managed in old]
+    revision = await context.store.transact([], puts)
+    for managed in old:
+        managed.revision = revision
+
+
+async def _forget(store: Store, keys: Iterable[tuple[str, ...]]) -> None:
+    """Remove statuses of no instance. An instance that another daemon has just made keeps its own."""
+    for parts in keys:
+        with contextlib.suppress(TransactionConflict):
+            await store.transact([INSTANCES.absent(*parts)], [STATUS.delete(*parts)])
 
 
 def _leftovers(context: Context, ids: set[str | None]) -> Leftovers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 from insula.control.context import Context
 from insula.control.keys import NETWORKS, TENANTS
@@ -95,17 +95,18 @@ class NetworkController:
                 self.nudge(found.value)
             elif not self.context.unreadable:
                 await self.sweep(await TENANTS.list(self.context.store))
-                await self._guarded(f"group of tenant {name}", asyncio.to_thread(self.context.groups.remove, name))
+                removal = asyncio.to_thread(self.context.groups.remove, name)
+                await self.context.problems.guard(f"group of tenant {name}", removal)
 
     # -- working -----------------------------------------------------------------------------------------------------
 
     async def sweep(self, tenants: Sequence[Tenant]) -> None:
         """Remove from this host what belongs to none of these tenants, which are all that there are."""
         work = asyncio.to_thread(self.context.fabric.sweep, tenants)
-        await self._guarded("networks of tenants that are gone", work)
+        await self.context.problems.guard("networks of tenants that are gone", work)
 
     async def _work(self, tenant: Tenant) -> None:
-        await self._guarded(f"networks of tenant {tenant.name}", self._reconcile(tenant))
+        await self.context.problems.guard(f"networks of tenant {tenant.name}", self._reconcile(tenant))
 
     async def _reconcile(self, tenant: Tenant) -> None:
         """One tenant. Its lock is held, so that nothing of it changes meanwhile."""
@@ -115,8 +116,8 @@ class NetworkController:
             if intent is None:  # it was removed
                 return
             groups = asyncio.to_thread(self.context.groups.ensure, intent.tenant)
-            await self._guarded(f"limits of tenant {name}", groups)
-            await self._guarded(f"tenant {name}", self._apply(intent))
+            await self.context.problems.guard(f"limits of tenant {name}", groups)
+            await self.context.problems.guard(f"tenant {name}", self._apply(intent))
         self._prepared(name)
 
     async def _apply(self, intent: TenantIntent) -> None:
@@ -138,14 +139,6 @@ class NetworkController:
         """Have those go on who wait for it (`Context.prepared`)."""
         if event := self.context.preparing.pop(tenant, None):
             event.set()
-
-    async def _guarded(self, name: str, work: Awaitable[object]) -> None:
-        """`work`; its failure, whatever it is, is a problem of this host and not the end of reconciliation."""
-        try:
-            await work
-            self.context.problems.solved(name)
-        except Exception as error:
-            self.context.problems.report(name, error)
 
     async def stop(self) -> None:
         """End it, for what is taken down must not be made again. Threads that it has started may run on: the fabric
