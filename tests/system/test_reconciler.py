@@ -265,7 +265,7 @@ def test_down_ends_reconciliation_and_leaves_no_network_to_those_who_come_late(s
         await asyncio.sleep(0)
         await plane.host.down()
         await asyncio.wait([repair])
-        assert not plane.network_controller._at_work
+        assert not any(managed.busy for managed in plane.network_controller._managed.values())
         ends = [*await asyncio.gather(*late, return_exceptions=True), *await going_on]
         assert all(isinstance(end, Unavailable) for end in ends if isinstance(end, BaseException)), ends
         assert left_of(prefix) == set()

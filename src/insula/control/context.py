@@ -71,7 +71,7 @@ class Context:
     def check_stays(self) -> None:
         """Raise Unavailable if everything is being taken off this host."""
         if self.going_down.is_set():
-            raise Unavailable("Insula is going down on this host", "start insulad again, and then this")
+            raise going_down()
 
     def give_back(self, claims: Iterable[Claim]) -> None:
         """These were released, or never committed: they may be chosen again."""
@@ -100,3 +100,8 @@ class Context:
                 return await asyncio.to_thread(call, *args, **kwargs)
 
         return await asyncio.shield(asyncio.ensure_future(serialised()))
+
+
+def going_down() -> Unavailable:
+    """Why nothing can be made while everything is being taken off this host."""
+    return Unavailable("Insula is going down on this host", "start insulad again, and then this")

@@ -48,12 +48,12 @@ class ControlPlane:
         self.context = context
         self.tasks, self.managed = Tasks(), ManagedInstances()
         intents = Intents(context, lambda tenant: ((m.instance, m.active) for m in self.managed.of(tenant)))
-        ports = Ports(context, intents)
-        self.tenants = Tenants(context, intents)
-        self.networks = Networks(context, self.tenants, ports)
+        self.network_controller = NetworkController(context, intents, self.tasks)
+        ports = Ports(context, self.network_controller)
+        self.tenants = Tenants(context, self.network_controller)
+        self.networks = Networks(context, self.tenants, self.network_controller, ports)
         self.images = Images(context, self.tenants)
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks)
-        self.network_controller = NetworkController(context, intents, self.tasks)
         admission = Admission(context, self.tenants, self.networks, self.images, ports)
         self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks)
         self.stats = Stats(context, self.managed, self.tenants, self.instances.find)
@@ -91,6 +91,7 @@ class ControlPlane:
     async def _load(self) -> None:
         self._loaded = await load(self.context, self.instance_controller)
         self.context.preparing.update({tenant.name: asyncio.Event() for tenant in self._loaded.tenants})
+        self.network_controller.know(self._loaded.tenants)
         if not self.context.unreadable:
             await self.network_controller.sweep(self._loaded.tenants)
 

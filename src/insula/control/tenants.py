@@ -22,7 +22,7 @@ from insula.control.claims import Claim
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, TENANTS, USAGE
-from insula.control.networks.intents import Intents
+from insula.control.networks.controller import NetworkController
 from insula.control.quotas import check_covers, check_limits, guarded, merge
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
@@ -39,9 +39,9 @@ _INDEX = "tenant-index"
 
 
 class Tenants:
-    def __init__(self, context: Context, intents: Intents) -> None:
+    def __init__(self, context: Context, controller: NetworkController) -> None:
         self.context = context
-        self.intents = intents
+        self.controller = controller
         self._updating = asyncio.Lock()
 
     async def find(self, name: str) -> Found[Tenant]:
@@ -72,7 +72,9 @@ class Tenants:
         tenant = await self._commit(name, limits, labels)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._erase, tenant)
-            await self.ensure(tenant)
+            errors = await self.controller.converged(name)
+            if error := errors.get("limits") or errors.get("all") or errors.get("tenant"):
+                raise error
             undo.pop_all()
         return TenantView(tenant=tenant, usage=Usage())
 
@@ -83,10 +85,11 @@ class Tenants:
             before = (await self.find(name)).value
             await self._set_limits(name, check_limits(merge(before.limits, patch)))
             try:
-                await asyncio.to_thread(self.context.groups.ensure, (await self.find(name)).value)
+                if error := (await self.controller.converged(name)).get("limits"):
+                    raise error
             except BaseException:
                 await self._set_limits(name, before.limits, undo=True)
-                await asyncio.to_thread(self.context.groups.ensure, before)
+                await self.controller.converged(name)
                 raise
         self.context.problems.solved(_record(name))
         return await self.get(name)
@@ -122,12 +125,6 @@ class Tenants:
                 raise
         raise Failed("the tenant could not be made: others were made at the same time", "try again")
 
-    async def ensure(self, tenant: Tenant) -> None:
-        """Makes or repairs what the tenant has on this host; changes nothing that is right."""
-        await asyncio.to_thread(self.context.groups.ensure, tenant)
-        if error := (await self.intents.apply(tenant)).get("tenant"):
-            raise error
-
     async def remove(self, name: str) -> None:
         """Conflict while it has instances, networks or images of its own; the default tenant stays."""
         found = await self.check_removable(name)
@@ -144,9 +141,8 @@ class Tenants:
             await guarded(self.context.store, name, attempt)
         except TransactionConflict:
             raise Conflict(f"tenant {name} was changed at the same time", "try again") from None
-        self.context.pool(_INDEX).give_back(str(tenant.index))
         self.context.problems.solved(_record(name))
-        await self._undo(tenant)
+        await self._removed(tenant)
 
     async def check_removable(self, name: str) -> Found[Tenant]:
         """The tenant; Denied for the default one, NotFound."""
@@ -169,18 +165,13 @@ class Tenants:
         await self.context.store.transact(
             [], [TENANTS.delete(tenant.name), USAGE.delete(tenant.name), *claims.release(_claims(tenant))]
         )
-        self.context.pool(_INDEX).give_back(str(tenant.index))
-        await self._undo(tenant)
+        await self._removed(tenant)
 
-    async def _undo(self, tenant: Tenant) -> None:
-        """Takes it off the host. What fails here is swept at the next start of the daemon."""
-        try:
-            try:
-                await self.context.fabric_call(tenant.name, self.context.fabric.remove, tenant)
-            finally:
-                await asyncio.to_thread(self.context.groups.remove, tenant.name)
-        except (InsulaError, OSError) as error:
-            self.context.problems[f"tenant {tenant.name}"] = f"could not be taken off the host: {error}"
+    async def _removed(self, tenant: Tenant) -> None:
+        """Return when it is off the host. What can't be removed is a problem that the controller tells."""
+        with contextlib.suppress(InsulaError):  # NotFound: it is gone
+            await self.controller.converged(tenant.name)
+        self.context.pool(_INDEX).give_back(str(tenant.index))
 
     async def rebuild_damaged(self) -> None:
         """Write damaged records anew, so that what these tenants have is managed and can be removed.

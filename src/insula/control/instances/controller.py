@@ -19,7 +19,7 @@ from collections.abc import Awaitable
 
 import msgspec
 
-from insula.control.context import Context
+from insula.control.context import Context, going_down
 from insula.control.instances.decide import DONE, Action, decide
 from insula.control.instances.drivers.base import Observed, Running
 from insula.control.instances.drivers.directory import LaunchRecord
@@ -80,7 +80,7 @@ class InstanceController:
         if managed is None and (managed := self.managed.with_id(instance.id)):  # it has another name now
             self.managed.rename(managed, instance, revision)
             if managed.active and instance.port:
-                self._tasks.spawn(self.lifecycle.ports.intents.apply(managed.tenant))
+                self.lifecycle.ports.networks.nudge(managed.tenant.name)
         elif managed and revision > managed.revision:
             managed.instance, managed.revision = instance, revision
         if managed:
@@ -348,10 +348,6 @@ class InstanceController:
         for managed in self.managed.all():
             await self.statuses.saved(managed)
         await self.recorder.close()
-
-
-def going_down() -> Unavailable:
-    return Unavailable("Insula is going down on this host", "start insulad again, and then this")
 
 
 _SAID = defaultdict(

@@ -101,7 +101,7 @@ class Damaged:
         known = {id_of(entry) for entry in (await store.list(INSTANCES.prefix_all())).entries}
         for instance in set(there) - known:
             await self._discard(instance)
-        await self.lifecycle.ports.intents.apply(owner)
+        await self.lifecycle.ports.networks.converged(owner.name)
 
 
 def id_of(entry: Entry) -> str | None:

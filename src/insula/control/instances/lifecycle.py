@@ -182,7 +182,7 @@ class Lifecycle:
             ),
         )
         if not named and managed.instance.port:
-            await self.ports.intents.apply(managed.tenant)  # its name resolves again
+            await self.ports.networks.converged(managed.tenant.name)  # its name resolves again
         if managed.hold != "watched":
             self._watch(managed, adopted=True)
 

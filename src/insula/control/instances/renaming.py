@@ -86,4 +86,4 @@ async def _follow(controller: InstanceController, managed: ManagedInstance, old:
     context.problems.solved(f"instance {tenant}/{old}")  # told again under the new name
     controller.recorder.record(managed, "renamed", before=old)
     if managed.instance.port and managed.active:
-        await controller.lifecycle.ports.intents.apply(managed.tenant)
+        await controller.lifecycle.ports.networks.converged(tenant)

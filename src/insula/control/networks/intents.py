@@ -1,14 +1,12 @@
-"""What tenants want of the fabric: put together from the store and from instances, and applied."""
+"""What tenants want of the fabric: put together from the store and from instances."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from insula.control.context import Context
 from insula.control.keys import NETWORKS, TENANTS
-from insula.model.errors import InsulaError, NotFound
-from insula.model.objects import Instance, Port, Tenant
+from insula.model.objects import Instance, Port
 from insula.network.intent import TenantIntent
 
 
@@ -21,37 +19,18 @@ class Intents:
         self.seen: dict[str, int] = {}
         self._instances = instances
 
-    async def apply(self, tenant: Tenant) -> Mapping[str, InsulaError]:
-        """Have the fabric make what the tenant wants now. What can't be made is returned (`Fabric.apply`).
-
-        Raises InsulaError if nothing can be made, NotFound if there is no such tenant any more. It runs to its end even
-        if the caller is cancelled.
-        """
-
-        async def work() -> Mapping[str, InsulaError]:
-            await self.context.prepared(tenant.name)
-            async with self.context.locks[tenant.name]:
-                intent = await self.build(tenant)
-                if intent is None:
-                    raise NotFound(f"there is no tenant {tenant.name}", "`insula tenant ls` lists them")
-                return await asyncio.to_thread(self.context.fabric.apply, intent)
-
-        return await asyncio.shield(asyncio.ensure_future(work()))
-
-    async def build(self, tenant: Tenant) -> TenantIntent | None:
-        """The tenant's intent, None if the tenant was removed. The tenant's lock is held, so that of two intents the
+    async def build(self, name: str) -> TenantIntent | None:
+        """The tenant's intent, None if there is no such tenant. The tenant's lock is held, so that of two intents the
         later one is applied last."""
-        store, name = self.context.store, tenant.name
-        found = await TENANTS.get(store, name)
-        if found is None or found.value.index != tenant.index:
-            return None
+        store = self.context.store
         snapshot = await store.list(NETWORKS.prefix(name))
-        networks = [each.value for each in NETWORKS.sort_out(snapshot.entries)[0]]
-        self.seen[name] = snapshot.revision
+        if (found := await TENANTS.get(store, name)) is None:
+            return None
+        self.seen[name] = snapshot.revision  # what was read after that may be newer
         instances = list(self._instances(name))
         return TenantIntent(
-            tenant=tenant,
-            networks=networks,
+            tenant=found.value,
+            networks=[each.value for each in NETWORKS.sort_out(snapshot.entries)[0]],
             ports=[port for instance, _ in instances for port in instance.ports],
             names={i.name: [a for port in i.ports for a in addresses(port)] for i, runs in instances if runs},
             complete=not self.context.unreadable,

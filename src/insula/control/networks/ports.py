@@ -12,7 +12,8 @@ from insula.control import claims
 from insula.control.claims import Claim
 from insula.control.context import Context
 from insula.control.keys import NETWORKS
-from insula.control.networks.intents import Intents, addresses
+from insula.control.networks.controller import NetworkController
+from insula.control.networks.intents import addresses
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.objects import Instance, InstanceSpec, Network, Port, Tenant
 from insula.network.addresses import allocate, parse_mac, port_mac
@@ -24,9 +25,9 @@ _MAX_INDEX = 1 << 24
 
 
 class Ports:
-    def __init__(self, context: Context, intents: Intents) -> None:
+    def __init__(self, context: Context, networks: NetworkController) -> None:
         self.context = context
-        self.intents = intents
+        self.networks = networks
         self._last: dict[tuple[str, str, str], str] = {}  # tenant, network, subnet → the address given out last
 
     # -- allocated here, committed together with their instance ---------------------------------------------------
@@ -113,7 +114,7 @@ class Ports:
             except (Conflict, Unavailable):  # the network is full, the nic of another kind
                 raise
             except InsulaError:  # somebody took parts of the network away: repair it, and try once more
-                await self.intents.apply(tenant)
+                await self.networks.converged(tenant.name)
                 await self.context.fabric_call(tenant.name, fabric.plug, tenant, network, port, nic)
         finally:
             nic.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from contextlib import AsyncExitStack
 
@@ -11,6 +12,7 @@ from insula.control.claims import Claim
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels, typed
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
+from insula.control.networks.controller import NetworkController
 from insula.control.networks.ports import Ports
 from insula.control.quotas import guarded
 from insula.control.tenants import DEFAULT, Tenants
@@ -30,9 +32,10 @@ _MAX_INDEX = 1 << 24
 
 
 class Networks:
-    def __init__(self, context: Context, tenants: Tenants, ports: Ports) -> None:
+    def __init__(self, context: Context, tenants: Tenants, controller: NetworkController, ports: Ports) -> None:
         self.context = context
         self.tenants = tenants
+        self.controller = controller
         self.ports = ports
 
     async def find(self, tenant: str, name: str) -> Found[Network]:
@@ -89,8 +92,10 @@ class Networks:
 
         network = await guarded(self.context.store, tenant, attempt)
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._erase, owner.value, network)
-            await self.ensure(owner.value, network)
+            undo.push_async_callback(self._erase, network)
+            errors = await self.controller.converged(tenant)
+            if error := errors.get("all") or errors.get(f"network {name}"):
+                raise error
             undo.pop_all()
         return NetworkView(network=network, status=await self._measure(network))
 
@@ -150,17 +155,11 @@ class Networks:
                 raise
         raise Failed("the network could not be made: others were made at the same time", "try again")
 
-    async def ensure(self, tenant: Tenant, network: Network) -> None:
-        """Makes or repairs the segment on this host; changes nothing that is right."""
-        if error := (await self.ports.intents.apply(tenant)).get(f"network {network.name}"):
-            raise error
-
     async def remove(self, tenant: str, name: str) -> None:
         """Conflict while instances are on it; the default tenant's default network stays."""
         found = await self.find(tenant, name)
         if (tenant, name) == (DEFAULT, DEFAULT):
             raise Denied("network default of tenant default can't be removed", "it always exists")
-        owner = (await self.tenants.find(tenant)).value
 
         async def attempt(guard: Found[Usage]) -> None:
             users = [
@@ -177,26 +176,20 @@ class Networks:
             await guarded(self.context.store, tenant, attempt)
         except TransactionConflict:
             raise Conflict(f"network {name} was changed at the same time", "try again") from None
-        self.context.give_back(_claims(found.value))
         self.ports.forget(found.value)
-        await self._undo(owner, found.value)
+        await self._removed(found.value)
 
-    async def _erase(self, tenant: Tenant, network: Network) -> None:
+    async def _erase(self, network: Network) -> None:
         """Takes back a network whose making failed."""
-        own = _claims(network)
-        await self.context.store.transact([], [NETWORKS.delete(tenant.name, network.name), *claims.release(own)])
-        self.context.give_back(own)
-        await self._undo(tenant, network)
+        writes = [NETWORKS.delete(network.tenant, network.name), *claims.release(_claims(network))]
+        await self.context.store.transact([], writes)
+        await self._removed(network)
 
-    async def _undo(self, tenant: Tenant, network: Network) -> None:
-        """Takes it off the host. What fails here is swept at the next start of the daemon."""
-        try:
-            if error := (await self.ports.intents.apply(tenant)).get("leftovers"):
-                raise error
-        except NotFound:  # the tenant is gone, with all that it had
-            pass
-        except (InsulaError, OSError) as error:
-            self.context.problems[f"network {tenant.name}/{network.name}"] = f"could not be removed: {error}"
+    async def _removed(self, network: Network) -> None:
+        """Return when it is off the host. What can't be removed is a problem that the controller tells."""
+        with contextlib.suppress(InsulaError):  # the tenant is gone, with all that it had, or everything is going down
+            await self.controller.converged(network.tenant)
+        self.context.give_back(_claims(network))
 
 
 def _claims(network: Network) -> list[Claim]:
