@@ -8,24 +8,31 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from insula.control import plane as planes
-from insula.control.instances import controller, io
+from insula.control import tasks
+from insula.control.instances import io, lifecycle
 from insula.control.instances.controller import InstanceController
+from insula.control.instances.drivers.base import CreateOptions
 from insula.control.instances.lifecycle import Lifecycle
 from insula.control.instances.managed import ManagedInstance
+from insula.control.keys import INSTANCES
 from insula.control.plane import ControlPlane
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.cgroups.hierarchy import hierarchy
-from insula.model.errors import InsulaError, Unavailable
-from insula.model.objects import InstanceSpec
+from insula.model.errors import Failed, InsulaError, Unavailable
+from insula.model.objects import Instance, InstanceSpec, Tenant
+from insula.model.views import ExecSpec
 from insula.network.intent import TenantIntent
 from insula.settings import Settings
+from insula.store.protocol import Compare, Write
+from insula.store.sqlite import SqliteStore
 from tests.support.daemon import start_time
 from tests.support.machine import Run
 from tests.support.wait import eventually, until
@@ -104,7 +111,7 @@ def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
         await look(self, managed)
 
     monkeypatch.setattr(InstanceController, "_look", stuck)
-    monkeypatch.setattr(controller, "LIMIT", 0.5)
+    monkeypatch.setattr(tasks, "LIMIT", 0.5)
     monkeypatch.setattr(io, "_PATIENCE", 0.1)
 
     async def body(plane: ControlPlane) -> None:
@@ -175,6 +182,141 @@ def test_what_others_do_on_the_host_is_seen_at_the_next_look(settings: Settings)
         assert all(start_time(pid or 0) for pid in pids), "they run"
         await plane.instances.remove(TENANT, "second", force=True)
         assert start_time(pids[1] or 0) is None and start_time(pids[0] or 0)
+
+    run(settings, body)
+
+
+def test_a_start_that_takes_too_long_is_told_and_undone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime can't be interrupted, so it is undone when it has answered; others are served meanwhile."""
+
+    async def body(plane: ControlPlane) -> None:
+        await two_instances(plane)
+        driver, release = plane.context.drivers["container"], asyncio.Event()
+        create = driver.create
+
+        async def slow(tenant: Tenant, instance: Instance, options: CreateOptions) -> None:
+            await create(tenant, instance, options)
+            if instance.name == "slow":
+                await release.wait()
+
+        monkeypatch.setattr(driver, "create", slow)
+        with monkeypatch.context() as shorter:
+            shorter.setattr(lifecycle, "LIMIT", 0.2)
+            with pytest.raises(Failed, match="that takes more than"):
+                await plane.instances.run(TENANT, sleeper("slow"))
+        managed = plane.managed.find(TENANT, "slow")
+        assert managed and managed.status.state == "starting"
+        await eventually(lambda: managed.instance.id in driver.ids(), "the runtime has made it")
+        assert (await plane.instances.run(TENANT, sleeper("third"))).status.state == "running"
+        release.set()
+        await eventually(lambda: managed.status.state == "failed", "its start is given up")
+        await eventually(lambda: managed.instance.id not in driver.ids(), "nothing is left of it")
+        assert "more than 0.2 s" in (managed.status.error or "")
+        assert (await plane.instances.start(TENANT, "slow")).status.state == "running", "it can be started"
+
+    run(settings, body)
+
+
+def test_what_a_driver_lacks_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(plane: ControlPlane) -> None:
+        await two_instances(plane)
+        verbs = plane.instances
+
+        async def drain(pieces: AsyncIterator[object]) -> None:
+            async for _ in pieces:
+                pass
+
+        async def attach() -> None:
+            async with verbs.attach(TENANT, "first"):
+                pass
+
+        asked: dict[str, Callable[[], Awaitable[object]]] = {
+            "exec": lambda: verbs.exec_create(TENANT, "first", ExecSpec(command=["true"])),
+            "attach": attach,
+            "files": lambda: drain(verbs.archive_get(TENANT, "first", "/etc")),
+            "stats": lambda: drain(plane.stats.of(TENANT, ["first"])),
+            "processes": lambda: verbs.processes(TENANT, "first"),
+            "explain": lambda: verbs.explain(TENANT, "first"),
+            "pause": lambda: verbs.pause(TENANT, "first"),
+        }
+        driver = plane.context.drivers["container"]
+        with monkeypatch.context() as lesser:
+            lesser.setattr(driver, "features", frozenset())
+            for feature, ask in asked.items():
+                with pytest.raises(Unavailable, match=f"instances of kind container have no {feature}"):
+                    await ask()
+            assert (await verbs.run(TENANT, sleeper("third"))).status.state == "running"
+            await drain(plane.stats.of(TENANT))
+        for ask in asked.values():
+            await ask()
+        assert set(asked) | {"memory-events"} == set(driver.features)
+
+    run(settings, body)
+
+
+def test_records_of_0_1_0_are_taken_over_or_a_problem(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which name no host. All in one transaction; a store that refuses it ends nothing."""
+
+    async def hosts() -> list[str]:
+        store = SqliteStore(settings.state)
+        found = [instance.host for instance in await INSTANCES.list(store)]
+        await store.close()
+        return found
+
+    async def forget_host(plane: ControlPlane) -> None:
+        await two_instances(plane)
+        for managed in plane.managed.of(TENANT):
+            old = msgspec.structs.replace(managed.instance, host="")
+            await plane.context.store.transact([], [INSTANCES.put(old, *managed.key)])
+
+    run(settings, forget_host)
+    assert asyncio.run(hosts()) == ["", ""]
+    transact, taken = SqliteStore.transact, list[int]()
+
+    async def refuse(self: SqliteStore, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
+        if sum(write.key.startswith("/instances/") for write in writes) == 2:
+            taken.append(len(taken))
+            raise Unavailable("no space is left")
+        return await transact(self, compares, writes)
+
+    async def served(plane: ControlPlane) -> None:
+        assert ("no space is left" in plane.context.problems.get("records of 0.1.0", "")) is bool(taken)
+        plane.begin()
+        await eventually(lambda: watched(plane, "first") and watched(plane, "second"), "both run on")
+        assert {view.instance.host for view in await plane.instances.list(TENANT)} == {plane.context.host}
+
+    with monkeypatch.context() as full:
+        full.setattr(SqliteStore, "transact", refuse)
+        run(settings, served)
+    assert taken == [0] and asyncio.run(hosts()) == ["", ""]
+    taken.clear()
+    run(settings, served)
+    assert "" not in asyncio.run(hosts())
+
+
+def test_a_tenant_that_can_not_be_taken_off_the_host_is_told_and_tried_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(plane: ControlPlane) -> None:
+        plane.begin()
+        await plane.tenants.create("other")
+        fabric, netns = plane.context.fabric, f"/run/netns/{settings.prefix}-other"
+        assert netns in left_of(settings.prefix), "the control"
+
+        def refuse(tenant: Tenant) -> None:
+            raise Failed("injected")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(fabric, "remove", refuse)
+            await plane.tenants.remove("other")
+        assert plane.context.problems["tenant other"] == "could not be taken off the host: injected"
+        assert netns in left_of(settings.prefix)
+        await plane.network_controller.look_again()
+        assert netns not in left_of(settings.prefix) and "tenant other" not in plane.context.problems
+        await plane.tenants.create("other")
+        assert netns in left_of(settings.prefix)
+        await plane.tenants.remove("other")
+        assert netns not in left_of(settings.prefix)
 
     run(settings, body)
 

@@ -17,8 +17,8 @@ import pytest
 
 from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from insula.control.plane import ControlPlane
-from insula.model.errors import Conflict, Failed, NotFound, Unavailable
-from insula.model.objects import InstanceSpec
+from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
+from insula.model.objects import ContainerOptions, InstanceSpec
 from insula.model.views import ExecSpec, ResourcesPatch
 from insula.settings import Network, Settings
 from insula.store.sqlite import SqliteStore
@@ -155,9 +155,29 @@ def test_why_the_other_can_not_do_it_is_told(hosts: list[Settings]) -> None:
     async def body(a: ControlPlane, b: ControlPlane) -> None:
         broken = InstanceSpec(image="busybox", name="broken", command=["no-such-program"])
         await b.instances.run(TENANT, broken, start=False)
-        with pytest.raises(Failed, match="cannot execute no-such-program"):
+        with pytest.raises(Failed, match="cannot execute no-such-program") as refused:
             await a.instances.start(TENANT, "broken")
+        assert refused.value.exit_status == 127
         assert (await a.instances.get(TENANT, "broken")).status.state == "failed"
+        with pytest.raises(Failed, match="cannot execute no-such-program") as refused:
+            await a.instances.wait(TENANT, "broken")
+        assert refused.value.exit_status == 127
+
+    run(hosts, body)
+
+
+def test_an_error_of_the_other_arrives_as_it_was(hosts: list[Settings]) -> None:
+    """With its class, which makes the HTTP status."""
+
+    async def body(a: ControlPlane, b: ControlPlane) -> None:
+        joins = InstanceSpec(image="busybox", name="joins", options=ContainerOptions(pid_of="nobody"))
+        await b.instances.run(TENANT, joins, start=False)
+        found = []
+        for plane in (b, a):
+            with pytest.raises(InsulaError) as refused:
+                await plane.instances.start(TENANT, "joins")
+            found.append(refused.value.to_dict())
+        assert found[0] == found[1] and found[0]["error"] == "NotFound"
 
     run(hosts, body)
 

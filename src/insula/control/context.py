@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from insula.control.claims import Claim, Pool
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.drivers.groups import TenantGroups
 from insula.control.problems import Problems
-from insula.control.workers import Workers
+from insula.control.workers import Locks, Workers
 from insula.model.errors import Unavailable
 from insula.model.objects import Instance, InstanceSpec
 from insula.settings import Settings
@@ -43,7 +42,7 @@ class Context:
     fabric: Fabric
     images: ImageStore
     pools: dict[str, Pool] = field(default_factory=dict)
-    locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    locks: Locks = field(default_factory=Locks)
     problems: Problems = field(default_factory=Problems)
     preparing: dict[str, asyncio.Event] = field(default_factory=dict)
     going_down: asyncio.Event = field(default_factory=asyncio.Event)

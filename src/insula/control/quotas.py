@@ -9,8 +9,6 @@ control group bounds it then.
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -19,6 +17,7 @@ import msgspec
 
 from insula.control.claims import ATTEMPTS
 from insula.control.keys import USAGE
+from insula.control.workers import Locks
 from insula.model.errors import Conflict, Invalid, QuotaExceeded
 from insula.model.objects import Limits, Resources, Struct, Tenant
 from insula.model.units import format_size, shorten
@@ -29,7 +28,7 @@ from insula.store.typed import Found
 T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
 
-_turns: WeakKeyDictionary[Store, defaultdict[str, asyncio.Lock]] = WeakKeyDictionary()
+_turns: WeakKeyDictionary[Store, Locks] = WeakKeyDictionary()
 
 MIN_MEMORY = 6 << 20  # less, and the kernel kills the process that sets the container up
 MAX_BYTES = (1 << 63) - 1
@@ -40,7 +39,7 @@ async def guarded(store: Store, tenant: str, attempt: Callable[[Found[Usage]], A
 
     Those of this process take turns: a hundred at once would else make each other fail a hundred times.
     """
-    async with _turns.setdefault(store, defaultdict(asyncio.Lock))[tenant]:
+    async with _turns.setdefault(store, Locks())[tenant]:
         for _ in range(8 * ATTEMPTS):
             found = await USAGE.get(store, tenant) or Found(Usage(), 0)
             try:

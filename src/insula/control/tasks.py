@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
-from insula.model.errors import InsulaError
+from insula.model.errors import Failed, InsulaError
 
 log = logging.getLogger("insula.control")
 T = TypeVar("T")
+LIMIT = 30.0
+"""Seconds that one attempt at something on this host may take."""
 
 
 class Tasks:
@@ -38,3 +40,14 @@ class Tasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def within_limit(what: str, work: Awaitable[T]) -> T:
+    """What `work` returns. It is cancelled after `LIMIT` seconds: Failed."""
+    try:
+        async with asyncio.timeout(LIMIT) as limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise Failed(f"is not as it should be: {what} takes more than {LIMIT:g} s", "it is tried again") from None

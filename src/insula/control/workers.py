@@ -8,10 +8,10 @@ tenant, and with few threads in all.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 T = TypeVar("T")
 
@@ -29,12 +29,27 @@ async def in_thread(pool: Executor | None, work: Callable[[], T]) -> T:
         raise
 
 
+class Locks:
+    """A lock for each name, kept for as long as somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def __getitem__(self, name: str) -> asyncio.Lock:
+        if (lock := self._locks.get(name)) is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+
 class Workers:
     """`threads` for all tenants together; None are those of the event loop's default executor."""
 
     def __init__(self, threads: int | None = None) -> None:
         self._pool = None if threads is None else ThreadPoolExecutor(threads, "insula-worker")
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns = Locks()
 
     async def do(self, tenant: str, work: Callable[[], T]) -> T:
         """What `work` returns, after what was asked for this tenant before."""

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Mapping
 
 import msgspec
 
@@ -26,22 +26,22 @@ from insula.control.instances.drivers.directory import LaunchRecord
 from insula.control.instances.lifecycle import Lifecycle, records_of
 from insula.control.instances.managed import Failure, ManagedInstance, ManagedInstances, Waiter
 from insula.control.instances.recorder import Recorder
-from insula.control.instances.statuses import Statuses
+from insula.control.instances.statuses import NO_ERROR, Statuses, told
 from insula.control.keys import INSTANCES, STATUS, TENANTS
 from insula.control.networks.ports import Ports
-from insula.control.tasks import Tasks
+from insula.control.tasks import Tasks, within_limit
 from insula.model.errors import Failed, InsulaError, Unavailable
 from insula.model.objects import Instance, InstanceStatus
 from insula.store.protocol import Compacted, Event
 
 log = logging.getLogger("insula.reconcile")
-LIMIT = 30.0
-"""Seconds that a look or an action may take, unless it waits for a program or works on a disk (`_PATIENT`)."""
 LAST_WISH = 2.0
 """Seconds that an instance has, at most, between its stop signal and SIGKILL when everything goes down."""
 _PATIENT = frozenset({Action.LAUNCH, Action.RELAUNCH, Action.STOP, Action.REPLACE, Action.KILL, Action.REMOVE})
+"""Actions whose parts have limits of their own: they wait for a program, or must not be cut off halfway."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts
 _TURNS = 3  # rounds of the event loop, in which the answer of the store reaches who committed
+_LOOK = 30.0  # seconds that the others wait for one that is looked at again
 _AT_ONCE = 16  # instances that are looked at again, or taken down, at a time
 
 
@@ -53,7 +53,7 @@ class InstanceController:
         self.managed = managed
         self.recorder = Recorder(context.store)
         self.statuses = Statuses(context.store, tasks)
-        self.lifecycle = Lifecycle(context, managed, ports, self.statuses, self.recorder, tasks, self.nudge)
+        self.lifecycle = Lifecycle(context, managed, ports, self.statuses, self.recorder, tasks, self.nudge, self._tell)
         self.admitting: set[str] = set()
         self._tasks = tasks
         self._watching: asyncio.Task[None] | None = None
@@ -112,7 +112,7 @@ class InstanceController:
                     managed.observed = None
                     self.nudge(managed)
                 if managed.worker:
-                    await asyncio.wait([managed.worker], timeout=LIMIT)
+                    await asyncio.wait([managed.worker], timeout=_LOOK)
 
         await asyncio.gather(*(look(managed) for managed in self.managed.all()))
 
@@ -183,7 +183,7 @@ class InstanceController:
         while not managed.gone:
             managed.wake.clear()
             if managed.observed is None:
-                await self._within_limit("look", self._look(managed))
+                await within_limit("look", self._look(managed))
             assert managed.observed is not None
             instance, now = self._wanted(managed), time.time()
             action = decide(instance, managed.status, managed.observed, managed.hold, self.lifecycle.boot, now)
@@ -248,16 +248,7 @@ class InstanceController:
         if action in _PATIENT:
             await work
         else:
-            await self._within_limit(action.name.lower(), work)
-
-    async def _within_limit(self, what: str, work: Awaitable[None]) -> None:
-        try:
-            async with asyncio.timeout(LIMIT) as limit:
-                await work
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise Failed(f"is not as it should be: {what} takes more than {LIMIT:g} s", "it is tried again") from None
+            await within_limit(action.name.lower(), work)
 
     # -- answering ---------------------------------------------------------------------------------------------------
 
@@ -277,9 +268,9 @@ class InstanceController:
         if action is Action.WAIT:
             pause = max(0.0, (managed.status.next_start or 0.0) - time.time())
             managed.timer = asyncio.get_running_loop().call_later(pause, self.nudge, managed)
-        reason = {}
+        reason: Mapping[str, None] = {}
         if managed.status.state != "failed":
-            managed.failure, reason = None, {"error": None, "hint": None}
+            managed.failure, reason = None, NO_ERROR
         self.statuses.note(managed, observed_generation=managed.instance.generation, **reason)
         if self.context.going_down.is_set():
             managed.vanished.set()
@@ -306,9 +297,9 @@ class InstanceController:
         known = managed.failure is not None and managed.failure.generation == managed.instance.generation
         if known or not managed.waiters or not isinstance(error, InsulaError):
             self.context.problems.report(managed.label, error)
-        told = error if isinstance(error, InsulaError) else Failed(f"{managed.label}: {error}", "see insulad's log")
-        managed.failure = Failure(managed.instance.generation, told)
-        self.statuses.note(managed, observed_generation=managed.instance.generation, error=told.message, hint=told.hint)
+        shown = error if isinstance(error, InsulaError) else Failed(f"{managed.label}: {error}", "see insulad's log")
+        managed.failure = Failure(managed.instance.generation, shown)
+        self.statuses.note(managed, observed_generation=managed.instance.generation, **told(shown))
         self._answer(managed, done=True)
 
     def _log(self, managed: ManagedInstance, action: Action) -> None:

@@ -8,18 +8,18 @@ from functools import partial
 import msgspec
 
 from insula.control.context import Context
-from insula.control.instances.drivers.base import Running
+from insula.control.instances.drivers.base import Running, require
 from insula.control.instances.managed import ManagedInstance, ManagedInstances
 from insula.model.errors import InsulaError
 from insula.model.views import Explanation
 
 
 async def explain(context: Context, instances: ManagedInstances, managed: ManagedInstance) -> Explanation:
-    """Everything that is known; what needs a running process is empty when it doesn't run."""
+    """Everything that is known; what needs a running process is empty when it doesn't run. Unavailable."""
     instance, status = managed.instance, managed.status
     if not managed.active:
         status = msgspec.structs.replace(status, pid=None)
-    driver, near = context.driver(instance), _near(instances, managed)
+    driver, near = require(context.driver(instance), "explain"), _near(instances, managed)
     work = partial(driver.explain, managed.tenant, instance, status, near)
     found = await context.surveys.do(instance.tenant, work)
     found = msgspec.structs.replace(

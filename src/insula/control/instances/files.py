@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 from insula.control.context import Context
-from insula.control.instances.drivers.base import Driver, Running
+from insula.control.instances.drivers.base import Driver, Running, require
 from insula.control.instances.managed import ManagedInstance
 from insula.control.networks.ports import Ports
 from insula.model.errors import Conflict, Invalid
@@ -60,7 +60,8 @@ class Files:
 
     @asynccontextmanager
     async def _root(self, managed: ManagedInstance) -> AsyncIterator[Running]:
-        """A process whose root is the instance's."""
+        """A process whose root is the instance's. Unavailable if it is of a kind without files."""
+        require(self._driver(managed), "files")
         status = managed.status
         if status.state in ("running", "paused", "stopping") and status.pid and status.start_time:
             yield Running(status.pid, status.start_time)

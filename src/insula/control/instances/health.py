@@ -21,6 +21,7 @@ import random
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Sequence
+from signal import SIGKILL
 from typing import Any, Final
 
 from insula.control.instances.drivers.base import Driver, Streams
@@ -37,7 +38,6 @@ OUTPUT: Final = 4096  # bytes of a check's output that are kept
 LOG: Final = 5  # checks that are remembered
 PREFIX: Final = "health"
 """How the exec IDs of checks begin: by it the next insulad knows them."""
-_SIGKILL = 9
 _RETRY = 1.0
 _TRIES = 30
 
@@ -86,7 +86,10 @@ class HealthChecks:
     def begin(self, member: ManagedInstance, *, adopted: bool = False) -> None:
         """It runs: check it from now on, if somebody asked for that. Of those adopted all would be due at once."""
         self.end(member)
-        execs = self._driver(member.instance).execs(member.instance.id) if adopted else []
+        driver = self._driver(member.instance)
+        if "exec" not in driver.features:
+            return
+        execs = driver.execs(member.instance.id) if adopted else []
         if left := [each for each in execs if each.startswith(PREFIX)]:
             self._spawn(self._sweep(member.instance, left))
         try:
@@ -210,7 +213,7 @@ class HealthChecks:
         while not monitor.over and tries < _TRIES:
             tries += monitor.member.status.state == "running"
             with contextlib.suppress(NotFound):
-                driver.signal(instance.id, _SIGKILL, exec_id, group=True)
+                driver.signal(instance.id, SIGKILL, exec_id, group=True)
             with contextlib.suppress(NotFound, TimeoutError):
                 async with asyncio.timeout(_RETRY):
                     await driver.wait(instance.id, exec_id)
@@ -222,7 +225,7 @@ class HealthChecks:
         driver = self._driver(instance)
         for exec_id in execs:
             with contextlib.suppress(NotFound):
-                driver.signal(instance.id, _SIGKILL, exec_id, group=True)
+                driver.signal(instance.id, SIGKILL, exec_id, group=True)
             with contextlib.suppress(NotFound):
                 await driver.wait(instance.id, exec_id)
             driver.forget_exec(instance.id, exec_id)

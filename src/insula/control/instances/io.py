@@ -7,13 +7,14 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from signal import SIGKILL
 from typing import Any, TypeVar
 
 from insula.control.instances.attachment import Attachment, in_reader
 from insula.control.instances.attachment import follow as follow_log
 from insula.control.instances.checks import check_running, not_running
 from insula.control.instances.controller import InstanceController
-from insula.control.instances.drivers.base import Driver, Log, LogRecord
+from insula.control.instances.drivers.base import Driver, Log, LogRecord, require
 from insula.control.instances.explain import explain
 from insula.control.instances.files import Files
 from insula.control.instances.managed import ManagedInstance
@@ -29,7 +30,6 @@ from insula.model.units import check_label, parse_signal
 from insula.model.views import ExecSpec, Explanation, ProcessView
 
 T = TypeVar("T")
-_SIGKILL = 9
 _PATIENCE = 10.0  # seconds for an instance to be looked at, after the start of the daemon
 _REMEMBERED = 100  # ends of other processes in an instance
 
@@ -97,6 +97,7 @@ class InstanceIo:
         Conflict if it has ended and nothing of that holds; Denied for `stdin` of one that was made without.
         """
         managed = await self._started(tenant, name)
+        driver = require(self._driver(managed), "attach")
         if managed.status.state == "paused":
             check_running(managed)
         coming = managed.status.state == "created" or (start and not managed.active)
@@ -107,7 +108,7 @@ class InstanceIo:
         replay = replay and not coming
         since = managed.status.started if replay else time.time()
         attachment = Attachment(
-            self._driver(managed),
+            driver,
             managed.instance.id,
             stdin=stdin,
             replay=replay,
@@ -153,8 +154,8 @@ class InstanceIo:
         """Runs one more process inside; its id, once it has started. With `detach` it has no input, and its output is
         read and dropped. Conflict if the instance doesn't run."""
         managed = await self._started(tenant, name)
+        driver = require(self._driver(managed), "exec")
         check_running(managed)
-        driver = self._driver(managed)
         prepared = await driver.prepare_exec(managed.tenant, managed.instance, spec)
         stdin = spec.stdin and not detach
         exec_id = await self._whole(driver.exec(managed.instance.id, prepared, stdin=stdin, detach=detach))
@@ -168,7 +169,7 @@ class InstanceIo:
         try:
             ended = await driver.wait(managed.instance.id, exec_id)
         except NotFound:  # the instance ended, and all that ran inside with it
-            return Exit(exit_status=128 + _SIGKILL, signal=_SIGKILL, finished=time.time())
+            return Exit(exit_status=128 + SIGKILL, signal=int(SIGKILL), finished=time.time())
         driver.forget_exec(managed.instance.id, exec_id)
         return ended
 
@@ -202,9 +203,9 @@ class InstanceIo:
     async def processes(self, tenant: str, name: str) -> Sequence[ProcessView]:
         """Everything that runs in it, with the numbers inside and on the host."""
         managed = await self.find(tenant, name)
+        driver = require(self._driver(managed), "processes")
         if not managed.active:
             raise not_running(managed)
-        driver = self._driver(managed)
         return await self.context.surveys.do(tenant, partial(driver.processes, managed.tenant, managed.instance.id))
 
     async def explain(self, tenant: str, name: str) -> Explanation:

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from signal import SIGKILL
 
 import msgspec
 
@@ -26,21 +27,22 @@ from insula.control.instances.recorder import Recorder
 from insula.control.instances.restart_policy import STEADY, after_exit, delay
 from insula.control.instances.sharing import guests, partner
 from insula.control.instances.specs import stop_signal
-from insula.control.instances.statuses import Statuses
+from insula.control.instances.statuses import Statuses, told
 from insula.control.keys import INSTANCES
 from insula.control.networks.ports import Ports
-from insula.control.tasks import Tasks
+from insula.control.tasks import Tasks, within_limit
 from insula.model.errors import Failed, InsulaError, NotFound
 from insula.model.objects import Exit, InstanceStatus
 
 log = logging.getLogger("insula.control")
-_SIGKILL = 9
+LIMIT = 30.0
+"""Seconds after which a start is given up, and the removal of files is a problem."""
 _USUAL, _DYING = 1.0, 60.0  # seconds for a process to die of SIGKILL
 _RETRY = 1.0  # seconds between attempts at what must succeed in the end
 
 
 class Lifecycle:
-    """`nudge` has the controller decide anew about an instance."""
+    """`nudge` has the controller decide anew about an instance, `tell` has it answer those who wait for it."""
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class Lifecycle:
         recorder: Recorder,
         tasks: Tasks,
         nudge: Callable[[ManagedInstance], None],
+        tell: Callable[[ManagedInstance, Exception], None],
     ) -> None:
         self.context = context
         self.managed = managed
@@ -61,6 +64,7 @@ class Lifecycle:
         self.boot = boot_id()
         self._tasks = tasks
         self._nudge = nudge
+        self._tell = tell
 
     def driver(self, managed: ManagedInstance) -> Driver:
         return self.context.driver(managed.instance)
@@ -69,7 +73,7 @@ class Lifecycle:
 
     async def launch(self, managed: ManagedInstance, *, by_policy: bool = False) -> None:
         """Start it. One that does not start is failed, with the reason in its status: that is no exception."""
-        instance, before = managed.instance, managed.status
+        instance, before, asked = managed.instance, managed.status, bool(managed.waiters)
         if managed.ended.done():
             managed.ended = asyncio.get_running_loop().create_future()
         starting = InstanceStatus(
@@ -82,10 +86,10 @@ class Lifecycle:
         try:
             running = await self._launch(managed)
         except InsulaError as error:
-            self._failed(managed, error, by_policy=by_policy)
+            self._failed(managed, error, by_policy=by_policy or not (asked or managed.waiters))
             return
         except Exception:
-            self._failed(managed, Failed("its start was given up", "start it again"), by_policy=False)
+            self._failed(managed, Failed("its start was given up", "start it again"), by_policy=not managed.waiters)
             raise
         record = LaunchRecord(starts=instance.starts, boot=self.boot)
         managed.observed = Observed("running", running, record)
@@ -111,14 +115,18 @@ class Lifecycle:
         managed.hold = "unknown"
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._discard, managed)
+            check = undo.enter_context(self._in_time(managed))
             try:
                 await driver.create(tenant, instance, CreateOptions(network, console, joined))
+                check()
                 if network:
                     await self.ports.plug(tenant, network, instance, driver.nic(instance.id))
                 for attachment in managed.waiting.copy():
                     await attachment.connect(managed.ended, fresh=True)
+                check()
                 managed.waiting.clear()
                 running = await driver.start(instance.id)
+                check()
             except (InsulaError, OSError) as error:
                 if failure := await driver.failure(instance.id):  # the cause; the rest follows from it
                     raise failure from None
@@ -130,18 +138,38 @@ class Lifecycle:
             undo.pop_all()
         return running
 
+    @contextmanager
+    def _in_time(self, managed: ManagedInstance) -> Iterator[Callable[[], None]]:
+        """Give a start up after `LIMIT` seconds: those who wait are told at once, and the function that is yielded
+        raises. A step that the runtime is at can't be cut off safely, so all is undone when it has ended."""
+        late: list[Failed] = []
+
+        def give_up() -> None:
+            what = f"instance {managed.instance.name} can't be started: that takes more than {LIMIT:g} s"
+            late.append(Failed(what, "it is being undone; look at the load of the host, and try again"))
+            self._tell(managed, late[0])
+
+        def check() -> None:
+            if late:
+                raise late[0]
+
+        timer = asyncio.get_running_loop().call_later(LIMIT, give_up)
+        try:
+            yield check
+        finally:
+            timer.cancel()
+
     def _failed(self, managed: ManagedInstance, error: InsulaError, *, by_policy: bool) -> None:
-        """It did not start, which is final, unless it was to start by its policy, or nobody waits for it."""
+        """It did not start, which is final, unless it was started by its policy, or for nobody who waits."""
         instance, status = managed.instance, managed.status
         managed.observed = Observed("none", record=LaunchRecord(starts=instance.starts, boot=self.boot))
         managed.failure = Failure(instance.generation, error)
         failure, again = Exit(exit_status=None, finished=time.time()), None
-        if (by_policy or not managed.waiters) and after_exit(instance.spec.restart, failure, status.restarts):
+        if by_policy and after_exit(instance.spec.restart, failure, status.restarts):
             again = failure.finished + delay(status.backoff)
-        if by_policy or not managed.waiters:
-            how = "does not start again" if by_policy else "does not start"
-            log.warning("instance %s/%s %s: %s", *managed.key, how, error)
-        self.statuses.note(managed, state="failed", error=error.message, hint=error.hint, next_start=again)
+        if by_policy:
+            log.warning("instance %s/%s does not start: %s", *managed.key, error)
+        self.statuses.note(managed, state="failed", next_start=again, **told(error))
         for attachment in managed.waiting:
             attachment.fail(error)
         managed.waiting.clear()
@@ -249,7 +277,8 @@ class Lifecycle:
         timeout = timeout if most is None else min(timeout, most)
         if managed.stopping is None:
             managed.stopping = time.monotonic()
-            await self._signal(managed, stop_signal(instance), thaw=managed.status.state == "paused")
+            signal = self._signal(managed, stop_signal(instance), thaw=managed.status.state == "paused")
+            await within_limit("its stop signal", signal)
             self.statuses.note(managed, state="stopping")
         left = managed.stopping + timeout - time.monotonic()
         if left > 0:
@@ -264,7 +293,7 @@ class Lifecycle:
         driver, instance = self.driver(managed), managed.instance.id
         managed.stopping = managed.stopping or time.monotonic()
         self.statuses.note(managed, state="stopping")
-        await self._signal(managed, _SIGKILL, thaw=True)
+        await within_limit("SIGKILL", self._signal(managed, SIGKILL, thaw=True))
         for patience in (_USUAL, _DYING):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
@@ -273,8 +302,9 @@ class Lifecycle:
                 return
             if group := driver.frozen_elsewhere(instance):
                 raise undying(managed, group)
-            if (await asyncio.to_thread(driver.observe, managed.instance, managed.status)).state == "none":
-                await driver.discard(managed.instance)  # its records are gone: kill all that is in its group
+            looking = asyncio.to_thread(driver.observe, managed.instance, managed.status)
+            if (await within_limit("look", looking)).state == "none":  # its records are gone: kill all in its group
+                await within_limit("its removal", driver.discard(managed.instance))
         raise undying(managed, None)
 
     async def _signal(self, managed: ManagedInstance, number: int, *, thaw: bool) -> None:
@@ -365,12 +395,16 @@ class Lifecycle:
 
     async def remove_directory(self, driver: Driver, instance_id: str) -> None:
         """Also one of millions of files, nested however deep. What is in the way is a problem of this host."""
-        name = f"directory of instance {instance_id}"
+        name, problems = f"directory of instance {instance_id}", self.context.problems
+        late = f"it is still being removed after {LIMIT:g} s"
+        timer = asyncio.get_running_loop().call_later(LIMIT, problems.__setitem__, name, late)
         try:
             await driver.remove_directory(instance_id)
-            self.context.problems.solved(name)
+            problems.solved(name)
         except (InsulaError, OSError) as error:
-            self.context.problems[name] = str(error)
+            problems[name] = str(error)
+        finally:
+            timer.cancel()
 
 
 def undying(managed: ManagedInstance, group: str | None) -> Failed:

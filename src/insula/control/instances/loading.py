@@ -16,11 +16,12 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from insula.control.context import Context
-from insula.control.instances.controller import LIMIT, InstanceController
+from insula.control.instances.controller import InstanceController
 from insula.control.instances.damaged import id_of
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.managed import ManagedInstance
 from insula.control.keys import INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
+from insula.control.tasks import within_limit
 from insula.model.objects import InstanceStatus, Tenant
 from insula.store.protocol import Snapshot, Store, TransactionConflict
 from insula.store.typed import Found, Keyspace
@@ -115,12 +116,7 @@ def _leftovers(context: Context, ids: set[str | None]) -> Leftovers:
 async def sweep(context: Context, controller: InstanceController, leftovers: Leftovers) -> None:
     """Remove them; what can't be is a problem of this host."""
     for driver, stray in leftovers.strays:
-        name = f"container {stray}"
-        try:
-            await asyncio.wait_for(driver.discard_stray(stray), LIMIT)
-            context.problems.solved(name)
-        except Exception as error:
-            context.problems.report(name, error)
+        await context.problems.guard(f"container {stray}", within_limit("its removal", driver.discard_stray(stray)))
     for directory in leftovers.directories:
         for driver in context.drivers.values():
             await controller.lifecycle.remove_directory(driver, directory)

@@ -75,6 +75,8 @@ class MemoryEvents:
     def begin(self, member: ManagedInstance, driver: Driver, *, adopted: bool) -> None:
         """It runs: have its events recorded from now on. Without them it runs as well."""
         self.end(member)
+        if "memory-events" not in driver.features:
+            return
         try:
             member.memory = Watch(member, driver, self._recorder, adopted=adopted)
         except (OSError, InsulaError) as error:

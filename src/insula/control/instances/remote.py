@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from insula.control.instances.managed import restarting
+from insula.control.instances.statuses import error_of
 from insula.control.keys import INSTANCES, STATUS
-from insula.model.errors import Failed, NotFound, Unavailable
+from insula.model.errors import NotFound, Unavailable
 from insula.model.objects import Instance, InstanceStatus
 from insula.model.views import InstanceView
 from insula.store.protocol import Store
 
 
 async def converged(store: Store, instance: Instance, revision: int) -> InstanceStatus | None:
-    """Its status once what was committed at `revision` is so; None if it was removed. Failed says why it can't be."""
+    """Its status once what was committed at `revision` is so; None if it was removed. Raises why it can't be."""
     wanted, measured = (kind.key(instance.tenant, instance.name) for kind in (INSTANCES, STATUS))
     async for event in store.watch("/", revision):
         if event.entry.key == wanted and event.kind == "delete":
@@ -21,7 +22,7 @@ async def converged(store: Store, instance: Instance, revision: int) -> Instance
         status = STATUS.decode(event.entry)
         if status.observed_generation >= instance.generation:
             if status.error and (status.state != "failed" or instance.wanted == "running"):
-                raise Failed(status.error, status.hint)
+                raise error_of(status)
             return status
     raise Unavailable(f"nobody tells how instance {instance.name} is", "try again")
 

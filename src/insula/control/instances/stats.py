@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from insula.control.context import Context
-from insula.control.instances.drivers.base import Driver
+from insula.control.instances.drivers.base import Driver, require
 from insula.control.instances.managed import ManagedInstance, ManagedInstances
 from insula.control.keys import TENANTS
 from insula.control.tenants import Tenants
@@ -57,7 +57,7 @@ class Stats:
         if tenant is not None:
             await self.tenants.find(tenant)
             for name in names:
-                await self.find(tenant, name)
+                require(self.context.driver((await self.find(tenant, name)).instance), "stats")
 
         def present() -> list[ManagedInstance]:
             return [m for m in self.managed.of(tenant) if (m.instance.name in names if names else m.active)]
@@ -89,8 +89,8 @@ class Stats:
     async def _counters(self, asking: str, manageds: Iterable[ManagedInstance]) -> Counters:
         by_driver: dict[Driver, list[Instance]] = defaultdict(list)
         for managed in manageds:
-            if managed.active:
-                by_driver[self.context.driver(managed.instance)].append(managed.instance)
+            if managed.active and "stats" in (driver := self.context.driver(managed.instance)).features:
+                by_driver[driver].append(managed.instance)
         found: Counters = {}
         for driver, instances in by_driver.items():
             found.update(await self.context.surveys.do(asking, partial(driver.stats, instances)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,13 +16,14 @@ import msgspec
 from insula.control.instances.managed import ManagedInstance
 from insula.control.keys import STATUS
 from insula.control.tasks import Tasks
-from insula.model.errors import InsulaError
+from insula.model.errors import InsulaError, from_dict
 from insula.model.objects import InstanceStatus
 from insula.store.protocol import Store
 
 log = logging.getLogger("insula.control")
 SETTLED = ("running", "paused", "exited", "failed")
 _RETRY = 1.0  # seconds between attempts at what must succeed in the end
+NO_ERROR: Mapping[str, None] = {"error": None, "hint": None, "error_kind": None, "error_exit": None}
 
 
 class Statuses:
@@ -60,3 +62,20 @@ class Statuses:
         """Return when no status of it is being written."""
         while managed.saving and not managed.saving.done():
             await asyncio.wait([managed.saving])
+
+
+def told(error: InsulaError) -> Mapping[str, Any]:
+    """The fields of a status that say so."""
+    return {
+        "error": error.message,
+        "hint": error.hint,
+        "error_kind": type(error).__name__,
+        "error_exit": error.exit_status,
+    }
+
+
+def error_of(status: InstanceStatus) -> InsulaError:
+    """The inverse of `told`."""
+    exit_status = None if status.error_exit is None else str(status.error_exit)
+    data = {"error": status.error_kind, "message": status.error, "hint": status.hint, "exit_status": exit_status}
+    return from_dict(data)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
+from signal import SIGKILL
 from typing import Any
 
 import msgspec
@@ -18,11 +19,13 @@ from insula.control.instances.admission import Admission, resize
 from insula.control.instances.checks import Known, as_it_is, check_running, check_there, not_running, still_active
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.damaged import Damaged
+from insula.control.instances.drivers.base import require
 from insula.control.instances.io import InstanceIo
 from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.renaming import rename
 from insula.control.instances.sharing import partner
 from insula.control.instances.specs import stop_signal, typed
+from insula.control.instances.statuses import error_of
 from insula.control.keys import INSTANCES, STATUS
 from insula.control.quotas import check_resources, merge
 from insula.control.tasks import Tasks
@@ -34,7 +37,6 @@ from insula.model.views import InstanceView, ResourcesPatch
 from insula.store.protocol import TransactionConflict
 from insula.store.typed import Found
 
-_SIGKILL = 9
 _ATTEMPTS = 20  # at a transaction, while others change the same instance
 
 Changes = dict[str, Any]
@@ -211,7 +213,7 @@ class Instances(InstanceIo):
             self._driver(managed).signal(managed.instance.id, number)
         except NotFound:
             raise not_running(managed) from None
-        if managed.status.state == "paused" and number in (_SIGKILL, stop_signal(managed.instance)):
+        if managed.status.state == "paused" and number in (SIGKILL, stop_signal(managed.instance)):
             await self._whole(self._wake(tenant, name))  # other signals are taken when it goes on
 
     async def _wake(self, tenant: str, name: str) -> None:
@@ -252,6 +254,8 @@ class Instances(InstanceIo):
             check_running(known)
             return {"wanted": "paused"}
 
+        if managed := self.managed.find(tenant, name):
+            require(self._driver(managed), "pause")
         await self._settle_start(tenant, name)
         found = await self._whole(self._make(tenant, name, wanted))
         if found.status.state != "paused":  # it ended meanwhile
@@ -322,7 +326,7 @@ class Instances(InstanceIo):
         if status.state == "exited" and status.exit:
             return status.exit
         if status.state == "failed" or managed is None:
-            raise Failed(status.error or f"instance {name} did not start", status.hint)
+            raise error_of(status) if status.error else Failed(f"instance {name} did not start")
         return await asyncio.shield(managed.ended)
 
 

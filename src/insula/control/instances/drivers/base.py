@@ -4,7 +4,7 @@ A driver acts on this host only, and on one instance at a time, which it knows b
 of what is wanted: every method looks at what is there, so that it may be called again after a crash at any point.
 Methods that are not `async` return at once, except those that say "Blocks": these are called in a worker thread.
 
-`features` names what a driver has beyond running and ending instances; what it lacks raises `Unavailable`.
+`features` names what a driver has beyond running and ending instances. Ask with `require` before a method of one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
 from insula.control.instances.drivers.directory import LaunchRecord
-from insula.model.errors import InsulaError
+from insula.model.errors import InsulaError, Unavailable
 from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Network, Resources, Tenant
 from insula.model.stream import Kind
 from insula.model.views import ExecSpec, Explanation, ProcessView
 from insula.network.fabric import Nic
 
-Feature = Literal["exec", "attach", "pause", "files", "processes", "explain", "memory-events"]
+Feature = Literal["exec", "attach", "pause", "files", "stats", "processes", "explain", "memory-events"]
 State = Literal["none", "created", "running", "paused", "ended"]
 """Nothing is there; made and never told to start; the program runs; it is frozen; it has ended."""
 
@@ -99,7 +99,7 @@ class MemoryEvents(Protocol):
 
 class Driver(Protocol):
     kind: str
-    features: frozenset[str]
+    features: frozenset[Feature]
 
     # -- this host ------------------------------------------------------------------------------------------------
 
@@ -240,3 +240,11 @@ class Driver(Protocol):
         self, tenant: Tenant, instance: Instance, status: InstanceStatus, near: Mapping[str, Running]
     ) -> Explanation:
         """What makes it isolated. `near` are instances that may share a namespace with it, by name. Blocks."""
+
+
+def require(driver: Driver, feature: Feature) -> Driver:
+    """The driver. Unavailable if it lacks the feature."""
+    if feature not in driver.features:
+        has = ", ".join(sorted(driver.features)) or "nothing of the kind"
+        raise Unavailable(f"instances of kind {driver.kind} have no {feature}", f"they have {has}")
+    return driver

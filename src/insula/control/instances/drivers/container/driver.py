@@ -9,13 +9,21 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from insula.container import archive_worker
 from insula.container.log import LogReader
 from insula.container.service.client import Attachment, Exec, ExitRecord, Runtime
 from insula.container.service.client import State as ContainerState
-from insula.control.instances.drivers.base import Archive, CreateOptions, MemoryEvents, Observed, Running, State
+from insula.control.instances.drivers.base import (
+    Archive,
+    CreateOptions,
+    Feature,
+    MemoryEvents,
+    Observed,
+    Running,
+    State,
+)
 from insula.control.instances.drivers.container import explain, processes, spec
 from insula.control.instances.drivers.container.hints import hint
 from insula.control.instances.drivers.container.request import Requests
@@ -37,7 +45,7 @@ class ContainerDriver:
     """See `Driver`."""
 
     kind = "container"
-    features = frozenset({"exec", "attach", "pause", "files", "processes", "explain", "memory-events"})
+    features: frozenset[Feature] = frozenset(get_args(Feature))
 
     def __init__(self, settings: Settings, images: ImageStore) -> None:
         self.runtime = Runtime(settings.run, settings.spares, hint)
