@@ -30,6 +30,40 @@ def test_trees_of_any_depth_and_name_are_removed(tmp_path: Path) -> None:
     trees.remove(top)  # nothing is there
 
 
+def test_a_small_tree_is_removed_without_a_process(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "stays").touch()
+    top = tmp_path / "top"
+    (top / "a" / "b" / "c").mkdir(parents=True)
+    for name in (b"\xff\xfe", b"a\nb", b"-rf"):
+        os.mkdir(bytes(top) + b"/" + name, 0)
+    (top / "a" / "link").symlink_to(outside)
+    (top / "link").symlink_to(top)
+    os.mkfifo(top / "a" / "fifo", 0)
+    (top / "a" / "file").write_text("content")
+    assert trees.remove_small(top)
+    assert os.listdir(tmp_path) == ["outside"] and os.listdir(outside) == ["stays"]
+    assert trees.remove_small(top), "nothing is there"
+
+
+def test_what_is_no_small_tree_is_left_to_rm(tmp_path: Path) -> None:
+    """Too many entries, too deep, no directory, a link to one, another file system."""
+    (many := tmp_path / "many" / "below").mkdir(parents=True)
+    for number in range(101):
+        (many / str(number)).touch()
+    zoo.deep(tmp_path / "deep", DEEP)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(many)
+    for name in ("many", "deep", "file", "link"):
+        assert not trees.remove_small(tmp_path / name), name
+    assert len(os.listdir(many)) == 101 and sorted(os.listdir(tmp_path)) == ["deep", "file", "link", "many"]
+    assert not trees.remove_small("/proc/1")
+    for name in ("many", "deep", "file", "link"):
+        trees.remove(tmp_path / name)
+    assert not os.listdir(tmp_path)
+
+
 def test_what_stays_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="/proc/1"):
         trees.remove("/proc/1/status")

@@ -42,4 +42,6 @@ class Problems(dict[str, str]):
 
 def _plain(text: str) -> str:
     """One line that any terminal and any encoder takes: file names of strangers may be in it."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

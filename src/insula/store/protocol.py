@@ -137,7 +137,7 @@ class Store(Protocol):
 
 def check_key(key: str) -> str:
     """Return `key` if it is valid, else raise Invalid."""
-    if not key.startswith("/") or len(key) > MAX_KEY or not all("!" <= c <= "~" for c in key):
+    if not key.startswith("/") or len(key) > MAX_KEY or not (key.isascii() and key.isprintable()) or " " in key:
         raise Invalid(f"{shorten(key)} is not a valid key", "use printable ASCII without blanks")
     return key
 

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -40,7 +40,7 @@ LAST_WISH = 2.0
 _PATIENT = frozenset({Action.LAUNCH, Action.RELAUNCH, Action.STOP, Action.REPLACE, Action.KILL, Action.REMOVE})
 """Actions whose parts have limits of their own: they wait for a program, or must not be cut off halfway."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts
-_TURNS = 3  # rounds of the event loop, in which the answer of the store reaches who committed
+_SOON = 0.02  # seconds between a change in the store and a look at it: by then those who committed it know
 _LOOK = 30.0  # seconds that the others wait for one that is looked at again
 _AT_ONCE = 16  # instances that are looked at again, or taken down, at a time
 
@@ -57,6 +57,7 @@ class InstanceController:
         self.admitting: set[str] = set()
         self._tasks = tasks
         self._watching: asyncio.Task[None] | None = None
+        self._heard: list[Event] = []  # changes in the store that were not looked at yet
         self._closed = False
 
     # -- being woken -----------------------------------------------------------------------------------------------
@@ -122,16 +123,39 @@ class InstanceController:
         while True:
             try:
                 async for event in self.context.store.watch(INSTANCES.prefix_all(), revision):
-                    for _ in range(_TURNS):  # a verb of this daemon hands over what it committed, undecoded
-                        await asyncio.sleep(0)
-                    await self._changed(event)
                     revision = event.revision
+                    self._hear([event], _SOON)
                 return  # the store is closed
             except Compacted:
                 revision = await self._catch_up()
             except Exception as error:
                 self.context.problems.report("changes of instances", error)
                 await asyncio.sleep(_FIRST_PAUSE)
+
+    def _hear(self, events: Sequence[Event], pause: float) -> None:
+        """Look at these a moment later, all at once: a verb of this daemon hands over what it committed, undecoded."""
+        if not self._heard:
+            asyncio.get_running_loop().call_later(pause, self._take)
+        self._heard.extend(events)
+
+    def _take(self) -> None:
+        heard, self._heard = {event.entry.key: event for event in self._heard}.values(), []
+        if (news := [event for event in heard if self._is_news(event)]) and not self._closed:
+            self._tasks.spawn(self._all_changed(news))
+
+    async def _all_changed(self, events: Sequence[Event]) -> None:
+        try:
+            for event in events:
+                await self._changed(event)
+            self.context.problems.solved("changes of instances")
+        except Exception as error:
+            self.context.problems.report("changes of instances", error)
+            self._hear(events, _FIRST_PAUSE)
+
+    def _is_news(self, event: Event) -> bool:
+        """Not what is known already. What is deleted was removed by the daemon of its host: by us."""
+        managed = self.managed.find(*INSTANCES.parts(event.entry.key))
+        return event.kind == "put" and (managed is None or managed.revision < event.revision)
 
     async def _catch_up(self) -> int:
         """Take every instance as it is now; the revision of that."""
@@ -141,21 +165,27 @@ class InstanceController:
         return snapshot.revision
 
     async def _changed(self, event: Event) -> None:
-        managed = self.managed.find(*INSTANCES.parts(event.entry.key))
-        if event.kind == "delete" or (managed and managed.revision >= event.revision):
-            return  # what is deleted was removed by the daemon of its host: by us
         try:
             instance = INSTANCES.decode(event.entry)
         except Failed:
             return  # the next start of the daemon tells
         if instance.host != self.context.host or instance.id in self.admitting:
             return
-        if managed or self.managed.with_id(instance.id):
+        if self.managed.with_id(instance.id):
             self.committed(instance, event.revision)
-        elif owner := await TENANTS.get(self.context.store, instance.tenant):  # another daemon placed it here
-            status = await STATUS.get(self.context.store, instance.tenant, instance.name)
+        else:
+            await self._take_over(*INSTANCES.parts(event.entry.key))
+
+    async def _take_over(self, tenant: str, name: str) -> None:
+        """Begin with an instance that another daemon has placed here, unless it was ours and is removed by now."""
+        store = self.context.store
+        status = await STATUS.get(store, tenant, name)
+        owner, found = await TENANTS.get(store, tenant), await INSTANCES.get(store, tenant, name)
+        if owner is None or found is None or found.value.host != self.context.host:
+            return
+        if found.value.id not in self.admitting and not self.managed.with_id(found.value.id):
             known = status.value if status else InstanceStatus(state="created")
-            self.add(managed := ManagedInstance(owner.value, instance, known, event.revision))
+            self.add(managed := ManagedInstance(owner.value, found.value, known, found.revision))
             self.nudge(managed)
 
     # -- working -----------------------------------------------------------------------------------------------------
