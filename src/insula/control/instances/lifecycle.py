@@ -168,7 +168,8 @@ class Lifecycle:
         if by_policy and after_exit(instance.spec.restart, failure, status.restarts):
             again = failure.finished + delay(status.backoff)
         if by_policy:
-            log.warning("instance %s/%s does not start: %s", *managed.key, error)
+            how = "does not start again" if status.restarts else "does not start"
+            log.warning("instance %s/%s %s: %s", *managed.key, how, error)
         self.statuses.note(managed, state="failed", next_start=again, **told(error))
         for attachment in managed.waiting:
             attachment.fail(error)
