@@ -176,7 +176,8 @@ def test_what_others_do_on_the_host_is_seen_at_the_next_look(settings: Settings)
             await asyncio.to_thread(work)
             await plane.instance_controller.look_again()
             assert [each.status.state for each in (first, second)] == [state, "running"]
-        shutil.rmtree(settings.run / "containers" / second.instance.id)
+        records = settings.run / "containers" / second.instance.id
+        await eventually(lambda: gone(records), "its records are gone")  # the zygote may be writing there just now
         await plane.instance_controller.look_again()
         assert second.status.state == "running" and [each.status.pid for each in (first, second)] == pids
         assert all(start_time(pid or 0) for pid in pids), "they run"
@@ -417,6 +418,12 @@ def test_down_ends_reconciliation_and_leaves_no_network_to_those_who_come_late(s
         assert left_of(prefix) == set()
 
     run(settings, body)
+
+
+def gone(path: Path) -> bool:
+    """Whether there is no such tree, after an attempt to remove it."""
+    shutil.rmtree(path, ignore_errors=True)
+    return not path.exists()
 
 
 def left_of(prefix: str) -> set[str]:
