@@ -309,7 +309,6 @@ CIRCLES = [
         "insula.control.instances.memory",
         "insula.control.instances.recorder",
     },
-    {"insula.control.instances.sharing", "insula.control.instances.supervisor"},
 ]
 
 
