@@ -18,8 +18,8 @@ import pytest
 from insula.model.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 from insula.model.objects import Limits, Tenant
 from insula.store.migrations import STEPS, migrate
-from insula.store.protocol import Compacted, Delete, Put, Write
-from insula.store.sqlite import GROUP, SqliteStore
+from insula.store.protocol import Compacted, Compare, Delete, Put, TransactionConflict, Write
+from insula.store.sqlite import GROUP, RECENT, SqliteStore
 from insula.store.typed import Keyspace
 from tests.support.wait import patiently
 
@@ -459,6 +459,28 @@ def test_typed_objects_come_back_as_they_were(tmp_path: Path) -> None:
             images.key("a/b", "c")
         with pytest.raises(Invalid):
             await tenants.get(store, "a b")
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_key_that_was_not_there_is_found_once_it_is(tmp_path: Path) -> None:
+    """That it is not there is remembered, until it is; of so many keys and no more."""
+
+    async def main() -> None:
+        store = SqliteStore(tmp_path / "state.db")
+        for value in (b"1", b"2"):
+            assert [await store.get("/a") for _ in range(2)] == [None, None]
+            with pytest.raises(TransactionConflict):
+                await store.transact([Compare("/a", 99)], [Put("/a", b"0")])
+            assert await store.get("/a") is None
+            await store.put("/a", value)
+            found = await store.get("/a")
+            assert found and found.value == value
+            await store.delete("/a")
+        for number in range(RECENT + 5):
+            assert await store.get(f"/b/{number}") is None
+        assert len(store._absent) == RECENT
         await store.close()
 
     asyncio.run(main())

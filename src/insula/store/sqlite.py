@@ -99,6 +99,7 @@ class SqliteStore:
         self._expiring: set[asyncio.Task[None]] = set()
         self._recent: dict[str, Entry] = {}
         self._recent_size = 0
+        self._absent: dict[str, None] = {}  # keys that were looked for and are not there
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="insula-store", daemon=True)
         self._thread.start()
@@ -107,8 +108,11 @@ class SqliteStore:
 
     async def get(self, key: str) -> Entry | None:
         check_key(key)
-        if not self._closed and (entry := self._recent.get(key)):
-            return entry
+        if not self._closed:
+            if entry := self._recent.get(key):
+                return entry
+            if key in self._absent:
+                return None
         return await self._read(lambda: self._recall(key))
 
     async def list(self, prefix: str) -> Snapshot:
@@ -187,10 +191,15 @@ class SqliteStore:
     def _recall(self, key: str) -> Entry | None:
         if entry := self._tables.get(key):
             self._remember(entry)
+        else:
+            self._absent[key] = None
+            if len(self._absent) > RECENT:
+                del self._absent[next(iter(self._absent))]
         return entry
 
     def _remember(self, entry: Entry) -> None:
         self._forget(entry.key)
+        self._absent.pop(entry.key, None)
         self._recent[entry.key] = entry
         self._recent_size += len(entry.value)
         while len(self._recent) > RECENT or self._recent_size > RECENT_BYTES:

@@ -12,6 +12,7 @@ Everything from a user is checked here, whoever checked it before: `Invalid` in 
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 import re
@@ -335,6 +336,12 @@ def _rlimit(limit: Rlimit) -> dict[str, Any]:
 
 def _thermal_throttles() -> list[str]:
     """Each CPU's counters of overheating tell one tenant of another's load."""
+    return _throttles_of(Path("/sys/devices/system/cpu/present").read_text())
+
+
+@functools.lru_cache(maxsize=1)
+def _throttles_of(present: str) -> list[str]:
+    """Those of the CPUs that are `present` (sysfs): looking for them takes as long as the rest of a config."""
     found = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle")
     return sorted(str(path) for path in found)
 
