@@ -43,11 +43,11 @@ class Tasks:
 
 
 async def within_limit(what: str, work: Awaitable[T]) -> T:
-    """What `work` returns. It is cancelled after `LIMIT` seconds: Failed."""
+    """What `work` returns. It is cancelled after `LIMIT` seconds: Failed says that `what` takes longer."""
     try:
         async with asyncio.timeout(LIMIT) as limit:
             return await work
     except TimeoutError:
         if not limit.expired():
             raise
-        raise Failed(f"is not as it should be: {what} takes more than {LIMIT:g} s", "it is tried again") from None
+        raise Failed(f"{what} takes more than {LIMIT:g} s", "it is tried again") from None

@@ -213,7 +213,7 @@ class InstanceController:
         while not managed.gone:
             managed.wake.clear()
             if managed.observed is None:
-                await within_limit("look", self._look(managed))
+                await within_limit(f"looking at instance {managed.instance.name}", self._look(managed))
             assert managed.observed is not None
             instance, now = self._wanted(managed), time.time()
             action = decide(instance, managed.status, managed.observed, managed.hold, self.lifecycle.boot, now)
@@ -278,7 +278,7 @@ class InstanceController:
         if action in _PATIENT:
             await work
         else:
-            await within_limit(action.name.lower(), work)
+            await within_limit(f"{_DOING[action]} instance {managed.instance.name}", work)
 
     # -- answering ---------------------------------------------------------------------------------------------------
 
@@ -371,6 +371,17 @@ class InstanceController:
         await self.recorder.close()
 
 
+_DOING = defaultdict(
+    lambda: "what is to be done about",
+    {
+        Action.ADOPT: "adopting",
+        Action.PAUSE: "pausing",
+        Action.UNPAUSE: "unpausing",
+        Action.RESIZE: "changing the limits of",
+        Action.COLLECT_EXIT: "clearing away",
+        Action.DISCARD: "clearing away",
+    },
+)
 _SAID = defaultdict(
     lambda: "it is as its other records say",
     {

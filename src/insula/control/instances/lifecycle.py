@@ -279,7 +279,7 @@ class Lifecycle:
         if managed.stopping is None:
             managed.stopping = time.monotonic()
             signal = self._signal(managed, stop_signal(instance), thaw=managed.status.state == "paused")
-            await within_limit("its stop signal", signal)
+            await within_limit(f"the stop signal to instance {instance.name}", signal)
             self.statuses.note(managed, state="stopping")
         left = managed.stopping + timeout - time.monotonic()
         if left > 0:
@@ -291,10 +291,10 @@ class Lifecycle:
 
     async def kill(self, managed: ManagedInstance) -> None:
         """End it by SIGKILL. Failed if it does not die."""
-        driver, instance = self.driver(managed), managed.instance.id
+        driver, instance, name = self.driver(managed), managed.instance.id, f"instance {managed.instance.name}"
         managed.stopping = managed.stopping or time.monotonic()
         self.statuses.note(managed, state="stopping")
-        await within_limit("SIGKILL", self._signal(managed, SIGKILL, thaw=True))
+        await within_limit(f"SIGKILL to {name}", self._signal(managed, SIGKILL, thaw=True))
         for patience in (_USUAL, _DYING):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
@@ -304,8 +304,10 @@ class Lifecycle:
             if group := driver.frozen_elsewhere(instance):
                 raise undying(managed, group)
             looking = asyncio.to_thread(driver.observe, managed.instance, managed.status)
-            if (await within_limit("look", looking)).state == "none":  # its records are gone: kill all in its group
-                await within_limit("its removal", driver.discard(managed.instance))
+            if (
+                await within_limit(f"looking at {name}", looking)
+            ).state == "none":  # its records are gone: kill all in its group
+                await within_limit(f"clearing away {name}", driver.discard(managed.instance))
         raise undying(managed, None)
 
     async def _signal(self, managed: ManagedInstance, number: int, *, thaw: bool) -> None:

@@ -116,7 +116,8 @@ def _leftovers(context: Context, ids: set[str | None]) -> Leftovers:
 async def sweep(context: Context, controller: InstanceController, leftovers: Leftovers) -> None:
     """Remove them; what can't be is a problem of this host."""
     for driver, stray in leftovers.strays:
-        await context.problems.guard(f"container {stray}", within_limit("its removal", driver.discard_stray(stray)))
+        removal = within_limit("its removal", driver.discard_stray(stray))
+        await context.problems.guard(f"container {stray}", removal)
     for directory in leftovers.directories:
         for driver in context.drivers.values():
             await controller.lifecycle.remove_directory(driver, directory)

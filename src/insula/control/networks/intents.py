@@ -25,6 +25,7 @@ class Intents:
         store = self.context.store
         snapshot = await store.list(NETWORKS.prefix(name))
         if (found := await TENANTS.get(store, name)) is None:
+            self.seen.pop(name, None)
             return None
         self.seen[name] = snapshot.revision  # what was read after that may be newer
         instances = list(self._instances(name))

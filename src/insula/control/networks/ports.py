@@ -85,6 +85,8 @@ class Ports:
         """Drop what is remembered of a network that was removed."""
         for subnet in (network.subnet, network.subnet6 or ""):
             self._last.pop((network.tenant, network.name, subnet), None)
+        for kind in (_address_kind(network.tenant, network.name), _mac_kind(network.tenant, network.name)):
+            self.context.pools.pop(kind, None)
 
     # -- on this host ---------------------------------------------------------------------------------------------
 
