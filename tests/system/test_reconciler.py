@@ -214,6 +214,10 @@ def test_a_start_that_takes_too_long_is_told_and_undone(settings: Settings, monk
         await eventually(lambda: managed.instance.id not in driver.ids(), "nothing is left of it")
         assert "more than 0.2 s" in (managed.status.error or "")
         assert (await plane.instances.start(TENANT, "slow")).status.state == "running", "it can be started"
+        timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        assert not [each for each in timers if "give_up" in repr(each) and not each.cancelled()], (
+            "none is given up later"
+        )
 
     run(settings, body)
 

@@ -108,34 +108,41 @@ class Lifecycle:
     async def _launch(self, managed: ManagedInstance) -> Running:
         """Create it, plug it in, connect those who wait for its output, and start it. InsulaError; then nothing of it
         is left."""
-        tenant, instance, driver = managed.tenant, managed.instance, self.driver(managed)
+        instance = managed.instance
         console, managed.console = managed.console, None
         joined, network = partner(self.managed, instance.tenant, instance.spec), await self.ports.network(instance)
-        await self.context.prepared(tenant.name)
+        await self.context.prepared(instance.tenant)
         managed.hold = "unknown"
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._discard, managed)
-            check = undo.enter_context(self._in_time(managed))
-            try:
-                await driver.create(tenant, instance, CreateOptions(network, console, joined))
-                check()
-                if network:
-                    await self.ports.plug(tenant, network, instance, driver.nic(instance.id))
-                for attachment in managed.waiting.copy():
-                    await attachment.connect(managed.ended, fresh=True)
-                check()
-                managed.waiting.clear()
-                running = await driver.start(instance.id)
-                check()
-            except (InsulaError, OSError) as error:
-                if failure := await driver.failure(instance.id):  # the cause; the rest follows from it
-                    raise failure from None
-                if isinstance(error, InsulaError):
-                    raise
-                log.warning("instance %s/%s: its start failed", *managed.key, exc_info=error)
-                what = f"instance {instance.name} can't be started: {error.strerror or error}"
-                raise Failed(what, "look at the disk below the root directory, and at insulad's log") from error
-            undo.pop_all()
+        options = CreateOptions(network, console, joined)
+        with self._in_time(managed) as check:
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(self._discard, managed)
+                running = await self._start(managed, options, check)
+                undo.pop_all()
+        return running
+
+    async def _start(self, managed: ManagedInstance, options: CreateOptions, check: Callable[[], None]) -> Running:
+        """The steps of that. `check` raises if it is too late for another one."""
+        tenant, instance, driver = managed.tenant, managed.instance, self.driver(managed)
+        try:
+            await driver.create(tenant, instance, options)
+            check()
+            if options.network:
+                await self.ports.plug(tenant, options.network, instance, driver.nic(instance.id))
+            for attachment in managed.waiting.copy():
+                await attachment.connect(managed.ended, fresh=True)
+            check()
+            managed.waiting.clear()
+            running = await driver.start(instance.id)
+            check()
+        except (InsulaError, OSError) as error:
+            if failure := await driver.failure(instance.id):  # the cause; the rest follows from it
+                raise failure from None
+            if isinstance(error, InsulaError):
+                raise
+            log.warning("instance %s/%s: its start failed", *managed.key, exc_info=error)
+            what = f"instance {instance.name} can't be started: {error.strerror or error}"
+            raise Failed(what, "look at the disk below the root directory, and at insulad's log") from error
         return running
 
     @contextmanager
@@ -304,9 +311,8 @@ class Lifecycle:
             if group := driver.frozen_elsewhere(instance):
                 raise undying(managed, group)
             looking = asyncio.to_thread(driver.observe, managed.instance, managed.status)
-            if (
-                await within_limit(f"looking at {name}", looking)
-            ).state == "none":  # its records are gone: kill all in its group
+            found = await within_limit(f"looking at {name}", looking)
+            if found.state == "none":  # its records are gone: kill all that is in its group
                 await within_limit(f"clearing away {name}", driver.discard(managed.instance))
         raise undying(managed, None)
 
