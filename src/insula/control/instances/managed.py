@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from insula.control.instances.drivers.base import Observed
 from insula.model.errors import InsulaError
@@ -13,8 +13,7 @@ from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Te
 if TYPE_CHECKING:
     from insula.control.instances.attachment import Attachment
     from insula.control.instances.decide import Hold
-    from insula.control.instances.health import Monitor
-    from insula.control.instances.memory import Watch
+    from insula.model.views import Health
 
 Key = tuple[str, str]
 _REMEMBERED = 1000
@@ -32,6 +31,19 @@ class Waiter(NamedTuple):
 
     generation: int
     answer: asyncio.Future[InstanceStatus]
+
+
+class Monitor(Protocol):
+    """The health of one start of an instance that has checks; `over` once that start is."""
+
+    health: Health
+    over: bool
+
+
+class Watch(Protocol):
+    """A watch for kills for want of memory."""
+
+    def close(self) -> None: ...
 
 
 class ManagedInstance:
