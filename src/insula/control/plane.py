@@ -43,10 +43,11 @@ _REMOVALS = 8  # instances that are removed at a time
 class ControlPlane:
     """`tenants`, `networks`, `images`, `instances`, `stats`, `host` and `events` are the verbs; see their classes."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, shared: bool) -> None:
+        """`shared`: other daemons commit to the store, too."""
         self.settings = context.settings
         self.context = context
-        self.tasks, self.managed = Tasks(), ManagedInstances()
+        self.tasks, self.managed = Tasks(), ManagedInstances(complete=not shared)
         intents = Intents(context, lambda tenant: ((m.instance, m.active) for m in self.managed.of(tenant)))
         self.network_controller = NetworkController(context, intents, self.tasks)
         ports = Ports(context, self.network_controller)
@@ -72,6 +73,7 @@ class ControlPlane:
         # the usual pool has a handful of threads; one tenant's slow download must not hold up another's launch
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "insula"))
         async with AsyncExitStack() as undo:
+            shared = store is not None
             if store is None:
                 store = SqliteStore(settings.state)
                 undo.push_async_callback(store.close)
@@ -79,7 +81,8 @@ class ControlPlane:
             drivers = await open_drivers(settings, images, undo)
             fabric = await open_fabric(settings, undo)
             host = await asyncio.to_thread(host_name, settings.root)
-            plane = cls(Context(settings, host, store, drivers, TenantGroups(settings.prefix), fabric, images))
+            context = Context(settings, host, store, drivers, TenantGroups(settings.prefix), fabric, images)
+            plane = cls(context, shared=shared)
             undo.push_async_callback(plane.tasks.close)
             undo.push_async_callback(plane.instance_controller.close)
             await plane.tenants.rebuild_damaged()

@@ -61,6 +61,7 @@ async def load(context: Context, controller: InstanceController) -> Loaded:
     for instance, revision in _whole(context, INSTANCES, entries):
         status = known.pop((instance.tenant, instance.name), None) or InstanceStatus(state="created")
         if instance.host not in ("", context.host):
+            controller.managed.complete = False
             continue
         if owner := owners.get(instance.tenant):
             own = msgspec.structs.replace(instance, host=context.host)

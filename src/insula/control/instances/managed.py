@@ -115,9 +115,13 @@ def restarting(instance: Instance, status: InstanceStatus) -> bool:
 
 
 class ManagedInstances:
-    """Those of this host, by tenant and name; and how those ended that were removed when they did."""
+    """Those of this host, by tenant and name; and how those ended that were removed when they did.
 
-    def __init__(self) -> None:
+    `complete`: there are no others in the store, for no other daemon commits to it.
+    """
+
+    def __init__(self, *, complete: bool = False) -> None:
+        self.complete = complete
         self._by_key: dict[Key, ManagedInstance] = {}
         self._exits: dict[Key, Exit] = {}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from signal import SIGKILL
 from typing import Any
@@ -57,10 +57,15 @@ class Instances(InstanceIo):
         """The tenant's instances, or those of all for None, wherever they are."""
         if tenant is not None:
             await self.tenants.find(tenant)
-        store = self.context.store
-        entries = (await store.list(INSTANCES.prefix(tenant) if tenant else INSTANCES.prefix_all())).entries
+        own = (view(managed) for managed in self.managed.of(tenant))
+        found = [*own] if self.managed.complete else [*await self._all(tenant)]
+        return [*found, *self.damaged.views(tenant)] if self.context.unreadable else found
+
+    async def _all(self, tenant: str | None) -> Sequence[InstanceView]:
+        """Those in the store. Its records are large: see `ManagedInstances.complete`."""
+        snapshot = await self.context.store.list(INSTANCES.prefix(tenant) if tenant else INSTANCES.prefix_all())
         views, others = {}, []
-        for entry in entries:
+        for entry in snapshot.entries:
             key = INSTANCES.parts(entry.key)
             if managed := self.managed.find(*key):
                 views[key] = view(managed)
@@ -70,8 +75,7 @@ class Instances(InstanceIo):
             if instance.host != self.context.host:
                 status = await self._stored_status(instance)
                 views[instance.tenant, instance.name] = remote.view(instance, status)
-        found = [each for _, each in sorted(views.items())]
-        return [*found, *self.damaged.views(tenant)] if self.context.unreadable else found
+        return [each for _, each in sorted(views.items())]
 
     async def _known(self, tenant: str, name: str, *, again: bool = False) -> Known:
         """The instance as this daemon knows it; with `again` what is wanted is read from the store. NotFound."""
