@@ -117,13 +117,22 @@ def test_a_crash(town: Town, point: Point) -> None:
     with cli.start(*command) as client:
         time.sleep(point.delay)
         crash(daemon, point.victim)
-        out, err = client.communicate(timeout=patiently(30))
+        out, err = answer_of(client)
     recovered(daemon)
     check_answer(cli, point, name, client, out, err)
     until(lambda: status_of(cli, name) is None or cli.run("rm", "-f", name).status == 0, f"{name} can be removed")
     ticker = status_of(cli, "ticker")
     assert ticker is not None
     assert (ticker["state"], ticker["pid"], ticker["restarts"]) == ("running", town.ticker["pid"], 0)
+
+
+def answer_of(client: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it printed. One that does not end is killed, for it would be waited for."""
+    try:
+        return client.communicate(timeout=patiently(30))
+    except subprocess.TimeoutExpired:
+        client.kill()
+        raise
 
 
 def check_answer(cli: Cli, point: Point, name: str, client: subprocess.Popen[str], out: str, err: str) -> None:
@@ -181,7 +190,7 @@ def test_a_removal_is_committed_before_it_kills(town: Town, busy: str) -> None:
     os.kill(insulad, signal.SIGKILL)
     for client in clients:
         with client:
-            client.communicate(timeout=patiently(30))
+            answer_of(client)
     os.close(pidfd)
     daemon.reap()
     daemon.start()

@@ -123,8 +123,9 @@ class ZygoteSupervisor:
     def _ready(self, channel: socket.socket, events: int) -> None:
         if events & select.EPOLLOUT:
             self._flush()
-        if events & ~select.EPOLLOUT:
-            self._receive(channel)
+        # in the same turn of the loop somebody else may have read what there was, or the channel may have been replaced
+        if events & ~select.EPOLLOUT and channel is self._channel:
+            self.receive_waiting()
 
     def _receive(self, channel: socket.socket) -> None:
         received = wire.receive(channel)
