@@ -85,7 +85,7 @@ class ControlPlane:
             plane = cls(context, shared=shared)
             undo.push_async_callback(plane.tasks.close)
             undo.push_async_callback(plane.instance_controller.close)
-            await plane.tenants.rebuild_damaged()
+            await context.problems.guard("damaged records of tenants", plane.tenants.rebuild_damaged())
             await plane._load()
             await plane.ensure()
             plane._closing = undo.pop_all()
