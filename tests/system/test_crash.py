@@ -25,7 +25,7 @@ from tests.support.machine import Run
 from tests.support.snapshot import Snapshot, assert_unchanged
 from tests.support.wait import patiently, until
 
-POINTS = 100
+POINTS, LONG = 40, 200  # those after POINTS with the mark `long`
 LONGEST = 0.15  # seconds into the action
 SEED = int(os.environ.get("INSULA_TEST_SEED") or random.SystemRandom().randrange(1 << 30))
 TICKER = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done"
@@ -47,7 +47,14 @@ def points() -> list[Point]:
     actions = ("create", "run", "remove", "exec")
     return [
         Point(number, dice.choice(PROCESSES), dice.choice(actions), dice.uniform(0, LONGEST))
-        for number in range(POINTS)
+        for number in range(POINTS + LONG)
+    ]
+
+
+def parameters() -> list[Any]:
+    return [
+        pytest.param(point, marks=[] if point.number < POINTS else pytest.mark.long, id=name_of(point))
+        for point in points()
     ]
 
 
@@ -102,7 +109,7 @@ def recovered(daemon: Daemon) -> None:
         until(lambda name=name: daemon.pid(name), f"the {name} is back")  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("point", points(), ids=name_of)
+@pytest.mark.parametrize("point", parameters())
 def test_a_crash(town: Town, point: Point) -> None:
     daemon, cli = town.daemon, town.daemon.cli
     name = f"p{point.number}"

@@ -8,12 +8,13 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+import pytest
+
 from tests.support.cli import Cli
 from tests.support.daemon import PROCESSES, Daemon
 from tests.support.machine import Run
 from tests.support.snapshot import Snapshot, assert_unchanged
 
-CONTAINERS = 50
 NAMESPACES_EACH = 7  # cgroup, ipc, mnt, net, pid, user, uts
 
 
@@ -23,8 +24,8 @@ def all_of(cli: Cli, *commands: tuple[str, ...]) -> None:
         list(pool.map(lambda command: cli.ok(*command), commands))
 
 
-def launch_and_remove(cli: Cli, stem: str) -> None:
-    names = [f"{stem}{number}" for number in range(CONTAINERS)]
+def launch_and_remove(cli: Cli, stem: str, count: int) -> None:
+    names = [f"{stem}{number}" for number in range(count)]
     all_of(cli, *(("run", "-d", "--name", name, "busybox", "sleep", "600") for name in names))
     assert sorted(view["instance"]["name"] for view in cli.json("ps")) == sorted(names)
     all_of(cli, *(("rm", "-f", name) for name in names))
@@ -34,14 +35,15 @@ def but_files(daemon: Daemon) -> Snapshot:
     return replace(daemon.snapshot(), files=frozenset())
 
 
-def test_fifty_containers_twice(fresh: Daemon) -> None:
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.long)])
+def test_many_containers_twice(fresh: Daemon, count: int) -> None:
     cli = fresh.cli
     empty = but_files(fresh)
-    launch_and_remove(cli, "first")
+    launch_and_remove(cli, "first", count)
     assert_unchanged(empty, partial(but_files, fresh))
     # files that are made once are there now, also those for so many at a time
     before, descriptors = fresh.snapshot(), {name: fresh.descriptors(name) for name in PROCESSES}
-    launch_and_remove(cli, "second")
+    launch_and_remove(cli, "second", count)
     assert_unchanged(before, fresh.snapshot)
     for name in PROCESSES:
         assert fresh.descriptors(name) <= descriptors[name] + 4, name
