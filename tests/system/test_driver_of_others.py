@@ -6,12 +6,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from insula.control.instances.drivers import registry
 from insula.control.plane import ControlPlane
-from insula.model.errors import Invalid, Unavailable
+from insula.model.errors import Failed, Invalid, Unavailable
 from insula.model.objects import InstanceSpec, RestartPolicy
 from insula.model.views import ExecSpec
 from insula.settings import Settings
@@ -114,6 +115,38 @@ def test_another_control_plane_goes_on_with_it(settings: Settings) -> None:
 
     run(settings, first)
     run(settings, second)
+
+
+class Unpausable(ProcessDriver):
+    """It says that it can pause, and fails at once: sooner than the verb waits for the controller."""
+
+    features = frozenset({"pause"})
+
+    async def pause(self, instance_id: str) -> None:
+        raise Failed("no brakes", "repair them")
+
+
+def test_why_something_failed_is_told_even_if_it_failed_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "DRIVERS", {Unpausable.kind: Unpausable})
+
+    async def body(plane: ControlPlane) -> None:
+        await plane.instances.run(TENANT, process_of("web", "sleep", "600"))
+        wait_for = plane.instances._converged
+
+        async def late(found: Any) -> Any:
+            await asyncio.sleep(0.1)  # the controller hears of the commit from the store, and is faster
+            return await wait_for(found)
+
+        monkeypatch.setattr(plane.instances, "_converged", late)
+        for _ in range(3):
+            with pytest.raises(Failed, match="no brakes"):
+                await plane.instances.pause(TENANT, "web")
+            status = (await plane.instances.get(TENANT, "web")).status
+            assert (status.state, status.error) == ("running", "no brakes")
+
+    run(settings, body)
 
 
 def test_what_it_refuses_and_lacks_is_one_clear_line(settings: Settings) -> None:

@@ -22,8 +22,8 @@ from typing import Any
 
 import msgspec
 
+from insula.control.allocation.quotas import merge
 from insula.control.plane import ControlPlane
-from insula.control.quotas import merge
 from insula.model.errors import Conflict, Failed, NotFound
 from insula.model.objects import (
     ConsoleSize,

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.control.keys import USAGE
-from insula.control.quotas import (
+from insula.control.allocation.quotas import (
     add,
     change,
     check_covers,
     check_limits,
     check_resources,
     exchange,
-    guarded,
     merge,
     subtract,
 )
+from insula.control.allocation.transaction import guarded
+from insula.control.keys import USAGE
 from insula.model.errors import Conflict, Invalid, QuotaExceeded
 from insula.model.objects import Limits, Resources, Tenant
 from insula.model.views import LimitsPatch, ResourcesPatch, Usage

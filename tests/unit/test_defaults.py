@@ -13,7 +13,8 @@ from insula.cli.options import parse, split_global
 from insula.cli.verbs import run
 from insula.container import log
 from insula.container.service import relay
-from insula.control import plane, quotas
+from insula.control import plane
+from insula.control.allocation import quotas
 from insula.control.instances import health, restart_policy
 from insula.control.instances.drivers.container.spec import CPU_PERIOD, DEFAULT_SHARES, MIN_MEMORY
 from insula.model.health import LEAST, HealthPlan, plan

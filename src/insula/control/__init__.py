@@ -3,8 +3,7 @@
 plane.py          `ControlPlane`: all parts put together, and everything that the API offers
 context.py        what all parts work with: settings, store, drivers, fabric, images
 keys.py           where objects live in the store
-claims.py         names and numbers that only one may have
-quotas.py         what tenants may use; and the guard that keeps changes of one tenant apart
+allocation/       names and numbers that only one owner may have; what tenants may use
 tenants.py, images.py      the verbs of tenants and images
 networks/         networks: verbs, the controller that makes them so on this host, and the ports of instances
 instances/        instances: verbs, the controller that makes them so on this host, and all that it needs

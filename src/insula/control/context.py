@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from insula.control.claims import Claim, Pool
+from insula.control.allocation.reservations import Allocators
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.drivers.groups import TenantGroups
 from insula.control.problems import Problems
@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Context:
-    """`pools` remember what is taken of each kind of claim. A fabric serves one thread a tenant: `fabric_call` keeps
-    to that, while tenants don't wait for each other. `preparing` has the tenants whose part of this host was not looked
+    """The parts. A fabric serves one thread a tenant: `fabric_call` keeps to that, while tenants don't wait for each
+    other. `preparing` has the tenants whose part of this host was not looked
     at yet since the daemon started; what needs it waits in `prepared`. `going_down` is set once everything is taken off
     this host: from then on nothing is made. `surveys` read what /proc and the control groups say of an instance.
     `unreadable` are keys of damaged records in the store: while there are any, nothing is anybody's leftover."""
@@ -37,11 +37,11 @@ class Context:
     settings: Settings
     host: str
     store: Store
+    allocators: Allocators
     drivers: Mapping[str, Driver]
     groups: TenantGroups
     fabric: Fabric
     images: ImageStore
-    pools: dict[str, Pool] = field(default_factory=dict)
     locks: Locks = field(default_factory=Locks)
     problems: Problems = field(default_factory=Problems)
     preparing: dict[str, asyncio.Event] = field(default_factory=dict)
@@ -62,25 +62,10 @@ class Context:
         for driver in self.drivers.values():
             await driver.release_layer(str(path))
 
-    def pool(self, kind: str) -> Pool:
-        if kind not in self.pools:
-            self.pools[kind] = Pool(self.store, kind)
-        return self.pools[kind]
-
     def check_stays(self) -> None:
         """Raise Unavailable if everything is being taken off this host."""
         if self.going_down.is_set():
             raise going_down()
-
-    def give_back(self, claims: Iterable[Claim]) -> None:
-        """These were released, or never committed: they may be chosen again."""
-        for claim in claims:
-            self.pool(claim.kind).give_back(claim.value)
-
-    def forget(self, claims: Iterable[Claim]) -> None:
-        """Somebody else had one of these: look at the store before choosing again."""
-        for claim in claims:
-            self.pool(claim.kind).forget()
 
     async def prepared(self, tenant: str) -> None:
         """Returns once the tenant's networks and control group are as they should be, or can't be made so."""

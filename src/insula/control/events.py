@@ -54,7 +54,7 @@ class Events:
 
 
 def tell(event: Event) -> Story | None:
-    """The event for people and programs; None for what isn't of interest (claims, usage, what follows from others)."""
+    """The event for people and programs; None for reservations, usage, and what follows from other events."""
     root = "/" + event.entry.key.split("/", 2)[1]
     teller = _TELLERS.get(root)
     details = teller(event) if teller else None

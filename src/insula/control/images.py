@@ -17,10 +17,10 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import msgspec
 
+from insula.control.allocation.transaction import guarded
 from insula.control.context import Context
 from insula.control.instances.specs import typed
 from insula.control.keys import IMAGES, INSTANCES, SHARED, TENANTS, USAGE
-from insula.control.quotas import guarded
 from insula.control.tenants import Tenants
 from insula.image.job import Job
 from insula.image.limits import AT_ONCE, AT_ONCE_TENANT

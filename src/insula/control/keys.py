@@ -1,13 +1,13 @@
 """Where the objects live in the store.
 
 /tenants/TENANT                     Tenant
-/usage/TENANT                       Usage: what its instances have reserved; see quotas.py
+/usage/TENANT                       Usage: what its instances have reserved; see allocation/quotas.py
 /networks/TENANT/NETWORK            Network
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
 /instances/TENANT/INSTANCE          Instance: wanted
 /status/TENANT/INSTANCE             InstanceStatus: measured, when it has settled
 /events/TENANT/INSTANCE             InstanceEvent: the last one; the store's history has those before
-/claims/KIND/…                      see claims.py
+/claims/KIND/…                      see allocation/reservations.py
 """
 
 from __future__ import annotations

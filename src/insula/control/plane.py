@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
+from insula.control.allocation.reservations import Allocators
 from insula.control.context import Context
 from insula.control.events import Events
 from insula.control.host import Host
@@ -81,7 +82,8 @@ class ControlPlane:
             drivers = await open_drivers(settings, images, undo)
             fabric = await open_fabric(settings, undo)
             host = await asyncio.to_thread(host_name, settings.root)
-            context = Context(settings, host, store, drivers, TenantGroups(settings.prefix), fabric, images)
+            groups = TenantGroups(settings.prefix)
+            context = Context(settings, host, store, Allocators(store), drivers, groups, fabric, images)
             plane = cls(context, shared=shared)
             undo.push_async_callback(plane.tasks.close)
             undo.push_async_callback(plane.instance_controller.close)

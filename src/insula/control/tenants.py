@@ -17,13 +17,13 @@ from contextlib import AsyncExitStack
 
 import msgspec
 
-from insula.control import claims
-from insula.control.claims import Claim
+from insula.control.allocation.quotas import check_covers, check_limits, merge
+from insula.control.allocation.reservations import Reservation
+from insula.control.allocation.transaction import Proposal, allocate, guarded
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.networks.controller import NetworkController
-from insula.control.quotas import check_covers, check_limits, guarded, merge
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
 from insula.model.units import check_label, shorten
@@ -106,24 +106,17 @@ class Tenants:
         await guarded(self.context.store, name, attempt)
 
     async def _commit(self, name: str, limits: Limits, labels: dict[str, str]) -> Tenant:
-        pool = self.context.pool(_INDEX)
-        for _ in range(claims.ATTEMPTS):
-            index = await pool.lowest(0, MAX_TENANTS, "places for tenants")
+        async def propose() -> Proposal[Tenant]:
+            index = await self.context.allocators.of(_INDEX).lowest(0, MAX_TENANTS, "places for tenants")
             tenant = _tenant(name, index, limits, labels, time.time())
-            own = _claims(tenant)
             writes = [TENANTS.put(tenant, name), USAGE.put(Usage(), name)]
-            try:
-                await claims.commit(self.context.store, own, [TENANTS.absent(name)], writes)
-                return tenant
-            except TransactionConflict as conflict:
-                if not claims.lost(conflict, own):
-                    pool.give_back(str(index))
-                    raise Conflict(f"there is a tenant {name} already", "choose another name") from None
-                pool.forget()
-            except BaseException:
-                pool.give_back(str(index))
-                raise
-        raise Failed("the tenant could not be made: others were made at the same time", "try again")
+            return Proposal(tenant, _reservations(tenant), [TENANTS.absent(name)], writes)
+
+        def refuse(key: str, _: Tenant) -> None:
+            if key == TENANTS.key(name):
+                raise Conflict(f"there is a tenant {name} already", "choose another name")
+
+        return (await allocate(self.context.store, self.context.allocators, propose, refuse)).value
 
     async def remove(self, name: str) -> None:
         """Conflict while it has instances, networks or images of its own; the default tenant stays."""
@@ -134,7 +127,7 @@ class Tenants:
             await self._refuse_if_used(name)
             await self.context.store.transact(
                 [TENANTS.unchanged(found, name), USAGE.unchanged(guard, name)],
-                [TENANTS.delete(name), USAGE.delete(name), *claims.release(_claims(tenant))],
+                [TENANTS.delete(name), USAGE.delete(name), *(each.delete() for each in _reservations(tenant))],
             )
 
         try:
@@ -162,16 +155,16 @@ class Tenants:
 
     async def _erase(self, tenant: Tenant) -> None:
         """Takes back a tenant whose making failed."""
-        await self.context.store.transact(
-            [], [TENANTS.delete(tenant.name), USAGE.delete(tenant.name), *claims.release(_claims(tenant))]
-        )
+        own = _reservations(tenant)
+        deletes = [TENANTS.delete(tenant.name), USAGE.delete(tenant.name), *(each.delete() for each in own)]
+        await self.context.store.transact([], deletes)
         await self._removed(tenant)
 
     async def _removed(self, tenant: Tenant) -> None:
         """Return when it is off the host. What can't be removed is a problem that the controller tells."""
         with contextlib.suppress(InsulaError):  # NotFound: it is gone
             await self.controller.converged(tenant.name)
-        self.context.pool(_INDEX).give_back(str(tenant.index))
+        self.context.allocators.release(_reservations(tenant))
 
     async def rebuild_damaged(self) -> None:
         """Write damaged records anew, so that what these tenants have is managed and can be removed.
@@ -213,5 +206,5 @@ def _tenant(name: str, index: int, limits: Limits, labels: dict[str, str], creat
     return Tenant(name=name, index=index, id_base=id_base, limits=limits, labels=labels, created=created)
 
 
-def _claims(tenant: Tenant) -> list[Claim]:
-    return [Claim(_INDEX, str(tenant.index), tenant.name)]
+def _reservations(tenant: Tenant) -> list[Reservation]:
+    return [Reservation(_INDEX, str(tenant.index), tenant.name)]

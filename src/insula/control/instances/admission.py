@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import chain, count
 from typing import NamedTuple
 
 import msgspec
 
-from insula.control import claims
+from insula.control.allocation.quotas import add, change, exchange, subtract
+from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, turn
 from insula.control.context import Context
 from insula.control.images import Images
 from insula.control.instances.specs import check, make_name
 from insula.control.keys import EVENTS, INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
-from insula.control.networks.ports import Ports, port_claims
+from insula.control.networks.ports import Ports, port_reservations
 from insula.control.networks.verbs import Networks
-from insula.control.quotas import add, change, exchange, guarded, subtract
 from insula.control.tenants import Tenants
-from insula.model.errors import Conflict, Failed, NotFound
+from insula.model.errors import Conflict, NotFound
 from insula.model.objects import Instance, InstanceSpec, Network, OverlayRoot, Resources, Tenant
 from insula.model.views import Usage
-from insula.store.protocol import Compare, TransactionConflict
+from insula.store.protocol import Compare
 from insula.store.typed import Found
 
 
@@ -67,65 +68,55 @@ class Admission:
         )
         await driver.validate(owner.value, draft)
 
-        async def attempt(guard: Found[Usage]) -> Admitted:
-            return await self._commit(owner, guard, network, draft)
-
         admitting.add(draft.id)
         try:
-            return await guarded(self.context.store, tenant, attempt)
+            async with turn(self.context.store, tenant):
+                made = await self._commit(owner, network, draft)
         except BaseException:
             admitting.discard(draft.id)
             raise
+        return Admitted(owner.value, made.value, made.revision)
 
-    async def _commit(
-        self, owner: Found[Tenant], guard: Found[Usage], network: Found[Network] | None, draft: Instance
-    ) -> Admitted:
-        tenant, spec, name = draft.tenant, draft.spec, draft.name
-        usage = add(owner.value, guard.value, spec.resources)
-        for _ in range(claims.ATTEMPTS):
+    async def _commit(self, owner: Found[Tenant], network: Found[Network] | None, draft: Instance) -> Found[Instance]:
+        store, tenant, spec = self.context.store, draft.tenant, draft.spec
+        names = chain([draft.name], (make_name(spec.image) for _ in count()))
+
+        async def propose() -> Proposal[Instance]:
+            usage = await guard(store, tenant)
+            rest = add(owner.value, usage.value, spec.resources)
+            name = spec.name or next(names)
             port = await self.ports.allocate(network.value, name, spec) if network else None
-            own = port_claims(port) if port else []
             instance = msgspec.structs.replace(
                 draft, name=name, spec=msgspec.structs.replace(spec, name=name), ports=[port] if port else []
             )
             compares = [
                 INSTANCES.absent(tenant, name),
                 TENANTS.unchanged(owner, tenant),
-                USAGE.unchanged(guard, tenant),
+                USAGE.unchanged(usage, tenant),
                 *([NETWORKS.unchanged(network, tenant, network.value.name)] if network else []),
             ]
-            writes = [INSTANCES.put(instance, tenant, name), USAGE.put(usage, tenant)]
-            try:
-                revision = await claims.commit(self.context.store, own, compares, writes)
-                return Admitted(owner.value, instance, revision)
-            except TransactionConflict as conflict:
-                self.context.give_back(own)
-                self._explain(conflict, instance, own, retry=not spec.name)
-                name = spec.name or make_name(spec.image)
-            except BaseException:
-                self.context.give_back(own)
-                raise
-        raise Failed("the instance could not be made: others were made at the same time", "try again")
+            writes = [INSTANCES.put(instance, tenant, name), USAGE.put(rest, tenant)]
+            return Proposal(instance, port_reservations(port) if port else [], compares, writes)
 
-    def _explain(
-        self, conflict: TransactionConflict, instance: Instance, own: list[claims.Claim], *, retry: bool
-    ) -> None:
-        """Returns if another attempt may succeed, else raises what the user should know."""
-        tenant, name = instance.tenant, instance.name
-        if conflict.key == USAGE.key(tenant):
-            raise conflict
-        if conflict.key == INSTANCES.key(tenant, name):
-            if retry:
-                return
+        def refuse(key: str, instance: Instance) -> None:
+            _explain(key, instance, named=bool(spec.name))
+
+        return await allocate(store, self.context.allocators, propose, refuse)
+
+
+def _explain(key: str, instance: Instance, *, named: bool) -> None:
+    """Return if another proposal may succeed where this one met a change of `key`, else raise what the user should
+    know. `named`: the user chose the name."""
+    tenant, name, spec = instance.tenant, instance.name, instance.spec
+    if key == INSTANCES.key(tenant, name):
+        if named:
             raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name, or remove that one")
-        if lost := claims.lost(conflict, own):
-            self.context.forget(own)
-            if lost.value in (instance.spec.address, instance.spec.address6):
-                raise Conflict(f"address {lost.value} is taken", "leave the address out to get a free one")
-            if instance.spec.mac_address and instance.port and lost.value == instance.port.mac:
-                raise Conflict(f"MAC address {lost.value} is taken", "leave it out to get a free one")
-            return
+    elif key == TENANTS.key(tenant) or (instance.port and key == NETWORKS.key(tenant, instance.port.network)):
         raise Conflict(f"tenant {tenant} was changed at the same time", "try again")
+    elif (value := key.rpartition("/")[2]) in (spec.address, spec.address6):
+        raise Conflict(f"address {value} is taken", "leave the address out to get a free one")
+    elif spec.mac_address and instance.port and value == instance.port.mac:
+        raise Conflict(f"MAC address {value} is taken", "leave it out to get a free one")
 
 
 async def resize(
@@ -164,7 +155,7 @@ async def resize(
 async def dismiss(context: Context, instance: Instance) -> None:
     """Takes the instance out of the store, with everything that it owned."""
     tenant, name = instance.tenant, instance.name
-    own = port_claims(instance.port) if instance.port else []
+    own = port_reservations(instance.port) if instance.port else []
 
     async def attempt(guard: Found[Usage]) -> None:
         usage = subtract(guard.value, instance.spec.resources)
@@ -175,9 +166,9 @@ async def dismiss(context: Context, instance: Instance) -> None:
                 STATUS.delete(tenant, name),
                 EVENTS.delete(tenant, name),
                 USAGE.put(usage, tenant),
-                *claims.release(own),
+                *(reservation.delete() for reservation in own),
             ],
         )
 
     await guarded(context.store, tenant, attempt)
-    context.give_back(own)
+    context.allocators.release(own)

@@ -286,7 +286,7 @@ class InstanceController:
         """Its status, once what was wanted at `generation` is so. Raises why it can't be."""
         waiter = Waiter(generation, asyncio.get_running_loop().create_future())
         managed.waiters.append(waiter)
-        if not managed.busy:
+        if not managed.busy or not (managed.wake.is_set() or managed.lock.locked()):  # or it waits after a failure
             self._answer(managed, done=True)
         return await waiter.answer
 

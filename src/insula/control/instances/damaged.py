@@ -12,11 +12,12 @@ import os
 import re
 from collections.abc import Sequence
 
+from insula.control.allocation.quotas import subtract
+from insula.control.allocation.transaction import guarded
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.specs import typed
 from insula.control.keys import EVENTS, INSTANCES, STATUS, USAGE
-from insula.control.networks.ports import is_port_claim
-from insula.control.quotas import guarded, subtract
+from insula.control.networks.ports import is_port_reservation
 from insula.model.errors import Conflict
 from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot, Resources, Tenant
 from insula.model.views import InstanceView, Usage
@@ -58,12 +59,13 @@ class Damaged:
 
     async def _dismiss(self, entry: Entry, tenant: str, name: str) -> None:
         store = self.context.store
-        claims = [claim for claim in (await store.list("/claims/")).entries if is_port_claim(claim, tenant, name)]
+        everything = (await store.list("/claims/")).entries
+        reserved = [each for each in everything if is_port_reservation(each, tenant, name)]
 
         async def attempt(guard: Found[Usage]) -> None:
             usage = await self._usage(guard.value, tenant, entry.key)
             writes: list[Write] = [
-                *(Delete(claim.key) for claim in claims),
+                *(Delete(each.key) for each in reserved),
                 *(kind.delete(tenant, name) for kind in (INSTANCES, STATUS, EVENTS)),
                 USAGE.put(usage, tenant),
             ]
@@ -71,8 +73,8 @@ class Damaged:
             await store.transact(compares, writes)
 
         await guarded(store, tenant, attempt)
-        for kind in {claim.key.rpartition("/")[0].removeprefix("/claims/") for claim in claims}:
-            self.context.pool(kind).forget()
+        for kind in {each.key.rpartition("/")[0].removeprefix("/claims/") for each in reserved}:
+            self.context.allocators.of(kind).invalidate()
 
     async def _usage(self, before: Usage, tenant: str, key: str) -> Usage:
         """What the others have; while there are more that can't be read, what was counted and one instance less."""

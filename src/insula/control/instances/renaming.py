@@ -11,7 +11,6 @@ import contextlib
 
 import msgspec
 
-from insula.control import claims
 from insula.control.context import Context
 from insula.control.instances.checks import Known, as_it_is
 from insula.control.instances.controller import InstanceController
@@ -19,7 +18,7 @@ from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.specs import typed
 from insula.control.instances.statuses import SETTLED
 from insula.control.keys import EVENTS, INSTANCES, STATUS
-from insula.control.networks.ports import port_claims
+from insula.control.networks.ports import port_reservations
 from insula.model.errors import Conflict
 from insula.model.objects import Instance
 from insula.model.units import check_label
@@ -64,7 +63,7 @@ async def _commit(context: Context, known: Known, name: str) -> Found[Instance]:
     writes: list[Write] = [
         *(space.delete(tenant, old) for space in (INSTANCES, STATUS, EVENTS)),
         INSTANCES.put(after, tenant, name),
-        *(write for port in after.ports for write in claims.take(port_claims(port))[1]),
+        *(reservation.put() for port in after.ports for reservation in port_reservations(port)),
     ]
     if known.status.state in SETTLED:
         writes.append(STATUS.put(known.status, tenant, name))

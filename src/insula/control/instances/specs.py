@@ -13,7 +13,7 @@ from ipaddress import IPv6Address, ip_address
 
 import msgspec
 
-from insula.control.quotas import check_resources
+from insula.control.allocation.quotas import check_resources
 from insula.model.errors import Invalid
 from insula.model.health import plan
 from insula.model.objects import Instance, InstanceSpec

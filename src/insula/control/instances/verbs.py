@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from insula.control.allocation.quotas import check_resources, merge
 from insula.control.instances import remote
 from insula.control.instances.admission import Admission, resize
 from insula.control.instances.checks import Known, as_it_is, check_running, check_there, not_running, still_active
@@ -27,7 +28,6 @@ from insula.control.instances.sharing import partner
 from insula.control.instances.specs import stop_signal, typed
 from insula.control.instances.statuses import error_of
 from insula.control.keys import INSTANCES, STATUS
-from insula.control.quotas import check_resources, merge
 from insula.control.tasks import Tasks
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable

@@ -8,8 +8,7 @@ from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_network
 from itertools import count
 
-from insula.control import claims
-from insula.control.claims import Claim
+from insula.control.allocation.reservations import Allocator, Reservation
 from insula.control.context import Context
 from insula.control.keys import NETWORKS
 from insula.control.networks.controller import NetworkController
@@ -33,19 +32,19 @@ class Ports:
     # -- allocated here, committed together with their instance ---------------------------------------------------
 
     async def allocate(self, network: Network, instance: str, spec: InstanceSpec) -> Port:
-        """A port with free addresses, or those that the spec wants. Invalid, Conflict. `port_claims` are reserved."""
+        """A port with free addresses, or those that the spec wants, taken in their allocators. Invalid, Conflict."""
         if spec.address6 and not network.subnet6:
             raise Invalid(f"network {network.name} has no IPv6", "leave the IPv6 address out")
         async with AsyncExitStack() as undo:
             address = await self._address(network, network.subnet, spec.address)
-            undo.callback(self._addresses(network).give_back, address)
+            undo.callback(self._addresses(network).release, address)
             address6 = None
             if network.subnet6:
                 address6 = await self._address(network, network.subnet6, spec.address6)
-                undo.callback(self._addresses(network).give_back, address6)
+                undo.callback(self._addresses(network).release, address6)
             mac = await self._mac(network, address, spec.mac_address)
-            undo.callback(self.context.pool(_mac_kind(network.tenant, network.name)).give_back, mac)
-            index = await self.context.pool(_PORT).random(_MAX_INDEX, "places for ports")
+            undo.callback(self.context.allocators.of(_mac_kind(network.tenant, network.name)).release, mac)
+            index = await self.context.allocators.of(_PORT).random(_MAX_INDEX, "places for ports")
             undo.pop_all()
         return Port(
             tenant=network.tenant,
@@ -57,8 +56,8 @@ class Ports:
             address6=address6,
         )
 
-    def _addresses(self, network: Network) -> claims.Pool:
-        return self.context.pool(_address_kind(network.tenant, network.name))
+    def _addresses(self, network: Network) -> Allocator:
+        return self.context.allocators.of(_address_kind(network.tenant, network.name))
 
     async def _address(self, network: Network, subnet: str, wanted: str | None) -> str:
         parsed, place = _parsed(subnet), (network.tenant, network.name, subnet)
@@ -79,14 +78,14 @@ class Ports:
                 raise Conflict(f"MAC address {mac} is taken", "leave it out to get a free one")
             return mac
 
-        return await self.context.pool(_mac_kind(network.tenant, network.name)).choose(pick)
+        return await self.context.allocators.of(_mac_kind(network.tenant, network.name)).choose(pick)
 
     def forget(self, network: Network) -> None:
         """Drop what is remembered of a network that was removed."""
         for subnet in (network.subnet, network.subnet6 or ""):
             self._last.pop((network.tenant, network.name, subnet), None)
         for kind in (_address_kind(network.tenant, network.name), _mac_kind(network.tenant, network.name)):
-            self.context.pools.pop(kind, None)
+            self.context.allocators.drop(kind)
 
     # -- on this host ---------------------------------------------------------------------------------------------
 
@@ -141,17 +140,17 @@ def _mac_kind(tenant: str, network: str) -> str:
     return f"mac/{tenant}/{network}"
 
 
-def port_claims(port: Port) -> list[Claim]:
+def port_reservations(port: Port) -> list[Reservation]:
     """What only this port may have."""
     owner = f"{port.tenant}/{port.instance}"
     return [
-        Claim(_PORT, str(port.index), owner),
-        Claim(_mac_kind(port.tenant, port.network), port.mac, owner),
-        *(Claim(_address_kind(port.tenant, port.network), address, owner) for address in addresses(port)),
+        Reservation(_PORT, str(port.index), owner),
+        Reservation(_mac_kind(port.tenant, port.network), port.mac, owner),
+        *(Reservation(_address_kind(port.tenant, port.network), address, owner) for address in addresses(port)),
     ]
 
 
-def is_port_claim(entry: Entry, tenant: str, instance: str) -> bool:
-    """Whether this entry of the store, below /claims, was made by `port_claims` for that instance."""
+def is_port_reservation(entry: Entry, tenant: str, instance: str) -> bool:
+    """Whether this entry of the store, below /claims, was made by `port_reservations` for that instance."""
     kind = entry.key.removeprefix("/claims/").split("/")[0]
     return kind in (_PORT, "address", "mac") and entry.value == f"{tenant}/{instance}".encode()

@@ -7,16 +7,15 @@ import contextlib
 import time
 from contextlib import AsyncExitStack
 
-from insula.control import claims
-from insula.control.claims import Claim
+from insula.control.allocation.reservations import Reservation
+from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, turn
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels, typed
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.networks.controller import NetworkController
 from insula.control.networks.ports import Ports
-from insula.control.quotas import guarded
 from insula.control.tenants import DEFAULT, Tenants
-from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
+from insula.model.errors import Conflict, Denied, InsulaError, Invalid, NotFound
 from insula.model.objects import Network, NetworkStatus, Tenant
 from insula.model.units import check_label
 from insula.model.views import NetworkView, Usage
@@ -28,6 +27,7 @@ DEFAULT_SUBNET, DEFAULT_SUBNET6 = "10.77.0.0/16", "fd77::/64"
 FIRST_VNI, MAX_VNI = 4096, 1 << 24  # those below stay free for segments that mirror VLANs
 MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791's datagram that everybody takes; RFC 8200; jumbo frames
 _INDEX = "network-index"
+_VNI = "vni"
 _MAX_INDEX = 1 << 24
 
 
@@ -86,11 +86,7 @@ class Networks:
         if not (MIN_MTU6 if parsed6 else MIN_MTU) <= mtu <= MAX_MTU:
             raise Invalid(f"an MTU of {mtu} can't be used", f"use {MIN_MTU6 if parsed6 else MIN_MTU} to {MAX_MTU}")
         owner = await self.tenants.find(tenant)
-
-        async def attempt(guard: Found[Usage]) -> Network:
-            return await self._commit(owner, guard, name, parsed, parsed6, mtu, labels)
-
-        network = await guarded(self.context.store, tenant, attempt)
+        network = await self._commit(owner, name, parsed, parsed6, mtu, labels)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._erase, network)
             errors = await self.controller.converged(tenant)
@@ -102,28 +98,22 @@ class Networks:
     async def _commit(
         self,
         owner: Found[Tenant],
-        guard: Found[Usage],
         name: str,
         subnet: Subnet,
         subnet6: Subnet | None,
         mtu: int,
         labels: dict[str, str],
     ) -> Network:
-        store, tenant = self.context.store, owner.value.name
-        for other in await NETWORKS.list(store, tenant):
-            if other.name == name:
-                raise Conflict(f"tenant {tenant} has a network {name} already", "choose another name")
-            check_disjoint(subnet, [(other.name, other.subnet)])
-            if subnet6:
-                check_disjoint(subnet6, [(other.name, other.subnet6)])
-        for _ in range(claims.ATTEMPTS):
-            index = await self.context.pool(_INDEX).random(_MAX_INDEX, "places for networks")
-            vni = await self.context.pool("vni").lowest(FIRST_VNI, MAX_VNI, "VNIs")
+        store, allocators, tenant = self.context.store, self.context.allocators, owner.value.name
+
+        async def propose() -> Proposal[Network]:
+            usage = await guard(store, tenant)
+            await self._check_free(tenant, name, subnet, subnet6)
             network = Network(
                 tenant=tenant,
                 name=name,
-                index=index,
-                vni=vni,
+                index=await allocators.of(_INDEX).random(_MAX_INDEX, "places for networks"),
+                vni=await allocators.of(_VNI).lowest(FIRST_VNI, MAX_VNI, "VNIs"),
                 subnet=str(subnet),
                 gateway=gateway_of(subnet),
                 subnet6=str(subnet6) if subnet6 else None,
@@ -132,28 +122,29 @@ class Networks:
                 labels=labels,
                 created=time.time(),
             )
-            own = _claims(network)
             compares = [
                 TENANTS.unchanged(owner, tenant),
-                USAGE.unchanged(guard, tenant),
+                USAGE.unchanged(usage, tenant),
                 NETWORKS.absent(tenant, name),
             ]
-            writes = [NETWORKS.put(network, tenant, name), USAGE.put(guard.value, tenant)]
-            try:
-                await claims.commit(store, own, compares, writes)
-                return network
-            except TransactionConflict as conflict:
-                if claims.lost(conflict, own):
-                    self.context.forget(own)
-                    continue
-                self.context.give_back(own)
-                if conflict.key == USAGE.key(tenant):
-                    raise
-                raise Conflict(f"tenant {tenant} was changed at the same time", "try again") from None
-            except BaseException:
-                self.context.give_back(own)
-                raise
-        raise Failed("the network could not be made: others were made at the same time", "try again")
+            writes = [NETWORKS.put(network, tenant, name), USAGE.put(usage.value, tenant)]
+            return Proposal(network, _reservations(network), compares, writes)
+
+        def refuse(key: str, _: Network) -> None:
+            if key == TENANTS.key(tenant):
+                raise Conflict(f"tenant {tenant} was changed at the same time", "try again")
+
+        async with turn(store, tenant):
+            return (await allocate(store, allocators, propose, refuse)).value
+
+    async def _check_free(self, tenant: str, name: str, subnet: Subnet, subnet6: Subnet | None) -> None:
+        """Conflict if the tenant has a network of this name, or one whose addresses overlap with these."""
+        for other in await NETWORKS.list(self.context.store, tenant):
+            if other.name == name:
+                raise Conflict(f"tenant {tenant} has a network {name} already", "choose another name")
+            check_disjoint(subnet, [(other.name, other.subnet)])
+            if subnet6:
+                check_disjoint(subnet6, [(other.name, other.subnet6)])
 
     async def remove(self, tenant: str, name: str) -> None:
         """Conflict while instances are on it; the default tenant's default network stays."""
@@ -169,7 +160,7 @@ class Networks:
                 raise Conflict(f"network {name} is used by {', '.join(users[:3])}", "remove these instances first")
             await self.context.store.transact(
                 [NETWORKS.unchanged(found, tenant, name), USAGE.unchanged(guard, tenant)],
-                [NETWORKS.delete(tenant, name), *claims.release(_claims(found.value))],
+                [NETWORKS.delete(tenant, name), *(each.delete() for each in _reservations(found.value))],
             )
 
         try:
@@ -181,17 +172,18 @@ class Networks:
 
     async def _erase(self, network: Network) -> None:
         """Takes back a network whose making failed."""
-        writes = [NETWORKS.delete(network.tenant, network.name), *claims.release(_claims(network))]
-        await self.context.store.transact([], writes)
+        own = _reservations(network)
+        deletes = [NETWORKS.delete(network.tenant, network.name), *(each.delete() for each in own)]
+        await self.context.store.transact([], deletes)
         await self._removed(network)
 
     async def _removed(self, network: Network) -> None:
         """Return when it is off the host. What can't be removed is a problem that the controller tells."""
         with contextlib.suppress(InsulaError):  # the tenant is gone, with all that it had, or everything is going down
             await self.controller.converged(network.tenant)
-        self.context.give_back(_claims(network))
+        self.context.allocators.release(_reservations(network))
 
 
-def _claims(network: Network) -> list[Claim]:
+def _reservations(network: Network) -> list[Reservation]:
     owner = f"{network.tenant}/{network.name}"
-    return [Claim(_INDEX, str(network.index), owner), Claim("vni", str(network.vni), owner)]
+    return [Reservation(_INDEX, str(network.index), owner), Reservation(_VNI, str(network.vni), owner)]

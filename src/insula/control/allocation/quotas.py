@@ -1,53 +1,27 @@
 """What a tenant may use: limits on the sums over its instances, refused before anything is made.
 
 `/usage/TENANT` holds the sums, and is the tenant's *guard*: whatever adds something to a tenant rewrites it in the
-same transaction, and compares its revision. So two who add at the same time can't both take the last place, and
-who removes a tenant or a network, having seen that nothing uses it, learns by the same comparison when that has
-changed meanwhile. An instance without a limit of its own adds nothing to the sum of CPUs or memory; the tenant's
+same transaction, and compares its revision (transaction.py). So two requests at the same time can't both take the last
+place, and a removal of a tenant or a network, which has seen that nothing uses it, fails if that has changed
+meanwhile. An instance without a limit of its own adds nothing to the sum of CPUs or memory; the tenant's
 control group bounds it then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import msgspec
 
-from insula.control.claims import ATTEMPTS
-from insula.control.keys import USAGE
-from insula.control.workers import Locks
-from insula.model.errors import Conflict, Invalid, QuotaExceeded
+from insula.model.errors import Invalid, QuotaExceeded
 from insula.model.objects import Limits, Resources, Struct, Tenant
 from insula.model.units import format_size, shorten
 from insula.model.views import Usage
-from insula.store.protocol import Store, TransactionConflict
-from insula.store.typed import Found
 
-T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
-
-_turns: WeakKeyDictionary[Store, Locks] = WeakKeyDictionary()
 
 MIN_MEMORY = 6 << 20  # less, and the kernel kills the process that sets the container up
 MAX_BYTES = (1 << 63) - 1
-
-
-async def guarded(store: Store, tenant: str, attempt: Callable[[Found[Usage]], Awaitable[T]]) -> T:
-    """`attempt` with the tenant's guard, again while its transaction fails for that was changed meanwhile.
-
-    Those of this process take turns: a hundred at once would else make each other fail a hundred times.
-    """
-    async with _turns.setdefault(store, Locks())[tenant]:
-        for _ in range(8 * ATTEMPTS):
-            found = await USAGE.get(store, tenant) or Found(Usage(), 0)
-            try:
-                return await attempt(found)
-            except TransactionConflict as conflict:
-                if conflict.key != USAGE.key(tenant):
-                    raise
-    raise Conflict(f"tenant {tenant} is changed all the time", "try again")
 
 
 def add(tenant: Tenant, usage: Usage, resources: Resources) -> Usage:

@@ -1,0 +1,120 @@
+"""Names and numbers that only one owner may have: addresses, MAC addresses, VNIs, indices of devices.
+
+A reservation is a key that is created and never overwritten: `/claims/vni/4097` holds the name of its owner. The
+transaction that makes an object creates its reservations, comparing each with revision 0. So two objects can never
+share one, whatever raced. An `Allocator` chooses free values, and remembers what is taken. If another daemon was
+faster, it is told to read the store again (`invalidate`), and the transaction is tried again (transaction.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import count
+from random import SystemRandom
+from typing import NamedTuple
+
+from insula.model.errors import Conflict
+from insula.store.protocol import Compare, Delete, Put, Store
+
+_RANDOM = SystemRandom()
+
+
+class Reservation(NamedTuple):
+    """`value` of `kind` belongs to `owner`, which is text for people."""
+
+    kind: str
+    value: str
+    owner: str
+
+    @property
+    def key(self) -> str:
+        return f"/claims/{self.kind}/{self.value}"
+
+    def absent(self) -> Compare:
+        return Compare(self.key, 0)
+
+    def put(self) -> Put:
+        return Put(self.key, self.owner.encode())
+
+    def delete(self) -> Delete:
+        return Delete(self.key)
+
+
+class Allocator:
+    """Chooses values of one kind. What is taken is read from the store once, and then kept up to date.
+
+    A value is taken as soon as it is chosen, so that two requests at the same time get different ones.
+    """
+
+    def __init__(self, store: Store, kind: str) -> None:
+        self.store = store
+        self.kind = kind
+        self._taken: set[str] | None = None
+
+    async def choose(self, pick: Callable[[set[str]], str]) -> str:
+        """Take the value that `pick` chooses, given all that are taken, and return it. Raises what `pick` raises."""
+        if self._taken is None:
+            prefix = f"/claims/{self.kind}/"
+            snapshot = await self.store.list(prefix)
+            if self._taken is None:  # another task may have read it meanwhile
+                self._taken = {entry.key[len(prefix) :] for entry in snapshot.entries}
+        value = pick(self._taken)
+        self._taken.add(value)
+        return value
+
+    async def lowest(self, start: int, end: int, what: str) -> int:
+        """The lowest free number from `start` up to but not including `end`; Conflict when there is none."""
+
+        def pick(taken: set[str]) -> str:
+            number = next(n for n in count(start) if str(n) not in taken)
+            if number >= end:
+                raise Conflict(f"all {end - start} {what} are in use", "remove what you don't need")
+            return str(number)
+
+        return int(await self.choose(pick))
+
+    async def random(self, end: int, what: str) -> int:
+        """A free number below `end`, which tells nobody how many others there are; Conflict when there is none."""
+
+        def pick(taken: set[str]) -> str:
+            if len(taken) >= end:
+                raise Conflict(f"all {end} {what} are in use", "remove what you don't need")
+            return next(text for text in iter(lambda: str(_RANDOM.randrange(end)), "") if text not in taken)
+
+        return int(await self.choose(pick))
+
+    def release(self, value: str) -> None:
+        """It is free again, or was never committed."""
+        if self._taken is not None:
+            self._taken.discard(value)
+
+    def invalidate(self) -> None:
+        """Read the store again at the next choice."""
+        self._taken = None
+
+
+class Allocators:
+    """The allocators of one store, one for each kind."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._of: dict[str, Allocator] = {}
+
+    def of(self, kind: str) -> Allocator:
+        if kind not in self._of:
+            self._of[kind] = Allocator(self._store, kind)
+        return self._of[kind]
+
+    def drop(self, kind: str) -> None:
+        """Forget what is taken of a kind that nothing will be of any more."""
+        self._of.pop(kind, None)
+
+    def release(self, reservations: Iterable[Reservation]) -> None:
+        """These were deleted, or never committed: their values may be chosen again."""
+        for reservation in reservations:
+            self.of(reservation.kind).release(reservation.value)
+
+    def invalidate(self, reservations: Iterable[Reservation]) -> None:
+        """One of these was another daemon's: read the store before choosing again."""
+        for reservation in reservations:
+            self.of(reservation.kind).invalidate()
