@@ -1,10 +1,11 @@
-"""The audit log: a file of JSON objects, one a line, that is only appended to, and rotated by size.
+"""The audit log: an append-only file of JSON objects, one a line, rotated by size.
 
-A thread writes, so that a slow disk holds nobody up; `record` never blocks. What can't be written stays in memory, up
-to a bound, and is tried again; lines beyond the bound are counted, and the count becomes a line. A write that breaks
-off in the middle of a line is ended by a newline, and the line is written again whole: readers skip what is no JSON.
+A thread writes it, so that a slow disk doesn't block requests; `record` never blocks. Lines that can't be written stay
+in memory, up to a limit, and are tried again. Lines beyond the limit are counted, and the count becomes a line. After a
+write that stopped in the middle of a line, a newline is written and the line again: readers skip lines that are not
+JSON.
 
-The file may be renamed or removed by others at any time (logrotate(8) needs no signal to us): the next write makes a
+Other programs may rename or remove the file at any time (logrotate(8) need not send a signal): the next write makes a
 new one. Rotation renames `audit.log` to `audit.log.1`, and so on.
 """
 
@@ -26,19 +27,19 @@ _OPEN = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | 
 _MODE = 0o640
 _MOST_WAITING = 10_000  # lines in memory while the file can't be written
 _PAUSE = 1.0  # seconds until a failed write is tried again
-_LONGEST_LINE = 64 << 10  # bytes that a reader takes for one line
+_LONGEST_LINE = 64 << 10  # bytes of the longest line for a reader
 _ATTEMPTS = 100  # of a reader to open the files in one order, while they are rotated
 
 
 def timestamp(seconds: float) -> str:
-    """RFC 3339 in UTC with microseconds: such times sort as text."""
+    """Format a time as in RFC 3339, in UTC with microseconds, so that times sort as text."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class AuditLog:
     """The writer of one audit log. `size` is in bytes, 0 for no rotation; `group` may read the file besides root.
 
-    `told` is called from the writer's thread with why lines can't be written, and with None when they can again.
+    `told` is called in the writer's thread with an error if lines can't be written, and with None when they can again.
     """
 
     def __init__(
@@ -66,20 +67,20 @@ class AuditLog:
         self._thread.start()
 
     def record(self, entry: dict[str, Any]) -> None:
-        """Have `entry` written, as one line of ASCII whatever is in it. Each of `watchers` is called with it."""
+        """Queue `entry` to be written as one line of ASCII. Each of `watchers` is called with it."""
         for watcher in tuple(self.watchers):
             watcher(entry)
         self._queue.put(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
 
     def flush(self) -> None:
-        """Return when what was recorded so far is written, or can't be."""
+        """Wait until all recorded entries are written, or their write has failed."""
         done = threading.Event()
         self._queue.put(done)
         while not done.wait(_PAUSE) and self._thread.is_alive():
             pass
 
     def close(self) -> None:
-        """Write what is left, and end the thread. What still can't be written is lost, and `told` hears it."""
+        """Write the remaining lines, and end the thread. Lines that can't be written are lost, and `told` is called."""
         self._queue.put(None)
         self._thread.join()
 
@@ -98,7 +99,7 @@ class AuditLog:
             os.close(self._fd)
 
     def _take(self) -> tuple[bool, list[threading.Event]]:
-        """Wait for something to do, and take all that is there: (whether it is the end, who waits for the write)."""
+        """Wait for lines, and take all of them; returns (whether it is the end, the callers that wait in `flush`)."""
         events: list[threading.Event] = []
         timeout = _PAUSE if self._waiting else None
         with contextlib.suppress(queue.Empty):
@@ -128,7 +129,7 @@ class AuditLog:
             self._told(trouble)
 
     def _write(self) -> None:
-        """Write the lines that wait. OSError leaves those that are not in the file."""
+        """Write the waiting lines. After an OSError those that are not in the file keep waiting."""
         while self._waiting:
             fd, room = self._open()
             count, length = 1, len(self._waiting[0])
@@ -142,7 +143,7 @@ class AuditLog:
                 self._waiting.append(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
 
     def _append(self, fd: int, count: int) -> None:
-        """Write the first `count` lines; those that are in the file whole no longer wait."""
+        """Write the first `count` lines; those that were written completely are removed from the queue."""
         head = b"\n" if self._torn else b""
         data = memoryview(head + b"".join(self._waiting[:count]))
         written = 0
@@ -156,7 +157,7 @@ class AuditLog:
                 self._torn = data[written - 1] != 0x0A
 
     def _open(self) -> tuple[int, int]:
-        """The file that has our name now, rotated if the next line has no room: (descriptor, bytes of room)."""
+        """Open the file, rotated if the next line exceeds its size; returns (descriptor, remaining bytes)."""
         if self._fd is not None and not self._is_ours(self._fd):
             os.close(self._fd)
             self._fd = None
@@ -167,7 +168,7 @@ class AuditLog:
         if self.size and used and used + len(self._waiting[0]) > self.size:
             try:
                 self._rotate()
-            except OSError as error:  # better a file that is too large than no line
+            except OSError as error:  # a file that is too large is better than a lost line
                 self._unrotated = f"{self.path} can't be rotated: {error.strerror or error}"
                 return self._fd, 1 << 62
             self._unrotated = None
@@ -192,11 +193,11 @@ class AuditLog:
             fd = os.open(self.path, _OPEN)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise OSError(0, "it is no regular file")
+            raise OSError(0, "it is not a regular file")
         return fd
 
     def _ends_torn(self) -> bool:
-        """Whether a writer that was killed left the last line without its end."""
+        """Whether the last line has no end, because its writer was killed."""
         with self.path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(end - 1, 0))
@@ -213,7 +214,7 @@ class AuditLog:
 def read(
     path: Path, files: int, *, since: float | None = None, uid: int | None = None, tenant: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The entries of an audit log and its renamed ones, oldest first. Lines that are no JSON object are skipped."""
+    """Yield the entries of an audit log and its rotated files, oldest first, without lines that are not JSON."""
     begin = timestamp(since) if since is not None else ""
     with contextlib.ExitStack() as stack:
         for file in reversed(_open_all(path, files, stack)):

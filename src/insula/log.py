@@ -1,8 +1,8 @@
-"""Log lines of insulad, the monitor and the zygote: time, level, source, message; one form, on the standard error.
+"""Log lines of insulad, the monitor and the zygote on the standard error: time, level, source, message.
 
-Where the standard error is the journal (systemd.exec(5), JOURNAL_STREAM), a line has no time, since the journal notes
-it, and begins with its priority as ``<3>`` (sd-daemon(3)). `write` serves the small processes and imports next to
-nothing; `set_up` is for insulad and configures the standard library's logging.
+If the standard error is the journal (systemd.exec(5), JOURNAL_STREAM), a line has no time, which the journal records,
+and begins with its priority, as ``<3>`` (sd-daemon(3)). `write` is for the small processes and imports little; `set_up`
+is for insulad and configures the standard library's logging.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TIME = "%Y-%m-%d %H:%M:%S"
 
 
 def to_journal(environ: Mapping[str, str] = os.environ, fd: int = 2) -> bool:
-    """Whether the descriptor `fd` is the stream to the journal that the service manager opened."""
+    """Whether the descriptor `fd` is the stream to the journal (JOURNAL_STREAM)."""
     named = environ.get("JOURNAL_STREAM")
     if not named:
         return False
@@ -34,7 +34,7 @@ def to_journal(environ: Mapping[str, str] = os.environ, fd: int = 2) -> bool:
 
 
 def line(level: str, source: str, message: str, trace: str = "", *, journal: bool) -> str:
-    """The text of one log entry, with its newline. Each further line repeats the priority for the journal."""
+    """Format a log entry, with its newline. For the journal, each line of it begins with the priority."""
     text = f"{level} {source}: {message}\n{trace}"
     if not journal:
         return f"{time.strftime(TIME)} {text}"
@@ -42,7 +42,7 @@ def line(level: str, source: str, message: str, trace: str = "", *, journal: boo
 
 
 def write(source: str, message: str, error: BaseException | None = None, level: str = "ERROR") -> None:
-    """Log from a process without the logging module. A traceback follows, unless `error` is none or the system's."""
+    """Log without the logging module, with a traceback if `error` is neither None nor an OSError."""
     trace = ""
     if error:
         message = f"{message}: {error!r}"
@@ -52,8 +52,8 @@ def write(source: str, message: str, error: BaseException | None = None, level: 
             trace = "".join(traceback.format_exception(error))
     try:
         text = line(level, source, message, trace, journal=to_journal())
-        os.write(2, text.encode(errors="backslashreplace"))  # at once: lines of several processes stay whole
-    except OSError:  # a full disk: it is worse to end over it
+        os.write(2, text.encode(errors="backslashreplace"))  # in one write: lines of several processes don't mix
+    except OSError:  # a full disk must not end the process
         return
 
 
@@ -72,4 +72,4 @@ def set_up(level: str) -> None:
     handler.setFormatter(Formatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every write to a client that went away
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every write to a client that has disconnected

@@ -1,4 +1,4 @@
-"""Manual pages, made from the tables that parse command lines and settings: ``python -m insula.manual DIRECTORY``.
+"""Generate manual pages from the tables of command lines and settings: ``python -m insula.manual DIRECTORY``.
 
 The pages are roff with the macros of man(7), in ASCII: insula(1) and a page for each verb, insula-oci(1), insulad(8),
 insulad.toml(5). They go below DIRECTORY/man1, man5 and man8.
@@ -20,15 +20,15 @@ from insula.settings import DOCUMENTED, ENVIRONMENT, FILE, default_of
 
 EXIT_STATUS = {
     "0": "Success.",
-    "1": "An error, told in one line on standard error: error: what; hint: what to do.",
+    "1": "An error, reported in one line on standard error: error: what; hint: what to do.",
     "2": "The command line is wrong.",
     "125": "`run` and `exec`: the engine failed. Otherwise these exit as the instance's process did.",
-    "126, 127": "`run` and `exec`: the program can't be executed, or is not there.",
+    "126, 127": "`run` and `exec`: the program can't be executed, or does not exist.",
 }
 VARIABLES = {
-    "INSULA_TENANT": "The tenant to act as, unless -T says otherwise.",
-    "INSULA_SOCKET": "The daemon's socket, unless --socket says otherwise.",
-    "INSULA_RUN": "The daemon's run directory, where the socket is if nothing else says where.",
+    "INSULA_TENANT": "The tenant, unless -T is given.",
+    "INSULA_SOCKET": "The daemon's socket, unless --socket is given.",
+    "INSULA_RUN": "The daemon's run directory, in which the socket is by default.",
     "INSULA_REGISTRY_PASSWORD": "The password for a registry, with --username.",
 }
 FILES = {
@@ -41,7 +41,7 @@ _CODE = re.compile(r"`([^`]+)`")
 
 
 def text(words: str) -> str:
-    """A paragraph or a heading as roff: special characters are escaped, `code` is bold."""
+    """Convert a paragraph or a heading to roff: special characters are escaped, `code` is bold."""
     escaped = words.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\[aq]").replace("~", "\\[ti]")
     escaped = escaped.replace("^", "\\[ha]").replace('"', "\\[dq]")
     escaped = _CODE.sub(r"\\fB\1\\fR", escaped).replace("`", "\\[ga]")
@@ -58,7 +58,7 @@ def italic(words: str) -> str:
 
 
 class Page:
-    """One manual page, built from top to bottom."""
+    """A manual page, built from top to bottom."""
 
     def __init__(self, name: str, section: int, summary: str) -> None:
         self.name = name
@@ -81,7 +81,7 @@ class Page:
         self.lines += [".PP", ".RS 4", ".nf", text(words), ".fi", ".RE"]
 
     def entry(self, term: str, words: str) -> None:
-        """A tagged paragraph; `term` is roff already."""
+        """Add a tagged paragraph; `term` is roff."""
         self.lines += [".TP", term, text(words)]
 
     def entries(self, title: str, found: Mapping[str, str]) -> None:
@@ -104,7 +104,7 @@ class Page:
 
 
 def overview() -> Page:
-    """insula(1)."""
+    """Make insula(1)."""
     page = Page("insula", 1, "a cloud for many tenants on one Linux host")
     page.heading("SYNOPSIS")
     page.synopsis("insula", "[-T TENANT] [--json] VERB ...")
@@ -130,7 +130,7 @@ def overview() -> Page:
 
 
 def verb_page(verb: str) -> Page:
-    """The page of a verb, or of a family of them such as `insula tenant`."""
+    """Make the page of a verb, or of a family of verbs such as `insula tenant`."""
     found = load(verb)
     commands = {verb: found} if isinstance(found, Command) else {f"{verb} {n}": c for n, c in found.items()}
     page = Page(f"insula-{verb}", 1, VERBS[verb][1])
@@ -165,12 +165,12 @@ def _global_options(page: Page) -> None:
 
 
 def _sentence(words: str) -> str:
-    """With a capital letter, unless it begins with code or a sign, and a full stop."""
+    """Make a sentence: with a capital letter, unless it begins with code or a sign, and a full stop."""
     return words[:1].upper() + words[1:] + ("" if words.endswith((".", ":", "!")) else ".")
 
 
 def oci_page() -> Page:
-    """insula-oci(1)."""
+    """Make insula-oci(1)."""
     page = Page("insula-oci", 1, "an OCI runtime: the container runtime of Insula as a command")
     page.heading("SYNOPSIS")
     page.synopsis("insula-oci", "[OPTIONS] VERB [OPTIONS] [ARGUMENTS]")
@@ -196,14 +196,14 @@ def _oci_options(page: Page, title: str, table: Sequence[tuple[str, str]], level
 
 
 def _options(page: Page, table: Sequence[tuple[str, str]]) -> None:
-    """Options written as text: ``("-f --format table|json", "what it is for")``."""
+    """Convert options from text: ``("-f --format table|json", "what it is for")``."""
     for names, words in table:
         flags = [word for word in names.split() if word.startswith("-")]
         page.option(flags, " ".join(names.split()[len(flags) :]) or None, _sentence(words))
 
 
 def daemon_page() -> Page:
-    """insulad(8)."""
+    """Make insulad(8)."""
     page = Page("insulad", 8, "the daemon of Insula")
     page.heading("SYNOPSIS")
     page.synopsis("insulad", "[--config FILE] [--check] [--log-level LEVEL]")
@@ -217,12 +217,12 @@ def daemon_page() -> Page:
     page.entries(
         "EXIT STATUS",
         {
-            "0": "It was ended by SIGTERM, or --check found the settings right.",
-            "1": "It can't start, or can't use its settings. One line on standard error says why.",
+            "0": "It was ended by SIGTERM, or --check found the settings valid.",
+            "1": "It can't start, or its settings are invalid. One line on standard error has the reason.",
             "2": "The command line is wrong.",
         },
     )
-    found = {name: f"Counts more than {key} of the settings." for name, key in ENVIRONMENT.items()}
+    found = {name: f"Overrides {key} of the settings." for name, key in ENVIRONMENT.items()}
     page.entries("ENVIRONMENT", {"INSULA_CONFIG": "The file with the settings.", **found})
     page.entries("FILES", FILES)
     page.see_also("insula(1)", "insulad.toml(5)")
@@ -230,7 +230,7 @@ def daemon_page() -> Page:
 
 
 def settings_page() -> Page:
-    """insulad.toml(5)."""
+    """Make insulad.toml(5)."""
     page = Page("insulad.toml", 5, "settings of insulad")
     page.heading("SYNOPSIS")
     page.lines.append(bold(str(FILE)))
@@ -253,7 +253,7 @@ def settings_page() -> Page:
 
 
 def pages() -> list[Page]:
-    """All manual pages."""
+    """Make all manual pages."""
     return [overview(), *map(verb_page, VERBS), oci_page(), daemon_page(), settings_page()]
 
 

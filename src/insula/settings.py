@@ -1,8 +1,8 @@
 """The settings of insulad: the file /etc/insula/insulad.toml, and environment variables over it (insulad.toml(5)).
 
-Reading is strict: an unknown key, a value of another type or out of bounds is one `Invalid` that names the file or the
-variable, and nothing was changed. `DOCUMENTED` says what each setting means; the man page is made from it, and tests
-compare it with docs/settings.md and packaging/insulad.toml.
+Reading is strict: an unknown key, or a value of another type or out of bounds, raises `Invalid` with the file or the
+variable. `DOCUMENTED` describes each setting; the man page is made from it, and tests compare it with docs/settings.md
+and packaging/insulad.toml.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "INSULA_SPARES": "spares",
     "INSULA_LOG_LEVEL": "log_level",
 }
-"""Variables that count more than the file. INSULA_CONFIG names another file."""
+"""Variables that override the file. INSULA_CONFIG names another file."""
 LEVELS = ("error", "warning", "info", "debug")
 _MANUAL = "see insulad.toml(5)"
 _MAX_FILE = 1 << 20
@@ -43,15 +43,15 @@ _MAX_AUDIT_FILES = 1000
 _UPLINK_BITS = 1  # each tenant has two addresses of each range
 
 
-class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[network]`: addresses of tenants' uplinks, and the name servers for tenants' questions. None: the host's."""
+class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[network]`: ranges of the uplinks' addresses, and the upstream name servers. None: the host's."""
 
     range4: str = "100.64.0.0/10"
     range6: str = "fd69:6e73:756c:6100::/64"
     resolvers: list[str] | None = None
 
 
-class Audit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[audit]`: the audit log, rotated at `size` bytes (0: never); `files` older ones are kept."""
 
     path: str = "/var/log/insula/audit.log"
@@ -64,10 +64,10 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All settings. `root` holds what must survive a reboot, `run` what must not. `prefix` begins the names of all that
-    the kernel keeps by name: network namespaces, nftables tables, the parent control group. `spares` containers are
-    made ahead for each tenant that launches. `fabric` is a name in `control.networks.fabrics`. `ebpf_budgets` allows
-    programs in the kernel that count what it charges to no control group."""
+    """All settings. The directory `root` is persistent, `run` is empty after a reboot. `prefix` is the prefix of names
+    in the kernel: network namespaces, nftables tables, the parent control group. `spares` is the number of warm
+    containers for each tenant that launches instances. `fabric` is a name in `control.networks.fabrics`. `ebpf_budgets`
+    enables eBPF programs that limit memory which the kernel charges to no control group."""
 
     root: Path = Path("/var/lib/insula")
     run: Path = Path("/run/insula")
@@ -77,8 +77,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: Literal["error", "warning", "info", "debug"] = "info"
     fabric: Literal["linux"] = "linux"
     ebpf_budgets: bool = True
-    network: Network = Network()
-    audit: Audit = Audit()
+    network: NetworkSettings = NetworkSettings()
+    audit: AuditSettings = AuditSettings()
 
     @property
     def state(self) -> Path:
@@ -93,8 +93,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.root / "instances"
 
     def make(self) -> None:
-        """Make the directories, for root alone: below them are files of tenants' ranges. The run directory can be
-        entered, because the socket in it is for a group; what is private there guards itself."""
+        """Make the directories, for root only, because files of tenants are below them. The run directory can be
+        entered, because a group may use the socket in it; private files in it have modes of their own."""
         for path in (self.root, self.instances):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
@@ -103,7 +103,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Documented(msgspec.Struct, frozen=True):
-    """One setting for people: its key in the file, what values it takes, and what it means."""
+    """The documentation of a setting: its key in the file, its values, and its meaning."""
 
     key: str
     takes: str
@@ -159,9 +159,9 @@ DOCUMENTED = (
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings of the file `path`, with variables of `environ` over them.
+    """Load the settings from the file `path`, overridden by variables of `environ`.
 
-    None is the file that INSULA_CONFIG names, else /etc/insula/insulad.toml if that exists. Raises `Invalid`.
+    None is the file that INSULA_CONFIG names, else /etc/insula/insulad.toml if that exists. `Invalid`.
     """
     named = path or (Path(environ["INSULA_CONFIG"]) if environ.get("INSULA_CONFIG") else None)
     data = _read(named or FILE, required=named is not None)
@@ -178,7 +178,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 
 
 def default_of(key: str) -> object:
-    """The default value of a setting as `DOCUMENTED` names it; true and false as in TOML."""
+    """Return the default value of a setting of `DOCUMENTED`; true and false as in TOML."""
     value: object = Settings()
     for part in key.split("."):
         value = getattr(value, part)
@@ -186,7 +186,7 @@ def default_of(key: str) -> object:
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:
-    """The tables of a TOML file; empty if it is not there and need not be."""
+    """Read the tables of a TOML file; empty if it is missing and not required."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO without a writer must not block
         try:
@@ -211,7 +211,7 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
 
 
 def _check_file(path: Path, found: os.stat_result) -> None:
-    """Raise `Invalid` for what is no file, or one that others than its reader and root may change."""
+    """Check that it is a regular file which only root and the reader may change. `Invalid`."""
     if not stat.S_ISREG(found.st_mode):
         raise Invalid(f"{path}: it is no regular file", _MANUAL)
     if found.st_uid not in (0, os.geteuid()):
@@ -221,7 +221,7 @@ def _check_file(path: Path, found: os.stat_result) -> None:
 
 
 def _checked(data: dict[str, Any], source: str, names: Mapping[str, str]) -> Settings:
-    """The struct that `data` describes. Errors begin with `source`, and call a key by its name in `names`."""
+    """Convert `data` to a struct. Errors begin with `source`, and have a key's name in `names`."""
     try:
         unknown = _unknown(data, Settings, "")
         if unknown:
@@ -241,19 +241,19 @@ def _checked(data: dict[str, Any], source: str, names: Mapping[str, str]) -> Set
 
 
 def _path(kind: type, value: object) -> object:
-    """msgspec knows no paths."""
+    """Convert to a path, which msgspec can't decode."""
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise TypeError("Expected `str`")
 
 
 def _unknown(data: Mapping[str, Any], kind: type, above: str) -> str | None:
-    """The full name of the first key that `kind` has no field for."""
+    """Return the full name of the first key that `kind` has no field for."""
     fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in data.items():
         if key not in fields:
             return f"{above}{key}"
-        if isinstance(value, dict) and fields[key] in (Network, Audit):
+        if isinstance(value, dict) and fields[key] in (NetworkSettings, AuditSettings):
             found = _unknown(value, fields[key], f"{above}{key}.")
             if found:
                 return found
@@ -268,7 +268,7 @@ def _nearest(key: str) -> str:
 
 
 def _explained(text: str, names: Mapping[str, str]) -> Invalid:
-    """What msgspec says about a value of the wrong type, with the key first."""
+    """Convert msgspec's message about a value of the wrong type, so that it begins with the key."""
     match = _EXPECTED.fullmatch(text)
     where = (match["where"] or "") if match else ""
     what = match["what"] if match else text
@@ -276,7 +276,7 @@ def _explained(text: str, names: Mapping[str, str]) -> Invalid:
 
 
 def _check(settings: Settings, names: Mapping[str, str]) -> None:
-    """Raise `Invalid` for a value that its type allows and its meaning does not."""
+    """Check values beyond their types. `Invalid`."""
 
     def wrong(key: str, value: object, what: str, hint: str) -> Invalid:
         return Invalid(f"{names.get(key, key)} {shorten(str(value))} {what}", hint)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from insula import __version__
 from insula.cli.main import ELSEWHERE, VERBS, find, load, main
-from insula.cli.options import Arguments, Command, Option, Usage, help_text, nearest, parse, split_global
+from insula.cli.options import Arguments, Command, Option, UsageError, help_text, nearest, parse, split_global
 
 LEAF = Command(
     lambda _: 0,
@@ -107,7 +107,7 @@ def test_dashes_after_the_verb_end_the_options() -> None:
 def test_only_near_names_are_suggested(word: str, meant: str | None) -> None:
     run = load("run")
     assert isinstance(run, Command)
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(UsageError) as caught:
         read(run, word, "busybox")
     assert caught.value.hint == (meant and f"did you mean {meant}?")
 
@@ -139,7 +139,7 @@ def test_no_limit_can_be_written_as_0(zero: str) -> None:
 def test_other_zeros_are_refused(wrong: str) -> None:
     run = load("run")
     assert isinstance(run, Command)
-    with pytest.raises(Usage, match="is not a number of CPUs"):
+    with pytest.raises(UsageError, match="is not a number of CPUs"):
         read(run, "--cpus", wrong, "busybox")
 
 
@@ -157,7 +157,7 @@ def test_other_zeros_are_refused(wrong: str) -> None:
     ],
 )
 def test_wrong_usage(words: tuple[str, ...], complaint: str) -> None:
-    with pytest.raises(Usage, match=complaint):
+    with pytest.raises(UsageError, match=complaint):
         read(LEAF, *words)
 
 
@@ -168,7 +168,7 @@ def test_wrong_usage(words: tuple[str, ...], complaint: str) -> None:
         (("stauts",), "`insula status`"),
         (("xyzzy",), "`insula --help`"),
         (("run", "--memroy", "1g", "busybox"), "--memory"),
-        (("run", "-p", "80:80", "busybox"), "nothing comes in"),
+        (("run", "-p", "80:80", "busybox"), "published ports are not supported"),
         (("run", "--volume", "/a:/b", "busybox"), "insula cp"),
         (("run", "--label", "=x", "busybox"), "`insula run --help`"),
         (("ps", "-p"), "`insula ps --help`"),
@@ -195,7 +195,7 @@ def test_version(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 def test_any_words_are_parsed_or_refused(words: list[str]) -> None:
     try:
         arguments = read(REST, *words)
-    except Usage:
+    except UsageError:
         return
     assert arguments.help or arguments.image in words
 
@@ -331,7 +331,7 @@ def test_the_hot_verbs_import_almost_nothing(words: list[str]) -> None:
 def test_all_that_was_printed_arrives_before_the_end() -> None:
     """The program ends without the interpreter's own end, which flushes streams."""
     done = subprocess.run([sys.executable, "-m", "insula.cli.main", "--help"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.rstrip().endswith("more about a verb")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.rstrip().endswith("the options of a verb")
     failed = subprocess.run([sys.executable, "-m", "insula.cli.main", "no-such-verb"], capture_output=True, text=True)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: there is no verb") and failed.stderr.endswith("\n")

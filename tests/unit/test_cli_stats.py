@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from insula.cli.options import Arguments, Usage
+from insula.cli.options import Arguments, UsageError
 from insula.cli.verbs import stats
 from insula.cli.verbs.tenant import changes
 from insula.cli.verbs.top import spent
@@ -39,5 +39,5 @@ def test_none_and_nothing_of_limits() -> None:
     given.cpus, given.memory, given.pids = 0.5, "none", None
     assert changes(given, "cpus", "memory", "pids") == {"cpus": 0.5, "memory": None}
     given.cpus = given.memory = None
-    with pytest.raises(Usage, match="nothing to change"):
+    with pytest.raises(UsageError, match="nothing to change"):
         changes(given, "cpus", "memory", "pids")

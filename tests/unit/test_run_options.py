@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.cli.options import Command, Usage, parse, split_global
+from insula.cli.options import Command, UsageError, parse, split_global
 from insula.cli.verbs import logs, run
 from insula.control.instances.drivers.container.etc_files import etc_files
 from insula.control.instances.specs import check
@@ -67,17 +67,17 @@ def test_options_count_more_than_files_and_later_files_more_than_earlier_ones(tm
 def test_files_that_are_none(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "variables"
     file.write_bytes(b"GOOD=1\n" + content)
-    with pytest.raises(Usage, match=r"line 2 of|not UTF-8"):
+    with pytest.raises(UsageError, match=r"line 2 of|not UTF-8"):
         run.env_lines(str(file))
 
 
 def test_files_that_are_not_there_or_too_long(tmp_path: Path) -> None:
-    with pytest.raises(Usage, match="No such file"):
+    with pytest.raises(UsageError, match="No such file"):
         run.env_lines(str(tmp_path / "none"))
-    with pytest.raises(Usage, match="Is a directory"):
+    with pytest.raises(UsageError, match="Is a directory"):
         run.env_lines(str(tmp_path))
     (tmp_path / "long").write_text("A=" + "x" * run.MAX_ENV_FILE)
-    with pytest.raises(Usage, match="too long"):
+    with pytest.raises(UsageError, match="too long"):
         run.env_lines(str(tmp_path / "long"))
 
 
@@ -139,7 +139,7 @@ def test_options_of_a_tmpfs(text: str, expected: dict[str, object]) -> None:
     ],
 )
 def test_options_that_no_tmpfs_has(text: str) -> None:
-    with pytest.raises(Usage):
+    with pytest.raises(UsageError):
         run.tmpfs(f"/x:exec,{text}")
 
 
@@ -162,7 +162,7 @@ def test_hosts(text: str, name: str, address: str) -> None:
 
 @pytest.mark.parametrize("text", ["db", ":10.0.0.7", "db:", "", "=", "db:host-gateway"])
 def test_what_is_no_host(text: str) -> None:
-    with pytest.raises(Usage):
+    with pytest.raises(UsageError):
         run.extra_host(text)
 
 
@@ -287,7 +287,7 @@ def test_the_number_of_log_lines_may_be_all() -> None:
     command = logs.COMMANDS["logs"]
     for words, expected in ((("-n", "5"), 5), (("--tail", "all"), None), (("-n0",), 0), ((), None)):
         assert parse(command, "logs", [*words, "web"], split_global([])[0]).tail == expected
-    with pytest.raises(Usage):
+    with pytest.raises(UsageError):
         parse(command, "logs", ["-n", "ALL", "web"], split_global([])[0])
 
 

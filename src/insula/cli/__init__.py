@@ -1,5 +1,5 @@
-"""The command line: a table of verbs over the Python SDK. One file a verb or small family, in `verbs/`.
+"""The command line, based on the Python SDK. `verbs/` has a file for each verb or small family of verbs.
 
-A hot verb starts in milliseconds, so each file imports only what its verb needs, and only the standard library.
-`TYPE_CHECKING = False` is what mypy takes for typing.TYPE_CHECKING; importing typing would cost every start 3 ms.
+Verbs start in milliseconds, so each file imports only what its verb needs, and only the standard library.
+`TYPE_CHECKING = False` replaces typing.TYPE_CHECKING for mypy; importing typing would add 3 ms to every start.
 """

@@ -1,8 +1,8 @@
 """Tar streams to and from the host's files, for `insula cp`.
 
-The archive comes from an instance, so it is hostile: an entry may be called ``../../etc/shadow``, or a link may
-be planted first and written through afterwards. `insula.tree` follows no link and refuses ``..``. Files belong to the
-caller, unless owners are kept; set-uid bits are dropped in any case; devices and sockets are left out.
+The archive comes from an instance, so it is hostile: it may have an entry ``../../etc/shadow``, or a link and then an
+entry below that link. `insula.tree` follows no link and refuses ``..``. Files belong to the caller, unless owners are
+kept; set-uid bits are always dropped; devices and sockets are left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class StreamReader(io.RawIOBase):
-    """A file to read from, made of pieces."""
+    """A readable file made of an iterator of pieces."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -33,7 +33,7 @@ class StreamReader(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Exactly `size` bytes, fewer only at the end, and before an error: that is raised by the next call."""
+        """Return `size` bytes, fewer only at the end and before an error, which the next call raises."""
         parts: list[bytes] = []
         missing = size
         while size < 0 or missing > 0:
@@ -46,7 +46,7 @@ class StreamReader(io.RawIOBase):
         return b"".join(parts)
 
     def _next(self, later: bool) -> bool:
-        """Whether there is another piece; an error is kept for the next time if it may come `later`."""
+        """Read another piece, and return whether there was one; with `later` an error is kept for the next call."""
         if self._error is None:
             try:
                 self._rest = next(self._pieces, b"")
@@ -58,10 +58,10 @@ class StreamReader(io.RawIOBase):
 
 
 def pack(source: str, name: str, *, keep: bool = False) -> Iterator[bytes]:
-    """A tar, in pieces, of the file or tree at `source`, which is called `name` in it.
+    """Yield a tar, in pieces, of the file or tree at `source`, with the name `name` in it.
 
-    Owned by root, or with `keep` by whom it is owned here. A link is packed as a link; one that ends with a slash is
-    the directory that it leads to.
+    The owner is root, or with `keep` that of each file. A link is packed as a link; with a slash at the end of `source`
+    the directory that it leads to is packed.
     """
     parent, last = os.path.split(source.rstrip("/"))
     if source.endswith("/") or last in ("", ".", ".."):
@@ -78,11 +78,11 @@ def pack(source: str, name: str, *, keep: bool = False) -> Iterator[bytes]:
 
 
 def unpack(stream: StreamReader, target: str, name: str, *, keep: bool = False) -> int:
-    """Unpacks a tar of one tree as cp(1) would: as `name` into `target` if that is a directory, else as `target`.
+    """Unpack a tar of one tree as cp(1) would: as `name` into `target` if that is a directory, else as `target`.
 
-    Without a `name` what is in the tree goes into the directory `target`, which is made if it isn't there. With `keep`
-    files belong to whom the archive says. Returns the number of entries. Invalid, NotFound and Conflict when `target`
-    can't be that, and nothing was changed; Failed for a damaged archive.
+    Without a `name` the tree's content is put into the directory `target`, which is made if it is missing. With `keep`
+    files get the owners of the archive. Returns the number of entries. Invalid, NotFound and Conflict if `target` has
+    the wrong kind, with nothing changed; Failed for a damaged archive.
     """
     if os.path.isdir(target):
         where, instead = target, [name] if name else []
@@ -114,7 +114,7 @@ def unpack(stream: StreamReader, target: str, name: str, *, keep: bool = False) 
 
 
 def _check_target(target: str, directory: bool) -> None:
-    """What cp(1) refuses: a directory in place of a file, and a file in place of a directory that isn't there."""
+    """Refuse what cp(1) refuses: a directory in place of a file, and a file in place of a missing directory."""
     if os.path.isdir(target):
         return
     if os.path.lexists(target.rstrip("/") or "/"):

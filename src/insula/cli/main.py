@@ -1,14 +1,14 @@
-"""`insula`: finds the verb, imports its file and nothing else, and turns errors into lines and exit statuses.
+"""The program `insula`: it finds the verb, imports its file, and converts errors to messages and exit statuses.
 
-Exit status: 0; 1 for an error; 2 for a wrong command line; 125 for a failure of the engine in `run` and `exec`,
-which else exit as the instance's process did (126: it can't be executed, 127: it isn't there).
+Exit status: 0; 1 for an error; 2 for a wrong command line; 125 for a failure of the engine in `run` and `exec`, which
+otherwise exit as the instance's process (126: it can't be executed, 127: it does not exist).
 """
 
 from __future__ import annotations
 
 import sys
 
-from insula.cli.options import GLOBAL, Command, Usage, describe, help_text, nearest, parse, split_global
+from insula.cli.options import GLOBAL, Command, UsageError, describe, help_text, nearest, parse, split_global
 from insula.cli.output import error
 from insula.model.cpython import signal
 from insula.model.errors import InsulaError
@@ -22,14 +22,14 @@ VERBS: Mapping[str, tuple[str, str]] = {
     # verb: (file below cli/verbs, one line of help)
     "run": ("run", "create and start an instance from an image"),
     "ps": ("ps", "list instances"),
-    "exec": ("exec", "run one more command in a running instance"),
+    "exec": ("exec", "run another command in a running instance"),
     "logs": ("logs", "show what an instance has printed"),
     "attach": ("attach", "connect the terminal to a running instance"),
     "start": ("lifecycle", "start stopped instances"),
     "stop": ("lifecycle", "stop instances: their stop signal, then SIGKILL"),
     "restart": ("lifecycle", "stop and start instances"),
     "pause": ("lifecycle", "freeze instances"),
-    "unpause": ("lifecycle", "let paused instances go on"),
+    "unpause": ("lifecycle", "resume paused instances"),
     "update": ("update", "change limits of an instance while it runs"),
     "kill": ("lifecycle", "send a signal to instances"),
     "wait": ("lifecycle", "block until instances exit, and print their exit statuses"),
@@ -38,18 +38,18 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "cp": ("cp", "copy files between an instance and the host"),
     "export": ("export", "write an instance's root file system into a tar"),
     "inspect": ("inspect", "everything about an object, as JSON"),
-    "stats": ("stats", "what instances use: processor, memory, network, disk, and who waits for what"),
+    "stats": ("stats", "usage of instances: processor, memory, network, disk, and waiting times"),
     "top": ("top", "the processes of an instance, inside and on the host"),
     "explain": ("explain", "what makes an instance isolated"),
-    "whois": ("whois", "whose instance a process of the host belongs to"),
+    "whois": ("whois", "the instance and tenant of a process on the host"),
     "tenant": ("tenant", "create, update, list, show and remove tenants"),
     "network": ("network", "create, list, show and remove networks"),
     "image": ("image", "pull, push, load, save, import, build, list and remove images"),
-    "verify": ("verify", "prove the isolation: what the data plane lets through against what it should"),
+    "verify": ("verify", "prove the isolation: compare wanted, installed and measured reachability"),
     "status": ("status", "the state of this host"),
-    "doctor": ("doctor", "what this host has and lacks, and what follows"),
-    "events": ("events", "watch what changes"),
-    "audit": ("audit", "who asked for what, and with what result"),
+    "doctor": ("doctor", "check this host's requirements"),
+    "events": ("events", "watch changes"),
+    "audit": ("audit", "show requests with their users and results"),
     "demo": ("demo", "the guided tour on live instances"),
     "down": ("down", "stop everything, insulad too, and clean the host; the state is kept"),
     "completion": ("completion", "print a completion script for bash, zsh or fish"),
@@ -59,7 +59,7 @@ HIDDEN = {
     "resume": ("lifecycle", "the same as unpause"),
 }
 ELSEWHERE = {
-    # what people type who come from Docker, Podman or Incus: what it is here
+    # words of Docker, Podman and Incus, and the verb here
     "images": "image ls",
     "rmi": "image rm",
     "pull": "image pull",
@@ -85,7 +85,7 @@ ELSEWHERE = {
 
 
 def execute() -> NoReturn:
-    """Be the program `insula`. It ends by _exit(2): freeing every object of the interpreter takes 2 to 5 ms."""
+    """Run the program `insula`. It ends with _exit(2), because freeing all objects takes 2 to 5 ms."""
     from os import _exit
 
     status = main()  # has flushed the standard output
@@ -96,24 +96,24 @@ def execute() -> NoReturn:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Carry out the command line `words`, or that of the process for None, and return the exit status."""
+    """Run the command line `words`, by default that of the process, and return the exit status."""
     if words is None:  # we are the process
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `insula … | head` ends as quietly as any other Unix command
     try:
         status = _run(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()
-    except Usage as problem:
+    except UsageError as problem:
         error(problem.message, problem.hint or "see `insula --help`")
         return 2
     except InsulaError as problem:
         error(problem.message, problem.hint)
         return 1
-    except OSError as problem:  # a full disk, say, where our output goes
-        error(f"{problem.filename or 'insula'}: {problem.strerror or problem}", "see where the output goes")
+    except OSError as problem:  # for example a full disk for the output
+        error(f"{problem.filename or 'insula'}: {problem.strerror or problem}", "check the destination of the output")
         return 1
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)  # so that a calling shell sees the interruption
+        signal.raise_signal(signal.SIGINT)  # so that a calling shell notices the interruption
         return 130
     return status
 
@@ -145,14 +145,14 @@ def _run(words: list[str]) -> int:
             arguments.tenant = environ.get("INSULA_TENANT") or "default"
         arguments.verb = name
         return command.run(arguments)
-    except Usage as problem:
-        raise Usage(problem.message, problem.hint or f"see `insula {name} --help`") from None
+    except UsageError as problem:
+        raise UsageError(problem.message, problem.hint or f"see `insula {name} --help`") from None
 
 
 def find(words: list[str], *, help_wanted: bool = False) -> tuple[str, Command | None, list[str]]:
-    """The command that `words` begin with, its full name, and the remaining words.
+    """Find the command at the start of `words`; returns it, its full name, and the remaining words.
 
-    None for a family (`insula tenant`) of which only the overview was asked: that has then been printed.
+    None after printing the overview of a family (`insula tenant --help`).
     """
     verb, rest = words[0], words[1:]
     commands = load(verb)
@@ -166,23 +166,23 @@ def find(words: list[str], *, help_wanted: bool = False) -> tuple[str, Command |
     if not rest or rest[0] not in commands:
         what = f"{verb} has no verb {rest[0][:60]!r}" if rest else f"{verb} needs a verb"
         hint = f"one of {', '.join(commands)}"
-        raise Usage(what, f"{hint}; or `insula inspect NAME`" if rest[:1] == ["inspect"] else hint)
+        raise UsageError(what, f"{hint}; or `insula inspect NAME`" if rest[:1] == ["inspect"] else hint)
     return f"{verb} {rest[0]}", commands[rest[0]], rest[1:]
 
 
 def load(verb: str) -> Command | dict[str, Command]:
-    """The command table of a verb, or of a family of them. Usage when there is no such verb."""
+    """Load the command table of a verb, or of a family of verbs. UsageError for an unknown verb."""
     entry = VERBS.get(verb) or HIDDEN.get(verb)
     if entry is None:
         known = ELSEWHERE.get(verb) or nearest(verb, VERBS)
-        raise Usage(f"there is no verb {verb[:60]!r}", known and f"did you mean `insula {known}`?")
+        raise UsageError(f"there is no verb {verb[:60]!r}", known and f"did you mean `insula {known}`?")
     module = __import__(f"insula.cli.verbs.{entry[0]}", fromlist=["COMMANDS"])
     commands: dict[str, Command] = module.COMMANDS
     return commands.get(verb, commands)
 
 
 def overview() -> str:
-    """What ``insula --help`` prints."""
+    """Return the output of ``insula --help``."""
     lines = [
         "usage: insula [-T TENANT] VERB …",
         "",
@@ -191,7 +191,7 @@ def overview() -> str:
     ]
     lines += [f"  {verb:10}  {summary}" for verb, (_, summary) in VERBS.items()]
     lines += ["", "for every verb:", *describe(GLOBAL)]
-    return "\n".join([*lines, "", "`insula --version` says which this is, `insula VERB --help` more about a verb"])
+    return "\n".join([*lines, "", "`insula --version` shows the version, `insula VERB --help` the options of a verb"])
 
 
 if __name__ == "__main__":

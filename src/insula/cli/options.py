@@ -1,11 +1,11 @@
-"""Command lines as tables: one `Command` a verb says what it takes; parsing, help and completion all read it.
+"""Tables of command lines: a `Command` for each verb, which parsing, help and completion use.
 
-Not argparse, for three reasons: it costs a third of the start-up time of `insula ps`; `insula run IMAGE -x` must
-leave `-x` to the instance without its quirks; and completion scripts need the same tables.
+argparse is not used, for three reasons: it takes a third of the start-up time of `insula ps`; `insula run IMAGE -x`
+must pass `-x` to the instance; and completion scripts need the tables.
 
 Grammar: options may stand anywhere among the arguments, as ``--name VALUE``, ``--name=VALUE``, ``-n VALUE``,
-``-nVALUE``; flags combine (``-dit``); ``--`` ends the options. If the last argument is a command line of
-somebody else (`rest`), options end at the first argument; a ``--`` right after it is dropped (``exec NAME -- CMD``).
+``-nVALUE``; flags combine (``-dit``); ``--`` ends the options. If the last argument is a command line for the instance
+(`rest`), options end at the first argument; a ``--`` right after it is dropped (``exec NAME -- CMD``).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Usage(Exception):
-    """The command line is wrong; `hint` says where the right way is written. Exit status 2."""
+class UsageError(Exception):
+    """The command line is wrong; `hint` refers to its help. Exit status 2."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -27,8 +27,8 @@ class Usage(Exception):
         self.hint = hint
 
 
-class UnknownOption(Usage):
-    """There is no option `name`; the hint is the one of `known` that comes near, if one does."""
+class UnknownOption(UsageError):
+    """There is no option `name`; the hint is the most similar one of `known`, if there is one."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         near = nearest(name, (each for each in known if each.startswith("--")))
@@ -37,9 +37,9 @@ class UnknownOption(Usage):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `word` is a misspelling or an abbreviation of; None if none comes that near.
+    """Return the word of `known` of which `word` is a misspelling or an abbreviation; None if there is none.
 
-    Dashes in front don't count, or any two options would be alike in two letters."""
+    Leading dashes are ignored, because all options have them."""
     from difflib import get_close_matches
 
     names = {name.lstrip("-"): name for name in known}
@@ -52,10 +52,10 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 class Option:
-    """One option. `names` as in "-n --name"; `value` names its value, None makes it a flag.
+    """An option. `names` as in "-n --name"; `value` is the name of its value, None for a flag.
 
-    `many` collects a list. `parse` turns the text into a value and raises Invalid (or ValueError). `complete` is
-    what the value may be: a tuple of words, or the kind of object (see `cli.verbs.completion`).
+    `many` collects a list. `parse` converts the text to a value, and raises Invalid (or ValueError). `complete` has the
+    possible values: a tuple of words, or the kind of object (see `cli.verbs.completion`).
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class Option:
         try:
             return self.parse(text)
         except Invalid as error:
-            raise Usage(f"{name}: {error.message}", error.hint) from None
+            raise UsageError(f"{name}: {error.message}", error.hint) from None
         except ValueError:
-            raise Usage(f"{name} takes {self.value}, not {text!r}") from None
+            raise UsageError(f"{name} takes {self.value}, not {text!r}") from None
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """A parser of whole numbers from `least` up."""
+    """Return a parser of whole numbers from `least` up."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) < 1 << 63):
@@ -101,17 +101,17 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def or_none(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """A parser of what `parse` takes, or of ``none``: the string "none", since None is an option not given."""
+    """Return a parser like `parse` that also accepts ``none``, as the string "none": None is an absent option."""
     return lambda text: text if text == "none" else parse(text)
 
 
 def zero_or(parse: Callable[[str], object], zero: object = None) -> Callable[[str], object]:
-    """A parser of what `parse` takes, or of 0, which means no limit, as in docker-run(1)."""
+    """Return a parser like `parse` that also accepts 0, which means no limit, as in docker-run(1)."""
     return lambda text: zero if text.replace(".", "", 1).isdigit() and not text.strip("0.") else parse(text)
 
 
 def choice(*words: str) -> Callable[[str], str]:
-    """A parser of one of some words."""
+    """Return a parser that accepts some words only."""
 
     def parse(text: str) -> str:
         if text not in words:
@@ -122,7 +122,7 @@ def choice(*words: str) -> Callable[[str], str]:
 
 
 class Argument:
-    """One argument of a usage line such as ``NAME [SIGNAL] CMD...``."""
+    """An argument of a usage line such as ``NAME [SIGNAL] CMD...``."""
 
     def __init__(self, word: str) -> None:
         self.optional = word.startswith("[")
@@ -132,7 +132,7 @@ class Argument:
 
 
 class Arguments:
-    """What a command line said: an attribute an option (`--log-size`: `log_size`) and argument (`NAME`: `name`)."""
+    """A parsed command line: an attribute for each option (`--log-size`: `log_size`) and argument (`NAME`: `name`)."""
 
     if TYPE_CHECKING:
 
@@ -141,10 +141,10 @@ class Arguments:
 
 
 class Command:
-    """One verb: `run` is called with the `Arguments` and returns the exit status.
+    """A verb: `run` is called with the `Arguments` and returns the exit status.
 
-    `usage` are its arguments; `complete` says what they are, by name. `rest`: the last one is a command line.
-    `elsewhere` are options that people know from other programs, and what to do without them.
+    `usage` are its arguments; `complete` has their possible values by name. `rest`: the last one is a command line.
+    `elsewhere` are options of similar programs, with a hint what to use instead.
     """
 
     def __init__(
@@ -176,24 +176,24 @@ GLOBAL = [
     Option("--socket", "the daemon's socket (INSULA_SOCKET)", "PATH", complete="file"),
     Option("-h --help", "show this help"),
 ]
-VERSION = Option("--version", "show which Insula this is")
+VERSION = Option("--version", "show the version")
 
 
 def split_global(words: Sequence[str]) -> tuple[Arguments, list[str]]:
-    """The global options before the verb, and the rest: the verb and what follows."""
+    """Parse the global options before the verb; returns them, and the verb with all words after it."""
     result = Arguments()
     rest = _parse(list(words), [*GLOBAL, VERSION], result, stop_at_argument=True)
     return result, rest
 
 
 def parse(command: Command, name: str, words: Sequence[str], given: Arguments) -> Arguments:
-    """Reads `words` as `command` wants them; `given` holds the global options so far. Raises Usage."""
+    """Parse `words` for `command`; `given` are the global options before the verb. UsageError."""
     try:
         arguments = _parse(
             list(words), command.options + GLOBAL, given, stop_at_argument=command.rest, skip_dashes=command.rest
         )
     except UnknownOption as problem:
-        raise Usage(problem.message, command.elsewhere.get(problem.name) or problem.hint) from None
+        raise UsageError(problem.message, command.elsewhere.get(problem.name) or problem.hint) from None
     if given.help:
         return given
     _assign(command, name, arguments, given)
@@ -203,8 +203,8 @@ def parse(command: Command, name: str, words: Sequence[str], given: Arguments) -
 def _parse(
     words: list[str], options: list[Option], result: Arguments, *, stop_at_argument: bool, skip_dashes: bool = False
 ) -> list[str]:
-    """Takes the options out of `words` into `result` and returns the arguments. `skip_dashes` drops a ``--`` that
-    follows the argument at which it stops."""
+    """Move the options of `words` to `result` and return the arguments. `skip_dashes` drops a ``--`` that follows the
+    argument at which it stops."""
     by_name = {name: option for option in options for name in option.names}
     for option in options:
         if not hasattr(result, option.key):
@@ -227,7 +227,7 @@ def _parse(
 
 
 def _take_short(by_name: dict[str, Option], word: str, words: list[str], result: Arguments) -> None:
-    """``-it``, ``-n5`` or ``-n 5``."""
+    """Parse ``-it``, ``-n5`` or ``-n 5``."""
     for position in range(1, len(word)):
         name = "-" + word[position]
         option = by_name.get(name)
@@ -243,12 +243,12 @@ def _take(by_name: dict[str, Option], name: str, text: str | None, words: list[s
         raise UnknownOption(name, by_name)
     if option.value is None:
         if text is not None:
-            raise Usage(f"{name} takes no value")
+            raise UsageError(f"{name} takes no value")
         setattr(result, option.key, True)
         return
     if text is None:
         if not words:
-            raise Usage(f"{name} needs a value: {option.value}")
+            raise UsageError(f"{name} needs a value: {option.value}")
         text = words.pop(0)
     value = option.read(name, text)
     if option.many:
@@ -258,27 +258,27 @@ def _take(by_name: dict[str, Option], name: str, text: str | None, words: list[s
 
 
 def _assign(command: Command, name: str, words: list[str], result: Arguments) -> None:
-    """Gives the arguments their names."""
+    """Assign the arguments to their names."""
     for position, argument in enumerate(command.arguments):
         if argument.many:
             after = len(command.arguments) - position - 1
             count = max(len(words) - after, 0)
             taken, words = words[:count], words[count:]
             if not taken and not argument.optional:
-                raise Usage(f"{name} needs {argument.name}")
+                raise UsageError(f"{name} needs {argument.name}")
             setattr(result, argument.key, taken)
         elif words:
             setattr(result, argument.key, words.pop(0))
         elif argument.optional:
             setattr(result, argument.key, None)
         else:
-            raise Usage(f"{name} needs {argument.name}")
+            raise UsageError(f"{name} needs {argument.name}")
     if words:
-        raise Usage(f"{name} takes no argument {words[0][:60]!r}")
+        raise UsageError(f"{name} takes no argument {words[0][:60]!r}")
 
 
 def help_text(name: str, command: Command) -> str:
-    """What ``insula VERB --help`` prints."""
+    """Return the output of ``insula VERB --help``."""
     lines = [" ".join(filter(None, ["usage: insula", name, "[OPTIONS]", command.usage])), "", command.help]
     if command.details:
         lines += ["", command.details.strip()]
@@ -288,7 +288,7 @@ def help_text(name: str, command: Command) -> str:
 
 
 def describe(options: Sequence[Option]) -> list[str]:
-    """One line an option: names, value, help."""
+    """Return a line for each option: names, value, help."""
     left = [", ".join(option.names) + (f" {option.value}" if option.value else "") for option in options]
     width = min(max(map(len, left)), 30)
     return [f"  {names:{width}}  {option.help}" for names, option in zip(left, options, strict=True)]

@@ -1,7 +1,7 @@
-"""What commands print: tables, JSON, ages; and nothing that could make a terminal act on a tenant's behalf.
+"""Output of commands: tables, JSON, ages, without control sequences.
 
-Names, commands and log lines come from tenants. A terminal obeys control sequences in what it shows (it can be
-made to hide lines, or to answer as if keys were pressed), so listings show control characters escaped.
+Names, commands and log lines come from tenants. A terminal executes control sequences in them (they can hide lines, or
+make it send input as if keys were pressed), so listings have control characters escaped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DEFAULT_HINT = "see insulad's log"
 
 
 def clean(value: object) -> str:
-    """`value` as one line of text that a terminal only shows: C0, C1, bidi controls and surrogates are escaped."""
+    """Convert `value` to one line of printable text: C0, C1, bidi controls and surrogates are escaped."""
     text = str(value)
     if text.isascii() and text.isprintable():
         return text
@@ -31,7 +31,7 @@ def clean(value: object) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, indent: str = "") -> None:
-    """Columns padded to their widest cell; None is shown as "-"."""
+    """Format columns, padded to their widest cell; None is shown as "-"."""
     cells = [list(header), *([("-" if cell is None else clean(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
@@ -39,14 +39,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, indent: st
 
 
 def print_json(value: object) -> None:
-    """Indented JSON, in ASCII: control characters are escaped by JSON itself."""
+    """Print indented JSON in ASCII, in which JSON escapes control characters."""
     import json
 
     print(json.dumps(value, indent=2))
 
 
 def listing(as_json: bool, value: object, header: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
-    """`value` as JSON, or `rows` as a table; the exit status 0."""
+    """Print `value` as JSON, or `rows` as a table; returns the exit status 0."""
     if as_json:
         print_json(value)
     else:
@@ -55,7 +55,7 @@ def listing(as_json: bool, value: object, header: Sequence[str], rows: Iterable[
 
 
 def age(since: float | None, now: float | None = None) -> str:
-    """How long ago, as one number: ``5s``, ``3m``, ``2h``, ``4d``."""
+    """Format an age as one number: ``5s``, ``3m``, ``2h``, ``4d``."""
     if since is None:
         return "-"
     if now is None:
@@ -70,17 +70,17 @@ def age(since: float | None, now: float | None = None) -> str:
 
 
 def size(value: int | None) -> str:
-    """``64M``; "-" for no value."""
+    """Format a size as ``64M``; "-" for None."""
     from insula.model.units import format_size
 
     return "-" if value is None else format_size(value)
 
 
 def error(message: str, hint: str | None = None) -> None:
-    """``error: what; hint: what to do`` on one line of the standard error."""
+    """Print ``error: what; hint: what to do`` as one line on the standard error."""
     try:
         sys.stdout.flush()
-    except OSError:  # nobody takes the output; the interpreter's own flush at exit must not fail on it again
+    except OSError:  # the reader of the output has gone; the flush at exit must not fail again
         import os
 
         os.dup2(os.open("/dev/null", os.O_WRONLY), sys.stdout.fileno())
@@ -88,5 +88,5 @@ def error(message: str, hint: str | None = None) -> None:
 
 
 def warn(message: str) -> None:
-    """A line for people on the standard error."""
+    """Print a line on the standard error."""
     print(clean(message), file=sys.stderr)

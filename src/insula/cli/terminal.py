@@ -1,8 +1,8 @@
-"""A process's input and output joined to ours: raw terminal, window size, signals, detach keys.
+"""Connect our input and output to those of a process: raw terminal, window size, signals, detach keys.
 
-With a terminal on both sides (`-it`) ours goes into raw mode (termios(3)): every key, Ctrl-C too, is passed on as
-a byte, and the terminal *inside* the instance makes a signal of it. Without one, the signals that we get
-are forwarded. One poll(2) loop serves all; signals wake it through a pipe (signal.set_wakeup_fd).
+With a terminal on both sides (`-it`) ours is set to raw mode (termios(3)): every key, Ctrl-C too, is passed on as a
+byte, and the terminal *inside* the instance converts it to a signal. Without one, received signals are forwarded. One
+poll(2) loop does everything; signals wake it through a pipe (signal.set_wakeup_fd).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 DETACH_KEYS = b"\x10\x11"  # ctrl-p,ctrl-q
 ENOUGH = 3
-"""How often somebody presses Ctrl-C before we don't wait any longer for a process that ignores it."""
+"""The number of Ctrl-C after which we stop waiting for a process that ignores it."""
 
 
 def detach_keys(text: str) -> bytes:
-    """The bytes of a key sequence such as ``ctrl-p,ctrl-q`` or ``ctrl-x,q``; "" for none. Raises Invalid."""
+    """Parse a key sequence such as ``ctrl-p,ctrl-q`` or ``ctrl-x,q`` to bytes; "" for none. Invalid."""
     result = bytearray()
     for key in text.split(",") if text else []:
         if len(key) == 1 and key.isascii() and key.isprintable():
@@ -36,12 +36,12 @@ def detach_keys(text: str) -> bytes:
         elif len(key) == 6 and key.startswith("ctrl-") and "@" <= key[5].upper() <= "_":
             result.append(ord(key[5].upper()) & 0x1F)
         else:
-            raise Invalid(f"{key!r} is no key", "write keys as a or ctrl-a, separated by commas")
+            raise Invalid(f"{key!r} is not a key", "write keys as a or ctrl-a, separated by commas")
     return bytes(result)
 
 
 class DetachFilter:
-    """Watches typed bytes for the detach sequence; holds back what may be its beginning."""
+    """A filter that finds the detach sequence in typed bytes; it holds back bytes that may be its start."""
 
     def __init__(self, keys: bytes) -> None:
         self.keys = keys
@@ -49,7 +49,7 @@ class DetachFilter:
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """What of `data` (and of the bytes held back) goes on to the instance."""
+        """Return the bytes of `data`, and of those held back, that are passed to the instance."""
         if not self.keys:
             return data
         data, self._held = self._held + data, b""
@@ -65,7 +65,7 @@ class DetachFilter:
 
 
 def terminal_size() -> tuple[int, int] | None:
-    """Rows and columns of our terminal: that of the output, else of the input; None if there is none."""
+    """Return rows and columns of our terminal, that of the output or else of the input; None without a terminal."""
     for fd in (STDOUT, STDIN):
         try:
             size = os.get_terminal_size(fd)
@@ -76,15 +76,15 @@ def terminal_size() -> tuple[int, int] | None:
 
 
 def require_terminal() -> None:
-    """Raises Invalid unless our input is a terminal, as `-it` needs."""
+    """Check that our input is a terminal, for `-it`. Invalid."""
     if not os.isatty(STDIN):
         raise Invalid("the input is not a terminal", "leave out -t, or run this in a terminal")
 
 
 class RawMode:
-    """While it is entered, the terminal at `fd` passes on every byte unchanged; afterwards it has its settings again.
+    """A context manager that sets the terminal at `fd` to raw mode, and restores its settings at the end.
 
-    Like `SignalPipe` written without contextlib, which takes 3 ms to import.
+    Like `SignalPipe` it does without contextlib, whose import takes 3 ms.
     """
 
     def __init__(self, fd: int) -> None:
@@ -107,7 +107,7 @@ class RawMode:
 
 
 class SignalPipe:
-    """While it is entered, the numbers of `signals` can be read from a file descriptor, a byte each, as they arrive."""
+    """A context manager with a descriptor from which arriving `signals` are read, a byte with the number of each."""
 
     def __init__(self, signals: tuple[int, ...]) -> None:
         self.signals = signals
@@ -127,9 +127,9 @@ class SignalPipe:
 
 
 def interact(attachment: Attachment, *, stdin: bool, tty: bool, keys: bytes = DETACH_KEYS) -> int | None:
-    """Joins our standard streams to the process until it exits; its exit status, or None when detached.
+    """Connect our standard streams to the process until it exits; returns its exit status, or None after a detach.
 
-    Raises the typed error of an ERROR frame, and Unavailable when the daemon goes away.
+    Raises the error of an ERROR frame, and Unavailable if the daemon closes the connection.
     """
     session = _Session(attachment, stdin=stdin, tty=tty, keys=keys)
     raw = tty and stdin
@@ -139,7 +139,7 @@ def interact(attachment: Attachment, *, stdin: bool, tty: bool, keys: bytes = DE
         with RawMode(STDIN):
             status = session.loop(signals)
     if session.filter.detached:
-        write_all(STDERR, b"\ndetached\n")  # the cursor is wherever the instance left it
+        write_all(STDERR, b"\ndetached\n")  # the cursor may be anywhere on the line
     return status
 
 
@@ -169,7 +169,7 @@ class _Session:
         return self.exit_status
 
     def _ready(self, signals: int) -> list[int]:
-        """Waits; our input is left alone while the daemon has not taken what we already read."""
+        """Wait for events; our input is not read while the daemon has not accepted earlier input."""
         if self.attachment.buffered():
             return []
         poller = select.poll()
@@ -195,13 +195,13 @@ class _Session:
     def on_signal(self, number: int) -> None:
         if number == signal.SIGWINCH:
             self.resize()
-        elif self.raw:  # nobody typed it, keys arrive as bytes: it is meant for us
+        elif self.raw:  # not typed, since keys arrive as bytes: it is meant for this process
             self.done, self.exit_status = True, 128 + number
         else:
             self.attachment.send(Kind.SIGNAL, bytes([number]))
             self.interrupts += number == signal.SIGINT
             if self.interrupts == ENOUGH:
-                warn("let go: it ignores Ctrl-C, and goes on; `insula kill` ends it, `run --init` avoids this")
+                warn("detached: it ignores Ctrl-C and keeps running; `insula kill` ends it, `run --init` avoids this")
                 self.done, self.exit_status = True, 128 + number
 
     def resize(self) -> None:
@@ -222,7 +222,7 @@ class _Session:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Writes everything, also to a descriptor that somebody has made non-blocking."""
+    """Write everything, also to a descriptor that another process has made non-blocking."""
     view = memoryview(data)
     while view:
         try:

@@ -1,6 +1,6 @@
-"""What a guided tour is made of: commands that really run, their real output, and claims that are checked.
+"""The steps of a guided tour: commands that are run, their output, and claims that are checked.
 
-A claim that does not hold is marked, counted, and makes the tour fail: a tour can't show what isn't so.
+A claim that does not hold is marked and counted, and makes the tour fail.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _LAUNCH = f"import sys; sys.path.append({LIBRARY!r}); from insula.cli.main impor
 WIDTH = 78
 
 
-class Result:
-    """The exit status of a command and what it printed, both streams as they came."""
+class CommandResult:
+    """The exit status of a command, and its output on both streams, interleaved."""
 
     def __init__(self, status: int, text: str) -> None:
         self.status = status
@@ -31,7 +31,7 @@ class Result:
 
 
 class Tour:
-    """Prints the steps and counts what did not hold."""
+    """A tour: it prints the steps and counts the claims that do not hold."""
 
     def __init__(self, socket: str) -> None:
         self.socket = socket
@@ -40,15 +40,15 @@ class Tour:
         self._steps = 0
 
     def step(self, title: str, text: str = "") -> None:
-        """A heading, and a sentence or two on what is about to be seen."""
+        """Print a heading, and a sentence or two about the step."""
         self._steps += 1
         heading = f"── {self._steps}. {title} "
         print(f"\n{heading}{'─' * (WIDTH - len(heading))}")
         if text:
             print(text)
 
-    def run(self, *words: str, quiet: bool = False, timeout: float = 120) -> Result:
-        """Shows and runs ``insula WORDS`` and shows what it prints; `quiet` only runs it."""
+    def run(self, *words: str, quiet: bool = False, timeout: float = 120) -> CommandResult:
+        """Print and run ``insula WORDS``, and print its output; with `quiet` nothing is printed."""
         if not quiet:
             print(f"\n$ insula {' '.join(map(shell_word, words))}", flush=True)
         command = [sys.executable, "-ISE", "-c", _LAUNCH, *words]
@@ -69,10 +69,10 @@ class Tour:
             if done.returncode:
                 print(f"  (exit status {done.returncode})")
             sys.stdout.flush()
-        return Result(done.returncode, text)
+        return CommandResult(done.returncode, text)
 
     def check(self, holds: bool, claim: str) -> bool:
-        """Prints whether `claim` holds, and remembers if it does not."""
+        """Print whether `claim` holds, and record it if it does not."""
         self.claims += 1
         print(f"  {'✓' if holds else '✗ NOT SO:'} {claim}", flush=True)
         if not holds:
@@ -80,7 +80,7 @@ class Tour:
         return holds
 
     def summary(self) -> int:
-        """The last line, and the exit status."""
+        """Print the last line, and return the exit status."""
         print()
         if self.failures:
             print(f"{len(self.failures)} of {self.claims} claims did not hold:")
@@ -92,7 +92,7 @@ class Tour:
 
 
 def shell_word(word: str) -> str:
-    """`word` as one would type it."""
+    """Quote `word` for a shell."""
     if word and all(character.isalnum() or character in "-_./:=,@%+" for character in word):
         return word
     return "'" + word.replace("'", "'\\''") + "'"

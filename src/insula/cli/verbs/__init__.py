@@ -1,1 +1,1 @@
-"""One file a verb, or a small family of them; each has a table `COMMANDS` of verb → `Command`."""
+"""The verbs: a file for each verb or small family of verbs, with a table `COMMANDS` of verb → `Command`."""

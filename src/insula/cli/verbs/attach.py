@@ -1,4 +1,4 @@
-"""insula attach: our terminal joined to a running instance's PID 1."""
+"""insula attach: connect our terminal to a running instance's PID 1."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = {
         [
             Option("--no-stdin", "only watch"),
             Option(
-                "--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS, parse=detach_keys
+                "--detach-keys", "keys that detach and leave it running", "KEYS", default=DETACH_KEYS, parse=detach_keys
             ),
         ],
         complete={"NAME": "instance"},

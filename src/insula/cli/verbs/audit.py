@@ -1,4 +1,4 @@
-"""insula audit: who asked for what, and with what result."""
+"""insula audit: show the audit log."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def line(entry: dict[str, Any]) -> str:
 
 
 def user(uid: int) -> str:
-    """``root(0)``, or the number alone of one that this host does not know."""
+    """Format a user as ``root(0)``, or only the number if this host does not know it."""
     import pwd
 
     try:
@@ -52,7 +52,7 @@ def user(uid: int) -> str:
 
 
 def number(text: str) -> int:
-    """The number of a user: itself, or that of a name."""
+    """Return the number of a user, given as number or name."""
     import pwd
 
     if text.isascii() and text.isdigit() and len(text) < 11:
@@ -66,11 +66,11 @@ def number(text: str) -> int:
 COMMANDS = {
     "audit": Command(
         run,
-        "Show which user of the host asked for what: changes, and reads of instances' data; oldest first.",
+        "Show requests of the host's users: changes, and reads of instances' data; oldest first.",
         options=[
-            Option("--since", "only what is younger than this, as in 10m, or 2026-01-31T12:00", "TIME", parse=moment),
-            Option("--who", "only what this user of the host asked, by name or number", "USER", parse=number),
+            Option("--since", "only entries younger than this, as in 10m, or 2026-01-31T12:00", "TIME", parse=moment),
+            Option("--who", "only requests of this user of the host, by name or number", "USER", parse=number),
         ],
-        details="With -T only what is about that tenant; with --json one object a line.",
+        details="With -T only requests about that tenant; with --json one object a line.",
     )
 }

@@ -1,14 +1,14 @@
 """insula completion: scripts for bash, zsh and fish, which all ask ``insula __complete`` for candidates.
 
-The verbs' own tables say what can come next, so a script never has to know them; names of tenants, networks,
-images and instances are asked of the daemon, and left out when it doesn't answer at once.
+Candidates come from the verbs' tables. Names of tenants, networks, images and instances come from the daemon, and are
+left out if it doesn't respond quickly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from insula.cli.options import GLOBAL, Arguments, Command, Option, Usage
+from insula.cli.options import GLOBAL, Arguments, Command, Option, UsageError
 from insula.cli.output import clean
 from insula.client import Client
 from insula.model.errors import InsulaError
@@ -65,24 +65,24 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 def script(arguments: Arguments) -> int:
     if arguments.shell not in SCRIPTS:
-        raise Usage(f"there is no completion for {arguments.shell[:60]!r}", "bash, zsh or fish")
+        raise UsageError(f"there is no completion for {arguments.shell[:60]!r}", "bash, zsh or fish")
     print(SCRIPTS[arguments.shell], end="")
     return 0
 
 
 def complete(arguments: Arguments) -> int:
-    """Prints the candidates for the last of the words, one a line; ``:file`` stands for file names."""
+    """Print the candidates for the last of the words, one a line; ``:file`` means file names."""
     *before, current = arguments.word or [""]
     try:
         for candidate in sorted(set(candidates(before, current))):
             print(candidate)
-    except (InsulaError, Usage):
+    except (InsulaError, UsageError):
         pass  # nothing to offer is no error at a prompt
     return 0
 
 
 def candidates(before: list[str], current: str) -> Iterable[str]:
-    """What may stand at `current` after the words `before`."""
+    """Return the candidates for `current` after the words `before`."""
     given = _Words(before)
     offered: Iterable[str]
     if given.option is not None:
@@ -101,7 +101,7 @@ def candidates(before: list[str], current: str) -> Iterable[str]:
 
 
 class _Words:
-    """How far the words before the cursor have come: which verb, which argument, which option waits for a value."""
+    """The state after the words before the cursor: the verb, the argument, an option without its value yet."""
 
     def __init__(self, words: list[str]) -> None:
         from insula.cli.main import VERBS, load
@@ -131,7 +131,7 @@ class _Words:
                     family = found
                     self.verbs = list(family)
                 else:
-                    raise Usage(f"no verb {word!r}")
+                    raise UsageError(f"no verb {word!r}")
             else:
                 self.count += 1
                 self.closed = self.closed or self.command.rest
@@ -150,7 +150,7 @@ class _Words:
                 self.option = option
 
     def argument(self) -> tuple[str, ...] | str:
-        """What the argument at the cursor may be."""
+        """Return the kind of the argument at the cursor."""
         assert self.command is not None
         arguments = self.command.arguments
         if not arguments or (self.count >= len(arguments) and not arguments[-1].many):
@@ -160,7 +160,7 @@ class _Words:
 
 
 def _values(kind: tuple[str, ...] | str, given: _Words) -> list[str]:
-    """The words of `kind`; the names of objects come from the daemon, within half a second."""
+    """Return the words of `kind`; names of objects come from the daemon, within half a second."""
     if isinstance(kind, tuple):
         return list(kind)
     if kind == "file":

@@ -1,4 +1,4 @@
-"""insula cp: files between an instance and the host, as `docker cp` has it."""
+"""insula cp: copy files between an instance and the host, as `docker cp`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from insula.cli.archive import StreamReader, pack, unpack
-from insula.cli.options import Arguments, Command, Option, Usage
+from insula.cli.options import Arguments, Command, Option, UsageError
 from insula.cli.output import clean
 from insula.cli.terminal import STDIN, STDOUT, write_all
 from insula.client import Client
@@ -22,26 +22,26 @@ def run(arguments: Arguments) -> int:
     elif source[0] is None and target[0] is not None:
         send(client, arguments.tenant, source[1], target[0], target[1], keep=arguments.archive)
     else:
-        raise Usage(
+        raise UsageError(
             "cp copies between an instance and the host", "write one side as NAME:PATH, the other as a path or -"
         )
     return 0
 
 
 def side(text: str) -> tuple[str | None, str]:
-    """``NAME:PATH`` is in an instance, from its root; what has no colon, or begins with / or ., is on the host."""
+    """Parse ``NAME:PATH``, a path from an instance's root; without a colon, or with / or . first, it is a path here."""
     name, colon, path = text.partition(":")
     if not colon or text.startswith(("/", ".")):
         return None, text
     if not path:
-        raise Usage(f"{text[:60]!r} names no path in the instance", "write NAME:PATH")
+        raise UsageError(f"{text[:60]!r} names no path in the instance", "write NAME:PATH")
     return name, path if path.startswith("/") else "/" + path
 
 
 def fetch(client: Client, tenant: str, name: str, path: str, target: str, *, keep: bool = False) -> None:
-    """NAME:PATH to the host; into `target` if that is a directory, else as `target`; ``-`` writes the tar out.
+    """Copy NAME:PATH to the host: into `target` if that is a directory, else as `target`; ``-`` writes a tar.
 
-    Of ``PATH/.`` and of the root the content alone is put into `target`.
+    For ``PATH/.`` and the root only the content is put into `target`.
     """
     with client.instances.archive_get(tenant, name, path) as response:
         if target == "-":
@@ -53,9 +53,9 @@ def fetch(client: Client, tenant: str, name: str, path: str, target: str, *, kee
 
 
 def send(client: Client, tenant: str, source: str, name: str, path: str, *, keep: bool = False) -> None:
-    """The host's file or tree into the directory `path` of the instance, or as `path`; ``-`` reads a tar.
+    """Copy the host's file or tree into the directory `path` of the instance, or as `path`; ``-`` reads a tar.
 
-    Of ``SOURCE/.`` the content alone is put into the directory `path`.
+    For ``SOURCE/.`` only the content is put into the directory `path`.
     """
     if source == "-":
         client.instances.archive_put(tenant, name, path, _stdin())
@@ -70,7 +70,7 @@ def send(client: Client, tenant: str, source: str, name: str, path: str, *, keep
 
 
 def last_name(path: str) -> str:
-    """The name that a copy of `path` gets; none where only the content is meant: of ``DIRECTORY/.`` and of the root."""
+    """Return the name of a copy of `path`; empty for ``DIRECTORY/.`` and the root, whose content is copied."""
     name = os.path.basename(path.rstrip("/"))
     return "" if name in (".", "..") else name
 
@@ -85,7 +85,7 @@ COMMANDS = {
         run,
         "Copy a file or a tree between an instance and the host.",
         "SOURCE TARGET",
-        [Option("-a --archive", "keep the owners: users and groups by their numbers")],
+        [Option("-a --archive", "keep the owners, by number")],
         complete={"SOURCE": "instance:path", "TARGET": "instance:path"},
         details="""\
 One side is NAME:PATH, the other a path of this host, or - for a tar stream. A directory is copied into one that

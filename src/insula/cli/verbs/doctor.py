@@ -1,4 +1,4 @@
-"""insula doctor: what this host has and lacks, and what follows."""
+"""insula doctor: check the requirements of this host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(arguments: Arguments) -> int:
 COMMANDS = {
     "doctor": Command(
         run,
-        "Show what this host has and lacks, and what follows from it.",
+        "Check this host's requirements, and show the consequences of missing ones.",
         details="Exit status 1 if something is missing.",
     )
 }

@@ -1,4 +1,4 @@
-"""insula down: nothing of Insula is left running or installed on the host; the state stays."""
+"""insula down: stop everything of Insula on this host, and remove it from the kernel; the state is kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMANDS = {
         run,
         "Stop all instances of all tenants, remove every namespace, mount, cgroup, device and rule, and end insulad.",
         details="""\
-Tenants, networks, images and instances stay known. When insulad starts again (scripts/up, systemctl), instances start
+Tenants, networks, images and instances are kept. When insulad starts again (scripts/up, systemctl), instances start
 as their restart policies say. scripts/down does the same, and ends insulad's helpers too.""",
     )
 }

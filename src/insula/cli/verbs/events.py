@@ -1,4 +1,4 @@
-"""insula events: what changes, as it changes."""
+"""insula events: show changes as they happen."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ COMMANDS = {
         run,
         "Show changes of tenants, networks, images and instances until interrupted; with --json one object a line.",
         options=[
-            Option("--from-revision", "begin after this revision of the store", "N", parse=whole(0)),
-            Option("--audit", "also what users asked for, as in `insula audit`"),
+            Option("--from-revision", "start after this revision of the store", "N", parse=whole(0)),
+            Option("--audit", "also users' requests, as in `insula audit`"),
         ],
     )
 }

@@ -1,4 +1,4 @@
-"""insula exec: one more process in a running instance."""
+"""insula exec: run another process in a running instance."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ COMMANDS = {
         "Run CMD in the running instance NAME, with its isolation and its environment.",
         "NAME CMD...",
         [
-            Option("-d --detach", "leave it running; its output goes nowhere"),
+            Option("-d --detach", "run it in the background; its output is discarded"),
             Option("-i --interactive", "connect our standard input"),
             Option("-t --tty", "give it a terminal"),
             Option(
-                "--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS, parse=detach_keys
+                "--detach-keys", "keys that detach and leave it running", "KEYS", default=DETACH_KEYS, parse=detach_keys
             ),
-            Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
+            Option("-e --env", "set a variable; without a value, to its value here", "NAME[=VALUE]", many=True),
             Option("--env-file", "set the variables in a file: NAME=VALUE a line", "FILE", many=True, complete="file"),
             Option("-u --user", "run as this user: name or number, with :group", "USER"),
             Option("-w --workdir", "start in this directory", "PATH"),
         ],
         rest=True,
         complete={"NAME": "instance"},
-        details="Exit status: CMD's own (125: the engine failed, 126: CMD can't be executed, 127: CMD isn't there).",
+        details="Exit status: CMD's own (125: the engine failed, 126: CMD can't be executed, 127: CMD does not exist).",
     )
 }

@@ -1,4 +1,4 @@
-"""insula explain: one page on what makes an instance isolated, read from the kernel."""
+"""insula explain: show the isolation of an instance, read from the kernel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(arguments: Arguments) -> int:
         for part in (processes, namespaces, cgroups, security):
             part(page)
     else:
-        print("\nIt does not run: it has no processes, namespaces, control groups or rights now.")
+        print("\nIt is not running: it has no processes, namespaces or control groups now.")
     filesystem(page)
     network(page)
     return 0
@@ -76,8 +76,8 @@ def processes(page: Page) -> None:
 
 
 def levels(found: list[dict[str, Any]], deepest: int) -> None:
-    """The numbers of each process level by level: a PID namespace sees those below it, and none above."""
-    title("PID namespaces, level by level: whoever is in one sees it and those to the right (pid_namespaces(7))")
+    """Print the PIDs of each process by level: a PID namespace sees processes of those below it, and none above."""
+    title("PID namespaces by level: a process sees those of its own level and to the right (pid_namespaces(7))")
     header = ["HOST", "INSTANCE", *(f"LEVEL {level}" for level in range(2, deepest)), "COMMAND"]
     table(
         header,
@@ -121,7 +121,7 @@ def cgroups(page: Page) -> None:
 
 
 def amount(name: str, text: str) -> str:
-    """A value of a control group's file, and what it means where it doesn't tell."""
+    """Format a value of a control group's file for people."""
     if text == "-1" or (name.endswith("_in_bytes") and text.isdigit() and int(text) > 1 << 62):
         return f"{text} (no limit)"
     if name.startswith("memory.") and text.isdigit():
@@ -170,7 +170,7 @@ def network(page: Page) -> None:
 COMMANDS = {
     "explain": Command(
         run,
-        "Show what makes the instance NAME isolated: its processes inside and on the host, namespaces, control\n"
+        "Show the isolation of the instance NAME: its processes inside and on the host, namespaces, control\n"
         "groups, rights, layers, port and rules, as the kernel has them now.",
         "NAME",
         complete={"NAME": "instance"},

@@ -1,4 +1,4 @@
-"""insula export: an instance's root file system as a tar, as `docker export` has it."""
+"""insula export: write an instance's root file system as a tar, as `docker export`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from insula.model.errors import Invalid
 
 def run(arguments: Arguments) -> int:
     if arguments.output is None and os.isatty(STDOUT):
-        raise Invalid("an archive is nothing for a terminal", "name a file with -o, or redirect the output")
+        raise Invalid("an archive can't be written to a terminal", "name a file with -o, or redirect the output")
     with Client(arguments.socket).instances.export(arguments.tenant, arguments.name) as response:
         if arguments.output is None:
             for data in response:
@@ -32,7 +32,7 @@ COMMANDS = {
         [Option("-o --output", "the file (standard output)", "FILE", complete="file")],
         complete={"NAME": "instance"},
         details="""\
-What is mounted in it is left out (/proc, /sys, /dev, a tmpfs, /etc/hosts and its kin), and so are devices and sockets.
+Its mounts are left out (/proc, /sys, /dev, a tmpfs, /etc/hosts and the like), and so are devices and sockets.
 `insula image import FILE NAME` makes an image of it; the command, variables and user of the image are not in it.""",
     ),
 }

@@ -53,7 +53,7 @@ def build_base(arguments: Arguments) -> int:
 
 
 def _follow(arguments: Arguments, steps: Iterable[Object]) -> int:
-    """Shows progress on the standard error; the image at the end on the standard output."""
+    """Show progress on the standard error, and the image at the end on the standard output."""
     image = None
     for step in steps:
         if "progress" in step and not arguments.quiet:
@@ -67,14 +67,14 @@ def _follow(arguments: Arguments, steps: Iterable[Object]) -> int:
 
 
 def show(image: Object) -> None:
-    """The image's name on the standard output; what of it was passed over on the standard error."""
+    """Print the image's name on the standard output, and notes on left out parts on the standard error."""
     for note in image.get("notes", ()):
         warn(f"note: {image['name']}: {note}")
     print(clean(image["name"]))
 
 
 def auth(arguments: Arguments) -> dict[str, str] | None:
-    """Who we are to the registry; the password comes from INSULA_REGISTRY_PASSWORD or is asked for, never an option."""
+    """Return the login at the registry; the password is in INSULA_REGISTRY_PASSWORD or is asked for."""
     if arguments.username is None:
         return None
     password = os.environ.get("INSULA_REGISTRY_PASSWORD")
@@ -112,7 +112,7 @@ def tag(arguments: Arguments) -> int:
 
 def save(arguments: Arguments) -> int:
     if arguments.output is None and os.isatty(STDOUT):
-        raise Invalid("an archive is nothing for a terminal", "name a file with -o, or redirect the output")
+        raise Invalid("an archive can't be written to a terminal", "name a file with -o, or redirect the output")
     with Client(arguments.socket).images.save(arguments.tenant, arguments.name, arguments.format) as response:
         if arguments.output is None:
             for data in response:
@@ -128,7 +128,7 @@ def rm(client: Client, arguments: Arguments, name: str) -> None:
 
 
 def read_archive(path: str) -> Iterator[bytes]:
-    """The file's content in pieces; ``-`` is the standard input. Raises Invalid when it can't be read."""
+    """Yield the file's content in pieces; ``-`` is the standard input. Invalid if it can't be read."""
     try:
         file = os.dup(STDIN) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if os.path.isdir(path):
@@ -146,7 +146,7 @@ def read_archive(path: str) -> Iterator[bytes]:
 
 
 class Replacing:
-    """A file that appears under its name only when all of it has been written."""
+    """A file that gets its name only when it has been written completely."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -156,7 +156,7 @@ class Replacing:
         try:
             self.file = open(self.part, "xb")
         except OSError as problem:
-            raise Invalid(f"{self.path} can't be written: {problem.strerror}", "choose another place") from None
+            raise Invalid(f"{self.path} can't be written: {problem.strerror}", "choose another path") from None
         return self.file
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -172,7 +172,7 @@ FORMATS = ("oci", "docker")
 _QUIET = Option("-q --quiet", "show no progress")
 _IMAGE = {"NAME": "image"}
 _REGISTRY = [
-    Option("-u --username", "who we are to the registry (password: INSULA_REGISTRY_PASSWORD, else asked for)", "NAME"),
+    Option("-u --username", "the user at the registry (password: INSULA_REGISTRY_PASSWORD, else asked for)", "NAME"),
     Option("--insecure", "plain HTTP, or a certificate that can't be checked"),
 ]
 COMMANDS = {
@@ -181,14 +181,14 @@ COMMANDS = {
         pull,
         "Fetch an image from a registry.",
         "REFERENCE",
-        [*_REGISTRY, Option("--name", "keep it under this name", "NAME"), _QUIET],
+        [*_REGISTRY, Option("--name", "store it under this name", "NAME"), _QUIET],
     ),
     "push": Command(push, "Send an image to a registry.", "NAME [REFERENCE]", [*_REGISTRY, _QUIET], complete=_IMAGE),
     "load": Command(
         load,
-        "Take the images of an OCI layout or docker-archive (`docker save`), a tar.",
+        "Import the images of an OCI layout or docker-archive (`docker save`), a tar.",
         "ARCHIVE",
-        [Option("--name", "keep it under this name, if it is one image", "NAME")],
+        [Option("--name", "store it under this name, if it is one image", "NAME")],
         complete={"ARCHIVE": "file"},
     ),
     "save": Command(
@@ -201,17 +201,23 @@ COMMANDS = {
         ],
         complete=_IMAGE,
     ),
-    "import": Command(import_, "Make an image of the tar of a root file system.", "TAR NAME", complete={"TAR": "file"}),
+    "import": Command(
+        import_, "Make an image from the tar of a root file system.", "TAR NAME", complete={"TAR": "file"}
+    ),
     "build-base": Command(
         build_base,
-        "Make an image with a distribution's user land (debootstrap).",
+        "Build an image of a distribution's user land (debootstrap).",
         "DISTRIBUTION",
         [
-            Option("--release", "which release, as in bookworm; if not given, the host's, called latest too", "NAME"),
+            Option(
+                "--release", "the release, as in bookworm; by default the host's, which is also called latest", "NAME"
+            ),
             _QUIET,
         ],
         complete={"DISTRIBUTION": DISTRIBUTIONS},
     ),
-    "tag": Command(tag, "Give an image one more name.", "SOURCE NAME", complete={"SOURCE": "image", "NAME": "image"}),
+    "tag": Command(
+        tag, "Give an image another name in addition.", "SOURCE NAME", complete={"SOURCE": "image", "NAME": "image"}
+    ),
     "rm": Command(each(rm), "Remove images.", "NAME...", complete=_IMAGE),
 }

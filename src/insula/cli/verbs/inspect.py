@@ -1,4 +1,4 @@
-"""insula inspect: everything about an object, as JSON."""
+"""insula inspect: show everything about an object as JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ KINDS = ("instance", "network", "image", "tenant")
 COMMANDS = {
     "inspect": Command(
         run,
-        "Show all that is known about instances (or networks, images, tenants), wanted and measured, as JSON.",
+        "Show the wanted and measured state of instances (or networks, images, tenants) as JSON.",
         "NAME...",
         [
             Option(

@@ -12,7 +12,7 @@ from insula.model.units import parse_duration, parse_signal
 
 
 def each(act: Callable[[Client, Arguments, str], object]) -> Callable[[Arguments], int]:
-    """A verb that does `act` for every name, prints what came of it, and goes on after an error (exit status 1)."""
+    """Make a verb that does `act` for every name and prints the result; it continues after an error (exit status 1)."""
 
     def run(arguments: Arguments) -> int:
         client = Client(arguments.socket)
@@ -80,10 +80,10 @@ def rename(arguments: Arguments) -> int:
 SIGNALS = ("TERM", "KILL", "HUP", "INT", "QUIT", "USR1", "USR2", "WINCH", "STOP", "CONT")
 _NAME = {"NAME": "instance"}
 _TIME = Option(
-    "-t --timeout", "how long to wait before SIGKILL (what `run --stop-timeout` said)", "TIME", parse=parse_duration
+    "-t --timeout", "how long to wait before SIGKILL (as given to `run --stop-timeout`)", "TIME", parse=parse_duration
 )
 
-_UNPAUSE = Command(each(unpause), "Let paused instances go on.", "NAME...", complete=_NAME)
+_UNPAUSE = Command(each(unpause), "Resume paused instances.", "NAME...", complete=_NAME)
 
 COMMANDS = {
     "start": Command(each(start), "Start stopped instances.", "NAME...", complete=_NAME),
@@ -91,7 +91,7 @@ COMMANDS = {
     "restart": Command(each(restart), "Stop and start instances.", "NAME...", [_TIME], complete=_NAME),
     "pause": Command(
         each(pause),
-        "Freeze all processes of instances: they keep what they have, and get no time on a processor.",
+        "Freeze all processes of instances: they keep their memory, and get no processor time.",
         "NAME...",
         details="Until `insula unpause`. A paused instance can be stopped, killed and removed (-f), but nothing can\n"
         "be executed in it; signals that don't end it wait until it goes on.",
@@ -117,12 +117,12 @@ COMMANDS = {
         rename,
         "Give the instance NAME another name, while it runs too.",
         "NAME NEW-NAME",
-        details="The new name resolves at once, the old one no more; its host name changes with the next start.",
+        details="The new name resolves at once, and the old one no longer; its host name changes with the next start.",
         complete=_NAME,
     ),
     "rm": Command(
         each(remove),
-        "Remove instances with all they have written.",
+        "Remove instances with their files.",
         "NAME...",
         [Option("-f --force", "kill it first if it runs")],
         complete=_NAME,

@@ -1,4 +1,4 @@
-"""insula logs: what an instance has printed, standard output and error each where they belong."""
+"""insula logs: show an instance's output, on standard output and standard error as it was written."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def run(arguments: Arguments) -> int:
 
 
 def count(text: str) -> int | None:
-    """A number of lines; None for ``all``."""
+    """Parse a number of lines; None for ``all``."""
     return None if text == "all" else whole(0)(text)
 
 
 def moment(text: str) -> float:
-    """Seconds since the epoch: from an age such as ``10m``, or a date and time (RFC 3339; local without a zone)."""
+    """Parse an age such as ``10m``, or a date and time (RFC 3339; local without a zone), to seconds since the epoch."""
     import time
     from datetime import datetime
 
@@ -57,15 +57,15 @@ def moment(text: str) -> float:
         try:
             return datetime.fromisoformat(text).timestamp()
         except (ValueError, OverflowError, OSError):
-            raise Invalid(f"{text[:60]!r} is no time", "write an age as in 10m, or a date and time") from None
+            raise Invalid(f"{text[:60]!r} is not a time", "write an age as in 10m, or a date and time") from None
 
 
 class Printable:
-    """Log output for a terminal: text and colours pass, every other control sequence is shown instead of obeyed, and so
-    is what is not UTF-8, where a byte alone may be a control character (C1, ECMA-48).
+    """A filter for output to a terminal: text and colours pass, other control sequences are shown as text.
 
-    Output comes in pieces that may be cut anywhere. What may be the beginning of a character or of a colour waits for
-    the next piece, or for the end, `final`: so each piece that goes out is whole, whatever comes between.
+    So are bytes that are not UTF-8, because a single one may be a control character (C1, ECMA-48). Output arrives in
+    pieces that may be split anywhere: an incomplete character or colour is kept until the next piece, or until the
+    end, `final`.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ def _show(match: re.Match[str]) -> str:
 
 
 def stamp(data: bytes, moment: float, at_start: bool) -> tuple[bytes, bool]:
-    """`data` with the time (UTC, RFC 3339) before each line that begins in it; and whether the next begins a line."""
+    """Add the time (UTC, RFC 3339) before each line that starts in `data`; also returns whether a line starts next."""
     import time
 
     whole = int(moment)
@@ -109,12 +109,12 @@ def stamp(data: bytes, moment: float, at_start: bool) -> tuple[bytes, bool]:
 COMMANDS = {
     "logs": Command(
         run,
-        "Show what the instance NAME has printed.",
+        "Show the output of the instance NAME.",
         "NAME",
         [
-            Option("-f --follow", "go on as it prints more, until it exits"),
+            Option("-f --follow", "follow its output until it exits"),
             Option("-n --tail", "only the last N lines, or all", "N", parse=count),
-            Option("--since", "only what is younger than this, as in 10m, or 2026-01-31T12:00", "TIME", parse=moment),
+            Option("--since", "only output younger than this, as in 10m, or 2026-01-31T12:00", "TIME", parse=moment),
             Option("-t --timestamps", "begin each line with its time"),
             Option("--raw", "on a terminal too, pass control sequences through"),
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option, Usage, whole
+from insula.cli.options import Arguments, Command, Option, UsageError, whole
 from insula.cli.output import age, clean, listing, print_json
 from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def create(arguments: Arguments) -> int:
     if arguments.subnet is None:
-        raise Usage("network create needs --subnet", "as in --subnet 10.0.0.0/24")
+        raise UsageError("network create needs --subnet", "as in --subnet 10.0.0.0/24")
     other: dict[str, Any] = {"labels": dict(pair(text, "label", default="") for text in arguments.label)}
     if arguments.mtu is not None:
         other["mtu"] = arguments.mtu

@@ -1,4 +1,4 @@
-"""insula ps: the instances and how they are."""
+"""insula ps: list instances with their state."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""insula run: create an instance from an image, start it, and stay with it unless `-d`."""
+"""insula run: create an instance from an image, start it, and attach to it unless `-d`."""
 
 from __future__ import annotations
 
 import os
 
-from insula.cli.options import Arguments, Command, Option, Usage, choice, whole, zero_or
+from insula.cli.options import Arguments, Command, Option, UsageError, choice, whole, zero_or
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
 from insula.client import Client
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ENGINE_FAILURE = 125
 MAX_ENV_FILE = 2 << 20
 FAMILIES = ("can", "kcm", "key", "llc", "packet", "pppox", "rxrpc", "smc", "tipc", "xdp")
-"""What --socket-family takes, for completion; insulad decides (`container.seccomp_default`)."""
+"""The values of --socket-family, for completion; insulad checks them (`container.seccomp_default`)."""
 
 
 def run(arguments: Arguments) -> int:
@@ -36,7 +36,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _fetch(client: Client, arguments: Arguments) -> None:
-    """What `--pull` says, before the instance is made; progress is shown on the standard error."""
+    """Pull the image as `--pull` requires, before the instance is made; progress is shown on the standard error."""
     if arguments.pull == "never":
         return
     if arguments.pull == "missing":
@@ -74,7 +74,7 @@ def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
 
 
 def build_spec(arguments: Arguments) -> dict[str, Any]:
-    """The `InstanceSpec` that the options ask for; what was not said is left to the image and the defaults."""
+    """Return the `InstanceSpec` of the options; absent options are left to the image and the defaults."""
     spec: dict[str, Any] = {
         "image": arguments.image,
         "command": arguments.cmd,
@@ -113,13 +113,13 @@ def build_spec(arguments: Arguments) -> dict[str, Any]:
 
 
 class IdFile:
-    """A new file for the name of what is made, or none if `path` is None. An error while it is entered removes it."""
+    """A new file for the instance's name, or none if `path` is None. An error in the block removes it."""
 
     def __init__(self, path: str | None) -> None:
         self.path = path
 
     def __enter__(self) -> IdFile:
-        """Conflict if there is a file already; Invalid if it can't be made."""
+        """Create the file. Conflict if it exists; Invalid if it can't be made."""
         if self.path is None:
             return self
         try:
@@ -143,7 +143,7 @@ class IdFile:
 
 
 def environment(words: list[str], files: Sequence[str] = ()) -> dict[str, str]:
-    """``NAME=VALUE``, or ``NAME`` alone for the value it has here, if it has one; `words` count more than `files`."""
+    """Return variables from ``NAME=VALUE``, or ``NAME`` for its value here, if any; `words` override `files`."""
     result = {}
     for word in [*(line for file in files for line in env_lines(file)), *words]:
         if "=" in word or word in os.environ:
@@ -153,24 +153,24 @@ def environment(words: list[str], files: Sequence[str] = ()) -> dict[str, str]:
 
 
 def pair(text: str, what: str, default: str | None = None) -> tuple[str, str]:
-    """``NAME=VALUE`` taken apart; without a value it is `default`, or wrong usage where there is none."""
+    """Split ``NAME=VALUE``; without a value it is `default`, or a UsageError if that is None."""
     name, equals, value = text.partition("=")
     if not name or (not equals and default is None):
-        raise Usage(f"{what} {text[:60]!r} is not NAME=VALUE")
+        raise UsageError(f"{what} {text[:60]!r} is not NAME=VALUE")
     return name, value if equals or default is None else default
 
 
 def env_lines(path: str) -> list[str]:
-    """The variables in a file as docker-run(1) --env-file has them: ``NAME=VALUE`` or ``NAME`` a line, without quoting;
-    empty lines and those that begin with ``#`` are left out. Raises Usage."""
+    """Read variables from a file in the format of docker-run(1) --env-file: ``NAME=VALUE`` or ``NAME`` lines, unquoted;
+    empty lines and those that begin with ``#`` are left out. Raises UsageError."""
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:
             text = file.read(MAX_ENV_FILE + 1)
     except (OSError, UnicodeDecodeError) as problem:
         why = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8"
-        raise Usage(f"the environment file {path} can't be read: {why}", "as in --env-file ./variables") from None
+        raise UsageError(f"the environment file {path} can't be read: {why}", "as in --env-file ./variables") from None
     if len(text) > MAX_ENV_FILE:
-        raise Usage(f"the environment file {path} is too long", "use at most 2m: the kernel takes no more")
+        raise UsageError(f"the environment file {path} is too long", "use at most 2m, the limit of the kernel")
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r").lstrip()
@@ -178,7 +178,7 @@ def env_lines(path: str) -> list[str]:
         if not line or line.startswith("#"):
             continue
         if not name or name != name.strip() or len(name.split()) > 1 or "\0" in line:
-            raise Usage(
+            raise UsageError(
                 f"line {number} of {path} is not NAME=VALUE: {line[:60]!r}", "a name has no blanks; # begins a comment"
             )
         found.append(line)
@@ -186,14 +186,14 @@ def env_lines(path: str) -> list[str]:
 
 
 def extra_host(text: str) -> dict[str, str]:
-    """``NAME:ADDRESS`` or ``NAME=ADDRESS``, an IPv6 address in brackets or not, as docker-run(1) --add-host."""
+    """Parse ``NAME:ADDRESS`` or ``NAME=ADDRESS``, an IPv6 address in brackets or not, as docker-run(1) --add-host."""
     equals, colon = text.find("="), text.find(":")
     at = equals if equals > 0 else colon
     name, address = text[: max(at, 0)], text[at + 1 :]
     if not name or not address:
-        raise Usage(f"host {text[:60]!r} is not NAME:ADDRESS", "as in db:10.0.0.7")
+        raise UsageError(f"host {text[:60]!r} is not NAME:ADDRESS", "as in db:10.0.0.7")
     if address == "host-gateway":
-        raise Usage("the host is out of an instance's reach", "name an address that its network leads to")
+        raise UsageError("an instance can't reach the host", "use an address that its network can reach")
     if address.startswith("[") and address.endswith("]"):
         address = address[1:-1]
     return {"name": name, "address": address}
@@ -209,7 +209,7 @@ _ALWAYS = ("nosuid", "nodev")
 
 
 def container_options(arguments: Arguments) -> dict[str, Any]:
-    """The `ContainerOptions` that the options ask for."""
+    """Return the `ContainerOptions` of the options."""
     options: dict[str, Any] = {
         "kind": "container",
         "init": arguments.init,
@@ -227,7 +227,7 @@ def container_options(arguments: Arguments) -> dict[str, Any]:
 
 
 def tmpfs(text: str) -> dict[str, Any]:
-    """``PATH[:OPTION,…]`` with the options of tmpfs(5): exec, noexec, ro, rw, size, mode, uid, gid."""
+    """Parse ``PATH[:OPTION,…]`` with the options of tmpfs(5): exec, noexec, ro, rw, size, mode, uid, gid."""
     path, _, options = text.partition(":")
     result: dict[str, Any] = {"type": "tmpfs", "path": path}
     for option in options.split(",") if options else []:
@@ -236,8 +236,8 @@ def tmpfs(text: str) -> dict[str, Any]:
             key, on = _FLAGS[name]
             result[key] = on
         elif not equals and name in ("suid", "dev"):
-            raise Usage(
-                f"no tmpfs is mounted with {name}", "there are no set-uid programs and devices inside; leave it out"
+            raise UsageError(
+                f"no tmpfs is mounted with {name}", "set-uid programs and devices have no effect inside; omit it"
             )
         elif name == "size" and value:
             result["size"] = _usage(parse_size, value)
@@ -247,31 +247,33 @@ def tmpfs(text: str) -> dict[str, Any]:
             result[name] = _usage(whole(0), value)
         elif equals or name not in _ALWAYS:
             what = f"tmpfs option {option[:60]!r} is unknown"
-            raise Usage(what, "exec, noexec, ro, rw, size=SIZE, mode=OCTAL, uid=N, gid=N")
+            raise UsageError(what, "exec, noexec, ro, rw, size=SIZE, mode=OCTAL, uid=N, gid=N")
     return result
 
 
 def rlimit(text: str) -> dict[str, Any]:
-    """``nofile=1024`` or ``nofile=1024:4096``, soft and hard."""
+    """Parse ``nofile=1024`` or ``nofile=1024:4096``, soft and hard."""
     name, value = pair(text, "ulimit")
     soft, _, hard = value.partition(":")
     try:
         return {"name": name.lower(), "soft": int(soft), "hard": int(hard or soft)}
     except ValueError:
-        raise Usage(f"ulimit {text[:60]!r} is not NAME=SOFT[:HARD]") from None
+        raise UsageError(f"ulimit {text[:60]!r} is not NAME=SOFT[:HARD]") from None
 
 
 def restart(text: str) -> dict[str, Any]:
-    """``no``, ``always``, ``unless-stopped``, ``on-failure`` or ``on-failure:RETRIES``."""
+    """Parse ``no``, ``always``, ``unless-stopped``, ``on-failure`` or ``on-failure:RETRIES``."""
     name, _, retries = text.partition(":")
     known = name in ("no", "always", "unless-stopped", "on-failure")
     if not known or (retries and (name != "on-failure" or not retries.isdigit())):
-        raise Usage(f"restart policy {text[:60]!r} is unknown", "no, on-failure[:RETRIES], always or unless-stopped")
+        raise UsageError(
+            f"restart policy {text[:60]!r} is unknown", "no, on-failure[:RETRIES], always or unless-stopped"
+        )
     return {"name": name, "max_retries": int(retries or 0)}
 
 
 def healthcheck(arguments: Arguments) -> dict[str, Any] | None:
-    """The `Healthcheck` of the options; None leaves all to the image."""
+    """Return the `Healthcheck` of the options; None leaves everything to the image."""
     given = {
         "interval": arguments.health_interval,
         "timeout": arguments.health_timeout,
@@ -284,39 +286,41 @@ def healthcheck(arguments: Arguments) -> dict[str, Any] | None:
     if not arguments.no_healthcheck:
         return given or None
     if given:
-        raise Usage("--no-healthcheck and the other --health options exclude each other")
+        raise UsageError("--no-healthcheck and the other --health options exclude each other")
     return {"test": ["NONE"]}
 
 
 def pids(arguments: Arguments) -> int:
-    """The processes of containers inside count, too."""
+    """Return the limit of processes, which includes those of nested containers."""
     return arguments.pids or (16384 if arguments.nesting else 4096)
 
 
 def pid_of(text: str | None) -> str | None:
-    """The instance of ``container:NAME``."""
+    """Parse ``container:NAME`` to the instance's name."""
     if text is None:
         return None
     kind, _, name = text.partition(":")
     if kind == "container" and name:
         return name
     if text == "host":
-        raise Usage("no instance sees the host's processes", "container:NAME shares those of another instance")
-    raise Usage(f"PID namespace {text[:60]!r} is unknown", "write container:NAME")
+        raise UsageError(
+            "an instance can't share the host's PID namespace", "use container:NAME for that of another instance"
+        )
+    raise UsageError(f"PID namespace {text[:60]!r} is unknown", "write container:NAME")
 
 
 def _usage(parse: Any, text: str) -> Any:
     try:
         return parse(text)
     except Invalid as problem:
-        raise Usage(problem.message, problem.hint) from None
+        raise UsageError(problem.message, problem.hint) from None
 
 
 OPTIONS = [
     Option("-d --detach", "print its name and leave it running"),
     Option("-i --interactive", "keep its standard input open and connected"),
     Option("-t --tty", "give it a terminal"),
-    Option("--detach-keys", "leave it running when these are typed", "KEYS", default=DETACH_KEYS, parse=detach_keys),
+    Option("--detach-keys", "keys that detach and leave it running", "KEYS", default=DETACH_KEYS, parse=detach_keys),
     Option("--rm", "remove it when it exits"),
     Option("--cidfile", "write its name into this new file", "FILE", complete="file"),
     Option(
@@ -328,32 +332,32 @@ OPTIONS = [
         complete=("always", "missing", "never"),
     ),
     Option("-q --quiet", "with --pull: show no progress"),
-    Option("--name", "its name, a DNS label; made up if not given", "NAME"),
+    Option("--name", "its name, a DNS label; generated by default", "NAME"),
     Option("--network", "its network (default), or none", "NET", default="default", complete="network"),
-    Option("--ip", "its IPv4 address; the next free one if not given", "ADDRESS"),
+    Option("--ip", "its IPv4 address; by default the next free one", "ADDRESS"),
     Option("--ip6", "its IPv6 address", "ADDRESS"),
-    Option("--mac-address", "its MAC address; if not given, one that stays with its IPv4 address", "MAC"),
+    Option("--mac-address", "its MAC address; by default derived from its network and IPv4 address", "MAC"),
     Option("--hostname", "its host name (its name)", "NAME"),
     Option("--cpus", "at most so many CPUs, as in 0.5 (0: as many as its tenant)", "N", parse=zero_or(parse_cpus)),
     Option("-m --memory", "at most so much memory, as in 64m (0: as its tenant)", "SIZE", parse=zero_or(parse_size)),
     Option("--pids", "at most so many processes (4096; with --nesting 16384)", "N", parse=whole(1)),
-    Option("-e --env", "set a variable; without a value, the one it has here", "NAME[=VALUE]", many=True),
+    Option("-e --env", "set a variable; without a value, to its value here", "NAME[=VALUE]", many=True),
     Option("--env-file", "set the variables in a file: NAME=VALUE a line", "FILE", many=True, complete="file"),
     Option("-u --user", "run as this user: name or number, with :group", "USER"),
     Option("-w --workdir", "start in this directory", "PATH"),
     Option("--entrypoint", "run this instead of the image's entrypoint", "PROGRAM"),
     Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
     Option("--init", "a small PID 1 that reaps processes and forwards signals"),
-    Option("--read-only", "its root file system can't be written to"),
+    Option("--read-only", "make its root file system read-only"),
     Option("--tmpfs", "a tmpfs at PATH (64m): exec, ro, size=, mode=, uid=, gid=", "PATH[:OPTION,…]", many=True),
     Option("--shm-size", "the size of /dev/shm (64m)", "SIZE", parse=parse_size),
     Option("--add-host", "a line in /etc/hosts", "NAME:ADDRESS", many=True),
-    Option("--dns", "ask this name server instead of the network's", "ADDRESS", many=True),
+    Option("--dns", "use this name server instead of the network's", "ADDRESS", many=True),
     Option("--dns-search", "look up short names in this domain; . for none", "DOMAIN", many=True),
-    Option("--group-add", "put its user into one more group: name or number", "GROUP", many=True),
+    Option("--group-add", "add its user to a group: name or number", "GROUP", many=True),
     Option("--ulimit", "a resource limit, as in nofile=1024:4096", "NAME=SOFT[:HARD]", many=True),
-    Option("--cap-add", "give it a capability (capabilities(7))", "CAP", many=True),
-    Option("--cap-drop", "take a capability from it, or ALL", "CAP", many=True),
+    Option("--cap-add", "add a capability (capabilities(7))", "CAP", many=True),
+    Option("--cap-drop", "drop a capability, or ALL", "CAP", many=True),
     Option("--sysctl", "set a kernel parameter of its namespaces", "NAME=VALUE", many=True),
     Option(
         "--restart",
@@ -362,26 +366,31 @@ OPTIONS = [
         default="no",
         complete=("no", "on-failure", "always", "unless-stopped"),
     ),
-    Option("--health-cmd", "check its health by this command line, in its shell", "LINE"),
-    Option("--health-interval", "so often (30s)", "TIME", parse=parse_duration),
-    Option("--health-timeout", "a check that takes longer has failed (30s)", "TIME", parse=parse_duration),
-    Option("--health-retries", "so many failures in a row make it unhealthy (3)", "N", parse=whole(1)),
-    Option("--health-start-period", "failures at first that don't count (0s)", "TIME", parse=parse_duration),
-    Option("--health-start-interval", "and how often to check then (5s)", "TIME", parse=parse_duration),
-    Option("--no-healthcheck", "make no health checks, whatever the image says"),
+    Option("--health-cmd", "check its health with this command line, in its shell", "LINE"),
+    Option("--health-interval", "the time between checks (30s)", "TIME", parse=parse_duration),
+    Option("--health-timeout", "the time limit of a check (30s)", "TIME", parse=parse_duration),
+    Option("--health-retries", "the number of failures in a row that make it unhealthy (3)", "N", parse=whole(1)),
+    Option(
+        "--health-start-period",
+        "the time after its start in which failures are not counted (0s)",
+        "TIME",
+        parse=parse_duration,
+    ),
+    Option("--health-start-interval", "the time between checks in the start period (5s)", "TIME", parse=parse_duration),
+    Option("--no-healthcheck", "disable the image's health check"),
     Option("--pid", "share the processes of another instance", "container:NAME", complete="container"),
     Option("--nesting", "allow containers inside of it (docs/nesting.md)"),
-    Option("--socket-family", "allow one more family of sockets", "FAMILY", many=True, complete=FAMILIES),
-    Option("--aio", "allow io_setup(2), whose contexts it takes from the host's"),
-    Option("--stop-signal", "what `insula stop` sends", "SIGNAL"),
-    Option("--stop-timeout", "and how long it then waits (10s)", "TIME", parse=parse_duration),
+    Option("--socket-family", "allow a further family of sockets", "FAMILY", many=True, complete=FAMILIES),
+    Option("--aio", "allow io_setup(2), which uses contexts of the host's limit"),
+    Option("--stop-signal", "the signal that `insula stop` sends", "SIGNAL"),
+    Option("--stop-timeout", "the time until SIGKILL after it (10s)", "TIME", parse=parse_duration),
     Option("--log-size", "rotate its log at this size (10m)", "SIZE", parse=parse_size),
     Option("--log-files", "keep so many rotated log files (3)", "N", parse=whole(1)),
 ]
 
-_PUBLISH = "nothing comes in from outside yet: instances of one network reach each other"
-_VOLUME = "there are no volumes yet: an instance keeps its own files, and `insula cp` copies some in or out"
-_PRIVILEGED = "no instance gets the host's rights; --cap-add gives some of its own namespaces'"
+_PUBLISH = "published ports are not supported yet: only instances of one network reach each other"
+_VOLUME = "volumes are not supported yet: an instance keeps its files, and `insula cp` copies files in or out"
+_PRIVILEGED = "an instance can't be privileged on the host; --cap-add adds capabilities in its own namespaces"
 ELSEWHERE = {
     **dict.fromkeys(("-p", "--publish", "-P", "--publish-all"), _PUBLISH),
     **dict.fromkeys(("-v", "--volume", "--mount", "--volumes-from"), _VOLUME),
@@ -401,6 +410,6 @@ COMMANDS = {
         complete={"IMAGE": "image"},
         elsewhere=ELSEWHERE,
         details="Without -d its output is shown here and its exit status becomes ours\n"
-        "(125: the engine failed, 126: CMD can't be executed, 127: CMD isn't there).",
+        "(125: the engine failed, 126: CMD can't be executed, 127: CMD does not exist).",
     )
 }

@@ -1,8 +1,8 @@
-"""insula stats: what instances use, once or as it changes."""
+"""insula stats: show the usage of instances, once or continuously."""
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option, Usage
+from insula.cli.options import Arguments, Command, Option, UsageError
 from insula.cli.output import size, table
 from insula.client import Client
 from insula.model.errors import Invalid
@@ -23,7 +23,7 @@ def run(arguments: Arguments) -> int:
     import sys
 
     if arguments.all_tenants and arguments.name:
-        raise Usage("names are those of one tenant", "leave out either the names or --all-tenants")
+        raise UsageError("names are those of one tenant", "leave out either the names or --all-tenants")
     tenant = None if arguments.all_tenants else arguments.tenant
     interval = None if arguments.no_stream else arguments.interval
     begun = False
@@ -69,14 +69,14 @@ def pressure(measured: dict[str, dict[str, float]]) -> str | None:
 def seconds(text: str) -> float:
     found = parse_duration(text)
     if not 0.1 <= found <= 3600:
-        raise Invalid(f"{text[:60]!r} is no interval", "from 100ms to 1h")
+        raise Invalid(f"{text[:60]!r} is not an interval", "from 100ms to 1h")
     return found
 
 
 COMMANDS = {
     "stats": Command(
         run,
-        "Show what instances use, again and again until interrupted: those named, or all of the tenant that run.",
+        "Show the usage of instances, until interrupted: of those named, or of all running ones of the tenant.",
         "[NAME...]",
         [
             Option("-A --all-tenants", "those of every tenant"),
@@ -84,7 +84,7 @@ COMMANDS = {
             Option("--interval", "how often (1s)", "TIME", default=1.0, parse=seconds),
         ],
         details="CPU is the part of one processor: two in full use are 200 %. MEMORY leaves out page cache that is\n"
-        "given back at once; LIMIT is the instance's own, or else its tenant's. PRESSURE is the part of the last\n"
+        "easily reclaimed; LIMIT is the instance's own, or else its tenant's. PRESSURE is the part of the last\n"
         "ten seconds in which some/all of its processes waited, in percent, where control groups are of version 2\n"
         "and the kernel has PSI. With --json one object a line.",
         complete={"NAME": "instance"},

@@ -1,4 +1,4 @@
-"""insula status: the state of this host."""
+"""insula status: show the state of this host."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def run(arguments: Arguments) -> int:
     print(f"instances  {instances or 'none'}")
     print(f"revision   {status['revision']}")
     if status["reconciling"]:
-        print(f"starting   {status['reconciling']} instances are still to be looked at")
+        print(f"starting   {status['reconciling']} instances have not been observed yet")
     for problem in status["problems"]:
         print(f"problem    {clean(problem)}")
     return 0
 
 
-COMMANDS = {"status": Command(run, "Show the state of this host at a glance.")}
+COMMANDS = {"status": Command(run, "Show the state of this host.")}

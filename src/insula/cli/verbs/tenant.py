@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Option, Usage, or_none, whole
+from insula.cli.options import Arguments, Command, Option, UsageError, or_none, whole
 from insula.cli.output import age, clean, listing, print_json, size
 from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
@@ -28,15 +28,15 @@ def update(arguments: Arguments) -> int:
 
 
 def changes(arguments: Arguments, *names: str) -> dict[str, Any]:
-    """The limits that the command line names; None for those that it says are to be ``none``."""
+    """Return the limits of the command line; None for those given as ``none``. UsageError without any."""
     found = given(arguments, *names)
     if not found:
-        raise Usage("there is nothing to change", f"give one of {', '.join(f'--{name}' for name in names)}")
+        raise UsageError("there is nothing to change", f"give one of {', '.join(f'--{name}' for name in names)}")
     return found
 
 
 def given(arguments: Arguments, *names: str) -> dict[str, Any]:
-    """The same; nothing may be named."""
+    """Return the limits of the command line, which may have none."""
     values = {name: getattr(arguments, name) for name in names}
     return {name: None if value == "none" else value for name, value in values.items() if value is not None}
 
@@ -101,7 +101,7 @@ def limit(name: str, value: Any) -> str:
 
 
 def reserved(name: str, value: Any) -> str:
-    """What the instances' own limits sum up to, which may not exceed the tenant's."""
+    """Return the sums of the instances' own limits, which may not exceed the tenant's."""
     return "" if not value else f", {amount(name, value)} {'there' if name == 'instances' else 'reserved by instances'}"
 
 
@@ -118,7 +118,7 @@ _NAME = {"NAME": "tenant"}
 COMMANDS = {
     "create": Command(
         create,
-        "Create a tenant. Its limits hold for all of its instances together.",
+        "Create a tenant. Its limits apply to all of its instances together.",
         "NAME",
         [
             Option("--cpus", "at most so many CPUs", "N", parse=parse_cpus),
@@ -131,7 +131,7 @@ COMMANDS = {
     ),
     "update": Command(
         update,
-        "Change limits of a tenant. They hold at once; what is not named stays as it is.",
+        "Change limits of a tenant. They apply at once; limits that are not given stay unchanged.",
         "NAME",
         [
             Option("--cpus", "at most so many CPUs, or none for no limit", "N", parse=or_none(parse_cpus)),
@@ -146,12 +146,12 @@ COMMANDS = {
         complete=_NAME,
     ),
     "ls": Command(ls, "List the tenants."),
-    "show": Command(show, "Show a tenant, its limits and what it has.", "NAME", complete=_NAME),
+    "show": Command(show, "Show a tenant with its limits and reserved resources.", "NAME", complete=_NAME),
     "rm": Command(
         each(rm),
         "Remove tenants that have no instances, networks and images of their own.",
         "NAME...",
-        [Option("-f --force", "kill and remove all that they have first")],
+        [Option("-f --force", "kill and remove everything that they have first")],
         complete=_NAME,
     ),
 }

@@ -1,4 +1,4 @@
-"""insula top: the processes of an instance as a tree, with both of their numbers."""
+"""insula top: show the processes of an instance as a tree, with their PIDs inside and on the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(arguments: Arguments) -> int:
 
 
 def rows(processes: list[Process]) -> Iterator[list[Any]]:
-    """One row a process, children below their parent; numbers of deeper PID namespaces follow the instance's own."""
+    """Make a row for each process, children below their parent; PIDs of nested PID namespaces follow the instance's."""
     for process, depth in tree(processes):
         inside = "/".join(map(str, process["pids"][1:])) or str(process["inside"])
         user = "?" if process["user"] is None else process["user"]
@@ -32,7 +32,7 @@ def rows(processes: list[Process]) -> Iterator[list[Any]]:
 
 
 def spent(seconds: float) -> str:
-    """Processor time as ``0.25s``, ``1:05`` (minutes), ``2:01:05`` (hours)."""
+    """Format processor time as ``0.25s``, ``1:05`` (minutes), ``2:01:05`` (hours)."""
     if seconds < 60:
         return f"{seconds:.2f}s"
     minutes, hours = int(seconds // 60), int(seconds // 3600)
@@ -40,7 +40,7 @@ def spent(seconds: float) -> str:
 
 
 def tree(processes: list[Process]) -> Iterator[tuple[Process, int]]:
-    """Every process once with its depth; those whose parent is not among them are roots."""
+    """Yield every process with its depth; those whose parent is not in the list are roots."""
     children: dict[int, list[Process]] = {}
     known = {process["inside"] for process in processes}
     for process in sorted(processes, key=lambda each: each["pid"]):
@@ -58,9 +58,8 @@ COMMANDS = {
         run,
         "Show the processes of the running instance NAME.",
         "NAME",
-        details="INSIDE is the number that the instance sees, HOST the one that the host sees. A process in a PID\n"
-        "namespace of its own inside the instance shows its number in each, outermost first.\n"
-        "TIME is how much it has used of the processors.",
+        details="INSIDE is the PID in the instance, HOST the PID on the host. A process in a nested PID namespace of\n"
+        "the instance has a PID in each, outermost first. TIME is its processor time.",
         complete={"NAME": "instance"},
     )
 }

@@ -1,4 +1,4 @@
-"""insula update: other limits for an instance, while it runs."""
+"""insula update: change the limits of an instance."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _or_none(parse: Callable[[str], object]) -> Callable[[str], object]:
 COMMANDS = {
     "update": Command(
         run,
-        "Change limits of the instance NAME. They hold at once; what is not named stays as it is.",
+        "Change limits of the instance NAME. They apply at once; limits that are not given stay unchanged.",
         "NAME",
         [
             Option("--cpus", "at most so many CPUs, as in 0.5, or none for no limit", "N", parse=_or_none(parse_cpus)),
             Option("-m --memory", "at most so much memory, as in 64m, or none", "SIZE", parse=_or_none(parse_size)),
             Option("--pids", "at most so many processes, or none", "N", parse=or_none(whole(1))),
         ],
-        details="Refused beyond what its tenant may use, and below what it uses now.",
+        details="Refused if they exceed the tenant's limits, or are below the current usage.",
         complete={"NAME": "instance"},
         elsewhere={
             "--pids-limit": "did you mean --pids?",

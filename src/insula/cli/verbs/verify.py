@@ -1,4 +1,4 @@
-"""insula verify: what the data plane lets through against what it should, as a matrix."""
+"""insula verify: compare wanted, installed and measured reachability, as a matrix."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def show(report: dict[str, Any], *, everything: bool = False) -> None:
 
 
 def holds(cell: Cell) -> bool:
-    """The data plane is as it should be, by reading and by probing."""
+    """Whether installed and measured reachability are the wanted one."""
     return bool(cell["installed"] == cell["expected"] and cell["probed"] in (None, cell["expected"]))
 
 
@@ -67,9 +67,9 @@ def difference(cell: Cell) -> str:
 
 
 def print_matrix(matrix: list[Cell]) -> None:
-    """Rows are sources, columns targets; a pair with several addresses shows the worst of them.
+    """Print the matrix: rows are sources, columns targets; a pair with several addresses shows the worst of them.
 
-    Columns have numbers instead of names where names would be too wide.
+    Columns have numbers instead of names if names would be too wide.
     """
     from shutil import get_terminal_size
 

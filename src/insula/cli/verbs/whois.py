@@ -1,8 +1,8 @@
-"""insula whois: whose instance a process of the host belongs to."""
+"""insula whois: show the tenant and instance of a process on the host."""
 
 from __future__ import annotations
 
-from insula.cli.options import Arguments, Command, Usage
+from insula.cli.options import Arguments, Command, UsageError
 from insula.cli.output import clean, print_json
 from insula.client import Client
 
@@ -11,7 +11,7 @@ _PIDS = range(1, (1 << 22) + 1)  # proc(5), pid_max
 
 def run(arguments: Arguments) -> int:
     if not (arguments.pid.isascii() and arguments.pid.isdigit()) or int(arguments.pid[:20]) not in _PIDS:
-        raise Usage(f"{arguments.pid[:60]!r} is no process number", "write the number that the host shows")
+        raise UsageError(f"{arguments.pid[:60]!r} is not a PID", "write the PID on the host")
     found = Client(arguments.socket).host.whois(int(arguments.pid))
     if arguments.json:
         print_json(found)
@@ -27,8 +27,4 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-COMMANDS = {
-    "whois": Command(
-        run, "Show which tenant and instance the host's process PID belongs to, and its number inside.", "PID"
-    )
-}
+COMMANDS = {"whois": Command(run, "Show the tenant and instance of the host's process PID, and its PID inside.", "PID")}
