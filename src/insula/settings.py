@@ -111,25 +111,25 @@ class Documented(msgspec.Struct, frozen=True):
 
 
 DOCUMENTED = (
-    Documented("root", "absolute path", "Directory for what must survive a reboot: store, images, files of instances."),
-    Documented("run", "absolute path", "Directory for what must not survive a reboot. On a tmpfs."),
+    Documented("root", "absolute path", "Directory for persistent data: store, images, files of instances."),
+    Documented("run", "absolute path", "Directory for data that must not survive a reboot. On a tmpfs."),
     Documented("socket", "absolute path", "Unix socket that serves the API. Default: insulad.sock in `run`."),
     Documented(
         "prefix",
         "1 to 8 of a-z and 0-9, a letter first",
-        "Beginning of the names of network namespaces, nftables tables and control groups. Change it only after "
+        "Prefix of the names of network namespaces, nftables tables and control groups. Change it only after "
         "`insula down`.",
     ),
-    Documented("spares", "0 to 32", "Containers made ahead for each tenant that launched something lately."),
+    Documented("spares", "0 to 32", "Warm containers for each tenant with recent launches."),
     Documented(
-        "log_level", "error, warning, info, debug", "Least severe messages that are logged. debug logs requests."
+        "log_level", "error, warning, info, debug", "Lowest severity of messages that are logged. debug logs requests."
     ),
-    Documented("fabric", "linux", "What makes tenants' networks on this host: linux needs nothing but the kernel."),
+    Documented("fabric", "linux", "The implementation of tenants' networks: linux needs only the kernel."),
     Documented(
         "ebpf_budgets",
         "true, false",
-        "Whether eBPF programs at functions of the kernel bound each tenant's sockets, file locks and terminals, which "
-        "Linux counts for no control group. false takes them off: then nothing bounds these.",
+        "Whether eBPF programs attached to kernel functions limit each tenant's sockets, file locks and terminals, "
+        "which Linux counts for no control group. false removes them, and then there is no limit for these.",
     ),
     Documented(
         "network.range4",
@@ -141,7 +141,7 @@ DOCUMENTED = (
     Documented(
         "network.resolvers",
         "list of at most 8 IP addresses",
-        "Name servers that tenants' questions go to. Absent: those of the host's resolv.conf(5). []: none, so that "
+        "Upstream name servers of tenants' resolvers. Absent: those of the host's resolv.conf(5). []: none, so that "
         "only names of instances resolve.",
     ),
     Documented(
@@ -152,7 +152,7 @@ DOCUMENTED = (
     Documented(
         "audit.size",
         "size from 64k, or 0",
-        "Size at which the audit log is renamed to audit.log.1, and a new one begun. 0 leaves that to logrotate(8).",
+        "Size at which the audit log is renamed to audit.log.1 and a new one started. 0 leaves that to logrotate(8).",
     ),
     Documented("audit.files", "0 to 1000", "Renamed audit logs that are kept. Older ones are removed."),
 )
