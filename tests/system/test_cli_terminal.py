@@ -98,7 +98,7 @@ def test_control_c_three_times_lets_go_of_who_ignores_it(cli: Cli) -> None:
             assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
             time.sleep(0.5)  # signals that wait for a slow process become one (signal(7))
             terminal.type("\x03")
-        terminal.expect("let go")
+        terminal.expect("detached")
         assert terminal.wait() == 130
     assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
 

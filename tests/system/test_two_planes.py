@@ -20,14 +20,14 @@ from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import ContainerOptions, InstanceSpec
 from insula.model.views import ExecSpec, ResourcesPatch
-from insula.settings import Network, Settings
+from insula.settings import NetworkSettings, Settings
 from insula.store.sqlite import SqliteStore
 from tests.support.daemon import start_time
 from tests.support.machine import Run
 from tests.support.wait import eventually, until
 
 TENANT = "default"
-RANGES = (Network(), Network(range4="172.20.0.0/16", range6="fd69:6e73:756c:6200::/64"))
+RANGES = (NetworkSettings(), NetworkSettings(range4="172.20.0.0/16", range6="fd69:6e73:756c:6200::/64"))
 Body = Callable[[ControlPlane, ControlPlane], Awaitable[None]]
 
 

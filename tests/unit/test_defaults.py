@@ -88,7 +88,7 @@ def test_what_the_guide_says_of_health_checks_is_so() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
     said = dict(re.findall(r"^\| `--health-([a-z-]+)` \|.*\| ([^|]+) \|$", guide, re.MULTILINE))
     assert said == {
-        "cmd": "what the image says",
+        "cmd": "the image's",
         "interval": "30s",
         "timeout": "30s",
         "retries": "3",

@@ -311,7 +311,7 @@ def test_detach_keys_are_parsed() -> None:
 def test_what_is_no_key_is_named(wrong: str, key: str) -> None:
     with pytest.raises(Invalid) as error:
         detach_keys(wrong)
-    assert error.value.message == f"'{key}' is no key"
+    assert error.value.message == f"'{key}' is not a key"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def hierarchy() -> Hierarchy:
 def of_process(pid: int) -> str | None:
     """Return the path of the group of `pid` (/proc/PID/cgroup, cgroups(7)); None if the process is gone."""
     try:
-        with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:  # who may nest names groups
+        with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:  # a process may name its groups
             lines = [line.rstrip("\n").split(":", 2) for line in file]
     except (FileNotFoundError, ProcessLookupError):
         return None
