@@ -233,10 +233,10 @@ def read(
 
 
 def _open_all(path: Path, files: int, stack: contextlib.ExitStack) -> list[BinaryIO]:
-    """The audit log and its renamed ones, newest first: what is renamed meanwhile is met again, and not missed.
+    """Open the audit log and its rotated files, newest first, so that a file that is renamed meanwhile is not missed.
 
-    A file that is newer than the first would come out of order. It is met only if the first is renamed twice meanwhile;
-    then all are opened anew.
+    A file that is newer than the first would be out of order. That happens only if the first is renamed twice
+    meanwhile; then all are opened again.
     """
     for _ in range(_ATTEMPTS):
         stack.close()

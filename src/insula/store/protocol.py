@@ -82,7 +82,7 @@ class TransactionConflict(Conflict):
     """A comparison failed, and nothing was changed. `key` is the first that differs."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"{key} was changed by somebody else", "try again")
+        super().__init__(f"{key} was changed meanwhile", "try again")
         self.key = key
 
 

@@ -1,7 +1,7 @@
-"""What the kernel refused, told with the name of the entry and what stands in the way; also at the end of an archive.
+"""Errors of the kernel with the name of the entry and a hint; also at the end of an archive.
 
-An archive that breaks off can't tell why by its HTTP status any more. So it ends with a global header (pax(1)) that has
-the error as JSON in a record of our own, and without the end marker.
+The error of an archive that is cut off can't be sent as HTTP status any more. So such an archive ends with a global
+header (pax(1)) that has the error as JSON in a record of its own, and without the end marker.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from insula.model.units import shorten
 _RECORD = "INSULA.error"
 
 _HINTS = {
-    errno.EACCES: "see who owns it, and its mode",
-    errno.EPERM: "see who owns it; only root may give files away",
+    errno.EACCES: "check its owner and mode",
+    errno.EPERM: "check its owner; only root may change owners",
     errno.EBUSY: "something is mounted on it: unmount that, or write to it in place",
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
@@ -31,7 +31,7 @@ _HINTS = {
 
 @contextmanager
 def naming(shown: str) -> Iterator[None]:
-    """OSError becomes Failed, or Conflict where it is read-only, and names the entry; other errors pass."""
+    """Convert an OSError in the block to Failed, or to Conflict if it is read-only, with the name of the entry."""
     try:
         yield
     except OSError as error:
@@ -45,12 +45,12 @@ def naming(shown: str) -> Iterator[None]:
 
 
 def last_words(error: InsulaError) -> bytes:
-    """What an archive ends with that breaks off between two entries because of `error`."""
+    """Make the end of an archive that is cut off between two entries because of `error`."""
     return tarfile.TarInfo.create_pax_global_header({_RECORD: json.dumps(error.to_dict())})
 
 
 def why(records: Mapping[str, str]) -> InsulaError | None:
-    """The error that an archive with these global records ends with."""
+    """Return the error in the global records at the end of an archive; None without one."""
     try:
         said = json.loads(records.get(_RECORD, "null"))
     except ValueError:

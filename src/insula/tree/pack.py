@@ -1,4 +1,4 @@
-"""A file or tree as a tar stream."""
+"""Pack a file or tree as a tar stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from insula.tree.failures import naming
 
 CHUNK = 1 << 18
 MAX_PATH = 1 << 16
-"""Characters of a name in the archive: each entry has its whole path, so a deep tree takes the square of its depth."""
+"""The longest name in the archive: each entry has its whole path, so size grows with the square of the depth."""
 
 _BLOCK = 512
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -26,9 +26,9 @@ def _theirs(found: os.stat_result) -> tuple[int, int]:
 
 
 class Packer:
-    """`owner` says who owns a file in the archive. `allowed` is asked of every file and directory that is opened, and
-    what is refused is left out (a directory is there, and empty). Devices and sockets are left out, and FIFOs unless
-    `fifos`."""
+    """A packer. `owner` returns the owner of a file in the archive. `allowed` is called for every opened file and
+    directory; a refused file is left out, and a refused directory is empty. Devices and sockets are left out, and FIFOs
+    unless `fifos`."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class Packer:
     ) -> None:
         self.owner, self.allowed, self.fifos = owner, allowed, fifos
         self.between = True
-        """Whether what was given so far ends with an entry, and does not break off in its data."""
+        """Whether the data so far ends with a complete entry."""
         self._seen: dict[tuple[int, int], str] = {}  # files with several names, by device and inode
 
     def pack(self, directory: int, name: str, shown: str) -> Iterator[bytes]:
-        """The entry `name` of an open directory, called `shown` in the archive, and all that is below it.
+        """Yield the entry `name` of an open directory, with the name `shown` in the archive, and everything below it.
 
-        With "." as `shown`, what is below has no common name. What vanishes meanwhile is left out. Failed names the
-        entry that can't be read.
+        With "." as `shown`, the entries below have no common directory. Files that are removed meanwhile are left out.
+        Failed has the name of an entry that can't be read.
         """
         walk = _Walk(directory, name, shown)
         try:
@@ -71,14 +71,14 @@ class Packer:
         yield bytes(2 * _BLOCK)
 
     def _open(self, directory: int, name: str, mode: int) -> int:
-        """A descriptor of what is to be read, else -1."""
+        """Open a file that is to be read; -1 for one that is left out."""
         if stat.S_ISDIR(mode):
             return os.open(name, _DIRECTORY, dir_fd=directory)
         return os.open(name, _READ, dir_fd=directory) if stat.S_ISREG(mode) else -1
 
     def _entry(self, directory: int, name: str, shown: str, found: os.stat_result, opened: int) -> Iterator[bytes]:
         if opened >= 0:
-            now = os.fstat(opened)  # the name may have come to mean something else
+            now = os.fstat(opened)  # the name may refer to another file now
             if stat.S_IFMT(now.st_mode) != stat.S_IFMT(found.st_mode):
                 return
             found = now
@@ -93,7 +93,7 @@ class Packer:
             info.type, info.linkname = tarfile.SYMTYPE, os.readlink(name, dir_fd=directory)
         elif stat.S_ISFIFO(found.st_mode) and self.fifos:
             info.type = tarfile.FIFOTYPE
-        else:  # devices mean nothing elsewhere, and sockets nothing without who listens
+        else:  # devices and sockets have no use elsewhere
             return
         yield _header(info)
 
@@ -137,7 +137,7 @@ def _header(info: tarfile.TarInfo) -> bytes:
 
 
 def _exactly(fd: int, offset: int, length: int) -> Iterator[bytes]:
-    """So many bytes, zeros where the file has become shorter: the header has said how many there are."""
+    """Yield exactly this many bytes, as the header says; zeros if the file has become shorter."""
     end = offset + length
     while offset < end:
         data = os.pread(fd, min(CHUNK, end - offset), offset) or bytes(min(CHUNK, end - offset))
@@ -146,7 +146,7 @@ def _exactly(fd: int, offset: int, length: int) -> Iterator[bytes]:
 
 
 class _Walk:
-    """Where we are in a tree: the directory `here` is open, those above it are known by device and inode only."""
+    """A position in a tree: the directory `here` is open, and those above it are recorded by device and inode."""
 
     def __init__(self, directory: int, name: str, shown: str) -> None:
         self.here = os.dup(directory)
@@ -155,7 +155,7 @@ class _Walk:
         self._above: list[tuple[list[str], str, tuple[int, int]]] = []
 
     def next(self) -> tuple[str, str] | None:
-        """The next name in `here`, and what it is called in the archive; None after the last."""
+        """Return the next name in `here`, and its name in the archive; None after the last."""
         while not self._names:
             if len(self._above) < 2:  # above the first there is nothing left to do
                 return None
@@ -164,7 +164,7 @@ class _Walk:
         return name, self._prefix + name if self._above else self._first
 
     def descend(self, fd: int, shown: str) -> None:
-        """Go on in the directory `fd`, which is closed later."""
+        """Continue in the directory `fd`, which is closed later."""
         names = sorted(os.listdir(fd), reverse=True)
         here = os.fstat(self.here)
         self._above.append((self._names, self._prefix, (here.st_dev, here.st_ino)))

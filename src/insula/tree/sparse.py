@@ -1,7 +1,7 @@
 """Files with holes in tar archives: GNU tar's PAX format 1.0 (GNU tar manual, "Storing Sparse Files").
 
-An extended header says ``GNU.sparse.*``; the entry's data begins with a map, decimal numbers on a line each: how many
-pieces there are, and of each its offset in the file and its length. The pieces follow.
+An extended header has records ``GNU.sparse.*``. The entry's data begins with a map, decimal numbers on a line each: the
+number of pieces, and the offset and length of each in the file. The pieces follow.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tarfile
 from itertools import chain
 
 MAX_PIECES = 1 << 18
-"""A file in more pieces than this is refused: its map would take too much memory."""
+"""The maximum number of pieces of a file, because of the memory for its map."""
 
 _BLOCK = 512
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Pieces = list[tuple[int, int]]
-    """Offset and length of what holds data, in ascending order."""
+    """Offset and length of pieces with data, in ascending order."""
 
 
 class TooManyPieces(Exception):
@@ -29,7 +29,7 @@ class TooManyPieces(Exception):
 
 
 def pieces(fd: int, size: int) -> Pieces:
-    """Where the first `size` bytes of a file hold data, as far as its file system tells (SEEK_DATA in lseek(2))."""
+    """Return the pieces with data in the first `size` bytes of a file, by SEEK_DATA (lseek(2)) if it is supported."""
     found: Pieces = []
     at = 0
     while at < size:
@@ -37,9 +37,9 @@ def pieces(fd: int, size: int) -> Pieces:
             begin = os.lseek(fd, at, os.SEEK_DATA)
             end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # there is nothing but a hole up to the end
+            if error.errno == errno.ENXIO:  # only a hole up to the end
                 break
-            if error.errno == errno.EINVAL:  # it does not tell
+            if error.errno == errno.EINVAL:  # not supported
                 return [(0, size)]
             raise
         if begin < end:
@@ -51,12 +51,12 @@ def pieces(fd: int, size: int) -> Pieces:
 
 
 def header(info: tarfile.TarInfo, size: int, data: Pieces) -> bytes:
-    """The headers and the map of a file of `size` bytes that holds `data`; what is in the pieces follows."""
+    """Make the headers and the map of a file of `size` bytes with the pieces `data`; their content follows."""
     if not data or sum(data[-1]) < size:
         data = [*data, (size, 0)]
     table = "".join(f"{number}\n" for number in (len(data), *chain.from_iterable(data))).encode()
     table += bytes(-len(table) % _BLOCK)
-    plain = tarfile.TarInfo("GNUSparseFile.0/file")  # for who doesn't know the format
+    plain = tarfile.TarInfo("GNUSparseFile.0/file")  # for readers without support for the format
     plain.mode, plain.uid, plain.gid, plain.mtime = info.mode, info.uid, info.gid, info.mtime
     plain.size = len(table) + sum(length for _, length in data)
     plain.pax_headers = {
@@ -69,7 +69,7 @@ def header(info: tarfile.TarInfo, size: int, data: Pieces) -> bytes:
 
 
 def repair(member: tarfile.TarInfo, tar: Any) -> None:
-    """Set right what tarfile gets wrong in an entry whose stored data is larger than 8 GiB (a record "size")."""
+    """Correct tarfile's error in an entry whose stored data is larger than 8 GiB (a record "size")."""
     if member.issparse() and "size" in member.pax_headers:
         if "GNU.sparse.realsize" in member.pax_headers:
             member.size = int(member.pax_headers["GNU.sparse.realsize"])
@@ -78,14 +78,14 @@ def repair(member: tarfile.TarInfo, tar: Any) -> None:
 
 
 def stored(member: tarfile.TarInfo) -> Pieces:
-    """The pieces of an entry in the order in which the archive has them; ReadError if its map is nonsense."""
+    """Return the pieces of an entry in the order of the archive; ReadError if its map is malformed."""
     if not member.issparse():
         return [(0, member.size)]
     table: Pieces = list(member.sparse)  # type: ignore[arg-type]  # it is a list by now
-    found = [(offset, length) for offset, length in table if length]  # some are there to fill a block, or tell the end
+    found = [(offset, length) for offset, length in table if length]  # some fill a block, or mark the end
     at = 0
     for offset, length in found:
         if length < 0 or offset < at or offset + length > member.size:
-            raise tarfile.ReadError("the map of a sparse file makes no sense")
+            raise tarfile.ReadError("the map of a sparse file is malformed")
         at = offset + length
     return found

@@ -1,8 +1,7 @@
-"""A tar stream as files below an open directory.
+"""Unpack a tar stream below an open directory.
 
-A file is written under another name and renamed when it is complete (rename(2)): what was there stays until then, and
-what was broken off leaves nothing. As with cp(1), a directory never takes the place of something else, nor the other
-way round.
+A file is written under another name and renamed when it is complete (rename(2)): an existing file stays until then, and
+an interrupted copy leaves nothing. As with cp(1), a directory never replaces something else, nor the other way round.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ _SPECIAL = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 
 
 class Readable(Protocol):
-    """What an archive is read from."""
+    """The source of an archive."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class Rules:
-    """How files are made. `where` is what the directory is called in messages.
+    """Rules for new files. `where` is the directory's name in messages.
 
-    `owner` says whom an entry shall belong to (None: whoever makes it), `mode` which bits of its mode it gets, and
-    `directory_mode` which a directory has in any case. `allowed` is asked of every directory that is opened. Devices,
-    and without `fifos` FIFOs, are handed to `leave_out`.
+    `owner` returns the owner of an entry (None: the user of this process). `mode` are the bits of its mode that are
+    kept, and `directory_mode` those that a directory always has. `allowed` is called for every opened directory.
+    `leave_out` is called for devices, and without `fifos` for FIFOs.
     """
 
     def __init__(
@@ -65,12 +64,12 @@ def unpack(
     instead: list[str] | None = None,
     first: Callable[[tarfile.TarInfo], None] = lambda member: None,
 ) -> int:
-    """Unpack the archive `source` into the open directory `root`; the number of entries.
+    """Unpack the archive `source` into the open directory `root`; returns the number of entries.
 
-    With `instead` all entries must lie below the first one, whose name is replaced by these components (none: what is
-    below goes into `root` itself). `first` is given the first entry before anything is done, and may raise. `form` is
-    the mode for `tarfile.open`. TarError if it is no archive; Conflict, Invalid, Failed name the entry. If the archive
-    ends with an error, that is raised.
+    With `instead` all entries must be below the first one, whose name is replaced by these components (none: its
+    content is put into `root` itself). `first` is called with the first entry before anything is done, and may raise.
+    `form` is the mode for `tarfile.open`. TarError if it is not an archive; Conflict, Invalid and Failed have the name
+    of the entry. If the archive ends with an error, that is raised.
     """
     count = 0
     tar: Any  # its stream is not in the annotations
@@ -83,7 +82,7 @@ def unpack(
                     made.instead, made.top = instead, _parts(member.name)
                 count += 1
                 made.make(member)
-            if tar.fileobj.tell() < tar.offset + _BLOCK:  # tarfile takes any end for one
+            if tar.fileobj.tell() < tar.offset + _BLOCK:  # tarfile accepts any end
                 raise tarfile.ReadError("it ends too early")
         except Exception:
             if (error := why(tar.pax_headers)) is not None:
@@ -95,14 +94,14 @@ def unpack(
 
 
 def _next(tar: Any) -> tarfile.TarInfo | None:
-    """The next entry; TarError whatever is wrong with it."""
+    """Return the next entry; TarError for any error in it."""
     try:
         member: tarfile.TarInfo | None = tar.next()
         if member is not None:
             sparse.repair(member, tar)
     except (ValueError, IndexError, EOFError, OverflowError) as error:  # tarfile lets these pass
-        raise tarfile.ReadError(f"a header makes no sense ({error})") from None
-    tar.members = []  # else it remembers all of them
+        raise tarfile.ReadError(f"a header is malformed ({error})") from None
+    tar.members = []  # otherwise it keeps all of them in memory
     return member
 
 
@@ -114,15 +113,15 @@ def _parts(name: str) -> list[str]:
 
 
 def mount_number(fd: int) -> int:
-    """Of the mount that the file behind `fd` was opened in (proc_pid_fdinfo(5))."""
+    """Return the ID of the mount in which the file behind `fd` was opened (proc_pid_fdinfo(5))."""
     with open(f"/proc/self/fdinfo/{fd}") as file:
         return int(next(line.split()[1] for line in file if line.startswith("mnt_id:")))
 
 
 def _mounted(directory: int, name: str) -> int:
-    """An emptied file that is mounted on that name, such as /etc/hosts of an instance; -1 if none is.
+    """Open and truncate a file that is mounted on that name, such as /etc/hosts of an instance; -1 if none is.
 
-    It can't be replaced, or only so that the mount is gone: it keeps its owner and mode and is written in place.
+    It can't be replaced without losing the mount, so it is written in place, and keeps its owner and mode.
     """
     try:
         fd = os.open(name, _AT, dir_fd=directory)
@@ -147,7 +146,7 @@ class _Maker:
         os.close(self._at)
 
     def make(self, member: tarfile.TarInfo) -> None:
-        """What an entry of the archive says."""
+        """Make the file of an entry."""
         parts = self._place(member.name)
         if not parts:
             return  # the target itself
@@ -170,7 +169,7 @@ class _Maker:
                 raise Invalid(f"{shorten(shown, 200)} is of an unknown kind", "make the archive anew, with tar")
 
     def _place(self, name: str) -> list[str]:
-        """The components of the name that an entry gets."""
+        """Return the components of an entry's name below the root."""
         parts = _parts(name)
         if self.instead is None:
             return parts
@@ -181,7 +180,7 @@ class _Maker:
     # -- directories -----------------------------------------------------------------------------------------------
 
     def _parent(self, parts: list[str]) -> int:
-        """The open directory that an entry is in, made where it is missing; it is closed by the next call."""
+        """Open the parent directory of an entry, creating missing ones; it is closed by the next call."""
         if parts[:-1][: len(self._path)] != self._path:
             self._enter(os.dup(self.root), [])
         for part in parts[len(self._path) : -1]:
@@ -228,7 +227,7 @@ class _Maker:
     # -- files -----------------------------------------------------------------------------------------------------
 
     def _replace(self, at: int, name: str, shown: str, make: Callable[[int, str], None]) -> None:
-        """`make` a file in the open directory `at` under another name, and give it its own when it is complete."""
+        """Make a file in the open directory `at` with `make` under another name, and rename it when it is complete."""
         try:
             there = os.stat(name, dir_fd=at, follow_symlinks=False).st_mode
         except FileNotFoundError:
@@ -265,7 +264,7 @@ class _Maker:
         self._replace(at, name, shown, make)
 
     def _fill(self, member: tarfile.TarInfo, fd: int) -> None:
-        """The entry's data as all that is in an empty file."""
+        """Write the entry's data into an empty file."""
         self.stream.seek(member.offset_data)
         for offset, length in sparse.stored(member):
             self._copy(fd, offset, length)
@@ -319,11 +318,11 @@ class _Maker:
     # -- owner and mode ----------------------------------------------------------------------------------------------
 
     def _own(self, member: tarfile.TarInfo, fd: int) -> None:
-        """Through the descriptor's own link in /proc, which leads to the file itself whatever its name means now."""
+        """Set the owner through the descriptor's link in /proc, which leads to the file even if it was renamed."""
         if (owner := self.rules.owner(member)) is not None:
             os.chown(f"/proc/self/fd/{fd}", *owner)
 
     def _attributes(self, member: tarfile.TarInfo, fd: int, besides: int = 0) -> None:
-        """Owner first: changing it takes set-user-ID bits away (chown(2))."""
+        """Set owner and mode; the owner first, because changing it clears set-user-ID bits (chown(2))."""
         self._own(member, fd)
         os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(member.mode) & self.rules.mode | besides)
