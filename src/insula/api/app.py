@@ -13,12 +13,12 @@ from insula import __version__
 from insula.api.answers import Answer
 from insula.api.errors import HANDLERS
 from insula.api.gate import Gate
-from insula.api.host import HostController
-from insula.api.images import ImageController
-from insula.api.instances import InstanceController, list_all_instances
-from insula.api.networks import NetworkController
+from insula.api.host import HostRoutes
+from insula.api.images import ImageRoutes
+from insula.api.instances import InstanceRoutes, list_all_instances
+from insula.api.networks import NetworkRoutes
 from insula.api.stats import STATS
-from insula.api.tenants import TenantController
+from insula.api.tenants import TenantRoutes
 from insula.audit import AuditLog
 from insula.control.plane import ControlPlane
 
@@ -53,11 +53,11 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
             Router(
                 "/v1",
                 route_handlers=[
-                    TenantController,
-                    NetworkController,
-                    ImageController,
-                    InstanceController,
-                    HostController,
+                    TenantRoutes,
+                    NetworkRoutes,
+                    ImageRoutes,
+                    InstanceRoutes,
+                    HostRoutes,
                     *STATS,
                     list_all_instances,
                 ],

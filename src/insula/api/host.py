@@ -18,7 +18,7 @@ from insula.model.errors import Unavailable
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
 
-class HostController(Controller):
+class HostRoutes(Controller):
     path = "/"
     tags = ("host",)
 

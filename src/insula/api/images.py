@@ -52,7 +52,7 @@ class SaveSpec(Struct):
     format: Literal["oci", "docker"] = "oci"
 
 
-class ImageController(Controller):
+class ImageRoutes(Controller):
     path = "/tenants/{tenant:str}/images"
     tags = ("images",)
 

@@ -25,7 +25,7 @@ async def list_all_instances(plane: Plane) -> list[InstanceView]:
     return await plane.instances.list(None)
 
 
-class InstanceController(Controller):
+class InstanceRoutes(Controller):
     path = "/tenants/{tenant:str}/instances"
     tags = ("instances",)
 

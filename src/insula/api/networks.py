@@ -10,7 +10,7 @@ from insula.api.parameters import Name, Plane
 from insula.model.views import NetworkSpec, NetworkView
 
 
-class NetworkController(Controller):
+class NetworkRoutes(Controller):
     path = "/tenants/{tenant:str}/networks"
     tags = ("networks",)
 

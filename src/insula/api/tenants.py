@@ -10,7 +10,7 @@ from insula.api.parameters import Flag, Name, Plane
 from insula.model.views import LimitsPatch, TenantSpec, TenantView
 
 
-class TenantController(Controller):
+class TenantRoutes(Controller):
     path = "/tenants"
     tags = ("tenants",)
 

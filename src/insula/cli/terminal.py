@@ -131,7 +131,7 @@ def interact(attachment: Attachment, *, stdin: bool, tty: bool, keys: bytes = DE
 
     Raises the error of an ERROR frame, and Unavailable if the daemon closes the connection.
     """
-    session = _Session(attachment, stdin=stdin, tty=tty, keys=keys)
+    session = _Interaction(attachment, stdin=stdin, tty=tty, keys=keys)
     raw = tty and stdin
     with SignalPipe((*FORWARDED, signal.SIGWINCH)) as signals:
         if not raw:
@@ -143,7 +143,7 @@ def interact(attachment: Attachment, *, stdin: bool, tty: bool, keys: bytes = DE
     return status
 
 
-class _Session:
+class _Interaction:
     def __init__(self, attachment: Attachment, *, stdin: bool, tty: bool, keys: bytes) -> None:
         self.attachment = attachment
         self.reading = stdin

@@ -45,7 +45,7 @@ RECENT_BYTES = 64 << 20
 """The maximum size of the cached values together, in bytes."""
 
 
-class _Job(NamedTuple):
+class _Operation(NamedTuple):
     work: Callable[[], Any]
     writes: bool
     loop: asyncio.AbstractEventLoop
@@ -92,7 +92,7 @@ class SqliteStore:
     ) -> None:
         self.path = path
         self._tables = Tables(path, history, history_bytes, steps)
-        self._requests: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._watchers: set[_Watcher] = set()
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._unarmed = set(self._tables.deadlines)
@@ -246,7 +246,7 @@ class SqliteStore:
             self._arm(self._unarmed.pop())
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._requests.put(_Job(work, writes, loop, future))
+        self._requests.put(_Operation(work, writes, loop, future))
         return await future
 
     def _work(self) -> None:
@@ -277,9 +277,9 @@ class SqliteStore:
             return explain(error, self.path)
         return None
 
-    def _take(self) -> tuple[Sequence[_Job], bool]:
+    def _take(self) -> tuple[Sequence[_Operation], bool]:
         """Return the waiting requests, at least one, and whether they are the last."""
-        group: deque[_Job] = deque()
+        group: deque[_Operation] = deque()
         request = self._requests.get()
         while request is not None:
             group.append(request)
@@ -291,7 +291,7 @@ class SqliteStore:
                 return group, False
         return group, True
 
-    def _commit(self, requests: Sequence[_Job]) -> None:
+    def _commit(self, requests: Sequence[_Operation]) -> None:
         connection, tables = self._tables.connection, self._tables
         tables.events = []
         before = tables.mark()
@@ -310,7 +310,7 @@ class SqliteStore:
         for request, outcome in zip(requests, outcomes, strict=True):
             _answer(request, outcome)
 
-    def _savepoint(self, request: _Job) -> Any:
+    def _savepoint(self, request: _Operation) -> Any:
         """Run a request in a savepoint; returns its result, or its exception after a rollback to the savepoint."""
         connection, tables = self._tables.connection, self._tables
         before = tables.mark()
@@ -348,7 +348,7 @@ def _attempt(work: Callable[[], Any]) -> Any:
         return error
 
 
-def _answer(request: _Job, outcome: Any) -> None:
+def _answer(request: _Operation, outcome: Any) -> None:
     def deliver() -> None:
         if request.future.done():  # cancelled meanwhile
             return
