@@ -416,7 +416,7 @@ def test_down_ends_reconciliation_and_leaves_no_network_to_those_who_come_late(s
         ends = [*await asyncio.gather(*late, return_exceptions=True), *await going_on]
         assert all(isinstance(end, Unavailable) for end in ends if isinstance(end, BaseException)), ends
         assert left_of(prefix) == set()
-        with pytest.raises(Unavailable, match="going down"):
+        with pytest.raises(Unavailable, match="shutting down"):
             await plane.tenants.create("later")
         assert (await plane.host.status()).problems[-1] == "networks are being taken down on this host"
         assert left_of(prefix) == set()

@@ -131,7 +131,7 @@ def test_what_is_always_in_the_way_is_told(tmp_path: Path) -> None:
         allocators = Allocators(store)
         propose = proposer(store, allocators, "a")
         await allocate(store, allocators, propose, lambda *_: None)
-        with pytest.raises(Conflict, match="others change the same all the time"):
+        with pytest.raises(Conflict, match="too many concurrent changes"):
             await allocate(store, allocators, propose, lambda *_: None)
 
     run(tmp_path, scenario)

@@ -88,4 +88,4 @@ class Context:
 
 def going_down() -> Unavailable:
     """Why nothing can be made while everything is being taken off this host."""
-    return Unavailable("Insula is going down on this host", "start insulad again, and then this")
+    return Unavailable("insulad is shutting down", "start it again, and try again")

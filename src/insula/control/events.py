@@ -37,7 +37,7 @@ class Events:
         if from_revision is None:
             from_revision = (await store.list("/nothing/")).revision
         elif from_revision < 0:
-            raise Invalid(f"{from_revision} is no revision", "use one that an event had")
+            raise Invalid(f"{from_revision} is not a revision", "use the revision of an event")
         decoded = 0
         async for event in store.watch("/", from_revision):
             decoded += _EACH + len(event.entry.value) + (len(event.previous.value) if event.previous else 0)

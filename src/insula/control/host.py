@@ -57,7 +57,7 @@ class Host:
     async def whois(self, pid: int) -> WhoIs:
         """To whom a host process belongs. NotFound if there is no such process."""
         if not 0 < pid < 1 << 31:
-            raise Invalid(f"{pid} is no process ID", "use one of the host's, as ps(1) lists them")
+            raise Invalid(f"{pid} is not a PID", "use a PID of the host, as ps(1) lists them")
         found = await asyncio.to_thread(whois, pid, self.context.settings.prefix)
         if found.tenant is None:
             return found

@@ -23,5 +23,5 @@ def host_name(root: Path) -> str:
         draft.write_text(f"{name}\n")
         draft.rename(file)
     if not _LABEL.fullmatch(name):
-        raise Failed(f"{file} holds no name of a host", "write the name into it that instances have, one line")
+        raise Failed(f"{file} has no valid host name", "write the host name of the instances into it, on one line")
     return name

@@ -98,7 +98,7 @@ class Options:
         self.bind = self.recursive = False
         self.remount = False
         self.copy_up = False
-        self.copy_link = False  # of a bind mount whose source is a symbolic link: make it anew, and mount nothing
+        self.copy_link = False  # if the source of a bind mount is a symbolic link, copy the link instead of mounting
         self.sealed = False  # a bind mount of a file that can't be remounted writable
         self.idmap = ""  # idmap, ridmap, or empty
         self.data: list[str] = []

@@ -50,7 +50,10 @@ def remove_small(path: str | os.PathLike[str]) -> bool:
 
 
 def _remove_few(parent: int, name: str, device: int, left: int, levels: int) -> int | None:
-    """How many of `left` entries the directory `name` has left when it was removed; None if it has more. OSError."""
+    """Remove the directory `name` if it has at most `left` entries; returns the rest of `left`, None if it has more.
+
+    OSError.
+    """
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         if not levels or os.fstat(fd).st_dev != device:

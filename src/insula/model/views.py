@@ -66,7 +66,7 @@ class InstanceView(Struct, kw_only=True):
     reconciled: bool = True  # False until insulad has observed it after a start of the daemon: the status may be old
 
 
-# -- requests that are no objects ----------------------------------------------------------------------------------
+# -- requests ------------------------------------------------------------------------------------------------------
 
 
 class TenantSpec(Struct, kw_only=True):

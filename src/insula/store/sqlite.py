@@ -186,7 +186,7 @@ class SqliteStore:
         self._requests.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    # -- what was read or written lately, kept by the thread and looked at by everybody ---------------------------
+    # -- the cache of entries, written by the thread and read by all -----------------------------------------------
 
     def _recall(self, key: str) -> Entry | None:
         if entry := self._tables.get(key):

@@ -66,7 +66,7 @@ def merge(now: S, patch: Struct) -> S:
     """`now` with what the patch says (RFC 7396). Invalid if it says nothing."""
     changes = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
     if not changes:
-        raise Invalid("there is nothing to change", "say which limit, and what it is to be")
+        raise Invalid("there is nothing to change", "give a limit and its new value")
     return msgspec.structs.replace(now, **changes)
 
 

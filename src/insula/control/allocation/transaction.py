@@ -100,4 +100,4 @@ async def _retried(attempt: Callable[[], Awaitable[T]], key: str | None = None) 
         except TransactionConflict as conflict:
             if key not in (None, conflict.key):
                 raise
-    raise Conflict("others change the same all the time", "try again")
+    raise Conflict("too many concurrent changes", "try again")

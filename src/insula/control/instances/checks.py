@@ -40,7 +40,7 @@ def check_running(known: Either) -> None:
     """Conflict unless something can be done inside: it runs, and is not paused."""
     if known.status.state == "paused":
         tenant, name = known.instance.tenant, known.instance.name
-        raise Conflict(f"instance {name} is paused", f"{typed(tenant, f'unpause {name}')} lets it go on")
+        raise Conflict(f"instance {name} is paused", f"{typed(tenant, f'unpause {name}')} resumes it")
     if known.status.state != "running":
         raise not_running(known)
 

@@ -79,4 +79,4 @@ class Files:
 
 def check(path: str) -> None:
     if not path.startswith("/") or "\0" in path or len(path) > 4095:
-        raise Invalid(f"{shorten(path)} is no absolute path in an instance", "begin it with /")
+        raise Invalid(f"{shorten(path)} is not an absolute path in an instance", "begin it with /")

@@ -140,7 +140,7 @@ class InstanceIo:
         """
         managed = await self.find(tenant, name)
         if since is not None and not 0 <= since <= 1e10:
-            raise Invalid(f"{since} is no time", "use seconds since 1970")
+            raise Invalid(f"{since} is not a time", "use seconds since 1970")
         with self._reader(managed, since=since, tail=tail) as reader:
             async for records in follow_log(reader, lambda: not follow or has_ended(managed)):
                 yield await in_reader(partial(encode_records, records))

@@ -422,7 +422,7 @@ def undying(managed: ManagedInstance, group: str | None) -> Failed:
     pid = managed.status.pid
     what = f"process {pid} of instance {managed.instance.name} does not die of SIGKILL"
     if group is not None:
-        return Failed(f"{what}: somebody moved it into the frozen group {group}", "thaw that group")
+        return Failed(f"{what}: another process moved it into the frozen group {group}", "thaw that group")
     return Failed(what, f"`cat /proc/{pid}/stack` shows what the kernel waits for")
 
 

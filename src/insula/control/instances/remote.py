@@ -24,7 +24,7 @@ async def converged(store: Store, instance: Instance, revision: int) -> Instance
             if status.error and (status.state != "failed" or instance.wanted == "running"):
                 raise error_of(status)
             return status
-    raise Unavailable(f"nobody tells how instance {instance.name} is", "try again")
+    raise Unavailable(f"the state of instance {instance.name} is unknown", "try again")
 
 
 async def ended(store: Store, instance: Instance) -> InstanceStatus:

@@ -83,7 +83,9 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
         raise Invalid(f"{len(labels)} labels are too many", "use at most 64")
     for name, value in labels.items():
         if not re.fullmatch(r"[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,126}[a-zA-Z0-9])?", name):
-            raise Invalid(f"{shorten(name)} is no name of a label", "use up to 128 of a-z, 0-9, '.', '_', '/' and '-'")
+            raise Invalid(
+                f"{shorten(name)} is not a name for a label", "use up to 128 of a-z, 0-9, '.', '_', '/' and '-'"
+            )
         if len(value) > 1024 or not value.isprintable():
             raise Invalid(f"the value of label {name} is too long or not printable", "use up to 1024 characters")
     return labels

@@ -253,7 +253,7 @@ class Instances(InstanceIo):
 
         def wanted(known: Known) -> Changes:
             if known.status.state == "paused":
-                hint = f"{typed(tenant, f'unpause {name}')} lets it go on"
+                hint = f"{typed(tenant, f'unpause {name}')} resumes it"
                 raise Conflict(f"instance {name} is paused already", hint)
             check_running(known)
             return {"wanted": "paused"}

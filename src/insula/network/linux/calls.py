@@ -19,7 +19,7 @@ TIMEOUT: Final = 60.0
 """Seconds that a call waits for earlier ones, and `close` for running ones."""
 _NOT_OPEN: Final = "networks are not open on this host"
 _CLOSING: Final = "networks are being taken down on this host"
-_HINT: Final = "start insulad, and then this"
+_HINT: Final = "start insulad, and try again"
 
 
 class Calls:
