@@ -31,12 +31,15 @@ TARGETS = Path(__file__).with_name("targets.toml")
 FACTOR, LEAST = 5.0, 60.0
 """A mutant's tests may take so many times what they take without a change, and so many seconds at least."""
 CONFINE = """
-mount --bind "$1" "$1" && mount --bind "$1/tmp" /tmp && mount -t tmpfs run /run && mount -o remount,bind,ro / || exit 1
+mount --bind "$1" "$1" && mount --bind "$1/tmp" /tmp && mount -t tmpfs run /run || exit 1
+mkdir /run/dev && mount -t tmpfs -o mode=755 dev /run/dev && cp -a --one-file-system /dev/. /run/dev || exit 1
+mount --rbind /dev/pts /run/dev/pts && mount --move /run/dev /dev && mount -o remount,bind,ro / || exit 1
 cd "$1" || exit 1  # the directory that it starts in is below the mount that is read-only now
 shift
-exec "$@"
+exec "$@" </dev/null >"$OUTPUT" 2>&1
 """
-"""A mutant runs as root and may do anything, as chmod the host's root directory: so the host's disk is read-only."""
+"""A mutant runs as root and may do anything, as chmod the host's root directory or chown its /dev/null: so the host's
+disk is read-only, devices have nodes of their own, and no descriptor of the host's is passed on."""
 
 Outcome = Literal["killed", "hangs", "survives"]
 
@@ -67,17 +70,25 @@ class Copy:
     def source(self, module: str) -> Path:
         return self.path / "src" / module
 
-    def run(self, tests: list[str], timeout: float, output: int = subprocess.DEVNULL) -> Outcome:
-        """What these tests say of the copy as it is now; `output` is the descriptor that gets what they print."""
+    @property
+    def output(self) -> Path:
+        """What the last run printed."""
+        return self.path / "tmp" / "output"
+
+    def run(self, tests: list[str], timeout: float) -> Outcome:
+        """What these tests say of the copy as it is now."""
         confined = ["unshare", "--mount", "--propagation", "private", "sh", "-c", CONFINE, "sh", str(self.path)]
         command = [str(self.python), "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         process = subprocess.Popen(
             [*confined, *command],
             cwd=self.path,
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HYPOTHESIS_STORAGE_DIRECTORY": f"{self.path}/.hypothesis"},
+            stdout=subprocess.DEVNULL,
+            env={
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+                "HYPOTHESIS_STORAGE_DIRECTORY": f"{self.path}/.hypothesis",
+                "OUTPUT": str(self.output),
+            },
             start_new_session=True,
         )
         try:
@@ -95,11 +106,9 @@ def try_module(copy: Copy, module: str, tests: list[str], count: int, seed: int)
     path = copy.source(module)
     source = path.read_text()
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as output:
-        if copy.run(tests, timeout=1800, output=output.fileno()) != "survives":
-            output.seek(0)
-            print(output.read()[-4000:])
-            raise SystemExit(f"error: the tests of {module} fail without any change; hint: see their lines above")
+    if copy.run(tests, timeout=1800) != "survives":
+        print(copy.output.read_text(errors="replace")[-4000:])
+        raise SystemExit(f"error: the tests of {module} fail without any change; hint: see their lines above")
     timeout = max(LEAST, FACTOR * (time.monotonic() - started))
     every = list(mutants(source))
     chosen = random.Random(f"{seed} {module}").sample(every, min(count, len(every)))
