@@ -31,7 +31,7 @@ from insula.container.service.client import Runtime
 
 async def main():
     runtime = Runtime(Path(sys.argv[1]), 1)
-    runtime._replaced = True
+    runtime._zygote._replaced = True
     await runtime.open()
     await runtime.close()
 
@@ -104,7 +104,7 @@ def test_a_build_is_known_by_its_sources(libraries: dict[str, Path]) -> None:
 async def launched(host: Host, *launches: Launch) -> None:
     """Launch through what runs, whatever build it is of, as a daemon that ends then."""
     runtime = Runtime(host.run, host.spares)
-    runtime._replaced = True
+    runtime._zygote._replaced = True
     await runtime.open()
     try:
         for launch in launches:

@@ -49,6 +49,15 @@ def replace(path: str | os.PathLike[str], data: bytes) -> None:
         os.rename(draft, path)
 
 
+def write(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file of mode 0600 in a directory of our own; one that is there is overwritten."""
+    fd = os.open(path, _WRITE | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        _write_all(fd, data)
+    finally:
+        os.close(fd)
+
+
 def overwrite(path: str | os.PathLike[str], data: bytes, mode: int, owner: int) -> None:
     """Write a file in place, for a file that is bind-mounted elsewhere; `owner` is its user and group."""
     try:

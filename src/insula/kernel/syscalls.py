@@ -147,7 +147,7 @@ _NR: Final = {
     **_OLD.get(os.uname().machine, {}),
 }
 
-_syscall, _prctl, _long = libc.syscall, libc.function("prctl"), libc.Long
+_syscall, _prctl, _madvise, _long = libc.syscall, libc.function("prctl"), libc.function("madvise"), libc.Long
 
 
 def _call(name: str, *args: int | bytes | Buffer | None, on: object = "") -> int:
@@ -222,6 +222,14 @@ def prlimit(resource: int, limits: tuple[int, int] | None = None, pid: int = 0) 
     _call("prlimit64", pid, resource, _RLIMIT.pack(*limits) if limits else None, before)
     soft, hard = _RLIMIT.unpack(before.raw)
     return soft, hard
+
+
+MADV_POPULATE_WRITE: Final = 23
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """madvise(2) about memory of the calling process."""
+    libc.check(_madvise(_long(address), _long(length), advice), "madvise")
 
 
 def set_name(name: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import itertools
 import json
 import logging
 import os
@@ -25,8 +24,9 @@ from insula.container.service import resources
 from insula.container.service.attachment import Attachment
 from insula.container.service.dialer import TIMEOUT, Dialer
 from insula.container.service.failures import Hint, ZygoteDied, explain, no_hint
-from insula.container.service.protocol import MONITOR_SOCKET, ZYGOTE_SOCKET
+from insula.container.service.protocol import MONITOR_SOCKET
 from insula.container.service.run_directory import ExitRecord, Launch, RunDirectory, State, all_run_directories
+from insula.container.service.zygote_connection import ZygoteConnection
 from insula.kernel import descriptors, process, sealed
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.seccomp import cache as seccomp_cache
@@ -60,14 +60,10 @@ class Runtime:
         self._hint = hint
         self._first: dict[str, State] = {}  # first processes that were made by this object
         self._warm_ids: dict[str, list[str]] = {}  # ids of spares, by the control group above theirs
-        self._numbers = itertools.count(1)
-        self._zygote: socket.socket | None = None
-        self._zygote_lock = asyncio.Lock()
-        self._answers: dict[int, asyncio.Future[wire.Message]] = {}
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._dialer = Dialer(self.run, spares)
-        self._replaced = False  # those of another build
+        self._zygote = ZygoteConnection(self._dialer, self._on_zygote_event, self._warm_ids.clear)
         self._filters: dict[int, tuple[dict[str, Any], str, int]] = {}
 
     async def open(self, *, wait: bool = True) -> None:
@@ -81,7 +77,7 @@ class Runtime:
             with contextlib.suppress(OSError):  # then insula-oci takes longer, and that is all
                 await asyncio.to_thread(sealed.mount_sealed)
         if wait:
-            await self._connect_zygote()
+            await self._zygote.connect()
         else:
             self._tasks.append(asyncio.create_task(self._try_zygote()))
         self._tasks.append(asyncio.create_task(self._watch_monitor()))
@@ -89,7 +85,7 @@ class Runtime:
     async def _try_zygote(self) -> None:
         """Connect ahead of the first request, so as to hear of spares."""
         with contextlib.suppress(Failed):  # `_watch_monitor` tells
-            await self._connect_zygote()
+            await self._zygote.connect()
 
     async def close(self) -> None:
         """Let go of the connections; containers, monitor and zygote live on."""
@@ -97,9 +93,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        if self._zygote:
-            self._zygote.close()
-            self._zygote = None
+        self._zygote.close()
 
     @property
     def trouble(self) -> str | None:
@@ -201,13 +195,9 @@ class Runtime:
 
         Usually that is so at once. But a monitor may have been killed and its successor still be starting.
         """
-        deadline, pause = time.monotonic() + TIMEOUT, 0.001
-        with contextlib.suppress(Failed):
-            while (await self._request({"op": "open", "id": container, "exec": exec_id}))["open"]:
-                if time.monotonic() > deadline:
-                    return
-                await asyncio.sleep(pause)
-                pause = min(0.05, 2 * pause)
+        with contextlib.suppress(Failed, TimeoutError):
+            async with asyncio.timeout(TIMEOUT):
+                await self._request({"op": "flushed", "id": container, "exec": exec_id})
 
     async def attach(self, container: str, exec_id: str | None = None, *, stdin: bool = False) -> Attachment:
         """The streams of a process that was created; `NotFound` if they are closed already."""
@@ -353,61 +343,13 @@ class Runtime:
     # -- the zygote -----------------------------------------------------------------------------------
 
     async def _request(self, message: wire.Message) -> wire.Message:
-        sock = await self._connect_zygote()
-        number = next(self._numbers)
-        answer: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
-        try:
-            data = json.dumps({"n": number, **message}).encode()
-            if len(data) > wire.MAX_MESSAGE:
-                raise Failed("the request to the zygote is too long", "use fewer or shorter arguments")
-            await asyncio.get_running_loop().sock_sendall(sock, data)
-            received = await answer
-        except ConnectionError:
-            raise ZygoteDied("the zygote died meanwhile", "try again") from None
-        finally:
-            self._answers.pop(number, None)
+        received = await self._zygote.request(message)
         if error := received.get("error"):
             raise explain(error, self._hint)
         return received
 
-    async def _connect_zygote(self) -> socket.socket:
-        async with self._zygote_lock:
-            if self._zygote is None:
-                if not self._replaced:
-                    await self._dialer.replace_others()
-                    self._replaced = True
-                self._zygote = await self._dialer.dial(ZYGOTE_SOCKET)
-                await asyncio.get_running_loop().sock_sendall(self._zygote, b'{"op": "spares"}')
-                self._tasks.append(asyncio.create_task(self._read_zygote(self._zygote)))
-            return self._zygote
-
-    async def _read_zygote(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                data = await loop.sock_recv(sock, wire.MAX_MESSAGE)
-            except ConnectionError:
-                data = b""
-            if not data:
-                break
-            try:
-                self._on_zygote_message(json.loads(data))
-            except Exception:
-                log.exception("what the zygote says can't be understood")
-        self._zygote = None
-        self._warm_ids.clear()
-        sock.close()
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(ConnectionResetError())
-
-    def _on_zygote_message(self, message: wire.Message) -> None:
-        if "n" in message:
-            answer = self._answers.get(message["n"])
-            if answer and not answer.done():
-                answer.set_result(message)
-        elif message["event"] == "exit":
+    def _on_zygote_event(self, message: wire.Message) -> None:
+        if message["event"] == "exit":
             self._notify_waiters((message["id"], message["exec"]))
         else:
             self._update_warm_ids(message)

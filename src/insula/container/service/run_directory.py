@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 from insula.container.create.steps import INTERRUPTED, text_of
 from insula.kernel import records
 from insula.kernel.cgroups import Cgroup
+from insula.model.cpython import dumps
 
 VERSION = 1
 """Of the records, as their field "version"; those of 0.1.0 have none. Raised when a field changes its meaning."""
@@ -223,8 +224,7 @@ class RunDirectory:
     def _write(self, name: str, data: dict[str, Any]) -> None:
         data = {"version": VERSION, **data}
         temporary = f"{self.path}/.{name}.{os.getpid()}"
-        with open(temporary, "w") as file:
-            file.write(json.dumps(data))  # json.dump has no fast encoder
+        records.write(temporary, dumps(data).encode())
         try:
             os.rename(temporary, f"{self.path}/{name}")
         except IsADirectoryError:  # not one of ours

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from typing import NamedTuple
 
 from insula.container import wire
@@ -31,6 +32,7 @@ class Sessions:
     def __init__(self) -> None:
         self.monitor: socket.socket | None = None
         self._sessions: dict[Key, Session] = {}
+        self._waiting: dict[Key, list[Callable[[], object]]] = {}
 
     def serve(self, monitor: socket.socket) -> None:
         """From now on this is the monitor: it gets all that there is."""
@@ -55,9 +57,12 @@ class Sessions:
         session = self._sessions[(container, exec_id)] = Session(message, streams)
         self._hand_over(session)
 
-    def is_open(self, key: Key) -> bool:
-        """Whether the monitor has not said yet that it is done with all that the process printed."""
-        return key in self._sessions
+    def when_closed(self, key: Key, action: Callable[[], object]) -> None:
+        """Call `action` when the monitor is done with all that the process printed: at once if it is so already."""
+        if key in self._sessions:
+            self._waiting.setdefault(key, []).append(action)
+        else:
+            action()
 
     def add(self, key: Key, streams: dict[str, int]) -> None:
         """More streams of a process."""
@@ -89,7 +94,7 @@ class Sessions:
         """The process ended; if it never had a stream, nobody will read the end of one."""
         session = self._sessions.get(key)
         if session and not session.streams:
-            del self._sessions[key]
+            self._remove(key)
         if session and self.monitor:
             with contextlib.suppress(OSError):
                 wire.send(self.monitor, {"op": "ended", "id": key[0], "exec": key[1]})
@@ -103,4 +108,9 @@ class Sessions:
             if (fd := session.streams.pop(stream, None)) is not None:
                 os.close(fd)
         if name is None:
-            del self._sessions[key]
+            self._remove(key)
+
+    def _remove(self, key: Key) -> None:
+        del self._sessions[key]
+        for action in self._waiting.pop(key, ()):
+            action()

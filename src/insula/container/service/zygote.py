@@ -15,7 +15,7 @@ it. Requests:
     {"op": "hello", …}                      → see `insula.container.service.protocol`
     {"op": "replace"}                       → {}: it has ended, and the monitor starts another one
     {"op": "forget-layer", "path"}          → {}
-    {"op": "open", "id", "exec"}            → {"open"}: whether output of it may not be in its log yet
+    {"op": "flushed", "id", "exec"}         → {} once all that it printed is in its log
     {"op": "spares"}                        this client is told of spares
     {"op": "keep"}                          this client is the monitor: it is sent every session and its descriptors
     {"op": "hold", "id", "exec", …}         from the monitor: hold copies of these streams
@@ -49,6 +49,7 @@ from insula.container.service.protocol import WARM_RECORDS, ZYGOTE_BUILD, ZYGOTE
 from insula.container.service.run_directory import Launch, RunDirectory, State
 from insula.container.service.sessions import Sessions
 from insula.container.service.warm_pool import Template, WarmContainer, WarmPool, assign
+from insula.container.service.working_set import WorkingSet
 from insula.kernel import cgroups, process, syscalls
 from insula.kernel.rollback import Rollback
 from insula.log import write as report
@@ -81,6 +82,7 @@ class Zygote:
         self.most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.traced: list[int] = []  # have ended, and wait for who traces them
         self.pool = WarmPool(f"{run}/{WARM_RECORDS}", spares)
+        self.working_set = WorkingSet()
         self.last_launch: Launch | None = None  # the last launch, which the pool is told of when idle
         self.ended: list[tuple[str, int]] = []  # containers that ended and their mount namespaces: closed when idle
 
@@ -145,8 +147,8 @@ class Zygote:
             case "forget-layer":
                 self.layers.forget(message["path"])
                 reply({})
-            case "open":
-                reply({"open": self.sessions.is_open((message["id"], message.get("exec")))})
+            case "flushed":
+                self.sessions.when_closed((message["id"], message.get("exec")), lambda: reply({}))
             case "spares":
                 self.warm_subscribers.append(client)
                 for warm in self.pool.containers.values():
@@ -194,6 +196,7 @@ class Zygote:
         directory.write_state(child.state)
         self.pool.release(container)
         if fresh:
+            self.working_set.forked()
             wire.send(made.sync, {"event": "mapped"})
         self.last_launch = request
         return {"pid": made.pid, "start_time": made.start_time}
@@ -257,6 +260,7 @@ class Zygote:
             if pid == 0:
                 join.main(join.ExecArgs(what, target, theirs, groups, stdio, program))
             undo.keep()
+        self.working_set.forked()
         # the first of the two forks ends at once, unless the container is frozen: so nothing waits for it here
         self.loop.watch(pidfd, lambda _: self._reap_intermediate(pid, pidfd))
         child = Child(container, exec_id, ours, 0, -1)
@@ -378,7 +382,7 @@ class Zygote:
 
     def _idle_timeout(self) -> float | None:
         """Seconds without an event after which `_run_idle_work` has its turn; None if there is no such work."""
-        if self.last_launch or self.ended or self.pool.missing():
+        if self.last_launch or self.ended or self.pool.missing() or self.working_set.is_shared:
             return _PAUSE
         return self.pool.idle_timeout()
 
@@ -386,11 +390,14 @@ class Zygote:
         """One thing at a time: somebody may want something by now."""
         if self.last_launch:
             self.pool.launched(self.last_launch)
+            self.working_set.launched()
             self.last_launch = None
         elif self.ended:
             self._release_mount_namespaces()
         elif template := self.pool.missing():
             self._make_warm(template)
+        elif self.working_set.is_shared:
+            self.working_set.copy()
         else:
             for warm in self.pool.expired():
                 self._drop_warm(warm)
@@ -411,6 +418,7 @@ class Zygote:
         for fd in (*dead, done, wait):
             os.close(fd)
         self.ended.clear()
+        self.working_set.forked()
         self.loop.watch(pidfd, lambda _: self._reap_intermediate(pid, pidfd))
 
     def _make_warm(self, template: Template) -> None:
@@ -420,6 +428,7 @@ class Zygote:
             report(_NAME, f"no spare for {template.parent}", error)
             self.pool.forget(template)
             return
+        self.working_set.forked()
         self.loop.watch(warm.child.sync.fileno(), lambda _: self._on_warm_message(warm))
         self.loop.watch(warm.child.pidfd, lambda _: self._drop_warm(warm))
 
