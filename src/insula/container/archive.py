@@ -1,20 +1,19 @@
-"""Files in and out of a container as tar streams, by a process that has the container's rights and no others.
+"""Copy files into and out of a container as tar streams, in a process that has only the container's rights.
 
-The container is hostile, and may change its files and mounts while we walk them. What Docker got wrong (CVE-2018-15664,
-a link swapped in between check and use; CVE-2019-14271, the container's libraries loaded by the host's tar) is avoided
-by construction:
+The container is hostile, and may change its files and mounts during the copy. Docker had two such faults: a link that
+was exchanged between check and use (CVE-2018-15664), and the host's tar loading the container's libraries
+(CVE-2019-14271). They are avoided by construction:
 
-- The work is done by a process of its own, which enters the container's user namespace (setns(2)) before it looks at
-  the first file. Root there is an ordinary user of the host: whatever a name comes to mean, a file of the host's least
-  of all, nothing happens to it that the container's own root could not do. Only the user namespace is entered: the
-  process is in nobody's sight inside, and loads nothing from there.
+- A process of its own does the work, and enters the container's user namespace (setns(2)) before it opens the first
+  file. Root there is an ordinary user of the host. So whatever file a name leads to, the process can do no more to it
+  than the container's own root. It enters no other namespace: no process inside sees it, and it loads nothing from
+  there.
 - The root is a descriptor, and the path that the user gave is resolved by the kernel inside it (openat2(2),
   RESOLVE_IN_ROOT): a link or ``..`` can't lead out, and magic links of /proc aren't followed at all.
-- Below it `insula.tree` opens one name after the other and follows no link, so that of the container's own users none
-  can have root's files changed either.
-- Only mounts whose file system is made for files are copied. That keeps /proc, /sys and devices out of archives; it
-  guards nothing, so it does not matter that the container can mount an overlay over something else, or that numbers of
-  mounts are used again.
+- Below it `insula.tree` opens one name after the other and follows no link, so that no other user of the container can
+  have files of its root changed.
+- Only mounts of file systems that store files are copied, which keeps /proc, /sys and devices out of archives. That is
+  no protection: the container can mount an overlay over something else, and IDs of mounts are used again.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Tree:
-    """A container's files: its root, and the mounts that are copied, by their numbers."""
+    """A container's files: a descriptor of its root, and the IDs of the mounts that are copied."""
 
     def __init__(self, root: int, mounts: frozenset[int]) -> None:
         self.root, self.mounts = root, mounts
@@ -60,7 +59,7 @@ class Tree:
 
 @contextmanager
 def opened(pid: int, started: int) -> Iterator[Tree]:
-    """The files of the container whose PID 1 is (pid, start time). NotFound if that process is gone."""
+    """Open the files of the container whose PID 1 is (pid, start time). NotFound if that process is gone."""
     try:
         root = os.open(f"{process.directory(pid)}/root", _DIRECTORY)
         try:
@@ -77,7 +76,7 @@ def opened(pid: int, started: int) -> Iterator[Tree]:
 
 
 def _places(pid: int) -> Iterator[int]:
-    """The numbers of mounts that hold files (proc_pid_mountinfo(5))."""
+    """The IDs of mounts whose file systems store files (proc_pid_mountinfo(5))."""
     with open(f"{process.directory(pid)}/mountinfo", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.partition(" - ")
@@ -86,7 +85,7 @@ def _places(pid: int) -> Iterator[int]:
 
 
 def become_root_inside(pid: int, started: int) -> None:
-    """Enter the user namespace of (pid, start time), for good, as its root. Takes a process of a single thread."""
+    """Enter the user namespace of (pid, start time) as its root. The caller has a single thread and can't go back."""
     userns = process.open_namespace(pid, started, "user")
     try:
         syscalls.setns(userns, syscalls.CLONE_NEWUSER)  # EINVAL if it is the host's
@@ -100,7 +99,7 @@ def become_root_inside(pid: int, started: int) -> None:
 
 @contextmanager
 def _errors(path: str) -> Iterator[None]:
-    """What the kernel says of the path, for the user."""
+    """Turn an OSError about the path into an InsulaError."""
     shown = shorten(path)
     try:
         yield
@@ -120,7 +119,7 @@ def _errors(path: str) -> Iterator[None]:
 
 
 def write(tree: Tree, path: str, sink: BinaryIO) -> None:
-    """The file or tree at `path` as a tar; its entries begin with the last part of the path.
+    """Write the file or tree at `path` as a tar, whose entries begin with the last component of the path.
 
     A link at the end of the path is copied as a link, unless the path ends with a slash. NotFound, Invalid, Failed.
     """
@@ -139,14 +138,14 @@ def write(tree: Tree, path: str, sink: BinaryIO) -> None:
 
 
 def export(tree: Tree, sink: BinaryIO) -> None:
-    """The whole root file system as a tar, without what is mounted in it."""
+    """Write the root file system as a tar, without other mounts in it."""
     with _errors("/"):
         only = mount_number(tree.root)
         _send(Packer(allowed=lambda fd: mount_number(fd) == only, fifos=True), tree.root, ".", ".", sink)
 
 
 def _send(packer: Packer, directory: int, name: str, shown: str, sink: BinaryIO) -> None:
-    """Write the archive; one that breaks off says why at its end, besides the error itself."""
+    """Write the archive; if it fails, an entry at its end has the reason, and the error is raised as well."""
     begun = False
     try:
         for piece in packer.pack(directory, name, shown):
@@ -164,7 +163,7 @@ def _send(packer: Packer, directory: int, name: str, shown: str, sink: BinaryIO)
 
 
 def read(tree: Tree, path: str, source: BinaryIO, copy: str | None = None) -> None:
-    """Unpack a tar into the directory `path`; or with `copy` put the one tree that it has where cp(1) would.
+    """Unpack a tar into the directory `path`, or with `copy` its only tree where cp(1) would put it.
 
     "tree": into `path` if that is a directory, under its own name, and else as `path`. "content": what is in it goes
     into the directory `path`, which is made if it isn't there. A link at the end of `path` is followed. NotFound,
@@ -216,7 +215,7 @@ def _target(tree: Tree, path: str) -> tuple[int, str]:
 
 
 def _check_target(top: int, name: str, path: str, directory: bool) -> None:
-    """What cp(1) refuses: a directory in place of a file, and a file in place of a directory that isn't there."""
+    """Refuse what cp(1) refuses: a directory over a file, and a file at a directory that does not exist."""
     try:
         os.stat(name, dir_fd=top, follow_symlinks=False)
     except FileNotFoundError:
@@ -239,7 +238,7 @@ def _refuse_device(shown: str) -> None:
 
 
 def main() -> None:
-    """Does the job that the command line names."""
+    """Carry out the command line: write, read or export."""
     import resource
 
     verb, pid, start_time, path, copy = json.loads(sys.argv[1])

@@ -1,7 +1,7 @@
-"""The process that copies files in and out of one container, as its parent sees it; it runs `insula.container.archive`.
+"""Start and use a process that copies files into or out of one container (`insula.container.archive`).
 
-It reads an archive from its standard input or writes one to its standard output; an error goes to the standard error,
-as JSON. It ends with whoever started it: its pipes are closed then.
+It reads an archive from its standard input or writes one to its standard output, and an error as JSON to its standard
+error. When its parent ends, its pipes are closed, and it ends too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _PATIENCE = 5.0  # seconds to remove what was begun
 
 
 class Worker:
-    """`read` what it writes, or `write` what it reads; then `finish`, which raises the error that it met."""
+    """A running process: `read` its archive or `write` one to it, then `finish`, which raises its error if it had
+    one."""
 
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         assert child.stdin and child.stdout and child.stderr
@@ -52,7 +53,7 @@ class Worker:
         raise from_dict(error)
 
     async def end(self, patience: float) -> None:
-        """End it if it has not ended: by the end of its input, and after `patience` seconds by SIGKILL."""
+        """End it unless it has ended: close its input, and send SIGKILL after `patience` seconds."""
         self._stdin.close()
         if self._child.returncode is None:
             with contextlib.suppress(TimeoutError):
@@ -70,7 +71,7 @@ class Worker:
 async def started(
     verb: str, pid: int, start_time: int, path: str = "/", copy: str | None = None
 ) -> AsyncIterator[Worker]:
-    """A worker for the container whose PID 1 is (pid, start time). `verb`: "write", "read" or "export" of `archive`."""
+    """Start one for the container whose PID 1 is (pid, start time). `verb` is "write", "read" or "export"."""
     library = str(Path(insula.__file__).parent.parent)
     code = f"import sys; sys.path.insert(0, {library!r}); from insula.container.archive import main; main()"
     child = await asyncio.create_subprocess_exec(

@@ -1,7 +1,7 @@
-"""What CRIU must be told of a container: where its tree of processes ends, and what is on the other side.
+"""The arguments of criu for a container: its resources that are outside of the checkpoint, by name.
 
-Two lists of arguments (kernel/criu.py), for the same container before and after. What is outside of the tree has a
-name in both:
+There are two lists of arguments (kernel/criu.py), for dump and for restore. Each external resource has a name that is
+in both:
 
     bind mounts              mnt[PATH INSIDE]        after: the source in the bundle's config
     covers of masked files   mnt[PATH INSIDE]        after: /dev/null
@@ -9,7 +9,7 @@ name in both:
     namespaces by path       net[INODE], pid[INODE]  after: a descriptor of the namespace in the config
     standard streams         pipe:[INODE], file[…]   after: the caller's own; so a container may change its parent
 
-The names are kept beside criu's images (``insula.json``), because after the container's end nobody can be asked.
+The names are stored beside criu's images (``insula.json``), because they can't be read after the container's end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KINDS = {"network": "net", "pid": "pid"}
 
 
 def dump_arguments(pid: int, config: dict[str, Any], images: str) -> list[str]:
-    """For `criu dump` of the container whose first process is `pid`; writes the names into directory `images`."""
+    """The arguments of `criu dump` for the container whose PID 1 is `pid`; writes the names into directory `images`."""
     if config.get("process", {}).get("terminal"):
         raise Unavailable("a container with a terminal can't be checkpointed", "run it without one")
     mounts = _external_mounts(pid)
@@ -50,7 +50,7 @@ def dump_arguments(pid: int, config: dict[str, Any], images: str) -> list[str]:
 
 
 def restore_arguments(config: dict[str, Any], images: str) -> tuple[list[str], list[int]]:
-    """For `criu restore`, and the descriptors that it must inherit; the caller closes those above 2."""
+    """The arguments of `criu restore`, and the descriptors that it must inherit; the caller closes those above 2."""
     try:
         with open(f"{images}/{NAMES}", encoding="utf-8") as file:
             names = loads(file.read())
@@ -104,9 +104,9 @@ def _streams(pid: int) -> dict[str, str]:
 
 
 def _external_mounts(pid: int) -> dict[str, str]:
-    """Where something of the host is bound in the container, and the path of that on the host.
+    """The destinations of bind mounts from the host in the container, and their sources on the host.
 
-    What is bound is a part of a file system that is not the container's: its root is not "/", and no mount of the
+    A bind mount shows a part of a file system that is not the container's: its root is not "/", and no mount of the
     container shows "/" of the same device. criu knows control groups by itself, seen through a namespace or not.
     """
     rows = _mounts(pid)
@@ -136,7 +136,7 @@ def _mounts(pid: int | str) -> list[_Mount]:
 
 
 def _on_host(mount: _Mount) -> str:
-    """A path by which we see the same."""
+    """A path of the host that leads to the same file."""
     for own in _mounts("self"):
         if own.device == mount.device and (own.part == "/" or f"{mount.part}/".startswith(f"{own.part}/")):
             inner = mount.part if own.part == "/" else mount.part[len(own.part) :]
@@ -149,5 +149,5 @@ def _has_cgroup_namespace(pid: int) -> bool:
 
 
 def _decode(path: str) -> str:
-    """mountinfo's octal escapes, as in ``\\040``."""
+    """Decode the octal escapes of mountinfo, as in ``\\040``."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)

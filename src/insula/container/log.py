@@ -1,16 +1,16 @@
-"""What an instance printed, in files that outlive everybody: the monitor writes them, anybody may read them.
+"""The log of a container: its output in files, which the monitor writes and any process may read.
 
 A log is a directory with the files `log`, `log.1`, `log.2` …, newest first. Each is a sequence of records, the frames
 of `insula.model.stream` with eight bytes of time (nanoseconds since the epoch, big-endian) at the head of the payload:
 
     kind 1 | length 4 | time 8 | data (length - 8)
 
-Nothing marks where a record begins, so everything rests on this: a file is whole from its start up to a *tail* that
-may be torn. The writer may be killed in the middle of a record, or the disk be full there. A reader stops before a
-torn tail, since the rest may still come; a writer that opens the log again cuts it off.
+Nothing marks where a record begins. So a file must consist of whole records, up to a *tail* that may be incomplete: the
+writer may have been killed in the middle of a record, or the disk may have been full. A reader stops before an
+incomplete tail, since the rest may still come. A writer that opens the log again cuts it off.
 
-When `log` is full it is renamed to `log.1`, `log.1` to `log.2`, and so on; the last one is gone. A reader that follows
-knows the file that it has open by its inode, and finds by it which file comes next, whatever was renamed meanwhile.
+When `log` is full it is renamed to `log.1`, `log.1` to `log.2`, and so on; the last one is removed. A reader that
+follows finds its open file among them by its inode, and so the next file, whatever was renamed meanwhile.
 
 The monitor imports this file for every log of a host, so it imports little itself.
 """
@@ -46,7 +46,7 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Record(NamedTuple):
-    """A piece of output: when it was read from the instance, whether STDOUT or STDERR, and its bytes."""
+    """A piece of output: the time it was read, STDOUT or STDERR, and its bytes."""
 
     time_ns: int
     kind: Kind
@@ -94,8 +94,8 @@ class LogWriter:
     def move(self, kind: Kind, source: int, count: int) -> bytes:
         """Append up to `count` bytes of what is in the pipe `source`, and return them; b"" at its end.
 
-        They go from pipe to file by splice(2), so that a writer that is killed has lost none: what is not in a whole
-        record is in the pipe still, and the next writer finds it there. BlockingIOError if nothing is there now.
+        They go from pipe to file by splice(2), so that none is lost when the writer is killed: bytes that are not in a
+        whole record are still in the pipe, for the next writer. BlockingIOError if the pipe is empty.
         """
         ready = _ready(source)
         if ready == 0 and _is_empty(source):
@@ -153,7 +153,8 @@ class LogWriter:
         self._torn = False
 
     def _begin(self, kind: Kind, length: int) -> int:
-        """Write the head of a record; where its payload goes. Until that is there the record is torn, and no record."""
+        """Write the head of a record, and return the offset of its payload. Readers ignore it until that is
+        complete."""
         if self._fd < 0:
             self._open()
         if self._torn:
@@ -271,7 +272,7 @@ class LogReader:
         return False
 
     def _open_next(self) -> bool:
-        """Go from the open file to the next newer one; False if that is not there yet."""
+        """Go on with the next newer file; False if there is none yet."""
         seen: list[int] = []
         while True:
             at = self._position()
@@ -308,8 +309,8 @@ class LogReader:
     def _seek_tail(self, lines: int) -> None:
         """Open the file and set the offset where the last `lines` lines begin.
 
-        Records can only be found from the beginning of a file on, so each file is read once; what is kept of it is a
-        few numbers for each block, not for each record.
+        Records can only be found from the beginning of a file, so each file is read once. A few numbers are kept for
+        each block, and none for each record.
         """
         wanted = lines
         last = True  # the very last line counts whether it ends or not
@@ -333,19 +334,19 @@ class LogReader:
 
 
 def _ready(source: int) -> int:
-    """How many bytes a pipe has for us (FIONREAD, pipe(7))."""
+    """The number of bytes that can be read from a pipe now (FIONREAD, pipe(7))."""
     return int.from_bytes(fcntl.ioctl(source, _FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _is_empty(source: int) -> bool:
-    """Whether nothing is there to be read, and it is not at its end either."""
+    """Whether a read would block: there are no bytes, and a writer is left."""
     poll = select.poll()
     poll.register(source, select.POLLIN)
     return not poll.poll(0)
 
 
 def _check_regular(fd: int, path: str) -> None:
-    """Close it with an OSError unless it is a regular file: of anything else nobody knows when it can be read."""
+    """OSError unless it is a regular file, and then it is closed: reading any other kind of file may block."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", path)
@@ -355,7 +356,7 @@ def _check_regular(fd: int, path: str) -> None:
 
 
 def _parse(buffer: bytes, offset: int) -> tuple[Kind, int, int] | None:
-    """Kind, time and end of the record at `offset`; None if there is no whole record there."""
+    """Parse the head of the record at `offset`: kind, time and end. None if there is no whole record."""
     if len(buffer) - offset < _HEAD.size:
         return None
     kind, length, when = _HEAD.unpack_from(buffer, offset)
@@ -366,7 +367,7 @@ def _parse(buffer: bytes, offset: int) -> tuple[Kind, int, int] | None:
 
 
 def _read_records(fd: int, offset: int) -> tuple[list[Record], int]:
-    """A batch of whole records from `offset` on, at least one if there is one, and the offset after them."""
+    """Read whole records from `offset` on, at least one if there is one; and the offset after them."""
     for size in (_BATCH, MAX_PAYLOAD + _HEAD.size):
         buffer = os.pread(fd, size, offset)
         records = []
@@ -381,7 +382,7 @@ def _read_records(fd: int, offset: int) -> tuple[list[Record], int]:
 
 
 class _Block(NamedTuple):
-    """Whole records in a row: where they start and end, how many lines end in them, their last byte of output."""
+    """A run of whole records: its start and end, the number of lines that end in it, its last byte of output."""
 
     start: int
     end: int
@@ -390,10 +391,9 @@ class _Block(NamedTuple):
 
 
 def _blocks(fd: int) -> Iterator[_Block]:
-    """The whole records of the file, in blocks of some 64 KiB, or of one record that is longer.
+    """The whole records of the file, in blocks of about 64 KiB, or of one record that is longer.
 
-    The file is read piece by piece also so that a thread that does this lets others go on: reading releases the
-    interpreter's lock.
+    Reading it in pieces also lets other threads run: each read releases the interpreter's lock.
     """
     base, size = 0, _BATCH
     while True:
@@ -416,7 +416,7 @@ def _blocks(fd: int) -> Iterator[_Block]:
 
 
 def _line_in(fd: int, block: _Block, breaks: int) -> tuple[int, int]:
-    """Behind which byte, of the record that starts where, so many lines end in the block."""
+    """The start of the record, and the byte in it, after which that many lines end in the block."""
     buffer = os.pread(fd, block.end - block.start, block.start)
     spans = []
     at = 0

@@ -1,7 +1,7 @@
-"""How the processes of a host talk: JSON messages with file descriptors, over unix sockets that keep messages apart.
+"""Messages between the processes of a host: JSON with file descriptors, over unix sockets.
 
-SOCK_SEQPACKET (unix(7)) keeps the boundaries of messages, so there is nothing to parse, and SCM_RIGHTS
-(cmsg(3)) sends open files along. The sockets are in the run directory, which only root can enter.
+SOCK_SEQPACKET (unix(7)) preserves the boundaries of messages, and SCM_RIGHTS (cmsg(3)) passes file descriptors. The
+sockets are in the run directory, which only root can enter.
 
 `insula-oci` loads this too, so the sockets are those of `insula.model.cpython`, of which those of the module `socket`
 are a subclass.
@@ -44,7 +44,7 @@ def send(sock: cpython.socket.socket, message: Message, descriptors: list[int] |
 
 
 def receive(sock: cpython.socket.socket) -> tuple[Message, list[int]] | None:
-    """The next message and its descriptors; None when the other side is gone."""
+    """Receive a message and its descriptors; None when the other side is gone."""
     try:
         data, descriptors, flags = _receive(sock)
     except ConnectionResetError:
@@ -69,7 +69,7 @@ def _receive(sock: cpython.socket.socket) -> tuple[bytes, list[int], int]:
 
 
 def listen(path: str) -> socket.socket:
-    """A listening socket at `path`, replacing one that a dead process left."""
+    """Make a listening socket at `path`, in place of one that a dead process left."""
     import socket
 
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -82,7 +82,7 @@ def listen(path: str) -> socket.socket:
 
 
 def connect(path: str) -> socket.socket:
-    """A connection to the process that listens at `path`."""
+    """Connect to the process that listens at `path`."""
     import socket
 
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)

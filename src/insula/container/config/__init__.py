@@ -1,12 +1,12 @@
-"""What a config.json must be before anything is made of it: the OCI runtime-spec 1.3 for Linux.
+"""Check a config.json before a container is made of it: the OCI runtime-spec 1.3 for Linux.
 
-Two steps. First the shape: `schema` is the spec as a table of types, ranges and words, and `shape` walks a config and
-the table side by side. Then the sense: `rules` holds what one field says about another, such as mappings without a
-user namespace, or a sysctl that would be the host's.
+There are two steps. `schema` has the spec as a table of types, ranges and words, and `shape` checks a config against
+it. Then `rules` checks what one field says about another, such as ID mappings without a user namespace, or a sysctl of
+the host.
 
-A runtime must not learn of a bad config from the kernel half-way, with mounts made and hooks run: a caller would get
-an errno instead of the name of a field. So everything that can be known beforehand is refused here, in one line that
-begins with the field's path, as in ``linux.resources.memory.limit: '1g' is not a whole number``.
+Without this the kernel would refuse a bad config half-way, with mounts made and hooks run, and the caller would get an
+errno instead of the name of a field. So all that can be known beforehand is refused here, in one line that begins with
+the field's path, as in ``linux.resources.memory.limit: '1g' is not a whole number``.
 
 All of it runs in every `insula-oci create`, and so needs well under a millisecond and imports next to nothing.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check(config: object, *, bundle: str, warn: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """`config` if a container can be made of it, without its nulls; it is changed in place.
+    """Check a config, and return it without its nulls; it is changed in place.
 
     `bundle` is the directory that a relative root is in. `warn` is told of what the spec lets pass with a warning:
     capabilities that nobody knows, which are left out. Raises Invalid with the field's path; nothing was made.
@@ -40,7 +40,7 @@ def check(config: object, *, bundle: str, warn: Callable[[str], None] | None = N
 def check_process(
     process: object, config: dict[str, Any], *, warn: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """The same for a process that joins the container of `config`: `exec --process`."""
+    """Check a process that joins the container of `config`, as of `exec --process`."""
     try:
         shape.walk(process, shape.PROCESS)
         assert isinstance(process, dict)
@@ -51,7 +51,7 @@ def check_process(
 
 
 def check_resources(resources: object, *, alone: bool = True) -> dict[str, Any]:
-    """The same for limits: `update --resources`. Unless they stand `alone`, only their shape is checked."""
+    """Check limits, as of `update --resources`. Unless they stand `alone`, only their shape is checked."""
     try:
         shape.walk(resources, shape.RESOURCES)
         assert isinstance(resources, dict)
@@ -68,7 +68,7 @@ def since(config: dict[str, Any], minor: int) -> bool:
 
 
 def no_more_processes(resources: dict[str, Any]) -> None:
-    """What runtime-spec 1.3 says of a `pids.limit` of 0: it is a limit. Until 1.2 it meant that there is none.
+    """Make a `pids.limit` of 0 a limit, as in runtime-spec 1.3. Until 1.2 it meant that there is none.
 
     It becomes 1, as in runc: the kernel would make no first process in a group whose limit is 0.
     """

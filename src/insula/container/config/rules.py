@@ -1,4 +1,4 @@
-"""What one field of a config says about another: the second step of `config`. One function a rule.
+"""The rules between the fields of a config, the second step of its check: one function for each rule.
 
 Each takes values that have the right shape already, and raises `Wrong` with the place of the field. Where the spec is
 silent, the rule is what runc does; where a config would touch what is the host's, it is refused.
@@ -170,7 +170,7 @@ _OF_NAMESPACE = {"net": "network", "user": "user"}
 
 
 def sysctls(values: Object, namespaces: Object) -> None:
-    """Only what a namespace of the container's own has: writing anything else would change the host."""
+    """Allow only sysctls of the container's own namespaces: writing any other would change the host."""
     for name in values:
         place = ("linux", "sysctl", name)
         if complaint := schema.parameter(name):
@@ -185,7 +185,8 @@ def sysctls(values: Object, namespaces: Object) -> None:
 
 
 def namespace_of(name: str) -> str:
-    """Which namespace a sysctl, ``net.ipv4.ip_forward`` or ``net/ipv4/ip_forward``, is of; "" if it is the host's."""
+    """The type of namespace that a sysctl, ``net.ipv4.ip_forward`` or ``net/ipv4/ip_forward``, is of; "" if it is the
+    host's."""
     first, _, rest = name.replace("/", ".").partition(".")
     if first == "fs":
         return "ipc" if rest.startswith("mqueue.") else ""
@@ -204,7 +205,7 @@ def _is_ours(kind: str, path: str) -> bool:
 
 
 def net_devices(devices: Object, namespaces: Object) -> None:
-    """They are moved out of the host's network namespace, into another."""
+    """Devices can only be moved into a network namespace that is not the host's."""
     place = ("linux", "netDevices")
     if devices and "network" not in namespaces:
         raise Wrong("there is no network namespace to move them to", "add network to linux.namespaces", *place)
@@ -249,7 +250,7 @@ def memory_policy(policy: Object) -> None:
 
 
 def capabilities(sets: Object, warn: Warn, place: tuple[str | int, ...]) -> None:
-    """Leaves out what nobody knows, with a warning, as the spec wants it: configs are older and newer than kernels."""
+    """Leave out unknown capabilities with a warning, as the spec has it: a config may be newer than the kernel."""
     from insula.kernel.capabilities import NUMBERS
 
     for name in schema.CAPABILITY_SETS:
@@ -376,7 +377,7 @@ _REFUSED = {
 
 
 def refused(config: Object, linux: Object) -> None:
-    """What would silently be missing otherwise."""
+    """Refuse fields that this runtime doesn't carry out, rather than ignoring them."""
     if "vm" in config:
         raise Wrong("virtual machines are not supported", "leave it out: a container shares the kernel", "vm")
     for name, complaint in _REFUSED.items():
@@ -385,7 +386,7 @@ def refused(config: Object, linux: Object) -> None:
 
 
 def once(values: list[str], place: tuple[str | int, ...], field: str = "type") -> None:
-    """Raises Wrong at the first value that was there before."""
+    """Raise Wrong at the first value that occurs twice."""
     seen: set[str] = set()
     for index, value in enumerate(values):
         if value in seen:

@@ -54,7 +54,7 @@ def version(text: str) -> str:
 
 
 def number_list(text: str) -> str:
-    """As in ``0-3,7`` (cpuset(7), list format); empty means unset."""
+    """Check a list of numbers as in ``0-3,7`` (cpuset(7), list format); empty means unset."""
     for part in text.split(",") if text else ():
         first, dash, last = part.strip().partition("-")
         numbers = [first, last] if dash else [first]
@@ -74,13 +74,13 @@ def device_access(text: str) -> str:
 
 
 def parameter(text: str) -> str:
-    """The name of a sysctl: with dots, or with slashes."""
+    """Check the name of a sysctl: with dots, or with slashes."""
     bad = "/" in (text[:1], text[-1:]) or any(part in ("", "..") for part in text.replace(".", "/").split("/"))
     return "is not the name of a sysctl" if bad or not text.isprintable() else ""
 
 
 def device_name(text: str) -> str:
-    """Of a network interface, as dev_valid_name() of Linux has it; it may have one ``%d``, for a number."""
+    """Check the name of a network interface as dev_valid_name() of Linux does; it may have one ``%d``, for a number."""
     bad = text in ("", ".", "..") or len(text.encode()) > 15 or any(c in "/:" or c.isspace() for c in text)
     bad = bad or (text.count("%") > 0 and (text.count("%") > 1 or "%d" not in text))
     return "is not the name of a network device" if bad else ""

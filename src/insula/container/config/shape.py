@@ -1,4 +1,4 @@
-"""The first step of `config`: whether a value has the shape that the table in `config.schema` gives it."""
+"""The first step of the check of a config: compare a value with the table in `config.schema`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HINT = "see config.md and config-linux.md of the OCI runtime-spec"
 
 
 class Wrong(Exception):
-    """A value is wrong. Whoever it passes on its way out adds where: `place` grows from the inside."""
+    """A value is wrong. `place` is the path of its field, to which each caller adds its part at the front."""
 
     def __init__(self, complaint: str, hint: str = HINT, *place: str | int) -> None:
         super().__init__(complaint)
@@ -24,7 +24,7 @@ class Wrong(Exception):
         self.place = list(reversed(place))
 
     def invalid(self, prefix: str = "") -> Invalid:
-        """As the error of the house: the field's path, what is wrong with it, a hint."""
+        """The error for the caller: the field's path, what is wrong with it, and a hint."""
         path = prefix
         for step in reversed(self.place):
             if isinstance(step, int):
@@ -67,7 +67,7 @@ def _prepare(kind: Any) -> Any:
 
 
 def walk(value: Any, kind: Any) -> None:
-    """Raises Wrong unless `value` is of `kind`; drops the nulls in it."""
+    """Raise Wrong unless `value` is of `kind`; drop the nulls in it."""
     shape = type(kind)
     if kind is bool:
         if type(value) is not bool:

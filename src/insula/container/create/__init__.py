@@ -1,1 +1,1 @@
-"""Making a container's processes: what is prepared outside, and what a child does until it executes the program."""
+"""Create the processes of a container: the parent's preparation, and the child's steps up to execve(2)."""

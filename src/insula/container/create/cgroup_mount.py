@@ -1,7 +1,7 @@
-"""/sys/fs/cgroup inside: the container's own part of the cgroup tree (cgroups(7)), whatever the host's looks like.
+"""Mount /sys/fs/cgroup inside: the container's own part of the control group tree (cgroups(7)).
 
-With a cgroup namespace, what is mounted shows the container's group as the root. Without one a new mount would show
-the whole of the host's tree, so the directory of its own group is bound instead.
+In a cgroup namespace a new mount shows the container's group as its root. Without one it would show the whole tree of
+the host, so the directory of the container's group is bound instead.
 
 Version 2 is one file system. Version 1 is one for each hierarchy, below a tmpfs; a hierarchy of several controllers,
 such as cpu,cpuacct, has a link for each of them.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Groups:
-    """Where the container's group is: a directory for each controller, or for version 2 one with the name ``""``.
+    """The directories of the container's group, by controller; version 2 has one, with the name ``""``.
 
     `namespaced`: whether the container has a cgroup namespace of its own.
     """
@@ -31,7 +31,7 @@ class Groups:
 
 
 def own_directories() -> dict[str, str]:
-    """Where the calling process's group is, for a container that gets none of its own and so is in the same."""
+    """The directories of the calling process's group, for a container that stays in it."""
     tree = hierarchy()
     with open("/proc/self/cgroup") as file:
         paths = {names: path for _, names, path in (line.rstrip("\n").split(":", 2) for line in file)}

@@ -1,7 +1,7 @@
-"""tmpcopyup: a tmpfs that begins with what was in the directory that it is mounted on (an option of runc's).
+"""tmpcopyup: a tmpfs that starts with a copy of the directory that it is mounted on (an option of runc's).
 
-A read-only root with a writable /etc, say. The tree is copied before the tmpfs is attached, and through descriptors
-only: names are those of a hostile image, so every step goes down from an open directory and follows no link.
+It can give a read-only root a writable /etc. The tree is copied before the tmpfs is attached. Its names come from a
+hostile image, so each is opened relative to an open directory, and no link is followed.
 """
 
 from __future__ import annotations

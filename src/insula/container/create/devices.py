@@ -1,13 +1,13 @@
-"""/dev: the device nodes that every container may use, those that its config adds, and nothing else of the host's.
+"""/dev of a container: the default device nodes, and those of its config.
 
-A node (mknod(2)) is a number that the kernel takes for a driver, so making one is a right of the host, which a user
-namespace never has; and a node in a file system that a user namespace mounted is dead. So the parent makes the nodes,
-in a tmpfs that it hands in detached: its superblock is the host's, only its owner is the container's root.
+mknod(2) of a device takes CAP_MKNOD of the host, which a user namespace never gives, and nodes on a file system that a
+user namespace has mounted can't be opened. So the parent makes the nodes, in a detached tmpfs that it passes to the
+child: its superblock belongs to the host, its files to the container's root.
 
 That works where the config mounts a tmpfs on /dev, as nearly all do. Else the nodes go straight into the root file
 system: made by the child if it is the host's root, else bound from the host's own nodes of the same number.
 
-Which devices really open is up to the control group (device rules): a node alone opens nothing.
+The device rules of the control group decide which devices can be opened: a node alone gives no access.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_I
 
 
 class Node:
-    """A device node to make: where, its type and mode as of mknod(2), its number, its owner on the host."""
+    """A device node to make: path, type and mode as for mknod(2), device number, and owner on the host."""
 
     __slots__ = ("device", "gid", "mode", "path", "uid")
 
@@ -49,7 +49,7 @@ class Node:
     def make(self, root: int, path: str) -> None:
         """Make it at `path` below `root`, with the directories on the way; if it is there already it stays as it is.
 
-        Others may see that directory, and put another file in its place: it is looked at before it is given away.
+        Others may see that directory and put another file there, so the file is checked before its owner is changed.
         """
         parent, _, name = path.rpartition("/")
         at = mounts.make_target(root, parent, directory=True)
@@ -75,7 +75,7 @@ class Node:
         return True
 
     def make_unseen(self, root: int, path: str) -> None:
-        """Make it in a file system that is new, and that nobody else sees yet: with fewer system calls."""
+        """Make it in a new file system that no other process can reach yet, which takes fewer system calls."""
         parent, _, name = path.rpartition("/")
         at = mounts.make_target(root, parent, directory=True)
         try:
@@ -155,7 +155,7 @@ def link_in_root(root: int) -> None:
 
 
 def populate(root: int, wanted: list[Node], bound: dict[str, int]) -> None:
-    """Put nodes into the root file system itself; `bound` has copies of the host's, where they can't be made."""
+    """Make the nodes in the root file system; where that is not allowed, `bound` has mounts of the host's by path."""
     umask = os.umask(0)
     try:
         for node in wanted:

@@ -1,14 +1,14 @@
-"""The last steps of a process that becomes the user's program: give up what is left, then execve(2).
+"""The last steps of a process before it executes the user's program: rlimits, user, capabilities, seccomp, execve(2).
 
-The order is what keeps it possible: each step takes a right that a later one gives away. The seccomp filter comes last,
-so that it need not allow what the steps before it do; with no_new_privs set, loading one takes no right at all. Without
-it, loading takes CAP_SYS_ADMIN, and the filter must come before that goes (runc has the same two places).
+Each step takes a right that a later one gives up, which sets their order. The seccomp filter is loaded last, so that it
+need not allow the system calls of the steps before. With no_new_privs set, loading takes no right. Without it, loading
+takes CAP_SYS_ADMIN, and the filter is loaded before that is given up (runc has the same two places).
 
-PID 1 waits for the word to start as late as can be: with the rights that its program will have. Two things are left
-then: limits that are lower than before, which could keep it from hearing the word; and the filter, which need not allow
-what hearing takes. Without no_new_privs it has CAP_SYS_ADMIN until the filter is loaded.
+PID 1 waits for "start" with the rights that its program will have. Only two steps come after it: lower rlimits, with
+which it might not be able to receive the message, and the filter, which need not allow that. Without no_new_privs PID 1
+has CAP_SYS_ADMIN until the filter is loaded.
 
-The same function ends the preparation of PID 1 and of a process that joins, by the engine and by `insula-oci`.
+The service and `insula-oci` use the same function, for PID 1 and for a process that joins.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def exec_process(
     wait         is called before the filter is loaded, and returns when the program shall run
     last         is called with the program's environment when nothing but its own rights are left
 
-    Who made the process has set oom_score_adj, which takes /proc of the host, and the initial CPU affinity.
+    The parent has set oom_score_adj, for which it needs /proc of the host, and the initial CPU affinity.
     """
     user = process.get("user") or {}
     environment = dict(entry.partition("=")[::2] for entry in process.get("env") or ())
@@ -114,7 +114,7 @@ def exec_process(
 
 
 def set_attributes(process: dict[str, Any], personality: Mapping[str, Any] | None, joins: bool) -> None:
-    """Scheduling, personality and labels: what takes rights but isn't one."""
+    """Set scheduling, personality, AppArmor profile and SELinux label, which take rights of the host."""
     if scheduler := process.get("scheduler"):
         step(Steps.SET_SCHEDULER, scheduling.set_scheduler, scheduler)
     if priority := process.get("ioPriority"):
@@ -131,7 +131,7 @@ def set_attributes(process: dict[str, Any], personality: Mapping[str, Any] | Non
 
 
 def tell_missing(wanted: Capabilities, granted: Capabilities, warn: Callable[[str], object]) -> None:
-    """Warn once of each capability that is left out of a set; in the words of runc if it is the ambient set alone."""
+    """Warn once of each capability that is left out of a set; with runc's message if only the ambient set lacks it."""
     missing = [asked & ~got for asked, got in zip(wanted, granted, strict=True)]
     ambient = missing.pop()
     others = missing[0] | missing[1] | missing[2] | missing[3]
@@ -153,7 +153,7 @@ def raise_limit(limit: Mapping[str, Any]) -> None:
 
 
 def set_limit(limit: Mapping[str, Any]) -> None:
-    """setrlimit(2), if it isn't so already."""
+    """Set soft and hard limit (setrlimit(2)), unless they are as wanted."""
     number, wanted = _wanted(limit)
     if syscalls.prlimit(number) != wanted:
         syscalls.prlimit(number, wanted)
@@ -167,7 +167,7 @@ def _wanted(limit: Mapping[str, Any]) -> tuple[int, tuple[int, int]]:
 
 
 def home(uid: int) -> str:
-    """The home directory that /etc/passwd inside names for the user, "/" if it names none."""
+    """The home directory of the user in /etc/passwd inside, "/" if there is none."""
     try:
         fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
@@ -184,7 +184,7 @@ def home(uid: int) -> str:
 
 
 def enter(directory: str) -> bool:
-    """Whether the working directory was entered; False if it takes another user to be allowed to."""
+    """Enter the working directory; False if this user may not, and the program's user may be able to."""
     try:
         change_directory(directory)
     except PermissionError:
@@ -213,7 +213,7 @@ def load_filter(program: Filter, listener: Callable[[int], object] | None) -> No
 
 
 def change_user(user: dict[str, Any]) -> None:
-    """The groups and IDs of `process.user`; who asks for no groups must not fail where nobody may set them."""
+    """Set the groups and IDs of `process.user`. Where setgroups(2) is denied, an empty list of groups is no error."""
     groups = user.get("additionalGids") or []
     try:
         os.setgroups(groups)
@@ -255,5 +255,5 @@ def execute(args: list[str], environment: dict[str, str]) -> NoReturn:
 
 
 def _is_this_interpreter(path: str) -> bool:
-    """Whether `path`, such as /proc/self/exe, is the copy that runs this code: nobody means to start that."""
+    """Whether `path`, such as /proc/self/exe, is the interpreter that runs this code, which must not be executed."""
     return os.path.samestat(os.stat(path), _interpreter)

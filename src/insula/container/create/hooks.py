@@ -1,4 +1,4 @@
-"""Hooks: programs of whoever configures a container, run at six points of its life (OCI runtime-spec, config.md).
+"""Hooks: programs that a config has run at six points of a container's life (OCI runtime-spec, config.md).
 
     create   prestart          in the runtime's namespaces, once the container's exist and its mounts are made
              createRuntime     the same; prestart is its old name
@@ -10,9 +10,8 @@
 
 Each gets the container's state as JSON on standard input, and exactly the environment that its entry lists. An entry
 without `env` inherits: the runtime's environment, a startContainer hook that of the user's program. The hooks of a
-point run one after the other. If one fails, by its exit status or by outliving its timeout, the container is not to be:
-the operation fails. Only for poststart and poststop, when there is nothing left to stop, a failure is a warning, and
-the others run all the same.
+point run one after the other. If one fails, by its exit status or by its timeout, the operation fails and there is no
+container. A failure of poststart or poststop is a warning, and the hooks after it still run.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def run(config: dict[str, Any], kind: str, state: dict[str, Any], environment: M
 
 
 def run_all(config: dict[str, Any], kind: str, state: dict[str, Any], warn: Callable[[str], object]) -> None:
-    """Run all hooks of a kind; `warn` is told of each that fails."""
+    """Run all hooks of a kind; `warn` is called with a text for each that fails."""
     for index, hook in enumerate((config.get("hooks") or {}).get(kind) or ()):
         try:
             _run(kind, hook, dumps(state).encode(), os.environ)
@@ -58,7 +57,7 @@ def run_all(config: dict[str, Any], kind: str, state: dict[str, Any], warn: Call
 
 
 def _run(kind: str, hook: dict[str, Any], state: bytes, environment: Mapping[str, str]) -> None:
-    """One hook, to its end. OSError says how it failed, and with which last words."""
+    """Run one hook to its end. OSError has its exit status or signal, and the end of its standard error."""
     # files without a name rather than pipes: no hook has to read, and none that lingers keeps us waiting
     stdin, output = os.memfd_create("state"), os.memfd_create("output")
     try:
@@ -85,7 +84,7 @@ def _signal_name(number: int) -> str:
 
 
 def _wait(pid: int, timeout: int | None) -> int | None:
-    """Its exit status, negative for a signal; None if it was killed after `timeout` seconds."""
+    """The exit status of the hook, negative for a signal; None if it was killed after `timeout` seconds."""
     if timeout is not None and not _ends(pid, timeout):
         try:
             os.kill(pid, signal.SIGKILL)  # our child, and not yet waited for: the number is still its own

@@ -1,4 +1,4 @@
-"""From birth in new namespaces to the user's program: what PID 1 of a container does before execve(2).
+"""PID 1 of a container, from clone3(2) into new namespaces to execve(2) of the user's program.
 
 The child of clone3(2) with CLONE_NEWPID is process 1 of a new PID namespace (pid_namespaces(7)): it sees only its
 own descendants, numbered from 1, while the host sees all of them under other numbers. It is their init: orphans
@@ -7,7 +7,7 @@ inside, and from outside only SIGKILL and SIGSTOP do. With CLONE_NEWUSER it is r
 of the host outside, so everything it does here needs no right of the host: what does, was made by
 `insula.container.create.spawn` and is handed in as descriptors.
 
-Before the program runs it goes through stages, with messages over a socket to the parent between them:
+It goes through stages, between which it exchanges messages with its parent over a socket:
 
     parent                                  child
     maps its IDs            "mapped"   →
@@ -142,7 +142,7 @@ def send_errors(args: InitArgs, body: Callable[[], NoReturn]) -> NoReturn:
 
 
 def sanitize(args: InitArgs, plan: Plan) -> None:
-    """Drop what fork(2) copied from the parent, forbid to trace this process, and wait until the IDs are mapped."""
+    """Close and reset what fork(2) copied from the parent, make the process undumpable, and wait for the ID mapping."""
     forbid_imports()
     reset_signals()
     os.umask(0o022)
@@ -181,7 +181,7 @@ def exec_program(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: 
 
 
 def setup_namespaces(plan: Plan, premount_plan: PremountPlan | None, args: InitArgs) -> Premounts | None:
-    """Do what depends only on namespaces, control group and `premount_plan`: IDs, session, /proc, /sys, /dev."""
+    """Set up IDs, session, loopback, /proc, /sys and /dev: what is the same for all containers with the same plan."""
     step(Steps.JOIN_CGROUP, cgroups.join, args.join)
     if plan.cgroup:
         # made only now: the cgroup that a process is in when it makes the namespace is the root that it will see
@@ -199,7 +199,7 @@ def setup_namespaces(plan: Plan, premount_plan: PremountPlan | None, args: InitA
 
 
 def become_root() -> None:
-    """ID 0 of the new user namespace, which the parent has mapped."""
+    """Become user and group 0 of the new user namespace, which the parent has mapped."""
     try:
         os.setgroups([])
     except PermissionError:  # without the right to map groups they can't be changed either (user_namespaces(7))
@@ -283,14 +283,14 @@ def run_create_hooks(config: dict[str, Any], args: InitArgs) -> None:
 def run_hooks(
     config: dict[str, Any], kind: str, args: InitArgs, status: str, environment: dict[str, str] | None = None
 ) -> None:
-    """Hooks of the container's namespaces: the PID in their state is the one inside."""
+    """Run the hooks of one kind in the container's namespaces: the PID in their state is the one inside."""
     from insula.container.create import hooks
 
     hooks.run(config, kind, {**args.state, "pid": os.getpid(), "status": status}, environment)
 
 
 def offer_listener(sync: int, listener: int) -> None:
-    """See `insula.container.create.notify`."""
+    """Offer the listener of a seccomp filter to the parent (`insula.container.create.notify`)."""
     from insula.container.create import notify
 
     notify.offer(sync, listener)
@@ -313,7 +313,7 @@ def find_program(process: dict[str, Any]) -> None:
 
 
 def refusal(path: str) -> int:
-    """Why `path` can't be executed, as far as can be told without doing it: ENOENT, EACCES, or 0."""
+    """The error that execve(2) of `path` would have, as far as stat(2) tells: ENOENT, EACCES, or 0."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -355,5 +355,5 @@ def receive_start(args: InitArgs) -> None:
 
 
 def end_by_signal(number: int, _frame: object) -> NoReturn:
-    """Exit as these signals end an ordinary process: with the exit status that a shell shows for it."""
+    """Exit with the status that a shell shows for a process that the signal ended: 128 and its number."""
     os._exit(128 + number)

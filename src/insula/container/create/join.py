@@ -1,9 +1,9 @@
-"""How a process joins a container that runs: what `exec` does, with setns(2).
+"""Join a running container with another process, for `exec` (setns(2)).
 
-setns with a pidfd joins all namespaces of a process at once. A PID namespace is joined only by children, so the
-process that joins forks once more: the second is numbered inside, and CLONE_PARENT makes it a child of the
-parent, which can wait for it. Until execve it runs the host's Python among strangers, so it is made undumpable
-first: no process inside may trace it or look through /proc/PID at its memory, files or program (CVE-2019-5736,
+setns with a pidfd joins all namespaces of a process at once. A PID namespace is entered only by later children, so the
+process that joins forks once more. The second process has a PID inside, and CLONE_PARENT makes it a child of the
+parent, which can wait for it. Until execve(2) it runs the host's Python in view of the container. So it is made
+undumpable first: no process inside may trace it, or read its memory, files or program through /proc/PID (CVE-2019-5736,
 CVE-2024-21626).
 """
 
@@ -47,8 +47,8 @@ ALL = (
 
 
 class ExecArgs:
-    """What joins which container: `target` is a pidfd of a process in it, `join` of `Cgroup.open`, `flags` the
-    namespaces that are not ours already.
+    """The arguments of a process that joins a container: `target` is a pidfd of a process in it, `join` has the
+    descriptors of `Cgroup.open`, and `flags` the namespaces that differ from the caller's.
 
     `root` is the directory that is the container's root, where that is not its mount namespace's (-1: it is); `keep`
     descriptors from 3 on are passed to the program; `personality` and `memory_policy` as in the
@@ -82,7 +82,7 @@ class ExecArgs:
 
 
 def main(args: ExecArgs) -> NoReturn:
-    """Run in the child, for ever: join the namespaces of the target, fork into them, and exit."""
+    """Run in the child: join the namespaces of the target, fork into them, and exit. It never returns."""
     sync = args.sync
     try:
         forbid_imports()
@@ -110,7 +110,7 @@ def main(args: ExecArgs) -> NoReturn:
 
 
 def fork_inside() -> tuple[int, int]:
-    """clone3(2) into the namespaces that were joined; StepError tells apart why the kernel has no room for it."""
+    """clone3(2) into the namespaces that were joined. StepError names the limit that was reached."""
     try:
         return syscalls.clone3(syscalls.CLONE_PARENT)
     except BlockingIOError as error:
@@ -119,7 +119,7 @@ def fork_inside() -> tuple[int, int]:
 
 
 def _inside(args: ExecArgs) -> NoReturn:
-    """Numbered inside from here on: take the user's ID, the streams, and become the program."""
+    """In the second process, whose PID is of the container: set up the streams, and execute the program."""
     what, sync = args.process, args.sync
     step(Steps.BECOME_ROOT, become_root)
     step(Steps.HIDE, syscalls.prctl, syscalls.PR_SET_DUMPABLE, 0)
@@ -149,7 +149,7 @@ def _inside(args: ExecArgs) -> NoReturn:
 
 
 def make_terminal(what: dict[str, Any]) -> tuple[int, int]:
-    """Both sides of a terminal of the container's own; StepError if it has none."""
+    """Open both sides of a terminal of the container's own devpts. StepError if it has none."""
     try:
         return open_terminal(what)
     except OSError as error:

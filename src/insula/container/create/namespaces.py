@@ -1,25 +1,25 @@
-"""Which namespaces a container gets, and how its first process comes into them (namespaces(7)).
+"""The namespaces of a container, and the clone of its first process into them (namespaces(7)).
 
-A namespace is made by clone3(2) with its flag, or it exists already and is joined by setns(2) through a file such as
-/proc/PID/ns/net. If all are made anew, one clone3 does it:
+clone3(2) makes a new namespace for each flag that it is given. An existing one is joined with setns(2), through a file
+such as /proc/PID/ns/net. If all namespaces are new, one clone3 is enough:
 
     parent ── clone3(CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | …) ──► child
 
-If some are joined, somebody must do so before the clone, and it can't be the parent, which has to stay where it is.
-So another process goes in between. CLONE_PARENT makes the child its sibling: the parent waits for its own child, and
-the process in between, its work done, ends.
+If some are joined, setns must come before the clone. The parent can't call it, because it has to stay in its own
+namespaces. So it forks an intermediate process, which joins them and clones the child with CLONE_PARENT. The child is
+then a child of the parent, which can wait for it, and the intermediate process exits.
 
     parent ── fork ──► between: setns(2) … unshare(CLONE_NEWTIME) ── clone3(… | CLONE_PARENT) ──► child, of parent
 
-Three namespaces have a way of their own:
+Three types of namespace are special:
 
-- *user* is joined last. With it come all rights in the namespaces that it owns, and all others go; so what can be
-  joined before is, and what could not is tried again. A new one is made together with the rest by clone3, which makes
-  it their owner. Its IDs are mapped from outside (`process.map_ids`), with the parent's rights over the host's IDs.
-- *time* shifts two clocks (time_namespaces(7)). The offsets can be set only while nobody is in it: unshare(2) makes
-  one that only children enter, and the child is the first.
-- *cgroup* makes the group that a process is in the root that it sees (cgroup_namespaces(7)). So the child makes it
-  itself once it has joined its group.
+- *user* is joined last. Joining it gives all capabilities in the namespaces that it owns, and takes away all others.
+  So the others are joined before it, and those that were refused are tried again after it. A new one is made by the
+  same clone3 as the rest, and owns them. The parent maps its IDs (`process.map_ids`), with its rights over the host's.
+- *time* shifts two clocks (time_namespaces(7)). The offsets can be set only while it has no process. unshare(2) makes
+  one that only later children enter, so they are set before the child is cloned.
+- *cgroup* shows the control group that a process is in as the root (cgroup_namespaces(7)). So the child makes it
+  itself, after it has joined its group.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ FILES = {"mount": "mnt", "network": "net"}
 
 
 class Plan:
-    """The namespaces of one container.
+    """The namespaces of one container: which are made and which are joined.
 
     `make`: flags of what clone3 makes. `join`: descriptors with their flags. `cgroup`: whether the child makes a cgroup
     namespace. `offsets`: contents for timens_offsets, None without a new time namespace. `uids` and `gids` map the
@@ -82,7 +82,7 @@ class Plan:
         return [fd for fd, _ in self.join]
 
     def outside(self, uid: int, gid: int) -> tuple[int, int]:
-        """What IDs of the container are on the host; 65534 (nobody) if they are not mapped."""
+        """The IDs on the host of a user and a group of the container; 65534 (nobody) if they are not mapped."""
         return _outside(self.uids, uid), _outside(self.gids, gid)
 
 
@@ -94,7 +94,7 @@ def _outside(lines: IdMap, number: int) -> int:
 
 
 def id_map(entries: Any) -> IdMap:
-    """Lines of a uid_map from `linux.uidMappings`, of which there may be any number."""
+    """The lines of uid_map or gid_map for `linux.uidMappings` or `linux.gidMappings`."""
     return [(entry["containerID"], entry["hostID"], entry["size"]) for entry in entries or ()]
 
 
@@ -102,7 +102,7 @@ def id_map(entries: Any) -> IdMap:
 
 
 def plan(linux_config: dict[str, Any], undo: Rollback, share: tuple[int, int] | None = None) -> Plan:
-    """What `linux.namespaces` of a config asks for. Files are opened here, and closed by `undo`.
+    """The plan for `linux.namespaces` of a config. Its files are opened here, and closed by `undo`.
 
     `share` is another container's first process, as PID and start time: its user and PID namespaces are joined, in
     place of what the config says. OSError if it is gone, or a file is no namespace of its type.
@@ -140,7 +140,7 @@ def _join_by_path(result: Plan, kind: str, path: str, undo: Rollback) -> None:
 
 
 def _maps_behind(fd: int, name: str) -> IdMap:
-    """The mappings of a user namespace: only a process in it shows them, so one goes in for a moment."""
+    """The ID mappings of a user namespace, read from /proc of a child that joins it for that."""
     ours, theirs = os.pipe()
     release, hold = os.pipe()
     pid, pidfd = syscalls.clone3(0)
@@ -166,18 +166,19 @@ def _maps_behind(fd: int, name: str) -> IdMap:
 
 
 def _offsets(clocks: dict[str, Any]) -> str:
-    """``monotonic 3600 0``: what is added to each clock, in seconds and nanoseconds."""
+    """Lines for timens_offsets, as in ``monotonic 3600 0``: the seconds and nanoseconds that are added to each
+    clock."""
     return "".join(f"{clock} {at.get('secs', 0)} {at.get('nanosecs', 0)}\n" for clock, at in clocks.items())
 
 
-# -- the birth ---------------------------------------------------------------------------------------------------------
+# -- the clone ---------------------------------------------------------------------------------------------------------
 
 
 def clone(asked: Plan, cgroup: int | None = None) -> tuple[int, int]:
     """fork(2) into the namespaces: (pid, pidfd) in the parent, (0, -1) in the child, whose IDs are yet to be mapped.
 
     `cgroup` is a descriptor of the version 2 group to be born in, which is far cheaper than to move there later. The
-    caller has a single thread. StepError names what a process in between could not do; then there is no child.
+    caller has a single thread. StepError names what the intermediate process could not do; then there is no child.
     """
     if not asked.join and asked.offsets is None:
         return syscalls.clone3(asked.make, cgroup=cgroup)
@@ -208,7 +209,7 @@ def clone(asked: Plan, cgroup: int | None = None) -> tuple[int, int]:
         os.close(pidfd)
         os.waitpid(between, 0)
     if received is None:
-        raise StepError(Steps.MAKE_NAMESPACES, OSError(errno.ECHILD, "the process in between died"))
+        raise StepError(Steps.MAKE_NAMESPACES, OSError(errno.ECHILD, "the intermediate process died"))
     message = received[0]
     if "pid" not in message:
         raise StepError.from_message(message)
@@ -216,7 +217,7 @@ def clone(asked: Plan, cgroup: int | None = None) -> tuple[int, int]:
 
 
 def _enter(asked: Plan) -> None:
-    """Join what is to be joined, and make a time namespace for the children."""
+    """Join the namespaces of the plan, and make a time namespace for the children."""
     if asked.offsets is not None:
         try:
             syscalls.unshare(syscalls.CLONE_NEWTIME)
@@ -229,7 +230,7 @@ def _enter(asked: Plan) -> None:
 
 
 def join(namespaces: list[tuple[int, int]]) -> None:
-    """setns(2) to each, the user namespace in the order given; what it takes the rights of that one for comes after.
+    """Call setns(2) for each, in the given order. Those that are refused are tried again after the user namespace.
 
     StepError names the namespace that can't be joined.
     """
@@ -254,7 +255,7 @@ def _step(flag: int, error: OSError) -> StepError:
 
 
 def differing(pid: int) -> int:
-    """Flags of the namespaces in which process `pid` is not where we are: what to join by its pidfd (setns(2))."""
+    """The flags of the namespaces in which process `pid` differs from the caller, for setns(2) with its pidfd."""
     flags, directory = 0, process.directory(pid)
     for kind, flag in FLAGS.items():
         name = FILES.get(kind, kind)

@@ -1,7 +1,7 @@
-"""`linux.netDevices` of the OCI runtime-spec: devices of the host that a container gets, in its network namespace.
+"""`linux.netDevices` of the OCI runtime-spec: devices of the host that are moved into a container's network namespace.
 
-They are its from then on: what becomes of them when the namespace ends is the kernel's to decide, not the runtime's
-(config-linux.md). Only a creation that fails moves them back.
+When the namespace ends, the kernel decides what becomes of them, not the runtime (config-linux.md). Only if the
+creation fails, they are moved back.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def give(devices: dict[str, Any], pid: int, undo: Rollback, held: Rollback) -> None:
-    """Move `devices` from here into the network namespace of `pid`. StepError names one that can't be.
+    """Move `devices` into the network namespace of `pid`. StepError names one that can't be moved.
 
-    `undo` moves them back; `held` closes what that takes, and so must come after it.
+    `undo` moves them back; `held` closes the descriptors for that, and so must run after it.
     """
     own, theirs = (_namespace(path, held) for path in ("/proc/self/ns/net", f"/proc/{pid}/ns/net"))
     for name, entry in devices.items():

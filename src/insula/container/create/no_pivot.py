@@ -1,11 +1,11 @@
-"""Another root without pivot_root(2): `--no-pivot`, for a machine that runs from its first root file system, a ramdisk.
+"""Change the root without pivot_root(2) (`--no-pivot`), for a host whose root file system is its initial ramdisk.
 
-The old root then stays in the mount namespace, below the new one, with all that is mounted in it. Nobody inside sees
-it, but the kernel does: it lets a user namespace mount a new /proc or /sys if one that hides nothing is anywhere in the
-mount namespace (mount_too_revealing in fs/namespace.c), and the host's hide nothing. So each of them is unmounted
-before, as runc does. Where the mounts of a user namespace can't be unmounted one by one (mount_namespaces(7)), they are
-covered, which the kernel takes into account in every namespace below. And the old root's mounts become private, so that
-none that the host makes later arrives among them.
+The old root then stays in the mount namespace, below the new one, with all mounts in it. No process inside can reach
+them. But the kernel lets a user namespace mount a new /proc or /sys if the mount namespace has one with nothing covered
+(mount_too_revealing in fs/namespace.c), and the host's are such. So each of them is unmounted before, as runc does. In
+a user namespace, where single mounts can't be unmounted (mount_namespaces(7)), they are covered instead; the kernel
+checks that in every namespace below. The old root's mounts become private, so that later mounts of the host don't
+appear.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def enter(root: int) -> None:
 
 
 def _part(table: bytes, own: int) -> None:
-    """Make private what doesn't lie below the mount with the ID `own`, where it can be found by its path."""
+    """Make private the mounts that are not below the mount with the ID `own` and can be reached by their paths."""
     for mount in _others(table, own):
         try:
             syscalls.mount(None, mount.path, None, syscalls.MS_PRIVATE)
@@ -49,7 +49,7 @@ def _part(table: bytes, own: int) -> None:
 
 
 def _hide_all(table: int, own: int) -> None:
-    """Unmount or cover every whole proc and sysfs that doesn't lie below the mount with the ID `own`."""
+    """Unmount or cover each complete proc and sysfs that is not below the mount with the ID `own`."""
     covered: set[int] = set()
     for _ in range(_LIMIT):
         left = [mount for mount in _others(_read(table), own) if mount.reveals and mount.number not in covered]

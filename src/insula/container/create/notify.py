@@ -1,10 +1,10 @@
-"""Handing over a seccomp listener: who decides about the system calls that a profile answers with SCMP_ACT_NOTIFY.
+"""Pass the listener of a seccomp filter to an agent of the host, for system calls with the action SCMP_ACT_NOTIFY.
 
-The kernel stops such a call and asks whoever holds the filter's listener, a descriptor that seccomp(2) returns to the
-process that loads the filter (seccomp_unotify(2)). That is the container's process, which must not answer for itself:
-an agent of the host shall, over the socket `listenerPath`. Between loading the filter and handing the listener over
-there is nobody to answer, so the child does no more than write(2), which a profile can't notify about, and the
-parent takes the descriptor out of it by pidfd_getfd(2):
+The kernel suspends such a call, and asks the holder of the filter's listener (seccomp_unotify(2)). The listener is a
+descriptor that seccomp(2) returns to the process that loads the filter. That is the container's process, which must not
+decide for itself: an agent does, over the socket `listenerPath`. Until the agent has the listener, nobody answers. So
+the child only calls write(2), which a profile can't notify about, and the parent fetches the listener with
+pidfd_getfd(2):
 
     child                                        parent
     seccomp() → 7
@@ -30,7 +30,7 @@ _PATIENCE = 10.0  # seconds for the agent to take it
 
 
 def offer(sync: int, listener: int) -> None:
-    """In the child: tell the parent behind the socket `sync` of the listener, and wait until an agent has it."""
+    """In the child: send the number of the listener over the socket `sync`, and wait until an agent has it."""
     os.write(sync, dumps({"event": "listener", "fd": listener}).encode())
     if not os.read(sync, 4096):
         os._exit(1)  # without a parent there is no agent: the next call could wait for ever

@@ -1,8 +1,8 @@
-"""Why execve(2) refuses a program that is there: what its file is, and whether its interpreter can be had.
+"""Explain why execve(2) refuses a file that exists: what it is, and whether its interpreter exists.
 
 The kernel answers with an errno alone, and with ENOENT also when a script's or an ELF program's interpreter is what is
-missing (execve(2), elf(5)). The file is read as the user who would run it, inside the container. Nothing is imported
-here: the caller may load no more modules.
+missing (execve(2), elf(5)). The file is read inside the container, with the rights of the program's user. Nothing is
+imported here, because the caller can import no more.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _MACHINES = {  # elf.h
     258: "LoongArch",
 }
 _RUNS = {"x86_64": {3, 62}, "i686": {3}, "aarch64": {40, 183}, "riscv64": {243}}
-"""Which machines' programs a kernel may run."""
+"""The machines of ELF programs that a kernel of each architecture may run."""
 
 
 def explained(path: str, error: OSError) -> OSError:
-    """`error` of execve(2) on `path`, with what the file tells about it."""
+    """`error` of execve(2) on `path`, with the cause that the file shows."""
     why = os.strerror(error.errno or 0)
     if error.errno == errno.ETXTBSY:
         detail = "somebody has it open for writing"

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from insula.container.create.sources import PreparedMounts
 
 API_FILESYSTEMS = ("/proc", "/sys", "/dev")
-"""Where premounts are: every Linux system has these directories."""
+"""The directories of premounts, which every Linux system has."""
 _CGROUP = ("cgroup", "cgroup2")
 VOLUME = "insula.volume"
 """The type of an entry of `mounts` that stands for a directory of the root itself, which is made if it is missing. With
@@ -421,7 +421,7 @@ def sysctl_path(key: str) -> str:
 
 
 class PathResolver:
-    """Where a container's paths are: below the root, or while there is none below one of the premounts mounts."""
+    """Open paths of a container: below its root, or while there is no root, below one of the premounts."""
 
     def __init__(self, tops: dict[str, int], root: int = -1) -> None:
         self.tops, self.root = tops, root
@@ -479,7 +479,7 @@ def _distinct(paths: Iterable[str]) -> dict[str, None]:
 
 
 def _cover(places: PathResolver, directory: bool) -> int:
-    """What hides a path: an empty directory, or a device that is read as empty."""
+    """Make a mount that hides a path: an empty directory, or a null device."""
     if directory:
         return mounts.filesystem("tmpfs", ("size=0", "mode=555"), syscalls.MOUNT_ATTR_RDONLY, "tmpfs")
     null = places.open_null()

@@ -1,15 +1,15 @@
-"""What the parent opens for a container's mounts, because it takes the host's rights or the host's view of files.
+"""The mounts of a container that the parent makes, because they take the host's rights or the host's view of files.
 
-A bind mount's source is a path of the host, which the container's root need not be allowed to reach. So it is opened
-outside, as a detached copy of the mount (open_tree(2)), finished in all but its place: attributes, an ID mapping
-(mount_setattr(2) with MOUNT_ATTR_IDMAP), and propagation. The child only attaches it.
+The source of a bind mount is a path of the host, which the container's root may not be allowed to reach. So the parent
+opens it as a detached copy of the mount (open_tree(2)). It sets the attributes, the propagation and an ID mapping
+(mount_setattr(2) with MOUNT_ATTR_IDMAP). The child only attaches the mount.
 
-The engine opens all of them before there is a child. `insula-oci` opens each when the child asks for it: so mounts are
-made, and get their IDs, in the listed order.
+The service makes all of them before it clones the child. `insula-oci` makes each when the child asks for it, so that
+mounts are made, and get their IDs, in the listed order.
 
-Propagation (mount_namespaces(7)): unless its options say otherwise, a bind mount gets that of `rootfsPropagation`,
-as if it had been made inside; without one it is a slave, as in runc: what the host mounts below appears inside, not the
-other way round. A user namespace never gets a mount that reports back to the host: its shared ones are slaves too.
+Propagation (mount_namespaces(7)): a bind mount has the propagation of its options, else that of `rootfsPropagation`,
+else it is a slave, as in runc. What the host mounts below a slave appears inside, and not the other way round. In a
+user namespace shared mounts become slaves too: none propagates to the host.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PreparedMounts:
         self.mounts, self.devices = {}, {}
 
     def take(self, index: int) -> int:
-        """The mount of an entry, which the caller closes; -1 if none was made for it outside."""
+        """The mount of an entry, which the caller closes; -1 if the parent makes none for it."""
         if index in self.later:
             # those that follow one another in one message: their IDs come out in the same order
             run = [index]
@@ -71,14 +71,14 @@ class PreparedMounts:
         return self.mounts.pop(index, -1)
 
     def take_devices(self) -> dict[str, int]:
-        """The device nodes, which the caller closes."""
+        """The device nodes by path, as detached mounts that the caller closes."""
         while paths := [key for key in self.later if isinstance(key, str)][:_BATCH]:
             self.devices.update(zip(paths, self._ask(paths), strict=True))
         found, self.devices = self.devices, {}
         return found
 
     def map_owners(self, index: int, mount: int) -> None:
-        """Have the parent give a mount the ID mapping of its entry, which the host's rights are needed for."""
+        """Ask the parent to set the ID mapping of a mount, which takes the host's rights."""
         assert self.sync is not None
         wire.send(self.sync, {"event": "map", "source": index}, [mount])
         if wire.receive(self.sync) is None:
@@ -105,13 +105,13 @@ def is_bind(entry: dict[str, Any], options: Options) -> bool:
 
 
 def devices_in_root(entries: list[dict[str, Any]], wanted: list[Node]) -> list[Node]:
-    """Those of `wanted` that no mount brings along: a tmpfs on /dev has them, and a bound /dev stays as it is."""
+    """The nodes of `wanted` that are made in the root file system: those outside of /dev if a mount lies there."""
     mounted = any(destination(entry) == "/dev" for entry in entries)
     return [node for node in wanted if not (mounted and node.path.startswith("/dev/"))]
 
 
 def destination(entry: dict[str, Any]) -> str:
-    """Where an entry of `mounts` is to be, as an absolute path; relative ones are meant from the root, as in runc."""
+    """The destination of an entry of `mounts`, as an absolute path. A relative one is below the root, as in runc."""
     path: str = entry["destination"]
     return os.path.normpath("/" + path.lstrip("/"))
 
@@ -125,7 +125,7 @@ def propagation_of_root(config: dict[str, Any]) -> int:
 def open_root(path: str, config: dict[str, Any]) -> int:
     """A detached copy of the root file system at `path`, with what is mounted below it.
 
-    While the container is made it is private or a slave: what is mounted in it must not appear on the host.
+    It is private or a slave, so that nothing that is mounted in it appears on the host.
     """
     root = mounts.bind(path, recursive=True)
     try:
@@ -139,7 +139,7 @@ def open_root(path: str, config: dict[str, Any]) -> int:
 
 
 def open_all(config: dict[str, Any], plan: Plan, *, but: Container[int] = ()) -> PreparedMounts:
-    """Open everything, except for the mounts with the indices `but`.
+    """Open the mounts of all entries, except those with the indices `but`, and device nodes.
 
     OSError if a source is not there or may not be used so, and nothing stays open.
     """
@@ -159,7 +159,7 @@ def open_all(config: dict[str, Any], plan: Plan, *, but: Container[int] = ()) ->
 
 
 def open_later(config: dict[str, Any], plan: Plan) -> PreparedMounts:
-    """Open nothing yet: the child asks for each (`answer`), so that all mounts are made in the listed order."""
+    """List the mounts to open when the child asks for them (`answer`), so that all are made in the listed order."""
     made = PreparedMounts()
     entries = config.get("mounts") or []
     root = os.path.realpath(config["root"]["path"])
@@ -182,7 +182,7 @@ def open_later(config: dict[str, Any], plan: Plan) -> PreparedMounts:
 
 
 def answer(config: dict[str, Any], plan: Plan, keys: Sequence[int | str], sync: socket.socket) -> None:
-    """In the parent: open what the child asks for, and send it. StepError names the entry that is refused."""
+    """In the parent: open the mounts that the child asks for, and send them. StepError names an entry that fails."""
     opened: list[int] = []
     nodes = {n.path: n for n in devices.nodes(config["linux"].get("devices") or (), plan)} if keys else {}
     try:
@@ -253,7 +253,7 @@ def open_one(config: dict[str, Any], entry: dict[str, Any], plan: Plan) -> int:
 
 
 def finish_bind(fd: int, entry: dict[str, Any], options: Options, of_root: int, plan: Plan) -> int:
-    """Give the copy of a mount what its options ask for, but for mapped owners; `fd` is closed if that fails."""
+    """Set attributes and propagation of the copy of a mount by its options; `fd` is closed if that fails."""
     try:
         mounts.change(fd, options.own)
         mounts.change(fd, options.all_below, recursive=True)

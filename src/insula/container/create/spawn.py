@@ -1,12 +1,11 @@
-"""What happens outside of a new container: the parts that take the host's rights, and the clone.
+"""Create PID 1 of a container, from the parent's side: the parts that take the host's rights, and the clone.
 
-Prepared before the child is born: its cgroup with limits, its root, /dev with real device nodes, bind mounts of the
-host's files, streams. All of it is held by descriptors, so that a failure at any step leaves nothing: what was opened
-is closed and the kernel forgets it; only the cgroup has a name, and that is removed.
+Before the clone the parent makes the control group with its limits, the root, /dev with real device nodes, bind mounts
+of the host's files, and streams. All but the control group are descriptors. If a step fails, they are closed and
+nothing is left; the control group is removed.
 
-`spawn` is the flow that both faces of the room share. The engine's zygote calls it with an overlay and pipes
-(`start`), `insula-oci` with a directory of the host and its own streams. Everything else comes from the config (OCI
-runtime-spec).
+The zygote of the service calls `spawn` with an overlay and pipes (`insula.container.service.launch`), `insula-oci` with
+a directory of the host and its own streams. Everything else comes from the config (OCI runtime-spec).
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Child:
 
 
 class SpawnOptions:
-    """What a face of the room brings along for a container, besides its config.
+    """The parameters of a container that are not in its config.
 
     `root` is a detached mount, `stdio` the child's streams (-1 is /dev/null; none with a terminal). `owner` is the user
     of the host for whom the user namespace is made. `keep` descriptors from 3 on are passed to the program. `share` is
@@ -52,7 +51,7 @@ class SpawnOptions:
 
     `in_order`: the mounts are made strictly in the listed order, as /proc/self/mountinfo shows them, and the root is
     attached at its path. Then the caller answers the child's requests (`sources.answer`) until it is ready. Without it
-    what is bound is opened at once, and /proc, /sys and /dev come first, as for a container that is made ahead.
+    bind mounts are opened at once, and /proc, /sys and /dev are mounted first, as for a warm container.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -
 
 
 def _load(config: dict[str, Any]) -> None:
-    """Import what few containers need and their child can't import any more."""
+    """Import modules that only some containers need: their child can import no more."""
     if config.get("hooks"):
         from insula.container.create import hooks  # noqa: F401
     if (config["linux"].get("seccomp") or {}).get("listenerPath"):
@@ -148,14 +147,14 @@ def _load(config: dict[str, Any]) -> None:
 
 
 def enter_group(group: Cgroup, child_fds: Rollback) -> tuple[int | None, list[int]]:
-    """How a child gets into its group: it is born in it (version 2), or joins by these descriptors (version 1)."""
+    """A descriptor for clone3(2) into the group (version 2), and descriptors for the child to join by (version 1)."""
     if group.tree.unified:
         return child_fds.hold(os.open(group.directories()[""], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)), []
     return None, [child_fds.hold(fd) for fd in group.open()]
 
 
 def clone(plan: namespaces.Plan, owner: int, group: int | None) -> tuple[int, int]:
-    """`namespaces.clone` by the user `owner` of the host."""
+    """`namespaces.clone` with the effective user `owner` of the host, who then owns the user namespace."""
     # what is counted for a user (inotify, queued signals, message queues) is counted for the owner of his
     # namespace too: were that root, then one tenant could use up what the host and all others have
     if not owner:

@@ -1,7 +1,7 @@
 """The standard streams of a new process: pipes, /dev/null, or a pseudoterminal of the container's own.
 
 A pseudoterminal (pty(7)) has two sides. The program gets one as its controlling terminal, which makes signals of keys
-such as Ctrl-C; the other goes out to the monitor. Both come from the container's own devpts, so that it sees its
+such as Ctrl-C; the other goes to the monitor. Both come from the container's own devpts, so that it sees its
 terminal by name. Whoever runs inside may have put other files at these names: what is opened is looked at first.
 """
 
@@ -29,7 +29,7 @@ _PTMX_DEVICE = os.makedev(5, 2)
 
 
 def open_null() -> int:
-    """/dev/null of the container, if it really is that device: an image may hold anything at that path."""
+    """Open /dev/null of the container. OSError if it is another file: an image may have any file there."""
     fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not is_null_device(fd):
         os.close(fd)
@@ -44,7 +44,7 @@ def is_null_device(fd: int) -> bool:
 
 
 def connect_stdio(stdio: list[int]) -> None:
-    """dup2(2) the streams to 0, 1 and 2; -1 becomes /dev/null."""
+    """Make the descriptors the standard streams (dup2(2)); -1 becomes /dev/null."""
     null = open_null() if -1 in stdio else -1
     # first out of the way of each other: a source may itself be 0, 1 or 2
     sources = [fcntl.fcntl(null if fd < 0 else fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in stdio]
@@ -54,7 +54,8 @@ def connect_stdio(stdio: list[int]) -> None:
 
 
 def open_console(process: dict[str, Any], sync: socket.socket) -> None:
-    """A pseudoterminal (pty(7)) of the container's own devpts: its other side goes to the parent."""
+    """Open a pseudoterminal (pty(7)) of the container's own devpts, send its master to the parent, and use its
+    slave."""
     master, slave = open_terminal(process)
     number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, bytes(4)))[0]
     console = mounts.bind(f"/dev/pts/{number}")
@@ -74,7 +75,7 @@ def open_console(process: dict[str, Any], sync: socket.socket) -> None:
 
 
 def open_terminal(process: dict[str, Any]) -> tuple[int, int]:
-    """Both sides of a new pseudoterminal, the second owned by the program's user."""
+    """Open a new pseudoterminal: master and slave, which belongs to the program's user."""
     master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(master)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX_DEVICE:
@@ -90,7 +91,7 @@ def open_terminal(process: dict[str, Any]) -> tuple[int, int]:
 
 
 def plain_lines(terminal: int) -> None:
-    """Have a terminal leave ``\\n`` as it is (ONLCR of termios(3)): who reads its other side may be a pipe."""
+    """Have a terminal pass ``\\n`` on unchanged (without ONLCR, termios(3)): its output may go to a pipe."""
     mode = bytearray(fcntl.ioctl(terminal, _TCGETS, bytes(36)))
     flags = struct.unpack_from("I", mode, 4)[0]  # c_oflag; without the module termios, which a child can't import
     struct.pack_into("I", mode, 4, flags & ~_ONLCR)
@@ -98,7 +99,7 @@ def plain_lines(terminal: int) -> None:
 
 
 def take_terminal(slave: int) -> None:
-    """Make it the controlling terminal (TIOCSCTTY) and the standard streams."""
+    """Make the slave the controlling terminal (TIOCSCTTY) and the standard streams."""
     fcntl.ioctl(slave, _TIOCSCTTY, 0)
     connect_stdio([slave, slave, slave])
     if slave > 2:

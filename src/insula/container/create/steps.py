@@ -1,4 +1,4 @@
-"""What every child does alike: run named steps, say which one failed, keep nothing of its parent's.
+"""Named steps of a child, errors that name the step, and what each child does first with what fork(2) copied.
 
 The modules in C beneath `socket` and `signal` are used directly: those two cost 13 ms to import.
 """
@@ -112,7 +112,7 @@ def text_of(message: wire.Message) -> str:
 
 
 class StepError(Exception):
-    """A step failed. `message` is how it is sent and stored: step, object, errno, error, path."""
+    """A failed step. `message` is sent and stored: step, object, errno, error, path."""
 
     def __init__(self, step: Step, error: OSError, about: str = "") -> None:
         self.message: wire.Message = {
@@ -132,7 +132,7 @@ class StepError(Exception):
 
     @property
     def step(self) -> Step:
-        """What failed."""
+        """The step that failed."""
         return _BY_NAME[self.message["step"]]
 
     @property
@@ -146,12 +146,12 @@ class StepError(Exception):
 
 
 def send_error(sync: socket.socket, error: StepError) -> None:
-    """Tell the parent why it failed."""
+    """Send the parent an error."""
     send(sync, {"event": "error", **error.message})
 
 
 def send(sync: socket.socket, message: wire.Message, descriptors: list[int] | None = None) -> None:
-    """Send the parent a message; without a parent there is nothing to go on for."""
+    """Send the parent a message; exit if the parent is gone."""
     try:
         wire.send(sync, message, descriptors)
     except OSError:
@@ -159,7 +159,7 @@ def send(sync: socket.socket, message: wire.Message, descriptors: list[int] | No
 
 
 def recv(sync: socket.socket) -> wire.Message:
-    """The parent's next word; without a parent there is nothing to go on for."""
+    """Receive the parent's next message; exit if the parent is gone."""
     received = wire.receive(sync)
     if received is None:
         os._exit(INTERRUPTED)
@@ -167,15 +167,16 @@ def recv(sync: socket.socket) -> wire.Message:
 
 
 def forbid_imports() -> None:
-    """Make every import of what isn't loaded fail: among a container's files, ours would be looked for in its own.
+    """Make imports of modules that aren't loaded fail: inside they would be looked for among the container's files.
 
-    An image that has a file where Python expects one of ours would otherwise run it with all rights that are left.
+    A file of the image in the place of one of our modules would otherwise run with all rights that are left.
     """
     sys.meta_path.clear()
 
 
 def close_others(keep: list[int]) -> None:
-    """Close what the parent has open for others; without this its end of our own channel would live on in us."""
+    """Close all descriptors but `keep`: those that the parent holds for other containers, and its end of our
+    channel."""
     first = 3  # the standard streams are replaced later
     for fd in sorted({fd for fd in keep if fd > 2}):
         if fd > first:
@@ -193,7 +194,7 @@ def step(which: Step, action: Callable[..., object], *arguments: Any, about: str
 
 
 def reset_signals() -> None:
-    """Undo what Python and whoever started us set: a program expects the default actions and nothing blocked."""
+    """Set the default action for each signal, and block none, as a program expects it."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if signal.getsignal(number) != signal.SIG_DFL:

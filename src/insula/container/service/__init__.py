@@ -1,1 +1,1 @@
-"""Containers for a daemon: the client, and the processes that hold containers and their streams for it."""
+"""The runtime as a service for a daemon: its client, the monitor, and the zygote that forks containers."""

@@ -23,7 +23,7 @@ class Attachment:
         self.complete = False  # once all was read; it stays False when the monitor died
 
     async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
-        """STDOUT and STDERR frames; it ends after `finish`, when all is read, or when the monitor dies."""
+        """Yield STDOUT and STDERR frames, until all is read after `finish`, or until the monitor dies."""
         reset = False
         for number in count(1):
             if number % _TURN == 0:  # sock_recv returns at once while there is more: others have their turn
@@ -47,14 +47,14 @@ class Attachment:
             yield Kind(data[0]), data[1:]
 
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
-        """STDIN, STDIN_EOF or RESIZE."""
+        """Send STDIN, STDIN_EOF or RESIZE."""
         view = memoryview(payload)
         for start in range(0, max(1, len(view)), 32 << 10):
             with contextlib.suppress(ConnectionError):
                 await self._loop.sock_sendall(self._sock, bytes((kind,)) + view[start : start + (32 << 10)])
 
     async def finish(self) -> None:
-        """The process has ended: have what it still left sent, then let the iteration end."""
+        """Have the rest of the output sent after the end of the process; then the iteration ends."""
         await self.send(Kind.EXIT)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The build of this code, by which a daemon sees whether the monitor and the zygote run the same."""
+"""The build of this code, by which a daemon sees whether the monitor and the zygote run the same code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the zygote knows of a process that it forked."""
+"""The zygote's record of a process that it forked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """A process of ours between its birth and its end. `exec_id` is None for PID 1."""
+    """A process from its fork to its end. `exec_id` is None for PID 1."""
 
     def __init__(self, container: str, exec_id: str | None, sync: socket.socket, pid: int, pidfd: int) -> None:
         self.container = container

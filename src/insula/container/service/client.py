@@ -1,4 +1,4 @@
-"""Containers for asyncio code, over the monitor and the zygote of this host.
+"""The asyncio client of the runtime: it asks the monitor and the zygote of this host.
 
 The state of a container is in its run directory (`insula.container.service.run_directory`) and in the kernel. A
 `Runtime` holds connections only: it can be made anew at any time, by another process too, and finds every container.
@@ -59,7 +59,7 @@ class Runtime:
         self.spares = spares
         self._hint = hint
         self._first: dict[str, State] = {}  # first processes that were made by this object
-        self._warm_ids: dict[str, list[str]] = {}  # ids of spares, by the control group above theirs
+        self._warm_ids: dict[str, list[str]] = {}  # ids of warm containers, by the control group above theirs
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._dialer = Dialer(self.run, spares)
@@ -83,12 +83,12 @@ class Runtime:
         self._tasks.append(asyncio.create_task(self._watch_monitor()))
 
     async def _try_zygote(self) -> None:
-        """Connect ahead of the first request, so as to hear of spares."""
+        """Connect ahead of the first request, so as to be told of warm containers."""
         with contextlib.suppress(Failed):  # `_watch_monitor` tells
             await self._zygote.connect()
 
     async def close(self) -> None:
-        """Let go of the connections; containers, monitor and zygote live on."""
+        """Close the connections; containers, monitor and zygote run on."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -97,11 +97,11 @@ class Runtime:
 
     @property
     def trouble(self) -> str | None:
-        """Why there is no monitor, if there is none."""
+        """The reason for which there is no monitor; None if there is one."""
         return self._dialer.trouble
 
     async def withdraw(self) -> None:
-        """Take off the host what `open` put there for other programs."""
+        """Remove the sealed interpreter from the host, which `open` has mounted for `insula-oci`."""
         if self._is_the_hosts():
             await asyncio.to_thread(sealed.unmount_sealed)
 
@@ -111,7 +111,7 @@ class Runtime:
     # -- verbs -----------------------------------------------------------------------------------------
 
     def choose_id(self, parent: str) -> str:
-        """An id for a container whose control group will be `parent`/id: that of a spare if there is one."""
+        """An id for a container whose control group will be `parent`/id: that of a warm container if there is one."""
         offered = self._warm_ids.get(parent)
         return offered.pop(0) if offered else secrets.token_hex(16)
 
@@ -140,11 +140,12 @@ class Runtime:
             raise
 
     async def start(self, container: str) -> None:
-        """Let PID 1 become the user's program; `StartFailed` if it can't."""
+        """Have PID 1 execute the user's program; `StartFailed` if it can't."""
         await self._request({"op": "start", "id": container})
 
     async def failure(self, container: str) -> Failed | None:
-        """Why PID 1 ended before it became the user's program; None if it lives, or if that is not known.
+        """The error with which PID 1 ended before it executed the user's program; None if it lives, or if it is not
+        known.
 
         One that is just ending has no namespaces any more, and is not dead yet: it is waited for.
         """
@@ -175,7 +176,7 @@ class Runtime:
                 wire.send(sock, {"op": "discard", "id": container, "exec": exec_id})
 
     async def wait(self, container: str, exec_id: str | None = None) -> ExitRecord:
-        """How the process ended, waiting until it does. `NotFound` if there is no such process."""
+        """Wait until the process has ended, and return how. `NotFound` if there is no such process."""
         directory = RunDirectory(self.run, container)
         if record := directory.exit(exec_id):
             return record
@@ -289,7 +290,7 @@ class Runtime:
     # -- reading ---------------------------------------------------------------------------------------
 
     def damaged(self, container: str) -> list[str]:
-        """Which of the container's records are there and can't be read."""
+        """The names of the container's records that exist and can't be read."""
         return RunDirectory(self.run, container).damaged()
 
     def restore(self, state: State) -> None:
@@ -311,7 +312,7 @@ class Runtime:
         return RunDirectory(self.run, container).exit()
 
     def forget(self, container: str, exec_id: str) -> None:
-        """Drop what is known of a process that joined and has ended; nobody can wait for it any more."""
+        """Remove the records of a process that joined and has ended; `wait` doesn't find it any more."""
         RunDirectory(self.run, container).forget(exec_id)
 
     def execs(self, container: str) -> list[str]:
@@ -319,7 +320,7 @@ class Runtime:
         return RunDirectory(self.run, container).execs()
 
     def _process(self, container: str, exec_id: str | None = None) -> State | None:
-        """Which process it is: what we made ourselves needs no look at its record."""
+        """PID and start time of a process; the record is not read for one that this object made."""
         known = self._first.get(container) if exec_id is None else None
         return known or RunDirectory(self.run, container).state(exec_id)
 
@@ -362,7 +363,7 @@ class Runtime:
             offered.remove(message["id"])
 
     async def _watch_monitor(self) -> None:
-        """Hear of ends that the monitor records, and have a monitor again when it dies."""
+        """Receive exit events of the monitor, and start another monitor when it dies."""
         while True:
             try:
                 sock = await self._dialer.dial(MONITOR_SOCKET)
@@ -390,7 +391,8 @@ class Runtime:
             event.set()
 
     async def _ended(self, directory: RunDirectory, exec_id: str | None, pidfd: int | None) -> ExitRecord:
-        """It is dead; whoever reaps it writes the record in a moment. If that one died before, ask the kernel."""
+        """The record of a process that has ended. Its parent is about to write it; if that died before, ask the
+        kernel."""
         event = self._waiters.setdefault((directory.id, exec_id), asyncio.Event())
         deadline = time.monotonic() + 2.0
         while time.monotonic() < deadline:
@@ -406,7 +408,7 @@ class Runtime:
         return record
 
     async def _filter(self, profile: dict[str, Any]) -> tuple[str, int]:
-        """The file of the compiled seccomp profile and its flags, looked up once for each."""
+        """The file of the compiled seccomp profile and its flags; each profile is compiled once."""
         known = self._filters.get(id(profile))
         if known is None or known[0] is not profile:  # the same object for all launches with the same profile
             directory = Path(self.run) / "seccomp"

@@ -48,7 +48,8 @@ class Dialer:
         self._not_before = -_STEADY
 
     async def dial(self, name: str) -> socket.socket:
-        """Connect, starting a monitor while there is none; it starts the zygote. `Failed` after `TIMEOUT` seconds."""
+        """Connect to a socket, and start a monitor if there is none, which starts the zygote. `Failed` after `TIMEOUT`
+        s."""
         deadline = time.monotonic() + TIMEOUT
         while True:
             try:
@@ -66,7 +67,7 @@ class Dialer:
             return sock
 
     def _has_monitor(self) -> bool:
-        """Whether a monitor listens: then it is the one to start a zygote."""
+        """Whether a monitor listens: it is then about to start a zygote."""
         try:
             wire.connect(f"{self.run}/{MONITOR_SOCKET}").close()
         except OSError:

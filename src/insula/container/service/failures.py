@@ -1,4 +1,4 @@
-"""Errors that the zygote or a child has sent, as exceptions with one line for the user."""
+"""Exceptions with one line for the user, from the errors that the zygote or a child has sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from insula.container.wire import Message
 from insula.model.errors import Failed
 
 Hint: TypeAlias = Callable[[Step | None, int], str | None]
-"""What a user can do about a step that failed with an errno; the step is None if this build doesn't know it."""
+"""A function from a failed step and its errno to a hint for the user; the step is None if this build doesn't know
+it."""
 
 
 class StartFailed(Failed):
@@ -21,11 +22,11 @@ class StartFailed(Failed):
 
 
 class ZygoteDied(Failed):
-    """The zygote died during a request, which may have been carried out or not. What was not started died with it."""
+    """The zygote died during a request, which may have been carried out or not. Containers not started died with it."""
 
 
 def no_hint(_step: Step | None, _errno: int) -> None:
-    """For callers that have none."""
+    """A `Hint` that has no hints."""
 
 
 def explain(error: Message, hint: Hint = no_hint) -> Failed:

@@ -1,4 +1,4 @@
-"""The containers of the service: an overlay over image layers as the root, pipes as streams, own namespaces."""
+"""Start containers for the service: with an overlay over image layers as the root, and pipes as streams."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Layers:
         self._namespaces: dict[int, int] = {}
 
     def lower(self, id_base: int, paths: list[str]) -> list[str]:
-        """The names for overlayfs' lowerdir, topmost first."""
+        """Mount the layers unless they are mounted; their names for lowerdir of overlayfs, topmost first."""
         return [self._mount(id_base, path) for path in paths]
 
     def _mount(self, id_base: int, path: str) -> str:
@@ -96,20 +96,20 @@ def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:
 
 
 def engine_namespaces(id_base: int) -> dict[str, Any]:
-    """The part of `linux` that says: all namespaces of its own, with IDs from `id_base` on."""
+    """The part of `linux` of a config for new namespaces of all types, with IDs from `id_base` on."""
     ids = [{"containerID": 0, "hostID": id_base, "size": IDS}]
     return {"namespaces": _NAMESPACES, "uidMappings": ids, "gidMappings": ids}
 
 
 def engine_config(launch: Launch) -> dict[str, Any]:
-    """The config of a container of the engine's, as it is carried out."""
+    """The config of a container with the namespaces of the service."""
     return {**launch.config, "linux": {**launch.config["linux"], **engine_namespaces(launch.id_base)}}
 
 
 def root_and_streams(
     launch: Launch, layers: Layers, child_fds: Rollback, undo: Rollback
 ) -> tuple[int, list[int], dict[str, int]]:
-    """A detached root, the child's streams, and our ends of them by name."""
+    """Make the root as a detached mount, the child's streams, and our ends of them by name."""
     lower = layers.lower(launch.id_base, launch.lower)
     root = child_fds.hold(_overlay(launch, lower))
     # no layer should hold a device node; if one does, it is none
@@ -141,7 +141,7 @@ def _overlay(launch: Launch, lower: list[str]) -> int:
 def make_pipes(
     child_fds: Rollback, undo: Rollback, stdin: bool, owner: tuple[int, int]
 ) -> tuple[list[int], dict[str, int]]:
-    """Pipes for the standard streams: (the child's ends in order, our ends by name). -1 is /dev/null.
+    """Make pipes for the standard streams: (the child's ends in order, our ends by name). -1 is /dev/null.
 
     They belong to the program's user, who may open them again as /dev/stdout.
     """

@@ -1,9 +1,9 @@
-"""The monitor: it holds the streams of all containers, and is their parent of last resort.
+"""The monitor: a process that relays the streams of all containers, and restarts the zygote.
 
-It relays output to logs and to attached clients, and it restarts the zygote. A process's exit status goes to its
-parent, the zygote; when that dies, the kernel gives its children to the nearest ancestor with PR_SET_CHILD_SUBREAPER
-(prctl(2)): the monitor, which then records how they end. When the monitor dies, the zygote still holds every stream and
-goes on reaping; the daemon starts another monitor, which takes the streams over.
+It is for all containers of a host what conmon is for one. The zygote is the parent of the containers, and records their
+exit status. If the zygote dies, the kernel makes its children those of the nearest ancestor with PR_SET_CHILD_SUBREAPER
+(prctl(2)). That is the monitor, which then records how they end. If the monitor dies, the zygote still holds every
+stream and records exits; the daemon starts another monitor, which gets the streams from the zygote.
 
 Requests on its socket, one for each connection unless it says otherwise:
 
@@ -60,7 +60,7 @@ _PAUSE = 0.05  # seconds in which a process that prints too much is not read fro
 
 
 class Monitor:
-    """The state of the process: its zygote, the sessions it relays, who watches."""
+    """The state of the process: the zygote, sessions, and clients that watch for exits."""
 
     def __init__(self, run: str, build: str, spares: int, lock: int, state: dict[str, Any] | None) -> None:
         """`lock` is the open lock file. `state` is that of the program that this one replaces."""
@@ -93,12 +93,12 @@ class Monitor:
     # -- the zygote -----------------------------------------------------------------------------------
 
     def _streams(self) -> Iterator[tuple[wire.Message, dict[int, str]]]:
-        """Each session as a zygote holds it, and its descriptors with their names."""
+        """For each session the message for a zygote, and its descriptors with their names."""
         for key, session in self.sessions.items():
             yield {"id": key[0], "exec": key[1], **session.origin}, session.names
 
     def _on_zygote_death(self) -> None:
-        """Drop the sessions of processes that were still being made: they died with the zygote."""
+        """Drop the sessions of processes that were not started yet: they died with the zygote."""
         for key in [k for k, session in self.sessions.items() if not session.names]:
             self._end(key)
 
@@ -131,7 +131,7 @@ class Monitor:
             return None
 
     def _reap_children(self, wakeup: int) -> None:
-        """SIGCHLD: the zygote, or a child that it left behind."""
+        """Handle SIGCHLD: reap the zygote, or children that became ours when it died."""
         with contextlib.suppress(BlockingIOError):
             os.read(wakeup, 4096)
         while True:
@@ -266,7 +266,7 @@ class Monitor:
     # -- another build -------------------------------------------------------------------------------
 
     def _replace(self, sock: socket.socket, message: wire.Message, descriptors: list[int]) -> None:
-        """Go on as another program; the client learns from the end of its connection that it runs."""
+        """Execute another program in this process. The client's connection is closed when that runs."""
         try:
             [program] = descriptors
             kept = [self.lock, self.listener.fileno(), *(watcher.fileno() for watcher in self.watchers)]
@@ -281,7 +281,7 @@ class Monitor:
             os.close(fd)
 
     def _state(self) -> dict[str, Any]:
-        """All that this program knows, as JSON."""
+        """The state for the next program, as JSON."""
         return {
             "lock": self.lock,
             "listener": self.listener.fileno(),
@@ -299,7 +299,7 @@ class Monitor:
             self.sessions[(entry["id"], entry["exec"])] = session
 
     def _resume_all(self) -> None:
-        """Watch what the program before this one watched."""
+        """Watch again all that the program before this one watched."""
         for watcher in self.watchers:
             self.loop.watch(watcher.fileno(), partial(self._drop_watcher, watcher))
         self.zygote.resume()
@@ -311,7 +311,7 @@ class Monitor:
     # -- sessions --------------------------------------------------------------------------------------
 
     def _update(self, key: Key, session: Session) -> None:
-        """Bring what is polled in line with what the session wants, after anything happened to it."""
+        """Watch the descriptors that the session can use now, after a change of it."""
         if not session.write():
             self._close(key, session, session.input)
         if session.throttled and not session.paused:
@@ -340,26 +340,26 @@ class Monitor:
             self._update(key, session)
 
     def _discard_later(self, key: Key) -> None:
-        """The process ended: let clients attach for a while yet."""
+        """After the end of the process, keep its output for a while for clients that attach."""
         if session := self.sessions.get(key):
             session.discard_at = time.monotonic() + _GRACE
         self.loop.later(_GRACE, partial(self._discard_output, key))
 
     def _discard_output(self, key: Key) -> None:
-        """Drop the output of a process that ended and that nobody attached to in time."""
+        """Drop the output of a process that ended, and to which no client attached in time."""
         if (session := self.sessions.get(key)) and not session.clients:
             session.discard = True
             self._update(key, session)
 
     def _resume(self, key: Key, session: Session) -> None:
-        """Read again from a process that had printed too much."""
+        """Read again from a process whose rate was used up."""
         session.paused = False
         session.refill()
         if self.sessions.get(key) is session:
             self._update(key, session)
 
     def _close_if_finished(self, key: Key, session: Session) -> bool:
-        """Whether every output came to its end, rather than not having begun: then the session is closed."""
+        """Close the session if it had outputs and all have ended; whether that is so."""
         if not session.finished:
             return False
         for fd in list(session.names):

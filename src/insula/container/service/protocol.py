@@ -1,4 +1,4 @@
-"""What builds of different versions must agree on: names of files, and the first message on a connection.
+"""The protocol between builds of different versions: names of files, and the first message on a connection.
 
 The files are below the run directory. Their names are those of version 0.1.0, so that any build finds the processes of
 any other. On either socket a client may ask who serves it:

@@ -1,4 +1,4 @@
-"""Replacing the program of a process by that of another build with execve(2), which keeps its PID, children and files.
+"""Replace the program of a process by another build's with execve(2), which keeps its PID, children and files.
 
 The new program gets the state of the old one as a JSON document in a file of memory, whose descriptor is in the
 environment variable INSULA_MONITOR_STATE. Descriptors that it names are open in the new program, under their numbers.
@@ -18,7 +18,7 @@ VERSION = 1
 def execute(
     program: int, arguments: list[str], environment: dict[str, str], state: dict[str, Any], descriptors: list[int]
 ) -> NoReturn:
-    """Execute the open file `program`; `descriptors` stay open. OSError if that fails: then nothing has changed."""
+    """Execute the open file `program`; `descriptors` stay open. OSError if that fails, and then nothing has changed."""
     document = {**state, "version": VERSION, "descriptors": descriptors}
     file = os.memfd_create("insula-state", 0)  # without MFD_CLOEXEC
     try:

@@ -1,11 +1,11 @@
-"""One process's streams between its pipes or terminal, its log, and whoever is attached.
+"""Relay the streams of one process between its pipes or terminal, its log, and attached clients.
 
-What the process prints goes to its log and to every attached client. A client that reads too slowly holds the
-process up, as a pipe would, rather than losing output: reading pauses while a client's backlog is long.
+Output goes to the log and to each attached client. No output is lost for a client that reads slowly: while its backlog
+is long nothing is read from the process, which then blocks, as with any full pipe.
 A client's messages are one byte of `insula.model.stream.Kind` and the payload.
 
-A process that prints as fast as it can costs the monitor time that is on nobody's account, and the disk that all share
-a write for each byte. So what goes to a log, or to nobody, has a rate: a token bucket for each process.
+Output costs the monitor processor time that is not charged to the tenant, and bandwidth of a shared disk. So output
+that goes to a log, or to no one, is limited by a token bucket for each process.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ CHUNK = 32 << 10
 _BACKLOG = 1 << 20
 _LAST = 256  # pieces of output read after the end: as many packets as the largest pipe holds (pipe(7))
 LEAST = 1024
-"""What a piece of output costs at least, in bytes: one byte takes a system call, a record and a write, too. Only
-packets (pipe2(2), O_DIRECT) and programs that wait between bytes come so; a pipe gives all that is in it."""
+"""The least cost of a piece of output, in bytes: a single byte takes a system call, a record and a write as well. Only
+packets (pipe2(2), O_DIRECT) and programs that pause between bytes make such pieces: a read gets all that a pipe has."""
 RATE = 8 << 20
 BURST = 64 << 20
-"""What a process may print to its log: bytes a second, and bytes at once after a silence."""
+"""The rate of output to a log, in bytes a second, and the size of the token bucket, in bytes."""
 _TIOCSWINSZ = 0x5414
 _OUTPUTS = {"stdout": Kind.STDOUT, "stderr": Kind.STDERR, "tty": Kind.STDOUT}
 
 
 class Client:
-    """Somebody attached: a socket, and what has not gone out yet."""
+    """An attached client: a socket, and messages that are not sent yet."""
 
     def __init__(self, sock: socket.socket, *, stdin: bool) -> None:
         self.sock = sock
@@ -46,7 +46,7 @@ class Client:
         self.backlog = 0
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON, for `restored`."""
+        """The client as JSON, for `restored`."""
         queue = [message.decode("latin-1") for message in self._queue]
         return {"fd": self.sock.fileno(), "stdin": self.stdin, "closing": self.closing, "queue": queue}
 
@@ -65,7 +65,7 @@ class Client:
         self.backlog += len(message)
 
     def flush(self) -> bool:
-        """Send what the socket takes; False if the client is gone."""
+        """Send messages until the socket is full; False if the client is gone."""
         while self._queue:
             try:
                 self.sock.send(self._queue[0], socket.MSG_DONTWAIT)
@@ -103,7 +103,7 @@ class Session:
         self.reset_quota()
 
     def state(self) -> dict[str, Any]:
-        """All of it as JSON, for `restored`. Bytes are Latin-1 strings, which JSON holds as they are."""
+        """The session as JSON, for `restored`. Bytes are Latin-1 strings."""
         return {
             "origin": self.origin,
             "streams": [[name, fd] for fd, name in self.names.items()],
@@ -132,7 +132,7 @@ class Session:
         return session
 
     def add(self, name: str, fd: int) -> None:
-        """Take over a stream; a name that is known already is a second copy, and closed."""
+        """Add a stream. If it has one of that name already, the descriptor is a copy, and closed."""
         if name in self.names.values():
             os.close(fd)
             return
@@ -146,27 +146,27 @@ class Session:
             self._resize()
 
     def wants(self, fd: int) -> bool:
-        """Whether to read `fd` now: somebody must take it, and nobody be too far behind."""
+        """Whether to read `fd` now: there is a log or a client for it, and no client has a long backlog."""
         taken = self.log is not None or self.discard or bool(self.clients)
         return fd in self.outputs and taken and self._credit > 0 and not any(c.full for c in self.clients)
 
     @property
     def throttled(self) -> bool:
-        """Whether it has printed too much, and is not read from until `refill`."""
+        """Whether its rate is used up, so that it is not read from until `refill`."""
         return self._credit <= 0
 
     def reset_quota(self) -> None:
-        """All credit: it begins, or it has ended and can print no more than what is in its pipes."""
+        """Fill the token bucket: at the start, and at the end, when no more can come than what is in the pipes."""
         self._credit, self._since = float(BURST), time.monotonic()
 
     def refill(self) -> None:
-        """Credit for the time that has passed."""
+        """Add tokens for the time that has passed."""
         now = time.monotonic()
         self._credit = min(BURST, self._credit + RATE * (now - self._since))
         self._since = now
 
     def read(self, fd: int) -> bool:
-        """Move one chunk of output; False at its end."""
+        """Relay one chunk of output; False at its end."""
         try:
             data = self._take(fd)
         except BlockingIOError:
@@ -186,7 +186,7 @@ class Session:
         return True
 
     def _take(self, fd: int) -> bytes:
-        """One chunk, which is in the log when this returns. From a pipe none is lost if we are killed meanwhile."""
+        """Read one chunk and write it to the log. From a pipe no byte is lost if the monitor is killed meanwhile."""
         if self.log and fd != self.terminal:
             return self.log.move(self.outputs[fd], fd, CHUNK)
         data = os.read(fd, CHUNK)
@@ -195,7 +195,7 @@ class Session:
         return data
 
     def drain(self) -> None:
-        """Read what is there without waiting: the process has ended."""
+        """Relay all that can be read now, after the end of the process."""
         for fd in list(self.outputs):
             # bounded: a process that joined may have left others behind that go on writing
             for _ in range(_LAST):
@@ -204,7 +204,7 @@ class Session:
                     break
 
     def receive(self, kind: Kind, payload: bytes) -> None:
-        """What a client sends: input, its end, or the size of its terminal."""
+        """Handle a message of a client: input, its end, or the size of its terminal."""
         if kind is Kind.STDIN and not self.stdin_closed:
             self.stdin_buffer += payload
         elif kind is Kind.STDIN_EOF:
@@ -214,12 +214,12 @@ class Session:
             self._resize()
 
     def _resize(self) -> None:
-        """TIOCSWINSZ (ioctl_tty(2)); a terminal that is not open yet gets its size when it is."""
+        """Set the size of the terminal (TIOCSWINSZ, ioctl_tty(2)); if it is not open yet, when it is opened."""
         if self.terminal is not None and self.size is not None:
             fcntl.ioctl(self.terminal, _TIOCSWINSZ, struct.pack("4H", *self.size, 0, 0))
 
     def write(self) -> bool:
-        """Write pending input; False when the stream is to be closed, at its end or because nobody reads it."""
+        """Write pending input; False when the stream is to be closed: at its end, or if it has no reader."""
         if self.input is None:
             return True
         while self.stdin_buffer:

@@ -1,9 +1,9 @@
-"""What a container that runs may use, and whether it may run at all: its control group's business (cgroups(7)).
+"""Change the limits of a running container, freeze it, and thaw it, by its control group (cgroups(7)).
 
-Limits are files that may be written at any time, and hold from then on. Freezing takes every process of the group off
-the processors, wherever it is, without telling it: unlike SIGSTOP, which a parent or a shell would notice, and which a
-process inside could undo. Version 2 has a file for it (cgroup.freeze), version 1 a controller of its own
-(freezer-subsystem.rst), whose frozen processes do not even die: who kills one must thaw it too.
+Limits are files that can be written at any time. Freezing stops every process of the group without a signal: unlike
+SIGSTOP, which a parent or a shell would notice, and which a process inside could undo. Version 2 has a file for it
+(cgroup.freeze). Version 1 has a controller (freezer-subsystem.rst), whose frozen processes don't die of SIGKILL before
+they are thawed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def update(directory: RunDirectory, limits: dict[str, Any]) -> None:
 
 
 def pause(directory: RunDirectory) -> None:
-    """Freeze all of its processes. `Failed` if that comes to no end: then none is. `NotFound` if it is gone."""
+    """Freeze all processes of the container. `Failed` if some can't be frozen: then none is. `NotFound` if it is
+    gone."""
     group = _group(directory)
     try:
         group.freeze()
@@ -39,7 +40,7 @@ def pause(directory: RunDirectory) -> None:
 
 
 def resume(directory: RunDirectory) -> None:
-    """Let them go on; nothing happens if they are not frozen, or gone."""
+    """Thaw the processes of the container; nothing happens if they are not frozen, or gone."""
     try:
         group = _group(directory)
         if group.frozen():

@@ -1,4 +1,4 @@
-"""A container's run directory: what was asked for, what runs, how it ended. It outlives the processes of the service.
+"""A container's run directory: records of its request, its processes and their ends, which outlive the service.
 
     RUN/containers/ID/launch.json    the request (`Launch`); its `config` is an OCI config.json
     RUN/containers/ID/state.json     the process that is PID 1 inside (`State`)
@@ -31,7 +31,7 @@ VERSION = 1
 
 
 class Launch(NamedTuple):
-    """What it takes to make a container. Paths are absolute; `lower` is topmost first (overlayfs).
+    """The request for a container. Paths are absolute; `lower` is topmost first (overlayfs).
 
     `config` is an OCI runtime-spec config.json. IDs 0…65535 inside are `id_base`… on the host. `cgroup` is relative
     to the root of every hierarchy. `seccomp` is the file of a compiled filter, loaded with `seccomp_flags`. `log` is a
@@ -68,7 +68,7 @@ class State(NamedTuple):
 
 
 class ExitRecord(NamedTuple):
-    """How a process ended: `exit_status` as a shell has it; None if it never became the user's program."""
+    """The end of a process: `exit_status` as a shell has it; None if it never executed the user's program."""
 
     exit_status: int | None
     signal: int | None
@@ -76,7 +76,7 @@ class ExitRecord(NamedTuple):
     finished: float
     error: str | None = None
     failure: dict[str, Any] | None = None
-    """Why it never became the program, as `StepError.message`."""
+    """The error for which it never executed the program, as `StepError.message`."""
 
 
 Record = TypeVar("Record", Launch, State, ExitRecord)
@@ -151,7 +151,7 @@ class RunDirectory:
         return self._read(f"exec-{exec_id}.exit.json" if exec_id else "exit.json", ExitRecord)
 
     def damaged(self) -> list[str]:
-        """Which of the container's own files are there and can't be read."""
+        """The container's own files that exist and can't be read."""
         found = {"launch.json": self.launch(), "state.json": self.state(), "exit.json": self.exit()}
         return [name for name, record in found.items() if record is None and os.path.lexists(f"{self.path}/{name}")]
 
@@ -159,7 +159,7 @@ class RunDirectory:
         self._write(f"exec-{exec_id}.exit.json" if exec_id else "exit.json", record._asdict())
 
     def forget(self, exec_id: str) -> None:
-        """Remove what is known of a process that joined and has ended."""
+        """Remove the records of a process that joined and has ended."""
         for name in (f"exec-{exec_id}.json", f"exec-{exec_id}.exit.json"):
             try:
                 os.unlink(f"{self.path}/{name}")
@@ -243,8 +243,11 @@ def all_run_directories(run: str) -> list[RunDirectory]:
 
 
 class PidIndex:
-    """Whose processes are whose, among those without a record of their end. All are looked at once, and again for a
-    process that isn't known then: a thousand that end one after the other are no million records to read."""
+    """Containers and exec ids by PID, of processes without a record of their end.
+
+    All records are read once, and again for a PID that is not known then: so for a thousand processes that end one
+    after the other each record is read once, not a thousand times.
+    """
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -262,7 +265,7 @@ class PidIndex:
         return self._take(pid)
 
     def _take(self, pid: int) -> tuple[RunDirectory, str | None] | None:
-        """What is known may have been another process of that number."""
+        """The entry of a PID, unless it is outdated: the record of another process that had the number."""
         directory, exec_id = self._known.pop(pid, (None, None))
         if directory is None or directory.exit(exec_id) is not None:
             return None

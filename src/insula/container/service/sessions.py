@@ -1,7 +1,7 @@
-"""The streams of all containers, in the zygote's hands and on their way to the monitor's.
+"""The zygote's copies of the streams of all containers, and their transfer to the monitor.
 
-Each end of a pipe or terminal is open in two processes, so that either may die: the monitor, which relays what comes,
-and the zygote, which made it and only holds on to it. Who is started anew gets everything from the other.
+Each pipe or terminal is open in two processes, so that either may die: in the zygote, which made it, and in the
+monitor, which relays it. When one of them is started again, it gets all streams from the other.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Key = tuple[str, str | None]
 
 
 class Session(NamedTuple):
-    """The streams of one process, kept here too so that they survive the monitor."""
+    """The streams of one process, by name, and the message that tells the monitor of them."""
 
     message: wire.Message
     streams: dict[str, int]
 
 
 class Sessions:
-    """What is open, and the monitor's channel if there is a monitor."""
+    """All open sessions, and the channel to the monitor if there is one."""
 
     def __init__(self) -> None:
         self.monitor: socket.socket | None = None
@@ -35,7 +35,7 @@ class Sessions:
         self._waiting: dict[Key, list[Callable[[], object]]] = {}
 
     def serve(self, monitor: socket.socket) -> None:
-        """From now on this is the monitor: it gets all that there is."""
+        """Take note of the monitor's channel, and send it all sessions."""
         self.monitor = monitor
         for session in self._sessions.values():
             self._hand_over(session)
@@ -43,7 +43,7 @@ class Sessions:
     def open(
         self, container: str, exec_id: str | None, request: Launch, streams: dict[str, int], *, terminal: bool
     ) -> None:
-        """A process was made, with these ends of its streams."""
+        """Add the session of a new process, and send it to the monitor."""
         message = {
             "op": "session",
             "id": container,
@@ -65,7 +65,7 @@ class Sessions:
             action()
 
     def add(self, key: Key, streams: dict[str, int]) -> None:
-        """More streams of a process."""
+        """Add streams to the session of a process; they are closed if there is none."""
         session = self._sessions.get(key)
         if session is None:
             for fd in streams.values():
@@ -75,7 +75,7 @@ class Sessions:
         self._hand_over(session)
 
     def _hand_over(self, session: Session) -> None:
-        """Send the monitor a session, or its streams anew; without a monitor they wait here for the next."""
+        """Send the monitor a session with its streams. Without a monitor the next one gets it (`serve`)."""
         if self.monitor is None:
             return
         message = {**session.message, "streams": list(session.streams)}
@@ -85,13 +85,13 @@ class Sessions:
             self.monitor = None
 
     def hold(self, message: wire.Message, descriptors: list[int]) -> None:
-        """Take copies of what the monitor relays: the zygote before this one has died."""
+        """Take a session with copies of its streams from the monitor, after a restart of the zygote."""
         origin = {name: message[name] for name in ("id", "exec", "tty", "stdin", "log", "log_size", "log_files")}
         streams = dict(zip(message["streams"], descriptors, strict=True))
         self._sessions[(message["id"], message["exec"])] = Session({"op": "session", **origin}, streams)
 
     def end(self, key: Key) -> None:
-        """The process ended; if it never had a stream, nobody will read the end of one."""
+        """Tell the monitor that the process ended. A session without streams is closed at once."""
         session = self._sessions.get(key)
         if session and not session.streams:
             self._remove(key)
@@ -100,7 +100,7 @@ class Sessions:
                 wire.send(self.monitor, {"op": "ended", "id": key[0], "exec": key[1]})
 
     def close(self, key: Key, name: str | None) -> None:
-        """The monitor is done with a stream, or with the session as a whole."""
+        """Close a stream, or for None the session: the monitor has read all of it."""
         session = self._sessions.get(key)
         if session is None:
             return

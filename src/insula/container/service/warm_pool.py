@@ -1,6 +1,6 @@
-"""Warm containers: made ahead as far as containers are alike, each waiting for the message that assigns it.
+"""Warm containers: prepared ahead as far as containers are alike, until they are assigned a request.
 
-Half of the cost of a launch doesn't depend on what is launched: the fork, the namespaces, the control group, /proc,
+Half of the cost of a launch doesn't depend on the request: the fork, the namespaces, the control group, /proc,
 /sys and /dev with everything in them (`insula.container.create.rootfs.PremountPlan`). So for each parent group in
 which something was launched lately, a few are kept ready. The next launch takes one; only the root, a few bind mounts
 and execve(2) are left to do.
@@ -49,7 +49,7 @@ MAX_DESCRIPTORS = wire.MAX_DESCRIPTORS
 
 
 class Template:
-    """What the warm containers of one parent group have in common. `parent` is the control group above theirs."""
+    """The common part of the warm containers of one parent group; `parent` is the control group above theirs."""
 
     def __init__(self, request: Launch) -> None:
         linux_config = request.config["linux"]
@@ -123,7 +123,7 @@ class WarmPool:
             except (OSError, ValueError) as error:
                 report("insula-zygote", f"what is left of warm container {name!r} can't be removed", error)
 
-    # -- which ones there should be ----------------------------------------------------------------------------------
+    # -- which are wanted ----------------------------------------------------------------------------------
 
     def launched(self, request: Launch) -> None:
         """Take note of a launch: similar ones may follow."""

@@ -1,13 +1,12 @@
 """The zygote: a small process of a single thread that forks containers.
 
-Forking a small Python costs half a millisecond, starting one fourteen: so a launch never starts an interpreter.
-It loads little, keeps no state that the run directory doesn't hold, and serves three kinds of clients on one
-socket: the daemon, which asks for containers; the monitor, which gets the streams of every container; and the
-children themselves, each on its own channel. Killed at any moment, it leaves running containers as they are (they
-become the monitor's children) and takes along those that were not yet told to start (their channel closes).
+Forking a small Python takes half a millisecond, starting one fourteen: so a launch never starts an interpreter. The
+zygote imports little, and keeps no state that is not also in the run directory. On one socket it serves the daemon,
+which requests containers, and the monitor, which gets the streams of every container. Each child has a channel of its
+own. If the zygote is killed, running containers go on and become the monitor's children. Containers that were not told
+to start exit, because their channel is closed.
 
-Its mount namespace is its own (mount_namespaces(7)): idmapped layers and overlays are made there, and vanish with
-it. Requests:
+It has a mount namespace of its own (mount_namespaces(7)) for idmapped layers, which ends with it. Requests:
 
     {"op": "create", "id"}                  → {"pid", "start_time"}: PID 1 waits, its namespaces exist
     {"op": "start", "id"}                   → {} once the program runs, or the error of execve
@@ -16,14 +15,14 @@ it. Requests:
     {"op": "replace"}                       → {}: it has ended, and the monitor starts another one
     {"op": "forget-layer", "path"}          → {}
     {"op": "flushed", "id", "exec"}         → {} once all that it printed is in its log
-    {"op": "spares"}                        this client is told of spares
+    {"op": "spares"}                        this client is told of warm containers
     {"op": "keep"}                          this client is the monitor: it is sent every session and its descriptors
     {"op": "hold", "id", "exec", …}         from the monitor: hold copies of these streams
     {"op": "close", "id", "exec", "stream"} from the monitor: a stream, or without a name the session, is over
 
-Clients are told of ends, {"event": "exit", "id", "exec"}. Those that asked for it are told of spares
+Clients are told of exits, {"event": "exit", "id", "exec"}. Those that asked for it are told of warm containers
 (`insula.container.service.warm_pool`): {"event": "spare", "id", "parent"}, or "no-spare" when it is gone. A client
-takes a spare by creating a container with its id.
+takes one by creating a container with its id.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ _MAX_ENDED = 64  # mount namespaces that may wait to be closed
 
 
 class Zygote:
-    """The state of the process: who is connected, who was made, whose streams are open."""
+    """The state of the process: clients, children, sessions and warm containers."""
 
     def __init__(self, run: str, build: str, listener: socket.socket, spares: int) -> None:
         self.run = run
@@ -74,7 +73,7 @@ class Zygote:
         self.listener = listener
         self.loop = EventLoop(_NAME)
         self.clients: dict[int, socket.socket] = {}
-        self.warm_subscribers: list[socket.socket] = []  # clients that want to know of spares
+        self.warm_subscribers: list[socket.socket] = []  # clients that are told of warm containers
         self.children: dict[tuple[str, str | None], Child] = {}
         self.sessions = Sessions()
         self.programs: dict[str, bytes] = {}
@@ -162,7 +161,7 @@ class Zygote:
                 raise ValueError(f"no such request: {other}")
 
     def _end(self, reply: Reply) -> NoReturn:
-        """Make way for a zygote of another build, which the monitor starts.
+        """Exit, so that the monitor starts a zygote of another build.
 
         The containers become the monitor's children, which has all of their streams. Those that were not told to start
         end, as when the zygote is killed.
@@ -202,7 +201,7 @@ class Zygote:
         return {"pid": made.pid, "start_time": made.start_time}
 
     def _from_warm(self, directory: RunDirectory, request: Launch) -> spawn.Child | None:
-        """The container made of the spare that was offered for it; None if there is none that fits."""
+        """Make the container of the warm container with its id; None if there is none that fits."""
         warm = self.pool.containers.get(request.id)
         if warm is None:
             return None
@@ -270,7 +269,8 @@ class Zygote:
         self.sessions.open(container, exec_id, request._replace(log=None, stdin=stdin), streams, terminal=tty)
 
     def _require_descriptors(self) -> None:
-        """No process is made whose streams might be held in part only, here or in the monitor, which has fewer."""
+        """StepError if few descriptors are left: here or in the monitor a process could have some of its streams
+        only."""
         lowest = os.dup(self.listener.fileno())
         os.close(lowest)
         if lowest + _RESERVED_DESCRIPTORS > self.most:
@@ -293,7 +293,7 @@ class Zygote:
         self.loop.watch(child.pidfd, lambda _: self._reap(child))
 
     def _on_message(self, child: Child) -> None:
-        """A message of a child, or the end of its channel: execve closes it, and so does death."""
+        """Handle a message of a child, or the end of its channel, which execve(2) and exit close."""
         assert child.sync is not None
         received = wire.receive(child.sync)
         if received is None:
@@ -320,7 +320,7 @@ class Zygote:
             os.close(fd)
 
     def _on_exec_or_death(self, child: Child) -> None:
-        """The channel is closed: the program runs, or the child is dead or dying."""
+        """Handle the end of the channel: the program runs, or the child has ended or is about to."""
         if child.reply:
             child.reply({"error": child.error} if child.error else {"pid": child.pid})
             child.reply = None
@@ -332,7 +332,7 @@ class Zygote:
             self._remove(child)
 
     def _record(self, child: Child) -> None:
-        """Who it is, for those who come after us; without that it still runs, and is known here."""
+        """Write the record of a process. If that fails, it runs on, and is known to this zygote only."""
         try:
             if child.state:
                 RunDirectory(self.run, child.container).write_state(child.state, child.exec_id)
@@ -340,7 +340,7 @@ class Zygote:
             report(_NAME, f"process {child.pid} of container {child.container} is not recorded", error)
 
     def _reap(self, child: Child) -> None:
-        """The process ended: write how, before anybody is told."""
+        """Record the end of a process, reap it, and tell clients, in this order."""
         self.loop.unwatch(child.pidfd)
         if child.sync is not None:  # what it still had to say comes first
             while child.sync is not None:
@@ -378,7 +378,7 @@ class Zygote:
             if client is not self.sessions.monitor:
                 _send(client, {"event": "exit", "id": child.container, "exec": child.exec_id})
 
-    # -- what is done when there is nothing to do ------------------------------------------------------
+    # -- idle work ------------------------------------------------------
 
     def _idle_timeout(self) -> float | None:
         """Seconds without an event after which `_run_idle_work` has its turn; None if there is no such work."""
@@ -387,7 +387,7 @@ class Zygote:
         return self.pool.idle_timeout()
 
     def _run_idle_work(self) -> None:
-        """One thing at a time: somebody may want something by now."""
+        """Do one piece of idle work: a request may have come meanwhile."""
         if self.last_launch:
             self.pool.launched(self.last_launch)
             self.working_set.launched()
@@ -403,8 +403,8 @@ class Zygote:
                 self._drop_warm(warm)
 
     def _release_mount_namespaces(self) -> None:
-        """Let go of the mount namespaces of the dead, in a child: the end of an overlay syncs the whole file system
-        below it (ovl_sync_fs()), which takes as long as what others write there has to take."""
+        """Close the mount namespaces of ended containers in a child: unmounting an overlay syncs the file system below
+        it (ovl_sync_fs()), which takes long while others write there."""
         dead = [fd for _, fd in self.ended]
         wait, done = os.pipe2(os.O_CLOEXEC)
         pid, pidfd = syscalls.clone3(0)
@@ -425,7 +425,7 @@ class Zygote:
         try:
             warm = self.pool.make(template)
         except (OSError, StepError) as error:
-            report(_NAME, f"no spare for {template.parent}", error)
+            report(_NAME, f"no warm container for {template.parent}", error)
             self.pool.forget(template)
             return
         self.working_set.forked()
@@ -451,7 +451,7 @@ class Zygote:
 
 
 def _send(client: socket.socket, message: wire.Message) -> None:
-    """Unless it went away: what it would be told is in the run directory."""
+    """Send a message to a client; if it is gone, the run directory has what it would be told."""
     with contextlib.suppress(OSError):
         wire.send(client, message)
 
@@ -464,7 +464,7 @@ def _ended(pidfd: int) -> bool:
 
 
 def main(run: str, build: str, listener: socket.socket, spares: int) -> NoReturn:
-    """The life of the zygote: its own mount namespace first, then requests for ever."""
+    """Be the zygote: make its mount namespace, then serve requests. It never returns."""
     syscalls.set_name("insula-zygote")
     os.umask(0o077)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)

@@ -1,4 +1,4 @@
-"""The monitor's side of the zygote: starting it, starting it again when it ends, and the channel to it."""
+"""The monitor's side of the zygote: it starts the zygote, restarts it when it ends, and has a channel to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # seconds between two attempts to star
 
 
 class ZygoteSupervisor:
-    """Keeps a zygote running.
+    """Keep a zygote running.
 
     `on_message` is called with each message of the zygote and its descriptors, `on_death` when it ended. `streams`
     yields the sessions that a new zygote gets copies of: the message, and the descriptors with their names.
@@ -136,7 +136,8 @@ class ZygoteSupervisor:
         self.on_message(*received)
 
     def _flush(self) -> None:
-        """Send what the channel takes. Never wait: the zygote may itself be waiting for the monitor to read."""
+        """Send messages until the channel is full. It never blocks: the zygote may be waiting for the monitor to
+        read."""
         channel = self._channel
         while channel and self._unsent:
             try:
@@ -153,11 +154,11 @@ class ZygoteSupervisor:
     # -- another build -----------------------------------------------------------------------------------------------
 
     def descriptors(self) -> list[int]:
-        """Those that `state` names."""
+        """The descriptors that `state` names."""
         return [self._channel.fileno()] if self._channel else []
 
     def state(self) -> dict[str, Any]:
-        """For `restore` in the program that replaces this one."""
+        """The state for `restore` in the program that replaces this one."""
         channel = self._channel.fileno() if self._channel else None
         return {"pid": self.pid, "channel": channel, "unsent": list(self._unsent)}
 
