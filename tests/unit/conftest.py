@@ -67,6 +67,8 @@ def stub(session_stub: StubDaemon) -> Iterator[StubDaemon]:
     session_stub.plane.__init__(session_stub.path.parent)  # type: ignore[misc]
     yield session_stub
     session_stub.plane.kill()
+    for process in session_stub.plane.instances.processes_of.values():
+        asyncio.run_coroutine_threadsafe(process.drain(), session_stub._loop)
 
 
 @pytest.fixture(autouse=True)

@@ -125,6 +125,13 @@ class StubProcess:
                 elif kind is Kind.STDIN_EOF:
                     self.process.stdin.close()
 
+    async def drain(self) -> None:
+        """Take what is left of its output: while nobody does, its pipes stay open."""
+        while any(not task.done() for task in self.tasks):
+            with contextlib.suppress(asyncio.QueueEmpty):
+                self.frames.get_nowait()
+            await asyncio.sleep(0.001)
+
     async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
         while True:
             kind, payload = await self.frames.get()

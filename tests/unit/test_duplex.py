@@ -15,12 +15,13 @@ import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from insula.cli.terminal import DetachFilter, detach_keys
 from insula.client.http import chunk, connect, head
-from insula.model.errors import Invalid, NotFound, Unavailable
+from insula.model.errors import Conflict, Invalid, NotFound, Unavailable
 from insula.model.stream import Kind, encode
 from tests.support.wait import patiently
 from tests.unit.conftest import StubDaemon
@@ -48,6 +49,30 @@ def test_both_directions_at_once(stub: StubDaemon) -> None:
         kind, payload = next(frames)
     assert kind is Kind.EXIT
     assert json.loads(payload)["exit_status"] == 0
+
+
+def test_one_request_makes_an_instance_attaches_and_starts_it(stub: StubDaemon) -> None:
+    labels = {"large": "x" * 900_000}
+    spec: dict[str, Any] = {"image": "x", "command": ["cat"], "name": "web", "stdin": True, "labels": labels}
+    with stub.client.instances.run_attached("default", **spec) as attachment:
+        assert attachment.name == "web"
+        frames = iter(attachment)
+        attachment.send(Kind.STDIN, b"hello")
+        assert next(frames) == (Kind.STDOUT, b"hello")
+        attachment.send(Kind.STDIN_EOF)
+        kind, payload = next(frames)
+    assert kind is Kind.EXIT and json.loads(payload)["exit_status"] == 0
+    assert stub.client.instances.get("default", "web")["instance"]["spec"]["labels"] == labels
+    with pytest.raises(Conflict, match="web"):
+        stub.client.instances.run_attached("default", **spec)
+
+
+def test_a_spec_that_is_none(stub: StubDaemon) -> None:
+    unknown, large = {"image": "x", "no_such_field": 1}, {"image": "x" * (1 << 20)}
+    for spec, what in (({"image": 1}, "str"), (unknown, "no_such_field"), ({}, "image"), (large, "exceeds")):
+        with pytest.raises(Invalid, match=what):
+            stub.client.instances.run_attached("default", **spec)
+    assert stub.client.instances.list("default") == []
 
 
 def test_megabytes_both_ways_do_not_deadlock(stub: StubDaemon) -> None:

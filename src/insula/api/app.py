@@ -15,7 +15,7 @@ from insula.api.errors import HANDLERS
 from insula.api.gate import Gate
 from insula.api.host import HostRoutes
 from insula.api.images import ImageRoutes
-from insula.api.instances import InstanceRoutes, list_all_instances
+from insula.api.instances import InstanceRoutes, list_all_instances, run_attached
 from insula.api.networks import NetworkRoutes
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
@@ -60,6 +60,7 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
                     HostRoutes,
                     *STATS,
                     list_all_instances,
+                    run_attached,
                 ],
             )
         ],

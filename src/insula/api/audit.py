@@ -23,7 +23,7 @@ from insula.model.errors import Failed, InsulaError
 
 _READS_DATA = ("/logs", "/archive", "/export")
 _CHANGES_NOTHING = ("/wait",)
-_AT_THE_BEGINNING = ("/exec", "/attach", *_READS_DATA)  # requests that may last for days
+_AT_THE_BEGINNING = ("/exec", "/attach", "/run", *_READS_DATA)  # requests that may last for days
 _MOST_WAITING = 10_000  # entries in the queue of one watcher
 _LONGEST = 256  # characters of a name
 _SECRET = re.compile(r"^[^/]*@(?=[^/]*/)")  # user and password before a registry's name

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -79,7 +79,7 @@ class Duplex:
     """An ASGI response that connects the client to a process.
 
     `open` attaches (its errors still get an HTTP status), `begin` runs once the client has its response head,
-    `signal` sends a signal to the process.
+    `signal` sends a signal to the process. `headers` are more fields of that head.
     """
 
     def __init__(
@@ -89,16 +89,18 @@ class Duplex:
         signal: Callable[[int], Awaitable[None]],
         begin: Callable[[], Awaitable[object]] | None = None,
         incoming: Incoming | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         self.open = open
         self.signal = signal
         self.begin = begin
         self.incoming = incoming
+        self.headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         incoming = self.incoming or Incoming(receive)
         async with self.open() as attached:
-            headers = [(b"content-type", FRAMES.encode()), (b"connection", b"close")]
+            headers = [(b"content-type", FRAMES.encode()), (b"connection", b"close"), *self.headers]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"", "more_body": True})
             last = await self._join(attached, incoming, send)

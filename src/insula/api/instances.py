@@ -25,6 +25,38 @@ async def list_all_instances(plane: Plane) -> list[InstanceView]:
     return await plane.instances.list(None)
 
 
+@post(
+    "/tenants/{tenant:str}/run",
+    request_max_body_size=None,
+    tags=["instances"],
+    summary="Create an instance, attach to it, and start it: frames, both ways",
+)
+async def run_attached(
+    plane: Plane, tenant: Name, request: Request[Any, Any, Any], rows: Cells = None, columns: Cells = None
+) -> ASGIApp:
+    """The body's first frame is OPEN with an `InstanceSpec`. The field x-insula-name of the answer has its name."""
+    payload, incoming = await opening(request)
+    try:
+        spec = msgspec.json.decode(payload, type=InstanceSpec)
+    except msgspec.DecodeError as error:
+        raise Invalid(str(error), "see /openapi.json") from None
+    note(name=spec.name)
+    name = (await plane.instances.run(tenant, spec, start=False)).instance.name
+    note(name=name)
+    size = None if rows is None or columns is None else ConsoleSize(rows=rows, columns=columns)
+
+    async def signal(number: int) -> None:
+        await plane.instances.kill(tenant, name, str(number))
+
+    return Duplex(
+        lambda: plane.instances.attach(tenant, name, replay=False, stdin=spec.stdin, start=True),
+        begin=lambda: plane.instances.start(tenant, name, size),
+        signal=signal,
+        incoming=incoming,
+        headers=[(b"x-insula-name", name.encode())],
+    )
+
+
 class InstanceRoutes(Controller):
     path = "/tenants/{tenant:str}/instances"
     tags = ("instances",)

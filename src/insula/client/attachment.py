@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class Attachment:
     """An attached process. Iterate over its frames, or use poll(2) with `fileno`, `flush` and `receive`.
 
+    `name` is the name of the instance that the request created, else "".
     The constructor raises the server's errors. The last frame is EXIT or ERROR; an end without one means that the
     server has gone (Unavailable).
     """
@@ -39,6 +40,7 @@ class Attachment:
         self._dechunk = Dechunker()
         self._decoder = Decoder()
         self._early = self._response.take_buffered()
+        self.name = self._response.headers.get("x-insula-name", "")
         self.pending = bytearray()
         self.sock.setblocking(False)
 

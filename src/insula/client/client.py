@@ -270,6 +270,16 @@ class Instances(Resource):
         where = target("tenants", tenant, "instances", name, "attach", **options)
         return Attachment(self.client.path, where)
 
+    def run_attached(self, tenant: str, *, size: tuple[int, int] | None = None, **spec: object) -> Attachment:
+        """Create an instance of `spec`, attach to it, and start it: `run` and `attach` with `start`, in one request.
+
+        The attachment has the instance's `name`; `size` is that of its terminal, in rows and columns.
+        """
+        from insula.client.attachment import Attachment
+
+        extent = dict(zip(("rows", "columns"), size or (), strict=False))
+        return Attachment(self.client.path, target("tenants", tenant, "run", **extent), dumps(spec).encode())
+
     def exec(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Attachment:
         """Run a further process in a running instance. `spec` are fields of `ExecSpec`."""
         from insula.client.attachment import Attachment

@@ -54,8 +54,13 @@ def _fetch(client: Client, arguments: Arguments) -> None:
 
 def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
     with IdFile(arguments.cidfile) as cidfile:
-        view = client.instances.run(arguments.tenant, start=arguments.detach, **spec)
-        name = view["instance"]["name"]
+        if arguments.detach:
+            view = client.instances.run(arguments.tenant, **spec)
+            name = view["instance"]["name"]
+        else:
+            size = terminal_size() if arguments.tty else None
+            attachment = client.instances.run_attached(arguments.tenant, size=size, **spec)
+            name = attachment.name
         cidfile.write(name)
     if arguments.detach:
         if arguments.json:
@@ -65,10 +70,7 @@ def _run(client: Client, arguments: Arguments, spec: dict[str, Any]) -> int:
         else:
             print(name)
         return 0
-    size = terminal_size() if arguments.tty else None
-    with client.instances.attach(
-        arguments.tenant, name, stdin=arguments.interactive, start=True, size=size
-    ) as attachment:
+    with attachment:
         status = interact(attachment, stdin=arguments.interactive, tty=arguments.tty, keys=arguments.detach_keys)
     return 0 if status is None else status
 
