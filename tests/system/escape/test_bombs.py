@@ -79,15 +79,18 @@ def test_a_tenants_limit_holds_for_all_its_instances(
 def test_fork_bombs_of_all_a_tenants_instances(tenants: TenantFactory, cells: CellFactory, neighbour: Cell) -> None:
     """Each may have 4096 processes, and together they have no more than the tenant (pids.max of its group)."""
     small = tenants("--pids", "100")
-    bombs_ = [cells(small) for _ in range(2)]
-    running = [bomb.start(bombs.processes, 200, 2.0) for bomb in bombs_]
-    until(lambda: sum(len(_members(bomb)) for bomb in bombs_) >= 80, "the control: they take all that they may")
+    first, second = cells(small), cells(small)
+    held = first.start(bombs.processes, 60, 15.0)
+    until(lambda: len(_members(first)) >= 60, "the first has its processes")
+    running = second.start(bombs.processes, 200, 5.0)
+    until(lambda: len(_members(first)) + len(_members(second)) >= 95, "the control: they take all that they may")
     assert neighbour.answers()
-    assert sum(len(_members(bomb)) for bomb in bombs_) <= 100
-    taken = [Cell.finish(one).value for one in running]
-    assert 80 <= sum(taken) <= 100
+    assert len(_members(first)) + len(_members(second)) <= 100
+    assert 10 <= Cell.finish(running).value <= 40
+    held.kill()
+    held.communicate()
     small.ok("tenant", "update", str(small.tenant), "--pids", "none")
-    assert [bomb.gets(bombs.processes, 200, 0.0) for bomb in bombs_] == [200, 200], "the control"
+    assert [bomb.gets(bombs.processes, 200, 0.0) for bomb in (first, second)] == [200, 200], "the control"
 
 
 def test_files_of_every_tmpfs(cell: Cell, cells: CellFactory, neighbour: Cell) -> None:
