@@ -62,7 +62,8 @@ _ALL = 0x0003  # ETH_P_ALL
 _OUTGOING = 4  # PACKET_OUTGOING
 _SO_RCVBUFFORCE = 33
 _BUFFER = 16 << 20
-_TIMEOUT = 1.0  # seconds to wait for probes that should arrive
+_ATTEMPTS = 3  # at probes that should arrive: on a flooded network some are lost
+_TIMEOUT = 1.0  # seconds to wait for those of an attempt
 _GRACE = 0.2  # seconds to wait after that for probes that should not
 
 
@@ -130,15 +131,12 @@ class Measurement:
 
     def measure(self, pairs: Sequence[tuple[Endpoint, Endpoint]], *, beyond: bool = True) -> list[ProbeResult]:
         """Return results in the order of `pairs`. `beyond` False: send nothing through the host's own namespace."""
-        self._controls()
-        due: dict[Endpoint, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         asked = [(source, target) for source, target in pairs if beyond or _is_near(source, target)]
-        for source, target in asked:
-            due[source][target.address] |= self._macs(source, target)
-        for router in self._routers.values():
-            mine = {source: to for source, to in due.items() if source.tenant == router.tenant}
-            call_in(router.netns, lambda router=router, mine=mine: self._send(router, mine))  # type: ignore[misc]
-        self._wait(asked)
+        missing = asked
+        for _ in range(_ATTEMPTS):
+            self._probe(missing)
+            if not (missing := self._wait(asked)):
+                break
         routers = (self._seen[f"router {tenant}"] for tenant in self._routers)
         self._senders = {who for seen in routers for (who, _), protocols in seen.items() if protocols}
         known = set(asked)
@@ -148,6 +146,16 @@ class Measurement:
             else ProbeResult(None, False, "not probed: the host's rules are not installed")
             for source, target in pairs
         ]
+
+    def _probe(self, pairs: Sequence[tuple[Endpoint, Endpoint]]) -> None:
+        """Send the controls, and the probes of these pairs."""
+        self._controls()
+        due: dict[Endpoint, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for source, target in pairs:
+            due[source][target.address] |= self._macs(source, target)
+        for router in self._routers.values():
+            mine = {source: to for source, to in due.items() if source.tenant == router.tenant}
+            call_in(router.netns, lambda router=router, mine=mine: self._send(router, mine))  # type: ignore[misc]
 
     # -- sockets -------------------------------------------------------------------------------------------------
 
@@ -257,8 +265,9 @@ class Measurement:
 
     # -- receiving -----------------------------------------------------------------------------------------------
 
-    def _wait(self, pairs: Sequence[tuple[Endpoint, Endpoint]]) -> None:
-        """Receive until all expected probes have arrived or `_TIMEOUT` is over, and then for `_GRACE`."""
+    def _wait(self, pairs: Sequence[tuple[Endpoint, Endpoint]]) -> list[tuple[Endpoint, Endpoint]]:
+        """Receive until all expected probes have arrived or `_TIMEOUT` is over, and then for `_GRACE`. Return the pairs
+        whose expected probes have not arrived."""
         due = [(source, target) for source, target in pairs if wanted(source, target)]
         end = time.monotonic() + _TIMEOUT
         while due and time.monotonic() < end:
@@ -267,6 +276,7 @@ class Measurement:
         end = time.monotonic() + _GRACE
         while (left := end - time.monotonic()) > 0:
             self._receive(left)
+        return due
 
     def _receive(self, timeout: float) -> None:
         for fd, _ in self._poll.poll(timeout):
