@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 
 import pytest
@@ -16,8 +16,10 @@ from insula.kernel import netlink
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.model.views import Reachability, VerifyReport
+from insula.network.endpoints import Endpoint
 from insula.network.linux import naming
 from insula.network.packets import UDP_PORT
+from insula.network.probe import Measurement
 from insula.network.verify import verify
 from tests.support.descriptors import descriptors
 from tests.support.frames import mac
@@ -312,6 +314,23 @@ def test_an_instance_can_neither_forge_nor_break_it() -> None:
         assert sent[0] > 1000, "the control: it did repeat them"
         for found in after:
             assert found.passed and cells(found) == cells(before)
+
+
+@isolated
+def test_probes_that_were_lost_are_sent_again() -> None:
+    """The first attempt loses every other one, as a flooded network may."""
+    with two_tenants() as cloud:
+        send, attempts = Measurement._probe, []
+
+        def lossy(self: Measurement, pairs: Sequence[tuple[Endpoint, Endpoint]]) -> None:
+            attempts.append(len(pairs))
+            send(self, pairs[::2] if len(attempts) == 1 else pairs)
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(Measurement, "_probe", lossy)
+            found = report(cloud)
+        assert found.passed
+        assert 0 < attempts[1] < attempts[0], "only what should have arrived is sent again"
 
 
 def cells(found: VerifyReport) -> set[tuple[object, ...]]:
