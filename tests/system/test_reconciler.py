@@ -304,7 +304,7 @@ def test_a_tenant_that_can_not_be_taken_off_the_host_is_told_and_tried_again(
 ) -> None:
     async def body(plane: ControlPlane) -> None:
         plane.begin()
-        await plane.tenants.create("other")
+        index = (await plane.tenants.create("other")).tenant.index
         fabric, netns = plane.context.fabric, f"/run/netns/{settings.prefix}-other"
         assert netns in left_of(settings.prefix), "the control"
 
@@ -316,6 +316,7 @@ def test_a_tenant_that_can_not_be_taken_off_the_host_is_told_and_tried_again(
             await plane.tenants.remove("other")
         assert plane.context.problems["tenant other"] == "could not be taken off the host: injected"
         assert netns in left_of(settings.prefix)
+        assert (await plane.tenants.create("next")).tenant.index > index, "nobody gets what is still there"
         await plane.network_controller.look_again()
         assert netns not in left_of(settings.prefix) and "tenant other" not in plane.context.problems
         await plane.tenants.create("other")

@@ -164,7 +164,8 @@ class Tenants:
         """Return when it is off the host. What can't be removed is a problem that the controller tells."""
         with contextlib.suppress(InsulaError):  # NotFound: it is gone
             await self.controller.converged(tenant.name)
-        self.context.allocators.release(_reservations(tenant))
+        if not self.controller.is_here(tenant):  # else no other tenant gets its IDs and addresses before the next start
+            self.context.allocators.release(_reservations(tenant))
 
     async def rebuild_damaged(self) -> None:
         """Write damaged records anew, so that what these tenants have is managed and can be removed.

@@ -101,6 +101,11 @@ class NetworkController:
         self._managed[name].waiters.append(answer)
         return await answer
 
+    def is_here(self, tenant: Tenant) -> bool:
+        """Whether something of this tenant may still be on this host."""
+        managed = self._managed.get(tenant.name)
+        return managed is not None and managed.here is not None and managed.here.index == tenant.index
+
     async def _watch(self, prefix: str, revision: int) -> None:
         """Changes below `prefix` that other daemons have committed."""
         while True:
