@@ -12,7 +12,7 @@ from insula.control.allocation.transaction import Proposal, allocate, guard, gua
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels, typed
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
-from insula.control.networks.controller import NetworkController
+from insula.control.networks.controller import Errors, NetworkController
 from insula.control.networks.ports import Ports
 from insula.control.tenants import DEFAULT, Tenants
 from insula.model.errors import Conflict, Denied, InsulaError, Invalid, NotFound
@@ -178,10 +178,13 @@ class Networks:
         await self._removed(network)
 
     async def _removed(self, network: Network) -> None:
-        """Return when it is off the host. What can't be removed is a problem that the controller tells."""
+        """Return when it is off the host. What can't be removed is a problem that the controller tells; then no other
+        network gets its numbers before the next start."""
+        errors: Errors = {}
         with contextlib.suppress(InsulaError):  # the tenant is gone, with all that it had, or everything is going down
-            await self.controller.converged(network.tenant)
-        self.context.allocators.release(_reservations(network))
+            errors = await self.controller.converged(network.tenant)
+        if "leftovers" not in errors and "all" not in errors:
+            self.context.allocators.release(_reservations(network))
 
 
 def _reservations(network: Network) -> list[Reservation]:
