@@ -314,7 +314,7 @@ def test_a_tenant_that_can_not_be_taken_off_the_host_is_told_and_tried_again(
         with monkeypatch.context() as broken:
             broken.setattr(fabric, "remove", refuse)
             await plane.tenants.remove("other")
-        assert plane.context.problems["tenant other"] == "could not be taken off the host: injected"
+        assert plane.context.problems["tenant other"] == "could not be removed from the host: injected"
         assert netns in left_of(settings.prefix)
         assert (await plane.tenants.create("next")).tenant.index > index, "nobody gets what is still there"
         await plane.network_controller.look_again()

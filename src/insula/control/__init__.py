@@ -1,12 +1,15 @@
 """The control plane: the only place where containers, images, networks and the store meet.
 
-plane.py          `ControlPlane`: all parts put together, and everything that the API offers
-context.py        what all parts work with: settings, store, drivers, fabric, images
-keys.py           where objects live in the store
-allocation/       names and numbers that only one owner may have; what tenants may use
+A *verb* is one operation of the API: it checks a request and commits the desired state to the store. A *controller*
+makes the state of this host match the desired state; the verb waits for it.
+
+plane.py          `ControlPlane`: all parts put together; everything that the API offers
+context.py        the parts that all modules share: settings, store, drivers, fabric, images
+keys.py           the keys of objects in the store
+allocation/       reservations of names and numbers; quotas of tenants
 tenants.py, images.py      the verbs of tenants and images
-networks/         networks: verbs, the controller that makes them so on this host, and the ports of instances
-instances/        instances: verbs, the controller that makes them so on this host, and all that it needs
-tasks.py          work beside requests, which ends with the daemon
-events.py, verify.py, doctor.py, host.py, problems.py      looking at it all
+networks/         networks: verbs, controller, ports of instances
+instances/        instances: verbs, controller, drivers
+tasks.py          background tasks, which end with the daemon
+events.py, verify.py, doctor.py, host.py, problems.py      events, verification, and the state of this host
 """

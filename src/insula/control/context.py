@@ -1,4 +1,4 @@
-"""The parts of the daemon that everything in this room works with, put together once."""
+"""`Context`: the parts of the daemon that all modules of control/ share."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Context:
-    """The parts. A fabric serves one thread a tenant: `fabric_call` keeps to that, while tenants don't wait for each
-    other. `preparing` has the tenants whose part of this host was not looked
-    at yet since the daemon started; what needs it waits in `prepared`. `going_down` is set once everything is taken off
-    this host: from then on nothing is made. `surveys` read what /proc and the control groups say of an instance.
-    `unreadable` are keys of damaged records in the store: while there are any, nothing is anybody's leftover."""
+    """The parts that all modules of control/ share.
+
+    A fabric allows one thread for each tenant; `fabric_call` keeps to that (`locks`). `preparing` has the tenants
+    that were not reconciled yet since the daemon started; `prepared` waits for one. `going_down` is set when everything
+    is being removed from this host; from then on nothing is made. `surveys` are the threads that read /proc and control
+    groups. `unreadable` has the keys of damaged records in the store; while there are any, nothing on the host is taken
+    for a leftover.
+    """
 
     settings: Settings
     host: str
@@ -54,28 +57,28 @@ class Context:
         return self.driver_for(instance.spec)
 
     def driver_for(self, spec: InstanceSpec) -> Driver:
-        """The driver of the kind that is asked for."""
+        """The driver of the spec's kind."""
         return self.drivers[spec.kind]
 
     async def release_layer(self, path: Path) -> None:
-        """Have every driver drop what it holds of an image's layer that is about to be removed."""
+        """Have every driver release an image's layer that is about to be removed."""
         for driver in self.drivers.values():
             await driver.release_layer(str(path))
 
     def check_stays(self) -> None:
-        """Raise Unavailable if everything is being taken off this host."""
+        """Raise Unavailable if everything is being removed from this host."""
         if self.going_down.is_set():
             raise going_down()
 
     async def prepared(self, tenant: str) -> None:
-        """Returns once the tenant's networks and control group are as they should be, or can't be made so."""
+        """Wait until the tenant was reconciled once since the daemon started, with or without success."""
         if event := self.preparing.get(tenant):
             await event.wait()
 
     async def fabric_call(self, tenant: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """`call`, a blocking method of the fabric about `tenant`, in a worker thread.
+        """Run `call`, a blocking method of the fabric about `tenant`, in a worker thread. Return what it returns.
 
-        It runs to its end even if the caller is cancelled: half a change of a network is worse than a whole one.
+        It runs to its end even if the caller is cancelled, since a half-made change of a network needs repair.
         """
 
         async def serialised() -> T:
@@ -87,5 +90,5 @@ class Context:
 
 
 def going_down() -> Unavailable:
-    """Why nothing can be made while everything is being taken off this host."""
+    """The error of requests while everything is being removed from this host."""
     return Unavailable("insulad is shutting down", "start it again, and try again")

@@ -1,8 +1,7 @@
-"""What this host has and lacks, and what follows from it.
+"""`insula doctor`: the checks of this host, with the consequence of each failed check and a hint.
 
-What the kernel can do was tried by `insula.kernel.features`; here it is said what each failure means for somebody who
-wants to run instances, and what to do about it. The rest is looked up: programs, libraries, room, and settings of the
-host that would get in the way.
+`insula.kernel.features` tries the features of the kernel. This module explains each failure, and checks programs,
+libraries, disk space, and settings of the host that conflict with Insula.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ State = Literal["ok", "degraded", "missing", "unknown"]
 
 
 class _Meaning(NamedTuple):
-    """Of a feature that is not there: how bad that is, what follows, and what helps."""
+    """A check's result when it fails: its state, the consequence, and a hint."""
 
     name: str
     state: State
@@ -104,7 +103,7 @@ _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def examine(settings: Settings) -> list[Check]:
-    """Every check, in the order in which they matter. It takes some tenths of a second and changes nothing."""
+    """All checks, the most important first. It takes some tenths of a second and changes nothing. Blocks."""
     return list(_checks(settings))
 
 
@@ -169,14 +168,14 @@ def _ipv6() -> Check:
 
 
 def _forwarding() -> Check:
-    """What leaves a tenant's namespace for the outside is forwarded by the host's own."""
+    """Check that the host's network namespace forwards IPv4; packets of tenants to the outside pass through it."""
     value = Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()
     meaning = _Meaning("ip_forward", "degraded", "instances can't reach the outside", "restart insulad, which sets it")
     return _check(meaning, value == "1", f"net.ipv4.ip_forward = {value}")
 
 
 def _foreign_firewall() -> Check:
-    """Docker sets the policy of the host's FORWARD chain to drop: everything that it didn't start is cut off."""
+    """Check that no foreign FORWARD chain has the policy drop, which Docker sets; it would drop tenants' packets."""
     meaning = _Meaning(
         "other firewalls",
         "degraded",
@@ -198,7 +197,7 @@ def _drops_forwarded(rules: str) -> bool:
 
 
 def _subordinate_ids(files: Sequence[str] = ("/etc/subuid", "/etc/subgid")) -> Check:
-    """subuid(5): a range that a user of this host may map is not a tenant's alone."""
+    """Check that no user of this host may map IDs of tenants (subuid(5))."""
     first, last = FIRST_ID, FIRST_ID + MAX_TENANTS * IDS_PER_TENANT
     shared = []
     for file in files:

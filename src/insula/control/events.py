@@ -1,7 +1,8 @@
-"""What changes, as it changes: the store's history in terms of tenants, networks, images and instances.
+"""`insula events`: the store's history as events of tenants, networks, images and instances.
 
-An event is a dict: `time` (seconds since the epoch), `revision` (of the store: to go on from there), `kind`
-("instance"), `action` ("created", "running", "exited", "removed", …), `tenant`, `name`, and what else tells the story.
+An event is a dict: `time` (seconds since the epoch), `revision` (of the store; a client resumes after it), `kind`
+("instance", …), `action` ("created", "running", "exited", "removed", …), `tenant`, `name`, and details that depend on
+the action.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from insula.store.protocol import Event
 from insula.store.typed import Keyspace
 
 log = logging.getLogger("insula.control")
-_TURN = 1 << 18  # bytes of records that are decoded in a row, before others have their turn
-_EACH = 1 << 10  # what an event counts at least
+_TURN = 1 << 18  # bytes of records that are decoded before other tasks may run
+_EACH = 1 << 10  # bytes that an event counts in addition to its records
 Story = dict[str, Any]
 
 
@@ -32,7 +33,8 @@ class Events:
         self.context = context
 
     async def watch(self, from_revision: int | None = None) -> AsyncIterator[Story]:
-        """Every event after that revision, without end; None is from now on. Conflict if it's no longer known."""
+        """Every event after that revision, without end; None is from now on. Invalid; Conflict if the store no longer
+        has that revision."""
         store = self.context.store
         if from_revision is None:
             from_revision = (await store.list("/nothing/")).revision
@@ -54,7 +56,7 @@ class Events:
 
 
 def tell(event: Event) -> Story | None:
-    """The event for people and programs; None for reservations, usage, and what follows from other events."""
+    """The event as a dict; None for a change that is no event, as of a reservation or of usage."""
     root = "/" + event.entry.key.split("/", 2)[1]
     teller = _TELLERS.get(root)
     details = teller(event) if teller else None
@@ -65,7 +67,7 @@ def tell(event: Event) -> Story | None:
 
 
 def _named(keyspace: Keyspace[Any], kind: str, event: Event) -> Story:
-    """Objects that are created and removed; what is put again was changed."""
+    """The event of an object that was created, changed or removed."""
     parts = keyspace.parts(event.entry.key)
     tenant = parts[0] if parts[0] != SHARED else None
     action = "removed" if event.kind == "delete" else "changed" if event.previous else "created"
@@ -97,7 +99,7 @@ def _instance(event: Event) -> Story | None:
     if before.starts != instance.starts:
         return {**story, "action": "start", "id": instance.id}
     if before.wanted == instance.wanted or instance.wanted not in ("stopped", "removed"):
-        return None  # that it is paused, or goes on, its status tells
+        return None  # for pause and unpause the status makes the event
     return {**story, "action": {"stopped": "stop", "removed": "remove"}[instance.wanted], "id": instance.id}
 
 
@@ -106,7 +108,7 @@ def _status(event: Event) -> Story | None:
         return None
     status = STATUS.decode(event.entry)
     before = STATUS.decode(event.previous) if event.previous else None
-    if before and _told(before) == _told(status):  # something else about it was measured
+    if before and _told(before) == _told(status):  # another field changed
         return None
     story = {**_named(STATUS, "instance", event), "action": status.state}
     if status.state == "paused":
@@ -123,7 +125,7 @@ def _status(event: Event) -> Story | None:
 
 
 def _told(status: InstanceStatus) -> tuple[object, ...]:
-    """What of a status makes an event."""
+    """The fields of a status whose change is an event."""
     return status.state, status.starts, status.restarts, status.pid, status.exit, status.error
 
 

@@ -1,4 +1,4 @@
-"""This host: its state at a glance, whose a process is, what it lacks, and how Insula leaves it."""
+"""This host: its status, `whois` of a process, the checks of `insula doctor`, verification, and `insula down`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Host:
         )
 
     async def whois(self, pid: int) -> WhoIs:
-        """To whom a host process belongs. NotFound if there is no such process."""
+        """The tenant and instance that a host process belongs to. Invalid; NotFound if there is no such process."""
         if not 0 < pid < 1 << 31:
             raise Invalid(f"{pid} is not a PID", "use a PID of the host, as ps(1) lists them")
         found = await asyncio.to_thread(whois, pid, self.context.settings.prefix)
@@ -71,7 +71,7 @@ class Host:
         return [*found, *(Check(name="problem", state="degraded", detail=problem) for problem in self._problems())]
 
     def _problems(self) -> Sequence[str]:
-        """What could not be repaired, as text."""
+        """The problems of this host, one line of text each."""
         own = [f"monitor: {d.trouble}" for d in self.context.drivers.values() if d.trouble]
         return [*own, *(f"{name}: {what}" for name, what in sorted(self.context.problems.items()))]
 
@@ -79,10 +79,10 @@ class Host:
         return await self.verifier.run()
 
     async def down(self) -> None:
-        """Ends all instances and takes every namespace, mount, control group, device and rule of Insula off the host.
+        """End all instances, and remove every namespace, mount, control group, device and rule of Insula from the host.
 
-        What is wanted stays as it is: the next start of the daemon starts instances as their restart policies say.
-        This daemon can start nothing any more. Failed tells what could not be taken away.
+        The desired state stays as it is: the next start of the daemon starts instances as their restart policies say.
+        This daemon starts nothing any more. Failed says what could not be removed.
         """
         self.context.going_down.set()
         await self.networks.stop()

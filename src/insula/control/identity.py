@@ -1,4 +1,4 @@
-"""The name of this host among all that share a store. Instances say by it where they are placed."""
+"""The name of this host among all hosts that share a store. `Instance.host` has the name of its host."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def host_name(root: Path) -> str:
-    """The name in ROOT/host. It is chosen once, after the host's own name at the first start, and stays when that
-    changes: else nobody would look after the instances of this host. Failed, OSError. Blocks."""
+    """The name in the file ROOT/host. The first start writes the host name of the machine into it. It stays when the
+    machine's host name changes, since instances are placed by it. Failed, OSError. Blocks."""
     file = root / "host"
     try:
         name = file.read_text(errors="replace").strip()

@@ -1,8 +1,8 @@
-"""Images: names in the store, content in the image store, each tenant's own and shared ones.
+"""Images: names in the store, content in the image store. An image is a tenant's own, or shared by all.
 
-A name is bound to content in one transaction, after the content is complete. Content goes when no name and no
-instance needs it any more: what lives is computed from the store just before, and the image store itself spares
-what was added meanwhile and isn't named yet.
+A name is bound to content in one transaction, after the content is complete. Content is removed when no name and no
+instance needs it any more (garbage collection). The content that is needed is computed from the store just before.
+The image store itself keeps content that was added meanwhile and has no name yet.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CHUNK = 1 << 18
 
 
 class Login(Protocol):
-    """Who we are to a registry."""
+    """User name and password for a registry."""
 
     @property
     def username(self) -> str: ...
@@ -53,14 +53,15 @@ class Images:
     def __init__(self, context: Context, tenants: Tenants) -> None:
         self.context = context
         self.tenants = tenants
-        self._live: list[set[str]] = []  # what collections under way spare
+        self._live: list[set[str]] = []  # for each garbage collection under way, digests that it keeps
         self._of_all = asyncio.Semaphore(AT_ONCE)
         self._of_tenant: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE_TENANT))
 
     async def _work(self, tenant: str, method: Callable[..., T]) -> T:
-        """`method` of the image store, in a thread. When we are cancelled it is ended, and undoes itself.
+        """Run `method` of the image store in a thread. When the caller is cancelled, the method is ended and undoes its
+        changes.
 
-        A few at a time, in all and of each tenant; the others wait.
+        At most `AT_ONCE` run at a time, `AT_ONCE_TENANT` of one tenant; the others wait.
         """
         job = Job()
         async with self._of_tenant[tenant], self._of_all:
@@ -70,11 +71,11 @@ class Images:
             except asyncio.CancelledError:
                 job.cancel()
                 thread.add_done_callback(self._drop)
-                await asyncio.wait((thread,))  # it may use what is the caller's until then
+                await asyncio.wait((thread,))  # until then it may use objects of the caller
                 raise
 
     def _drop(self, thread: asyncio.Future[Any]) -> None:
-        """Gives up what a method answered although it had been cancelled: nobody will record it."""
+        """Release the images that a method returned although it was cancelled: no name will be bound to them."""
         if thread.cancelled() or thread.exception() is not None:
             return
         result = thread.result()
@@ -85,7 +86,7 @@ class Images:
     # -- looking ---------------------------------------------------------------------------------------------------
 
     async def find(self, tenant: str, name: str) -> Found[Image]:
-        """The tenant's own image of that name, else the shared one, else NotFound."""
+        """The tenant's own image of that name, else the shared one. NotFound."""
         name = normalise_reference(name)
         own, shared = await asyncio.gather(
             IMAGES.get(self.context.store, check_label("tenant", tenant), name),
@@ -104,7 +105,7 @@ class Images:
         return (await self.find(tenant, name)).value
 
     async def list(self, tenant: str) -> list[Image]:
-        """The tenant's own and the shared ones that it doesn't hide by an own of the same name."""
+        """The tenant's own images, and the shared ones that have none of the tenant's names."""
         await self.tenants.find(tenant)
         own, shared = await asyncio.gather(
             IMAGES.readable(self.context.store, tenant), IMAGES.readable(self.context.store, SHARED)
@@ -117,20 +118,20 @@ class Images:
     async def import_(
         self, tenant: str, rootfs: Path | BinaryIO, *, name: str, config: ImageConfig | None = None
     ) -> Image:
-        """An image from the tar of a root file system."""
+        """Make an image from the tar of a root file system."""
         await self.tenants.find(tenant)
         name = normalise_reference(name)
         make = partial(self.context.images.import_rootfs, rootfs, name=name, tenant=tenant, config=config)
         return await self._name(tenant, await self._work(tenant, make))
 
     async def load(self, tenant: str, path: Path, *, name: str | None = None) -> Sequence[Image]:
-        """The images of an OCI layout (directory or tar) or docker-archive; `name` is for one image."""
+        """Load the images of an OCI layout (directory or tar) or docker-archive. `name` is allowed for one image."""
         await self.tenants.find(tenant)
         images = await self._work(tenant, partial(self.context.images.load, path, tenant=tenant, name=name))
         return [await self._name(tenant, image) for image in images]
 
     async def tag(self, tenant: str, source: str, name: str) -> Image:
-        """One more name for an image, which is the tenant's own whosever `source` is."""
+        """Give an image one more name. That is the tenant's own image, even if `source` is shared."""
         await self.tenants.find(tenant)
         image = (await self.find(tenant, source)).value
         return await self._name(tenant, msgspec.structs.replace(image, name=normalise_reference(name)), check=image)
@@ -145,7 +146,7 @@ class Images:
         insecure: bool = False,
         progress: Progress | None = None,
     ) -> Image:
-        """Fetches from a registry; `progress` is called with lines, from a thread."""
+        """Fetch an image from a registry. `progress` is called with lines of text, from another thread."""
         await self.tenants.find(tenant)
         pull = partial(
             self.context.images.pull,
@@ -161,9 +162,8 @@ class Images:
     async def build_base(
         self, tenant: str, distribution: str, release: str | None = None, *, progress: Progress | None = None
     ) -> Image:
-        """A user land made by the distribution's own tool; shared, since it holds nothing of the tenant's.
-
-        It is called by its release; if none was asked for, then ``latest`` as well.
+        """Build an image of a distribution with the distribution's own tool. It is shared, since it holds nothing of
+        the tenant. Its tag is the release; without `release` it is tagged ``latest`` as well.
         """
         await self.tenants.find(tenant)
         build = partial(self.context.images.build_base, distribution, release, progress)
@@ -173,7 +173,7 @@ class Images:
         return image
 
     async def ensure_busybox(self) -> None:
-        """The shared image `busybox:latest`, made from the host's busybox if it isn't there."""
+        """Make the shared image `busybox:latest` from the host's busybox, unless it is there."""
         found = await IMAGES.get(self.context.store, SHARED, BUSYBOX)
         if found is not None:
             try:
@@ -184,9 +184,10 @@ class Images:
         await self._name("", await asyncio.to_thread(self.context.images.build_busybox))
 
     async def _name(self, tenant: str, image: Image, *, check: Image | None = None) -> Image:
-        """Binds the name to the content; a name that was bound to other content now means this.
+        """Bind the image's name to its content; the name may have been bound to other content before.
 
-        The content is new, and kept for us until now; or it is that of the image `check`, which must still be there.
+        The content is new, and the image store has kept it for the caller until now. Or it is the content of the image
+        `check`, which must still exist; else Conflict.
         """
         store, owner = self.context.store, tenant or SHARED
         image = msgspec.structs.replace(image, tenant=tenant)
@@ -210,7 +211,7 @@ class Images:
             else:
                 await store.transact([], [IMAGES.put(image, owner, image.name)])
         finally:
-            for live in self._live:  # it may have listed the names before
+            for live in self._live:  # that collection may have listed the names before this one existed
                 live.add(image.digest)
             if check is None:
                 self.context.images.release(image.digest)
@@ -228,7 +229,7 @@ class Images:
         insecure: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """Sends to a registry, under its own name or as `reference`."""
+        """Send an image to a registry, under its own name or as `reference`."""
         image = await self.get(tenant, name)
         push = partial(
             self.context.images.push,
@@ -247,7 +248,7 @@ class Images:
         *,
         format: Literal["oci", "docker"] = "oci",  # noqa: A002
     ) -> AsyncIterator[bytes]:
-        """The images as one archive, a tar in pieces."""
+        """The images as one archive: the pieces of a tar."""
         images = [await self.get(tenant, name) for name in names]
         with tempfile.TemporaryDirectory(prefix="save-", dir=self.context.settings.root) as directory:
             path = Path(directory) / "images.tar"
@@ -259,7 +260,8 @@ class Images:
     # -- removing --------------------------------------------------------------------------------------------------
 
     async def remove(self, tenant: str, name: str) -> None:
-        """Denied for shared ones, Conflict while an instance uses it; content that nobody needs goes with it."""
+        """Remove an image, and the content that no other image needs. Denied for shared images, Conflict while an
+        instance uses it."""
         await self.tenants.find(tenant)
         found = await self.find(tenant, name)
         image = found.value
@@ -277,9 +279,9 @@ class Images:
         await self.collect(image)
 
     async def collect(self, gone: Image | None = None) -> int:
-        """Frees content that no name and no instance needs; the number of bytes. `gone` was just removed.
+        """Remove content that no name and no instance needs, and return the number of bytes. `gone` was just removed.
 
-        Nothing is freed while a record is damaged: nobody knows what it needs.
+        Nothing is removed while a record is damaged, since it is not known which content that record needs.
         """
         live: set[str] = set()
         self._live.append(live)
@@ -289,21 +291,21 @@ class Images:
             self._live = [other for other in self._live if other is not live]
 
     async def _collect(self, live: set[str], gone: Image | None) -> int:
-        """`collect`, which spares those in `live`, too."""
+        """Do the work of `collect`; content whose digests are in `live` is kept as well."""
         store, problems = self.context.store, self.context.problems
         snapshots = await asyncio.gather(store.list(IMAGES.prefix_all()), store.list(INSTANCES.prefix_all()))
         try:
             needed, layers = await _alive(*snapshots)
         except Failed as error:
-            problems["images that nobody needs"] = f"stay on the disk: {error}"
+            problems["unused images"] = f"stay on the disk: {error}"
             return 0
-        problems.solved("images that nobody needs")
+        problems.solved("unused images")
         live |= needed
         for layer in set(gone.layers) - layers if gone else ():
             try:
                 for path in self.context.images.lower([layer]):
                     await self.context.release_layer(path)
-            except InsulaError as error:  # then its room on the disk is free only when the zygote drops it
+            except InsulaError as error:  # then its space on the disk is free only when the zygote releases it
                 self.context.problems[f"layer {layer[:19]}"] = error.message
         return await asyncio.to_thread(self.context.images.collect, live)
 

@@ -1,12 +1,12 @@
-"""Where the objects live in the store.
+"""The keys of objects in the store.
 
 /tenants/TENANT                     Tenant
-/usage/TENANT                       Usage: what its instances have reserved; see allocation/quotas.py
+/usage/TENANT                       Usage: the sums over its instances; see allocation/quotas.py
 /networks/TENANT/NETWORK            Network
 /images/OWNER/NAME                  Image; OWNER is "_" for shared ones
-/instances/TENANT/INSTANCE          Instance: wanted
-/status/TENANT/INSTANCE             InstanceStatus: measured, when it has settled
-/events/TENANT/INSTANCE             InstanceEvent: the last one; the store's history has those before
+/instances/TENANT/INSTANCE          Instance: the desired state
+/status/TENANT/INSTANCE             InstanceStatus: the observed state, when it has settled
+/events/TENANT/INSTANCE             InstanceEvent: the last one; the store's history has earlier ones
 /claims/KIND/…                      see allocation/reservations.py
 """
 
@@ -26,4 +26,4 @@ STATUS = Keyspace("/status", InstanceStatus, 2, upgrades.status)
 EVENTS = Keyspace("/events", InstanceEvent, 2)
 
 SHARED = "_"
-"""The owner, in keys, of images that belong to everybody; no tenant can have this name."""
+"""The owner, in keys, of shared images. No tenant can have this name."""

@@ -1,4 +1,4 @@
-"""The face of the room: one object that has everything the API offers, opened once by the daemon."""
+"""`ControlPlane`: one object with everything that the API offers. The daemon opens it once."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class ControlPlane:
 
     @classmethod
     async def open(cls, settings: Settings, store: Store | None = None) -> ControlPlane:
-        """Open every part, and look at nothing of an instance yet. Raises InsulaError, and leaves what runs running.
+        """Open every part. Instances are not looked at yet. Raises InsulaError; running instances go on running.
 
-        `store` is one that several control planes share, and that is not closed with this one; else the host's own.
+        `store` is a store that several control planes share; it is not closed with this one. None is the host's own.
         """
         settings.make()
-        # the usual pool has a handful of threads; one tenant's slow download must not hold up another's launch
+        # the default executor has few threads: slow downloads of one tenant would delay launches of another
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "insula"))
         async with AsyncExitStack() as undo:
             shared = store is not None
@@ -101,12 +101,13 @@ class ControlPlane:
             await self.network_controller.sweep(self._loaded.tenants)
 
     def begin(self) -> None:
-        """Reconcile, from now on and behind requests that are answered: this may take long, and never ends."""
+        """Begin to reconcile, beside requests. It never ends; the first pass may take long."""
         self.host.uncharged.begin()
         self.tasks.spawn(self._reconcile())
 
     async def ensure(self) -> None:
-        """The default tenant, its default network, and the built-in image. What can't be made is a problem."""
+        """Make sure that the default tenant, its default network and the built-in image exist. A failure is recorded as
+        a problem of this host."""
         await self.context.problems.guard(f"tenant {DEFAULT}", self._ensure_default())
         await self.context.problems.guard("image busybox", self.images.ensure_busybox())
 
@@ -135,7 +136,7 @@ class ControlPlane:
         await self.images.collect()
 
     async def clear_tenant(self, name: str) -> None:
-        """Removes all that a tenant has: instances, networks, images of its own. It goes on if the client goes away."""
+        """Remove a tenant's instances, networks and own images. It goes on if the client disconnects."""
         await self.tenants.check_removable(name)
         await asyncio.shield(self.tasks.spawn(self._clear_tenant(name)))
 
@@ -157,5 +158,5 @@ class ControlPlane:
                 await gone(self.images.remove(name, image.name))
 
     async def close(self) -> None:
-        """Lets go of everything; instances, their networks and their logs go on without us."""
+        """Close every part. Instances, their networks and their logs go on without the daemon."""
         await self._closing.aclose()

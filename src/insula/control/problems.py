@@ -1,4 +1,4 @@
-"""What is wrong on this host and could not be repaired: for `insula status`, and for the log as it comes and goes."""
+"""`Problems`: faults on this host that could not be repaired. `insula status` shows them; the log has each change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger("insula.problems")
 
 
 class Problems(dict[str, str]):
-    """What is wrong, by what it is wrong with, as in ``problems["network acme/web"] = "the bridge can't be made"``."""
+    """Faults by the object that they concern, as in ``problems["network acme/web"] = "the bridge can't be made"``."""
 
     def __setitem__(self, name: str, what: str) -> None:
         name, what = _plain(name), _plain(what)
@@ -20,18 +20,18 @@ class Problems(dict[str, str]):
         super().__setitem__(name, what)
 
     def report(self, name: str, error: BaseException) -> None:
-        """`error`, with its traceback in the log unless it is one that is meant for users."""
+        """Record `error` as the problem of `name`. Unexpected exceptions are logged with their traceback."""
         if not isinstance(error, InsulaError | OSError):
             log.error("%s: a defect of insulad", name, exc_info=error)
         self[name] = str(error) or type(error).__name__
 
     def solved(self, name: str) -> None:
-        """Nothing is wrong with `name` any more; nothing happens if nothing was."""
+        """Remove the problem of `name`, if there is one."""
         if super().pop(_plain(name), None) is not None:
             log.info("%s: solved", _plain(name))
 
     async def guard(self, name: str, work: Awaitable[object]) -> None:
-        """Await `work`; if it fails, whatever it is, that is a problem with `name`, and no more."""
+        """Await `work`. Record its exception as the problem of `name`, and don't raise it."""
         try:
             await work
         except Exception as error:
@@ -41,7 +41,7 @@ class Problems(dict[str, str]):
 
 
 def _plain(text: str) -> str:
-    """One line that any terminal and any encoder takes: file names of strangers may be in it."""
+    """`text` with unprintable characters escaped: it may contain file names that a tenant chose."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

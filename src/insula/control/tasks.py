@@ -1,4 +1,4 @@
-"""`Tasks`: work of the daemon beside requests, kept until it ends, and ended with the daemon."""
+"""`Tasks`: background tasks of the daemon. They end with the daemon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from insula.model.errors import Failed, InsulaError
 log = logging.getLogger("insula.control")
 T = TypeVar("T")
 LIMIT = 30.0
-"""Seconds that one attempt at something on this host may take."""
+"""Seconds that one action on this host may take."""
 
 
 class Tasks:
@@ -23,7 +23,7 @@ class Tasks:
         return len(self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task that runs `work`; its failure is logged, unless it is one that is meant for users."""
+        """Start a task that runs `work`. An exception that is not an InsulaError is logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -35,7 +35,7 @@ class Tasks:
             log.error("a task failed", exc_info=error)
 
     async def close(self) -> None:
-        """Cancel all, and return when they have ended."""
+        """Cancel all tasks, and return when they have ended."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -43,7 +43,8 @@ class Tasks:
 
 
 async def within_limit(what: str, work: Awaitable[T]) -> T:
-    """What `work` returns. It is cancelled after `LIMIT` seconds: Failed says that `what` takes longer."""
+    """Await `work` and return its result. After `LIMIT` seconds it is cancelled: Failed says that `what` takes longer.
+    """
     try:
         async with asyncio.timeout(LIMIT) as limit:
             return await work

@@ -1,4 +1,4 @@
-"""Tenants: create, look at, update, remove.
+"""Tenants: create, show, update, remove.
 
 A tenant owns a range of 65,536 user and group IDs on the host, which its instances' user namespaces map to 0…65535.
 The ranges lie from 0x40000000 up to 0x70000000, for 12,288 tenants: above what useradd(8) hands out to users as
@@ -45,7 +45,7 @@ class Tenants:
         self._updating = asyncio.Lock()
 
     async def find(self, name: str) -> Found[Tenant]:
-        """The tenant and its revision, or NotFound."""
+        """The tenant and its revision. NotFound."""
         if found := await TENANTS.get(self.context.store, check_label("tenant", name)):
             return found
         raise NotFound(f"there is no tenant {name}", "`insula tenant ls` lists them")
@@ -60,12 +60,12 @@ class Tenants:
         tenants, usages = await asyncio.gather(TENANTS.readable(store), store.list(USAGE.prefix_all()))
         usage = {}
         for entry in usages.entries:
-            with contextlib.suppress(Failed):  # told as a problem of this host
+            with contextlib.suppress(Failed):  # damaged; recorded as a problem of this host
                 usage[USAGE.parts(entry.key)[0]] = USAGE.decode(entry)
         return [TenantView(tenant=tenant, usage=usage.get(tenant.name, Usage())) for tenant in tenants]
 
     async def create(self, name: str, limits: Limits | None = None, labels: dict[str, str] | None = None) -> TenantView:
-        """A new tenant, with its control group and its routing domain. Invalid, Conflict; Failed changes nothing."""
+        """Create a tenant with its control group and routing domain. Invalid, Conflict; Failed changes nothing."""
         self.context.check_stays()
         check_label("tenant", name)
         limits, labels = check_limits(limits or Limits()), check_labels(labels or {})
@@ -79,8 +79,8 @@ class Tenants:
         return TenantView(tenant=tenant, usage=Usage())
 
     async def update(self, name: str, patch: LimitsPatch) -> TenantView:
-        """Other limits from now on, for all of its instances together. Invalid; QuotaExceeded below what is reserved,
-        Failed below what is used: then nothing was changed."""
+        """Change the limits on all of a tenant's instances together. Invalid; QuotaExceeded if its instances have
+        reserved more; Failed if the kernel refuses them. After an error nothing has changed."""
         async with self._updating:
             before = (await self.find(name)).value
             await self._set_limits(name, check_limits(merge(before.limits, patch)))
@@ -119,7 +119,8 @@ class Tenants:
         return (await allocate(self.context.store, self.context.allocators, propose, refuse)).value
 
     async def remove(self, name: str) -> None:
-        """Conflict while it has instances, networks or images of its own; the default tenant stays."""
+        """Remove a tenant. Conflict while it has instances, networks or images of its own; Denied for the default one.
+        """
         found = await self.check_removable(name)
         tenant = found.value
 
@@ -138,7 +139,7 @@ class Tenants:
         await self._removed(tenant)
 
     async def check_removable(self, name: str) -> Found[Tenant]:
-        """The tenant; Denied for the default one, NotFound."""
+        """Return the tenant. Denied for the default one, NotFound."""
         found = await self.find(name)
         if name == DEFAULT:
             raise Denied(f"tenant {DEFAULT} can't be removed", "it always exists")
@@ -154,25 +155,25 @@ class Tenants:
                 )
 
     async def _erase(self, tenant: Tenant) -> None:
-        """Takes back a tenant whose making failed."""
+        """Remove a tenant from the store after its creation has failed."""
         own = _reservations(tenant)
         deletes = [TENANTS.delete(tenant.name), USAGE.delete(tenant.name), *(each.delete() for each in own)]
         await self.context.store.transact([], deletes)
         await self._removed(tenant)
 
     async def _removed(self, tenant: Tenant) -> None:
-        """Return when it is off the host. What can't be removed is a problem that the controller tells."""
+        """Return when the controller has removed it from the host, or has recorded why it could not."""
         with contextlib.suppress(InsulaError):  # NotFound: it is gone
             await self.controller.converged(tenant.name)
-        if not self.controller.is_here(tenant):  # else no other tenant gets its IDs and addresses before the next start
+        if not self.controller.is_here(tenant):  # else its IDs and addresses stay taken until the next start
             self.context.allocators.release(_reservations(tenant))
 
     async def rebuild_damaged(self) -> None:
-        """Write damaged records anew, so that what these tenants have is managed and can be removed.
+        """Replace damaged records of tenants, so that their networks and instances are managed and can be removed.
 
-        A tenant's IDs and addresses follow from its index, which its claim has as well. Limits and labels are lost: the
-        tenant may have as many instances as it has, and no more until somebody sets its limits. That is a problem of
-        this host. A record whose index is not known stays as it is.
+        A tenant's IDs and addresses follow from its index, which its reservation has as well. Limits and labels are
+        lost: the tenant is limited to the number of instances that it has now, until its limits are set again. That is
+        recorded as a problem of this host. A record whose index is not known stays as it is.
         """
         store = self.context.store
         _, damaged = TENANTS.sort_out((await store.list(TENANTS.prefix_all())).entries)
@@ -191,14 +192,14 @@ class Tenants:
             self.context.problems[_record(name)] = f"was damaged, its limits and labels are lost: {hint}"
 
     async def _claimed_index(self, name: str) -> int | None:
-        """The index that the claims say is the tenant's, unless they say several or none."""
+        """The index that is reserved for the tenant; None if several or none are."""
         claimed = (await self.context.store.list(f"/claims/{_INDEX}/")).entries
         found = [entry.key.rpartition("/")[2] for entry in claimed if entry.value == name.encode()]
         return int(found[0]) if len(found) == 1 and found[0].isdecimal() else None
 
 
 def _record(name: str) -> str:
-    """The problem of a tenant's record."""
+    """The name of the problem with a tenant's record."""
     return f"record {TENANTS.key(name)}"
 
 

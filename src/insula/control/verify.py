@@ -1,7 +1,8 @@
-"""`insula verify`: is isolation true? `insula.network.verify` compares; here it hears what is wanted and what runs.
+"""`insula verify`: measures whether tenants are isolated. `insula.network.verify` compares; this module gives it the
+desired state from the store and the network namespaces of running instances.
 
-All tenants are held still meanwhile, as far as their networks go. An instance may still start or end; if one did and
-something didn't fit, the measurement says nothing and is taken again.
+The locks of all tenants are held meanwhile, so that no network changes. Instances may still start and end. If one did
+and the report has findings, the measurement is repeated.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class Verifier:
         self.context = context
         self.managed = managed
         self._tasks = tasks
-        self._one = asyncio.Lock()  # two at a time would take each other's probes for strangers'
+        self._one = asyncio.Lock()  # two runs at a time would report each other's probes
 
     async def run(self) -> VerifyReport:
-        """The report on everything that runs now; takes a second or so."""
+        """The report on all instances that run now. It takes about a second."""
         return await asyncio.shield(self._tasks.spawn(self._run()))
 
     async def _run(self) -> VerifyReport:
@@ -50,7 +51,7 @@ class Verifier:
             tenants, networks = await asyncio.gather(TENANTS.readable(store), NETWORKS.readable(store))
             for tenant in tenants:
                 await context.prepared(tenant.name)
-            for tenant in tenants:  # in name order, so that nobody waits in a circle
+            for tenant in tenants:  # in name order: no deadlock
                 await held.enter_async_context(context.locks[tenant.name])
             ports = [m.instance.port for m in self.managed.of(None) if m.instance.port]
             netns = self._namespaces(held)
@@ -62,7 +63,7 @@ class Verifier:
         for managed in self.managed.of(None):
             port = managed.instance.port
             if port and managed.status.state in ("running", "paused", "stopping"):
-                with suppress(NotFound):  # it ended this moment
+                with suppress(NotFound):  # it has just ended
                     nic = self.context.driver(managed.instance).nic(managed.instance.id)
                     held.callback(nic.close)
                     if isinstance(nic, NetnsNic):

@@ -1,8 +1,8 @@
-"""Threads for work that computes, and whose size an instance chooses.
+"""`Workers`: threads for computations whose size an instance chooses.
 
-A thread that computes holds the interpreter's lock. After each system call the event loop waits until that thread gives
-way (`sys.setswitchinterval`), behind every other thread that waits too. So such work is done one at a time for each
-tenant, and with few threads in all.
+A computing thread holds the interpreter's lock (GIL). After each system call the event loop waits until that thread
+releases it (`sys.setswitchinterval`), and so does every other waiting thread. So such work is done one at a time for
+each tenant, with few threads in all.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 async def in_thread(pool: Executor | None, work: Callable[[], T]) -> T:
-    """What `work` returns, done in a thread of `pool` (None: the loop's own).
+    """Run `work` in a thread of `pool` (None is the loop's default executor) and return its result.
 
-    When the caller is cancelled it first waits for the thread, which still uses what is the caller's.
+    A caller that is cancelled first waits for the thread, which still uses objects of the caller.
     """
     running = asyncio.get_running_loop().run_in_executor(pool, work)
     try:
@@ -30,7 +30,7 @@ async def in_thread(pool: Executor | None, work: Callable[[], T]) -> T:
 
 
 class Locks:
-    """A lock for each name, kept for as long as somebody holds it or waits for it."""
+    """Locks by name. A lock exists while a task holds it or waits for it."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -45,13 +45,13 @@ class Locks:
 
 
 class Workers:
-    """`threads` for all tenants together; None are those of the event loop's default executor."""
+    """A pool of `threads` for all tenants together; None is the event loop's default executor."""
 
     def __init__(self, threads: int | None = None) -> None:
         self._pool = None if threads is None else ThreadPoolExecutor(threads, "insula-worker")
         self._turns = Locks()
 
     async def do(self, tenant: str, work: Callable[[], T]) -> T:
-        """What `work` returns, after what was asked for this tenant before."""
+        """Run `work` in a thread, after earlier work for this tenant, and return its result."""
         async with self._turns[tenant]:
             return await in_thread(self._pool, work)

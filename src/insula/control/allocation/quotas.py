@@ -1,10 +1,9 @@
-"""What a tenant may use: limits on the sums over its instances, refused before anything is made.
+"""Quotas: limits on the sums over a tenant's instances. A request beyond them is refused before anything is made.
 
-`/usage/TENANT` holds the sums, and is the tenant's *guard*: whatever adds something to a tenant rewrites it in the
-same transaction, and compares its revision (transaction.py). So two requests at the same time can't both take the last
-place, and a removal of a tenant or a network, which has seen that nothing uses it, fails if that has changed
-meanwhile. An instance without a limit of its own adds nothing to the sum of CPUs or memory; the tenant's
-control group bounds it then.
+`/usage/TENANT` holds the sums. It is also the tenant's *guard*: every transaction that adds something to a tenant
+rewrites it and compares its revision (transaction.py). So two concurrent requests can't both take the last part of a
+quota. And the removal of a tenant or network that nothing used fails if something was added meanwhile. An instance
+without a limit of its own adds nothing to the sum of CPUs or memory; then the tenant's control group limits it.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from insula.model.views import Usage
 
 S = TypeVar("S", bound=Struct)
 
-MIN_MEMORY = 6 << 20  # less, and the kernel kills the process that sets the container up
+MIN_MEMORY = 6 << 20  # bytes; with less the kernel kills the process that sets the container up
 MAX_BYTES = (1 << 63) - 1
 
 
 def add(tenant: Tenant, usage: Usage, resources: Resources) -> Usage:
-    """The usage with one more instance, or QuotaExceeded."""
+    """The usage with one more instance. QuotaExceeded."""
     limits = tenant.limits
     total = _sum(usage, resources)
     if limits.instances is not None and total.instances > limits.instances:
@@ -36,7 +35,8 @@ def add(tenant: Tenant, usage: Usage, resources: Resources) -> Usage:
 
 
 def change(tenant: Tenant, usage: Usage, before: Resources, after: Resources) -> Usage:
-    """The usage when one instance's limits become others; QuotaExceeded by one that rises, never by one that falls."""
+    """The usage after a change of one instance's limits. QuotaExceeded if a limit rises beyond the quota; lowering one
+    is always allowed."""
     others = subtract(usage, before)
     if (after.cpus or 0.0) > (before.cpus or 0.0):
         _check_cpus_fit(tenant, others, after)
@@ -46,12 +46,12 @@ def change(tenant: Tenant, usage: Usage, before: Resources, after: Resources) ->
 
 
 def exchange(usage: Usage, before: Resources, after: Resources) -> Usage:
-    """The same, whether it fits or not: what an instance has is counted."""
+    """The usage after a change of one instance's limits, without a check against the quota."""
     return _sum(subtract(usage, before), after)
 
 
 def check_covers(tenant: Tenant, limits: Limits, usage: Usage) -> None:
-    """QuotaExceeded if the tenant has more in use already than these limits allow."""
+    """Raise QuotaExceeded if the tenant's usage is above these limits."""
     hint = "remove instances, or lower the limits of theirs, first"
     if limits.instances is not None and usage.instances > limits.instances:
         raise QuotaExceeded(f"tenant {tenant.name} has {usage.instances} instances, not {limits.instances}", hint)
@@ -63,7 +63,7 @@ def check_covers(tenant: Tenant, limits: Limits, usage: Usage) -> None:
 
 
 def merge(now: S, patch: Struct) -> S:
-    """`now` with what the patch says (RFC 7396). Invalid if it says nothing."""
+    """`now` with the patch applied (RFC 7396, JSON Merge Patch). Invalid if the patch is empty."""
     changes = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
     if not changes:
         raise Invalid("there is nothing to change", "give a limit and its new value")
@@ -92,7 +92,7 @@ def _check_memory_fits(tenant: Tenant, usage: Usage, resources: Resources) -> No
 
 
 def subtract(usage: Usage, resources: Resources) -> Usage:
-    """The usage with one instance less."""
+    """The usage without one instance."""
     return Usage(
         instances=max(0, usage.instances - 1),
         cpus=max(0.0, round(usage.cpus - (resources.cpus or 0.0), 6)),
@@ -105,7 +105,7 @@ def _exceeded(tenant: Tenant, what: str) -> QuotaExceeded:
 
 
 def check_limits(limits: Limits) -> Limits:
-    """The limits of a tenant, or Invalid."""
+    """Check the limits of a tenant and return them. Invalid."""
     _check_cpus(limits.cpus)
     _check_memory(limits.memory)
     _check_pids(limits.pids)
@@ -117,7 +117,7 @@ def check_limits(limits: Limits) -> Limits:
 
 
 def check_resources(resources: Resources) -> Resources:
-    """The limits of one instance, or Invalid."""
+    """Check the limits of one instance and return them. Invalid."""
     _check_cpus(resources.cpus)
     _check_memory(resources.memory)
     _check_pids(resources.pids)

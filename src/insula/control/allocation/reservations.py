@@ -2,8 +2,8 @@
 
 A reservation is a key that is created and never overwritten: `/claims/vni/4097` holds the name of its owner. The
 transaction that makes an object creates its reservations, comparing each with revision 0. So two objects can never
-share one, whatever raced. An `Allocator` chooses free values, and remembers what is taken. If another daemon was
-faster, it is told to read the store again (`invalidate`), and the transaction is tried again (transaction.py).
+share a value. An `Allocator` chooses free values, and caches which are taken. If another daemon took a value first,
+the allocator reads the store again (`invalidate`), and the transaction is retried (transaction.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RANDOM = SystemRandom()
 
 
 class Reservation(NamedTuple):
-    """`value` of `kind` belongs to `owner`, which is text for people."""
+    """A reservation: `value` of `kind` belongs to `owner`, such as TENANT/NETWORK."""
 
     kind: str
     value: str
@@ -41,9 +41,9 @@ class Reservation(NamedTuple):
 
 
 class Allocator:
-    """Chooses values of one kind. What is taken is read from the store once, and then kept up to date.
+    """Chooses free values of one kind. The taken values are read from the store once, and then kept up to date.
 
-    A value is taken as soon as it is chosen, so that two requests at the same time get different ones.
+    A value counts as taken as soon as it is chosen, so that concurrent requests get different ones.
     """
 
     def __init__(self, store: Store, kind: str) -> None:
@@ -52,11 +52,12 @@ class Allocator:
         self._taken: set[str] | None = None
 
     async def choose(self, pick: Callable[[set[str]], str]) -> str:
-        """Take the value that `pick` chooses, given all that are taken, and return it. Raises what `pick` raises."""
+        """Take the value that `pick` chooses and return it. `pick` is called with the taken values; its exceptions are
+        passed on."""
         if self._taken is None:
             prefix = f"/claims/{self.kind}/"
             snapshot = await self.store.list(prefix)
-            if self._taken is None:  # another task may have read it meanwhile
+            if self._taken is None:  # another task may have read them meanwhile
                 self._taken = {entry.key[len(prefix) :] for entry in snapshot.entries}
         value = pick(self._taken)
         self._taken.add(value)
@@ -74,7 +75,7 @@ class Allocator:
         return int(await self.choose(pick))
 
     async def random(self, end: int, what: str) -> int:
-        """A free number below `end`, which tells nobody how many others there are; Conflict when there is none."""
+        """A random free number below `end`; it does not reveal how many are taken. Conflict when there is none."""
 
         def pick(taken: set[str]) -> str:
             if len(taken) >= end:
@@ -84,7 +85,7 @@ class Allocator:
         return int(await self.choose(pick))
 
     def release(self, value: str) -> None:
-        """It is free again, or was never committed."""
+        """Make a value free again that was deleted or never committed."""
         if self._taken is not None:
             self._taken.discard(value)
 
@@ -106,15 +107,15 @@ class Allocators:
         return self._of[kind]
 
     def drop(self, kind: str) -> None:
-        """Forget what is taken of a kind that nothing will be of any more."""
+        """Drop the allocator of a kind that is no longer used."""
         self._of.pop(kind, None)
 
     def release(self, reservations: Iterable[Reservation]) -> None:
-        """These were deleted, or never committed: their values may be chosen again."""
+        """Make values free again whose reservations were deleted or never committed."""
         for reservation in reservations:
             self.of(reservation.kind).release(reservation.value)
 
     def invalidate(self, reservations: Iterable[Reservation]) -> None:
-        """One of these was another daemon's: read the store before choosing again."""
+        """Have the allocators of these reservations read the store again: another daemon took one of the values."""
         for reservation in reservations:
             self.of(reservation.kind).invalidate()

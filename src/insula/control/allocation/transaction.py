@@ -1,8 +1,7 @@
-"""The transaction that takes something of which there is only so much, tried again while others are faster.
+"""The retry loop of transactions that take names, numbers or quota (optimistic concurrency control).
 
 `allocate` chooses names and numbers, and commits them together with the object that owns them. `guarded` is for a
-change that depends on what a tenant has. Both decide anew in each attempt, on what the store has then (optimistic
-concurrency control).
+change that depends on a tenant's usage. Both read the store anew for each attempt.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _turns: WeakKeyDictionary[Store, Locks] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Proposal(Generic[T]):
-    """A new object, what it reserves, and the transaction that makes it."""
+    """A new object, its reservations, and the compares and writes of the transaction that stores it."""
 
     value: T
     reservations: Sequence[Reservation]
@@ -42,11 +41,10 @@ async def allocate(
     propose: Callable[[], Awaitable[Proposal[T]]],
     refuse: Callable[[str, T], None],
 ) -> Found[T]:
-    """Commit what `propose` returns, with its reservations; the value and the revision.
+    """Commit the proposal that `propose` returns, with its reservations. Return the value and its revision.
 
-    Somebody else may have changed a key that the transaction compares. `refuse` is told the key and the value; it
-    raises what the user should know, or returns if another proposal may succeed. What was reserved is released unless
-    it was committed.
+    If a compared key was changed by somebody else, `refuse` is called with the key and the value. It raises an error
+    for the user, or returns if another proposal may succeed. Reservations that are not committed are released.
     """
 
     async def attempt() -> Found[T]:
@@ -72,7 +70,8 @@ async def allocate(
 
 
 async def guarded(store: Store, tenant: str, attempt: Callable[[Found[Usage]], Awaitable[T]]) -> T:
-    """`attempt` with the tenant's guard (quotas.py), again while its transaction fails because that was changed."""
+    """Call `attempt` with the tenant's guard (quotas.py). Retry while its transaction fails because the guard was
+    changed."""
 
     async def with_guard() -> T:
         return await attempt(await guard(store, tenant))
@@ -82,18 +81,18 @@ async def guarded(store: Store, tenant: str, attempt: Callable[[Found[Usage]], A
 
 
 def turn(store: Store, tenant: str) -> asyncio.Lock:
-    """The lock under which those of this process change what a tenant has, one after the other: a hundred at once
-    would else make each other fail a hundred times."""
+    """The lock under which this process changes a tenant's guard. Without it a hundred concurrent requests would make
+    each other fail a hundred times."""
     return _turns.setdefault(store, Locks())[tenant]
 
 
 async def guard(store: Store, tenant: str) -> Found[Usage]:
-    """The tenant's usage as it is now, for a transaction that compares its revision."""
+    """The tenant's usage and its revision, for a transaction that compares the revision."""
     return await USAGE.get(store, tenant) or Found(Usage(), 0)
 
 
 async def _retried(attempt: Callable[[], Awaitable[T]], key: str | None = None) -> T:
-    """`attempt`, again while its transaction fails; with `key` only while it fails because of that one."""
+    """Call `attempt`, and retry while its transaction fails. With `key`, retry only if that key was changed."""
     for _ in range(_ATTEMPTS):
         try:
             return await attempt()

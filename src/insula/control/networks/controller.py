@@ -1,11 +1,11 @@
-"""`NetworkController`: makes what each tenant has on this host as the store wants it: control group, networks, names.
+"""`NetworkController`: makes each tenant's control group, networks and names on this host match the store.
 
-It is woken for one tenant by a verb that committed something (`nudge`), by the store, when another daemon changed the
-tenant or its networks, once a minute, and by the start of the daemon. Each time it reads the store, and makes all of
-the tenant so; a tenant that is not in the store any more is taken off the host.
+It looks at a tenant when a verb has committed a change (`nudge`), when another daemon has changed the tenant or its
+networks in the store, once a minute, and when the daemon starts. Each time it reads the store and applies all of the
+tenant's desired state. A tenant that is no longer in the store is removed from the host.
 
-One worker at a time serves a tenant, and none waits for another. What can't be made is a problem of this host, and is
-tried again a minute later.
+Each tenant has one worker at a time, and workers don't wait for each other. A failure is recorded as a problem of this
+host, and is tried again a minute later.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from insula.store.protocol import Compacted
 
 log = logging.getLogger("insula.reconcile")
 LIMIT = 30.0
-"""Seconds after which tenants that are still being looked at are a problem."""
-_PAUSE = 1.0  # seconds between a change in the store and a look whether this daemon made it, and has carried it out
+"""Seconds after which a tenant whose worker still runs is a problem."""
+_PAUSE = 1.0  # seconds from a change in the store until the check whether this daemon has applied it already
 
 Errors = Mapping[str, Exception]
-"""What can't be made, by the part that it belongs to: "limits" (of the control group), "all" (nothing of the networks
-can be made), or one that `Fabric.apply` returns."""
+"""Failures by part: "limits" (of the control group), "all" (none of the networks can be made), or a part that
+`Fabric.apply` names."""
 
 
 class ManagedTenant:
-    """One tenant on this host. `here` is the one that something was made for, maybe before another took its name."""
+    """One tenant's name on this host. `here` is the tenant that something was made for; another tenant may have taken
+    its name since then."""
 
     def __init__(self) -> None:
         self.here: Tenant | None = None
         self.wake = False  # something changed since the store was read
         self.worker: asyncio.Task[None] | None = None
         self.waiters: list[asyncio.Future[Errors]] = []
-        self.problems: set[str] = set()  # that were told at the last look
+        self.problems: set[str] = set()  # those found by the last pass
 
     @property
     def busy(self) -> bool:
@@ -56,17 +57,17 @@ class NetworkController:
         self._managed: dict[str, ManagedTenant] = {}
         self._watching: list[asyncio.Task[None]] = []
 
-    # -- being woken -----------------------------------------------------------------------------------------------
+    # -- triggers --------------------------------------------------------------------------------------------------
 
     async def begin(self, revision: int) -> None:
-        """Look at everything, and from now on at what changes in the store after `revision`."""
+        """Reconcile all tenants, and from now on each one that changes in the store after `revision`."""
         for prefix in (TENANTS.prefix_all(), NETWORKS.prefix_all()):
             self._watching.append(self._tasks.spawn(self._watch(prefix, revision)))
         await self.look_again()
 
     async def look_again(self) -> None:
-        """Make everything of every tenant right; nothing happens to what is right. Return after `LIMIT` seconds at the
-        latest: what hangs goes on behind that."""
+        """Reconcile all tenants; correct state is left alone. Return after `LIMIT` seconds at the latest; a worker that
+        takes longer goes on in the background."""
         names = {tenant.name for tenant in await TENANTS.readable(self.context.store)}
         waiting = set(self.context.preparing)
         for name in {*names, *self._managed}:
@@ -74,7 +75,7 @@ class NetworkController:
         if workers := [managed.worker for managed in self._managed.values() if managed.worker and managed.busy]:
             _, late = await asyncio.wait(workers, timeout=LIMIT)
             if late:
-                what = f"{len(late)} tenants are still being looked at after {LIMIT:g} s"
+                what = f"{len(late)} tenants are still being reconciled after {LIMIT:g} s"
                 self.context.problems["networks"] = what
             else:
                 self.context.problems.solved("networks")
@@ -82,7 +83,7 @@ class NetworkController:
             self._prepared(name)
 
     def nudge(self, name: str) -> None:
-        """Look at this tenant, once more if that is being done: one that hangs is not joined by others."""
+        """Have this tenant reconciled; once more if its worker is busy. A tenant never has two workers."""
         if self.context.going_down.is_set():
             return
         managed = self._managed.setdefault(name, ManagedTenant())
@@ -91,9 +92,10 @@ class NetworkController:
             managed.worker = self._tasks.spawn(self._work(name, managed))
 
     async def converged(self, name: str) -> Errors:
-        """Have everything of this tenant made as the store wants it now. What can't be made is returned.
+        """Wait until this tenant's state matches the store as it is now. Return the failures by part.
 
-        NotFound if there is no such tenant any more: then nothing of it is on this host.
+        NotFound if the tenant is no longer in the store; then its worker has removed it from this host or has
+        recorded why it could not.
         """
         self.context.check_stays()
         self.nudge(name)
@@ -107,7 +109,7 @@ class NetworkController:
         return managed is not None and managed.here is not None and managed.here.index == tenant.index
 
     async def _watch(self, prefix: str, revision: int) -> None:
-        """Changes below `prefix` that other daemons have committed."""
+        """Reconcile tenants when other daemons commit changes below `prefix`."""
         while True:
             try:
                 async for event in self.context.store.watch(prefix, revision):
@@ -127,20 +129,20 @@ class NetworkController:
         if self.intents.seen.get(name, 0) < revision:
             self.nudge(name)
 
-    # -- working -----------------------------------------------------------------------------------------------------
+    # -- workers -----------------------------------------------------------------------------------------------------
 
     def know(self, tenants: Iterable[Tenant]) -> None:
-        """These were in the store when the daemon started: an earlier one may have made something for them."""
+        """Record the tenants that were in the store at start; an earlier daemon may have made something for them."""
         for tenant in tenants:
             self._managed.setdefault(tenant.name, ManagedTenant()).here = tenant
 
     async def sweep(self, tenants: Sequence[Tenant]) -> None:
-        """Remove from this host what belongs to none of these tenants, which are all that there are."""
+        """Remove networks from this host that belong to none of `tenants`, which are all tenants of the store."""
         work = asyncio.to_thread(self.context.fabric.sweep, tenants)
-        await self.context.problems.guard("networks of tenants that are gone", work)
+        await self.context.problems.guard("networks of removed tenants", work)
 
     async def _work(self, name: str, managed: ManagedTenant) -> None:
-        """Look until nothing changed meanwhile, and answer those who had asked before each look."""
+        """Reconcile until nothing has changed meanwhile. Answer the waiters that were there before each pass."""
         while managed.wake:
             managed.wake, asked = False, len(managed.waiters)
             found: Errors | Exception
@@ -159,7 +161,7 @@ class NetworkController:
             self._managed.pop(name, None)
 
     async def _reconcile(self, name: str, managed: ManagedTenant) -> Errors:
-        """One tenant. Its lock is held, so that nothing of it changes meanwhile. NotFound if it was removed."""
+        """Reconcile one tenant under its lock, so that nothing else changes it. NotFound if it was removed."""
         async with self.context.locks[name]:
             intent = await self.intents.build(name)
             if managed.here and (intent is None or intent.tenant.index != managed.here.index):
@@ -185,7 +187,7 @@ class NetworkController:
         return errors
 
     async def _remove(self, managed: ManagedTenant, tenant: Tenant) -> None:
-        """Take everything of a tenant off the host. What fails is a problem, and is tried again a minute later."""
+        """Remove a tenant from the host. A failure is recorded as a problem and tried again a minute later."""
         problem = f"tenant {tenant.name}"
         try:
             try:
@@ -193,13 +195,13 @@ class NetworkController:
             finally:
                 await asyncio.to_thread(self.context.groups.remove, tenant.name)
         except (InsulaError, OSError) as error:
-            self.context.problems[problem] = f"could not be taken off the host: {error}"
+            self.context.problems[problem] = f"could not be removed from the host: {error}"
             return
         managed.here = None
         self.context.problems.solved(problem)
 
     def _tell(self, managed: ManagedTenant, found: Mapping[str, Exception]) -> None:
-        """What is wrong now, and that what was wrong before is solved."""
+        """Record the problems that were found, and clear those that are solved."""
         for problem, error in found.items():
             self.context.problems.report(problem, error)
         for problem in managed.problems - found.keys():
@@ -207,13 +209,13 @@ class NetworkController:
         managed.problems = set(found)
 
     def _prepared(self, tenant: str) -> None:
-        """Have those go on who wait for it (`Context.prepared`)."""
+        """Wake those that wait for this tenant in `Context.prepared`."""
         if event := self.context.preparing.pop(tenant, None):
             event.set()
 
     async def stop(self) -> None:
-        """End it, for what is taken down must not be made again. Threads that it has started may run on: the fabric
-        waits for those that use it."""
+        """Stop the controller, so that nothing is made again that is being removed. Threads that it has started may run
+        on; the fabric waits for those that use it."""
         workers = [managed.worker for managed in self._managed.values() if managed.worker]
         tasks = [*self._watching, *workers]
         for task in tasks:
@@ -228,7 +230,7 @@ class NetworkController:
 
 def _answer(waiters: Iterable[asyncio.Future[Errors]], found: Errors | Exception) -> None:
     for waiter in waiters:
-        if waiter.done():  # who waited is gone
+        if waiter.done():  # the waiting task was cancelled
             continue
         if isinstance(found, Exception):
             waiter.set_exception(found)
@@ -237,7 +239,7 @@ def _answer(waiters: Iterable[asyncio.Future[Errors]], found: Errors | Exception
 
 
 def _problem(tenant: str, part: str) -> str:
-    """What a problem with this part is called."""
+    """The name under which a failure of this part is recorded as a problem."""
     kind, _, name = part.partition(" ")
     if kind == "port":
         return f"port of instance {tenant}/{name}"

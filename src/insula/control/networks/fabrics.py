@@ -1,4 +1,4 @@
-"""Which fabrics there are, by the name in the setting `fabric`. Another fabric is another entry."""
+"""The registry of fabrics, by the name in the setting `fabric`. A new fabric is a new entry."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ FABRICS: dict[str, Callable[[Settings], Fabric]] = {"linux": _linux}
 
 
 async def open_fabric(settings: Settings, closing: AsyncExitStack) -> Fabric:
-    """The fabric of the settings, open; `closing` closes it, which waits for threads that use it. InsulaError."""
+    """Open the fabric that the settings name. `closing` closes it, after waiting for threads that use it. Raises
+    InsulaError."""
     make = FABRICS.get(settings.fabric)
     if make is None:
         raise Invalid(f"there is no fabric {settings.fabric}", f"set fabric to one of {', '.join(sorted(FABRICS))}")

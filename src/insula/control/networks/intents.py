@@ -1,4 +1,4 @@
-"""What tenants want of the fabric: put together from the store and from instances."""
+"""`Intents`: builds tenants' intents, the desired state that a fabric applies, from the store and from instances."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from insula.network.intent import TenantIntent
 
 
 class Intents:
-    """`instances` are a tenant's on this host, each with whether it runs: then its name resolves. `seen` has the
-    revision of the store at which each tenant's intent was built last."""
+    """Builder of intents. `instances` returns a tenant's instances on this host, each with whether it runs; the name of
+    a running instance resolves. `seen` maps tenants to the revision of the store that their last intent was built from.
+    """
 
     def __init__(self, context: Context, instances: Callable[[str], Iterable[tuple[Instance, bool]]]) -> None:
         self.context = context
@@ -20,14 +21,14 @@ class Intents:
         self._instances = instances
 
     async def build(self, name: str) -> TenantIntent | None:
-        """The tenant's intent, None if there is no such tenant. The tenant's lock is held, so that of two intents the
-        later one is applied last."""
+        """The tenant's intent, or None if there is no such tenant. The caller holds the tenant's lock, so that of two
+        intents the later one is applied last."""
         store = self.context.store
         snapshot = await store.list(NETWORKS.prefix(name))
         if (found := await TENANTS.get(store, name)) is None:
             self.seen.pop(name, None)
             return None
-        self.seen[name] = snapshot.revision  # what was read after that may be newer
+        self.seen[name] = snapshot.revision  # instances are read after that, and may be newer
         instances = list(self._instances(name))
         return TenantIntent(
             tenant=found.value,
@@ -39,5 +40,5 @@ class Intents:
 
 
 def addresses(port: Port) -> list[str]:
-    """What an instance's name resolves to."""
+    """The addresses that an instance's name resolves to."""
     return [port.address, *([port.address6] if port.address6 else [])]

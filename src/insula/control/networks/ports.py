@@ -1,4 +1,4 @@
-"""Ports: the connections of instances to networks. Allocated with their instance, plugged in when it starts."""
+"""Ports: connections of instances to networks. A port is allocated with its instance, and plugged in at its start."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Ports:
         self.networks = networks
         self._last: dict[tuple[str, str, str], str] = {}  # tenant, network, subnet → the address given out last
 
-    # -- allocated here, committed together with their instance ---------------------------------------------------
+    # -- allocation; ports are committed together with their instance ----------------------------------------------
 
     async def allocate(self, network: Network, instance: str, spec: InstanceSpec) -> Port:
-        """A port with free addresses, or those that the spec wants, taken in their allocators. Invalid, Conflict."""
+        """A port with the addresses of the spec, or free ones, taken in their allocators. Invalid, Conflict."""
         if spec.address6 and not network.subnet6:
             raise Invalid(f"network {network.name} has no IPv6", "leave the IPv6 address out")
         async with AsyncExitStack() as undo:
@@ -68,7 +68,7 @@ class Ports:
         return chosen
 
     async def _mac(self, network: Network, address: str, wanted: str | None) -> str:
-        """`wanted`, or the one that goes with the address; another only if somebody asked for that one."""
+        """`wanted`, or the first free one of the MAC addresses that `port_mac` derives from the IP address."""
         identity = f"{network.tenant}/{network.name}/{network.created!r}"
 
         def pick(taken: set[str]) -> str:
@@ -81,7 +81,7 @@ class Ports:
         return await self.context.allocators.of(_mac_kind(network.tenant, network.name)).choose(pick)
 
     def forget(self, network: Network) -> None:
-        """Drop what is remembered of a network that was removed."""
+        """Drop the state that is kept for a network that was removed."""
         for subnet in (network.subnet, network.subnet6 or ""):
             self._last.pop((network.tenant, network.name, subnet), None)
         for kind in (_address_kind(network.tenant, network.name), _mac_kind(network.tenant, network.name)):
@@ -90,7 +90,7 @@ class Ports:
     # -- on this host ---------------------------------------------------------------------------------------------
 
     async def network(self, instance: Instance) -> Network | None:
-        """The network that the instance is on. NotFound if it is gone."""
+        """The network of the instance's port. NotFound if it was removed."""
         if instance.port is None:
             return None
         found = await NETWORKS.get(self.context.store, instance.tenant, instance.port.network)
@@ -99,10 +99,10 @@ class Ports:
         return found.value
 
     async def plug(self, tenant: Tenant, network: Network, instance: Instance, nic: Nic) -> None:
-        """Connect an instance that was created to its network, and have its name resolve. The nic is closed then.
+        """Connect a created instance to its network, add its name to the resolver, and close the nic.
 
-        It runs to its end even if the caller is cancelled: a thread that goes on must not find another nic behind the
-        descriptor.
+        It runs to its end even if the caller is cancelled. Else its thread would go on with a descriptor that may
+        already mean another nic.
         """
         assert instance.port
         await asyncio.shield(asyncio.ensure_future(self._plug(tenant, network, instance.port, nic)))
@@ -112,16 +112,16 @@ class Ports:
         try:
             try:
                 await self.context.fabric_call(tenant.name, fabric.plug, tenant, network, port, nic)
-            except (Conflict, Unavailable):  # the network is full, the nic of another kind
+            except (Conflict, Unavailable):  # the network is full, or the nic is of another kind
                 raise
-            except InsulaError:  # somebody took parts of the network away: repair it, and try once more
+            except InsulaError:  # parts of the network are missing: repair it, and try once more
                 await self.networks.converged(tenant.name)
                 await self.context.fabric_call(tenant.name, fabric.plug, tenant, network, port, nic)
         finally:
             nic.close()
 
     async def unplug(self, tenant: Tenant, instance: Instance) -> None:
-        """Remove its port and its name; nothing happens if they are gone."""
+        """Remove the instance's port and name; nothing happens if they are not there."""
         network = None
         with suppress(NotFound, Failed):  # its record is gone, or damaged
             network = await self.network(instance)
@@ -141,7 +141,7 @@ def _mac_kind(tenant: str, network: str) -> str:
 
 
 def port_reservations(port: Port) -> list[Reservation]:
-    """What only this port may have."""
+    """The reservations of this port: its index, addresses and MAC address."""
     owner = f"{port.tenant}/{port.instance}"
     return [
         Reservation(_PORT, str(port.index), owner),

@@ -24,8 +24,8 @@ from insula.store.protocol import TransactionConflict
 from insula.store.typed import Found
 
 DEFAULT_SUBNET, DEFAULT_SUBNET6 = "10.77.0.0/16", "fd77::/64"
-FIRST_VNI, MAX_VNI = 4096, 1 << 24  # those below stay free for segments that mirror VLANs
-MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791's datagram that everybody takes; RFC 8200; jumbo frames
+FIRST_VNI, MAX_VNI = 4096, 1 << 24  # VNIs below stay free for segments that mirror VLANs
+MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791: every host accepts 576 bytes; RFC 8200; jumbo frames
 _INDEX = "network-index"
 _VNI = "vni"
 _MAX_INDEX = 1 << 24
@@ -58,7 +58,7 @@ class Networks:
         return [NetworkView(network=n, status=s) for n, s in zip(networks, statuses, strict=True)]
 
     async def status(self, tenant: str, name: str) -> NetworkStatus:
-        """Measured now."""
+        """The network's state on this host, measured now."""
         return (await self.get(tenant, name)).status
 
     async def _measure(self, network: Network) -> NetworkStatus:
@@ -77,7 +77,7 @@ class Networks:
         mtu: int = 1500,
         labels: dict[str, str] | None = None,
     ) -> NetworkView:
-        """A new network, ready to use. Invalid, Conflict (name, overlap); Failed changes nothing."""
+        """Create a network and wait until it is ready. Invalid, Conflict (name, overlap); Failed changes nothing."""
         check_label("network", name)
         labels = check_labels(labels or {})
         reserved = self.context.fabric.reserved
@@ -138,7 +138,7 @@ class Networks:
             return (await allocate(store, allocators, propose, refuse)).value
 
     async def _check_free(self, tenant: str, name: str, subnet: Subnet, subnet6: Subnet | None) -> None:
-        """Conflict if the tenant has a network of this name, or one whose addresses overlap with these."""
+        """Conflict if the tenant has a network of this name, or one whose addresses overlap with these subnets."""
         for other in await NETWORKS.list(self.context.store, tenant):
             if other.name == name:
                 raise Conflict(f"tenant {tenant} has a network {name} already", "choose another name")
@@ -147,7 +147,7 @@ class Networks:
                 check_disjoint(subnet6, [(other.name, other.subnet6)])
 
     async def remove(self, tenant: str, name: str) -> None:
-        """Conflict while instances are on it; the default tenant's default network stays."""
+        """Remove a network. Conflict while instances use it; Denied for the default tenant's default network."""
         found = await self.find(tenant, name)
         if (tenant, name) == (DEFAULT, DEFAULT):
             raise Denied("network default of tenant default can't be removed", "it always exists")
@@ -171,17 +171,17 @@ class Networks:
         await self._removed(found.value)
 
     async def _erase(self, network: Network) -> None:
-        """Takes back a network whose making failed."""
+        """Remove a network from the store after its creation has failed."""
         own = _reservations(network)
         deletes = [NETWORKS.delete(network.tenant, network.name), *(each.delete() for each in own)]
         await self.context.store.transact([], deletes)
         await self._removed(network)
 
     async def _removed(self, network: Network) -> None:
-        """Return when it is off the host. What can't be removed is a problem that the controller tells; then no other
-        network gets its numbers before the next start."""
+        """Return when the controller has removed it from the host. If that fails, it records a problem, and the
+        network's numbers stay taken until the next start."""
         errors: Errors = {}
-        with contextlib.suppress(InsulaError):  # the tenant is gone, with all that it had, or everything is going down
+        with contextlib.suppress(InsulaError):  # the tenant was removed, or everything is being taken down
             errors = await self.controller.converged(network.tenant)
         if "leftovers" not in errors and "all" not in errors:
             self.context.allocators.release(_reservations(network))
