@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,6 +158,96 @@ def test_spares_die_with_the_zygote_and_the_next_one_cleans_up(host: Host) -> No
         await runtime.delete(launch.id)
 
     with_runtime(host, body)
+
+
+def test_spares_go_with_the_client_that_was_offered_them(host: Host) -> None:
+    """It may have connected some of them to a network."""
+    processes: list[int] = []
+
+    async def body(runtime: Runtime) -> None:
+        chosen = await offered(runtime, host)
+        await eventually(lambda: runtime._warm_ids.get(host.cgroup), "another spare is offered")
+        other = runtime.choose_id(host.cgroup)
+        for name in (chosen, other):
+            warm = runtime.warm(name)
+            assert warm and Cgroup(f"{host.cgroup}/{name}").processes() == [warm.pid]
+            processes.append(warm.pid)
+
+    async def next_one(runtime: Runtime) -> None:
+        await eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in processes), "they are dead")
+        await eventually(lambda: runtime._warm_ids.get(host.cgroup), "there are new ones")  # the control
+        warm = runtime.warm(chosen := runtime.choose_id(host.cgroup))
+        assert warm and warm.pid not in processes
+        assert runtime.warm("0" * 32) is None
+        launch = host.launch("true", name=chosen)
+        assert await runtime.create(launch) == warm
+        assert runtime.warm(chosen) is None
+        await runtime.delete(launch.id)
+
+    with_runtime(host, body)
+    with_runtime(host, next_one)
+
+
+@contextlib.contextmanager
+def connected_early(daemon: Daemon, name: str) -> Iterator[int]:
+    """The process of a spare that `insula run` has chosen and connected to the network, while the zygote is stopped:
+    it has made nothing of the spare yet."""
+    zygote = daemon.pid("zygote")
+    assert zygote
+
+    def spares() -> list[int]:
+        groups = [Cgroup(f"{daemon.prefix}/default/{path.name}") for path in (daemon.run / "spares").glob("*")]
+        return [pid for group in groups if group.exists() for pid in group.processes()]
+
+    started: list[subprocess.Popen[str]] = []
+
+    def attempt() -> int:
+        ahead = spares()
+        os.kill(zygote, signal.SIGSTOP)
+        started.append(daemon.cli.start("run", "-d", "--name", name, "busybox", "sleep", "600"))
+        for _ in range(40):
+            for pid in ahead:
+                with contextlib.suppress(FileNotFoundError):
+                    if "eth0" in Path(f"/proc/{pid}/net/dev").read_text():
+                        return pid
+            time.sleep(0.05)
+        os.kill(zygote, signal.SIGCONT)  # no spare was offered yet
+        started[-1].communicate(timeout=60)
+        daemon.cli.ok("rm", "-f", name)
+        return 0
+
+    try:
+        yield until(attempt, "a spare is connected")
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+        started[-1].communicate(timeout=60)
+
+
+@pytest.mark.parametrize("victim", ["", "spare", "insulad"])
+def test_a_spare_is_connected_before_it_becomes_the_container(fresh: Daemon, victim: str) -> None:
+    """And should it or the daemon die before it does, the instance is connected all the same, and no spare is."""
+    cli = fresh.cli
+    cli.ok("run", "--rm", "busybox", "true")
+    before = fresh.snapshot()
+    with connected_early(fresh, "early") as spare:
+        if victim == "spare":
+            os.kill(spare, signal.SIGKILL)
+        elif victim:
+            assert fresh.kill(victim)
+    if victim == "insulad":
+        fresh.launch()
+        fresh.wait_until_it_answers()
+    (view,) = until(lambda: [v for v in cli.json("inspect", "early") if v["status"]["pid"]], "it runs")
+    assert (view["status"]["pid"] == spare) == (victim == "")
+    assert view["instance"]["ports"][0]["address"] in cli.ok("exec", "early", "ip", "address", "show", "eth0")
+    (gateway,) = [view["network"]["gateway"] for view in cli.json("network", "ls")]
+    cli.ok("exec", "early", "ping", "-c", "1", "-W", "10", gateway)
+    for path in (fresh.run / "spares").glob("*"):
+        for pid in Cgroup(f"{fresh.prefix}/default/{path.name}").processes():
+            assert "eth0" not in Path(f"/proc/{pid}/net/dev").read_text()
+    cli.ok("rm", "-f", "early")
+    if victim != "insulad":
+        assert_unchanged(before, fresh.snapshot)
 
 
 def test_an_instance_of_a_spare_is_guarded_like_any_other(fresh: Daemon) -> None:

@@ -60,10 +60,11 @@ class Runtime:
         self._hint = hint
         self._first: dict[str, State] = {}  # first processes that were made by this object
         self._warm_ids: dict[str, list[str]] = {}  # ids of warm containers, by the control group above theirs
+        self._warm: dict[str, State] = {}  # their first processes, by id, also of those that were chosen
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._dialer = Dialer(self.run, spares)
-        self._zygote = ZygoteConnection(self._dialer, self._on_zygote_event, self._warm_ids.clear)
+        self._zygote = ZygoteConnection(self._dialer, self._on_zygote_event, self._forget_warm)
         self._filters: dict[int, tuple[dict[str, Any], str, int]] = {}
 
     async def open(self, *, wait: bool = True) -> None:
@@ -115,6 +116,11 @@ class Runtime:
         offered = self._warm_ids.get(parent)
         return offered.pop(0) if offered else secrets.token_hex(16)
 
+    def warm(self, container: str) -> State | None:
+        """The first process that a container with an id of `choose_id` will have, unless its warm container is lost
+        meanwhile; None if the id is none of a warm container."""
+        return self._warm.get(container)
+
     async def create(self, launch: Launch) -> State:
         """Make the namespaces, with PID 1 in them waiting to start. `Failed` says which step the kernel refused."""
         directory = RunDirectory(self.run, launch.id)
@@ -129,6 +135,7 @@ class Runtime:
         except ZygoteDied:  # nothing of it runs: the next zygote can do it from the beginning
             answer = await self._create(directory, launch)
         state = self._first[launch.id] = State(launch.id, answer["pid"], answer["start_time"])
+        self._warm.pop(launch.id, None)
         return state
 
     async def _create(self, directory: RunDirectory, launch: Launch) -> wire.Message:
@@ -324,9 +331,12 @@ class Runtime:
         known = self._first.get(container) if exec_id is None else None
         return known or RunDirectory(self.run, container).state(exec_id)
 
-    def netns(self, container: str) -> int:
-        """A descriptor of the network namespace; the caller closes it. `NotFound` if the container is gone."""
-        state = self._process(container)
+    def netns(self, container: str, state: State | None = None) -> int:
+        """A descriptor of the network namespace; the caller closes it. `NotFound` if the container is gone.
+
+        `state` is the container's first process, if the caller knows it.
+        """
+        state = state or self._process(container)
         try:
             if state is None:
                 raise ProcessLookupError
@@ -356,11 +366,18 @@ class Runtime:
             self._update_warm_ids(message)
 
     def _update_warm_ids(self, message: wire.Message) -> None:
-        offered = self._warm_ids.setdefault(message["parent"], [])
+        offered, container = self._warm_ids.setdefault(message["parent"], []), message["id"]
         if message["event"] == "spare":
-            offered.append(message["id"])
-        elif message["id"] in offered:
-            offered.remove(message["id"])
+            offered.append(container)
+            self._warm[container] = State(container, message["pid"], message["start_time"])
+            return
+        self._warm.pop(container, None)
+        if container in offered:
+            offered.remove(container)
+
+    def _forget_warm(self) -> None:
+        self._warm_ids.clear()
+        self._warm.clear()
 
     async def _watch_monitor(self) -> None:
         """Receive exit events of the monitor, and start another monitor when it dies."""

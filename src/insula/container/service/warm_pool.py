@@ -99,6 +99,11 @@ class WarmContainer:
         self.id, self.template, self.group, self.child = id_, template, group, child
         self.ready = False
 
+    def offer(self) -> wire.Message:
+        """The message that tells clients of it."""
+        process = {"pid": self.child.pid, "start_time": self.child.start_time}
+        return {"event": "spare", "id": self.id, "parent": self.template.parent, **process}
+
 
 class WarmPool:
     """Up to `size` warm containers for every parent group in use. `directory` has a file for each of them."""

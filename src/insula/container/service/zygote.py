@@ -21,8 +21,9 @@ It has a mount namespace of its own (mount_namespaces(7)) for idmapped layers, w
     {"op": "close", "id", "exec", "stream"} from the monitor: a stream, or without a name the session, is over
 
 Clients are told of exits, {"event": "exit", "id", "exec"}. Those that asked for it are told of warm containers
-(`insula.container.service.warm_pool`): {"event": "spare", "id", "parent"}, or "no-spare" when it is gone. A client
-takes one by creating a container with its id.
+(`insula.container.service.warm_pool`): {"event": "spare", "id", "parent", "pid", "start_time"}, or "no-spare" when it
+is gone. A client takes one by creating a container with its id. It may connect the network namespace of a warm
+container before that: so when such a client is gone, all warm containers are dropped.
 """
 
 from __future__ import annotations
@@ -108,8 +109,11 @@ class Zygote:
             del self.clients[client.fileno()]
             if self.sessions.monitor is client:
                 self.sessions.monitor = None
-            self.warm_subscribers = [subscriber for subscriber in self.warm_subscribers if subscriber is not client]
             client.close()
+            if client in self.warm_subscribers:  # it may have connected some of them to a network
+                self.warm_subscribers.remove(client)
+                for warm in list(self.pool.containers.values()):
+                    self._drop_warm(warm)
             return
         message, descriptors = received
         if message["op"] == "hold":
@@ -152,7 +156,7 @@ class Zygote:
                 self.warm_subscribers.append(client)
                 for warm in self.pool.containers.values():
                     if warm.ready:
-                        _send(client, {"event": "spare", "id": warm.id, "parent": warm.template.parent})
+                        _send(client, warm.offer())
             case "keep":
                 self.sessions.serve(client)
             case "close":
@@ -440,7 +444,7 @@ class Zygote:
             return
         warm.ready = True
         for subscriber in self.warm_subscribers:
-            _send(subscriber, {"event": "spare", "id": warm.id, "parent": warm.template.parent})
+            _send(subscriber, warm.offer())
 
     def _drop_warm(self, warm: WarmContainer) -> None:
         for fd in (warm.child.sync.fileno(), warm.child.pidfd):

@@ -33,6 +33,7 @@ from insula.control.networks.ports import Ports
 from insula.control.tasks import Tasks, within_limit
 from insula.model.errors import Failed, InsulaError, NotFound
 from insula.model.objects import Exit, InstanceStatus
+from insula.network.fabric import Nic
 
 log = logging.getLogger("insula.control")
 LIMIT = 30.0
@@ -113,8 +114,14 @@ class Lifecycle:
         joined, network = partner(self.managed, instance.tenant, instance.spec), await self.ports.network(instance)
         await self.context.prepared(instance.tenant)
         managed.hold = "unknown"
-        options = CreateOptions(network, console, joined)
         with self._in_time(managed) as check:
+
+            async def connect(nic: Nic) -> None:
+                assert network
+                check()
+                await self.ports.plug(managed.tenant, network, instance, nic)
+
+            options = CreateOptions(network, console, joined, connect if network else None)
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(self._discard, managed)
                 running = await self._start(managed, options, check)
@@ -127,8 +134,6 @@ class Lifecycle:
         try:
             await driver.create(tenant, instance, options)
             check()
-            if options.network:
-                await self.ports.plug(tenant, options.network, instance, driver.nic(instance.id))
             for attachment in managed.waiting.copy():
                 await attachment.connect(managed.ended, fresh=True)
             check()

@@ -9,7 +9,7 @@ Methods that are not `async` return at once, except those that say "Blocks": the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -44,11 +44,13 @@ class Observed(NamedTuple):
 
 
 class CreateOptions(NamedTuple):
-    """What an instance is made with beside its spec. `joined` is the process whose PID namespace it shares."""
+    """What an instance is made with beside its spec. `joined` is the process whose PID namespace it shares. `connect`
+    plugs a nic in, and closes it; there is none without a network."""
 
     network: Network | None = None
     console: ConsoleSize | None = None
     joined: Running | None = None
+    connect: Callable[[Nic], Awaitable[None]] | None = None
 
 
 class LogRecord(Protocol):
@@ -134,11 +136,15 @@ class Driver(Protocol):
         """Invalid if its spec can't be carried out, Unavailable if not here. Nothing is made."""
 
     async def create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> None:
-        """Make it, up to its first process, which waits for `start`. Failed says which step failed; then nothing is
-        left of it but its directory."""
+        """Make it, up to its first process, which waits for `start`, and connect it. Failed says which step failed;
+        then nothing is left of it but its directory, and maybe its port.
+
+        A driver that knows the nic before calls `options.connect` at once, to save the time; and again if another one
+        takes its place.
+        """
 
     def nic(self, instance_id: str) -> Nic:
-        """Where its port is plugged in; the caller closes it. NotFound if it is gone."""
+        """Where its port is plugged in, of one that was created; the caller closes it. NotFound if it is gone."""
 
     async def start(self, instance_id: str) -> Running:
         """Let its program run. Failed says why it can't."""

@@ -94,12 +94,37 @@ class ContainerDriver:
         await self.requests.check(tenant, draft)
 
     async def create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> None:
+        connect, offered = options.connect, self.runtime.warm(instance.id)
+        if connect is None:
+            await self._create(tenant, instance, options)
+            return
+        if offered and (nic := self._nic(offered)):
+            connected, made = await asyncio.gather(
+                connect(nic), self._create(tenant, instance, options), return_exceptions=True
+            )
+            if isinstance(made, BaseException):
+                raise made
+            if made == offered:
+                if connected is not None:
+                    raise connected
+                return
+        else:
+            await self._create(tenant, instance, options)
+        await connect(self.nic(instance.id))
+
+    def _nic(self, process: ContainerState) -> Nic | None:
+        """The network namespace of the first process of a warm container; None if it is gone."""
+        with contextlib.suppress(NotFound):
+            return NetnsNic(self.runtime.netns(process.id, process))
+        return None
+
+    async def _create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> ContainerState:
         request = await self.requests.launch(tenant, instance, options.network)
         if joined := options.joined:
             request = request._replace(share=[joined.pid, joined.start_time])
         if size := options.console:
             request.config["process"]["consoleSize"] = {"height": size.rows, "width": size.columns}
-        await self.runtime.create(request)
+        return await self.runtime.create(request)
 
     def nic(self, instance_id: str) -> Nic:
         return NetnsNic(self.runtime.netns(instance_id))
