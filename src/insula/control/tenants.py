@@ -119,8 +119,7 @@ class Tenants:
         return (await allocate(self.context.store, self.context.allocators, propose, refuse)).value
 
     async def remove(self, name: str) -> None:
-        """Remove a tenant. Conflict while it has instances, networks or images of its own; Denied for the default one.
-        """
+        """Remove a tenant. Conflict while it has instances, networks or own images; Denied for the default one."""
         found = await self.check_removable(name)
         tenant = found.value
 

@@ -1,6 +1,6 @@
-"""From what a user asks for to a committed instance, and back: checks, quota, addresses, one transaction.
+"""Admission of instances: checks, quota and addresses, committed in one transaction; and their deletion.
 
-Nothing runs here. When `admit` returns, the instance owns its name, its addresses and its part of the quota, durably.
+Nothing is started here. When `admit` returns, the instance owns its name, its addresses and its part of the quota.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Admission:
         self.ports = ports
 
     async def admit(self, tenant: str, spec: InstanceSpec, *, start: bool, admitting: set[str]) -> Admitted:
-        """Commits a new instance. Invalid, NotFound, Conflict, QuotaExceeded: then nothing was changed.
+        """Commit a new instance. Invalid, NotFound, Conflict, QuotaExceeded; after an error nothing has changed.
 
-        Its id is among `admitting` before the store tells that there is one more.
+        Its id is added to `admitting` before the commit, so that the controller ignores the store's event of it.
         """
         spec = check(spec)
         owner, image = await asyncio.gather(self.tenants.find(tenant), self.images.find(tenant, spec.image))
@@ -105,8 +105,8 @@ class Admission:
 
 
 def _explain(key: str, instance: Instance, *, named: bool) -> None:
-    """Return if another proposal may succeed where this one met a change of `key`, else raise what the user should
-    know. `named`: the user chose the name."""
+    """Return if another proposal may succeed after a conflict at `key`, else raise an error for the user. `named`: the
+    user chose the name."""
     tenant, name, spec = instance.tenant, instance.name, instance.spec
     if key == INSTANCES.key(tenant, name):
         if named:
@@ -122,10 +122,10 @@ def _explain(key: str, instance: Instance, *, named: bool) -> None:
 async def resize(
     context: Context, before: Instance, revision: int, resources: Resources, *, undo: bool = False
 ) -> Found[Instance]:
-    """Commit other limits of an instance, within its tenant's, and return it as it is then. QuotaExceeded, Conflict if
-    the instance or its tenant was changed meanwhile, as TransactionConflict.
+    """Commit other limits of an instance, within its tenant's quota, and return the changed instance. QuotaExceeded;
+    TransactionConflict if the instance or its tenant was changed meanwhile.
 
-    `undo` takes such a change back, even if somebody else has taken its place in the tenant's limits meanwhile.
+    `undo` takes such a change back, even if that exceeds the quota by now.
     """
     tenant, name = before.tenant, before.name
     spec = msgspec.structs.replace(before.spec, resources=resources)
@@ -153,7 +153,7 @@ async def resize(
 
 
 async def dismiss(context: Context, instance: Instance) -> None:
-    """Takes the instance out of the store, with everything that it owned."""
+    """Delete the instance from the store, with its status, its reservations and its part of the usage."""
     tenant, name = instance.tenant, instance.name
     own = port_reservations(instance.port) if instance.port else []
 

@@ -1,8 +1,8 @@
-"""The streams of an instance for somebody attached, from before it starts until it has ended.
+"""`Attachment`: the streams of an instance for an attached client, from before it starts until it has ended.
 
-Who attaches to an instance that doesn't run is connected while it is launched, between the making of its PID 1 and
-its start: nothing of its output can be missed. With `replay` the output comes from the log, from the last start on,
-so what was printed before and what is printed now follow each other without gap or repetition.
+A client that attaches to an instance that doesn't run is connected during its launch, between the creation of its PID 1
+and its start. So it misses no output. With `replay` the output of the last start is read from the log first; the live
+output follows without gap or repetition.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from insula.model.stream import Kind
 
 T = TypeVar("T")
 UNKNOWN = 255
-_TURN = 32  # pieces in a row, before others have their turn
+_TURN = 32  # pieces that are sent before other tasks may run
 _readers = ThreadPoolExecutor(2, "insula-log")
-_SHORTEST, _LONGEST = 0.005, 0.1  # between looks at a log
-_PATIENCE = 10.0  # with a monitor that is just starting, on a busy machine
+_SHORTEST, _LONGEST = 0.005, 0.1  # seconds between reads of a log
+_PATIENCE = 10.0  # seconds that a starting monitor may take
 
 
 def exit_frame(ended: Exit) -> tuple[Kind, bytes]:
-    """The last frame; an end that nobody saw counts as failure."""
+    """The last frame of a stream. An unknown exit status counts as failure."""
     status = UNKNOWN if ended.exit_status is None else ended.exit_status
     return Kind.EXIT, json.dumps({"exit_status": status, "signal": ended.signal, "oom": ended.oom}).encode()
 
 
 async def in_reader(work: Callable[[], T]) -> T:
-    """What `work` returns, which reads a log. It is done in a thread, of which there are few for all logs of the host:
-    reading millions of tiny records takes a second of a processor, and must hold up nobody but who asked for it.
+    """Run `work`, which reads a log, in a thread, and return its result. There are few such threads: reading millions
+    of small records takes a second of CPU time, which must not delay requests of others.
 
-    When the caller is cancelled it first waits for the thread, which still uses the log.
+    A caller that is cancelled first waits for the thread, which still uses the log.
     """
     return await in_thread(_readers, work)
 
 
 async def follow(reader: Log, over: Callable[[], bool]) -> AsyncIterator[list[LogRecord]]:
-    """Records of a log in batches, as they are written, until `over()` and nothing is left."""
+    """The records of a log in batches, as they are written, until `over()` is true and all were returned."""
     pause = _SHORTEST
     while True:
-        last = over()  # asked before looking: what is written up to the end is still seen
+        last = over()  # asked before reading, so that the last records are not missed
         records = await in_reader(reader.poll)
         if records:
             pause = _SHORTEST
@@ -62,17 +62,17 @@ async def follow(reader: Log, over: Callable[[], bool]) -> AsyncIterator[list[Lo
 
 
 def merge(records: Sequence[LogRecord]) -> Iterator[tuple[Kind, bytes]]:
-    """The output in the records, those of one kind that follow each other as one piece."""
+    """The output in the records. Successive records of one kind are joined."""
     for kind, group in groupby(records, lambda record: record.kind):
         yield kind, b"".join(record.data for record in group)
 
 
 class Attachment:
-    """The streams of an instance's current start, or of one more process in it; one reader.
+    """The streams of an instance's current start, or of a process that exec started. It has one reader.
 
-    `log` opens the log at the beginning of that start, for an instance; other processes have none. Should the monitor
-    die, it and not the stream tells what came afterwards, so nothing is lost and nothing is repeated. The end is told
-    only `after` that has happened, if it is given: who hears that a `--rm` instance ended can use its name again.
+    `log` opens the log at the beginning of that start; processes of exec have none. If the monitor dies, the rest of
+    the output is read from the log, so nothing is lost or repeated. The exit frame is sent only when `after` is set, if
+    it is given: after the end of a `--rm` instance its name is free again.
     """
 
     def __init__(
@@ -98,15 +98,15 @@ class Attachment:
         self._fresh = False
 
     async def connect(self, ended: asyncio.Future[Exit], *, fresh: bool) -> None:
-        """Join the process, whose end `ended` will tell. One that isn't `fresh` may have closed its streams already;
-        then it has only its end to tell."""
+        """Connect to the streams of the process; `ended` gets its exit. A process that isn't `fresh` may have closed
+        its streams already; then only the exit is delivered."""
         deadline = time.monotonic() + _PATIENCE
         stream: Streams | None = None
         while stream is None:
             try:
                 stream = await self._driver.attach(self._instance_id, self._exec_id, stdin=self._stdin)
             except (NotFound, OSError) as error:
-                # a monitor that has just been started knows its sessions in a moment
+                # a monitor that has just been started learns its sessions in a moment
                 over = self._exec_id is None and self._driver.has_exited(self._instance_id)
                 if (isinstance(error, NotFound) and (over or not fresh)) or time.monotonic() > deadline:
                     break
@@ -115,18 +115,18 @@ class Attachment:
         self._stream.set_result(stream)
 
     def fail(self, error: InsulaError) -> None:
-        """It will not start."""
+        """End the stream with an error, since the instance will not start."""
         if not self._stream.done():
             self._stream.set_exception(error)
-            self._stream.exception()  # somebody who never iterates must not be told off for it
+            self._stream.exception()  # retrieved, so that asyncio logs nothing if the client never iterates
 
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
-        """STDIN, STDIN_EOF or RESIZE; waits until the instance is launched."""
+        """Send STDIN, STDIN_EOF or RESIZE. Waits until the instance is launched."""
         if stream := await asyncio.shield(self._stream):
             await stream.send(kind, payload)
 
     async def __aiter__(self) -> AsyncIterator[tuple[Kind, bytes]]:
-        """STDOUT and STDERR, at last EXIT. Unavailable when output was lost."""
+        """Frames of STDOUT and STDERR, and at last EXIT. Unavailable if output was lost."""
         stream = await asyncio.shield(self._stream)
         ended = self._ended
         assert ended is not None
@@ -150,7 +150,7 @@ class Attachment:
         yield last
 
     async def _rest(self, delivered: Counter[Kind], ended: asyncio.Future[Exit]) -> AsyncIterator[tuple[Kind, bytes]]:
-        """What the log has beyond what was delivered, and what is still to come."""
+        """The output that follows what was delivered, from the log. `delivered` counts bytes by kind."""
         if self._log is None:
             raise Unavailable("the monitor of its output died, and some may be lost", "run it again")
         complete = asyncio.ensure_future(self._complete(ended))
@@ -172,7 +172,7 @@ class Attachment:
         await self._driver.flushed(self._instance_id, self._exec_id)
 
     def close(self) -> None:
-        """Detach; the process goes on."""
+        """Detach. The process goes on."""
         if not self._stream.done():
             self._stream.cancel()
         elif not self._stream.cancelled() and not self._stream.exception() and (stream := self._stream.result()):

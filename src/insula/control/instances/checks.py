@@ -1,4 +1,4 @@
-"""What a verb may do with an instance as it is: conditions on what is wanted of it and what was measured. Pure."""
+"""Checks of verbs: which desired and observed state of an instance allows them. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from insula.model.objects import Instance, InstanceStatus
 
 
 class Known(NamedTuple):
-    """An instance as it is wanted, the revision of that in the store, and how it was measured last."""
+    """An instance (its desired state), its revision in the store, and its last status."""
 
     instance: Instance
     revision: int
@@ -21,7 +21,7 @@ class Known(NamedTuple):
 
     @property
     def active(self) -> bool:
-        """Whether a process of it runs, or is about to."""
+        """Whether it runs, starts or stops."""
         return self.status.state in ("starting", "running", "paused", "stopping")
 
 
@@ -29,7 +29,7 @@ Either = Known | ManagedInstance
 
 
 def check_there(known: Either) -> None:
-    """NotFound if it is being removed."""
+    """Raise NotFound if the instance is being removed."""
     instance = known.instance
     if instance.wanted == "removed":
         there = typed(instance.tenant, "ps -a")
@@ -37,7 +37,7 @@ def check_there(known: Either) -> None:
 
 
 def check_running(known: Either) -> None:
-    """Conflict unless something can be done inside: it runs, and is not paused."""
+    """Raise Conflict unless the instance runs and is not paused."""
     if known.status.state == "paused":
         tenant, name = known.instance.tenant, known.instance.name
         raise Conflict(f"instance {name} is paused", f"{typed(tenant, f'unpause {name}')} resumes it")
@@ -56,7 +56,8 @@ def still_active(known: Either) -> Conflict:
 
 
 def as_it_is(known: Known) -> Instance:
-    """The instance, wanted paused or running as it is: what changes something else of it changes nothing of that."""
+    """The instance with its observed state, running or paused, as desired state. A verb that changes something else
+    commits this, so that it neither pauses nor unpauses the instance."""
     instance, state = known.instance, known.status.state
     if instance.wanted in ("running", "paused") and state in ("running", "paused"):
         return msgspec.structs.replace(instance, wanted=state)

@@ -1,11 +1,11 @@
-"""`InstanceController`: makes every instance of this host as the store wants it, whatever woke it.
+"""`InstanceController`: makes every instance of this host match the desired state in the store.
 
-It is woken for one instance by a verb that committed something (`committed`), by the store (changes that other daemons
-committed), by the end of a process, when a restart is due, once a minute, and by the start of the daemon. Each time it
-does the same: look what is there, unless its own actions have kept that true; `decide`; act; until nothing is to do.
+It reconciles an instance when a verb has committed a change (`committed`), when another daemon has changed the store,
+when its first process ends, when a restart is due, once a minute, and when the daemon starts. Each time it does the
+same: observe, unless its own actions have kept `observed` up to date; `decide`; act; until nothing is to do.
 
-One worker at a time serves an instance, and none waits for another. An action that fails, or takes longer than `LIMIT`,
-is a problem of this host, and is tried again after a pause.
+Each instance has one worker at a time, and workers don't wait for each other. An action that fails, or takes longer
+than `LIMIT`, is a problem of this host, and is tried again after a pause.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from insula.store.protocol import Compacted, Event
 
 log = logging.getLogger("insula.reconcile")
 LAST_WISH = 2.0
-"""Seconds that an instance has, at most, between its stop signal and SIGKILL when everything goes down."""
+"""The longest time in seconds between the stop signal and SIGKILL during `insula down`."""
 _PATIENT = frozenset({Action.LAUNCH, Action.RELAUNCH, Action.STOP, Action.REPLACE, Action.KILL, Action.REMOVE})
-"""Actions whose parts have limits of their own: they wait for a program, or must not be cut off halfway."""
+"""Actions that are not limited to `LIMIT`, since they wait for a program or must not be cut off. Their steps are."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts
-_SOON = 0.02  # seconds between a change in the store and a look at it: by then those who committed it know
-_LOOK = 30.0  # seconds that the others wait for one that is looked at again
-_AT_ONCE = 16  # instances that are looked at again, or taken down, at a time
+_SOON = 0.02  # seconds from a change in the store until it is read; changes of this daemon are known by then
+_LOOK = 30.0  # seconds that the periodic pass waits for one instance
+_AT_ONCE = 16  # instances that the periodic pass or `stop_all` handles at a time
 
 
 class InstanceController:
-    """`admitting` are the ids of instances whose first commit is under way: `add` brings them."""
+    """The controller. `admitting` has the ids of instances whose first commit is under way; `create` adds them."""
 
     def __init__(self, context: Context, managed: ManagedInstances, ports: Ports, tasks: Tasks) -> None:
         self.context = context
@@ -57,18 +57,18 @@ class InstanceController:
         self.admitting: set[str] = set()
         self._tasks = tasks
         self._watching: asyncio.Task[None] | None = None
-        self._heard: list[Event] = []  # changes in the store that were not looked at yet
+        self._heard: list[Event] = []  # changes in the store that were not handled yet
         self._closed = False
 
-    # -- being woken -----------------------------------------------------------------------------------------------
+    # -- triggers --------------------------------------------------------------------------------------------------
 
     def add(self, managed: ManagedInstance) -> None:
-        """One more instance of this host."""
+        """Manage one more instance of this host."""
         self.managed.add(managed)
         self.lifecycle.driver(managed).make_room(len(self.managed))
 
     def create(self, managed: ManagedInstance) -> None:
-        """One that was just committed: nothing of it is on this host."""
+        """Manage an instance that was just committed, and of which nothing is on this host."""
         managed.hold, managed.observed = "tidy", Observed("none")
         managed.reconciled.set()
         self.admitting.discard(managed.instance.id)
@@ -76,7 +76,7 @@ class InstanceController:
         self.nudge(managed)
 
     def committed(self, instance: Instance, revision: int) -> None:
-        """Somebody wants something else of an instance of this host, at that revision of the store."""
+        """Take the desired state of an instance of this host that was committed at that revision, and reconcile it."""
         managed = self.managed.find(instance.tenant, instance.name)
         if managed is None and (managed := self.managed.with_id(instance.id)):  # it has another name now
             self.managed.rename(managed, instance, revision)
@@ -88,14 +88,14 @@ class InstanceController:
             self.nudge(managed)
 
     def nudge(self, managed: ManagedInstance) -> None:
-        """Decide anew about it."""
+        """Have the instance reconciled."""
         managed.wake.set()
         if not managed.busy and not managed.gone and not self._closed:
             managed.worker = self._tasks.spawn(self._work(managed))
 
     async def begin(self, revision: int) -> None:
-        """Look at everything that was loaded, and from now on at what changes in the store after `revision`. Return
-        when every instance was looked at once."""
+        """Reconcile all loaded instances, and from now on each one that changes in the store after `revision`. Return
+        when every loaded instance was reconciled once."""
         self._watching = self._tasks.spawn(self._watch(revision))
         loaded = [managed for managed in self.managed.all() if not managed.reconciled.is_set()]
         for managed in loaded:
@@ -104,7 +104,7 @@ class InstanceController:
         log.info("every instance was looked at")
 
     async def look_again(self) -> None:
-        """Look at every instance, a few at a time, in case somebody else changed something on this host."""
+        """Observe and reconcile every instance, a few at a time, in case another program has changed this host."""
         few = asyncio.Semaphore(_AT_ONCE)
 
         async def look(managed: ManagedInstance) -> None:
@@ -117,7 +117,7 @@ class InstanceController:
 
         await asyncio.gather(*(look(managed) for managed in self.managed.all()))
 
-    # -- the store, as other daemons change it -----------------------------------------------------------------------
+    # -- changes in the store by other daemons -----------------------------------------------------------------------
 
     async def _watch(self, revision: int) -> None:
         while True:
@@ -133,7 +133,8 @@ class InstanceController:
                 await asyncio.sleep(_FIRST_PAUSE)
 
     def _hear(self, events: Sequence[Event], pause: float) -> None:
-        """Look at these a moment later, all at once: a verb of this daemon hands over what it committed, undecoded."""
+        """Handle these events together after a pause. By then this daemon's own verbs have called `committed` for
+        theirs, which need not be decoded again."""
         if not self._heard:
             asyncio.get_running_loop().call_later(pause, self._take)
         self._heard.extend(events)
@@ -153,12 +154,12 @@ class InstanceController:
             self._hear(events, _FIRST_PAUSE)
 
     def _is_news(self, event: Event) -> bool:
-        """Not what is known already. What is deleted was removed by the daemon of its host: by us."""
+        """Whether this daemon doesn't know the change yet. Deletions of this host's instances are always its own."""
         managed = self.managed.find(*INSTANCES.parts(event.entry.key))
         return event.kind == "put" and (managed is None or managed.revision < event.revision)
 
     async def _catch_up(self) -> int:
-        """Take every instance as it is now; the revision of that."""
+        """Handle every instance as it is in the store now, and return the store's revision."""
         snapshot = await self.context.store.list(INSTANCES.prefix_all())
         for entry in snapshot.entries:
             await self._changed(Event("put", entry, None, entry.revision))
@@ -168,7 +169,7 @@ class InstanceController:
         try:
             instance = INSTANCES.decode(event.entry)
         except Failed:
-            return  # the next start of the daemon tells
+            return  # damaged; the next start of the daemon reports it
         if instance.host != self.context.host or instance.id in self.admitting:
             return
         if self.managed.with_id(instance.id):
@@ -177,7 +178,7 @@ class InstanceController:
             await self._take_over(*INSTANCES.parts(event.entry.key))
 
     async def _take_over(self, tenant: str, name: str) -> None:
-        """Begin with an instance that another daemon has placed here, unless it was ours and is removed by now."""
+        """Manage an instance that another daemon has placed on this host, unless it was removed meanwhile."""
         store = self.context.store
         status = await STATUS.get(store, tenant, name)
         owner, found = await TENANTS.get(store, tenant), await INSTANCES.get(store, tenant, name)
@@ -188,10 +189,10 @@ class InstanceController:
             self.add(managed := ManagedInstance(owner.value, found.value, known, found.revision))
             self.nudge(managed)
 
-    # -- working -----------------------------------------------------------------------------------------------------
+    # -- the worker --------------------------------------------------------------------------------------------------
 
     async def _work(self, managed: ManagedInstance) -> None:
-        """Until nothing is to do; after a failure again, when something changes or after a pause."""
+        """Reconcile until nothing is to do. After a failure try again when something changes, or after a pause."""
         pause = _FIRST_PAUSE
         while managed.wake.is_set() and not managed.gone:
             try:
@@ -209,7 +210,7 @@ class InstanceController:
         managed.reconciled.set()
 
     async def _reconcile(self, managed: ManagedInstance) -> None:
-        """Decide and act until nothing is to do. The lock is held."""
+        """Decide and act until nothing is to do. The caller holds the instance's lock."""
         while not managed.gone:
             managed.wake.clear()
             if managed.observed is None:
@@ -228,8 +229,8 @@ class InstanceController:
         self._settled(managed, action)
 
     async def _look(self, managed: ManagedInstance) -> None:
-        """What is on this host of it. That a process has ended its watcher tells, who holds it by descriptor: records
-        that somebody took away are no end."""
+        """Set `observed` from the driver. While its first process is watched, only the watcher's word counts as its
+        end, for the watcher holds a descriptor of it; records may be missing because another program deleted them."""
         observe, status = self.lifecycle.driver(managed).observe, managed.status
         found = await asyncio.to_thread(observe, managed.instance, status)
         if managed.hold == "watched" and managed.exited.is_set():
@@ -240,7 +241,7 @@ class InstanceController:
         managed.observed = found
 
     def _wanted(self, managed: ManagedInstance) -> Instance:
-        """What is wanted of it. While everything is taken off this host, that nothing of it runs."""
+        """The desired state; "stopped" while everything is being removed from this host."""
         instance = managed.instance
         if not self.context.going_down.is_set() or instance.wanted == "removed":
             return instance
@@ -280,10 +281,10 @@ class InstanceController:
         else:
             await within_limit(f"{_DOING[action]} instance {managed.instance.name}", work)
 
-    # -- answering ---------------------------------------------------------------------------------------------------
+    # -- answers to verbs --------------------------------------------------------------------------------------------
 
     async def converged(self, managed: ManagedInstance, generation: int) -> InstanceStatus:
-        """Its status, once what was wanted at `generation` is so. Raises why it can't be."""
+        """Wait until the desired state of `generation` is observed, and return the status. Raises why it failed."""
         waiter = Waiter(generation, asyncio.get_running_loop().create_future())
         managed.waiters.append(waiter)
         if not managed.busy or not (managed.wake.is_set() or managed.lock.locked()):  # or it waits after a failure
@@ -291,7 +292,7 @@ class InstanceController:
         return await waiter.answer
 
     def _settled(self, managed: ManagedInstance, action: Action) -> None:
-        """Nothing is to do: what is wanted is true, or has failed for good."""
+        """Record that nothing is to do: the desired state is observed, or has failed for good."""
         if managed.timer:
             managed.timer.cancel()
             managed.timer = None
@@ -307,13 +308,13 @@ class InstanceController:
         self._answer(managed, done=True)
 
     def _answer(self, managed: ManagedInstance, *, done: bool = False) -> None:
-        """Tell those who wait for what is true by now; all, when that is `done`, also of what failed."""
+        """Answer the waiters whose generation is observed. With `done` answer all of them, failures included."""
         for waiter in managed.waiters.copy():
             failed = managed.failure is not None and managed.failure.generation >= waiter.generation
             if not done and (failed or managed.status.observed_generation < waiter.generation):
                 continue
             managed.waiters.remove(waiter)
-            if waiter.answer.done():  # who waited is gone
+            if waiter.answer.done():  # the waiting task was cancelled
                 continue
             if failed and managed.failure:
                 waiter.answer.set_exception(managed.failure.error)
@@ -323,7 +324,7 @@ class InstanceController:
                 waiter.answer.set_result(managed.status)
 
     def _tell(self, managed: ManagedInstance, error: Exception) -> None:
-        """An attempt failed: whoever waits for it is told; if nobody does, it is a problem of this host."""
+        """Report a failed attempt to the waiters. If there are none, it is a problem of this host."""
         known = managed.failure is not None and managed.failure.generation == managed.instance.generation
         if known or not managed.waiters or not isinstance(error, InsulaError):
             self.context.problems.report(managed.label, error)
@@ -333,7 +334,7 @@ class InstanceController:
         self._answer(managed, done=True)
 
     def _log(self, managed: ManagedInstance, action: Action) -> None:
-        """What is found at the first look at an instance, and which records of it are damaged."""
+        """Log the action, and report damaged records when the instance is reconciled for the first time."""
         if managed.reconciled.is_set():
             log.debug("%s: %s", managed.label, action.name.lower())
             return
@@ -342,11 +343,11 @@ class InstanceController:
             damaged = ", ".join(managed.observed.damaged)
             self.context.problems[records_of(managed)] = f"damaged: {damaged}; {_SAID[action]}"
 
-    # -- the end -----------------------------------------------------------------------------------------------------
+    # -- shutdown ----------------------------------------------------------------------------------------------------
 
     async def stop_all(self) -> None:
-        """End every instance, for everything is taken off this host: `Context.going_down` is set. What is wanted in
-        the store stays as it is."""
+        """End every instance, as a part of `insula down`; `Context.going_down` is set. The desired state in the store
+        stays as it is."""
         if self._watching:
             self._watching.cancel()
         few = asyncio.Semaphore(_AT_ONCE)
@@ -364,7 +365,7 @@ class InstanceController:
                 raise error
 
     async def close(self) -> None:
-        """Let go of the instances, which keep running."""
+        """Stop managing. The instances go on running."""
         self._closed = True
         for managed in self.managed.all():
             await self.statuses.saved(managed)

@@ -1,7 +1,8 @@
-"""Instances whose record in the store can't be read: they are listed, and `rm -f` removes them with all that they have.
+"""`Damaged`: instances whose record in the store can't be read. They are listed; `rm -f` removes them.
 
-What such an instance owned is known in part only. Its id may still be legible. What it claimed bears its name. Files,
-containers and ports that belong to nobody are found by what is known of all others, as soon as no record is damaged.
+What such an instance owns is known in part only. Its id may still be readable. Its reservations have its name. Its
+files, containers and ports are found by elimination: as soon as no record is damaged, they are the ones that belong to
+no instance.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Damaged:
         self.lifecycle = controller.lifecycle
 
     def names(self, tenant: str | None) -> Sequence[tuple[str, str]]:
-        """Tenants and names of those that were damaged when the daemon started."""
+        """Tenants and names of the instances whose records were damaged when the daemon started."""
         root = INSTANCES.prefix(tenant) if tenant else INSTANCES.prefix_all()
         keys = sorted(key for key in self.context.unreadable if key.startswith(root))
         return [(parts[0], parts[1]) for parts in map(INSTANCES.parts, keys) if len(parts) == 2]
@@ -42,7 +43,7 @@ class Damaged:
         return [_view(*key) for key in self.names(tenant)]
 
     async def remove(self, owner: Tenant, name: str) -> None:
-        """Gone afterwards: from the store first, so that the next daemon finishes it should this one die."""
+        """Remove the instance: from the store first, so that the next daemon finishes if this one dies. Conflict."""
         tenant, key = owner.name, INSTANCES.key(owner.name, name)
         entry = await self.context.store.get(key)
         if entry is not None:
@@ -77,7 +78,7 @@ class Damaged:
             self.context.allocators.of(kind).invalidate()
 
     async def _usage(self, before: Usage, tenant: str, key: str) -> Usage:
-        """What the others have; while there are more that can't be read, what was counted and one instance less."""
+        """The usage of the tenant's other instances. While more are damaged it is `before` less one instance."""
         snapshot = await self.context.store.list(INSTANCES.prefix(tenant))
         good, bad = INSTANCES.sort_out(entry for entry in snapshot.entries if entry.key != key)
         if bad:
@@ -90,15 +91,15 @@ class Damaged:
         )
 
     async def _discard(self, instance: str) -> None:
-        """Of no driver more than another's: what one doesn't know it leaves alone."""
+        """Discard the remains of an instance of unknown kind. Drivers that don't know it do nothing."""
         for driver in self.context.drivers.values():
             await driver.discard_stray(instance)
             await self.lifecycle.remove_directory(driver, instance)
 
     async def _sweep(self, owner: Tenant) -> None:
-        """Remove what is nobody's, now that all records can be read."""
+        """Remove directories and containers that belong to no instance. All records must be readable."""
         store = self.context.store
-        # before the store: whose directory is there by now is in the store by then
+        # list directories before the store: an instance is stored before its directory is made
         there = await asyncio.to_thread(os.listdir, self.context.settings.instances)
         known = {id_of(entry) for entry in (await store.list(INSTANCES.prefix_all())).entries}
         for instance in set(there) - known:
@@ -107,7 +108,7 @@ class Damaged:
 
 
 def id_of(entry: Entry) -> str | None:
-    """The id of an instance from its record, also if that is no instance of this version."""
+    """The id in an instance's record, even if the rest can't be decoded; None if there is none."""
     try:
         found = json.loads(entry.value)
         return match[0] if (match := _ID.fullmatch(str(found["id"]))) else None
@@ -116,7 +117,7 @@ def id_of(entry: Entry) -> str | None:
 
 
 def _view(tenant: str, name: str) -> InstanceView:
-    """As if it had failed, with nothing known of it but its name."""
+    """A view of a damaged instance: failed, with only its name known."""
     return InstanceView(
         instance=Instance(
             tenant=tenant,

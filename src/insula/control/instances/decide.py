@@ -1,9 +1,9 @@
-"""What to do next about one instance: `decide`, which is pure, and the only source of actions.
+"""`decide`: the next action for one instance. It is a pure function, and the only source of actions.
 
-There are four witnesses: the record in the store (`Instance`: what is wanted), the status that was measured last, what
-is on this host (`Observed`, from the driver), and what this daemon has done about it since it started (`Hold`). Each
-action makes one of them truer, and `decide` is asked again, until there is nothing to do. So the same happens after a
-verb, after the end of a process, after a crash at any point, and after a reboot.
+It has four inputs: the desired state (`Instance`, from the store), the last status, the state of this host
+(`Observed`, from the driver), and how far this daemon has taken charge of the instance (`Hold`). Each action brings
+them closer together, and `decide` is called again until nothing is to do. So the same code runs after a verb, after
+the end of a process, after a crash at any point, and after a reboot.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from insula.control.instances.restart_policy import LONGEST, after_boot, after_e
 from insula.model.objects import Instance, InstanceStatus
 
 Hold = Literal["unknown", "watched", "tidy"]
-"""What this daemon did since it started: nothing yet; it waits for the end of what runs; it has removed what was left
-on this host, apart from the directory."""
+"""The state of the instance in this daemon. "unknown": nothing was done since the daemon started. "watched": the daemon
+waits for the end of its first process. "tidy": nothing of it is on this host but its directory."""
 
 
 class Action(Enum):
-    ADOPT = auto()  # it runs: take that as its status, and watch it
+    ADOPT = auto()  # it runs: record that as its status, and watch it
     PAUSE = auto()
     UNPAUSE = auto()
-    RESIZE = auto()  # put the limits in force that are wanted
-    STOP = auto()  # as the user asked for
-    REPLACE = auto()  # stop it, for another start is wanted
-    KILL = auto()  # stop it at once: it is to be removed
-    COLLECT_EXIT = auto()  # it ended: take its exit as its status, and remove what is left on this host
-    LOST = auto()  # it ran, is gone, and nobody knows how it ended
-    DISCARD = auto()  # remove what is left on this host, or was never told to start
+    RESIZE = auto()  # apply the desired limits
+    STOP = auto()  # stop it, as the user asked
+    REPLACE = auto()  # stop it, since a newer start is desired
+    KILL = auto()  # kill it at once, since it is to be removed
+    COLLECT_EXIT = auto()  # it ended: record its exit as its status, and remove its remains on this host
+    LOST = auto()  # it ended, and its exit status is not known
+    DISCARD = auto()  # remove its remains on this host, or a container that was never started
     LAUNCH = auto()
-    RELAUNCH = auto()  # by its restart policy
-    START_ANEW = auto()  # the host was booted: want another start
-    REMOVE = auto()  # from the store, with its directory
+    RELAUNCH = auto()  # launch it by its restart policy
+    START_ANEW = auto()  # the host was booted: commit another start
+    REMOVE = auto()  # remove it from the store, and its directory
     WAIT = auto()  # until `InstanceStatus.next_start`
     NOTHING = auto()
 
@@ -64,7 +64,7 @@ def _of_one_that_runs(instance: Instance, status: InstanceStatus, observed: Obse
         return Action.STOP
     if not _is_current(instance, observed):
         return Action.REPLACE
-    if instance.generation > status.observed_generation:  # else somebody else froze it, which is told and no more
+    if instance.generation > status.observed_generation:  # else another program froze it; that is only reported
         if instance.wanted == "paused" and observed.state == "running":
             return Action.PAUSE
         if instance.wanted == "running" and observed.state == "paused":
@@ -89,22 +89,22 @@ def _of_one_that_is_not_there(
         return Action.LAUNCH if starts else Action.NOTHING
     if not starts or not _restarts(instance, status):
         return Action.NOTHING
-    # a time further away than any pause is one of a clock that was set back
+    # a time further away than the longest pause: the clock was set back
     return Action.WAIT if 0 < (status.next_start or now) - now <= LONGEST else Action.RELAUNCH
 
 
 def _is_current(instance: Instance, observed: Observed) -> bool:
-    """Whether the start that was begun last is the one that is wanted."""
+    """Whether the last start on this host is the desired one."""
     return observed.record is not None and observed.record.starts == instance.starts
 
 
 def _of_old(observed: Observed, boot: str) -> bool:
-    """Whether it was begun before the host was booted."""
+    """Whether the last start was before the host was booted."""
     return observed.record is not None and observed.record.boot != boot
 
 
 def _restarts(instance: Instance, status: InstanceStatus) -> bool:
-    """Whether its restart policy has it run again. A start that failed counts only if it was by the policy."""
+    """Whether its restart policy starts it again. After a failed start it does so only if the policy had started it."""
     if status.state == "failed":
         return status.next_start is not None
     return status.exit is not None and after_exit(instance.spec.restart, status.exit, status.restarts)

@@ -1,4 +1,4 @@
-"""What makes an instance isolated: its driver's account of it, and the fabric's read-back of its port."""
+"""`insula explain`: the isolation of an instance, as its driver and the fabric read it back from the kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from insula.model.views import Explanation
 
 
 async def explain(context: Context, instances: ManagedInstances, managed: ManagedInstance) -> Explanation:
-    """Everything that is known; what needs a running process is empty when it doesn't run. Unavailable."""
+    """The explanation of an instance. Fields that need a running process are empty if it doesn't run. Unavailable."""
     instance, status = managed.instance, managed.status
     if not managed.active:
         status = msgspec.structs.replace(status, pid=None)
@@ -37,7 +37,7 @@ async def explain(context: Context, instances: ManagedInstances, managed: Manage
 
 
 def _near(instances: ManagedInstances, managed: ManagedInstance) -> dict[str, Running]:
-    """The instances that may share a namespace with it: those that join another's, and the joined."""
+    """Instances that may share a namespace with it: it shares theirs, or they share its."""
     others = [m for m in instances.of(managed.instance.tenant) if m.status.pid and m is not managed]
     joined = {m.instance.spec.options.pid_of for m in (*others, managed)}
     near = [m for m in others if m.instance.spec.options.pid_of or m.instance.name in joined]

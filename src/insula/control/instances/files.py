@@ -1,7 +1,7 @@
-"""`insula cp` and `export`: trees in and out of instances, running or not, as tar streams.
+"""`insula cp` and `export`: copies trees into and out of instances as tar streams.
 
-Files are reached through the root of the instance's first process. For an instance that doesn't run, the driver holds
-its root file system meanwhile (`Driver.holder`).
+Files are reached through the root of the instance's first process. For an instance that doesn't run, the driver starts
+a holder process with its root file system meanwhile (`Driver.holder`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Files:
         self.ports = ports
 
     async def get(self, managed: ManagedInstance, path: str) -> AsyncIterator[bytes]:
-        """The file or tree at `path` as a tar in pieces. NotFound, Invalid before the first piece."""
+        """The file or tree at `path`, as the pieces of a tar. NotFound, Invalid before the first piece."""
         check(path)
         async for piece in self._pieces(managed, "write", path):
             yield piece
 
     async def export(self, managed: ManagedInstance) -> AsyncIterator[bytes]:
-        """The root file system as a tar in pieces, without what is mounted in it."""
+        """The root file system, as the pieces of a tar. File systems that are mounted in it are left out."""
         async for piece in self._pieces(managed, "export", "/"):
             yield piece
 
@@ -46,21 +46,22 @@ class Files:
     async def put(
         self, managed: ManagedInstance, path: str, pieces: AsyncIterator[bytes], copy: str | None = None
     ) -> None:
-        """Unpacks a tar into the directory `path`, or where `copy` says (`container.archive.read`)."""
+        """Unpack a tar into the directory `path`; `copy` chooses the target as in `container.archive.read`. Invalid,
+        Conflict."""
         check(path)
         if copy not in (None, "tree", "content"):
             raise Invalid(f"nothing is copied as {shorten(copy)}", "choose tree or content")
         if managed.instance.spec.read_only and not managed.active:
             raise Conflict(f"instance {managed.instance.name} is read-only", "make it without --read-only")
         async with self._root(managed) as process, self._driver(managed).archive("read", process, path, copy) as worker:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has failed, and says why
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has failed; `finish` raises why
                 async for piece in pieces:
                     await worker.write(piece)
             await worker.finish()
 
     @asynccontextmanager
     async def _root(self, managed: ManagedInstance) -> AsyncIterator[Running]:
-        """A process whose root is the instance's. Unavailable if it is of a kind without files."""
+        """A process whose root is the instance's. Unavailable if its driver has no files."""
         require(self._driver(managed), "files")
         status = managed.status
         if status.state in ("running", "paused", "stopping") and status.pid and status.start_time:

@@ -1,12 +1,13 @@
-"""The health checks of all instances: one clock, and only so many checks at a time.
+"""Health checks of instances (Docker's HEALTHCHECK).
 
-A thousand instances are no thousand tasks: `HealthChecks` keeps their next checks in one heap, by the time they are
-due, and one timer for the first of them. A check is a process that joins the instance, as by `insula exec`: within its
-limits, as its user, with its rights. Beyond a few a tenant's checks wait for each other, so that one with many that
-hang delays only its own. What a check prints is kept up to a bound; one that takes too long is killed by its PID.
+`HealthChecks` keeps the next checks of all instances in one heap, by the time they are due, and one timer for the first
+of them. So a thousand instances don't need a thousand tasks. A check is a process that joins the instance, as by
+`insula exec`: within its limits, as its user, with its rights. At most `AT_ONCE` checks of one tenant run at a time, so
+a tenant whose checks hang delays only its own. The first `OUTPUT` bytes of a check's output are kept. A check that
+takes longer than its timeout is killed.
 
-What was found is kept in memory: when `insulad` starts again an instance is `starting` anew, and the checking goes on.
-A check that the insulad before had begun, and that nobody waits for any more, is killed then.
+Results are kept in memory. When `insulad` starts again, the health of each instance is `starting`, and checks go on.
+A check that the previous insulad had begun is killed.
 """
 
 from __future__ import annotations
@@ -35,26 +36,26 @@ from insula.model.views import ExecSpec, Health, Probe
 log = logging.getLogger("insula.health")
 AT_ONCE: Final = 8  # checks of one tenant
 OUTPUT: Final = 4096  # bytes of a check's output that are kept
-LOG: Final = 5  # checks that are remembered
+LOG: Final = 5  # results that are kept
 PREFIX: Final = "health"
-"""How the exec IDs of checks begin: by it the next insulad knows them."""
+"""The prefix of checks' exec IDs, by which the next insulad recognizes them."""
 _RETRY = 1.0
 _TRIES = 30
 
 
 class Monitor:
-    """What is known of one start of an instance that has checks; `over` once that start is."""
+    """The health checks of one start of an instance, and their results; `over` once that start has ended."""
 
     def __init__(self, member: ManagedInstance, plan: HealthPlan) -> None:
         self.member = member
         self.plan = plan
         self.started = member.status.started or time.time()
         self.health = Health(status="starting")
-        self.process: object | None = None  # as `Driver.prepare_exec` made it; the same for each check
+        self.process: object | None = None  # from `Driver.prepare_exec`; reused for each check
         self.over = False
 
     def judge(self, probe: Probe) -> Health:
-        """The health after one more check."""
+        """The health after one more result."""
         before, status, failures = self.health, self.health.status, 0
         if probe.exit_status == 0:
             status = "healthy"
@@ -66,7 +67,8 @@ class Monitor:
 
 
 class HealthChecks:
-    """`driver` gives the driver of an instance. `spawn` makes a task that the daemon ends when it ends itself."""
+    """The health checks of all instances. `driver` returns the driver of an instance. `spawn` starts a task that ends
+    with the daemon."""
 
     def __init__(
         self,
@@ -84,7 +86,8 @@ class HealthChecks:
         self._waiting: defaultdict[str, deque[Monitor]] = defaultdict(deque)
 
     def begin(self, member: ManagedInstance, *, adopted: bool = False) -> None:
-        """It runs: check it from now on, if somebody asked for that. Of those adopted all would be due at once."""
+        """Begin the checks of an instance that runs, if it has any. The first checks of adopted instances are spread
+        over their interval, since all would be due at once."""
         self.end(member)
         driver = self._driver(member.instance)
         if "exec" not in driver.features:
@@ -103,12 +106,12 @@ class HealthChecks:
             self._schedule(monitor, pause * random.random() if adopted else pause)
 
     def end(self, member: ManagedInstance) -> None:
-        """It ended, and with it what ran inside."""
+        """End the checks of an instance that has ended; its processes have ended with it."""
         if member.monitor:
             member.monitor.over = True
             member.monitor = None
 
-    # -- the clock -------------------------------------------------------------------------------------------------
+    # -- schedule --------------------------------------------------------------------------------------------------
 
     def _schedule(self, monitor: Monitor, pause: float) -> None:
         loop = asyncio.get_running_loop()
@@ -131,7 +134,7 @@ class HealthChecks:
         tenant, state = monitor.member.instance.tenant, monitor.member.status.state
         if monitor.over:
             return
-        if state != "running":  # one that is paused can't answer, and is not asked
+        if state != "running":  # a paused instance can't answer
             self._schedule(monitor, monitor.plan.interval)
         elif self._running[tenant] < AT_ONCE:
             self._running[tenant] += 1
@@ -152,7 +155,7 @@ class HealthChecks:
     async def _check(self, monitor: Monitor) -> None:
         try:
             probe = await self._probe(monitor)
-        except Exception:  # of ours, and no verdict: the next check is made all the same
+        except Exception:  # a fault of insulad and no result; checks go on
             log.exception("instance %s/%s: a health check failed", *monitor.member.key)
             self._schedule(monitor, monitor.plan.interval)
             return
@@ -190,10 +193,10 @@ class HealthChecks:
         return monitor.process
 
     async def _result(self, driver: Driver, instance_id: str, exec_id: str, output: bytearray) -> int | None:
-        """The exit status of a check; what it prints is added to `output`."""
+        """Wait for the end of a check and return its exit status. Its output is added to `output`."""
         try:
             stream = await driver.attach(instance_id, exec_id)
-        except NotFound:  # it ended at once, or the monitor did: the status is what counts
+        except NotFound:  # it ended at once, or the monitor did; the exit status is still recorded
             return (await driver.wait(instance_id, exec_id)).exit_status
         reading = asyncio.ensure_future(_read(stream, output))
         try:
@@ -207,7 +210,8 @@ class HealthChecks:
         return record.exit_status
 
     async def _kill(self, monitor: Monitor, exec_id: str) -> None:
-        """It must be gone before the next one. While its instance is frozen it may not even have begun, or not end."""
+        """Kill a check, and wait for its end. While its instance is frozen a check may not have begun yet, and does not
+        die."""
         instance, tries = monitor.member.instance, 0
         driver = self._driver(instance)
         while not monitor.over and tries < _TRIES:
@@ -221,7 +225,7 @@ class HealthChecks:
             await asyncio.sleep(_RETRY / 10)
 
     async def _sweep(self, instance: Instance, execs: Sequence[str]) -> None:
-        """Kills what an earlier insulad had begun to check with."""
+        """Kill checks that a previous insulad has begun."""
         driver = self._driver(instance)
         for exec_id in execs:
             with contextlib.suppress(NotFound):
@@ -232,7 +236,7 @@ class HealthChecks:
 
 
 async def _read(stream: Streams, output: bytearray) -> None:
-    """Up to the bound; then it is closed, and the monitor throws away what comes."""
+    """Read at most `OUTPUT` bytes, then close the stream; the monitor drops further output."""
     async for _, data in stream:
         output += data[: OUTPUT - len(output)]
         if len(output) >= OUTPUT:

@@ -1,4 +1,4 @@
-"""What is done with an instance that runs here: input and output, more processes in it, files in and out of it."""
+"""`InstanceIo`: attach, logs, exec, files and explanations of instances that run on this host."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from insula.model.units import check_label, parse_signal
 from insula.model.views import ExecSpec, Explanation, ProcessView
 
 T = TypeVar("T")
-_PATIENCE = 10.0  # seconds for an instance to be looked at, after the start of the daemon
-_REMEMBERED = 100  # ends of other processes in an instance
+_PATIENCE = 10.0  # seconds that the first pass over an instance may take after the start of the daemon
+_REMEMBERED = 100  # exits of exec processes that are kept for each instance
 
 
 class InstanceIo:
-    """What a request begins it ends, even if the client goes away meanwhile (`_whole`)."""
+    """Verbs on running instances. A verb that changes something runs to its end even if the client disconnects
+    (`_whole`)."""
 
     def __init__(self, tenants: Tenants, controller: InstanceController, tasks: Tasks) -> None:
         self.context = controller.context
@@ -52,8 +53,8 @@ class InstanceIo:
         return self.context.driver(managed.instance)
 
     async def find(self, tenant: str, name: str) -> ManagedInstance:
-        """The instance, or NotFound. Unavailable if it is on another host, or if the daemon has just started and has
-        not looked at it yet."""
+        """The instance. NotFound; Failed if its record is damaged; Unavailable if it is on another host, or if the
+        daemon has just started and has not reconciled it yet."""
         check_label("tenant", tenant)
         if managed := self.managed.find(tenant, check_label("instance", name)):
             await self._looked_at(managed)
@@ -78,7 +79,7 @@ class InstanceIo:
                 raise Unavailable(what, "try again in half a minute; `insula status` tells what is wrong") from None
 
     async def _started(self, tenant: str, name: str) -> ManagedInstance:
-        """The instance, not in the middle of its start: somebody may see its first output before we know it runs."""
+        """The instance, after its start if it is just starting: output may arrive before its status is "running"."""
         managed = await self.find(tenant, name)
         if managed.status.state == "starting":
             async with managed.lock:
@@ -91,10 +92,10 @@ class InstanceIo:
     async def attach(
         self, tenant: str, name: str, *, stdin: bool = False, replay: bool = False, start: bool = False
     ) -> AsyncIterator[Attachment]:
-        """Its streams from now on; with `replay` from its last start. One that was never started, or that the caller
-        will `start`, is waited for.
+        """The streams of an instance from now on; with `replay` from its last start. If it was never started, or if the
+        caller will start it (`start`), they begin at its start.
 
-        Conflict if it has ended and nothing of that holds; Denied for `stdin` of one that was made without.
+        Conflict if it has ended, and neither is so; Denied for `stdin` if it was made without.
         """
         managed = await self._started(tenant, name)
         driver = require(self._driver(managed), "attach")
@@ -134,7 +135,8 @@ class InstanceIo:
         tail: int | None = None,
         since: float | None = None,
     ) -> AsyncIterator[bytes]:
-        """What it printed, as frames (`insula.model.stream`) whose payload begins with eight bytes of nanoseconds.
+        """The instance's output, as frames (`insula.model.stream`) whose payload begins with the time: eight bytes,
+        nanoseconds since the epoch.
 
         `follow` goes on until the instance has ended and won't be started again by its restart policy or by `restart`.
         """
@@ -148,11 +150,11 @@ class InstanceIo:
     def _reader(self, managed: ManagedInstance, *, since: float | None = None, tail: int | None = None) -> Log:
         return self._driver(managed).log(managed.instance.id, since=since or 0.0, tail=tail)
 
-    # -- more processes --------------------------------------------------------------------------------------------
+    # -- exec ------------------------------------------------------------------------------------------------------
 
     async def exec_create(self, tenant: str, name: str, spec: ExecSpec, *, detach: bool = False) -> str:
-        """Runs one more process inside; its id, once it has started. With `detach` it has no input, and its output is
-        read and dropped. Conflict if the instance doesn't run."""
+        """Start one more process in the instance and return its id. With `detach` it has no input, and its output is
+        dropped. Invalid; Conflict if the instance doesn't run."""
         managed = await self._started(tenant, name)
         driver = require(self._driver(managed), "exec")
         check_running(managed)
@@ -168,7 +170,7 @@ class InstanceIo:
         driver = self._driver(managed)
         try:
             ended = await driver.wait(managed.instance.id, exec_id)
-        except NotFound:  # the instance ended, and all that ran inside with it
+        except NotFound:  # the instance has ended, and with it all of its processes
             return Exit(exit_status=128 + SIGKILL, signal=int(SIGKILL), finished=time.time())
         driver.forget_exec(managed.instance.id, exec_id)
         return ended
@@ -177,7 +179,7 @@ class InstanceIo:
     async def exec_attach(
         self, tenant: str, name: str, exec_id: str, *, stdin: bool = False
     ) -> AsyncIterator[Attachment]:
-        """The streams of that process, from its beginning."""
+        """The streams of an exec process, from its start."""
         managed = await self.find(tenant, name)
         attachment = Attachment(self._driver(managed), managed.instance.id, exec_id, stdin=stdin)
         try:
@@ -187,21 +189,21 @@ class InstanceIo:
             attachment.close()
 
     async def exec_wait(self, tenant: str, name: str, exec_id: str) -> Exit:
-        """How that process ended, once it has."""
+        """Wait until an exec process has ended, and return its exit."""
         return await asyncio.shield(_exec_of(await self.find(tenant, name), exec_id))
 
     async def exec_kill(self, tenant: str, name: str, exec_id: str, signal: int) -> None:
-        """A signal to that process; Conflict if it has ended."""
+        """Send a signal to an exec process. Conflict if it has ended."""
         managed = await self.find(tenant, name)
         try:
             self._driver(managed).signal(managed.instance.id, parse_signal(str(signal)), exec_id)
         except NotFound:
             raise Conflict("that process has ended") from None
 
-    # -- looking inside --------------------------------------------------------------------------------------------
+    # -- processes, explanations, files ----------------------------------------------------------------------------
 
     async def processes(self, tenant: str, name: str) -> Sequence[ProcessView]:
-        """Everything that runs in it, with the numbers inside and on the host."""
+        """The instance's processes, with their PIDs inside and on the host."""
         managed = await self.find(tenant, name)
         driver = require(self._driver(managed), "processes")
         if not managed.active:
@@ -209,28 +211,28 @@ class InstanceIo:
         return await self.context.surveys.do(tenant, partial(driver.processes, managed.tenant, managed.instance.id))
 
     async def explain(self, tenant: str, name: str) -> Explanation:
-        """What makes it isolated, read from the kernel."""
+        """The isolation of the instance, read back from the kernel."""
         return await explain(self.context, self.managed, await self.find(tenant, name))
 
     async def archive_get(self, tenant: str, name: str, path: str) -> AsyncIterator[bytes]:
-        """The file or tree at `path` inside, as a tar in pieces."""
+        """The file or tree at `path` in the instance, as the pieces of a tar."""
         async for piece in self.files.get(await self.find(tenant, name), path):
             yield piece
 
     async def archive_put(
         self, tenant: str, name: str, path: str, pieces: AsyncIterator[bytes], copy: str | None = None
     ) -> None:
-        """Unpacks a tar into the directory `path` inside, or where `copy` says (see `Archives.put`)."""
+        """Unpack a tar into the directory `path` in the instance; for `copy` see `Files.put`."""
         await self.files.put(await self.find(tenant, name), path, pieces, copy)
 
     async def export(self, tenant: str, name: str) -> AsyncIterator[bytes]:
-        """The root file system as a tar in pieces."""
+        """The root file system, as the pieces of a tar."""
         async for piece in self.files.export(await self.find(tenant, name)):
             yield piece
 
 
 def has_ended(managed: ManagedInstance) -> bool:
-    """Whether it doesn't run and is not about to, by its restart policy or a verb."""
+    """Whether it has ended, and neither its restart policy nor a verb will start it again."""
     return managed.gone or not (managed.active or managed.busy or managed.restarting)
 
 
@@ -239,7 +241,7 @@ def encode_records(records: Sequence[LogRecord]) -> bytes:
 
 
 def end_of(managed: ManagedInstance) -> asyncio.Future[Exit]:
-    """The end of its current or last start."""
+    """The exit of its current or last start."""
     if not managed.ended.done() and managed.status.state == "exited" and managed.status.exit:
         managed.ended.set_result(managed.status.exit)
     return managed.ended

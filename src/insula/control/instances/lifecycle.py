@@ -1,7 +1,7 @@
-"""The actions of `decide`, carried out: each makes one thing true of an instance of this host, and decides nothing.
+"""`Lifecycle`: carries out the actions that `decide` returns, on an instance of this host.
 
-The instance's lock is held meanwhile. An action keeps `ManagedInstance.observed`, `hold` and the status as they are
-afterwards. It raises InsulaError or OSError; what it had begun is then undone, or is found by the next look.
+The caller holds the instance's lock. An action updates `ManagedInstance.observed`, `hold` and the status. If it raises
+InsulaError or OSError, it has undone what it had begun, or the next observation finds it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from insula.network.fabric import Nic
 
 log = logging.getLogger("insula.control")
 LIMIT = 30.0
-"""Seconds after which a start is given up, and the removal of files is a problem."""
-_USUAL, _DYING = 1.0, 60.0  # seconds for a process to die of SIGKILL
-_RETRY = 1.0  # seconds between attempts at what must succeed in the end
+"""Seconds after which a start is given up, and after which the removal of files is a problem."""
+_USUAL, _DYING = 1.0, 60.0  # seconds that a process usually takes, and may take, to die of SIGKILL
+_RETRY = 1.0  # seconds between attempts
 
 
 class Lifecycle:
-    """`nudge` has the controller decide anew about an instance, `tell` has it answer those who wait for it."""
+    """The actions. `nudge` has the controller reconcile an instance; `tell` has it report a failure to the waiters."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Lifecycle:
     # -- starting --------------------------------------------------------------------------------------------------
 
     async def launch(self, managed: ManagedInstance, *, by_policy: bool = False) -> None:
-        """Start it. One that does not start is failed, with the reason in its status: that is no exception."""
+        """Start the instance. If that fails its status is "failed", with the reason; no InsulaError is raised."""
         instance, before, asked = managed.instance, managed.status, bool(managed.waiters)
         if managed.ended.done():
             managed.ended = asyncio.get_running_loop().create_future()
@@ -107,8 +107,8 @@ class Lifecycle:
         self._watch(managed)
 
     async def _launch(self, managed: ManagedInstance) -> Running:
-        """Create it, plug it in, connect those who wait for its output, and start it. InsulaError; then nothing of it
-        is left."""
+        """Create it, plug in its port, connect clients that wait for its output, and start it. After an InsulaError
+        nothing of it is left."""
         instance = managed.instance
         console, managed.console = managed.console, None
         joined, network = partner(self.managed, instance.tenant, instance.spec), await self.ports.network(instance)
@@ -129,7 +129,7 @@ class Lifecycle:
         return running
 
     async def _start(self, managed: ManagedInstance, options: CreateOptions, check: Callable[[], None]) -> Running:
-        """The steps of that. `check` raises if it is too late for another one."""
+        """The steps of `_launch`. `check` is called between them; it raises when the time for the start is over."""
         tenant, instance, driver = managed.tenant, managed.instance, self.driver(managed)
         try:
             await driver.create(tenant, instance, options)
@@ -141,7 +141,7 @@ class Lifecycle:
             running = await driver.start(instance.id)
             check()
         except (InsulaError, OSError) as error:
-            if failure := await driver.failure(instance.id):  # the cause; the rest follows from it
+            if failure := await driver.failure(instance.id):  # the cause of this error
                 raise failure from None
             if isinstance(error, InsulaError):
                 raise
@@ -152,8 +152,8 @@ class Lifecycle:
 
     @contextmanager
     def _in_time(self, managed: ManagedInstance) -> Iterator[Callable[[], None]]:
-        """Give a start up after `LIMIT` seconds: those who wait are told at once, and the function that is yielded
-        raises. A step that the runtime is at can't be cut off safely, so all is undone when it has ended."""
+        """Give up a start after `LIMIT` seconds. The waiters are answered at once; from then on the function that is
+        yielded raises. A step of the runtime can't be interrupted safely, so the undoing begins when it has ended."""
         late: list[Failed] = []
 
         def give_up() -> None:
@@ -172,7 +172,7 @@ class Lifecycle:
             timer.cancel()
 
     def _failed(self, managed: ManagedInstance, error: InsulaError, *, by_policy: bool) -> None:
-        """It did not start, which is final, unless it was started by its policy, or for nobody who waits."""
+        """Record a failed start. It is final, unless the restart policy had started it, or nobody waits for it."""
         instance, status = managed.instance, managed.status
         managed.observed = Observed("none", record=LaunchRecord(starts=instance.starts, boot=self.boot))
         managed.failure = Failure(instance.generation, error)
@@ -188,10 +188,10 @@ class Lifecycle:
         managed.waiting.clear()
         if not managed.ended.done():
             managed.ended.set_exception(error)
-            managed.ended.exception()  # nobody need be waiting
+            managed.ended.exception()  # retrieved, so that asyncio logs nothing if nobody waits
 
     async def start_anew(self, managed: ManagedInstance) -> None:
-        """Want another start of it, since the host was booted. Conflict if somebody wants something else."""
+        """Commit another start, since the host was booted. Conflict if its record was changed meanwhile."""
         before = managed.instance
         instance = msgspec.structs.replace(
             before, wanted="running", starts=before.starts + 1, generation=before.generation + 1
@@ -203,7 +203,7 @@ class Lifecycle:
     # -- running ---------------------------------------------------------------------------------------------------
 
     async def adopt(self, managed: ManagedInstance) -> None:
-        """Take what runs as its status, and watch it."""
+        """Record the observed state as its status, and watch its first process."""
         observed = managed.observed
         if observed is None or observed.running is None:
             raise Failed("its records vanished", "look at the run directory")
@@ -243,9 +243,9 @@ class Lifecycle:
             self.statuses.note(managed, state=state, observed_generation=managed.instance.generation)
 
     async def resize(self, managed: ManagedInstance) -> None:
-        """Put the wanted limits in force. Failed if the kernel refuses them."""
+        """Apply the desired limits. Failed if the kernel refuses them."""
         resources = managed.instance.spec.resources
-        self.statuses.note(managed, resources=None)  # some of them are in force, if this goes wrong
+        self.statuses.note(managed, resources=None)  # after a failure some of them may be applied
         with contextlib.suppress(NotFound):  # it is just ending
             await self.driver(managed).resize(managed.instance.id, resources)
         self.statuses.note(managed, resources=resources)
@@ -258,7 +258,7 @@ class Lifecycle:
         self.memory.begin(managed, self.driver(managed), adopted=adopted)
 
     async def _await_end(self, managed: ManagedInstance) -> None:
-        """Wait for the end of its first process, and tell the controller."""
+        """Wait for the end of its first process, and nudge the controller."""
         managed.exit = await self._exit(managed)
         if managed.observed:
             managed.observed = managed.observed._replace(state="ended")
@@ -266,7 +266,7 @@ class Lifecycle:
         self._nudge(managed)
 
     async def _exit(self, managed: ManagedInstance) -> Exit:
-        """How it ended, once it has. Whatever is in the way, such as a full /run, is told, and it is asked again."""
+        """Wait for its end and return its exit. A failure, such as a full /run, is a problem, and is tried again."""
         name = f"end of {managed.label}"
         while True:
             try:
@@ -283,8 +283,8 @@ class Lifecycle:
     # -- ending ----------------------------------------------------------------------------------------------------
 
     async def stop(self, managed: ManagedInstance, most: float | None = None) -> None:
-        """Send its stop signal, and SIGKILL when its time is over, after `most` seconds. Return when it has ended, or
-        when something else may be wanted: called again, it goes on waiting."""
+        """Send its stop signal, and SIGKILL after its timeout or `most` seconds, whichever is less. Return when it has
+        ended, or when the desired state may have changed; called again, it goes on waiting."""
         instance = managed.instance
         timeout = instance.spec.stop_timeout if instance.stop_timeout is None else instance.stop_timeout
         timeout = timeout if most is None else min(timeout, most)
@@ -302,7 +302,7 @@ class Lifecycle:
         await self.kill(managed)
 
     async def kill(self, managed: ManagedInstance) -> None:
-        """End it by SIGKILL. Failed if it does not die."""
+        """Send SIGKILL and wait for its end. Failed if it does not die."""
         driver, instance, name = self.driver(managed), managed.instance.id, f"instance {managed.instance.name}"
         managed.stopping = managed.stopping or time.monotonic()
         self.statuses.note(managed, state="stopping")
@@ -317,12 +317,12 @@ class Lifecycle:
                 raise undying(managed, group)
             looking = asyncio.to_thread(driver.observe, managed.instance, managed.status)
             found = await within_limit(f"looking at {name}", looking)
-            if found.state == "none":  # its records are gone: kill all that is in its group
+            if found.state == "none":  # its records are missing: kill everything in its control group
                 await within_limit(f"clearing away {name}", driver.discard(managed.instance))
         raise undying(managed, None)
 
     async def _signal(self, managed: ManagedInstance, number: int, *, thaw: bool) -> None:
-        """To its first process, which takes no notice of it, be it SIGKILL, while it is frozen."""
+        """Send a signal to its first process. While frozen it reacts to none, not even SIGKILL; `thaw` resumes it."""
         with contextlib.suppress(NotFound):
             self.driver(managed).signal(managed.instance.id, number)
         if thaw:
@@ -331,13 +331,13 @@ class Lifecycle:
                 await self.driver(guest).resume(guest.instance.id)
 
     async def collect_exit(self, managed: ManagedInstance) -> None:
-        """Take its exit as its status, tell who waits, store it, and remove what is left on this host."""
+        """Record its exit as its status, answer the waiters, store it, and remove its remains on this host."""
         if (ended := managed.exit) is None:
             ended = await self._exit(managed)
         await self._conclude(managed, ended)
 
     async def lose(self, managed: ManagedInstance) -> None:
-        """It ended, and nobody knows how."""
+        """Record that it ended with an unknown exit status."""
         await self._conclude(managed, Exit(exit_status=None, finished=time.time()))
 
     async def _conclude(self, managed: ManagedInstance, ended: Exit) -> None:
@@ -353,8 +353,8 @@ class Lifecycle:
         await self.discard(managed)
 
     def _after(self, managed: ManagedInstance, observed: Observed, ended: Exit) -> InstanceStatus:
-        """The status of one that ended; of a start that was begun in this life of the host the policy asks for
-        another."""
+        """The status of an ended instance. If it was started since the host booted, its restart policy may set the time
+        of the next start."""
         status, record = managed.status, observed.record
         started = (observed.running.started if observed.running else None) or status.started
         backoff = 0 if started and ended.finished - started >= STEADY else status.backoff
@@ -376,14 +376,14 @@ class Lifecycle:
         )
 
     async def discard(self, managed: ManagedInstance) -> None:
-        """Remove what is on this host of it but for its directory."""
+        """Remove its remains on this host, but not its directory. Failed."""
         try:
             await self._discard(managed)
         except OSError as error:
             raise Failed(f"its remains can't be removed: {error}", "it is tried again") from error
 
     async def _discard(self, managed: ManagedInstance) -> None:
-        """Kill what runs of it, and remove it with its port and its name."""
+        """Kill its processes, and remove its container, port and name."""
         await self.driver(managed).discard(managed.instance)
         await self.ports.unplug(managed.tenant, managed.instance)
         managed.hold = "tidy"
@@ -391,9 +391,9 @@ class Lifecycle:
         managed.observed = Observed("none", record=record)
 
     async def remove(self, managed: ManagedInstance) -> None:
-        """Take it out of the store, and then its directory off the disk. Should we die in between, the next start of
-        the daemon finds that."""
-        managed.gone = True  # from here on no status is stored any more
+        """Delete it from the store, and then its directory. If the daemon dies in between, the next start removes the
+        directory as a leftover."""
+        managed.gone = True  # from now on no status is stored
         try:
             await self.statuses.saved(managed)
             await dismiss(self.context, managed.instance)
@@ -408,7 +408,7 @@ class Lifecycle:
         await self.remove_directory(self.driver(managed), managed.instance.id)
 
     async def remove_directory(self, driver: Driver, instance_id: str) -> None:
-        """Also one of millions of files, nested however deep. What is in the way is a problem of this host."""
+        """Remove the directory of an instance, however many files it has. A failure is a problem of this host."""
         name, problems = f"directory of instance {instance_id}", self.context.problems
         late = f"it is still being removed after {LIMIT:g} s"
         timer = asyncio.get_running_loop().call_later(LIMIT, problems.__setitem__, name, late)
@@ -422,8 +422,8 @@ class Lifecycle:
 
 
 def undying(managed: ManagedInstance, group: str | None) -> Failed:
-    """Why its first process is still there after SIGKILL: with version 1, somebody's frozen group (cgroups(7),
-    freezer), or the kernel waits for something."""
+    """The error of a first process that is still there after SIGKILL. With cgroup version 1 another program may have
+    moved it into a frozen group (cgroups(7), freezer); else it waits in the kernel."""
     pid = managed.status.pid
     what = f"process {pid} of instance {managed.instance.name} does not die of SIGKILL"
     if group is not None:
@@ -432,5 +432,5 @@ def undying(managed: ManagedInstance, group: str | None) -> Failed:
 
 
 def records_of(managed: ManagedInstance) -> str:
-    """What a problem with its records is called; it is solved when it starts again, or is removed."""
+    """The name of the problem with its records. It is solved when the instance starts again or is removed."""
     return f"records of {managed.label}"

@@ -1,7 +1,8 @@
-"""What a daemon that starts takes from the store before it answers: every instance of its host, and nothing looked at.
+"""Loads the instances of this host from the store when the daemon starts, before it answers requests.
 
-A damaged record costs its object and no other, and is a problem of this host. What is on the host of nobody is found
-here too, and removed by `sweep` behind requests. While a record can't be read nothing is anybody's leftover.
+A damaged record makes its own object unusable and no other; it is recorded as a problem of this host. Leftovers, which
+are containers and directories of no instance, are found here too; `sweep` removes them beside requests. While a record
+can't be read nothing counts as a leftover.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Leftovers(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """`revision` is that of the store, to watch it from there."""
+    """The tenants and leftovers, and the revision of the store to watch it from."""
 
     revision: int
     tenants: Sequence[Tenant]
@@ -46,7 +47,7 @@ class Loaded(NamedTuple):
 
 
 async def load(context: Context, controller: InstanceController) -> Loaded:
-    """Bring the controller every instance of this host."""
+    """Add every instance of this host to the controller."""
     store = context.store
     entries, statuses, networks, usages, tenants = await asyncio.gather(
         *(store.list(kind.prefix_all()) for kind in (INSTANCES, STATUS, NETWORKS, USAGE, TENANTS))
@@ -85,7 +86,7 @@ async def load(context: Context, controller: InstanceController) -> Loaded:
 
 
 def _whole(context: Context, kind: Keyspace[T], snapshot: Snapshot, *, needed: bool = True) -> Sequence[Found[T]]:
-    """The objects among these entries; each damaged one is a problem."""
+    """The objects of these entries. A damaged one is recorded as a problem and left out."""
     good, bad = kind.sort_out(snapshot.entries)
     for entry, error in bad:
         context.problems[f"record {entry.key}"] = str(error)
@@ -95,7 +96,7 @@ def _whole(context: Context, kind: Keyspace[T], snapshot: Snapshot, *, needed: b
 
 
 async def _take(context: Context, old: Sequence[ManagedInstance]) -> None:
-    """Commit that these are of this host: 0.1.0 stored no host, for a store had one."""
+    """Commit that these instances are of this host. 0.1.0 stored no host, since each store had only one."""
     puts = [INSTANCES.put(managed.instance, *managed.key) for managed in old]
     revision = await context.store.transact([], puts)
     for managed in old:
@@ -103,7 +104,7 @@ async def _take(context: Context, old: Sequence[ManagedInstance]) -> None:
 
 
 async def _forget(store: Store, keys: Iterable[tuple[str, ...]]) -> None:
-    """Remove statuses of no instance. An instance that another daemon has just made keeps its own."""
+    """Delete statuses that belong to no instance. If another daemon has just made the instance, its status stays."""
     for parts in keys:
         with contextlib.suppress(TransactionConflict):
             await store.transact([INSTANCES.absent(*parts)], [STATUS.delete(*parts)])
@@ -115,7 +116,7 @@ def _leftovers(context: Context, ids: set[str | None]) -> Leftovers:
 
 
 async def sweep(context: Context, controller: InstanceController, leftovers: Leftovers) -> None:
-    """Remove them; what can't be is a problem of this host."""
+    """Remove leftovers. A failure is recorded as a problem of this host."""
     for driver, stray in leftovers.strays:
         removal = within_limit("its removal", driver.discard_stray(stray))
         await context.problems.guard(f"container {stray}", removal)

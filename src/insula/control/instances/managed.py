@@ -1,4 +1,4 @@
-"""`ManagedInstance`: one instance in the memory of the daemon of its host, as it is wanted and as it was measured."""
+"""`ManagedInstance`: an instance in the memory of its host's daemon, with its desired and observed state."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ _REMEMBERED = 1000
 
 
 class Failure(NamedTuple):
-    """Why what was wanted at `generation` could not be made so."""
+    """Why the desired state of `generation` could not be reached."""
 
     generation: int
     error: InsulaError
 
 
 class Waiter(NamedTuple):
-    """A verb that waits until `generation` was made true, or has failed."""
+    """A verb that waits until `generation` is observed or has failed."""
 
     generation: int
     answer: asyncio.Future[InstanceStatus]
 
 
 class Monitor(Protocol):
-    """The health of one start of an instance that has checks; `over` once that start is."""
+    """The health checks of one start of an instance; `over` once that start has ended."""
 
     health: Health
     over: bool
 
 
 class Watch(Protocol):
-    """A watch for kills for want of memory."""
+    """A watch for out-of-memory kills."""
 
     def close(self) -> None: ...
 
 
 class ManagedInstance:
-    """One instance. `revision` is that of its entry in the store; `ended` tells the end of the current start.
+    """One instance. `revision` is the revision of its record in the store. `ended` has the exit of the current start.
 
-    `observed` is what is on this host of it, which actions keep true; None: nobody knows, look.
+    `observed` is its state on this host, which actions keep up to date; None if the driver has to be asked.
     """
 
     def __init__(self, tenant: Tenant, instance: Instance, status: InstanceStatus, revision: int) -> None:
@@ -57,30 +57,30 @@ class ManagedInstance:
         self.instance = instance
         self.status = status
         self.revision = revision
-        self.lock = asyncio.Lock()  # held while something is done about it
+        self.lock = asyncio.Lock()  # held during an action
         self.observed: Observed | None = None
         self.hold: Hold = "unknown"
-        # of the controller
-        self.wake = asyncio.Event()  # something changed since it was decided what to do
+        # for the controller
+        self.wake = asyncio.Event()  # something changed since the last decision
         self.worker: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.waiters: list[Waiter] = []
         self.failure: Failure | None = None
         self.gone = False
-        self.reconciled = asyncio.Event()  # whether it was looked at since the daemon started
-        # of its current start
-        self.console: ConsoleSize | None = None  # of the next one
+        self.reconciled = asyncio.Event()  # set after the first pass since the daemon started
+        # for the current start
+        self.console: ConsoleSize | None = None  # for the next start
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self.exited = asyncio.Event()  # its process has ended, as `exit` says
+        self.exited = asyncio.Event()  # its first process has ended; `exit` is set
         self.exit: Exit | None = None
-        self.stopping: float | None = None  # since when it was asked to end (time.monotonic)
+        self.stopping: float | None = None  # when the stop signal was sent (time.monotonic)
         self.watcher: asyncio.Task[None] | None = None
-        self.monitor: Monitor | None = None  # of its health, while it runs
-        self.memory: Watch | None = None  # for want of it, while it runs
-        self.execs: dict[str, asyncio.Task[Exit]] = {}  # the ends of other processes in it
+        self.monitor: Monitor | None = None  # its health checks, while it runs
+        self.memory: Watch | None = None  # its out-of-memory events, while it runs
+        self.execs: dict[str, asyncio.Task[Exit]] = {}  # exits of processes that exec started
         self.waiting: set[Attachment] = set()  # attached before it was launched
-        self.vanished = asyncio.Event()  # of one that is removed when it ends
-        # of its status in the store
+        self.vanished = asyncio.Event()  # set when it was removed, or stopped by `insula down`
+        # for its status in the store
         self.saving: asyncio.Task[None] | None = None
         self.unsaved = False
 
@@ -90,22 +90,22 @@ class ManagedInstance:
 
     @property
     def label(self) -> str:
-        """What problems of this host call it."""
+        """Its name in problems of this host and in the log."""
         return f"instance {'/'.join(self.key)}"
 
     @property
     def active(self) -> bool:
-        """Whether a process of it runs, or is about to."""
+        """Whether it runs, starts or stops."""
         return self.status.state in ("starting", "running", "paused", "stopping")
 
     @property
     def busy(self) -> bool:
-        """Whether something is being done about it."""
+        """Whether its worker runs."""
         return self.worker is not None and not self.worker.done()
 
     @property
     def restarting(self) -> bool:
-        """Whether it has ended, and its restart policy will have it run again after a pause."""
+        """Whether it has ended and its restart policy will start it again after a pause."""
         return restarting(self.instance, self.status)
 
 
@@ -115,9 +115,9 @@ def restarting(instance: Instance, status: InstanceStatus) -> bool:
 
 
 class ManagedInstances:
-    """Those of this host, by tenant and name; and how those ended that were removed when they did.
+    """The instances of this host, by tenant and name, and the exits of instances that were removed when they ended.
 
-    `complete`: there are no others in the store, for no other daemon commits to it.
+    `complete`: the store has no others, since no other daemon commits to it.
     """
 
     def __init__(self, *, complete: bool = False) -> None:
@@ -132,14 +132,14 @@ class ManagedInstances:
         self._by_key[managed.key] = managed
 
     def rename(self, managed: ManagedInstance, instance: Instance, revision: int) -> None:
-        """It has another name from now on."""
+        """Enter the instance under its new name."""
         if self._by_key.get(managed.key) is managed:
             del self._by_key[managed.key]
         managed.instance, managed.revision = instance, revision
         self.add(managed)
 
     def remove(self, managed: ManagedInstance) -> None:
-        """Its end can still be asked for, for a while."""
+        """Remove the instance. Its exit is kept for a while, for `last_exit`."""
         if self._by_key.get(managed.key) is managed:
             del self._by_key[managed.key]
         if managed.status.exit:
@@ -157,9 +157,9 @@ class ManagedInstances:
         return self._exits.get((tenant, name))
 
     def all(self) -> Sequence[ManagedInstance]:
-        """In no order."""
+        """All instances, unsorted."""
         return list(self._by_key.values())
 
     def of(self, tenant: str | None) -> Iterator[ManagedInstance]:
-        """Those of a tenant, or all for None, by name."""
+        """The instances of a tenant, or all for None, sorted by name."""
         return (each for _, each in sorted(self._by_key.items()) if tenant is None or each.instance.tenant == tenant)

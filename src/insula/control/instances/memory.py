@@ -1,9 +1,9 @@
-"""Who ran out of memory, as it happens: also if only a child was killed, and the instance goes on.
+"""Out-of-memory events of instances, also of instances that go on because only a child process was killed.
 
-The kernel tells on a descriptor for each control group (`insula.kernel.cgroups.events`), and the daemon's one event
-loop watches them all: no thread, no task, nothing to do until it happens. On version 1 the kernel tells before it
-kills; so what was counted is looked at again a moment later. An instance that is killed for memory again and again
-makes an event a second, with the number of processes, not one for each.
+The kernel signals them on a descriptor for each control group (`insula.kernel.cgroups.events`). The daemon's event loop
+watches all of these descriptors, without a thread or task for each. Cgroup version 1 signals before it kills, so the
+kernel's counter is read again a moment later. An instance that is out of memory again and again makes one event a
+second, with the number of killed processes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _LOOKS: Final = (0.05, 0.2, 1.0)
 
 
 class Watch:
-    """The control group of one running instance."""
+    """Watches the control group of one running instance."""
 
     def __init__(self, member: ManagedInstance, driver: Driver, recorder: Recorder, *, adopted: bool) -> None:
         self._member = member
         self._recorder = recorder
         self._events = driver.memory_events(member.instance)
-        self._killed = self._events.take() if adopted else 0  # before this insulad came: told by the one before
+        self._killed = self._events.take() if adopted else 0  # earlier kills were recorded by the previous insulad
         self._look: asyncio.TimerHandle | None = None
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._notified)
 
     def _notified(self) -> None:
-        """Hears nothing more until it has looked for the last time."""
+        """Read the counter at each time of `_LOOKS`; further notifications are ignored until then."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._events.fileno())
         self._look = loop.call_later(_LOOKS[0], self._count, 0)
@@ -44,7 +44,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         try:
             self._tell()
-        except OSError as error:  # it is ending, or this is told the next time
+        except OSError as error:  # the group is being removed, or the next read succeeds
             log.warning("instance %s/%s: no count of memory: %s", *self._member.key, error)
         if look + 1 < len(_LOOKS):
             self._look = loop.call_later(_LOOKS[look + 1], self._count, look + 1)
@@ -59,7 +59,7 @@ class Watch:
             self._killed = killed
 
     def close(self) -> None:
-        """Tells what was not yet told."""
+        """Record kills that were not recorded yet, and stop watching."""
         if self._look:
             self._look.cancel()
         asyncio.get_running_loop().remove_reader(self._events.fileno())
@@ -73,7 +73,7 @@ class MemoryEvents:
         self._recorder = recorder
 
     def begin(self, member: ManagedInstance, driver: Driver, *, adopted: bool) -> None:
-        """It runs: have its events recorded from now on. Without them it runs as well."""
+        """Begin to record the out-of-memory events of an instance that runs. A failure is only logged."""
         self.end(member)
         if "memory-events" not in driver.features:
             return
@@ -83,7 +83,7 @@ class MemoryEvents:
             log.warning("instance %s/%s: no events of memory: %s", *member.key, error)
 
     def end(self, member: ManagedInstance) -> None:
-        """It ended; before its control group is removed."""
+        """Stop recording; called before the instance's control group is removed."""
         if member.memory:
             member.memory.close()
             member.memory = None

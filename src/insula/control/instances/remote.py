@@ -1,4 +1,4 @@
-"""Instances of other hosts: what is wanted of them is committed here, and the daemon of their host makes it so."""
+"""Instances of other hosts. Verbs here commit their desired state; the daemon of their host acts on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from insula.store.protocol import Store
 
 
 async def converged(store: Store, instance: Instance, revision: int) -> InstanceStatus | None:
-    """Its status once what was committed at `revision` is so; None if it was removed. Raises why it can't be."""
+    """Wait until the desired state that was committed at `revision` is observed, and return the status; None if the
+    instance was removed. Raises why it failed; Unavailable."""
     wanted, measured = (kind.key(instance.tenant, instance.name) for kind in (INSTANCES, STATUS))
     async for event in store.watch("/", revision):
         if event.entry.key == wanted and event.kind == "delete":
@@ -28,7 +29,7 @@ async def converged(store: Store, instance: Instance, revision: int) -> Instance
 
 
 async def ended(store: Store, instance: Instance) -> InstanceStatus:
-    """Its status once it has ended. NotFound if it is removed before."""
+    """Wait until it has ended, and return its status. NotFound if it is removed before."""
     wanted, measured = (kind.key(instance.tenant, instance.name) for kind in (INSTANCES, STATUS))
     snapshot = await store.list(measured)
     for entry in snapshot.entries:
@@ -49,5 +50,5 @@ def view(instance: Instance, status: InstanceStatus) -> InstanceView:
 
 
 def elsewhere(instance: Instance) -> Unavailable:
-    """What only the daemon of its host can do."""
+    """The error of a request that only the daemon of the instance's host can serve."""
     return Unavailable(f"instance {instance.name} is on host {instance.host}", "ask insulad there")

@@ -1,8 +1,8 @@
-"""Another name for an instance, which may run meanwhile.
+"""`rename`: gives an instance another name, while it runs or not.
 
-The name is part of keys in the store (the instance, its status, its last event) and of what its addresses are claimed
-for. All of that changes in one transaction, so a crash leaves the instance under one of the two names. The container
-and its files go by the instance's id and stay as they are.
+The name is part of keys in the store (the instance, its status, its last event), and of the values of its reservations.
+All of these change in one transaction, so a crash leaves the instance under one of the two names. The container and
+its files are named by the instance's id and stay as they are.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from insula.store.typed import Found
 
 
 async def rename(controller: InstanceController, known: Known, *, name: str) -> Found[Instance]:
-    """Commit that the instance has the name `name`. Invalid, Conflict: then nothing was changed."""
+    """Commit the new name of an instance. Invalid, Conflict; after an error nothing has changed."""
     context, tenant, old = controller.context, known.instance.tenant, known.instance.name
     await _check(context, known.instance, name)
     if (managed := controller.managed.find(tenant, old)) is None:
         return await _commit(context, known, name)
-    async with managed.lock:  # nothing of it is done under its old name meanwhile
+    async with managed.lock:  # the controller does nothing under its old name meanwhile
         await controller.statuses.saved(managed)
         found = await _commit(context, known._replace(status=managed.status), name)
         controller.committed(*found)
@@ -77,12 +77,12 @@ async def _commit(context: Context, known: Known, name: str) -> Found[Instance]:
 
 
 async def _follow(controller: InstanceController, managed: ManagedInstance, old: str) -> None:
-    """What goes by the name elsewhere."""
+    """Update everything else that has the name: status, problems, events, and names in the network."""
     context, tenant = controller.context, managed.instance.tenant
     await controller.statuses.saved(managed)
-    with contextlib.suppress(TransactionConflict):  # a status that was being written under the old name meanwhile
+    with contextlib.suppress(TransactionConflict):  # a status may have been written under the old name meanwhile
         await context.store.transact([INSTANCES.absent(tenant, old)], [STATUS.delete(tenant, old)])
-    context.problems.solved(f"instance {tenant}/{old}")  # told again under the new name
+    context.problems.solved(f"instance {tenant}/{old}")  # it is reported again under the new name
     controller.recorder.record(managed, "renamed", before=old)
     if managed.instance.port and managed.active:
         await controller.lifecycle.ports.networks.converged(tenant)

@@ -1,4 +1,4 @@
-"""When an instance that ended is started again; docker-run(1) --restart. Pure decisions, no state."""
+"""Restart policies: whether and when an ended instance is started again, as docker-run(1) --restart. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from insula.model.objects import Exit, Instance, RestartPolicy
 FIRST = 0.1
 LONGEST = 60.0
 STEADY = 10.0
-"""Seconds of running after which the waiting time starts anew."""
+"""Seconds of running after which the delay begins at `FIRST` again."""
 
 
 def delay(backoff: int) -> float:
@@ -16,10 +16,10 @@ def delay(backoff: int) -> float:
 
 
 def after_exit(policy: RestartPolicy, ended: Exit, restarts: int) -> bool:
-    """Whether an instance that the user wants running, and whose PID 1 ended so, runs again.
+    """Whether an instance whose desired state is running is started again after this exit of its PID 1.
 
-    `restarts` counts those since the user started it. An unknown exit status counts as failure, and so does a start
-    that did not succeed.
+    `restarts` is the number of restarts since the user started it. An unknown exit status counts as a failure, and so
+    does a failed start.
     """
     if policy.name == "on-failure":
         return ended.exit_status != 0 and (policy.max_retries == 0 or restarts < policy.max_retries)
@@ -27,8 +27,8 @@ def after_exit(policy: RestartPolicy, ended: Exit, restarts: int) -> bool:
 
 
 def after_boot(instance: Instance, *, started_before: bool) -> bool:
-    """Whether it runs again after the host was rebooted, or taken down: `always` even if the user had stopped it,
-    `on-failure` never, for nothing of its own failed."""
+    """Whether it is started again after a reboot of the host or `insula down`. `always` does so even if the user had
+    stopped it; `on-failure` never does, since the instance did not fail."""
     name = instance.spec.restart.name
     if instance.wanted == "removed" or not started_before:
         return False

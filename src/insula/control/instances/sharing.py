@@ -1,9 +1,9 @@
-"""Instances in the PID namespace of another, `--pid container:NAME`: who is with whom.
+"""Instances that share another's PID namespace: `--pid container:NAME`.
 
-A PID namespace lives and dies with its first process (pid_namespaces(7)). So the other instance must run when this one
-starts; and when it ends, the kernel kills all that is in its namespace, and this one's end is an exit by SIGKILL. A
-PID namespace also belongs to one user namespace, whose root may signal and trace what is in it: both are shared. So
-both instances are of one tenant, whose IDs they have in common anyway.
+A PID namespace ends with its first process (pid_namespaces(7)). So the other instance must run when this one starts.
+When the other ends, the kernel kills all processes in its namespace, so this one exits by SIGKILL. A PID namespace
+belongs to one user namespace, whose root may signal and trace the processes in it; so both namespaces are shared, and
+both instances must be of one tenant.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from insula.model.objects import InstanceSpec
 
 
 def partner(managed: ManagedInstances, tenant: str, spec: InstanceSpec) -> Running | None:
-    """The other's first process, None for an instance that shares nothing.
-
-    NotFound and Conflict unless the other runs.
-    """
+    """The first process of the instance whose PID namespace is shared; None if the spec shares none. NotFound, Conflict
+    unless that instance runs."""
     owner = spec.options.pid_of
     if owner is None:
         return None
@@ -39,9 +37,9 @@ def partner(managed: ManagedInstances, tenant: str, spec: InstanceSpec) -> Runni
 
 
 def guests(managed: ManagedInstances, member: ManagedInstance) -> Iterator[ManagedInstance]:
-    """Those who share this one's processes, and end with it."""
+    """The active instances in this one's PID namespace, directly or through another. They end with it."""
     name, tenant = member.instance.name, member.instance.tenant
-    for other in managed.all():  # in no order: this is asked at every end
+    for other in managed.all():  # unsorted, since this runs at every end of an instance
         if other.instance.spec.options.pid_of == name and other.instance.tenant == tenant and other.active:
             yield other
             yield from guests(managed, other)

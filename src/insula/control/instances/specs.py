@@ -1,7 +1,7 @@
-"""What a user may ask for, as far as control decides it: names, labels, limits, signals, policies. Pure.
+"""Checks of specs that don't depend on the driver: names, labels, limits, signals, policies. Pure functions.
 
 The rest of an `InstanceSpec` (arguments, environment, mounts, capabilities, …) is checked by the driver of its kind;
-`admission.py` asks the driver before anything is committed.
+`admission.py` calls the driver before anything is committed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _DOMAIN = re.compile(rf"{_PART}(\.{_PART})*\.?")
 
 
 def check(spec: InstanceSpec) -> InstanceSpec:
-    """The spec with addresses and the stop signal in canonical form, or Invalid. An empty name stays empty."""
+    """Check the spec, and return it with addresses and the stop signal in canonical form. Invalid. An empty name stays
+    empty."""
     if spec.name:
         check_label("instance", spec.name)
     if spec.network is not None:
@@ -50,7 +51,8 @@ def check(spec: InstanceSpec) -> InstanceSpec:
 
 
 def check_names(spec: InstanceSpec) -> InstanceSpec:
-    """The spec with what it adds to /etc/hosts and /etc/resolv.conf in canonical form, or Invalid."""
+    """Check the spec's entries for /etc/hosts, /etc/resolv.conf and groups, and return it with them in canonical form.
+    Invalid."""
     if len(spec.extra_hosts) > 256:
         raise Invalid(f"{len(spec.extra_hosts)} hosts to add are too many", "use at most 256")
     if len(spec.dns) > 3:
@@ -78,7 +80,7 @@ def _address(text: str) -> str:
 
 
 def check_labels(labels: dict[str, str]) -> dict[str, str]:
-    """Labels are short and few: selectors compare them with everybody else's."""
+    """Check labels and return them. Invalid. They are few and short, since selectors compare them with all others."""
     if len(labels) > 64:
         raise Invalid(f"{len(labels)} labels are too many", "use at most 64")
     for name, value in labels.items():
@@ -92,7 +94,7 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
 
 
 def stop_signal(instance: Instance) -> int:
-    """The number of the signal that asks it to end."""
+    """The number of the signal that asks the instance to end."""
     return parse_signal(instance.spec.stop_signal or instance.config.stop_signal or "SIGTERM")
 
 
@@ -104,7 +106,7 @@ def signal_name(number: int) -> str:
 
 
 def make_name(image: str) -> str:
-    """A name for an instance whose user gave none: the image's, and six random hex digits."""
+    """A name for an instance whose user gave none: the image's name and six random hex digits."""
     repository = image.rpartition("/")[2].partition("@")[0].partition(":")[0].lower()
     base = re.sub(r"[^a-z0-9]+", "-", repository).strip("-")[:40].strip("-") or "instance"
     return f"{base}-{secrets.token_hex(3)}"
@@ -125,5 +127,5 @@ def _check_numbers(spec: InstanceSpec) -> None:
 
 
 def typed(tenant: str, words: str) -> str:
-    """The command line that does `words` for a tenant, for a hint: quoted, and with -T where it takes one."""
+    """The command `insula words` for a tenant, quoted for a hint. It has -T unless the tenant is the default one."""
     return f"`insula {words}`" if tenant == "default" else f"`insula -T {tenant} {words}`"

@@ -1,8 +1,8 @@
-"""What instances use, measured while somebody looks: nothing is sampled or kept otherwise.
+"""`insula stats`: resource usage of instances, measured only while a client asks for it.
 
-The counters are the kernel's: of the control group, of the host's end of the port. Only how much of the processors is
-in use takes two looks at a counter, so a series of samples begins with a look that nobody sees, and a single sample
-takes `FIRST` seconds. Files are read for those instances alone that are asked for, in a worker thread.
+The counters are the kernel's: of the control group, and of the host's end of the port. CPU usage takes two readings of
+a counter; so a series begins with one that is not shown, and a single sample takes `FIRST` seconds. Files are read in
+a worker thread, and only for the instances that were asked for.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FIRST: Final = 0.5
 """Seconds before the first sample."""
 
 Counters = dict[str, dict[str, Any]]
-"""What `Driver.stats` says, by the instance's id."""
+"""The results of `Driver.stats`, by the instance's id."""
 Traffic = dict[int, tuple[int, int]]
 
 
 class Stats:
-    """`find` is that of `Instances`, which raises NotFound."""
+    """Measures instances. `find` is `Instances.find`, which raises NotFound."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class Stats:
     async def of(
         self, tenant: str | None, names: Sequence[str] = (), *, interval: float | None = None
     ) -> AsyncIterator[StatsSample]:
-        """One sample, or one every `interval` seconds: of these instances, or of all that run then, of a tenant or
-        (None) of every tenant. NotFound if there is no such; a series ends when the last of these is removed."""
+        """One sample, or one every `interval` seconds, of the instances `names`, or of all that run at that time.
+        `tenant` None is all tenants. NotFound; a series ends when the last of `names` is removed."""
         if tenant is not None:
             await self.tenants.find(tenant)
             for name in names:
@@ -97,7 +97,7 @@ class Stats:
         return found
 
     async def _traffic(self, manageds: Iterable[ManagedInstance]) -> Traffic:
-        """By the index of the port, which is unique among all tenants."""
+        """Byte and packet counters by the index of the port, which is unique among all tenants."""
         ports: dict[str, list[Port]] = defaultdict(list)
         owners = {}
         for managed in manageds:
@@ -106,7 +106,7 @@ class Stats:
                 owners[port.tenant] = managed.tenant
         context, found = self.context, {}
         for name, owner in owners.items():
-            with suppress(InsulaError, OSError):  # somebody took the tenant's network away: that is not our business
+            with suppress(InsulaError, OSError):  # the tenant's network is missing: its controller repairs it
                 found.update(await context.fabric_call(name, context.fabric.traffic, owner, ports[name]))
         return found
 
@@ -117,7 +117,7 @@ class Stats:
 
 
 def _used(managed: ManagedInstance, before: Counters, now: Counters, seconds: float) -> float | None:
-    """CPUs in use between two looks. One that was started again in between has used what it has counted since."""
+    """CPUs in use between two readings; from the second alone if the instance was started again in between."""
     old: int | None = before.get(managed.instance.id, {}).get("cpu", {}).get("usage")
     new: int | None = now.get(managed.instance.id, {}).get("cpu", {}).get("usage")
     if new is None or old is None or seconds <= 0:
@@ -126,7 +126,7 @@ def _used(managed: ManagedInstance, before: Counters, now: Counters, seconds: fl
 
 
 def _bytes(io: dict[str, dict[str, int]] | None, name: str) -> int | None:
-    """Of all devices. With version 1, recent kernels count nothing until I/O is limited: that is not 0."""
+    """Bytes of all devices; None if nothing is counted, as by cgroup version 1 until I/O is limited."""
     return None if io is None else sum(device.get(name, 0) for device in io.values())
 
 

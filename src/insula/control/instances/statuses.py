@@ -1,7 +1,7 @@
-"""Statuses: measured and kept in memory, and written to the store when they have settled, behind the caller's back.
+"""`Statuses`: keeps observed statuses in memory, and writes them to the store in the background when they have settled.
 
-Only before what an instance left on this host is discarded its end must be stored (`saved`): what is discarded is the
-other place that knows it.
+An exit must be in the store before the instance's remains on this host are discarded (`saved`): until then they are
+the only durable record of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from insula.store.protocol import Store
 
 log = logging.getLogger("insula.control")
 SETTLED = ("running", "paused", "exited", "failed")
-_RETRY = 1.0  # seconds between attempts at what must succeed in the end
+_RETRY = 1.0  # seconds between attempts
 NO_ERROR: Mapping[str, None] = {"error": None, "hint": None, "error_kind": None, "error_exit": None}
 
 
@@ -35,14 +35,14 @@ class Statuses:
         if status == managed.status:
             return
         managed.status = status
-        vanishes = status.state == "exited" and managed.instance.spec.remove  # with all that is stored of it
+        vanishes = status.state == "exited" and managed.instance.spec.remove  # its status would be deleted at once
         if status.state in SETTLED and not managed.gone and not vanishes:
             managed.unsaved = True
             if managed.saving is None or managed.saving.done():
                 managed.saving = self._tasks.spawn(self._save(managed))
 
     def note(self, managed: ManagedInstance, **measured: Any) -> None:
-        """The same with some fields alone."""
+        """Set some fields of the status."""
         self.set(managed, msgspec.structs.replace(managed.status, **measured))
 
     async def _save(self, managed: ManagedInstance) -> None:
@@ -53,19 +53,19 @@ class Statuses:
                 continue
             try:
                 await self._store.transact([], [STATUS.put(status, *managed.key)])
-            except InsulaError as error:  # a full disk: keep trying, the driver keeps its record until then
+            except InsulaError as error:  # such as a full disk: try again; the driver keeps its record until then
                 log.warning("the status of %s/%s can't be stored: %s", *managed.key, error)
                 managed.unsaved = True
                 await asyncio.sleep(_RETRY)
 
     async def saved(self, managed: ManagedInstance) -> None:
-        """Return when no status of it is being written."""
+        """Return when no status of the instance is being written."""
         while managed.saving and not managed.saving.done():
             await asyncio.wait([managed.saving])
 
 
 def told(error: InsulaError) -> Mapping[str, Any]:
-    """The fields of a status that say so."""
+    """The fields of a status that report this error."""
     return {
         "error": error.message,
         "hint": error.hint,
@@ -75,7 +75,7 @@ def told(error: InsulaError) -> Mapping[str, Any]:
 
 
 def error_of(status: InstanceStatus) -> InsulaError:
-    """The inverse of `told`."""
+    """The error that a status reports; the inverse of `told`."""
     exit_status = None if status.error_exit is None else str(status.error_exit)
     data = {"error": status.error_kind, "message": status.error, "hint": status.hint, "exit_status": exit_status}
     return from_dict(data)

@@ -1,6 +1,6 @@
-"""Instances: the verbs. Each checks, commits what is wanted in one transaction, and waits until it is so.
+"""`Instances`: the verbs. Each checks, commits the desired state in one transaction, and waits until it is observed.
 
-Nothing is done here: the controller of the instance's host does it, in this daemon or in another one.
+Verbs don't act on the host. The controller of the instance's host does, in this daemon or in another one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from insula.model.views import InstanceView, ResourcesPatch
 from insula.store.protocol import TransactionConflict
 from insula.store.typed import Found
 
-_ATTEMPTS = 20  # at a transaction, while others change the same instance
+_ATTEMPTS = 20  # at a transaction, while the same instance is changed by others
 
 Changes = dict[str, Any]
 
@@ -48,13 +48,13 @@ class Instances(InstanceIo):
         self.admission = admission
         self.damaged = Damaged(controller)
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------------
 
     async def get(self, tenant: str, name: str) -> InstanceView:
         return await self._view(await self._known(tenant, name))
 
     async def list(self, tenant: str | None = None) -> list[InstanceView]:
-        """The tenant's instances, or those of all for None, wherever they are."""
+        """The instances of the tenant, or of all tenants for None, on every host."""
         if tenant is not None:
             await self.tenants.find(tenant)
         own = (view(managed) for managed in self.managed.of(tenant))
@@ -62,7 +62,8 @@ class Instances(InstanceIo):
         return [*found, *self.damaged.views(tenant)] if self.context.unreadable else found
 
     async def _all(self, tenant: str | None) -> Sequence[InstanceView]:
-        """Those in the store. Its records are large: see `ManagedInstances.complete`."""
+        """The instances in the store. Records are large, so `list` calls this only if other daemons commit to the store
+        (`ManagedInstances.complete`)."""
         snapshot = await self.context.store.list(INSTANCES.prefix(tenant) if tenant else INSTANCES.prefix_all())
         views, others = {}, []
         for entry in snapshot.entries:
@@ -78,7 +79,7 @@ class Instances(InstanceIo):
         return [each for _, each in sorted(views.items())]
 
     async def _known(self, tenant: str, name: str, *, again: bool = False) -> Known:
-        """The instance as this daemon knows it; with `again` what is wanted is read from the store. NotFound."""
+        """The instance as this daemon knows it; with `again` its record is read from the store. NotFound."""
         try:
             managed = await self.find(tenant, name)
         except Unavailable:
@@ -91,7 +92,7 @@ class Instances(InstanceIo):
         return Known(managed.instance, managed.revision, managed.status)
 
     async def _stored_status(self, instance: Instance) -> InstanceStatus:
-        with contextlib.suppress(Failed):  # it is damaged: the daemon of its host makes it anew
+        with contextlib.suppress(Failed):  # damaged; the daemon of its host writes it anew
             if found := await STATUS.get(self.context.store, instance.tenant, instance.name):
                 return found.value
         return InstanceStatus(state="created")
@@ -106,7 +107,8 @@ class Instances(InstanceIo):
     async def _commit(
         self, tenant: str, name: str, attempt: Callable[[Known], Awaitable[Found[Instance] | None]]
     ) -> Found[Instance] | None:
-        """What `attempt` commits of the instance, or None if nothing need be; again while others are faster."""
+        """Call `attempt`, which commits a change of the instance or returns None if none is needed. Retry while the
+        instance is changed by others meanwhile. Conflict."""
         for number in range(_ATTEMPTS):
             known = await self._known(tenant, name, again=number > 0)
             check_there(known)
@@ -120,7 +122,7 @@ class Instances(InstanceIo):
         raise Conflict(f"instance {name} was changed at the same time", "try again")
 
     async def _converged(self, found: Found[Instance]) -> InstanceView:
-        """The instance, once what was committed is so. Raises why it can't be."""
+        """Wait until the committed state is observed, and return the instance. Raises why it failed."""
         instance = found.value
         if instance.host != self.context.host:
             status = await remote.converged(self.context.store, *found)
@@ -133,7 +135,7 @@ class Instances(InstanceIo):
         return view(managed)
 
     async def _make(self, tenant: str, name: str, wanted: Callable[[Known], Changes | None]) -> InstanceView:
-        """The instance, once it is as `wanted` says; None leaves it as it is."""
+        """Commit the changes that `wanted` returns, and wait until they are observed. None changes nothing."""
 
         async def attempt(known: Known) -> Found[Instance] | None:
             changes = wanted(known)
@@ -148,13 +150,13 @@ class Instances(InstanceIo):
             return await self._converged(found)
         return await self.get(tenant, name)
 
-    # -- living ----------------------------------------------------------------------------------------------------
+    # -- verbs -----------------------------------------------------------------------------------------------------
 
     async def run(self, tenant: str, spec: InstanceSpec, *, start: bool = True) -> InstanceView:
-        """A new instance, running unless `start` is False.
+        """Create an instance and start it, unless `start` is False.
 
-        On an error there is none, but for one of its start: then it is there as "failed", unless it is removed when it
-        ends.
+        After an error there is no instance. Only after a failed start it stays, with the state "failed", unless it is
+        to be removed when it ends.
         """
         return await self._whole(self._run(tenant, spec, start))
 
@@ -162,7 +164,7 @@ class Instances(InstanceIo):
         self.context.check_stays()
         if start and spec.options.pid_of:
             await self.tenants.find(tenant)
-            partner(self.managed, tenant, spec)  # a wrong name leaves no instance that failed
+            partner(self.managed, tenant, spec)  # checked first, so that a wrong name leaves no failed instance
         admitted = await self.admission.admit(tenant, spec, start=start, admitting=self.controller.admitting)
         status = InstanceStatus(state="created", starts=admitted.instance.starts)
         managed = ManagedInstance(admitted.tenant, admitted.instance, status, admitted.revision)
@@ -171,7 +173,7 @@ class Instances(InstanceIo):
         return view(managed)
 
     async def start(self, tenant: str, name: str, console: ConsoleSize | None = None) -> InstanceView:
-        """Running afterwards; one that runs already is left alone. `console` is the size of its terminal."""
+        """Start an instance; one that runs already is left alone. `console` is the size of its terminal."""
         return await self._whole(self._start(tenant, name, console))
 
     async def _start(self, tenant: str, name: str, console: ConsoleSize | None) -> InstanceView:
@@ -193,11 +195,11 @@ class Instances(InstanceIo):
         return found
 
     async def stop(self, tenant: str, name: str, timeout: float | None = None) -> InstanceView:
-        """Its stop signal, then SIGKILL after `timeout` seconds (None: the spec's); stopped afterwards."""
+        """Stop an instance: send its stop signal, then SIGKILL after `timeout` seconds (None: the spec's)."""
         return await self._whole(self._make(tenant, name, lambda known: {"wanted": "stopped", "stop_timeout": timeout}))
 
     async def restart(self, tenant: str, name: str, timeout: float | None = None) -> InstanceView:
-        """Stopped as by `stop` if it runs, then started."""
+        """Stop an instance as `stop` does if it runs, then start it."""
         self.context.check_stays()
 
         def wanted(known: Known) -> Changes:
@@ -208,7 +210,7 @@ class Instances(InstanceIo):
         return await self._whole(self._make(tenant, name, wanted))
 
     async def kill(self, tenant: str, name: str, signal: str = "SIGKILL") -> None:
-        """A signal to PID 1; Conflict if it doesn't run."""
+        """Send a signal to PID 1. Conflict if the instance doesn't run."""
         number = parse_signal(signal)
         managed = await self._started(tenant, name)
         if managed.status.state not in ("running", "paused", "stopping"):
@@ -218,10 +220,10 @@ class Instances(InstanceIo):
         except NotFound:
             raise not_running(managed) from None
         if managed.status.state == "paused" and number in (SIGKILL, stop_signal(managed.instance)):
-            await self._whole(self._wake(tenant, name))  # other signals are taken when it goes on
+            await self._whole(self._wake(tenant, name))  # other signals are delivered when it is resumed
 
     async def _wake(self, tenant: str, name: str) -> None:
-        """Have a paused one go on; nothing happens if somebody else did that, or if it has ended."""
+        """Resume a paused instance; nothing happens if it is not paused any more."""
 
         def wanted(known: Known) -> Changes | None:
             return {"wanted": "running"} if known.status.state == "paused" else None
@@ -229,8 +231,7 @@ class Instances(InstanceIo):
         await self._make(tenant, name, wanted)
 
     async def remove(self, tenant: str, name: str, *, force: bool = False) -> None:
-        """Gone afterwards. Conflict while it runs, unless `force`, which kills it, and takes one whose record is
-        damaged."""
+        """Remove an instance. Conflict while it runs. `force` kills it, and removes one whose record is damaged."""
         if force and (check_label("tenant", tenant), check_label("instance", name)) in self.damaged.names(tenant):
             owner = (await self.tenants.find(tenant)).value
             await self._whole(self._remove_damaged(owner, name))
@@ -249,7 +250,7 @@ class Instances(InstanceIo):
             await self.admission.images.collect()
 
     async def pause(self, tenant: str, name: str) -> InstanceView:
-        """All of its processes frozen, until `unpause`. Conflict unless it runs."""
+        """Freeze all processes of an instance, until `unpause`. Conflict unless it runs."""
 
         def wanted(known: Known) -> Changes:
             if known.status.state == "paused":
@@ -267,7 +268,7 @@ class Instances(InstanceIo):
         return found
 
     async def unpause(self, tenant: str, name: str) -> InstanceView:
-        """They go on. Conflict unless it is paused."""
+        """Resume the processes of an instance. Conflict unless it is paused."""
 
         def wanted(known: Known) -> Changes:
             if known.status.state != "paused":
@@ -278,13 +279,13 @@ class Instances(InstanceIo):
         return await self._whole(self._make(tenant, name, wanted))
 
     async def _settle_start(self, tenant: str, name: str) -> None:
-        """Return when it is not in the middle of its start."""
+        """Return when the instance is not starting."""
         if (managed := self.managed.find(tenant, name)) and managed.status.state == "starting":
             async with managed.lock:
                 pass
 
     async def rename(self, tenant: str, name: str, to: str) -> InstanceView:
-        """The instance under another name. Invalid, Conflict: then nothing was changed."""
+        """Rename an instance. Invalid, Conflict; after an error nothing has changed."""
         return await self._whole(self._rename(tenant, name, to))
 
     async def _rename(self, tenant: str, name: str, to: str) -> InstanceView:
@@ -293,7 +294,8 @@ class Instances(InstanceIo):
         return await self._converged(found)
 
     async def update(self, tenant: str, name: str, patch: ResourcesPatch) -> InstanceView:
-        """Other limits, in force at once if it runs. Invalid, QuotaExceeded, Failed: then nothing was changed."""
+        """Change the limits of an instance, at once if it runs. Invalid, QuotaExceeded, Failed; after an error nothing
+        has changed."""
         return await self._whole(self._update(tenant, name, patch))
 
     async def _update(self, tenant: str, name: str, patch: ResourcesPatch) -> InstanceView:
@@ -318,7 +320,7 @@ class Instances(InstanceIo):
             raise
 
     async def wait(self, tenant: str, name: str) -> Exit:
-        """How PID 1 ended, once it has; also of one that was removed when it ended."""
+        """Wait until PID 1 has ended, and return its exit; also for an instance that was removed when it ended."""
         try:
             known = await self._known(tenant, name)
         except NotFound:

@@ -1,1 +1,1 @@
-"""Drivers: one for each kind of instance. The only modules of control that import what they drive."""
+"""Drivers of instances, one for each kind. Only drivers import the packages that run instances, such as container/."""

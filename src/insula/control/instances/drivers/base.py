@@ -1,10 +1,10 @@
-"""What the control plane needs of whatever runs instances: the `Driver` protocol, implemented once for each kind.
+"""`Driver`: the protocol between the control plane and a kind of instances, such as containers.
 
-A driver acts on this host only, and on one instance at a time, which it knows by the instance's id. It keeps nothing
-of what is wanted: every method looks at what is there, so that it may be called again after a crash at any point.
-Methods that are not `async` return at once, except those that say "Blocks": these are called in a worker thread.
+A driver acts on this host only. It knows an instance by its id. It keeps no desired state: every method looks at the
+state of the host, so that it may be called again after a crash at any point. Methods that are not `async` return at
+once, except those that say "Blocks", which are called in a worker thread.
 
-`features` names what a driver has beyond running and ending instances. Ask with `require` before a method of one.
+`features` names the optional parts that a driver has. Call `require` before a method of such a part.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from insula.network.fabric import Nic
 
 Feature = Literal["exec", "attach", "pause", "files", "stats", "processes", "explain", "memory-events"]
 State = Literal["none", "created", "running", "paused", "ended"]
-"""Nothing is there; made and never told to start; the program runs; it is frozen; it has ended."""
+"""The state of an instance on this host. "none": nothing of it is there. "created": it was never started. "paused": its
+processes are frozen. "ended": its first process has ended, and its remains were not discarded yet."""
 
 
 class Running(NamedTuple):
-    """The first process of an instance on this host, named for ever by PID and start time (proc_pid_stat(5))."""
+    """The first process of an instance on this host. PID and start time (proc_pid_stat(5)) identify it for ever."""
 
     pid: int
     start_time: int
-    started: float | None = None  # seconds since the epoch; None before it was told to start
+    started: float | None = None  # seconds since the epoch; None before `Driver.start`
 
 
 class Observed(NamedTuple):
-    """What is on this host of one instance. `record` is the start that was begun last; `damaged` names records that
-    are there and can't be read."""
+    """The observed state of an instance on this host. `record` is its last start. `damaged` names records that exist
+    and can't be read."""
 
     state: State
     running: Running | None = None
@@ -44,8 +45,8 @@ class Observed(NamedTuple):
 
 
 class CreateOptions(NamedTuple):
-    """What an instance is made with beside its spec. `joined` is the process whose PID namespace it shares. `connect`
-    plugs a nic in, and closes it; there is none without a network."""
+    """Options of `Driver.create` beside the instance. `joined` is the process whose PID namespace it shares. `connect`
+    plugs in a nic and closes it; it is None without a network."""
 
     network: Network | None = None
     console: ConsoleSize | None = None
@@ -65,7 +66,7 @@ class LogRecord(Protocol):
 
 
 class Log(Protocol):
-    """What an instance printed; `poll` returns what was not yet returned."""
+    """A reader of an instance's log. `poll` returns records that were not returned yet."""
 
     def poll(self) -> list[Any]: ...
     def __enter__(self) -> Log: ...
@@ -73,7 +74,7 @@ class Log(Protocol):
 
 
 class Streams(Protocol):
-    """The streams of a process: iterate for its output, `send` for its input. `complete` once all was read."""
+    """The streams of a process. Iterate to read its output; `send` writes its input. `complete`: all was read."""
 
     complete: bool
 
@@ -84,7 +85,7 @@ class Streams(Protocol):
 
 
 class Archive(Protocol):
-    """A tar stream in or out of an instance: `read` or `write` pieces, then `finish`, which raises what went wrong."""
+    """A tar stream into or out of an instance. `read` or `write` pieces, then `finish`, which raises the failure."""
 
     async def read(self) -> bytes: ...
     async def write(self, data: bytes) -> None: ...
@@ -92,7 +93,8 @@ class Archive(Protocol):
 
 
 class MemoryEvents(Protocol):
-    """Readable (poll(2)) when the kernel has killed for want of memory; `take` returns how often since the start."""
+    """A descriptor that is readable (poll(2)) after an out-of-memory kill. `take` returns the number of kills since the
+    start of the instance."""
 
     def fileno(self) -> int: ...
     def take(self) -> int: ...
@@ -107,92 +109,93 @@ class Driver(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be launched at the moment, if that is so."""
+        """Why nothing can be launched at the moment; None if it can."""
 
     async def open(self) -> None:
-        """Prepare this host. It returns at once; what takes long goes on behind it."""
+        """Prepare this host. It returns at once; slow work goes on in the background."""
 
     async def close(self) -> None:
-        """Let go of everything; instances live on."""
+        """Close the driver. Instances go on running."""
 
     async def take_down(self) -> None:
         """Remove everything of this driver from the host, running or not. OSError, InsulaError."""
 
     def make_room(self, instances: int) -> None:
-        """Adjust what instances share on this host for so many of them."""
+        """Adjust shared resources of this host to this number of instances."""
 
     def ids(self) -> set[str]:
-        """Every instance that something of is there, apart from its directory. Blocks."""
+        """The ids of all instances that have something on this host beside a directory. Blocks."""
 
     async def release_layer(self, path: str) -> None:
-        """Drop what is held of an image's layer that is about to be removed."""
+        """Release an image's layer that is about to be removed."""
 
     # -- the life of an instance ----------------------------------------------------------------------------------
 
     def reserve(self, tenant: str) -> str:
-        """The id of a new instance."""
+        """Choose the id of a new instance."""
 
     async def validate(self, tenant: Tenant, draft: Instance) -> None:
-        """Invalid if its spec can't be carried out, Unavailable if not here. Nothing is made."""
+        """Check an instance before it is committed. Invalid; Unavailable if this host can't run it."""
 
     async def create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> None:
-        """Make it, up to its first process, which waits for `start`, and connect it. Failed says which step failed;
-        then nothing is left of it but its directory, and maybe its port.
+        """Create the instance, with a first process that waits for `start`, and connect it. Failed says which step
+        failed; then only its directory is left, and maybe its port.
 
-        A driver that knows the nic before calls `options.connect` at once, to save the time; and again if another one
-        takes its place.
+        A driver that knows the nic before calls `options.connect` early, to save time, and again if the nic changes.
         """
 
     def nic(self, instance_id: str) -> Nic:
-        """Where its port is plugged in, of one that was created; the caller closes it. NotFound if it is gone."""
+        """The nic of a created instance, for its port. The caller closes it. NotFound if it has ended."""
 
     async def start(self, instance_id: str) -> Running:
-        """Let its program run. Failed says why it can't."""
+        """Start its program. Failed says why that is not possible."""
 
     async def failure(self, instance_id: str) -> InsulaError | None:
-        """Why its first process ended before it became the program; None if it lives, or if that is not known."""
+        """Why its first process ended before it executed the program; None if it lives, or if the cause is unknown."""
 
     def signal(self, instance_id: str, number: int, exec_id: str | None = None, *, group: bool = False) -> None:
-        """Send a signal to its first process, or to one that `exec` made, with `group` to its process group as well.
-        NotFound if that has ended."""
+        """Send a signal to its first process, or to one that `exec` started; with `group` to its process group too.
+        NotFound if it has ended."""
 
     def frozen_elsewhere(self, instance_id: str) -> str | None:
-        """The control group, not its own, in which its first process is frozen, so that SIGKILL waits; else None."""
+        """The foreign control group in which its first process is frozen, so that SIGKILL has no effect; else None."""
 
     async def pause(self, instance_id: str) -> None:
-        """Freeze all of its processes. NotFound."""
+        """Freeze all processes of the instance. NotFound."""
 
     async def resume(self, instance_id: str) -> None:
-        """Let them go on; nothing happens if they are not frozen, or gone."""
+        """Thaw all processes of the instance; nothing happens if they are not frozen, or have ended."""
 
     async def resize(self, instance_id: str, resources: Resources) -> None:
-        """Put other limits in force. Failed if the kernel refuses them, NotFound."""
+        """Apply other limits. Failed if the kernel refuses them, NotFound."""
 
     async def wait(self, instance_id: str, exec_id: str | None = None) -> Exit:
-        """How its first process ended, or one that `exec` made, once it has. NotFound if there is no such process."""
+        """Wait for the end of its first process, or of one that `exec` started, and return its exit. NotFound if there
+        is no such process."""
 
     async def flushed(self, instance_id: str, exec_id: str | None = None) -> None:
-        """Return when all that the process printed is in the log; of one that has ended."""
+        """Return when all output of a process that has ended is in the log."""
 
     def observe(self, instance: Instance, status: InstanceStatus) -> Observed:
-        """What is there now. `status` is the last that was stored: where records are damaged it helps. Blocks."""
+        """The state of the instance on this host now. `status` is the last one; it helps if records are damaged.
+        Blocks."""
 
     async def discard(self, instance: Instance) -> None:
-        """Kill what runs and remove all but the directory; nothing happens if it is gone."""
+        """Kill its processes and remove everything but its directory; nothing happens if nothing is there."""
 
     async def discard_stray(self, instance_id: str) -> None:
-        """The same for what no record tells of but its id. InsulaError, OSError."""
+        """Discard an instance of which only the id is known. InsulaError, OSError."""
 
     async def remove_directory(self, instance_id: str) -> None:
-        """Remove what the instance has on disk, whatever it left there. Failed."""
+        """Remove the directory of the instance with all of its files. Failed."""
 
     def end_of_boot(self, instance_id: str) -> None:
-        """From now on its last start counts as one of an earlier life of the host."""
+        """Mark its last start as one before the last boot of the host."""
 
     # -- a running instance ---------------------------------------------------------------------------------------
 
     async def prepare_exec(self, tenant: Tenant, instance: Instance, spec: ExecSpec) -> object:
-        """What `exec` takes for one more process in the instance. Invalid."""
+        """Prepare one more process in the instance, and return the argument for `exec`. Invalid."""
 
     async def exec(
         self,
@@ -203,53 +206,53 @@ class Driver(Protocol):
         stdin: bool = False,
         detach: bool = False,
     ) -> str:
-        """Run it; its id, once its program has started. Failed, NotFound."""
+        """Start a prepared process, and return its id when its program has started. Failed, NotFound."""
 
     def execs(self, instance_id: str) -> list[str]:
-        """The processes that `exec` made and that were not forgotten."""
+        """The ids of processes that `exec` started and that were not forgotten."""
 
     def forget_exec(self, instance_id: str, exec_id: str) -> None:
-        """Drop what is known of one that has ended."""
+        """Drop the record of an exec process that has ended."""
 
     async def attach(self, instance_id: str, exec_id: str | None = None, *, stdin: bool = False) -> Streams:
-        """Its streams; NotFound if they are closed already."""
+        """Connect to the streams of a process. NotFound if they are closed already."""
 
     def has_exited(self, instance_id: str) -> bool:
         """Whether the end of its first process was recorded."""
 
     def log(self, instance_id: str, *, since: float = 0.0, tail: int | None = None) -> Log:
-        """What it printed from `since` on (seconds since the epoch), or the last `tail` lines of that."""
+        """A reader of its log from `since` on (seconds since the epoch), or of the last `tail` lines of that."""
 
     def holder(
         self, tenant: Tenant, instance: Instance, network: Network | None
     ) -> AbstractAsyncContextManager[Running]:
-        """A process that does nothing and has the root file system of an instance that doesn't run."""
+        """A process that sleeps in the root file system of an instance that doesn't run."""
 
     def archive(
         self, verb: Literal["write", "read", "export"], process: Running, path: str, copy: str | None = None
     ) -> AbstractAsyncContextManager[Archive]:
-        """The tree at `path` as the process sees it: to `write` or `export` it, or to `read` an archive into it."""
+        """An archive of the tree at `path` as the process sees it; "write" and "export" make one, "read" unpacks it."""
 
     def memory_events(self, instance: Instance) -> MemoryEvents:
-        """Hear when the kernel kills for want of memory. OSError, Unavailable."""
+        """Watch for out-of-memory kills. OSError, Unavailable."""
 
-    # -- looking --------------------------------------------------------------------------------------------------
+    # -- observation ----------------------------------------------------------------------------------------------
 
     def stats(self, instances: Sequence[Instance]) -> dict[str, dict[str, Any]]:
-        """Counters of those that run, by id: `cpu`, `memory`, `pids`, `io` (None where it isn't counted), `pressure`.
+        """Counters of the instances that run, by id: `cpu`, `memory`, `pids`, `io` (None if not counted), `pressure`.
         Blocks."""
 
     def processes(self, tenant: Tenant, instance_id: str) -> Sequence[ProcessView]:
-        """Everything that runs in it, by the number inside. Blocks."""
+        """The processes of the instance, sorted by their PID inside. Blocks."""
 
     def explain(
         self, tenant: Tenant, instance: Instance, status: InstanceStatus, near: Mapping[str, Running]
     ) -> Explanation:
-        """What makes it isolated. `near` are instances that may share a namespace with it, by name. Blocks."""
+        """The isolation of the instance. `near` are instances that may share a namespace with it, by name. Blocks."""
 
 
 def require(driver: Driver, feature: Feature) -> Driver:
-    """The driver. Unavailable if it lacks the feature."""
+    """Return the driver. Unavailable if it lacks the feature."""
     if feature not in driver.features:
         has = ", ".join(sorted(driver.features)) or "nothing of the kind"
         raise Unavailable(f"instances of kind {driver.kind} have no {feature}", f"they have {has}")

@@ -1,12 +1,12 @@
-"""The directory of one instance below the root directory: what survives a reboot.
+"""The directory of an instance below the root directory. It survives a reboot.
 
-    instances/ID/log            what it printed
-    instances/ID/launch.json    the last start that was begun: its number, and the life of the host it was in
-    instances/ID/…              what the driver keeps there
+    instances/ID/log            the output
+    instances/ID/launch.json    the last start: its number, and the boot ID of the host
+    instances/ID/…              files of the driver
 
-`launch.json` is written before the instance is made, and what was made is removed only after its end was stored. So
-after a crash at any point this record, what runs, and the stored status together tell what had happened. Only of an
-instance that is removed when it ends the end is not stored: nobody could ask for it.
+`launch.json` is written before the instance is created, and its remains are discarded only after its exit was stored.
+So after a crash at any point this record, the state of the host and the stored status together say what had happened.
+The exit of an instance that is removed when it ends is not stored, since nobody could ask for it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _SAID = 1 << 16
 
 
 class LaunchRecord(Struct, kw_only=True):
-    """Which start was begun last, and in which life of the host (/proc/sys/kernel/random/boot_id, random(4))."""
+    """The number of the last start, and the host's boot ID then (/proc/sys/kernel/random/boot_id, random(4))."""
 
-    starts: int = msgspec.field(name="generation")  # as 0.1.0 wrote it: instances run on over an upgrade
+    starts: int = msgspec.field(name="generation")  # the name in 0.1.0, whose instances run on over an upgrade
     boot: str
 
 
@@ -37,7 +37,7 @@ def boot_id() -> str:
 
 
 class Directory:
-    """The directory of one instance; what a driver keeps there is in a class of its own."""
+    """The directory of one instance. Drivers derive a class for their own files."""
 
     def __init__(self, root: Path, instance_id: str) -> None:
         self.path = root / instance_id
@@ -51,7 +51,7 @@ class Directory:
             return None
 
     def is_damaged(self) -> bool:
-        """Whether there is a record that can't be read."""
+        """Whether there is a record and it can't be read."""
         if os.path.lexists(self.path) and not self.path.is_dir():
             return True
         return self.record() is None and os.path.lexists(self.path / "launch.json")
@@ -60,19 +60,19 @@ class Directory:
         records.replace(self.path / "launch.json", msgspec.json.encode(record))
 
     def end_of_boot(self) -> None:
-        """From now on the last launch counts as one of an earlier life of the host."""
+        """Mark the last start as one before the last boot of the host."""
         if record := self.record():
             self.write_record(msgspec.structs.replace(record, boot=""))
 
     async def remove(self) -> None:
-        """The directory with all that the instance left in it. Failed says what is in the way."""
+        """Remove the directory with all of its files. Failed says why that is not possible."""
         if await asyncio.to_thread(trees.remove_small, self.path):
             return
         child = await asyncio.create_subprocess_exec(*trees.command(self.path), stdin=DEVNULL, stderr=PIPE)
         assert child.stderr
         try:
             said = await child.stderr.read(_SAID)
-            while await child.stderr.read(_SAID):  # there may be a complaint for each of a million files
+            while await child.stderr.read(_SAID):  # there may be a message for each of a million files
                 pass
             trees.check(await child.wait(), said)
         except asyncio.CancelledError:

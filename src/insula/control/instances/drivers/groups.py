@@ -1,4 +1,4 @@
-"""Control groups of tenants: the parent of all of a tenant's instances, of any kind, with the limits of the tenant."""
+"""Control groups of tenants. A tenant's group is the parent of all of its instances' groups, and has its limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
 
 
 class TenantGroups:
-    """``PREFIX/TENANT`` in each hierarchy. Every method blocks."""
+    """The groups ``PREFIX/TENANT`` in each hierarchy. Every method blocks."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -23,7 +23,7 @@ class TenantGroups:
         return Cgroup(f"{self.prefix}/{name}")
 
     def ensure(self, tenant: Tenant) -> None:
-        """Make or repair the control group with the tenant's limits. Blocks. Failed."""
+        """Make or repair the control group with the tenant's limits. Failed."""
         group, limits, defaults = self.group(tenant.name), tenant.limits, Limits()
         quota = -1 if limits.cpus is None else int(limits.cpus * _CPU_PERIOD)
         memory = -1 if limits.memory is None else limits.memory
@@ -41,7 +41,7 @@ class TenantGroups:
             ):
                 try:
                     group.update(resources)
-                except OSError as error:  # a host that can't limit something can still do without a limit
+                except OSError as error:  # no error on a host that lacks a controller, if there is no limit to set
                     if limit not in (None, usual) or error.errno != errno.EOPNOTSUPP:
                         raise
         except OSError as error:
@@ -52,7 +52,7 @@ class TenantGroups:
             raise Failed(f"the control group of tenant {tenant.name} can't be made: {error}", hint) from error
 
     def remove(self, name: str) -> None:
-        """Remove the tenant's group, with what is below. OSError, Failed."""
+        """Remove the tenant's group and those below it. OSError, Failed."""
         self.group(name).remove()
 
     def take_down(self) -> None:
@@ -61,7 +61,7 @@ class TenantGroups:
 
 
 def no_huge_pages() -> list[dict[str, object]]:
-    """`linux.resources.hugepageLimits` that allow none: who has set some aside (hugetlbpage.rst) did it for others."""
+    """`linux.resources.hugepageLimits` that allow no huge pages: the host's pool (hugetlbpage.rst) is for others."""
     sizes = (int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in _HUGE_PAGES.glob("hugepages-*kB"))
     units = ((1 << 20, "GB"), (1 << 10, "MB"), (1, "KB"))  # as the names of the files have them: hugetlb.2MB.max
     return [
@@ -71,9 +71,8 @@ def no_huge_pages() -> list[dict[str, object]]:
 
 
 def _leave_pids_to_the_host(everything: Cgroup) -> None:
-    """Limit all tenants together to three quarters of what the host has of process numbers and threads (proc(5)).
-
-    OSError; nothing happens on a host without the controller."""
+    """Limit all tenants together to three quarters of the host's PIDs and threads (proc(5)). OSError; nothing happens
+    on a host without the controller."""
     most = min(int(Path(f"/proc/sys/kernel/{name}").read_text()) for name in ("pid_max", "threads-max"))
     try:
         everything.limit({"pids": {"limit": most * 3 // 4}})

@@ -1,4 +1,4 @@
-"""Which drivers there are: one for each kind of instance. Another kind is another entry."""
+"""The registry of drivers, by kind of instance. A new kind is a new entry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DRIVERS: dict[str, Callable[[Settings, ImageStore], Driver]] = {ContainerDriver.
 
 
 async def open_drivers(settings: Settings, images: ImageStore, closing: AsyncExitStack) -> Mapping[str, Driver]:
-    """All drivers, by kind, open; `closing` closes them. InsulaError."""
+    """Open all drivers and return them by kind. `closing` closes them. InsulaError."""
     opened = {}
     for kind, make in DRIVERS.items():
         driver = opened[kind] = make(settings, images)

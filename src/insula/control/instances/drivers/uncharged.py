@@ -1,7 +1,8 @@
-"""A budget for each tenant of what Linux counts for no control group (`insula.kernel.uncharged`).
+"""A budget for each tenant of kernel memory and terminals that Linux charges to no control group
+(`insula.kernel.uncharged`).
 
-It is a 32nd of the host's memory, from 128 MiB to 1 GiB, and `TERMINALS` terminals, in whichever devpts they are. Where
-a kernel can't count it, `insula doctor` says so.
+It is a 32nd of the host's memory, from 128 MiB to 1 GiB, and `TERMINALS` terminals in all devpts together. If the
+kernel can't count them, `insula doctor` says so.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def budget() -> int:
 
 
 class Uncharged:
-    """`directory` is where the kernel's part of it is pinned. Not `enabled`: `begin` takes off what is there."""
+    """The budgets. `directory` is where the kernel's programs and maps are pinned. If not `enabled`, `begin` removes
+    them."""
 
     def __init__(self, directory: Path, *, enabled: bool = True) -> None:
         entries = min(_MOST, max(_FEWEST, memory() // _EACH))
@@ -50,10 +52,10 @@ class Uncharged:
         self._over = False
 
     def begin(self) -> threading.Thread:
-        """Have it counted from now on; what is there already is not. Returns at once.
+        """Begin to count, in a thread, and return at once. Objects that exist already are not counted.
 
-        It takes the thread half a second the first time, or as long as the kernel needs to check the programs. The end
-        of the process does not wait for it.
+        The first time it takes half a second, or as long as the kernel verifies the programs. The end of the process
+        does not wait for it.
         """
         thread = threading.Thread(target=self._begin, name="insula-uncharged", daemon=True)
         thread.start()
@@ -64,7 +66,7 @@ class Uncharged:
             try:
                 if self._enabled and not self._over:
                     self._guard.ensure()
-                if self._over or not self._enabled:  # `restore` may have lost patience meanwhile
+                if self._over or not self._enabled:  # `restore` may have given up waiting meanwhile
                     self._guard.remove()
                 self._trouble = "" if self._enabled else _OFF
             except Exception as error:
@@ -72,7 +74,7 @@ class Uncharged:
                 log.warning("memory of sockets and file locks has no bound: %s", error)
 
     def check(self) -> Check:
-        """For `insula doctor`."""
+        """The check of `insula doctor`."""
         if not self._trouble:
             return Check(
                 name="sockets and locks",
@@ -92,7 +94,8 @@ class Uncharged:
         )
 
     def restore(self, patience: float = _PATIENCE) -> None:
-        """Take it off the kernel for good; blocks. OSError if the kernel is still checking the programs then."""
+        """Remove the programs and maps from the kernel. Blocks for up to `patience` seconds. OSError if the kernel
+        still verifies the programs then."""
         self._over = True
         if not self._turn.acquire(timeout=patience):
             raise OSError("the kernel is still checking the programs that count sockets and file locks")

@@ -1,1 +1,1 @@
-"""Containers as instances: the cloud's defaults and policy over the OCI runtime `insula.container`."""
+"""The driver of containers: defaults and policy of the cloud on top of the OCI runtime `insula.container`."""

@@ -1,6 +1,6 @@
-"""What a container has in its instance's directory, beside the log and the record of its last start.
+"""Files of a container in its instance's directory, beside the log and the record of its last start.
 
-upper, work    the writable layer of the root (overlayfs); upper belongs to the tenant's user 0
+upper, work    the writable layer of the root file system (overlayfs); upper belongs to the tenant's user 0
 etc            hostname, hosts and resolv.conf, bind-mounted over the image's
 """
 
@@ -21,13 +21,13 @@ class ContainerDirectory(Directory):
         self.etc = self.path / "etc"
 
     def make(self, id_base: int) -> None:
-        """Make what is missing. OSError."""
+        """Make the files and directories that are missing. OSError."""
         if (self.work / "work" / "incompat" / "volatile").exists():
-            # overlayfs refuses to mount a volatile upper layer again after a crash, for it may be incomplete
+            # after a crash overlayfs refuses to mount a volatile upper layer again, since it may be incomplete
             trees.remove(self.upper)
             trees.remove(self.work)
         for path in (self.path, self.upper, self.work, self.log, self.etc):
-            if path.is_symlink() or (path.exists() and not path.is_dir()):  # something else of that name
+            if path.is_symlink() or (path.exists() and not path.is_dir()):  # not a directory
                 trees.remove(path)
         for path in (self.path, self.work, self.log, self.etc):
             path.mkdir(mode=0o700, exist_ok=True)
@@ -37,14 +37,15 @@ class ContainerDirectory(Directory):
         os.chown(self.upper, id_base, id_base)
 
     def is_fresh(self) -> bool:
-        """Whether nothing in it is the instance's own yet."""
+        """Whether the instance has written nothing into its root file system yet."""
         try:
-            with os.scandir(self.upper) as entries:  # the first is enough: there may be millions
+            with os.scandir(self.upper) as entries:  # only the first is read; there may be millions
                 return next(entries, None) is None
         except (FileNotFoundError, NotADirectoryError):
             return True
 
     def write_etc(self, files: Mapping[str, str], id_base: int) -> None:
-        """In place, for they may be mounted; owned by the instance's root, who may edit them as in any container."""
+        """Write files in etc/. They are written in place, since they may be mounted, and belong to the instance's root,
+        which may edit them as in any container."""
         for name, content in files.items():
             records.overwrite(self.etc / name, content.encode(), 0o644, id_base)

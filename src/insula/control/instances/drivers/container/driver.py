@@ -1,4 +1,4 @@
-"""`ContainerDriver`: instances as OCI containers, over the runtime of this host."""
+"""`ContainerDriver`: runs instances as OCI containers with `insula.container`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from insula.settings import Settings
 
 
 class ContainerDriver:
-    """See `Driver`."""
+    """The driver of containers; the methods are described in `Driver`."""
 
     kind = "container"
     features: frozenset[Feature] = frozenset(get_args(Feature))
@@ -65,7 +65,7 @@ class ContainerDriver:
         await self.runtime.open(wait=False)
 
     async def close(self) -> None:
-        for task in self._tasks:  # the next insulad finds what is left
+        for task in self._tasks:  # the next insulad does the rest
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.runtime.close()
@@ -187,7 +187,7 @@ class ContainerDriver:
         return ("paused" if Cgroup(self.requests.cgroup(instance)).frozen() else "running"), running
 
     def _is_its_process(self, instance: Instance, status: InstanceStatus) -> bool:
-        """Whether the process that the store names is the one of the instance's last start."""
+        """Whether the process in the stored status is the one of the instance's last start."""
         if status.pid is None or status.starts != instance.starts:
             return False
         group = self.requests.cgroup(instance)
@@ -265,14 +265,14 @@ class ContainerDriver:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # -- looking --------------------------------------------------------------------------------------------------
+    # -- observation ----------------------------------------------------------------------------------------------
 
     def stats(self, instances: Sequence[Instance]) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for instance in instances:
             with contextlib.suppress(OSError):  # it has just ended
                 counters = found[instance.id] = Cgroup(self.requests.cgroup(instance)).stats()
-                # with version 1, recent kernels count nothing until I/O is limited: that is not 0
+                # with version 1 recent kernels count nothing until I/O is limited; then it is unknown, not 0
                 counters.setdefault("io", None if hierarchy().version == 1 else {})
         return found
 

@@ -1,4 +1,4 @@
-"""/etc/hostname, /etc/hosts and /etc/resolv.conf of an instance, as its network and its spec have them."""
+"""The contents of /etc/hostname, /etc/hosts and /etc/resolv.conf of an instance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from insula.model.objects import Instance, Network
 
 
 def etc_files(instance: Instance, network: Network | None) -> dict[str, str]:
-    """/etc/hostname, /etc/hosts (hosts(5)) and /etc/resolv.conf (resolv.conf(5)) of an instance."""
+    """The contents of hostname, hosts (hosts(5)) and resolv.conf (resolv.conf(5)), from its network and its spec."""
     spec = instance.spec
     hostname = spec.hostname or instance.name
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]

@@ -1,4 +1,4 @@
-"""What makes a container isolated, read from where it really is: /proc and control groups."""
+"""`insula explain` for containers: their isolation, read from /proc and control groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
 
 
 def namespaces(pid: int) -> list[Namespace]:
-    """The namespaces of a process, compared with our own, which are the host's."""
+    """The namespaces of a process. `shared`: it is the same as insulad's own, which is the host's."""
     found, directory = [], process.directory(pid)
     for kind in _KINDS:
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -30,7 +30,7 @@ def namespaces(pid: int) -> list[Namespace]:
 
 
 def with_instances(own: Sequence[Namespace], near: Mapping[str, Running]) -> list[Namespace]:
-    """The namespaces with the names of the instances that are in them too."""
+    """The namespaces, each with the names of the other instances in it."""
     inodes = [(name, {n.inode for n in namespaces(running.pid)}) for name, running in near.items()]
     return [
         msgspec.structs.replace(each, instances=[name for name, theirs in inodes if each.inode in theirs])
@@ -43,7 +43,7 @@ def uid_map(pid: int) -> str | None:
 
 
 def security(pid: int) -> dict[str, str]:
-    """Capabilities, seccomp and no_new_privs of a process, as proc_pid_status(5) has them."""
+    """Capabilities, seccomp mode and no_new_privs of a process, from proc_pid_status(5)."""
     text = _read(f"/proc/{pid}/status") or ""
     fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
     found = {}
@@ -58,7 +58,7 @@ def security(pid: int) -> dict[str, str]:
 
 
 def pressure(group: Cgroup) -> dict[str, str]:
-    """How long processes of the group had to wait lately, file to its first line; version 2 only."""
+    """The first lines of the group's pressure files (PSI), by file name. Cgroup version 2 only."""
     found = {}
     for directory in group.directories().values():
         for name in ("cpu.pressure", "memory.pressure", "io.pressure"):
@@ -69,6 +69,6 @@ def pressure(group: Cgroup) -> dict[str, str]:
 
 def _read(path: str) -> str | None:
     try:
-        return Path(path).read_text(errors="replace").strip()  # proc_pid_status(5) has the name as it is
+        return Path(path).read_text(errors="replace").strip()  # status has the program's name, which may be any bytes
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""What a user can do about a step of a container's start that failed."""
+"""Hints for users, by the step of a container's start that failed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BY_STEP = {
 def hint(step: Step | None, number: int) -> str:
     """The hint for a step that failed with the errno `number`.
 
-    `insula doctor` knows the host, so it is named only for what neither the image nor a limit explains.
+    It names `insula doctor`, which examines the host, only if neither the image nor a limit explains the failure.
     """
     if number in (errno.ENOSPC, errno.EDQUOT) and step is not Steps.OPEN_TERMINAL:
         return "make room on the disk that holds Insula's state"

@@ -1,8 +1,8 @@
-"""Processes with all their numbers: inside ↔ host; and the way back, from a host PID to its instance.
+"""Processes of containers with their PIDs inside and on the host; and `whois`, from a host PID to its instance.
 
-A process has one PID in each PID namespace from its own up to the host's (pid_namespaces(7)). The number `inside` is
-the one in the instance's namespace, the second from the host's. The control group of a process, which it can't leave,
-tells whose it is: ``…/PREFIX/TENANT/ID`` (cgroups(7)).
+A process has one PID in each PID namespace from its own up to the host's (pid_namespaces(7)). The PID `inside` is the
+one in the instance's namespace, the second from the host's. The path of a process's control group, which it can't
+leave, names its tenant and instance: ``…/PREFIX/TENANT/ID`` (cgroups(7)).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from insula.model.views import ProcessView, WhoIs
 
 
 def views(found: Sequence[process.Process], id_base: int) -> list[ProcessView]:
-    """These processes of an instance, by the number inside. `id_base` is the tenant's."""
+    """Views of these processes of an instance, sorted by their PID inside. `id_base` is the tenant's."""
     inside = {p.pid: _inside(p) for p in found}
     return sorted(
         (
@@ -39,7 +39,7 @@ def views(found: Sequence[process.Process], id_base: int) -> list[ProcessView]:
 
 
 def _inside(found: process.Process) -> int:
-    """0 for a process that is in the group but not (yet) in the PID namespace."""
+    """The PID inside; 0 for a process that is in the control group but not (yet) in the PID namespace."""
     return found.pids[1] if len(found.pids) > 1 else 0
 
 

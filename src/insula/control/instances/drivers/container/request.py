@@ -1,4 +1,4 @@
-"""From an instance to what the runtime is asked for: its files, its OCI config, and the processes that join it."""
+"""`Requests`: makes requests to the container runtime from an instance: files, OCI configs, processes for exec."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from insula.model.objects import Instance, InstanceSpec, Network, Tenant
 from insula.model.views import ExecSpec
 from insula.settings import Settings
 
-SLEEP: Final = "/dev/sleep"  # busybox goes by the name that it is called by
+SLEEP: Final = "/dev/sleep"  # busybox chooses its applet by the name of the program
 
 
 class Requests:
-    """Requests to the runtime. Methods that read files of images or instances block."""
+    """Makes requests to the runtime. Methods that read files of images or instances block."""
 
     def __init__(self, settings: Settings, images: ImageStore) -> None:
         self._settings = settings
@@ -46,13 +46,13 @@ class Requests:
         return f"{self.parent(instance.tenant)}/{instance.id}"
 
     async def launch(self, tenant: Tenant, instance: Instance, network: Network | None) -> Launch:
-        """The request for its next start, with everything in files that it needs. Invalid, OSError."""
-        if self.directory(instance.id).is_fresh():  # a few small files, which stay in memory: a thread would cost more
+        """The request for its next start, after writing the files that it needs. Invalid, OSError."""
+        if self.directory(instance.id).is_fresh():  # a few small files in the page cache: a thread would cost more
             return self.prepare(tenant, instance, network)
         return await self._workers.do(tenant.name, partial(self.prepare, tenant, instance, network))
 
     def prepare(self, tenant: Tenant, instance: Instance, network: Network | None, *, begin: bool = True) -> Launch:
-        """`launch`, in the caller's thread; unless `begin`, no start of the instance is recorded."""
+        """Do the work of `launch` in the caller's thread. Without `begin` no start of the instance is recorded."""
         spec, directory = instance.spec, self.directory(instance.id)
         directory.make(tenant.id_base)
         directory.write_etc(etc_files(instance, network), tenant.id_base)
@@ -76,10 +76,10 @@ class Requests:
         )
 
     async def holder(self, tenant: Tenant, instance: Instance, network: Network | None, container: str) -> Launch:
-        """The request for a container with the instance's root file system in which nothing of the instance runs.
+        """The request for a holder: a container with the instance's root file system that only sleeps.
 
-        Its id is its own, so that a crash leaves nothing that could be taken for the instance. Its program is the
-        host's busybox, which is static and needs nothing of the image.
+        It has an id of its own, so that after a crash it can't be taken for the instance. Its program is the host's
+        busybox, which is static and needs no file of the image.
         """
         program = shutil.which("busybox", path="/usr/bin:/bin")
         if program is None:
@@ -105,7 +105,7 @@ class Requests:
     ) -> tuple[list[str], dict[str, Any]]:
         """The layers' directories, top-most first, and the OCI config for `spec`. Invalid.
 
-        Without a directory, of an instance that isn't made yet, nothing can run from it, but everything is checked.
+        Without a directory, for an instance that does not exist yet, the config is only good for checking the spec.
         """
         lower = self._lower(instance)
         name = spec.user if spec.user is not None else instance.config.user
@@ -124,8 +124,8 @@ class Requests:
         )
 
     async def check(self, tenant: Tenant, instance: Instance) -> None:
-        """Invalid if its spec can't be carried out. A user who is not known yet is looked up in a thread: an image may
-        have a megabyte of /etc/passwd."""
+        """Raise Invalid if no OCI config can be made from the spec. A user that is not cached is looked up in a thread,
+        since an image may have a megabyte of /etc/passwd."""
         spec = instance.spec
         name = spec.user if spec.user is not None else instance.config.user
         if (name, tuple(self._lower(instance)), tuple(spec.options.group_add)) in _users:
@@ -134,11 +134,11 @@ class Requests:
             await self._workers.do(tenant.name, partial(self.oci, tenant, instance, spec))
 
     async def execution(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
-        """`process`, in a thread."""
+        """Do the work of `process` in a thread."""
         return await self._workers.do(tenant.name, partial(self.process, tenant, instance, wanted))
 
     def process(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
-        """The `process` of an OCI config for one more process: as PID 1's, but for what is asked. Invalid."""
+        """The `process` of an OCI config for one more process: PID 1's, changed as the spec says. Invalid."""
         if not wanted.command:
             raise Invalid("there is nothing to execute", "give a command")
         spec = msgspec.structs.replace(
@@ -166,7 +166,7 @@ _MOST_USERS = 1024
 
 
 def _user_of_image(user: str, lower: tuple[str, ...], more_groups: tuple[str, ...]) -> User:
-    """The user, from a cache: layers never change."""
+    """The user, from a cache, since layers never change."""
     key = (user, lower, more_groups)
     if (known := _users.get(key)) is None:
         known = _users[key] = resolve(user, lower, more_groups=more_groups)

@@ -1,20 +1,21 @@
-"""The default seccomp profile: which system calls a container has unless told otherwise.
+"""The default seccomp profile of containers.
 
-It is Docker's (docs.docker.com/engine/security/seccomp): everything is refused with EPERM but what is listed, and what
-is listed depends on the capabilities that the container may have. In `profiles/seccomp.json` each rule says for whom
-it is: `with` names a capability or another grant, `without` some, `machines` are of uname(1). Grants that are no
-capabilities are "nesting" for containers that run containers (nesting.py), "aio", and socket families (`FAMILIES`).
+It follows Docker's (docs.docker.com/engine/security/seccomp): system calls that are not listed are refused with EPERM,
+and the list depends on the container's bounding set of capabilities. In `profiles/seccomp.json` each rule says where it
+applies: `with` names a capability or another grant, `without` excludes some, `machines` are as uname(1) prints them.
+Grants that are no capabilities are "nesting" for containers that run containers (nesting.py), "aio", and socket
+families (`FAMILIES`).
 
-It is stricter than Docker's where a call reaches a table that the whole host shares, or tells of other tenants:
+It is stricter than Docker's where a call reaches a table that the whole host shares, or reveals other tenants:
 
 - Socket families are UNIX, INET, INET6 and NETLINK; an option opens more. Packet rings of AF_PACKET and AF_XDP are not
   charged to a control group, and most families are modules that the kernel loads when a socket of theirs is opened.
   So are some protocols of netlink, which are refused too. socketpair(2) opens the same families as socket(2).
 - Classic BPF filters cannot be attached to sockets, unless AF_PACKET is opened, which needs them; nor can keys of TCP
   and IPv6 flow labels, without CAP_NET_ADMIN.
-- io_setup(2) and mincore(2) are answered with ENOSYS; "aio" allows the first.
-- socketcall(2), by which 32-bit x86 programs of before 2016 open sockets, is answered with ENOSYS. A filter cannot see
-  the family behind it; where Docker leaves that to AppArmor, we have nothing else.
+- io_setup(2) and mincore(2) fail with ENOSYS; "aio" allows the first.
+- socketcall(2), by which 32-bit x86 programs from before 2016 open sockets, fails with ENOSYS. A filter cannot see its
+  socket family. Docker leaves that to AppArmor, which Insula does not use.
 
 The kernel takes only the lower half of these arguments, but a filter compares all of it. Rules that allow compare for
 equality, and rules that refuse mask the upper half out, so that 2³² + 40 is not another family than 40.

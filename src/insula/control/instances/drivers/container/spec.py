@@ -1,13 +1,11 @@
-"""From what a user asks for to a config.json: the OCI runtime-spec 1.2 with Docker's defaults, and stricter ones.
+"""Makes a config.json (OCI runtime-spec 1.2) from an `InstanceSpec` and the image's configuration.
 
-The spec (github.com/opencontainers/runtime-spec, config.md and config-linux.md) says everything about one container:
-its process, its mounts, its namespaces and limits. `config` writes it from an `InstanceSpec` and the image's own
-configuration; the rest of this room only reads it, and asks no more who wanted what.
+The OCI spec (github.com/opencontainers/runtime-spec, config.md and config-linux.md) describes a whole container:
+its process, mounts, namespaces and limits. Defaults are Docker's, with these exceptions: there is always a user
+namespace, so that root inside has no rights outside; no_new_privs is always on; a memory limit includes swap; only
+harmless devices may be opened.
 
-Where it differs from Docker: the user namespace is always there, so that root inside is nobody outside;
-no_new_privs is always on; a memory limit includes swap; and no device but the harmless ones may be opened at all.
-
-Everything from a user is checked here, whoever checked it before: `Invalid` in one line, and nothing was made.
+Every value from a user is checked here, even if it was checked before: `Invalid` with one line.
 """
 
 from __future__ import annotations
@@ -31,19 +29,19 @@ from insula.model.units import shorten
 OCI_VERSION: Final = "1.2.0"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INIT: Final = "/dev/init"
-"""Where `--init` puts tini(1): in /dev, which is not the image's."""
+"""The path of tini(1) for `--init`. It is in /dev, which the image does not provide."""
 
 TERMINALS: Final = 64
-"""Of one instance, at most: the host has 4096, unless `control.terminals` raises that."""
+"""The most pseudoterminals of one instance. The host has 4096, unless terminals.py raises that."""
 
 MAX_ARGUMENT: Final = 128 << 10  # MAX_ARG_STRLEN, execve(2)
 MAX_ARGUMENTS: Final = 2 << 20  # a quarter of the usual stack of 8 MiB, execve(2)
-MIN_MEMORY: Final = 6 << 20  # less kills the process that sets the container up
+MIN_MEMORY: Final = 6 << 20  # bytes; with less the kernel kills the process that sets the container up
 MAX_VOLUMES: Final = 64
 CPU_PERIOD: Final = 100_000  # µs
 DEFAULT_SHARES: Final = 1024  # the kernel's (cpu.shares)
 
-_INIT_PROGRAMS = ("/usr/bin/tini-static", "/usr/bin/tini")  # the static one needs nothing of the image
+_INIT_PROGRAMS = ("/usr/bin/tini-static", "/usr/bin/tini")  # the static one needs no library of the image
 _ETC_FILES = ("hostname", "hosts", "resolv.conf")
 _RLIMITS = frozenset(
     "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()  # noqa: SIM905
@@ -87,8 +85,8 @@ _MOUNTS: Final[tuple[dict[str, Any], ...]] = (
     },
 )
 
-# what tells of the host, or reaches into it, although it is in a file system of the container: Docker's lists, and
-# locks of other tenants' files, the number of the host's terminals, disks, and the host's own command line
+# files in the container's file systems that reveal something of the host, or change it: Docker's lists, and locks of
+# other tenants' files, the number of the host's terminals, disks, and the host's kernel command line
 _MASKED = (
     "/proc/acpi",
     "/proc/asound",
@@ -114,7 +112,7 @@ _NO_TMPFS = ("/proc", "/sys", "/dev")
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
 
 _SYSCTLS = {
-    "net.ipv4.ip_unprivileged_port_start": "0",  # the container's own ports: nobody else's are in its namespace
+    "net.ipv4.ip_unprivileged_port_start": "0",  # its network namespace has no ports of others
     "net.ipv4.ping_group_range": f"0 {IDS_PER_TENANT - 1}",
 }
 
@@ -131,7 +129,7 @@ def config(
 ) -> dict[str, Any]:
     """The OCI config.json of an instance.
 
-    `user` is whom `spec.user` or `image.user` means (`users.resolve`). IDs 0 to 65535 inside are `id_base` and up
+    `user` is the user of `spec.user` or `image.user` (`users.resolve`). IDs 0 to 65535 inside are `id_base` and up
     outside. `cgroup` is the group's path below every hierarchy. `etc` is a directory with hostname, hosts and
     resolv.conf to mount over the image's. Raises `Invalid`, and `Unavailable` for `--init` without tini(1).
     """
@@ -139,7 +137,7 @@ def config(
     default = capabilities.DEFAULT | (nesting.CAPABILITIES if options.nesting else 0)
     names = capabilities.to_names(capabilities.adjust(default, options.cap_add, options.cap_drop))
     asked = capabilities.to_names(capabilities.adjust(capabilities.DEFAULT, options.cap_add, options.cap_drop))
-    # as execve(2) would have it: another user than root has none, but keeps the bound
+    # as after execve(2): a user other than root has no capabilities, but keeps the bounding set
     own = names if user.uid == 0 else []
     mounts = [_shm_mount(mount, options.shm_size) if mount["source"] == "shm" else dict(mount) for mount in _MOUNTS]
     own_mounts = [*map(_tmpfs_mount, spec.mounts), *_volume_mounts(spec, image)]
@@ -165,7 +163,7 @@ def config(
             "capabilities": {"bounding": names, "effective": own, "permitted": own, "inheritable": [], "ambient": []},
             "rlimits": [_rlimit(limit) for limit in options.rlimits],
             "noNewPrivileges": True,
-            "oomScoreAdj": 0,  # not insulad's own, which the kernel kills last
+            "oomScoreAdj": 0,  # not insulad's, which makes the kernel kill it last
         },
         "mounts": mounts,
         "linux": {
@@ -188,7 +186,7 @@ def config(
 
 
 def command(spec: InstanceSpec, image: ImageConfig) -> list[str]:
-    """The arguments of PID 1, as Docker combines them: a user's entrypoint discards the image's command too."""
+    """The arguments of PID 1, combined as in Docker: an entrypoint of the spec discards the image's command too."""
     if spec.entrypoint is not None:
         args = [*(word for word in spec.entrypoint if word), *spec.command]
     else:
@@ -204,7 +202,7 @@ def command(spec: InstanceSpec, image: ImageConfig) -> list[str]:
 def environment(
     image: Iterable[str], own: Mapping[str, str], *, hostname: str, home: str, terminal: bool = False
 ) -> list[str]:
-    """NAME=value entries: defaults, then the image's, then the user's own, each over the one before."""
+    """NAME=value entries: defaults, overridden by the image's variables, overridden by the user's own."""
     values = {"PATH": PATH, "HOSTNAME": hostname, "HOME": home, **({"TERM": "xterm"} if terminal else {})}
     values |= dict(entry.partition("=")[::2] for entry in image)
     values |= own
@@ -223,15 +221,15 @@ def resources(limits: Resources) -> dict[str, Any]:
     if (cpus := limits.cpus) is not None:
         if not 0.01 <= cpus <= 65536:
             raise Invalid(f"there can't be a limit of {shorten(cpus)} CPUs", "use 0.01 or more, as in 0.5 or 2")
-        shares = min(max(2, int(1024 * cpus)), 262144)  # its part of the time when there is too little for all
+        shares = min(max(2, int(1024 * cpus)), 262144)  # its share of CPU time under contention
         result["cpu"] = {"quota": int(CPU_PERIOD * cpus), "period": CPU_PERIOD, "shares": shares}
     if (memory := limits.memory) is not None:
         if not MIN_MEMORY <= memory < 1 << 63:
             what = f"there can't be a limit of {shorten(memory)} bytes of memory"
             raise Invalid(what, f"use at least {MIN_MEMORY >> 20}m")
-        result["memory"] = {"limit": memory, "swap": memory}  # memory and swap together: no swap beyond
+        result["memory"] = {"limit": memory, "swap": memory}  # `swap` is the limit of memory and swap together
     else:
-        # nothing but that version 1 counts the buffers of sockets, for the tenant's limit
+        # no limit; it only makes version 1 count the buffers of sockets, for the tenant's limit
         result["memory"] = {"kernelTCP": -1}
     if (pids := limits.pids) is not None:
         if not 1 <= pids <= 1 << 22:  # PID_MAX_LIMIT
@@ -241,9 +239,9 @@ def resources(limits: Resources) -> dict[str, Any]:
 
 
 def update(limits: Resources) -> dict[str, Any]:
-    """`linux.resources` for a container that runs: as `resources`, but what is not limited is said to be so (-1).
+    """`linux.resources` for a running container: as `resources`, but with -1 for each limit that is not set.
 
-    A memory limit below what is used is to be refused, not answered by killing (`checkBeforeUpdate`)."""
+    `checkBeforeUpdate` makes a memory limit below the usage fail, instead of killing processes."""
     result = {name: value for name, value in resources(limits).items() if name != "devices"}
     result.setdefault("cpu", {"quota": -1, "period": CPU_PERIOD, "shares": DEFAULT_SHARES})
     if limits.memory is None:
@@ -323,7 +321,7 @@ def _volume_mounts(spec: InstanceSpec, image: ImageConfig) -> list[dict[str, Any
 
 
 def _rlimit(limit: Rlimit) -> dict[str, Any]:
-    """RLIM_INFINITY is all ones, and asked for as -1."""
+    """The OCI form of a resource limit; -1 becomes RLIM_INFINITY."""
     if limit.name not in _RLIMITS:
         raise Invalid(f"there is no rlimit {shorten(limit.name)}", "getrlimit(2) lists them, as in nofile")
     top = (1 << 64) - 1
@@ -335,13 +333,13 @@ def _rlimit(limit: Rlimit) -> dict[str, Any]:
 
 
 def _thermal_throttles() -> list[str]:
-    """Each CPU's counters of overheating tell one tenant of another's load."""
+    """The files with each CPU's counters of thermal throttling. They would reveal the load of other tenants."""
     return _throttles_of(Path("/sys/devices/system/cpu/present").read_text())
 
 
 @functools.lru_cache(maxsize=1)
 def _throttles_of(present: str) -> list[str]:
-    """Those of the CPUs that are `present` (sysfs): looking for them takes as long as the rest of a config."""
+    """The files for the CPUs that are `present` (sysfs). Cached: finding them takes as long as the rest of a config."""
     found = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle")
     return sorted(str(path) for path in found)
 
@@ -376,7 +374,7 @@ def _check_sysctls(sysctls: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _check_size(args: Sequence[str], env: Sequence[str]) -> None:
-    """execve(2) would fail with E2BIG; each string also takes its NUL and a pointer."""
+    """Raise Invalid where execve(2) would fail with E2BIG. Each string also takes its NUL and a pointer."""
     try:
         sizes = [len(os.fsencode(text)) + 1 for text in (*args, *env)]
     except UnicodeEncodeError:

@@ -1,9 +1,9 @@
-"""Room for the terminals of all instances: kernel.pty.max, which the whole host shares (pty(7)).
+"""`Terminals`: raises kernel.pty.max, the number of pseudoterminals that the whole host shares (pty(7)).
 
-An instance has at most `spec.TERMINALS`, by the option `max` of its devpts. One with `--nesting` may mount more, but a
-tenant has at most `uncharged.TERMINALS` (where the kernel can count them). While the host's limit is above what all of
-them may have together, no tenant takes a terminal from another. So it is raised as instances are added. It is never
-lowered while Insula runs; `insula down` puts back what it was.
+An instance has at most `spec.TERMINALS`, by the option `max` of its devpts. One with `--nesting` may mount more devpts,
+but a tenant has at most `uncharged.TERMINALS` (if the kernel can count them). While the host's limit is above the sum
+of these limits, no tenant takes a terminal from another. So it is raised as instances are added. It is never lowered
+while Insula runs; `insula down` restores the original value.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _STEP = 16  # instances
 
 
 class Terminals:
-    """`record` is a file for what the limit was, and what it was raised to."""
+    """The host's limit. `record` is a file with the original limit and the one that was set."""
 
     def __init__(self, record: Path) -> None:
         self._record = record
-        self._room = 0  # instances that the limit was compared for
+        self._room = 0  # the number of instances that the limit is known to allow
 
     def make_room(self, instances: int) -> None:
-        """Raise the limit where so many instances need that. A host where that can't be is left as it is."""
+        """Raise the limit if this number of instances needs it. A failure is logged."""
         if instances <= self._room:
             return
         self._room = instances + _STEP - instances % _STEP
@@ -46,7 +46,7 @@ class Terminals:
             log.warning("kernel.pty.max can't be raised for %d instances: %s", instances, error)
 
     def restore(self) -> None:
-        """Put back what the limit was, unless somebody else changed it since. OSError."""
+        """Restore the original limit, unless another program has changed it since. OSError."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             before, ours = self._record.read_text().split()
             if _LIMIT.read_text().strip() == ours:
@@ -54,7 +54,7 @@ class Terminals:
         self._record.unlink(missing_ok=True)
 
     def _before(self, now: int) -> int:
-        """What it was before the first time: `now`, unless that is ours already."""
+        """The original limit: `now`, or the recorded one if `now` was set by Insula."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             before, ours = map(int, self._record.read_text().split())
             if now == ours:

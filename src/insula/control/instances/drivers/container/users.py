@@ -1,10 +1,10 @@
-"""Who ``--user`` means: names and numbers looked up in the image's own /etc/passwd and /etc/group.
+"""Resolves ``--user``: looks up names and numbers in the image's own /etc/passwd and /etc/group.
 
-The image is hostile. Its /etc/passwd may be a symbolic link to the host's /etc/shadow, a FIFO that never answers, a
-device, or endless. And it is spread over layers, of which the upper ones hide parts of the lower (overlayfs). So
-`Root` walks paths itself, one component at a time, with descriptors that never follow a link (O_PATH, O_NOFOLLOW):
-links are read and resolved here, against the root, and ``..`` never rises above it. Only a regular file is opened for
-reading, and only so much of it is read.
+The image is hostile. Its /etc/passwd may be a symbolic link to the host's /etc/shadow, a FIFO that blocks, a device,
+or endless. And it is spread over layers, of which the upper ones hide parts of the lower ones (overlayfs). So `Root`
+walks paths itself, one component at a time, with descriptors that never follow a link (O_PATH, O_NOFOLLOW). Links are
+read and resolved here, against the root, and ``..`` never leaves it. Only a regular file is opened for reading, and at
+most `MAX_SIZE` bytes of it are read.
 
 Overlayfs marks what an upper layer hides: a *whiteout*, a character device 0/0, says that a name is not there; an
 *opaque* directory, by its attribute trusted.overlay.opaque, that nothing below it shows through.
@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 @dataclass(frozen=True)
 class User:
-    """Whom a process runs as. `groups` are the supplementary ones; the primary `gid` is among them."""
+    """The user of a process. `groups` are the supplementary groups; the primary `gid` is among them."""
 
     uid: int = 0
     gid: int = 0
@@ -50,8 +50,8 @@ def resolve(
     """The user that ``name|uid[:group|gid]`` means in the root of `layers`, the top-most first; "" is user 0.
 
     `more_groups` are supplementary groups besides those of /etc/group, as names or numbers. `upper` is the instance's
-    own writable layer, above all of them. As in docker-run(1), a number need not be in the files; one that is gets its
-    group, home and supplementary groups from there, and an explicit group replaces those.
+    own writable layer, above all of them. As in docker-run(1), a number need not be in the files; if it is, its group,
+    home and supplementary groups are taken from there. An explicit group replaces the groups.
     Raises `Invalid` for unknown names, IDs beyond the tenant's range, and files that are unreadable or too large.
     """
     name, colon, group = user.partition(":")
@@ -113,7 +113,7 @@ class _Group:
 def _passwd(root: Root) -> Iterator[_Passwd]:
     for fields in _lines(root, "/etc/passwd"):
         if len(fields) >= 4 and (uid := _id(fields[2])) is not None and (gid := _id(fields[3])) is not None:
-            home = fields[5] if len(fields) > 5 else ""  # as docker has it, a line may end early
+            home = fields[5] if len(fields) > 5 else ""  # as in Docker, a line may have fewer fields
             sound = home.startswith("/") and "\0" not in home and len(home.encode()) <= _MAX_HOME
             yield _Passwd(fields[0], uid, gid, home if sound else "/")
 
@@ -138,7 +138,7 @@ def _id(text: str) -> int | None:
 
 
 class Root:
-    """Reads files of a root file system given as overlayfs layers, without following anything out of it.
+    """Reads files of a root file system given as overlayfs layers, without leaving it.
 
     One layer is a plain directory. Close it, or use it in a `with`.
     """
@@ -163,7 +163,7 @@ class Root:
                 return b""
             if not stat.S_ISREG(os.fstat(found).st_mode):
                 raise Invalid(f"the image's {path} is not a regular file", _REPAIR)
-            # an O_PATH descriptor is opened for real through its own magic link: no name can change meanwhile
+            # opened through the magic link of the O_PATH descriptor, since names can change meanwhile
             with open(_reopen(found), "rb") as file:
                 data = file.read(MAX_SIZE + 1)
         if len(data) > MAX_SIZE:
@@ -173,7 +173,7 @@ class Root:
     def _find(self, path: str, opened: contextlib.ExitStack) -> int | None:
         """An O_PATH descriptor of the file, links followed; None if it does not exist."""
         todo = _components(path)
-        trail = [self._top]  # the directories on the way down, each as the layers that it is merged from
+        trail = [self._top]  # the directories on the path, each as the layers that it is merged from
         for _ in range(_MAX_STEPS):
             if not todo:
                 return trail[-1][0]
@@ -198,7 +198,7 @@ class Root:
         raise Invalid(f"the image's {path} leads through too many directories and links", _REPAIR)
 
     def _lookup(self, directory: list[int], name: str, opened: contextlib.ExitStack) -> list[int]:
-        """What `name` is in a merged directory: a directory's layers, the top-most first, or one other file."""
+        """Look up `name` in a merged directory: the layers of a directory, the top-most first, or one other file."""
         found: list[int] = []
         for layer in directory:
             try:
@@ -219,7 +219,7 @@ class Root:
 
 
 def _components(path: str) -> list[str]:
-    """The parts of a path, the first one last."""
+    """The components of a path in reverse order."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
