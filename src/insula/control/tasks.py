@@ -51,3 +51,10 @@ async def within_limit(what: str, work: Awaitable[T]) -> T:
         if not limit.expired():
             raise
         raise Failed(f"{what} takes more than {LIMIT:g} s", "it is tried again") from None
+
+
+async def together(*work: Awaitable[object]) -> None:
+    """Await all, side by side, to their ends; then raise what the first one raised, in the given order."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

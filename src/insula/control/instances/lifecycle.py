@@ -30,7 +30,7 @@ from insula.control.instances.specs import stop_signal
 from insula.control.instances.statuses import Statuses, told
 from insula.control.keys import INSTANCES
 from insula.control.networks.ports import Ports
-from insula.control.tasks import Tasks, within_limit
+from insula.control.tasks import Tasks, together, within_limit
 from insula.model.errors import Failed, InsulaError, NotFound
 from insula.model.objects import Exit, InstanceStatus
 from insula.network.fabric import Nic
@@ -348,9 +348,10 @@ class Lifecycle:
             self.statuses.set(managed, self._after(managed, observed, ended))
         if not managed.ended.done():
             managed.ended.set_result(ended)
-        await self.statuses.saved(managed)
-        await self.driver(managed).flushed(managed.instance.id)  # its log is in the directory that may go now
-        await self.discard(managed)
+        if not managed.instance.spec.remove:  # else its end is not stored
+            await self.statuses.saved(managed)
+        # its log is in the directory that may go afterwards
+        await together(self.driver(managed).flushed(managed.instance.id), self.discard(managed))
 
     def _after(self, managed: ManagedInstance, observed: Observed, ended: Exit) -> InstanceStatus:
         """The status of an ended instance. If it was started since the host booted, its restart policy may set the time
@@ -384,8 +385,8 @@ class Lifecycle:
 
     async def _discard(self, managed: ManagedInstance) -> None:
         """Kill its processes, and remove its container, port and name."""
-        await self.driver(managed).discard(managed.instance)
-        await self.ports.unplug(managed.tenant, managed.instance)
+        instance = managed.instance
+        await together(self.driver(managed).discard(instance), self.ports.unplug(managed.tenant, instance))
         managed.hold = "tidy"
         record = managed.observed.record if managed.observed else None
         managed.observed = Observed("none", record=record)
