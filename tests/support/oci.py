@@ -26,7 +26,7 @@ from tests.support.cli import Result
 from tests.support.wait import patiently
 
 if TYPE_CHECKING:
-    from insula.oci.state import Record
+    from insula.oci.state import StateRecord
 
 
 class Oci:
@@ -92,7 +92,7 @@ class Resident:
         self.container.save_config(config)
         started = process.start_time(self.process.pid)
         assert started is not None
-        self.record: Record = {
+        self.record: StateRecord = {
             "id": name,
             "bundle": "/bundle",
             "rootfs": "/bundle/rootfs",

@@ -15,7 +15,7 @@ import pytest
 
 from insula.container import wire
 from insula.container.service.build import build
-from insula.container.service.client import Attachment, Exec, Launch, Runtime
+from insula.container.service.client import Exec, Launch, ProcessStreams, Runtime
 from insula.container.service.protocol import MONITOR_SOCKET, ZYGOTE_SOCKET
 from insula.model.stream import Kind
 from tests.support.cli import REPOSITORY
@@ -74,14 +74,14 @@ def hello(host: Host, name: str) -> wire.Message | None:
         return received[0] if received else None
 
 
-def attach(host: Host, container: str) -> Attachment:
+def attach(host: Host, container: str) -> ProcessStreams:
     """As a client of the old build would: over a connection of its own."""
     sock = wire.connect(f"{host.run}/{MONITOR_SOCKET}")
     wire.send(sock, {"op": "attach", "id": container, "exec": None, "stdin": True})
     answer = wire.receive(sock)
     assert answer and answer[0] == {"tty": False}
     sock.setblocking(False)
-    return Attachment(sock)
+    return ProcessStreams(sock)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ async def launched(host: Host, *launches: Launch) -> None:
         await runtime.close()
 
 
-async def collect(client: Attachment, into: bytearray) -> None:
+async def collect(client: ProcessStreams, into: bytearray) -> None:
     async for kind, data in client:
         assert kind is Kind.STDOUT
         into.extend(data)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.control.instances.drivers.container.users import Root, resolve
+from insula.control.instances.drivers.container.users import LayeredRoot, resolve
 from insula.kernel import syscalls
 from insula.model.errors import Invalid
 from tests.forked import forked
@@ -63,7 +63,7 @@ def test_the_same_as_overlayfs(tmp_path: Path) -> None:
             merged.mkdir()
             syscalls.mount("overlay", merged, "overlay", syscalls.MS_RDONLY, "lowerdir=" + ":".join(map(str, layers)))
             for path in PATHS:
-                with Root(layers) as split, Root([merged]) as whole:
+                with LayeredRoot(layers) as split, LayeredRoot([merged]) as whole:
                     answers = []
                     for root in (split, whole):
                         try:

@@ -1,4 +1,4 @@
-"""The house's rules that a machine can check: import arrows, sizes, docstrings.
+"""Rules of the code base that a machine can check: import arrows, sizes, docstrings, names.
 
 The arrows are read from the source with ast, not by importing, so that imports inside functions count as well.
 """
@@ -346,3 +346,39 @@ def test_that_check_sees_a_circle() -> None:
     }
     assert circles(graph(sources)) == [{"insula.a", "insula.b", "insula.c"}]
     assert circles(graph({**sources, "insula.c": "import os"})) == []
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def class_names(source: str) -> set[str]:
+    """The public classes and type aliases of a module; type variables are none."""
+    tree = ast.parse(source)
+    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {name for name in names if re.fullmatch(r"[A-Z]\w*[a-z]\w*", name)}
+
+
+def names_in_two_modules(sources: dict[str, str]) -> list[str]:
+    """One line for each class or type alias that more than one module defines."""
+    owners: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        for name in class_names(source):
+            owners.setdefault(name, []).append(module)
+    return [f"{name}: {', '.join(modules)}" for name, modules in sorted(owners.items()) if len(modules) > 1]
+
+
+def test_a_class_name_means_one_thing() -> None:
+    assert names_in_two_modules({module_name(path): path.read_text() for path in MODULES}) == []
+
+
+def test_that_check_sees_a_name_in_two_modules() -> None:
+    sources = {
+        "insula.a": "class Probe: pass\nclass _Mount: pass\nT = TypeVar('T')\nLIMIT = 1",
+        "insula.b": "if TYPE_CHECKING:\n    class Probe: pass\nclass _Mount: pass\nT = TypeVar('T')\nLIMIT = 1",
+        "insula.c": "State = Literal['on']",
+        "insula.d": "State = int\nclass Probes: pass",
+    }
+    assert names_in_two_modules(sources) == ["Probe: insula.a, insula.b", "State: insula.c, insula.d"]

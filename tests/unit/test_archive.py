@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from insula.container import archive
-from insula.container.archive import Tree
+from insula.container.archive import FileTree
 from insula.model.errors import Conflict, Failed, Invalid, NotFound
 from insula.tree import sparse
 
@@ -25,7 +25,7 @@ class House:
         self.root = path / "root"
         self.root.mkdir()
         fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY)
-        self.tree = Tree(fd, frozenset({mount_of(fd)}))
+        self.tree = FileTree(fd, frozenset({mount_of(fd)}))
 
     def get(self, path: str) -> tarfile.TarFile:
         sink = io.BytesIO()
@@ -195,7 +195,7 @@ def test_a_cut_archive_is_noticed_wherever_it_is_cut(house: House) -> None:
 
 def test_other_mounts_are_no_place(house: House) -> None:
     (house.root / "file").write_text("x")
-    tree = Tree(house.tree.root, frozenset())
+    tree = FileTree(house.tree.root, frozenset())
     with pytest.raises(Invalid, match="holds no files"):
         archive.write(tree, "/file", io.BytesIO())
     with pytest.raises(Invalid, match="holds no files"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.control.instances.decide import DONE, Action, Hold, decide
-from insula.control.instances.drivers.base import Observed, Running, State
+from insula.control.instances.drivers.base import Observed, ObservedState, Running
 from insula.control.instances.drivers.directory import LaunchRecord
 from insula.control.instances.restart_policy import after_exit, delay
 from insula.model.objects import (
@@ -51,7 +51,7 @@ def status(state: str, starts: int, **fields: Any) -> InstanceStatus:
     return InstanceStatus(state=state, starts=starts, observed_generation=1, **fields)  # type: ignore[arg-type]
 
 
-def observed(state: State, record: tuple[int, str] | None) -> Observed:
+def observed(state: ObservedState, record: tuple[int, str] | None) -> Observed:
     begun = LaunchRecord(starts=record[0], boot=record[1]) if record else None
     return Observed(state, PROCESS if state != "none" else None, begun)
 
@@ -112,7 +112,7 @@ def test_decide(
     starts: int,
     known: InstanceStatus,
     record: tuple[int, str] | None,
-    state: State,
+    state: ObservedState,
     hold: Hold,
     action: Action,
 ) -> None:
@@ -131,7 +131,7 @@ def test_decide(
         ("paused", 1, "running", "running", Action.NOTHING),
     ],
 )
-def test_pause(wanted: str, generation: int, state: State, measured: str, action: Action) -> None:
+def test_pause(wanted: str, generation: int, state: ObservedState, measured: str, action: Action) -> None:
     wished = instance(wanted, 1, generation=generation)
     assert decide(wished, status(measured, 1), observed(state, (1, BOOT)), "watched", BOOT, NOW) is action
 
@@ -278,7 +278,7 @@ worlds = st.builds(
     st.builds(status, st.sampled_from(STATES), st.integers(0, 2), next_start=st.sampled_from((None, NOW - 1, NOW + 1))),
     st.builds(
         observed,
-        st.sampled_from(get_args(State)),
+        st.sampled_from(get_args(ObservedState)),
         st.none() | st.tuples(st.integers(0, 2), st.sampled_from((BOOT, BEFORE))),
     ),
     st.sampled_from(get_args(Hold)),
@@ -311,7 +311,7 @@ def test_every_action_is_reached() -> None:
     """The control: what the model of the test does is what `decide` can ask for."""
     seen = set()
     for wanted, policy, state, known, hold, record in itertools.product(
-        ("running", "paused", "stopped", "removed"), ("no", "always"), get_args(State), STATES, get_args(Hold),
+        ("running", "paused", "stopped", "removed"), ("no", "always"), get_args(ObservedState), STATES, get_args(Hold),
         (None, (1, BOOT), (2, BOOT), (2, BEFORE)),
     ):  # fmt: skip
         for later in (None, NOW + 1):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from insula.container.create.copy_up import copy_up
-from insula.container.create.devices import Node
+from insula.container.create.devices import DeviceNode
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away and make devices")
 
@@ -24,12 +24,12 @@ def root(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-def null(mode: int = 0o620) -> Node:
-    return Node("/dev/null", stat.S_IFCHR | mode, os.makedev(1, 3), 1234, 5678)
+def null(mode: int = 0o620) -> DeviceNode:
+    return DeviceNode("/dev/null", stat.S_IFCHR | mode, os.makedev(1, 3), 1234, 5678)
 
 
 def test_a_node_gets_its_owner_and_stays_as_it_is(root: int, tmp_path: Path) -> None:
-    for make in (null().make, Node("/dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3), 1, 1).make):
+    for make in (null().make, DeviceNode("/dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3), 1, 1).make):
         make(root, "dev/null")
         found = (tmp_path / "dev" / "null").stat()
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 5678, 0o620)

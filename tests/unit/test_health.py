@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.control.instances.health import AT_ONCE, HealthChecks, Monitor
+from insula.control.instances.health import AT_ONCE, HealthChecks, HealthMonitor
 from insula.model.errors import Invalid
 from insula.model.health import HealthPlan, plan
 from insula.model.objects import Healthcheck
-from insula.model.views import Probe
+from insula.model.views import HealthCheckResult
 
 PLAN = HealthPlan(["true"], interval=30, timeout=30, retries=3, start_period=60, start_interval=5)
 
@@ -72,11 +72,11 @@ class Stub:
         tenant = "acme"
 
     def __init__(self) -> None:
-        self.monitor: Monitor | None = None
+        self.monitor: HealthMonitor | None = None
 
 
-def monitor() -> Monitor:
-    return Monitor(cast("Any", Stub()), PLAN)
+def monitor() -> HealthMonitor:
+    return HealthMonitor(cast("Any", Stub()), PLAN)
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.booleans()), max_size=40))
@@ -85,7 +85,7 @@ def test_judgement(answers: list[tuple[int, bool]]) -> None:
     checked, status, failures, clock = monitor(), "starting", 0, 1000.0
     for seconds, success in answers:
         clock += seconds
-        probe = Probe(started=clock, finished=clock, exit_status=0 if success else 1, output="")
+        probe = HealthCheckResult(started=clock, finished=clock, exit_status=0 if success else 1, output="")
         checked.health = checked.judge(probe)
         if success:
             status, failures = "healthy", 0
@@ -98,7 +98,7 @@ def test_judgement(answers: list[tuple[int, bool]]) -> None:
 
 def test_a_killed_check_is_a_failure() -> None:
     checked = monitor()
-    probe = Probe(started=2000.0, finished=2030.0, exit_status=None, output="")
+    probe = HealthCheckResult(started=2000.0, finished=2030.0, exit_status=None, output="")
     assert checked.judge(probe).failures == 1
 
 
@@ -114,7 +114,7 @@ def test_one_tenants_checks_wait_for_each_other_and_nobody_elses() -> None:
             return task
 
         class Checks(HealthChecks):
-            async def _check(self, monitor: Monitor) -> None:
+            async def _check(self, monitor: HealthMonitor) -> None:
                 nonlocal running, most
                 running, most = running + 1, max(most, running + 1)
                 if monitor.member.instance.tenant == "acme":

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.container import log
-from insula.container.log import MIN_SIZE, LogReader, LogWriter, Record
+from insula.container.log import MIN_SIZE, LogEntry, LogReader, LogWriter
 from insula.model.stream import Kind
 from tests.forked import forked
 from tests.support.logs import read_log
@@ -166,7 +166,7 @@ def test_reader_follows_over_rotations(
     writer = LogWriter(str(directory), MIN_SIZE, files)
     count = 0
     with LogReader(str(directory)) as reader:
-        seen: list[Record] = []
+        seen: list[LogEntry] = []
 
         def drain() -> None:
             while records := reader.poll():

@@ -19,16 +19,16 @@ from insula.model.errors import Invalid
 from insula.oci.commands import COMMANDS, GLOBAL, IN_ORDER, table
 from insula.oci.log import debug, one_line
 from insula.oci.main import main
-from insula.oci.options import Arguments, Option, Usage, assign, parse
+from insula.oci.options import CommandLineError, TableOption, VerbArguments, assign, parse
 from insula.oci.verbs.kill import signal_number
 from insula.oci.verbs.ps import select
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 
 
-def read(*words: str) -> Arguments:
+def read(*words: str) -> VerbArguments:
     """As `main` reads a command line."""
-    arguments = Arguments()
+    arguments = VerbArguments()
     verb, *rest = parse(GLOBAL, words, arguments, in_order=True)
     rest = parse(table(verb), rest, arguments, in_order=verb in IN_ORDER)
     assign(COMMANDS[verb][0], rest, arguments)
@@ -111,7 +111,7 @@ def test_flags(word: str, value: bool) -> None:
     ],
 )
 def test_what_is_wrong(words: str, complaint: str) -> None:
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(CommandLineError) as caught:
         read(*words.split())
     assert complaint in str(caught.value)
 
@@ -123,7 +123,7 @@ def test_what_is_wrong(words: str, complaint: str) -> None:
 def test_any_words_are_read_or_refused(verb: str, words: list[str]) -> None:
     try:
         read(verb, *words)
-    except Usage as problem:
+    except CommandLineError as problem:
         assert problem.hint
 
 
@@ -140,7 +140,7 @@ def test_every_verb_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_options_have_one_meaning_each() -> None:
     for verb in COMMANDS:
-        names = [name for text, _ in table(verb) for name in Option(text).names]
+        names = [name for text, _ in table(verb) for name in TableOption(text).names]
         assert len(names) == len(set(names)), verb
 
 
@@ -240,7 +240,7 @@ def test_an_error_of_exec_has_a_status_of_its_own(tmp_path: Path, capsys: pytest
 
 def test_debug_lines_go_to_the_log_if_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """runc(8), --debug and --log; without --debug there are none."""
-    arguments = Arguments()
+    arguments = VerbArguments()
     parse(GLOBAL, ["list"], arguments, in_order=True)
     debug("a step\n", arguments)
     assert capsys.readouterr().err == ""
@@ -400,7 +400,7 @@ def test_a_verb_has_all_options_that_its_functions_read(verb: str) -> None:
     sources = {path.stem: _uses(ast.parse(path.read_text())) for path in Path(oci.__file__).parent.rglob("*.py")}
     table = COMMANDS[verb][2] + GLOBAL
     known = (
-        {Option(text).key for text, _ in table}
+        {TableOption(text).key for text, _ in table}
         | {"verb", "named_root"}
         | {word.lower() for word in re.findall(r"[A-Z]+", COMMANDS[verb][0])}
     )

@@ -17,10 +17,10 @@ from insula.oci.state import Container, check_id, containers, rfc3339, user_name
 from tests.support.wait import patiently
 
 if TYPE_CHECKING:
-    from insula.oci.state import Record
+    from insula.oci.state import StateRecord
 
 
-def record(name: str = "web", pid: int | None = None) -> Record:
+def record(name: str = "web", pid: int | None = None) -> StateRecord:
     pid = pid or os.getpid()
     return {
         "id": name,

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.container.log import LogWriter
-from insula.container.service.relay import BURST, CHUNK, LEAST, RATE, Client, Session
+from insula.container.service.relay import BURST, CHUNK, LEAST, RATE, AttachedClient, Session
 from insula.model.stream import RESIZE, Kind
 from tests.support.logs import read_log
 
@@ -104,7 +104,7 @@ def test_all_packets_that_were_left_are_sent(log: LogWriter) -> None:
             os.write(write, b"x")
             printed += 1
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    client = Client(ours, stdin=False)
+    client = AttachedClient(ours, stdin=False)
     made.clients.append(client)
     made.drain()
     assert printed > 64, "the positive control"
@@ -129,7 +129,7 @@ def plain(*, stdin: bool = True, tty: bool = False, discard: bool = False) -> Se
 
 def test_a_client_gets_all_in_order_and_what_waits_is_counted(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
-    client = Client(ours, stdin=False)
+    client = AttachedClient(ours, stdin=False)
     pieces = [bytes([n]) * CHUNK for n in range(40)]
     for piece in pieces:
         client.push(Kind.STDERR, piece)
@@ -148,7 +148,7 @@ def test_a_client_gets_all_in_order_and_what_waits_is_counted(ends: tuple[socket
 
 
 def test_a_client_is_too_far_behind_from_a_mebibyte_on(ends: tuple[socket.socket, socket.socket]) -> None:
-    client = Client(ends[0], stdin=False)
+    client = AttachedClient(ends[0], stdin=False)
     client.push(Kind.STDOUT, bytes((1 << 20) - 1))
     assert client.backlog == 1 << 20 and not client.full
     client.push(Kind.STDOUT)
@@ -157,7 +157,7 @@ def test_a_client_is_too_far_behind_from_a_mebibyte_on(ends: tuple[socket.socket
 
 def test_a_client_that_is_gone_is_told(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
-    client = Client(ours, stdin=False)
+    client = AttachedClient(ours, stdin=False)
     assert client.flush(), "nothing to send"
     theirs.close()
     client.push(Kind.STDOUT, b"x")
@@ -176,12 +176,12 @@ def test_output_is_read_when_somebody_takes_it_and_nobody_is_too_far_behind(
         assert not made.wants(read), "it is not among its streams"
         made.add("stdout", read)
         assert made.wants(read) == wanted and not made.wants(write)
-        client = Client(ends[0], stdin=False)
+        client = AttachedClient(ends[0], stdin=False)
         made.clients.append(client)
         assert made.wants(read), "there is a client"
         client.push(Kind.STDOUT, bytes(2 << 20))
         assert not made.wants(read)
-        made.clients.append(Client(ends[1], stdin=False))
+        made.clients.append(AttachedClient(ends[1], stdin=False))
         assert not made.wants(read), "the slowest one holds it up"
         made.clients.clear()
         made._credit = 0.0
@@ -216,7 +216,7 @@ def test_what_goes_to_clients_alone_costs_nothing(ends: tuple[socket.socket, soc
     for discard in (False, True):
         made = plain(discard=discard)
         made.add("stderr", read)
-        made.clients.append(Client(ends[0], stdin=False))
+        made.clients.append(AttachedClient(ends[0], stdin=False))
         os.write(write, b"x" * 2000)
         assert made.read(read)
         assert made._credit == BURST - (2000 if discard else 0)
@@ -336,7 +336,7 @@ def test_a_process_that_left_others_behind_is_not_read_for_ever(log: LogWriter) 
     made, read, write = session(log)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    class Refilling(Client):
+    class Refilling(AttachedClient):
         def push(self, kind: Kind, data: bytes = b"") -> None:
             super().push(kind, data)
             os.write(write, b"more")

@@ -16,7 +16,7 @@ import pytest
 
 from insula.container.create import rootfs
 from insula.container.create.namespaces import Plan
-from insula.container.create.rootfs import PathResolver, PremountPlan, Premounts, Tree, protect
+from insula.container.create.rootfs import MountTree, PathResolver, PremountPlan, Premounts, protect
 from insula.container.create.sources import PreparedMounts
 from insula.container.create.steps import StepError
 from insula.kernel import mounts, syscalls
@@ -270,7 +270,7 @@ def test_a_link_does_not_lead_to_another_parameter(room: Path) -> None:
 def built(root: int, entries: list[dict[str, Any]], sources: PreparedMounts | None = None, **more: Any) -> None:
     """Build the tree of a config in `room`, which is the current directory, and make read-only what shall be."""
     config = {"mounts": entries, "root": {"readonly": more.pop("readonly", False)}, "linux": {"namespaces": [], **more}}
-    tree = Tree(config, root, sources or PreparedMounts(), None, Plan())  # type: ignore[arg-type]
+    tree = MountTree(config, root, sources or PreparedMounts(), None, Plan())  # type: ignore[arg-type]
     before = len(os.listdir("/proc/self/fd"))
     tree.build(None, here=False)
     rootfs.seal(config, tree)
@@ -390,7 +390,7 @@ def test_hooks_find_the_mounts_where_the_root_file_system_is(room: Path) -> None
     def look(_root: int) -> tuple[bool, bool]:
         root = mounts.bind(".", recursive=True)
         config = {"mounts": [entry("/dir")], "root": {}, "linux": {"namespaces": []}}
-        Tree(config, root, PreparedMounts(), None, Plan()).build(None, here=True)  # type: ignore[arg-type]
+        MountTree(config, root, PreparedMounts(), None, Plan()).build(None, here=True)  # type: ignore[arg-type]
         return os.stat(room / "dir").st_dev != os.stat(room).st_dev, os.path.exists("/etc/passwd")
 
     assert within(room, look) == (True, True)

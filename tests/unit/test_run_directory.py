@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from insula.container.service.run_directory import VERSION, ExitRecord, Launch, RunDirectory, State
+from insula.container.service.run_directory import VERSION, ExitRecord, Launch, ProcessState, RunDirectory
 
 LAUNCH = Launch("box", {}, ["/lower"], "/upper", "/work", 65536, "group/box", log="/log")
-STATE = State("box", 7, 99, started=1.5, executed=True)
+STATE = ProcessState("box", 7, 99, started=1.5, executed=True)
 EXIT = ExitRecord(None, 9, True, 2.5, "gone", {"step": "execute", "errno": 2, "error": "none", "path": "/x"})
 FIRST = {  # the fields that 0.1.0 wrote, beside which it had no version
     "launch.json": {"id", "config", "lower", "upper", "work", "id_base", "cgroup", "log"},
@@ -45,7 +45,7 @@ def test_records_of_an_earlier_version_get_defaults(directory: RunDirectory) -> 
     for name in FIRST:
         rewrite(directory, name)
     assert directory.launch() == LAUNCH
-    assert directory.state() == State("box", 7, 99)
+    assert directory.state() == ProcessState("box", 7, 99)
     assert directory.exit() == ExitRecord(None, 9, True, 2.5)
     assert directory.damaged() == []
 

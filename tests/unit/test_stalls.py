@@ -26,10 +26,10 @@ from litestar import Request
 from insula.api.answers import PIECE, Answer, parts
 from insula.container import wire
 from insula.container.log import LogReader, LogWriter
-from insula.container.service.attachment import Attachment
+from insula.container.service.process_streams import ProcessStreams
 from insula.control.events import Events
-from insula.control.instances import attachment
-from insula.control.instances.attachment import follow, in_reader, merge
+from insula.control.instances import attach_session
+from insula.control.instances.attach_session import follow, in_reader, merge
 from insula.control.instances.drivers.container.driver import ContainerDriver
 from insula.control.instances.drivers.container.request import Requests
 from insula.control.instances.drivers.container.users import MAX_SIZE
@@ -163,12 +163,12 @@ def test_a_stream_that_never_pauses_lets_others_have_their_turn() -> None:
             while count < 200:
                 sockets[1].send(bytes((Kind.STDOUT,)) + b"x")
                 count += 1
-        assert count > 2 * attachment._TURN
+        assert count > 2 * attach_session._TURN
         sockets[1].close()
         async with ticker() as rounds:
             await asyncio.sleep(0)
             rounds()
-            got = [item async for item in Attachment(sockets[0])]
+            got = [item async for item in ProcessStreams(sockets[0])]
             assert len(got) == count
             assert rounds() >= count // 32 - 1
         sockets[0].close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.container.service.run_directory import ExitRecord, Launch, RunDirectory, State
+from insula.container.service.run_directory import ExitRecord, Launch, ProcessState, RunDirectory
 from insula.image.staging import sweep
 from insula.kernel import records, trees
 from tests.support import zoo
@@ -123,7 +123,7 @@ def test_a_record_of_a_later_version_is_read(tmp_path: Path) -> None:
     bundle = bundle_in(tmp_path)
     state = Path(bundle.path, "state.json")
     state.write_text(state.read_text().replace("{", '{"later": 1, ', 1))
-    assert bundle.state() == State("box", 7, 8)
+    assert bundle.state() == ProcessState("box", 7, 8)
     assert bundle.damaged() == []
 
 
@@ -140,7 +140,7 @@ def bundle_in(path: Path) -> RunDirectory:
     (path / "containers").mkdir()
     bundle = RunDirectory(str(path), "box")
     bundle.create(Launch("box", {}, ["/lower"], "/upper", "/work", 1 << 30, "insula/acme/box"))
-    bundle.write_state(State("box", 7, 8))
+    bundle.write_state(ProcessState("box", 7, 8))
     bundle.write_exit(ExitRecord(0, None, False, 1.5))
     assert bundle.launch() and bundle.state() and bundle.exit()
     return bundle

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from insula.control.instances.drivers.container.users import MAX_SIZE, Root, User, resolve
+from insula.control.instances.drivers.container.users import MAX_SIZE, LayeredRoot, User, resolve
 from insula.model.errors import Invalid
 from tests.support.descriptors import no_descriptor_left
 
@@ -171,7 +171,7 @@ def test_link_to_the_hosts_own_files(tmp_path: Path) -> None:
     root = image(tmp_path, None)
     (root / "etc/passwd").symlink_to("/proc/self/root/etc/passwd")
     assert Path("/proc/self/root/etc/passwd").read_bytes()  # where it would lead on the host
-    with Root([root]) as layers:
+    with LayeredRoot([root]) as layers:
         assert layers.read("/etc/passwd") == b""
 
 
@@ -289,5 +289,5 @@ def test_any_tree_of_links(tmp_path_factory: pytest.TempPathFactory, tree: list[
                 path.symlink_to(what)
         except OSError:
             continue
-    with Root(layers) as root, contextlib.suppress(Invalid):
+    with LayeredRoot(layers) as root, contextlib.suppress(Invalid):
         assert root.read("/etc/passwd") in (b"", b"inside")

@@ -13,6 +13,7 @@ from litestar.response import Stream
 from insula.api.audit import note, without_secret
 from insula.api.parameters import Name, OptionalWord, Plane, Word
 from insula.api.streams import archive, json_lines, primed, spooled, while_connected
+from insula.image.registry import Progress
 from insula.model.objects import Image, Struct
 
 
@@ -126,9 +127,6 @@ class ImageRoutes(Controller):
         note(name=" ".join(data.names))
         pieces = primed(plane.images.save(tenant, data.names, format=data.format))
         return archive(await while_connected(request, pieces))
-
-
-Progress = Callable[[str], None]
 
 
 async def with_progress(work: Callable[[Progress], Awaitable[Image | None]]) -> AsyncIterator[dict[str, object]]:

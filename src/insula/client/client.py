@@ -43,11 +43,11 @@ class Client:
     def __init__(self, path: str | None = None, *, timeout: float | None = None) -> None:
         self.path = path or default_socket()
         self.timeout = timeout
-        self.tenants = Tenants(self)
-        self.networks = Networks(self)
-        self.images = Images(self)
-        self.instances = Instances(self)
-        self.host = Host(self)
+        self.tenants = TenantsResource(self)
+        self.networks = NetworksResource(self)
+        self.images = ImagesResource(self)
+        self.instances = InstancesResource(self)
+        self.host = HostResource(self)
 
     def call(self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
         """Send a request to /v1/SEGMENT/…?QUERY, and return the response's JSON."""
@@ -88,7 +88,7 @@ class Resource:
         self.client = client
 
 
-class Tenants(Resource):
+class TenantsResource(Resource):
     def create(self, name: str, labels: dict[str, str] | None = None, **limits: float | int | None) -> Object:
         """Create a tenant. `limits`: cpus, memory (bytes), pids, instances, bandwidth (bit/s); None is no limit."""
         body = {"name": name, "limits": limits, "labels": labels or {}}
@@ -109,7 +109,7 @@ class Tenants(Resource):
         self.client.call("DELETE", "tenants", name, query={"force": force})
 
 
-class Networks(Resource):
+class NetworksResource(Resource):
     def create(self, tenant: str, name: str, subnet: str, subnet6: str | None = None, **other: object) -> Object:
         """Create a network with the addresses of `subnet`; `other` is mtu and labels."""
         body = {"name": name, "subnet": subnet, "subnet6": subnet6, **other}
@@ -125,7 +125,7 @@ class Networks(Resource):
         self.client.call("DELETE", "tenants", tenant, "networks", name)
 
 
-class Images(Resource):
+class ImagesResource(Resource):
     def list(self, tenant: str) -> Objects:
         """Return the tenant's images and the shared ones."""
         return self.client.call("GET", "tenants", tenant, "images")  # type: ignore[no-any-return]
@@ -173,7 +173,7 @@ class Images(Resource):
         return self.client.stream("POST", "tenants", tenant, "images", "save", body=body)
 
 
-class Instances(Resource):
+class InstancesResource(Resource):
     def run(
         self, tenant: str, image: str, command: Sequence[str] | None = None, *, start: bool = True, **spec: object
     ) -> Object:
@@ -313,7 +313,7 @@ class Instances(Resource):
         return self.client.call(method, "tenants", tenant, "instances", name, *rest, query=query)
 
 
-class Host(Resource):
+class HostResource(Resource):
     def status(self) -> Object:
         return self.client.call("GET", "status")  # type: ignore[no-any-return]
 

@@ -47,7 +47,7 @@ _MAX_LINKS = 40  # as path_resolution(7)
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class Tree:
+class FileTree:
     """A container's files: a descriptor of its root, and the IDs of the mounts that are copied."""
 
     def __init__(self, root: int, mounts: frozenset[int]) -> None:
@@ -58,7 +58,7 @@ class Tree:
 
 
 @contextmanager
-def opened(pid: int, started: int) -> Iterator[Tree]:
+def opened(pid: int, started: int) -> Iterator[FileTree]:
     """Open the files of the container whose PID 1 is (pid, start time). NotFound if that process is gone."""
     try:
         root = os.open(f"{process.directory(pid)}/root", _DIRECTORY)
@@ -68,7 +68,7 @@ def opened(pid: int, started: int) -> Iterator[Tree]:
                 raise ProcessLookupError
             if os.path.samestat(os.fstat(root), os.stat("/")):
                 raise Failed("that process has the host's root", "it is no container; nothing was touched")
-            yield Tree(root, numbers)
+            yield FileTree(root, numbers)
         finally:
             os.close(root)
     except (ProcessLookupError, FileNotFoundError):
@@ -118,7 +118,7 @@ def _errors(path: str) -> Iterator[None]:
 # -- out -----------------------------------------------------------------------------------------------------------
 
 
-def write(tree: Tree, path: str, sink: BinaryIO) -> None:
+def write(tree: FileTree, path: str, sink: BinaryIO) -> None:
     """Write the file or tree at `path` as a tar, whose entries begin with the last component of the path.
 
     A link at the end of the path is copied as a link, unless the path ends with a slash. NotFound, Invalid, Failed.
@@ -137,7 +137,7 @@ def write(tree: Tree, path: str, sink: BinaryIO) -> None:
         _send(Packer(allowed=tree.allowed, fifos=True), parent, "." if inside else name, name or ".", sink)
 
 
-def export(tree: Tree, sink: BinaryIO) -> None:
+def export(tree: FileTree, sink: BinaryIO) -> None:
     """Write the root file system as a tar, without other mounts in it."""
     with _errors("/"):
         only = mount_number(tree.root)
@@ -162,7 +162,7 @@ def _send(packer: Packer, directory: int, name: str, shown: str, sink: BinaryIO)
 # -- in ------------------------------------------------------------------------------------------------------------
 
 
-def read(tree: Tree, path: str, source: BinaryIO, copy: str | None = None) -> None:
+def read(tree: FileTree, path: str, source: BinaryIO, copy: str | None = None) -> None:
     """Unpack a tar into the directory `path`, or with `copy` its only tree where cp(1) would put it.
 
     "tree": into `path` if that is a directory, under its own name, and else as `path`. "content": what is in it goes
@@ -193,7 +193,7 @@ def read(tree: Tree, path: str, source: BinaryIO, copy: str | None = None) -> No
         unpack(source, top, rules, form="r|*", instead=[name], first=first)
 
 
-def _target(tree: Tree, path: str) -> tuple[int, str]:
+def _target(tree: FileTree, path: str) -> tuple[int, str]:
     """The directory that a copy goes to, and the name that it gets there; no name where `path` is the directory."""
     for _ in range(_MAX_LINKS):
         try:

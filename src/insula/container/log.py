@@ -45,7 +45,7 @@ _ends: dict[str, tuple[int, int]] = {}
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Record(NamedTuple):
+class LogEntry(NamedTuple):
     """A piece of output: the time it was read, STDOUT or STDERR, and its bytes."""
 
     time_ns: int
@@ -206,7 +206,7 @@ class LogReader:
             os.close(self._fd)
             self._fd = -1
 
-    def poll(self) -> list[Record]:
+    def poll(self) -> list[LogEntry]:
         """The next records, in order; an empty list when there are no more for now."""
         if self._tail is not None:
             lines, self._tail = self._tail, None
@@ -224,7 +224,7 @@ class LogReader:
             elif not superseded or not self._open_next():
                 return []
 
-    def _trim(self, records: list[Record]) -> list[Record]:
+    def _trim(self, records: list[LogEntry]) -> list[LogEntry]:
         if self._skip:
             first = records[0]
             records[0] = first._replace(data=first.data[self._skip :])
@@ -366,7 +366,7 @@ def _parse(buffer: bytes, offset: int) -> tuple[Kind, int, int] | None:
     return Kind(kind), when, end
 
 
-def _read_records(fd: int, offset: int) -> tuple[list[Record], int]:
+def _read_records(fd: int, offset: int) -> tuple[list[LogEntry], int]:
     """Read whole records from `offset` on, at least one if there is one; and the offset after them."""
     for size in (_BATCH, MAX_PAYLOAD + _HEAD.size):
         buffer = os.pread(fd, size, offset)
@@ -374,7 +374,7 @@ def _read_records(fd: int, offset: int) -> tuple[list[Record], int]:
         at = 0
         while (found := _parse(buffer, at)) is not None:
             kind, when, end = found
-            records.append(Record(when, kind, buffer[at + _HEAD.size : end]))
+            records.append(LogEntry(when, kind, buffer[at + _HEAD.size : end]))
             at = end
         if records or len(buffer) < size:
             break

@@ -23,14 +23,14 @@ from insula.model.units import format_size
 from insula.model.views import Check
 from insula.settings import Settings
 
-State = Literal["ok", "degraded", "missing", "unknown"]
+CheckState = Literal["ok", "degraded", "missing", "unknown"]
 
 
 class _Meaning(NamedTuple):
     """A check's result when it fails: its state, the consequence, and a hint."""
 
     name: str
-    state: State
+    state: CheckState
     consequence: str
     hint: str
 

@@ -25,7 +25,7 @@ from insula.control.tenants import Tenants
 from insula.image.job import Job
 from insula.image.limits import AT_ONCE, AT_ONCE_TENANT
 from insula.image.reference import normalise_reference
-from insula.image.registry import Auth
+from insula.image.registry import Auth, Progress
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import Image, ImageConfig
 from insula.model.units import check_label
@@ -34,7 +34,6 @@ from insula.store.protocol import Snapshot, TransactionConflict
 from insula.store.typed import Found
 
 T = TypeVar("T")
-Progress = Callable[[str], None]
 BUSYBOX = "busybox:latest"
 _CHUNK = 1 << 18
 

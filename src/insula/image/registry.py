@@ -31,6 +31,7 @@ from insula.model.errors import Denied, Failed, InsulaError, Invalid, NotFound, 
 from insula.model.units import format_size, shorten
 
 Progress = Callable[[str], None]
+"""Called with lines of text while an operation goes on, from any thread."""
 
 POLL = 0.2
 MAX_LINES = 10_000

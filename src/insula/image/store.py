@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -33,7 +33,7 @@ from insula.image.layer import XATTR_OPAQUE
 from insula.image.limits import MAX_DOCUMENT, MAX_ENTRIES, MAX_SIZE, Budget
 from insula.image.manifest import Manifest
 from insula.image.reference import check_digest, normalise_reference, parse
-from insula.image.registry import Auth
+from insula.image.registry import Auth, Progress
 from insula.image.staging import disk_usage, staging, sweep
 from insula.model.errors import Failed, Invalid, NotFound
 from insula.model.objects import Image, ImageConfig
@@ -41,8 +41,6 @@ from insula.model.objects import Image, ImageConfig
 __all__ = ["Auth", "ImageStore", "normalise_reference"]
 
 GRACE = 600.0  # seconds for the caller to record an image
-
-Progress = Callable[[str], None]
 
 
 def _silent(_line: str) -> None:

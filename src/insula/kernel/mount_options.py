@@ -83,7 +83,7 @@ class Attributes:
         return bool(self.set or self.clear)
 
 
-class Options:
+class MountOptions:
     """Parsed options. `data` has the file system's parameters; `propagation` has MS_REC for the recursive kinds."""
 
     __slots__ = (

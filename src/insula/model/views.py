@@ -41,7 +41,7 @@ class NetworkView(Struct, kw_only=True):
     status: NetworkStatus
 
 
-class Probe(Struct, kw_only=True):
+class HealthCheckResult(Struct, kw_only=True):
     """The result of one health check; its exit status is None if it was killed. `output` is truncated."""
 
     started: float
@@ -55,7 +55,7 @@ class Health(Struct, kw_only=True):
 
     status: Literal["starting", "healthy", "unhealthy"]
     failures: int = 0  # in a row
-    log: list[Probe] = []
+    log: list[HealthCheckResult] = []
 
 
 class InstanceView(Struct, kw_only=True):

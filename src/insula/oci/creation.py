@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from insula.kernel.cgroups import Cgroup
     from insula.kernel.cgroups.systemd import Scope
-    from insula.oci.options import Arguments
-    from insula.oci.state import Record
+    from insula.oci.options import VerbArguments
+    from insula.oci.state import StateRecord
 
 SECCOMP_CACHE = "/run/insula-oci-seccomp"
 _FAIL_UNKNOWN = "run.oci.seccomp_fail_unknown_syscall"
@@ -42,12 +42,12 @@ _FAIL_UNKNOWN = "run.oci.seccomp_fail_unknown_syscall"
 class Created:
     """A container that is created and not started. `master` is the master of its terminal; -1 if it was sent away."""
 
-    def __init__(self, container: Container, config: dict[str, Any], arguments: Arguments) -> None:
+    def __init__(self, container: Container, config: dict[str, Any], arguments: VerbArguments) -> None:
         self.container = container
         self.config = config
         self.arguments = arguments
-        self.record: Record
-        self.child: spawn.Child
+        self.record: StateRecord
+        self.child: spawn.SpawnedProcess
         self.pid = 0  # of the child, once there is one
         self.console: streams.Receiver | None = None
         self.master = -1
@@ -151,7 +151,7 @@ class Created:
             hooks.run_all(self.config, "poststop", self.state("stopped"), self.warn)
 
 
-def make(arguments: Arguments, undo: Rollback, *, detached: bool, later: bool = False) -> Created:
+def make(arguments: VerbArguments, undo: Rollback, *, detached: bool, later: bool = False) -> Created:
     """Make a container from its bundle; `undo` removes it again. Raises InsulaError, OSError or StepError.
 
     `detached`: the caller exits before the container's process does, so its terminal must go to --console-socket.
@@ -252,7 +252,7 @@ def announce(made: Created, bundle: str, undo: Rollback) -> Cgroup | None:
     return group
 
 
-def read_config(arguments: Arguments, bundle: str) -> dict[str, Any]:
+def read_config(arguments: VerbArguments, bundle: str) -> dict[str, Any]:
     """The checked config of the bundle, with LISTEN_FDS if our environment has it."""
     path = arguments.config or f"{bundle}/config.json"
     try:
@@ -336,7 +336,7 @@ def _group(made: Created) -> Cgroup | None:
         raise Invalid(str(error), "as in /my/group") from None
 
 
-def _record(made: Created, bundle: str, group: Cgroup | None) -> Record:
+def _record(made: Created, bundle: str, group: Cgroup | None) -> StateRecord:
     return {
         "id": made.container.id,
         "bundle": bundle,

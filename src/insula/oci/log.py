@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import sys
 
-from insula.oci.options import Usage
+from insula.oci.options import CommandLineError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 
-def open_file(arguments: Arguments) -> None:
+def open_file(arguments: VerbArguments) -> None:
     """Raise Usage if the file of --log can't be written: its reader would miss the causes of errors."""
     try:
         with open(arguments.log, "a", encoding="utf-8"):
             return
     except OSError as problem:
         path, arguments.log = arguments.log, None
-        raise Usage(f"--log: {path} can't be written: {problem.strerror}", "name a file in a directory") from None
+        raise CommandLineError(
+            f"--log: {path} can't be written: {problem.strerror}", "name a file in a directory"
+        ) from None
 
 
-def error(message: str, arguments: Arguments) -> None:
+def error(message: str, arguments: VerbArguments) -> None:
     """Report why the command failed."""
     _report("error", message, arguments)
 
 
-def warning(message: str, arguments: Arguments) -> None:
+def warning(message: str, arguments: VerbArguments) -> None:
     """Report a problem in spite of which the command goes on."""
     _report("warning", message, arguments)
 
 
-def debug(message: str, arguments: Arguments) -> None:
+def debug(message: str, arguments: VerbArguments) -> None:
     """Report a step that was done, with --debug: to the file of --log only, if there is one, as runc does."""
     if not getattr(arguments, "debug", False):
         return
@@ -46,14 +48,14 @@ def debug(message: str, arguments: Arguments) -> None:
         print(_entry("debug", line, arguments), file=sys.stderr)
 
 
-def _report(level: str, message: str, arguments: Arguments) -> None:
+def _report(level: str, message: str, arguments: VerbArguments) -> None:
     line = one_line(message)
     print(f"{level}: {line}", file=sys.stderr)
     if getattr(arguments, "log", None):
         _append(level, line, arguments)
 
 
-def _append(level: str, line: str, arguments: Arguments) -> None:
+def _append(level: str, line: str, arguments: VerbArguments) -> None:
     try:
         with open(arguments.log, "a", encoding="utf-8") as file:
             file.write(f"{_entry(level, line, arguments)}\n")
@@ -61,7 +63,7 @@ def _append(level: str, line: str, arguments: Arguments) -> None:
         print(f"warning: {one_line(arguments.log)} can't be written: {problem.strerror}", file=sys.stderr)
 
 
-def _entry(level: str, line: str, arguments: Arguments) -> str:
+def _entry(level: str, line: str, arguments: VerbArguments) -> str:
     import time
 
     from insula.model.cpython import dumps

@@ -13,7 +13,7 @@ import sys
 from insula.model.errors import InsulaError
 from insula.oci import log
 from insula.oci.commands import COMMANDS, GLOBAL, IN_ORDER, table
-from insula.oci.options import Arguments, Usage, assign, parse
+from insula.oci.options import CommandLineError, VerbArguments, assign, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ NEAR = {"create", "run", "exec"}
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command's entry point; returns the exit status."""
-    given = Arguments()
+    given = VerbArguments()
     try:
         status = _run(list(sys.argv[1:] if words is None else words), given)
         if sys.stdout:  # the caller may have closed it
@@ -46,12 +46,12 @@ def main(words: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _status(given: Arguments, own: int | None = None) -> int:
+def _status(given: VerbArguments, own: int | None = None) -> int:
     """The exit status for an error: for `exec` 255, so that it is none that its process had; see runc-exec(8)."""
     return 255 if getattr(given, "verb", "") == "exec" else own or 1
 
 
-def _run(asked: list[str], given: Arguments) -> int:
+def _run(asked: list[str], given: VerbArguments) -> int:
     words = parse(GLOBAL, asked, given, in_order=True)
     given.debug = given.debug or given.log_level == "debug"
     if given.version:
@@ -65,13 +65,13 @@ def _run(asked: list[str], given: Arguments) -> int:
         verb, words = words[0], ["--help"]
     if verb not in COMMANDS:
         if words and words[0] in ("-h", "--help"):
-            raise Usage(f"No help topic for {verb[:60]!r}", f"one of {', '.join(COMMANDS)}")
-        raise Usage(f"there is no verb {verb[:60]!r}", f"one of {', '.join(COMMANDS)}")
+            raise CommandLineError(f"No help topic for {verb[:60]!r}", f"one of {', '.join(COMMANDS)}")
+        raise CommandLineError(f"there is no verb {verb[:60]!r}", f"one of {', '.join(COMMANDS)}")
     given.named_root = bool(given.root)
     given.root = os.path.abspath(given.root or _default_root())
     given.systemd_cgroup = given.systemd_cgroup or given.cgroup_manager == "systemd"
     given.verb = verb
-    arguments = Arguments()
+    arguments = VerbArguments()
     vars(arguments).update(vars(given))
     words = parse(table(verb), words, arguments, in_order=verb in IN_ORDER)
     if arguments.help:

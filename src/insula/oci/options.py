@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     Table = tuple[tuple[str, str], ...]
 
 
-class Usage(Invalid):
+class CommandLineError(Invalid):
     """The command line is wrong."""
 
 
-class Arguments:
+class VerbArguments:
     """What a command line said: an attribute an option (``--pid-file``: `pid_file`) and an argument (``ID``: `id`)."""
 
     if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Arguments:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
 
-class Option:
+class TableOption:
     """One option of a table."""
 
     def __init__(self, text: str) -> None:
@@ -56,7 +56,7 @@ class Option:
         try:
             return _read(self.value or "true|false", text)
         except Invalid as error:
-            raise Usage(f"{name}: {error.message}", error.hint) from None
+            raise CommandLineError(f"{name}: {error.message}", error.hint) from None
 
 
 def _read(kind: str, text: str) -> object:
@@ -79,12 +79,12 @@ def _read(kind: str, text: str) -> object:
     return text
 
 
-def parse(table: Table, words: Sequence[str], result: Arguments, *, in_order: bool) -> list[str]:
+def parse(table: Table, words: Sequence[str], result: VerbArguments, *, in_order: bool) -> list[str]:
     """Reads the options out of `words` into `result`, with defaults for the others; returns what is no option.
 
     `in_order`: options end at the first argument, because what follows is somebody else's command line.
     """
-    options = [Option(text) for text, _ in table]
+    options = [TableOption(text) for text, _ in table]
     by_name = {name: option for option in options for name in option.names}
     for option in options:
         setattr(result, option.key, option.default)
@@ -106,7 +106,7 @@ def parse(table: Table, words: Sequence[str], result: Arguments, *, in_order: bo
     return rest
 
 
-def _take_short(by_name: dict[str, Option], word: str, left: list[str], result: Arguments) -> None:
+def _take_short(by_name: dict[str, TableOption], word: str, left: list[str], result: VerbArguments) -> None:
     """``-it``, ``-b DIR``, ``-bDIR``, or a long name with one dash, as Go's programs take it too."""
     if f"-{word.partition('=')[0]}" in by_name:
         name, equals, text = f"-{word}".partition("=")
@@ -121,16 +121,16 @@ def _take_short(by_name: dict[str, Option], word: str, left: list[str], result: 
         _take(by_name, name, None, left, result)
 
 
-def _take(by_name: dict[str, Option], name: str, text: str | None, left: list[str], result: Arguments) -> None:
+def _take(by_name: dict[str, TableOption], name: str, text: str | None, left: list[str], result: VerbArguments) -> None:
     option = by_name.get(name)
     if option is None:
-        raise Usage(f"there is no option {name[:60]!r}", _near(name, by_name))
+        raise CommandLineError(f"there is no option {name[:60]!r}", _near(name, by_name))
     if text is None:
         if option.value is None:
             setattr(result, option.key, True)
             return
         if not left:
-            raise Usage(f"{name} needs a value: {option.value}", f"as in {name} {option.value}")
+            raise CommandLineError(f"{name} needs a value: {option.value}", f"as in {name} {option.value}")
         text = left.pop(0)
     value = option.read(name, text)
     if option.many:
@@ -139,14 +139,14 @@ def _take(by_name: dict[str, Option], name: str, text: str | None, left: list[st
         setattr(result, option.key, value)
 
 
-def _near(name: str, known: dict[str, Option]) -> str:
+def _near(name: str, known: dict[str, TableOption]) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(name[:60], [each for each in known if each.startswith("--")], 1)
     return f"did you mean {near[0]}?" if near else "see --help"
 
 
-def assign(usage: str, words: list[str], result: Arguments) -> None:
+def assign(usage: str, words: list[str], result: VerbArguments) -> None:
     """Gives the arguments the names that `usage`, as in ``ID [SIGNAL]`` or ``ID [COMMAND...]``, has for them."""
     for name in usage.split():
         optional, many = name.startswith("["), name.rstrip("]").endswith("...")
@@ -159,6 +159,6 @@ def assign(usage: str, words: list[str], result: Arguments) -> None:
         elif optional:
             setattr(result, key, None)
         else:
-            raise Usage(f"{name} is missing", f"usage: {usage}")
+            raise CommandLineError(f"{name} is missing", f"usage: {usage}")
     if words:
-        raise Usage(f"there is no place for {words[0][:60]!r}", f"usage: {usage}")
+        raise CommandLineError(f"there is no place for {words[0][:60]!r}", f"usage: {usage}")

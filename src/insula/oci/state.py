@@ -1,6 +1,6 @@
 """A container's directory below --root: all that is left of the command that made it, for the commands after it.
 
-    ROOT/ID/state.json    what was made (`Record`), replaced atomically: whole, or not there
+    ROOT/ID/state.json    what was made (`StateRecord`), replaced atomically: whole, or not there
     ROOT/ID/config.json   the config as it was when the container was made; the bundle's may change
     ROOT/ID/start.sock    where PID 1 listens (unix(7)) until `start` comes
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, TypedDict
 
-    class Record(TypedDict):
+    class StateRecord(TypedDict):
         """What was made. `created` is in seconds of the Unix epoch; `owner` the uid of who made it.
 
         `cgroup` is relative to the root of every hierarchy, None without one; `scope` the systemd unit that holds it.
@@ -141,7 +141,7 @@ class Container:
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
-    def save(self, record: Record) -> None:
+    def save(self, record: StateRecord) -> None:
         """Write state.json: from now on the container exists."""
         self._write("state.json", dumps(record).encode())
 
@@ -149,12 +149,12 @@ class Container:
         """Keep the config that the container is made of."""
         self._write("config.json", config if isinstance(config, bytes) else dumps(config).encode())
 
-    def record(self) -> Record | None:
+    def record(self) -> StateRecord | None:
         """state.json, if the container was made."""
-        record: Record | None = self._read("state.json")
+        record: StateRecord | None = self._read("state.json")
         return record
 
-    def load(self) -> Record:
+    def load(self) -> StateRecord:
         """state.json; NotFound if there is no such container."""
         record = self.record()
         if record is None:
@@ -165,7 +165,7 @@ class Container:
         """The config as it was when the container was made."""
         return self._read("config.json") or {}
 
-    def status(self, record: Record | None) -> str:
+    def status(self, record: StateRecord | None) -> str:
         """creating, created, running, paused or stopped, as of now."""
         if record is None or not record["pid"]:
             return "creating"
@@ -180,7 +180,7 @@ class Container:
                 return "paused"
         return "running"
 
-    def oci_state(self, record: Record, status: str | None = None) -> dict[str, Any]:
+    def oci_state(self, record: StateRecord, status: str | None = None) -> dict[str, Any]:
         """The state as in runtime.md, which `state` prints and hooks are given; `status` is computed by default."""
         status = status or self.status(record)
         return {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from insula.kernel.rollback import Rollback
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 _NULL_DEVICE = os.makedev(1, 3)
 _UNSUITABLE = (errno.EINVAL, errno.EPERM, errno.EROFS)
@@ -49,7 +49,7 @@ class Receiver:
         self._sock.close()
 
 
-def open_console(arguments: Arguments, terminal: bool, detached: bool) -> Receiver | None:
+def open_console(arguments: VerbArguments, terminal: bool, detached: bool) -> Receiver | None:
     """Connect to --console-socket, if it is given. Raises Invalid if it is needless, or needed and not given."""
     if arguments.console_socket and not terminal:
         raise Invalid("--console-socket: the process has no terminal", "set process.terminal, or leave it out")
@@ -69,7 +69,7 @@ def hand_over(master: int, console: Receiver | None) -> int:
     return -1
 
 
-def open_pidfd_socket(arguments: Arguments, undo: Rollback) -> Receiver | None:
+def open_pidfd_socket(arguments: VerbArguments, undo: Rollback) -> Receiver | None:
     """The socket of --pidfd-socket, which `undo` closes."""
     if not arguments.pidfd_socket:
         return None
@@ -78,7 +78,7 @@ def open_pidfd_socket(arguments: Arguments, undo: Rollback) -> Receiver | None:
     return receiver
 
 
-def preserved(arguments: Arguments) -> int:
+def preserved(arguments: VerbArguments) -> int:
     """How many descriptors from 3 on are passed on: --preserve-fds and those of sd_listen_fds(3).
 
     Those from the first that is not open on are not, with a warning: in their place the program could get one of ours.

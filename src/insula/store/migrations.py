@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from insula.model.errors import Unavailable
 
-Step = Callable[[sqlite3.Connection], None]
+Migration = Callable[[sqlite3.Connection], None]
 
 
 def _initial(connection: sqlite3.Connection) -> None:
@@ -35,10 +35,10 @@ def _initial(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO counters VALUES (0, 0)")
 
 
-STEPS: tuple[Step, ...] = (_initial,)
+STEPS: tuple[Migration, ...] = (_initial,)
 
 
-def migrate(connection: sqlite3.Connection, steps: Sequence[Step] = STEPS) -> int:
+def migrate(connection: sqlite3.Connection, steps: Sequence[Migration] = STEPS) -> int:
     """Migrate the file to version `len(steps)`; returns its previous version. Unavailable for a newer file."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(steps):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from insula.model.errors import InsulaError, Invalid, Unavailable
-from insula.store.migrations import STEPS, Step
+from insula.store.migrations import STEPS, Migration
 from insula.store.protocol import (
     Compare,
     Delete,
@@ -88,7 +88,7 @@ class SqliteStore:
     """
 
     def __init__(
-        self, path: Path, *, history: int = 10_000, history_bytes: int = 256 << 20, steps: Sequence[Step] = STEPS
+        self, path: Path, *, history: int = 10_000, history_bytes: int = 256 << 20, steps: Sequence[Migration] = STEPS
     ) -> None:
         self.path = path
         self._tables = Tables(path, history, history_bytes, steps)

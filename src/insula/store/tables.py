@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
-from insula.store.migrations import STEPS, Step, migrate
+from insula.store.migrations import STEPS, Migration, migrate
 from insula.store.protocol import (
     Compacted,
     Compare,
@@ -64,7 +64,7 @@ class Tables:
     values have more than `history_bytes` together.
     """
 
-    def __init__(self, path: Path, history: int, history_bytes: int, steps: Sequence[Step] = STEPS) -> None:
+    def __init__(self, path: Path, history: int, history_bytes: int, steps: Sequence[Migration] = STEPS) -> None:
         self.history, self.history_bytes = history, history_bytes
         self.connection = _connect(path, steps)
         row: tuple[int, int] = self.connection.execute("SELECT revision, compacted FROM counters").fetchone()
@@ -232,7 +232,7 @@ def size_of(event: Event) -> int:
     return ROW + len(event.entry.value) + (len(event.previous.value) if event.previous else 0)
 
 
-def _connect(path: Path, steps: Sequence[Step]) -> sqlite3.Connection:
+def _connect(path: Path, steps: Sequence[Migration]) -> sqlite3.Connection:
     try:
         path.touch(mode=0o600)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.2)

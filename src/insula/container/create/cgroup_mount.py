@@ -16,7 +16,7 @@ from insula.kernel.cgroups import hierarchy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.kernel.mount_options import Options
+    from insula.kernel.mount_options import MountOptions
 
 
 class Groups:
@@ -41,7 +41,7 @@ def own_directories() -> dict[str, str]:
     return {controller: tree.controllers[controller] + path for controller, path in found.items()}
 
 
-def mount(target: int, options: Options, groups: Groups) -> None:
+def mount(target: int, options: MountOptions, groups: Groups) -> None:
     """Mount the tree on the directory behind `target`."""
     if not groups.directories:
         raise OSError(2, "there is no control group to show")
@@ -71,7 +71,9 @@ def _hierarchies(directories: dict[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def _mount_hierarchy(tree: int, directory: str, controllers: list[str], options: Options, namespaced: bool) -> None:
+def _mount_hierarchy(
+    tree: int, directory: str, controllers: list[str], options: MountOptions, namespaced: bool
+) -> None:
     name = ",".join(controllers)
     os.mkdir(name, 0o755, dir_fd=tree)
     place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)

@@ -17,7 +17,7 @@ import os
 import stat
 
 from insula.kernel import mounts, syscalls
-from insula.kernel.mount_options import Options
+from insula.kernel.mount_options import MountOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ LINKS = {
 _TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 
-class Node:
+class DeviceNode:
     """A device node to make: path, type and mode as for mknod(2), device number, and owner on the host."""
 
     __slots__ = ("device", "gid", "mode", "path", "uid")
@@ -95,11 +95,11 @@ class Node:
         return fd
 
 
-def nodes(config: Iterable[dict[str, Any]], plan: Plan) -> list[Node]:
+def nodes(config: Iterable[dict[str, Any]], plan: Plan) -> list[DeviceNode]:
     """The default devices and those of `linux.devices`, which take the place of a default one of the same path."""
     uid, gid = plan.outside(0, 0)
     found = {
-        f"/dev/{name}": Node(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(*numbers), uid, gid)
+        f"/dev/{name}": DeviceNode(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(*numbers), uid, gid)
         for name, numbers in DEFAULT.items()
     }
     for entry in config:
@@ -110,11 +110,11 @@ def nodes(config: Iterable[dict[str, Any]], plan: Plan) -> list[Node]:
         if path == "/dev/ptmx":  # always the link to the container's own; engines list the host's when privileged
             continue
         mode = entry.get("fileMode", 0o666) & 0o7777
-        found[path] = Node(path, kind | mode, number, *owner)
+        found[path] = DeviceNode(path, kind | mode, number, *owner)
     return list(found.values())
 
 
-def file_system(options: Options, wanted: list[Node], plan: Plan) -> int:
+def file_system(options: MountOptions, wanted: list[DeviceNode], plan: Plan) -> int:
     """A detached tmpfs for /dev with the nodes below /dev, links, and the directories that are mounted on."""
     uid, gid = plan.outside(0, 0)
     attributes = options.attributes & ~syscalls.MOUNT_ATTR_RDONLY  # that comes when all is in it
@@ -154,7 +154,7 @@ def link_in_root(root: int) -> None:
         os.close(dev)
 
 
-def populate(root: int, wanted: list[Node], bound: dict[str, int]) -> None:
+def populate(root: int, wanted: list[DeviceNode], bound: dict[str, int]) -> None:
     """Make the nodes in the root file system; where that is not allowed, `bound` has mounts of the host's by path."""
     umask = os.umask(0)
     try:

@@ -230,7 +230,7 @@ def setup_rootfs(config: dict[str, Any], args: InitArgs, plan: Plan, premounts: 
         step(Steps.SET_HOSTNAME, socket.sethostname, hostname)
     if domainname := config.get("domainname"):
         step(Steps.SET_DOMAINNAME, syscalls.setdomainname, domainname)
-    tree = rootfs.Tree(config, args.root, args.sources, args.groups, plan)
+    tree = rootfs.MountTree(config, args.root, args.sources, args.groups, plan)
     tree.build(premounts, here=args.in_order)
     if args.notify_at:
         from insula.container.create import sd_notify

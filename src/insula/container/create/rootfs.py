@@ -40,7 +40,7 @@ from insula.container.create.sources import (
 from insula.container.create.stdio import is_null_device, open_null
 from insula.container.create.steps import Steps, step
 from insula.kernel import mounts, syscalls
-from insula.kernel.mount_options import Options
+from insula.kernel.mount_options import MountOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Premounts:
 
 
 def _can_be_premounted(entry: dict[str, Any], path: str, tops: set[str]) -> bool:
-    options = Options(entry.get("options") or ())
+    options = MountOptions(entry.get("options") or ())
     if is_bind(entry, options) or changes_only(entry, options) or options.copy_up or is_sealed_late(entry, options):
         return False
     return path not in tops if path in API_FILESYSTEMS else _top(path) in tops
@@ -159,7 +159,7 @@ def leave_host(premounts: Premounts) -> None:
 
 
 def _premount_entry(tops: dict[str, int], mount: int, entry: dict[str, Any], groups: Groups) -> None:
-    options = Options(entry.get("options") or ())
+    options = MountOptions(entry.get("options") or ())
     path = destination(entry)
     grouped = mount < 0 and entry["type"] in _CGROUP
     if mount < 0 and not grouped:
@@ -185,7 +185,7 @@ def _premount_entry(tops: dict[str, int], mount: int, entry: dict[str, Any], gro
 # -- the rest ----------------------------------------------------------------------------------------------------------
 
 
-class Tree:
+class MountTree:
     """A container's mount tree while it is made: below `root`, a detached mount that is attached by `build`.
 
     `late` are mounts to make read-only in the end (`seal`): until then others are put into them.
@@ -236,7 +236,7 @@ class Tree:
 
     def _mount(self, index: int, entry: dict[str, Any]) -> None:
         """Attach one entry of `mounts`: made by the parent, or made here with the rights of the new namespaces."""
-        options = Options(entry.get("options") or ())
+        options = MountOptions(entry.get("options") or ())
         if changes_only(entry, options):
             self._change(entry, options)
             return
@@ -276,7 +276,7 @@ class Tree:
         kind = propagation_of_root(self.config)
         return kind if kind & syscalls.MS_REC else 0
 
-    def _from_inside(self, index: int, entry: dict[str, Any], options: Options) -> int:
+    def _from_inside(self, index: int, entry: dict[str, Any], options: MountOptions) -> int:
         """A bind mount whose source lies in the root, as the entries before it left it; -1 if it is none."""
         if (path := self.sources.inside.get(index)) is None:
             return -1
@@ -289,7 +289,7 @@ class Tree:
             self.sources.map_owners(index, copy)
         return finish_bind(copy, entry, options, propagation_of_root(self.config), self.plan)
 
-    def _copy_mode(self, entry: dict[str, Any], options: Options) -> None:
+    def _copy_mode(self, entry: dict[str, Any], options: MountOptions) -> None:
         """A tmpfs gets the mode of the directory that it hides, unless its own is asked for."""
         if any(option.startswith("mode=") for option in options.data):
             return
@@ -300,7 +300,7 @@ class Tree:
         options.data.append(f"mode={stat.S_IMODE(os.fstat(hidden).st_mode):o}")
         os.close(hidden)
 
-    def _change(self, entry: dict[str, Any], options: Options) -> None:
+    def _change(self, entry: dict[str, Any], options: MountOptions) -> None:
         """`remount`, or propagation alone: of the mount that is at the destination."""
         target = mounts.open_beneath(self.root, entry["destination"])
         try:
@@ -311,7 +311,7 @@ class Tree:
             os.close(target)
 
 
-def is_sealed_late(entry: dict[str, Any], options: Options) -> bool:
+def is_sealed_late(entry: dict[str, Any], options: MountOptions) -> bool:
     """Whether an entry becomes read-only only when all is mounted: a tmpfs begins without places to mount on."""
     return entry.get("type") == "tmpfs" and bool(options.attributes & syscalls.MOUNT_ATTR_RDONLY)
 
@@ -343,7 +343,7 @@ def _volume(root: int, entry: dict[str, Any]) -> None:
         os.close(target)
 
 
-def _make(fstype: str, entry: dict[str, Any], options: Options, target: int) -> int:
+def _make(fstype: str, entry: dict[str, Any], options: MountOptions, target: int) -> int:
     attributes = options.attributes & ~(syscalls.MOUNT_ATTR_RDONLY if fstype == "tmpfs" else 0)
     mount = mounts.filesystem(fstype, options.data, attributes, entry.get("source"))
     if options.copy_up and fstype == "tmpfs":
@@ -367,7 +367,7 @@ def protect_paths(config: dict[str, Any], root: int, premounts: Premounts | None
         step(Steps.PROTECT_PATHS, protect, PathResolver({}, root), masked, readonly)
 
 
-def seal(config: dict[str, Any], tree: Tree) -> None:
+def seal(config: dict[str, Any], tree: MountTree) -> None:
     """Make read-only what shall be, when everything is in its place, /dev/console too: the root, and tmpfs."""
     for mount in tree.late:
         step(Steps.SEAL_MOUNTS, mounts.set_attributes, mount, syscalls.MOUNT_ATTR_RDONLY)

@@ -20,14 +20,14 @@ from insula.container import wire
 from insula.container.create import devices, namespaces
 from insula.container.create.steps import INTERRUPTED, Steps, send, step
 from insula.kernel import mounts, process, sealed, syscalls
-from insula.kernel.mount_options import Options
+from insula.kernel.mount_options import MountOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
     from typing import Any
 
-    from insula.container.create.devices import Node
+    from insula.container.create.devices import DeviceNode
     from insula.container.create.namespaces import Plan
     from insula.model.cpython import socket
 
@@ -94,17 +94,17 @@ class PreparedMounts:
         return received[1]
 
 
-def changes_only(entry: dict[str, Any], options: Options) -> bool:
+def changes_only(entry: dict[str, Any], options: MountOptions) -> bool:
     """Whether an entry of `mounts` changes the mount that is at its destination already, and makes none."""
     return options.remount or not (entry.get("type") or entry.get("source"))
 
 
-def is_bind(entry: dict[str, Any], options: Options) -> bool:
+def is_bind(entry: dict[str, Any], options: MountOptions) -> bool:
     """Whether an entry is a bind mount: by its options or its type, as the spec has it."""
     return not changes_only(entry, options) and (options.bind or entry.get("type", "bind") in ("bind", "none"))
 
 
-def devices_in_root(entries: list[dict[str, Any]], wanted: list[Node]) -> list[Node]:
+def devices_in_root(entries: list[dict[str, Any]], wanted: list[DeviceNode]) -> list[DeviceNode]:
     """The nodes of `wanted` that are made in the root file system: those outside of /dev if a mount lies there."""
     mounted = any(destination(entry) == "/dev" for entry in entries)
     return [node for node in wanted if not (mounted and node.path.startswith("/dev/"))]
@@ -119,7 +119,7 @@ def destination(entry: dict[str, Any]) -> str:
 def propagation_of_root(config: dict[str, Any]) -> int:
     """`rootfsPropagation` as MS_* bits; 0 if it is not given."""
     name = config["linux"].get("rootfsPropagation")
-    return Options([name]).propagation if name else 0
+    return MountOptions([name]).propagation if name else 0
 
 
 def open_root(path: str, config: dict[str, Any]) -> int:
@@ -166,7 +166,7 @@ def open_later(config: dict[str, Any], plan: Plan) -> PreparedMounts:
     for index, entry in enumerate(entries):
         if not is_made_outside(entry):
             continue
-        options = Options(entry.get("options") or ())
+        options = MountOptions(entry.get("options") or ())
         if options.copy_link and is_bind(entry, options) and os.path.islink(entry["source"]):
             made.links[index] = os.readlink(entry["source"])
             continue
@@ -205,7 +205,7 @@ def _append(opened: list[int], opener: Callable[..., int], *arguments: object) -
 def answer_map(config: dict[str, Any], plan: Plan, index: int, mount: int, sync: socket.socket) -> None:
     """In the parent: map the owners of a mount that the child has made, of the entry `index`; `mount` is closed."""
     entry = config["mounts"][index]
-    options = Options(entry.get("options") or ())
+    options = MountOptions(entry.get("options") or ())
     try:
         step(Steps.MOUNT, _map_owners, mount, entry, options, plan, about=entry["destination"])
     finally:
@@ -215,14 +215,14 @@ def answer_map(config: dict[str, Any], plan: Plan, index: int, mount: int, sync:
 
 def is_made_outside(entry: dict[str, Any]) -> bool:
     """Whether an entry of `mounts` is opened by the parent: a bind mount, or the tmpfs on /dev with its devices."""
-    return _is_dev(entry) or is_bind(entry, Options(entry.get("options") or ()))
+    return _is_dev(entry) or is_bind(entry, MountOptions(entry.get("options") or ()))
 
 
 def _is_dev(entry: dict[str, Any]) -> bool:
     return entry.get("type") == "tmpfs" and destination(entry) == "/dev"
 
 
-def is_idmapped(entry: dict[str, Any], options: Options) -> bool:
+def is_idmapped(entry: dict[str, Any], options: MountOptions) -> bool:
     return bool(options.idmap or entry.get("uidMappings"))
 
 
@@ -233,7 +233,7 @@ def covers(upper: str, path: str) -> bool:
 
 def open_one(config: dict[str, Any], entry: dict[str, Any], plan: Plan) -> int:
     """The detached mount of one entry."""
-    options = Options(entry.get("options") or ())
+    options = MountOptions(entry.get("options") or ())
     if _is_dev(entry):
         return devices.file_system(options, devices.nodes(config["linux"].get("devices") or (), plan), plan)
     try:
@@ -252,7 +252,7 @@ def open_one(config: dict[str, Any], entry: dict[str, Any], plan: Plan) -> int:
         raise OSError(error.errno, error.strerror, entry["source"]) from None
 
 
-def finish_bind(fd: int, entry: dict[str, Any], options: Options, of_root: int, plan: Plan) -> int:
+def finish_bind(fd: int, entry: dict[str, Any], options: MountOptions, of_root: int, plan: Plan) -> int:
     """Set attributes and propagation of the copy of a mount by its options; `fd` is closed if that fails."""
     try:
         mounts.change(fd, options.own)
@@ -268,7 +268,7 @@ def finish_bind(fd: int, entry: dict[str, Any], options: Options, of_root: int, 
     return fd
 
 
-def _map_owners(fd: int, entry: dict[str, Any], options: Options, plan: Plan) -> None:
+def _map_owners(fd: int, entry: dict[str, Any], options: MountOptions, plan: Plan) -> None:
     """The mount's own mapping, or else the container's (`idmap`); `ridmap` is for all mounts below it too."""
     uids, gids = (namespaces.id_map(entry.get(name)) for name in ("uidMappings", "gidMappings"))
     userns = process.user_namespace(uids or plan.uids, gids or plan.gids)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from insula.model.cpython import socket
 
 
-class Child:
+class SpawnedProcess:
     """A new process: its pid and pidfd, our end of the channel to it, its namespaces, and our ends of its streams."""
 
     __slots__ = ("pid", "pidfd", "plan", "start_time", "streams", "sync")
@@ -75,7 +75,7 @@ class SpawnOptions:
         self.in_order, self.waits_at, self.notify_at, self.state = in_order, waits_at, notify_at, state
 
 
-def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -> Child:
+def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -> SpawnedProcess:
     """Make a container's first process, which waits for the message "mapped" (see `insula.container.create.init`).
 
     `group` is its control group. OSError or StepError if anything is refused; then nothing of it is left.
@@ -133,7 +133,7 @@ def spawn(config: dict[str, Any], group: Cgroup | None, outside: SpawnOptions) -
         if (score := config["process"].get("oomScoreAdj")) is not None:
             process.set_oom_score(pid, score)
         undo.keep()
-        return Child(pid, pidfd, ours, plan)
+        return SpawnedProcess(pid, pidfd, ours, plan)
 
 
 def _load(config: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from insula.container import wire
-    from insula.container.service.run_directory import State
+    from insula.container.service.run_directory import ProcessState
     from insula.model.cpython import socket
 
     Reply: TypeAlias = "Callable[[wire.Message], None]"
@@ -26,6 +26,6 @@ class Child:
         self.reply: Reply | None = None
         self.error: wire.Message | None = None
         self.start_requested = False  # to become the program
-        self.state: State | None = None  # as recorded
+        self.state: ProcessState | None = None  # as recorded
         self.cgroup: str | None = None
         self.mounts = -1  # its mount namespace

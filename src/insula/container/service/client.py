@@ -21,18 +21,18 @@ from typing import Any, NamedTuple
 
 from insula.container import wire
 from insula.container.service import resources
-from insula.container.service.attachment import Attachment
 from insula.container.service.dialer import TIMEOUT, Dialer
 from insula.container.service.failures import Hint, ZygoteDied, explain, no_hint
+from insula.container.service.process_streams import ProcessStreams
 from insula.container.service.protocol import MONITOR_SOCKET
-from insula.container.service.run_directory import ExitRecord, Launch, RunDirectory, State, all_run_directories
+from insula.container.service.run_directory import ExitRecord, Launch, ProcessState, RunDirectory, all_run_directories
 from insula.container.service.zygote_connection import ZygoteConnection
 from insula.kernel import descriptors, process, sealed
 from insula.kernel.cgroups import Cgroup
 from insula.kernel.seccomp import cache as seccomp_cache
 from insula.model.errors import Failed, NotFound
 
-__all__ = ["Attachment", "Exec", "ExitRecord", "Launch", "Runtime", "State"]
+__all__ = ["Exec", "ExitRecord", "Launch", "ProcessState", "ProcessStreams", "Runtime"]
 
 log = logging.getLogger("insula.container")
 _DYING = 10.0  # seconds for a process that is ending to end
@@ -58,9 +58,9 @@ class Runtime:
         self.run = str(run)
         self.spares = spares
         self._hint = hint
-        self._first: dict[str, State] = {}  # first processes that were made by this object
+        self._first: dict[str, ProcessState] = {}  # first processes that were made by this object
         self._warm_ids: dict[str, list[str]] = {}  # ids of warm containers, by the control group above theirs
-        self._warm: dict[str, State] = {}  # their first processes, by id, also of those that were chosen
+        self._warm: dict[str, ProcessState] = {}  # their first processes, by id, also of those that were chosen
         self._waiters: dict[tuple[str, str | None], asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._dialer = Dialer(self.run, spares)
@@ -116,12 +116,12 @@ class Runtime:
         offered = self._warm_ids.get(parent)
         return offered.pop(0) if offered else secrets.token_hex(16)
 
-    def warm(self, container: str) -> State | None:
+    def warm(self, container: str) -> ProcessState | None:
         """The first process that a container with an id of `choose_id` will have, unless its warm container is lost
         meanwhile; None if the id is none of a warm container."""
         return self._warm.get(container)
 
-    async def create(self, launch: Launch) -> State:
+    async def create(self, launch: Launch) -> ProcessState:
         """Make the namespaces, with PID 1 in them waiting to start. `Failed` says which step the kernel refused."""
         directory = RunDirectory(self.run, launch.id)
         profile = launch.config["linux"].get("seccomp")
@@ -134,7 +134,7 @@ class Runtime:
             answer = await self._create(directory, launch)
         except ZygoteDied:  # nothing of it runs: the next zygote can do it from the beginning
             answer = await self._create(directory, launch)
-        state = self._first[launch.id] = State(launch.id, answer["pid"], answer["start_time"])
+        state = self._first[launch.id] = ProcessState(launch.id, answer["pid"], answer["start_time"])
         self._warm.pop(launch.id, None)
         return state
 
@@ -207,13 +207,13 @@ class Runtime:
             async with asyncio.timeout(TIMEOUT):
                 await self._request({"op": "flushed", "id": container, "exec": exec_id})
 
-    async def attach(self, container: str, exec_id: str | None = None, *, stdin: bool = False) -> Attachment:
+    async def attach(self, container: str, exec_id: str | None = None, *, stdin: bool = False) -> ProcessStreams:
         """The streams of a process that was created; `NotFound` if they are closed already."""
         deadline = time.monotonic() + 1.0
         while True:
             sock, answer = await self._ask_monitor({"op": "attach", "id": container, "exec": exec_id, "stdin": stdin})
             if "error" not in answer:
-                return Attachment(sock)
+                return ProcessStreams(sock)
             sock.close()
             # a monitor that has just started may not have been told of it yet
             state = RunDirectory(self.run, container).state(exec_id)
@@ -300,11 +300,11 @@ class Runtime:
         """The names of the container's records that exist and can't be read."""
         return RunDirectory(self.run, container).damaged()
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: ProcessState) -> None:
         """Write the record of a container's PID 1 again."""
         RunDirectory(self.run, state.id).write_state(state)
 
-    def states(self) -> list[State]:
+    def states(self) -> list[ProcessState]:
         """PID 1 of every container, dead or alive, that was created and not deleted."""
         return [state for directory in all_run_directories(self.run) if (state := directory.state())]
 
@@ -312,7 +312,7 @@ class Runtime:
         """Every container that has a run directory, also one whose making was interrupted."""
         return [directory.id for directory in all_run_directories(self.run)]
 
-    def state(self, container: str) -> State | None:
+    def state(self, container: str) -> ProcessState | None:
         return RunDirectory(self.run, container).state()
 
     def exit(self, container: str) -> ExitRecord | None:
@@ -326,12 +326,12 @@ class Runtime:
         """The processes that joined and were not forgotten."""
         return RunDirectory(self.run, container).execs()
 
-    def _process(self, container: str, exec_id: str | None = None) -> State | None:
+    def _process(self, container: str, exec_id: str | None = None) -> ProcessState | None:
         """PID and start time of a process; the record is not read for one that this object made."""
         known = self._first.get(container) if exec_id is None else None
         return known or RunDirectory(self.run, container).state(exec_id)
 
-    def netns(self, container: str, state: State | None = None) -> int:
+    def netns(self, container: str, state: ProcessState | None = None) -> int:
         """A descriptor of the network namespace; the caller closes it. `NotFound` if the container is gone.
 
         `state` is the container's first process, if the caller knows it.
@@ -369,7 +369,7 @@ class Runtime:
         offered, container = self._warm_ids.setdefault(message["parent"], []), message["id"]
         if message["event"] == "spare":
             offered.append(container)
-            self._warm[container] = State(container, message["pid"], message["start_time"])
+            self._warm[container] = ProcessState(container, message["pid"], message["start_time"])
             return
         self._warm.pop(container, None)
         if container in offered:

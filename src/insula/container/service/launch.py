@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from insula.container.create.exec_process import Filter
-    from insula.container.create.spawn import Child
+    from insula.container.create.spawn import SpawnedProcess
     from insula.container.service.run_directory import Launch
 
 IDS = 65536
@@ -79,7 +79,7 @@ def _random_directory() -> str:
         return name
 
 
-def start(launch: Launch, layers: Layers, program: Filter | None) -> Child:
+def start(launch: Launch, layers: Layers, program: Filter | None) -> SpawnedProcess:
     """Make PID 1 of a new container for the zygote: its root an overlay, its streams pipes.
 
     Whatever the config says, it is in namespaces of its own, and its IDs are those of `id_base`.

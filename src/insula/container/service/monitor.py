@@ -45,14 +45,12 @@ from insula.container.service.protocol import (
     MONITOR_SOCKET,
     hello,
 )
-from insula.container.service.relay import Client, Session
-from insula.container.service.run_directory import PidIndex
+from insula.container.service.relay import AttachedClient, Session
+from insula.container.service.run_directory import PidIndex, ProcessKey
 from insula.container.service.zygote_supervisor import ZygoteSupervisor
 from insula.kernel import process, syscalls
 from insula.log import write as report
 from insula.model.stream import Kind
-
-Key = tuple[str, str | None]
 
 _NAME = "insula-monitor"
 _GRACE = 10.0  # seconds after its end in which one may still attach to a process that joined
@@ -68,7 +66,7 @@ class Monitor:
         self.build = build
         self.lock = lock
         self.loop = EventLoop(_NAME)
-        self.sessions: dict[Key, Session] = {}
+        self.sessions: dict[ProcessKey, Session] = {}
         self.watchers: list[socket.socket] = []
         self.pids = PidIndex(run)
         self.zygote = ZygoteSupervisor(self.loop, run, build, spares)
@@ -212,13 +210,13 @@ class Monitor:
             wire.send(sock, {"error": "it has no open streams"})
             sock.close()
             return
-        client = Client(sock, stdin=bool(message.get("stdin")))
+        client = AttachedClient(sock, stdin=bool(message.get("stdin")))
         wire.send(sock, {"tty": session.terminal is not None})
         session.clients.append(client)
         self.loop.watch(sock.fileno(), partial(self._client, key, client))
         self._update(key, session)
 
-    def _client(self, key: Key, client: Client, events: int) -> None:
+    def _client(self, key: ProcessKey, client: AttachedClient, events: int) -> None:
         session = self.sessions[key]
         if events & select.EPOLLOUT and not client.flush():
             self._detach(key, client)
@@ -242,7 +240,7 @@ class Monitor:
                 session.receive(kind, data[1:])
         self._update(key, session)
 
-    def _detach(self, key: Key, client: Client) -> None:
+    def _detach(self, key: ProcessKey, client: AttachedClient) -> None:
         session = self.sessions[key]
         session.clients.remove(client)
         # nobody comes back to a process that joined: what it still prints is nobody's
@@ -310,7 +308,7 @@ class Monitor:
 
     # -- sessions --------------------------------------------------------------------------------------
 
-    def _update(self, key: Key, session: Session) -> None:
+    def _update(self, key: ProcessKey, session: Session) -> None:
         """Watch the descriptors that the session can use now, after a change of it."""
         if not session.write():
             self._close(key, session, session.input)
@@ -332,33 +330,33 @@ class Monitor:
         if not session.outputs and not session.clients and self._close_if_finished(key, session):
             self.sessions.pop(key, None)
 
-    def _end(self, key: Key) -> None:
+    def _end(self, key: ProcessKey) -> None:
         """Drop a session that never had a stream."""
         session = self.sessions.get(key)
         if session and not session.names:
             session.finished = True
             self._update(key, session)
 
-    def _discard_later(self, key: Key) -> None:
+    def _discard_later(self, key: ProcessKey) -> None:
         """After the end of the process, keep its output for a while for clients that attach."""
         if session := self.sessions.get(key):
             session.discard_at = time.monotonic() + _GRACE
         self.loop.later(_GRACE, partial(self._discard_output, key))
 
-    def _discard_output(self, key: Key) -> None:
+    def _discard_output(self, key: ProcessKey) -> None:
         """Drop the output of a process that ended, and to which no client attached in time."""
         if (session := self.sessions.get(key)) and not session.clients:
             session.discard = True
             self._update(key, session)
 
-    def _resume(self, key: Key, session: Session) -> None:
+    def _resume(self, key: ProcessKey, session: Session) -> None:
         """Read again from a process whose rate was used up."""
         session.paused = False
         session.refill()
         if self.sessions.get(key) is session:
             self._update(key, session)
 
-    def _close_if_finished(self, key: Key, session: Session) -> bool:
+    def _close_if_finished(self, key: ProcessKey, session: Session) -> bool:
         """Close the session if it had outputs and all have ended; whether that is so."""
         if not session.finished:
             return False
@@ -369,7 +367,7 @@ class Monitor:
         self.zygote.send({"op": "close", "id": key[0], "exec": key[1]})
         return True
 
-    def _stream(self, key: Key, session: Session, fd: int, events: int) -> None:
+    def _stream(self, key: ProcessKey, session: Session, fd: int, events: int) -> None:
         if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
             if fd in session.outputs:
                 if session.wants(fd) and not session.read(fd):
@@ -379,7 +377,7 @@ class Monitor:
                 self._close(key, session, fd)
         self._update(key, session)
 
-    def _close(self, key: Key, session: Session, fd: int | None) -> None:
+    def _close(self, key: ProcessKey, session: Session, fd: int | None) -> None:
         if fd is None:
             return
         self.loop.unwatch(fd)

@@ -35,7 +35,7 @@ _TIOCSWINSZ = 0x5414
 _OUTPUTS = {"stdout": Kind.STDOUT, "stderr": Kind.STDERR, "tty": Kind.STDOUT}
 
 
-class Client:
+class AttachedClient:
     """An attached client: a socket, and messages that are not sent yet."""
 
     def __init__(self, sock: socket.socket, *, stdin: bool) -> None:
@@ -51,7 +51,7 @@ class Client:
         return {"fd": self.sock.fileno(), "stdin": self.stdin, "closing": self.closing, "queue": queue}
 
     @classmethod
-    def restored(cls, state: dict[str, Any]) -> Client:
+    def restored(cls, state: dict[str, Any]) -> AttachedClient:
         """The client that `state` describes, with its socket."""
         client = cls(socket.socket(fileno=state["fd"]), stdin=state["stdin"])
         client.closing = state["closing"]
@@ -88,7 +88,7 @@ class Session:
         self.log = log
         self.origin = origin  # what the zygote said of it
         self.discard = discard
-        self.clients: list[Client] = []
+        self.clients: list[AttachedClient] = []
         self.outputs: dict[int, Kind] = {}
         self.names: dict[int, str] = {}
         self.input: int | None = None
@@ -124,7 +124,7 @@ class Session:
         session.size = tuple(state["size"]) if state["size"] else None
         for name, fd in state["streams"]:
             session.add(name, fd)
-        session.clients = [Client.restored(each) for each in state["clients"]]
+        session.clients = [AttachedClient.restored(each) for each in state["clients"]]
         session.discard_at = state["discard_at"]
         session.stdin_buffer += state["stdin_buffer"].encode("latin-1")
         session.stdin_closed, session.ended = state["stdin_closed"], state["ended"]

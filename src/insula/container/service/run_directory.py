@@ -1,7 +1,7 @@
 """A container's run directory: records of its request, its processes and their ends, which outlive the service.
 
     RUN/containers/ID/launch.json    the request (`Launch`); its `config` is an OCI config.json
-    RUN/containers/ID/state.json     the process that is PID 1 inside (`State`)
+    RUN/containers/ID/state.json     the process that is PID 1 inside (`ProcessState`)
     RUN/containers/ID/exit.json      how it ended (`ExitRecord`)
     RUN/containers/ID/exec-N.json, exec-N.exit.json    the same of a process that joined
 
@@ -28,6 +28,8 @@ from insula.model.cpython import dumps
 
 VERSION = 1
 """Of the records, as their field "version"; those of 0.1.0 have none. Raised when a field changes its meaning."""
+ProcessKey = tuple[str, str | None]
+"""A process of a container: the container's id, and the exec id or None for PID 1."""
 
 
 class Launch(NamedTuple):
@@ -57,8 +59,8 @@ class Launch(NamedTuple):
     share: list[int] | None = None
 
 
-class State(NamedTuple):
-    """A process of a container: `started` is None until it was told to become the user's program."""
+class ProcessState(NamedTuple):
+    """A process of a container. `started` is None until the start of the user's program was requested."""
 
     id: str
     pid: int
@@ -79,7 +81,7 @@ class ExitRecord(NamedTuple):
     """The error for which it never executed the program, as `StepError.message`."""
 
 
-Record = TypeVar("Record", Launch, State, ExitRecord)
+RecordT = TypeVar("RecordT", Launch, ProcessState, ExitRecord)
 _TYPES: dict[str, tuple[type, ...]] = {
     "id": (str,),
     "config": (dict,),
@@ -100,7 +102,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _decode(data: object, kind: type[Record]) -> Record | None:
+def _decode(data: object, kind: type[RecordT]) -> RecordT | None:
     """The record that `data`, from JSON, holds; None if it holds none."""
     if not isinstance(data, dict):
         return None
@@ -141,10 +143,10 @@ class RunDirectory:
     def launch(self) -> Launch | None:
         return self._read("launch.json", Launch)
 
-    def state(self, exec_id: str | None = None) -> State | None:
-        return self._read(f"exec-{exec_id}.json" if exec_id else "state.json", State)
+    def state(self, exec_id: str | None = None) -> ProcessState | None:
+        return self._read(f"exec-{exec_id}.json" if exec_id else "state.json", ProcessState)
 
-    def write_state(self, state: State, exec_id: str | None = None) -> None:
+    def write_state(self, state: ProcessState, exec_id: str | None = None) -> None:
         self._write(f"exec-{exec_id}.json" if exec_id else "state.json", state._asdict())
 
     def exit(self, exec_id: str | None = None) -> ExitRecord | None:
@@ -174,7 +176,7 @@ class RunDirectory:
             return []
         return [name[5:-5] for name in names if name.startswith("exec-") and name.count(".") == 1]
 
-    def processes(self) -> list[tuple[str | None, State]]:
+    def processes(self) -> list[tuple[str | None, ProcessState]]:
         """(exec id, state) of PID 1, whose exec id is None, and of every process that joined."""
         return [(exec_id, state) for exec_id in (None, *self.execs()) if (state := self.state(exec_id))]
 
@@ -184,7 +186,7 @@ class RunDirectory:
         exec_id: str | None = None,
         failure: dict[str, Any] | None = None,
         *,
-        state: State | None = None,
+        state: ProcessState | None = None,
         cgroup: str | None = None,
     ) -> ExitRecord:
         """Write how the process ended, from the status of waitpid(2); a record that exists stays. `state` and `cgroup`
@@ -213,7 +215,7 @@ class RunDirectory:
             self.write_exit(record, exec_id)
         return record
 
-    def _read(self, name: str, kind: type[Record]) -> Record | None:
+    def _read(self, name: str, kind: type[RecordT]) -> RecordT | None:
         """None if it isn't there, or is damaged. Fields of a later version are left out."""
         try:
             data = json.loads(records.read(f"{self.path}/{name}"))

@@ -13,13 +13,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from insula.container import wire
-from insula.container.service.run_directory import Launch
-
-Key = tuple[str, str | None]
-"""Container, and exec id or None for its first process."""
+from insula.container.service.run_directory import Launch, ProcessKey
 
 
-class Session(NamedTuple):
+class SessionStreams(NamedTuple):
     """The streams of one process, by name, and the message that tells the monitor of them."""
 
     message: wire.Message
@@ -31,8 +28,8 @@ class Sessions:
 
     def __init__(self) -> None:
         self.monitor: socket.socket | None = None
-        self._sessions: dict[Key, Session] = {}
-        self._waiting: dict[Key, list[Callable[[], object]]] = {}
+        self._sessions: dict[ProcessKey, SessionStreams] = {}
+        self._waiting: dict[ProcessKey, list[Callable[[], object]]] = {}
 
     def serve(self, monitor: socket.socket) -> None:
         """Take note of the monitor's channel, and send it all sessions."""
@@ -54,17 +51,17 @@ class Sessions:
             "log_size": request.log_size,
             "log_files": request.log_files,
         }
-        session = self._sessions[(container, exec_id)] = Session(message, streams)
+        session = self._sessions[(container, exec_id)] = SessionStreams(message, streams)
         self._hand_over(session)
 
-    def when_closed(self, key: Key, action: Callable[[], object]) -> None:
+    def when_closed(self, key: ProcessKey, action: Callable[[], object]) -> None:
         """Call `action` when the monitor is done with all that the process printed: at once if it is so already."""
         if key in self._sessions:
             self._waiting.setdefault(key, []).append(action)
         else:
             action()
 
-    def add(self, key: Key, streams: dict[str, int]) -> None:
+    def add(self, key: ProcessKey, streams: dict[str, int]) -> None:
         """Add streams to the session of a process; they are closed if there is none."""
         session = self._sessions.get(key)
         if session is None:
@@ -74,7 +71,7 @@ class Sessions:
         session.streams.update(streams)
         self._hand_over(session)
 
-    def _hand_over(self, session: Session) -> None:
+    def _hand_over(self, session: SessionStreams) -> None:
         """Send the monitor a session with its streams. Without a monitor the next one gets it (`serve`)."""
         if self.monitor is None:
             return
@@ -88,9 +85,9 @@ class Sessions:
         """Take a session with copies of its streams from the monitor, after a restart of the zygote."""
         origin = {name: message[name] for name in ("id", "exec", "tty", "stdin", "log", "log_size", "log_files")}
         streams = dict(zip(message["streams"], descriptors, strict=True))
-        self._sessions[(message["id"], message["exec"])] = Session({"op": "session", **origin}, streams)
+        self._sessions[(message["id"], message["exec"])] = SessionStreams({"op": "session", **origin}, streams)
 
-    def end(self, key: Key) -> None:
+    def end(self, key: ProcessKey) -> None:
         """Tell the monitor that the process ended. A session without streams is closed at once."""
         session = self._sessions.get(key)
         if session and not session.streams:
@@ -99,7 +96,7 @@ class Sessions:
             with contextlib.suppress(OSError):
                 wire.send(self.monitor, {"op": "ended", "id": key[0], "exec": key[1]})
 
-    def close(self, key: Key, name: str | None) -> None:
+    def close(self, key: ProcessKey, name: str | None) -> None:
         """Close a stream, or for None the session: the monitor has read all of it."""
         session = self._sessions.get(key)
         if session is None:
@@ -110,7 +107,7 @@ class Sessions:
         if name is None:
             self._remove(key)
 
-    def _remove(self, key: Key) -> None:
+    def _remove(self, key: ProcessKey) -> None:
         del self._sessions[key]
         for action in self._waiting.pop(key, ()):
             action()

@@ -95,7 +95,7 @@ class WarmContainer:
 
     __slots__ = ("child", "group", "id", "ready", "template")
 
-    def __init__(self, id_: str, template: Template, group: Cgroup, child: spawn.Child) -> None:
+    def __init__(self, id_: str, template: Template, group: Cgroup, child: spawn.SpawnedProcess) -> None:
         self.id, self.template, self.group, self.child = id_, template, group, child
         self.ready = False
 
@@ -201,7 +201,9 @@ class WarmPool:
             process.map_ids(pid, plan.uids, plan.gids)
             wire.send(ours, {"event": "mapped"})
             undo.keep()
-        warm = self.containers[identity] = WarmContainer(identity, template, group, spawn.Child(pid, pidfd, ours))
+        warm = self.containers[identity] = WarmContainer(
+            identity, template, group, spawn.SpawnedProcess(pid, pidfd, ours)
+        )
         return warm
 
     def fits(self, warm: WarmContainer, request: Launch) -> bool:
@@ -322,7 +324,9 @@ def wait_for_assignment(premount_plan: PremountPlan, args: init.InitArgs, plan: 
     init.send_errors(args, body)
 
 
-def assign(warm: WarmContainer, request: Launch, layers: Layers, config: int, program: str | None) -> spawn.Child:
+def assign(
+    warm: WarmContainer, request: Launch, layers: Layers, config: int, program: str | None
+) -> spawn.SpawnedProcess:
     """Make a warm container the one of `request`. `config` is the open file of `request`, `program` that of its filter.
 
     OSError or StepError if anything is refused: then it is of no more use, and the caller drops it.

@@ -46,7 +46,7 @@ from insula.container.service import launch
 from insula.container.service.children import Child
 from insula.container.service.eventloop import EventLoop
 from insula.container.service.protocol import WARM_RECORDS, ZYGOTE_BUILD, ZYGOTE_PID, hello
-from insula.container.service.run_directory import Launch, RunDirectory, State
+from insula.container.service.run_directory import Launch, ProcessState, RunDirectory
 from insula.container.service.sessions import Sessions
 from insula.container.service.warm_pool import Template, WarmContainer, WarmPool, assign
 from insula.container.service.working_set import WorkingSet
@@ -192,7 +192,7 @@ class Zygote:
         if fresh := made is None:
             made = launch.start(request, self.layers, self._program(request))
         child = Child(container, None, made.sync, made.pid, made.pidfd)
-        child.cgroup, child.state = request.cgroup, State(container, made.pid, made.start_time)
+        child.cgroup, child.state = request.cgroup, ProcessState(container, made.pid, made.start_time)
         self._add(child)
         self.sessions.open(container, None, request, made.streams, terminal=request.tty)
         # the record comes before the word to go on: no process may live that the run directory doesn't name
@@ -204,7 +204,7 @@ class Zygote:
         self.last_launch = request
         return {"pid": made.pid, "start_time": made.start_time}
 
-    def _from_warm(self, directory: RunDirectory, request: Launch) -> spawn.Child | None:
+    def _from_warm(self, directory: RunDirectory, request: Launch) -> spawn.SpawnedProcess | None:
         """Make the container of the warm container with its id; None if there is none that fits."""
         warm = self.pool.containers.get(request.id)
         if warm is None:
@@ -318,7 +318,7 @@ class Zygote:
                 child.pidfd = os.pidfd_open(child.pid)
                 self.loop.watch(child.pidfd, lambda _: self._reap(child))
                 started = process.start_time(child.pid) or 0
-                child.state = State(child.container, child.pid, started, time.time())
+                child.state = ProcessState(child.container, child.pid, started, time.time())
                 self._record(child)
         for fd in descriptors:
             os.close(fd)

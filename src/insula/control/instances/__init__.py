@@ -3,7 +3,7 @@
 verbs.py          the verbs: each commits the desired state and waits until it is observed
 specs.py          checks of a spec; checks.py: checks of an instance's state; admission.py: from spec to instance
 renaming.py       the verb `rename`
-io.py             streams, exec and files of running instances (attachment.py, files.py)
+io.py             streams, exec and files of running instances (attach_session.py, files.py)
 controller.py     the controller: observes, decides, acts
 decide.py         the next action, a pure function; restart_policy.py: when an ended instance is started again
 lifecycle.py      the actions; statuses.py: observed statuses, in memory and in the store

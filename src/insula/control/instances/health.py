@@ -31,7 +31,7 @@ from insula.control.instances.recorder import Recorder
 from insula.model.errors import InsulaError, NotFound
 from insula.model.health import HealthPlan, plan
 from insula.model.objects import Instance
-from insula.model.views import ExecSpec, Health, Probe
+from insula.model.views import ExecSpec, Health, HealthCheckResult
 
 log = logging.getLogger("insula.health")
 AT_ONCE: Final = 8  # checks of one tenant
@@ -43,7 +43,7 @@ _RETRY = 1.0
 _TRIES = 30
 
 
-class Monitor:
+class HealthMonitor:
     """The health checks of one start of an instance, and their results; `over` once that start has ended."""
 
     def __init__(self, member: ManagedInstance, plan: HealthPlan) -> None:
@@ -54,7 +54,7 @@ class Monitor:
         self.process: object | None = None  # from `Driver.prepare_exec`; reused for each check
         self.over = False
 
-    def judge(self, probe: Probe) -> Health:
+    def judge(self, probe: HealthCheckResult) -> Health:
         """The health after one more result."""
         before, status, failures = self.health, self.health.status, 0
         if probe.exit_status == 0:
@@ -80,10 +80,10 @@ class HealthChecks:
         self._recorder = recorder
         self._spawn = spawn
         self._numbers = itertools.count()
-        self._due: list[tuple[float, int, Monitor]] = []
+        self._due: list[tuple[float, int, HealthMonitor]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._running: Counter[str] = Counter()  # by tenant
-        self._waiting: defaultdict[str, deque[Monitor]] = defaultdict(deque)
+        self._waiting: defaultdict[str, deque[HealthMonitor]] = defaultdict(deque)
 
     def begin(self, member: ManagedInstance, *, adopted: bool = False) -> None:
         """Begin the checks of an instance that runs, if it has any. The first checks of adopted instances are spread
@@ -101,7 +101,7 @@ class HealthChecks:
             log.warning("instance %s/%s has no health checks: %s", *member.key, error)
             return
         if wanted:
-            member.monitor = monitor = Monitor(member, wanted)
+            member.monitor = monitor = HealthMonitor(member, wanted)
             pause = wanted.pause("starting", time.time() - monitor.started)
             self._schedule(monitor, pause * random.random() if adopted else pause)
 
@@ -113,7 +113,7 @@ class HealthChecks:
 
     # -- schedule --------------------------------------------------------------------------------------------------
 
-    def _schedule(self, monitor: Monitor, pause: float) -> None:
+    def _schedule(self, monitor: HealthMonitor, pause: float) -> None:
         loop = asyncio.get_running_loop()
         heapq.heappush(self._due, (loop.time() + pause, next(self._numbers), monitor))
         if self._timer is None or self._due[0][0] < self._timer.when():
@@ -130,7 +130,7 @@ class HealthChecks:
             self._begin_check(heapq.heappop(self._due)[2])
         self._set_timer(loop)
 
-    def _begin_check(self, monitor: Monitor) -> None:
+    def _begin_check(self, monitor: HealthMonitor) -> None:
         tenant, state = monitor.member.instance.tenant, monitor.member.status.state
         if monitor.over:
             return
@@ -152,7 +152,7 @@ class HealthChecks:
 
     # -- one check -------------------------------------------------------------------------------------------------
 
-    async def _check(self, monitor: Monitor) -> None:
+    async def _check(self, monitor: HealthMonitor) -> None:
         try:
             probe = await self._probe(monitor)
         except Exception:  # a fault of insulad and no result; checks go on
@@ -168,7 +168,7 @@ class HealthChecks:
             self._recorder.record(monitor.member, now.status, **details)
         self._schedule(monitor, monitor.plan.pause(now.status, time.time() - monitor.started))
 
-    async def _probe(self, monitor: Monitor) -> Probe:
+    async def _probe(self, monitor: HealthMonitor) -> HealthCheckResult:
         instance, exec_id = monitor.member.instance, PREFIX + os.urandom(6).hex()
         driver = self._driver(instance)
         started, status, output = time.time(), None, bytearray()
@@ -183,9 +183,9 @@ class HealthChecks:
             status, output[:] = error.exit_status, str(error).encode()
         driver.forget_exec(instance.id, exec_id)
         text = output.decode(errors="replace").strip()
-        return Probe(started=started, finished=time.time(), exit_status=status, output=text)
+        return HealthCheckResult(started=started, finished=time.time(), exit_status=status, output=text)
 
-    async def _process(self, monitor: Monitor) -> object:
+    async def _process(self, monitor: HealthMonitor) -> object:
         if monitor.process is None:
             member, spec = monitor.member, ExecSpec(command=monitor.plan.command)
             driver = self._driver(member.instance)
@@ -209,7 +209,7 @@ class HealthChecks:
             stream.close()
         return record.exit_status
 
-    async def _kill(self, monitor: Monitor, exec_id: str) -> None:
+    async def _kill(self, monitor: HealthMonitor, exec_id: str) -> None:
         """Kill a check, and wait for its end. While its instance is frozen a check may not have begun yet, and does not
         die."""
         instance, tries = monitor.member.instance, 0

@@ -10,8 +10,8 @@ from functools import partial
 from signal import SIGKILL
 from typing import Any, TypeVar
 
-from insula.control.instances.attachment import Attachment, in_reader
-from insula.control.instances.attachment import follow as follow_log
+from insula.control.instances.attach_session import AttachSession, in_reader
+from insula.control.instances.attach_session import follow as follow_log
 from insula.control.instances.checks import check_running, not_running
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.drivers.base import Driver, Log, LogRecord, require
@@ -91,7 +91,7 @@ class InstanceIo:
     @asynccontextmanager
     async def attach(
         self, tenant: str, name: str, *, stdin: bool = False, replay: bool = False, start: bool = False
-    ) -> AsyncIterator[Attachment]:
+    ) -> AsyncIterator[AttachSession]:
         """The streams of an instance from now on; with `replay` from its last start. If it was never started, or if the
         caller will start it (`start`), they begin at its start.
 
@@ -108,7 +108,7 @@ class InstanceIo:
             raise Denied(f"instance {name} has no open standard input", "make it with --interactive")
         replay = replay and not coming
         since = managed.status.started if replay else time.time()
-        attachment = Attachment(
+        attachment = AttachSession(
             driver,
             managed.instance.id,
             stdin=stdin,
@@ -178,10 +178,10 @@ class InstanceIo:
     @asynccontextmanager
     async def exec_attach(
         self, tenant: str, name: str, exec_id: str, *, stdin: bool = False
-    ) -> AsyncIterator[Attachment]:
+    ) -> AsyncIterator[AttachSession]:
         """The streams of an exec process, from its start."""
         managed = await self.find(tenant, name)
-        attachment = Attachment(self._driver(managed), managed.instance.id, exec_id, stdin=stdin)
+        attachment = AttachSession(self._driver(managed), managed.instance.id, exec_id, stdin=stdin)
         try:
             await attachment.connect(_exec_of(managed, exec_id), fresh=True)
             yield attachment

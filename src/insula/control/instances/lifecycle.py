@@ -22,7 +22,7 @@ from insula.control.instances.drivers.base import CreateOptions, Driver, Observe
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
 from insula.control.instances.health import HealthChecks
 from insula.control.instances.managed import Failure, ManagedInstance, ManagedInstances
-from insula.control.instances.memory import MemoryEvents
+from insula.control.instances.memory import OomRecorder
 from insula.control.instances.recorder import Recorder
 from insula.control.instances.restart_policy import STEADY, after_exit, delay
 from insula.control.instances.sharing import guests, partner
@@ -61,7 +61,7 @@ class Lifecycle:
         self.ports = ports
         self.statuses = statuses
         self.health = HealthChecks(context.driver, recorder, tasks.spawn)
-        self.memory = MemoryEvents(recorder)
+        self.memory = OomRecorder(recorder)
         self.boot = boot_id()
         self._tasks = tasks
         self._nudge = nudge

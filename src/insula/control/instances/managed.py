@@ -11,11 +11,11 @@ from insula.model.errors import InsulaError
 from insula.model.objects import ConsoleSize, Exit, Instance, InstanceStatus, Tenant
 
 if TYPE_CHECKING:
-    from insula.control.instances.attachment import Attachment
+    from insula.control.instances.attach_session import AttachSession
     from insula.control.instances.decide import Hold
     from insula.model.views import Health
 
-Key = tuple[str, str]
+InstanceKey = tuple[str, str]
 _REMEMBERED = 1000
 
 
@@ -33,14 +33,14 @@ class Waiter(NamedTuple):
     answer: asyncio.Future[InstanceStatus]
 
 
-class Monitor(Protocol):
+class InstanceHealth(Protocol):
     """The health checks of one start of an instance; `over` once that start has ended."""
 
     health: Health
     over: bool
 
 
-class Watch(Protocol):
+class MemoryWatch(Protocol):
     """A watch for out-of-memory kills."""
 
     def close(self) -> None: ...
@@ -75,17 +75,17 @@ class ManagedInstance:
         self.exit: Exit | None = None
         self.stopping: float | None = None  # when the stop signal was sent (time.monotonic)
         self.watcher: asyncio.Task[None] | None = None
-        self.monitor: Monitor | None = None  # its health checks, while it runs
-        self.memory: Watch | None = None  # its out-of-memory events, while it runs
+        self.monitor: InstanceHealth | None = None  # its health checks, while it runs
+        self.memory: MemoryWatch | None = None  # its out-of-memory events, while it runs
         self.execs: dict[str, asyncio.Task[Exit]] = {}  # exits of processes that exec started
-        self.waiting: set[Attachment] = set()  # attached before it was launched
+        self.waiting: set[AttachSession] = set()  # attached before it was launched
         self.vanished = asyncio.Event()  # set when it was removed, or stopped by `insula down`
         # for its status in the store
         self.saving: asyncio.Task[None] | None = None
         self.unsaved = False
 
     @property
-    def key(self) -> Key:
+    def key(self) -> InstanceKey:
         return self.instance.tenant, self.instance.name
 
     @property
@@ -122,8 +122,8 @@ class ManagedInstances:
 
     def __init__(self, *, complete: bool = False) -> None:
         self.complete = complete
-        self._by_key: dict[Key, ManagedInstance] = {}
-        self._exits: dict[Key, Exit] = {}
+        self._by_key: dict[InstanceKey, ManagedInstance] = {}
+        self._exits: dict[InstanceKey, Exit] = {}
 
     def __len__(self) -> int:
         return len(self._by_key)

@@ -23,7 +23,7 @@ _LOOKS: Final = (0.05, 0.2, 1.0)
 """Seconds after a notification at which the kernel's count is read; the last also bounds the rate of events."""
 
 
-class Watch:
+class OomWatch:
     """Watches the control group of one running instance."""
 
     def __init__(self, member: ManagedInstance, driver: Driver, recorder: Recorder, *, adopted: bool) -> None:
@@ -68,7 +68,7 @@ class Watch:
         self._events.close()
 
 
-class MemoryEvents:
+class OomRecorder:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
@@ -78,7 +78,7 @@ class MemoryEvents:
         if "memory-events" not in driver.features:
             return
         try:
-            member.memory = Watch(member, driver, self._recorder, adopted=adopted)
+            member.memory = OomWatch(member, driver, self._recorder, adopted=adopted)
         except (OSError, InsulaError) as error:
             log.warning("instance %s/%s: no events of memory: %s", *member.key, error)
 

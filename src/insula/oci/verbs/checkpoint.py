@@ -17,13 +17,13 @@ from insula.oci.verbs import delete
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 _FLAGS = ("leave_running", "tcp_established", "ext_unix_sk", "shell_job", "file_locks", "auto_dedup")
 """Our options that are criu's under the same name."""
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     program = criu.find(arguments.criu)
     images, work = directories(arguments)
     container = Container(arguments.root, arguments.id)
@@ -41,7 +41,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def directories(arguments: Arguments) -> tuple[str, str]:
+def directories(arguments: VerbArguments) -> tuple[str, str]:
     """The directories of the images and of criu's logs, which are made."""
     images = os.path.abspath(arguments.image_path or "checkpoint")
     work = os.path.abspath(arguments.work_path or images)
@@ -50,7 +50,7 @@ def directories(arguments: Arguments) -> tuple[str, str]:
     return images, work
 
 
-def flags(arguments: Arguments, names: tuple[str, ...]) -> list[str]:
+def flags(arguments: VerbArguments, names: tuple[str, ...]) -> list[str]:
     """Options that are passed on to criu as they are."""
     words = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
     words += [f"--manage-cgroups={arguments.manage_cgroups_mode or 'soft'}"]
@@ -61,7 +61,7 @@ def flags(arguments: Arguments, names: tuple[str, ...]) -> list[str]:
     return words
 
 
-def _memory(arguments: Arguments, images: str) -> list[str]:
+def _memory(arguments: VerbArguments, images: str) -> list[str]:
     words = []
     if arguments.parent_path:
         words += ["--prev-images-dir", os.path.relpath(arguments.parent_path, images)]

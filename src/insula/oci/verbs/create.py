@@ -13,10 +13,10 @@ from insula.oci.failure import explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     with Rollback() as undo:
         try:
             made = creation.make(arguments, undo, detached=True, later=True)

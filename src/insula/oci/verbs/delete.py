@@ -14,19 +14,19 @@ from insula.kernel.cgroups import Cgroup
 from insula.model.cpython import signal
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound
 from insula.oci import log
-from insula.oci.options import Usage
+from insula.oci.options import CommandLineError
 from insula.oci.state import Container, containers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
-    from insula.oci.state import Record
+    from insula.oci.options import VerbArguments
+    from insula.oci.state import StateRecord
 
 _PATIENCE = 10_000  # milliseconds that a killed process may take to die
 _SOON = 500  # and most take
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     if not arguments.regex:
         delete(Container(arguments.root, arguments.id), arguments, force=arguments.force)
         return 0
@@ -35,7 +35,9 @@ def run(arguments: Arguments) -> int:
     try:
         wanted = re.compile(arguments.id)
     except re.error as error:
-        raise Usage(f"{arguments.id[:60]!r} is no regular expression: {error}", "as in --regex '^web-'") from None
+        raise CommandLineError(
+            f"{arguments.id[:60]!r} is no regular expression: {error}", "as in --regex '^web-'"
+        ) from None
     status = 0
     for container in containers(arguments.root):
         if wanted.search(container.id):
@@ -47,7 +49,7 @@ def run(arguments: Arguments) -> int:
     return status
 
 
-def delete(container: Container, arguments: Arguments, *, force: bool) -> None:
+def delete(container: Container, arguments: VerbArguments, *, force: bool) -> None:
     """Remove one container and run its poststop hooks, whose failures are warnings in the log of `arguments`.
 
     With `force` it is killed first, and that there is none is no error. Otherwise raises NotFound, Conflict.
@@ -78,7 +80,7 @@ def delete(container: Container, arguments: Arguments, *, force: bool) -> None:
         hooks.run_all(config, "poststop", state, lambda message: log.warning(message, arguments))
 
 
-def end(record: Record) -> None:
+def end(record: StateRecord) -> None:
     """Kill what is left of a container's processes, and remove its control group."""
     group = Cgroup(record["cgroup"]) if record["cgroup"] else None
     try:
@@ -98,7 +100,7 @@ def end(record: Record) -> None:
         group.remove()
 
 
-def _kill(pidfd: int, group: Cgroup | None, record: Record) -> None:
+def _kill(pidfd: int, group: Cgroup | None, record: StateRecord) -> None:
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:

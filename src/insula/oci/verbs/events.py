@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from insula.kernel.cgroups import Cgroup
-    from insula.oci.options import Arguments
-    from insula.oci.state import Record
+    from insula.oci.options import VerbArguments
+    from insula.oci.state import StateRecord
 
 _LOOK, _PATIENCE = 0.01, 2.0  # seconds between looks for a kill, and until it is believed that there was none
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     container = Container(arguments.root, arguments.id)
     interval = 5.0 if arguments.interval is None else arguments.interval
     if interval <= 0:
@@ -41,7 +41,7 @@ def run(arguments: Arguments) -> int:
     return _watch(container.id, record, group, interval)
 
 
-def _watch(name: str, record: Record, group: Cgroup, interval: float) -> int:
+def _watch(name: str, record: StateRecord, group: Cgroup, interval: float) -> int:
     import select
     import time
 

@@ -26,11 +26,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from insula.oci.options import Arguments
-    from insula.oci.state import Record
+    from insula.oci.options import VerbArguments
+    from insula.oci.state import StateRecord
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     streams.fill_standard_streams()
     container = Container(arguments.root, arguments.id)
     record, config = container.load(), container.config()
@@ -58,7 +58,7 @@ def run(arguments: Arguments) -> int:
 # -- what was asked for ------------------------------------------------------------------------------------------------
 
 
-def asked(arguments: Arguments, config: dict[str, Any]) -> Any:
+def asked(arguments: VerbArguments, config: dict[str, Any]) -> Any:
     """`process` of the runtime-spec: of --process, or the container's own with the changes of the options."""
     if arguments.process:
         return _from_file(arguments.process)
@@ -102,7 +102,7 @@ def _from_file(path: str) -> Any:
         raise Invalid(f"--process {path}: it is not JSON: {error}", "it is `process` of a config") from None
 
 
-def _user(arguments: Arguments, own: dict[str, Any]) -> dict[str, Any]:
+def _user(arguments: VerbArguments, own: dict[str, Any]) -> dict[str, Any]:
     """UID[:GID] and more groups."""
     user = dict(own)
     if arguments.user:
@@ -137,10 +137,10 @@ class Joined:
     def __init__(
         self,
         container: Container,
-        record: Record,
+        record: StateRecord,
         config: dict[str, Any],
         what: dict[str, Any],
-        arguments: Arguments,
+        arguments: VerbArguments,
     ) -> None:
         self.container, self.record, self.config, self.what = container, record, config, what
         self.arguments = arguments

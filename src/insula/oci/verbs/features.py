@@ -14,10 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     import json
 
     print(json.dumps(features(), indent=2))

@@ -19,11 +19,11 @@ from insula.oci.state import Container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
-    from insula.oci.state import Record
+    from insula.oci.options import VerbArguments
+    from insula.oci.state import StateRecord
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     container = Container(arguments.root, arguments.id)
     number = signal_number(arguments.signal or "TERM")
     record = container.load()  # without its lock: a kill must not wait for a hook that hangs
@@ -48,7 +48,7 @@ def _signal_all(group: Cgroup, number: int) -> None:
         group.signal(number)
 
 
-def _signal_first(container: Container, record: Record, number: int) -> None:
+def _signal_first(container: Container, record: StateRecord, number: int) -> None:
     gone = Failed(f"container not running: {container.id}", "its process has ended; delete it")
     if container.status(record) in ("stopped", "creating"):
         raise gone

@@ -11,12 +11,12 @@ from insula.oci.state import containers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 _COLUMNS = ("id", "pid", "status", "bundle", "created", "owner")
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     if arguments.named_root and not os.path.isdir(arguments.root):  # the default one is made by the first container
         raise NotFound(f"--root {arguments.root}: there is no such directory", "the first `create` makes it")
     found = containers(arguments.root)

@@ -8,11 +8,11 @@ from insula.oci.state import Container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
-    from insula.oci.state import Record
+    from insula.oci.options import VerbArguments
+    from insula.oci.state import StateRecord
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     container = Container(arguments.root, arguments.id)
     with container:
         record = container.load()
@@ -23,7 +23,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def group_of(record: Record) -> Cgroup:
+def group_of(record: StateRecord) -> Cgroup:
     """The control group of a container; Unavailable if it was made without one."""
     if not record["cgroup"]:
         raise Unavailable(f"container {record['id']} has no control group", "it was made without a cgroup manager")

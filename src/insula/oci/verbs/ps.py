@@ -8,10 +8,10 @@ from insula.oci.verbs.pause import group_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     pids = group_of(Container(arguments.root, arguments.id).load()).processes()
     if arguments.format == "json":
         print(pids)

@@ -18,12 +18,12 @@ from insula.oci.verbs.checkpoint import directories, flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 _FLAGS = ("tcp_established", "ext_unix_sk", "shell_job", "file_locks", "auto_dedup")
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     program = criu.find(arguments.criu)
     images, work = directories(arguments)
     streams.fill_standard_streams()

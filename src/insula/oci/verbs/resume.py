@@ -8,10 +8,10 @@ from insula.oci.verbs.pause import group_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     container = Container(arguments.root, arguments.id)
     with container:
         record = container.load()

@@ -12,10 +12,10 @@ from insula.oci.failure import explain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     waits = not arguments.detach
     with Rollback() as undo:
         try:

@@ -11,14 +11,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 _CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 _MASKED = "acpi asound kcore keys latency_stats timer_list timer_stats sched_debug scsi"
 _READ_ONLY = "bus fs irq sys sysrq-trigger"
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     import json
 
     path = os.path.join(arguments.bundle or ".", "config.json")

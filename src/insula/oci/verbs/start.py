@@ -21,7 +21,7 @@ from insula.oci.state import Container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 _PATIENCE = 5000
 """Milliseconds."""
@@ -33,7 +33,7 @@ _REFUSALS = {  # in runc's words, which callers look for
 }
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     container = Container(arguments.root, arguments.id)
     with container, Rollback() as undo:
         record = container.load()
@@ -49,7 +49,7 @@ def run(arguments: Arguments) -> int:
             container.at_start_socket(sync.connect)
         except ConnectionRefusedError:
             raise Failed(f"container {container.id} doesn't wait to be started", "delete it") from None
-        made.child = spawn.Child(record["pid"], pidfd, sync)
+        made.child = spawn.SpawnedProcess(record["pid"], pidfd, sync)
         try:
             creation.start(made)
         except StepError as error:

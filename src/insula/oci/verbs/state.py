@@ -7,10 +7,10 @@ from insula.oci.state import Container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     container = Container(arguments.root, arguments.id)
     print(dumps(container.oci_state(container.load())))
     return 0

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from insula.oci.options import Arguments
+    from insula.oci.options import VerbArguments
 
     Object = dict[str, Any]
 
@@ -41,7 +41,7 @@ _OPTIONS = (
 )
 
 
-def run(arguments: Arguments) -> int:
+def run(arguments: VerbArguments) -> int:
     container = Container(arguments.root, arguments.id)
     given = _from_file(arguments.resources) if arguments.resources else _from_options(arguments)
     wanted = check_resources(given, alone=False)
@@ -119,7 +119,7 @@ def _from_file(path: str) -> object:
         raise Failed(f"--resources {path[:60]!r} can't be read: {error.strerror}", "see its path") from None
 
 
-def _from_options(arguments: Arguments) -> Object:
+def _from_options(arguments: VerbArguments) -> Object:
     wanted: Object = {}
     for option, section, key in _OPTIONS:
         value = getattr(arguments, option)

@@ -20,8 +20,8 @@ from insula.model.stream import Kind
 from insula.model.views import ExecSpec, Explanation, ProcessView
 from insula.network.fabric import Nic
 
-Feature = Literal["exec", "attach", "pause", "files", "stats", "processes", "explain", "memory-events"]
-State = Literal["none", "created", "running", "paused", "ended"]
+DriverFeature = Literal["exec", "attach", "pause", "files", "stats", "processes", "explain", "memory-events"]
+ObservedState = Literal["none", "created", "running", "paused", "ended"]
 """The state of an instance on this host. "none": nothing of it is there. "created": it was never started. "paused": its
 processes are frozen. "ended": its first process has ended, and its remains were not discarded yet."""
 
@@ -38,7 +38,7 @@ class Observed(NamedTuple):
     """The observed state of an instance on this host. `record` is its last start. `damaged` names records that exist
     and can't be read."""
 
-    state: State
+    state: ObservedState
     running: Running | None = None
     record: LaunchRecord | None = None
     damaged: Sequence[str] = ()
@@ -103,7 +103,7 @@ class MemoryEvents(Protocol):
 
 class Driver(Protocol):
     kind: str
-    features: frozenset[Feature]
+    features: frozenset[DriverFeature]
 
     # -- this host ------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ class Driver(Protocol):
         """The isolation of the instance. `near` are instances that may share a namespace with it, by name. Blocks."""
 
 
-def require(driver: Driver, feature: Feature) -> Driver:
+def require(driver: Driver, feature: DriverFeature) -> Driver:
     """Return the driver. Unavailable if it lacks the feature."""
     if feature not in driver.features:
         has = ", ".join(sorted(driver.features)) or "nothing of the kind"

@@ -13,16 +13,15 @@ from typing import Any, Literal, cast, get_args
 
 from insula.container import archive_worker
 from insula.container.log import LogReader
-from insula.container.service.client import Attachment, Exec, ExitRecord, Runtime
-from insula.container.service.client import State as ContainerState
+from insula.container.service.client import Exec, ExitRecord, ProcessState, ProcessStreams, Runtime
 from insula.control.instances.drivers.base import (
     Archive,
     CreateOptions,
-    Feature,
+    DriverFeature,
     MemoryEvents,
     Observed,
+    ObservedState,
     Running,
-    State,
 )
 from insula.control.instances.drivers.container import explain, processes, spec
 from insula.control.instances.drivers.container.hints import hint
@@ -45,7 +44,7 @@ class ContainerDriver:
     """The driver of containers; the methods are described in `Driver`."""
 
     kind = "container"
-    features: frozenset[Feature] = frozenset(get_args(Feature))
+    features: frozenset[DriverFeature] = frozenset(get_args(DriverFeature))
 
     def __init__(self, settings: Settings, images: ImageStore) -> None:
         self.runtime = Runtime(settings.run, settings.spares, hint)
@@ -115,13 +114,13 @@ class ContainerDriver:
             await self._create(tenant, instance, options)
         await connect(self.nic(instance.id))
 
-    def _nic(self, process: ContainerState) -> Nic | None:
+    def _nic(self, process: ProcessState) -> Nic | None:
         """The network namespace of the first process of a warm container; None if it is gone."""
         with contextlib.suppress(NotFound):
             return NetnsNic(self.runtime.netns(process.id, process))
         return None
 
-    async def _create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> ContainerState:
+    async def _create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> ProcessState:
         request = await self.requests.launch(tenant, instance, options.network)
         if joined := options.joined:
             request = request._replace(share=[joined.pid, joined.start_time])
@@ -168,7 +167,7 @@ class ContainerDriver:
         directory = self.requests.directory(instance.id)
         record, damaged = directory.record(), self.runtime.damaged(instance.id)
         if "state.json" in damaged and status.pid and self._is_its_process(instance, status):
-            known = ContainerState(instance.id, status.pid, status.start_time or 0, status.started, executed=True)
+            known = ProcessState(instance.id, status.pid, status.start_time or 0, status.started, executed=True)
             self.runtime.restore(known)
         state, running = self._state(instance)
         if record is None and directory.is_damaged():
@@ -178,7 +177,7 @@ class ContainerDriver:
                 directory.write_record(record)
         return Observed(state, running, record, damaged)
 
-    def _state(self, instance: Instance) -> tuple[State, Running | None]:
+    def _state(self, instance: Instance) -> tuple[ObservedState, Running | None]:
         found = self.runtime.state(instance.id)
         if found is None:
             return "none", None
@@ -234,7 +233,7 @@ class ContainerDriver:
     def forget_exec(self, instance_id: str, exec_id: str) -> None:
         self.runtime.forget(instance_id, exec_id)
 
-    async def attach(self, instance_id: str, exec_id: str | None = None, *, stdin: bool = False) -> Attachment:
+    async def attach(self, instance_id: str, exec_id: str | None = None, *, stdin: bool = False) -> ProcessStreams:
         return await self.runtime.attach(instance_id, exec_id, stdin=stdin)
 
     def has_exited(self, instance_id: str) -> bool:

@@ -1,10 +1,10 @@
 """Resolves ``--user``: looks up names and numbers in the image's own /etc/passwd and /etc/group.
 
 The image is hostile. Its /etc/passwd may be a symbolic link to the host's /etc/shadow, a FIFO that blocks, a device,
-or endless. And it is spread over layers, of which the upper ones hide parts of the lower ones (overlayfs). So `Root`
-walks paths itself, one component at a time, with descriptors that never follow a link (O_PATH, O_NOFOLLOW). Links are
-read and resolved here, against the root, and ``..`` never leaves it. Only a regular file is opened for reading, and at
-most `MAX_SIZE` bytes of it are read.
+or endless. And it is spread over layers, of which the upper ones hide parts of the lower ones (overlayfs). So
+`LayeredRoot` walks paths itself, one component at a time, with descriptors that never follow a link (O_PATH,
+O_NOFOLLOW). Links are read and resolved here, against the root, and ``..`` never leaves it. Only a regular file is
+opened for reading, and at most `MAX_SIZE` bytes of it are read.
 
 Overlayfs marks what an upper layer hides: a *whiteout*, a character device 0/0, says that a name is not there; an
 *opaque* directory, by its attribute trusted.overlay.opaque, that nothing below it shows through.
@@ -60,11 +60,11 @@ def resolve(
     for each in more_groups:
         if not _NAME.fullmatch(each):
             raise Invalid(f"group {shorten(each)} is neither a name nor a number", "name one of the image, or a number")
-    with Root([*([upper] if upper else []), *layers]) as root:
+    with LayeredRoot([*([upper] if upper else []), *layers]) as root:
         return _resolve(name or "0", group, more_groups, root)
 
 
-def _resolve(name: str, group: str, more_groups: Sequence[str], root: Root) -> User:
+def _resolve(name: str, group: str, more_groups: Sequence[str], root: LayeredRoot) -> User:
     number = _id(name)
     found = next((e for e in _passwd(root) if e.name == name or e.uid == number), None)
     if found is None and number is None:
@@ -82,7 +82,7 @@ def _resolve(name: str, group: str, more_groups: Sequence[str], root: Root) -> U
     return User(uid, gid, tuple(dict.fromkeys([gid, *groups]))[:_MAX_GROUPS], home)
 
 
-def _group(group: str, root: Root) -> int:
+def _group(group: str, root: LayeredRoot) -> int:
     number = _id(group)
     for entry in _groups(root):
         if entry.name == group or entry.gid == number:
@@ -110,7 +110,7 @@ class _Group:
     members: frozenset[str]
 
 
-def _passwd(root: Root) -> Iterator[_Passwd]:
+def _passwd(root: LayeredRoot) -> Iterator[_Passwd]:
     for fields in _lines(root, "/etc/passwd"):
         if len(fields) >= 4 and (uid := _id(fields[2])) is not None and (gid := _id(fields[3])) is not None:
             home = fields[5] if len(fields) > 5 else ""  # as in Docker, a line may have fewer fields
@@ -118,13 +118,13 @@ def _passwd(root: Root) -> Iterator[_Passwd]:
             yield _Passwd(fields[0], uid, gid, home if sound else "/")
 
 
-def _groups(root: Root) -> Iterator[_Group]:
+def _groups(root: LayeredRoot) -> Iterator[_Group]:
     for fields in _lines(root, "/etc/group"):
         if len(fields) >= 4 and (gid := _id(fields[2])) is not None:
             yield _Group(fields[0], gid, frozenset(fields[3].split(",")))
 
 
-def _lines(root: Root, path: str) -> Iterator[list[str]]:
+def _lines(root: LayeredRoot, path: str) -> Iterator[list[str]]:
     for line in root.read(path).decode("utf-8", "replace").split("\n"):
         if line and not line.startswith("#"):
             yield line.strip().split(":")
@@ -137,7 +137,7 @@ def _id(text: str) -> int | None:
 # -- a root made of layers ------------------------------------------------------------------------------------------
 
 
-class Root:
+class LayeredRoot:
     """Reads files of a root file system given as overlayfs layers, without leaving it.
 
     One layer is a plain directory. Close it, or use it in a `with`.
@@ -149,7 +149,7 @@ class Root:
             self._top = [_open(layer, self._stack, flags=os.O_DIRECTORY) for layer in layers]
             self._stack = self._stack.pop_all()
 
-    def __enter__(self) -> Root:
+    def __enter__(self) -> LayeredRoot:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""`Attachment`: the streams of an instance for an attached client, from before it starts until it has ended.
+"""`AttachSession`: the streams of an instance for an attached client, from before it starts until it has ended.
 
 A client that attaches to an instance that doesn't run is connected during its launch, between the creation of its PID 1
 and its start. So it misses no output. With `replay` the output of the last start is read from the log first; the live
@@ -67,7 +67,7 @@ def merge(records: Sequence[LogRecord]) -> Iterator[tuple[Kind, bytes]]:
         yield kind, b"".join(record.data for record in group)
 
 
-class Attachment:
+class AttachSession:
     """The streams of an instance's current start, or of a process that exec started. It has one reader.
 
     `log` opens the log at the beginning of that start; processes of exec have none. If the monitor dies, the rest of

@@ -14,7 +14,7 @@ from insula.model.stream import Kind
 _TURN = 32  # messages in a row
 
 
-class Attachment:
+class ProcessStreams:
     """The streams of a process: iterate for its output, `send` for its input."""
 
     def __init__(self, sock: socket.socket) -> None:
