@@ -232,6 +232,7 @@ def test_a_spare_is_connected_before_it_becomes_the_container(fresh: Daemon, vic
     with connected_early(fresh, "early") as spare:
         if victim == "spare":
             os.kill(spare, signal.SIGKILL)
+            until(lambda: Path(f"/proc/{spare}/stat").read_text().rpartition(")")[2].split()[0] == "Z", "it is dead")
         elif victim:
             assert fresh.kill(victim)
     if victim == "insulad":

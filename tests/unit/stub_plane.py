@@ -16,7 +16,7 @@ import struct
 import termios
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,13 @@ class StubInstances:
         if start:
             await self.start(tenant, name)
         return self.views[tenant, name]
+
+    async def run_attached(
+        self, tenant: str, spec: InstanceSpec, console: ConsoleSize | None = None
+    ) -> tuple[str, AbstractAsyncContextManager[StubProcess], asyncio.Task[InstanceView]]:
+        name = (await self.run(tenant, spec, start=False)).instance.name
+        streams = self.attach(tenant, name, replay=False, stdin=spec.stdin, start=True)
+        return name, streams, asyncio.ensure_future(self.start(tenant, name, console))
 
     async def list(self, tenant: str | None) -> Sequence[InstanceView]:
         return [view for (owner, _), view in self.views.items() if tenant in (None, owner)]

@@ -41,16 +41,16 @@ async def run_attached(
     except msgspec.DecodeError as error:
         raise Invalid(str(error), "see /openapi.json") from None
     note(name=spec.name)
-    name = (await plane.instances.run(tenant, spec, start=False)).instance.name
-    note(name=name)
     size = None if rows is None or columns is None else ConsoleSize(rows=rows, columns=columns)
+    name, streams, started = await plane.instances.run_attached(tenant, spec, size)
+    note(name=name)
 
     async def signal(number: int) -> None:
         await plane.instances.kill(tenant, name, str(number))
 
     return Duplex(
-        lambda: plane.instances.attach(tenant, name, replay=False, stdin=spec.stdin, start=True),
-        begin=lambda: plane.instances.start(tenant, name, size),
+        lambda: streams,
+        begin=lambda: started,
         signal=signal,
         incoming=incoming,
         headers=[(b"x-insula-name", name.encode())],

@@ -107,8 +107,19 @@ class InstanceIo:
         if stdin and not managed.instance.spec.stdin:
             raise Denied(f"instance {name} has no open standard input", "make it with --interactive")
         replay = replay and not coming
+        attachment = self._attachment(managed, driver, stdin=stdin, replay=replay)
+        if coming:
+            managed.waiting.add(attachment)
+        async with self._attached(managed, attachment):
+            if not coming:
+                await attachment.connect(end_of(managed), fresh=False)
+            yield attachment
+
+    def _attachment(
+        self, managed: ManagedInstance, driver: Driver, *, stdin: bool, replay: bool = False
+    ) -> AttachSession:
         since = managed.status.started if replay else time.time()
-        attachment = AttachSession(
+        return AttachSession(
             driver,
             managed.instance.id,
             stdin=stdin,
@@ -116,11 +127,11 @@ class InstanceIo:
             log=lambda: self._reader(managed, since=since),
             after=managed.vanished if managed.instance.spec.remove else None,
         )
+
+    @asynccontextmanager
+    async def _attached(self, managed: ManagedInstance, attachment: AttachSession) -> AsyncIterator[AttachSession]:
+        """The attachment, which is closed afterwards."""
         try:
-            if coming:
-                managed.waiting.add(attachment)
-            else:
-                await attachment.connect(end_of(managed), fresh=False)
             yield attachment
         finally:
             managed.waiting.discard(attachment)

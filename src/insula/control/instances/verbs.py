@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from signal import SIGKILL
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from insula.control.allocation.quotas import check_resources, merge
 from insula.control.instances import remote
 from insula.control.instances.admission import Admission, resize
+from insula.control.instances.attach_session import AttachSession
 from insula.control.instances.checks import Known, as_it_is, check_running, check_there, not_running, still_active
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.damaged import Damaged
@@ -40,6 +42,14 @@ from insula.store.typed import Found
 _ATTEMPTS = 20  # at a transaction, while the same instance is changed by others
 
 Changes = dict[str, Any]
+
+
+class AttachedRun(NamedTuple):
+    """An instance that is being started: its name, its streams, and the end of its start, with its error."""
+
+    name: str
+    streams: AbstractAsyncContextManager[AttachSession]
+    started: asyncio.Task[InstanceStatus]
 
 
 class Instances(InstanceIo):
@@ -161,16 +171,37 @@ class Instances(InstanceIo):
         return await self._whole(self._run(tenant, spec, start))
 
     async def _run(self, tenant: str, spec: InstanceSpec, start: bool) -> InstanceView:
+        managed = await self._admitted(tenant, spec, start=start)
+        self.controller.create(managed)
+        await self.controller.converged(managed, managed.instance.generation)
+        return view(managed)
+
+    async def run_attached(self, tenant: str, spec: InstanceSpec, console: ConsoleSize | None = None) -> AttachedRun:
+        """Create an instance, start it, and attach to it from its start. `console` is the size of its terminal.
+
+        It returns when the instance is created, and raises what prevents that.
+        """
+        return await self._whole(self._run_attached(tenant, spec, console))
+
+    async def _run_attached(self, tenant: str, spec: InstanceSpec, console: ConsoleSize | None) -> AttachedRun:
+        driver = require(self.context.driver_for(spec), "attach")
+        managed = await self._admitted(tenant, spec, start=True)
+        managed.console = console
+        attachment = self._attachment(managed, driver, stdin=spec.stdin)
+        managed.waiting.add(attachment)
+        self.controller.create(managed)
+        started = self._tasks.spawn(self.controller.converged(managed, managed.instance.generation))
+        return AttachedRun(managed.instance.name, self._attached(managed, attachment), started)
+
+    async def _admitted(self, tenant: str, spec: InstanceSpec, *, start: bool) -> ManagedInstance:
+        """Commit a new instance, which nothing is done about before `InstanceController.create`."""
         self.context.check_stays()
         if start and spec.options.pid_of:
             await self.tenants.find(tenant)
             partner(self.managed, tenant, spec)  # checked first, so that a wrong name leaves no failed instance
         admitted = await self.admission.admit(tenant, spec, start=start, admitting=self.controller.admitting)
         status = InstanceStatus(state="created", starts=admitted.instance.starts)
-        managed = ManagedInstance(admitted.tenant, admitted.instance, status, admitted.revision)
-        self.controller.create(managed)
-        await self.controller.converged(managed, admitted.instance.generation)
-        return view(managed)
+        return ManagedInstance(admitted.tenant, admitted.instance, status, admitted.revision)
 
     async def start(self, tenant: str, name: str, console: ConsoleSize | None = None) -> InstanceView:
         """Start an instance; one that runs already is left alone. `console` is the size of its terminal."""
