@@ -190,9 +190,11 @@ def test_conflicts_are_refused_and_nothing_is_lost(web: Cli, tmp_path: Path) -> 
     (tmp_path / "tree" / "y").mkdir(parents=True)
     (tmp_path / "file").touch()
     web.ok("exec", "web", "sh", "-c", "mkdir -p /m /empty/file; echo precious > /m/y")
-    assert web.fails("cp", f"{tmp_path}/tree/.", "web:/m") == "'/m/y' is no directory, and would be one"
+    assert web.fails("cp", f"{tmp_path}/tree/.", "web:/m") == "'/m/y' is a directory in the archive, but not here"
     assert web.ok("exec", "web", "cat", "/m/y") == "precious"
-    assert web.fails("cp", tmp_path / "file", "web:/empty") == "'/empty/file' is a directory, and would be none"
+    assert (
+        web.fails("cp", tmp_path / "file", "web:/empty") == "'/empty/file' is a directory here, but not in the archive"
+    )
     assert web.ok("exec", "web", "ls", "-d", "/empty/file") == "/empty/file"
     assert web.fails("cp", tmp_path / "file", "web:/dev/null") == "'/dev/null' is a device"
     assert f"{tmp_path}/nodir/" in web.fails("cp", "web:/etc/hostname", f"{tmp_path}/nodir/")

@@ -86,5 +86,5 @@ def test_who_listens_to_a_filter_is_given_its_descriptor(tmp_path: Path) -> None
 
     became("true", program=program, listener=listen)
     assert "seccomp notify" in found.read_text()
-    with pytest.raises(Refused, match="load the seccomp filter: nobody listens to its notifications"):
+    with pytest.raises(Refused, match="load the seccomp filter: no process receives its notifications"):
         became("true", program=program)

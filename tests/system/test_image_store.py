@@ -108,7 +108,7 @@ BAD_TARS: dict[str, tuple[bytes, str]] = {
     "damaged gzip": (gzip.compress(os.urandom(5000))[:100] + b"x" * 5000, "decompress|tar archive"),
     "cut off xz": (lzma.compress(a_tar())[:-20], "decompress"),
     "damaged zstd": (b"\x28\xb5\x2f\xfd" + b"x" * 1000, "decompress|empty"),
-    "upward": (tar(member("../x", b"")), "upward"),
+    "upward": (tar(member("../x", b"")), "path with"),
     "link": (tar(member("a", linkname="/"), member("a/etc/x", b"")), "through a link"),
     "owner": (tar(member("a", b"", uid=65536)), "65536"),
     "capability": (tar(member("a", b"", pax_headers={"SCHILY.xattr.security.capability": "x"})), "capabilities"),

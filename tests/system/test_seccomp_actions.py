@@ -264,4 +264,4 @@ def test_a_filter_that_notifies_takes_somebody_who_listens() -> None:
         except StepError as error:
             return str(error.message["error"])
 
-    assert forked(child) == "nobody listens to its notifications"
+    assert forked(child) == "no process receives its notifications"

@@ -107,9 +107,9 @@ def test_the_last_of_equal_names_wins(tmp_path: Path) -> None:
 
 
 ESCAPES: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
-    "upward": ([member("../outside/x", b"", **ME)], "upward"),
-    "upward inside": ([member("a/../../outside/x", b"", **ME)], "upward"),
-    "upward directory": ([member("..", **ME)], "upward"),
+    "upward": ([member("../outside/x", b"", **ME)], "path with"),
+    "upward inside": ([member("a/../../outside/x", b"", **ME)], "path with"),
+    "upward directory": ([member("..", **ME)], "path with"),
     "through a link": ([member("a", linkname="OUT", **ME), member("a/x", b"", **ME)], "through a link"),
     "through a relative link": ([member("a", linkname="../outside"), member("a/x", b"", **ME)], "through a link"),
     "through a link inside": ([member("b", **ME), member("a", linkname="b"), member("a/x", b"", **ME)], "a link"),
@@ -119,7 +119,7 @@ ESCAPES: dict[str, tuple[list[tuple[tarfile.TarInfo, bytes]], str]] = {
     ),
     "a directory through a link": ([member("a", linkname="OUT"), member("a/new/dir", **ME)], "through a link"),
     "through a file": ([member("a", b"", **ME), member("a/x", b"", **ME)], "through a link or a file"),
-    "hard link out": ([member("a", kind=tarfile.LNKTYPE, linkname="../outside/secret")], "upward"),
+    "hard link out": ([member("a", kind=tarfile.LNKTYPE, linkname="../outside/secret")], "path with"),
     "hard link through a link": (
         [member("l", linkname="OUT"), member("a", kind=tarfile.LNKTYPE, linkname="l/secret")],
         "links to",

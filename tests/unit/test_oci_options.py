@@ -97,7 +97,7 @@ def test_flags(word: str, value: bool) -> None:
     ("words", "complaint"),
     [
         ("create", "ID is missing"),
-        ("create a b", "no place for 'b'"),
+        ("create a b", "unexpected argument 'b'"),
         ("create --bundel /b web", "did you mean --bundle?"),
         ("create web --bundle", "needs a value"),
         ("create --preserve-fds x web", "not a whole number"),

@@ -58,4 +58,4 @@ def test_what_is_not_in_the_file_is_found_in_the_package(preloaded: Path, tmp_pa
     done = run(
         launcher(tmp_path, SOURCE, preloaded), tmp_path, "list", "state"
     )  # the verb is not the one that it seems
-    assert done.stderr.startswith("error: there is no place for 'state'"), done.stderr
+    assert done.stderr.startswith("error: unexpected argument 'state'"), done.stderr

@@ -322,7 +322,7 @@ def test_the_entry_and_what_stands_in_the_way_are_named(tmp_path: Path) -> None:
     data = packed(tmp_path / "source")
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "file").mkdir()
-    with pytest.raises(Exception, match=rf"'{tmp_path}/t/file' is a directory, and would be none"):
+    with pytest.raises(Exception, match=rf"'{tmp_path}/t/file' is a directory here, but not in the archive"):
         unpacked(data, tmp_path)
     (tmp_path / "t" / "file").rmdir()
     unpacked(data, tmp_path)
@@ -426,9 +426,12 @@ def test_a_file_that_breaks_off_leaves_nothing_and_what_was_there_stays(tmp_path
         *(("a", tarfile.LNKTYPE, "../b", "leads out"), ("a", tarfile.LNKTYPE, ".", "links to nothing")),
         *(("a", b"V", "", "unknown kind"), ("link/a", tarfile.REGTYPE, "", "is no directory")),
         *(("link/b/c", tarfile.DIRTYPE, "", "is no directory"), ("file/a", tarfile.REGTYPE, "", "is no directory")),
-        ("link", tarfile.DIRTYPE, "", "is no directory, and would be one"),
-        ("dir", tarfile.SYMTYPE, "x", "would be none"),
-        *(("dir", tarfile.LNKTYPE, "file", "would be none"), ("a", tarfile.LNKTYPE, "link/file", "is no directory")),
+        ("link", tarfile.DIRTYPE, "", "is a directory in the archive, but not here"),
+        ("dir", tarfile.SYMTYPE, "x", "but not in the archive"),
+        *(
+            ("dir", tarfile.LNKTYPE, "file", "but not in the archive"),
+            ("a", tarfile.LNKTYPE, "link/file", "is no directory"),
+        ),
     ],
 )
 def test_what_is_refused_changes_nothing(tmp_path: Path, name: str, kind: bytes, link: str, says: str) -> None:

@@ -55,7 +55,9 @@ def restore_arguments(config: dict[str, Any], images: str) -> tuple[list[str], l
         with open(f"{images}/{NAMES}", encoding="utf-8") as file:
             names = loads(file.read())
     except (OSError, ValueError) as error:
-        raise Failed(f"{images} is no checkpoint of ours: {error}", "name the --image-path of `checkpoint`") from None
+        raise Failed(
+            f"{images} is no checkpoint of insula-oci: {error}", "name the --image-path of `checkpoint`"
+        ) from None
     sources = {mount["destination"]: mount.get("source", "") for mount in config.get("mounts", [])}
     arguments = ["--images-dir", images]
     for inside, source in names["mounts"].items():

@@ -414,7 +414,7 @@ class _Extraction:
 def _bad_parent(path: bytes, e: OSError) -> Exception:
     if e.errno in (errno.ELOOP, errno.ENOTDIR, errno.EXDEV):
         return Invalid(
-            f"{_show(path)} in the archive leads through a link or a file", "the archive is hostile or damaged"
+            f"{_show(path)} in the archive has a path through a link or a file", "the archive is hostile or damaged"
         )
     return e
 
@@ -432,7 +432,7 @@ def split(name: bytes) -> list[bytes]:
     """Split a member's name into components; empty for the root itself. Invalid if it has ``..`` or is too long."""
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
-        raise Invalid(f"{_show(name)} in the archive leads upward", "make the archive without '..'")
+        raise Invalid(f"{_show(name)} in the archive has a path with '..'", "make the archive without '..'")
     if b"\0" in name or len(name) > MAX_PATH or len(parts) > MAX_COMPONENTS or any(len(p) > 255 for p in parts):
         raise Invalid(f"{_show(name)} in the archive is too long or deep a name", "shorten it")
     return parts

@@ -169,7 +169,8 @@ def _check_manifest(manifest: Manifest) -> None:
         kind = layer.media_type
         if "foreign" in kind or "nondistributable" in kind or layer.urls:
             raise Invalid(
-                "the image has a foreign layer, to be fetched from elsewhere", "use an image that has all its layers"
+                "the image has a foreign layer, whose content is stored elsewhere",
+                "use an image that has all its layers",
             )
         if kind not in LAYERS:
             raise Invalid(
@@ -178,7 +179,7 @@ def _check_manifest(manifest: Manifest) -> None:
     for part in (manifest.config, *manifest.layers):
         check_digest(part.digest)
         if not 0 <= part.size < 1 << 63:
-            raise Invalid(f"the manifest gives {part.digest[:19]}… an impossible size", "the manifest is damaged")
+            raise Invalid(f"the manifest gives {part.digest[:19]}… an invalid size", "the manifest is damaged")
     if manifest.config.size > MAX_DOCUMENT:
         raise Invalid("the image's configuration is too large", f"at most {MAX_DOCUMENT} bytes are read")
 

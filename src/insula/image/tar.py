@@ -181,7 +181,7 @@ class Reader:
         entry.mtime_ns = _time(pax.get(b"mtime") or None, _number(fields[5], "mtime"))
         entry.stored = entry.size = _pax_number(pax, b"size", _number(fields[4], "size"))
         if not 0 <= entry.size <= MAX_SIZE or (kind in _HEADER_ONLY and entry.size):
-            raise Invalid(f"{shorten(name)} in the tar archive has an impossible size", _HINT)
+            raise Invalid(f"{shorten(name)} in the tar archive has an invalid size", _HINT)
         prefix_length = len(b"SCHILY.xattr.")
         entry.xattrs = {k[prefix_length:]: v for k, v in pax.items() if k.startswith(b"SCHILY.xattr.")}
         self._set_data(entry.stored)

@@ -14,7 +14,7 @@ GLOBAL: Table = (
     ("--log FILE", "where errors are written too"),
     ("--log-format text|json", "how"),
     ("--log-level LEVEL", "debug: as --debug; any other means nothing here"),
-    ("--cgroup-manager cgroupfs|systemd|disabled", "who makes the control group: we, systemd, or nobody"),
+    ("--cgroup-manager cgroupfs|systemd|disabled", "what makes the control group: insula-oci, systemd, or nothing"),
     ("--systemd-cgroup", "as --cgroup-manager=systemd: cgroupsPath is then slice:prefix:name"),
     ("--rootless true|false|auto", "(ignored) what we may do is tried, not guessed"),
     ("--criu FILE", "the criu that checkpoint and restore use (criu, where programs are)"),
@@ -38,7 +38,7 @@ _NEW: Table = (
     _PRESERVE,
     ("--no-pivot", "change the root by moving it, where pivot_root(2) can't: on a ramdisk"),
     ("--no-new-keyring", "keep the caller's session keyring"),
-    ("--no-subreaper", "(ignored) nothing of ours reaps what is not its child"),
+    ("--no-subreaper", "(ignored) insula-oci reaps its own children only"),
 )
 
 _IMAGES: Table = (
@@ -83,7 +83,7 @@ COMMANDS: dict[str, tuple[str, str, Table]] = {
             ("--process-label LABEL", "its SELinux label"),
             ("--cgroup [CONTROLLER,...:]PATH...", "its control group below the container's"),
             ("--ignore-paused", "do so although the container is paused"),
-            ("--no-subreaper", "(ignored) nothing of ours reaps what is not its child"),
+            ("--no-subreaper", "(ignored) insula-oci reaps its own children only"),
         ),
     ),
     "state": ("ID", "print the state of a container, as the runtime-spec has it", ()),
@@ -126,7 +126,7 @@ COMMANDS: dict[str, tuple[str, str, Table]] = {
             ("--cpu-quota N", "microseconds of a processor in each period; -1: any"),
             ("--cpu-period N", "microseconds"),
             ("--cpu-burst N", "microseconds that it may save up"),
-            ("--cpu-idle N", "1: run only when nobody else would"),
+            ("--cpu-idle N", "1: run only when the CPU is idle otherwise"),
             ("--cpu-rt-period N", "the same for real-time scheduling"),
             ("--cpu-rt-runtime N", "the same for real-time scheduling"),
             ("--cpuset-cpus LIST", "the processors it may use, as in 0-3"),

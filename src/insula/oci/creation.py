@@ -125,7 +125,9 @@ class Created:
             wire.send(self.child.sync, {"event": "go on"})
             message = self.hear()
         if message is None:
-            raise Failed("the container's process died while it was prepared", "see the kernel log: is memory short?")
+            raise Failed(
+                "the container's process died while it was prepared", "look for out-of-memory kills in the kernel log"
+            )
 
     def kill(self) -> None:
         """Kill the process and reap it (for Rollback)."""

@@ -161,4 +161,4 @@ def assign(usage: str, words: list[str], result: VerbArguments) -> None:
         else:
             raise CommandLineError(f"{name} is missing", f"usage: {usage}")
     if words:
-        raise CommandLineError(f"there is no place for {words[0][:60]!r}", f"usage: {usage}")
+        raise CommandLineError(f"unexpected argument {words[0][:60]!r}", f"usage: {usage}")

@@ -38,7 +38,9 @@ class Receiver:
             self._sock.connect(path)
         except OSError as error:
             self._sock.close()
-            raise Failed(f"{option} {path}: {error.strerror}", "somebody must listen there") from None
+            raise Failed(
+                f"{option} {path}: {error.strerror}", "start the program that listens on this socket"
+            ) from None
 
     def send(self, fd: int, name: bytes = b"/dev/ptmx") -> None:
         """Send a descriptor; `name`, sent along, tells the receiver what it is."""
@@ -54,7 +56,9 @@ def open_console(arguments: VerbArguments, terminal: bool, detached: bool) -> Re
     if arguments.console_socket and not terminal:
         raise Invalid("--console-socket: the process has no terminal", "set process.terminal, or leave it out")
     if terminal and detached and not arguments.console_socket:
-        raise Invalid("process.terminal: nobody would hold the terminal's other end", "use --console-socket")
+        raise Invalid(
+            "process.terminal: a detached container with a terminal needs a console socket", "use --console-socket"
+        )
     return Receiver(arguments.console_socket) if arguments.console_socket else None
 
 

@@ -166,7 +166,7 @@ class _Maker:
             elif member.isfifo():
                 self._replace(self._parent(parts), name, shown, lambda at, new: self._fifo(member, at, new))
             else:
-                raise Invalid(f"{shorten(shown, 200)} is of an unknown kind", "make the archive anew, with tar")
+                raise Invalid(f"{shorten(shown, 200)} is of an unknown kind", "make the archive again, with tar")
 
     def _place(self, name: str) -> list[str]:
         """Return the components of an entry's name below the root."""
@@ -217,7 +217,9 @@ class _Maker:
         fd = os.open(name, _AT, dir_fd=at)
         try:
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
-                raise Conflict(f"{shorten(shown, 200)} is no directory, and would be one", "move it out of the way")
+                raise Conflict(
+                    f"{shorten(shown, 200)} is a directory in the archive, but not here", "move it out of the way"
+                )
             if not self.rules.allowed(fd):  # something is mounted on it
                 raise Invalid(f"{shorten(shown, 200)} holds no files", "choose a place on a disk or tmpfs")
             self._attributes(member, fd, self.rules.directory_mode)
@@ -233,7 +235,9 @@ class _Maker:
         except FileNotFoundError:
             there = 0
         if stat.S_ISDIR(there):
-            raise Conflict(f"{shorten(shown, 200)} is a directory, and would be none", "move it out of the way")
+            raise Conflict(
+                f"{shorten(shown, 200)} is a directory here, but not in the archive", "move it out of the way"
+            )
         if stat.S_ISCHR(there) or stat.S_ISBLK(there):
             raise Conflict(f"{shorten(shown, 200)} is a device", "choose another name")
         new = f".insula-{os.urandom(8).hex()}"
@@ -304,7 +308,7 @@ class _Maker:
     def _hard_link(self, member: tarfile.TarInfo, parts: list[str], shown: str) -> None:
         other = self._place(member.linkname)
         if not other:
-            raise Invalid(f"{shorten(shown, 200)} links to nothing", "make the archive anew")
+            raise Invalid(f"{shorten(shown, 200)} links to nothing", "make the archive again")
         source = os.dup(self._parent(other))
         try:
 

@@ -41,7 +41,7 @@ def test_a_program_that_is_open_for_writing(box: Box) -> None:
     with program.open("ab"):
         result = box.oci.run("run", "--bundle", box.path, NAME)
     assert result.status == 126
-    assert "text file busy: somebody has it open for writing" in result.err
+    assert "text file busy: it is open for writing" in result.err
     box.process["args"] = ["/bin/busy", "true"]
     box.write(box.config)
     assert box.oci.run("run", "--bundle", box.path, NAME).status in (0, 127)  # whatever busybox makes of its name

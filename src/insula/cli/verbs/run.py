@@ -239,7 +239,7 @@ def tmpfs(text: str) -> dict[str, Any]:
             result[key] = on
         elif not equals and name in ("suid", "dev"):
             raise UsageError(
-                f"no tmpfs is mounted with {name}", "set-uid programs and devices have no effect inside; omit it"
+                f"tmpfs option {name} is not supported", "set-uid programs and devices have no effect inside; omit it"
             )
         elif name == "size" and value:
             result["size"] = _usage(parse_size, value)

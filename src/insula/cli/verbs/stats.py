@@ -23,7 +23,7 @@ def run(arguments: Arguments) -> int:
     import sys
 
     if arguments.all_tenants and arguments.name:
-        raise UsageError("names are those of one tenant", "leave out either the names or --all-tenants")
+        raise UsageError("names and --all-tenants exclude each other", "leave out one of them")
     tenant = None if arguments.all_tenants else arguments.tenant
     interval = None if arguments.no_stream else arguments.interval
     begun = False

@@ -91,7 +91,7 @@ class DeviceNode:
         found = os.fstat(fd)
         if stat.S_IFMT(found.st_mode) != stat.S_IFMT(self.mode) or found.st_rdev != self.device:
             os.close(fd)
-            raise OSError(errno.ENODEV, "the host has no such device, and nobody may make one", self.path)
+            raise OSError(errno.ENODEV, "the host has no such device, and none may be made", self.path)
         return fd
 
 

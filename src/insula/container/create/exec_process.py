@@ -208,7 +208,7 @@ def load_filter(program: Filter, listener: Callable[[int], object] | None) -> No
     result = load(program.program, program.flags)
     if program.flags & SECCOMP_FILTER_FLAG_NEW_LISTENER:
         if listener is None:
-            raise OSError(errno.EOPNOTSUPP, "nobody listens to its notifications")
+            raise OSError(errno.EOPNOTSUPP, "no process receives its notifications")
         listener(result)
 
 

@@ -341,7 +341,7 @@ def receive_start(args: InitArgs) -> None:
     if recv(args.sync)["event"] == "start":
         return
     if args.waits_at is None:
-        raise OSError(errno.EPROTO, "there is nobody to wait for")
+        raise OSError(errno.EPROTO, "there is no process to wait for")
     args.sync.close()
     while True:
         fd, _ = args.waits_at._accept()  # type: ignore[attr-defined]

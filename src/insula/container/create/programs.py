@@ -34,7 +34,7 @@ def explained(path: str, error: OSError) -> OSError:
     """`error` of execve(2) on `path`, with the cause that the file shows."""
     why = os.strerror(error.errno or 0)
     if error.errno == errno.ETXTBSY:
-        detail = "somebody has it open for writing"
+        detail = "it is open for writing"
     elif error.errno == errno.EACCES and os.path.isdir(path):
         detail = "it is a directory"
     elif error.errno in (errno.ENOENT, errno.ENOEXEC, errno.EACCES):

@@ -60,7 +60,7 @@ class Steps:
     BECOME_ROOT = Step("become root inside")
     START_SESSION = Step("start a session")
     BRING_UP_LOOPBACK = Step("bring up loopback")
-    PART_FROM_MOUNTS = Step("part from the host's mounts")
+    PART_FROM_MOUNTS = Step("detach from the host's mounts")
     LEAVE_HOST = Step("leave the host's files")
     MOVE_NET_DEVICE = Step("move the network device {}")
     ATTACH_ROOT = Step("attach the root")

@@ -420,7 +420,7 @@ class Runtime:
                     await event.wait()
         if pidfd is not None and (status := process.exit_status(pidfd)) is not None:
             return directory.record_exit(status, exec_id)
-        record = ExitRecord(None, None, False, time.time(), "its parent died before it, so nobody saw how it ended")
+        record = ExitRecord(None, None, False, time.time(), "its parent died before it, so its exit status is unknown")
         directory.write_exit(record, exec_id)
         return record
 

@@ -387,7 +387,7 @@ _SAID = defaultdict(
     lambda: "it is as its other records say",
     {
         Action.ADOPT: "it runs on",
-        Action.REPLACE: "it is started anew",
+        Action.REPLACE: "it is started again",
         Action.LAUNCH: "it is started",
         Action.LOST: "how it ended is not known",
     },

@@ -50,7 +50,7 @@ class Files:
         Conflict."""
         check(path)
         if copy not in (None, "tree", "content"):
-            raise Invalid(f"nothing is copied as {shorten(copy)}", "choose tree or content")
+            raise Invalid(f"copy mode {shorten(copy)} is unknown", "choose tree or content")
         if managed.instance.spec.read_only and not managed.active:
             raise Conflict(f"instance {managed.instance.name} is read-only", "make it without --read-only")
         async with self._root(managed) as process, self._driver(managed).archive("read", process, path, copy) as worker:

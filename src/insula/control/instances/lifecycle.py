@@ -206,7 +206,7 @@ class Lifecycle:
         """Record the observed state as its status, and watch its first process."""
         observed = managed.observed
         if observed is None or observed.running is None:
-            raise Failed("its records vanished", "look at the run directory")
+            raise Failed("its records are missing", "look at the run directory")
         running, status, named = observed.running, managed.status, managed.active
         self.statuses.set(
             managed,

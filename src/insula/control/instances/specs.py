@@ -118,7 +118,7 @@ def _check_numbers(spec: InstanceSpec) -> None:
     if not 0 <= spec.restart.max_retries <= 1_000_000:
         raise Invalid(f"there can't be {spec.restart.max_retries} retries", "use 0 (no limit) to 1000000")
     if spec.restart.max_retries and spec.restart.name != "on-failure":
-        raise Invalid(f"restart policy {spec.restart.name} has no number of retries", "on-failure has")
+        raise Invalid(f"restart policy {spec.restart.name} takes no number of retries", "only on-failure takes one")
     if spec.remove and spec.restart.name != "no":
         raise Invalid("--rm and --restart exclude each other", "an instance that is removed on exit can't restart")
     if not 4096 <= spec.log_size <= MAX_LOG or not 1 <= spec.log_files <= 1000:

@@ -303,7 +303,9 @@ class Instances(InstanceIo):
 
         def wanted(known: Known) -> Changes:
             if known.status.state != "paused":
-                raise Conflict(f"instance {name} is not paused ({known.status.state})", "there is no need to")
+                raise Conflict(
+                    f"instance {name} is not paused ({known.status.state})", "`insula ps -a` shows its state"
+                )
             return {"wanted": "running"}
 
         await self._settle_start(tenant, name)

@@ -235,7 +235,7 @@ def _busctl(*arguments: str) -> str:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise Unavailable("busctl is not installed, by which systemd is asked", "apt-get install systemd") from None
+        raise Unavailable("busctl, which talks to systemd, is not installed", "apt-get install systemd") from None
     if done.returncode:
         said = (done.stderr.strip() or "no reason given").splitlines()[-1]
         raise Failed(f"systemd refuses: {said.removeprefix('Call failed: ')}", "see `systemctl status` and the journal")

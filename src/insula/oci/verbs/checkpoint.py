@@ -31,7 +31,7 @@ def run(arguments: VerbArguments) -> int:
         record = container.load()
         status = container.status(record)
         if status not in ("running", "paused"):
-            raise Conflict(f"container {container.id} is {status}", "only one that runs can be checkpointed")
+            raise Conflict(f"container {container.id} is {status}", "only a running container can be checkpointed")
         words = checkpoint.dump_arguments(record["pid"], container.config(), images)
         words += [*flags(arguments, _FLAGS), *_memory(arguments, images)]
         criu.run(program, "pre-dump" if arguments.pre_dump else "dump", words, work=work)

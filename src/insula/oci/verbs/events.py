@@ -34,7 +34,7 @@ def run(arguments: VerbArguments) -> int:
     record = container.load()
     group = group_of(record)
     if container.status(record) in ("stopped", "creating"):
-        raise Conflict(f"container not running: {container.id}", "only one that runs uses anything")
+        raise Conflict(f"container not running: {container.id}", "only a running container uses resources")
     if arguments.stats:
         _print("stats", container.id, statistics(group.stats()))
         return 0

@@ -36,7 +36,9 @@ def run(arguments: VerbArguments) -> int:
     record, config = container.load(), container.config()
     status = container.status(record)
     if status not in ("running", "created", "paused"):
-        raise Conflict(f"cannot exec in a {status} container: container not running", "only a running one is joined")
+        raise Conflict(
+            f"cannot exec in a {status} container: container not running", "only a running container can be joined"
+        )
     if status == "paused" and not arguments.ignore_paused:
         raise Conflict("cannot exec in a paused container", "resume it, or use --ignore-paused to wait")
     what = checks.check_process(asked(arguments, config), config, warn=lambda message: log.warning(message, arguments))
@@ -233,7 +235,7 @@ class Joined:
                     log.warning(message["message"], self.arguments)
         log.debug("setns_init: about to exec: the process has become the program", self.arguments)
         if not self.pid:
-            raise Failed("the process died before it was in the container", "is the container still there?")
+            raise Failed("the process died before it was in the container", "see `insula-oci state`")
 
     def _tell_steps(self) -> None:
         """With --debug, what a process has done when it was forked into the container."""

@@ -18,7 +18,7 @@ def run(arguments: VerbArguments) -> int:
         record = container.load()
         status = container.status(record)
         if status not in ("running", "created"):
-            raise Conflict(f"container {container.id} is {status}", "only one that runs can be paused")
+            raise Conflict(f"container {container.id} is {status}", "only a running container can be paused")
         group_of(record).freeze()
     return 0
 

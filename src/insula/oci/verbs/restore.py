@@ -82,7 +82,7 @@ def _own_mount(root: str) -> str:
         syscalls.mount(root, root, None, syscalls.MS_BIND | syscalls.MS_REC)
         syscalls.mount(None, root, None, syscalls.MS_PRIVATE)
     except OSError as error:
-        raise Failed(f"root.path {root!r} can't be mounted: {error.strerror}", "is it there?") from None
+        raise Failed(f"root.path {root!r} can't be mounted: {error.strerror}", "check that it exists") from None
     return root
 
 

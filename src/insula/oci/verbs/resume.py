@@ -18,7 +18,7 @@ def run(arguments: VerbArguments) -> int:
         group = group_of(record)
         if not group.frozen():
             raise Conflict(
-                f"container {container.id} is {container.status(record)}", "only a paused one can be resumed"
+                f"container {container.id} is {container.status(record)}", "only a paused container can be resumed"
             )
         group.thaw()
     return 0

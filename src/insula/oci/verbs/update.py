@@ -48,7 +48,7 @@ def run(arguments: VerbArguments) -> int:
     with container:
         record = container.load()
         if container.status(record) in ("stopped", "creating"):
-            raise Conflict(f"container not running: {container.id}", "only one that runs has limits to change")
+            raise Conflict(f"container not running: {container.id}", "only a running container can be updated")
         config = container.config()
         if arguments.pids_limit == 0 or since(config, 3):
             no_more_processes(wanted)
@@ -116,7 +116,7 @@ def _from_file(path: str) -> object:
     except ValueError as error:
         raise Invalid(f"--resources {path[:60]!r} is no JSON: {error}", "it is a linux.resources object") from None
     except OSError as error:
-        raise Failed(f"--resources {path[:60]!r} can't be read: {error.strerror}", "see its path") from None
+        raise Failed(f"--resources {path[:60]!r} can't be read: {error.strerror}", "check the path") from None
 
 
 def _from_options(arguments: VerbArguments) -> Object:

@@ -8,7 +8,7 @@ from insula.container.create.steps import Step, Steps
 
 _IN_THE_WAY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.ENAMETOOLONG})
 _BY_STEP = {
-    Steps.SET_SYSCTL: "look at the name and the value: the kernel has no such parameter, or refuses this for it",
+    Steps.SET_SYSCTL: "look at the name and the value: the kernel has no such parameter, or does not allow this value",
     Steps.CHANGE_USER: "use another --user: IDs are 0 to 65535",
     Steps.OPEN_TERMINAL: "leave out --tty, or end processes that have a terminal there",
     Steps.ENTER_DIRECTORY: "name a directory of the image, or leave it out",

@@ -47,7 +47,7 @@ def whois(pid: int, prefix: str) -> WhoIs:
     """The tenant and the instance's id that a host process belongs to. NotFound if there is no such process. Blocks."""
     found, group = process.read(pid), cgroups.of_process(pid) or ""
     if found is None:
-        raise NotFound(f"there is no process {pid} on this host", "use a number of the host's, as ps(1) lists them")
+        raise NotFound(f"there is no process {pid} on this host", "use a PID of the host, as ps(1) lists them")
     match = re.search(rf"(?:^|/){re.escape(prefix)}/([a-z0-9-]+)/([0-9a-f]{{32}})(?:/|$)", group)
     if not match:
         return WhoIs(pid=pid, command=found.command, pids=found.pids)

@@ -56,7 +56,7 @@ def resolve(
     """
     name, colon, group = user.partition(":")
     if not all(_NAME.fullmatch(part) for part in (name, group) if part) or (colon and not group) or (user and not name):
-        raise Invalid(f"user {shorten(user)} does not parse", "write user, uid, user:group or uid:gid")
+        raise Invalid(f"user {shorten(user)} is not valid", "write user, uid, user:group or uid:gid")
     for each in more_groups:
         if not _NAME.fullmatch(each):
             raise Invalid(f"group {shorten(each)} is neither a name nor a number", "name one of the image, or a number")
