@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import signal
 import stat
 import subprocess
 import tarfile
@@ -13,6 +14,9 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from insula.image.job import Job
+from tests.support.wait import until
 
 OCI = "application/vnd.oci.image."
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
@@ -141,6 +145,38 @@ def tree(path: Path) -> dict[str, tuple[object, ...]]:
                 tuple((n, os.getxattr(full, n, follow_symlinks=False)) for n in sorted(names_)),
             )
     return found
+
+
+def opaque_layer(number: int) -> bytes:
+    """The tar of a layer of so many opaque directories, whose names are in the answer of the extracting process."""
+    names = [f"{n:040}" for n in range(number)]
+    return tar(*(each for name in names for each in (member(name), member(f"{name}/.wh..wh..opq", b""))))
+
+
+class Killing(Job):
+    """Kills an extracting process in the middle of its work, which is then surely not over.
+
+    The process can't end before, because its answer is more than a pipe holds (see `opaque_layer`), and nobody reads it
+    until it is killed. `directory` is the root of its store. `outer` kills the process that made its namespaces.
+    """
+
+    def __init__(self, directory: Path, *, outer: bool) -> None:
+        super().__init__()
+        self.killed = 0
+        self._directory, self._outer = directory, outer
+
+    def communicate(self, process: subprocess.Popen[bytes], data: bytes = b"") -> tuple[bytes, bytes]:
+        assert process.stdin
+        process.stdin.write(data)
+        process.stdin.close()
+        process.stdin = None
+        until(lambda: any(self._directory.glob("tmp/*/*/tree/*")), "it extracts")
+        self.killed = process.pid
+        if not self._outer:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            [self.killed] = [int(word) for word in until(lambda: children.read_text().split(), "there is a child")]
+        os.kill(self.killed, signal.SIGKILL)
+        return super().communicate(process)
 
 
 def skopeo(*arguments: str) -> str:

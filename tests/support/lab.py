@@ -33,9 +33,11 @@ from insula.network.fabric import NetnsNic
 from insula.network.intent import TenantIntent
 from insula.network.linux.fabric import LinuxFabric
 from insula.network.linux.state import addresses
-from tests.support.wait import patiently
+from tests.support.wait import patiently, until
 
 TIMEOUT = 60.0
+SOON = patiently(1.0)
+"""How long is waited for what should come. For what should not, tests wait a shorter time."""
 
 
 def isolated(test: Callable[..., None]) -> Callable[..., None]:
@@ -132,11 +134,11 @@ class Instance:
             sock.bind(("eth0", 0))
             sock.send(frame)
 
-    def pings(self, address: str, timeout: float = 1.0, size: int = 8, dont_fragment: bool = False) -> bool:
+    def pings(self, address: str, timeout: float = SOON, size: int = 8, dont_fragment: bool = False) -> bool:
         return ping(self.netns, address, timeout, size, dont_fragment)
 
-    def connects(self, address: str, port: int, timeout: float = 0.5) -> str:
-        """What a TCP server there says first; "" if none answers."""
+    def connects(self, address: str, port: int, timeout: float = SOON) -> str:
+        """What a TCP server there says first; "" if none answers, or it says nothing within the time."""
         with self.socket(_family(address), socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout)
             try:
@@ -170,18 +172,18 @@ class Sniffer:
         self.socket: socket.socket = call_in(netns, make)
 
     def sees(self, mark: bytes, timeout: float = 0.3) -> bool:
-        """Whether a frame with `mark` in it arrives (not: leaves) within the time."""
+        """Whether a frame with `mark` in it arrives (not: leaves) within the time; those that are there are all read."""
         deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
-            self.socket.settimeout(left)
-            with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, BlockingIOError):
+            while True:
+                self.socket.settimeout(max(0.0, deadline - time.monotonic()))
                 frame, (_, _, kind, *_) = self.socket.recvfrom(65536)
                 if kind != 4 and mark in frame:  # PACKET_OUTGOING
                     return True
         return False
 
 
-def ping(netns: int, address: str, timeout: float = 1.0, size: int = 8, dont_fragment: bool = False) -> bool:
+def ping(netns: int, address: str, timeout: float = SOON, size: int = 8, dont_fragment: bool = False) -> bool:
     """Whether an ICMP echo comes back."""
     six = ":" in address
     family, protocol = (socket.AF_INET6, 58) if six else (socket.AF_INET, 1)
@@ -195,15 +197,14 @@ def ping(netns: int, address: str, timeout: float = 1.0, size: int = 8, dont_fra
         deadline = time.monotonic() + timeout
         try:
             sock.sendto(body, (address, 0))
-            while (left := deadline - time.monotonic()) > 0:
-                sock.settimeout(left)
+            while True:  # an answer that is there is read, however late this process looks for it
+                sock.settimeout(max(0.0, deadline - time.monotonic()))
                 packet, sender = sock.recvfrom(65536)
                 kind = packet[0] if six else packet[20]
                 if token in packet and kind == (129 if six else 0) and sender[0] == address:
                     return True
         except OSError:
             return False
-    return False
 
 
 def checksum(data: bytes) -> int:
@@ -368,7 +369,7 @@ class World:
                     connection.close()
 
 
-def query(netns: int, server: str, name: str, kind: int = 1, timeout: float = 1.0) -> tuple[int, list[str]] | None:
+def query(netns: int, server: str, name: str, kind: int = 1, timeout: float = SOON) -> tuple[int, list[str]] | None:
     """(response code, addresses) that a DNS server answers (RFC 1035), or None; 1 asks for A, 28 for AAAA."""
     number = os.urandom(2)
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
@@ -391,9 +392,6 @@ def query(netns: int, server: str, name: str, kind: int = 1, timeout: float = 1.
     return answer[3] & 15, found
 
 
-def eventually(condition: Callable[[], bool], timeout: float = 3.0) -> None:
+def eventually(condition: Callable[[], bool]) -> None:
     """Wait for it; fail if it doesn't come true in time."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+    until(condition, "it happens", interval=0.02)

@@ -25,16 +25,17 @@ def patiently(seconds: float) -> float:
 def until(condition: Callable[[], T], what: str, timeout: float = 10.0, interval: float = 0.05) -> T:
     """The first true value of `condition`; AssertionError with `what` and its last value after `timeout` seconds.
 
-    An AssertionError raised by `condition` counts as not yet true.
+    An AssertionError raised by `condition` counts as not yet true; so do the errors of a file or a process that is not
+    there (ENOENT, ESRCH), which may come, or be another one the next time.
     """
     timeout = patiently(timeout)
     deadline = time.monotonic() + timeout
     while True:
         try:
-            value: T | AssertionError = condition()
+            value: T | Exception = condition()
             if value:
-                return value  # type: ignore[return-value]  # an AssertionError is never returned by a condition
-        except AssertionError as error:
+                return value  # type: ignore[return-value]  # an exception is never returned by a condition
+        except (AssertionError, FileNotFoundError, ProcessLookupError) as error:
             value = error
         if time.monotonic() > deadline:
             raise AssertionError(f"after {timeout:g} s still not: {what}; last seen: {value!r}")

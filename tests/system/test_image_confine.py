@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,9 +18,7 @@ import pytest
 from insula.image import confine, worker
 from insula.image.job import Cancelled, Job
 from insula.image.limits import ExtractionLimits
-from insula.image.store import ImageStore
 from insula.kernel import capabilities, syscalls
-from insula.model.errors import Failed
 from tests.forked import errno_of, forked
 from tests.support.images import member, tar
 from tests.support.processes import find
@@ -217,26 +214,3 @@ def test_the_process_dies_with_the_thread_that_waits(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     until(lambda: not find(f"{sys.executable} -s -P -m insula.image.worker"), "the worker is gone")
-
-
-def test_a_worker_that_is_killed_is_told(tmp_path: Path) -> None:
-    store = ImageStore(tmp_path / "images")
-    path = tmp_path / "rootfs.tar"
-    path.write_bytes(tar(member("f", b"1")) + bytes(16 << 20) * 20)
-    stop = threading.Event()
-
-    def kill() -> None:
-        while not stop.is_set():
-            for pid in find(f"{sys.executable} -s -P -m insula.image.worker"):
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(0.001)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        with pytest.raises(Failed, match="was killed"):
-            store.import_rootfs(path, name="a", tenant="acme")
-    finally:
-        stop.set()
-        killer.join()
-    assert store.import_rootfs(path, name="a", tenant="acme").layers
