@@ -10,7 +10,7 @@ NAME = "whale"
 
 def test_the_bridge(docker: Engine) -> None:
     """dockerd is called by a prestart hook with the container's state, and moves the interface in."""
-    script = "ip -o -4 address show eth0; ping -c 1 -W 5 $(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p')"
+    script = "ip -o -4 address show eth0; ping -c 1 -W 20 $(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p')"
     result = docker.run("run", "--rm", "--network=bridge", IMAGE, "sh", "-c", script)
     assert "eth0" in result.out
     assert "1 packets received" in result.out, result

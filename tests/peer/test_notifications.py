@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.runtimes import NAME, Runtime
 from tests.support.supervisor import Supervisor, send
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_start_returns_when_the_container_is_ready(oci: Runtime, supervisor: S
             assert message == "BARRIER=1"
             assert starting.poll() is None
             os.close(barrier)
-        assert starting.wait(30) == 0
+        assert starting.wait(patiently(30)) == 0
     finally:
         starting.kill()
         starting.wait()

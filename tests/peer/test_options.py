@@ -103,7 +103,7 @@ def test_privileged(engine: Engine, runtime: str) -> None:
 
 
 def test_pids_limit(engine: Engine) -> None:
-    burst = "i=0; while [ $i -lt 12 ]; do sleep 2 & i=$((i+1)); done; echo done"
+    burst = "i=0; while [ $i -lt 12 ]; do sleep 600 & i=$((i+1)); done; echo done"
     assert run(engine, script=burst) == "done"
     assert "Resource temporarily unavailable" in run(engine, "--pids-limit=8", script=burst)
 

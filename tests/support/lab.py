@@ -172,7 +172,7 @@ class Sniffer:
         self.socket: socket.socket = call_in(netns, make)
 
     def sees(self, mark: bytes, timeout: float = 0.3) -> bool:
-        """Whether a frame with `mark` in it arrives (not: leaves) within the time; those that are there are all read."""
+        """Whether a frame with `mark` in it arrives (not: leaves) in time; those that are there are all read."""
         deadline = time.monotonic() + timeout
         with contextlib.suppress(TimeoutError, BlockingIOError):
             while True:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.wait import patiently
+
 SEND = """
 import array, os, socket, sys
 root, uid, path, *messages = sys.argv[1:]
@@ -29,7 +31,7 @@ class Supervisor:
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(path))
-        self.socket.settimeout(20)
+        self.socket.settimeout(patiently(20))
 
     def receive(self) -> tuple[str, list[int]]:
         data, descriptors, _, _ = socket.recv_fds(self.socket, 4096, 4)
@@ -45,4 +47,4 @@ class Supervisor:
 def send(pid: int, path: str, *messages: str, uid: int = 0) -> subprocess.CompletedProcess[str]:
     """Send each message, with a descriptor, as user `uid` in the root of process `pid`; busybox can't."""
     command = [sys.executable, "-c", SEND, f"/proc/{pid}/root", str(uid), path, *messages]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, timeout=patiently(30))

@@ -26,7 +26,7 @@ from tests.forked import Killed, errno_of, forked
 from tests.support import groups
 from tests.support.groups import Counter, inside, running, spin, touch
 from tests.support.machine import Run
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 
 MIB = 1 << 20
 V1 = hierarchy().version == 1
@@ -65,7 +65,7 @@ def test_memory_runs_out(group: Cgroup) -> None:
         with pytest.raises(Killed) as caught:
             inside(group, lambda: len(touch(64 * MIB)))
         assert caught.value.signum == signal.SIGKILL
-        assert poll.poll(10_000), "nobody was told"
+        assert poll.poll(1000 * patiently(10)), "nobody was told"
         until(lambda: notifications.take() == 1, "the kill is counted")
     assert group.oom_kills() == 1
     group.update({"memory": {"limit": 128 * MIB, "swap": 128 * MIB}})
@@ -79,7 +79,7 @@ def test_who_waits_for_news_of_memory_wakes_when_the_group_ends(group: Cgroup) -
         poll.register(notifications, select.POLLIN)
         assert poll.poll(0) == []
         group.remove()
-        assert poll.poll(10_000)
+        assert poll.poll(1000 * patiently(10))
         assert notifications.take() == 0
 
 

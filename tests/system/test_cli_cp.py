@@ -86,11 +86,10 @@ def test_links_lead_to_the_instances_own_files(web: Cli, tmp_path: Path, link: s
     """CVE-2018-15664 and CVE-2019-14271: what a link names must be looked up with the instance's root."""
     (tmp_path / "own").write_text("from outside")
     assert Path("/etc/hostname").read_text().strip() != "web", "else this could not tell"
-    before = sorted(os.listdir("/etc"))
     web.ok("exec", "web", "ln", "-s", link, "/trap")
     web.ok("cp", tmp_path / "own", "web:/trap/insula-test-escape")
     assert web.ok("exec", "web", "cat", "/etc/insula-test-escape") == "from outside"
-    assert sorted(os.listdir("/etc")) == before
+    assert not Path("/etc/insula-test-escape").exists()
     web.ok("cp", "web:/trap/hostname", tmp_path / "hostname")
     assert (tmp_path / "hostname").read_text().strip() == "web"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from tests.support.cli import Cli
@@ -18,14 +17,10 @@ def neighbour(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "neighbour", "busybox", "sleep", "600")
 
 
-def answers_within(cli: Cli, seconds: float) -> None:
-    """Median of five."""
-    times = []
+def answers(cli: Cli) -> None:
+    """The neighbour does, more than once."""
     for _ in range(5):
-        started = time.monotonic()
-        cli.ok("exec", "neighbour", "true")
-        times.append(time.monotonic() - started)
-    assert sorted(times)[2] < seconds, times
+        assert cli.ok("exec", "neighbour", "echo", "here") == "here"
 
 
 def test_a_memory_hog_is_killed_alone(cli: Cli) -> None:
@@ -34,7 +29,7 @@ def test_a_memory_hog_is_killed_alone(cli: Cli) -> None:
     assert cli.ok("wait", "hog") == "137"
     [view] = cli.json("inspect", "hog")
     assert view["status"]["exit"]["oom"] is True
-    answers_within(cli, 2.0)
+    answers(cli)
     assert [v["instance"]["name"] for v in cli.json("ps")] == ["neighbour"]
 
 
@@ -54,11 +49,9 @@ def test_a_fork_bomb_stays_in_its_box(cli: Cli) -> None:
     neighbour(cli)
     cli.ok("run", "-d", "--name", "bomb", "--pids", "64", "--cpus", "0.5", "busybox", "sh", "-c", BOMB)
     until(lambda: len(cli.json("top", "bomb")) >= 60, "the bomb has gone off", timeout=20)
-    answers_within(cli, 2.0)
+    answers(cli)
     assert len(cli.json("top", "bomb")) <= 64
-    started = time.monotonic()
     cli.ok("rm", "-f", "bomb")
-    assert time.monotonic() - started < 10
     assert [v["instance"]["name"] for v in cli.json("ps")] == ["neighbour"]
 
 
@@ -68,23 +61,25 @@ def test_a_full_instance_refuses_exec_clearly(cli: Cli) -> None:
     cli.fails("exec", "full", "true", status=125)
 
 
-def used(cli: Cli, *options: str) -> float:
-    """CPU seconds that a busy loop gets in two seconds."""
-    script = "(while :; do :; done) & sleep 2; kill $!; wait; cat /proc/self/stat >/dev/null; times"
-    out = cli.ok("run", "--rm", *options, "busybox", "sh", "-c", script)
-    minutes, seconds = out.split()[2].rstrip("s").split("m")  # user time of the children
-    return float(minutes) * 60 + float(seconds)
+def share(cli: Cli, *options: str) -> float:
+    """The part of a processor that a busy loop gets: CPU seconds by those that have passed meanwhile, about two."""
+    now = "cut -d' ' -f1 /proc/uptime"
+    script = f"{now}; (while :; do :; done) & sleep 2; kill $!; wait; {now}; times"
+    out = cli.ok("run", "--rm", *options, "busybox", "sh", "-c", script).split()
+    minutes, seconds = out[4].rstrip("s").split("m")  # user time of the children
+    return (float(minutes) * 60 + float(seconds)) / (float(out[1]) - float(out[0]))
 
 
 def test_cpus(cli: Cli) -> None:
-    """Three tries: on a busy machine the one without a limit may not get more either."""
+    """Several tries: on a busy machine the one without a limit may not get more either."""
     pairs = []
-    for _ in range(3):
-        pairs.append((used(cli, "--cpus", "0.2"), used(cli)))
-        assert pairs[-1][0] < 0.7, pairs
-        if pairs[-1][1] > 1.5 * pairs[-1][0]:
-            return
-    raise AssertionError(f"no difference to an instance without a limit: {pairs}")
+
+    def differ() -> bool:
+        pairs.append((share(cli, "--cpus", "0.2"), share(cli)))
+        return pairs[-1][1] > 1.5 * pairs[-1][0]
+
+    until(differ, f"one without a limit gets more: {pairs}")
+    assert all(limited < 0.35 for limited, _ in pairs), pairs
 
 
 def test_a_tenants_memory_is_limited_as_a_whole(tenants: TenantFactory) -> None:

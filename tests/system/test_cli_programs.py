@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.support.cli import ERROR, Cli
 from tests.support.programs import REFUSED, put
+from tests.support.wait import until
 
 
 def test_run_and_exec_say_why(cli: Cli, tmp_path: Path) -> None:
@@ -30,6 +31,7 @@ def test_run_and_exec_say_why(cli: Cli, tmp_path: Path) -> None:
 
 def test_exec_at_the_limit_of_processes_names_it(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "web", "--pids", "2", "busybox", "sh", "-c", "sleep 600 & wait")
+    until(lambda: len(cli.json("top", "web")) == 2, "both run")
     result = cli.run("exec", "web", "true")
     line = result.err
     assert result.status == 125 and ERROR.fullmatch(line), result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import time
 
 import pytest
 
@@ -150,13 +149,13 @@ def test_logs_rotate_and_keep_the_end(cli: Cli) -> None:
 
 
 def test_attach_shows_what_comes_and_the_exit_status(cli: Cli) -> None:
-    script = "while [ ! -e /go ]; do sleep 0.05; done; echo after; exit 6"
+    script = "while [ ! -e /go ]; do echo before; sleep 0.05; done; echo after; exit 6"
     cli.ok("run", "-d", "--name", "slow", "busybox", "sh", "-c", script)
     with cli.start("attach", "slow") as client:
-        time.sleep(0.5)
+        assert client.stdout and client.stdout.readline() == "before\n", "it is attached"
         cli.ok("exec", "slow", "touch", "/go")
         out, _ = client.communicate(timeout=patiently(10))
-    assert (client.returncode, out) == (6, "after\n")
+    assert client.returncode == 6 and out.replace("before\n", "") == "after\n"
 
 
 def test_attach_types_into_it(cli: Cli) -> None:
@@ -172,12 +171,14 @@ def test_wait_for_several(cli: Cli) -> None:
 
 
 def test_stop_is_the_stop_signal_and_then_sigkill(cli: Cli) -> None:
-    polite = "trap 'exit 11' TERM; while :; do sleep 0.05; done"
+    polite = "trap 'exit 11' TERM; echo ready; while :; do sleep 0.05; done"
+    special, stubborn = polite.replace("TERM", "USR1"), polite.replace("exit 11", "")
     cli.ok("run", "-d", "--name", "polite", "busybox", "sh", "-c", polite)
-    cli.ok("run", "-d", "--name", "stubborn", "busybox", "sh", "-c", "trap '' TERM; while :; do sleep 0.05; done")
-    special = polite.replace("TERM", "USR1")
+    cli.ok("run", "-d", "--name", "stubborn", "busybox", "sh", "-c", stubborn)
     cli.ok("run", "-d", "--name", "special", "--stop-signal", "USR1", "busybox", "sh", "-c", special)
-    cli.ok("stop", "polite", "special")
+    for name in ("polite", "stubborn", "special"):
+        until(lambda name=name: cli.ok("logs", name) == "ready", "its handler is set")  # type: ignore[misc]
+    cli.ok("stop", "--timeout", "600", "polite", "special")
     cli.ok("stop", "--timeout", "0.5", "stubborn")
     assert cli.ok("wait", "polite", "special", "stubborn").split() == ["11", "11", "137"]
 

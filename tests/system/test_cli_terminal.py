@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import termios
-import time
 
 import pytest
 
@@ -91,14 +90,30 @@ def test_control_c_interrupts_the_program_inside_only(cli: Cli) -> None:
 
 
 def test_control_c_three_times_lets_go_of_who_ignores_it(cli: Cli) -> None:
+    """The instance tells of each: signals that come faster than they are taken become one (signal(7))."""
+    script = "trap 'echo again' INT; echo ready; while :; do sleep 0.05; done"
+    with cli.terminal("run", "--name", "stubborn", "busybox", "sh", "-c", script) as terminal:
+        terminal.expect("ready")
+        for _ in range(2):
+            terminal.type("\x03")
+            terminal.expect("again")
+            assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
+        terminal.type("\x03")
+        terminal.expect("detached")
+        assert terminal.wait() == 130
+    assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
+
+
+def test_control_c_again_and_again_lets_go_of_who_does_not_hear_it(cli: Cli) -> None:
     """PID 1 without a handler never hears SIGINT (pid_namespaces(7))."""
     with cli.terminal("run", "--name", "deaf", "busybox", "sleep", "600") as terminal:
         until(lambda: cli.ok("ps", "-q") == "deaf", "it runs")
-        for _ in range(3):
-            assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
-            time.sleep(0.5)  # signals that wait for a slow process become one (signal(7))
+
+        def detached() -> bool:
             terminal.type("\x03")
-        terminal.expect("detached")
+            return bool(terminal.expect("detached", timeout=0.1))
+
+        until(detached, "it lets go")
         assert terminal.wait() == 130
     assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
 

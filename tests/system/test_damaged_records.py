@@ -63,7 +63,7 @@ def test_it_is_shown_and_removed_with_all_it_has(fresh: Daemon, legible: bool) -
     view = cli.json("inspect", "sick")[0]["instance"]
     identity, address, pid = view["id"], view["ports"][0]["address"], cli.json("inspect", "sick")[0]["status"]["pid"]
     assert len(parts(fresh, identity)) >= 3, "the control: group and directories"
-    assert cli.run("exec", "sound", "ping", "-c", "1", "-W", "2", "sick").status == 0
+    assert cli.run("exec", "sound", "ping", "-c", "1", "-W", "20", "sick").status == 0
     fresh.kill("insulad")
     assert len(claims(fresh, f"{TENANT}/sick")) == 3, "the control"
     damage(fresh, "sick", b'{"id": "%b", "later": 1}' % identity.encode() if legible else b"\0{")
@@ -84,7 +84,7 @@ def test_it_is_shown_and_removed_with_all_it_has(fresh: Daemon, legible: bool) -
     assert cli.run("exec", "sound", "nslookup", "sick").status != 0, "its name is gone"
     assert cli.run("exec", "sound", "nslookup", "sound").status == 0, "the control"
     cli.ok("run", "-d", "--name", "sick", "--memory", "512m", "--ip", address, "busybox", "sleep", "600")
-    assert cli.run("exec", "sound", "ping", "-c", "1", "-W", "2", "sick").status == 0
+    assert cli.run("exec", "sound", "ping", "-c", "1", "-W", "20", "sick").status == 0
     fresh.kill("insulad")
     assert len(claims(fresh, f"{TENANT}/sick")) == 3
     fresh.start()
@@ -106,7 +106,7 @@ def test_several_whose_ids_are_not_known(fresh: Daemon) -> None:
     assert [v["instance"]["name"] for v in cli.json("ps", "-a") if v["status"]["state"] == "failed"] == ["two"]
     cli.ok("rm", "-f", "two")
     until(lambda: os.listdir(fresh.root / "instances") == [kept], "the rest is removed with the last")
-    assert set(os.listdir(fresh.run / "containers")) == {kept}
+    until(lambda: os.listdir(fresh.run / "containers") == [kept], "so is what is in memory")
     assert cli.ok("exec", "three", "echo", "here") == "here"
 
 
@@ -157,7 +157,7 @@ def test_a_tenant_whose_record_is_damaged_keeps_what_it_has(fresh: Daemon, tenan
     fresh.kill("insulad")
     overwrite(fresh, f"/tenants/{tenant}", b"\0{")
     fresh.start()
-    until(lambda: cli.run("exec", "web", "ping", "-c", "1", "-W", "2", "db").status == 0, "it is managed")
+    until(lambda: cli.run("exec", "web", "ping", "-c", "1", "-W", "20", "db").status == 0, "it is managed")
     assert cli.json("inspect", "web")[0]["status"]["pid"] == pid
     after = cli.json("tenant", "show", tenant)["tenant"]
     assert [after[key] for key in ("index", "id_base")] == [before[key] for key in ("index", "id_base")]

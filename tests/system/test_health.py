@@ -57,10 +57,11 @@ def actions(found: list[dict[str, Any]], name: str) -> list[str]:
 
 def test_healthy_and_unhealthy_and_healthy_again(cli: Cli) -> None:
     with events(cli) as found:
-        command = "echo looked; test ! -e /sick"
+        command = "until test -e /begin; do sleep 0.1; done; echo looked; test ! -e /sick"
         options = ("--health-cmd", command, *EVERY, "--health-retries", "2", "--restart", "always")
         cli.ok("run", "-d", "--name", "web", *options, *SLEEP)
         assert health(cli, "web")["status"] == "starting"
+        cli.ok("exec", "web", "touch", "/begin")
         becomes(cli, "web", "healthy")
         assert "running (healthy)" in cli.ok("ps")
         cli.ok("exec", "web", "touch", "/sick")
@@ -134,12 +135,14 @@ def test_the_image_says_and_the_user_has_the_last_word(cli: Cli) -> None:
 
 
 def test_an_instance_that_ended_has_no_health(cli: Cli) -> None:
-    cli.ok("run", "-d", "--name", "short", "--health-cmd", "true", *EVERY, *SLEEP)
+    cli.ok("run", "-d", "--name", "short", "--health-cmd", "while test -e /wait; do sleep 0.1; done", *EVERY, *SLEEP)
     becomes(cli, "short", "healthy")
+    cli.ok("exec", "short", "touch", "/wait")
     cli.ok("stop", "-t", "0", "short")
     assert health(cli, "short") is None
     cli.ok("start", "short")
     assert health(cli, "short")["status"] == "starting"
+    cli.ok("exec", "short", "rm", "/wait")
     becomes(cli, "short", "healthy")
 
 

@@ -232,12 +232,10 @@ def test_ctrl_c_ends_a_push(daemon: Daemon, tenant: Cli, there: subprocess.Popen
 def test_insulad_ends_while_it_extracts_and_pulls(fresh: Daemon, long_image: Path) -> None:
     registries = slow_registry(Namespaces.wrap(fresh.namespaces.host))
     registry = next(registries)
-    clients = [
-        fresh.cli.start("image", "load", long_image),
-        fresh.cli.start("image", "pull", "--insecure", f"127.0.0.1:{line(registry)}/app:1"),
-    ]
+    clients = [fresh.cli.start("image", "pull", "--insecure", f"127.0.0.1:{line(registry)}/app:1")]
     try:
         assert line(registry) == "layer"
+        clients.append(fresh.cli.start("image", "load", long_image))
         until(lambda: find(WORKER), "it extracts", 30)
         fresh.stop()  # SIGTERM, and its end with status 0
         assert not find(WORKER) and not find(SKOPEO)

@@ -14,7 +14,7 @@ from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from tests.support.descriptors import descriptors, opened_since
 from tests.support.frames import BROADCAST, ethernet
-from tests.support.lab import Instance, Sniffer, isolated
+from tests.support.lab import SOON, Instance, Sniffer, isolated
 
 EXPERIMENTAL = 0x88B5  # a local EtherType (IEEE 802)
 
@@ -32,12 +32,12 @@ def test_a_frame_arrives_at_the_device_and_its_other_end_sees_nothing() -> None:
         receiver, spy, mark = Sniffer(here, "near"), other.sniffer(), os.urandom(8)
         frame = ethernet(BROADCAST, there.mac, EXPERIMENTAL, mark + bytes(46))
         injector.inject(near.index, frame)
-        assert receiver.sees(mark, 1.0)
+        assert receiver.sees(mark, SOON)
         assert not spy.sees(mark, 0.1)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:  # the control: this is how a frame is sent
             sock.bind(("near", 0))
             sock.send(frame)
-        assert spy.sees(mark, 1.0)
+        assert spy.sees(mark, SOON)
 
 
 @isolated

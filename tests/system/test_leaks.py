@@ -14,6 +14,7 @@ from tests.support.cli import Cli
 from tests.support.daemon import PROCESSES, Daemon
 from tests.support.machine import Run
 from tests.support.snapshot import Snapshot, assert_unchanged
+from tests.support.wait import until
 
 NAMESPACES_EACH = 7  # cgroup, ipc, mnt, net, pid, user, uts
 
@@ -31,6 +32,17 @@ def launch_and_remove(cli: Cli, stem: str, count: int) -> None:
     all_of(cli, *(("rm", "-f", name) for name in names))
 
 
+def no_more_descriptors(daemon: Daemon, before: dict[str, int]) -> None:
+    """As many are open as before, soon, or a few more: of connections that are kept."""
+
+    def few() -> bool:
+        now = {name: daemon.descriptors(name) for name in before}
+        assert all(now[name] <= before[name] + 4 for name in before), (before, now)
+        return True
+
+    until(few, "descriptors are closed")
+
+
 def but_files(daemon: Daemon) -> Snapshot:
     return replace(daemon.snapshot(), files=frozenset())
 
@@ -45,8 +57,7 @@ def test_many_containers_twice(fresh: Daemon, count: int) -> None:
     before, descriptors = fresh.snapshot(), {name: fresh.descriptors(name) for name in PROCESSES}
     launch_and_remove(cli, "second", count)
     assert_unchanged(before, fresh.snapshot)
-    for name in PROCESSES:
-        assert fresh.descriptors(name) <= descriptors[name] + 4, name
+    no_more_descriptors(fresh, descriptors)
 
 
 def test_verify(fresh: Daemon) -> None:
@@ -55,11 +66,11 @@ def test_verify(fresh: Daemon) -> None:
         cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
     for _ in range(2):  # threads and libraries are there now
         cli.ok("verify")
-    before, descriptors = fresh.snapshot(), fresh.descriptors("insulad")
+    before, descriptors = fresh.snapshot(), {"insulad": fresh.descriptors("insulad")}
     for _ in range(4):
         cli.ok("verify")
     assert_unchanged(before, fresh.snapshot)
-    assert fresh.descriptors("insulad") <= descriptors + 4, "a measurement has some for each instance"
+    no_more_descriptors(fresh, descriptors)  # a measurement has some for each instance
 
 
 def test_the_snapshot_sees_a_container(fresh: Daemon) -> None:
@@ -92,14 +103,14 @@ def test_clients_that_go_away(fresh: Daemon) -> None:
     cli.ok("run", "-d", "--name", "here", "busybox", "sleep", "600")
     cli.ok("exec", "here", "true")
     before = fresh.snapshot()
-    descriptors = fresh.descriptors("insulad")
+    descriptors = {"insulad": fresh.descriptors("insulad")}
     for command in (("exec", "here", "cat"), ("attach", "here"), ("logs", "-f", "here")) * 3:
         with cli.start(*command) as client:
             with suppress(subprocess.TimeoutExpired):
                 client.wait(0.2)
             client.kill()
     assert_unchanged(before, fresh.snapshot)
-    assert fresh.descriptors("insulad") <= descriptors + 4
+    no_more_descriptors(fresh, descriptors)
     assert [view["instance"]["name"] for view in cli.json("ps")] == ["here"]
 
 

@@ -158,7 +158,7 @@ def test_the_groups_own_part_of_the_tree(cli: Cli) -> None:
 
 
 def test_limits_hold_for_what_runs_inside(cli: Cli) -> None:
-    script = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done 2>&1; kill -9 -1"
+    script = "i=0; while [ $i -lt 60 ]; do sleep 600 & i=$((i+1)); done 2>&1; kill -9 -1"
     options = ("--nesting", "--pids", "30")
     done = cli.run("run", "--rm", *options, "busybox", *DEEPER.split(), "sh", "-c", script)
     assert "can't fork" in done.out + done.err, done

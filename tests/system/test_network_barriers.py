@@ -23,6 +23,7 @@ from insula.network.addresses import gateway_mac
 from insula.network.linux import rules, sysctl
 from tests.support.frames import ethernet, udp
 from tests.support.lab import Instance, Lab, World, eventually, isolated, query, two_tenants
+from tests.support.wait import patiently
 
 UPLINKS = {4: ("100.64.0.3", "100.64.0.5"), 6: ("fd69:6e73:756c:6100::3", "fd69:6e73:756c:6100::5")}
 IP, IPV6 = 0x0800, 0x86DD
@@ -185,7 +186,7 @@ def asked_by_tcp(instance: Instance, server: str) -> bytes:
     """What a server answers when it is asked for the address of web (RFC 7766)."""
     question = b"\1\2\1\0\0\1\0\0\0\0\0\0\3web\0\0\1\0\1"
     with instance.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.settimeout(2)
+        sock.settimeout(patiently(2))
         sock.connect((server, 53))
         sock.sendall(struct.pack("!H", len(question)) + question)
         return sock.recv(512)
@@ -203,7 +204,7 @@ def connected(calls: list[socket.socket], least: int) -> int:
     poll, made = select.epoll(), 0
     for sock in calls:
         poll.register(sock, select.EPOLLOUT)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patiently(5)
     while (ready := poll.poll(0.1)) or (made < least and time.monotonic() < deadline):
         for fd, _ in ready:
             poll.unregister(fd)

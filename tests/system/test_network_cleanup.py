@@ -82,7 +82,7 @@ def test_teardown_leaves_the_host_as_it_was() -> None:
         for instance in cloud.instances.values():
             instance.remove()
         cloud.fabric.teardown()
-    assert snapshot(run) == before
+    eventually(lambda: snapshot(run) == before)
     assert list(run.iterdir()) == []
 
 
@@ -192,7 +192,7 @@ def test_kill_9_at_any_moment_is_repaired() -> None:
             assert fabric.status(tenant, network).ready, f"round {round_}"
         fabric.teardown()
     instance.remove()
-    assert snapshot(run) == before
+    eventually(lambda: snapshot(run) == before)
 
 
 def host_up() -> None:

@@ -48,7 +48,7 @@ def query_by_tcp(netns: int, server: str, name: str, kind: int = 1) -> bytes:
     question = b"\7\7\1\0\0\1\0\0\0\0\0\0" + labels + struct.pack("!HH", kind, 1)
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with call_in(netns, lambda: socket.socket(family, socket.SOCK_STREAM)) as sock:
-        sock.settimeout(3)
+        sock.settimeout(patiently(3))
         sock.connect((server, 53))
         sock.sendall(struct.pack("!H", len(question)) + question)
         with sock.makefile("rb") as answer:
@@ -258,11 +258,15 @@ def as_it_was_started_before(cloud: Lab, tenant: str) -> int:
 
     eventually(started)
     serving = {tenant: pid_of(cloud, tenant) for tenant in cloud.tenants}
-    found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_resolver(int(pid))]
-    found = [pid for pid in found if pid not in serving.values()]
-    assert len(found) == 1
-    (cloud.run / "dns" / tenant / "pid").write_text(f"{found[0]}\n")
-    return found[0]
+
+    def found() -> list[int]:
+        seen = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_resolver(int(pid))]
+        return [pid for pid in seen if pid not in serving.values()]
+
+    eventually(lambda: len(found()) == 1)  # those that it was forked by have ended
+    [pid] = found()
+    (cloud.run / "dns" / tenant / "pid").write_text(f"{pid}\n")
+    return pid
 
 
 @pytest.mark.parametrize(

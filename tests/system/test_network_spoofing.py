@@ -29,7 +29,7 @@ from tests.support.frames import (
     solicitation,
     udp,
 )
-from tests.support.lab import Instance, Lab, isolated, two_tenants
+from tests.support.lab import SOON, Instance, Lab, isolated, two_tenants
 
 ARP, IP, IPV6, VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
 MLD_ROUTERS = "ff02::16"
@@ -154,9 +154,9 @@ def arrives(cloud: Lab, make: Make, timeout: float) -> bool:
 def test_honest_frames_arrive_and_forged_ones_do_not() -> None:
     with two_tenants() as cloud:
         honest, forged = frames_of(cloud)
-        assert [name for name, make in honest.items() if not arrives(cloud, make, 1.0)] == []
+        assert [name for name, make in honest.items() if not arrives(cloud, make, SOON)] == []
         assert [name for name, make in forged.items() if arrives(cloud, make, 0.05)] == []
-        assert arrives(cloud, honest["IPv4"], 1.0)
+        assert arrives(cloud, honest["IPv4"], SOON)
 
 
 @isolated
@@ -167,7 +167,7 @@ def test_without_our_rules_the_forgeries_would_arrive() -> None:
         nft = cloud.fabric._tenant(cloud.tenants["acme"]).nft
         nft.run(f"flush chain bridge {cloud.fabric.naming.prefix} prerouting")
         nft.run(f"chain bridge {cloud.fabric.naming.prefix} prerouting {{ policy accept; }}")
-        stopped = [name for name, make in forged.items() if not arrives(cloud, make, 0.3)]
+        stopped = [name for name, make in forged.items() if not arrives(cloud, make, SOON)]
         assert stopped == []
 
 
@@ -181,7 +181,7 @@ def test_no_ipv6_leaves_an_instance_on_a_network_without_it() -> None:
             web.send_frame(ethernet(b, a, IPV6, udp(source, ALL_NODES, mark)))
         assert not sniffer.sees(mark, 0.1)
         web.send_frame(ethernet(b, a, IP, udp("10.0.0.2", "10.0.0.3", mark)))
-        assert sniffer.sees(mark, 1.0)
+        assert sniffer.sees(mark, SOON)
 
 
 @isolated
@@ -196,5 +196,5 @@ def test_a_bridge_cannot_be_taught_where_a_neighbour_lives() -> None:
         with call_in(gateway, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
             victim = db.sniffer()
             sock.sendto(mark, ("10.0.0.3", 9))
-            assert victim.sees(mark, 1.0)
+            assert victim.sees(mark, SOON)
             assert not spy.sees(mark, 0.1)

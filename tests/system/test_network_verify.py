@@ -23,7 +23,7 @@ from insula.network.probe import Measurement
 from insula.network.verify import verify
 from tests.support.descriptors import descriptors
 from tests.support.frames import mac
-from tests.support.lab import Instance, Lab, World, checksum, isolated, two_tenants
+from tests.support.lab import SOON, Instance, Lab, World, checksum, isolated, two_tenants
 
 PROBE = struct.pack("!HH", 40000, UDP_PORT)  # the ports of a probe
 
@@ -77,7 +77,7 @@ def test_no_probe_leaves_the_host() -> None:
         mark = os.urandom(8)
         with cloud.instances["acme", "web"].socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(mark, ("10.9.0.2", 9))
-        assert spy.sees(mark, 1.0), "the spy is deaf"
+        assert spy.sees(mark, SOON), "the spy is deaf"
 
 
 def tenants_joined_by_a_cable(cloud: Lab) -> None:
@@ -308,6 +308,8 @@ def test_an_instance_can_neither_forge_nor_break_it() -> None:
         thread.start()
         try:
             after = [report(cloud) for _ in range(3)]
+            while sent[0] <= 1000 and len(after) < 20:
+                after.append(report(cloud))
         finally:
             stop.set()
             thread.join()

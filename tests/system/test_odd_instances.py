@@ -48,7 +48,7 @@ def test_an_instance_whose_main_thread_has_exited(fresh: Daemon, tmp_path: Path)
     cli.ok("cp", "threads:/etc/hostname", tmp_path / "hostname")
     assert (tmp_path / "hostname").read_text() == "threads\n"
     assert "passed" in cli.ok("verify")
-    assert cli.run("exec", "usual", "ping", "-c", "1", "-W", "2", "threads").status == 0
+    assert cli.run("exec", "usual", "ping", "-c", "1", "-W", "20", "threads").status == 0
     explained = cli.json("explain", "threads")
     assert {"net", "mnt", "pid", "user"} <= {each["kind"] for each in explained["namespaces"]}
     cli.ok("pause", "threads")

@@ -204,7 +204,7 @@ def test_events_tell(web: Cli, daemon: Daemon) -> None:
     web.ok("unpause", "web")
     wanted = ["paused", "update", "unpaused"]
     events = web.start("events", "--from-revision", str(revision))
-    patience = threading.Timer(20, events.kill)
+    patience = threading.Timer(patiently(20), events.kill)
     patience.start()
     try:
         assert events.stdout is not None

@@ -71,7 +71,7 @@ def test_the_end_of_the_other_is_its_end(web: Cli) -> None:
     pids = [process["pid"] for process in web.json("top", "beside")]
     web.ok("kill", "web")
     assert web.ok("wait", "beside") == "137"
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all three have ended")
     assert "137" in web.ok("ps", "-a")
 
 

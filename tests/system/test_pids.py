@@ -34,14 +34,14 @@ def first(cli: Cli, name: str) -> dict[str, Any]:
     return dict(process)
 
 
-def processes_of(cli: Cli, name: str, count: int) -> list[dict[str, Any]]:
-    """What `top` shows, once that many run."""
+def processes_of(cli: Cli, name: str, count: int, program: str) -> list[dict[str, Any]]:
+    """What `top` shows, once that many run, and one of them is `program` (and not yet what that was forked from)."""
 
     def shown() -> list[dict[str, Any]]:
         found = cli.json("top", name)
-        return found if len(found) == count else []
+        return found if len(found) == count and program in [each["command"] for each in found] else []
 
-    return until(shown, f"{count} processes run in {name}")
+    return until(shown, f"{count} processes run in {name}, of them {program}")
 
 
 def test_pid_1_inside_is_another_outside(web: Cli) -> None:
@@ -78,9 +78,9 @@ def test_whois(web: Cli) -> None:
 
 def test_top_shows_the_tree_with_both_numbers(web: Cli) -> None:
     with web.start("exec", "web", "sh", "-c", "sleep 601 & wait") as client:
-        processes = processes_of(web, "web", 3)
+        processes = processes_of(web, "web", 3, "sleep 601")
         by_command = {process["command"]: process for process in processes}
-        child = next(p for command, p in by_command.items() if "601" in command and "sh" not in command)
+        child = by_command["sleep 601"]
         parent = next(p for command, p in by_command.items() if command.startswith("sh"))
         assert child["parent"] == parent["inside"]
         for process in processes:
@@ -95,8 +95,7 @@ def test_top_shows_the_tree_with_both_numbers(web: Cli) -> None:
 def test_nested_pid_namespaces_show_every_number(cli: Cli) -> None:
     options = ("--cap-add", "SYS_ADMIN")
     cli.ok("run", "-d", "--name", "nest", *options, "busybox", "unshare", "-p", "-f", "sleep", "602")
-    processes = processes_of(cli, "nest", 2)
-    inner = next(p for p in processes if p["command"].startswith("sleep"))
+    [inner] = [p for p in processes_of(cli, "nest", 2, "sleep 602") if p["command"] == "sleep 602"]
     assert len(inner["pids"]) == 3, inner
     host, middle, innermost = inner["pids"]
     assert innermost == 1
@@ -160,7 +159,7 @@ def test_a_handled_signal_reaches_pid_1_from_both_sides(cli: Cli) -> None:
 def test_the_namespace_dies_with_pid_1(cli: Cli) -> None:
     script = "for i in 1 2 3; do setsid sleep 603 & done; exec sleep 600"
     cli.ok("run", "-d", "--name", "family", "busybox", "sh", "-c", script)
-    pids = [process["pid"] for process in processes_of(cli, "family", 4)]
+    pids = [process["pid"] for process in processes_of(cli, "family", 4, "sleep 603")]
     cli.ok("kill", "family")
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all are gone")
 

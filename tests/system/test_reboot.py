@@ -76,7 +76,7 @@ def test_a_reboot_brings_back_what_the_policies_say(host: Rebooting) -> None:
     wanted = {"always": "running", "unless": "running", "stopped": "exited", "never": "exited"}
     until(lambda: states(host) == wanted, "the policies are carried out")
     assert cli.ok("exec", "always", "cat", "/note") == "kept"
-    assert cli.run("exec", "always", "ping", "-c", "1", "-W", "2", "unless").status == 0
+    assert cli.run("exec", "always", "ping", "-c", "1", "-W", "20", "unless").status == 0
     cli.ok("start", "never")
     assert states(host)["never"] == "running"
 

@@ -130,7 +130,7 @@ def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
         release.set()
         await eventually(lambda: watched(plane, "first"), "it is adopted after all")
         await eventually(lambda: name not in plane.context.problems, "and no problem any more")
-        assert looks.count("first") >= 2 and looks.count("second") == 1
+        assert looks.count("first") >= 2 and "second" in looks
 
     run(settings, body)
 
@@ -153,7 +153,7 @@ def test_an_error_that_nobody_thought_of_is_a_problem_and_no_end(
     async def body(plane: ControlPlane) -> None:
         plane.begin()
         await eventually(lambda: watched(plane, "first"), "it is adopted the second time")
-        assert watched(plane, "second")
+        await eventually(lambda: watched(plane, "second"), "and so is the other")
 
     with caplog.at_level(logging.INFO):
         run(settings, body)

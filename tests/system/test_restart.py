@@ -45,8 +45,12 @@ def test_a_start_that_fails_counts(fresh: Daemon) -> None:
     """The program is gone at the second start: that is tried again, and given up in the end."""
     cli = fresh.cli
     cli.ok("run", "-d", "--name", "gone", "--restart", "on-failure:2", "busybox", "sh", "-c", "rm /bin/sh; exit 1")
-    until(lambda: status(cli, "gone")["state"] == "failed" and not restarting(cli, "gone"), "given up", timeout=20)
-    assert status(cli, "gone")["restarts"] == 2
+
+    def given_up() -> bool:
+        found = status(cli, "gone")
+        return (found["state"], found["restarts"], restarting(cli, "gone")) == ("failed", 2, False)
+
+    until(given_up, "it is given up", timeout=20)
     assert fresh.log.read_text().count("instance default/gone does not start again") == 2, "each was tried"
     reason = cli.fails("start", "gone")
     assert status(cli, "gone")["error"] == reason

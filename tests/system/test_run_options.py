@@ -97,7 +97,7 @@ def test_a_process_that_is_left_alone(cli: Cli) -> None:
     script = "yes | head -c 300000; echo $A $(id -u) > /tmp/mark; exec sleep 601"  # more output than a pipe holds
     assert cli.ok("exec", "-d", "-e", "A=x", "-u", "0", "busy", "sh", "-c", script) == ""
     until(lambda: cli.run("exec", "busy", "cat", "/tmp/mark").out == "x 0\n", "it got past its output")
-    assert any(p["command"] == "sleep 601" for p in cli.json("top", "busy"))
+    until(lambda: any(p["command"] == "sleep 601" for p in cli.json("top", "busy")), "it has become the next program")
     assert set(cli.json("exec", "-dit", "busy", "--", "sleep", "602")) == {"id"}
     until(lambda: any(p["command"] == "sleep 602" for p in cli.json("top", "busy")), "one with a terminal runs, too")
     assert cli.run("exec", "-d", "busy", "/no/such").status in (125, 127)

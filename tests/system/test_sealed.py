@@ -33,7 +33,7 @@ PWNED = b"#!/bin/false\n# pwned\n"
 WRITE = f"""
 import errno, os, sys, time
 fd = int(sys.argv[1])
-for _ in range(1500):
+for _ in range(6000):  # a minute
     try:
         target = os.open(f"/proc/self/fd/{{fd}}", os.O_WRONLY)
         os.ftruncate(target, 0)

@@ -116,7 +116,7 @@ def test_trap_is_a_signal_that_can_be_handled() -> None:
 def test_the_thread_or_the_process_is_killed(action: str, survives: bool) -> None:
     def one_thread_calls() -> int:
         threading.Thread(target=personality, daemon=True).start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patiently(10)
         while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
             time.sleep(0.005)
         return len(os.listdir("/proc/self/task"))

@@ -11,7 +11,7 @@ import pytest
 from tests.support.cli import ERROR
 from tests.support.daemon import Daemon
 from tests.support.machine import Namespaces
-from tests.support.wait import patiently
+from tests.support.wait import patiently, until
 
 
 def host_addresses(daemon: Daemon) -> list[str]:
@@ -68,7 +68,9 @@ def test_debug_logs_each_request_and_info_does_not(unstarted: Daemon) -> None:
     unstarted.configure('log_level = "debug"\n')
     unstarted.start()
     unstarted.cli.ok("ps")
-    [line] = [line for line in unstarted.log.read_text().splitlines() if "GET /v1/tenants/default/instances" in line]
+    request = "GET /v1/tenants/default/instances"
+    until(lambda: request in unstarted.log.read_text(), "it is logged")
+    [line] = [line for line in unstarted.log.read_text().splitlines() if request in line]
     assert " DEBUG insula.access: GET /v1/tenants/default/instances uid=0 pid=" in line
     assert " status=200 " in line
 

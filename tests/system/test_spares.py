@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -151,7 +152,7 @@ def test_spares_die_with_the_zygote_and_the_next_one_cleans_up(host: Host) -> No
         host.kill("zygote")
         await eventually(lambda: not os.path.exists(f"/proc/{spare}"), "the spare is dead")
         await eventually(lambda: not group.exists(), "its group is gone")
-        assert not (host.run / "spares" / chosen).exists()
+        await eventually(lambda: not (host.run / "spares" / chosen).exists(), "and then its record")
         launch = host.launch("true", name=chosen)  # the id is still good
         await started(runtime, launch)
         assert (await runtime.wait(launch.id)).exit_status == 0
@@ -254,7 +255,7 @@ def test_a_spare_is_connected_before_it_becomes_the_container(fresh: Daemon, vic
 def test_an_instance_of_a_spare_is_guarded_like_any_other(fresh: Daemon) -> None:
     """Through the daemon: the filter, the rights and the limits that an instance has if nothing was made ahead."""
     cli, look = fresh.cli, "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups)' /proc/self/status; exec sleep 600"
-    names = (f"i{number}" for number in range(20))
+    names = (f"i{number}" for number in itertools.count())
 
     def launched() -> tuple[str, bool]:
         """An instance's name, and whether it was made of a spare."""

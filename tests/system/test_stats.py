@@ -114,7 +114,7 @@ def test_it_goes_on_until_the_last_is_removed(cli: Cli) -> None:
     for name in ("a", "b"):
         cli.ok("run", "-d", "--name", name, "busybox", "sh", "-c", BUSY)
     following = cli.start("--json", "stats", "--interval", "0.1", "a", "b")
-    patience = threading.Timer(40, following.kill)
+    patience = threading.Timer(patiently(40), following.kill)
     patience.start()
     try:
         assert following.stdout is not None

@@ -55,7 +55,7 @@ def test_a_monitor_that_fails_to_start_for_a_while(fresh: Daemon) -> None:
     cli.ok("exec", "before", "touch", "/go")
     assert cli.ok("wait", "before") == "0"
     assert cli.ok("logs", "before") == "late"
-    assert not any("monitor" in problem for problem in cli.json("status")["problems"])
+    until(lambda: not any("monitor" in problem for problem in cli.json("status")["problems"]), "it is solved")
 
 
 def test_insulad_answers_without_monitor_and_zygote(fresh: Daemon) -> None:

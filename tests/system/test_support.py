@@ -89,7 +89,9 @@ def test_a_leaked_control_group_is_seen(run_: Run, namespaces: Namespaces) -> No
     group = next(path for path in machine.CGROUPS.glob("*") if (path / "cgroup.procs").exists()) / run_.name
     group.mkdir()
     try:
-        assert before.difference(Snapshot.take(run_.name, namespaces.host)) == [f"cgroups: appeared: {group}"]
+        seen = before.difference(Snapshot.take(run_.name, namespaces.host))
+        # of other daemons' processes some may come and go meanwhile
+        assert [line for line in seen if line.startswith("cgroups")] == [f"cgroups: appeared: {group}"]
     finally:
         group.rmdir()
 
@@ -103,7 +105,9 @@ def test_the_machine_is_closed() -> None:
 
 
 def test_the_private_host_reaches_its_outside_only(namespaces: Namespaces) -> None:
-    ping = namespaces.wrap(namespaces.host, "busybox", "ping", "-c1", "-W1")
-    assert subprocess.run([*ping, Namespaces.OUTSIDE], capture_output=True).returncode == 0
-    assert subprocess.run([*ping, Namespaces.OUTSIDE6], capture_output=True).returncode == 0
-    assert subprocess.run([*ping, "203.0.113.1"], capture_output=True).returncode != 0
+    def pings(address: str, seconds: int) -> bool:
+        command = namespaces.wrap(namespaces.host, "busybox", "ping", "-c1", f"-W{seconds}", address)
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    assert pings(Namespaces.OUTSIDE, 20) and pings(Namespaces.OUTSIDE6, 20)
+    assert not pings("203.0.113.1", 1)

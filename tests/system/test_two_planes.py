@@ -24,7 +24,7 @@ from insula.settings import NetworkSettings, Settings
 from insula.store.sqlite import SqliteStore
 from tests.support.daemon import start_time
 from tests.support.machine import Run
-from tests.support.wait import eventually, until
+from tests.support.wait import eventually, patiently, until
 
 TENANT = "default"
 RANGES = (NetworkSettings(), NetworkSettings(range4="172.20.0.0/16", range6="fd69:6e73:756c:6200::/64"))
@@ -211,7 +211,7 @@ def test_the_end_of_one_leaves_its_instances_running_and_the_other_touches_none(
         await a.instances.stop(TENANT, "at-a")
         assert not alive(pids["at-a"]) and alive(pids["at-b"]) and not wish.done(), "nobody does it"
         async with opened(hosts[1], a) as again:
-            assert (await asyncio.wait_for(wish, 30)).status.state == "exited"
+            assert (await asyncio.wait_for(wish, patiently(30))).status.state == "exited"
             assert not alive(pids["at-b"])
             assert (await again.instances.get(TENANT, "at-b")).status.state == "exited"
 

@@ -260,6 +260,6 @@ def test_instances_do_what_they_did(cli: Cli) -> None:
     """The controls of all this: what ordinary programs do with such sockets."""
     cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
     assert "eth0" in cli.ok("exec", "web", "ip", "addr")
-    assert cli.run("exec", "web", "ping", "-c", "1", "-W", "2", "127.0.0.1").status == 0
+    assert cli.run("exec", "web", "ping", "-c", "1", "-W", "20", "127.0.0.1").status == 0
     assert cli.run("exec", "web", "nslookup", "web").status == 0
     cli.ok("rm", "-f", "web")

@@ -132,7 +132,7 @@ def test_a_record_that_can_not_be_read_stops_sweeping(fresh: Daemon) -> None:
     exchange(fresh, key, whole)
     fresh.start()
     assert cli.ok("exec", "precious", "cat", "/root/data") == "data"
-    assert cli.run("exec", "other", "ping", "-c", "1", "-W", "2", "precious").status == 0
+    assert cli.run("exec", "other", "ping", "-c", "1", "-W", "20", "precious").status == 0
     assert key not in str(cli.json("status")["problems"])
 
 

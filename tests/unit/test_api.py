@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from insula.api.server import notify
 from insula.client.http import Dechunker, connect, head, quote, request, target
 from insula.model.errors import Conflict, Denied, Failed, Invalid, NotFound, Unavailable
 from insula.model.stream import Kind
-from tests.support.wait import patiently
+from tests.support.wait import patiently, until
 from tests.unit.conftest import StubDaemon
 
 
@@ -223,9 +222,7 @@ def test_a_broken_upload_is_not_taken_for_a_whole_one(stub: StubDaemon) -> None:
 
     with pytest.raises(OSError, match="the disk broke"):
         stub.client.instances.archive_put("acme", "web", "/x", pieces())
-    deadline = time.monotonic() + 5
-    while not stub.plane.instances.broken_uploads and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: stub.plane.instances.broken_uploads, "the server has noticed")
     assert stub.plane.instances.broken_uploads == 1
     assert stub.plane.instances.uploads == {}
 

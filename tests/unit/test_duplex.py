@@ -23,7 +23,7 @@ from insula.cli.terminal import DetachFilter, detach_keys
 from insula.client.http import chunk, connect, head
 from insula.model.errors import Conflict, Invalid, NotFound, Unavailable
 from insula.model.stream import Kind, encode
-from tests.support.wait import patiently
+from tests.support.wait import patiently, until
 from tests.unit.conftest import StubDaemon
 
 SOURCE = str(Path(__file__).parents[2] / "src")
@@ -101,11 +101,14 @@ def test_a_process_that_reads_nothing_holds_the_sender_up(stub: StubDaemon) -> N
 def test_output_that_nobody_reads_holds_the_process_up(stub: StubDaemon) -> None:
     stub.client.instances.run("default", "x", ["cat", "/dev/zero"], name="web", start=False)
     with stub.client.instances.attach("default", "web", start=True):
-        time.sleep(0.5)
-        process = stub.plane.instances.processes_of["web"].process
-        before = written(process.pid)
-        time.sleep(0.5)
-        assert 0 < written(process.pid) == before
+        process = until(lambda: stub.plane.instances.processes_of["web"].process, "it has started")
+
+        def stands_still() -> bool:
+            before = written(process.pid)
+            time.sleep(0.5)
+            return 0 < before == written(process.pid)
+
+        until(stands_still, "the buffers are full")
         process.kill()
 
 
@@ -239,7 +242,7 @@ class Person:
         return int(termios.tcgetattr(self.fd)[3])
 
     def expect(self, text: bytes) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patiently(10)
         while text not in self.seen:
             assert time.monotonic() < deadline, self.seen
             if select.select([self.fd], [], [], 0.1)[0]:

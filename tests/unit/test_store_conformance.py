@@ -229,12 +229,12 @@ def test_closing_ends_watches(run: Run) -> None:
 
 def test_a_lease_takes_its_keys_with_it(run: Run) -> None:
     async def scenario(store: Store) -> None:
-        lease = await store.grant(0.3)
+        lease = await store.grant(1.5)
         start = await store.put("/host/1", b"", lease=lease)
         await store.put("/host/2", b"", lease=lease)
         await store.put("/host/2", b"kept")  # a put without the lease takes the key out of it
-        for _ in range(4):
-            await asyncio.sleep(0.15)
+        for _ in range(5):  # longer than it lasts by itself
+            await asyncio.sleep(0.4)
             await store.keep_alive(lease)
         assert set(await values(store)) == {"/host/1", "/host/2"}
         events = await take(store.watch("/host/", start), 3)

@@ -44,11 +44,11 @@ asyncio.run(main())
 def test_what_was_answered_survives_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     answered: set[str] = set()
-    for _ in range(5):
+    for lines in (1, 3, 7, 12, 20):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None
-        answered.add(writer.stdout.readline().strip())
-        time.sleep(random.uniform(0.0, 0.1))
+        answered.update(writer.stdout.readline().strip() for _ in range(lines))
+        time.sleep(random.uniform(0.0, 0.02))
         os.kill(writer.pid, signal.SIGKILL)
         *complete, _ = writer.stdout.read().split("\n")  # the last line may be cut
         answered.update(complete)

@@ -27,7 +27,8 @@ MEMORY = 48
 def test_a_fork_bomb(cells: CellFactory, cell: Cell, neighbour: Cell) -> None:
     """`:(){ :|:& };:` ends at the limit of its group (pids.max): the host has as many process numbers as before."""
     bomb = cells(cell.cli, "--pids", "64")
-    running = bomb.start(bombs.processes, 5000, 2.0)
+    assert len(_members(bomb)) == 1
+    running = bomb.start(bombs.processes, 5000, 4.0)
     until(lambda: len(_members(bomb)) >= 50, "the control: it takes all that it may")
     for one in (neighbour, cell):
         assert one.answers()
@@ -80,7 +81,8 @@ def test_fork_bombs_of_all_a_tenants_instances(tenants: TenantFactory, cells: Ce
     """Each may have 4096 processes, and together they have no more than the tenant (pids.max of its group)."""
     small = tenants("--pids", "100")
     first, second = cells(small), cells(small)
-    held = first.start(bombs.processes, 60, 15.0)
+    assert [len(_members(each)) for each in (first, second)] == [1, 1]
+    held = first.start(bombs.processes, 60, 60.0)
     until(lambda: len(_members(first)) >= 60, "the first has its processes")
     running = second.start(bombs.processes, 200, 5.0)
     until(lambda: len(_members(first)) + len(_members(second)) >= 95, "the control: they take all that they may")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -37,9 +36,7 @@ def test_nothing_can_be_had_from_a_process_that_joins(cell: Cell) -> None:
     for by readlink, ptrace(2), pidfd_getfd(2) and /proc/PID/mem while it joins, again and again."""
     control = cell.start(processes.spy, 2.5, "/tmp/ready")
     try:
-        deadline = time.monotonic() + 10
-        while cell.cli.run("exec", cell.name, "test", "-e", "/tmp/ready").status and time.monotonic() < deadline:
-            pass
+        until(lambda: (cell.upper / "tmp/ready").exists(), "it spies")
         while control.poll() is None:
             cell.cli.ok("exec", cell.name, "true")
     finally:
@@ -88,7 +85,7 @@ def test_an_ambush(cells: CellFactory, tenant: Cli) -> None:
 def test_a_process_that_is_traced_when_it_ends(cell: Cell, neighbour: Cell, daemon: Daemon) -> None:
     """ptrace(2): an ended process is its tracer's before it is its parent's. A runtime that waits for it (waitpid)
     waits as long as the container likes, and with it whoever else wants something."""
-    tracer = cell.start(processes.trace_and_keep, 6.0, "/tmp/tracing")
+    tracer = cell.start(processes.trace_and_keep, patiently(30), "/tmp/tracing")
     until(lambda: (cell.upper / "tmp/tracing").exists(), "it traces")
     busy = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"  # a child of its own would be traced too
     victims = [cell.cli.start("exec", cell.name, "sh", "-c", f"{busy}; exit {number}") for number in (7, 8, 9)]
@@ -96,6 +93,7 @@ def test_a_process_that_is_traced_when_it_ends(cell: Cell, neighbour: Cell, daem
     assert tracer.poll() is None and _zombies(daemon), "the control: they can't be waited for yet"
     assert neighbour.answers()
     neighbour.cli.ok("run", "--rm", IMAGE, "/bin/true")
+    cell.cli.ok("exec", cell.name, "touch", "/tmp/tracing.stop")
     assert len(cell.finish(tracer).value) >= 3
     until(lambda: not _zombies(daemon), "what is let go is reaped")
 

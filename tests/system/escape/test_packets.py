@@ -10,7 +10,7 @@ from pathlib import Path
 
 from insula.kernel.netns import call_in
 from insula.network.linux import rules
-from tests.support.lab import Instance, World, isolated, query, two_tenants
+from tests.support.lab import SOON, Instance, World, eventually, isolated, query, two_tenants
 
 
 def send(instance: Instance, address: str, mark: bytes) -> None:
@@ -41,7 +41,8 @@ def test_addresses_that_nobody_outside_has() -> None:
         for address in [*closed, *near]:
             mark = os.urandom(8)
             send(web, address, mark)
-            assert sniffer.sees(mark) == (address not in closed), address
+            expected = address not in closed
+            assert sniffer.sees(mark, SOON if expected else 0.3) == expected, address
 
 
 @isolated
@@ -70,7 +71,7 @@ def test_source_routes_and_fragments_lead_nowhere() -> None:
                 pass
         with web.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(mark * 500, ("198.51.100.1", 9))
-        assert sniffer.sees(mark), "the control: fragments do go out"
+        assert sniffer.sees(mark, SOON), "the control: fragments do go out"
 
 
 @isolated
@@ -90,7 +91,7 @@ def test_one_tenant_cannot_fill_the_hosts_connection_table() -> None:
         send(web, "198.51.100.1", mark)
         assert not sniffer.sees(mark), "no more for this one"
         send(cloud.instances["globex", "web"], "198.51.100.1", mark)
-        assert sniffer.sees(mark), "the neighbour goes on"
+        assert sniffer.sees(mark, SOON), "the neighbour goes on"
 
 
 @isolated
@@ -107,6 +108,6 @@ def test_a_flood_of_questions_is_not_the_hosts_work() -> None:
             for _ in range(sent):
                 sock.sendto(question, ("10.0.0.1", 53))
         allowed = rules.DNS_QUERIES * (time.monotonic() - began + 1)
-        taken = received(inside) - before
-        assert 0.5 * rules.DNS_QUERIES < taken < min(1.1 * allowed, 0.5 * sent), "the first of them are the control"
+        eventually(lambda: received(inside) - before > 0.5 * rules.DNS_QUERIES)  # the first of them are the control
+        assert received(inside) - before < min(1.1 * allowed, 0.5 * sent)
         assert query(other.netns, "10.0.0.1", "web") == (0, ["10.0.0.2"])

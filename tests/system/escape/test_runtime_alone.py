@@ -21,7 +21,7 @@ from insula.kernel import syscalls
 from tests.forked import forked
 from tests.support.cli import Terminal
 from tests.support.machine import Run
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.escape.attacks import files, processes, races, runtime
 from tests.system.escape.attacks.calls import syscall
 from tests.system.escape.bundles import ALL, DOCKERS, OciCell, host_file
@@ -184,7 +184,7 @@ def test_mounts_while_links_come_and_go(cell: OciCell, tmp_path: Path) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     racer = os.fork()
     if racer == 0:
-        races.exchange(str(volume / "box"), str(volume / "link"), 30)
+        races.exchange(str(volume / "box"), str(volume / "link"), patiently(60))
         os._exit(0)
     ran = 0
     try:

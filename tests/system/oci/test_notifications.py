@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.supervisor import Supervisor, send
-from tests.support.wait import until
+from tests.support.wait import patiently, until
 from tests.system.oci.conftest import NAME, Box
 
 
@@ -62,7 +62,7 @@ SCRIPT = "echo NOTIFY_SOCKET=$NOTIFY_SOCKET; exec sleep 600"
 
 def test_a_start_waits_until_the_container_is_ready(box: Box, begin: Begin, supervisor: Supervisor) -> None:
     box.script(SCRIPT)
-    assert begin("create", "--bundle", box.path, NAME).wait(30) == 0
+    assert begin("create", "--bundle", box.path, NAME).wait(patiently(30)) == 0
     starting = begin("start", NAME)
     pid = pid_of(box)
     path = address_inside(box)
@@ -76,7 +76,7 @@ def test_a_start_waits_until_the_container_is_ready(box: Box, begin: Begin, supe
     assert message == "BARRIER=1"
     assert starting.poll() is None, "it waits until this was received"
     os.close(barrier)
-    assert starting.wait(30) == 0
+    assert starting.wait(patiently(30)) == 0
     assert not supervisor.hears()
     assert "Connection refused" in send(pid, path, "READY=1").stderr, "nobody reads any more"
 
@@ -98,31 +98,31 @@ def test_run(box: Box, begin: Begin, supervisor: Supervisor, detach: bool) -> No
         assert running.poll() is None
         running.terminate()
         until(lambda: box.oci.run("kill", NAME, "KILL").status == 0, "it is killed")
-    assert running.wait(30) == (0 if detach else 137)
+    assert running.wait(patiently(30)) == (0 if detach else 137)
 
 
 @pytest.mark.parametrize("verb", ["start", "run"])
 def test_the_wait_ends_with_the_container(box: Box, begin: Begin, supervisor: Supervisor, verb: str) -> None:
     box.script("exec sleep 600")
     if verb == "start":
-        assert begin("create", "--bundle", box.path, NAME).wait(30) == 0
+        assert begin("create", "--bundle", box.path, NAME).wait(patiently(30)) == 0
         waiting = begin("start", NAME)
     else:
         waiting = begin("run", "--detach", "--bundle", box.path, NAME)
     pid_of(box)
     assert waiting.poll() is None
     box.oci.ok("kill", NAME, "KILL")
-    assert waiting.wait(30) == 0
+    assert waiting.wait(patiently(30)) == 0
     assert not supervisor.hears()
 
 
 def test_a_signal_ends_the_wait_and_not_the_container(box: Box, begin: Begin) -> None:
     box.script("exec sleep 600")
-    assert begin("create", "--bundle", box.path, NAME).wait(30) == 0
+    assert begin("create", "--bundle", box.path, NAME).wait(patiently(30)) == 0
     starting = begin("start", NAME)
     pid_of(box)
     starting.terminate()
-    assert starting.wait(30) == -15
+    assert starting.wait(patiently(30)) == -15
     assert box.oci.status(NAME) == "running"
 
 
@@ -139,7 +139,7 @@ def test_the_address_inside(box: Box, begin: Begin, address: str, inside: str) -
     """Where it is that of a systemd inside, or has no path, it is another. The config's own is replaced."""
     box.process["env"] = ["PATH=/bin", "NOTIFY_SOCKET=/elsewhere"]
     box.script(f"env | grep -c ^NOTIFY_SOCKET; echo $NOTIFY_SOCKET; test -S {inside} && echo there")
-    assert begin("run", "--bundle", box.path, NAME, address=address).wait(30) == 0
+    assert begin("run", "--bundle", box.path, NAME, address=address).wait(patiently(30)) == 0
     assert box.output.splitlines() == ["1", inside, "there"]
 
 
@@ -147,14 +147,14 @@ def test_without_a_supervisor(box: Box, begin: Begin) -> None:
     """Nothing of it is in the container; an address of another kind counts as none."""
     box.script("echo ${NOTIFY_SOCKET-none}; test -e /run/notify || echo absent")
     for address in ("", "vsock:2:1", "relative"):
-        assert begin("run", "--bundle", box.path, NAME, address=address).wait(30) == 0
+        assert begin("run", "--bundle", box.path, NAME, address=address).wait(patiently(30)) == 0
     assert box.output.split() == ["none", "absent"] * 3
 
 
 def test_a_start_without_a_supervisor(box: Box, begin: Begin) -> None:
     """Only `create` had one: `start` waits for nothing, and nobody reads."""
     box.script(SCRIPT)
-    assert begin("create", "--bundle", box.path, NAME).wait(30) == 0
+    assert begin("create", "--bundle", box.path, NAME).wait(patiently(30)) == 0
     box.oci.ok("start", NAME)
     assert "Connection refused" in send(pid_of(box), address_inside(box), "READY=1").stderr
 
@@ -166,7 +166,7 @@ def test_a_supervisor_that_is_gone(box: Box, begin: Begin, supervisor: Superviso
     running = begin("run", "--detach", "--bundle", box.path, NAME)
     pid = pid_of(box)
     assert send(pid, address_inside(box), "READY=1").returncode == 0
-    assert running.wait(30) == 0
+    assert running.wait(patiently(30)) == 0
     assert "warning: NOTIFY_SOCKET: Connection refused" in box.output
     assert box.oci.status(NAME) == "running"
 
@@ -181,7 +181,7 @@ def test_the_directory_has_room_for_nothing_else(box: Box, begin: Begin) -> None
         "mount -o remount,rw $PWD; echo x > file; rm notify; echo x > file; ls"
     )
     running = begin("run", "--bundle", box.path, NAME, address="@here")
-    assert running.wait(30) == 0, box.output
+    assert running.wait(patiently(30)) == 0, box.output
     lines = box.output.splitlines()
     assert lines[0] == "1"
     assert [line.split(": ")[-1] for line in lines[1:]] == ["Read-only file system", *["No space left on device"] * 2]
@@ -196,4 +196,4 @@ def test_with_a_user_namespace_and_a_read_only_root(box: Box, begin: Begin, supe
     assert send(pid, address_inside(box), "READY=1", uid=101000).returncode == 0
     assert supervisor.receive()[0] == f"READY=1\nMAINPID={pid}\n"
     os.close(supervisor.receive()[1][0])
-    assert running.wait(30) == 0
+    assert running.wait(patiently(30)) == 0

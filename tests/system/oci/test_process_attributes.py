@@ -242,4 +242,4 @@ def test_what_waits_has_no_more_rights_than_its_program(box: Box, user: int, res
 def test_limits_that_keep_it_from_hearing_hold_for_the_program(box: Box) -> None:
     box.process["rlimits"] = [{"type": f"RLIMIT_{kind}", "soft": 3, "hard": 4} for kind in ("NOFILE", "NPROC")]
     box.start("ulimit -n; ulimit -Hn; exec sleep 600")
-    assert box.output.split() == ["3", "4"]
+    until(lambda: box.output.split() == ["3", "4"], "it has told")

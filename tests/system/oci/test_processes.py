@@ -25,9 +25,9 @@ from tests.system.oci.conftest import NAME, Box, ConsoleSocket
 BASE = 0x50000000
 
 
-def read_until(master: int, wanted: str, timeout: float = 20) -> None:
+def read_until(master: int, wanted: str) -> None:
     """Read a terminal byte by byte until it has shown `wanted`."""
-    seen, deadline = "", time.monotonic() + timeout
+    seen, deadline = "", time.monotonic() + patiently(20)
     while not seen.endswith(wanted):
         ready, _, _ = select.select([master], [], [], max(0, deadline - time.monotonic()))
         assert ready, f"no {wanted!r} in {seen!r}"
@@ -169,7 +169,7 @@ def test_descriptors_that_are_not_open(box: Box) -> None:
     with open("/dev/null") as null:
         words = ["bash", "-c", f'exec "$@" 3<&{null.fileno()}', "bash"]
         words += box.oci.command("run", "--preserve-fds", "50", "--bundle", box.path, NAME)
-        done = subprocess.run(words, pass_fds=[null.fileno()], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(words, pass_fds=[null.fileno()], capture_output=True, text=True, timeout=patiently(30))
     assert (done.returncode, done.stdout.split()) == (0, ["0", "1", "2", "3", "4"])  # 4 is the directory
     assert done.stderr == "warning: --preserve-fds: descriptor 4 is not open: 1 are passed on of 50\n"
     assert "there can't be" in box.refused("--preserve-fds", "100000")
@@ -302,7 +302,7 @@ def test_exec_is_in_the_group(box: Box) -> None:
     pids = box.oci.json("ps", "--format", "json", NAME)
     assert len(pids) == 2
     box.oci.ok("delete", "--force", NAME)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "both have ended")
 
 
 def test_exec_sees_no_more_than_the_container(box: Box) -> None:

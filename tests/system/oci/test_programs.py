@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.programs import REFUSED, put
+from tests.support.wait import until
 from tests.system.oci.conftest import NAME, Box
 
 
@@ -76,6 +77,7 @@ def test_a_damaged_program_is_told_of_like_any_other(box: Box, offset: int) -> N
 def test_exec_at_the_limit_of_processes_names_it(box: Box) -> None:
     box.linux["resources"]["pids"] = {"limit": 2}
     box.start("sleep 600 & wait")
+    until(lambda: len(box.oci.json("ps", "--format", "json", NAME)) == 2, "both run")
     result = box.oci.run("exec", NAME, "true")
     assert result.status == 255
     assert "the limit of processes is reached (pids of the container" in result.err

@@ -132,7 +132,7 @@ def test_a_damaged_state_is_an_error_of_one_line(oci: Oci, web: Resident) -> Non
 
 def test_kill_sends_the_signal_that_was_asked_for(oci: Oci, web: Resident) -> None:
     oci.ok("kill", "web")  # TERM, which it ignores
-    assert web.grows()
+    until(web.grows, "it prints still")
     oci.ok("kill", "web", "SIGUSR1")
     assert web.process.wait(patiently(10)) == 7
     assert "container not running" in oci.fails("kill", "web", "USR1")
@@ -148,9 +148,9 @@ def test_kill_goes_to_the_first_process_only(oci: Oci, web: Resident) -> None:
 
 def test_kill_all(oci: Oci, web: Resident) -> None:
     oci.ok("kill", "--all", "web", "STOP")
-    assert not web.grows()
+    until(lambda: not web.grows(), "it stands still")
     oci.ok("kill", "--all", "web", "CONT")
-    assert web.grows()
+    until(web.grows, "it goes on")
     oci.ok("kill", "--all", "web", "KILL")
     assert web.process.wait(patiently(10)) == -signal.SIGKILL
     until(lambda: not web.group.processes(), "all are gone")
@@ -211,7 +211,7 @@ def test_pause_and_resume(oci: Oci, web: Resident) -> None:
     assert oci.status("web") == "paused"
     assert "is paused" in oci.fails("pause", "web")
     oci.ok("resume", "web")
-    assert web.grows()
+    until(web.grows, "it goes on")
     assert oci.status("web") == "running"
 
 

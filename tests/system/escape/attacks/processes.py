@@ -142,11 +142,14 @@ def ambush(seconds: float, ready: str) -> dict[str, list[str]]:
 
 
 def trace_and_keep(seconds: float, ready: str) -> list[int]:
-    """Seizes each process that comes (ptrace(2)), and lets none go: what ends meanwhile, its parent can't wait for."""
+    """Seizes each process that comes (ptrace(2)), and lets none go: what ends meanwhile, its parent can't wait for.
+
+    It ends early once there is a file whose name is that of `ready` and ``.stop``.
+    """
     seized = []
     open(ready, "w").close()
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not os.path.exists(f"{ready}.stop"):
         for pid in _others():
             if pid != 1 and pid not in seized:
                 with contextlib.suppress(OSError):

@@ -11,12 +11,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def exchange(one: str, other: str, seconds: float, ready: str = "") -> int:
-    """Swaps two names as fast as it can, renameat2(2) with RENAME_EXCHANGE: each moment one of them is what it was."""
+    """Swaps two names as fast as it can, renameat2(2) with RENAME_EXCHANGE: each moment one of them is what it was.
+
+    It ends early once there is a file whose name is that of `ready` and ``.stop``.
+    """
     first, second = one.encode(), other.encode()
     if ready:
         open(ready, "w").close()
     count, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not (ready and os.path.exists(f"{ready}.stop")):
         for _ in range(100):
             if _libc.renameat2(AT_FDCWD, first, AT_FDCWD, second, RENAME_EXCHANGE):
                 raise OSError(ctypes.get_errno(), "renameat2")
