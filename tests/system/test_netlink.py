@@ -9,7 +9,8 @@ from typing import TypeVar
 import pytest
 
 from insula.kernel import netlink, syscalls
-from insula.kernel.netlink import NetlinkError, Rtnl, nftables_dump
+from insula.kernel.netlink import NetlinkError, Rtnl
+from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.nftables import Nft
 from tests.forked import forked
 
@@ -73,7 +74,8 @@ def test_the_keys_of_a_set_are_read_as_bytes() -> None:
         elements = ", ".join(f'"port{number}" . 10.0.0.{number}' for number in range(200))
         names = f"set names {{ type ifname . ipv4_addr; elements = {{ {elements} }}; }}"
         Nft().run(f"table inet t {{ {names}; set none {{ type ipv4_addr; }}; }}")
-        return [nftables_dump.keys("inet", "t", name) for name in ("names", "none", "absent")]
+        with NftablesSocket() as nftables:
+            return [nftables.keys("inet", "t", name) for name in ("names", "none", "absent")]
 
     names, none, absent = elsewhere(keys)
     assert set(names) == {f"port{each}".encode().ljust(16, b"\0") + bytes((10, 0, 0, each)) for each in range(200)}

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
 import pytest
 
+from insula.kernel.netlink import NetlinkError, Request
+from insula.kernel.netlink.nftables import NftablesSocket, add_elements, delete_elements
 from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft, NftError
 from insula.model.objects import Network, Port
@@ -56,6 +58,11 @@ def with_nft(function: Callable[[Nft], T]) -> T:
     return call_in_new(inside)
 
 
+def transact(requests: Sequence[Request]) -> None:
+    with NftablesSocket() as nftables:
+        nftables.transact(*requests)
+
+
 def install(nft: Nft) -> None:
     rules.install(nft, TABLE, FAMILIES, rules.tenant_rules(TABLE))
 
@@ -73,7 +80,7 @@ def test_rules_are_loaded_and_loaded_again_without_a_change() -> None:
         found = listed(nft)
         assert found == rules.as_listed(WANTED, TABLE)
         assert all("policy drop" in text for text in found.values())
-        nft.run(rules.add(TABLE, rules.of_port(port())))
+        transact(rules.add(TABLE, rules.of_port(port())))
         before = nft.run("list ruleset", 1 << 3)  # with handles: loading anything would give others
         install(nft)
         assert nft.run("list ruleset", 1 << 3) == before
@@ -87,7 +94,7 @@ def test_what_somebody_changed_is_set_right_and_elements_stay(family: str) -> No
 
     def inside(nft: Nft) -> None:
         install(nft)
-        nft.run(rules.add(TABLE, {**rules.of_port(port()), **rules.of_network(network())}))
+        transact(rules.add(TABLE, {**rules.of_port(port()), **rules.of_network(network())}))
         nft.run(f"insert rule {family} {TABLE} {chain} accept")
         before = {each: nft.elements(each, TABLE) for each in FAMILIES}
         assert listed(nft) != rules.as_listed(WANTED, TABLE)
@@ -136,8 +143,8 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
         assert elements(nft) == {}
         some = [rules.of_network(network()), rules.of_port(port()), rules.of_port(port(8, OTHER, "10.0.0.3", None))]
         for each in some:
-            nft.run(rules.add(TABLE, each))
-            nft.run(rules.add(TABLE, each))  # what is there stays
+            transact(rules.add(TABLE, each))
+            transact(rules.add(TABLE, each))  # what is there stays
         own = {"fd00::2", link_local(MAC)}
         found = elements(nft)
         ndp = found.pop("bridge ndp")
@@ -152,11 +159,46 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
         }
         assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
         assert set(found) | {"bridge ndp"} == set(rules.SETS)
-        nft.run(rules.delete(TABLE, some[1]))
-        nft.run(rules.delete(TABLE, some[1]))  # no error where there is none
+        transact(rules.delete(TABLE, some[1]))
+        transact(rules.delete(TABLE, some[1]))  # no error where there is none
         assert elements(nft)["bridge macs"] == {("p8", OTHER)}
         for each in some:
-            nft.run(rules.delete(TABLE, each))
+            transact(rules.delete(TABLE, each))
+        assert elements(nft) == {}
+
+    with_nft(inside)
+
+
+def test_a_transaction_is_applied_as_a_whole_or_not_at_all() -> None:
+    key, missing = (rules.key("inet bridges", (name,)) for name in ("br3", "br4"))
+
+    def inside(nft: Nft) -> None:
+        install(nft)
+        add = list(add_elements("inet", TABLE, "bridges", [key]))
+        for wrong in (
+            delete_elements("inet", TABLE, "bridges", [missing]),
+            add_elements("inet", TABLE, "no-such-set", [key]),
+            add_elements("inet", TABLE, "bridges", [key[:-1]]),
+        ):
+            refused = list(wrong)
+            for requests in ([*add, *refused], [*refused, *add]):
+                with pytest.raises(NetlinkError, match=refused[0].what):
+                    transact(requests)
+            assert elements(nft) == {}
+        transact(add)  # the control
+        assert elements(nft) == {"inet bridges": {("br3",)}}
+
+    with_nft(inside)
+
+
+def test_a_transaction_may_have_thousands_of_elements() -> None:
+    def inside(nft: Nft) -> None:
+        install(nft)
+        names = [(f"br{number}", f"p{number}") for number in range(5000)]
+        some = {"inet same": names}
+        transact(rules.add(TABLE, some))
+        assert elements(nft) == {"inet same": set(names)}
+        transact(rules.delete(TABLE, some))
         assert elements(nft) == {}
 
     with_nft(inside)
@@ -222,3 +264,41 @@ def test_an_instance_has_places_for_all_neighbours_that_a_bridge_can_have_and_fe
         assert "10.0.0.9" not in text
     assert "rt ip6 nexthop fd00::1 accept" in both
     assert "fd00" not in four
+
+
+def test_recorded_rules_are_those_that_nft_loads() -> None:
+    """What is loaded into an instance's namespace was recorded in another one."""
+    gateways = ["10.1.0.1", "fd01::1"]
+
+    def listed(load: Callable[[], object]) -> tuple[str, str]:
+        def inside(nft: Nft) -> tuple[str, str]:
+            load()
+            return nft.run("list ruleset"), re.sub(r'"handle": \d+', "", nft.run("list ruleset", 1 << 4))  # text, JSON
+
+        return with_nft(inside)
+
+    def load_text() -> None:
+        with Nft() as nft:
+            nft.run(neighbours.text(TABLE, "eth0", gateways))
+
+    loaded, replayed = listed(load_text), listed(lambda: neighbours.bound(TABLE, "eth0", gateways))
+    assert "fd01::1" in loaded[0] and "gc-interval" in loaded[0]  # the control
+    assert replayed == loaded
+
+
+def test_recorded_rules_are_loaded_as_a_whole_or_not_at_all() -> None:
+    def record(nft: Nft) -> Sequence[Request]:
+        nft.run(neighbours.text(TABLE, "eth0", ["10.1.0.1"]))
+        with NftablesSocket() as nftables:
+            return nftables.recorded()
+
+    requests = with_nft(record)
+
+    def inside(nft: Nft) -> None:
+        with pytest.raises(NetlinkError):
+            transact([*requests, *delete_elements("inet", TABLE, "ipv4", [bytes(4)])])
+        assert nft.run("list ruleset") == ""
+        transact(requests)  # the control
+        assert TABLE in nft.run("list ruleset")
+
+    with_nft(inside)

@@ -1,12 +1,12 @@
 """Netlink: network devices, addresses, routes and neighbours of a network namespace; netlink(7), rtnetlink(7).
 
-attributes.py      packing and parsing attributes
-socket.py          a socket: batches of requests, dumps, errors
-messages.py        numbers and structures of rtnetlink
-requests.py        functions that build rtnetlink requests
-rtnetlink.py       `Rtnl`, a socket that sends them and reads tables
-devices.py         moving a device to another network namespace
-nftables_dump.py   the keys in nftables' sets
+attributes.py   packing and parsing attributes
+socket.py       a socket: batches of requests, dumps, errors
+messages.py     numbers and structures of rtnetlink
+requests.py     functions that build rtnetlink requests
+rtnetlink.py    `Rtnl`, a socket that sends them and reads tables
+devices.py      moving a device to another network namespace
+nftables.py     elements of nftables' sets, and recorded rules
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from insula.kernel import descriptors
 from insula.kernel.netlink import attributes
@@ -22,7 +22,8 @@ from insula.kernel.netlink import attributes
 # linux/netlink.h
 _ERROR, _DONE = 2, 3
 REPLACE, EXCLUSIVE, CREATE = 0x100, 0x200, 0x400
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+ACK: Final = 4
+_REQUEST, _DUMP = 1, 0x300
 _CAPPED, _ACK_TLVS, _DUMP_INTR = 0x100, 0x200, 0x10
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 
@@ -80,7 +81,7 @@ class NetlinkSocket:
         with self._lock:
             first, packet = self._sequence + 1, bytearray()
             for request in requests:
-                packet += self._pack(request.type, request.flags | _ACK, request.body)
+                packet += self._pack(request.type, request.flags | ACK, request.body)
             self.socket.sendto(packet, (0, 0))
             errors: dict[int, NetlinkError] = {}
             missing = set(range(first, first + len(requests)))
@@ -88,7 +89,7 @@ class NetlinkSocket:
                 if answer.type == _ERROR and answer.sequence in missing:
                     missing.remove(answer.sequence)
                     request = requests[answer.sequence - first]
-                    error = _error(request.what, answer)
+                    error = error_in(request.what, answer)
                     if error is not None and error.errno not in request.ignore:
                         errors[answer.sequence] = error
                     if not missing:
@@ -102,7 +103,7 @@ class NetlinkSocket:
             self.socket.sendto(self._pack(type_, 0, body), (0, 0))
             answer = next(self._answers(self._sequence))
         if answer.type == _ERROR:
-            raise _error("get", answer) or NetlinkError(5, "get: no answer")
+            raise error_in("get", answer) or NetlinkError(5, "get: no answer")
         return answer.body
 
     def dump(self, type_: int, body: bytes) -> list[bytes]:
@@ -116,7 +117,7 @@ class NetlinkSocket:
                     if answer.type in (_ERROR, _DONE):
                         break
                     found.append(answer.body)
-                if error := _error("dump", answer):
+                if error := error_in("dump", answer):
                     raise error
                 if not interrupted:
                     return found
@@ -136,7 +137,7 @@ class NetlinkSocket:
                 offset += -(-length // 4) * 4
 
 
-def _error(what: str, answer: _Reply) -> NetlinkError | None:
+def error_in(what: str, answer: _Reply) -> NetlinkError | None:
     """Return the error in an NLMSG_ERROR or NLMSG_DONE, with the text of its acknowledgement; None for a success."""
     code = -int(struct.unpack_from("=i", answer.body)[0])
     if code == 0:

@@ -11,10 +11,13 @@ with CAP_NET_ADMIN in the namespace can remove the rules.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final
 
-from insula.kernel.netlink import nftables_dump
+from insula.kernel.netlink import Request
+from insula.kernel.netlink.nftables import FIRST_GENERATION, NftablesSocket
+from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.network.linux import naming
 
@@ -50,10 +53,21 @@ def bound(table: str, device: str, gateways: Sequence[str]) -> None:
     `device` leads to the gateways. An instance that has run may have any number of rules of its own, so they are not
     read. OSError.
     """
-    if nftables_dump.generation() != nftables_dump.FIRST_GENERATION:
-        return
-    with Nft() as nft:
-        nft.run(text(table, device, gateways))
+    with NftablesSocket() as nftables:
+        if nftables.generation() == FIRST_GENERATION:
+            nftables.transact(*_requests(table, device, tuple(gateways)))
+
+
+@functools.lru_cache(maxsize=256)
+def _requests(table: str, device: str, gateways: tuple[str, ...]) -> Sequence[Request]:
+    """Return the rules as requests: libnftables installs them in a new namespace, and they are recorded there."""
+
+    def recorded() -> Sequence[Request]:
+        with Nft() as nft, NftablesSocket() as nftables:
+            nft.run(text(table, device, gateways))
+            return nftables.recorded()
+
+    return call_in_new(recorded)
 
 
 def text(table: str, device: str, gateways: Sequence[str]) -> str:

@@ -23,7 +23,8 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from types import MappingProxyType
 from typing import Final
 
-from insula.kernel.netlink.nftables_dump import IFNAME
+from insula.kernel.netlink import Request
+from insula.kernel.netlink.nftables import IFNAME, add_elements, delete_elements
 from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
@@ -38,6 +39,8 @@ DNS_CONNECTIONS: Final = 50  # a second over TCP: the resolver forks a process f
 
 Elements = Mapping[str, Iterable[tuple[str, ...]]]
 """Elements by set; the set's name is "family set"."""
+Keys = Mapping[str, Iterable[bytes]]
+"""The same as the kernel's keys."""
 
 _ERRORS: Final = f"""\
 icmp type {{ destination-unreachable, time-exceeded }} @th,72,8 & 0xfc == {DSCP << 2:#x} drop
@@ -312,18 +315,38 @@ def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
     }
 
 
-def add(table: str, elements: Elements) -> str:
-    """Return commands that add elements; no error if they exist."""
-    return "".join(_command("add", table, name, some) for name, some in elements.items())
+def add(table: str, elements: Elements) -> list[Request]:
+    """Return requests that add elements; no error if they exist."""
+    return change(table, _keys(elements), {})
 
 
-def delete(table: str, elements: Elements) -> str:
-    """Return commands that delete elements; no error if they don't exist, because they are added first."""
-    return add(table, elements) + "".join(_command("delete", table, name, some) for name, some in elements.items())
+def delete(table: str, elements: Elements) -> list[Request]:
+    """Return requests that delete elements; no error if they don't exist."""
+    return change(table, {}, _keys(elements))
+
+
+def change(table: str, added: Keys, deleted: Keys) -> list[Request]:
+    """Return requests that add and delete keys. What is deleted is added first: a missing key would be an error."""
+    requests: list[Request] = []
+    for keys in (added, deleted):
+        for name, some in keys.items():
+            requests += add_elements(*_of(name, table), some)
+    for name, some in deleted.items():
+        requests += delete_elements(*_of(name, table), some)
+    return requests
+
+
+def _of(name: str, table: str) -> tuple[str, str, str]:
+    family, _, set_ = name.partition(" ")
+    return family, table, set_
+
+
+def _keys(elements: Elements) -> Keys:
+    return {name: [key(name, element) for element in some] for name, some in elements.items()}
 
 
 def key(name: str, element: tuple[str, ...]) -> bytes:
-    """Convert an element of the set `name` to the kernel's key (`nftables_dump`)."""
+    """Convert an element of the set `name` to the kernel's key (`kernel.netlink.nftables`)."""
     return b"".join(_packed(kind, part) for kind, part in zip(_TYPES[name], element, strict=True))
 
 
@@ -357,13 +380,3 @@ def _text(kind: str, packed: bytes) -> str:
     if kind == "h":
         return f"0x{packed.hex()}"
     return inet_ntop(AF_INET if kind == "4" else AF_INET6, packed)
-
-
-def _command(verb: str, table: str, name: str, elements: Iterable[tuple[str, ...]]) -> str:
-    family, _, set_ = name.partition(" ")
-    kinds = _TYPES[name]
-    written = ", ".join(
-        " . ".join(f'"{part}"' if kind == "d" else part for kind, part in zip(kinds, each, strict=True))
-        for each in elements
-    )
-    return f"{verb} element {family} {table} {set_} {{ {written} }}\n" if written else ""

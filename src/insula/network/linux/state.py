@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from insula.kernel import netlink
-from insula.kernel.netlink import Request, Rtnl, nftables_dump
+from insula.kernel.netlink import Request, Rtnl
 from insula.kernel.netlink.messages import Link
+from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in
 from insula.model.objects import Network, Port
 from insula.network.addresses import gateway_mac
@@ -42,8 +43,8 @@ class InstalledState:
     """Names of bridges with IPv6."""
 
 
-def read(netns: int, rtnl: Rtnl, table: str) -> InstalledState:
-    """Read the state of the namespace `netns`; `rtnl` is a socket in it."""
+def read(netns: int, rtnl: Rtnl, nftables: NftablesSocket, table: str) -> InstalledState:
+    """Read the state of the namespace `netns`; the sockets are in it."""
     links, gone = {}, set()
     for link in rtnl.links():
         if is_gone(link.group):
@@ -62,14 +63,14 @@ def read(netns: int, rtnl: Rtnl, table: str) -> InstalledState:
     }
     forwarding = {(entry.index, entry.mac) for entry in rtnl.neighbours(socket.AF_BRIDGE) if entry.permanent}
     bridges = [name for name in links if naming.number(name, "br") is not None]
-    elements, ipv6 = call_in(netns, lambda: (keys(table), {each for each in bridges if _has_ipv6(each)}))
-    return InstalledState(links, gone, addresses, neighbours, forwarding, elements, ipv6)
+    ipv6 = call_in(netns, lambda: {each for each in bridges if _has_ipv6(each)})
+    return InstalledState(links, gone, addresses, neighbours, forwarding, keys(nftables, table), ipv6)
 
 
-def keys(table: str) -> dict[str, set[bytes]]:
-    """Return the keys of all sets, by "family set". Runs in the tenant's namespace."""
+def keys(nftables: NftablesSocket, table: str) -> dict[str, set[bytes]]:
+    """Return the keys of all sets, by "family set"."""
     listed = ((name, *name.split()) for name in rules.SETS)
-    return {name: set(nftables_dump.keys(family, table, set_)) for name, family, set_ in listed}
+    return {name: set(nftables.keys(family, table, set_)) for name, family, set_ in listed}
 
 
 def _has_ipv6(device: str) -> bool:
@@ -125,15 +126,17 @@ def port_settings(network: Network, port: Port) -> list[Request]:
     ]
 
 
-def elements(table: str, wanted: Iterable[rules.Elements], have: dict[str, set[bytes]]) -> str:
-    """Return the nftables commands that change the sets from the keys `have` to the elements `wanted`."""
-    lists: dict[str, dict[bytes, tuple[str, ...]]] = {name: {} for name in have}
+def elements(table: str, wanted: Iterable[rules.Elements], have: dict[str, set[bytes]]) -> list[Request]:
+    """Return requests that change the sets from the keys `have` to the elements `wanted`."""
+    keys: dict[str, set[bytes]] = {name: set() for name in have}
     for each in wanted:
         for name, some in each.items():
-            lists[name].update((rules.key(name, element), element) for element in some)
-    missing = {name: [e for key, e in lists[name].items() if key not in have[name]] for name in have}
-    stale = {name: [rules.element(name, key) for key in have[name] - lists[name].keys()] for name in have}
-    return rules.add(table, missing) + rules.delete(table, stale)
+            keys[name].update(rules.key(name, element) for element in some)
+    return rules.change(
+        table,
+        {name: keys[name] - present for name, present in have.items()},
+        {name: present - keys[name] for name, present in have.items()},
+    )
 
 
 # -- addresses ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A tenant's network namespace on this host, and the changes in it.
 
-Its handles (a descriptor, rtnetlink sockets, an nftables context) are opened in the namespace once and kept, so that
+Its handles (a descriptor, netlink sockets, an nftables context) are opened in the namespace once and kept, so that
 plugging a port needs no setns(2) into it.
 """
 
@@ -16,6 +16,7 @@ from typing import Final
 from insula.kernel import descriptors, netlink
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import NetlinkError, Rtnl
+from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.errors import Conflict, Failed, InsulaError
@@ -47,8 +48,9 @@ class TenantNamespace:
         self.naming = names
         self.tenant = tenant
         self.netns = descriptors.move_above_select_limit(netns)
-        # the third socket is for slow requests, which would block users of the first
-        self.rtnl, self.nft, self._slow_rtnl = call_in(self.netns, lambda: (Rtnl(), Nft(), Rtnl()))
+        handles = call_in(self.netns, lambda: (Rtnl(), Nft(), NftablesSocket(), Rtnl()))
+        # the last socket is for slow requests, which would block users of the first
+        self.rtnl, self.nft, self._nftables, self._slow_rtnl = handles
         self._deleting = threading.Lock()
         self._closed = False
         self._networks: set[int] = set()  # of all intents so far
@@ -64,6 +66,7 @@ class TenantNamespace:
             self._slow_rtnl.close()
         self.rtnl.close()
         self.nft.close()
+        self._nftables.close()
         netns, self.netns = self.netns, -1  # a late thread must not use another file with the same number
         os.close(netns)
 
@@ -128,7 +131,7 @@ class TenantNamespace:
 
         `prepare` is called with each network first, and may refuse it. Errors are added to `errors`.
         """
-        now = state.read(self.netns, self.rtnl, self.naming.prefix)
+        now = state.read(self.netns, self.rtnl, self._nftables, self.naming.prefix)
         self._marked_groups |= now.marked_groups
         with recording(errors, "tenant"):
             self.rtnl.execute(*state.uplink(now, self._uplink_addresses()))
@@ -143,7 +146,7 @@ class TenantNamespace:
             if f"network {network.name}" in errors:
                 del networks[network.name]
         if made:  # the ports of a new bridge have to be attached again
-            now = state.read(self.netns, self.rtnl, self.naming.prefix)
+            now = state.read(self.netns, self.rtnl, self._nftables, self.naming.prefix)
         plugged = [port for port in intent.ports if port.network in networks and self._is_plugged(port, now)]
         for port in plugged:
             with recording(errors, f"port {port.instance}"):
@@ -208,8 +211,7 @@ class TenantNamespace:
         if not complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
-        if commands := state.elements(self.naming.prefix, wanted, have):
-            self.nft.run(commands)
+        self._nftables.transact(*state.elements(self.naming.prefix, wanted, have))
 
     # -- ports ---------------------------------------------------------------------------------------------------
 
@@ -224,7 +226,7 @@ class TenantNamespace:
                 with reported(network, port):
                     try:
                         self._connect(network, port, netns)
-                        self.nft.run(rules.add(self.naming.prefix, rules.of_port(port)))
+                        self._nftables.transact(*rules.add(self.naming.prefix, rules.of_port(port)))
                     except NetlinkError as error:
                         if error.errno != errno.EEXIST:
                             raise
@@ -256,7 +258,7 @@ class TenantNamespace:
     def unplug(self, network: Network, port: Port) -> None:
         """Remove the port's set elements, and mark its device, which `delete_marked` deletes with its other end."""
         bridge = naming.bridge_index(network.index)
-        self.nft.run(rules.delete(self.naming.prefix, rules.of_port(port)))
+        self._nftables.transact(*rules.delete(self.naming.prefix, rules.of_port(port)))
         group, self._unplugged = group_of(self._unplugged), self._unplugged + 1
         self.rtnl.execute(
             netlink.set_link_group(naming.port_index(port.index), group),
@@ -322,16 +324,15 @@ class TenantNamespace:
 
     def elements(self) -> dict[str, set[tuple[str, ...]]]:
         """Return all elements of the sets, by "family set"."""
-        have = call_in(self.netns, lambda: state.keys(self.naming.prefix))
+        have = state.keys(self._nftables, self.naming.prefix)
         return {name: {rules.element(name, key) for key in some} for name, some in have.items()}
 
     def _replace_elements(self, port: Port) -> None:
         """Replace all elements of the port's device by those of the port."""
         device = naming.port(port.index)
-        have = call_in(self.netns, lambda: state.keys(self.naming.prefix))
+        have = state.keys(self._nftables, self.naming.prefix)
         mine = {name: {k for k in some if rules.element(name, k)[0] == device} for name, some in have.items()}
-        if commands := state.elements(self.naming.prefix, [rules.of_port(port)], mine):
-            self.nft.run(commands)
+        self._nftables.transact(*state.elements(self.naming.prefix, [rules.of_port(port)], mine))
 
 
 @contextlib.contextmanager

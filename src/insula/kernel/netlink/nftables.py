@@ -1,0 +1,138 @@
+"""Nftables over netlink: set elements, and rules that were recorded from the kernel before.
+
+libnftables (`kernel.nftables`) parses text, and reads generation, tables, chains and sets of the namespace before each
+command, which takes 0.3 to 0.5 ms. The messages here are ready-made, and need one system call in each direction. Rules
+are never encoded here: libnftables installs them once, and `recorded` copies what the kernel then lists.
+
+A set's key is its raw bytes: the parts of a concatenation follow each other, each padded to four bytes; the name of a
+device is padded to 16 (include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
+
+from insula.kernel.netlink import attributes
+from insula.kernel.netlink.attributes import NESTED
+from insula.kernel.netlink.socket import ACK, CREATE, NetlinkError, NetlinkSocket, Request, error_in
+
+IFNAME: Final = 16
+_FAMILIES: Final = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
+_NETLINK_NETFILTER: Final = 12
+_NFTABLES: Final = 10
+_BEGIN, _END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
+_NEWTABLE, _GETTABLE, _NEWCHAIN, _GETCHAIN, _NEWRULE, _GETRULE, _NEWSET, _GETSET = (
+    _NFTABLES << 8 | number for number in (0, 1, 3, 4, 6, 7, 9, 10)
+)
+_NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (_NFTABLES << 8 | number for number in (12, 13, 14, 16))
+FIRST_GENERATION: Final = 1
+"""The generation of a network namespace whose rules were never changed."""
+_TABLE, _SET, _ELEMENTS = 1, 2, 3
+_ELEMENT, _KEY, _VALUE = 1, 1, 1
+_GENERATION, _SET_ID = 1, 10
+_APPEND: Final = 0x800
+_TOGETHER: Final = 512  # keys in one message: an attribute has at most 64 KiB
+_BUFFER: Final = 1 << 16
+_RECORDED: Final = (
+    # in the order of their creation: (list, create, attributes that are copied); the others are the kernel's own
+    (_GETTABLE, _NEWTABLE, {1, 2}),  # name, flags
+    (_GETSET, _NEWSET, {1, 2, 3, 4, 5, 8, 9, 11, 12, 13}),  # names, flags, key, policy, size, timeouts, user data
+    (_GETCHAIN, _NEWCHAIN, {1, 3, 4, 5, 7}),  # names, hook, policy, type
+    (_GETRULE, _NEWRULE, {1, 2, 4, 7}),  # names, expressions, user data
+)
+
+
+class NftablesSocket(NetlinkSocket):
+    """A socket in the network namespace of the calling thread. Its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__(_NETLINK_NETFILTER)
+
+    def generation(self) -> int:
+        """Return the generation of the namespace, which every transaction of rules increases."""
+        answer = self.get(_GETGEN, _header(0))
+        return int.from_bytes(attributes.parse(answer[4:])[_GENERATION], "big")
+
+    def keys(self, family: str, table: str, name: str) -> list[bytes]:
+        """Return the keys of a set; none if it is missing. NetlinkError."""
+        try:
+            answers = self.dump(_GETSETELEM, _set(family, table, name))
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
+        found: list[bytes] = []
+        for body in answers:
+            listed = attributes.parse(body[4:]).get(_ELEMENTS, b"")
+            elements = (attributes.parse(element) for _, element in attributes.pairs(listed))
+            found += (attributes.parse(element[_KEY])[_VALUE] for element in elements)
+        return found
+
+    def recorded(self) -> Sequence[Request]:
+        """Return requests that make the namespace's tables in another one: sets, chains and rules, without elements."""
+        return [
+            Request("add rules", create, CREATE | _APPEND, body[:4] + _copied(body[4:], kept, create, number))
+            for list_, create, kept in _RECORDED
+            for number, body in enumerate(self.dump(list_, _header(0)), 1)
+        ]
+
+    def transact(self, *requests: Request) -> None:
+        """Carry out requests as one transaction, as a whole or not at all. NetlinkError has the first failure."""
+        if not requests:
+            return
+        with self._lock:
+            packet, first = bytearray(self._pack(_BEGIN, 0, _header(0, _NFTABLES))), self._sequence
+            for request in requests[:-1]:
+                packet += self._pack(request.type, request.flags, request.body)
+            packet += self._pack(requests[-1].type, requests[-1].flags | ACK, requests[-1].body)
+            last = self._sequence
+            packet += self._pack(_END, 0, _header(0, _NFTABLES))
+            if len(packet) > _BUFFER:  # the usual buffer is too small
+                self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_SNDBUFFORCE", 32), 2 * len(packet))
+            self.socket.sendto(packet, (0, 0))
+            for answer in self._answers(first):
+                at = min(max(answer.sequence - first, 1), len(requests)) - 1  # `first` is that of the whole transaction
+                if error := error_in(requests[at].what, answer):
+                    raise error
+                if answer.sequence == last:
+                    return
+
+
+def add_elements(family: str, table: str, name: str, keys: Iterable[bytes]) -> Iterator[Request]:
+    """Yield requests that add elements to a set; those that it has are no error."""
+    return _elements(f"add elements to set {name}", _NEWSETELEM, CREATE, _set(family, table, name), keys)
+
+
+def delete_elements(family: str, table: str, name: str, keys: Iterable[bytes]) -> Iterator[Request]:
+    """Yield requests that delete elements of a set; a missing one is an error."""
+    return _elements(f"delete elements of set {name}", _DELSETELEM, 0, _set(family, table, name), keys)
+
+
+def _elements(what: str, type_: int, flags: int, head: bytes, keys: Iterable[bytes]) -> Iterator[Request]:
+    left = iter(keys)
+    while some := list(islice(left, _TOGETHER)):
+        listed = attributes.nested(
+            *((_ELEMENT | NESTED, attributes.nested((_KEY | NESTED, attributes.nested((_VALUE, k))))) for k in some)
+        )
+        yield Request(what, type_, flags, head + attributes.attributes((_ELEMENTS | NESTED, listed)))
+
+
+def _set(family: str, table: str, name: str) -> bytes:
+    names = attributes.attributes((_TABLE, attributes.text(table)), (_SET, attributes.text(name)))
+    return _header(_FAMILIES[family]) + names
+
+
+def _header(family: int, subsystem: int = 0) -> bytes:
+    """Return a `struct nfgenmsg`."""
+    return struct.pack("!BBH", family, 0, subsystem)
+
+
+def _copied(listed: bytes, kept: set[int], create: int, number: int) -> bytes:
+    """Return the attributes with which an object is made that was listed with `listed`; `number` is a new one."""
+    copied = [(type_, value) for type_, value in attributes.pairs(listed) if type_ in kept]
+    return attributes.attributes(*copied, (_SET_ID, struct.pack("!I", number) if create == _NEWSET else None))
