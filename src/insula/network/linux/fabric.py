@@ -58,6 +58,7 @@ class LinuxFabric:
         self._run = run / "network"
         self._records = self._run / "tenants"
         self._settings = HostSettings(self._run / "sysctl.json")
+        self._procfs = sysctl.Procfs()
         self._servers = resolver.host_resolvers() if resolvers is None else list(resolvers)
         self._resolver = resolver.Resolver(resolver.reachable_directory(run, prefix), groups)
         self._tenants: dict[str, TenantNamespace] = {}
@@ -106,6 +107,7 @@ class LinuxFabric:
             self._host_nft.close()
         if self._injector:
             self._injector.close()
+        self._procfs.close()
         self._host = self._host_nft = self._injector = None
 
     def _ensure_host(self) -> None:
@@ -235,7 +237,8 @@ class LinuxFabric:
             netns = namespaces.open_named(self.naming.namespace(tenant.name))
             if netns is None:
                 raise _no_namespace(tenant)
-            namespace = self._tenants[tenant.name] = TenantNamespace(self.naming, tenant, netns, self._injector)
+            namespace = TenantNamespace(self.naming, tenant, netns, self._injector, self._procfs)
+            self._tenants[tenant.name] = namespace
             return namespace
 
     # -- ports ---------------------------------------------------------------------------------------------------

@@ -44,7 +44,9 @@ replies much faster.
 class TenantNamespace:
     """The namespace of one tenant, used by one thread at a time. Methods raise `Failed` with the kernel's error."""
 
-    def __init__(self, names: Naming, tenant: Tenant, netns: int, injector: Injector | None) -> None:
+    def __init__(
+        self, names: Naming, tenant: Tenant, netns: int, injector: Injector | None, procfs: sysctl.Procfs
+    ) -> None:
         self.naming = names
         self.tenant = tenant
         self.netns = descriptors.move_above_select_limit(netns)
@@ -59,6 +61,7 @@ class TenantNamespace:
         self._unplugged = 0
         self._previous_macs: dict[str, str] = {}  # the last MAC address of each IP address
         self._injector = injector
+        self._procfs = procfs
 
     def close(self) -> None:
         with self._deleting:
@@ -242,7 +245,7 @@ class TenantNamespace:
 
     def _enter(self, network: Network, port: Port) -> Rtnl:
         """Write settings and rules in the instance's namespace, and open a socket for the rest. Runs in it."""
-        sysctl.write(sysctl.instance(ipv6=port.address6 is not None))
+        sysctl.write(sysctl.instance(ipv6=port.address6 is not None), self._procfs)
         gateways = [gateway for _, gateway in _with_prefixes(network, port)]
         neighbours.bound(self.naming.prefix, DEVICE, gateways)
         return Rtnl()
