@@ -12,6 +12,7 @@ from typing import Final
 
 NESTED: Final = 0x8000
 _TYPE_MASK: Final = 0x3FFF
+_HEAD: Final = struct.Struct("=HH")
 
 
 def attributes(*values: tuple[int, bytes | str | int | None]) -> bytes:
@@ -19,7 +20,7 @@ def attributes(*values: tuple[int, bytes | str | int | None]) -> bytes:
     parts = []
     for type_, value in values:
         if isinstance(value, bytes):
-            parts.append(struct.pack("=HH", len(value) + 4, type_) + value + bytes(-len(value) % 4))
+            parts.append(_HEAD.pack(len(value) + 4, type_) + value + bytes(-len(value) % 4))
     return b"".join(parts)
 
 
@@ -30,7 +31,7 @@ def pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield type and value of each attribute, up to the first malformed one."""
     offset = 0
     while offset + 4 <= len(data):
-        length, type_ = struct.unpack_from("=HH", data, offset)
+        length, type_ = _HEAD.unpack_from(data, offset)
         if length < 4:
             break
         yield type_ & _TYPE_MASK, data[offset + 4 : offset + length]

@@ -94,20 +94,24 @@ class Resolver:
         for bucket in os.listdir(self._hosts(tenant.name)):
             wanted.setdefault(bucket, [])
         for bucket, lines in wanted.items():
-            self._write(tenant.name, bucket, lines)
+            self._write(tenant.name, bucket, lines, self._lines_of(tenant.name, bucket))
 
     def add_name(self, tenant: Tenant, name: str, addresses: Sequence[str]) -> None:
         """Add addresses to a name. The time does not depend on the number of names."""
-        self._prepare(tenant)
-        lines = _lines(tenant.name, name, addresses)
-        before = self._lines_of(tenant.name, _bucket(name))
-        self._write(tenant.name, _bucket(name), [line for line in before if line not in lines] + lines)
+        lines, bucket = _lines(tenant.name, name, addresses), _bucket(name)
+        before = self._lines_of(tenant.name, bucket)
+        wanted = [line for line in before if line not in lines] + lines
+        try:
+            self._write(tenant.name, bucket, wanted, before)
+        except FileNotFoundError:  # the tenant's directories are missing
+            self._prepare(tenant)
+            self._write(tenant.name, bucket, wanted, before)
 
     def remove_name(self, tenant: str, name: str, addresses: Sequence[str]) -> None:
         """Remove addresses from a name."""
-        lines = _lines(tenant, name, addresses)
-        before = self._lines_of(tenant, _bucket(name))
-        self._write(tenant, _bucket(name), [line for line in before if line not in lines])
+        lines, bucket = _lines(tenant, name, addresses), _bucket(name)
+        before = self._lines_of(tenant, bucket)
+        self._write(tenant, bucket, [line for line in before if line not in lines], before)
 
     def _lines_of(self, tenant: str, bucket: str) -> list[str]:
         try:
@@ -115,16 +119,18 @@ class Resolver:
         except FileNotFoundError:
             return []
 
-    def _write(self, tenant: str, bucket: str, lines: Sequence[str]) -> None:
-        file, draft = self._hosts(tenant) / bucket, self._directory / tenant / "names.new"
-        if list(lines) == self._lines_of(tenant, bucket):
+    def _write(self, tenant: str, bucket: str, lines: Sequence[str], before: Sequence[str]) -> None:
+        """Replace the lines `before` of a file, which is removed when none is left."""
+        if lines == before:
             return
+        file, draft = self._hosts(tenant) / bucket, self._directory / tenant / "names.new"
         if not lines:
             file.unlink(missing_ok=True)
             return
-        draft.write_text("".join(lines))
-        draft.chmod(0o640)
-        draft.rename(file)
+        with open(draft, "wb", 0) as new:
+            os.fchmod(new.fileno(), 0o640)
+            new.write("".join(lines).encode())
+        os.rename(draft, file)
 
     @contextlib.contextmanager
     def ensuring(self, tenant: Tenant, netns: int, servers: Sequence[str]) -> Iterator[None]:
