@@ -124,12 +124,15 @@ class ManagedInstances:
         self.complete = complete
         self._by_key: dict[InstanceKey, ManagedInstance] = {}
         self._exits: dict[InstanceKey, Exit] = {}
+        self._sharing: set[ManagedInstance] = set()
 
     def __len__(self) -> int:
         return len(self._by_key)
 
     def add(self, managed: ManagedInstance) -> None:
         self._by_key[managed.key] = managed
+        if managed.instance.spec.options.pid_of is not None:
+            self._sharing.add(managed)
 
     def rename(self, managed: ManagedInstance, instance: Instance, revision: int) -> None:
         """Enter the instance under its new name."""
@@ -140,6 +143,7 @@ class ManagedInstances:
 
     def remove(self, managed: ManagedInstance) -> None:
         """Remove the instance. Its exit is kept for a while, for `last_exit`."""
+        self._sharing.discard(managed)
         if self._by_key.get(managed.key) is managed:
             del self._by_key[managed.key]
         if managed.status.exit:
@@ -159,6 +163,10 @@ class ManagedInstances:
     def all(self) -> Sequence[ManagedInstance]:
         """All instances, unsorted."""
         return list(self._by_key.values())
+
+    def sharing(self) -> Sequence[ManagedInstance]:
+        """Return the instances that share the processes of another one, unsorted."""
+        return list(self._sharing)
 
     def of(self, tenant: str | None) -> Iterator[ManagedInstance]:
         """The instances of a tenant, or all for None, sorted by name."""

@@ -39,7 +39,7 @@ def partner(managed: ManagedInstances, tenant: str, spec: InstanceSpec) -> Runni
 def guests(managed: ManagedInstances, member: ManagedInstance) -> Iterator[ManagedInstance]:
     """The active instances in this one's PID namespace, directly or through another. They end with it."""
     name, tenant = member.instance.name, member.instance.tenant
-    for other in managed.all():  # unsorted, since this runs at every end of an instance
+    for other in managed.sharing():
         if other.instance.spec.options.pid_of == name and other.instance.tenant == tenant and other.active:
             yield other
             yield from guests(managed, other)
