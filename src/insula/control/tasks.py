@@ -43,7 +43,7 @@ class Tasks:
 
 
 async def within_limit(what: str, work: Awaitable[T]) -> T:
-    """Await `work` and return its result. After `LIMIT` seconds it is cancelled; Failed says that `what` is late."""
+    """Await `work` and return its result. After `LIMIT` seconds it is cancelled; Failed says so."""
     try:
         async with asyncio.timeout(LIMIT) as limit:
             return await work
