@@ -66,7 +66,7 @@ def test_what_create_was_given_is_what_holds(oci: Runtime) -> None:
     create(oci, "echo first > /tmp/said; exec sleep 600")
     oci.write("echo second > /tmp/said; exec sleep 600")
     oci.do("start", NAME).ok()
-    until((oci.rootfs / "tmp/said").exists, "the program runs")
+    until(lambda: (oci.rootfs / "tmp/said").read_text(), "the program runs")
     assert (oci.rootfs / "tmp/said").read_text() == "first\n"
 
 
