@@ -51,7 +51,7 @@ def test_a_start_that_fails_counts(fresh: Daemon) -> None:
         return (found["state"], found["restarts"], restarting(cli, "gone")) == ("failed", 2, False)
 
     until(given_up, "it is given up", timeout=20)
-    assert fresh.log.read_text().count("instance default/gone does not start again") == 2, "each was tried"
+    until(lambda: fresh.log.read_text().count("instance default/gone does not start again") == 2, "each was tried")
     reason = cli.fails("start", "gone")
     assert status(cli, "gone")["error"] == reason
     assert reason == "cannot execute sh: no such file in the PATH"

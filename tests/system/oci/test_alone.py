@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.cli import REPOSITORY
 from tests.support.host import Host
-from tests.support.wait import patiently
+from tests.support.wait import patiently, until
 from tests.system.oci.conftest import NAME, Box
 
 SERVICE = """
@@ -66,9 +66,10 @@ def test_insula_oci(box: Box, environment: Path) -> None:
     box.oci.ok("start", NAME)
     assert box.oci.status(NAME) == "running"
     assert box.oci.ok("exec", NAME, "/bin/echo", "joined") == "joined\n"
+    until(lambda: "begin" in box.output, "it has begun")
     box.oci.ok("kill", NAME, "KILL")
     box.oci.ok("delete", "--force", NAME)
-    assert "begin" in box.output and box.left() == []
+    assert box.left() == []
 
 
 def test_the_service(tmp_path: Path, environment: Path) -> None:
