@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli
+from tests.support.daemon import Daemon
 from tests.support.images import Layout, member, tar
 
 BUSYBOX = member("bin/sh", Path("/bin/busybox").read_bytes(), mode=0o755)
@@ -66,3 +67,22 @@ def test_a_working_directory_that_is_not_there(cli: Cli, load: Load) -> None:
         assert cli.ok("run", "--rm", *show) == "/srv/not/there\n7 8 755"
         assert cli.ok("run", "--rm", "-w", "/none/such", *show) == "/none/such\n7 8 755"
         assert cli.ok("run", "--rm", "-u", "0", "-w", "/none/such", *show) == "/none/such\n0 0 755"
+
+
+def test_what_is_mounted_on_is_not_made_in_each_instance(daemon: Daemon, cli: Cli, load: Load) -> None:
+    """It comes from a layer below the image's, or is made in the instance's own directory if there is none."""
+    load()  # without /etc, /proc, /sys and /dev
+    layer = daemon.root / "mountpoints"
+    made: list[list[str]] = []
+    for path in (layer, layer.with_name("elsewhere")):
+        layer.rename(path)
+        try:
+            cli.ok("run", "-d", "--name", "own", "odd", "sh", "-c", "touch /etc/own; exec cat /etc/hostname")
+            upper = daemon.root / "instances" / cli.json("inspect", "own")[0]["instance"]["id"] / "upper"
+            assert cli.ok("wait", "own") == "0" and cli.ok("logs", "own") == "own"
+            made.append(sorted(str(each.relative_to(upper)) for each in upper.rglob("*")))
+        finally:
+            path.rename(layer)
+            cli.ok("rm", "-f", "own")
+    etc = ["etc/hostname", "etc/hosts", "etc/own", "etc/resolv.conf"]
+    assert made == [["etc", "etc/own"], ["dev", "etc", *etc, "proc", "sys"]]

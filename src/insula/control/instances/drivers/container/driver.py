@@ -23,7 +23,7 @@ from insula.control.instances.drivers.base import (
     ObservedState,
     Running,
 )
-from insula.control.instances.drivers.container import explain, processes, spec
+from insula.control.instances.drivers.container import explain, mount_points, processes, spec
 from insula.control.instances.drivers.container.hints import hint
 from insula.control.instances.drivers.container.request import Requests
 from insula.control.instances.drivers.container.terminals import Terminals
@@ -61,6 +61,8 @@ class ContainerDriver:
         return self.runtime.trouble
 
     async def open(self) -> None:
+        with contextlib.suppress(OSError):  # each launch takes longer then, and that is all
+            mount_points.make(self.requests.mount_points)
         await self.runtime.open(wait=False)
 
     async def close(self) -> None:

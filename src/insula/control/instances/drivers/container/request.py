@@ -16,6 +16,7 @@ from insula.control.instances.drivers.container.spec import config
 from insula.control.instances.drivers.container.users import User, resolve
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
 from insula.control.workers import Workers
+from insula.image.limits import MAX_LAYERS
 from insula.image.store import ImageStore
 from insula.model.errors import Invalid, Unavailable
 from insula.model.objects import Instance, InstanceSpec, Network, Tenant
@@ -30,6 +31,7 @@ class Requests:
 
     def __init__(self, settings: Settings, images: ImageStore) -> None:
         self._settings = settings
+        self.mount_points = settings.root / "mountpoints"
         self._images = images
         self._boot = boot_id()
         self._workers = Workers()
@@ -158,7 +160,10 @@ class Requests:
         return process
 
     def _lower(self, instance: Instance) -> list[str]:
-        return [str(path) for path in self._images.lower(instance.root.layers)]
+        layers = self._images.lower(instance.root.layers)
+        if len(layers) < MAX_LAYERS and self.mount_points.is_dir():  # else they are made in the upper directory
+            layers.append(self.mount_points)
+        return [str(path) for path in layers]
 
 
 _users: dict[tuple[str, tuple[str, ...], tuple[str, ...]], User] = {}
