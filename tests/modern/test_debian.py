@@ -119,7 +119,7 @@ def test_a_memory_hog_dies_alone(guest: Guest) -> None:
     guest.ok("insula -T shop rm hog")
 
 
-def test_a_kill_is_not_reported_as_want_of_memory(guest: Guest) -> None:
+def test_a_kill_is_not_reported_as_out_of_memory(guest: Guest) -> None:
     guest.ok("insula -T shop run -d --name killed --memory 32m busybox sleep 1000 && insula -T shop kill killed")
     assert guest.ok("insula -T shop wait killed") == "137"
     assert instances(guest)["killed"]["status"]["exit"]["oom"] is False
@@ -149,7 +149,7 @@ def test_processors_are_limited(guest: Guest) -> None:
     assert shares["fast"] > 0.5, shares  # the positive control
 
 
-def test_limits_survive_what_systemd_does(guest: Guest) -> None:
+def test_limits_survive_a_reload_of_systemd(guest: Guest) -> None:
     guest.ok("systemctl daemon-reload && systemctl set-property --runtime insulad CPUWeight=90")
     groups = json.dumps(guest.insula("-T", "shop", "explain", "always"))
     assert '"cpu.max": "25000 100000"' in groups and '"memory.max": "67108864"' in groups
@@ -193,7 +193,7 @@ def test_instances_outlive_the_daemon(guest: Guest, command: str) -> None:
 
 
 @pytest.mark.parametrize("helper", [ZYGOTE_PID, MONITOR_PID])
-def test_an_end_is_seen_though_a_helper_is_killed(guest: Guest, helper: str) -> None:
+def test_an_exit_is_seen_after_a_helper_was_killed(guest: Guest, helper: str) -> None:
     """In this order: the zygote that a killed monitor leaves is init's child, and so are then those that it leaves."""
     script = "mkfifo /go; read x < /go; echo said; exit 7"
     guest.ok(f"insula -T shop run -d --name brief busybox sh -c '{script}'")
@@ -207,7 +207,7 @@ def test_an_end_is_seen_though_a_helper_is_killed(guest: Guest, helper: str) -> 
 # -- the host's life --------------------------------------------------------------------------------------------------
 
 
-def test_a_reboot_brings_back_what_restart_says(guest: Guest) -> None:
+def test_a_reboot_starts_instances_by_their_policies(guest: Guest) -> None:
     guest.ok("insula -T shop run -d --name stopped --restart unless-stopped busybox sleep 10000")
     guest.ok("insula -T shop stop -t 0 stopped")
     guest.reboot()

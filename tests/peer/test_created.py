@@ -15,7 +15,7 @@ from tests.support.wait import until
 FIELDS = ("Uid", "Gid", "Groups", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
 
 
-def test_it_has_the_rights_of_the_program(oci: Runtime) -> None:
+def test_a_created_process_has_the_rights_of_its_program(oci: Runtime) -> None:
     oci.process |= {
         "user": {"uid": 1000, "gid": 1001, "additionalGids": [1002]},
         "capabilities": {name: ["CAP_CHOWN", "CAP_KILL"] for name in ("bounding", "effective", "permitted")},
@@ -48,7 +48,7 @@ def test_no_directory_and_no_control_group_of_the_host_is_open(oci: Runtime) -> 
     assert [link for link in opened.values() if "cgroup" in link] == []
 
 
-def test_a_signal_ends_it(oci: Runtime) -> None:
+def test_a_signal_ends_a_created_container(oci: Runtime) -> None:
     """As process 1 of a PID namespace it must handle SIGTERM to get it."""
     if oci.name == "crun":
         pytest.skip("crun of Debian 12 doesn't handle it: only SIGKILL ends its created containers")
@@ -58,7 +58,7 @@ def test_a_signal_ends_it(oci: Runtime) -> None:
     until(lambda: json.loads(oci.do("state", NAME).ok())["status"] == "stopped", "it has ended")
 
 
-def test_it_can_be_deleted(oci: Runtime) -> None:
+def test_a_created_container_can_be_deleted(oci: Runtime) -> None:
     oci.write("exec sleep 600")
     oci.do("create", "--bundle", oci.path, NAME).ok()
     pid = json.loads(oci.do("state", NAME).ok())["pid"]

@@ -52,7 +52,7 @@ def test_run_gives_output_and_exit_status(box: Box) -> None:
     assert result.err.startswith("err\n")
 
 
-def test_a_program_that_is_not_there(box: Box) -> None:
+def test_a_missing_program(box: Box) -> None:
     result = box.run("/nothing/there")
     assert result.status == 1
     assert "/nothing/there" in result.err
@@ -83,7 +83,7 @@ def test_exec_in_a_terminal(box: Box) -> None:
         assert terminal.wait() == 6
 
 
-def test_exec_of_a_program_that_is_not_there(box: Box) -> None:
+def test_exec_of_a_missing_program(box: Box) -> None:
     box.start("sleep", "1000")
     result = box.exec("/nothing/there")
     assert result.status == 1

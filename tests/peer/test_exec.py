@@ -26,7 +26,7 @@ def test_input(room: Engine) -> None:
     assert room.ok("exec", "-i", NAME, "wc", "-c", stdin="x" * 200_000) == "200000"
 
 
-def test_it_is_in_the_container(room: Engine) -> None:
+def test_exec_is_in_the_container(room: Engine) -> None:
     assert room.ok("exec", NAME, "cat", "/proc/1/comm") == "sleep"
     assert room.ok("exec", NAME, "sh", "-c", "echo $COLOUR") == "blue"
     inside, outside = (room.ok("exec", NAME, "readlink", f"/proc/{pid}/ns/mnt") for pid in ("self", "1"))

@@ -60,7 +60,7 @@ def test_a_program_of_an_unknown_format(engine: Engine, tmp_path: Path, runtime:
     assert "exec format error" in result.err, result
 
 
-def test_what_is_created_waits_for_start(engine: Engine) -> None:
+def test_a_created_container_waits_for_start(engine: Engine) -> None:
     engine.ok("create", "--name", NAME, IMAGE, "sh", "-c", "echo ran")
     assert state(engine) == "created"
     assert engine.ok("start", "-a", NAME) == "ran"
@@ -74,7 +74,7 @@ def test_stop_lets_the_program_end(engine: Engine) -> None:
     assert engine.ok("logs", NAME) == "ready\nbye"
 
 
-def test_stop_kills_what_does_not_listen(engine: Engine) -> None:
+def test_stop_kills_a_program_that_ignores_the_signal(engine: Engine) -> None:
     detached(engine, "trap '' TERM; echo ready; while :; do sleep 0.05; done")
     until(lambda: "ready" in engine.ok("logs", NAME), "the trap is set")
     engine.ok("stop", "-t", "1", NAME)
@@ -94,7 +94,7 @@ def test_kill(engine: Engine) -> None:
     assert engine.ok("wait", NAME) == str(128 + signal.SIGKILL)
 
 
-def test_pause_stops_time_inside(engine: Engine) -> None:
+def test_pause_stops_the_processes(engine: Engine) -> None:
     detached(engine, "while :; do echo tick; sleep 0.05; done")
     until(lambda: "tick" in engine.ok("logs", NAME), "it ticks")
     engine.ok("pause", NAME)

@@ -34,7 +34,7 @@ def test_update(limited: Engine) -> None:
     assert value(limited, "pids/pids.max", "pids.max") == ("60" if limited.name == "docker" else "50")
 
 
-def test_update_of_what_cannot_be(limited: Engine) -> None:
+def test_an_invalid_update_is_refused(limited: Engine) -> None:
     assert limited.run("update", "--cpuset-cpus=4000", NAME).status != 0
     assert value(limited, "memory/memory.limit_in_bytes", "memory.max") == str(64 << 20)
 

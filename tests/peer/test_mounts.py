@@ -78,7 +78,7 @@ def test_a_later_mount_hides_an_earlier_one_below(oci: Runtime, data: Path) -> N
     assert oci.out("ls /dev/shm; ls /mnt") == ""
 
 
-def test_a_source_may_be_what_an_earlier_entry_mounts(oci: Runtime, data: Path) -> None:
+def test_a_source_may_be_an_earlier_mount(oci: Runtime, data: Path) -> None:
     bind(oci, data, "/mnt")
     bind(oci, oci.rootfs / "mnt", "/final")
     bind(oci, oci.rootfs / "mnt/file", "/one/file")
@@ -201,7 +201,7 @@ def test_options_of_a_file_system(oci: Runtime) -> None:
     assert oci.out(script).split() == ["711", "5", "6", "64"]
 
 
-def test_tmpfs_has_the_mode_of_what_it_hides(oci: Runtime, data: Path) -> None:
+def test_tmpfs_has_the_mode_of_the_hidden_directory(oci: Runtime, data: Path) -> None:
     older(oci, "crun", "a tmpfs has mode 1777 unless another is asked for")
     (oci.rootfs / "kept").mkdir(mode=0o750)
     tmpfs(oci, "/kept")
@@ -218,7 +218,7 @@ def test_tmpcopyup(oci: Runtime, data: Path) -> None:
     assert not (oci.rootfs / "full/new").exists()
 
 
-def test_what_is_missing_of_a_target_is_made(oci: Runtime, data: Path) -> None:
+def test_missing_parts_of_a_target_are_made(oci: Runtime, data: Path) -> None:
     bind(oci, data, "/new/deep/directory")
     bind(oci, data / "file", "/new/other/file")
     assert oci.out("cat /new/deep/directory/file /new/other/file") == "of the host\n" * 2
@@ -267,7 +267,7 @@ def test_a_read_only_dev(oci: Runtime) -> None:
     assert "Read-only file system" in result.err
 
 
-def test_a_working_directory_that_is_not_there(oci: Runtime, data: Path) -> None:
+def test_a_missing_working_directory(oci: Runtime, data: Path) -> None:
     oci.process |= {"cwd": "/none/such", "user": {"uid": 1000, "gid": 1000}}
     oci.config["root"]["readonly"] = True
     assert oci.out("pwd; stat -c '%a %u %g' /none /none/such").splitlines() == ["/none/such", "755 0 0", "755 0 0"]

@@ -46,7 +46,7 @@ def names(oci: Runtime) -> set[str]:
 
 
 @pytest.mark.parametrize(("entry", "name"), [({}, "veth7"), ({"name": "inner0"}, "inner0"), ({"name": "x%d"}, "x0")])
-def test_a_device_is_moved_with_what_is_permanent(oci: Runtime, entry: dict[str, str], name: str) -> None:
+def test_a_device_is_moved_with_its_permanent_addresses(oci: Runtime, entry: dict[str, str], name: str) -> None:
     device(oci)
     oci.linux["netDevices"] = {"veth7": entry}
     for capabilities in oci.process["capabilities"].values():
@@ -59,7 +59,7 @@ def test_a_device_is_moved_with_what_is_permanent(oci: Runtime, entry: dict[str,
     assert "veth7" not in names(oci), "a virtual device ends with its namespace"
 
 
-def test_a_creation_that_fails_gives_it_back(oci: Runtime) -> None:
+def test_a_failed_creation_moves_the_device_back(oci: Runtime) -> None:
     device(oci)
     before = ip(oci, "address show dev veth7")
     oci.linux["netDevices"] = {"veth7": {"name": "inner0"}}
@@ -72,7 +72,7 @@ def test_a_creation_that_fails_gives_it_back(oci: Runtime) -> None:
     assert {"198.18.7.1", "198.18.7.2", "2001:2:7::1"} <= local
 
 
-def test_what_can_not_be_moved_is_named(oci: Runtime) -> None:
+def test_a_device_that_cannot_be_moved_is_named(oci: Runtime) -> None:
     oci.linux["netDevices"] = {"nosuch": {}}
     assert "cannot move the network device nosuch" in oci.run("true").err
     device(oci)
@@ -128,7 +128,7 @@ def test_memory_policy(oci: Runtime, policy: dict[str, Any], shown: str) -> None
     assert f" {shown} " in oci.out(["/bin/head", "-n", "1", "/proc/self/numa_maps"])
 
 
-def test_memory_policies_that_make_no_sense(oci: Runtime) -> None:
+def test_invalid_memory_policies_are_refused(oci: Runtime) -> None:
     for policy, complaint in (
         ({"mode": "MPOL_BIND"}, "memoryPolicy.nodes: MPOL_BIND needs nodes: invalid memory policy node"),
         ({"mode": "MPOL_LOCAL", "nodes": "0"}, "memoryPolicy.nodes: MPOL_LOCAL mode requires 0 nodes but got 1"),

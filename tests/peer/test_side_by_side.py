@@ -30,7 +30,7 @@ def test_a_capability_that_exec_adds_is_not_inherited(oci: Runtime, uid: int, wi
     assert {name for name in SETS if found[name]} == with_it and set(found.values()) == {0, NET_ADMIN}
 
 
-def test_signal_0_asks_whether_it_runs(oci: Runtime) -> None:
+def test_signal_0_tests_whether_it_runs(oci: Runtime) -> None:
     oci.start("sleep 600 & wait")
     oci.do("kill", NAME, "0").ok()
     assert oci.do("exec", NAME, "true").status == 0

@@ -61,7 +61,7 @@ def test_operations_at_the_wrong_time_are_errors_and_change_nothing(oci: Runtime
     assert oci.do("start", NAME).status != 0
 
 
-def test_what_create_was_given_is_what_holds(oci: Runtime) -> None:
+def test_the_config_at_create_is_the_one_that_applies(oci: Runtime) -> None:
     """Changes of config.json after create have no effect."""
     create(oci, "echo first > /tmp/said; exec sleep 600")
     oci.write("echo second > /tmp/said; exec sleep 600")
@@ -98,7 +98,7 @@ def test_the_process(oci: Runtime) -> None:
 
 
 @pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer", "startContainer"])
-def test_a_hook_that_fails_is_the_end(oci: Runtime, kind: str) -> None:
+def test_a_failed_hook_ends_the_container(oci: Runtime, kind: str) -> None:
     oci.config["hooks"] = {
         kind: [{"path": "/bin/false"}],
         "poststop": [{"path": "/bin/touch", "args": ["touch", f"{oci.path}/poststop"]}],
@@ -108,7 +108,7 @@ def test_a_hook_that_fails_is_the_end(oci: Runtime, kind: str) -> None:
     assert result.status != 0 and not (oci.rootfs / "tmp/ran").exists()
 
 
-def test_hooks_are_told_the_state(oci: Runtime) -> None:
+def test_hooks_get_the_state(oci: Runtime) -> None:
     told = oci.path / "told"
     oci.config["annotations"] = {"a": "b"}
     oci.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", f"cat > {told}"]}]}

@@ -43,7 +43,7 @@ def test_another_mac_is_reached_at_once_because_it_is_announced() -> None:
 
 
 @isolated
-def test_without_an_announcement_it_would_not_be() -> None:
+def test_without_an_announcement_another_mac_is_not_reached() -> None:
     """The positive control of the test above."""
     with two_tenants() as cloud:
         cloud.fabric._tenant(cloud.tenants["acme"])._injector = None
@@ -53,7 +53,7 @@ def test_without_an_announcement_it_would_not_be() -> None:
 
 
 @isolated
-def test_nothing_is_announced_that_did_not_change() -> None:
+def test_an_unchanged_address_is_not_announced() -> None:
     """Each announcement costs a packet to every instance of the network."""
     with two_tenants() as cloud:
         spy = cloud.instances["acme", "db"].sniffer()
@@ -77,7 +77,7 @@ def serve(cli: Cli, *options: str) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--ip", "10.6.0.77", "--ip6", "fd06::77"]], ids=["any", "same"])
-def test_a_service_that_is_replaced_is_there_at_once(acme: Cli, options: list[str]) -> None:
+def test_a_replaced_service_answers_at_once(acme: Cli, options: list[str]) -> None:
     acme.ok("run", "-d", "--name", "cli", "--network", "six", "busybox", "sleep", "600")
     seen = []
     for _ in range(3):

@@ -37,7 +37,7 @@ def told(found: list[dict[str, Any]]) -> list[tuple[str, str | None, int]]:
     return [(e["verb"].replace("/v1/tenants/{tenant}/", ""), e["name"], e["status"]) for e in found]
 
 
-def test_each_request_that_changes_something_is_there_once(daemon: Daemon, cli: Cli, since: int) -> None:
+def test_each_change_is_recorded_once(daemon: Daemon, cli: Cli, since: int) -> None:
     before = datetime.now(UTC)
     cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
     cli.ok("ps")
@@ -76,7 +76,7 @@ def test_each_request_that_changes_something_is_there_once(daemon: Daemon, cli: 
     assert before <= times[0] <= times[-1] <= datetime.now(UTC)
 
 
-def test_a_foreground_run_and_what_only_waits(daemon: Daemon, cli: Cli, since: int) -> None:
+def test_a_foreground_run_is_one_record_and_waiting_none(daemon: Daemon, cli: Cli, since: int) -> None:
     assert cli.ok("run", "--name", "job", "busybox", "echo", "hi") == "hi"
     cli.ok("wait", "job")
     found = told(entries(daemon, since))
@@ -84,7 +84,7 @@ def test_a_foreground_run_and_what_only_waits(daemon: Daemon, cli: Cli, since: i
     assert not [verb for verb, *_ in found if verb.endswith("/wait")]
 
 
-def test_objects_that_are_no_instances(daemon: Daemon, since: int) -> None:
+def test_changes_of_tenants_networks_and_images_are_recorded(daemon: Daemon, since: int) -> None:
     cli = daemon.cli
     cli.ok("tenant", "create", "audited")
     own = cli.of("audited")
@@ -105,7 +105,7 @@ def test_objects_that_are_no_instances(daemon: Daemon, since: int) -> None:
     ]
 
 
-def test_nothing_secret_is_in_it(daemon: Daemon, cli: Cli, since: int) -> None:
+def test_the_log_has_no_secrets(daemon: Daemon, cli: Cli, since: int) -> None:
     cli.ok("run", "-d", "--name", "web", "-e", f"TOKEN={SECRET}", "busybox", "sleep", "600")
     cli.ok("exec", "-e", f"TOKEN={SECRET}", "web", "echo", SECRET)
     client = Client(str(daemon.run / "insulad.sock"), timeout=30)
@@ -132,7 +132,7 @@ def ask_as(uid: int, daemon: Daemon, head: bytes) -> bytes:
     return subprocess.run(command, input=head, capture_output=True, check=True, cwd=daemon.run).stdout
 
 
-def test_who_may_not_come_in_is_recorded_too(daemon: Daemon, since: int) -> None:
+def test_denied_users_are_recorded(daemon: Daemon, since: int) -> None:
     socket = daemon.run / "insulad.sock"
     mode = socket.stat().st_mode & 0o777
     socket.chmod(0o666)
@@ -150,7 +150,7 @@ def test_who_may_not_come_in_is_recorded_too(daemon: Daemon, since: int) -> None
 HOSTILE = "x%0A%7B%22uid%22%3A7%7D%0A%1B%5B2J"
 
 
-def test_names_can_forge_no_line(daemon: Daemon, since: int) -> None:
+def test_names_cannot_forge_a_line(daemon: Daemon, since: int) -> None:
     for path in (f"/v1/tenants/{HOSTILE}/instances/{HOSTILE}/stop", f"/v1/{HOSTILE}"):
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         assert ask_as(0, daemon, head.encode()).startswith(b"HTTP/1.1 4")

@@ -160,18 +160,18 @@ def case_name(case: tuple[tuple[str, ...], int, str]) -> str:
     return " ".join(case[0]).encode("unicode_escape").decode()[:60].replace("::", ":")
 
 
-def test_there_are_no_doubles() -> None:
+def test_no_bad_input_is_listed_twice() -> None:
     commands = [case[0] for case in CASES]
     assert len(commands) == len(set(commands))
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_name)
-def test_one_line_and_a_hint(town: Cli, case: tuple[tuple[str, ...], int, str]) -> None:
+def test_bad_input_is_one_line_with_a_hint(town: Cli, case: tuple[tuple[str, ...], int, str]) -> None:
     command, status, word = case
     assert word in town.fails(*command, status=status)
 
 
-def test_nothing_changes_by_all_of_it(town: Cli, daemon: Daemon) -> None:
+def test_bad_input_changes_nothing(town: Cli, daemon: Daemon) -> None:
     """Each case again, with the state and the host compared before and after them all."""
     with nothing_changes(daemon, town):
         for command, _, _ in CASES:
@@ -185,7 +185,7 @@ def test_the_comparison_sees_a_change(town: Cli, daemon: Daemon) -> None:
     town.ok("network", "rm", "net")
 
 
-def test_no_daemon(town: Cli, tmp_path: Path) -> None:
+def test_without_a_daemon_the_error_is_one_line(town: Cli, tmp_path: Path) -> None:
     assert "insulad" in town.fails("--socket", tmp_path / "none.sock", "ps")
     assert "insulad" in town.fails("--socket", tmp_path / "none.sock", "run", "busybox", "true", status=ENGINE)
 
@@ -227,7 +227,7 @@ def test_hostile_root_file_systems(town: Cli, daemon: Daemon, tmp_path: Path, na
     assert_unchanged(host, daemon.snapshot)
 
 
-def test_a_torn_archive(town: Cli, daemon: Daemon, tmp_path: Path) -> None:
+def test_a_truncated_archive_is_refused(town: Cli, daemon: Daemon, tmp_path: Path) -> None:
     whole = tmp_path / "whole.tar"
     town.ok("image", "save", "busybox", "-o", whole)
     torn = tmp_path / "torn.tar"

@@ -27,7 +27,7 @@ def proc_sets() -> tuple[int, ...]:
     return tuple(status(name) for name in ("CapBnd", "CapEff", "CapPrm", "CapInh", "CapAmb"))
 
 
-def test_current_is_what_proc_says() -> None:
+def test_current_sets_match_proc() -> None:
     assert tuple(caps.current()) == proc_sets()
     assert caps.current().effective  # else this test runs without root and shows nothing
 
@@ -51,7 +51,7 @@ def test_root_keeps_only_the_default_set() -> None:
     assert chown == 0
 
 
-def test_another_user_gets_what_was_asked_through_setuid() -> None:
+def test_requested_capabilities_survive_setuid() -> None:
     sets = caps.Capabilities(caps.DEFAULT, caps.to_mask(["KILL"]), caps.to_mask(["KILL", "CHOWN"]))
 
     def child() -> tuple[int, ...]:
@@ -65,7 +65,7 @@ def test_another_user_gets_what_was_asked_through_setuid() -> None:
     assert forked(child) == (*sets,)
 
 
-def test_without_keeping_them_setuid_clears_them() -> None:
+def test_setuid_clears_capabilities_without_keepcaps() -> None:
     """The positive control of the test above: the two phases are needed."""
 
     def child() -> int:
@@ -75,7 +75,7 @@ def test_without_keeping_them_setuid_clears_them() -> None:
     assert forked(child) == EPERM
 
 
-def test_exec_cannot_give_back_what_the_bounding_set_lacks() -> None:
+def test_exec_cannot_exceed_the_bounding_set() -> None:
     def child() -> tuple[int, int]:
         def bounded() -> None:
             caps.before_setuid(DEFAULT)
@@ -115,7 +115,7 @@ def test_ambient_capabilities_survive_exec_of_another_user() -> None:
     assert forked(child) == kill
 
 
-def test_more_than_one_has_is_an_error() -> None:
+def test_capabilities_that_the_process_lacks_are_an_error() -> None:
     def child() -> int:
         caps.before_setuid(DEFAULT)
         caps.after_setuid(DEFAULT)
@@ -138,7 +138,7 @@ MASKS = st.integers(0, caps.ALL)
 
 @settings(max_examples=25, deadline=None)
 @given(MASKS, MASKS, MASKS, MASKS, MASKS)
-def test_any_sets_are_granted_as_far_as_they_can_be(
+def test_any_sets_are_granted_as_far_as_permitted(
     bounding: int, effective: int, permitted: int, inheritable: int, ambient: int
 ) -> None:
     """What is granted can be had, to the last of the 41; what is missing is told; and the kernel gives no more."""
@@ -162,7 +162,7 @@ def test_any_sets_are_granted_as_far_as_they_can_be(
     assert missing == lost[0] | lost[1] | lost[2] | lost[3] | lost[4]
 
 
-def test_nobody_is_granted_what_he_has_not() -> None:
+def test_no_process_is_granted_a_capability_that_it_lacks() -> None:
     def child() -> tuple[tuple[int, ...], int]:
         caps.before_setuid(DEFAULT)
         caps.after_setuid(DEFAULT)
@@ -175,7 +175,7 @@ def test_nobody_is_granted_what_he_has_not() -> None:
     assert missing == caps.ALL & ~caps.DEFAULT
 
 
-def test_what_is_kept_between_the_phases() -> None:
+def test_capabilities_between_the_two_phases() -> None:
     """The sets themselves and CAP_SYS_ADMIN, with which a filter is loaded; and without it, no more than there is."""
     admin = caps.to_mask(["SYS_ADMIN"])
     sets = caps.Capabilities(caps.DEFAULT, caps.to_mask(["KILL"]), caps.to_mask(["KILL", "CHOWN"]))

@@ -44,7 +44,7 @@ def attempt(group: Cgroup, script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=directory, preexec_fn=join, capture_output=True, text=True)
 
 
-def test_a_user_divides_what_he_has(group: Cgroup) -> None:
+def test_a_user_divides_a_delegated_group(group: Cgroup) -> None:
     script = "mkdir child && echo $$ > child/cgroup.procs && cut -d: -f3 /proc/self/cgroup"
     assert attempt(group, script).returncode != 0, "the control: before"
     group.delegate(USER)
@@ -59,7 +59,7 @@ def test_a_user_divides_what_he_has(group: Cgroup) -> None:
         assert attempt(group, refused).returncode != 0, refused
 
 
-def test_nothing_else_is_given(group: Cgroup) -> None:
+def test_only_the_groups_own_files_are_delegated(group: Cgroup) -> None:
     group.delegate(USER)
     directory = Path(str(group.directory("")))
     given = {path.name for path in directory.iterdir() if path.stat().st_uid == USER}
@@ -67,7 +67,7 @@ def test_nothing_else_is_given(group: Cgroup) -> None:
     assert given == {path.name for path in directory.iterdir()} & listed >= {"cgroup.procs", "cgroup.subtree_control"}
 
 
-def test_who_joins_goes_where_the_first_process_is(group: Cgroup) -> None:
+def test_exec_joins_the_group_of_the_first_process(group: Cgroup) -> None:
     group.delegate(USER)
     below = Cgroup(f"{group.path}/init", group.tree)
     below.create()
@@ -84,7 +84,7 @@ def test_who_joins_goes_where_the_first_process_is(group: Cgroup) -> None:
     ("options", "namespaced", "asked"),
     [(["rw"], True, True), ([], True, True), (["ro"], True, False), (["rw"], False, False)],
 )
-def test_who_asks_for_it(options: list[str], namespaced: bool, asked: bool) -> None:
+def test_delegation_is_on_request_only(options: list[str], namespaced: bool, asked: bool) -> None:
     mount = {"destination": "/sys/fs/cgroup", "type": "cgroup", "options": options}
     assert delegation.is_requested({"mounts": [{"type": "proc"}, mount]}, namespaced) is asked
     assert delegation.is_requested({"mounts": [{"type": "proc"}]}, namespaced) is False

@@ -72,7 +72,7 @@ def test_memory_runs_out(group: Cgroup) -> None:
     assert inside(group, lambda: len(touch(64 * MIB))) == 64 * MIB
 
 
-def test_who_waits_for_news_of_memory_wakes_when_the_group_ends(group: Cgroup) -> None:
+def test_memory_events_end_with_the_group(group: Cgroup) -> None:
     with group.oom_notifications() as notifications, running(group, spin):
         notifications.take()
         poll = select.poll()
@@ -94,14 +94,14 @@ def test_memory_and_swap_are_raised_and_lowered_in_any_step(group: Cgroup, limit
     )
 
 
-def test_no_limit_to_memory_is_none_to_swap(group: Cgroup) -> None:
+def test_no_limit_of_memory_is_no_limit_of_swap(group: Cgroup) -> None:
     group.limit({"memory": {"limit": 64 * MIB, "swap": 64 * MIB}})
     group.update({"memory": {"limit": -1}})
     memory = group.stats()["memory"]
     assert memory["limit"] is memory["swap_limit"] is None
 
 
-def test_a_limit_below_what_is_used_is_checked_first(group: Cgroup) -> None:
+def test_a_limit_below_usage_is_refused_first(group: Cgroup) -> None:
     group.limit({"memory": {"limit": 64 * MIB}})
 
     def use() -> None:
@@ -122,7 +122,7 @@ def test_a_limit_below_what_is_used_is_checked_first(group: Cgroup) -> None:
 
 
 @only_v1
-def test_what_only_version_1_has_for_memory(group: Cgroup) -> None:
+def test_memory_settings_of_version_1_only(group: Cgroup) -> None:
     group.limit({"memory": {"reservation": 8 * MIB, "swappiness": 7, "disableOOMKiller": True, "useHierarchy": True}})
     files = ("memory.soft_limit_in_bytes", "memory.swappiness", "memory.use_hierarchy")
     assert [content(group, "memory", file) for file in files] == [str(8 * MIB), "7", "1"]
@@ -130,7 +130,7 @@ def test_what_only_version_1_has_for_memory(group: Cgroup) -> None:
 
 
 @only_v2
-def test_what_only_version_2_has(group: Cgroup) -> None:
+def test_settings_of_version_2_only(group: Cgroup) -> None:
     group.limit({"unified": {"memory.high": str(24 * MIB), "cpu.weight": "77"}, "memory": {"reservation": MIB}})
     assert content(group, "memory", "memory.high") == str(24 * MIB)
     assert (content(group, "cpu", "cpu.weight"), content(group, "memory", "memory.low")) == ("77", str(MIB))
@@ -207,7 +207,7 @@ def test_shares_idle_and_burst(group: Cgroup) -> None:
     assert content(group, "cpu", "cpu.shares" if V1 else "cpu.weight") == ("1024" if V1 else "100")
 
 
-def test_processors_are_chosen_for_what_runs_too(group: Cgroup) -> None:
+def test_cpusets_apply_to_running_processes(group: Cgroup) -> None:
     """In version 1 the set has no group yet when the process is there already, and begins empty."""
     with running(group, spin) as process:
         group.limit({"cpu": {"cpus": "0", "mems": "0"}})
@@ -239,7 +239,7 @@ def test_frozen_processes_stand_still(either: Cgroup) -> None:
         until(lambda: counter.value > at, "it goes on")
 
 
-def test_what_is_frozen_can_be_killed_and_removed(either: Cgroup) -> None:
+def test_a_frozen_group_can_be_killed_and_removed(either: Cgroup) -> None:
     counter = Counter()
     with running(either, counter) as process:
         until(lambda: counter.value > 100, "it counts")
@@ -321,7 +321,7 @@ def test_huge_pages(run_: Run) -> None:
         assert content(group, "hugetlb", "hugetlb.2MB.rsvd.max") == str(4 * MIB)
 
 
-def test_what_this_host_lacks_is_named(group: Cgroup) -> None:
+def test_a_missing_controller_is_named(group: Cgroup) -> None:
     for resources, field in (
         ({"rdma": {"nothing": {"hcaHandles": 1}}}, r"rdma\.nothing"),
         ({"unified": {"no.such": "1"}}, r"unified"),
@@ -370,7 +370,7 @@ def test_pressure_of_a_group(either: Cgroup) -> None:
         assert found is None
 
 
-def test_a_group_that_never_was() -> None:
+def test_a_group_that_never_existed() -> None:
     missing = Cgroup("insula-nobody/here", Hierarchy(hierarchy().unified, hierarchy().controllers))
     assert not missing.exists() and not missing.frozen() and missing.processes() == []
     missing.thaw()
@@ -448,7 +448,7 @@ def test_a_limit_above_counts_the_buffers_of_sockets(group: Cgroup) -> None:
 # -- seccomp filters --------------------------------------------------------------------------------------------------
 
 
-def test_seccomp_filters_count(group: Cgroup) -> None:
+def test_seccomp_filters_are_charged(group: Cgroup) -> None:
     """Their machine code has a bound of the whole host (net.core.bpf_jit_limit). The filters are charged, more than it
     is: whoever fills it needs the memory."""
     instructions, each = 4000, 7  # together less than the 32768 that a process may have

@@ -99,7 +99,7 @@ def member(group: Cgroup, function: Callable[[], Any]) -> Iterator[Callable[[], 
         os.waitpid(pid, 0)
 
 
-def test_what_is_not_allowed_is_refused(group: Cgroup, nodes: Path) -> None:
+def test_devices_that_are_not_allowed_are_refused(group: Cgroup, nodes: Path) -> None:
     assert all(inside(group, lambda: all_attempts(nodes)).values())  # the control
     group.limit({"devices": [DENY_ALL, NULL]})
     found = inside(group, lambda: all_attempts(nodes))
@@ -113,7 +113,7 @@ def test_each_access_is_its_own(group: Cgroup, nodes: Path) -> None:
     assert {attempt for attempt, allowed in found.items() if allowed} == {(3, "r"), (7, "w"), (7, "m")}
 
 
-def test_rules_change_for_what_runs_and_for_what_is_below(group: Cgroup, nodes: Path) -> None:
+def test_rules_change_for_running_processes_and_groups_below(group: Cgroup, nodes: Path) -> None:
     """Version 1 refuses to begin anew where there are groups below, such as those a container makes."""
     group.limit({"devices": [DENY_ALL, NULL]})
     below = Cgroup(f"{group.path}/below", group.tree)

@@ -22,7 +22,7 @@ def web(cli: Cli) -> Cli:
     return cli
 
 
-def test_a_file_there_and_back(web: Cli, tmp_path: Path) -> None:
+def test_a_file_is_copied_in_and_out(web: Cli, tmp_path: Path) -> None:
     data = os.urandom(3 << 20)
     (tmp_path / "data").write_bytes(data)
     (tmp_path / "data").chmod(0o751)
@@ -33,7 +33,7 @@ def test_a_file_there_and_back(web: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "back").stat().st_mode & 0o777 == 0o751
 
 
-def test_a_tree_into_a_directory(web: Cli, tmp_path: Path) -> None:
+def test_a_tree_is_copied_into_a_directory(web: Cli, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "a" / "b").mkdir(parents=True)
     (tree / "a" / "b" / "file").write_text("deep")
@@ -51,7 +51,7 @@ def test_files_written_arrive_as_the_users_inside(web: Cli, tmp_path: Path) -> N
     assert web.ok("exec", "web", "stat", "-c", "%u:%g", "/root/file") == "0:0"
 
 
-def test_a_directory_takes_no_files_place(web: Cli, tmp_path: Path) -> None:
+def test_a_directory_does_not_replace_a_file(web: Cli, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     web.ok("exec", "web", "sh", "-c", "echo precious > /file")
     assert "/file" in web.fails("cp", tmp_path / "tree", "web:/file")
@@ -69,7 +69,7 @@ def test_content_and_paths_from_the_root(web: Cli, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "back") == ["file"]
 
 
-def test_a_device_is_no_file(web: Cli, tmp_path: Path) -> None:
+def test_devices_are_not_copied(web: Cli, tmp_path: Path) -> None:
     assert "/dev/null" in web.fails("cp", "web:/dev/null", tmp_path / "null")
     assert not (tmp_path / "null").exists()
 
@@ -154,7 +154,7 @@ def test_links_to_directories_are_followed_at_the_target(web: Cli, tmp_path: Pat
 
 
 @pytest.mark.parametrize("place", ["/t", "/dev/shm"])
-def test_onto_a_tmpfs(cli: Cli, tmp_path: Path, place: str) -> None:
+def test_files_are_copied_onto_a_tmpfs(cli: Cli, tmp_path: Path, place: str) -> None:
     """Its user namespace is the instance's: who has no ID there can't make files in it (EOVERFLOW)."""
     (tmp_path / "file").write_text("in memory")
     cli.ok("run", "-d", "--name", "web", "--read-only", "--tmpfs", "/t", "busybox", "sleep", "600")
@@ -202,7 +202,7 @@ def test_conflicts_are_refused_and_nothing_is_lost(web: Cli, tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == ["file", "tree"]
 
 
-def test_what_is_mounted_is_written_in_place(web: Cli, tmp_path: Path) -> None:
+def test_mounted_files_are_written_in_place(web: Cli, tmp_path: Path) -> None:
     """/etc/hosts is a file of the host's disk that is mounted there: replaced, the mount would be gone."""
     (tmp_path / "hosts").write_text("10.9.8.7 elsewhere\n")
     web.ok("cp", tmp_path / "hosts", "web:/etc/hosts")
@@ -259,7 +259,7 @@ def test_deep_directories_and_odd_names(web: Cli, tmp_path: Path) -> None:
         subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)
 
 
-def test_of_an_instance_that_does_not_run(cli: Cli, tmp_path: Path) -> None:
+def test_files_of_a_stopped_instance_are_copied(cli: Cli, tmp_path: Path) -> None:
     cli.ok("run", "--name", "web", "busybox", "sh", "-c", "echo mine > /root/file")
     (tmp_path / "file").write_text("sent")
     cli.ok("cp", tmp_path / "file", "web:/root/sent")
@@ -267,7 +267,7 @@ def test_of_an_instance_that_does_not_run(cli: Cli, tmp_path: Path) -> None:
     assert sorted(path.read_text() for path in (tmp_path / "back").iterdir()) == ["mine\n", "sent"]
 
 
-def test_a_copy_that_breaks_off_says_why(web: Cli, tmp_path: Path) -> None:
+def test_an_interrupted_copy_gives_the_reason(web: Cli, tmp_path: Path) -> None:
     """After its answer has begun: a path that no archive takes, in a tree that else is copied."""
     web.ok(
         "exec",
@@ -293,7 +293,7 @@ def workers(daemon: Daemon) -> list[str]:
     return [line for line in lines if "archive" in line]
 
 
-def test_it_ends_with_its_client(daemon: Daemon, web: Cli, tmp_path: Path) -> None:
+def test_a_copy_ends_with_its_client(daemon: Daemon, web: Cli, tmp_path: Path) -> None:
     """And what was begun is gone: a file that was there is as it was."""
     web.ok(
         "exec",
@@ -321,7 +321,7 @@ def test_it_ends_with_its_client(daemon: Daemon, web: Cli, tmp_path: Path) -> No
     assert web.ok("exec", "web", "sh", "-c", "ls -A /in; cat /in/file") == "file\nold"
 
 
-def test_it_does_not_keep_insulad_from_ending(fresh: Daemon) -> None:
+def test_a_copy_does_not_delay_the_end_of_insulad(fresh: Daemon) -> None:
     cli = fresh.cli
     cli.ok("run", "-d", "--network", "none", "--name", "web", "busybox", "sleep", "600")
     with subprocess.Popen(

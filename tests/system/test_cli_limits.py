@@ -39,13 +39,13 @@ def test_a_hog_beside_pid_1_does_not_end_the_instance(cli: Cli) -> None:
     assert [v["instance"]["name"] for v in cli.json("ps")] == ["house"]
 
 
-def test_memory_without_a_limit_is_there(cli: Cli) -> None:
+def test_memory_without_a_limit_is_available(cli: Cli) -> None:
     """The positive control of the above: 64 MiB are no problem where 32 are not the limit."""
     script = "dd if=/dev/zero bs=64M count=1 2>/dev/null | wc -c"
     assert cli.ok("run", "--rm", "busybox", "sh", "-c", script) == str(64 << 20)
 
 
-def test_a_fork_bomb_stays_in_its_box(cli: Cli) -> None:
+def test_a_fork_bomb_stays_in_its_instance(cli: Cli) -> None:
     neighbour(cli)
     cli.ok("run", "-d", "--name", "bomb", "--pids", "64", "--cpus", "0.5", "busybox", "sh", "-c", BOMB)
     until(lambda: len(cli.json("top", "bomb")) >= 60, "the bomb has gone off", timeout=20)
@@ -70,7 +70,7 @@ def share(cli: Cli, *options: str) -> float:
     return (float(minutes) * 60 + float(seconds)) / (float(out[1]) - float(out[0]))
 
 
-def test_cpus(cli: Cli) -> None:
+def test_a_limit_of_cpus_throttles(cli: Cli) -> None:
     """Several tries: on a busy machine the one without a limit may not get more either."""
     pairs = []
 
@@ -97,7 +97,7 @@ def test_a_tenants_instances_are_counted(tenants: TenantFactory) -> None:
     cli.ok("run", "-d", "--name", "c", "busybox", "sleep", "600")
 
 
-def test_a_limit_that_can_not_be_set_is_told(cli: Cli) -> None:
+def test_a_limit_that_cannot_be_set_is_an_error(cli: Cli) -> None:
     """Above fs.nr_open nobody may set it (getrlimit(2)); the positive control is in test_cli_options."""
     assert "RLIMIT_NOFILE" in cli.fails("run", "--rm", "--ulimit", "nofile=2147483584", "busybox", "true", status=125)
     assert cli.json("ps", "-a") == []

@@ -23,7 +23,7 @@ def test_environment_names_and_directory(cli: Cli) -> None:
     assert "/bin" in path.split(":")
 
 
-def test_a_directory_that_is_not_there(cli: Cli) -> None:
+def test_a_missing_working_directory(cli: Cli) -> None:
     """`run` makes it, `exec` does not."""
     assert shell(cli, "pwd", "-w", "/nowhere") == "/nowhere"
     assert "/bin/sh" in cli.fails("run", "--rm", "-w", "/bin/sh", "busybox", "true", status=125)
@@ -114,7 +114,7 @@ def test_restart_on_failure_with_a_limit(cli: Cli) -> None:
     assert (runs(cli, "failing"), runs(cli, "content")) == (3, 1)
 
 
-def test_the_pause_before_a_restart_shows(cli: Cli) -> None:
+def test_the_delay_before_a_restart_is_shown(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "again", "--restart", "always", "busybox", "sh", "-c", "exit 3")
     until(lambda: "restarting (3)" in cli.ok("ps"), "it waits", timeout=20)
     cli.ok("stop", "again")
@@ -137,7 +137,7 @@ def test_rm_removes_it_when_it_exits(cli: Cli) -> None:
     until(lambda: cli.json("ps", "-a") == [], "it is removed by itself")
 
 
-def test_names_are_made_up_and_labels_kept(cli: Cli) -> None:
+def test_names_are_generated_and_labels_kept(cli: Cli) -> None:
     name = cli.ok("run", "-d", "-l", "tier=web", "busybox", "sleep", "600")
     [view] = cli.json("ps")
     assert view["instance"]["name"] == name
@@ -153,7 +153,7 @@ def test_addresses(cli: Cli) -> None:
     assert "10.0.0.42/24" in shell(cli, "ip -4 address show eth0", "--ip", "10.0.0.42")
 
 
-def test_events_tell_the_story(cli: Cli, daemon: Daemon) -> None:
+def test_events_show_the_life_of_an_instance(cli: Cli, daemon: Daemon) -> None:
     """Also to who asks for what comes: here it listens when the first of the instances `listen-…` is told of."""
     with cli.start("--json", "events") as client:
         assert client.stdout is not None

@@ -11,7 +11,7 @@ from tests.support.programs import REFUSED, put
 from tests.support.wait import until
 
 
-def test_run_and_exec_say_why(cli: Cli, tmp_path: Path) -> None:
+def test_run_and_exec_explain_a_program_that_cannot_run(cli: Cli, tmp_path: Path) -> None:
     put(tmp_path)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:

@@ -12,7 +12,7 @@ from tests.support.cli import Cli
 from tests.support.wait import patiently, until
 
 
-def test_hello(cli: Cli) -> None:
+def test_run_prints_the_output(cli: Cli) -> None:
     result = cli.run("run", "--rm", "busybox", "echo", "hi")
     assert (result.status, result.out, result.err) == (0, "hi\n", "")
 
@@ -35,7 +35,7 @@ def test_death_by_signal(cli: Cli) -> None:
     assert view["status"]["exit"]["signal"] == signal.SIGKILL
 
 
-def test_a_program_that_is_not_there(cli: Cli) -> None:
+def test_a_missing_program(cli: Cli) -> None:
     assert "no-such" in cli.fails("run", "--rm", "busybox", "no-such", status=127)
     assert "/etc" in cli.fails("run", "--rm", "busybox", "/etc", status=126)
     assert cli.json("ps", "-a") == []
@@ -83,7 +83,7 @@ def test_exec(web: Cli) -> None:
     assert web.run("exec", "web", "sh", "-c", "kill -TERM $$").status == 143
 
 
-def test_exec_joins_what_run_made(web: Cli) -> None:
+def test_exec_joins_the_instance(web: Cli) -> None:
     web.ok("exec", "web", "sh", "-c", "echo here > /tmp/file")
     assert web.ok("exec", "web", "cat", "/tmp/file") == "here"
     for kind in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts"):
@@ -148,7 +148,7 @@ def test_logs_rotate_and_keep_the_end(cli: Cli) -> None:
 # -- attach and wait ---------------------------------------------------------------------------------------------
 
 
-def test_attach_shows_what_comes_and_the_exit_status(cli: Cli) -> None:
+def test_attach_shows_output_and_the_exit_status(cli: Cli) -> None:
     script = "while [ ! -e /go ]; do echo before; sleep 0.05; done; echo after; exit 6"
     cli.ok("run", "-d", "--name", "slow", "busybox", "sh", "-c", script)
     with cli.start("attach", "slow") as client:
@@ -158,7 +158,7 @@ def test_attach_shows_what_comes_and_the_exit_status(cli: Cli) -> None:
     assert client.returncode == 6 and out.replace("before\n", "") == "after\n"
 
 
-def test_attach_types_into_it(cli: Cli) -> None:
+def test_attach_sends_input(cli: Cli) -> None:
     cli.ok("run", "-d", "-i", "--name", "reader", "busybox", "sh", "-c", "read line; echo got $line")
     result = cli.run("attach", "reader", stdin="hello\n")
     assert result.ok() == "got hello\n"
@@ -170,7 +170,7 @@ def test_wait_for_several(cli: Cli) -> None:
     assert cli.ok("wait", "a", "b").split() == ["1", "2"]
 
 
-def test_stop_is_the_stop_signal_and_then_sigkill(cli: Cli) -> None:
+def test_stop_sends_the_stop_signal_then_sigkill(cli: Cli) -> None:
     polite = "trap 'exit 11' TERM; echo ready; while :; do sleep 0.05; done"
     special, stubborn = polite.replace("TERM", "USR1"), polite.replace("exit 11", "")
     cli.ok("run", "-d", "--name", "polite", "busybox", "sh", "-c", polite)

@@ -25,7 +25,7 @@ def test_a_shell(cli: Cli) -> None:
         assert terminal.flags() & COOKED == COOKED, "and is as before"
 
 
-def test_the_window_has_the_right_size_and_follows(cli: Cli) -> None:
+def test_the_terminal_has_the_size_of_the_window_and_follows_it(cli: Cli) -> None:
     with cli.terminal("run", "--rm", "-it", "busybox", "sh", rows=33, columns=111) as terminal:
         terminal.expect(PROMPT)
         terminal.type("stty size\r")
@@ -41,14 +41,14 @@ STTY = ("busybox", "sh", "-c", "stty size; stty size </dev/tty")
 
 
 @pytest.mark.parametrize("options", [("--rm", "-it"), ("--rm", "-t"), ("--rm", "-it", "--init")])
-def test_the_first_thing_that_runs_sees_the_size(cli: Cli, options: tuple[str, ...]) -> None:
+def test_the_first_program_sees_the_size(cli: Cli, options: tuple[str, ...]) -> None:
     for _ in range(3):  # the second and third may be spares that were made ahead
         with cli.terminal("run", *options, *STTY, rows=40, columns=120) as terminal:
             terminal.expect(r"^40 120\r+\n40 120\r")
             assert terminal.wait() == 0
 
 
-def test_the_first_thing_that_is_executed_sees_the_size(cli: Cli) -> None:
+def test_the_first_program_of_exec_sees_the_size(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "sized", "busybox", "sleep", "600")
     for flags in ("-it", "-t"):
         for rows, columns in ((40, 120), (7, 65)):
@@ -57,7 +57,7 @@ def test_the_first_thing_that_is_executed_sees_the_size(cli: Cli) -> None:
                 assert terminal.wait() == 0
 
 
-def test_attaching_brings_the_size_along(cli: Cli) -> None:
+def test_attach_sets_the_size(cli: Cli) -> None:
     """Made without a terminal of ours, it has none of a size; who attaches sets it before a key gets through."""
     script = "stty size; echo begun; while read line; do stty size; done"
     cli.ok("run", "-dit", "--name", "later", "busybox", "sh", "-c", script)
@@ -89,7 +89,7 @@ def test_control_c_interrupts_the_program_inside_only(cli: Cli) -> None:
         terminal.wait()
 
 
-def test_control_c_three_times_lets_go_of_who_ignores_it(cli: Cli) -> None:
+def test_control_c_three_times_detaches_from_a_program_that_ignores_it(cli: Cli) -> None:
     """The instance tells of each: signals that come faster than they are taken become one (signal(7))."""
     script = "trap 'echo again' INT; echo ready; while :; do sleep 0.05; done"
     with cli.terminal("run", "--name", "stubborn", "busybox", "sh", "-c", script) as terminal:
@@ -104,7 +104,7 @@ def test_control_c_three_times_lets_go_of_who_ignores_it(cli: Cli) -> None:
     assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
 
 
-def test_control_c_again_and_again_lets_go_of_who_does_not_hear_it(cli: Cli) -> None:
+def test_control_c_repeated_detaches_from_a_program_that_does_not_get_it(cli: Cli) -> None:
     """PID 1 without a handler never hears SIGINT (pid_namespaces(7))."""
     with cli.terminal("run", "--name", "deaf", "busybox", "sleep", "600") as terminal:
         until(lambda: cli.ok("ps", "-q") == "deaf", "it runs")
@@ -159,6 +159,6 @@ def test_a_killed_command_line_leaves_the_shell_running(cli: Cli) -> None:
     assert [view["status"]["state"] for view in cli.json("ps")] == ["running"]
 
 
-def test_a_terminal_is_asked_for_where_there_is_none(cli: Cli) -> None:
+def test_a_terminal_without_one_on_stdin_is_refused(cli: Cli) -> None:
     assert "terminal" in cli.fails("run", "--rm", "-it", "busybox", "sh", status=125)
     assert cli.json("ps", "-a") == []

@@ -219,7 +219,7 @@ def test_no_line_of_output_is_lost(town: Town) -> None:
     assert numbers == list(range(len(numbers)))
 
 
-def test_nothing_is_left(town: Town) -> None:
+def test_crashes_leave_nothing(town: Town) -> None:
     before, daemon = without_engine(town.before), town.daemon
     assert_unchanged(before, lambda: without_engine(daemon.snapshot()))
     containers = {view["instance"]["id"] for view in daemon.cli.json("ps", "-a")}

@@ -54,7 +54,7 @@ def parts(daemon: Daemon, identity: str) -> list[str]:
 
 
 @pytest.mark.parametrize("legible", [True, False], ids=["legible id", "nothing legible"])
-def test_it_is_shown_and_removed_with_all_it_has(fresh: Daemon, legible: bool) -> None:
+def test_a_damaged_instance_is_listed_and_removed(fresh: Daemon, legible: bool) -> None:
     fresh.cli.ok("tenant", "create", TENANT, "--memory", "1g", "--instances", "2")
     cli = fresh.cli.of(TENANT)
     cli.ok("network", "create", "default", "--subnet", "10.7.0.0/29")
@@ -91,7 +91,7 @@ def test_it_is_shown_and_removed_with_all_it_has(fresh: Daemon, legible: bool) -
     assert fresh.cli.json("verify")["passed"]
 
 
-def test_several_whose_ids_are_not_known(fresh: Daemon) -> None:
+def test_several_damaged_instances_with_unknown_ids(fresh: Daemon) -> None:
     """Nobody's are the files and processes that are left when the last of them is removed, and not before."""
     cli = fresh.cli
     for name in ("one", "two", "three"):
@@ -110,7 +110,7 @@ def test_several_whose_ids_are_not_known(fresh: Daemon) -> None:
     assert cli.ok("exec", "three", "echo", "here") == "here"
 
 
-def test_a_tenant_with_one_is_removed(fresh: Daemon) -> None:
+def test_a_tenant_with_a_damaged_instance_is_removed(fresh: Daemon) -> None:
     fresh.cli.ok("tenant", "create", TENANT)
     cli = fresh.cli.of(TENANT)
     cli.ok("network", "create", "default", "--subnet", "10.7.0.0/24")
@@ -126,7 +126,7 @@ def test_a_tenant_with_one_is_removed(fresh: Daemon) -> None:
 
 
 @pytest.mark.parametrize("file", ["state.json", "launch.json"])
-def test_damaged_files_of_one(fresh: Daemon, file: str) -> None:
+def test_damaged_files_of_an_instance(fresh: Daemon, file: str) -> None:
     """In the run directory, with its status in the store damaged too: so nothing names its process."""
     cli = fresh.cli
     cli.ok("run", "-d", "--name", "sick", "busybox", "sleep", "600")

@@ -15,7 +15,7 @@ def tenants(daemon: Daemon) -> set[str]:
     return {view["tenant"]["name"] for view in daemon.cli.json("tenant", "ls")}
 
 
-def test_every_claim_holds_and_nothing_stays(fresh: Daemon) -> None:
+def test_every_claim_of_the_demo_holds_and_nothing_is_left(fresh: Daemon) -> None:
     before = tenants(fresh)
     result = fresh.cli.run("demo", timeout=120)
     assert result.status == 0, result
@@ -54,8 +54,8 @@ def test_a_tenant_of_that_name_is_left_alone(fresh: Daemon) -> None:
     assert tenants(fresh) & HOUSES == {"globex"}
 
 
-def test_a_claim_that_does_not_hold_is_said(fresh: Daemon) -> None:
-    """Somebody stops an instance in the middle of the tour: later than where it would be waited for."""
+def test_a_claim_that_fails_is_reported(fresh: Daemon) -> None:
+    """An instance is stopped in the middle of the demo, after the last wait for it."""
     with fresh.cli.start("demo") as tour:
         acme = fresh.cli.of("acme")
         until(lambda: "bomb" in acme.ok("ps", "-q").split(), "the tour is at its bomb", timeout=30)

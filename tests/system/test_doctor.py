@@ -32,13 +32,13 @@ def traces(directory: Path) -> tuple[list[str], str, list[str]]:
     return sorted(os.listdir(directory)), Path("/proc/self/mounts").read_text(), links
 
 
-def test_everything_that_the_other_tests_use_is_found(tmp_path: Path) -> None:
+def test_features_that_the_tests_use_are_found(tmp_path: Path) -> None:
     found = features.probe(tmp_path)
     assert set(found) == set(features.NAMES) == set(doctor._FEATURES)
     assert {name for name in NEEDED if not found[name].works} == set()
 
 
-def test_it_leaves_nothing(tmp_path: Path) -> None:
+def test_doctor_leaves_nothing(tmp_path: Path) -> None:
     before = traces(tmp_path)
     with no_descriptor_left():
         checks = doctor.examine(Settings(root=tmp_path))
@@ -98,7 +98,7 @@ def test_a_host_without_control_groups(tmp_path: Path, how: str) -> None:
     assert check.consequence
 
 
-def test_a_read_only_disk_is_unknown_not_fine(tmp_path: Path) -> None:
+def test_a_read_only_disk_is_unknown(tmp_path: Path) -> None:
     def child() -> Check:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
@@ -108,7 +108,7 @@ def test_a_read_only_disk_is_unknown_not_fine(tmp_path: Path) -> None:
     assert forked(child).state == "unknown"
 
 
-def test_a_firewall_that_drops_what_is_forwarded() -> None:
+def test_a_firewall_that_drops_forwarded_packets() -> None:
     def child() -> tuple[Check, Check, Check]:
         syscalls.unshare(syscalls.CLONE_NEWNET)
         before = doctor._foreign_firewall()

@@ -64,7 +64,7 @@ def alive(pid: int | None) -> bool:
     return pid is not None and os.path.exists(f"/proc/{pid}")
 
 
-def test_it_is_run_stopped_started_and_removed(settings: Settings) -> None:
+def test_an_instance_is_run_stopped_started_and_removed(settings: Settings) -> None:
     async def body(plane: ControlPlane) -> None:
         verbs = plane.instances
         started = (await verbs.run(TENANT, process_of("web", "sleep", "600"))).status
@@ -82,7 +82,7 @@ def test_it_is_run_stopped_started_and_removed(settings: Settings) -> None:
     run(settings, body)
 
 
-def test_its_end_and_its_restart_policy(settings: Settings) -> None:
+def test_an_exit_and_the_restart_policy(settings: Settings) -> None:
     async def body(plane: ControlPlane) -> None:
         verbs = plane.instances
         await verbs.run(TENANT, process_of("three", "sh", "-c", "exit 3"))
@@ -100,7 +100,7 @@ def test_its_end_and_its_restart_policy(settings: Settings) -> None:
     run(settings, body)
 
 
-def test_another_control_plane_goes_on_with_it(settings: Settings) -> None:
+def test_another_control_plane_takes_over(settings: Settings) -> None:
     pids: list[int | None] = []
 
     async def first(plane: ControlPlane) -> None:
@@ -126,9 +126,7 @@ class Unpausable(ProcessDriver):
         raise Failed("no brakes", "repair them")
 
 
-def test_why_something_failed_is_told_even_if_it_failed_at_once(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_immediate_failure_has_its_reason(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "DRIVERS", {Unpausable.kind: Unpausable})
 
     async def body(plane: ControlPlane) -> None:
@@ -149,7 +147,7 @@ def test_why_something_failed_is_told_even_if_it_failed_at_once(
     run(settings, body)
 
 
-def test_what_it_refuses_and_lacks_is_one_clear_line(settings: Settings) -> None:
+def test_missing_features_are_refused_in_one_line(settings: Settings) -> None:
     async def body(plane: ControlPlane) -> None:
         with pytest.raises(Invalid, match="no network"):
             await plane.instances.run(TENANT, InstanceSpec(image="busybox", name="net", command=["true"]))

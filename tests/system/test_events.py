@@ -19,7 +19,7 @@ def wait_for(cli: Cli, action: str, name: str) -> None:
         watching.kill()
 
 
-def test_a_life(cli: Cli) -> None:
+def test_events_of_an_instances_life(cli: Cli) -> None:
     with events(cli) as found:
         cli.ok("run", "-d", "--name", "web", *SLEEP)
         cli.ok("pause", "web")
@@ -34,7 +34,7 @@ def test_a_life(cli: Cli) -> None:
     assert (end["exit_status"], end["signal"], end["oom"]) == (137, 9, False)
 
 
-def test_memory_of_pid_1(cli: Cli) -> None:
+def test_out_of_memory_of_pid_1(cli: Cli) -> None:
     with events(cli) as found:
         assert cli.run("run", "--name", "hog", "-m", "32m", "busybox", *HOG.split()).status == 137
     [oom] = [event for event in found if event["action"] == "oom"]
@@ -43,7 +43,7 @@ def test_memory_of_pid_1(cli: Cli) -> None:
     assert (end["signal"], end["oom"]) == (9, True)
 
 
-def test_memory_of_a_child_alone(cli: Cli) -> None:
+def test_out_of_memory_of_a_child(cli: Cli) -> None:
     """As it happens: the event is there while the instance goes on."""
     with events(cli) as found:
         cli.ok("run", "-d", "--name", "parent", "-m", "32m", "busybox", "sh", "-c", f"({HOG}); sleep 600")
@@ -54,7 +54,7 @@ def test_memory_of_a_child_alone(cli: Cli) -> None:
     assert actions(found, "frugal") == ["created", "running"], "the control"
 
 
-def test_memory_of_an_instance_that_was_adopted(fresh: Daemon) -> None:
+def test_out_of_memory_of_an_adopted_instance(fresh: Daemon) -> None:
     cli = fresh.cli.of("default")
     script = f"while ! [ -e /go ]; do sleep 0.05; done; ({HOG}); sleep 600"
     cli.ok("run", "-d", "--name", "late", "-m", "32m", "busybox", "sh", "-c", script)

@@ -69,7 +69,7 @@ def field(status: str, name: str) -> list[str]:
 # -- user, groups, directory, environment ------------------------------------------------------------------------------
 
 
-def test_the_user_and_his_groups() -> None:
+def test_user_and_groups_are_set() -> None:
     user = {"uid": USER, "gid": 77, "additionalGids": [5, 99], "umask": 0o027}
     status = became("umask; cat /proc/self/status", user=user)
     assert status.splitlines()[0] == "0027"
@@ -78,7 +78,7 @@ def test_the_user_and_his_groups() -> None:
     assert field(status, "Groups") == ["5", "99"]
 
 
-def test_no_groups_are_left_of_who_started_it() -> None:
+def test_groups_of_the_caller_are_dropped() -> None:
     status = became("umask; cat /proc/self/status", before=lambda: os.setgroups([6, 7]))
     assert field(status, "Groups") == []
     assert status.splitlines()[0] == "0022"
@@ -132,7 +132,9 @@ ENTRIES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("missing", "step", "process"), ENTRIES)
-def test_a_right_that_cannot_be_given_up_is_no_start(missing: str, step: str, process: dict[str, Any]) -> None:
+def test_a_privilege_that_cannot_be_dropped_prevents_the_start(
+    missing: str, step: str, process: dict[str, Any]
+) -> None:
     """The bounding set, other groups, another user, the filter: the program doesn't run with what it shouldn't have."""
     with pytest.raises(Refused, match=f"{step}: ") as refused:
         became("echo it runs", before=without(missing), **process)
@@ -140,7 +142,7 @@ def test_a_right_that_cannot_be_given_up_is_no_start(missing: str, step: str, pr
     assert became("echo it runs", before=without(), **process) == "it runs", "the control"
 
 
-def test_what_is_given_up_already_takes_no_right() -> None:
+def test_dropping_a_missing_privilege_needs_no_right() -> None:
     def bounded() -> None:
         caps.before_setuid(caps.Capabilities.from_oci(SOME))
         without("SETPCAP")()
@@ -213,7 +215,7 @@ def test_home_is_that_of_the_users_number_and_of_no_other(tmp_path: Path) -> Non
     assert became("echo $HOME", before=replace, user={"uid": 78, "gid": 77}) == "/"
 
 
-def test_descriptors_are_closed_but_those_to_keep(tmp_path: Path) -> None:
+def test_descriptors_are_closed_unless_kept(tmp_path: Path) -> None:
     def leak() -> None:
         for number in (3, 4, 5, 9):
             os.dup2(os.open(tmp_path, os.O_PATH), number, inheritable=number > 4)
@@ -243,7 +245,7 @@ def test_limits() -> None:
     assert re.search(r"^Max file locks +5 +7 ", printed, re.MULTILINE)
 
 
-def test_a_limit_above_what_may_be_is_told() -> None:
+def test_a_limit_above_the_maximum_is_an_error() -> None:
     def drop() -> None:
         without = caps.ALL & ~caps.to_mask(["SYS_RESOURCE"])
         caps.after_setuid(caps.Capabilities(0, *(caps.current().permitted & without,) * 2))
@@ -306,7 +308,7 @@ def test_io_priority(name: str, priority: int, printed: str) -> None:
     assert became("ionice -p $$", ioPriority={"class": name, "priority": priority}) == printed
 
 
-def test_what_the_parent_has_set_takes_no_right() -> None:
+def test_inherited_attributes_need_no_right() -> None:
     """In a user namespace nobody may have a real-time policy; who made the process may give it one."""
     wanted: dict[str, Any] = {"policy": "SCHED_FIFO", "priority": 5}
     first = {"class": "IOPRIO_CLASS_RT", "priority": 2}
@@ -330,7 +332,7 @@ def test_what_the_parent_has_set_takes_no_right() -> None:
         became("true", before=enter, ioPriority=first)
 
 
-def test_affinity_is_for_who_joins() -> None:
+def test_affinity_is_for_exec() -> None:
     all_of_them = os.sched_getaffinity(0)
     one = max(all_of_them)
     affinity = {"initial": "0", "final": str(one)}
@@ -371,7 +373,7 @@ def sets_of(status: str) -> caps.Capabilities:
     )
 
 
-def test_capabilities_of_another_user_are_what_was_asked() -> None:
+def test_another_user_has_the_requested_capabilities() -> None:
     asked = {
         "bounding": ["CAP_KILL", "CAP_CHOWN", "CAP_NET_RAW"],
         "effective": ["CAP_KILL"],
@@ -390,7 +392,7 @@ def test_without_capabilities_there_are_none() -> None:
     assert got == caps.Capabilities()
 
 
-def test_what_cannot_be_granted_is_told_and_left_out(tmp_path: Path) -> None:
+def test_capabilities_that_cannot_be_granted_are_left_out_with_a_warning(tmp_path: Path) -> None:
     told = tmp_path / "told"
     asked = {name: ["CAP_CHOWN", "CAP_KILL"] for name in ("bounding", "effective", "permitted", "inheritable")}
     asked["ambient"] = ["CAP_CHOWN"]

@@ -22,7 +22,7 @@ ALLOWED = Filter(compiler.compile({"defaultAction": "SCMP_ACT_ALLOW"}))
 
 
 @pytest.mark.parametrize("restricted", [True, False])
-def test_who_waits_for_the_word_has_what_its_program_will_have(restricted: bool, tmp_path: Path) -> None:
+def test_a_created_process_has_the_attributes_of_its_program(restricted: bool, tmp_path: Path) -> None:
     """But for what loading a filter takes, which it doesn't with no_new_privs (seccomp(2))."""
     wanted, found = caps.to_mask(["CHOWN"]), tmp_path / "found"
 
@@ -38,7 +38,7 @@ def test_who_waits_for_the_word_has_what_its_program_will_have(restricted: bool,
 
 
 @pytest.mark.parametrize("restricted", [True, False])
-def test_the_program_has_what_was_asked_with_a_filter_too(restricted: bool) -> None:
+def test_attributes_are_set_with_a_filter_too(restricted: bool) -> None:
     """Without no_new_privs it is loaded while there is a right more, which is given up after it."""
     sets = ("bounding", "effective", "permitted", "inheritable", "ambient")
     options: dict[str, Any] = {"capabilities": {name: ["CAP_CHOWN"] for name in sets}, "noNewPrivileges": restricted}
@@ -47,7 +47,7 @@ def test_the_program_has_what_was_asked_with_a_filter_too(restricted: bool) -> N
         assert sets_of(status) == caps.Capabilities(*[caps.to_mask(["CHOWN"])] * 5)
 
 
-def test_the_last_to_be_called_has_what_the_program_has(tmp_path: Path) -> None:
+def test_start_container_hooks_have_the_attributes_of_the_program(tmp_path: Path) -> None:
     found = tmp_path / "found"
 
     def last(environment: dict[str, str]) -> None:
@@ -60,7 +60,7 @@ def test_the_last_to_be_called_has_what_the_program_has(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not caps.current().effective & caps.to_mask(["SYS_RESOURCE"]), reason="even root may not raise a limit here"
 )
-def test_a_limit_is_raised_while_there_is_a_right_to() -> None:
+def test_limits_are_raised_before_the_right_is_dropped() -> None:
     number = resource.RLIMIT_SIGPENDING
 
     def lower() -> None:
@@ -71,13 +71,13 @@ def test_a_limit_is_raised_while_there_is_a_right_to() -> None:
     assert re.search(r"Max pending signals +150 +200 ", shown)
 
 
-def test_the_policy_of_memory_is_the_programs() -> None:
+def test_the_memory_policy_is_set_for_the_program() -> None:
     policy = {"mode": "MPOL_BIND", "nodes": "0"}
     assert " bind:0 " in became("cat /proc/self/numa_maps", memory_policy=policy)
     assert " bind:0 " not in became("cat /proc/self/numa_maps")
 
 
-def test_who_listens_to_a_filter_is_given_its_descriptor(tmp_path: Path) -> None:
+def test_the_agent_of_a_filter_gets_its_descriptor(tmp_path: Path) -> None:
     program = Filter(compiler.compile({"defaultAction": "SCMP_ACT_ALLOW"}), SECCOMP_FILTER_FLAG_NEW_LISTENER)
     found = tmp_path / "found"
 

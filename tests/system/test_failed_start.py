@@ -15,7 +15,7 @@ IN_THE_WAY = ("--tmpfs", "/etc/passwd", "busybox", "true")  # mount(2): it is no
 
 
 @pytest.mark.parametrize("options", [("--rm",), ("--rm", "-d")])
-def test_the_reason_is_told_under_load(cli: Cli, options: tuple[str, ...]) -> None:
+def test_the_reason_is_reported_under_load(cli: Cli, options: tuple[str, ...]) -> None:
     """PID 1 fails and is gone before, while or after its network is made: the cause is told, not what follows."""
 
     def run(_: int) -> Result:
@@ -35,7 +35,9 @@ def test_the_reason_is_told_under_load(cli: Cli, options: tuple[str, ...]) -> No
 @pytest.mark.parametrize(
     ("what", "status"), [(IN_THE_WAY, 125), (("busybox", "no-such-program"), 127), (("busybox", "/etc/passwd"), 126)]
 )
-def test_what_failed_to_start_is_kept(cli: Cli, mode: tuple[str, ...], what: tuple[str, ...], status: int) -> None:
+def test_an_instance_that_failed_to_start_is_kept(
+    cli: Cli, mode: tuple[str, ...], what: tuple[str, ...], status: int
+) -> None:
     """As Docker does it: with and without -d it is there as failed, with the reason; with --rm it is gone."""
     reason = cli.fails("run", *mode, "--name", "kept", *what, status=status)
     [view] = cli.json("ps", "-a")
@@ -46,7 +48,7 @@ def test_what_failed_to_start_is_kept(cli: Cli, mode: tuple[str, ...], what: tup
     assert cli.json("ps", "-a") == []
 
 
-def test_an_instance_that_can_not_be_is_not_kept(cli: Cli, tmp_path: Path) -> None:
+def test_an_invalid_instance_is_not_kept(cli: Cli, tmp_path: Path) -> None:
     """The control: what is refused before it exists leaves nothing in either mode."""
     for mode in ((), ("-d",)):
         cli.fails("run", *mode, "--name", "never", "no-such-image", "true", status=125)

@@ -105,7 +105,7 @@ def test_failures_in_the_start_period_do_not_count(cli: Cli) -> None:
     assert (checked["status"], checked["failures"]) == ("starting", 0)
 
 
-def test_a_check_that_can_not_be_executed(cli: Cli) -> None:
+def test_a_check_that_cannot_be_executed(cli: Cli) -> None:
     """Of an image without a shell; and checks stay within the instance's limits."""
     layout = Layout()
     busybox = Path("/usr/bin/busybox").read_bytes()
@@ -119,7 +119,7 @@ def test_a_check_that_can_not_be_executed(cli: Cli) -> None:
     assert "/nothing" in found["log"][-1]["output"]
 
 
-def test_the_image_says_and_the_user_has_the_last_word(cli: Cli) -> None:
+def test_the_users_options_override_the_images(cli: Cli) -> None:
     layout = Layout()
     busybox = Path("/usr/bin/busybox").read_bytes()
     layer = tar(member("bin/"), *(member(f"bin/{name}", busybox, mode=0o755) for name in ("busybox", "sh", "sleep")))
@@ -146,7 +146,7 @@ def test_an_instance_that_ended_has_no_health(cli: Cli) -> None:
     becomes(cli, "short", "healthy")
 
 
-def test_a_new_insulad_goes_on_and_kills_what_the_old_one_began(fresh: Daemon) -> None:
+def test_a_new_insulad_goes_on_and_kills_old_checks(fresh: Daemon) -> None:
     cli = fresh.cli
     hang = ("--health-cmd", "test ! -e /hang || sleep 612", "--health-timeout", "8s")
     cli.ok("run", "-d", "--name", "web", *hang, *EVERY, *SLEEP)

@@ -36,7 +36,7 @@ def essence(image: Image) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("form", ["oci", "docker"])
-def test_what_is_saved_is_loaded_again(store: ImageStore, tmp_path: Path, form: Literal["oci", "docker"]) -> None:
+def test_a_saved_archive_can_be_loaded(store: ImageStore, tmp_path: Path, form: Literal["oci", "docker"]) -> None:
     layout = Layout()
     layout.image(LAYERS, process=PROCESS, name="one:1")
     layout.image(LAYERS[:1], name="registry.example:5000/team/two:x")
@@ -56,7 +56,7 @@ def test_what_is_saved_is_loaded_again(store: ImageStore, tmp_path: Path, form: 
         assert tree(mine) == tree(theirs)
 
 
-def test_skopeo_reads_what_is_saved(store: ImageStore, tmp_path: Path) -> None:
+def test_skopeo_reads_a_saved_archive(store: ImageStore, tmp_path: Path) -> None:
     image = store.build_busybox()
     store.save([image], tmp_path / "oci.tar")
     store.save([image], tmp_path / "docker.tar", format="docker")
@@ -67,7 +67,7 @@ def test_skopeo_reads_what_is_saved(store: ImageStore, tmp_path: Path) -> None:
     assert configuration["rootfs"]["diff_ids"] == image.layers
 
 
-def test_what_skopeo_writes_is_loaded(store: ImageStore, tmp_path: Path) -> None:
+def test_an_archive_of_skopeo_is_loaded(store: ImageStore, tmp_path: Path) -> None:
     layout = Layout()
     layout.image([*LAYERS, LAYERS[0]], process=PROCESS, name="ours:1")
     layout.write(tmp_path / "layout")
@@ -271,7 +271,7 @@ def test_bad_archives_leave_nothing(case: str, tmp_path: Path) -> None:
     assert store.load(path, tenant="acme")  # the good one of the same make is loaded
 
 
-def test_what_can_not_be_an_archive(store: ImageStore, tmp_path: Path) -> None:
+def test_files_that_are_no_archives_are_refused(store: ImageStore, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "empty").mkdir()
     for name, kind in (("missing", NotFound), ("fifo", Invalid), ("empty", Invalid)):
@@ -281,7 +281,7 @@ def test_what_can_not_be_an_archive(store: ImageStore, tmp_path: Path) -> None:
         store.load(Path("/dev/zero"), tenant="acme")
 
 
-def test_nobody_gets_a_layer_for_naming_its_digest(store: ImageStore, tmp_path: Path) -> None:
+def test_a_digest_alone_gives_no_layer(store: ImageStore, tmp_path: Path) -> None:
     """The other tenant's image is in the store; an archive that only mentions its blobs is not enough."""
     secret = Layout()
     secret.image(LAYERS, name="secret")

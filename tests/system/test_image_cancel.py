@@ -165,7 +165,7 @@ def test_a_save_is_cancelled(store: ImageStore, tmp_path: Path) -> None:
     assert (tmp_path / "saved.tar").stat().st_size > image.size // 4
 
 
-def test_what_was_cancelled_before_it_began(store: ImageStore, tmp_path: Path) -> None:
+def test_work_that_was_cancelled_before_it_began(store: ImageStore, tmp_path: Path) -> None:
     image = store.build_busybox()
     before = tree(tmp_path)
     for work in (

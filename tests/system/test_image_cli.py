@@ -57,7 +57,7 @@ def test_tag(cli: Cli) -> None:
     assert cli.ok("run", "--rm", "--network", "none", "busybox", "echo", "x") == "x"
 
 
-def test_a_tag_replaces_what_had_the_name(cli: Cli, tmp_path: Path) -> None:
+def test_a_tag_replaces_an_earlier_one(cli: Cli, tmp_path: Path) -> None:
     cli.ok("image", "load", write(tmp_path / "a.tar", image()))
     assert names(cli)["mine:1"] != names(cli)["busybox:latest"]
     cli.ok("image", "tag", "busybox", "mine:1")
@@ -202,7 +202,7 @@ def trusting(run_: machine.Run, tmp_path_factory: pytest.TempPathFactory) -> Ite
         daemon.remove()
 
 
-def test_run_fetches_if_it_is_told_to(trusting: tuple[Daemon, str]) -> None:
+def test_run_pulls_if_told_to(trusting: tuple[Daemon, str]) -> None:
     cli, reference = trusting[0].cli, trusting[1]
     command = [reference, "/bin/sh", "-c", "echo x"]
     run = ["run", "--rm", "--network", "none"]
@@ -218,7 +218,7 @@ def test_run_fetches_if_it_is_told_to(trusting: tuple[Daemon, str]) -> None:
     cli.ok("image", "rm", reference)
 
 
-def test_run_makes_nothing_of_what_it_can_not_fetch(trusting: tuple[Daemon, str]) -> None:
+def test_a_failed_pull_makes_no_instance(trusting: tuple[Daemon, str]) -> None:
     cli, reference = trusting[0].cli, trusting[1]
     wrong = reference.replace("127.0.0.1", "localhost")  # the certificate is not for this name
     what = cli.fails("run", "--rm", "--pull", "always", wrong, "/bin/true", status=125)
@@ -227,7 +227,7 @@ def test_run_makes_nothing_of_what_it_can_not_fetch(trusting: tuple[Daemon, str]
     assert cli.json("ps", "-a") == []
 
 
-def test_a_quiet_pull_says_the_name_alone(trusting: tuple[Daemon, str]) -> None:
+def test_a_quiet_pull_prints_the_name_only(trusting: tuple[Daemon, str]) -> None:
     cli, reference = trusting[0].cli, trusting[1]
     loud, quiet = cli.run("image", "pull", reference), cli.run("image", "pull", "--quiet", reference)
     assert loud.out == quiet.out == f"{reference}\n"

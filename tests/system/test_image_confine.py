@@ -133,7 +133,7 @@ FILTER = confine.system_calls()
 
 
 @pytest.mark.parametrize("name", sorted(ATTEMPTS.keys() - {"a process", "another program"}))
-def test_what_is_tried_from_inside_is_refused(name: str, tmp_path: Path) -> None:
+def test_attacks_from_inside_are_refused(name: str, tmp_path: Path) -> None:
     assert attempt(name, tmp_path, confined=True) == EPERM
     for path in tmp_path.iterdir():
         path.unlink()

@@ -92,14 +92,14 @@ def docker_of(layers: list[bytes], names: list[str], extra: list[tuple[tarfile.T
 
 @pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize("make", [layout_of, images_of], ids=["layers of one image", "images of one archive"])
-def test_layers_count_together(store: ImageStore, make: Callable[..., bytes]) -> None:
+def test_the_limit_is_for_all_layers_together(store: ImageStore, make: Callable[..., bytes]) -> None:
     assert taken(store, make(*layers_of_zeros(3 * MIB))) == 1
     refused(store, make(*layers_of_zeros(3 * MIB, 2 * MIB)), "more than|expands to")
     assert taken(store, make(*layers_of_zeros(MIB, 2 * MIB))) > 0
 
 
 @pytest.mark.usefixtures("small_limits")
-def test_what_is_received_decides_how_much_may_be_made(store: ImageStore) -> None:
+def test_the_limit_is_in_proportion_to_the_received_size(store: ImageStore) -> None:
     assert taken(store, layout_of(*layers_of_zeros(5 * MIB), tar(member("random", os.urandom(6 * MIB))))) == 1
     refused(store, layout_of(*layers_of_zeros(5 * MIB), tar(member("random", os.urandom(10_000)))), "more than|expands")
 

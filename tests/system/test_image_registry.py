@@ -112,7 +112,7 @@ def refused(store: ImageStore, kind: type[InsulaError], why: str, reference: str
     assert tree(store.root) == before
 
 
-def test_what_is_pushed_is_pulled_back(store: ImageStore, plain: str, tmp_path: Path) -> None:
+def test_a_pushed_image_can_be_pulled(store: ImageStore, plain: str, tmp_path: Path) -> None:
     image, lines = two_layers(store, tmp_path), list[str]()
     store.push(image, f"{plain}/team/app:1", insecure=True, progress=lines.append)
     assert any("Copying blob" in line for line in lines)
@@ -167,7 +167,7 @@ def test_of_several_architectures_this_machines_is_pulled(store: ImageStore, pla
     assert store.pull(f"{plain}/multi:1", tenant="acme", insecure=True).digest == mine["digest"]
 
 
-def test_of_several_levels_the_processors_is_pulled(store: ImageStore, plain: str, tmp_path: Path) -> None:
+def test_the_processors_level_is_pulled(store: ImageStore, plain: str, tmp_path: Path) -> None:
     """The variants of amd64: the best that the processor can run, none that it can't; elsewhere they mean nothing."""
 
     def push(tag: str, *variants: str) -> dict[str, str]:
@@ -239,7 +239,7 @@ def test_a_password_is_on_no_command_line_and_left_nowhere(store: ImageStore, lo
     assert list((store.root / "tmp").iterdir()) == []
 
 
-def test_what_is_not_there(store: ImageStore, plain: str, tmp_path: Path) -> None:
+def test_a_missing_image(store: ImageStore, plain: str, tmp_path: Path) -> None:
     store.push(two_layers(store, tmp_path), f"{plain}/known:1", insecure=True)
     refused(store, NotFound, "has no image", f"{plain}/known:2")
     refused(store, NotFound, "has no image", f"{plain}/unknown")
@@ -250,18 +250,18 @@ def test_a_registry_that_is_down(store: ImageStore) -> None:
     refused(store, Unavailable, "does not respond", f"127.0.0.1:{free_port()}/app")
 
 
-def test_plain_http_takes_a_word(store: ImageStore, plain: str) -> None:
+def test_plain_http_needs_an_option(store: ImageStore, plain: str) -> None:
     with pytest.raises(Unavailable) as e:
         store.pull(f"{plain}/known:1", tenant="acme")
     assert "--insecure" in str(e.value)
 
 
-def test_too_large_an_image_is_stopped(store: ImageStore, plain: str, tmp_path: Path) -> None:
+def test_a_too_large_image_is_refused(store: ImageStore, plain: str, tmp_path: Path) -> None:
     store.push(two_layers(store, tmp_path), f"{plain}/large", insecure=True)
     refused(ImageStore(store.root, max_size=50_000), Invalid, "large", f"{plain}/large")
 
 
-def test_what_is_no_image(store: ImageStore, plain: str, tmp_path: Path) -> None:
+def test_an_artifact_that_is_no_image_is_refused(store: ImageStore, plain: str, tmp_path: Path) -> None:
     layout = Layout()
     config = layout.blob(b"{}", "application/vnd.cncf.helm.config.v1+json")
     layout.image([tar(member("a", b""))], manifest={"config": config}, name="chart")
@@ -271,7 +271,7 @@ def test_what_is_no_image(store: ImageStore, plain: str, tmp_path: Path) -> None
     refused(store, Invalid, "not an image configuration", f"{plain}/chart:1")
 
 
-def test_a_digest_is_no_target(store: ImageStore, plain: str, tmp_path: Path) -> None:
+def test_a_push_to_a_digest_is_refused(store: ImageStore, plain: str, tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="pushed to a digest"):
         store.push(two_layers(store, tmp_path), f"{plain}/a@sha256:{'0' * 64}", insecure=True)
 

@@ -135,7 +135,7 @@ def test_bombs_are_stopped_early(tmp_path: Path) -> None:
                 store.import_rootfs(io.BytesIO(packed), name="a", tenant="acme")
 
 
-def test_a_ratio_that_no_honest_archive_has(tmp_path: Path) -> None:
+def test_an_implausible_compression_ratio_is_refused(tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "images")
     bomb = subprocess.run(
         "(cat; head -c 700000000 /dev/zero) | zstd -c", shell=True, input=a_tar(), capture_output=True, check=True
@@ -157,7 +157,7 @@ def test_file_capabilities_are_kept(store: ImageStore) -> None:
 # -- layers ----------------------------------------------------------------------------------------
 
 
-def test_overlayfs_sees_what_the_layers_say(store: ImageStore, tmp_path: Path) -> None:
+def test_overlayfs_shows_the_layers(store: ImageStore, tmp_path: Path) -> None:
     layout = Layout()
     below = [
         *(member(f"{d}/{f}", f"{d}{f}".encode()) for d in ("keep", "hide", "anew", "implied") for f in "xy"),
@@ -205,7 +205,7 @@ def test_odd_layers_by_the_confined_process(store: ImageStore, tmp_path: Path) -
         assert (root / "h").stat().st_uid == 7
 
 
-def test_notes_are_told_again_when_the_layer_is_known(store: ImageStore, tmp_path: Path) -> None:
+def test_notes_are_repeated_for_a_known_layer(store: ImageStore, tmp_path: Path) -> None:
     layout = Layout()
     layout.image(
         [tar(member("dev/console", kind=tarfile.CHRTYPE, devmajor=5, devminor=1), member("f", b"1"))],
@@ -221,7 +221,7 @@ def test_notes_are_told_again_when_the_layer_is_known(store: ImageStore, tmp_pat
         assert sorted(path.name for path in (store.lower(image)[0]).rglob("*")) == ["dev", "f"]
 
 
-def test_a_layer_can_hide_all_below(store: ImageStore, tmp_path: Path) -> None:
+def test_a_layer_can_hide_all_below_it(store: ImageStore, tmp_path: Path) -> None:
     layout = Layout()
     layout.image([tar(member("a", b"1")), tar(member(".wh..wh..opq", b""), member("b", b"2")), tar(member("c", b"3"))])
     image = load(store, layout, tmp_path)
@@ -256,7 +256,7 @@ def test_unknown_layers_are_not_found(store: ImageStore) -> None:
 # -- garbage ---------------------------------------------------------------------------------------
 
 
-def test_collect_removes_what_nobody_needs(store: ImageStore, tmp_path: Path) -> None:
+def test_collect_removes_unused_content(store: ImageStore, tmp_path: Path) -> None:
     shared, own = tar(member("s", b"s" * 100_000)), tar(member("o", os.urandom(200_000)))
     layout = Layout()
     layout.image([shared], name="one")
@@ -334,7 +334,7 @@ def swept(store: ImageStore) -> bool:
     return not any((store.root / "tmp").iterdir())
 
 
-def test_kill_at_any_moment_leaves_whole_things_only(tmp_path: Path) -> None:
+def test_kill_at_any_moment_leaves_only_complete_content(tmp_path: Path) -> None:
     source = tmp_path / "rootfs.tar"
     source.write_bytes(tar(*(member(f"d{n}/f", os.urandom(20_000)) for n in range(200))))
     root = tmp_path / "images"

@@ -41,7 +41,7 @@ def test_a_frame_arrives_at_the_device_and_its_other_end_sees_nothing() -> None:
 
 
 @isolated
-def test_what_does_not_take_a_frame_is_an_error() -> None:
+def test_a_device_that_takes_no_frame_is_an_error() -> None:
     other = Instance()
     frame = ethernet(BROADCAST, "02:00:00:00:00:01", EXPERIMENTAL, bytes(46))
     with Rtnl() as host, Injector() as injector:

@@ -50,7 +50,7 @@ def test_log_opened_on_a_disk_without_room_for_a_file(tmp_path: Path) -> None:
     assert forked(child) == (4, [b"kept"])
 
 
-def test_what_is_moved_on_a_full_disk_is_dropped_and_returned(tmp_path: Path) -> None:
+def test_output_moved_on_a_full_disk_is_dropped_and_returned(tmp_path: Path) -> None:
     def child() -> tuple[bytes, int, bytes]:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)

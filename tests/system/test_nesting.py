@@ -104,7 +104,7 @@ def test_each_level_sees_its_own(cli: Cli) -> None:
     assert re.fullmatch(r"1: [34]\n2: 1\nsh", out), out
 
 
-def test_without_it_nothing_of_this_is_possible(cli: Cli) -> None:
+def test_without_the_option_nothing_of_this_is_possible(cli: Cli) -> None:
     for command in (
         f"{DEEPER} true",
         "unshare -p true",
@@ -125,7 +125,7 @@ def test_masks_stay_for_ordinary_programs(cli: Cli) -> None:
     assert out == "0\n1"
 
 
-def test_the_host_stays_out_of_reach(cli: Cli) -> None:
+def test_the_host_is_out_of_reach(cli: Cli) -> None:
     """Root inside may take mounts and masks of its own away: behind them are the host's files, and these refuse."""
     script = """
         umount /proc/sys/kernel/pty && umount /proc/sys && echo unmasked
@@ -157,7 +157,7 @@ def test_the_groups_own_part_of_the_tree(cli: Cli) -> None:
     assert len(cli.json("top", "divider")) == 1
 
 
-def test_limits_hold_for_what_runs_inside(cli: Cli) -> None:
+def test_limits_hold_for_nested_containers(cli: Cli) -> None:
     script = "i=0; while [ $i -lt 60 ]; do sleep 600 & i=$((i+1)); done 2>&1; kill -9 -1"
     options = ("--nesting", "--pids", "30")
     done = cli.run("run", "--rm", *options, "busybox", *DEEPER.split(), "sh", "-c", script)

@@ -46,7 +46,7 @@ def test_a_dump_of_many_packets_is_whole() -> None:
     assert elsewhere(neighbours)[0] == MANY
 
 
-def test_the_first_failure_of_a_batch_is_told_and_the_others_are_done() -> None:
+def test_the_first_failure_of_a_batch_is_raised_and_the_rest_is_done() -> None:
     def batch() -> tuple[int | None, str, list[str]]:
         with Rtnl() as rtnl:
             again = netlink.bridge("a", mac="02:00:00:00:00:01", mtu=1500)

@@ -108,7 +108,7 @@ def test_the_same_intent_again_changes_nothing() -> None:
 
 
 @isolated
-def test_a_changed_intent_touches_what_changed() -> None:
+def test_a_changed_intent_touches_only_changed_parts() -> None:
     with two_tenants() as cloud:
         other = seen(cloud, "globex")
         steps: list[tuple[Callable[[], object], str]] = [
@@ -257,7 +257,7 @@ def test_a_namespace_that_is_gone_is_made_again_and_what_was_in_it_is_plugged_in
 
 
 @isolated
-def test_one_network_that_can_not_be_made_keeps_no_other_from_it() -> None:
+def test_one_network_that_fails_does_not_prevent_others() -> None:
     cloud = Lab()
     cloud.tenant("acme")
     good = cloud.network("acme", "10.1.0.0/24")
@@ -275,7 +275,7 @@ def _too_small(network: Network) -> Network:
 
 
 @isolated
-def test_an_incomplete_intent_takes_away_only_what_an_earlier_one_had() -> None:
+def test_an_incomplete_intent_removes_only_parts_of_an_earlier_one() -> None:
     with two_tenants() as cloud:
         cloud.network("acme", "10.5.0.0/24", name="old")
         whole = cloud.intent("acme")
@@ -299,7 +299,7 @@ STEPS = st.lists(
 
 
 @isolated
-def test_whatever_intents_follow_each_other_the_last_one_is_what_there_is() -> None:
+def test_after_any_intents_the_last_one_is_installed() -> None:
     """Against a model: a set of networks, and of ports that are plugged in."""
     cloud = Lab()
     instances: list[Instance] = []

@@ -137,7 +137,7 @@ def test_a_forged_source(version: int) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 @isolated
-def test_what_has_the_mark_of_a_probe_does_not_leave_the_host(version: int) -> None:
+def test_packets_with_the_mark_of_a_probe_do_not_leave_the_host(version: int) -> None:
     world = World()
     with two_tenants() as cloud:
         web, address = cloud.instances["acme", "web"], World.ADDRESS6 if version == 6 else World.ADDRESS

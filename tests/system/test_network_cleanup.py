@@ -87,7 +87,7 @@ def test_teardown_leaves_the_host_as_it_was() -> None:
 
 
 @isolated
-def test_teardown_leaves_what_others_made() -> None:
+def test_teardown_leaves_foreign_objects() -> None:
     Path("/run/netns").mkdir()
     os.system("ip netns add other")
     os.system("nft add table inet other")
@@ -125,7 +125,7 @@ def test_fifty_ports_come_and_go_without_a_trace() -> None:
 
 
 @isolated
-def test_sweep_removes_what_is_not_wanted_and_nothing_else() -> None:
+def test_sweep_removes_leftovers_only() -> None:
     with two_tenants() as cloud:
         clean = inside(cloud, "acme")
         cloud.network("acme", "10.5.0.0/24", "fd05::/64", name="old")

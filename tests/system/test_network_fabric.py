@@ -294,7 +294,7 @@ def test_bridged_packets_pass_although_br_netfilter_shows_them_to_the_router() -
 
 
 @isolated
-def test_everything_again_changes_nothing_and_what_is_wrong_is_repaired() -> None:
+def test_applying_again_changes_nothing_and_repairs_damage() -> None:
     with two_tenants() as cloud:
         tenant = cloud.tenants["acme"]
         web, inside = cloud.instances["acme", "web"], cloud.inside("acme")
@@ -418,7 +418,7 @@ def test_the_first_packet_arrives() -> None:
 
 
 @isolated
-def test_who_was_detached_is_attached_again() -> None:
+def test_a_detached_port_is_attached_again() -> None:
     cloud = Lab()
     cloud.tenant("acme")
     cloud.network("acme", "10.0.0.0/16", "fd00::/64")

@@ -98,7 +98,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 @isolated
-def test_an_instance_can_have_so_many_neighbours_looked_for_and_no_more(few: None, version: int) -> None:
+def test_the_number_of_unresolved_neighbours_is_limited(few: None, version: int) -> None:
     world, cloud = World(), Lab()
     cloud.tenant("acme")
     network = cloud.network("acme", "10.0.0.0/16", "fd00::/64")
@@ -152,7 +152,7 @@ def test_rules_of_an_instance_that_ran_are_neither_read_nor_changed() -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 @isolated
-def test_the_router_looks_for_nobody(version: int) -> None:
+def test_the_router_resolves_no_neighbours(version: int) -> None:
     """It is asked to by an instance that sends frames itself."""
     cloud = Lab()
     cloud.tenant("acme")
@@ -176,7 +176,7 @@ def test_the_router_looks_for_nobody(version: int) -> None:
 
 
 @isolated
-def test_others_find_their_neighbours_while_an_instance_with_cap_net_admin_fills_what_it_can() -> None:
+def test_others_resolve_neighbours_while_an_instance_with_cap_net_admin_fills_the_table() -> None:
     """It undoes the short wait, has entries that wait for answers in both tables, and permanent ones that the kernel
     counts to no limit. As many as here, and no more: the tables are those of the host that runs the test."""
     world, cloud = World(), Lab()

@@ -17,7 +17,7 @@ def run(netns: int, *commands: str) -> None:
 
 
 @isolated
-def test_each_change_is_told_and_nothing_else() -> None:
+def test_each_change_is_reported_and_nothing_else() -> None:
     with two_tenants() as cloud:
         changes = _changes(cloud)
         for change, undo, said in changes:

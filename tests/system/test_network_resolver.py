@@ -150,7 +150,7 @@ def test_a_program_in_the_resolver_s_place_gets_nowhere() -> None:
     other.remove()
 
 
-def test_the_filter_of_system_calls_lets_through_what_names_take_and_no_more() -> None:
+def test_the_system_call_filter_allows_only_the_resolvers_calls() -> None:
     calls = confine.system_calls()
     namespaces = {f"unshare {flag:#x}": functools.partial(syscalls.unshare, flag) for flag in (0x10000000, 0x20000000)}
     refused: dict[str, Callable[[], object]] = {

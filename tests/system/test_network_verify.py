@@ -206,7 +206,7 @@ LEAKS = {
 
 @pytest.mark.parametrize("leak", LEAKS)
 @isolated
-def test_packets_alone_tell_of_a_leak_of_one_protocol(leak: str) -> None:
+def test_a_leak_of_one_protocol_is_found_by_packets_alone(leak: str) -> None:
     """Somebody has what an instance sends copied to an instance on another network; no reading shows that."""
     with two_tenants() as cloud:
         cloud.network("acme", "10.1.0.0/24", "fd01::/64", name="back")
@@ -373,7 +373,7 @@ def test_silence_is_no_proof() -> None:
 
 
 @isolated
-def test_without_the_host_s_rules_nothing_is_sent_beyond() -> None:
+def test_without_the_hosts_rules_no_packet_is_sent_outside() -> None:
     world = World()
     with two_tenants() as cloud:
         cloud.fabric._handles()[1].run("delete table inet lab")

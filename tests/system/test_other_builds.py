@@ -90,7 +90,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"old": old_build(top / "old", silent=False), "0.1.0": old_build(top / "0.1.0", silent=True)}
 
 
-def test_a_build_is_known_by_its_sources(libraries: dict[str, Path]) -> None:
+def test_a_build_is_identified_by_its_sources(libraries: dict[str, Path]) -> None:
     code = "from insula.container.service.build import build; print(build())"
 
     def of(library: Path) -> str:
@@ -194,7 +194,7 @@ def test_the_same_build_is_left_alone(host: Host) -> None:
     asyncio.run(main())
 
 
-def test_a_monitor_that_cant_be_replaced_goes_on(host: Host) -> None:
+def test_a_monitor_that_cannot_be_replaced_goes_on(host: Host) -> None:
     """What is asked to execute is no program."""
 
     async def main() -> None:

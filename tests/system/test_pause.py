@@ -62,7 +62,7 @@ def stands_still(cli: Cli, name: str = "web") -> None:
     assert count(cli, name) == before
 
 
-def test_it_stands_still_and_goes_on(web: Cli) -> None:
+def test_pause_stops_it_and_unpause_resumes_it(web: Cli) -> None:
     assert web.ok("pause", "web") == "web"
     assert state(web) == "paused"
     assert "paused" in web.ok("ps")
@@ -74,13 +74,13 @@ def test_it_stands_still_and_goes_on(web: Cli) -> None:
     assert web.json("inspect", "web")[0]["status"]["pid"] == pid, "the same process"
 
 
-def test_resume_is_another_word_for_it(web: Cli) -> None:
+def test_resume_is_an_alias_of_unpause(web: Cli) -> None:
     web.ok("pause", "web")
     assert web.ok("resume", "web") == "web"
     goes_on(web)
 
 
-def test_what_makes_no_sense_is_said(web: Cli) -> None:
+def test_pausing_in_the_wrong_state_is_an_error(web: Cli) -> None:
     assert "not paused" in web.fails("unpause", "web")
     web.ok("pause", "web")
     assert "paused already" in web.fails("pause", "web")
@@ -91,7 +91,7 @@ def test_what_makes_no_sense_is_said(web: Cli) -> None:
     web.fails("pause", "nobody")
 
 
-def test_nothing_can_run_in_it(web: Cli) -> None:
+def test_exec_attach_and_start_are_refused_while_paused(web: Cli) -> None:
     web.ok("pause", "web")
     for words, status in ((("exec", "web", "true"), 125), (("attach", "web"), 1), (("start", "web"), 1)):
         assert "web is paused" in web.fails(*words, status=status)
@@ -99,7 +99,7 @@ def test_nothing_can_run_in_it(web: Cli) -> None:
     web.ok("exec", "web", "true")
 
 
-def test_a_command_in_it_waits_and_goes_on_while_others_are_served(web: Cli) -> None:
+def test_a_running_exec_waits_and_others_are_served(web: Cli) -> None:
     web.ok("run", "-d", "--name", "near", "busybox", "sleep", "600")
     command = web.start("exec", "web", "sh", "-c", "until [ -e /go ]; do usleep 1000; done; echo went")
     try:
@@ -125,7 +125,7 @@ def test_files_can_be_copied(web: Cli, tmp_path: Path) -> None:
     assert web.ok("exec", "web", "cat", "/note") == "for later"
 
 
-def test_it_can_be_looked_at(web: Cli) -> None:
+def test_a_paused_instance_can_be_inspected(web: Cli) -> None:
     web.ok("pause", "web")
     assert any("sh" in process["command"] for process in web.json("top", "web"))
     assert "paused" in web.ok("explain", "web")
@@ -133,7 +133,7 @@ def test_it_can_be_looked_at(web: Cli) -> None:
     assert state(web) == "paused"
 
 
-def test_stop_wakes_it(web: Cli) -> None:
+def test_stop_resumes_it(web: Cli) -> None:
     web.ok("pause", "web")
     web.ok("stop", "web")
     [view] = web.json("inspect", "web")
@@ -142,13 +142,13 @@ def test_stop_wakes_it(web: Cli) -> None:
 
 
 @pytest.mark.parametrize(("signal", "status"), [("KILL", "137"), ("TERM", "3")])
-def test_a_signal_that_ends_it_wakes_it(web: Cli, signal: str, status: str) -> None:
+def test_a_fatal_signal_resumes_it(web: Cli, signal: str, status: str) -> None:
     web.ok("pause", "web")
     web.ok("kill", "-s", signal, "web")
     assert web.ok("wait", "web") == status
 
 
-def test_other_signals_wait(cli: Cli) -> None:
+def test_other_signals_wait_until_unpause(cli: Cli) -> None:
     script = "trap 'echo hup' HUP; echo ready; while :; do usleep 1000; done"
     cli.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", script)
     until(lambda: cli.ok("logs", "web") == "ready", "it is ready")
@@ -173,7 +173,7 @@ def test_restart(web: Cli) -> None:
     until_it_counts(web)
 
 
-def test_a_restart_policy_takes_no_notice_until_it_ends(cli: Cli) -> None:
+def test_the_restart_policy_ignores_a_pause(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "web", "--restart", "always", "busybox", "sh", "-c", COUNT)
     until_it_counts(cli)
     cli.ok("pause", "web")
@@ -187,7 +187,7 @@ def test_a_restart_policy_takes_no_notice_until_it_ends(cli: Cli) -> None:
     until(again, "it runs again, and is not paused")
 
 
-def test_one_that_many_processes_are_in(cli: Cli) -> None:
+def test_an_instance_with_many_processes(cli: Cli) -> None:
     script = "for i in $(seq 12); do (while :; do usleep 500; done) & done; echo ready; wait"
     cli.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", script)
     until(lambda: cli.ok("logs", "web") == "ready", "it is ready")
@@ -197,7 +197,7 @@ def test_one_that_many_processes_are_in(cli: Cli) -> None:
     cli.ok("exec", "web", "true")
 
 
-def test_events_tell(web: Cli, daemon: Daemon) -> None:
+def test_pause_and_unpause_are_events(web: Cli, daemon: Daemon) -> None:
     revision = web.json("status")["revision"]
     web.ok("pause", "web")
     web.ok("update", "web", "--pids", "99")
@@ -234,7 +234,7 @@ def test_a_neighbour_is_not_affected(web: Cli, tenants: TenantFactory) -> None:
 # -- the daemon comes and goes ---------------------------------------------------------------------------------------
 
 
-def test_paused_is_what_the_kernel_says_also_to_the_next_daemon(fresh: Daemon) -> None:
+def test_the_next_daemon_reads_the_paused_state_from_the_kernel(fresh: Daemon) -> None:
     cli = fresh.cli
     for name in ("web", "other", "doomed"):
         cli.ok("run", "-d", "--name", name, "busybox", "sh", "-c", COUNT)
@@ -254,7 +254,7 @@ def test_paused_is_what_the_kernel_says_also_to_the_next_daemon(fresh: Daemon) -
     goes_on(cli)
 
 
-def test_down_takes_paused_ones_down(fresh: Daemon) -> None:
+def test_down_ends_paused_instances(fresh: Daemon) -> None:
     fresh.cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
     fresh.cli.ok("pause", "web")
     assert fresh.snapshot().cgroups
@@ -262,7 +262,7 @@ def test_down_takes_paused_ones_down(fresh: Daemon) -> None:
     assert not fresh.snapshot().cgroups
 
 
-def test_one_that_is_frozen_in_a_group_of_others_is_told_and_goes_when_it_can(fresh: Daemon) -> None:
+def test_an_instance_frozen_in_a_foreign_group_is_reported_and_ends_when_thawed(fresh: Daemon) -> None:
     """Version 1: SIGKILL waits for the thaw of whatever group a process was moved into."""
     freezer = cgroups.hierarchy().controllers.get("freezer")
     if freezer is None:

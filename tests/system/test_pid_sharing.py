@@ -46,7 +46,7 @@ def test_signals_and_files_across(web: Cli) -> None:
     assert (killed.status, client.wait(patiently(10))) == (0, 143), killed
 
 
-def test_what_else_is_its_own(web: Cli) -> None:
+def test_other_namespaces_are_its_own(web: Cli) -> None:
     web.ok("run", "-d", "--name", "beside", *BESIDE, "sleep", "600")
     one = first(web, "web")["pid"]
     [other] = [process["pid"] for process in web.json("top", "beside")]
@@ -65,7 +65,7 @@ def test_what_else_is_its_own(web: Cli) -> None:
     assert state(web, "web") == "running", "the end of one that joined ends nobody else"
 
 
-def test_the_end_of_the_other_is_its_end(web: Cli) -> None:
+def test_it_ends_with_the_other(web: Cli) -> None:
     web.ok("run", "-d", "--name", "beside", *BESIDE, "sh", "-c", "sleep 614 & sleep 615; true")
     until(lambda: len(web.json("top", "beside")) == 3, "all three run")
     pids = [process["pid"] for process in web.json("top", "beside")]
@@ -112,6 +112,6 @@ def test_health_checks_and_memory_of_the_joined(web: Cli) -> None:
     wait_for(web, "healthy", "beside")
 
 
-def test_the_hosts_processes_are_nobodys(cli: Cli) -> None:
+def test_the_hosts_pid_namespace_cannot_be_shared(cli: Cli) -> None:
     for namespace in ("host", "private", "container:", "4711"):
         cli.fails("run", "--pid", namespace, *SLEEP, status=2)

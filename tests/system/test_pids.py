@@ -107,7 +107,7 @@ def test_nested_pid_namespaces_show_every_number(cli: Cli) -> None:
     assert (who["instance"], who["pids"]) == ("nest", inner["pids"])
 
 
-def test_explain_tells_what_the_kernel_tells(web: Cli) -> None:
+def test_explain_matches_the_kernel(web: Cli) -> None:
     explained = web.json("explain", "web")
     pid = first(web, "web")["pid"]
     for namespace in explained["namespaces"]:

@@ -63,7 +63,7 @@ def states(daemon: Daemon) -> dict[str, str]:
     return {view["instance"]["name"]: view["status"]["state"] for view in daemon.cli.json("ps", "-a")}
 
 
-def test_a_reboot_brings_back_what_the_policies_say(host: Rebooting) -> None:
+def test_a_reboot_starts_instances_by_their_policies(host: Rebooting) -> None:
     cli = host.cli
     cli.ok("run", "-d", "--name", "always", "--restart", "always", *SLEEP)
     cli.ok("run", "-d", "--name", "unless", "--restart", "unless-stopped", *SLEEP)

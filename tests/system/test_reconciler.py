@@ -96,7 +96,7 @@ async def two_instances(plane: ControlPlane) -> None:
         await plane.instances.run(TENANT, sleeper(name))
 
 
-def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
+def test_an_instance_that_cannot_be_observed_delays_only_itself(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is listed as before, and marked; a request about it is refused in the end; it is told, and tried again."""
@@ -135,7 +135,7 @@ def test_an_instance_that_can_not_be_looked_at_holds_up_only_itself(
     run(settings, body)
 
 
-def test_an_error_that_nobody_thought_of_is_a_problem_and_no_end(
+def test_an_unexpected_error_is_a_problem_and_is_retried(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At the start, of one instance; it is logged with where it was raised, and tried again."""
@@ -164,7 +164,7 @@ def test_an_error_that_nobody_thought_of_is_a_problem_and_no_end(
     assert "instance default/first: solved" in caplog.text
 
 
-def test_what_others_do_on_the_host_is_seen_at_the_next_look(settings: Settings) -> None:
+def test_foreign_changes_of_the_host_are_seen_at_the_next_pass(settings: Settings) -> None:
     """A frozen group is told as paused, and nothing is done about it. Records that are gone are no end."""
 
     async def body(plane: ControlPlane) -> None:
@@ -187,7 +187,7 @@ def test_what_others_do_on_the_host_is_seen_at_the_next_look(settings: Settings)
     run(settings, body)
 
 
-def test_a_start_that_takes_too_long_is_told_and_undone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_takes_too_long_fails_and_is_undone(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runtime can't be interrupted, so it is undone when it has answered; others are served meanwhile."""
 
     async def body(plane: ControlPlane) -> None:
@@ -222,7 +222,7 @@ def test_a_start_that_takes_too_long_is_told_and_undone(settings: Settings, monk
     run(settings, body)
 
 
-def test_what_a_driver_lacks_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_a_driver_lacks_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(plane: ControlPlane) -> None:
         await two_instances(plane)
         verbs = plane.instances
@@ -299,7 +299,7 @@ def test_records_of_0_1_0_are_taken_over_or_a_problem(settings: Settings, monkey
     assert "" not in asyncio.run(hosts())
 
 
-def test_a_tenant_that_can_not_be_taken_off_the_host_is_told_and_tried_again(
+def test_a_tenant_that_cannot_be_removed_is_a_problem_and_is_retried(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body(plane: ControlPlane) -> None:
@@ -328,7 +328,7 @@ def test_a_tenant_that_can_not_be_taken_off_the_host_is_told_and_tried_again(
 
 
 @pytest.mark.parametrize("where", ["one network", "all of it"])
-def test_the_periodic_repair_tells_and_goes_on(
+def test_a_failed_periodic_repair_is_a_problem_and_goes_on(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
     monkeypatch.setattr(planes, "REPAIR_EVERY", 0.05)
@@ -394,7 +394,7 @@ def test_a_resolver_that_died_is_started_again_in_its_tenant_s_control_group(
     run(settings, body)
 
 
-def test_down_ends_reconciliation_and_leaves_no_network_to_those_who_come_late(settings: Settings) -> None:
+def test_down_ends_reconciliation_and_late_requests_make_no_network(settings: Settings) -> None:
     """Threads of repairs and of requests that run when everything is taken down can make nothing again."""
     names = [f"t{number}" for number in range(6)]
 

@@ -41,7 +41,7 @@ def test_the_number_of_restarts_outlives_the_daemon(fresh: Daemon) -> None:
     assert status(cli, "job")["restarts"] == 0, "a start by the user begins anew"
 
 
-def test_a_start_that_fails_counts(fresh: Daemon) -> None:
+def test_a_failed_start_counts_as_restart(fresh: Daemon) -> None:
     """The program is gone at the second start: that is tried again, and given up in the end."""
     cli = fresh.cli
     cli.ok("run", "-d", "--name", "gone", "--restart", "on-failure:2", "busybox", "sh", "-c", "rm /bin/sh; exit 1")
@@ -58,7 +58,7 @@ def test_a_start_that_fails_counts(fresh: Daemon) -> None:
     assert status(cli, "gone")["restarts"] == 0, "a start by the user begins anew"
 
 
-def test_a_start_that_works_again_ends_the_counting(fresh: Daemon) -> None:
+def test_a_successful_start_resets_the_count(fresh: Daemon) -> None:
     """The control: the program comes back during the pause, and it runs."""
     cli = fresh.cli
     script = "if [ -e /again ]; then exec sleep 600; fi; touch /again; mv /bin/sh /bin/hidden; exit 1"
@@ -80,7 +80,7 @@ def restarting(cli: Cli, name: str) -> bool:
 
 
 @pytest.mark.parametrize("end", ["reboot", "down"])
-def test_the_hosts_end_is_no_failure(host: Rebooting, end: str) -> None:
+def test_a_shutdown_of_the_host_is_no_failure(host: Rebooting, end: str) -> None:
     cli = host.cli
     for policy in ("always", "unless-stopped", "on-failure", "no"):
         cli.ok("run", "-d", "--name", policy, "--restart", policy, *SLEEP)

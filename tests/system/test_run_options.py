@@ -92,7 +92,7 @@ def test_a_file_with_the_name(cli: Cli, tmp_path: Path) -> None:
     assert not other.exists()
 
 
-def test_a_process_that_is_left_alone(cli: Cli) -> None:
+def test_a_detached_exec_goes_on(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "busy", "busybox", "sleep", "600")
     script = "yes | head -c 300000; echo $A $(id -u) > /tmp/mark; exec sleep 601"  # more output than a pipe holds
     assert cli.ok("exec", "-d", "-e", "A=x", "-u", "0", "busy", "sh", "-c", script) == ""
@@ -139,7 +139,7 @@ def test_rename(cli: Cli) -> None:
     assert {view["instance"]["name"] for view in cli.json("ps")} == {"old", "other"}
 
 
-def test_a_rename_of_who_is_joined_is_refused(cli: Cli) -> None:
+def test_a_rename_of_a_joined_instance_is_refused(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "first", "busybox", "sleep", "600")
     cli.ok("run", "-d", "--name", "guest", "--pid", "container:first", "busybox", "sleep", "600")
     assert "guest" in cli.fails("rename", "first", "second")
@@ -238,7 +238,7 @@ def test_directories_that_the_image_declares(cli: Cli, volumes: str, options: tu
     assert out == (expected if options else [*expected, "root"])
 
 
-def test_what_is_written_there_lives_with_the_instance(cli: Cli, volumes: str, tmp_path: Path) -> None:
+def test_files_in_a_volume_live_as_long_as_the_instance(cli: Cli, volumes: str, tmp_path: Path) -> None:
     cli.ok("run", "-d", "--read-only", "--name", "keeper", volumes, "sleep", "600")
     cli.ok("exec", "keeper", "sh", "-c", "echo mine > /data/own")
     cli.ok("restart", "-t", "0", "keeper")
@@ -251,7 +251,7 @@ def test_what_is_written_there_lives_with_the_instance(cli: Cli, volumes: str, t
     assert os.listdir(tmp_path) == ["own"]
 
 
-def test_a_volume_behind_a_link_takes_no_mask_off(tenant: Cli, tmp_path: Path) -> None:
+def test_a_volume_behind_a_link_removes_no_mask(tenant: Cli, tmp_path: Path) -> None:
     """A directory that is bound onto itself would lie over what masks /proc, and be writable."""
     layer = tar(
         member("bin"),

@@ -49,7 +49,7 @@ def test_pid_1_inside_and_another_outside(host: Host) -> None:
     with_runtime(host, body)
 
 
-def test_attached_before_the_start_nothing_is_missed(host: Host) -> None:
+def test_attach_before_the_start_misses_no_output(host: Host) -> None:
     async def body(runtime: Runtime) -> None:
         launch = host.launch("cat", stdin=True)
         await runtime.create(launch)
@@ -104,7 +104,7 @@ def is_running(runtime: Runtime, container: str) -> bool:
 
 
 @pytest.mark.parametrize(("program", "status"), [("/nope", 127), ("nope", 127), ("/dev", 126), ("/bin/data", 126)])
-def test_what_cannot_be_executed(host: Host, program: str, status: int) -> None:
+def test_a_program_that_cannot_be_executed(host: Host, program: str, status: int) -> None:
     (host.layer / "bin/data").write_text("no program")
 
     async def body(runtime: Runtime) -> None:
@@ -259,7 +259,7 @@ def test_killed_helpers_cost_no_output_and_no_exit_status(host: Host, order: tup
     with_runtime(host, body)
 
 
-def test_what_was_not_told_to_start_dies_with_the_zygote(host: Host) -> None:
+def test_created_containers_die_with_the_zygote(host: Host) -> None:
     async def body(runtime: Runtime) -> None:
         launch = host.launch("sleep", "60")
         await runtime.create(launch)
@@ -274,7 +274,7 @@ def test_what_was_not_told_to_start_dies_with_the_zygote(host: Host) -> None:
     with_runtime(host, body)
 
 
-def test_another_runtime_finds_what_runs(host: Host) -> None:
+def test_another_runtime_object_finds_running_containers(host: Host) -> None:
     launch = host.launch("sh", "-c", "read line; exit 9", stdin=True)
     with_runtime(host, lambda runtime: started(runtime, launch))
 
@@ -300,7 +300,7 @@ def test_limits_hold(host: Host) -> None:
     with_runtime(host, body)
 
 
-def test_nobody_attached_and_nothing_is_held(host: Host) -> None:
+def test_exec_processes_without_a_client_leave_no_descriptor(host: Host) -> None:
     """Processes that joined, whose client never came or went away: no descriptor stays."""
 
     host.spares = 0  # each holds some

@@ -168,7 +168,7 @@ def in_place(function: Callable[[str], T], *, installed: bool = False) -> T:
 
 
 @pytest.mark.parametrize("attack", [attack_by_entrypoint, attack_joining_process])
-def test_what_is_in_place_is_kept_too(host: Host, attack: Callable[[Host, str], str]) -> None:
+def test_an_existing_sealed_mount_is_kept(host: Host, attack: Callable[[Host, str], str]) -> None:
     """It needs no copy: the runtime goes on as what it was started from."""
 
     def attacked(program: str) -> tuple[str, bool]:
@@ -181,7 +181,7 @@ def test_what_is_in_place_is_kept_too(host: Host, attack: Callable[[Host, str], 
     assert in_place(attacked) == ("EROFS", True)
 
 
-def test_what_is_in_place_cannot_be_made_writable() -> None:
+def test_a_sealed_mount_cannot_be_made_writable() -> None:
     def tried(program: str) -> tuple[int, ...]:
         def writes() -> int:
             return errno_of(lambda: os.close(os.open(program, os.O_WRONLY)))
@@ -330,7 +330,7 @@ def test_ensure_keeps_pid_arguments_and_library(tmp_path: Path) -> None:
     assert rest == f"['a b', '-c'] 1 /memfd:insula (deleted) {sys.prefix}"
 
 
-def test_who_cannot_write_to_it_needs_no_copy() -> None:
+def test_a_program_that_is_not_writable_needs_no_copy() -> None:
     def child() -> bool:
         os.setuid(65534)
         sealed.ensure()  # else it would execute the tests again

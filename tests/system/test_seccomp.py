@@ -71,7 +71,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "args"), REFUSED, ids=[f"{n}-{a[0]:#x}" for n, a in REFUSED])
-def test_calls_are_refused_before_they_are_looked_at(name: str, args: tuple[int, ...]) -> None:
+def test_calls_are_refused_before_the_kernel_checks_arguments(name: str, args: tuple[int, ...]) -> None:
     """Without the filter each fails for its arguments or succeeds; with it, with EPERM whatever they are."""
     unguarded = forked(lambda: call(name, *args))
     guarded = filtered(lambda: call(name, *args))
@@ -82,7 +82,7 @@ def test_calls_are_refused_before_they_are_looked_at(name: str, args: tuple[int,
         assert unguarded != errno.EPERM
 
 
-def test_ordinary_work_goes_on() -> None:
+def test_ordinary_programs_work() -> None:
     def work() -> str:
         thread = threading.Thread(target=lambda: None)  # clone3, which is answered ENOSYS, then clone
         thread.start()
@@ -175,7 +175,7 @@ def test_asynchronous_io_is_as_if_the_kernel_had_none() -> None:
     assert filtered(setup, compiled(aio=True)) == forked(setup) == 0, "the control"
 
 
-def test_the_page_cache_cannot_be_asked() -> None:
+def test_the_page_cache_cannot_be_queried() -> None:
     page = mmap.mmap(-1, mmap.PAGESIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     answer = (ctypes.c_char * 1)()
@@ -238,7 +238,7 @@ def _int80(number: int) -> int:
     return int(ctypes.CFUNCTYPE(ctypes.c_int32)(address)())
 
 
-def test_a_call_that_does_not_exist_is_not_there() -> None:
+def test_an_unknown_call_is_enosys() -> None:
     assert filtered(lambda: (_libc.syscall(ctypes.c_long(9999)), ctypes.get_errno())) == (-1, errno.ENOSYS)
 
 

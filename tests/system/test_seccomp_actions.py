@@ -173,7 +173,7 @@ def depart(profile: dict[str, Any], script: str, restricted: bool) -> tuple[str,
 
 
 @pytest.mark.parametrize("size", [0, 1 << 20])
-def test_an_agent_may_go_once_it_has_read_all(tmp_path: Path, size: int) -> None:
+def test_an_agent_may_close_the_connection_after_the_message(tmp_path: Path, size: int) -> None:
     """It has the listener then. Tried often, because it closes at another moment each time."""
     profile = {"listenerPath": str(tmp_path / "agent.sock"), "listenerMetadata": "x" * size}
     tries = 100 if size == 0 else 5
@@ -235,7 +235,7 @@ def test_an_agent_of_the_host_decides(tmp_path: Path, restricted: bool, more: di
     }
 
 
-def test_calls_of_the_departure_itself_reach_the_agent(tmp_path: Path) -> None:
+def test_calls_before_execve_reach_the_agent(tmp_path: Path) -> None:
     """Without no_new_privs the filter comes before the last right is dropped: the agent is asked about that."""
     path = tmp_path / "agent.sock"
     with agent(path) as listening:
@@ -254,7 +254,7 @@ def test_without_an_agent_there_is_no_program(tmp_path: Path) -> None:
         depart(notifying(tmp_path / "deaf.sock"), "echo here", True)
 
 
-def test_a_filter_that_notifies_takes_somebody_who_listens() -> None:
+def test_a_filter_that_notifies_needs_an_agent() -> None:
     profile = notifying(Path("/nowhere"))
     program = Filter(compiler.compile(profile), compiler.parse(profile).flags)
 

@@ -108,7 +108,7 @@ def test_a_process_that_joins_has_the_same_guards(web: Cli) -> None:
         "swapoff -a; insmod /etc/passwd",
     ],
 )
-def test_what_is_refused(web: Cli, script: str) -> None:
+def test_refused_system_calls(web: Cli, script: str) -> None:
     assert web.run("exec", "web", "sh", "-c", f"mkdir -p /mnt; {script}").status != 0
 
 
@@ -147,7 +147,7 @@ def test_read_only_paths(web: Cli) -> None:
         assert "Read-only file system" in web.run("exec", "web", "sh", "-c", script).err, script
 
 
-def test_other_users_of_the_host_learn_nothing(web: Cli, daemon: Daemon) -> None:
+def test_other_users_of_the_host_can_read_nothing(web: Cli, daemon: Daemon) -> None:
     """Of tenants, instances and addresses: what is in the run directory and below the root directory."""
     [view] = web.json("inspect", "web")
     address = view["instance"]["ports"][0]["address"].encode()
@@ -218,7 +218,7 @@ def test_the_hosts_programs_are_out_of_reach(web: Cli) -> None:
     assert "python" not in inside(web, "cat /proc/[0-9]*/maps")
 
 
-def test_the_root_is_a_root(web: Cli) -> None:
+def test_the_root_cannot_be_left(web: Cli) -> None:
     assert inside(web, "cd ../../../..; ls -d /proc/1/root/opt/insula /opt/insula 2>/dev/null | wc -l") == "0"
     assert inside(web, "ls -di / | awk '{print $1}'") == inside(web, "ls -di /.. | awk '{print $1}'")
     for line in inside(web, "cat /proc/self/mountinfo").splitlines():

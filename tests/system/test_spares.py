@@ -83,7 +83,7 @@ def test_a_spare_becomes_the_container(host: Host) -> None:
     with_runtime(host, body)
 
 
-def test_it_is_in_all_like_one_that_was_not_made_ahead(host: Host) -> None:
+def test_a_spare_container_equals_an_ordinary_one(host: Host) -> None:
     """What a program sees of itself and around it, line by line, but for what is each one's own."""
 
     async def look(runtime: Runtime, name: str) -> list[str]:
@@ -108,7 +108,7 @@ def test_it_is_in_all_like_one_that_was_not_made_ahead(host: Host) -> None:
     with_runtime(host, body)
 
 
-def test_one_that_does_not_fit_is_not_taken(host: Host) -> None:
+def test_a_spare_that_does_not_match_is_not_used(host: Host) -> None:
     async def body(runtime: Runtime) -> None:
         launch = host.launch("cat", "/proc/version", name=await offered(runtime, host))
         launch.config["linux"]["maskedPaths"].append("/proc/version")
@@ -124,7 +124,7 @@ def test_one_that_does_not_fit_is_not_taken(host: Host) -> None:
     with_runtime(host, body)
 
 
-def test_what_can_not_be_made_leaves_no_spare(host: Host) -> None:
+def test_a_failed_spare_leaves_nothing(host: Host) -> None:
     async def body(runtime: Runtime) -> None:
         launch = host.launch("true", name=await offered(runtime, host))
         spare = first_process(host, launch)

@@ -44,7 +44,7 @@ def test_processor_memory_and_processes(cli: Cli) -> None:
     assert later["busy"]["cpu_time"] > busy["cpu_time"]
 
 
-def test_what_goes_over_the_network(cli: Cli) -> None:
+def test_network_traffic(cli: Cli) -> None:
     """From one to the other: what is received here was sent there, and there is more of it than of anything else."""
     serve = "mkdir /www && dd if=/dev/zero of=/www/big bs=1M count=4 2>/dev/null; exec httpd -f -p 80 -h /www"
     cli.ok("run", "-d", "--name", "there", "busybox", "sh", "-c", serve)
@@ -60,7 +60,7 @@ def test_what_goes_over_the_network(cli: Cli) -> None:
     assert (after["alone"]["received"], after["alone"]["sent"]) == (None, None)
 
 
-def test_limits_of_the_tenant_are_shown_where_there_are_none_of_its_own(tenants: TenantFactory) -> None:
+def test_the_tenants_limits_are_shown_without_own_ones(tenants: TenantFactory) -> None:
     cli = tenants("--memory", "100m", "--cpus", "1.5")
     cli.ok("run", "-d", "--name", "a", "busybox", "sleep", "600")
     cli.ok("run", "-d", "--name", "b", "--memory", "32m", "busybox", "sleep", "600")
@@ -70,7 +70,7 @@ def test_limits_of_the_tenant_are_shown_where_there_are_none_of_its_own(tenants:
     assert found["a"]["cpu_limit"] == 1.5
 
 
-def test_those_that_do_not_run(cli: Cli) -> None:
+def test_stopped_instances(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "gone", "busybox", "true")
     cli.ok("wait", "gone")
     assert once(cli) == {}
@@ -83,7 +83,7 @@ def test_those_that_do_not_run(cli: Cli) -> None:
     assert still["cpu"] < 0.01
 
 
-def test_who_is_not_there(cli: Cli) -> None:
+def test_a_missing_instance(cli: Cli) -> None:
     assert "no instance nobody" in cli.fails("stats", "--no-stream", "nobody")
     cli.fails("stats", "-A", "somebody", status=2)
     cli.fails("stats", "--interval", "1ms", status=2)
@@ -110,7 +110,7 @@ def test_the_table(cli: Cli) -> None:
     assert words[3:5] == ["32M", "1/4096"]
 
 
-def test_it_goes_on_until_the_last_is_removed(cli: Cli) -> None:
+def test_a_series_ends_when_the_last_instance_is_removed(cli: Cli) -> None:
     for name in ("a", "b"):
         cli.ok("run", "-d", "--name", name, "busybox", "sh", "-c", BUSY)
     following = cli.start("--json", "stats", "--interval", "0.1", "a", "b")
@@ -156,7 +156,7 @@ def test_through_the_api(daemon: Daemon, cli: Cli) -> None:
         assert "web" in [each["name"] for each in sample["instances"]]
 
 
-def test_what_goes_to_a_disk(daemon: Daemon, cli: Cli) -> None:
+def test_disk_traffic(daemon: Daemon, cli: Cli) -> None:
     major = os.major(os.stat(daemon.root).st_dev)
     if major == 0:
         pytest.skip("the files of instances are on no block device")

@@ -36,7 +36,7 @@ def test_the_limit_of_the_host_rises_with_the_instances_and_is_put_back(tmp_path
     assert number(LIMIT) == before, "there is nothing to put back"
 
 
-def test_what_somebody_else_set_stays(tmp_path: Path) -> None:
+def test_a_limit_that_another_program_set_stays(tmp_path: Path) -> None:
     before = number(LIMIT)
     terminals = Terminals(tmp_path / "record")
     try:
@@ -49,7 +49,7 @@ def test_what_somebody_else_set_stays(tmp_path: Path) -> None:
         LIMIT.write_text(str(before))
 
 
-def test_an_instance_has_so_many(cli: Cli) -> None:
+def test_an_instance_has_a_limit_of_terminals(cli: Cli) -> None:
     cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
     mounted = [line.split() for line in cli.ok("exec", "web", "cat", "/proc/mounts").splitlines()]
     [options] = [words[3].split(",") for words in mounted if words[1] == "/dev/pts"]

@@ -126,7 +126,7 @@ def test_each_shows_the_instances_of_both(hosts: list[Settings]) -> None:
     run(hosts, body)
 
 
-def test_what_is_asked_of_one_is_done_by_the_other(hosts: list[Settings]) -> None:
+def test_a_request_to_one_is_carried_out_by_the_other(hosts: list[Settings]) -> None:
     async def body(a: ControlPlane, b: ControlPlane) -> None:
         first = (await b.instances.run(TENANT, sleeper("web"))).status
         assert alive(first.pid), "the control"
@@ -151,7 +151,7 @@ def test_what_is_asked_of_one_is_done_by_the_other(hosts: list[Settings]) -> Non
     run(hosts, body)
 
 
-def test_why_the_other_can_not_do_it_is_told(hosts: list[Settings]) -> None:
+def test_a_failure_of_the_other_is_reported(hosts: list[Settings]) -> None:
     async def body(a: ControlPlane, b: ControlPlane) -> None:
         broken = InstanceSpec(image="busybox", name="broken", command=["no-such-program"])
         await b.instances.run(TENANT, broken, start=False)
@@ -182,7 +182,7 @@ def test_an_error_of_the_other_arrives_as_it_was(hosts: list[Settings]) -> None:
     run(hosts, body)
 
 
-def test_what_only_its_host_can_do_is_refused_by_the_other(hosts: list[Settings]) -> None:
+def test_requests_for_the_instances_host_are_refused_elsewhere(hosts: list[Settings]) -> None:
     async def body(a: ControlPlane, b: ControlPlane) -> None:
         await b.instances.run(TENANT, sleeper("web"))
         with pytest.raises(Unavailable, match="instance web is on host b"):

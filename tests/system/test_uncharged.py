@@ -91,11 +91,11 @@ def test_sockets_are_refused_beyond_the_budget(guard: Guard, make: Callable[[], 
 
 
 @pytest.mark.parametrize("make", [tcp, unix])
-def test_what_is_charged_is_not_counted(guard: Guard, make: Callable[[], socket.socket]) -> None:
+def test_charged_memory_is_not_counted(guard: Guard, make: Callable[[], socket.socket]) -> None:
     assert as_user(FIRST + 5, lambda: taken(make)) == (300, None)
 
 
-def test_each_tenant_has_its_own(guard: Guard) -> None:
+def test_each_tenant_has_a_budget_of_its_own(guard: Guard) -> None:
     def both() -> tuple[int | None, int | None, int | None]:
         """One tenant is full; what then another user of it gets, and another tenant."""
         kept = []
@@ -208,14 +208,14 @@ def test_a_terminal_counts_until_both_ends_are_closed(guard: Guard) -> None:
     assert forked(counts) == [1, 1, 0]
 
 
-def test_it_outlives_its_maker(guard: Guard) -> None:
+def test_the_budget_outlives_insulad(guard: Guard) -> None:
     again = Guard(guard._directory, FIRST, 4, BUDGET, terminals=TERMINALS)
     assert again.attached()
     again.ensure()
     assert as_user(FIRST + 5, lambda: taken(netlink))[1] == 105
 
 
-def test_what_the_kernel_has_not_is_named() -> None:
+def test_missing_kernel_features_are_named() -> None:
     numbers, offsets = Types().find({"netlink_release"}, {("socket", "sk"), ("sock", "sk_rcvbuf")})
     assert numbers["netlink_release"] > 0, "the control"
     assert offsets["socket.sk"] in (16, 24, 32)
@@ -223,7 +223,7 @@ def test_what_the_kernel_has_not_is_named() -> None:
         Types().find({"no_such_function", "netlink_release"}, {("sock", "sk_nothing")})
 
 
-def test_a_kernel_that_can_not_is_told(tmp_path: Path) -> None:
+def test_an_unsupported_kernel_is_reported(tmp_path: Path) -> None:
     bound = Uncharged(tmp_path / "pins")
     assert bound.check().state == "degraded", "before it begins"
     bound.begin().join()
@@ -243,7 +243,7 @@ def test_a_kernel_that_can_not_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "pins").exists()
 
 
-def test_the_setting_takes_it_off(tmp_path: Path) -> None:
+def test_the_setting_removes_the_budget(tmp_path: Path) -> None:
     pins = tmp_path / "pins"
     on, off = Uncharged(pins), Uncharged(pins, enabled=False)
     on.begin().join()
@@ -256,7 +256,7 @@ def test_the_setting_takes_it_off(tmp_path: Path) -> None:
     assert check.hint == "set ebpf_budgets = true in insulad.toml, and restart insulad"
 
 
-def test_instances_do_what_they_did(cli: Cli) -> None:
+def test_instances_work_with_the_budget(cli: Cli) -> None:
     """The controls of all this: what ordinary programs do with such sockets."""
     cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
     assert "eth0" in cli.ok("exec", "web", "ip", "addr")

@@ -69,7 +69,7 @@ def test_errors_keep_their_type_message_and_hint(stub: StubDaemon) -> None:
         ({"name": "x", "limits": {"cpus": "many"}}, "Expected"),
     ],
 )
-def test_bodies_that_do_not_fit(stub: StubDaemon, body: object, complaint: str) -> None:
+def test_bodies_of_the_wrong_type_are_refused(stub: StubDaemon, body: object, complaint: str) -> None:
     with pytest.raises(Invalid, match=complaint):
         stub.client.call("POST", "tenants", body=body)
     assert stub.client.tenants.list() == []
@@ -115,7 +115,7 @@ def test_a_recursion_beyond_the_request_is_no_fault_of_the_request() -> None:
         assert on_recursion(request, raised.value).status_code == status
 
 
-def test_bytes_that_are_no_http_or_too_much_of_it(stub: StubDaemon) -> None:
+def test_invalid_or_too_large_http_is_refused(stub: StubDaemon) -> None:
     assert raw(stub, b"\x16\x03\x01 hello\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     assert raw(stub, b"GET / HTTP/1.1\r\nx: " + b"y" * (1 << 20)).startswith(b"HTTP/1.1 400 ")
     with pytest.raises(Invalid, match="too large"):
@@ -147,7 +147,7 @@ def test_openapi_describes_every_route_with_its_structs(stub: StubDaemon) -> Non
         assert all(operation["summary"] for operation in path.values())
 
 
-def test_what_is_left_out_of_a_patch_stays(stub: StubDaemon) -> None:
+def test_fields_left_out_of_a_patch_stay(stub: StubDaemon) -> None:
     stub.client.tenants.create("acme", cpus=1.5, memory=1 << 30)
     view = stub.client.tenants.update("acme", memory=None, instances=3)
     assert view["tenant"]["limits"] == {"cpus": 1.5, "memory": None, "instances": 3, "bandwidth": None, "pids": 16384}
@@ -312,7 +312,7 @@ def test_two_daemons_cannot_have_one_root(tmp_path: Path) -> None:
         assert lock.read_text() == f"{os.getpid()}\n"
 
 
-def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(path)
@@ -358,7 +358,7 @@ def command(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
 
 
-def test_insulad_tells_about_itself() -> None:
+def test_insulad_prints_help_and_refuses_unknown_options() -> None:
     assert "INSULA_ROOT" in command("insula.api.daemon", "--help").stdout
     wrong = command("insula.api.daemon", "--frobnicate")
     assert (wrong.returncode, wrong.stdout) == (2, "")

@@ -154,7 +154,7 @@ def test_only_drivers_import_what_they_drive(path: Path) -> None:
     assert driven(path.read_text(), module_name(path), path.name == "__init__.py") == []
 
 
-def test_the_check_sees_who_drives() -> None:
+def test_that_check_sees_an_import_of_a_driven_package() -> None:
     assert driven("from insula.kernel.cgroups import Cgroup", "insula.control.instances.verbs")
     assert driven("from insula.container import runtime", "insula.control.plane")
     assert not driven("from insula.kernel.cgroups import Cgroup", "insula.control.instances.drivers.groups")

@@ -66,7 +66,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["root", "secret"]
 
 
-def test_a_tree_comes_back_as_it_went_in(house: House) -> None:
+def test_a_copied_tree_is_unchanged(house: House) -> None:
     house.put(
         "/",
         entry("d", kind=tarfile.DIRTYPE, mode=0o750),
@@ -101,7 +101,7 @@ def test_a_file_replaces_a_file_or_a_link_when_it_is_complete(house: House) -> N
 
 
 @pytest.mark.parametrize("there", ["file", "link to a directory", "directory", "directory with something in it"])
-def test_of_what_is_a_directory_nothing_else_is_made_nor_the_other_way_round(house: House, there: str) -> None:
+def test_a_directory_and_another_kind_do_not_replace_each_other(house: House, there: str) -> None:
     place = house.root / "tree" / "y"
     place.parent.mkdir()
     if there == "file":
@@ -173,7 +173,7 @@ def test_absolute_names_are_below_the_target(house: House) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"no archive at all " * 100])
-def test_what_is_no_archive(house: House, data: bytes) -> None:
+def test_data_that_is_no_archive_is_refused(house: House, data: bytes) -> None:
     with pytest.raises(Invalid, match="no tar archive"):
         archive.read(house.tree, "/", io.BytesIO(data))
 
@@ -193,7 +193,7 @@ def test_a_cut_archive_is_noticed_wherever_it_is_cut(house: House) -> None:
     assert (house.root / "first").read_bytes() == b"x" * 700
 
 
-def test_other_mounts_are_no_place(house: House) -> None:
+def test_nothing_is_written_to_other_mounts(house: House) -> None:
     (house.root / "file").write_text("x")
     tree = FileTree(house.tree.root, frozenset())
     with pytest.raises(Invalid, match="holds no files"):
@@ -301,7 +301,7 @@ def test_as_a_new_directory(furnished: House) -> None:
         ("/n", (*FILE, entry("other", b"a second one")), Invalid),
     ],
 )
-def test_what_cp_refuses_changes_nothing(
+def test_a_refused_copy_changes_nothing(
     furnished: House, path: str, members: tuple[tuple[tarfile.TarInfo, bytes], ...], error: type[Exception]
 ) -> None:
     with pytest.raises(error) as raised:
@@ -326,7 +326,7 @@ def test_the_whole_root(furnished: House) -> None:
         assert tar.getnames() == names
 
 
-def test_what_breaks_off_says_why(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_copy_gives_the_reason(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the archive itself, but not before it has begun: then there is still an answer to give the error with."""
     (house.root / "dir").mkdir()
     (house.root / "dir" / "a").touch()

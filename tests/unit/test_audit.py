@@ -121,7 +121,7 @@ def test_a_torn_last_line_is_ended_and_skipped(tmp_path: Path) -> None:
     assert numbers(path) == [1, 2]
 
 
-def test_a_file_that_cannot_be_written_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported_and_nothing_is_lost(tmp_path: Path) -> None:
     told: list[str | None] = []
     path = tmp_path / "log"
     path.mkdir()
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_written_is_told_and_nothing_is_lost(tmp_path: Pat
     assert numbers(path) == list(range(6))
 
 
-def test_no_fifo_or_link_holds_it_up(tmp_path: Path) -> None:
+def test_a_fifo_or_link_does_not_block_it(tmp_path: Path) -> None:
     told: list[str | None] = []
     for path in (tmp_path / "fifo", tmp_path / "link"):
         os.mkfifo(path) if path.name == "fifo" else path.symlink_to(tmp_path / "target")
@@ -149,7 +149,7 @@ def test_no_fifo_or_link_holds_it_up(tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
-def test_what_does_not_fit_into_memory_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_dropped_for_lack_of_memory_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "_MOST_WAITING", 10)
     path = tmp_path / "log"
     path.mkdir()

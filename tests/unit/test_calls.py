@@ -42,7 +42,7 @@ def opened(patience: float = 10.0) -> Calls:
     return calls
 
 
-def test_calls_about_one_tenant_wait_for_each_other_and_for_nobody_else() -> None:
+def test_calls_about_one_tenant_wait_for_each_other_only() -> None:
     calls = opened()
     first, second = Inside(calls.of("acme")), None
     try:
@@ -58,7 +58,7 @@ def test_calls_about_one_tenant_wait_for_each_other_and_for_nobody_else() -> Non
         pass
 
 
-def test_who_waits_is_refused_when_the_fabric_closes_and_who_runs_is_waited_for() -> None:
+def test_closing_refuses_waiting_calls_and_waits_for_running_ones() -> None:
     calls = opened()
     running = Inside(calls.of("acme"))
     assert running.entered.wait(patiently(10))
@@ -75,7 +75,7 @@ def test_who_waits_is_refused_when_the_fabric_closes_and_who_runs_is_waited_for(
     assert running.error is None and not closing.is_alive()
 
 
-def test_a_call_that_does_not_end_is_told_and_closing_can_be_tried_again() -> None:
+def test_a_call_that_does_not_end_is_an_error_and_closing_can_be_retried() -> None:
     calls = opened(patience=0.05)
     stuck = Inside(calls.of("acme"))
     assert stuck.entered.wait(patiently(10))

@@ -203,7 +203,7 @@ def test_cgroups_path(path: str | None, group: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/a/../b", "..", "a/\0", "//"])
-def test_a_path_that_leads_out_is_refused(path: str) -> None:
+def test_a_path_outside_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"linux\.cgroupsPath"):
         locate(path, "c1")
 
@@ -245,7 +245,7 @@ def test_lines_of_a_keyed_file_are_put_back(tmp_path: Path) -> None:
     assert undo == [(path, "8:0 rbps=5"), (path, "8:32 rbps=max")]
 
 
-def test_what_the_host_lacks(tmp_path: Path) -> None:
+def test_missing_controllers_are_named(tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     instead = Setting("blockIO.weight", "io", "there", 7)
     settings.write_all(lambda _: str(tmp_path), [Setting("blockIO.weight", "io", "not there", 5, instead=instead)])

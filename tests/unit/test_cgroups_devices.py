@@ -101,7 +101,9 @@ def agreeing_rules(allow: bool) -> st.SearchStrategy[Rules]:
 
 
 @given(widening_rules() | agreeing_rules(True) | agreeing_rules(False), device, access)
-def test_version_1_says_all_that_can_be_said(rules: Rules, device: tuple[str, int, int], access: set[str]) -> None:
+def test_version_1_expresses_all_rules_that_it_can(
+    rules: Rules, device: tuple[str, int, int], access: set[str]
+) -> None:
     assert version_1_says(device_list.normalise(rules), device, access) == wanted(rules, device, access)
 
 
@@ -117,7 +119,7 @@ def test_version_1_allows_what_two_rules_allow_together() -> None:
 
 
 @pytest.mark.parametrize("hole", [{"major": 1, "minor": 3}, {"minor": 3}])
-def test_version_1_refuses_a_hole_in_what_was_allowed(hole: dict[str, int]) -> None:
+def test_version_1_refuses_an_exception_from_an_allowed_range(hole: dict[str, int]) -> None:
     allow = {"allow": True, "type": "c", "major": 1}
     with pytest.raises(OSError, match=r"cannot exclude c (1|\*):3 r from c 1:\* rwm"):
         device_list.normalise([allow, {"allow": False, "type": "c", "access": "r", **hole}])
@@ -162,7 +164,7 @@ def test_a_list_becomes_another(before: Rules, after: Rules) -> None:
         assert device_list.changes(group.exempt.listed, new) == [], "the second time there is nothing to do"
 
 
-def test_a_list_that_runs_is_never_begun_anew() -> None:
+def test_a_list_in_use_is_never_reset() -> None:
     """A group with groups below it refuses that, and for a moment everything would be denied."""
     old = device_list.normalise([{"allow": True, "type": "c", "major": 1, "minor": 3}, {"allow": True, "type": "b"}])
     new = device_list.normalise([{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "r"}])
@@ -182,7 +184,7 @@ def test_a_list_that_runs_is_never_begun_anew() -> None:
         {"allow": True, "type": "c", "major": 1, "minor": 1 << 20},
     ],
 )
-def test_what_is_no_rule_is_refused_by_both(rule: dict[str, Any]) -> None:
+def test_invalid_rules_are_refused_by_both_versions(rule: dict[str, Any]) -> None:
     for version in (device_list.normalise, compile_rules):
         with pytest.raises(OSError, match=r"linux\.resources\.devices"):
             version([rule])

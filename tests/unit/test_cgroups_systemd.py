@@ -32,7 +32,7 @@ def test_names(path: str | None, group: str) -> None:
         *("a.slice:../..:y", "a.slice:x:y/z", "a.slice:x y:z", "a.slice:x:" + "y" * 300),
     ],
 )
-def test_what_is_no_name(path: str) -> None:
+def test_invalid_names_are_refused(path: str) -> None:
     with pytest.raises(Invalid, match=r"linux\.cgroupsPath"):
         Scope.parse(path, "web")
 

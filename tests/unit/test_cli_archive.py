@@ -36,7 +36,7 @@ def reader(data: bytes, step: int = 1000) -> StreamReader:
     return StreamReader(iter([data[i : i + step] for i in range(0, len(data), step)]))
 
 
-def test_there_and_back(tmp_path: Path) -> None:
+def test_files_are_unchanged_after_a_copy_in_and_out(tmp_path: Path) -> None:
     source = tmp_path / "tree"
     (source / "sub").mkdir(parents=True)
     (source / "sub" / "file").write_bytes(os.urandom(600_000))
@@ -54,7 +54,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert (tmp_path / "renamed").read_bytes() == (source / "sub" / "file").read_bytes()
 
 
-def test_what_came_before_an_error_is_read_first() -> None:
+def test_data_before_an_error_is_read_first() -> None:
     def pieces() -> Iterator[bytes]:
         yield b"abc"
         raise Unavailable("insulad went away", "see its log")
@@ -165,7 +165,7 @@ def test_setuid_and_devices_do_not_come_along(tmp_path: Path, capsys: pytest.Cap
         assert capsys.readouterr().err.count("left out") == 2
 
 
-def test_damaged_and_misplaced(tmp_path: Path) -> None:
+def test_damaged_archives_and_wrong_targets_are_refused(tmp_path: Path) -> None:
     whole = tar((member("x"), b"y" * 5000))
     with pytest.raises(Failed, match="damaged"):
         unpack(reader(b"this is no tar" * 100), str(tmp_path), "x")
@@ -223,7 +223,7 @@ def test_owners_are_kept_if_that_is_asked(tmp_path: Path) -> None:
     assert ((tmp_path / "own").stat().st_uid, (tmp_path / "own").stat().st_mode & 0o777) == (0, 0o640)
 
 
-def test_what_may_not_be_done_is_named(tmp_path: Path) -> None:
+def test_a_forbidden_operation_is_named(tmp_path: Path) -> None:
     """A file system that is full, or read-only: those of /proc take no files at all."""
     with pytest.raises(Failed, match=r"'/proc/x' failed: .*; hint: "):
         unpack(reader(tar((member("x"), b""))), "/proc", "x")

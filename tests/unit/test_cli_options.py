@@ -56,7 +56,7 @@ def test_repeated_options_collect() -> None:
     assert read(LEAF, "web").env == []
 
 
-def test_a_command_line_of_somebody_else_is_left_alone() -> None:
+def test_options_of_the_instances_command_are_left_alone() -> None:
     arguments = read(REST, "-d", "--name", "x", "busybox", "ls", "-d", "--name", "--", "-z")
     assert (arguments.detach, arguments.name, arguments.image) == (True, "x", "busybox")
     assert arguments.cmd == ["ls", "-d", "--name", "--", "-z"]
@@ -174,12 +174,12 @@ def test_wrong_usage(words: tuple[str, ...], complaint: str) -> None:
         (("ps", "-p"), "`insula ps --help`"),
     ],
 )
-def test_hints_lead_on(words: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_command_lines_have_a_hint(words: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert hint in capsys.readouterr().err.partition("; hint: ")[2]
 
 
-def test_the_verbs_of_elsewhere_are_not_ours_and_lead_to_ours() -> None:
+def test_verbs_of_other_programs_have_a_hint() -> None:
     for word, ours in ELSEWHERE.items():
         assert word not in VERBS
         assert find(ours.split())[1] is not None
@@ -328,7 +328,7 @@ def test_the_hot_verbs_import_almost_nothing(words: list[str]) -> None:
     assert ("insula.cli.verbs.run" in loaded) is (words[0] != "ps")
 
 
-def test_all_that_was_printed_arrives_before_the_end() -> None:
+def test_all_output_is_written_before_the_end() -> None:
     """The program ends without the interpreter's own end, which flushes streams."""
     done = subprocess.run([sys.executable, "-m", "insula.cli.main", "--help"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.rstrip().endswith("the options of a verb")

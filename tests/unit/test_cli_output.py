@@ -18,7 +18,7 @@ from insula.cli.verbs.verify import print_matrix
 @pytest.mark.parametrize(
     "evil", ["\x1b]0;title\x07", "a\nb", "\x9b31m", "\u202eoriginal", "\u2066x", "\r", "\x7f", "\udcff"]
 )
-def test_control_characters_are_shown_not_obeyed(evil: str) -> None:
+def test_control_characters_are_escaped(evil: str) -> None:
     assert clean(evil) != evil
     assert clean(evil).isprintable()
 
@@ -94,7 +94,7 @@ _HOSTILE = st.lists(
 
 
 @given(_HOSTILE, st.data())
-def test_it_does_not_matter_where_output_is_cut(raw: bytes, data: st.DataObject) -> None:
+def test_output_may_be_cut_anywhere(raw: bytes, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=5)))
     pieces = [raw[start:end] for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
     if b"\x1b[" not in raw or len(raw) < 100:
@@ -102,7 +102,7 @@ def test_it_does_not_matter_where_output_is_cut(raw: bytes, data: st.DataObject)
 
 
 @given(st.lists(st.tuples(st.booleans(), _HOSTILE), max_size=6))
-def test_nothing_that_goes_out_is_a_control_sequence_whatever_comes_between(pieces: list[tuple[bool, bytes]]) -> None:
+def test_no_control_sequence_is_printed_however_output_is_interleaved(pieces: list[tuple[bool, bytes]]) -> None:
     """Standard output and error are on one terminal: a half of one and a half of the other must not make a whole."""
     streams = Printable(), Printable()
     out = b"".join(streams[error].feed(piece) for error, piece in pieces)

@@ -87,7 +87,7 @@ def test_null_is_absent(path: str) -> None:
     assert outcomes[0] == outcomes[1]
 
 
-def test_what_the_engine_makes_is_accepted() -> None:
+def test_configs_of_the_container_driver_are_accepted() -> None:
     """`container.spec` writes the configs of instances, and the runtime carries them out without another check."""
     from insula.control.instances.drivers.container.spec import config
     from insula.control.instances.drivers.container.users import User
@@ -287,7 +287,7 @@ def without(*kinds: str) -> list[dict[str, str]]:
     return [entry for entry in FULL["linux"]["namespaces"] if entry["type"] not in kinds]
 
 
-def test_what_one_field_says_about_another() -> None:
+def test_conditions_between_fields() -> None:
     namespaces = "linux.namespaces"
     elsewhere("linux.namespaces: the mount namespace would be the host's", (namespaces, without("mount")))
     ours = [*without("mount"), {"type": "mount", "path": "/proc/self/ns/mnt"}]
@@ -345,7 +345,7 @@ def test_a_sysctl_is_of_a_namespace_of_the_container(name: str, complaint: str) 
 
 
 @pytest.mark.parametrize("name", ["kernel.domainname", "kernel/domainname"])
-def test_the_domain_name_is_said_once(name: str) -> None:
+def test_the_domain_name_is_set_once(name: str) -> None:
     elsewhere(f"linux.sysctl.{name}: is not what domainname says", ("linux.sysctl", {name: "other.org"}))
     check(changed("linux.sysctl", {name: FULL["domainname"]}), bundle="")
 

@@ -44,7 +44,7 @@ def test_a_deadline_has_three_times(times: tuple[int, int, int], valid: bool) ->
         ({"runtime": 2000, "deadline": 3000, "period": 1 << 63}, "deadline", "deadline and period must be at most"),
     ],
 )
-def test_what_is_wrong_with_a_deadline_is_told(times: dict[str, int], field: str, complaint: str) -> None:
+def test_errors_of_a_deadline_are_named(times: dict[str, int], field: str, complaint: str) -> None:
     message = refused(changed("process.scheduler", {"policy": "SCHED_DEADLINE", **times})).message
     assert message.startswith(f"process.scheduler.{field}: sched_setattr: `SCHED_DEADLINE` {complaint}")
 

@@ -41,9 +41,7 @@ def tenant(**limits: float | int | None) -> Tenant:
         ({"memory": 100 << 20}, Resources(memory=41 << 20), "100M"),
     ],
 )
-def test_what_exceeds_a_limit_is_refused(
-    limits: dict[str, float | int | None], resources: Resources, word: str
-) -> None:
+def test_exceeding_a_limit_is_refused(limits: dict[str, float | int | None], resources: Resources, word: str) -> None:
     usage = Usage(instances=3, cpus=1.5, memory=60 << 20)
     with pytest.raises(QuotaExceeded, match=word) as refusal:
         add(tenant(**limits), usage, resources)
@@ -51,7 +49,7 @@ def test_what_exceeds_a_limit_is_refused(
     assert add(tenant(), usage, resources).instances == 4
 
 
-def test_what_just_fits_is_allowed() -> None:
+def test_reaching_a_limit_is_allowed() -> None:
     usage = Usage(instances=3, cpus=1.5, memory=60 << 20)
     total = add(tenant(instances=4, cpus=2, memory=100 << 20), usage, Resources(cpus=0.5, memory=40 << 20))
     assert total == Usage(instances=4, cpus=2.0, memory=100 << 20)
@@ -62,7 +60,7 @@ def test_without_a_limit_of_its_own_an_instance_counts_as_one() -> None:
 
 
 @given(st.lists(st.builds(Resources, cpus=st.none() | st.floats(0.01, 64), memory=st.none() | st.integers(1, 1 << 40))))
-def test_what_was_added_can_be_subtracted(all_resources: list[Resources]) -> None:
+def test_subtract_is_the_inverse_of_add(all_resources: list[Resources]) -> None:
     usage = Usage()
     for resources in all_resources:
         usage = add(tenant(), usage, resources)
@@ -80,7 +78,7 @@ def test_what_was_added_can_be_subtracted(all_resources: list[Resources]) -> Non
         (Resources(cpus=0.1, memory=81 << 20), "100M of memory"),
     ],
 )
-def test_a_change_is_refused_by_what_rises_too_far(after: Resources, word: str) -> None:
+def test_a_change_is_refused_if_a_limit_rises_too_far(after: Resources, word: str) -> None:
     usage, before = Usage(instances=2, cpus=1.5, memory=60 << 20), Resources(cpus=1.0, memory=40 << 20)
     acme = tenant(cpus=2, memory=100 << 20, instances=2)
     with pytest.raises(QuotaExceeded, match=word):
@@ -89,7 +87,7 @@ def test_a_change_is_refused_by_what_rises_too_far(after: Resources, word: str) 
     assert change(acme, usage, before, most) == Usage(instances=2, cpus=2.0, memory=100 << 20)
 
 
-def test_what_falls_is_never_refused() -> None:
+def test_lowering_a_limit_is_never_refused() -> None:
     """Also of a tenant that has more in use than it may: by an update that was taken back, say."""
     usage, before = Usage(instances=2, cpus=3.0, memory=200 << 20), Resources(cpus=1.0, memory=150 << 20, pids=9)
     acme = tenant(cpus=2, memory=100 << 20, instances=1)
@@ -156,7 +154,7 @@ def test_the_last_place_is_taken_once(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_guard_that_never_holds_still_is_an_error(tmp_path: Path) -> None:
+def test_a_guard_that_always_changes_is_an_error(tmp_path: Path) -> None:
     async def main() -> None:
         store = SqliteStore(tmp_path / "state.db")
 
@@ -177,7 +175,7 @@ def test_a_guard_that_never_holds_still_is_an_error(tmp_path: Path) -> None:
     [Limits(cpus=0), Limits(cpus=-1.0), Limits(cpus=float("nan")), Limits(memory=5), Limits(instances=-1),
      Limits(bandwidth=1), Limits(memory=1 << 63), Limits(pids=0), Limits(pids=1 << 23)],
 )  # fmt: skip
-def test_limits_that_make_no_sense(limits: Limits) -> None:
+def test_invalid_limits_are_refused(limits: Limits) -> None:
     with pytest.raises(Invalid):
         check_limits(limits)
 
@@ -185,7 +183,7 @@ def test_limits_that_make_no_sense(limits: Limits) -> None:
 @pytest.mark.parametrize(
     "resources", [Resources(cpus=0.001), Resources(memory=1024), Resources(pids=0), Resources(pids=1 << 40)]
 )
-def test_resources_that_make_no_sense(resources: Resources) -> None:
+def test_invalid_resources_are_refused(resources: Resources) -> None:
     with pytest.raises(Invalid):
         check_resources(resources)
     assert check_resources(Resources(cpus=0.01, memory=6 << 20, pids=1))
@@ -216,7 +214,7 @@ def test_the_least_and_the_most_of_each_limit(name: str, least: float, below: fl
             assert refused.value.hint
 
 
-def test_a_limit_of_nothing_lets_nothing_in() -> None:
+def test_a_limit_of_zero_allows_nothing() -> None:
     """0 is a limit, and not the lack of one."""
     with pytest.raises(QuotaExceeded, match="may have 0 instances and has 0"):
         add(tenant(instances=0), Usage(), Resources())
@@ -254,13 +252,13 @@ def test_each_limit_is_met_to_the_last_unit(usage: Usage, resources: Resources, 
             check_covers(tenant(), Limits(**{name: exact - unit}), total)
 
 
-def test_nothing_less_than_nothing_is_in_use() -> None:
+def test_usage_is_never_negative() -> None:
     """A sum that was damaged gives nobody more than the limits say."""
     assert subtract(Usage(), Resources(cpus=1.0, memory=1)) == Usage()
     assert subtract(Usage(instances=1, cpus=0.5, memory=5), Resources(cpus=0.5, memory=5)) == Usage()
 
 
-def test_a_failure_that_is_not_the_guards_is_the_callers(tmp_path: Path) -> None:
+def test_other_failures_are_not_retried(tmp_path: Path) -> None:
     """A name that is taken, say: trying again would help nobody."""
 
     async def main() -> None:

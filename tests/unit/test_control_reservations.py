@@ -108,7 +108,7 @@ def test_two_daemons_never_share_a_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [Conflict("no", "hint"), asyncio.CancelledError()])
-def test_what_was_not_committed_is_released(tmp_path: Path, error: BaseException) -> None:
+def test_uncommitted_reservations_are_released(tmp_path: Path, error: BaseException) -> None:
     async def scenario(store: Store) -> None:
         allocators = Allocators(store)
         propose = proposer(store, allocators, "a")
@@ -126,7 +126,7 @@ def test_what_was_not_committed_is_released(tmp_path: Path, error: BaseException
     run(tmp_path, scenario)
 
 
-def test_what_is_always_in_the_way_is_told(tmp_path: Path) -> None:
+def test_a_permanent_conflict_is_an_error(tmp_path: Path) -> None:
     async def scenario(store: Store) -> None:
         allocators = Allocators(store)
         propose = proposer(store, allocators, "a")

@@ -48,25 +48,25 @@ BAD: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("fields", BAD, ids=str)
-def test_nonsense_is_refused_with_a_hint(fields: dict[str, object]) -> None:
+def test_invalid_specs_are_refused_with_a_hint(fields: dict[str, object]) -> None:
     with pytest.raises(Invalid) as error:
         check(InstanceSpec(image="busybox", **fields))  # type: ignore[arg-type]
     assert error.value.hint and "\n" not in str(error.value)
 
 
-def test_sense_is_not_refused() -> None:
+def test_valid_specs_are_accepted() -> None:
     spec = InstanceSpec(image="busybox", name="web", labels={"app.kubernetes.io/name": "ü"}, stop_signal="int")
     assert check(spec).stop_signal == "SIGINT"
     assert check(InstanceSpec(image="busybox", network=None)).network is None
 
 
 @given(st.text(max_size=200))
-def test_a_made_up_name_is_a_name(image: str) -> None:
+def test_a_generated_name_is_valid(image: str) -> None:
     assert check_label("instance", make_name(image))
     assert re.fullmatch(r".*-[0-9a-f]{6}", make_name(image))
 
 
-def test_a_made_up_name_tells_the_image() -> None:
+def test_a_generated_name_contains_the_images() -> None:
     assert make_name("registry.example:5000/team/My_App:1.2@sha256:00").startswith("my-app-")
 
 

@@ -84,7 +84,7 @@ def test_one_option_of_a_health_check_leaves_the_others(option: str, value: str,
     assert made == HealthPlan(**{**usual._asdict(), field: expected})
 
 
-def test_what_the_guide_says_of_health_checks_is_so() -> None:
+def test_the_guides_defaults_of_health_checks_are_true() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
     said = dict(re.findall(r"^\| `--health-([a-z-]+)` \|.*\| ([^|]+) \|$", guide, re.MULTILINE))
     assert said == {

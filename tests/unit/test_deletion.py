@@ -25,7 +25,7 @@ class MarkedDevices:
 
 
 @pytest.mark.parametrize("error", [OSError(16, "busy"), ZeroDivisionError("a defect")])
-def test_one_that_fails_keeps_no_other_and_can_be_woken_again(
+def test_a_failed_deletion_does_not_block_others_and_can_be_retried(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     deletion = DeferredDeletion()

@@ -39,7 +39,7 @@ def test_it_is_the_same_file_under_a_high_number() -> None:
     os.close(reader)
 
 
-def test_where_there_is_no_high_number_it_stays() -> None:
+def test_without_a_free_high_number_it_stays() -> None:
     def body() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
         reader, _ = os.pipe()
@@ -48,7 +48,7 @@ def test_where_there_is_no_high_number_it_stays() -> None:
     assert in_a_child(body)
 
 
-def test_too_few_low_ones_are_refused_and_not_the_end_of_the_process() -> None:
+def test_too_few_low_numbers_are_an_error() -> None:
     def body() -> None:
         descriptors.require_selectable("the library")
         low = [os.open("/dev/null", os.O_RDONLY)]

@@ -67,7 +67,7 @@ def test_one_request_makes_an_instance_attaches_and_starts_it(stub: StubDaemon) 
         stub.client.instances.run_attached("default", **spec)
 
 
-def test_a_spec_that_is_none(stub: StubDaemon) -> None:
+def test_an_invalid_spec_is_refused(stub: StubDaemon) -> None:
     unknown, large = {"image": "x", "no_such_field": 1}, {"image": "x" * (1 << 20)}
     for spec, what in (({"image": 1}, "str"), (unknown, "no_such_field"), ({}, "image"), (large, "exceeds")):
         with pytest.raises(Invalid, match=what):
@@ -83,7 +83,7 @@ def test_megabytes_both_ways_do_not_deadlock(stub: StubDaemon) -> None:
     assert done.stderr == data
 
 
-def test_a_process_that_reads_nothing_holds_the_sender_up(stub: StubDaemon) -> None:
+def test_a_process_that_reads_nothing_blocks_the_sender(stub: StubDaemon) -> None:
     stub.client.instances.run("default", "x", ["sleep", "60"], name="web", start=False, stdin=True)
     with stub.client.instances.attach("default", "web", stdin=True, start=True) as attachment:
         sent = 0
@@ -98,7 +98,7 @@ def test_a_process_that_reads_nothing_holds_the_sender_up(stub: StubDaemon) -> N
     assert 65536 <= sent < 4 << 20, "a few buffers fill, and then it stops"
 
 
-def test_output_that_nobody_reads_holds_the_process_up(stub: StubDaemon) -> None:
+def test_unread_output_blocks_the_process(stub: StubDaemon) -> None:
     stub.client.instances.run("default", "x", ["cat", "/dev/zero"], name="web", start=False)
     with stub.client.instances.attach("default", "web", start=True):
         process = until(lambda: stub.plane.instances.processes_of["web"].process, "it has started")
@@ -132,7 +132,7 @@ def test_errors_afterwards_come_as_frames(stub: StubDaemon) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", encode(Kind.STDIN, b"x"), b"\xff\xff\xff\xff\xff", encode(Kind.OPEN, b"{}")])
-def test_an_exec_that_does_not_say_what(stub: StubDaemon, body: bytes) -> None:
+def test_an_exec_with_an_invalid_body_is_refused(stub: StubDaemon, body: bytes) -> None:
     stub.client.instances.run("default", "x", ["sleep", "60"], name="web", start=False)
     with closing(connect(str(stub.path), 10)) as sock:
         sock.sendall(head("POST", "/v1/tenants/default/instances/web/exec", "transfer-encoding: chunked") + chunk(body))
@@ -142,7 +142,7 @@ def test_an_exec_that_does_not_say_what(stub: StubDaemon, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("evil", [encode(Kind.EXIT, b"{}"), b"\x63\x00\x00\x00\x00", b"\x00\xff\xff\xff\xff"])
-def test_frames_that_may_not_go_there_end_the_exchange(stub: StubDaemon, evil: bytes) -> None:
+def test_frames_of_a_wrong_kind_end_the_exchange(stub: StubDaemon, evil: bytes) -> None:
     stub.client.instances.run("default", "x", ["sleep", "60"], name="web", start=False, stdin=True)
     with stub.client.instances.attach("default", "web", stdin=True, start=True) as attachment:
         attachment.pending += chunk(evil)
@@ -219,7 +219,7 @@ def test_a_closed_output_ends_it_quietly(stub: StubDaemon) -> None:
     stub.plane.instances.processes_of["i0"].process.kill()
 
 
-def test_a_terminal_is_asked_for_where_there_is_none(stub: StubDaemon) -> None:
+def test_a_terminal_without_one_on_stdin_is_refused(stub: StubDaemon) -> None:
     done = run(stub, "run", "-it", "x", "sh")
     assert done.returncode == 125
     assert done.stderr.startswith(b"error: the input is not a terminal; hint: ")
@@ -336,7 +336,7 @@ def test_detach_keys_are_parsed() -> None:
         ("\x1b", "\\x1b"),
     ],
 )
-def test_what_is_no_key_is_named(wrong: str, key: str) -> None:
+def test_an_invalid_key_is_named(wrong: str, key: str) -> None:
     with pytest.raises(Invalid) as error:
         detach_keys(wrong)
     assert error.value.message == f"'{key}' is not a key"
@@ -353,13 +353,13 @@ def test_what_is_no_key_is_named(wrong: str, key: str) -> None:
         ([b"\x10", b"\x10", b"x\x11"], b"\x10\x10x\x11", False),
     ],
 )
-def test_what_is_typed_passes_unless_it_is_the_sequence(typed: list[bytes], passed: bytes, detached: bool) -> None:
+def test_input_passes_unless_it_is_the_detach_sequence(typed: list[bytes], passed: bytes, detached: bool) -> None:
     keys = DetachFilter(b"\x10\x11")
     assert b"".join(map(keys.feed, typed)) == passed
     assert keys.detached is detached
 
 
-def test_a_server_that_dies_is_told(stub: StubDaemon, tmp_path: Path) -> None:
+def test_the_death_of_the_server_is_an_error(stub: StubDaemon, tmp_path: Path) -> None:
     """A daemon killed in the middle: the connection just ends."""
     path = tmp_path / "dying"
     with socket.socket(socket.AF_UNIX) as server:

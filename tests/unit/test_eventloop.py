@@ -92,7 +92,7 @@ def test_timers_run_in_order_and_one_that_fails_again(monkeypatch: pytest.Monkey
     assert done == ["failing", "failing", "late"]
 
 
-def test_idle_work_comes_when_nothing_else_does(pipe: tuple[int, int]) -> None:
+def test_idle_work_runs_when_nothing_else_does(pipe: tuple[int, int]) -> None:
     loop, done = EventLoop("test"), list[str]()
     loop.watch(pipe[0], lambda _: done.append(os.read(pipe[0], 1).decode()))
     os.write(pipe[1], b"x")

@@ -41,7 +41,7 @@ def opened(settings: Settings) -> tuple[Fabric, list[str]]:
     return asyncio.run(work())
 
 
-def test_a_fabric_of_somebody_else_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_fabric_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fabrics.FABRICS, "recorded", cast(Any, Recorded))
     settings = msgspec.structs.replace(Settings(), fabric="recorded")
     fabric, told = opened(settings)
@@ -49,7 +49,7 @@ def test_a_fabric_of_somebody_else_is_one_entry(monkeypatch: pytest.MonkeyPatch)
     assert told == ["open"] and fabric.told == ["open", "close"]
 
 
-def test_an_unknown_fabric_is_refused_and_those_that_there_are_are_named() -> None:
+def test_an_unknown_fabric_is_refused_with_the_names_of_all() -> None:
     with pytest.raises(Invalid, match="there is no fabric ovs") as refused:
         opened(msgspec.structs.replace(Settings(), fabric="ovs"))
     assert refused.value.hint == "set fabric to one of linux"
@@ -62,7 +62,7 @@ def test_the_default_is_the_linux_fabric_with_the_settings() -> None:
 
 
 @pytest.mark.parametrize(("nic", "kind"), [(TapNic("tap0"), "tap device"), (VfNic("0000:01:10.0"), "virtual function")])
-def test_the_linux_fabric_refuses_nics_that_it_can_not_serve_yet(nic: Nic, kind: str, tmp_path: Any) -> None:
+def test_the_linux_fabric_refuses_unsupported_nics(nic: Nic, kind: str, tmp_path: Any) -> None:
     fabric = LinuxFabric(tmp_path, "other", resolvers=())
     fabric._calls.open()
     tenant = Tenant(name="a", index=1, id_base=1 << 16, created=0.0)

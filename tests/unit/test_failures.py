@@ -30,7 +30,7 @@ from insula.model.errors import Failed
         (Steps.SET_RLIMIT, errno.EPERM, "ask for less"),
     ],
 )
-def test_faults_of_the_image_and_of_the_user_are_told_as_theirs(step: Step, number: int, hint: str) -> None:
+def test_hints_for_faults_of_the_image_and_the_user(step: Step, number: int, hint: str) -> None:
     failed = StepError(step, OSError(number, os.strerror(number)), "OBJECT")
     error = explain(failed.message, hints.hint)
     assert error.message == f"cannot {step.text.format('OBJECT')}: {os.strerror(number)}"
@@ -39,7 +39,7 @@ def test_faults_of_the_image_and_of_the_user_are_told_as_theirs(step: Step, numb
 
 
 @pytest.mark.parametrize("step", [Steps.MOUNT, Steps.MAKE_CGROUP_NAMESPACE, Steps.LOAD_FILTER])
-def test_what_the_host_lacks_the_doctor_knows(step: Step) -> None:
+def test_hints_for_missing_features_name_the_doctor(step: Step) -> None:
     failed = StepError(step, OSError(errno.EPERM, "Operation not permitted"), "/proc")
     assert "insula doctor" in (explain(failed.message, hints.hint).hint or "")
 

@@ -72,7 +72,7 @@ async def forever(_exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize("who", [ROOT, MEMBER])
-def test_who_may_is_answered_by_the_application_alone(who: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allowed_users_reach_the_application(who: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         exchange = Exchange(answer, who, monkeypatch)
         await exchange.run()
@@ -92,7 +92,7 @@ def test_who_may_is_answered_by_the_application_alone(who: Peer, monkeypatch: py
         (None, 900, "an unknown user may"),
     ],
 )
-def test_who_may_not_does_not_come_in(
+def test_denied_users_do_not_reach_the_application(
     who: Peer | None, group: int | None, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -119,7 +119,7 @@ def test_a_request_may_take_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(main())
 
 
-def test_what_the_application_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exceptions_of_the_application_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(_exchange: Exchange) -> None:
         raise ZeroDivisionError
 
@@ -150,7 +150,7 @@ def test_a_request_may_finish_when_the_server_stops(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_one_that_never_would_is_ended(begun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_never_finishes_is_ended(begun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told why, unless its answer has begun."""
 
     async def main() -> None:
@@ -177,7 +177,7 @@ def test_one_that_never_would_is_ended(begun: bool, monkeypatch: pytest.MonkeyPa
     asyncio.run(main())
 
 
-def test_one_whose_connection_is_gone_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_without_a_connection_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         exchange = Exchange(forever, ROOT, monkeypatch)
         running = asyncio.create_task(exchange.run())

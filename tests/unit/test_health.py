@@ -18,13 +18,13 @@ from insula.model.views import HealthCheckResult
 PLAN = HealthPlan(["true"], interval=30, timeout=30, retries=3, start_period=60, start_interval=5)
 
 
-def test_nobody_asks() -> None:
+def test_without_a_health_check() -> None:
     assert plan(None, None) is None
     assert plan(Healthcheck(interval=5), None) is None
     assert plan(Healthcheck(test=["NONE"]), Healthcheck(test=["CMD", "x"])) is None
 
 
-def test_the_user_replaces_what_he_says_and_no_more() -> None:
+def test_the_users_options_replace_only_their_fields() -> None:
     image = Healthcheck(test=["CMD-SHELL", "wget localhost"], interval=10, retries=5)
     assert plan(None, image) == HealthPlan(["/bin/sh", "-c", "wget localhost"], 10, 30, 5, 0, 5)
     assert plan(Healthcheck(interval=20), image) == HealthPlan(["/bin/sh", "-c", "wget localhost"], 20, 30, 5, 0, 5)

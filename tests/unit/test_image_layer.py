@@ -78,7 +78,7 @@ def test_whiteouts_become_devices(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "t").rglob("*")} == {"a", "gone", "too"}
 
 
-def test_a_whiteout_spares_what_the_same_layer_has(tmp_path: Path) -> None:
+def test_a_whiteout_does_not_hide_files_of_its_own_layer(tmp_path: Path) -> None:
     both = [member("f", b"new", **ME), member(".wh.f", b"", **ME)]
     for number, members in enumerate((both, both[::-1])):
         unpack(tar(*members), tmp_path / str(number))
@@ -265,7 +265,7 @@ def test_the_longest_name(tmp_path: Path) -> None:
     assert sum(len(files) for _, _, files in os.walk(tmp_path)) == 1
 
 
-def test_a_note_tells_what_was_left_out(tmp_path: Path) -> None:
+def test_a_note_names_entries_that_were_left_out(tmp_path: Path) -> None:
     def notes(*members: tuple[tarfile.TarInfo, bytes]) -> list[str]:
         fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -281,7 +281,7 @@ def test_a_note_tells_what_was_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["whiteout first", "whiteout last"])
 @pytest.mark.parametrize("below", [["a"], ["a/b"], ["a/b/c", "a/d"], ["x/a/b", "x/a"]])
-def test_a_whiteout_and_what_is_made_anew_there(tmp_path: Path, below: list[str], order: str) -> None:
+def test_a_whiteout_and_a_new_file_of_the_same_name(tmp_path: Path, below: list[str], order: str) -> None:
     """image-spec, layer.md: a whiteout hides what lower layers have, and never what its own layer has."""
     prefix = "x/" if below[0].startswith("x/") else ""
     files = [member(f"{name}/f", name.encode(), **ME) for name in below]

@@ -101,12 +101,12 @@ def test_bad_manifests_are_refused(change: dict[str, Any], message: str) -> None
     ],
     ids=lambda data: repr(data[:12]),
 )
-def test_what_is_no_manifest_is_refused(data: bytes) -> None:
+def test_documents_that_are_no_manifests_are_refused(data: bytes) -> None:
     with pytest.raises(Invalid):
         manifest.read_document(data)
 
 
-def test_a_configuration_becomes_ours() -> None:
+def test_a_configuration_is_converted() -> None:
     found = manifest.read_configuration(json.dumps(CONFIGURATION).encode())
     assert found.diff_ids == [DIFF]
     assert found.config == ImageConfig(
@@ -167,7 +167,7 @@ def test_an_image_for_a_better_processor_is_refused(monkeypatch: pytest.MonkeyPa
     manifest.check_platform(manifest.read_configuration(json.dumps(these).encode()))
 
 
-def test_what_other_engines_pass_over_is_passed_over_with_a_note() -> None:
+def test_fields_that_other_engines_ignore_are_ignored_with_a_note() -> None:
     process = {"Env": ["A=1", "NOVALUE", "=x", "B="], "Entrypoint": [""], "Cmd": ["x"], "StopSignal": ""}
     found = manifest.read_configuration(json.dumps({**CONFIGURATION, "config": process}).encode())
     assert (found.config.env, found.config.entrypoint, found.config.cmd) == (["A=1", "B="], [], ["x"])
@@ -189,14 +189,14 @@ def test_a_health_check_is_written_as_it_is(given: dict[str, Any]) -> None:
     assert json.loads(data)["config"]["Healthcheck"].keys() == {"Test", *(names[name] for name in given)}
 
 
-def test_what_could_not_be_launched_is_not_written() -> None:
+def test_an_image_that_cannot_be_launched_is_not_written() -> None:
     for bad in (ImageConfig(env=["A=\0"]), ImageConfig(env=["A"]), ImageConfig(stop_signal="NOSUCH")):
         with pytest.raises(Invalid):
             manifest.write_configuration(bad, [DIFF], 0.0, "test")
     assert manifest.write_configuration(ImageConfig(env=["A="]), [DIFF], 0.0, "test")
 
 
-def test_what_is_written_is_read_back() -> None:
+def test_written_documents_are_read_back() -> None:
     config = ImageConfig(env=["A=b"], cmd=["x"], entrypoint=["y"], user="1:2", working_dir="/w", labels={"k": "v"})
     data = manifest.write_configuration(config, [DIFF], 0.0, "test")
     assert manifest.read_configuration(data).config == config
@@ -246,7 +246,7 @@ def test_the_digests_of_an_index_are_checked() -> None:
             read({**INDEX, **both})
 
 
-def test_whatever_an_image_may_lack_is_empty() -> None:
+def test_missing_fields_are_empty() -> None:
     least = {"architecture": ARCHITECTURE, "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}
     for process in (None, {}, dict.fromkeys(CONFIGURATION["config"])):
         found = manifest.read_configuration(json.dumps({**least, "config": process}).encode())
@@ -284,7 +284,7 @@ def test_the_times_of_a_health_check(name: str, field: str, nanoseconds: int, se
     [{"Interval": -1}, {"Timeout": 86_400 * 10**9 + 1}, {"Retries": -1}, {"Retries": 1001}, {"Test": ["CMD"]}],
     ids=str,
 )
-def test_health_checks_that_nobody_can_do(check: dict[str, Any]) -> None:
+def test_health_checks_out_of_range_are_refused(check: dict[str, Any]) -> None:
     given = {"config": {"Healthcheck": {"Test": ["CMD", "x"], **check}}}
     with pytest.raises(Invalid, match="health check"):
         manifest.read_configuration(json.dumps({**CONFIGURATION, **given}).encode())

@@ -37,7 +37,7 @@ def test_errors_are_explained(lines: list[str], kind: type[InsulaError]) -> None
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1:40423/known:1", "r.example/denied/not-found:404", "403.example/x509:403"])
-def test_what_the_image_is_called_is_no_reason(name: str) -> None:
+def test_the_images_name_is_not_taken_for_a_reason(name: str) -> None:
     """Numbers of ports and parts of names look like statuses of HTTP."""
     where = f"initializing source docker://{name}: "
     for why, kind in [
@@ -51,7 +51,7 @@ def test_what_the_image_is_called_is_no_reason(name: str) -> None:
         assert type(explain(parse(name), fatal(where + why))) is kind
 
 
-def test_the_cause_is_told_in_whole_words() -> None:
+def test_the_cause_is_not_cut_within_a_word() -> None:
     """skopeo says first what it wanted, and last why not; what is cut is cut between two of these."""
     where = "initializing source docker://r.example/app:1: reading manifest 1 in r.example/app"
     why = r"Get \"https://r.example/v2/\": proxyconnect tcp: EOF, said by the proxy"

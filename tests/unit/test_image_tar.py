@@ -174,7 +174,7 @@ def record(key: bytes, value: bytes) -> bytes:
         (tar(member("g", record(b"path", b"x"), kind=tarfile.XGLTYPE), end=False, format=0) + header(), "all members"),
     ],
 )
-def test_what_no_standard_allows_is_refused(data: bytes, why: str) -> None:
+def test_archives_against_the_standards_are_refused(data: bytes, why: str) -> None:
     refused(data, why)
 
 

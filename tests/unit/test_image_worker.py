@@ -71,6 +71,6 @@ def test_members_without_content_are_read_in_large_pieces() -> None:
     assert file.reads < 30
 
 
-def test_what_zlib_makes_without_a_header_is_no_gzip() -> None:
+def test_a_zlib_stream_without_a_gzip_header_is_refused() -> None:
     with pytest.raises(Invalid, match="does not decompress"):
         gunzip(b"\x1f\x8b" + zlib.compress(b"x"))

@@ -50,7 +50,7 @@ def test_kinds_times_and_order(tmp_path: Path) -> None:
     assert os.stat(tmp_path / "log").st_mode & 0o777 == 0o600
 
 
-def test_a_log_that_is_not_there_is_empty_and_may_come(tmp_path: Path) -> None:
+def test_a_missing_log_is_empty_and_may_appear(tmp_path: Path) -> None:
     with LogReader(str(tmp_path / "later")) as reader:
         assert reader.poll() == []
         (tmp_path / "later").mkdir()
@@ -60,7 +60,7 @@ def test_a_log_that_is_not_there_is_empty_and_may_come(tmp_path: Path) -> None:
         assert reader.poll() == []
 
 
-def test_writer_refuses_nonsense(tmp_path: Path) -> None:
+def test_the_writer_refuses_invalid_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         LogWriter(str(tmp_path), MIN_SIZE - 1, 1)
     with pytest.raises(ValueError):
@@ -79,9 +79,7 @@ def test_long_output_is_cut_in_records_and_whole(tmp_path: Path) -> None:
 
 @given(pieces=st.lists(st.binary(min_size=1, max_size=3000), max_size=60), files=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_what_is_left_is_the_end_of_what_was_written(
-    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], files: int
-) -> None:
+def test_rotation_keeps_the_end(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], files: int) -> None:
     directory = tmp_path_factory.mktemp("log")
     writer = written(directory, *pieces, max_size=MIN_SIZE, max_files=files)
     writer.close()
@@ -295,7 +293,7 @@ def move_in_a_child(directory: Path, reading: int, writing: int) -> int:
         os._exit(1)
 
 
-def test_move_takes_what_is_no_pipe_too(tmp_path: Path) -> None:
+def test_move_reads_sockets_too(tmp_path: Path) -> None:
     source, peer = socket.socketpair()
     writer = LogWriter(str(tmp_path), 1 << 20, 2)
     peer.send(b"over a socket")

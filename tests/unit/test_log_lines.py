@@ -66,7 +66,7 @@ def test_levels(tmp_path: Path) -> None:
         assert sum(" insula.big: " in each for each in lines) == count
 
 
-def test_a_small_process_tells_where_a_defect_was_raised_and_not_where_the_system_failed(tmp_path: Path) -> None:
+def test_a_defect_is_logged_with_its_place_and_a_system_error_without(tmp_path: Path) -> None:
     defect = run(tmp_path / "defect", journal=True, error="ValueError('x')", level="error")
     assert defect[:2] == ["<3>ERROR small: it failed: ValueError('x')", "<3>ValueError: x"]
     system = run(tmp_path / "system", journal=True, error="OSError(28, 'full')", level="error")
@@ -85,7 +85,7 @@ def test_the_journal_is_known_by_its_stream_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("journal", [True, False])
-def test_a_full_standard_error_ends_nobody(journal: bool) -> None:
+def test_a_full_standard_error_is_ignored(journal: bool) -> None:
     program = "from insula.log import write; write('small', 'it failed'); print('on')"
     with open("/dev/full", "w") as full:
         found = os.fstat(full.fileno())

@@ -37,7 +37,7 @@ def rendered(file: Path) -> str:
     return groff(file).stdout.replace("‐", "-")
 
 
-def test_groff_warns_of_nothing(manual: Path) -> None:
+def test_groff_has_no_warnings(manual: Path) -> None:
     files = sorted(manual.rglob("*.*"))
     assert {file.relative_to(manual).as_posix() for file in files if file.is_file()} == {
         "man1/insula.1",
@@ -88,7 +88,7 @@ def test_insulad_and_its_settings(manual: Path) -> None:
 @pytest.mark.parametrize(
     "words", [".TH at the beginning", "'quoted", "a \\ backslash", '-x ~ ^ ` "', "`code`", "é …", "a\n.b"]
 )
-def test_whatever_a_text_says_it_is_no_request(words: str, tmp_path: Path) -> None:
+def test_no_text_is_taken_for_a_request(words: str, tmp_path: Path) -> None:
     page = tmp_path / "page.1"
     page.write_text(f'.TH X 1 "" "x" "y"\n.SH NAME\n.PP\n{text(words)}\n', encoding="ascii")
     done = groff(page)

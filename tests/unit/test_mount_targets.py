@@ -116,7 +116,7 @@ def test_as_many_links_as_the_kernel_follows_and_no_more(tmp_path: Path, missing
 
 
 @pytest.mark.parametrize(("path", "links"), [("new/../l0", True), ("new/../loop", True), ("new/../l41", False)])
-def test_links_behind_what_is_missing_are_bounded_too(tmp_path: Path, path: str, links: bool) -> None:
+def test_links_after_a_missing_component_are_bounded(tmp_path: Path, path: str, links: bool) -> None:
     """The kernel never sees them: it gives up at what is missing, and we walk on."""
     root = os.open(tmp_path, os.O_PATH)
     for number in range(42):
@@ -130,7 +130,7 @@ def test_links_behind_what_is_missing_are_bounded_too(tmp_path: Path, path: str,
     os.close(root)
 
 
-def test_what_is_made_belongs_to_whoever_makes_it_and_others_may_not_write(tmp_path: Path) -> None:
+def test_made_directories_belong_to_the_caller_and_others_may_not_write(tmp_path: Path) -> None:
     root = os.open(tmp_path, os.O_PATH)
     old = os.umask(0)
     try:
@@ -150,7 +150,7 @@ def test_what_is_made_belongs_to_whoever_makes_it_and_others_may_not_write(tmp_p
 
 
 @pytest.mark.parametrize("link", ["../outside", "/outside", "../../../outside"])
-def test_what_is_opened_is_inside_of_the_root(tmp_path: Path, link: str) -> None:
+def test_opened_files_are_inside_the_root(tmp_path: Path, link: str) -> None:
     top = tmp_path / "root"
     top.mkdir()
     for place in (tmp_path, top):

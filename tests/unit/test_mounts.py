@@ -192,7 +192,7 @@ def test_a_copy_has_more_attributes_and_the_source_has_not(room: Path) -> None:
 
 
 @pytest.mark.parametrize("recursive", [False, True])
-def test_what_is_mounted_below_comes_along_if_told(room: Path, recursive: bool) -> None:
+def test_mounts_below_are_copied_if_told(room: Path, recursive: bool) -> None:
     def look() -> dict[str, Shown]:
         syscalls.mount("below", "source/below", "tmpfs")
         fd = mounts.bind("source", attributes=syscalls.MOUNT_ATTR_RDONLY, **all_below(recursive))
@@ -207,7 +207,7 @@ def test_what_is_mounted_below_comes_along_if_told(room: Path, recursive: bool) 
         assert "ro" in found[f"{room}/a/below"].options
 
 
-def test_a_copy_of_what_is_behind_a_descriptor(room: Path) -> None:
+def test_a_copy_of_a_descriptors_file(room: Path) -> None:
     def look() -> tuple[str, str]:
         Path("source/file").write_text("file")
         Path("target").touch()
@@ -364,7 +364,7 @@ def test_propagation_of_one_mount_or_of_all_below(room: Path, kind: int, expecte
     assert below.propagation == (expected if recursive else ["shared"])
 
 
-def test_what_is_attached_moves(room: Path) -> None:
+def test_an_attached_mount_is_moved(room: Path) -> None:
     def look() -> tuple[bool, bool]:
         syscalls.mount("moving", "a", "tmpfs")
         fd = os.open("a", os.O_PATH)

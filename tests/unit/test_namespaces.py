@@ -147,15 +147,15 @@ def stranger() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("kind", MADE)
-def test_one_is_made_and_no_other(kind: str) -> None:
+def test_only_the_requested_namespace_is_made(kind: str) -> None:
     assert cloned(config(kind), others) == {kind}
 
 
-def test_all_are_made_at_once() -> None:
+def test_all_namespaces_are_made_at_once() -> None:
     assert cloned(config(*MADE), others) == set(MADE)
 
 
-def test_none_is_made() -> None:
+def test_no_namespace_is_made() -> None:
     assert cloned(config(), others) == set()
     assert cloned({}, others) == set()
 
@@ -184,12 +184,12 @@ def test_clocks_are_shifted_for_the_child_and_not_for_us() -> None:
     assert (kinds, [line[1:] for line in lines]) == ({"time", "uts"}, [["0", "0"], ["0", "0"]])
 
 
-def test_offsets_that_the_kernel_refuses_are_told_and_leave_no_child() -> None:
+def test_refused_clock_offsets_are_an_error_and_leave_no_child() -> None:
     refused = refusal(config("time", timeOffsets={"monotonic": {"secs": -(10**9)}}))
     assert refused.startswith("make the time namespace: ")
 
 
-def test_why_no_child_is_made_is_told_by_the_process_in_between() -> None:
+def test_the_intermediate_process_reports_why_there_is_no_child() -> None:
     clone_fs = 0x200  # which no process may share with another mount namespace (clone(2))
     with Rollback() as undo:
         asked = plan(config("mount", "time"), undo)
@@ -207,7 +207,7 @@ def test_why_no_child_is_made_is_told_by_the_process_in_between() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pid", "network", "ipc", "uts", "cgroup", "mount", "time"])
-def test_one_is_joined_and_no_other(holder: int, kind: str) -> None:
+def test_only_the_requested_namespace_is_joined(holder: int, kind: str) -> None:
     path = f"/proc/{holder}/ns/{FILES[kind]}"
 
     def look(pid: int) -> Any:
@@ -227,7 +227,7 @@ def test_some_are_joined_and_others_made(holder: int) -> None:
     assert (kinds, joined) == ({"network", "pid", "uts", "ipc"}, [os.readlink(network), os.readlink(pids)])
 
 
-def test_among_strangers_nobody_may_look_at_it(holder: int) -> None:
+def test_it_is_not_dumpable_in_a_foreign_namespace(holder: int) -> None:
     """It is undumpable from before it is visible to them: /proc shows such a process as root's, whoever it is."""
 
     def look(pid: int) -> int:
@@ -249,7 +249,7 @@ def test_among_strangers_nobody_may_look_at_it(holder: int) -> None:
     assert dumpable(config(("network", f"/proc/{holder}/ns/net"))) == 1  # the control
 
 
-def test_our_own_is_not_joined() -> None:
+def test_the_own_namespace_is_not_joined() -> None:
     """To join the user namespace again is refused by the kernel (setns(2))."""
     with Rollback() as undo:
         asked = plan(config(*((kind, f"/proc/self/ns/{file}") for kind, file in FILES.items())), undo)
@@ -264,7 +264,7 @@ def test_a_file_that_is_no_namespace(tmp_path: Any) -> None:
     assert (error.value.errno, error.value.filename) == (errno.EINVAL, str(file))
 
 
-def test_a_namespace_of_another_type_is_told_by_its_type(holder: int) -> None:
+def test_a_namespace_of_the_wrong_type_is_refused(holder: int) -> None:
     refused = refusal(config(("network", f"/proc/{holder}/ns/uts")))
     assert refused == "join the network namespace: setns: Invalid argument"
 
@@ -305,7 +305,7 @@ def test_the_user_namespace_is_joined_last_and_brings_its_mappings(stranger: int
         assert not plan(config("pid", ("pid", pids)), undo).has_user()
 
 
-def test_a_user_namespace_that_may_not_be_joined_is_told(stranger: int) -> None:
+def test_a_user_namespace_that_may_not_be_joined_is_an_error(stranger: int) -> None:
     def inside() -> str:
         fd = os.open(f"/proc/{stranger}/ns/user", os.O_RDONLY)
         os.setresuid(BASE + 1, BASE + 1, BASE + 1)
@@ -318,7 +318,7 @@ def test_a_user_namespace_that_may_not_be_joined_is_told(stranger: int) -> None:
     assert forked(inside)
 
 
-def test_what_takes_the_rights_of_the_user_namespace_is_joined_after_it(stranger: int) -> None:
+def test_namespaces_owned_by_the_user_namespace_are_joined_after_it(stranger: int) -> None:
     """Who owns a user namespace on the host has rights over what is in it once he has joined it, and not before."""
 
     def joining(user: int, *kinds: str) -> str | set[str]:
@@ -369,7 +369,7 @@ def test_ids_outside() -> None:
 # -- to join a process -------------------------------------------------------------------------------------------------
 
 
-def test_differing_names_what_is_to_be_joined(holder: int) -> None:
+def test_differing_names_the_namespaces_to_join(holder: int) -> None:
     assert differing(os.getpid()) == 0
     assert differing(holder) == sum(FLAGS.values()) & ~syscalls.CLONE_NEWUSER
     with subprocess.Popen(["true"]) as gone:

@@ -71,7 +71,7 @@ CALLS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_callers_pass(name: str) -> None:
+def test_command_lines_of_engines_are_parsed(name: str) -> None:
     words, expected = CALLS[name]
     found = vars(read(*words.split()))
     assert {key: found[key] for key in expected} == expected
@@ -110,7 +110,7 @@ def test_flags(word: str, value: bool) -> None:
         ("delete -x web", "there is no option '-x'"),
     ],
 )
-def test_what_is_wrong(words: str, complaint: str) -> None:
+def test_wrong_command_lines_are_refused(words: str, complaint: str) -> None:
     with pytest.raises(CommandLineError) as caught:
         read(*words.split())
     assert complaint in str(caught.value)
@@ -194,7 +194,7 @@ def test_the_version_is_in_runcs_form(capsys: pytest.CaptureFixture[str]) -> Non
     assert second == f"commit: insula-{first.split()[-1]}"
 
 
-def test_installed_in_a_peers_place_it_goes_by_its_name(
+def test_installed_under_a_peers_name_it_uses_that_name(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scripts look for "runc version"; the commit still tells who it is."""
@@ -225,7 +225,7 @@ def test_installed_in_a_peers_place_it_goes_by_its_name(
         ("help nope", "No help topic for 'nope'"),
     ],
 )
-def test_a_verb_that_is_not_there(words: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_verb(words: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words.split()) == 1
     assert capsys.readouterr().err.startswith(f"error: {complaint}; hint: one of create, ")
 
@@ -325,7 +325,7 @@ def test_plain_json_is_json(value: object) -> None:
     | st.text(max_size=20).map(str.encode)
     | st.text(alphabet='{}[]",:0123truefalsn \t', max_size=12).map(str.encode)
 )
-def test_plain_json_takes_what_json_takes(data: bytes) -> None:
+def test_plain_json_accepts_what_json_accepts(data: bytes) -> None:
     def outcome(loads: object) -> object:
         try:
             return loads(data)  # type: ignore[operator]

@@ -43,7 +43,7 @@ def test_a_verb_needs_no_other_file_up_to_its_first_answer(preloaded: Path, tmp_
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "list"])
-def test_without_the_files_all_is_the_same(preloaded: Path, tmp_path: Path, verb: str) -> None:
+def test_without_the_files_everything_works_the_same(preloaded: Path, tmp_path: Path, verb: str) -> None:
     arguments = ["--format", "json"] if verb == "list" else ARGUMENTS.get(verb, ["x"])
     outcomes = []
     for preload in (preloaded, tmp_path / "nothing"):
@@ -52,7 +52,7 @@ def test_without_the_files_all_is_the_same(preloaded: Path, tmp_path: Path, verb
     assert outcomes[0] == outcomes[1]
 
 
-def test_what_is_not_in_the_file_is_found_in_the_package(preloaded: Path, tmp_path: Path) -> None:
+def test_modules_missing_in_the_file_are_found_in_the_package(preloaded: Path, tmp_path: Path) -> None:
     done = run(launcher(tmp_path, SOURCE, preloaded), tmp_path, "run", "--nope", "x")  # its hint takes difflib
     assert done.stderr.startswith("error: there is no option '--nope'"), done.stderr
     done = run(

@@ -50,7 +50,7 @@ def test_names(name: str) -> None:
 
 
 @given(st.text() | st.sampled_from(["", ".", "..", "a/b", "/", "a" * 256, "ü", "a b", "a\n"]))
-def test_a_name_never_leads_elsewhere(name: str) -> None:
+def test_a_name_never_leads_outside(name: str) -> None:
     try:
         check_id(name)
     except Invalid:
@@ -58,7 +58,7 @@ def test_a_name_never_leads_elsewhere(name: str) -> None:
     assert os.path.normpath(f"/root/{name}") == f"/root/{name}" and "/" not in name
 
 
-def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_state_is_loaded(tmp_path: Path) -> None:
     container = made(tmp_path)
     assert Container(str(tmp_path), "web").load() == record()
     assert container.status(container.record()) == "running"
@@ -77,7 +77,7 @@ def test_a_name_is_taken_once(tmp_path: Path) -> None:
     assert Container(str(tmp_path), "web").load() == record()
 
 
-def test_of_two_who_make_it_one_wins(tmp_path: Path) -> None:
+def test_of_two_concurrent_creators_one_wins(tmp_path: Path) -> None:
     first, second = (Container(str(tmp_path), "web") for _ in range(2))
     first.make()
     with pytest.raises(Conflict):
@@ -87,7 +87,7 @@ def test_of_two_who_make_it_one_wins(tmp_path: Path) -> None:
     first.unlock()
 
 
-def test_what_a_killed_create_left_is_taken_over(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_create_are_taken_over(tmp_path: Path) -> None:
     killed = Container(str(tmp_path), "web")
     killed.make()
     killed.unlock()  # as the kernel does
@@ -113,7 +113,7 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_who_waited_for_what_was_deleted_meanwhile_gets_nothing(tmp_path: Path) -> None:
+def test_waiting_for_a_container_that_is_deleted_is_an_error(tmp_path: Path) -> None:
     container = made(tmp_path)
     caught: list[BaseException] = []
     with container:
@@ -133,7 +133,7 @@ def test_who_waited_for_what_was_deleted_meanwhile_gets_nothing(tmp_path: Path) 
     assert len(caught) == 1
 
 
-def test_removed_is_gone(tmp_path: Path) -> None:
+def test_a_removed_state_is_gone(tmp_path: Path) -> None:
     container = made(tmp_path)
     Path(container.start_socket).touch()
     container.remove()
@@ -145,7 +145,7 @@ def test_removed_is_gone(tmp_path: Path) -> None:
         container.lock()
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     container = made(tmp_path)
     Path(container.path, "state.json").write_text('{"id"')
     with pytest.raises(Failed, match=r"state.json is damaged"):

@@ -36,7 +36,7 @@ def test_limits_are_merged_by_field_and_lists_replaced() -> None:
         ({"blockIO": {"weight": 0, "throttleReadBpsDevice": []}}, {}),
     ],
 )
-def test_zero_means_as_it_is_where_it_is_no_limit(sent: dict[str, Any], left: dict[str, Any]) -> None:
+def test_zero_means_unchanged_where_it_is_no_limit(sent: dict[str, Any], left: dict[str, Any]) -> None:
     assert without_zeros(sent) == left
 
 

@@ -28,7 +28,7 @@ def lies_below(path: str, upper: str) -> bool:
     return path == upper or upper == "/" or path.startswith(f"{upper}/")
 
 
-def test_what_a_later_mount_hides_is_not_premounted_over_it() -> None:
+def test_a_mount_hidden_by_a_later_one_is_not_premounted() -> None:
     assert sorted(plan(("/dev", "tmpfs"), ("/dev/shm", "tmpfs")).entries) == [0, 1], "the control"
     assert sorted(plan(("/dev", "tmpfs"), ("/dev/shm/x", "bind"), ("/dev/shm", "tmpfs")).entries) == [0]
     assert sorted(plan(("/dev", "tmpfs"), ("/dev/shm", "bind"), ("/dev/shm/x", "tmpfs")).entries) == [0]
@@ -36,7 +36,7 @@ def test_what_a_later_mount_hides_is_not_premounted_over_it() -> None:
 
 
 @given(st.lists(entries, max_size=6))
-def test_nothing_premounted_is_over_or_below_an_earlier_one_that_is_not(wanted: list[tuple[str, str]]) -> None:
+def test_no_premount_is_over_or_below_an_earlier_ordinary_mount(wanted: list[tuple[str, str]]) -> None:
     """So it makes no difference that it comes first: all that is premounted is so in the listed order."""
     premounted = plan(*wanted).entries
     for late in premounted:

@@ -64,7 +64,7 @@ def test_its_namespaces_are_those_of_a_thread_that_runs(leader_gone: subprocess.
     assert process.directory(os.getpid()) == f"/proc/{os.getpid()}"
 
 
-def test_of_a_process_that_is_gone_nothing_is_opened() -> None:
+def test_a_process_that_has_ended_cannot_be_opened() -> None:
     child = subprocess.Popen(["true"])
     started = process.start_time(child.pid)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -92,7 +92,7 @@ def pid_of(pidfd: int) -> int:
     return int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pid:")))
 
 
-def test_a_process_is_opened_by_its_number_and_start_and_by_nothing_less(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_process_is_opened_by_pid_and_start_time(sleeper: subprocess.Popen[bytes]) -> None:
     pid, started = sleeper.pid, process.start_time(sleeper.pid)
     assert started
     before = descriptors()
@@ -148,7 +148,7 @@ def test_a_join_by_a_thread_that_still_runs(leader_gone: subprocess.Popen[bytes]
 
 
 @pytest.mark.parametrize("script", ["exit 0", "exit 3", "exit 255", "kill -KILL $$", "kill -TERM $$", "kill -64 $$"])
-def test_how_a_child_ended_is_what_waitpid_says(script: str) -> None:
+def test_the_status_of_a_child_is_that_of_waitpid(script: str) -> None:
     child = subprocess.Popen(["bash", "-c", script])
     pidfd = os.pidfd_open(child.pid)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -229,7 +229,7 @@ def test_a_user_namespace_lives_as_long_as_its_descriptor() -> None:
     assert opened == own, "no other descriptor is left, and no child"
 
 
-def test_whoever_may_not_map_groups_gives_up_setgroups() -> None:
+def test_without_the_right_to_map_groups_setgroups_is_denied() -> None:
     """user_namespaces(7): one ID of one's own, and only after "deny" was written to /proc/PID/setgroups."""
 
     def child() -> tuple[str, ...]:

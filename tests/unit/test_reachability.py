@@ -80,7 +80,7 @@ def all_endpoints(networks: list[Network], ports: list[Port]) -> list[endpoints.
 
 
 @given(clouds())
-def test_nothing_is_wanted_between_tenants_or_networks(cloud: tuple[list[Network], list[Port]]) -> None:
+def test_tenants_and_networks_are_not_connected(cloud: tuple[list[Network], list[Port]]) -> None:
     for source, target in reachability.pairs(all_endpoints(*cloud)):
         wanted = reachability.wanted(source, target)
         if source.kind != "instance" or target.kind == "host":
@@ -92,7 +92,7 @@ def test_nothing_is_wanted_between_tenants_or_networks(cloud: tuple[list[Network
 
 
 @given(clouds())
-def test_what_is_installed_permits_what_is_wanted(cloud: tuple[list[Network], list[Port]]) -> None:
+def test_the_installed_state_permits_the_desired_paths(cloud: tuple[list[Network], list[Port]]) -> None:
     permitted = reachability.InstalledReachability(as_installed(*cloud), cloud[1])
     for pair in reachability.pairs(all_endpoints(*cloud)):
         assert permitted(*pair) == reachability.wanted(*pair), pair
@@ -101,7 +101,7 @@ def test_what_is_installed_permits_what_is_wanted(cloud: tuple[list[Network], li
 
 
 @given(clouds())
-def test_every_pair_of_instances_is_asked(cloud: tuple[list[Network], list[Port]]) -> None:
+def test_every_pair_of_instances_is_compared(cloud: tuple[list[Network], list[Port]]) -> None:
     asked = {(s.label, t.label) for s, t in reachability.pairs(all_endpoints(*cloud))}
     labels = [f"{p.tenant}/{p.instance}" for p in cloud[1]]
     assert asked >= {(a, b) for a in labels for b in labels if a != b}
@@ -145,7 +145,7 @@ def test_missing_and_foreign_parts_are_named() -> None:
         ("ports", {"addresses6": ["fd00::3"]}, "port of i1: IPv6 addresses are ['fd00::3'], not"),
     ],
 )  # fmt: skip
-def test_whatever_differs_is_named(part: str, change: dict[str, object], says: str) -> None:
+def test_every_difference_is_named(part: str, change: dict[str, object], says: str) -> None:
     networks = [network("a", 1)]
     ports = [port(networks[0], 1)]
     installed = as_installed(networks, ports)[0]
@@ -177,7 +177,7 @@ def test_a_network_without_ipv6_has_no_ipv6_address_installed() -> None:
 @pytest.mark.parametrize(
     "what", ["the port is down", "its network is down", "it is not plugged in", "it has another address"]
 )
-def test_what_is_down_or_gone_permits_nothing(what: str) -> None:
+def test_missing_or_down_devices_permit_nothing(what: str) -> None:
     """`wanted` says who may reach whom; `InstalledReachability` says who does by what is there."""
     networks = [network("a", 1)]
     ports = [port(networks[0], 1), port(networks[0], 2)]

@@ -53,7 +53,7 @@ def test_packets_of_a_byte_cost_as_much_as_a_piece_does(tmp_path: Path, log: Log
     made.close(read)
 
 
-def test_what_is_printed_in_large_pieces_costs_its_bytes(log: LogWriter) -> None:
+def test_large_pieces_cost_their_bytes(log: LogWriter) -> None:
     """A pipe gives all that is in it, so a program that prints as fast as it can is read in large pieces."""
     made, read, write = session(log)
     for piece in (b"x", b"x" * 100, b"x" * LEAST, b"x" * CHUNK):
@@ -155,7 +155,7 @@ def test_a_client_is_too_far_behind_from_a_mebibyte_on(ends: tuple[socket.socket
     assert client.full
 
 
-def test_a_client_that_is_gone_is_told(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_a_disconnected_client_is_reported(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     client = AttachedClient(ours, stdin=False)
     assert client.flush(), "nothing to send"
@@ -164,7 +164,7 @@ def test_a_client_that_is_gone_is_told(ends: tuple[socket.socket, socket.socket]
     assert not client.flush()
 
 
-def test_output_is_read_when_somebody_takes_it_and_nobody_is_too_far_behind(
+def test_output_is_read_if_a_client_takes_it_and_none_is_too_far_behind(
     log: LogWriter, ends: tuple[socket.socket, socket.socket]
 ) -> None:
     read, write = os.pipe()
@@ -210,7 +210,7 @@ def test_credit_is_earned_with_time_and_has_a_most() -> None:
     assert made._credit == BURST
 
 
-def test_what_goes_to_clients_alone_costs_nothing(ends: tuple[socket.socket, socket.socket]) -> None:
+def test_output_to_clients_only_costs_nothing(ends: tuple[socket.socket, socket.socket]) -> None:
     """They hold it up by themselves."""
     read, write = os.pipe()
     for discard in (False, True):
@@ -226,7 +226,7 @@ def test_what_goes_to_clients_alone_costs_nothing(ends: tuple[socket.socket, soc
     os.close(read)
 
 
-def test_nothing_to_read_is_no_end() -> None:
+def test_no_data_is_not_the_end() -> None:
     read, write = os.pipe2(os.O_NONBLOCK)
     made = plain(discard=True)
     made.add("stdout", read)
@@ -238,7 +238,7 @@ def test_nothing_to_read_is_no_end() -> None:
         made.read(read)
 
 
-def test_a_terminal_whose_other_side_is_gone_is_at_its_end() -> None:
+def test_a_terminal_ends_when_its_other_side_is_closed() -> None:
     ours, theirs = pty.openpty()
     made = plain(tty=True, discard=True)
     made.add("tty", ours)

@@ -107,7 +107,7 @@ def test_a_path_that_is_both_is_masked(room: Path) -> None:
     within(room, look)
 
 
-def test_what_is_listed_twice_is_mounted_on_once(room: Path) -> None:
+def test_a_path_that_is_listed_twice_is_masked_once(room: Path) -> None:
     def look(root: int) -> None:
         protect(PathResolver({}, root), ["/file", "file", "//file/", "/dir/../file"], ["/dir", "dir/."])
         assert (places().count(f"{room}/file"), places().count(f"{room}/dir")) == (1, 1)
@@ -116,7 +116,7 @@ def test_what_is_listed_twice_is_mounted_on_once(room: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/link", "/way/file"])
-def test_no_link_is_followed_to_what_is_protected(room: Path, path: str) -> None:
+def test_no_link_is_followed_to_a_protected_path(room: Path, path: str) -> None:
     def look(root: int) -> list[int]:
         os.symlink("file", "link")
         os.symlink("dir", "way")
@@ -190,7 +190,7 @@ def test_where_nothing_is_to_be_detached_the_root_is_entered(room: Path) -> None
     assert within(room, look) == ("/", "file", errno.ENOENT)
 
 
-def test_the_host_is_left_before_there_is_a_root(room: Path) -> None:
+def test_the_host_is_left_before_the_root_is_made(room: Path) -> None:
     def look(_root: int) -> tuple[set[str], list[str], int, list[str]]:
         tops = {path: mounts.filesystem("tmpfs", (), 0, f"top {path}") for path in ("/proc", "/dev")}
         for path, mount in tops.items():
@@ -306,7 +306,9 @@ def test_entries_are_mounted_in_the_root_and_devices_made(room: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "mode"), [((), 0o710), (("mode=755",), 0o755), (("size=1m",), 0o710)])
-def test_a_tmpfs_has_the_mode_of_what_it_hides_unless_told(room: Path, options: tuple[str, ...], mode: int) -> None:
+def test_a_tmpfs_has_the_mode_of_the_hidden_directory_unless_told(
+    room: Path, options: tuple[str, ...], mode: int
+) -> None:
     def look(_root: int) -> int:
         os.chmod("dir", 0o710)
         root = detached()
@@ -327,7 +329,7 @@ def test_a_read_only_tmpfs_is_so_when_all_is_in_it(room: Path) -> None:
     assert within(room, look) == [errno.EROFS, 0, 0, 0]
 
 
-def test_a_read_only_root_leaves_what_is_mounted(room: Path) -> None:
+def test_a_read_only_root_leaves_mounts_writable(room: Path) -> None:
     """A volume that is to stay writable is a mount of its own; another one is a directory of the root."""
 
     def look(_root: int) -> list[int]:
@@ -353,7 +355,7 @@ def test_a_volume_that_is_a_link_to_another_mount_is_not_bound_over_it(room: Pat
     assert within(room, look) == errno.EROFS
 
 
-def test_remount_changes_what_is_there(room: Path) -> None:
+def test_remount_changes_an_existing_mount(room: Path) -> None:
     def look(_root: int) -> list[int]:
         syscalls.mount("below", "dir/below", "tmpfs")
         root = detached()

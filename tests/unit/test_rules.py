@@ -89,7 +89,7 @@ def test_rules_are_loaded_and_loaded_again_without_a_change() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_somebody_changed_is_set_right_and_elements_stay(family: str) -> None:
+def test_foreign_changes_are_repaired_and_elements_stay(family: str) -> None:
     chain = {"bridge": "prerouting", "inet": "forward"}[family]
 
     def inside(nft: Nft) -> None:
@@ -118,7 +118,7 @@ def test_a_set_of_another_version_does_not_stand_in_the_way() -> None:
     with_nft(inside)
 
 
-def test_a_rule_set_that_nft_refuses_leaves_what_is_there() -> None:
+def test_a_refused_rule_set_changes_nothing() -> None:
     def inside(nft: Nft) -> None:
         install(nft)
         before = listed(nft)
@@ -242,7 +242,7 @@ def test_between_closed_devices_nothing_is_forwarded() -> None:
     assert "nfproto" not in host()
 
 
-def test_an_instance_has_places_for_all_neighbours_that_a_bridge_can_have_and_few_more() -> None:
+def test_the_limit_of_neighbours_allows_all_ports_of_a_bridge() -> None:
     """The kernel's tables hold 65,536 entries at least: that takes dozens of instances."""
 
     def listed(gateways: list[str]) -> str:

@@ -50,12 +50,12 @@ def test_records_of_an_earlier_version_get_defaults(directory: RunDirectory) -> 
     assert directory.damaged() == []
 
 
-def test_what_a_later_version_adds_is_ignored(directory: RunDirectory) -> None:
+def test_fields_of_a_later_version_are_ignored(directory: RunDirectory) -> None:
     for name in FIRST:
         rewrite(directory, name, version=VERSION + 1, colour="red")
     assert directory.launch() == LAUNCH and directory.damaged() == []
 
 
-def test_a_record_without_what_every_version_has_is_damaged(directory: RunDirectory) -> None:
+def test_a_record_without_a_required_field_is_damaged(directory: RunDirectory) -> None:
     Path(directory.path, "state.json").write_text('{"version": 1, "id": "box"}')
     assert directory.state() is None and directory.damaged() == ["state.json"]

@@ -64,7 +64,7 @@ def test_options_count_more_than_files_and_later_files_more_than_earlier_ones(tm
 
 
 @pytest.mark.parametrize("content", [b"=x", b"A B=x", b"A =x", b"A\tB", b"A=\xff", b"A=\0", b"\0"])
-def test_files_that_are_none(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_no_environment_files_are_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "variables"
     file.write_bytes(b"GOOD=1\n" + content)
     with pytest.raises(UsageError, match=r"line 2 of|not UTF-8"):
@@ -161,7 +161,7 @@ def test_hosts(text: str, name: str, address: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["db", ":10.0.0.7", "db:", "", "=", "db:host-gateway"])
-def test_what_is_no_host(text: str) -> None:
+def test_invalid_hosts_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         run.extra_host(text)
 
@@ -188,7 +188,7 @@ WRONG: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_the_api_refuses_whoever_asks(wrong: dict[str, Any]) -> None:
+def test_values_that_the_api_refuses(wrong: dict[str, Any]) -> None:
     check(InstanceSpec(**BASE))  # the positive control
     with pytest.raises(Invalid):
         check(InstanceSpec(**BASE, **wrong))
@@ -221,7 +221,7 @@ def etc(port: Port | None = PORT, **asked: Any) -> dict[str, list[str]]:
     return {name: text.splitlines() for name, text in etc_files(instance, NETWORK if port else None).items()}
 
 
-def test_what_is_in_the_files_of_etc() -> None:
+def test_contents_of_the_files_of_etc() -> None:
     plain = ["search acme.internal", "nameserver 10.0.0.1", "nameserver fd00::1"]
     assert etc()["resolv.conf"] == plain
     assert etc(dns=["9.9.9.9", "FD00:0::0053"])["resolv.conf"] == [

@@ -35,7 +35,7 @@ def test_lists(text: str, numbers: set[int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", ",", "1,", "-", "1-", "-1", "2-1", "a", "0x1", "1-2-3", "65536", "9" * 4000, "²", "١"]
 )
-def test_what_is_no_list(text: str) -> None:
+def test_invalid_lists_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"processors|range"):
         scheduling.parse_list(text)
 
@@ -48,7 +48,7 @@ def test_anything_is_read_or_refused(text: str) -> None:
         assert str(error).isprintable()
 
 
-def test_what_is_so_already_takes_no_right() -> None:
+def test_an_unchanged_attribute_needs_no_right() -> None:
     """Set to what it is: even where the policy could not be changed, nothing is asked of the kernel."""
     policy = int.from_bytes(scheduling.get_scheduler()[4:8], "little")
     assert policy == os.sched_getscheduler(0)

@@ -266,7 +266,7 @@ def outcome(name: str, *args: int, arch: Arch = X86_64, add: tuple[str, ...] = (
 @pytest.mark.parametrize(
     "name", ["read", "execve", "openat2", "futex", "statx", "clone", "mseal", "futex_wait", "ptrace"]
 )
-def test_allowed(name: str) -> None:
+def test_ordinary_calls_are_allowed(name: str) -> None:
     assert outcome(name) == ALLOW
 
 
@@ -278,7 +278,7 @@ REFUSED = """
 
 
 @pytest.mark.parametrize("name", REFUSED.split())
-def test_refused(name: str) -> None:
+def test_dangerous_calls_are_refused(name: str) -> None:
     assert outcome(name) == EPERM
 
 
@@ -369,7 +369,7 @@ def test_a_routers_socket_options_come_with_net_admin() -> None:
     assert not allowed(program, "setsockopt", X86_64, 3, 1, 26)
 
 
-def test_what_the_whole_host_shares() -> None:
+def test_calls_that_reach_shared_tables_are_refused() -> None:
     names = capabilities.to_names(capabilities.DEFAULT)
     assert outcome("io_setup") == outcome("mincore") == outcome("mincore", add=("ALL",)) == ENOSYS
     assert run(compiler.compile(seccomp_default.profile(names, aio=True)), X86_64.audit, number("io_setup")) == ALLOW
@@ -397,7 +397,7 @@ def test_other_architectures_and_newer_calls() -> None:
     assert run(without_x32, X86.audit, 4) == KILL
 
 
-def test_it_is_small() -> None:
+def test_the_filter_is_small() -> None:
     assert len(compiler.compile(default_profile())) // 8 < 400
 
 
@@ -489,7 +489,7 @@ def test_architectures_that_cannot_run_here_change_nothing() -> None:
     assert compiler.compile({**profile, "architectures": more}) == compiler.compile(profile)
 
 
-def test_names_that_nobody_knows_are_ignored() -> None:
+def test_unknown_names_are_ignored() -> None:
     profile = default_profile()
     hostile = ["no_such_call", "mount\0", "read write", "\ud800", "é", "x" * 10_000, "-1", "sys_mount"]
     rule = {"names": hostile, "action": "SCMP_ACT_ALLOW"}

@@ -34,7 +34,7 @@ def test_compiled_once(tmp_path: Path) -> None:
     assert len(list(path.parent.iterdir())) == 2
 
 
-def test_the_cache_keeps_what_decides_apart_and_nothing_else(tmp_path: Path) -> None:
+def test_the_cache_key_has_only_the_inputs_of_the_filter(tmp_path: Path) -> None:
     base: dict[str, Any] = {**default_profile(), "listenerPath": "/a", **NOTIFY}
     files = set()
     for change in ({}, {"listenerPath": "/b"}, {"listenerMetadata": "m"}, {"flags": ["SECCOMP_FILTER_FLAG_LOG"]}):
@@ -52,7 +52,7 @@ def test_the_cache_keeps_what_decides_apart_and_nothing_else(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("fault", ["writable", "link", "missing"])
-def test_a_cached_filter_that_others_could_write_is_not_believed(tmp_path: Path, fault: str) -> None:
+def test_a_cached_filter_that_others_could_write_is_not_used(tmp_path: Path, fault: str) -> None:
     profile = default_profile()
     path = Path(seccomp_cache.compiled_file(profile, tmp_path)[0])
     forged = compiler.compile({"defaultAction": "SCMP_ACT_ALLOW"})

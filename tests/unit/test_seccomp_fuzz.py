@@ -94,7 +94,7 @@ def test_a_good_profile_with_one_thing_replaced(data: st.DataObject) -> None:
 
 @given(JSON)
 @settings(max_examples=50, deadline=None)
-def test_what_is_no_profile_has_a_name_in_the_cache_too(value: Any) -> None:
+def test_invalid_profiles_have_a_cache_key_too(value: Any) -> None:
     """The name comes first, before anybody has looked at the profile."""
     first, second = (seccomp_cache._path({"defaultAction": copy.deepcopy(value)}, "/cache") for _ in range(2))
     assert first == second

@@ -134,7 +134,7 @@ def test_the_environment_counts_more_than_the_file(file: Path) -> None:
         ("#" + "x" * (1 << 20), "it is larger than 1048576 bytes"),
     ],
 )
-def test_what_is_refused_is_one_line_with_the_file_in_it(file: Path, text: str, complaint: str) -> None:
+def test_errors_are_one_line_with_the_name_of_the_file(file: Path, text: str, complaint: str) -> None:
     with pytest.raises(Invalid) as caught:
         read(file, text)
     assert re.match(re.escape(f"{file}: ") + ".*" + complaint, str(caught.value)), caught.value
@@ -195,7 +195,7 @@ def test_the_file_is_of_root_or_of_its_reader(file: Path) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=20) | st.integers() | st.lists(st.integers()), max_size=4))
-def test_whatever_the_keys_are_nothing_else_is_raised(tmp_path_factory: pytest.TempPathFactory, data: object) -> None:
+def test_any_keys_are_read_or_invalid(tmp_path_factory: pytest.TempPathFactory, data: object) -> None:
     from insula.settings import _checked
 
     try:

@@ -76,7 +76,7 @@ def test_the_canonical_name_means_the_same(number: int) -> None:
         "15 ",
     ],
 )
-def test_what_is_no_signal(text: str) -> None:
+def test_invalid_signals_are_refused(text: str) -> None:
     with pytest.raises(Invalid, match="there is no signal") as e:
         parse_signal(text)
     assert e.value.hint

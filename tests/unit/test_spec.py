@@ -55,7 +55,7 @@ def test_the_options_that_open_system_calls() -> None:
         make(socket_families=["alg"])
 
 
-def test_the_isolation_that_nobody_has_to_ask_for() -> None:
+def test_isolation_is_the_default() -> None:
     made = make()
     assert {n["type"] for n in made["linux"]["namespaces"]} == {
         "user",
@@ -174,7 +174,7 @@ def test_the_devices_of_every_container() -> None:
     assert [(rule["major"], rule.get("minor")) for rule in allowed] == numbers
 
 
-def test_what_an_update_says() -> None:
+def test_resources_of_an_update() -> None:
     """What is not limited any more is said to be so; a limit below what is used is refused by whoever sets it."""
     none = {"quota": -1, "period": 100000, "shares": 1024}
     assert module.update(Resources(pids=None)) == {
@@ -234,17 +234,17 @@ BEYOND: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("good", LARGEST, ids=lambda good: repr(good)[:60])
-def test_what_is_just_within_its_bounds(good: dict[str, Any]) -> None:
+def test_values_just_within_bounds_are_accepted(good: dict[str, Any]) -> None:
     json.dumps(make(**good))
 
 
 @pytest.mark.parametrize("bad", BEYOND, ids=lambda bad: repr(bad)[:60])
-def test_what_is_just_beyond_its_bounds(bad: dict[str, Any]) -> None:
+def test_values_just_beyond_bounds_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
         make(**bad)
 
 
-def test_what_is_wrong_in_a_part_is_said_of_the_part() -> None:
+def test_errors_name_the_wrong_part() -> None:
     for bad, says in (({"memory": 5 << 20}, "bytes of memory"), ({"pids": 0}, "processes"), ({"cpus": 0.0}, "CPUs")):
         with pytest.raises(Invalid, match=says):
             make(resources=Resources(**bad))

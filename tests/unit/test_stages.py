@@ -25,14 +25,14 @@ def test_a_failed_test_is_named_once_more(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("status", "failed"), [(0, False), (5, False), (1, True), (2, True), (137, True)])
-def test_an_end_without_a_word(status: int, failed: bool) -> None:
+def test_a_suite_that_ends_without_output(status: int, failed: bool) -> None:
     made = stage(f"exit {status}")
     made.run()
     assert made.failed is failed
     assert (f"FAILED one: exit status {status}" in report([made], 1.0)) is failed
 
 
-def test_what_can_be_done_without(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_optional_stage_may_fail(capsys: pytest.CaptureFixture[str]) -> None:
     made = stage("exit 1", "it is skipped")
     made.run()
     assert not made.failed

@@ -120,7 +120,7 @@ def test_all_of_a_log_of_tiny_records(tiny: Path) -> None:
     asyncio.run(main())
 
 
-def test_who_goes_away_waits_for_the_reader(tiny: Path) -> None:
+def test_a_cancelled_caller_waits_for_the_reader(tiny: Path) -> None:
     """The log is closed only when the thread is done with it: its descriptor's number is somebody else's then."""
 
     async def main() -> None:
@@ -249,7 +249,7 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_many_who_ask_at_once(tmp_path: Path) -> None:
+def test_many_concurrent_requests(tmp_path: Path) -> None:
     """A tenant's second question waits for its first; another tenant's does not, as long as there is a thread."""
 
     async def main() -> None:
@@ -273,7 +273,7 @@ def test_many_who_ask_at_once(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_who_asks_and_goes_away_keeps_the_turn_until_the_thread_is_done() -> None:
+def test_a_cancelled_request_holds_its_lock_until_the_thread_ends() -> None:
     """Else a thousand who go away at once would have a thousand threads."""
 
     async def main() -> None:

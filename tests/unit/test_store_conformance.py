@@ -45,7 +45,7 @@ async def values(store: Store, prefix: str = "/") -> dict[str, bytes]:
 Run = Callable[[Scenario], None]
 
 
-def test_an_entry_tells_its_last_change_and_its_creation(run: Run) -> None:
+def test_an_entry_has_the_revisions_of_its_last_change_and_creation(run: Run) -> None:
     async def scenario(store: Store) -> None:
         assert await store.get("/a") is None
         first = await store.put("/a", b"1")

@@ -41,7 +41,7 @@ asyncio.run(main())
 """
 
 
-def test_what_was_answered_survives_kill_9(tmp_path: Path) -> None:
+def test_committed_writes_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     answered: set[str] = set()
     for lines in (1, 3, 7, 12, 20):
@@ -159,7 +159,7 @@ def test_a_second_owner_is_refused(tmp_path: Path) -> None:
     asyncio.run(SqliteStore(path).close())
 
 
-def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     path.write_bytes(b"this is no database\n" * 100)
     with pytest.raises(Unavailable, match="is not a database"):
@@ -274,7 +274,7 @@ def test_reads_do_not_wait_for_the_writes_beside_them(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_what_is_answered_from_memory_is_what_the_file_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_equals_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("insula.store.sqlite.RECENT", 3)
 
     async def main() -> None:

@@ -206,7 +206,7 @@ def test_more_than_8_gib_of_data_can_be_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "table", [[(5, 10), (0, 3)], [(0, 10), (5, 10)], [(0, 101)], [(-5, 10)], [(5, -3)], [(1 << 62, 1 << 62)]]
 )
-def test_a_map_that_makes_no_sense(tmp_path: Path, table: list[tuple[int, int]]) -> None:
+def test_an_invalid_map_is_refused(tmp_path: Path, table: list[tuple[int, int]]) -> None:
     data = sparse.header(tarfile.TarInfo("t"), 100, table) + bytes(4096)
     with pytest.raises(tarfile.TarError):
         unpacked(data, tmp_path)
@@ -234,7 +234,7 @@ def entries(source: Path) -> Iterator[bytes]:
         os.close(directory)
 
 
-def test_what_vanishes_is_left_out(tmp_path: Path) -> None:
+def test_vanished_files_are_left_out(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / "source" / name).mkdir(parents=True)
     pieces = entries(tmp_path / "source")
@@ -280,7 +280,7 @@ class Forbidden:
 
 
 @pytest.mark.parametrize("name", ["dir", "file"])
-def test_what_is_on_another_mount_is_left_out(tmp_path: Path, name: str) -> None:
+def test_files_on_another_mount_are_left_out(tmp_path: Path, name: str) -> None:
     source = tmp_path / "source"
     (source / "dir").mkdir(parents=True)
     (source / "dir" / "below").touch()
@@ -316,7 +316,7 @@ def test_nothing_is_made_on_another_mount(tmp_path: Path) -> None:
     os.close(root)
 
 
-def test_the_entry_and_what_stands_in_the_way_are_named(tmp_path: Path) -> None:
+def test_conflicts_name_the_entry_and_the_existing_file(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "file").write_text("x")
     data = packed(tmp_path / "source")
@@ -370,7 +370,7 @@ def test_the_rules_about_modes(tmp_path: Path) -> None:
         assert (target / "d/f").stat().st_mtime == 1000
 
 
-def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+def test_omitted_files_are_reported(tmp_path: Path) -> None:
     kinds = {"c": tarfile.CHRTYPE, "b": tarfile.BLKTYPE, "p": tarfile.FIFOTYPE}
     members = [info(f"d/{name}", kind) for name, kind in kinds.items()]
     assert put(archive_of(*members, info("f")), tmp_path) == (4, ["/x/d/c", "/x/d/b", "/x/d/p"])
@@ -407,7 +407,7 @@ def test_an_archive_ends_with_a_block_of_zeros_at_least(tmp_path: Path, end: int
 
 
 @pytest.mark.parametrize("cut", [1, 511, 512, 700, 1511])
-def test_a_file_that_breaks_off_leaves_nothing_and_what_was_there_stays(tmp_path: Path, cut: int) -> None:
+def test_an_incomplete_file_does_not_replace_an_existing_one(tmp_path: Path, cut: int) -> None:
     (tmp_path / "f").write_text("old")
     whole = info("f")
     whole.size = 1000
@@ -434,7 +434,7 @@ def test_a_file_that_breaks_off_leaves_nothing_and_what_was_there_stays(tmp_path
         ),
     ],
 )
-def test_what_is_refused_changes_nothing(tmp_path: Path, name: str, kind: bytes, link: str, says: str) -> None:
+def test_a_refused_archive_changes_nothing(tmp_path: Path, name: str, kind: bytes, link: str, says: str) -> None:
     root = tmp_path / "root"
     (root / "dir").mkdir(parents=True)
     (root / "link").symlink_to("../outside")

@@ -47,7 +47,7 @@ def test_a_small_tree_is_removed_without_a_process(tmp_path: Path) -> None:
     assert trees.remove_small(top), "nothing is there"
 
 
-def test_what_is_no_small_tree_is_left_to_rm(tmp_path: Path) -> None:
+def test_a_large_tree_is_left_to_rm(tmp_path: Path) -> None:
     """Too many entries, too deep, no directory, a link to one, another file system."""
     (many := tmp_path / "many" / "below").mkdir(parents=True)
     for number in range(101):
@@ -64,12 +64,12 @@ def test_what_is_no_small_tree_is_left_to_rm(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
-def test_what_stays_is_told(tmp_path: Path) -> None:
+def test_files_that_cannot_be_removed_are_reported(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="/proc/1"):
         trees.remove("/proc/1/status")
 
 
-def test_a_sweep_removes_whatever_is_there(tmp_path: Path) -> None:
+def test_a_sweep_removes_everything(tmp_path: Path) -> None:
     zoo.deep(tmp_path / "tmpdir", DEEP)
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")

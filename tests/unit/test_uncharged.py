@@ -51,14 +51,14 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
     return release, done
 
 
-def test_a_kernel_that_never_answers_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_kernel_that_never_answers_blocks_nothing(tmp_path: Path) -> None:
     """Neither who begins, nor who asks, nor the end of the process."""
     command = [sys.executable, "-c", SLOW, str(tmp_path / "pins")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patiently(120), check=True)
     assert done.stdout == "not counted yet: the programs are being loaded\n"
 
 
-def test_what_is_loaded_late_counts(tmp_path: Path, slow: tuple[threading.Event, list[str]]) -> None:
+def test_programs_that_are_loaded_late_count(tmp_path: Path, slow: tuple[threading.Event, list[str]]) -> None:
     release, done = slow
     uncharged = Uncharged(tmp_path / "pins")
     thread = uncharged.begin()
@@ -70,7 +70,7 @@ def test_what_is_loaded_late_counts(tmp_path: Path, slow: tuple[threading.Event,
     assert done == ["loaded", "removed"]
 
 
-def test_what_is_loaded_after_all_was_taken_down_is_removed(
+def test_programs_that_are_loaded_after_restore_are_removed(
     tmp_path: Path, slow: tuple[threading.Event, list[str]]
 ) -> None:
     release, done = slow
@@ -84,9 +84,7 @@ def test_what_is_loaded_after_all_was_taken_down_is_removed(
     assert done == ["loaded", "removed"]
 
 
-def test_what_was_taken_down_before_it_began_is_not_loaded(
-    tmp_path: Path, slow: tuple[threading.Event, list[str]]
-) -> None:
+def test_nothing_is_loaded_after_restore(tmp_path: Path, slow: tuple[threading.Event, list[str]]) -> None:
     _, done = slow
     uncharged = Uncharged(tmp_path / "pins")
     uncharged.restore()

@@ -56,7 +56,7 @@ def test_durations(text: str, seconds: float) -> None:
         "１s",
     ],
 )
-def test_what_is_no_duration(text: str) -> None:
+def test_invalid_durations_are_refused(text: str) -> None:
     with pytest.raises(Invalid, match="is not a duration"):
         parse_duration(text)
 
@@ -97,13 +97,13 @@ def test_a_size_that_is_shown_is_read_back(size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "lots", "-1", "1x", "9" * 400, "nan", "1 m m"])
-def test_what_is_no_size(text: str) -> None:
+def test_invalid_sizes_are_refused(text: str) -> None:
     with pytest.raises(Invalid, match="is not a size"):
         parse_size(text)
 
 
 @pytest.mark.parametrize("text", ["", "0", "0.001", "-1", "nan", "inf", "1e9", "two"])
-def test_what_is_no_number_of_cpus(text: str) -> None:
+def test_invalid_numbers_of_cpus_are_refused(text: str) -> None:
     with pytest.raises(Invalid, match="is not a number of CPUs"):
         parse_cpus(text)
 
@@ -117,7 +117,7 @@ def test_rates(text: str, rate: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "fast", "-1", "1x", "9" * 400, "nan", "10mb"])
-def test_what_is_no_rate(text: str) -> None:
+def test_invalid_rates_are_refused(text: str) -> None:
     with pytest.raises(Invalid, match="is not a rate"):
         parse_rate(text)
 
@@ -167,6 +167,6 @@ def test_labels(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "-", "-a", "a-", "A", "a.b", "a_b", "x" * 64, "a\n", "é", None, 7])
-def test_what_is_no_label(name: object) -> None:
+def test_invalid_labels_are_refused(name: object) -> None:
     with pytest.raises(Invalid, match="tenant name"):
         check_label("tenant", name)  # type: ignore[arg-type]

@@ -69,7 +69,7 @@ def test_a_status_of_0_1_0() -> None:
 
 
 @pytest.mark.parametrize("key", STORED)
-def test_what_was_brought_forward_stays(key: str) -> None:
+def test_migrated_objects_stay_as_they_are(key: str) -> None:
     found = msgspec.to_builtins(decode(key))
     assert msgspec.to_builtins(decode(key, found)) == found
     for upgrade in (upgrades.instance, upgrades.status):
@@ -78,7 +78,7 @@ def test_what_was_brought_forward_stays(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", STORED)
-def test_what_a_later_version_adds_is_left_out(key: str) -> None:
+def test_fields_of_a_later_version_are_left_out(key: str) -> None:
     now = msgspec.to_builtins(decode(key))
     assert msgspec.to_builtins(decode(key, {**now, "later": {"x": [1]}})) == now
     if key == "/instances/acme/web":
@@ -99,7 +99,7 @@ def test_what_a_later_version_adds_is_left_out(key: str) -> None:
         {"generation": "one"},
     ],
 )
-def test_damage_is_damage(change: dict[str, Any]) -> None:
+def test_damaged_objects_are_reported(change: dict[str, Any]) -> None:
     now = msgspec.to_builtins(decode("/instances/acme/web"))
     with pytest.raises(Failed, match="damaged"):
         decode("/instances/acme/web", {**now, **change})

@@ -60,7 +60,7 @@ def image(directory: Path, passwd: str | None = PASSWD, group: str | None = GROU
         ("65535:65535", User(65535, 65535, (65535,), "/")),
     ],
 )
-def test_as_docker_does(tmp_path: Path, user: str, expected: User) -> None:
+def test_users_are_resolved_as_in_docker(tmp_path: Path, user: str, expected: User) -> None:
     assert resolve(user, [image(tmp_path)]) == expected
 
 
@@ -78,7 +78,7 @@ def test_more_groups(tmp_path: Path, user: str, more: list[str], groups: tuple[i
 
 
 @pytest.mark.parametrize("group", ["", "nogroup", "65536", "a b", "-1", "a:b", "99999999999"])
-def test_groups_that_nobody_can_be_put_into(tmp_path: Path, group: str) -> None:
+def test_invalid_additional_groups_are_refused(tmp_path: Path, group: str) -> None:
     with pytest.raises(Invalid, match="group"):
         resolve("web", [image(tmp_path)], more_groups=[group])
 

@@ -102,7 +102,7 @@ def test_entries_are_events(tmp_path: Path) -> None:
         log.close()
 
 
-def test_one_who_does_not_read_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "_MOST_WAITING", 5)
     log = AuditLog(tmp_path / "log")
 

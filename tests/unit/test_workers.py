@@ -28,7 +28,7 @@ def test_locks_of_one_name_exclude_each_other_and_leave_nothing() -> None:
     asyncio.run(main())
 
 
-def test_a_lock_of_one_who_gave_up_waiting_is_not_kept() -> None:
+def test_a_lock_is_dropped_when_its_waiter_gives_up() -> None:
     async def main() -> None:
         locks = Locks()
         async with locks["a"]:

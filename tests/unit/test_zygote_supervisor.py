@@ -28,7 +28,7 @@ def ends() -> Iterator[tuple[ZygoteSupervisor, socket.socket, socket.socket, lis
     loop._poll.close()
 
 
-def test_a_message_that_was_read_in_the_same_turn_is_not_waited_for(
+def test_a_message_read_in_the_same_turn_is_not_awaited(
     ends: tuple[ZygoteSupervisor, socket.socket, socket.socket, list[wire.Message]],
 ) -> None:
     """A client attaches in the turn of the loop in which the zygote's message came: the channel was found readable,

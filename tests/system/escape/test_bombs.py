@@ -46,7 +46,7 @@ def test_a_fork_bomb_of_each_of_many(tenants: TenantFactory, cells: CellFactory,
 
 
 @pytest.mark.parametrize("kind", bombs.KINDS)
-def test_every_kind_of_memory_counts(cell: Cell, neighbour: Cell, kind: str) -> None:
+def test_every_kind_of_memory_is_charged(cell: Cell, neighbour: Cell, kind: str) -> None:
     """Memory that is not in any process's address space is the one that accounting forgets: tmpfs, memfd, System V
     segments, buffers of sockets and pipes, inodes, open files. Each ends at the limit of memory, with the OOM
     killer."""
@@ -57,7 +57,7 @@ def test_every_kind_of_memory_counts(cell: Cell, neighbour: Cell, kind: str) -> 
     assert neighbour.answers()
 
 
-def test_rings_of_packet_sockets_do_not_count(cell: Cell, cells: CellFactory) -> None:
+def test_rings_of_packet_sockets_are_not_charged(cell: Cell, cells: CellFactory) -> None:
     """PACKET_RX_RING is memory that no control group is charged for: so nobody has packet sockets who didn't ask."""
     assert cell.try_(bombs.packet_ring, 1).errno == "EPERM"
     opened = cells(cell.cli, "--memory", f"{MEMORY}m", "--socket-family", "packet")

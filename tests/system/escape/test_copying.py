@@ -59,7 +59,7 @@ def test_copying_while_links_come_and_go(cell: Cell, tmp_path: Path) -> None:
     assert seen == {"the container's own"}, "and that is the control: copies do succeed meanwhile"
 
 
-def test_the_race_is_won_where_nobody_guards(tmp_path: Path) -> None:
+def test_the_race_succeeds_without_the_barrier(tmp_path: Path) -> None:
     """The control: who looks first and opens then, as docker-cp did, is led out soon."""
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -187,7 +187,7 @@ def archive_of(members: list[tuple[str, bytes]]) -> bytes:
     return stream.getvalue()
 
 
-def test_who_works_by_name_with_rights_of_the_host_gives_the_inode_away(tmp_path: Path) -> None:
+def test_copying_by_name_as_host_root_exposes_the_inode(tmp_path: Path) -> None:
     """The control: what `cp` was, by a process in a mount namespace of its own."""
     victim, name = tmp_path / "victim", tmp_path / "name"
     victim.write_text("the host's")

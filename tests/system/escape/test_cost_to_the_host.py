@@ -113,7 +113,7 @@ def test_the_last_words_of_a_bomb_are_kept(cli: Cli) -> None:
     assert cli.ok("logs", "--tail", "1", "bomb").endswith("last words")
 
 
-def test_the_favour_of_the_kernel_is_not_inherited(favoured: Daemon) -> None:
+def test_the_oom_score_of_insulad_is_not_inherited(favoured: Daemon) -> None:
     """A unit with OOMScoreAdjust=-500 keeps insulad alive; an instance with that score would outlive its victims."""
     cli = favoured.cli
     cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
@@ -123,7 +123,7 @@ def test_the_favour_of_the_kernel_is_not_inherited(favoured: Daemon) -> None:
     assert cli.ok("exec", "web", "cat", "/proc/self/oom_score_adj") == "0"
 
 
-def test_descriptors_are_as_many_as_allowed(favoured: Daemon) -> None:
+def test_descriptors_are_limited(favoured: Daemon) -> None:
     """Each instance takes some in the monitor and the zygote: the soft limit is for programs that use select(2)."""
     for name in ("insulad", "monitor", "zygote"):
         limits = Path(f"/proc/{favoured.pid(name)}/limits").read_text().splitlines()

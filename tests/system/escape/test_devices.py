@@ -22,7 +22,7 @@ from tests.system.escape.conftest import CellFactory
 HARMLESS = {"c 1:3", "c 1:5", "c 1:7", "c 1:8", "c 1:9", "c 5:0", "c 5:2"}
 
 
-def test_none_can_be_made(cell: Cell, cells: CellFactory, tenant: Cli, tmp_path: Path) -> None:
+def test_no_device_node_can_be_made(cell: Cell, cells: CellFactory, tenant: Cli, tmp_path: Path) -> None:
     """mknod(2) of memory, kernel log and each of the host's disks; Docker's default set has CAP_MKNOD, and so has
     ours."""
     disks = files.disks()
@@ -34,7 +34,7 @@ def test_none_can_be_made(cell: Cell, cells: CellFactory, tenant: Cli, tmp_path:
     assert cells(tenant, "--cap-add", "ALL", "--tmpfs", "/mnt").gets(files.nodes, *places, "/mnt") == []
 
 
-def test_only_harmless_ones_are_there(cell: Cell) -> None:
+def test_dev_has_only_harmless_devices(cell: Cell) -> None:
     found = set(cell.gets(files.devices_there))
     assert {"c 1:3", "c 1:5"} <= found
     assert {name for name in found if not name.startswith("c 136:")} <= HARMLESS
@@ -53,7 +53,7 @@ def test_a_node_in_an_image(cell: Cell, tmp_path: Path) -> None:
     cell.cli.ok("image", "rm", "node")
 
 
-def test_a_node_that_came_in_all_the_same(cell: Cell) -> None:
+def test_a_node_that_was_smuggled_in(cell: Cell) -> None:
     """Were there one on the root (by a bug elsewhere; here the host's root puts it there): MS_NODEV makes it none."""
     path = cell.upper / "zero"
     os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))
@@ -67,7 +67,7 @@ def test_a_node_that_came_in_all_the_same(cell: Cell) -> None:
         path.unlink()
 
 
-def test_the_control_group_lets_harmless_ones_through_only(cell: Cell, tmp_path: Path) -> None:
+def test_the_control_group_allows_harmless_devices_only(cell: Cell, tmp_path: Path) -> None:
     """The last wall: a process with all of the host's rights, but in the container's group, opens no other device."""
     group = cgroups.of_process(cell.pid)
     assert group

@@ -140,7 +140,7 @@ def neighbours(tenants: TenantFactory) -> tuple[Cli, Cli]:
 
 
 @pytest.mark.parametrize(("take", "refusals"), CASES, ids=lambda case: getattr(case, "__name__", ""))
-def test_one_tenants_hog_takes_nothing_from_others(
+def test_one_tenants_exhaustion_does_not_affect_others(
     neighbours: tuple[Cli, Cli], take: Callable[[], int], refusals: set[int]
 ) -> None:
     hostile, neighbour = (pid_of(cli, "web") for cli in neighbours)

@@ -42,7 +42,7 @@ def mounted(pid: int) -> dict[str, tuple[str, str, str]]:
     return found
 
 
-def test_there_are_no_others_than_these(mounting: Cell) -> None:
+def test_the_list_of_host_files_is_complete(mounting: Cell) -> None:
     others = {path: what for path, what in mounted(mounting.pid).items() if what[0] not in ITS_OWN}
     root, init = others.pop("/"), others.pop("/dev/init")
     assert root[0] == "overlay" and "upperdir=" in root[2]
@@ -52,14 +52,14 @@ def test_there_are_no_others_than_these(mounting: Cell) -> None:
         assert re.search(rf"/instances/[0-9a-f]{{32}}{path}$", source), "the instance's own"
 
 
-def test_the_init_program_can_not_be_changed(mounting: Cell) -> None:
+def test_the_init_program_cannot_be_changed(mounting: Cell) -> None:
     ends = mounting.gets(files.spoil, "/dev/init")
     assert ends.pop("remount") == "done", "the mount itself is writable then"
     assert set(ends.values()) == {"EROFS"}
 
 
 @pytest.mark.parametrize("child", [False, True])
-def test_not_even_by_its_owner(mounting: Cell, tmp_path: Path, child: bool) -> None:
+def test_the_init_program_cannot_be_changed_by_its_owner(mounting: Cell, tmp_path: Path, child: bool) -> None:
     """What if the host's file came to belong to the tenant: a sealed one stays as it is, an ordinary one doesn't.
 
     `child`: as it is done before Linux 6.15.

@@ -139,7 +139,7 @@ def test_users_of_the_image(host: Host, case: str) -> None:
         assert result.status == 125 and result.err.startswith("error: "), result
 
 
-def test_the_program_is_what_starts_it(host: Host) -> None:
+def test_an_entrypoint_that_is_the_runtime(host: Host) -> None:
     """CVE-2019-5736: the image's entrypoint is /proc/self/exe, or a script with that interpreter, so that the runtime
     runs itself inside of the container; the container then has a file of the host's open, and overwrites it."""
     script, link = member("bin/again", b"#!/proc/self/exe\n", mode=0o755), member("bin/link", linkname="/proc/self/exe")
@@ -207,7 +207,7 @@ def test_modules_where_the_host_looks_for_its_own(host: Host, cli: Cli, tmp_path
     assert found.status == 1 and found.out == "", f"loaded from the image: {found.out}"
 
 
-def test_hooks_and_settings_of_the_image_are_nothing(host: Host, daemon: Daemon) -> None:
+def test_hooks_and_settings_of_the_image_are_ignored(host: Host, daemon: Daemon) -> None:
     """CVE-2025-23266: LD_PRELOAD of the image reached a hook that ran on the host. Hooks are none of an image's
     business, nor are variables for what runs outside; labels that other engines obey say nothing here."""
     mark = host.path / "hooked"

@@ -31,7 +31,7 @@ def web(cli: Cli) -> Cli:
     return cli
 
 
-def test_nothing_can_be_had_from_a_process_that_joins(cell: Cell) -> None:
+def test_a_joining_process_cannot_be_inspected(cell: Cell) -> None:
     """CVE-2016-9962: `exec` brings a process with the host's rights, descriptors and program. What it holds is looked
     for by readlink, ptrace(2), pidfd_getfd(2) and /proc/PID/mem while it joins, again and again."""
     control = cell.start(processes.spy, 2.5, "/tmp/ready")
@@ -53,7 +53,7 @@ def test_nothing_can_be_had_from_a_process_that_joins(cell: Cell) -> None:
     assert not [name for name in got["exe"] if "memfd" in name or "(deleted)" in name]
 
 
-def test_nothing_can_be_had_from_what_shares_the_pid_namespace(cells: CellFactory, tenant: Cli) -> None:
+def test_a_process_that_shares_the_pid_namespace_cannot_be_inspected(cells: CellFactory, tenant: Cli) -> None:
     """`--pid container:NAME`: a second container is born among the processes of the first. Those that may trace (here
     the tenant gave them CAP_SYS_PTRACE) must find nothing of the host's in it before it becomes its program."""
     host = cells(tenant, "--cap-add", "SYS_PTRACE")
@@ -67,7 +67,7 @@ def test_nothing_can_be_had_from_what_shares_the_pid_namespace(cells: CellFactor
     assert ours == []
 
 
-def test_an_ambush(cells: CellFactory, tenant: Cli) -> None:
+def test_a_stopped_joining_process_reveals_nothing(cells: CellFactory, tenant: Cli) -> None:
     """The same, with the newborn stopped before it has done anything: for a moment it is still in the host's mount
     namespace, with the host's root as its uid. It must have been closed before it was born."""
     host = cells(tenant, "--cap-add", "SYS_PTRACE")
@@ -138,7 +138,7 @@ def test_a_working_directory_through_a_descriptor(web: Cli) -> None:
 
 
 @pytest.mark.parametrize("target", ["/proc/sysrq-trigger", "/etc/passwd", "/proc/self/fd/3", "/dev/zero"])
-def test_dev_null_is_another(web: Cli, target: str) -> None:
+def test_a_replaced_dev_null_masks_nothing(web: Cli, target: str) -> None:
     """CVE-2025-31133: it is opened without following links, and must be the device; then exec refuses."""
     web.ok("exec", "web", "true")
     web.ok("exec", "web", "sh", "-c", f"rm /dev/null && ln -s {target} /dev/null")
@@ -147,7 +147,7 @@ def test_dev_null_is_another(web: Cli, target: str) -> None:
     web.ok("run", "--rm", "busybox", "sh", "-c", "echo > /dev/null")
 
 
-def test_terminals_are_others(web: Cli) -> None:
+def test_replaced_terminals_are_not_followed(web: Cli) -> None:
     """CVE-2025-52565: /dev/console, /dev/ptmx and /dev/tty become links; a terminal comes from devpts all the same."""
     script = "for n in ptmx tty; do rm -f /dev/$n; ln -s /etc/passwd /dev/$n; done; rm -f /dev/console; echo done"
     assert web.ok("exec", "web", "sh", "-c", script).endswith("done")
@@ -158,7 +158,7 @@ def test_terminals_are_others(web: Cli) -> None:
     assert web.ok("exec", "web", "cat", "/etc/passwd") == before
 
 
-def test_a_script_whose_interpreter_is_what_runs_it(cli: Cli, tmp_path: Path) -> None:
+def test_a_script_whose_interpreter_is_the_runtime(cli: Cli, tmp_path: Path) -> None:
     """CVE-2019-5736: `#!/proc/self/exe` names the host's Python while it executes; it belongs to nobody inside."""
     layer = tar(
         member("bin"),

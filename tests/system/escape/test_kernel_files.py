@@ -53,7 +53,7 @@ def test_no_file_of_the_kernel_can_be_written(cell: Cell, strong: Cell) -> None:
 
 
 @pytest.mark.parametrize("path", ["/proc/sys", "/sys", "/sys/fs/cgroup", "/proc/sysrq-trigger"])
-def test_read_only_stays(cell: Cell, strong: Cell, path: str) -> None:
+def test_read_only_mounts_stay_read_only(cell: Cell, strong: Cell, path: str) -> None:
     """A remount for writing. The tenant with CAP_SYS_ADMIN may do it to his own mounts: what is in them isn't his."""
     assert cell.try_(files.read_only_no_more, path).errno == "EPERM"
     strong.try_(files.read_only_no_more, path)
@@ -61,7 +61,7 @@ def test_read_only_stays(cell: Cell, strong: Cell, path: str) -> None:
     assert strong.try_(files.opened, "/proc/sysrq-trigger").errno in NOT_OURS
 
 
-def test_a_hierarchy_of_ones_own(cell: Cell, strong: Cell) -> None:
+def test_no_cgroup_hierarchy_can_be_mounted(cell: Cell, strong: Cell) -> None:
     """CVE-2022-0492: release_agent of a control group hierarchy. Before Linux 5.17 its writer was not asked for
     CAP_SYS_ADMIN of the host, and mounting took a user namespace of one's own only."""
     control = unguarded(files.release_agent, "/tmp/insula-release")
@@ -74,7 +74,7 @@ def test_a_hierarchy_of_ones_own(cell: Cell, strong: Cell) -> None:
         assert "release_agent" not in one.cli.ok("exec", one.name, "find", "/sys/fs/cgroup", "-name", "release_agent")
 
 
-def test_groups_stay_as_they_are(cell: Cell, strong: Cell) -> None:
+def test_control_groups_cannot_be_changed(cell: Cell, strong: Cell) -> None:
     """A limit raised from inside, or a process moved out: the groups belong to the host's root."""
     limits = cell.cli.ok("exec", cell.name, "find", "/sys/fs/cgroup", "-name", "*pids.max").split()
     assert limits
@@ -145,7 +145,7 @@ OWN = ("sys/net/", "sys/user/", "sys/fs/mqueue/", "sys/kernel/sem", "sys/kernel/
 """Below /proc, what belongs to namespaces of the container's own, and what is for everybody."""
 
 
-def test_what_nesting_opens(cells: CellFactory, tenant: Cli) -> None:
+def test_files_that_nesting_opens(cells: CellFactory, tenant: Cli) -> None:
     """`--nesting` allows mounts, and shows a whole proc and sysfs, writable: there only owners and namespaces guard.
     What opens for writing must belong to the container's own namespaces; release_agent and its kin stay shut."""
     nest = cells(tenant, "--nesting")

@@ -28,7 +28,7 @@ def received(netns: int) -> int:
 
 
 @isolated
-def test_addresses_that_nobody_outside_has() -> None:
+def test_reserved_addresses_are_not_forwarded() -> None:
     """Metadata services, which tell whoever asks from a cloud's machine that machine's credentials; and the range of
     the uplinks, whose unused part would leave by the host's default route."""
     with two_tenants() as cloud:
@@ -95,7 +95,7 @@ def test_one_tenant_cannot_fill_the_hosts_connection_table() -> None:
 
 
 @isolated
-def test_a_flood_of_questions_is_not_the_hosts_work() -> None:
+def test_a_flood_of_dns_queries_has_a_rate() -> None:
     """dnsmasq runs on the host's account: it sees so many questions a second, and the other tenant's is another."""
     with two_tenants() as cloud:
         for tenant in cloud.tenants:

@@ -50,7 +50,9 @@ def control(mark: str, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("mark", ["setuid", "setgid", "caps2"])
-def test_marked_files_give_nothing(cell: Cell, marked: dict[str, str], mark: str, tmp_path: Path) -> None:
+def test_set_uid_files_and_file_capabilities_have_no_effect(
+    cell: Cell, marked: dict[str, str], mark: str, tmp_path: Path
+) -> None:
     """Set-uid, set-gid, and security.capability of version 2, made by the container's root, run by its nobody."""
     assert marked[mark] == ""
     end = cell.try_(privileges.after_exec, f"/root/{mark}", user=NOBODY)
@@ -72,7 +74,9 @@ def test_capabilities_for_the_hosts_root(cell: Cell, marked: dict[str, str]) -> 
     assert struct.unpack("<I", value[20:])[0] == cell.upper.stat().st_uid != 0
 
 
-def test_marks_in_an_image(cell: Cell, cells: CellFactory, tenant: Cli, tmp_path: Path) -> None:
+def test_set_uid_files_and_file_capabilities_of_an_image(
+    cell: Cell, cells: CellFactory, tenant: Cli, tmp_path: Path
+) -> None:
     """The same from a layer: set-uid and version 2 arrive, as they must for sudo and ping; version 3 is refused."""
     python = files()[PYTHON]
     layout = Layout()
@@ -100,7 +104,7 @@ def test_marks_in_an_image(cell: Cell, cells: CellFactory, tenant: Cli, tmp_path
     )
 
 
-def test_no_process_can_give_itself_more(cell: Cell) -> None:
+def test_no_process_can_gain_capabilities(cell: Cell) -> None:
     """capset(2), the ambient set, securebits, setuid(0), its own ID map: for root inside, and for nobody inside."""
     free = forked(lambda: privileges.more_capabilities())
     assert free["ambient"] == "" or free["capset"] == "" or free["setuid"] == "", "the control"
@@ -110,7 +114,7 @@ def test_no_process_can_give_itself_more(cell: Cell) -> None:
     assert set(nobody.values()) <= {"EPERM", "EINVAL", "EACCES"}, nobody
 
 
-def test_exec_keeps_root_at_what_it_has(cell: Cell) -> None:
+def test_exec_gives_root_no_more_capabilities(cell: Cell) -> None:
     """capabilities(7): exec by user 0 gives the whole bounding set; that set is Docker's, and it can't grow."""
     for program in ("/root/setuid", "/root/caps2", PYTHON):
         found = cell.gets(privileges.after_exec, program)

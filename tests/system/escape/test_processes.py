@@ -25,7 +25,7 @@ from tests.system.escape.test_exhaustion import enter
 CONTAINER = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
-def test_nothing_but_ones_own_is_there(cell: Cell, neighbour: Cell) -> None:
+def test_only_own_processes_are_visible(cell: Cell, neighbour: Cell) -> None:
     """Every number from 1 to 4095 is asked for: a process that /proc doesn't list may still take signals."""
     assert len(processes.seen()) > 5, "the control: outside there are many"
     seen = cell.gets(processes.seen)

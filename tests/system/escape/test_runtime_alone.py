@@ -45,7 +45,7 @@ def cell(made: OciCell) -> Iterator[OciCell]:
     assert made.bundle.left() == []
 
 
-def test_the_runtimes_program(cell: OciCell) -> None:
+def test_the_runtimes_program_cannot_be_overwritten(cell: OciCell) -> None:
     """CVE-2019-5736: root inside opens /proc/PID/exe of a process that joins, waits until it runs something else, and
     overwrites the file: the host's runtime, at its next start, is his. Here it is a sealed copy in memory, and the
     container gets what it asks for only of its own programs."""
@@ -239,7 +239,7 @@ def test_modules_where_the_host_looks_for_its_own(run_: Run) -> None:
         shutil.rmtree(cell.bundle.path)
 
 
-def test_keys_of_the_host(cell: OciCell) -> None:
+def test_keys_of_the_host_cannot_be_read(cell: OciCell) -> None:
     """Keyrings are not namespaced: a session's is inherited by whatever it starts, so a container would search the keys
     of who ran the engine (Kerberos tickets, disk keys; CVE-2016-0728 was reached by it). The runtime makes a new
     one."""
@@ -260,7 +260,7 @@ def test_keys_of_the_host(cell: OciCell) -> None:
         assert cell.try_(runtime.key_of_the_session, "insula-escape-secret").errno in {"ENOKEY", "EACCES"}
 
 
-def test_the_kernels_files(cell: OciCell) -> None:
+def test_files_of_the_kernel_cannot_be_written(cell: OciCell) -> None:
     """Root's own files, with Docker's capabilities: only that /proc/sys and the like are read-only keeps him from
     them."""
     cell.grant(DOCKERS)
@@ -286,7 +286,7 @@ def test_device_nodes_of_the_real_root(cell: OciCell) -> None:
         assert cell.gets(files.node, "/tmp/zero", "c", 1, 5), "the control: harmless ones open"
 
 
-def test_what_joins_is_closed(cell: OciCell) -> None:
+def test_a_joining_process_cannot_be_inspected(cell: OciCell) -> None:
     """CVE-2016-9962 with Docker's capabilities: without CAP_SYS_PTRACE nobody inside looks at a process that joins."""
     cell.grant(DOCKERS)
     with cell.running():
@@ -338,7 +338,7 @@ def test_a_proc_that_the_host_mounts_later(cell: OciCell, tmp_path: Path) -> Non
         cell.oci.run("delete", "--force", "cell")
 
 
-def test_the_mount_namespace_of_others(cell: OciCell) -> None:
+def test_the_mount_namespace_of_others_cannot_be_joined(cell: OciCell) -> None:
     """The same /proc is within reach in any mount namespace that a container would join: none can be."""
     with cell.running():
         pid = cell.oci.json("state", "cell")["pid"]

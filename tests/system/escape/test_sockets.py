@@ -30,7 +30,9 @@ def host_netns(daemon: Daemon) -> Iterator[int]:
     os.close(fd)
 
 
-def test_a_packet_socket_hears_ones_own_only(cells: CellFactory, cell: Cell, neighbour: Cell, host_netns: int) -> None:
+def test_a_packet_socket_receives_own_packets_only(
+    cells: CellFactory, cell: Cell, neighbour: Cell, host_netns: int
+) -> None:
     """AF_PACKET takes `--socket-family packet`, and then CAP_NET_RAW (CVE-2020-14386 was in it): all frames of all
     interfaces, but those of the own namespace; the bridge sends no neighbour's here (test_network_spoofing has the
     forgeries)."""
@@ -92,7 +94,7 @@ def test_netlink_with_every_capability(cells: CellFactory, cell: Cell, neighbour
     assert int(flags, 16) & 1, "the neighbour's is up"
 
 
-def test_typing_into_the_terminal_of_who_runs_it(cell: Cell) -> None:
+def test_typing_into_the_users_terminal(cell: Cell) -> None:
     """TIOCSTI (CVE-2005-4890, and bubblewrap's CVE-2017-5226): a program types a command into the terminal that it
     shares with a shell, and ends; the shell then runs it. Here the container's terminal is another, in its own
     devpts."""

@@ -25,7 +25,7 @@ def ends(cell: Cell) -> dict[str, End]:
 
 
 @pytest.mark.parametrize("attack", kernel.REFUSED, ids=lambda attack: attack.__name__)
-def test_refused(attack: kernel.Call, ends: dict[str, End]) -> None:
+def test_dangerous_calls_are_refused(attack: kernel.Call, ends: dict[str, End]) -> None:
     """Refused as such; the host's root gets what it wants, or another errno, since it asks with impossible
     arguments."""
     control, end = unguarded(attack), ends[attack.__name__]

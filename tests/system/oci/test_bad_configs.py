@@ -21,7 +21,7 @@ def bundle(run_: Run) -> Iterator[Bundle]:
     shutil.rmtree(path)
 
 
-def test_the_valid_one_runs(bundle: Bundle) -> None:
+def test_the_valid_config_runs(bundle: Bundle) -> None:
     """The control of all below."""
     bundle.write(bundle.config)
     result = bundle.oci.run("run", "--bundle", bundle.path, "web")
@@ -41,7 +41,7 @@ def test_the_valid_one_runs(bundle: Bundle) -> None:
     ],
 )
 @pytest.mark.parametrize("verb", ["create", "run"])
-def test_what_is_wrong_is_refused_before_anything_is_made(
+def test_a_wrong_config_is_refused_before_anything_is_made(
     bundle: Bundle, verb: str, path: str, value: object, complaint: str
 ) -> None:
     bundle.write(changed(path, value, bundle.config))
@@ -50,7 +50,7 @@ def test_what_is_wrong_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff", '{"ociVersion": "1.2.0"}'])
-def test_what_is_no_config(bundle: Bundle, text: str) -> None:
+def test_a_file_that_is_no_config_is_refused(bundle: Bundle, text: str) -> None:
     (bundle.path / "config.json").write_bytes(text.encode("latin-1"))
     bundle.oci.fails("create", "--bundle", bundle.path, "web")
     assert bundle.left() == []

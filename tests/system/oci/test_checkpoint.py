@@ -124,7 +124,7 @@ def box() -> Iterator[Box]:
     run.close()
 
 
-def test_it_goes_on_where_it_was(box: Box) -> None:
+def test_a_restored_container_goes_on_where_it_was(box: Box) -> None:
     before = box.count()
     box.checkpoint()
     assert box.state() is None
@@ -139,14 +139,14 @@ def test_it_goes_on_where_it_was(box: Box) -> None:
     box.ok("delete", NAME)
 
 
-def test_it_may_run_on(box: Box) -> None:
+def test_a_checkpoint_may_leave_it_running(box: Box) -> None:
     box.checkpoint("--leave-running")
     box.look()
     now = box.count()
     until(lambda: box.count() > now, "it counts on")
 
 
-def test_its_output_goes_to_who_restores_it(box: Box) -> None:
+def test_output_goes_to_the_restoring_caller(box: Box) -> None:
     """And so does its end: without --detach, restore waits for it."""
     box.ok("delete", "--force", NAME)
     box.config["process"]["args"][2] = "echo begin; until [ -e /tmp/go ]; do sleep 0.02; done; echo end; exit 7"
@@ -171,7 +171,7 @@ def test_its_output_goes_to_who_restores_it(box: Box) -> None:
     assert box.state() is None
 
 
-def test_memory_first(box: Box) -> None:
+def test_a_pre_dump_saves_memory_first(box: Box) -> None:
     program = str(shutil.which("criu"))
     if subprocess.run([program, "check", "--feature", "mem_dirty_track"], capture_output=True).returncode:
         pytest.skip("this kernel does not tell which pages were written (CONFIG_MEM_SOFT_DIRTY)")

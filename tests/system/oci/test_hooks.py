@@ -222,7 +222,7 @@ def test_a_hook_that_takes_too_long(box: Box) -> None:
     assert "hooks.createRuntime[0]: error running createRuntime hook #0: /bin/sh: it took longer than 1 seconds" in line
 
 
-def test_a_hook_that_is_not_there(box: Box) -> None:
+def test_a_missing_hook(box: Box) -> None:
     hook(box, "prestart", "", path="/nowhere")
     assert "hooks.prestart[0]: error running prestart hook #0: /nowhere" in box.refused()
 

@@ -50,7 +50,7 @@ def test_an_id_is_taken_until_it_is_deleted(box: Box) -> None:
     assert box.left() == []
 
 
-def test_what_runs_is_deleted_by_force_only(box: Box) -> None:
+def test_a_running_container_is_deleted_by_force_only(box: Box) -> None:
     pid = box.start()
     assert "not stopped" in box.oci.fails("delete", NAME)
     assert Path(f"/proc/{pid}").exists()
@@ -60,7 +60,7 @@ def test_what_runs_is_deleted_by_force_only(box: Box) -> None:
     box.oci.ok("delete", "--force", NAME)
 
 
-def test_what_is_paused_is_deleted_by_force(box: Box) -> None:
+def test_a_paused_container_is_deleted_by_force(box: Box) -> None:
     box.start()
     box.oci.ok("pause", NAME)
     assert "not stopped: paused" in box.oci.fails("delete", NAME)
@@ -84,7 +84,7 @@ def test_kill_reaches_a_created_one(box: Box) -> None:
 
 
 @pytest.mark.parametrize("number", ["HUP", "INT", "QUIT", "TERM"])
-def test_what_ends_a_program_ends_what_waits_for_start(box: Box, number: str) -> None:
+def test_fatal_signals_end_a_created_container(box: Box, number: str) -> None:
     """Process 1 of a PID namespace gets a signal only if it handles it."""
     box.create("touch /tmp/ran")
     box.oci.ok("kill", NAME, "WINCH")
@@ -145,7 +145,7 @@ def test_run_detached(box: Box) -> None:
     assert (state["status"], str(state["pid"])) == ("running", pid_file.read_text())
 
 
-def test_run_that_keeps(box: Box) -> None:
+def test_run_with_keep(box: Box) -> None:
     assert box.run("exit 0", "--keep").status == 0
     assert box.oci.status(NAME) == "stopped"
 
@@ -178,7 +178,9 @@ def test_closed_standard_streams_are_null(box: Box) -> None:
         ("/bin/plain", 0o755, 126, "exec format error"),
     ],
 )
-def test_what_cannot_be_executed(box: Box, program: str, mode: int | None, status: int, complaint: str) -> None:
+def test_a_program_that_cannot_be_executed(
+    box: Box, program: str, mode: int | None, status: int, complaint: str
+) -> None:
     if mode is not None:
         (box.rootfs / program[1:]).write_text("neither a script nor a program")
         (box.rootfs / program[1:]).chmod(mode)
@@ -200,7 +202,7 @@ def test_what_cannot_be_executed(box: Box, program: str, mode: int | None, statu
     assert box.left() == []
 
 
-def test_what_the_kernel_refuses_leaves_nothing(box: Box) -> None:
+def test_a_failed_create_leaves_nothing(box: Box) -> None:
     box.mounts.append({"destination": "/x", "type": "nosuchfs", "source": "x"})
     assert "mount /x" in box.refused()
 

@@ -59,7 +59,7 @@ def test_the_root_is_first_and_protected_paths_are_last(box: Box, user: bool) ->
 
 @users
 @pytest.mark.parametrize("place", ["/dev/shm", "/sys/fs", "/mnt"])
-def test_a_later_mount_hides_what_lies_below(box: Box, source: Path, place: str, user: bool) -> None:
+def test_a_later_mount_hides_earlier_ones_below(box: Box, source: Path, place: str, user: bool) -> None:
     if user:
         box.map_ids((0, BASE, 65536))
     box.mounts[:] = [entry for entry in box.mounts if not entry["destination"].startswith("/sys/")]

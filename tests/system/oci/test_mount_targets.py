@@ -84,7 +84,7 @@ def test_links_in_a_circle(box: Box, file: Path) -> None:
 
 
 @users
-def test_a_tmpfs_has_the_mode_of_what_it_hides(box: Box, user: bool) -> None:
+def test_a_tmpfs_has_the_mode_of_the_hidden_directory(box: Box, user: bool) -> None:
     for name, mode in (("kept", 0o750), ("sticky", 0o1733), ("asked", 0o750)):
         (box.rootfs / name).mkdir()
         (box.rootfs / name).chmod(mode)
@@ -139,7 +139,7 @@ def test_a_terminal_where_nothing_is_writable(box: Box, dev: str) -> None:
 
 @users
 @pytest.mark.parametrize("readonly", [False, True])
-def test_a_working_directory_that_is_not_there(box: Box, readonly: bool, user: bool) -> None:
+def test_a_missing_working_directory_is_made(box: Box, readonly: bool, user: bool) -> None:
     """It is made, as runc and crun do: root's, with mode 755."""
     if user:
         box.map_ids((0, BASE, 65536))
@@ -159,7 +159,7 @@ def test_a_working_directory_on_a_mount(box: Box) -> None:
 
 
 @pytest.mark.parametrize("place", ["/mnt/deep", "/bin/sh", "/bin/sh/deep"])
-def test_a_working_directory_that_can_not_be(box: Box, place: str) -> None:
+def test_a_working_directory_that_cannot_be_made(box: Box, place: str) -> None:
     volume = box.path / "volume"
     volume.mkdir()
     box.bind(volume, "/mnt", "ro")
@@ -167,7 +167,7 @@ def test_a_working_directory_that_can_not_be(box: Box, place: str) -> None:
     assert "working directory" in box.refused() and os.listdir(volume) == []
 
 
-def test_exec_makes_none(box: Box) -> None:
+def test_exec_makes_no_working_directory(box: Box) -> None:
     box.start()
     assert "enter the working directory" in box.oci.fails("exec", "--cwd", "/gone", "box", "true")
     assert not (box.rootfs / "gone").exists()

@@ -65,7 +65,7 @@ def test_attributes(box: Box, volume: Path, kind: str, options: list[str], there
     assert there <= found and not absent & found
 
 
-def test_what_the_source_has_stays_unless_it_is_cleared(box: Box, volume: Path) -> None:
+def test_flags_of_the_source_stay_unless_cleared(box: Box, volume: Path) -> None:
     mount("-o", "remount,bind,nosuid,nodev", volume)
     box.bind(volume, "/kept", "ro")
     box.bind(volume, "/cleared", "suid")
@@ -172,7 +172,7 @@ def test_proc_and_sys_follow_no_link(box: Box, place: str) -> None:
 # -- propagation -------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_host_mounts_later(box: Box, volume: Path) -> None:
+def test_later_mounts_of_the_host(box: Box, volume: Path) -> None:
     """It reaches slaves, which binds are unless told otherwise, and not private ones."""
     box.mounts.append({"destination": "/default", "source": str(volume), "options": ["rbind"]})
     box.mounts.append({"destination": "/slave", "source": str(volume), "options": ["rbind", "rslave"]})
@@ -188,7 +188,7 @@ def test_what_the_host_mounts_later(box: Box, volume: Path) -> None:
 
 @pytest.mark.parametrize(("propagation", "reaches"), [("rshared", True), ("rslave", False), ("rprivate", False)])
 @pytest.mark.parametrize("user", [False, True])
-def test_what_the_container_mounts(box: Box, volume: Path, propagation: str, reaches: bool, user: bool) -> None:
+def test_mounts_of_the_container(box: Box, volume: Path, propagation: str, reaches: bool, user: bool) -> None:
     """It reaches the host from a shared mount only, and from a user namespace never."""
     if user:
         box.map_ids((0, BASE, 65536))
@@ -204,7 +204,9 @@ def test_what_the_container_mounts(box: Box, volume: Path, propagation: str, rea
 
 @pytest.mark.parametrize("propagation", ["private", "slave", "unbindable", "shared"])
 @pytest.mark.parametrize("user", [False, True])
-def test_what_lies_below_is_not_the_hosts_either(box: Box, volume: Path, propagation: str, user: bool) -> None:
+def test_mounts_below_a_bind_mount_do_not_propagate_to_the_host(
+    box: Box, volume: Path, propagation: str, user: bool
+) -> None:
     """An option without r speaks of one mount; those below it are slaves, unless sharing with the host is asked for."""
     if user:
         box.map_ids((0, BASE, 65536))
@@ -286,7 +288,7 @@ def test_sysfs_in_a_user_namespace_on_the_hosts_network(box: Box, cgroup: bool) 
     assert "/sys/x: Read-only file system" in host.err
 
 
-def test_ridmap_maps_what_is_below_too(box: Box, volume: Path) -> None:
+def test_ridmap_maps_mounts_below_too(box: Box, volume: Path) -> None:
     box.map_ids((0, BASE, 65536))
     (volume / "below/deep").touch()
     for name, option in (("one", "idmap"), ("all", "ridmap")):

@@ -20,13 +20,13 @@ def ours(file: str) -> str:
 
 
 @pytest.mark.parametrize(("kind", "file"), TYPES.items())
-def test_a_new_one(box: Box, kind: str, file: str) -> None:
+def test_a_new_namespace(box: Box, kind: str, file: str) -> None:
     box.namespace(kind)
     assert box.out(READ.format(file)).strip() != ours(file)
 
 
 @pytest.mark.parametrize(("kind", "file"), [item for item in TYPES.items() if item[0] != "network"])
-def test_none_is_the_callers(box: Box, kind: str, file: str) -> None:
+def test_without_an_entry_the_namespace_is_the_callers(box: Box, kind: str, file: str) -> None:
     box.without(kind)
     if kind == "uts":
         box.config.pop("hostname", None)
@@ -34,7 +34,7 @@ def test_none_is_the_callers(box: Box, kind: str, file: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "file"), TYPES.items())
-def test_one_by_path(box: Box, holder: int, kind: str, file: str) -> None:
+def test_a_namespace_is_joined_by_path(box: Box, holder: int, kind: str, file: str) -> None:
     path = f"/proc/{holder}/ns/{file}"
     box.namespace(kind, path=path)
     if kind == "uts":
@@ -42,7 +42,7 @@ def test_one_by_path(box: Box, holder: int, kind: str, file: str) -> None:
     assert box.out(READ.format(file)).strip() == os.readlink(path) != ours(file)
 
 
-def test_all_by_path_at_once(box: Box, holder: int) -> None:
+def test_all_namespaces_are_joined_by_path(box: Box, holder: int) -> None:
     for kind, file in TYPES.items():
         box.namespace(kind, path=f"/proc/{holder}/ns/{file}")
     box.config.pop("hostname", None)
@@ -175,7 +175,7 @@ def test_a_user_namespace_by_path(box: Box) -> None:
     assert second.left() == []
 
 
-def test_joins_of_what_a_foreign_user_namespace_owns(box: Box) -> None:
+def test_namespaces_of_a_foreign_user_namespace_are_joined(box: Box) -> None:
     """The network namespace belongs to the user namespace: only who is in that one may join it."""
     command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo ready; exec sleep 600"]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -196,7 +196,7 @@ def test_joins_of_what_a_foreign_user_namespace_owns(box: Box) -> None:
             holder.stdout.close()
 
 
-def test_exec_joins_all_of_them(box: Box) -> None:
+def test_exec_joins_all_namespaces(box: Box) -> None:
     box.map_ids((0, BASE, 65536))
     box.namespace("time")
     pid = box.start()

@@ -82,7 +82,7 @@ def test_a_start_waits_until_the_container_is_ready(box: Box, begin: Begin, supe
 
 
 @pytest.mark.parametrize("detach", [True, False])
-def test_run(box: Box, begin: Begin, supervisor: Supervisor, detach: bool) -> None:
+def test_run_waits_until_the_container_is_ready(box: Box, begin: Begin, supervisor: Supervisor, detach: bool) -> None:
     """In the foreground it is `run` itself that a supervisor watches."""
     box.script(SCRIPT)
     running = begin("run", "--bundle", box.path, *(["--detach"] if detach else []), NAME)
@@ -135,7 +135,7 @@ def test_a_signal_ends_the_wait_and_not_the_container(box: Box, begin: Begin) ->
         ("/", "/run/notify/notify"),
     ],
 )
-def test_the_address_inside(box: Box, begin: Begin, address: str, inside: str) -> None:
+def test_the_address_of_the_socket_inside(box: Box, begin: Begin, address: str, inside: str) -> None:
     """Where it is that of a systemd inside, or has no path, it is another. The config's own is replaced."""
     box.process["env"] = ["PATH=/bin", "NOTIFY_SOCKET=/elsewhere"]
     box.script(f"env | grep -c ^NOTIFY_SOCKET; echo $NOTIFY_SOCKET; test -S {inside} && echo there")

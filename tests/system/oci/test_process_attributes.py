@@ -120,7 +120,7 @@ def test_a_control_group_below_the_containers(box: Box) -> None:
         assert f"'{path}': bad sub cgroup path: `..` components are not allowed" in refusal
 
 
-def test_the_affinity_of_who_joins(box: Box, tmp_path: Path) -> None:
+def test_the_affinity_of_exec(box: Box, tmp_path: Path) -> None:
     box.start()
     last = str(max(os.sched_getaffinity(0)))
     process: dict[str, Any] = {
@@ -178,7 +178,7 @@ def test_an_agent_of_the_host_decides_about_a_call(box: Box, tmp_path: Path, ver
     assert (received["pid"] == received["state"]["pid"]) == (verb != "exec")
 
 
-def test_an_agent_that_is_asked_nothing_learns_of_the_container(box: Box, tmp_path: Path) -> None:
+def test_an_agent_without_notifications_gets_the_listener(box: Box, tmp_path: Path) -> None:
     """`listenerPath` without a rule that notifies, as crun has it: an agent may watch, or wait for another filter."""
     path = tmp_path / "agent.sock"
     seccomp = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": str(path), "listenerMetadata": "for the test"}
@@ -212,7 +212,7 @@ def rights(pid: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("restricted", [True, False])
 @pytest.mark.parametrize("user", [0, 1000])
-def test_what_waits_has_no_more_rights_than_its_program(box: Box, user: int, restricted: bool) -> None:
+def test_a_created_process_has_no_more_rights_than_its_program(box: Box, user: int, restricted: bool) -> None:
     """It lacks the filter, and without no_new_privs it has CAP_SYS_ADMIN to load it. Nothing of the host is open."""
     few = ["CAP_CHOWN", "CAP_KILL"]
     box.process |= {
@@ -239,7 +239,7 @@ def test_what_waits_has_no_more_rights_than_its_program(box: Box, user: int, res
     assert len([fd for fd in opened if fd > 2]) == 1, "where it hears of the start"
 
 
-def test_limits_that_keep_it_from_hearing_hold_for_the_program(box: Box) -> None:
+def test_limits_that_would_prevent_the_start_hold_for_the_program(box: Box) -> None:
     box.process["rlimits"] = [{"type": f"RLIMIT_{kind}", "soft": 3, "hard": 4} for kind in ("NOFILE", "NPROC")]
     box.start("ulimit -n; ulimit -Hn; exec sleep 600")
     until(lambda: box.output.split() == ["3", "4"], "it has told")

@@ -43,7 +43,7 @@ def read_until(master: int, wanted: str) -> None:
 
 
 @pytest.mark.parametrize("user", [False, True])
-def test_a_terminal_for_who_listens(box: Box, console: ConsoleSocket, user: bool) -> None:
+def test_a_terminal_is_sent_to_the_console_socket(box: Box, console: ConsoleSocket, user: bool) -> None:
     if user:
         box.map_ids((0, BASE, 65536))
     box.process |= {"terminal": True, "consoleSize": {"height": 33, "width": 77}}
@@ -123,7 +123,7 @@ def test_lines_of_a_terminal_stay_as_they_are(box: Box) -> None:
     assert said("stty onlcr; echo one") == b"one\r\n", "the control"
 
 
-def test_terminals_that_nobody_would_hold(box: Box, console: ConsoleSocket) -> None:
+def test_a_detached_terminal_without_console_socket_is_refused(box: Box, console: ConsoleSocket) -> None:
     box.process["terminal"] = True
     box.script("true")
     assert "--console-socket" in box.oci.fails("create", "--bundle", box.path, NAME)
@@ -231,7 +231,7 @@ def test_the_session_keyring(box: Box, option: tuple[str, ...]) -> None:
 # -- exec --------------------------------------------------------------------------------------------------------------
 
 
-def test_exec_has_what_the_container_has(box: Box) -> None:
+def test_exec_has_the_attributes_of_the_container(box: Box) -> None:
     box.process["user"] = {"uid": 1000, "gid": 1000}
     box.process |= {"env": ["PATH=/bin", "A=b"], "cwd": "/tmp"}
     box.start()
@@ -275,7 +275,7 @@ def test_exec_with_console_socket(box: Box, console: ConsoleSocket) -> None:
     ("program", "words"),
     [("nowhere", 'exec: "nowhere": executable file not found in $PATH'), ("/tmp", "exec /tmp: permission denied")],
 )
-def test_exec_of_what_cannot_be(box: Box, program: str, words: str) -> None:
+def test_wrong_arguments_of_exec_are_refused(box: Box, program: str, words: str) -> None:
     """The exit status is no program's, but the one of runc-exec(8)."""
     pid = box.start()
     result = box.oci.run("exec", NAME, program)
@@ -351,7 +351,7 @@ def test_a_capability_that_exec_adds_is_ambient_where_it_is_inheritable(box: Box
     assert sets["CapPrm"] == sets["CapEff"] == sets["CapBnd"] == 1 << 34 | 1 << 5 | 1
 
 
-def test_a_pidfd_for_who_asks(box: Box, console: ConsoleSocket) -> None:
+def test_a_pidfd_is_sent_on_request(box: Box, console: ConsoleSocket) -> None:
     """Of the container's process by create and run, of the new one by exec."""
     box.create("exec sleep 600", "--pidfd-socket", console.path)
     pidfd = console.receive()

@@ -14,7 +14,7 @@ def lowered(reason: str) -> str:
     return reason[0].lower() + reason[1:]
 
 
-def test_run_and_exec_say_why(box: Box) -> None:
+def test_run_and_exec_explain_a_program_that_cannot_run(box: Box) -> None:
     """By `run`, and by `exec`; a path that is found along PATH counts as well as one that is given."""
     put(box.rootfs / "bin")
     box.start()
@@ -62,7 +62,7 @@ def test_the_next_directory_of_path_is_tried(box: Box) -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 16, 24, 32, 54, 56, 64, 72, 96, 120])
-def test_a_damaged_program_is_told_of_like_any_other(box: Box, offset: int) -> None:
+def test_a_damaged_program_is_reported_like_any_other(box: Box, offset: int) -> None:
     """Hostile numbers in headers: there is always one line, and no error of ours."""
     content = bytearray(REFUSED["no-loader"].content or b"")
     content[offset : offset + 8] = b"\xff" * 8

@@ -69,7 +69,7 @@ def test_state_is_that_of_the_spec(oci: Oci, web: Resident) -> None:
     }
 
 
-def test_the_status_is_what_the_kernel_says(oci: Oci, web: Resident) -> None:
+def test_the_status_is_read_from_the_kernel(oci: Oci, web: Resident) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as waiting:
         web.container.at_start_socket(waiting.bind)
         waiting.listen()
@@ -171,7 +171,7 @@ def test_a_paused_container_can_be_killed(oci: Oci, web: Resident) -> None:
     assert web.process.wait(patiently(10)) == -signal.SIGKILL
 
 
-def test_a_kill_waits_for_nobody(oci: Oci, web: Resident) -> None:
+def test_kill_does_not_wait(oci: Oci, web: Resident) -> None:
     """A hook that hangs holds the container's lock."""
     with Container(str(oci.root), "web"):
         oci.ok("kill", "web", "KILL")
@@ -215,7 +215,7 @@ def test_pause_and_resume(oci: Oci, web: Resident) -> None:
     assert oci.status("web") == "running"
 
 
-def test_only_what_runs_can_be_paused(oci: Oci, web: Resident) -> None:
+def test_only_a_running_container_can_be_paused(oci: Oci, web: Resident) -> None:
     web.process.kill()
     web.process.wait()
     assert "is stopped" in oci.fails("pause", "web")
@@ -260,7 +260,7 @@ def test_update_by_a_file_or_the_standard_input(oci: Oci, web: Resident, tmp_pat
     assert pids(web) == "41"
 
 
-def test_zeros_are_what_engines_send_for_as_it_is(oci: Oci, web: Resident) -> None:
+def test_zeros_of_engines_mean_no_change(oci: Oci, web: Resident) -> None:
     """dockerd sends every field, whatever was asked for."""
     sent = {
         "memory": {"limit": 0, "reservation": 0, "kernel": 0},
@@ -282,13 +282,13 @@ def test_zeros_are_what_engines_send_for_as_it_is(oci: Oci, web: Resident) -> No
         ("{", "is no JSON"),
     ],
 )
-def test_what_is_wrong_changes_nothing(oci: Oci, web: Resident, sent: str, complaint: str) -> None:
+def test_a_wrong_update_changes_nothing(oci: Oci, web: Resident, sent: str, complaint: str) -> None:
     before = (memory(web), pids(web), limits(web))
     assert complaint in oci.fails("update", "--resources", "-", "web", input=sent)
     assert (memory(web), pids(web), limits(web)) == before
 
 
-def test_what_the_kernel_refuses_half_way_is_put_back(oci: Oci, web: Resident) -> None:
+def test_an_update_that_fails_half_way_is_undone(oci: Oci, web: Resident) -> None:
     before = (memory(web), pids(web), limits(web))
     oci.fails("update", "--memory", "70m", "--pids-limit", "50", "--cpuset-cpus", "60000", "web")
     assert (memory(web), pids(web), limits(web)) == before
@@ -311,7 +311,7 @@ def test_statistics_once(oci: Oci, web: Resident) -> None:
     assert data["pids"]["current"] >= 2
 
 
-def test_events_tell_of_memory_that_ran_out_and_end_with_the_container(oci: Oci, make: Factory) -> None:
+def test_events_report_out_of_memory_and_end_with_the_container(oci: Oci, make: Factory) -> None:
     eat = "trap 'tail -c 64m /dev/zero; echo survived' USR1; while :; do usleep 2000; done"
     limits = {"memory": {"limit": 8 << 20, "swap": 8 << 20}}
     web = make(script=eat, config={"linux": {"namespaces": [{"type": "pid"}], "resources": limits}})
@@ -364,7 +364,7 @@ def test_spec_writes_a_valid_config(oci: Oci, tmp_path: Path) -> None:
         assert (bundle / "config.json").read_text() == text
 
 
-def test_features_are_what_the_spec_calls_so(oci: Oci) -> None:
+def test_features_follow_the_spec(oci: Oci) -> None:
     found = oci.json("features")
     assert found["ociVersionMin"] == "1.0.0" and re.fullmatch(r"1\.3\.\d+", found["ociVersionMax"])
     assert {"rro", "idmap", "tmpcopyup", "rslave"} <= set(found["mountOptions"])

@@ -25,7 +25,7 @@ def told(lines: str, wanted: list[str]) -> None:
     assert [words for words in found if words] == wanted, lines
 
 
-def test_steps_are_told_with_debug_alone(box: Box) -> None:
+def test_steps_are_logged_with_debug_only(box: Box) -> None:
     """runc(8): --debug, or --log-level debug. Without a --log they go to standard error."""
     box.script("echo ran")
     options: list[tuple[str, ...]] = [("--debug",), ("--log-level", "debug"), ()]
@@ -49,7 +49,7 @@ def test_steps_in_the_log(box: Box, tmp_path: Path) -> None:
     told("\n".join(f"level=debug {entry['msg']}" for entry in entries), JOINED)
 
 
-def test_the_first_processors_of_who_joins_are_told(box: Box) -> None:
+def test_the_initial_affinity_of_exec_is_logged(box: Box) -> None:
     """`execCPUAffinity.initial` holds before the program does: only this line shows it."""
     first = min(os.sched_getaffinity(0))
     box.process["execCPUAffinity"] = {"initial": str(first)}
@@ -58,7 +58,7 @@ def test_the_first_processors_of_who_joins_are_told(box: Box) -> None:
     assert "affinity" not in box.oci.run("exec", NAME, "true").err
 
 
-def test_flags_of_the_seccomp_filter_are_told(box: Box) -> None:
+def test_flags_of_the_seccomp_filter_are_logged(box: Box) -> None:
     """seccomp(2): LOG is 2, SPEC_ALLOW 4."""
     box.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
     box.script("true")
@@ -78,7 +78,7 @@ def test_an_ambient_capability_that_is_not_inheritable_is_a_warning(box: Box) ->
     assert result.err == f"warning: {words}\n"
 
 
-def test_a_seccomp_agent_that_is_not_there(box: Box) -> None:
+def test_a_missing_seccomp_agent(box: Box) -> None:
     rule = {"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}
     profile: dict[str, Any] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
     box.linux["seccomp"] = {**profile, "listenerPath": str(box.path / "nobody.sock")}
