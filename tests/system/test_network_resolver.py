@@ -28,6 +28,7 @@ from insula.network.linux.fabric import LinuxFabric
 from tests.forked import forked
 from tests.support.groups import made, trees
 from tests.support.lab import Instance, Lab, eventually, isolated, query, two_tenants
+from tests.support.machine import Run
 from tests.support.wait import patiently
 
 NAMES = {"web": ["10.0.0.2", "fd00::2"]}
@@ -346,11 +347,11 @@ def is_resolver(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("version", trees())
-def test_a_confined_process_is_in_the_control_group_and_nothing_else_of_it(version: str) -> None:
+def test_a_confined_process_is_in_the_control_group_and_nothing_else_of_it(run_: Run, version: str) -> None:
     busybox = os.path.realpath(shutil.which("busybox") or "")
     command = [busybox, "sh", "-c", f"echo begun >&2; exec {busybox} sleep 60"]
     netns, lock = os.open("/proc/self/ns/net", os.O_RDONLY), os.memfd_create("lock")
-    with made("insulatest", trees()[version]) as group:
+    with made(run_.name, trees()[version]) as group:
         files = group.open()
         child = call_in(
             netns, lambda: confine.start(command, 0x70000098, [busybox], files, confine.system_calls(), lock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,8 +77,16 @@ def test_a_handler_that_unwatches_and_fails_is_not_called_again(
     assert len(calls) == 1
 
 
-def test_timers_run_in_order_and_one_that_fails_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eventloop, "RETRY", 0.0)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the loop sees, in seconds: a test moves it, so that no other work of the machine does."""
+    now = [0.0]
+    monkeypatch.setattr(eventloop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_timers_run_in_order_and_one_that_fails_again(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eventloop, "RETRY", 1.0)
     loop, done = EventLoop("test"), list[str]()
 
     def failing() -> None:
@@ -85,11 +94,12 @@ def test_timers_run_in_order_and_one_that_fails_again(monkeypatch: pytest.Monkey
         if done.count("failing") == 1:
             raise OSError(5, "once")
 
-    loop.later(0.002, lambda: done.append("late"))
+    loop.later(2.0, lambda: done.append("late"))
     loop.later(0.0, failing)
-    while "late" not in done:
+    for now, expected in ((0.0, 1), (0.9, 1), (1.0, 2), (1.9, 2), (2.0, 3), (9.0, 3)):
+        clock[0] = now
         turn(loop)
-    assert done == ["failing", "failing", "late"]
+        assert done == ["failing", "failing", "late"][:expected], now
 
 
 def test_idle_work_runs_when_nothing_else_does(pipe: tuple[int, int]) -> None:
@@ -102,7 +112,7 @@ def test_idle_work_runs_when_nothing_else_does(pipe: tuple[int, int]) -> None:
     assert done == ["x", "idle"]
 
 
-def test_idle_work_that_fails_rests_for_a_while(pipe: tuple[int, int]) -> None:
+def test_idle_work_that_fails_rests_for_a_while(clock: list[float], pipe: tuple[int, int]) -> None:
     loop, seen = EventLoop("test"), list[str]()
 
     def idle() -> None:
@@ -110,7 +120,11 @@ def test_idle_work_that_fails_rests_for_a_while(pipe: tuple[int, int]) -> None:
         raise OSError(28, "no space")
 
     loop.watch(pipe[0], lambda _: seen.append(os.read(pipe[0], 1).decode()))
-    loop.later(0.02, lambda: os.write(pipe[1], b"x"))
-    while "x" not in seen:
-        turn(loop, 0.0, idle)
-    assert seen == ["idle", "x"], "the next attempt comes after RETRY, which is longer"
+    turn(loop, 0.0, idle)
+    clock[0] = 0.9 * eventloop.RETRY
+    os.write(pipe[1], b"x")
+    turn(loop, 0.0, idle)
+    assert seen == ["idle", "x"], "the next attempt comes after RETRY, and what else there is to do before"
+    clock[0] = 1.1 * eventloop.RETRY
+    turn(loop, 0.0, idle)
+    assert seen == ["idle", "x", "idle"]
