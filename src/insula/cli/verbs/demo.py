@@ -93,7 +93,7 @@ def inside(tour: Tour, _: Client) -> None:
     tour.step("Inside a tenant, names work", "By ICMP and by TCP.")
     for house in HOUSES:
         until(lambda house=house: fetch(tour, house, "web", "db", quiet=True) is not None)
-        pinged = tour.run("-T", house, "exec", "web", "ping", "-c", "1", "-W", "2", "db")
+        pinged = tour.run("-T", house, "exec", "web", "ping", "-c", "1", "-W", "5", "db")
         tour.check(pinged.ok, f"web of {house} pings db by its name")
         answer = fetch(tour, house, "web", "db")
         tour.check(answer == f"db of {house}", f"and fetches the page of db of {house}")
@@ -111,7 +111,7 @@ def nothing_crosses(tour: Tour, _: Client) -> None:
     acme, globex = HOUSES
     tour.step("Nothing crosses", f"Only {globex} has a vault, at 10.0.0.9. {acme} is asked for it, too.")
     for target in ("10.0.0.9", "vault"):
-        control = tour.run("-T", globex, "exec", "web", "ping", "-c", "1", "-W", "2", target)
+        control = tour.run("-T", globex, "exec", "web", "ping", "-c", "1", "-W", "5", target)
         tour.check(control.ok, f"{globex} reaches {target} (the positive control)")
         crossed = tour.run("-T", acme, "exec", "web", "ping", "-c", "1", "-W", "1", target)
         tour.check(crossed.status == 1, f"{acme} does not reach {target}")
