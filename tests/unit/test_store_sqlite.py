@@ -58,7 +58,7 @@ def test_committed_writes_survive_kill_9(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     keys = {key for (key,) in connection.execute("SELECT key FROM entries")}
     connection.close()
-    assert len(answered) > 20
+    assert len(answered) >= 20
     assert not {name for name in answered if not {f"{name}/a", f"{name}/b"} <= keys}
     assert {key[:-2] for key in keys if key.endswith("/a")} == {key[:-2] for key in keys if key.endswith("/b")}
 

@@ -297,7 +297,7 @@ class SqliteStore:
         before = tables.mark()
         try:
             connection.execute("BEGIN IMMEDIATE")
-            outcomes = [self._savepoint(request) for request in requests]
+            outcomes = [self._alone(requests[0])] if len(requests) == 1 else [*map(self._savepoint, requests)]
             if tables.events:
                 tables.save_counters()
             connection.execute("COMMIT")
@@ -309,6 +309,13 @@ class SqliteStore:
         self._publish(tables.events)
         for request, outcome in zip(requests, outcomes, strict=True):
             _answer(request, outcome)
+
+    def _alone(self, request: _Operation) -> Any:
+        """Run the only request of a transaction; returns its result, and raises its exception."""
+        outcome = _attempt(request.work)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def _savepoint(self, request: _Operation) -> Any:
         """Run a request in a savepoint; returns its result, or its exception after a rollback to the savepoint."""

@@ -130,20 +130,24 @@ class Tables:
 
     def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
         """Do `Store.transact`; on an error the caller rolls back."""
+        found: dict[str, Entry | None] = {}
         for compare in compares:
-            entry = self.get(compare.key)
+            entry = found[compare.key] = self.get(compare.key)
             if (entry.revision if entry else 0) != compare.revision:
                 raise TransactionConflict(compare.key)
         revision = self.revision + 1
-        changed = [event for write in writes if (event := self._apply(write, revision))]
-        for position, event in enumerate(changed):
-            self._record(event, position)
+        previous = (found[write.key] if write.key in found else self.get(write.key) for write in writes)
+        changed = [
+            event
+            for write, before in zip(writes, previous, strict=True)
+            if (event := self._apply(write, before, revision))
+        ]
+        self._record(changed)
         if changed:
             self.revision = revision
         return self.revision
 
-    def _apply(self, write: Write, revision: int) -> Event | None:
-        previous = self.get(write.key)
+    def _apply(self, write: Write, previous: Entry | None, revision: int) -> Event | None:
         if isinstance(write, Put):
             if write.lease is not None and write.lease not in self.deadlines:
                 raise NotFound(f"lease {write.lease} is over", "take a new one")
@@ -158,14 +162,14 @@ class Tables:
         self.connection.execute("DELETE FROM entries WHERE key = ?", (write.key,))
         return Event("delete", Entry(write.key, b"", revision, previous.created), previous, revision)
 
-    def _record(self, event: Event, position: int) -> None:
-        entry, previous = event.entry, event.previous
-        old = (previous.value, previous.revision, previous.created) if previous else (None, None, None)
-        self.connection.execute(
-            "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (event.revision, position, event.kind, entry.key, entry.value, entry.created, *old),
-        )
-        self.events.append(event)
+    def _record(self, events: Sequence[Event]) -> None:
+        rows = []
+        for position, event in enumerate(events):
+            entry, previous = event.entry, event.previous
+            old = (previous.value, previous.revision, previous.created) if previous else (None, None, None)
+            rows.append((event.revision, position, event.kind, entry.key, entry.value, entry.created, *old))
+        self.connection.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self.events += events
 
     def save_counters(self) -> None:
         """Save the counters before a commit, and delete old history, piece by piece.
