@@ -83,15 +83,19 @@ def set_link(
     return Request(f"set link {index}", rt.RTM_NEWLINK, 0, body)
 
 
-def set_bridge_port(index: int, *, learning: bool, flood: bool) -> Request:
-    """Set a bridge port's flags: learning of source addresses, and flooding of unicast to unknown addresses."""
+def set_bridge_port(index: int, *, learning: bool, flood: bool, alias: str | None = None) -> Request:
+    """Set a bridge port's flags, learning of source addresses and flooding of unicast to unknown addresses, and its
+    link's alias."""
     data = rtattr.nested((rt.BRPORT_LEARNING, bytes([learning])), (rt.BRPORT_UNICAST_FLOOD, bytes([flood])))
     info = rtattr.nested((rt.INFO_SLAVE_KIND, b"bridge\0"), (rt.INFO_SLAVE_DATA | rtattr.NESTED, data))
     return Request(
         f"set bridge port {index}",
         rt.RTM_NEWLINK,
         0,
-        _link_body(index) + rtattr.attributes((rt.IFLA_LINKINFO | rtattr.NESTED, info)),
+        _link_body(index)
+        + rtattr.attributes(
+            (rt.IFLA_IFALIAS, None if alias is None else rtattr.text(alias)), (rt.IFLA_LINKINFO | rtattr.NESTED, info)
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from insula.kernel.netlink import messages as rt
 from insula.kernel.netlink.messages import Address, Link, Neighbour
 from insula.kernel.netlink.socket import NetlinkError, NetlinkSocket
 
-_SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A
+_SIOCGIFINDEX, _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8933, 0x8946, 0x0A
 
 
 class Rtnl(NetlinkSocket):
@@ -47,6 +47,16 @@ class Rtnl(NetlinkSocket):
             if error.errno == errno.ENODEV:
                 return None
             raise
+
+    def index(self, name: str) -> int | None:
+        """Return the index of the link of that name (SIOCGIFINDEX, netdevice(7)); None if there is none."""
+        try:
+            found = fcntl.ioctl(self.socket, _SIOCGIFINDEX, struct.pack("16s24x", name.encode()))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return int(struct.unpack_from("=i", found, 16)[0])
 
     def byte_counters(self, index: int) -> tuple[int, int] | None:
         """Return the bytes that a link has received and sent (RTM_GETSTATS); None if there is no such link."""

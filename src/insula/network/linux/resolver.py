@@ -115,7 +115,8 @@ class Resolver:
 
     def _lines_of(self, tenant: str, bucket: str) -> list[str]:
         try:
-            return (self._hosts(tenant) / bucket).read_text().splitlines(keepends=True)
+            with open(self._file(tenant, bucket), "rb", 0) as file:
+                return file.read().decode().splitlines(keepends=True)
         except FileNotFoundError:
             return []
 
@@ -123,9 +124,10 @@ class Resolver:
         """Replace the lines `before` of a file, which is removed when none is left."""
         if lines == before:
             return
-        file, draft = self._hosts(tenant) / bucket, self._directory / tenant / "names.new"
+        file, draft = self._file(tenant, bucket), f"{self._directory}/{tenant}/names.new"
         if not lines:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
             return
         with open(draft, "wb", 0) as new:
             os.fchmod(new.fileno(), 0o640)
@@ -225,6 +227,10 @@ class Resolver:
 
     def _hosts(self, tenant: str) -> Path:
         return self._directory / tenant / "hosts"
+
+    def _file(self, tenant: str, bucket: str) -> str:
+        """Return the path of a file of names. Each launch needs some, and to join a `Path` takes 10 us."""
+        return f"{self._directory}/{tenant}/hosts/{bucket}"
 
     def _arguments(self, tenant: str, servers: Sequence[str]) -> list[str]:
         program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")

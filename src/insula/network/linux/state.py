@@ -119,8 +119,7 @@ def port_settings(network: Network, port: Port) -> list[Request]:
     """Return requests for permanent entries of a port's MAC and IP addresses: nothing is learned, or can be forged."""
     index, on = naming.port_index(port.index), naming.bridge_index(network.index)
     return [
-        netlink.set_bridge_port(index, learning=False, flood=False),
-        netlink.set_link(index, alias=port.instance),
+        netlink.set_bridge_port(index, learning=False, flood=False, alias=port.instance),
         netlink.add_forwarding(index, port.mac),
         *(netlink.add_neighbour(on, address, port.mac) for address in addresses(port)),
     ]

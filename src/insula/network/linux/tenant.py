@@ -368,17 +368,17 @@ def _with_prefixes(network: Network, port: Port) -> list[tuple[str, str]]:
 
 def _configure(inside: Rtnl, network: Network, port: Port) -> None:
     """Set up loopback and eth0, with addresses and default routes."""
-    device = inside.link(DEVICE)
-    if device is None:
+    index = inside.index(DEVICE)
+    if index is None:
         raise Failed(f"{DEVICE} of {port.instance} is missing", "start the instance again")
     mac = gateway_mac(network.index)
-    requests = [netlink.set_link(1, up=True), netlink.set_link(device.index, up=True)]
+    requests = [netlink.set_link(1, up=True), netlink.set_link(index, up=True)]
     for address, gateway in _with_prefixes(network, port):
-        requests.append(netlink.set_retransmission(device.index, RETRANSMIT, ipv6=":" in gateway))
+        requests.append(netlink.set_retransmission(index, RETRANSMIT, ipv6=":" in gateway))
         everything = "::/0" if ":" in gateway else "0.0.0.0/0"
         requests += [
-            netlink.add_address(device.index, address),
-            netlink.add_neighbour(device.index, gateway, mac),
-            netlink.add_route(everything, index=device.index, gateway=gateway),
+            netlink.add_address(index, address),
+            netlink.add_neighbour(index, gateway, mac),
+            netlink.add_route(everything, index=index, gateway=gateway),
         ]
     inside.execute(*requests)
