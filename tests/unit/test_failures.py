@@ -20,7 +20,7 @@ from insula.model.errors import Failed
     [
         (Steps.MOUNT, errno.ENOTDIR, "what the image has at that path"),
         (Steps.MOUNT, errno.ELOOP, "what the image has at that path"),
-        (Steps.MOUNT, errno.ENOSPC, "make room"),
+        (Steps.MOUNT, errno.ENOSPC, "free some space"),
         (Steps.SET_SYSCTL, errno.ENOENT, "look at the name"),
         (Steps.CHANGE_USER, errno.EINVAL, "--user"),
         (Steps.ENTER_DIRECTORY, errno.ENOENT, "a directory of the image"),

@@ -147,7 +147,7 @@ async def spooled(request: Request[Any, Any, Any], directory: Path) -> AsyncIter
             try:
                 await asyncio.to_thread(_write_all, fd, piece)
             except OSError as error:
-                raise Failed(f"the upload can't be stored: {error.strerror}", "make room on the disk") from None
+                raise Failed(f"the upload can't be stored: {error.strerror}", "free some space on the disk") from None
         os.lseek(fd, 0, os.SEEK_SET)
         yield Path(f"/proc/self/fd/{fd}")
     finally:

@@ -109,7 +109,7 @@ def _errors(path: str) -> Iterator[None]:
         raise Invalid(f"{shown} is not a directory in the instance", "name one") from None
     except tarfile.TarError as error:
         raise Invalid(f"that is no tar archive: {error}", "send one that tar(1) reads") from None
-    except BrokenPipeError:  # nobody wants the rest
+    except BrokenPipeError:  # the reader is gone
         raise
     except OSError as error:
         raise Failed(f"copying {shown} failed: {error.strerror or error}", "look at the path and the disk") from None

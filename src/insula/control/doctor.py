@@ -248,5 +248,5 @@ def _disk(settings: Settings) -> Check:
     while not directory.exists():
         directory = directory.parent
     usage = shutil.disk_usage(directory)
-    meaning = _Meaning("disk", "degraded", "images and instances may not fit", "make room, or move INSULA_ROOT")
+    meaning = _Meaning("disk", "degraded", "images and instances may not fit", "free some space, or move INSULA_ROOT")
     return _check(meaning, usage.free > _LOW_DISK, f"{format_size(usage.free)} free at {directory}")

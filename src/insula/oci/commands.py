@@ -1,6 +1,6 @@
-"""What `insula-oci` and each of its verbs take. The options are those of runc(8) and crun(1), which engines pass.
+"""The options and arguments of `insula-oci` and its verbs, as tables. They are those of runc(8) and crun(1).
 
-An option whose text begins with "(ignored)" is accepted because callers pass it, and means nothing here.
+An option whose text begins with "(ignored)" is accepted because engines pass it, and has no effect.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def make(arguments: VerbArguments, undo: Rollback, *, detached: bool, later: boo
         config["process"]["consoleSize"] = size
     pidfd_socket = streams.open_pidfd_socket(arguments, undo)
     pid_file = os.path.abspath(arguments.pid_file) if arguments.pid_file else None
-    os.chdir(bundle)  # relative sources of mounts are meant from there
+    os.chdir(bundle)  # relative sources of mounts are relative to it
     program = seccomp_filter(config)
     if program:
         made.debug(f"seccomp filter flags: {program.flags}")
@@ -271,17 +271,16 @@ def read_config(arguments: VerbArguments, bundle: str) -> dict[str, Any]:
     if checks.since(config, 3):
         checks.no_more_processes(config["linux"].get("resources") or {})
     if rules := (config["linux"].get("resources") or {}).get("devices"):
-        rules += devices.DEFAULT  # as runc does: engines deny all, and name what is more than these
+        rules += devices.DEFAULT  # as runc does: engines deny all, and list only devices in addition to these
     if count := streams.listening():
         config["process"]["env"] = [*config["process"].get("env", ()), f"LISTEN_FDS={count}", "LISTEN_PID=1"]
     return config
 
 
 def map_to_themselves(config: dict[str, Any]) -> bool:
-    """Give `linux` of a config the mappings of a new user namespace that has none: every ID that there is, to itself.
+    """Map every ID to itself in a new user namespace without mappings, as crun does. Return whether they were missing.
 
-    The spec says that mappings are optional, and not what their absence means; this is crun's answer. Returns
-    whether they were missing.
+    In the spec mappings are optional, but it does not say what their absence means.
     """
     is_new = any(each["type"] == "user" and not each.get("path") for each in config.get("namespaces") or ())
     if not is_new or config.get("uidMappings"):
@@ -296,8 +295,9 @@ def map_to_themselves(config: dict[str, Any]) -> bool:
 def bind_sysfs_of_the_host(config: dict[str, Any]) -> None:
     """Turn entries of `mounts` of the type sysfs into bind mounts of /sys where the kernel refuses a new sysfs.
 
-    A sysfs shows a network namespace, and only who owns that one may mount it (user_namespaces(7)): a container with
-    a user namespace on the host's network does not. /sys shows the same. What is mounted below it is left out.
+    A sysfs shows a network namespace, and only the owner of that namespace may mount it (user_namespaces(7)). A
+    container with a user namespace on the host's network is not its owner. /sys shows the same. Mounts below /sys are
+    left out.
     """
     kinds = {each["type"] for each in config["linux"].get("namespaces") or ()}
     if "user" not in kinds or "network" in kinds:

@@ -1,8 +1,8 @@
-"""Waiting for a process of a container in the foreground, as `run` and `exec` do: its signals, its terminal, its end.
+"""Waits for a process of a container in the foreground, for `run` and `exec`: forwards its signals and its terminal.
 
-Signals that reach us are the process's: a shell's Ctrl-C, a supervisor's SIGTERM. With a terminal of the container's
-own, keys such as Ctrl-C become signals over there: ours, if standard input is one, is made raw (termios(3)), and all
-bytes are copied both ways.
+Signals to this command, such as Ctrl-C in a shell or SIGTERM of a supervisor, are sent on to the process. If the
+container has a terminal of its own, keys such as Ctrl-C become signals in it. Then the caller's terminal, if standard
+input is one, is made raw (termios(3)), and all bytes are copied both ways.
 """
 
 from __future__ import annotations

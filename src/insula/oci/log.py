@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_file(arguments: VerbArguments) -> None:
-    """Raise Usage if the file of --log can't be written: its reader would miss the causes of errors."""
+    """Raise CommandLineError if the file of --log can't be written: its reader would miss the causes of errors."""
     try:
         with open(arguments.log, "a", encoding="utf-8"):
             return

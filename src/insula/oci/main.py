@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT = "/run/insula-oci"
 NEAR = {"create", "run", "exec"}
-"""The verbs whose process comes into a container's sight, and so must run a sealed copy of the interpreter."""
+"""The verbs whose process is visible in a container, and so must run a sealed copy of the interpreter."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _status(given: VerbArguments, own: int | None = None) -> int:
-    """The exit status for an error: for `exec` 255, so that it is none that its process had; see runc-exec(8)."""
+    """The exit status for an error. For `exec` it is 255, to tell it from that of its process; see runc-exec(8)."""
     return 255 if getattr(given, "verb", "") == "exec" else own or 1
 
 
@@ -92,13 +92,13 @@ def _default_root() -> str:
 
 
 def _program() -> str:
-    """The name of the command: that of runc or crun, where this is installed in its place."""
+    """The name of the command: runc or crun, if this program is installed under that name."""
     name = os.path.basename(sys.argv[0])
     return name if name in ("runc", "crun") else "insula-oci"
 
 
 def _version() -> int:
-    """In the form that dockerd and containerd read of runc; as crun with its line of features, which scripts read."""
+    """Print the version in runc's form, which dockerd and containerd parse; as crun with a line of features."""
     from insula import __version__
     from insula.oci.state import OCI_VERSION
 

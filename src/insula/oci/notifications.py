@@ -1,12 +1,12 @@
-"""sd_notify(3) for containers: a supervisor that gave us NOTIFY_SOCKET is told when the container is ready.
+"""sd_notify(3) for containers: tells a supervisor that has set NOTIFY_SOCKET when the container is ready.
 
-The container gets a socket of its own in place of the supervisor's, made by `insula.container.create.sd_notify`. Of
-what comes out of it only the line READY=1 is looked for, once. What is passed on is made here: READY=1, and MAINPID
-with the process to watch as the host numbers it. Everything else is dropped, descriptors too.
+The container gets a socket of its own instead of the supervisor's, made by `insula.container.create.sd_notify`. Only
+the line READY=1 is recognized in its messages, once. The messages to the supervisor are made here: READY=1, and MAINPID
+with the PID of the process to watch, on the host. Everything else is dropped, descriptors too.
 
     run            reads in a thread, while it waits for the container; MAINPID is its own PID
     run --detach,  read until the container is ready or its first process has ended, as runc and crun do; MAINPID is
-    start          that process. They end by a signal, too: how long it may take is for the supervisor to say
+    start          that process. A signal ends the wait; the supervisor decides how long it may take
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _DIRECTORY = "/run/notify"
 _OF_SYSTEMD = "/run/systemd/"
-_LONGEST = 4096  # bytes of a datagram that are looked at
-_PAUSE = 0.01  # seconds after a datagram without READY=1: a container that sends without end costs us little
+_LONGEST = 4096  # bytes of a datagram that are read
+_PAUSE = 0.01  # seconds after a datagram without READY=1, so that endless messages cost little
 _PATIENCE = 30.0  # seconds that a supervisor has to receive, as in runc and crun
 
 
@@ -47,9 +47,9 @@ def prepare(config: dict[str, Any]) -> str:
 
 
 def forward(fd: int, pidfd: int, main: int, warn: Callable[[str], None]) -> None:
-    """Read the container's socket `fd`, which is closed, until it says READY=1; then tell the supervisor.
+    """Read the container's socket `fd` until it says READY=1, then tell the supervisor. `fd` is closed.
 
-    `main` is sent as MAINPID. It ends as well when the process of `pidfd` has ended. Errors are warnings: the
+    `main` is sent as MAINPID. It also returns when the process of `pidfd` has ended. Errors are warnings, since the
     container runs.
     """
     inside = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0, fd)
@@ -91,7 +91,7 @@ def _is_ready(inside: socket.socket, pidfd: int) -> bool:
 def _tell(message: bytes) -> None:
     """Send `message` to the supervisor, and wait until it was received (sd_notify_barrier(3)).
 
-    Who has sent is looked up when the message is received: a process that is gone by then can't be.
+    The sender is looked up when the message is received; that fails for a process that has ended by then.
     """
     address = os.environ["NOTIFY_SOCKET"]
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -1,13 +1,13 @@
 """Command lines as tables of text: ``("-f --format table|json", "what it is for")`` is an option.
 
-The last word of an option names its value and says how it is read; without one the option is a flag.
+The last word of an option names its value and how it is parsed; without one the option is a flag.
 
     N            a whole number            a|b|c         one of these words
     SIZE         bytes, as in 512m         VALUE...      may be given often, and collects a list
     DURATION     seconds, as in 5s         anything else text
 
-Tables are constants of a compiled module and cost nothing until a verb's own is read; not argparse, whose import
-costs more than all of `insula-oci state`. The grammar is that of Go's and GNU's programs, whose callers we serve:
+Tables are constants of a compiled module and cost nothing until a verb's own is read. argparse is not used: its import
+takes longer than all of `insula-oci state`. The grammar is that of Go's and GNU's programs, which callers expect:
 ``--name VALUE``, ``--name=VALUE``, ``--flag=false``, ``-n VALUE``, ``-it``; ``--`` ends the options.
 """
 
@@ -28,7 +28,7 @@ class CommandLineError(Invalid):
 
 
 class VerbArguments:
-    """What a command line said: an attribute an option (``--pid-file``: `pid_file`) and an argument (``ID``: `id`)."""
+    """A parsed command line: an attribute for each option (``--pid-file``: `pid_file`) and argument (``ID``: `id`)."""
 
     if TYPE_CHECKING:
 
@@ -52,7 +52,7 @@ class TableOption:
         return [] if self.many else False if self.value is None else None
 
     def read(self, name: str, text: str) -> object:
-        """The value that `text` means; Usage if it means none."""
+        """The value that `text` means. CommandLineError."""
         try:
             return _read(self.value or "true|false", text)
         except Invalid as error:
@@ -80,9 +80,9 @@ def _read(kind: str, text: str) -> object:
 
 
 def parse(table: Table, words: Sequence[str], result: VerbArguments, *, in_order: bool) -> list[str]:
-    """Reads the options out of `words` into `result`, with defaults for the others; returns what is no option.
+    """Parse the options in `words` into `result`, with defaults for the others. Return the words that are no options.
 
-    `in_order`: options end at the first argument, because what follows is somebody else's command line.
+    `in_order`: options end at the first argument, because the rest is another program's command line.
     """
     options = [TableOption(text) for text, _ in table]
     by_name = {name: option for option in options for name in option.names}
@@ -107,7 +107,7 @@ def parse(table: Table, words: Sequence[str], result: VerbArguments, *, in_order
 
 
 def _take_short(by_name: dict[str, TableOption], word: str, left: list[str], result: VerbArguments) -> None:
-    """``-it``, ``-b DIR``, ``-bDIR``, or a long name with one dash, as Go's programs take it too."""
+    """Parse ``-it``, ``-b DIR``, ``-bDIR``, or a long name with one dash, which Go's programs accept."""
     if f"-{word.partition('=')[0]}" in by_name:
         name, equals, text = f"-{word}".partition("=")
         _take(by_name, name, text if equals else None, left, result)
@@ -147,7 +147,7 @@ def _near(name: str, known: dict[str, TableOption]) -> str:
 
 
 def assign(usage: str, words: list[str], result: VerbArguments) -> None:
-    """Gives the arguments the names that `usage`, as in ``ID [SIGNAL]`` or ``ID [COMMAND...]``, has for them."""
+    """Assign the arguments to the names in `usage`, such as ``ID [SIGNAL]`` or ``ID [COMMAND...]``."""
     for name in usage.split():
         optional, many = name.startswith("["), name.rstrip("]").endswith("...")
         key = name.strip("[].").lower()

@@ -1,10 +1,10 @@
 """The modules of a verb in one file, which `packaging/insula-oci` reads in place of sixty.
 
-For each module that is imported, Python looks along the path, compares the times of two files, reads one and turns it
-into code objects (marshal): a tenth of a millisecond each, and half of the time that `insula-oci run` has. So
-scripts/up lets each verb that engines call import what it needs, once, and writes down the code of all that is ours,
-in the order in which the modules were complete. Executed in this order, each finds there what it imports. What is in
-no such file, such as the other verbs, and Python's own modules, is imported as always.
+For each imported module, Python searches the path, compares the times of two files, reads one and turns it into code
+objects (marshal). That takes a tenth of a millisecond each, and half of the time of `insula-oci run`. So scripts/up has
+each verb that engines call import its modules once, and writes the code of Insula's modules to a file, in the order in
+which their import was complete. Executed in this order, each finds the modules that it imports. Modules that are in no
+such file, such as other verbs, and Python's own, are imported as usual.
 
     insula-oci.run.cpython-311    the length of the first part, in four bytes; the modules that `sealed.ensure` takes;
                                   the rest. A part is a marshalled list of (name, directory of a package or None, code)
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     Entry = tuple[str, str | None, CodeType]
 
 FIRST = ("__future__", "insula", "insula.kernel", "insula.kernel.sealed")
-"""What is executed before it is known whether Python starts once more."""
+"""The modules that are executed before it is known whether Python starts once more."""
 
-_SMALL = ("__future__", "struct")  # Python's own: a page each, and asked for by all
+_SMALL = ("__future__", "struct")  # Python's own modules that are small, and that all verbs import
 
 _NEW = ("insula.kernel.seccomp.cache",)
 VERBS: dict[str, tuple[str, ...]] = {
@@ -53,7 +53,7 @@ def write(directory: str) -> None:
 
 
 def write_one(directory: str, verb: str) -> None:
-    """The same for one verb, by an interpreter that has imported nothing of ours but this module."""
+    """Write the file of one verb, in an interpreter that has imported no other module of Insula than this one."""
     for name in (*FIRST, "insula.oci.main", f"insula.oci.verbs.{verb}", *VERBS[verb]):
         __import__(name)
     ours = [name for name in sys.modules if name.partition(".")[0] == "insula" and name != __name__]

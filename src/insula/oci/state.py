@@ -1,17 +1,17 @@
-"""A container's directory below --root: all that is left of the command that made it, for the commands after it.
+"""A container's directory below --root, through which commands find the container.
 
-    ROOT/ID/state.json    what was made (`StateRecord`), replaced atomically: whole, or not there
+    ROOT/ID/state.json    the record of the container (`StateRecord`), replaced atomically
     ROOT/ID/config.json   the config as it was when the container was made; the bundle's may change
-    ROOT/ID/start.sock    where PID 1 listens (unix(7)) until `start` comes
+    ROOT/ID/start.sock    the socket at which PID 1 listens (unix(7)) until `start`
 
-The status of the runtime-spec is computed from the kernel's answers and never stored, so that nothing can be wrong
-about it after any crash:
+The status of the runtime-spec is read from the kernel and never stored, so that it is right after any crash:
 
     creating   no PID in state.json yet      running   the process (PID, start time) is alive
     created    PID 1 listens at start.sock   paused    it is alive, and its control group is frozen
     stopped    the process is gone, or a zombie
 
-Two commands on one container take turns by a lock (flock(2)) on its directory, which the kernel drops with its holder.
+Commands on one container exclude each other by a lock (flock(2)) on its directory, which the kernel releases when its
+holder ends.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from typing import Any, TypedDict
 
     class StateRecord(TypedDict):
-        """What was made. `created` is in seconds of the Unix epoch; `owner` the uid of who made it.
+        """The record of a container. `created` is in seconds of the Unix epoch; `owner` is the uid of its creator.
 
-        `cgroup` is relative to the root of every hierarchy, None without one; `scope` the systemd unit that holds it.
-        `pid` and `start_time` are PID 1's on the host, 0 until it lives: what is made before it is known already, so
-        that `delete --force` finds it if the command that made it was killed.
+        `cgroup` is relative to the root of every hierarchy, None without one; `scope` is the systemd unit that holds
+        it. `pid` and `start_time` are PID 1's on the host, 0 before it exists. The record is written before the rest
+        is made, so that `delete --force` finds it if `create` is killed.
         """
 
         id: str
@@ -57,7 +57,7 @@ _ID_HINT = "it can't name a container: use letters, digits, and _ + - . (255 at 
 
 
 def check_id(container: str) -> str:
-    """`container` if it may name a container, and so a directory."""
+    """Return `container` if it is a valid container ID, which is also the name of a directory. Invalid."""
     if not container or container in (".", "..") or len(container) > 255 or not set(container) <= _LETTERS:
         raise Invalid(f"container ID {container[:60]!r}: invalid characters or length", _ID_HINT)
     return container
@@ -92,7 +92,7 @@ class Container:
             raise Conflict(f"container with given ID already exists: {self.id}", "delete it, or use another ID")
 
     def lock(self) -> None:
-        """Wait for the commands before us; NotFound if there is no such container, or no longer."""
+        """Wait for the lock. NotFound if there is no such container, or if it was removed meanwhile."""
         if not self._acquire(fcntl.LOCK_EX):
             raise self._missing()
 
@@ -110,14 +110,14 @@ class Container:
         self.unlock()
 
     def _acquire(self, operation: int) -> bool:
-        """False if the directory is not there, or the lock is another's and was not to be waited for."""
+        """Take the lock. False if the directory does not exist, or if `operation` doesn't wait and it is locked."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:
             fcntl.flock(fd, operation)
-            if os.path.samestat(os.fstat(fd), os.stat(self.path)):  # not deleted, and made anew, meanwhile
+            if os.path.samestat(os.fstat(fd), os.stat(self.path)):  # else it was deleted and made again meanwhile
                 self._lock, fd = fd, -1
                 return True
         except (BlockingIOError, FileNotFoundError):
@@ -128,7 +128,7 @@ class Container:
         return False
 
     def remove(self) -> None:
-        """Forget the container: state.json goes first, so that what a crash leaves is nobody's."""
+        """Remove the container's directory: state.json first, so that a crash leaves no damaged container."""
         for name in ("state.json", *self._names()):
             _ignoring_absence(os.unlink, f"{self.path}/{name}")
         _ignoring_absence(os.rmdir, self.path)
@@ -139,7 +139,7 @@ class Container:
         except FileNotFoundError:
             return []
 
-    # -- what is known ---------------------------------------------------------------------------------------------
+    # -- record, config, status ------------------------------------------------------------------------------------
 
     def save(self, record: StateRecord) -> None:
         """Write state.json: from now on the container exists."""
@@ -196,7 +196,7 @@ class Container:
         }
 
     def at_start_socket(self, action: Callable[[str], object]) -> None:
-        """Call `action` with a path of the start socket that sockaddr_un has room for: no more than 108 bytes."""
+        """Call `action` with a path of the start socket that fits into sockaddr_un, which has 108 bytes."""
         fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             action(f"/proc/self/fd/{fd}/{os.path.basename(self.start_socket)}")
@@ -204,13 +204,13 @@ class Container:
             os.close(fd)
 
     def _listens(self) -> bool:
-        """Whether somebody listens at the start socket: a `start` that was killed may have left its name alone."""
+        """Whether a process listens at the start socket; a `start` that was killed may have left its file."""
         if not os.path.exists(self.start_socket):
             return False
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             self.at_start_socket(sock.connect)
-        except BlockingIOError:  # many others have come, and it is frozen
+        except BlockingIOError:  # it is frozen, and its backlog is full
             return True
         except OSError:
             return False

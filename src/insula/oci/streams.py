@@ -1,7 +1,7 @@
 """The standard streams of a container that `insula-oci` makes, and its signals.
 
-There is no monitor here: a container inherits the streams of the caller, who has made pipes or opened files for it.
-Only a terminal is made anew, in the container's own devpts. Its other end goes to whoever listens at --console-socket,
+There is no monitor here: a container inherits the streams of the caller, such as pipes or files.
+Only a terminal is made, in the container's own devpts. Its other end is sent to the listener at --console-socket,
 as conmon and containerd's shim do; or it is relayed here, by `run` and `exec` that wait in the foreground.
 """
 
@@ -29,7 +29,7 @@ _UNSUITABLE = (errno.EINVAL, errno.EPERM, errno.EROFS)
 class Receiver:
     """A connection to the unix socket of --console-socket or --pidfd-socket, to which a descriptor is sent.
 
-    It is made before anything else, and closed by the caller. Raises Failed if nobody listens at `path`.
+    It is made before anything else, and closed by the caller. Raises Failed if no process listens at `path`.
     """
 
     def __init__(self, path: str, option: str = "--console-socket") -> None:
@@ -85,7 +85,7 @@ def open_pidfd_socket(arguments: VerbArguments, undo: Rollback) -> Receiver | No
 def preserved(arguments: VerbArguments) -> int:
     """How many descriptors from 3 on are passed on: --preserve-fds and those of sd_listen_fds(3).
 
-    Those from the first that is not open on are not, with a warning: in their place the program could get one of ours.
+    From the first one that is not open on, they are not passed, with a warning: the numbers may be ours by now.
     """
     count: int = (arguments.preserve_fds or 0) + listening()
     if not 0 <= count <= 1 << 16:
@@ -104,7 +104,7 @@ def preserved(arguments: VerbArguments) -> int:
 def listening() -> int:
     """LISTEN_FDS of our own environment: sockets that systemd opened for us (sd_listen_fds(3)).
 
-    Without our PID in LISTEN_PID they were meant for another process: it is then as if there were none.
+    If LISTEN_PID is not our PID they are for another process, and the result is 0.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return 0

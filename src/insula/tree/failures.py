@@ -22,8 +22,8 @@ _HINTS = {
     errno.EACCES: "check its owner and mode",
     errno.EPERM: "check its owner; only root may change owners",
     errno.EBUSY: "something is mounted on it: unmount that, or write to it in place",
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room there",
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there",
     errno.ENAMETOOLONG: "choose shorter names",
     errno.EXDEV: "copy it without its other name: they would be on two file systems",
 }

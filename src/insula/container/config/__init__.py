@@ -26,7 +26,7 @@ def check(config: object, *, bundle: str, warn: Callable[[str], None] | None = N
     """Check a config, and return it without its nulls; it is changed in place.
 
     `bundle` is the directory that a relative root is in. `warn` is told of what the spec lets pass with a warning:
-    capabilities that nobody knows, which are left out. Raises Invalid with the field's path; nothing was made.
+    unknown capabilities, which are left out. Raises Invalid with the field's path; nothing was made.
     """
     try:
         shape.walk(config, shape.CONFIG)

@@ -201,7 +201,7 @@ def _is_ours(kind: str, path: str) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.stat(f"/proc/self/ns/{name}"))
     except OSError:
-        return False  # who joins it will say so
+        return False  # the later join will report it
 
 
 def net_devices(devices: Object, namespaces: Object) -> None:
@@ -261,7 +261,7 @@ def capabilities(sets: Object, warn: Warn, place: tuple[str | int, ...]) -> None
 
 
 def user(entry: Object, linux: Object, place: tuple[str | int, ...]) -> None:
-    """In a new user namespace an ID without a mapping is nobody, and setuid(2) to it fails with EINVAL."""
+    """Check that the user's IDs are mapped in a new user namespace; else setuid(2) fails with EINVAL."""
     mapped = {"uid": linux.get("uidMappings"), "gid": linux.get("gidMappings")}
     wanted = [("uid", entry.get("uid", 0)), ("gid", entry.get("gid", 0))]
     for name, number in (*wanted, *(("gid", gid) for gid in entry.get("additionalGids", ()))):
@@ -344,7 +344,7 @@ def devices(device: Object, place: tuple[str | int, ...]) -> None:
 
 
 def seccomp(profile: Object, place: tuple[str | int, ...]) -> None:
-    """An errno belongs to SCMP_ACT_ERRNO and SCMP_ACT_TRACE only; who notifies needs somebody to listen."""
+    """Check that only SCMP_ACT_ERRNO and SCMP_ACT_TRACE have an errno, and that SCMP_ACT_NOTIFY has a listener."""
     _errno(profile, "defaultAction", "defaultErrnoRet", place)
     notifies = False
     for index, rule in enumerate(profile.get("syscalls", ())):

@@ -88,7 +88,7 @@ def _wait(pid: int, timeout: int | None) -> int | None:
     if timeout is not None and not _ends(pid, timeout):
         try:
             os.kill(pid, signal.SIGKILL)  # our child, and not yet waited for: the number is still its own
-        except PermissionError:  # a set-user-ID program, run by a user who is not root; it ends with its container
+        except PermissionError:  # a set-user-ID program in a rootless container; it ends with its container
             return None
         os.waitpid(pid, 0)
         return None

@@ -149,7 +149,7 @@ def sanitize(args: InitArgs, plan: Plan) -> None:
     close_others([*args.descriptors(), *plan.descriptors()])
     for fd in plan.descriptors():
         os.close(fd)
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # nobody inside may look at this process through /proc
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # no process inside may inspect this one through /proc
     recv(args.sync)  # the IDs are mapped from here on
 
 

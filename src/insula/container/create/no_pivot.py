@@ -22,7 +22,7 @@ _COVER = (
 
 
 def enter(root: int) -> None:
-    """Make the attached mount `root` the root of the process, and of whoever enters its mount namespace.
+    """Make the attached mount `root` the root of the process, and of processes that enter its mount namespace later.
 
     OSError with EPERM if a /proc or /sys of the host can be neither unmounted nor covered.
     """

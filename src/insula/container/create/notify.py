@@ -2,7 +2,7 @@
 
 The kernel suspends such a call, and asks the holder of the filter's listener (seccomp_unotify(2)). The listener is a
 descriptor that seccomp(2) returns to the process that loads the filter. That is the container's process, which must not
-decide for itself: an agent does, over the socket `listenerPath`. Until the agent has the listener, nobody answers. So
+decide for itself: an agent does, over the socket `listenerPath`. Until the agent has the listener, it can't answer. So
 the child only calls write(2), which a profile can't notify about, and the parent fetches the listener with
 pidfd_getfd(2):
 
@@ -40,7 +40,7 @@ def pass_on(pidfd: int, listener: int, profile: Mapping[str, Any], state: Mappin
     """In the parent: send the container process state and its descriptor to the profile's `listenerPath`.
 
     `listener` is the number in the process behind `pidfd`; `state` is the container's (runtime.md of the runtime-spec);
-    `pid` the process, which may be one that joins. OSError if the process is gone or nobody listens there.
+    `pid` the process, which may be one that joins. OSError if the process has ended or no process listens there.
     """
     message = {
         "ociVersion": state["ociVersion"],

@@ -141,7 +141,7 @@ def make_premounts(plan: PremountPlan, sources: PreparedMounts, groups: Groups) 
 def leave_host(premounts: Premounts) -> None:
     """Give up the parent's tree before there is a root to go to: an empty, read-only directory has to do.
 
-    To detach the host's many mounts, and to wait until nobody looks at them any more, takes as long as all that is left
+    To detach the host's many mounts, and to wait until they are unused, takes as long as all that is left
     to do for a container. The root will lie over this one and is entered by chroot(2): who gets out of that is nowhere.
     """
     base = mounts.filesystem("tmpfs", ("mode=555", "size=4096", "nr_inodes=8"), _NOTHING, "tmpfs")

@@ -1,8 +1,8 @@
 """The socket of sd_notify(3) in a container, made by its first process before the image's program runs.
 
-It lies in a tmpfs of the container's own with room for it and nothing else, so no file of the host comes into the
-container's view. The descriptor goes to whoever starts the container, `insula.oci.notifications`; nobody opens the
-socket by a name that the container could have replaced.
+It is in a tmpfs of the container's own that has no space for other files, so no file of the host is visible in the
+container. The descriptor goes to the command that starts the container (`insula.oci.notifications`); no process opens
+the socket by a name that the container could have replaced.
 """
 
 from __future__ import annotations

@@ -154,9 +154,9 @@ def enter_group(group: Cgroup, child_fds: Rollback) -> tuple[int | None, list[in
 
 
 def clone(plan: namespaces.Plan, owner: int, group: int | None) -> tuple[int, int]:
-    """`namespaces.clone` with the effective user `owner` of the host, who then owns the user namespace."""
-    # what is counted for a user (inotify, queued signals, message queues) is counted for the owner of his
-    # namespace too: were that root, then one tenant could use up what the host and all others have
+    """Call `namespaces.clone` with the effective user `owner` of the host, which then owns the user namespace."""
+    # limits per user (inotify, queued signals, message queues) are also counted for the owner of the user namespace:
+    # if that were root, one tenant could use up the host's limits
     if not owner:
         return namespaces.clone(plan, group)
     os.seteuid(owner)

@@ -2,7 +2,7 @@
 
 A pseudoterminal (pty(7)) has two sides. The program gets one as its controlling terminal, which makes signals of keys
 such as Ctrl-C; the other goes to the monitor. Both come from the container's own devpts, so that it sees its
-terminal by name. Whoever runs inside may have put other files at these names: what is opened is looked at first.
+terminal by name. A process inside may have put other files at these names, so an opened file is checked first.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def open_terminal(process: dict[str, Any]) -> tuple[int, int]:
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX_DEVICE:
         raise OSError(errno.ENODEV, "it is not a terminal multiplexer", "/dev/pts/ptmx")
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-    # by ioctl, not by name: whoever runs in the container can't put another file in between
+    # by ioctl, not by name, so that no process in the container can replace the file
     slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     os.fchown(slave, (process.get("user") or {}).get("uid", 0), -1)
     size = process.get("consoleSize")

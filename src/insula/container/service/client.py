@@ -175,7 +175,7 @@ class Runtime:
         return exec_id
 
     async def exec_as(self, container: str, exec_id: str, what: Exec) -> None:
-        """`exec` with an id chosen by the caller, who may attach by it at once."""
+        """`exec` with an id chosen by the caller, so that it may attach by it at once."""
         request = {"op": "exec", "id": container, "exec": exec_id, "process": what.process, "stdin": what.stdin}
         await self._request(request)
         if what.detach:
@@ -199,9 +199,9 @@ class Runtime:
             return await self._ended(directory, exec_id, pidfd)
 
     async def flushed(self, container: str, exec_id: str | None = None) -> None:
-        """Of a process that ended: returns when all that it printed is in the log; after some seconds in any case.
+        """Wait until all output of an ended process is in the log, for some seconds at most.
 
-        Usually that is so at once. But a monitor may have been killed and its successor still be starting.
+        Usually it returns at once, unless a monitor was killed and its successor is still starting.
         """
         with contextlib.suppress(Failed, TimeoutError):
             async with asyncio.timeout(TIMEOUT):
@@ -285,7 +285,7 @@ class Runtime:
             return
         with contextlib.suppress(NotFound):
             self.signal(container, 9)
-            await self.resume(container)  # who is frozen doesn't die
+            await self.resume(container)  # a frozen process doesn't die
             await self.wait(container)
         self._first.pop(container, None)
         await asyncio.to_thread(_remove, directory, cgroup)

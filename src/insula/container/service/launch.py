@@ -26,7 +26,7 @@ class Layers:
     """Image layers as idmapped mounts in the zygote's own mount namespace, made once for each tenant and layer.
 
     They are attached under short names in the current directory: the options of an overlay, of up to 500 layers, must
-    fit into a page. Whoever is in the overlay can read them in its mountinfo, so they are random: numbers would tell
+    fit into a page. Processes in the overlay can read them in its mountinfo, so they are random: numbers would tell
     how many others there are.
     The longest unused is dropped when there are too many; an overlay that uses it keeps its own copy.
     """
@@ -143,7 +143,7 @@ def make_pipes(
 ) -> tuple[list[int], dict[str, int]]:
     """Make pipes for the standard streams: (the child's ends in order, our ends by name). -1 is /dev/null.
 
-    They belong to the program's user, who may open them again as /dev/stdout.
+    They belong to the program's user, so that it may open them again as /dev/stdout.
     """
     stdio, streams = [-1], {}
     for number, name in enumerate(("stdin", "stdout", "stderr")):

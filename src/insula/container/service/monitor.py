@@ -84,7 +84,7 @@ class Monitor:
         self.loop.watch(wakeup, lambda _: self._reap_children(wakeup))
         self.loop.watch(self.listener.fileno(), lambda _: self._accept())
         self._resume_all()
-        self._reap_children(wakeup)  # those that ended while nobody heard of it
+        self._reap_children(wakeup)  # those that ended before this monitor listened
         self.zygote.ensure()
         self.loop.run()
 
@@ -146,7 +146,7 @@ class Monitor:
                     self._record_end(ended.si_pid)
                 except Exception as error:
                     report(_NAME, f"the end of process {ended.si_pid} is not recorded", error)
-            os.waitpid(ended.si_pid, 0)  # only now: who is killed before has lost nothing
+            os.waitpid(ended.si_pid, 0)  # only now, so that a monitor that is killed before has lost nothing
 
     def _record_end(self, pid: int) -> None:
         if found := self.pids.find(pid):
@@ -243,7 +243,7 @@ class Monitor:
     def _detach(self, key: ProcessKey, client: AttachedClient) -> None:
         session = self.sessions[key]
         session.clients.remove(client)
-        # nobody comes back to a process that joined: what it still prints is nobody's
+        # no client can attach to an exec process again: its further output is dropped
         session.discard = session.discard or (session.log is None and not session.clients)
         self.loop.unwatch(client.sock.fileno())
         client.sock.close()
@@ -373,7 +373,7 @@ class Monitor:
                 if session.wants(fd) and not session.read(fd):
                     self._close(key, session, fd)
                     session.finished = not session.outputs
-            elif events & (select.EPOLLERR | select.EPOLLHUP):  # nobody reads the input any more
+            elif events & (select.EPOLLERR | select.EPOLLHUP):  # the input has no reader any more
                 self._close(key, session, fd)
         self._update(key, session)
 

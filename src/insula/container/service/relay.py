@@ -98,7 +98,7 @@ class Session:
         self.size: tuple[int, int] | None = None
         self.ended = False  # the input
         self.finished = False  # every output came to its end
-        self.discard_at: float | None = None  # time.monotonic() from which nobody will attach any more
+        self.discard_at: float | None = None  # time.monotonic() after which no client will attach
         self.paused = False  # the monitor will come back to it when it has earned something
         self.reset_quota()
 
@@ -172,7 +172,7 @@ class Session:
         except BlockingIOError:
             return True
         except OSError as error:
-            if error.errno != errno.EIO:  # a terminal that nobody holds on the other side any more
+            if error.errno != errno.EIO:  # the other side of the terminal is closed
                 raise
             data = b""
         if not data:

@@ -190,7 +190,7 @@ class RunDirectory:
         cgroup: str | None = None,
     ) -> ExitRecord:
         """Write how the process ended, from the status of waitpid(2); a record that exists stays. `state` and `cgroup`
-        need not be read again by who knows them."""
+        are read again unless the caller gives them."""
         if known := self.exit(exec_id):
             return known
         code = os.waitstatus_to_exitcode(status)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PRESENT, _FILE, _EXCLUSIVE = 1 << 63, 1 << 61, 1 << 56  # bits of an entry of pagemap
 _LEARN_EVERY = 64  # launches
-_MOST = 1024  # pages; if more are written to, nobody shares the others
+_MOST = 1024  # pages; if more are written to, the rest is not copied
 
 
 class WorkingSet:
-    """Of this process. `launched` and `forked` note what happened; `copy` is for when there is nothing else to do."""
+    """The working set of this process. Call `launched` and `forked` after each; `copy` when the process is idle."""
 
     def __init__(self) -> None:
         self.is_shared = False  # since a fork

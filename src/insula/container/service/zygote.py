@@ -416,7 +416,7 @@ class Zygote:
             try:
                 syscalls.set_name("insula-umount")
                 close_others([*dead, wait])
-                os.read(wait, 1)  # until the parent has closed its own: the last one to close is who waits
+                os.read(wait, 1)  # until the parent has closed its own end: the last process to close it waits
             finally:
                 os._exit(0)
         for fd in (*dead, done, wait):
@@ -472,7 +472,7 @@ def main(run: str, build: str, listener: socket.socket, spares: int) -> NoReturn
     syscalls.set_name("insula-zygote")
     os.umask(0o077)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    # a clone with another effective user (see launch.py) stays a clone by root, who may where others may not
+    # a clone with another effective user (see launch.py) is still made by root, which has the right
     syscalls.prctl(syscalls.PR_SET_SECUREBITS, syscalls.SECBIT_NO_SETUID_FIXUP)
     # slave: what the host mounts later is seen here, what is mounted here is not seen there
     syscalls.unshare(syscalls.CLONE_NEWNS)

@@ -71,7 +71,7 @@ class ZygoteConnection:
             self._answers.pop(number, None)
 
     def close(self) -> None:
-        """Close the connection. Whoever waits for an answer gets `ZygoteDied`."""
+        """Close the connection. Tasks that wait for an answer get `ZygoteDied`."""
         if self._sock is None:
             return
         asyncio.get_running_loop().remove_reader(self._sock)

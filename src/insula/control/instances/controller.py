@@ -35,7 +35,7 @@ from insula.model.objects import Instance, InstanceStatus
 from insula.store.protocol import Compacted, Event
 
 log = logging.getLogger("insula.reconcile")
-LAST_WISH = 2.0
+DOWN_TIMEOUT = 2.0
 """The longest time in seconds between the stop signal and SIGKILL during `insula down`."""
 _PATIENT = frozenset({Action.LAUNCH, Action.RELAUNCH, Action.STOP, Action.REPLACE, Action.KILL, Action.REMOVE})
 """Actions that are not limited to `LIMIT`, since they wait for a program or must not be cut off. Their steps are."""
@@ -263,7 +263,7 @@ class InstanceController:
             case Action.RESIZE:
                 work = lifecycle.resize(managed)
             case Action.STOP | Action.REPLACE:
-                work = lifecycle.stop(managed, LAST_WISH if self.context.going_down.is_set() else None)
+                work = lifecycle.stop(managed, DOWN_TIMEOUT if self.context.going_down.is_set() else None)
             case Action.KILL:
                 work = lifecycle.kill(managed)
             case Action.COLLECT_EXIT:

@@ -102,7 +102,7 @@ class Cgroup:
         raise NotImplementedError
 
     def delegate(self, uid: int) -> None:
-        """Delegate the group to a user of the host, who may make groups in it; see delegation.py. OSError."""
+        """Delegate the group to a user of the host, which may make groups below it; see delegation.py. OSError."""
         raise NotImplementedError
 
     def group_to_join(self, pid: int) -> Cgroup:

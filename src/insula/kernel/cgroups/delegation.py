@@ -1,4 +1,4 @@
-"""Delegation of a version 2 control group to a user, who may make subgroups in it and not change its limits.
+"""Delegation of a version 2 control group to a user, which may make groups below it and not change its limits.
 
 As cgroups(7) describes, the user becomes the owner of the directory, and of the few files that move processes and
 enable controllers (the kernel lists them in /sys/kernel/cgroup/delegate). The files with the limits stay root's.

@@ -2,7 +2,7 @@
 
 An instance has loopback and eth0, the other end of its port. It may make more devices, and connect them to namespaces
 of its own (containers in a container). It can't make a device that leads to the host, to a tenant's router or to
-another instance. If there is one, somebody has joined the two from the host, and packets through it pass no rules.
+another instance. If there is one, the two were joined from the host, and packets through it pass no rules.
 """
 
 from __future__ import annotations

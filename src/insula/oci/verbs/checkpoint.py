@@ -1,4 +1,4 @@
-"""``checkpoint ID``: write a running container down as files (kernel/criu.py), for `restore` to go on from.
+"""``checkpoint ID``: save a running container to files (kernel/criu.py), from which `restore` resumes it.
 
 Unless --leave-running is given, its processes end where they were, and the container is deleted. --pre-dump writes only
 memory, while the container runs on; the next one with --parent-path writes what has changed since, and so stops the
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from insula.oci.options import VerbArguments
 
 _FLAGS = ("leave_running", "tcp_established", "ext_unix_sk", "shell_job", "file_locks", "auto_dedup")
-"""Our options that are criu's under the same name."""
+"""Options that criu has under the same name."""
 
 
 def run(arguments: VerbArguments) -> int:

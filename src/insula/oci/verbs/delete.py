@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from insula.oci.state import StateRecord
 
 _PATIENCE = 10_000  # milliseconds that a killed process may take to die
-_SOON = 500  # and most take
+_SOON = 500  # milliseconds that it usually takes
 
 
 def run(arguments: VerbArguments) -> int:
@@ -52,7 +52,7 @@ def run(arguments: VerbArguments) -> int:
 def delete(container: Container, arguments: VerbArguments, *, force: bool) -> None:
     """Remove one container and run its poststop hooks, whose failures are warnings in the log of `arguments`.
 
-    With `force` it is killed first, and that there is none is no error. Otherwise raises NotFound, Conflict.
+    With `force` it is killed first, and a missing container is no error. Else raises NotFound, Conflict.
     """
     try:
         container.lock()

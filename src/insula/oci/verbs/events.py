@@ -1,7 +1,7 @@
-"""``events ID``: what happens to a container as lines of JSON, in runc's words.
+"""``events ID``: events of a container as lines of JSON, in runc's format.
 
-    {"type":"oom","id":"web"}                            memory ran out, and the kernel killed one of its processes
-    {"type":"stats","id":"web","data":{"cpu":{…},…}}     what it used so far, every --interval, or with --stats once
+    {"type":"oom","id":"web"}                            the kernel killed one of its processes, out of memory
+    {"type":"stats","id":"web","data":{"cpu":{…},…}}     its resource usage, every --interval, or once with --stats
 
 It ends with the container. Memory events, the end of PID 1 (a pidfd) and the interval are waited for in one poll(2).
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from insula.oci.options import VerbArguments
     from insula.oci.state import StateRecord
 
-_LOOK, _PATIENCE = 0.01, 2.0  # seconds between looks for a kill, and until it is believed that there was none
+_LOOK, _PATIENCE = 0.01, 2.0  # seconds between reads of the kill counter, and until no kill is assumed
 
 
 def run(arguments: VerbArguments) -> int:
@@ -58,7 +58,7 @@ def _watch(name: str, record: StateRecord, group: Cgroup, interval: float) -> in
             poll.register(pidfd, select.POLLIN)
             kills, due, expected = group.oom_kills(), time.monotonic(), 0.0
             while True:
-                # with version 1 the event comes before the kill, and nothing after it: so it is looked for a while
+                # with version 1 the event comes before the kill, so the counter is read for a while
                 wake = min(due, time.monotonic() + _LOOK) if time.monotonic() < expected else due
                 ready = {fd for fd, _ in poll.poll(max(0.0, wake - time.monotonic()) * 1000)}
                 if memory.fileno() in ready:
@@ -85,7 +85,7 @@ def _print(kind: str, name: str, data: dict[str, Any] | None = None) -> None:
 
 
 def statistics(stats: dict[str, Any]) -> dict[str, Any]:
-    """`Cgroup.stats` in the words of runc's events."""
+    """`Cgroup.stats` in the format of runc's events."""
     cpu, memory, pids = stats.get("cpu", {}), stats.get("memory", {}), stats.get("pids", {})
     raw = memory.get("stat", {})
     swap = {"usage": memory.get("swap") or 0, "limit": memory.get("swap_limit") or 0}

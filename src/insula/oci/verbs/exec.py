@@ -57,7 +57,7 @@ def run(arguments: VerbArguments) -> int:
         return foreground.wait(joined.pid, joined.master)
 
 
-# -- what was asked for ------------------------------------------------------------------------------------------------
+# -- the request -------------------------------------------------------------------------------------------------------
 
 
 def asked(arguments: VerbArguments, config: dict[str, Any]) -> Any:
@@ -87,7 +87,7 @@ def asked(arguments: VerbArguments, config: dict[str, Any]) -> Any:
         more = [normalise(name) for name in arguments.cap]
         sets = own.get("capabilities") or {}
         what["capabilities"] = dict(sets)
-        for name in ("bounding", "effective", "permitted"):  # what is inheritable would outlive setuid (CVE-2022-29162)
+        for name in ("bounding", "effective", "permitted"):  # inheritable ones would outlive setuid (CVE-2022-29162)
             what["capabilities"][name] = list(dict.fromkeys([*(sets.get(name) or ()), *more]))
         inherited = [name for name in more if name in (sets.get("inheritable") or ())]  # by the config already
         what["capabilities"]["ambient"] = list(dict.fromkeys([*(sets.get("ambient") or ()), *inherited]))

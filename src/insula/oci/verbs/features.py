@@ -1,6 +1,6 @@
 """``features``: print what this runtime supports, on any kernel (features.md and features-linux.md).
 
-It is read from the tables that configs are checked by, so that it stays true.
+It is made from the tables that configs are checked with, so that both agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``kill ID [SIGNAL]``: send a signal to the first process of a container, or with --all to every one of its group.
 
-The kernel kills all processes of a PID namespace with its first one. A container without a PID namespace of its own
-has none such, so SIGKILL is sent to the whole control group there.
+The kernel kills all processes of a PID namespace with its first one. If a container has no PID namespace of its own,
+SIGKILL is sent to the whole control group.
 
 containerd looks for "container not running" in the error.
 """

@@ -1,7 +1,7 @@
-"""``restore ID``: make a container of a bundle again as `checkpoint` wrote it down, and let it run on from there.
+"""``restore ID``: make a container from a bundle and a checkpoint, and resume it.
 
-Its processes are made by criu, with the PIDs that they had, and not by container/create/spawn.py. The root, the bind
-mounts, the control group with its limits and the standard streams are the bundle's and ours.
+Its processes are made by criu, with their old PIDs, and not by container/create/spawn.py. The root, the bind
+mounts, the control group with its limits and the standard streams come from the bundle and the command line.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _restore(made: creation.Created, program: str, images: str, work: str, undo:
 
 
 def _own_mount(root: str) -> str:
-    """`root` as a mount of its own, which criu takes for the new root. Nobody else sees it."""
+    """`root` as a mount of its own, which criu takes for the new root. No other process sees it."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     # nothing goes to the host; what the host mounts still comes, and goes on to mounts that were slaves of the host's
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)

@@ -34,7 +34,7 @@ def run(arguments: VerbArguments) -> int:
 
 
 def default(*, rootless: bool = False) -> dict[str, Any]:
-    """The config; `rootless` for a user who is not root: in a user namespace, without limits."""
+    """The config; `rootless` is for users other than root: a user namespace, and no limits."""
     namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"]
     config: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
@@ -58,7 +58,7 @@ def default(*, rootless: bool = False) -> dict[str, Any]:
         },
     }
     if rootless:
-        # the caller is root inside, and nobody else is there
+        # the caller is root inside, and no other IDs are mapped
         config["linux"]["namespaces"] = [{"type": kind} for kind in namespaces if kind != "network"] + [
             {"type": "user"}
         ]

@@ -13,7 +13,7 @@ _BY_STEP = {
     Steps.OPEN_TERMINAL: "leave out --tty, or end processes that have a terminal there",
     Steps.ENTER_DIRECTORY: "name a directory of the image, or leave it out",
     Steps.SET_RLIMIT: "ask for less, or raise the hard limits of insulad (see `insula doctor`)",
-    Steps.MAKE_ROOT: "remove instances or images, or make room where INSULA_ROOT is",
+    Steps.MAKE_ROOT: "remove instances or images, or free some space below INSULA_ROOT",
     Steps.HOLD_DESCRIPTORS: "remove instances, or start insulad with a higher LimitNOFILE",
 }
 
@@ -24,7 +24,7 @@ def hint(step: Step | None, number: int) -> str:
     It names `insula doctor`, which examines the host, only if neither the image nor a limit explains the failure.
     """
     if number in (errno.ENOSPC, errno.EDQUOT) and step is not Steps.OPEN_TERMINAL:
-        return "make room on the disk that holds Insula's state"
+        return "free some space on the disk that holds Insula's state"
     if number == errno.ENOMEM:
         return "allow it more memory (--memory, or `insula tenant update`), or free some on the host"
     if number == errno.EAGAIN:
