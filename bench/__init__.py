@@ -1,1 +1,1 @@
-"""Measurements of Insula beside its peers, interleaved in one run: `make bench` writes docs/benchmarks.md."""
+"""Benchmarks of Insula and its peers, interleaved in one run: `make bench` writes docs/benchmarks.md."""

@@ -1,4 +1,4 @@
-"""Two hundred instances at once, on a network: until all run, and until all are removed."""
+"""Two hundred instances at once, on a network: the time until all run, and until all are removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run insulad with a meter on its event loop: which callback used most processor time.
+"""Runs insulad with a meter on its event loop: the callback that used most CPU time.
 
     python -I bench/callbacks.py FILE [ignored…]
 

@@ -1,4 +1,4 @@
-"""The commands that people type all day: `ps` and `exec`, beside docker's and podman's."""
+"""Frequent commands: `ps` and `exec`, compared with docker's and podman's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One launch: from asking to the end of `true`, inside the engine and from the shell, beside the peers."""
+"""One launch, from the request to the end of `true`, inside the engine and from the shell, compared with peers."""
 
 from __future__ import annotations
 

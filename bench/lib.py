@@ -1,4 +1,4 @@
-"""What the measurements share: a private daemon, interleaved rounds, medians, tables, and what machine this is."""
+"""Tools of the benchmarks: a private daemon, interleaved rounds, medians, tables, and a description of the machine."""
 
 from __future__ import annotations
 

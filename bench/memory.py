@@ -1,4 +1,4 @@
-"""What an idle container costs beside itself: the growth of insulad, monitor and zygote, in PSS (proc_pid_smaps(5))."""
+"""The memory of an idle container: the growth of insulad, monitor and zygote, in PSS (proc_pid_smaps(5))."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between two instances of one network: TCP throughput and round trips, beside a plain Linux bridge."""
+"""TCP throughput and round trips between two instances of one network, compared with a plain Linux bridge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The peers, each where it disturbs nothing (tests/support/peers.py), timed from inside its namespaces."""
+"""The peers, isolated from the host (tests/support/peers.py), timed from inside of their namespaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long one tenant's hostile instance keeps another tenant's request waiting, and whether that is insulad's doing.
+"""How long a hostile instance of one tenant delays another tenant's request, and whether insulad is the cause.
 
 In each case something is asked about an instance whose owner has prepared it so that the answer takes long, while
 another tenant's request, `GET /v1/tenants/calm/instances`, is repeated with short pauses. The longest

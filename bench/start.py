@@ -1,4 +1,4 @@
-"""From the start of insulad to its first answer: over nothing, and over a zoo of hostile instances' remains."""
+"""The time from the start of insulad to its first answer: with no state, and with remains of hostile instances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the milliseconds of a launch go: every step of the child's, timed from inside.
+"""The steps of a launch in the child process, timed from inside.
 
 The engine's own functions are called here, without a zygote around them, and `step`, through which a child does
 everything that may fail, is wrapped. The child writes its times into memory that it shares with us (MAP_SHARED,

@@ -1,4 +1,4 @@
-"""How long a request waits, and for what: the instruments of `bench/stalls.py`."""
+"""Measures how long a request waits, and for what: the tools of `bench/stalls.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel's side of a seccomp filter in Python: a classic BPF interpreter, and libseccomp as another compiler."""
+"""The kernel's side of a seccomp filter in Python: a classic BPF interpreter; and libseccomp as a second compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sends a run of the tests into a machine of its own, before anything else happens (see tests.support.machine)."""
+"""Runs the tests in a machine of their own, before anything else happens (see tests.support.machine)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command of `scripts/test all`: runs all suites, side by side; prints at the end what failed and what each took.
+"""The command of `scripts/test all`: runs all suites side by side; prints failures and times at the end.
 
     python -m tests.stages [pytest's options…]
 

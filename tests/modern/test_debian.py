@@ -1,4 +1,4 @@
-"""Insula where most users have it: Debian 12, systemd as PID 1, cgroup v2 alone, Debian's own kernel.
+"""Insula on the host that most users have: Debian 12, systemd as PID 1, cgroup v2 only, Debian's kernel.
 
 One machine, from its first boot to the purge: the tests build on each other, in this order. Times are those of an
 emulated processor, ten times slower than a real one.

@@ -1,4 +1,4 @@
-"""The tests that matter most, run once more on the modern host: by pytest inside the virtual machine.
+"""The most important tests, run once more on the modern host by pytest inside of the virtual machine.
 
 They are those of tests/system, unchanged; only their patience is greater, for an emulated processor
 (tests/support/wait.py). They run once, all together; then each file is a test here, which fails as it did there.

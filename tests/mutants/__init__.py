@@ -1,4 +1,4 @@
-"""Mutation testing: how many small faults would the tests notice?
+"""Mutation testing: counts the small faults that the tests detect.
 
 A *mutant* is the program with one small change, such as `<` for `<=`. If the tests of that module fail, the mutant is
 killed; if they pass, it survives, and shows what no test asserts. See docs/testing.md. Run it as

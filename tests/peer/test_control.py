@@ -1,4 +1,4 @@
-"""The engines work here at all: one container each with runc, the runtime that they come with."""
+"""The engines work here: one container each with runc, their default runtime."""
 
 from __future__ import annotations
 

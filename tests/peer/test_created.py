@@ -1,4 +1,4 @@
-"""The process that waits between `create` and `start`: whose it is, what it may, and what of the host is open in it."""
+"""The process that waits between `create` and `start`: its user, its rights, and its open files of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docker alone does: its bridge, which a hook puts into the container; health checks; copies; events."""
+"""Features of docker only: its bridge, which a hook puts into the container; health checks; copies; events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks as the three runtimes run them: with whose rights, in which environment."""
+"""Hooks of the three runtimes: their rights and their environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""podman and docker look at and change what a running container may use: update, stats, top."""
+"""podman and docker show and change the limits of a running container: update, stats, top."""
 
 from __future__ import annotations
 

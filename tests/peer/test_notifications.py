@@ -1,4 +1,4 @@
-"""sd_notify(3) beside runc and crun: when a start returns, and what a supervisor is told."""
+"""sd_notify(3) compared with runc and crun: when `start` returns, and the messages to the supervisor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What podman and docker ask of the runtime by options of `run`: mounts, users, rights, limits, namespaces.
+"""Options of `podman run` and `docker run`: mounts, users, rights, limits, namespaces.
 
 Each asserts what a program inside sees; where it is refused something, the same without the option is the control.
 """

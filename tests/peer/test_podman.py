@@ -1,4 +1,4 @@
-"""What podman alone does: user namespaces, pods, attach, health checks on demand."""
+"""Features of podman only: user namespaces, pods, attach, health checks on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small things that callers notice, done by insula-oci, runc and crun alike."""
+"""Small behaviours that callers notice, compared between insula-oci, runc and crun."""
 
 from __future__ import annotations
 

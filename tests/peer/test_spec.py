@@ -1,4 +1,4 @@
-"""runtime.md and config.md of the runtime-spec, section by section: what it says MUST be so is so with all three."""
+"""runtime.md and config.md of the runtime-spec, section by section: all three runtimes do what it says MUST be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""podman and docker hand a terminal over the console socket: it has their window's size, and keys become signals."""
+"""podman and docker pass a terminal over the console socket: it has the window's size, and keys become signals."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the system tests are made with: a private machine, private daemons, the command line, snapshots."""
+"""Tools of the system tests: a private machine, private daemons, the command line, snapshots."""

@@ -1,4 +1,4 @@
-"""A seccomp agent as the runtime-spec has it: takes a listener over its socket, and decides about one call."""
+"""A seccomp agent as in the runtime-spec: receives a listener over its socket, and answers one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a user has it: the installed launcher as a process, in a pipe or in a terminal."""
+"""The command line as users run it: the installed launcher as a process, in a pipe or a terminal."""
 
 from __future__ import annotations
 

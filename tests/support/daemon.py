@@ -1,4 +1,4 @@
-"""A private insulad: its own directories, names and network, so that it disturbs nothing and nothing disturbs it."""
+"""A private insulad with its own directories, names and network, isolated from all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptors of this process: what an operation leaves open, and no more than that.
+"""Checks which descriptors of this process an operation leaves open.
 
 A process that has run thousands of tests closes some at any moment, when what held them is collected. So they are
 compared one by one, never counted: one that has gone is no fault, nor is another file behind the same number.

@@ -1,4 +1,4 @@
-"""Small programs for instances, as machine code: they need no compiler, no library and no file of an image."""
+"""Small programs for instances as machine code; they need no compiler, no library and no file of an image."""
 
 from __future__ import annotations
 

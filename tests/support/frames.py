@@ -1,4 +1,4 @@
-"""Ethernet frames byte by byte, honest and forged."""
+"""Builds Ethernet frames byte by byte, valid and forged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes in control groups: what one there may still do."""
+"""Processes in control groups, and the operations that are allowed there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container runtime on its own: a run directory, a root file system of busybox, and no daemon."""
+"""The container runtime without a daemon: a run directory and a root file system of busybox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images for tests, also broken and hostile ones, made byte by byte; and what a tree looks like."""
+"""Images for tests, also broken and hostile ones, made byte by byte; and descriptions of file trees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A laboratory for network tests: a "host" that is nothing but namespaces, and instances to send packets from.
+"""A laboratory for network tests: a "host" made of namespaces only, and instances to send packets from.
 
 `isolated` runs a test in a child process with network, mount and PID namespaces of its own, so that what the test
 leaves behind ends with it. `Lab` is a fabric on that host with tenants, networks and instances.

@@ -1,4 +1,4 @@
-"""A machine within the machine: all tests run in pid, mount and network namespaces of their own.
+"""Runs all tests in PID, mount and network namespaces of their own.
 
     /proc       shows the tests' own processes only, so that a snapshot of it is exact
     mounts      are shared among themselves, as under systemd, and vanish with the last process

@@ -1,4 +1,4 @@
-"""A container runtime of fifty lines without user namespaces: what the test of CVE-2019-5736 attacks.
+"""A container runtime of fifty lines without user namespaces, as the target in the test of CVE-2019-5736.
 
     naive_runtime.py SEAL run ROOT COMMAND…     PID 1 of new PID and mount namespaces becomes COMMAND; we end before it
     naive_runtime.py SEAL join PID              joins them, waits for a line, and becomes /bin/true

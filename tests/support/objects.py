@@ -1,4 +1,4 @@
-"""Stored objects for tests of what works on them: everything that has to be said, with defaults."""
+"""Stored objects for tests, with defaults for all required fields."""
 
 from __future__ import annotations
 

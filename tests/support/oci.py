@@ -1,4 +1,4 @@
-"""`insula-oci` as a caller has it, as a command; bundles for it, and containers that were made without it.
+"""`insula-oci` as a command; bundles for it, and containers that were made without it.
 
 What state, kill, pause, update and the others do, they do to any process in a control group of whose existence the
 state's directory tells. `Resident` is one: nothing isolates it, and nothing of the launch has to work for it.

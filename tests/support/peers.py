@@ -1,4 +1,4 @@
-"""Other people's engines, podman, docker and containerd, as clients of an OCI runtime.
+"""Engines of others (podman, docker and containerd) as clients of an OCI runtime.
 
 Their programs are unpacked, not installed (scripts/peers). A `Host` is a mount and a network namespace in which they
 lie over /usr, so that everything that they start finds its program and its libraries where Debian puts them: an

@@ -1,4 +1,4 @@
-"""`ProcessDriver`: a driver from outside of the tree, whose instances are plain processes of the host.
+"""`ProcessDriver`: a driver outside of the tree, whose instances are plain processes of the host.
 
 It isolates nothing. It shows what `Driver` asks for: each method looks at files and processes, so that another
 control plane can go on where this one ended. A supervising process (`_SUPERVISOR`) has the instance's process as its

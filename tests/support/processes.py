@@ -1,4 +1,4 @@
-"""Processes of this machine, by what they run."""
+"""Finds processes of this machine by their command line."""
 
 from __future__ import annotations
 

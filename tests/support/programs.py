@@ -1,4 +1,4 @@
-"""Files that execve(2) refuses, and what a user shall be told of each."""
+"""Files that execve(2) refuses, and the expected error message of each."""
 
 from __future__ import annotations
 

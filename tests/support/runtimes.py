@@ -1,4 +1,4 @@
-"""OCI runtimes side by side: insula-oci, runc and crun make containers of the same bundle, and a test compares.
+"""OCI runtimes side by side: insula-oci, runc and crun make containers from the same bundle, and a test compares.
 
 They run in a `Host` of tests.support.peers, where Debian's runc and crun find their libraries. States and control
 groups are each runtime's own, so that none of them sees another's container.

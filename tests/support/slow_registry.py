@@ -1,4 +1,4 @@
-"""A registry whose image never arrives, or one that works.
+"""A registry whose image never arrives completely, or one that works.
 
     python -m tests.support.slow_registry               over HTTP: sends the beginning of a layer, and nothing more
     python -m tests.support.slow_registry CERTIFICATE   over HTTPS: the image is busybox; the file has the key, too

@@ -1,4 +1,4 @@
-"""What there is, before and after: whatever an operation leaves behind shows in the difference."""
+"""Snapshots of the host before and after an operation; the difference shows what it has left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting with a bound: for what happens soon, but not at once.
+"""Waits with a time limit for events that happen soon.
 
 How long soon may take depends on the machine, and on what else it does: `INSULA_TEST_PATIENCE` is a factor for every
 such bound of the tests, greater where the processor is emulated. A test that passes never waits for a bound.

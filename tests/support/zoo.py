@@ -1,4 +1,4 @@
-"""A zoo: what fifty hostile or unlucky instances leave behind, for an insulad that starts over it.
+"""The remains of fifty hostile or damaged instances, for an insulad that starts over them.
 
 `Zoo.open` makes them on a daemon that runs, kills insulad, and damages what the kernel and the disk have of them.
 """

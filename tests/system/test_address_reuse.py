@@ -1,4 +1,4 @@
-"""An address that changes hands: neighbours reach its new owner at once, in both families.
+"""Reuse of addresses: neighbours reach the new owner at once, with IPv4 and IPv6.
 
 Neighbours remember at which MAC address an IP address is for about half a minute, so each of these is tried alone: the
 MAC address stays with the address; where it changes, that is announced; and an address rests before it is given again.

@@ -1,4 +1,4 @@
-"""The audit log of a real daemon: each change and each read of an instance's data once, with who and how it ended."""
+"""The audit log of a real daemon: each change and each read of an instance's data once, with user and result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad input: one line with a hint, the right exit status, and nothing changed: neither the state nor the host."""
+"""Bad input: one line with a hint, the right exit status, and no change of the state or the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Capabilities really given up, as the kernel reports them."""
+"""Capabilities are really dropped, as the kernel reports them."""
 
 from __future__ import annotations
 

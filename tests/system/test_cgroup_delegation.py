@@ -1,4 +1,4 @@
-"""A group of cgroup v2 that is given to a user: what he can do in it, and what he cannot."""
+"""Delegation of a cgroup v2 group to a user: what the user can and can't change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of control groups at work: real groups, real processes, on whichever version the host has."""
+"""Limits of control groups: real groups, real processes, with the version that the host has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device rules in force: what the kernel lets a process do with real device nodes, in both versions.
+"""Device rules: access of a process to real device nodes, with both versions.
 
 On a hybrid host version 2 is tried in the tree beside version 1: programs take no controller.
 """

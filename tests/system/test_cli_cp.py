@@ -1,4 +1,4 @@
-"""insula cp: files and trees in both directions, and that nothing of the host can be reached through it."""
+"""`insula cp`: files and trees in both directions; no file of the host can be reached through it."""
 
 from __future__ import annotations
 

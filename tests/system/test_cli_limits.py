@@ -1,4 +1,4 @@
-"""Limits hold, and hit only the one who exceeds them: a neighbour is measured meanwhile."""
+"""Limits affect only the instance that exceeds them: a neighbour is measured meanwhile."""
 
 from __future__ import annotations
 

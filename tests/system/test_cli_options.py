@@ -1,4 +1,4 @@
-"""What `insula run` promises: environment, users, directories, file systems, capabilities, restart policies."""
+"""Options of `insula run`: environment, users, directories, file systems, capabilities, restart policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""insula run and exec of what can't be executed: 127 if it is not there, 126 if it is, and the reason."""
+"""insula run and exec of programs that can't be executed: 127 if missing, else 126, and the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instances whose record can't be read any more: `ps` shows them, and `rm -f` removes them with all that they have."""
+"""Instances whose records can't be read: `ps` lists them, and `rm -f` removes them with all they own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guided tour: it shows what is so, says when something is not, and takes everything away again."""
+"""`insula demo`: it shows true claims, reports a false one, and removes everything again."""
 
 from __future__ import annotations
 

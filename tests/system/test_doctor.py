@@ -1,4 +1,4 @@
-"""`insula doctor`: what works here is said to work, what was taken away is said to lack, and nothing is left behind."""
+"""`insula doctor`: working features are ok, removed ones are reported, and nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A driver from outside of the tree runs instances by the same verbs: `Driver` is all that the control plane knows."""
+"""A driver outside of the tree runs instances by the same verbs: the control plane knows only `Driver`."""
 
 from __future__ import annotations
 

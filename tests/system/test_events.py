@@ -1,4 +1,4 @@
-"""What `insula events` tells of an instance's life, in its order: also of memory, and of back-off and restarts."""
+"""`insula events` in the order of an instance's life, with out-of-memory kills, back-off and restarts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process has when it becomes the user's program, as the program itself and /proc see it."""
+"""Attributes of a process when it executes the user's program, as the program and /proc show them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that becomes the user's program with a seccomp filter: its rights until then and after, and who listens."""
+"""A process that executes the user's program with a seccomp filter: its rights before and after, and the agent."""
 
 from __future__ import annotations
 

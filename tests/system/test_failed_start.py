@@ -1,4 +1,4 @@
-"""A start that fails: the reason is told whoever is faster, and what is left of it is the same in every mode."""
+"""A failed start: the reason is reported under any timing, and each mode leaves the same state."""
 
 from __future__ import annotations
 

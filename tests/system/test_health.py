@@ -1,4 +1,4 @@
-"""Health checks: what they find, what becomes of those that hang, and that a new insulad goes on with them."""
+"""Health checks: results, checks that hang, and a new insulad that continues them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives of images: what others wrote is read, what is written others read, and bad ones leave nothing."""
+"""Archives of images: those of other tools are read, other tools read ours, and bad ones leave nothing."""
 
 from __future__ import annotations
 

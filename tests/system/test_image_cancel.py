@@ -1,4 +1,4 @@
-"""Work on images ends with whoever waits for it: nothing runs on, nothing is left, and insulad can end."""
+"""Work on images ends with its client: no process goes on, nothing is left, and insulad can end."""
 
 from __future__ import annotations
 

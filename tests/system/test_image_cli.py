@@ -1,4 +1,4 @@
-"""Images as a user handles them: names, notes, odd configurations, and fetching on the way."""
+"""Images on the command line: names, notes, odd configurations, and pulls by `run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes that read strangers' data may still do, seen from outside and tried from inside."""
+"""The rights of processes that read data from outside, seen from outside and tried from inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives that are larger inside than outside: small bombs, each beside one of the same make that is taken."""
+"""Archives that expand to more than they seem: small bombs, each beside a similar one that is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roots of images in which something is missing, or leads nowhere: it is made, inside the root."""
+"""Root file systems of images with missing parts or dangling links: parts are made, inside the root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image store on the real file system: overlayfs sees what the layers say, and failures leave nothing."""
+"""The image store on a real file system: overlayfs shows the layers, and failures leave nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A frame that is injected is received by the device it is injected at, and by nobody before."""
+"""An injected frame is received by the device that it is injected at, and by no other before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing stays: not of fifty containers, not of launches that fail, not of the whole of Insula after `down`."""
+"""Nothing is left of fifty containers, of failed launches, and of Insula as a whole after `down`."""
 
 from __future__ import annotations
 

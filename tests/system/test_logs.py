@@ -1,4 +1,4 @@
-"""`logs` and what follows an instance: over restarts, on terminals, and whatever bytes it is made of."""
+"""`logs` and attach: over restarts, on terminals, and with any bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Containers inside containers: what `--nesting` opens, how it is seen from outside, and what stays shut."""
+"""Containers in containers: what `--nesting` allows, how it looks from outside, and what stays forbidden."""
 
 from __future__ import annotations
 

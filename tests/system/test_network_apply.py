@@ -1,4 +1,4 @@
-"""A tenant's intent, applied: again it changes nothing, changed it touches what changed, and damage is repaired."""
+"""`apply` of a tenant's intent: unchanged it changes nothing, a change touches only its part, damage is repaired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each barrier alone: what stops a packet when everything else that would is switched off.
+"""Each barrier alone: it stops a packet when all other barriers are off.
 
 Two barriers in a row hide that one of them is broken. So each test opens all others, shows that the packet passes when
 the last is open too, and that it doesn't with this one, as it is installed.

@@ -1,4 +1,4 @@
-"""Nothing stays: after detach, after teardown, and after kill -9 at any moment."""
+"""Nothing is left after unplug, after teardown, and after kill -9 at any moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linux fabric on the real kernel: what reaches what, and that nothing else does."""
+"""The linux fabric on a real kernel: allowed packets arrive, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The neighbour tables, which all namespaces of a host share: what one instance can have in them, and for how long."""
+"""The neighbour tables, which all namespaces of a host share: limits of one instance's entries."""
 
 from __future__ import annotations
 

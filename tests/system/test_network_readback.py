@@ -1,4 +1,4 @@
-"""What is read back of a tenant's namespace: each thing that somebody changes there is told, in words of its own."""
+"""Read-back of a tenant's namespace: each foreign change is reported, with its own words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The resolver of a tenant parses what hostile instances send: what it may not do, and that it works all the same."""
+"""The resolver of a tenant, which parses data of hostile instances: its confinement, and that it works."""
 
 from __future__ import annotations
 

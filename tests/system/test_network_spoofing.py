@@ -1,4 +1,4 @@
-"""What an instance may send: from its own MAC and IP addresses only, also where ARP and NDP claim some.
+"""An instance can send from its own MAC and IP addresses only, also in ARP and NDP.
 
 Each forgery is sent as a raw frame by web and must not arrive at db; the honest twins around it must.
 """

@@ -1,4 +1,4 @@
-"""Threads that call the fabric against each other, as those do whose caller was cancelled or has lost patience."""
+"""Concurrent calls of the fabric from threads, as after a cancelled or timed-out caller."""
 
 from __future__ import annotations
 

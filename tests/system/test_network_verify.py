@@ -1,4 +1,4 @@
-"""`verify` passes when all is right, and each way of breaking isolation is found, by reading or by packets."""
+"""`verify` passes on a correct host, and finds each way of breaking isolation, by reading or by packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instances in states that are legal and rare: whatever is done with them works, or says why it doesn't."""
+"""Instances in legal and rare states: each operation works, or says why it doesn't."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A new build takes over from an old one: monitor and zygote are replaced, and containers notice nothing."""
+"""A new build takes over from an old one: monitor and zygote are replaced, and containers go on running."""
 
 from __future__ import annotations
 

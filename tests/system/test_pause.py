@@ -1,4 +1,4 @@
-"""Paused: nothing inside runs, everything is kept; and what each other verb means then. As docker-pause(1) has it."""
+"""Pause: no process runs, nothing is lost, and the meaning of other verbs then. As docker-pause(1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--pid container:NAME`: one PID namespace for two instances, and what follows when one of them ends."""
+"""`--pid container:NAME`: one PID namespace for two instances, and the end of one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Process IDs: 1 inside and another outside, nested namespaces, who is who, and signals (pid_namespaces(7))."""
+"""Process IDs: 1 inside and another outside, nested namespaces, `whois`, and signals (pid_namespaces(7))."""
 
 from __future__ import annotations
 

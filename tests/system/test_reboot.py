@@ -1,4 +1,4 @@
-"""A host's reboot, played: every process dies, what was in memory is gone, and the kernel has a new boot_id."""
+"""A simulated reboot: every process ends, memory is lost, and the kernel has a new boot ID."""
 
 from __future__ import annotations
 

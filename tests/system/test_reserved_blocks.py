@@ -1,4 +1,4 @@
-"""The blocks that a file system reserves for root (mke2fs(8), -m): no tenant has them, insulad has.
+"""Blocks that a file system reserves for root (mke2fs(8), -m): tenants can't use them, insulad can.
 
 overlayfs writes with the user of whoever mounted it. As root it would take what an instance writes from the reserve.
 """

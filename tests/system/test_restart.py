@@ -1,4 +1,4 @@
-"""Restart policies over the ends of daemon and host: how often, after what pause, and what does not count."""
+"""Restart policies across ends of the daemon and the host: counts, delays, and what does not count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of `run` and `exec` that people expect from Docker, and the verbs beside them, on a real daemon."""
+"""Options of `run` and `exec` known from Docker, and related verbs, on a real daemon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many instances: all are adopted whoever died, all ends are seen, nothing is left; and a bridge that is full."""
+"""Many instances: all are adopted after crashes, all exits are seen, nothing is left; and a full bridge."""
 
 from __future__ import annotations
 

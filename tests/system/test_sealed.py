@@ -1,4 +1,4 @@
-"""Nobody overwrites the program of the runtime through /proc/PID/exe (CVE-2019-5736).
+"""The runtime's program can't be overwritten through /proc/PID/exe (CVE-2019-5736).
 
 The attacks run in a container without a user namespace: its root is the host's, as Docker's is by default. The runtime
 runs a copy of this Python in a scratch directory, so that the one that is not sealed may really lose it.

@@ -1,4 +1,4 @@
-"""The default profile loaded into real children: what the kernel then lets them do."""
+"""The default profile loaded into real processes: the system calls that the kernel allows then."""
 
 from __future__ import annotations
 

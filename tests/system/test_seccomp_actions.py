@@ -1,4 +1,4 @@
-"""Every action of a seccomp profile, and its listener, on the real kernel: what a program sees of each."""
+"""Every action of a seccomp profile, and its listener, on the real kernel, as a program sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes an instance isolated, looked at from inside and from the host, where the kernel tells the truth."""
+"""The isolation of an instance, seen from inside and from the host."""
 
 from __future__ import annotations
 

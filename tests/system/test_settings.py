@@ -1,4 +1,4 @@
-"""Settings at work: what the file says is what the kernel has; a bad file is refused before anything is changed."""
+"""Settings take effect in the kernel; a bad file is refused before anything is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Containers that are made ahead: the same as others in all that they are, and nothing of them stays."""
+"""Warm containers: they equal ordinary ones in everything, and leave nothing."""
 
 from __future__ import annotations
 

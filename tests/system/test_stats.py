@@ -1,4 +1,4 @@
-"""What instances use, as the kernel counts it: of those asked for, once or again and again."""
+"""`insula stats`: resource usage as the kernel counts it, once or repeatedly."""
 
 from __future__ import annotations
 

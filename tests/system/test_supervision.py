@@ -1,4 +1,4 @@
-"""Our own processes watch over each other, also when one of them can't be started for a while."""
+"""Insula's processes supervise each other, also when one of them can't be started for a while."""
 
 from __future__ import annotations
 

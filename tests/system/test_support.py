@@ -1,4 +1,4 @@
-"""The tests' own instruments: a leak that they can't see would make every later test worthless."""
+"""The tests' own tools: a leak that they can't see would make later tests worthless."""
 
 from __future__ import annotations
 

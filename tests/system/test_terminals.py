@@ -1,4 +1,4 @@
-"""Terminals of all instances together, and the limit that the whole host shares (pty(7))."""
+"""Terminals of all instances together, and the host's limit (pty(7))."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two control planes on one store, with a host's worth of drivers each: either commits, and the instance's own acts.
+"""Two control planes on one store, each with a host's drivers: either commits, and the instance's own acts.
 
 Both run in this process, over the real kernel: they share the store, and the images on the disk, and nothing else.
 """

@@ -1,4 +1,4 @@
-"""Two tenants, one address range, one host: what is the same, what is separate, and that nothing crosses.
+"""Two tenants with one address range on one host: no name, packet or address crosses.
 
 Every negative has a positive control: the same probe, from elsewhere or to elsewhere, succeeds.
 """

@@ -1,4 +1,4 @@
-"""Memory that the kernel charges to no control group: queues of sockets and file locks have a budget for each tenant.
+"""Memory that the kernel charges to no control group: each tenant has a budget for queues of sockets and file locks.
 
 Most of it needs a kernel that lets programs be attached to its functions; tests/modern runs this file on one.
 """

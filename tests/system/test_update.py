@@ -1,4 +1,4 @@
-"""Limits that change while an instance runs: in force at once, within the quota, undone when refused, kept."""
+"""Limits that change while an instance runs: at once, within the quota, undone when refused, and kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An instance that 0.1.0 stored and launched runs on under this version, and obeys it."""
+"""An instance that 0.1.0 stored and launched runs on with this version, and is managed by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The walk over layers against overlayfs itself: both must see the same, whiteouts and opaque directories too."""
+"""The lookup of users in layers agrees with overlayfs, with whiteouts and opaque directories too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""insulad starts over a zoo: what fifty hostile or unlucky instances left behind (tests.support.zoo).
+"""insulad starts over the remains of fifty hostile or damaged instances (tests.support.zoo).
 
 It answers before it has looked at any of them, serves others, tells of each that is not as it should be, and can
 remove all of them.

@@ -1,4 +1,4 @@
-"""The API on a socket of its own, in a thread, over a cloud in memory."""
+"""The API on a socket of its own, in a thread, over a control plane in memory."""
 
 from __future__ import annotations
 

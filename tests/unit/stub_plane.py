@@ -1,4 +1,4 @@
-"""A cloud in memory, for tests of the API and its clients alone: an "instance" is a process of this host.
+"""A control plane in memory, for tests of the API and its clients alone: an "instance" is a process of this host.
 
 It stands in for `insula.control`, not for the kernel: sockets, pipes, terminals and signals are real.
 """

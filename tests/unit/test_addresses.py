@@ -1,4 +1,4 @@
-"""Addresses: what is given out is free, inside the subnet, and never the gateway's."""
+"""Addresses: allocated ones are free, inside the subnet, and not the gateway's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files in and out of a container's root: a directory plays it, and everything in it is hostile."""
+"""Files into and out of a container's root: a directory stands for it, and everything in it is hostile."""
 
 from __future__ import annotations
 

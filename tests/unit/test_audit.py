@@ -1,4 +1,4 @@
-"""The audit log as a file: whole lines, rotation, others who rename it, full disks; and its reader."""
+"""The audit log as a file: whole lines, rotation, renames by others, full disks; and its reader."""
 
 from __future__ import annotations
 

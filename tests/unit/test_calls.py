@@ -1,4 +1,4 @@
-"""Turns of threads at a fabric: who waits for whom, and who is refused."""
+"""Concurrent calls of a fabric: which wait for each other, and which are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From linux.resources to files of both versions; paths of groups; how settings are written."""
+"""linux.resources as files of both cgroup versions; paths of groups; writes of settings."""
 
 from __future__ import annotations
 

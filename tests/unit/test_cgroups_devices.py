@@ -1,4 +1,4 @@
-"""Device rules: what a list of them means, said for version 1 and compiled for version 2, against a plain reading."""
+"""Device rules for version 1 and compiled for version 2, against a plain interpretation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of scopes, and limits as systemd's properties; scopes themselves are tried in tests/modern/inside."""
+"""Names of scopes, and limits as systemd's properties. Scopes themselves are tested in tests/modern/inside."""
 
 from __future__ import annotations
 

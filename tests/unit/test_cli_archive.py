@@ -1,4 +1,4 @@
-"""`insula cp`: what comes out of an instance is hostile, and stays where it was sent."""
+"""`insula cp`: data from an instance is hostile, and is written to its target only."""
 
 from __future__ import annotations
 

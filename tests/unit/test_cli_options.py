@@ -1,4 +1,4 @@
-"""The command line's parser: what it accepts, what it refuses, and that every verb can tell about itself."""
+"""The command line's parser: accepted and refused words, and the help of every verb."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tenants named or printed reaches a terminal as text only."""
+"""Names and output of tenants reach a terminal as text only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `stats`, `top` and `update` make of numbers."""
+"""The figures of `stats`, `top` and `update` as text."""
 
 from __future__ import annotations
 

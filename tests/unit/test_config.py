@@ -1,4 +1,4 @@
-"""The check of config.json: what is valid passes, and every way to be wrong is named by its field."""
+"""Validation of config.json: valid ones pass, and every error names its field."""
 
 from __future__ import annotations
 

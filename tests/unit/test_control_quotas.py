@@ -1,4 +1,4 @@
-"""Quotas: sums that are refused, also when two ask at the same time."""
+"""Quotas: exceeding a sum is refused, also with concurrent requests."""
 
 from __future__ import annotations
 

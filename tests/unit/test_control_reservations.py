@@ -1,4 +1,4 @@
-"""Reservations in the real store: only one owner gets a value, whatever races."""
+"""Reservations in a real store: only one owner gets a value, also with concurrent requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may ask for, settings, and when to restart."""
+"""Checks of specs, ranges of IDs, and restart policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is decided about an instance: every way to die has its row, and from everywhere the actions come to an end."""
+"""`decide`: every state of an instance has its action, and the actions come to an end from every state."""
 
 from __future__ import annotations
 

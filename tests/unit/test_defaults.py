@@ -1,4 +1,4 @@
-"""What holds when nobody says anything: each default by its value."""
+"""Defaults: each by its value."""
 
 from __future__ import annotations
 

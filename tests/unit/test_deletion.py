@@ -1,4 +1,4 @@
-"""The thread that takes devices away outlives whatever fails in it."""
+"""The thread that deletes devices survives failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device nodes in a directory that others see, too: what is there in place of one is not given away."""
+"""Device nodes in a directory that others can change: a file in place of a node is not given away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of fabrics: one more is one more entry, and the setting names it."""
+"""The registry of fabrics: a new fabric is a new entry, and the setting names it."""
 
 from __future__ import annotations
 

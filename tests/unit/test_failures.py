@@ -1,4 +1,4 @@
-"""What a user is told of a launch that failed: the host is blamed only for what is the host's."""
+"""Error messages of failed launches: the host is named only for faults of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate around the application: who is let in, and what becomes of requests when the daemon stops."""
+"""Access to the application: allowed users, and requests during the stop of the daemon."""
 
 from __future__ import annotations
 

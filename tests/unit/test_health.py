@@ -1,4 +1,4 @@
-"""Health checks as decisions: what is asked of whom, when, and what follows from the answers."""
+"""Health checks: schedule, results, and their evaluation."""
 
 from __future__ import annotations
 

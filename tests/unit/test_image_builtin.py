@@ -1,4 +1,4 @@
-"""Where base images come from: apt's own sources; and whether a busybox can stand alone."""
+"""Sources of base images (apt's own), and static busyboxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extraction of layers: what comes out, and that nothing outside of the target ever changes."""
+"""Extraction of layers: the result, and that nothing outside of the target changes."""
 
 from __future__ import annotations
 

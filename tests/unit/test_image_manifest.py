@@ -1,4 +1,4 @@
-"""Manifests, indexes and configurations: what is read, and what is refused in one line."""
+"""Manifests, indexes and configurations: valid ones are read, others are refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of an index's images suits this machine's processor."""
+"""Choice of the image of an index that suits this machine's processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of images: what parses, to what, and what is refused."""
+"""Names of images: parsing and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What skopeo says, as one line of ours."""
+"""Errors of skopeo as one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines of our processes: their form, priorities for the journal, tracebacks."""
+"""Log lines of Insula's processes: their format, priorities for the journal, tracebacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manual pages: every verb, option and setting has its entry, and groff has nothing to complain about."""
+"""Manual pages: every verb, option and setting has an entry, and groff has no warnings."""
 
 from __future__ import annotations
 

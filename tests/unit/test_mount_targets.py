@@ -1,4 +1,4 @@
-"""`mounts.make_target`: what is missing of a path is made, links are followed, and nothing is outside of the root."""
+"""`mounts.make_target`: missing parts of a path are made, links are followed, and all is inside of the root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mutants themselves: which changes are made of a source, and that what targets.toml names is there."""
+"""The mutants: the changes made to a source, and that the files in targets.toml exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`container.namespaces`: which namespaces a plan makes and joins, seen in /proc by the process that is born there."""
+"""`container.create.namespaces`: the namespaces that a plan makes and joins, as the new process sees them in /proc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which mounts of a table are the host's, for `--no-pivot`."""
+"""The mounts of a table that are the host's, for `--no-pivot`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of `insula-oci`: what engines pass is understood, and what is wrong is one line."""
+"""The command line of `insula-oci`: command lines of engines are parsed, and errors are one line."""
 
 from __future__ import annotations
 

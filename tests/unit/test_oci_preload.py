@@ -1,4 +1,4 @@
-"""The files from which `insula-oci` loads the modules of a verb: they hold all that it takes, and are not needed."""
+"""The files from which `insula-oci` loads the modules of a verb: they are complete, and not required."""
 
 from __future__ import annotations
 

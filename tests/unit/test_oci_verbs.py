@@ -1,4 +1,4 @@
-"""Parts of verbs that need no container: how limits are put together, how statistics are told."""
+"""Parts of verbs that need no container: merging of limits, formats of statistics."""
 
 from __future__ import annotations
 

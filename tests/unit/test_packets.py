@@ -1,4 +1,4 @@
-"""Probes and announcements: right to the last bit, recognised when they are whole, and never a reason to fail."""
+"""Probes and announcements: correct to the last bit, recognised if complete; receivers never fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which mounts of a container are made before the others, for many containers alike, and still hide what they shall."""
+"""Choice of mounts that are made before the others, for many containers alike, and the order that they must keep."""
 
 from __future__ import annotations
 

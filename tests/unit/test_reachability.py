@@ -1,4 +1,4 @@
-"""Intent: who may reach whom is computed from what tenants asked for, and from what is installed."""
+"""Intent: reachability is computed from the desired state, and from the installed state."""
 
 from __future__ import annotations
 

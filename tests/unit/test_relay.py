@@ -1,4 +1,4 @@
-"""What output costs the process that prints it: its bytes, and something for each piece that it comes in."""
+"""The cost of output to the process that prints it: its bytes, and a part for each piece."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`container.rootfs`: paths that are masked and read-only, the mount tree, and how it becomes the only root.
+"""`container.create.rootfs`: masked and read-only paths, the mount tree, and the change of the root.
 
 Each in a mount namespace of its own, without a container around it.
 """

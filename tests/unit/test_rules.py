@@ -1,4 +1,4 @@
-"""The packet filter as it is loaded: what is there before, what is added and deleted, and what is set right again.
+"""The loaded packet filter: existing rules, added and deleted elements, and repairs.
 
 What the rules let through is shown by the system tests; here they are only loaded, in a namespace that is new.
 """

@@ -1,4 +1,4 @@
-"""What `run` and `exec` make of their options' texts, and what the API does with them whoever wrote them."""
+"""Options of `run` and `exec` as text, and the checks of their values in the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of processors as cpuset(7) writes them, and what of `process` is set for whom."""
+"""Lists of processors as in cpuset(7), and scheduling attributes of `process`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled seccomp filters against a plain reading of their profile, and against libseccomp's own filters."""
+"""Compiled seccomp filters against a plain interpretation of their profile, and against libseccomp's filters."""
 
 from __future__ import annotations
 

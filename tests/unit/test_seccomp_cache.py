@@ -1,4 +1,4 @@
-"""Compiled filters are found again by all that they depend on, and believed only if nobody else could write them."""
+"""The cache of compiled filters: its keys, and files that others could have written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seccomp profiles from strangers: whatever it is, it is compiled or refused in one line, and never in the long run."""
+"""Arbitrary seccomp profiles: each is compiled or refused in one line, in bounded time."""
 
 from __future__ import annotations
 

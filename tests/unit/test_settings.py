@@ -1,4 +1,4 @@
-"""Settings: the file, the environment over it, and what is refused; docs and example say the same as the code."""
+"""Settings: the file, variables that override it, and refusals; docs and example agree with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OCI config of a launch: Docker's defaults, what differs from them, and everything that is refused."""
+"""The OCI config of a launch: Docker's defaults, the differences, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runner of `scripts/test all`: what a stage prints, how it ends, and what is said of it at the end."""
+"""The runner of `scripts/test all`: the output of a stage, its end, and the report."""
 
 from __future__ import annotations
 

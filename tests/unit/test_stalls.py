@@ -1,4 +1,4 @@
-"""Work on what an instance left, however much that is, leaves the event loop free.
+"""Work on data of an instance, of any size, leaves the event loop free.
 
 Nothing is timed: a *ticker* counts how often the loop goes round while the work is done. Work on the loop lets it go
 round not once in between (the positive control); work in a thread lets it go round as often as it likes.

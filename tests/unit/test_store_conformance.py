@@ -1,4 +1,4 @@
-"""What every store must do, written against the protocol: a new implementation is a new line in FACTORIES."""
+"""Tests of the store's protocol: a new implementation is a new line in FACTORIES."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of its history the store keeps: so many revisions, and so many bytes; in the file and in memory."""
+"""The size of the store's history: bounded in revisions and bytes, in the file and in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is SQLite's own: durability, the lock, migrations, group commit, forgetting history."""
+"""Tests of SQLite's store only: durability, the lock, migrations, group commit, pruning of the history."""
 
 from __future__ import annotations
 

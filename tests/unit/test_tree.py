@@ -1,4 +1,4 @@
-"""Trees as tar streams and back: deep ones, odd names, holes, and what changes meanwhile."""
+"""Trees as tar streams and back: deep ones, odd names, holes, and concurrent changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trees that strangers made are removed, and files that should be records are read, whatever they are."""
+"""Removal of hostile trees, and reading of files that should be records."""
 
 from __future__ import annotations
 

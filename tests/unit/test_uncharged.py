@@ -1,4 +1,4 @@
-"""Budgets in the kernel, while the kernel takes its time: nothing waits for it. Whether they hold is tests/system's."""
+"""Budgets in the kernel while the kernel is slow: nothing waits for it. tests/system tests that they hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What version 0.1.0 stored is read by this one; what a later one stores is, as far as it is known here."""
+"""Objects that 0.1.0 stored are read; unknown fields of later versions are ignored."""
 
 from __future__ import annotations
 

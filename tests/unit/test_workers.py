@@ -1,4 +1,4 @@
-"""Locks for each name: they exclude each other, and none is kept when nobody needs it."""
+"""Locks for each name: they exclude each other, and unused ones are dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copying pages ahead of the writes to them: seen in the page faults that those writes then cost."""
+"""Copying pages before they are written to: measured by the page faults of the writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The monitor never waits for the zygote: it has the streams of everybody."""
+"""The monitor never waits for the zygote, since it has the streams of all containers."""
 
 from __future__ import annotations
 

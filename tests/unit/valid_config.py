@@ -1,4 +1,4 @@
-"""A config.json in which every field of the runtime-spec for Linux is used, to be spoilt one field at a time."""
+"""A config.json with every field of the runtime-spec for Linux, for tests that change one field at a time."""
 
 from __future__ import annotations
 

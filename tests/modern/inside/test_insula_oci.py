@@ -1,4 +1,4 @@
-"""insula-oci on a host of systemd's: containers in scopes, with limits, from create to delete."""
+"""insula-oci on a host with systemd: containers in scopes, with limits, from create to delete."""
 
 from __future__ import annotations
 

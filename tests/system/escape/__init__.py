@@ -1,4 +1,4 @@
-"""The escape suite: what a hostile tenant, who is root in a container, does to get out of it or at a neighbour.
+"""The escape suite: attacks of a hostile tenant, who is root in a container, on the host and on neighbours.
 
 Each test plays one known technique, which its docstring names and explains. An attack that fails proves nothing until
 the same attack has been seen to succeed: so each has a *positive control*, which does the same to an unguarded process,

@@ -1,4 +1,4 @@
-"""Bombs: what one container takes until there is no more, and a neighbour that goes on meanwhile.
+"""Bombs: one container takes as much as it can, and a neighbour goes on meanwhile.
 
 The control group of the instance limits processes and memory, and all memory that the kernel keeps for a process
 counts: of files, sockets, pipes, inodes, descriptors. Nothing here is timed: the neighbour must answer. What is counted

@@ -1,4 +1,4 @@
-"""insula cp: the host's root reads and writes files by paths that the container may change at any moment.
+"""`insula cp`: the host's root reads and writes files by paths that the container may change at any moment.
 
 CVE-2018-15664: Docker resolved the path in the container's root and then used it from the host's; a symbolic link that
 came in between led anywhere. Here each component is opened inside of the container's mount namespace, after a chroot,

@@ -1,4 +1,4 @@
-"""What a container's output, its memory and its descriptors may cost the processes that serve all containers."""
+"""The cost of a container's output, memory and descriptors to the processes that serve all containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device nodes: whoever opens the disk's reads and writes everybody's files, below every file system.
+"""Device nodes: a process that opens the disk's node reads and writes all files, below every file system.
 
 In a user namespace mknod(2) makes none (CAP_MKNOD must count in the first one), images may bring none, the root and all
 other mounts that a tenant could put one on have MS_NODEV, and the control group lets harmless ones through only.

@@ -1,4 +1,4 @@
-"""What the kernel counts for a user, or for the whole host: one tenant may use up its own part only.
+"""Resources that the kernel limits per user or for the whole host: a tenant can use up only its own part.
 
 The counters of user_namespaces(7) also count for the owner of the namespace. When a runtime makes all namespaces as
 root, inotify instances (inotify(7)), queued signals (sigqueue(3)) and message queues (mq_overview(7)) of all containers

@@ -1,4 +1,4 @@
-"""Files of the host that are bound into instances: which there are, and that nobody inside can change them.
+"""Files of the host that are bind-mounted into instances can't be changed from inside.
 
 A mount that is attached in the container's own mount namespace is not locked (mount_namespaces(7)): with CAP_SYS_ADMIN
 "ro" can be taken off. Then only the file's owner stands between the container and the host's inode; so what is bound is

@@ -1,4 +1,4 @@
-"""Hostile images: everything in them is the attacker's, and the runtime works among it with the host's rights.
+"""Hostile images: an attacker controls everything in them, and the runtime handles them with the host's rights.
 
 Each image is loaded and started as any other. It may be refused, in one line; or it may run, and then what was to be
 redirected went nowhere. On the host nothing changes.

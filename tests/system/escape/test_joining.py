@@ -1,4 +1,4 @@
-"""What a container's root can do to a process of the host that joins it: `exec` comes as Python with the host's rights.
+"""Attacks of a container's root on a process of the host that joins it: `exec` starts Python with the host's rights.
 
 Each attack that runc once fell to: CVE-2016-9962 and CVE-2019-5736 (the joining process's descriptors and program),
 CVE-2024-21626 (a working directory through a descriptor that leaked), CVE-2025-31133 and CVE-2025-52565 (/dev/null,

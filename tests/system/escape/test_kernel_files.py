@@ -1,4 +1,4 @@
-"""Files of the kernel: what is written there changes the host, what is read there tells of all tenants.
+"""Files of the kernel: a write could change the host, and a read could reveal other tenants.
 
 Root in a container is nobody outside: such files belong to the host's root, so they are not his to write. On top of it
 /proc/sys and /sys are read-only, and what tells too much is masked; to undo that takes mount(2), which is refused.

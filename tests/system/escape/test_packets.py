@@ -1,4 +1,4 @@
-"""Packets with which an instance would reach what no tenant may, or use up what all share."""
+"""Packets of an instance to forbidden targets, or that use up shared resources."""
 
 from __future__ import annotations
 

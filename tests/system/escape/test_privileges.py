@@ -1,4 +1,4 @@
-"""Rights regained: what execve(2) gives to marked files, and what a process may give to itself.
+"""Privileges from execve(2) of marked files, and privileges that a process could give to itself.
 
 no_new_privs (prctl(2)) is set for whatever runs in a container, so that exec never gives more than there was: set-uid
 programs, file capabilities and ambient sets all end there. The bounding set ends it a second time, and the user

@@ -1,4 +1,4 @@
-"""Sockets and terminals: interfaces between programs that no file's permissions guard.
+"""Sockets and terminals: interfaces between programs that file permissions don't protect.
 
 A network namespace (network_namespaces(7)) holds interfaces, packet sockets, abstract unix sockets and most of netlink;
 what it doesn't hold (AF_VSOCK, keys, consoles) the seccomp filter must. See test_packets for what instances send.

@@ -1,4 +1,4 @@
-"""System calls as the way out: what each hands out is said at `attacks.kernel`.
+"""Dangerous system calls; `attacks.kernel` says what each would give.
 
 Three things stop them, and each alone would: the seccomp filter refuses the call before the kernel looks at it, root in
 the container has no such capability, and what it has counts in its own user namespace only.

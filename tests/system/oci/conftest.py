@@ -1,4 +1,4 @@
-"""`box`: a bundle with all of busybox, whose containers are made by the command line. Nothing may be left of them."""
+"""`box`: a bundle with all of busybox, whose containers are made by the command line. Each test must leave nothing."""
 
 from __future__ import annotations
 

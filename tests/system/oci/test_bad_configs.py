@@ -1,4 +1,4 @@
-"""A config that is wrong, or that the kernel refuses half-way, is one line, and nothing is left of it."""
+"""A wrong config, or one that the kernel refuses half-way, is one line of error, and leaves nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""insula-oci checkpoint and restore: what a process had in memory is there again, and so is what it was given."""
+"""insula-oci checkpoint and restore: memory and attributes of a process are restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks: six points in a container's life, in order, in the right namespaces; what each is told and may fail."""
+"""Hooks: order, namespaces, input, and the effect of failures, at six points of a container's life."""
 
 from __future__ import annotations
 

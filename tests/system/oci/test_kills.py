@@ -1,4 +1,4 @@
-"""kill -9 of the runtime at any point: nothing is left that `delete --force` does not remove."""
+"""kill -9 of the runtime at any point: `delete --force` removes everything that is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""create, start, run and delete: the states of a container, what each verb refuses, and what its errors leave."""
+"""create, start, run and delete: the states of a container, refusals, and errors that leave nothing."""
 
 from __future__ import annotations
 

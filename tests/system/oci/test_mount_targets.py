@@ -1,4 +1,4 @@
-"""Where entries of `mounts` go, and what they find there: links that lead nowhere, modes, read-only /dev, `cwd`."""
+"""Targets of `mounts`: dangling links, modes, a read-only /dev, `cwd`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every namespace, made or joined by path, and the mappings of IDs: what a process inside and the kernel say."""
+"""Every namespace, made or joined by path, and ID mappings, as seen inside and in the kernel."""
 
 from __future__ import annotations
 

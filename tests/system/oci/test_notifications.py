@@ -1,4 +1,4 @@
-"""sd_notify(3): what a container sends to NOTIFY_SOCKET, and what of it the supervisor is told."""
+"""sd_notify(3): messages of a container to NOTIFY_SOCKET, and the messages that the supervisor gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `process` of a config asks for, as a container of insula-oci has it: by run, create and start, and exec."""
+"""Attributes of `process` in a config, in a container of insula-oci: by run, create and start, and exec."""
 
 from __future__ import annotations
 

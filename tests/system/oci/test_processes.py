@@ -1,4 +1,4 @@
-"""What a process gets: terminal, descriptors, limits; and processes that join by exec."""
+"""The process of a container: terminal, descriptors, limits; and processes that join by exec."""
 
 from __future__ import annotations
 

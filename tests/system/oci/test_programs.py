@@ -1,4 +1,4 @@
-"""Programs that can't be executed: the exit status tells apart what is not there, and the line says why."""
+"""Programs that can't be executed: the exit status tells a missing one, and the line says why."""
 
 from __future__ import annotations
 

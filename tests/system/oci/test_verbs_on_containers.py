@@ -1,4 +1,4 @@
-"""The verbs on containers that `create` and `start` made, one life after the other."""
+"""The verbs on containers that `create` and `start` have made."""
 
 from __future__ import annotations
 

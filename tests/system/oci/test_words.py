@@ -1,4 +1,4 @@
-"""What callers of runc look for in its lines: steps with --debug, and the words of errors and warnings."""
+"""Lines that callers of runc look for: steps with --debug, and the words of errors and warnings."""
 
 from __future__ import annotations
 

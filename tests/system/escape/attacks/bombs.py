@@ -1,4 +1,4 @@
-"""Using up what all share: each takes as much as it gets, and says how much that was."""
+"""Exhaustion of shared resources: each attack takes as much as it can, and returns how much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that belong to the kernel, and device nodes: to write one, or to read one, is to have the host."""
+"""Files of the kernel and device nodes: access to one of them would give control of the host."""
 
 from __future__ import annotations
 

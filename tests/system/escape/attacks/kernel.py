@@ -1,4 +1,4 @@
-"""System calls that hand out kernel code which no container needs, or that change what all containers share.
+"""System calls that expose kernel code which no container needs, or that change state of all containers.
 
 Each is a way in of its own: a published exploit began with it. The arguments harm nobody where the call is allowed.
 """

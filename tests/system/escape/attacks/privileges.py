@@ -1,4 +1,4 @@
-"""More rights than one was given: by a file, by exec, by a new user namespace, by a prctl."""
+"""Privilege escalation: by a file, by exec, by a new user namespace, by prctl(2)."""
 
 from __future__ import annotations
 

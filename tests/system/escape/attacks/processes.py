@@ -1,4 +1,4 @@
-"""Other processes: seen, signalled, traced, or entered."""
+"""Attacks on other processes: listing, signals, tracing, entering their namespaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Races: what a path means is changed between the look at it and its use."""
+"""Races: the meaning of a path changes between its check and its use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Runs attacks, each in a forked child, and tells how they ended: in a container as a program, elsewhere as a function.
+"""Runs attacks, each in a forked child, and reports their results: in a container as a program, elsewhere as a
+function.
 
 As a program it reads a list of calls `[module, function, arguments]` from the standard input as JSON, and prints the
 list of their ends. A value that JSON doesn't know is its repr().

@@ -1,4 +1,4 @@
-"""The runtime itself, seen from inside of a container that it makes or joins."""
+"""Attacks on the runtime from inside of a container that it makes or joins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sockets that reach further than a network namespace should let them."""
+"""Sockets that could reach beyond a network namespace."""
 
 from __future__ import annotations
 
