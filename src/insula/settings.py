@@ -73,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: Path = Path("/run/insula")
     prefix: str = "insula"
     socket: Path = Path("/run/insula/insulad.sock")
+    users_socket: Path = Path("/run/insula/users.sock")
     spares: int = 2
     log_level: Literal["error", "warning", "info", "debug"] = "info"
     fabric: Literal["linux"] = "linux"
@@ -114,6 +115,12 @@ DOCUMENTED = (
     Documented("root", "absolute path", "Directory for persistent data: store, images, files of instances."),
     Documented("run", "absolute path", "Directory for data that must not survive a reboot. On a tmpfs."),
     Documented("socket", "absolute path", "Unix socket that serves the API. Default: insulad.sock in `run`."),
+    Documented(
+        "users_socket",
+        "absolute path",
+        "Unix socket for users of this host that are neither root nor in the group insula. Default: users.sock in "
+        "`run`.",
+    ),
     Documented(
         "prefix",
         "1 to 8 of a-z and 0-9, a letter first",
@@ -232,6 +239,8 @@ def _checked(data: dict[str, Any], source: str, names: Mapping[str, str]) -> Set
             raise _explained(str(error), names) from None
         if "socket" not in data:
             settings = msgspec.structs.replace(settings, socket=settings.run / "insulad.sock")
+        if "users_socket" not in data:
+            settings = msgspec.structs.replace(settings, users_socket=settings.run / "users.sock")
         _check(settings, names)
     except Invalid as error:
         if source:
@@ -282,7 +291,13 @@ def _check(settings: Settings, names: Mapping[str, str]) -> None:
         return Invalid(f"{names.get(key, key)} {shorten(str(value))} {what}", hint)
 
     audit, network = settings.audit, settings.network
-    paths = {"root": settings.root, "run": settings.run, "socket": settings.socket, "audit.path": Path(audit.path)}
+    paths = {
+        "root": settings.root,
+        "run": settings.run,
+        "socket": settings.socket,
+        "users_socket": settings.users_socket,
+        "audit.path": Path(audit.path),
+    }
     for key, path in paths.items():
         if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
             raise wrong(key, path, "is not absolute", "write the whole path")

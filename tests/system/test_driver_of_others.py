@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from insula.control.identities.authority import OPERATOR
 from insula.control.instances.drivers import registry
 from insula.control.plane import ControlPlane
 from insula.model.errors import Failed, Invalid, Unavailable
@@ -67,13 +68,13 @@ def alive(pid: int | None) -> bool:
 def test_an_instance_is_run_stopped_started_and_removed(settings: Settings) -> None:
     async def body(plane: ControlPlane) -> None:
         verbs = plane.instances
-        started = (await verbs.run(TENANT, process_of("web", "sleep", "600"))).status
+        started = (await verbs.run(TENANT, process_of("web", "sleep", "600"), by=OPERATOR)).status
         assert started.state == "running" and alive(started.pid)
         ours = [os.readlink(f"/proc/{pid}/ns/pid") for pid in ("self", started.pid)]
         assert ours[0] == ours[1], "it is this driver's: a container has a namespace of its own"
         stopped = (await verbs.stop(TENANT, "web")).status
         assert (stopped.state, stopped.exit and stopped.exit.exit_status, alive(started.pid)) == ("exited", 143, False)
-        again = (await verbs.restart(TENANT, "web")).status
+        again = (await verbs.restart(TENANT, "web", by=OPERATOR)).status
         assert again.pid != started.pid and alive(again.pid)
         await verbs.remove(TENANT, "web", force=True)
         assert not alive(again.pid) and await verbs.list(TENANT) == []
@@ -85,10 +86,10 @@ def test_an_instance_is_run_stopped_started_and_removed(settings: Settings) -> N
 def test_an_exit_and_the_restart_policy(settings: Settings) -> None:
     async def body(plane: ControlPlane) -> None:
         verbs = plane.instances
-        await verbs.run(TENANT, process_of("three", "sh", "-c", "exit 3"))
+        await verbs.run(TENANT, process_of("three", "sh", "-c", "exit 3"), by=OPERATOR)
         assert (await verbs.wait(TENANT, "three")).exit_status == 3
         policy = RestartPolicy(name="on-failure", max_retries=1)
-        await verbs.run(TENANT, process_of("twice", "sh", "-c", "exit 4", restart=policy))
+        await verbs.run(TENANT, process_of("twice", "sh", "-c", "exit 4", restart=policy), by=OPERATOR)
 
         managed = next(m for m in plane.managed.all() if m.instance.name == "twice")
 
@@ -104,7 +105,7 @@ def test_another_control_plane_takes_over(settings: Settings) -> None:
     pids: list[int | None] = []
 
     async def first(plane: ControlPlane) -> None:
-        pids.append((await plane.instances.run(TENANT, process_of("web", "sleep", "600"))).status.pid)
+        pids.append((await plane.instances.run(TENANT, process_of("web", "sleep", "600"), by=OPERATOR)).status.pid)
 
     async def second(plane: ControlPlane) -> None:
         await eventually(lambda: all(m.reconciled.is_set() for m in plane.managed.all()), "it was looked at")
@@ -130,7 +131,7 @@ def test_an_immediate_failure_has_its_reason(settings: Settings, monkeypatch: py
     monkeypatch.setattr(registry, "DRIVERS", {Unpausable.kind: Unpausable})
 
     async def body(plane: ControlPlane) -> None:
-        await plane.instances.run(TENANT, process_of("web", "sleep", "600"))
+        await plane.instances.run(TENANT, process_of("web", "sleep", "600"), by=OPERATOR)
         wait_for = plane.instances._converged
 
         async def late(found: Any) -> Any:
@@ -150,9 +151,9 @@ def test_an_immediate_failure_has_its_reason(settings: Settings, monkeypatch: py
 def test_missing_features_are_refused_in_one_line(settings: Settings) -> None:
     async def body(plane: ControlPlane) -> None:
         with pytest.raises(Invalid, match="no network"):
-            await plane.instances.run(TENANT, InstanceSpec(image="busybox", name="net", command=["true"]))
+            await plane.instances.run(TENANT, InstanceSpec(image="busybox", name="net", command=["true"]), by=OPERATOR)
         assert await plane.instances.list(TENANT) == []
-        await plane.instances.run(TENANT, process_of("web", "sleep", "600"))
+        await plane.instances.run(TENANT, process_of("web", "sleep", "600"), by=OPERATOR)
         with pytest.raises(Unavailable):
             await plane.instances.exec_create(TENANT, "web", ExecSpec(command=["true"]))
         with pytest.raises(Unavailable):

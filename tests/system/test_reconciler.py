@@ -17,6 +17,7 @@ import pytest
 from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
 from insula.control import plane as planes
 from insula.control import tasks
+from insula.control.identities.authority import OPERATOR
 from insula.control.instances import io, lifecycle
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.drivers.base import CreateOptions
@@ -93,7 +94,7 @@ def sleeper(name: str) -> InstanceSpec:
 async def two_instances(plane: ControlPlane) -> None:
     plane.begin()
     for name in ("first", "second"):
-        await plane.instances.run(TENANT, sleeper(name))
+        await plane.instances.run(TENANT, sleeper(name), by=OPERATOR)
 
 
 def test_an_instance_that_cannot_be_observed_delays_only_itself(
@@ -120,7 +121,7 @@ def test_an_instance_that_cannot_be_observed_delays_only_itself(
         with pytest.raises(Unavailable, match="still looking at instance first"):
             await plane.instances.get(TENANT, "first")
         plane.begin()
-        assert (await plane.instances.run(TENANT, sleeper("third"))).status.state == "running"
+        assert (await plane.instances.run(TENANT, sleeper("third"), by=OPERATOR)).status.state == "running"
         await eventually(lambda: watched(plane, "second"), "one is adopted")
         name = f"instance {TENANT}/first"
         await eventually(lambda: name in plane.context.problems, "the other is told of")
@@ -204,16 +205,16 @@ def test_a_start_that_takes_too_long_fails_and_is_undone(settings: Settings, mon
         with monkeypatch.context() as shorter:
             shorter.setattr(lifecycle, "LIMIT", 0.2)
             with pytest.raises(Failed, match="that takes more than"):
-                await plane.instances.run(TENANT, sleeper("slow"))
+                await plane.instances.run(TENANT, sleeper("slow"), by=OPERATOR)
         managed = plane.managed.find(TENANT, "slow")
         assert managed and managed.status.state == "starting"
         await eventually(lambda: managed.instance.id in driver.ids(), "the runtime has made it")
-        assert (await plane.instances.run(TENANT, sleeper("third"))).status.state == "running"
+        assert (await plane.instances.run(TENANT, sleeper("third"), by=OPERATOR)).status.state == "running"
         release.set()
         await eventually(lambda: managed.status.state == "failed", "its start is given up")
         await eventually(lambda: managed.instance.id not in driver.ids(), "nothing is left of it")
         assert "more than 0.2 s" in (managed.status.error or "")
-        assert (await plane.instances.start(TENANT, "slow")).status.state == "running", "it can be started"
+        assert (await plane.instances.start(TENANT, "slow", by=OPERATOR)).status.state == "running", "it can be started"
         timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
         assert not [each for each in timers if "give_up" in repr(each) and not each.cancelled()], (
             "none is given up later"
@@ -250,7 +251,7 @@ def test_features_that_a_driver_lacks_are_refused(settings: Settings, monkeypatc
             for feature, ask in asked.items():
                 with pytest.raises(Unavailable, match=f"instances of kind container have no {feature}"):
                     await ask()
-            assert (await verbs.run(TENANT, sleeper("third"))).status.state == "running"
+            assert (await verbs.run(TENANT, sleeper("third"), by=OPERATOR)).status.state == "running"
             await drain(plane.stats.of(TENANT))
         for ask in asked.values():
             await ask()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from insula.container.service.protocol import MONITOR_PID, ZYGOTE_PID
+from insula.control.identities.authority import OPERATOR
 from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import ContainerOptions, InstanceSpec
@@ -114,27 +115,27 @@ def alive(pid: int | None) -> bool:
 def test_each_shows_the_instances_of_both(hosts: list[Settings]) -> None:
     async def body(a: ControlPlane, b: ControlPlane) -> None:
         for plane, name in ((a, "at-a"), (b, "at-b")):
-            assert (await plane.instances.run(TENANT, sleeper(name))).status.state == "running"
+            assert (await plane.instances.run(TENANT, sleeper(name), by=OPERATOR)).status.state == "running"
             await stored(plane)
         for plane in (a, b):
             assert await states(plane) == {"at-a": ("a", "running"), "at-b": ("b", "running")}
             assert (await plane.instances.get(TENANT, "at-b")).instance.host == "b"
         assert a.managed.find(TENANT, "at-b") is None and b.managed.find(TENANT, "at-a") is None
         with pytest.raises(Conflict, match="has an instance at-b already"):
-            await a.instances.run(TENANT, sleeper("at-b"))
+            await a.instances.run(TENANT, sleeper("at-b"), by=OPERATOR)
 
     run(hosts, body)
 
 
 def test_a_request_to_one_is_carried_out_by_the_other(hosts: list[Settings]) -> None:
     async def body(a: ControlPlane, b: ControlPlane) -> None:
-        first = (await b.instances.run(TENANT, sleeper("web"))).status
+        first = (await b.instances.run(TENANT, sleeper("web"), by=OPERATOR)).status
         assert alive(first.pid), "the control"
         stopped = await a.instances.stop(TENANT, "web")
         assert (stopped.status.state, stopped.instance.wanted, alive(first.pid)) == ("exited", "stopped", False)
         assert (await b.instances.get(TENANT, "web")).status.state == "exited"
         assert (await a.instances.wait(TENANT, "web")).exit_status == 137
-        started = (await a.instances.start(TENANT, "web")).status
+        started = (await a.instances.start(TENANT, "web", by=OPERATOR)).status
         assert started.state == "running" and alive(started.pid)
         assert (await a.instances.pause(TENANT, "web")).status.state == "paused"
         assert (await b.instances.get(TENANT, "web")).status.state == "paused"
@@ -142,7 +143,7 @@ def test_a_request_to_one_is_carried_out_by_the_other(hosts: list[Settings]) -> 
         updated = await a.instances.update(TENANT, "web", ResourcesPatch(pids=77))
         assert updated.status.resources and updated.status.resources.pids == 77
         assert (await a.instances.rename(TENANT, "web", "site")).status.pid == started.pid
-        again = (await a.instances.restart(TENANT, "site")).status
+        again = (await a.instances.restart(TENANT, "site", by=OPERATOR)).status
         assert again.pid != started.pid and alive(again.pid) and not alive(started.pid)
         await a.instances.remove(TENANT, "site", force=True)
         assert not alive(again.pid) and await b.instances.list(TENANT) == []
@@ -154,9 +155,9 @@ def test_a_request_to_one_is_carried_out_by_the_other(hosts: list[Settings]) -> 
 def test_a_failure_of_the_other_is_reported(hosts: list[Settings]) -> None:
     async def body(a: ControlPlane, b: ControlPlane) -> None:
         broken = InstanceSpec(image="busybox", name="broken", command=["no-such-program"])
-        await b.instances.run(TENANT, broken, start=False)
+        await b.instances.run(TENANT, broken, start=False, by=OPERATOR)
         with pytest.raises(Failed, match="cannot execute no-such-program") as refused:
-            await a.instances.start(TENANT, "broken")
+            await a.instances.start(TENANT, "broken", by=OPERATOR)
         assert refused.value.exit_status == 127
         assert (await a.instances.get(TENANT, "broken")).status.state == "failed"
         with pytest.raises(Failed, match="cannot execute no-such-program") as refused:
@@ -171,11 +172,11 @@ def test_an_error_of_the_other_arrives_as_it_was(hosts: list[Settings]) -> None:
 
     async def body(a: ControlPlane, b: ControlPlane) -> None:
         joins = InstanceSpec(image="busybox", name="joins", options=ContainerOptions(pid_of="nobody"))
-        await b.instances.run(TENANT, joins, start=False)
+        await b.instances.run(TENANT, joins, start=False, by=OPERATOR)
         found = []
         for plane in (b, a):
             with pytest.raises(InsulaError) as refused:
-                await plane.instances.start(TENANT, "joins")
+                await plane.instances.start(TENANT, "joins", by=OPERATOR)
             found.append(refused.value.to_dict())
         assert found[0] == found[1] and found[0]["error"] == "NotFound"
 
@@ -184,7 +185,7 @@ def test_an_error_of_the_other_arrives_as_it_was(hosts: list[Settings]) -> None:
 
 def test_requests_for_the_instances_host_are_refused_elsewhere(hosts: list[Settings]) -> None:
     async def body(a: ControlPlane, b: ControlPlane) -> None:
-        await b.instances.run(TENANT, sleeper("web"))
+        await b.instances.run(TENANT, sleeper("web"), by=OPERATOR)
         with pytest.raises(Unavailable, match="instance web is on host b"):
             await a.instances.exec_create(TENANT, "web", ExecSpec(command=["true"]))
         with pytest.raises(Unavailable, match="instance web is on host b"):
@@ -201,7 +202,7 @@ def test_the_end_of_one_leaves_its_instances_running_and_the_other_touches_none(
     async def body(a: ControlPlane, b: ControlPlane) -> None:
         pids = {}
         for plane, name in ((a, "at-a"), (b, "at-b")):
-            pids[name] = (await plane.instances.run(TENANT, sleeper(name))).status.pid
+            pids[name] = (await plane.instances.run(TENANT, sleeper(name), by=OPERATOR)).status.pid
         await b.close()
         await a.instance_controller.look_again()
         await a.network_controller.look_again()

@@ -15,14 +15,16 @@ import signal
 import struct
 import termios
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from insula.control.allocation.quotas import merge
+from insula.control.identities.authority import Authority
+from insula.control.identities.directory import Directory
 from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, Failed, NotFound
 from insula.model.objects import (
@@ -157,7 +159,7 @@ class StubInstances:
         except KeyError:
             raise NotFound(f"tenant {tenant} has no instance {name}", "see `insula ps -a`") from None
 
-    async def run(self, tenant: str, spec: InstanceSpec, start: bool = True) -> InstanceView:
+    async def run(self, tenant: str, spec: InstanceSpec, *, by: Authority, start: bool = True) -> InstanceView:
         name = check_label("instance", spec.name or f"i{len(self.views)}")
         if (tenant, name) in self.views:
             raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name")
@@ -165,15 +167,15 @@ class StubInstances:
         self.views[tenant, name] = InstanceView(instance=instance, status=InstanceStatus(state="created"))
         self.processes_of[name] = StubProcess(spec.command, tty=spec.tty)
         if start:
-            await self.start(tenant, name)
+            await self.start(tenant, name, by=by)
         return self.views[tenant, name]
 
     async def run_attached(
-        self, tenant: str, spec: InstanceSpec, console: ConsoleSize | None = None
+        self, tenant: str, spec: InstanceSpec, console: ConsoleSize | None = None, *, by: Authority
     ) -> tuple[str, AbstractAsyncContextManager[StubProcess], asyncio.Task[InstanceView]]:
-        name = (await self.run(tenant, spec, start=False)).instance.name
+        name = (await self.run(tenant, spec, by=by, start=False)).instance.name
         streams = self.attach(tenant, name, replay=False, stdin=spec.stdin, start=True)
-        return name, streams, asyncio.ensure_future(self.start(tenant, name, console))
+        return name, streams, asyncio.ensure_future(self.start(tenant, name, console, by=by))
 
     async def list(self, tenant: str | None) -> Sequence[InstanceView]:
         return [view for (owner, _), view in self.views.items() if tenant in (None, owner)]
@@ -181,7 +183,7 @@ class StubInstances:
     async def get(self, tenant: str, name: str) -> InstanceView:
         return self._find(tenant, name)
 
-    async def start(self, tenant: str, name: str, console: ConsoleSize | None = None) -> InstanceView:
+    async def start(self, tenant: str, name: str, console: ConsoleSize | None = None, *, by: Authority) -> InstanceView:
         view = self._find(tenant, name)
         await self.processes_of[name].start()
         process = self.processes_of[name].process
@@ -331,7 +333,12 @@ class StubStats:
         self.asked: list[tuple[object, ...]] = []
 
     async def of(
-        self, tenant: str | None, names: Sequence[str] = (), *, interval: float | None = None
+        self,
+        tenant: str | None,
+        names: Sequence[str] = (),
+        *,
+        interval: float | None = None,
+        among: Sequence[str] | None = None,
     ) -> AsyncIterator[StatsSample]:
         self.asked.append((tenant, *names, interval))
         if "nobody" in names:
@@ -345,8 +352,10 @@ class StubEvents:
     def __init__(self) -> None:
         self.items: list[dict[str, object]] = []
 
-    async def watch(self, from_revision: int | None) -> AsyncIterator[dict[str, object]]:
-        for item in self.items:
+    async def watch(
+        self, from_revision: int | None, sees: Callable[[dict[str, Any]], bool]
+    ) -> AsyncIterator[dict[str, object]]:
+        for item in filter(sees, self.items):
             yield item
         raise Failed("the rest is lost", "begin again")
 
@@ -361,6 +370,7 @@ class StubPlane(ControlPlane):
 
     def __init__(self, root: Path) -> None:
         self.settings: Any = StubSettings(root)
+        self.directory = Directory(cast(Any, None))
         self.tenants: Any = StubTenants()
         self.networks: Any = StubNetworks()
         self.instances: Any = StubInstances()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from insula.api import gate, peer
 from insula.api.gate import Gate
 from insula.api.peer import Peer
+from insula.control.identities.directory import Directory
 
 ROOT, MEMBER, STRANGER = Peer(1, 0, 0), Peer(1, 1000, 1000, (900,)), Peer(1, 1000, 1000, (901,))
 Application = Callable[["Exchange"], Awaitable[None]]
@@ -28,7 +29,8 @@ class Exchange:
         self.seen: list[str] = []
         self.stopping = asyncio.Event()
         self.at_work = asyncio.Event()
-        self.gate = Gate(self._application)
+        self.directory = Directory(cast(Any, None))
+        self.gate = Gate(self._application, self.directory)
 
     async def _application(self, _scope: Any, _receive: Any, send: Any) -> None:
         self.send = send
@@ -51,7 +53,7 @@ class Exchange:
         state = {"stopping": self.stopping}
         if self.who is not None:
             state["peer"] = self.who  # type: ignore[assignment]
-        await self.gate({"type": "http", "state": state}, receive, send)  # type: ignore[arg-type]
+        await self.gate({"type": "http", "state": state, "headers": []}, receive, send)  # type: ignore[arg-type]
 
     def refusal(self) -> tuple[int, dict[str, Any]]:
         """Status and body of an error, which must be the whole answer and close the connection."""
@@ -79,7 +81,7 @@ def test_allowed_users_reach_the_application(who: Peer, monkeypatch: pytest.Monk
         assert exchange.seen == ["called", "ended"]
         assert [message["type"] for message in exchange.sent] == ["http.response.start", "http.response.body"]
         await asyncio.sleep(0)
-        assert len(asyncio.all_tasks()) == 1  # what waited for the stop is gone with the request
+        assert len(asyncio.all_tasks()) == 2  # this one, and that which waits for the stop of the daemon
 
     asyncio.run(main())
 
@@ -188,6 +190,6 @@ def test_a_request_without_a_connection_is_ended(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(0)
         assert (exchange.seen, exchange.sent) == (["called", "cancelled"], [])
         await asyncio.sleep(0)
-        assert len(asyncio.all_tasks()) == 1
+        assert len(asyncio.all_tasks()) == 2
 
     asyncio.run(main())

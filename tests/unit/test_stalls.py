@@ -28,6 +28,7 @@ from insula.container import wire
 from insula.container.log import LogReader, LogWriter
 from insula.container.service.process_streams import ProcessStreams
 from insula.control.events import Events
+from insula.control.identities.authority import OPERATOR
 from insula.control.instances import attach_session
 from insula.control.instances.attach_session import follow, in_reader, merge
 from insula.control.instances.drivers.container.driver import ContainerDriver
@@ -319,6 +320,7 @@ def test_an_answer_of_any_size_is_the_same_json(count: int) -> None:
     async def main() -> None:
         over = asyncio.Event()
         scope: Any = {"type": "http", "method": "GET", "headers": [], "path": "/", "query_string": b""}
+        scope["state"] = {"authority": OPERATOR}
 
         async def send(message: Any) -> None:
             sent.append((message, rounds()))

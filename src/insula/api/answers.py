@@ -15,6 +15,9 @@ from litestar import Litestar, MediaType, Request, Response
 from litestar.response import Stream
 from litestar.response.base import ASGIResponse
 
+from insula.api.authorization import authority_of
+from insula.api.narrowing import for_sender
+
 PIECE = 1 << 17
 """The largest response in bytes that is sent as a whole, with Content-Length."""
 
@@ -24,6 +27,8 @@ class Answer(Response[Any]):
 
     def to_asgi_response(self, app: Litestar | None, request: Request[Any, Any, Any], **options: Any) -> ASGIResponse:
         """Return the response for Litestar; `options` are those of `Response.to_asgi_response`."""
+        if request is not None:
+            self.content = for_sender(self.content, authority_of(request.scope))
         if isinstance(self.content, (list, tuple, msgspec.Struct)):
             pieces = in_pieces(parts(self.content))
             first = next(pieces)

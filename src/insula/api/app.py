@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from litestar import Litestar, Router
+from typing import Any
+
+from litestar import Litestar, Request, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
@@ -11,9 +13,18 @@ from litestar.types import ASGIApp
 
 from insula import __version__
 from insula.api.answers import Answer
+from insula.api.authorization import authority_of, authorize, check_routes
 from insula.api.errors import HANDLERS
 from insula.api.gate import Gate
 from insula.api.host import HostRoutes
+from insula.api.identities import (
+    BindingRoutes,
+    HostBindingRoutes,
+    ServiceAccountRoutes,
+    TokenRoutes,
+    UserRoutes,
+    whoami,
+)
 from insula.api.images import ImageRoutes
 from insula.api.instances import InstanceRoutes, list_all_instances, run_attached
 from insula.api.networks import NetworkRoutes
@@ -43,17 +54,33 @@ frames: one byte of kind, four bytes of length (big endian), payload.
 
 
 def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str = "") -> ASGIApp:
-    """Make the ASGI application of `insulad`, which serves allowed clients only; `socket` is its address."""
+    """Make the ASGI application of `insulad`, behind its gate; `socket` is its address."""
+    app = application(plane, audit)
+    check_routes(app)
+    return Gate(app, plane.directory, audit, socket)
+
+
+def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
+    """Make the application without its gate."""
 
     async def provide_plane() -> object:
         return plane
 
-    app = Litestar(
+    async def provide_sender(request: Request[Any, Any, Any]) -> object:
+        return authority_of(request.scope)
+
+    return Litestar(
         [
             Router(
                 "/v1",
                 route_handlers=[
                     TenantRoutes,
+                    UserRoutes,
+                    ServiceAccountRoutes,
+                    BindingRoutes,
+                    HostBindingRoutes,
+                    TokenRoutes,
+                    whoami,
                     NetworkRoutes,
                     ImageRoutes,
                     InstanceRoutes,
@@ -64,9 +91,10 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
                 ],
             )
         ],
-        dependencies={"plane": Provide(provide_plane)},
+        dependencies={"plane": Provide(provide_plane), "sender": Provide(provide_sender)},
         exception_handlers=HANDLERS,
         response_class=Answer,
+        guards=[authorize],
         request_max_body_size=MAX_BODY,
         openapi_config=OpenAPIConfig(
             title="Insula",
@@ -74,8 +102,8 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
             description=DESCRIPTION,
             path="/",
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            openapi_router=Router("/", route_handlers=[], opt={"permission": "self.read"}),
         ),
         logging_config=None,
-        state=State({"audit": audit}),
+        state=State({"audit": audit, "plane": plane}),
     )
-    return Gate(app, audit, socket)

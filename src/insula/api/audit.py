@@ -19,6 +19,7 @@ from litestar.types import Message, Scope
 
 from insula.api.peer import Peer
 from insula.audit import AuditLog, timestamp
+from insula.control.identities.authority import NOBODY, Authority
 from insula.model.errors import Failed, InsulaError
 
 _READS_DATA = ("/logs", "/archive", "/export")
@@ -46,9 +47,10 @@ class AuditedRequest:
     """The entry of a running request. It is written once: before the last piece of the response is sent, or before the
     first one of requests that may last for days."""
 
-    def __init__(self, log: AuditLog | None, scope: Scope, peer: Peer, socket: str) -> None:
+    def __init__(self, log: AuditLog | None, scope: Scope, peer: Peer | None, socket: str) -> None:
         self.id = os.urandom(8).hex()
         self.details: dict[str, object] = {}
+        self.authority: Authority = NOBODY
         self._log = log
         self._scope: Any = scope
         self._peer = peer
@@ -90,9 +92,11 @@ class AuditedRequest:
             {
                 "time": timestamp(self._begun),
                 "id": self.id,
-                "uid": self._peer.uid,
-                "gid": self._peer.gid,
-                "pid": self._peer.pid,
+                "user": self.authority.name,
+                "proof": self.authority.proof,
+                "uid": self._peer.uid if self._peer else None,
+                "gid": self._peer.gid if self._peer else None,
+                "pid": self._peer.pid if self._peer else None,
                 "socket": self._socket,
                 "verb": f"{self._scope['method']} {self._template() or self._scope['path']}"[:_LONGEST],
                 "tenant": tenant and str(tenant)[:_LONGEST],
@@ -102,6 +106,12 @@ class AuditedRequest:
                 **{key: str(value)[:_LONGEST] for key, value in details.items()},
             }
         )
+
+    @property
+    def sender(self) -> str:
+        """The sender, for the log."""
+        peer = f"uid={self._peer.uid} pid={self._peer.pid}" if self._peer else "remote"
+        return f"user={self.authority.name} {peer}"
 
     def _template(self) -> str:
         """Return the route, as in ``/v1/tenants/{tenant}/instances``; empty if there is none for this path."""

@@ -86,9 +86,9 @@ async def serve(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop.set)
-        sock = listen(settings.socket)
-        log.info("listening at %s", settings.socket)
-        await server.serve(sockets=[sock])
+        sockets = [listen(settings.socket), listen(settings.users_socket, everybody=True)]
+        log.info("listening at %s and %s", settings.socket, settings.users_socket)
+        await server.serve(sockets=sockets)
         log.info("stopping")
     finally:
         await asyncio.to_thread(audit.close)

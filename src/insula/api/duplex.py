@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from litestar import Request
 from litestar.types import Receive, Scope, Send
 
 from insula.api.streams import FRAMES, error_frame
-from insula.model.errors import Conflict, Invalid, NotFound, Unavailable
+from insula.model.errors import Conflict, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.stream import Decoder, Kind, encode
 
 TOWARDS = (Kind.STDIN, Kind.STDIN_EOF, Kind.RESIZE)
@@ -79,7 +80,8 @@ class Duplex:
     """An ASGI response that connects the client to a process.
 
     `open` attaches (its errors still get an HTTP status), `begin` runs once the client has its response head,
-    `signal` sends a signal to the process. `headers` are more fields of that head.
+    `signal` sends a signal to the process. `headers` are more fields of that head. `owned`: the process belongs to this
+    request, as that of an exec does, and is killed when its sender loses the right to it.
     """
 
     def __init__(
@@ -90,12 +92,14 @@ class Duplex:
         begin: Callable[[], Awaitable[object]] | None = None,
         incoming: Incoming | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        owned: bool = False,
     ) -> None:
         self.open = open
         self.signal = signal
         self.begin = begin
         self.incoming = incoming
         self.headers = headers
+        self.owned = owned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         incoming = self.incoming or Incoming(receive)
@@ -103,11 +107,11 @@ class Duplex:
             headers = [(b"content-type", FRAMES.encode()), (b"connection", b"close"), *self.headers]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"", "more_body": True})
-            last = await self._join(attached, incoming, send)
+            last = await self._join(attached, incoming, send, scope["state"])
         if not incoming.gone:
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _join(self, attached: Attached, incoming: Incoming, send: Send) -> bytes:
+    async def _join(self, attached: Attached, incoming: Incoming, send: Send, state: Any) -> bytes:
         """Pass frames until the process has ended or the client has disconnected; returns the last frame to send."""
         down = asyncio.ensure_future(self._down(attached, send))
         up = asyncio.ensure_future(self._up(attached, incoming))
@@ -120,13 +124,24 @@ class Duplex:
                 await down
             return b"" if incoming.gone else down.result()
         except asyncio.CancelledError:
-            return error_frame(Unavailable("insulad is stopping; the process keeps running", "attach again later"))
+            return await self._ended(state)
         except Exception as error:
             return error_frame(error)
         finally:
             for task in (down, up):
                 task.cancel()
             await asyncio.gather(down, up, return_exceptions=True)
+
+    async def _ended(self, state: Any) -> bytes:
+        """The daemon has ended the request: the last frame says why. A process that was started by somebody who may
+        not do that any more is killed."""
+        why = state.get("ended")
+        if why is None or isinstance(why, Unavailable):
+            return error_frame(Unavailable("insulad is stopping; the process keeps running", "attach again later"))
+        if self.owned:
+            with contextlib.suppress(InsulaError):
+                await self.signal(signal.SIGKILL)
+        return error_frame(why)
 
     async def _down(self, attached: Attached, send: Send) -> bytes:
         async for kind, payload in attached:

@@ -1,4 +1,8 @@
-"""Middleware: refuses clients that are not allowed, ends requests when the daemon stops, logs and audits requests."""
+"""Middleware: finds out who sends a request, ends requests whose sender loses the right to them, logs and audits.
+
+A request may last for days: logs, events, attach, exec. It is ended when the daemon stops, when the proof of its sender
+expires or is revoked, and when the sender's roles no longer allow it.
+"""
 
 from __future__ import annotations
 
@@ -12,41 +16,76 @@ import msgspec
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from insula.api.audit import AuditedRequest
-from insula.api.peer import GROUP, Peer, allowed, group_id
+from insula.api.authentication import authenticate
+from insula.api.peer import group_id
 from insula.audit import AuditLog
-from insula.model.errors import Denied, InsulaError, Unavailable
+from insula.control.identities.authority import Authority
+from insula.control.identities.directory import Directory
+from insula.model.errors import InsulaError, Unauthenticated, Unavailable
 
 log = logging.getLogger("insula.access")
 GRACE = 1.0
 """Seconds for requests to finish after the server was told to stop: followers of logs or events never finish."""
-_HINT = f"be root or a member of the group `{GROUP}`"
 _PATH = 200  # characters of a path in the log
 
 
-class Gate:
-    """The middleware. Clients that are not allowed get Denied before their request is parsed. Requests are ended
-    `GRACE` seconds after the event "stopping" in the server's state."""
+class OpenRequest:
+    """A request that is being answered. `why` is the error that it was ended with."""
 
-    def __init__(self, app: ASGIApp, audit: AuditLog | None = None, socket: str = "") -> None:
+    def __init__(self, task: asyncio.Future[None], scope: Any, authority: Authority) -> None:
+        self.task = task
+        self.authority = authority
+        self.why: InsulaError | None = None
+        self._state = scope["state"]
+
+    def end(self, why: InsulaError) -> None:
+        """Cancel it. What it runs finds the reason in the state of its scope, as "ended"."""
+        if self.why is None:
+            self.why = self._state["ended"] = why
+            self.task.cancel()
+
+    def check(self, directory: Directory) -> None:
+        """End it unless its sender still may do what it does."""
+        authority = directory.again(self.authority)
+        if authority is None:
+            self.end(Unauthenticated("the proof of who you are is not valid any more", "make a new token"))
+        elif permission := self._state.get("permission"):
+            try:
+                authority.check(*permission)
+            except InsulaError as error:
+                self.end(error)
+
+
+class Gate:
+    """The middleware. Clients that are nobody get an error before their request is parsed. `GRACE` seconds after the
+    event "stopping" in the server's state all requests are ended."""
+
+    def __init__(self, app: ASGIApp, directory: Directory, audit: AuditLog | None = None, socket: str = "") -> None:
         self.app = app
+        self.directory = directory
         self.audit = audit
         self.socket = socket
         self.group = group_id()
+        self._open: set[OpenRequest] = set()
+        self._stopping: asyncio.Task[None] | None = None
+        directory.watchers.add(self._rights_changed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        state: dict[str, Any] = dict(scope["state"])
-        peer = state.get("peer")
-        if not isinstance(peer, Peer):
-            await refuse(Denied("an unknown user may not use insulad", _HINT), send)
+        state: Any = scope["state"]
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(state["stopping"]))
+        entry = AuditedRequest(self.audit, scope, state.get("peer"), self.socket)
+        try:
+            authority = authenticate(self.directory, state.get("peer"), scope["headers"], self.group)
+        except InsulaError as error:
+            entry.refused(error)
+            await refuse(error, send)
             return
-        entry = AuditedRequest(self.audit, scope, peer, self.socket)
-        if not allowed(peer, self.group):
-            denied = Denied(f"user {peer.uid} may not use insulad", _HINT)
-            entry.refused(denied)
-            await refuse(denied, send)
-            return
-        started, status = False, 0
-        begun = time.monotonic()
+        state["authority"] = entry.authority = authority
+        await self._serve(scope, receive, send, entry)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: AuditedRequest) -> None:
+        started, status, begun = False, 0, time.monotonic()
 
         async def noting_send(message: Message) -> None:
             nonlocal started, status
@@ -57,35 +96,55 @@ class Gate:
             entry.sending(message)
             await send(message)
 
-        request = asyncio.ensure_future(self.app(scope, receive, noting_send))
-        stopping = asyncio.ensure_future(state["stopping"].wait())
+        task = asyncio.ensure_future(self.app(scope, receive, noting_send))
+        request, timer = OpenRequest(task, scope, entry.authority), self._expiry(entry.authority)
+        self._open.add(request)
         try:
-            await asyncio.wait((request, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if not request.done():
-                await asyncio.wait((request,), timeout=GRACE)
-            if not request.done():
-                request.cancel()
-                await asyncio.wait((request,))
+            await asyncio.wait((task,))
         except asyncio.CancelledError:
-            request.cancel()
+            task.cancel()
             raise
         finally:
-            stopping.cancel()
+            self._open.discard(request)
+            if timer:
+                timer.cancel()
             entry.write()  # the status of a request that was aborted
             if log.isEnabledFor(logging.DEBUG):
                 took = (time.monotonic() - begun) * 1000
                 path = quote(scope["path"], safe="/:@,+=~")[:_PATH]  # a newline in it would start a new log line
-                who = f"uid={peer.uid} pid={peer.pid}"
-                log.debug("%s %s %s status=%d ms=%.1f", scope.get("method"), path, who, status, took)
-        if not request.cancelled():
-            request.result()
+                log.debug("%s %s %s status=%d ms=%.1f", scope.get("method"), path, entry.sender, status, took)
+        if not task.cancelled():
+            task.result()
         elif not started:
-            await refuse(Unavailable("insulad is stopping", "try again later"), send)
+            await refuse(request.why or Unavailable("insulad is stopping", "try again later"), send)
+
+    # -- ending requests -------------------------------------------------------------------------------------------
+
+    async def _stop(self, stopping: asyncio.Event) -> None:
+        """End all requests a moment after the server was told to stop."""
+        await stopping.wait()
+        await asyncio.sleep(GRACE)
+        for request in tuple(self._open):
+            request.end(Unavailable("insulad is stopping", "try again later"))
+
+    def _expiry(self, authority: Authority) -> asyncio.TimerHandle | None:
+        """Look at the sender's requests again when its proof expires."""
+        if authority.expires is None or authority.principal is None:
+            return None
+        left = max(0.0, authority.expires - time.time())
+        return asyncio.get_running_loop().call_later(left, self._rights_changed, authority.principal.id)
+
+    def _rights_changed(self, principal: str) -> None:
+        for request in tuple(self._open):
+            if request.authority.principal is not None and request.authority.principal.id == principal:
+                request.check(self.directory)
 
 
 async def refuse(error: InsulaError, send: Send) -> None:
     """Respond with an error, and close the connection."""
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     body = msgspec.json.encode(error.to_dict())
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -11,9 +11,10 @@ from litestar import Controller, Request, get, post
 from litestar.response import Stream
 
 from insula.api.audit import watch
-from insula.api.parameters import Flag, OptionalWord, Pid, Plane, Revision, Since, Uid
+from insula.api.parameters import Flag, OptionalWord, Pid, Plane, Revision, Sender, Since, Uid
 from insula.api.streams import json_lines, merged
 from insula.audit import AuditLog, read
+from insula.control.identities.authority import Authority
 from insula.model.errors import Unavailable
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
@@ -22,41 +23,70 @@ class HostRoutes(Controller):
     path = "/"
     tags = ("host",)
 
-    @get("/status", summary="The state of this host")
+    @get("/status", summary="The state of this host", permission="host.read")
     async def status(self, plane: Plane) -> HostStatus:
         return await plane.host.status()
 
-    @get("/doctor", summary="The requirements of this host, and the consequences of missing ones")
+    @get(
+        "/doctor", summary="The requirements of this host, and the consequences of missing ones", permission="host.read"
+    )
     async def doctor(self, plane: Plane) -> Sequence[Check]:
         return await plane.host.doctor()
 
-    @get("/verify", summary="Compare wanted, installed and measured reachability")
+    @get("/verify", summary="Compare wanted, installed and measured reachability", permission="host.read")
     async def verify(self, plane: Plane) -> VerifyReport:
         return await plane.host.verify()
 
-    @get("/whois/{pid:int}", summary="Which tenant and instance a host process belongs to")
+    @get("/whois/{pid:int}", summary="Which tenant and instance a host process belongs to", permission="host.read")
     async def whois(self, plane: Plane, pid: Pid) -> WhoIs:
         return await plane.host.whois(pid)
 
     @get(
-        "/events", summary="Changes as they happen, one JSON object a line; with `audit` also entries of the audit log"
+        "/events",
+        summary="Changes as they happen, one JSON object a line; with `audit` also entries of the audit log",
+        permission="self.read",
     )
     async def events(
-        self, plane: Plane, request: Request[Any, Any, Any], from_revision: Revision = None, audit: Flag = False
+        self,
+        plane: Plane,
+        request: Request[Any, Any, Any],
+        sender: Sender,
+        from_revision: Revision = None,
+        audit: Flag = False,
     ) -> Stream:
-        changes = plane.events.watch(from_revision)
-        return json_lines(merged(changes, watch(_log(request))) if audit else changes)
+        """The store's revision counts the changes of all tenants: only those who see the host may name one."""
+        if audit:
+            sender.check("audit.read")
+        if from_revision is not None:
+            sender.check("host.read")
+        changes = plane.events.watch(from_revision, lambda story: _may_see(sender, story))
+        return json_lines(merged(changes, watch(_log(request))) if audit else changes, sender)
 
-    @get("/audit", summary="The audit log, oldest first, one JSON object a line")
+    @get("/audit", summary="The audit log, oldest first, one JSON object a line", permission="audit.read")
     async def audit(
-        self, request: Request[Any, Any, Any], since: Since = None, uid: Uid = None, tenant: OptionalWord = None
+        self,
+        request: Request[Any, Any, Any],
+        sender: Sender,
+        since: Since = None,
+        uid: Uid = None,
+        tenant: OptionalWord = None,
     ) -> Stream:
-        return json_lines(_entries(_log(request), since, uid, tenant))
+        return json_lines(_entries(_log(request), since, uid, tenant), sender)
 
-    @post("/down", status_code=204, summary="Stop all instances, clean the host, and end insulad; the state is kept")
+    @post(
+        "/down",
+        status_code=204,
+        summary="Stop all instances, clean the host, and end insulad; the state is kept",
+        permission="host.down",
+    )
     async def down(self, plane: Plane, request: Request[Any, Any, Any]) -> None:
         await plane.host.down()
         request.scope["state"]["stopping"].set()  # the rest of the process could do nothing more
+
+
+def _may_see(sender: Authority, story: dict[str, Any]) -> bool:
+    """Whether an event is of a tenant of the sender's. A token for some labels gives none: events don't have them."""
+    return sender.sees_host or (story["tenant"] in sender.tenants and not sender.labels)
 
 
 def _log(request: Request[Any, Any, Any]) -> AuditLog:

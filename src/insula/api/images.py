@@ -11,7 +11,7 @@ from litestar.params import JSONBody
 from litestar.response import Stream
 
 from insula.api.audit import note, without_secret
-from insula.api.parameters import Name, OptionalWord, Plane, Word
+from insula.api.parameters import Name, OptionalWord, Plane, Sender, Word
 from insula.api.streams import archive, json_lines, primed, spooled, while_connected
 from insula.image.registry import Progress
 from insula.model.objects import Image, Struct
@@ -57,50 +57,66 @@ class ImageRoutes(Controller):
     path = "/tenants/{tenant:str}/images"
     tags = ("images",)
 
-    @get(summary="List a tenant's images and the shared ones")
+    @get(summary="List a tenant's images and the shared ones", permission="image.read")
     async def list_images(self, plane: Plane, tenant: Name) -> list[Image]:
         return await plane.images.list(tenant)
 
-    @get("/{name:path}", summary="Show an image")
+    @get("/{name:path}", summary="Show an image", permission="image.read")
     async def get_image(self, plane: Plane, tenant: Name, name: Name) -> Image:
         return await plane.images.get(tenant, name.lstrip("/"))
 
-    @delete("/{name:path}", summary="Remove an image")
+    @delete("/{name:path}", summary="Remove an image", permission="image.write")
     async def remove_image(self, plane: Plane, tenant: Name, name: Name) -> None:
         await plane.images.remove(tenant, name.lstrip("/"))
 
-    @post("/pull", summary="Fetch an image from a registry; JSON lines {progress}, at last {image}")
-    async def pull(self, plane: Plane, tenant: Name, data: JSONBody[PullSpec]) -> Stream:
+    @post(
+        "/pull",
+        summary="Fetch an image from a registry; JSON lines {progress}, at last {image}",
+        permission="image.write",
+    )
+    async def pull(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[PullSpec]) -> Stream:
         note(name=without_secret(data.name or data.reference))
         return json_lines(
             with_progress(
                 lambda progress: plane.images.pull(
                     tenant, data.reference, name=data.name, auth=data.auth, insecure=data.insecure, progress=progress
                 )
-            )
+            ),
+            sender,
         )
 
-    @post("/push", summary="Send an image to a registry; JSON lines {progress}")
-    async def push(self, plane: Plane, tenant: Name, data: JSONBody[PushSpec]) -> Stream:
+    @post("/push", summary="Send an image to a registry; JSON lines {progress}", permission="image.export")
+    async def push(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[PushSpec]) -> Stream:
         note(name=data.name, to=without_secret(data.reference))
         return json_lines(
             with_progress(
                 lambda progress: plane.images.push(
                     tenant, data.name, data.reference, auth=data.auth, insecure=data.insecure, progress=progress
                 )
-            )
+            ),
+            sender,
         )
 
-    @post("/build-base", summary="Build an image of a distribution's user land; JSON lines {progress}, at last {image}")
-    async def build_base(self, plane: Plane, tenant: Name, data: JSONBody[BaseSpec]) -> Stream:
+    @post(
+        "/build-base",
+        summary="Build an image of a distribution's user land; JSON lines {progress}, at last {image}",
+        permission="image.write",
+    )
+    async def build_base(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[BaseSpec]) -> Stream:
         note(name=data.distribution)
         return json_lines(
             with_progress(
                 lambda progress: plane.images.build_base(tenant, data.distribution, data.release, progress=progress)
-            )
+            ),
+            sender,
         )
 
-    @post("/load", request_max_body_size=None, summary="Import the images of an OCI layout or docker-archive, a tar")
+    @post(
+        "/load",
+        request_max_body_size=None,
+        summary="Import the images of an OCI layout or docker-archive, a tar",
+        permission="image.write",
+    )
     async def load(
         self, plane: Plane, tenant: Name, request: Request[Any, Any, Any], name: OptionalWord = None
     ) -> Sequence[Image]:
@@ -109,18 +125,23 @@ class ImageRoutes(Controller):
         note(name=" ".join(image.name for image in images))
         return images
 
-    @post("/import", request_max_body_size=None, summary="Make an image from the tar of a root file system")
+    @post(
+        "/import",
+        request_max_body_size=None,
+        summary="Make an image from the tar of a root file system",
+        permission="image.write",
+    )
     async def import_rootfs(self, plane: Plane, tenant: Name, name: Word, request: Request[Any, Any, Any]) -> Image:
         note(name=name)
         async with spooled(request, plane.settings.root) as path:
             return await while_connected(request, plane.images.import_(tenant, path, name=name))
 
-    @post("/tag", summary="Give an image another name in addition")
+    @post("/tag", summary="Give an image another name in addition", permission="image.write")
     async def tag(self, plane: Plane, tenant: Name, data: JSONBody[TagSpec]) -> Image:
         note(name=data.source, to=data.name)
         return await plane.images.tag(tenant, data.source, data.name)
 
-    @post("/save", status_code=200, summary="Images as one archive, a tar")
+    @post("/save", status_code=200, summary="Images as one archive, a tar", permission="image.export")
     async def save(
         self, plane: Plane, tenant: Name, data: JSONBody[SaveSpec], request: Request[Any, Any, Any]
     ) -> Stream:

@@ -13,16 +13,31 @@ from litestar.types import ASGIApp
 
 from insula.api.audit import note
 from insula.api.duplex import Duplex, opening
-from insula.api.parameters import Cells, Flag, HowToCopy, Inside, Name, Plane, Since, Tail, Timeout, Word
+from insula.api.parameters import Cells, Flag, HowToCopy, Inside, Name, Plane, Sender, Since, Tail, Timeout, Word
 from insula.api.streams import archive, frames, primed, upload
+from insula.control.identities.authority import Authority
+from insula.control.plane import ControlPlane
 from insula.model.errors import Invalid
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch, Started
 
 
-@get("/instances", tags=["instances"], summary="List the instances of all tenants")
-async def list_all_instances(plane: Plane) -> list[InstanceView]:
-    return await plane.instances.list(None)
+@get(
+    "/instances",
+    tags=["instances"],
+    summary="List the instances of all tenants that one may see",
+    permission="self.read",
+)
+async def list_all_instances(plane: Plane, sender: Sender) -> list[InstanceView]:
+    if sender.sees_host:
+        return await plane.instances.list(None)
+    return [view for tenant in sorted(sender.tenants) for view in await _seen(plane, sender, tenant)]
+
+
+async def _seen(plane: ControlPlane, sender: Authority, tenant: str) -> list[InstanceView]:
+    """Return the tenant's instances that the sender may see: with a token for some labels, those that have them."""
+    views = await plane.instances.list(tenant)
+    return [view for view in views if sender.labels.items() <= view.instance.spec.labels.items()]
 
 
 @post(
@@ -30,9 +45,15 @@ async def list_all_instances(plane: Plane) -> list[InstanceView]:
     request_max_body_size=None,
     tags=["instances"],
     summary="Create an instance, attach to it, and start it: frames, both ways",
+    permission="instance.write",
 )
 async def run_attached(
-    plane: Plane, tenant: Name, request: Request[Any, Any, Any], rows: Cells = None, columns: Cells = None
+    plane: Plane,
+    tenant: Name,
+    request: Request[Any, Any, Any],
+    sender: Sender,
+    rows: Cells = None,
+    columns: Cells = None,
 ) -> ASGIApp:
     """The body's first frame is OPEN with an `InstanceSpec`. The field x-insula-name of the answer has its name."""
     payload, incoming = await opening(request)
@@ -42,7 +63,7 @@ async def run_attached(
         raise Invalid(str(error), "see /openapi.json") from None
     note(name=spec.name)
     size = None if rows is None or columns is None else ConsoleSize(rows=rows, columns=columns)
-    name, streams, started = await plane.instances.run_attached(tenant, spec, size)
+    name, streams, started = await plane.instances.run_attached(tenant, spec, size, by=sender)
     note(name=name)
 
     async def signal(number: int) -> None:
@@ -61,78 +82,96 @@ class InstanceRoutes(Controller):
     path = "/tenants/{tenant:str}/instances"
     tags = ("instances",)
 
-    @get(summary="List a tenant's instances")
-    async def list_instances(self, plane: Plane, tenant: Name) -> list[InstanceView]:
-        return await plane.instances.list(tenant)
+    @get(summary="List a tenant's instances", permission="instance.read")
+    async def list_instances(self, plane: Plane, tenant: Name, sender: Sender) -> list[InstanceView]:
+        return await _seen(plane, sender, tenant)
 
-    @post(summary="Create an instance, and start it unless `start` is false")
-    async def run(self, plane: Plane, tenant: Name, data: JSONBody[InstanceSpec], start: Flag = True) -> InstanceView:
+    @post(summary="Create an instance, and start it unless `start` is false", permission="instance.write")
+    async def run(
+        self, plane: Plane, tenant: Name, data: JSONBody[InstanceSpec], sender: Sender, start: Flag = True
+    ) -> InstanceView:
         note(name=data.name)
-        view = await plane.instances.run(tenant, data, start=start)
+        view = await plane.instances.run(tenant, data, by=sender, start=start)
         note(name=view.instance.name)
         return view
 
-    @get("/{name:str}", summary="Show an instance's wanted and measured state")
+    @get("/{name:str}", summary="Show an instance's wanted and measured state", permission="instance.read")
     async def get_instance(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
         return await plane.instances.get(tenant, name)
 
-    @patch("/{name:str}", summary="Change its limits, at once if it runs: absent ones stay, null is no limit")
+    @patch(
+        "/{name:str}",
+        summary="Change its limits, at once if it runs: absent ones stay, null is no limit",
+        permission="instance.write",
+    )
     async def update(self, plane: Plane, tenant: Name, name: Name, data: JSONBody[ResourcesPatch]) -> InstanceView:
         return await plane.instances.update(tenant, name, data)
 
-    @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs")
+    @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs", permission="instance.write")
     async def remove(self, plane: Plane, tenant: Name, name: Name, force: Flag = False) -> None:
         await plane.instances.remove(tenant, name, force=force)
 
-    @post("/{name:str}/rename", status_code=200, summary="Give it another name")
+    @post("/{name:str}/rename", status_code=200, summary="Give it another name", permission="instance.write")
     async def rename(self, plane: Plane, tenant: Name, name: Name, to: Word) -> InstanceView:
         note(to=to)
         return await plane.instances.rename(tenant, name, to)
 
-    @post("/{name:str}/processes", summary="Run a further process in the background, without input and output")
+    @post(
+        "/{name:str}/processes",
+        summary="Run a further process in the background, without input and output",
+        permission="instance.exec",
+    )
     async def exec_detached(self, plane: Plane, tenant: Name, name: Name, data: JSONBody[ExecSpec]) -> Started:
         return Started(id=await plane.instances.exec_create(tenant, name, data, detach=True))
 
-    @post("/{name:str}/start", status_code=200, summary="Start it")
-    async def start(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
-        return await plane.instances.start(tenant, name)
+    @post("/{name:str}/start", status_code=200, summary="Start it", permission="instance.write")
+    async def start(self, plane: Plane, tenant: Name, name: Name, sender: Sender) -> InstanceView:
+        return await plane.instances.start(tenant, name, by=sender)
 
-    @post("/{name:str}/stop", status_code=200, summary="Stop it: its stop signal, then SIGKILL")
+    @post(
+        "/{name:str}/stop",
+        status_code=200,
+        summary="Stop it: its stop signal, then SIGKILL",
+        permission="instance.write",
+    )
     async def stop(self, plane: Plane, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
         return await plane.instances.stop(tenant, name, timeout)
 
-    @post("/{name:str}/restart", status_code=200, summary="Stop and start it")
-    async def restart(self, plane: Plane, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
-        return await plane.instances.restart(tenant, name, timeout)
+    @post("/{name:str}/restart", status_code=200, summary="Stop and start it", permission="instance.write")
+    async def restart(
+        self, plane: Plane, tenant: Name, name: Name, sender: Sender, timeout: Timeout = None
+    ) -> InstanceView:
+        return await plane.instances.restart(tenant, name, timeout, by=sender)
 
-    @post("/{name:str}/pause", status_code=200, summary="Freeze all of its processes")
+    @post("/{name:str}/pause", status_code=200, summary="Freeze all of its processes", permission="instance.write")
     async def pause(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
         return await plane.instances.pause(tenant, name)
 
-    @post("/{name:str}/unpause", status_code=200, summary="Resume its processes")
+    @post("/{name:str}/unpause", status_code=200, summary="Resume its processes", permission="instance.write")
     async def unpause(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
         return await plane.instances.unpause(tenant, name)
 
-    @post("/{name:str}/kill", status_code=204, summary="Send a signal to its PID 1")
+    @post("/{name:str}/kill", status_code=204, summary="Send a signal to its PID 1", permission="instance.write")
     async def kill(self, plane: Plane, tenant: Name, name: Name, signal: Word = "SIGKILL") -> None:
         note(signal=signal)
         await plane.instances.kill(tenant, name, signal)
 
-    @post("/{name:str}/wait", status_code=200, summary="Wait until its PID 1 has exited")
+    @post("/{name:str}/wait", status_code=200, summary="Wait until its PID 1 has exited", permission="instance.read")
     async def wait(self, plane: Plane, tenant: Name, name: Name) -> Exit:
         return await plane.instances.wait(tenant, name)
 
-    @get("/{name:str}/top", summary="Its processes, with their PIDs inside and on the host")
+    @get("/{name:str}/top", summary="Its processes, with their PIDs inside and on the host", permission="instance.read")
     async def top(self, plane: Plane, tenant: Name, name: Name) -> Sequence[ProcessView]:
         return await plane.instances.processes(tenant, name)
 
-    @get("/{name:str}/explain", summary="Its isolation, read from the kernel")
+    @get("/{name:str}/explain", summary="Its isolation, read from the kernel", permission="instance.read")
     async def explain(self, plane: Plane, tenant: Name, name: Name) -> Explanation:
         return await plane.instances.explain(tenant, name)
 
     @get(
         "/{name:str}/logs",
         summary="Its output so far: frames, each payload begins with a timestamp, 8 bytes of nanoseconds",
+        permission="instance.logs",
     )
     async def logs(
         self,
@@ -145,7 +184,7 @@ class InstanceRoutes(Controller):
     ) -> Stream:
         return frames(await primed(plane.instances.logs(tenant, name, follow=follow, tail=tail, since=since)))
 
-    @get("/{name:str}/archive", summary="The file or tree at `path` as a tar")
+    @get("/{name:str}/archive", summary="The file or tree at `path` as a tar", permission="instance.files")
     async def archive_get(self, plane: Plane, tenant: Name, name: Name, path: Inside) -> Stream:
         return archive(await primed(plane.instances.archive_get(tenant, name, path)))
 
@@ -154,6 +193,7 @@ class InstanceRoutes(Controller):
         status_code=204,
         request_max_body_size=None,
         summary="Unpack a tar, the request's body, into the directory `path`",
+        permission="instance.files",
     )
     async def archive_put(
         self,
@@ -166,16 +206,22 @@ class InstanceRoutes(Controller):
     ) -> None:
         await plane.instances.archive_put(tenant, name, path, upload(request), copy)
 
-    @get("/{name:str}/export", summary="Its root file system as a tar, without its mounts")
+    @get("/{name:str}/export", summary="Its root file system as a tar, without its mounts", permission="instance.files")
     async def export(self, plane: Plane, tenant: Name, name: Name) -> Stream:
         return archive(await primed(plane.instances.export(tenant, name)))
 
-    @post("/{name:str}/attach", request_max_body_size=None, summary="Its input and output: frames in both directions")
+    @post(
+        "/{name:str}/attach",
+        request_max_body_size=None,
+        summary="Its input and output: frames in both directions",
+        permission="instance.attach",
+    )
     async def attach(
         self,
         plane: Plane,
         tenant: Name,
         name: Name,
+        sender: Sender,
         stdin: Flag = False,
         replay: Flag = False,
         start: Flag = False,
@@ -188,7 +234,7 @@ class InstanceRoutes(Controller):
 
         async def begin() -> None:
             if start:
-                await plane.instances.start(tenant, name, size)
+                await plane.instances.start(tenant, name, size, by=sender)
 
         async def signal(number: int) -> None:
             await plane.instances.kill(tenant, name, str(number))
@@ -200,7 +246,10 @@ class InstanceRoutes(Controller):
         )
 
     @post(
-        "/{name:str}/exec", request_max_body_size=None, summary="Run a further process in it: frames in both directions"
+        "/{name:str}/exec",
+        request_max_body_size=None,
+        summary="Run a further process in it: frames in both directions",
+        permission="instance.exec",
     )
     async def exec(self, plane: Plane, tenant: Name, name: Name, request: Request[Any, Any, Any]) -> ASGIApp:
         """The body's first frame is OPEN with an `ExecSpec`."""
@@ -218,4 +267,5 @@ class InstanceRoutes(Controller):
             lambda: plane.instances.exec_attach(tenant, name, exec_id, stdin=spec.stdin),
             signal=signal,
             incoming=incoming,
+            owned=True,
         )

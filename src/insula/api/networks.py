@@ -14,21 +14,21 @@ class NetworkRoutes(Controller):
     path = "/tenants/{tenant:str}/networks"
     tags = ("networks",)
 
-    @get(summary="List a tenant's networks")
+    @get(summary="List a tenant's networks", permission="network.read")
     async def list_networks(self, plane: Plane, tenant: Name) -> list[NetworkView]:
         return await plane.networks.list(tenant)
 
-    @post(summary="Create a network")
+    @post(summary="Create a network", permission="network.write")
     async def create_network(self, plane: Plane, tenant: Name, data: JSONBody[NetworkSpec]) -> NetworkView:
         note(name=data.name)
         return await plane.networks.create(
             tenant, data.name, subnet=data.subnet, subnet6=data.subnet6, mtu=data.mtu, labels=data.labels
         )
 
-    @get("/{network:str}", summary="Show a network and its measured state")
+    @get("/{network:str}", summary="Show a network and its measured state", permission="network.read")
     async def get_network(self, plane: Plane, tenant: Name, network: Name) -> NetworkView:
         return await plane.networks.get(tenant, network)
 
-    @delete("/{network:str}", summary="Remove a network that no instance is on")
+    @delete("/{network:str}", summary="Remove a network that no instance is on", permission="network.write")
     async def remove_network(self, plane: Plane, tenant: Name, network: Name) -> None:
         await plane.networks.remove(tenant, network)

@@ -7,9 +7,12 @@ from typing import Annotated
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, PathParameter, QueryParameter
 
+from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
 
 Plane = NamedDependency[ControlPlane]
+Sender = NamedDependency[Authority]
+"""The rights of the request's sender."""
 Name = FromPath[str]
 Pid = Annotated[int, PathParameter(ge=1, le=1 << 22)]
 Uid = Annotated[int | None, QueryParameter(ge=0, lt=1 << 32, description="only requests of this user of the host")]

@@ -1,8 +1,8 @@
 """The credentials of a client on a unix socket, from the kernel (unix(7), SO_PEERCRED).
 
-The socket's mode and owner (0660 root:insula) already exclude other users. Each connection is checked too, in case the
-mode was changed, or the socket was mounted into a container: root in a container has another user ID on the host, which
-is the one that the kernel reports.
+The operator's socket already excludes other users by its mode and owner (0660 root:insula); the users' socket is for
+all. Each connection is checked, in case a mode was changed, or a socket was mounted into a container: root in a
+container has another user ID on the host, which is the one that the kernel reports.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import grp
 import os
 import socket
 import struct
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -21,6 +22,8 @@ from insula.model.errors import Failed
 
 GROUP = "insula"
 SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13; Python has no name for it
+MAX_CONNECTIONS = 128
+"""Connections at a time of one user of the host, except root and members of the group."""
 BACKLOG = 1024  # connections that wait to be accepted (listen(2))
 _GROUPS_SIZE = 1024  # the maximum of Python's getsockopt: 256 groups
 _UCRED = struct.Struct("iII")
@@ -61,13 +64,29 @@ def allowed(peer: Peer, group: int | None) -> bool:
 class PeerProtocol(H11Protocol):
     """uvicorn's HTTP protocol; each request's state has the connection's credentials as "peer"."""
 
+    _connections: ClassVar[Counter[int]] = Counter()  # of users that are not the operator
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "peer": peer_of(transport.get_extra_info("socket"))}
+        peer = peer_of(transport.get_extra_info("socket"))
+        self.app_state = {**self.app_state, "peer": peer}
+        self._user = None if allowed(peer, self.app_state.get("group")) else peer.uid
+        if self._user is not None:
+            self._connections[self._user] += 1
+            if self._connections[self._user] > MAX_CONNECTIONS:
+                transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._user is not None:
+            self._connections[self._user] -= 1
+            if not self._connections[self._user]:
+                del self._connections[self._user]
 
 
-def listen(path: Path) -> socket.socket:
-    """Listen on a socket at `path`, which has mode 0660 root:insula (0600 without that group) from the start.
+def listen(path: Path, *, everybody: bool = False) -> socket.socket:
+    """Listen on a socket at `path`, which has mode 0660 root:insula (0600 without that group) from the start; 0666 if
+    it is for `everybody`.
 
     It replaces an existing socket atomically: the caller holds the daemon's lock, so the old one is not in use.
     """
@@ -81,7 +100,9 @@ def listen(path: Path) -> socket.socket:
         finally:
             os.umask(before)
         group = group_id()
-        if group is not None:
+        if everybody:
+            temporary.chmod(0o666)
+        elif group is not None:
             os.chown(temporary, -1, group)
             temporary.chmod(0o660)
         sock.listen(BACKLOG)

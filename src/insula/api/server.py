@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import uvicorn
 from litestar.types import ASGIApp
 
-from insula.api.peer import BACKLOG, PeerProtocol
+from insula.api.peer import BACKLOG, PeerProtocol, group_id
 
 GRACE = 5
 """Seconds until the server stops waiting for requests; `Gate` ends them earlier."""
@@ -56,6 +56,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.lifespan.state["stopping"] = self.stop  # every request's scope has it as state
+        self.lifespan.state["group"] = group_id()
         await super().startup(sockets=sockets)
         for sock in sockets or ():
             sock.listen(BACKLOG)

@@ -6,21 +6,36 @@ from litestar import get
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 
-from insula.api.parameters import Interval, Name, Names, Plane
+from insula.api.parameters import Interval, Name, Names, Plane, Sender
 from insula.api.streams import NDJSON, json_lines, primed
 from insula.model.views import StatsSample
 
 _ANSWER = {200: ResponseSpec(StatsSample, generate_examples=False, description="lines of JSON", media_type=NDJSON)}
 
 
-@get("/stats", tags=["host"], summary="The usage of the instances of all tenants", responses=_ANSWER)
-async def all_stats(plane: Plane, interval: Interval = None) -> Stream:
-    return json_lines(await primed(plane.stats.of(None, interval=interval)))
+@get(
+    "/stats",
+    tags=["host"],
+    summary="The usage of the instances of all tenants that one may see",
+    responses=_ANSWER,
+    permission="self.read",
+)
+async def all_stats(plane: Plane, sender: Sender, interval: Interval = None) -> Stream:
+    among = None if sender.sees_host else [*sender.tenants]
+    return json_lines(await primed(plane.stats.of(None, interval=interval, among=among)), sender)
 
 
-@get("/tenants/{tenant:str}/stats", tags=["tenants"], summary="The usage of a tenant's instances", responses=_ANSWER)
-async def tenant_stats(plane: Plane, tenant: Name, names: Names = None, interval: Interval = None) -> Stream:
-    return json_lines(await primed(plane.stats.of(tenant, names or (), interval=interval)))
+@get(
+    "/tenants/{tenant:str}/stats",
+    tags=["tenants"],
+    summary="The usage of a tenant's instances",
+    responses=_ANSWER,
+    permission="instance.read",
+)
+async def tenant_stats(
+    plane: Plane, tenant: Name, sender: Sender, names: Names = None, interval: Interval = None
+) -> Stream:
+    return json_lines(await primed(plane.stats.of(tenant, names or (), interval=interval)), sender)
 
 
 @get(
@@ -28,9 +43,10 @@ async def tenant_stats(plane: Plane, tenant: Name, names: Names = None, interval
     tags=["instances"],
     summary="Its usage",
     responses=_ANSWER,
+    permission="instance.read",
 )
-async def instance_stats(plane: Plane, tenant: Name, name: Name, interval: Interval = None) -> Stream:
-    return json_lines(await primed(plane.stats.of(tenant, [name], interval=interval)))
+async def instance_stats(plane: Plane, tenant: Name, name: Name, sender: Sender, interval: Interval = None) -> Stream:
+    return json_lines(await primed(plane.stats.of(tenant, [name], interval=interval)), sender)
 
 
 STATS = (all_stats, tenant_stats, instance_stats)

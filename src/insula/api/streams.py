@@ -20,6 +20,8 @@ from litestar import Request
 from litestar.response import Stream
 
 from insula.api.audit import note
+from insula.api.narrowing import for_sender
+from insula.control.identities.authority import Authority
 from insula.image.limits import MAX_SIZE as MAX_UPLOAD
 from insula.image.limits import check_room
 from insula.model.errors import Failed, InsulaError, Invalid
@@ -33,14 +35,14 @@ TAR = "application/x-tar"
 _TURN = 32  # items before other tasks may run
 
 
-def json_lines(items: AsyncIterator[Any]) -> Stream:
-    """Encode each item as one line of JSON, as soon as it arrives."""
+def json_lines(items: AsyncIterator[Any], authority: Authority) -> Stream:
+    """Encode what the sender may see of each item as one line of JSON, as soon as it arrives."""
 
     async def lines() -> AsyncIterator[bytes]:
         try:
             number = 0
             async for item in items:
-                yield msgspec.json.encode(item) + b"\n"
+                yield msgspec.json.encode(for_sender(item, authority)) + b"\n"
                 number += 1
                 if number % _TURN == 0:  # ten thousand events may be available at once: let other tasks run
                     await asyncio.sleep(0)

@@ -6,7 +6,7 @@ from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody
 
 from insula.api.audit import note
-from insula.api.parameters import Flag, Name, Plane
+from insula.api.parameters import Flag, Name, Plane, Sender
 from insula.model.views import LimitsPatch, TenantSpec, TenantView
 
 
@@ -14,24 +14,30 @@ class TenantRoutes(Controller):
     path = "/tenants"
     tags = ("tenants",)
 
-    @get(summary="List the tenants")
-    async def list_tenants(self, plane: Plane) -> list[TenantView]:
-        return await plane.tenants.list()
+    @get(summary="List the tenants that one may see", permission="self.read")
+    async def list_tenants(self, plane: Plane, sender: Sender) -> list[TenantView]:
+        if sender.sees_host:
+            return await plane.tenants.list()
+        return [await plane.tenants.get(tenant) for tenant in sorted(sender.tenants)]
 
-    @post(summary="Create a tenant")
+    @post(summary="Create a tenant", permission="tenant.create")
     async def create_tenant(self, plane: Plane, data: JSONBody[TenantSpec]) -> TenantView:
         note(tenant=data.name, name=data.name)
         return await plane.tenants.create(data.name, data.limits, data.labels)
 
-    @get("/{tenant:str}", summary="Show a tenant")
+    @get("/{tenant:str}", summary="Show a tenant", permission="tenant.read")
     async def get_tenant(self, plane: Plane, tenant: Name) -> TenantView:
         return await plane.tenants.get(tenant)
 
-    @patch("/{tenant:str}", summary="Change a tenant's limits: absent ones stay, null is no limit")
+    @patch(
+        "/{tenant:str}",
+        summary="Change a tenant's limits: absent ones stay, null is no limit",
+        permission="tenant.limits",
+    )
     async def update_tenant(self, plane: Plane, tenant: Name, data: JSONBody[LimitsPatch]) -> TenantView:
         return await plane.tenants.update(tenant, data)
 
-    @delete("/{tenant:str}", summary="Remove a tenant; with `force`, also all that it has")
+    @delete("/{tenant:str}", summary="Remove a tenant; with `force`, also all that it has", permission="tenant.remove")
     async def remove_tenant(self, plane: Plane, tenant: Name, force: Flag = False) -> None:
         if force:
             await plane.clear_tenant(tenant)

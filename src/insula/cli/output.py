@@ -69,6 +69,13 @@ def age(since: float | None, now: float | None = None) -> str:
     return f"{seconds // 86400:.0f}d"
 
 
+def moment(seconds: float) -> str:
+    """Format a time as ``2026-12-24 18:00``, local time."""
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
 def size(value: int | None) -> str:
     """Format a size as ``64M``; "-" for None."""
     from insula.model.units import format_size

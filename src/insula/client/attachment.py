@@ -8,7 +8,7 @@ process whose output must be read first.
 
 from __future__ import annotations
 
-from insula.client.http import CHUNK, Dechunker, Response, chunk, connect, head, send
+from insula.client.http import CHUNK, Dechunker, Response, chunk, head, send
 from insula.model.cpython import socket
 from insula.model.errors import Unavailable
 from insula.model.stream import MAX_PAYLOAD, Decoder, Kind, encode
@@ -16,6 +16,8 @@ from insula.model.stream import MAX_PAYLOAD, Decoder, Kind, encode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from insula.client.http import Endpoint
 
 
 class Attachment:
@@ -26,12 +28,12 @@ class Attachment:
     server has gone (Unavailable).
     """
 
-    def __init__(self, path: str, target: str, opening: bytes | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, target: str, opening: bytes | None = None) -> None:
         """Open the exchange; `opening` is the payload of an OPEN frame, for an exec."""
-        self.sock: socket.socket = connect(path)
+        self.sock: socket.socket = endpoint.connect()
         try:
             first = chunk(encode(Kind.OPEN, opening)) if opening is not None else b""
-            fields = ("transfer-encoding: chunked", "content-type: application/vnd.insula.frames")
+            fields = ("transfer-encoding: chunked", "content-type: application/vnd.insula.frames", *endpoint.fields)
             send(self.sock, [head("POST", target, *fields) + first])
             self._response = Response(self.sock).check()
         except BaseException:

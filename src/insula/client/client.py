@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 
-from insula.client.http import Response, request, target
+from insula.client.http import Endpoint, Response, request, target
 from insula.model.cpython import dumps, loads
 
 TYPE_CHECKING = False
@@ -33,16 +33,23 @@ DEFAULT_RUN = "/run/insula"
 
 
 def default_socket() -> str:
-    """Return the daemon's socket: INSULA_SOCKET, else insulad.sock in INSULA_RUN, else /run/insula/insulad.sock."""
-    return os.environ.get("INSULA_SOCKET") or os.path.join(os.environ.get("INSULA_RUN") or DEFAULT_RUN, "insulad.sock")
+    """Return the daemon's socket: INSULA_SOCKET, else insulad.sock in INSULA_RUN, else /run/insula/insulad.sock; users
+    who may not open that one use users.sock in its place."""
+    if named := os.environ.get("INSULA_SOCKET"):
+        return named
+    run = os.environ.get("INSULA_RUN") or DEFAULT_RUN
+    operators = os.path.join(run, "insulad.sock")
+    return operators if os.access(operators, os.W_OK) else os.path.join(run, "users.sock")
 
 
 class Client:
-    """A client of one Insula daemon. `timeout` is in seconds, for each step of a request; None is no timeout."""
+    """A client of one Insula daemon. `path` is its socket, `token` proves who sends requests (None: the user of this
+    process). `timeout` is in seconds, for each step of a request; None is no timeout."""
 
-    def __init__(self, path: str | None = None, *, timeout: float | None = None) -> None:
-        self.path = path or default_socket()
+    def __init__(self, path: str | None = None, *, token: str | None = None, timeout: float | None = None) -> None:
+        self.endpoint = Endpoint(path or default_socket(), token)
         self.timeout = timeout
+        self.identities = IdentitiesResource(self)
         self.tenants = TenantsResource(self)
         self.networks = NetworksResource(self)
         self.images = ImagesResource(self)
@@ -64,7 +71,7 @@ class Client:
     ) -> Response:
         """Send a request whose response the caller reads as it arrives, and closes."""
         where = target(*segments, **query or {})
-        return request(self.path, method, where, body=body, upload=upload, timeout=self.timeout)
+        return request(self.endpoint, method, where, body=body, upload=upload, timeout=self.timeout)
 
     def lines(
         self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None
@@ -107,6 +114,62 @@ class TenantsResource(Resource):
     def remove(self, name: str, *, force: bool = False) -> None:
         """Remove a tenant. Conflict while it has instances, networks or images, unless `force`, which removes these."""
         self.client.call("DELETE", "tenants", name, query={"force": force})
+
+
+class IdentitiesResource(Resource):
+    """Users, service accounts, their roles and tokens. A principal is named NAME, a service account TENANT/NAME."""
+
+    def whoami(self) -> Object:
+        """Return the sender of this request, and its roles."""
+        return self.client.call("GET", "whoami")  # type: ignore[no-any-return]
+
+    def create_user(self, name: str, uid: int | None = None) -> Object:
+        """Create a user; `uid` is the user of the host that it is."""
+        return self.client.call("POST", "users", body={"name": name, "uid": uid})  # type: ignore[no-any-return]
+
+    def users(self) -> Objects:
+        return self.client.call("GET", "users")  # type: ignore[no-any-return]
+
+    def user(self, name: str) -> Object:
+        return self.client.call("GET", "users", name)  # type: ignore[no-any-return]
+
+    def remove_user(self, name: str) -> None:
+        self.client.call("DELETE", "users", name)
+
+    def create_service_account(self, tenant: str, name: str) -> Object:
+        return self.client.call("POST", "tenants", tenant, "service-accounts", body={"name": name})  # type: ignore[no-any-return]
+
+    def service_accounts(self, tenant: str) -> Objects:
+        return self.client.call("GET", "tenants", tenant, "service-accounts")  # type: ignore[no-any-return]
+
+    def remove_service_account(self, tenant: str, name: str) -> None:
+        self.client.call("DELETE", "tenants", tenant, "service-accounts", name)
+
+    def bindings(self, tenant: str | None = None) -> Objects:
+        """Return who has which role in a tenant; on the host for None."""
+        return self.client.call("GET", *_bindings(tenant))  # type: ignore[no-any-return]
+
+    def bind(self, user: str, role: str, tenant: str | None = None) -> Object:
+        """Give a principal a role in a tenant (None: on the host), instead of the one that it has there."""
+        return self.client.call("PUT", *_bindings(tenant), body={"user": user, "role": role})  # type: ignore[no-any-return]
+
+    def unbind(self, user: str, tenant: str | None = None) -> None:
+        self.client.call("DELETE", *_bindings(tenant), query={"user": user})
+
+    def create_token(self, user: str | None = None, **options: object) -> Object:
+        """Make a token for oneself or for `user`; returns {"id", "token", "expires"}. `options`: ttl in seconds,
+        description, labels of the instances that it is for."""
+        return self.client.call("POST", "tokens", body={"user": user, **options})  # type: ignore[no-any-return]
+
+    def tokens(self, *, everybody: bool = False) -> Objects:
+        return self.client.call("GET", "tokens", query={"all": everybody})  # type: ignore[no-any-return]
+
+    def revoke_token(self, token_id: str) -> None:
+        self.client.call("DELETE", "tokens", token_id)
+
+
+def _bindings(tenant: str | None) -> tuple[str, ...]:
+    return ("bindings",) if tenant is None else ("tenants", tenant, "bindings")
 
 
 class NetworksResource(Resource):
@@ -268,7 +331,7 @@ class InstancesResource(Resource):
         extent = dict(zip(("rows", "columns"), size or (), strict=False))
         options = {"stdin": stdin, "replay": replay, "start": start, **extent}
         where = target("tenants", tenant, "instances", name, "attach", **options)
-        return Attachment(self.client.path, where)
+        return Attachment(self.client.endpoint, where)
 
     def run_attached(self, tenant: str, *, size: tuple[int, int] | None = None, **spec: object) -> Attachment:
         """Create an instance of `spec`, attach to it, and start it: `run` and `attach` with `start`, in one request.
@@ -278,14 +341,14 @@ class InstancesResource(Resource):
         from insula.client.attachment import Attachment
 
         extent = dict(zip(("rows", "columns"), size or (), strict=False))
-        return Attachment(self.client.path, target("tenants", tenant, "run", **extent), dumps(spec).encode())
+        return Attachment(self.client.endpoint, target("tenants", tenant, "run", **extent), dumps(spec).encode())
 
     def exec(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Attachment:
         """Run a further process in a running instance. `spec` are fields of `ExecSpec`."""
         from insula.client.attachment import Attachment
 
         opening = dumps({"command": [*command], **spec}).encode()
-        return Attachment(self.client.path, target("tenants", tenant, "instances", name, "exec"), opening)
+        return Attachment(self.client.endpoint, target("tenants", tenant, "instances", name, "exec"), opening)
 
     def exec_detached(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Object:
         """Run a further process in the background: it has no input, and its output is discarded. Returns {"id"}."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -32,9 +32,11 @@ class Events:
     def __init__(self, context: Context) -> None:
         self.context = context
 
-    async def watch(self, from_revision: int | None = None) -> AsyncIterator[Story]:
-        """Every event after that revision, without end; None is from now on. Invalid; Conflict if the store no longer
-        has that revision."""
+    async def watch(
+        self, from_revision: int | None = None, sees: Callable[[Story], bool] = lambda _: True
+    ) -> AsyncIterator[Story]:
+        """Every event after that revision that `sees` allows, without end; None is from now on. Invalid; Conflict if
+        the store no longer has that revision."""
         store = self.context.store
         if from_revision is None:
             from_revision = (await store.list("/nothing/")).revision
@@ -51,7 +53,7 @@ class Events:
             except Failed as error:  # a damaged record; the next one may be whole
                 log.error("an event can't be told: %s", error)
                 continue
-            if story:
+            if story and sees(story):
                 yield story
 
 

@@ -8,12 +8,16 @@
 /status/TENANT/INSTANCE             InstanceStatus: the observed state, when it has settled
 /events/TENANT/INSTANCE             InstanceEvent: the last one; the store's history has earlier ones
 /claims/KIND/…                      see allocation/reservations.py
+/identities/principals/TENANT/NAME  Principal; TENANT is "_" for users
+/identities/bindings/TENANT/ID      Binding of the principal with that ID; TENANT is "_" for the host
+/identities/tokens/ID               Token
 """
 
 from __future__ import annotations
 
 from insula.model import upgrades
 from insula.model.objects import Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
+from insula.model.principals import Binding, Principal, Token
 from insula.model.views import Usage
 from insula.store.typed import Keyspace
 
@@ -25,5 +29,13 @@ INSTANCES = Keyspace("/instances", Instance, 2, upgrades.instance)
 STATUS = Keyspace("/status", InstanceStatus, 2, upgrades.status)
 EVENTS = Keyspace("/events", InstanceEvent, 2)
 
+IDENTITIES = "/identities/"
+"""The prefix of all that says who may do what."""
+PRINCIPALS = Keyspace("/identities/principals", Principal, 2)
+BINDINGS = Keyspace("/identities/bindings", Binding, 2)
+TOKENS = Keyspace("/identities/tokens", Token, 1)
+
+HOST = "_"
+"""The tenant, in keys, of users and of bindings on the host; no tenant can have this name."""
 SHARED = "_"
 """The owner, in keys, of shared images. No tenant can have this name."""

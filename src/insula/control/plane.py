@@ -12,6 +12,8 @@ from insula.control.allocation.reservations import Allocators
 from insula.control.context import Context
 from insula.control.events import Events
 from insula.control.host import Host
+from insula.control.identities.directory import Directory
+from insula.control.identities.verbs import Identities
 from insula.control.identity import host_name
 from insula.control.images import Images
 from insula.control.instances.admission import Admission
@@ -42,7 +44,8 @@ _REMOVALS = 8  # instances that are removed at a time
 
 
 class ControlPlane:
-    """`tenants`, `networks`, `images`, `instances`, `stats`, `host` and `events` are the verbs; see their classes."""
+    """`tenants`, `identities`, `networks`, `images`, `instances`, `stats`, `host` and `events` are the verbs; see their
+    classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
         """`shared`: other daemons commit to the store, too."""
@@ -52,7 +55,9 @@ class ControlPlane:
         intents = Intents(context, lambda tenant: ((m.instance, m.active) for m in self.managed.of(tenant)))
         self.network_controller = NetworkController(context, intents, self.tasks)
         ports = Ports(context, self.network_controller)
-        self.tenants = Tenants(context, self.network_controller)
+        self.directory = Directory(context)
+        self.tenants = Tenants(context, self.network_controller, self.directory)
+        self.identities = Identities(context, self.tenants, self.directory)
         self.networks = Networks(context, self.tenants, self.network_controller, ports)
         self.images = Images(context, self.tenants)
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks)
@@ -88,6 +93,7 @@ class ControlPlane:
             undo.push_async_callback(plane.tasks.close)
             undo.push_async_callback(plane.instance_controller.close)
             await context.problems.guard("damaged records of tenants", plane.tenants.rebuild_damaged())
+            await plane.directory.load(plane.tasks)
             await plane._load()
             await plane.ensure()
             plane._closing = undo.pop_all()

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import msgspec
@@ -21,34 +22,39 @@ from insula.control.allocation.quotas import check_covers, check_limits, merge
 from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guarded
 from insula.control.context import Context
+from insula.control.identities.authority import no_tenant
+from insula.control.identities.directory import Directory
 from insula.control.instances.specs import check_labels
-from insula.control.keys import IMAGES, INSTANCES, NETWORKS, TENANTS, USAGE
+from insula.control.keys import BINDINGS, IMAGES, INSTANCES, NETWORKS, PRINCIPALS, TENANTS, TOKENS, USAGE
 from insula.control.networks.controller import NetworkController
-from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
+from insula.model.errors import Conflict, Denied, Failed, InsulaError
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
 from insula.model.units import check_label, shorten
 from insula.model.views import LimitsPatch, TenantView, Usage
-from insula.store.protocol import Compare, TransactionConflict
+from insula.store.protocol import Compare, Delete, TransactionConflict
 from insula.store.typed import Found
 
 log = logging.getLogger("insula.control")
 DEFAULT = "default"
 FIRST_ID = 0x40000000
-MAX_TENANTS = (0x70000000 - FIRST_ID) // IDS_PER_TENANT
+LAST_ID = 0x70000000
+"""The first ID above those of tenants."""
+MAX_TENANTS = (LAST_ID - FIRST_ID) // IDS_PER_TENANT
 _INDEX = "tenant-index"
 
 
 class Tenants:
-    def __init__(self, context: Context, controller: NetworkController) -> None:
+    def __init__(self, context: Context, controller: NetworkController, directory: Directory) -> None:
         self.context = context
         self.controller = controller
+        self.directory = directory
         self._updating = asyncio.Lock()
 
     async def find(self, name: str) -> Found[Tenant]:
         """The tenant and its revision. NotFound."""
         if found := await TENANTS.get(self.context.store, check_label("tenant", name)):
             return found
-        raise NotFound(f"there is no tenant {name}", "`insula tenant ls` lists them")
+        raise no_tenant(name)
 
     async def get(self, name: str) -> TenantView:
         tenant = (await self.find(name)).value
@@ -125,10 +131,12 @@ class Tenants:
 
         async def attempt(guard: Found[Usage]) -> None:
             await self._refuse_if_used(name)
-            await self.context.store.transact(
+            rights = await self._rights(name)
+            revision = await self.context.store.transact(
                 [TENANTS.unchanged(found, name), USAGE.unchanged(guard, name)],
-                [TENANTS.delete(name), USAGE.delete(name), *(each.delete() for each in _reservations(tenant))],
+                [TENANTS.delete(name), USAGE.delete(name), *rights, *(each.delete() for each in _reservations(tenant))],
             )
+            self.directory.take(rights, revision)
 
         try:
             await guarded(self.context.store, name, attempt)
@@ -152,6 +160,16 @@ class Tenants:
                 raise Conflict(
                     f"tenant {name} still has {what}: {shorten(names)[1:-1]}", "remove them first, or all with --force"
                 )
+
+    async def _rights(self, name: str) -> Sequence[Delete]:
+        """What says who may do what in this tenant, to be deleted with it: nobody may inherit rights in another tenant
+        of its name."""
+        store = self.context.store
+        accounts = (await store.list(PRINCIPALS.prefix(name))).entries
+        bindings = (await store.list(BINDINGS.prefix(name))).entries
+        ids = {PRINCIPALS.decode(entry).id for entry in accounts}
+        tokens = [TOKENS.delete(token.id) for token in self.directory.tokens() if token.principal in ids]
+        return [*(Delete(entry.key) for entry in [*accounts, *bindings]), *tokens]
 
     async def _erase(self, tenant: Tenant) -> None:
         """Remove a tenant from the store after its creation has failed."""

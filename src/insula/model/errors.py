@@ -2,6 +2,7 @@
 
     InsulaError                 a message, and a hint what to do about it
     ├── Invalid                 the input is wrong; nothing was changed        HTTP 400
+    ├── Unauthenticated         the proof of who the caller is is not valid    HTTP 401
     ├── Denied                  the caller may not do this                     HTTP 403
     ├── NotFound                no object of that name                         HTTP 404
     ├── Conflict                the name, address or state is taken            HTTP 409
@@ -44,6 +45,10 @@ class Invalid(InsulaError):
     status = 400
 
 
+class Unauthenticated(InsulaError):
+    status = 401
+
+
 class Denied(InsulaError):
     status = 403
 
@@ -69,7 +74,18 @@ class Unavailable(InsulaError):
 
 
 _BY_NAME: dict[str, type[InsulaError]] = {
-    c.__name__: c for c in (InsulaError, Invalid, Denied, NotFound, Conflict, QuotaExceeded, Failed, Unavailable)
+    each.__name__: each
+    for each in (
+        InsulaError,
+        Invalid,
+        Unauthenticated,
+        Denied,
+        NotFound,
+        Conflict,
+        QuotaExceeded,
+        Failed,
+        Unavailable,
+    )
 }
 
 

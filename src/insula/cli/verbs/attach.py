@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal
-from insula.client import Client
 
 
 def run(arguments: Arguments) -> int:
-    client = Client(arguments.socket)
+    client = connect(arguments)
     spec = client.instances.get(arguments.tenant, arguments.name)["instance"]["spec"]
     stdin = spec["stdin"] and not arguments.no_stdin
     if spec["tty"] and stdin:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import clean
 from insula.cli.verbs.logs import moment
-from insula.client import Client
 from insula.model.errors import Invalid
 
 TYPE_CHECKING = False
@@ -18,9 +18,7 @@ _KNOWN = ("time", "id", "uid", "gid", "pid", "socket", "verb", "tenant", "name",
 def run(arguments: Arguments) -> int:
     import json
 
-    entries = Client(arguments.socket).host.audit(
-        since=arguments.since, uid=arguments.who, tenant=arguments.named_tenant
-    )
+    entries = connect(arguments).host.audit(since=arguments.since, uid=arguments.who, tenant=arguments.named_tenant)
     for entry in entries:
         print(json.dumps(entry) if arguments.json else line(entry), flush=True)
     return 0

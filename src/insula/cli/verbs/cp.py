@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from insula.cli.archive import StreamReader, pack, unpack
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, UsageError
 from insula.cli.output import clean
 from insula.cli.terminal import STDIN, STDOUT, write_all
@@ -16,7 +17,7 @@ from insula.model.errors import Invalid
 
 def run(arguments: Arguments) -> int:
     source, target = side(arguments.source), side(arguments.target)
-    client = Client(arguments.socket)
+    client = connect(arguments)
     if source[0] is not None and target[0] is None:
         fetch(client, arguments.tenant, source[0], source[1], target[1], keep=arguments.archive)
     elif source[0] is None and target[0] is not None:

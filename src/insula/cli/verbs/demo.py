@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.tour import Tour, fields
 from insula.client import Client
@@ -26,8 +27,8 @@ PIDS, MEMORY = 64, "48m"
 
 
 def run(arguments: Arguments) -> int:
-    client = Client(arguments.socket)
-    tour = Tour(client.path)
+    client = connect(arguments)
+    tour = Tour(client.endpoint.path)
     clean_up(client)
     try:
         with interruptible():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command
 from insula.cli.output import clean, print_json, table
-from insula.client import Client
 
 
 def run(arguments: Arguments) -> int:
-    checks = Client(arguments.socket).host.doctor()
+    checks = connect(arguments).host.doctor()
     if arguments.json:
         print_json(checks)
     else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command
-from insula.client import Client
 
 
 def run(arguments: Arguments) -> int:
-    Client(arguments.socket).host.down()
+    connect(arguments).host.down()
     print("everything is stopped, insulad too; the state is kept")
     return 0
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, whole
 from insula.cli.output import clean
-from insula.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(arguments: Arguments) -> int:
     import json
 
-    for event in Client(arguments.socket).host.events(arguments.from_revision, audit=arguments.audit):
+    for event in connect(arguments).host.events(arguments.from_revision, audit=arguments.audit):
         if arguments.json:
             print(json.dumps(event), flush=True)
         else:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
 from insula.cli.verbs.run import ENGINE_FAILURE, environment
-from insula.client import Client
 from insula.model.errors import InsulaError
 
 TYPE_CHECKING = False
@@ -29,9 +29,7 @@ def run(arguments: Arguments) -> int:
             return _detached(arguments, {**spec, "stdin": False})
         if arguments.tty and arguments.interactive:
             require_terminal()
-        with Client(arguments.socket).instances.exec(
-            arguments.tenant, arguments.name, arguments.cmd, **spec
-        ) as attachment:
+        with connect(arguments).instances.exec(arguments.tenant, arguments.name, arguments.cmd, **spec) as attachment:
             status = interact(attachment, stdin=arguments.interactive, tty=arguments.tty, keys=arguments.detach_keys)
     except InsulaError as problem:
         error(problem.message, problem.hint)
@@ -40,7 +38,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _detached(arguments: Arguments, spec: dict[str, Any]) -> int:
-    client = Client(arguments.socket)
+    client = connect(arguments)
     made = client.instances.exec_detached(arguments.tenant, arguments.name, arguments.cmd, **spec)
     if arguments.json:
         from insula.cli.output import print_json

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command
 from insula.cli.output import age, clean, print_json, size, table
 from insula.cli.verbs.ps import state
 from insula.cli.verbs.top import HEADER, rows, tree
-from insula.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Arguments) -> int:
-    page = Client(arguments.socket).instances.explain(arguments.tenant, arguments.name)
+    page = connect(arguments).instances.explain(arguments.tenant, arguments.name)
     if arguments.json:
         print_json(page)
         return 0
@@ -71,7 +71,7 @@ def processes(page: Page) -> None:
     title("Processes: the same ones, seen from inside and from the host")
     table(HEADER, rows(page["processes"]), indent="  ")
     deepest = max((len(process["pids"]) for process in page["processes"]), default=0)
-    if deepest > 2:
+    if deepest > 2 and "cgroups" in page:
         levels(page["processes"], deepest)
 
 
@@ -93,10 +93,10 @@ def namespaces(page: Page) -> None:
     title("Namespaces: what it sees of the kernel's objects (namespaces(7))")
     table(
         ["KIND", "INODE", "WHOSE"],
-        ([each["kind"], each["inode"], whose(each)] for each in page["namespaces"]),
+        ([each["kind"], each.get("inode"), whose(each)] for each in page["namespaces"]),
         indent="  ",
     )
-    if page["uid_map"]:
+    if page.get("uid_map"):
         inside, outside, count = page["uid_map"].split()[:3]
         last = int(outside) + int(count) - 1
         print(f"  users {inside} to {int(inside) + int(count) - 1} inside are {outside} to {last} on the host")
@@ -111,13 +111,14 @@ def whose(namespace: dict[str, Any]) -> str:
 def cgroups(page: Page) -> None:
     title("Control groups: what it may use (cgroups(7))")
     paths: dict[str, list[str]] = {}
-    for controller, path in page["cgroups"].items():
+    for controller, path in page.get("cgroups", {}).items():
         paths.setdefault(path, []).append(controller)
     facts({", ".join(controllers) or "unified": path for path, controllers in paths.items()})
     facts({name: amount(name, text) for name, text in page["limits"].items()})
     facts(page["pressure"])
-    print("  and all instances of the tenant together:")
-    facts({name: amount(name, text) for name, text in page["tenant_limits"].items()})
+    if together := page.get("tenant_limits"):
+        print("  and all instances of the tenant together:")
+        facts({name: amount(name, text) for name, text in together.items()})
 
 
 def amount(name: str, text: str) -> str:
@@ -139,9 +140,11 @@ def security(page: Page) -> None:
 
 def filesystem(page: Page) -> None:
     title("File system: shared layers below, its own on top (overlayfs)")
-    print(f"  {'writable':22} {clean(page['upper'])}")
+    if "upper" in page:
+        print(f"  {'writable':22} {clean(page['upper'])}")
     for number, layer in enumerate(page["layers"]):
-        print(f"  {'read-only layer ' + str(number + 1):22} {clean(layer['digest'][:19])}…  {clean(layer['path'])}")
+        path = clean(layer.get("path", ""))
+        print(f"  {'read-only layer ' + str(number + 1):22} {clean(layer['digest'][:19])}…  {path}".rstrip())
 
 
 def network(page: Page) -> None:
@@ -155,13 +158,13 @@ def network(page: Page) -> None:
             "network": port["network"],
             "address": ", ".join(filter(None, (port["address"], port["address6"]))),
             "MAC address": port["mac"],
-            "device on the bridge": page["device"],
+            **({"device on the bridge": page["device"]} if "device" in page else {}),
         }
     )
-    for name, value in (page["installed"] or {}).items():
+    for name, value in (page.get("installed") or {}).items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         facts({f"installed: {name}": shown})
-    if page["rules"]:
+    if page.get("rules"):
         print("  rules")
         for line in page["rules"].splitlines():
             print(f"    {clean(line.expandtabs(4))}")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.terminal import STDOUT, write_all
 from insula.cli.verbs.image import Replacing
-from insula.client import Client
 from insula.model.errors import Invalid
 
 
 def run(arguments: Arguments) -> int:
     if arguments.output is None and os.isatty(STDOUT):
         raise Invalid("an archive can't be written to a terminal", "name a file with -o, or redirect the output")
-    with Client(arguments.socket).instances.export(arguments.tenant, arguments.name) as response:
+    with connect(arguments).instances.export(arguments.tenant, arguments.name) as response:
         if arguments.output is None:
             for data in response:
                 write_all(STDOUT, data)

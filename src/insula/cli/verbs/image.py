@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from errno import EISDIR
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, choice
 from insula.cli.output import age, clean, listing, print_json, size, warn
 from insula.cli.terminal import STDIN, STDOUT, write_all
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def ls(arguments: Arguments) -> int:
-    images = Client(arguments.socket).images.list(arguments.tenant)
+    images = connect(arguments).images.list(arguments.tenant)
     header = ["NAME", "OWNER", "DIGEST", "LAYERS", "SIZE", "AGE"]
     return listing(arguments.json, images, header, map(row, images))
 
@@ -35,20 +36,18 @@ def row(image: Object) -> list[Any]:
 
 def pull(arguments: Arguments) -> int:
     options = {"name": arguments.name, "insecure": arguments.insecure, "auth": auth(arguments)}
-    return _follow(arguments, Client(arguments.socket).images.pull(arguments.tenant, arguments.reference, **options))
+    return _follow(arguments, connect(arguments).images.pull(arguments.tenant, arguments.reference, **options))
 
 
 def push(arguments: Arguments) -> int:
     options = {"insecure": arguments.insecure, "auth": auth(arguments)}
     reference = arguments.reference or arguments.name
-    return _follow(
-        arguments, Client(arguments.socket).images.push(arguments.tenant, arguments.name, reference, **options)
-    )
+    return _follow(arguments, connect(arguments).images.push(arguments.tenant, arguments.name, reference, **options))
 
 
 def build_base(arguments: Arguments) -> int:
     distribution = choice(*DISTRIBUTIONS)(arguments.distribution)
-    steps = Client(arguments.socket).images.build_base(arguments.tenant, distribution, arguments.release)
+    steps = connect(arguments).images.build_base(arguments.tenant, distribution, arguments.release)
     return _follow(arguments, steps)
 
 
@@ -89,7 +88,7 @@ def auth(arguments: Arguments) -> dict[str, str] | None:
 
 def load(arguments: Arguments) -> int:
     archive = read_archive(arguments.archive)
-    images = Client(arguments.socket).images.load(arguments.tenant, archive, arguments.name)
+    images = connect(arguments).images.load(arguments.tenant, archive, arguments.name)
     if arguments.json:
         print_json(images)
     else:
@@ -99,13 +98,13 @@ def load(arguments: Arguments) -> int:
 
 
 def import_(arguments: Arguments) -> int:
-    image = Client(arguments.socket).images.import_(arguments.tenant, arguments.name, read_archive(arguments.tar))
+    image = connect(arguments).images.import_(arguments.tenant, arguments.name, read_archive(arguments.tar))
     print_json(image) if arguments.json else show(image)
     return 0
 
 
 def tag(arguments: Arguments) -> int:
-    image = Client(arguments.socket).images.tag(arguments.tenant, arguments.source, arguments.name)
+    image = connect(arguments).images.tag(arguments.tenant, arguments.source, arguments.name)
     print_json(image) if arguments.json else print(clean(image["name"]))
     return 0
 
@@ -113,7 +112,7 @@ def tag(arguments: Arguments) -> int:
 def save(arguments: Arguments) -> int:
     if arguments.output is None and os.isatty(STDOUT):
         raise Invalid("an archive can't be written to a terminal", "name a file with -o, or redirect the output")
-    with Client(arguments.socket).images.save(arguments.tenant, arguments.name, arguments.format) as response:
+    with connect(arguments).images.save(arguments.tenant, arguments.name, arguments.format) as response:
         if arguments.output is None:
             for data in response:
                 write_all(STDOUT, data)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, choice
 from insula.cli.output import print_json
-from insula.client import Client
 from insula.model.errors import NotFound
 
 
 def run(arguments: Arguments) -> int:
-    client, tenant = Client(arguments.socket), arguments.tenant
+    client, tenant = connect(arguments), arguments.tenant
     kinds = {
         "instance": lambda name: client.instances.get(tenant, name),
         "network": lambda name: client.networks.get(tenant, name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import clean, error, print_json
 from insula.client import Client
@@ -15,7 +16,7 @@ def each(act: Callable[[Client, Arguments, str], object]) -> Callable[[Arguments
     """Make a verb that does `act` for every name and prints the result; it continues after an error (exit status 1)."""
 
     def run(arguments: Arguments) -> int:
-        client = Client(arguments.socket)
+        client = connect(arguments)
         status, results = 0, {}
         for name in arguments.name:
             try:
@@ -72,7 +73,7 @@ def signal_name(text: str) -> str:
 
 
 def rename(arguments: Arguments) -> int:
-    view = Client(arguments.socket).instances.rename(arguments.tenant, arguments.name, arguments.new_name)
+    view = connect(arguments).instances.rename(arguments.tenant, arguments.name, arguments.new_name)
     print_json(view) if arguments.json else print(clean(view["instance"]["name"]))
     return 0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, whole
 from insula.cli.terminal import STDERR, STDOUT, write_all
-from insula.client import Client
 from insula.model.errors import Invalid
 from insula.model.stream import Kind
 from insula.model.units import parse_duration
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Arguments) -> int:
-    client = Client(arguments.socket)
+    client = connect(arguments)
     entries = client.instances.logs(
         arguments.tenant, arguments.name, follow=arguments.follow, tail=arguments.tail, since=arguments.since
     )

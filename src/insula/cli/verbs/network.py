@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, UsageError, whole
 from insula.cli.output import age, clean, listing, print_json
 from insula.cli.verbs.lifecycle import each
@@ -19,7 +20,7 @@ def create(arguments: Arguments) -> int:
     other: dict[str, Any] = {"labels": dict(pair(text, "label", default="") for text in arguments.label)}
     if arguments.mtu is not None:
         other["mtu"] = arguments.mtu
-    view = Client(arguments.socket).networks.create(
+    view = connect(arguments).networks.create(
         arguments.tenant, arguments.name, arguments.subnet, arguments.subnet6, **other
     )
     print_json(view) if arguments.json else print(arguments.name)
@@ -27,7 +28,7 @@ def create(arguments: Arguments) -> int:
 
 
 def ls(arguments: Arguments) -> int:
-    views = Client(arguments.socket).networks.list(arguments.tenant)
+    views = connect(arguments).networks.list(arguments.tenant)
     header = ["NAME", "SUBNET", "GATEWAY", "SUBNET6", "VNI", "PORTS", "STATE", "AGE"]
     return listing(arguments.json, views, header, (row(view) for view in views))
 
@@ -35,7 +36,7 @@ def ls(arguments: Arguments) -> int:
 def row(view: dict[str, Any]) -> list[Any]:
     network, status = view["network"], view["status"]
     names = ("name", "subnet", "gateway", "subnet6", "vni")
-    return [*(network[name] for name in names), status["ports"], state(status), age(network["created"])]
+    return [*(network.get(name) for name in names), status["ports"], state(status), age(network["created"])]
 
 
 def state(status: dict[str, Any]) -> str:
@@ -43,13 +44,13 @@ def state(status: dict[str, Any]) -> str:
 
 
 def show(arguments: Arguments) -> int:
-    view = Client(arguments.socket).networks.get(arguments.tenant, arguments.name)
+    view = connect(arguments).networks.get(arguments.tenant, arguments.name)
     if arguments.json:
         print_json(view)
         return 0
     network, status = view["network"], view["status"]
     names = ("tenant", "name", "subnet", "gateway", "subnet6", "gateway6", "mtu", "vni")
-    shown = {name: network[name] for name in names}
+    shown = {name: network[name] for name in names if name in network}
     shown["labels"] = ", ".join(f"{name}={value}" for name, value in network["labels"].items())
     shown |= {"created": f"{age(network['created'])} ago", "state": state(status), "ports": status["ports"]}
     for name, value in shown.items():

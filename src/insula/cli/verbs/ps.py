@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import age, listing
-from insula.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ GONE = ("exited", "failed", "created", "removing")
 
 
 def run(arguments: Arguments) -> int:
-    views = Client(arguments.socket).instances.list(None if arguments.all_tenants else arguments.tenant)
+    views = connect(arguments).instances.list(None if arguments.all_tenants else arguments.tenant)
     if not arguments.all:
         views = [view for view in views if view["status"]["state"] not in GONE or view["restarting"]]
     if arguments.quiet and not arguments.json:
@@ -35,7 +35,7 @@ def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
         instance["spec"]["image"],
         state(status, restarting=view["restarting"], health=view["health"]) + ("" if view["reconciled"] else " (?)"),
         port.get("address"),
-        status["pid"],
+        status.get("pid"),
         age(instance["created"]),
     ]
     return [instance["tenant"], *cells] if with_tenant else cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, UsageError, choice, whole, zero_or
 from insula.cli.output import error
 from insula.cli.terminal import DETACH_KEYS, detach_keys, interact, require_terminal, terminal_size
@@ -27,7 +28,7 @@ def run(arguments: Arguments) -> int:
     try:
         if arguments.tty and arguments.interactive and not arguments.detach:
             require_terminal()
-        client = Client(arguments.socket)
+        client = connect(arguments)
         _fetch(client, arguments)
         return _run(client, arguments, spec)
     except InsulaError as problem:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, UsageError
 from insula.cli.output import size, table
-from insula.client import Client
 from insula.model.errors import Invalid
 from insula.model.units import parse_duration
 
@@ -27,7 +27,7 @@ def run(arguments: Arguments) -> int:
     tenant = None if arguments.all_tenants else arguments.tenant
     interval = None if arguments.no_stream else arguments.interval
     begun = False
-    for sample in Client(arguments.socket).instances.stats(tenant, arguments.name, interval=interval):
+    for sample in connect(arguments).instances.stats(tenant, arguments.name, interval=interval):
         if arguments.json:
             print(json.dumps(sample), flush=True)
             continue

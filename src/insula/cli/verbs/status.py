@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command
 from insula.cli.output import age, clean, print_json
-from insula.client import Client
 
 
 def run(arguments: Arguments) -> int:
-    status = Client(arguments.socket).host.status()
+    status = connect(arguments).host.status()
     if arguments.json:
         print_json(status)
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, UsageError, or_none, whole
 from insula.cli.output import age, clean, listing, print_json, size
 from insula.cli.verbs.lifecycle import each
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 def create(arguments: Arguments) -> int:
     labels = dict(pair(text, "label", default="") for text in arguments.label)
-    view = Client(arguments.socket).tenants.create(arguments.name, labels, **given(arguments, *LIMITS))
+    view = connect(arguments).tenants.create(arguments.name, labels, **given(arguments, *LIMITS))
     print_json(view) if arguments.json else print(arguments.name)
     return 0
 
 
 def update(arguments: Arguments) -> int:
-    view = Client(arguments.socket).tenants.update(arguments.name, **changes(arguments, *LIMITS))
+    view = connect(arguments).tenants.update(arguments.name, **changes(arguments, *LIMITS))
     print_json(view) if arguments.json else print(arguments.name)
     return 0
 
@@ -42,7 +43,7 @@ def given(arguments: Arguments, *names: str) -> dict[str, Any]:
 
 
 def ls(arguments: Arguments) -> int:
-    views = Client(arguments.socket).tenants.list()
+    views = connect(arguments).tenants.list()
     header = ["NAME", "INSTANCES", "CPUS", "MEMORY", "BANDWIDTH", "IDS", "AGE"]
     return listing(arguments.json, views, header, (row(view) for view in views))
 
@@ -55,7 +56,7 @@ def row(view: dict[str, Any]) -> list[Any]:
         None if limits["cpus"] is None else f"{limits['cpus']:g}",
         size(limits["memory"]),
         rate(limits["bandwidth"]),
-        f"{tenant['id_base']}-{tenant['id_base'] + 65535}",
+        f"{tenant['id_base']}-{tenant['id_base'] + 65535}" if "id_base" in tenant else None,
         age(tenant["created"]),
     ]
 
@@ -75,7 +76,7 @@ def rate(bits: int | None) -> str | None:
 
 
 def show(arguments: Arguments) -> int:
-    client = Client(arguments.socket)
+    client = connect(arguments)
     view = client.tenants.get(arguments.name)
     if arguments.json:
         print_json(view)
@@ -83,7 +84,8 @@ def show(arguments: Arguments) -> int:
     tenant = view["tenant"]
     print(f"tenant     {clean(tenant['name'])}")
     print(f"created    {age(tenant['created'])} ago")
-    print(f"user IDs   {tenant['id_base']} to {tenant['id_base'] + 65535} on this host")
+    if "id_base" in tenant:
+        print(f"user IDs   {tenant['id_base']} to {tenant['id_base'] + 65535} on this host")
     for name, value in tenant["limits"].items():
         print(f"{name:10} {limit(name, value)}{reserved(name, view['usage'].get(name))}")
     parts = {

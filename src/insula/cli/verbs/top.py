@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command
 from insula.cli.output import listing
-from insula.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,17 +18,19 @@ HEADER = ["INSIDE", "HOST", "USER", "HOST USER", "STATE", "TIME", "COMMAND"]
 
 
 def run(arguments: Arguments) -> int:
-    processes = Client(arguments.socket).instances.top(arguments.tenant, arguments.name)
+    processes = connect(arguments).instances.top(arguments.tenant, arguments.name)
     return listing(arguments.json, processes, HEADER, rows(processes))
 
 
 def rows(processes: list[Process]) -> Iterator[list[Any]]:
     """Make a row for each process, children below their parent; PIDs of nested PID namespaces follow the instance's."""
     for process, depth in tree(processes):
-        inside = "/".join(map(str, process["pids"][1:])) or str(process["inside"])
+        pids = process["pids"][1:] if "pid" in process else process["pids"]
+        inside = "/".join(map(str, pids)) or str(process["inside"])
         user = "?" if process["user"] is None else process["user"]
         command = "  " * depth + process["command"]
-        yield [inside, process["pid"], user, process["uid"], process["state"], spent(process["cpu"]), command]
+        host = process.get("pid"), process.get("uid")
+        yield [inside, host[0], user, host[1], process["state"], spent(process["cpu"]), command]
 
 
 def spent(seconds: float) -> str:
@@ -39,11 +41,16 @@ def spent(seconds: float) -> str:
     return f"{hours}:{minutes % 60:02}:{int(seconds % 60):02}" if hours else f"{minutes}:{int(seconds % 60):02}"
 
 
+def order(process: Process) -> int:
+    """Return the number by which processes are sorted: that on the host if it is known."""
+    return int(process["pid"] if "pid" in process else process["inside"])
+
+
 def tree(processes: list[Process]) -> Iterator[tuple[Process, int]]:
     """Yield every process with its depth; those whose parent is not in the list are roots."""
     children: dict[int, list[Process]] = {}
     known = {process["inside"] for process in processes}
-    for process in sorted(processes, key=lambda each: each["pid"]):
+    for process in sorted(processes, key=order):
         parent = process["parent"] if process["parent"] != process["inside"] else 0
         children.setdefault(parent if parent in known else 0, []).append(process)
     stack = [(process, 0) for process in reversed(children.pop(0, []))]
@@ -58,8 +65,8 @@ COMMANDS = {
         run,
         "Show the processes of the running instance NAME.",
         "NAME",
-        details="INSIDE is the PID in the instance, HOST the PID on the host. A process in a nested PID namespace of\n"
-        "the instance has a PID in each, outermost first. TIME is its processor time.",
+        details="INSIDE is the PID in the instance, HOST the PID on the host, if you may see it. A process in\n"
+        "a nested PID namespace of the instance has a PID in each, outermost first. TIME is its processor time.",
         complete={"NAME": "instance"},
     )
 }

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, or_none, whole, zero_or
 from insula.cli.output import print_json
 from insula.cli.verbs.tenant import changes
-from insula.client import Client
 from insula.model.units import parse_cpus, parse_size
 
 
 def run(arguments: Arguments) -> int:
     limits = changes(arguments, "cpus", "memory", "pids")
-    client = Client(arguments.socket)
+    client = connect(arguments)
     view = client.instances.update(arguments.tenant, arguments.name, **limits)
     print_json(view) if arguments.json else print(arguments.name)
     return 0

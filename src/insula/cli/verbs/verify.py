@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import clean, print_json, table
-from insula.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ yes* no* as installed, not probed   !    differs from what it should be"""
 
 
 def run(arguments: Arguments) -> int:
-    report = Client(arguments.socket).host.verify()
+    report = connect(arguments).host.verify()
     if arguments.json:
         print_json(report)
     else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, UsageError
 from insula.cli.output import clean, print_json
-from insula.client import Client
 
 _PIDS = range(1, (1 << 22) + 1)  # proc(5), pid_max
 
@@ -12,7 +12,7 @@ _PIDS = range(1, (1 << 22) + 1)  # proc(5), pid_max
 def run(arguments: Arguments) -> int:
     if not (arguments.pid.isascii() and arguments.pid.isdigit()) or int(arguments.pid[:20]) not in _PIDS:
         raise UsageError(f"{arguments.pid[:60]!r} is not a PID", "write the PID on the host")
-    found = Client(arguments.socket).host.whois(int(arguments.pid))
+    found = connect(arguments).host.whois(int(arguments.pid))
     if arguments.json:
         print_json(found)
     elif found["tenant"] is None:

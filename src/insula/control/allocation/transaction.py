@@ -66,7 +66,7 @@ async def allocate(
             raise
         return Found(proposal.value, revision)
 
-    return await _retried(attempt)
+    return await retried(attempt)
 
 
 async def guarded(store: Store, tenant: str, attempt: Callable[[Found[Usage]], Awaitable[T]]) -> T:
@@ -77,7 +77,7 @@ async def guarded(store: Store, tenant: str, attempt: Callable[[Found[Usage]], A
         return await attempt(await guard(store, tenant))
 
     async with turn(store, tenant):
-        return await _retried(with_guard, USAGE.key(tenant))
+        return await retried(with_guard, USAGE.key(tenant))
 
 
 def turn(store: Store, tenant: str) -> asyncio.Lock:
@@ -91,7 +91,7 @@ async def guard(store: Store, tenant: str) -> Found[Usage]:
     return await USAGE.get(store, tenant) or Found(Usage(), 0)
 
 
-async def _retried(attempt: Callable[[], Awaitable[T]], key: str | None = None) -> T:
+async def retried(attempt: Callable[[], Awaitable[T]], key: str | None = None) -> T:
     """Call `attempt`, and retry while its transaction fails. With `key`, retry only if that key was changed."""
     for _ in range(_ATTEMPTS):
         try:

@@ -15,6 +15,8 @@ import msgspec
 from insula.control.allocation.quotas import add, change, exchange, subtract
 from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, turn
 from insula.control.context import Context
+from insula.control.identities.admission import admit
+from insula.control.identities.authority import Authority
 from insula.control.images import Images
 from insula.control.instances.specs import check, make_name
 from insula.control.keys import EVENTS, INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
@@ -44,12 +46,16 @@ class Admission:
         self.images = images
         self.ports = ports
 
-    async def admit(self, tenant: str, spec: InstanceSpec, *, start: bool, admitting: set[str]) -> Admitted:
-        """Commit a new instance. Invalid, NotFound, Conflict, QuotaExceeded; after an error nothing has changed.
+    async def admit(
+        self, by: Authority, tenant: str, spec: InstanceSpec, *, start: bool, admitting: set[str]
+    ) -> Admitted:
+        """Commit a new instance that `by` asks for. Invalid, Denied, NotFound, Conflict, QuotaExceeded; after an error
+        nothing has changed.
 
         Its id is added to `admitting` before the commit, so that the controller ignores the store's event of it.
         """
         spec = check(spec)
+        admit(by, tenant, spec)
         owner, image = await asyncio.gather(self.tenants.find(tenant), self.images.find(tenant, spec.image))
         network = await self.networks.find(tenant, spec.network) if spec.network is not None else None
         driver = self.context.driver_for(spec)

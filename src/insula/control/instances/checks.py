@@ -25,6 +25,11 @@ class Known(NamedTuple):
         return self.status.state in ("starting", "running", "paused", "stopping")
 
 
+def no_instance(tenant: str, name: str) -> NotFound:
+    """Return the error for an instance that does not exist, and for one that the caller may not know of."""
+    return NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
+
+
 Either = Known | ManagedInstance
 
 

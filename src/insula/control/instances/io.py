@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from insula.control.instances.attach_session import AttachSession, in_reader
 from insula.control.instances.attach_session import follow as follow_log
-from insula.control.instances.checks import check_running, not_running
+from insula.control.instances.checks import check_running, no_instance, not_running
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.drivers.base import Driver, Log, LogRecord, require
 from insula.control.instances.explain import explain
@@ -67,7 +67,7 @@ class InstanceIo:
             if (instance := INSTANCES.decode(entry)).host != self.context.host:
                 raise elsewhere(instance)
             raise Unavailable(f"instance {name} can't be served", "`insula status` tells why")
-        raise NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
+        raise no_instance(tenant, name)
 
     async def _looked_at(self, managed: ManagedInstance) -> None:
         if not managed.reconciled.is_set():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -50,17 +50,25 @@ class Stats:
         self.find = find
 
     async def of(
-        self, tenant: str | None, names: Sequence[str] = (), *, interval: float | None = None
+        self,
+        tenant: str | None,
+        names: Sequence[str] = (),
+        *,
+        interval: float | None = None,
+        among: Collection[str] | None = None,
     ) -> AsyncIterator[StatsSample]:
         """One sample, or one every `interval` seconds, of the instances `names`, or of all that run at that time.
-        `tenant` None is all tenants. NotFound; a series ends when the last of `names` is removed."""
+        `tenant` None is all tenants, or those `among` the given ones. NotFound; a series ends when the last of `names`
+        is removed."""
         if tenant is not None:
             await self.tenants.find(tenant)
             for name in names:
                 require(self.context.driver((await self.find(tenant, name)).instance), "stats")
 
         def present() -> list[ManagedInstance]:
-            return [m for m in self.managed.of(tenant) if (m.instance.name in names if names else m.active)]
+            tenants = [tenant] if among is None else among
+            all_of = (managed for each in tenants for managed in self.managed.of(each))
+            return [m for m in all_of if (m.instance.name in names if names else m.active)]
 
         async for sample in self._samples(tenant or "", present, interval):
             yield sample

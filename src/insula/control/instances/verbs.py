@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from insula.control.allocation.quotas import check_resources, merge
+from insula.control.identities.admission import admit
+from insula.control.identities.authority import Authority
 from insula.control.instances import remote
 from insula.control.instances.admission import Admission, resize
 from insula.control.instances.attach_session import AttachSession
@@ -162,30 +164,34 @@ class Instances(InstanceIo):
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
-    async def run(self, tenant: str, spec: InstanceSpec, *, start: bool = True) -> InstanceView:
-        """Create an instance and start it, unless `start` is False.
+    async def run(self, tenant: str, spec: InstanceSpec, *, by: Authority, start: bool = True) -> InstanceView:
+        """Create an instance that `by` asks for and start it, unless `start` is False.
 
         After an error there is no instance. Only after a failed start it stays, with the state "failed", unless it is
         to be removed when it ends.
         """
-        return await self._whole(self._run(tenant, spec, start))
+        return await self._whole(self._run(tenant, spec, by, start))
 
-    async def _run(self, tenant: str, spec: InstanceSpec, start: bool) -> InstanceView:
-        managed = await self._admitted(tenant, spec, start=start)
+    async def _run(self, tenant: str, spec: InstanceSpec, by: Authority, start: bool) -> InstanceView:
+        managed = await self._admitted(by, tenant, spec, start=start)
         self.controller.create(managed)
         await self.controller.converged(managed, managed.instance.generation)
         return view(managed)
 
-    async def run_attached(self, tenant: str, spec: InstanceSpec, console: ConsoleSize | None = None) -> AttachedRun:
+    async def run_attached(
+        self, tenant: str, spec: InstanceSpec, console: ConsoleSize | None = None, *, by: Authority
+    ) -> AttachedRun:
         """Create an instance, start it, and attach to it from its start. `console` is the size of its terminal.
 
         It returns when the instance is created, and raises what prevents that.
         """
-        return await self._whole(self._run_attached(tenant, spec, console))
+        return await self._whole(self._run_attached(tenant, spec, console, by))
 
-    async def _run_attached(self, tenant: str, spec: InstanceSpec, console: ConsoleSize | None) -> AttachedRun:
+    async def _run_attached(
+        self, tenant: str, spec: InstanceSpec, console: ConsoleSize | None, by: Authority
+    ) -> AttachedRun:
         driver = require(self.context.driver_for(spec), "attach")
-        managed = await self._admitted(tenant, spec, start=True)
+        managed = await self._admitted(by, tenant, spec, start=True)
         managed.console = console
         attachment = self._attachment(managed, driver, stdin=spec.stdin)
         managed.waiting.add(attachment)
@@ -193,21 +199,21 @@ class Instances(InstanceIo):
         started = self._tasks.spawn(self.controller.converged(managed, managed.instance.generation))
         return AttachedRun(managed.instance.name, self._attached(managed, attachment), started)
 
-    async def _admitted(self, tenant: str, spec: InstanceSpec, *, start: bool) -> ManagedInstance:
+    async def _admitted(self, by: Authority, tenant: str, spec: InstanceSpec, *, start: bool) -> ManagedInstance:
         """Commit a new instance, which nothing is done about before `InstanceController.create`."""
         self.context.check_stays()
         if start and spec.options.pid_of:
             await self.tenants.find(tenant)
             partner(self.managed, tenant, spec)  # checked first, so that a wrong name leaves no failed instance
-        admitted = await self.admission.admit(tenant, spec, start=start, admitting=self.controller.admitting)
+        admitted = await self.admission.admit(by, tenant, spec, start=start, admitting=self.controller.admitting)
         status = InstanceStatus(state="created", starts=admitted.instance.starts)
         return ManagedInstance(admitted.tenant, admitted.instance, status, admitted.revision)
 
-    async def start(self, tenant: str, name: str, console: ConsoleSize | None = None) -> InstanceView:
+    async def start(self, tenant: str, name: str, console: ConsoleSize | None = None, *, by: Authority) -> InstanceView:
         """Start an instance; one that runs already is left alone. `console` is the size of its terminal."""
-        return await self._whole(self._start(tenant, name, console))
+        return await self._whole(self._start(tenant, name, console, by))
 
-    async def _start(self, tenant: str, name: str, console: ConsoleSize | None) -> InstanceView:
+    async def _start(self, tenant: str, name: str, console: ConsoleSize | None, by: Authority) -> InstanceView:
         self.context.check_stays()
 
         def wanted(known: Known) -> Changes | None:
@@ -215,6 +221,7 @@ class Instances(InstanceIo):
                 check_running(known)
             if known.status.state in ("starting", "running"):
                 return None
+            admit(by, tenant, known.instance.spec)
             if managed := self.managed.find(tenant, name):
                 managed.console = console
             return {"wanted": "running", "starts": known.instance.starts + 1, "stop_timeout": None}
@@ -229,11 +236,12 @@ class Instances(InstanceIo):
         """Stop an instance: send its stop signal, then SIGKILL after `timeout` seconds (None: the spec's)."""
         return await self._whole(self._make(tenant, name, lambda known: {"wanted": "stopped", "stop_timeout": timeout}))
 
-    async def restart(self, tenant: str, name: str, timeout: float | None = None) -> InstanceView:
+    async def restart(self, tenant: str, name: str, timeout: float | None = None, *, by: Authority) -> InstanceView:
         """Stop an instance as `stop` does if it runs, then start it."""
         self.context.check_stays()
 
         def wanted(known: Known) -> Changes:
+            admit(by, tenant, known.instance.spec)
             if known.instance.spec.remove and known.active:
                 raise Conflict(f"instance {name} is removed when it ends", "it can't be restarted")
             return {"wanted": "running", "starts": known.instance.starts + 1, "stop_timeout": timeout}

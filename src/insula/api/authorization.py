@@ -1,0 +1,75 @@
+"""Whether the sender of a request may do what it asks: every route names its permission.
+
+The check runs before anything is looked up by a name in the request, so that nobody learns from an error or its timing
+whether something of another tenant exists. A tenant in which the sender has no role is answered as one that does not
+exist. `check_routes` walks the routes of the application: insulad doesn't start if one has no permission, or one whose
+scope doesn't fit its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from litestar import Litestar
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+
+from insula.control.identities.authority import Authority
+from insula.control.instances.checks import no_instance
+from insula.control.plane import ControlPlane
+from insula.model.permissions import PERMISSIONS
+
+OPTIONS_PERMISSION = "self.read"
+"""The permission of OPTIONS, which the framework adds to every path and which tells the methods of a path only."""
+
+
+def authority_of(scope: Any) -> Authority:
+    """Return the rights of a request, as `Gate` has found them."""
+    return cast(Authority, scope["state"]["authority"])
+
+
+def permission_of(handler: BaseRouteHandler, method: str) -> str:
+    return OPTIONS_PERMISSION if method == "OPTIONS" else str(handler.opt.get("permission", ""))
+
+
+async def authorize(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Raise NotFound or Denied unless the sender may use this route on this tenant (a guard of Litestar)."""
+    scope: Any = connection.scope
+    permission = permission_of(handler, scope.get("method", ""))
+    tenant = connection.path_params.get("tenant")
+    authority = authority_of(scope)
+    authority.check(permission, tenant)
+    scope["state"]["permission"] = permission, tenant
+    if authority.labels and permission.startswith("instance.") and "name" in connection.path_params:
+        await _check_labels(authority, connection, str(tenant), str(connection.path_params["name"]))
+
+
+async def _check_labels(
+    authority: Authority, connection: ASGIConnection[Any, Any, Any, Any], tenant: str, name: str
+) -> None:
+    """Raise NotFound for an instance without the labels that the sender's token is for."""
+    plane: ControlPlane = connection.app.state.plane
+    view = await plane.instances.get(tenant, name)
+    if not authority.labels.items() <= view.instance.spec.labels.items():
+        raise no_instance(tenant, name)
+
+
+def handlers(app: Litestar) -> Iterator[tuple[str, str, BaseRouteHandler]]:
+    """Yield every route of the application as (path, method, handler): also what the framework has added."""
+    for route in app.routes:
+        found = getattr(route, "route_handlers", None) or [getattr(route, "route_handler")]  # noqa: B009
+        for handler in found:
+            for method in sorted(getattr(handler, "http_methods", ())) or ["*"]:
+                yield route.path, str(method), handler
+
+
+def check_routes(app: Litestar) -> None:
+    """Raise ValueError for a route without a permission, or with one whose scope doesn't fit its path."""
+    for path, method, handler in handlers(app):
+        name = permission_of(handler, method)
+        permission = PERMISSIONS.get(name)
+        if permission is None:
+            raise ValueError(f"{method} {path} has no permission of the table: {name!r}")
+        if permission.scope == "tenant" and "{tenant:" not in path:
+            raise ValueError(f"{method} {path} names no tenant for {name}")

@@ -1,0 +1,75 @@
+"""Answers for tenants: what is returned is converted to the form that its owner may see (model/own_views.py).
+
+A type that is neither in the table nor free of the host's numbers is refused: a new route can't show what nobody has
+thought about. Values of environment variables, which often are secrets, are shown to those only who could read them
+in the instance anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from insula.control.identities.authority import Authority
+from insula.model.objects import Exit, Image, Instance
+from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
+from insula.model.principals import BindingView, PrincipalView, TokenCreated, TokenView, WhoAmI
+from insula.model.views import (
+    Explanation,
+    InstanceStats,
+    InstanceView,
+    NetworkView,
+    ProcessView,
+    Started,
+    StatsSample,
+    TenantView,
+)
+
+HIDDEN = "…"
+"""Instead of the value of an environment variable."""
+NARROW: dict[type[msgspec.Struct], type[msgspec.Struct]] = {
+    TenantView: OwnTenantView,
+    NetworkView: OwnNetworkView,
+    InstanceView: OwnInstanceView,
+    Explanation: OwnExplanation,
+    ProcessView: OwnProcess,
+}
+FREE = (Image, Exit, Started, StatsSample, InstanceStats, WhoAmI, PrincipalView, BindingView, TokenView, TokenCreated)
+_OF_HOST = ("revision", "pid")  # keys of events
+
+
+def for_sender(value: Any, authority: Authority) -> Any:
+    """Return what the sender of a request may see of an answer. TypeError for a type that nobody has decided about."""
+    if isinstance(value, list | tuple):
+        return [for_sender(each, authority) for each in value]
+    if isinstance(value, dict):
+        return value if authority.sees_host else {k: v for k, v in value.items() if k not in _OF_HOST}
+    if not isinstance(value, msgspec.Struct):
+        return value
+    if isinstance(value, InstanceView | Explanation):
+        value = replace(value, instance=_without_secrets(value.instance, authority))
+    return value if authority.sees_host else _narrow(value)
+
+
+def _narrow(value: msgspec.Struct) -> msgspec.Struct:
+    if isinstance(value, ProcessView):
+        value = replace(value, pids=value.pids[1:])
+    if isinstance(value, Explanation):
+        value = replace(value, processes=[replace(each, pids=each.pids[1:]) for each in value.processes])
+    if kind := NARROW.get(type(value)):
+        narrow: msgspec.Struct = msgspec.convert(value, kind, from_attributes=True)
+        return narrow
+    if isinstance(value, FREE):
+        return value
+    raise TypeError(f"nobody has decided what tenants see of {type(value).__name__}")
+
+
+def _without_secrets(instance: Instance, authority: Authority) -> Instance:
+    """Hide the values of environment variables from those who can't run a process in the instance."""
+    if "instance.exec" in authority.held(instance.tenant):
+        return instance
+    spec = replace(instance.spec, env=dict.fromkeys(instance.spec.env, HIDDEN))
+    names = [entry.partition("=")[0] for entry in instance.config.env]
+    return replace(instance, spec=spec, config=replace(instance.config, env=[f"{name}={HIDDEN}" for name in names]))

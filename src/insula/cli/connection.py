@@ -1,0 +1,43 @@
+"""The connection of a verb to the daemon: by the socket, and by a token if the user names one.
+
+A token is never an argument or a variable of the environment, which other users of the machine may see, and which end
+up in the history of a shell. It is read from a file that nobody else can read, as /dev/stdin or /dev/fd/3 also are.
+"""
+
+from __future__ import annotations
+
+import os
+
+from insula.client import Client
+from insula.model.errors import Denied, Invalid
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from insula.cli.options import Arguments
+
+_LONGEST = 1024
+
+
+def connect(arguments: Arguments) -> Client:
+    """Return a client for the global options `--socket` and `--token-file`. Invalid, Denied."""
+    path = arguments.token_file or os.environ.get("INSULA_TOKEN_FILE")
+    return Client(arguments.socket, token=read_token(path) if path else None)
+
+
+def read_token(path: str) -> str:
+    """Read a token, with or without a newline, from a file that only its owner can read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(fd)
+            data = os.read(fd, _LONGEST)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise Invalid(f"{path}: {error.strerror}", "name a file with a token") from None
+    if status.st_mode & 0o170000 == 0o100000 and status.st_mode & 0o077:
+        raise Denied(f"{path} can be read by other users", f"chmod 600 {path}")
+    token = data.strip().decode("ascii", "replace")
+    if not token.startswith("insula_") or not token.isprintable() or " " in token:
+        raise Invalid(f"{path} has no token", "write what `insula token create` printed into it")
+    return token

@@ -1,0 +1,96 @@
+"""`Authority`: what the sender of one request may do, and how that is known.
+
+It is computed anew for each request, from the roles that the principal has now. A token gives what its owner holds at
+that moment, less the permissions that no token gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from insula.model.errors import Denied, NotFound
+from insula.model.permissions import NOT_BY_TOKEN, OF_EVERYBODY, PERMISSIONS, Role, permissions_of
+from insula.model.principals import Principal
+
+_NOTHING: frozenset[str] = frozenset()
+_WITH_LABELS = ("self.read", "tenant.read", "network.read", "image.read")
+"""What a token for some instances gives beside their permissions: what it takes to run one."""
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The rights of a request. `principal` is None for the local operator: root, or a member of the group `insula`.
+
+    `proof` says how it is known, for the audit log: "socket", "uid", or "token ID". `host` are its roles on the host,
+    `tenants` its roles by tenant. With `labels` it is valid only for instances that have them all. `expires` is the end
+    of the proof, in seconds since the epoch.
+    """
+
+    proof: str
+    principal: Principal | None = None
+    host: frozenset[Role] = frozenset()
+    tenants: Mapping[str, Role] = field(default_factory=dict)
+    token: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    expires: float | None = None
+
+    @property
+    def name(self) -> str:
+        if self.principal:
+            return self.principal.label
+        return "operator" if self.host else "nobody"
+
+    @property
+    def sees_host(self) -> bool:
+        """Whether it may see numbers of the host and of other tenants."""
+        return bool(self.host)
+
+    def held(self, tenant: str | None = None) -> frozenset[str]:
+        """Return the permissions that are held on the host and, with `tenant`, in it."""
+        held = OF_EVERYBODY.union(*map(permissions_of, self.host))
+        if tenant is not None and (role := self.tenants.get(tenant)):
+            held |= permissions_of(role)
+        if self.labels:
+            held = frozenset(name for name in held if name.startswith("instance.") or name in _WITH_LABELS)
+        if tenant is None:
+            held = frozenset(name for name in held if PERMISSIONS[name].scope != "tenant")
+        return held - NOT_BY_TOKEN if self.token else held
+
+    def sees(self, tenant: str) -> bool:
+        """Whether it may know that this tenant exists."""
+        return bool(self.host) or tenant in self.tenants
+
+    def check(self, permission: str, tenant: str | None = None) -> None:
+        """Raise NotFound for a tenant that it may not know of, as for one that does not exist; else Denied unless the
+        permission is held."""
+        scope = PERMISSIONS[permission].scope
+        if tenant is not None and not self.sees(tenant):
+            raise no_tenant(tenant)
+        if permission not in self.held(tenant if scope == "tenant" else None):
+            where = f" in tenant {tenant}" if scope == "tenant" else ""
+            hint = "a token can't; use another proof" if self._token_hides(permission) else "ask for a role that has it"
+            raise Denied(f"{self.name} may not do this{where}: it takes the permission {permission}", hint)
+
+    def _token_hides(self, permission: str) -> bool:
+        return self.token is not None and permission in NOT_BY_TOKEN
+
+    def covers(self, permissions: frozenset[str], tenant: str | None) -> bool:
+        """Whether all of these are held: only then may they be given to somebody else."""
+        return permissions <= (self.held(tenant) if tenant is not None else self.held_everywhere())
+
+    def held_everywhere(self) -> frozenset[str]:
+        """Return the permissions of its roles on the host, with those that they hold in every tenant."""
+        held = _NOTHING.union(*map(permissions_of, self.host))
+        return held - NOT_BY_TOKEN if self.token else held
+
+
+def no_tenant(name: str) -> NotFound:
+    """Return the error for a tenant that does not exist, and for one that the caller may not know of."""
+    return NotFound(f"there is no tenant {name}", "`insula tenant ls` lists them")
+
+
+NOBODY = Authority(proof="none")
+"""The sender of a request whose proof is not valid."""
+OPERATOR = Authority(proof="socket", host=frozenset({"operator"}))
+"""The local operator."""

@@ -1,0 +1,191 @@
+"""`Directory`: principals, bindings and tokens in memory, as the store has them.
+
+Every request asks it, so that it answers without the store. It follows the store's changes; what this daemon commits
+is taken at once (`take`), so that a right that was revoked is gone when the verb returns. Those who hold streams open
+are told by `watchers` which principal's rights have changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from insula.control.context import Context
+from insula.control.identities.authority import Authority
+from insula.control.identities.tokens import Parsed, matches
+from insula.control.keys import BINDINGS, IDENTITIES, PRINCIPALS, TOKENS
+from insula.control.tasks import Tasks
+from insula.model.errors import Failed
+from insula.model.permissions import HOST_ROLES, Role
+from insula.model.principals import Binding, Principal, Token
+from insula.store.protocol import Compacted, Delete, Entry, Put, Write
+
+log = logging.getLogger("insula.control")
+K = TypeVar("K")
+V = TypeVar("V")
+_PAUSE = 1.0  # seconds until the store is asked again after a failure
+
+
+class Directory:
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.watchers: set[Callable[[str], None]] = set()
+        self._by_id: dict[str, Principal] = {}
+        self._by_uid: dict[int, str] = {}
+        self._bindings: dict[str, dict[str | None, Binding]] = {}  # by principal, by tenant
+        self._tokens: dict[str, Token] = {}
+        self._objects: dict[str, tuple[int, Principal | Binding | Token]] = {}  # with their revisions, by key
+        self._deleted: dict[str, int] = {}  # keys that this daemon has deleted, until the store tells it
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def principal(self, principal_id: str) -> Principal | None:
+        return self._by_id.get(principal_id)
+
+    def principals(self) -> Iterable[Principal]:
+        return self._by_id.values()
+
+    def bindings(self, principal_id: str) -> Iterable[Binding]:
+        return self._bindings.get(principal_id, {}).values()
+
+    def binding(self, principal_id: str, tenant: str | None) -> Binding | None:
+        return self._bindings.get(principal_id, {}).get(tenant)
+
+    def tokens(self) -> Iterable[Token]:
+        return self._tokens.values()
+
+    def token(self, token_id: str) -> Token | None:
+        return self._tokens.get(token_id)
+
+    def of_user(self, uid: int) -> Authority | None:
+        """Return the rights of a user of the host by its user ID; None if it is no principal."""
+        principal = self._by_id.get(self._by_uid.get(uid, ""))
+        return self._authority(principal, proof=f"uid {uid}") if principal else None
+
+    def of_token(self, given: Parsed) -> Authority | None:
+        """Return the rights that a token gives now; None if it is unknown, revoked or expired, or its secret wrong."""
+        token = self._tokens.get(given.id)
+        if not matches(given, token.digest if token else None) or token is None or token.expires <= time.time():
+            return None
+        principal = self._by_id.get(token.principal)
+        return self._authority(principal, proof=f"token {token.id}", token=token) if principal else None
+
+    def again(self, authority: Authority) -> Authority | None:
+        """Return what the sender of an earlier request may do now; None if its proof is not valid any more."""
+        if authority.principal is None:
+            return authority
+        principal = self._by_id.get(authority.principal.id)
+        token = self._tokens.get(authority.token) if authority.token else None
+        if principal is None or (authority.token and (token is None or token.expires <= time.time())):
+            return None
+        if authority.proof.startswith("uid ") and principal.uid != authority.principal.uid:
+            return None
+        return self._authority(principal, proof=authority.proof, token=token)
+
+    def _authority(self, principal: Principal, *, proof: str, token: Token | None = None) -> Authority:
+        bindings = self._bindings.get(principal.id, {})
+        tenants: dict[str, Role] = {tenant: each.role for tenant, each in bindings.items() if tenant is not None}
+        on_host = bindings.get(None)
+        return Authority(
+            proof=proof,
+            principal=principal,
+            host=frozenset({on_host.role} if on_host and on_host.role in HOST_ROLES else ()),
+            tenants=tenants,
+            token=token.id if token else None,
+            labels=token.labels if token else {},
+            expires=token.expires if token else None,
+        )
+
+    # -- following the store -----------------------------------------------------------------------------------------
+
+    async def load(self, tasks: Tasks) -> None:
+        """Read everything, and follow the store from then on."""
+        tasks.spawn(self._follow(await self._read()))
+
+    async def _read(self) -> int:
+        """Take what the store has; returns the revision of that."""
+        snapshot = await self.context.store.list(IDENTITIES)
+        present = {entry.key for entry in snapshot.entries}
+        for key in [key for key in self._objects if key not in present]:
+            self._take(Delete(key), snapshot.revision)
+        for entry in snapshot.entries:
+            self._take(Put(entry.key, entry.value), entry.revision)
+        return snapshot.revision
+
+    async def _follow(self, revision: int) -> None:
+        while True:
+            try:
+                async for event in self.context.store.watch(IDENTITIES, revision):
+                    revision, entry = event.revision, event.entry
+                    self._take(Put(entry.key, entry.value) if event.kind == "put" else Delete(entry.key), revision)
+                    self._deleted = {key: at for key, at in self._deleted.items() if at > revision}
+                return  # the store is closed
+            except Compacted:
+                revision = await self._read()
+            except Exception as error:
+                self.context.problems.report("changes of principals", error)
+                await asyncio.sleep(_PAUSE)
+
+    def take(self, writes: Iterable[Write], revision: int) -> None:
+        """Take what this daemon committed at `revision`, before the store tells it."""
+        for write in writes:
+            if write.key.startswith(IDENTITIES):
+                self._take(write, revision)
+
+    def _take(self, write: Write, revision: int) -> None:
+        """Take the value of a key at `revision`, unless a later one is known."""
+        known, old = self._objects.get(write.key, (self._deleted.get(write.key, 0), None))
+        if known >= revision:
+            return
+        new = _decoded(write, revision)
+        self._objects.pop(write.key, None)
+        if new is None:
+            self._deleted[write.key] = revision
+        else:
+            self._objects[write.key] = revision, new
+        self._index(old, present=False)
+        self._index(new, present=True)
+        for principal in {_owner(each) for each in (old, new) if each}:
+            for watcher in tuple(self.watchers):
+                watcher(principal)
+
+    def _index(self, value: Principal | Binding | Token | None, *, present: bool) -> None:
+        """Add an object to the indices, or remove it."""
+        match value:
+            case Principal():
+                _set(self._by_id, value.id, value, present)
+                if value.uid is not None:
+                    _set(self._by_uid, value.uid, value.id, present)
+            case Binding():
+                of = self._bindings.setdefault(value.principal, {})
+                _set(of, value.tenant, value, present)
+                if not of:
+                    del self._bindings[value.principal]
+            case Token():
+                _set(self._tokens, value.id, value, present)
+
+
+def _owner(value: Principal | Binding | Token) -> str:
+    return value.id if isinstance(value, Principal) else value.principal
+
+
+def _set(index: dict[K, V], key: K, value: V, present: bool) -> None:
+    if present:
+        index[key] = value
+    else:
+        index.pop(key, None)
+
+
+def _decoded(write: Write, revision: int) -> Principal | Binding | Token | None:
+    """The object; None if it was deleted, or is damaged: then it gives no right."""
+    if isinstance(write, Delete):
+        return None
+    keyspace = next(each for each in (PRINCIPALS, BINDINGS, TOKENS) if write.key.startswith(each.prefix_all()))
+    try:
+        return keyspace.decode(Entry(write.key, write.value, revision, revision))
+    except Failed as error:
+        log.error("%s", error)
+        return None

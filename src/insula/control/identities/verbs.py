@@ -1,0 +1,326 @@
+"""Users, service accounts, bindings and tokens: the verbs that change who may do what.
+
+Every change is one transaction, and is in force when the verb returns: requests that are answered afterwards, and
+streams that are open, count with it. A tenant's usage record is its guard (allocation/quotas.py): what is bound to a
+tenant rewrites it, so that a tenant that is removed at the same time leaves no binding behind for one of its name.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+from insula.control.allocation.reservations import Reservation
+from insula.control.allocation.transaction import guard, guarded, retried
+from insula.control.context import Context
+from insula.control.identities.authority import Authority
+from insula.control.identities.directory import Directory
+from insula.control.identities.tokens import generate
+from insula.control.instances.specs import check_labels
+from insula.control.keys import BINDINGS, HOST, PRINCIPALS, TOKENS, USAGE
+from insula.control.tenants import FIRST_ID, LAST_ID, Tenants
+from insula.model.errors import Conflict, Denied, Invalid, NotFound
+from insula.model.permissions import HOST_ROLES, TENANT_ROLES, Role, permissions_of
+from insula.model.principals import (
+    MAX_TTL,
+    Binding,
+    BindingView,
+    Principal,
+    PrincipalView,
+    Token,
+    TokenCreated,
+    TokenSpec,
+    TokenView,
+    WhoAmI,
+)
+from insula.model.units import check_label, shorten
+from insula.model.views import Usage
+from insula.store.protocol import Compare, TransactionConflict, Write
+from insula.store.typed import Found
+
+MAX_TOKENS = 100
+"""Tokens of one principal at a time."""
+
+
+class Identities:
+    def __init__(self, context: Context, tenants: Tenants, directory: Directory) -> None:
+        self.context = context
+        self.tenants = tenants
+        self.directory = directory
+
+    # -- principals ------------------------------------------------------------------------------------------------
+
+    def list(self, tenant: str | None = None) -> Sequence[PrincipalView]:
+        """The users, or a tenant's service accounts."""
+        found = (each for each in self.directory.principals() if each.tenant == tenant)
+        return [self._view(each) for each in sorted(found, key=lambda each: each.name)]
+
+    def get(self, label: str) -> PrincipalView:
+        """A user by its name, or a service account by TENANT/NAME. NotFound."""
+        return self._view(self._find(label))
+
+    async def create_user(self, name: str, uid: int | None = None) -> PrincipalView:
+        """A new user without roles; `uid` is the user of the host that it is. Invalid, Conflict."""
+        if uid is not None and FIRST_ID <= uid < LAST_ID:
+            raise Invalid(f"user ID {uid} belongs to a tenant's instances", "give that of a user of the host")
+        principal = _principal(check_label("user", name), uid=uid)
+        await self._create(principal, [], [])
+        return self._view(principal)
+
+    async def create_service_account(self, tenant: str, name: str) -> PrincipalView:
+        """A new service account of a tenant, without a role. Invalid, NotFound, Conflict."""
+        principal = _principal(check_label("service account", name), tenant=tenant)
+
+        async def attempt(guard: Found[Usage]) -> None:
+            await self.tenants.find(tenant)
+            await self._create(principal, [USAGE.unchanged(guard, tenant)], [USAGE.put(guard.value, tenant)])
+
+        await guarded(self.context.store, tenant, attempt)
+        return self._view(principal)
+
+    async def _create(self, principal: Principal, compares: Sequence[Compare], writes: Sequence[Write]) -> None:
+        key, own = _key(principal), _reservations(principal)
+        try:
+            await self._commit(
+                [PRINCIPALS.absent(*key), *(each.absent() for each in own), *compares],
+                [PRINCIPALS.put(principal, *key), *(each.put() for each in own), *writes],
+            )
+        except TransactionConflict as conflict:
+            if conflict.key == PRINCIPALS.key(*key):
+                raise Conflict(
+                    f"there is a {_kind(principal)} {principal.label} already", "choose another name"
+                ) from None
+            if any(conflict.key == each.key for each in own):
+                raise Conflict(f"user ID {principal.uid} is that of another user", "remove that one first") from None
+            raise
+
+    async def remove(self, label: str) -> None:
+        """Remove a principal with its bindings and tokens; open streams of it end. NotFound."""
+        principal = self._find(label)
+
+        async def attempt() -> None:
+            found = await self._stored(principal)
+            bindings = [
+                BINDINGS.delete(each.tenant or HOST, principal.id) for each in self.directory.bindings(principal.id)
+            ]
+            tokens = [TOKENS.delete(each.id) for each in self.directory.tokens() if each.principal == principal.id]
+            deletes = [PRINCIPALS.delete(*_key(principal)), *(each.delete() for each in _reservations(principal))]
+            await self._commit([PRINCIPALS.unchanged(found, *_key(principal))], [*deletes, *bindings, *tokens])
+
+        await retried(attempt)
+
+    # -- bindings --------------------------------------------------------------------------------------------------
+
+    def bindings(self, tenant: str | None) -> Sequence[BindingView]:
+        """Who is bound in a tenant; on the host for None."""
+        found = (
+            _binding_view(principal, binding)
+            for principal in self.directory.principals()
+            if (binding := self.directory.binding(principal.id, tenant))
+        )
+        return sorted(found, key=lambda each: each.user)
+
+    async def bind(self, by: Authority, label: str, role: Role, tenant: str | None) -> BindingView:
+        """Give a principal a role in a tenant, or on the host; it replaces the one that it had there.
+
+        Denied unless the caller holds all that the role, and the one before, allow. Invalid, NotFound.
+        """
+        if role not in (HOST_ROLES if tenant is None else TENANT_ROLES):
+            where = "the host" if tenant is None else "a tenant"
+            hint = f"use one of {', '.join(HOST_ROLES if tenant is None else TENANT_ROLES)}"
+            raise Invalid(f"the role {role} can't be bound in {where}", hint)
+        principal = self._find(label)
+        if principal.tenant not in (None, tenant):
+            raise Invalid(f"service account {label} is of another tenant", "bind it in its own tenant only")
+        owner = by.principal.id if by.principal else None
+        binding = Binding(principal=principal.id, tenant=tenant, role=role, by=owner, created=time.time())
+        await self._change(by, principal, tenant, binding)
+        return _binding_view(principal, binding)
+
+    async def unbind(self, by: Authority, label: str, tenant: str | None) -> None:
+        """Take the role of a principal in a tenant, or on the host. NotFound if it has none, Denied as in `bind`."""
+        principal = self._find(label)
+        if self.directory.binding(principal.id, tenant) is None:
+            raise NotFound(f"{label} has no role {_place(tenant)}", "`insula user bindings` lists them")
+        await self._change(by, principal, tenant, None)
+
+    async def _change(self, by: Authority, principal: Principal, tenant: str | None, new: Binding | None) -> None:
+        """Put a binding, or delete it. What it compares makes removals at the same time fail, or this."""
+        key = (tenant or HOST, principal.id)
+
+        async def attempt() -> None:
+            found = await self._stored(principal)
+            before = await BINDINGS.get(self.context.store, *key)
+            for role in {each.role for each in (new, before.value if before else None) if each}:
+                if not by.covers(permissions_of(role), tenant):
+                    raise Denied(f"{by.name} does not hold all that the role {role} allows", "ask an operator")
+            compares = [
+                PRINCIPALS.unchanged(found, *_key(principal)),
+                Compare(BINDINGS.key(*key), before.revision if before else 0),
+            ]
+            writes: list[Write] = [BINDINGS.put(new, *key) if new else BINDINGS.delete(*key)]
+            writes.append(PRINCIPALS.put(principal, *_key(principal)))
+            if tenant is not None:
+                await self.tenants.find(tenant)
+                usage = await guard(self.context.store, tenant)
+                compares.append(USAGE.unchanged(usage, tenant))
+                writes.append(USAGE.put(usage.value, tenant))
+            await self._commit(compares, writes)
+
+        await retried(attempt)
+
+    # -- tokens ----------------------------------------------------------------------------------------------------
+
+    def tokens(self, owner: str | None = None) -> Sequence[TokenView]:
+        """The tokens of the principal with this ID; all for None."""
+        now = time.time()
+        found = (each for each in self.directory.tokens() if owner in (None, each.principal) and each.expires > now)
+        views = [self._token_view(each) for each in found if self.directory.principal(each.principal)]
+        return sorted(views, key=lambda each: each.created)
+
+    async def create_token(self, by: Authority, spec: TokenSpec) -> TokenCreated:
+        """A new token, for oneself or for `spec.user`. Invalid, NotFound, Denied, Conflict if it has too many."""
+        principal = self._owner(by, spec)
+        check_labels(spec.labels)
+        if not 0 < spec.ttl <= MAX_TTL:
+            raise Invalid(f"a token can't live {spec.ttl:g} s", f"use up to {MAX_TTL // 86400} days")
+        text, parsed = generate()
+        now = time.time()
+        token = Token(
+            id=parsed.id,
+            principal=principal.id,
+            digest=parsed.digest,
+            description=spec.description,
+            labels=spec.labels,
+            created=now,
+            expires=now + spec.ttl,
+        )
+
+        async def attempt() -> None:
+            found = await self._stored(principal)
+            own = self._tokens_of(principal)
+            expired = [TOKENS.delete(each.id) for each in own if each.expires <= now]
+            if len(own) - len(expired) >= MAX_TOKENS:
+                raise Conflict(f"{principal.label} has {MAX_TOKENS} tokens", "revoke those that are not needed")
+            rewritten = PRINCIPALS.put(principal, *_key(principal))
+            unchanged = PRINCIPALS.unchanged(found, *_key(principal))
+            await self._commit([unchanged], [TOKENS.put(token, token.id), rewritten, *expired])
+
+        await retried(attempt)
+        return TokenCreated(id=token.id, token=text, expires=token.expires)
+
+    def _owner(self, by: Authority, spec: TokenSpec) -> Principal:
+        """The principal that a token is made for. Whoever makes it for another one must hold all that it gives."""
+        if spec.user is None:
+            if by.principal is None:
+                raise Invalid("the local operator has no tokens", "make one for a user: --user NAME")
+            return by.principal
+        principal = self._find(spec.user)
+        if by.principal is None or principal.id != by.principal.id:
+            by.check("user.write" if principal.tenant is None else "service-account.write", principal.tenant)
+            for each in self._bindings_of(principal):
+                if not by.covers(permissions_of(each.role), each.tenant):
+                    raise Denied(f"{by.name} does not hold all that {principal.label} may do", "ask an operator")
+        return principal
+
+    async def revoke_token(self, by: Authority, token_id: str) -> None:
+        """End a token at once; open streams of it end. NotFound, also for those that the caller may not revoke."""
+        token = self.directory.token(token_id)
+        principal = self.directory.principal(token.principal) if token else None
+        if token is None or principal is None or not _may_revoke(by, principal):
+            raise NotFound(f"there is no token {shorten(token_id)}", "`insula token ls` lists them")
+        await self._commit([], [TOKENS.delete(token.id)])
+
+    # -- the caller ------------------------------------------------------------------------------------------------
+
+    def whoami(self, by: Authority) -> WhoAmI:
+        return WhoAmI(
+            user=by.name,
+            id=by.principal.id if by.principal else None,
+            proof=by.proof,
+            host=sorted(by.host),
+            tenants=dict(sorted(by.tenants.items())),
+            labels=dict(by.labels),
+            expires=by.expires,
+        )
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _find(self, label: str) -> Principal:
+        tenant, _, name = label.rpartition("/")
+        for principal in self.directory.principals():
+            if principal.name == name and (principal.tenant or "") == tenant:
+                return principal
+        what = "service account" if tenant else "user"
+        raise NotFound(f"there is no {what} {shorten(label)}", "`insula user ls` lists them")
+
+    def _bindings_of(self, principal: Principal) -> Sequence[Binding]:
+        return [*self.directory.bindings(principal.id)]
+
+    def _tokens_of(self, principal: Principal) -> Sequence[Token]:
+        return [each for each in self.directory.tokens() if each.principal == principal.id]
+
+    async def _stored(self, principal: Principal) -> Found[Principal]:
+        found = await PRINCIPALS.get(self.context.store, *_key(principal))
+        if found is None or found.value.id != principal.id:
+            raise NotFound(f"there is no {_kind(principal)} {principal.label}", "`insula user ls` lists them")
+        return found
+
+    async def _commit(self, compares: Sequence[Compare], writes: Sequence[Write]) -> None:
+        """Commit, and have it in force when this returns."""
+        self.directory.take(writes, await self.context.store.transact(compares, writes))
+
+    def _view(self, principal: Principal) -> PrincipalView:
+        bindings = [_binding_view(principal, each) for each in self.directory.bindings(principal.id)]
+        return PrincipalView(principal=principal, bindings=sorted(bindings, key=lambda each: each.tenant or ""))
+
+    def _token_view(self, token: Token) -> TokenView:
+        owner = self.directory.principal(token.principal)
+        return TokenView(
+            id=token.id,
+            user=owner.label if owner else token.principal,
+            description=token.description,
+            labels=token.labels,
+            created=token.created,
+            expires=token.expires,
+        )
+
+
+def _may_revoke(by: Authority, principal: Principal) -> bool:
+    if by.principal is not None and by.principal.id == principal.id:
+        return "self.token" in by.held()
+    if principal.tenant is None:
+        return "user.write" in by.held()
+    return "service-account.write" in by.held(principal.tenant)
+
+
+def _principal(name: str, *, tenant: str | None = None, uid: int | None = None) -> Principal:
+    return Principal(id=secrets.token_hex(8), name=name, tenant=tenant, uid=uid, created=time.time())
+
+
+def _key(principal: Principal) -> tuple[str, str]:
+    return principal.tenant or HOST, principal.name
+
+
+def _reservations(principal: Principal) -> Sequence[Reservation]:
+    """The user of the host belongs to one principal."""
+    return [] if principal.uid is None else [Reservation("uid", str(principal.uid), principal.id)]
+
+
+def _kind(principal: Principal) -> str:
+    return "user" if principal.tenant is None else "service account"
+
+
+def _place(tenant: str | None) -> str:
+    return "on the host" if tenant is None else f"in tenant {tenant}"
+
+
+def _binding_view(principal: Principal, binding: Binding) -> BindingView:
+    return BindingView(
+        user=principal.label,
+        kind=principal.kind,
+        tenant=binding.tenant,
+        role=binding.role,
+        created=binding.created,
+    )

@@ -1,0 +1,83 @@
+"""The table of permissions and roles: which role may do what (role-based access control, NIST INCITS 359).
+
+A permission has a fixed *scope*. One of scope "tenant" is held in a tenant, and used on what that tenant has. One of
+scope "host" concerns the whole cloud. One of scope "self" belongs to everybody who is known: it concerns nothing but
+the caller.
+
+A *role* is a set of permissions, and is bound to a principal either in one tenant or on the host. The roles
+`operator` and `auditor` are bound on the host, and hold their tenant permissions in every tenant. No role holds
+permissions by a pattern: a new permission belongs to nobody until the table says so.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Scope = Literal["host", "tenant", "self"]
+Role = Literal["operator", "auditor", "admin", "member", "viewer"]
+
+HOST_ROLES: tuple[Role, ...] = ("operator", "auditor")
+TENANT_ROLES: tuple[Role, ...] = ("admin", "member", "viewer")
+
+
+class Permission(NamedTuple):
+    """A permission: its name, its scope, the roles that hold it, and what it allows."""
+
+    name: str
+    scope: Scope
+    roles: tuple[Role, ...]
+    allows: str
+
+
+def _permission(name: str, scope: Scope, roles: str, allows: str) -> Permission:
+    return Permission(name, scope, tuple(roles.split()), allows)  # type: ignore[arg-type]
+
+
+_ALL = "operator auditor admin member viewer"
+TABLE = (
+    _permission("self.read", "self", "", "see oneself: name, roles, tokens"),
+    _permission("self.token", "self", "", "make and revoke tokens of one's own"),
+    _permission("host.read", "host", "operator auditor", "see the host: status, doctor, verify, whois"),
+    _permission("host.down", "host", "operator", "stop everything, and end insulad"),
+    _permission("audit.read", "host", "operator auditor", "read the audit log of all tenants"),
+    _permission("user.read", "host", "operator auditor", "see users, their roles and tokens"),
+    _permission("user.write", "host", "operator", "create and remove users, bind them on the host, make their tokens"),
+    _permission("tenant.create", "host", "operator", "create tenants"),
+    _permission("tenant.remove", "host", "operator", "remove tenants"),
+    _permission("tenant.limits", "host", "operator", "change a tenant's limits"),
+    _permission("tenant.read", "tenant", _ALL, "see the tenant, its limits and usage"),
+    _permission("binding.read", "tenant", "operator auditor admin", "see who is bound to the tenant"),
+    _permission("binding.write", "tenant", "operator admin", "bind others to roles that one holds, and unbind them"),
+    _permission("service-account.read", "tenant", "operator auditor admin", "see the tenant's service accounts"),
+    _permission("service-account.write", "tenant", "operator admin", "make service accounts, and tokens for them"),
+    _permission("network.read", "tenant", _ALL, "see networks"),
+    _permission("network.write", "tenant", "operator admin member", "create and remove networks"),
+    _permission("image.read", "tenant", _ALL, "see images"),
+    _permission("image.write", "tenant", "operator admin member", "pull, import, build, tag and remove images"),
+    _permission("image.export", "tenant", "operator admin member", "push and save images"),
+    _permission("instance.read", "tenant", _ALL, "see instances, their use, and events"),
+    _permission("instance.write", "tenant", "operator admin member", "run, change, stop and remove instances"),
+    _permission("instance.logs", "tenant", "operator admin member", "read what instances have printed"),
+    _permission("instance.files", "tenant", "operator admin member", "read and write files in instances"),
+    _permission("instance.exec", "tenant", "operator admin member", "run further processes in instances"),
+    _permission("instance.attach", "tenant", "operator admin member", "use the input and output of instances"),
+    _permission("instance.capabilities", "tenant", "operator admin", "run instances with capabilities (--cap-add)"),
+    _permission("instance.nesting", "tenant", "operator admin", "run instances in which containers run (--nesting)"),
+    _permission("instance.sysctls", "tenant", "operator admin", "run instances with kernel parameters (--sysctl)"),
+    _permission("instance.sockets", "tenant", "operator admin", "run instances with more socket families, or AIO"),
+)
+"""Every permission, with the roles that hold it."""
+
+PERMISSIONS = {permission.name: permission for permission in TABLE}
+OF_EVERYBODY = frozenset(each.name for each in TABLE if each.scope == "self")
+_OF_ROLE = {role: frozenset(p.name for p in TABLE if role in p.roles) for role in (*HOST_ROLES, *TENANT_ROLES)}
+
+
+def permissions_of(role: Role) -> frozenset[str]:
+    """Return the names of the permissions that a role holds."""
+    return _OF_ROLE[role]
+
+
+NOT_BY_TOKEN = frozenset({"self.token", "user.write", "binding.write", "service-account.write"})
+"""Permissions that no token gives, whatever its owner holds: a token that was stolen must not make others, which would
+live on after it is revoked."""

@@ -1,0 +1,140 @@
+"""Principals, what they may do, and the proofs of who they are: the objects, requests and responses.
+
+A *principal* is a user (a person) or a service account (a program) of a tenant. Its `id` is its identity: a principal
+that is removed and created again under the same name is another one, and inherits nothing. A *binding* gives a
+principal a role, in one tenant or on the host. A *token* is a proof: whoever has it acts as its owner.
+"""
+
+# ruff: noqa: RUF012 (msgspec copies mutable defaults)
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from insula.model.objects import Struct
+from insula.model.permissions import Role
+
+MAX_TTL = 366 * 86400
+"""The longest life of a token in seconds. There is none without an end."""
+DEFAULT_TTL = 30 * 86400
+
+
+class Principal(Struct, kw_only=True):
+    """A user, or a service account of `tenant`. `uid` is the user of the host that it is, by the users' socket."""
+
+    id: str
+    name: str
+    tenant: str | None = None
+    uid: int | None = None
+    created: float
+
+    @property
+    def kind(self) -> Literal["user", "service-account"]:
+        return "user" if self.tenant is None else "service-account"
+
+    @property
+    def label(self) -> str:
+        """The name for people: that of a service account has its tenant in front."""
+        return self.name if self.tenant is None else f"{self.tenant}/{self.name}"
+
+
+class Binding(Struct, kw_only=True):
+    """A principal's role in a tenant; on the host if that is None. `by` is the ID of the principal that made it."""
+
+    principal: str
+    tenant: str | None
+    role: Role
+    by: str | None = None
+    created: float
+
+
+class Token(Struct, kw_only=True):
+    """A token as it is stored: `digest` is the SHA-256 of the secret in hex. With `labels` it is valid only for
+    instances that have them all."""
+
+    id: str
+    principal: str
+    digest: str
+    description: str = ""
+    labels: dict[str, str] = {}
+    created: float
+    expires: float
+
+
+# -- requests ------------------------------------------------------------------------------------------------------
+
+
+class UserSpec(Struct, kw_only=True):
+    """The request of `insula user create`."""
+
+    name: str
+    uid: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFE)] | None = None
+
+
+class ServiceAccountSpec(Struct, kw_only=True):
+    name: str
+
+
+class BindingSpec(Struct, kw_only=True):
+    """The request of `insula user bind`; `user` is a name, or TENANT/NAME of a service account."""
+
+    user: str
+    role: Role
+
+
+class TokenSpec(Struct, kw_only=True):
+    """The request of `insula token create`. `user` is a name, or TENANT/NAME of a service account; None is oneself."""
+
+    user: str | None = None
+    ttl: Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL)] = DEFAULT_TTL
+    description: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    labels: dict[str, str] = {}
+
+
+# -- responses -----------------------------------------------------------------------------------------------------
+
+
+class BindingView(Struct, kw_only=True):
+    user: str
+    kind: Literal["user", "service-account"]
+    tenant: str | None
+    role: Role
+    created: float
+
+
+class PrincipalView(Struct, kw_only=True):
+    principal: Principal
+    bindings: list[BindingView] = []
+
+
+class TokenView(Struct, kw_only=True):
+    """A token without its secret."""
+
+    id: str
+    user: str
+    description: str
+    labels: dict[str, str]
+    created: float
+    expires: float
+
+
+class TokenCreated(Struct, kw_only=True):
+    """A new token. `token` is shown once: only its digest is stored."""
+
+    id: str
+    token: str
+    expires: float
+
+
+class WhoAmI(Struct, kw_only=True):
+    """The caller: its name, the proof, and its roles by tenant. `host` are its roles on the host."""
+
+    user: str
+    id: str | None
+    proof: str
+    host: list[Role] = []
+    tenants: dict[str, Role] = {}
+    labels: dict[str, str] = {}
+    expires: float | None = None
