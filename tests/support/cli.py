@@ -45,16 +45,23 @@ class Cli:
     launcher: Path
     socket: Path
     tenant: str | None = None
+    token: Path | None = None
 
     def of(self, tenant: str) -> Cli:
         """The same for another tenant."""
-        return Cli(self.launcher, self.socket, tenant)
+        return Cli(self.launcher, self.socket, tenant, self.token)
+
+    def by(self, token: Path) -> Cli:
+        """The same by a token, which is in a file."""
+        return Cli(self.launcher, self.socket, self.tenant, token)
 
     def command(self, *arguments: str | Path) -> list[str]:
         return [str(self.launcher), *(str(a) for a in arguments)]
 
     def environment(self) -> dict[str, str]:
         tenant = {"INSULA_TENANT": self.tenant} if self.tenant else {}
+        if self.token:
+            tenant["INSULA_TOKEN_FILE"] = str(self.token)
         return {"PATH": os.environ["PATH"], "TERM": "xterm", "INSULA_SOCKET": str(self.socket), **tenant}
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:

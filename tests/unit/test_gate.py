@@ -59,7 +59,8 @@ class Exchange:
         """Status and body of an error, which must be the whole answer and close the connection."""
         start, body = self.sent
         assert start["type"] == "http.response.start"
-        assert start["headers"] == [(b"content-type", b"application/json"), (b"connection", b"close")]
+        length = (b"content-length", str(len(body["body"])).encode())
+        assert start["headers"] == [(b"content-type", b"application/json"), (b"connection", b"close"), length]
         assert (body["type"], body["more_body"]) == ("http.response.body", False)
         return start["status"], json.loads(body["body"])
 

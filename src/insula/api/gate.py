@@ -142,9 +142,10 @@ class Gate:
 
 async def refuse(error: InsulaError, send: Send) -> None:
     """Respond with an error, and close the connection."""
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    body = msgspec.json.encode(error.to_dict())
+    length = b"%d" % len(body)
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close"), (b"content-length", length)]
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    body = msgspec.json.encode(error.to_dict())
     await send({"type": "http.response.body", "body": body, "more_body": False})

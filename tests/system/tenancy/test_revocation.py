@@ -1,0 +1,114 @@
+"""A right that is taken ends what runs by it, at once: streams, an exec with its process. What is detached stays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from insula.model.errors import Denied, NotFound, Unauthenticated
+from tests.support.daemon import Daemon
+from tests.support.wait import patiently, until
+from tests.system.tenancy.conftest import Houses, People, Person
+
+LOOP = "while :; do echo tick; sleep 0.2; done"
+
+
+def revoke(people: People, person: Person, _: str) -> None:
+    people.operator.identities.revoke_token(person.secret.split("_")[1])
+
+
+def unbind(people: People, person: Person, tenant: str) -> None:
+    people.operator.identities.unbind(person.name, tenant)
+
+
+def lower(people: People, person: Person, tenant: str) -> None:
+    people.operator.identities.bind(person.name, "viewer", tenant)
+
+
+def remove(people: People, person: Person, _: str) -> None:
+    people.operator.identities.remove_user(person.name)
+
+
+WAYS = {"token revoked": revoke, "unbound": unbind, "a lower role": lower, "user removed": remove}
+
+
+@pytest.fixture(scope="module")
+def ticking(houses: Houses) -> str:
+    houses.acme.ok("run", "-d", "--name", "ticking", "busybox", "sh", "-c", LOOP)
+    return "ticking"
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("stream", ["logs -f", "attach", "exec"])
+def test_a_stream_ends_and_says_why(
+    stream: str, way: Callable[[People, Person, str], None], people: People, houses: Houses, ticking: str
+) -> None:
+    tenant = str(houses.acme.tenant)
+    person, other = people.person("member", tenant), people.person("member", tenant)
+    follow = {
+        "logs -f": ("logs", "-f", ticking),
+        "attach": ("attach", ticking),
+        "exec": ("exec", ticking, "sh", "-c", LOOP, person.name),
+    }[stream]
+    control_follows = [other.name if word == person.name else word for word in follow]
+    with person.cli.start(*follow) as process, other.cli.start(*control_follows) as control:
+        for each in (process, control):
+            assert each.stdout and each.stdout.readline() == "tick\n"
+        way(people, person, tenant)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode != 0
+        if stream != "logs -f":
+            assert "not valid any more" in error or "permission" in error or "no tenant" in error, error
+        assert control.stdout and control.stdout.readline() == "tick\n", "that of another member goes on"
+        assert control.poll() is None
+        control.kill()  # other signals are passed on to the process
+        control.communicate(timeout=120)
+    if stream == "exec":
+        until(lambda: person.name not in houses.acme.ok("top", ticking), "the process of the exec was killed")
+        assert other.name in houses.acme.ok("top", ticking), "that of the other member runs"
+    assert "running" in houses.acme.ok("ps"), "the instance runs on"
+
+
+def test_a_request_after_that_is_refused(people: People, houses: Houses) -> None:
+    """When the verb that takes the right returns, it is taken."""
+    tenant = str(houses.acme.tenant)
+    expected = {revoke: Unauthenticated, unbind: NotFound, lower: Denied, remove: Unauthenticated}
+    for way, error in expected.items():
+        person = people.person("member", tenant)
+        person.client.instances.exec_detached(tenant, "web", ["sleep", "1"])
+        way(people, person, tenant)
+        with pytest.raises(error):
+            person.client.instances.exec_detached(tenant, "web", ["sleep", "1"])
+
+
+def test_a_token_ends_at_its_time(people: People, houses: Houses, ticking: str) -> None:
+    """Also what runs by it then."""
+    person = people.person("member", houses.acme.tenant, ttl=patiently(5))
+    with person.cli.start("logs", "-f", ticking) as process:
+        assert process.stdout and process.stdout.readline() == "tick\n"
+        process.communicate(timeout=120)
+        assert process.returncode != 0
+    with pytest.raises(Unauthenticated):
+        person.client.identities.whoami()
+
+
+def test_what_was_started_detached_stays(people: People, houses: Houses) -> None:
+    person = people.person("member", houses.acme.tenant)
+    person.cli.ok("run", "-d", "--name", "kept", "busybox", "sleep", "600")
+    revoke(people, person, "")
+    assert "kept" in houses.acme.ok("ps")
+    houses.acme.ok("rm", "-f", "kept")
+
+
+def test_rights_survive_a_kill(fresh: Daemon, tmp_path_factory: pytest.TempPathFactory) -> None:
+    people = People(fresh, tmp_path_factory.mktemp("tokens"))
+    person, gone = people.person("member", "default"), people.person("member", "default")
+    revoke(people, gone, "")
+    fresh.kill("insulad")
+    fresh.reap()
+    fresh.start()
+    assert person.cli.ok("whoami").endswith("member of tenant default\n" + person.cli.ok("whoami").splitlines()[-1])
+    assert "not valid" in str(gone.cli.fails("whoami"))
+    assert person.client.identities.tokens()[0]["expires"] > time.time()
