@@ -34,6 +34,7 @@ VARIABLES = {
 FILES = {
     str(FILE): "Settings of insulad(8), see insulad.toml(5).",
     "/run/insula/insulad.sock": "The socket, for root and members of the group insula.",
+    "/run/insula/users.sock": "The socket for other users of the host, and for tokens.",
     "/var/lib/insula": "The store, images, files of instances.",
     "/var/log/insula/audit.log": "The audit log, see insula-audit(1).",
 }

@@ -24,7 +24,7 @@ import msgspec
 
 from insula.control.allocation.quotas import merge
 from insula.control.identities.authority import Authority
-from insula.control.identities.directory import Directory
+from insula.control.identities.cache import IdentityCache
 from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, Failed, NotFound
 from insula.model.objects import (
@@ -370,7 +370,7 @@ class StubPlane(ControlPlane):
 
     def __init__(self, root: Path) -> None:
         self.settings: Any = StubSettings(root)
-        self.directory = Directory(cast(Any, None))
+        self.identity_cache = IdentityCache(cast(Any, None))
         self.tenants: Any = StubTenants()
         self.networks: Any = StubNetworks()
         self.instances: Any = StubInstances()

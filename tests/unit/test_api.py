@@ -21,7 +21,7 @@ from insula.api.daemon import locked
 from insula.api.errors import on_recursion
 from insula.api.peer import Peer, allowed, group_id, listen
 from insula.api.server import notify
-from insula.client.http import Dechunker, Endpoint, connect, head, quote, request, target
+from insula.client.http import Dechunker, Remote, connect, head, quote, request, target
 from insula.model.errors import Conflict, Denied, Failed, Invalid, NotFound, Unavailable
 from insula.model.stream import Kind
 from tests.support.wait import patiently, until
@@ -134,7 +134,7 @@ def test_a_defect_shows_no_inner_details(stub: StubDaemon) -> None:
 
 
 def test_openapi_describes_every_route_with_its_structs(stub: StubDaemon) -> None:
-    document = request(Endpoint(str(stub.path)), "GET", "/openapi.json").json()
+    document = request(Remote(str(stub.path)), "GET", "/openapi.json").json()
     assert document["openapi"].startswith("3.")
     assert {"/v1/tenants", "/v1/tenants/{tenant}/instances/{name}/exec", "/v1/verify"} <= set(document["paths"])
     schemas = document["components"]["schemas"]

@@ -375,10 +375,10 @@ def test_the_death_of_the_server_is_an_error(stub: StubDaemon, tmp_path: Path) -
         thread = threading.Thread(target=die)
         thread.start()
         from insula.client.attachment import Attachment
-        from insula.client.http import Endpoint
+        from insula.client.http import Remote
 
         with (
-            Attachment(Endpoint(str(path)), "/v1/x") as attachment,
+            Attachment(Remote(str(path)), "/v1/x") as attachment,
             pytest.raises(Unavailable, match="closed the connection"),
         ):
             list(attachment)

@@ -12,7 +12,7 @@ import pytest
 from insula.api import gate, peer
 from insula.api.gate import Gate
 from insula.api.peer import Peer
-from insula.control.identities.directory import Directory
+from insula.control.identities.cache import IdentityCache
 
 ROOT, MEMBER, STRANGER = Peer(1, 0, 0), Peer(1, 1000, 1000, (900,)), Peer(1, 1000, 1000, (901,))
 Application = Callable[["Exchange"], Awaitable[None]]
@@ -29,8 +29,8 @@ class Exchange:
         self.seen: list[str] = []
         self.stopping = asyncio.Event()
         self.at_work = asyncio.Event()
-        self.directory = Directory(cast(Any, None))
-        self.gate = Gate(self._application, self.directory)
+        self.cache = IdentityCache(cast(Any, None))
+        self.gate = Gate(self._application, self.cache)
 
     async def _application(self, _scope: Any, _receive: Any, send: Any) -> None:
         self.send = send

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +109,14 @@ def test_a_token_for_some_instances_gives_nothing_else() -> None:
     assert {"instance.write", "instance.exec", "image.read"} <= held
     assert not {"network.write", "image.write", "image.export", "binding.read", "service-account.read"} & held
     assert OF_EVERYBODY & held == {"self.read"}
+
+
+def test_the_table_in_the_docs_is_the_one_in_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tenancy.md").read_text()
+    for name, scope, roles, allows in TABLE:
+        cells = ["✓" if role in roles or scope == "self" else "" for role in ROLES]
+        assert f"| `{name}` | {scope} | {' | '.join(cells)} | {allows} |\n" in text
+    assert len(re.findall(r"^\| `[a-z-]+\.[a-z]+` \|", text, re.M)) == len(TABLE)
 
 
 def test_the_command_line_knows_the_roles() -> None:

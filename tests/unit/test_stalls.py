@@ -224,7 +224,7 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "passwd").write_text("a:x:1:1::/:\n" * (MAX_SIZE // 12))
     images: Any = SimpleNamespace(lower=lambda layers: [tmp_path])
-    settings: Any = SimpleNamespace(prefix="insula")
+    settings: Any = SimpleNamespace(prefix="insula", root=tmp_path)
     requests = Requests(settings, images)
     tenant = Tenant(name="acme", index=0, id_base=1 << 20, created=0.0)
 

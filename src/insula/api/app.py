@@ -57,7 +57,7 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
     """Make the ASGI application of `insulad`, behind its gate; `socket` is its address."""
     app = application(plane, audit)
     check_routes(app)
-    return Gate(app, plane.directory, audit, socket)
+    return Gate(app, plane.identity_cache, audit, socket)
 
 
 def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from insula.api.peer import GROUP, Peer, allowed
 from insula.control.identities.authority import OPERATOR, Authority
-from insula.control.identities.directory import Directory
+from insula.control.identities.cache import IdentityCache
 from insula.control.identities.tokens import parse
 from insula.model.errors import Denied, Unauthenticated
 
@@ -22,28 +22,28 @@ _LONGEST = 256  # bytes of the field
 
 
 def authenticate(
-    directory: Directory, peer: Peer | None, headers: Iterable[tuple[bytes, bytes]], group: int | None
+    cache: IdentityCache, peer: Peer | None, headers: Iterable[tuple[bytes, bytes]], group: int | None
 ) -> Authority:
     """Return the rights of a request. Unauthenticated for a wrong token, Denied for an unknown user of the host."""
     given = [value for name, value in headers if name == b"authorization"]
     if given:
-        return _by_token(directory, given)
+        return _by_token(cache, given)
     if peer is None:
         raise Denied("an unknown user may not use insulad", _HINT)
     if allowed(peer, group):
         return OPERATOR
-    if authority := directory.of_user(peer.uid):
+    if authority := cache.of_user(peer.uid):
         return authority
     raise Denied(f"user {peer.uid} may not use insulad", f"{_HINT}, or ask an operator to make you a user")
 
 
-def _by_token(directory: Directory, given: list[bytes]) -> Authority:
+def _by_token(cache: IdentityCache, given: list[bytes]) -> Authority:
     value = given[0]
     if len(given) == 1 and len(value) <= _LONGEST and value[: len(_BEARER)].lower() == _BEARER:
         parsed = parse(value[len(_BEARER) :].strip().decode("latin-1"))
         if parsed is None:
             raise Unauthenticated("the token is malformed", "copy all of it: insula_ID_SECRET_CHECKSUM")
-        if authority := directory.of_token(parsed):
+        if authority := cache.of_token(parsed):
             return authority
         raise Unauthenticated("the token is not valid", "it may have expired or been revoked; make a new one")
     raise Unauthenticated("the field Authorization is not a bearer token", "send `Authorization: Bearer TOKEN`")

@@ -20,7 +20,7 @@ from insula.api.authentication import authenticate
 from insula.api.peer import group_id
 from insula.audit import AuditLog
 from insula.control.identities.authority import Authority
-from insula.control.identities.directory import Directory
+from insula.control.identities.cache import IdentityCache
 from insula.model.errors import InsulaError, Unauthenticated, Unavailable
 
 log = logging.getLogger("insula.access")
@@ -44,9 +44,9 @@ class OpenRequest:
             self.why = self._state["ended"] = why
             self.task.cancel()
 
-    def check(self, directory: Directory) -> None:
+    def check(self, cache: IdentityCache) -> None:
         """End it unless its sender still may do what it does."""
-        authority = directory.again(self.authority)
+        authority = cache.again(self.authority)
         if authority is None:
             self.end(Unauthenticated("the proof of who you are is not valid any more", "make a new token"))
         elif permission := self._state.get("permission"):
@@ -60,15 +60,15 @@ class Gate:
     """The middleware. Clients that are nobody get an error before their request is parsed. `GRACE` seconds after the
     event "stopping" in the server's state all requests are ended."""
 
-    def __init__(self, app: ASGIApp, directory: Directory, audit: AuditLog | None = None, socket: str = "") -> None:
+    def __init__(self, app: ASGIApp, cache: IdentityCache, audit: AuditLog | None = None, socket: str = "") -> None:
         self.app = app
-        self.directory = directory
+        self.cache = cache
         self.audit = audit
         self.socket = socket
         self.group = group_id()
         self._open: set[OpenRequest] = set()
         self._stopping: asyncio.Task[None] | None = None
-        directory.watchers.add(self._rights_changed)
+        cache.watchers.add(self._rights_changed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state: Any = scope["state"]
@@ -76,7 +76,7 @@ class Gate:
             self._stopping = asyncio.create_task(self._stop(state["stopping"]))
         entry = AuditedRequest(self.audit, scope, state.get("peer"), self.socket)
         try:
-            authority = authenticate(self.directory, state.get("peer"), scope["headers"], self.group)
+            authority = authenticate(self.cache, state.get("peer"), scope["headers"], self.group)
         except InsulaError as error:
             entry.refused(error)
             await refuse(error, send)
@@ -137,7 +137,7 @@ class Gate:
     def _rights_changed(self, principal: str) -> None:
         for request in tuple(self._open):
             if request.authority.principal is not None and request.authority.principal.id == principal:
-                request.check(self.directory)
+                request.check(self.cache)
 
 
 async def refuse(error: InsulaError, send: Send) -> None:

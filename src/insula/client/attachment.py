@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from insula.client.http import Endpoint
+    from insula.client.http import Remote
 
 
 class Attachment:
@@ -28,12 +28,12 @@ class Attachment:
     server has gone (Unavailable).
     """
 
-    def __init__(self, endpoint: Endpoint, target: str, opening: bytes | None = None) -> None:
+    def __init__(self, remote: Remote, target: str, opening: bytes | None = None) -> None:
         """Open the exchange; `opening` is the payload of an OPEN frame, for an exec."""
-        self.sock: socket.socket = endpoint.connect()
+        self.sock: socket.socket = remote.connect()
         try:
             first = chunk(encode(Kind.OPEN, opening)) if opening is not None else b""
-            fields = ("transfer-encoding: chunked", "content-type: application/vnd.insula.frames", *endpoint.fields)
+            fields = ("transfer-encoding: chunked", "content-type: application/vnd.insula.frames", *remote.fields)
             send(self.sock, [head("POST", target, *fields) + first])
             self._response = Response(self.sock).check()
         except BaseException:

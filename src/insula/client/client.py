@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 
-from insula.client.http import Endpoint, Response, request, target
+from insula.client.http import Remote, Response, request, target
 from insula.model.cpython import dumps, loads
 
 TYPE_CHECKING = False
@@ -47,7 +47,7 @@ class Client:
     process). `timeout` is in seconds, for each step of a request; None is no timeout."""
 
     def __init__(self, path: str | None = None, *, token: str | None = None, timeout: float | None = None) -> None:
-        self.endpoint = Endpoint(path or default_socket(), token)
+        self.remote = Remote(path or default_socket(), token)
         self.timeout = timeout
         self.identities = IdentitiesResource(self)
         self.tenants = TenantsResource(self)
@@ -71,7 +71,7 @@ class Client:
     ) -> Response:
         """Send a request whose response the caller reads as it arrives, and closes."""
         where = target(*segments, **query or {})
-        return request(self.endpoint, method, where, body=body, upload=upload, timeout=self.timeout)
+        return request(self.remote, method, where, body=body, upload=upload, timeout=self.timeout)
 
     def lines(
         self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None
@@ -331,7 +331,7 @@ class InstancesResource(Resource):
         extent = dict(zip(("rows", "columns"), size or (), strict=False))
         options = {"stdin": stdin, "replay": replay, "start": start, **extent}
         where = target("tenants", tenant, "instances", name, "attach", **options)
-        return Attachment(self.client.endpoint, where)
+        return Attachment(self.client.remote, where)
 
     def run_attached(self, tenant: str, *, size: tuple[int, int] | None = None, **spec: object) -> Attachment:
         """Create an instance of `spec`, attach to it, and start it: `run` and `attach` with `start`, in one request.
@@ -341,14 +341,14 @@ class InstancesResource(Resource):
         from insula.client.attachment import Attachment
 
         extent = dict(zip(("rows", "columns"), size or (), strict=False))
-        return Attachment(self.client.endpoint, target("tenants", tenant, "run", **extent), dumps(spec).encode())
+        return Attachment(self.client.remote, target("tenants", tenant, "run", **extent), dumps(spec).encode())
 
     def exec(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Attachment:
         """Run a further process in a running instance. `spec` are fields of `ExecSpec`."""
         from insula.client.attachment import Attachment
 
         opening = dumps({"command": [*command], **spec}).encode()
-        return Attachment(self.client.endpoint, target("tenants", tenant, "instances", name, "exec"), opening)
+        return Attachment(self.client.remote, target("tenants", tenant, "instances", name, "exec"), opening)
 
     def exec_detached(self, tenant: str, name: str, command: Sequence[str], **spec: object) -> Object:
         """Run a further process in the background: it has no input, and its output is discarded. Returns {"id"}."""

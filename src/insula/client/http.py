@@ -210,7 +210,7 @@ def connect(path: str, timeout: float | None = None) -> socket.socket:
     return sock
 
 
-class Endpoint:
+class Remote:
     """The daemon to which requests are sent: the socket at `path`; `token` proves who sends them (RFC 6750)."""
 
     def __init__(self, path: str, token: str | None = None) -> None:
@@ -222,7 +222,7 @@ class Endpoint:
 
 
 def request(
-    endpoint: Endpoint,
+    remote: Remote,
     method: str,
     target: str,
     *,
@@ -230,24 +230,24 @@ def request(
     upload: Iterable[bytes] | None = None,
     timeout: float | None = None,
 ) -> Response:
-    """Send a request to `endpoint`, and return its response after checking it for success.
+    """Send a request to `remote`, and return its response after checking it for success.
 
     `body` is sent as JSON, or `upload` in chunks. If the server responds before the end of the upload, as when it
     refuses it, the upload stops.
     """
-    sock = endpoint.connect(timeout)
+    sock = remote.connect(timeout)
     try:
         if upload is not None:
             fields = ("transfer-encoding: chunked", "content-type: application/octet-stream")
-            send(sock, [head(method, target, *endpoint.fields, *fields)])
+            send(sock, [head(method, target, *remote.fields, *fields)])
             send(sock, (chunk(data) for data in upload))
             send(sock, [b"0\r\n\r\n"])
         elif body is not None:
             data = dumps(body).encode()
             fields = (f"content-length: {len(data)}", "content-type: application/json")
-            send(sock, [head(method, target, *endpoint.fields, *fields), data])
+            send(sock, [head(method, target, *remote.fields, *fields), data])
         else:
-            send(sock, [head(method, target, *endpoint.fields, "content-length: 0")])
+            send(sock, [head(method, target, *remote.fields, "content-length: 0")])
         return Response(sock).check()
     except BaseException:
         sock.close()

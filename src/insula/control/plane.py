@@ -12,7 +12,7 @@ from insula.control.allocation.reservations import Allocators
 from insula.control.context import Context
 from insula.control.events import Events
 from insula.control.host import Host
-from insula.control.identities.directory import Directory
+from insula.control.identities.cache import IdentityCache
 from insula.control.identities.verbs import Identities
 from insula.control.identity import host_name
 from insula.control.images import Images
@@ -55,9 +55,9 @@ class ControlPlane:
         intents = Intents(context, lambda tenant: ((m.instance, m.active) for m in self.managed.of(tenant)))
         self.network_controller = NetworkController(context, intents, self.tasks)
         ports = Ports(context, self.network_controller)
-        self.directory = Directory(context)
-        self.tenants = Tenants(context, self.network_controller, self.directory)
-        self.identities = Identities(context, self.tenants, self.directory)
+        self.identity_cache = IdentityCache(context)
+        self.tenants = Tenants(context, self.network_controller, self.identity_cache)
+        self.identities = Identities(context, self.tenants, self.identity_cache)
         self.networks = Networks(context, self.tenants, self.network_controller, ports)
         self.images = Images(context, self.tenants)
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks)
@@ -93,7 +93,7 @@ class ControlPlane:
             undo.push_async_callback(plane.tasks.close)
             undo.push_async_callback(plane.instance_controller.close)
             await context.problems.guard("damaged records of tenants", plane.tenants.rebuild_damaged())
-            await plane.directory.load(plane.tasks)
+            await plane.identity_cache.load(plane.tasks)
             await plane._load()
             await plane.ensure()
             plane._closing = undo.pop_all()

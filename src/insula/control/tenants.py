@@ -23,7 +23,7 @@ from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guarded
 from insula.control.context import Context
 from insula.control.identities.authority import no_tenant
-from insula.control.identities.directory import Directory
+from insula.control.identities.cache import IdentityCache
 from insula.control.instances.specs import check_labels
 from insula.control.keys import BINDINGS, IMAGES, INSTANCES, NETWORKS, PRINCIPALS, TENANTS, TOKENS, USAGE
 from insula.control.networks.controller import NetworkController
@@ -44,10 +44,10 @@ _INDEX = "tenant-index"
 
 
 class Tenants:
-    def __init__(self, context: Context, controller: NetworkController, directory: Directory) -> None:
+    def __init__(self, context: Context, controller: NetworkController, cache: IdentityCache) -> None:
         self.context = context
         self.controller = controller
-        self.directory = directory
+        self.cache = cache
         self._updating = asyncio.Lock()
 
     async def find(self, name: str) -> Found[Tenant]:
@@ -136,7 +136,7 @@ class Tenants:
                 [TENANTS.unchanged(found, name), USAGE.unchanged(guard, name)],
                 [TENANTS.delete(name), USAGE.delete(name), *rights, *(each.delete() for each in _reservations(tenant))],
             )
-            self.directory.take(rights, revision)
+            self.cache.take(rights, revision)
 
         try:
             await guarded(self.context.store, name, attempt)
@@ -168,7 +168,7 @@ class Tenants:
         accounts = (await store.list(PRINCIPALS.prefix(name))).entries
         bindings = (await store.list(BINDINGS.prefix(name))).entries
         ids = {PRINCIPALS.decode(entry).id for entry in accounts}
-        tokens = [TOKENS.delete(token.id) for token in self.directory.tokens() if token.principal in ids]
+        tokens = [TOKENS.delete(token.id) for token in self.cache.tokens() if token.principal in ids]
         return [*(Delete(entry.key) for entry in [*accounts, *bindings]), *tokens]
 
     async def _erase(self, tenant: Tenant) -> None:

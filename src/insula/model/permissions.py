@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Scope = Literal["host", "tenant", "self"]
 Role = Literal["operator", "auditor", "admin", "member", "viewer"]
 
 HOST_ROLES: tuple[Role, ...] = ("operator", "auditor")
@@ -24,12 +23,12 @@ class Permission(NamedTuple):
     """A permission: its name, its scope, the roles that hold it, and what it allows."""
 
     name: str
-    scope: Scope
+    scope: Literal["host", "tenant", "self"]
     roles: tuple[Role, ...]
     allows: str
 
 
-def _permission(name: str, scope: Scope, roles: str, allows: str) -> Permission:
+def _permission(name: str, scope: Literal["host", "tenant", "self"], roles: str, allows: str) -> Permission:
     return Permission(name, scope, tuple(roles.split()), allows)  # type: ignore[arg-type]
 
 

@@ -28,7 +28,7 @@ PIDS, MEMORY = 64, "48m"
 
 def run(arguments: Arguments) -> int:
     client = connect(arguments)
-    tour = Tour(client.endpoint.path)
+    tour = Tour(client.remote.path)
     clean_up(client)
     try:
         with interruptible():

@@ -15,7 +15,7 @@ from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import guard, guarded, retried
 from insula.control.context import Context
 from insula.control.identities.authority import Authority
-from insula.control.identities.directory import Directory
+from insula.control.identities.cache import IdentityCache
 from insula.control.identities.tokens import generate
 from insula.control.instances.specs import check_labels
 from insula.control.keys import BINDINGS, HOST, PRINCIPALS, TOKENS, USAGE
@@ -44,16 +44,16 @@ MAX_TOKENS = 100
 
 
 class Identities:
-    def __init__(self, context: Context, tenants: Tenants, directory: Directory) -> None:
+    def __init__(self, context: Context, tenants: Tenants, cache: IdentityCache) -> None:
         self.context = context
         self.tenants = tenants
-        self.directory = directory
+        self.cache = cache
 
     # -- principals ------------------------------------------------------------------------------------------------
 
     def list(self, tenant: str | None = None) -> Sequence[PrincipalView]:
         """The users, or a tenant's service accounts."""
-        found = (each for each in self.directory.principals() if each.tenant == tenant)
+        found = (each for each in self.cache.principals() if each.tenant == tenant)
         return [self._view(each) for each in sorted(found, key=lambda each: each.name)]
 
     def get(self, label: str) -> PrincipalView:
@@ -102,9 +102,9 @@ class Identities:
         async def attempt() -> None:
             found = await self._stored(principal)
             bindings = [
-                BINDINGS.delete(each.tenant or HOST, principal.id) for each in self.directory.bindings(principal.id)
+                BINDINGS.delete(each.tenant or HOST, principal.id) for each in self.cache.bindings(principal.id)
             ]
-            tokens = [TOKENS.delete(each.id) for each in self.directory.tokens() if each.principal == principal.id]
+            tokens = [TOKENS.delete(each.id) for each in self.cache.tokens() if each.principal == principal.id]
             deletes = [PRINCIPALS.delete(*_key(principal)), *(each.delete() for each in _reservations(principal))]
             await self._commit([PRINCIPALS.unchanged(found, *_key(principal))], [*deletes, *bindings, *tokens])
 
@@ -116,8 +116,8 @@ class Identities:
         """Who is bound in a tenant; on the host for None."""
         found = (
             _binding_view(principal, binding)
-            for principal in self.directory.principals()
-            if (binding := self.directory.binding(principal.id, tenant))
+            for principal in self.cache.principals()
+            if (binding := self.cache.binding(principal.id, tenant))
         )
         return sorted(found, key=lambda each: each.user)
 
@@ -141,7 +141,7 @@ class Identities:
     async def unbind(self, by: Authority, label: str, tenant: str | None) -> None:
         """Take the role of a principal in a tenant, or on the host. NotFound if it has none, Denied as in `bind`."""
         principal = self._find(label)
-        if self.directory.binding(principal.id, tenant) is None:
+        if self.cache.binding(principal.id, tenant) is None:
             raise NotFound(f"{label} has no role {_place(tenant)}", "`insula user bindings` lists them")
         await self._change(by, principal, tenant, None)
 
@@ -175,8 +175,8 @@ class Identities:
     def tokens(self, owner: str | None = None) -> Sequence[TokenView]:
         """The tokens of the principal with this ID; all for None."""
         now = time.time()
-        found = (each for each in self.directory.tokens() if owner in (None, each.principal) and each.expires > now)
-        views = [self._token_view(each) for each in found if self.directory.principal(each.principal)]
+        found = (each for each in self.cache.tokens() if owner in (None, each.principal) and each.expires > now)
+        views = [self._token_view(each) for each in found if self.cache.principal(each.principal)]
         return sorted(views, key=lambda each: each.created)
 
     async def create_token(self, by: Authority, spec: TokenSpec) -> TokenCreated:
@@ -226,8 +226,8 @@ class Identities:
 
     async def revoke_token(self, by: Authority, token_id: str) -> None:
         """End a token at once; open streams of it end. NotFound, also for those that the caller may not revoke."""
-        token = self.directory.token(token_id)
-        principal = self.directory.principal(token.principal) if token else None
+        token = self.cache.token(token_id)
+        principal = self.cache.principal(token.principal) if token else None
         if token is None or principal is None or not _may_revoke(by, principal):
             raise NotFound(f"there is no token {shorten(token_id)}", "`insula token ls` lists them")
         await self._commit([], [TOKENS.delete(token.id)])
@@ -249,17 +249,17 @@ class Identities:
 
     def _find(self, label: str) -> Principal:
         tenant, _, name = label.rpartition("/")
-        for principal in self.directory.principals():
+        for principal in self.cache.principals():
             if principal.name == name and (principal.tenant or "") == tenant:
                 return principal
         what = "service account" if tenant else "user"
         raise NotFound(f"there is no {what} {shorten(label)}", "`insula user ls` lists them")
 
     def _bindings_of(self, principal: Principal) -> Sequence[Binding]:
-        return [*self.directory.bindings(principal.id)]
+        return [*self.cache.bindings(principal.id)]
 
     def _tokens_of(self, principal: Principal) -> Sequence[Token]:
-        return [each for each in self.directory.tokens() if each.principal == principal.id]
+        return [each for each in self.cache.tokens() if each.principal == principal.id]
 
     async def _stored(self, principal: Principal) -> Found[Principal]:
         found = await PRINCIPALS.get(self.context.store, *_key(principal))
@@ -269,14 +269,14 @@ class Identities:
 
     async def _commit(self, compares: Sequence[Compare], writes: Sequence[Write]) -> None:
         """Commit, and have it in force when this returns."""
-        self.directory.take(writes, await self.context.store.transact(compares, writes))
+        self.cache.take(writes, await self.context.store.transact(compares, writes))
 
     def _view(self, principal: Principal) -> PrincipalView:
-        bindings = [_binding_view(principal, each) for each in self.directory.bindings(principal.id)]
+        bindings = [_binding_view(principal, each) for each in self.cache.bindings(principal.id)]
         return PrincipalView(principal=principal, bindings=sorted(bindings, key=lambda each: each.tenant or ""))
 
     def _token_view(self, token: Token) -> TokenView:
-        owner = self.directory.principal(token.principal)
+        owner = self.cache.principal(token.principal)
         return TokenView(
             id=token.id,
             user=owner.label if owner else token.principal,

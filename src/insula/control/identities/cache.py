@@ -1,4 +1,4 @@
-"""`Directory`: principals, bindings and tokens in memory, as the store has them.
+"""`IdentityCache`: principals, bindings and tokens in memory, as the store has them.
 
 Every request asks it, so that it answers without the store. It follows the store's changes; what this daemon commits
 is taken at once (`take`), so that a right that was revoked is gone when the verb returns. Those who hold streams open
@@ -29,7 +29,7 @@ V = TypeVar("V")
 _PAUSE = 1.0  # seconds until the store is asked again after a failure
 
 
-class Directory:
+class IdentityCache:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.watchers: set[Callable[[str], None]] = set()

@@ -1,4 +1,4 @@
-"""The directory of principals, bindings and tokens: what it answers, in whatever order it learns of changes."""
+"""The cache of principals, bindings and tokens: what it answers, in whatever order it learns of changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.control.identities.authority import Authority
-from insula.control.identities.directory import Directory
+from insula.control.identities.cache import IdentityCache
 from insula.control.identities.tokens import Parsed, generate
 from insula.control.keys import BINDINGS, HOST, PRINCIPALS, TOKENS
 from insula.model.principals import Binding, Principal, Token
@@ -39,18 +39,18 @@ def bound(role: Any, tenant: str | None = "acme") -> Binding:
     return Binding(principal=ANN.id, tenant=tenant, role=role, created=0.0)
 
 
-def directory(*values: Principal | Binding | Token) -> Directory:
-    made = Directory(cast(Any, None))
+def cache(*values: Principal | Binding | Token) -> IdentityCache:
+    made = IdentityCache(cast(Any, None))
     made.take([put(value) for value in values], 1)
     return made
 
 
-def of_token(of: Directory, parsed: Parsed = PARSED) -> Authority | None:
+def of_token(of: IdentityCache, parsed: Parsed = PARSED) -> Authority | None:
     return of.of_token(parsed)
 
 
 def test_a_user_of_the_host_and_a_token_are_the_same_principal() -> None:
-    found = directory(ANN, bound("member"), token())
+    found = cache(ANN, bound("member"), token())
     by_uid, by_token = found.of_user(1000), of_token(found)
     assert by_uid and by_token
     assert by_uid.tenants == by_token.tenants == {"acme": "member"}
@@ -69,11 +69,11 @@ def test_a_user_of_the_host_and_a_token_are_the_same_principal() -> None:
     ids=["expired", "another secret", "unknown", "its owner is gone"],
 )
 def test_no_right_by_a_token_that_is_not_valid(values: tuple[Any, ...]) -> None:
-    assert of_token(directory(*values)) is None
+    assert of_token(cache(*values)) is None
 
 
 def test_a_principal_of_the_same_name_inherits_nothing() -> None:
-    found = directory(ANN, bound("admin"), token())
+    found = cache(ANN, bound("admin"), token())
     found.take([PRINCIPALS.delete(HOST, "ann")], 2)
     found.take([put(Principal(id="b" * 16, name="ann", uid=1000, created=1.0))], 3)
     again = found.of_user(1000)
@@ -82,7 +82,7 @@ def test_a_principal_of_the_same_name_inherits_nothing() -> None:
 
 
 def test_a_damaged_record_gives_no_right() -> None:
-    found = directory(ANN, bound("admin"))
+    found = cache(ANN, bound("admin"))
     found.take([Put(BINDINGS.key("acme", ANN.id), b'{"role": "root"}')], 2)
     again = found.of_user(1000)
     assert again and again.tenants == {}
@@ -104,7 +104,7 @@ CHANGES: list[Write] = [
 @given(st.permutations(list(range(len(CHANGES)))), st.lists(st.integers(0, len(CHANGES) - 1), max_size=5))
 def test_the_order_in_which_changes_arrive_does_not_matter(order: list[int], again: list[int]) -> None:
     """What this daemon commits arrives before what the store tells, and twice."""
-    found = Directory(cast(Any, None))
+    found = IdentityCache(cast(Any, None))
     for number in [*order, *again]:
         found.take([CHANGES[number]], number + 1)
     sender = found.of_user(1000)
@@ -113,7 +113,7 @@ def test_the_order_in_which_changes_arrive_does_not_matter(order: list[int], aga
 
 
 def test_watchers_are_told_whose_rights_have_changed() -> None:
-    found = directory(ANN)
+    found = cache(ANN)
     told: list[str] = []
     found.watchers.add(told.append)
     found.take([put(bound("member"))], 2)
@@ -124,7 +124,7 @@ def test_watchers_are_told_whose_rights_have_changed() -> None:
 
 def test_what_was_granted_is_asked_again() -> None:
     """`again` says what the sender of an earlier request may do now."""
-    found = directory(ANN, bound("member"), token())
+    found = cache(ANN, bound("member"), token())
     by_token, by_uid = of_token(found), found.of_user(1000)
     assert by_token and by_uid
     found.take([put(bound("viewer"))], 2)
