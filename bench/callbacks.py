@@ -38,7 +38,7 @@ def install(path: str) -> None:
 
 
 def name(handle: Any) -> bytes:
-    """What the callback is, or the task that it goes on with."""
+    """The name of the callback, or of the task that it resumes."""
     callback = handle._callback
     owner: Any = getattr(callback, "__self__", None)
     work = owner.get_coro() if hasattr(owner, "get_coro") else callback

@@ -28,7 +28,7 @@ def measure(bench: Bench) -> list[Table]:
 
 
 def real_launch(bench: Bench) -> Launch:
-    """What insulad asks of the runtime for an instance of busybox: taken from one that runs."""
+    """The request of insulad to the runtime for an instance of busybox, taken from one that runs."""
     bench.cli.ok("run", "-d", "--name", SLEEPER, "busybox", "sleep", "600")
     identity = bench.cli.json("inspect", SLEEPER)[0]["instance"]["id"]
     launch = RunDirectory(str(bench.daemon.run), identity).launch()
@@ -143,7 +143,7 @@ def engine(bench: Bench) -> Table:
 
 
 def shell(bench: Bench) -> Table:
-    """As a user types it, on a network."""
+    """A launch from the shell, as users type it, on a network."""
     with ExitStack() as stack:
         agent = Agent()
         stack.callback(agent.close)

@@ -43,8 +43,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a section gets: a daemon of its own, its command line, and a scratch directory, of which `run` is in
-    memory."""
+    """The tools of a section: a daemon of its own, its command line, and a scratch directory (`run` is in memory)."""
 
     daemon: Daemon
     scratch: Path
@@ -169,7 +168,7 @@ def version(*command: str | Path) -> str:
 
 
 def machine_facts() -> list[tuple[str, str]]:
-    """What the figures depend on."""
+    """The properties of the machine that the figures depend on."""
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.machine())  # fmt: skip
     memory = int(Path("/proc/meminfo").read_text().split()[1]) >> 10

@@ -152,7 +152,7 @@ def _median(act: Measure, rounds: int) -> float:
 
 
 def _cpu(pid: int) -> float:
-    """Of all its threads, as the scheduler counts it (nanoseconds; /proc/PID/stat has hundredths of a second)."""
+    """CPU time of all threads as the scheduler counts it, in nanoseconds; /proc/PID/stat has hundredths of a second."""
     total = 0
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with suppress(FileNotFoundError, ProcessLookupError):

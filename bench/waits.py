@@ -87,7 +87,7 @@ class Meter:
         bench.daemon.start()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Drop the measurements."""
         self._shared[:] = bytes(callbacks.RECORD.size)
 
     def busiest(self) -> tuple[float, str]:

@@ -13,7 +13,7 @@ _INSTRUCTION = struct.Struct("=HBBI")
 
 
 def run(program: bytes, audit: int, number: int, args: Sequence[int] = ()) -> int:
-    """What the filter returns. AssertionError on anything that seccomp_check_filter() of the kernel would refuse."""
+    """The result of the filter. AssertionError on anything that the kernel's seccomp_check_filter() would refuse."""
     data = struct.pack("=IIQ6Q", number & 0xFFFFFFFF, audit, 0, *args, *(0,) * (6 - len(args)))
     count, counter, accumulator = len(program) // 8, 0, 0
     while True:

@@ -10,7 +10,7 @@ _ALL = (1 << 64) - 1
 
 
 def run(program: bytes, data: bytes) -> int:
-    """What the program answers to `data`. AssertionError on anything that the kernel's verifier would refuse."""
+    """The result of the program for `data`. AssertionError on anything that the kernel's verifier would refuse."""
     count, counter = len(program) // 8, 0
     registers: dict[int, int | None] = {1: None}  # r1 is a pointer, and no number
     while True:

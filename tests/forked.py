@@ -23,7 +23,8 @@ class Killed(Exception):
 
 
 def forked(function: Callable[[], T], *, timeout: int = 20) -> T:
-    """What `function` returned in a child of its own; what it raised is raised here. It is killed after `timeout`."""
+    """Run `function` in a child process and return its result; its exceptions are raised here. It is killed after
+    `timeout`."""
     readable, writable = os.pipe()
     pid = os.fork()
     if pid == 0:

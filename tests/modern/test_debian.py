@@ -22,7 +22,7 @@ UNMEASURED = {"kernel", "KVM", "CRIU", "exit information", "pressure stalls", "o
 
 
 def instances(guest: Guest) -> dict[str, Any]:
-    """What `insula ps -a` says of every instance of the tenant."""
+    """The answer of `insula ps -a` for every instance of the tenant."""
     return {view["instance"]["name"]: view for view in guest.insula("-T", "shop", "ps", "-a")}
 
 

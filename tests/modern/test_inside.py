@@ -40,7 +40,7 @@ TIMEOUT = 300
 
 @dataclass
 class Outcome:
-    """What became of the tests of one file."""
+    """The results of the tests of one file."""
 
     passed: int = 0
     skipped: list[str] = field(default_factory=list)

@@ -72,11 +72,11 @@ class Copy:
 
     @property
     def output(self) -> Path:
-        """What the last run printed."""
+        """The output of the last run."""
         return self.path / "tmp" / "output"
 
     def run(self, tests: list[str], timeout: float) -> Outcome:
-        """What these tests say of the copy as it is now."""
+        """Run these tests on the copy as it is now."""
         confined = ["unshare", "--mount", "--propagation", "private", "sh", "-c", CONFINE, "sh", str(self.path)]
         command = [str(self.python), "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         process = subprocess.Popen(

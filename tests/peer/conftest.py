@@ -76,7 +76,7 @@ class Bench:
         until(lambda: self.snapshot(engine).processes <= before, "what cleans up has ended")
 
     def snapshot(self, engine: Engine) -> Snapshot:
-        """What an engine's work could leave behind."""
+        """A snapshot of everything that an engine could leave behind."""
         pid = engine.host.pid
         found = Snapshot.take(self.run.name, f"/proc/{pid}/ns/net", engine.host.root / "run", holder=pid)
         # podman mounts its store over itself while it is at work; docker0 gets addresses with its first port;

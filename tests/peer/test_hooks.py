@@ -34,7 +34,7 @@ def test_start_hooks_have_the_rights_of_the_process(oci: Runtime) -> None:
 
 
 def test_a_start_hook_cannot_write_the_hosts_settings(oci: Runtime) -> None:
-    """What an image's /sbin/ldconfig tried; the value is what was there, in case that it succeeds."""
+    """An attack of an image's /sbin/ldconfig; it writes the existing value, in case that it succeeds."""
     attack = "mount -o remount,rw,bind /proc/sys || mount -t proc none /proc; cat /proc/sys/kernel/core_pattern"
     attack = f"({attack} > /tmp/was; cat /tmp/was > /proc/sys/kernel/core_pattern && touch /tmp/written) 2> /tmp/why"
     start_hook(oci, f"{attack}; touch /tmp/ran")

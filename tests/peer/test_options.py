@@ -14,7 +14,7 @@ from tests.support.peers import IMAGE, Engine
 
 
 def run(engine: Engine, *options: str, script: str) -> str:
-    """What a shell script prints, on both streams, in a container with these options."""
+    """The output of a shell script, on both streams, in a container with these options."""
     result = engine.run("run", "--rm", *options, IMAGE, "sh", "-c", f"exec 2>&1; {script}")
     return result.out.rstrip("\n") or result.err
 

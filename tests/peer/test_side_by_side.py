@@ -60,7 +60,7 @@ def test_a_namespace_without_path_may_say_so(oci: Runtime) -> None:
 
 
 def test_a_frozen_group_is_refused(oci: Runtime) -> None:
-    """A process that joins it would stand still, and whoever waits for it."""
+    """A process that joins it would be frozen, and its callers would wait."""
     if oci.name == "crun":
         pytest.skip("crun waits for ever")
     group = Cgroup(oci.group)

@@ -25,7 +25,7 @@ ERROR = re.compile(r"error: (?P<what>[^\n]+?); hint: (?P<hint>[^\n]+)\n")
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left: exit status and output."""
+    """The exit status and output of a command."""
 
     command: str
     status: int
@@ -48,7 +48,7 @@ class Cli:
     token: Path | None = None
 
     def of(self, tenant: str) -> Cli:
-        """The same for another tenant."""
+        """The command line for another tenant."""
         return Cli(self.launcher, self.socket, tenant, self.token)
 
     def by(self, token: Path) -> Cli:
@@ -108,7 +108,7 @@ class Cli:
 
 
 class Terminal:
-    """A command in a terminal of its own (pty(7)), with a person who reads, types and resizes the window."""
+    """A command in a terminal of its own (pty(7)); the test reads, types and resizes the window."""
 
     def __init__(self, command: list[str], environment: dict[str, str], rows: int, columns: int) -> None:
         self.seen = ""

@@ -125,7 +125,7 @@ class Daemon:
     # -- its processes ---------------------------------------------------------------------------------------
 
     def pid(self, name: str) -> int | None:
-        """Of insulad, the monitor or the zygote, if it runs now."""
+        """The PID of insulad, the monitor or the zygote, if it runs."""
         if name == "insulad":
             return self._process.pid if self._process and self._process.poll() is None else None
         try:

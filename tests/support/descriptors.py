@@ -27,7 +27,7 @@ def descriptors() -> frozenset[Descriptor]:
 
 
 def opened_since(before: frozenset[Descriptor]) -> list[Descriptor]:
-    """Those that were not open then."""
+    """Descriptors that were not open then."""
     return sorted(descriptors() - before)
 
 

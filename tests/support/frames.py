@@ -52,7 +52,7 @@ def ipv6(source: str, target: str, following: int, payload: bytes) -> bytes:
 
 
 def icmpv6(source: str, target: str, kind: int, body: bytes, *, hop_by_hop: bool = False) -> bytes:
-    """RFC 4443; with an extension header in front, as those do who want to slip past a filter."""
+    """An ICMPv6 packet (RFC 4443); with an extension header in front to bypass filters."""
     message = struct.pack("!BBH", kind, 0, 0) + body
     pseudo = ip_address(source).packed + ip_address(target).packed + struct.pack("!II", len(message), 58)
     message = message[:2] + struct.pack("!H", checksum(pseudo + message)) + message[4:]
@@ -72,12 +72,12 @@ def fragment(source: str, target: str, following: int, payload: bytes, *, offset
 
 
 def authenticated(source: str, target: str, following: int, payload: bytes) -> bytes:
-    """An IPv6 packet with an authentication header (RFC 4302) that nobody checks."""
+    """An IPv6 packet with an authentication header (RFC 4302) that no receiver checks."""
     return ipv6(source, target, 51, struct.pack("!BBHII", following, 1, 0, 1, 1) + payload)
 
 
 def solicitation(source: str, target: str, about: str, mark: bytes) -> bytes:
-    """NDP: who has this address (RFC 4861)."""
+    """An NDP neighbor solicitation for this address (RFC 4861)."""
     return icmpv6(source, target, 135, bytes(4) + ip_address(about).packed + _option(mark))
 
 
@@ -93,5 +93,5 @@ def router_advertisement(source: str, target: str, mark: bytes, *, hop_by_hop: b
 
 
 def _option(mark: bytes) -> bytes:
-    """An option that nobody knows, to carry 6 bytes."""
+    """An unknown option with 6 bytes."""
     return struct.pack("!BB", 253, 1) + mark[:6].ljust(6, b"\0")

@@ -44,7 +44,7 @@ def made(prefix: str, tree: Hierarchy | None = None) -> Iterator[Cgroup]:
 
 
 def inside(group: Cgroup, function: Callable[[], T]) -> T:
-    """What `function` returns in a process of the group; what it raises is raised here (see `forked`)."""
+    """Run `function` in a process of the group and return its result; exceptions are raised here (see `forked`)."""
     files = group.open()
 
     def child() -> T:

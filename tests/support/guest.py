@@ -90,7 +90,7 @@ class Guest:
         return done.out.rstrip("\n")
 
     def insula(self, *arguments: str, timeout: float = 60.0) -> Any:
-        """What `insula --json` answers, decoded."""
+        """The decoded answer of `insula --json`."""
         return json.loads(self.ok(shlex.join(["insula", "--json", *arguments]), timeout))
 
     def reboot(self, timeout: float = 60.0) -> str:

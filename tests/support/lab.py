@@ -138,7 +138,7 @@ class Instance:
         return ping(self.netns, address, timeout, size, dont_fragment)
 
     def connects(self, address: str, port: int, timeout: float = SOON) -> str:
-        """What a TCP server there says first; "" if none answers, or it says nothing within the time."""
+        """The first data of a TCP server there; "" if none answers, or if it sends nothing within the time."""
         with self.socket(_family(address), socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout)
             try:
@@ -232,7 +232,7 @@ class Lab:
         self._ports = self._networks = 0
 
     def intent(self, tenant: str, **others: Any) -> TenantIntent:
-        """What a tenant of the lab wants; `others` replaces parts of it."""
+        """The intent of a tenant of the lab; `others` replaces parts of it."""
         ports = [each.port for (owner, _), each in self.instances.items() if owner == tenant]
         whole = TenantIntent(
             tenant=self.tenants[tenant],
@@ -328,7 +328,7 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 class World:
-    """What is behind the host: one more namespace, 203.0.113.2 and 2001:470::2, that the host reaches over `wan`."""
+    """A namespace behind the host, with 203.0.113.2 and 2001:470::2, that the host reaches over `wan`."""
 
     ADDRESS, HOST = "203.0.113.2", "203.0.113.1"
     ADDRESS6, HOST6 = "2001:470::2", "2001:470::1"
@@ -358,7 +358,7 @@ class World:
             )
 
     def tells_callers(self, port: int) -> None:
-        """A TCP server that says who called, in a process of its own."""
+        """A TCP server that prints the addresses of its clients, in a process of its own."""
         with self.instance.socket(socket.AF_INET6, socket.SOCK_STREAM) as server:
             server.bind(("::", port))
             server.listen(64)

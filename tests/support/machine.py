@@ -79,7 +79,7 @@ class Run:
 
 
 def remove_dead_runs() -> None:
-    """Control groups and files of runs whose lock nobody holds."""
+    """Remove control groups and files of runs whose lock is free."""
     for path in RUNS.glob("it*"):
         try:
             with open(path / "lock") as lock:

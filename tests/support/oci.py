@@ -157,7 +157,7 @@ class Bundle:
         (self.path / "config.json").write_text(json.dumps(config))
 
     def left(self) -> list[str]:
-        """What there is of containers: directories, control groups, mounts, processes of the group."""
+        """The remains of containers: directories, control groups, mounts, processes of the group."""
         root = self.oci.root
         found = [str(path) for path in root.iterdir()] if root.exists() else []
         found += [self.group.path] if self.group.exists() else []

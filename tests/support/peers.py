@@ -94,11 +94,11 @@ class Engine:
         raise NotImplementedError
 
     def command(self, *arguments: str | Path) -> list[str]:
-        """The same, from outside."""
+        """The command line from outside of the namespaces."""
         return self.host.command(*self.argv(*arguments))
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        """Runs beside the caller, who waits for it."""
+        """Start a command beside the caller, which waits for it."""
         pipe = subprocess.PIPE
         return subprocess.Popen(
             self.command(*arguments), env=self.environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
@@ -268,7 +268,7 @@ def root_file_system(target: Path) -> Path:
 
 
 def archive_of(root: Path, target: Path) -> Path:
-    """What `podman import` and `docker import` take."""
+    """An archive for `podman import` and `docker import`."""
     subprocess.run(["tar", "-c", "-C", str(root), "-f", str(target), "."], check=True)
     return target
 

@@ -49,7 +49,7 @@ REFUSED = {
 
 
 def put(directory: Path) -> None:
-    """Make all of them in `directory`, which is /bin of somebody."""
+    """Make all of them in `directory`, which is /bin of a container."""
     for name, entry in REFUSED.items():
         if entry.content is not None:
             (directory / name).write_bytes(entry.content)

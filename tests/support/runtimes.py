@@ -78,7 +78,7 @@ class Runtime:
         return self.do("run", "--bundle", self.path, *options, NAME)
 
     def out(self, script: str | list[str], *options: object) -> str:
-        """What the program printed; it must have succeeded."""
+        """The output of the program, which must succeed."""
         return self.run(script, *options).ok()
 
     def start(self, script: str | list[str] = "exec sleep 600", *options: object) -> None:

@@ -112,8 +112,8 @@ def many(top: Path) -> None:
 
 
 def leave(daemon: Daemon) -> set[str]:
-    """What belongs to no instance, below the root and the run directory of a daemon that is dead; the names of it that
-    can't be removed, since something is mounted there."""
+    """Make leftovers of no instance below the root and the run directory of a dead daemon; return the names of those
+    that can't be removed, since something is mounted there."""
     instances, run = daemon.root / "instances", daemon.run
     deep(instances / "leftover-deep")
     odd_names(instances)

@@ -131,6 +131,6 @@ def tenant(tenants: TenantFactory) -> Cli:
 
 @pytest.fixture
 def cli(tenant: Cli) -> Iterator[Cli]:
-    """The same; the instances that a test leaves are removed."""
+    """The command line of `tenant`; the instances that a test leaves are removed."""
     yield tenant
     remove_instances(tenant)

@@ -141,7 +141,7 @@ MASKS = st.integers(0, caps.ALL)
 def test_any_sets_are_granted_as_far_as_permitted(
     bounding: int, effective: int, permitted: int, inheritable: int, ambient: int
 ) -> None:
-    """What is granted can be had, to the last of the 41; what is missing is told; and the kernel gives no more."""
+    """Granted capabilities are effective, to the last of the 41; missing ones are reported; no more are given."""
     wanted = caps.Capabilities(bounding, effective, permitted, inheritable, ambient)
 
     def child() -> tuple[tuple[int, ...], int, tuple[int, ...], tuple[int, ...]]:

@@ -387,7 +387,7 @@ AS_MUCH_AS_WANTED = 96 * MIB
 
 
 def fill_sockets(kind: int) -> int:
-    """Bytes in buffers of TCP or UDP sockets that nobody reads, on the loopback of a network namespace of its own."""
+    """Fill buffers of TCP or UDP sockets that are not read, on the loopback of a network namespace of its own."""
     syscalls.unshare(syscalls.CLONE_NEWNET)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     held, taken, refused = [], 0, 0

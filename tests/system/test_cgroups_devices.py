@@ -114,7 +114,7 @@ def test_each_access_is_its_own(group: Cgroup, nodes: Path) -> None:
 
 
 def test_rules_change_for_running_processes_and_groups_below(group: Cgroup, nodes: Path) -> None:
-    """Version 1 refuses to begin anew where there are groups below, such as those a container makes."""
+    """Version 1 refuses to reset a list while there are groups below, such as those that a container makes."""
     group.limit({"devices": [DENY_ALL, NULL]})
     below = Cgroup(f"{group.path}/below", group.tree)
     with ExitStack() as stack:

@@ -96,7 +96,7 @@ def test_links_lead_to_the_instances_own_files(web: Cli, tmp_path: Path, link: s
 
 @pytest.mark.parametrize("link", ["/proc/1/root/etc", "/proc/self/root/etc", "/proc/self/cwd"])
 def test_links_of_proc_are_not_followed(web: Cli, tmp_path: Path, link: str) -> None:
-    """The kernel would jump to what they mean for whoever follows them: for us, to the host's files."""
+    """The kernel would follow them in the view of the process that opens them: for insulad, to the host's files."""
     (tmp_path / "own").write_text("from outside")
     web.ok("exec", "web", "ln", "-s", link, "/trap")
     assert "/trap/new" in web.fails("cp", tmp_path / "own", "web:/trap/new")
@@ -155,7 +155,7 @@ def test_links_to_directories_are_followed_at_the_target(web: Cli, tmp_path: Pat
 
 @pytest.mark.parametrize("place", ["/t", "/dev/shm"])
 def test_files_are_copied_onto_a_tmpfs(cli: Cli, tmp_path: Path, place: str) -> None:
-    """Its user namespace is the instance's: who has no ID there can't make files in it (EOVERFLOW)."""
+    """Its user namespace is the instance's: a process without an ID there can't make files in it (EOVERFLOW)."""
     (tmp_path / "file").write_text("in memory")
     cli.ok("run", "-d", "--name", "web", "--read-only", "--tmpfs", "/t", "busybox", "sleep", "600")
     cli.ok("cp", tmp_path / "file", f"web:{place}/file")
@@ -224,7 +224,7 @@ def test_owners_are_kept_with_archive(web: Cli, tmp_path: Path) -> None:
 
 
 def test_holes_stay_holes_both_ways(web: Cli, tmp_path: Path) -> None:
-    """Of 1 TiB, in which a few bytes are written: what is copied is these."""
+    """A file of 1 TiB with a few bytes of data: only these are copied."""
     with (tmp_path / "sparse").open("wb") as file:
         file.seek(1 << 39)
         file.write(b"in the middle")

@@ -98,7 +98,7 @@ def test_a_tenants_instances_are_counted(tenants: TenantFactory) -> None:
 
 
 def test_a_limit_that_cannot_be_set_is_an_error(cli: Cli) -> None:
-    """Above fs.nr_open nobody may set it (getrlimit(2)); the positive control is in test_cli_options."""
+    """No process may set it above fs.nr_open (getrlimit(2)); the positive control is in test_cli_options."""
     assert "RLIMIT_NOFILE" in cli.fails("run", "--rm", "--ulimit", "nofile=2147483584", "busybox", "true", status=125)
     assert cli.json("ps", "-a") == []
 

@@ -154,7 +154,7 @@ def test_addresses(cli: Cli) -> None:
 
 
 def test_events_show_the_life_of_an_instance(cli: Cli, daemon: Daemon) -> None:
-    """Also to who asks for what comes: here it listens when the first of the instances `listen-…` is told of."""
+    """New events are shown too: the command listens when the first instance named `listen-…` is shown."""
     with cli.start("--json", "events") as client:
         assert client.stdout is not None
         told = threading.Event()

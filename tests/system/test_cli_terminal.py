@@ -58,7 +58,7 @@ def test_the_first_program_of_exec_sees_the_size(cli: Cli) -> None:
 
 
 def test_attach_sets_the_size(cli: Cli) -> None:
-    """Made without a terminal of ours, it has none of a size; who attaches sets it before a key gets through."""
+    """An instance made without a terminal of the caller has no size; attach sets it before the first key is sent."""
     script = "stty size; echo begun; while read line; do stty size; done"
     cli.ok("run", "-dit", "--name", "later", "busybox", "sh", "-c", script)
     until(lambda: "begun" in cli.ok("logs", "later"), "it runs")

@@ -134,7 +134,7 @@ def test_a_crash(town: Town, point: Point) -> None:
 
 
 def answer_of(client: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it printed. One that does not end is killed, for it would be waited for."""
+    """The output of a command. A command that does not end is killed."""
     try:
         return client.communicate(timeout=patiently(30))
     except subprocess.TimeoutExpired:
@@ -143,7 +143,7 @@ def answer_of(client: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def check_answer(cli: Cli, point: Point, name: str, client: subprocess.Popen[str], out: str, err: str) -> None:
-    """What the command line said must be true; an error must be one line with a hint."""
+    """The answer of the command line must be true; an error must be one line with a hint."""
     what = f"{client.returncode} {out!r} {err!r}"
     if point.action in ("run", "exec"):
         assert client.returncode in (7, 125), what
@@ -205,7 +205,7 @@ def test_a_removal_is_committed_before_it_kills(town: Town, busy: str) -> None:
 
 
 def test_the_network_survives(town: Town) -> None:
-    """What was attached before the crashes answers to what is attached after them."""
+    """Instances attached before the crashes answer to instances attached after them."""
     cli = town.daemon.cli
     cli.ok("run", "-d", "--name", "after", "busybox", "sleep", "600")
     assert cli.run("exec", "after", "ping", "-c", "1", "-W", "20", "ticker").status == 0
@@ -229,7 +229,7 @@ def test_crashes_leave_nothing(town: Town) -> None:
 
 
 def test_all_three_at_once(town: Town) -> None:
-    """Then nobody holds the streams any more, so output is lost; the instance itself is not, nor its end."""
+    """No process holds the streams any more, so output is lost; the instance and its exit are not."""
     daemon, cli = town.daemon, town.daemon.cli
     cli.ok("run", "-d", "--name", "victim", "busybox", "sh", "-c", LEAVER)
     pid = status_of(cli, "victim")["pid"]  # type: ignore[index]

@@ -33,7 +33,7 @@ def overwrite(daemon: Daemon, key: str, value: bytes) -> None:
 
 
 def claims(daemon: Daemon, owner: str) -> list[str]:
-    """What the store of a daemon that is dead says is taken by it."""
+    """The reservations in the store of a daemon that has ended."""
 
     async def read() -> list[str]:
         store = SqliteStore(daemon.root / "state.db")

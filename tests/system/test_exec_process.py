@@ -36,7 +36,8 @@ class Refused(Exception):
 
 
 def became(script: str, before: Callable[[], object] = lambda: None, program: Filter | None = None, **more: Any) -> str:
-    """What `script`, for sh, prints as the program of a process; `more` are fields of it and options of departure."""
+    """The output of `script`, run by sh as the program of a process; `more` are fields of it and options of
+    exec_process."""
     options = {name: more.pop(name) for name in OPTIONS if name in more}
     process = {"args": ["/bin/sh", "-c", script], "env": ["PATH=/usr/bin:/bin"], "cwd": "/", **more}
     process.setdefault("capabilities", {name: list(caps.NAMES) for name in ("bounding", "effective", "permitted")})
@@ -309,7 +310,7 @@ def test_io_priority(name: str, priority: int, printed: str) -> None:
 
 
 def test_inherited_attributes_need_no_right() -> None:
-    """In a user namespace nobody may have a real-time policy; who made the process may give it one."""
+    """In a user namespace no process may set a real-time policy; its creator may give it one."""
     wanted: dict[str, Any] = {"policy": "SCHED_FIFO", "priority": 5}
     first = {"class": "IOPRIO_CLASS_RT", "priority": 2}
 
@@ -343,7 +344,7 @@ def test_affinity_is_for_exec() -> None:
 
 
 def test_without_a_final_affinity_it_is_the_containers() -> None:
-    """What was set for the way in doesn't stay."""
+    """The initial affinity does not stay."""
     before = field(Path("/proc/self/status").read_text(), "Cpus_allowed_list")
     one = min(os.sched_getaffinity(0))
     status = became(

@@ -38,7 +38,7 @@ def test_the_reason_is_reported_under_load(cli: Cli, options: tuple[str, ...]) -
 def test_an_instance_that_failed_to_start_is_kept(
     cli: Cli, mode: tuple[str, ...], what: tuple[str, ...], status: int
 ) -> None:
-    """As Docker does it: with and without -d it is there as failed, with the reason; with --rm it is gone."""
+    """As in Docker: with and without -d it is failed, with the reason; with --rm it is removed."""
     reason = cli.fails("run", *mode, "--name", "kept", *what, status=status)
     [view] = cli.json("ps", "-a")
     assert (view["instance"]["name"], view["status"]["state"], view["status"]["error"]) == ("kept", "failed", reason)

@@ -106,7 +106,7 @@ def test_failures_in_the_start_period_do_not_count(cli: Cli) -> None:
 
 
 def test_a_check_that_cannot_be_executed(cli: Cli) -> None:
-    """Of an image without a shell; and checks stay within the instance's limits."""
+    """An image without a shell; and checks stay within the instance's limits."""
     layout = Layout()
     busybox = Path("/usr/bin/busybox").read_bytes()
     check = {"Test": ["CMD", "/nothing"], "Interval": 1_000_000, "Retries": 1}

@@ -38,7 +38,7 @@ def long_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_image(tmp_path_factory: pytest.TempPathFactory, long_archive: Path) -> Path:
-    """The same as the layer of an image."""
+    """The archive as the layer of an image."""
     layout = Layout()
     layout.image([gzip.decompress(long_archive.read_bytes())])
     path = tmp_path_factory.mktemp("long") / "image.tar"

@@ -55,7 +55,7 @@ def taken(store: ImageStore, archive: bytes) -> int:
 
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a small archive may make is 4 MiB, so that nothing large is needed here."""
+    """Limit a small archive to 4 MiB, so that the tests need no large files."""
     monkeypatch.setattr(limits, "RATIO_FLOOR", 4 * MIB)
     monkeypatch.setattr(limits, "MAX_RATIO", 2)
 
@@ -130,7 +130,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_layer_with_many_names_is_packed_once(small_disk: Path) -> None:
-    """Four megabytes as forty layers, each a link to the same file: packed anew they were more than the disk has."""
+    """Four megabytes as forty layers, each a link to the same file: packing each would exceed the disk."""
     store = ImageStore(small_disk / "images")
     layer = tar(member("random", os.urandom(4 * MIB)))
     names = [f"{number}/layer.tar" for number in range(40)]

@@ -189,7 +189,7 @@ def test_a_hard_link_into_a_lower_layer(store: ImageStore, tmp_path: Path) -> No
 
 
 def test_odd_layers_by_the_confined_process(store: ImageStore, tmp_path: Path) -> None:
-    """What takes more than to make files: to remove trees, and what aufs left."""
+    """Layers that need more than creating files: removing trees, and leftovers of aufs."""
     layout = Layout()
     odd = [
         *(member("/a/b/c", b"1"), member("a", b"2")),

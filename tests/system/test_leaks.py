@@ -33,7 +33,7 @@ def launch_and_remove(cli: Cli, stem: str, count: int) -> None:
 
 
 def no_more_descriptors(daemon: Daemon, before: dict[str, int]) -> None:
-    """As many are open as before, soon, or a few more: of connections that are kept."""
+    """Soon only as many descriptors are open as before, or a few more for kept connections."""
 
     def few() -> bool:
         now = {name: daemon.descriptors(name) for name in before}

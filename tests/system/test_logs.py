@@ -95,7 +95,7 @@ def test_an_error_with_a_name_that_is_not_utf_8_is_one_line(cli: Cli) -> None:
 
 @pytest.fixture
 def odd_group() -> Iterator[bytes]:
-    """A control group, with a process of ours in it, whose name is not UTF-8: who may nest groups may make such."""
+    """A control group with a process of ours whose name is not UTF-8; containers with --nesting may make such."""
     tree = cgroups.hierarchy()
     top = tree.unified or tree.controllers["pids"]
     path = os.fsencode(f"{top}/insula-test-{os.getpid()}") + b"-\xff"

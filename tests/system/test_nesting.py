@@ -147,7 +147,7 @@ def test_the_host_is_out_of_reach(cli: Cli) -> None:
 
 
 def test_the_groups_own_part_of_the_tree(cli: Cli) -> None:
-    """Version 2: it may be divided, and who joins later still can. Version 1: it can't."""
+    """Version 2: it may be divided, and exec works afterwards. Version 1: it can't be divided."""
     divide = "mkdir init && echo 1 > init/cgroup.procs && echo +pids > cgroup.subtree_control"
     script = f"cd /sys/fs/cgroup && {divide} && echo divided; exec sleep 600"
     cli.ok("run", "-d", "--name", "divider", "--nesting", "busybox", "sh", "-c", script)

@@ -130,7 +130,7 @@ def test_a_changed_intent_touches_only_changed_parts() -> None:
 
 
 def damages(cloud: Lab) -> dict[str, Callable[[], object]]:
-    """What may happen to the tenant acme, by what it is called. It has two instances on a network of both families."""
+    """Kinds of damage to the tenant acme, by name. It has two instances on a network of both families."""
     inside, web = cloud.inside("acme"), cloud.instances["acme", "web"].port
     rtnl = call_in(inside, Rtnl)
     on, index = naming.bridge_index(1), naming.port_index(web.index)
@@ -195,7 +195,7 @@ def damages(cloud: Lab) -> dict[str, Callable[[], object]]:
 
 
 def works(cloud: Lab) -> list[str]:
-    """What of the tenant acme doesn't work."""
+    """The parts of the tenant acme that don't work."""
     web, db = cloud.instances["acme", "web"], cloud.instances["acme", "db"]
     tests: dict[str, Callable[[], bool]] = {
         f"{name} pings {address}": lambda one=one, address=address: one.pings(address)  # type: ignore[misc]
@@ -324,7 +324,7 @@ def test_after_any_intents_the_last_one_is_installed() -> None:
 
 
 class Model:
-    """What the tenant should have, while the lab does it."""
+    """The desired state of the tenant, while the lab changes it."""
 
     def __init__(self, cloud: Lab, instances: list[Instance]) -> None:
         self.cloud = cloud

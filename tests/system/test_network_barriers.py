@@ -183,7 +183,7 @@ def binds(sock: socket.socket, address: tuple[str, int]) -> bool:
 
 
 def asked_by_tcp(instance: Instance, server: str) -> bytes:
-    """What a server answers when it is asked for the address of web (RFC 7766)."""
+    """The answer of a server to a query for the address of web over TCP (RFC 7766)."""
     question = b"\1\2\1\0\0\1\0\0\0\0\0\0\3web\0\0\1\0\1"
     with instance.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.settimeout(patiently(2))

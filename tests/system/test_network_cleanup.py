@@ -50,7 +50,7 @@ def is_zombie(pid: str) -> bool:
 
 
 def inside(cloud: Lab, tenant: str) -> dict[str, object]:
-    """What is in a tenant's namespace."""
+    """The objects in a tenant's namespace."""
     netns = cloud.inside(tenant)
 
     def look() -> dict[str, object]:

@@ -35,7 +35,7 @@ def waiting_in(netns: int, version: int) -> int:
 
 
 def ask_for_many(instance: Instance, version: int) -> None:
-    """Send to addresses of its own subnet that nobody has."""
+    """Send to unused addresses of its own subnet."""
     with instance.socket(socket.AF_INET6 if version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for number in range(MANY):
             sock.sendto(b"x", (f"fd00::9:{number:x}" if version == 6 else f"10.0.9.{number}", 9))
@@ -77,7 +77,7 @@ def test_entries_that_wait_for_an_answer_wait_a_tenth_of_the_usual_time(version:
 
 
 def sends_to(instance: Instance, count: int, version: int, first: int = 0) -> int:
-    """To how many of so many addresses of its own subnet, which nobody has, the instance may send."""
+    """The number of unused addresses of its own subnet, of so many, that the instance may send to."""
     sent = 0
     with instance.socket(socket.AF_INET6 if version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for number in range(first, first + count):

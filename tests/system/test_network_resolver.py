@@ -132,7 +132,7 @@ ATTEMPTS = {
 
 @isolated
 def test_a_program_in_the_resolver_s_place_gets_nowhere() -> None:
-    """The same confinement around a shell, as for whoever has taken a dnsmasq over."""
+    """The same confinement around a shell, as for an attacker who has taken over dnsmasq."""
     busybox = os.path.realpath(shutil.which("busybox") or "")
     netns, lock = os.open("/proc/self/ns/net", os.O_RDONLY), os.memfd_create("lock")
     other = Instance()

@@ -226,7 +226,7 @@ def test_a_leak_of_one_protocol_is_found_by_packets_alone(leak: str) -> None:
 
 
 def frames_during(cloud: Lab, spy: Instance) -> list[bytes]:
-    """What an instance's packet socket sees of a measurement, in both directions."""
+    """The frames that an instance's packet socket sees during a measurement, in both directions."""
     sniffer = spy.sniffer().socket
     sniffer.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
     assert report(cloud).passed

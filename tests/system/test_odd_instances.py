@@ -76,7 +76,7 @@ def test_directories_nested_without_end(fresh: Daemon) -> None:
 
 
 def test_a_leftover_of_any_depth_is_swept(fresh: Daemon) -> None:
-    """What a removal that was interrupted left, at the next start."""
+    """The remains of an interrupted removal are removed at the next start."""
     cli = fresh.cli
     cli.ok("run", "-d", "--name", "deep", "busybox", "sleep", "600")
     cli.ok("exec", "deep", "sh", "-c", DEEP)

@@ -67,7 +67,7 @@ def start_old(host: Host, library: Path) -> None:
 
 
 def hello(host: Host, name: str) -> wire.Message | None:
-    """What the process behind a socket says of itself; None if it closes the connection instead."""
+    """The first message of the process behind a socket; None if it closes the connection instead."""
     with wire.connect(f"{host.run}/{name}") as sock:
         wire.send(sock, {"op": "hello"})
         received = wire.receive(sock)
@@ -75,7 +75,7 @@ def hello(host: Host, name: str) -> wire.Message | None:
 
 
 def attach(host: Host, container: str) -> ProcessStreams:
-    """As a client of the old build would: over a connection of its own."""
+    """Attach like a client of the old build: over a connection of its own."""
     sock = wire.connect(f"{host.run}/{MONITOR_SOCKET}")
     wire.send(sock, {"op": "attach", "id": container, "exec": None, "stdin": True})
     answer = wire.receive(sock)
@@ -195,7 +195,7 @@ def test_the_same_build_is_left_alone(host: Host) -> None:
 
 
 def test_a_monitor_that_cannot_be_replaced_goes_on(host: Host) -> None:
-    """What is asked to execute is no program."""
+    """The file that it is told to execute is no program."""
 
     async def main() -> None:
         async with opened(host) as runtime:

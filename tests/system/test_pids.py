@@ -35,7 +35,7 @@ def first(cli: Cli, name: str) -> dict[str, Any]:
 
 
 def processes_of(cli: Cli, name: str, count: int, program: str) -> list[dict[str, Any]]:
-    """What `top` shows, once that many run, and one of them is `program` (and not yet what that was forked from)."""
+    """The processes that `top` shows, once that many run and one of them is `program` (and no longer its parent's)."""
 
     def shown() -> list[dict[str, Any]]:
         found = cli.json("top", name)

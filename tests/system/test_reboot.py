@@ -82,7 +82,7 @@ def test_a_reboot_starts_instances_by_their_policies(host: Rebooting) -> None:
 
 
 def test_a_restart_of_the_daemon_is_no_reboot(host: Rebooting) -> None:
-    """The control: with the same boot_id and living instances, nothing is started anew."""
+    """The control: with the same boot_id and running instances, none is started again."""
     cli = host.cli
     cli.ok("run", "-d", "--name", "always", "--restart", "always", *SLEEP)
     pid = cli.json("ps")[0]["status"]["pid"]
@@ -92,7 +92,7 @@ def test_a_restart_of_the_daemon_is_no_reboot(host: Rebooting) -> None:
 
 
 def test_a_pause_before_a_restart_outlives_the_daemon(host: Rebooting) -> None:
-    """What was waiting for its restart when insulad was killed is started by the next one, and counted on."""
+    """An instance that waited for its restart when insulad was killed is started by the next one, and counted on."""
     cli = host.cli
     options = ("--restart", "on-failure:5")
     cli.ok("run", "-d", "--name", "failing", *options, "busybox", "sh", "-c", "echo run; exit 3")

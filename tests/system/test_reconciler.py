@@ -386,7 +386,7 @@ def test_a_resolver_that_died_is_started_again_in_its_tenant_s_control_group(
         assert plane.context.fabric.installed((await plane.tenants.find(TENANT)).value).drift == []
 
     def in_group(pid: int) -> bool:
-        """Of each controller, and nowhere else in the host's groups."""
+        """The process is in this group of each controller, and in no other group of the host."""
         lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
         paths = {controllers: path for _, controllers, path in lines}
         wanted = [""] if hierarchy().unified else ["memory", "pids", "freezer"]

@@ -309,7 +309,7 @@ def test_exec_processes_without_a_client_leave_no_descriptor(host: Host) -> None
         return [len(os.listdir(f"/proc/{host.pid(name)}/fd")) for name in ("monitor", "zygote")]
 
     async def settled() -> list[int]:
-        """What is held once that stays the same for a while."""
+        """The number of open descriptors, once it stays the same for a while."""
         seen = [held()]
         while len(seen) < 5 or any(each != seen[-1] for each in seen[-5:]):
             await asyncio.sleep(0.1)

@@ -71,7 +71,7 @@ def test_sixty_instances(fresh: Daemon) -> None:
 
 
 def test_descriptors_run_out(run_: Run) -> None:
-    """What would not have all of its streams is refused; what runs goes on, and there is room again when some go."""
+    """An instance that would not get all of its streams is refused; others go on, and new ones fit when some end."""
     daemon = Daemon(run_)
     daemon.wrapper = ("prlimit", "--nofile=128:128")
     try:

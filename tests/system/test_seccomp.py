@@ -32,7 +32,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def filtered(function: Callable[[], T], program: bytes = PROGRAM) -> T:
-    """What `function` returns in a child, still root, under the filter."""
+    """Run `function` in a child, still root, under the filter, and return its result."""
 
     def child() -> T:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
@@ -113,7 +113,7 @@ def test_personality() -> None:
 
 
 def test_socket_families() -> None:
-    """Of all that the kernel has, four; a refusal comes before a module is looked for."""
+    """Of all families of the kernel, four are allowed; a refusal comes before a module is searched for."""
 
     def families(name: str, kind: int) -> dict[int, int]:
         return {family: call(name, family, kind, 0) for family in range(100)}
@@ -151,7 +151,7 @@ def attach(option: int, level: int = socket.SOL_SOCKET) -> int:
 
 @pytest.mark.parametrize("option", [26, 51], ids=["SO_ATTACH_FILTER", "SO_ATTACH_REUSEPORT_CBPF"])
 def test_no_filters_on_sockets(option: int) -> None:
-    """Their machine code is bounded for the whole host, and most of its memory is charged to nobody."""
+    """Their machine code is limited for the whole host, and most of its memory is charged to no group."""
     assert forked(lambda: attach(option)) == 0, "the control"
     for level in (1, 1 << 32 | 1):
         assert filtered(lambda level=level: attach(option, level)) == errno.ENOPROTOOPT  # type: ignore[misc]
@@ -214,7 +214,7 @@ def test_the_upper_half_of_the_family_hides_nothing() -> None:
 
 @pytest.mark.skipif(NATIVE != syscall_numbers.X86_64, reason="int 0x80 is of x86")
 def test_32_bit_calls_are_filtered_too() -> None:
-    """The same through int 0x80: getpid works, mount is refused, socketcall answers ENOSYS."""
+    """Through int 0x80: getpid works, mount is refused, socketcall fails with ENOSYS."""
 
     def calls() -> list[int]:
         return [_int80(20), _int80(21), _int80(102)]  # getpid, mount, socketcall

@@ -39,7 +39,7 @@ def call(name: str, *args: int) -> int:
 
 
 def filtered(action: dict[str, Any], function: Callable[[], T], *flags: str) -> T:
-    """What `function` returns in a child in which personality(2) meets `action`."""
+    """Run `function` in a child in which personality(2) meets `action`, and return its result."""
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "flags": list(flags),

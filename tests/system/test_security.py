@@ -148,7 +148,7 @@ def test_read_only_paths(web: Cli) -> None:
 
 
 def test_other_users_of_the_host_can_read_nothing(web: Cli, daemon: Daemon) -> None:
-    """Of tenants, instances and addresses: what is in the run directory and below the root directory."""
+    """Nothing of tenants, instances and addresses in the run directory and below the root directory."""
     [view] = web.json("inspect", "web")
     address = view["instance"]["ports"][0]["address"].encode()
 

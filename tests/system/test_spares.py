@@ -34,7 +34,7 @@ RIGHTS = ("uid=", "uid_map", "Cap", "NoNewPrivs", "Seccomp", "Groups", "Sig", "U
 
 
 def without_numbers(line: str) -> str:
-    """Of a mount without what differs for each file system."""
+    """A mount without the fields that differ for each file system."""
     words = line.split(" - ")[0].split()
     return " ".join(word for word in words if not any(c.isdigit() for c in word) or len(word) < 3)
 
@@ -63,7 +63,7 @@ async def offered(runtime: Runtime, host: Host) -> str:
 
 
 def first_process(host: Host, launch: Launch) -> int:
-    """Of the group, whatever it is by now."""
+    """The first process of the group, whatever program it is by now."""
     (pid,) = Cgroup(launch.cgroup).processes()
     return pid
 
@@ -84,7 +84,7 @@ def test_a_spare_becomes_the_container(host: Host) -> None:
 
 
 def test_a_spare_container_equals_an_ordinary_one(host: Host) -> None:
-    """What a program sees of itself and around it, line by line, but for what is each one's own."""
+    """A program's view of itself and its surroundings, line by line, without lines that always differ."""
 
     async def look(runtime: Runtime, name: str) -> list[str]:
         launch = host.launch("sh", "-c", LOOK, name=name)

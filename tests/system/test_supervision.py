@@ -78,7 +78,7 @@ def test_insulad_answers_without_monitor_and_zygote(fresh: Daemon) -> None:
 
 
 def test_a_damaged_spare_is_no_end_of_the_zygote(fresh: Daemon) -> None:
-    """What an earlier zygote left is read at each start of one."""
+    """Each start of a zygote reads the remains of the previous one."""
     spares = fresh.run / "spares"
     os.mkfifo(spares / "fifo")
     (spares / "directory").mkdir()

@@ -58,7 +58,7 @@ def houses(tenants: TenantFactory) -> Houses:
 
 
 def fetch(cli: Cli, source: str, target: str, port: int = 80, seconds: int = 20) -> str | None:
-    """What `target` serves, seen from instance `source`; None if nothing can be fetched within the time."""
+    """The page of `target`, fetched from instance `source`; None if that fails within the time."""
     result = cli.run("exec", source, "timeout", str(seconds), "wget", "-q", "-O", "-", f"http://{target}:{port}/")
     return result.out.strip() if result.status == 0 else None
 

@@ -59,7 +59,7 @@ def unix() -> socket.socket:
 
 
 def as_user(user: int, act: Callable[[], Any]) -> Any:
-    """What `act` returns in a process of that user."""
+    """Run `act` in a process of that user, and return its result."""
 
     def there() -> Any:
         os.setgroups([])

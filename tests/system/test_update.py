@@ -28,7 +28,7 @@ def sleeper(cli: Cli, name: str, *options: str) -> None:
 
 
 def in_force(cli: Cli, name: str, files: tuple[str, ...], which: str = "limits") -> str:
-    """What the kernel has in one of these files, of version 1 or 2."""
+    """The kernel's value in one of these files, of version 1 or 2."""
     limits: dict[str, str] = cli.json("explain", name)[which]
     return next(limits[file] for file in files if file in limits)
 

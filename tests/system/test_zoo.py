@@ -82,7 +82,7 @@ def test_those_that_can_run_on_do(zoo: Zoo) -> None:
 
 
 def test_all_can_be_used_and_removed(zoo: Zoo) -> None:
-    """Whatever was damaged: what is not known any more is made anew, and nothing of them is left."""
+    """Whatever was damaged: lost records are made again, and after the removal nothing is left."""
     daemon, cli = zoo.daemon, zoo.daemon.cli.of(TENANT)
     for view in cli.json("ps", "-a"):
         name = view["instance"]["name"]
@@ -99,7 +99,7 @@ def test_all_can_be_used_and_removed(zoo: Zoo) -> None:
 
 
 def test_leftovers_of_nobody_are_swept(fresh: Daemon) -> None:
-    """What is in the way is told, and everything else goes; an instance beside them stays."""
+    """Obstacles are reported, and everything else is removed; an instance beside them stays."""
     cli = fresh.cli
     cli.ok("run", "-d", "--name", "kept", "busybox", "sleep", "600")
     [own] = os.listdir(fresh.root / "instances")
@@ -137,7 +137,7 @@ def test_a_record_that_can_not_be_read_stops_sweeping(fresh: Daemon) -> None:
 
 
 def test_it_starts_over_a_disk_that_is_full(small: Daemon) -> None:
-    """What runs is adopted and can be used; what can't be written is told; with room again all is well."""
+    """Running instances are adopted and can be used; failed writes are reported; with free space all is well again."""
     cli = small.cli
     for name in ("first", "second"):
         cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")

@@ -128,7 +128,7 @@ class StubProcess:
                     self.process.stdin.close()
 
     async def drain(self) -> None:
-        """Take what is left of its output: while nobody does, its pipes stay open."""
+        """Read the rest of its output, so that its pipes are closed."""
         while any(not task.done() for task in self.tasks):
             with contextlib.suppress(asyncio.QueueEmpty):
                 self.frames.get_nowait()

@@ -229,7 +229,7 @@ def test_the_mac_of_a_port_follows_from_its_network_and_its_address(network: str
 
 
 def test_macs_of_ports_are_those_of_earlier_releases() -> None:
-    """Neighbours remember them, and who takes over an address is to be found at the same place."""
+    """Neighbours cache them, and a new owner of an address must be reachable at the same MAC address."""
     assert addresses.port_mac("acme/net/1.5", "10.0.0.2") == "02:d5:bf:4f:5b:dc"
     assert addresses.port_mac("acme/net/1.5", "10.0.0.2", 1) == "02:1a:14:50:38:3d"
     assert addresses.port_mac("acme/net/1.5", "fd00::2") == "02:b1:4c:5e:ea:3a"

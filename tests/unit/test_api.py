@@ -29,7 +29,7 @@ from tests.unit.conftest import StubDaemon
 
 
 def raw(stub: StubDaemon, data: bytes) -> bytes:
-    """What the server answers to these bytes until it closes."""
+    """The answer of the server to these bytes, until it closes."""
     with closing(connect(str(stub.path), 10)) as sock:
         answer = b""
         with suppress(BrokenPipeError):  # it may have seen enough

@@ -33,7 +33,7 @@ def lines(found: list[Setting]) -> Lines:
 
 
 def second(resources: dict[str, Any], **content: str) -> Lines:
-    """What version 2 writes; `content` is what files say now, with _ for the dots."""
+    """The writes of version 2; `content` is the current content of files, with _ for the dots."""
     return lines(resources_v2.settings(resources, lambda file: content.get(file.replace(".", "_"))))
 
 

@@ -59,7 +59,7 @@ def program_says(program: bytes, device: tuple[str, int, int], access: set[str])
 
 
 def version_1_says(exempt: device_list.DeviceList, device: tuple[str, int, int], access: set[str]) -> bool:
-    """As the kernel has it: in a deny-all group one exception must cover all, in an allow-all one none any."""
+    """The kernel's decision: in a deny-all group one exception must cover all, in an allow-all one none any."""
     named = [
         theirs
         for (kind, major, minor), theirs in exempt.exceptions.items()

@@ -137,7 +137,7 @@ def test_since_is_an_age_or_a_time() -> None:
 
 
 def matrix(*names: str) -> list[dict[str, object]]:
-    """Everybody reaches everybody else, and the gateway; the host reaches nobody."""
+    """All instances reach each other and the gateway; the host reaches none."""
     cell = {"installed": True, "probed": True, "expected": True, "address": "a", "control": True, "detail": None}
     no = {**cell, "installed": False, "probed": False, "expected": False}
     pairs = [(source, target) for source in names for target in ("gateway", *reversed(names)) if source != target]

@@ -253,13 +253,13 @@ def test_each_limit_is_met_to_the_last_unit(usage: Usage, resources: Resources, 
 
 
 def test_usage_is_never_negative() -> None:
-    """A sum that was damaged gives nobody more than the limits say."""
+    """A damaged sum allows no more than the limits."""
     assert subtract(Usage(), Resources(cpus=1.0, memory=1)) == Usage()
     assert subtract(Usage(instances=1, cpus=0.5, memory=5), Resources(cpus=0.5, memory=5)) == Usage()
 
 
 def test_other_failures_are_not_retried(tmp_path: Path) -> None:
-    """A name that is taken, say: trying again would help nobody."""
+    """Such as a name that is taken: a retry would fail again."""
 
     async def main() -> None:
         store = SqliteStore(tmp_path / "state.db")

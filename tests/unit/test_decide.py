@@ -43,7 +43,7 @@ def instance(wanted: str, starts: int, policy: str = "no", **fields: Any) -> Ins
 
 
 def status(state: str, starts: int, **fields: Any) -> InstanceStatus:
-    """As it is stored; of one that runs, with the limits that are wanted in force."""
+    """A stored status; if it runs, with the desired limits applied."""
     if state == "exited":
         fields = {"exit": Exit(exit_status=0, finished=1.0), **fields}
     if state in ("running", "paused", "stopping"):

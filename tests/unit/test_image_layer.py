@@ -228,7 +228,7 @@ def test_absolute_names_stay_below_the_root(tmp_path: Path) -> None:
 
 
 def test_a_hard_link_into_a_lower_layer_becomes_a_symbolic_one(tmp_path: Path) -> None:
-    """What it leads to is looked for in the root of who follows it: in the container's, all layers together."""
+    """Its target is resolved in the root of the process that follows it: in the container, all layers together."""
     links = [link("a", "bin/tool"), link("d/b", "./d/nothing"), link("/c", "/x/./tool")]
     unpack(tar(*links, member("here", b"1", **ME), link("e", "here")), tmp_path)
     found = {name: os.readlink(tmp_path / name) for name in ("a", "d/b", "c")}
@@ -314,7 +314,7 @@ def test_tricks_are_refused_and_change_nothing_outside(case: str, tmp_path: Path
 
 
 def test_marks_for_overlayfs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their paths are told to who sets them, in one piece."""
+    """Their paths are sent in one message to the process that sets them."""
     monkeypatch.setattr("insula.image.layer.MAX_OPAQUE", 10)
     hiding = [member(f"{name}/.wh..wh..opq", b"", **ME) for name in ("abc", "defg", "hij")]
     assert unpack(tar(*hiding), tmp_path / "1") == 3

@@ -181,7 +181,7 @@ def test_fields_that_other_engines_ignore_are_ignored_with_a_note() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"interval": 5.0}, {"timeout": 1.5, "retries": 2}, {"start_period": 3.0}])
 def test_a_health_check_is_written_as_it_is(given: dict[str, Any]) -> None:
-    """What was not said stays unsaid: it is the default of whoever runs the image."""
+    """Missing fields stay missing: they are the default of the engine that runs the image."""
     config = ImageConfig(cmd=["x"], healthcheck=Healthcheck(test=["CMD", "true"], **given))
     data = manifest.write_configuration(config, [DIFF], 0.0, "test")
     assert manifest.read_configuration(data).config == config
@@ -306,7 +306,7 @@ def test_a_document_that_is_written_is_read_back_and_has_one_form() -> None:
 
 
 def test_a_configuration_to_the_last_byte() -> None:
-    """What one machine writes, another must write, too: the digest is the image's name."""
+    """Two machines must write the same bytes, since the digest is the image's name."""
     data = manifest.write_configuration(ImageConfig(cmd=["x"], working_dir="/"), [DIFF, DIFF], 86399.9, "by hand")
     entry = {"created": "1970-01-01T23:59:59Z", "created_by": "by hand"}
     assert json.loads(data) == {

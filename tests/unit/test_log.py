@@ -159,7 +159,7 @@ def test_since(tmp_path: Path) -> None:
 def test_reader_follows_over_rotations(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int], files: int, poll_rarely: bool
 ) -> None:
-    """0 is a poll, else a write. Nothing comes twice or out of order, and who polls often enough loses nothing."""
+    """0 is a poll, else a write. Nothing comes twice or out of order, and frequent polls lose nothing."""
     directory = tmp_path_factory.mktemp("log")
     writer = LogWriter(str(directory), MIN_SIZE, files)
     count = 0
@@ -259,7 +259,7 @@ def test_full_disk_drops_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_is_killed_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    """What it moves is in the pipe or in the log at each moment; the next writer goes on with the same pipe."""
+    """Data that it moves is in the pipe or in the log at each moment; the next writer goes on with the same pipe."""
     reading, writing = os.pipe()
     number, dice = 0, random.Random(7)
     for _ in range(100):

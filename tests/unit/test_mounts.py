@@ -54,7 +54,7 @@ def room(tmp_path: Path) -> Path:
 
 
 def within(room: Path, function: Callable[[], T]) -> T:
-    """What `function` returns in a mount namespace of its own. It leaves no descriptor."""
+    """Run `function` in a mount namespace of its own and return its result. It leaves no descriptor."""
 
     def inside() -> T:
         syscalls.unshare(syscalls.CLONE_NEWNS)

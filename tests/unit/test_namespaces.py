@@ -46,7 +46,7 @@ def config(*entries: str | tuple[str, str], **more: Any) -> dict[str, Any]:
 
 
 def born(asked: Plan, look: Callable[[int], Any]) -> Any:
-    """What `look` says of the PID of a process that was cloned as `asked`. Single-threaded callers only."""
+    """The result of `look` for the PID of a process that was cloned as `asked`. Single-threaded callers only."""
     release, hold = os.pipe()
     pid, pidfd = clone(asked)
     if pid == 0:
@@ -69,7 +69,7 @@ def born(asked: Plan, look: Callable[[int], Any]) -> Any:
 
 
 def cloned(linux_config: dict[str, Any], look: Callable[[int], Any], share: tuple[int, int] | None = None) -> Any:
-    """The same for a config, in a process of one thread; none of the descriptors may be left."""
+    """The result for a config, in a process of one thread; no descriptor may be left."""
 
     def inside() -> Any:
         before = sorted(os.listdir("/proc/self/fd"))
@@ -97,7 +97,7 @@ def refusal(linux_config: dict[str, Any]) -> str:
 
 
 def living(flags: int, maps: list[tuple[int, int, int]] | None = None, owner: int = 0) -> Iterator[int]:
-    """A process in new namespaces, until the generator is closed; `owner` is who made the user namespace of these."""
+    """A process in new namespaces, until the generator is closed; `owner` makes their user namespace."""
     ours, theirs = os.pipe()
     release, hold = os.pipe()
     between = os.fork()
@@ -228,7 +228,7 @@ def test_some_are_joined_and_others_made(holder: int) -> None:
 
 
 def test_it_is_not_dumpable_in_a_foreign_namespace(holder: int) -> None:
-    """It is undumpable from before it is visible to them: /proc shows such a process as root's, whoever it is."""
+    """It is undumpable before it is visible to them: /proc shows such a process as root's, whatever its uid."""
 
     def look(pid: int) -> int:
         return int(next(line for line in open(f"/proc/{pid}/status") if line.startswith("NSpid")).split()[-1])
@@ -319,7 +319,7 @@ def test_a_user_namespace_that_may_not_be_joined_is_an_error(stranger: int) -> N
 
 
 def test_namespaces_owned_by_the_user_namespace_are_joined_after_it(stranger: int) -> None:
-    """Who owns a user namespace on the host has rights over what is in it once he has joined it, and not before."""
+    """The owner of a user namespace on the host has rights over the namespaces in it only after joining it."""
 
     def joining(user: int, *kinds: str) -> str | set[str]:
         def inside() -> str | set[str]:

@@ -197,7 +197,7 @@ def test_the_version_is_in_runcs_form(capsys: pytest.CaptureFixture[str]) -> Non
 def test_installed_under_a_peers_name_it_uses_that_name(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scripts look for "runc version"; the commit still tells who it is."""
+    """Scripts look for "runc version"; the commit shows that it is insula-oci."""
     monkeypatch.setattr(sys, "argv", ["/usr/local/sbin/runc"])
     assert main(["--version"]) == 0
     first, second, _ = capsys.readouterr().out.splitlines()
@@ -255,7 +255,7 @@ def test_debug_lines_go_to_the_log_if_there_is_one(tmp_path: Path, capsys: pytes
 
 
 def test_state_starts_in_milliseconds_because_it_imports_little() -> None:
-    """What takes longest to import is not there: measured as modules, since time depends on the machine."""
+    """Slow modules are not imported; modules are counted, since time depends on the machine."""
     code = "import sys; from insula.oci.main import main; main(['state', 'nobody']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     slow = {
@@ -380,7 +380,7 @@ def test_plain_json_refuses(data: bytes) -> None:
 
 
 def _uses(tree: ast.Module) -> dict[str, tuple[set[str], set[str]]]:
-    """Of each function: the attributes of `arguments` that it reads, and the functions that it hands `arguments` to."""
+    """For each function: the attributes of `arguments` that it reads, and the functions that it passes them to."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef):

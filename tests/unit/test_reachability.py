@@ -38,7 +38,7 @@ def clouds(draw: st.DrawFn) -> tuple[list[Network], list[Port]]:
 
 
 def as_installed(networks: list[Network], ports: list[Port]) -> list[Installed]:
-    """What a fabric reads back when it did its work."""
+    """The read-back of a fabric that has done its work."""
     index = {(n.tenant, n.name): n.index for n in networks}
     return [
         Installed(
@@ -178,7 +178,7 @@ def test_a_network_without_ipv6_has_no_ipv6_address_installed() -> None:
     "what", ["the port is down", "its network is down", "it is not plugged in", "it has another address"]
 )
 def test_missing_or_down_devices_permit_nothing(what: str) -> None:
-    """`wanted` says who may reach whom; `InstalledReachability` says who does by what is there."""
+    """`wanted` computes the desired reachability, `InstalledReachability` the one of the installed state."""
     networks = [network("a", 1)]
     ports = [port(networks[0], 1), port(networks[0], 2)]
     installed = as_installed(networks, ports)[0]

@@ -37,7 +37,7 @@ def room(tmp_path: Path) -> Path:
 
 
 def within(room: Path, function: Callable[[int], T]) -> T:
-    """What `function` returns when it is called with a descriptor of `room` in a mount namespace of its own."""
+    """Call `function` with a descriptor of `room` in a mount namespace of its own, and return its result."""
 
     def inside() -> T:
         syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -54,7 +54,7 @@ def within(room: Path, function: Callable[[int], T]) -> T:
 
 
 def places() -> list[str]:
-    """Where mounts are, as they were made."""
+    """The mount points, in the order in which they were made."""
     return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 

@@ -49,7 +49,7 @@ def network(gateway6: str | None = "fd00::1") -> Network:
 
 
 def with_nft(function: Callable[[Nft], T]) -> T:
-    """What `function` returns with a handle in a new network namespace."""
+    """Call `function` with a handle in a new network namespace, and return its result."""
 
     def inside() -> T:
         with Nft() as nft:
@@ -267,7 +267,7 @@ def test_the_limit_of_neighbours_allows_all_ports_of_a_bridge() -> None:
 
 
 def test_recorded_rules_are_those_that_nft_loads() -> None:
-    """What is loaded into an instance's namespace was recorded in another one."""
+    """Rules that are loaded into an instance's namespace were recorded in another one."""
     gateways = ["10.1.0.1", "fd01::1"]
 
     def listed(load: Callable[[], object]) -> tuple[str, str]:

@@ -175,7 +175,7 @@ def test_the_devices_of_every_container() -> None:
 
 
 def test_resources_of_an_update() -> None:
-    """What is not limited any more is said to be so; a limit below what is used is refused by whoever sets it."""
+    """Removed limits are written as unlimited; a limit below usage is refused when it is set."""
     none = {"quota": -1, "period": 100000, "shares": 1024}
     assert module.update(Resources(pids=None)) == {
         "cpu": none,

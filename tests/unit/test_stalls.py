@@ -122,7 +122,7 @@ def test_all_of_a_log_of_tiny_records(tiny: Path) -> None:
 
 
 def test_a_cancelled_caller_waits_for_the_reader(tiny: Path) -> None:
-    """The log is closed only when the thread is done with it: its descriptor's number is somebody else's then."""
+    """The log is closed only when the thread has finished: its descriptor's number may mean another file then."""
 
     async def main() -> None:
         reader, over = LogReader(str(tiny), tail=5), []
@@ -220,7 +220,7 @@ def test_thousands_of_processes() -> None:
 
 
 def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
-    """Of an image; who asks for a user that is not in it makes all of it be read, each time."""
+    """/etc/passwd of an image; a request for a user that is not in it reads all of it, each time."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "passwd").write_text("a:x:1:1::/:\n" * (MAX_SIZE // 12))
     images: Any = SimpleNamespace(lower=lambda layers: [tmp_path])
@@ -275,7 +275,7 @@ def test_many_concurrent_requests(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_request_holds_its_lock_until_the_thread_ends() -> None:
-    """Else a thousand who go away at once would have a thousand threads."""
+    """Else a thousand cancelled requests would have a thousand threads."""
 
     async def main() -> None:
         workers, order = Workers(2), list[str]()
@@ -415,7 +415,7 @@ def test_a_damaged_record_among_many() -> None:
 
 
 def test_a_crowd_of_clients_that_say_nothing(stub: StubDaemon) -> None:
-    """They are accepted a few at a time, and all of them wait in the kernel until then."""
+    """Connections are accepted a few at a time, and wait in the kernel until then."""
     from insula.api import server
 
     rows = list[int]()

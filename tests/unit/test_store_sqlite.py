@@ -131,7 +131,7 @@ def test_a_commit_that_fails_changes_nothing(tmp_path: Path, denied: set[str]) -
 
 
 def test_the_thread_outlives_a_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asked is told, nothing was changed, and the next request is served."""
+    """The caller gets the error, nothing has changed, and the next request is served."""
 
     async def body() -> None:
         store = SqliteStore(tmp_path / "state.db")

@@ -245,7 +245,7 @@ def test_vanished_files_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_moved_away_leads_nowhere(tmp_path: Path) -> None:
-    """What is above the one that is read is reached by ``..``: it must still be what it was."""
+    """Its parent is reached by ``..``, and must still be the same directory."""
     (tmp_path / "source" / "a").mkdir(parents=True)
     (tmp_path / "source" / "z").mkdir()
     (tmp_path / "elsewhere" / "secret").mkdir(parents=True)
@@ -269,7 +269,7 @@ def test_a_file_that_becomes_shorter_or_longer_keeps_the_archive_whole(tmp_path:
 
 
 class Forbidden:
-    """What `allowed` says that forbids one file or directory: as that is on another mount."""
+    """A result of `allowed` that forbids one file or directory, as if it were on another mount."""
 
     def __init__(self, path: Path) -> None:
         self.identity = (path.stat().st_dev, path.stat().st_ino)

@@ -39,7 +39,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
-    """What lets the programs be loaded, and what was done with them."""
+    """An event that lets the programs be loaded, and the list of actions on them."""
     release, done = threading.Event(), list[str]()
 
     def ensure(_: Guard) -> None:
@@ -52,7 +52,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
 
 
 def test_a_kernel_that_never_answers_blocks_nothing(tmp_path: Path) -> None:
-    """Neither who begins, nor who asks, nor the end of the process."""
+    """Neither `begin`, nor `check`, nor the end of the process."""
     command = [sys.executable, "-c", SLOW, str(tmp_path / "pins")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patiently(120), check=True)
     assert done.stdout == "not counted yet: the programs are being loaded\n"

@@ -166,7 +166,7 @@ def changed(path: str, value: object, config: dict[str, Any] = FULL) -> dict[str
 
 
 def value_at(path: str) -> Any:
-    """What is at `path` in FULL."""
+    """The value at `path` in FULL."""
     at: Any = FULL
     for step in steps(path):
         at = at[step]

@@ -47,7 +47,7 @@ class OciCell:
         self.config["linux"]["resources"]["memory"] = {"limit": 256 << 20}
 
     def grant(self, names: list[str]) -> None:
-        """These capabilities, and none of the guards that stand beside them."""
+        """Give these capabilities, without the other barriers."""
         sets = dict.fromkeys(("bounding", "effective", "permitted"), names)
         self.config["process"]["capabilities"] = sets
         self.config["process"]["noNewPrivileges"] = False

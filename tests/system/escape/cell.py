@@ -129,7 +129,7 @@ class Cell:
 
     @functools.cached_property
     def pid(self) -> int:
-        """Of its PID 1, on the host."""
+        """The PID of its PID 1 on the host."""
         [view] = [v for v in self.cli.json("ps") if v["instance"]["name"] == self.name]
         return int(view["status"]["pid"])
 
@@ -174,7 +174,7 @@ class Cell:
 
 
 def request(wanted: Any) -> str:
-    """What `attacks.run` reads, for a list of `(attack, *arguments)`."""
+    """The input of `attacks.run` for a list of `(attack, *arguments)`."""
     return json.dumps([(a.__module__.rpartition(".")[2], a.__name__, arguments) for a, *arguments in wanted])
 
 

@@ -58,7 +58,7 @@ def test_every_kind_of_memory_is_charged(cell: Cell, neighbour: Cell, kind: str)
 
 
 def test_rings_of_packet_sockets_are_not_charged(cell: Cell, cells: CellFactory) -> None:
-    """PACKET_RX_RING is memory that no control group is charged for: so nobody has packet sockets who didn't ask."""
+    """PACKET_RX_RING is memory that no control group is charged for, so packet sockets need an option."""
     assert cell.try_(bombs.packet_ring, 1).errno == "EPERM"
     opened = cells(cell.cli, "--memory", f"{MEMORY}m", "--socket-family", "packet")
     assert opened.gets(bombs.packet_ring, 2 * MEMORY) == 2 * MEMORY, "the control: twice as much as its limit"

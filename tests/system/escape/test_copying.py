@@ -60,7 +60,7 @@ def test_copying_while_links_come_and_go(cell: Cell, tmp_path: Path) -> None:
 
 
 def test_the_race_succeeds_without_the_barrier(tmp_path: Path) -> None:
-    """The control: who looks first and opens then, as docker-cp did, is led out soon."""
+    """The control: a program that checks first and opens later, as docker-cp did, is soon led outside."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("the host's")

@@ -52,7 +52,7 @@ def seconds(pid: int) -> float:
 
 
 def test_a_log_bomb_has_a_rate(cli: Cli, daemon: Daemon) -> None:
-    """Output as fast as it goes (`cat /dev/zero`): nobody's account, everybody's disk."""
+    """Output as fast as possible (`cat /dev/zero`): it is charged to no tenant, and fills the disk of all."""
     monitor = daemon.pid("monitor")
     assert monitor is not None
     before = relayed(monitor)
@@ -64,7 +64,7 @@ def test_a_log_bomb_has_a_rate(cli: Cli, daemon: Daemon) -> None:
 
 
 def check_rate(cli: Cli, monitor: int, start: Callable[[], None], spent: Callable[[], float]) -> None:
-    """What is started spends all of its burst, goes on, and has at no time spent more than it has earned by then."""
+    """The output uses its whole burst, goes on, and never exceeds the credit that it has earned by then."""
     born = time.monotonic()
     start()
 
@@ -106,7 +106,7 @@ def test_more_output_than_the_burst_arrives_whole(cli: Cli) -> None:
 
 
 def test_the_last_words_of_a_bomb_are_kept(cli: Cli) -> None:
-    """What was in the pipe when it died is in the log, whatever it had printed before."""
+    """Output that was in the pipe at its end is in the log, whatever it had printed before."""
     script = f"head -c {relay.BURST + relay.RATE} /dev/zero; echo last words"
     cli.ok("run", "-d", "--name", "bomb", "busybox", "sh", "-c", script)
     cli.ok("wait", "bomb")

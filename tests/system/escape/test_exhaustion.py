@@ -40,7 +40,7 @@ def queue_signal() -> int:
 
 
 def message_queue() -> int:
-    """One that takes a good part of RLIMIT_MSGQUEUE, and has no name any more."""
+    """A queue that takes a large part of RLIMIT_MSGQUEUE, and has no name any more."""
     name = b"/insula-test-%d" % os.getpid()
     made = int(_libc.mq_open(name, os.O_RDWR | os.O_CREAT, 0o600, None))
     if made < 0:
@@ -68,7 +68,7 @@ def pipe_pages() -> int:
 
 
 def descriptors_in_flight() -> int:
-    """Two hundred descriptors in a message that nobody takes (unix(7)): at most RLIMIT_NOFILE a user."""
+    """Two hundred descriptors in a message that is not received (unix(7)); the limit is RLIMIT_NOFILE for each user."""
     left, _ = pair = socket.socketpair()
     _held.append(pair)
     try:

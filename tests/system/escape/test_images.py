@@ -51,7 +51,7 @@ class Host:
         return self.run_in("", *command)
 
     def run_in(self, directory: str, *command: str) -> tuple[int, str]:
-        """The same in another working directory."""
+        """Run in another working directory."""
         options = ("-w", directory) if directory else ()
         result = self.cli.run("run", "--rm", *options, "hostile", *command)
         if result.status == 125:

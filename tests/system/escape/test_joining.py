@@ -68,8 +68,8 @@ def test_a_process_that_shares_the_pid_namespace_cannot_be_inspected(cells: Cell
 
 
 def test_a_stopped_joining_process_reveals_nothing(cells: CellFactory, tenant: Cli) -> None:
-    """The same, with the newborn stopped before it has done anything: for a moment it is still in the host's mount
-    namespace, with the host's root as its uid. It must have been closed before it was born."""
+    """The new process is stopped before it has done anything. For a moment it is still in the host's mount namespace,
+    with the host's root as its uid. It must be undumpable from its creation."""
     host = cells(tenant, "--cap-add", "SYS_PTRACE")
     spy = host.start(processes.ambush, 4.0, "/tmp/ready")
     until(lambda: (host.upper / "tmp/ready").exists(), "it waits")
@@ -83,8 +83,8 @@ def test_a_stopped_joining_process_reveals_nothing(cells: CellFactory, tenant: C
 
 
 def test_a_process_that_is_traced_when_it_ends(cell: Cell, neighbour: Cell, daemon: Daemon) -> None:
-    """ptrace(2): an ended process is its tracer's before it is its parent's. A runtime that waits for it (waitpid)
-    waits as long as the container likes, and with it whoever else wants something."""
+    """ptrace(2): the tracer gets the end of a process before its parent does. A runtime that waits for one process
+    (waitpid) would wait as long as the container likes, and so would all of its clients."""
     tracer = cell.start(processes.trace_and_keep, patiently(30), "/tmp/tracing")
     until(lambda: (cell.upper / "tmp/tracing").exists(), "it traces")
     busy = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"  # a child of its own would be traced too
@@ -106,7 +106,7 @@ def _zombies(daemon: Daemon) -> list[int]:
 
 
 def test_tracing_out_of_a_joined_pid_namespace() -> None:
-    """The rule that holds the above, seen alone: a process that isn't dumpable is traced by nobody of its own uid."""
+    """The rule behind the tests above, alone: a process that isn't dumpable can't be traced by its own uid."""
 
     def child(dumpable: int) -> dict[str, str]:
         reader, writer = os.pipe()
@@ -159,7 +159,7 @@ def test_replaced_terminals_are_not_followed(web: Cli) -> None:
 
 
 def test_a_script_whose_interpreter_is_the_runtime(cli: Cli, tmp_path: Path) -> None:
-    """CVE-2019-5736: `#!/proc/self/exe` names the host's Python while it executes; it belongs to nobody inside."""
+    """CVE-2019-5736: `#!/proc/self/exe` names the host's Python while it executes; no user inside owns it."""
     layer = tar(
         member("bin"),
         member("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755),

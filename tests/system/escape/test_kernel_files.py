@@ -54,7 +54,8 @@ def test_no_file_of_the_kernel_can_be_written(cell: Cell, strong: Cell) -> None:
 
 @pytest.mark.parametrize("path", ["/proc/sys", "/sys", "/sys/fs/cgroup", "/proc/sysrq-trigger"])
 def test_read_only_mounts_stay_read_only(cell: Cell, strong: Cell, path: str) -> None:
-    """A remount for writing. The tenant with CAP_SYS_ADMIN may do it to his own mounts: what is in them isn't his."""
+    """A remount for writing. With CAP_SYS_ADMIN a tenant may do it to its own mounts, but does not own the files in
+    them."""
     assert cell.try_(files.read_only_no_more, path).errno == "EPERM"
     strong.try_(files.read_only_no_more, path)
     assert strong.try_(files.opened, "/proc/sys/kernel/core_pattern").errno in NOT_OURS
@@ -86,8 +87,8 @@ def test_control_groups_cannot_be_changed(cell: Cell, strong: Cell) -> None:
 
 
 def test_masked_paths(cell: Cell, strong: Cell) -> None:
-    """/proc/kcore is the memory of the machine, /proc/keys tells of other tenants' keys. Who takes the mask off (it
-    takes CAP_SYS_ADMIN in the container) finds a file that is not his, or his own view of it."""
+    """/proc/kcore is the memory of the machine, /proc/keys shows other tenants' keys. A tenant that removes the mask
+    (which takes CAP_SYS_ADMIN in the container) finds a file that it doesn't own, or its own view of it."""
     there = [path for path in MASKED if Path(path).exists()]
     assert forked(lambda: len(files.read("/proc/interrupts"))) > 0, "the control"
     for path in there:
@@ -100,8 +101,8 @@ def test_masked_paths(cell: Cell, strong: Cell) -> None:
 
 
 def test_locks_of_others(cell: Cell, cells: CellFactory, neighbour: Cell) -> None:
-    """Open file description locks have no PID, so that no PID namespace hides them: /proc/locks has device, inode and
-    64 bits of the choice of who locks, of all on the host."""
+    """Open file description locks have no PID, so no PID namespace hides them: /proc/locks has device, inode and 64
+    bits that the owner chooses, of all locks on the host."""
     with open(neighbour.upper / "locked", "wb") as file:
         # struct flock (fcntl(2)): type, whence, start, length, pid
         fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 4242424242, 1, 0))

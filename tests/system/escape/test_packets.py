@@ -29,8 +29,8 @@ def received(netns: int) -> int:
 
 @isolated
 def test_reserved_addresses_are_not_forwarded() -> None:
-    """Metadata services, which tell whoever asks from a cloud's machine that machine's credentials; and the range of
-    the uplinks, whose unused part would leave by the host's default route."""
+    """Metadata services, which give a cloud machine's credentials to its programs; and the range of the uplinks, whose
+    unused part would leave by the host's default route."""
     with two_tenants() as cloud:
         world, web = World(), cloud.instances["acme", "web"]
         sniffer = world.instance.sniffer()

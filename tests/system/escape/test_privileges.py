@@ -35,7 +35,7 @@ def marked(cell: Cell) -> dict[str, str]:
 
 
 def control(mark: str, tmp_path: Path) -> Any:
-    """The same file on the host, run by nobody, without no_new_privs."""
+    """The same file on the host, run by the user nobody, without no_new_privs."""
     privileges.privileged_files(PYTHON, str(tmp_path))
     for path in (tmp_path, *tmp_path.parents[:2]):
         os.chmod(path, 0o755)
@@ -53,7 +53,7 @@ def control(mark: str, tmp_path: Path) -> Any:
 def test_set_uid_files_and_file_capabilities_have_no_effect(
     cell: Cell, marked: dict[str, str], mark: str, tmp_path: Path
 ) -> None:
-    """Set-uid, set-gid, and security.capability of version 2, made by the container's root, run by its nobody."""
+    """Set-uid, set-gid, and security.capability of version 2, made by the container's root, run by its user nobody."""
     assert marked[mark] == ""
     end = cell.try_(privileges.after_exec, f"/root/{mark}", user=NOBODY)
     assert end.value["uid"] == [65534] * 3 and end.value["gid"] == [65534] * 3
@@ -77,7 +77,7 @@ def test_capabilities_for_the_hosts_root(cell: Cell, marked: dict[str, str]) -> 
 def test_set_uid_files_and_file_capabilities_of_an_image(
     cell: Cell, cells: CellFactory, tenant: Cli, tmp_path: Path
 ) -> None:
-    """The same from a layer: set-uid and version 2 arrive, as they must for sudo and ping; version 3 is refused."""
+    """In a layer: set-uid and version 2 are kept, as sudo and ping need; version 3 is refused."""
     python = files()[PYTHON]
     layout = Layout()
     layer = tar(
@@ -105,7 +105,7 @@ def test_set_uid_files_and_file_capabilities_of_an_image(
 
 
 def test_no_process_can_gain_capabilities(cell: Cell) -> None:
-    """capset(2), the ambient set, securebits, setuid(0), its own ID map: for root inside, and for nobody inside."""
+    """capset(2), the ambient set, securebits, setuid(0), an own ID map: for root and for the user nobody inside."""
     free = forked(lambda: privileges.more_capabilities())
     assert free["ambient"] == "" or free["capset"] == "" or free["setuid"] == "", "the control"
     root = cell.gets(privileges.more_capabilities)
@@ -134,8 +134,8 @@ def test_another_user_has_no_capabilities(cell: Cell) -> None:
 
 
 def test_a_user_namespace_inside(cell: Cell, cells: CellFactory, tenant: Cli) -> None:
-    """Refused without CAP_SYS_ADMIN. A tenant who has it gets one, as nested containers need: root in there is less
-    than root outside of it, on whom it depends, so nothing of the host comes nearer."""
+    """Refused without CAP_SYS_ADMIN. With it a tenant gets one, as nested containers need: its root has fewer rights
+    than root outside of it, so it gets no closer to the host."""
     assert cell.try_(privileges.nested).errno == "EPERM"
     strong = cells(tenant, "--cap-add", "SYS_ADMIN")
     found = strong.gets(privileges.nested)
@@ -147,7 +147,7 @@ def test_a_user_namespace_inside(cell: Cell, cells: CellFactory, tenant: Cli) ->
 
 
 def test_all_capabilities_are_the_containers_own(cells: CellFactory, tenant: Cli) -> None:
-    """`--cap-add ALL`: each capability, and still nobody on the host; its processes have an unprivileged uid there."""
+    """`--cap-add ALL` gives each capability and no right on the host: the processes have an unprivileged uid there."""
     strong = cells(tenant, "--cap-add", "ALL")
     assert int(strong.gets(processes.identity)["CapEff"], 16) & (1 << privileges.CAP_SYS_ADMIN)
     assert os.stat(f"/proc/{strong.pid}").st_uid >= 65536

@@ -37,7 +37,7 @@ def made(run_: Run) -> Iterator[OciCell]:
 
 @pytest.fixture
 def cell(made: OciCell) -> Iterator[OciCell]:
-    """The same bundle, its config as it was before each test."""
+    """The bundle, with its original config before each test."""
     before = copy.deepcopy(made.config)
     yield made
     made.config.clear()

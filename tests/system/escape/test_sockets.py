@@ -84,7 +84,7 @@ def test_netlink(cell: Cell) -> None:
 
 
 def test_netlink_with_every_capability(cells: CellFactory, cell: Cell, neighbour: Cell) -> None:
-    """With CAP_NET_ADMIN a tenant has what is in his own namespace, down to its last interface, and nobody else's."""
+    """With CAP_NET_ADMIN a tenant controls its own namespace, down to its last interface, and no other."""
     strong = cells(cell.cli, "--cap-add", "ALL")
     found = strong.gets(sockets.netlink_families)
     assert found["audit"] and found["audit rules"] and found["process events"], found

@@ -44,7 +44,7 @@ class Box(Bundle):
         return self.oci.run("run", "--bundle", self.path, *options, NAME)
 
     def out(self, text: str, *options: object) -> str:
-        """What the script printed; it must have succeeded, and quietly."""
+        """The output of the script, which must succeed without messages."""
         result = self.run(text, *options)
         assert (result.status, result.err) == (0, ""), result
         return result.out
@@ -57,7 +57,7 @@ class Box(Bundle):
         return line
 
     def create(self, text: str = "exec sleep 600", *options: object) -> None:
-        """Without a pipe of the test's: who waits for its end would wait for the container's."""
+        """Create it without a pipe of the test: waiting for the end of the pipe would be waiting for the container."""
         self.script(text)
         command = self.oci.command("create", "--bundle", self.path, *options, NAME)
         with (self.path / "output").open("w") as output:
@@ -128,7 +128,7 @@ def holder() -> Iterator[int]:
 
 
 class ConsoleSocket:
-    """Who listens at --console-socket, as conmon does."""
+    """The listener at --console-socket, as conmon is."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -73,7 +73,7 @@ shapes = st.sampled_from([[], {}, None, MISSING, True, False])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(st.data())
 def test_whatever_the_config_nothing_is_left(bundle: Bundle, data: st.DataObject) -> None:
-    """Where the group is stays as it is: it is the host's tree that a test may not litter."""
+    """The group's path stays as it is, since a test may leave nothing in the host's tree."""
     fields = [path for path in paths(bundle.config) if path not in ("linux.cgroupsPath", "linux", "root")]
     config = bundle.config
     for path in data.draw(st.lists(st.sampled_from(fields), min_size=1, max_size=3)):

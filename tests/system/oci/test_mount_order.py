@@ -29,7 +29,7 @@ def tmpfs(box: Box, destination: str, *options: str) -> None:
 
 
 def places(box: Box) -> list[str]:
-    """Where something is mounted, in the order of /proc/self/mountinfo."""
+    """The mount points, in the order of /proc/self/mountinfo."""
     return box.out("cut -d' ' -f5 /proc/self/mountinfo").split()
 
 

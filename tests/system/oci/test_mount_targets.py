@@ -174,7 +174,7 @@ def test_exec_makes_no_working_directory(box: Box) -> None:
 
 
 def test_a_link_that_is_copied(box: Box, tmp_path: Path) -> None:
-    """An option of crun: a source that is a symbolic link is made anew, wherever it leads."""
+    """An option of crun: a source that is a symbolic link is made again, wherever it leads."""
     for content in ("nowhere/at/all", "/etc/shadow", "../../../../etc/passwd"):
         (link := tmp_path / "link").symlink_to(content)
         box.bind(link, "/new/directory/link", "copy-symlink")

@@ -236,7 +236,7 @@ def test_a_mount_on_a_device_of_the_hosts(box: Box) -> None:
     [(None, "master:"), ("private", None), ("slave", "master:"), ("shared", "shared:"), ("unbindable", "unbindable")],
 )
 def test_propagation_of_the_root(box: Box, propagation: str | None, field: str | None) -> None:
-    """What is mounted while the container is made never appears in the host's root file system."""
+    """Mounts that are made for the container never appear in the host's root file system."""
     mount("--bind", box.rootfs, box.rootfs)
     try:
         if propagation:
@@ -262,7 +262,7 @@ def test_an_idmapped_mount(box: Box, volume: Path) -> None:
 
 
 def test_idmap_with_the_containers_own_mapping(box: Box, volume: Path) -> None:
-    """What is root's on disk is root's inside, though that is another user outside."""
+    """Files of root on disk are root's inside, though that is another user outside."""
     box.map_ids((0, BASE, 65536))
     box.bind(volume, "/mapped", "idmap")
     box.bind(volume, "/plain")

@@ -51,7 +51,7 @@ def test_all_namespaces_are_joined_by_path(box: Box, holder: int) -> None:
 
 
 def test_a_mount_namespace_by_path_is_refused(box: Box) -> None:
-    """What is mounted in it, such as a /proc without masks, would be within the container's reach."""
+    """Mounts in it, such as a /proc without masks, would be reachable for the container."""
     with subprocess.Popen(["unshare", "--mount", "sleep", "600"]) as holder:
         try:
             box.namespace("mount", path=f"/proc/{holder.pid}/ns/mnt")
@@ -176,7 +176,7 @@ def test_a_user_namespace_by_path(box: Box) -> None:
 
 
 def test_namespaces_of_a_foreign_user_namespace_are_joined(box: Box) -> None:
-    """The network namespace belongs to the user namespace: only who is in that one may join it."""
+    """The network namespace belongs to the user namespace, so only a process in that one may join it."""
     command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo ready; exec sleep 600"]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:

@@ -136,7 +136,7 @@ def test_a_signal_ends_the_wait_and_not_the_container(box: Box, begin: Begin) ->
     ],
 )
 def test_the_address_of_the_socket_inside(box: Box, begin: Begin, address: str, inside: str) -> None:
-    """Where it is that of a systemd inside, or has no path, it is another. The config's own is replaced."""
+    """Another address is used where it is that of a systemd inside, or has no path. The config's own is replaced."""
     box.process["env"] = ["PATH=/bin", "NOTIFY_SOCKET=/elsewhere"]
     box.script(f"env | grep -c ^NOTIFY_SOCKET; echo $NOTIFY_SOCKET; test -S {inside} && echo there")
     assert begin("run", "--bundle", box.path, NAME, address=address).wait(patiently(30)) == 0
@@ -152,7 +152,7 @@ def test_without_a_supervisor(box: Box, begin: Begin) -> None:
 
 
 def test_a_start_without_a_supervisor(box: Box, begin: Begin) -> None:
-    """Only `create` had one: `start` waits for nothing, and nobody reads."""
+    """Only `create` had one: `start` does not wait, and no process reads."""
     box.script(SCRIPT)
     assert begin("create", "--bundle", box.path, NAME).wait(patiently(30)) == 0
     box.oci.ok("start", NAME)
@@ -160,7 +160,7 @@ def test_a_start_without_a_supervisor(box: Box, begin: Begin) -> None:
 
 
 def test_a_supervisor_that_is_gone(box: Box, begin: Begin, supervisor: Supervisor) -> None:
-    """The container runs; a warning says that nobody could be told."""
+    """The container runs; a warning says that the supervisor could not be notified."""
     box.script(SCRIPT)
     supervisor.close()
     running = begin("run", "--detach", "--bundle", box.path, NAME)

@@ -111,7 +111,7 @@ def test_exec_in_a_terminal(box: Box) -> None:
 
 
 def test_lines_of_a_terminal_stay_as_they_are(box: Box) -> None:
-    """Who reads may be a pipe. From the first one on: the program may write before the terminal's other end is out."""
+    """The reader may be a pipe. From the first line on: the program may write before the terminal is sent."""
     box.start()
 
     def said(script: str) -> bytes:
@@ -214,7 +214,7 @@ def test_pid_files(box: Box) -> None:
 
 @pytest.mark.parametrize("option", [(), ("--no-new-keyring",)])
 def test_the_session_keyring(box: Box, option: tuple[str, ...]) -> None:
-    """Another user than its owner sees a keyring only as long as it is in his session (keyrings(7))."""
+    """A user other than its owner sees a keyring only while it is in that user's session (keyrings(7))."""
     box.process["user"] = {"uid": 1000, "gid": 1000}
     box.linux["maskedPaths"] = []
     box.script("cat /proc/keys")
@@ -352,7 +352,7 @@ def test_a_capability_that_exec_adds_is_ambient_where_it_is_inheritable(box: Box
 
 
 def test_a_pidfd_is_sent_on_request(box: Box, console: ConsoleSocket) -> None:
-    """Of the container's process by create and run, of the new one by exec."""
+    """The pidfd of the container's process by create and run, of the new process by exec."""
     box.create("exec sleep 600", "--pidfd-socket", console.path)
     pidfd = console.receive()
     box.oci.ok("start", NAME)

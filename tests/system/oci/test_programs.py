@@ -49,7 +49,7 @@ def test_a_program_that_is_open_for_writing(box: Box) -> None:
 
 
 def test_the_next_directory_of_path_is_tried(box: Box) -> None:
-    """What can't be executed in one does not hide what can in a later one, as with execvp(3)."""
+    """A file that can't be executed does not hide one in a later directory, as with execvp(3)."""
     (box.rootfs / "first").mkdir()
     put(box.rootfs / "first")
     box.process["env"] = ["PATH=/first:/bin"]

@@ -183,7 +183,7 @@ def test_kill_does_not_wait(oci: Oci, web: Resident) -> None:
 
 @pytest.mark.skipif(VERSION == 2, reason="with cgroup v2 what is frozen dies of SIGKILL")
 def test_delete_of_a_process_in_a_frozen_group_of_others(oci: Oci, web: Resident, run_: Run) -> None:
-    """There it doesn't die; who else is in that group stays frozen."""
+    """There it doesn't die; other processes of that group stay frozen."""
     other = Path(hierarchy().controllers["freezer"]) / f"{run_.name}frozen"
     other.mkdir()
     bystander = subprocess.Popen(["sleep", "600"])

@@ -124,7 +124,8 @@ def test_control_groups_below_by_several_options(box: Box) -> None:
 
 
 def test_beside_version_1_there_is_a_group_of_version_2(box: Box) -> None:
-    """A hybrid host's tree of version 2 (cgroups(7)): who looks there for a container finds it, also who joined it."""
+    """The version 2 tree of a hybrid host (cgroups(7)): programs that search it find the container, also processes of
+    exec."""
     top = cgroups.hierarchy().beside
     if top is None:
         pytest.skip("this host is not hybrid")

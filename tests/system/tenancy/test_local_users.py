@@ -60,7 +60,7 @@ def student(people: People, houses: Houses) -> Iterator[str]:
 
 
 def as_user(daemon: Daemon, uid: int, *words: str, tenant: str | None = None) -> subprocess.CompletedProcess[str]:
-    """`insula` as another user of the host, who has no home and no rights: it finds the socket by INSULA_RUN."""
+    """Run `insula` as another user of the host, without home and rights: it finds the socket by INSULA_RUN."""
     environment = {"PATH": os.environ["PATH"], "INSULA_RUN": str(daemon.run)}
     if tenant:
         environment["INSULA_TENANT"] = tenant

@@ -80,7 +80,7 @@ def _file(fd: int) -> Callable[[], int]:
 
 
 def _shm() -> Callable[[], int]:
-    """System V shared memory (shmget(2)): it outlives whoever made it."""
+    """System V shared memory (shmget(2)), which outlives its creator."""
     _libc.shmat.restype = ctypes.c_void_p
 
     def take() -> int:
@@ -94,7 +94,7 @@ def _shm() -> Callable[[], int]:
 
 
 def _sockets() -> Callable[[], int]:
-    """What is written to sockets that nobody reads: memory of the kernel."""
+    """Unread data in sockets, which is memory of the kernel."""
     held: list[socket.socket] = []
 
     def take() -> int:

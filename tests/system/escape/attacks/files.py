@@ -47,7 +47,7 @@ def write(path: str, text: str) -> int:
 
 
 def writable(*tops: str) -> list[str]:
-    """Every file below that opens for writing and has somebody who may write it; those of processes are left out."""
+    """Every file below that opens for writing and that some user may write to; those of processes are left out."""
     found = []
     for top in tops:
         for path, folders, files in os.walk(top):
@@ -99,7 +99,7 @@ def release_agent(directory: str) -> str:
 
 
 def uncovered(path: str) -> str:
-    """What is below the mount that masks `path`, by taking the mount away."""
+    """Files below the mount that masks `path`, after an unmount."""
     syscall("umount2", path.encode(), 0)
     with open(path, "rb") as file:
         return file.read(1 << 16).decode(errors="replace")

@@ -41,7 +41,7 @@ def userfault() -> int:
 
 
 def mount_tmpfs() -> int:
-    """mount(2): with it masked paths are uncovered, procfs is mounted anew, cgroups become writable."""
+    """mount(2), with which masked paths could be uncovered, a new procfs mounted, and cgroups made writable."""
     return syscall("mount", b"none", b"/tmp", b"tmpfs", 0, None)
 
 
@@ -77,7 +77,7 @@ def user_namespace() -> int:
 
 
 def user_namespace_by_clone() -> int:
-    """The same by clone(2)."""
+    """A user namespace by clone(2)."""
     if (child := syscall("clone", CLONE_NEWUSER | 17, 0, 0, 0, 0)) == 0:
         os._exit(0)
     os.waitpid(child, 0)
@@ -85,7 +85,7 @@ def user_namespace_by_clone() -> int:
 
 
 def user_namespace_by_clone3() -> int:
-    """The same by clone3(2), whose flags are in memory, where a seccomp filter doesn't see them."""
+    """A user namespace by clone3(2), whose flags are in memory, where a seccomp filter doesn't see them."""
     arguments = struct.pack("8Q", CLONE_NEWUSER, 0, 0, 0, 17, 0, 0, 0)
     if (child := syscall("clone3", arguments, 64)) == 0:
         os._exit(0)
@@ -185,7 +185,7 @@ def hypervisor_socket() -> int:
 
 
 def hypervisor_socket_in_disguise() -> int:
-    """The same with bits that the kernel ignores and a careless filter doesn't."""
+    """The hypervisor's socket, with upper bits that the kernel ignores and a careless filter doesn't."""
     libc = ctypes.CDLL(None, use_errno=True)
     made = int(libc.syscall(41 if os.uname().machine == "x86_64" else 198, ctypes.c_ulong(1 << 32 | 40), 1, 0))
     if made < 0:
@@ -288,7 +288,7 @@ def device_of(path: str) -> int:
 
 
 def handle_of(path: str) -> str:
-    """What name_to_handle_at(2) says of a file: its file system's own words for an inode, in hexadecimal."""
+    """The handle of a file from name_to_handle_at(2), in hexadecimal: its file system's own identifier of an inode."""
     handle = bytearray(struct.pack("Ii", 128, 0) + bytes(128))
     syscall("name_to_handle_at", -100, path.encode(), (ctypes.c_char * len(handle)).from_buffer(handle), bytes(4), 0)
     return handle.hex()

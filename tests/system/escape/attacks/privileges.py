@@ -31,7 +31,7 @@ def prctl(option: int, *arguments: int) -> int:
 
 
 def after_exec(program: str) -> dict[str, object]:
-    """What `program` is after execve(2): it must be a copy of Python, with this file's `identity` as its work."""
+    """The privileges of `program` after execve(2): it must be a copy of Python, and runs this file's `identity`."""
     code = (
         "import sys, json; sys.path.insert(0, sys.argv[1]);"
         "from tests.system.escape.attacks.processes import identity; print(json.dumps(identity()))"

@@ -35,7 +35,7 @@ def ended_by_everybody() -> int:
 
 
 def number_of(pid: int) -> dict[str, str]:
-    """What a number of the host's means here: each way to a process by its PID, and the errno of each."""
+    """The errno of each way to a process by a PID of the host."""
     ways: dict[str, Callable[[], object]] = {
         "kill": lambda: os.kill(pid, 0),
         "pidfd_open": lambda: syscall("pidfd_open", pid, 0),
@@ -83,7 +83,7 @@ def root_of(pid: int, path: str) -> str:
 
 
 def identity() -> dict[str, object]:
-    """What the kernel takes this process for."""
+    """The identity of this process in the kernel."""
     with open("/proc/self/status") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
     return {

@@ -66,7 +66,7 @@ def where() -> dict[str, object]:
 
 
 def key_of_the_session(name: str) -> str:
-    """What a key in the session's keyring says: keyrings (keyrings(7)) are inherited through fork and exec."""
+    """The content of a key in the session's keyring; keyrings (keyrings(7)) are inherited through fork and exec."""
     key = syscall("keyctl", KEYCTL_SEARCH, SESSION, b"user", name.encode(), 0)
     buffer = ctypes.create_string_buffer(100)
     size = syscall("keyctl", KEYCTL_READ, key, buffer, len(buffer), 0)
@@ -74,7 +74,7 @@ def key_of_the_session(name: str) -> str:
 
 
 def masks(*paths: str) -> dict[str, list[int] | str]:
-    """What covers each path: type and device number, and how many bytes can be read; or why it can't be."""
+    """The mask of each path: type and device number, and how many bytes can be read; or why it can't be."""
     found: dict[str, list[int] | str] = {}
     for path in paths:
         try:
@@ -92,7 +92,7 @@ def masks(*paths: str) -> dict[str, list[int] | str]:
 
 
 def mounts() -> list[list[str]]:
-    """Where something is mounted, and of which type."""
+    """The mount points, and the type of each."""
     with open("/proc/self/mountinfo") as file:
         lines = [line.split() for line in file]
     return [[line[4], line[line.index("-") + 1]] for line in lines]

@@ -89,7 +89,7 @@ def new_link(name: str) -> int:
 
 
 def netlink_families() -> dict[str, str]:
-    """What each family with the kernel's secrets or the host's firewall answers: an errno, or "" if it obeyed."""
+    """The answer of each family with the kernel's secrets or the host's firewall: an errno, or "" if it obeyed."""
 
     ways: dict[str, Callable[[], object]] = {
         "audit": lambda: _netlink(NETLINK_AUDIT, 1000, b""),  # AUDIT_GET
@@ -128,7 +128,7 @@ def process_events() -> int:
 
 
 def type_into_terminal(text: str) -> int:
-    """TIOCSTI (ioctl_tty(2)): puts characters into the terminal's input, as if somebody had typed them."""
+    """TIOCSTI (ioctl_tty(2)): puts characters into the terminal's input, as if the user had typed them."""
     for character in text:
         fcntl.ioctl(0, TIOCSTI, character.encode())
     return len(text)
