@@ -108,12 +108,19 @@ class Store(Protocol):
         """Delete an entry; returns the new revision. `expect` as in `Compare`. TransactionConflict."""
         ...
 
-    async def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
+    async def transact(self, compares: Sequence[Compare], writes: Sequence[Write], *, durable: bool = True) -> int:
         """Apply all writes if all comparisons hold; returns the new revision, or the current one if nothing changes.
+
+        If it is not `durable`, it survives any end of this process, but may be lost with the host's power until the
+        next durable one, or `flush`. No later transaction survives without it.
 
         TransactionConflict with the first comparison that fails, Invalid if a key is written twice, NotFound for an
         expired lease, Failed if the change can't be made durable (a full disk).
         """
+        ...
+
+    async def flush(self) -> None:
+        """Make earlier transactions durable. Failed."""
         ...
 
     def watch(self, prefix: str, from_revision: int) -> AsyncIterator[Event]:

@@ -3,7 +3,8 @@
 SQLite in WAL mode with `synchronous=FULL` returns from COMMIT when the log is on the disk. An fsync takes about as long
 as the rest of a launch. So the thread commits groups: all requests that arrived during the last fsync become one SQLite
 transaction. Each has a SAVEPOINT and a revision of its own, and gets its result after the common COMMIT. Reads are
-served before that.
+served before that. A group in which no request has to be durable is not synced (`synchronous=NORMAL`): its part of the
+log is synced with the next one.
 
 The file is locked exclusively while it is open: a second daemon on the same state gets an error.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -21,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from insula.model.errors import InsulaError, Invalid, Unavailable
+from insula.model.errors import Failed, InsulaError, Invalid, Unavailable
 from insula.store.migrations import STEPS, Migration
 from insula.store.protocol import (
     Compare,
@@ -48,6 +50,7 @@ RECENT_BYTES = 64 << 20
 class _Operation(NamedTuple):
     work: Callable[[], Any]
     writes: bool
+    durable: bool
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
 
@@ -127,11 +130,23 @@ class SqliteStore:
         compares = [] if expect is None else [Compare(key, expect)]
         return await self.transact(compares, [Delete(key)])
 
-    async def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
+    async def transact(self, compares: Sequence[Compare], writes: Sequence[Write], *, durable: bool = True) -> int:
         for compare in compares:
             check_key(compare.key)
         check_writes(writes)
-        return await self._write(lambda: self._tables.transact(compares, writes))
+        return await self._write(lambda: self._tables.transact(compares, writes), durable=durable)
+
+    async def flush(self) -> None:
+        await self._read(self._sync)
+
+    def _sync(self) -> None:
+        log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(log)
+        except OSError as error:
+            raise Failed(f"the state can't be written: {error.strerror}", "look at the disk below it") from error
+        finally:
+            os.close(log)
 
     async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[Event]:
         check_key(prefix)
@@ -236,17 +251,17 @@ class SqliteStore:
     async def _read(self, work: Callable[[], T]) -> T:
         return await self._submit(work, writes=False)
 
-    async def _write(self, work: Callable[[], T]) -> T:
-        return await self._submit(work, writes=True)
+    async def _write(self, work: Callable[[], T], *, durable: bool = True) -> T:
+        return await self._submit(work, writes=True, durable=durable)
 
-    async def _submit(self, work: Callable[[], T], *, writes: bool) -> T:
+    async def _submit(self, work: Callable[[], T], *, writes: bool, durable: bool = False) -> T:
         if self._closed:
             raise Unavailable("the store is closed", "start the daemon")
         while self._unarmed:  # leases of an earlier run, now that there is an event loop
             self._arm(self._unarmed.pop())
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._requests.put(_Operation(work, writes, loop, future))
+        self._requests.put(_Operation(work, writes, durable, loop, future))
         return await future
 
     def _work(self) -> None:
@@ -296,6 +311,8 @@ class SqliteStore:
         tables.events = []
         before = tables.mark()
         try:
+            durable = any(request.durable for request in requests)
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
             outcomes = [self._alone(requests[0])] if len(requests) == 1 else [*map(self._savepoint, requests)]
             if tables.events:

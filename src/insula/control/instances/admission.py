@@ -159,7 +159,11 @@ async def resize(
 
 
 async def dismiss(context: Context, instance: Instance) -> None:
-    """Delete the instance from the store, with its status, its reservations and its part of the usage."""
+    """Delete the instance from the store, with its status, its reservations and its part of the usage.
+
+    This is not durable. If it is lost with the host's power, the instance is removed again: either that is wanted,
+    which is durable, or its start is over, as the record in its directory tells. So that may go after `Store.flush`.
+    """
     tenant, name = instance.tenant, instance.name
     own = port_reservations(instance.port) if instance.port else []
 
@@ -174,6 +178,7 @@ async def dismiss(context: Context, instance: Instance) -> None:
                 USAGE.put(usage, tenant),
                 *(reservation.delete() for reservation in own),
             ],
+            durable=False,
         )
 
     await guarded(context.store, tenant, attempt)

@@ -406,14 +406,19 @@ class Lifecycle:
         managed.vanished.set()
         for attachment in managed.waiting:
             attachment.fail(NotFound(f"instance {managed.instance.name} was removed"))
-        await self.remove_directory(self.driver(managed), managed.instance.id)
+        await self.remove_directory(self.driver(managed), managed.instance.id, flush=True)
 
-    async def remove_directory(self, driver: Driver, instance_id: str) -> None:
-        """Remove the directory of an instance, however many files it has. A failure is a problem of this host."""
+    async def remove_directory(self, driver: Driver, instance_id: str, *, flush: bool = False) -> None:
+        """Remove the directory of an instance, however many files it has. A failure is a problem of this host.
+
+        With `flush`, the store's transactions are made durable before.
+        """
         name, problems = f"directory of instance {instance_id}", self.context.problems
         late = f"it is still being removed after {LIMIT:g} s"
         timer = asyncio.get_running_loop().call_later(LIMIT, problems.__setitem__, name, late)
         try:
+            if flush:
+                await self.context.store.flush()
             await driver.remove_directory(instance_id)
             problems.solved(name)
         except (InsulaError, OSError) as error:
