@@ -6,10 +6,12 @@ from tests.support.runtimes import Runtime
 
 RIGHTS = "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status"
 PATH = "PATH=/bin:/usr/bin"
+READ = "/bin/cat > /dev/null"
+"""A hook is told the state: one that ends before crun has written that fails there (EPIPE)."""
 
 
 def start_hook(oci: Runtime, script: str, **more: object) -> None:
-    entry = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": [PATH], **more}
+    entry = {"path": "/bin/sh", "args": ["sh", "-c", f"{READ}; {script}"], "env": [PATH], **more}
     oci.config["hooks"] = {"startContainer": [entry]}
 
 
@@ -64,8 +66,8 @@ def test_without_env_a_hook_inherits(oci: Runtime) -> None:
     oci.environment["OF_THE_CALLER"] = "1"
     oci.process["env"] = ["OF_THE_PROCESS=1", PATH]
     oci.config["hooks"] = {
-        "createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", f"env > {told}"]}],
-        "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "env > /tmp/env"]}],
+        "createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", f"{READ}; env > {told}"]}],
+        "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", f"{READ}; env > /tmp/env"]}],
     }
     inside = oci.out("cat /tmp/env").splitlines()
     outside = told.read_text().splitlines()
@@ -73,7 +75,7 @@ def test_without_env_a_hook_inherits(oci: Runtime) -> None:
     assert "OF_THE_PROCESS=1" in inside and "OF_THE_CALLER=1" not in inside
     for kind, path in (("createRuntime", str(told)), ("startContainer", "/tmp/env")):
         oci.config["hooks"] = {
-            kind: [{"path": "/bin/sh", "args": ["sh", "-c", f"env > {path}"], "env": ["ONLY=1", PATH]}]
+            kind: [{"path": "/bin/sh", "args": ["sh", "-c", f"{READ}; env > {path}"], "env": ["ONLY=1", PATH]}]
         }
         found = oci.out("cat /tmp/env") if kind == "startContainer" else oci.out("") or told.read_text()
         assert "ONLY=1" in found and "OF_THE" not in found, kind
@@ -82,7 +84,7 @@ def test_without_env_a_hook_inherits(oci: Runtime) -> None:
 def test_where_hooks_are_run(oci: Runtime) -> None:
     """The spec names no directory: that of createContainer hooks is the root, as in runc, or the bundle, as in crun."""
     told = oci.path / "places"
-    entry = {"path": "/bin/sh", "args": ["sh", "-c", f"pwd >> {told}"], "env": [PATH]}
+    entry = {"path": "/bin/sh", "args": ["sh", "-c", f"{READ}; pwd >> {told}"], "env": [PATH]}
     oci.config["hooks"] = {"createRuntime": [entry], "createContainer": [entry]}
     oci.out("true")
     container = oci.path if oci.name == "crun" else oci.rootfs

@@ -280,7 +280,7 @@ def test_hooks_find_the_mounts_at_the_roots_path(oci: Runtime, data: Path) -> No
     bind(oci, data, "/data")
     pid = "$(sed 's/.*\"pid\": *\\([0-9]*\\).*/\\1/')"
     inject = f"nsenter --mount --target {pid} mount --bind {data}/file {library}"
-    show = f"cat {oci.rootfs}/data/file {library} > {oci.rootfs}/seen"
+    show = f"cat > /dev/null; cat {oci.rootfs}/data/file {library} > {oci.rootfs}/seen"
     oci.config["hooks"] = {
         kind: [{"path": "/bin/sh", "args": ["sh", "-c", f"PATH=/usr/bin:/bin; {script}"]}]
         for kind, script in (("createRuntime", inject), ("createContainer", show))

@@ -35,7 +35,7 @@ RIGHTS = ("uid=", "uid_map", "Cap", "NoNewPrivs", "Seccomp", "Groups", "Sig", "U
 
 def without_numbers(line: str) -> str:
     """A mount without the fields that differ for each file system."""
-    words = line.split(" - ")[0].split()
+    words = line.split(" - ")[0].split()[3 if " - " in line else 0 :]  # its ID, its parent's, and its device
     return " ".join(word for word in words if not any(c.isdigit() for c in word) or len(word) < 3)
 
 
