@@ -103,7 +103,7 @@ def test_an_instance_that_cannot_be_observed_delays_only_itself(
     """It is listed as before, and marked; a request about it is refused in the end; it is told, and tried again."""
     run(settings, two_instances)
     release, looks = threading.Event(), []
-    look = InstanceController._look
+    look = InstanceController._observe
 
     async def stuck(self: InstanceController, managed: ManagedInstance) -> None:
         looks.append(managed.instance.name)
@@ -111,7 +111,7 @@ def test_an_instance_that_cannot_be_observed_delays_only_itself(
             await asyncio.to_thread(release.wait)
         await look(self, managed)
 
-    monkeypatch.setattr(InstanceController, "_look", stuck)
+    monkeypatch.setattr(InstanceController, "_observe", stuck)
     monkeypatch.setattr(tasks, "LIMIT", 0.5)
     monkeypatch.setattr(io, "_PATIENCE", 0.1)
 
@@ -175,11 +175,11 @@ def test_foreign_changes_of_the_host_are_seen_at_the_next_pass(settings: Setting
         group = Cgroup(f"{settings.prefix}/{TENANT}/{first.instance.id}")
         for work, state in ((group.freeze, "paused"), (group.thaw, "running")):
             await asyncio.to_thread(work)
-            await plane.instance_controller.look_again()
+            await plane.instance_controller.resync()
             assert [each.status.state for each in (first, second)] == [state, "running"]
         records = settings.run / "containers" / second.instance.id
         await eventually(lambda: gone(records), "its records are gone")  # the zygote may be writing there just now
-        await plane.instance_controller.look_again()
+        await plane.instance_controller.resync()
         assert second.status.state == "running" and [each.status.pid for each in (first, second)] == pids
         assert all(start_time(pid or 0) for pid in pids), "they run"
         await plane.instances.remove(TENANT, "second", force=True)
@@ -318,7 +318,7 @@ def test_a_tenant_that_cannot_be_removed_is_a_problem_and_is_retried(
         assert plane.context.problems["tenant other"] == "could not be removed from the host: injected"
         assert netns in left_of(settings.prefix)
         assert (await plane.tenants.create("next")).tenant.index > index, "nobody gets what is still there"
-        await plane.network_controller.look_again()
+        await plane.network_controller.resync()
         assert netns not in left_of(settings.prefix) and "tenant other" not in plane.context.problems
         await plane.tenants.create("other")
         assert netns in left_of(settings.prefix)
@@ -339,7 +339,7 @@ def test_a_failed_periodic_repair_is_a_problem_and_goes_on(
         plane.begin()
         fail, repaired = threading.Event(), []
         name = "tenant other" if where == "one network" else "periodic repair"
-        apply, repair = plane.context.fabric.apply, plane.network_controller.look_again
+        apply, repair = plane.context.fabric.apply, plane.network_controller.resync
 
         def apply_or_fail(intent: TenantIntent) -> Mapping[str, InsulaError]:
             if fail.is_set() and where == "one network" and intent.tenant.name == "other":
@@ -353,7 +353,7 @@ def test_a_failed_periodic_repair_is_a_problem_and_goes_on(
             await repair()
 
         monkeypatch.setattr(plane.context.fabric, "apply", apply_or_fail)
-        monkeypatch.setattr(plane.network_controller, "look_again", repair_or_fail)
+        monkeypatch.setattr(plane.network_controller, "resync", repair_or_fail)
         await eventually(lambda: len(repaired) > 4, "the control: it repairs")
         assert name not in plane.context.problems
         fail.set()
@@ -406,7 +406,7 @@ def test_down_ends_reconciliation_and_late_requests_make_no_network(settings: Se
         tenants = [view.tenant for view in await plane.tenants.list()]
         assert left_of(prefix) >= {f"/run/netns/{prefix}-{name}" for name in names}, "the control"
         plane.begin()
-        repair = plane.tasks.spawn(plane.network_controller.look_again())
+        repair = plane.tasks.spawn(plane.network_controller.resync())
         late = [asyncio.create_task(plane.tenants.create(f"late{number}")) for number in range(6)]
         # their callers are gone
         threads = [asyncio.to_thread(fabric.apply, TenantIntent(tenant=tenant)) for tenant in tenants]

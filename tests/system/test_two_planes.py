@@ -204,8 +204,8 @@ def test_the_end_of_one_leaves_its_instances_running_and_the_other_touches_none(
         for plane, name in ((a, "at-a"), (b, "at-b")):
             pids[name] = (await plane.instances.run(TENANT, sleeper(name), by=OPERATOR)).status.pid
         await b.close()
-        await a.instance_controller.look_again()
-        await a.network_controller.look_again()
+        await a.instance_controller.resync()
+        await a.network_controller.resync()
         assert await states(a) == {"at-a": ("a", "running"), "at-b": ("b", "running")}
         assert all(alive(pid) for pid in pids.values())
         wish = asyncio.ensure_future(a.instances.stop(TENANT, "at-b"))

@@ -65,7 +65,7 @@ class Context:
         for driver in self.drivers.values():
             await driver.release_layer(str(path))
 
-    def check_stays(self) -> None:
+    def refuse_if_going_down(self) -> None:
         """Raise Unavailable if everything is being removed from this host."""
         if self.going_down.is_set():
             raise going_down()

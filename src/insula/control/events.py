@@ -25,7 +25,7 @@ from insula.store.typed import Keyspace
 log = logging.getLogger("insula.control")
 _TURN = 1 << 18  # bytes of records that are decoded before other tasks may run
 _EACH = 1 << 10  # bytes that an event counts in addition to its records
-Story = dict[str, Any]
+EventDict = dict[str, Any]
 
 
 class Events:
@@ -33,8 +33,8 @@ class Events:
         self.context = context
 
     async def watch(
-        self, from_revision: int | None = None, sees: Callable[[Story], bool] = lambda _: True
-    ) -> AsyncIterator[Story]:
+        self, from_revision: int | None = None, sees: Callable[[EventDict], bool] = lambda _: True
+    ) -> AsyncIterator[EventDict]:
         """Every event after that revision that `sees` allows, without end; None is from now on. Invalid; Conflict if
         the store no longer has that revision."""
         store = self.context.store
@@ -49,26 +49,26 @@ class Events:
                 await asyncio.sleep(0)
                 decoded = 0
             try:
-                story = tell(event)
+                found = render(event)
             except Failed as error:  # a damaged record; the next one may be whole
                 log.error("an event can't be told: %s", error)
                 continue
-            if story and sees(story):
-                yield story
+            if found and sees(found):
+                yield found
 
 
-def tell(event: Event) -> Story | None:
+def render(event: Event) -> EventDict | None:
     """The event as a dict; None for a change that is no event, as of a reservation or of usage."""
     root = "/" + event.entry.key.split("/", 2)[1]
-    teller = _TELLERS.get(root)
-    details = teller(event) if teller else None
+    renderer = _RENDERERS.get(root)
+    details = renderer(event) if renderer else None
     if details is None:
         return None
     moment = details.pop("time", None) or time.time()
     return {"time": moment, "revision": event.revision, **details}
 
 
-def _named(keyspace: Keyspace[Any], kind: str, event: Event) -> Story:
+def _named(keyspace: Keyspace[Any], kind: str, event: Event) -> EventDict:
     """The event of an object that was created, changed or removed."""
     parts = keyspace.parts(event.entry.key)
     tenant = parts[0] if parts[0] != SHARED else None
@@ -76,73 +76,73 @@ def _named(keyspace: Keyspace[Any], kind: str, event: Event) -> Story:
     return {"kind": kind, "action": action, "tenant": tenant, "name": parts[-1]}
 
 
-def _tenant(event: Event) -> Story:
+def _tenant(event: Event) -> EventDict:
     return _named(TENANTS, "tenant", event)
 
 
-def _network(event: Event) -> Story:
+def _network(event: Event) -> EventDict:
     return _named(NETWORKS, "network", event)
 
 
-def _image(event: Event) -> Story:
+def _image(event: Event) -> EventDict:
     return _named(IMAGES, "image", event)
 
 
-def _instance(event: Event) -> Story | None:
-    story = _named(INSTANCES, "instance", event)
+def _instance(event: Event) -> EventDict | None:
+    found = _named(INSTANCES, "instance", event)
     if event.kind == "delete":
-        return story
+        return found
     instance = INSTANCES.decode(event.entry)
     if event.previous is None:
-        return {**story, "time": instance.created, "id": instance.id, "image": instance.spec.image}
+        return {**found, "time": instance.created, "id": instance.id, "image": instance.spec.image}
     before = INSTANCES.decode(event.previous)
     if before.spec.resources != instance.spec.resources:
-        return {**story, "action": "update", "id": instance.id, **msgspec.to_builtins(instance.spec.resources)}
+        return {**found, "action": "update", "id": instance.id, **msgspec.to_builtins(instance.spec.resources)}
     if before.starts != instance.starts:
-        return {**story, "action": "start", "id": instance.id}
+        return {**found, "action": "start", "id": instance.id}
     if before.wanted == instance.wanted or instance.wanted not in ("stopped", "removed"):
         return None  # for pause and unpause the status makes the event
-    return {**story, "action": {"stopped": "stop", "removed": "remove"}[instance.wanted], "id": instance.id}
+    return {**found, "action": {"stopped": "stop", "removed": "remove"}[instance.wanted], "id": instance.id}
 
 
-def _status(event: Event) -> Story | None:
+def _status(event: Event) -> EventDict | None:
     if event.kind == "delete":
         return None
     status = STATUS.decode(event.entry)
     before = STATUS.decode(event.previous) if event.previous else None
-    if before and _told(before) == _told(status):  # another field changed
+    if before and _event_fields(before) == _event_fields(status):  # another field changed
         return None
-    story = {**_named(STATUS, "instance", event), "action": status.state}
+    found = {**_named(STATUS, "instance", event), "action": status.state}
     if status.state == "paused":
-        return story
+        return found
     if before and before.state == "paused" and status.state == "running":
-        return {**story, "action": "unpaused"}
+        return {**found, "action": "unpaused"}
     if status.state == "running":
-        return {**story, "time": status.started, "pid": status.pid, "restarts": status.restarts}
+        return {**found, "time": status.started, "pid": status.pid, "restarts": status.restarts}
     if status.exit:
         ended = status.exit
         how = {"exit_status": ended.exit_status, "signal": ended.signal, "oom": ended.oom}
-        return {**story, "time": ended.finished, **how}
-    return {**story, "error": status.error}
+        return {**found, "time": ended.finished, **how}
+    return {**found, "error": status.error}
 
 
-def _told(status: InstanceStatus) -> tuple[object, ...]:
+def _event_fields(status: InstanceStatus) -> tuple[object, ...]:
     """The fields of a status whose change is an event."""
     return status.state, status.starts, status.restarts, status.pid, status.exit, status.error
 
 
-def _happened(event: Event) -> Story | None:
+def _recorded(event: Event) -> EventDict | None:
     if event.kind == "delete":
         return None
-    happened = EVENTS.decode(event.entry)
-    return {**happened.details, **_named(EVENTS, "instance", event), "action": happened.action, "time": happened.time}
+    recorded = EVENTS.decode(event.entry)
+    return {**recorded.details, **_named(EVENTS, "instance", event), "action": recorded.action, "time": recorded.time}
 
 
-_TELLERS = {
+_RENDERERS = {
     TENANTS.root: _tenant,
     NETWORKS.root: _network,
     IMAGES.root: _image,
     INSTANCES.root: _instance,
     STATUS.root: _status,
-    EVENTS.root: _happened,
+    EVENTS.root: _recorded,
 }

@@ -19,7 +19,7 @@ import msgspec
 
 from insula.control.allocation.transaction import guarded
 from insula.control.context import Context
-from insula.control.instances.specs import typed
+from insula.control.instances.specs import cli_command
 from insula.control.keys import IMAGES, INSTANCES, SHARED, TENANTS, USAGE
 from insula.control.tenants import Tenants
 from insula.image.job import Job
@@ -96,7 +96,7 @@ class Images:
         await self.tenants.find(tenant)
         raise NotFound(
             f"there is no image {name}",
-            f"{typed(tenant, f'image pull {name}')} fetches it, {typed(tenant, 'image ls')} lists them",
+            f"{cli_command(tenant, f'image pull {name}')} fetches it, {cli_command(tenant, 'image ls')} lists them",
         )
 
     async def get(self, tenant: str, name: str) -> Image:

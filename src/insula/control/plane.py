@@ -132,10 +132,10 @@ class ControlPlane:
         await self.context.problems.guard("sweep of images", self._sweep_images())
         while not self.context.going_down.is_set():
             await asyncio.sleep(REPAIR_EVERY)
-            await self.context.problems.guard("periodic repair", self._look_again())
+            await self.context.problems.guard("periodic repair", self._resync())
 
-    async def _look_again(self) -> None:
-        await asyncio.gather(self.network_controller.look_again(), self.instance_controller.look_again())
+    async def _resync(self) -> None:
+        await asyncio.gather(self.network_controller.resync(), self.instance_controller.resync())
 
     async def _sweep_images(self) -> None:
         await asyncio.to_thread(self.context.images.sweep)

@@ -72,7 +72,7 @@ class Tenants:
 
     async def create(self, name: str, limits: Limits | None = None, labels: dict[str, str] | None = None) -> TenantView:
         """Create a tenant with its control group and routing domain. Invalid, Conflict; Failed changes nothing."""
-        self.context.check_stays()
+        self.context.refuse_if_going_down()
         check_label("tenant", name)
         limits, labels = check_limits(limits or Limits()), check_labels(labels or {})
         tenant = await self._commit(name, limits, labels)

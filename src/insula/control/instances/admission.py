@@ -158,11 +158,12 @@ async def resize(
     return await guarded(context.store, tenant, attempt)
 
 
-async def dismiss(context: Context, instance: Instance) -> None:
+async def delete_instance(context: Context, instance: Instance) -> None:
     """Delete the instance from the store, with its status, its reservations and its part of the usage.
 
-    This is not durable. If it is lost with the host's power, the instance is removed again: either that is wanted,
-    which is durable, or its start is over, as the record in its directory tells. So that may go after `Store.flush`.
+    This is not durable. If a power failure undoes it, the instance is removed again: its removal is desired, which is
+    durable, or its start is over, as the record in its directory says. So the directory may be removed only after
+    `Store.flush`.
     """
     tenant, name = instance.tenant, instance.name
     own = port_reservations(instance.port) if instance.port else []

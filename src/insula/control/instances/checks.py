@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from insula.control.instances.managed import ManagedInstance
-from insula.control.instances.specs import typed
+from insula.control.instances.specs import cli_command
 from insula.model.errors import Conflict, NotFound
 from insula.model.objects import Instance, InstanceStatus
 
@@ -27,7 +27,7 @@ class Known(NamedTuple):
 
 def no_instance(tenant: str, name: str) -> NotFound:
     """Return the error for an instance that does not exist, and for one that the caller may not know of."""
-    return NotFound(f"tenant {tenant} has no instance {name}", f"{typed(tenant, 'ps -a')} lists them")
+    return NotFound(f"tenant {tenant} has no instance {name}", f"{cli_command(tenant, 'ps -a')} lists them")
 
 
 Either = Known | ManagedInstance
@@ -37,7 +37,7 @@ def check_there(known: Either) -> None:
     """Raise NotFound if the instance is being removed."""
     instance = known.instance
     if instance.wanted == "removed":
-        there = typed(instance.tenant, "ps -a")
+        there = cli_command(instance.tenant, "ps -a")
         raise NotFound(f"instance {instance.name} was removed", f"{there} lists what is there")
 
 
@@ -45,14 +45,14 @@ def check_running(known: Either) -> None:
     """Raise Conflict unless the instance runs and is not paused."""
     if known.status.state == "paused":
         tenant, name = known.instance.tenant, known.instance.name
-        raise Conflict(f"instance {name} is paused", f"{typed(tenant, f'unpause {name}')} resumes it")
+        raise Conflict(f"instance {name} is paused", f"{cli_command(tenant, f'unpause {name}')} resumes it")
     if known.status.state != "running":
         raise not_running(known)
 
 
 def not_running(known: Either) -> Conflict:
     tenant, name = known.instance.tenant, known.instance.name
-    hint = f"{typed(tenant, f'start {name}')} starts it"
+    hint = f"{cli_command(tenant, f'start {name}')} starts it"
     return Conflict(f"instance {name} is not running ({known.status.state})", hint)
 
 

@@ -26,7 +26,7 @@ from insula.control.instances.drivers.directory import LaunchRecord
 from insula.control.instances.lifecycle import Lifecycle, records_of
 from insula.control.instances.managed import Failure, ManagedInstance, ManagedInstances, Waiter
 from insula.control.instances.recorder import Recorder
-from insula.control.instances.statuses import NO_ERROR, Statuses, told
+from insula.control.instances.statuses import NO_ERROR, Statuses, error_fields
 from insula.control.keys import INSTANCES, STATUS, TENANTS
 from insula.control.networks.ports import Ports
 from insula.control.tasks import Tasks, within_limit
@@ -53,11 +53,13 @@ class InstanceController:
         self.managed = managed
         self.recorder = Recorder(context.store)
         self.statuses = Statuses(context.store, tasks)
-        self.lifecycle = Lifecycle(context, managed, ports, self.statuses, self.recorder, tasks, self.nudge, self._tell)
+        self.lifecycle = Lifecycle(
+            context, managed, ports, self.statuses, self.recorder, tasks, self.nudge, self._report_failure
+        )
         self.admitting: set[str] = set()
         self._tasks = tasks
         self._watching: asyncio.Task[None] | None = None
-        self._heard: list[Event] = []  # changes in the store that were not handled yet
+        self._pending: list[Event] = []  # changes in the store that were not handled yet
         self._closed = False
 
     # -- triggers --------------------------------------------------------------------------------------------------
@@ -103,7 +105,7 @@ class InstanceController:
         await asyncio.gather(*(managed.reconciled.wait() for managed in loaded))
         log.info("every instance was looked at")
 
-    async def look_again(self) -> None:
+    async def resync(self) -> None:
         """Observe and reconcile every instance, a few at a time, in case another program has changed this host."""
         few = asyncio.Semaphore(_AT_ONCE)
 
@@ -124,7 +126,7 @@ class InstanceController:
             try:
                 async for event in self.context.store.watch(INSTANCES.prefix_all(), revision):
                     revision = event.revision
-                    self._hear([event], _SOON)
+                    self._enqueue([event], _SOON)
                 return  # the store is closed
             except Compacted:
                 revision = await self._catch_up()
@@ -132,28 +134,28 @@ class InstanceController:
                 self.context.problems.report("changes of instances", error)
                 await asyncio.sleep(_FIRST_PAUSE)
 
-    def _hear(self, events: Sequence[Event], pause: float) -> None:
+    def _enqueue(self, events: Sequence[Event], pause: float) -> None:
         """Handle these events together after a pause. By then this daemon's own verbs have called `committed` for
         theirs, which need not be decoded again."""
-        if not self._heard:
-            asyncio.get_running_loop().call_later(pause, self._take)
-        self._heard.extend(events)
+        if not self._pending:
+            asyncio.get_running_loop().call_later(pause, self._dequeue)
+        self._pending.extend(events)
 
-    def _take(self) -> None:
-        heard, self._heard = {event.entry.key: event for event in self._heard}.values(), []
-        if (news := [event for event in heard if self._is_news(event)]) and not self._closed:
-            self._tasks.spawn(self._all_changed(news))
+    def _dequeue(self) -> None:
+        pending, self._pending = {event.entry.key: event for event in self._pending}.values(), []
+        if (news := [event for event in pending if self._is_new(event)]) and not self._closed:
+            self._tasks.spawn(self._handle_all(news))
 
-    async def _all_changed(self, events: Sequence[Event]) -> None:
+    async def _handle_all(self, events: Sequence[Event]) -> None:
         try:
             for event in events:
-                await self._changed(event)
+                await self._handle(event)
             self.context.problems.solved("changes of instances")
         except Exception as error:
             self.context.problems.report("changes of instances", error)
-            self._hear(events, _FIRST_PAUSE)
+            self._enqueue(events, _FIRST_PAUSE)
 
-    def _is_news(self, event: Event) -> bool:
+    def _is_new(self, event: Event) -> bool:
         """Whether this daemon doesn't know the change yet. Deletions of this host's instances are always its own."""
         managed = self.managed.find(*INSTANCES.parts(event.entry.key))
         return event.kind == "put" and (managed is None or managed.revision < event.revision)
@@ -162,10 +164,10 @@ class InstanceController:
         """Handle every instance as it is in the store now, and return the store's revision."""
         snapshot = await self.context.store.list(INSTANCES.prefix_all())
         for entry in snapshot.entries:
-            await self._changed(Event("put", entry, None, entry.revision))
+            await self._handle(Event("put", entry, None, entry.revision))
         return snapshot.revision
 
-    async def _changed(self, event: Event) -> None:
+    async def _handle(self, event: Event) -> None:
         try:
             instance = INSTANCES.decode(event.entry)
         except Failed:
@@ -200,7 +202,7 @@ class InstanceController:
                     await self._reconcile(managed)
                 self.context.problems.solved(managed.label)
             except Exception as error:
-                self._tell(managed, error)
+                self._report_failure(managed, error)
                 managed.reconciled.set()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -214,9 +216,9 @@ class InstanceController:
         while not managed.gone:
             managed.wake.clear()
             if managed.observed is None:
-                await within_limit(f"looking at instance {managed.instance.name}", self._look(managed))
+                await within_limit(f"looking at instance {managed.instance.name}", self._observe(managed))
             assert managed.observed is not None
-            instance, now = self._wanted(managed), time.time()
+            instance, now = self._desired(managed), time.time()
             action = decide(instance, managed.status, managed.observed, managed.hold, self.lifecycle.boot, now)
             self._log(managed, action)
             if action in DONE:
@@ -228,7 +230,7 @@ class InstanceController:
             return
         self._settled(managed, action)
 
-    async def _look(self, managed: ManagedInstance) -> None:
+    async def _observe(self, managed: ManagedInstance) -> None:
         """Set `observed` from the driver. While its first process is watched, only the watcher's word counts as its
         end, for the watcher holds a descriptor of it; records may be missing because another program deleted them."""
         observe, status = self.lifecycle.driver(managed).observe, managed.status
@@ -240,7 +242,7 @@ class InstanceController:
             found = Observed("running", running, LaunchRecord(starts=status.starts, boot=self.lifecycle.boot))
         managed.observed = found
 
-    def _wanted(self, managed: ManagedInstance) -> Instance:
+    def _desired(self, managed: ManagedInstance) -> Instance:
         """The desired state; "stopped" while everything is being removed from this host."""
         instance = managed.instance
         if not self.context.going_down.is_set() or instance.wanted == "removed":
@@ -323,14 +325,14 @@ class InstanceController:
             else:
                 waiter.answer.set_result(managed.status)
 
-    def _tell(self, managed: ManagedInstance, error: Exception) -> None:
+    def _report_failure(self, managed: ManagedInstance, error: Exception) -> None:
         """Report a failed attempt to the waiters. If there are none, it is a problem of this host."""
         known = managed.failure is not None and managed.failure.generation == managed.instance.generation
         if known or not managed.waiters or not isinstance(error, InsulaError):
             self.context.problems.report(managed.label, error)
         shown = error if isinstance(error, InsulaError) else Failed(f"{managed.label}: {error}", "see insulad's log")
         managed.failure = Failure(managed.instance.generation, shown)
-        self.statuses.note(managed, observed_generation=managed.instance.generation, **told(shown))
+        self.statuses.note(managed, observed_generation=managed.instance.generation, **error_fields(shown))
         self._answer(managed, done=True)
 
     def _log(self, managed: ManagedInstance, action: Action) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from insula.control.allocation.quotas import subtract
 from insula.control.allocation.transaction import guarded
 from insula.control.instances.controller import InstanceController
-from insula.control.instances.specs import typed
+from insula.control.instances.specs import cli_command
 from insula.control.keys import EVENTS, INSTANCES, STATUS, USAGE
 from insula.control.networks.ports import is_port_reservation
 from insula.model.errors import Conflict
@@ -48,7 +48,7 @@ class Damaged:
         entry = await self.context.store.get(key)
         if entry is not None:
             try:
-                await self._dismiss(entry, tenant, name)
+                await self._delete(entry, tenant, name)
             except TransactionConflict:
                 raise Conflict(f"instance {name} was changed at the same time", "try again") from None
         self.context.unreadable.discard(key)
@@ -58,7 +58,7 @@ class Damaged:
         if not self.context.unreadable:
             await self._sweep(owner)
 
-    async def _dismiss(self, entry: Entry, tenant: str, name: str) -> None:
+    async def _delete(self, entry: Entry, tenant: str, name: str) -> None:
         store = self.context.store
         everything = (await store.list("/claims/")).entries
         reserved = [each for each in everything if is_port_reservation(each, tenant, name)]
@@ -132,6 +132,6 @@ def _view(tenant: str, name: str) -> InstanceView:
             created=0.0,
         ),
         status=InstanceStatus(
-            state="failed", error="its record is damaged", hint=f"{typed(tenant, f'rm -f {name}')} removes it"
+            state="failed", error="its record is damaged", hint=f"{cli_command(tenant, f'rm -f {name}')} removes it"
         ),
     )

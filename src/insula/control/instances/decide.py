@@ -45,17 +45,17 @@ DONE = frozenset({Action.WAIT, Action.NOTHING})
 def decide(instance: Instance, status: InstanceStatus, observed: Observed, hold: Hold, boot: str, now: float) -> Action:
     """The next action. `boot` is the host's boot ID (random(4)), `now` in seconds since the epoch."""
     if observed.state in ("running", "paused"):
-        return _of_one_that_runs(instance, status, observed, hold)
+        return _if_running(instance, status, observed, hold)
     if observed.state == "ended":
         return Action.COLLECT_EXIT
     if observed.state == "created" or hold != "tidy":
         return Action.DISCARD
     if instance.wanted == "removed":
         return Action.REMOVE
-    return _of_one_that_is_not_there(instance, status, observed, boot, now)
+    return _if_absent(instance, status, observed, boot, now)
 
 
-def _of_one_that_runs(instance: Instance, status: InstanceStatus, observed: Observed, hold: Hold) -> Action:
+def _if_running(instance: Instance, status: InstanceStatus, observed: Observed, hold: Hold) -> Action:
     if hold != "watched":
         return Action.ADOPT
     if instance.wanted == "removed":
@@ -74,16 +74,15 @@ def _of_one_that_runs(instance: Instance, status: InstanceStatus, observed: Obse
     return Action.RESIZE if status.resources != instance.spec.resources else Action.NOTHING
 
 
-def _of_one_that_is_not_there(
-    instance: Instance, status: InstanceStatus, observed: Observed, boot: str, now: float
-) -> Action:
+def _if_absent(instance: Instance, status: InstanceStatus, observed: Observed, boot: str, now: float) -> Action:
     starts = instance.wanted in ("running", "paused")
     known = status.starts == instance.starts and status.state in ("exited", "failed")
-    if _is_current(instance, observed) and not known and (status.starts == instance.starts or _of_old(observed, boot)):
+    current, old = _is_current(instance, observed), _is_old(observed, boot)
+    if current and not known and (status.starts == instance.starts or old):
         return Action.LOST
     if known and instance.spec.remove:
         return Action.REMOVE
-    if _is_current(instance, observed) and _of_old(observed, boot):
+    if current and old:
         return Action.START_ANEW if after_boot(instance, started_before=True) else Action.NOTHING
     if not known:
         return Action.LAUNCH if starts else Action.NOTHING
@@ -98,7 +97,7 @@ def _is_current(instance: Instance, observed: Observed) -> bool:
     return observed.record is not None and observed.record.starts == instance.starts
 
 
-def _of_old(observed: Observed, boot: str) -> bool:
+def _is_old(observed: Observed, boot: str) -> bool:
     """Whether the last start was before the host was booted."""
     return observed.record is not None and observed.record.boot != boot
 

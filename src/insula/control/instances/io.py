@@ -19,7 +19,7 @@ from insula.control.instances.explain import explain
 from insula.control.instances.files import Files
 from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.remote import elsewhere
-from insula.control.instances.specs import typed
+from insula.control.instances.specs import cli_command
 from insula.control.keys import INSTANCES
 from insula.control.tasks import Tasks
 from insula.control.tenants import Tenants
@@ -62,7 +62,7 @@ class InstanceIo:
         await self.tenants.find(tenant)
         if entry := await self.context.store.get(INSTANCES.key(tenant, name)):
             if entry.key in self.context.unreadable:
-                hint = f"restore the state, or {typed(tenant, f'rm -f {name}')} removes it with all that it has"
+                hint = f"restore the state, or {cli_command(tenant, f'rm -f {name}')} removes it with all that it has"
                 raise Failed(f"the record of instance {name} is damaged", hint)
             if (instance := INSTANCES.decode(entry)).host != self.context.host:
                 raise elsewhere(instance)

@@ -17,7 +17,7 @@ from signal import SIGKILL
 import msgspec
 
 from insula.control.context import Context
-from insula.control.instances.admission import dismiss
+from insula.control.instances.admission import delete_instance
 from insula.control.instances.drivers.base import CreateOptions, Driver, Observed, Running
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
 from insula.control.instances.health import HealthChecks
@@ -25,9 +25,9 @@ from insula.control.instances.managed import Failure, ManagedInstance, ManagedIn
 from insula.control.instances.memory import OomRecorder
 from insula.control.instances.recorder import Recorder
 from insula.control.instances.restart_policy import STEADY, after_exit, delay
-from insula.control.instances.sharing import guests, partner
+from insula.control.instances.sharing import pid_members, pid_owner
 from insula.control.instances.specs import stop_signal
-from insula.control.instances.statuses import Statuses, told
+from insula.control.instances.statuses import Statuses, error_fields
 from insula.control.keys import INSTANCES
 from insula.control.networks.ports import Ports
 from insula.control.tasks import Tasks, together, within_limit
@@ -43,7 +43,7 @@ _RETRY = 1.0  # seconds between attempts
 
 
 class Lifecycle:
-    """The actions. `nudge` has the controller reconcile an instance; `tell` has it report a failure to the waiters."""
+    """The actions. `nudge` has the controller reconcile an instance; `report_failure` has it answer waiters."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Lifecycle:
         recorder: Recorder,
         tasks: Tasks,
         nudge: Callable[[ManagedInstance], None],
-        tell: Callable[[ManagedInstance, Exception], None],
+        report_failure: Callable[[ManagedInstance, Exception], None],
     ) -> None:
         self.context = context
         self.managed = managed
@@ -65,7 +65,7 @@ class Lifecycle:
         self.boot = boot_id()
         self._tasks = tasks
         self._nudge = nudge
-        self._tell = tell
+        self._report_failure = report_failure
 
     def driver(self, managed: ManagedInstance) -> Driver:
         return self.context.driver(managed.instance)
@@ -111,7 +111,7 @@ class Lifecycle:
         nothing of it is left."""
         instance = managed.instance
         console, managed.console = managed.console, None
-        joined, network = partner(self.managed, instance.tenant, instance.spec), await self.ports.network(instance)
+        joined, network = pid_owner(self.managed, instance.tenant, instance.spec), await self.ports.network(instance)
         await self.context.prepared(instance.tenant)
         managed.hold = "unknown"
         with self._in_time(managed) as check:
@@ -159,7 +159,7 @@ class Lifecycle:
         def give_up() -> None:
             what = f"instance {managed.instance.name} can't be started: that takes more than {LIMIT:g} s"
             late.append(Failed(what, "it is being undone; look at the load of the host, and try again"))
-            self._tell(managed, late[0])
+            self._report_failure(managed, late[0])
 
         def check() -> None:
             if late:
@@ -182,7 +182,7 @@ class Lifecycle:
         if by_policy:
             how = "does not start again" if status.restarts else "does not start"
             log.warning("instance %s/%s %s: %s", *managed.key, how, error)
-        self.statuses.note(managed, state="failed", next_start=again, **told(error))
+        self.statuses.note(managed, state="failed", next_start=again, **error_fields(error))
         for attachment in managed.waiting:
             attachment.fail(error)
         managed.waiting.clear()
@@ -327,8 +327,8 @@ class Lifecycle:
             self.driver(managed).signal(managed.instance.id, number)
         if thaw:
             await self.driver(managed).resume(managed.instance.id)
-            for guest in guests(self.managed, managed):  # all in a PID namespace die before its first process does
-                await self.driver(guest).resume(guest.instance.id)
+            for member in pid_members(self.managed, managed):  # all in a PID namespace die before its first process
+                await self.driver(member).resume(member.instance.id)
 
     async def collect_exit(self, managed: ManagedInstance) -> None:
         """Record its exit as its status, answer the waiters, store it, and remove its remains on this host."""
@@ -397,7 +397,7 @@ class Lifecycle:
         managed.gone = True  # from now on no status is stored
         try:
             await self.statuses.saved(managed)
-            await dismiss(self.context, managed.instance)
+            await delete_instance(self.context, managed.instance)
         except BaseException:
             managed.gone = False
             raise

@@ -15,7 +15,7 @@ from insula.control.context import Context
 from insula.control.instances.checks import Known, as_it_is
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.managed import ManagedInstance
-from insula.control.instances.specs import typed
+from insula.control.instances.specs import cli_command
 from insula.control.instances.statuses import SETTLED
 from insula.control.keys import EVENTS, INSTANCES, STATUS
 from insula.control.networks.ports import port_reservations
@@ -47,7 +47,7 @@ async def _check(context: Context, instance: Instance, name: str) -> None:
         raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name")
     others = await INSTANCES.readable(context.store, tenant)
     if joined := [other.name for other in others if other.spec.options.pid_of == old]:
-        hint = f"{typed(tenant, f'rm -f {joined[0]}')} removes it"
+        hint = f"{cli_command(tenant, f'rm -f {joined[0]}')} removes it"
         raise Conflict(f"instance {joined[0]} shares the processes of {old}, by that name", hint)
 
 

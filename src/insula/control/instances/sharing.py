@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 from insula.control.instances.drivers.base import Running
 from insula.control.instances.managed import ManagedInstance, ManagedInstances
-from insula.control.instances.specs import typed
+from insula.control.instances.specs import cli_command
 from insula.model.errors import Conflict, NotFound
 from insula.model.objects import InstanceSpec
 
 
-def partner(managed: ManagedInstances, tenant: str, spec: InstanceSpec) -> Running | None:
+def pid_owner(managed: ManagedInstances, tenant: str, spec: InstanceSpec) -> Running | None:
     """The first process of the instance whose PID namespace is shared; None if the spec shares none. NotFound, Conflict
     unless that instance runs."""
     owner = spec.options.pid_of
@@ -26,20 +26,20 @@ def partner(managed: ManagedInstances, tenant: str, spec: InstanceSpec) -> Runni
     name, other = spec.name or "this one", managed.find(tenant, owner)
     if other is None or owner == spec.name:
         what = f"there is no other instance {owner}, whose processes {name} would share"
-        raise NotFound(what, f"see {typed(tenant, 'ps -a')}")
+        raise NotFound(what, f"see {cli_command(tenant, 'ps -a')}")
     status = other.status
     if status.state != "running" or status.pid is None or status.start_time is None:
-        start = typed(tenant, f"start {owner}")
+        start = cli_command(tenant, f"start {owner}")
         raise Conflict(
             f"instance {owner}, whose processes {name} shares, is not running ({status.state})", f"first {start}"
         )
     return Running(status.pid, status.start_time)
 
 
-def guests(managed: ManagedInstances, member: ManagedInstance) -> Iterator[ManagedInstance]:
+def pid_members(managed: ManagedInstances, member: ManagedInstance) -> Iterator[ManagedInstance]:
     """The active instances in this one's PID namespace, directly or through another. They end with it."""
     name, tenant = member.instance.name, member.instance.tenant
     for other in managed.sharing():
         if other.instance.spec.options.pid_of == name and other.instance.tenant == tenant and other.active:
             yield other
-            yield from guests(managed, other)
+            yield from pid_members(managed, other)

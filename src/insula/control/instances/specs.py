@@ -126,6 +126,6 @@ def _check_numbers(spec: InstanceSpec) -> None:
         raise Invalid(what, "use 1 to 1000 files of 4k to 1t")
 
 
-def typed(tenant: str, words: str) -> str:
+def cli_command(tenant: str, words: str) -> str:
     """The command `insula words` for a tenant, quoted for a hint. It has -T unless the tenant is the default one."""
     return f"`insula {words}`" if tenant == "default" else f"`insula -T {tenant} {words}`"

@@ -64,7 +64,7 @@ class Statuses:
             await asyncio.wait([managed.saving])
 
 
-def told(error: InsulaError) -> Mapping[str, Any]:
+def error_fields(error: InsulaError) -> Mapping[str, Any]:
     """The fields of a status that report this error."""
     return {
         "error": error.message,
@@ -75,7 +75,7 @@ def told(error: InsulaError) -> Mapping[str, Any]:
 
 
 def error_of(status: InstanceStatus) -> InsulaError:
-    """The error that a status reports; the inverse of `told`."""
+    """The error that a status reports; the inverse of `error_fields`."""
     exit_status = None if status.error_exit is None else str(status.error_exit)
     data = {"error": status.error_kind, "message": status.error, "hint": status.hint, "exit_status": exit_status}
     return from_dict(data)

@@ -28,8 +28,8 @@ from insula.control.instances.drivers.base import require
 from insula.control.instances.io import InstanceIo
 from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.renaming import rename
-from insula.control.instances.sharing import partner
-from insula.control.instances.specs import stop_signal, typed
+from insula.control.instances.sharing import pid_owner
+from insula.control.instances.specs import cli_command, stop_signal
 from insula.control.instances.statuses import error_of
 from insula.control.keys import INSTANCES, STATUS
 from insula.control.tasks import Tasks
@@ -201,10 +201,10 @@ class Instances(InstanceIo):
 
     async def _admitted(self, by: Authority, tenant: str, spec: InstanceSpec, *, start: bool) -> ManagedInstance:
         """Commit a new instance, which nothing is done about before `InstanceController.create`."""
-        self.context.check_stays()
+        self.context.refuse_if_going_down()
         if start and spec.options.pid_of:
             await self.tenants.find(tenant)
-            partner(self.managed, tenant, spec)  # checked first, so that a wrong name leaves no failed instance
+            pid_owner(self.managed, tenant, spec)  # checked first, so that a wrong name leaves no failed instance
         admitted = await self.admission.admit(by, tenant, spec, start=start, admitting=self.controller.admitting)
         status = InstanceStatus(state="created", starts=admitted.instance.starts)
         return ManagedInstance(admitted.tenant, admitted.instance, status, admitted.revision)
@@ -214,7 +214,7 @@ class Instances(InstanceIo):
         return await self._whole(self._start(tenant, name, console, by))
 
     async def _start(self, tenant: str, name: str, console: ConsoleSize | None, by: Authority) -> InstanceView:
-        self.context.check_stays()
+        self.context.refuse_if_going_down()
 
         def wanted(known: Known) -> Changes | None:
             if known.status.state == "paused":
@@ -238,7 +238,7 @@ class Instances(InstanceIo):
 
     async def restart(self, tenant: str, name: str, timeout: float | None = None, *, by: Authority) -> InstanceView:
         """Stop an instance as `stop` does if it runs, then start it."""
-        self.context.check_stays()
+        self.context.refuse_if_going_down()
 
         def wanted(known: Known) -> Changes:
             admit(by, tenant, known.instance.spec)
@@ -293,7 +293,7 @@ class Instances(InstanceIo):
 
         def wanted(known: Known) -> Changes:
             if known.status.state == "paused":
-                hint = f"{typed(tenant, f'unpause {name}')} resumes it"
+                hint = f"{cli_command(tenant, f'unpause {name}')} resumes it"
                 raise Conflict(f"instance {name} is paused already", hint)
             check_running(known)
             return {"wanted": "paused"}

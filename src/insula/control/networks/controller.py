@@ -63,9 +63,9 @@ class NetworkController:
         """Reconcile all tenants, and from now on each one that changes in the store after `revision`."""
         for prefix in (TENANTS.prefix_all(), NETWORKS.prefix_all()):
             self._watching.append(self._tasks.spawn(self._watch(prefix, revision)))
-        await self.look_again()
+        await self.resync()
 
-    async def look_again(self) -> None:
+    async def resync(self) -> None:
         """Reconcile all tenants; correct state is left alone. Return after `LIMIT` seconds at the latest; a worker that
         takes longer goes on in the background."""
         names = {tenant.name for tenant in await TENANTS.readable(self.context.store)}
@@ -97,7 +97,7 @@ class NetworkController:
         NotFound if the tenant is no longer in the store; then its worker has removed it from this host or has
         recorded why it could not.
         """
-        self.context.check_stays()
+        self.context.refuse_if_going_down()
         self.nudge(name)
         answer: asyncio.Future[Errors] = asyncio.get_running_loop().create_future()
         self._managed[name].waiters.append(answer)
@@ -115,17 +115,17 @@ class NetworkController:
                 async for event in self.context.store.watch(prefix, revision):
                     revision = event.revision
                     asyncio.get_running_loop().call_later(
-                        _PAUSE, self._begin_look, event.entry.key.split("/")[2], revision
+                        _PAUSE, self._nudge_if_stale, event.entry.key.split("/")[2], revision
                     )
                 return  # the store is closed
             except Compacted:
                 revision = (await self.context.store.list(prefix)).revision
-                await self.look_again()
+                await self.resync()
             except Exception as error:
                 self.context.problems.report("changes of networks", error)
                 await asyncio.sleep(_PAUSE)
 
-    def _begin_look(self, name: str, revision: int) -> None:
+    def _nudge_if_stale(self, name: str, revision: int) -> None:
         if self.intents.seen.get(name, 0) < revision:
             self.nudge(name)
 
@@ -167,11 +167,11 @@ class NetworkController:
             if managed.here and (intent is None or intent.tenant.index != managed.here.index):
                 await self._remove(managed, managed.here)
             if intent is None:
-                self._tell(managed, {})
+                self._report(managed, {})
                 raise NotFound(f"there is no tenant {name}", "`insula tenant ls` lists them")
             managed.here = intent.tenant
             errors = await self._make(intent)
-        self._tell(managed, {_problem(intent.tenant.name, part): error for part, error in errors.items()})
+        self._report(managed, {_problem(intent.tenant.name, part): error for part, error in errors.items()})
         return errors
 
     async def _make(self, intent: TenantIntent) -> Errors:
@@ -200,7 +200,7 @@ class NetworkController:
         managed.here = None
         self.context.problems.solved(problem)
 
-    def _tell(self, managed: ManagedTenant, found: Mapping[str, Exception]) -> None:
+    def _report(self, managed: ManagedTenant, found: Mapping[str, Exception]) -> None:
         """Record the problems that were found, and clear those that are solved."""
         for problem, error in found.items():
             self.context.problems.report(problem, error)

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, turn
 from insula.control.context import Context
-from insula.control.instances.specs import check_labels, typed
+from insula.control.instances.specs import check_labels, cli_command
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
 from insula.control.networks.controller import Errors, NetworkController
 from insula.control.networks.ports import Ports
@@ -44,8 +44,9 @@ class Networks:
         if found := await NETWORKS.get(self.context.store, tenant, check_label("network", name)):
             return found
         await self.tenants.find(tenant)
-        listed, made = typed(tenant, "network ls"), typed(tenant, f"network create {name} --subnet 10.0.0.0/24")
-        raise NotFound(f"tenant {tenant} has no network {name}", f"{listed} lists them, {made} would make it")
+        ls = cli_command(tenant, "network ls")
+        create = cli_command(tenant, f"network create {name} --subnet 10.0.0.0/24")
+        raise NotFound(f"tenant {tenant} has no network {name}", f"{ls} lists them, {create} would make it")
 
     async def get(self, tenant: str, name: str) -> NetworkView:
         network = (await self.find(tenant, name)).value
