@@ -30,7 +30,7 @@ QUIET = 3.0  # seconds
 COLUMNS = ("longest", "undisturbed", "quiet", "callback", "requests")
 NOTES = [
     f"The goal is {GOAL * 1000:.0f} ms, undisturbed. One request after the other, 3 ms apart.",
-    "undisturbed: the longest without the time for which insulad's event loop, or who asks, could have run and "
+    "undisturbed: the longest without the time for which insulad's event loop, or the client, could have run and "
     "other threads had the processors",
     "quiet: the longest of as many requests while nothing is asked of the hostile instance, just afterwards",
     "callback: the most processor time that the event loop spent on one thing before it turned to the next",

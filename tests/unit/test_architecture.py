@@ -18,13 +18,13 @@ SOURCE = REPOSITORY / "src"
 MODULES = sorted((SOURCE / "insula").rglob("*.py"))
 FILES = [*MODULES, *sorted((REPOSITORY / "tests").rglob("*.py")), *sorted((REPOSITORY / "bench").rglob("*.py"))]
 
-ROOMS = {"container", "machine", "image", "volume", "network", "store"}
+LIBRARIES = {"container", "machine", "image", "volume", "network", "store"}
 LIGHT = {"insula.model.errors", "insula.model.units", "insula.model.stream"}
 # What the runtime takes of the vocabulary: nothing of the cloud. packaging/oci makes a wheel of it, which
 # tests/system/oci/test_alone.py runs.
 RUNTIME = {*LIGHT, "insula.model.cpython"}
 
-# What each room may import of Insula: whole rooms, or single modules of one.
+# What each package may import of Insula: whole packages, or single modules.
 ARROWS: dict[str, set[str]] = {
     "model": set(),
     "log": set(),
@@ -33,10 +33,10 @@ ARROWS: dict[str, set[str]] = {
     "settings": {"model"},
     "kernel": RUNTIME,
     "tree": LIGHT,
-    **{room: {"kernel", "model"} for room in ROOMS},
+    **{package: {"kernel", "model"} for package in LIBRARIES},
     "container": {"tree", "kernel", "log", *RUNTIME},
-    "control": {*ROOMS, "kernel", "model", "settings"},
-    "api": {"control", *ROOMS, "kernel", "model", "settings", "log", "audit"},
+    "control": {*LIBRARIES, "kernel", "model", "settings"},
+    "api": {"control", *LIBRARIES, "kernel", "model", "settings", "log", "audit"},
     "oci": {"container", "kernel", *RUNTIME},
     "client": RUNTIME,
     "cli": {"client", "tree", *RUNTIME},
@@ -75,16 +75,17 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[int, s
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     """One line for each import that the arrows forbid."""
-    room = module.split(".")[1] if "." in module else ""
+    package = module.split(".")[1] if "." in module else ""
     found = []
     for line, name in imports(source, module, is_package):
         top, *rest = name.split(".")
         if top == "insula":
             target = rest[0] if rest else ""
-            inside = target in {"", room} or target.startswith("__")
-            allowed = inside or target in ARROWS[room] or any(f"{name}.".startswith(f"{m}.") for m in ARROWS[room])
+            inside = target in {"", package} or target.startswith("__")
+            arrows = ARROWS[package]
+            allowed = inside or target in arrows or any(f"{name}.".startswith(f"{m}.") for m in arrows)
         else:
-            allowed = top in sys.stdlib_module_names or top in PACKAGES.get(room, {"msgspec"})
+            allowed = top in sys.stdlib_module_names or top in PACKAGES.get(package, {"msgspec"})
         if not allowed:
             found.append(f"{module}:{line} imports {name}")
     return found

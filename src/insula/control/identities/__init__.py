@@ -1,7 +1,8 @@
-"""Principals and their rights: who may do what.
+"""Principals and their rights.
 
-- `authority` is the right of one request: a principal, the proof of it, and the roles that count for it.
-- `tokens` are the text that proves a principal.
-- `cache` holds principals, bindings and tokens in memory, as the store has them.
-- `verbs` change them.
+authority.py      `Authority`: the rights of one request
+admission.py      checks the options of a spec against these rights
+tokens.py         bearer tokens: their text and its check
+cache.py          principals, bindings and tokens in memory, as the store has them
+verbs.py          the verbs that change them
 """

@@ -1,7 +1,7 @@
-"""Whether somebody may run an instance of a spec: the one check on every path that stores or starts one.
+"""Checks whether a caller may run an instance with a spec, on every path that stores or starts one.
 
-The route has checked that the caller may run instances in this tenant at all. Options that make an instance stronger
-are permissions of their own, and count again when it is started: also one that somebody else has created.
+The route has already checked that the caller may run instances in this tenant. Options that make an instance stronger
+take permissions of their own. They are checked again when it is started, since another principal may have created it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`Authority`: what the sender of one request may do, and how that is known.
+"""`Authority`: the rights of one request, and how its sender was authenticated.
 
-It is computed anew for each request, from the roles that the principal has now. A token gives what its owner holds at
-that moment, less the permissions that no token gives.
+It is computed for each request, from the roles that the principal has now. A token gives the permissions that its
+owner has at that moment, except those that no token gives.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Authority:
         return self.token is not None and permission in NOT_BY_TOKEN
 
     def covers(self, permissions: frozenset[str], tenant: str | None) -> bool:
-        """Whether all of these are held: only then may they be given to somebody else."""
+        """Whether all of these are held; only then may they be given to others."""
         return permissions <= (self.held(tenant) if tenant is not None else self.held_everywhere())
 
     def held_everywhere(self) -> frozenset[str]:

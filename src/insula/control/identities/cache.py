@@ -1,8 +1,8 @@
 """`IdentityCache`: principals, bindings and tokens in memory, as the store has them.
 
-Every request asks it, so that it answers without the store. It follows the store's changes; what this daemon commits
-is taken at once (`take`), so that a right that was revoked is gone when the verb returns. Those who hold streams open
-are told by `watchers` which principal's rights have changed.
+Every request reads it, so it answers without the store. It follows the store's changes. Commits of this daemon are
+applied at once (`take`), so that a revoked right is gone when the verb returns. `watchers` are called with the
+principal whose rights have changed; they end open streams.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class IdentityCache:
         return self._authority(principal, proof=f"token {token.id}", token=token) if principal else None
 
     def again(self, authority: Authority) -> Authority | None:
-        """Return what the sender of an earlier request may do now; None if its proof is not valid any more."""
+        """Return the current rights of the sender of an earlier request; None if its proof is not valid any more."""
         if authority.principal is None:
             return authority
         principal = self._by_id.get(authority.principal.id)
@@ -106,7 +106,7 @@ class IdentityCache:
         tasks.spawn(self._follow(await self._read()))
 
     async def _read(self) -> int:
-        """Take what the store has; returns the revision of that."""
+        """Read all objects from the store, and return its revision."""
         snapshot = await self.context.store.list(IDENTITIES)
         present = {entry.key for entry in snapshot.entries}
         for key in [key for key in self._objects if key not in present]:
@@ -130,7 +130,7 @@ class IdentityCache:
                 await asyncio.sleep(_PAUSE)
 
     def take(self, writes: Iterable[Write], revision: int) -> None:
-        """Take what this daemon committed at `revision`, before the store tells it."""
+        """Apply what this daemon committed at `revision`, before the store reports it."""
         for write in writes:
             if write.key.startswith(IDENTITIES):
                 self._take(write, revision)

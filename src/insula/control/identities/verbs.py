@@ -1,8 +1,8 @@
-"""Users, service accounts, bindings and tokens: the verbs that change who may do what.
+"""The verbs of users, service accounts, bindings and tokens.
 
-Every change is one transaction, and is in force when the verb returns: requests that are answered afterwards, and
-streams that are open, count with it. A tenant's usage record is its guard (allocation/quotas.py): what is bound to a
-tenant rewrites it, so that a tenant that is removed at the same time leaves no binding behind for one of its name.
+Every change is one transaction, and is in force when the verb returns, for later requests and for open streams. A
+tenant's usage record is its guard (allocation/quotas.py): a binding to a tenant rewrites it, so that a tenant that is
+removed at the same time leaves no binding behind for a later one of its name.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Identities:
         return self._view(self._find(label))
 
     async def create_user(self, name: str, uid: int | None = None) -> PrincipalView:
-        """A new user without roles; `uid` is the user of the host that it is. Invalid, Conflict."""
+        """Create a user without roles. `uid` is its user ID on the host. Invalid, Conflict."""
         if uid is not None and FIRST_ID <= uid < LAST_ID:
             raise Invalid(f"user ID {uid} belongs to a tenant's instances", "give that of a user of the host")
         principal = _principal(check_label("user", name), uid=uid)
@@ -69,7 +69,7 @@ class Identities:
         return self._view(principal)
 
     async def create_service_account(self, tenant: str, name: str) -> PrincipalView:
-        """A new service account of a tenant, without a role. Invalid, NotFound, Conflict."""
+        """Create a service account of a tenant, without a role. Invalid, NotFound, Conflict."""
         principal = _principal(check_label("service account", name), tenant=tenant)
 
         async def attempt(guard: Found[Usage]) -> None:
@@ -113,7 +113,7 @@ class Identities:
     # -- bindings --------------------------------------------------------------------------------------------------
 
     def bindings(self, tenant: str | None) -> Sequence[BindingView]:
-        """Who is bound in a tenant; on the host for None."""
+        """The bindings in a tenant; on the host for None."""
         found = (
             _binding_view(principal, binding)
             for principal in self.cache.principals()
@@ -146,7 +146,7 @@ class Identities:
         await self._change(by, principal, tenant, None)
 
     async def _change(self, by: Authority, principal: Principal, tenant: str | None, new: Binding | None) -> None:
-        """Put a binding, or delete it. What it compares makes removals at the same time fail, or this."""
+        """Put a binding, or delete it. Of a removal at the same time and this, one fails."""
         key = (tenant or HOST, principal.id)
 
         async def attempt() -> None:
@@ -180,7 +180,7 @@ class Identities:
         return sorted(views, key=lambda each: each.created)
 
     async def create_token(self, by: Authority, spec: TokenSpec) -> TokenCreated:
-        """A new token, for oneself or for `spec.user`. Invalid, NotFound, Denied, Conflict if it has too many."""
+        """Create a token for the caller or for `spec.user`. Invalid, NotFound, Denied, Conflict if it has too many."""
         principal = self._owner(by, spec)
         check_labels(spec.labels)
         if not 0 < spec.ttl <= MAX_TTL:
@@ -211,7 +211,7 @@ class Identities:
         return TokenCreated(id=token.id, token=text, expires=token.expires)
 
     def _owner(self, by: Authority, spec: TokenSpec) -> Principal:
-        """The principal that a token is made for. Whoever makes it for another one must hold all that it gives."""
+        """The principal that a token is made for. A caller that makes it for another must hold all that it gives."""
         if spec.user is None:
             if by.principal is None:
                 raise Invalid("the local operator has no tokens", "make one for a user: --user NAME")
@@ -268,7 +268,7 @@ class Identities:
         return found
 
     async def _commit(self, compares: Sequence[Compare], writes: Sequence[Write]) -> None:
-        """Commit, and have it in force when this returns."""
+        """Commit, and apply it to the cache at once."""
         self.cache.take(writes, await self.context.store.transact(compares, writes))
 
     def _view(self, principal: Principal) -> PrincipalView:
