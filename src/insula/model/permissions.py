@@ -45,7 +45,7 @@ TABLE = (
     _permission("tenant.remove", "host", "operator", "remove tenants"),
     _permission("tenant.limits", "host", "operator", "change a tenant's limits"),
     _permission("tenant.read", "tenant", _ALL, "see the tenant, its limits and usage"),
-    _permission("binding.read", "tenant", "operator auditor admin", "see who is bound to the tenant"),
+    _permission("binding.read", "tenant", "operator auditor admin", "see the roles in the tenant"),
     _permission("binding.write", "tenant", "operator admin", "bind others to roles that one holds, and unbind them"),
     _permission("service-account.read", "tenant", "operator auditor admin", "see the tenant's service accounts"),
     _permission("service-account.write", "tenant", "operator admin", "make service accounts, and tokens for them"),
