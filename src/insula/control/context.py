@@ -80,13 +80,13 @@ class Context:
 
         It runs to its end even if the caller is cancelled, since a half-made change of a network needs repair.
         """
+        return await asyncio.shield(asyncio.ensure_future(self.fabric_turn(tenant, call, *args, **kwargs)))
 
-        async def serialised() -> T:
-            await self.prepared(tenant)
-            async with self.locks[tenant]:
-                return await asyncio.to_thread(call, *args, **kwargs)
-
-        return await asyncio.shield(asyncio.ensure_future(serialised()))
+    async def fabric_turn(self, tenant: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """`fabric_call` for a caller that must not be cancelled. Its thread starts at once if no other has its turn."""
+        await self.prepared(tenant)
+        async with self.locks[tenant]:
+            return await asyncio.to_thread(call, *args, **kwargs)
 
 
 def going_down() -> Unavailable:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from signal import SIGKILL
 
@@ -116,10 +116,14 @@ class Lifecycle:
         managed.hold = "unknown"
         with self._in_time(managed) as check:
 
-            async def connect(nic: Nic) -> None:
+            def connect(nic: Nic) -> Awaitable[None]:
                 assert network
-                check()
-                await self.ports.plug(managed.tenant, network, instance, nic)
+                try:
+                    check()
+                except Failed:
+                    nic.close()
+                    raise
+                return self.ports.plug(managed.tenant, network, instance, nic)
 
             options = CreateOptions(network, console, joined, connect if network else None)
             async with AsyncExitStack() as undo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_network
 from itertools import count
@@ -98,25 +99,25 @@ class Ports:
             raise NotFound(f"network {instance.port.network} of tenant {instance.tenant} is gone", "create it again")
         return found.value
 
-    async def plug(self, tenant: Tenant, network: Network, instance: Instance, nic: Nic) -> None:
-        """Connect a created instance to its network, add its name to the resolver, and close the nic.
+    def plug(self, tenant: Tenant, network: Network, instance: Instance, nic: Nic) -> Awaitable[None]:
+        """Connect an instance to its network, add its name to the resolver, and close the nic. The future of that.
 
         It runs to its end even if the caller is cancelled. Else its thread would go on with a descriptor that may
         already mean another nic.
         """
         assert instance.port
-        await asyncio.shield(asyncio.ensure_future(self._plug(tenant, network, instance.port, nic)))
+        return asyncio.shield(asyncio.ensure_future(self._plug(tenant, network, instance.port, nic)))
 
     async def _plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic) -> None:
         fabric = self.context.fabric
         try:
             try:
-                await self.context.fabric_call(tenant.name, fabric.plug, tenant, network, port, nic)
+                await self.context.fabric_turn(tenant.name, fabric.plug, tenant, network, port, nic)
             except (Conflict, Unavailable):  # the network is full, or the nic is of another kind
                 raise
             except InsulaError:  # parts of the network are missing: repair it, and try once more
                 await self.networks.converged(tenant.name)
-                await self.context.fabric_call(tenant.name, fabric.plug, tenant, network, port, nic)
+                await self.context.fabric_turn(tenant.name, fabric.plug, tenant, network, port, nic)
         finally:
             nic.close()
 

@@ -100,11 +100,10 @@ class ContainerDriver:
             await self._create(tenant, instance, options)
             return
         if offered and (nic := self._nic(offered)):
-            connecting = asyncio.ensure_future(connect(nic))
-            for _ in range(4):  # until its thread runs: to make the request keeps the event loop
-                await asyncio.sleep(0)
-            connected, made = await asyncio.gather(
-                connecting, self._create(tenant, instance, options), return_exceptions=True
+            connecting = connect(nic)
+            await asyncio.sleep(0)  # its thread starts; to make the request keeps the event loop
+            made, connected = await asyncio.gather(
+                self._create(tenant, instance, options), connecting, return_exceptions=True
             )
             if isinstance(made, BaseException):
                 raise made
