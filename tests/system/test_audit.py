@@ -17,6 +17,7 @@ from insula.client import Client
 from insula.model.errors import InsulaError
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
+from tests.support.wait import patiently
 
 NOBODY = 65534
 SECRET = "correct-horse-battery"
@@ -108,7 +109,7 @@ def test_changes_of_tenants_networks_and_images_are_recorded(daemon: Daemon, sin
 def test_the_log_has_no_secrets(daemon: Daemon, cli: Cli, since: int) -> None:
     cli.ok("run", "-d", "--name", "web", "-e", f"TOKEN={SECRET}", "busybox", "sleep", "600")
     cli.ok("exec", "-e", f"TOKEN={SECRET}", "web", "echo", SECRET)
-    client = Client(str(daemon.run / "insulad.sock"), timeout=30)
+    client = Client(str(daemon.run / "insulad.sock"), timeout=patiently(30))
     auth = {"username": "me", "password": SECRET}
     for reference in ("127.0.0.1:1/a/b", f"me:{SECRET}@127.0.0.1:1/a/b"):
         with suppress(InsulaError):
@@ -213,7 +214,7 @@ def test_filters_of_the_command(daemon: Daemon, cli: Cli) -> None:
 def test_an_orderly_end_loses_nothing_and_the_next_daemon_goes_on(unstarted: Daemon) -> None:
     unstarted.configure(audit='size = "64k"\nfiles = 2')
     unstarted.start()
-    client = Client(str(unstarted.run / "insulad.sock"), timeout=30)
+    client = Client(str(unstarted.run / "insulad.sock"), timeout=patiently(30))
     for number in range(400):  # about a hundred kilobytes: more than one file
         with suppress(InsulaError):
             client.instances.stop("default", f"absent-{number}")

@@ -30,7 +30,7 @@ class StubDaemon:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "insulad.sock"
         self.plane = StubPlane(directory)
-        self.client = Client(str(self.path), timeout=20)
+        self.client = Client(str(self.path), timeout=patiently(20))
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
