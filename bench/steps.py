@@ -119,8 +119,7 @@ class Stand:
         time.sleep(GAP)
         begin = time.monotonic()
         if spare:
-            with open(f"{bundle.path}/launch.json", "rb") as config:
-                child = warm_pool.assign(spare, asked, self.layers, config.fileno(), asked.seccomp)
+            child = warm_pool.assign(spare, asked, self.layers, f"{bundle.path}/launch.json", asked.seccomp)
             self.pool.release(spare.id)
         else:
             child = launch.start(asked, self.layers, exec_process.Filter(self.program, asked.seccomp_flags))

@@ -146,9 +146,14 @@ class Runtime:
             await asyncio.shield(asyncio.create_task(self.delete(launch.id)))
             raise
 
-    async def start(self, container: str) -> None:
-        """Have PID 1 execute the user's program; `StartFailed` if it can't."""
-        await self._request({"op": "start", "id": container})
+    async def start(self, container: str) -> ProcessState:
+        """Have PID 1 execute the user's program. `Failed` if it can't, `NotFound` if it vanishes."""
+        answer = await self._request({"op": "start", "id": container})
+        if known := self._first.get(container):
+            return known._replace(started=answer["started"])
+        if (state := self.state(container)) is None:
+            raise NotFound("its container vanished while it started", "try again")
+        return state
 
     async def failure(self, container: str) -> Failed | None:
         """The error with which PID 1 ended before it executed the user's program; None if it lives, or if it is not

@@ -325,9 +325,9 @@ def wait_for_assignment(premount_plan: PremountPlan, args: init.InitArgs, plan: 
 
 
 def assign(
-    warm: WarmContainer, request: Launch, layers: Layers, config: int, program: str | None
+    warm: WarmContainer, request: Launch, layers: Layers, config: str, program: str | None
 ) -> spawn.SpawnedProcess:
-    """Make a warm container the one of `request`. `config` is the open file of `request`, `program` that of its filter.
+    """Make a warm container the one of `request`. `config` is the file of `request`, `program` that of its filter.
 
     OSError or StepError if anything is refused: then it is of no more use, and the caller drops it.
     """
@@ -340,8 +340,9 @@ def assign(
         prepared = sources.open_all(spec, plan, but=warm.template.premount_plan.entries)
         child_fds.callback(prepared.close)
         filter_ = child_fds.hold(os.open(program, os.O_RDONLY | os.O_CLOEXEC)) if program else -1
+        file = child_fds.hold(os.open(config, os.O_RDONLY | os.O_CLOEXEC))
         assignment = Assignment(
-            config=config, program=filter_, flags=request.seccomp_flags, root=root, sources=prepared, stdio=stdio
+            config=file, program=filter_, flags=request.seccomp_flags, root=root, sources=prepared, stdio=stdio
         )
         if (score := spec["process"].get("oomScoreAdj")) is not None:
             process.set_oom_score(warm.child.pid, score)

@@ -9,8 +9,8 @@ to start exit, because their channel is closed.
 It has a mount namespace of its own (mount_namespaces(7)) for idmapped layers, which ends with it. Requests:
 
     {"op": "create", "id"}                  → {"pid", "start_time"}: PID 1 waits, its namespaces exist
-    {"op": "start", "id"}                   → {} once the program runs, or the error of execve
-    {"op": "exec", "id", "exec", "process", "stdin"} → {"pid"} once the program runs, or its error
+    {"op": "start", "id"}                   → {"pid", "started"} once the program runs, or the error of execve
+    {"op": "exec", "id", "exec", "process", "stdin"} → {"pid", "started"} once the program runs, or its error
     {"op": "hello", …}                      → see `insula.container.service.protocol`
     {"op": "replace"}                       → {}: it has ended, and the monitor starts another one
     {"op": "forget-layer", "path"}          → {}
@@ -215,8 +215,7 @@ class Zygote:
         for fd in (warm.child.sync.fileno(), warm.child.pidfd):
             self.loop.unwatch(fd)
         try:
-            with open(f"{directory.path}/launch.json", "rb") as config:
-                return assign(warm, request, self.layers, config.fileno(), request.seccomp)
+            return assign(warm, request, self.layers, f"{directory.path}/launch.json", request.seccomp)
         except (OSError, StepError, ValueError):  # the usual way fails again and says why, or succeeds
             self.pool.drop(warm)
             return None
@@ -326,7 +325,8 @@ class Zygote:
     def _on_exec_or_death(self, child: Child) -> None:
         """Handle the end of the channel: the program runs, or the child has ended or is about to."""
         if child.reply:
-            child.reply({"error": child.error} if child.error else {"pid": child.pid})
+            started = child.state.started if child.state else None
+            child.reply({"error": child.error} if child.error else {"pid": child.pid, "started": started})
             child.reply = None
         if child.start_requested and child.error is None and child.pid and not _ended(child.pidfd) and child.state:
             child.state = child.state._replace(executed=True)

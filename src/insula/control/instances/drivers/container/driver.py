@@ -133,10 +133,7 @@ class ContainerDriver:
         return NetnsNic(self.runtime.netns(instance_id))
 
     async def start(self, instance_id: str) -> Running:
-        await self.runtime.start(instance_id)
-        state = self.runtime.state(instance_id)
-        if state is None:
-            raise NotFound("its container vanished while it started", "try again")
+        state = await self.runtime.start(instance_id)
         return Running(state.pid, state.start_time, state.started)
 
     async def failure(self, instance_id: str) -> InsulaError | None:
