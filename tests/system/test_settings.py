@@ -71,7 +71,7 @@ def test_debug_logs_each_request_and_info_does_not(unstarted: Daemon) -> None:
     request = "GET /v1/tenants/default/instances"
     until(lambda: request in unstarted.log.read_text(), "it is logged")
     [line] = [line for line in unstarted.log.read_text().splitlines() if request in line]
-    assert " DEBUG insula.access: GET /v1/tenants/default/instances uid=0 pid=" in line
+    assert " DEBUG insula.access: GET /v1/tenants/default/instances user=operator uid=0 pid=" in line
     assert " status=200 " in line
 
 
