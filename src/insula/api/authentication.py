@@ -1,9 +1,9 @@
-"""Who sends a request: the `Authority` by a bearer token, or by the user of the host at the other end of the socket.
+"""Authentication: the `Authority` of a request, by a bearer token, or by the user at the other end of the socket.
 
-A token counts more than the socket: whoever sends one wants to act with its rights only. On the operator's socket root
+A token counts more than the socket: a request with a token has the token's rights only. On the operator's socket root
 and members of the group `insula` are the local operator. On the users' socket every other user of the host is the
-principal that has its user ID. User IDs of tenants' ranges are nobody: a process of an instance that reached the socket
-has such an ID.
+principal that has its user ID. User IDs of tenants' ranges are no principals: a process of an instance that reached the
+socket has such an ID.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Whether the sender of a request may do what it asks: every route names its permission.
+"""Authorization: every route names its permission, which the sender of a request must hold.
 
-The check runs before anything is looked up by a name in the request, so that nobody learns from an error or its timing
-whether something of another tenant exists. A tenant in which the sender has no role is answered as one that does not
-exist. `check_routes` walks the routes of the application: insulad doesn't start if one has no permission, or one whose
-scope doesn't fit its path.
+The check runs before anything is looked up by a name in the request, so that neither an error nor its timing reveals
+objects of another tenant. For a sender without a role in a tenant, the answer is as if it did not exist. `check_routes`
+walks the routes of the application: insulad doesn't start if one has no permission, or one whose scope doesn't fit its
+path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from insula.control.plane import ControlPlane
 from insula.model.permissions import PERMISSIONS
 
 OPTIONS_PERMISSION = "self.read"
-"""The permission of OPTIONS, which the framework adds to every path and which tells the methods of a path only."""
+"""The permission of OPTIONS, which the framework adds to every path and which lists only the methods of the path."""
 
 
 def authority_of(scope: Any) -> Authority:

@@ -133,8 +133,8 @@ class Duplex:
             await asyncio.gather(down, up, return_exceptions=True)
 
     async def _ended(self, state: Any) -> bytes:
-        """The daemon has ended the request: the last frame says why. A process that was started by somebody who may
-        not do that any more is killed."""
+        """The last frame, with the reason, of a request that the daemon has ended. If the sender has lost the right to
+        the process that it had started, that is killed."""
         why = state.get("ended")
         if why is None or isinstance(why, Unavailable):
             return error_frame(Unavailable("insulad is stopping; the process keeps running", "attach again later"))

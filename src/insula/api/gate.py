@@ -1,4 +1,4 @@
-"""Middleware: finds out who sends a request, ends requests whose sender loses the right to them, logs and audits.
+"""Middleware: authenticates requests, ends them when their sender loses the right to them, logs and audits.
 
 A request may last for days: logs, events, attach, exec. It is ended when the daemon stops, when the proof of its sender
 expires or is revoked, and when the sender's roles no longer allow it.
@@ -45,7 +45,7 @@ class OpenRequest:
             self.task.cancel()
 
     def check(self, cache: IdentityCache) -> None:
-        """End it unless its sender still may do what it does."""
+        """End it unless its sender still has the right to it."""
         authority = cache.again(self.authority)
         if authority is None:
             self.end(Unauthenticated("the proof of who you are is not valid any more", "make a new token"))
@@ -57,8 +57,8 @@ class OpenRequest:
 
 
 class Gate:
-    """The middleware. Clients that are nobody get an error before their request is parsed. `GRACE` seconds after the
-    event "stopping" in the server's state all requests are ended."""
+    """The middleware. Unknown clients get an error before their request is parsed. `GRACE` seconds after the event
+    "stopping" in the server's state all requests are ended."""
 
     def __init__(self, app: ASGIApp, cache: IdentityCache, audit: AuditLog | None = None, socket: str = "") -> None:
         self.app = app

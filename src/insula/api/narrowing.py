@@ -1,8 +1,8 @@
-"""Answers for tenants: what is returned is converted to the form that its owner may see (model/own_views.py).
+"""Answers for tenants: results are converted to the types that their owner may see (model/own_views.py).
 
-A type that is neither in the table nor free of the host's numbers is refused: a new route can't show what nobody has
-thought about. Values of environment variables, which often are secrets, are shown to those only who could read them
-in the instance anyway.
+A type that is neither in the table nor free of the host's numbers is refused, so that a new route can't reveal anything
+by accident. Values of environment variables, which often are secrets, are shown only to principals that could read
+them in the instance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from insula.model.views import (
 )
 
 HIDDEN = "…"
-"""Instead of the value of an environment variable."""
+"""The text that replaces the value of an environment variable."""
 NARROW: dict[type[msgspec.Struct], type[msgspec.Struct]] = {
     TenantView: OwnTenantView,
     NetworkView: OwnNetworkView,
@@ -41,7 +41,7 @@ _OF_HOST = ("revision", "pid")  # keys of events
 
 
 def for_sender(value: Any, authority: Authority) -> Any:
-    """Return what the sender of a request may see of an answer. TypeError for a type that nobody has decided about."""
+    """Return the parts of an answer that the sender of a request may see. TypeError for a type without a rule."""
     if isinstance(value, list | tuple):
         return [for_sender(each, authority) for each in value]
     if isinstance(value, dict):
@@ -67,7 +67,7 @@ def _narrow(value: msgspec.Struct) -> msgspec.Struct:
 
 
 def _without_secrets(instance: Instance, authority: Authority) -> Instance:
-    """Hide the values of environment variables from those who can't run a process in the instance."""
+    """Hide the values of environment variables from principals that can't run a process in the instance."""
     if "instance.exec" in authority.held(instance.tenant):
         return instance
     spec = replace(instance.spec, env=dict.fromkeys(instance.spec.env, HIDDEN))

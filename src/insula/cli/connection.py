@@ -1,7 +1,7 @@
 """The connection of a verb to the daemon: by the socket, and by a token if the user names one.
 
-A token is never an argument or a variable of the environment, which other users of the machine may see, and which end
-up in the history of a shell. It is read from a file that nobody else can read, as /dev/stdin or /dev/fd/3 also are.
+A token is never an argument or an environment variable, which other users of the machine may see, and which end up in
+the history of a shell. It is read from a file that only its owner can read, such as /dev/stdin or /dev/fd/3.
 """
 
 from __future__ import annotations

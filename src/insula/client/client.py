@@ -146,7 +146,7 @@ class IdentitiesResource(Resource):
         self.client.call("DELETE", "tenants", tenant, "service-accounts", name)
 
     def bindings(self, tenant: str | None = None) -> Objects:
-        """Return who has which role in a tenant; on the host for None."""
+        """Return the bindings of roles in a tenant; on the host for None."""
         return self.client.call("GET", *_bindings(tenant))  # type: ignore[no-any-return]
 
     def bind(self, user: str, role: str, tenant: str | None = None) -> Object:

@@ -162,8 +162,8 @@ class Tenants:
                 )
 
     async def _rights(self, name: str) -> Sequence[Delete]:
-        """What says who may do what in this tenant, to be deleted with it: nobody may inherit rights in another tenant
-        of its name."""
+        """The deletions of bindings, service accounts and their tokens that go with this tenant, so that they give no
+        rights in a later tenant of its name."""
         store = self.context.store
         accounts = (await store.list(PRINCIPALS.prefix(name))).entries
         bindings = (await store.list(BINDINGS.prefix(name))).entries

@@ -1,8 +1,8 @@
-"""What tenants see of their own objects: the views of the API without numbers of the host and of other tenants.
+"""Views for tenants of their own objects, without numbers of the host and of other tenants.
 
-Indices, VNIs, ID ranges, PIDs on the host, paths and the names of hosts tell how many others there are and what they
-do, or help an attacker. Each struct here has the fields of its full form that its owner may know; a field that is new
-there is not shown until it is added here. `narrow` makes them.
+Indices, VNIs, ID ranges, PIDs on the host, paths and names of hosts would reveal other tenants and their activity, or
+help an attacker. Each struct here has those fields of its full form that its owner may know; a new field of the full
+form is not shown until it is added here. `narrow` makes them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""The table of permissions and roles: which role may do what (role-based access control, NIST INCITS 359).
+"""The table of permissions and roles (role-based access control, NIST INCITS 359).
 
-A permission has a fixed *scope*. One of scope "tenant" is held in a tenant, and used on what that tenant has. One of
-scope "host" concerns the whole cloud. One of scope "self" belongs to everybody who is known: it concerns nothing but
-the caller.
+A permission has a fixed *scope*. One of scope "tenant" is held in a tenant, and concerns objects of that tenant. One of
+scope "host" concerns the whole cloud. One of scope "self" belongs to every principal, and concerns only the caller.
 
 A *role* is a set of permissions, and is bound to a principal either in one tenant or on the host. The roles
 `operator` and `auditor` are bound on the host, and hold their tenant permissions in every tenant. No role holds
-permissions by a pattern: a new permission belongs to nobody until the table says so.
+permissions by a pattern: a new permission belongs to no role until it is added to the table.
 """
 
 from __future__ import annotations
@@ -78,5 +77,5 @@ def permissions_of(role: Role) -> frozenset[str]:
 
 
 NOT_BY_TOKEN = frozenset({"self.token", "user.write", "binding.write", "service-account.write"})
-"""Permissions that no token gives, whatever its owner holds: a token that was stolen must not make others, which would
-live on after it is revoked."""
+"""Permissions that no token gives, whatever its owner holds: a stolen token must not make others, which would be
+valid after it is revoked."""

@@ -1,8 +1,8 @@
-"""Principals, what they may do, and the proofs of who they are: the objects, requests and responses.
+"""Principals, bindings and tokens: the stored objects, the requests and the responses.
 
 A *principal* is a user (a person) or a service account (a program) of a tenant. Its `id` is its identity: a principal
 that is removed and created again under the same name is another one, and inherits nothing. A *binding* gives a
-principal a role, in one tenant or on the host. A *token* is a proof: whoever has it acts as its owner.
+principal a role, in one tenant or on the host. A *token* authenticates its bearer as its owner.
 """
 
 # ruff: noqa: RUF012 (msgspec copies mutable defaults)
@@ -17,12 +17,12 @@ from insula.model.objects import Struct
 from insula.model.permissions import Role
 
 MAX_TTL = 366 * 86400
-"""The longest life of a token in seconds. There is none without an end."""
+"""The longest life of a token in seconds. Every token has an end."""
 DEFAULT_TTL = 30 * 86400
 
 
 class Principal(Struct, kw_only=True):
-    """A user, or a service account of `tenant`. `uid` is the user of the host that it is, by the users' socket."""
+    """A user, or a service account of `tenant`. `uid` is its user ID on the host, for the users' socket."""
 
     id: str
     name: str

@@ -43,7 +43,7 @@ async def allocate(
 ) -> Found[T]:
     """Commit the proposal that `propose` returns, with its reservations. Return the value and its revision.
 
-    If a compared key was changed by somebody else, `refuse` is called with the key and the value. It raises an error
+    If a compared key was changed meanwhile, `refuse` is called with the key and the value. It raises an error
     for the user, or returns if another proposal may succeed. Reservations that are not committed are released.
     """
 
