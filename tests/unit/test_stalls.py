@@ -224,7 +224,7 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "passwd").write_text("a:x:1:1::/:\n" * (MAX_SIZE // 12))
     images: Any = SimpleNamespace(lower=lambda layers: [tmp_path])
-    settings: Any = SimpleNamespace(prefix="insula", root=tmp_path)
+    settings: Any = SimpleNamespace(prefix="insula", root=tmp_path, instances=tmp_path)
     requests = Requests(settings, images)
     tenant = Tenant(name="acme", index=0, id_base=1 << 20, created=0.0)
 
@@ -236,7 +236,7 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
             await asyncio.sleep(0)
             rounds()
             with pytest.raises(Invalid, match="not in the image"):
-                requests.oci(tenant, asked("nobody"), asked("nobody").spec)  # on the loop
+                requests.oci(tenant, asked("nobody"), asked("nobody").spec, requests.directory("x"))  # on the loop
             assert rounds() == 0, "the positive control"
             for _ in range(2):
                 with pytest.raises(Invalid, match="not in the image"):

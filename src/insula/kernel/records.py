@@ -61,21 +61,28 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
 def overwrite(path: str | os.PathLike[str], data: bytes, mode: int, owner: int) -> None:
     """Write a file in place, for a file that is bind-mounted elsewhere; `owner` is its user and group."""
     try:
-        fd = os.open(path, _WRITE | os.O_NONBLOCK | os.O_TRUNC)
-    except OSError:
-        fd = -1
-    if fd >= 0 and not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        fd = -1
-    if fd < 0:
-        _clear(path)
         fd = os.open(path, _WRITE | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        fd = _emptied(path, mode)
     try:
         _write_all(fd, data)
         os.fchmod(fd, mode)
         os.fchown(fd, owner, owner)
     finally:
         os.close(fd)
+
+
+def _emptied(path: str | os.PathLike[str], mode: int) -> int:
+    """Open the regular file at `path` without its content; a new one replaces anything else."""
+    try:
+        fd = os.open(path, _WRITE | os.O_NONBLOCK | os.O_TRUNC)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+    except OSError:  # it is not a regular file, which is found out below
+        pass
+    _clear(path)
+    return os.open(path, _WRITE | os.O_CREAT | os.O_EXCL, mode)
 
 
 def _write_all(fd: int, data: bytes) -> None:

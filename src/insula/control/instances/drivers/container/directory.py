@@ -6,6 +6,7 @@ etc            hostname, hosts and resolv.conf, bind-mounted over the image's
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,24 @@ class ContainerDirectory(Directory):
 
     def make(self, id_base: int) -> None:
         """Make the files and directories that are missing. OSError."""
+        try:
+            os.mkdir(self.path, 0o700)
+        except FileExistsError:
+            self._clear()
+        for path, mode in (
+            (self.path, 0o700),
+            (self.work, 0o700),
+            (self.log, 0o700),
+            (self.etc, 0o700),
+            (self.upper, 0o755),
+        ):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, mode)
+        os.chmod(self.etc, 0o755)
+        os.chown(self.upper, id_base, id_base)
+
+    def _clear(self) -> None:
+        """Remove what is in the way of `make`."""
         if (self.work / "work" / "incompat" / "volatile").exists():
             # after a crash overlayfs refuses to mount a volatile upper layer again, since it may be incomplete
             trees.remove(self.upper)
@@ -29,12 +48,6 @@ class ContainerDirectory(Directory):
         for path in (self.path, self.upper, self.work, self.log, self.etc):
             if path.is_symlink() or (path.exists() and not path.is_dir()):  # not a directory
                 trees.remove(path)
-        for path in (self.path, self.work, self.log, self.etc):
-            path.mkdir(mode=0o700, exist_ok=True)
-        self.etc.chmod(0o755)
-        if not self.upper.exists():
-            self.upper.mkdir(mode=0o755)
-        os.chown(self.upper, id_base, id_base)
 
     def is_fresh(self) -> bool:
         """Whether the instance has written nothing into its root file system yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,14 @@ from insula.settings import Settings
 SLEEP: Final = "/dev/sleep"  # busybox chooses its applet by the name of the program
 
 
+class Checked(NamedTuple):
+    """The draft of an instance, and what `Requests.oci` has made of it."""
+
+    instance: Instance
+    lower: list[str]
+    oci: dict[str, Any]
+
+
 class Requests:
     """Makes requests to the runtime. Methods that read files of images or instances block."""
 
@@ -35,6 +43,7 @@ class Requests:
         self._images = images
         self._boot = boot_id()
         self._workers = Workers()
+        self._checked: dict[str, Checked] = {}  # by the instance's ID
 
     def directory(self, instance_id: str) -> ContainerDirectory:
         return ContainerDirectory(self._settings.instances, instance_id)
@@ -58,7 +67,7 @@ class Requests:
         spec, directory = instance.spec, self.directory(instance.id)
         directory.make(tenant.id_base)
         directory.write_etc(etc_files(instance, network), tenant.id_base)
-        lower, oci = self.oci(tenant, instance, spec, directory)
+        lower, oci = self._checked_oci(instance, directory) or self.oci(tenant, instance, spec, directory)
         if begin:
             directory.write_record(LaunchRecord(starts=instance.starts, boot=self._boot))
         return Launch(
@@ -103,15 +112,12 @@ class Requests:
         return request._replace(id=container, cgroup=group, volatile=False, stdin=False, log=None)
 
     def oci(
-        self, tenant: Tenant, instance: Instance, spec: InstanceSpec, directory: ContainerDirectory | None = None
+        self, tenant: Tenant, instance: Instance, spec: InstanceSpec, directory: ContainerDirectory
     ) -> tuple[list[str], dict[str, Any]]:
-        """The layers' directories, top-most first, and the OCI config for `spec`. Invalid.
-
-        Without a directory, for an instance that does not exist yet, the config is only good for checking the spec.
-        """
+        """The layers' directories, top-most first, and the OCI config for `spec`. Invalid."""
         lower = self._lower(instance)
         name = spec.user if spec.user is not None else instance.config.user
-        if directory is None or directory.is_fresh():
+        if directory.is_fresh():
             user = _user_of_image(name, tuple(lower), tuple(spec.options.group_add))
         else:
             user = resolve(name, lower, upper=str(directory.upper), more_groups=spec.options.group_add)
@@ -122,18 +128,34 @@ class Requests:
             id_base=tenant.id_base,
             hostname=spec.hostname or instance.name,
             cgroup=self.cgroup(instance),
-            etc=directory.etc if directory else None,
+            etc=directory.etc,
         )
 
     async def check(self, tenant: Tenant, instance: Instance) -> None:
         """Raise Invalid if no OCI config can be made from the spec. A user that is not cached is looked up in a thread,
-        since an image may have a megabyte of /etc/passwd."""
+        since an image may have a megabyte of /etc/passwd. The config is kept for the launch that follows."""
         spec = instance.spec
         name = spec.user if spec.user is not None else instance.config.user
+        work = partial(self.oci, tenant, instance, spec, self.directory(instance.id))
         if (name, tuple(self._lower(instance)), tuple(spec.options.group_add)) in _users:
-            self.oci(tenant, instance, spec)
+            made = work()
         else:
-            await self._workers.do(tenant.name, partial(self.oci, tenant, instance, spec))
+            made = await self._workers.do(tenant.name, work)
+        if instance.wanted == "running":
+            self._checked[instance.id] = Checked(instance, *made)
+            while len(self._checked) > _MOST_CHECKED:  # the commits of some have failed
+                del self._checked[next(iter(self._checked))]
+
+    def _checked_oci(
+        self, instance: Instance, directory: ContainerDirectory
+    ) -> tuple[list[str], dict[str, Any]] | None:
+        """What `oci` has made for the check of the instance, if that is still right; given out once."""
+        checked = self._checked.pop(instance.id, None)
+        if checked is None or checked.instance.name != instance.name or not directory.is_fresh():
+            return None
+        spec = msgspec.structs.replace(checked.instance.spec, name=instance.spec.name)
+        same = msgspec.structs.replace(checked.instance, spec=spec, ports=instance.ports) == instance
+        return (checked.lower, checked.oci) if same else None
 
     async def execution(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
         """Do the work of `process` in a thread."""
@@ -168,6 +190,7 @@ class Requests:
 
 _users: dict[tuple[str, tuple[str, ...], tuple[str, ...]], User] = {}
 _MOST_USERS = 1024
+_MOST_CHECKED = 32
 
 
 def _user_of_image(user: str, lower: tuple[str, ...], more_groups: tuple[str, ...]) -> User:
