@@ -38,6 +38,10 @@ _PREFIX = re.compile(r"[a-z][a-z0-9]{0,7}")
 _EXPECTED = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
 _MAX_SPARES = 32
 _MAX_RESOLVERS = 8
+_MAX_LISTEN = 16
+_MAX_NAMES = 64
+_HOST = re.compile(r"[A-Za-z0-9.:_-]{1,253}")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,9}")
 _LEAST_AUDIT = 64 << 10  # bytes of an audit log before it is rotated
 _MAX_AUDIT_FILES = 1000
 _UPLINK_BITS = 1  # each tenant has two addresses of each range
@@ -63,6 +67,15 @@ class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return 0 if self.size == "0" else parse_size(self.size)
 
 
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[api]`: HTTPS. `listen` are addresses with ports; none is off. `names` are further names of this host, for its
+    certificate. `user` is the user that TLS runs as, a name or a number: nothing else may run as it."""
+
+    listen: list[str] = []
+    names: list[str] = []
+    user: str = "insula-gate"
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings. The directory `root` is persistent, `run` is empty after a reboot. `prefix` is the prefix of names
     in the kernel: network namespaces, nftables tables, the parent control group. `spares` is the number of warm
@@ -80,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ebpf_budgets: bool = True
     network: NetworkSettings = NetworkSettings()
     audit: AuditSettings = AuditSettings()
+    api: ApiSettings = ApiSettings()
 
     @property
     def state(self) -> Path:
@@ -160,6 +174,21 @@ DOCUMENTED = (
         "audit.size",
         "size from 64k, or 0",
         "Size at which the audit log is renamed to audit.log.1 and a new one started. 0 leaves that to logrotate(8).",
+    ),
+    Documented(
+        "api.listen",
+        "list of at most 16 ADDRESS:PORT",
+        "Addresses at which the API is served by HTTPS, as in 0.0.0.0:7443 or [::]:7443. []: none.",
+    ),
+    Documented(
+        "api.names",
+        "list of at most 64 names and addresses",
+        "Further names and addresses by which clients reach this host, for the server's certificate.",
+    ),
+    Documented(
+        "api.user",
+        "user name or ID",
+        "The user that the process runs as in which TLS ends. Nothing else may run as it.",
     ),
     Documented("audit.files", "0 to 1000", "Renamed audit logs that are kept. Older ones are removed."),
 )
@@ -262,7 +291,7 @@ def _unknown(data: Mapping[str, Any], kind: type, above: str) -> str | None:
     for key, value in data.items():
         if key not in fields:
             return f"{above}{key}"
-        if isinstance(value, dict) and fields[key] in (NetworkSettings, AuditSettings):
+        if isinstance(value, dict) and fields[key] in (NetworkSettings, AuditSettings, ApiSettings):
             found = _unknown(value, fields[key], f"{above}{key}.")
             if found:
                 return found
@@ -309,6 +338,7 @@ def _check(settings: Settings, names: Mapping[str, str]) -> None:
     _check_range("network.range6", network.range6, IPv6Network, wrong)
     if len(network.resolvers or ()) > _MAX_RESOLVERS:
         raise wrong("network.resolvers", network.resolvers, "are too many", f"name at most {_MAX_RESOLVERS}")
+    _check_api(settings.api, wrong)
     for resolver in network.resolvers or ():
         _check_resolver(resolver, wrong)
     try:
@@ -319,6 +349,33 @@ def _check(settings: Settings, names: Mapping[str, str]) -> None:
         raise wrong("audit.size", audit.size, "is too small", "64k at least, or 0")
     if not 0 <= audit.files <= _MAX_AUDIT_FILES:
         raise wrong("audit.files", audit.files, f"is not a number from 0 to {_MAX_AUDIT_FILES}", "leave it out for 9")
+
+
+def _check_api(api: ApiSettings, wrong: Any) -> None:
+    if len(api.listen) > _MAX_LISTEN:
+        raise wrong("api.listen", api.listen, "are too many", f"name at most {_MAX_LISTEN}")
+    for text in api.listen:
+        try:
+            split_address(text)
+        except ValueError:
+            raise wrong("api.listen", text, "is not ADDRESS:PORT", "as in 0.0.0.0:7443 or [::]:7443") from None
+    if len(api.names) > _MAX_NAMES:
+        raise wrong("api.names", api.names, "are too many", f"name at most {_MAX_NAMES}")
+    for name in api.names:
+        if not _HOST.fullmatch(name):
+            raise wrong("api.names", name, "is no name or address", "as in cloud.example.com or 192.0.2.7")
+    if not _USER.fullmatch(api.user) or api.user in ("0", "root"):
+        raise wrong("api.user", api.user, "is no user without rights", "leave it out for insula-gate")
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Split ``192.0.2.7:7443`` or ``[2001:db8::7]:7443`` into address and port. ValueError."""
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    address = ip_address(bare)
+    if (address.version == 6) != (bare != host) or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(text)
+    return str(address), int(port)
 
 
 def _check_range(key: str, text: str, kind: type[IPv4Network] | type[IPv6Network], wrong: Any) -> None:

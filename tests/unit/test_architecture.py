@@ -47,7 +47,7 @@ PACKAGES: dict[str, set[str]] = {
     "cli": set(),
     "oci": set(),
     "tree": set(),
-    "api": {"msgspec", "litestar", "uvicorn"},
+    "api": {"msgspec", "litestar", "uvicorn", "cryptography"},
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 

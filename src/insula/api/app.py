@@ -12,17 +12,20 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 from insula import __version__
+from insula.api.access import Access
 from insula.api.answers import Answer
 from insula.api.authorization import authority_of, authorize, check_routes
 from insula.api.errors import HANDLERS
-from insula.api.gate import Gate
 from insula.api.host import HostRoutes
 from insula.api.identities import (
     BindingRoutes,
+    CertificateRoutes,
     HostBindingRoutes,
     ServiceAccountRoutes,
     TokenRoutes,
     UserRoutes,
+    invite,
+    join,
     whoami,
 )
 from insula.api.images import ImageRoutes
@@ -57,7 +60,7 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
     """Make the ASGI application of `insulad`, behind its gate; `socket` is its address."""
     app = application(plane, audit)
     check_routes(app)
-    return Gate(app, plane.identity_cache, audit, socket)
+    return Access(app, plane.identity_cache, audit, socket)
 
 
 def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
@@ -80,6 +83,9 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
                     BindingRoutes,
                     HostBindingRoutes,
                     TokenRoutes,
+                    CertificateRoutes,
+                    invite,
+                    join,
                     whoami,
                     NetworkRoutes,
                     ImageRoutes,

@@ -18,6 +18,7 @@ from typing import Any
 from litestar.types import Message, Scope
 
 from insula.api.peer import Peer
+from insula.api.tls.record import ClientRecord
 from insula.audit import AuditLog, timestamp
 from insula.control.identities.authority import NOBODY, Authority
 from insula.model.errors import Failed, InsulaError
@@ -94,10 +95,7 @@ class AuditedRequest:
                 "id": self.id,
                 "user": self.authority.name,
                 "proof": self.authority.proof,
-                "uid": self._peer.uid if self._peer else None,
-                "gid": self._peer.gid if self._peer else None,
-                "pid": self._peer.pid if self._peer else None,
-                "socket": self._socket,
+                **self._source(),
                 "verb": f"{self._scope['method']} {self._template() or self._scope['path']}"[:_LONGEST],
                 "tenant": tenant and str(tenant)[:_LONGEST],
                 "name": name and str(name)[:_LONGEST],
@@ -107,11 +105,20 @@ class AuditedRequest:
             }
         )
 
+    def _source(self) -> dict[str, object]:
+        """Where the request comes from: an address of the network, or a process of the host."""
+        client: ClientRecord | None = self._scope["state"].get("client")
+        if client is not None:
+            return {"uid": None, "gid": None, "pid": None, "address": client.address, "port": client.port}
+        if self._peer is None:
+            return {"uid": None, "gid": None, "pid": None, "socket": self._socket}
+        return {"uid": self._peer.uid, "gid": self._peer.gid, "pid": self._peer.pid, "socket": self._socket}
+
     @property
     def sender(self) -> str:
         """The sender, for the log."""
-        peer = f"uid={self._peer.uid} pid={self._peer.pid}" if self._peer else "remote"
-        return f"user={self.authority.name} {peer}"
+        source = {name: value for name, value in self._source().items() if value is not None and name != "socket"}
+        return " ".join([f"user={self.authority.name}", *(f"{name}={value}" for name, value in source.items())])
 
     def _template(self) -> str:
         """Return the route, as in ``/v1/tenants/{tenant}/instances``; empty if there is none for this path."""
@@ -122,6 +129,14 @@ class AuditedRequest:
         if self._scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return template.endswith(_READS_DATA) and "/instances/" in template
         return not template.endswith(_CHANGES_NOTHING)
+
+
+def record_event(log: AuditLog, event: dict[str, Any]) -> None:
+    """Record what the gate of HTTPS tells: a handshake that failed, from where and why."""
+    moment = timestamp(float(event.get("time") or time.time()))
+    entry = {"user": "nobody", "proof": "none", "verb": "TLS handshake", "tenant": None, "name": None, "status": 401}
+    details: dict[str, Any] = {key: str(event[key])[:_LONGEST] for key in ("address", "error") if key in event}
+    log.record({"time": moment, "id": os.urandom(8).hex(), **entry, "ms": 0.0, **details})
 
 
 async def watch(log: AuditLog) -> AsyncIterator[dict[str, Any]]:

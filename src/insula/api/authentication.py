@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from insula.api.peer import GROUP, Peer, allowed
+from insula.api.tls.record import ClientRecord
 from insula.control.identities.authority import OPERATOR, Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.tokens import parse
@@ -22,12 +23,19 @@ _LONGEST = 256  # bytes of the field
 
 
 def authenticate(
-    cache: IdentityCache, peer: Peer | None, headers: Iterable[tuple[bytes, bytes]], group: int | None
+    cache: IdentityCache,
+    peer: Peer | None,
+    client: ClientRecord | None,
+    headers: Iterable[tuple[bytes, bytes]],
+    group: int | None,
 ) -> Authority:
-    """Return the rights of a request. Unauthenticated for a wrong token, Denied for an unknown user of the host."""
+    """Return the rights of a request: from a process of the host, or from a client of the network. Unauthenticated
+    without a valid proof, Denied for an unknown user of the host."""
     given = [value for name, value in headers if name == b"authorization"]
     if given:
         return _by_token(cache, given)
+    if client is not None:
+        return _by_certificate(cache, client)
     if peer is None:
         raise Denied("an unknown user may not use insulad", _HINT)
     if allowed(peer, group):
@@ -35,6 +43,18 @@ def authenticate(
     if authority := cache.of_user(peer.uid):
         return authority
     raise Denied(f"user {peer.uid} may not use insulad", f"{_HINT}, or ask an operator to make you a user")
+
+
+def _by_certificate(cache: IdentityCache, client: ClientRecord) -> Authority:
+    """Return the rights by a certificate, which the gate has checked to be of the clients' authority."""
+    if client.certificate is None:
+        raise Unauthenticated("there is no proof who you are", "send a token, or a certificate")
+    from cryptography import x509  # only where HTTPS is on: it takes 50 ms
+
+    serial = f"{x509.load_der_x509_certificate(client.certificate).serial_number:x}"
+    if authority := cache.of_certificate(serial):
+        return authority
+    raise Unauthenticated("the certificate is not valid", "it may have expired or been revoked; make a new one")
 
 
 def _by_token(cache: IdentityCache, given: list[bytes]) -> Authority:

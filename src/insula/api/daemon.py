@@ -20,18 +20,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from insula import __version__
 from insula.api.app import create_app
+from insula.api.audit import record_event
 from insula.api.peer import group_id, listen
-from insula.api.server import Server
+from insula.api.server import GateSocket, Server
 from insula.audit import AuditLog
 from insula.control.plane import ControlPlane
 from insula.control.problems import Problems
 from insula.log import set_up
 from insula.model.errors import Conflict, Denied, InsulaError
 from insula.settings import ENVIRONMENT, LEVELS, Settings, load
+
+if TYPE_CHECKING:
+    from insula.api.tls.supervisor import TlsSupervisor
 
 log = logging.getLogger("insula.daemon")
 OPTIONS = (
@@ -80,7 +84,8 @@ async def serve(settings: Settings) -> None:
     plane = await ControlPlane.open(settings)
     audit = _audit_log(settings, plane.context.problems)
     try:
-        server = Server(create_app(plane, audit, str(settings.socket)), plane.begin)
+        https = _https(settings, plane, audit)
+        server = Server(create_app(plane, audit, str(settings.socket)), plane.begin, https and https[1])
         gc.freeze()  # a full collection need not scan permanent objects: modules, and running instances
         gc.enable()
         loop = asyncio.get_running_loop()
@@ -88,11 +93,32 @@ async def serve(settings: Settings) -> None:
             loop.add_signal_handler(number, server.stop.set)
         sockets = [listen(settings.socket), listen(settings.users_socket, everybody=True)]
         log.info("listening at %s and %s", settings.socket, settings.users_socket)
+        if https:
+            plane.tasks.spawn(https[0].run())
         await server.serve(sockets=sockets)
         log.info("stopping")
     finally:
         await asyncio.to_thread(audit.close)
         await plane.close()
+
+
+def _https(settings: Settings, plane: ControlPlane, audit: AuditLog) -> tuple[TlsSupervisor, GateSocket] | None:
+    """Listen for HTTPS if the settings say so. What prevents that is a problem of this host: the sockets serve on."""
+    if not settings.api.listen:
+        return None
+    from insula.api.tls.supervisor import TlsSupervisor
+
+    def told(event: dict[str, Any]) -> None:
+        if event.get("event") != "ready":
+            record_event(audit, event)
+
+    try:
+        supervisor = TlsSupervisor(settings, plane.context.problems, told)
+        gate = GateSocket(listen(supervisor.target, owner=supervisor.user), supervisor.user)
+    except InsulaError as error:
+        plane.context.problems.report("HTTPS", error)
+        return None
+    return supervisor, gate
 
 
 def _audit_log(settings: Settings, problems: Problems) -> AuditLog:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from litestar import Controller, delete, get, post, put
 from litestar.params import JSONBody
 
 from insula.api.audit import note
 from insula.api.parameters import Flag, Name, Plane, Sender, Word
+from insula.control.plane import ControlPlane
+from insula.model.errors import Unavailable
 from insula.model.principals import (
     BindingSpec,
     BindingView,
+    CertificateCreated,
+    CertificateSpec,
+    CertificateView,
+    Invitation,
+    JoinSpec,
     PrincipalView,
     ServiceAccountSpec,
     TokenCreated,
@@ -20,6 +31,10 @@ from insula.model.principals import (
     UserSpec,
     WhoAmI,
 )
+from insula.settings import split_address
+
+if TYPE_CHECKING:
+    from insula.api.tls.certificates import Certificates
 
 
 @get("/whoami", tags=["identities"], summary="The sender of this request, and its roles", permission="self.read")
@@ -131,3 +146,71 @@ class TokenRoutes(Controller):
     async def revoke_token(self, plane: Plane, sender: Sender, token: Name) -> None:
         note(token=token)
         await plane.identities.revoke_token(sender, token)
+
+
+class CertificateRoutes(Controller):
+    path = "/certificates"
+    tags = ("identities",)
+
+    @get(summary="List one's own certificates; with `all`, those of everybody", permission="self.read")
+    async def list_certificates(
+        self,
+        plane: Plane,
+        sender: Sender,
+        all: Flag = False,  # noqa: A002
+    ) -> Sequence[CertificateView]:
+        if all or sender.principal is None:
+            sender.check("user.read")
+            return plane.identities.certificates()
+        return plane.identities.certificates(sender.principal.id)
+
+    @post(summary="Make a key and a certificate for it; the key is shown once", permission="self.token")
+    async def create_certificate(
+        self, plane: Plane, sender: Sender, data: JSONBody[CertificateSpec]
+    ) -> CertificateCreated:
+        note(name=data.user)
+        certificates = authorities(plane)
+        serial = random_serial()
+        made = await plane.identities.record_certificate(sender, data.user, f"{serial:x}", data.ttl)
+        pem = await asyncio.to_thread(certificates.client, serial, timedelta(seconds=data.ttl))
+        note(certificate=made.serial)
+        return CertificateCreated(serial=made.serial, pem=pem.decode(), expires=made.expires)
+
+    @delete("/{serial:str}", summary="Revoke a certificate", permission="self.read")
+    async def revoke_certificate(self, plane: Plane, sender: Sender, serial: Name) -> None:
+        note(certificate=serial)
+        await plane.identities.revoke_certificate(sender, serial)
+
+
+@post("/invitations", tags=["identities"], summary="Invite a user to reach this host by HTTPS", permission="self.token")
+async def invite(plane: Plane, sender: Sender, data: JSONBody[JoinSpec]) -> Invitation:
+    note(name=data.user)
+    certificates = authorities(plane)
+    made = await plane.identities.invite(sender, data.user, data.ttl)
+    note(token=made.id)
+    ports = {split_address(text)[1] for text in plane.settings.api.listen}
+    hosts = plane.settings.api.names or [split_address(text)[0] for text in plane.settings.api.listen]
+    addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts for port in sorted(ports)]
+    authority = (await asyncio.to_thread(certificates.trusted, "server")).decode()
+    return Invitation(addresses=addresses, authority=authority, token=made.token, expires=made.expires)
+
+
+@post("/join", tags=["identities"], summary="Exchange an invitation for a token, once", permission="self.join")
+async def join(plane: Plane, sender: Sender) -> TokenCreated:
+    created = await plane.identities.join(sender)
+    note(token=created.id)
+    return created
+
+
+def authorities(plane: ControlPlane) -> Certificates:
+    """Return the certificate authorities of this host. Unavailable if HTTPS is off."""
+    if not plane.settings.api.listen:
+        raise Unavailable("this host is not reached by HTTPS", "set [api] listen in insulad.toml(5)")
+    from insula.api.tls.certificates import Certificates  # takes 50 ms
+
+    return Certificates(plane.settings.root / "pki")
+
+
+def random_serial() -> int:
+    """Return a new serial number: positive, and 20 bytes at most (RFC 5280, 4.1.2.2)."""
+    return int.from_bytes(os.urandom(19), "big") | 1

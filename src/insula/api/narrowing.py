@@ -15,7 +15,16 @@ from msgspec.structs import replace
 from insula.control.identities.authority import Authority
 from insula.model.objects import Exit, Image, Instance
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
-from insula.model.principals import BindingView, PrincipalView, TokenCreated, TokenView, WhoAmI
+from insula.model.principals import (
+    BindingView,
+    CertificateCreated,
+    CertificateView,
+    Invitation,
+    PrincipalView,
+    TokenCreated,
+    TokenView,
+    WhoAmI,
+)
 from insula.model.views import (
     Explanation,
     InstanceStats,
@@ -36,7 +45,21 @@ NARROW: dict[type[msgspec.Struct], type[msgspec.Struct]] = {
     Explanation: OwnExplanation,
     ProcessView: OwnProcess,
 }
-FREE = (Image, Exit, Started, StatsSample, InstanceStats, WhoAmI, PrincipalView, BindingView, TokenView, TokenCreated)
+FREE = (
+    Image,
+    Exit,
+    Started,
+    StatsSample,
+    InstanceStats,
+    WhoAmI,
+    PrincipalView,
+    BindingView,
+    TokenView,
+    TokenCreated,
+    CertificateView,
+    CertificateCreated,
+    Invitation,
+)
 _OF_HOST = ("revision", "pid")  # keys of events
 
 

@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from insula.api.tls.record import split
 from insula.model.errors import Failed
 
 GROUP = "insula"
@@ -84,9 +85,37 @@ class PeerProtocol(H11Protocol):
                 del self._connections[self._user]
 
 
-def listen(path: Path, *, everybody: bool = False) -> socket.socket:
+class GateProtocol(H11Protocol):
+    """HTTP from the gate of HTTPS: a record of the client, then its requests. Each request's state has the record as
+    "client". A connection of another user than the gate's is closed."""
+
+    _head: bytes | None = b""  # what has come of the record; None once it is whole
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if peer_of(transport.get_extra_info("socket")).uid != self.app_state["gate"]:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            try:
+                found = split(self._head + data)
+            except (ValueError, KeyError, TypeError):
+                self.transport.abort()
+                return
+            if found is None:
+                self._head += data
+                return
+            record, data = found
+            self._head, self.app_state = None, {**self.app_state, "client": record}
+            if not data:  # which h11 would take for the end of the connection
+                return
+        super().data_received(data)
+
+
+def listen(path: Path, *, everybody: bool = False, owner: int | None = None) -> socket.socket:
     """Listen on a socket at `path`, which has mode 0660 root:insula (0600 without that group) from the start; 0666 if
-    it is for `everybody`.
+    it is for `everybody`, and 0600 if it is for the user `owner`.
 
     It replaces an existing socket atomically: the caller holds the daemon's lock, so the old one is not in use.
     """
@@ -102,6 +131,8 @@ def listen(path: Path, *, everybody: bool = False) -> socket.socket:
         group = group_id()
         if everybody:
             temporary.chmod(0o666)
+        elif owner is not None:
+            os.chown(temporary, owner, owner)
         elif group is not None:
             os.chown(temporary, -1, group)
             temporary.chmod(0o660)

@@ -8,14 +8,15 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import uvicorn
 from litestar.types import ASGIApp
 
-from insula.api.peer import BACKLOG, PeerProtocol, group_id
+from insula.api.peer import BACKLOG, GateProtocol, PeerProtocol, group_id
 
 GRACE = 5
-"""Seconds until the server stops waiting for requests; `Gate` ends them earlier."""
+"""Seconds until the server stops waiting for requests; `Access` ends them earlier."""
 MAX_HEAD = 64 << 10
 _ACCEPTED = 16  # connections that are accepted before other tasks may run
 
@@ -30,11 +31,18 @@ def notify(state: str) -> None:
         sock.send(state.encode())
 
 
+class GateSocket(NamedTuple):
+    """A socket that serves requests from the gate of HTTPS, which runs as `user`."""
+
+    socket: socket.socket
+    user: int
+
+
 class Server(uvicorn.Server):
     """A uvicorn server that is stopped by an event instead of signals, and does not wake up ten times a second."""
 
-    def __init__(self, app: ASGIApp, begin: Callable[[], None]) -> None:
-        """`begin` is called when requests are being served."""
+    def __init__(self, app: ASGIApp, begin: Callable[[], None], gate: GateSocket | None = None) -> None:
+        """`begin` is called when requests are being served. `gate` is the socket for the gate of HTTPS."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -52,14 +60,24 @@ class Server(uvicorn.Server):
             )
         )
         self.stop = asyncio.Event()
+        self.gate = gate
         self.begin = begin
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.lifespan.state["stopping"] = self.stop  # every request's scope has it as state
         self.lifespan.state["group"] = group_id()
         await super().startup(sockets=sockets)
+        if self.gate is not None:
+            loop = asyncio.get_running_loop()
+            self.servers.append(await loop.create_unix_server(self._gate_protocol, sock=self.gate.socket))
+            sockets = [*(sockets or ()), self.gate.socket]
         for sock in sockets or ():
             sock.listen(BACKLOG)
+
+    def _gate_protocol(self) -> GateProtocol:
+        assert self.gate is not None
+        state = {**self.lifespan.state, "gate": self.gate.user}
+        return GateProtocol(config=self.config, server_state=self.server_state, app_state=state)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

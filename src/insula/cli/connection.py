@@ -1,4 +1,4 @@
-"""The connection of a verb to the daemon: by the socket, and by a token if the user names one.
+"""The connection of a verb to the daemon: by the socket or by HTTPS, and by a token if the user names one.
 
 A token is never an argument or an environment variable, which other users of the machine may see, and which end up in
 the history of a shell. It is read from a file that only its owner can read, such as /dev/stdin or /dev/fd/3.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from insula.cli import remotes
 from insula.client import Client
 from insula.model.errors import Denied, Invalid
 
@@ -19,9 +20,22 @@ _LONGEST = 1024
 
 
 def connect(arguments: Arguments) -> Client:
-    """Return a client for the global options `--socket` and `--token-file`. Invalid, Denied."""
+    """Return a client for the global options `--socket`, `--remote` and `--token-file`. Invalid, Denied, NotFound.
+
+    A socket that is named counts more than a remote that is used by default.
+    """
     path = arguments.token_file or os.environ.get("INSULA_TOKEN_FILE")
-    return Client(arguments.socket, token=read_token(path) if path else None)
+    token = read_token(path) if path else None
+    if arguments.remote is None and (arguments.socket or os.environ.get("INSULA_SOCKET")):
+        return Client(arguments.socket, token=token)
+    name = arguments.remote or remotes.current()
+    if name == remotes.LOCAL:
+        return Client(arguments.socket, token=token)
+    from insula.client.https import HttpsRemote
+
+    found = remotes.load(name)
+    token = token or (None if found.get("certificate") else found.get("token"))
+    return Client(remote=HttpsRemote(found["addresses"], found["authority"], token, found.get("certificate")))
 
 
 def read_token(path: str) -> str:

@@ -45,6 +45,8 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "whoami": ("whoami", "who you are, and your roles"),
     "user": ("user", "create, bind, list and remove users and service accounts"),
     "token": ("token", "create, list and revoke tokens, which prove who sends a request"),
+    "certificate": ("certificate", "create, list and revoke certificates of clients, for HTTPS"),
+    "remote": ("remote", "use Insula on other machines, by HTTPS"),
     "tenant": ("tenant", "create, update, list, show and remove tenants"),
     "network": ("network", "create, list, show and remove networks"),
     "image": ("image", "pull, push, load, save, import, build, list and remove images"),

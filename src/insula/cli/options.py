@@ -174,6 +174,7 @@ GLOBAL = [
     Option("-T --tenant", "act as this tenant (INSULA_TENANT, else default)", "TENANT", complete="tenant"),
     Option("--json", "print JSON instead of text"),
     Option("--socket", "the daemon's socket (INSULA_SOCKET)", "PATH", complete="file"),
+    Option("--remote", "use this remote (INSULA_REMOTE, else that of `insula remote use`)", "NAME"),
     Option("--token-file", "act by the token in this file (INSULA_TOKEN_FILE)", "PATH", complete="file"),
     Option("-h --help", "show this help"),
 ]

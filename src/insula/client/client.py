@@ -44,10 +44,18 @@ def default_socket() -> str:
 
 class Client:
     """A client of one Insula daemon. `path` is its socket, `token` proves who sends requests (None: the user of this
-    process). `timeout` is in seconds, for each step of a request; None is no timeout."""
+    process). `remote` is another way to reach one, as `insula.client.https.HttpsRemote`. `timeout` is in seconds, for
+    each step of a request; None is no timeout."""
 
-    def __init__(self, path: str | None = None, *, token: str | None = None, timeout: float | None = None) -> None:
-        self.remote = Remote(path or default_socket(), token)
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        token: str | None = None,
+        timeout: float | None = None,
+        remote: Remote | None = None,
+    ) -> None:
+        self.remote = remote or Remote(path or default_socket(), token)
         self.timeout = timeout
         self.identities = IdentitiesResource(self)
         self.tenants = TenantsResource(self)
@@ -166,6 +174,25 @@ class IdentitiesResource(Resource):
 
     def revoke_token(self, token_id: str) -> None:
         self.client.call("DELETE", "tokens", token_id)
+
+    def create_certificate(self, user: str | None = None, **options: object) -> Object:
+        """Make a key with a certificate for oneself or for `user`; returns {"serial", "pem", "expires"}. `options`: ttl
+        in seconds."""
+        return self.client.call("POST", "certificates", body={"user": user, **options})  # type: ignore[no-any-return]
+
+    def certificates(self, *, everybody: bool = False) -> Objects:
+        return self.client.call("GET", "certificates", query={"all": everybody})  # type: ignore[no-any-return]
+
+    def revoke_certificate(self, serial: str) -> None:
+        self.client.call("DELETE", "certificates", serial)
+
+    def invite(self, user: str, **options: object) -> Object:
+        """Invite a user to reach this host by HTTPS; returns {"addresses", "authority", "token", "expires"}."""
+        return self.client.call("POST", "invitations", body={"user": user, **options})  # type: ignore[no-any-return]
+
+    def join(self) -> Object:
+        """Exchange the invitation that the client has as its token; returns {"id", "token", "expires"}."""
+        return self.client.call("POST", "join")  # type: ignore[no-any-return]
 
 
 def _bindings(tenant: str | None) -> tuple[str, ...]:

@@ -211,7 +211,10 @@ def connect(path: str, timeout: float | None = None) -> socket.socket:
 
 
 class Remote:
-    """The daemon to which requests are sent: the socket at `path`; `token` proves who sends them (RFC 6750)."""
+    """The daemon to which requests are sent: the socket at `path`; `token` proves who sends them (RFC 6750).
+
+    A subclass with another `connect` reaches it elsewhere (client/https.py).
+    """
 
     def __init__(self, path: str, token: str | None = None) -> None:
         self.path = path

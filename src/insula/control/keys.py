@@ -11,13 +11,14 @@
 /identities/principals/TENANT/NAME  Principal; TENANT is "_" for users
 /identities/bindings/TENANT/ID      Binding of the principal with that ID; TENANT is "_" for the host
 /identities/tokens/ID               Token
+/identities/certificates/SERIAL     Certificate
 """
 
 from __future__ import annotations
 
 from insula.model import upgrades
 from insula.model.objects import Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
-from insula.model.principals import Binding, Principal, Token
+from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.model.views import Usage
 from insula.store.typed import Keyspace
 
@@ -34,6 +35,7 @@ IDENTITIES = "/identities/"
 PRINCIPALS = Keyspace("/identities/principals", Principal, 2)
 BINDINGS = Keyspace("/identities/bindings", Binding, 2)
 TOKENS = Keyspace("/identities/tokens", Token, 1)
+CERTIFICATES = Keyspace("/identities/certificates", Certificate, 1)
 
 HOST = "_"
 """The tenant, in keys, of users and of bindings on the host; no tenant can have this name."""

@@ -25,7 +25,7 @@ from insula.control.context import Context
 from insula.control.identities.authority import no_tenant
 from insula.control.identities.cache import IdentityCache
 from insula.control.instances.specs import check_labels
-from insula.control.keys import BINDINGS, IMAGES, INSTANCES, NETWORKS, PRINCIPALS, TENANTS, TOKENS, USAGE
+from insula.control.keys import BINDINGS, CERTIFICATES, IMAGES, INSTANCES, NETWORKS, PRINCIPALS, TENANTS, TOKENS, USAGE
 from insula.control.networks.controller import NetworkController
 from insula.model.errors import Conflict, Denied, Failed, InsulaError
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
@@ -169,6 +169,7 @@ class Tenants:
         bindings = (await store.list(BINDINGS.prefix(name))).entries
         ids = {PRINCIPALS.decode(entry).id for entry in accounts}
         tokens = [TOKENS.delete(token.id) for token in self.cache.tokens() if token.principal in ids]
+        tokens += [CERTIFICATES.delete(each.serial) for each in self.cache.certificates() if each.principal in ids]
         return [*(Delete(entry.key) for entry in [*accounts, *bindings]), *tokens]
 
     async def _erase(self, tenant: Tenant) -> None:

@@ -35,6 +35,7 @@ _ALL = "operator auditor admin member viewer"
 TABLE = (
     _permission("self.read", "self", "", "see oneself: name, roles, tokens"),
     _permission("self.token", "self", "", "make and revoke tokens of one's own"),
+    _permission("self.join", "self", "", "exchange an invitation for a token, once"),
     _permission("host.read", "host", "operator auditor", "see the host: status, doctor, verify, whois"),
     _permission("host.down", "host", "operator", "stop everything, and end insulad"),
     _permission("audit.read", "host", "operator auditor", "read the audit log of all tenants"),
@@ -67,7 +68,9 @@ TABLE = (
 """Every permission, with the roles that hold it."""
 
 PERMISSIONS = {permission.name: permission for permission in TABLE}
-OF_EVERYBODY = frozenset(each.name for each in TABLE if each.scope == "self")
+BY_INVITATION = frozenset({"self.join"})
+"""The permission that an invitation gives, and nothing else does."""
+OF_EVERYBODY = frozenset(each.name for each in TABLE if each.scope == "self") - BY_INVITATION
 _OF_ROLE = {role: frozenset(p.name for p in TABLE if role in p.roles) for role in (*HOST_ROLES, *TENANT_ROLES)}
 
 

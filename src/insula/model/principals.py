@@ -19,6 +19,10 @@ from insula.model.permissions import Role
 MAX_TTL = 366 * 86400
 """The longest life of a token in seconds. Every token has an end."""
 DEFAULT_TTL = 30 * 86400
+MAX_CERTIFICATE_TTL = 90 * 86400
+"""The longest life of a client's certificate in seconds, which is also the default."""
+JOIN_TTL = 15 * 60
+"""The life of an invitation in seconds."""
 
 
 class Principal(Struct, kw_only=True):
@@ -59,6 +63,16 @@ class Token(Struct, kw_only=True):
     digest: str
     description: str = ""
     labels: dict[str, str] = {}
+    exchanged_for: float | None = None  # it is good for one exchange, for a token that lives so many seconds
+    created: float
+    expires: float
+
+
+class Certificate(Struct, kw_only=True):
+    """A client's certificate as it is stored, by its serial number in hex."""
+
+    serial: str
+    principal: str
     created: float
     expires: float
 
@@ -93,6 +107,20 @@ class TokenSpec(Struct, kw_only=True):
     labels: dict[str, str] = {}
 
 
+class JoinSpec(Struct, kw_only=True):
+    """The request of `insula remote invite`; `ttl` is that of the token that the invitation is exchanged for."""
+
+    user: str
+    ttl: Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL)] = DEFAULT_TTL
+
+
+class CertificateSpec(Struct, kw_only=True):
+    """The request of `insula certificate create`."""
+
+    user: str | None = None
+    ttl: Annotated[float, msgspec.Meta(gt=0, le=MAX_CERTIFICATE_TTL)] = MAX_CERTIFICATE_TTL
+
+
 # -- responses -----------------------------------------------------------------------------------------------------
 
 
@@ -124,6 +152,31 @@ class TokenCreated(Struct, kw_only=True):
     """A new token. `token` is shown once: only its digest is stored."""
 
     id: str
+    token: str
+    expires: float
+
+
+class CertificateView(Struct, kw_only=True):
+    serial: str
+    user: str
+    created: float
+    expires: float
+
+
+class CertificateCreated(Struct, kw_only=True):
+    """A new certificate with its key, as PEM. The key is shown once, and stored nowhere."""
+
+    serial: str
+    pem: str
+    expires: float
+
+
+class Invitation(Struct, kw_only=True):
+    """What somebody needs to reach this host for the first time: addresses, the certificate of the authority that
+    signs the server's (PEM), and a token that is good for one exchange."""
+
+    addresses: list[str]
+    authority: str
     token: str
     expires: float
 

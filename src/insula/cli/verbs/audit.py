@@ -12,7 +12,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_KNOWN = ("time", "id", "uid", "gid", "pid", "socket", "verb", "tenant", "name", "status", "ms")
+_KNOWN = (
+    *("time", "id", "user", "proof", "uid", "gid", "pid", "socket", "address", "port"),
+    *("verb", "tenant", "name", "status", "ms"),
+)
 
 
 def run(arguments: Arguments) -> int:
@@ -31,12 +34,21 @@ def line(entry: dict[str, Any]) -> str:
     about = "/".join(str(part) for part in (entry["tenant"], entry["name"]) if part is not None)
     words = [
         f"{entry['time'][:19]}Z",
-        f"{user(entry['uid'])} pid {entry['pid']}",
+        sender(entry),
         f"{entry['verb']} {about}".rstrip(),
         "broken off" if entry["status"] is None else str(entry["status"]),
         *(f"{name}={value}" for name, value in entry.items() if name not in _KNOWN),
     ]
     return "  ".join(map(clean, words))
+
+
+def sender(entry: dict[str, Any]) -> str:
+    """``root(0) pid 812`` for the operator; ``ann by token 3f… from 192.0.2.7``, or from such a process."""
+    address = entry.get("address")
+    source = address or (f"{user(entry['uid'])} pid {entry['pid']}" if entry.get("uid") is not None else "?")
+    if entry.get("proof", "socket") == "socket":
+        return source
+    return f"{entry['user']} by {entry['proof']} from {source}"
 
 
 def user(uid: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from insula.model.errors import Denied, NotFound
-from insula.model.permissions import NOT_BY_TOKEN, OF_EVERYBODY, PERMISSIONS, Role, permissions_of
+from insula.model.permissions import BY_INVITATION, NOT_BY_TOKEN, OF_EVERYBODY, PERMISSIONS, Role, permissions_of
 from insula.model.principals import Principal
 
 _NOTHING: frozenset[str] = frozenset()
@@ -22,8 +22,9 @@ _WITH_LABELS = ("self.read", "tenant.read", "network.read", "image.read")
 class Authority:
     """The rights of a request. `principal` is None for the local operator: root, or a member of the group `insula`.
 
-    `proof` says how it is known, for the audit log: "socket", "uid", or "token ID". `host` are its roles on the host,
-    `tenants` its roles by tenant. With `labels` it is valid only for instances that have them all. `expires` is the end
+    `proof` says how it is known: "socket", "uid N", "token ID" or "certificate SERIAL". `host` are its roles on the
+    host, `tenants` its roles by tenant. `invited`: the token is an invitation, and good for its exchange only. With
+    `labels` it is valid only for instances that have them all. `expires` is the end
     of the proof, in seconds since the epoch.
     """
 
@@ -32,6 +33,8 @@ class Authority:
     host: frozenset[Role] = frozenset()
     tenants: Mapping[str, Role] = field(default_factory=dict)
     token: str | None = None
+    certificate: str | None = None
+    invited: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     expires: float | None = None
 
@@ -48,6 +51,8 @@ class Authority:
 
     def held(self, tenant: str | None = None) -> frozenset[str]:
         """Return the permissions that are held on the host and, with `tenant`, in it."""
+        if self.invited:
+            return BY_INVITATION
         held = OF_EVERYBODY.union(*map(permissions_of, self.host))
         if tenant is not None and (role := self.tenants.get(tenant)):
             held |= permissions_of(role)

@@ -10,22 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from insula.control.context import Context
 from insula.control.identities.authority import Authority
 from insula.control.identities.tokens import Parsed, matches
-from insula.control.keys import BINDINGS, IDENTITIES, PRINCIPALS, TOKENS
+from insula.control.keys import BINDINGS, CERTIFICATES, IDENTITIES, PRINCIPALS, TOKENS
 from insula.control.tasks import Tasks
 from insula.model.errors import Failed
 from insula.model.permissions import HOST_ROLES, Role
-from insula.model.principals import Binding, Principal, Token
+from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.store.protocol import Compacted, Delete, Entry, Put, Write
+from insula.store.typed import Keyspace
 
 log = logging.getLogger("insula.control")
 K = TypeVar("K")
 V = TypeVar("V")
+Identity = Principal | Binding | Token | Certificate
+_KINDS: Sequence[Keyspace[Any]] = (PRINCIPALS, BINDINGS, TOKENS, CERTIFICATES)
 _PAUSE = 1.0  # seconds until the store is asked again after a failure
 
 
@@ -37,7 +40,8 @@ class IdentityCache:
         self._by_uid: dict[int, str] = {}
         self._bindings: dict[str, dict[str | None, Binding]] = {}  # by principal, by tenant
         self._tokens: dict[str, Token] = {}
-        self._objects: dict[str, tuple[int, Principal | Binding | Token]] = {}  # with their revisions, by key
+        self._certificates: dict[str, Certificate] = {}
+        self._objects: dict[str, tuple[int, Identity]] = {}  # with their revisions, by key
         self._deleted: dict[str, int] = {}  # keys that this daemon has deleted, until the store tells it
 
     # -- asking ----------------------------------------------------------------------------------------------------
@@ -60,6 +64,9 @@ class IdentityCache:
     def token(self, token_id: str) -> Token | None:
         return self._tokens.get(token_id)
 
+    def certificates(self) -> Iterable[Certificate]:
+        return self._certificates.values()
+
     def of_user(self, uid: int) -> Authority | None:
         """Return the rights of a user of the host by its user ID; None if it is no principal."""
         principal = self._by_id.get(self._by_uid.get(uid, ""))
@@ -73,6 +80,14 @@ class IdentityCache:
         principal = self._by_id.get(token.principal)
         return self._authority(principal, proof=f"token {token.id}", token=token) if principal else None
 
+    def of_certificate(self, serial: str) -> Authority | None:
+        """Return the rights that a certificate gives now; None if it is unknown, revoked or expired."""
+        found = self._certificates.get(serial)
+        if found is None or found.expires <= time.time():
+            return None
+        principal = self._by_id.get(found.principal)
+        return self._authority(principal, proof=f"certificate {serial}", certificate=found) if principal else None
+
     def again(self, authority: Authority) -> Authority | None:
         """Return the current rights of the sender of an earlier request; None if its proof is not valid any more."""
         if authority.principal is None:
@@ -81,11 +96,16 @@ class IdentityCache:
         token = self._tokens.get(authority.token) if authority.token else None
         if principal is None or (authority.token and (token is None or token.expires <= time.time())):
             return None
+        certificate = self._certificates.get(authority.certificate) if authority.certificate else None
+        if authority.certificate and (certificate is None or certificate.expires <= time.time()):
+            return None
         if authority.proof.startswith("uid ") and principal.uid != authority.principal.uid:
             return None
-        return self._authority(principal, proof=authority.proof, token=token)
+        return self._authority(principal, proof=authority.proof, token=token, certificate=certificate)
 
-    def _authority(self, principal: Principal, *, proof: str, token: Token | None = None) -> Authority:
+    def _authority(
+        self, principal: Principal, *, proof: str, token: Token | None = None, certificate: Certificate | None = None
+    ) -> Authority:
         bindings = self._bindings.get(principal.id, {})
         tenants: dict[str, Role] = {tenant: each.role for tenant, each in bindings.items() if tenant is not None}
         on_host = bindings.get(None)
@@ -96,7 +116,9 @@ class IdentityCache:
             tenants=tenants,
             token=token.id if token else None,
             labels=token.labels if token else {},
-            expires=token.expires if token else None,
+            certificate=certificate.serial if certificate else None,
+            invited=token is not None and token.exchanged_for is not None,
+            expires=token.expires if token else certificate.expires if certificate else None,
         )
 
     # -- following the store -----------------------------------------------------------------------------------------
@@ -152,7 +174,7 @@ class IdentityCache:
             for watcher in tuple(self.watchers):
                 watcher(principal)
 
-    def _index(self, value: Principal | Binding | Token | None, *, present: bool) -> None:
+    def _index(self, value: Identity | None, *, present: bool) -> None:
         """Add an object to the indices, or remove it."""
         match value:
             case Principal():
@@ -164,11 +186,13 @@ class IdentityCache:
                 _set(of, value.tenant, value, present)
                 if not of:
                     del self._bindings[value.principal]
+            case Certificate():
+                _set(self._certificates, value.serial, value, present)
             case Token():
                 _set(self._tokens, value.id, value, present)
 
 
-def _owner(value: Principal | Binding | Token) -> str:
+def _owner(value: Identity) -> str:
     return value.id if isinstance(value, Principal) else value.principal
 
 
@@ -179,13 +203,16 @@ def _set(index: dict[K, V], key: K, value: V, present: bool) -> None:
         index.pop(key, None)
 
 
-def _decoded(write: Write, revision: int) -> Principal | Binding | Token | None:
+def _decoded(write: Write, revision: int) -> Identity | None:
     """The object; None if it was deleted, or is damaged: then it gives no right."""
     if isinstance(write, Delete):
         return None
-    keyspace = next(each for each in (PRINCIPALS, BINDINGS, TOKENS) if write.key.startswith(each.prefix_all()))
+    keyspace = next(
+        each for each in (PRINCIPALS, BINDINGS, TOKENS, CERTIFICATES) if write.key.startswith(each.prefix_all())
+    )
     try:
-        return keyspace.decode(Entry(write.key, write.value, revision, revision))
+        found: Identity = keyspace.decode(Entry(write.key, write.value, revision, revision))
+        return found
     except Failed as error:
         log.error("%s", error)
         return None

@@ -18,14 +18,17 @@ from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.tokens import generate
 from insula.control.instances.specs import check_labels
-from insula.control.keys import BINDINGS, HOST, PRINCIPALS, TOKENS, USAGE
+from insula.control.keys import BINDINGS, CERTIFICATES, HOST, PRINCIPALS, TOKENS, USAGE
 from insula.control.tenants import FIRST_ID, LAST_ID, Tenants
-from insula.model.errors import Conflict, Denied, Invalid, NotFound
+from insula.model.errors import Conflict, Denied, Invalid, NotFound, Unauthenticated
 from insula.model.permissions import HOST_ROLES, TENANT_ROLES, Role, permissions_of
 from insula.model.principals import (
+    JOIN_TTL,
     MAX_TTL,
     Binding,
     BindingView,
+    Certificate,
+    CertificateView,
     Principal,
     PrincipalView,
     Token,
@@ -181,7 +184,16 @@ class Identities:
 
     async def create_token(self, by: Authority, spec: TokenSpec) -> TokenCreated:
         """Create a token for the caller or for `spec.user`. Invalid, NotFound, Denied, Conflict if it has too many."""
-        principal = self._owner(by, spec)
+        return await self._create_token(self._owner(by, spec.user), spec)
+
+    async def _create_token(
+        self,
+        principal: Principal,
+        spec: TokenSpec,
+        *,
+        exchanged_for: float | None = None,
+        instead_of: str | None = None,
+    ) -> TokenCreated:
         check_labels(spec.labels)
         if not 0 < spec.ttl <= MAX_TTL:
             raise Invalid(f"a token can't live {spec.ttl:g} s", f"use up to {MAX_TTL // 86400} days")
@@ -193,6 +205,7 @@ class Identities:
             digest=parsed.digest,
             description=spec.description,
             labels=spec.labels,
+            exchanged_for=exchanged_for,
             created=now,
             expires=now + spec.ttl,
         )
@@ -203,20 +216,40 @@ class Identities:
             expired = [TOKENS.delete(each.id) for each in own if each.expires <= now]
             if len(own) - len(expired) >= MAX_TOKENS:
                 raise Conflict(f"{principal.label} has {MAX_TOKENS} tokens", "revoke those that are not needed")
+            compares = [PRINCIPALS.unchanged(found, *_key(principal))]
+            if instead_of is not None:
+                used = await TOKENS.get(self.context.store, instead_of)
+                if used is None:
+                    raise Unauthenticated("the invitation was used already", "ask for another one")
+                compares.append(TOKENS.unchanged(used, instead_of))
+                expired.append(TOKENS.delete(instead_of))
             rewritten = PRINCIPALS.put(principal, *_key(principal))
-            unchanged = PRINCIPALS.unchanged(found, *_key(principal))
-            await self._commit([unchanged], [TOKENS.put(token, token.id), rewritten, *expired])
+            await self._commit(compares, [TOKENS.put(token, token.id), rewritten, *expired])
 
         await retried(attempt)
         return TokenCreated(id=token.id, token=text, expires=token.expires)
 
-    def _owner(self, by: Authority, spec: TokenSpec) -> Principal:
-        """The principal that a token is made for. A caller that makes it for another must hold all that it gives."""
-        if spec.user is None:
+    async def invite(self, by: Authority, user: str, ttl: float) -> TokenCreated:
+        """Create a token that can be exchanged once, within `JOIN_TTL`, for one that is valid for `ttl` seconds."""
+        spec = TokenSpec(user=user, ttl=JOIN_TTL, description="an invitation")
+        return await self._create_token(self._owner(by, user), spec, exchanged_for=ttl)
+
+    async def join(self, by: Authority) -> TokenCreated:
+        """Exchange the invitation by which the caller is authenticated for a token, in one transaction: only the first
+        exchange succeeds. Unauthenticated."""
+        invitation = self.cache.token(by.token or "")
+        if invitation is None or invitation.exchanged_for is None or by.principal is None:
+            raise Unauthenticated("this is no invitation", "ask for one: `insula remote invite USER`")
+        spec = TokenSpec(ttl=invitation.exchanged_for, description="by an invitation")
+        return await self._create_token(by.principal, spec, instead_of=invitation.id)
+
+    def _owner(self, by: Authority, user: str | None) -> Principal:
+        """The principal that a proof is made for. A caller that makes it for another must hold all that it gives."""
+        if user is None:
             if by.principal is None:
-                raise Invalid("the local operator has no tokens", "make one for a user: --user NAME")
+                raise Invalid("the local operator needs no proof", "make one for a user: --user NAME")
             return by.principal
-        principal = self._find(spec.user)
+        principal = self._find(user)
         if by.principal is None or principal.id != by.principal.id:
             by.check("user.write" if principal.tenant is None else "service-account.write", principal.tenant)
             for each in self._bindings_of(principal):
@@ -231,6 +264,46 @@ class Identities:
         if token is None or principal is None or not _may_revoke(by, principal):
             raise NotFound(f"there is no token {shorten(token_id)}", "`insula token ls` lists them")
         await self._commit([], [TOKENS.delete(token.id)])
+
+    # -- certificates ------------------------------------------------------------------------------------------------
+
+    def certificates(self, owner: str | None = None) -> Sequence[CertificateView]:
+        """List the certificates of the principal with this ID; all for None."""
+        now = time.time()
+        found = (each for each in self.cache.certificates() if owner in (None, each.principal) and each.expires > now)
+        views = [
+            CertificateView(serial=each.serial, user=principal.label, created=each.created, expires=each.expires)
+            for each in found
+            if (principal := self.cache.principal(each.principal))
+        ]
+        return sorted(views, key=lambda each: each.created)
+
+    async def record_certificate(self, by: Authority, user: str | None, serial: str, ttl: float) -> Certificate:
+        """Store a certificate that is about to be signed for a principal. Denied, NotFound, Conflict."""
+        principal = self._owner(by, user)
+        now = time.time()
+        made = Certificate(serial=serial, principal=principal.id, created=now, expires=now + ttl)
+
+        async def attempt() -> None:
+            found = await self._stored(principal)
+            own = [each for each in self.cache.certificates() if each.principal == principal.id]
+            expired = [CERTIFICATES.delete(each.serial) for each in own if each.expires <= now]
+            if len(own) - len(expired) >= MAX_TOKENS:
+                raise Conflict(f"{principal.label} has {MAX_TOKENS} certificates", "revoke those that are not needed")
+            rewritten = PRINCIPALS.put(principal, *_key(principal))
+            unchanged = PRINCIPALS.unchanged(found, *_key(principal))
+            await self._commit([unchanged], [CERTIFICATES.put(made, serial), rewritten, *expired])
+
+        await retried(attempt)
+        return made
+
+    async def revoke_certificate(self, by: Authority, serial: str) -> None:
+        """End a certificate at once. NotFound, also for those that the caller may not revoke."""
+        found = next((each for each in self.cache.certificates() if each.serial == serial), None)
+        principal = self.cache.principal(found.principal) if found else None
+        if found is None or principal is None or not _may_revoke(by, principal):
+            raise NotFound(f"there is no certificate {shorten(serial)}", "`insula certificate ls` lists them")
+        await self._commit([], [CERTIFICATES.delete(serial)])
 
     # -- the caller ------------------------------------------------------------------------------------------------
 

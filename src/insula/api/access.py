@@ -30,12 +30,13 @@ _PATH = 200  # characters of a path in the log
 
 
 class OpenRequest:
-    """A request that is being answered. `why` is the error that it was ended with."""
+    """A request. `answering`: its answer has begun. `why` is the error that it was ended with."""
 
     def __init__(self, task: asyncio.Future[None], scope: Any, authority: Authority) -> None:
         self.task = task
         self.authority = authority
         self.why: InsulaError | None = None
+        self.answering = False
         self._state = scope["state"]
 
     def end(self, why: InsulaError) -> None:
@@ -45,18 +46,22 @@ class OpenRequest:
             self.task.cancel()
 
     def check(self, cache: IdentityCache) -> None:
-        """End it unless its sender still has the right to it."""
+        """End it unless its sender still has the right to it. A request about the sender itself, such as one that
+        revokes its own token, goes on until it answers."""
+        permission = self._state.get("permission")
+        if not self.answering and permission and permission[0].startswith("self."):
+            return
         authority = cache.again(self.authority)
         if authority is None:
             self.end(Unauthenticated("the proof of who you are is not valid any more", "make a new token"))
-        elif permission := self._state.get("permission"):
+        elif permission:
             try:
                 authority.check(*permission)
             except InsulaError as error:
                 self.end(error)
 
 
-class Gate:
+class Access:
     """The middleware. Unknown clients get an error before their request is parsed. `GRACE` seconds after the event
     "stopping" in the server's state all requests are ended."""
 
@@ -76,7 +81,7 @@ class Gate:
             self._stopping = asyncio.create_task(self._stop(state["stopping"]))
         entry = AuditedRequest(self.audit, scope, state.get("peer"), self.socket)
         try:
-            authority = authenticate(self.cache, state.get("peer"), scope["headers"], self.group)
+            authority = authenticate(self.cache, state.get("peer"), state.get("client"), scope["headers"], self.group)
         except InsulaError as error:
             entry.refused(error)
             await refuse(error, send)
@@ -85,11 +90,11 @@ class Gate:
         await self._serve(scope, receive, send, entry)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: AuditedRequest) -> None:
-        started, status, begun = False, 0, time.monotonic()
+        status, begun = 0, time.monotonic()
 
         async def noting_send(message: Message) -> None:
-            nonlocal started, status
-            started = True
+            nonlocal status
+            request.answering = True
             if message["type"] == "http.response.start" and self.audit:
                 message["headers"] = [*message["headers"], (b"x-request-id", entry.id.encode())]
             status = message.get("status", status)  # type: ignore[assignment]
@@ -115,7 +120,7 @@ class Gate:
                 log.debug("%s %s %s status=%d ms=%.1f", scope.get("method"), path, entry.sender, status, took)
         if not task.cancelled():
             task.result()
-        elif not started:
+        elif not request.answering:
             await refuse(request.why or Unavailable("insulad is stopping", "try again later"), send)
 
     # -- ending requests -------------------------------------------------------------------------------------------

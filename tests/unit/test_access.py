@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from insula.api import gate, peer
-from insula.api.gate import Gate
+from insula.api import access, peer
+from insula.api.access import Access
 from insula.api.peer import Peer
 from insula.control.identities.cache import IdentityCache
 
@@ -22,15 +22,15 @@ class Exchange:
     """One request: what was sent, and how far the application `app` came: "called", "ended", "cancelled"."""
 
     def __init__(self, app: Application, who: object, monkeypatch: pytest.MonkeyPatch, group: int | None = 900) -> None:
-        monkeypatch.setattr(gate, "group_id", lambda: group)
-        monkeypatch.setattr(gate, "GRACE", 0.05)
+        monkeypatch.setattr(access, "group_id", lambda: group)
+        monkeypatch.setattr(access, "GRACE", 0.05)
         self.app, self.who = app, who
         self.sent: list[dict[str, Any]] = []
         self.seen: list[str] = []
         self.stopping = asyncio.Event()
         self.at_work = asyncio.Event()
         self.cache = IdentityCache(cast(Any, None))
-        self.gate = Gate(self._application, self.cache)
+        self.access = Access(self._application, self.cache)
 
     async def _application(self, _scope: Any, _receive: Any, send: Any) -> None:
         self.send = send
@@ -53,7 +53,7 @@ class Exchange:
         state = {"stopping": self.stopping}
         if self.who is not None:
             state["peer"] = self.who  # type: ignore[assignment]
-        await self.gate({"type": "http", "state": state, "headers": []}, receive, send)  # type: ignore[arg-type]
+        await self.access({"type": "http", "state": state, "headers": []}, receive, send)  # type: ignore[arg-type]
 
     def refusal(self) -> tuple[int, dict[str, Any]]:
         """Status and body of an error, which must be the whole answer and close the connection."""
@@ -115,7 +115,7 @@ def test_a_request_may_take_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch)
             await answer(exchange)
 
         exchange = Exchange(later, ROOT, monkeypatch)
-        monkeypatch.setattr(gate, "GRACE", 0.001)
+        monkeypatch.setattr(access, "GRACE", 0.001)
         await exchange.run()
         assert exchange.seen == ["called", "ended"]
 
@@ -141,7 +141,7 @@ def test_a_request_may_finish_when_the_server_stops(monkeypatch: pytest.MonkeyPa
             await answer(exchange)
 
         exchange = Exchange(finish, ROOT, monkeypatch)
-        monkeypatch.setattr(gate, "GRACE", 60)
+        monkeypatch.setattr(access, "GRACE", 60)
         running = asyncio.create_task(exchange.run())
         await exchange.at_work.wait()
         exchange.stopping.set()

@@ -1,0 +1,44 @@
+"""insula certificate: make, list and revoke certificates of clients."""
+
+from __future__ import annotations
+
+from insula.cli.connection import connect
+from insula.cli.options import Arguments, Command, Option
+from insula.cli.output import age, clean, listing, moment, print_json
+from insula.model.units import parse_duration
+
+
+def create(arguments: Arguments) -> int:
+    options = {} if arguments.ttl is None else {"ttl": arguments.ttl}
+    made = connect(arguments).identities.create_certificate(arguments.user, **options)
+    if arguments.json:
+        print_json(made)
+    else:
+        print(made["pem"], end="")
+    return 0
+
+
+def ls(arguments: Arguments) -> int:
+    views = connect(arguments).identities.certificates(everybody=arguments.all)
+    rows = ([each["serial"], each["user"], age(each["created"]), moment(each["expires"])] for each in views)
+    return listing(arguments.json, views, ["SERIAL", "USER", "AGE", "EXPIRES"], rows)
+
+
+def revoke(arguments: Arguments) -> int:
+    connect(arguments).identities.revoke_certificate(arguments.serial)
+    print(clean(arguments.serial))
+    return 0
+
+
+COMMANDS = {
+    "create": Command(
+        create,
+        "Make a key with a certificate for it, which proves who you are by HTTPS, and print both as PEM.",
+        options=[
+            Option("--user", "for this user, or TENANT/NAME for a service account; default: you", "USER"),
+            Option("--ttl", "valid for so long (90d, which is the most)", "TIME", parse=parse_duration),
+        ],
+    ),
+    "ls": Command(ls, "List your certificates.", options=[Option("-a --all", "those of all users")]),
+    "revoke": Command(revoke, "End a certificate at once, and what runs by it.", "SERIAL"),
+}

@@ -1,0 +1,141 @@
+"""`HttpsRemote`: a daemon on another machine, by HTTPS.
+
+The server is trusted by Insula's own certificate authority, which the client has from an invitation; authorities of the
+system are not looked at. TLS 1.3 only. The rest of the client works with a plain socket, which it also polls: that is
+one end of a socket pair, and a thread passes bytes between the other end and TLS.
+"""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import ssl
+import threading
+
+from insula.client.http import Remote
+from insula.model.errors import Denied, InsulaError, Unavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_PIECE = 65536
+_CONNECT = 10.0  # seconds to connect to an address, and for the handshake
+
+
+class HttpsRemote(Remote):
+    """A daemon at one of `addresses` (HOST:PORT), tried in order. `authority` is PEM; `certificate` names a file with
+    the client's key and certificate, which proves who it is if there is no `token`."""
+
+    def __init__(
+        self, addresses: Sequence[str], authority: str, token: str | None = None, certificate: str | None = None
+    ) -> None:
+        super().__init__(addresses[0] if addresses else "", token)
+        self.addresses = list(addresses)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self.context.load_verify_locations(cadata=authority)
+        if certificate:
+            self.context.load_cert_chain(certificate)
+
+    def connect(self, timeout: float | None = None) -> socket.socket:
+        """Connect to the first address that answers. Unavailable, Denied if its certificate is not of the authority."""
+        problems = []
+        for address in self.addresses:
+            host, _, port = address.rpartition(":")
+            host = host.strip("[]")
+            try:
+                plain = socket.create_connection((host, int(port)), _CONNECT)
+            except OSError as error:
+                problems.append(f"{address}: {error.strerror or error}")
+                continue
+            return self._open(plain, host, address, timeout)
+        raise Unavailable("; ".join(problems) or "there is no address", "is insulad running there, and reachable?")
+
+    def _open(self, plain: socket.socket, host: str, address: str, timeout: float | None) -> socket.socket:
+        """Return a plain socket whose bytes are passed by TLS over the connection `plain`."""
+        ours, theirs = socket.socketpair()
+        shaken = threading.Event()
+        failed: list[OSError] = []
+
+        def run() -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})  # TLS writes without MSG_NOSIGNAL
+            try:
+                secure = self.context.wrap_socket(plain, server_hostname=host)
+            except OSError as error:
+                plain.close()
+                theirs.close()
+                failed.append(error)
+                return
+            finally:
+                shaken.set()
+            _pass(secure, theirs)
+
+        threading.Thread(target=run, name="tls", daemon=True).start()
+        shaken.wait()
+        if failed:
+            ours.close()
+            raise _explained(failed[0], address)
+        ours.settimeout(timeout)
+        return ours
+
+
+def _explained(error: OSError, address: str) -> InsulaError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        what = f"{address} is not the server that you were invited to: {error.verify_message}"
+        return Denied(what, "ask its operator whether that is right, and for a new invitation")
+    return Unavailable(f"{address}: no TLS: {error}", "is it an address of Insula's HTTPS?")
+
+
+def _pass(secure: ssl.SSLSocket, plain: socket.socket) -> None:
+    """Pass bytes in both directions until one side ends."""
+    secure.setblocking(False)
+    plain.setblocking(False)
+    to_secure, to_plain = bytearray(), bytearray()
+    with secure, plain:
+        try:
+            while True:
+                _wait(secure, plain, to_secure, to_plain)
+                if len(to_plain) < _PIECE and not _read(secure, to_plain):
+                    plain.setblocking(True)
+                    plain.sendall(to_plain)
+                    return
+                if len(to_secure) < _PIECE and not _read(plain, to_secure):
+                    return
+                _write(secure, to_secure)
+                _write(plain, to_plain)
+        except OSError:
+            return
+
+
+def _wait(secure: ssl.SSLSocket, plain: socket.socket, to_secure: bytearray, to_plain: bytearray) -> None:
+    """Wait until something can be passed on. TLS may have decrypted bytes already, which poll(2) does not see."""
+    if secure.pending() and len(to_plain) < _PIECE:
+        return
+    poll = select.poll()
+    poll.register(secure, (select.POLLIN if len(to_plain) < _PIECE else 0) | (select.POLLOUT if to_secure else 0))
+    poll.register(plain, (select.POLLIN if len(to_secure) < _PIECE else 0) | (select.POLLOUT if to_plain else 0))
+    poll.poll()
+
+
+def _read(source: socket.socket, target: bytearray) -> bool:
+    """Read what is there; False at the end."""
+    try:
+        data = source.recv(_PIECE)
+    except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        return True
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError):
+        return False
+    target += data
+    return bool(data)
+
+
+def _write(target: socket.socket, data: bytearray) -> None:
+    """Write what can be written."""
+    if not data:
+        return
+    try:
+        del data[: target.send(data)]
+    except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        return
