@@ -1,4 +1,4 @@
-"""Access to the application: allowed users, and requests during the stop of the daemon."""
+"""AccessMiddleware to the application: allowed users, and requests during the stop of the daemon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from insula.api import access, peer
-from insula.api.access import Access
+from insula.api.access import AccessMiddleware
 from insula.api.peer import Peer
 from insula.control.identities.cache import IdentityCache
 
@@ -30,7 +30,7 @@ class Exchange:
         self.stopping = asyncio.Event()
         self.at_work = asyncio.Event()
         self.cache = IdentityCache(cast(Any, None))
-        self.access = Access(self._application, self.cache)
+        self.access = AccessMiddleware(self._application, self.cache)
 
     async def _application(self, _scope: Any, _receive: Any, send: Any) -> None:
         self.send = send

@@ -13,6 +13,7 @@ from insula.cli.verbs.user import TENANT_ROLES as CLI_TENANT_ROLES
 from insula.control.identities.authority import NOBODY, OPERATOR, Authority
 from insula.model.errors import Denied, NotFound
 from insula.model.permissions import (
+    BY_INVITATION,
     HOST_ROLES,
     NOT_BY_TOKEN,
     OF_EVERYBODY,
@@ -82,7 +83,10 @@ def test_what_is_not_held_is_refused(role: Role, permission: Permission) -> None
     name, scope, roles, _ = permission
     sender = holder(role)
     tenant = "acme" if scope == "tenant" else None
-    if role in roles or scope == "self":
+    if name in BY_INVITATION:
+        with pytest.raises(Denied, match=name):
+            sender.check(name, tenant)
+    elif role in roles or scope == "self":
         sender.check(name, tenant)
     else:
         with pytest.raises(Denied, match=name):
@@ -97,10 +101,17 @@ def test_what_is_not_held_is_refused(role: Role, permission: Permission) -> None
 def test_the_operator_may_everything_and_nobody_nothing() -> None:
     for permission in TABLE:
         tenant = "acme" if permission.scope == "tenant" else None
+        if permission.name in BY_INVITATION:
+            continue
         OPERATOR.check(permission.name, tenant)
         if permission.scope != "self":
             with pytest.raises((Denied, NotFound)):
                 NOBODY.check(permission.name, tenant)
+
+
+def test_an_invitation_is_good_for_its_exchange_alone() -> None:
+    invited = holder("operator", token="2" * 16, invited=True)
+    assert invited.held("acme") == BY_INVITATION == {"self.join"}
 
 
 def test_a_token_for_some_instances_gives_nothing_else() -> None:

@@ -61,7 +61,7 @@ class OpenRequest:
                 self.end(error)
 
 
-class Access:
+class AccessMiddleware:
     """The middleware. Unknown clients get an error before their request is parsed. `GRACE` seconds after the event
     "stopping" in the server's state all requests are ended."""
 

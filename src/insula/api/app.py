@@ -12,7 +12,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 from insula import __version__
-from insula.api.access import Access
+from insula.api.access import AccessMiddleware
 from insula.api.answers import Answer
 from insula.api.authorization import authority_of, authorize, check_routes
 from insula.api.errors import HANDLERS
@@ -60,7 +60,7 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
     """Make the ASGI application of `insulad`, behind its gate; `socket` is its address."""
     app = application(plane, audit)
     check_routes(app)
-    return Access(app, plane.identity_cache, audit, socket)
+    return AccessMiddleware(app, plane.identity_cache, audit, socket)
 
 
 def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:

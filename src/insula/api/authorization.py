@@ -25,7 +25,7 @@ OPTIONS_PERMISSION = "self.read"
 
 
 def authority_of(scope: Any) -> Authority:
-    """Return the rights of a request, as `Access` has found them."""
+    """Return the rights of a request, as `AccessMiddleware` has found them."""
     return cast(Authority, scope["state"]["authority"])
 
 

@@ -16,7 +16,7 @@ from litestar.types import ASGIApp
 from insula.api.peer import BACKLOG, GateProtocol, PeerProtocol, group_id
 
 GRACE = 5
-"""Seconds until the server stops waiting for requests; `Access` ends them earlier."""
+"""Seconds until the server stops waiting for requests; `AccessMiddleware` ends them earlier."""
 MAX_HEAD = 64 << 10
 _ACCEPTED = 16  # connections that are accepted before other tasks may run
 

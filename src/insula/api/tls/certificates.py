@@ -28,7 +28,7 @@ SERVER_LIFE = timedelta(days=90)
 RENEWAL = timedelta(days=30)
 """A certificate that ends sooner is renewed."""
 _EARLIER = timedelta(minutes=5)  # clocks differ
-Kind = Literal["server", "client"]
+Holder = Literal["server", "client"]
 
 
 class CertificateAuthority:
@@ -43,7 +43,7 @@ class CertificateAuthority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def sign(
-        self, public_key: ec.EllipticCurvePublicKey, names: Sequence[str], kind: Kind, serial: int, life: timedelta
+        self, public_key: ec.EllipticCurvePublicKey, names: Sequence[str], kind: Holder, serial: int, life: timedelta
     ) -> x509.Certificate:
         """Sign a certificate for a server with these names, or for a client."""
         now = datetime.now(UTC)
@@ -72,7 +72,7 @@ class Certificates:
         self.directory = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def authority(self, kind: Kind) -> CertificateAuthority:
+    def authority(self, kind: Holder) -> CertificateAuthority:
         """Return the authority that signs now. It is made if there is none, and a new one before it ends."""
         path = self.directory / f"{kind}-ca.pem"
         with contextlib.suppress(FileNotFoundError):
@@ -85,7 +85,7 @@ class Certificates:
         _write(path, key, [made.certificate])
         return made
 
-    def trusted(self, kind: Kind) -> bytes:
+    def trusted(self, kind: Holder) -> bytes:
         """Return the certificates of the authority of now and, until it ends, of the one before: PEM."""
         pieces = [self.authority(kind).pem]
         with contextlib.suppress(FileNotFoundError):
