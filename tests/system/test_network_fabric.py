@@ -425,7 +425,7 @@ def test_a_detached_port_is_attached_again() -> None:
     for _ in range(5):
         instance = prepared(cloud, "acme")
         cloud.plug(instance)
-        assert instance.pings("10.0.0.1")
+        eventually(lambda instance=instance: instance.pings("10.0.0.1"))  # type: ignore[misc]
 
 
 def prepared(cloud: Lab, tenant: str) -> Instance:
