@@ -11,12 +11,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.cli import Cli
-from tests.support.lab import SOON, Lab, isolated, ping, two_tenants
+from tests.support.lab import SOON, Instance, Lab, isolated, ping, two_tenants
 from tests.support.wait import until
 from tests.system.conftest import TenantFactory
 
 FAMILIES = ["10.0.0.2", "fd00::2"]
 OTHER = "02:99:00:00:00:07"
+
+
+def reaches(source: Instance, address: str) -> bool:
+    """By one of three pings, in less time than a neighbour is remembered for."""
+    return any(source.pings(address, 1.0) for _ in range(3))
 
 
 def replaced(cloud: Lab, mac: str | None) -> None:
@@ -32,14 +37,14 @@ def replaced(cloud: Lab, mac: str | None) -> None:
 def test_the_same_mac_is_reached_at_once() -> None:
     with two_tenants() as cloud:
         replaced(cloud, None)
-        assert [address for address in FAMILIES if not cloud.instances["acme", "db"].pings(address)] == []
+        assert [address for address in FAMILIES if not reaches(cloud.instances["acme", "db"], address)] == []
 
 
 @isolated
 def test_another_mac_is_reached_at_once_because_it_is_announced() -> None:
     with two_tenants() as cloud:
         replaced(cloud, OTHER)
-        assert [address for address in FAMILIES if not cloud.instances["acme", "db"].pings(address)] == []
+        assert [address for address in FAMILIES if not reaches(cloud.instances["acme", "db"], address)] == []
 
 
 @isolated
