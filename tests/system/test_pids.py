@@ -48,7 +48,7 @@ def test_pid_1_inside_is_another_outside(web: Cli) -> None:
     assert web.ok("exec", "web", "readlink", "/proc/1/exe") == "/bin/busybox"
     process = first(web, "web")
     assert process["pid"] > 1
-    assert Path(f"/proc/{process['pid']}/cmdline").read_bytes() == b"sleep\x00600\x00"
+    until(lambda: Path(f"/proc/{process['pid']}/cmdline").read_bytes() == b"sleep\x00600\x00", "it runs its program")
     assert status_field(process["pid"], "NSpid") == [str(process["pid"]), "1"]
     [view] = web.json("ps")
     assert view["status"]["pid"] == process["pid"]

@@ -76,7 +76,7 @@ def test_a_spare_becomes_the_container(host: Host) -> None:
         assert state.pid == before
         assert not (host.run / "spares" / launch.id).exists()
         await runtime.start(launch.id)
-        assert Path(f"/proc/{before}/cmdline").read_bytes() == b"sleep\x0060\x00"
+        until(lambda: Path(f"/proc/{before}/cmdline").read_bytes() == b"sleep\x0060\x00", "it runs its program")
         await runtime.delete(launch.id)
         assert not Cgroup(launch.cgroup).exists()
 

@@ -125,8 +125,9 @@ def test_a_name_that_looks_like_a_state_deceives_nobody(tmp_path: Path, name: st
         first, started, last = (process.start_time(child.pid) for child in children)
         assert first and started and last and first <= started <= last
         assert process.is_alive(odd.pid, started)
+        until(lambda: (shown := process.read(odd.pid)) and shown.command == f"{program} 1000", "it runs its program")
         shown = process.read(odd.pid)
-        assert shown is not None and shown.state in "RSD" and shown.command == f"{program} 1000"
+        assert shown is not None and shown.state in "RSD"
     finally:
         for child in children:
             child.kill()

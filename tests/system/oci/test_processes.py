@@ -208,7 +208,7 @@ def test_pid_files(box: Box) -> None:
     box.oci.ok("start", NAME)
     box.oci.ok("exec", "--detach", "--pid-file", pid_file, NAME, "sleep", "600")
     inside = int(pid_file.read_text())
-    assert Path(f"/proc/{inside}/cmdline").read_bytes() == b"sleep\x00600\x00"
+    until(lambda: Path(f"/proc/{inside}/cmdline").read_bytes() == b"sleep\x00600\x00", "it runs its program")
     assert inside in box.oci.json("ps", "--format", "json", NAME)
 
 
