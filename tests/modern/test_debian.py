@@ -132,7 +132,7 @@ def test_processes_are_limited(guest: Guest) -> None:
         done = guest.run(f"insula -T shop exec always sh -c '{fork.format(count)}'")
         assert (done.status == 0 and "all" in done.out) is fits, done
         assert ("can't fork" in done.out) is not fits, done
-        guest.ok("insula -T shop exec always killall sleep; sleep 0.5")
+        guest.ok("insula -T shop restart -t 1 always")  # no process can be added that would kill them
 
 
 def test_processors_are_limited(guest: Guest) -> None:

@@ -117,7 +117,8 @@ class AuditedRequest:
     @property
     def sender(self) -> str:
         """The sender, for the log."""
-        source = {name: value for name, value in self._source().items() if value is not None and name != "socket"}
+        shown = ("uid", "pid", "address")
+        source = {name: value for name, value in self._source().items() if value is not None and name in shown}
         return " ".join([f"user={self.authority.name}", *(f"{name}={value}" for name, value in source.items())])
 
     def _template(self) -> str:
