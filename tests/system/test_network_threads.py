@@ -156,7 +156,7 @@ def test_one_thread_a_tenant_uses_its_handles_and_none_that_are_closed(monkeypat
     met = threading.Event()  # two tenants at once
     real = TenantNamespace.apply
 
-    def apply(self: TenantNamespace, *args: object) -> None:
+    def apply(self: TenantNamespace, *args: object) -> object:
         name = self.tenant.name
         inside[name] += 1
         most[name] = max(most[name], inside[name])
@@ -164,8 +164,9 @@ def test_one_thread_a_tenant_uses_its_handles_and_none_that_are_closed(monkeypat
             met.set()
         assert self.netns >= 0, "a handle that is closed"
         met.wait(patiently(5))
-        real(self, *args)  # type: ignore[arg-type]
+        made = real(self, *args)  # type: ignore[arg-type]
         inside[name] -= 1
+        return made
 
     monkeypatch.setattr(TenantNamespace, "apply", apply)
     calls = {name: (lambda name=name: cloud.apply(name)) for name in cloud.tenants}

@@ -21,7 +21,7 @@ from insula.model.stream import Kind
 from tests.support.cli import REPOSITORY
 from tests.support.daemon import start_time
 from tests.support.host import Host, opened, started
-from tests.support.wait import eventually, patiently
+from tests.support.wait import eventually, patiently, until
 
 COUNTER = "i=0; while [ $i -lt 100000 ] && [ ! -e /stop ]; do i=$((i+1)); echo $i; sleep 0.001; done; echo end; exit 3"
 OLD = """
@@ -123,7 +123,7 @@ def test_another_build_hands_everything_over(host: Host, libraries: dict[str, Pa
     start_old(host, libraries["old"])
     first = hello(host, MONITOR_SOCKET)
     assert first and first["protocol"] == 1 and first["build"] != build(), "the old one runs"
-    monitor, zygote = host.pid("monitor"), host.pid("zygote")
+    monitor, zygote = host.pid("monitor"), until(lambda: host.pid("zygote"), "the zygote runs, and has written its PID")
     counter, echo = host.launch("sh", "-c", COUNTER), host.launch("cat", stdin=True)
 
     async def main() -> None:

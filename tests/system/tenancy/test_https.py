@@ -110,6 +110,7 @@ class Machine:
     def __init__(self, daemon: Daemon, home: Path) -> None:
         self.daemon = daemon
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(home), "INSULA_TENANT": "default"}
+        self.environment["INSULA_RUN"] = str(home / "no daemon runs here")
 
     def run(self, *words: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
         command = Namespaces.wrap(self.daemon.namespaces.outside, *self.daemon.cli.command(*words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import threading
@@ -30,6 +31,9 @@ from insula.network.linux.state import addresses, gateways
 from insula.network.linux.sysctl import HostSettings
 from insula.network.linux.tenant import TenantNamespace, recording
 
+log = logging.getLogger("insula.network")
+_BINDS = 0.2  # seconds within which dnsmasq listens at a gateway that was announced
+_STARTS = 5
 _NEIGHBOURS = ("ipv4/neigh/default/gc_thresh", "ipv6/neigh/default/gc_thresh")
 _LEAST, _MOST = 1 << 16, 1 << 18  # entries of the neighbour tables
 _MEMORY_PER_ENTRY = 1 << 16  # bytes of the host's memory
@@ -161,16 +165,39 @@ class LinuxFabric:
         self._record(tenant)
         namespaces.create(self.naming.namespace(tenant.name))
         namespace = self._tenant(tenant)
+        made: Sequence[Network] = ()
         with recording(errors, "tenant"), contextlib.ExitStack() as starting:
             with recording(errors, "tenant"):  # the resolver starts while the rest is made
                 starting.enter_context(self._resolver.ensuring(tenant, namespace.netns, self._upstream(tenant)))
             with recording(errors, "tenant"):
                 namespace.ensure(host, ipv6=self._ipv6)
-            namespace.apply(intent, self._prepare, errors)
+            made = namespace.apply(intent, self._prepare, errors)
+        with recording(errors, "tenant"):
+            for network in made:
+                self._await_resolver(namespace, network)
         with recording(errors, "names"):
             self._resolver.set_names(tenant, intent.names)
         self._deletion.wake(namespace)
         return errors
+
+    def _await_resolver(self, namespace: TenantNamespace, network: Network) -> None:
+        """Return when the resolver answers at a new gateway. If it doesn't, it is started again.
+
+        dnsmasq (`--bind-dynamic`) listens at an address when the kernel announces it. Once in some ten times it does
+        not, and announcements that follow don't change that; when it starts, it listens at all that are there.
+        """
+        tenant, gateways = namespace.tenant, [each for each in (network.gateway, network.gateway6) if each]
+
+        def answers() -> bool:
+            return all(resolver.answers(each, tenant.name, _BINDS) for each in gateways)
+
+        for _ in range(_STARTS):
+            if call_in(namespace.netns, answers):
+                return
+            log.info("the resolver of tenant %s does not listen at %s, and is started again", tenant.name, gateways)
+            self._resolver.stop(tenant.name)
+            with self._resolver.ensuring(tenant, namespace.netns, self._upstream(tenant)):
+                pass
 
     def _prepare(self, network: Network) -> None:
         """Enable forwarding on the host as the network needs it. Unavailable if the host can't."""

@@ -199,6 +199,10 @@ class Resolver:
         wanted = user_of(tenant), (inside.st_dev, inside.st_ino)
         return _command_line(pid) == self._arguments(tenant.name, servers) and place == wanted
 
+    def stop(self, tenant: str) -> None:
+        """Stop the tenant's dnsmasq, whose names stay."""
+        self._stop_all(tenant)
+
     def remove(self, tenant: str) -> None:
         """Stop the tenant's dnsmasq and remove its names."""
         self._stop_all(tenant)
@@ -329,7 +333,7 @@ def answers(gateway: str, tenant: str, timeout: float = 1.0) -> bool:
             except TimeoutError:
                 continue
             except OSError:  # refused: not listening yet
-                time.sleep(0.02)
+                time.sleep(0.005)
     return False
 
 

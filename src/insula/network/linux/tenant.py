@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from insula.kernel import descriptors, netlink
@@ -129,8 +129,11 @@ class TenantNamespace:
 
     # -- the whole intent ----------------------------------------------------------------------------------------
 
-    def apply(self, intent: TenantIntent, prepare: Callable[[Network], None], errors: dict[str, InsulaError]) -> None:
-        """Change networks, ports and set elements to those of the intent; `ensure` was called before.
+    def apply(
+        self, intent: TenantIntent, prepare: Callable[[Network], None], errors: dict[str, InsulaError]
+    ) -> Sequence[Network]:
+        """Change networks, ports and set elements to those of the intent; `ensure` was called before. Returns the
+        networks whose bridges were made.
 
         `prepare` is called with each network first, and may refuse it. Errors are added to `errors`.
         """
@@ -141,11 +144,12 @@ class TenantNamespace:
         with recording(errors, "leftovers"):
             self._remove_leftovers(intent, now)
         networks = {network.name: network for network in intent.networks}
-        made = False
+        made: list[Network] = []
         for network in intent.networks:
             with recording(errors, f"network {network.name}"):
                 prepare(network)
-                made |= self._apply_network(network, now)
+                if self._apply_network(network, now):
+                    made.append(network)
             if f"network {network.name}" in errors:
                 del networks[network.name]
         if made:  # the ports of a new bridge have to be attached again
@@ -156,6 +160,7 @@ class TenantNamespace:
                 self._repair_port(networks[port.network], port, now)
         with recording(errors, "tenant"):
             self._apply_elements(networks.values(), plugged, now, complete=intent.complete)
+        return made
 
     def _remove_leftovers(self, intent: TenantIntent, now: InstalledState) -> None:
         """Remove networks and ports that are not in the intent; if it is incomplete only those of earlier intents."""
