@@ -76,6 +76,10 @@ class Certificate(Struct, kw_only=True):
     created: float
     expires: float
 
+    @property
+    def id(self) -> str:
+        return self.serial
+
 
 # -- requests ------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import guard, guarded, retried
@@ -40,10 +41,11 @@ from insula.model.principals import (
 from insula.model.units import check_label, shorten
 from insula.model.views import Usage
 from insula.store.protocol import Compare, TransactionConflict, Write
-from insula.store.typed import Found
+from insula.store.typed import Found, Keyspace
 
-MAX_TOKENS = 100
-"""Tokens of one principal at a time."""
+MAX_PROOFS = 100
+"""Tokens, and certificates, of one principal at a time."""
+P = TypeVar("P", Token, Certificate)
 
 
 class Identities:
@@ -210,23 +212,16 @@ class Identities:
             expires=now + spec.ttl,
         )
 
-        async def attempt() -> None:
-            found = await self._stored(principal)
-            own = self._tokens_of(principal)
-            expired = [TOKENS.delete(each.id) for each in own if each.expires <= now]
-            if len(own) - len(expired) >= MAX_TOKENS:
-                raise Conflict(f"{principal.label} has {MAX_TOKENS} tokens", "revoke those that are not needed")
-            compares = [PRINCIPALS.unchanged(found, *_key(principal))]
-            if instead_of is not None:
-                used = await TOKENS.get(self.context.store, instead_of)
-                if used is None:
-                    raise Unauthenticated("the invitation was used already", "ask for another one")
-                compares.append(TOKENS.unchanged(used, instead_of))
-                expired.append(TOKENS.delete(instead_of))
-            rewritten = PRINCIPALS.put(principal, *_key(principal))
-            await self._commit(compares, [TOKENS.put(token, token.id), rewritten, *expired])
+        async def used() -> tuple[Sequence[Compare], Sequence[Write]]:
+            """The invitation that is exchanged, which may be used once."""
+            if instead_of is None:
+                return [], []
+            invitation = await TOKENS.get(self.context.store, instead_of)
+            if invitation is None:
+                raise Unauthenticated("the invitation was used already", "ask for another one")
+            return [TOKENS.unchanged(invitation, instead_of)], [TOKENS.delete(instead_of)]
 
-        await retried(attempt)
+        await self._add_proof(principal, TOKENS, token, token.id, self.cache.tokens, used)
         return TokenCreated(id=token.id, token=text, expires=token.expires)
 
     async def invite(self, by: Authority, user: str, ttl: float) -> TokenCreated:
@@ -284,18 +279,40 @@ class Identities:
         now = time.time()
         made = Certificate(serial=serial, principal=principal.id, created=now, expires=now + ttl)
 
+        await self._add_proof(principal, CERTIFICATES, made, serial, self.cache.certificates)
+        return made
+
+    async def _add_proof(
+        self,
+        principal: Principal,
+        keyspace: Keyspace[P],
+        proof: P,
+        key: str,
+        known: Callable[[], Iterable[P]],
+        more: Callable[[], Awaitable[tuple[Sequence[Compare], Sequence[Write]]]] | None = None,
+    ) -> None:
+        """Store a token or certificate of a principal, and delete those that have expired. Conflict if it has too many.
+
+        The principal's record is rewritten, so that its removal at the same time fails, or this. `more` is what else
+        the transaction compares and writes.
+        """
+
         async def attempt() -> None:
             found = await self._stored(principal)
-            own = [each for each in self.cache.certificates() if each.principal == principal.id]
-            expired = [CERTIFICATES.delete(each.serial) for each in own if each.expires <= now]
-            if len(own) - len(expired) >= MAX_TOKENS:
-                raise Conflict(f"{principal.label} has {MAX_TOKENS} certificates", "revoke those that are not needed")
-            rewritten = PRINCIPALS.put(principal, *_key(principal))
-            unchanged = PRINCIPALS.unchanged(found, *_key(principal))
-            await self._commit([unchanged], [CERTIFICATES.put(made, serial), rewritten, *expired])
+            own = [each for each in known() if each.principal == principal.id]
+            expired = [each for each in own if each.expires <= proof.created]
+            if len(own) - len(expired) >= MAX_PROOFS:
+                what = f"{principal.label} has {MAX_PROOFS} of these"
+                raise Conflict(what, "revoke those that are not needed")
+            nothing: tuple[Sequence[Compare], Sequence[Write]] = ((), ())
+            compares, writes = await more() if more else nothing
+            deletes: Sequence[Write] = [keyspace.delete(each.id) for each in expired]
+            await self._commit(
+                [PRINCIPALS.unchanged(found, *_key(principal)), *compares],
+                [keyspace.put(proof, key), PRINCIPALS.put(principal, *_key(principal)), *deletes, *writes],
+            )
 
         await retried(attempt)
-        return made
 
     async def revoke_certificate(self, by: Authority, serial: str) -> None:
         """End a certificate at once. NotFound, also for those that the caller may not revoke."""
