@@ -72,7 +72,7 @@ class ImageRoutes(Controller):
     @post(
         "/pull",
         summary="Fetch an image from a registry; JSON lines {progress}, at last {image}",
-        permission="image.write",
+        permission="image.registry",
     )
     async def pull(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[PullSpec]) -> Stream:
         note(name=without_secret(data.name or data.reference))
@@ -85,7 +85,7 @@ class ImageRoutes(Controller):
             sender,
         )
 
-    @post("/push", summary="Send an image to a registry; JSON lines {progress}", permission="image.export")
+    @post("/push", summary="Send an image to a registry; JSON lines {progress}", permission="image.registry")
     async def push(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[PushSpec]) -> Stream:
         note(name=data.name, to=without_secret(data.reference))
         return json_lines(
@@ -100,7 +100,7 @@ class ImageRoutes(Controller):
     @post(
         "/build-base",
         summary="Build an image of a distribution's user land; JSON lines {progress}, at last {image}",
-        permission="image.write",
+        permission="image.registry",
     )
     async def build_base(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[BaseSpec]) -> Stream:
         note(name=data.distribution)

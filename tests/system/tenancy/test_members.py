@@ -154,6 +154,16 @@ def test_a_viewer_sees_and_changes_nothing(people: People, houses: Houses) -> No
     assert "web" in houses.acme.ok("ps")
 
 
+def test_a_member_does_not_use_the_network_of_the_host(people: People, ann: Person, houses: Houses) -> None:
+    """skopeo and debootstrap run in it, where loopback and the operator's own network can be reached."""
+    admin = people.person("admin", houses.acme.tenant)
+    for person in (ann, admin):
+        for words in (("pull", "127.0.0.1:1/x"), ("push", "busybox", "127.0.0.1:1/x"), ("build-base", "debian")):
+            assert "image.registry" in str(person.cli.fails("image", *words))
+        assert person.cli.ok("image", "ls")
+    assert "image.registry" not in str(houses.acme.fails("image", "pull", "127.0.0.1:1/x")), "the operator tries it"
+
+
 DANGEROUS = (["--cap-add", "NET_ADMIN"], ["--nesting"], ["--sysctl", "net.ipv4.ip_forward=1"], ["--aio"])
 
 
