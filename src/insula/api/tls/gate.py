@@ -22,6 +22,7 @@ import ssl
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ HANDSHAKES = 64
 """Handshakes at a time. Further connections wait to be accepted."""
 CONNECTIONS = 1024
 """Connections at a time."""
+HANDSHAKES_OF_ADDRESS = 16
+"""Handshakes at a time of one address: a quarter of them, so that no address can hold all."""
 OF_ADDRESS = 128
 """Connections at a time of one IPv4 address, or of one IPv6 network of 64 bits."""
 _PIECE = 65536
@@ -50,6 +53,7 @@ class Gate:
         self._handshakes = asyncio.Semaphore(HANDSHAKES)
         self._connections = asyncio.Semaphore(CONNECTIONS)
         self._of_address: Counter[str] = Counter()
+        self._shaking: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -72,7 +76,8 @@ class Gate:
             try:
                 sock, address = await loop.sock_accept(listener)
             except OSError as error:  # EMFILE, or a client that has gone already
-                self._release(handshake=True)
+                self._handshakes.release()
+                self._connections.release()
                 tell(event="accept", error=str(error))
                 await asyncio.sleep(0.1)
                 continue
@@ -80,28 +85,28 @@ class Gate:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _release(self, *, handshake: bool) -> None:
-        if handshake:
-            self._handshakes.release()
-        self._connections.release()
-
     async def _connection(self, sock: socket.socket, address: str, port: int) -> None:
-        source, shaking = source_of(address), True
-        self._of_address[source] += 1
+        source = source_of(address)
         try:
-            if self._of_address[source] > OF_ADDRESS:
-                sock.close()
-                return
-            streams = await self._handshake(sock, address)
-            self._handshakes.release()
-            shaking = False
-            if streams:
-                await self._pass(*streams, address, port)
+            with counted(self._of_address, source):
+                try:
+                    streams = await self._admitted(sock, address, source)
+                finally:
+                    self._handshakes.release()
+                if streams:
+                    await self._pass(*streams, address, port)
         finally:
-            self._of_address[source] -= 1
-            if not self._of_address[source]:
-                del self._of_address[source]
-            self._release(handshake=shaking)
+            self._connections.release()
+
+    async def _admitted(
+        self, sock: socket.socket, address: str, source: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Return the streams of the plain bytes; None if the source has too many of these, or the handshake fails."""
+        with counted(self._shaking, source):
+            if self._of_address[source] > OF_ADDRESS or self._shaking[source] > HANDSHAKES_OF_ADDRESS:
+                sock.close()
+                return None
+            return await self._handshake(sock, address)
 
     async def _handshake(
         self, sock: socket.socket, address: str
@@ -147,6 +152,18 @@ async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> No
             await target.drain()
     finally:
         target.close()
+
+
+@contextlib.contextmanager
+def counted(counter: Counter[str], key: str) -> Iterator[None]:
+    """Count one more of `key` while the block runs."""
+    counter[key] += 1
+    try:
+        yield
+    finally:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]
 
 
 def source_of(address: str) -> str:
