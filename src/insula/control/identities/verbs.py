@@ -304,12 +304,11 @@ class Identities:
             if len(own) - len(expired) >= MAX_PROOFS:
                 what = f"{principal.label} has {MAX_PROOFS} of these"
                 raise Conflict(what, "revoke those that are not needed")
-            nothing: tuple[Sequence[Compare], Sequence[Write]] = ((), ())
-            compares, writes = await more() if more else nothing
+            extra: tuple[Sequence[Compare], Sequence[Write]] = await more() if more else ((), ())
             deletes: Sequence[Write] = [keyspace.delete(each.id) for each in expired]
             await self._commit(
-                [PRINCIPALS.unchanged(found, *_key(principal)), *compares],
-                [keyspace.put(proof, key), PRINCIPALS.put(principal, *_key(principal)), *deletes, *writes],
+                [PRINCIPALS.unchanged(found, *_key(principal)), *extra[0]],
+                [keyspace.put(proof, key), PRINCIPALS.put(principal, *_key(principal)), *deletes, *extra[1]],
             )
 
         await retried(attempt)
