@@ -47,6 +47,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that it works")
     parser.add_argument("--output", type=Path, help="write the report there")
     options = parser.parse_args()
+    output = options.output or (None if options.only or options.quick else REPORT)
+    output = output and output.absolute()  # a section changes the working directory
     if not machine.possible():
         print("error: benchmarks take root, unshare, ip and tini; hint: run scripts/bench as root", file=sys.stderr)
         return 1
@@ -76,7 +78,6 @@ def main() -> int:
     finally:
         run.close()
     report = "\n".join(parts)
-    output = options.output or (None if options.only or options.quick else REPORT)
     if output is None:
         print(report)
     else:
