@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from insula.kernel.cgroups import (
     Cgroup,
-    CgroupV1,
-    CgroupV2,
     Hierarchy,
     base,
     detect,
@@ -25,6 +23,7 @@ from insula.kernel.cgroups import (
 )
 from insula.kernel.cgroups.settings import Setting
 
+CgroupV1, CgroupV2 = Cgroup.implementation(1), Cgroup.implementation(2)
 Lines = list[str]
 
 

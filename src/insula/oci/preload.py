@@ -29,16 +29,17 @@ FIRST = ("__future__", "insula", "insula.kernel", "insula.kernel.sealed")
 
 _SMALL = ("__future__", "struct")  # Python's own modules that are small, and that all verbs import
 
-_NEW = ("insula.kernel.seccomp.cache",)
+_GROUP = "insula.kernel.cgroups.v{version}"
+_NEW = ("insula.kernel.seccomp.cache", _GROUP)
 VERBS: dict[str, tuple[str, ...]] = {
     # verb: what it nearly always imports besides, later than at its beginning
     "create": _NEW,
     "run": _NEW,
-    "exec": ("insula.kernel.seccomp.cache",),
+    "exec": _NEW,
     "start": (),
-    "state": ("insula.kernel.cgroups",),
-    "kill": (),
-    "delete": (),
+    "state": (_GROUP,),
+    "kill": (_GROUP,),
+    "delete": (_GROUP,),
 }
 
 
@@ -54,8 +55,10 @@ def write(directory: str) -> None:
 
 def write_one(directory: str, verb: str) -> None:
     """Write the file of one verb, in an interpreter that has imported no other module of Insula than this one."""
+    from insula.kernel.cgroups import hierarchy
+
     for name in (*FIRST, "insula.oci.main", f"insula.oci.verbs.{verb}", *VERBS[verb]):
-        __import__(name)
+        __import__(name.format(version=hierarchy().version))
     ours = [name for name in sys.modules if name.partition(".")[0] == "insula" and name != __name__]
     with open(f"{directory}/insula-oci.{verb}.{sys.implementation.cache_tag}", "wb") as file:
         rest = [name for name in (*_SMALL, *ours) if name not in FIRST]

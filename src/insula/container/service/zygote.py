@@ -491,6 +491,7 @@ def main(run: str, build: str, listener: socket.socket, spares: int) -> NoReturn
     with open(f"{run}/{ZYGOTE_BUILD}", "w") as file:
         file.write(f"{build}\n")
     os.umask(0)  # only now: what is made in containers has exactly the modes that are asked for
+    cgroups.Cgroup.implementation(cgroups.hierarchy().version)  # else each child imports it
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that it looks at
     Zygote(run, build, listener, spares).serve()

@@ -8,7 +8,7 @@ finds the files behind it. Limits are given as `linux.resources` of the OCI runt
 are those of version 1.
 
     base.py             `Cgroup`: the interface, and the common parts of both versions
-    v1.py, v2.py        the class for each version
+    v1.py, v2.py        the class for each version; the first group imports the one of this host
     hierarchy.py        the mounted trees, the group of a process, and where a container's `cgroupsPath` leads
     files.py            reading and writing a group's files
     resources_v1.py, resources_v2.py   from `linux.resources` to the files of each version
@@ -28,14 +28,10 @@ from __future__ import annotations
 from insula.kernel.cgroups.base import Cgroup, join
 from insula.kernel.cgroups.hierarchy import ROOT, Hierarchy, detect, hierarchy, locate, of_process
 from insula.kernel.cgroups.settings import Resources
-from insula.kernel.cgroups.v1 import CgroupV1
-from insula.kernel.cgroups.v2 import CgroupV2
 
 __all__ = [
     "ROOT",
     "Cgroup",
-    "CgroupV1",
-    "CgroupV2",
     "Hierarchy",
     "Resources",
     "detect",

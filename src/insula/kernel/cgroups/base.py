@@ -53,7 +53,15 @@ class Cgroup:
         Cgroup._versions[version] = cls
 
     def __new__(cls, path: str, tree: Hierarchy | None = None) -> Cgroup:
-        return object.__new__(cls._versions[(tree or hierarchy()).version])
+        return object.__new__(cls.implementation((tree or hierarchy()).version))
+
+    @classmethod
+    def implementation(cls, version: int) -> type[Cgroup]:
+        """Return the class for a version, which is imported when it is first needed: the other one would cost
+        `insula-oci run` 1 ms."""
+        if version not in cls._versions:
+            __import__(f"insula.kernel.cgroups.v{version}")
+        return cls._versions[version]
 
     def __init__(self, path: str, tree: Hierarchy | None = None) -> None:
         if not path or path.startswith("/") or ".." in path.split("/"):

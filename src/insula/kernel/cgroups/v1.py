@@ -10,7 +10,7 @@ import errno
 import os
 import time
 
-from insula.kernel.cgroups import cpuset, device_list, events, files, realtime, resources_v1, settings, stats
+from insula.kernel.cgroups import cpuset, device_list, files, realtime, resources_v1, settings
 from insula.kernel.cgroups.base import Cgroup, distinct
 from insula.kernel.cgroups.hierarchy import BASE, ON_DEMAND
 from insula.model.cpython import signal
@@ -19,7 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from insula.kernel.cgroups.events import OutOfMemory
     from insula.kernel.cgroups.settings import Resources, Setting
+    from insula.kernel.cgroups.stats import Stats
 
 _PAUSE = 0.002
 
@@ -163,13 +165,17 @@ class CgroupV1(Cgroup, version=1):
     def oom_kills(self) -> int:
         return files.fields(f"{self.directory('memory')}/memory.oom_control").get("oom_kill", 0)
 
-    def oom_notifications(self) -> events.OutOfMemory:
+    def oom_notifications(self) -> OutOfMemory:
+        from insula.kernel.cgroups import events  # `insula-oci run` has no use for it
+
         return events.OutOfMemoryV1(self.directory("memory") or "", self.oom_kills)
 
     def _memory_usage(self) -> int:
         return int(files.read(f"{self.directory('memory')}/memory.usage_in_bytes") or 0)
 
-    def _usage(self) -> stats.Stats:
+    def _usage(self) -> Stats:
+        from insula.kernel.cgroups import stats  # as above
+
         return stats.read_v1(self.directories(), self.oom_kills())
 
 

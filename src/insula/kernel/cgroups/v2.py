@@ -7,7 +7,7 @@ import os
 import select
 import time
 
-from insula.kernel.cgroups import delegation, device_program, events, files, resources_v2, stats
+from insula.kernel.cgroups import delegation, device_program, files, resources_v2
 from insula.kernel.cgroups.base import Cgroup
 from insula.kernel.cgroups.hierarchy import of_process
 from insula.model.cpython import signal
@@ -16,7 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from insula.kernel.cgroups.events import OutOfMemory
     from insula.kernel.cgroups.settings import Resources, Setting
+    from insula.kernel.cgroups.stats import Stats
 
 
 class CgroupV2(Cgroup, version=2):
@@ -111,13 +113,17 @@ class CgroupV2(Cgroup, version=2):
     def oom_kills(self) -> int:
         return files.fields(f"{self._directory}/memory.events").get("oom_kill", 0)
 
-    def oom_notifications(self) -> events.OutOfMemory:
+    def oom_notifications(self) -> OutOfMemory:
+        from insula.kernel.cgroups import events  # `insula-oci run` has no use for it
+
         return events.OutOfMemoryV2(self._directory, self.oom_kills)
 
     def _memory_usage(self) -> int:
         return int(files.read(f"{self._directory}/memory.current") or 0)
 
-    def _usage(self) -> stats.Stats:
+    def _usage(self) -> Stats:
+        from insula.kernel.cgroups import stats  # as above
+
         return stats.read_v2(self._directory)
 
 
