@@ -60,7 +60,7 @@ class Exchange:
         start, body = self.sent
         assert start["type"] == "http.response.start"
         length = (b"content-length", str(len(body["body"])).encode())
-        assert start["headers"] == [(b"content-type", b"application/json"), (b"connection", b"close"), length]
+        assert start["headers"] == [(b"content-type", b"application/problem+json"), (b"connection", b"close"), length]
         assert (body["type"], body["more_body"]) == ("http.response.body", False)
         return start["status"], json.loads(body["body"])
 
@@ -122,14 +122,18 @@ def test_a_request_may_take_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(main())
 
 
-def test_exceptions_of_the_application_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exceptions_of_the_application_are_answered_as_defects(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(_exchange: Exchange) -> None:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("secret")
 
-    exchange = Exchange(fail, ROOT, monkeypatch)
-    with pytest.raises(ZeroDivisionError):
-        asyncio.run(exchange.run())
-    assert exchange.sent == []
+    async def main() -> None:
+        exchange = Exchange(fail, ROOT, monkeypatch)
+        await exchange.run()
+        status, body = exchange.refusal()
+        assert (status, body["detail"]) == (500, "insulad has a defect: ZeroDivisionError")
+        assert "secret" not in json.dumps(body)
+
+    asyncio.run(main())
 
 
 def test_a_request_may_finish_when_the_server_stops(monkeypatch: pytest.MonkeyPatch) -> None:

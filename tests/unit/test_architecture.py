@@ -19,7 +19,7 @@ MODULES = sorted((SOURCE / "insula").rglob("*.py"))
 FILES = [*MODULES, *sorted((REPOSITORY / "tests").rglob("*.py")), *sorted((REPOSITORY / "bench").rglob("*.py"))]
 
 LIBRARIES = {"container", "machine", "image", "volume", "network", "store"}
-LIGHT = {"insula.model.errors", "insula.model.units", "insula.model.stream"}
+LIGHT = {"insula.model.errors", "insula.model.rules", "insula.model.units", "insula.model.stream"}
 # What the runtime takes of the vocabulary: nothing of the cloud. packaging/oci makes a wheel of it, which
 # tests/system/oci/test_alone.py runs.
 RUNTIME = {*LIGHT, "insula.model.cpython"}

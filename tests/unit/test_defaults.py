@@ -14,9 +14,9 @@ from insula.cli.verbs import run
 from insula.container import log
 from insula.container.service import relay
 from insula.control import plane
-from insula.control.allocation import quotas
 from insula.control.instances import health, restart_policy
-from insula.control.instances.drivers.container.spec import CPU_PERIOD, DEFAULT_SHARES, MIN_MEMORY
+from insula.control.instances.drivers.container.spec import CPU_PERIOD, DEFAULT_SHARES
+from insula.model import rules
 from insula.model.health import LEAST, HealthPlan, plan
 from insula.model.objects import Healthcheck, ImageConfig, InstanceSpec, Limits, RestartPolicy, TmpfsMount
 from insula.model.views import ExecSpec, NetworkSpec
@@ -121,7 +121,7 @@ def test_the_others() -> None:
     assert {name: value for name, value in found.items() if value not in OFF} == {"command": ["x"]}
     found = msgspec.to_builtins(ImageConfig())
     assert {n: v for n, v in found.items() if v not in OFF} == {"working_dir": "/", "stop_signal": "SIGTERM"}
-    assert (MIN_MEMORY, quotas.MIN_MEMORY) == (6 << 20, 6 << 20)
+    assert rules.MIN_MEMORY == 6 << 20
     assert (CPU_PERIOD, DEFAULT_SHARES) == (100_000, 1024)
     assert (relay.RATE, relay.BURST, relay.LEAST) == (8 << 20, 64 << 20, 1024)
     assert log.MIN_SIZE == 4096

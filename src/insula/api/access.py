@@ -12,12 +12,12 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from insula.api.audit import AuditedRequest
 from insula.api.authentication import authenticate
 from insula.api.peer import group_id
+from insula.api.problems import defect, refuse
 from insula.audit import AuditLog
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
@@ -118,10 +118,14 @@ class AccessMiddleware:
                 took = (time.monotonic() - begun) * 1000
                 path = quote(scope["path"], safe="/:@,+=~")[:_PATH]  # a newline in it would start a new log line
                 log.debug("%s %s %s status=%d ms=%.1f", scope.get("method"), path, entry.sender, status, took)
-        if not task.cancelled():
-            task.result()
-        elif not request.answering:
-            await refuse(request.why or Unavailable("insulad is stopping", "try again later"), send)
+        if task.cancelled():
+            if not request.answering:
+                await refuse(request.why or Unavailable("insulad is stopping", "try again later"), send)
+        elif (error := task.exception()) is not None:
+            log.error("%s %s", scope.get("method"), entry.sender, exc_info=error)
+            if request.answering:
+                raise error
+            await refuse(defect(error), send)
 
     # -- ending requests -------------------------------------------------------------------------------------------
 
@@ -143,14 +147,3 @@ class AccessMiddleware:
         for request in tuple(self._open):
             if request.authority.principal is not None and request.authority.principal.id == principal:
                 request.check(self.cache)
-
-
-async def refuse(error: InsulaError, send: Send) -> None:
-    """Respond with an error, and close the connection."""
-    body = msgspec.json.encode(error.to_dict())
-    length = b"%d" % len(body)
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close"), (b"content-length", length)]
-    if isinstance(error, Unauthenticated):
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

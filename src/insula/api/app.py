@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from litestar import Litestar, Request, Router
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import Provide
+from litestar.exceptions import NotFoundException
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 from insula import __version__
@@ -31,6 +33,7 @@ from insula.api.identities import (
 from insula.api.images import ImageRoutes
 from insula.api.instances import InstanceRoutes, list_all_instances, run_attached
 from insula.api.networks import NetworkRoutes
+from insula.api.openapi import Document
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
 from insula.audit import AuditLog
@@ -39,9 +42,10 @@ from insula.control.plane import ControlPlane
 MAX_BODY = 1 << 20
 """Bytes of a JSON body; uploads have a limit of their own."""
 
+DOCUMENT = "/openapi.json"
 DESCRIPTION = """\
-HTTP on a unix socket. Errors are JSON `{error, message, hint}`. Bodies of type `application/vnd.insula.frames` are
-frames: one byte of kind, four bytes of length (big endian), payload.
+HTTP on a unix socket, or HTTPS. Errors are problems (RFC 9457) with `code` and `hint`. Bodies of type
+`application/vnd.insula.frames` are frames: one byte of kind, four bytes of length (big endian), payload.
 
 | kind | | payload |
 |---|---|---|
@@ -49,7 +53,7 @@ frames: one byte of kind, four bytes of length (big endian), payload.
 | 1, 2 | STDOUT, STDERR | bytes of output |
 | 4 | RESIZE | rows and columns, two bytes each |
 | 5 | EXIT | `{exit_status, signal, oom}` |
-| 6 | ERROR | `{error, message, hint}` |
+| 6 | ERROR | a problem |
 | 7 | IDLE | nothing |
 | 8 | OPEN | what to execute, an ExecSpec: the first frame of an exec |
 | 9 | SIGNAL | one byte: the number of a signal for the process |
@@ -61,6 +65,12 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
     app = application(plane, audit)
     check_routes(app)
     return AccessMiddleware(app, plane.identity_cache, audit, socket)
+
+
+async def only_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Raise NotFoundException beside /openapi.json, where the framework has pages of HTML (a guard of Litestar)."""
+    if connection.scope["path"] != DOCUMENT:
+        raise NotFoundException
 
 
 def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
@@ -107,8 +117,8 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
             version=__version__,
             description=DESCRIPTION,
             path="/",
-            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
-            openapi_router=Router("/", route_handlers=[], opt={"permission": "self.read"}),
+            render_plugins=[Document(DOCUMENT)],
+            openapi_router=Router("/", route_handlers=[], opt={"permission": "self.read"}, guards=[only_the_document]),
         ),
         logging_config=None,
         state=State({"audit": audit, "plane": plane}),

@@ -1,23 +1,29 @@
-"""Exceptions as HTTP responses: the error's status and JSON {error, message, hint}."""
+"""Exceptions as HTTP responses: the error's status, and a problem as JSON (RFC 9457)."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
-from litestar import MediaType, Request, Response
+from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from insula.api.audit import note
+from insula.api.problems import PROBLEM, defect, fields_of
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
 
 log = logging.getLogger("insula.api")
 _BY_STATUS: dict[int, type[InsulaError]] = {403: Denied, 404: NotFound, 409: Conflict}
 
 
-def answer(error: InsulaError, status: int | None = None) -> Response[dict[str, Any]]:
+def answer(
+    error: InsulaError, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> Response[dict[str, Any]]:
+    """Return the response for an error; `status` is another one than the error's own."""
     note(error=type(error).__name__)
-    return Response(error.to_dict(), status_code=status or error.status, media_type=MediaType.JSON)
+    fields = {**(headers or {}), **{name.decode(): value.decode() for name, value in fields_of(error)}}
+    return Response(error.to_problem(status), status_code=status or error.status, media_type=PROBLEM, headers=fields)
 
 
 def on_insula_error(_: Request[Any, Any, Any], error: InsulaError) -> Response[dict[str, Any]]:
@@ -30,7 +36,8 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     if status == 404:
         problem: InsulaError = NotFound(f"there is no {request.url.path}", "see /openapi.json")
     elif status == 405:
-        return answer(Invalid(f"{request.url.path} has no {request.method}", "see /openapi.json"), status)
+        problem = Invalid(f"{request.url.path} has no {request.method}", "see /openapi.json")
+        return answer(problem, status, error.headers)  # with Allow (RFC 9110, 15.5.6)
     elif status == 413:
         return answer(Invalid("the request's body is too large", "send less"), status)
     elif status < 500:
@@ -55,7 +62,7 @@ def explain(error: HTTPException) -> str:
 def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
     """Handle a defect of insulad. The log has the traceback; the response has no internal details."""
     log.error("%s %s", request.method, request.url.path, exc_info=error)
-    return answer(Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it"))
+    return answer(defect(error))
 
 
 def on_recursion(request: Request[Any, Any, Any], error: RecursionError) -> Response[dict[str, Any]]:

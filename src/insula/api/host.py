@@ -11,8 +11,8 @@ from litestar import Controller, Request, get, post
 from litestar.response import Stream
 
 from insula.api.audit import watch
-from insula.api.parameters import Flag, OptionalWord, Pid, Plane, Revision, Sender, Since, Uid
-from insula.api.streams import json_lines, merged
+from insula.api.parameters import Flag, OptionalTenant, Pid, Plane, Revision, Sender, Since, Uid
+from insula.api.streams import NDJSON, json_lines, merged
 from insula.audit import AuditLog, read
 from insula.control.identities.authority import Authority
 from insula.model.errors import Unavailable
@@ -45,6 +45,8 @@ class HostRoutes(Controller):
         "/events",
         summary="Changes as they happen, one JSON object a line; with `audit` also entries of the audit log",
         permission="self.read",
+        sends=NDJSON,
+        line="Event",
     )
     async def events(
         self,
@@ -62,14 +64,20 @@ class HostRoutes(Controller):
         changes = plane.events.watch(from_revision, lambda story: _may_see(sender, story))
         return json_lines(merged(changes, watch(_log(request))) if audit else changes, sender)
 
-    @get("/audit", summary="The audit log, oldest first, one JSON object a line", permission="audit.read")
+    @get(
+        "/audit",
+        summary="The audit log, oldest first, one JSON object a line",
+        permission="audit.read",
+        sends=NDJSON,
+        line="AuditEntry",
+    )
     async def audit(
         self,
         request: Request[Any, Any, Any],
         sender: Sender,
         since: Since = None,
         uid: Uid = None,
-        tenant: OptionalWord = None,
+        tenant: OptionalTenant = None,
     ) -> Stream:
         return json_lines(_entries(_log(request), since, uid, tenant), sender)
 

@@ -12,7 +12,7 @@ from litestar import Controller, delete, get, post, put
 from litestar.params import JSONBody
 
 from insula.api.audit import note
-from insula.api.parameters import Flag, Name, Plane, Sender, Word
+from insula.api.parameters import Bound, Flag, Name, Plane, Sender, Serial, TenantName, TokenId
 from insula.control.plane import ControlPlane
 from insula.model.errors import Unavailable
 from insula.model.principals import (
@@ -69,19 +69,19 @@ class ServiceAccountRoutes(Controller):
     tags = ("identities",)
 
     @get(summary="List a tenant's service accounts", permission="service-account.read")
-    async def list_service_accounts(self, plane: Plane, tenant: Name) -> Sequence[PrincipalView]:
+    async def list_service_accounts(self, plane: Plane, tenant: TenantName) -> Sequence[PrincipalView]:
         await plane.tenants.find(tenant)
         return plane.identities.list(tenant)
 
     @post(summary="Create a service account", permission="service-account.write")
     async def create_service_account(
-        self, plane: Plane, tenant: Name, data: JSONBody[ServiceAccountSpec]
+        self, plane: Plane, tenant: TenantName, data: JSONBody[ServiceAccountSpec]
     ) -> PrincipalView:
         note(name=data.name)
         return await plane.identities.create_service_account(tenant, data.name)
 
     @delete("/{name:str}", summary="Remove a service account, its role and tokens", permission="service-account.write")
-    async def remove_service_account(self, plane: Plane, tenant: Name, name: Name) -> None:
+    async def remove_service_account(self, plane: Plane, tenant: TenantName, name: Name) -> None:
         await plane.identities.remove(f"{tenant}/{name}")
 
 
@@ -90,17 +90,17 @@ class BindingRoutes(Controller):
     tags = ("identities",)
 
     @get(summary="Who has which role in a tenant", permission="binding.read")
-    async def list_bindings(self, plane: Plane, tenant: Name) -> Sequence[BindingView]:
+    async def list_bindings(self, plane: Plane, tenant: TenantName) -> Sequence[BindingView]:
         await plane.tenants.find(tenant)
         return plane.identities.bindings(tenant)
 
     @put(summary="Give a principal a role in a tenant, instead of the one that it has", permission="binding.write")
-    async def bind(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[BindingSpec]) -> BindingView:
+    async def bind(self, plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[BindingSpec]) -> BindingView:
         note(name=data.user, role=data.role)
         return await plane.identities.bind(sender, data.user, data.role, tenant)
 
     @delete(summary="Take the role of a principal in a tenant", permission="binding.write")
-    async def unbind(self, plane: Plane, tenant: Name, sender: Sender, user: Word) -> None:
+    async def unbind(self, plane: Plane, tenant: TenantName, sender: Sender, user: Bound) -> None:
         note(name=user)
         await plane.identities.unbind(sender, user, tenant)
 
@@ -119,7 +119,7 @@ class HostBindingRoutes(Controller):
         return await plane.identities.bind(sender, data.user, data.role, None)
 
     @delete(summary="Take the role of a principal on the host", permission="user.write")
-    async def unbind_on_host(self, plane: Plane, sender: Sender, user: Word) -> None:
+    async def unbind_on_host(self, plane: Plane, sender: Sender, user: Bound) -> None:
         note(name=user)
         await plane.identities.unbind(sender, user, None)
 
@@ -143,7 +143,7 @@ class TokenRoutes(Controller):
         return created
 
     @delete("/{token:str}", summary="Revoke a token", permission="self.read")
-    async def revoke_token(self, plane: Plane, sender: Sender, token: Name) -> None:
+    async def revoke_token(self, plane: Plane, sender: Sender, token: TokenId) -> None:
         note(token=token)
         await plane.identities.revoke_token(sender, token)
 
@@ -177,7 +177,7 @@ class CertificateRoutes(Controller):
         return CertificateCreated(serial=made.serial, pem=pem.decode(), expires=made.expires)
 
     @delete("/{serial:str}", summary="Revoke a certificate", permission="self.read")
-    async def revoke_certificate(self, plane: Plane, sender: Sender, serial: Name) -> None:
+    async def revoke_certificate(self, plane: Plane, sender: Sender, serial: Serial) -> None:
         note(certificate=serial)
         await plane.identities.revoke_certificate(sender, serial)
 

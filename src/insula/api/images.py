@@ -4,52 +4,64 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 from litestar import Controller, Request, delete, get, post
 from litestar.params import JSONBody
 from litestar.response import Stream
 
 from insula.api.audit import note, without_secret
-from insula.api.parameters import Name, OptionalWord, Plane, Sender, Word
-from insula.api.streams import archive, json_lines, primed, spooled, while_connected
+from insula.api.parameters import ImageName, NewImage, OptionalImage, Plane, Sender, TenantName
+from insula.api.streams import NDJSON, TAR, archive, json_lines, primed, spooled, while_connected
 from insula.image.registry import Progress
+from insula.model import fields
 from insula.model.objects import Image, Struct
 
 
 class Credentials(Struct):
     """The login at a registry."""
 
-    username: str
-    password: str
+    username: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    password: Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class PullSpec(Struct):
-    reference: str
-    name: str | None = None
+    """What to fetch from a registry."""
+
+    reference: fields.ImageReference
+    name: fields.ImageReference | None = None
     auth: Credentials | None = None
     insecure: bool = False
 
 
 class PushSpec(Struct):
-    name: str
-    reference: str
+    """What to send to a registry."""
+
+    name: fields.ImageReference
+    reference: fields.ImageReference
     auth: Credentials | None = None
     insecure: bool = False
 
 
 class BaseSpec(Struct):
+    """A distribution, and the code name of its release; None is that of the host."""
+
     distribution: Literal["debian"] = "debian"
-    release: str | None = None
+    release: fields.Release | None = None
 
 
 class TagSpec(Struct):
-    source: str
-    name: str
+    """Another name for an image."""
+
+    source: fields.ImageReference
+    name: fields.ImageReference
 
 
 class SaveSpec(Struct):
-    names: list[str]
+    """The images to save, and the form of the archive."""
+
+    names: Annotated[list[fields.ImageReference], fields.at_most(1000, least=1)]
     format: Literal["oci", "docker"] = "oci"
 
 
@@ -58,23 +70,25 @@ class ImageRoutes(Controller):
     tags = ("images",)
 
     @get(summary="List a tenant's images and the shared ones", permission="image.read")
-    async def list_images(self, plane: Plane, tenant: Name) -> list[Image]:
+    async def list_images(self, plane: Plane, tenant: TenantName) -> list[Image]:
         return await plane.images.list(tenant)
 
     @get("/{name:path}", summary="Show an image", permission="image.read")
-    async def get_image(self, plane: Plane, tenant: Name, name: Name) -> Image:
+    async def get_image(self, plane: Plane, tenant: TenantName, name: ImageName) -> Image:
         return await plane.images.get(tenant, name.lstrip("/"))
 
     @delete("/{name:path}", summary="Remove an image", permission="image.write")
-    async def remove_image(self, plane: Plane, tenant: Name, name: Name) -> None:
+    async def remove_image(self, plane: Plane, tenant: TenantName, name: ImageName) -> None:
         await plane.images.remove(tenant, name.lstrip("/"))
 
     @post(
         "/pull",
         summary="Fetch an image from a registry; JSON lines {progress}, at last {image}",
         permission="image.registry",
+        sends=NDJSON,
+        line="Progress",
     )
-    async def pull(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[PullSpec]) -> Stream:
+    async def pull(self, plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[PullSpec]) -> Stream:
         note(name=without_secret(data.name or data.reference))
         return json_lines(
             with_progress(
@@ -85,8 +99,14 @@ class ImageRoutes(Controller):
             sender,
         )
 
-    @post("/push", summary="Send an image to a registry; JSON lines {progress}", permission="image.registry")
-    async def push(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[PushSpec]) -> Stream:
+    @post(
+        "/push",
+        summary="Send an image to a registry; JSON lines {progress}",
+        permission="image.registry",
+        sends=NDJSON,
+        line="Progress",
+    )
+    async def push(self, plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[PushSpec]) -> Stream:
         note(name=data.name, to=without_secret(data.reference))
         return json_lines(
             with_progress(
@@ -101,8 +121,10 @@ class ImageRoutes(Controller):
         "/build-base",
         summary="Build an image of a distribution's user land; JSON lines {progress}, at last {image}",
         permission="image.registry",
+        sends=NDJSON,
+        line="Progress",
     )
-    async def build_base(self, plane: Plane, tenant: Name, sender: Sender, data: JSONBody[BaseSpec]) -> Stream:
+    async def build_base(self, plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[BaseSpec]) -> Stream:
         note(name=data.distribution)
         return json_lines(
             with_progress(
@@ -116,9 +138,10 @@ class ImageRoutes(Controller):
         request_max_body_size=None,
         summary="Import the images of an OCI layout or docker-archive, a tar",
         permission="image.write",
+        takes=TAR,
     )
     async def load(
-        self, plane: Plane, tenant: Name, request: Request[Any, Any, Any], name: OptionalWord = None
+        self, plane: Plane, tenant: TenantName, request: Request[Any, Any, Any], name: OptionalImage = None
     ) -> Sequence[Image]:
         async with spooled(request, plane.settings.root) as path:
             images = await while_connected(request, plane.images.load(tenant, path, name=name))
@@ -130,20 +153,23 @@ class ImageRoutes(Controller):
         request_max_body_size=None,
         summary="Make an image from the tar of a root file system",
         permission="image.write",
+        takes=TAR,
     )
-    async def import_rootfs(self, plane: Plane, tenant: Name, name: Word, request: Request[Any, Any, Any]) -> Image:
+    async def import_rootfs(
+        self, plane: Plane, tenant: TenantName, name: NewImage, request: Request[Any, Any, Any]
+    ) -> Image:
         note(name=name)
         async with spooled(request, plane.settings.root) as path:
             return await while_connected(request, plane.images.import_(tenant, path, name=name))
 
     @post("/tag", summary="Give an image another name in addition", permission="image.write")
-    async def tag(self, plane: Plane, tenant: Name, data: JSONBody[TagSpec]) -> Image:
+    async def tag(self, plane: Plane, tenant: TenantName, data: JSONBody[TagSpec]) -> Image:
         note(name=data.source, to=data.name)
         return await plane.images.tag(tenant, data.source, data.name)
 
-    @post("/save", status_code=200, summary="Images as one archive, a tar", permission="image.export")
+    @post("/save", status_code=200, summary="Images as one archive, a tar", permission="image.export", sends=TAR)
     async def save(
-        self, plane: Plane, tenant: Name, data: JSONBody[SaveSpec], request: Request[Any, Any, Any]
+        self, plane: Plane, tenant: TenantName, data: JSONBody[SaveSpec], request: Request[Any, Any, Any]
     ) -> Stream:
         note(name=" ".join(data.names))
         pieces = primed(plane.images.save(tenant, data.names, format=data.format))

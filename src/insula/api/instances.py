@@ -13,8 +13,22 @@ from litestar.types import ASGIApp
 
 from insula.api.audit import note
 from insula.api.duplex import Duplex, opening
-from insula.api.parameters import Cells, Flag, HowToCopy, Inside, Name, Plane, Sender, Since, Tail, Timeout, Word
-from insula.api.streams import archive, frames, primed, upload
+from insula.api.parameters import (
+    Cells,
+    Flag,
+    HowToCopy,
+    Inside,
+    Name,
+    NewName,
+    Plane,
+    Sender,
+    SignalName,
+    Since,
+    Tail,
+    TenantName,
+    Timeout,
+)
+from insula.api.streams import FRAMES, TAR, archive, frames, primed, upload
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
 from insula.model.errors import Invalid
@@ -46,10 +60,13 @@ async def _seen(plane: ControlPlane, sender: Authority, tenant: str) -> list[Ins
     tags=["instances"],
     summary="Create an instance, attach to it, and start it: frames, both ways",
     permission="instance.write",
+    takes=FRAMES,
+    opens=InstanceSpec,
+    sends=FRAMES,
 )
 async def run_attached(
     plane: Plane,
-    tenant: Name,
+    tenant: TenantName,
     request: Request[Any, Any, Any],
     sender: Sender,
     rows: Cells = None,
@@ -83,12 +100,12 @@ class InstanceRoutes(Controller):
     tags = ("instances",)
 
     @get(summary="List a tenant's instances", permission="instance.read")
-    async def list_instances(self, plane: Plane, tenant: Name, sender: Sender) -> list[InstanceView]:
+    async def list_instances(self, plane: Plane, tenant: TenantName, sender: Sender) -> list[InstanceView]:
         return await _seen(plane, sender, tenant)
 
     @post(summary="Create an instance, and start it unless `start` is false", permission="instance.write")
     async def run(
-        self, plane: Plane, tenant: Name, data: JSONBody[InstanceSpec], sender: Sender, start: Flag = True
+        self, plane: Plane, tenant: TenantName, data: JSONBody[InstanceSpec], sender: Sender, start: Flag = True
     ) -> InstanceView:
         note(name=data.name)
         view = await plane.instances.run(tenant, data, by=sender, start=start)
@@ -96,7 +113,7 @@ class InstanceRoutes(Controller):
         return view
 
     @get("/{name:str}", summary="Show an instance's wanted and measured state", permission="instance.read")
-    async def get_instance(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
+    async def get_instance(self, plane: Plane, tenant: TenantName, name: Name) -> InstanceView:
         return await plane.instances.get(tenant, name)
 
     @patch(
@@ -104,15 +121,17 @@ class InstanceRoutes(Controller):
         summary="Change its limits, at once if it runs: absent ones stay, null is no limit",
         permission="instance.write",
     )
-    async def update(self, plane: Plane, tenant: Name, name: Name, data: JSONBody[ResourcesPatch]) -> InstanceView:
+    async def update(
+        self, plane: Plane, tenant: TenantName, name: Name, data: JSONBody[ResourcesPatch]
+    ) -> InstanceView:
         return await plane.instances.update(tenant, name, data)
 
     @delete("/{name:str}", summary="Remove an instance; with `force`, also one that runs", permission="instance.write")
-    async def remove(self, plane: Plane, tenant: Name, name: Name, force: Flag = False) -> None:
+    async def remove(self, plane: Plane, tenant: TenantName, name: Name, force: Flag = False) -> None:
         await plane.instances.remove(tenant, name, force=force)
 
     @post("/{name:str}/rename", status_code=200, summary="Give it another name", permission="instance.write")
-    async def rename(self, plane: Plane, tenant: Name, name: Name, to: Word) -> InstanceView:
+    async def rename(self, plane: Plane, tenant: TenantName, name: Name, to: NewName) -> InstanceView:
         note(to=to)
         return await plane.instances.rename(tenant, name, to)
 
@@ -121,11 +140,11 @@ class InstanceRoutes(Controller):
         summary="Run a further process in the background, without input and output",
         permission="instance.exec",
     )
-    async def exec_detached(self, plane: Plane, tenant: Name, name: Name, data: JSONBody[ExecSpec]) -> Started:
+    async def exec_detached(self, plane: Plane, tenant: TenantName, name: Name, data: JSONBody[ExecSpec]) -> Started:
         return Started(id=await plane.instances.exec_create(tenant, name, data, detach=True))
 
     @post("/{name:str}/start", status_code=200, summary="Start it", permission="instance.write")
-    async def start(self, plane: Plane, tenant: Name, name: Name, sender: Sender) -> InstanceView:
+    async def start(self, plane: Plane, tenant: TenantName, name: Name, sender: Sender) -> InstanceView:
         return await plane.instances.start(tenant, name, by=sender)
 
     @post(
@@ -134,49 +153,50 @@ class InstanceRoutes(Controller):
         summary="Stop it: its stop signal, then SIGKILL",
         permission="instance.write",
     )
-    async def stop(self, plane: Plane, tenant: Name, name: Name, timeout: Timeout = None) -> InstanceView:
+    async def stop(self, plane: Plane, tenant: TenantName, name: Name, timeout: Timeout = None) -> InstanceView:
         return await plane.instances.stop(tenant, name, timeout)
 
     @post("/{name:str}/restart", status_code=200, summary="Stop and start it", permission="instance.write")
     async def restart(
-        self, plane: Plane, tenant: Name, name: Name, sender: Sender, timeout: Timeout = None
+        self, plane: Plane, tenant: TenantName, name: Name, sender: Sender, timeout: Timeout = None
     ) -> InstanceView:
         return await plane.instances.restart(tenant, name, timeout, by=sender)
 
     @post("/{name:str}/pause", status_code=200, summary="Freeze all of its processes", permission="instance.write")
-    async def pause(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
+    async def pause(self, plane: Plane, tenant: TenantName, name: Name) -> InstanceView:
         return await plane.instances.pause(tenant, name)
 
     @post("/{name:str}/unpause", status_code=200, summary="Resume its processes", permission="instance.write")
-    async def unpause(self, plane: Plane, tenant: Name, name: Name) -> InstanceView:
+    async def unpause(self, plane: Plane, tenant: TenantName, name: Name) -> InstanceView:
         return await plane.instances.unpause(tenant, name)
 
     @post("/{name:str}/kill", status_code=204, summary="Send a signal to its PID 1", permission="instance.write")
-    async def kill(self, plane: Plane, tenant: Name, name: Name, signal: Word = "SIGKILL") -> None:
+    async def kill(self, plane: Plane, tenant: TenantName, name: Name, signal: SignalName = "SIGKILL") -> None:
         note(signal=signal)
         await plane.instances.kill(tenant, name, signal)
 
     @post("/{name:str}/wait", status_code=200, summary="Wait until its PID 1 has exited", permission="instance.read")
-    async def wait(self, plane: Plane, tenant: Name, name: Name) -> Exit:
+    async def wait(self, plane: Plane, tenant: TenantName, name: Name) -> Exit:
         return await plane.instances.wait(tenant, name)
 
     @get("/{name:str}/top", summary="Its processes, with their PIDs inside and on the host", permission="instance.read")
-    async def top(self, plane: Plane, tenant: Name, name: Name) -> Sequence[ProcessView]:
+    async def top(self, plane: Plane, tenant: TenantName, name: Name) -> Sequence[ProcessView]:
         return await plane.instances.processes(tenant, name)
 
     @get("/{name:str}/explain", summary="Its isolation, read from the kernel", permission="instance.read")
-    async def explain(self, plane: Plane, tenant: Name, name: Name) -> Explanation:
+    async def explain(self, plane: Plane, tenant: TenantName, name: Name) -> Explanation:
         return await plane.instances.explain(tenant, name)
 
     @get(
         "/{name:str}/logs",
         summary="Its output so far: frames, each payload begins with a timestamp, 8 bytes of nanoseconds",
         permission="instance.logs",
+        sends=FRAMES,
     )
     async def logs(
         self,
         plane: Plane,
-        tenant: Name,
+        tenant: TenantName,
         name: Name,
         follow: Flag = False,
         tail: Tail = None,
@@ -184,8 +204,8 @@ class InstanceRoutes(Controller):
     ) -> Stream:
         return frames(await primed(plane.instances.logs(tenant, name, follow=follow, tail=tail, since=since)))
 
-    @get("/{name:str}/archive", summary="The file or tree at `path` as a tar", permission="instance.files")
-    async def archive_get(self, plane: Plane, tenant: Name, name: Name, path: Inside) -> Stream:
+    @get("/{name:str}/archive", summary="The file or tree at `path` as a tar", permission="instance.files", sends=TAR)
+    async def archive_get(self, plane: Plane, tenant: TenantName, name: Name, path: Inside) -> Stream:
         return archive(await primed(plane.instances.archive_get(tenant, name, path)))
 
     @put(
@@ -194,11 +214,12 @@ class InstanceRoutes(Controller):
         request_max_body_size=None,
         summary="Unpack a tar, the request's body, into the directory `path`",
         permission="instance.files",
+        takes=TAR,
     )
     async def archive_put(
         self,
         plane: Plane,
-        tenant: Name,
+        tenant: TenantName,
         name: Name,
         path: Inside,
         request: Request[Any, Any, Any],
@@ -206,8 +227,13 @@ class InstanceRoutes(Controller):
     ) -> None:
         await plane.instances.archive_put(tenant, name, path, upload(request), copy)
 
-    @get("/{name:str}/export", summary="Its root file system as a tar, without its mounts", permission="instance.files")
-    async def export(self, plane: Plane, tenant: Name, name: Name) -> Stream:
+    @get(
+        "/{name:str}/export",
+        summary="Its root file system as a tar, without its mounts",
+        permission="instance.files",
+        sends=TAR,
+    )
+    async def export(self, plane: Plane, tenant: TenantName, name: Name) -> Stream:
         return archive(await primed(plane.instances.export(tenant, name)))
 
     @post(
@@ -215,11 +241,13 @@ class InstanceRoutes(Controller):
         request_max_body_size=None,
         summary="Its input and output: frames in both directions",
         permission="instance.attach",
+        takes=FRAMES,
+        sends=FRAMES,
     )
     async def attach(
         self,
         plane: Plane,
-        tenant: Name,
+        tenant: TenantName,
         name: Name,
         sender: Sender,
         stdin: Flag = False,
@@ -250,8 +278,11 @@ class InstanceRoutes(Controller):
         request_max_body_size=None,
         summary="Run a further process in it: frames in both directions",
         permission="instance.exec",
+        takes=FRAMES,
+        opens=ExecSpec,
+        sends=FRAMES,
     )
-    async def exec(self, plane: Plane, tenant: Name, name: Name, request: Request[Any, Any, Any]) -> ASGIApp:
+    async def exec(self, plane: Plane, tenant: TenantName, name: Name, request: Request[Any, Any, Any]) -> ASGIApp:
         """The body's first frame is OPEN with an `ExecSpec`."""
         payload, incoming = await opening(request)
         try:

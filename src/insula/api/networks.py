@@ -6,7 +6,7 @@ from litestar import Controller, delete, get, post
 from litestar.params import JSONBody
 
 from insula.api.audit import note
-from insula.api.parameters import Name, Plane
+from insula.api.parameters import Name, Plane, TenantName
 from insula.model.views import NetworkSpec, NetworkView
 
 
@@ -15,20 +15,20 @@ class NetworkRoutes(Controller):
     tags = ("networks",)
 
     @get(summary="List a tenant's networks", permission="network.read")
-    async def list_networks(self, plane: Plane, tenant: Name) -> list[NetworkView]:
+    async def list_networks(self, plane: Plane, tenant: TenantName) -> list[NetworkView]:
         return await plane.networks.list(tenant)
 
     @post(summary="Create a network", permission="network.write")
-    async def create_network(self, plane: Plane, tenant: Name, data: JSONBody[NetworkSpec]) -> NetworkView:
+    async def create_network(self, plane: Plane, tenant: TenantName, data: JSONBody[NetworkSpec]) -> NetworkView:
         note(name=data.name)
         return await plane.networks.create(
             tenant, data.name, subnet=data.subnet, subnet6=data.subnet6, mtu=data.mtu, labels=data.labels
         )
 
     @get("/{network:str}", summary="Show a network and its measured state", permission="network.read")
-    async def get_network(self, plane: Plane, tenant: Name, network: Name) -> NetworkView:
+    async def get_network(self, plane: Plane, tenant: TenantName, network: Name) -> NetworkView:
         return await plane.networks.get(tenant, network)
 
     @delete("/{network:str}", summary="Remove a network that no instance is on", permission="network.write")
-    async def remove_network(self, plane: Plane, tenant: Name, network: Name) -> None:
+    async def remove_network(self, plane: Plane, tenant: TenantName, network: Name) -> None:
         await plane.networks.remove(tenant, network)

@@ -18,8 +18,9 @@ from typing import ClassVar, NamedTuple
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from insula.api.problems import encoded
 from insula.api.tls.record import split
-from insula.model.errors import Failed
+from insula.model.errors import Failed, Invalid
 
 GROUP = "insula"
 SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13; Python has no name for it
@@ -62,8 +63,19 @@ def allowed(peer: Peer, group: int | None) -> bool:
     return peer.uid == 0 or (group is not None and (peer.gid == group or group in peer.groups))
 
 
-class PeerProtocol(H11Protocol):
-    """uvicorn's HTTP protocol; each request's state has the connection's credentials as "peer"."""
+class ProblemProtocol(H11Protocol):
+    """uvicorn's HTTP protocol; what is not HTTP is answered as every other error is."""
+
+    def send_400_response(self, msg: str) -> None:
+        error = Invalid(f"this is not a valid HTTP request: {msg}", "send HTTP/1.1")
+        status, headers, body = encoded(error)
+        lines = (b"HTTP/1.1 %d Bad Request" % status, *(b"%b: %b" % field for field in headers), b"", body)
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
+
+
+class PeerProtocol(ProblemProtocol):
+    """HTTP from a process of the host; each request's state has the connection's credentials as "peer"."""
 
     _connections: ClassVar[Counter[int]] = Counter()  # of users that are not the operator
 
@@ -85,7 +97,7 @@ class PeerProtocol(H11Protocol):
                 del self._connections[self._user]
 
 
-class GateProtocol(H11Protocol):
+class GateProtocol(ProblemProtocol):
     """HTTP from the gate of HTTPS: a record of the client, then its requests. Each request's state has the record as
     "client". A connection of another user than the gate's is closed."""
 

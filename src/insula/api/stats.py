@@ -6,7 +6,7 @@ from litestar import get
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
 
-from insula.api.parameters import Interval, Name, Names, Plane, Sender
+from insula.api.parameters import Interval, Name, Names, Plane, Sender, TenantName
 from insula.api.streams import NDJSON, json_lines, primed
 from insula.model.views import StatsSample
 
@@ -33,7 +33,7 @@ async def all_stats(plane: Plane, sender: Sender, interval: Interval = None) -> 
     permission="instance.read",
 )
 async def tenant_stats(
-    plane: Plane, tenant: Name, sender: Sender, names: Names = None, interval: Interval = None
+    plane: Plane, tenant: TenantName, sender: Sender, names: Names = None, interval: Interval = None
 ) -> Stream:
     return json_lines(await primed(plane.stats.of(tenant, names or (), interval=interval)), sender)
 
@@ -45,7 +45,9 @@ async def tenant_stats(
     responses=_ANSWER,
     permission="instance.read",
 )
-async def instance_stats(plane: Plane, tenant: Name, name: Name, sender: Sender, interval: Interval = None) -> Stream:
+async def instance_stats(
+    plane: Plane, tenant: TenantName, name: Name, sender: Sender, interval: Interval = None
+) -> Stream:
     return json_lines(await primed(plane.stats.of(tenant, [name], interval=interval)), sender)
 
 

@@ -1,8 +1,8 @@
 """Streamed bodies: JSON lines and frames to the client, archives in both directions.
 
 An error after the start of the response can't change its status any more, so it is sent in the stream: as a last JSON
-line {error, message, hint}, or as a frame of kind ERROR. An archive is cut off; the client detects that, because a
-chunked body without its last chunk is incomplete (RFC 9112, 8).
+line with the members of a problem, or as a frame of kind ERROR. An archive is cut off; the client detects that, because
+a chunked body without its last chunk is incomplete (RFC 9112, 8).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from litestar.response import Stream
 
 from insula.api.audit import note
 from insula.api.narrowing import for_sender
+from insula.api.problems import defect
 from insula.control.identities.authority import Authority
 from insula.image.limits import MAX_SIZE as MAX_UPLOAD
 from insula.image.limits import check_room
@@ -47,7 +48,7 @@ def json_lines(items: AsyncIterator[Any], authority: Authority) -> Stream:
                 if number % _TURN == 0:  # ten thousand events may be available at once: let other tasks run
                     await asyncio.sleep(0)
         except Exception as error:
-            yield msgspec.json.encode(as_insula_error(error).to_dict()) + b"\n"
+            yield msgspec.json.encode(as_insula_error(error).to_problem()) + b"\n"
 
     return Stream(lines(), media_type=NDJSON)
 
@@ -111,7 +112,7 @@ async def primed(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def error_frame(error: BaseException) -> bytes:
-    return encode(Kind.ERROR, msgspec.json.encode(as_insula_error(error).to_dict()))
+    return encode(Kind.ERROR, msgspec.json.encode(as_insula_error(error).to_problem()))
 
 
 def as_insula_error(error: BaseException) -> InsulaError:
@@ -120,7 +121,7 @@ def as_insula_error(error: BaseException) -> InsulaError:
     if isinstance(error, InsulaError):
         return error
     log.error("in a stream", exc_info=error)
-    return Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it")
+    return defect(error)
 
 
 async def upload(request: Request[Any, Any, Any], limit: int = MAX_UPLOAD) -> AsyncIterator[bytes]:

@@ -6,7 +6,7 @@ from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody
 
 from insula.api.audit import note
-from insula.api.parameters import Flag, Name, Plane, Sender
+from insula.api.parameters import Flag, Plane, Sender, TenantName
 from insula.model.views import LimitsPatch, TenantSpec, TenantView
 
 
@@ -26,7 +26,7 @@ class TenantRoutes(Controller):
         return await plane.tenants.create(data.name, data.limits, data.labels)
 
     @get("/{tenant:str}", summary="Show a tenant", permission="tenant.read")
-    async def get_tenant(self, plane: Plane, tenant: Name) -> TenantView:
+    async def get_tenant(self, plane: Plane, tenant: TenantName) -> TenantView:
         return await plane.tenants.get(tenant)
 
     @patch(
@@ -34,11 +34,11 @@ class TenantRoutes(Controller):
         summary="Change a tenant's limits: absent ones stay, null is no limit",
         permission="tenant.limits",
     )
-    async def update_tenant(self, plane: Plane, tenant: Name, data: JSONBody[LimitsPatch]) -> TenantView:
+    async def update_tenant(self, plane: Plane, tenant: TenantName, data: JSONBody[LimitsPatch]) -> TenantView:
         return await plane.tenants.update(tenant, data)
 
     @delete("/{tenant:str}", summary="Remove a tenant; with `force`, also all that it has", permission="tenant.remove")
-    async def remove_tenant(self, plane: Plane, tenant: Name, force: Flag = False) -> None:
+    async def remove_tenant(self, plane: Plane, tenant: TenantName, force: Flag = False) -> None:
         if force:
             await plane.clear_tenant(tenant)
         await plane.tenants.remove(tenant)

@@ -182,10 +182,10 @@ class Response:
 
 
 def _error(status: int, body: bytes) -> InsulaError:
-    """Return the error in a body from `InsulaError.to_dict`; Failed with the status for any other body."""
+    """Return the error in a body from `InsulaError.to_problem`; Failed with the status for any other body."""
     try:
         data = loads(body)
-        if isinstance(data, dict) and isinstance(data.get("message"), str):
+        if isinstance(data, dict) and isinstance(data.get("detail") or data.get("message"), str):
             return from_dict(data)
     except ValueError:
         pass

@@ -15,6 +15,7 @@ from insula.image.job import Job
 from insula.image.platform import architecture
 from insula.model.errors import Failed, Invalid, NotFound, Unavailable
 from insula.model.objects import ImageConfig
+from insula.model.rules import RELEASE
 from insula.model.units import shorten
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -91,7 +92,7 @@ class Mirror(NamedTuple):
 
 
 _MORE = ("iproute2", "iputils-ping", "procps")  # tools for interactive use, which minbase lacks
-_RELEASE = re.compile(r"[a-z][a-z0-9.-]{0,31}")
+_RELEASE = re.compile(RELEASE)
 # files with data of the build host, and caches
 _CLEAN = (
     *("etc/hostname", "etc/resolv.conf", "etc/machine-id", "var/lib/dbus/machine-id", "var/cache/ldconfig/aux-cache"),

@@ -11,17 +11,17 @@ import re
 
 import msgspec
 
+from insula.model import rules
 from insula.model.errors import Invalid
+from insula.model.rules import MAX_REPOSITORY as MAX_NAME
 from insula.model.units import shorten
 
 DEFAULT_REGISTRY = "docker.io"
-MAX_NAME = 255
 
-_HOST_PART = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_REGISTRY = re.compile(rf"(?:{_HOST_PART}(?:\.{_HOST_PART})*|\[[0-9a-fA-F:.]+\])(?::[0-9]{{1,5}})?")
-_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_REGISTRY = re.compile(rules.REGISTRY)
+_COMPONENT = re.compile(rules.COMPONENT)
+_TAG = re.compile(rules.TAG)
+_DIGEST = re.compile(rules.DIGEST)
 
 _HINT = "write [registry[:port]/]repository[:tag], as in busybox:latest or registry.example:5000/team/app:1.2"
 
@@ -53,7 +53,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse(text: str) -> Reference:
     """Parse a name; the default tag is ``latest``. Invalid."""
-    if not isinstance(text, str) or len(text) > MAX_NAME + 1 + 128 + 1 + 71:
+    if not isinstance(text, str) or len(text) > rules.MAX_REFERENCE:
         raise Invalid(f"image name {shorten(text)} is too long", _HINT)
     rest, _, digest = text.partition("@")
     if "@" in text and not _DIGEST.fullmatch(digest):

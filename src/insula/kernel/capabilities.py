@@ -27,25 +27,19 @@ import struct
 
 from insula.kernel import libc, syscalls
 from insula.model.errors import Invalid
+from insula.model.rules import CAPABILITIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Final
 
-_NAMES = """
-    CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
-    NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
-    SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
-    AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ
-    PERFMON BPF CHECKPOINT_RESTORE
-"""
 _DEFAULT = """
     CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT MKNOD
     AUDIT_WRITE SETFCAP
 """
 
-NAMES: Final = tuple(f"CAP_{name}" for name in _NAMES.split())
+NAMES: Final = tuple(f"CAP_{name}" for name in CAPABILITIES)
 """The names in the order of their numbers, as linux/capability.h has them."""
 
 NUMBERS: Final = {name: number for number, name in enumerate(NAMES)}

@@ -7,19 +7,23 @@
     ├── NotFound                no object of that name                         HTTP 404
     ├── Conflict                the name, address or state is taken            HTTP 409
     ├── QuotaExceeded           a limit of the tenant forbids it               HTTP 422
+    ├── TooManyRequests         too many at a time; `retry_after` says when    HTTP 429
     ├── Failed                  the engine tried, failed, and undid its work   HTTP 500
     └── Unavailable             this host lacks a requirement                  HTTP 503
 
-On the command line each is one line: ``error: what; hint: what to do``.
+On the command line each is one line: ``error: what; hint: what to do``. In the API it is a problem (RFC 9457).
 """
 
 from __future__ import annotations
 
 
 class InsulaError(Exception):
-    """An error: `message` says what is wrong, `hint` what to do; `status` is its HTTP status."""
+    """An error: `message` says what is wrong, `hint` what to do; `status` is its HTTP status, `title` a summary of its
+    kind. `retry_after` are the seconds after which the same request may succeed, if that is known."""
 
     status = 500
+    title = "Something failed"
+    retry_after: float | None = None
     exit_status: int | None = None
     """The exit status of `insula run` and `exec` for it: 126 and 127 as in a shell; None means 125."""
 
@@ -35,6 +39,18 @@ class InsulaError(Exception):
         data = {"error": type(self).__name__, "message": self.message, "hint": self.hint}
         return data if self.exit_status is None else {**data, "exit_status": str(self.exit_status)}
 
+    def to_problem(self, status: int | None = None) -> dict[str, str | int | None]:
+        """Return the members of a problem (RFC 9457) with `code` and `hint`. Clients before it read those of
+        `to_dict`."""
+        return {
+            "type": f"urn:insula:error:{type(self).__name__}",
+            "title": self.title,
+            "status": status or self.status,
+            "detail": self.message,
+            "code": type(self).__name__,
+            **self.to_dict(),
+        }
+
 
 def _encodable(text: str) -> str:
     """Escape surrogates, which names of files that are not UTF-8 contain (PEP 383), and JSON can't have."""
@@ -43,34 +59,51 @@ def _encodable(text: str) -> str:
 
 class Invalid(InsulaError):
     status = 400
+    title = "The request is wrong"
 
 
 class Unauthenticated(InsulaError):
     status = 401
+    title = "The proof of who you are is not valid"
 
 
 class Denied(InsulaError):
     status = 403
+    title = "You may not do this"
 
 
 class NotFound(InsulaError):
     status = 404
+    title = "There is no such object"
 
 
 class Conflict(InsulaError):
     status = 409
+    title = "The state does not allow this"
 
 
 class QuotaExceeded(InsulaError):
     status = 422
+    title = "A limit of the tenant is reached"
+
+
+class TooManyRequests(InsulaError):
+    status = 429
+    title = "Too many requests"
+
+    def __init__(self, message: str, hint: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
 
 
 class Failed(InsulaError):
     status = 500
+    title = "Insula tried and failed"
 
 
 class Unavailable(InsulaError):
     status = 503
+    title = "This host can't do this now"
 
 
 _BY_NAME: dict[str, type[InsulaError]] = {
@@ -83,6 +116,7 @@ _BY_NAME: dict[str, type[InsulaError]] = {
         NotFound,
         Conflict,
         QuotaExceeded,
+        TooManyRequests,
         Failed,
         Unavailable,
     )
@@ -90,9 +124,10 @@ _BY_NAME: dict[str, type[InsulaError]] = {
 
 
 def from_dict(data: dict[str, str | None]) -> InsulaError:
-    """Make an error from the result of `InsulaError.to_dict`, for clients; an unknown kind becomes `Failed`."""
-    kind = _BY_NAME.get(data.get("error") or "", Failed)
-    error = kind(data.get("message") or "unknown error", data.get("hint"))
+    """Make an error from the result of `InsulaError.to_dict`, or of `to_problem`, for clients; an unknown kind becomes
+    `Failed`."""
+    kind = _BY_NAME.get(data.get("error") or data.get("code") or "", Failed)
+    error = kind(data.get("message") or data.get("detail") or "unknown error", data.get("hint"))
     exit_status = data.get("exit_status") or ""
     error.exit_status = int(exit_status) if exit_status.isdigit() else None
     return error

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from insula.model import rules
 from insula.model.errors import Invalid
 from insula.model.objects import Healthcheck
 from insula.model.units import shorten
 
 SHELL: Final = "/bin/sh"
-LEAST: Final = 1.0
+LEAST: Final = rules.MIN_CHECK
 """The minimum of seconds between checks, because each starts a process on the host."""
-_LONGEST: Final = 86_400.0
+_LONGEST: Final = rules.MAX_CHECK
 _DEFAULTS: Final = {"interval": 30.0, "timeout": 30.0, "start_period": 0.0, "start_interval": 5.0}
 
 
@@ -56,7 +57,7 @@ def plan(own: Healthcheck | None, image: Healthcheck | None) -> HealthPlan | Non
             what = f"a health check's {words} can't be {shorten(value)} seconds"
             raise Invalid(what, f"use {least:g}s to 24h")
     retries = next((n for n in (own.retries, image.retries) if n is not None), 3)
-    if not 1 <= retries <= 1000:
+    if not 1 <= retries <= rules.MAX_CHECK_RETRIES:
         raise Invalid(f"a health check can't have {shorten(retries)} retries", "use 1 to 1000")
     command = _command(test)
     return None if command is None else HealthPlan(command, retries=retries, **values)

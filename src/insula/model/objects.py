@@ -11,6 +11,8 @@ from typing import Annotated, Literal, dataclass_transform
 
 import msgspec
 
+from insula.model import fields, rules
+
 IDS_PER_TENANT = 65536
 """The number of user and group IDs of each tenant on the host, from `Tenant.id_base` up (user_namespaces(7))."""
 
@@ -30,11 +32,11 @@ class Limits(Struct, kw_only=True):
     limit.
     """
 
-    cpus: float | None = None
-    memory: int | None = None
-    pids: int | None = 16384
-    instances: int | None = None
-    bandwidth: int | None = None
+    cpus: fields.Cpus | None = None
+    memory: fields.Memory | None = None
+    pids: fields.Pids | None = 16384
+    instances: fields.Count | None = None
+    bandwidth: fields.Bandwidth | None = None
 
 
 class Tenant(Struct, kw_only=True):
@@ -101,12 +103,12 @@ class Healthcheck(Struct, kw_only=True):
     every `start_interval`.
     """
 
-    test: list[str] | None = None
-    interval: float | None = None
-    timeout: float | None = None
-    retries: int | None = None
-    start_period: float | None = None
-    start_interval: float | None = None
+    test: list[fields.ArgumentText] | None = None
+    interval: fields.CheckSeconds | None = None
+    timeout: fields.CheckSeconds | None = None
+    retries: fields.CheckRetries | None = None
+    start_period: fields.CheckStart | None = None
+    start_interval: fields.CheckSeconds | None = None
 
 
 class ImageConfig(Struct, kw_only=True):
@@ -150,34 +152,34 @@ class RestartPolicy(Struct, kw_only=True):
     """The policy for restarts when the instance's PID 1 exits by itself, as docker-run(1) --restart."""
 
     name: Literal["no", "on-failure", "always", "unless-stopped"] = "no"
-    max_retries: int = 0  # of on-failure; 0 is without limit
+    max_retries: fields.Restarts = 0  # of on-failure; 0 is without limit
 
 
 class Resources(Struct, kw_only=True):
     """Limits of one instance; None is no limit except the tenant's."""
 
-    cpus: float | None = None
-    memory: int | None = None
-    pids: int | None = 4096
+    cpus: fields.Cpus | None = None
+    memory: fields.Memory | None = None
+    pids: fields.Pids | None = 4096
 
 
 class Rlimit(Struct, kw_only=True):
     """A resource limit (getrlimit(2)); `name` is that of RLIMIT_NOFILE and so on without the prefix, in lower case."""
 
-    name: str
-    soft: int
-    hard: int
+    name: fields.RlimitName
+    soft: fields.RlimitValue
+    hard: fields.RlimitValue
 
 
 class TmpfsMount(Struct, kw_only=True, tag_field="type", tag="tmpfs"):
     """A tmpfs inside the instance; `size` is in bytes. `mode`, `uid` and `gid` are those of its root directory, with
     IDs as inside the instance. Set-uid programs and devices have no effect in it."""
 
-    path: str
-    size: int = 64 << 20
-    mode: int = 0o1777
-    uid: int = 0
-    gid: int = 0
+    path: fields.TmpfsPath
+    size: fields.Bytes = 64 << 20
+    mode: fields.TmpfsMode = 0o1777
+    uid: fields.Id = 0
+    gid: fields.Id = 0
     executable: bool = False
     read_only: bool = False
 
@@ -190,15 +192,15 @@ class ContainerOptions(Struct, kw_only=True, tag_field="kind", tag="container"):
     """The options of containers only."""
 
     init: bool = False
-    shm_size: int = 64 << 20  # of /dev/shm, bytes
-    group_add: list[str] = []  # supplementary groups, names of the image or numbers
+    shm_size: fields.Bytes = 64 << 20  # of /dev/shm
+    group_add: fields.GroupNames = []  # supplementary groups, names of the image or numbers
     rlimits: list[Rlimit] = []
-    cap_add: list[str] = []
-    cap_drop: list[str] = []
-    sysctls: dict[str, str] = {}
-    pid_of: str | None = None  # the instance whose PID namespace it shares, `--pid container:NAME`
+    cap_add: list[fields.Capability] = []
+    cap_drop: list[fields.Capability] = []
+    sysctls: fields.Sysctls = {}
+    pid_of: fields.Label | None = None  # the instance whose PID namespace it shares, `--pid container:NAME`
     nesting: bool = False  # containers may run inside
-    socket_families: list[str] = []  # beside UNIX, INET, INET6 and NETLINK, as in "packet"
+    socket_families: list[fields.SocketFamily] = []  # beside UNIX, INET, INET6 and NETLINK, as in "packet"
     aio: bool = False  # allow io_setup(2), which uses contexts from the host's limit
 
 
@@ -209,8 +211,8 @@ Options = ContainerOptions
 class HostEntry(Struct, kw_only=True):
     """A line of /etc/hosts (hosts(5))."""
 
-    name: str
-    address: str
+    name: fields.Domain
+    address: fields.IpAddress
 
 
 class ConsoleSize(Struct, kw_only=True):
@@ -223,34 +225,34 @@ class ConsoleSize(Struct, kw_only=True):
 class InstanceSpec(Struct, kw_only=True):
     """The spec of an instance, as in `insula run`. Empty or None means the image's value, or the default."""
 
-    name: str = ""
-    image: str
-    network: str | None = "default"  # None: loopback only
-    address: str | None = None
-    address6: str | None = None
-    mac_address: str | None = None
-    command: list[str] = []  # replaces the image's cmd
-    entrypoint: list[str] | None = None
-    env: dict[str, str] = {}
-    user: str | None = None
-    working_dir: str | None = None
-    hostname: str | None = None
-    labels: dict[str, str] = {}
-    stop_signal: str | None = None
-    stop_timeout: float = 10.0
+    name: fields.OptionalLabel = ""
+    image: fields.ImageReference
+    network: fields.Label | None = "default"  # None: loopback only
+    address: fields.Address4 | None = None
+    address6: fields.Address6 | None = None
+    mac_address: fields.Mac | None = None
+    command: list[fields.ArgumentText] = []  # replaces the image's cmd
+    entrypoint: list[fields.ArgumentText] | None = None
+    env: fields.Environment = {}
+    user: fields.UserName | None = None
+    working_dir: fields.WorkingDirectory | None = None
+    hostname: fields.Hostname | None = None
+    labels: fields.Labels = {}
+    stop_signal: fields.Signal | None = None
+    stop_timeout: fields.StopTimeout = 10.0
     tty: bool = False
     stdin: bool = False  # keep the standard input open, `-i`
     read_only: bool = False
-    mounts: list[Mount] = []
-    extra_hosts: list[HostEntry] = []
-    dns: list[str] = []  # name servers instead of the network's, resolv.conf(5)
-    dns_search: list[str] = []  # search domains instead of the tenant's; ["."] is none
+    mounts: Annotated[list[Mount], fields.at_most(rules.MAX_MOUNTS)] = []
+    extra_hosts: Annotated[list[HostEntry], fields.at_most(rules.MAX_HOSTS)] = []
+    dns: fields.NameServers = []  # name servers instead of the network's, resolv.conf(5)
+    dns_search: fields.SearchDomains = []  # search domains instead of the tenant's; ["."] is none
     resources: Resources = Resources()
     restart: RestartPolicy = RestartPolicy()
     remove: bool = False  # `--rm`
     healthcheck: Healthcheck | None = None
-    log_size: int = 10 << 20
-    log_files: int = 3
+    log_size: fields.LogSize = 10 << 20
+    log_files: fields.LogFiles = 3
     options: Options = msgspec.field(default_factory=ContainerOptions)
 
     @property

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from insula.model import fields
 from insula.model.objects import Struct
 from insula.model.permissions import Role
 
@@ -87,41 +88,43 @@ class Certificate(Struct, kw_only=True):
 class UserSpec(Struct, kw_only=True):
     """The request of `insula user create`."""
 
-    name: str
+    name: fields.Label
     uid: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFE)] | None = None
 
 
 class ServiceAccountSpec(Struct, kw_only=True):
-    name: str
+    """The request of `insula user create --service-account`."""
+
+    name: fields.Label
 
 
 class BindingSpec(Struct, kw_only=True):
     """The request of `insula user bind`; `user` is a name, or TENANT/NAME of a service account."""
 
-    user: str
+    user: fields.PrincipalName
     role: Role
 
 
 class TokenSpec(Struct, kw_only=True):
     """The request of `insula token create`. `user` is a name, or TENANT/NAME of a service account; None is oneself."""
 
-    user: str | None = None
+    user: fields.PrincipalName | None = None
     ttl: Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL)] = DEFAULT_TTL
     description: Annotated[str, msgspec.Meta(max_length=256)] = ""
-    labels: dict[str, str] = {}
+    labels: fields.Labels = {}
 
 
 class JoinSpec(Struct, kw_only=True):
     """The request of `insula remote invite`; `ttl` is that of the token that the invitation is exchanged for."""
 
-    user: str
+    user: fields.PrincipalName
     ttl: Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL)] = DEFAULT_TTL
 
 
 class CertificateSpec(Struct, kw_only=True):
     """The request of `insula certificate create`."""
 
-    user: str | None = None
+    user: fields.PrincipalName | None = None
     ttl: Annotated[float, msgspec.Meta(gt=0, le=MAX_CERTIFICATE_TTL)] = MAX_CERTIFICATE_TTL
 
 

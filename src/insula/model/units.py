@@ -12,7 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import re
 
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _SIZE = r"(?i:([0-9]+(?:\.[0-9]+)?)([kmgt]?)i?b?)"
 _RATE = r"(?i:([0-9]+(?:\.[0-9]+)?)([kmgt]?)(?:bit)?)"
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
@@ -34,7 +33,9 @@ def _match(pattern: str, text: str) -> re.Match[str] | None:
 
 def check_label(kind: str, name: str) -> str:
     """Return `name` if it is a DNS label (RFC 1123: 1 to 63 of a-z, 0-9 and inner hyphens), else raise `Invalid`."""
-    if not isinstance(name, str) or not _match(_LABEL, name):
+    from insula.model.rules import LABEL  # most verbs of the command line check nothing
+
+    if not isinstance(name, str) or not _match(LABEL, name):
         raise Invalid(
             f"{kind} name {shorten(name)} is not a DNS label",
             "use 1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end",
@@ -60,11 +61,13 @@ def parse_rate(text: str) -> int:
 
 def parse_cpus(text: str) -> float:
     """Parse a number of CPUs such as ``0.5`` or ``2``, at least 0.01."""
+    from insula.model.rules import MAX_CPUS, MIN_CPUS
+
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0.01 <= value <= 65536:
+    if not MIN_CPUS <= value <= MAX_CPUS:
         raise Invalid(f"{shorten(text)} is not a number of CPUs", "write 0.01 or more, as in 0.5 or 2")
     return value
 

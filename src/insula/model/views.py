@@ -11,6 +11,7 @@ from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
+from insula.model import fields
 from insula.model.objects import (
     ConsoleSize,
     Instance,
@@ -72,46 +73,46 @@ class InstanceView(Struct, kw_only=True):
 class TenantSpec(Struct, kw_only=True):
     """The request of `insula tenant create`."""
 
-    name: str
+    name: fields.Label
     limits: Limits = Limits()
-    labels: dict[str, str] = {}
+    labels: fields.Labels = {}
 
 
 class LimitsPatch(Struct, kw_only=True):
     """Changes of a tenant's `Limits`, as a JSON merge patch (RFC 7396): absent fields stay, null is no limit."""
 
-    cpus: float | UnsetType | None = UNSET
-    memory: int | UnsetType | None = UNSET
-    pids: int | UnsetType | None = UNSET
-    instances: int | UnsetType | None = UNSET
-    bandwidth: int | UnsetType | None = UNSET
+    cpus: fields.Cpus | UnsetType | None = UNSET
+    memory: fields.Memory | UnsetType | None = UNSET
+    pids: fields.Pids | UnsetType | None = UNSET
+    instances: fields.Count | UnsetType | None = UNSET
+    bandwidth: fields.Bandwidth | UnsetType | None = UNSET
 
 
 class ResourcesPatch(Struct, kw_only=True):
     """Changes of an instance's `Resources`, as a JSON merge patch."""
 
-    cpus: float | UnsetType | None = UNSET
-    memory: int | UnsetType | None = UNSET
-    pids: int | UnsetType | None = UNSET
+    cpus: fields.Cpus | UnsetType | None = UNSET
+    memory: fields.Memory | UnsetType | None = UNSET
+    pids: fields.Pids | UnsetType | None = UNSET
 
 
 class NetworkSpec(Struct, kw_only=True):
     """The request of `insula network create`."""
 
-    name: str
-    subnet: str
-    subnet6: str | None = None
-    mtu: int = 1500
-    labels: dict[str, str] = {}
+    name: fields.Label
+    subnet: fields.Subnet4
+    subnet6: fields.Subnet6 | None = None
+    mtu: fields.Mtu = 1500
+    labels: fields.Labels = {}
 
 
 class ExecSpec(Struct, kw_only=True):
     """The request for a further process in a running instance; None means the value of the instance's PID 1."""
 
-    command: list[str]
-    env: dict[str, str] = {}
-    user: str | None = None
-    working_dir: str | None = None
+    command: fields.ArgumentVector
+    env: fields.Environment = {}
+    user: fields.UserName | None = None
+    working_dir: fields.WorkingDirectory | None = None
     tty: bool = False
     stdin: bool = False
     console_size: ConsoleSize | None = None  # of the terminal at the start of the process

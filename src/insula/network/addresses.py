@@ -19,6 +19,7 @@ from itertools import chain, filterfalse
 from socket import AF_INET, AF_INET6, inet_ntop
 
 from insula.model.errors import Conflict, Invalid
+from insula.model.rules import MAC
 from insula.model.units import shorten
 
 Subnet = IPv4Network | IPv6Network
@@ -38,7 +39,7 @@ RESERVED: dict[str, str] = {
     "ff00::/8": "is multicast",
 }
 _RESERVED = [(ip_network(subnet), reason) for subnet, reason in RESERVED.items()]
-_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+_MAC = re.compile(MAC)
 _SHORTEST = {4: 8, 6: 16}
 _LONGEST = {4: 30, 6: 126}
 

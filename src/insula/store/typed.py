@@ -152,10 +152,13 @@ def known_fields(value: Any, kind: Any) -> Any:
 
 def _known(value: Any, info: msgspec.inspect.Type) -> Any:
     match info:
+        case msgspec.inspect.Metadata():  # rules for the published schema
+            return _known(value, info.type)
         case msgspec.inspect.StructType():
             return _known_struct(value, info)
         case msgspec.inspect.UnionType():
-            for member in info.types:
+            for each in info.types:
+                member = each.type if isinstance(each, msgspec.inspect.Metadata) else each
                 if isinstance(member, msgspec.inspect.StructType) and isinstance(value, dict):
                     if member.tag is None or value.get(member.tag_field or "") == member.tag:
                         return _known_struct(value, member)

@@ -14,13 +14,11 @@ import msgspec
 
 from insula.model.errors import Invalid, QuotaExceeded
 from insula.model.objects import Limits, Resources, Struct, Tenant
+from insula.model.rules import MAX_BYTES, MAX_CPUS, MAX_INSTANCES, MAX_PIDS, MIN_BANDWIDTH, MIN_CPUS, MIN_MEMORY
 from insula.model.units import format_size, shorten
 from insula.model.views import Usage
 
 S = TypeVar("S", bound=Struct)
-
-MIN_MEMORY = 6 << 20  # bytes; with less the kernel kills the process that sets the container up
-MAX_BYTES = (1 << 63) - 1
 
 
 def add(tenant: Tenant, usage: Usage, resources: Resources) -> Usage:
@@ -109,9 +107,9 @@ def check_limits(limits: Limits) -> Limits:
     _check_cpus(limits.cpus)
     _check_memory(limits.memory)
     _check_pids(limits.pids)
-    if limits.instances is not None and not 0 <= limits.instances <= 1_000_000:
+    if limits.instances is not None and not 0 <= limits.instances <= MAX_INSTANCES:
         raise Invalid(f"a tenant can't be limited to {limits.instances} instances", "use 0 to 1000000")
-    if limits.bandwidth is not None and not 8000 <= limits.bandwidth <= MAX_BYTES:
+    if limits.bandwidth is not None and not MIN_BANDWIDTH <= limits.bandwidth <= MAX_BYTES:
         raise Invalid(f"a bandwidth of {limits.bandwidth} bits a second is too little or too much", "use 8k or more")
     return limits
 
@@ -125,12 +123,12 @@ def check_resources(resources: Resources) -> Resources:
 
 
 def _check_pids(pids: int | None) -> None:
-    if pids is not None and not 1 <= pids <= 4_194_304:
+    if pids is not None and not 1 <= pids <= MAX_PIDS:
         raise Invalid(f"there can't be a limit of {pids} processes", "use 1 to 4194304 (proc(5), pid_max)")
 
 
 def _check_cpus(cpus: float | None) -> None:
-    if cpus is not None and not 0.01 <= cpus <= 65536:
+    if cpus is not None and not MIN_CPUS <= cpus <= MAX_CPUS:
         raise Invalid(f"there can't be a limit of {shorten(cpus)} CPUs", "use 0.01 or more, as in 0.5, or no limit")
 
 

@@ -16,6 +16,7 @@ from insula.control.instances.drivers.base import Driver, Running, require
 from insula.control.instances.managed import ManagedInstance
 from insula.control.networks.ports import Ports
 from insula.model.errors import Conflict, Invalid
+from insula.model.rules import MAX_PATH
 from insula.model.units import shorten
 
 
@@ -79,5 +80,5 @@ class Files:
 
 
 def check(path: str) -> None:
-    if not path.startswith("/") or "\0" in path or len(path) > 4095:
+    if not path.startswith("/") or "\0" in path or len(path) > MAX_PATH:
         raise Invalid(f"{shorten(path)} is not an absolute path in an instance", "begin it with /")

@@ -14,15 +14,14 @@ from ipaddress import IPv6Address, ip_address
 import msgspec
 
 from insula.control.allocation.quotas import check_resources
+from insula.model import rules
 from insula.model.errors import Invalid
 from insula.model.health import plan
 from insula.model.objects import Instance, InstanceSpec
 from insula.model.units import check_label, parse_signal, shorten
 from insula.network.addresses import parse_mac
 
-MAX_LOG = 1 << 40
-_PART = "[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?"
-_DOMAIN = re.compile(rf"{_PART}(\.{_PART})*\.?")
+_DOMAIN = re.compile(rules.DOMAIN)
 
 
 def check(spec: InstanceSpec) -> InstanceSpec:
@@ -36,7 +35,7 @@ def check(spec: InstanceSpec) -> InstanceSpec:
         raise Invalid("an instance without a network can't have an address", "leave out the address, or --network none")
     if spec.mac_address is not None:
         parse_mac(spec.mac_address)
-    if len(spec.mounts) > 100:
+    if len(spec.mounts) > rules.MAX_MOUNTS:
         raise Invalid(f"{len(spec.mounts)} tmpfs are too many", "use at most 100")
     if spec.options.pid_of is not None:
         check_label("instance", spec.options.pid_of)
@@ -53,17 +52,17 @@ def check(spec: InstanceSpec) -> InstanceSpec:
 def check_names(spec: InstanceSpec) -> InstanceSpec:
     """Check the spec's entries for /etc/hosts, /etc/resolv.conf and groups, and return it with them in canonical form.
     Invalid."""
-    if len(spec.extra_hosts) > 256:
+    if len(spec.extra_hosts) > rules.MAX_HOSTS:
         raise Invalid(f"{len(spec.extra_hosts)} hosts to add are too many", "use at most 256")
-    if len(spec.dns) > 3:
+    if len(spec.dns) > rules.MAX_NAME_SERVERS:
         raise Invalid(f"{len(spec.dns)} name servers are too many", "use at most 3: resolv.conf(5) takes no more")
-    if len(spec.dns_search) > 32 or sum(map(len, spec.dns_search)) > 1024:
+    if len(spec.dns_search) > rules.MAX_SEARCH_DOMAINS or sum(map(len, spec.dns_search)) > 1024:
         raise Invalid("the search domains are too many or too long", "use at most 32, and 1024 characters")
-    if len(spec.options.group_add) > 64:
+    if len(spec.options.group_add) > rules.MAX_GROUPS:
         raise Invalid(f"{len(spec.options.group_add)} groups to add are too many", "use at most 64")
     domains = [] if spec.dns_search == ["."] else spec.dns_search
     for name in (*(entry.name for entry in spec.extra_hosts), *domains):
-        if len(name) > 253 or not _DOMAIN.fullmatch(name):
+        if len(name) > rules.MAX_DOMAIN or not _DOMAIN.fullmatch(name):
             raise Invalid(f"{shorten(name)} is not a host or domain name", "use up to 253 of a-z, 0-9, _, - and .")
     hosts = [msgspec.structs.replace(entry, address=_address(entry.address)) for entry in spec.extra_hosts]
     return msgspec.structs.replace(spec, extra_hosts=hosts, dns=[_address(text) for text in spec.dns])
@@ -81,14 +80,14 @@ def _address(text: str) -> str:
 
 def check_labels(labels: dict[str, str]) -> dict[str, str]:
     """Check labels and return them. Invalid. They are few and short, since selectors compare them with all others."""
-    if len(labels) > 64:
+    if len(labels) > rules.MAX_LABELS:
         raise Invalid(f"{len(labels)} labels are too many", "use at most 64")
     for name, value in labels.items():
-        if not re.fullmatch(r"[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,126}[a-zA-Z0-9])?", name):
+        if not re.fullmatch(rules.LABEL_NAME, name):
             raise Invalid(
                 f"{shorten(name)} is not a name for a label", "use up to 128 of a-z, 0-9, '.', '_', '/' and '-'"
             )
-        if len(value) > 1024 or not value.isprintable():
+        if len(value) > rules.MAX_LABEL_VALUE or not value.isprintable():
             raise Invalid(f"the value of label {name} is too long or not printable", "use up to 1024 characters")
     return labels
 
@@ -113,15 +112,15 @@ def make_name(image: str) -> str:
 
 
 def _check_numbers(spec: InstanceSpec) -> None:
-    if not 0 <= spec.stop_timeout <= 86_400:
+    if not 0 <= spec.stop_timeout <= rules.MAX_STOP_TIMEOUT:
         raise Invalid(f"a stop timeout can't be {spec.stop_timeout} seconds", "use 0 to 86400")
-    if not 0 <= spec.restart.max_retries <= 1_000_000:
+    if not 0 <= spec.restart.max_retries <= rules.MAX_RESTARTS:
         raise Invalid(f"there can't be {spec.restart.max_retries} retries", "use 0 (no limit) to 1000000")
     if spec.restart.max_retries and spec.restart.name != "on-failure":
         raise Invalid(f"restart policy {spec.restart.name} takes no number of retries", "only on-failure takes one")
     if spec.remove and spec.restart.name != "no":
         raise Invalid("--rm and --restart exclude each other", "an instance that is removed on exit can't restart")
-    if not 4096 <= spec.log_size <= MAX_LOG or not 1 <= spec.log_files <= 1000:
+    if not rules.MIN_LOG <= spec.log_size <= rules.MAX_LOG or not 1 <= spec.log_files <= rules.MAX_LOG_FILES:
         what = f"a log can't have {spec.log_files} files of {spec.log_size} bytes"
         raise Invalid(what, "use 1 to 1000 files of 4k to 1t")
 

@@ -17,6 +17,7 @@ from insula.control.networks.ports import Ports
 from insula.control.tenants import DEFAULT, Tenants
 from insula.model.errors import Conflict, Denied, InsulaError, Invalid, NotFound
 from insula.model.objects import Network, NetworkStatus, Tenant
+from insula.model.rules import MAX_MTU, MIN_MTU, MIN_MTU6
 from insula.model.units import check_label
 from insula.model.views import NetworkView, Usage
 from insula.network.addresses import Subnet, check_disjoint, gateway_of, parse_subnet
@@ -25,7 +26,6 @@ from insula.store.typed import Found
 
 DEFAULT_SUBNET, DEFAULT_SUBNET6 = "10.77.0.0/16", "fd77::/64"
 FIRST_VNI, MAX_VNI = 4096, 1 << 24  # VNIs below stay free for segments that mirror VLANs
-MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791: every host accepts 576 bytes; RFC 8200; jumbo frames
 _INDEX = "network-index"
 _VNI = "vni"
 _MAX_INDEX = 1 << 24

@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from insula.model.errors import Invalid
+from insula.model.rules import SOCKET_FAMILIES
 from insula.model.units import shorten
 
 _FILE = Path(__file__).parent / "profiles" / "seccomp.json"
 
-FAMILIES: Final = ("can", "kcm", "key", "llc", "packet", "pppox", "rxrpc", "smc", "tipc", "xdp")
+FAMILIES: Final = SOCKET_FAMILIES
 """Socket families that can be opened to a container, address_families(7) without AF_ and in lower case. Each belongs to
 a network namespace. AF_VSOCK, which leads to the hypervisor, and AF_ALG are not among them."""
 

@@ -22,8 +22,10 @@ from insula.container.create.rootfs import VOLUME
 from insula.control.instances.drivers.container import nesting, seccomp_default
 from insula.control.instances.drivers.container.users import User
 from insula.kernel import capabilities
+from insula.model import rules
 from insula.model.errors import Invalid, Unavailable
 from insula.model.objects import IDS_PER_TENANT, ImageConfig, InstanceSpec, Resources, Rlimit, TmpfsMount
+from insula.model.rules import MAX_ARGUMENT, MIN_MEMORY
 from insula.model.units import shorten
 
 OCI_VERSION: Final = "1.2.0"
@@ -34,26 +36,17 @@ INIT: Final = "/dev/init"
 TERMINALS: Final = 64
 """The most pseudoterminals of one instance. The host has 4096, unless terminals.py raises that."""
 
-MAX_ARGUMENT: Final = 128 << 10  # MAX_ARG_STRLEN, execve(2)
 MAX_ARGUMENTS: Final = 2 << 20  # a quarter of the usual stack of 8 MiB, execve(2)
-MIN_MEMORY: Final = 6 << 20  # bytes; with less the kernel kills the process that sets the container up
 MAX_VOLUMES: Final = 64
 CPU_PERIOD: Final = 100_000  # µs
 DEFAULT_SHARES: Final = 1024  # the kernel's (cpu.shares)
 
 _INIT_PROGRAMS = ("/usr/bin/tini-static", "/usr/bin/tini")  # the static one needs no library of the image
 _ETC_FILES = ("hostname", "hosts", "resolv.conf")
-_RLIMITS = frozenset(
-    "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack".split()  # noqa: SIM905
-)
-_HOSTNAME = re.compile(
-    r"(?=.{1,64}\Z)[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
-)
-_VARIABLE = re.compile(r"[^=\x00]+")
-_SYSCTL = re.compile(
-    r"(net|fs\.mqueue)(\.[a-zA-Z0-9_-]+)+|kernel\.(sem|msg(max|mnb|mni)|shm(all|max|mni|_rmid_forced))"
-)
-_SYSCTL_VALUE = re.compile(r"[\x20-\x7e\t]{1,1024}")
+_HOSTNAME = re.compile(rules.HOSTNAME)
+_VARIABLE = re.compile(rules.VARIABLE)
+_SYSCTL = re.compile(rules.SYSCTL)
+_SYSCTL_VALUE = re.compile(rules.SYSCTL_VALUE)
 
 _MOUNTS: Final[tuple[dict[str, Any], ...]] = (
     {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -219,12 +212,12 @@ def resources(limits: Resources) -> dict[str, Any]:
         rule = {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
         result["devices"].append({k: v for k, v in rule.items() if v is not None})
     if (cpus := limits.cpus) is not None:
-        if not 0.01 <= cpus <= 65536:
+        if not rules.MIN_CPUS <= cpus <= rules.MAX_CPUS:
             raise Invalid(f"there can't be a limit of {shorten(cpus)} CPUs", "use 0.01 or more, as in 0.5 or 2")
         shares = min(max(2, int(1024 * cpus)), 262144)  # its share of CPU time under contention
         result["cpu"] = {"quota": int(CPU_PERIOD * cpus), "period": CPU_PERIOD, "shares": shares}
     if (memory := limits.memory) is not None:
-        if not MIN_MEMORY <= memory < 1 << 63:
+        if not MIN_MEMORY <= memory <= rules.MAX_BYTES:
             what = f"there can't be a limit of {shorten(memory)} bytes of memory"
             raise Invalid(what, f"use at least {MIN_MEMORY >> 20}m")
         result["memory"] = {"limit": memory, "swap": memory}  # `swap` is the limit of memory and swap together
@@ -232,7 +225,7 @@ def resources(limits: Resources) -> dict[str, Any]:
         # no limit; it only makes version 1 count the buffers of sockets, for the tenant's limit
         result["memory"] = {"kernelTCP": -1}
     if (pids := limits.pids) is not None:
-        if not 1 <= pids <= 1 << 22:  # PID_MAX_LIMIT
+        if not 1 <= pids <= rules.MAX_PIDS:
             raise Invalid(f"there can't be a limit of {shorten(pids)} processes", "use 1 to 4194304")
         result["pids"] = {"limit": pids}
     return result
@@ -282,7 +275,7 @@ def _tmpfs_mount(tmpfs: TmpfsMount) -> dict[str, Any]:
             f"there can be no tmpfs at {shorten(path)}", "use a plain absolute path outside /proc, /sys, /dev"
         )
     _check_tmpfs_size(tmpfs.size)
-    if not 0 <= tmpfs.mode <= 0o1777:
+    if not 0 <= tmpfs.mode <= rules.MAX_TMPFS_MODE:
         raise Invalid(f"a tmpfs can't have mode {tmpfs.mode:o}", "use octal digits up to 1777, as in 755")
     for kind, number in (("user", tmpfs.uid), ("group", tmpfs.gid)):
         if not 0 <= number < IDS_PER_TENANT:
@@ -299,7 +292,7 @@ def _shm_mount(mount: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 
 def _check_tmpfs_size(size: int) -> None:
-    if not 4096 <= size < 1 << 63:
+    if not rules.MIN_TMPFS <= size <= rules.MAX_BYTES:
         raise Invalid(f"there can't be a tmpfs of {shorten(size)} bytes", "use at least 4k")
 
 
@@ -322,7 +315,7 @@ def _volume_mounts(spec: InstanceSpec, image: ImageConfig) -> list[dict[str, Any
 
 def _rlimit(limit: Rlimit) -> dict[str, Any]:
     """The OCI form of a resource limit; -1 becomes RLIM_INFINITY."""
-    if limit.name not in _RLIMITS:
+    if limit.name not in rules.RLIMITS:
         raise Invalid(f"there is no rlimit {shorten(limit.name)}", "getrlimit(2) lists them, as in nofile")
     top = (1 << 64) - 1
     soft, hard = (top if value == -1 else value for value in (limit.soft, limit.hard))
@@ -348,7 +341,7 @@ def _throttles_of(present: str) -> list[str]:
 
 
 def _check_hostname(hostname: str) -> str:
-    if not _HOSTNAME.fullmatch(hostname):
+    if len(hostname) > rules.MAX_HOSTNAME or not _HOSTNAME.fullmatch(hostname):
         raise Invalid(
             f"host name {shorten(hostname)} is not made of DNS labels", "use up to 64 of a-z, 0-9, '-' and '.'"
         )
@@ -356,7 +349,7 @@ def _check_hostname(hostname: str) -> str:
 
 
 def _check_directory(path: str) -> str:
-    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > 4095:
+    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > rules.MAX_PATH:
         raise Invalid(f"working directory {shorten(path)} is not an absolute path", "begin it with /")
     return path
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from insula.model.errors import Invalid
 from insula.model.objects import IDS_PER_TENANT
+from insula.model.rules import USER
 from insula.model.units import shorten
 
 MAX_SIZE = 1 << 20
@@ -30,7 +31,7 @@ _MAX_STEPS = 40  # components and links on the way to a file; each may hold a de
 _MAX_HOME = 4095
 _REPAIR = "use another image, or repair this one"
 _MAX_GROUPS = 65536  # NGROUPS_MAX
-_NAME = re.compile(r"[^\s:,/\x00-\x1f\x7f]{1,255}")
+_NAME = re.compile(USER)
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 

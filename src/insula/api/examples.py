@@ -1,0 +1,207 @@
+"""Examples for the description of the API: one object of each kind, made of the structs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args, get_origin
+
+import msgspec
+
+from insula.api.images import BaseSpec, PullSpec, PushSpec, SaveSpec, TagSpec
+from insula.model.objects import (
+    Exit,
+    Image,
+    ImageConfig,
+    Instance,
+    InstanceSpec,
+    InstanceStatus,
+    Limits,
+    Network,
+    NetworkStatus,
+    OverlayRoot,
+    Port,
+    Resources,
+    Tenant,
+)
+from insula.model.principals import (
+    BindingSpec,
+    BindingView,
+    CertificateCreated,
+    CertificateSpec,
+    CertificateView,
+    Invitation,
+    JoinSpec,
+    Principal,
+    PrincipalView,
+    ServiceAccountSpec,
+    TokenCreated,
+    TokenSpec,
+    TokenView,
+    UserSpec,
+    WhoAmI,
+)
+from insula.model.views import (
+    Check,
+    ExecSpec,
+    Explanation,
+    HostStatus,
+    InstanceStats,
+    InstanceView,
+    Layer,
+    LimitsPatch,
+    Namespace,
+    NetworkSpec,
+    NetworkView,
+    ProcessView,
+    ResourcesPatch,
+    Started,
+    StatsSample,
+    TenantSpec,
+    TenantView,
+    Usage,
+    VerifyReport,
+    WhoIs,
+)
+
+_NOW = 1_767_225_600.0
+_DIGEST = "sha256:" + "5e" * 32
+_SERIAL = "1f2e3d4c5b6a"
+_MIB = 1 << 20
+_TENANT = Tenant(name="acme", index=0, id_base=1 << 30, limits=Limits(cpus=2, memory=4096 * _MIB), created=_NOW)
+_NETWORK = Network(
+    tenant="acme",
+    name="default",
+    index=7,
+    vni=4096,
+    subnet="10.0.0.0/24",
+    gateway="10.0.0.1",
+    created=_NOW,
+)
+_SPEC = InstanceSpec(
+    name="web",
+    image="busybox:latest",
+    command=["httpd", "-f"],
+    labels={"team": "blue"},
+    resources=Resources(cpus=0.5, memory=64 * _MIB),
+)
+_CONFIG = ImageConfig(cmd=["sh"])
+_PORT = Port(tenant="acme", network="default", instance="web", index=9, mac="02:00:00:00:00:02", address="10.0.0.2")
+_INSTANCE = Instance(
+    tenant="acme",
+    name="web",
+    id="0123456789abcdef" * 2,
+    host="rack1",
+    spec=_SPEC,
+    image_digest=_DIGEST,
+    config=_CONFIG,
+    root=OverlayRoot(layers=[_DIGEST]),
+    ports=[_PORT],
+    wanted="running",
+    starts=1,
+    created=_NOW,
+)
+_STATUS = InstanceStatus(state="running", observed_generation=1, starts=1, pid=4711, start_time=815, started=_NOW)
+_PROCESS = ProcessView(pid=4711, inside=1, pids=[4711, 1], parent=0, uid=1 << 30, user=0, state="S", command="httpd -f")
+_PRINCIPAL = Principal(id="0123456789abcdef", name="ann", uid=1000, created=_NOW)
+_BINDING = BindingView(user="ann", kind="user", tenant="acme", role="member", created=_NOW)
+_TOKEN = f"insula_{'0123456789abcdef'}_{'A' * 43}_{'0' * 8}"
+_EXPIRES = _NOW + 30 * 86400
+
+_OBJECTS: tuple[msgspec.Struct, ...] = (
+    TenantSpec(name="acme", limits=Limits(cpus=2, memory=4096 * _MIB)),
+    LimitsPatch(cpus=4),
+    TenantView(tenant=_TENANT, usage=Usage(instances=1, cpus=0.5, memory=64 * _MIB)),
+    NetworkSpec(name="default", subnet="10.0.0.0/24"),
+    NetworkView(network=_NETWORK, status=NetworkStatus(ready=True, ports=1)),
+    Image(
+        tenant="acme",
+        name="busybox:latest",
+        digest=_DIGEST,
+        config_digest=_DIGEST,
+        layers=[_DIGEST],
+        size=4 * _MIB,
+        config=_CONFIG,
+        created=_NOW,
+    ),
+    PullSpec(reference="docker.io/library/nginx:1.27"),
+    PushSpec(name="web:1", reference="registry.example.com/acme/web:1"),
+    BaseSpec(release="bookworm"),
+    TagSpec(source="busybox:latest", name="web:1"),
+    SaveSpec(names=["web:1"]),
+    _SPEC,
+    InstanceView(instance=_INSTANCE, status=_STATUS),
+    ResourcesPatch(memory=128 * _MIB),
+    ExecSpec(command=["ls", "/"]),
+    Started(id="0123456789abcdef"),
+    Exit(exit_status=0, finished=_NOW),
+    _PROCESS,
+    Explanation(
+        instance=_INSTANCE,
+        status=_STATUS,
+        processes=[_PROCESS],
+        namespaces=[Namespace(kind="pid", inode=4026532201, shared=False)],
+        uid_map="0 1073741824 65536",
+        cgroups={"memory": "/insula/acme/web"},
+        limits={"memory.max": str(64 * _MIB)},
+        security={"seccomp": "2"},
+        layers=[Layer(digest=_DIGEST, path="/var/lib/insula/images/layers/5e")],
+        upper="/var/lib/insula/instances/0/upper",
+        device="i9",
+        installed=None,
+        rules=None,
+    ),
+    StatsSample(time=_NOW, instances=[InstanceStats(tenant="acme", name="web", state="running", cpu=0.1)]),
+    UserSpec(name="ann", uid=1000),
+    ServiceAccountSpec(name="ci"),
+    PrincipalView(principal=_PRINCIPAL, bindings=[_BINDING]),
+    BindingSpec(user="ann", role="member"),
+    _BINDING,
+    TokenSpec(ttl=7 * 86400, description="CI"),
+    TokenView(id="0123456789abcdef", user="ann", description="CI", labels={}, created=_NOW, expires=_EXPIRES),
+    TokenCreated(id="0123456789abcdef", token=_TOKEN, expires=_EXPIRES),
+    CertificateSpec(ttl=7 * 86400),
+    CertificateView(serial=_SERIAL, user="ann", created=_NOW, expires=_EXPIRES),
+    CertificateCreated(serial=_SERIAL, pem="-----BEGIN CERTIFICATE-----\n…", expires=_EXPIRES),
+    JoinSpec(user="ann"),
+    Invitation(
+        addresses=["cloud.example.com:7443"],
+        authority="-----BEGIN CERTIFICATE-----\n…",
+        token=_TOKEN,
+        expires=_NOW + 900,
+    ),
+    WhoAmI(user="ann", id="0123456789abcdef", proof="uid 1000", tenants={"acme": "member"}),
+    HostStatus(
+        version="0.1.0",
+        hostname="rack1",
+        kernel="6.1.0",
+        started=_NOW,
+        revision=815,
+        tenants=1,
+        networks=1,
+        instances={"running": 1},
+    ),
+    Check(name="overlay", state="ok", detail="overlayfs with idmapped layers"),
+    VerifyReport(passed=True, matrix=[], drift=[], seconds=0.1),
+    WhoIs(pid=4711, command="httpd", tenant="acme", instance="web", id="0123456789abcdef" * 2, inside=1),
+)
+EXAMPLES: dict[type, msgspec.Struct] = {type(each): each for each in _OBJECTS}
+
+
+def example_of(hint: Any) -> Any:
+    """Return an example of an annotated type as JSON values: an object, or a list with one; None if there is none."""
+    if get_origin(hint) in (list, Sequence, tuple):
+        item = example_of(get_args(hint)[0])
+        return None if item is None else [item]
+    for each in (hint, *get_args(hint)):
+        if isinstance(each, type) and each in EXAMPLES:
+            return _encoded(EXAMPLES[each])
+    return None
+
+
+def _encoded(example: msgspec.Struct) -> dict[str, Any]:
+    """An example as JSON values; that of a request without what is the default."""
+    values: dict[str, Any] = msgspec.to_builtins(example)
+    if not type(example).__name__.endswith(("Spec", "Patch")):
+        return values
+    defaults = {field.encode_name: field.default for field in msgspec.structs.fields(example)}
+    return {name: value for name, value in values.items() if value and value != defaults[name]}

@@ -1,0 +1,112 @@
+"""Types of fields with their rules, for the published schema (OpenAPI).
+
+The schema has the rules of `rules.py`. They are not checked while a body is decoded: the checks of the server use the
+same rules, and have an error with a hint for each.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from insula.model import rules
+from insula.model.rules import anchored
+
+T = TypeVar("T")
+
+
+def schema(**members: Any) -> msgspec.Meta:
+    """Return an annotation with these members of JSON Schema."""
+    return msgspec.Meta(extra_json_schema=members)
+
+
+def _text(pattern: str, longest: int, *examples: str, **members: Any) -> msgspec.Meta:
+    return schema(pattern=anchored(pattern), maxLength=longest, examples=list(examples), **members)
+
+
+def _number(least: float, most: float, **members: Any) -> msgspec.Meta:
+    return schema(minimum=least, maximum=most, **members)
+
+
+def at_most(items: int, least: int = 0) -> msgspec.Meta:
+    """Return the annotation of a list with at most so many items."""
+    return schema(minItems=least, maxItems=items) if least else schema(maxItems=items)
+
+
+Label = Annotated[str, _text(rules.LABEL, rules.MAX_LABEL, "web")]
+OptionalLabel = Annotated[str, _text(f"({rules.LABEL})?", rules.MAX_LABEL, "web")]
+PrincipalName = Annotated[str, _text(rules.PRINCIPAL, 2 * rules.MAX_LABEL + 1, "ann", "acme/ci")]
+ImageReference = Annotated[str, _text(rules.REFERENCE, rules.MAX_REFERENCE, "busybox:latest")]
+Labels = Annotated[
+    dict[Annotated[str, _text(rules.LABEL_NAME, 128, "team")], Annotated[str, schema(maxLength=rules.MAX_LABEL_VALUE)]],
+    schema(maxProperties=rules.MAX_LABELS),
+]
+IpAddress = Annotated[
+    str, schema(maxLength=rules.MAX_ADDRESS, description="an IPv4 or IPv6 address", examples=["10.0.0.53"])
+]
+Address4 = Annotated[str, schema(format="ipv4", maxLength=15, examples=["10.0.0.2"])]
+Address6 = Annotated[str, schema(format="ipv6", maxLength=rules.MAX_ADDRESS, examples=["fd00::2"])]
+Subnet4 = Annotated[
+    str,
+    schema(
+        format="ipv4-network",
+        maxLength=rules.MAX_SUBNET,
+        description="CIDR notation without host bits: a prefix of 8 to 30 bits",
+        examples=["10.0.0.0/24"],
+    ),
+]
+Subnet6 = Annotated[
+    str,
+    schema(
+        format="ipv6-network",
+        maxLength=rules.MAX_SUBNET,
+        description="CIDR notation without host bits: a prefix of 16 to 126 bits",
+        examples=["fd00:1::/64"],
+    ),
+]
+Mac = Annotated[str, _text(rules.PORT_MAC, 17, "02:42:ac:11:00:02")]
+Mtu = Annotated[int, _number(rules.MIN_MTU, rules.MAX_MTU, description="bytes; at least 1280 with IPv6")]
+Cpus = Annotated[float, _number(rules.MIN_CPUS, rules.MAX_CPUS)]
+Memory = Annotated[int, _number(rules.MIN_MEMORY, rules.MAX_BYTES)]
+Pids = Annotated[int, _number(1, rules.MAX_PIDS)]
+Count = Annotated[int, _number(0, rules.MAX_INSTANCES)]
+Bandwidth = Annotated[int, _number(rules.MIN_BANDWIDTH, rules.MAX_BYTES)]
+ArgumentText = Annotated[str, _text(rules.WITHOUT_NUL, rules.MAX_ARGUMENT - 1, "httpd")]
+Environment = dict[Annotated[str, _text(rules.VARIABLE, rules.MAX_ARGUMENT - 1, "HOME")], ArgumentText]
+WorkingDirectory = Annotated[str, _text(f"({rules.ABSOLUTE})?", rules.MAX_PATH, "/srv")]
+UserName = Annotated[str, _text(f"({rules.USER}(:{rules.USER})?)?", 511, "www-data", "1000:1000")]
+GroupName = Annotated[str, _text(rules.USER, 255, "audio")]
+Hostname = Annotated[str, _text(rules.HOSTNAME, rules.MAX_HOSTNAME, "web.example.com")]
+Domain = Annotated[str, _text(rf"{rules.DOMAIN}", rules.MAX_DOMAIN, "example.com")]
+SearchDomain = Annotated[str, _text(rf"{rules.DOMAIN}|\.", rules.MAX_DOMAIN, "example.com")]
+Signal = Annotated[str, _text(rules.SIGNAL, 12, "SIGTERM")]
+StopTimeout = Annotated[float, _number(0, rules.MAX_STOP_TIMEOUT)]
+TmpfsPath = Annotated[
+    str,
+    _text(r"(?!/(?:proc|sys|dev)(?:/|$))(?:/(?!\.{1,2}(?:/|$))[^/\x00]+)+", rules.MAX_PATH, "/run"),
+]
+Bytes = Annotated[int, _number(rules.MIN_TMPFS, rules.MAX_BYTES)]
+TmpfsMode = Annotated[int, _number(0, rules.MAX_TMPFS_MODE)]
+Id = Annotated[int, _number(0, rules.IDS - 1)]
+RlimitName = Annotated[str, schema(enum=list(rules.RLIMITS))]
+RlimitValue = Annotated[int, _number(-1, rules.MAX_BYTES, description="-1 is no limit")]
+Capability = Annotated[
+    str, schema(enum=["ALL", *rules.CAPABILITIES], description="the server takes CAP_ and lower case, too")
+]
+Sysctls = dict[
+    Annotated[str, _text(rules.SYSCTL, 255, "net.core.somaxconn")],
+    Annotated[str, _text(rules.SYSCTL_VALUE, 1024, "128")],
+]
+SocketFamily = Annotated[str, schema(enum=list(rules.SOCKET_FAMILIES))]
+LogSize = Annotated[int, _number(rules.MIN_LOG, rules.MAX_LOG)]
+LogFiles = Annotated[int, _number(1, rules.MAX_LOG_FILES)]
+CheckSeconds = Annotated[float, _number(rules.MIN_CHECK, rules.MAX_CHECK)]
+CheckStart = Annotated[float, _number(0, rules.MAX_CHECK)]
+CheckRetries = Annotated[int, _number(1, rules.MAX_CHECK_RETRIES)]
+Restarts = Annotated[int, _number(0, rules.MAX_RESTARTS)]
+GroupNames = Annotated[list[GroupName], at_most(rules.MAX_GROUPS)]
+NameServers = Annotated[list[IpAddress], at_most(rules.MAX_NAME_SERVERS)]
+SearchDomains = Annotated[list[SearchDomain], at_most(rules.MAX_SEARCH_DOMAINS)]
+ArgumentVector = Annotated[list[ArgumentText], at_most(65536, least=1)]
+Release = Annotated[str, _text(rules.RELEASE, 32, "bookworm")]
