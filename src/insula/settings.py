@@ -18,7 +18,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from insula.model import quotas
 from insula.model.errors import Invalid
+from insula.model.quota_settings import USERS, QuotaSettings, limit, takes
 from insula.model.units import parse_size, shorten
 
 FILE = Path("/etc/insula/insulad.toml")
@@ -94,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network: NetworkSettings = NetworkSettings()
     audit: AuditSettings = AuditSettings()
     api: ApiSettings = ApiSettings()
+    quotas: QuotaSettings = QuotaSettings()
 
     @property
     def state(self) -> Path:
@@ -191,6 +194,11 @@ DOCUMENTED = (
         "The user that the process runs as in which TLS ends. Nothing else may run as it.",
     ),
     Documented("audit.files", "0 to 1000", "Renamed audit logs that are kept. Older ones are removed."),
+    *(
+        Documented(f"quotas.{quota.name}", takes(quota), f"The limit of new tenants: {quota.text}.")
+        for quota in quotas.TABLE
+    ),
+    *(Documented(f"quotas.{quota.name}", takes(quota), quota.text) for quota in USERS),
 )
 
 
@@ -291,7 +299,7 @@ def _unknown(data: Mapping[str, Any], kind: type, above: str) -> str | None:
     for key, value in data.items():
         if key not in fields:
             return f"{above}{key}"
-        if isinstance(value, dict) and fields[key] in (NetworkSettings, AuditSettings, ApiSettings):
+        if isinstance(value, dict) and fields[key] in (NetworkSettings, AuditSettings, ApiSettings, QuotaSettings):
             found = _unknown(value, fields[key], f"{above}{key}.")
             if found:
                 return found
@@ -339,6 +347,8 @@ def _check(settings: Settings, names: Mapping[str, str]) -> None:
     if len(network.resolvers or ()) > _MAX_RESOLVERS:
         raise wrong("network.resolvers", network.resolvers, "are too many", f"name at most {_MAX_RESOLVERS}")
     _check_api(settings.api, wrong)
+    for quota in (*quotas.TABLE, *USERS):
+        limit(settings.quotas, quota)
     for resolver in network.resolvers or ():
         _check_resolver(resolver, wrong)
     try:

@@ -22,7 +22,10 @@ from typing import Any, cast
 
 import msgspec
 
-from insula.control.allocation.quotas import merge
+from insula.control.allocation.in_flight import InFlight
+from insula.control.allocation.limits import TenantLimits
+from insula.control.allocation.quotas import limits_of, merge
+from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.plane import ControlPlane
@@ -32,6 +35,7 @@ from insula.model.objects import (
     Exit,
     InstanceSpec,
     InstanceStatus,
+    Limits,
     Network,
     NetworkStatus,
     Tenant,
@@ -303,6 +307,7 @@ class StubTenants:
         check_label("tenant", name)
         if name in self.views:
             raise Conflict(f"there is a tenant {name} already", "choose another name")
+        limits = limits_of(Limits(), limits)
         tenant = Tenant(name=name, index=0, id_base=0x40000000, limits=limits, labels=labels, created=time.time())
         self.views[name] = TenantView(tenant=tenant, usage=Usage())
         return self.views[name]
@@ -365,12 +370,22 @@ class StubSettings:
         self.root = root
 
 
+class StubContext:
+    """Limits, which are none."""
+
+    def __init__(self) -> None:
+        self.limits: Any = TenantLimits(cast(Any, None), cast(Any, None))
+        self.in_flight = InFlight(self.limits.of, None)
+        self.rates = Rates(None)
+
+
 class StubPlane(ControlPlane):
     """A subclass, because the framework checks what handlers are given."""
 
     def __init__(self, root: Path) -> None:
         self.settings: Any = StubSettings(root)
         self.identity_cache = IdentityCache(cast(Any, None))
+        self.context: Any = StubContext()
         self.tenants: Any = StubTenants()
         self.networks: Any = StubNetworks()
         self.instances: Any = StubInstances()

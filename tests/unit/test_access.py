@@ -12,6 +12,7 @@ import pytest
 from insula.api import access, peer
 from insula.api.access import AccessMiddleware
 from insula.api.peer import Peer
+from insula.control.allocation.rates import Rates
 from insula.control.identities.cache import IdentityCache
 
 ROOT, MEMBER, STRANGER = Peer(1, 0, 0), Peer(1, 1000, 1000, (900,)), Peer(1, 1000, 1000, (901,))
@@ -30,7 +31,7 @@ class Exchange:
         self.stopping = asyncio.Event()
         self.at_work = asyncio.Event()
         self.cache = IdentityCache(cast(Any, None))
-        self.access = AccessMiddleware(self._application, self.cache)
+        self.access = AccessMiddleware(self._application, self.cache, Rates(None))
 
     async def _application(self, _scope: Any, _receive: Any, send: Any) -> None:
         self.send = send

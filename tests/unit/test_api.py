@@ -23,6 +23,7 @@ from insula.api.peer import Peer, allowed, group_id, listen
 from insula.api.server import notify
 from insula.client.http import Dechunker, Remote, connect, head, quote, request, target
 from insula.model.errors import Conflict, Denied, Failed, Invalid, NotFound, Unavailable
+from insula.model.quotas import QUOTAS
 from insula.model.stream import Kind
 from tests.support.wait import patiently, until
 from tests.unit.conftest import StubDaemon
@@ -150,7 +151,8 @@ def test_openapi_describes_every_route_with_its_structs(stub: StubDaemon) -> Non
 def test_fields_left_out_of_a_patch_stay(stub: StubDaemon) -> None:
     stub.client.tenants.create("acme", cpus=1.5, memory=1 << 30)
     view = stub.client.tenants.update("acme", memory=None, instances=3)
-    assert view["tenant"]["limits"] == {"cpus": 1.5, "memory": None, "instances": 3, "bandwidth": None, "pids": 16384}
+    given = {"cpus": 1.5, "memory": None, "instances": 3, "bandwidth": None, "pids": 16384}
+    assert view["tenant"]["limits"] == {**dict.fromkeys(QUOTAS), **given}
     stub.client.instances.run("acme", "x", ["true"], name="web", start=False)
     view = stub.client.instances.update("acme", "web", cpus=0.5, pids=None)
     assert view["instance"]["spec"]["resources"] == {"cpus": 0.5, "memory": None, "pids": None}

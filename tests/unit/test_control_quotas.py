@@ -30,7 +30,12 @@ from insula.store.typed import Found
 
 
 def tenant(**limits: float | int | None) -> Tenant:
-    return Tenant(name="acme", index=1, id_base=1 << 30, limits=Limits(**limits), created=0.0)  # type: ignore[arg-type]
+    return Tenant(name="acme", index=1, id_base=1 << 30, limits=Limits(**limits), created=0.0)
+
+
+def of(resources: Resources) -> Usage:
+    """What an instance with these limits counts, but for its log."""
+    return Usage(instances=1, cpus=resources.cpus or 0.0, memory=resources.memory or 0)
 
 
 @pytest.mark.parametrize(
@@ -44,28 +49,28 @@ def tenant(**limits: float | int | None) -> Tenant:
 def test_exceeding_a_limit_is_refused(limits: dict[str, float | int | None], resources: Resources, word: str) -> None:
     usage = Usage(instances=3, cpus=1.5, memory=60 << 20)
     with pytest.raises(QuotaExceeded, match=word) as refusal:
-        add(tenant(**limits), usage, resources)
+        add(tenant(**limits), usage, of(resources))
     assert refusal.value.hint
-    assert add(tenant(), usage, resources).instances == 4
+    assert add(tenant(), usage, of(resources)).instances == 4
 
 
 def test_reaching_a_limit_is_allowed() -> None:
     usage = Usage(instances=3, cpus=1.5, memory=60 << 20)
-    total = add(tenant(instances=4, cpus=2, memory=100 << 20), usage, Resources(cpus=0.5, memory=40 << 20))
+    total = add(tenant(instances=4, cpus=2, memory=100 << 20), usage, of(Resources(cpus=0.5, memory=40 << 20)))
     assert total == Usage(instances=4, cpus=2.0, memory=100 << 20)
 
 
 def test_without_a_limit_of_its_own_an_instance_counts_as_one() -> None:
-    assert add(tenant(cpus=1, memory=10 << 20, instances=1), Usage(), Resources()) == Usage(instances=1)
+    assert add(tenant(cpus=1, memory=10 << 20, instances=1), Usage(), of(Resources())) == Usage(instances=1)
 
 
 @given(st.lists(st.builds(Resources, cpus=st.none() | st.floats(0.01, 64), memory=st.none() | st.integers(1, 1 << 40))))
 def test_subtract_is_the_inverse_of_add(all_resources: list[Resources]) -> None:
     usage = Usage()
     for resources in all_resources:
-        usage = add(tenant(), usage, resources)
+        usage = add(tenant(), usage, of(resources))
     for resources in all_resources:
-        usage = subtract(usage, resources)
+        usage = subtract(usage, of(resources))
     assert (usage.instances, usage.memory) == (0, 0)
     assert usage.cpus == pytest.approx(0, abs=1e-3)
 
@@ -82,19 +87,19 @@ def test_a_change_is_refused_if_a_limit_rises_too_far(after: Resources, word: st
     usage, before = Usage(instances=2, cpus=1.5, memory=60 << 20), Resources(cpus=1.0, memory=40 << 20)
     acme = tenant(cpus=2, memory=100 << 20, instances=2)
     with pytest.raises(QuotaExceeded, match=word):
-        change(acme, usage, before, after)
+        change(acme, usage, of(before), of(after))
     most = Resources(cpus=1.5, memory=80 << 20)
-    assert change(acme, usage, before, most) == Usage(instances=2, cpus=2.0, memory=100 << 20)
+    assert change(acme, usage, of(before), of(most)) == Usage(instances=2, cpus=2.0, memory=100 << 20)
 
 
 def test_lowering_a_limit_is_never_refused() -> None:
     """Also of a tenant that has more in use than it may: by an update that was taken back, say."""
     usage, before = Usage(instances=2, cpus=3.0, memory=200 << 20), Resources(cpus=1.0, memory=150 << 20, pids=9)
     acme = tenant(cpus=2, memory=100 << 20, instances=1)
-    assert change(acme, usage, before, Resources(cpus=0.5, memory=150 << 20)).cpus == 2.5
-    assert change(acme, usage, before, Resources()) == Usage(instances=2, cpus=2.0, memory=50 << 20)
+    assert change(acme, usage, of(before), of(Resources(cpus=0.5, memory=150 << 20))).cpus == 2.5
+    assert change(acme, usage, of(before), of(Resources())) == Usage(instances=2, cpus=2.0, memory=50 << 20)
     with pytest.raises(QuotaExceeded):
-        change(acme, usage, before, Resources(cpus=1.01))
+        change(acme, usage, of(before), of(Resources(cpus=1.01)))
 
 
 _RESOURCES = st.builds(Resources, cpus=st.none() | st.integers(1, 64), memory=st.none() | st.integers(1, 1 << 40))
@@ -102,10 +107,10 @@ _RESOURCES = st.builds(Resources, cpus=st.none() | st.integers(1, 64), memory=st
 
 @given(_RESOURCES, _RESOURCES, _RESOURCES)
 def test_a_change_that_is_taken_back_leaves_nothing(other: Resources, before: Resources, after: Resources) -> None:
-    usage = add(tenant(), add(tenant(), Usage(), other), before)
-    changed = change(tenant(), usage, before, after)
-    assert changed == add(tenant(), add(tenant(), Usage(), other), after)
-    assert exchange(changed, after, before) == usage
+    usage = add(tenant(), add(tenant(), Usage(), of(other)), of(before))
+    changed = change(tenant(), usage, of(before), of(after))
+    assert changed == add(tenant(), add(tenant(), Usage(), of(other)), of(after))
+    assert exchange(changed, of(after), of(before)) == usage
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def test_the_last_place_is_taken_once(tmp_path: Path) -> None:
 
         async def launch(number: int) -> None:
             async def attempt(guard: Found[Usage]) -> None:
-                usage = add(acme, guard.value, Resources())
+                usage = add(acme, guard.value, of(Resources()))
                 await store.transact(
                     [Compare(USAGE.key("acme"), guard.revision)], [USAGE.put(usage, "acme"), Put(f"/i/{number}", b"")]
                 )
@@ -217,7 +222,7 @@ def test_the_least_and_the_most_of_each_limit(name: str, least: float, below: fl
 def test_a_limit_of_zero_allows_nothing() -> None:
     """0 is a limit, and not the lack of one."""
     with pytest.raises(QuotaExceeded, match="may have 0 instances and has 0"):
-        add(tenant(instances=0), Usage(), Resources())
+        add(tenant(instances=0), Usage(), of(Resources()))
     with pytest.raises(QuotaExceeded):
         check_covers(tenant(), Limits(instances=0), Usage(instances=1))
     check_covers(tenant(), Limits(instances=0), Usage())
@@ -236,16 +241,16 @@ _ANY = st.builds(
 @given(_USAGE, _ANY, st.sampled_from([("instances", 1), ("cpus", 0.01), ("memory", 1)]))
 def test_each_limit_is_met_to_the_last_unit(usage: Usage, resources: Resources, limit: tuple[str, float]) -> None:
     name, unit = limit
-    total = add(tenant(), usage, resources)
+    total = add(tenant(), usage, of(resources))
     assert (total.instances, total.memory) == (usage.instances + 1, usage.memory + (resources.memory or 0))
     assert total.cpus == pytest.approx(usage.cpus + (resources.cpus or 0))
     exact = getattr(total, name)
-    assert add(tenant(**{name: exact}), usage, resources) == total
+    assert add(tenant(**{name: exact}), usage, of(resources)) == total
     if name == "instances" or getattr(resources, name) is not None:
         with pytest.raises(QuotaExceeded):
-            add(tenant(**{name: exact - unit}), usage, resources)
+            add(tenant(**{name: exact - unit}), usage, of(resources))
     else:
-        assert add(tenant(**{name: 0}), usage, resources) == total, "what it doesn't ask for is not counted"
+        assert add(tenant(**{name: 0}), usage, of(resources)) == total, "what it doesn't ask for is not counted"
     check_covers(tenant(), Limits(**{name: exact}), total)
     if exact >= unit:
         with pytest.raises(QuotaExceeded):
@@ -254,8 +259,8 @@ def test_each_limit_is_met_to_the_last_unit(usage: Usage, resources: Resources, 
 
 def test_usage_is_never_negative() -> None:
     """A damaged sum allows no more than the limits."""
-    assert subtract(Usage(), Resources(cpus=1.0, memory=1)) == Usage()
-    assert subtract(Usage(instances=1, cpus=0.5, memory=5), Resources(cpus=0.5, memory=5)) == Usage()
+    assert subtract(Usage(), of(Resources(cpus=1.0, memory=1))) == Usage()
+    assert subtract(Usage(instances=1, cpus=0.5, memory=5), of(Resources(cpus=0.5, memory=5))) == Usage()
 
 
 def test_other_failures_are_not_retried(tmp_path: Path) -> None:

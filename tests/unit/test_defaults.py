@@ -16,7 +16,7 @@ from insula.container.service import relay
 from insula.control import plane
 from insula.control.instances import health, restart_policy
 from insula.control.instances.drivers.container.spec import CPU_PERIOD, DEFAULT_SHARES
-from insula.model import rules
+from insula.model import quotas, rules
 from insula.model.health import LEAST, HealthPlan, plan
 from insula.model.objects import Healthcheck, ImageConfig, InstanceSpec, Limits, RestartPolicy, TmpfsMount
 from insula.model.views import ExecSpec, NetworkSpec
@@ -114,8 +114,7 @@ def test_the_others() -> None:
         "executable": False,
         "read_only": False,
     }
-    none = dict.fromkeys(("cpus", "memory", "instances", "bandwidth"))
-    assert msgspec.to_builtins(Limits()) == {**none, "pids": 16384}
+    assert msgspec.to_builtins(Limits()) == {**dict.fromkeys(quotas.QUOTAS), "pids": 16384}
     assert NetworkSpec(name="n", subnet="10.0.0.0/24").mtu == 1500
     found = msgspec.to_builtins(ExecSpec(command=["x"]))
     assert {name: value for name, value in found.items() if value not in OFF} == {"command": ["x"]}

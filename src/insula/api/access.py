@@ -16,12 +16,17 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from insula.api.audit import AuditedRequest
 from insula.api.authentication import authenticate
-from insula.api.peer import group_id
+from insula.api.patience import Patient
+from insula.api.peer import Peer, allowed, group_id
 from insula.api.problems import defect, refuse
+from insula.api.sources import network_of
+from insula.api.tls.record import ClientRecord
 from insula.audit import AuditLog
+from insula.control.allocation.in_flight import Held
+from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
-from insula.model.errors import InsulaError, Unauthenticated, Unavailable
+from insula.model.errors import InsulaError, TooManyRequests, Unauthenticated, Unavailable
 
 log = logging.getLogger("insula.access")
 GRACE = 1.0
@@ -38,6 +43,7 @@ class OpenRequest:
         self.why: InsulaError | None = None
         self.answering = False
         self._state = scope["state"]
+        self.holds: list[Held] = self._state.setdefault("holds", [])
 
     def end(self, why: InsulaError) -> None:
         """Cancel it. What it runs finds the reason in the state of its scope, as "ended"."""
@@ -65,9 +71,12 @@ class AccessMiddleware:
     """The middleware. Unknown clients get an error before their request is parsed. `GRACE` seconds after the event
     "stopping" in the server's state all requests are ended."""
 
-    def __init__(self, app: ASGIApp, cache: IdentityCache, audit: AuditLog | None = None, socket: str = "") -> None:
+    def __init__(
+        self, app: ASGIApp, cache: IdentityCache, rates: Rates, audit: AuditLog | None = None, socket: str = ""
+    ) -> None:
         self.app = app
         self.cache = cache
+        self.rates = rates
         self.audit = audit
         self.socket = socket
         self.group = group_id()
@@ -80,14 +89,38 @@ class AccessMiddleware:
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop(state["stopping"]))
         entry = AuditedRequest(self.audit, scope, state.get("peer"), self.socket)
+        peer, client = state.get("peer"), state.get("client")
         try:
-            authority = authenticate(self.cache, state.get("peer"), state.get("client"), scope["headers"], self.group)
+            authority = authenticate(self.cache, peer, client, scope["headers"], self.group)
         except InsulaError as error:
+            error = self._counted_failure(error, peer, client)
             entry.refused(error)
             await refuse(error, send)
             return
         state["authority"] = entry.authority = authority
-        await self._serve(scope, receive, send, entry)
+        try:
+            if authority.principal is not None:
+                self.rates.check_principal(authority.principal.id)
+        except TooManyRequests as error:
+            entry.throttled(error)
+            await refuse(error, send)
+            return
+        await self._serve(scope, Patient(receive, state), send, entry)
+
+    def _counted_failure(self, error: InsulaError, peer: Peer | None, client: ClientRecord | None) -> InsulaError:
+        """Count a failed authentication of its source. Return the error, or TooManyRequests if there were many.
+
+        It is counted after the whole check, whose work is the same for every proof. A valid proof is never refused
+        because of others' failures: who shares an address with an attacker is not locked out. Clients that may use the
+        operator's socket are not counted.
+        """
+        if client is None and peer is not None and allowed(peer, self.group):
+            return error
+        try:
+            self.rates.check_failure(network_of(client, peer))
+        except TooManyRequests as many:
+            return many
+        return error
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: AuditedRequest) -> None:
         status, begun = 0, time.monotonic()
@@ -111,6 +144,8 @@ class AccessMiddleware:
             raise
         finally:
             self._open.discard(request)
+            for held in request.holds:
+                held.release()
             if timer:
                 timer.cancel()
             entry.write()  # the status of a request that was aborted

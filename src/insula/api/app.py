@@ -64,7 +64,7 @@ def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str =
     """Make the ASGI application of `insulad`, behind its gate; `socket` is its address."""
     app = application(plane, audit)
     check_routes(app)
-    return AccessMiddleware(app, plane.identity_cache, audit, socket)
+    return AccessMiddleware(app, plane.identity_cache, plane.context.rates, audit, socket)
 
 
 async def only_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:

@@ -77,6 +77,12 @@ class AuditedRequest:
         self.details["error"] = type(error).__name__
         self.write(always=True)
 
+    def throttled(self, error: InsulaError) -> None:
+        """Record a request that was refused because there were too many, if its kind is recorded."""
+        self._status = error.status
+        self.details["error"] = type(error).__name__
+        self.write()
+
     def write(self, *, always: bool = False) -> None:
         """Write the entry, unless it was written or this kind of request is not recorded."""
         log, self._log = self._log, None

@@ -15,6 +15,7 @@ from litestar import Litestar
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
+from insula.control.allocation.in_flight import Held
 from insula.control.identities.authority import Authority
 from insula.control.instances.checks import no_instance
 from insula.control.plane import ControlPlane
@@ -41,8 +42,36 @@ async def authorize(connection: ASGIConnection[Any, Any, Any, Any], handler: Bas
     authority = authority_of(scope)
     authority.check(permission, tenant)
     scope["state"]["permission"] = permission, tenant
+    if getattr(handler, "request_max_body_size", 0) is None:
+        scope["state"]["streams_body"] = True
+    _count(connection, handler, authority, tenant)
     if authority.labels and permission.startswith("instance.") and "name" in connection.path_params:
         await _check_labels(authority, connection, str(tenant), str(connection.path_params["name"]))
+
+
+def _count(
+    connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler, authority: Authority, tenant: str | None
+) -> None:
+    """Count the request in the quotas of the tenant, or of its sender. TooManyRequests, QuotaExceeded.
+
+    Only those who may use the tenant get here, so that nobody else can exhaust its quotas.
+    """
+    context = connection.app.state.plane.context
+    if tenant is not None and tenant in authority.tenants:
+        context.rates.check_tenant(tenant, context.limits.of(tenant).requests)
+    name = handler.opt.get("quota")
+    if name is None or connection.scope["method"] == "OPTIONS":  # type: ignore[typeddict-item]
+        return
+    if tenant is not None:
+        hold(connection.scope, context.in_flight.of_tenant(tenant, name)).take()
+    elif authority.principal is not None:
+        hold(connection.scope, context.in_flight.of_user(authority.principal.label)).take()
+
+
+def hold(scope: Any, held: Held) -> Held:
+    """Release what is held when the request has ended; see `AccessMiddleware`."""
+    scope["state"].setdefault("holds", []).append(held)
+    return held
 
 
 async def _check_labels(

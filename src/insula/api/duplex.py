@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from litestar import Request
 from litestar.types import Receive, Scope, Send
 
+from insula.api.patience import BODY
 from insula.api.streams import FRAMES, error_frame
 from insula.model.errors import Conflict, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.stream import Decoder, Kind, encode
@@ -67,7 +68,11 @@ class Incoming:
 async def opening(request: Request[Any, Any, Any]) -> tuple[bytes, Incoming]:
     """Read the OPEN frame at the start of an exec's body; returns its payload, and the frames after it."""
     incoming = Incoming(request.receive)
-    frame = await incoming.next()
+    try:
+        async with asyncio.timeout(BODY):
+            frame = await incoming.next()
+    except TimeoutError:
+        raise Invalid(f"the OPEN frame did not come within {BODY:g} s", "send it first") from None
     if frame is None or frame[0] is not Kind.OPEN:
         raise Invalid(
             "the body does not begin with an OPEN frame",

@@ -108,7 +108,7 @@ _TOKEN = f"insula_{'0123456789abcdef'}_{'A' * 43}_{'0' * 8}"
 _EXPIRES = _NOW + 30 * 86400
 
 _OBJECTS: tuple[msgspec.Struct, ...] = (
-    TenantSpec(name="acme", limits=Limits(cpus=2, memory=4096 * _MIB)),
+    TenantSpec(name="acme", limits=LimitsPatch(cpus=2, memory=4096 * _MIB)),
     LimitsPatch(cpus=4),
     TenantView(tenant=_TENANT, usage=Usage(instances=1, cpus=0.5, memory=64 * _MIB)),
     NetworkSpec(name="default", subnet="10.0.0.0/24"),

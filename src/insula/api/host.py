@@ -45,6 +45,7 @@ class HostRoutes(Controller):
         "/events",
         summary="Changes as they happen, one JSON object a line; with `audit` also entries of the audit log",
         permission="self.read",
+        quota="streams",
         sends=NDJSON,
         line="Event",
     )

@@ -167,7 +167,14 @@ class ImageRoutes(Controller):
         note(name=data.source, to=data.name)
         return await plane.images.tag(tenant, data.source, data.name)
 
-    @post("/save", status_code=200, summary="Images as one archive, a tar", permission="image.export", sends=TAR)
+    @post(
+        "/save",
+        status_code=200,
+        summary="Images as one archive, a tar",
+        permission="image.export",
+        quota="streams",
+        sends=TAR,
+    )
     async def save(
         self, plane: Plane, tenant: TenantName, data: JSONBody[SaveSpec], request: Request[Any, Any, Any]
     ) -> Stream:

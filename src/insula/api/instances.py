@@ -60,6 +60,7 @@ async def _seen(plane: ControlPlane, sender: Authority, tenant: str) -> list[Ins
     tags=["instances"],
     summary="Create an instance, attach to it, and start it: frames, both ways",
     permission="instance.write",
+    quota="exec_sessions",
     takes=FRAMES,
     opens=InstanceSpec,
     sends=FRAMES,
@@ -175,7 +176,13 @@ class InstanceRoutes(Controller):
         note(signal=signal)
         await plane.instances.kill(tenant, name, signal)
 
-    @post("/{name:str}/wait", status_code=200, summary="Wait until its PID 1 has exited", permission="instance.read")
+    @post(
+        "/{name:str}/wait",
+        status_code=200,
+        summary="Wait until its PID 1 has exited",
+        permission="instance.read",
+        quota="streams",
+    )
     async def wait(self, plane: Plane, tenant: TenantName, name: Name) -> Exit:
         return await plane.instances.wait(tenant, name)
 
@@ -191,6 +198,7 @@ class InstanceRoutes(Controller):
         "/{name:str}/logs",
         summary="Its output so far: frames, each payload begins with a timestamp, 8 bytes of nanoseconds",
         permission="instance.logs",
+        quota="streams",
         sends=FRAMES,
     )
     async def logs(
@@ -204,7 +212,13 @@ class InstanceRoutes(Controller):
     ) -> Stream:
         return frames(await primed(plane.instances.logs(tenant, name, follow=follow, tail=tail, since=since)))
 
-    @get("/{name:str}/archive", summary="The file or tree at `path` as a tar", permission="instance.files", sends=TAR)
+    @get(
+        "/{name:str}/archive",
+        summary="The file or tree at `path` as a tar",
+        permission="instance.files",
+        quota="streams",
+        sends=TAR,
+    )
     async def archive_get(self, plane: Plane, tenant: TenantName, name: Name, path: Inside) -> Stream:
         return archive(await primed(plane.instances.archive_get(tenant, name, path)))
 
@@ -231,6 +245,7 @@ class InstanceRoutes(Controller):
         "/{name:str}/export",
         summary="Its root file system as a tar, without its mounts",
         permission="instance.files",
+        quota="streams",
         sends=TAR,
     )
     async def export(self, plane: Plane, tenant: TenantName, name: Name) -> Stream:
@@ -241,6 +256,7 @@ class InstanceRoutes(Controller):
         request_max_body_size=None,
         summary="Its input and output: frames in both directions",
         permission="instance.attach",
+        quota="exec_sessions",
         takes=FRAMES,
         sends=FRAMES,
     )
@@ -278,6 +294,7 @@ class InstanceRoutes(Controller):
         request_max_body_size=None,
         summary="Run a further process in it: frames in both directions",
         permission="instance.exec",
+        quota="exec_sessions",
         takes=FRAMES,
         opens=ExecSpec,
         sends=FRAMES,

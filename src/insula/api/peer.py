@@ -16,8 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
+from insula.api.patience import PunctualProtocol
 from insula.api.problems import encoded
 from insula.api.tls.record import split
 from insula.model.errors import Failed, Invalid
@@ -63,7 +62,7 @@ def allowed(peer: Peer, group: int | None) -> bool:
     return peer.uid == 0 or (group is not None and (peer.gid == group or group in peer.groups))
 
 
-class ProblemProtocol(H11Protocol):
+class ProblemProtocol(PunctualProtocol):
     """uvicorn's HTTP protocol; what is not HTTP is answered as every other error is."""
 
     def send_400_response(self, msg: str) -> None:

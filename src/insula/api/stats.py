@@ -19,6 +19,7 @@ _ANSWER = {200: ResponseSpec(StatsSample, generate_examples=False, description="
     summary="The usage of the instances of all tenants that one may see",
     responses=_ANSWER,
     permission="self.read",
+    quota="streams",
 )
 async def all_stats(plane: Plane, sender: Sender, interval: Interval = None) -> Stream:
     among = None if sender.sees_host else [*sender.tenants]
@@ -31,6 +32,7 @@ async def all_stats(plane: Plane, sender: Sender, interval: Interval = None) -> 
     summary="The usage of a tenant's instances",
     responses=_ANSWER,
     permission="instance.read",
+    quota="streams",
 )
 async def tenant_stats(
     plane: Plane, tenant: TenantName, sender: Sender, names: Names = None, interval: Interval = None
@@ -44,6 +46,7 @@ async def tenant_stats(
     summary="Its usage",
     responses=_ANSWER,
     permission="instance.read",
+    quota="streams",
 )
 async def instance_stats(
     plane: Plane, tenant: TenantName, name: Name, sender: Sender, interval: Interval = None

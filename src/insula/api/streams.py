@@ -20,7 +20,9 @@ from litestar import Request
 from litestar.response import Stream
 
 from insula.api.audit import note
+from insula.api.authorization import hold
 from insula.api.narrowing import for_sender
+from insula.api.patience import LEAST, STALL
 from insula.api.problems import defect
 from insula.control.identities.authority import Authority
 from insula.image.limits import MAX_SIZE as MAX_UPLOAD
@@ -125,18 +127,40 @@ def as_insula_error(error: BaseException) -> InsulaError:
 
 
 async def upload(request: Request[Any, Any, Any], limit: int = MAX_UPLOAD) -> AsyncIterator[bytes]:
-    """Yield the request's body in pieces. Failed if the client disconnects early, Invalid beyond `limit` bytes."""
+    """Yield the request's body in pieces, which are counted in the tenant's quota of uploads until the request ends.
+    Failed if the client disconnects early or is too slow, Invalid beyond `limit` bytes, QuotaExceeded."""
+    in_flight = request.app.state.plane.context.in_flight
+    held = hold(request.scope, in_flight.of_tenant(str(request.path_params["tenant"]), "upload_bytes"))
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and len(announced) < 20:
+        held.take(int(announced))
     size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] != "http.request":
-            raise Failed("the upload was interrupted", "send it again")
-        piece = message["body"]
+    async for piece in _pieces(request):
         size += len(piece)
         if size > limit:
             raise Invalid(f"the upload exceeds {limit} bytes", "send less")
+        if not announced:
+            held.take(len(piece))
         if piece:
             yield piece
+
+
+async def _pieces(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+    """Yield the pieces of the request's body. Failed if the client disconnects early, or is too slow."""
+    size, loop = 0, asyncio.get_running_loop()
+    until = loop.time() + STALL
+    while True:
+        try:
+            async with asyncio.timeout_at(until):
+                message = await request.receive()
+        except TimeoutError:
+            raise Failed(f"the upload brought no {LEAST >> 10} KiB in {STALL:g} s", "send it faster") from None
+        if message["type"] != "http.request":
+            raise Failed("the upload was interrupted", "send it again")
+        size += len(message["body"])
+        if size >= LEAST:
+            size, until = 0, loop.time() + STALL
+        yield message["body"]
         if not message["more_body"]:
             return
 

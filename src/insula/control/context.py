@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from insula.control.allocation.in_flight import InFlight
+from insula.control.allocation.limits import TenantLimits
+from insula.control.allocation.rates import Rates
 from insula.control.allocation.reservations import Allocators
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.drivers.groups import TenantGroups
@@ -15,6 +18,7 @@ from insula.control.problems import Problems
 from insula.control.workers import Locks, Workers
 from insula.model.errors import Unavailable
 from insula.model.objects import Instance, InstanceSpec
+from insula.model.quota_settings import user_limit
 from insula.settings import Settings
 from insula.store.protocol import Store
 
@@ -34,7 +38,7 @@ class Context:
     that were not reconciled yet since the daemon started; `prepared` waits for one. `going_down` is set when everything
     is being removed from this host; from then on nothing is made. `surveys` are the threads that read /proc and control
     groups. `unreadable` has the keys of damaged records in the store; while there are any, nothing on the host is taken
-    for a leftover.
+    for a leftover. `limits` are those of all tenants, `in_flight` is what open requests hold of them.
     """
 
     settings: Settings
@@ -51,6 +55,15 @@ class Context:
     going_down: asyncio.Event = field(default_factory=asyncio.Event)
     surveys: Workers = field(default_factory=lambda: Workers(2))
     unreadable: set[str] = field(default_factory=set)
+    limits: TenantLimits = field(init=False)
+    in_flight: InFlight = field(init=False)
+    rates: Rates = field(init=False)
+
+    def __post_init__(self) -> None:
+        limits = TenantLimits(self.store, self.problems)
+        object.__setattr__(self, "limits", limits)
+        object.__setattr__(self, "in_flight", InFlight(limits.of, user_limit(self.settings.quotas, "user_streams")))
+        object.__setattr__(self, "rates", Rates(user_limit(self.settings.quotas, "user_requests")))
 
     def driver(self, instance: Instance) -> Driver:
         """The driver of the instance's kind."""

@@ -8,15 +8,17 @@ The image store itself keeps content that was added meanwhile and has no name ye
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import msgspec
 
+from insula.control.allocation.quotas import change, exchange, of_images
 from insula.control.allocation.transaction import guarded
 from insula.control.context import Context
 from insula.control.instances.specs import cli_command
@@ -30,7 +32,7 @@ from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import Image, ImageConfig
 from insula.model.units import check_label
 from insula.model.views import Usage
-from insula.store.protocol import Snapshot, TransactionConflict
+from insula.store.protocol import Compare, Snapshot, TransactionConflict
 from insula.store.typed import Found
 
 T = TypeVar("T")
@@ -82,6 +84,18 @@ class Images:
             if isinstance(image, Image):
                 self.context.images.release(image.digest)
 
+    async def complete(self) -> None:
+        """Add to images that an earlier version has stored what is stored for them (`Image.content`)."""
+        for entry in (await self.context.store.list(IMAGES.prefix_all())).entries:
+            if b'"content":' in entry.value:
+                continue
+            image = IMAGES.decode(entry)
+            with contextlib.suppress(NotFound):  # of content that was removed by hand
+                content = await asyncio.to_thread(self.context.images.content, image.digest)
+                put = IMAGES.put(msgspec.structs.replace(image, content=content), *IMAGES.parts(entry.key))
+                with contextlib.suppress(TransactionConflict):
+                    await self.context.store.transact([Compare(entry.key, entry.revision)], [put])
+
     # -- looking ---------------------------------------------------------------------------------------------------
 
     async def find(self, tenant: str, name: str) -> Found[Image]:
@@ -121,19 +135,23 @@ class Images:
         await self.tenants.find(tenant)
         name = normalise_reference(name)
         make = partial(self.context.images.import_rootfs, rootfs, name=name, tenant=tenant, config=config)
-        return await self._name(tenant, await self._work(tenant, make))
+        [image] = await self._name(tenant, [await self._work(tenant, make)])
+        return image
 
     async def load(self, tenant: str, path: Path, *, name: str | None = None) -> Sequence[Image]:
         """Load the images of an OCI layout (directory or tar) or docker-archive. `name` is allowed for one image."""
         await self.tenants.find(tenant)
         images = await self._work(tenant, partial(self.context.images.load, path, tenant=tenant, name=name))
-        return [await self._name(tenant, image) for image in images]
+        return await self._name(tenant, images)
 
     async def tag(self, tenant: str, source: str, name: str) -> Image:
         """Give an image one more name. That is the tenant's own image, even if `source` is shared."""
         await self.tenants.find(tenant)
         image = (await self.find(tenant, source)).value
-        return await self._name(tenant, msgspec.structs.replace(image, name=normalise_reference(name)), check=image)
+        [named] = await self._name(
+            tenant, [msgspec.structs.replace(image, name=normalise_reference(name))], check=image
+        )
+        return named
 
     async def pull(
         self,
@@ -156,7 +174,8 @@ class Images:
             insecure=insecure,
             progress=progress,
         )
-        return await self._name(tenant, await self._work(tenant, pull))
+        [image] = await self._name(tenant, [await self._work(tenant, pull)])
+        return image
 
     async def build_base(
         self, tenant: str, distribution: str, release: str | None = None, *, progress: Progress | None = None
@@ -166,9 +185,9 @@ class Images:
         """
         await self.tenants.find(tenant)
         build = partial(self.context.images.build_base, distribution, release, progress)
-        image = await self._name("", await self._work(tenant, build))
+        [image] = await self._name("", [await self._work(tenant, build)])
         if release is None:
-            await self._name("", msgspec.structs.replace(image, name=f"{distribution}:latest"))
+            await self._name("", [msgspec.structs.replace(image, name=f"{distribution}:latest")])
         return image
 
     async def ensure_busybox(self) -> None:
@@ -180,16 +199,18 @@ class Images:
                 return
             except NotFound:
                 pass  # the content was lost: make it again
-        await self._name("", await asyncio.to_thread(self.context.images.build_busybox))
+        await self._name("", [await asyncio.to_thread(self.context.images.build_busybox)])
 
-    async def _name(self, tenant: str, image: Image, *, check: Image | None = None) -> Image:
-        """Bind the image's name to its content; the name may have been bound to other content before.
+    async def _name(self, tenant: str, images: Sequence[Image], *, check: Image | None = None) -> Sequence[Image]:
+        """Bind the images' names to their content, all or none; a name may have been bound to other content before.
+        QuotaExceeded.
 
         The content is new, and the image store has kept it for the caller until now. Or it is the content of the image
         `check`, which must still exist; else Conflict.
         """
         store, owner = self.context.store, tenant or SHARED
-        image = msgspec.structs.replace(image, tenant=tenant)
+        images = [msgspec.structs.replace(image, tenant=tenant) for image in images]
+        puts = [IMAGES.put(image, owner, image.name) for image in images]
 
         async def attempt(guard: Found[Usage]) -> None:
             found = await self.tenants.find(tenant)
@@ -199,22 +220,52 @@ class Images:
                 if source.value.digest != check.digest:
                     raise Conflict(f"image {check.name} was changed at the same time", "try again")
                 same = [IMAGES.unchanged(source, source.value.tenant or SHARED, check.name)]
+            before = await IMAGES.readable(store, tenant)
+            kept = await self._still_used(tenant, before, images)
+            after = {image.name: image for image in (*before, *kept, *images)}.values()
+            usage = change(found.value, guard.value, of_images(before), of_images(after))
             await store.transact(
                 [TENANTS.unchanged(found, tenant), USAGE.unchanged(guard, tenant), *same],
-                [IMAGES.put(image, owner, image.name), USAGE.put(guard.value, tenant)],
+                [*puts, *(IMAGES.put(image, owner, image.name) for image in kept), USAGE.put(usage, tenant)],
             )
 
         try:
             if tenant:
                 await guarded(store, tenant, attempt)
             else:
-                await store.transact([], [IMAGES.put(image, owner, image.name)])
-        finally:
+                await store.transact([], puts)
+        except InsulaError:
+            self._recorded(images, check)
+            await self.collect()
+            raise
+        except BaseException:
+            self._recorded(images, check)
+            raise
+        self._recorded(images, check)
+        return images
+
+    def _recorded(self, images: Iterable[Image], check: Image | None) -> None:
+        """Note that these names are in the store, or won't be."""
+        for image in images:
             for live in self._live:  # that collection may have listed the names before this one existed
                 live.add(image.digest)
             if check is None:
                 self.context.images.release(image.digest)
-        return image
+
+    async def _still_used(self, tenant: str, before: Iterable[Image], new: Sequence[Image]) -> Sequence[Image]:
+        """Images whose names are bound anew, and whose content instances use: they stay, under names with digests, so
+        that somebody pays for the content."""
+        names, digests = {image.name for image in new}, {image.digest for image in new}
+        others = {image.digest for image in before if image.name not in names} | digests
+        left = [image for image in before if image.name in names and image.digest not in others]
+        if not left:
+            return []
+        used = {instance.image_digest for instance in await INSTANCES.readable(self.context.store, tenant)}
+        return [
+            msgspec.structs.replace(image, name=f"{image.name.partition('@')[0].rpartition(':')[0]}@{image.digest}")
+            for image in left
+            if image.digest in used
+        ]
 
     # -- going out -------------------------------------------------------------------------------------------------
 
@@ -261,18 +312,27 @@ class Images:
     async def remove(self, tenant: str, name: str) -> None:
         """Remove an image, and the content that no other image needs. Denied for shared images, Conflict while an
         instance uses it."""
+        store = self.context.store
         await self.tenants.find(tenant)
         found = await self.find(tenant, name)
         image = found.value
         if not image.tenant:
             raise Denied(f"image {image.name} is shared by all tenants", "only images of your own can be removed")
-        instances = await INSTANCES.list(self.context.store, tenant)
-        if users := [instance.name for instance in instances if instance.image_digest == image.digest]:
-            raise Conflict(f"image {image.name} is used by {', '.join(users[:3])}", "remove these instances first")
-        try:
-            await self.context.store.transact(
-                [IMAGES.unchanged(found, tenant, image.name)], [IMAGES.delete(tenant, image.name)]
+
+        async def attempt(guard: Found[Usage]) -> None:
+            instances = await INSTANCES.list(store, tenant)
+            if users := [instance.name for instance in instances if instance.image_digest == image.digest]:
+                raise Conflict(f"image {image.name} is used by {', '.join(users[:3])}", "remove these instances first")
+            before = await IMAGES.readable(store, tenant)
+            rest = [each for each in before if each.name != image.name]
+            usage = exchange(guard.value, of_images(before), of_images(rest))
+            await store.transact(
+                [IMAGES.unchanged(found, tenant, image.name), USAGE.unchanged(guard, tenant)],
+                [IMAGES.delete(tenant, image.name), USAGE.put(usage, tenant)],
             )
+
+        try:
+            await guarded(store, tenant, attempt)
         except TransactionConflict:
             raise Conflict(f"image {image.name} was changed at the same time", "try again") from None
         await self.collect(image)

@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from itertools import count
 
+from insula.control.allocation.recount import migrate, repair_all
 from insula.control.allocation.reservations import Allocators
 from insula.control.context import Context
 from insula.control.events import Events
@@ -39,6 +41,8 @@ from insula.store.protocol import Store
 from insula.store.sqlite import SqliteStore
 
 REPAIR_EVERY = 60.0
+RECOUNT_EVERY = 60
+"""Repairs between two recounts of what tenants use."""
 _THREADS = 64
 _REMOVALS = 8  # instances that are removed at a time
 
@@ -93,6 +97,9 @@ class ControlPlane:
             undo.push_async_callback(plane.tasks.close)
             undo.push_async_callback(plane.instance_controller.close)
             await context.problems.guard("damaged records of tenants", plane.tenants.rebuild_damaged())
+            await context.problems.guard("content of images", plane.images.complete())
+            await context.problems.guard("usage of tenants", migrate(store))
+            await context.limits.load(plane.tasks)
             await plane.identity_cache.load(plane.tasks)
             await plane._load()
             await plane.ensure()
@@ -130,8 +137,12 @@ class ControlPlane:
         everything = asyncio.gather(self.network_controller.begin(revision), self.instance_controller.begin(revision))
         await self.context.problems.guard("reconciliation", everything)
         await self.context.problems.guard("sweep of images", self._sweep_images())
-        while not self.context.going_down.is_set():
+        for number in count():
+            if number % RECOUNT_EVERY == 0:
+                await self.context.problems.guard("usage of tenants", repair_all(self.context.store))
             await asyncio.sleep(REPAIR_EVERY)
+            if self.context.going_down.is_set():
+                return
             await self.context.problems.guard("periodic repair", self._resync())
 
     async def _resync(self) -> None:

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack
 
 import msgspec
 
-from insula.control.allocation.quotas import check_covers, check_limits, merge
+from insula.control.allocation.quotas import check_covers, check_limits, limits_of, merge
 from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guarded
 from insula.control.context import Context
@@ -29,6 +29,7 @@ from insula.control.keys import BINDINGS, CERTIFICATES, IMAGES, INSTANCES, NETWO
 from insula.control.networks.controller import NetworkController
 from insula.model.errors import Conflict, Denied, Failed, InsulaError
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
+from insula.model.quota_settings import new_limits
 from insula.model.units import check_label, shorten
 from insula.model.views import LimitsPatch, TenantView, Usage
 from insula.store.protocol import Compare, Delete, TransactionConflict
@@ -59,7 +60,10 @@ class Tenants:
     async def get(self, name: str) -> TenantView:
         tenant = (await self.find(name)).value
         usage = await USAGE.get(self.context.store, name)
-        return TenantView(tenant=tenant, usage=usage.value if usage else Usage())
+        return self._view(tenant, usage.value if usage else Usage())
+
+    def _view(self, tenant: Tenant, usage: Usage) -> TenantView:
+        return TenantView(tenant=tenant, usage=self.context.in_flight.complete(tenant.name, usage))
 
     async def list(self) -> list[TenantView]:
         store = self.context.store
@@ -68,14 +72,17 @@ class Tenants:
         for entry in usages.entries:
             with contextlib.suppress(Failed):  # damaged; recorded as a problem of this host
                 usage[USAGE.parts(entry.key)[0]] = USAGE.decode(entry)
-        return [TenantView(tenant=tenant, usage=usage.get(tenant.name, Usage())) for tenant in tenants]
+        return [self._view(tenant, usage.get(tenant.name, Usage())) for tenant in tenants]
 
-    async def create(self, name: str, limits: Limits | None = None, labels: dict[str, str] | None = None) -> TenantView:
-        """Create a tenant with its control group and routing domain. Invalid, Conflict; Failed changes nothing."""
+    async def create(
+        self, name: str, limits: LimitsPatch | None = None, labels: dict[str, str] | None = None
+    ) -> TenantView:
+        """Create a tenant with its control group and routing domain. Limits that are absent are those of the settings.
+        Invalid, Conflict; Failed changes nothing."""
         self.context.refuse_if_going_down()
         check_label("tenant", name)
-        limits, labels = check_limits(limits or Limits()), check_labels(labels or {})
-        tenant = await self._commit(name, limits, labels)
+        wanted = limits_of(new_limits(self.context.settings.quotas), limits or LimitsPatch())
+        tenant = await self._commit(name, wanted, check_labels(labels or {}))
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._erase, tenant)
             errors = await self.controller.converged(name)
@@ -107,7 +114,8 @@ class Tenants:
                 check_covers(found.value, limits, guard.value)
             put = TENANTS.put(msgspec.structs.replace(found.value, limits=limits), name)
             compares = [USAGE.unchanged(guard, name), TENANTS.unchanged(found, name)]
-            await self.context.store.transact(compares, [put])
+            revision = await self.context.store.transact(compares, [put])
+            self.context.limits.take(name, limits, revision)
 
         await guarded(self.context.store, name, attempt)
 
@@ -122,7 +130,9 @@ class Tenants:
             if key == TENANTS.key(name):
                 raise Conflict(f"there is a tenant {name} already", "choose another name")
 
-        return (await allocate(self.context.store, self.context.allocators, propose, refuse)).value
+        made = await allocate(self.context.store, self.context.allocators, propose, refuse)
+        self.context.limits.take(name, limits, made.revision)
+        return made.value
 
     async def remove(self, name: str) -> None:
         """Remove a tenant. Conflict while it has instances, networks or own images; Denied for the default one."""

@@ -110,11 +110,12 @@ class ImageImport:
                 f"the image has {len(document.layers)} layers, and its configuration {len(configuration.diff_ids)}",
                 "the image is damaged",
             )
-        size = 0
+        size, content = 0, {part.digest: part.size for part in parts}
         notes: dict[str, None] = {}
         for layer, diff_id in zip(document.layers, configuration.diff_ids, strict=True):
             diff = self._take_layer(layer, diff_id)
             size += diff.size
+            content[extracted(diff_id)] = diff.size
             notes.update(dict.fromkeys(diff.notes))
         return Image(
             tenant=tenant,
@@ -127,6 +128,7 @@ class ImageImport:
             architecture=configuration.architecture,
             created=time.time(),
             notes=[*notes, *configuration.notes],
+            content={digest_of(data): len(data), **content},
         )
 
     def describe(self, config: bytes, layers: list[Descriptor], name: str, tenant: str) -> Image:
@@ -231,6 +233,11 @@ class ImageImport:
             write(path, data)
             self._keep_blob(digest, path, len(data))
         return digest
+
+
+def extracted(diff_id: str) -> str:
+    """Return the key of an extracted layer in `Image.content`: an uncompressed blob has the same digest."""
+    return f"layer/{diff_id}"
 
 
 def _check_single(name: str | None, count: int) -> None:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -27,7 +27,7 @@ import msgspec
 
 from insula.image import archive, builtin, manifest, registry
 from insula.image.blobs import Blobs, disk_errors, hex_of, sync_directory, write
-from insula.image.image_import import Diff, ImageImport
+from insula.image.image_import import Diff, ImageImport, extracted
 from insula.image.job import Job
 from insula.image.layer import XATTR_OPAQUE
 from insula.image.limits import MAX_DOCUMENT, MAX_ENTRIES, MAX_SIZE, Budget
@@ -233,6 +233,16 @@ class ImageStore:
             found.append(path)
             if XATTR_OPAQUE in os.listxattr(path):
                 break
+        return found
+
+    def content(self, digest: str) -> dict[str, int]:
+        """Return what is stored for the image with the manifest `digest`, as in `Image.content`. NotFound."""
+        parts, found = self._read_manifest(digest), {digest: self.blobs.path(digest).stat().st_size}
+        for part in (parts.config, *parts.layers):
+            found[part.digest] = part.size
+            with suppress(FileNotFoundError):  # of the configuration, or of a layer that was removed by hand
+                diff = msgspec.json.decode((self._diffs / hex_of(part.digest)).read_bytes(), type=Diff)
+                found[extracted(diff.diff_id)] = diff.size
         return found
 
     # -- garbage ---------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class TooManyRequests(InsulaError):
     title = "Too many requests"
 
     def __init__(self, message: str, hint: str | None = None, retry_after: float = 1.0) -> None:
-        super().__init__(message, hint)
+        super().__init__(message, hint or f"try again in {max(1, round(retry_after))} s")
         self.retry_after = retry_after
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from insula.model import rules
+from insula.model.quotas import Quota
 from insula.model.rules import anchored
 
 T = TypeVar("T")
@@ -32,6 +33,11 @@ def _number(least: float, most: float, **members: Any) -> msgspec.Meta:
 def at_most(items: int, least: int = 0) -> msgspec.Meta:
     """Return the annotation of a list with at most so many items."""
     return schema(minItems=least, maxItems=items) if least else schema(maxItems=items)
+
+
+def limit(quota: Quota) -> Any:
+    """Return the type of a limit of a tenant."""
+    return Annotated[int if quota.whole else float, _number(quota.least, quota.most)]
 
 
 Label = Annotated[str, _text(rules.LABEL, rules.MAX_LABEL, "web")]
@@ -70,8 +76,6 @@ Mtu = Annotated[int, _number(rules.MIN_MTU, rules.MAX_MTU, description="bytes; a
 Cpus = Annotated[float, _number(rules.MIN_CPUS, rules.MAX_CPUS)]
 Memory = Annotated[int, _number(rules.MIN_MEMORY, rules.MAX_BYTES)]
 Pids = Annotated[int, _number(1, rules.MAX_PIDS)]
-Count = Annotated[int, _number(0, rules.MAX_INSTANCES)]
-Bandwidth = Annotated[int, _number(rules.MIN_BANDWIDTH, rules.MAX_BYTES)]
 ArgumentText = Annotated[str, _text(rules.WITHOUT_NUL, rules.MAX_ARGUMENT - 1, "httpd")]
 Environment = dict[Annotated[str, _text(rules.VARIABLE, rules.MAX_ARGUMENT - 1, "HOME")], ArgumentText]
 WorkingDirectory = Annotated[str, _text(f"({rules.ABSOLUTE})?", rules.MAX_PATH, "/srv")]

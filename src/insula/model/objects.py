@@ -7,11 +7,11 @@ in canonical form (`ipaddress`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, dataclass_transform
+from typing import TYPE_CHECKING, Annotated, Any, Literal, dataclass_transform
 
 import msgspec
 
-from insula.model import fields, rules
+from insula.model import fields, quotas, rules
 
 IDS_PER_TENANT = 65536
 """The number of user and group IDs of each tenant on the host, from `Tenant.id_base` up (user_namespaces(7))."""
@@ -25,18 +25,29 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # -- tenants ---------------------------------------------------------------------
 
 
-class Limits(Struct, kw_only=True):
-    """The limits of a tenant as a whole; None is no limit. `cpus` is in CPUs, `bandwidth` in bits a second.
+if TYPE_CHECKING:
 
-    `pids` counts processes and threads, as pids.max does; the default is enough for four instances at their default
-    limit.
-    """
+    class Limits(Struct):
+        """The limits of a tenant as a whole, one field for each quota of `quotas.TABLE`; None is no limit."""
 
-    cpus: fields.Cpus | None = None
-    memory: fields.Memory | None = None
-    pids: fields.Pids | None = 16384
-    instances: fields.Count | None = None
-    bandwidth: fields.Bandwidth | None = None
+        def __init__(self, **limits: float | int | None) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    Limits = msgspec.defstruct(
+        "Limits",
+        [
+            (quota.name, fields.limit(quota) | None, quota.default if quota.counted == "kernel" else None)
+            for quota in quotas.TABLE
+        ],
+        bases=(Struct,),
+        module=__name__,
+        namespace={"__doc__": "The limits of a tenant as a whole; null is no limit."},
+        frozen=True,
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
 
 
 class Tenant(Struct, kw_only=True):
@@ -130,7 +141,8 @@ class Image(Struct, kw_only=True):
     """A named image. `tenant` is the owner; "" is shared: every tenant may run it and none may change it.
 
     `layers` are the DiffIDs (sha256 of the uncompressed layer tar), lowest first. `notes` list for people what was left
-    out of the image, such as device nodes.
+    out of the image, such as device nodes. `content` is all that is stored for it, in bytes by digest: its manifest,
+    configuration and layers as distributed, and ``layer/DIFFID`` for each extracted one (the size of its tar).
     """
 
     tenant: str
@@ -143,6 +155,7 @@ class Image(Struct, kw_only=True):
     architecture: str = "amd64"
     created: float
     notes: list[str] = []
+    content: dict[str, int] = {}
 
 
 # -- instances ---------------------------------------------------------------------

@@ -7,8 +7,9 @@ Views are not stored.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from insula.model import fields
@@ -16,20 +17,43 @@ from insula.model.objects import (
     ConsoleSize,
     Instance,
     InstanceStatus,
-    Limits,
     Network,
     NetworkStatus,
     Struct,
     Tenant,
 )
+from insula.model.quotas import NOW, STORED, TABLE
 
+if TYPE_CHECKING:
 
-class Usage(Struct, kw_only=True):
-    """The resources that a tenant has reserved: the sums over its instances, running or not."""
+    class Usage(Struct):
+        """What a tenant has of each quota that is counted: sums over its objects, and what its open requests hold."""
 
-    instances: int = 0
-    cpus: float = 0.0
-    memory: int = 0
+        def __init__(self, **used: float | int) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    class LimitsPatch(Struct):
+        """Changes of a tenant's `Limits`, as a JSON merge patch (RFC 7396): absent fields stay, null is no limit."""
+
+        def __init__(self, **limits: float | int | None) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    _OPTIONS = {"bases": (Struct,), "module": __name__, "frozen": True, "kw_only": True, "forbid_unknown_fields": True}
+    Usage = msgspec.defstruct(
+        "Usage",
+        [(quota.name, int, 0) if quota.whole else (quota.name, float, 0.0) for quota in (*STORED, *NOW)],
+        namespace={"__doc__": "What a tenant has of each quota that is counted."},
+        **_OPTIONS,
+    )
+    LimitsPatch = msgspec.defstruct(
+        "LimitsPatch",
+        [(quota.name, fields.limit(quota) | UnsetType | None, UNSET) for quota in TABLE],
+        namespace={"__doc__": "Limits of a tenant: null is no limit, absent is the default, or the limit of now."},
+        **_OPTIONS,
+    )
 
 
 class TenantView(Struct, kw_only=True):
@@ -74,18 +98,8 @@ class TenantSpec(Struct, kw_only=True):
     """The request of `insula tenant create`."""
 
     name: fields.Label
-    limits: Limits = Limits()
+    limits: LimitsPatch = LimitsPatch()
     labels: fields.Labels = {}
-
-
-class LimitsPatch(Struct, kw_only=True):
-    """Changes of a tenant's `Limits`, as a JSON merge patch (RFC 7396): absent fields stay, null is no limit."""
-
-    cpus: fields.Cpus | UnsetType | None = UNSET
-    memory: fields.Memory | UnsetType | None = UNSET
-    pids: fields.Pids | UnsetType | None = UNSET
-    instances: fields.Count | UnsetType | None = UNSET
-    bandwidth: fields.Bandwidth | UnsetType | None = UNSET
 
 
 class ResourcesPatch(Struct, kw_only=True):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, UsageError, or_none, whole
-from insula.cli.output import age, clean, listing, print_json, size
+from insula.cli.output import age, clean, listing, print_json
 from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
 from insula.client import Client
+from insula.model.quotas import QUOTAS, TABLE, Quota
 from insula.model.units import parse_cpus, parse_rate, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -32,7 +34,9 @@ def changes(arguments: Arguments, *names: str) -> dict[str, Any]:
     """Return the limits of the command line; None for those given as ``none``. UsageError without any."""
     found = given(arguments, *names)
     if not found:
-        raise UsageError("there is nothing to change", f"give one of {', '.join(f'--{name}' for name in names)}")
+        raise UsageError(
+            "there is nothing to change", f"give one of {', '.join(f'--{name}'.replace('_', '-') for name in names)}"
+        )
     return found
 
 
@@ -44,25 +48,25 @@ def given(arguments: Arguments, *names: str) -> dict[str, Any]:
 
 def ls(arguments: Arguments) -> int:
     views = connect(arguments).tenants.list()
-    header = ["NAME", "INSTANCES", "CPUS", "MEMORY", "BANDWIDTH", "IDS", "AGE"]
+    header = ["NAME", "INSTANCES", "CPUS", "MEMORY", "NETWORKS", "IMAGES", "BANDWIDTH", "IDS", "AGE"]
     return listing(arguments.json, views, header, (row(view) for view in views))
 
 
 def row(view: dict[str, Any]) -> list[Any]:
-    tenant, limits = view["tenant"], view["tenant"]["limits"]
+    tenant, limits, usage = view["tenant"], view["tenant"]["limits"], view["usage"]
+    counted = ("instances", "cpus", "memory", "networks", "images")
     return [
         tenant["name"],
-        of(view.get("usage", {}).get("instances", 0), limits["instances"]),
-        None if limits["cpus"] is None else f"{limits['cpus']:g}",
-        size(limits["memory"]),
+        *(of(QUOTAS[name], usage.get(name, 0), limits.get(name)) for name in counted),
         rate(limits["bandwidth"]),
         f"{tenant['id_base']}-{tenant['id_base'] + 65535}" if "id_base" in tenant else None,
         age(tenant["created"]),
     ]
 
 
-def of(used: Any, limit: Any) -> str:
-    return str(used) if limit is None else f"{used}/{limit}"
+def of(quota: Quota, used: Any, limit: Any) -> str:
+    """``3/20``: what is used, and the limit if there is one."""
+    return quota.show(used) if limit is None else f"{quota.show(used)}/{quota.show(limit)}"
 
 
 def rate(bits: int | None) -> str | None:
@@ -82,52 +86,70 @@ def show(arguments: Arguments) -> int:
         print_json(view)
         return 0
     tenant = view["tenant"]
-    print(f"tenant     {clean(tenant['name'])}")
-    print(f"created    {age(tenant['created'])} ago")
+    print(f"{'tenant':17}{clean(tenant['name'])}")
+    print(f"{'created':17}{age(tenant['created'])} ago")
     if "id_base" in tenant:
-        print(f"user IDs   {tenant['id_base']} to {tenant['id_base'] + 65535} on this host")
-    for name, value in tenant["limits"].items():
-        print(f"{name:10} {limit(name, value)}{reserved(name, view['usage'].get(name))}")
+        print(f"{'user IDs':17}{tenant['id_base']} to {tenant['id_base'] + 65535} on this host")
+    for quota in TABLE:
+        if quota.name in tenant["limits"]:
+            print(f"{quota.name.replace('_', ' '):17}{state(quota, tenant['limits'], view['usage'])}")
     parts = {
         "labels": [f"{label}={value}" for label, value in tenant["labels"].items()],
         "networks": [each["network"]["name"] for each in client.networks.list(arguments.name)],
         "instances": [each["instance"]["name"] for each in client.instances.list(arguments.name)],
     }
     for what, names in parts.items():
-        print(f"{what:10} {clean(', '.join(names) or '-')}")
+        print(f"{what:17}{clean(', '.join(names) or '-')}")
     return 0
 
 
-def limit(name: str, value: Any) -> str:
-    return "no limit" if value is None else f"at most {amount(name, value)}"
-
-
-def reserved(name: str, value: Any) -> str:
-    """Return the sums of the instances' own limits, which may not exceed the tenant's."""
-    return "" if not value else f", {amount(name, value)} {'there' if name == 'instances' else 'reserved by instances'}"
-
-
-def amount(name: str, value: Any) -> str:
-    return size(value) if name == "memory" else rate(value) or "-" if name == "bandwidth" else f"{value:.10g}"
+def state(quota: Quota, limits: dict[str, Any], usage: dict[str, Any]) -> str:
+    """``at most 20, 3 in use, 17 left``."""
+    limit, used = limits[quota.name], usage.get(quota.name)
+    show = rate if quota.unit == "bit/s" else quota.show
+    parts = ["no limit" if limit is None else f"at most {show(limit)}"]
+    if used is not None:
+        parts.append(f"{quota.show(used)} in use")
+        if limit is not None:
+            parts.append(f"{quota.show(max(0, round(limit - used, 6)))} left")
+    return ", ".join(parts)
 
 
 def rm(client: Client, arguments: Arguments, name: str) -> None:
     client.tenants.remove(name, force=arguments.force)
 
 
-LIMITS = ("cpus", "memory", "pids", "instances", "bandwidth")
+LIMITS = tuple(quota.name for quota in TABLE)
+
+
+def parser(quota: Quota) -> Callable[[str], object]:
+    """Return the parser of a limit."""
+    parsers = {"cpus": parse_cpus, "bytes": parse_size, "bit/s": parse_rate}
+    return parsers.get(quota.unit) or whole(int(quota.least))
+
+
+def options() -> list[Option]:
+    """Return an option for each quota."""
+    words = {"bytes": "SIZE", "bit/s": "RATE"}
+    return [
+        Option(
+            quota.option,
+            f"at most so {'much' if quota.unit == 'bytes' else 'many'} {quota.text}, or none",
+            words.get(quota.unit, "N"),
+            parse=or_none(parser(quota)),
+        )
+        for quota in TABLE
+    ]
+
+
 _NAME = {"NAME": "tenant"}
 COMMANDS = {
     "create": Command(
         create,
-        "Create a tenant. Its limits apply to all of its instances together.",
+        "Create a tenant. Its limits are for all that it has together; insulad.toml(5) has those that are not given.",
         "NAME",
         [
-            Option("--cpus", "at most so many CPUs", "N", parse=parse_cpus),
-            Option("--memory", "at most so much memory, as in 4g", "SIZE", parse=parse_size),
-            Option("--pids", "at most so many processes (16384), or none", "N", parse=or_none(whole(1))),
-            Option("--instances", "at most so many instances", "N", parse=whole(1)),
-            Option("--bandwidth", "at most so many bits a second, as in 100m", "RATE", parse=parse_rate),
+            *options(),
             Option("-l --label", "set a label", "NAME[=VALUE]", many=True),
         ],
     ),
@@ -135,20 +157,14 @@ COMMANDS = {
         update,
         "Change limits of a tenant. They apply at once; limits that are not given stay unchanged.",
         "NAME",
-        [
-            Option("--cpus", "at most so many CPUs, or none for no limit", "N", parse=or_none(parse_cpus)),
-            Option("--memory", "at most so much memory, as in 4g, or none", "SIZE", parse=or_none(parse_size)),
-            Option("--pids", "at most so many processes, or none", "N", parse=or_none(whole(1))),
-            Option("--instances", "at most so many instances, or none", "N", parse=or_none(whole(1))),
-            Option(
-                "--bandwidth", "at most so many bits a second, as in 100m, or none", "RATE", parse=or_none(parse_rate)
-            ),
-        ],
-        details="Refused below what its instances have reserved (`insula tenant show`), or use now.",
+        options(),
+        details="Refused below what it has in use (`insula tenant show`).",
         complete=_NAME,
     ),
     "ls": Command(ls, "List the tenants."),
-    "show": Command(show, "Show a tenant with its limits and reserved resources.", "NAME", complete=_NAME),
+    "show": Command(
+        show, "Show a tenant with its limits, and what is in use and left of them.", "NAME", complete=_NAME
+    ),
     "rm": Command(
         each(rm),
         "Remove tenants that have no instances, networks and images of their own.",

@@ -1,63 +1,123 @@
-"""Quotas: limits on the sums over a tenant's instances. A request beyond them is refused before anything is made.
+"""Quotas: limits on sums over a tenant's objects. A request beyond them is refused before anything is made.
 
-`/usage/TENANT` holds the sums. It is also the tenant's *guard*: every transaction that adds something to a tenant
-rewrites it and compares its revision (transaction.py). So two concurrent requests can't both take the last part of a
-quota. And the removal of a tenant or network that nothing used fails if something was added meanwhile. An instance
-without a limit of its own adds nothing to the sum of CPUs or memory; then the tenant's control group limits it.
+`/usage/TENANT` holds the sums, a `Usage`. It is also the tenant's *guard*: every transaction that adds something to a
+tenant, or removes something that is counted, rewrites it and compares its revision (transaction.py). So two concurrent
+requests can't both take the last part of a quota. And the removal of a tenant or network that nothing used fails if
+something was added meanwhile. An instance without a limit of its own adds nothing to the sum of CPUs or memory; then
+the tenant's control group limits it.
+
+The kinds are the table of model/quotas.py; what an object counts is a `Usage` as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
 
 from insula.model.errors import Invalid, QuotaExceeded
-from insula.model.objects import Limits, Resources, Struct, Tenant
-from insula.model.rules import MAX_BYTES, MAX_CPUS, MAX_INSTANCES, MAX_PIDS, MIN_BANDWIDTH, MIN_CPUS, MIN_MEMORY
+from insula.model.objects import Image, InstanceSpec, Limits, Resources, Struct, Tenant
+from insula.model.quotas import QUOTAS, STORED, TABLE, Quota
+from insula.model.rules import MAX_BYTES
 from insula.model.units import format_size, shorten
-from insula.model.views import Usage
+from insula.model.views import LimitsPatch, Usage
 
 S = TypeVar("S", bound=Struct)
+OF_INSTANCES = ("instances", "cpus", "memory", "log_bytes")
+"""The quotas of what instances count."""
+_ROUNDING = 1e-9  # sums of fractions of a CPU are not exact
 
 
-def add(tenant: Tenant, usage: Usage, resources: Resources) -> Usage:
-    """The usage with one more instance. QuotaExceeded."""
-    limits = tenant.limits
-    total = _sum(usage, resources)
-    if limits.instances is not None and total.instances > limits.instances:
-        raise _exceeded(tenant, f"may have {limits.instances} instances and has {usage.instances}")
-    _check_cpus_fit(tenant, usage, resources)
-    _check_memory_fits(tenant, usage, resources)
-    return total
+def of_instance(spec: InstanceSpec) -> Usage:
+    """What an instance counts, running or not: the quotas `OF_INSTANCES`."""
+    resources = spec.resources
+    return Usage(
+        instances=1,
+        cpus=resources.cpus or 0.0,
+        memory=resources.memory or 0,
+        log_bytes=spec.log_size * spec.log_files,
+    )
 
 
-def change(tenant: Tenant, usage: Usage, before: Resources, after: Resources) -> Usage:
-    """The usage after a change of one instance's limits. QuotaExceeded if a limit rises beyond the quota; lowering one
+def of_images(images: Iterable[Image]) -> Usage:
+    """What a tenant's images count together. Their content counts once, however many of them have it."""
+    found, content = [*images], dict[str, int]()
+    for image in found:
+        content.update(image.content or {image.digest: image.size})
+    return Usage(images=len(found), image_bytes=sum(content.values()))
+
+
+def add(tenant: Tenant, usage: Usage, more: Usage) -> Usage:
+    """The usage with what one more object counts. QuotaExceeded."""
+    for quota in STORED:
+        if getattr(more, quota.name):
+            check_fits(tenant, quota, getattr(usage, quota.name), getattr(more, quota.name))
+    return total(usage, more)
+
+
+def change(tenant: Tenant, usage: Usage, before: Usage, after: Usage) -> Usage:
+    """The usage after an object has changed. QuotaExceeded if it counts more than before, beyond a quota; to count less
     is always allowed."""
     others = subtract(usage, before)
-    if (after.cpus or 0.0) > (before.cpus or 0.0):
-        _check_cpus_fit(tenant, others, after)
-    if (after.memory or 0) > (before.memory or 0):
-        _check_memory_fits(tenant, others, after)
-    return _sum(others, after)
+    for quota in STORED:
+        if getattr(after, quota.name) > getattr(before, quota.name):
+            check_fits(tenant, quota, getattr(others, quota.name), getattr(after, quota.name))
+    return total(others, after)
 
 
-def exchange(usage: Usage, before: Resources, after: Resources) -> Usage:
-    """The usage after a change of one instance's limits, without a check against the quota."""
-    return _sum(subtract(usage, before), after)
+def exchange(usage: Usage, before: Usage, after: Usage) -> Usage:
+    """The usage after an object has changed, without a check against the quota."""
+    return total(subtract(usage, before), after)
+
+
+def total(usage: Usage, more: Usage) -> Usage:
+    """The sum, without a check against the quota."""
+    return _combined(usage, more, 1)
+
+
+def subtract(usage: Usage, less: Usage) -> Usage:
+    """The usage without what an object counts. It is never negative."""
+    return _combined(usage, less, -1)
+
+
+def _combined(usage: Usage, other: Usage, sign: int) -> Usage:
+    sums = {q.name: getattr(usage, q.name) + sign * getattr(other, q.name) for q in STORED if getattr(other, q.name)}
+    return msgspec.structs.replace(
+        usage,
+        **{name: max(0, value) if QUOTAS[name].whole else max(0.0, round(value, 6)) for name, value in sums.items()},
+    )
+
+
+def check_fits(tenant: Tenant, quota: Quota, used: float, asked: float) -> None:
+    """Raise QuotaExceeded if the tenant may not have `asked` more beside what it uses."""
+    limit = getattr(tenant.limits, quota.name)
+    if limit is not None and used + asked > limit + (0 if quota.whole else _ROUNDING):
+        raise exceeded(f"tenant {tenant.name}", quota, limit, used, asked)
+
+
+def exceeded(who: str, quota: Quota, limit: float, used: float, asked: float) -> QuotaExceeded:
+    """Return the error for somebody who has `used` of a quota, and asks for more than is left."""
+    has, left = quota.show(used), quota.show(max(0, round(limit - used, 6)))
+    if quota.unit:
+        of = "" if quota.unit == "cpus" else "of "
+        what = (
+            f"may use {quota.show(limit)} {of}{quota.what} and has {has} in use, {quota.show(asked)} asked: {left} left"
+        )
+    else:
+        what = f"may have {quota.show(limit)} {quota.what} and has {has}: {left} left"
+    hint = f"remove what is not needed, ask for less, or have an operator raise the limit ({quota.option})"
+    return QuotaExceeded(f"{who} {what}", hint)
 
 
 def check_covers(tenant: Tenant, limits: Limits, usage: Usage) -> None:
     """Raise QuotaExceeded if the tenant's usage is above these limits."""
-    hint = "remove instances, or lower the limits of theirs, first"
-    if limits.instances is not None and usage.instances > limits.instances:
-        raise QuotaExceeded(f"tenant {tenant.name} has {usage.instances} instances, not {limits.instances}", hint)
-    if limits.cpus is not None and usage.cpus > limits.cpus + 1e-9:
-        raise QuotaExceeded(f"tenant {tenant.name} has {usage.cpus:g} CPUs in use, not {limits.cpus:g}", hint)
-    if limits.memory is not None and usage.memory > limits.memory:
-        has, asked = format_size(usage.memory), format_size(limits.memory)
-        raise QuotaExceeded(f"tenant {tenant.name} has {has} of memory in use, not {asked}", hint)
+    for quota in STORED:
+        limit, used = getattr(limits, quota.name), getattr(usage, quota.name)
+        if limit is not None and used > limit + (0 if quota.whole else _ROUNDING):
+            of = "of " if quota.unit == "bytes" else ""
+            what = f"has {quota.show(used)} {of}{quota.what} in use, not {quota.show(limit)}"
+            raise QuotaExceeded(f"tenant {tenant.name} {what}", "remove some, or lower the limits of instances, first")
 
 
 def merge(now: S, patch: Struct) -> S:
@@ -68,71 +128,34 @@ def merge(now: S, patch: Struct) -> S:
     return msgspec.structs.replace(now, **changes)
 
 
-def _sum(usage: Usage, resources: Resources) -> Usage:
-    return Usage(
-        instances=usage.instances + 1,
-        cpus=round(usage.cpus + (resources.cpus or 0.0), 6),
-        memory=usage.memory + (resources.memory or 0),
+def limits_of(defaults: Limits, given: LimitsPatch) -> Limits:
+    """Return the limits of a new tenant: `given`, and the defaults for those that are absent. Invalid."""
+    fields = msgspec.structs.asdict(given)
+    return check_limits(
+        msgspec.structs.replace(defaults, **{k: v for k, v in fields.items() if v is not msgspec.UNSET})
     )
-
-
-def _check_cpus_fit(tenant: Tenant, usage: Usage, resources: Resources) -> None:
-    limit, asked = tenant.limits.cpus, resources.cpus
-    if limit is not None and asked and usage.cpus + asked > limit + 1e-9:
-        raise _exceeded(tenant, f"may use {limit:g} CPUs and has {usage.cpus:g} in use, {asked:g} asked")
-
-
-def _check_memory_fits(tenant: Tenant, usage: Usage, resources: Resources) -> None:
-    limit, asked = tenant.limits.memory, resources.memory
-    if limit is not None and asked and usage.memory + asked > limit:
-        has, more = format_size(usage.memory), format_size(asked)
-        raise _exceeded(tenant, f"may use {format_size(limit)} of memory and has {has} in use, {more} asked")
-
-
-def subtract(usage: Usage, resources: Resources) -> Usage:
-    """The usage without one instance."""
-    return Usage(
-        instances=max(0, usage.instances - 1),
-        cpus=max(0.0, round(usage.cpus - (resources.cpus or 0.0), 6)),
-        memory=max(0, usage.memory - (resources.memory or 0)),
-    )
-
-
-def _exceeded(tenant: Tenant, what: str) -> QuotaExceeded:
-    return QuotaExceeded(f"tenant {tenant.name} {what}", "remove instances, ask for less, or raise the tenant's limits")
 
 
 def check_limits(limits: Limits) -> Limits:
     """Check the limits of a tenant and return them. Invalid."""
-    _check_cpus(limits.cpus)
-    _check_memory(limits.memory)
-    _check_pids(limits.pids)
-    if limits.instances is not None and not 0 <= limits.instances <= MAX_INSTANCES:
-        raise Invalid(f"a tenant can't be limited to {limits.instances} instances", "use 0 to 1000000")
-    if limits.bandwidth is not None and not MIN_BANDWIDTH <= limits.bandwidth <= MAX_BYTES:
-        raise Invalid(f"a bandwidth of {limits.bandwidth} bits a second is too little or too much", "use 8k or more")
+    for quota in TABLE:
+        _check(quota, getattr(limits, quota.name))
     return limits
 
 
 def check_resources(resources: Resources) -> Resources:
     """Check the limits of one instance and return them. Invalid."""
-    _check_cpus(resources.cpus)
-    _check_memory(resources.memory)
-    _check_pids(resources.pids)
+    for name in ("cpus", "memory", "pids"):
+        _check(QUOTAS[name], getattr(resources, name))
     return resources
 
 
-def _check_pids(pids: int | None) -> None:
-    if pids is not None and not 1 <= pids <= MAX_PIDS:
-        raise Invalid(f"there can't be a limit of {pids} processes", "use 1 to 4194304 (proc(5), pid_max)")
-
-
-def _check_cpus(cpus: float | None) -> None:
-    if cpus is not None and not MIN_CPUS <= cpus <= MAX_CPUS:
-        raise Invalid(f"there can't be a limit of {shorten(cpus)} CPUs", "use 0.01 or more, as in 0.5, or no limit")
-
-
-def _check_memory(memory: int | None) -> None:
-    if memory is not None and not MIN_MEMORY <= memory <= MAX_BYTES:
-        what = "too much" if memory > MAX_BYTES else f"{format_size(memory)} of memory, which is too little"
-        raise Invalid(f"there can't be a limit of {what}", f"use {format_size(MIN_MEMORY).lower()} or more")
+def _check(quota: Quota, limit: float | None) -> None:
+    """Raise Invalid for a limit out of bounds; also for NaN."""
+    if limit is None or quota.least <= limit <= quota.most:
+        return
+    if quota.unit == "bytes":
+        what = "too much" if limit > MAX_BYTES else f"{format_size(int(limit))} of {quota.what}, which is too little"
+        raise Invalid(f"there can't be a limit of {what}", f"use {format_size(int(quota.least)).lower()} or more")
+    bounds = f"use {quota.least:g} to {quota.most}, or no limit"
+    raise Invalid(f"there can't be a limit of {shorten(limit)} {quota.what}", bounds)

@@ -12,16 +12,18 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
+from insula.control.allocation.quotas import add
 from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import guard, guarded, retried
 from insula.control.context import Context
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
+from insula.control.identities.counts import AccountQuotas, Parts, StoredProof
 from insula.control.identities.tokens import generate
 from insula.control.instances.specs import check_labels
-from insula.control.keys import BINDINGS, CERTIFICATES, HOST, PRINCIPALS, TOKENS, USAGE
+from insula.control.keys import BINDINGS, CERTIFICATES, HOST, PRINCIPALS, TENANTS, TOKENS, USAGE
 from insula.control.tenants import FIRST_ID, LAST_ID, Tenants
-from insula.model.errors import Conflict, Denied, Invalid, NotFound, Unauthenticated
+from insula.model.errors import Conflict, Denied, Invalid, NotFound, QuotaExceeded, Unauthenticated
 from insula.model.permissions import HOST_ROLES, TENANT_ROLES, Role, permissions_of
 from insula.model.principals import (
     JOIN_TTL,
@@ -38,13 +40,12 @@ from insula.model.principals import (
     TokenView,
     WhoAmI,
 )
+from insula.model.quota_settings import user_limit
 from insula.model.units import check_label, shorten
 from insula.model.views import Usage
 from insula.store.protocol import Compare, TransactionConflict, Write
 from insula.store.typed import Found, Keyspace
 
-MAX_PROOFS = 100
-"""Tokens, and certificates, of one principal at a time."""
 P = TypeVar("P", Token, Certificate)
 
 
@@ -53,6 +54,7 @@ class Identities:
         self.context = context
         self.tenants = tenants
         self.cache = cache
+        self.counts = AccountQuotas(context, tenants, cache)
 
     # -- principals ------------------------------------------------------------------------------------------------
 
@@ -78,8 +80,10 @@ class Identities:
         principal = _principal(check_label("service account", name), tenant=tenant)
 
         async def attempt(guard: Found[Usage]) -> None:
-            await self.tenants.find(tenant)
-            await self._create(principal, [USAGE.unchanged(guard, tenant)], [USAGE.put(guard.value, tenant)])
+            owner = await self.tenants.find(tenant)
+            usage = add(owner.value, guard.value, Usage(service_accounts=1))
+            compares = [USAGE.unchanged(guard, tenant), TENANTS.unchanged(owner, tenant)]
+            await self._create(principal, compares, [USAGE.put(usage, tenant)])
 
         await guarded(self.context.store, tenant, attempt)
         return self._view(principal)
@@ -109,11 +113,15 @@ class Identities:
             bindings = [
                 BINDINGS.delete(each.tenant or HOST, principal.id) for each in self.cache.bindings(principal.id)
             ]
-            tokens = [TOKENS.delete(each.id) for each in self.cache.tokens() if each.principal == principal.id]
+            proofs = await self.counts.stored([principal.id])
             deletes = [PRINCIPALS.delete(*_key(principal)), *(each.delete() for each in _reservations(principal))]
-            await self._commit([PRINCIPALS.unchanged(found, *_key(principal))], [*deletes, *bindings, *tokens])
+            compares, writes = await self.counts.less(principal, Usage(service_accounts=1, tokens=len(proofs)))
+            await self._commit(
+                [PRINCIPALS.unchanged(found, *_key(principal)), *compares],
+                [*deletes, *bindings, *(each.delete() for each in proofs), *writes],
+            )
 
-        await retried(attempt)
+        await self.counts.in_turn(principal, attempt)
 
     # -- bindings --------------------------------------------------------------------------------------------------
 
@@ -185,7 +193,7 @@ class Identities:
         return sorted(views, key=lambda each: each.created)
 
     async def create_token(self, by: Authority, spec: TokenSpec) -> TokenCreated:
-        """Create a token for the caller or for `spec.user`. Invalid, NotFound, Denied, Conflict if it has too many."""
+        """Create a token for the caller or for `spec.user`. Invalid, NotFound, Denied, QuotaExceeded."""
         return await self._create_token(self._owner(by, spec.user), spec)
 
     async def _create_token(
@@ -212,7 +220,7 @@ class Identities:
             expires=now + spec.ttl,
         )
 
-        async def used() -> tuple[Sequence[Compare], Sequence[Write]]:
+        async def used() -> Parts:
             """The invitation that is exchanged, which may be used once."""
             if instead_of is None:
                 return [], []
@@ -258,7 +266,7 @@ class Identities:
         principal = self.cache.principal(token.principal) if token else None
         if token is None or principal is None or not _may_revoke(by, principal):
             raise NotFound(f"there is no token {shorten(token_id)}", "`insula token ls` lists them")
-        await self._commit([], [TOKENS.delete(token.id)])
+        await self._delete_proof(principal, StoredProof(TOKENS, token.id))
 
     # -- certificates ------------------------------------------------------------------------------------------------
 
@@ -289,29 +297,51 @@ class Identities:
         proof: P,
         key: str,
         known: Callable[[], Iterable[P]],
-        more: Callable[[], Awaitable[tuple[Sequence[Compare], Sequence[Write]]]] | None = None,
+        more: Callable[[], Awaitable[Parts]] | None = None,
     ) -> None:
-        """Store a token or certificate of a principal, and delete those that have expired. Conflict if it has too many.
+        """Store a token or certificate of a principal, and delete those that have expired. QuotaExceeded.
 
         The principal's record is rewritten, so that its removal at the same time fails, or this. `more` is what else
         the transaction compares and writes.
         """
+        most = user_limit(self.context.settings.quotas, "user_tokens")
 
         async def attempt() -> None:
             found = await self._stored(principal)
-            own = [each for each in known() if each.principal == principal.id]
-            expired = [each for each in own if each.expires <= proof.created]
-            if len(own) - len(expired) >= MAX_PROOFS:
-                what = f"{principal.label} has {MAX_PROOFS} of these"
-                raise Conflict(what, "revoke those that are not needed")
-            extra: tuple[Sequence[Compare], Sequence[Write]] = await more() if more else ((), ())
-            deletes: Sequence[Write] = [keyspace.delete(each.id) for each in expired]
+            own = [each for each in known() if each.principal == principal.id and each.expires > proof.created]
+            if most is not None and len(own) >= most:
+                what = f"{principal.label} may have {most} of these and has {len(own)}: 0 left"
+                raise QuotaExceeded(what, "revoke those that are not needed")
+            extra: Parts = await more() if more else ((), ())
+            expired: Sequence[StoredProof] = await self.counts.stored(
+                self.counts.together(principal), before=proof.created
+            )
+            deletes: dict[str, Write] = {each.key: each for each in (*(old.delete() for old in expired), *extra[1])}
+            counted: Parts = await self.counts.exchanged(principal, less=len(deletes), more=1)
             await self._commit(
-                [PRINCIPALS.unchanged(found, *_key(principal)), *extra[0]],
-                [keyspace.put(proof, key), PRINCIPALS.put(principal, *_key(principal)), *deletes, *extra[1]],
+                [PRINCIPALS.unchanged(found, *_key(principal)), *counted[0], *extra[0]],
+                [
+                    keyspace.put(proof, key),
+                    PRINCIPALS.put(principal, *_key(principal)),
+                    *deletes.values(),
+                    *counted[1],
+                ],
             )
 
-        await retried(attempt)
+        await self.counts.in_turn(principal, attempt)
+
+    async def _delete_proof(self, principal: Principal, proof: StoredProof) -> None:
+        """Delete a token or certificate, unless that was done meanwhile."""
+
+        async def attempt() -> None:
+            found = await proof.keyspace.get(self.context.store, proof.id)
+            if found is None:
+                return
+            compares, writes = await self.counts.less(principal, Usage(tokens=1))
+            same = proof.keyspace.unchanged(found, proof.id)
+            await self._commit([same, *compares], [proof.delete(), *writes])
+
+        await self.counts.in_turn(principal, attempt)
 
     async def revoke_certificate(self, by: Authority, serial: str) -> None:
         """End a certificate at once. NotFound, also for those that the caller may not revoke."""
@@ -319,7 +349,7 @@ class Identities:
         principal = self.cache.principal(found.principal) if found else None
         if found is None or principal is None or not _may_revoke(by, principal):
             raise NotFound(f"there is no certificate {shorten(serial)}", "`insula certificate ls` lists them")
-        await self._commit([], [CERTIFICATES.delete(serial)])
+        await self._delete_proof(principal, StoredProof(CERTIFICATES, serial))
 
     # -- the caller ------------------------------------------------------------------------------------------------
 

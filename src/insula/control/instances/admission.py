@@ -12,19 +12,19 @@ from typing import NamedTuple
 
 import msgspec
 
-from insula.control.allocation.quotas import add, change, exchange, subtract
+from insula.control.allocation.quotas import add, change, exchange, of_instance, subtract
 from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, turn
 from insula.control.context import Context
 from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.images import Images
 from insula.control.instances.specs import check, make_name
-from insula.control.keys import EVENTS, INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
+from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS, USAGE
 from insula.control.networks.ports import Ports, port_reservations
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, NotFound
-from insula.model.objects import Instance, InstanceSpec, Network, OverlayRoot, Resources, Tenant
+from insula.model.objects import Image, Instance, InstanceSpec, Network, OverlayRoot, Resources, Tenant
 from insula.model.views import Usage
 from insula.store.protocol import Compare
 from insula.store.typed import Found
@@ -77,19 +77,21 @@ class Admission:
         admitting.add(draft.id)
         try:
             async with turn(self.context.store, tenant):
-                made = await self._commit(owner, network, draft)
+                made = await self._commit(owner, network, image, draft)
         except BaseException:
             admitting.discard(draft.id)
             raise
         return Admitted(owner.value, made.value, made.revision)
 
-    async def _commit(self, owner: Found[Tenant], network: Found[Network] | None, draft: Instance) -> Found[Instance]:
+    async def _commit(
+        self, owner: Found[Tenant], network: Found[Network] | None, image: Found[Image], draft: Instance
+    ) -> Found[Instance]:
         store, tenant, spec = self.context.store, draft.tenant, draft.spec
         names = chain([draft.name], (make_name(spec.image) for _ in count()))
 
         async def propose() -> Proposal[Instance]:
             usage = await guard(store, tenant)
-            rest = add(owner.value, usage.value, spec.resources)
+            rest = add(owner.value, usage.value, of_instance(spec))
             name = spec.name or next(names)
             port = await self.ports.allocate(network.value, name, spec) if network else None
             instance = msgspec.structs.replace(
@@ -99,6 +101,7 @@ class Admission:
                 INSTANCES.absent(tenant, name),
                 TENANTS.unchanged(owner, tenant),
                 USAGE.unchanged(usage, tenant),
+                IMAGES.unchanged(image, image.value.tenant or SHARED, image.value.name),
                 *([NETWORKS.unchanged(network, tenant, network.value.name)] if network else []),
             ]
             writes = [INSTANCES.put(instance, tenant, name), USAGE.put(rest, tenant)]
@@ -119,6 +122,8 @@ def _explain(key: str, instance: Instance, *, named: bool) -> None:
             raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name, or remove that one")
     elif key == TENANTS.key(tenant) or (instance.port and key == NETWORKS.key(tenant, instance.port.network)):
         raise Conflict(f"tenant {tenant} was changed at the same time", "try again")
+    elif key.startswith(IMAGES.prefix_all()):
+        raise Conflict(f"image {spec.image} was changed at the same time", "try again")
     elif (value := key.rpartition("/")[2]) in (spec.address, spec.address6):
         raise Conflict(f"address {value} is taken", "leave the address out to get a free one")
     elif spec.mac_address and instance.port and value == instance.port.mac:
@@ -142,9 +147,9 @@ async def resize(
         if owner is None:
             raise NotFound(f"there is no tenant {tenant}", "`insula tenant ls` lists them")
         if undo:
-            usage = exchange(guard.value, before.spec.resources, resources)
+            usage = exchange(guard.value, of_instance(before.spec), of_instance(spec))
         else:
-            usage = change(owner.value, guard.value, before.spec.resources, resources)
+            usage = change(owner.value, guard.value, of_instance(before.spec), of_instance(spec))
         changed = await context.store.transact(
             [
                 USAGE.unchanged(guard, tenant),
@@ -169,7 +174,7 @@ async def delete_instance(context: Context, instance: Instance) -> None:
     own = port_reservations(instance.port) if instance.port else []
 
     async def attempt(guard: Found[Usage]) -> None:
-        usage = subtract(guard.value, instance.spec.resources)
+        usage = subtract(guard.value, of_instance(instance.spec))
         await context.store.transact(
             [Compare(USAGE.key(tenant), guard.revision)],
             [

@@ -13,14 +13,16 @@ import os
 import re
 from collections.abc import Sequence
 
-from insula.control.allocation.quotas import subtract
+import msgspec
+
+from insula.control.allocation.quotas import OF_INSTANCES, of_instance, subtract, total
 from insula.control.allocation.transaction import guarded
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.specs import cli_command
 from insula.control.keys import EVENTS, INSTANCES, STATUS, USAGE
 from insula.control.networks.ports import is_port_reservation
 from insula.model.errors import Conflict
-from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot, Resources, Tenant
+from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot, Tenant
 from insula.model.views import InstanceView, Usage
 from insula.store.protocol import Compare, Delete, Entry, TransactionConflict, Write
 from insula.store.typed import Found
@@ -82,13 +84,11 @@ class Damaged:
         snapshot = await self.context.store.list(INSTANCES.prefix(tenant))
         good, bad = INSTANCES.sort_out(entry for entry in snapshot.entries if entry.key != key)
         if bad:
-            return subtract(before, Resources())
-        resources = [found.value.spec.resources for found in good]
-        return Usage(
-            instances=len(good),
-            cpus=round(sum(r.cpus or 0.0 for r in resources), 6),
-            memory=sum(r.memory or 0 for r in resources),
-        )
+            return subtract(before, Usage(instances=1))
+        usage = Usage()
+        for found in good:
+            usage = total(usage, of_instance(found.value.spec))
+        return msgspec.structs.replace(before, **{name: getattr(usage, name) for name in OF_INSTANCES})
 
     async def _discard(self, instance: str) -> None:
         """Discard the remains of an instance of unknown kind. Drivers that don't know it do nothing."""

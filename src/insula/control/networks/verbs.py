@@ -7,6 +7,7 @@ import contextlib
 import time
 from contextlib import AsyncExitStack
 
+from insula.control.allocation.quotas import add, subtract
 from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, turn
 from insula.control.context import Context
@@ -109,6 +110,7 @@ class Networks:
 
         async def propose() -> Proposal[Network]:
             usage = await guard(store, tenant)
+            rest = add(owner.value, usage.value, Usage(networks=1))
             await self._check_free(tenant, name, subnet, subnet6)
             network = Network(
                 tenant=tenant,
@@ -128,7 +130,7 @@ class Networks:
                 USAGE.unchanged(usage, tenant),
                 NETWORKS.absent(tenant, name),
             ]
-            writes = [NETWORKS.put(network, tenant, name), USAGE.put(usage.value, tenant)]
+            writes = [NETWORKS.put(network, tenant, name), USAGE.put(rest, tenant)]
             return Proposal(network, _reservations(network), compares, writes)
 
         def refuse(key: str, _: Network) -> None:
@@ -161,7 +163,11 @@ class Networks:
                 raise Conflict(f"network {name} is used by {', '.join(users[:3])}", "remove these instances first")
             await self.context.store.transact(
                 [NETWORKS.unchanged(found, tenant, name), USAGE.unchanged(guard, tenant)],
-                [NETWORKS.delete(tenant, name), *(each.delete() for each in _reservations(found.value))],
+                [
+                    NETWORKS.delete(tenant, name),
+                    USAGE.put(subtract(guard.value, Usage(networks=1)), tenant),
+                    *(each.delete() for each in _reservations(found.value)),
+                ],
             )
 
         try:
@@ -173,9 +179,18 @@ class Networks:
 
     async def _erase(self, network: Network) -> None:
         """Remove a network from the store after its creation has failed."""
-        own = _reservations(network)
-        deletes = [NETWORKS.delete(network.tenant, network.name), *(each.delete() for each in own)]
-        await self.context.store.transact([], deletes)
+        tenant, name = network.tenant, network.name
+
+        async def attempt(guard: Found[Usage]) -> None:
+            if await NETWORKS.get(self.context.store, tenant, name) is None:
+                return
+            rest = subtract(guard.value, Usage(networks=1))
+            own = (each.delete() for each in _reservations(network))
+            await self.context.store.transact(
+                [USAGE.unchanged(guard, tenant)], [NETWORKS.delete(tenant, name), USAGE.put(rest, tenant), *own]
+            )
+
+        await guarded(self.context.store, tenant, attempt)
         await self._removed(network)
 
     async def _removed(self, network: Network) -> None:
