@@ -33,6 +33,8 @@ ENVIRONMENT = {
     "INSULA_LOG_LEVEL": "log_level",
 }
 """Variables that override the file. INSULA_CONFIG names another file."""
+OPERATORS = "insula"
+"""The group of the host whose members are operators, as root is."""
 LEVELS = ("error", "warning", "info", "debug")
 _MANUAL = "see insulad.toml(5)"
 _MAX_FILE = 1 << 20

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import re
 import subprocess
 import sys
 import time
@@ -134,3 +137,13 @@ def test_subordinate_ids_of_users(tmp_path: Path) -> None:
     assert check.state == "degraded"
     assert "eve" in check.detail
     assert doctor._subordinate_ids([str(tmp_path / "none")]).state == "ok"
+
+
+def test_whoever_equals_root_is_listed() -> None:
+    """Members of the group, and users whose primary group it is."""
+    primary = grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name
+    assert "nobody" in doctor._operators(primary).detail
+    with_members = next((group for group in grp.getgrall() if group.gr_mem), None)
+    if with_members is not None:
+        assert set(with_members.gr_mem) <= set(re.split(r"[:,] ", doctor._operators(with_members.gr_name).detail))
+    assert doctor._operators("no-such-group").detail.startswith("only root")

@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from insula.api import access, peer
+from insula.api import access
 from insula.api.access import AccessMiddleware
 from insula.api.peer import Peer
 from insula.control.allocation.rates import Rates
 from insula.control.identities.cache import IdentityCache
+from insula.settings import OPERATORS
 
 ROOT, MEMBER, STRANGER = Peer(1, 0, 0), Peer(1, 1000, 1000, (900,)), Peer(1, 1000, 1000, (901,))
 Application = Callable[["Exchange"], Awaitable[None]]
@@ -104,7 +105,7 @@ def test_denied_users_do_not_reach_the_application(
         await exchange.run()
         status, body = exchange.refusal()
         assert (status, exchange.seen) == (403, [])
-        assert named in json.dumps(body) and peer.GROUP in json.dumps(body)
+        assert named in json.dumps(body) and OPERATORS in json.dumps(body)
 
     asyncio.run(main())
 

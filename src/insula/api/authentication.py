@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from insula.api.peer import GROUP, Peer, allowed
+from insula.api.peer import Peer, allowed
 from insula.api.tls.record import ClientRecord
 from insula.control.identities.authority import OPERATOR, Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.tokens import parse
 from insula.model.errors import Denied, Unauthenticated
+from insula.settings import OPERATORS
 
-_HINT = f"be root or a member of the group `{GROUP}`"
+_HINT = f"be root or a member of the group `{OPERATORS}`"
 _BEARER = b"bearer "
 _LONGEST = 256  # bytes of the field
 

@@ -20,8 +20,8 @@ from insula.api.patience import PunctualProtocol
 from insula.api.problems import encoded
 from insula.api.tls.record import split
 from insula.model.errors import Failed, Invalid
+from insula.settings import OPERATORS
 
-GROUP = "insula"
 SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13; Python has no name for it
 MAX_CONNECTIONS = 128
 """Connections at a time of one user of the host, except root and members of the group."""
@@ -52,7 +52,7 @@ def peer_of(sock: socket.socket) -> Peer:
 def group_id() -> int | None:
     """Return the ID of the group `insula`; None if it doesn't exist, and only root may connect."""
     try:
-        return grp.getgrnam(GROUP).gr_gid
+        return grp.getgrnam(OPERATORS).gr_gid
     except KeyError:
         return None
 

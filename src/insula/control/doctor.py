@@ -7,8 +7,10 @@ libraries, disk space, and settings of the host that conflict with Insula.
 from __future__ import annotations
 
 import ctypes
+import grp
 import os
 import platform
+import pwd
 import resource
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ from insula.model.errors import InsulaError
 from insula.model.objects import IDS_PER_TENANT
 from insula.model.units import format_size
 from insula.model.views import Check
-from insula.settings import Settings
+from insula.settings import OPERATORS, Settings
 
 CheckState = Literal["ok", "degraded", "missing", "unknown"]
 
@@ -119,6 +121,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield _forwarding()
     yield _foreign_firewall()
     yield _subordinate_ids()
+    yield _operators()
     yield _rlimits()
     yield _files()
     yield _disk(settings)
@@ -218,6 +221,17 @@ def _subordinate_ids(files: Sequence[str] = ("/etc/subuid", "/etc/subgid")) -> C
         f"keep {first} to {last - 1} free in /etc/subuid and /etc/subgid",
     )
     return _check(meaning, not shared, ", ".join(shared) if shared else f"{first} to {last - 1} are free")
+
+
+def _operators(group: str = OPERATORS) -> Check:
+    """List who else is an operator: the members of the group, and users whose primary group it is (group(5))."""
+    try:
+        entry = grp.getgrnam(group)
+    except KeyError:
+        return Check(name="operators", state="ok", detail=f"only root; there is no group {group}")
+    members = {*entry.gr_mem, *(user.pw_name for user in pwd.getpwall() if user.pw_gid == entry.gr_gid)}
+    shown = ", ".join(sorted(members)) or "nobody"
+    return Check(name="operators", state="ok", detail=f"root, and in the group {group}, which equals root: {shown}")
 
 
 def _rlimits() -> Check:
