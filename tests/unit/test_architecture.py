@@ -48,6 +48,7 @@ PACKAGES: dict[str, set[str]] = {
     "oci": set(),
     "tree": set(),
     "api": {"msgspec", "litestar", "uvicorn", "cryptography"},
+    "control": {"msgspec", "yaml"},
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 

@@ -17,6 +17,7 @@ from insula import __version__
 from insula.api.access import AccessMiddleware
 from insula.api.answers import Answer
 from insula.api.authorization import authority_of, authorize, check_routes
+from insula.api.declared import DECLARED
 from insula.api.errors import HANDLERS
 from insula.api.host import HostRoutes
 from insula.api.identities import (
@@ -102,6 +103,7 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
                     InstanceRoutes,
                     HostRoutes,
                     *STATS,
+                    *DECLARED,
                     list_all_instances,
                     run_attached,
                 ],

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from insula.api.images import BaseSpec, PullSpec, PushSpec, SaveSpec, TagSpec
+from insula.model.declared import ApplySpec, DeclaredDump, DeclaredFile, DeclaredItem
 from insula.model.objects import (
     Exit,
     Image,
@@ -106,6 +107,7 @@ _PRINCIPAL = Principal(id="0123456789abcdef", name="ann", uid=1000, created=_NOW
 _BINDING = BindingView(user="ann", kind="user", tenant="acme", role="member", created=_NOW)
 _TOKEN = f"insula_{'0123456789abcdef'}_{'A' * 43}_{'0' * 8}"
 _EXPIRES = _NOW + 30 * 86400
+_DOCUMENT = "apiVersion: insula/v1\nkind: Network\nmetadata: {name: back}\nspec: {subnet: 10.1.0.0/24}\n"
 
 _OBJECTS: tuple[msgspec.Struct, ...] = (
     TenantSpec(name="acme", limits=LimitsPatch(cpus=2, memory=4096 * _MIB)),
@@ -170,6 +172,9 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         expires=_NOW + 900,
     ),
     WhoAmI(user="ann", id="0123456789abcdef", proof="uid 1000", tenants={"acme": "member"}),
+    ApplySpec(files=[DeclaredFile(name="app.yaml", text=_DOCUMENT)], prune=True),
+    DeclaredItem(kind="Network", name="back", tenant="acme", operation="create", state="done"),
+    DeclaredDump(text=_DOCUMENT),
     HostStatus(
         version="0.1.0",
         hostname="rack1",

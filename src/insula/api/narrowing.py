@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from insula.control.identities.authority import Authority
+from insula.model.declared import DeclaredDump, DeclaredItem
 from insula.model.objects import Exit, Image, Instance
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.principals import (
@@ -59,6 +60,8 @@ FREE = (
     CertificateView,
     CertificateCreated,
     Invitation,
+    DeclaredItem,
+    DeclaredDump,
 )
 _OF_HOST = ("revision", "pid")  # keys of events
 

@@ -35,6 +35,7 @@ TAGS = {
     "networks": "Private networks of a tenant",
     "images": "Images of a tenant, and the shared ones",
     "instances": "Instances, their life cycle, input and output",
+    "declared": "Objects as files declare them: apply, diff, dump",
     "host": "This host",
 }
 SECURITY: dict[str, Schema] = {

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from insula.client.attachment import Attachment
+    from insula.client.declared import DeclaredResource
 
     Object = dict[str, Any]
     Objects = list[Object]  # inside the classes below, `list` is a method
@@ -63,6 +64,13 @@ class Client:
         self.images = ImagesResource(self)
         self.instances = InstancesResource(self)
         self.host = HostResource(self)
+
+    @property
+    def declared(self) -> DeclaredResource:
+        """Declared state: apply, diff, dump."""
+        from insula.client.declared import DeclaredResource
+
+        return DeclaredResource(self)
 
     def call(self, method: str, *segments: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
         """Send a request to /v1/SEGMENT/…?QUERY, and return the response's JSON."""

@@ -12,11 +12,14 @@
 /identities/bindings/TENANT/ID      Binding of the principal with that ID; TENANT is "_" for the host
 /identities/tokens/ID               Token
 /identities/certificates/SERIAL     Certificate
+/declared/sets/TENANT/SET           ApplySet; TENANT is "_" for those of the host
+/declared/members/TENANT/KIND/NAME  SetMember: an object that belongs to a set; TENANT is its own, or "_"
 """
 
 from __future__ import annotations
 
 from insula.model import upgrades
+from insula.model.declared import ApplySet, SetMember
 from insula.model.objects import Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.model.views import Usage
@@ -37,7 +40,10 @@ BINDINGS = Keyspace("/identities/bindings", Binding, 2)
 TOKENS = Keyspace("/identities/tokens", Token, 1)
 CERTIFICATES = Keyspace("/identities/certificates", Certificate, 1)
 
+SETS = Keyspace("/declared/sets", ApplySet, 2)
+MEMBERS = Keyspace("/declared/members", SetMember, 3)
+
 HOST = "_"
-"""The tenant, in keys, of users and of bindings on the host; no tenant can have this name."""
+"""The tenant, in keys, of users, of bindings and of sets on the host; no tenant can have this name."""
 SHARED = "_"
 """The owner, in keys, of shared images. No tenant can have this name."""

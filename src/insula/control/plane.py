@@ -12,6 +12,8 @@ from itertools import count
 from insula.control.allocation.recount import migrate, repair_all
 from insula.control.allocation.reservations import Allocators
 from insula.control.context import Context
+from insula.control.declared.apply import Declared
+from insula.control.declared.kinds.base import Verbs
 from insula.control.events import Events
 from insula.control.host import Host
 from insula.control.identities.cache import IdentityCache
@@ -48,8 +50,8 @@ _REMOVALS = 8  # instances that are removed at a time
 
 
 class ControlPlane:
-    """`tenants`, `identities`, `networks`, `images`, `instances`, `stats`, `host` and `events` are the verbs; see their
-    classes."""
+    """The verbs are `tenants`, `identities`, `networks`, `images`, `instances`, `declared`, `stats`, `host` and
+    `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
         """`shared`: other daemons commit to the store, too."""
@@ -67,6 +69,8 @@ class ControlPlane:
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks)
         admission = Admission(context, self.tenants, self.networks, self.images, ports)
         self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks)
+        verbs = Verbs(self.tenants, self.identities, self.networks, self.instances)
+        self.declared = Declared(context, verbs, self.identity_cache, self.tasks)
         self.stats = Stats(context, self.managed, self.tenants, self.instances.find)
         self.events = Events(context)
         self.host = Host(self.instance_controller, self.network_controller, self.tasks)

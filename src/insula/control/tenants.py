@@ -20,12 +20,24 @@ import msgspec
 
 from insula.control.allocation.quotas import check_covers, check_limits, limits_of, merge
 from insula.control.allocation.reservations import Reservation
-from insula.control.allocation.transaction import Proposal, allocate, guarded
+from insula.control.allocation.transaction import Proposal, allocate, guarded, retried
 from insula.control.context import Context
 from insula.control.identities.authority import no_tenant
 from insula.control.identities.cache import IdentityCache
 from insula.control.instances.specs import check_labels
-from insula.control.keys import BINDINGS, CERTIFICATES, IMAGES, INSTANCES, NETWORKS, PRINCIPALS, TENANTS, TOKENS, USAGE
+from insula.control.keys import (
+    BINDINGS,
+    CERTIFICATES,
+    IMAGES,
+    INSTANCES,
+    MEMBERS,
+    NETWORKS,
+    PRINCIPALS,
+    SETS,
+    TENANTS,
+    TOKENS,
+    USAGE,
+)
 from insula.control.networks.controller import NetworkController
 from insula.model.errors import Conflict, Denied, Failed, InsulaError
 from insula.model.objects import IDS_PER_TENANT, Limits, Tenant
@@ -107,6 +119,17 @@ class Tenants:
         self.context.problems.solved(_record(name))
         return await self.get(name)
 
+    async def relabel(self, name: str, labels: dict[str, str]) -> None:
+        """Replace the labels of a tenant. Invalid, NotFound."""
+        check_labels(labels)
+
+        async def attempt() -> None:
+            found = await self.find(name)
+            put = TENANTS.put(msgspec.structs.replace(found.value, labels=labels), name)
+            await self.context.store.transact([TENANTS.unchanged(found, name)], [put])
+
+        await retried(attempt)
+
     async def _set_limits(self, name: str, limits: Limits, *, undo: bool = False) -> None:
         async def attempt(guard: Found[Usage]) -> None:
             found = await self.find(name)
@@ -137,12 +160,12 @@ class Tenants:
     async def remove(self, name: str) -> None:
         """Remove a tenant. Conflict while it has instances, networks or own images; Denied for the default one."""
         found = await self.check_removable(name)
-        tenant = found.value
+        tenant, store = found.value, self.context.store
 
         async def attempt(guard: Found[Usage]) -> None:
             await self._refuse_if_used(name)
             rights = await self._rights(name)
-            revision = await self.context.store.transact(
+            revision = await store.transact(
                 [TENANTS.unchanged(found, name), USAGE.unchanged(guard, name)],
                 [TENANTS.delete(name), USAGE.delete(name), *rights, *(each.delete() for each in _reservations(tenant))],
             )
@@ -173,14 +196,15 @@ class Tenants:
 
     async def _rights(self, name: str) -> Sequence[Delete]:
         """The deletions of bindings, service accounts and their tokens that go with this tenant, so that they give no
-        rights in a later tenant of its name."""
+        rights in a later tenant of its name; and of its sets of declared state."""
         store = self.context.store
         accounts = (await store.list(PRINCIPALS.prefix(name))).entries
         bindings = (await store.list(BINDINGS.prefix(name))).entries
         ids = {PRINCIPALS.decode(entry).id for entry in accounts}
         tokens = [TOKENS.delete(token.id) for token in self.cache.tokens() if token.principal in ids]
         tokens += [CERTIFICATES.delete(each.serial) for each in self.cache.certificates() if each.principal in ids]
-        return [*(Delete(entry.key) for entry in [*accounts, *bindings]), *tokens]
+        sets = [entry for each in (SETS, MEMBERS) for entry in (await store.list(each.prefix(name))).entries]
+        return [*(Delete(entry.key) for entry in [*accounts, *bindings, *sets]), *tokens]
 
     async def _erase(self, tenant: Tenant) -> None:
         """Remove a tenant from the store after its creation has failed."""

@@ -29,13 +29,22 @@ from insula.control.instances.io import InstanceIo
 from insula.control.instances.managed import ManagedInstance
 from insula.control.instances.renaming import rename
 from insula.control.instances.sharing import pid_owner
-from insula.control.instances.specs import cli_command, stop_signal
+from insula.control.instances.specs import check, cli_command, stop_signal
 from insula.control.instances.statuses import error_of
 from insula.control.keys import INSTANCES, STATUS
 from insula.control.tasks import Tasks
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
-from insula.model.objects import ConsoleSize, Exit, Instance, InstanceSpec, InstanceStatus, Resources, Tenant
+from insula.model.objects import (
+    ConsoleSize,
+    Exit,
+    Instance,
+    InstanceSpec,
+    InstanceStatus,
+    Resources,
+    RestartPolicy,
+    Tenant,
+)
 from insula.model.units import check_label, parse_signal
 from insula.model.views import InstanceView, ResourcesPatch
 from insula.store.protocol import TransactionConflict
@@ -359,6 +368,27 @@ class Instances(InstanceIo):
             if taken_back := await self._commit(tenant, name, undo):
                 await self._converged(taken_back)
             raise
+
+    async def reconfigure(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        by: Authority,
+        labels: dict[str, str],
+        restart: RestartPolicy,
+        stop_timeout: float,
+    ) -> InstanceView:
+        """Change what is looked at only when it is needed, so that a running instance goes on. Invalid; Denied as for
+        a start, since its restart policy may start it."""
+
+        def wanted(known: Known) -> Changes | None:
+            before = known.instance.spec
+            spec = check(msgspec.structs.replace(before, labels=labels, restart=restart, stop_timeout=stop_timeout))
+            admit(by, tenant, spec)
+            return None if spec == before else {"spec": spec}
+
+        return await self._whole(self._make(tenant, name, wanted))
 
     async def wait(self, tenant: str, name: str) -> Exit:
         """Wait until PID 1 has ended, and return its exit; also for an instance that was removed when it ended."""

@@ -7,9 +7,11 @@ import contextlib
 import time
 from contextlib import AsyncExitStack
 
+import msgspec
+
 from insula.control.allocation.quotas import add, subtract
 from insula.control.allocation.reservations import Reservation
-from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, turn
+from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, retried, turn
 from insula.control.context import Context
 from insula.control.instances.specs import check_labels, cli_command
 from insula.control.keys import INSTANCES, NETWORKS, TENANTS, USAGE
@@ -85,8 +87,7 @@ class Networks:
         reserved = self.context.fabric.reserved
         parsed = parse_subnet(subnet, 4, reserved=reserved)
         parsed6 = parse_subnet(subnet6, 6, reserved=reserved) if subnet6 is not None else None
-        if not (MIN_MTU6 if parsed6 else MIN_MTU) <= mtu <= MAX_MTU:
-            raise Invalid(f"an MTU of {mtu} can't be used", f"use {MIN_MTU6 if parsed6 else MIN_MTU} to {MAX_MTU}")
+        check_mtu(mtu, has_ipv6=parsed6 is not None)
         owner = await self.tenants.find(tenant)
         network = await self._commit(owner, name, parsed, parsed6, mtu, labels)
         async with AsyncExitStack() as undo:
@@ -149,6 +150,17 @@ class Networks:
             if subnet6:
                 check_disjoint(subnet6, [(other.name, other.subnet6)])
 
+    async def relabel(self, tenant: str, name: str, labels: dict[str, str]) -> None:
+        """Replace the labels of a network. Invalid, NotFound."""
+        check_labels(labels)
+
+        async def attempt() -> None:
+            found = await self.find(tenant, name)
+            put = NETWORKS.put(msgspec.structs.replace(found.value, labels=labels), tenant, name)
+            await self.context.store.transact([NETWORKS.unchanged(found, tenant, name)], [put])
+
+        await retried(attempt)
+
     async def remove(self, tenant: str, name: str) -> None:
         """Remove a network. Conflict while instances use it; Denied for the default tenant's default network."""
         found = await self.find(tenant, name)
@@ -201,6 +213,13 @@ class Networks:
             errors = await self.controller.converged(network.tenant)
         if "leftovers" not in errors and "all" not in errors:
             self.context.allocators.release(_reservations(network))
+
+
+def check_mtu(mtu: int, *, has_ipv6: bool) -> None:
+    """Raise Invalid for an MTU that IPv4, or IPv6, can't use."""
+    least = MIN_MTU6 if has_ipv6 else MIN_MTU
+    if not least <= mtu <= MAX_MTU:
+        raise Invalid(f"an MTU of {mtu} can't be used", f"use {least} to {MAX_MTU}")
 
 
 def _reservations(network: Network) -> list[Reservation]:

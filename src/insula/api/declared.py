@@ -1,0 +1,125 @@
+"""Declared state: apply, diff and dump, in a tenant and (without one) on the host, and the schema of documents.
+
+The path's tenant is that of every document, so that a file never reaches further than its sender has asked for. On
+/v1/apply each document names its tenant itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+from litestar import Response, get, post
+from litestar.params import JSONBody
+from litestar.response import Stream
+
+from insula.api.audit import note
+from insula.api.parameters import Plane, Sender, TenantName
+from insula.api.streams import NDJSON, json_lines, primed
+from insula.control.identities.authority import Authority
+from insula.control.plane import ControlPlane
+from insula.model.declared import ApplySpec, DeclaredDump, DeclaredItem
+
+MAX_FILES = 8 << 20
+"""Bytes of a request: a megabyte of text, and what escapes JSON needs."""
+SCHEMA = "application/schema+json"
+_TAGS = ("declared",)
+
+
+@post(
+    "/tenants/{tenant:str}/apply",
+    tags=_TAGS,
+    request_max_body_size=MAX_FILES,
+    status_code=200,
+    summary="Make a tenant's objects as files declare them; JSON lines, one for each object",
+    permission="set.write",
+    sends=NDJSON,
+    line="DeclaredItem",
+    quota="streams",
+)
+async def apply(plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[ApplySpec]) -> Stream:
+    return await _applied(plane, sender, tenant, data)
+
+
+@post(
+    "/apply",
+    tags=_TAGS,
+    request_max_body_size=MAX_FILES,
+    status_code=200,
+    summary="The same for tenants, users, and all that tenants have; each document names its tenant",
+    permission="host.apply",
+    sends=NDJSON,
+    line="DeclaredItem",
+    quota="streams",
+)
+async def apply_on_host(plane: Plane, sender: Sender, data: JSONBody[ApplySpec]) -> Stream:
+    return await _applied(plane, sender, None, data)
+
+
+async def _applied(plane: ControlPlane, sender: Authority, tenant: str | None, data: ApplySpec) -> Stream:
+    note(name=data.set)
+    return json_lines(await primed(_noted(plane.declared.apply(sender, tenant, data))), sender)
+
+
+async def _noted(items: AsyncIterator[DeclaredItem]) -> AsyncIterator[DeclaredItem]:
+    """Pass items, and note what was changed for the audit log."""
+    changed = []
+    async for item in items:
+        if item.operation != "none" and item.state == "done":
+            changed.append(f"{item.operation} {item.kind}/{item.name}")
+            note(changed=", ".join(changed))
+        yield item
+
+
+@post(
+    "/tenants/{tenant:str}/diff",
+    tags=_TAGS,
+    request_max_body_size=MAX_FILES,
+    status_code=200,
+    summary="What `apply` would do in a tenant, with differences",
+    permission="set.read",
+)
+async def diff(plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[ApplySpec]) -> list[DeclaredItem]:
+    return await plane.declared.diff(sender, tenant, data)
+
+
+@post(
+    "/diff",
+    tags=_TAGS,
+    request_max_body_size=MAX_FILES,
+    status_code=200,
+    summary="The same for tenants, users, and all that tenants have",
+    permission="user.read",
+)
+async def diff_on_host(plane: Plane, sender: Sender, data: JSONBody[ApplySpec]) -> list[DeclaredItem]:
+    return await plane.declared.diff(sender, None, data)
+
+
+@get(
+    "/tenants/{tenant:str}/dump",
+    tags=_TAGS,
+    summary="A tenant's objects as documents, which `apply` takes",
+    permission="set.read",
+)
+async def dump(plane: Plane, tenant: TenantName, sender: Sender) -> DeclaredDump:
+    return await plane.declared.dump(sender, tenant)
+
+
+@get("/dump", tags=_TAGS, summary="Tenants, users, and all that tenants have, as documents", permission="user.read")
+async def dump_on_host(plane: Plane, sender: Sender) -> DeclaredDump:
+    return await plane.declared.dump(sender, None)
+
+
+@get(
+    "/schema",
+    tags=_TAGS,
+    summary="The JSON Schema of a document",
+    permission="self.read",
+    media_type=SCHEMA,
+    sends=SCHEMA,
+)
+async def schema(plane: Plane) -> Response[bytes]:
+    return Response(msgspec.json.encode(plane.declared.schema()), media_type=SCHEMA)
+
+
+DECLARED = (apply, apply_on_host, diff, diff_on_host, dump, dump_on_host, schema)

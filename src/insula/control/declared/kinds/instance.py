@@ -1,0 +1,155 @@
+"""Instance: limits, labels, restart policy, stop timeout and `wanted` are changed; everything else is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from insula.control.declared.kinds.base import (
+    AccessMode,
+    Current,
+    DeclaredDocument,
+    DeclaredKind,
+    ObjectReference,
+    Verbs,
+    fields_of,
+    form_of,
+)
+from insula.control.declared.merge import FieldPath, Form
+from insula.control.identities.admission import admit
+from insula.control.identities.authority import Authority
+from insula.control.instances.specs import check
+from insula.model.errors import NotFound
+from insula.model.objects import Healthcheck, InstanceSpec, RestartPolicy, Struct
+from insula.model.views import ResourcesPatch
+
+_ELSEWHERE = ("name", "labels")  # fields of InstanceSpec that are metadata of the document
+_CHANGED = ("restart", "stop_timeout")
+HIDDEN = "…"
+Wanted = Literal["running", "stopped"]
+
+DeclaredInstance = msgspec.defstruct(
+    "DeclaredInstance",
+    [*fields_of(InstanceSpec, *_ELSEWHERE), ("wanted", Wanted, "running")],
+    bases=(Struct,),
+    namespace={"__doc__": "The spec of an instance, and the state that it is wanted to be in."},
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
+
+
+class InstanceDocument(DeclaredDocument, kw_only=True, tag="Instance"):
+    spec: DeclaredInstance  # type: ignore[valid-type]
+
+
+class InstanceKind(DeclaredKind):
+    name = "Instance"
+    document = InstanceDocument
+    spec = DeclaredInstance
+    in_place: ClassVar[Sequence[FieldPath]] = [
+        ("labels",),
+        ("spec", "resources"),
+        ("spec", "wanted"),
+        *(("spec", name) for name in _CHANGED),
+    ]
+
+    # -- forms -----------------------------------------------------------------------------------------------------
+
+    def check(self, ref: ObjectReference, spec: Form, labels: dict[str, str]) -> Form:
+        self.decode(spec)
+        return {**_form(check(_spec(ref, spec, labels))), "wanted": spec.get("wanted", "running")}
+
+    def depends(self, ref: ObjectReference, form: Form) -> Iterable[ObjectReference]:
+        yield from super().depends(ref, form)
+        if network := form["spec"].get("network"):
+            yield ObjectReference("Network", ref.tenant, network)
+        if owner := (form["spec"].get("options") or {}).get("pid_of"):
+            yield ObjectReference("Instance", ref.tenant, owner)
+
+    def masked(self, form: Form, by: Authority, tenant: str | None, *, omit: bool = False) -> Form:
+        """Hide the values of environment variables from those who can't run a process in the instance, who could
+        otherwise guess them until nothing differs."""
+        if "env" not in form.get("spec", {}) or "instance.exec" in by.held(tenant):
+            return form
+        spec = {name: value for name, value in form["spec"].items() if name != "env"}
+        return {**form, "spec": spec if omit else {**spec, "env": dict.fromkeys(form["spec"]["env"], HIDDEN)}}
+
+    def permission(self, access: AccessMode, tenant: str | None) -> str:
+        return "instance.read" if access == "read" else "instance.write"
+
+    # -- verbs -------------------------------------------------------------------------------------------------------
+
+    async def names(self, verbs: Verbs, tenant: str | None) -> Sequence[str]:
+        views = await verbs.instances.list(tenant)
+        return sorted(view.instance.name for view in views if view.instance.wanted != "removed")
+
+    async def current(self, verbs: Verbs, ref: ObjectReference) -> Current | None:
+        assert ref.tenant is not None
+        try:
+            view = await verbs.instances.get(ref.tenant, ref.name)
+        except NotFound:
+            return None
+        instance = view.instance
+        if instance.wanted == "removed":
+            return None
+        wanted = "stopped" if instance.wanted == "stopped" else "running"
+        form = {"labels": instance.spec.labels, "spec": {**_form(instance.spec), "wanted": wanted}}
+        failed = view.status.state == "failed" and wanted == "running"
+        return Current(form, instance.id, "it has failed to start" if failed else None)
+
+    async def admit(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
+        assert ref.tenant is not None
+        by.check("instance.exec", ref.tenant)  # else the values of environment variables are hidden, and would be lost
+        spec = check(_spec(ref, form["spec"], form["labels"]))
+        admit(by, ref.tenant, spec)
+        await verbs.instances.admission.images.find(ref.tenant, spec.image)
+        if spec.network is not None:
+            await verbs.networks.find(ref.tenant, spec.network)
+
+    async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
+        assert ref.tenant is not None
+        spec = _spec(ref, form["spec"], form["labels"])
+        await verbs.instances.run(ref.tenant, spec, by=by, start=form["spec"]["wanted"] == "running")
+
+    async def update(self, verbs: Verbs, by: Authority, ref: ObjectReference, before: Form, after: Form) -> None:
+        assert ref.tenant is not None
+        old, new = before["spec"], after["spec"]
+        if before["labels"] != after["labels"] or any(old[name] != new[name] for name in _CHANGED):
+            await verbs.instances.reconfigure(
+                ref.tenant,
+                ref.name,
+                by=by,
+                labels=after["labels"],
+                restart=msgspec.convert(new["restart"], RestartPolicy),
+                stop_timeout=new["stop_timeout"],
+            )
+        resources = {name: value for name, value in new["resources"].items() if old["resources"][name] != value}
+        if resources:
+            await verbs.instances.update(ref.tenant, ref.name, msgspec.convert(resources, ResourcesPatch))
+        if new["wanted"] == "stopped":
+            await verbs.instances.stop(ref.tenant, ref.name)
+        elif old["wanted"] == "stopped" or await self._has_failed(verbs, ref):
+            await verbs.instances.start(ref.tenant, ref.name, by=by)
+
+    async def _has_failed(self, verbs: Verbs, ref: ObjectReference) -> bool:
+        current = await self.current(verbs, ref)
+        return current is not None and current.broken is not None
+
+    async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
+        assert ref.tenant is not None
+        await verbs.instances.remove(ref.tenant, ref.name, force=True)
+
+
+def _form(spec: InstanceSpec) -> Form:
+    form = form_of(spec, *_ELSEWHERE)
+    if spec.healthcheck == Healthcheck():
+        form["healthcheck"] = None
+    return form
+
+
+def _spec(ref: ObjectReference, spec: Form, labels: dict[str, str]) -> InstanceSpec:
+    fields: dict[str, Any] = {name: value for name, value in spec.items() if name != "wanted"}
+    return msgspec.convert({**fields, "name": ref.name, "labels": labels}, InstanceSpec)

@@ -1,0 +1,154 @@
+"""Declared state of the host: tenants, users and roles, by the operator; and daemons that are killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Cli
+from tests.support.daemon import Daemon
+from tests.system.tenancy.conftest import People
+from tests.system.tenancy.test_declared import apply, document, instance, network, results, start
+
+HOST = ("--host",)
+
+
+def of(tenant: str, found: dict[str, Any]) -> dict[str, Any]:
+    return {**found, "metadata": {**found["metadata"], "tenant": tenant}}
+
+
+@pytest.fixture
+def host(daemon: Daemon) -> Iterator[Cli]:
+    """The operator; what a test has applied is removed."""
+    yield daemon.cli
+    gone = daemon.cli.run("apply", "-f", "-", "--host", "--prune", "--allow-empty", "--yes")
+    assert gone.status == 0, gone
+
+
+WORLD = [
+    of("declared-a", instance("web", on="default")),
+    of("declared-a", document("Binding", "declared-ann", {"role": "member"})),
+    of("declared-a", network("default")),
+    of("declared-a", document("ServiceAccount", "ci", {})),
+    of("declared-a", document("Binding", "ci", {"role": "viewer", "subject": "service-account"})),
+    document("User", "declared-ann", {"uid": 4242}),
+    document("Tenant", "declared-a", {"limits": {"instances": 5}}, {"customer": "7"}),
+]
+
+
+def test_tenants_users_and_all_that_tenants_have_in_one_file(host: Cli) -> None:
+    made = apply(host, *WORLD, options=HOST)
+    assert made.status == 0 and set(results(made).values()) == {"created"} and len(results(made)) == len(WORLD), made
+    assert [line.split()[0] for line in made.out.splitlines()][:2] == ["Tenant", "User"]
+    again = apply(host, *WORLD, options=HOST)
+    assert again.status == 0 and set(results(again).values()) == {"unchanged"}, again
+    assert set(results(apply(host, host.ok("dump", "--host"), options=(*HOST, "--set", "all"), verb="diff"))) == {
+        # those that belong to the set `default`
+        *(f"{kind} {name}" for kind, name in zip(kinds(made.out), names(made.out), strict=True))
+    }
+    tenant = host.json("tenant", "show", "declared-a")["tenant"]
+    assert tenant["limits"]["instances"] == 5 and tenant["labels"] == {"customer": "7"}
+    users = {view["principal"]["name"]: view for view in host.json("user", "ls")}
+    assert users["declared-ann"]["principal"]["uid"] == 4242
+    assert users["declared-ann"]["bindings"][0]["role"] == "member"
+
+
+def kinds(text: str) -> list[str]:
+    return [line.split()[0] for line in text.splitlines()]
+
+
+def names(text: str) -> list[str]:
+    return [line.split()[1] for line in text.splitlines()]
+
+
+def test_limits_and_roles_are_changed_in_place(host: Cli) -> None:
+    apply(host, *WORLD, options=HOST).ok()
+    default = host.json("tenant", "show", "default")["tenant"]["limits"]["pids"]
+    other = [
+        document("Tenant", "declared-a", {"limits": {"pids": 77}}),
+        of("declared-a", document("Binding", "declared-ann", {"role": "admin"})),
+    ]
+    changed = apply(host, *other, options=HOST)
+    assert set(results(changed).values()) == {"changed"}, changed
+    tenant = host.json("tenant", "show", "declared-a")["tenant"]
+    assert tenant["limits"]["pids"] == 77 and tenant["labels"] == {}
+    assert tenant["limits"]["instances"] != 5, "not declared any more"
+    apply(host, document("Tenant", "declared-a", {}), options=HOST).ok()
+    assert host.json("tenant", "show", "declared-a")["tenant"]["limits"]["pids"] == default
+
+
+def test_tenants_are_pruned_only_with_a_word(host: Cli) -> None:
+    others = [document("User", f"declared-{n}", {}) for n in range(9)]
+    apply(host, document("Tenant", "declared-b", {}), *others, options=HOST).ok()
+    refused = apply(host, *others, options=(*HOST, "--prune"))
+    assert refused.status == 1 and "this removes tenants: Tenant/declared-b" in refused.err
+    assert results(apply(host, *others, options=(*HOST, "--prune", "--yes")))["Tenant declared-b"] == "removed"
+    assert "declared-b" not in {view["tenant"]["name"] for view in host.json("tenant", "ls")}
+
+
+def test_a_later_tenant_of_the_name_is_no_member(host: Cli) -> None:
+    apply(host, document("Tenant", "declared-c", {}), options=HOST).ok()
+    host.ok("tenant", "rm", "declared-c")
+    host.ok("tenant", "create", "declared-c")
+    try:
+        gone = host.run("apply", "-f", "-", "--host", "--prune", "--allow-empty", "--yes")
+        assert gone.status == 0 and "declared-c" not in gone.out
+        assert "declared-c" in {view["tenant"]["name"] for view in host.json("tenant", "ls")}
+        refused = apply(host, document("Tenant", "declared-c", {"limits": {"pids": 3}}), options=HOST)
+        assert "it was not made by this set" in refused.out
+    finally:
+        host.ok("tenant", "rm", "declared-c")
+
+
+def test_only_the_operator_applies_and_auditors_compare(host: Cli, people: People) -> None:
+    apply(host, *WORLD, options=HOST).ok()
+    auditor, admin = people.person("auditor"), people.person("admin", "declared-a")
+    for verb, person, permission in (
+        ("apply", auditor, "host.apply"),
+        ("apply", admin, "host.apply"),
+        ("diff", admin, "user.read"),
+    ):
+        refused = apply(person.cli, *WORLD, options=HOST, verb=verb)
+        assert refused.status in (1, 2) and permission in refused.err and refused.out == ""
+    assert "user.read" in admin.cli.fails("dump", "--host")
+    assert apply(auditor.cli, *WORLD, options=HOST, verb="diff").status == 0
+    assert "declared-ann" in auditor.cli.ok("dump", "--host")
+    assert "a Tenant is not in a tenant" in apply(admin.cli.of("declared-a"), WORLD[-1]).err
+
+
+def test_a_tenant_takes_its_sets_with_it(daemon: Daemon, host: Cli) -> None:
+    host.ok("tenant", "create", "declared-d")
+    own = host.of("declared-d")
+    apply(own, network("back", a="1"), options=("--set", "mine")).ok()
+    host.ok("tenant", "rm", "-f", "declared-d")
+    host.ok("tenant", "create", "declared-d")
+    try:
+        own.ok("network", "create", "back", "--subnet", "10.1.0.0/24", "-l", "a=2")
+        differs = apply(own, network("back", a="1"), options=("--set", "mine"))
+        assert differs.status == 1 and "it was not made by this set" in differs.out
+        own.run("apply", "-f", "-", "--set", "mine", "--prune", "--allow-empty", "--yes").ok()
+        assert [view["network"]["name"] for view in own.json("network", "ls")] == ["back"]
+    finally:
+        host.ok("tenant", "rm", "-f", "declared-d")
+
+
+def test_a_daemon_that_is_killed_after_any_object_loses_nothing(fresh: Daemon) -> None:
+    """The same apply again ends what was begun, and prunes what was made before the kill."""
+    world = [of("acme", network("back")), *(of("acme", instance(name)) for name in "ab")]
+    world.append(document("Tenant", "acme", {}))
+    for count in range(1, len(world) + 1):
+        process = start(fresh.cli, *world, options=HOST)
+        for _ in range(count):
+            assert json.loads(process.stdout.readline())["state"] == "done"
+        fresh.kill("insulad")
+        process.communicate(timeout=60)
+        fresh.start()
+        done = apply(fresh.cli, *world, options=HOST)
+        assert done.status == 0 and set(results(done).values()) <= {"unchanged", "created"}, done
+        assert apply(fresh.cli, *world, options=HOST, verb="diff").status == 0
+        gone = fresh.cli.run("apply", "-f", "-", "--host", "--prune", "--allow-empty", "--yes")
+        assert gone.status == 0 and len(results(gone)) == len(world), gone
+        assert [view["tenant"]["name"] for view in fresh.cli.json("tenant", "ls")] == ["default"]
