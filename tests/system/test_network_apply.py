@@ -41,6 +41,7 @@ def seen(cloud: Lab, tenant: str) -> Seen:
                     if entry.permanent and not int(entry.mac[:2] or "0", 16) & 1:  # groups are the kernel's affair
                         found[f"neighbour {entry.address} {entry.mac} of {links[entry.index].name}"] = entry
         listed = subprocess.run(["nft", "-a", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+        listed = re.sub(r"counter packets \d+ bytes \d+", "counter", listed)
         place, sets = "", re.compile(r"elements = \{(.*?)\}", re.S)
         for number, line in enumerate(sets.sub("", listed).splitlines()):
             place = line.strip() if line.strip().startswith("table") else place

@@ -152,6 +152,8 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "bridge macs": {("p7", MAC), ("p8", OTHER)},
             "bridge ipv4": {("p7", MAC, "10.0.0.2"), ("p8", OTHER, "10.0.0.3")},
             "bridge ipv6": {("p7", MAC, address) for address in own},
+            "bridge sent": {("p7",), ("p8",)},
+            "bridge received": {("p7",), ("p8",)},
             "inet bridges": {("br3",)},
             "inet same": {("br3", "br3")},
             "inet gateways4": {("br3", "10.0.0.1")},
@@ -205,7 +207,8 @@ def test_a_transaction_may_have_thousands_of_elements() -> None:
 
 
 def test_without_ipv6_there_is_nothing_of_it() -> None:
-    assert {name for name, of in rules.of_port(port(address6=None)).items() if of} == {"bridge macs", "bridge ipv4"}
+    found = {name for name, of in rules.of_port(port(address6=None)).items() if of}
+    assert found == {"bridge macs", "bridge ipv4", *rules.COUNTED}
     assert not rules.of_network(network(None))["inet gateways6"]
 
 

@@ -37,6 +37,7 @@ from insula.api.networks import NetworkRoutes
 from insula.api.openapi import Document
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
+from insula.api.usage import USAGE_ROUTES
 from insula.audit import AuditLog
 from insula.control.plane import ControlPlane
 
@@ -104,6 +105,7 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
                     HostRoutes,
                     *STATS,
                     *DECLARED,
+                    *USAGE_ROUTES,
                     list_all_instances,
                     run_attached,
                 ],

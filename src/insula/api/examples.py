@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from insula.api.images import BaseSpec, PullSpec, PushSpec, SaveSpec, TagSpec
+from insula.model.accounting import InstanceUsage, ReservedTotals, TenantUsage, UsedTotals
 from insula.model.declared import ApplySpec, DeclaredDump, DeclaredFile, DeclaredItem
 from insula.model.objects import (
     Exit,
@@ -103,6 +104,9 @@ _INSTANCE = Instance(
 )
 _STATUS = InstanceStatus(state="running", observed_generation=1, starts=1, pid=4711, start_time=815, started=_NOW)
 _PROCESS = ProcessView(pid=4711, inside=1, pids=[4711, 1], parent=0, uid=1 << 30, user=0, state="S", command="httpd -f")
+_USED = UsedTotals(
+    cpu=1_250_000_000, received=5140, received_packets=10, sent=5140, sent_packets=10, memory=3600.0 * _MIB
+)
 _PRINCIPAL = Principal(id="0123456789abcdef", name="ann", uid=1000, created=_NOW)
 _BINDING = BindingView(user="ann", kind="user", tenant="acme", role="member", created=_NOW)
 _TOKEN = f"insula_{'0123456789abcdef'}_{'A' * 43}_{'0' * 8}"
@@ -151,6 +155,15 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         device="i9",
         installed=None,
         rules=None,
+    ),
+    TenantUsage(
+        tenant="acme",
+        since=_NOW,
+        until=_NOW + 3600,
+        used=_USED,
+        other_cpu=7_000_000,
+        reserved=ReservedTotals(instances=3600.0, cpus=1800.0, memory=3600.0 * 64 * _MIB),
+        instances=[InstanceUsage(name="web", used=_USED)],
     ),
     StatsSample(time=_NOW, instances=[InstanceStats(tenant="acme", name="web", state="running", cpu=0.1)]),
     UserSpec(name="ann", uid=1000),

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from insula.control.identities.authority import Authority
+from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredDump, DeclaredItem
 from insula.model.objects import Exit, Image, Instance
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
@@ -52,6 +53,7 @@ FREE = (
     Started,
     StatsSample,
     InstanceStats,
+    TenantUsage,
     WhoAmI,
     PrincipalView,
     BindingView,

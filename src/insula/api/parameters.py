@@ -50,6 +50,10 @@ Revision = Annotated[int | None, QueryParameter(schema_extra={"minimum": 0, "max
 Since = Annotated[
     float | None, QueryParameter(schema_extra={"minimum": 0, "maximum": 1e11}, description="seconds since the epoch")
 ]
+Past = Annotated[
+    float | None,
+    QueryParameter(ge=0, le=1e11, schema_extra={"minimum": 0}, description="seconds since the epoch"),
+]
 Tail = Annotated[
     int | None,
     QueryParameter(ge=0, schema_extra={"minimum": 0, "maximum": rules.MAX_BYTES}, description="only the last lines"),

@@ -39,6 +39,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "export": ("export", "write an instance's root file system into a tar"),
     "inspect": ("inspect", "everything about an object, as JSON"),
     "stats": ("stats", "usage of instances: processor, memory, network, disk, and waiting times"),
+    "usage": ("usage", "what tenants have used and reserved over time"),
     "top": ("top", "the processes of an instance, inside and on the host"),
     "explain": ("explain", "what makes an instance isolated"),
     "whois": ("whois", "the instance and tenant of a process on the host"),

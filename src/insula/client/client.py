@@ -123,6 +123,15 @@ class TenantsResource(Resource):
     def get(self, name: str) -> Object:
         return self.client.call("GET", "tenants", name)  # type: ignore[no-any-return]
 
+    def usage(self, name: str, since: float | None = None) -> Object:
+        """Return what a tenant has used and reserved since a time (seconds since the epoch), or since it was created;
+        with its instances, each since it was created."""
+        return self.client.call("GET", "tenants", name, "usage", query={"since": since})  # type: ignore[no-any-return]
+
+    def usage_of_all(self, since: float | None = None) -> Objects:
+        """Return the same of all tenants that one may see, without their instances."""
+        return self.client.call("GET", "usage", query={"since": since})  # type: ignore[no-any-return]
+
     def update(self, name: str, **limits: float | int | None) -> Object:
         """Change the given `limits`, as in `create`; None is no limit."""
         return self.client.call("PATCH", "tenants", name, body=limits)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ import asyncio
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -24,7 +24,14 @@ from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
 
 class Host:
-    def __init__(self, instances: InstanceController, networks: NetworkController, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        instances: InstanceController,
+        networks: NetworkController,
+        tasks: Tasks,
+        settle: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`settle` stores what instances have used, before their control groups are removed."""
         self.context = instances.context
         self.instances = instances
         self.networks = networks
@@ -33,6 +40,7 @@ class Host:
         self.uncharged = Uncharged(settings.run / "uncharged", enabled=settings.ebpf_budgets)
         self.verifier = Verifier(self.context, self.managed, tasks)
         self.started = time.time()
+        self._settle = settle
 
     async def status(self) -> HostStatus:
         store = self.context.store
@@ -87,6 +95,7 @@ class Host:
         self.context.going_down.set()
         await self.networks.stop()
         await self.instances.stop_all()
+        await self._settle()
         try:
             for driver in self.context.drivers.values():
                 await driver.take_down()

@@ -12,6 +12,7 @@
 /identities/bindings/TENANT/ID      Binding of the principal with that ID; TENANT is "_" for the host
 /identities/tokens/ID               Token
 /identities/certificates/SERIAL     Certificate
+/accounting/…                       see accounting/
 /declared/sets/TENANT/SET           ApplySet; TENANT is "_" for those of the host
 /declared/members/TENANT/KIND/NAME  SetMember: an object that belongs to a set; TENANT is its own, or "_"
 """
@@ -19,6 +20,7 @@
 from __future__ import annotations
 
 from insula.model import upgrades
+from insula.model.accounting import Account, Checkpoint, History, Ledger, UsageMeter
 from insula.model.declared import ApplySet, SetMember
 from insula.model.objects import Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.principals import Binding, Certificate, Principal, Token
@@ -40,6 +42,11 @@ BINDINGS = Keyspace("/identities/bindings", Binding, 2)
 TOKENS = Keyspace("/identities/tokens", Token, 1)
 CERTIFICATES = Keyspace("/identities/certificates", Certificate, 1)
 
+ACCOUNTS = Keyspace("/accounting/instances", Account, 2)
+LEDGERS = Keyspace("/accounting/ledgers", Ledger, 1)
+GROUPS = Keyspace("/accounting/groups", UsageMeter, 2)
+HISTORIES = Keyspace("/accounting/history", History, 2)
+CHECKPOINTS = Keyspace("/accounting/checkpoints", Checkpoint, 1)
 SETS = Keyspace("/declared/sets", ApplySet, 2)
 MEMBERS = Keyspace("/declared/members", SetMember, 3)
 

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from itertools import count
 
+from insula.control.accounting.accounts import Accounts
+from insula.control.accounting.usage import Accounting
 from insula.control.allocation.recount import migrate, repair_all
 from insula.control.allocation.reservations import Allocators
 from insula.control.context import Context
@@ -50,8 +52,8 @@ _REMOVALS = 8  # instances that are removed at a time
 
 
 class ControlPlane:
-    """The verbs are `tenants`, `identities`, `networks`, `images`, `instances`, `declared`, `stats`, `host` and
-    `events`; see their classes."""
+    """The verbs are `tenants`, `identities`, `networks`, `images`, `instances`, `declared`, `stats`, `accounting`,
+    `host` and `events`; see their classes."""
 
     def __init__(self, context: Context, *, shared: bool) -> None:
         """`shared`: other daemons commit to the store, too."""
@@ -62,18 +64,20 @@ class ControlPlane:
         self.network_controller = NetworkController(context, intents, self.tasks)
         ports = Ports(context, self.network_controller)
         self.identity_cache = IdentityCache(context)
-        self.tenants = Tenants(context, self.network_controller, self.identity_cache)
+        accounts = Accounts(context, self.managed)
+        self.tenants = Tenants(context, self.network_controller, self.identity_cache, accounts)
+        self.accounting = Accounting(context, self.managed, accounts, self.tenants)
         self.identities = Identities(context, self.tenants, self.identity_cache)
         self.networks = Networks(context, self.tenants, self.network_controller, ports)
         self.images = Images(context, self.tenants)
-        self.instance_controller = InstanceController(context, self.managed, ports, self.tasks)
-        admission = Admission(context, self.tenants, self.networks, self.images, ports)
+        self.instance_controller = InstanceController(context, self.managed, ports, self.tasks, accounts)
+        admission = Admission(context, self.tenants, self.networks, self.images, ports, accounts)
         self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks)
         verbs = Verbs(self.tenants, self.identities, self.networks, self.instances)
         self.declared = Declared(context, verbs, self.identity_cache, self.tasks)
         self.stats = Stats(context, self.managed, self.tenants, self.instances.find)
         self.events = Events(context)
-        self.host = Host(self.instance_controller, self.network_controller, self.tasks)
+        self.host = Host(self.instance_controller, self.network_controller, self.tasks, self.accounting.close)
         self._loaded: Loaded | None = None
         self._closing = AsyncExitStack()
 
@@ -100,6 +104,7 @@ class ControlPlane:
             plane = cls(context, shared=shared)
             undo.push_async_callback(plane.tasks.close)
             undo.push_async_callback(plane.instance_controller.close)
+            undo.push_async_callback(plane.accounting.close)
             await context.problems.guard("damaged records of tenants", plane.tenants.rebuild_damaged())
             await context.problems.guard("content of images", plane.images.complete())
             await context.problems.guard("usage of tenants", migrate(store))
@@ -113,6 +118,7 @@ class ControlPlane:
     async def _load(self) -> None:
         self._loaded = await load(self.context, self.instance_controller)
         self.context.preparing.update({tenant.name: asyncio.Event() for tenant in self._loaded.tenants})
+        await self.accounting.accounts.load()
         self.network_controller.know(self._loaded.tenants)
         if not self.context.unreadable:
             await self.network_controller.sweep(self._loaded.tenants)
@@ -121,6 +127,7 @@ class ControlPlane:
         """Begin to reconcile, beside requests. It never ends; the first pass may take long."""
         self.host.uncharged.begin()
         self.tasks.spawn(self._reconcile())
+        self.tasks.spawn(self.accounting.run())
 
     async def ensure(self) -> None:
         """Make sure that the default tenant, its default network and the built-in image exist. A failure is recorded as

@@ -18,6 +18,8 @@ from contextlib import AsyncExitStack
 
 import msgspec
 
+from insula.control.accounting.accounts import Accounts
+from insula.control.accounting.ledger import first_ledger
 from insula.control.allocation.quotas import check_covers, check_limits, limits_of, merge
 from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guarded, retried
@@ -30,6 +32,7 @@ from insula.control.keys import (
     CERTIFICATES,
     IMAGES,
     INSTANCES,
+    LEDGERS,
     MEMBERS,
     NETWORKS,
     PRINCIPALS,
@@ -57,10 +60,13 @@ _INDEX = "tenant-index"
 
 
 class Tenants:
-    def __init__(self, context: Context, controller: NetworkController, cache: IdentityCache) -> None:
+    def __init__(
+        self, context: Context, controller: NetworkController, cache: IdentityCache, accounts: Accounts
+    ) -> None:
         self.context = context
         self.controller = controller
         self.cache = cache
+        self.accounts = accounts
         self._updating = asyncio.Lock()
 
     async def find(self, name: str) -> Found[Tenant]:
@@ -146,7 +152,7 @@ class Tenants:
         async def propose() -> Proposal[Tenant]:
             index = await self.context.allocators.of(_INDEX).lowest(0, MAX_TENANTS, "places for tenants")
             tenant = _tenant(name, index, limits, labels, time.time())
-            writes = [TENANTS.put(tenant, name), USAGE.put(Usage(), name)]
+            writes = [TENANTS.put(tenant, name), USAGE.put(Usage(), name), first_ledger(name)]
             return Proposal(tenant, _reservations(tenant), [TENANTS.absent(name)], writes)
 
         def refuse(key: str, _: Tenant) -> None:
@@ -165,10 +171,11 @@ class Tenants:
         async def attempt(guard: Found[Usage]) -> None:
             await self._refuse_if_used(name)
             rights = await self._rights(name)
-            revision = await store.transact(
-                [TENANTS.unchanged(found, name), USAGE.unchanged(guard, name)],
-                [TENANTS.delete(name), USAGE.delete(name), *rights, *(each.delete() for each in _reservations(tenant))],
-            )
+            own = [TENANTS.delete(name), USAGE.delete(name), *(each.delete() for each in _reservations(tenant))]
+            async with self.accounts.removing(name) as accounts:
+                revision = await store.transact(
+                    [TENANTS.unchanged(found, name), USAGE.unchanged(guard, name)], [*own, *rights, *accounts]
+                )
             self.cache.take(rights, revision)
 
         try:
@@ -208,8 +215,8 @@ class Tenants:
 
     async def _erase(self, tenant: Tenant) -> None:
         """Remove a tenant from the store after its creation has failed."""
-        own = _reservations(tenant)
-        deletes = [TENANTS.delete(tenant.name), USAGE.delete(tenant.name), *(each.delete() for each in own)]
+        own = [TENANTS.delete(tenant.name), USAGE.delete(tenant.name), LEDGERS.delete(tenant.name)]
+        deletes = [*own, *(each.delete() for each in _reservations(tenant))]
         await self.context.store.transact([], deletes)
         await self._removed(tenant)
 

@@ -46,6 +46,7 @@ TABLE = (
     _permission("tenant.limits", "host", "operator", "change a tenant's limits"),
     _permission("host.apply", "host", "operator", "apply declared state of tenants, users, and all that tenants have"),
     _permission("tenant.read", "tenant", _ALL, "see the tenant, its limits and usage"),
+    _permission("usage.read", "tenant", _ALL, "see what the tenant has used and reserved over time"),
     _permission("binding.read", "tenant", "operator auditor admin", "see the roles in the tenant"),
     _permission("binding.write", "tenant", "operator admin", "bind others to roles that one holds, and unbind them"),
     _permission("service-account.read", "tenant", "operator auditor admin", "see the tenant's service accounts"),

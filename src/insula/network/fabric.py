@@ -90,6 +90,21 @@ class Installed(Struct, kw_only=True):
     drift: list[str]
 
 
+class TrafficCounter(NamedTuple):
+    """Bytes and packets since the counter was made; another counter has another incarnation."""
+
+    incarnation: str
+    bytes: int
+    packets: int
+
+
+class Traffic(NamedTuple):
+    """The traffic of one port, from the instance's point of view."""
+
+    received: TrafficCounter
+    sent: TrafficCounter
+
+
 # -- probe points -----------------------------------------------------------------------------------------------
 
 
@@ -177,8 +192,12 @@ class Fabric(Protocol):
     def installed(self, tenant: Tenant) -> Installed:
         """Read the installed state of a tenant from the kernel."""
 
-    def traffic(self, tenant: Tenant, ports: Iterable[Port]) -> dict[int, tuple[int, int]]:
-        """Return the bytes that each instance has received and sent through its port, by the port's index."""
+    def traffic(self, tenant: Tenant, ports: Sequence[Port]) -> dict[int, Traffic]:
+        """Return the packets that each instance has received and sent through its port, by the port's index.
+
+        Counted are IP packets from layer 3 on, which the fabric's rules let through. The counters live from `plug` to
+        `unplug`, also if the instance and its device are gone before that. A port that isn't plugged is left out.
+        """
 
     def probe_points(self, tenant: Tenant, networks: Sequence[Network], ports: Sequence[Port]) -> ProbePoints:
         """Return the tenant's probe points. `networks` are all of the tenant's, `ports` those to probe."""

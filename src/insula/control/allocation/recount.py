@@ -12,6 +12,7 @@ import logging
 
 import msgspec
 
+from insula.control.accounting.ledger import ledger_with
 from insula.control.allocation.quotas import OF_INSTANCES, of_images, of_instance, total
 from insula.control.allocation.transaction import retried, turn
 from insula.control.keys import CERTIFICATES, IMAGES, INSTANCES, NETWORKS, PRINCIPALS, TENANTS, TOKENS, USAGE
@@ -75,7 +76,8 @@ async def repair(store: Store, tenant: str) -> Usage | None:
         usage = await recount(store, tenant, before)
         if before == usage:
             return None
-        await store.transact([Compare(entry.key, entry.revision)], [USAGE.put(usage, tenant)])
+        writes = [USAGE.put(usage, tenant), await ledger_with(store, tenant, usage)]
+        await store.transact([Compare(entry.key, entry.revision)], writes)
         return before or Usage()
 
     async with turn(store, tenant):

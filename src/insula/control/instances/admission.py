@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from insula.control.accounting.accounts import Accounts
+from insula.control.accounting.ledger import ledger_with
 from insula.control.allocation.quotas import add, change, exchange, of_instance, subtract
 from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, turn
 from insula.control.context import Context
@@ -19,7 +21,7 @@ from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.images import Images
 from insula.control.instances.specs import check, make_name
-from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS, USAGE
+from insula.control.keys import ACCOUNTS, EVENTS, IMAGES, INSTANCES, NETWORKS, SHARED, STATUS, TENANTS, USAGE
 from insula.control.networks.ports import Ports, port_reservations
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
@@ -39,12 +41,21 @@ class Admitted(NamedTuple):
 
 
 class Admission:
-    def __init__(self, context: Context, tenants: Tenants, networks: Networks, images: Images, ports: Ports) -> None:
+    def __init__(
+        self,
+        context: Context,
+        tenants: Tenants,
+        networks: Networks,
+        images: Images,
+        ports: Ports,
+        accounts: Accounts,
+    ) -> None:
         self.context = context
         self.tenants = tenants
         self.networks = networks
         self.images = images
         self.ports = ports
+        self.accounts = accounts
 
     async def admit(
         self, by: Authority, tenant: str, spec: InstanceSpec, *, start: bool, admitting: set[str]
@@ -88,6 +99,7 @@ class Admission:
     ) -> Found[Instance]:
         store, tenant, spec = self.context.store, draft.tenant, draft.spec
         names = chain([draft.name], (make_name(spec.image) for _ in count()))
+        account = self.accounts.baseline(self.context.driver_for(spec), tenant, draft.id)
 
         async def propose() -> Proposal[Instance]:
             usage = await guard(store, tenant)
@@ -104,13 +116,21 @@ class Admission:
                 IMAGES.unchanged(image, image.value.tenant or SHARED, image.value.name),
                 *([NETWORKS.unchanged(network, tenant, network.value.name)] if network else []),
             ]
-            writes = [INSTANCES.put(instance, tenant, name), USAGE.put(rest, tenant)]
+            writes = [
+                INSTANCES.put(instance, tenant, name),
+                USAGE.put(rest, tenant),
+                await ledger_with(store, tenant, rest),
+                *([ACCOUNTS.put(account, tenant, draft.id)] if account else []),
+            ]
             return Proposal(instance, port_reservations(port) if port else [], compares, writes)
 
         def refuse(key: str, instance: Instance) -> None:
             _explain(key, instance, named=bool(spec.name))
 
-        return await allocate(store, self.context.allocators, propose, refuse)
+        made = await allocate(store, self.context.allocators, propose, refuse)
+        if account:
+            self.accounts.begin(tenant, draft.id, account)
+        return made
 
 
 def _explain(key: str, instance: Instance, *, named: bool) -> None:
@@ -156,15 +176,20 @@ async def resize(
                 Compare(INSTANCES.key(tenant, name), revision),
                 TENANTS.unchanged(owner, tenant),
             ],
-            [INSTANCES.put(after, tenant, name), USAGE.put(usage, tenant)],
+            [
+                INSTANCES.put(after, tenant, name),
+                USAGE.put(usage, tenant),
+                await ledger_with(context.store, tenant, usage),
+            ],
         )
         return Found(after, changed)
 
     return await guarded(context.store, tenant, attempt)
 
 
-async def delete_instance(context: Context, instance: Instance) -> None:
-    """Delete the instance from the store, with its status, its reservations and its part of the usage.
+async def delete_instance(context: Context, instance: Instance, accounts: Accounts) -> None:
+    """Delete the instance from the store, with its status, its reservations and its part of the usage. What it has used
+    is moved to the tenant's ledger.
 
     This is not durable. If a power failure undoes it, the instance is removed again: its removal is desired, which is
     durable, or its start is over, as the record in its directory says. So the directory may be removed only after
@@ -182,10 +207,13 @@ async def delete_instance(context: Context, instance: Instance) -> None:
                 STATUS.delete(tenant, name),
                 EVENTS.delete(tenant, name),
                 USAGE.put(usage, tenant),
+                ACCOUNTS.delete(tenant, instance.id),
+                await ledger_with(context.store, tenant, usage, used),
                 *(reservation.delete() for reservation in own),
             ],
             durable=False,
         )
 
-    await guarded(context.store, tenant, attempt)
+    async with accounts.closing(tenant, instance.id) as used:
+        await guarded(context.store, tenant, attempt)
     context.allocators.release(own)

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from insula.control.accounting.accounts import Accounts
 from insula.control.context import Context, going_down
 from insula.control.instances.decide import DONE, Action, decide
 from insula.control.instances.drivers.base import Observed, Running
@@ -48,13 +49,15 @@ _AT_ONCE = 16  # instances that the periodic pass or `stop_all` handles at a tim
 class InstanceController:
     """The controller. `admitting` has the ids of instances whose first commit is under way; `create` adds them."""
 
-    def __init__(self, context: Context, managed: ManagedInstances, ports: Ports, tasks: Tasks) -> None:
+    def __init__(
+        self, context: Context, managed: ManagedInstances, ports: Ports, tasks: Tasks, accounts: Accounts
+    ) -> None:
         self.context = context
         self.managed = managed
         self.recorder = Recorder(context.store)
         self.statuses = Statuses(context.store, tasks)
         self.lifecycle = Lifecycle(
-            context, managed, ports, self.statuses, self.recorder, tasks, self.nudge, self._report_failure
+            context, managed, ports, self.statuses, self.recorder, accounts, tasks, self.nudge, self._report_failure
         )
         self.admitting: set[str] = set()
         self._tasks = tasks

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+from insula.control.accounting.ledger import ledger_with
 from insula.control.allocation.quotas import OF_INSTANCES, of_instance, subtract, total
 from insula.control.allocation.transaction import guarded
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.specs import cli_command
-from insula.control.keys import EVENTS, INSTANCES, STATUS, USAGE
+from insula.control.keys import ACCOUNTS, EVENTS, INSTANCES, STATUS, USAGE
 from insula.control.networks.ports import is_port_reservation
 from insula.model.errors import Conflict
 from insula.model.objects import ImageConfig, Instance, InstanceSpec, InstanceStatus, OverlayRoot, Tenant
@@ -71,11 +72,15 @@ class Damaged:
                 *(Delete(each.key) for each in reserved),
                 *(kind.delete(tenant, name) for kind in (INSTANCES, STATUS, EVENTS)),
                 USAGE.put(usage, tenant),
+                await ledger_with(store, tenant, usage, used),
+                *([ACCOUNTS.delete(tenant, instance)] if instance else []),
             ]
             compares = [Compare(USAGE.key(tenant), guard.revision), Compare(entry.key, entry.revision)]
             await store.transact(compares, writes)
 
-        await guarded(store, tenant, attempt)
+        instance = id_of(entry)
+        async with self.lifecycle.accounts.closing(tenant, instance or "") as used:
+            await guarded(store, tenant, attempt)
         for kind in {each.key.rpartition("/")[0].removeprefix("/claims/") for each in reserved}:
             self.context.allocators.of(kind).invalidate()
 

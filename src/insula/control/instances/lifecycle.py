@@ -16,6 +16,7 @@ from signal import SIGKILL
 
 import msgspec
 
+from insula.control.accounting.accounts import Accounts
 from insula.control.context import Context
 from insula.control.instances.admission import delete_instance
 from insula.control.instances.drivers.base import CreateOptions, Driver, Observed, Running
@@ -52,6 +53,7 @@ class Lifecycle:
         ports: Ports,
         statuses: Statuses,
         recorder: Recorder,
+        accounts: Accounts,
         tasks: Tasks,
         nudge: Callable[[ManagedInstance], None],
         report_failure: Callable[[ManagedInstance, Exception], None],
@@ -62,6 +64,7 @@ class Lifecycle:
         self.statuses = statuses
         self.health = HealthChecks(context.driver, recorder, tasks.spawn)
         self.memory = OomRecorder(recorder)
+        self.accounts = accounts
         self.boot = boot_id()
         self._tasks = tasks
         self._nudge = nudge
@@ -388,8 +391,9 @@ class Lifecycle:
             raise Failed(f"its remains can't be removed: {error}", "it is tried again") from error
 
     async def _discard(self, managed: ManagedInstance) -> None:
-        """Kill its processes, and remove its container, port and name."""
+        """Kill its processes, store what they have used, and remove its container, port and name."""
         instance = managed.instance
+        await self.accounts.settle(managed)
         await together(self.driver(managed).discard(instance), self.ports.unplug(managed.tenant, instance))
         managed.hold = "tidy"
         record = managed.observed.record if managed.observed else None
@@ -401,7 +405,7 @@ class Lifecycle:
         managed.gone = True  # from now on no status is stored
         try:
             await self.statuses.saved(managed)
-            await delete_instance(self.context, managed.instance)
+            await delete_instance(self.context, managed.instance, self.accounts)
         except BaseException:
             managed.gone = False
             raise

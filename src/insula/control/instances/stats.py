@@ -1,6 +1,6 @@
 """`insula stats`: resource usage of instances, measured only while a client asks for it.
 
-The counters are the kernel's: of the control group, and of the host's end of the port. CPU usage takes two readings of
+The counters are the kernel's: of the control group, and of the rules at the port. CPU usage takes two readings of
 a counter; so a series begins with one that is not shown, and a single sample takes `FIRST` seconds. Files are read in
 a worker thread, and only for the instances that were asked for.
 """
@@ -25,13 +25,15 @@ from insula.control.tenants import Tenants
 from insula.model.errors import InsulaError
 from insula.model.objects import Instance, Limits, Port
 from insula.model.views import InstanceStats, StatsSample
+from insula.network.fabric import Traffic
 
 FIRST: Final = 0.5
 """Seconds before the first sample."""
 
 Counters = dict[str, dict[str, Any]]
 """The results of `Driver.stats`, by the instance's id."""
-Traffic = dict[int, tuple[int, int]]
+PortTraffic = dict[int, Traffic]
+"""The results of `Fabric.traffic`, by the port's index, which is unique among all tenants."""
 
 
 class Stats:
@@ -104,8 +106,7 @@ class Stats:
             found.update(await self.context.surveys.do(asking, partial(driver.stats, instances)))
         return found
 
-    async def _traffic(self, manageds: Iterable[ManagedInstance]) -> Traffic:
-        """Byte and packet counters by the index of the port, which is unique among all tenants."""
+    async def _traffic(self, manageds: Iterable[ManagedInstance]) -> PortTraffic:
         ports: dict[str, list[Port]] = defaultdict(list)
         owners = {}
         for managed in manageds:
@@ -139,7 +140,7 @@ def _bytes(io: dict[str, dict[str, int]] | None, name: str) -> int | None:
 
 
 def _stats(
-    managed: ManagedInstance, counters: Counters, cpu: float | None, traffic: Traffic, limits: dict[str, Limits]
+    managed: ManagedInstance, counters: Counters, cpu: float | None, traffic: PortTraffic, limits: dict[str, Limits]
 ) -> InstanceStats:
     instance, found = managed.instance, counters.get(managed.instance.id)
     whole, own = limits.get(instance.tenant, Limits()), instance.spec.resources
@@ -153,7 +154,7 @@ def _stats(
     )
     if found is None:
         return shown
-    received, sent = traffic.get(instance.port.index, (None, None)) if instance.port else (None, None)
+    moved = traffic.get(instance.port.index) if instance.port else None
     io = found.get("io")
     return msgspec.structs.replace(
         shown,
@@ -162,8 +163,8 @@ def _stats(
         throttled=found.get("cpu", {}).get("throttled"),
         memory=found.get("memory", {}).get("working_set"),
         pids=found.get("pids", {}).get("current"),
-        received=received,
-        sent=sent,
+        received=moved and moved.received.bytes,
+        sent=moved and moved.sent.bytes,
         read=_bytes(io, "read_bytes"),
         written=_bytes(io, "write_bytes"),
         pressure={

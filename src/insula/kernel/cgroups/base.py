@@ -141,6 +141,10 @@ class Cgroup:
         """Return the usage; see stats.py."""
         raise NotImplementedError
 
+    def _cpu_time(self, at: int) -> int:
+        """Return the processor time, nanoseconds; `at` is the directory that has it. OSError."""
+        raise NotImplementedError
+
     def _freeze(self, deadline: float) -> None:
         """Stop the processes, and wait until all are frozen or until `deadline` (time.monotonic). OSError."""
         raise NotImplementedError
@@ -300,6 +304,25 @@ class Cgroup:
         if not found.get("pids") and not self.exists():
             raise FileNotFoundError(errno.ENOENT, "no such control group", self.path)
         return {key: value for key, value in found.items() if value}
+
+    def counters(self) -> tuple[int, int, int]:
+        """Return the group's inode number, processor time (nanoseconds) and memory in use (bytes).
+
+        The processor time includes processes and subgroups that are gone. The inode number tells whether it is the
+        same group as before: the kernel does not reuse it until it boots. FileNotFoundError if the group is gone.
+        """
+        at = os.open(self.directory("cpuacct") or "", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return os.fstat(at).st_ino, self._cpu_time(at), self._memory_usage()
+        finally:
+            os.close(at)
+
+    def empty(self, timeout: float = 5.0) -> None:
+        """Kill all processes in the group and below it, and wait until they are gone, or for `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.processes() and time.monotonic() < deadline:
+            self.kill()
+            time.sleep(0.002)
 
     def values(self) -> dict[str, str]:
         """Return limits and counters for people to read, by file name."""

@@ -33,6 +33,15 @@ def read(path: str) -> str | None:
         os.close(fd)
 
 
+def read_in(directory: int, name: str) -> str:
+    """Return the content of the file `name` of the group that `directory` is a descriptor of. OSError."""
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(fd, 65536).decode()
+    finally:
+        os.close(fd)
+
+
 def fields(path: str) -> dict[str, int]:
     """Parse a file of lines "name number" (cgroup-v2.rst, "flat keyed"); empty if there is no such file."""
     try:

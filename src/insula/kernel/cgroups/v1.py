@@ -173,6 +173,9 @@ class CgroupV1(Cgroup, version=1):
     def _memory_usage(self) -> int:
         return int(files.read(f"{self.directory('memory')}/memory.usage_in_bytes") or 0)
 
+    def _cpu_time(self, at: int) -> int:
+        return int(files.read_in(at, "cpuacct.usage"))
+
     def _usage(self) -> Stats:
         from insula.kernel.cgroups import stats  # as above
 

@@ -121,6 +121,10 @@ class CgroupV2(Cgroup, version=2):
     def _memory_usage(self) -> int:
         return int(files.read(f"{self._directory}/memory.current") or 0)
 
+    def _cpu_time(self, at: int) -> int:
+        numbers = dict(line.split() for line in files.read_in(at, "cpu.stat").splitlines())
+        return int(numbers["usage_usec"]) * 1000
+
     def _usage(self) -> Stats:
         from insula.kernel.cgroups import stats  # as above
 

@@ -15,7 +15,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from insula.kernel.netlink import attributes
 from insula.kernel.netlink.attributes import NESTED
@@ -34,6 +34,10 @@ FIRST_GENERATION: Final = 1
 """The generation of a network namespace whose rules were never changed."""
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _ELEMENT, _KEY, _VALUE = 1, 1, 1
+_USER_DATA, _EXPRESSION, _EXPRESSIONS = 6, 7, 11  # of an element
+_EXPRESSION_DATA = 2
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
+_COMMENT = 0  # NFTNL_UDATA_SET_ELEM_COMMENT of libnftnl
 _GENERATION, _SET_ID = 1, 10
 _APPEND: Final = 0x800
 _TOGETHER: Final = 512  # keys in one message: an attribute has at most 64 KiB
@@ -45,6 +49,14 @@ _RECORDED: Final = (
     (_GETCHAIN, _NEWCHAIN, {1, 3, 4, 5, 7}),  # names, hook, policy, type
     (_GETRULE, _NEWRULE, {1, 2, 4, 7}),  # names, expressions, user data
 )
+
+
+class ElementCounter(NamedTuple):
+    """The counter of a set's element: what has matched it since it was added. `comment` is that of the element."""
+
+    comment: str
+    bytes: int
+    packets: int
 
 
 class NftablesSocket(NetlinkSocket):
@@ -72,6 +84,26 @@ class NftablesSocket(NetlinkSocket):
             elements = (attributes.parse(element) for _, element in attributes.pairs(listed))
             found += (attributes.parse(element[_KEY])[_VALUE] for element in elements)
         return found
+
+    def counters(self, family: str, table: str, name: str) -> dict[bytes, ElementCounter]:
+        """Return the counters of a set's elements, by their keys; none if the set is missing. NetlinkError."""
+        try:
+            answers = self.dump(_GETSETELEM, _set(family, table, name))
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return {}
+            raise
+        return dict(pair for body in answers for pair in _counters(body))
+
+    def counter(self, family: str, table: str, name: str, key: bytes) -> ElementCounter | None:
+        """Return the counter of one element; None if it is missing. NetlinkError."""
+        try:
+            body = self.get(_GETSETELEM, _set(family, table, name) + _listed([key], ""))
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return dict(_counters(body)).get(key)
 
     def recorded(self) -> Sequence[Request]:
         """Return requests that make the namespace's tables in another one: sets, chains and rules, without elements."""
@@ -103,9 +135,9 @@ class NftablesSocket(NetlinkSocket):
                     return
 
 
-def add_elements(family: str, table: str, name: str, keys: Iterable[bytes]) -> Iterator[Request]:
-    """Yield requests that add elements to a set; those that it has are no error."""
-    return _elements(f"add elements to set {name}", _NEWSETELEM, CREATE, _set(family, table, name), keys)
+def add_elements(family: str, table: str, name: str, keys: Iterable[bytes], comment: str = "") -> Iterator[Request]:
+    """Yield requests that add elements to a set, with a comment; those that it has are no error, and stay."""
+    return _elements(f"add elements to set {name}", _NEWSETELEM, CREATE, _set(family, table, name), keys, comment)
 
 
 def delete_elements(family: str, table: str, name: str, keys: Iterable[bytes]) -> Iterator[Request]:
@@ -113,13 +145,35 @@ def delete_elements(family: str, table: str, name: str, keys: Iterable[bytes]) -
     return _elements(f"delete elements of set {name}", _DELSETELEM, 0, _set(family, table, name), keys)
 
 
-def _elements(what: str, type_: int, flags: int, head: bytes, keys: Iterable[bytes]) -> Iterator[Request]:
+def _elements(
+    what: str, type_: int, flags: int, head: bytes, keys: Iterable[bytes], comment: str = ""
+) -> Iterator[Request]:
     left = iter(keys)
     while some := list(islice(left, _TOGETHER)):
-        listed = attributes.nested(
-            *((_ELEMENT | NESTED, attributes.nested((_KEY | NESTED, attributes.nested((_VALUE, k))))) for k in some)
-        )
-        yield Request(what, type_, flags, head + attributes.attributes((_ELEMENTS | NESTED, listed)))
+        yield Request(what, type_, flags, head + _listed(some, comment))
+
+
+def _listed(keys: Iterable[bytes], comment: str) -> bytes:
+    """Return the attribute with elements that have these keys. The comment is encoded as nft(8) does."""
+    text = attributes.text(comment)
+    data = (_USER_DATA, bytes((_COMMENT, len(text))) + text) if comment else (_USER_DATA, None)
+    elements = (
+        (_ELEMENT | NESTED, attributes.nested((_KEY | NESTED, attributes.nested((_VALUE, key))), data)) for key in keys
+    )
+    return attributes.attributes((_ELEMENTS | NESTED, attributes.nested(*elements)))
+
+
+def _counters(body: bytes) -> Iterator[tuple[bytes, ElementCounter]]:
+    """Yield keys and counters of the elements in a reply, without those that have no counter."""
+    listed = attributes.parse(body[4:]).get(_ELEMENTS, b"")
+    for _, packed in attributes.pairs(listed):
+        element = attributes.parse(packed)
+        expression = element.get(_EXPRESSION) or attributes.parse(element.get(_EXPRESSIONS, b"")).get(1, b"")
+        counted = attributes.parse(attributes.parse(expression).get(_EXPRESSION_DATA, b""))
+        if _COUNTER_BYTES in counted and _COUNTER_PACKETS in counted:
+            comment = attributes.string(element.get(_USER_DATA, b"")[2:])
+            numbers = (int.from_bytes(counted[each], "big") for each in (_COUNTER_BYTES, _COUNTER_PACKETS))
+            yield attributes.parse(element[_KEY])[_VALUE], ElementCounter(comment, *numbers)
 
 
 def _set(family: str, table: str, name: str) -> bytes:

@@ -58,18 +58,6 @@ class Rtnl(NetlinkSocket):
             raise
         return int(struct.unpack_from("=i", found, 16)[0])
 
-    def byte_counters(self, index: int) -> tuple[int, int] | None:
-        """Return the bytes that a link has received and sent (RTM_GETSTATS); None if there is no such link."""
-        try:
-            body = self.get(rt.RTM_GETSTATS, rt.STATS.pack(0, index, 1 << (rt.IFLA_STATS_LINK_64 - 1)))
-        except NetlinkError as error:
-            if error.errno == errno.ENODEV:
-                return None
-            raise
-        counters = rtattr.parse(body[rt.STATS.size :])[rt.IFLA_STATS_LINK_64]  # struct rtnl_link_stats64
-        received, sent = struct.unpack_from("=QQ", counters, 16)
-        return received, sent
-
     def addresses(self) -> list[Address]:
         """Return all IPv4 and IPv6 addresses of the namespace."""
         return [rt.parse_address(body) for body in self.dump(rt.RTM_GETADDR, rt.ADDR.pack(0, 0, 0, 0, 0))]

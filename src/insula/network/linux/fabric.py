@@ -21,7 +21,7 @@ from insula.model.errors import InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.network import endpoints
 from insula.network.addresses import uplink_mac
-from insula.network.fabric import Installed, NetnsNic, Nic, ProbePoints, Router, Station, TapNic
+from insula.network.fabric import Installed, NetnsNic, Nic, ProbePoints, Router, Station, TapNic, Traffic
 from insula.network.intent import TenantIntent
 from insula.network.linux import calls, inside, namespaces, naming, readback, resolver, rules, sysctl
 from insula.network.linux.calls import Calls, about_host, about_tenant
@@ -328,12 +328,9 @@ class LinuxFabric:
         return found
 
     @about_tenant
-    def traffic(self, tenant: Tenant, ports: Iterable[Port]) -> dict[int, tuple[int, int]]:
-        """Return the counters of the host's end of each pair, which an instance can't reset or bypass."""
-        rtnl = self._tenant(tenant).rtnl
-        counted = ((port.index, rtnl.byte_counters(naming.port_index(port.index))) for port in ports)
-        # bytes that the instance sent were received by the host's end
-        return {index: (found[1], found[0]) for index, found in counted if found}
+    def traffic(self, tenant: Tenant, ports: Sequence[Port]) -> dict[int, Traffic]:
+        """Return the counters of set elements (rules.py), which an instance can't reset or bypass."""
+        return self._tenant(tenant).traffic(ports)
 
     @about_tenant
     def probe_points(self, tenant: Tenant, networks: Sequence[Network], ports: Sequence[Port]) -> ProbePoints:

@@ -47,7 +47,7 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
         *rule_drift(namespace.nft, namespace.naming.prefix, FAMILIES, rules.tenant_rules(namespace.naming.prefix)),
         *_uplink_drift(namespace, links, addresses, ipv6=ipv6),
         *_network_drift(networks, links, elements),
-        *_port_drift(ports, links, forwarding),
+        *_port_drift(ports, links, forwarding, elements),
         *_orphans(links, elements),
     ]
     return Installed(
@@ -128,7 +128,12 @@ def _network_drift(
                 yield f"{network.device} is missing in set {name}"
 
 
-def _port_drift(ports: list[InstalledPort], links: dict[int, Link], forwarding: list[Neighbour]) -> Iterator[str]:
+def _port_drift(
+    ports: list[InstalledPort],
+    links: dict[int, Link],
+    forwarding: list[Neighbour],
+    elements: dict[str, set[tuple[str, ...]]],
+) -> Iterator[str]:
     for port in ports:
         link = links.get(naming.port_index(port.index))
         if link is None:
@@ -142,6 +147,8 @@ def _port_drift(ports: list[InstalledPort], links: dict[int, Link], forwarding: 
             yield f"device {port.device} learns addresses or is flooded"
         if len(port.macs) != 1 or not port.addresses:
             yield f"device {port.device} has no rule elements"
+        if any((port.device,) not in elements.get(name, ()) for name in rules.COUNTED):
+            yield f"packets of device {port.device} are not counted"
         written = {entry.mac for entry in forwarding if entry.index == link.index and entry.permanent}
         for mac in port.macs:
             if mac not in written:
@@ -149,9 +156,11 @@ def _port_drift(ports: list[InstalledPort], links: dict[int, Link], forwarding: 
 
 
 def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> Iterator[str]:
-    """Return unknown devices, and devices that set elements allow although they don't exist."""
+    """Return unknown devices, and devices that set elements allow although they don't exist. A counter may outlive its
+    device until it was read."""
     names = {link.name for link in links.values()}
-    for device in sorted({element[0] for some in elements.values() for element in some} - names):
+    allowed = {each[0] for name, some in elements.items() if name not in rules.COUNTED for each in some}
+    for device in sorted(allowed - names):
         yield f"rule elements of {device}, which does not exist"
     for link in links.values():
         if link.name not in ("lo", naming.UPLINK) and all(

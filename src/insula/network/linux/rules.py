@@ -16,6 +16,7 @@ with it the address of another tenant's instance.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from ipaddress import IPv6Address
@@ -53,6 +54,8 @@ table bridge {table} {{
     set ipv4 {{ typeof iifname . ether saddr . ip saddr; }}
     set ipv6 {{ typeof iifname . ether saddr . ip6 saddr; }}
     set ndp {{ typeof iifname . ether saddr . @th,64,128; }}
+    set sent {{ typeof iifname; counter; }}
+    set received {{ typeof oifname; counter; }}
 
     chain prerouting {{
         type filter hook prerouting priority -200; policy drop;
@@ -71,7 +74,7 @@ table bridge {table} {{
     chain from_ipv4 {{
         udp sport 67 drop comment "DHCP server"
         ip protocol igmp drop
-        iifname . ether saddr . ip saddr @ipv4 accept
+        iifname . ether saddr . ip saddr @ipv4 goto counted
         drop
     }}
     chain from_ipv6 {{
@@ -90,9 +93,17 @@ table bridge {table} {{
         icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report }} drop
         udp sport 547 drop comment "DHCPv6 server"
         icmpv6 type nd-neighbor-advert iifname . ether saddr . @th,64,128 != @ndp drop
-        iifname . ether saddr . ip6 saddr @ipv6 accept
-        ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . ether saddr . @th,64,128 @ndp accept comment "DAD"
+        iifname . ether saddr . ip6 saddr @ipv6 goto counted
+        ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . ether saddr . @th,64,128 @ndp goto counted comment "DAD"
         drop
+    }}
+    chain counted {{
+        iifname @sent accept
+        accept
+    }}
+    chain postrouting {{
+        type filter hook postrouting priority 0; policy accept;
+        ether type {{ ip, ip6 }} oifname @received accept
     }}
 }}
 table inet {table} {{
@@ -282,6 +293,8 @@ _TYPES: Final = {
     "bridge ipv4": "dm4",
     "bridge ipv6": "dm6",
     "bridge ndp": "dmh",
+    "bridge sent": "d",
+    "bridge received": "d",
     "inet bridges": "d",
     "inet same": "dd",
     "inet gateways4": "d4",
@@ -290,6 +303,8 @@ _TYPES: Final = {
 """The types of an element's parts: device, MAC address, IPv4 and IPv6 address, 16 bytes in hexadecimal."""
 SETS: Final = tuple(_TYPES)
 """All sets, by "family set"."""
+COUNTED: Final = ("bridge sent", "bridge received")
+"""The sets whose elements have counters. An element's comment is random: it tells that its counter began anew."""
 
 
 def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
@@ -304,7 +319,7 @@ def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
 
 
 def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
-    """Return the elements for a port: the source addresses that it may send from."""
+    """Return the elements for a port: the source addresses that it may send from, and its counters."""
     device, mac = naming.port(port.index), port.mac
     six = [port.address6, link_local(mac)] if port.address6 else []
     return {
@@ -312,6 +327,7 @@ def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
         "bridge ipv4": [(device, mac, port.address)],
         "bridge ipv6": [(device, mac, address) for address in six],
         "bridge ndp": [(device, mac, f"0x{int(IPv6Address(address)):032x}") for address in six],
+        **{name: [(device,)] for name in COUNTED},
     }
 
 
@@ -328,9 +344,10 @@ def delete(table: str, elements: Elements) -> list[Request]:
 def change(table: str, added: Keys, deleted: Keys) -> list[Request]:
     """Return requests that add and delete keys. What is deleted is added first: a missing key would be an error."""
     requests: list[Request] = []
+    incarnation = os.urandom(8).hex()
     for keys in (added, deleted):
         for name, some in keys.items():
-            requests += add_elements(*_of(name, table), some)
+            requests += add_elements(*_of(name, table), some, incarnation if name in COUNTED else "")
     for name, some in deleted.items():
         requests += delete_elements(*_of(name, table), some)
     return requests

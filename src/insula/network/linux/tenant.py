@@ -16,12 +16,13 @@ from typing import Final
 from insula.kernel import descriptors, netlink
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import NetlinkError, Rtnl
-from insula.kernel.netlink.nftables import NftablesSocket
+from insula.kernel.netlink.nftables import ElementCounter, NftablesSocket
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.errors import Conflict, Failed, InsulaError
 from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import gateway_mac, uplink_mac
+from insula.network.fabric import Traffic, TrafficCounter
 from insula.network.intent import TenantIntent
 from insula.network.linux import naming, neighbours, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
@@ -32,6 +33,7 @@ from insula.network.packets import announcement
 FAMILIES = ("bridge", "inet")
 DEVICE = "eth0"  # of an instance
 _REMEMBERED = 4096
+_SINGLY = 8  # ports whose counters are asked for one by one, and not all together
 RETRANSMIT: Final = 100
 """Milliseconds between two requests for a neighbour's MAC address.
 
@@ -159,7 +161,7 @@ class TenantNamespace:
             with recording(errors, f"port {port.instance}"):
                 self._repair_port(networks[port.network], port, now)
         with recording(errors, "tenant"):
-            self._apply_elements(networks.values(), plugged, now, complete=intent.complete)
+            self._apply_elements(networks.values(), plugged, now, intent)
         return made
 
     def _remove_leftovers(self, intent: TenantIntent, now: InstalledState) -> None:
@@ -211,12 +213,17 @@ class TenantNamespace:
             self.rtnl.sync_carrier(naming.port(port.index))
 
     def _apply_elements(
-        self, networks: Iterable[Network], ports: Iterable[Port], now: InstalledState, *, complete: bool
+        self, networks: Iterable[Network], ports: Iterable[Port], now: InstalledState, intent: TenantIntent
     ) -> None:
-        """Change the sets to the elements of these networks and plugged ports."""
-        wanted = [*map(rules.of_network, networks), *map(rules.of_port, ports)]
-        have = now.elements
-        if not complete:  # elements that may be of a missing network or port stay
+        """Change the sets to the elements of these networks and plugged ports. Counters of other ports of the intent
+        stay: their instances have ended, and the counters may have to be read."""
+        devices, have = {(naming.port(port.index),) for port in intent.ports}, now.elements
+        counted = {
+            name: [each for key in have.get(name, ()) if (each := rules.element(name, key)) in devices]
+            for name in rules.COUNTED
+        }
+        wanted: list[rules.Elements] = [*map(rules.of_network, networks), *map(rules.of_port, ports), counted]
+        if not intent.complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
         self._nftables.transact(*state.elements(self.naming.prefix, wanted, have))
@@ -334,6 +341,23 @@ class TenantNamespace:
         """Return all elements of the sets, by "family set"."""
         have = state.keys(self._nftables, self.naming.prefix)
         return {name: {rules.element(name, key) for key in some} for name, some in have.items()}
+
+    def traffic(self, ports: Sequence[Port]) -> dict[int, Traffic]:
+        """Return the counters of these ports by their indices; a port without them is left out."""
+        table, keys = self.naming.prefix, {p.index: rules.key("bridge sent", (naming.port(p.index),)) for p in ports}
+
+        def counters(name: str) -> dict[bytes, ElementCounter]:
+            if len(keys) > _SINGLY:
+                return self._nftables.counters("bridge", table, name)
+            found = {key: self._nftables.counter("bridge", table, name, key) for key in keys.values()}
+            return {key: counter for key, counter in found.items() if counter}
+
+        received, sent = counters("received"), counters("sent")
+        return {
+            index: Traffic(TrafficCounter(*one), TrafficCounter(*other))
+            for index, key in keys.items()
+            if (one := received.get(key)) and (other := sent.get(key))
+        }
 
     def _replace_elements(self, port: Port) -> None:
         """Replace all elements of the port's device by those of the port."""

@@ -44,6 +44,15 @@ class Observed(NamedTuple):
     damaged: Sequence[str] = ()
 
 
+class GroupCounters(NamedTuple):
+    """Counters of a control group: processor time in nanoseconds since it was made, and memory in use in bytes. Another
+    group of the same name, or after another boot, has another `incarnation`."""
+
+    incarnation: str
+    cpu: int
+    memory: int
+
+
 class CreateOptions(NamedTuple):
     """Options of `Driver.create` beside the instance. `joined` is the process whose PID namespace it shares. `connect`
     plugs in a nic and closes it; it is None without a network."""
@@ -241,6 +250,13 @@ class Driver(Protocol):
     def stats(self, instances: Sequence[Instance]) -> dict[str, dict[str, Any]]:
         """Counters of the instances that run, by id: `cpu`, `memory`, `pids`, `io` (None if not counted), `pressure`.
         Blocks."""
+
+    def counters(self, tenant: str, instance_id: str) -> GroupCounters | None:
+        """The counters of the instance's control group; None if it has none. Takes some 20 µs."""
+
+    def end(self, instance: Instance) -> GroupCounters | None:
+        """Kill all processes of the instance, and return its counters, which are complete then and stay until
+        `discard`. Blocks."""
 
     def processes(self, tenant: Tenant, instance_id: str) -> Sequence[ProcessView]:
         """The processes of the instance, sorted by their PID inside. Blocks."""

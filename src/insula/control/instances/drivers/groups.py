@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 from pathlib import Path
 
+from insula.control.instances.drivers.base import GroupCounters
+from insula.control.instances.drivers.directory import boot_id
 from insula.kernel.cgroups import Cgroup, Resources
 from insula.model.errors import Failed
 from insula.model.objects import Limits, Tenant
@@ -51,6 +54,10 @@ class TenantGroups:
             hint = "`insula doctor` tells what this host lacks"
             raise Failed(f"the control group of tenant {tenant.name} can't be made: {error}", hint) from error
 
+    def counters(self, name: str) -> GroupCounters | None:
+        """The counters of the tenant's group; None if it is not there."""
+        return counters(self.group(name))
+
     def remove(self, name: str) -> None:
         """Remove the tenant's group and those below it. OSError, Failed."""
         self.group(name).remove()
@@ -58,6 +65,20 @@ class TenantGroups:
     def take_down(self) -> None:
         """Remove the groups of all tenants. OSError, Failed."""
         Cgroup(self.prefix).remove()
+
+
+def counters(group: Cgroup) -> GroupCounters | None:
+    """The counters of a group; None if it is not there, or if the host doesn't count processor time."""
+    try:
+        inode, cpu, memory = group.counters()
+    except OSError:
+        return None
+    return GroupCounters(f"{_boot()}-{inode:x}", cpu, memory)
+
+
+@functools.cache
+def _boot() -> str:
+    return boot_id().replace("-", "")[:16]
 
 
 def no_huge_pages() -> list[dict[str, object]]:

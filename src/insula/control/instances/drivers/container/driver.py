@@ -18,6 +18,7 @@ from insula.control.instances.drivers.base import (
     Archive,
     CreateOptions,
     DriverFeature,
+    GroupCounters,
     MemoryEvents,
     Observed,
     ObservedState,
@@ -28,6 +29,7 @@ from insula.control.instances.drivers.container.hints import hint
 from insula.control.instances.drivers.container.request import Requests
 from insula.control.instances.drivers.container.terminals import Terminals
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
+from insula.control.instances.drivers.groups import counters
 from insula.image.store import ImageStore
 from insula.kernel import process
 from insula.kernel.cgroups import Cgroup, hierarchy
@@ -275,6 +277,14 @@ class ContainerDriver:
                 # with version 1 recent kernels count nothing until I/O is limited; then it is unknown, not 0
                 counters.setdefault("io", None if hierarchy().version == 1 else {})
         return found
+
+    def counters(self, tenant: str, instance_id: str) -> GroupCounters | None:
+        return counters(Cgroup(f"{self.requests.parent(tenant)}/{instance_id}"))
+
+    def end(self, instance: Instance) -> GroupCounters | None:
+        group = Cgroup(self.requests.cgroup(instance))
+        group.empty()
+        return counters(group)
 
     def processes(self, tenant: Tenant, instance_id: str) -> list[ProcessView]:
         return processes.views(self.runtime.processes(instance_id), tenant.id_base)

@@ -1,0 +1,88 @@
+"""`Accounting`: `insula usage`, and the periodic reading behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from insula.control.accounting import history
+from insula.control.accounting.accounts import PROBLEM, Accounts
+from insula.control.accounting.meters import INTERVAL, subtract, totals
+from insula.control.context import Context
+from insula.control.instances.managed import ManagedInstances
+from insula.control.keys import TENANTS
+from insula.control.tenants import Tenants
+from insula.model.accounting import InstanceUsage, TenantUsage, UsageSnapshot
+from insula.model.objects import Tenant
+
+
+class Accounting:
+    """The verbs. `accounts` are those of this host."""
+
+    def __init__(self, context: Context, managed: ManagedInstances, accounts: Accounts, tenants: Tenants) -> None:
+        self.context = context
+        self.managed = managed
+        self.accounts = accounts
+        self.tenants = tenants
+        self._hour = 0
+
+    # -- periodically ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Read and store all counters every ten seconds, without end. A failure is a problem of this host."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            await self.context.problems.guard(PROBLEM, self._periodic())
+
+    async def _periodic(self) -> None:
+        await self.accounts.flush()
+        if (hour := int(time.time() // history.HOUR)) != self._hour:
+            for tenant in await TENANTS.readable(self.context.store):
+                snapshot = await self.accounts.totals(tenant.name)
+                last = await history.before(self.context.store, tenant.name, snapshot.at)
+                if last is None or replace(last, at=snapshot.at) != snapshot:
+                    await history.append(self.context.store, tenant.name, snapshot)
+            self._hour = hour
+
+    async def close(self) -> None:
+        """Read and store all counters once more. A failure is a problem of this host."""
+        await self.context.problems.guard(PROBLEM, self.accounts.flush())
+
+    # -- verbs -------------------------------------------------------------------------------------------------------
+
+    async def of(self, name: str, since: float | None = None) -> TenantUsage:
+        """What a tenant has used and reserved since the last snapshot before a time, or since it was created; with its
+        instances. NotFound."""
+        usage = await self._usage((await self.tenants.find(name)).value, since)
+        mine = self.accounts.of(name)
+        own = [
+            InstanceUsage(name=managed.instance.name, used=totals(account, mine.unchanged))
+            for managed in self.managed.of(name)
+            if (account := mine.accounts.get(managed.instance.id))
+        ]
+        return replace(usage, instances=own)
+
+    async def all(self, since: float | None = None, among: Iterable[str] | None = None) -> list[TenantUsage]:
+        """The same of several tenants, or of all for None, without their instances."""
+        if among is None:
+            return [await self._usage(each, since) for each in await TENANTS.readable(self.context.store)]
+        found = [await TENANTS.get(self.context.store, name) for name in sorted(among)]
+        return [await self._usage(each.value, since) for each in found if each]
+
+    async def _usage(self, tenant: Tenant, since: float | None) -> TenantUsage:
+        await self.accounts.read(tenant.name)
+        until, begun = await self.accounts.totals(tenant.name), UsageSnapshot(at=tenant.created)
+        if since is not None and since > tenant.created:
+            begun = await history.before(self.context.store, tenant.name, min(since, until.at)) or begun
+        used = subtract(until.used, begun.used)
+        return TenantUsage(
+            tenant=tenant.name,
+            since=begun.at,
+            until=until.at,
+            used=used,
+            other_cpu=max(0, until.group - begun.group - used.cpu),
+            reserved=subtract(until.reserved, begun.reserved),
+        )
