@@ -18,11 +18,14 @@ from insula.api.parameters import Plane, Sender, TenantName
 from insula.api.streams import NDJSON, json_lines, primed
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
-from insula.model.declared import ApplySpec, DeclaredDump, DeclaredItem
+from insula.model.declared import ApplySpec, DeclaredItem
 
 MAX_FILES = 8 << 20
 """Bytes of a request: a megabyte of text, and what escapes JSON needs."""
 SCHEMA = "application/schema+json"
+YAML = "application/yaml"
+"""RFC 9512."""
+
 _TAGS = ("declared",)
 
 
@@ -63,11 +66,11 @@ async def _applied(plane: ControlPlane, sender: Authority, tenant: str | None, d
 
 async def _noted(items: AsyncIterator[DeclaredItem]) -> AsyncIterator[DeclaredItem]:
     """Pass items, and note what was changed for the audit log."""
-    changed = []
+    changed: list[str] = []
     async for item in items:
         if item.operation != "none" and item.state == "done":
             changed.append(f"{item.operation} {item.kind}/{item.name}")
-            note(changed=", ".join(changed))
+            note(changes=len(changed), changed=", ".join(changed[:10]))
         yield item
 
 
@@ -100,14 +103,26 @@ async def diff_on_host(plane: Plane, sender: Sender, data: JSONBody[ApplySpec]) 
     tags=_TAGS,
     summary="A tenant's objects as documents, which `apply` takes",
     permission="set.read",
+    sends=YAML,
+    quota="streams",
 )
-async def dump(plane: Plane, tenant: TenantName, sender: Sender) -> DeclaredDump:
-    return await plane.declared.dump(sender, tenant)
+async def dump(plane: Plane, tenant: TenantName, sender: Sender) -> Stream:
+    return await _dumped(plane, sender, tenant)
 
 
-@get("/dump", tags=_TAGS, summary="Tenants, users, and all that tenants have, as documents", permission="user.read")
-async def dump_on_host(plane: Plane, sender: Sender) -> DeclaredDump:
-    return await plane.declared.dump(sender, None)
+@get(
+    "/dump",
+    tags=_TAGS,
+    summary="Tenants, users, and all that tenants have, as documents",
+    permission="user.read",
+    sends=YAML,
+)
+async def dump_on_host(plane: Plane, sender: Sender) -> Stream:
+    return await _dumped(plane, sender, None)
+
+
+async def _dumped(plane: ControlPlane, sender: Authority, tenant: str | None) -> Stream:
+    return Stream(await primed(plane.declared.dump(sender, tenant)), media_type=YAML)
 
 
 @get(

@@ -9,7 +9,7 @@ import msgspec
 
 from insula.api.images import BaseSpec, PullSpec, PushSpec, SaveSpec, TagSpec
 from insula.model.accounting import InstanceUsage, ReservedTotals, TenantUsage, UsedTotals
-from insula.model.declared import ApplySpec, DeclaredDump, DeclaredFile, DeclaredItem
+from insula.model.declared import ApplySpec, DeclaredFile, DeclaredItem
 from insula.model.objects import (
     Exit,
     Image,
@@ -187,7 +187,6 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     WhoAmI(user="ann", id="0123456789abcdef", proof="uid 1000", tenants={"acme": "member"}),
     ApplySpec(files=[DeclaredFile(name="app.yaml", text=_DOCUMENT)], prune=True),
     DeclaredItem(kind="Network", name="back", tenant="acme", operation="create", state="done"),
-    DeclaredDump(text=_DOCUMENT),
     HostStatus(
         version="0.1.0",
         hostname="rack1",

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from insula.control.identities.authority import Authority
 from insula.model.accounting import TenantUsage
-from insula.model.declared import DeclaredDump, DeclaredItem
+from insula.model.declared import DeclaredItem
 from insula.model.objects import Exit, Image, Instance
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.principals import (
@@ -63,7 +63,6 @@ FREE = (
     CertificateCreated,
     Invitation,
     DeclaredItem,
-    DeclaredDump,
 )
 _OF_HOST = ("revision", "pid")  # keys of events
 

@@ -25,9 +25,10 @@ class DeclaredResource:
         """Return what `apply` would do, with differences."""
         return self.client.call("POST", *_within(tenant), "diff", body={"files": [*files], **options})  # type: ignore[no-any-return]
 
-    def dump(self, tenant: str | None) -> str:
-        """Return what there is as YAML, which `apply` takes."""
-        return self.client.call("GET", *_within(tenant), "dump")["text"]  # type: ignore[no-any-return]
+    def dump(self, tenant: str | None) -> Iterator[bytes]:
+        """Yield what there is as YAML, which `apply` takes, in pieces as they arrive."""
+        with self.client.stream("GET", *_within(tenant), "dump") as response:
+            yield from response
 
     def schema(self) -> Object:
         """Return the JSON Schema of a document."""

@@ -77,12 +77,6 @@ class DeclaredItem(Struct, kw_only=True):
     diff: list[str] = []
 
 
-class DeclaredDump(Struct, kw_only=True):
-    """The declared form of what exists, as text."""
-
-    text: str
-
-
 # -- stored ----------------------------------------------------------------------------------------------------------
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from insula.control.context import Context
 from insula.control.declared.documents import Declaration, read
-from insula.control.declared.kinds.base import ObjectReference, Verbs
+from insula.control.declared.kinds.base import Current, ObjectReference, Verbs
 from insula.control.declared.kinds.registry import KINDS, schema
+from insula.control.declared.merge import Form
 from insula.control.declared.plan import PlannedStep, Planner
 from insula.control.declared.sets import Sets
 from insula.control.declared.yaml12 import write
@@ -22,7 +24,7 @@ from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.tasks import Tasks
 from insula.control.workers import Locks
-from insula.model.declared import ApplySet, ApplySpec, DeclaredDump, DeclaredItem, SetMember
+from insula.model.declared import ApplySet, ApplySpec, DeclaredItem, SetMember
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, Unauthenticated
 from insula.store.typed import Found
 
@@ -78,7 +80,7 @@ class Declared:
     async def _read(self, tenant: str | None, spec: ApplySpec) -> Sequence[Declaration]:
         if tenant is not None:
             await self.verbs.tenants.find(tenant)
-        declared = await asyncio.to_thread(read, spec.files, tenant)
+        declared = await self.context.surveys.do(tenant or "", lambda: read(spec.files, tenant))
         if not declared and not spec.allow_empty:
             raise Invalid("the files declare nothing", "--allow-empty, if it is meant")
         return declared
@@ -94,27 +96,26 @@ class Declared:
         removals, _ = await planner.removals(by, await self.sets.members(of), declared)
         return [step.planned() for step in (*steps, *removals)]
 
-    async def dump(self, by: Authority, tenant: str | None) -> DeclaredDump:
-        """Return what the caller may see in a tenant, or (None) on the host and in all tenants, as documents without
-        defaults. NotFound."""
+    async def dump(self, by: Authority, tenant: str | None) -> AsyncIterator[bytes]:
+        """Yield what the caller may see in a tenant, or (None) on the host and in all tenants, as documents of YAML
+        without defaults. NotFound."""
         if tenant is not None:
             await self.verbs.tenants.find(tenant)
-        documents, hidden = [], False
         for ref in await self._all(by, tenant):
-            kind = KINDS[ref.kind]
             try:
-                current = await kind.current(self.verbs, ref)
+                if current := await KINDS[ref.kind].current(self.verbs, ref):  # else it was removed meanwhile
+                    yield await self.context.surveys.do(tenant or "", partial(self._document, by, tenant, ref, current))
             except InsulaError as error:  # a damaged record
+                yield f"# {ref} can't be read\n".encode()
                 log.warning("%s can't be dumped: %s", ref, error)
-                continue
-            if current is None:  # it was removed meanwhile
-                continue
-            form = kind.short(self.verbs, ref, current.form)
-            shown = kind.masked(form, by, ref.tenant, omit=True)
-            hidden |= shown != form
-            documents.append(kind.to_document(ref, shown, ref.tenant if tenant is None else None))
-        text = await asyncio.to_thread(write, documents)
-        return DeclaredDump(text="# Values of environment variables are left out.\n" + text if hidden else text)
+
+    def _document(self, by: Authority, tenant: str | None, ref: ObjectReference, current: Current) -> bytes:
+        kind = KINDS[ref.kind]
+        form = kind.short(self.verbs, ref, current.form)
+        shown = kind.masked(form, by, ref.tenant, omit=True)
+        text = write([kind.to_document(ref, shown, ref.tenant if tenant is None else None)])
+        note = "# values of environment variables are left out\n" if shown != form else ""
+        return f"---\n{note}{text}".encode()
 
     async def _all(self, by: Authority, tenant: str | None) -> Sequence[ObjectReference]:
         """Return all objects that the caller may see, in the order of their kinds."""
@@ -209,6 +210,8 @@ class _Run:
             self._tell(step, "done")
 
     def _tell(self, step: PlannedStep, state: str, error: InsulaError | None = None) -> None:
+        if state != "refused":
+            step.diff = []  # they are shown where the sender has to decide
         if state != "done":
             self.missed[step.ref] = "was skipped" if state == "skipped" else "was not applied"
         self.report(step.item(state, error))
@@ -226,11 +229,7 @@ class _Run:
                 kind.may(by, "update", ref.tenant)
                 await kind.update(self.verbs, by, ref, before.form, step.after)
             elif step.operation == "replace":
-                kind.may(by, "remove", ref.tenant)
-                kind.may(by, "create", ref.tenant)
-                await kind.admit(self.verbs, by, ref, step.after)
-                await kind.remove(self.verbs, by, ref)
-                await kind.create(self.verbs, by, ref, step.after)
+                await self._replace(by, step, step.after)
         except Conflict:
             raise  # somebody else has made it at the same time
         except InsulaError:
@@ -238,6 +237,22 @@ class _Run:
                 await self._record(step, anew=True)
             raise
         await self._record(step)
+
+    async def _replace(self, by: Authority, step: PlannedStep, after: Form) -> None:
+        """Remove an object, and create it again. If that fails, it is created as it was."""
+        ref, kind, before = step.ref, step.kind, step.before
+        assert before is not None
+        kind.may(by, "remove", ref.tenant)
+        kind.may(by, "create", ref.tenant)
+        await kind.admit(self.verbs, by, ref, after)
+        await kind.remove(self.verbs, by, ref)
+        try:
+            await kind.create(self.verbs, by, ref, after)
+        except InsulaError:
+            if await kind.current(self.verbs, ref) is None:
+                await kind.create(self.verbs, by, ref, before.form)
+                await self._record(step)
+            raise
 
     async def _record(self, step: PlannedStep, *, anew: bool = False) -> None:
         """Record an object as a member, if it is there; with `anew` only if it is not the one that was there before."""

@@ -19,6 +19,7 @@ from insula.model.declared import MAX_SIZE, DeclaredFile
 from insula.model.errors import Invalid
 from insula.model.units import shorten
 
+_LONGEST = 500  # characters of a message, which may have a key of the file
 _PART = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
@@ -40,7 +41,8 @@ class RawDocument:
         return f"{self.file}, document {self.number}"
 
     def refuse(self, message: str, hint: str | None = None, path: ValuePath = ()) -> NoReturn:
-        raise Invalid(f"{self.at(path)}: {message}", hint or "`insula apply --schema` prints the schema") from None
+        hint = hint or "`insula apply --schema` prints the schema"
+        raise Invalid(f"{self.at(path)}: {message[:_LONGEST]}", hint) from None
 
     def refuse_type(self, message: str) -> NoReturn:
         """Raise Invalid for an error of msgspec, which ends with the path of the value: "… - at `$.spec.image`"."""

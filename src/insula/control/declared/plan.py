@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +11,7 @@ from insula.control.declared.kinds.base import Current, DeclaredKind, ObjectRefe
 from insula.control.declared.kinds.registry import KINDS
 from insula.control.declared.merge import MISSING, Difference, Form, changes, merge
 from insula.control.declared.sets import Sets
+from insula.control.declared.unified import unified
 from insula.control.declared.yaml12 import write
 from insula.control.identities.authority import Authority
 from insula.model.declared import ApplySet, ApplySpec, DeclaredItem, Operation, SetMember
@@ -18,8 +19,8 @@ from insula.model.errors import Conflict, InsulaError, Invalid
 from insula.model.units import shorten
 from insula.store.typed import Found
 
-_MOST_LINES = 2000
-"""Lines of a form that are compared; more would take long (difflib is quadratic)."""
+_MOST = 100
+"""Fields in conflict that are told."""
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Planner:
         """Plan what is to be done about a declared object."""
         ref, kind = declared.ref, declared.kind
         step = PlannedStep(ref, kind, declared=declared)
+        await asyncio.sleep(0)  # a file may declare a thousand objects: let other tasks run
         try:
             kind.may(by, "read", ref.tenant)
             step.before = await kind.current(self.verbs, ref)
@@ -84,7 +86,7 @@ class Planner:
         except InsulaError as error:
             step.refusal = error
         if step.operation != "none":
-            step.diff += self._diff(by, step)
+            step.diff += await self._diff(by, step)
         return step
 
     async def _compare(self, by: Authority, step: PlannedStep, declared: Declaration, before: Current) -> None:
@@ -105,12 +107,12 @@ class Planner:
             step.refusal = Conflict("it belongs to another set", "--force takes it over")
         elif not self.spec.force and merged.conflicts:
             step.refusal = _conflict(merged.conflicts, by_hand=mine is not None)
-            step.diff = [*map(_told, merged.conflicts)]
+            step.diff = [*map(_told, merged.conflicts[:_MOST])]
         if step.refusal is None and step.operation == "replace" and not self.spec.replace:
-            names = ", ".join(".".join(path) for path in changed if not _is_in_place(kind, path))
+            names = _names([path for path in changed if not _is_in_place(kind, path)])
             step.refusal = Conflict(f"{names} can't be changed", "--replace removes it, and creates it again")
 
-    def _diff(self, by: Authority, step: PlannedStep) -> list[str]:
+    async def _diff(self, by: Authority, step: PlannedStep) -> list[str]:
         """Return a unified diff of the object as it is and as it is to be, without defaults."""
 
         def lines(form: Form | None) -> list[str]:
@@ -119,10 +121,11 @@ class Planner:
             shown = step.kind.masked(step.kind.short(self.verbs, step.ref, form), by, step.ref.tenant)
             return write([step.kind.to_document(step.ref, shown, None)]).splitlines()
 
-        before, after = lines(step.before.form if step.before else None), lines(step.after)
-        if max(len(before), len(after)) > _MOST_LINES:
-            return [f"(more than {_MOST_LINES} lines)"]
-        return [*difflib.unified_diff(before, after, f"{step.ref} now", f"{step.ref} declared", lineterm="")]
+        def work() -> list[str]:
+            before = lines(step.before.form if step.before else None)
+            return unified(before, lines(step.after), f"{step.ref} now", f"{step.ref} declared")
+
+        return await self.sets.context.surveys.do(step.ref.tenant or "", work)
 
     # -- removals --------------------------------------------------------------------------------------------------
 
@@ -138,6 +141,7 @@ class Planner:
         rank = {name: number for number, name in enumerate(KINDS)}
         removed, gone, alive = [], [], 0
         for ref, member in sorted(members.items(), key=lambda pair: -rank.get(pair[0].kind, 0)):
+            await asyncio.sleep(0)
             if ref.kind not in KINDS:  # of a newer Insula
                 continue
             step = PlannedStep(ref, KINDS[ref.kind], "remove", member=member)
@@ -156,18 +160,18 @@ class Planner:
             if not is_there:
                 gone.append(step)
             elif self.spec.prune:
-                self._check_removal(by, step)
+                await self._check_removal(by, step)
                 removed.append(step)
         steps = _dependants_first(removed)
         self._ask(steps, alive)
         return steps, gone
 
-    def _check_removal(self, by: Authority, step: PlannedStep) -> None:
+    async def _check_removal(self, by: Authority, step: PlannedStep) -> None:
         try:
             step.kind.may(by, "remove", step.ref.tenant)
         except InsulaError as error:
             step.refusal = step.refusal or error
-        step.diff = self._diff(by, step)
+        step.diff = await self._diff(by, step)
 
     def _ask(self, removed: Sequence[PlannedStep], alive: int) -> None:
         """Raise Invalid if so much is removed that it may be a mistake."""
@@ -192,9 +196,15 @@ def _is_in_place(kind: DeclaredKind, path: tuple[str, ...]) -> bool:
 
 
 def _conflict(conflicts: Sequence[Difference], *, by_hand: bool) -> Conflict:
-    names = ", ".join(".".join(each.path) for each in conflicts)
+    names = _names([each.path for each in conflicts])
     what = f"{names} was changed by hand" if by_hand else f"it was not made by this set, and differs in {names}"
     return Conflict(what, "--force takes it over")
+
+
+def _names(paths: Sequence[tuple[str, ...]]) -> str:
+    """Return the names of fields; of many the first ones."""
+    names = ", ".join(".".join(path)[:200] for path in paths[:10])
+    return f"{names} and {len(paths) - 10} others" if len(paths) > 10 else names
 
 
 def _told(conflict: Difference) -> str:

@@ -24,7 +24,7 @@ from insula.control.networks.verbs import check_mtu
 from insula.model.errors import NotFound
 from insula.model.objects import Struct
 from insula.model.views import NetworkSpec
-from insula.network.addresses import parse_subnet
+from insula.network.addresses import check_disjoint, parse_subnet
 
 DeclaredNetwork = msgspec.defstruct(
     "DeclaredNetwork",
@@ -68,6 +68,15 @@ class NetworkKind(DeclaredKind):
             return None
         spec = {name: getattr(found, name) for name in DeclaredNetwork.__struct_fields__}
         return Current({"labels": found.labels, "spec": spec}, f"{found.index}-{found.created}")
+
+    async def admit(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
+        assert ref.tenant is not None
+        spec, context = form["spec"], verbs.networks.context
+        others = [each for each in await NETWORKS.list(context.store, ref.tenant) if each.name != ref.name]
+        for version, name in ((4, "subnet"), (6, "subnet6")):
+            if spec[name] is not None:
+                subnet = parse_subnet(spec[name], version, reserved=context.fabric.reserved)
+                check_disjoint(subnet, [(each.name, getattr(each, name)) for each in others])
 
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
         assert ref.tenant is not None
