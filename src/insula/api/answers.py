@@ -29,11 +29,18 @@ class Answer(Response[Any]):
         """Return the response for Litestar; `options` are those of `Response.to_asgi_response`."""
         if request is not None:
             self.content = for_sender(self.content, authority_of(request.scope))
+            if link := request.scope["state"].get("link"):
+                self.headers["link"] = link  # the next page (RFC 8288)
         if isinstance(self.content, (list, tuple, msgspec.Struct)):
             pieces = in_pieces(parts(self.content))
             first = next(pieces)
             if len(first) > PIECE:
-                large = Stream(in_turns(first, pieces), media_type=MediaType.JSON, status_code=self.status_code)
+                large = Stream(
+                    in_turns(first, pieces),
+                    media_type=MediaType.JSON,
+                    status_code=self.status_code,
+                    headers=self.headers,
+                )
                 return large.to_asgi_response(app, request, **options)
             self.content = first
         return super().to_asgi_response(app, request, **options)

@@ -17,6 +17,7 @@ from insula import __version__
 from insula.api.access import AccessMiddleware
 from insula.api.answers import Answer
 from insula.api.authorization import authority_of, authorize, check_routes
+from insula.api.cursors import load
 from insula.api.declared import DECLARED
 from insula.api.errors import HANDLERS
 from insula.api.host import HostRoutes
@@ -35,6 +36,7 @@ from insula.api.images import ImageRoutes
 from insula.api.instances import InstanceRoutes, list_all_instances, run_attached
 from insula.api.networks import NetworkRoutes
 from insula.api.openapi import Document
+from insula.api.pages import PAGES
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
 from insula.api.usage import USAGE_ROUTES
@@ -111,7 +113,7 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
                 ],
             )
         ],
-        dependencies={"plane": Provide(provide_plane), "sender": Provide(provide_sender)},
+        dependencies={"plane": Provide(provide_plane), "sender": Provide(provide_sender), **PAGES},
         exception_handlers=HANDLERS,
         response_class=Answer,
         guards=[authorize],
@@ -125,5 +127,5 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
             openapi_router=Router("/", route_handlers=[], opt={"permission": "self.read"}, guards=[only_the_document]),
         ),
         logging_config=None,
-        state=State({"audit": audit, "plane": plane}),
+        state=State({"audit": audit, "plane": plane, "cursors": load(plane.settings.root / "cursors.key")}),
     )

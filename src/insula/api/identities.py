@@ -12,7 +12,9 @@ from litestar import Controller, delete, get, post, put
 from litestar.params import JSONBody
 
 from insula.api.audit import note
+from insula.api.pages import Paged
 from insula.api.parameters import Bound, Flag, Name, Plane, Sender, Serial, TenantName, TokenId
+from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
 from insula.model.errors import Unavailable
 from insula.model.principals import (
@@ -47,8 +49,8 @@ class UserRoutes(Controller):
     tags = ("identities",)
 
     @get(summary="List the users", permission="user.read")
-    async def list_users(self, plane: Plane) -> Sequence[PrincipalView]:
-        return plane.identities.list()
+    async def list_users(self, plane: Plane, page: Paged) -> Sequence[PrincipalView]:
+        return page.of(plane.identities.list(), _name_of)
 
     @post(summary="Create a user", permission="user.write")
     async def create_user(self, plane: Plane, data: JSONBody[UserSpec]) -> PrincipalView:
@@ -69,9 +71,9 @@ class ServiceAccountRoutes(Controller):
     tags = ("identities",)
 
     @get(summary="List a tenant's service accounts", permission="service-account.read")
-    async def list_service_accounts(self, plane: Plane, tenant: TenantName) -> Sequence[PrincipalView]:
+    async def list_service_accounts(self, plane: Plane, tenant: TenantName, page: Paged) -> Sequence[PrincipalView]:
         await plane.tenants.find(tenant)
-        return plane.identities.list(tenant)
+        return page.of(plane.identities.list(tenant), _name_of)
 
     @post(summary="Create a service account", permission="service-account.write")
     async def create_service_account(
@@ -90,9 +92,9 @@ class BindingRoutes(Controller):
     tags = ("identities",)
 
     @get(summary="Who has which role in a tenant", permission="binding.read")
-    async def list_bindings(self, plane: Plane, tenant: TenantName) -> Sequence[BindingView]:
+    async def list_bindings(self, plane: Plane, tenant: TenantName, page: Paged) -> Sequence[BindingView]:
         await plane.tenants.find(tenant)
-        return plane.identities.bindings(tenant)
+        return page.of(plane.identities.bindings(tenant), lambda view: view.user)
 
     @put(summary="Give a principal a role in a tenant, instead of the one that it has", permission="binding.write")
     async def bind(self, plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[BindingSpec]) -> BindingView:
@@ -110,8 +112,8 @@ class HostBindingRoutes(Controller):
     tags = ("identities",)
 
     @get(summary="Who has which role on the host", permission="user.read")
-    async def list_host_bindings(self, plane: Plane) -> Sequence[BindingView]:
-        return plane.identities.bindings(None)
+    async def list_host_bindings(self, plane: Plane, page: Paged) -> Sequence[BindingView]:
+        return page.of(plane.identities.bindings(None), lambda view: view.user)
 
     @put(summary="Give a principal a role on the host", permission="user.write")
     async def bind_on_host(self, plane: Plane, sender: Sender, data: JSONBody[BindingSpec]) -> BindingView:
@@ -129,11 +131,15 @@ class TokenRoutes(Controller):
     tags = ("identities",)
 
     @get(summary="List one's own tokens; with `all`, those of everybody", permission="self.read")
-    async def list_tokens(self, plane: Plane, sender: Sender, all: Flag = False) -> Sequence[TokenView]:  # noqa: A002
-        if all or sender.principal is None:
-            sender.check("user.read")
-            return plane.identities.tokens()
-        return plane.identities.tokens(sender.principal.id)
+    async def list_tokens(
+        self,
+        plane: Plane,
+        sender: Sender,
+        page: Paged,
+        all: Flag = False,  # noqa: A002
+    ) -> Sequence[TokenView]:
+        found = plane.identities.tokens(_whose(sender, everybody=all))
+        return page.of(found, lambda view: view.user, key=lambda view: f"{view.created:020.6f} {view.id}")
 
     @post(summary="Make a token; its secret is shown once", permission="self.token")
     async def create_token(self, plane: Plane, sender: Sender, data: JSONBody[TokenSpec]) -> TokenCreated:
@@ -157,12 +163,11 @@ class CertificateRoutes(Controller):
         self,
         plane: Plane,
         sender: Sender,
+        page: Paged,
         all: Flag = False,  # noqa: A002
     ) -> Sequence[CertificateView]:
-        if all or sender.principal is None:
-            sender.check("user.read")
-            return plane.identities.certificates()
-        return plane.identities.certificates(sender.principal.id)
+        found = plane.identities.certificates(_whose(sender, everybody=all))
+        return page.of(found, lambda view: view.user, key=lambda view: f"{view.created:020.6f} {view.serial}")
 
     @post(summary="Make a key and a certificate for it; the key is shown once", permission="self.token")
     async def create_certificate(
@@ -200,6 +205,18 @@ async def join(plane: Plane, sender: Sender) -> TokenCreated:
     created = await plane.identities.join(sender)
     note(token=created.id)
     return created
+
+
+def _name_of(view: PrincipalView) -> str:
+    return view.principal.name
+
+
+def _whose(sender: Authority, *, everybody: bool) -> str | None:
+    """The principal whose tokens or certificates are listed; None is everybody's. Denied."""
+    if everybody or sender.principal is None:
+        sender.check("user.read")
+        return None
+    return sender.principal.id
 
 
 def authorities(plane: ControlPlane) -> Certificates:

@@ -12,6 +12,7 @@ from litestar.params import JSONBody
 from litestar.response import Stream
 
 from insula.api.audit import note, without_secret
+from insula.api.pages import Paged
 from insula.api.parameters import ImageName, NewImage, OptionalImage, Plane, Sender, TenantName
 from insula.api.streams import NDJSON, TAR, archive, json_lines, primed, spooled, while_connected
 from insula.image.registry import Progress
@@ -70,8 +71,8 @@ class ImageRoutes(Controller):
     tags = ("images",)
 
     @get(summary="List a tenant's images and the shared ones", permission="image.read")
-    async def list_images(self, plane: Plane, tenant: TenantName) -> list[Image]:
-        return await plane.images.list(tenant)
+    async def list_images(self, plane: Plane, tenant: TenantName, page: Paged) -> list[Image]:
+        return page.of(await plane.images.list(tenant), lambda image: image.name)
 
     @get("/{name:path}", summary="Show an image", permission="image.read")
     async def get_image(self, plane: Plane, tenant: TenantName, name: ImageName) -> Image:

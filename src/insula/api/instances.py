@@ -13,6 +13,7 @@ from litestar.types import ASGIApp
 
 from insula.api.audit import note
 from insula.api.duplex import Duplex, opening
+from insula.api.pages import Page, Paged
 from insula.api.parameters import (
     Cells,
     Flag,
@@ -42,10 +43,21 @@ from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView,
     summary="List the instances of all tenants that one may see",
     permission="self.read",
 )
-async def list_all_instances(plane: Plane, sender: Sender) -> list[InstanceView]:
+async def list_all_instances(plane: Plane, sender: Sender, selected: Paged) -> list[InstanceView]:
     if sender.sees_host:
-        return await plane.instances.list(None)
-    return [view for tenant in sorted(sender.tenants) for view in await _seen(plane, sender, tenant)]
+        return _page(selected, await plane.instances.list(None))
+    tenants = sorted(sender.tenants)
+    return _page(selected, [view for tenant in tenants for view in await _seen(plane, sender, tenant)])
+
+
+def _page(page: Page, views: Sequence[InstanceView]) -> list[InstanceView]:
+    return page.of(
+        views,
+        lambda view: view.instance.name,
+        key=lambda view: f"{view.instance.tenant}/{view.instance.name}",
+        labels=lambda view: view.instance.spec.labels,
+        state=lambda view: view.status.state,
+    )
 
 
 async def _seen(plane: ControlPlane, sender: Authority, tenant: str) -> list[InstanceView]:
@@ -101,8 +113,10 @@ class InstanceRoutes(Controller):
     tags = ("instances",)
 
     @get(summary="List a tenant's instances", permission="instance.read")
-    async def list_instances(self, plane: Plane, tenant: TenantName, sender: Sender) -> list[InstanceView]:
-        return await _seen(plane, sender, tenant)
+    async def list_instances(
+        self, plane: Plane, tenant: TenantName, sender: Sender, selected: Paged
+    ) -> list[InstanceView]:
+        return _page(selected, await _seen(plane, sender, tenant))
 
     @post(summary="Create an instance, and start it unless `start` is false", permission="instance.write")
     async def run(

@@ -6,6 +6,7 @@ from litestar import Controller, delete, get, post
 from litestar.params import JSONBody
 
 from insula.api.audit import note
+from insula.api.pages import Paged
 from insula.api.parameters import Name, Plane, TenantName
 from insula.model.views import NetworkSpec, NetworkView
 
@@ -15,8 +16,9 @@ class NetworkRoutes(Controller):
     tags = ("networks",)
 
     @get(summary="List a tenant's networks", permission="network.read")
-    async def list_networks(self, plane: Plane, tenant: TenantName) -> list[NetworkView]:
-        return await plane.networks.list(tenant)
+    async def list_networks(self, plane: Plane, tenant: TenantName, labelled: Paged) -> list[NetworkView]:
+        views = await plane.networks.list(tenant)
+        return labelled.of(views, lambda view: view.network.name, labels=lambda view: view.network.labels)
 
     @post(summary="Create a network", permission="network.write")
     async def create_network(self, plane: Plane, tenant: TenantName, data: JSONBody[NetworkSpec]) -> NetworkView:

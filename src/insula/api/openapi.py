@@ -56,6 +56,7 @@ _STREAMS = {
 _HEADERS: Schema = {
     "x-request-id": {"description": "the entry of the audit log", "schema": {"type": "string", "maxLength": 64}}
 }
+_NEXT: Schema = {"description": 'the next page, rel="next" (RFC 8288)', "schema": {"type": "string", "maxLength": 8192}}
 _PROBLEM: Schema = {
     "type": "object",
     "description": "Problem details (RFC 9457).",
@@ -254,6 +255,8 @@ def _answers(given: Schema, handler: Any, parameters: bool, body: bool) -> Schem
     answers: Schema = {success: {"description": given["responses"][success]["description"], "headers": _HEADERS}}
     if content := _content(handler):
         answers[success]["content"] = content
+    if any(each["name"] == "limit" for each in given.get("parameters", [])):
+        answers[success]["headers"] = {**_HEADERS, "link": _NEXT}
     if success == "204":
         answers[success]["description"] = "It is done."
     left_out = set() if body else {413}

@@ -6,6 +6,7 @@ from litestar import Controller, delete, get, patch, post
 from litestar.params import JSONBody
 
 from insula.api.audit import note
+from insula.api.pages import Paged
 from insula.api.parameters import Flag, Plane, Sender, TenantName
 from insula.model.views import LimitsPatch, TenantSpec, TenantView
 
@@ -15,10 +16,12 @@ class TenantRoutes(Controller):
     tags = ("tenants",)
 
     @get(summary="List the tenants that one may see", permission="self.read")
-    async def list_tenants(self, plane: Plane, sender: Sender) -> list[TenantView]:
+    async def list_tenants(self, plane: Plane, sender: Sender, labelled: Paged) -> list[TenantView]:
         if sender.sees_host:
-            return await plane.tenants.list()
-        return [await plane.tenants.get(tenant) for tenant in sorted(sender.tenants)]
+            views = await plane.tenants.list()
+        else:
+            views = [await plane.tenants.get(tenant) for tenant in sorted(sender.tenants)]
+        return labelled.of(views, lambda view: view.tenant.name, labels=lambda view: view.tenant.labels)
 
     @post(summary="Create a tenant", permission="tenant.create")
     async def create_tenant(self, plane: Plane, data: JSONBody[TenantSpec]) -> TenantView:
