@@ -21,6 +21,7 @@ from insula.api.cursors import load
 from insula.api.declared import DECLARED
 from insula.api.errors import HANDLERS
 from insula.api.host import HostRoutes
+from insula.api.idempotency import IdempotencyMiddleware, begin
 from insula.api.identities import (
     BindingRoutes,
     CertificateRoutes,
@@ -117,6 +118,8 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
         exception_handlers=HANDLERS,
         response_class=Answer,
         guards=[authorize],
+        before_request=begin,
+        middleware=[IdempotencyMiddleware],
         request_max_body_size=MAX_BODY,
         openapi_config=OpenAPIConfig(
             title="Insula",

@@ -141,7 +141,7 @@ class TokenRoutes(Controller):
         found = plane.identities.tokens(_whose(sender, everybody=all))
         return page.of(found, lambda view: view.user, key=lambda view: f"{view.created:020.6f} {view.id}")
 
-    @post(summary="Make a token; its secret is shown once", permission="self.token")
+    @post(summary="Make a token; its secret is shown once", permission="self.token", secret=True)
     async def create_token(self, plane: Plane, sender: Sender, data: JSONBody[TokenSpec]) -> TokenCreated:
         note(name=data.user)
         created = await plane.identities.create_token(sender, data)
@@ -169,7 +169,7 @@ class CertificateRoutes(Controller):
         found = plane.identities.certificates(_whose(sender, everybody=all))
         return page.of(found, lambda view: view.user, key=lambda view: f"{view.created:020.6f} {view.serial}")
 
-    @post(summary="Make a key and a certificate for it; the key is shown once", permission="self.token")
+    @post(summary="Make a key and a certificate for it; the key is shown once", permission="self.token", secret=True)
     async def create_certificate(
         self, plane: Plane, sender: Sender, data: JSONBody[CertificateSpec]
     ) -> CertificateCreated:
@@ -187,7 +187,13 @@ class CertificateRoutes(Controller):
         await plane.identities.revoke_certificate(sender, serial)
 
 
-@post("/invitations", tags=["identities"], summary="Invite a user to reach this host by HTTPS", permission="self.token")
+@post(
+    "/invitations",
+    tags=["identities"],
+    summary="Invite a user to reach this host by HTTPS",
+    permission="self.token",
+    secret=True,
+)
 async def invite(plane: Plane, sender: Sender, data: JSONBody[JoinSpec]) -> Invitation:
     note(name=data.user)
     certificates = authorities(plane)
@@ -200,7 +206,13 @@ async def invite(plane: Plane, sender: Sender, data: JSONBody[JoinSpec]) -> Invi
     return Invitation(addresses=addresses, authority=authority, token=made.token, expires=made.expires)
 
 
-@post("/join", tags=["identities"], summary="Exchange an invitation for a token, once", permission="self.join")
+@post(
+    "/join",
+    tags=["identities"],
+    summary="Exchange an invitation for a token, once",
+    permission="self.join",
+    secret=True,
+)
 async def join(plane: Plane, sender: Sender) -> TokenCreated:
     created = await plane.identities.join(sender)
     note(token=created.id)

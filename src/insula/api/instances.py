@@ -13,7 +13,7 @@ from litestar.types import ASGIApp
 
 from insula.api.audit import note
 from insula.api.duplex import Duplex, opening
-from insula.api.pages import Page, Paged
+from insula.api.pages import ListPage, Paged
 from insula.api.parameters import (
     Cells,
     Flag,
@@ -50,7 +50,7 @@ async def list_all_instances(plane: Plane, sender: Sender, selected: Paged) -> l
     return _page(selected, [view for tenant in tenants for view in await _seen(plane, sender, tenant)])
 
 
-def _page(page: Page, views: Sequence[InstanceView]) -> list[InstanceView]:
+def _page(page: ListPage, views: Sequence[InstanceView]) -> list[InstanceView]:
     return page.of(
         views,
         lambda view: view.instance.name,
@@ -195,6 +195,7 @@ class InstanceRoutes(Controller):
         status_code=200,
         summary="Wait until its PID 1 has exited",
         permission="instance.read",
+        repeatable=True,
         quota="streams",
     )
     async def wait(self, plane: Plane, tenant: TenantName, name: Name) -> Exit:

@@ -19,6 +19,7 @@ from litestar.routes import HTTPRoute
 
 from insula.api.authorization import permission_of
 from insula.api.examples import example_of
+from insula.api.idempotency import MAX_KEY, REPLAYED, takes_key
 from insula.api.narrowing import NARROW
 from insula.api.problems import PROBLEM
 from insula.api.streams import FRAMES, NDJSON, TAR
@@ -56,6 +57,15 @@ _STREAMS = {
 _HEADERS: Schema = {
     "x-request-id": {"description": "the entry of the audit log", "schema": {"type": "string", "maxLength": 64}}
 }
+_KEY: Schema = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "A text of one's own choice. The same request with the same key, sent again within a day, is not "
+    "carried out again: it gets the first answer.",
+    "schema": {"type": "string", "pattern": "^[!#-~]+$", "maxLength": MAX_KEY, "examples": ["5d7a2f10-create-web"]},
+}
+_REPLAYED: Schema = {"description": "`true`: the answer to an earlier request", "schema": {"const": "true"}}
 _NEXT: Schema = {"description": 'the next page, rel="next" (RFC 8288)', "schema": {"type": "string", "maxLength": 8192}}
 _PROBLEM: Schema = {
     "type": "object",
@@ -191,11 +201,14 @@ def _operation(given: Schema, handler: Any, method: str) -> Schema:
         "security": _security(permission),
         "x-insula-permission": permission,
     }
-    if parameters := [_parameter(each) for each in given.get("parameters", [])]:
+    parameters = [_parameter(each) for each in given.get("parameters", [])]
+    if takes_key(handler, method):
+        parameters.append(_KEY)
+    if parameters:
         made["parameters"] = parameters
     if body := _body(handler):
         made["requestBody"] = body
-    made["responses"] = _answers(given, handler, bool(parameters), bool(body))
+    made["responses"] = _answers(given, handler, parameters, bool(body))
     return made
 
 
@@ -250,17 +263,19 @@ def _body(handler: Any) -> Schema | None:
     return None
 
 
-def _answers(given: Schema, handler: Any, parameters: bool, body: bool) -> Schema:
+def _answers(given: Schema, handler: Any, parameters: list[Schema], body: bool) -> Schema:
     success = str(handler.status_code)
     answers: Schema = {success: {"description": given["responses"][success]["description"], "headers": _HEADERS}}
     if content := _content(handler):
         answers[success]["content"] = content
     if any(each["name"] == "limit" for each in given.get("parameters", [])):
         answers[success]["headers"] = {**_HEADERS, "link": _NEXT}
+    if any(each is _KEY for each in parameters):
+        answers[success]["headers"] = {**_HEADERS, REPLAYED: _REPLAYED}
     if success == "204":
         answers[success]["description"] = "It is done."
     left_out = set() if body else {413}
-    if not parameters and not body:
+    if not body and all(each is _KEY for each in parameters):
         left_out |= {404}
     for status in _ERRORS:
         if status not in left_out:

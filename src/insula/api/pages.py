@@ -57,7 +57,7 @@ StateName = Annotated[
 ]
 
 
-class Page:
+class ListPage:
     """The part of a list that a request asks for."""
 
     def __init__(
@@ -124,8 +124,8 @@ class Page:
 
 async def _page(
     request: Request[Any, Any, Any], limit: Limit = None, cursor: CursorText = None, prefix: Prefix = None
-) -> Page:
-    return Page(request, limit, cursor, prefix)
+) -> ListPage:
+    return ListPage(request, limit, cursor, prefix)
 
 
 async def _labelled_page(
@@ -134,8 +134,8 @@ async def _labelled_page(
     cursor: CursorText = None,
     prefix: Prefix = None,
     labels: LabelFilters = None,
-) -> Page:
-    return Page(request, limit, cursor, prefix, labels or ())
+) -> ListPage:
+    return ListPage(request, limit, cursor, prefix, labels or ())
 
 
 async def _instances_page(
@@ -145,10 +145,10 @@ async def _instances_page(
     prefix: Prefix = None,
     labels: LabelFilters = None,
     in_state: StateName = None,
-) -> Page:
-    return Page(request, limit, cursor, prefix, labels or (), in_state)
+) -> ListPage:
+    return ListPage(request, limit, cursor, prefix, labels or (), in_state)
 
 
-Paged = NamedDependency[Page]
+Paged = NamedDependency[ListPage]
 """The page of a list, as the parameter `page`; `labelled` of objects with labels, `selected` of instances."""
 PAGES = {"page": Provide(_page), "labelled": Provide(_labelled_page), "selected": Provide(_instances_page)}

@@ -15,6 +15,7 @@
 /accounting/…                       see accounting/
 /declared/sets/TENANT/SET           ApplySet; TENANT is "_" for those of the host
 /declared/members/TENANT/KIND/NAME  SetMember: an object that belongs to a set; TENANT is its own, or "_"
+/idempotency/PRINCIPAL/DIGEST       IdempotencyRecord of the key with that digest; PRINCIPAL is "_" for the operator
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 from insula.model import upgrades
 from insula.model.accounting import Account, Checkpoint, History, Ledger, UsageMeter
 from insula.model.declared import ApplySet, SetMember
-from insula.model.objects import Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
+from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.model.views import Usage
 from insula.store.typed import Keyspace
@@ -41,6 +42,7 @@ PRINCIPALS = Keyspace("/identities/principals", Principal, 2)
 BINDINGS = Keyspace("/identities/bindings", Binding, 2)
 TOKENS = Keyspace("/identities/tokens", Token, 1)
 CERTIFICATES = Keyspace("/identities/certificates", Certificate, 1)
+IDEMPOTENCY = Keyspace("/idempotency", IdempotencyRecord, 2)
 
 ACCOUNTS = Keyspace("/accounting/instances", Account, 2)
 LEDGERS = Keyspace("/accounting/ledgers", Ledger, 1)

@@ -13,11 +13,13 @@ from insula.control.accounting.accounts import Accounts
 from insula.control.accounting.usage import Accounting
 from insula.control.allocation.recount import migrate, repair_all
 from insula.control.allocation.reservations import Allocators
+from insula.control.carried import CarryingStore
 from insula.control.context import Context
 from insula.control.declared.apply import Declared
 from insula.control.declared.kinds.base import Verbs
 from insula.control.events import Events
 from insula.control.host import Host
+from insula.control.idempotency import IdempotencyKeys
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.verbs import Identities
 from insula.control.identity import host_name
@@ -78,6 +80,7 @@ class ControlPlane:
         self.stats = Stats(context, self.managed, self.tenants, self.instances.find)
         self.events = Events(context)
         self.host = Host(self.instance_controller, self.network_controller, self.tasks, self.accounting.close)
+        self.idempotency_keys = IdempotencyKeys(context)
         self._loaded: Loaded | None = None
         self._closing = AsyncExitStack()
 
@@ -98,6 +101,7 @@ class ControlPlane:
             images = await asyncio.to_thread(ImageStore, settings.images)
             drivers = await open_drivers(settings, images, undo)
             fabric = await open_fabric(settings, undo)
+            store = CarryingStore(store)
             host = await asyncio.to_thread(host_name, settings.root)
             groups = TenantGroups(settings.prefix)
             context = Context(settings, host, store, Allocators(store), drivers, groups, fabric, images)

@@ -7,6 +7,7 @@
     ├── NotFound                no object of that name                         HTTP 404
     ├── Conflict                the name, address or state is taken            HTTP 409
     ├── QuotaExceeded           a limit of the tenant forbids it               HTTP 422
+    ├── IdempotencyKeyReused    the key belongs to another request             HTTP 422
     ├── TooManyRequests         too many at a time; `retry_after` says when    HTTP 429
     ├── Failed                  the engine tried, failed, and undid its work   HTTP 500
     └── Unavailable             this host lacks a requirement                  HTTP 503
@@ -87,6 +88,11 @@ class QuotaExceeded(InsulaError):
     title = "A limit of the tenant is reached"
 
 
+class IdempotencyKeyReused(InsulaError):
+    status = 422
+    title = "The idempotency key belongs to another request"
+
+
 class TooManyRequests(InsulaError):
     status = 429
     title = "Too many requests"
@@ -116,6 +122,7 @@ _BY_NAME: dict[str, type[InsulaError]] = {
         NotFound,
         Conflict,
         QuotaExceeded,
+        IdempotencyKeyReused,
         TooManyRequests,
         Failed,
         Unavailable,

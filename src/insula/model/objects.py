@@ -158,6 +158,21 @@ class Image(Struct, kw_only=True):
     content: dict[str, int] = {}
 
 
+# -- requests ---------------------------------------------------------------------
+
+
+class IdempotencyRecord(Struct, kw_only=True):
+    """A request with an idempotency key: the `fingerprint` of its method, path, body and rights, and its answer, None
+    until there is one. `made` is the ID of what an answer was about whose body is not kept, because it had a secret."""
+
+    fingerprint: str
+    created: float
+    status: int | None = None
+    media_type: str = ""
+    body: bytes | None = None
+    made: str | None = None
+
+
 # -- instances ---------------------------------------------------------------------
 
 

@@ -135,8 +135,10 @@ class BindingKind(DeclaredKind):
     def depends(self, ref: ObjectReference, form: Form) -> Iterable[ObjectReference]:
         yield from super().depends(ref, form)
         account = ref.name.startswith(_ACCOUNT)
-        yield ObjectReference("ServiceAccount", ref.tenant, self.plain_name(ref)) if account else ObjectReference(
-            "User", None, ref.name
+        yield (
+            ObjectReference("ServiceAccount", ref.tenant, self.plain_name(ref))
+            if account
+            else ObjectReference("User", None, ref.name)
         )
 
     def plain_name(self, ref: ObjectReference) -> str:

@@ -1,0 +1,59 @@
+"""Answers made anew for requests with an idempotency key whose first answer is not there: insulad ended between the
+commit and the answer, or the answer was too long to keep. They show the object as it is now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+
+from insula.api.answers import Answer
+from insula.control.keys import INSTANCES
+from insula.control.plane import ControlPlane
+from insula.model.errors import Conflict, NotFound
+from insula.model.objects import Image
+from insula.model.principals import BindingSpec, BindingView, PrincipalView
+from insula.model.views import InstanceView, NetworkView, TenantView
+
+
+async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handler: Any, revision: int) -> Response[Any]:
+    """Return the answer to a request that was committed at `revision`. Conflict if there is none to make."""
+    kind = handler.parsed_fn_signature.return_type.annotation
+    if kind in (None, type(None)):
+        return Response(None, status_code=handler.status_code)
+    tenant = request.path_params.get("tenant")
+    body = msgspec.json.decode(await request.body() or b"{}")
+    named = str(request.path_params.get("name") or body.get("name") or "").lstrip("/")
+    content: Any
+    if kind is InstanceView:
+        name = request.query_params.get("to") or named or await _created_at(plane, str(tenant), revision)
+        content = await plane.instances.get(str(tenant), name)
+    elif kind is TenantView:
+        content = await plane.tenants.get(str(tenant or named))
+    elif kind is NetworkView:
+        content = await plane.networks.get(str(tenant), named)
+    elif kind is Image:
+        content = await plane.images.get(str(tenant), named)
+    elif kind is PrincipalView:
+        content = plane.identities.get(f"{tenant or ''}/{named}")
+    elif kind is BindingView:
+        content = _binding(plane, msgspec.convert(body, BindingSpec), tenant)
+    else:
+        raise Conflict("this request was carried out, and its answer is not kept", "look at what is there")
+    return Answer(content, status_code=handler.status_code)
+
+
+async def _created_at(plane: ControlPlane, tenant: str, revision: int) -> str:
+    """The name of the instance that was created at this revision of the store: one that its user had not named."""
+    for entry in (await plane.context.store.list(INSTANCES.prefix(tenant))).entries:
+        if entry.created == revision:
+            return INSTANCES.parts(entry.key)[1]
+    raise NotFound("the instance that this request made is not there any more", "send the request with a new key")
+
+
+def _binding(plane: ControlPlane, spec: BindingSpec, tenant: str | None) -> BindingView:
+    for each in plane.identities.bindings(tenant):
+        if each.user == spec.user:
+            return each
+    raise NotFound(f"{spec.user} has no role there any more", "send the request with a new key")
