@@ -48,6 +48,8 @@ _HOST = re.compile(r"[A-Za-z0-9.:_-]{1,253}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}|[0-9]{1,9}")
 _LEAST_AUDIT = 64 << 10  # bytes of an audit log before it is rotated
 _MAX_AUDIT_FILES = 1000
+_LEAST_POOL = {"ext4": 16 << 20, "xfs": 300 << 20}  # bytes; mkfs.xfs(8) refuses less
+_LEAST_DISK = 1 << 20  # bytes
 _UPLINK_BITS = 1  # each tenant has two addresses of each range
 
 
@@ -80,6 +82,29 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     user: str = "insula-gate"
 
 
+class StorageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[storage]`: the disk of instances. `pool` is the size of a file system of their own, made in the format
+    `format`; "0" makes none. `disk` is the limit of an instance without one, if its tenant has one. Nothing is created
+    while less than `reserve`, or a twentieth of the file system, is free."""
+
+    pool: str = "0"
+    format: Literal["ext4", "xfs"] = "ext4"
+    disk: str = "1g"
+    reserve: str = "1g"
+
+    @property
+    def pool_bytes(self) -> int | None:
+        return parse_size(self.pool) or None
+
+    @property
+    def disk_bytes(self) -> int:
+        return parse_size(self.disk)
+
+    @property
+    def reserve_bytes(self) -> int:
+        return parse_size(self.reserve)
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings. The directory `root` is persistent, `run` is empty after a reboot. `prefix` is the prefix of names
     in the kernel: network namespaces, nftables tables, the parent control group. `spares` is the number of warm
@@ -99,6 +124,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audit: AuditSettings = AuditSettings()
     api: ApiSettings = ApiSettings()
     quotas: QuotaSettings = QuotaSettings()
+    storage: StorageSettings = StorageSettings()
 
     @property
     def state(self) -> Path:
@@ -201,6 +227,24 @@ DOCUMENTED = (
         for quota in quotas.TABLE
     ),
     *(Documented(f"quotas.{quota.name}", takes(quota), quota.text) for quota in USERS),
+    Documented(
+        "storage.pool",
+        "size from 16m (xfs: 300m), or 0",
+        "Size of the pool: a file system in the file pool.img in `root`, with quotas, for the writable layers of new "
+        "instances. Its blocks are allocated when it is made. A larger size makes it grow. 0: none is made.",
+    ),
+    Documented("storage.format", "ext4, xfs", "The format of a new pool."),
+    Documented(
+        "storage.disk",
+        "size from 1m",
+        "Limit of the disk of an instance that is created without one, if its tenant has such a limit.",
+    ),
+    Documented(
+        "storage.reserve",
+        "size, or 0",
+        "Instances are created only while so much is free on their file system, or a twentieth of it, whichever is "
+        "less.",
+    ),
 )
 
 
@@ -301,7 +345,13 @@ def _unknown(data: Mapping[str, Any], kind: type, above: str) -> str | None:
     for key, value in data.items():
         if key not in fields:
             return f"{above}{key}"
-        if isinstance(value, dict) and fields[key] in (NetworkSettings, AuditSettings, ApiSettings, QuotaSettings):
+        if isinstance(value, dict) and fields[key] in (
+            NetworkSettings,
+            AuditSettings,
+            ApiSettings,
+            QuotaSettings,
+            StorageSettings,
+        ):
             found = _unknown(value, fields[key], f"{above}{key}.")
             if found:
                 return found
@@ -359,8 +409,21 @@ def _check(settings: Settings, names: Mapping[str, str]) -> None:
         raise wrong("audit.size", audit.size, "is no size", error.hint or _MANUAL) from None
     if 0 < size < _LEAST_AUDIT:
         raise wrong("audit.size", audit.size, "is too small", "64k at least, or 0")
+    _check_storage(settings.storage, wrong)
     if not 0 <= audit.files <= _MAX_AUDIT_FILES:
         raise wrong("audit.files", audit.files, f"is not a number from 0 to {_MAX_AUDIT_FILES}", "leave it out for 9")
+
+
+def _check_storage(storage: StorageSettings, wrong: Any) -> None:
+    least = {"pool": _LEAST_POOL[storage.format], "disk": _LEAST_DISK, "reserve": 0}
+    for key, minimum in least.items():
+        text = getattr(storage, key)
+        try:
+            size = parse_size(text)
+        except Invalid as error:
+            raise wrong(f"storage.{key}", text, "is no size", error.hint or _MANUAL) from None
+        if size < minimum and (size or key != "pool"):
+            raise wrong(f"storage.{key}", text, "is too small", f"{minimum >> 20}m at least")
 
 
 def _check_api(api: ApiSettings, wrong: Any) -> None:

@@ -17,7 +17,7 @@ from tests.support.guest import CHECKOUT, PATIENCE, Guest
 from tests.support.wait import until
 
 CGROUP = "/sys/fs/cgroup/insula/shop"
-UNMEASURED = {"kernel", "KVM", "CRIU", "exit information", "pressure stalls", "openvswitch"}
+UNMEASURED = {"kernel", "KVM", "CRIU", "exit information", "pressure stalls", "openvswitch", "disk quotas"}
 """What `insula doctor` may find degraded on Debian's kernel, emulated."""
 
 

@@ -24,9 +24,11 @@ FILES = (
     "system/test_security.py",
     "system/test_two_tenants.py",
     "system/test_uncharged.py",
+    "system/test_volume.py",
+    "system/test_disk_quotas.py",
     "system/oci/test_checkpoint.py",
 )
-"""What depends on the version of control groups, on the kernel, or on systemd."""
+"""What depends on the version of control groups, on the kernel and its quotas, or on systemd."""
 
 EXCEPT = "not nobody_attached and not order2 and not order3"
 """Left out: a flood of output, for which an emulated processor is too slow; and two orders in which helpers may be

@@ -31,6 +31,7 @@ from insula.model.objects import Exit, Instance, InstanceStatus, Network, Resour
 from insula.model.views import ExecSpec, Explanation, ProcessView
 from insula.network.fabric import Nic
 from insula.settings import Settings
+from insula.volume.quota import DiskQuota
 
 _SUPERVISOR = """
 import os, subprocess, sys, time
@@ -53,7 +54,7 @@ class ProcessDriver:
     features: frozenset[str] = frozenset()
     trouble = None
 
-    def __init__(self, settings: Settings, images: ImageStore) -> None:
+    def __init__(self, settings: Settings, images: ImageStore, disk: DiskQuota) -> None:
         self._instances = settings.instances
 
     def _directory(self, instance_id: str) -> Directory:

@@ -155,11 +155,17 @@ def test_fields_left_out_of_a_patch_stay(stub: StubDaemon) -> None:
     assert view["tenant"]["limits"] == {**dict.fromkeys(QUOTAS), **given}
     stub.client.instances.run("acme", "x", ["true"], name="web", start=False)
     view = stub.client.instances.update("acme", "web", cpus=0.5, pids=None)
-    assert view["instance"]["spec"]["resources"] == {"cpus": 0.5, "memory": None, "pids": None}
+    assert view["instance"]["spec"]["resources"] == {
+        "cpus": 0.5,
+        "memory": None,
+        "pids": None,
+        "disk": None,
+        "inodes": None,
+    }
     with pytest.raises(Invalid, match="nothing to change"):
         stub.client.instances.update("acme", "web")
-    with pytest.raises(Invalid, match="unknown field `disk`"):
-        stub.client.tenants.update("acme", disk=3)
+    with pytest.raises(Invalid, match="unknown field `disks`"):
+        stub.client.tenants.update("acme", disks=3)
     with pytest.raises(Invalid, match="Expected `int"):
         stub.client.call("PATCH", "tenants", "acme", "instances", "web", body={"memory": "64m"})
 

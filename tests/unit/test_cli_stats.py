@@ -24,10 +24,10 @@ def test_a_row_of_stats() -> None:
     shown = {
         "tenant": "acme", "name": "web\x1b[2J", "state": "running", "cpu": 1.234, "cpu_limit": 2.0, "cpu_time": 1,
         "throttled": 0, "memory": 3 << 20, "memory_limit": None, "pids": 2, "pids_limit": None, "received": 1536,
-        "sent": None, "read": 0, "written": 5 << 30,
+        "sent": None, "read": 0, "written": 5 << 30, "disk": 3 << 20, "disk_limit": 5 << 30,
         "pressure": {"cpu": {"some": 12.4, "full": 0.2}, "io": {"some": 1.0}},
     }  # fmt: skip
-    words = ["123.4%", "3M", "-", "2", "1.5K", "-", "0B", "5G", "cpu 12/0 io 1/0"]
+    words = ["123.4%", "3M", "-", "2", "1.5K", "-", "0B", "5G", "3M/5G", "cpu 12/0 io 1/0"]
     assert ["-" if cell is None else cell for cell in stats.row(shown, False)][1:] == words
     assert stats.row(shown, True)[:2] == ["acme", "web\x1b[2J"], "the table escapes it"
     gone = dict.fromkeys(shown, None) | {"tenant": "acme", "name": "web", "state": "exited", "pressure": {}}

@@ -14,6 +14,7 @@ import pytest
 
 from insula.control.instances.drivers.container.request import _MOST_CHECKED, Requests
 from insula.model.objects import Instance, InstanceSpec, Tenant
+from insula.volume.quota import ReservationOnly
 from tests.support import objects
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are given to users")
@@ -38,7 +39,7 @@ def requests(tmp_path: Path) -> Counting:
         directory.mkdir()
     images: Any = SimpleNamespace(lower=lambda layers: [layer])
     settings: Any = SimpleNamespace(prefix="insula", root=tmp_path, instances=instances)
-    return Counting(settings, images)
+    return Counting(settings, images, ReservationOnly(instances, "none here"))
 
 
 def instance(name: str = "web", **spec: Any) -> Instance:

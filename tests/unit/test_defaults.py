@@ -27,7 +27,7 @@ SPEC: dict[str, Any] = {
     "image": "x",
     "network": "default",
     "stop_timeout": 10.0,
-    "resources": {"cpus": None, "memory": None, "pids": 4096},
+    "resources": {"cpus": None, "memory": None, "pids": 4096, "disk": None, "inodes": None},
     "restart": {"name": "no", "max_retries": 0},
     "log_size": 10485760,
     "log_files": 3,

@@ -187,7 +187,7 @@ async def populate(store: SqliteStore) -> Usage:
     network = Network(tenant="acme", name="n", index=1, vni=5000, subnet="10.0.0.0/24", gateway="10.0.0.1", created=0.0)
     accounts = [Principal(id="1", name="ci", tenant="acme", created=0.0), Principal(id="2", name="ann", created=0.0)]
     tokens = [Token(id=f"t{n}", principal=f"{n}", digest="", created=0.0, expires=1.0) for n in (1, 2)]
-    spec = InstanceSpec(image="x", resources=Resources(cpus=0.25, memory=64 << 20))
+    spec = InstanceSpec(image="x", resources=Resources(cpus=0.25, memory=64 << 20, disk=1 << 30, inodes=500))
     puts = [
         TENANTS.put(ACME, "acme"),
         TENANTS.put(msgspec.structs.replace(ACME, name="globex"), "globex"),
@@ -203,6 +203,8 @@ async def populate(store: SqliteStore) -> Usage:
         instances=2,
         cpus=0.5,
         memory=128 << 20,
+        disk=2 << 30,
+        inodes=1000,
         log_bytes=60 << 20,
         networks=1,
         images=2,

@@ -213,8 +213,8 @@ def test_directories_are_for_root_alone(file: Path, tmp_path: Path) -> None:
 
 
 def fields() -> set[str]:
-    found = set(Settings.__struct_fields__) - {"network", "audit", "api", "quotas"}
-    for table in ("network", "audit", "api", "quotas"):
+    found = set(Settings.__struct_fields__) - {"network", "audit", "api", "quotas", "storage"}
+    for table in ("network", "audit", "api", "quotas", "storage"):
         found |= {f"{table}.{name}" for name in getattr(Settings(), table).__struct_fields__}
     return found
 

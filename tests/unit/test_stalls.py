@@ -45,6 +45,7 @@ from insula.model.stream import Decoder, Kind
 from insula.model.views import Explanation, InstanceView, ProcessView
 from insula.store.protocol import Entry, Event, Snapshot
 from insula.store.typed import Keyspace
+from insula.volume.quota import ReservationOnly
 from tests.support import objects
 from tests.support.wait import patiently
 from tests.unit.conftest import StubDaemon
@@ -225,7 +226,7 @@ def test_a_megabyte_of_etc_passwd(tmp_path: Path) -> None:
     (tmp_path / "etc" / "passwd").write_text("a:x:1:1::/:\n" * (MAX_SIZE // 12))
     images: Any = SimpleNamespace(lower=lambda layers: [tmp_path])
     settings: Any = SimpleNamespace(prefix="insula", root=tmp_path, instances=tmp_path)
-    requests = Requests(settings, images)
+    requests = Requests(settings, images, ReservationOnly(tmp_path, "none here"))
     tenant = Tenant(name="acme", index=0, id_base=1 << 20, created=0.0)
 
     def asked(user: str) -> Instance:

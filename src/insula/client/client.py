@@ -314,7 +314,7 @@ class InstancesResource(Resource):
         return self._call("POST", tenant, name, "restart", timeout=timeout)  # type: ignore[no-any-return]
 
     def update(self, tenant: str, name: str, **limits: float | int | None) -> Object:
-        """Change the given `limits` of cpus, memory (bytes) and pids; None is no limit."""
+        """Change the given `limits` of cpus, memory (bytes), pids, disk (bytes) and inodes; None is no limit."""
         return self.client.call("PATCH", "tenants", tenant, "instances", name, body=limits)  # type: ignore[no-any-return]
 
     def pause(self, tenant: str, name: str) -> Object:

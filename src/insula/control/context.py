@@ -25,6 +25,7 @@ from insula.store.protocol import Store
 if TYPE_CHECKING:
     from insula.image.store import ImageStore
     from insula.network.fabric import Fabric
+    from insula.volume.quota import DiskQuota
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Context:
     groups: TenantGroups
     fabric: Fabric
     images: ImageStore
+    disk: DiskQuota
     locks: Locks = field(default_factory=Locks)
     problems: Problems = field(default_factory=Problems)
     preparing: dict[str, asyncio.Event] = field(default_factory=dict)

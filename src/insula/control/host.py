@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from insula import __version__
+from insula.control.disk import close_pool, examine_disk
 from insula.control.doctor import examine
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.drivers.container.processes import whois
@@ -75,7 +76,8 @@ class Host:
 
     async def doctor(self) -> Sequence[Check]:
         found = await asyncio.to_thread(examine, self.context.settings)
-        found = [*found, self.uncharged.check()]
+        disk = await asyncio.to_thread(examine_disk, self.context.disk)
+        found = [*found, disk, self.uncharged.check()]
         return [*found, *(Check(name="problem", state="degraded", detail=problem) for problem in self._problems())]
 
     def _problems(self) -> Sequence[str]:
@@ -102,6 +104,7 @@ class Host:
             await asyncio.to_thread(self.context.fabric.teardown)
             await asyncio.to_thread(self.context.groups.take_down)
             await asyncio.to_thread(self.uncharged.restore)
+            await asyncio.to_thread(close_pool, self.context.settings)
         except InsulaError:
             raise
         except OSError as error:

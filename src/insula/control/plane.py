@@ -17,6 +17,7 @@ from insula.control.carried import CarryingStore
 from insula.control.context import Context
 from insula.control.declared.apply import Declared
 from insula.control.declared.kinds.base import Verbs
+from insula.control.disk import DiskWatch, open_disk
 from insula.control.events import Events
 from insula.control.host import Host
 from insula.control.idempotency import IdempotencyKeys
@@ -79,6 +80,7 @@ class ControlPlane:
         self.declared = Declared(context, verbs, self.identity_cache, self.tasks)
         self.stats = Stats(context, self.managed, self.tenants, self.instances.find)
         self.events = Events(context)
+        self.disk_watch = DiskWatch(context, self.managed, self.instance_controller.recorder, self.instances.stop)
         self.host = Host(self.instance_controller, self.network_controller, self.tasks, self.accounting.close)
         self.idempotency_keys = IdempotencyKeys(context)
         self._loaded: Loaded | None = None
@@ -99,12 +101,14 @@ class ControlPlane:
                 store = SqliteStore(settings.state)
                 undo.push_async_callback(store.close)
             images = await asyncio.to_thread(ImageStore, settings.images)
-            drivers = await open_drivers(settings, images, undo)
+            disk = await asyncio.to_thread(open_disk, settings)
+            undo.callback(disk.close)
+            drivers = await open_drivers(settings, images, disk, undo)
             fabric = await open_fabric(settings, undo)
             store = CarryingStore(store)
             host = await asyncio.to_thread(host_name, settings.root)
             groups = TenantGroups(settings.prefix)
-            context = Context(settings, host, store, Allocators(store), drivers, groups, fabric, images)
+            context = Context(settings, host, store, Allocators(store), drivers, groups, fabric, images, disk)
             plane = cls(context, shared=shared)
             undo.push_async_callback(plane.tasks.close)
             undo.push_async_callback(plane.instance_controller.close)
@@ -130,6 +134,7 @@ class ControlPlane:
     def begin(self) -> None:
         """Begin to reconcile, beside requests. It never ends; the first pass may take long."""
         self.host.uncharged.begin()
+        self.tasks.spawn(self.disk_watch.run())
         self.tasks.spawn(self._reconcile())
         self.tasks.spawn(self.accounting.run())
 

@@ -24,9 +24,10 @@ from insula.control.allocation.quotas import check_covers, check_limits, limits_
 from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guarded, retried
 from insula.control.context import Context
+from insula.control.disk import disk_view, unlimited
 from insula.control.identities.authority import no_tenant
 from insula.control.identities.cache import IdentityCache
-from insula.control.instances.specs import check_labels
+from insula.control.instances.specs import check_labels, cli_command
 from insula.control.keys import (
     BINDINGS,
     CERTIFICATES,
@@ -77,8 +78,11 @@ class Tenants:
 
     async def get(self, name: str) -> TenantView:
         tenant = (await self.find(name)).value
-        usage = await USAGE.get(self.context.store, name)
-        return self._view(tenant, usage.value if usage else Usage())
+        store, disk = self.context.store, self.context.disk
+        usage = await USAGE.get(store, name)
+        instances = await INSTANCES.readable(store, name) if disk.enforced else []
+        view = self._view(tenant, usage.value if usage else Usage())
+        return msgspec.structs.replace(view, disk=disk_view(disk, instances, tenant.limits))
 
     def _view(self, tenant: Tenant, usage: Usage) -> TenantView:
         return TenantView(tenant=tenant, usage=self.context.in_flight.complete(tenant.name, usage))
@@ -141,12 +145,23 @@ class Tenants:
             found = await self.find(name)
             if not undo:
                 check_covers(found.value, limits, guard.value)
+                await self._refuse_uncounted(found.value, limits)
             put = TENANTS.put(msgspec.structs.replace(found.value, limits=limits), name)
             compares = [USAGE.unchanged(guard, name), TENANTS.unchanged(found, name)]
             revision = await self.context.store.transact(compares, [put])
             self.context.limits.take(name, limits, revision)
 
         await guarded(self.context.store, name, attempt)
+
+    async def _refuse_uncounted(self, tenant: Tenant, limits: Limits) -> None:
+        """Raise Conflict if a tenant without a limit of its disk gets one while instances have none: they would not be
+        counted."""
+        if limits.disk is None or tenant.limits.disk is not None:
+            return
+        instances = await INSTANCES.readable(self.context.store, tenant.name)
+        if names := unlimited(instances):
+            hint = f"{cli_command(tenant.name, f'update {names[0]} --disk SIZE')} sets one"
+            raise Conflict(f"instance {names[0]} has no limit of its disk", hint)
 
     async def _commit(self, name: str, limits: Limits, labels: dict[str, str]) -> Tenant:
         async def propose() -> Proposal[Tenant]:

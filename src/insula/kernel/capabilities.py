@@ -196,6 +196,24 @@ def current() -> Capabilities:
     return Capabilities(bounding, effective, permitted, inheritable, ambient)
 
 
+class Lowered:
+    """A context in which the calling thread lacks the effective capabilities of `mask`. Other threads keep theirs."""
+
+    __slots__ = ("_before", "_mask")
+
+    def __init__(self, mask: int) -> None:
+        self._mask = mask
+        self._before = Capabilities()
+
+    def __enter__(self) -> None:
+        effective, permitted, inheritable = _capget()
+        self._before = Capabilities(0, effective, permitted, inheritable)
+        _capset(Capabilities(0, effective & ~self._mask, permitted, inheritable))
+
+    def __exit__(self, *_: object) -> None:
+        _capset(self._before)
+
+
 # -- capget(2) and capset(2): version 3 has two records of three 32-bit words, low halves first -------------------
 
 _HEADER = struct.pack("Ii", 0x20080522, 0)

@@ -184,11 +184,14 @@ class RestartPolicy(Struct, kw_only=True):
 
 
 class Resources(Struct, kw_only=True):
-    """Limits of one instance; None is no limit except the tenant's."""
+    """Limits of one instance; None is no limit except the tenant's. `disk` (bytes) and `inodes` limit what it writes
+    into its root file system."""
 
     cpus: fields.Cpus | None = None
     memory: fields.Memory | None = None
     pids: fields.Pids | None = 4096
+    disk: fields.Disk | None = None
+    inodes: fields.Inodes | None = None
 
 
 class Rlimit(Struct, kw_only=True):
@@ -316,6 +319,7 @@ class Instance(Struct, kw_only=True):
     config: ImageConfig
     root: Root
     ports: list[Port] = []
+    project_id: int | None = None  # of what it writes, for disk quotas (quotactl(2)); None where there are none
     wanted: Literal["running", "paused", "stopped", "removed"]
     stop_timeout: float | None = None
     generation: int = 1

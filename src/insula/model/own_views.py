@@ -18,7 +18,7 @@ from insula.model.objects import (
     Resources,
     Struct,
 )
-from insula.model.views import Health, Usage
+from insula.model.views import DiskView, Health, Usage
 
 
 class OwnTenant(Struct, kw_only=True):
@@ -31,6 +31,7 @@ class OwnTenant(Struct, kw_only=True):
 class OwnTenantView(Struct, kw_only=True):
     tenant: OwnTenant
     usage: Usage
+    disk: DiskView | None
 
 
 class OwnNetwork(Struct, kw_only=True):
@@ -127,4 +128,5 @@ class OwnExplanation(Struct, kw_only=True):
     limits: dict[str, str]
     security: dict[str, str]
     health: Health | None
+    disk: DiskView | None
     pressure: dict[str, str]

@@ -14,7 +14,18 @@ The command line imports this module, so it imports little.
 
 from __future__ import annotations
 
-from insula.model.rules import MAX_BYTES, MAX_CPUS, MAX_INSTANCES, MAX_PIDS, MIN_BANDWIDTH, MIN_CPUS, MIN_MEMORY
+from insula.model.rules import (
+    MAX_BYTES,
+    MAX_CPUS,
+    MAX_INODES,
+    MAX_INSTANCES,
+    MAX_PIDS,
+    MIN_BANDWIDTH,
+    MIN_CPUS,
+    MIN_DISK,
+    MIN_INODES,
+    MIN_MEMORY,
+)
 from insula.model.units import format_size
 
 TYPE_CHECKING = False
@@ -77,6 +88,17 @@ TABLE = (
         "bandwidth",
         "bits a second of its instances",
         least=MIN_BANDWIDTH,
+    ),
+    Quota("disk", "store", "bytes", None, "disk", "space for files of its instances", least=MIN_DISK),
+    Quota(
+        "inodes",
+        "store",
+        "",
+        None,
+        "inodes",
+        "files and directories of its instances",
+        least=MIN_INODES,
+        most=MAX_INODES,
     ),
     Quota("instances", "store", "", 10_000, "instances", "instances, running or not"),
     Quota("networks", "store", "", 100, "networks", "networks"),

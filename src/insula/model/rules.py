@@ -61,6 +61,9 @@ MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791: every host accepts 576 
 # -- limits ----------------------------------------------------------------------------------------------------------
 
 MIN_CPUS, MAX_CPUS = 0.01, 65536
+MIN_DISK = 1 << 20
+MIN_INODES = 16
+MAX_INODES = 1 << 32
 MIN_MEMORY = 6 << 20  # bytes; with less the kernel kills the process that sets the container up
 MAX_BYTES = (1 << 63) - 1
 MAX_PIDS = 1 << 22  # PID_MAX_LIMIT, proc_sys_kernel(5)

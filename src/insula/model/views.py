@@ -56,9 +56,22 @@ else:
     )
 
 
+class DiskView(Struct, kw_only=True):
+    """What an instance, or all of a tenant, has written into root file systems: bytes and inodes as the file system
+    counts them, with those of deleted files that are still open. None is not counted, or no limit. `enforced`: the
+    kernel refuses to write more."""
+
+    used: int | None
+    limit: int | None
+    inodes: int | None
+    inodes_limit: int | None
+    enforced: bool
+
+
 class TenantView(Struct, kw_only=True):
     tenant: Tenant
     usage: Usage
+    disk: DiskView | None = None  # in the answer for one tenant
 
 
 class NetworkView(Struct, kw_only=True):
@@ -108,6 +121,8 @@ class ResourcesPatch(Struct, kw_only=True):
     cpus: fields.Cpus | UnsetType | None = UNSET
     memory: fields.Memory | UnsetType | None = UNSET
     pids: fields.Pids | UnsetType | None = UNSET
+    disk: fields.Disk | UnsetType | None = UNSET
+    inodes: fields.Inodes | UnsetType | None = UNSET
 
 
 class NetworkSpec(Struct, kw_only=True):
@@ -159,6 +174,8 @@ class InstanceStats(Struct, kw_only=True):
     sent: int | None = None
     read: int | None = None  # bytes from and to block devices
     written: int | None = None
+    disk: int | None = None  # bytes that its own files take, as the file system counts them for its quota
+    disk_limit: int | None = None
     pressure: dict[str, dict[str, float]] = {}  # cpu, memory, io → some, full: percent of the last 10 s; cgroup v2
 
 
@@ -283,4 +300,5 @@ class Explanation(Struct, kw_only=True):
     installed: dict[str, object] | None  # the installed port
     rules: str | None
     health: Health | None = None
+    disk: DiskView | None = None
     pressure: dict[str, str] = {}  # file of the control group → its "some" line (Documentation/accounting/psi.rst)

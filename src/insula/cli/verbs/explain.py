@@ -140,11 +140,25 @@ def security(page: Page) -> None:
 
 def filesystem(page: Page) -> None:
     title("File system: shared layers below, its own on top (overlayfs)")
+    if disk := page.get("disk"):
+        facts(disk_facts(disk))
     if "upper" in page:
         print(f"  {'writable':22} {clean(page['upper'])}")
     for number, layer in enumerate(page["layers"]):
         path = clean(layer.get("path", ""))
         print(f"  {'read-only layer ' + str(number + 1):22} {clean(layer['digest'][:19])}…  {path}".rstrip())
+
+
+def disk_facts(disk: Page) -> dict[str, object]:
+    """What it has written, with its limits: as the file system counts it for its quota."""
+    how = "" if disk["enforced"] else ", which the kernel does not enforce here"
+    written = of("not counted" if disk["used"] is None else size(disk["used"]), size(disk["limit"]))
+    files = of("not counted" if disk["inodes"] is None else str(disk["inodes"]), disk["inodes_limit"])
+    return {"on disk": f"{written}{how if disk['limit'] is not None else ''}", "files and directories": files}
+
+
+def of(used: str, limit: object) -> str:
+    return f"{used}, no limit" if limit is None else f"{used} of at most {limit}"
 
 
 def network(page: Page) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Stats = dict[str, Any]
 
 HOME_AND_CLEAR = "\x1b[H\x1b[J"  # ECMA-48: CUP, ED
-HEADER = ["NAME", "CPU", "MEMORY", "LIMIT", "PIDS", "NET IN", "NET OUT", "READ", "WRITTEN", "PRESSURE"]
+HEADER = ["NAME", "CPU", "MEMORY", "LIMIT", "PIDS", "NET IN", "NET OUT", "READ", "WRITTEN", "DISK", "PRESSURE"]
 
 
 def run(arguments: Arguments) -> int:
@@ -51,12 +51,13 @@ def row(stats: Stats, with_tenant: bool) -> list[Any]:
         size(stats["memory_limit"]),
         of(stats["pids"], stats["pids_limit"]),
         *(size(value) for value in moved),
+        of(*(None if value is None else size(value) for value in (stats.get("disk"), stats.get("disk_limit")))),
         pressure(stats["pressure"]),
     ]
     return [stats["tenant"], *cells] if with_tenant else cells
 
 
-def of(used: int | None, limit: int | None) -> str | None:
+def of(used: object, limit: object) -> str | None:
     return None if used is None else str(used) if limit is None else f"{used}/{limit}"
 
 
@@ -84,7 +85,8 @@ COMMANDS = {
             Option("--interval", "how often (1s)", "TIME", default=1.0, parse=seconds),
         ],
         details="CPU is the part of one processor: two in full use are 200 %. MEMORY leaves out page cache that is\n"
-        "easily reclaimed; LIMIT is the instance's own, or else its tenant's. PRESSURE is the part of the last\n"
+        "easily reclaimed; LIMIT is the instance's own, or else its tenant's. DISK is what it\n"
+        "has written and its limit, where the kernel counts it. PRESSURE is the part of the last\n"
         "ten seconds in which some/all of its processes waited, in percent, where control groups are of version 2\n"
         "and the kernel has PSI. With --json one object a line.",
         complete={"NAME": "instance"},

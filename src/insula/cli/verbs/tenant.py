@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, UsageError, or_none, whole
-from insula.cli.output import age, clean, listing, print_json
+from insula.cli.output import age, clean, listing, print_json, size
 from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
 from insula.client import Client
@@ -93,6 +93,8 @@ def show(arguments: Arguments) -> int:
     for quota in TABLE:
         if quota.name in tenant["limits"]:
             print(f"{quota.name.replace('_', ' '):17}{state(quota, tenant['limits'], view['usage'])}")
+    if (disk := view.get("disk")) and disk["used"] is not None:
+        print(f"{'on disk':17}{size(disk['used'])}, {disk['inodes']} files and directories")
     parts = {
         "labels": [f"{label}={value}" for label, value in tenant["labels"].items()],
         "networks": [each["network"]["name"] for each in client.networks.list(arguments.name)],

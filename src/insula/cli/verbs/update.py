@@ -12,7 +12,7 @@ from insula.model.units import parse_cpus, parse_size
 
 
 def run(arguments: Arguments) -> int:
-    limits = changes(arguments, "cpus", "memory", "pids")
+    limits = changes(arguments, "cpus", "memory", "pids", "disk", "inodes")
     client = connect(arguments)
     view = client.instances.update(arguments.tenant, arguments.name, **limits)
     print_json(view) if arguments.json else print(arguments.name)
@@ -32,6 +32,8 @@ COMMANDS = {
             Option("--cpus", "at most so many CPUs, as in 0.5, or none for no limit", "N", parse=_or_none(parse_cpus)),
             Option("-m --memory", "at most so much memory, as in 64m, or none", "SIZE", parse=_or_none(parse_size)),
             Option("--pids", "at most so many processes, or none", "N", parse=or_none(whole(1))),
+            Option("--disk", "at most so many bytes on disk, as in 1g, or none", "SIZE", parse=_or_none(parse_size)),
+            Option("--inodes", "at most so many files and directories, or none", "N", parse=or_none(whole(16))),
         ],
         details="Refused if they exceed the tenant's limits, or are below the current usage.",
         complete={"NAME": "instance"},

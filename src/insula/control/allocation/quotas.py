@@ -24,7 +24,7 @@ from insula.model.units import format_size, shorten
 from insula.model.views import LimitsPatch, Usage
 
 S = TypeVar("S", bound=Struct)
-OF_INSTANCES = ("instances", "cpus", "memory", "log_bytes")
+OF_INSTANCES = ("instances", "cpus", "memory", "disk", "inodes", "log_bytes")
 """The quotas of what instances count."""
 _ROUNDING = 1e-9  # sums of fractions of a CPU are not exact
 
@@ -36,6 +36,8 @@ def of_instance(spec: InstanceSpec) -> Usage:
         instances=1,
         cpus=resources.cpus or 0.0,
         memory=resources.memory or 0,
+        disk=resources.disk or 0,
+        inodes=resources.inodes or 0,
         log_bytes=spec.log_size * spec.log_files,
     )
 
@@ -145,7 +147,7 @@ def check_limits(limits: Limits) -> Limits:
 
 def check_resources(resources: Resources) -> Resources:
     """Check the limits of one instance and return them. Invalid."""
-    for name in ("cpus", "memory", "pids"):
+    for name in ("cpus", "memory", "pids", "disk", "inodes"):
         _check(QUOTAS[name], getattr(resources, name))
     return resources
 

@@ -17,6 +17,7 @@ from insula.control.accounting.ledger import ledger_with
 from insula.control.allocation.quotas import add, change, exchange, of_instance, subtract
 from insula.control.allocation.transaction import Proposal, allocate, guard, guarded, turn
 from insula.control.context import Context
+from insula.control.disk import check_room, choose_project, with_disk_defaults
 from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.images import Images
@@ -67,8 +68,12 @@ class Admission:
         """
         spec = check(spec)
         admit(by, tenant, spec)
+        check_room(self.context)
         owner, image = await asyncio.gather(self.tenants.find(tenant), self.images.find(tenant, spec.image))
         network = await self.networks.find(tenant, spec.network) if spec.network is not None else None
+        storage = self.context.settings.storage
+        resources = with_disk_defaults(owner.value.limits, spec.resources, storage)
+        spec = msgspec.structs.replace(spec, resources=resources)
         driver = self.context.driver_for(spec)
         draft = Instance(
             tenant=tenant,
@@ -106,8 +111,13 @@ class Admission:
             rest = add(owner.value, usage.value, of_instance(spec))
             name = spec.name or next(names)
             port = await self.ports.allocate(network.value, name, spec) if network else None
+            project = await choose_project(self.context, draft.id)
             instance = msgspec.structs.replace(
-                draft, name=name, spec=msgspec.structs.replace(spec, name=name), ports=[port] if port else []
+                draft,
+                name=name,
+                spec=msgspec.structs.replace(spec, name=name),
+                ports=[port] if port else [],
+                project_id=project and project.id,
             )
             compares = [
                 INSTANCES.absent(tenant, name),
@@ -122,7 +132,8 @@ class Admission:
                 await ledger_with(store, tenant, rest),
                 *([ACCOUNTS.put(account, tenant, draft.id)] if account else []),
             ]
-            return Proposal(instance, port_reservations(port) if port else [], compares, writes)
+            reservations = [*(port_reservations(port) if port else []), *([project.reservation] if project else [])]
+            return Proposal(instance, reservations, compares, writes)
 
         def refuse(key: str, instance: Instance) -> None:
             _explain(key, instance, named=bool(spec.name))

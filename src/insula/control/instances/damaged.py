@@ -18,6 +18,7 @@ import msgspec
 from insula.control.accounting.ledger import ledger_with
 from insula.control.allocation.quotas import OF_INSTANCES, of_instance, subtract, total
 from insula.control.allocation.transaction import guarded
+from insula.control.disk import release_project, reserved_projects
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.specs import cli_command
 from insula.control.keys import ACCOUNTS, EVENTS, INSTANCES, STATUS, USAGE
@@ -99,7 +100,9 @@ class Damaged:
         """Discard the remains of an instance of unknown kind. Drivers that don't know it do nothing."""
         for driver in self.context.drivers.values():
             await driver.discard_stray(instance)
-            await self.lifecycle.remove_directory(driver, instance)
+            gone = await self.lifecycle.remove_directory(driver, instance)
+            if gone and (project := (await reserved_projects(self.context)).get(instance)):
+                await release_project(self.context, project, instance)
 
     async def _sweep(self, owner: Tenant) -> None:
         """Remove directories and containers that belong to no instance. All records must be readable."""

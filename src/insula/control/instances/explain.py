@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 
 from insula.control.context import Context
+from insula.control.disk import disk_view
 from insula.control.instances.drivers.base import Running, require
 from insula.control.instances.managed import ManagedInstance, ManagedInstances
 from insula.model.errors import InsulaError
@@ -23,7 +24,10 @@ async def explain(context: Context, instances: ManagedInstances, managed: Manage
     work = partial(driver.explain, managed.tenant, instance, status, near)
     found = await context.surveys.do(instance.tenant, work)
     found = msgspec.structs.replace(
-        found, status=managed.status, health=managed.monitor.health if managed.monitor else None
+        found,
+        status=managed.status,
+        health=managed.monitor.health if managed.monitor else None,
+        disk=disk_view(context.disk, [instance], instance.spec.resources),
     )
     if port := instance.port:
         with suppress(InsulaError):

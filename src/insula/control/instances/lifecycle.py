@@ -18,6 +18,7 @@ import msgspec
 
 from insula.control.accounting.accounts import Accounts
 from insula.control.context import Context
+from insula.control.disk import release_project, resize_disk
 from insula.control.instances.admission import delete_instance
 from insula.control.instances.drivers.base import CreateOptions, Driver, Observed, Running
 from insula.control.instances.drivers.directory import LaunchRecord, boot_id
@@ -251,8 +252,9 @@ class Lifecycle:
 
     async def resize(self, managed: ManagedInstance) -> None:
         """Apply the desired limits. Failed if the kernel refuses them."""
-        resources = managed.instance.spec.resources
+        resources, before = managed.instance.spec.resources, managed.status.resources
         self.statuses.note(managed, resources=None)  # after a failure some of them may be applied
+        resize_disk(self.context.disk, managed.instance, before)
         with contextlib.suppress(NotFound):  # it is just ending
             await self.driver(managed).resize(managed.instance.id, resources)
         self.statuses.note(managed, resources=resources)
@@ -414,10 +416,14 @@ class Lifecycle:
         managed.vanished.set()
         for attachment in managed.waiting:
             attachment.fail(NotFound(f"instance {managed.instance.name} was removed"))
-        await self.remove_directory(self.driver(managed), managed.instance.id, flush=True)
+        instance = managed.instance
+        gone = await self.remove_directory(self.driver(managed), instance.id, flush=True)
+        if gone and instance.project_id is not None:
+            await release_project(self.context, instance.project_id, instance.id)
 
-    async def remove_directory(self, driver: Driver, instance_id: str, *, flush: bool = False) -> None:
-        """Remove the directory of an instance, however many files it has. A failure is a problem of this host.
+    async def remove_directory(self, driver: Driver, instance_id: str, *, flush: bool = False) -> bool:
+        """Remove the directory of an instance, however many files it has. A failure is a problem of this host; it is
+        False.
 
         With `flush`, the store's transactions are made durable before.
         """
@@ -429,8 +435,10 @@ class Lifecycle:
                 await self.context.store.flush()
             await driver.remove_directory(instance_id)
             problems.solved(name)
+            return True
         except (InsulaError, OSError) as error:
             problems[name] = str(error)
+            return False
         finally:
             timer.cancel()
 

@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from insula.control.context import Context
+from insula.control.disk import has_tree, release_project, reserved_projects, trees_in_pool
 from insula.control.instances.controller import InstanceController
 from insula.control.instances.damaged import id_of
 from insula.control.instances.drivers.base import Driver
@@ -32,10 +33,11 @@ T = TypeVar("T")
 
 
 class Leftovers(NamedTuple):
-    """Containers and directories on this host that belong to no instance."""
+    """Containers, directories and project IDs of this host that belong to no instance."""
 
     strays: Sequence[tuple[Driver, str]] = ()
     directories: Sequence[str] = ()
+    projects: Mapping[str, int] = {}
 
 
 class Loaded(NamedTuple):
@@ -49,6 +51,7 @@ class Loaded(NamedTuple):
 async def load(context: Context, controller: InstanceController) -> Loaded:
     """Add every instance of this host to the controller."""
     store = context.store
+    projects = await reserved_projects(context)  # before the instances, of which each was stored with its ID
     entries, statuses, networks, usages, tenants = await asyncio.gather(
         *(store.list(kind.prefix_all()) for kind in (INSTANCES, STATUS, NETWORKS, USAGE, TENANTS))
     )
@@ -79,7 +82,7 @@ async def load(context: Context, controller: InstanceController) -> Loaded:
             await context.problems.guard("statuses of instances that are gone", _forget(store, known))
         ids = {id_of(entry) for entry in entries.entries}
         try:
-            leftovers = await asyncio.to_thread(_leftovers, context, ids)
+            leftovers = await asyncio.to_thread(_leftovers, context, ids, projects)
         except Exception as error:
             context.problems.report("leftovers", error)
     return Loaded(entries.revision, list(owners.values()), leftovers)
@@ -110,9 +113,11 @@ async def _forget(store: Store, keys: Iterable[tuple[str, ...]]) -> None:
             await store.transact([INSTANCES.absent(*parts)], [STATUS.delete(*parts)])
 
 
-def _leftovers(context: Context, ids: set[str | None]) -> Leftovers:
+def _leftovers(context: Context, ids: set[str | None], projects: Mapping[str, int]) -> Leftovers:
     strays = [(driver, each) for driver in context.drivers.values() for each in driver.ids() - ids]
-    return Leftovers(strays, sorted(set(os.listdir(context.settings.instances)) - ids))
+    directories = set(os.listdir(context.settings.instances)) | trees_in_pool(context)
+    free = {instance_id: project for instance_id, project in projects.items() if instance_id not in ids}
+    return Leftovers(strays, sorted(directories - ids), free)
 
 
 async def sweep(context: Context, controller: InstanceController, leftovers: Leftovers) -> None:
@@ -123,3 +128,6 @@ async def sweep(context: Context, controller: InstanceController, leftovers: Lef
     for directory in leftovers.directories:
         for driver in context.drivers.values():
             await controller.lifecycle.remove_directory(driver, directory)
+    for instance_id, project in leftovers.projects.items():
+        if not await asyncio.to_thread(has_tree, context, instance_id):
+            await release_project(context, project, instance_id)

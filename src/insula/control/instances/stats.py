@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from insula.control.context import Context
+from insula.control.disk import disk_usage
 from insula.control.instances.drivers.base import Driver, require
 from insula.control.instances.managed import ManagedInstance, ManagedInstances
 from insula.control.keys import TENANTS
@@ -26,6 +27,7 @@ from insula.model.errors import InsulaError
 from insula.model.objects import Instance, Limits, Port
 from insula.model.views import InstanceStats, StatsSample
 from insula.network.fabric import Traffic
+from insula.volume.quota import DiskUsage
 
 FIRST: Final = 0.5
 """Seconds before the first sample."""
@@ -87,7 +89,14 @@ class Stats:
             counters, now = await self._counters(asking, present), time.monotonic()
             traffic, limits = await self._traffic(present), await self._limits(present)
             usage = [
-                _stats(managed, counters, _used(managed, before, counters, now - then), traffic, limits)
+                _stats(
+                    managed,
+                    counters,
+                    _used(managed, before, counters, now - then),
+                    traffic,
+                    limits,
+                    disk_usage(self.context.disk, managed.instance),
+                )
                 for managed in present
             ]
             yield StatsSample(time=time.time(), instances=usage)
@@ -140,7 +149,12 @@ def _bytes(io: dict[str, dict[str, int]] | None, name: str) -> int | None:
 
 
 def _stats(
-    managed: ManagedInstance, counters: Counters, cpu: float | None, traffic: PortTraffic, limits: dict[str, Limits]
+    managed: ManagedInstance,
+    counters: Counters,
+    cpu: float | None,
+    traffic: PortTraffic,
+    limits: dict[str, Limits],
+    disk: DiskUsage | None,
 ) -> InstanceStats:
     instance, found = managed.instance, counters.get(managed.instance.id)
     whole, own = limits.get(instance.tenant, Limits()), instance.spec.resources
@@ -151,6 +165,8 @@ def _stats(
         cpu_limit=own.cpus if own.cpus is not None else whole.cpus,
         memory_limit=own.memory if own.memory is not None else whole.memory,
         pids_limit=own.pids if own.pids is not None else whole.pids,
+        disk=disk.space if disk else None,
+        disk_limit=own.disk,
     )
     if found is None:
         return shown

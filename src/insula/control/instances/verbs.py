@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from insula.control.allocation.quotas import check_resources, merge
+from insula.control.disk import with_disk_defaults
 from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.instances import remote
@@ -354,7 +355,9 @@ class Instances(InstanceIo):
         async def attempt(known: Known) -> Found[Instance]:
             nonlocal before
             before = known.instance.spec.resources
-            resources = check_resources(merge(before, patch))
+            owner = await self.tenants.find(tenant)
+            storage = self.context.settings.storage
+            resources = with_disk_defaults(owner.value.limits, check_resources(merge(before, patch)), storage)
             return await resize(self.context, as_it_is(known), known.revision, resources)
 
         async def undo(known: Known) -> Found[Instance] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from insula.control.instances.drivers.directory import LaunchRecord
@@ -194,6 +195,9 @@ class Driver(Protocol):
 
     async def discard_stray(self, instance_id: str) -> None:
         """Discard an instance of which only the id is known. InsulaError, OSError."""
+
+    def writable(self, instance_id: str) -> Path | None:
+        """The directory of what the instance writes; None if there is none."""
 
     async def remove_directory(self, instance_id: str) -> None:
         """Remove the directory of the instance with all of its files. Failed."""

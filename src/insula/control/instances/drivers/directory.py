@@ -66,17 +66,22 @@ class Directory:
 
     async def remove(self) -> None:
         """Remove the directory with all of its files. Failed says why that is not possible."""
-        if await asyncio.to_thread(trees.remove_small, self.path):
-            return
-        child = await asyncio.create_subprocess_exec(*trees.command(self.path), stdin=DEVNULL, stderr=PIPE)
-        assert child.stderr
-        try:
-            said = await child.stderr.read(_SAID)
-            while await child.stderr.read(_SAID):  # there may be a message for each of a million files
-                pass
-            trees.check(await child.wait(), said)
-        except asyncio.CancelledError:
-            child.kill()
-            raise
-        except OSError as error:
-            raise Failed(f"the directory {self.path} can't be removed: {error}", "remove it by hand") from None
+        await remove_tree(self.path)
+
+
+async def remove_tree(path: Path) -> None:
+    """Remove the directory at `path` with all of its files, however many. Failed says why that is not possible."""
+    if await asyncio.to_thread(trees.remove_small, path):
+        return
+    child = await asyncio.create_subprocess_exec(*trees.command(path), stdin=DEVNULL, stderr=PIPE)
+    assert child.stderr
+    try:
+        said = await child.stderr.read(_SAID)
+        while await child.stderr.read(_SAID):  # there may be a message for each of a million files
+            pass
+        trees.check(await child.wait(), said)
+    except asyncio.CancelledError:
+        child.kill()
+        raise
+    except OSError as error:
+        raise Failed(f"the directory {path} can't be removed: {error}", "remove it by hand") from None

@@ -2,6 +2,8 @@
 
 upper, work    the writable layer of the root file system (overlayfs); upper belongs to the tenant's user 0
 etc            hostname, hosts and resolv.conf, bind-mounted over the image's
+
+With a pool, upper and work of new instances are in it, in a directory of the same name.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from insula.control.instances.drivers.directory import Directory
+from insula.control.instances.drivers.directory import Directory, remove_tree
 from insula.kernel import records, trees
 
 
 class ContainerDirectory(Directory):
-    def __init__(self, root: Path, instance_id: str) -> None:
+    def __init__(self, root: Path, instance_id: str, pool: Path | None = None) -> None:
+        """`pool` is the directory of the pool, if there is one."""
         super().__init__(root, instance_id)
-        self.upper, self.work = self.path / "upper", self.path / "work"
+        self.pooled = pool is not None and not os.path.lexists(self.path / "upper")
+        self.layer = pool / instance_id if pool and self.pooled else self.path
+        self.upper, self.work = self.layer / "upper", self.layer / "work"
         self.etc = self.path / "etc"
 
     def make(self, id_base: int) -> None:
@@ -29,6 +34,7 @@ class ContainerDirectory(Directory):
             self._clear()
         for path, mode in (
             (self.path, 0o700),
+            (self.layer, 0o700),
             (self.work, 0o700),
             (self.log, 0o700),
             (self.etc, 0o700),
@@ -45,9 +51,14 @@ class ContainerDirectory(Directory):
             # after a crash overlayfs refuses to mount a volatile upper layer again, since it may be incomplete
             trees.remove(self.upper)
             trees.remove(self.work)
-        for path in (self.path, self.upper, self.work, self.log, self.etc):
+        for path in (self.path, self.layer, self.upper, self.work, self.log, self.etc):
             if path.is_symlink() or (path.exists() and not path.is_dir()):  # not a directory
                 trees.remove(path)
+
+    async def remove(self) -> None:
+        if self.pooled:
+            await remove_tree(self.layer)
+        await super().remove()
 
     def is_fresh(self) -> bool:
         """Whether the instance has written nothing into its root file system yet."""

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from insula.container import archive_worker
@@ -40,6 +41,7 @@ from insula.model.objects import Exit, Instance, InstanceStatus, Network, Resour
 from insula.model.views import ExecSpec, Explanation, Layer, ProcessView
 from insula.network.fabric import NetnsNic, Nic
 from insula.settings import Settings
+from insula.volume.quota import DiskQuota
 
 
 class ContainerDriver:
@@ -48,9 +50,9 @@ class ContainerDriver:
     kind = "container"
     features: frozenset[DriverFeature] = frozenset(get_args(DriverFeature))
 
-    def __init__(self, settings: Settings, images: ImageStore) -> None:
+    def __init__(self, settings: Settings, images: ImageStore, disk: DiskQuota) -> None:
         self.runtime = Runtime(settings.run, settings.spares, hint)
-        self.requests = Requests(settings, images)
+        self.requests = Requests(settings, images, disk)
         self._settings = settings
         self._images = images
         self._terminals = Terminals(settings.run / "terminals")
@@ -129,7 +131,10 @@ class ContainerDriver:
             request = request._replace(share=[joined.pid, joined.start_time])
         if size := options.console:
             request.config["process"]["consoleSize"] = {"height": size.rows, "width": size.columns}
-        return await self.runtime.create(request)
+        try:
+            return await self.runtime.create(request)
+        finally:
+            self.requests.settle(instance)
 
     def nic(self, instance_id: str) -> Nic:
         return NetnsNic(self.runtime.netns(instance_id))
@@ -201,6 +206,9 @@ class ContainerDriver:
     async def discard_stray(self, instance_id: str) -> None:
         await self.runtime.delete(instance_id)
 
+    def writable(self, instance_id: str) -> Path | None:
+        return self.requests.directory(instance_id).upper
+
     async def remove_directory(self, instance_id: str) -> None:
         await self.requests.directory(instance_id).remove()
 
@@ -247,7 +255,10 @@ class ContainerDriver:
         container = secrets.token_hex(16)
         request = await self.requests.holder(tenant, instance, network, container)
         try:
-            state = await self.runtime.create(request)
+            try:
+                state = await self.runtime.create(request)
+            finally:
+                self.requests.settle(instance)
             await self.runtime.start(container)
             yield Running(state.pid, state.start_time, time.time())
         finally:

@@ -22,7 +22,10 @@ from insula.model.errors import Invalid, Unavailable
 from insula.model.objects import Instance, InstanceSpec, Network, Tenant
 from insula.model.views import ExecSpec
 from insula.settings import Settings
+from insula.volume.quota import DiskLimit, DiskQuota, DiskUsage
 
+ROOM: Final = DiskUsage(256 << 10, 16)
+"""What the mount of an overlay may take beyond the limits."""
 SLEEP: Final = "/dev/sleep"  # busybox chooses its applet by the name of the program
 
 
@@ -37,8 +40,10 @@ class Checked(NamedTuple):
 class Requests:
     """Makes requests to the runtime. Methods that read files of images or instances block."""
 
-    def __init__(self, settings: Settings, images: ImageStore) -> None:
+    def __init__(self, settings: Settings, images: ImageStore, disk: DiskQuota) -> None:
         self._settings = settings
+        self._disk = disk
+        self._pool = disk.directory if disk.directory != settings.instances else None
         self.mount_points = settings.root / "mountpoints"
         self._images = images
         self._boot = boot_id()
@@ -46,7 +51,7 @@ class Requests:
         self._checked: dict[str, Checked] = {}  # by the instance's ID
 
     def directory(self, instance_id: str) -> ContainerDirectory:
-        return ContainerDirectory(self._settings.instances, instance_id)
+        return ContainerDirectory(self._settings.instances, instance_id, self._pool)
 
     def parent(self, tenant: str) -> str:
         """The control group of a tenant, relative to the root of every hierarchy."""
@@ -65,7 +70,10 @@ class Requests:
     def prepare(self, tenant: Tenant, instance: Instance, network: Network | None, *, begin: bool = True) -> Launch:
         """Do the work of `launch` in the caller's thread. Without `begin` no start of the instance is recorded."""
         spec, directory = instance.spec, self.directory(instance.id)
+        if self._disk.trouble and directory.pooled:
+            raise Unavailable("the disk of instances is not there", "the operator sees why with `insula status`")
         directory.make(tenant.id_base)
+        self._limit(instance, directory)
         directory.write_etc(etc_files(instance, network), tenant.id_base)
         lower, oci = self._checked_oci(instance, directory) or self.oci(tenant, instance, spec, directory)
         if begin:
@@ -85,6 +93,34 @@ class Requests:
             log_size=spec.log_size,
             log_files=spec.log_files,
         )
+
+    def _limit(self, instance: Instance, directory: ContainerDirectory) -> None:
+        """Count the writable layer for the instance's project, and set its limits. OSError.
+
+        overlayfs makes a few files when it is mounted. An instance that has used up its limits gets room for them until
+        `settle`, or it could never be started again.
+        """
+        project, fresh = instance.project_id, directory.is_fresh()
+        if project is None or not self._is_counted(directory):
+            return
+        limit = DiskLimit(instance.spec.resources.disk, instance.spec.resources.inodes)
+        if not fresh and (used := self._disk.usage(project)):
+            space = None if limit.space is None else max(limit.space, used.space + ROOM.space)
+            inodes = None if limit.inodes is None else max(limit.inodes, used.inodes + ROOM.inodes)
+            self._disk.limit(project, DiskLimit(space, inodes))
+        elif limit != DiskLimit():
+            self._disk.limit(project, limit)
+        self._disk.assign(project, (directory.upper, directory.work))
+
+    def settle(self, instance: Instance) -> None:
+        """Set the limits of an instance whose overlay has been mounted. OSError."""
+        resources, directory = instance.spec.resources, self.directory(instance.id)
+        if instance.project_id is not None and self._is_counted(directory) and not directory.is_fresh():
+            self._disk.limit(instance.project_id, DiskLimit(resources.disk, resources.inodes))
+
+    def _is_counted(self, directory: ContainerDirectory) -> bool:
+        """Whether the writable layer is where limits are enforced: those that are older than the pool are not."""
+        return self._disk.enforced and (self._pool is None or directory.pooled)
 
     async def holder(self, tenant: Tenant, instance: Instance, network: Network | None, container: str) -> Launch:
         """The request for a holder: a container with the instance's root file system that only sleeps.
@@ -154,7 +190,10 @@ class Requests:
         if checked is None or checked.instance.name != instance.name or not directory.is_fresh():
             return None
         spec = msgspec.structs.replace(checked.instance.spec, name=instance.spec.name)
-        same = msgspec.structs.replace(checked.instance, spec=spec, ports=instance.ports) == instance
+        checked_as_committed = msgspec.structs.replace(
+            checked.instance, spec=spec, ports=instance.ports, project_id=instance.project_id
+        )
+        same = checked_as_committed == instance
         return (checked.lower, checked.oci) if same else None
 
     async def execution(self, tenant: Tenant, instance: Instance, wanted: ExecSpec) -> dict[str, Any]:
