@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar, Request, Router
 from litestar.connection import ASGIConnection
@@ -16,6 +16,7 @@ from litestar.types import ASGIApp
 from insula import __version__
 from insula.api.access import AccessMiddleware
 from insula.api.answers import Answer
+from insula.api.authorities import HTTPS, AuthorityRoutes
 from insula.api.authorization import authority_of, authorize, check_routes
 from insula.api.cursors import load
 from insula.api.declared import DECLARED
@@ -44,6 +45,9 @@ from insula.api.usage import USAGE_ROUTES
 from insula.audit import AuditLog
 from insula.control.plane import ControlPlane
 
+if TYPE_CHECKING:
+    from insula.api.tls.supervisor import TlsSupervisor
+
 MAX_BODY = 1 << 20
 """Bytes of a JSON body; uploads have a limit of their own."""
 
@@ -65,9 +69,12 @@ HTTP on a unix socket, or HTTPS. Errors are problems (RFC 9457) with `code` and 
 """
 
 
-def create_app(plane: ControlPlane, audit: AuditLog | None = None, socket: str = "") -> ASGIApp:
+def create_app(
+    plane: ControlPlane, audit: AuditLog | None = None, socket: str = "", https: TlsSupervisor | None = None
+) -> ASGIApp:
     """Make the ASGI application of `insulad`, behind its gate; `socket` is its address."""
     app = application(plane, audit)
+    app.state[HTTPS] = https
     check_routes(app)
     return AccessMiddleware(app, plane.identity_cache, plane.context.rates, audit, socket)
 
@@ -99,6 +106,7 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
                     HostBindingRoutes,
                     TokenRoutes,
                     CertificateRoutes,
+                    AuthorityRoutes,
                     invite,
                     join,
                     whoami,

@@ -85,7 +85,8 @@ async def serve(settings: Settings) -> None:
     audit = _audit_log(settings, plane.context.problems)
     try:
         https = _https(settings, plane, audit)
-        server = Server(create_app(plane, audit, str(settings.socket)), plane.begin, https and https[1])
+        app = create_app(plane, audit, str(settings.socket), https and https[0])
+        server = Server(app, plane.begin, https and https[1])
         gc.freeze()  # a full collection need not scan permanent objects: modules, and running instances
         gc.enable()
         loop = asyncio.get_running_loop()

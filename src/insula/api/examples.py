@@ -26,6 +26,7 @@ from insula.model.objects import (
     Tenant,
 )
 from insula.model.principals import (
+    Authorities,
     BindingSpec,
     BindingView,
     CertificateCreated,
@@ -184,6 +185,7 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         token=_TOKEN,
         expires=_NOW + 900,
     ),
+    Authorities(server="-----BEGIN CERTIFICATE-----\n…"),
     WhoAmI(user="ann", id="0123456789abcdef", proof="uid 1000", tenants={"acme": "member"}),
     ApplySpec(files=[DeclaredFile(name="app.yaml", text=_DOCUMENT)], prune=True),
     DeclaredItem(kind="Network", name="back", tenant="acme", operation="create", state="done"),

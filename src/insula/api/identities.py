@@ -6,17 +6,15 @@ import asyncio
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from litestar import Controller, delete, get, post, put
 from litestar.params import JSONBody
 
 from insula.api.audit import note
+from insula.api.authorities import authorities, server_authorities
 from insula.api.pages import Paged
 from insula.api.parameters import Bound, Flag, Name, Plane, Sender, Serial, TenantName, TokenId
 from insula.control.identities.authority import Authority
-from insula.control.plane import ControlPlane
-from insula.model.errors import Unavailable
 from insula.model.principals import (
     BindingSpec,
     BindingView,
@@ -34,9 +32,6 @@ from insula.model.principals import (
     WhoAmI,
 )
 from insula.settings import split_address
-
-if TYPE_CHECKING:
-    from insula.api.tls.certificates import Certificates
 
 
 @get("/whoami", tags=["identities"], summary="The sender of this request, and its roles", permission="self.read")
@@ -196,13 +191,12 @@ class CertificateRoutes(Controller):
 )
 async def invite(plane: Plane, sender: Sender, data: JSONBody[JoinSpec]) -> Invitation:
     note(name=data.user)
-    certificates = authorities(plane)
+    authority = await server_authorities(plane)
     made = await plane.identities.invite(sender, data.user, data.ttl)
     note(token=made.id)
     ports = {split_address(text)[1] for text in plane.settings.api.listen}
     hosts = plane.settings.api.names or [split_address(text)[0] for text in plane.settings.api.listen]
     addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts for port in sorted(ports)]
-    authority = (await asyncio.to_thread(certificates.trusted, "server")).decode()
     return Invitation(addresses=addresses, authority=authority, token=made.token, expires=made.expires)
 
 
@@ -229,15 +223,6 @@ def _whose(sender: Authority, *, everybody: bool) -> str | None:
         sender.check("user.read")
         return None
     return sender.principal.id
-
-
-def authorities(plane: ControlPlane) -> Certificates:
-    """Return the certificate authorities of this host. Unavailable if HTTPS is off."""
-    if not plane.settings.api.listen:
-        raise Unavailable("this host is not reached by HTTPS", "set [api] listen in insulad.toml(5)")
-    from insula.api.tls.certificates import Certificates  # takes 50 ms
-
-    return Certificates(plane.settings.root / "pki")
 
 
 def random_serial() -> int:

@@ -18,6 +18,7 @@ from insula.model.declared import DeclaredItem
 from insula.model.objects import Exit, Image, Instance
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.principals import (
+    Authorities,
     BindingView,
     CertificateCreated,
     CertificateView,
@@ -63,6 +64,7 @@ FREE = (
     CertificateCreated,
     Invitation,
     DeclaredItem,
+    Authorities,
 )
 _OF_HOST = ("revision", "pid")  # keys of events
 

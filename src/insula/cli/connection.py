@@ -10,13 +10,14 @@ import os
 
 from insula.cli import remotes
 from insula.client import Client
-from insula.model.errors import Denied, Invalid
+from insula.model.errors import Denied, InsulaError, Invalid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula.cli.options import Arguments
 
 _LONGEST = 1024
+_REFRESH = 86400.0  # seconds after which a remote is asked for its certificate authorities
 
 
 def connect(arguments: Arguments) -> Client:
@@ -35,7 +36,18 @@ def connect(arguments: Arguments) -> Client:
 
     found = remotes.load(name)
     token = token or (None if found.get("certificate") else found.get("token"))
-    return Client(remote=HttpsRemote(found["addresses"], found["authority"], token, found.get("certificate")))
+    client = Client(remote=HttpsRemote(found["addresses"], found["authority"], token, found.get("certificate")))
+    if remotes.age(name) > _REFRESH and (authority := _authority_of(client)):
+        remotes.save(name, {**found, "authority": authority})  # used from the next command on
+    return client
+
+
+def _authority_of(client: Client) -> str | None:
+    """Return the certificates by which the host wants to be known, from itself: it may be rotating its authority."""
+    try:
+        return str(client.identities.authorities()["server"])
+    except InsulaError:
+        return None  # what the user has asked for tells why
 
 
 def read_token(path: str) -> str:

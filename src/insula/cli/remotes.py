@@ -64,6 +64,13 @@ def load(name: str) -> dict[str, Any]:
     return dict(found)
 
 
+def age(name: str) -> float:
+    """Return the seconds since a remote was written."""
+    from time import time
+
+    return time() - os.stat(os.path.join(directory(), f"{check_label('remote', name)}.json")).st_mtime
+
+
 def save(name: str, remote: dict[str, Any]) -> None:
     _write(f"{check_label('remote', name)}.json", dumps(remote) + "\n")
 

@@ -203,6 +203,14 @@ class IdentitiesResource(Resource):
     def revoke_certificate(self, serial: str) -> None:
         self.client.call("DELETE", "certificates", serial)
 
+    def authorities(self) -> Object:
+        """Return the certificates by which clients know this host: {"server": PEM}."""
+        return self.client.call("GET", "authorities")  # type: ignore[no-any-return]
+
+    def rotate_authority(self, kind: str, *, now: bool = False) -> Object:
+        """Replace the authority of the `server` or of `client`s; `now`: the one before is not trusted any more."""
+        return self.client.call("POST", "authorities", kind, "rotate", query={"now": now})  # type: ignore[no-any-return]
+
     def invite(self, user: str, **options: object) -> Object:
         """Invite a user to reach this host by HTTPS; returns {"addresses", "authority", "token", "expires"}."""
         return self.client.call("POST", "invitations", body={"user": user, **options})  # type: ignore[no-any-return]

@@ -38,6 +38,7 @@ TABLE = (
     _permission("self.join", "self", "", "exchange an invitation for a token, once"),
     _permission("host.read", "host", "operator auditor", "see the host: status, doctor, verify, whois"),
     _permission("host.down", "host", "operator", "stop everything, and end insulad"),
+    _permission("host.certificates", "host", "operator", "rotate the certificate authorities"),
     _permission("audit.read", "host", "operator auditor", "read the audit log of all tenants"),
     _permission("user.read", "host", "operator auditor", "see users, their roles and tokens"),
     _permission("user.write", "host", "operator", "create and remove users, bind them on the host, make their tokens"),

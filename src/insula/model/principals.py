@@ -188,6 +188,12 @@ class Invitation(Struct, kw_only=True):
     expires: float
 
 
+class Authorities(Struct, kw_only=True):
+    """The certificates of the authorities by which clients know this host (PEM), the newest first."""
+
+    server: str
+
+
 class WhoAmI(Struct, kw_only=True):
     """The caller: its name, the proof, and its roles by tenant. `host` are its roles on the host."""
 

@@ -11,7 +11,9 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -360,3 +362,98 @@ def test_a_user_that_does_not_exist_is_a_problem_and_no_end(unstarted: Daemon) -
     with pytest.raises(Unavailable):
         there(unstarted, client.identities.whoami)
     assert unstarted.cli.ok("ps") is not None, "the sockets serve"
+
+
+def remote_file(machine: Machine) -> Path:
+    return Path(machine.environment["HOME"]) / ".config/insula/remotes/lab.json"
+
+
+def pinned(machine: Machine) -> int:
+    """How many authorities the machine trusts."""
+    return int(json.loads(remote_file(machine).read_text())["authority"].count("BEGIN CERTIFICATE"))
+
+
+@contextmanager
+def asking(machine: Machine) -> Iterator[list[int]]:
+    """Requests one after the other meanwhile; yields their exit statuses, complete at the end."""
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            statuses.append(machine.run("whoami").returncode)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        until(lambda: statuses != [], "the first request is answered")
+        yield statuses
+        asked = len(statuses)
+        until(lambda: len(statuses) > asked + 1, "one began afterwards and is answered")
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_the_servers_authority_is_rotated_and_no_request_fails(joined: Machine, served: Daemon, tmp_path: Path) -> None:
+    (gate,) = gates(served)
+    with asking(joined) as statuses:
+        assert served.cli.ok("certificate", "rotate", "server").strip() == "server"
+    assert set(statuses) == {0}
+    assert gates(served) == [gate], "the server's certificate is still signed by the authority that everybody knows"
+    refused = served.cli.run("certificate", "rotate", "server")
+    assert refused.status == 1 and "is being rotated already" in refused.err
+    assert joined.ok("whoami") and pinned(joined) == 1
+    file = remote_file(joined)
+    os.utime(file, (0, 0))  # as if a day had passed
+    assert joined.ok("whoami") and pinned(joined) == 2 and file.stat().st_mode & 0o777 == 0o600
+
+    (tmp_path / "other").mkdir()
+    old = Machine(served, tmp_path / "other")  # that has not learned of the new one
+    old.environment["XDG_CONFIG_HOME"] = str(tmp_path / "other")
+    (tmp_path / "other/insula/remotes").mkdir(parents=True)
+    kept = json.loads(file.read_text())
+    newest, end, before = kept["authority"].partition("-----END CERTIFICATE-----\n")
+    copy = tmp_path / "other/insula/remotes/lab.json"
+    copy.write_text(json.dumps({**kept, "authority": before}))
+    copy.chmod(0o600)
+    assert old.ok("--remote", "lab", "whoami"), "the positive control"
+    (served.root / "pki" / "server-ca.old.pem").unlink()  # as if the overlap were over
+    file.write_text(json.dumps({**kept, "authority": newest + end}))
+    served.stop()
+    served.start()
+    until(lambda: joined.run("whoami").returncode == 0, "who has the new one, trusts the server")
+    refused_old = old.run("--remote", "lab", "whoami")
+    assert refused_old.returncode == 1 and "not the server that you were invited to" in refused_old.stderr
+
+
+def test_the_authority_of_clients_is_rotated(served: Daemon, people: People, ann: Person, tmp_path: Path) -> None:
+    def certificate(name: str) -> Client:
+        (tmp_path / name).write_text(people.operator.identities.create_certificate(ann.name)["pem"])
+        return https(served, certificate=str(tmp_path / name))
+
+    def user(client: Client) -> str | None:
+        try:
+            return str(there(served, client.identities.whoami)["user"])
+        except (OSError, Unavailable, Denied):
+            return None
+
+    before = certificate("before.pem")
+    assert user(before) == ann.name
+    people.operator.identities.rotate_authority("client")
+    after = certificate("after.pem")
+    until(lambda: user(after) == ann.name, "the gate trusts the new one")
+    assert user(before) == ann.name, "and the old one"
+    followed = there(served, lambda: before.host.events())
+    people.operator.identities.rotate_authority("client", now=True)
+    with pytest.raises((Unavailable, OSError)):
+        for _ in followed:
+            pass
+    until(lambda: handshake(served) is None, "the next gate answers")
+    assert user(before) is user(after) is None
+    assert user(certificate("newest.pem")) == ann.name, "the positive control"
+
+
+def test_members_rotate_nothing(joined: Machine) -> None:
+    refused = joined.run("certificate", "rotate", "client", "--now")
+    assert refused.returncode == 1 and "host.certificates" in refused.stderr

@@ -4,8 +4,8 @@ There are two, each in a file with its key (ECDSA P-256) below ROOT/pki, mode 60
 the other those of clients. A client's certificate is no server's, and the other way round, whatever is in it.
 
 A certificate names nothing but its serial number: the store says whose it is. So roles are never frozen in it, and it
-ends when its record does. An authority is renewed beside the old one, which stays trusted until it expires: `trusted`
-has both.
+ends when its record does. An authority is rotated with an overlap: the one before stays trusted for a time, and signs
+the server's certificate meanwhile, so that clients who trust only the old one have the time to fetch the new one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from insula.model.errors import Conflict
+
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=90)
 RENEWAL = timedelta(days=30)
 """A certificate that ends sooner is renewed."""
 _EARLIER = timedelta(minutes=5)  # clocks differ
 Holder = Literal["server", "client"]
+OVERLAP: dict[Holder, timedelta] = {"server": timedelta(days=30), "client": timedelta(days=90)}
+"""How long the authority before is trusted: the server's until clients have fetched the new one, that of clients until
+the last certificate that it has signed ends."""
 
 
 class CertificateAuthority:
@@ -73,31 +78,49 @@ class Certificates:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def authority(self, kind: Holder) -> CertificateAuthority:
-        """Return the authority that signs now. It is made if there is none, and a new one before it ends."""
-        path = self.directory / f"{kind}-ca.pem"
+        """Return the newest authority. It is made if there is none, and rotated a year before it ends."""
+        path = self._path(kind)
         with contextlib.suppress(FileNotFoundError):
             found = _load(path)
             if found.certificate.not_valid_after_utc - datetime.now(UTC) > AUTHORITY_LIFE / 10:
                 return found
-            os.replace(path, self.directory / f"{kind}-ca.old.pem")
+            os.replace(path, self._path(kind, "old."))
         key = ec.generate_private_key(ec.SECP256R1())
         made = CertificateAuthority(_self_signed(f"Insula {kind} authority", key), key)
         _write(path, key, [made.certificate])
         return made
 
+    def rotate(self, kind: Holder, *, now: bool = False) -> None:
+        """Make a new authority, and trust the one before for the time of `OVERLAP`; with `now`, no longer. Conflict
+        while the overlap of an earlier rotation lasts, since only two are trusted."""
+        self.authority(kind)
+        if not now and self.before(kind):
+            raise Conflict(f"the authority of {kind}s is being rotated already", "wait, or end the old one with --now")
+        if now:
+            self._path(kind, "old.").unlink(missing_ok=True)
+            self._path(kind).unlink()
+        else:
+            os.replace(self._path(kind), self._path(kind, "old."))
+        self.authority(kind)
+
+    def before(self, kind: Holder) -> CertificateAuthority | None:
+        """Return the authority before the last rotation, as long as it is trusted."""
+        try:
+            old, new = _load(self._path(kind, "old.")), self.authority(kind)
+        except FileNotFoundError:
+            return None
+        over = new.certificate.not_valid_before_utc + _EARLIER + OVERLAP[kind]
+        return old if datetime.now(UTC) < min(over, old.certificate.not_valid_after_utc) else None
+
     def trusted(self, kind: Holder) -> bytes:
-        """Return the certificates of the authority of now and, until it ends, of the one before: PEM."""
-        pieces = [self.authority(kind).pem]
-        with contextlib.suppress(FileNotFoundError):
-            old = _load(self.directory / f"{kind}-ca.old.pem")
-            if old.certificate.not_valid_after_utc > datetime.now(UTC):
-                pieces.append(old.pem)
-        return b"".join(pieces)
+        """Return the certificates of the authorities that are trusted, the newest first: PEM."""
+        before = self.before(kind)
+        return self.authority(kind).pem + (before.pem if before else b"")
 
     def server(self, names: Iterable[str]) -> Path:
         """Return the file with the server's key and certificate chain, renewed if it ends soon or lacks a name."""
         path, wanted = self.directory / "server.pem", sorted(set(names))
-        authority = self.authority("server")
+        authority = self.before("server") or self.authority("server")
         with contextlib.suppress(FileNotFoundError, ValueError):
             certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
             left = certificate.not_valid_after_utc - datetime.now(UTC)
@@ -116,6 +139,9 @@ class Certificates:
         key = ec.generate_private_key(ec.SECP256R1())
         made = self.authority("client").sign(key.public_key(), (), "client", serial, life)
         return _pem(key, [made])
+
+    def _path(self, kind: Holder, infix: str = "") -> Path:
+        return self.directory / f"{kind}-ca.{infix}pem"
 
 
 def _self_signed(name: str, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:

@@ -1,8 +1,8 @@
 """`TlsSupervisor`: listens for insulad, runs the gate, and starts it again when it has ended.
 
-The listening sockets are insulad's: they are bound as root, and connections wait in them while no gate runs. Once a day
-the server's certificate is looked at; a new one goes to a new gate, and the old one ends when its last connection does,
-so that no request fails because of it.
+The listening sockets are insulad's: they are bound as root, and connections wait in them while no gate runs. Once a
+day, and after a rotation, the certificates are looked at; new ones go to a new gate, and the old one ends when its last
+connection does, so that no request fails because of it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class TlsSupervisor:
         self._gates: set[asyncio.subprocess.Process] = set()
         self._current: asyncio.subprocess.Process | None = None
         self._followers: set[asyncio.Future[None]] = set()
-        self._chain: bytes = b""
+        self._shown: tuple[bytes, bytes] = (b"", b"")
 
     async def run(self) -> None:
         """Keep a gate running, until this is cancelled."""
@@ -119,8 +119,7 @@ class TlsSupervisor:
 
     async def _start(self) -> None:
         """Start a gate with the certificate of now."""
-        chain = await asyncio.to_thread(lambda: self.certificates.server(self.names()).read_bytes())
-        clients = await asyncio.to_thread(self.certificates.trusted, "client")
+        chain, clients = shown = await asyncio.to_thread(self._read)
         with contextlib.ExitStack() as stack:
             files = {"certificate": chain, "key": chain, "clients": clients}
             given = {name: _file(data, stack) for name, data in files.items()}
@@ -147,7 +146,7 @@ class TlsSupervisor:
         process.stdin.write(json.dumps(work).encode() + b"\n")
         process.stdin.close()
         self._gates.add(process)
-        self._current, self._chain = process, chain
+        self._current, self._shown = process, shown
         follower = asyncio.ensure_future(self._follow(process))
         self._followers.add(follower)
         follower.add_done_callback(self._followers.discard)
@@ -173,15 +172,19 @@ class TlsSupervisor:
             await asyncio.sleep(_DAY)
             await self.problems.guard("certificate of HTTPS", self.renew())
 
-    async def renew(self) -> None:
-        """Replace the gate if there is a new certificate. The old one passes on what it has, and accepts nothing."""
-        chain = await asyncio.to_thread(lambda: self.certificates.server(self.names()).read_bytes())
+    def _read(self) -> tuple[bytes, bytes]:
+        """Return the server's key and certificates, and the authorities of clients. Blocks."""
+        return self.certificates.server(self.names()).read_bytes(), self.certificates.trusted("client")
+
+    async def renew(self, *, now: bool = False) -> None:
+        """Replace the gate if it has other certificates than those of now. The old one passes on what it has, and
+        accepts nothing; with `now` it ends, and its connections with it."""
         old = self._current
-        if chain == self._chain or old is None:
+        if old is None or await asyncio.to_thread(self._read) == self._shown:
             return
         await self._start()
         with contextlib.suppress(ProcessLookupError):
-            old.send_signal(signal.SIGTERM)
+            old.send_signal(signal.SIGKILL if now else signal.SIGTERM)
 
     async def _stop(self) -> None:
         """End the gates: connections end with insulad anyway."""

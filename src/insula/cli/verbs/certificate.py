@@ -1,4 +1,4 @@
-"""insula certificate: make, list and revoke certificates of clients."""
+"""insula certificate: make, list and revoke certificates of clients, and replace the authorities that sign."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def revoke(arguments: Arguments) -> int:
     return 0
 
 
+def rotate(arguments: Arguments) -> int:
+    connect(arguments).identities.rotate_authority(arguments.authority, now=arguments.now)
+    print(clean(arguments.authority))
+    return 0
+
+
 COMMANDS = {
     "create": Command(
         create,
@@ -41,4 +47,14 @@ COMMANDS = {
     ),
     "ls": Command(ls, "List your certificates.", options=[Option("-a --all", "those of all users")]),
     "revoke": Command(revoke, "End a certificate at once, and what runs by it.", "SERIAL"),
+    "rotate": Command(
+        rotate,
+        "Replace the authority that signs the certificate of the `server`, or those of a `client`.",
+        "AUTHORITY",
+        [Option("--now", "the one before is not trusted any more, as when its key was stolen")],
+        details="The authority before is trusted for a time. Remotes learn of a new one when they are used, at most a\n"
+        "day later; those that are not used for 30 days need a new invitation. Certificates of clients are valid\n"
+        "until they end. With --now, remotes that don't know the new authority need a new invitation, and clients\n"
+        "a new certificate.",
+    ),
 }
