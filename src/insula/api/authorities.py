@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from insula.api.tls.certificates import Certificates, Holder
 
 _SHOWN = {"enum": ["server", "client"], "examples": ["server"]}
-Kind = Annotated[str, PathParameter(schema_extra=_SHOWN, description="whose certificates it signs")]
+AuthorityKind = Annotated[str, PathParameter(schema_extra=_SHOWN, description="whose certificates it signs")]
 HTTPS = "https"
 """The state of the application with the `TlsSupervisor`, if HTTPS is on."""
 
@@ -29,7 +29,7 @@ class AuthorityRoutes(Controller):
 
     @get(summary="The certificates by which clients know this host", permission="self.read")
     async def get_authorities(self, plane: Plane) -> Authorities:
-        return Authorities(server=await server_authorities(plane))
+        return Authorities(server=await server_authorities(plane) if plane.settings.api.listen else "")
 
     @post(
         "/{kind:str}/rotate",
@@ -37,11 +37,11 @@ class AuthorityRoutes(Controller):
         permission="host.certificates",
     )
     async def rotate_authority(
-        self, plane: Plane, request: Request[Any, Any, Any], kind: Kind, now: Flag = False
+        self, plane: Plane, request: Request[Any, Any, Any], kind: AuthorityKind, now: Flag = False
     ) -> Authorities:
         note(name=kind)
-        certificates = authorities(plane)
-        await asyncio.to_thread(certificates.rotate, _kind(kind), now=now)
+        which = _kind(kind)
+        await asyncio.to_thread(authorities(plane).rotate, which, now=now)
         if (supervisor := request.app.state.get(HTTPS)) is not None:
             await supervisor.renew(now=now)
         return Authorities(server=await server_authorities(plane))

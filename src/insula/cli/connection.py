@@ -45,7 +45,7 @@ def connect(arguments: Arguments) -> Client:
 def _authority_of(client: Client) -> str | None:
     """Return the certificates by which the host wants to be known, from itself: it may be rotating its authority."""
     try:
-        return str(client.identities.authorities()["server"])
+        return str(client.identities.authorities()["server"]) or None
     except InsulaError:
         return None  # what the user has asked for tells why
 

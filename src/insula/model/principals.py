@@ -189,7 +189,7 @@ class Invitation(Struct, kw_only=True):
 
 
 class Authorities(Struct, kw_only=True):
-    """The certificates of the authorities by which clients know this host (PEM), the newest first."""
+    """The authorities by which clients know this host (PEM), the newest first; empty if HTTPS is off."""
 
     server: str
 
