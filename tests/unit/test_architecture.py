@@ -47,7 +47,7 @@ PACKAGES: dict[str, set[str]] = {
     "cli": set(),
     "oci": set(),
     "tree": set(),
-    "api": {"msgspec", "litestar", "uvicorn", "cryptography"},
+    "api": {"msgspec", "prometheus_client", "litestar", "uvicorn", "cryptography"},
     "control": {"msgspec", "yaml"},
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")

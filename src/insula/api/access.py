@@ -19,6 +19,7 @@ from insula.api.authentication import authenticate
 from insula.api.patience import Patient
 from insula.api.peer import Peer, allowed, group_id
 from insula.api.problems import defect, refuse
+from insula.api.request_times import RequestTimes
 from insula.api.sources import network_of
 from insula.api.tls.record import ClientRecord
 from insula.audit import AuditLog
@@ -72,13 +73,20 @@ class AccessMiddleware:
     "stopping" in the server's state all requests are ended."""
 
     def __init__(
-        self, app: ASGIApp, cache: IdentityCache, rates: Rates, audit: AuditLog | None = None, socket: str = ""
+        self,
+        app: ASGIApp,
+        cache: IdentityCache,
+        rates: Rates,
+        audit: AuditLog | None = None,
+        socket: str = "",
+        times: RequestTimes | None = None,
     ) -> None:
         self.app = app
         self.cache = cache
         self.rates = rates
         self.audit = audit
         self.socket = socket
+        self.times = times or RequestTimes()
         self.group = group_id()
         self._open: set[OpenRequest] = set()
         self._stopping: asyncio.Task[None] | None = None
@@ -94,6 +102,7 @@ class AccessMiddleware:
             authority = authenticate(self.cache, peer, client, scope["headers"], self.group)
         except InsulaError as error:
             error = self._counted_failure(error, peer, client)
+            self.times.observe(scope, error.status, 0.0)
             entry.refused(error)
             await refuse(error, send)
             return
@@ -103,6 +112,7 @@ class AccessMiddleware:
                 self.rates.check_principal(authority.principal.id)
         except TooManyRequests as error:
             entry.throttled(error)
+            self.times.observe(scope, error.status, 0.0)
             await refuse(error, send)
             return
         await self._serve(scope, Patient(receive, state), send, entry)
@@ -131,6 +141,8 @@ class AccessMiddleware:
             if message["type"] == "http.response.start" and self.audit:
                 message["headers"] = [*message["headers"], (b"x-request-id", entry.id.encode())]
             status = message.get("status", status)  # type: ignore[assignment]
+            if message["type"] == "http.response.start":
+                self.times.observe(scope, status, time.monotonic() - begun)
             entry.sending(message)
             await send(message)
 

@@ -36,9 +36,11 @@ from insula.api.identities import (
 )
 from insula.api.images import ImageRoutes
 from insula.api.instances import InstanceRoutes, list_all_instances, run_attached
+from insula.api.metrics import host_metrics, tenant_metrics
 from insula.api.networks import NetworkRoutes
 from insula.api.openapi import Document
 from insula.api.pages import PAGES
+from insula.api.request_times import RequestTimes
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
 from insula.api.usage import USAGE_ROUTES
@@ -76,7 +78,7 @@ def create_app(
     app = application(plane, audit)
     app.state[HTTPS] = https
     check_routes(app)
-    return AccessMiddleware(app, plane.identity_cache, plane.context.rates, audit, socket)
+    return AccessMiddleware(app, plane.identity_cache, plane.context.rates, audit, socket, app.state.times)
 
 
 async def only_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
@@ -117,10 +119,12 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
                     *STATS,
                     *DECLARED,
                     *USAGE_ROUTES,
+                    tenant_metrics,
                     list_all_instances,
                     run_attached,
                 ],
-            )
+            ),
+            host_metrics,
         ],
         dependencies={"plane": Provide(provide_plane), "sender": Provide(provide_sender), **PAGES},
         exception_handlers=HANDLERS,
@@ -138,5 +142,12 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
             openapi_router=Router("/", route_handlers=[], opt={"permission": "self.read"}, guards=[only_the_document]),
         ),
         logging_config=None,
-        state=State({"audit": audit, "plane": plane, "cursors": load(plane.settings.root / "cursors.key")}),
+        state=State(
+            {
+                "audit": audit,
+                "plane": plane,
+                "cursors": load(plane.settings.root / "cursors.key"),
+                "times": RequestTimes(),
+            }
+        ),
     )

@@ -128,6 +128,11 @@ class TenantsResource(Resource):
         with its instances, each since it was created."""
         return self.client.call("GET", "tenants", name, "usage", query={"since": since})  # type: ignore[no-any-return]
 
+    def metrics(self, name: str) -> str:
+        """Return the metrics of a tenant and its instances, in the text format of Prometheus."""
+        with self.client.stream("GET", "tenants", name, "metrics") as response:
+            return b"".join(response).decode()
+
     def usage_of_all(self, since: float | None = None) -> Objects:
         """Return the same of all tenants that one may see, without their instances."""
         return self.client.call("GET", "usage", query={"since": since})  # type: ignore[no-any-return]
@@ -440,6 +445,11 @@ class HostResource(Resource):
 
     def whois(self, pid: int) -> Object:
         return self.client.call("GET", "whois", str(pid))  # type: ignore[no-any-return]
+
+    def metrics(self) -> str:
+        """Return the metrics of the host and of all tenants, in the text format of Prometheus."""
+        with request(self.client.remote, "GET", "/metrics", timeout=self.client.timeout) as response:
+            return b"".join(response).decode()
 
     def down(self) -> None:
         """Stop all instances, and remove every network, mount and cgroup of Insula from the host; the state is kept."""

@@ -15,6 +15,7 @@ from insula.control.allocation.reservations import Allocators
 from insula.control.instances.drivers.base import Driver
 from insula.control.instances.drivers.groups import TenantGroups
 from insula.control.problems import Problems
+from insula.control.telemetry import Telemetry
 from insula.control.workers import Locks, Workers
 from insula.model.errors import Unavailable
 from insula.model.objects import Instance, InstanceSpec
@@ -39,7 +40,8 @@ class Context:
     that were not reconciled yet since the daemon started; `prepared` waits for one. `going_down` is set when everything
     is being removed from this host; from then on nothing is made. `surveys` are the threads that read /proc and control
     groups. `unreadable` has the keys of damaged records in the store; while there are any, nothing on the host is taken
-    for a leftover. `limits` are those of all tenants, `in_flight` is what open requests hold of them.
+    for a leftover. `telemetry` counts what the daemon does. `limits` are those of all tenants, `in_flight` is what open
+    requests hold of them.
     """
 
     settings: Settings
@@ -57,6 +59,7 @@ class Context:
     going_down: asyncio.Event = field(default_factory=asyncio.Event)
     surveys: Workers = field(default_factory=lambda: Workers(2))
     unreadable: set[str] = field(default_factory=set)
+    telemetry: Telemetry = field(default_factory=Telemetry)
     limits: TenantLimits = field(init=False)
     in_flight: InFlight = field(init=False)
     rates: Rates = field(init=False)

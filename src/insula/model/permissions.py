@@ -37,6 +37,7 @@ TABLE = (
     _permission("self.token", "self", "", "make and revoke tokens of one's own"),
     _permission("self.join", "self", "", "exchange an invitation for a token, once"),
     _permission("host.read", "host", "operator auditor", "see the host: status, doctor, verify, whois"),
+    _permission("metrics.read", "host", "operator auditor", "read the metrics of the host and of all tenants"),
     _permission("host.down", "host", "operator", "stop everything, and end insulad"),
     _permission("host.certificates", "host", "operator", "rotate the certificate authorities"),
     _permission("audit.read", "host", "operator auditor", "read the audit log of all tenants"),

@@ -37,6 +37,7 @@ from insula.store.typed import Keyspace
 
 T = TypeVar("T")
 PROBLEM = "accounting"
+_EMPTY = Account()
 _TURN = 64  # accounts that are handled before other tasks may run
 
 
@@ -55,6 +56,10 @@ class TenantAccounts:
         self.unsaved: set[str] = set()
         self.group_unsaved = False
         self.lock = asyncio.Lock()
+
+    def account(self, managed: ManagedInstance) -> Account:
+        """The account of an instance; an empty one if it never ran."""
+        return self.accounts.get(managed.instance.id, _EMPTY)
 
     def set(self, instance_id: str, account: Account) -> None:
         if self.accounts.get(instance_id) != account:
@@ -221,7 +226,7 @@ class Accounts:
         over: bool = False,
     ) -> None:
         """Add a reading to the account of an instance. `over`: its processes are dead."""
-        after = before = mine.accounts.get(managed.instance.id, Account())
+        after = before = mine.account(managed)
         if group:
             memory = (_finished if over else _sampled)(hold(after.memory, mine.unchanged), managed, group, at)
             after = replace(after, cpu=advance(after.cpu, group.incarnation, group.cpu), memory=memory)

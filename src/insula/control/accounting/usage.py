@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from insula.control.accounting import history
 from insula.control.accounting.accounts import PROBLEM, Accounts
+from insula.control.accounting.ledger import read_ledger
 from insula.control.accounting.meters import INTERVAL, subtract, totals
 from insula.control.context import Context
 from insula.control.instances.managed import ManagedInstances
 from insula.control.keys import TENANTS
 from insula.control.tenants import Tenants
-from insula.model.accounting import InstanceUsage, TenantUsage, UsageSnapshot
+from insula.model.accounting import InstanceUsage, TenantUsage, UsageSnapshot, UsedTotals
 from insula.model.objects import Tenant
+from insula.model.views import Usage
+
+
+class TenantFigures(NamedTuple):
+    """A tenant's figures for metrics, as they were last read. `used` are its instances' totals by name, `memory` what
+    they use now, in bytes, and `running` how many run."""
+
+    tenant: Tenant
+    reserved: Usage
+    totals: UsageSnapshot
+    used: Mapping[str, UsedTotals]
+    memory: int
+    running: int
 
 
 class Accounting:
@@ -59,9 +74,8 @@ class Accounting:
         usage = await self._usage((await self.tenants.find(name)).value, since)
         mine = self.accounts.of(name)
         own = [
-            InstanceUsage(name=managed.instance.name, used=totals(account, mine.unchanged))
+            InstanceUsage(name=managed.instance.name, used=totals(mine.account(managed), mine.unchanged))
             for managed in self.managed.of(name)
-            if (account := mine.accounts.get(managed.instance.id))
         ]
         return replace(usage, instances=own)
 
@@ -71,6 +85,26 @@ class Accounting:
             return [await self._usage(each, since) for each in await TENANTS.readable(self.context.store)]
         found = [await TENANTS.get(self.context.store, name) for name in sorted(among)]
         return [await self._usage(each.value, since) for each in found if each]
+
+    async def figures(self, name: str | None = None) -> list[TenantFigures]:
+        """The figures of one tenant, or of all for None, the oldest first, as they were last read. NotFound."""
+        if name is not None:
+            return [await self._figures((await self.tenants.find(name)).value)]
+        tenants = await TENANTS.readable(self.context.store)
+        return [await self._figures(each) for each in sorted(tenants, key=lambda tenant: tenant.created)]
+
+    async def _figures(self, tenant: Tenant) -> TenantFigures:
+        totals_now = await self.accounts.totals(tenant.name)
+        ledger = await read_ledger(self.context.store, tenant.name)
+        mine = self.accounts.of(tenant.name)
+        used, memory, running = dict[str, UsedTotals](), 0, 0
+        for managed in self.managed.of(tenant.name):
+            account = mine.account(managed)
+            used[managed.instance.name] = totals(account, mine.unchanged)
+            memory += 0 if account.memory.over else account.memory.used
+            running += managed.active
+        reserved = Usage(instances=ledger.instances, cpus=ledger.cpus, memory=ledger.memory)
+        return TenantFigures(tenant, reserved, totals_now, used, memory, running)
 
     async def _usage(self, tenant: Tenant, since: float | None) -> TenantUsage:
         await self.accounts.read(tenant.name)

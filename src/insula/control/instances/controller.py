@@ -202,7 +202,8 @@ class InstanceController:
         while managed.wake.is_set() and not managed.gone:
             try:
                 async with managed.lock:
-                    await self._reconcile(managed)
+                    with self.context.telemetry.instances.one():
+                        await self._reconcile(managed)
                 self.context.problems.solved(managed.label)
             except Exception as error:
                 self._report_failure(managed, error)

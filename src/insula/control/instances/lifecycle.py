@@ -88,8 +88,10 @@ class Lifecycle:
             starting = msgspec.structs.replace(starting, restarts=before.restarts + 1, backoff=before.backoff + 1)
         self.statuses.set(managed, starting)
         managed.observed = None  # until it is known how this ended
+        telemetry, begun = self.context.telemetry, time.monotonic()
         try:
             running = await self._launch(managed)
+            telemetry.launches.observe(time.monotonic() - begun)
         except InsulaError as error:
             self._failed(managed, error, by_policy=by_policy or not (asked or managed.waiters))
             return
@@ -182,6 +184,7 @@ class Lifecycle:
     def _failed(self, managed: ManagedInstance, error: InsulaError, *, by_policy: bool) -> None:
         """Record a failed start. It is final, unless the restart policy had started it, or nobody waits for it."""
         instance, status = managed.instance, managed.status
+        self.context.telemetry.failed_launches += 1
         managed.observed = Observed("none", record=LaunchRecord(starts=instance.starts, boot=self.boot))
         managed.failure = Failure(instance.generation, error)
         failure, again = Exit(exit_status=None, finished=time.time()), None

@@ -103,6 +103,11 @@ class NetworkController:
         self._managed[name].waiters.append(answer)
         return await answer
 
+    @property
+    def queue(self) -> int:
+        """How many tenants are being reconciled."""
+        return sum(managed.busy for managed in self._managed.values())
+
     def is_here(self, tenant: Tenant) -> bool:
         """Whether something of this tenant may still be on this host."""
         managed = self._managed.get(tenant.name)
@@ -147,7 +152,9 @@ class NetworkController:
             managed.wake, asked = False, len(managed.waiters)
             found: Errors | Exception
             try:
-                found = await self._reconcile(name, managed)
+                with self.context.telemetry.networks.one(NotFound):
+                    found = await self._reconcile(name, managed)
+                self.context.telemetry.networks.failures += bool(found)
                 self.context.problems.solved(f"networks of tenant {name}")
             except NotFound as error:
                 found = error
