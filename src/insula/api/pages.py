@@ -15,8 +15,9 @@ from litestar import Request
 from litestar.di import NamedDependency, Provide
 from litestar.params import QueryParameter
 
-from insula.api.authorization import authority_of
 from insula.api.cursors import MAX_CURSOR, Cursors
+from insula.api.parameters import Sender
+from insula.control.identities.authority import Authority
 from insula.model import rules
 from insula.model.errors import Invalid
 from insula.model.rules import anchored
@@ -63,6 +64,7 @@ class ListPage:
     def __init__(
         self,
         request: Request[Any, Any, Any],
+        sender: Authority,
         limit: int | None,
         cursor: str | None,
         prefix: str | None,
@@ -79,7 +81,6 @@ class ListPage:
             if state not in STATES:
                 raise Invalid(f"{state[:60]!r} is no state", f"use one of {', '.join(STATES)}")
             self._filters.append(("state", state))
-        sender = authority_of(request.scope)
         who = sender.principal.id if sender.principal else sender.proof
         self._context = "\n".join([who, request.url.path, urlencode(self._filters)])
         self._cursors: Cursors = request.app.state.cursors
@@ -123,30 +124,36 @@ class ListPage:
 
 
 async def _page(
-    request: Request[Any, Any, Any], limit: Limit = None, cursor: CursorText = None, prefix: Prefix = None
+    request: Request[Any, Any, Any],
+    sender: Sender,
+    limit: Limit = None,
+    cursor: CursorText = None,
+    prefix: Prefix = None,
 ) -> ListPage:
-    return ListPage(request, limit, cursor, prefix)
+    return ListPage(request, sender, limit, cursor, prefix)
 
 
 async def _labelled_page(
     request: Request[Any, Any, Any],
+    sender: Sender,
     limit: Limit = None,
     cursor: CursorText = None,
     prefix: Prefix = None,
     labels: LabelFilters = None,
 ) -> ListPage:
-    return ListPage(request, limit, cursor, prefix, labels or ())
+    return ListPage(request, sender, limit, cursor, prefix, labels or ())
 
 
 async def _instances_page(
     request: Request[Any, Any, Any],
+    sender: Sender,
     limit: Limit = None,
     cursor: CursorText = None,
     prefix: Prefix = None,
     labels: LabelFilters = None,
     in_state: StateName = None,
 ) -> ListPage:
-    return ListPage(request, limit, cursor, prefix, labels or (), in_state)
+    return ListPage(request, sender, limit, cursor, prefix, labels or (), in_state)
 
 
 Paged = NamedDependency[ListPage]
