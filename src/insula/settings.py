@@ -62,11 +62,13 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class AuditSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[audit]`: the audit log, rotated at `size` bytes (0: never); `files` older ones are kept."""
+    """`[audit]`: the audit log, rotated at `size` bytes (0: never); `files` older ones are kept. `witness` is a file to
+    which heads of its chain are appended; "" is none."""
 
     path: str = "/var/log/insula/audit.log"
     size: str = "16m"
     files: int = 9
+    witness: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -222,6 +224,12 @@ DOCUMENTED = (
         "The user that the process runs as in which TLS ends. Nothing else may run as it.",
     ),
     Documented("audit.files", "0 to 1000", "Renamed audit logs that are kept. Older ones are removed."),
+    Documented(
+        "audit.witness",
+        "absolute path, or empty",
+        "A file on another disk, to which number and hash of the audit log's last line are appended once a minute and "
+        "at each rotation, for `insula audit --verify --witness`.",
+    ),
     *(
         Documented(f"quotas.{quota.name}", takes(quota), f"The limit of new tenants: {quota.text}.")
         for quota in quotas.TABLE
@@ -410,6 +418,8 @@ def _check(settings: Settings, names: Mapping[str, str]) -> None:
     if 0 < size < _LEAST_AUDIT:
         raise wrong("audit.size", audit.size, "is too small", "64k at least, or 0")
     _check_storage(settings.storage, wrong)
+    if audit.witness and not Path(audit.witness).is_absolute():
+        raise wrong("audit.witness", audit.witness, "is not absolute", "write the whole path")
     if not 0 <= audit.files <= _MAX_AUDIT_FILES:
         raise wrong("audit.files", audit.files, f"is not a number from 0 to {_MAX_AUDIT_FILES}", "leave it out for 9")
 

@@ -10,7 +10,8 @@ import pytest
 
 from insula.api import audit
 from insula.api.streams import merged
-from insula.audit import AuditLog, timestamp
+from insula.audit.reader import timestamp
+from insula.audit.writer import AuditLog
 from insula.model.errors import Failed
 
 ended: list[str] = []

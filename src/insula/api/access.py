@@ -16,13 +16,14 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from insula.api.audit import AuditedRequest
 from insula.api.authentication import authenticate
+from insula.api.outbox import Outbox
 from insula.api.patience import Patient
 from insula.api.peer import Peer, allowed, group_id
 from insula.api.problems import defect, refuse
 from insula.api.request_times import RequestTimes
 from insula.api.sources import network_of
 from insula.api.tls.record import ClientRecord
-from insula.audit import AuditLog
+from insula.audit.writer import AuditLog
 from insula.control.allocation.in_flight import Held
 from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import Authority
@@ -80,6 +81,7 @@ class AccessMiddleware:
         audit: AuditLog | None = None,
         socket: str = "",
         times: RequestTimes | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self.app = app
         self.cache = cache
@@ -87,6 +89,7 @@ class AccessMiddleware:
         self.audit = audit
         self.socket = socket
         self.times = times or RequestTimes()
+        self.outbox = outbox
         self.group = group_id()
         self._open: set[OpenRequest] = set()
         self._stopping: asyncio.Task[None] | None = None
@@ -96,7 +99,7 @@ class AccessMiddleware:
         state: Any = scope["state"]
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop(state["stopping"]))
-        entry = AuditedRequest(self.audit, scope, state.get("peer"), self.socket)
+        entry = AuditedRequest(self.audit, scope, state.get("peer"), self.socket, self.outbox)
         peer, client = state.get("peer"), state.get("client")
         try:
             authority = authenticate(self.cache, peer, client, scope["headers"], self.group)
@@ -111,7 +114,7 @@ class AccessMiddleware:
             if authority.principal is not None:
                 self.rates.check_principal(authority.principal.id)
         except TooManyRequests as error:
-            entry.throttled(error)
+            entry.refused(error)
             self.times.observe(scope, error.status, 0.0)
             await refuse(error, send)
             return
@@ -146,7 +149,7 @@ class AccessMiddleware:
             entry.sending(message)
             await send(message)
 
-        task = asyncio.ensure_future(self.app(scope, receive, noting_send))
+        task = asyncio.ensure_future(self.app(scope, entry.receiving(receive), noting_send))
         request, timer = OpenRequest(task, scope, entry.authority), self._expiry(entry.authority)
         self._open.add(request)
         try:
@@ -160,7 +163,7 @@ class AccessMiddleware:
                 held.release()
             if timer:
                 timer.cancel()
-            entry.write()  # the status of a request that was aborted
+            entry.end()  # the status of a request that was aborted
             if log.isEnabledFor(logging.DEBUG):
                 took = (time.monotonic() - begun) * 1000
                 path = quote(scope["path"], safe="/:@,+=~")[:_PATH]  # a newline in it would start a new log line

@@ -16,6 +16,7 @@ from litestar.types import ASGIApp
 from insula import __version__
 from insula.api.access import AccessMiddleware
 from insula.api.answers import Answer
+from insula.api.audit_routes import AuditRoutes
 from insula.api.authorities import HTTPS, AuthorityRoutes
 from insula.api.authorization import authority_of, authorize, check_routes
 from insula.api.cursors import load
@@ -39,13 +40,14 @@ from insula.api.instances import InstanceRoutes, list_all_instances, run_attache
 from insula.api.metrics import host_metrics, tenant_metrics
 from insula.api.networks import NetworkRoutes
 from insula.api.openapi import Document
+from insula.api.outbox import Outbox
 from insula.api.pages import PAGES
 from insula.api.parameters import Plane
 from insula.api.request_times import RequestTimes
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
 from insula.api.usage import USAGE_ROUTES
-from insula.audit import AuditLog
+from insula.audit.writer import AuditLog
 from insula.control.plane import ControlPlane
 
 if TYPE_CHECKING:
@@ -73,13 +75,17 @@ HTTP on a unix socket, or HTTPS. Errors are problems (RFC 9457) with `code` and 
 
 
 def create_app(
-    plane: ControlPlane, audit: AuditLog | None = None, socket: str = "", https: TlsSupervisor | None = None
+    plane: ControlPlane,
+    audit: AuditLog | None = None,
+    socket: str = "",
+    https: TlsSupervisor | None = None,
+    outbox: Outbox | None = None,
 ) -> ASGIApp:
     """Make the ASGI application of `insulad`, behind its gate; `socket` is its address."""
-    app = application(plane, audit)
+    app = application(plane, audit, outbox)
     app.state[HTTPS] = https
     check_routes(app)
-    return AccessMiddleware(app, plane.identity_cache, plane.context.rates, audit, socket, app.state.times)
+    return AccessMiddleware(app, plane.identity_cache, plane.context.rates, audit, socket, app.state.times, outbox)
 
 
 async def only_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
@@ -88,7 +94,7 @@ async def only_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: B
         raise NotFoundException
 
 
-def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
+def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | None = None) -> Litestar:
     """Make the application without its gate."""
 
     # each depends on the one before: those that could be made at once take a task each, a fifth of a short request
@@ -118,6 +124,7 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
                     ImageRoutes,
                     InstanceRoutes,
                     HostRoutes,
+                    AuditRoutes,
                     *STATS,
                     *DECLARED,
                     *USAGE_ROUTES,
@@ -147,6 +154,7 @@ def application(plane: ControlPlane, audit: AuditLog | None) -> Litestar:
         state=State(
             {
                 "audit": audit,
+                "outbox": outbox,
                 "plane": plane,
                 "cursors": load(plane.settings.root / "cursors.key"),
                 "times": RequestTimes(),

@@ -1,12 +1,17 @@
-"""Entries of the audit log for requests: the user, the request, the tenant, and the result.
+"""Entries of the audit log for requests: who, by which proof, from where, what, on what, the result, how long it took.
 
-Recorded are requests that change something, and those that read an instance's own data: exec, attach, logs, archive,
-export. Bodies are not recorded, except names, because commands, variables and passwords may be secret.
+Recorded are requests that change something, those that read an instance's own data (logs, archive, export), and every
+request that fails. Bodies are not recorded, except names: commands, variables and passwords may be secret.
+
+A request is one line, written when it ends, before the end of its response can be seen. Until then its intent is in
+the store, committed with its change (`api/outbox.py`). Two kinds are two lines, of `phase` "begun" and "ended":
+requests that may last for days, and those whose effect no transaction carries, which are recorded before they begin.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
@@ -15,17 +20,25 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
-from litestar.types import Message, Scope
+from litestar.types import Message, Receive, Scope
 
+from insula.api.outbox import Intent, Outbox
 from insula.api.peer import Peer
+from insula.api.sources import network_of, network_of_address
 from insula.api.tls.record import ClientRecord
-from insula.audit import AuditLog, timestamp
+from insula.audit.reader import timestamp
+from insula.audit.writer import AuditLog
+from insula.control import carried
 from insula.control.identities.authority import NOBODY, Authority
-from insula.model.errors import Failed, InsulaError
+from insula.model.errors import Failed, InsulaError, Unavailable
 
 _READS_DATA = ("/logs", "/archive", "/export")
+_READS = ("GET", "HEAD", "OPTIONS")
 _CHANGES_NOTHING = ("/wait",)
-_AT_THE_BEGINNING = ("/exec", "/attach", "/run", *_READS_DATA)  # requests that may last for days
+_LASTING = ("/exec", "/attach", "/run", "/images/save", *_READS_DATA)  # they may last for days
+_AHEAD = ("/attach", "/kill", "/archive", "/logs", "/export", "/images/push", "/images/pull", "/images/save", "/down")
+_AHEAD_WHEN_PARSED = ("/exec", "/processes")  # they name their program first, see `announce`
+_PATIENCE = 2.0  # seconds that a request waits for its line, while the disk is slow
 _MOST_WAITING = 10_000  # entries in the queue of one watcher
 _LONGEST = 256  # characters of a name
 _SECRET = re.compile(r"^[^/]*@(?=[^/]*/)")  # user and password before a registry's name
@@ -39,16 +52,36 @@ def note(**details: object) -> None:
         request.details.update({key: value for key, value in details.items() if value is not None})
 
 
+def is_recorded() -> bool:
+    """Whether the current request has an entry."""
+    return _current.get() is not None
+
+
+async def announce() -> None:
+    """Record the beginning of the current request before it does anything. Unavailable if changes can't be recorded."""
+    request = _current.get()
+    if request is not None:
+        await request.announce()
+
+
+async def check() -> None:
+    """Prepare the current request, which its sender may send. Unavailable if it is a change, and can't be recorded."""
+    request = _current.get()
+    if request is not None:
+        await request.check()
+
+
 def without_secret(reference: str) -> str:
     """Return a reference to an image without a user's name and password."""
     return _SECRET.sub("", reference)
 
 
 class AuditedRequest:
-    """The entry of a running request. It is written once: before the last piece of the response is sent, or before the
-    first one of requests that may last for days."""
+    """The entry of a running request, and its intent."""
 
-    def __init__(self, log: AuditLog | None, scope: Scope, peer: Peer | None, socket: str) -> None:
+    def __init__(
+        self, log: AuditLog | None, scope: Scope, peer: Peer | None, socket: str, outbox: Outbox | None = None
+    ) -> None:
         self.id = os.urandom(8).hex()
         self.details: dict[str, object] = {}
         self.authority: Authority = NOBODY
@@ -56,38 +89,121 @@ class AuditedRequest:
         self._scope: Any = scope
         self._peer = peer
         self._socket = socket
-        self._begun = time.time()
+        self._began = time.time()
         self._status: int | None = None
-        _current.set(self)
+        self._announced = self._ended = False
+        self._received = self._sent = 0
+        self._outbox = outbox
+        self._intent = Intent(outbox, self._about) if outbox and scope.get("method") not in _READS else None
+        if log is not None:
+            _current.set(self)
+        if self._intent is not None:
+            carried.current.set(self._intent)
+
+    # -- what happens to the request -------------------------------------------------------------------------------
+
+    def receiving(self, receive: Receive) -> Receive:
+        """Return `receive`, which counts the bytes of the body."""
+
+        async def counting() -> Any:
+            message = await receive()
+            if message["type"] == "http.request":
+                self._received += len(message["body"])
+            return message
+
+        return counting
 
     def sending(self, message: Message) -> None:
-        """Record that a part of the response is about to be sent."""
+        """Look at a message of the response, before it is sent."""
         if self._log is None:
             return
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            if self._template().endswith(_AT_THE_BEGINNING):
-                self.write()
-        elif message["type"] == "http.response.body" and not message.get("more_body"):
-            self.write()
+            if self._status < 400 and self._template().endswith(_LASTING):
+                self._record_begin()
+        elif message["type"] == "http.response.body":
+            self._sent += len(message.get("body", b""))
+            if not message.get("more_body"):
+                self.end()
+
+    async def check(self) -> None:
+        """Refuse a change that can't be recorded, and record what is to be recorded before it begins."""
+        if self._log is None or not self._is_recorded():
+            return
+        if self._log.full and self._scope["method"] not in _READS:
+            raise Unavailable(
+                f"changes are refused, because the audit log can't be written: {self._log.trouble}",
+                "make room on its disk; reading goes on",
+            )
+        if self._template().endswith(_AHEAD):
+            await self.announce()
+
+    async def announce(self) -> None:
+        """Record the beginning, and wait until the line is in the file. While the file can't be written it waits in
+        memory, until there are so many that changes are refused."""
+        if self._log is None or self._announced:
+            return
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def written() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(_settle, done)
+
+        self._record_begin(written)
+        if self._log.trouble is None:
+            await asyncio.wait((done,), timeout=_PATIENCE)
 
     def refused(self, error: InsulaError) -> None:
         """Record a request of a client that may not use the daemon."""
         self._status = error.status
         self.details["error"] = type(error).__name__
-        self.write(always=True)
+        self.end()
 
-    def throttled(self, error: InsulaError) -> None:
-        """Record a request that was refused because there were too many, if its kind is recorded."""
-        self._status = error.status
-        self.details["error"] = type(error).__name__
-        self.write()
-
-    def write(self, *, always: bool = False) -> None:
-        """Write the entry, unless it was written or this kind of request is not recorded."""
-        log, self._log = self._log, None
-        if log is None or not (always or self._is_recorded()):
+    def end(self) -> None:
+        """Record the result, once. Later transactions don't carry the intent."""
+        log, number = self._log, self._intent.end() if self._intent else None
+        if log is None or self._ended:
             return
+        self._ended = True
+        failed = self._status is None or self._status >= 400
+        if not (failed or self._announced or self._is_recorded()):
+            self._release(number)
+            return
+        entry = {**self._about(), "status": self._status, "ms": round((time.time() - self._began) * 1000, 1)}
+        if self._announced:
+            entry |= {"phase": "ended", "received": self._received, "sent": self._sent}
+        if failed and not self._announced and number is None and self.authority.proof != "socket":
+            log.record_failure(entry, self._origin(), proved=self.authority.principal is not None)
+        else:
+            log.record(entry, synced=self._releasing(number))
+
+    def _record_begin(self, written: Any = None) -> None:
+        if self._log is not None and not self._announced:
+            self._announced = True
+            number = self._intent.end() if self._intent else None
+            self._log.record({**self._about(), "phase": "begun"}, written, self._releasing(number))
+
+    def _releasing(self, number: int | None) -> Any:
+        """Return what frees the slot of the intent, from another thread."""
+        if number is None:
+            return None
+        loop = asyncio.get_running_loop()
+
+        def synced() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._release, number)
+
+        return synced
+
+    def _release(self, number: int | None) -> None:
+        if number is not None and self._outbox is not None:
+            self._outbox.release(number)
+
+    # -- the entry -------------------------------------------------------------------------------------------------
+
+    def _about(self) -> dict[str, Any]:
+        """Return the entry as far as it is known now, without a result."""
         parameters = self._scope.get("path_params") or {}
         name = parameters.get("name") or parameters.get("network")
         tenant = parameters.get("tenant")
@@ -95,21 +211,19 @@ class AuditedRequest:
         if "tenant" in details:
             tenant = details.pop("tenant")
         name = details.pop("name", None) or (name and str(name).lstrip("/"))
-        log.record(
-            {
-                "time": timestamp(self._begun),
-                "id": self.id,
-                "user": self.authority.name,
-                "proof": self.authority.proof,
-                **self._source(),
-                "verb": f"{self._scope['method']} {self._template() or self._scope['path']}"[:_LONGEST],
-                "tenant": tenant and str(tenant)[:_LONGEST],
-                "name": name and str(name)[:_LONGEST],
-                "status": self._status,
-                "ms": round((time.time() - self._begun) * 1000, 1),
-                **{key: str(value)[:_LONGEST] for key, value in details.items()},
-            }
-        )
+        principal = self.authority.principal
+        return {
+            "time": timestamp(self._began),
+            "id": self.id,
+            "user": self.authority.name,
+            "principal": principal and principal.id,
+            "proof": self.authority.proof,
+            **self._source(),
+            "verb": f"{self._scope['method']} {self._template() or self._scope['path']}"[:_LONGEST],
+            "tenant": tenant and str(tenant)[:_LONGEST],
+            "name": name and str(name)[:_LONGEST],
+            **{key: str(value)[:_LONGEST] for key, value in details.items()},
+        }
 
     def _source(self) -> dict[str, object]:
         """Where the request comes from: an address of the network, or a process of the host."""
@@ -119,6 +233,12 @@ class AuditedRequest:
         if self._peer is None:
             return {"uid": None, "gid": None, "pid": None, "socket": self._socket}
         return {"uid": self._peer.uid, "gid": self._peer.gid, "pid": self._peer.pid, "socket": self._socket}
+
+    def _origin(self) -> str:
+        """What counts as one source of failed attempts."""
+        if self.authority.principal is not None:
+            return f"{self.authority.name} {self.authority.principal.id}"
+        return network_of(self._scope["state"].get("client"), self._peer)
 
     @property
     def sender(self) -> str:
@@ -133,7 +253,7 @@ class AuditedRequest:
 
     def _is_recorded(self) -> bool:
         template = self._template() or self._scope["path"]
-        if self._scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if self._scope["method"] in _READS:
             return template.endswith(_READS_DATA) and "/instances/" in template
         return not template.endswith(_CHANGES_NOTHING)
 
@@ -141,9 +261,16 @@ class AuditedRequest:
 def record_event(log: AuditLog, event: dict[str, Any]) -> None:
     """Record what the gate of HTTPS tells: a handshake that failed, from where and why."""
     moment = timestamp(float(event.get("time") or time.time()))
-    entry = {"user": "nobody", "proof": "none", "verb": "TLS handshake", "tenant": None, "name": None, "status": 401}
+    about = {"user": "nobody", "proof": "none", "verb": "TLS handshake", "tenant": None, "name": None, "status": 401}
     details: dict[str, Any] = {key: str(event[key])[:_LONGEST] for key in ("address", "error") if key in event}
-    log.record({"time": moment, "id": os.urandom(8).hex(), **entry, "ms": 0.0, **details})
+    entry: dict[str, Any] = {"time": moment, "id": os.urandom(8).hex(), **about, "ms": 0.0, **details}
+    source = network_of_address(details["address"]) if "address" in details else "the gate"
+    log.record_failure(entry, source, proved=False)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def watch(log: AuditLog) -> AsyncIterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from litestar import Litestar
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
+from insula.api.audit import check
 from insula.control.allocation.in_flight import Held
 from insula.control.identities.authority import Authority
 from insula.control.instances.checks import no_instance
@@ -47,6 +48,7 @@ async def authorize(connection: ASGIConnection[Any, Any, Any, Any], handler: Bas
     _count(connection, handler, authority, tenant)
     if authority.labels and permission.startswith("instance.") and "name" in connection.path_params:
         await _check_labels(authority, connection, str(tenant), str(connection.path_params["name"]))
+    await check()
 
 
 def _count(

@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from insula import __version__
 from insula.api.app import create_app
 from insula.api.audit import record_event
+from insula.api.outbox import Outbox
 from insula.api.peer import group_id, listen
 from insula.api.server import GateSocket, Server
-from insula.audit import AuditLog
+from insula.audit.chain import ChainHead
+from insula.audit.writer import AuditLog
 from insula.control.plane import ControlPlane
 from insula.control.problems import Problems
 from insula.log import set_up
@@ -82,10 +84,11 @@ async def serve(settings: Settings) -> None:
     sys.setswitchinterval(_SWITCH)
     gc.disable()  # objects made until then are not garbage
     plane = await ControlPlane.open(settings)
-    audit = _audit_log(settings, plane.context.problems)
+    outbox = Outbox(plane.context.store, plane.context.problems)
+    audit = await _audit_log(settings, plane.context.problems, outbox)
     try:
         https = _https(settings, plane, audit)
-        app = create_app(plane, audit, str(settings.socket), https and https[0])
+        app = create_app(plane, audit, str(settings.socket), https and https[0], outbox)
         server = Server(app, plane.begin, https and https[1])
         gc.freeze()  # a full collection need not scan permanent objects: modules, and running instances
         gc.enable()
@@ -99,6 +102,7 @@ async def serve(settings: Settings) -> None:
         await server.serve(sockets=sockets)
         log.info("stopping")
     finally:
+        outbox.close()
         await asyncio.to_thread(audit.close)
         await plane.close()
 
@@ -122,8 +126,9 @@ def _https(settings: Settings, plane: ControlPlane, audit: AuditLog) -> tuple[Tl
     return supervisor, gate
 
 
-def _audit_log(settings: Settings, problems: Problems) -> AuditLog:
-    """Open the audit log. While it can't be written, `insula status` shows a problem; requests are served anyway."""
+async def _audit_log(settings: Settings, problems: Problems, outbox: Outbox) -> AuditLog:
+    """Open the audit log, with what the last insulad has left in the store. While it can't be written, `insula status`
+    shows a problem, and from some number of lines on changes are refused."""
     loop = asyncio.get_running_loop()
 
     def tell(trouble: str | None) -> None:
@@ -136,8 +141,30 @@ def _audit_log(settings: Settings, problems: Problems) -> AuditLog:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(tell, trouble)
 
+    def recovered() -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(outbox.release_all)
+
+    def headed(head: ChainHead) -> None:
+        log.info("the head of the audit log is %s", head)
+
     wanted = settings.audit
-    return AuditLog(Path(wanted.path), wanted.size_bytes, wanted.files, group_id(), told)
+    stored, intents = await outbox.load()
+    audit = AuditLog(
+        Path(wanted.path),
+        wanted.size_bytes,
+        wanted.files,
+        group_id(),
+        told,
+        key=settings.root / "audit.key",
+        stored=stored if stored and stored.seq else None,
+        intents=intents,
+        seen_by=Path(wanted.witness) if wanted.witness else None,
+        headed=headed,
+        recovered=recovered,
+    )
+    outbox.head = lambda: audit.head
+    return audit
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,21 +1,18 @@
-"""/v1/status, doctor, verify, whois, events, audit, down: this host."""
+"""/v1/status, doctor, verify, whois, events, down: this host."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any
 
 from litestar import Controller, Request, get, post
 from litestar.response import Stream
 
 from insula.api.audit import watch
-from insula.api.parameters import Flag, OptionalTenant, Pid, Plane, Revision, Sender, Since, Uid
+from insula.api.audit_routes import log_of
+from insula.api.parameters import Flag, Pid, Plane, Revision, Sender
 from insula.api.streams import NDJSON, json_lines, merged
-from insula.audit import AuditLog, read
 from insula.control.identities.authority import Authority
-from insula.model.errors import Unavailable
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
 
@@ -63,24 +60,7 @@ class HostRoutes(Controller):
         if from_revision is not None:
             sender.check("host.read")
         changes = plane.events.watch(from_revision, lambda story: _may_see(sender, story))
-        return json_lines(merged(changes, watch(_log(request))) if audit else changes, sender)
-
-    @get(
-        "/audit",
-        summary="The audit log, oldest first, one JSON object a line",
-        permission="audit.read",
-        sends=NDJSON,
-        line="AuditEntry",
-    )
-    async def audit(
-        self,
-        request: Request[Any, Any, Any],
-        sender: Sender,
-        since: Since = None,
-        uid: Uid = None,
-        tenant: OptionalTenant = None,
-    ) -> Stream:
-        return json_lines(_entries(_log(request), since, uid, tenant), sender)
+        return json_lines(merged(changes, watch(log_of(request))) if audit else changes, sender)
 
     @post(
         "/down",
@@ -96,21 +76,3 @@ class HostRoutes(Controller):
 def _may_see(sender: Authority, story: dict[str, Any]) -> bool:
     """Whether an event is of a tenant of the sender's. A token for some labels gives none: events don't have them."""
     return sender.sees_host or (story["tenant"] in sender.tenants and not sender.labels)
-
-
-def _log(request: Request[Any, Any, Any]) -> AuditLog:
-    log: AuditLog | None = request.app.state.audit
-    if log is None:
-        raise Unavailable("this daemon has no audit log", "see insulad.toml(5)")
-    return log
-
-
-async def _entries(
-    log: AuditLog, since: float | None, uid: int | None, tenant: str | None
-) -> AsyncIterator[dict[str, Any]]:
-    """Yield the entries of all earlier requests, read in a thread."""
-    await asyncio.to_thread(log.flush)
-    entries = read(log.path, log.files, since=since, uid=uid, tenant=tenant)
-    while batch := await asyncio.to_thread(lambda: list(islice(entries, 200))):
-        for entry in batch:
-            yield entry

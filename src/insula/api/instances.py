@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from litestar.params import JSONBody
 from litestar.response import Stream
 from litestar.types import ASGIApp
 
-from insula.api.audit import note
+from insula.api.audit import announce, is_recorded, note
 from insula.api.duplex import Duplex, opening
 from insula.api.pages import ListPage, Paged
 from insula.api.parameters import (
@@ -35,6 +36,9 @@ from insula.control.plane import ControlPlane
 from insula.model.errors import Invalid
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch, Started
+
+ARGUMENTS = "insula-audit-arguments"
+"""The label of tenants whose audit log has the arguments of `exec`."""
 
 
 @get(
@@ -156,6 +160,7 @@ class InstanceRoutes(Controller):
         permission="instance.exec",
     )
     async def exec_detached(self, plane: Plane, tenant: TenantName, name: Name, data: JSONBody[ExecSpec]) -> Started:
+        await _announce_program(plane, tenant, data)
         return Started(id=await plane.instances.exec_create(tenant, name, data, detach=True))
 
     @post("/{name:str}/start", status_code=200, summary="Start it", permission="instance.write")
@@ -321,6 +326,7 @@ class InstanceRoutes(Controller):
             spec = msgspec.json.decode(payload, type=ExecSpec)
         except msgspec.DecodeError as error:
             raise Invalid(f"the OPEN frame has no valid ExecSpec: {error}", "see /openapi.json") from None
+        await _announce_program(plane, tenant, spec)
         exec_id = await plane.instances.exec_create(tenant, name, spec)
 
         async def signal(number: int) -> None:
@@ -332,3 +338,14 @@ class InstanceRoutes(Controller):
             incoming=incoming,
             owned=True,
         )
+
+
+async def _announce_program(plane: ControlPlane, tenant: str, spec: ExecSpec) -> None:
+    """Record what is about to be executed: the program, and how many arguments it has. Those may be secrets: they are
+    recorded only for tenants with the label `ARGUMENTS`."""
+    if not is_recorded():
+        return
+    note(program=next(iter(spec.command), None), arguments=max(0, len(spec.command) - 1))
+    if (await plane.tenants.get(tenant)).tenant.labels.get(ARGUMENTS):
+        note(command=shlex.join(spec.command))
+    await announce()

@@ -102,7 +102,7 @@ _LINES: dict[str, Schema] = {
         "description": "A line of progress, or at last the image.",
         "properties": {"progress": {"type": "string"}, "image": {"$ref": f"{PREFIX}Image"}},
     },
-    "AuditEntry": {**_LINE, "description": "An entry of the audit log.", "required": ["time", "user", "verb"]},
+    "AuditEntry": {**_LINE, "description": "An entry of the audit log.", "required": ["time"]},
 }
 _ERRORS = {
     400: "The request is wrong; nothing was changed.",

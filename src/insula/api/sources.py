@@ -15,7 +15,12 @@ def network_of(client: ClientRecord | None, peer: Peer | None) -> str:
     An IPv4 address that is mapped to IPv6 (RFC 4291, 2.5.5.2) is an IPv4 one."""
     if client is None:
         return f"uid {peer.uid}" if peer is not None else "nobody"
-    address = ip_address(client.address.partition("%")[0])
+    return network_of_address(client.address)
+
+
+def network_of_address(text: str) -> str:
+    """Return the network that counts as one source for an address of IPv4 or IPv6."""
+    address = ip_address(text.partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return str(ip_network((address, _BITS[address.version]), strict=False))

@@ -464,3 +464,15 @@ class HostResource(Resource):
     ) -> Iterator[Object]:
         """Yield the audit log, oldest entry first: since a time (seconds), of a user, about a tenant."""
         return self.client.lines("GET", "audit", query={"since": since, "uid": uid, "tenant": tenant})
+
+    def audit_raw(self) -> Response:
+        """Return a response whose body is the bytes of the audit log, oldest first, for verification."""
+        return self.client.stream("GET", "audit", "raw")
+
+    def audit_head(self) -> Object:
+        """Return number and hash of the audit log's last line, and those that the store has."""
+        return self.client.call("GET", "audit", "head")  # type: ignore[no-any-return]
+
+    def new_audit_key(self) -> Object:
+        """Begin with a new key of the audit log; returns the one that verifies it from now on, kept nowhere."""
+        return self.client.call("POST", "audit", "key")  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@
 /identities/bindings/TENANT/ID      Binding of the principal with that ID; TENANT is "_" for the host
 /identities/tokens/ID               Token
 /identities/certificates/SERIAL     Certificate
+/audit/outbox/N                     see api/outbox.py
 /accounting/…                       see accounting/
 /declared/sets/TENANT/SET           ApplySet; TENANT is "_" for those of the host
 /declared/members/TENANT/KIND/NAME  SetMember: an object that belongs to a set; TENANT is its own, or "_"
@@ -51,6 +52,9 @@ HISTORIES = Keyspace("/accounting/history", History, 2)
 CHECKPOINTS = Keyspace("/accounting/checkpoints", Checkpoint, 1)
 SETS = Keyspace("/declared/sets", ApplySet, 2)
 MEMBERS = Keyspace("/declared/members", SetMember, 3)
+
+OUTBOX = "/audit/outbox/"
+"""The prefix of what requests are about to do, until the audit log has it."""
 
 HOST = "_"
 """The tenant, in keys, of users, of bindings and of sets on the host; no tenant can have this name."""

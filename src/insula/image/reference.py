@@ -22,6 +22,7 @@ _REGISTRY = re.compile(rules.REGISTRY)
 _COMPONENT = re.compile(rules.COMPONENT)
 _TAG = re.compile(rules.TAG)
 _DIGEST = re.compile(rules.DIGEST)
+_USER = re.compile(r"^[^/]*@(?=[^/]*/)")  # user and password, which no name has
 
 _HINT = "write [registry[:port]/]repository[:tag], as in busybox:latest or registry.example:5000/team/app:1.2"
 
@@ -52,9 +53,11 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(text: str) -> Reference:
-    """Parse a name; the default tag is ``latest``. Invalid."""
+    """Parse a name; the default tag is ``latest``. Invalid, without the password that somebody wrote into it."""
     if not isinstance(text, str) or len(text) > rules.MAX_REFERENCE:
         raise Invalid(f"image name {shorten(text)} is too long", _HINT)
+    if _USER.match(text):
+        raise Invalid(f"image name {shorten(_USER.sub('…@', text))} has a user", "log in by --username instead")
     rest, _, digest = text.partition("@")
     if "@" in text and not _DIGEST.fullmatch(digest):
         raise Invalid(f"image name {shorten(text)} has a bad digest", "a digest is sha256: and 64 hex digits")

@@ -41,6 +41,7 @@ TABLE = (
     _permission("host.down", "host", "operator", "stop everything, and end insulad"),
     _permission("host.certificates", "host", "operator", "rotate the certificate authorities"),
     _permission("audit.read", "host", "operator auditor", "read the audit log of all tenants"),
+    _permission("audit.key", "host", "operator", "begin with a new key of the audit log, and see it once"),
     _permission("user.read", "host", "operator auditor", "see users, their roles and tokens"),
     _permission("user.write", "host", "operator", "create and remove users, bind them on the host, make their tokens"),
     _permission("tenant.create", "host", "operator", "create tenants"),

@@ -222,6 +222,19 @@ class Check(Struct, kw_only=True):
     hint: str | None = None
 
 
+class AuditHead(Struct, kw_only=True):
+    """The end of the audit log: number and hash of its last line, as ``17:HASH``; and the same as the store has it."""
+
+    head: str
+    stored: str | None = None
+
+
+class AuditKey(Struct, kw_only=True):
+    """A key that verifies the lines of the audit log from one number on. It is shown once."""
+
+    key: str
+
+
 class HostStatus(Struct, kw_only=True):
     """A summary of this host. `problems` are errors that controllers could not repair, as text."""
 
