@@ -44,6 +44,8 @@ from insula.model.principals import (
     WhoAmI,
 )
 from insula.model.views import (
+    AuditHead,
+    AuditKey,
     Check,
     ExecSpec,
     Explanation,
@@ -189,6 +191,8 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
     WhoAmI(user="ann", id="0123456789abcdef", proof="uid 1000", tenants={"acme": "member"}),
     ApplySpec(files=[DeclaredFile(name="app.yaml", text=_DOCUMENT)], prune=True),
     DeclaredItem(kind="Network", name="back", tenant="acme", operation="create", state="done"),
+    AuditHead(head=f"815:{'5e' * 32}", stored=f"807:{'2b' * 32}"),
+    AuditKey(key=f"insula-audit-key:816:{'5e' * 32}"),
     HostStatus(
         version="0.1.0",
         hostname="rack1",
