@@ -125,6 +125,11 @@ def test_a_file_has_bounds() -> None:
         ("a = 1\na = 2\nb = 3\n", "toml", "line 2"),
         ("a = \nb = 3\n", "toml", "line 1"),
         ("a = 2026-11-28", "toml", "is a time"),
+        ("a." * 120_000 + "b = 1", "toml", "a key has more than 32 parts"),
+        ('"a" . ' * 40_000 + "b = 1", "toml", "a key has more than 32 parts"),
+        ('"a\\"b".' + "a." * 40_000 + "b = 1", "toml", "a key has more than 32 parts"),
+        ("x = 1\n[" + "''.\t" * 40_000 + "b]", "toml", "a key has more than 32 parts"),
+        ("a = '" + "a" * (1 << 18) + "'", "toml", "larger than 256 KiB"),
         ("a = inf", "toml", "not a finite number"),
         ("a = " + "[" * 2000 + "]" * 2000, "toml", "nested"),
         ('{"a": 1, "a": 2}', "json", "the key 'a' is there twice"),
@@ -137,6 +142,12 @@ def test_a_file_has_bounds() -> None:
 )
 def test_toml_and_json_are_as_strict(text: str, kind: str, what: str) -> None:
     assert what in refused(text, kind)
+
+
+def test_dots_in_strings_of_toml_are_no_long_keys() -> None:
+    dots = ".".join(f"{n}" for n in range(30))
+    text = f'a.b."c.d".e = "{dots}"\nf = ["1.2.3.4", "{dots}"]\n'
+    assert values(text, "toml") == [{"a": {"b": {"c.d": {"e": dots}}}, "f": ["1.2.3.4", dots]}]
 
 
 def test_several_documents_of_toml_and_json() -> None:

@@ -20,6 +20,10 @@ from insula.model.errors import Invalid
 from insula.model.units import shorten
 
 _LONGEST = 500  # characters of a message, which may have a key of the file
+_LONGEST_TOML = 1 << 18  # characters: tomllib takes two seconds for a megabyte of small values
+_KEY = r"""(?:[A-Za-z0-9_-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
+_DOTTED = re.compile(rf"""(?<![A-Za-z0-9_."'\\-])(?:{_KEY}[ \t]*+\.[ \t]*+){{{MAX_DEPTH}}}""")
+"""A key of TOML with more parts than anything has levels. tomllib takes minutes for one with a hundred thousand."""
 _PART = re.compile(r"\.([A-Za-z_][A-Za-z0-9_]*)|\[(\d+)\]")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
@@ -76,6 +80,10 @@ def _documents(file: DeclaredFile, budget: NodeLimit) -> Iterator[RawDocument]:
 
 
 def _toml(text: str, where: str, budget: NodeLimit) -> Iterator[tuple[Any, Marks]]:
+    if len(text) > _LONGEST_TOML:
+        raise Invalid(f"{where}: it is larger than {_LONGEST_TOML >> 10} KiB", "write it as YAML, or apply it in parts")
+    if _DOTTED.search(text):
+        raise Invalid(f"{where}: a key has more than {MAX_DEPTH} parts", "make it simpler")
     try:
         value = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
