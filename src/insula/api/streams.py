@@ -128,7 +128,7 @@ def as_insula_error(error: BaseException) -> InsulaError:
 
 async def upload(request: Request[Any, Any, Any], limit: int = MAX_UPLOAD) -> AsyncIterator[bytes]:
     """Yield the request's body in pieces, which are counted in the tenant's quota of uploads until the request ends.
-    Failed if the client disconnects early or is too slow, Invalid beyond `limit` bytes, QuotaExceeded."""
+    Failed if the client disconnects early, Invalid beyond `limit` bytes or if it is too slow, QuotaExceeded."""
     in_flight = request.app.state.plane.context.in_flight
     held = hold(request.scope, in_flight.of_tenant(str(request.path_params["tenant"]), "upload_bytes"))
     announced = request.headers.get("content-length", "")
@@ -146,7 +146,7 @@ async def upload(request: Request[Any, Any, Any], limit: int = MAX_UPLOAD) -> As
 
 
 async def _pieces(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
-    """Yield the pieces of the request's body. Failed if the client disconnects early, or is too slow."""
+    """Yield the pieces of the request's body. Failed if the client disconnects early, Invalid if it is too slow."""
     size, loop = 0, asyncio.get_running_loop()
     until = loop.time() + STALL
     while True:
@@ -154,7 +154,7 @@ async def _pieces(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
             async with asyncio.timeout_at(until):
                 message = await request.receive()
         except TimeoutError:
-            raise Failed(f"the upload brought no {LEAST >> 10} KiB in {STALL:g} s", "send it faster") from None
+            raise Invalid(f"the upload brought no {LEAST >> 10} KiB in {STALL:g} s", "send it faster") from None
         if message["type"] != "http.request":
             raise Failed("the upload was interrupted", "send it again")
         size += len(message["body"])
