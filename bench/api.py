@@ -81,7 +81,8 @@ class _Served:
         for path in (daemon.path.parent, daemon.path):  # the gate's user enters them
             path.chmod(0o711)
         daemon.stop()
-        daemon.configure(f'[api]\nlisten = ["0.0.0.0:{PORT}"]\nnames = ["{ADDRESS}"]\nuser = "{GATE_USER}"\n')
+        api = f'[api]\nlisten = ["0.0.0.0:{PORT}"]\nnames = ["{ADDRESS}"]\nuser = "{GATE_USER}"\n'
+        daemon.configure(api + '[quotas]\nrequests = "none"\nuser_requests = "none"\n')
         daemon.start()
         operator = Client(str(daemon.run / "insulad.sock"), timeout=60)
         for name in ("acme", "globex"):

@@ -30,7 +30,7 @@ from insula.api.parameters import (
     TenantName,
     Timeout,
 )
-from insula.api.streams import FRAMES, TAR, archive, frames, primed, upload
+from insula.api.streams import FRAMES, TAR, archive, frames, primed, upload, while_connected
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
 from insula.model.errors import Invalid
@@ -203,8 +203,8 @@ class InstanceRoutes(Controller):
         repeatable=True,
         quota="streams",
     )
-    async def wait(self, plane: Plane, tenant: TenantName, name: Name) -> Exit:
-        return await plane.instances.wait(tenant, name)
+    async def wait(self, plane: Plane, tenant: TenantName, name: Name, request: Request[Any, Any, Any]) -> Exit:
+        return await while_connected(request, plane.instances.wait(tenant, name))
 
     @get("/{name:str}/top", summary="Its processes, with their PIDs inside and on the host", permission="instance.read")
     async def top(self, plane: Plane, tenant: TenantName, name: Name) -> Sequence[ProcessView]:
@@ -226,11 +226,13 @@ class InstanceRoutes(Controller):
         plane: Plane,
         tenant: TenantName,
         name: Name,
+        request: Request[Any, Any, Any],
         follow: Flag = False,
         tail: Tail = None,
         since: Since = None,
     ) -> Stream:
-        return frames(await primed(plane.instances.logs(tenant, name, follow=follow, tail=tail, since=since)))
+        pieces = plane.instances.logs(tenant, name, follow=follow, tail=tail, since=since)
+        return frames(await while_connected(request, primed(pieces)))
 
     @get(
         "/{name:str}/archive",
@@ -239,8 +241,10 @@ class InstanceRoutes(Controller):
         quota="streams",
         sends=TAR,
     )
-    async def archive_get(self, plane: Plane, tenant: TenantName, name: Name, path: Inside) -> Stream:
-        return archive(await primed(plane.instances.archive_get(tenant, name, path)))
+    async def archive_get(
+        self, plane: Plane, tenant: TenantName, name: Name, path: Inside, request: Request[Any, Any, Any]
+    ) -> Stream:
+        return archive(await while_connected(request, primed(plane.instances.archive_get(tenant, name, path))))
 
     @put(
         "/{name:str}/archive",
@@ -268,8 +272,8 @@ class InstanceRoutes(Controller):
         quota="streams",
         sends=TAR,
     )
-    async def export(self, plane: Plane, tenant: TenantName, name: Name) -> Stream:
-        return archive(await primed(plane.instances.export(tenant, name)))
+    async def export(self, plane: Plane, tenant: TenantName, name: Name, request: Request[Any, Any, Any]) -> Stream:
+        return archive(await while_connected(request, primed(plane.instances.export(tenant, name))))
 
     @post(
         "/{name:str}/attach",

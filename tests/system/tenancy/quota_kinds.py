@@ -1,0 +1,126 @@
+"""The kinds of quotas as tests make them: objects that count, and requests that hold something while they are open."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from insula.client import Client
+from insula.client.http import chunk
+from insula.model.stream import Kind, encode
+
+MOST = 5
+"""The limit that requests meet."""
+MIB = 1 << 20
+
+
+class StoredKind(NamedTuple):
+    """A quota that is stored: its limit, and how to make the object with a number; `objects` counts what is there."""
+
+    limit: int | float
+    make: Callable[[Client, str, int], object]
+    objects: Callable[[Client, str], int | float]
+
+
+def an_instance(**spec: Any) -> Callable[[Client, str, int], object]:
+    def make(client: Client, tenant: str, number: int) -> object:
+        return client.instances.run(tenant, "busybox", ["true"], start=False, network=None, name=f"i{number}", **spec)
+
+    return make
+
+
+def of_instances(each: Callable[[dict[str, Any]], int | float]) -> Callable[[Client, str], int | float]:
+    return lambda client, tenant: sum(each(view["instance"]["spec"]) for view in client.instances.list(tenant))
+
+
+def rootfs(number: int) -> bytes:
+    """The tar of a root file system with 64 KiB of its own, which don't compress."""
+    data = bytes(range(256)) + os.urandom(64 * 1024 - 256)
+    with io.BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            info = tarfile.TarInfo(f"file-{number:03}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        return buffer.getvalue()
+
+
+IMAGE = len(rootfs(0)) + 67_000
+"""About the bytes that such an image counts: tar, compressed layer, configuration and manifest."""
+
+
+def own_images(client: Client, tenant: str) -> list[dict[str, Any]]:
+    return [image for image in client.images.list(tenant) if image["tenant"] == tenant]
+
+
+def content(client: Client, tenant: str) -> int:
+    parts: dict[str, int] = {}
+    for image in own_images(client, tenant):
+        parts.update(image["content"])
+    return sum(parts.values())
+
+
+KINDS = {
+    "instances": StoredKind(MOST, an_instance(), of_instances(lambda _: 1)),
+    "cpus": StoredKind(MOST / 4, an_instance(resources={"cpus": 0.25}), of_instances(lambda s: s["resources"]["cpus"])),
+    "memory": StoredKind(
+        MOST * 64 * MIB, an_instance(resources={"memory": 64 * MIB}), of_instances(lambda s: s["resources"]["memory"])
+    ),
+    "disk": StoredKind(
+        MOST * 64 * MIB,
+        an_instance(resources={"disk": 64 * MIB, "inodes": 1000}),
+        of_instances(lambda s: s["resources"]["disk"]),
+    ),
+    "inodes": StoredKind(
+        MOST * 1000,
+        an_instance(resources={"disk": 64 * MIB, "inodes": 1000}),
+        of_instances(lambda s: s["resources"]["inodes"]),
+    ),
+    "log_bytes": StoredKind(
+        MOST * 2 * MIB,
+        an_instance(log_size=MIB, log_files=2),
+        of_instances(lambda s: s["log_size"] * s["log_files"]),
+    ),
+    "networks": StoredKind(
+        MOST,
+        lambda client, tenant, n: client.networks.create(tenant, f"n{n}", f"10.{n}.0.0/24"),
+        lambda client, tenant: len(client.networks.list(tenant)),
+    ),
+    "images": StoredKind(
+        MOST,
+        lambda client, tenant, n: client.images.tag(tenant, "busybox", f"i{n}"),
+        lambda client, tenant: len(own_images(client, tenant)),
+    ),
+    "image_bytes": StoredKind(
+        MOST * IMAGE + IMAGE // 2,
+        lambda client, tenant, n: client.images.import_(tenant, f"i{n}", [rootfs(n)]),
+        content,
+    ),
+    "service_accounts": StoredKind(
+        MOST,
+        lambda client, tenant, n: client.identities.create_service_account(tenant, f"s{n}"),
+        lambda client, tenant: len(client.identities.service_accounts(tenant)),
+    ),
+    "tokens": StoredKind(
+        MOST,
+        lambda client, tenant, n: client.identities.create_token(f"{tenant}/ci"),
+        lambda client, tenant: sum(
+            token["user"] == f"{tenant}/ci" for token in client.identities.tokens(everybody=True)
+        ),
+    ),
+}
+
+
+def post(path: str, *fields: str, body: bytes = b"") -> bytes:
+    return "\r\n".join((f"POST {path} HTTP/1.1", "host: x", *fields, "", "")).encode() + body
+
+
+EXEC = chunk(encode(Kind.OPEN, json.dumps({"command": ["sleep", "600"]}).encode()))
+OPENINGS = {
+    "exec_sessions": post("/v1/tenants/exec-sessions/instances/web/exec", "transfer-encoding: chunked", body=EXEC),
+    "streams": b"GET /v1/tenants/streams/instances/web/logs?follow=true HTTP/1.1\r\nhost: x\r\n\r\n",
+    "upload_bytes": post("/v1/tenants/upload-bytes/images/import?name=x", "content-length: 1000", body=b"x" * 10),
+}
