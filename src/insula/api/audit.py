@@ -34,7 +34,7 @@ from insula.model.errors import Failed, InsulaError, Unavailable
 
 _READS_DATA = ("/logs", "/archive", "/export")
 _READS = ("GET", "HEAD", "OPTIONS")
-_CHANGES_NOTHING = ("/wait",)
+_CHANGES_NOTHING = ("/wait", "/diff")
 _LASTING = ("/exec", "/attach", "/run", "/images/save", *_READS_DATA)  # they may last for days
 _AHEAD = ("/attach", "/kill", "/archive", "/logs", "/export", "/images/push", "/images/pull", "/images/save", "/down")
 _AHEAD_WHEN_PARSED = ("/exec", "/processes")  # they name their program first, see `announce`
@@ -50,6 +50,14 @@ def note(**details: object) -> None:
     request = _current.get()
     if request is not None:
         request.details.update({key: value for key, value in details.items() if value is not None})
+
+
+def part(status: int, **details: object) -> None:
+    """Record a part of the current request that is a change of its own, such as one object of many. It may be done when
+    the request has ended already, because its client has gone."""
+    request = _current.get()
+    if request is not None:
+        request.part(status, details)
 
 
 def is_recorded() -> bool:
@@ -177,6 +185,17 @@ class AuditedRequest:
             log.record_failure(entry, self._origin(), proved=self.authority.principal is not None)
         else:
             log.record(entry, synced=self._releasing(number))
+
+    def part(self, status: int, details: dict[str, object]) -> None:
+        """Record a part of the request, with its id."""
+        shown = {key: str(value)[:_LONGEST] for key, value in details.items() if value is not None}
+        entry = {**self._about(), "time": timestamp(time.time()), **shown, "status": status}
+        if self._log is None:
+            return
+        if status >= 400 and self.authority.proof != "socket":
+            self._log.record_failure(entry, self._origin(), proved=self.authority.principal is not None)
+        else:
+            self._log.record(entry)
 
     def _record_begin(self, written: Any = None) -> None:
         if self._log is not None and not self._announced:

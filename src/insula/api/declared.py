@@ -6,14 +6,12 @@ The path's tenant is that of every document, so that a file never reaches furthe
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import msgspec
 from litestar import Response, get, post
 from litestar.params import JSONBody
 from litestar.response import Stream
 
-from insula.api.audit import note
+from insula.api.audit import note, part
 from insula.api.parameters import Plane, Sender, TenantName
 from insula.api.streams import NDJSON, json_lines, primed
 from insula.control.identities.authority import Authority
@@ -61,17 +59,12 @@ async def apply_on_host(plane: Plane, sender: Sender, data: JSONBody[ApplySpec])
 
 async def _applied(plane: ControlPlane, sender: Authority, tenant: str | None, data: ApplySpec) -> Stream:
     note(name=data.set)
-    return json_lines(await primed(_noted(plane.declared.apply(sender, tenant, data))), sender)
 
+    def record(item: DeclaredItem, status: int) -> None:
+        if status >= 400 or item.operation != "none":
+            part(status, tenant=item.tenant, name=item.name, kind=item.kind, operation=item.operation, set=data.set)
 
-async def _noted(items: AsyncIterator[DeclaredItem]) -> AsyncIterator[DeclaredItem]:
-    """Pass items, and note what was changed for the audit log."""
-    changed: list[str] = []
-    async for item in items:
-        if item.operation != "none" and item.state == "done":
-            changed.append(f"{item.operation} {item.kind}/{item.name}")
-            note(changes=len(changed), changed=", ".join(changed[:10]))
-        yield item
+    return json_lines(await primed(plane.declared.apply(sender, tenant, data, record)), sender)
 
 
 @post(
@@ -81,6 +74,7 @@ async def _noted(items: AsyncIterator[DeclaredItem]) -> AsyncIterator[DeclaredIt
     status_code=200,
     summary="What `apply` would do in a tenant, with differences",
     permission="set.read",
+    repeatable=True,
 )
 async def diff(plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[ApplySpec]) -> list[DeclaredItem]:
     return await plane.declared.diff(sender, tenant, data)
@@ -93,6 +87,7 @@ async def diff(plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[
     status_code=200,
     summary="The same for tenants, users, and all that tenants have",
     permission="user.read",
+    repeatable=True,
 )
 async def diff_on_host(plane: Plane, sender: Sender, data: JSONBody[ApplySpec]) -> list[DeclaredItem]:
     return await plane.declared.diff(sender, None, data)

@@ -119,6 +119,27 @@ def test_only_the_operator_applies_and_auditors_compare(host: Cli, people: Peopl
     assert "a Tenant is not in a tenant" in apply(admin.cli.of("declared-a"), WORLD[-1]).err
 
 
+def test_each_object_that_is_changed_has_a_line_in_the_audit_log(daemon: Daemon, host: Cli, people: People) -> None:
+    apply(host, document("Tenant", "declared-e", {}), options=HOST).ok()
+    member = people.person("member", "declared-e")
+    own = member.cli
+    world = [network("back"), document("ServiceAccount", "ci", {}), network("second", "10.2.0.0/24")]
+    apply(own, *world)
+    apply(own, *world, verb="diff")
+    apply(own, network("back"))
+    own.ok("network", "rm", "back", "second")
+    seen = [json.loads(line) for line in daemon.cli.of("declared-e").ok("--json", "audit").splitlines()]
+    applied = [e for e in seen if e["user"] == member.name and e["verb"].endswith(("/apply", "/diff"))]
+    assert [(e.get("operation"), e.get("kind"), e["name"], e["status"]) for e in applied] == [
+        ("none", "ServiceAccount", "ci", 403),
+        ("create", "Network", "back", 200),
+        ("create", "Network", "second", 200),
+        (None, None, "default", 200),
+        (None, None, "default", 200),
+    ]
+    assert len({e["id"] for e in applied}) == 2 and {e["tenant"] for e in applied} == {"declared-e"}
+
+
 def test_a_tenant_takes_its_sets_with_it(daemon: Daemon, host: Cli) -> None:
     host.ok("tenant", "create", "declared-d")
     own = host.of("declared-d")

@@ -29,7 +29,8 @@ from insula.model.errors import Conflict, Failed, InsulaError, Invalid, Unauthen
 from insula.store.typed import Found
 
 log = logging.getLogger("insula.control")
-Report = Callable[[DeclaredItem], None]
+Report = Callable[[DeclaredItem, int], None]
+"""Called with what was done about an object, and its HTTP status."""
 
 
 class Declared:
@@ -47,15 +48,22 @@ class Declared:
 
     # -- apply -----------------------------------------------------------------------------------------------------
 
-    async def apply(self, by: Authority, tenant: str | None, spec: ApplySpec) -> AsyncIterator[DeclaredItem]:
+    async def apply(
+        self, by: Authority, tenant: str | None, spec: ApplySpec, record: Report = lambda *_: None
+    ) -> AsyncIterator[DeclaredItem]:
         """Make everything as the files declare it, in a tenant, or (None) on the host and in all tenants. Yield what
-        was done about each object.
+        was done about each object. `record` is called with it at once, even if nobody reads any more.
 
         Invalid, NotFound, Conflict before anything was changed. The failure of one object is in its item.
         """
         found: asyncio.Queue[DeclaredItem | None] = asyncio.Queue()
         stop = asyncio.Event()
-        task = self._tasks.spawn(self._apply(by, tenant, spec, found.put_nowait, stop))
+
+        def report(item: DeclaredItem, status: int) -> None:
+            record(item, status)
+            found.put_nowait(item)
+
+        task = self._tasks.spawn(self._apply(by, tenant, spec, report, stop))
         task.add_done_callback(lambda _: found.put_nowait(None))
         try:
             while (item := await found.get()) is not None:
@@ -214,7 +222,7 @@ class _Run:
             step.diff = []  # they are shown where the sender has to decide
         if state != "done":
             self.missed[step.ref] = "was skipped" if state == "skipped" else "was not applied"
-        self.report(step.item(state, error))
+        self.report(step.item(state, error), error.status if error else 200)
 
     async def _do(self, by: Authority, step: PlannedStep) -> None:
         """Make a declared object as it is to be, and record it as a member of the set."""

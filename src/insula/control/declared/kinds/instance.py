@@ -51,8 +51,8 @@ class InstanceKind(DeclaredKind):
     spec = DeclaredInstance
     in_place: ClassVar[Sequence[FieldPath]] = [
         ("labels",),
-        ("spec", "resources"),
         ("spec", "wanted"),
+        *(("spec", "resources", name) for name in ResourcesPatch.__struct_fields__),
         *(("spec", name) for name in _CHANGED),
     ]
 
