@@ -22,6 +22,7 @@ from insula.api.peer import Peer, allowed, group_id
 from insula.api.problems import defect, refuse
 from insula.api.request_times import RequestTimes
 from insula.api.sources import network_of
+from insula.api.streams import last_piece
 from insula.api.tls.record import ClientRecord
 from insula.audit.writer import AuditLog
 from insula.control.allocation.in_flight import Held
@@ -136,13 +137,15 @@ class AccessMiddleware:
         return error
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: AuditedRequest) -> None:
-        status, begun = 0, time.monotonic()
+        status, media, begun = 0, b"", time.monotonic()
 
         async def noting_send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, media
             request.answering = True
-            if message["type"] == "http.response.start" and self.audit:
-                message["headers"] = [*message["headers"], (b"x-request-id", entry.id.encode())]
+            if message["type"] == "http.response.start":
+                media = dict(message["headers"]).get(b"content-type", b"")
+                if self.audit:
+                    message["headers"] = [*message["headers"], (b"x-request-id", entry.id.encode())]
             status = message.get("status", status)  # type: ignore[assignment]
             if message["type"] == "http.response.start":
                 self.times.observe(scope, status, time.monotonic() - begun)
@@ -171,6 +174,8 @@ class AccessMiddleware:
         if task.cancelled():
             if not request.answering:
                 await refuse(request.why or Unavailable("insulad is stopping", "try again later"), send)
+            elif request.why and not isinstance(request.why, Unavailable) and (last := last_piece(media, request.why)):
+                await send({"type": "http.response.body", "body": last, "more_body": False})
         elif (error := task.exception()) is not None:
             log.error("%s %s", scope.get("method"), entry.sender, exc_info=error)
             if request.answering:

@@ -15,6 +15,7 @@ from insula.api.audit import note, without_secret
 from insula.api.pages import Paged
 from insula.api.parameters import ImageName, NewImage, OptionalImage, Plane, Sender, TenantName
 from insula.api.streams import NDJSON, TAR, archive, json_lines, primed, spooled, while_connected
+from insula.control.identities.authority import Authority
 from insula.image.registry import Progress
 from insula.model import fields
 from insula.model.objects import Image, Struct
@@ -85,7 +86,7 @@ class ImageRoutes(Controller):
     @post(
         "/pull",
         summary="Fetch an image from a registry; JSON lines {progress}, at last {image}",
-        permission="image.registry",
+        permission="image.pull",
         sends=NDJSON,
         line="Progress",
     )
@@ -94,7 +95,13 @@ class ImageRoutes(Controller):
         return json_lines(
             with_progress(
                 lambda progress: plane.images.pull(
-                    tenant, data.reference, name=data.name, auth=data.auth, insecure=data.insecure, progress=progress
+                    tenant,
+                    data.reference,
+                    name=data.name,
+                    auth=data.auth,
+                    insecure=data.insecure,
+                    of_host=_of_host(sender, tenant),
+                    progress=progress,
                 )
             ),
             sender,
@@ -103,7 +110,7 @@ class ImageRoutes(Controller):
     @post(
         "/push",
         summary="Send an image to a registry; JSON lines {progress}",
-        permission="image.registry",
+        permission="image.push",
         sends=NDJSON,
         line="Progress",
     )
@@ -112,7 +119,13 @@ class ImageRoutes(Controller):
         return json_lines(
             with_progress(
                 lambda progress: plane.images.push(
-                    tenant, data.name, data.reference, auth=data.auth, insecure=data.insecure, progress=progress
+                    tenant,
+                    data.name,
+                    data.reference,
+                    auth=data.auth,
+                    insecure=data.insecure,
+                    of_host=_of_host(sender, tenant),
+                    progress=progress,
                 )
             ),
             sender,
@@ -182,6 +195,11 @@ class ImageRoutes(Controller):
         note(name=" ".join(data.names))
         pieces = primed(plane.images.save(tenant, data.names, format=data.format))
         return archive(await while_connected(request, pieces))
+
+
+def _of_host(sender: Authority, tenant: str) -> bool:
+    """Whether registries are reached through the network of the host, for this sender, and not through the tenant's."""
+    return "image.registry" in sender.held(tenant)
 
 
 async def with_progress(work: Callable[[Progress], Awaitable[Image | None]]) -> AsyncIterator[dict[str, object]]:

@@ -117,6 +117,13 @@ def error_frame(error: BaseException) -> bytes:
     return encode(Kind.ERROR, msgspec.json.encode(as_insula_error(error).to_problem()))
 
 
+def last_piece(media: bytes, error: InsulaError) -> bytes:
+    """Return the end of a stream that was ended, with the reason; empty for a media type that has no place for it."""
+    if media.startswith(NDJSON.encode()):
+        return msgspec.json.encode(error.to_dict()) + b"\n"
+    return error_frame(error) if media.startswith(FRAMES.encode()) else b""
+
+
 def as_insula_error(error: BaseException) -> InsulaError:
     """Return an InsulaError unchanged; another error is a defect, which is logged and becomes Failed."""
     note(error=type(error).__name__)

@@ -360,12 +360,15 @@ class InstancesResource(Resource):
 
     def logs(self, tenant: str, name: str, **options: object) -> Iterator[tuple[float, int, bytes]]:
         """Yield output as (time, kind, bytes), kind as in `model.stream`. Options: follow, tail, since (seconds)."""
-        from insula.model.stream import Decoder
+        from insula.model.errors import from_dict
+        from insula.model.stream import Decoder, Kind
 
         with self.client.stream("GET", "tenants", tenant, "instances", name, "logs", query=options) as response:
             decoder = Decoder()
             for data in response:
                 for kind, payload in decoder.feed(data):
+                    if kind == Kind.ERROR:
+                        raise from_dict(loads(payload))
                     yield int.from_bytes(payload[:8], "big") / 1e9, kind, payload[8:]
 
     def attach(

@@ -8,10 +8,11 @@ The image store itself keeps content that was added meanwhile and has no name ye
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeVar
@@ -22,8 +23,9 @@ from insula.control.allocation.quotas import change, exchange, of_images
 from insula.control.allocation.transaction import guarded
 from insula.control.context import Context
 from insula.control.instances.specs import cli_command
-from insula.control.keys import IMAGES, INSTANCES, SHARED, TENANTS, USAGE
+from insula.control.keys import IMAGES, INSTANCES, NETWORKS, SHARED, TENANTS, USAGE
 from insula.control.tenants import Tenants
+from insula.image.egress import Egress
 from insula.image.job import Job
 from insula.image.limits import AT_ONCE, AT_ONCE_TENANT
 from insula.image.reference import normalise_reference
@@ -58,14 +60,17 @@ class Images:
         self._of_all = asyncio.Semaphore(AT_ONCE)
         self._of_tenant: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE_TENANT))
 
-    async def _work(self, tenant: str, method: Callable[..., T]) -> T:
+    async def _work(self, tenant: str, method: Callable[..., T], *, outside: bool = False) -> T:
         """Run `method` of the image store in a thread. When the caller is cancelled, the method is ended and undoes its
         changes.
 
-        At most `AT_ONCE` run at a time, `AT_ONCE_TENANT` of one tenant; the others wait.
+        At most `AT_ONCE` run at a time, `AT_ONCE_TENANT` of one tenant; the others wait. `outside`: the method is given
+        the tenant's way out (`_egress`).
         """
         job = Job()
-        async with self._of_tenant[tenant], self._of_all:
+        async with self._of_tenant[tenant], self._of_all, AsyncExitStack() as stack:
+            if outside:
+                method = partial(method, egress=await stack.enter_async_context(self._egress(tenant)))
             thread = asyncio.ensure_future(asyncio.to_thread(method, job=job))
             try:
                 return await asyncio.shield(thread)
@@ -74,6 +79,33 @@ class Images:
                 thread.add_done_callback(self._drop)
                 await asyncio.wait((thread,))  # until then it may use objects of the caller
                 raise
+
+    @asynccontextmanager
+    async def _egress(self, tenant: str) -> AsyncIterator[Egress]:
+        """A network namespace with the tenant's way out, and the resolver at its networks' gateways. Conflict if it
+        has no network."""
+        found = (await self.tenants.find(tenant)).value
+        networks = await NETWORKS.readable(self.context.store, tenant)
+        if not networks:
+            hint = cli_command(tenant, "network create default --subnet 10.0.0.0/24")
+            raise Conflict(f"tenant {tenant} has no network, and images are fetched and sent through one", hint)
+        making = asyncio.ensure_future(self.context.fabric_turn(tenant, self.context.fabric.egress, found))
+        try:
+            netns = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_close)
+            raise
+        try:
+            yield Egress(netns, [network.gateway for network in networks[:3]])
+        finally:
+            os.close(netns)
+
+    async def _own(self, tenant: str) -> set[str]:
+        """The digests of the images that the tenant has, or that all have."""
+        own, shared = await asyncio.gather(
+            IMAGES.readable(self.context.store, tenant), IMAGES.readable(self.context.store, SHARED)
+        )
+        return {image.digest for image in (*own, *shared)}
 
     def _drop(self, thread: asyncio.Future[Any]) -> None:
         """Release the images that a method returned although it was cancelled: no name will be bound to them."""
@@ -90,10 +122,10 @@ class Images:
             if b'"content":' in entry.value:
                 continue
             image = IMAGES.decode(entry)
-            with contextlib.suppress(NotFound):  # of content that was removed by hand
+            with suppress(NotFound):  # of content that was removed by hand
                 content = await asyncio.to_thread(self.context.images.content, image.digest)
                 put = IMAGES.put(msgspec.structs.replace(image, content=content), *IMAGES.parts(entry.key))
-                with contextlib.suppress(TransactionConflict):
+                with suppress(TransactionConflict):
                     await self.context.store.transact([Compare(entry.key, entry.revision)], [put])
 
     # -- looking ---------------------------------------------------------------------------------------------------
@@ -141,7 +173,8 @@ class Images:
     async def load(self, tenant: str, path: Path, *, name: str | None = None) -> Sequence[Image]:
         """Load the images of an OCI layout (directory or tar) or docker-archive. `name` is allowed for one image."""
         await self.tenants.find(tenant)
-        images = await self._work(tenant, partial(self.context.images.load, path, tenant=tenant, name=name))
+        own = await self._own(tenant)
+        images = await self._work(tenant, partial(self.context.images.load, path, tenant=tenant, name=name, own=own))
         return await self._name(tenant, images)
 
     async def tag(self, tenant: str, source: str, name: str) -> Image:
@@ -161,9 +194,11 @@ class Images:
         name: str | None = None,
         auth: Login | None = None,
         insecure: bool = False,
+        of_host: bool = False,
         progress: Progress | None = None,
     ) -> Image:
-        """Fetch an image from a registry. `progress` is called with lines of text, from another thread."""
+        """Fetch an image from a registry, through the tenant's network or that `of_host`. `progress` is called with
+        lines of text, from another thread."""
         await self.tenants.find(tenant)
         pull = partial(
             self.context.images.pull,
@@ -173,8 +208,9 @@ class Images:
             auth=_login(auth),
             insecure=insecure,
             progress=progress,
+            own=await self._own(tenant),
         )
-        [image] = await self._name(tenant, [await self._work(tenant, pull)])
+        [image] = await self._name(tenant, [await self._work(tenant, pull, outside=not of_host)])
         return image
 
     async def build_base(
@@ -277,9 +313,10 @@ class Images:
         *,
         auth: Login | None = None,
         insecure: bool = False,
+        of_host: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """Send an image to a registry, under its own name or as `reference`."""
+        """Send an image to a registry, under its own name or as `reference`, through a network as for `pull`."""
         image = await self.get(tenant, name)
         push = partial(
             self.context.images.push,
@@ -289,7 +326,7 @@ class Images:
             insecure=insecure,
             progress=progress,
         )
-        await self._work(tenant, push)
+        await self._work(tenant, push, outside=not of_host)
 
     async def save(
         self,
@@ -376,6 +413,12 @@ async def _alive(images: Snapshot, instances: Snapshot) -> tuple[set[str], set[s
     return digests, {layer for image in named for layer in image.layers} | {
         layer for instance in running for layer in instance.root.layers
     }
+
+
+def _close(making: asyncio.Future[int]) -> None:
+    """Close the descriptor that a call returned after its caller was cancelled."""
+    if not making.cancelled() and making.exception() is None:
+        os.close(making.result())
 
 
 def _login(auth: Login | None) -> Auth | None:

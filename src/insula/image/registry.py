@@ -1,10 +1,11 @@
 """Pull from and push to registries (OCI distribution-spec), with skopeo(1).
 
 skopeo copies between a registry and a directory of plain files (containers-transports(5), ``dir:``) without changing
-any bytes, so digests stay the same. It runs as a user who owns no files, without capabilities, in namespaces of its own
-except the host's network namespace. It does not use the administrator's logins, because its home is in the staging
-directory. Trust is configured as usual: policy.json, registries.conf and the certificates in /etc, if they are readable
-by everyone. Credentials are passed in a file that only it can read, not on its command line.
+any bytes, so digests stay the same. It runs as a user who owns no files, without capabilities, in namespaces of its
+own; its network is the tenant's (`insula.image.egress`), or the host's if the operator asks. It does not use the
+administrator's logins, because its home is in the staging directory. In the host's network trust is configured as
+usual: policy.json, registries.conf and the certificates in /etc, if they are readable by everyone. Credentials are
+passed in a file that only it can read, not on its command line.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from pathlib import Path
 
 import msgspec
 
-from insula.image import manifest, platform
+from insula.image import egress, manifest, platform
 from insula.image.blobs import disk_errors, write
 from insula.image.confine import OOM, USER, missing
+from insula.image.egress import Egress
 from insula.image.job import Job
 from insula.image.limits import LEAST, MAX_DOCUMENT, MAX_SIZE, STALL, check_room
 from insula.image.reference import Reference
@@ -41,12 +43,18 @@ _CPU = 3600  # seconds of processor time of one skopeo
 _PLACE = "/mnt"
 # it needs a mount namespace, because only root may enter the directories above the staging directory; the shell stays
 # as PID 1 of the PID namespace, since a change of user would clear its PR_SET_PDEATHSIG
-_SCRIPT = f"""echo {OOM} >/proc/self/oom_score_adj
-mount --bind "$1" {_PLACE} && cd {_PLACE}/"$2" && shift 2 && "$@"
-exit $?"""
+_BEGIN = f"""echo {OOM} >/proc/self/oom_score_adj
+mount --bind "$1" {_PLACE} && cd {_PLACE}/"$2" || exit 1
+etc={_PLACE}/"$2"-home/etc
+shift 2"""
+_END = '"$@"\nexit $?'
 _NAMESPACES = (
     *("setpriv", "--pdeathsig=KILL"),
     *("unshare", "--mount", "--propagation=slave", "--ipc", "--uts", "--pid", "--fork", "--kill-child=KILL"),
+)
+_NO_CONNECTION = (
+    *("connection refused", "no such host", "timeout", "timed out", "unreachable", "no route to host"),
+    *("connection reset", "pinging container registry", "server misbehaving", "dial tcp", "lookup"),
 )
 _PROXIES = (
     "http_proxy",
@@ -73,12 +81,14 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Access(msgspec.Struct, frozen=True):
-    """Access to a registry: the login, whether plain HTTP or any certificate is accepted, a callback for progress."""
+    """Access to a registry: the login, whether plain HTTP or any certificate is accepted, a callback for progress, and
+    the network; None is the host's."""
 
     auth: Auth | None
     insecure: bool
     progress: Progress
     job: Job
+    egress: Egress | None = None
 
 
 def pull(reference: Reference, directory: Path, limit: int, access: Access) -> None:
@@ -114,7 +124,7 @@ def _best(reference: Reference, directory: Path, access: Access) -> Reference:
     out, err = access.job.communicate(process)
     access.job.limit(None)
     if process.returncode != 0:
-        raise explain(reference, [*err.decode(errors="replace").splitlines()[-20:]])
+        raise explain(reference, [*err.decode(errors="replace").splitlines()[-20:]], access.egress)
     if len(out) > MAX_DOCUMENT:
         raise Invalid(f"the manifest of {reference.familiar} is too large", f"at most {MAX_DOCUMENT} bytes are read")
     document = manifest.read_document(out)
@@ -141,14 +151,17 @@ def _start(
     if not home.exists():
         home.mkdir(mode=0o700)
         _write_authfile(home / "auth.json", reference.registry, access.auth)
+        if access.egress is not None:
+            egress.prepare(home / "etc", access.egress)
     directory.parent.chmod(0o711)  # can be entered; the store above can be entered only by root
     owned = [home, home / "auth.json", *([] if (directory / "version").exists() else [directory])]
     for path in owned if os.geteuid() == 0 else ():
         os.chown(path, USER, USER)
     there = Path(_PLACE) / home.name
+    script = "\n".join([_BEGIN, *([egress.SCRIPT] if access.egress else []), _END])
     command = [
         *_NAMESPACES,
-        *("sh", "-c", _SCRIPT, "sh", str(directory.parent), directory.name),
+        *("sh", "-c", script, "sh", str(directory.parent), directory.name),
         *("prlimit", f"--cpu={_CPU}", "--core=0", "--nofile=1024", f"--fsize={MAX_SIZE}", "--memlock=0", "--"),
         *("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs"),
         *("--inh-caps=-all", "--bounding-set=-all"),
@@ -165,7 +178,10 @@ def _start(
         "_CONTAINERS_ROOTLESS_UID": str(USER),  # root's cache is always in /var/lib/containers
         **{name: os.environ[name] for name in _PROXIES if name in os.environ},
     }
-    try:
+    if access.egress is not None:
+        environment = egress.without_proxies(environment)
+
+    def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             cwd="/",
@@ -174,6 +190,9 @@ def _start(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+
+    try:
+        return access.egress.call(start) if access.egress else start()
     except FileNotFoundError as e:
         raise missing(e) from None
 
@@ -248,7 +267,7 @@ def _watch(
     if stop:
         raise stop[0]
     if process.returncode != 0:
-        raise explain(reference, errors)
+        raise explain(reference, errors, access.egress)
 
 
 def _size(directory: Path) -> int:
@@ -262,12 +281,14 @@ def _size(directory: Path) -> int:
         return total
 
 
-def explain(reference: Reference, errors: list[str]) -> InsulaError:
-    """Convert skopeo's error message to an exception."""
+def explain(reference: Reference, errors: list[str], network: Egress | None = None) -> InsulaError:
+    """Convert skopeo's error message to an exception, without details of the host for a tenant in its own network."""
     text = " ".join(errors)
     fatal = re.findall(r'level=fatal msg="((?:[^"\\]|\\.)*)"', text)
     why = re.sub(r"\\(.)", r"\1", fatal[-1]) if fatal else (errors[-1] if errors else "no reason given")
     name, registry = reference.familiar, reference.registry
+    told = _cause(why) if network is None else egress.without_details(why.rpartition(": ")[2])
+    cause = f": {told}" if told else ""
     low = why.lower()
     for part in (reference.locator, f"{registry}/{reference.repository}", registry):
         low = low.replace(part.lower(), "it")  # a port or a name may look like an error message
@@ -288,12 +309,10 @@ def explain(reference: Reference, errors: list[str]) -> InsulaError:
     if has("server gave http response to https client"):
         return Unavailable(f"{registry} speaks plain HTTP", "use --insecure only on a trusted network")
     if has("x509", "certificate", "tls:"):
-        return Unavailable(f"{registry} can't be trusted: {_cause(why)}", "use --insecure only on a trusted network")
-    if has(
-        "connection refused", "no such host", "timeout", "unreachable", "connection reset", "pinging container registry"
-    ):
+        return Unavailable(f"{registry} can't be trusted{cause}", "use --insecure only on a trusted network")
+    if has(*_NO_CONNECTION):
         return Unavailable(f"{registry} does not respond", "check the registry's name, and the network")
-    return Failed(f"copying {name} failed: {_cause(why)}", "try again; see skopeo-copy(1)")
+    return Failed(f"copying {name} failed{cause}", "try again; see skopeo-copy(1)")
 
 
 def _cause(why: str, limit: int = 200) -> str:

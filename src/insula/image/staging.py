@@ -10,7 +10,8 @@ import fcntl
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def sweep(directory: Path) -> None:
             pass
         finally:
             os.close(lock)
+
+
+def remove_later(directory: Path, paths: Iterable[Path]) -> None:
+    """Move files and trees to a staging directory inside `directory`, which a thread removes."""
+    place, lock = _make(directory)
+    for number, path in enumerate(paths):
+        path.rename(place / str(number))
+
+    def work() -> None:
+        remove(place)
+        os.close(lock)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def remove(path: Path) -> None:

@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -27,6 +27,7 @@ import msgspec
 
 from insula.image import archive, builtin, manifest, registry
 from insula.image.blobs import Blobs, disk_errors, hex_of, sync_directory, write
+from insula.image.egress import Egress
 from insula.image.image_import import Diff, ImageImport, extracted
 from insula.image.job import Job
 from insula.image.layer import XATTR_OPAQUE
@@ -34,7 +35,7 @@ from insula.image.limits import MAX_DOCUMENT, MAX_ENTRIES, MAX_SIZE, Budget
 from insula.image.manifest import Manifest
 from insula.image.reference import check_digest, normalise_reference, parse
 from insula.image.registry import Auth, Progress
-from insula.image.staging import disk_usage, staging, sweep
+from insula.image.staging import disk_usage, remove_later, staging, sweep
 from insula.model.errors import Failed, Invalid, NotFound
 from insula.model.objects import Image, ImageConfig
 
@@ -97,14 +98,23 @@ class ImageStore:
             self._publish(importing, [image])
             return image
 
-    def load(self, path: Path, *, tenant: str, name: str | None = None, job: Job | None = None) -> list[Image]:
+    def load(
+        self,
+        path: Path,
+        *,
+        tenant: str,
+        name: str | None = None,
+        own: Collection[str] | None = None,
+        job: Job | None = None,
+    ) -> list[Image]:
         """Import all images for this machine in an OCI layout (directory or tar) or a docker-archive.
 
-        They keep their names; `name` is for an archive of one image, and the default is its digest. NotFound if there
-        is no such file.
+        They keep their names; `name` is for an archive of one image, and the default is its digest. `own` are the
+        digests of images whose layers need not be extracted again; None means every image. NotFound if there is no such
+        file.
         """
         name = normalise_reference(name) if name is not None else None
-        with self._start_import("loading an image", job or Job()) as importing, ExitStack() as stack:
+        with self._start_import("loading an image", job or Job(), own) as importing, ExitStack() as stack:
             if path.is_dir():
                 importing.receive(_tree_size(path))
             else:
@@ -126,18 +136,21 @@ class ImageStore:
         auth: Auth | None = None,
         insecure: bool = False,
         progress: Progress | None = None,
+        egress: Egress | None = None,
+        own: Collection[str] | None = None,
         job: Job | None = None,
     ) -> Image:
         """Pull the image `reference` from its registry, and store it as `name` or under its own name.
 
-        `insecure` accepts plain HTTP and any certificate. NotFound, Denied, Unavailable.
+        `insecure` accepts plain HTTP and any certificate, `egress` is the network (None is the host's), and `own` is as
+        for `load`. NotFound, Denied, Unavailable.
         """
         wanted = parse(reference)
         name = normalise_reference(name) if name is not None else wanted.familiar
         job = job or Job()
-        with self._start_import("pulling an image", job) as importing:
+        with self._start_import("pulling an image", job, own) as importing:
             directory = importing.directory / "pull"
-            access = registry.Access(auth, insecure, progress or _silent, job)
+            access = registry.Access(auth, insecure, progress or _silent, job, egress)
             registry.pull(wanted, directory, self.max_size, access)
             importing.receive(_tree_size(directory))
             (progress or _silent)("Extracting layers")
@@ -202,9 +215,11 @@ class ImageStore:
         auth: Auth | None = None,
         insecure: bool = False,
         progress: Progress | None = None,
+        egress: Egress | None = None,
         job: Job | None = None,
     ) -> None:
-        """Push the image unchanged to `reference` in its registry. Denied, Unavailable."""
+        """Push the image unchanged to `reference` in its registry, through a network as for `pull`. Denied,
+        Unavailable."""
         target = parse(reference)
         if target.digest:
             raise Invalid("an image can't be pushed to a digest", "push it to a tag")
@@ -215,7 +230,8 @@ class ImageStore:
             parts = self._read_manifest(image.digest)
             for digest in {parts.config.digest, *(layer.digest for layer in parts.layers)}:
                 os.link(self.blobs.path(digest), directory / hex_of(digest))
-            registry.push(directory, target, registry.Access(auth, insecure, progress or _silent, job or Job()))
+            access = registry.Access(auth, insecure, progress or _silent, job or Job(), egress)
+            registry.push(directory, target, access)
 
     def lower(self, image: Image | Sequence[str]) -> list[Path]:
         """Return the directories of the layers, topmost first, for overlayfs's lowerdir. NotFound.
@@ -289,11 +305,17 @@ class ImageStore:
     # -- holding and publishing ------------------------------------------------------------
 
     @contextmanager
-    def _start_import(self, doing: str, job: Job) -> Iterator[ImageImport]:
-        """Make an import with a staging directory. Layers that it finds in the store are protected while it runs."""
+    def _start_import(self, doing: str, job: Job, own: Collection[str] | None = None) -> Iterator[ImageImport]:
+        """Make an import with a staging directory. Layers that it finds in the store are protected while it runs.
+
+        It finds those of the images `own` only: how long an import takes must not tell what others have.
+        """
         held: set[str] = set()
+        visible = None if own is None else self._layers_of(own)
 
         def known(blob: str) -> Diff | None:
+            if visible is not None and blob not in visible:
+                return None
             with self._exclusive():
                 try:
                     diff = msgspec.json.decode((self._diffs / hex_of(blob)).read_bytes(), type=Diff)
@@ -311,6 +333,14 @@ class ImageStore:
                 job.check()
             finally:
                 self._let_go(held)
+
+    def _layers_of(self, manifests: Collection[str]) -> set[str]:
+        """Return the digests of the layers of these images."""
+        found: set[str] = set()
+        for digest in manifests:
+            with suppress(NotFound):  # of an image that is being removed
+                found.update(layer.digest for layer in self._read_manifest(digest).layers)
+        return found
 
     @contextmanager
     def _holding(self, images: Sequence[Image]) -> Iterator[None]:
@@ -346,9 +376,12 @@ class ImageStore:
             write(path, msgspec.json.encode(diff))
             moves.append((path, self._diffs / hex_of(digest)))
         moves += [(importing.blobs[digest], self.blobs.path(digest)) for digest in manifests]
+        surplus = []
         with self._exclusive(), ExitStack() as undo:
             for source, target in moves:
-                if not target.exists():
+                if target.exists():
+                    surplus.append(source)
+                else:
                     source.rename(target)
                     undo.callback(target.rename, source)
             for directory in (self._layers, self._diffs, self.blobs.directory):
@@ -357,6 +390,8 @@ class ImageStore:
                 for image in images:
                     self._recent.setdefault(image.digest, []).append(time.monotonic())
             undo.pop_all()
+        if surplus:  # the time of the answer must not tell that the store had them
+            remove_later(self._tmp, surplus)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -186,6 +186,12 @@ class Fabric(Protocol):
     def unplug(self, tenant: Tenant, network: Network, port: Port) -> None:
         """Remove the port, and its addresses from the instance's name; no error if they are gone."""
 
+    def egress(self, tenant: Tenant) -> int:
+        """Return a descriptor of a new network namespace, which the caller closes, for a program of the host.
+
+        It has the way out that the tenant's instances have, and their resolvers; it can't reach them, nor they it.
+        """
+
     def status(self, tenant: Tenant, network: Network) -> NetworkStatus:
         """Measure the status of a network."""
 

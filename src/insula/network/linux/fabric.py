@@ -17,13 +17,13 @@ from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
-from insula.model.errors import InsulaError, NotFound, Unavailable
+from insula.model.errors import Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.network import endpoints
 from insula.network.addresses import uplink_mac
 from insula.network.fabric import Installed, NetnsNic, Nic, ProbePoints, Router, Station, TapNic, Traffic
 from insula.network.intent import TenantIntent
-from insula.network.linux import calls, inside, namespaces, naming, readback, resolver, rules, sysctl
+from insula.network.linux import calls, egress, inside, namespaces, naming, readback, resolver, rules, sysctl
 from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion, is_gone
 from insula.network.linux.naming import Naming
@@ -288,6 +288,16 @@ class LinuxFabric:
             namespace = self._tenant(tenant)
             namespace.unplug(network, port)
             self._deletion.wake(namespace)
+
+    @about_tenant
+    def egress(self, tenant: Tenant) -> int:
+        """Return a descriptor of a new network namespace with the tenant's way out, and nothing else."""
+        self._check_recorded(tenant)
+        try:
+            return egress.connect(self._tenant(tenant))
+        except OSError as error:
+            what = f"the network of tenant {tenant.name} can't be used: {error.strerror or error}"
+            raise Failed(what, "try again; see insulad's log") from error
 
     # -- reading back ----------------------------------------------------------------------------------------------
 

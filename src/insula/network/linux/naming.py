@@ -17,6 +17,7 @@ from insula.model.errors import Invalid
 from insula.model.units import shorten
 
 UPLINK: Final = "uplink"  # in the tenant's namespace
+EGRESS: Final = "egress"  # the beginning of the names of devices there: see `linux.egress`
 MTU: Final = 1500  # of the uplinks
 MAX_PORTS: Final = 1023  # of a bridge (BR_MAX_PORTS in net/bridge/br_private.h, without number 0)
 _NETWORKS, _PORTS = 1_000_000_000, 2_000_000_000  # the first interface indices of bridges and of ports
@@ -29,6 +30,10 @@ def bridge(network: int) -> str:
 
 def port(index: int) -> str:
     return f"p{index}"
+
+
+def egress(number: int) -> str:
+    return f"{EGRESS}{number}"
 
 
 def bridge_index(network: int) -> int:

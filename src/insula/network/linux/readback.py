@@ -164,6 +164,6 @@ def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) 
         yield f"rule elements of {device}, which does not exist"
     for link in links.values():
         if link.name not in ("lo", naming.UPLINK) and all(
-            naming.number(link.name, head) is None for head in ("br", "p")
+            naming.number(link.name, head) is None for head in ("br", "p", naming.EGRESS)
         ):
             yield f"device {link.name} is not ours"

@@ -38,7 +38,7 @@ from insula.kernel.netns import call_in
 from insula.model.errors import Failed, Unavailable
 from insula.model.objects import Tenant
 from insula.model.units import check_label
-from insula.network.linux import confine
+from insula.network.linux import confine, naming
 
 FIRST_USER = 0x70000000  # user IDs of resolvers, above all tenants' ranges (control.tenants)
 log = logging.getLogger("insula.network")
@@ -249,6 +249,7 @@ class Resolver:
             f"--hostsdir={self._hosts(tenant)}",
             "--user=",  # don't change the user
             "--interface=br*",
+            f"--interface={naming.EGRESS}*",
             "--except-interface=lo",
             "--bind-dynamic",
             "--no-hosts",

@@ -7,7 +7,8 @@ There are three tables. Packets from and to tenants that no rule accepts are dro
   dropped. So are reports of multicast membership (RFC 3376, RFC 3810): the bridges flood multicast frames, so reports
   have no use, and each start would send one to every instance.
 - The `inet` table in a tenant's namespace is that of its router. It answers pings and DNS at its gateways, forwards
-  new connections from networks to the uplink, and forwards nothing between two networks.
+  new connections from networks to the uplink, and forwards nothing between two networks. Namespaces of `linux.egress`
+  have DNS and the uplink as well.
 - The table in the host's namespace isolates tenants from each other and from the host.
 
 ICMP errors about probes of `insula verify` are dropped in router and host, because such an error quotes the probe and
@@ -120,6 +121,8 @@ table inet {table} {{
         iifname @bridges icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         iifname . ip daddr @gateways4 goto services
         iifname . ip6 daddr @gateways6 goto services
+        iifname "{egress}*" meta l4proto {{ tcp, udp }} th dport 53 goto services
+        iifname "{egress}*" reject with icmpx admin-prohibited
     }}
     chain services {{
         icmp type echo-request accept
@@ -136,6 +139,9 @@ table inet {table} {{
         ct state invalid drop
         ct state new ct count over {connections} drop comment "tenants share the host's table"
         iifname @bridges oifname "{uplink}" accept
+        iifname "{egress}*" ip daddr {{ 169.254.0.0/16, {metadata4} }} reject with icmpx admin-prohibited
+        iifname "{egress}*" oifname "{uplink}" accept
+        iifname "{egress}*" reject with icmpx admin-prohibited comment "at once: its user waits"
     }}
     chain output {{
         type filter hook output priority 0; policy accept;
@@ -216,6 +222,8 @@ def tenant_rules(table: str) -> str:
     return _TENANT.format(
         table=table,
         uplink=naming.UPLINK,
+        egress=naming.EGRESS,
+        metadata4=", ".join(METADATA4),
         connections=CONNECTIONS,
         queries=DNS_QUERIES,
         connects=DNS_CONNECTIONS,
