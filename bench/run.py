@@ -18,7 +18,10 @@ from bench.lib import Bench, machine_facts, version
 from tests.support import machine
 from tests.support.peers import Host, Missing
 
-SECTIONS = ("launch", "steps", "runtimes", "burst", "scale", "start", "commands", "api", "memory", "network", "stalls")
+SECTIONS = (
+    *("launch", "steps", "runtimes", "burst", "scale", "start", "commands", "api", "memory", "network", "accounting"),
+    "stalls",
+)
 REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
