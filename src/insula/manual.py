@@ -244,7 +244,8 @@ def settings_page() -> Page:
     page.heading("SETTINGS")
     variables = {key: name for name, key in ENVIRONMENT.items()}
     for setting in DOCUMENTED:
-        default = "" if setting.key in ("socket", "network.resolvers") else f" Default: {default_of(setting.key)}."
+        value = default_of(setting.key)
+        default = "" if setting.key in ("socket", "network.resolvers") or value == "" else f" Default: {value}."
         variable = f" Variable: {variables[setting.key]}." if setting.key in variables else ""
         page.entry(f"{bold(setting.key)} ({text(setting.takes)})", f"{setting.text}{default}{variable}")
     page.heading("EXAMPLE")

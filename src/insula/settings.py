@@ -20,6 +20,7 @@ import msgspec
 
 from insula.model import quotas
 from insula.model.errors import Invalid
+from insula.model.oidc import DESCRIPTIONS, OidcSettings, check_providers
 from insula.model.quota_settings import USERS, QuotaSettings, limit, takes
 from insula.model.units import parse_size, shorten
 
@@ -127,6 +128,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api: ApiSettings = ApiSettings()
     quotas: QuotaSettings = QuotaSettings()
     storage: StorageSettings = StorageSettings()
+    oidc: list[OidcSettings] = []
 
     @property
     def state(self) -> Path:
@@ -253,6 +255,7 @@ DOCUMENTED = (
         "Instances are created only while so much is free on their file system, or a twentieth of it, whichever is "
         "less.",
     ),
+    *(Documented(f"oidc.{name}", value, text) for name, value, text in DESCRIPTIONS),
 )
 
 
@@ -277,8 +280,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 
 def default_of(key: str) -> object:
     """Return the default value of a setting of `DOCUMENTED`; true and false as in TOML."""
-    value: object = Settings()
-    for part in key.split("."):
+    value: object = OidcSettings() if key.startswith("oidc.") else Settings()
+    for part in key.removeprefix("oidc.").split("."):
         value = getattr(value, part)
     return str(value).lower() if isinstance(value, bool) else value
 
@@ -363,6 +366,10 @@ def _unknown(data: Mapping[str, Any], kind: type, above: str) -> str | None:
             found = _unknown(value, fields[key], f"{above}{key}.")
             if found:
                 return found
+        if key == "oidc" and not above and isinstance(value, list):
+            for each in value:
+                if isinstance(each, dict) and (found := _unknown(each, OidcSettings, "oidc.")):
+                    return found
     return None
 
 
@@ -409,6 +416,7 @@ def _check(settings: Settings, names: Mapping[str, str]) -> None:
     _check_api(settings.api, wrong)
     for quota in (*quotas.TABLE, *USERS):
         limit(settings.quotas, quota)
+    check_providers(settings.oidc, wrong)
     for resolver in network.resolvers or ():
         _check_resolver(resolver, wrong)
     try:

@@ -28,7 +28,10 @@ from insula.control.allocation.quotas import limits_of, merge
 from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
+from insula.control.identities.providers import Providers
 from insula.control.plane import ControlPlane
+from insula.control.problems import Problems
+from insula.control.tasks import Tasks
 from insula.model.errors import Conflict, Failed, NotFound
 from insula.model.objects import (
     ConsoleSize,
@@ -386,6 +389,7 @@ class StubPlane(ControlPlane):
         self.settings: Any = StubSettings(root)
         self.identity_cache = IdentityCache(cast(Any, None))
         self.context: Any = StubContext()
+        self.providers = Providers((), Problems(), Tasks())
         self.tenants: Any = StubTenants()
         self.networks: Any = StubNetworks()
         self.instances: Any = StubInstances()

@@ -48,7 +48,7 @@ PACKAGES: dict[str, set[str]] = {
     "oci": set(),
     "tree": set(),
     "api": {"msgspec", "prometheus_client", "litestar", "uvicorn", "cryptography"},
-    "control": {"msgspec", "yaml"},
+    "control": {"msgspec", "yaml", "joserfc"},
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.model.errors import Invalid
+from insula.model.oidc import OidcSettings
 from insula.settings import DOCUMENTED, ENVIRONMENT, Settings, default_of, load
 
 REPOSITORY = Path(__file__).parents[2]
@@ -123,6 +124,18 @@ def test_the_environment_counts_more_than_the_file(file: Path) -> None:
         ("[network]\nresolvers = [53]", r"network.resolvers\[0\]: expected `str`, got `int`"),
         ("[network]\nresolvers = '192.0.2.1'", "network.resolvers: expected `array.*`, got `str`"),
         (f"[network]\nresolvers = {['192.0.2.1'] * 9}", "are too many"),
+        ("[[oidc]]\nissuer = 'http://login.example'\nclient_id = 'x'", "oidc.issuer .* is no https URL"),
+        ("[[oidc]]\nissuer = 'http://127.0.0.1:1'\nclient_id = 'x'", "oidc.issuer .* is no https URL"),
+        ("[[oidc]]\nissuer = 'https://a@login.example'\nclient_id = 'x'", "oidc.issuer .* is no https URL"),
+        ("[[oidc]]\nissuer = 'https://x.example/#a'\nclient_id = 'x'", "oidc.issuer .* is no https URL"),
+        ("[[oidc]]\nclient_id = 'x'", "oidc.issuer '' is no https URL"),
+        ("[[oidc]]\nissuer = 'https://x.example'", "oidc.client_id '' is not 1 to 256"),
+        ("[[oidc]]\nissuer = 'https://x.example'\nclient_id = 'x'\nscopes = ['email']", "are no scopes with openid"),
+        ("[[oidc]]\nissuer = 'https://x.example'\nclient_id = 'x'\nca = 'ca.pem'", "oidc.ca 'ca.pem' is not absolute"),
+        ("[[oidc]]\nissuer = 'https://x.example'\nclient_id = 'x'\nname = 'A:b'", "oidc.name 'A:b' is no name"),
+        ("[[oidc]]\nisuer = 'https://x.example'", "there is no setting 'oidc.isuer'; hint: did you mean oidc.issuer"),
+        ("[[oidc]]\nissuer = 'https://x.example'\nclient_id = 'x'\n" * 2, "oidc.name 'oidc' is there twice"),
+        ("[oidc]\nissuer = 'https://x.example'", "oidc: expected `array`"),
         ("[audit]\nsize = '10'", "audit.size '10' is too small"),
         ("[audit]\nsize = 'much'", "audit.size 'much' is no size"),
         ("[audit]\nfiles = 1001", "audit.files '1001' is not a number from 0 to 1000"),
@@ -213,9 +226,10 @@ def test_directories_are_for_root_alone(file: Path, tmp_path: Path) -> None:
 
 
 def fields() -> set[str]:
-    found = set(Settings.__struct_fields__) - {"network", "audit", "api", "quotas", "storage"}
+    found = set(Settings.__struct_fields__) - {"network", "audit", "api", "quotas", "storage", "oidc"}
     for table in ("network", "audit", "api", "quotas", "storage"):
         found |= {f"{table}.{name}" for name in getattr(Settings(), table).__struct_fields__}
+    found |= {f"oidc.{name}" for name in OidcSettings.__struct_fields__}
     return found
 
 
@@ -229,7 +243,7 @@ def test_every_setting_is_documented() -> None:
     for key, default, takes, variable in rows:
         assert takes == next(setting.takes for setting in DOCUMENTED if setting.key == key)
         assert variable.strip("`") == variables.get(key, ""), key
-        if key not in ("socket", "users_socket", "network.resolvers"):
+        if key not in ("socket", "users_socket", "network.resolvers", "oidc.issuer", "oidc.client_id"):
             assert default == f"`{default_of(key)}`"
 
 
@@ -239,7 +253,10 @@ def test_the_example_has_every_default() -> None:
     opened = re.sub(r"^# (?=\[|[a-z_0-9]+ = )", "", text, flags=re.M)
     data = tomllib.loads(opened)
     assert data["network"].pop("resolvers")
+    [provider] = data.pop("oidc")
+    assert provider.pop("issuer") and provider.pop("client_id")
     flat = {f"{k}.{n}": v for k, t in data.items() if isinstance(t, dict) for n, v in t.items()}
+    flat |= {f"oidc.{key}": value for key, value in provider.items()} | {"oidc.issuer": "", "oidc.client_id": ""}
     flat |= {key: value for key, value in data.items() if not isinstance(value, dict)}
     assert {*flat, "network.resolvers"} == fields()
     assert all(

@@ -29,11 +29,14 @@ from insula.control.allocation.in_flight import Held
 from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
-from insula.model.errors import InsulaError, TooManyRequests, Unauthenticated, Unavailable
+from insula.control.identities.providers import Providers
+from insula.model.errors import Denied, InsulaError, TooManyRequests, Unauthenticated, Unavailable
 
 log = logging.getLogger("insula.access")
 GRACE = 1.0
 """Seconds for requests to finish after the server was told to stop: followers of logs or events never finish."""
+LOGIN = "/v1/login"
+"""The path of the request that nobody needs a proof for."""
 _PATH = 200  # characters of a path in the log
 
 
@@ -68,6 +71,8 @@ class OpenRequest:
                 authority.check(*permission)
             except InsulaError as error:
                 self.end(error)
+            if permission[0].startswith("self.") and not authority.has_all_of(self.authority):
+                self.end(Denied("a role of yours was taken", "ask again: the answer is another one now"))
 
 
 class AccessMiddleware:
@@ -83,10 +88,12 @@ class AccessMiddleware:
         socket: str = "",
         times: RequestTimes | None = None,
         outbox: Outbox | None = None,
+        providers: Providers | None = None,
     ) -> None:
         self.app = app
         self.cache = cache
         self.rates = rates
+        self.providers = providers
         self.audit = audit
         self.socket = socket
         self.times = times or RequestTimes()
@@ -103,7 +110,10 @@ class AccessMiddleware:
         entry = AuditedRequest(self.audit, scope, state.get("peer"), self.socket, self.outbox)
         peer, client = state.get("peer"), state.get("client")
         try:
-            authority = authenticate(self.cache, peer, client, scope["headers"], self.group)
+            anybody = scope.get("path") == LOGIN
+            authority = await authenticate(
+                self.cache, self.providers, peer, client, scope["headers"], self.group, anybody=anybody
+            )
         except InsulaError as error:
             error = self._counted_failure(error, peer, client)
             self.times.observe(scope, error.status, 0.0)
@@ -200,5 +210,6 @@ class AccessMiddleware:
 
     def _rights_changed(self, principal: str) -> None:
         for request in tuple(self._open):
-            if request.authority.principal is not None and request.authority.principal.id == principal:
+            sender = request.authority
+            if sender.principal is not None and (sender.principal.id == principal or principal in sender.groups):
                 request.check(self.cache)

@@ -37,6 +37,7 @@ from insula.api.identities import (
 )
 from insula.api.images import ImageRoutes
 from insula.api.instances import InstanceRoutes, list_all_instances, run_attached
+from insula.api.login import login
 from insula.api.metrics import host_metrics, tenant_metrics
 from insula.api.networks import NetworkRoutes
 from insula.api.openapi import Document
@@ -85,7 +86,9 @@ def create_app(
     app = application(plane, audit, outbox)
     app.state[HTTPS] = https
     check_routes(app)
-    return AccessMiddleware(app, plane.identity_cache, plane.context.rates, audit, socket, app.state.times, outbox)
+    return AccessMiddleware(
+        app, plane.identity_cache, plane.context.rates, audit, socket, app.state.times, outbox, plane.providers
+    )
 
 
 async def only_the_document(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
@@ -119,6 +122,7 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
                     AuthorityRoutes,
                     invite,
                     join,
+                    login,
                     whoami,
                     NetworkRoutes,
                     ImageRoutes,

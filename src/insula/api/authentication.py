@@ -12,31 +12,35 @@ from collections.abc import Iterable
 
 from insula.api.peer import Peer, allowed
 from insula.api.tls.record import ClientRecord
-from insula.control.identities.authority import OPERATOR, Authority
+from insula.control.identities.authority import NOBODY, OPERATOR, Authority
 from insula.control.identities.cache import IdentityCache
+from insula.control.identities.providers import LONGEST, Providers, looks_like_jwt
 from insula.control.identities.tokens import parse
 from insula.model.errors import Denied, Unauthenticated
 from insula.settings import OPERATORS
 
 _HINT = f"be root or a member of the group `{OPERATORS}`"
 _BEARER = b"bearer "
-_LONGEST = 256  # bytes of the field
+_LONGEST = LONGEST + len(_BEARER)  # bytes of the field
 
 
-def authenticate(
+async def authenticate(
     cache: IdentityCache,
+    providers: Providers | None,
     peer: Peer | None,
     client: ClientRecord | None,
     headers: Iterable[tuple[bytes, bytes]],
     group: int | None,
+    *,
+    anybody: bool = False,
 ) -> Authority:
     """Return the rights of a request: from a process of the host, or from a client of the network. Unauthenticated
-    without a valid proof, Denied for an unknown user of the host."""
+    without a valid proof, unless the request is one that `anybody` may send; Denied for an unknown user of the host."""
     given = [value for name, value in headers if name == b"authorization"]
     if given:
-        return _by_token(cache, given)
+        return await _by_bearer(cache, providers, given)
     if client is not None:
-        return _by_certificate(cache, client)
+        return NOBODY if anybody and client.certificate is None else _by_certificate(cache, client)
     if peer is None:
         raise Denied("an unknown user may not use insulad", _HINT)
     if allowed(peer, group):
@@ -58,10 +62,15 @@ def _by_certificate(cache: IdentityCache, client: ClientRecord) -> Authority:
     raise Unauthenticated("the certificate is not valid", "it may have expired or been revoked; make a new one")
 
 
-def _by_token(cache: IdentityCache, given: list[bytes]) -> Authority:
+async def _by_bearer(cache: IdentityCache, providers: Providers | None, given: list[bytes]) -> Authority:
     value = given[0]
     if len(given) == 1 and len(value) <= _LONGEST and value[: len(_BEARER)].lower() == _BEARER:
-        parsed = parse(value[len(_BEARER) :].strip().decode("latin-1"))
+        text = value[len(_BEARER) :].strip().decode("latin-1")
+        if providers is not None and looks_like_jwt(text):
+            if authority := cache.of_claims(await providers.verify(text)):
+                return authority
+            raise Unauthenticated("the token has expired", "log in again: `insula login`")
+        parsed = parse(text)
         if parsed is None:
             raise Unauthenticated("the token is malformed", "copy all of it: insula_ID_SECRET_CHECKSUM")
         if authority := cache.of_token(parsed):

@@ -34,6 +34,8 @@ from insula.model.principals import (
     CertificateView,
     Invitation,
     JoinSpec,
+    LoginInfo,
+    LoginProvider,
     Principal,
     PrincipalView,
     ServiceAccountSpec,
@@ -188,6 +190,18 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         expires=_NOW + 900,
     ),
     Authorities(server="-----BEGIN CERTIFICATE-----\n…"),
+    LoginInfo(
+        authority="-----BEGIN CERTIFICATE-----\n…",
+        providers=[
+            LoginProvider(
+                name="oidc",
+                issuer="https://login.example.com/realms/lab",
+                client_id="insula",
+                audience="",
+                scopes=["openid", "profile"],
+            )
+        ],
+    ),
     WhoAmI(user="ann", id="0123456789abcdef", proof="uid 1000", tenants={"acme": "member"}),
     ApplySpec(files=[DeclaredFile(name="app.yaml", text=_DOCUMENT)], prune=True),
     DeclaredItem(kind="Network", name="back", tenant="acme", operation="create", state="done"),

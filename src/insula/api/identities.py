@@ -50,7 +50,7 @@ class UserRoutes(Controller):
     @post(summary="Create a user", permission="user.write")
     async def create_user(self, plane: Plane, data: JSONBody[UserSpec]) -> PrincipalView:
         note(name=data.name)
-        return await plane.identities.create_user(data.name, data.uid)
+        return await plane.identities.create_user(data.name, data.uid, provider=data.provider, subject=data.subject)
 
     @get("/{name:str}", summary="Show a user and its roles", permission="user.read")
     async def get_user(self, plane: Plane, name: Name) -> PrincipalView:

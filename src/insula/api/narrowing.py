@@ -23,6 +23,7 @@ from insula.model.principals import (
     CertificateCreated,
     CertificateView,
     Invitation,
+    LoginInfo,
     PrincipalView,
     TokenCreated,
     TokenView,
@@ -65,6 +66,7 @@ FREE = (
     Invitation,
     DeclaredItem,
     Authorities,
+    LoginInfo,
 )
 _OF_HOST = ("revision", "pid")  # keys of events
 

@@ -43,7 +43,7 @@ NewImage = Annotated[str, QueryParameter(schema_extra=_IMAGE)]
 OptionalImage = Annotated[str | None, QueryParameter(schema_extra=_IMAGE, description="of the one image")]
 OptionalTenant = Annotated[str | None, QueryParameter(schema_extra=_LABEL, description="only of this tenant")]
 Bound = Annotated[
-    str, QueryParameter(schema_extra=_rule(rules.PRINCIPAL, 2 * rules.MAX_LABEL + 1, "ann"), description="a principal")
+    str, QueryParameter(schema_extra=_rule(rules.BOUND, rules.MAX_BOUND, "ann"), description="a principal")
 ]
 SignalName = Annotated[str, QueryParameter(schema_extra=_rule(rules.SIGNAL, 12, "SIGTERM"), description="signal(7)")]
 Revision = Annotated[int | None, QueryParameter(schema_extra={"minimum": 0, "maximum": rules.MAX_BYTES})]

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from insula.cli.options import Arguments
 
-_LONGEST = 1024
+_LONGEST = 16384
 _REFRESH = 86400.0  # seconds after which a remote is asked for its certificate authorities
 
 
@@ -64,6 +64,6 @@ def read_token(path: str) -> str:
     if status.st_mode & 0o170000 == 0o100000 and status.st_mode & 0o077:
         raise Denied(f"{path} can be read by other users", f"chmod 600 {path}")
     token = data.strip().decode("ascii", "replace")
-    if not token.startswith("insula_") or not token.isprintable() or " " in token:
+    if not token.startswith(("insula_", "ey")) or not token.isprintable() or " " in token:  # a JWT begins with {"
         raise Invalid(f"{path} has no token", "write what `insula token create` printed into it")
     return token

@@ -153,9 +153,10 @@ class IdentitiesResource(Resource):
         """Return the sender of this request, and its roles."""
         return self.client.call("GET", "whoami")  # type: ignore[no-any-return]
 
-    def create_user(self, name: str, uid: int | None = None) -> Object:
-        """Create a user; `uid` is the user of the host that it is."""
-        return self.client.call("POST", "users", body={"name": name, "uid": uid})  # type: ignore[no-any-return]
+    def create_user(self, name: str, uid: int | None = None, **oidc: str | None) -> Object:
+        """Create a user; `uid` is the user of the host that it is. `oidc`: who it is at a provider of OpenID Connect,
+        `provider` and `subject`."""
+        return self.client.call("POST", "users", body={"name": name, "uid": uid, **oidc})  # type: ignore[no-any-return]
 
     def users(self) -> Objects:
         return self.client.call("GET", "users")  # type: ignore[no-any-return]
@@ -219,6 +220,10 @@ class IdentitiesResource(Resource):
     def invite(self, user: str, **options: object) -> Object:
         """Invite a user to reach this host by HTTPS; returns {"addresses", "authority", "token", "expires"}."""
         return self.client.call("POST", "invitations", body={"user": user, **options})  # type: ignore[no-any-return]
+
+    def login(self) -> Object:
+        """Return by which providers of OpenID Connect to log in; it takes no proof."""
+        return self.client.call("GET", "login")  # type: ignore[no-any-return]
 
     def join(self) -> Object:
         """Exchange the invitation that the client has as its token; returns {"id", "token", "expires"}."""

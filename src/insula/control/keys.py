@@ -8,7 +8,7 @@
 /status/TENANT/INSTANCE             InstanceStatus: the observed state, when it has settled
 /events/TENANT/INSTANCE             InstanceEvent: the last one; the store's history has earlier ones
 /claims/KIND/…                      see allocation/reservations.py
-/identities/principals/TENANT/NAME  Principal; TENANT is "_" for users
+/identities/principals/TENANT/NAME  Principal; TENANT is "_" for users, "_groups" for groups of providers
 /identities/bindings/TENANT/ID      Binding of the principal with that ID; TENANT is "_" for the host
 /identities/tokens/ID               Token
 /identities/certificates/SERIAL     Certificate
@@ -58,5 +58,7 @@ OUTBOX = "/audit/outbox/"
 
 HOST = "_"
 """The tenant, in keys, of users, of bindings and of sets on the host; no tenant can have this name."""
+PROVIDERS = "_groups"
+"""The tenant, in keys, of groups of providers of OpenID Connect; no tenant can have this name."""
 SHARED = "_"
 """The owner, in keys, of shared images. No tenant can have this name."""

@@ -22,6 +22,7 @@ from insula.control.events import Events
 from insula.control.host import Host
 from insula.control.idempotency import IdempotencyKeys
 from insula.control.identities.cache import IdentityCache
+from insula.control.identities.providers import Providers
 from insula.control.identities.verbs import Identities
 from insula.control.identity import host_name
 from insula.control.images import Images
@@ -67,6 +68,7 @@ class ControlPlane:
         self.network_controller = NetworkController(context, intents, self.tasks)
         ports = Ports(context, self.network_controller)
         self.identity_cache = IdentityCache(context)
+        self.providers = Providers(context.settings.oidc, context.problems, self.tasks)
         accounts = Accounts(context, self.managed)
         self.tenants = Tenants(context, self.network_controller, self.identity_cache, accounts)
         self.accounting = Accounting(context, self.managed, accounts, self.tenants)
@@ -135,6 +137,7 @@ class ControlPlane:
         """Begin to reconcile, beside requests. It never ends; the first pass may take long."""
         self.host.uncharged.begin()
         self.tasks.spawn(self.disk_watch.run())
+        self.providers.begin()
         self.tasks.spawn(self._reconcile())
         self.tasks.spawn(self.accounting.run())
 

@@ -43,6 +43,8 @@ def limit(quota: Quota) -> Any:
 Label = Annotated[str, _text(rules.LABEL, rules.MAX_LABEL, "web")]
 OptionalLabel = Annotated[str, _text(f"({rules.LABEL})?", rules.MAX_LABEL, "web")]
 PrincipalName = Annotated[str, _text(rules.PRINCIPAL, 2 * rules.MAX_LABEL + 1, "ann", "acme/ci")]
+BoundName = Annotated[str, _text(rules.BOUND, rules.MAX_BOUND, "ann", "acme/ci", "oidc:developers")]
+Subject = Annotated[str, _text(rules.SUBJECT, rules.MAX_SUBJECT, "248289761001")]
 ImageReference = Annotated[str, _text(rules.REFERENCE, rules.MAX_REFERENCE, "busybox:latest")]
 Labels = Annotated[
     dict[Annotated[str, _text(rules.LABEL_NAME, 128, "team")], Annotated[str, schema(maxLength=rules.MAX_LABEL_VALUE)]],

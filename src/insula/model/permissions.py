@@ -36,6 +36,7 @@ TABLE = (
     _permission("self.read", "self", "", "see oneself: name, roles, tokens"),
     _permission("self.token", "self", "", "make and revoke tokens of one's own"),
     _permission("self.join", "self", "", "exchange an invitation for a token, once"),
+    _permission("self.login", "self", "", "see by which providers to log in; nobody needs a proof for it"),
     _permission("host.read", "host", "operator auditor", "see the host: status, doctor, verify, whois"),
     _permission("metrics.read", "host", "operator auditor", "read the metrics of the host and of all tenants"),
     _permission("host.down", "host", "operator", "stop everything, and end insulad"),
@@ -80,6 +81,8 @@ TABLE = (
 PERMISSIONS = {permission.name: permission for permission in TABLE}
 BY_INVITATION = frozenset({"self.join"})
 """The permission that an invitation gives, and nothing else does."""
+BY_ANYBODY = frozenset({"self.login"})
+"""The permission that takes no proof."""
 OF_EVERYBODY = frozenset(each.name for each in TABLE if each.scope == "self") - BY_INVITATION
 _OF_ROLE = {role: frozenset(p.name for p in TABLE if role in p.roles) for role in (*HOST_ROLES, *TENANT_ROLES)}
 

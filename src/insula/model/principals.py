@@ -26,18 +26,29 @@ JOIN_TTL = 15 * 60
 """The life of an invitation in seconds."""
 
 
+PrincipalKind = Literal["user", "service-account", "group"]
+
+
 class Principal(Struct, kw_only=True):
-    """A user, or a service account of `tenant`. `uid` is its user ID on the host, for the users' socket."""
+    """A user, a service account of `tenant`, or a group of users at a provider of OpenID Connect.
+
+    `uid` is the user ID of a user on the host, for the users' socket. A user with `issuer` and `subject` is who has
+    these in a token. A group has `issuer` without a subject, and is named PROVIDER:GROUP.
+    """
 
     id: str
     name: str
     tenant: str | None = None
     uid: int | None = None
+    issuer: str | None = None
+    subject: str | None = None
     created: float
 
     @property
-    def kind(self) -> Literal["user", "service-account"]:
-        return "user" if self.tenant is None else "service-account"
+    def kind(self) -> PrincipalKind:
+        if self.tenant is not None:
+            return "service-account"
+        return "group" if self.issuer is not None and self.subject is None else "user"
 
     @property
     def label(self) -> str:
@@ -86,10 +97,13 @@ class Certificate(Struct, kw_only=True):
 
 
 class UserSpec(Struct, kw_only=True):
-    """The request of `insula user create`."""
+    """The request of `insula user create`. `subject` is the one in tokens of `provider`, by its name in the settings;
+    the only provider can be left out."""
 
     name: fields.Label
     uid: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFE)] | None = None
+    provider: fields.Label | None = None
+    subject: fields.Subject | None = None
 
 
 class ServiceAccountSpec(Struct, kw_only=True):
@@ -99,9 +113,9 @@ class ServiceAccountSpec(Struct, kw_only=True):
 
 
 class BindingSpec(Struct, kw_only=True):
-    """The request of `insula user bind`; `user` is a name, or TENANT/NAME of a service account."""
+    """The request of `insula user bind`; `user` is a name, TENANT/NAME of a service account, or PROVIDER:GROUP."""
 
-    user: fields.PrincipalName
+    user: fields.BoundName
     role: Role
 
 
@@ -133,7 +147,7 @@ class CertificateSpec(Struct, kw_only=True):
 
 class BindingView(Struct, kw_only=True):
     user: str
-    kind: Literal["user", "service-account"]
+    kind: PrincipalKind
     tenant: str | None
     role: Role
     created: float
@@ -194,10 +208,32 @@ class Authorities(Struct, kw_only=True):
     server: str
 
 
+class LoginProvider(Struct, kw_only=True):
+    """A provider of OpenID Connect, as a client needs it. `authority` are certificates that it is trusted by (PEM);
+    empty: those of the client's system. `audience` is what access tokens are asked for; empty: ID tokens are used."""
+
+    name: str
+    issuer: str
+    client_id: str
+    audience: str
+    scopes: list[str]
+    authority: str = ""
+
+
+class LoginInfo(Struct, kw_only=True):
+    """How to log in to this host. `authority` is the certificate of the authority of its HTTPS (PEM); who trusts it
+    must know its fingerprint."""
+
+    authority: str
+    providers: list[LoginProvider] = []
+
+
 class WhoAmI(Struct, kw_only=True):
-    """The caller: its name, the proof, and its roles by tenant. `host` are its roles on the host."""
+    """The caller: its name, the proof, and its roles by tenant. `host` are its roles on the host. `display` is the name
+    that a provider of OpenID Connect gives it."""
 
     user: str
+    display: str = ""
     id: str | None
     proof: str
     host: list[Role] = []

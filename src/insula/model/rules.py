@@ -14,6 +14,15 @@ LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 MAX_LABEL = 63
 PRINCIPAL = f"({LABEL}/)?{LABEL}"
 """A user, or TENANT/NAME of a service account."""
+PROVIDER = "[a-z][a-z0-9-]{0,15}"
+"""The name of a provider of OpenID Connect in the settings."""
+GROUP = rf"{PROVIDER}:[^\x00-\x1f\x7f]{{1,256}}"
+"""PROVIDER:GROUP, a group of a provider of OpenID Connect."""
+BOUND = f"(?:{PRINCIPAL}|{GROUP})"
+MAX_BOUND = 273
+SUBJECT = "[ -~]{1,255}"
+"""The identifier of a user at a provider (OpenID Connect Core, 2: at most 255 ASCII characters)."""
+MAX_SUBJECT = 255
 _PART = "[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?"
 DOMAIN = rf"{_PART}(\.{_PART})*\.?"
 MAX_DOMAIN = 253

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable
 
@@ -111,3 +112,22 @@ def test_rights_survive_a_kill(fresh: Daemon, tmp_path_factory: pytest.TempPathF
     assert person.cli.ok("whoami").endswith("member of tenant default\n" + person.cli.ok("whoami").splitlines()[-1])
     assert "not valid" in str(gone.cli.fails("whoami"))
     assert person.client.identities.tokens()[0]["expires"] > time.time()
+
+
+@pytest.mark.parametrize("way", [unbind, remove], ids=["unbound", "user removed"])
+def test_events_end_with_the_role(
+    way: Callable[[People, Person, str], None], people: People, houses: Houses, ticking: str
+) -> None:
+    """They are about oneself, so that they take no permission of the tenant; yet they show its changes."""
+    tenant = str(houses.acme.tenant)
+    person, other = people.person("viewer", tenant), people.person("viewer", tenant)
+    with person.cli.start("events") as process, other.cli.start("events") as control:
+        for number in range(100):
+            houses.acme.ok("update", "--pids", str(100 + number), ticking)
+            if select.select([process.stdout], [], [], 0.1)[0] and select.select([control.stdout], [], [], 0.1)[0]:
+                break
+        way(people, person, tenant)
+        process.communicate(timeout=patiently(60))
+        assert process.returncode != 0
+        assert control.poll() is None, "the positive control goes on"
+        control.kill()

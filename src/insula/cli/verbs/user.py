@@ -18,11 +18,13 @@ HOST_ROLES = ("operator", "auditor")
 def create(arguments: Arguments) -> int:
     identities = connect(arguments).identities
     if arguments.service_account:
-        if arguments.uid is not None:
-            raise UsageError("a service account is no user of the host", "leave out --uid")
+        if arguments.uid is not None or arguments.subject is not None:
+            raise UsageError("a service account is no person", "leave out --uid and --subject")
         view = identities.create_service_account(arguments.tenant, arguments.name)
     else:
-        view = identities.create_user(arguments.name, arguments.uid)
+        view = identities.create_user(
+            arguments.name, arguments.uid, provider=arguments.provider, subject=arguments.subject
+        )
     return listing(arguments.json, view, HEADER, [row(view)])
 
 
@@ -81,12 +83,18 @@ def binding(view: dict[str, Any]) -> list[Any]:
 _SERVICE = Option("--service-account", "a service account of the tenant instead of a user")
 _HOST = Option("--host", "on the host instead of in the tenant")
 _USER = "USER is a name, or TENANT/NAME for a service account."
+_BOUND = f"{_USER[:-1]}, or PROVIDER:GROUP for all who have\nthat group in tokens of this provider of OpenID Connect."
 COMMANDS = {
     "create": Command(
         create,
         "Create a user, or a service account, without a role.",
         "NAME",
-        [Option("--uid", "the user of this host that it is", "UID", parse=whole(1)), _SERVICE],
+        [
+            Option("--uid", "the user of this host that it is", "UID", parse=whole(1)),
+            Option("--subject", "who it is at a provider of OpenID Connect: `sub` of its tokens", "SUB"),
+            Option("--provider", "the provider's name in the settings; default: the only one", "NAME"),
+            _SERVICE,
+        ],
         details="A user with a UID needs no token on this host: the kernel proves who it is. Others get a token, by\n"
         "`insula token create --user NAME`.",
     ),
@@ -96,9 +104,9 @@ COMMANDS = {
         bind,
         "Give a user a role in the tenant, instead of the one that it has there.",
         "USER ROLE",
-        details=f"ROLE is {', '.join(TENANT_ROLES)} in the tenant; {' or '.join(HOST_ROLES)} on the host.\n{_USER}",
+        details=f"ROLE is {', '.join(TENANT_ROLES)} in the tenant; {' or '.join(HOST_ROLES)} on the host.\n{_BOUND}",
         complete={"ROLE": (*TENANT_ROLES, *HOST_ROLES)},
     ),
-    "unbind": Command(unbind, "Take the role of a user in the tenant.", "USER", [_HOST], details=_USER),
+    "unbind": Command(unbind, "Take the role of a user in the tenant.", "USER", [_HOST], details=_BOUND),
     "bindings": Command(bindings, "List who has which role in the tenant.", options=[_HOST]),
 }

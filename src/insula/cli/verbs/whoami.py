@@ -15,6 +15,8 @@ def run(arguments: Arguments) -> int:
     roles = [f"{role} of the host" for role in sender["host"]]
     roles += [f"{role} of tenant {tenant}" for tenant, role in sender["tenants"].items()]
     print(f"{clean(sender['user'])}, by {clean(sender['proof'])}: {clean(', '.join(roles) or 'no roles')}")
+    if sender.get("display"):
+        print(f"known as {clean(sender['display'])}")
     if sender["labels"]:
         print(
             "only for instances with " + clean(" ".join(f"{name}={value}" for name, value in sender["labels"].items()))

@@ -8,6 +8,7 @@ principal whose rights have changed; they end open streams.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,11 +16,12 @@ from typing import Any, TypeVar
 
 from insula.control.context import Context
 from insula.control.identities.authority import Authority
+from insula.control.identities.claims import OidcClaims
 from insula.control.identities.tokens import Parsed, matches
 from insula.control.keys import BINDINGS, CERTIFICATES, IDENTITIES, PRINCIPALS, TOKENS
 from insula.control.tasks import Tasks
 from insula.model.errors import Failed
-from insula.model.permissions import HOST_ROLES, Role
+from insula.model.permissions import HOST_ROLES, TENANT_ROLES, Role
 from insula.model.principals import Binding, Certificate, Principal, Token
 from insula.store.protocol import Compacted, Delete, Entry, Put, Write
 from insula.store.typed import Keyspace
@@ -38,6 +40,8 @@ class IdentityCache:
         self.watchers: set[Callable[[str], None]] = set()
         self._by_id: dict[str, Principal] = {}
         self._by_uid: dict[int, str] = {}
+        self._by_subject: dict[tuple[str, str], str] = {}  # users, by issuer and subject
+        self._groups: dict[tuple[str, str], Principal] = {}  # by issuer and name
         self._bindings: dict[str, dict[str | None, Binding]] = {}  # by principal, by tenant
         self._tokens: dict[str, Token] = {}
         self._certificates: dict[str, Certificate] = {}
@@ -88,10 +92,44 @@ class IdentityCache:
         principal = self._by_id.get(found.principal)
         return self._authority(principal, proof=f"certificate {serial}", certificate=found) if principal else None
 
+    def group(self, issuer: str, name: str) -> Principal | None:
+        """Return a group that has a role somewhere."""
+        return self._groups.get((issuer, name))
+
+    def of_claims(self, claims: OidcClaims) -> Authority | None:
+        """Return the rights by a token of a provider now: those of its user, and of its groups. None if it has expired.
+
+        Who is no user has the roles of its groups alone, and nothing is stored.
+        """
+        if claims.ends <= time.time():
+            return None
+        found = self._by_id.get(self._by_subject.get((claims.issuer, claims.subject), ""))
+        groups = [g for name in claims.groups if (g := self._groups.get((claims.issuer, _group_name(claims, name))))]
+        principal = found or _visitor(claims)
+        host: set[Role] = set()
+        tenants: dict[str, Role] = {}
+        for each in [principal, *groups]:
+            for tenant, binding in self._bindings.get(each.id, {}).items():
+                if tenant is None:
+                    host |= {binding.role} & set(HOST_ROLES)
+                elif tenant not in tenants or _rank(binding.role) < _rank(tenants[tenant]):
+                    tenants[tenant] = binding.role
+        return Authority(
+            proof=f"oidc {claims.provider}",
+            principal=principal,
+            host=frozenset(host),
+            tenants=tenants,
+            claims=claims,
+            groups=frozenset(each.id for each in groups),
+            expires=claims.ends,
+        )
+
     def again(self, authority: Authority) -> Authority | None:
         """Return the current rights of the sender of an earlier request; None if its proof is not valid any more."""
         if authority.principal is None:
             return authority
+        if authority.claims:
+            return self.of_claims(authority.claims)
         principal = self._by_id.get(authority.principal.id)
         token = self._tokens.get(authority.token) if authority.token else None
         if principal is None or (authority.token and (token is None or token.expires <= time.time())):
@@ -181,6 +219,10 @@ class IdentityCache:
                 _set(self._by_id, value.id, value, present)
                 if value.uid is not None:
                     _set(self._by_uid, value.uid, value.id, present)
+                if value.issuer is not None and value.subject is not None:
+                    _set(self._by_subject, (value.issuer, value.subject), value.id, present)
+                elif value.issuer is not None:
+                    _set(self._groups, (value.issuer, value.name), value, present)
             case Binding():
                 of = self._bindings.setdefault(value.principal, {})
                 _set(of, value.tenant, value, present)
@@ -190,6 +232,23 @@ class IdentityCache:
                 _set(self._certificates, value.serial, value, present)
             case Token():
                 _set(self._tokens, value.id, value, present)
+
+
+def _group_name(claims: OidcClaims, name: str) -> str:
+    return f"{claims.provider}:{name}"
+
+
+def _visitor(claims: OidcClaims) -> Principal:
+    """Return the principal of a token whose user is not stored. Its ID follows from issuer and subject, so that it is
+    the same each time without being kept, and another one for each issuer."""
+    identity = hashlib.sha256(f"{claims.issuer}\0{claims.subject}".encode()).hexdigest()[:32]
+    name = f"{claims.provider}#{claims.subject}"
+    return Principal(id=identity, name=name, issuer=claims.issuer, subject=claims.subject, created=0.0)
+
+
+def _rank(role: Role) -> int:
+    """The place of a role in a tenant; each holds all that the later ones hold."""
+    return TENANT_ROLES.index(role)
 
 
 def _owner(value: Identity) -> str:

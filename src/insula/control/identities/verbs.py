@@ -7,22 +7,23 @@ removed at the same time leaves no binding behind for a later one of its name.
 
 from __future__ import annotations
 
-import secrets
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from insula.control.allocation.quotas import add
-from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import guard, guarded, retried
 from insula.control.context import Context
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.counts import AccountQuotas, Parts, StoredProof
+from insula.control.identities.records import key_of, kind_of, new, reservations_of
 from insula.control.identities.tokens import generate
 from insula.control.instances.specs import check_labels
 from insula.control.keys import BINDINGS, CERTIFICATES, HOST, PRINCIPALS, TENANTS, TOKENS, USAGE
 from insula.control.tenants import FIRST_ID, LAST_ID, Tenants
+from insula.model import rules
 from insula.model.errors import Conflict, Denied, Invalid, NotFound, QuotaExceeded, Unauthenticated
 from insula.model.permissions import HOST_ROLES, TENANT_ROLES, Role, permissions_of
 from insula.model.principals import (
@@ -46,6 +47,8 @@ from insula.model.views import Usage
 from insula.store.protocol import Compare, TransactionConflict, Write
 from insula.store.typed import Found, Keyspace
 
+MAX_GROUPS = 100
+"""Groups with roles in one tenant, and on the host."""
 P = TypeVar("P", Token, Certificate)
 
 
@@ -60,24 +63,32 @@ class Identities:
 
     def list(self, tenant: str | None = None) -> Sequence[PrincipalView]:
         """The users, or a tenant's service accounts."""
-        found = (each for each in self.cache.principals() if each.tenant == tenant)
+        found = (each for each in self.cache.principals() if each.tenant == tenant and each.kind != "group")
         return [self._view(each) for each in sorted(found, key=lambda each: each.name)]
 
     def get(self, label: str) -> PrincipalView:
         """A user by its name, or a service account by TENANT/NAME. NotFound."""
         return self._view(self._find(label))
 
-    async def create_user(self, name: str, uid: int | None = None) -> PrincipalView:
-        """Create a user without roles. `uid` is its user ID on the host. Invalid, Conflict."""
+    async def create_user(
+        self, name: str, uid: int | None = None, *, provider: str | None = None, subject: str | None = None
+    ) -> PrincipalView:
+        """Create a user without roles. `uid` is its user ID on the host, `subject` the one that tokens of `provider`
+        name (None: the only one). Invalid, Conflict."""
+        if provider is not None and subject is None:
+            raise Invalid("a provider without a subject names nobody", "give the subject, too")
+        issuer = None if subject is None else self._issuer(provider)
+        if subject is not None and not re.fullmatch(rules.SUBJECT, subject):
+            raise Invalid("the subject is not 1 to 255 printable ASCII characters", "see `insula whoami` of the user")
         if uid is not None and FIRST_ID <= uid < LAST_ID:
             raise Invalid(f"user ID {uid} belongs to a tenant's instances", "give that of a user of the host")
-        principal = _principal(check_label("user", name), uid=uid)
+        principal = new(check_label("user", name), uid=uid, issuer=issuer, subject=subject)
         await self._create(principal, [], [])
         return self._view(principal)
 
     async def create_service_account(self, tenant: str, name: str) -> PrincipalView:
         """Create a service account of a tenant, without a role. Invalid, NotFound, Conflict."""
-        principal = _principal(check_label("service account", name), tenant=tenant)
+        principal = new(check_label("service account", name), tenant=tenant)
 
         async def attempt(guard: Found[Usage]) -> None:
             owner = await self.tenants.find(tenant)
@@ -89,7 +100,7 @@ class Identities:
         return self._view(principal)
 
     async def _create(self, principal: Principal, compares: Sequence[Compare], writes: Sequence[Write]) -> None:
-        key, own = _key(principal), _reservations(principal)
+        key, own = key_of(principal), reservations_of(principal)
         try:
             await self._commit(
                 [PRINCIPALS.absent(*key), *(each.absent() for each in own), *compares],
@@ -98,10 +109,11 @@ class Identities:
         except TransactionConflict as conflict:
             if conflict.key == PRINCIPALS.key(*key):
                 raise Conflict(
-                    f"there is a {_kind(principal)} {principal.label} already", "choose another name"
+                    f"there is a {kind_of(principal)} {principal.label} already", "choose another name"
                 ) from None
             if any(conflict.key == each.key for each in own):
-                raise Conflict(f"user ID {principal.uid} is that of another user", "remove that one first") from None
+                what = "this user ID or subject"
+                raise Conflict(f"{what} is that of another user", "remove that one first") from None
             raise
 
     async def remove(self, label: str) -> None:
@@ -114,10 +126,10 @@ class Identities:
                 BINDINGS.delete(each.tenant or HOST, principal.id) for each in self.cache.bindings(principal.id)
             ]
             proofs = await self.counts.stored([principal.id])
-            deletes = [PRINCIPALS.delete(*_key(principal)), *(each.delete() for each in _reservations(principal))]
+            deletes = [PRINCIPALS.delete(*key_of(principal)), *(each.delete() for each in reservations_of(principal))]
             compares, writes = await self.counts.less(principal, Usage(service_accounts=1, tokens=len(proofs)))
             await self._commit(
-                [PRINCIPALS.unchanged(found, *_key(principal)), *compares],
+                [PRINCIPALS.unchanged(found, *key_of(principal)), *compares],
                 [*deletes, *bindings, *(each.delete() for each in proofs), *writes],
             )
 
@@ -135,7 +147,8 @@ class Identities:
         return sorted(found, key=lambda each: each.user)
 
     async def bind(self, by: Authority, label: str, role: Role, tenant: str | None) -> BindingView:
-        """Give a principal a role in a tenant, or on the host; it replaces the one that it had there.
+        """Give a principal a role in a tenant, or on the host; it replaces the one that it had there. PROVIDER:GROUP is
+        a group of a provider of OpenID Connect.
 
         Denied unless the caller holds all that the role, and the one before, allow. Invalid, NotFound.
         """
@@ -143,13 +156,37 @@ class Identities:
             where = "the host" if tenant is None else "a tenant"
             hint = f"use one of {', '.join(HOST_ROLES if tenant is None else TENANT_ROLES)}"
             raise Invalid(f"the role {role} can't be bound in {where}", hint)
-        principal = self._find(label)
+        principal = self._group(label) if ":" in label else self._find(label)
         if principal.tenant not in (None, tenant):
             raise Invalid(f"service account {label} is of another tenant", "bind it in its own tenant only")
+        if principal.kind == "group" and self._has_too_many_groups(principal, tenant):
+            raise Conflict(f"{MAX_GROUPS} groups have roles {_place(tenant)}", "unbind those that are not needed")
         owner = by.principal.id if by.principal else None
         binding = Binding(principal=principal.id, tenant=tenant, role=role, by=owner, created=time.time())
         await self._change(by, principal, tenant, binding)
         return _binding_view(principal, binding)
+
+    def _has_too_many_groups(self, group: Principal, tenant: str | None) -> bool:
+        bound = (each for each in self.cache.principals() if each.kind == "group" and each.id != group.id)
+        return sum(self.cache.binding(each.id, tenant) is not None for each in bound) >= MAX_GROUPS
+
+    def _group(self, label: str) -> Principal:
+        """Return the group PROVIDER:GROUP as it is stored, else a new one. Invalid."""
+        name, _, group = label.partition(":")
+        if not re.fullmatch(rules.GROUP, label) or not group.isprintable():
+            raise Invalid(f"{shorten(label)} is no group", "write PROVIDER:GROUP, with up to 256 characters")
+        issuer = self._issuer(name)
+        return self.cache.group(issuer, label) or new(label, issuer=issuer)
+
+    def _issuer(self, provider: str | None) -> str:
+        """Return the issuer of the provider with this name; that of the only provider for None. Invalid."""
+        known = self.context.settings.oidc
+        found = [each.issuer for each in known if provider in (each.name, None)]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(each.name for each in known) or "none"
+        what = f"there is no provider {shorten(provider)}" if provider else "it takes the name of a provider"
+        raise Invalid(what, f"[[oidc]] in insulad.toml(5) has: {names}")
 
     async def unbind(self, by: Authority, label: str, tenant: str | None) -> None:
         """Take the role of a principal in a tenant, or on the host. NotFound if it has none, Denied as in `bind`."""
@@ -163,17 +200,17 @@ class Identities:
         key = (tenant or HOST, principal.id)
 
         async def attempt() -> None:
-            found = await self._stored(principal)
+            found = None if self.cache.principal(principal.id) is None else await self._stored(principal)
             before = await BINDINGS.get(self.context.store, *key)
             for role in {each.role for each in (new, before.value if before else None) if each}:
                 if not by.covers(permissions_of(role), tenant):
                     raise Denied(f"{by.name} does not hold all that the role {role} allows", "ask an operator")
             compares = [
-                PRINCIPALS.unchanged(found, *_key(principal)),
+                PRINCIPALS.unchanged(found, *key_of(principal)) if found else PRINCIPALS.absent(*key_of(principal)),
                 Compare(BINDINGS.key(*key), before.revision if before else 0),
             ]
             writes: list[Write] = [BINDINGS.put(new, *key) if new else BINDINGS.delete(*key)]
-            writes.append(PRINCIPALS.put(principal, *_key(principal)))
+            writes.append(self._kept(principal, tenant, new))
             if tenant is not None:
                 await self.tenants.find(tenant)
                 usage = await guard(self.context.store, tenant)
@@ -182,6 +219,13 @@ class Identities:
             await self._commit(compares, writes)
 
         await retried(attempt)
+
+    def _kept(self, principal: Principal, tenant: str | None, new: Binding | None) -> Write:
+        """The principal's record as a change of its binding leaves it: a group without roles is not kept."""
+        others = [each for each in self.cache.bindings(principal.id) if each.tenant != tenant]
+        if principal.kind == "group" and new is None and not others:
+            return PRINCIPALS.delete(*key_of(principal))
+        return PRINCIPALS.put(principal, *key_of(principal))
 
     # -- tokens ----------------------------------------------------------------------------------------------------
 
@@ -319,10 +363,10 @@ class Identities:
             deletes: dict[str, Write] = {each.key: each for each in (*(old.delete() for old in expired), *extra[1])}
             counted: Parts = await self.counts.exchanged(principal, less=len(deletes), more=1)
             await self._commit(
-                [PRINCIPALS.unchanged(found, *_key(principal)), *counted[0], *extra[0]],
+                [PRINCIPALS.unchanged(found, *key_of(principal)), *counted[0], *extra[0]],
                 [
                     keyspace.put(proof, key),
-                    PRINCIPALS.put(principal, *_key(principal)),
+                    PRINCIPALS.put(principal, *key_of(principal)),
                     *deletes.values(),
                     *counted[1],
                 ],
@@ -356,6 +400,7 @@ class Identities:
     def whoami(self, by: Authority) -> WhoAmI:
         return WhoAmI(
             user=by.name,
+            display=by.claims.name if by.claims else "",
             id=by.principal.id if by.principal else None,
             proof=by.proof,
             host=sorted(by.host),
@@ -367,11 +412,11 @@ class Identities:
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _find(self, label: str) -> Principal:
-        tenant, _, name = label.rpartition("/")
+        tenant, _, name = label.rpartition("/") if ":" not in label else ("", "", label)
         for principal in self.cache.principals():
             if principal.name == name and (principal.tenant or "") == tenant:
                 return principal
-        what = "service account" if tenant else "user"
+        what = "service account" if tenant else "group with a role" if ":" in label else "user"
         raise NotFound(f"there is no {what} {shorten(label)}", "`insula user ls` lists them")
 
     def _bindings_of(self, principal: Principal) -> Sequence[Binding]:
@@ -381,9 +426,9 @@ class Identities:
         return [each for each in self.cache.tokens() if each.principal == principal.id]
 
     async def _stored(self, principal: Principal) -> Found[Principal]:
-        found = await PRINCIPALS.get(self.context.store, *_key(principal))
+        found = await PRINCIPALS.get(self.context.store, *key_of(principal))
         if found is None or found.value.id != principal.id:
-            raise NotFound(f"there is no {_kind(principal)} {principal.label}", "`insula user ls` lists them")
+            raise NotFound(f"there is no {kind_of(principal)} {principal.label}", "`insula user ls` lists them")
         return found
 
     async def _commit(self, compares: Sequence[Compare], writes: Sequence[Write]) -> None:
@@ -412,23 +457,6 @@ def _may_revoke(by: Authority, principal: Principal) -> bool:
     if principal.tenant is None:
         return "user.write" in by.held()
     return "service-account.write" in by.held(principal.tenant)
-
-
-def _principal(name: str, *, tenant: str | None = None, uid: int | None = None) -> Principal:
-    return Principal(id=secrets.token_hex(8), name=name, tenant=tenant, uid=uid, created=time.time())
-
-
-def _key(principal: Principal) -> tuple[str, str]:
-    return principal.tenant or HOST, principal.name
-
-
-def _reservations(principal: Principal) -> Sequence[Reservation]:
-    """The user of the host belongs to one principal."""
-    return [] if principal.uid is None else [Reservation("uid", str(principal.uid), principal.id)]
-
-
-def _kind(principal: Principal) -> str:
-    return "user" if principal.tenant is None else "service account"
 
 
 def _place(tenant: str | None) -> str:
