@@ -122,9 +122,10 @@ def test_events_end_with_the_role(
     tenant = str(houses.acme.tenant)
     person, other = people.person("viewer", tenant), people.person("viewer", tenant)
     with person.cli.start("events") as process, other.cli.start("events") as control:
+        assert process.stdout and control.stdout
         for number in range(100):
             houses.acme.ok("update", "--pids", str(100 + number), ticking)
-            if select.select([process.stdout], [], [], 0.1)[0] and select.select([control.stdout], [], [], 0.1)[0]:
+            if all(select.select([each.stdout.fileno()], [], [], 0.1)[0] for each in (process, control) if each.stdout):
                 break
         way(people, person, tenant)
         process.communicate(timeout=patiently(60))
