@@ -186,3 +186,16 @@ def test_the_sum_of_a_tenant(cli: Cli) -> None:
     assert 8 * MIB <= view["disk"]["used"] < 9 * MIB and view["disk"]["limit"] == 30 * MIB
     assert view["usage"]["disk"] == 20 * MIB and view["disk"]["enforced"]
     cli.ok("tenant", "rm", "-f", "acme")
+
+
+def test_down_unmounts_the_pool_and_the_next_start_finds_everything(limiting: Daemon, cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "web", "--disk", "5m", "busybox", "sleep", "600")
+    cli.run("exec", "web", "sh", "-c", FILL)
+    before = size(cli, "web")
+    assert (limiting.root / "pool").is_mount(), "the control"
+    limiting.down()
+    assert not (limiting.root / "pool").is_mount() and list((limiting.root / "pool").iterdir()) == []
+    limiting.start()
+    cli.ok("start", "web")
+    assert size(cli, "web") == before
+    assert NO_ROOM.search(cli.run("exec", "web", "sh", "-c", FILL.replace("full", "more")).out)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from insula.cli.verbs.explain import disk_facts
 from insula.control import disk
 from insula.control.allocation.reservations import Allocators
 from insula.control.disk import (
@@ -28,7 +29,7 @@ from insula.control.disk import (
 from insula.kernel import capabilities, loop, quota
 from insula.model.errors import Failed, Unavailable
 from insula.model.objects import InstanceSpec, Limits, Resources
-from insula.settings import StorageSettings
+from insula.settings import Settings, StorageSettings
 from insula.store.sqlite import SqliteStore
 from insula.volume import pool
 from insula.volume.drivers import open_quota
@@ -123,7 +124,8 @@ def test_without_a_driver_that_enforces_there_are_no_project_ids(tmp_path: Path)
 )
 def test_the_reserve(monkeypatch: pytest.MonkeyPatch, reserve: str, space: DiskSpace, short: bool) -> None:
     monkeypatch.setattr(disk, "disk_space", lambda _: space)
-    found = shortage(ReservationOnly(Path("/"), ""), StorageSettings(reserve=reserve))
+    settings = Settings(root=Path("/"), storage=StorageSettings(reserve=reserve))
+    found = shortage(ReservationOnly(Path("/"), ""), settings)
     assert (found is not None) is short
 
 
@@ -152,6 +154,20 @@ def test_the_view_of_several_instances(tmp_path: Path) -> None:
     found = disk_view(CountingQuota(tmp_path), older, Limits())
     assert (found.used, found.enforced) == (None, False), "a part of it is not counted"
     assert disk_view(ReservationOnly(tmp_path, ""), [], Limits()).used is None
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "enforced", "words"),
+    [
+        (5 << 20, 1 << 30, True, "5M of at most 1G"),
+        (5 << 20, None, True, "5M, no limit"),
+        (None, 1 << 30, False, "not counted of at most 1G, which the kernel does not enforce here"),
+        (None, None, False, "not counted, no limit"),
+    ],
+)
+def test_explain_tells_what_enforces_a_limit(used: int | None, limit: int | None, enforced: bool, words: str) -> None:
+    view = {"used": used, "limit": limit, "inodes": None, "inodes_limit": 7, "enforced": enforced}
+    assert disk_facts(view) == {"on disk": words, "files and directories": "not counted of at most 7"}
 
 
 def test_nothing_is_written_while_the_pool_is_not_there(tmp_path: Path) -> None:

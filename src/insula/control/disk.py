@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -38,6 +39,7 @@ from insula.volume.quota import DiskLimit, DiskQuota, DiskUsage, ReservationOnly
 log = logging.getLogger("insula.control")
 _CLAIM: Final = "disk-project"
 _INTERVAL: Final = 5.0  # seconds between two looks at the free space
+_AT_ONCE: Final = 4  # instances that are measured at a time
 _PAUSE: Final = 60.0  # seconds between two measurements of instances
 _FEW_INODES: Final = 1000
 _RESERVE_PART: Final = 20
@@ -89,14 +91,22 @@ def examine_disk(disk: DiskQuota) -> Check:
     )
 
 
-def shortage(disk: DiskQuota, storage: StorageSettings) -> str | None:
-    """What there is too little of for new instances; None if there is enough. OSError."""
-    space = disk_space(disk.directory)
+def shortage(disk: DiskQuota, settings: Settings) -> str | None:
+    """What there is too little of for new instances; None if there is enough. OSError.
+
+    With a pool, both file systems count: logs and records are outside of it.
+    """
+    found = (_shortage(each, settings.storage) for each in {disk.directory, settings.instances})
+    return next(filter(None, found), None)
+
+
+def _shortage(directory: Path, storage: StorageSettings) -> str | None:
+    space = disk_space(directory)
     reserve = min(storage.reserve_bytes, space.size // _RESERVE_PART)
     if space.free < reserve:
-        return f"{format_size(space.free)} are free, {format_size(reserve)} are the reserve"
+        return f"{format_size(space.free)} are free at {directory}, {format_size(reserve)} are the reserve"
     if space.inodes and storage.reserve_bytes and space.free_inodes < _FEW_INODES:
-        return f"{space.free_inodes} inodes are free"
+        return f"{space.free_inodes} inodes are free at {directory}"
     return None
 
 
@@ -105,7 +115,7 @@ def check_room(context: Context) -> None:
     disk = context.disk
     if disk.trouble:
         raise Unavailable("the disk of instances is not there", "the operator sees why with `insula status`")
-    if shortage(disk, context.settings.storage):
+    if shortage(disk, context.settings):
         raise Unavailable("no space is left for new instances", "remove instances or images")
 
 
@@ -252,7 +262,7 @@ class DiskWatch:
         if disk.trouble:
             problems["disk"] = disk.trouble
             return
-        short = shortage(disk, self.context.settings.storage)
+        short = shortage(disk, self.context.settings)
         if short is None:
             problems.solved("disk")
             return
@@ -263,12 +273,18 @@ class DiskWatch:
 
     async def _evict(self) -> None:
         """Stop the instances that are above the limit of their disk."""
-        for managed in [each for each in self.managed.of(None) if each.active]:
-            if over := await self._excess(managed):
+        few = asyncio.Semaphore(_AT_ONCE)
+
+        async def examine(managed: ManagedInstance) -> None:
+            async with few:
+                over = await self._excess(managed)
+            if over:
                 log.warning("instance %s/%s is stopped: its disk has %s", *managed.key, over)
                 self._recorder.record(managed, "evicted", disk=over)
                 with suppress(InsulaError):  # it has just ended, or was removed
                     await self._stop(managed.instance.tenant, managed.instance.name)
+
+        await asyncio.gather(*(examine(each) for each in self.managed.of(None) if each.active))
 
     async def _excess(self, managed: ManagedInstance) -> str | None:
         """How much an instance is above its limit; None if it is not, or if it has none."""

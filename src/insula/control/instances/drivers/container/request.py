@@ -100,11 +100,11 @@ class Requests:
         overlayfs makes a few files when it is mounted. An instance that has used up its limits gets room for them until
         `settle`, or it could never be started again.
         """
-        project, fresh = instance.project_id, directory.is_fresh()
+        project = instance.project_id
         if project is None or not self._is_counted(directory):
             return
         limit = DiskLimit(instance.spec.resources.disk, instance.spec.resources.inodes)
-        if not fresh and (used := self._disk.usage(project)):
+        if not directory.is_fresh() and (used := self._disk.usage(project)):
             space = None if limit.space is None else max(limit.space, used.space + ROOM.space)
             inodes = None if limit.inodes is None else max(limit.inodes, used.inodes + ROOM.inodes)
             self._disk.limit(project, DiskLimit(space, inodes))
