@@ -152,9 +152,10 @@ def filesystem(page: Page) -> None:
 def disk_facts(disk: Page) -> dict[str, object]:
     """What it has written, with its limits: as the file system counts it for its quota."""
     how = "" if disk["enforced"] else ", which the kernel does not enforce here"
-    written = of("not counted" if disk["used"] is None else size(disk["used"]), size(disk["limit"]))
+    limit = None if disk["limit"] is None else size(disk["limit"])
+    written = of("not counted" if disk["used"] is None else size(disk["used"]), limit)
     files = of("not counted" if disk["inodes"] is None else str(disk["inodes"]), disk["inodes_limit"])
-    return {"on disk": f"{written}{how if disk['limit'] is not None else ''}", "files and directories": files}
+    return {"on disk": f"{written}{how if limit else ''}", "files and directories": files}
 
 
 def of(used: str, limit: object) -> str:
