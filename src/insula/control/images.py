@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import msgspec
 
-from insula.control.allocation.quotas import change, exchange, of_images
-from insula.control.allocation.transaction import guarded
+from insula.control.allocation.quotas import change, check_fits, exchange, of_images
+from insula.control.allocation.transaction import guard, guarded
 from insula.control.context import Context
 from insula.control.instances.specs import cli_command
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, SHARED, TENANTS, USAGE
@@ -32,6 +32,7 @@ from insula.image.reference import normalise_reference
 from insula.image.registry import Auth, Progress
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
 from insula.model.objects import Image, ImageConfig
+from insula.model.quotas import QUOTAS
 from insula.model.units import check_label
 from insula.model.views import Usage
 from insula.store.protocol import Compare, Snapshot, TransactionConflict
@@ -164,7 +165,7 @@ class Images:
         self, tenant: str, rootfs: Path | BinaryIO, *, name: str, config: ImageConfig | None = None
     ) -> Image:
         """Make an image from the tar of a root file system."""
-        await self.tenants.find(tenant)
+        await self._check_room(tenant)
         name = normalise_reference(name)
         make = partial(self.context.images.import_rootfs, rootfs, name=name, tenant=tenant, config=config)
         [image] = await self._name(tenant, [await self._work(tenant, make)])
@@ -172,7 +173,7 @@ class Images:
 
     async def load(self, tenant: str, path: Path, *, name: str | None = None) -> Sequence[Image]:
         """Load the images of an OCI layout (directory or tar) or docker-archive. `name` is allowed for one image."""
-        await self.tenants.find(tenant)
+        await self._check_room(tenant)
         own = await self._own(tenant)
         images = await self._work(tenant, partial(self.context.images.load, path, tenant=tenant, name=name, own=own))
         return await self._name(tenant, images)
@@ -199,7 +200,7 @@ class Images:
     ) -> Image:
         """Fetch an image from a registry, through the tenant's network or that `of_host`. `progress` is called with
         lines of text, from another thread."""
-        await self.tenants.find(tenant)
+        await self._check_room(tenant)
         pull = partial(
             self.context.images.pull,
             reference,
@@ -236,6 +237,11 @@ class Images:
             except NotFound:
                 pass  # the content was lost: make it again
         await self._name("", [await asyncio.to_thread(self.context.images.build_busybox)])
+
+    async def _check_room(self, tenant: str) -> None:
+        """Raise QuotaExceeded if nothing is left of the tenant's quota for content, before any work is done."""
+        owner, usage = await self.tenants.find(tenant), await guard(self.context.store, tenant)
+        check_fits(owner.value, QUOTAS["image_bytes"], usage.value.image_bytes, 1)
 
     async def _name(self, tenant: str, images: Sequence[Image], *, check: Image | None = None) -> Sequence[Image]:
         """Bind the images' names to their content, all or none; a name may have been bound to other content before.

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from insula.api.patience import HEAD
 from insula.api.tls.certificates import CertificateAuthority, Certificates
 from insula.api.tls.gate import HANDSHAKE, HANDSHAKES
 from insula.api.tls.record import ClientRecord
@@ -342,6 +343,33 @@ def test_connections_that_say_nothing_do_not_keep_others_out(served: Daemon) -> 
     finally:
         for sock in held:
             sock.close()
+
+
+def test_connections_on_which_no_request_comes_are_closed(served: Daemon) -> None:
+    """Silent ones after their handshake, and one whose head grows for ever; others are served meanwhile."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority(served))
+    with ExitStack() as stack:
+        silent, slow = (
+            stack.enter_context(context.wrap_socket(stack.enter_context(there(served, dial)), server_hostname=ADDRESS))
+            for _ in range(2)
+        )
+        slow.sendall(b"GET /v1/whoami HTTP/1.1\r\n")
+        ended = False
+
+        def closed() -> bool:
+            nonlocal ended
+            if not ended:
+                try:
+                    slow.sendall(b"x-a: b\r\n")
+                except OSError:
+                    ended = True
+            return ended
+
+        until(closed, "the slow one is closed", timeout=2 * HEAD)
+        silent.settimeout(patiently(HEAD))
+        assert silent.recv(1) == b""
+        assert handshake(served) is None, "the control"
 
 
 def test_it_ends_with_insulad(served: Daemon) -> None:

@@ -232,6 +232,10 @@ def test_images_that_exceed_the_quota_leave_no_content(host: Daemon, operator: C
         operator.images.import_("small", "b", [rootfs(2)])
     assert len(list(blobs.iterdir())) == before
     operator.images.import_("small", "a", [rootfs(3)])  # the control: in the place of the other
+    used = usage(operator, "small")["image_bytes"]
+    operator.tenants.update("small", image_bytes=used)
+    with pytest.raises(QuotaExceeded, match="1B asked: 0B left"):  # before any work is done
+        operator.images.import_("small", "c", [b"this is no archive"])
 
 
 # -- open requests -------------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ async def _of_images(store: Store, tenant: str) -> Usage:
 
 async def _of_principals(store: Store, tenant: str) -> Usage:
     accounts = {principal.id for principal in await PRINCIPALS.list(store, tenant)}
+    if not accounts:
+        return Usage()
     owners = [token.principal for token in await TOKENS.list(store)]
     owners += [certificate.principal for certificate in await CERTIFICATES.list(store)]
     return Usage(service_accounts=len(accounts), tokens=sum(owner in accounts for owner in owners))
