@@ -138,6 +138,8 @@ def test_a_file_has_bounds() -> None:
         ('{"a": ' + "[" * 100_000, "json", "nested"),
         ('{"a": ' + "9" * 5000 + "}", "json", "too large"),
         ("3", "json", "a document is a mapping"),
+        ('{"a": "\\ud800"}', "json", "half a character"),
+        ('{"\\udfff": 1}', "json", "half a character"),
     ],
 )
 def test_toml_and_json_are_as_strict(text: str, kind: str, what: str) -> None:
@@ -208,6 +210,36 @@ def test_any_file_is_read_or_refused(data: bytes) -> None:
             assert error.hint
 
 
+ODD: Any = st.recursive(
+    st.one_of(SCALAR, st.sampled_from(["insula/v1", "Instance", "Network", "Tenant", "web", "10.0.0.0/24", "busybox"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2),
+        st.dictionaries(
+            st.sampled_from(
+                ["name", "labels", "tenant", "image", "options", "kind", "resources", "subnet", "role", "x"]
+            ),
+            inner,
+            max_size=3,
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"apiVersion": st.just("insula/v1"), "kind": st.sampled_from(list(KINDS)) | ODD},
+        optional={"metadata": st.fixed_dictionaries({"name": st.just("a") | ODD}) | ODD, "spec": ODD, "x": ODD},
+    ),
+    st.sampled_from([None, "acme"]),
+)
+def test_any_document_is_taken_or_refused(document: dict[str, Any], tenant: str | None) -> None:
+    try:
+        read([DeclaredFile(text=write([document]))], tenant)
+    except Invalid as error:
+        assert error.hint and error.message.startswith("-")
+
+
 # -- documents ---------------------------------------------------------------------------------------------------------
 
 NETWORK = "apiVersion: insula/v1\nkind: Network\nmetadata: {name: back}\nspec: {subnet: 10.0.0.0/24}\n"
@@ -263,7 +295,7 @@ spec: {image: busybox, stop_signal: term, dns: ["fd00:0::1"], resources: {cpus: 
     assert found.form == {
         "labels": {"app": "web"},
         "spec": {
-            "image": "busybox",
+            "image": "busybox:latest",
             "stop_signal": "SIGTERM",
             "dns": ["fd00::1"],
             "resources": {"cpus": 1.0},

@@ -92,7 +92,9 @@ def test_what_can_be_changed_is_changed_while_it_runs(cli: Cli) -> None:
     assert after["instance"]["spec"]["labels"] == {"v": "2"}
     assert after["instance"]["spec"]["resources"]["pids"] == after["status"]["resources"]["pids"] == 99
     assert after["instance"]["spec"]["restart"]["name"] == "always"
+    cli.ok("pause", "web")
     assert results(apply(cli, instance("web", on=None))) == {"Instance web": "changed"}, "back to the defaults"
+    assert shown(cli, "web")["status"]["state"] == "paused", "it stays so"
     spec = shown(cli, "web")["instance"]["spec"]
     assert (spec["labels"], spec["resources"]["pids"], spec["restart"]["name"]) == ({}, 4096, "no")
 
@@ -171,6 +173,8 @@ def test_fields_that_no_file_has_are_the_server_s(cli: Cli) -> None:
 def test_what_was_made_by_hand_is_not_changed_without_a_word(cli: Cli) -> None:
     by_hand(cli, "web")
     assert results(apply(cli, instance("web", on=None))) == {"Instance web": "unchanged"}
+    spelled_out = instance("web", on=None, image="docker.io/library/busybox:latest")
+    assert results(apply(cli, spelled_out)) == {"Instance web": "unchanged"}
     by_hand(cli, "db")
     other = apply(cli, instance("db", on=None, resources={"pids": 9}))
     assert other.status == 1 and "it was not made by this set" in other.out

@@ -135,12 +135,14 @@ def _check(value: Any, where: str, budget: NodeLimit, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise Invalid(f"{where}: it is nested more than {MAX_DEPTH} levels deep", "make it simpler")
     if isinstance(value, dict):
-        for each in value.values():
-            budget.take()  # the key
+        for key, each in value.items():
+            _check(key, where, budget)
             _check(each, where, budget, depth + 1)
     elif isinstance(value, list):
         for each in value:
             _check(each, where, budget, depth + 1)
+    elif isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise Invalid(f"{where}: {shorten(value)} has half a character", "a surrogate is no character of its own")
     elif isinstance(value, float) and not math.isfinite(value):
         raise Invalid(f"{where}: {value} is not a finite number", "correct it")
     elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:

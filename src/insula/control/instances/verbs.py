@@ -389,7 +389,7 @@ class Instances(InstanceIo):
             before = known.instance.spec
             spec = check(msgspec.structs.replace(before, labels=labels, restart=restart, stop_timeout=stop_timeout))
             admit(by, tenant, spec)
-            return None if spec == before else {"spec": spec}
+            return None if spec == before else {"spec": spec, "wanted": as_it_is(known).wanted}
 
         return await self._whole(self._make(tenant, name, wanted))
 

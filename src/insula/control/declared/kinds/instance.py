@@ -21,6 +21,7 @@ from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.instances.specs import check
+from insula.image.reference import parse
 from insula.model.errors import NotFound
 from insula.model.objects import Healthcheck, InstanceSpec, RestartPolicy, Struct
 from insula.model.views import ResourcesPatch
@@ -145,6 +146,8 @@ class InstanceKind(DeclaredKind):
 
 def _form(spec: InstanceSpec) -> Form:
     form = form_of(spec, *_ELSEWHERE)
+    image = parse(spec.image)
+    form["image"] = f"{image.familiar}@{image.digest}" if image.tag and image.digest else image.familiar
     if spec.healthcheck == Healthcheck():
         form["healthcheck"] = None
     return form
