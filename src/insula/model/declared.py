@@ -93,11 +93,13 @@ class SetMember(Struct, kw_only=True):
     """A member of a set: the object with the unique ID `uid`, and its fields as they were applied last.
 
     An object that is removed and made again by hand has another `uid`: it is no member. `tenant` and `name` are those
-    of the set whose ID is `set`.
+    of the set whose ID is `set`. `object` is the name of the object if it can't be part of a key, which then has a
+    digest of it.
     """
 
     set: str
     tenant: str | None
     name: str
     uid: str
+    object: str | None = None
     applied: dict[str, Any]

@@ -273,6 +273,17 @@ def test_nothing_is_pruned_while_something_is_not_applied(cli: Cli) -> None:
     assert set(instances(cli)) == {"a", "b", "c"}
 
 
+def test_one_removal_that_fails_is_not_the_end_of_the_others(cli: Cli) -> None:
+    apply(cli, *(instance(name, on=None) for name in "ab"), network("back"), network("other", "10.2.0.0/24")).ok()
+    by_hand(cli, "user", "--network", "back")
+    gone = cli.run("apply", "-f", "-", "--prune", "--allow-empty", "--yes")
+    assert gone.status == 1 and "network back is used by user" in gone.out
+    assert results(gone)["Network other"] == "removed" and set(instances(cli)) == {"user"}
+    cli.ok("rm", "-f", "user")
+    again = cli.run("apply", "-f", "-", "--prune", "--allow-empty", "--yes")
+    assert results(again) == {"Network back": "removed"}, "it has stayed a member"
+
+
 def test_an_object_belongs_to_one_set(cli: Cli) -> None:
     apply(cli, instance("web", on=None), options=("--set", "one")).ok()
     refused = apply(cli, instance("web", on=None), options=("--set", "two"))

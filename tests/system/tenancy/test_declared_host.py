@@ -156,10 +156,21 @@ def test_a_tenant_takes_its_sets_with_it(daemon: Daemon, host: Cli) -> None:
         host.ok("tenant", "rm", "-f", "declared-d")
 
 
-def test_a_daemon_that_is_killed_after_any_object_loses_nothing(fresh: Daemon) -> None:
+PROVIDER = '[[oidc]]\nname = "corp"\nissuer = "https://id.example"\nclient_id = "insula"\n'
+
+
+def test_a_daemon_that_is_killed_after_any_object_loses_nothing(unstarted: Daemon) -> None:
     """The same apply again ends what was begun, and prunes what was made before the kill."""
+    fresh = unstarted
+    fresh.configure(PROVIDER)
+    fresh.start()
+    group = {"role": "member", "subject": "group", "group": "corp:Développeurs & co"}
     world = [of("acme", network("back")), *(of("acme", instance(name)) for name in "ab")]
-    world.append(document("Tenant", "acme", {}))
+    world += [document("Tenant", "acme", {}), document("User", "ann", {"provider": "corp", "subject": "4 2"})]
+    world += [
+        of("acme", document("Binding", "developers", group)),
+        of("acme", document("Binding", "ann", {"role": "admin"})),
+    ]
     for count in range(1, len(world) + 1):
         process = start(fresh.cli, *world, options=HOST)
         for _ in range(count):
@@ -170,6 +181,8 @@ def test_a_daemon_that_is_killed_after_any_object_loses_nothing(fresh: Daemon) -
         done = apply(fresh.cli, *world, options=HOST)
         assert done.status == 0 and set(results(done).values()) <= {"unchanged", "created"}, done
         assert apply(fresh.cli, *world, options=HOST, verb="diff").status == 0
+        same = apply(fresh.cli, fresh.cli.ok("dump", "--host"), options=HOST, verb="diff")
+        assert (same.status, same.out) == (0, "")
         gone = fresh.cli.run("apply", "-f", "-", "--host", "--prune", "--allow-empty", "--yes")
         assert gone.status == 0 and len(results(gone)) == len(world), gone
         assert [view["tenant"]["name"] for view in fresh.cli.json("tenant", "ls")] == ["default"]

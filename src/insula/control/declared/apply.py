@@ -24,7 +24,7 @@ from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.tasks import Tasks
 from insula.control.workers import Locks
-from insula.model.declared import ApplySet, ApplySpec, DeclaredItem, SetMember
+from insula.model.declared import ApplySet, ApplySpec, DeclaredItem
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, Unauthenticated
 from insula.store.typed import Found
 
@@ -166,10 +166,11 @@ class _Run:
             if self.stop.is_set():
                 return
             await self._declared(each)
+        missed = len(self.missed)
         for step in removals:
             if self.stop.is_set():
                 return
-            await self._removal(step)
+            await self._removal(step, missed)
         for step in gone:
             if step.member:
                 await self.sets.drop(step.ref, step.member)
@@ -195,9 +196,10 @@ class _Run:
             return
         await self._carry_out(step, self._do)
 
-    async def _removal(self, step: PlannedStep) -> None:
-        if self.missed:
-            why = Conflict(f"{len(self.missed)} objects were not applied", "nothing is removed before that is done")
+    async def _removal(self, step: PlannedStep, missed: int) -> None:
+        """Remove a member, if all declared objects are as they are to be."""
+        if missed:
+            why = Conflict(f"{missed} objects were not applied", "nothing is removed before that is done")
             self._tell(step, "skipped", why)
         elif step.refusal:
             self._tell(step, "failed", step.refusal)
@@ -268,10 +270,7 @@ class _Run:
         now = await step.kind.current(self.verbs, step.ref)
         if now is None or (anew and step.before and now.uid == step.before.uid):
             return
-        of = self.of.value
-        member = SetMember(set=of.id, tenant=of.tenant, name=of.name, uid=now.uid, applied=step.declared.form)
-        if step.member is None or step.member.value != member:
-            await self.sets.put(self.of, step.ref, member, step.member)
+        await self.sets.record(self.of, step.ref, now.uid, step.declared.form, step.member)
 
     async def _remove(self, by: Authority, step: PlannedStep) -> None:
         """Remove a member, unless it is another object or that of another set by now."""

@@ -43,7 +43,7 @@ class PlannedStep:
     def item(self, state: str, error: InsulaError | None = None) -> DeclaredItem:
         return DeclaredItem(
             kind=self.ref.kind,
-            name=self.kind.plain_name(self.ref),
+            name=self.kind.label(self.ref),
             tenant=self.ref.tenant,
             operation=self.operation,
             state=state,  # type: ignore[arg-type]

@@ -7,6 +7,8 @@ set's revision, so that nothing becomes a member of a set that was removed meanw
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from collections.abc import Mapping
 from insula.control.allocation.transaction import guarded
 from insula.control.context import Context
 from insula.control.declared.kinds.base import ObjectReference
+from insula.control.declared.merge import Form
 from insula.control.keys import HOST, MEMBERS, SETS, TENANTS, USAGE
 from insula.model.declared import ApplySet, SetMember
 from insula.model.errors import Conflict
@@ -22,6 +25,8 @@ from insula.model.views import Usage
 from insula.store.protocol import Compare, TransactionConflict
 from insula.store.typed import Found
 
+_KEY = re.compile("[a-z0-9/-]{1,200}")
+"""Names that are parts of keys. Those of groups of OpenID Connect have any characters."""
 MAX_SETS = 100
 """Sets of one tenant, or of the host."""
 
@@ -71,7 +76,7 @@ class Sets:
             member = MEMBERS.decode(entry)
             if member.set == found.value.id:
                 owner, kind, name = MEMBERS.parts(entry.key)
-                ref = ObjectReference(kind, None if owner == HOST else owner, name)
+                ref = ObjectReference(kind, None if owner == HOST else owner, member.object or name)
                 members[ref] = Found(member, entry.revision)
         return members
 
@@ -83,10 +88,16 @@ class Sets:
         found = await self.find(member.tenant, member.name)
         return found is not None and found.value.id == member.set
 
-    async def put(
-        self, of: Found[ApplySet], ref: ObjectReference, member: SetMember, before: Found[SetMember] | None
+    async def record(
+        self, of: Found[ApplySet], ref: ObjectReference, uid: str, applied: Form, before: Found[SetMember] | None
     ) -> None:
-        """Record a member, in place of what was recorded before. Conflict."""
+        """Record an object as a member, in place of what was recorded before. Conflict."""
+        found, named = of.value, None if _KEY.fullmatch(ref.name) else ref.name
+        member = SetMember(
+            set=found.id, tenant=found.tenant, name=found.name, uid=uid, object=named, applied=applied
+        )
+        if before and before.value == member:
+            return
         compares = [SETS.unchanged(of, of.value.tenant or HOST, of.value.name)]
         compares.append(Compare(MEMBERS.key(*_key(ref)), before.revision if before else 0))
         try:
@@ -111,4 +122,5 @@ class Sets:
 
 
 def _key(ref: ObjectReference) -> tuple[str, str, str]:
-    return ref.tenant or HOST, ref.kind, ref.name
+    name = ref.name if _KEY.fullmatch(ref.name) else f"~{hashlib.sha256(ref.name.encode()).hexdigest()}"
+    return ref.tenant or HOST, ref.kind, name

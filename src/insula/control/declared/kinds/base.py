@@ -139,7 +139,12 @@ class DeclaredKind:
         return {**document, "spec": form["spec"]} if form.get("spec") else document
 
     def plain_name(self, ref: ObjectReference) -> str:
+        """Return the name in a document."""
         return ref.name
+
+    def label(self, ref: ObjectReference) -> str:
+        """Return the name for people."""
+        return self.plain_name(ref)
 
     # -- permissions -------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -14,24 +16,34 @@ from insula.control.declared.kinds.base import (
     DeclaredKind,
     ObjectReference,
     Verbs,
+    fields_of,
 )
 from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.authority import Authority
+from insula.model import fields, rules
 from insula.model.errors import Invalid, NotFound
 from insula.model.objects import Struct
 from insula.model.permissions import HOST_ROLES, TENANT_ROLES, Role
-from insula.model.units import check_label
+from insula.model.principals import PrincipalKind, UserSpec
+from insula.model.units import check_label, shorten
 
-_ACCOUNT = "service-account/"
-"""The start of the name, among bindings, of those of service accounts."""
+Group = Annotated[str, fields.schema(pattern=rules.anchored(rules.GROUP), maxLength=rules.MAX_BOUND)]
+_ACCOUNT, _GROUP = "service-account/", "group/"
+"""The starts of names, among bindings, of those of service accounts and groups."""
 
-
-class DeclaredUser(Struct, kw_only=True):
-    uid: Annotated[int, msgspec.Meta(ge=1, le=0xFFFFFFFE)] | None = None
+DeclaredUser = msgspec.defstruct(
+    "DeclaredUser",
+    fields_of(UserSpec, "name"),
+    bases=(Struct,),
+    namespace={"__doc__": "How a user is known: a user ID of the host, or a subject of a provider of OpenID Connect."},
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
 
 
 class UserDocument(DeclaredDocument, kw_only=True, tag="User"):
-    spec: DeclaredUser = DeclaredUser()
+    spec: DeclaredUser = msgspec.field(default_factory=DeclaredUser)  # type: ignore[valid-type]
 
 
 class UserKind(DeclaredKind):
@@ -52,10 +64,13 @@ class UserKind(DeclaredKind):
             found = verbs.identities.get(ref.name).principal
         except NotFound:
             return None
-        return Current({"labels": {}, "spec": {"uid": found.uid}}, found.id)
+        known = verbs.identities.context.settings.oidc
+        provider = next((each.name for each in known if each.issuer == found.issuer), None)
+        spec = {"uid": found.uid, "provider": provider, "subject": found.subject}
+        return Current({"labels": {}, "spec": spec}, found.id)
 
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
-        await verbs.identities.create_user(ref.name, form["spec"]["uid"])
+        await verbs.identities.create_user(ref.name, **form["spec"])
 
     async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
         await verbs.identities.remove(ref.name)
@@ -97,10 +112,12 @@ class ServiceAccountKind(DeclaredKind):
 
 
 class DeclaredBinding(Struct, kw_only=True):
-    """The role of a principal, whose name is that of the binding; `subject` is its kind."""
+    """The role of a principal, whose kind is `subject`. The name of the binding is that of the user or service account.
+    For a group of a provider of OpenID Connect it is any, and `group` is PROVIDER:GROUP."""
 
     role: Role
-    subject: Literal["user", "service-account"] = "user"
+    subject: PrincipalKind = "user"
+    group: Group | None = None
 
 
 class BindingDocument(DeclaredDocument, kw_only=True, tag="Binding"):
@@ -117,8 +134,14 @@ class BindingKind(DeclaredKind):
 
     def reference(self, document: DeclaredDocument, tenant: str | None) -> ObjectReference:
         assert isinstance(document, BindingDocument)
-        name = check_label("principal", document.metadata.name)
-        if document.spec.subject == "user":
+        name, spec = check_label("principal", document.metadata.name), document.spec
+        if (spec.subject == "group") != (spec.group is not None):
+            raise Invalid("only a binding of a group has `group`, and it has one", "write group: PROVIDER:GROUP")
+        if spec.group is not None:
+            if not re.fullmatch(rules.GROUP, spec.group):
+                raise Invalid(f"{shorten(spec.group)} is no group", "write PROVIDER:GROUP, with up to 256 characters")
+            return ObjectReference(self.name, tenant, _GROUP + spec.group)
+        if spec.subject == "user":
             return ObjectReference(self.name, tenant, name)
         if tenant is None:
             raise Invalid("a service account has no role on the host", "name its tenant")
@@ -134,15 +157,18 @@ class BindingKind(DeclaredKind):
 
     def depends(self, ref: ObjectReference, form: Form) -> Iterable[ObjectReference]:
         yield from super().depends(ref, form)
-        account = ref.name.startswith(_ACCOUNT)
-        yield (
-            ObjectReference("ServiceAccount", ref.tenant, self.plain_name(ref))
-            if account
-            else ObjectReference("User", None, ref.name)
-        )
+        if ref.name.startswith(_ACCOUNT):
+            yield ObjectReference("ServiceAccount", ref.tenant, self.plain_name(ref))
+        elif not ref.name.startswith(_GROUP):
+            yield ObjectReference("User", None, ref.name)
 
     def plain_name(self, ref: ObjectReference) -> str:
+        if ref.name.startswith(_GROUP):
+            return f"group-{hashlib.sha256(ref.name.encode()).hexdigest()[:12]}"
         return ref.name.removeprefix(_ACCOUNT)
+
+    def label(self, ref: ObjectReference) -> str:
+        return ref.name.removeprefix(_ACCOUNT).removeprefix(_GROUP)
 
     def permission(self, access: AccessMode, tenant: str | None) -> str:
         if tenant is None:
@@ -150,8 +176,12 @@ class BindingKind(DeclaredKind):
         return "binding.read" if access == "read" else "binding.write"
 
     async def names(self, verbs: Verbs, tenant: str | None) -> Sequence[str]:
+        starts = {"user": "", "service-account": _ACCOUNT, "group": _GROUP}
         found = verbs.identities.bindings(tenant)
-        return [view.user if view.kind == "user" else _ACCOUNT + view.user.partition("/")[2] for view in found]
+        return [
+            starts[view.kind] + (view.user.partition("/")[2] if view.kind == "service-account" else view.user)
+            for view in found
+        ]
 
     async def current(self, verbs: Verbs, ref: ObjectReference) -> Current | None:
         try:
@@ -160,7 +190,9 @@ class BindingKind(DeclaredKind):
             return None
         for each in view.bindings:
             if each.tenant == ref.tenant:
-                return Current({"labels": {}, "spec": {"role": each.role, "subject": each.kind}}, view.principal.id)
+                group = each.user if each.kind == "group" else None
+                spec = {"role": each.role, "subject": each.kind, "group": group}
+                return Current({"labels": {}, "spec": spec}, view.principal.id)
         return None
 
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
@@ -175,5 +207,6 @@ class BindingKind(DeclaredKind):
 
 def _label(ref: ObjectReference) -> str:
     """Return the principal of a binding, as `Identities` names it."""
-    account = ref.name.removeprefix(_ACCOUNT)
-    return ref.name if account == ref.name else f"{ref.tenant}/{account}"
+    if ref.name.startswith(_ACCOUNT):
+        return f"{ref.tenant}/{ref.name.removeprefix(_ACCOUNT)}"
+    return ref.name.removeprefix(_GROUP)
