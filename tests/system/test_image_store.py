@@ -221,6 +221,23 @@ def test_notes_are_repeated_for_a_known_layer(store: ImageStore, tmp_path: Path)
         assert sorted(path.name for path in (store.lower(image)[0]).rglob("*")) == ["dev", "f"]
 
 
+def test_layers_of_others_are_extracted_again(store: ImageStore, tmp_path: Path) -> None:
+    """Seen by a limit of files, which counts what is extracted. In the store they are once."""
+    layout = Layout()
+    layout.image([tar(*(member(f"{number}", b"x") for number in range(5)))])
+    path = layout.write(tmp_path / "layout")
+    [image] = store.load(path, tenant="acme")
+    before = tree(store.root / "layers")
+    small = ImageStore(store.root, max_entries=3)
+    with pytest.raises(Invalid, match="more than 3"):
+        small.load(path, tenant="globex", own=[])
+    [known] = small.load(path, tenant="acme", own=[image.digest])
+    [again] = store.load(path, tenant="globex", own=[])
+    assert known.digest == again.digest == image.digest
+    until(lambda: not list((store.root / "tmp").iterdir()), "what is double is removed")
+    assert tree(store.root / "layers") == before
+
+
 def test_a_layer_can_hide_all_below_it(store: ImageStore, tmp_path: Path) -> None:
     layout = Layout()
     layout.image([tar(member("a", b"1")), tar(member(".wh..wh..opq", b""), member("b", b"2")), tar(member("c", b"3"))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from insula.image.egress import Egress
 from insula.image.reference import parse
 from insula.image.registry import Auth, explain
 from insula.model.errors import Denied, Failed, InsulaError, Invalid, NotFound, Unavailable
@@ -66,3 +67,25 @@ def test_a_login_shows_no_password() -> None:
     login = Auth(username="ada", password="correct horse")
     assert "correct" not in f"{login} {login!r} {login!s}"
     assert "ada" in repr(login)
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        "open /mnt/pull-home/etc/policy.json: permission denied",
+        "dial tcp: lookup r.example on 10.0.0.1:53: server misbehaving",
+        "dial tcp 127.0.0.1:80: connect: invalid argument",
+        r"Get \"http://10.1.2.3/token\": EOF",
+        "something new at host.example",
+        "something new at ::1",
+    ],
+)
+def test_a_tenant_is_told_nothing_of_the_host(detail: str) -> None:
+    """The operator is; and a tenant is told a reason that names no place."""
+    tenant = Egress(-1, ["10.0.0.1"])
+    where = "reading blob: "
+    told = explain(parse("r.example/app:1"), fatal(where + detail), tenant)
+    text = f"{told} {told.hint}".replace("r.example", "")
+    assert not any(part in text for part in ("/mnt", "10.", "127.", "host.example", "::1", "resolv"))
+    assert "toomanyrequests" in explain(parse("r.example/app:1"), fatal(f"{where}toomanyrequests"), tenant).message
+    assert "/srv/x" in explain(parse("r.example/app:1"), fatal("stat /srv/x: strange")).message, "the operator is told"

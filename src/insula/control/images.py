@@ -167,7 +167,8 @@ class Images:
         """Make an image from the tar of a root file system."""
         await self._check_room(tenant)
         name = normalise_reference(name)
-        make = partial(self.context.images.import_rootfs, rootfs, name=name, tenant=tenant, config=config)
+        own = await self._own(tenant)
+        make = partial(self.context.images.import_rootfs, rootfs, name=name, tenant=tenant, config=config, own=own)
         [image] = await self._name(tenant, [await self._work(tenant, make)])
         return image
 

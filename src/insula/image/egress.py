@@ -2,8 +2,9 @@
 
 skopeo runs in a network namespace that was made for it, and asks the tenant's resolver. Its /etc has the certificates
 of authorities and the policy for signatures, and nothing else of the host: no names of hosts, name servers, mirrors,
-and certificates of clients. Its /run is empty: sockets there lead to services of the host, also to resolvers. It does
-not use the host's proxies.
+and certificates of clients. Its /run is empty: sockets there lead to services of the host, also to resolvers. Its /proc
+shows no process but its own: others of the same user, for other tenants, have logins. It does not use the host's
+proxies.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ SCRIPT = f"""\
 for each in {" ".join(_KEPT)}; do
   if [ -e "$etc/$each" ]; then mount --bind "/etc/$each" "$etc/$each" || exit 1; fi
 done
-mount --rbind "$etc" /etc && mount -t tmpfs -o ro,size=4k,mode=755 none /run || exit 1"""
-"""Commands for sh(1) in a mount namespace: replace /etc by the directory `$etc` of `prepare`, and empty /run."""
+mount --rbind "$etc" /etc && mount -t tmpfs -o ro,size=4k,mode=755 none /run || exit 1
+mount -t proc -o nosuid,nodev,noexec none /proc || exit 1"""
+"""Commands for sh(1) in mount and PID namespaces: replace /etc by the directory `$etc` of `prepare`, /run and /proc."""
 
 
 class Egress(NamedTuple):

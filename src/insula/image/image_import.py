@@ -40,11 +40,20 @@ class ImageImport:
     """A running import. Its results so far are in `blobs`, `layers` (by DiffID) and `diffs` (by blob).
 
     `known` returns the properties of a layer blob that the store has verified before, and protects that layer from
-    garbage collection.
+    garbage collection. `discreet`: its time must not tell what the store has.
     """
 
-    def __init__(self, directory: Path, budget: Budget, job: Job, known: Callable[[str], Diff | None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        budget: Budget,
+        job: Job,
+        known: Callable[[str], Diff | None],
+        *,
+        discreet: bool = False,
+    ) -> None:
         self.directory, self._budget, self._job, self._known = directory, budget, job, known
+        self.discreet = discreet
         self.blobs: dict[str, Path] = {}
         self.layers: dict[str, Path] = {}
         self.diffs: dict[str, Diff] = {}

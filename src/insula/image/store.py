@@ -82,13 +82,15 @@ class ImageStore:
         config: ImageConfig | None = None,
         created: float | None = None,
         comment: str = "insula image import",
+        own: Collection[str] | None = None,
         job: Job | None = None,
     ) -> Image:
-        """Import the tar of a root file system, plain or with gzip, xz or zstd, as an image of one layer."""
+        """Import the tar of a root file system, plain or with gzip, xz or zstd, as an image of one layer; `own` is as
+        for `load`."""
         name = normalise_reference(name)
         config = config or ImageConfig()
         manifest.check_config(config)
-        with self._start_import("importing an image", job or Job()) as importing, ExitStack() as stack:
+        with self._start_import("importing an image", job or Job(), own) as importing, ExitStack() as stack:
             file = stack.enter_context(_open_file(tar)) if isinstance(tar, Path) else tar
             layer = importing.pack(file, received=True)
             diff_ids = [importing.diffs[layer.digest].diff_id]
@@ -329,7 +331,8 @@ class ImageStore:
 
         with disk_errors(doing), staging(self._tmp) as directory:
             try:
-                yield ImageImport(directory, Budget(self.max_size, self.max_entries), job, known)
+                budget = Budget(self.max_size, self.max_entries)
+                yield ImageImport(directory, budget, job, known, discreet=own is not None)
                 job.check()
             finally:
                 self._let_go(held)
@@ -390,7 +393,7 @@ class ImageStore:
                 for image in images:
                     self._recent.setdefault(image.digest, []).append(time.monotonic())
             undo.pop_all()
-        if surplus:  # the time of the answer must not tell that the store had them
+        if surplus and importing.discreet:  # the time of the answer must not tell that the store had them
             remove_later(self._tmp, surplus)
 
     @contextmanager

@@ -104,6 +104,9 @@ def world(run_: machine.Run, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         registry = Server(spaces.outside, "registry", OWN)
         stack.callback(registry.close)
         daemon.configure(f'[network]\nresolvers = ["{OWN}"]\n')
+        for name in ("http_proxy", "HTTPS_PROXY"):  # of the host; nobody is there, so a pull that uses it fails
+            daemon.environment[name] = "http://127.0.0.1:9"
+        daemon.environment["no_proxy"] = LAN
         spaces.ip(spaces.host, "link add lan0 type veth peer name lan1")
         spaces.ip(spaces.host, f"address add {LAN}/24 dev lan0")
         spaces.ip(spaces.host, "link set lan0 up")
@@ -299,6 +302,26 @@ def hanging(world: World, person: Person) -> Iterator[subprocess.Popen[str]]:
 def nothing_is_left(world: World, person: Person) -> bool:
     staged = list((world.daemon.root / "images" / "tmp").iterdir())
     return not pids(world.daemon) and "egress" not in devices(world, person) and not staged
+
+
+def test_skopeo_sees_nothing_of_the_host(world: World) -> None:
+    """No name servers, names, sockets, processes and proxies; the certificates of authorities, which it needs."""
+    with hanging(world, world.ann):
+        pid = pids(world.daemon)[-1]
+        root = Path(f"/proc/{pid}/root")
+        servers = [line for line in (root / "etc/resolv.conf").read_text().splitlines() if "nameserver" in line]
+        assert servers == [f"nameserver {GATEWAY}"]
+        assert "localhost" in (root / "etc/hosts").read_text() and len((root / "etc/hosts").read_text().split()) == 4
+        known = {"ssl", "pki", "ca-certificates", "crypto-policies", "ld.so.cache", "containers"}
+        made = {"hosts", "nsswitch.conf", "passwd", "group", "resolv.conf"}
+        assert {path.name for path in (root / "etc").iterdir()} <= known | made
+        assert {path.name for path in (root / "etc/containers").iterdir()} <= {"policy.json", "registries.d"}
+        assert os.listdir(root / "etc/ssl/certs") == os.listdir("/etc/ssl/certs") != []
+        assert os.listdir(root / "run") == [] != os.listdir("/run")
+        assert len([name for name in os.listdir(root / "proc") if name.isdigit()]) <= 3, "sh, skopeo and no other"
+        assert b"proxy" not in Path(f"/proc/{pid}/environ").read_bytes().lower()
+    with pytest.raises(InsulaError, match="does not respond"):
+        list(world.people.operator.images.pull("acme", f"{OWN}:{STORE}/team/app:1"))
 
 
 def unbind(world: World, person: Person) -> None:
