@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from insula.control.accounting import history
 from insula.control.accounting.history import DAYS, HOUR, append, before
-from insula.control.keys import HISTORIES
+from insula.control.keys import HISTORIES, REMOVED
 from insula.model.accounting import UsageSnapshot, UsedTotals
+from insula.model.objects import Tenant
 from insula.store.protocol import Store
 from insula.store.sqlite import SqliteStore
 
@@ -117,5 +120,26 @@ def test_a_day_fits_into_few_kilobytes(tmp_path: Path) -> None:
         entry = await store.get(HISTORIES.key("acme", "2026-01-01"))
         assert entry and len(HISTORIES.decode(entry).snapshots) == 24
         assert len(entry.value) < 10_000
+
+    stored(tmp_path, body)
+
+
+def test_the_last_totals_of_removed_tenants_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MOST", 3)
+    acme = Tenant(name="acme", index=0, id_base=0, created=START - DAY)
+
+    async def body(store: Store) -> None:
+        async def kept(at: float, cpu: int) -> list[float]:
+            await store.transact([], await history.last_totals(store, acme, snapshot(at, cpu)))
+            return [each.until - START for each in await REMOVED.list(store)]
+
+        assert await kept(START, 0) == [], "it has used nothing"
+        assert await kept(START, 5) == [0]
+        assert await kept(START + 1, 5) == [0, 1]
+        assert await kept(START + 2, 5) == [0, 1, 2]
+        assert await kept(START + 3, 5) == [1, 2, 3]
+        assert await kept(START + 2 + DAYS * DAY, 5) == [2, 3, 2 + DAYS * DAY]
+        last = (await REMOVED.list(store))[-1]
+        assert (last.tenant, last.since, last.used.cpu, last.other_cpu) == ("acme", START - DAY, 5, 0)
 
     stored(tmp_path, body)

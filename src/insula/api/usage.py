@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import get
 
-from insula.api.parameters import Past, Plane, Sender, TenantName
+from insula.api.parameters import Flag, Past, Plane, Sender, TenantName
 from insula.model.accounting import TenantUsage
 
 
@@ -14,7 +14,11 @@ from insula.model.accounting import TenantUsage
     summary="What the tenants that one may see have used and reserved",
     permission="self.read",
 )
-async def all_usage(plane: Plane, sender: Sender, since: Past = None) -> list[TenantUsage]:
+async def all_usage(plane: Plane, sender: Sender, since: Past = None, removed: Flag = False) -> list[TenantUsage]:
+    """With `removed` it is that of tenants that were removed since then, for those who see the host."""
+    if removed:
+        sender.check("host.read")
+        return await plane.accounting.removed(since)
     if sender.sees_host:
         return await plane.accounting.all(since)
     among = [tenant for tenant in sender.tenants if "usage.read" in sender.held(tenant)]

@@ -133,9 +133,10 @@ class TenantsResource(Resource):
         with self.client.stream("GET", "tenants", name, "metrics") as response:
             return b"".join(response).decode()
 
-    def usage_of_all(self, since: float | None = None) -> Objects:
-        """Return the same of all tenants that one may see, without their instances."""
-        return self.client.call("GET", "usage", query={"since": since})  # type: ignore[no-any-return]
+    def usage_of_all(self, since: float | None = None, *, removed: bool = False) -> Objects:
+        """Return the same of all tenants that one may see, without their instances; with `removed` of those that were
+        removed since then."""
+        return self.client.call("GET", "usage", query={"since": since, "removed": removed})  # type: ignore[no-any-return]
 
     def update(self, name: str, **limits: float | int | None) -> Object:
         """Change the given `limits`, as in `create`; None is no limit."""

@@ -187,7 +187,7 @@ class Tenants:
             await self._refuse_if_used(name)
             rights = await self._rights(name)
             own = [TENANTS.delete(name), USAGE.delete(name), *(each.delete() for each in _reservations(tenant))]
-            async with self.accounts.removing(name) as accounts:
+            async with self.accounts.removing(tenant) as accounts:
                 revision = await store.transact(
                     [TENANTS.unchanged(found, name), USAGE.unchanged(guard, name)], [*own, *rights, *accounts]
                 )

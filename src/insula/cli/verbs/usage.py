@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from insula.cli.connection import connect
-from insula.cli.options import Arguments, Command, Option
+from insula.cli.options import Arguments, Command, Option, UsageError
 from insula.cli.output import moment, print_json, size, table
 from insula.cli.verbs.logs import moment as past
 from insula.cli.verbs.top import spent
@@ -20,8 +20,10 @@ def run(arguments: Arguments) -> int:
     from os import environ
 
     tenants, named = connect(arguments).tenants, arguments.named_tenant or environ.get("INSULA_TENANT")
-    if not named:
-        usages = tenants.usage_of_all(arguments.since)
+    if arguments.removed and arguments.named_tenant:
+        raise UsageError("-T and --removed exclude each other", "leave out one of them")
+    if arguments.removed or not named:
+        usages = tenants.usage_of_all(arguments.since, removed=arguments.removed)
         if arguments.json:
             print_json(usages)
         else:
@@ -69,6 +71,7 @@ COMMANDS = {
         "Show what tenants have used and reserved over time: all, or one with its instances (-T).",
         options=[
             Option("--since", "only from then on, as in 24h, or 2026-01-31T12:00", "TIME", parse=past),
+            Option("--removed", "tenants that were removed, since then"),
         ],
         details="Without --since it is all since a tenant was created. History has full hours: SINCE may be up to an\n"
         "hour earlier. CPU is the processor time of instances, also of removed ones, OTHER that of the tenant's\n"

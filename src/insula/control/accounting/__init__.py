@@ -13,5 +13,6 @@ reading and its *incarnation*, which tells when it began anew. So reading twice,
     /accounting/ledgers/TENANT        Ledger: reservations, and the sums of removed instances
     /accounting/groups/TENANT/HOST    UsageMeter: the processor time of the tenant's control group
     /accounting/history/TENANT/DAY    History
+    /accounting/removed/TIME/TENANT   TenantUsage: the last totals of a removed tenant
     /accounting/checkpoints/HOST      Checkpoint: when the counters were last read
 """

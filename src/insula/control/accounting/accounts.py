@@ -21,15 +21,16 @@ from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
+from insula.control.accounting import history
 from insula.control.accounting.ledger import after_boot, ledger_with, now, read_ledger
 from insula.control.accounting.meters import accrue, add, advance, baseline, finish, hold, sample, totals
 from insula.control.context import Context
 from insula.control.instances.drivers.base import Driver, GroupCounters
 from insula.control.instances.managed import ManagedInstance, ManagedInstances
-from insula.control.keys import ACCOUNTS, CHECKPOINTS, GROUPS, LEDGERS, TENANTS, USAGE
+from insula.control.keys import ACCOUNTS, CHECKPOINTS, GROUPS, HISTORIES, LEDGERS, TENANTS, USAGE
 from insula.model.accounting import Account, Checkpoint, MemoryMeter, UsageMeter, UsageSnapshot, UsedTotals
 from insula.model.errors import Failed, InsulaError
-from insula.model.objects import Port
+from insula.model.objects import Port, Tenant
 from insula.model.views import Usage
 from insula.network.fabric import Traffic
 from insula.store.protocol import Delete, Entry, Put, Store, Write
@@ -186,9 +187,7 @@ class Accounts:
                 mine.unchanged = reading.at
                 return
             traffic = await self._traffic(running)
-            for number, each in enumerate(running):
-                if number % _TURN == _TURN - 1:
-                    await asyncio.sleep(0)
+            async for each in in_turns(running):
                 if each.instance.id in reading.found:
                     self._take(mine, each, reading.found[each.instance.id], traffic, reading.at)
             mine.seen, mine.unchanged = reading.group, reading.at
@@ -269,16 +268,20 @@ class Accounts:
 
     async def totals(self, tenant: str) -> UsageSnapshot:
         """The tenant's totals on all hosts, as they were last read or stored."""
-        mine, store = self.of(tenant), self.context.store
+        mine = self.of(tenant)
         async with mine.lock:
-            ledger = accrue(await read_ledger(store, tenant), *now())
-            used, group = [ledger.removed], mine.group.total
-            if not self.managed.complete:
-                for (_, instance), account in self._readable(ACCOUNTS, await _entries(store, ACCOUNTS, tenant)):
-                    used += [totals(account)] if instance not in mine.accounts else []
-                for (_, host), meter in self._readable(GROUPS, await _entries(store, GROUPS, tenant)):
-                    group += meter.total if host != self.context.host else 0
-            used += [totals(account, mine.unchanged) for account in mine.accounts.values()]
+            return await self._totals(tenant, mine)
+
+    async def _totals(self, tenant: str, mine: TenantAccounts) -> UsageSnapshot:
+        store = self.context.store
+        ledger = accrue(await read_ledger(store, tenant), *now())
+        used, group = [ledger.removed], mine.group.total
+        if not self.managed.complete:
+            for (_, instance), account in self._readable(ACCOUNTS, await _entries(store, ACCOUNTS, tenant)):
+                used += [totals(account)] if instance not in mine.accounts else []
+            for (_, host), meter in self._readable(GROUPS, await _entries(store, GROUPS, tenant)):
+                group += meter.total if host != self.context.host else 0
+        used += [totals(each, mine.unchanged) async for each in in_turns([*mine.accounts.values()])]
         return UsageSnapshot(at=time.time(), used=add(used), group=group, reserved=ledger.reserved)
 
     # -- instances and tenants come and go ---------------------------------------------------------------------------
@@ -312,20 +315,30 @@ class Accounts:
             mine.accounts.pop(instance_id, None)
 
     @asynccontextmanager
-    async def removing(self, tenant: str) -> AsyncIterator[list[Delete]]:
-        """Yield the deletions of all that is stored of a tenant, while it is removed in a transaction with them."""
-        mine, store = self.of(tenant), self.context.store
+    async def removing(self, tenant: Tenant) -> AsyncIterator[list[Write]]:
+        """Yield the writes of the transaction that removes a tenant: all that is stored of it is deleted, and its last
+        totals are kept."""
+        name, mine, store = tenant.name, self.of(tenant.name), self.context.store
         async with mine.lock:
-            del self._tenants[tenant]
+            mine.set_group(await asyncio.to_thread(self.context.groups.counters, name))
+            kept = await history.last_totals(store, tenant, await self._totals(name, mine))
+            del self._tenants[name]
             try:
-                found = [LEDGERS.delete(tenant)]
-                for prefix in ("instances", "groups", "history"):
-                    entries = (await store.list(f"/accounting/{prefix}/{tenant}/")).entries
-                    found += [Delete(entry.key) for entry in entries]
+                found: list[Write] = [LEDGERS.delete(name), *kept]
+                for kind in (ACCOUNTS, GROUPS, HISTORIES):
+                    found += [Delete(entry.key) for entry in (await store.list(kind.prefix(name))).entries]
                 yield found
             except BaseException:
-                self._tenants[tenant] = mine
+                self._tenants[name] = mine
                 raise
+
+
+async def in_turns(some: Iterable[T]) -> AsyncIterator[T]:
+    """Yield all, and let other tasks run in between: a tenant may have thousands of instances."""
+    for number, each in enumerate(some, 1):
+        if number % _TURN == 0:
+            await asyncio.sleep(0)
+        yield each
 
 
 async def _entries(store: Store, kind: Keyspace[T], tenant: str) -> Sequence[Entry]:

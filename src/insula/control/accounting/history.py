@@ -1,7 +1,8 @@
 """A tenant's totals at past hours. `insula usage --since` subtracts them from those of now.
 
 A day has one record with a snapshot for each hour, taken a moment after the hour has begun, if anything has changed
-since the last one. Records of more than 400 days ago are deleted.
+since the last one. Records of more than 400 days ago are deleted. So are the last totals of removed tenants, which are
+kept for bills.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
-from insula.control.keys import HISTORIES
-from insula.model.accounting import History, UsageSnapshot
+from insula.control.accounting.meters import subtract
+from insula.control.keys import HISTORIES, REMOVED
+from insula.model.accounting import History, ReservedTotals, TenantUsage, UsageSnapshot, UsedTotals
 from insula.model.errors import Failed
+from insula.model.objects import Tenant
 from insula.store.protocol import Entry, Store, Write
 
 HOUR: Final = 3600
 DAYS: Final = 400
+MOST: Final = 1000
+"""The number of removed tenants whose last totals are kept."""
 _DAY: Final = 24 * HOUR
 
 
@@ -51,6 +56,38 @@ async def before(store: Store, tenant: str, at: float) -> UsageSnapshot | None:
             if found := _last(entry, at):
                 return found
     return None
+
+
+async def last_totals(store: Store, tenant: Tenant, totals: UsageSnapshot) -> list[Write]:
+    """Return the writes that keep the totals of a tenant that is about to be removed, and delete what was kept for too
+    long. Nothing is kept of a tenant that has used and reserved nothing."""
+    oldest = _removal(totals.at - DAYS * _DAY)
+    kept = [REMOVED.parts(entry.key) for entry in (await store.list(REMOVED.prefix_all())).entries]
+    writes: list[Write] = [
+        REMOVED.delete(*parts) for number, parts in enumerate(kept) if parts[0] < oldest or number <= len(kept) - MOST
+    ]
+    if totals.used != UsedTotals() or totals.reserved != ReservedTotals():
+        last = between(tenant, UsageSnapshot(at=tenant.created), totals)
+        writes.append(REMOVED.put(last, _removal(totals.at), tenant.name))
+    return writes
+
+
+def _removal(at: float) -> str:
+    """Return a time as a part of a key, which sorts as the time does: milliseconds."""
+    return f"{int(at * 1000):015}"
+
+
+def between(tenant: Tenant, begun: UsageSnapshot, until: UsageSnapshot) -> TenantUsage:
+    """Return what a tenant has used and reserved between two snapshots, without its instances."""
+    used = subtract(until.used, begun.used)
+    return TenantUsage(
+        tenant=tenant.name,
+        since=begun.at,
+        until=until.at,
+        used=used,
+        other_cpu=max(0, until.group - begun.group - used.cpu),
+        reserved=subtract(until.reserved, begun.reserved),
+    )
 
 
 def _months(at: float) -> Iterator[str]:

@@ -86,11 +86,8 @@ def totals(account: Account, until: float = 0.0) -> UsedTotals:
 
 def add(those: Iterable[UsedTotals]) -> UsedTotals:
     """The sum."""
-    summed: dict[str, float] = {}
-    for each in those:
-        for name, value in asdict(each).items():
-            summed[name] = summed.get(name, 0) + value
-    return UsedTotals(**summed)  # type: ignore[arg-type]
+    some = list(those)
+    return UsedTotals(**{name: sum(getattr(each, name) for each in some) for name in UsedTotals.__struct_fields__})
 
 
 def subtract(those: S, earlier: S) -> S:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from insula.control.accounting import history
-from insula.control.accounting.accounts import PROBLEM, Accounts
+from insula.control.accounting.accounts import PROBLEM, Accounts, in_turns
 from insula.control.accounting.ledger import read_ledger
-from insula.control.accounting.meters import INTERVAL, subtract, totals
+from insula.control.accounting.meters import INTERVAL, totals
 from insula.control.context import Context
-from insula.control.instances.managed import ManagedInstances
-from insula.control.keys import TENANTS
+from insula.control.instances.managed import ManagedInstance, ManagedInstances
+from insula.control.keys import REMOVED, TENANTS
 from insula.control.tenants import Tenants
 from insula.model.accounting import InstanceUsage, TenantUsage, UsageSnapshot, UsedTotals
 from insula.model.objects import Tenant
@@ -75,7 +76,7 @@ class Accounting:
         mine = self.accounts.of(name)
         own = [
             InstanceUsage(name=managed.instance.name, used=totals(mine.account(managed), mine.unchanged))
-            for managed in self.managed.of(name)
+            async for managed in in_turns(self.managed.of(name))
         ]
         return replace(usage, instances=own)
 
@@ -86,19 +87,26 @@ class Accounting:
         found = [await TENANTS.get(self.context.store, name) for name in sorted(among)]
         return [await self._usage(each.value, since) for each in found if each]
 
+    async def removed(self, since: float | None = None) -> list[TenantUsage]:
+        """What removed tenants have used and reserved, the first removed first; of those removed since a time."""
+        return [each for each in await REMOVED.readable(self.context.store) if each.until >= (since or 0.0)]
+
     async def figures(self, name: str | None = None) -> list[TenantFigures]:
         """The figures of one tenant, or of all for None, the oldest first, as they were last read. NotFound."""
         if name is not None:
-            return [await self._figures((await self.tenants.find(name)).value)]
-        tenants = await TENANTS.readable(self.context.store)
-        return [await self._figures(each) for each in sorted(tenants, key=lambda tenant: tenant.created)]
+            return [await self._figures((await self.tenants.find(name)).value, [*self.managed.of(name)])]
+        tenants = sorted(await TENANTS.readable(self.context.store), key=lambda tenant: tenant.created)
+        instances = defaultdict[str, list[ManagedInstance]](list)
+        async for managed in in_turns(self.managed.all()):
+            instances[managed.instance.tenant].append(managed)
+        return [await self._figures(each, instances[each.name]) async for each in in_turns(tenants)]
 
-    async def _figures(self, tenant: Tenant) -> TenantFigures:
+    async def _figures(self, tenant: Tenant, instances: Iterable[ManagedInstance]) -> TenantFigures:
         totals_now = await self.accounts.totals(tenant.name)
         ledger = await read_ledger(self.context.store, tenant.name)
         mine = self.accounts.of(tenant.name)
         used, memory, running = dict[str, UsedTotals](), 0, 0
-        for managed in self.managed.of(tenant.name):
+        async for managed in in_turns(instances):
             account = mine.account(managed)
             used[managed.instance.name] = totals(account, mine.unchanged)
             memory += 0 if account.memory.over else account.memory.used
@@ -111,12 +119,4 @@ class Accounting:
         until, begun = await self.accounts.totals(tenant.name), UsageSnapshot(at=tenant.created)
         if since is not None and since > tenant.created:
             begun = await history.before(self.context.store, tenant.name, min(since, until.at)) or begun
-        used = subtract(until.used, begun.used)
-        return TenantUsage(
-            tenant=tenant.name,
-            since=begun.at,
-            until=until.at,
-            used=used,
-            other_cpu=max(0, until.group - begun.group - used.cpu),
-            reserved=subtract(until.reserved, begun.reserved),
-        )
+        return history.between(tenant, begun, until)
