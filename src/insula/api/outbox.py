@@ -17,6 +17,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from insula.audit.chain import ChainHead, parse_head
 from insula.control.keys import OUTBOX
 from insula.control.problems import Problems
@@ -80,8 +82,7 @@ class Outbox:
 
     def put(self, number: int, intent: dict[str, Any] | None) -> Put:
         """Return the write of an intent to a slot, or of a head alone."""
-        value = json.dumps({"head": str(self.head()), "intent": intent}, separators=(",", ":"))
-        return Put(f"{OUTBOX}{number}", value.encode())
+        return Put(f"{OUTBOX}{number}", msgspec.json.encode({"head": str(self.head()), "intent": intent}))
 
     def release(self, number: int) -> None:
         """Free a slot: its request's line is on the disk."""
@@ -94,7 +95,7 @@ class Outbox:
         self._cleaning = None
         if not self._used:
             return
-        task = asyncio.ensure_future(self.problems.guard("outbox of the audit log", self._clean()))
+        task = asyncio.ensure_future(self._clean())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -103,7 +104,7 @@ class Outbox:
         first, *done = sorted(self._used)
         self._used.difference_update(done)
         writes: list[Write] = [self.put(first, None), *(Delete(f"{OUTBOX}{number}") for number in done)]
-        await self.store.transact([], writes, durable=False)
+        await self.problems.guard("outbox of the audit log", self.store.transact([], writes, durable=False))
 
     def close(self) -> None:
         """Clean no more."""

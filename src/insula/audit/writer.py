@@ -428,5 +428,8 @@ class AuditLog:
             request.told(fresh)
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
 def _encode(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry, separators=(",", ":")).encode()
+    return _encoder.encode(entry).encode()
