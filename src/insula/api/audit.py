@@ -37,7 +37,6 @@ _READS = ("GET", "HEAD", "OPTIONS")
 _CHANGES_NOTHING = ("/wait", "/diff")
 _LASTING = ("/exec", "/attach", "/run", "/images/save", *_READS_DATA)  # they may last for days
 _AHEAD = ("/attach", "/kill", "/archive", "/logs", "/export", "/images/push", "/images/pull", "/images/save", "/down")
-_AHEAD_WHEN_PARSED = ("/exec", "/processes")  # they name their program first, see `announce`
 _PATIENCE = 2.0  # seconds that a request waits for its line, while the disk is slow
 _MOST_WAITING = 10_000  # entries in the queue of one watcher
 _LONGEST = 256  # characters of a name

@@ -39,6 +39,8 @@ _MOST_UNSYNCED = 256  # callers that wait for the disk; more are not kept waitin
 _MOST_OPEN = 200  # begun requests that the first line of a file names
 _CUT = 512  # bytes that a file keeps free for the record of a removed file
 
+_COUNT = {"verb": "failed attempts", "tenant": None, "name": None}
+
 Callback = Callable[[], None]
 
 
@@ -216,7 +218,7 @@ class AuditLog:
         try:
             self._recover()
             for counted in self.floods.take(now, end=at_end):
-                self._waiting.append(_Line(_encode({"time": timestamp(time.time()), **counted})))
+                self._waiting.append(_Line(_encode({"time": timestamp(time.time()), **_COUNT, **counted})))
             if self._waiting:
                 self._write()
             self._tell("write", None)

@@ -122,7 +122,7 @@ def _checked(parse: Callable[[str], T], text: str, where: str) -> T:
 
 def line(entry: dict[str, Any]) -> str:
     """``2026-11-28T12:30:01Z  root(0) pid 812  POST /v1/…/{name}/stop acme/web  200``, and what else was noted."""
-    if "verb" not in entry:
+    if "verb" not in entry or "failed" in entry:
         return "  ".join(clean(f"{name}={value}") for name, value in entry.items())
     about = "/".join(str(entry[part]) for part in ("tenant", "name") if entry.get(part) is not None)
     words = [
