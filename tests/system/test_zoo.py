@@ -143,10 +143,9 @@ def test_it_starts_over_a_disk_that_is_full(small: Daemon) -> None:
         cli.ok("run", "-d", "--name", name, "busybox", "sleep", "600")
     small.kill("insulad")
     ballast = small.root / "ballast"
-    with ballast.open("wb") as file, suppress(OSError):
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(1 << 16))
-            file.flush()
     with (small.root / "rest").open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(b"x")
