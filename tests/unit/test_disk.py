@@ -81,9 +81,10 @@ def test_an_instance_of_a_tenant_with_limits_always_has_limits(
 def test_project_ids_are_unique_random_and_released(tmp_path: Path) -> None:
     async def main() -> None:
         store = SqliteStore(tmp_path / "state.db")
-        driver = CountingQuota(tmp_path)
-        context: Any = SimpleNamespace(disk=driver, host="here", store=store, allocators=Allocators(store))
-        other: Any = SimpleNamespace(disk=driver, host="there", store=store, allocators=Allocators(store))
+        driver, settings = CountingQuota(tmp_path), Settings(root=tmp_path)
+        rest: Any = {"disk": driver, "settings": settings, "store": store}
+        context: Any = SimpleNamespace(host="here", allocators=Allocators(store), **rest)
+        other: Any = SimpleNamespace(host="there", allocators=Allocators(store), **rest)
         chosen = {}
         for number in range(200):
             found = await choose_project(other if number == 7 else context, f"{number:032x}")
@@ -92,7 +93,7 @@ def test_project_ids_are_unique_random_and_released(tmp_path: Path) -> None:
             chosen[f"{number:032x}"] = found.id
         assert len(set(chosen.values())) == 200
         assert all(FIRST_PROJECT <= each < FIRST_PROJECT + PROJECTS for each in chosen.values())
-        assert max(chosen.values()) - min(chosen.values()) > 200, "they tell nothing about the others"
+        assert 2000 < max(chosen.values()) - min(chosen.values()) < 65536, "random, in a window"
         theirs = chosen.pop(f"{7:032x}")
         assert await reserved_projects(context) == chosen, "those of this host"
         assert await reserved_projects(other) == {f"{7:032x}": theirs}
@@ -103,6 +104,27 @@ def test_project_ids_are_unique_random_and_released(tmp_path: Path) -> None:
         await store.close()
 
     asyncio.run(main())
+
+
+def test_the_window_of_project_ids_is_that_of_the_root_directory_and_grows(tmp_path: Path) -> None:
+    """So that two insulads on one file system have different ones, and xfs keeps few records."""
+
+    async def ids(root: str, taken: int) -> set[int]:
+        store: Any = SimpleNamespace()
+        allocators = Allocators(store)
+        allocators.of("disk-project")._taken = {str(-1 - number) for number in range(taken)}
+        settings = Settings(root=Path(root))
+        context: Any = SimpleNamespace(
+            disk=CountingQuota(tmp_path), host="h", settings=settings, store=store, allocators=allocators
+        )
+        found = [await choose_project(context, "0" * 32) for _ in range(300)]
+        return {each.id for each in found if each}
+
+    first, second = asyncio.run(ids("/a", 0)), asyncio.run(ids("/b", 0))
+    assert len(first) == len(second) == 300
+    assert {each >> 16 for each in first} != {each >> 16 for each in second}
+    assert len({each >> 16 for each in first}) == 1
+    assert 2 <= len({each >> 16 for each in asyncio.run(ids("/a", 100_000))}) <= 4
 
 
 def test_without_a_driver_that_enforces_there_are_no_project_ids(tmp_path: Path) -> None:

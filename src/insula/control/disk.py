@@ -17,7 +17,9 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from secrets import randbelow
 from typing import Final, NamedTuple
+from zlib import crc32
 
 import msgspec
 
@@ -38,6 +40,7 @@ from insula.volume.quota import DiskLimit, DiskQuota, DiskUsage, ReservationOnly
 
 log = logging.getLogger("insula.control")
 _CLAIM: Final = "disk-project"
+_WINDOW: Final = 65536
 _INTERVAL: Final = 5.0  # seconds between two looks at the free space
 _AT_ONCE: Final = 4  # instances that are measured at a time
 _PAUSE: Final = 60.0  # seconds between two measurements of instances
@@ -185,12 +188,21 @@ class ChosenProject(NamedTuple):
 async def choose_project(context: Context, instance_id: str) -> ChosenProject | None:
     """A free project ID for an instance, and its reservation; None where nothing is enforced.
 
-    It is random, because root of an instance can read it: it doesn't tell how many others there are.
+    It is random, because root of an instance can read it: it doesn't tell how many others there are. It is in a window
+    that depends on the root directory, for other insulads on the same file system; and the window is small, because xfs
+    keeps the record of each ID that was ever used.
     """
     if not context.disk.enforced:
         return None
-    number = await context.allocators.of(_CLAIM).random(PROJECTS, "project IDs")
-    project = FIRST_PROJECT + number
+    start = crc32(os.fsencode(context.settings.root)) % (PROJECTS // _WINDOW) * _WINDOW
+
+    def pick(taken: set[str]) -> str:
+        span = _WINDOW
+        while span < 2 * len(taken):
+            span *= 2
+        return next(text for text in iter(lambda: str((start + randbelow(span)) % PROJECTS), "") if text not in taken)
+
+    project = FIRST_PROJECT + int(await context.allocators.of(_CLAIM).choose(pick))
     return ChosenProject(project, _reservation(context, project, instance_id))
 
 

@@ -20,8 +20,8 @@ from insula.volume.quota import DiskLimit, DiskUsage
 FIRST_PROJECT: Final = 1 << 30
 PROJECTS: Final = 1 << 30
 """IDs from FIRST_PROJECT on are for trees. Other programs take low ones: Kubernetes those from 1,048,577 on."""
-_FIRST_TRIAL: Final = FIRST_PROJECT - 65536
-_TRIALS: Final = 65536
+_TRIALS: Final = 256  # few, because xfs keeps the record of each ID that was ever used
+_FIRST_TRIAL: Final = FIRST_PROJECT - _TRIALS
 _TRIAL: Final = 1 << 20  # bytes
 _CHUNK: Final = 1 << 16
 _ABSENT: Final = (errno.ESRCH, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL)
