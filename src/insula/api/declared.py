@@ -6,14 +6,16 @@ The path's tenant is that of every document, so that a file never reaches furthe
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
-from litestar import Response, get, post
+from litestar import Request, Response, get, post
 from litestar.params import JSONBody
 from litestar.response import Stream
 
 from insula.api.audit import note, part
 from insula.api.parameters import Plane, Sender, TenantName
-from insula.api.streams import NDJSON, json_lines, primed
+from insula.api.streams import NDJSON, json_lines, primed, while_connected
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
 from insula.model.declared import ApplySpec, DeclaredItem
@@ -38,8 +40,10 @@ _TAGS = ("declared",)
     line="DeclaredItem",
     quota="streams",
 )
-async def apply(plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[ApplySpec]) -> Stream:
-    return await _applied(plane, sender, tenant, data)
+async def apply(
+    plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[ApplySpec], request: Request[Any, Any, Any]
+) -> Stream:
+    return await _applied(plane, sender, tenant, data, request)
 
 
 @post(
@@ -53,18 +57,23 @@ async def apply(plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody
     line="DeclaredItem",
     quota="streams",
 )
-async def apply_on_host(plane: Plane, sender: Sender, data: JSONBody[ApplySpec]) -> Stream:
-    return await _applied(plane, sender, None, data)
+async def apply_on_host(
+    plane: Plane, sender: Sender, data: JSONBody[ApplySpec], request: Request[Any, Any, Any]
+) -> Stream:
+    return await _applied(plane, sender, None, data, request)
 
 
-async def _applied(plane: ControlPlane, sender: Authority, tenant: str | None, data: ApplySpec) -> Stream:
+async def _applied(
+    plane: ControlPlane, sender: Authority, tenant: str | None, data: ApplySpec, request: Request[Any, Any, Any]
+) -> Stream:
     note(name=data.set)
 
     def record(item: DeclaredItem, status: int) -> None:
         if status >= 400 or item.operation != "none":
             part(status, tenant=item.tenant, name=item.name, kind=item.kind, operation=item.operation, set=data.set)
 
-    return json_lines(await primed(plane.declared.apply(sender, tenant, data, record)), sender)
+    items = primed(plane.declared.apply(sender, tenant, data, record))
+    return json_lines(await while_connected(request, items), sender)
 
 
 @post(

@@ -456,6 +456,29 @@ def finish(process: Any) -> int:
     return int(process.returncode)
 
 
+@pytest.mark.parametrize("how", ["client is killed", "role is taken"])
+def test_an_apply_ends_after_the_object_that_it_is_at(how: str, cli: Cli, people: People) -> None:
+    """While an instance is being stopped, which takes a moment; what follows is not made."""
+    member = people.person("member", str(cli.tenant))
+    slow = {**instance("a", on=None), "spec": {**instance("a", on=None)["spec"], "stop_timeout": 1.5}}
+    apply(member.cli, slow).ok()
+    stopped = {**slow, "spec": {**slow["spec"], "wanted": "stopped"}}
+    process = start(member.cli, stopped, instance("b", on=None))
+    until(lambda: shown(cli, "a")["status"]["state"] == "stopping", "it is being stopped")
+    if how == "client is killed":
+        process.kill()
+    else:
+        people.operator.identities.unbind(member.name, str(cli.tenant))
+    out, err = process.communicate(timeout=60)
+    assert out == b"" and process.returncode != 0
+    assert how == "client is killed" or b"there is no tenant" in err, err
+    until(lambda: shown(cli, "a")["status"]["state"] == "exited", "it is stopped")
+    until(lambda: apply(cli, stopped, verb="diff").status == 0, "that is recorded")
+    assert set(instances(cli)) == {"a"}
+    done = apply(cli, stopped, instance("b", on=None))
+    assert results(done) == {"Instance a": "unchanged", "Instance b": "created"}
+
+
 def test_a_client_that_is_killed_after_any_object_loses_nothing(cli: Cli) -> None:
     world = [network("back"), *(instance(name) for name in "abc")]
     for count in range(1, len(world) + 1):
