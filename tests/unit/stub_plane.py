@@ -359,10 +359,12 @@ class StubStats:
 class StubEvents:
     def __init__(self) -> None:
         self.items: list[dict[str, object]] = []
+        self.asked: list[int | None] = []
 
     async def watch(
         self, from_revision: int | None, sees: Callable[[dict[str, Any]], bool]
     ) -> AsyncIterator[dict[str, object]]:
+        self.asked.append(from_revision)
         for item in filter(sees, self.items):
             yield item
         raise Failed("the rest is lost", "begin again")

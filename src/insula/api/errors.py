@@ -23,7 +23,9 @@ def answer(
     """Return the response for an error; `status` is another one than the error's own."""
     note(error=type(error).__name__)
     fields = {**(headers or {}), **{name.decode(): value.decode() for name, value in fields_of(error)}}
-    return Response(error.to_problem(status), status_code=status or error.status, media_type=PROBLEM, headers=fields)
+    return Response(
+        error.to_problem(status), status_code=status or error.http_status, media_type=PROBLEM, headers=fields
+    )
 
 
 def on_insula_error(_: Request[Any, Any, Any], error: InsulaError) -> Response[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from litestar import Controller, Request, get, post
@@ -10,8 +10,11 @@ from litestar.response import Stream
 
 from insula.api.audit import watch
 from insula.api.audit_routes import log_of
+from insula.api.cursors import Cursors
+from insula.api.pages import CursorText
 from insula.api.parameters import Flag, Pid, Plane, Revision, Sender
-from insula.api.streams import NDJSON, json_lines, merged
+from insula.api.server_sent import LAST_EVENT_ID, lines_or_events
+from insula.api.streams import NDJSON, merged
 from insula.control.identities.authority import Authority
 from insula.model.views import Check, HostStatus, VerifyReport, WhoIs
 
@@ -45,6 +48,8 @@ class HostRoutes(Controller):
         quota="streams",
         sends=NDJSON,
         line="Event",
+        server_sent=True,
+        resumable=True,
     )
     async def events(
         self,
@@ -52,15 +57,23 @@ class HostRoutes(Controller):
         request: Request[Any, Any, Any],
         sender: Sender,
         from_revision: Revision = None,
+        cursor: CursorText = None,
         audit: Flag = False,
     ) -> Stream:
-        """The store's revision counts the changes of all tenants: only those who see the host may name one."""
+        """The store's revision counts the changes of all tenants: only those who see the host may name one. Everybody
+        resumes by `cursor`, or Last-Event-ID, the cursor of the last event."""
         if audit:
             sender.check("audit.read")
         if from_revision is not None:
             sender.check("host.read")
+        after = cursor or request.headers.get(LAST_EVENT_ID)
+        context = f"events\n{sender.principal.id if sender.principal else sender.proof}"
+        cursors: Cursors = request.app.state.cursors
+        if after:
+            from_revision = int(cursors.open(after, context))
         changes = plane.events.watch(from_revision, lambda story: _may_see(sender, story))
-        return json_lines(merged(changes, watch(log_of(request))) if audit else changes, sender)
+        marked = _marked(changes, lambda revision: cursors.seal(str(revision), context))
+        return lines_or_events(request, merged(marked, watch(log_of(request))) if audit else marked, sender)
 
     @post(
         "/down",
@@ -71,6 +84,13 @@ class HostRoutes(Controller):
     async def down(self, plane: Plane, request: Request[Any, Any, Any]) -> None:
         await plane.host.down()
         request.scope["state"]["stopping"].set()  # the rest of the process could do nothing more
+
+
+async def _marked(events: AsyncIterator[dict[str, Any]], seal: Callable[[int], str]) -> AsyncIterator[dict[str, Any]]:
+    """Add to each event the cursor to resume after it."""
+    async for event in events:
+        revision = event.get("revision")
+        yield event if revision is None else {**event, "cursor": seal(revision)}
 
 
 def _may_see(sender: Authority, story: dict[str, Any]) -> bool:

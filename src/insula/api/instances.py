@@ -16,6 +16,7 @@ from insula.api.audit import announce, is_recorded, note
 from insula.api.duplex import Duplex, opening
 from insula.api.pages import ListPage, Paged
 from insula.api.parameters import (
+    AnyRequest,
     Cells,
     Flag,
     HowToCopy,
@@ -30,6 +31,7 @@ from insula.api.parameters import (
     TenantName,
     Timeout,
 )
+from insula.api.server_sent import output, server_sent, wanted
 from insula.api.streams import FRAMES, TAR, archive, frames, primed, upload, while_connected
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
@@ -220,19 +222,22 @@ class InstanceRoutes(Controller):
         permission="instance.logs",
         quota="streams",
         sends=FRAMES,
+        server_sent=True,
     )
     async def logs(
         self,
         plane: Plane,
         tenant: TenantName,
         name: Name,
-        request: Request[Any, Any, Any],
+        sender: Sender,
+        request: AnyRequest,
         follow: Flag = False,
         tail: Tail = None,
         since: Since = None,
     ) -> Stream:
-        pieces = plane.instances.logs(tenant, name, follow=follow, tail=tail, since=since)
-        return frames(await while_connected(request, primed(pieces)))
+        found = plane.instances.logs(tenant, name, follow=follow, tail=tail, since=since)
+        pieces = await while_connected(request, primed(found))
+        return server_sent(output(pieces), sender) if wanted(request) else frames(pieces)
 
     @get(
         "/{name:str}/archive",

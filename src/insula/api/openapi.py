@@ -18,10 +18,12 @@ from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.routes import HTTPRoute
 
 from insula.api.authorization import permission_of
+from insula.api.cursors import MAX_CURSOR
 from insula.api.examples import example_of
 from insula.api.idempotency import MAX_KEY, REPLAYED, takes_key
 from insula.api.narrowing import NARROW
 from insula.api.problems import PROBLEM
+from insula.api.server_sent import EVENTS
 from insula.api.streams import FRAMES, NDJSON, TAR
 from insula.model import own_views
 from insula.model.errors import InsulaError
@@ -56,6 +58,14 @@ _STREAMS = {
 }
 _HEADERS: Schema = {
     "x-request-id": {"description": "the entry of the audit log", "schema": {"type": "string", "maxLength": 64}}
+}
+_SERVER_SENT = "Server-sent events, if `Accept` names them: `data` is the JSON of an item, `id` the cursor after it."
+_LAST_EVENT: Schema = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "as `cursor`: resume after the event of this ID",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": MAX_CURSOR},
 }
 _KEY: Schema = {
     "name": "Idempotency-Key",
@@ -95,6 +105,7 @@ _LINES: dict[str, Schema] = {
             "action": {"type": "string", "maxLength": 1024},
             "tenant": {"type": ["string", "null"]},
             "name": {"type": ["string", "null"]},
+            "cursor": {"type": "string", "maxLength": 512, "description": "to resume after this event"},
         },
     },
     "Progress": {
@@ -111,7 +122,7 @@ _ERRORS = {
     404: "There is no such object, or you may not know of it.",
     409: "The name or address is taken, or the state does not allow this.",
     413: "The body is too large.",
-    422: "A limit of the tenant forbids it.",
+    422: "A limit of the tenant forbids it, or the program of an instance can't be executed.",
     429: "Too many requests; Retry-After says when the next may come.",
     500: "Insula tried and failed, and has undone its work.",
     503: "This host lacks a requirement, or is stopping.",
@@ -204,6 +215,8 @@ def _operation(given: Schema, handler: Any, method: str) -> Schema:
     parameters = [_parameter(each) for each in given.get("parameters", [])]
     if takes_key(handler, method):
         parameters.append(_KEY)
+    if handler.opt.get("resumable"):
+        parameters.append(_LAST_EVENT)
     if parameters:
         made["parameters"] = parameters
     if body := _body(handler):
@@ -267,6 +280,8 @@ def _answers(given: Schema, handler: Any, parameters: list[Schema], body: bool) 
     success = str(handler.status_code)
     answers: Schema = {success: {"description": given["responses"][success]["description"], "headers": _HEADERS}}
     if content := _content(handler):
+        if handler.opt.get("server_sent"):
+            content = {**content, EVENTS: {"schema": {"type": "string", "description": _SERVER_SENT}}}
         answers[success]["content"] = content
     if any(each["name"] == "limit" for each in given.get("parameters", [])):
         answers[success]["headers"] = {**_HEADERS, "link": _NEXT}
@@ -326,6 +341,9 @@ def _schemas(kinds: set[type[msgspec.Struct]]) -> Schema:
         if schema := found.get(full):
             hidden = set(schema["properties"]) - set(own.__struct_encode_fields__)
             schema["required"] = [name for name in schema.get("required", []) if name not in hidden]
+    for name, schema in found.items():
+        if name.endswith("Patch"):
+            schema["minProperties"] = 1
     return dict(sorted({**found, **_LINES, "Problem": _PROBLEM}.items()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from litestar import Request
 from litestar.di import NamedDependency
 from litestar.params import FromQuery, PathParameter, QueryParameter
 
@@ -12,6 +13,7 @@ from insula.control.plane import ControlPlane
 from insula.model import rules
 from insula.model.rules import anchored
 
+AnyRequest = Request[Any, Any, Any]
 Plane = NamedDependency[ControlPlane]
 Sender = NamedDependency[Authority]
 """The rights of the request's sender."""
@@ -22,7 +24,7 @@ def _rule(pattern: str, longest: int, example: str) -> dict[str, Any]:
 
 
 _LABEL = _rule(rules.LABEL, rules.MAX_LABEL, "web")
-_IMAGE = _rule(rules.REFERENCE, rules.MAX_REFERENCE, "busybox:latest")
+_IMAGE = _rule(rules.REFERENCE, rules.MAX_REPOSITORY, "busybox:latest")
 _DIRECTORY = _rule(rules.ABSOLUTE, rules.MAX_PATH, "/etc/hosts")
 
 TenantName = Annotated[str, PathParameter(schema_extra=_rule(rules.LABEL, rules.MAX_LABEL, "acme"))]

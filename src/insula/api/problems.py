@@ -39,4 +39,4 @@ def encoded(error: InsulaError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     body = msgspec.json.encode(error.to_problem())
     length = b"%d" % len(body)
     headers = [(b"content-type", PROBLEM.encode()), (b"connection", b"close"), (b"content-length", length)]
-    return error.status, headers + fields_of(error), body
+    return error.http_status, headers + fields_of(error), body

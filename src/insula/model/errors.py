@@ -37,18 +37,28 @@ class InsulaError(Exception):
         return f"{self.message}; hint: {self.hint}" if self.hint else self.message
 
     def to_dict(self) -> dict[str, str | None]:
-        data = {"error": type(self).__name__, "message": self.message, "hint": self.hint}
+        data = {"error": self.code, "message": self.message, "hint": self.hint}
         return data if self.exit_status is None else {**data, "exit_status": str(self.exit_status)}
+
+    @property
+    def code(self) -> str:
+        """The name of its kind: the class of this module that it is of."""
+        return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__ == __name__)
+
+    @property
+    def http_status(self) -> int:
+        """Its HTTP status: 422 if the program that was to be run is at fault, else `status`."""
+        return self.status if self.exit_status is None else 422
 
     def to_problem(self, status: int | None = None) -> dict[str, str | int | None]:
         """Return the members of a problem (RFC 9457) with `code` and `hint`. Clients before it read those of
         `to_dict`."""
         return {
-            "type": f"urn:insula:error:{type(self).__name__}",
+            "type": f"urn:insula:error:{self.code}",
             "title": self.title,
-            "status": status or self.status,
+            "status": status or self.http_status,
             "detail": self.message,
-            "code": type(self).__name__,
+            "code": self.code,
             **self.to_dict(),
         }
 

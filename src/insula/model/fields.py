@@ -45,7 +45,7 @@ OptionalLabel = Annotated[str, _text(f"({rules.LABEL})?", rules.MAX_LABEL, "web"
 PrincipalName = Annotated[str, _text(rules.PRINCIPAL, 2 * rules.MAX_LABEL + 1, "ann", "acme/ci")]
 BoundName = Annotated[str, _text(rules.BOUND, rules.MAX_BOUND, "ann", "acme/ci", "oidc:developers")]
 Subject = Annotated[str, _text(rules.SUBJECT, rules.MAX_SUBJECT, "248289761001")]
-ImageReference = Annotated[str, _text(rules.REFERENCE, rules.MAX_REFERENCE, "busybox:latest")]
+ImageReference = Annotated[str, _text(rules.REFERENCE, rules.MAX_REPOSITORY, "busybox:latest")]
 Labels = Annotated[
     dict[Annotated[str, _text(rules.LABEL_NAME, 128, "team")], Annotated[str, schema(maxLength=rules.MAX_LABEL_VALUE)]],
     schema(maxProperties=rules.MAX_LABELS),
@@ -80,8 +80,10 @@ Memory = Annotated[int, _number(rules.MIN_MEMORY, rules.MAX_BYTES)]
 Disk = Annotated[int, _number(rules.MIN_DISK, rules.MAX_BYTES, description="bytes")]
 Inodes = Annotated[int, _number(rules.MIN_INODES, rules.MAX_INODES, description="files and directories")]
 Pids = Annotated[int, _number(1, rules.MAX_PIDS)]
-ArgumentText = Annotated[str, _text(rules.WITHOUT_NUL, rules.MAX_ARGUMENT - 1, "httpd")]
-Environment = dict[Annotated[str, _text(rules.VARIABLE, rules.MAX_ARGUMENT - 1, "HOME")], ArgumentText]
+ArgumentText = Annotated[
+    str, schema(pattern=anchored(rules.WITHOUT_NUL), description="at most 128 KiB (execve(2))", examples=["httpd"])
+]
+Environment = dict[Annotated[str, schema(pattern=anchored(rules.VARIABLE), examples=["HOME"])], ArgumentText]
 WorkingDirectory = Annotated[str, _text(f"({rules.ABSOLUTE})?", rules.MAX_PATH, "/srv")]
 UserName = Annotated[str, _text(f"({rules.USER}(:{rules.USER})?)?", 511, "www-data", "1000:1000")]
 GroupName = Annotated[str, _text(rules.USER, 255, "audio")]

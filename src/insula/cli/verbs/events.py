@@ -26,7 +26,7 @@ def line(event: dict[str, Any]) -> str:
     """``12:30:01  instance exited acme/web  exit_status=0``, local time."""
     import time
 
-    known = ("time", "revision", "kind", "action", "tenant", "name")
+    known = ("time", "revision", "cursor", "kind", "action", "tenant", "name")
     moment = time.strftime("%H:%M:%S", time.localtime(event["time"]))
     names = [event["tenant"]] if event["tenant"] and event["kind"] != "tenant" else []
     about = "/".join([*names, *([event["name"]] if event["name"] is not None else [])])

@@ -93,9 +93,7 @@ class Sets:
     ) -> None:
         """Record an object as a member, in place of what was recorded before. Conflict."""
         found, named = of.value, None if _KEY.fullmatch(ref.name) else ref.name
-        member = SetMember(
-            set=found.id, tenant=found.tenant, name=found.name, uid=uid, object=named, applied=applied
-        )
+        member = SetMember(set=found.id, tenant=found.tenant, name=found.name, uid=uid, object=named, applied=applied)
         if before and before.value == member:
             return
         compares = [SETS.unchanged(of, of.value.tenant or HOST, of.value.name)]
