@@ -142,6 +142,20 @@ def test_what_is_kept_of_an_answer(
     with_keys(tmp_path, test)
 
 
+def test_a_request_that_commits_nothing_is_recorded_with_its_answer(tmp_path: Path) -> None:
+    """As `kill`: the transaction of the answer runs in the same context, and carries nothing more."""
+
+    async def test(keys: IdempotencyKeys) -> None:
+        attempt = await attempted(keys, "k")
+        carried.current.set(attempt)
+        await attempt.answered(204, "", b"")
+        attempt.close()
+        found = await keys.begin("ann", "k", "f")
+        assert isinstance(found, Found) and (found.value.status, found.value.body) == (204, b"")
+
+    with_keys(tmp_path, test)
+
+
 def test_an_error_that_changed_nothing_is_not_kept(tmp_path: Path) -> None:
     async def test(keys: IdempotencyKeys) -> None:
         attempt = await attempted(keys, "k")

@@ -74,6 +74,7 @@ async def _seen(plane: ControlPlane, sender: Authority, tenant: str) -> list[Ins
 
 @post(
     "/tenants/{tenant:str}/run",
+    status_code=200,
     request_max_body_size=None,
     tags=["instances"],
     summary="Create an instance, attach to it, and start it: frames, both ways",
@@ -282,6 +283,7 @@ class InstanceRoutes(Controller):
 
     @post(
         "/{name:str}/attach",
+        status_code=200,
         request_max_body_size=None,
         summary="Its input and output: frames in both directions",
         permission="instance.attach",
@@ -320,6 +322,7 @@ class InstanceRoutes(Controller):
 
     @post(
         "/{name:str}/exec",
+        status_code=200,
         request_max_body_size=None,
         summary="Run a further process in it: frames in both directions",
         permission="instance.exec",

@@ -27,7 +27,7 @@ from insula.model.errors import InsulaError
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+TEXT: Final = "text/plain; version=0.0.4"  # the framework adds the charset
 MOST: Final = 1000
 """The number of tenants, or instances of one tenant, that have metrics of their own."""
 OTHERS: Final = "_other"

@@ -269,10 +269,9 @@ def _body(handler: Any) -> Schema | None:
             content["example"] = example
         return {"required": True, "content": {"application/json": content}}
     if takes := handler.opt.get("takes"):
-        types = [takes, "application/octet-stream"] if takes == TAR else [takes]
         opens = handler.opt.get("opens")
         text = f"{_STREAMS[takes]} The first one is OPEN with an `{opens.__name__}`." if opens else _STREAMS[takes]
-        return {"required": True, "description": text, "content": {each: {"schema": _BINARY} for each in types}}
+        return {"required": True, "description": text, "content": {takes: {"schema": _BINARY}}}
     return None
 
 

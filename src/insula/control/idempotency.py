@@ -56,9 +56,8 @@ class Attempt:
             return
         kept = body if body is not None and len(body) <= MAX_ANSWER else None
         record = msgspec.structs.replace(self._record, status=status, media_type=media_type, body=kept, made=made)
+        self.committed()  # first: this transaction is not to carry the record once more
         await self._keys.context.store.transact([], [self._put(record)], durable=False)
-        if not self.stored:
-            self.committed()
 
     def close(self) -> None:
         """The request has ended, in whatever way."""

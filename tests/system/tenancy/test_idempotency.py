@@ -114,6 +114,14 @@ def test_removals_and_changes(api: Api) -> None:
     assert api.post(f"/instances/{name}?force=true", None, None, "DELETE").status == 404
 
 
+def test_what_stores_nothing_is_done_once_too(api: Api) -> None:
+    name = name_of(api.run(labels={"of": "signalled"}))
+    for _ in range(2):
+        answer = api.post(f"/instances/{name}/kill?signal=SIGCONT", None, "kill")
+        assert (answer.status, answer.body) == (204, b""), answer
+    assert answer.headers["idempotency-replayed"] == "true"
+
+
 def test_an_answer_with_a_secret_is_not_kept(daemon: Daemon, people: People) -> None:
     people.operator.identities.create_user("keeper")
     try:
