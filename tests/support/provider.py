@@ -63,6 +63,7 @@ class IdentityProvider:
         grants = ["authorization_code", "refresh_token", DEVICE_CODE]
         client = {"client_id": CLIENT, "token_endpoint_auth_method": "none", "application_type": "native"}
         client |= {"grant_types": grants, "response_types": ["code"], "redirect_uris": ["http://127.0.0.1/callback"]}  # type: ignore[dict-item]
+        client["id_token_signed_response_alg"] = self.keys[0].as_dict()["alg"]  # type: ignore[assignment]
         own = {"port": PORT, "modules": str(INSTALLED), "ttl": self.ttl, "accounts": self.accounts, "clients": [client]}
         text = json.dumps({**own, "jwks": {"keys": [each.as_dict(private=True) for each in self.keys]}})
         self.config.with_suffix(".new").write_text(text)

@@ -36,9 +36,14 @@ def connect(arguments: Arguments) -> Client:
 
     found = remotes.load(name)
     token = token or (None if found.get("certificate") else found.get("token"))
+    if token is None and "login" in found:
+        from insula.cli.sessions import token_of
+
+        token = token_of(name, found)
     client = Client(remote=HttpsRemote(found["addresses"], found["authority"], token, found.get("certificate")))
     if remotes.age(name) > _REFRESH and (authority := _authority_of(client)):
-        remotes.save(name, {**found, "authority": authority})  # used from the next command on
+        with remotes.RemoteLock(name):  # used from the next command on
+            remotes.save(name, {**remotes.load(name), "authority": authority})
     return client
 
 

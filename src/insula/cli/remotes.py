@@ -75,6 +75,23 @@ def save(name: str, remote: dict[str, Any]) -> None:
     _write(f"{check_label('remote', name)}.json", dumps(remote) + "\n")
 
 
+class RemoteLock:
+    """Hold the lock of a remote's file, for a change that depends on what it says (flock(2))."""
+
+    def __init__(self, name: str) -> None:
+        self._path = os.path.join(directory(), f"{check_label('remote', name)}.lock")
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        os.makedirs(directory(), mode=0o700, exist_ok=True)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
 def remove(name: str) -> None:
     load(name)
     os.unlink(os.path.join(directory(), f"{name}.json"))

@@ -81,6 +81,47 @@ class HttpsRemote(Remote):
         return ours
 
 
+class _Unverified(HttpsRemote):
+    """A server that has not proved who it is. Nothing secret is sent to it."""
+
+    def __init__(self, address: str) -> None:
+        Remote.__init__(self, address)
+        self.addresses = [address]
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self.context.check_hostname = False
+        self.context.verify_mode = ssl.CERT_NONE
+
+
+def authority_at(address: str, wanted: str) -> str:
+    """Return the certificate (PEM) of the authority with this fingerprint, as the server tells it. Denied.
+
+    Whoever answers, only the certificate that the fingerprint is of is taken; the server has to prove itself by it.
+    """
+    from insula.client.client import Client
+
+    found = certificates(str(Client(remote=_Unverified(address), timeout=_CONNECT).identities.login()["authority"]))
+    for name, pem in found.items():
+        if name.removeprefix("SHA256:") == wanted.strip().lower().replace(":", "").removeprefix("sha256"):
+            return pem
+    what = f"{address} has the authority {' or '.join(found) or 'none'}, not {wanted[:100]}"
+    raise Denied(what, "ask its operator for `insula remote fingerprint`; another server may answer in its place")
+
+
+def certificates(pem: str) -> dict[str, str]:
+    """Return certificates by their fingerprints, as in SHA256:0f3a…; malformed ones are left out."""
+    from hashlib import sha256
+
+    end, found = "-----END CERTIFICATE-----", {}
+    for part in pem[:65536].split(end)[:-1]:
+        one = part.strip() + "\n" + end + "\n"
+        try:
+            found[f"SHA256:{sha256(ssl.PEM_cert_to_DER_cert(one)).hexdigest()}"] = one
+        except ValueError:
+            continue
+    return found
+
+
 def _explained(error: OSError, address: str) -> InsulaError:
     if isinstance(error, ssl.SSLCertVerificationError):
         what = f"{address} is not the server that you were invited to: {error.verify_message}"

@@ -10,8 +10,13 @@ from typing import NamedTuple
 import pytest
 
 from insula.client import Client
+from insula.model.errors import Unavailable
 from tests.support.cli import Cli
+from tests.support.cloud import API, SETTINGS, Cloud, problems
 from tests.support.daemon import Daemon
+from tests.support.machine import Run
+from tests.support.provider import IdentityProvider
+from tests.support.wait import patiently, until
 from tests.system.conftest import TenantFactory
 
 _numbers = itertools.count()
@@ -85,3 +90,29 @@ def houses(tenants: TenantFactory) -> Houses:
     for cli in houses:
         cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
     return houses
+
+
+@pytest.fixture(scope="package")
+def cloud(run_: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    daemon = Daemon(run_)
+    provider = IdentityProvider(tmp_path_factory.mktemp("provider"), daemon.namespaces.host)
+    mode = daemon.path.parent.stat().st_mode & 0o7777
+    try:
+        for path in (daemon.path.parent, daemon.path):
+            path.chmod(0o711)
+        daemon.configure(API + SETTINGS)
+        daemon.start()
+        operator = Client(str(daemon.run / "insulad.sock"), timeout=patiently(60))
+        until(lambda: "provider oidc:" in problems(operator), "it has tried to fetch keys")
+        with pytest.raises(Unavailable) as caught:
+            Client(str(daemon.run / "users.sock"), token=provider.token()).identities.whoami()
+        cloud = Cloud(daemon, provider, operator, problems(operator), caught.value)
+        provider.start()
+        operator.tenants.create("acme")
+        operator.tenants.create("globex")
+        until(cloud.knows_keys, "the provider's tokens are accepted", 30)
+        yield cloud
+    finally:
+        provider.stop()
+        daemon.remove()
+        daemon.path.parent.chmod(mode)

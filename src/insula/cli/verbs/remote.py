@@ -10,7 +10,7 @@ from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import clean, listing, print_json, warn
 from insula.client import Client
 from insula.model.cpython import dumps, loads
-from insula.model.errors import Conflict, Invalid
+from insula.model.errors import Conflict, Invalid, NotFound
 from insula.model.units import parse_duration
 
 TYPE_CHECKING = False
@@ -28,6 +28,19 @@ def invite(arguments: Arguments) -> int:
         print_json(invitation)
     else:
         print(encode(invitation))
+    return 0
+
+
+def fingerprint(arguments: Arguments) -> int:
+    from insula.client.https import certificates
+
+    found = list(certificates(str(connect(arguments).identities.login()["authority"])))
+    if not found:
+        raise NotFound("this host is not reached by HTTPS", "set [api] listen in insulad.toml(5)")
+    if arguments.json:
+        print_json(found)
+    else:
+        print("\n".join(found))
     return 0
 
 
@@ -108,6 +121,11 @@ COMMANDS = {
         add,
         "Add a host with an invitation, which is read from the standard input, and use it from now on.",
         "NAME",
+    ),
+    "fingerprint": Command(
+        fingerprint,
+        "Print the fingerprint of this host's authority, which `insula login` takes.",
+        details="It is no secret, but pass it on by a way on which nobody can change it.",
     ),
     "ls": Command(ls, "List the remotes."),
     "use": Command(use, "Use this remote from now on; `local` is this machine.", "NAME"),
