@@ -154,7 +154,9 @@ class Door:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def knock(self, peer: Peer, token: str | None, client: ClientRecord | None = None) -> dict[str, Any]:
+    async def knock(
+        self, peer: Peer, token: str | None, client: ClientRecord | None = None, path: str = "/"
+    ) -> dict[str, Any]:
         """The answer: status, fields and body."""
         sent: list[Any] = []
 
@@ -166,7 +168,7 @@ class Door:
 
         state = {"stopping": asyncio.Event(), "peer": peer, **({"client": client} if client else {})}
         headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
-        scope: Any = {"type": "http", "state": state, "headers": headers, "method": "GET", "path": "/"}
+        scope: Any = {"type": "http", "state": state, "headers": headers, "method": "GET", "path": path}
         await self.access(scope, receive, send)
         fields = dict(sent[0]["headers"])
         return {"status": sent[0]["status"], "fields": fields, "body": sent[-1]["body"]}
@@ -214,6 +216,23 @@ def test_failures_of_the_network_are_counted_by_network(monkeypatch: pytest.Monk
         assert (await door.knock(gate, "x", at("192.0.2.250")))["status"] == 429
         assert (await door.knock(gate, "x", at("192.0.3.1")))["status"] == 401
         assert (await door.knock(gate, door.valid, at("192.0.2.250")))["status"] == 204
+
+    asyncio.run(main())
+
+
+def test_requests_without_a_proof_are_limited_by_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that anybody may send, to learn how to sign in."""
+    door, gate = Door(monkeypatch), Peer(9, 61007, 61007)
+
+    async def main() -> None:
+        def at(address: str) -> ClientRecord:
+            return ClientRecord(address, 1, "TLSv1.3", None)
+
+        most = int(BURST * Rates.ANONYMOUS)
+        statuses = [(await door.knock(gate, None, at("192.0.2.1"), access.LOGIN))["status"] for _ in range(most + 5)]
+        assert statuses == [204] * most + [429] * 5
+        assert (await door.knock(gate, None, at("192.0.3.1"), access.LOGIN))["status"] == 204
+        assert (await door.knock(gate, door.valid, at("192.0.2.1"), access.LOGIN))["status"] == 204
 
     asyncio.run(main())
 

@@ -27,7 +27,7 @@ from insula.api.tls.record import ClientRecord
 from insula.audit.writer import AuditLog
 from insula.control.allocation.in_flight import Held
 from insula.control.allocation.rates import Rates
-from insula.control.identities.authority import Authority
+from insula.control.identities.authority import NOBODY, Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.providers import Providers
 from insula.model.errors import Denied, InsulaError, TooManyRequests, Unauthenticated, Unavailable
@@ -124,6 +124,8 @@ class AccessMiddleware:
         try:
             if authority.principal is not None:
                 self.rates.check_principal(authority.principal.id)
+            elif authority is NOBODY:
+                self.rates.check_anonymous(network_of(client, peer))
         except TooManyRequests as error:
             entry.refused(error)
             self.times.observe(scope, error.status, 0.0)
@@ -153,9 +155,9 @@ class AccessMiddleware:
             nonlocal status, media
             request.answering = True
             if message["type"] == "http.response.start":
-                media = dict(message["headers"]).get(b"content-type", b"")
+                media = dict(message.get("headers") or ()).get(b"content-type", b"")
                 if self.audit:
-                    message["headers"] = [*message["headers"], (b"x-request-id", entry.id.encode())]
+                    message["headers"] = [*(message.get("headers") or ()), (b"x-request-id", entry.id.encode())]
             status = message.get("status", status)  # type: ignore[assignment]
             if message["type"] == "http.response.start":
                 self.times.observe(scope, status, time.monotonic() - begun)

@@ -48,6 +48,8 @@ class Rates:
 
     FAILURES, FAILURES_BURST = 1.0, 60.0
     """Failed authentications a second of one source, and at once."""
+    ANONYMOUS = 10.0
+    """Requests a second of one source that take no proof."""
 
     def __init__(self, of_principal: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._of_principal = of_principal
@@ -58,6 +60,10 @@ class Rates:
         """Count a request of the principal with this ID."""
         if self._of_principal is not None:
             self._check(("principal", principal), self._of_principal, "you send")
+
+    def check_anonymous(self, source: Hashable) -> None:
+        """Count a request that takes no proof."""
+        self._check(("source", source), self.ANONYMOUS, "you send")
 
     def check_tenant(self, tenant: str, limit: float | None) -> None:
         """Count a request of a member of a tenant about the tenant."""
