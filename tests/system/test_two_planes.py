@@ -127,6 +127,27 @@ def test_each_shows_the_instances_of_both(hosts: list[Settings]) -> None:
     run(hosts, body)
 
 
+def test_usage_is_that_of_both(hosts: list[Settings]) -> None:
+    """Each reads its own counters, and finds the other's totals in the store."""
+
+    async def body(a: ControlPlane, b: ControlPlane) -> None:
+        for plane, name in ((a, "at-a"), (b, "at-b")):
+            await plane.instances.run(TENANT, sleeper(name), by=OPERATOR)
+            await plane.accounting.accounts.flush()
+        alone = [
+            sum(account.cpu.total for account in plane.accounting.accounts.of(TENANT).accounts.values())
+            for plane in (a, b)
+        ]
+        assert all(alone), "each has used something"
+        for plane in (a, b):
+            found = await plane.accounting.of(TENANT)
+            assert found.used.cpu >= sum(alone) and found.used.cpu < 2 * sum(alone)
+        await b.instances.remove(TENANT, "at-b", force=True)
+        assert (await a.accounting.of(TENANT)).used.cpu >= sum(alone), "also when it is removed"
+
+    run(hosts, body)
+
+
 def test_a_request_to_one_is_carried_out_by_the_other(hosts: list[Settings]) -> None:
     async def body(a: ControlPlane, b: ControlPlane) -> None:
         first = (await b.instances.run(TENANT, sleeper("web"), by=OPERATOR)).status

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from insula.cli.options import Arguments, UsageError
-from insula.cli.verbs import stats
+from insula.cli.verbs import stats, usage
 from insula.cli.verbs.tenant import changes
 from insula.cli.verbs.top import spent
 
@@ -32,6 +32,18 @@ def test_a_row_of_stats() -> None:
     assert stats.row(shown, True)[:2] == ["acme", "web\x1b[2J"], "the table escapes it"
     gone = dict.fromkeys(shown, None) | {"tenant": "acme", "name": "web", "state": "exited", "pressure": {}}
     assert [cell for cell in stats.row(gone, False)[1:] if cell not in (None, "-")] == []
+
+
+def test_a_row_of_usage() -> None:
+    used = {
+        "cpu": 3_725_000_000_000, "received": 1536, "received_packets": 3, "sent": 0, "sent_packets": 0,
+        "memory": 1.5 * (1 << 30) * 3600, "memory_sampled": 3600.0, "memory_unsampled": 4.25,
+    }  # fmt: skip
+    reserved = {"instances": 7200.0, "cpus": 3600.0, "memory": 3600.0 * (2 << 30)}
+    shown = {"tenant": "acme", "since": 0.0, "until": 1.0, "used": used, "other_cpu": 250_000_000, "reserved": reserved}
+    assert usage.row(shown)[2:] == ["1:02:05", "0.25s", "1:00:00", "1.5Gh", "2Gh", "1.5K", "0B"]
+    assert len(usage.row(shown)) == len(usage.HEADER)
+    assert usage.of_instance(used) == ["1:02:05", "1.5Gh", "4.25s", "1.5K", "0B"]
 
 
 def test_none_and_nothing_of_limits() -> None:

@@ -99,7 +99,7 @@ def test_a_damaged_day_hides_only_itself(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 90 * 24), unique=True, max_size=12), st.integers(0, 95 * 24))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_it_is_what_a_list_would_find(hours: list[int], asked: int) -> None:
     times = [START + hour * HOUR for hour in sorted(hours)]
     at = START + asked * HOUR
