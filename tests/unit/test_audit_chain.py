@@ -329,6 +329,30 @@ log.close()
     assert len(list(read(log.path, 9))) == 15 * 5
 
 
+def test_verification_beside_a_rotating_writer_finds_nothing(log: Log) -> None:
+    """While files are renamed and the oldest removed again and again."""
+    stop = threading.Event()
+    results: list[Result] = []
+    writer = log.open(size=3000, files=3)
+
+    def look() -> None:
+        while not stop.is_set() or len(results) < 20:
+            head = writer.head
+            results.append(verify(lines_of_pieces(read_raw(log.path, 3)), [head] if head.hash else []))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for n in range(600):
+        writer.record(entry(n))
+        if n % 6 == 0:
+            writer.flush()
+    stop.set()
+    reader.join()
+    writer.close()
+    assert [result for result in results if result.wrong] == []
+    assert results[-1].first > 100, "the control: files were removed"
+
+
 def test_logs_that_are_moved_away_are_missed_by_number(log: Log) -> None:
     """As logrotate(8) does it with names of its own: nothing breaks, and verification says which lines are gone."""
     writer = log.write(range(5))

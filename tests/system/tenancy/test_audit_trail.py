@@ -8,6 +8,7 @@ import re
 import shlex
 import socket
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -241,6 +242,37 @@ def test_what_a_kill_interrupts_is_closed_as_unknown(unstarted: Daemon) -> None:
     daemon.launch()
     daemon.wait_until_it_answers()
     assert daemon.cli.ok("audit").count(UNKNOWN) == 3, "once"
+    assert "checked by" in daemon.cli.ok("audit", "--verify")
+
+
+def test_a_change_is_there_if_and_only_if_it_is_recorded(unstarted: Daemon) -> None:
+    """insulad is killed while users are created: each one that exists has one line, and no other has one."""
+    daemon, made = unstarted, 0
+
+    def create_until_it_ends(first: int) -> None:
+        client = Client(str(daemon.run / "insulad.sock"), timeout=patiently(30))
+        for number in range(first, first + 10_000):
+            try:
+                client.identities.create_user(f"u{number}")
+            except (InsulaError, OSError):
+                return
+
+    for kill in range(4):
+        daemon.start()
+        creators = [threading.Thread(target=create_until_it_ends, args=(10_000 * (4 * kill + n),)) for n in range(4)]
+        for each in creators:
+            each.start()
+        until(lambda: len(daemon.cli.json("user", "ls")) > made + 20, "users are created")  # noqa: B023
+        daemon.kill("insulad")
+        for each in creators:
+            each.join()
+        made += 20
+    daemon.start()
+    users = {view["principal"]["name"] for view in daemon.cli.json("user", "ls")}
+    lines = [entry for entry in entries(daemon) if entry["verb"] == "POST /v1/users"]
+    assert len(users) > 80
+    assert Counter(entry["name"] for entry in lines) == Counter(users)
+    assert {entry["status"] for entry in lines} <= {201, None}
     assert "checked by" in daemon.cli.ok("audit", "--verify")
 
 
