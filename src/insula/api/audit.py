@@ -276,6 +276,15 @@ class AuditedRequest:
         return not template.endswith(_CHANGES_NOTHING)
 
 
+def record_malformed(log: AuditLog, peer: Peer | None, client: ClientRecord | None) -> None:
+    """Record what somebody has sent that is not HTTP."""
+    about = {"user": "nobody", "proof": "none", "verb": "not HTTP", "tenant": None, "name": None, "status": 400}
+    source = {"address": client.address, "port": client.port} if client else {}
+    process = {"uid": peer.uid, "gid": peer.gid, "pid": peer.pid} if peer and not client else {}
+    entry: dict[str, Any] = {"time": timestamp(time.time()), "id": os.urandom(8).hex(), **about, **source, **process}
+    log.record_failure({**entry, "ms": 0.0, "error": "Invalid"}, network_of(client, peer), proved=False)
+
+
 def record_event(log: AuditLog, event: dict[str, Any]) -> None:
     """Record what the gate of HTTPS tells: a handshake that failed, from where and why."""
     moment = timestamp(float(event.get("time") or time.time()))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from insula import __version__
 from insula.api.app import create_app
-from insula.api.audit import record_event
+from insula.api.audit import record_event, record_malformed
 from insula.api.outbox import Outbox
 from insula.api.peer import group_id, listen
 from insula.api.server import GateSocket, Server
@@ -89,7 +89,9 @@ async def serve(settings: Settings) -> None:
     try:
         https = _https(settings, plane, audit)
         app = create_app(plane, audit, str(settings.socket), https and https[0], outbox)
-        server = Server(app, plane.begin, https and https[1])
+        server = Server(
+            app, plane.begin, https and https[1], lambda peer, client: record_malformed(audit, peer, client)
+        )
         gc.freeze()  # a full collection need not scan permanent objects: modules, and running instances
         gc.enable()
         loop = asyncio.get_running_loop()

@@ -63,9 +63,12 @@ def allowed(peer: Peer, group: int | None) -> bool:
 
 
 class ProblemProtocol(PunctualProtocol):
-    """uvicorn's HTTP protocol; what is not HTTP is answered as every other error is."""
+    """uvicorn's HTTP protocol; what is not HTTP is answered as every other error is, and told to the function
+    "malformed" of the state, which the audit log has it from."""
 
     def send_400_response(self, msg: str) -> None:
+        if told := self.app_state.get("malformed"):
+            told(self.app_state.get("peer"), self.app_state.get("client"))
         error = Invalid(f"this is not a valid HTTP request: {msg}", "send HTTP/1.1")
         status, headers, body = encoded(error)
         lines = (b"HTTP/1.1 %d Bad Request" % status, *(b"%b: %b" % field for field in headers), b"", body)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import uvicorn
 from litestar.types import ASGIApp
 
-from insula.api.peer import BACKLOG, GateProtocol, PeerProtocol, group_id
+from insula.api.peer import BACKLOG, GateProtocol, Peer, PeerProtocol, group_id
+from insula.api.tls.record import ClientRecord
 
 GRACE = 5
 """Seconds until the server stops waiting for requests; `AccessMiddleware` ends them earlier."""
@@ -41,8 +42,15 @@ class GateSocket(NamedTuple):
 class Server(uvicorn.Server):
     """A uvicorn server that is stopped by an event instead of signals, and does not wake up ten times a second."""
 
-    def __init__(self, app: ASGIApp, begin: Callable[[], None], gate: GateSocket | None = None) -> None:
-        """`begin` is called when requests are being served. `gate` is the socket for the gate of HTTPS."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        begin: Callable[[], None],
+        gate: GateSocket | None = None,
+        malformed: Callable[[Peer | None, ClientRecord | None], None] | None = None,
+    ) -> None:
+        """`begin` is called when requests are being served. `gate` is the socket for the gate of HTTPS. `malformed` is
+        called with the sender of what is not HTTP."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -61,11 +69,13 @@ class Server(uvicorn.Server):
         )
         self.stop = asyncio.Event()
         self.gate = gate
+        self.malformed = malformed
         self.begin = begin
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.lifespan.state["stopping"] = self.stop  # every request's scope has it as state
         self.lifespan.state["group"] = group_id()
+        self.lifespan.state["malformed"] = self.malformed
         await super().startup(sockets=sockets)
         if self.gate is not None:
             loop = asyncio.get_running_loop()

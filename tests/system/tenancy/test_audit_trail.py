@@ -168,6 +168,16 @@ def test_each_way_to_fail_is_one_line(
     until(lambda: told()[: len(expected)] == expected and len(told()) == len(expected) + 1, "the upload that broke off")
 
 
+def test_what_is_not_http_is_one_line(daemon: Daemon, new: Callable[[], list[dict[str, Any]]]) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(patiently(60))
+        sock.connect(str(daemon.run / "users.sock"))
+        sock.sendall(b"\0nonsense\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 400 ")
+    [entry] = [entry for entry in new() if entry["verb"] == "not HTTP"]
+    assert (entry["status"], entry["uid"], entry["pid"]) == (400, 0, os.getpid())
+
+
 def test_reads_and_changes_of_a_member_have_who_and_how(
     houses: Houses, ann: Person, new: Callable[[], list[dict[str, Any]]]
 ) -> None:
