@@ -283,7 +283,7 @@ def fuzz_all(fuzzer: Fuzzer, positive: int, negative: int) -> None:
     for text, count in fuzzer.refused.most_common(20):
         print(f"{count:4} {text}")
     assert not fuzzer.problems, "\n".join(fuzzer.problems)
-    assert sent > 150 and wrong < sent * 0.1, "most that fits is taken"
+    assert sent > 150 and wrong < sent * 0.15, "most that fits is taken"
 
 
 @pytest.mark.parametrize("role", ROLES)
