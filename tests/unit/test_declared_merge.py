@@ -51,7 +51,9 @@ def full(**spec: Any) -> dict[str, Any]:
         (form(env={"A": "1"}), form(env={"A": "1"}), full(), full(env={"A": "1"}), ["spec.env.A"]),
         # lists are one field
         (form(cpus=[1, 2]), form(cpus=[1]), full(cpus=[1]), full(cpus=[1, 2]), []),
-        # a mapping in place of nothing
+        # nothing in place of a mapping, and a mapping in place of nothing
+        (form(cpus=None), form(cpus={"a": 1}), full(cpus={"a": 1}), full(cpus=None), []),
+        (form(cpus=None), form(cpus={"a": 1}), full(cpus={"a": 2}), full(cpus=None), ["spec.cpus"]),
         (form(cpus={"a": 1}), form(), full(), full(cpus={"a": 1}), []),
     ],
 )
@@ -121,3 +123,12 @@ def contains(form_: Any, part: Any) -> bool:
     if isinstance(part, dict) and isinstance(form_, dict):
         return all(contains(form_.get(key, MISSING), value) for key, value in part.items())
     return bool(form_ == part)
+
+
+def test_only_what_differs_is_told() -> None:
+    now = {"a": 1, "b": {"c": 1, "d": 2}, "e": {}, "f": [1]}
+    default = {"a": 1, "b": {"c": 1, "d": 3}, "f": [1], "g": 0}
+    assert without_defaults(now, default) == {"b": {"d": 2}, "e": {}}
+    assert [*changes(default, now)] == [("b", "d"), ("g",), ("e",)]
+    assert restrict({"a": None, "b": {"c": 1}}, {"a": {"x": 1}, "b": None}) == {"a": None, "b": {"c": 1}}
+    assert restrict(now, {"b": {"d": 0, "x": 0}, "f": None, "z": 0}) == {"b": {"d": 2}, "f": [1]}
