@@ -279,11 +279,13 @@ def test_records_of_0_1_0_are_taken_over_or_a_problem(settings: Settings, monkey
     assert asyncio.run(hosts()) == ["", ""]
     transact, taken = SqliteStore.transact, list[int]()
 
-    async def refuse(self: SqliteStore, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
+    async def refuse(
+        self: SqliteStore, compares: Sequence[Compare], writes: Sequence[Write], *, durable: bool = True
+    ) -> int:
         if sum(write.key.startswith("/instances/") for write in writes) == 2:
             taken.append(len(taken))
             raise Unavailable("no space is left")
-        return await transact(self, compares, writes)
+        return await transact(self, compares, writes, durable=durable)
 
     async def served(plane: ControlPlane) -> None:
         assert ("no space is left" in plane.context.problems.get("records of 0.1.0", "")) is bool(taken)
