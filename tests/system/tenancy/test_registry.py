@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -286,9 +287,12 @@ def pids(daemon: Daemon) -> list[int]:
 
 @contextlib.contextmanager
 def hanging(world: World, person: Person) -> Iterator[subprocess.Popen[str]]:
-    """A pull that never ends, and waits for a layer."""
+    """A pull that never ends, and waits for a layer; it has a login."""
     world.registry.lines()
-    with person.cli.start("image", "pull", "--insecure", f"hang.test:{PORT}/app:1") as process:
+    command = person.cli.command("image", "pull", "--insecure", "-u", "ada", f"hang.test:{PORT}/app:1")
+    environment = {**person.cli.environment(), "INSULA_REGISTRY_PASSWORD": PASSWORD}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe) as process:
         try:
             until(lambda: "/blobs/" in world.registry.next(), "it asks for a layer")
             assert pids(world.daemon) and "egress0" in devices(world, person)
@@ -320,6 +324,15 @@ def test_skopeo_sees_nothing_of_the_host(world: World) -> None:
         assert os.listdir(root / "run") == [] != os.listdir("/run")
         assert len([name for name in os.listdir(root / "proc") if name.isdigit()]) <= 3, "sh, skopeo and no other"
         assert b"proxy" not in Path(f"/proc/{pid}/environ").read_bytes().lower()
+        assert (
+            PASSWORD
+            in base64.b64decode(
+                json.loads((root / "mnt/pull-home/auth.json").read_text())["auths"][f"hang.test:{PORT}"]["auth"]
+            ).decode()
+        ), "the control: it has the login"
+        there = [Path(f"/proc/{each}/{name}") for each in pids(world.daemon) for name in ("cmdline", "environ")]
+        for path in (*there, world.daemon.log, world.daemon.audit, *world.daemon.root.glob("*.db*")):
+            assert PASSWORD.encode() not in path.read_bytes(), path
     with pytest.raises(InsulaError, match="does not respond"):
         list(world.people.operator.images.pull("acme", f"{OWN}:{STORE}/team/app:1"))
 
