@@ -61,4 +61,4 @@ def test_the_time_of_descendants_is_counted() -> None:
 
 def test_every_suite_is_in_a_lane() -> None:
     names = [each.name for lane in lanes([]) for each in lane]
-    assert sorted(names) == ["guest", "modern", "peer", "peers", "provider", "system", "unit"]
+    assert sorted(names) == ["guest", "modern", "peer", "peers", "provider", "system", "tenancy", "unit"]
