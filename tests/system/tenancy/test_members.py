@@ -292,3 +292,16 @@ def test_a_token_file_that_others_can_read_is_refused(people: People, houses: Ho
     assert "can be read by other users" in str(person.cli.fails("ps"))
     person.token.chmod(0o600)
     person.cli.ok("ps")
+
+
+def test_several_are_removed_and_revoked_at_once(daemon: Daemon) -> None:
+    """The verbs go on after one that does not exist."""
+    cli = daemon.cli
+    for name in ("one", "two"):
+        cli.ok("user", "create", name)
+    tokens = [json.loads(cli.ok("--json", "token", "create", "--user", name))["id"] for name in ("one", "two")]
+    revoked = cli.run("token", "revoke", tokens[0], "0" * 16, tokens[1])
+    assert (revoked.status, revoked.out.split()) == (1, tokens)
+    removed = cli.run("user", "rm", "one", "nobody-here", "two")
+    assert (removed.status, removed.out.split()) == (1, ["one", "two"])
+    assert "nobody-here" in removed.err

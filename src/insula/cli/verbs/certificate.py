@@ -5,6 +5,8 @@ from __future__ import annotations
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import age, clean, listing, moment, print_json
+from insula.cli.verbs.lifecycle import each
+from insula.client import Client
 from insula.model.units import parse_duration
 
 
@@ -24,10 +26,8 @@ def ls(arguments: Arguments) -> int:
     return listing(arguments.json, views, ["SERIAL", "USER", "AGE", "EXPIRES"], rows)
 
 
-def revoke(arguments: Arguments) -> int:
-    connect(arguments).identities.revoke_certificate(arguments.serial)
-    print(clean(arguments.serial))
-    return 0
+def revoke(client: Client, arguments: Arguments, serial: str) -> None:
+    client.identities.revoke_certificate(serial)
 
 
 def rotate(arguments: Arguments) -> int:
@@ -46,7 +46,7 @@ COMMANDS = {
         ],
     ),
     "ls": Command(ls, "List your certificates.", options=[Option("-a --all", "those of all users")]),
-    "revoke": Command(revoke, "End a certificate at once, and what runs by it.", "SERIAL"),
+    "revoke": Command(each(revoke, "serial"), "End certificates at once, and what runs by them.", "SERIAL..."),
     "rotate": Command(
         rotate,
         "Replace the authority that signs the certificate of the `server`, or those of a `client`.",

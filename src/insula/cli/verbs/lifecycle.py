@@ -12,13 +12,14 @@ from insula.model.errors import InsulaError
 from insula.model.units import parse_duration, parse_signal
 
 
-def each(act: Callable[[Client, Arguments, str], object]) -> Callable[[Arguments], int]:
-    """Make a verb that does `act` for every name and prints the result; it continues after an error (exit status 1)."""
+def each(act: Callable[[Client, Arguments, str], object], argument: str = "name") -> Callable[[Arguments], int]:
+    """Make a verb that does `act` for each value of an argument, NAME by default, and prints the result; it continues
+    after an error (exit status 1)."""
 
     def run(arguments: Arguments) -> int:
         client = connect(arguments)
         status, results = 0, {}
-        for name in arguments.name:
+        for name in getattr(arguments, argument):
             try:
                 results[name] = act(client, arguments, name)
             except InsulaError as problem:

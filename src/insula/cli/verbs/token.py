@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
-from insula.cli.output import age, clean, listing, moment, print_json
+from insula.cli.output import age, listing, moment, print_json
+from insula.cli.verbs.lifecycle import each
 from insula.cli.verbs.run import pair
+from insula.client import Client
 from insula.model.units import parse_duration
 
 TYPE_CHECKING = False
@@ -46,10 +48,8 @@ def row(view: dict[str, Any]) -> list[Any]:
     ]
 
 
-def revoke(arguments: Arguments) -> int:
-    connect(arguments).identities.revoke_token(arguments.id)
-    print(clean(arguments.id))
-    return 0
+def revoke(client: Client, arguments: Arguments, token: str) -> None:
+    client.identities.revoke_token(token)
 
 
 COMMANDS = {
@@ -66,5 +66,5 @@ COMMANDS = {
         "what its owner may do at that moment, but it makes no tokens, users or roles.",
     ),
     "ls": Command(ls, "List your tokens.", options=[Option("-a --all", "those of all users")]),
-    "revoke": Command(revoke, "End a token at once, and what runs by it.", "ID"),
+    "revoke": Command(each(revoke, "id"), "End tokens at once, and what runs by them.", "ID..."),
 }

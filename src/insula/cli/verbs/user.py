@@ -5,6 +5,8 @@ from __future__ import annotations
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option, UsageError, whole
 from insula.cli.output import age, clean, listing
+from insula.cli.verbs.lifecycle import each
+from insula.client import Client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,15 +47,12 @@ def row(view: dict[str, Any]) -> list[Any]:
     return [name, principal["id"], principal["uid"], ", ".join(roles) or None, age(principal["created"])]
 
 
-def rm(arguments: Arguments) -> int:
-    identities = connect(arguments).identities
-    tenant, slash, name = arguments.user.rpartition("/")
+def rm(client: Client, arguments: Arguments, user: str) -> None:
+    tenant, slash, name = user.rpartition("/")
     if slash:
-        identities.remove_service_account(tenant, name)
+        client.identities.remove_service_account(tenant, name)
     else:
-        identities.remove_user(name)
-    print(clean(arguments.user))
-    return 0
+        client.identities.remove_user(name)
 
 
 def bind(arguments: Arguments) -> int:
@@ -99,7 +98,9 @@ COMMANDS = {
         "`insula token create --user NAME`.",
     ),
     "ls": Command(ls, "List users, or a tenant's service accounts.", options=[_SERVICE]),
-    "rm": Command(rm, "Remove a user or service account, with its roles and tokens.", "USER", details=_USER),
+    "rm": Command(
+        each(rm, "user"), "Remove users or service accounts, with their roles and tokens.", "USER...", details=_USER
+    ),
     "bind": Command(
         bind,
         "Give a user a role in the tenant, instead of the one that it has there.",
