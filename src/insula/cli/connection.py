@@ -7,6 +7,7 @@ the history of a shell. It is read from a file that only its owner can read, suc
 from __future__ import annotations
 
 import os
+from time import time
 
 from insula.cli import remotes
 from insula.client import Client
@@ -41,14 +42,22 @@ def connect(arguments: Arguments) -> Client:
 
         token = token_of(name, found)
     client = Client(remote=HttpsRemote(found["addresses"], found["authority"], token, found.get("certificate")))
-    if remotes.age(name) > _REFRESH and (authority := _authority_of(client)):
-        with remotes.RemoteLock(name):  # used from the next command on
-            remotes.save(name, {**remotes.load(name), "authority": authority})
+    if time() - found.get("checked", 0.0) > _REFRESH:
+        _check_authority(name, client)
     return client
 
 
+def _check_authority(name: str, client: Client) -> None:
+    """Ask the host by which certificates it wants to be known: it may be rotating its authority. They are used from the
+    next command on. An attempt that fails counts as well."""
+    authority = _authority_of(client)
+    with remotes.RemoteLock(name):
+        found = remotes.load(name)
+        remotes.save(name, {**found, "authority": authority or found["authority"], "checked": time()})
+
+
 def _authority_of(client: Client) -> str | None:
-    """Return the certificates by which the host wants to be known, from itself: it may be rotating its authority."""
+    """Return the certificates of the host's authorities, None if they can't be asked for."""
     try:
         return str(client.identities.authorities()["server"]) or None
     except InsulaError:

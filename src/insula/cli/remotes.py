@@ -1,7 +1,8 @@
 """The remotes of a user: daemons on other machines, each a file below ~/.config/insula/remotes with mode 600.
 
 A file has `addresses`, the certificate `authority` of the server, and a `token` or the name of a file with a
-`certificate`. The file `current` beside them has the name of the remote that is used by default.
+`certificate`; `checked` is when the authorities were asked for last. The file `current` beside them has the name of the
+remote that is used by default.
 """
 
 from __future__ import annotations
@@ -62,13 +63,6 @@ def load(name: str) -> dict[str, Any]:
     except ValueError:
         raise Invalid(f"{path} is damaged", f"`insula remote rm {name}`, and add it again") from None
     return dict(found)
-
-
-def age(name: str) -> float:
-    """Return the seconds since a remote was written."""
-    from time import time
-
-    return time() - os.stat(os.path.join(directory(), f"{check_label('remote', name)}.json")).st_mtime
 
 
 def save(name: str, remote: dict[str, Any]) -> None:
