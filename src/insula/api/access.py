@@ -73,6 +73,7 @@ class OpenRequest:
                 self.end(error)
             if permission[0].startswith("self.") and not authority.has_all_of(self.authority):
                 self.end(Denied("a role of yours was taken", "ask again: the answer is another one now"))
+            self.authority = authority  # which changes of roles concern it: those of its groups may be others now
 
 
 class AccessMiddleware:
@@ -165,7 +166,8 @@ class AccessMiddleware:
             await send(message)
 
         task = asyncio.ensure_future(self.app(scope, entry.receiving(receive), noting_send))
-        request, timer = OpenRequest(task, scope, entry.authority), self._expiry(entry.authority)
+        request = OpenRequest(task, scope, entry.authority)
+        timer = self._expiry(request)
         self._open.add(request)
         try:
             await asyncio.wait((task,))
@@ -203,12 +205,12 @@ class AccessMiddleware:
         for request in tuple(self._open):
             request.end(Unavailable("insulad is stopping", "try again later"))
 
-    def _expiry(self, authority: Authority) -> asyncio.TimerHandle | None:
-        """Look at the sender's requests again when its proof expires."""
-        if authority.expires is None or authority.principal is None:
+    def _expiry(self, request: OpenRequest) -> asyncio.TimerHandle | None:
+        """Look at the request again when the proof of its sender expires."""
+        if (expires := request.authority.expires) is None:
             return None
-        left = max(0.0, authority.expires - time.time())
-        return asyncio.get_running_loop().call_later(left, self._rights_changed, authority.principal.id)
+        left = max(0.0, expires - time.time())
+        return asyncio.get_running_loop().call_later(left, request.check, self.cache)
 
     def _rights_changed(self, principal: str) -> None:
         for request in tuple(self._open):

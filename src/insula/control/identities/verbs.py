@@ -196,11 +196,12 @@ class Identities:
         await self._change(by, principal, tenant, None)
 
     async def _change(self, by: Authority, principal: Principal, tenant: str | None, new: Binding | None) -> None:
-        """Put a binding, or delete it. Of a removal at the same time and this, one fails."""
+        """Put a binding, or delete it. Of a removal at the same time and this, one fails: only a group can be new."""
         key = (tenant or HOST, principal.id)
 
         async def attempt() -> None:
-            found = None if self.cache.principal(principal.id) is None else await self._stored(principal)
+            is_new = principal.kind == "group" and self.cache.principal(principal.id) is None
+            found = None if is_new else await self._stored(principal)
             before = await BINDINGS.get(self.context.store, *key)
             for role in {each.role for each in (new, before.value if before else None) if each}:
                 if not by.covers(permissions_of(role), tenant):
@@ -421,9 +422,6 @@ class Identities:
 
     def _bindings_of(self, principal: Principal) -> Sequence[Binding]:
         return [*self.cache.bindings(principal.id)]
-
-    def _tokens_of(self, principal: Principal) -> Sequence[Token]:
-        return [each for each in self.cache.tokens() if each.principal == principal.id]
 
     async def _stored(self, principal: Principal) -> Found[Principal]:
         found = await PRINCIPALS.get(self.context.store, *key_of(principal))
