@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from insula.cli.main import main
 from insula.control.declared.documents import read
-from insula.control.declared.kinds.base import ObjectReference, Verbs
+from insula.control.declared.kinds.base import DeclaredKind, ObjectReference, Verbs
 from insula.control.declared.kinds.instance import InstanceKind
 from insula.control.declared.kinds.network import NetworkKind
+from insula.control.declared.kinds.registry import KINDS
 from insula.control.declared.yaml12 import write
 from insula.control.identities.authority import OPERATOR, Authority
 from insula.model.declared import DeclaredFile, DeclaredItem
@@ -142,3 +143,15 @@ def test_a_hostile_server_can_not_control_the_terminal(
     if verb != "dump":
         assert out.startswith(b"Net\\x1b[2Jwork a\\nInstance b  created  "), "one line for each"
         assert b"\\x1b]0;owned\\x07" in out
+
+
+def test_a_kind_has_all_verbs() -> None:
+    """Python refuses one without a verb that every kind has; those with fields to change have `update` too."""
+
+    class Incomplete(NetworkKind):
+        remove = DeclaredKind.remove
+
+    with pytest.raises(TypeError, match="abstract method remove"):
+        Incomplete()
+    for kind in KINDS.values():
+        assert (type(kind).update is not DeclaredKind.update) == bool(kind.in_place), kind.name

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from insula.api import server_sent
+from insula.api.streams import EVENTS, FRAMES, NDJSON, TAR, last_piece
 from insula.client.http import Dechunker, head
-from insula.model.stream import Kind
+from insula.model.errors import Denied
+from insula.model.stream import Decoder, Kind
 from tests.unit.conftest import StubDaemon
 from tests.unit.test_problems import ask
 
@@ -92,3 +94,15 @@ def test_a_quiet_stream_is_kept_alive(stub: StubDaemon, monkeypatch: pytest.Monk
     monkeypatch.setattr(server_sent, "QUIET", 0.01)
     found = asyncio.run(main())
     assert [each for each in found if each] == [{"n": 1}, {"n": 2}] and None in found
+
+
+def test_every_stream_has_an_end_that_says_why() -> None:
+    """The same problem in the form of each media type; a tar has no place for it."""
+    error = Denied("a role was taken", "ask again")
+    line = last_piece(f"{NDJSON}; charset=utf-8", error)
+    [(kind, payload)] = Decoder().feed(last_piece(FRAMES, error))
+    head, _, data = last_piece(EVENTS, error).decode().partition("\n")
+    assert line.endswith(b"\n") and kind is Kind.ERROR and head == "event: error" and data.endswith("\n\n")
+    for text in (line, payload, data.removeprefix("data: ")):
+        assert json.loads(text) == error.to_problem()
+    assert last_piece(TAR, error) == b""

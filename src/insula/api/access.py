@@ -19,7 +19,7 @@ from insula.api.authentication import authenticate
 from insula.api.outbox import Outbox
 from insula.api.patience import Patient
 from insula.api.peer import Peer, allowed, group_id
-from insula.api.problems import defect, refuse
+from insula.api.problems import refuse
 from insula.api.request_times import RequestTimes
 from insula.api.sources import network_of
 from insula.api.streams import last_piece
@@ -30,7 +30,7 @@ from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import NOBODY, Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.providers import Providers
-from insula.model.errors import Denied, InsulaError, TooManyRequests, Unauthenticated, Unavailable
+from insula.model.errors import Denied, InsulaError, TooManyRequests, Unauthenticated, Unavailable, defect
 
 log = logging.getLogger("insula.access")
 GRACE = 1.0
@@ -150,13 +150,13 @@ class AccessMiddleware:
         return error
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: AuditedRequest) -> None:
-        status, media, begun = 0, b"", time.monotonic()
+        status, media, begun = 0, "", time.monotonic()
 
         async def noting_send(message: Message) -> None:
             nonlocal status, media
             request.answering = True
             if message["type"] == "http.response.start":
-                media = dict(message.get("headers") or ()).get(b"content-type", b"")
+                media = dict(message.get("headers") or ()).get(b"content-type", b"").decode("latin-1")
                 if self.audit:
                     message["headers"] = [*(message.get("headers") or ()), (b"x-request-id", entry.id.encode())]
             status = message.get("status", status)  # type: ignore[assignment]

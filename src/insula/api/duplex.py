@@ -19,7 +19,7 @@ from litestar import Request
 from litestar.types import Receive, Scope, Send
 
 from insula.api.patience import BODY
-from insula.api.streams import FRAMES, error_frame
+from insula.api.streams import FRAMES, last_piece
 from insula.model.errors import Conflict, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.stream import Decoder, Kind, encode
 
@@ -131,7 +131,7 @@ class Duplex:
         except asyncio.CancelledError:
             return await self._ended(state)
         except Exception as error:
-            return error_frame(error)
+            return last_piece(FRAMES, error)
         finally:
             for task in (down, up):
                 task.cancel()
@@ -142,11 +142,13 @@ class Duplex:
         the process that it had started, that is killed."""
         why = state.get("ended")
         if why is None or isinstance(why, Unavailable):
-            return error_frame(Unavailable("insulad is stopping; the process keeps running", "attach again later"))
+            return last_piece(
+                FRAMES, Unavailable("insulad is stopping; the process keeps running", "attach again later")
+            )
         if self.owned:
             with contextlib.suppress(InsulaError):
                 await self.signal(signal.SIGKILL)
-        return error_frame(why)
+        return last_piece(FRAMES, why)
 
     async def _down(self, attached: Attached, send: Send) -> bytes:
         async for kind, payload in attached:

@@ -10,8 +10,8 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from insula.api.audit import note
-from insula.api.problems import PROBLEM, defect, fields_of
-from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
+from insula.api.problems import PROBLEM, fields_of
+from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound, defect
 
 log = logging.getLogger("insula.api")
 _BY_STATUS: dict[int, type[InsulaError]] = {403: Denied, 404: NotFound, 409: Conflict}

@@ -100,7 +100,7 @@ def _fingerprint(request: Request[Any, Any, Any], sender: Authority, body: bytes
     """The digest of a request, with the rights that its answer depends on."""
     scope = request.scope
     tenant = scope["path_params"].get("tenant")
-    rights = [sorted(sender.labels.items()), sender.sees_host, "instance.exec" in sender.held(tenant)]
+    rights = [sorted(sender.labels.items()), sender.sees_host, sender.sees_environment(tenant)]
     head = msgspec.json.encode([scope["method"], scope["path"], scope["query_string"].decode("latin-1"), rights])
     return hashlib.sha256(head + b"\n" + body).hexdigest()
 

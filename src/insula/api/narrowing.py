@@ -16,7 +16,7 @@ from insula.control.identities.authority import Authority
 from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
 from insula.model.objects import Exit, Image, Instance
-from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
+from insula.model.own_views import HIDDEN, OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.principals import (
     Authorities,
     BindingView,
@@ -40,8 +40,6 @@ from insula.model.views import (
     TenantView,
 )
 
-HIDDEN = "…"
-"""The text that replaces the value of an environment variable."""
 NARROW: dict[type[msgspec.Struct], type[msgspec.Struct]] = {
     TenantView: OwnTenantView,
     NetworkView: OwnNetworkView,
@@ -99,7 +97,7 @@ def _narrow(value: msgspec.Struct) -> msgspec.Struct:
 
 def _without_secrets(instance: Instance, authority: Authority) -> Instance:
     """Hide the values of environment variables from principals that can't run a process in the instance."""
-    if "instance.exec" in authority.held(instance.tenant):
+    if authority.sees_environment(instance.tenant):
         return instance
     spec = replace(instance.spec, env=dict.fromkeys(instance.spec.env, HIDDEN))
     names = [entry.partition("=")[0] for entry in instance.config.env]

@@ -7,14 +7,9 @@ import math
 import msgspec
 from litestar.types import Send
 
-from insula.model.errors import Failed, InsulaError, Unauthenticated
+from insula.model.errors import InsulaError, Unauthenticated
 
 PROBLEM = "application/problem+json"
-
-
-def defect(error: BaseException) -> Failed:
-    """Return the error for clients of an exception that was not expected."""
-    return Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it")
 
 
 def fields_of(error: InsulaError) -> list[tuple[bytes, bytes]]:

@@ -16,11 +16,10 @@ from litestar import Request
 from litestar.response import Stream
 
 from insula.api.narrowing import for_sender
-from insula.api.streams import as_insula_error, json_lines
+from insula.api.streams import EVENTS, json_lines, last_piece
 from insula.control.identities.authority import Authority
 from insula.model.stream import Decoder, Kind
 
-EVENTS = "text/event-stream"
 LAST_EVENT_ID = "last-event-id"
 QUIET = 15.0
 """Seconds without an event after which a comment is sent."""
@@ -50,7 +49,7 @@ def server_sent(items: AsyncIterator[Any], authority: Authority) -> Stream:
                 head = f"id: {mark}\n".encode() if mark else b""
                 yield head + b"data: " + msgspec.json.encode(for_sender(item, authority)) + b"\n\n"
         except Exception as error:
-            yield b"event: error\ndata: " + msgspec.json.encode(as_insula_error(error).to_problem()) + b"\n\n"
+            yield last_piece(EVENTS, error)
 
     return Stream(events(), media_type=EVENTS, headers={"cache-control": "no-store"})
 

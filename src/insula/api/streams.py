@@ -1,8 +1,8 @@
 """Streamed bodies: JSON lines and frames to the client, archives in both directions.
 
-An error after the start of the response can't change its status any more, so it is sent in the stream: as a last JSON
-line with the members of a problem, or as a frame of kind ERROR. An archive is cut off; the client detects that, because
-a chunked body without its last chunk is incomplete (RFC 9112, 8).
+An error after the start of the response can't change its status any more, so it is sent in the stream, as a problem:
+the last JSON line, a frame of kind ERROR, or an event of type `error`. An archive is cut off; the client detects that,
+because a chunked body without its last chunk is incomplete (RFC 9112, 8).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,18 +23,24 @@ from insula.api.audit import note
 from insula.api.authorization import hold
 from insula.api.narrowing import for_sender
 from insula.api.patience import LEAST, STALL
-from insula.api.problems import defect
 from insula.control.identities.authority import Authority
 from insula.image.limits import MAX_SIZE as MAX_UPLOAD
 from insula.image.limits import check_room
-from insula.model.errors import Failed, InsulaError, Invalid
+from insula.model.errors import Failed, InsulaError, Invalid, defect
 from insula.model.stream import Kind, encode
 
 T = TypeVar("T")
 log = logging.getLogger("insula.api")
 NDJSON = "application/x-ndjson"
 FRAMES = "application/vnd.insula.frames"
+EVENTS = "text/event-stream"
 TAR = "application/x-tar"
+_ENDS: dict[str, Callable[[bytes], bytes]] = {
+    NDJSON: lambda problem: problem + b"\n",
+    FRAMES: lambda problem: encode(Kind.ERROR, problem),
+    EVENTS: lambda problem: b"event: error\ndata: " + problem + b"\n\n",
+}
+"""How a problem is sent at the end of a stream, by its media type."""
 _TURN = 32  # items before other tasks may run
 
 
@@ -50,7 +56,7 @@ def json_lines(items: AsyncIterator[Any], authority: Authority) -> Stream:
                 if number % _TURN == 0:  # ten thousand events may be available at once: let other tasks run
                     await asyncio.sleep(0)
         except Exception as error:
-            yield msgspec.json.encode(as_insula_error(error).to_problem()) + b"\n"
+            yield last_piece(NDJSON, error)
 
     return Stream(lines(), media_type=NDJSON)
 
@@ -63,7 +69,7 @@ def frames(pieces: AsyncIterator[bytes]) -> Stream:
             async for piece in pieces:
                 yield piece
         except Exception as error:
-            yield error_frame(error)
+            yield last_piece(FRAMES, error)
 
     return Stream(encoded(), media_type=FRAMES)
 
@@ -113,18 +119,13 @@ async def primed(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
     return rest()
 
 
-def error_frame(error: BaseException) -> bytes:
-    return encode(Kind.ERROR, msgspec.json.encode(as_insula_error(error).to_problem()))
+def last_piece(media: str, error: BaseException) -> bytes:
+    """Return an error as the end of a stream of a media type; empty for one that has no place for it."""
+    encoded = _ENDS.get(media.partition(";")[0])
+    return encoded(msgspec.json.encode(_as_insula_error(error).to_problem())) if encoded else b""
 
 
-def last_piece(media: bytes, error: InsulaError) -> bytes:
-    """Return the end of a stream that was ended, with the reason; empty for a media type that has no place for it."""
-    if media.startswith(NDJSON.encode()):
-        return msgspec.json.encode(error.to_dict()) + b"\n"
-    return error_frame(error) if media.startswith(FRAMES.encode()) else b""
-
-
-def as_insula_error(error: BaseException) -> InsulaError:
+def _as_insula_error(error: BaseException) -> InsulaError:
     """Return an InsulaError unchanged; another error is a defect, which is logged and becomes Failed."""
     note(error=type(error).__name__)
     if isinstance(error, InsulaError):

@@ -122,28 +122,19 @@ class Unavailable(InsulaError):
     title = "This host can't do this now"
 
 
-_BY_NAME: dict[str, type[InsulaError]] = {
-    each.__name__: each
-    for each in (
-        InsulaError,
-        Invalid,
-        Unauthenticated,
-        Denied,
-        NotFound,
-        Conflict,
-        QuotaExceeded,
-        IdempotencyKeyReused,
-        TooManyRequests,
-        Failed,
-        Unavailable,
-    )
-}
+KINDS: dict[str, type[InsulaError]] = {each.__name__: each for each in InsulaError.__subclasses__()}
+"""The kinds of errors by their codes: those of this module, as no other is imported yet."""
+
+
+def defect(error: BaseException) -> Failed:
+    """Return the error for clients of an exception that was not expected."""
+    return Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it")
 
 
 def from_dict(data: dict[str, str | None]) -> InsulaError:
     """Make an error from the result of `InsulaError.to_dict`, or of `to_problem`, for clients; an unknown kind becomes
     `Failed`."""
-    kind = _BY_NAME.get(data.get("error") or data.get("code") or "", Failed)
+    kind = KINDS.get(data.get("error") or data.get("code") or "", Failed)
     error = kind(data.get("message") or data.get("detail") or "unknown error", data.get("hint"))
     exit_status = data.get("exit_status") or ""
     error.exit_status = int(exit_status) if exit_status.isdigit() else None

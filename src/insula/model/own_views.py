@@ -20,6 +20,9 @@ from insula.model.objects import (
 )
 from insula.model.views import DiskView, Health, Usage
 
+HIDDEN = "…"
+"""The text that replaces the value of an environment variable."""
+
 
 class OwnTenant(Struct, kw_only=True):
     name: str

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import select
+import socket
 import time
 from collections.abc import Callable
 
@@ -132,3 +134,28 @@ def test_events_end_with_the_role(
         assert process.returncode != 0
         assert control.poll() is None, "the positive control goes on"
         control.kill()
+
+
+@pytest.mark.parametrize("accept", ["application/x-ndjson", "text/event-stream"])
+def test_events_say_why_they_end(accept: str, daemon: Daemon, people: People, houses: Houses, ticking: str) -> None:
+    """The last line, or the last event, is the problem."""
+    person = people.person("viewer", str(houses.acme.tenant))
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(patiently(60))
+        sock.connect(str(daemon.run / "users.sock"))
+        head = (
+            f"GET /v1/events HTTP/1.1\r\nhost: x\r\naccept: {accept}\r\nauthorization: Bearer {person.secret}\r\n\r\n"
+        )
+        sock.sendall(head.encode())
+        data, number = b"", 100
+        while b'"kind"' not in data:  # an event before the end, so that the answer has begun
+            houses.acme.ok("update", "--pids", str(number := number + 1), ticking)
+            if select.select([sock], [], [], 0.1)[0]:
+                data += sock.recv(65536)
+        people.operator.identities.remove_user(person.name)
+        while b"Unauthenticated" not in data and (piece := sock.recv(65536)):
+            data += piece
+    last = [line for line in data.splitlines() if b"{" in line][-1].decode()
+    assert ("event: error" in data.decode()) == last.startswith("data: ") == (accept == "text/event-stream")
+    problem = json.loads(last.removeprefix("data: "))
+    assert (problem["status"], problem["code"]) == (401, "Unauthenticated")

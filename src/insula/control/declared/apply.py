@@ -25,7 +25,7 @@ from insula.control.identities.cache import IdentityCache
 from insula.control.tasks import Tasks
 from insula.control.workers import Locks
 from insula.model.declared import ApplySet, ApplySpec, DeclaredItem
-from insula.model.errors import Conflict, Failed, InsulaError, Invalid, Unauthenticated
+from insula.model.errors import Conflict, InsulaError, Invalid, Unauthenticated, defect
 from insula.store.typed import Found
 
 log = logging.getLogger("insula.control")
@@ -214,8 +214,7 @@ class _Run:
             self._tell(step, "failed", error)
         except Exception as error:
             log.error("applying %s", step.ref, exc_info=error)
-            failure = Failed(f"insulad has a defect: {type(error).__name__}", "see insulad's log, and report it")
-            self._tell(step, "failed", failure)
+            self._tell(step, "failed", defect(error))
         else:
             self._tell(step, "done")
 

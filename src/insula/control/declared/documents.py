@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from insula.control.declared.kinds.base import DeclaredDocument, DeclaredKind, ObjectReference
-from insula.control.declared.kinds.registry import KINDS
+from insula.control.declared.kinds.registry import KINDS, RANK
 from insula.control.declared.merge import Form, restrict
 from insula.control.declared.parse import RawDocument, parse
 from insula.model.declared import DeclaredFile
@@ -94,9 +94,8 @@ def _owner(raw: RawDocument, kind: DeclaredKind, document: DeclaredDocument, ten
 
 def _ordered(found: Mapping[ObjectReference, Declaration]) -> Sequence[Declaration]:
     """Sort by kind, and within a kind by dependencies. Invalid if these go in a circle."""
-    rank = {name: number for number, name in enumerate(KINDS)}
     graph: TopologicalSorter[ObjectReference] = TopologicalSorter()
-    for each in sorted(found.values(), key=lambda each: rank[each.ref.kind]):
+    for each in sorted(found.values(), key=lambda each: RANK[each.ref.kind]):
         graph.add(each.ref, *(ref for ref in each.depends() if ref in found))
     try:
         return [found[ref] for ref in graph.static_order()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from insula.control.declared.documents import Declaration
 from insula.control.declared.kinds.base import Current, DeclaredKind, ObjectReference, Verbs
-from insula.control.declared.kinds.registry import KINDS
+from insula.control.declared.kinds.registry import KINDS, RANK
 from insula.control.declared.merge import MISSING, Difference, Form, changes, merge
 from insula.control.declared.sets import Sets
 from insula.control.declared.unified import unified
@@ -138,9 +138,8 @@ class Planner:
         An object that was removed and made again by hand is another one, and stays. Invalid if `yes` is missing.
         """
         kept = {each.ref for each in declared}
-        rank = {name: number for number, name in enumerate(KINDS)}
         removed, gone, alive = [], [], 0
-        for ref, member in sorted(members.items(), key=lambda pair: -rank.get(pair[0].kind, 0)):
+        for ref, member in sorted(members.items(), key=lambda pair: -RANK.get(pair[0].kind, 0)):
             await asyncio.sleep(0)
             if ref.kind not in KINDS:  # of a newer Insula
                 continue
@@ -222,5 +221,4 @@ def _dependants_first(steps: Sequence[PlannedStep]) -> Sequence[PlannedStep]:
     needed = {
         ref for step in steps if step.before for ref in step.kind.depends(step.ref, step.before.form) if ref != step.ref
     }
-    rank = {name: number for number, name in enumerate(KINDS)}
-    return sorted(steps, key=lambda step: (-rank[step.ref.kind], step.ref in needed))
+    return sorted(steps, key=lambda step: (-RANK[step.ref.kind], step.ref in needed))

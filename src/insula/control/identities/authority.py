@@ -67,6 +67,11 @@ class Authority:
         """Whether it may see numbers of the host and of other tenants."""
         return bool(self.host)
 
+    def sees_environment(self, tenant: str | None) -> bool:
+        """Whether it may see the values of environment variables, which often are secrets: only if it could read them
+        in the tenant's instances."""
+        return "instance.exec" in self.held(tenant)
+
     def held(self, tenant: str | None = None) -> frozenset[str]:
         """Return the permissions that are held on the host and, with `tenant`, in it."""
         if self.invited:

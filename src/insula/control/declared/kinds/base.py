@@ -6,6 +6,7 @@ verbs check the rest by the caller's `Authority`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -64,7 +65,7 @@ class Verbs:
     instances: Instances
 
 
-class DeclaredKind:
+class DeclaredKind(ABC):
     """The base of kinds. A form has `labels` and `spec`; `in_place` are the fields that can be changed.
 
     `spec` is the type of the documents' specs. `of_host`: objects without a tenant, and `of_tenant`: with one.
@@ -148,9 +149,9 @@ class DeclaredKind:
 
     # -- permissions -------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def permission(self, access: AccessMode, tenant: str | None) -> str:
         """Return the permission that the access takes: that of the verb's route."""
-        raise NotImplementedError
 
     def may(self, by: Authority, access: AccessMode, tenant: str | None) -> None:
         """Raise Denied or NotFound, as the verb's route does."""
@@ -158,26 +159,28 @@ class DeclaredKind:
 
     # -- verbs -------------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     async def names(self, verbs: Verbs, tenant: str | None) -> Sequence[str]:
         """Return the names of all objects of this kind, for a dump."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def current(self, verbs: Verbs, ref: ObjectReference) -> Current | None:
         """Return the object as it is; None if there is none."""
-        raise NotImplementedError
 
-    async def admit(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
-        """Check what can be checked before the object is removed to be made anew."""
+    async def admit(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:  # noqa: B027
+        """Check what can be checked before the object is removed to be made anew: by default nothing."""
 
+    @abstractmethod
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
-        raise NotImplementedError
+        """Create the object."""
 
     async def update(self, verbs: Verbs, by: Authority, ref: ObjectReference, before: Form, after: Form) -> None:
-        """Change the fields that differ, all of which are among `in_place`."""
+        """Change the fields that differ, all of which are among `in_place`. A kind that has none has no such method."""
         raise NotImplementedError
 
+    @abstractmethod
     async def remove(self, verbs: Verbs, by: Authority, ref: ObjectReference) -> None:
-        raise NotImplementedError
+        """Remove the object."""
 
 
 def form_of(struct: Struct, *without: str) -> Form:
@@ -186,9 +189,25 @@ def form_of(struct: Struct, *without: str) -> Form:
     return {name: value for name, value in found.items() if name not in without}
 
 
-def fields_of(struct: type[Struct], *without: str) -> list[tuple[str, Any] | tuple[str, Any, Any]]:
-    """Return the fields of a struct for `msgspec.defstruct`, without some."""
-    found: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+Fields = list[tuple[str, Any] | tuple[str, Any, Any]]
+"""Fields of a struct, as `msgspec.defstruct` takes them."""
+
+
+def spec_like(struct: type[Struct], name: str, text: str, *without: str, more: Fields | None = None) -> Any:
+    """Make the type of a kind's specs: the fields of a request of the API without some, and more of its own."""
+    return msgspec.defstruct(
+        name,
+        [*_fields_of(struct, *without), *(more or [])],
+        bases=(Struct,),
+        namespace={"__doc__": text},
+        frozen=True,
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
+
+
+def _fields_of(struct: type[Struct], *without: str) -> Fields:
+    found: Fields = []
     for field in msgspec.structs.fields(struct):
         if field.name in without:
             continue

@@ -16,7 +16,7 @@ from insula.control.declared.kinds.base import (
     DeclaredKind,
     ObjectReference,
     Verbs,
-    fields_of,
+    spec_like,
 )
 from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.authority import Authority
@@ -31,14 +31,11 @@ Group = Annotated[str, fields.schema(pattern=rules.anchored(rules.GROUP), maxLen
 _ACCOUNT, _GROUP = "service-account/", "group/"
 """The starts of names, among bindings, of those of service accounts and groups."""
 
-DeclaredUser = msgspec.defstruct(
+DeclaredUser = spec_like(
+    UserSpec,
     "DeclaredUser",
-    fields_of(UserSpec, "name"),
-    bases=(Struct,),
-    namespace={"__doc__": "How a user is known: a user ID of the host, or a subject of a provider of OpenID Connect."},
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
+    "How a user is known: a user ID of the host, or a subject of a provider of OpenID Connect.",
+    "name",
 )
 
 

@@ -14,8 +14,8 @@ from insula.control.declared.kinds.base import (
     DeclaredKind,
     ObjectReference,
     Verbs,
-    fields_of,
     form_of,
+    spec_like,
 )
 from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.admission import admit
@@ -23,22 +23,20 @@ from insula.control.identities.authority import Authority
 from insula.control.instances.specs import check
 from insula.image.reference import parse
 from insula.model.errors import NotFound
-from insula.model.objects import Healthcheck, InstanceSpec, RestartPolicy, Struct
+from insula.model.objects import Healthcheck, InstanceSpec, RestartPolicy
+from insula.model.own_views import HIDDEN
 from insula.model.views import ResourcesPatch
 
 _ELSEWHERE = ("name", "labels")  # fields of InstanceSpec that are metadata of the document
 _CHANGED = ("restart", "stop_timeout")
-HIDDEN = "…"
 Wanted = Literal["running", "stopped"]
 
-DeclaredInstance = msgspec.defstruct(
+DeclaredInstance = spec_like(
+    InstanceSpec,
     "DeclaredInstance",
-    [*fields_of(InstanceSpec, *_ELSEWHERE), ("wanted", Wanted, "running")],
-    bases=(Struct,),
-    namespace={"__doc__": "The spec of an instance, and the state that it is wanted to be in."},
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
+    "The spec of an instance, and the state that it is wanted to be in.",
+    *_ELSEWHERE,
+    more=[("wanted", Wanted, "running")],
 )
 
 
@@ -73,7 +71,7 @@ class InstanceKind(DeclaredKind):
     def masked(self, form: Form, by: Authority, tenant: str | None, *, omit: bool = False) -> Form:
         """Hide the values of environment variables from those who can't run a process in the instance, who could
         otherwise guess them until nothing differs."""
-        if "env" not in form.get("spec", {}) or "instance.exec" in by.held(tenant):
+        if "env" not in form.get("spec", {}) or by.sees_environment(tenant):
             return form
         spec = {name: value for name, value in form["spec"].items() if name != "env"}
         return {**form, "spec": spec if omit else {**spec, "env": dict.fromkeys(form["spec"]["env"], HIDDEN)}}

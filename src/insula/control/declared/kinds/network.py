@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import msgspec
-
 from insula.control.declared.kinds.base import (
     AccessMode,
     Current,
@@ -14,27 +12,18 @@ from insula.control.declared.kinds.base import (
     DeclaredKind,
     ObjectReference,
     Verbs,
-    fields_of,
     form_of,
+    spec_like,
 )
 from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.authority import Authority
 from insula.control.keys import NETWORKS
 from insula.control.networks.verbs import check_mtu
 from insula.model.errors import NotFound
-from insula.model.objects import Struct
 from insula.model.views import NetworkSpec
 from insula.network.addresses import check_disjoint, parse_subnet
 
-DeclaredNetwork = msgspec.defstruct(
-    "DeclaredNetwork",
-    fields_of(NetworkSpec, "name", "labels"),
-    bases=(Struct,),
-    namespace={"__doc__": "The spec of a network."},
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-)
+DeclaredNetwork = spec_like(NetworkSpec, "DeclaredNetwork", "The spec of a network.", "name", "labels")
 
 
 class NetworkDocument(DeclaredDocument, kw_only=True, tag="Network"):

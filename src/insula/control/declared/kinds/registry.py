@@ -19,6 +19,7 @@ KINDS: Mapping[str, DeclaredKind] = {
     kind.name: kind
     for kind in (TenantKind(), UserKind(), ServiceAccountKind(), BindingKind(), NetworkKind(), InstanceKind())
 }
+RANK: Mapping[str, int] = {name: number for number, name in enumerate(KINDS)}
 
 
 @functools.cache
