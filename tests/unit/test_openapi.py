@@ -5,17 +5,21 @@ A route that is added without its share fails here, with what is missing.
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from insula.api import openapi
 from insula.api.app import application
 from insula.api.examples import EXAMPLES
-from insula.api.openapi import TAGS, describe, operations
+from insula.api.openapi import TAGS, Document, describe, operations
 from insula.control.allocation.quotas import check_limits, check_resources
 from insula.control.instances.specs import check, check_labels
 from insula.image.reference import parse
@@ -56,6 +60,24 @@ def test_every_route_is_described_once(app: Any, document: Schema) -> None:
     assert routes == described and len(routes) > 60
     names = [operation["operationId"] for _, operation in each(document)]
     assert len(set(names)) == len(names)
+
+
+def test_it_is_made_once_and_not_in_the_event_loop(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    makers: list[int] = []
+
+    def made(app: Any) -> Schema:
+        makers.append(threading.get_ident())
+        return describe(app)
+
+    async def main() -> list[bytes]:
+        document, request = Document(), cast(Any, SimpleNamespace(app=app))
+        answers = await asyncio.gather(*(document.answer(request) for _ in range(3)))
+        return [answer.content for answer in answers]
+
+    monkeypatch.setattr(openapi, "describe", made)
+    first, second, third = asyncio.run(main())
+    assert first == second == third == msgspec.json.encode(describe(app))
+    assert len(makers) == 1 and makers[0] != threading.get_ident()
 
 
 def test_every_operation_is_complete(document: Schema) -> None:

@@ -11,6 +11,7 @@ from litestar.di import Provide
 from litestar.exceptions import NotFoundException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp
 
 from insula import __version__
@@ -151,8 +152,14 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
             version=__version__,
             description=DESCRIPTION,
             path="/",
-            render_plugins=[Document(DOCUMENT)],
-            openapi_router=Router("/", route_handlers=[], opt={"permission": "self.read"}, guards=[only_the_document]),
+            render_plugins=[JsonRenderPlugin(path=DOCUMENT)],
+            openapi_router=Router(
+                "/",
+                route_handlers=[],
+                opt={"permission": "self.read"},
+                guards=[only_the_document],
+                before_request=Document().answer,
+            ),
         ),
         logging_config=None,
         state=State(
