@@ -27,18 +27,18 @@ YAML = "application/yaml"
 """RFC 9512."""
 
 _TAGS = ("declared",)
+_TAKES_FILES: dict[str, Any] = {"tags": _TAGS, "request_max_body_size": MAX_FILES, "status_code": 200}
+_APPLY: dict[str, Any] = {**_TAKES_FILES, "sends": NDJSON, "line": "DeclaredItem", "quota": "streams"}
+_DIFF: dict[str, Any] = {**_TAKES_FILES, "repeatable": True}
+_DUMP: dict[str, Any] = {"tags": _TAGS, "sends": YAML, "quota": "streams"}
+"""What the routes of a tenant and of the host have in common."""
 
 
 @post(
     "/tenants/{tenant:str}/apply",
-    tags=_TAGS,
-    request_max_body_size=MAX_FILES,
-    status_code=200,
     summary="Make a tenant's objects as files declare them; JSON lines, one for each object",
     permission="set.write",
-    sends=NDJSON,
-    line="DeclaredItem",
-    quota="streams",
+    **_APPLY,
 )
 async def apply(
     plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[ApplySpec], request: Request[Any, Any, Any]
@@ -48,14 +48,9 @@ async def apply(
 
 @post(
     "/apply",
-    tags=_TAGS,
-    request_max_body_size=MAX_FILES,
-    status_code=200,
     summary="The same for tenants, users, and all that tenants have; each document names its tenant",
     permission="host.apply",
-    sends=NDJSON,
-    line="DeclaredItem",
-    quota="streams",
+    **_APPLY,
 )
 async def apply_on_host(
     plane: Plane, sender: Sender, data: JSONBody[ApplySpec], request: Request[Any, Any, Any]
@@ -78,12 +73,9 @@ async def _applied(
 
 @post(
     "/tenants/{tenant:str}/diff",
-    tags=_TAGS,
-    request_max_body_size=MAX_FILES,
-    status_code=200,
     summary="What `apply` would do in a tenant, with differences",
     permission="set.read",
-    repeatable=True,
+    **_DIFF,
 )
 async def diff(plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[ApplySpec]) -> list[DeclaredItem]:
     return await plane.declared.diff(sender, tenant, data)
@@ -91,12 +83,9 @@ async def diff(plane: Plane, tenant: TenantName, sender: Sender, data: JSONBody[
 
 @post(
     "/diff",
-    tags=_TAGS,
-    request_max_body_size=MAX_FILES,
-    status_code=200,
     summary="The same for tenants, users, and all that tenants have",
     permission="user.read",
-    repeatable=True,
+    **_DIFF,
 )
 async def diff_on_host(plane: Plane, sender: Sender, data: JSONBody[ApplySpec]) -> list[DeclaredItem]:
     return await plane.declared.diff(sender, None, data)
@@ -104,11 +93,9 @@ async def diff_on_host(plane: Plane, sender: Sender, data: JSONBody[ApplySpec]) 
 
 @get(
     "/tenants/{tenant:str}/dump",
-    tags=_TAGS,
     summary="A tenant's objects as documents, which `apply` takes",
     permission="set.read",
-    sends=YAML,
-    quota="streams",
+    **_DUMP,
 )
 async def dump(plane: Plane, tenant: TenantName, sender: Sender) -> Stream:
     return await _dumped(plane, sender, tenant)
@@ -116,10 +103,9 @@ async def dump(plane: Plane, tenant: TenantName, sender: Sender) -> Stream:
 
 @get(
     "/dump",
-    tags=_TAGS,
     summary="Tenants, users, and all that tenants have, as documents",
     permission="user.read",
-    sends=YAML,
+    **_DUMP,
 )
 async def dump_on_host(plane: Plane, sender: Sender) -> Stream:
     return await _dumped(plane, sender, None)
