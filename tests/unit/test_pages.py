@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +108,10 @@ def test_a_cursor_is_good_for_its_own_list_only(tenants: StubDaemon) -> None:
         f"/v1/instances?limit=2&cursor={cursor}",
         f"/v1/tenants?limit=2&label=team&cursor={cursor[:-2]}AA",
         "/v1/tenants?cursor=x",
-        "/v1/tenants?cursor=ü".encode().decode("latin-1").replace("ü", "%C3%BC"),
+        "/v1/tenants?cursor=%C3%BC",
     ):
-        with suppress(UnicodeEncodeError):
-            answer = get(target)
-            assert (answer.status, problem_of(answer)["code"]) == (400, "Invalid"), target
+        answer = get(target)
+        assert (answer.status, problem_of(answer)["code"]) == (400, "Invalid"), target
     for limit in ("0", "1001", "-1", "many"):
         assert get(f"/v1/tenants?limit={limit}").status == 400
 
