@@ -395,8 +395,9 @@ def test_another_tenant_s_object_is_refused_as_one_that_is_not_there(
     for named in (str(other.tenant), "absent"):
         elsewhere = {**network("back"), "metadata": {"name": "back", "tenant": named}}
         inside = apply(member.cli, elsewhere)
-        assert inside.status == 1 and inside.err.startswith("error: -:1:1: it is for tenant") is False
-        assert f"it is for tenant {named}, not {cli.tenant}" in inside.err
+        place = json.dumps(elsewhere).index(f'"{named}"') + 1
+        expected = f"error: -:1:{place}: it is for tenant {named}, not {cli.tenant}; "
+        assert inside.status == 1 and inside.err.startswith(expected), inside
         outside = apply(member.cli.of(named), network("back"))
         assert outside.status == 1
         assert outside.err == f"error: there is no tenant {named}; hint: `insula tenant ls` lists them\n"
