@@ -47,3 +47,18 @@ def test_a_group_is_emptied_and_stays_with_its_counters(either: Cgroup) -> None:
         either.empty()
         assert process.end() == -signal.SIGKILL
     assert either.processes() == [] and either.counters()[1] > 1_000_000
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_group_is_empty_when_all_processes_have_ended(either: Cgroup, *, below: bool) -> None:
+    """Those of its subgroups count as well."""
+    group = Cgroup(f"{either.path}/below", either.tree) if below else either
+    group.create()
+    assert either.is_empty()
+    with running(group, spin) as process:
+        assert not either.is_empty()
+        either.kill()
+        assert process.end() == -signal.SIGKILL
+    assert either.is_empty() and either.processes() == []
+    either.remove()
+    assert either.is_empty(), "it is gone"

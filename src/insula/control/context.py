@@ -101,7 +101,8 @@ class Context:
         return await asyncio.shield(asyncio.ensure_future(self.fabric_turn(tenant, call, *args, **kwargs)))
 
     async def fabric_turn(self, tenant: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """`fabric_call` for a caller that must not be cancelled. Its thread starts at once if no other has its turn."""
+        """`fabric_call` for a call that only reads, or a caller that must not be cancelled. Its thread starts at once
+        if no other has its turn."""
         await self.prepared(tenant)
         async with self.locks[tenant]:
             return await asyncio.to_thread(call, *args, **kwargs)

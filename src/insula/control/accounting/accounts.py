@@ -210,7 +210,7 @@ class Accounts:
             return {}
         owner, fabric = next(iter(manageds)).tenant, self.context.fabric
         try:
-            return await self.context.fabric_call(owner.name, fabric.traffic, owner, ports)
+            return await self.context.fabric_turn(owner.name, fabric.traffic, owner, ports)
         except (InsulaError, OSError):  # the tenant's network is missing: its controller repairs it
             return {}
 
@@ -251,7 +251,7 @@ class Accounts:
             return
         instance, mine = managed.instance, self.of(managed.instance.tenant)
         async with mine.lock:
-            group = await asyncio.to_thread(driver.end, instance)
+            group = driver.ended(instance) or await asyncio.to_thread(driver.end, instance)
             traffic = await self._traffic([managed])
             if group is None and not traffic:
                 return

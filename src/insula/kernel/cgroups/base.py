@@ -317,6 +317,11 @@ class Cgroup:
         finally:
             os.close(at)
 
+    def is_empty(self) -> bool:
+        """Whether no process is in the group or below it. A process that was not waited for yet may count as one."""
+        count = files.read(f"{self.directory('pids') or ''}/pids.current")
+        return count == "0" if count is not None else not self.processes()
+
     def empty(self, timeout: float = 5.0) -> None:
         """Kill all processes in the group and below it, and wait until they are gone, or for `timeout` seconds."""
         deadline = time.monotonic() + timeout

@@ -292,6 +292,10 @@ class ContainerDriver:
     def counters(self, tenant: str, instance_id: str) -> GroupCounters | None:
         return counters(Cgroup(f"{self.requests.parent(tenant)}/{instance_id}"))
 
+    def ended(self, instance: Instance) -> GroupCounters | None:
+        group = Cgroup(self.requests.cgroup(instance))
+        return counters(group) if group.is_empty() else None
+
     def end(self, instance: Instance) -> GroupCounters | None:
         group = Cgroup(self.requests.cgroup(instance))
         group.empty()

@@ -114,8 +114,10 @@ class Requests:
 
     def settle(self, instance: Instance) -> None:
         """Set the limits of an instance whose overlay has been mounted. OSError."""
+        if instance.project_id is None:
+            return
         resources, directory = instance.spec.resources, self.directory(instance.id)
-        if instance.project_id is not None and self._is_counted(directory) and not directory.is_fresh():
+        if self._is_counted(directory) and not directory.is_fresh():
             self._disk.limit(instance.project_id, DiskLimit(resources.disk, resources.inodes))
 
     def _is_counted(self, directory: ContainerDirectory) -> bool:
