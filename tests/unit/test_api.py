@@ -77,6 +77,21 @@ def test_bodies_of_the_wrong_type_are_refused(stub: StubDaemon, body: object, co
 
 
 @pytest.mark.parametrize(
+    "host", ["1.1\r\nhost: x:y", "1.1\r\nhost:", "1.1\r\nhost: [", "1.0", "1.1\r\nhost: x"], ids=repr
+)
+@pytest.mark.parametrize(
+    ("method", "where", "status"),
+    [("GET", "/v1/nope", 404), ("PUT", "/v1/tenants", 405), ("GET", "/v1/tenants/a/instances/b/archive", 400)],
+)
+def test_the_field_host_is_nothing_to_an_error(
+    stub: StubDaemon, host: str, method: str, where: str, status: int
+) -> None:
+    """Whatever a client writes there, a wrong request is no defect of insulad."""
+    answer = raw(stub, f"{method} {where} HTTP/{host}\r\nconnection: close\r\n\r\n".encode())
+    assert int(answer.split()[1]) == status, answer
+
+
+@pytest.mark.parametrize(
     ("method", "where", "status", "kind"),
     [
         ("GET", "/v1/nope", 404, "NotFound"),
