@@ -102,7 +102,10 @@ class Declared:
         planner = Planner(self.verbs, self.sets, spec, of)
         steps = [await planner.step(by, each) for each in declared]
         removals, _ = await planner.removals(by, await self.sets.members(of), declared)
-        return [step.planned() for step in (*steps, *removals)]
+        steps += removals
+        for step in steps:
+            await planner.add_diff(by, step)
+        return [step.planned() for step in steps]
 
     async def dump(self, by: Authority, tenant: str | None) -> AsyncIterator[bytes]:
         """Yield what the caller may see in a tenant, or (None) on the host and in all tenants, as documents of YAML
@@ -190,8 +193,11 @@ class _Run:
             why = Conflict(f"{because} {self.missed[because]}", "apply it again when that is done")
             self._tell(step, "skipped", why)
             return
-        step = await self.planner.step(self._rights(), declared)
+        by = self._rights()
+        step = await self.planner.step(by, declared)
         if step.refusal:
+            if step.refused == "refused":  # where the sender has to decide
+                await self.planner.add_diff(by, step)
             self._tell(step, step.refused, step.refusal)
             return
         await self._carry_out(step, self._do)
@@ -219,8 +225,6 @@ class _Run:
             self._tell(step, "done")
 
     def _tell(self, step: PlannedStep, state: str, error: InsulaError | None = None) -> None:
-        if state != "refused":
-            step.diff = []  # they are shown where the sender has to decide
         if state != "done":
             self.missed[step.ref] = "was skipped" if state == "skipped" else "was not applied"
         self.report(step.item(state, error), error.status if error else 200)

@@ -71,7 +71,7 @@ class Planner:
         self.of = of
 
     async def step(self, by: Authority, declared: Declaration) -> PlannedStep:
-        """Plan what is to be done about a declared object."""
+        """Plan what is to be done about a declared object. It has no diff yet."""
         ref, kind = declared.ref, declared.kind
         step = PlannedStep(ref, kind, declared=declared)
         await asyncio.sleep(0)  # a file may declare a thousand objects: let other tasks run
@@ -85,8 +85,6 @@ class Planner:
                 await self._compare(by, step, declared, step.before)
         except InsulaError as error:
             step.refusal = error
-        if step.operation != "none":
-            step.diff += await self._diff(by, step)
         return step
 
     async def _compare(self, by: Authority, step: PlannedStep, declared: Declaration, before: Current) -> None:
@@ -112,8 +110,10 @@ class Planner:
             names = _names([path for path in changed if not _is_in_place(kind, path)])
             step.refusal = Conflict(f"{names} can't be changed", "--replace removes it, and creates it again")
 
-    async def _diff(self, by: Authority, step: PlannedStep) -> list[str]:
-        """Return a unified diff of the object as it is and as it is to be, without defaults."""
+    async def add_diff(self, by: Authority, step: PlannedStep) -> None:
+        """Add a unified diff of the object as it is and as it is to be, without defaults, if it is to be changed."""
+        if step.operation == "none":
+            return
 
         def lines(form: Form | None) -> list[str]:
             if form is None:
@@ -125,7 +125,7 @@ class Planner:
             before = lines(step.before.form if step.before else None)
             return unified(before, lines(step.after), f"{step.ref} now", f"{step.ref} declared")
 
-        return await self.sets.context.surveys.do(step.ref.tenant or "", work)
+        step.diff += await self.sets.context.surveys.do(step.ref.tenant or "", work)
 
     # -- removals --------------------------------------------------------------------------------------------------
 
@@ -159,18 +159,11 @@ class Planner:
             if not is_there:
                 gone.append(step)
             elif self.spec.prune:
-                await self._check_removal(by, step)
+                _check_removal(by, step)
                 removed.append(step)
         steps = _dependants_first(removed)
         self._ask(steps, alive)
         return steps, gone
-
-    async def _check_removal(self, by: Authority, step: PlannedStep) -> None:
-        try:
-            step.kind.may(by, "remove", step.ref.tenant)
-        except InsulaError as error:
-            step.refusal = step.refusal or error
-        step.diff = await self._diff(by, step)
 
     def _ask(self, removed: Sequence[PlannedStep], alive: int) -> None:
         """Raise Invalid if so much is removed that it may be a mistake."""
@@ -182,6 +175,13 @@ class Planner:
         if 2 * len(removed) > alive:
             what = f"this removes {len(removed)} of the {alive} objects of set {self.spec.set}: {names}"
             raise Invalid(what, "--yes, if it is meant")
+
+
+def _check_removal(by: Authority, step: PlannedStep) -> None:
+    try:
+        step.kind.may(by, "remove", step.ref.tenant)
+    except InsulaError as error:
+        step.refusal = step.refusal or error
 
 
 def _operation(kind: DeclaredKind, changed: Sequence[tuple[str, ...]], before: Current) -> Operation:
