@@ -12,6 +12,7 @@ import pytest
 
 from insula.client.http import connect, head
 from insula.model.errors import KINDS, Conflict, InsulaError, QuotaExceeded, TooManyRequests, from_dict
+from insula.model.stream import Kind, encode
 from tests.unit.conftest import StubDaemon
 
 
@@ -119,3 +120,15 @@ def test_statuses_and_titles_are_those_of_http() -> None:
     for code, kind in KINDS.items():
         assert kind("x").code == code
         assert HTTPStatus(kind.status).phrase and kind.title != InsulaError.title, kind
+
+
+@pytest.mark.parametrize(("path", "kind"), [("run", "InstanceSpec"), ("instances/web/exec", "ExecSpec")])
+def test_a_stream_that_begins_wrong_is_told_what_belongs_there(path: str, kind: str, stub: StubDaemon) -> None:
+    for body, said in (
+        (encode(Kind.STDIN, b"{}"), f"payload is an {kind} as JSON"),
+        (encode(Kind.OPEN, b"{"), f"no valid {kind}: "),
+        (encode(Kind.OPEN, b'{"nonsense": 1}'), f"no valid {kind}: "),
+    ):
+        answer = ask(stub, head("POST", f"/v1/tenants/acme/{path}", f"content-length: {len(body)}") + body)
+        problem = problem_of(answer)
+        assert problem["code"] == "Invalid" and said in f"{problem['detail']} {problem['hint']}"

@@ -13,8 +13,9 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import msgspec
 from litestar import Request
 from litestar.types import Receive, Scope, Send
 
@@ -23,6 +24,7 @@ from insula.api.streams import FRAMES, last_piece
 from insula.model.errors import Conflict, InsulaError, Invalid, NotFound, Unavailable
 from insula.model.stream import Decoder, Kind, encode
 
+T = TypeVar("T")
 TOWARDS = (Kind.STDIN, Kind.STDIN_EOF, Kind.RESIZE)
 
 
@@ -65,8 +67,9 @@ class Incoming:
             self.gone = message["type"] != "http.request"
 
 
-async def opening(request: Request[Any, Any, Any]) -> tuple[bytes, Incoming]:
-    """Read the OPEN frame at the start of an exec's body; returns its payload, and the frames after it."""
+async def opening(request: Request[Any, Any, Any], kind: type[T]) -> tuple[T, Incoming]:
+    """Read the OPEN frame at the start of a body; returns its payload, which is JSON of this type, and the frames after
+    it. Invalid."""
     incoming = Incoming(request.receive)
     try:
         async with asyncio.timeout(BODY):
@@ -74,11 +77,12 @@ async def opening(request: Request[Any, Any, Any]) -> tuple[bytes, Incoming]:
     except TimeoutError:
         raise Invalid(f"the OPEN frame did not come within {BODY:g} s", "send it first") from None
     if frame is None or frame[0] is not Kind.OPEN:
-        raise Invalid(
-            "the body does not begin with an OPEN frame",
-            "begin with an OPEN frame whose payload is an ExecSpec as JSON",
-        )
-    return frame[1], incoming
+        hint = f"begin with an OPEN frame whose payload is an {kind.__name__} as JSON"
+        raise Invalid("the body does not begin with an OPEN frame", hint)
+    try:
+        return msgspec.json.decode(frame[1], type=kind), incoming
+    except msgspec.DecodeError as error:
+        raise Invalid(f"the OPEN frame has no valid {kind.__name__}: {error}", "see /openapi.json") from None
 
 
 class Duplex:

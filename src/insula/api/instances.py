@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from litestar import Controller, Request, delete, get, patch, post, put
 from litestar.params import JSONBody
 from litestar.response import Stream
@@ -35,7 +34,6 @@ from insula.api.server_sent import output, server_sent, wanted
 from insula.api.streams import FRAMES, TAR, archive, frames, primed, upload, while_connected
 from insula.control.identities.authority import Authority
 from insula.control.plane import ControlPlane
-from insula.model.errors import Invalid
 from insula.model.objects import ConsoleSize, Exit, InstanceSpec
 from insula.model.views import ExecSpec, Explanation, InstanceView, ProcessView, ResourcesPatch, Started
 
@@ -93,11 +91,7 @@ async def run_attached(
     columns: Cells = None,
 ) -> ASGIApp:
     """The body's first frame is OPEN with an `InstanceSpec`. The field x-insula-name of the answer has its name."""
-    payload, incoming = await opening(request)
-    try:
-        spec = msgspec.json.decode(payload, type=InstanceSpec)
-    except msgspec.DecodeError as error:
-        raise Invalid(str(error), "see /openapi.json") from None
+    spec, incoming = await opening(request, InstanceSpec)
     note(name=spec.name)
     size = None if rows is None or columns is None else ConsoleSize(rows=rows, columns=columns)
     name, streams, started = await plane.instances.run_attached(tenant, spec, size, by=sender)
@@ -333,11 +327,7 @@ class InstanceRoutes(Controller):
     )
     async def exec(self, plane: Plane, tenant: TenantName, name: Name, request: Request[Any, Any, Any]) -> ASGIApp:
         """The body's first frame is OPEN with an `ExecSpec`."""
-        payload, incoming = await opening(request)
-        try:
-            spec = msgspec.json.decode(payload, type=ExecSpec)
-        except msgspec.DecodeError as error:
-            raise Invalid(f"the OPEN frame has no valid ExecSpec: {error}", "see /openapi.json") from None
+        spec, incoming = await opening(request, ExecSpec)
         await _announce_program(plane, tenant, spec)
         exec_id = await plane.instances.exec_create(tenant, name, spec)
 
