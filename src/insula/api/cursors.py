@@ -13,11 +13,18 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import sha256, shake_256
 from pathlib import Path
 
+from insula.control.identities.authority import Authority
 from insula.model.errors import Invalid
 
 _TAG = 16
 _KEY = 32
 MAX_CURSOR = 512
+PATTERN = "^[A-Za-z0-9_-]+$"
+
+
+def context_of(sender: Authority, *parts: str) -> str:
+    """Return the context of the cursors of a principal in a list, which the other parts name."""
+    return "\n".join([sender.principal.id if sender.principal else sender.proof, *parts])
 
 
 class Cursors:

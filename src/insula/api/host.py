@@ -10,7 +10,7 @@ from litestar.response import Stream
 
 from insula.api.audit import watch
 from insula.api.audit_routes import log_of
-from insula.api.cursors import Cursors
+from insula.api.cursors import Cursors, context_of
 from insula.api.pages import CursorText
 from insula.api.parameters import Flag, Pid, Plane, Revision, Sender
 from insula.api.server_sent import LAST_EVENT_ID, lines_or_events
@@ -67,7 +67,7 @@ class HostRoutes(Controller):
         if from_revision is not None:
             sender.check("host.read")
         after = cursor or request.headers.get(LAST_EVENT_ID)
-        context = f"events\n{sender.principal.id if sender.principal else sender.proof}"
+        context = context_of(sender, "events")
         cursors: Cursors = request.app.state.cursors
         if after:
             from_revision = int(cursors.open(after, context))

@@ -18,7 +18,7 @@ from litestar.enums import OpenAPIMediaType
 from litestar.routes import HTTPRoute
 
 from insula.api.authorization import permission_of
-from insula.api.cursors import MAX_CURSOR
+from insula.api.cursors import MAX_CURSOR, PATTERN
 from insula.api.examples import example_of
 from insula.api.idempotency import MAX_KEY, REPLAYED, takes_key
 from insula.api.narrowing import NARROW
@@ -64,7 +64,7 @@ _LAST_EVENT: Schema = {
     "in": "header",
     "required": False,
     "description": "as `cursor`: resume after the event of this ID",
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": MAX_CURSOR},
+    "schema": {"type": "string", "pattern": PATTERN, "maxLength": MAX_CURSOR},
 }
 _KEY: Schema = {
     "name": "Idempotency-Key",
@@ -104,7 +104,7 @@ _LINES: dict[str, Schema] = {
             "action": {"type": "string", "maxLength": 1024},
             "tenant": {"type": ["string", "null"]},
             "name": {"type": ["string", "null"]},
-            "cursor": {"type": "string", "maxLength": 512, "description": "to resume after this event"},
+            "cursor": {"type": "string", "maxLength": MAX_CURSOR, "description": "to resume after this event"},
         },
     },
     "Progress": {

@@ -15,7 +15,7 @@ from litestar import Request
 from litestar.di import NamedDependency, Provide
 from litestar.params import QueryParameter
 
-from insula.api.cursors import MAX_CURSOR, Cursors
+from insula.api.cursors import MAX_CURSOR, PATTERN, Cursors, context_of
 from insula.api.parameters import Sender
 from insula.control.identities.authority import Authority
 from insula.model import rules
@@ -33,9 +33,7 @@ Limit = Annotated[
 ]
 CursorText = Annotated[
     str | None,
-    QueryParameter(
-        schema_extra={"pattern": "^[A-Za-z0-9_-]+$", "max_length": MAX_CURSOR}, description="from Link: the next page"
-    ),
+    QueryParameter(schema_extra={"pattern": PATTERN, "max_length": MAX_CURSOR}, description="from Link: the next page"),
 ]
 Prefix = Annotated[
     str | None,
@@ -81,8 +79,7 @@ class ListPage:
             if state not in STATES:
                 raise Invalid(f"{state[:60]!r} is no state", f"use one of {', '.join(STATES)}")
             self._filters.append(("state", state))
-        who = sender.principal.id if sender.principal else sender.proof
-        self._context = "\n".join([who, request.url.path, urlencode(self._filters)])
+        self._context = context_of(sender, request.url.path, urlencode(self._filters))
         self._cursors: Cursors = request.app.state.cursors
         self._after = None if cursor is None else self._cursors.open(cursor, self._context)
 
