@@ -38,8 +38,6 @@ Uid = Annotated[
     QueryParameter(ge=0, lt=1 << 32, schema_extra={"minimum": 0}, description="only requests of this user of the host"),
 ]
 Flag = FromQuery[bool]
-Word = Annotated[str, QueryParameter(schema_extra={"max_length": 1024})]
-OptionalWord = Annotated[str | None, QueryParameter(schema_extra={"max_length": 1024})]
 NewName = Annotated[str, QueryParameter(schema_extra=_LABEL)]
 NewImage = Annotated[str, QueryParameter(schema_extra=_IMAGE)]
 OptionalImage = Annotated[str | None, QueryParameter(schema_extra=_IMAGE, description="of the one image")]
