@@ -18,7 +18,7 @@ OF_PRINCIPAL = 120
 FIRST_OF_ALL = 200
 """The same of all sources together that have no proof."""
 SOURCES = 64
-"""Sources that are counted separately in one minute."""
+"""Sources without a proof that are counted separately in one minute. Those with one are as many as principals."""
 WINDOW = 60.0
 """Seconds of a count."""
 OTHERS = "other sources"
@@ -39,13 +39,13 @@ class Floods:
         with self._lock:
             if self._begun is None or (now >= self._begun + WINDOW and not self._counted):
                 self._begin(now)
-            if source in self._seen or len(self._seen) < SOURCES * FIRST:
+            if proved or source in self._seen or len(self._seen) < SOURCES * FIRST:
                 self._seen[source] += 1
                 most = OF_PRINCIPAL if proved else FIRST
                 if self._seen[source] <= most and (proved or self._of_all < FIRST_OF_ALL):
                     self._of_all += not proved
                     return True
-            name = source if source in self._counted or len(self._counted) < SOURCES else OTHERS
+            name = source if proved or source in self._counted or len(self._counted) < SOURCES else OTHERS
             counter = self._counted.setdefault(name, Counter())
             counter[result if result in counter or len(counter) < SOURCES else "other"] += 1
             return False
