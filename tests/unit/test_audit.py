@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from insula.audit import writer
 from insula.audit.reader import read, timestamp
 from insula.audit.writer import AuditLog
+from tests.support.wait import patiently
 
 
 @contextmanager
@@ -163,6 +164,33 @@ def test_lines_dropped_for_lack_of_memory_are_counted(tmp_path: Path, monkeypatc
     lines = list(read(path, 0))
     assert [line.get("n") for line in lines[:10]] == list(range(10))
     assert lines[10]["lost"] == 16
+
+
+def test_it_is_full_while_its_thread_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a write to a disk that doesn't answer; here in the call that says that there is none."""
+    monkeypatch.setattr(writer, "_MOST_WAITING", 10)
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def told(_: str | None) -> None:
+        hanging.set()
+        go_on.wait()
+
+    path = tmp_path / "log"
+    path.mkdir()
+    log = AuditLog(path, told=told)
+    try:
+        log.record(entry(0))
+        assert hanging.wait(patiently(10))
+        for n in range(1, 11):
+            assert not log.full
+            log.record(entry(n))
+        assert log.full
+        path.rmdir()
+    finally:
+        go_on.set()
+        log.close()
+    assert not log.full
+    assert [line.get("n") for line in read(path, 0)][:10] == list(range(10))
 
 
 def test_a_full_disk_tears_no_line_and_repeats_none(tmp_path: Path) -> None:

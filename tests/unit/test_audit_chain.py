@@ -384,6 +384,19 @@ def test_lines_that_are_gone_at_a_start_stay_known(log: Log) -> None:
     assert f"to {stored.seq} are missing" in found.what
 
 
+def test_the_key_goes_on_over_lines_that_are_gone(log: Log) -> None:
+    """The store knows of lines that neither the files nor the file of the key have: after a restored backup."""
+    writer = log.write(range(3))
+    log.keys.append(new_key(writer))
+    writer.close()
+    stored = ChainHead(log.head.seq + 3, "a" * 64)
+    log.write(range(3, 6), stored=stored).close()
+    result = log.verify(log.head)
+    [found] = result.findings
+    assert found.what.startswith(f"lines {stored.seq - 2} to {stored.seq} are missing"), "and no HMAC is wrong"
+    assert result.sealed >= 3 + 1, "the lines after the gap, and the record of it"
+
+
 def test_a_lost_key_is_said(log: Log) -> None:
     writer = log.write(range(3))
     log.keys.append(new_key(writer))
@@ -431,8 +444,10 @@ def test_begun_requests_are_closed_after_a_kill(log: Log) -> None:
     assert set(found) == {1, 50}
     assert (found[1]["phase"], found[1]["name"], found[1]["status"]) == ("ended", "web", None)
     assert "phase" not in found[50]
-    third = log.open(**options, intents=intents)
+    nothing_left = threading.Event()
+    third = log.open(**options, intents=intents, recovered=nothing_left.set)
     third.flush()
+    assert nothing_left.wait(30), "it is told also if there was nothing to close"
     assert len([e for e in read(log.path, 9) if e.get("error") == UNKNOWN]) == 2, "once"
     for each in (writer, again, third):
         each.close()
@@ -458,10 +473,24 @@ def test_a_witness_has_heads_of_the_log(log: Log) -> None:
     assert log.verify(wrong).findings[0].seq == wrong.seq
 
 
-def test_a_witness_that_can_not_be_written_is_a_problem(log: Log) -> None:
-    log.witness.mkdir()
-    log.write(range(3)).close()
+@pytest.mark.parametrize("kind", ["directory", "link", "fifo"])
+def test_a_witness_that_can_not_be_written_is_a_problem(log: Log, kind: str) -> None:
+    target = log.witness.with_name("target")
+    reader = None
+    if kind == "directory":
+        log.witness.mkdir()
+    elif kind == "link":
+        log.witness.symlink_to(target)
+    else:
+        os.mkfifo(log.witness)
+        reader = os.open(log.witness, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO without a reader can't be opened anyway
+    try:
+        log.write(range(3)).close()
+    finally:
+        if reader is not None:
+            os.close(reader)
     assert any("the witness" in (trouble or "") for trouble in log.told)
+    assert not target.exists()
     assert log.verify(log.head).wrong == 0
 
 
