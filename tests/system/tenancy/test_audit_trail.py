@@ -224,10 +224,7 @@ def test_what_a_kill_interrupts_is_closed_as_unknown(unstarted: Daemon) -> None:
     daemon = unstarted
     daemon.start()
     daemon.cli.ok("run", "-d", "--name", "web", "busybox", "sh", "-c", "trap '' TERM; while :; do sleep 1; done")
-    running = [
-        daemon.cli.start(*words)
-        for words in (["logs", "-f", "web"], ["exec", "web", "sleep", "600"], ["stop", "-t", "600", "web"])
-    ]
+    running = [daemon.cli.start("logs", "-f", "web"), daemon.cli.start("exec", "web", "sleep", "600")]
     try:
 
         def begun() -> bool:
@@ -235,6 +232,8 @@ def test_what_a_kill_interrupts_is_closed_as_unknown(unstarted: Daemon) -> None:
             return True
 
         until(begun, "streams run")
+        until(lambda: "sleep 600" in daemon.cli.ok("top", "web"), "the exec is not refused because of the stop")
+        running.append(daemon.cli.start("stop", "-t", "600", "web"))
         until(lambda: daemon.cli.json("inspect", "web")[0]["instance"]["wanted"] == "stopped", "it is committed")
         daemon.kill("insulad")
     finally:
