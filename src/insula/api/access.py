@@ -162,8 +162,7 @@ class AccessMiddleware:
                 media = dict(message.get("headers") or ()).get(b"content-type", b"").decode("latin-1")
                 if self.audit:
                     message["headers"] = [*(message.get("headers") or ()), (b"x-request-id", entry.id.encode())]
-            status = message.get("status", status)  # type: ignore[assignment]
-            if message["type"] == "http.response.start":
+                status = message.get("status", status)
                 self.times.observe(scope, status, time.monotonic() - begun)
             entry.sending(message)
             await send(message)

@@ -24,6 +24,7 @@ from litestar.types import Message, Receive, Scope
 
 from insula.api.outbox import Intent, Outbox
 from insula.api.peer import Peer
+from insula.api.request_times import plain_route
 from insula.api.sources import network_of, network_of_address
 from insula.api.tls.record import ClientRecord
 from insula.audit.reader import timestamp
@@ -267,7 +268,7 @@ class AuditedRequest:
 
     def _template(self) -> str:
         """Return the route, as in ``/v1/tenants/{tenant}/instances``; empty if there is none for this path."""
-        return str(self._scope.get("path_template") or "").replace(":str}", "}").replace(":path}", "}")
+        return plain_route(self._scope.get("path_template") or "")
 
     def _is_recorded(self) -> bool:
         template = self._template() or self._scope["path"]

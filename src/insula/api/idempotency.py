@@ -38,8 +38,7 @@ def takes_key(handler: Any, method: str) -> bool:
 
 async def begin(request: Request[Any, Any, Any]) -> Response[Any] | None:
     """Return the earlier answer to a request that is sent again; None if the handler is to run (before_request)."""
-    given = [value for name, value in request.scope["headers"] if name == FIELD]
-    if not given or request.scope["method"] not in _CHANGES:
+    if not (given := _given(request.scope)):
         return None
     handler: Any = request.route_handler
     if not takes_key(handler, request.scope["method"]):
@@ -86,6 +85,11 @@ class _Both:
             each.committed()
 
 
+def _given(scope: Any) -> list[bytes]:
+    """The fields with a key of a request that changes something. Reads are answered without a look at them."""
+    return [value for name, value in scope["headers"] if name == FIELD] if scope["method"] in _CHANGES else []
+
+
 def _parsed(given: list[bytes]) -> str:
     """The key: a string of RFC 8941, in quotes, or the bare text that many clients send. Invalid."""
     text = given[0].decode("latin-1").strip()
@@ -106,12 +110,15 @@ def _fingerprint(request: Request[Any, Any, Any], sender: Authority, body: bytes
 
 
 class IdempotencyMiddleware:
-    """Keeps the answer to a request with a key back until it is stored."""
+    """Keeps the answer to a request with a key back until it is stored. Others, and their streams, pass through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _given(scope):
+            await self.app(scope, receive, send)
+            return
         state: Any = scope["state"]
         held: list[Any] = []
 

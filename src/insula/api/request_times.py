@@ -29,11 +29,11 @@ class RequestTimes:
     def by_labels(self) -> Mapping[tuple[str, ...], Histogram]:
         """Return them by (route, class of status), as in ``("GET /v1/tenants/{tenant}", "2xx")``."""
         return {
-            (f"{method} {_plain(template)}" if template else NONE, f"{status}xx"): histogram
+            (f"{method} {plain_route(template)}" if template else NONE, f"{status}xx"): histogram
             for (template, method, status), histogram in self._histograms.copy().items()
         }
 
 
-def _plain(template: str) -> str:
-    """Return a route without the types of its parameters."""
+def plain_route(template: str) -> str:
+    """Return a route without the types of its parameters, as in ``/v1/tenants/{tenant}``."""
     return template.replace(":str}", "}").replace(":path}", "}").replace(":int}", "}")

@@ -216,13 +216,7 @@ def lines_of_files(path: Path, most: int = 1000) -> Iterator[tuple[str, bytes]]:
     with contextlib.ExitStack() as stack:
         for file in reversed(open_all(path, most, stack)):
             for number, raw in enumerate(file, 1):
-                yield f"{Path(_name(file.fileno())).name}:{number}", raw
-
-
-def _name(fd: int) -> str:
-    import os
-
-    return os.readlink(f"/proc/self/fd/{fd}")
+                yield f"{Path(f'/proc/self/fd/{file.fileno()}').readlink().name}:{number}", raw
 
 
 def lines_of_pieces(pieces: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:

@@ -332,10 +332,10 @@ class AuditLog:
 
     def _room(self, line: _Line) -> int:
         """Open the file, rotated if the line exceeds its size; returns the remaining bytes."""
-        self._open_file()
+        fresh = self._open_file()
         assert self._fd is not None
         used = os.fstat(self._fd).st_size
-        if self.size and used and used + len(line.data) + OVERHEAD + _CUT > self.size and not self._is_fresh:
+        if self.size and not fresh and used + len(line.data) + OVERHEAD + _CUT > self.size:
             try:
                 self._rotate()
             except OSError as error:  # a file that is too large is better than a lost line
@@ -345,21 +345,21 @@ class AuditLog:
             return self._room(line)
         return self.size - used - _CUT
 
-    def _open_file(self) -> None:
+    def _open_file(self) -> bool:
+        """Open the file unless it is open; returns whether it has nothing but its first line. Then it isn't rotated,
+        however long the next line is."""
         if self._fd is not None and not files.is_at(self.path, self._fd):
             self._sync()
             os.close(self._fd)
             self._fd = None
         if self._fd is None:
             self._fd = files.open_for_writing(self.path, self.group)
-        self._is_fresh = False
-        if os.fstat(self._fd).st_size == 0:
-            cut = {} if self._cut is None else {"cut": self._cut}
-            self._append_record({"chain": "file", **cut, "open": list(self._open.values())[:_MOST_OPEN]})
-            self._cut = None
-            self._is_fresh = True
-
-    _is_fresh = False  # the file has nothing but its first line: it isn't rotated, however long the next line is
+        if os.fstat(self._fd).st_size:
+            return False
+        cut = {} if self._cut is None else {"cut": self._cut}
+        self._append_record({"chain": "file", **cut, "open": list(self._open.values())[:_MOST_OPEN]})
+        self._cut = None
+        return True
 
     def _append_record(self, record: dict[str, Any]) -> None:
         lines = [_Line(_encode({"time": timestamp(time.time()), **record}))]
