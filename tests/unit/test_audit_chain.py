@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -391,8 +392,7 @@ def test_the_key_goes_on_over_lines_that_are_gone(log: Log) -> None:
     writer.close()
     stored = ChainHead(log.head.seq + 3, "a" * 64)
     log.write(range(3, 6), stored=stored).close()
-    result = log.verify(log.head)
-    [found] = result.findings
+    [found] = (result := log.verify(log.head)).findings
     assert found.what.startswith(f"lines {stored.seq - 2} to {stored.seq} are missing"), "and no HMAC is wrong"
     assert result.sealed >= 3 + 1, "the lines after the gap, and the record of it"
 
@@ -475,22 +475,17 @@ def test_a_witness_has_heads_of_the_log(log: Log) -> None:
 
 @pytest.mark.parametrize("kind", ["directory", "link", "fifo"])
 def test_a_witness_that_can_not_be_written_is_a_problem(log: Log, kind: str) -> None:
-    target = log.witness.with_name("target")
-    reader = None
-    if kind == "directory":
-        log.witness.mkdir()
-    elif kind == "link":
-        log.witness.symlink_to(target)
-    else:
-        os.mkfifo(log.witness)
-        reader = os.open(log.witness, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO without a reader can't be opened anyway
-    try:
+    with ExitStack() as stack:
+        if kind == "directory":
+            log.witness.mkdir()
+        elif kind == "link":
+            log.witness.symlink_to("target")
+        else:
+            os.mkfifo(log.witness)  # with a reader: without one it can't be opened anyway
+            stack.callback(os.close, os.open(log.witness, os.O_RDONLY | os.O_NONBLOCK))
         log.write(range(3)).close()
-    finally:
-        if reader is not None:
-            os.close(reader)
     assert any("the witness" in (trouble or "") for trouble in log.told)
-    assert not target.exists()
+    assert not log.witness.with_name("target").exists()
     assert log.verify(log.head).wrong == 0
 
 
