@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from insula.api.cursors import Cursors, load
+from insula.api.cursors import MAX_CURSOR, PATTERN, Cursors, load
 from insula.client.http import head
+from insula.model import rules
 from insula.model.errors import Invalid
 from tests.unit.conftest import StubDaemon
 from tests.unit.test_problems import Answered, ask, problem_of
@@ -116,11 +117,13 @@ def test_a_cursor_is_good_for_its_own_list_only(tenants: StubDaemon) -> None:
         assert get(f"/v1/tenants?limit={limit}").status == 400
 
 
+@example("p" * 16 + ":" + "\U0001f600" * 256, "the longest name of a group")
+@example("a" * rules.MAX_REFERENCE, "the longest name of an image")
 @given(st.text(max_size=200), st.text(max_size=40))
 def test_a_cursor_gives_back_its_text(text: str, context: str) -> None:
     cursor = CURSORS.seal(text, context)
     assert CURSORS.open(cursor, context) == text
-    assert re.fullmatch("[A-Za-z0-9_-]+", cursor)
+    assert re.fullmatch(PATTERN, cursor) and len(cursor) <= MAX_CURSOR
     with pytest.raises(Invalid):
         CURSORS.open(cursor, context + "x")
     with pytest.raises(Invalid):

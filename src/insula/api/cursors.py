@@ -18,7 +18,8 @@ from insula.model.errors import Invalid
 
 _TAG = 16
 _KEY = 32
-MAX_CURSOR = 512
+MAX_CURSOR = 2048
+"""Characters: the longest names are those of groups, of 273 characters, and each may be four bytes of UTF-8."""
 PATTERN = "^[A-Za-z0-9_-]+$"
 
 
