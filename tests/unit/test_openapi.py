@@ -95,6 +95,15 @@ def test_every_operation_is_complete(document: Schema) -> None:
         assert content or success == ["204"], f"{where} has no content: name what it `sends`"
 
 
+def test_every_stream_is_counted(app: Any) -> None:
+    """In the quota of its tenant or, if it is about none, of its sender."""
+    short = {"schema", "host_metrics", "tenant_metrics"}
+    pulls = {"pull", "push", "build_base"}  # so many at once: control/images.py
+    streams = {str(handler.handler_name): handler.opt for _, _, handler in operations(app) if "sends" in handler.opt}
+    assert {"logs", "dump", "dump_on_host", "audit", "raw", "events", "apply_on_host"} <= set(streams)
+    assert {name for name, opt in streams.items() if "quota" not in opt} == (short & set(streams)) | pulls
+
+
 def test_security_is_that_of_the_table(document: Schema) -> None:
     for where, operation in each(document):
         by_token = {"token": []} in operation["security"]

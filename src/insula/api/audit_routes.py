@@ -31,6 +31,7 @@ class AuditRoutes(Controller):
     @get(
         summary="The audit log, oldest first, one JSON object a line",
         permission="audit.read",
+        quota="streams",
         sends=NDJSON,
         line="AuditEntry",
     )
@@ -50,6 +51,7 @@ class AuditRoutes(Controller):
         "/raw",
         summary="The bytes of the audit log's files, oldest first, to be verified",
         permission="audit.read",
+        quota="streams",
         sends=NDJSON,
         line="AuditEntry",
     )

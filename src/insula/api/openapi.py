@@ -75,7 +75,7 @@ _KEY: Schema = {
     "schema": {"type": "string", "pattern": "^[!#-~]+$", "maxLength": MAX_KEY, "examples": ["5d7a2f10-create-web"]},
 }
 _REPLAYED: Schema = {"description": "`true`: the answer to an earlier request", "schema": {"const": "true"}}
-_NEXT: Schema = {"description": 'the next page, rel="next" (RFC 8288)', "schema": {"type": "string", "maxLength": 8192}}
+_NEXT: Schema = {"description": 'the next page, rel="next" (RFC 8288)', "schema": {"type": "string"}}
 _PROBLEM: Schema = {
     "type": "object",
     "description": "Problem details (RFC 9457).",

@@ -18,7 +18,15 @@ NONE = "none"
 USERS = (
     Quota("user_tokens", "store", "", 100, "tokens", "Tokens that a user has at a time, and certificates.", least=1),
     Quota("user_requests", "rate", "/s", 1000, "requests a second", "Requests a second of a user.", least=1),
-    Quota("user_streams", "now", "", 100, "open streams", "Requests of a user for events that are open.", least=1),
+    Quota(
+        "user_streams",
+        "now",
+        "",
+        100,
+        "open streams",
+        "Open requests of a user for streams about no single tenant.",
+        least=1,
+    ),
 )
 """The limits of users, which are of no tenant."""
 
