@@ -49,8 +49,7 @@ async def append(store: Store, tenant: str, snapshot: UsageSnapshot) -> None:
 
 async def before(store: Store, tenant: str, at: float) -> UsageSnapshot | None:
     """Return the last snapshot that is not later than `at`; None if there is none."""
-    months = [*_months(at)]
-    for month in months:
+    for month in _months(at):
         entries = (await store.list(f"{HISTORIES.prefix(tenant)}{month}")).entries
         for entry in reversed(entries):
             if found := _last(entry, at):

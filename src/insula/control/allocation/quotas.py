@@ -11,6 +11,7 @@ The kinds are the table of model/quotas.py; what an object counts is a `Usage` a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -40,6 +41,11 @@ def of_instance(spec: InstanceSpec) -> Usage:
         inodes=resources.inodes or 0,
         log_bytes=spec.log_size * spec.log_files,
     )
+
+
+def of_instances(specs: Iterable[InstanceSpec]) -> Usage:
+    """What instances count together."""
+    return functools.reduce(total, map(of_instance, specs), Usage())
 
 
 def of_images(images: Iterable[Image]) -> Usage:

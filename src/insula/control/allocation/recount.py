@@ -13,7 +13,7 @@ import logging
 import msgspec
 
 from insula.control.accounting.ledger import ledger_with
-from insula.control.allocation.quotas import OF_INSTANCES, of_images, of_instance, total
+from insula.control.allocation.quotas import OF_INSTANCES, of_images, of_instances, total
 from insula.control.allocation.transaction import retried, turn
 from insula.control.keys import CERTIFICATES, IMAGES, INSTANCES, NETWORKS, PRINCIPALS, TENANTS, TOKENS, USAGE
 from insula.model.errors import Failed
@@ -40,10 +40,7 @@ async def recount(store: Store, tenant: str, before: Usage | None = None) -> Usa
 
 
 async def _of_instances(store: Store, tenant: str) -> Usage:
-    usage = Usage()
-    for instance in await INSTANCES.list(store, tenant):
-        usage = total(usage, of_instance(instance.spec))
-    return usage
+    return of_instances(instance.spec for instance in await INSTANCES.list(store, tenant))
 
 
 async def _of_networks(store: Store, tenant: str) -> Usage:

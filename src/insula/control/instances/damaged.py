@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from insula.control.accounting.ledger import ledger_with
-from insula.control.allocation.quotas import OF_INSTANCES, of_instance, subtract, total
+from insula.control.allocation.quotas import OF_INSTANCES, of_instances, subtract
 from insula.control.allocation.transaction import guarded
 from insula.control.disk import release_project, reserved_projects
 from insula.control.instances.controller import InstanceController
@@ -91,9 +91,7 @@ class Damaged:
         good, bad = INSTANCES.sort_out(entry for entry in snapshot.entries if entry.key != key)
         if bad:
             return subtract(before, Usage(instances=1))
-        usage = Usage()
-        for found in good:
-            usage = total(usage, of_instance(found.value.spec))
+        usage = of_instances(found.value.spec for found in good)
         return msgspec.structs.replace(before, **{name: getattr(usage, name) for name in OF_INSTANCES})
 
     async def _discard(self, instance: str) -> None:
