@@ -99,7 +99,11 @@ def test_every_stream_is_counted(app: Any) -> None:
     """In the quota of its tenant or, if it is about none, of its sender."""
     short = {"schema", "host_metrics", "tenant_metrics"}
     pulls = {"pull", "push", "build_base"}  # so many at once: control/images.py
-    streams = {str(handler.handler_name): handler.opt for _, _, handler in operations(app) if "sends" in handler.opt}
+    streams = {
+        str(handler.handler_name): handler.opt
+        for _, _, handler in operations(app)
+        if {"sends", "server_sent"} & set(handler.opt)
+    }
     assert {"logs", "dump", "dump_on_host", "audit", "raw", "events", "apply_on_host"} <= set(streams)
     assert {name for name, opt in streams.items() if "quota" not in opt} == (short & set(streams)) | pulls
 

@@ -80,6 +80,31 @@ def test_limits_and_roles_are_changed_in_place(host: Cli) -> None:
     assert host.json("tenant", "show", "declared-a")["tenant"]["limits"]["pids"] == default
 
 
+def test_a_user_who_can_not_be_replaced_keeps_roles_and_tokens(host: Cli, people: People) -> None:
+    apply(host, *WORLD, document("User", "declared-bob", {"uid": 4243}), options=HOST).ok()
+    identities = people.operator.identities
+    identities.create_token("declared-ann", ttl=600)
+
+    def known() -> tuple[int, list[str], int]:
+        """The user ID, roles, and number of tokens."""
+        view = identities.user("declared-ann")
+        tokens = [each for each in identities.tokens(everybody=True) if each["user"] == "declared-ann"]
+        return view["principal"]["uid"], [each["role"] for each in view["bindings"]], len(tokens)
+
+    replace = (*HOST, "--replace")
+    for spec, why in (
+        ({"uid": 4243}, "is that of another user"),
+        ({"uid": host.json("tenant", "show", "declared-a")["tenant"]["id_base"]}, "belongs to a tenant's instances"),
+        ({"subject": "x", "provider": "nobody"}, "provider"),
+    ):
+        failed = apply(host, document("User", "declared-ann", spec), options=replace)
+        assert results(failed) == {"User declared-ann": "failed"} and why in failed.out, failed
+        assert known() == (4242, ["member"], 1)
+    done = apply(host, document("User", "declared-ann", {"uid": 4244}), options=replace)
+    assert results(done) == {"User declared-ann": "replaced"}, done
+    assert known() == (4244, [], 0), "the user is another one"
+
+
 def test_tenants_are_pruned_only_with_a_word(host: Cli) -> None:
     others = [document("User", f"declared-{n}", {}) for n in range(9)]
     apply(host, document("Tenant", "declared-b", {}), *others, options=HOST).ok()

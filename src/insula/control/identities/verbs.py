@@ -75,6 +75,20 @@ class Identities:
     ) -> PrincipalView:
         """Create a user without roles. `uid` is its user ID on the host, `subject` the one that tokens of `provider`
         name (None: the only one). Invalid, Conflict."""
+        principal = self._new_user(name, uid, provider, subject)
+        await self._create(principal, [], [])
+        return self._view(principal)
+
+    def admit_user(
+        self, name: str, uid: int | None = None, *, provider: str | None = None, subject: str | None = None
+    ) -> None:
+        """Check whether a user of this name could be replaced by such a one. Invalid, Conflict."""
+        wanted = {each.key for each in reservations_of(self._new_user(name, uid, provider, subject))}
+        others = (each for each in self.cache.principals() if each.label != name)
+        if any(wanted & {own.key for own in reservations_of(each)} for each in others):
+            raise _taken()
+
+    def _new_user(self, name: str, uid: int | None, provider: str | None, subject: str | None) -> Principal:
         if provider is not None and subject is None:
             raise Invalid("a provider without a subject names nobody", "give the subject, too")
         issuer = None if subject is None else self._issuer(provider)
@@ -82,9 +96,7 @@ class Identities:
             raise Invalid("the subject is not 1 to 255 printable ASCII characters", "see `insula whoami` of the user")
         if uid is not None and FIRST_ID <= uid < LAST_ID:
             raise Invalid(f"user ID {uid} belongs to a tenant's instances", "give that of a user of the host")
-        principal = new(check_label("user", name), uid=uid, issuer=issuer, subject=subject)
-        await self._create(principal, [], [])
-        return self._view(principal)
+        return new(check_label("user", name), uid=uid, issuer=issuer, subject=subject)
 
     async def create_service_account(self, tenant: str, name: str) -> PrincipalView:
         """Create a service account of a tenant, without a role. Invalid, NotFound, Conflict."""
@@ -112,8 +124,7 @@ class Identities:
                     f"there is a {kind_of(principal)} {principal.label} already", "choose another name"
                 ) from None
             if any(conflict.key == each.key for each in own):
-                what = "this user ID or subject"
-                raise Conflict(f"{what} is that of another user", "remove that one first") from None
+                raise _taken() from None
             raise
 
     async def remove(self, label: str) -> None:
@@ -469,3 +480,7 @@ def _binding_view(principal: Principal, binding: Binding) -> BindingView:
         role=binding.role,
         created=binding.created,
     )
+
+
+def _taken() -> Conflict:
+    return Conflict("this user ID or subject is that of another user", "remove that one first")

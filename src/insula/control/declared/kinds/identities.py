@@ -66,6 +66,9 @@ class UserKind(DeclaredKind):
         spec = {"uid": found.uid, "provider": provider, "subject": found.subject}
         return Current({"labels": {}, "spec": spec}, found.id)
 
+    async def admit(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
+        verbs.identities.admit_user(ref.name, **form["spec"])  # its roles and tokens would be gone for nothing
+
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
         await verbs.identities.create_user(ref.name, **form["spec"])
 
