@@ -11,7 +11,7 @@ import pytest
 from tests.support.cli import Cli
 from tests.support.daemon import Daemon
 from tests.system.tenancy.conftest import People
-from tests.system.tenancy.test_declared import apply, document, instance, network, results, start
+from tests.system.tenancy.test_declared import apply, document, instance, instances, network, results, start
 
 HOST = ("--host",)
 
@@ -103,6 +103,21 @@ def test_a_user_who_can_not_be_replaced_keeps_roles_and_tokens(host: Cli, people
     done = apply(host, document("User", "declared-ann", {"uid": 4244}), options=replace)
     assert results(done) == {"User declared-ann": "replaced"}, done
     assert known() == (4244, [], 0), "the user is another one"
+
+
+def test_an_instance_is_not_removed_for_one_that_the_quota_forbids(host: Cli) -> None:
+    def tenant(memory: int) -> dict[str, Any]:
+        return document("Tenant", "declared-f", {"limits": {"memory": memory}})
+
+    before = of("declared-f", instance("web", on=None, resources={"memory": 256 << 20}))
+    large = of("declared-f", instance("web", on=None, env={"A": "B"}, resources={"memory": 1 << 30}))
+    apply(host, tenant(512 << 20), before, options=HOST).ok()
+    found = instances(host.of("declared-f"))["web"]["id"]
+    failed = apply(host, tenant(512 << 20), large, options=(*HOST, "--replace"))
+    assert "Instance declared-f/web  failed: " in failed.out and "memory" in failed.out, failed
+    assert instances(host.of("declared-f"))["web"]["id"] == found, "it is the one that was there"
+    done = apply(host, tenant(1 << 30), large, options=(*HOST, "--replace"))
+    assert results(done)["Instance declared-f/web"] == "replaced", "its own share does not count twice"
 
 
 def test_tenants_are_pruned_only_with_a_word(host: Cli) -> None:

@@ -66,14 +66,7 @@ class Admission:
 
         Its id is added to `admitting` before the commit, so that the controller ignores the store's event of it.
         """
-        spec = check(spec)
-        admit(by, tenant, spec)
-        check_room(self.context)
-        owner, image = await asyncio.gather(self.tenants.find(tenant), self.images.find(tenant, spec.image))
-        network = await self.networks.find(tenant, spec.network) if spec.network is not None else None
-        storage = self.context.settings.storage
-        resources = with_disk_defaults(owner.value.limits, spec.resources, storage)
-        spec = msgspec.structs.replace(spec, resources=resources)
+        spec, owner, image, network = await self._checked(by, tenant, spec)
         driver = self.context.driver_for(spec)
         draft = Instance(
             tenant=tenant,
@@ -98,6 +91,27 @@ class Admission:
             admitting.discard(draft.id)
             raise
         return Admitted(owner.value, made.value, made.revision)
+
+    async def check_replacement(self, by: Authority, tenant: str, name: str, spec: InstanceSpec) -> None:
+        """Check what can be checked of an instance that is to be in place of the one of this name, before that one is
+        removed. Invalid, Denied, NotFound, QuotaExceeded."""
+        spec, owner, _, _ = await self._checked(by, tenant, spec)
+        usage = (await guard(self.context.store, tenant)).value
+        if before := await INSTANCES.get(self.context.store, tenant, name):
+            usage = subtract(usage, of_instance(before.value.spec))
+        add(owner.value, usage, of_instance(spec))
+
+    async def _checked(
+        self, by: Authority, tenant: str, spec: InstanceSpec
+    ) -> tuple[InstanceSpec, Found[Tenant], Found[Image], Found[Network] | None]:
+        """Return the spec in canonical form, and what it names. Invalid, Denied, NotFound, Conflict."""
+        spec = check(spec)
+        admit(by, tenant, spec)
+        check_room(self.context)
+        owner, image = await asyncio.gather(self.tenants.find(tenant), self.images.find(tenant, spec.image))
+        network = await self.networks.find(tenant, spec.network) if spec.network is not None else None
+        resources = with_disk_defaults(owner.value.limits, spec.resources, self.context.settings.storage)
+        return msgspec.structs.replace(spec, resources=resources), owner, image, network
 
     async def _commit(
         self, owner: Found[Tenant], network: Found[Network] | None, image: Found[Image], draft: Instance

@@ -18,7 +18,6 @@ from insula.control.declared.kinds.base import (
     spec_like,
 )
 from insula.control.declared.merge import FieldPath, Form
-from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.instances.specs import check
 from insula.image.reference import parse
@@ -102,11 +101,8 @@ class InstanceKind(DeclaredKind):
     async def admit(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
         assert ref.tenant is not None
         by.check("instance.exec", ref.tenant)  # else the values of environment variables are hidden, and would be lost
-        spec = check(_spec(ref, form["spec"], form["labels"]))
-        admit(by, ref.tenant, spec)
-        await verbs.instances.admission.images.find(ref.tenant, spec.image)
-        if spec.network is not None:
-            await verbs.networks.find(ref.tenant, spec.network)
+        spec = _spec(ref, form["spec"], form["labels"])
+        await verbs.instances.admission.check_replacement(by, ref.tenant, ref.name, spec)
 
     async def create(self, verbs: Verbs, by: Authority, ref: ObjectReference, form: Form) -> None:
         assert ref.tenant is not None
