@@ -120,6 +120,23 @@ def test_an_instance_is_not_removed_for_one_that_the_quota_forbids(host: Cli) ->
     assert results(done)["Instance declared-f/web"] == "replaced", "its own share does not count twice"
 
 
+def test_what_can_not_be_replaced_is_made_again_as_it_was(host: Cli) -> None:
+    """With the reason, and still a member of its set."""
+    tenant, back = document("Tenant", "declared-g", {}), of("declared-g", network("back"))
+    before = of("declared-g", instance("web"))
+    wrong = of("declared-g", instance("web", address="10.9.9.9"))
+    apply(host, tenant, back, before, options=HOST).ok()
+    for _ in range(2):
+        failed = apply(host, tenant, back, wrong, options=(*HOST, "--replace"))
+        assert results(failed)["Instance declared-g/web"] == "failed" and "10.9.9.9" in failed.out, failed
+        assert instances(host.of("declared-g"))["web"]["spec"]["address"] is None
+        assert host.of("declared-g").json("inspect", "web")[0]["status"]["state"] == "running"
+    again = apply(host, tenant, back, before, options=HOST)
+    assert set(results(again).values()) == {"unchanged"}, again
+    gone = apply(host, tenant, back, options=(*HOST, "--prune"))
+    assert results(gone)["Instance declared-g/web"] == "removed", gone
+
+
 def test_tenants_are_pruned_only_with_a_word(host: Cli) -> None:
     others = [document("User", f"declared-{n}", {}) for n in range(9)]
     apply(host, document("Tenant", "declared-b", {}), *others, options=HOST).ok()

@@ -264,8 +264,14 @@ class _Run:
         except InsulaError:
             if await kind.current(self.verbs, ref) is None:
                 await kind.create(self.verbs, by, ref, before.form)
-                await self._record(step)
+                await self._restored(step, before)
             raise
+
+    async def _restored(self, step: PlannedStep, before: Current) -> None:
+        """Record an object that was created as it was: a member stays one, with what was applied to it last."""
+        step.before, member = await step.kind.current(self.verbs, step.ref), step.member
+        if step.before and member and (member.value.set, member.value.uid) == (self.of.value.id, before.uid):
+            await self.sets.record(self.of, step.ref, step.before.uid, member.value.applied, member)
 
     async def _record(self, step: PlannedStep, *, anew: bool = False) -> None:
         """Record an object as a member, if it is there; with `anew` only if it is not the one that was there before."""
