@@ -132,3 +132,19 @@ def test_a_stream_that_begins_wrong_is_told_what_belongs_there(path: str, kind: 
         answer = ask(stub, head("POST", f"/v1/tenants/acme/{path}", f"content-length: {len(body)}") + body)
         problem = problem_of(answer)
         assert problem["code"] == "Invalid" and said in f"{problem['detail']} {problem['hint']}"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/events?from_revision=-1",
+        "/v1/audit?since=-1",
+        "/v1/audit?since=1e300",
+        "/v1/usage?since=1e300",
+        "/v1/tenants/acme/instances/web/logs?since=2e10",
+    ],
+)
+def test_a_number_that_is_out_of_bounds_has_its_status(target: str, stub: StubDaemon) -> None:
+    """It is found before the stream begins."""
+    answer = ask(stub, head("GET", target))
+    assert answer.status == 400 and problem_of(answer)["code"] == "Invalid", answer.body

@@ -13,7 +13,7 @@ from litestar.response import Stream
 
 from insula.api.outbox import Outbox
 from insula.api.parameters import OptionalTenant, Sender, Since, Uid
-from insula.api.streams import NDJSON, json_lines
+from insula.api.streams import NDJSON, json_lines, primed
 from insula.audit.keys import VerificationKey
 from insula.audit.reader import read, read_raw
 from insula.audit.writer import AuditLog
@@ -45,7 +45,8 @@ class AuditRoutes(Controller):
     ) -> Stream:
         log = log_of(request)
         await asyncio.to_thread(log.flush)
-        return json_lines(_in_threads(read(log.path, log.files, since=since, uid=uid, tenant=tenant), _ENTRIES), sender)
+        entries = read(log.path, log.files, since=since, uid=uid, tenant=tenant)
+        return json_lines(await primed(_in_threads(entries, _ENTRIES)), sender)
 
     @get(
         "/raw",
@@ -58,7 +59,7 @@ class AuditRoutes(Controller):
     async def raw(self, request: Request[Any, Any, Any]) -> Stream:
         log = log_of(request)
         await asyncio.to_thread(log.flush)
-        return Stream(_in_threads(read_raw(log.path, log.files), 1), media_type=NDJSON)
+        return Stream(await primed(_in_threads(read_raw(log.path, log.files), 1)), media_type=NDJSON)
 
     @get("/head", summary="Number and hash of the last line that is on the disk", permission="audit.read")
     async def head(self, request: Request[Any, Any, Any]) -> AuditHead:

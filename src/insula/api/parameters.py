@@ -46,13 +46,10 @@ Bound = Annotated[
     str, QueryParameter(schema_extra=_rule(rules.BOUND, rules.MAX_BOUND, "ann"), description="a principal")
 ]
 SignalName = Annotated[str, QueryParameter(schema_extra=_rule(rules.SIGNAL, 12, "SIGTERM"), description="signal(7)")]
-Revision = Annotated[int | None, QueryParameter(schema_extra={"minimum": 0, "maximum": rules.MAX_BYTES})]
+Revision = Annotated[int | None, QueryParameter(ge=0, schema_extra={"minimum": 0, "maximum": rules.MAX_BYTES})]
 Since = Annotated[
-    float | None, QueryParameter(schema_extra={"minimum": 0, "maximum": 1e11}, description="seconds since the epoch")
-]
-Past = Annotated[
     float | None,
-    QueryParameter(ge=0, le=1e11, schema_extra={"minimum": 0}, description="seconds since the epoch"),
+    QueryParameter(ge=0, le=rules.MAX_TIME, schema_extra={"minimum": 0}, description="seconds since the epoch"),
 ]
 Tail = Annotated[
     int | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import get
 
-from insula.api.parameters import Flag, Past, Plane, Sender, TenantName
+from insula.api.parameters import Flag, Plane, Sender, Since, TenantName
 from insula.model.accounting import TenantUsage
 
 
@@ -14,7 +14,7 @@ from insula.model.accounting import TenantUsage
     summary="What the tenants that one may see have used and reserved",
     permission="self.read",
 )
-async def all_usage(plane: Plane, sender: Sender, since: Past = None, removed: Flag = False) -> list[TenantUsage]:
+async def all_usage(plane: Plane, sender: Sender, since: Since = None, removed: Flag = False) -> list[TenantUsage]:
     """With `removed` it is that of tenants that were removed since then, for those who see the host."""
     if removed:
         sender.check("host.read")
@@ -31,7 +31,7 @@ async def all_usage(plane: Plane, sender: Sender, since: Past = None, removed: F
     summary="What a tenant has used and reserved; its instances since they were created",
     permission="usage.read",
 )
-async def tenant_usage(plane: Plane, tenant: TenantName, since: Past = None) -> TenantUsage:
+async def tenant_usage(plane: Plane, tenant: TenantName, since: Since = None) -> TenantUsage:
     return await plane.accounting.of(tenant, since)
 
 

@@ -127,6 +127,7 @@ MAX_GROUPS = 64
 
 # -- times -----------------------------------------------------------------------------------------------------------
 
+MAX_TIME = 1e10  # seconds since the epoch, in the year 2286: logs have nanoseconds in 64 bits
 MAX_STOP_TIMEOUT = 86_400.0
 MIN_CHECK, MAX_CHECK = 1.0, 86_400.0  # seconds between health checks
 MAX_CHECK_RETRIES = 1000

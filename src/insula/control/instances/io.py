@@ -23,6 +23,7 @@ from insula.control.instances.specs import cli_command
 from insula.control.keys import INSTANCES
 from insula.control.tasks import Tasks
 from insula.control.tenants import Tenants
+from insula.model import rules
 from insula.model.errors import Conflict, Denied, Failed, Invalid, NotFound, Unavailable
 from insula.model.objects import Exit
 from insula.model.stream import encode
@@ -152,7 +153,7 @@ class InstanceIo:
         `follow` goes on until the instance has ended and won't be started again by its restart policy or by `restart`.
         """
         managed = await self.find(tenant, name)
-        if since is not None and not 0 <= since <= 1e10:
+        if since is not None and not 0 <= since <= rules.MAX_TIME:
             raise Invalid(f"{since} is not a time", "use seconds since 1970")
         with self._reader(managed, since=since, tail=tail) as reader:
             async for records in follow_log(reader, lambda: not follow or has_ended(managed)):
