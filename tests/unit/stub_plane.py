@@ -347,6 +347,7 @@ class StubStats:
         *,
         interval: float | None = None,
         among: Sequence[str] | None = None,
+        **_: object,
     ) -> AsyncIterator[StatsSample]:
         self.asked.append((tenant, *names, interval))
         if "nobody" in names:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from insula.api.access import AccessMiddleware
+from insula.api.peer import Peer
 from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import OPERATOR
 from insula.control.identities.cache import IdentityCache
@@ -133,5 +134,45 @@ def test_a_stream_ends_with_the_last_role_that_it_had_meanwhile(first: Principal
         unbind(then)
         await asyncio.wait_for(running, 60)
         assert isinstance(ended[0], NotFound)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "kept"])
+def test_a_stream_about_oneself_ends_if_a_role_was_taken_before_it_began(taken: bool) -> None:
+    """Such a request may answer, as one that revokes its own token; but nothing follows that the role had allowed."""
+
+    async def main() -> None:
+        cache = IdentityCache(cast(Any, None))
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def statistics(scope: Any, _receive: Any, send: Any) -> None:
+            scope["state"]["permission"] = "self.read", None
+            begun.set()
+            await go_on.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"of acme", "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        sent = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        user = Principal(id="ann", name="ann", uid=1000, created=0.0)
+        other = Binding(principal=user.id, tenant="globex", role="viewer", created=0.0)
+        cache.take([put(user), put(bound(user)), put(other)], 1)
+        access = AccessMiddleware(statistics, cache, Rates(None))
+        scope: Any = {
+            "type": "http",
+            "state": {"stopping": asyncio.Event(), "peer": Peer(1, 1000, 1000)},
+            "headers": [],
+        }
+        running = asyncio.create_task(access(scope, cast(Any, None), send))
+        await begun.wait()
+        cache.take([BINDINGS.delete("acme", user.id) if taken else put(bound(user))], 2)
+        go_on.set()
+        await running
+        assert (b"of acme" in [each.get("body") for each in sent]) == (not taken)
 
     asyncio.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -120,6 +121,7 @@ def test_a_token_for_some_instances_gives_nothing_else() -> None:
     assert {"instance.write", "instance.exec", "image.read"} <= held
     assert not {"network.write", "image.write", "image.export", "binding.read", "service-account.read"} & held
     assert OF_EVERYBODY & held == {"self.read"}
+    assert not replace(OPERATOR, labels={"job": "7"}).sees_host and OPERATOR.sees_host
 
 
 def test_the_table_in_the_docs_is_the_one_in_the_code() -> None:

@@ -42,13 +42,15 @@ _HOST = (b"host", b"insula")
 
 
 class OpenRequest:
-    """A request. `answering`: its answer has begun. `why` is the error that it was ended with."""
+    """A request. `answering`: its answer has begun. `unchecked`: rights have changed
+    before that. `why` is the error that it was ended with."""
 
     def __init__(self, task: asyncio.Future[None], scope: Any, authority: Authority) -> None:
         self.task = task
         self.authority = authority
         self.why: InsulaError | None = None
         self.answering = False
+        self.unchecked = False
         self._state = scope["state"]
         self.holds: list[Held] = self._state.setdefault("holds", [])
 
@@ -60,9 +62,10 @@ class OpenRequest:
 
     def check(self, cache: IdentityCache) -> None:
         """End it unless its sender still has the right to it. A request about the sender itself, such as one that
-        revokes its own token, goes on until it answers."""
+        revokes its own token, goes on until it answers; if the answer is a stream, the check is made up for then."""
         permission = self._state.get("permission")
-        if not self.answering and permission and permission[0].startswith("self."):
+        self.unchecked = not self.answering and bool(permission) and permission[0].startswith("self.")
+        if self.unchecked:
             return
         authority = cache.again(self.authority)
         if authority is None:
@@ -164,6 +167,9 @@ class AccessMiddleware:
                     message["headers"] = [*(message.get("headers") or ()), (b"x-request-id", entry.id.encode())]
                 status = message.get("status", status)
                 self.times.observe(scope, status, time.monotonic() - begun)
+            if request.unchecked and message.get("more_body"):
+                request.check(self.cache)
+                await asyncio.sleep(0)  # is ended here
             entry.sending(message)
             await send(message)
 

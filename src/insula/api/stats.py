@@ -25,7 +25,8 @@ _ANSWER = {200: ResponseSpec(StatsSample, generate_examples=False, description="
 )
 async def all_stats(plane: Plane, sender: Sender, request: AnyRequest, interval: Interval = None) -> Stream:
     among = None if sender.sees_host else [*sender.tenants]
-    return lines_or_events(request, await primed(plane.stats.of(None, interval=interval, among=among)), sender)
+    samples = plane.stats.of(None, interval=interval, among=among, labels=sender.labels)
+    return lines_or_events(request, await primed(samples), sender)
 
 
 @get(
@@ -45,7 +46,8 @@ async def tenant_stats(
     names: Names = None,
     interval: Interval = None,
 ) -> Stream:
-    return lines_or_events(request, await primed(plane.stats.of(tenant, names or (), interval=interval)), sender)
+    samples = plane.stats.of(tenant, names or (), interval=interval, labels=sender.labels)
+    return lines_or_events(request, await primed(samples), sender)
 
 
 @get(

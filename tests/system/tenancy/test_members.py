@@ -242,6 +242,12 @@ def test_a_token_for_instances_with_a_label(people: People, houses: Houses) -> N
     for words in (("exec", "web", "true"), ("stop", "web"), ("top", "web"), ("logs", "web"), ("rm", "-f", "web")):
         error = job.cli.fails(*words, status=125 if words[0] == "exec" else 1)
         assert "has no instance web" in str(error)
+    for measured in (job.client.instances.stats(), job.client.instances.stats(tenant)):
+        assert [each["name"] for each in next(iter(measured))["instances"]] == ["worker"]
+    with pytest.raises(NotFound, match="has no instance web"):
+        next(iter(job.client.instances.stats(tenant, ["web"])))
+    all_of = people.client(people.operator.identities.create_token(job.name)["token"])
+    assert {"web", "worker"} <= {each["name"] for each in next(iter(all_of.instances.stats(tenant)))["instances"]}
     job.cli.ok("rm", "-f", "worker")
     assert "web" in houses.acme.ok("ps")
 

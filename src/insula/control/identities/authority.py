@@ -64,8 +64,8 @@ class Authority:
 
     @property
     def sees_host(self) -> bool:
-        """Whether it may see numbers of the host and of other tenants."""
-        return bool(self.host)
+        """Whether it may see numbers of the host and of other tenants. A token for some instances may not."""
+        return bool(self.host) and not self.labels
 
     def sees_environment(self, tenant: str | None) -> bool:
         """Whether it may see the values of environment variables, which often are secrets: only if it could read them

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
 
 from insula.control.context import Context
 from insula.control.disk import disk_usage
+from insula.control.instances.checks import no_instance
 from insula.control.instances.drivers.base import Driver, require
 from insula.control.instances.managed import ManagedInstance, ManagedInstances
 from insula.control.keys import TENANTS
@@ -60,18 +62,25 @@ class Stats:
         *,
         interval: float | None = None,
         among: Collection[str] | None = None,
+        labels: Mapping[str, str] = MappingProxyType({}),
     ) -> AsyncIterator[StatsSample]:
         """One sample, or one every `interval` seconds, of the instances `names`, or of all that run at that time.
-        `tenant` None is all tenants, or those `among` the given ones. NotFound; a series ends when the last of `names`
-        is removed."""
+        `tenant` None is all tenants, or those `among` the given ones. With `labels` only instances that have them all
+        are there. NotFound; a series ends when the last of `names` is removed."""
+
+        def fits(managed: ManagedInstance) -> bool:
+            return labels.items() <= managed.instance.spec.labels.items()
+
         if tenant is not None:
             await self.tenants.find(tenant)
             for name in names:
-                require(self.context.driver((await self.find(tenant, name)).instance), "stats")
+                if not fits(managed := await self.find(tenant, name)):
+                    raise no_instance(tenant, name)
+                require(self.context.driver(managed.instance), "stats")
 
         def present() -> list[ManagedInstance]:
             tenants = [tenant] if among is None else among
-            all_of = (managed for each in tenants for managed in self.managed.of(each))
+            all_of = (managed for each in tenants for managed in self.managed.of(each) if fits(managed))
             return [m for m in all_of if (m.instance.name in names if names else m.active)]
 
         async for sample in self._samples(tenant or "", present, interval):
