@@ -92,6 +92,14 @@ def test_a_change_is_refused_if_a_limit_rises_too_far(after: Resources, word: st
     assert change(acme, usage, of(before), of(most)) == Usage(instances=2, cpus=2.0, memory=100 << 20)
 
 
+def test_a_refused_change_of_a_number_tells_how_many_there_are() -> None:
+    """As of images, which change all together by one name more."""
+    acme, there = tenant(images=8), Usage(images=8)
+    with pytest.raises(QuotaExceeded, match="may have 8 images and has 8: 0 left"):
+        change(acme, there, there, Usage(images=9))
+    assert change(acme, there, there, Usage(images=8)) == there
+
+
 def test_lowering_a_limit_is_never_refused() -> None:
     """Also of a tenant that has more in use than it may: by an update that was taken back, say."""
     usage, before = Usage(instances=2, cpus=3.0, memory=200 << 20), Resources(cpus=1.0, memory=150 << 20, pids=9)

@@ -69,8 +69,11 @@ def change(tenant: Tenant, usage: Usage, before: Usage, after: Usage) -> Usage:
     is always allowed."""
     others = subtract(usage, before)
     for quota in STORED:
-        if getattr(after, quota.name) > getattr(before, quota.name):
-            check_fits(tenant, quota, getattr(others, quota.name), getattr(after, quota.name))
+        old, new = getattr(before, quota.name), getattr(after, quota.name)
+        if new > old and not quota.unit:  # the error tells how many there are
+            check_fits(tenant, quota, getattr(usage, quota.name), new - old)
+        elif new > old:
+            check_fits(tenant, quota, getattr(others, quota.name), new)
     return total(others, after)
 
 
