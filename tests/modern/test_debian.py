@@ -74,6 +74,15 @@ def test_up_again_changes_nothing(guest: Guest) -> None:
     assert guest.ok("systemctl show -p MainPID insulad") == before
 
 
+def test_up_restarts_insulad_for_changed_settings(guest: Guest) -> None:
+    before = guest.ok("systemctl show -p MainPID insulad")
+    guest.ok("""sed -i '1i log_level = "debug"' /etc/insula/insulad.toml""")
+    assert "restarting insulad" in guest.ok(f"{CHECKOUT}/scripts/up")
+    assert guest.ok("systemctl show -p MainPID insulad") != before
+    assert "nothing to do" in guest.ok(f"{CHECKOUT}/scripts/up")
+    guest.ok("sed -i '/^log_level/d' /etc/insula/insulad.toml")
+
+
 def test_doctor_finds_nothing_missing(guest: Guest) -> None:
     checks = {check["name"]: check for check in guest.insula("doctor")}
     bad = {name: check for name, check in checks.items() if check["state"] != "ok"}
