@@ -18,7 +18,7 @@ from litestar import Request
 
 from insula import __version__
 from insula.api.daemon import locked
-from insula.api.errors import on_recursion
+from insula.api.errors import on_bad_body
 from insula.api.peer import Peer, allowed, group_id, listen
 from insula.api.server import notify
 from insula.client.http import Dechunker, Remote, connect, head, quote, request, target
@@ -119,6 +119,14 @@ def test_a_body_that_nests_without_end(stub: StubDaemon) -> None:
         assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:300]
 
 
+def test_a_body_that_is_not_utf_8(stub: StubDaemon) -> None:
+    for name, status in ((b"\xff\xfe", 400), (b"\xc0\xae", 400), ("ä".encode(), 400), (b"flat", 201)):
+        body = b'{"name":"' + name + b'"}'
+        request = head("POST", "/v1/tenants", f"content-length: {len(body)}", "content-type: application/json")
+        answer = raw(stub, request + body)
+        assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:300]
+
+
 def test_a_recursion_beyond_the_request_is_no_fault_of_the_request() -> None:
     """It is told as a defect, and not as a body that nests too deep."""
     scope: Any = {"type": "http", "method": "DELETE", "path": "/x", "headers": [], "query_string": b""}
@@ -128,7 +136,7 @@ def test_a_recursion_beyond_the_request_is_no_fault_of_the_request() -> None:
         exec("def recurse():\n    recurse()", names)
         with pytest.raises(RecursionError) as raised:
             names["recurse"]()
-        assert on_recursion(request, raised.value).status_code == status
+        assert on_bad_body(request, raised.value).status_code == status
 
 
 def test_invalid_or_too_large_http_is_refused(stub: StubDaemon) -> None:

@@ -47,7 +47,8 @@ async def authorize(connection: ASGIConnection[Any, Any, Any, Any], handler: Bas
         scope["state"]["streams_body"] = True
     _count(connection, handler, authority, tenant)
     if authority.labels and permission.startswith("instance.") and "name" in connection.path_params:
-        await _check_labels(authority, connection, str(tenant), str(connection.path_params["name"]))
+        plane: ControlPlane = connection.app.state.plane
+        await check_labels(authority, plane, str(tenant), str(connection.path_params["name"]))
     await check()
 
 
@@ -76,11 +77,8 @@ def hold(scope: Any, held: Held) -> Held:
     return held
 
 
-async def _check_labels(
-    authority: Authority, connection: ASGIConnection[Any, Any, Any, Any], tenant: str, name: str
-) -> None:
+async def check_labels(authority: Authority, plane: ControlPlane, tenant: str, name: str) -> None:
     """Raise NotFound for an instance without the labels that the sender's token is for."""
-    plane: ControlPlane = connection.app.state.plane
     view = await plane.instances.get(tenant, name)
     if not authority.labels.items() <= view.instance.spec.labels.items():
         raise no_instance(tenant, name)

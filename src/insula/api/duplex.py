@@ -81,7 +81,7 @@ async def opening(request: Request[Any, Any, Any], kind: type[T]) -> tuple[T, In
         raise Invalid("the body does not begin with an OPEN frame", hint)
     try:
         return msgspec.json.decode(frame[1], type=kind), incoming
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"the OPEN frame has no valid {kind.__name__}: {error}", "see /openapi.json") from None
 
 

@@ -67,11 +67,12 @@ def on_other_error(request: Request[Any, Any, Any], error: Exception) -> Respons
     return answer(defect(error))
 
 
-def on_recursion(request: Request[Any, Any, Any], error: RecursionError) -> Response[dict[str, Any]]:
-    """Handle a RecursionError: a body that is nested too deeply, or a defect if the body was already read."""
+def on_bad_body(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    """Handle what msgspec raises beside its own errors, or a defect if the body was already read."""
     if _is_beyond_the_api(error):
         return on_other_error(request, error)
-    return answer(Invalid("the request's body is nested too deeply", "see /openapi.json"))
+    what = "nested too deeply" if isinstance(error, RecursionError) else "not UTF-8"
+    return answer(Invalid(f"the request's body is {what}", "see /openapi.json"))
 
 
 def _is_beyond_the_api(error: BaseException) -> bool:
@@ -87,6 +88,7 @@ def _is_beyond_the_api(error: BaseException) -> bool:
 HANDLERS: Any = {
     InsulaError: on_insula_error,
     HTTPException: on_http_error,
-    RecursionError: on_recursion,
+    RecursionError: on_bad_body,
+    UnicodeDecodeError: on_bad_body,
     Exception: on_other_error,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from litestar import Controller, Request, get, post
@@ -71,8 +71,9 @@ class HostRoutes(Controller):
         cursors: Cursors = request.app.state.cursors
         if after:
             from_revision = int(cursors.open(after, context))
-        changes = plane.events.watch(from_revision, lambda story: _may_see(sender, story))
-        marked = _marked(changes, lambda revision: cursors.seal(str(revision), context))
+        born = await plane.tenants.created() if after else {}
+        changes = plane.events.watch(from_revision, lambda story: _may_see(sender, story, born))
+        marked = _marked(changes, lambda revision: cursors.seal(f"{revision:020}", context))  # its length tells nothing
         return lines_or_events(request, merged(marked, watch(log_of(request))) if audit else marked, sender)
 
     @post(
@@ -93,6 +94,10 @@ async def _marked(events: AsyncIterator[dict[str, Any]], seal: Callable[[int], s
         yield event if revision is None else {**event, "cursor": seal(revision)}
 
 
-def _may_see(sender: Authority, story: dict[str, Any]) -> bool:
-    """Whether an event is of a tenant of the sender's. A token for some labels gives none: events don't have them."""
-    return sender.sees_host or (story["tenant"] in sender.tenants and not sender.labels)
+def _may_see(sender: Authority, story: dict[str, Any], born: Mapping[str, int]) -> bool:
+    """Whether an event is of a tenant of the sender's, and not of an earlier one of its name: `born` has the revisions
+    that tenants were created at. A token for some labels gives none: events don't have them."""
+    if sender.sees_host:
+        return True
+    tenant = story["tenant"]
+    return tenant in sender.tenants and not sender.labels and story["revision"] >= born.get(tenant, 0)

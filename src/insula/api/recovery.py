@@ -9,6 +9,7 @@ import msgspec
 from litestar import Request, Response
 
 from insula.api.answers import Answer
+from insula.api.authorization import authority_of, check_labels
 from insula.control.keys import INSTANCES
 from insula.control.plane import ControlPlane
 from insula.model.errors import Conflict, NotFound
@@ -27,7 +28,9 @@ async def recovered(request: Request[Any, Any, Any], plane: ControlPlane, handle
     named = str(request.path_params.get("name") or body.get("name") or "").lstrip("/")
     content: Any
     if kind is InstanceView:
-        name = request.query_params.get("to") or named or await _created_at(plane, str(tenant), revision)
+        renamed = request.query_params.get("to") if "to" in handler.parsed_fn_signature.parameters else None
+        name = renamed or named or await _created_at(plane, str(tenant), revision)
+        await check_labels(authority_of(request.scope), plane, str(tenant), name)  # it may be another one by now
         content = await plane.instances.get(str(tenant), name)
     elif kind is TenantView:
         content = await plane.tenants.get(str(tenant or named))

@@ -96,6 +96,11 @@ class Tenants:
                 usage[USAGE.parts(entry.key)[0]] = USAGE.decode(entry)
         return [self._view(tenant, usage.get(tenant.name, Usage())) for tenant in tenants]
 
+    async def created(self) -> dict[str, int]:
+        """The revision of the store that each tenant was created at."""
+        entries = (await self.context.store.list(TENANTS.prefix_all())).entries
+        return {TENANTS.parts(entry.key)[0]: entry.created for entry in entries}
+
     async def create(
         self, name: str, limits: LimitsPatch | None = None, labels: dict[str, str] | None = None
     ) -> TenantView:

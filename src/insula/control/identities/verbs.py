@@ -167,13 +167,13 @@ class Identities:
             where = "the host" if tenant is None else "a tenant"
             hint = f"use one of {', '.join(HOST_ROLES if tenant is None else TENANT_ROLES)}"
             raise Invalid(f"the role {role} can't be bound in {where}", hint)
-        principal = self._group(label) if ":" in label else self._find(label)
-        if principal.tenant not in (None, tenant):
+        if (owner := _tenant_of(label)) and owner != tenant:  # before the look-up, which would tell whether it exists
             raise Invalid(f"service account {label} is of another tenant", "bind it in its own tenant only")
+        principal = self._group(label) if ":" in label else self._find(label)
         if principal.kind == "group" and self._has_too_many_groups(principal, tenant):
             raise Conflict(f"{MAX_GROUPS} groups have roles {_place(tenant)}", "unbind those that are not needed")
-        owner = by.principal.id if by.principal else None
-        binding = Binding(principal=principal.id, tenant=tenant, role=role, by=owner, created=time.time())
+        maker = by.principal.id if by.principal else None
+        binding = Binding(principal=principal.id, tenant=tenant, role=role, by=maker, created=time.time())
         await self._change(by, principal, tenant, binding)
         return _binding_view(principal, binding)
 
@@ -201,10 +201,10 @@ class Identities:
 
     async def unbind(self, by: Authority, label: str, tenant: str | None) -> None:
         """Take the role of a principal in a tenant, or on the host. NotFound if it has none, Denied as in `bind`."""
-        principal = self._find(label)
-        if self.cache.binding(principal.id, tenant) is None:
-            raise NotFound(f"{label} has no role {_place(tenant)}", "`insula user bindings` lists them")
-        await self._change(by, principal, tenant, None)
+        for principal in self.cache.principals():
+            if principal.label == label and self.cache.binding(principal.id, tenant):
+                return await self._change(by, principal, tenant, None)
+        raise NotFound(f"{shorten(label)} has no role {_place(tenant)}", "`insula user bindings` lists them")
 
     async def _change(self, by: Authority, principal: Principal, tenant: str | None, new: Binding | None) -> None:
         """Put a binding, or delete it. Of a removal at the same time and this, one fails: only a group can be new."""
@@ -303,17 +303,18 @@ class Identities:
         return await self._create_token(by.principal, spec, instead_of=invitation.id)
 
     def _owner(self, by: Authority, user: str | None) -> Principal:
-        """The principal that a proof is made for. A caller that makes it for another must hold all that it gives."""
-        if user is None:
-            if by.principal is None:
-                raise Invalid("the local operator needs no proof", "make one for a user: --user NAME")
+        """The principal that a proof is made for. A caller that makes it for another must hold all that it gives. The
+        permission is checked before the look-up, so that nobody else learns who exists."""
+        if by.principal is not None and user in (None, by.principal.label):
             return by.principal
+        if user is None:
+            raise Invalid("the local operator needs no proof", "make one for a user: --user NAME")
+        tenant = _tenant_of(user)
+        by.check("service-account.write" if tenant else "user.write", tenant)
         principal = self._find(user)
-        if by.principal is None or principal.id != by.principal.id:
-            by.check("user.write" if principal.tenant is None else "service-account.write", principal.tenant)
-            for each in self._bindings_of(principal):
-                if not by.covers(permissions_of(each.role), each.tenant):
-                    raise Denied(f"{by.name} does not hold all that {principal.label} may do", "ask an operator")
+        for each in self._bindings_of(principal):
+            if not by.covers(permissions_of(each.role), each.tenant):
+                raise Denied(f"{by.name} does not hold all that {principal.label} may do", "ask an operator")
         return principal
 
     async def revoke_token(self, by: Authority, token_id: str) -> None:
@@ -424,11 +425,10 @@ class Identities:
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _find(self, label: str) -> Principal:
-        tenant, _, name = label.rpartition("/") if ":" not in label else ("", "", label)
         for principal in self.cache.principals():
-            if principal.name == name and (principal.tenant or "") == tenant:
+            if principal.label == label.removeprefix("/"):
                 return principal
-        what = "service account" if tenant else "group with a role" if ":" in label else "user"
+        what = "service account" if _tenant_of(label) else "group with a role" if ":" in label else "user"
         raise NotFound(f"there is no {what} {shorten(label)}", "`insula user ls` lists them")
 
     def _bindings_of(self, principal: Principal) -> Sequence[Binding]:
@@ -458,6 +458,11 @@ class Identities:
             created=token.created,
             expires=token.expires,
         )
+
+
+def _tenant_of(label: str) -> str | None:
+    """The tenant of a service account by its label; None for a user and for a group, whose name may have slashes."""
+    return (label.rpartition("/")[0] or None) if ":" not in label else None
 
 
 def _may_revoke(by: Authority, principal: Principal) -> bool:
