@@ -7,9 +7,10 @@ from typing import Any, cast, get_args
 
 import msgspec
 import pytest
-from litestar import Litestar, get
+from litestar import Litestar, asgi, get, head, websocket_listener
+from litestar.types import Receive, Scope, Send
 
-from insula.api.app import application
+from insula.api.app import application, create_app
 from insula.api.authorization import check_routes, handlers, permission_of
 from insula.api.narrowing import FREE, NARROW, for_sender
 from insula.control.identities.authority import OPERATOR, Authority
@@ -44,6 +45,41 @@ def test_a_route_without_one_is_refused(more: dict[str, Any]) -> None:
 
     with pytest.raises(ValueError, match="GET /x"):
         check_routes(Litestar([route], openapi_config=None))
+
+
+@asgi("/mount", is_mount=True, copy_scope=True)
+async def mount(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("nobody gets here")
+
+
+@head("/x")
+async def only_head() -> None:
+    raise AssertionError("nobody gets here")
+
+
+@websocket_listener("/socket")
+async def web_socket(data: str) -> str:
+    raise AssertionError("nobody gets here")
+
+
+@pytest.mark.parametrize("handler", [mount, only_head, web_socket], ids=["a mount", "HEAD", "a WebSocket"])
+def test_other_kinds_of_routes_need_one_too(handler: Any) -> None:
+    with pytest.raises(ValueError, match="has no permission of the table"):
+        check_routes(Litestar([handler], openapi_config=None))
+
+
+def test_insulad_does_not_start_with_a_route_without_one(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @get("/whoami")
+    async def route() -> str:
+        return ""
+
+    plane = StubPlane(tmp_path_factory.mktemp("plane"))
+    create_app(plane)  # the control
+    monkeypatch.setattr("insula.api.app.whoami", route)
+    with pytest.raises(ValueError, match="GET /v1/whoami has no permission"):
+        create_app(plane)
 
 
 def test_every_change_takes_more_than_to_read(app: Litestar) -> None:

@@ -32,7 +32,7 @@ from insula.model.stream import Kind, encode
 from tests.support.daemon import Daemon
 from tests.support.wait import patiently
 from tests.system.tenancy.conftest import Houses, People, Person
-from tests.system.tenancy.http import HttpAnswer, exchange
+from tests.system.tenancy.http import HttpAnswer, dechunked, exchange
 
 NDJSON, TAR, FRAMES = "application/x-ndjson", "application/x-tar", "application/vnd.insula.frames"
 ROLES = ("operator", "auditor", "admin", "member", "viewer")
@@ -250,14 +250,6 @@ def received(sock: socket.socket) -> HttpAnswer:
     if headers.get("transfer-encoding") == "chunked":
         body = b"".join(dechunked(body))
     return HttpAnswer(int(line.split()[1]), headers, body)
-
-
-def dechunked(data: bytes) -> Iterator[bytes]:
-    while data:
-        size, _, rest = data.partition(b"\r\n")
-        length = int(size or b"0", 16)
-        yield rest[:length]
-        data = rest[length + 2 :]
 
 
 @pytest.fixture(scope="module")

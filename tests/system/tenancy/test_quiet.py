@@ -1,0 +1,103 @@
+"""What a tenant is told stays the same, byte for byte, while another one writes a thousand times."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from insula.api.app import application
+from insula.api.authorization import handlers, permission_of
+from insula.model.permissions import PERMISSIONS
+from tests.support.daemon import Daemon
+from tests.system.tenancy.conftest import Houses, People
+from tests.system.tenancy.http import exchange
+from tests.system.tenancy.quota_kinds import rootfs
+from tests.unit.stub_plane import StubPlane
+
+WRITES = 1000
+OF_TIME = {"/usage", "/metrics", "/stats"}
+"""The ends of paths whose answers change by themselves; test_usage, test_metrics and test_members are about these."""
+LEFT_OUT = {"/v1/events", "/"}
+"""A stream without end, and a page that is not there."""
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory, houses: Houses, people: People) -> list[str]:
+    """Everything that a member can read, on its own tenant and on what is there: from the application's routes."""
+    tenant = str(houses.acme.tenant)
+    people.operator.images.import_(tenant, "mine", [rootfs(1)])
+    found = []
+    for path, method, handler in handlers(application(StubPlane(tmp_path_factory.mktemp("plane")), None)):
+        scope = PERMISSIONS[permission_of(handler, method)].scope
+        if method == "GET" and path not in LEFT_OUT and scope != "host" and not path.endswith((*OF_TIME,)):
+            named = path.replace("{tenant:str}", tenant).replace("{network:str}", "default")
+            named = named.replace("images/{name:path}", "images/mine").replace("{name:str}", "web")
+            named = named.replace("/{path:str}", "/openapi.json")
+            assert "{" not in named, f"tell what is there for {path}"
+            found.append(f"{named}?path=/etc/hostname" if named.endswith("/archive") else named)
+    return found
+
+
+def told(daemon: Daemon, token: str, targets: list[str]) -> dict[str, tuple[int, dict[str, str], bytes]]:
+    answers = {}
+    for target in targets:
+        answer = exchange(daemon.run / "users.sock", "GET", target, token=token)
+        own = {name: text for name, text in answer.headers.items() if name not in ("date", "x-request-id")}
+        answers[target] = (answer.status, own, answer.body)
+    return answers
+
+
+def write(people: People, tenant: str, writes: int) -> None:
+    """Make, change and remove objects of each kind, so many times."""
+    operator, done = people.operator, 0
+    operator.images.import_(tenant, "theirs", [rootfs(2)])
+    for number in itertools.count():
+        if done >= writes:
+            break
+        name = f"x{number}"
+        operator.instances.run(tenant, "busybox", ["true"], name=name, network=None, start=False)
+        operator.images.tag(tenant, "theirs", name)
+        operator.identities.create_service_account(tenant, name)
+        operator.identities.bind(f"{tenant}/{name}", "viewer", tenant)
+        operator.identities.create_token(f"{tenant}/{name}")
+        operator.instances.update(tenant, name, pids=100 + number)
+        operator.tenants.update(tenant, pids=1000 + number)
+        done += 7
+        if number % 2:  # half of what there is goes again
+            operator.instances.remove(tenant, name)
+            operator.images.remove(tenant, name)
+            operator.identities.remove_service_account(tenant, name)
+            done += 3
+        if number % 10 == 0:
+            operator.networks.create(tenant, name, f"10.{number // 10 + 1}.0.0/24")
+            operator.instances.run(tenant, "busybox", ["sleep", "600"], name=f"y{number}", network=name)
+            done += 2
+    operator.images.remove(tenant, "theirs")
+
+
+def test_what_a_tenant_sees_does_not_change_while_another_works(
+    daemon: Daemon, houses: Houses, people: People, targets: list[str]
+) -> None:
+    """Status, fields and body of every answer that does not tell a time. No number counts what others do."""
+    acme, globex = str(houses.acme.tenant), str(houses.globex.tenant)
+    member = people.person("member", acme)
+    before = told(daemon, member.secret, targets)
+    missing = [target for target, (status, _, _) in before.items() if status not in (200, 403)]
+    assert len(targets) > 20 and missing == [], missing
+    assert sum(status == 200 for status, _, _ in before.values()) > 15
+    revision = people.operator.host.status()["revision"]
+    try:
+        write(people, globex, WRITES)
+        assert people.operator.host.status()["revision"] >= revision + WRITES, "the control: the store has them"
+        after = told(daemon, member.secret, targets)
+        for target in targets:
+            assert after[target] == before[target], target
+    finally:
+        for account in people.operator.identities.service_accounts(globex):
+            people.operator.identities.remove_service_account(globex, account["principal"]["name"])
+    people.operator.instances.update(acme, "web", pids=77)
+    changed = told(daemon, member.secret, targets)
+    assert any(changed[target] != before[target] for target in targets), "the control: one's own changes are seen"
+    assert not re.search(globex, str(changed)), "and the other one is named nowhere"
