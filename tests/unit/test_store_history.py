@@ -178,12 +178,12 @@ def test_large_entries_are_not_all_kept_in_memory(tmp_path: Path, monkeypatch: p
             await store.put(f"/{number}", b"x" * 1000)
         await store.put("/49", b"y" * 500)
         await store.delete("/48")
-        assert sum(len(entry.value) for entry in store._recent.values()) == store._recent_size <= 10_000
-        assert len(store._recent) >= 8, "the control"
+        assert sum(len(entry.value) for entry in store._recent.entries.values()) == store._recent.size <= 10_000
+        assert len(store._recent.entries) >= 8, "the control"
         for number in range(48):
             entry = await store.get(f"/{number}")
             assert entry and entry.value == b"x" * 1000
-        assert sum(len(entry.value) for entry in store._recent.values()) == store._recent_size <= 10_000
+        assert sum(len(entry.value) for entry in store._recent.entries.values()) == store._recent.size <= 10_000
         await store.close()
 
     asyncio.run(bounded(main()))

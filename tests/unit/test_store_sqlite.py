@@ -283,11 +283,11 @@ def test_the_cache_equals_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for round_ in range(3):
             for key in keys:
                 await store.put(key, b"%d" % round_)
-                assert len(store._recent) <= 3
+                assert len(store._recent.entries) <= 3
             for key in keys:
                 entry, again = await store.get(key), await store.get(key)
                 assert entry is not None and entry.value == b"%d" % round_ and entry == again
-        assert set(store._recent) == set(keys[-3:]), "those that were asked for last"
+        assert set(store._recent.entries) == set(keys[-3:]), "those that were asked for last"
         statements: list[str] = []
         store._tables.connection.set_trace_callback(statements.append)
         assert await store.get("/5") and not statements, "the positive control: without the file"
@@ -480,7 +480,7 @@ def test_a_key_that_was_not_there_is_found_once_it_is(tmp_path: Path) -> None:
             await store.delete("/a")
         for number in range(RECENT + 5):
             assert await store.get(f"/b/{number}") is None
-        assert len(store._absent) == RECENT
+        assert len(store._recent.absent) == RECENT
         await store.close()
 
     asyncio.run(main())

@@ -36,6 +36,7 @@ from insula.store.protocol import (
     check_key,
     check_writes,
 )
+from insula.store.recent import Recent
 from insula.store.tables import Tables, explain, size_of
 
 T = TypeVar("T")
@@ -94,15 +95,14 @@ class SqliteStore:
         self, path: Path, *, history: int = 10_000, history_bytes: int = 256 << 20, steps: Sequence[Migration] = STEPS
     ) -> None:
         self.path = path
-        self._tables = Tables(path, history, history_bytes, steps)
+        self._recent = Recent(RECENT, RECENT_BYTES)
+        self._tables = Tables(path, history, history_bytes, self._recent, steps)
+        self._synced = True  # whether commits wait for the disk
         self._requests: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._watchers: set[_Watcher] = set()
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._unarmed = set(self._tables.deadlines)
         self._expiring: set[asyncio.Task[None]] = set()
-        self._recent: dict[str, Entry] = {}
-        self._recent_size = 0
-        self._absent: dict[str, None] = {}  # keys that were looked for and are not there
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="insula-store", daemon=True)
         self._thread.start()
@@ -112,10 +112,8 @@ class SqliteStore:
     async def get(self, key: str) -> Entry | None:
         check_key(key)
         if not self._closed:
-            if entry := self._recent.get(key):
-                return entry
-            if key in self._absent:
-                return None
+            with contextlib.suppress(KeyError):
+                return self._recent[key]
         return await self._read(lambda: self._recall(key))
 
     async def list(self, prefix: str) -> Snapshot:
@@ -201,28 +199,10 @@ class SqliteStore:
         self._requests.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    # -- the cache of entries, written by the thread and read by all -----------------------------------------------
-
     def _recall(self, key: str) -> Entry | None:
-        if entry := self._tables.get(key):
-            self._remember(entry)
-        else:
-            self._absent[key] = None
-            if len(self._absent) > RECENT:
-                del self._absent[next(iter(self._absent))]
+        entry = self._tables.get(key)
+        self._recent.add(key, entry)
         return entry
-
-    def _remember(self, entry: Entry) -> None:
-        self._forget(entry.key)
-        self._absent.pop(entry.key, None)
-        self._recent[entry.key] = entry
-        self._recent_size += len(entry.value)
-        while len(self._recent) > RECENT or self._recent_size > RECENT_BYTES:
-            self._forget(next(iter(self._recent)))
-
-    def _forget(self, key: str) -> None:
-        if entry := self._recent.pop(key, None):
-            self._recent_size -= len(entry.value)
 
     # -- leases end by timers of the event loop ------------------------------------------------------------------
 
@@ -308,11 +288,13 @@ class SqliteStore:
 
     def _commit(self, requests: Sequence[_Operation]) -> None:
         connection, tables = self._tables.connection, self._tables
-        tables.events = []
+        tables.begin()
         before = tables.mark()
         try:
             durable = any(request.durable for request in requests)
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            if durable is not self._synced:
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._synced = durable
             connection.execute("BEGIN IMMEDIATE")
             outcomes = [self._alone(requests[0])] if len(requests) == 1 else [*map(self._savepoint, requests)]
             if tables.events:
@@ -349,11 +331,7 @@ class SqliteStore:
         return outcome
 
     def _publish(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if event.kind == "put":
-                self._remember(event.entry)
-            else:
-                self._forget(event.entry.key)
+        self._recent.apply(events)
         for watcher in self._watchers.copy():
             if of_interest := [event for event in events if event.entry.key.startswith(watcher.prefix)]:
                 with contextlib.suppress(RuntimeError):  # its loop is closed

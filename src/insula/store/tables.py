@@ -2,18 +2,22 @@
 
 `entries` has the current entries, `changes` the history for watchers, `leases` the times to live, and `counters` one
 row with the current revision and the revision up to which history was deleted. Nothing here commits: the caller opens
-a transaction around any number of calls, saves the state in memory before it with `mark`, and `restore`s it after a
-rollback.
+a transaction around any number of calls with `begin`, saves the state in memory before it with `mark`, and `restore`s
+it after a rollback.
+
+Each statement costs about the same, however many rows it has: the driver gives up the interpreter's lock for it, and
+takes it back from the event loop. So a transaction has few statements, of many rows, and reads only what is not cached.
 """
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from insula.model.errors import Conflict, Failed, InsulaError, NotFound, Unavailable
 from insula.store.migrations import STEPS, Migration, migrate
@@ -28,13 +32,17 @@ from insula.store.protocol import (
     TransactionConflict,
     Write,
 )
+from insula.store.recent import Recent
 
+T = TypeVar("T")
 _ABOVE = "\x7f"
 """A character that sorts after every character of a key."""
 
 
 ROW = 512
 """Bytes that a change counts in addition to its values."""
+_ROWS = 16  # of one statement; each number of rows is a statement of its own, which is prepared once
+_STATEMENTS = 5 * _ROWS
 _PIECES = 64  # of a full history; each is deleted as a whole
 
 
@@ -57,19 +65,23 @@ class Mark(NamedTuple):
 
 
 class Tables:
-    """The tables. `events` collects the changes since it was last emptied.
+    """The tables. `events` collects the changes since `begin`. `recent` is a cache of committed entries.
 
     Deadlines of leases are monotonic times and not in the file: after a restart every lease gets its full time again,
     because its owner could not renew it meanwhile. The history has the last `history` revisions, and fewer if their
     values have more than `history_bytes` together.
     """
 
-    def __init__(self, path: Path, history: int, history_bytes: int, steps: Sequence[Migration] = STEPS) -> None:
+    def __init__(
+        self, path: Path, history: int, history_bytes: int, recent: Recent, steps: Sequence[Migration] = STEPS
+    ) -> None:
         self.history, self.history_bytes = history, history_bytes
+        self.recent = recent
         self.connection = _connect(path, steps)
         row: tuple[int, int] = self.connection.execute("SELECT revision, compacted FROM counters").fetchone()
         self.revision, self.compacted = row
         self.events: list[Event] = []
+        self._changed: dict[str, Entry | None] = {}  # by `events`
         now = time.monotonic()
         leases = self.connection.execute("SELECT id, ttl FROM leases")
         self.deadlines: dict[int, float] = {lease: now + ttl for lease, ttl in leases}
@@ -80,6 +92,10 @@ class Tables:
         for revision, size in self.connection.execute(sizes, (ROW,)):
             self._measure(revision, size)
 
+    def begin(self) -> None:
+        """Forget the changes of the last transaction, which was committed or rolled back."""
+        self.events, self._changed = [], {}
+
     def mark(self) -> Mark:
         return Mark(self.revision, self.compacted, len(self.events), dict(self.deadlines), tuple(self._pieces))
 
@@ -87,14 +103,32 @@ class Tables:
         self.revision, self.compacted, count, self.deadlines, pieces = mark
         self._pieces = deque(pieces)
         del self.events[count:]
+        self._changed.clear()
+        self._note(self.events)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> Entry | None:
-        row = self.connection.execute(
-            "SELECT key, value, revision, created FROM entries WHERE key = ?", (key,)
-        ).fetchone()
-        return Entry(*row) if row else None
+        return self.get_all((key,))[key]
+
+    def get_all(self, keys: Collection[str]) -> dict[str, Entry | None]:
+        """Return the entries of these keys in the file; None where there is none."""
+        found: dict[str, Entry | None] = dict.fromkeys(keys)
+        for some in _in_batches([*found]):
+            for row in self.connection.execute(_select(len(some)), some):
+                found[row[0]] = Entry(*row)
+        return found
+
+    def _current(self, keys: Collection[str]) -> dict[str, Entry | None]:
+        """Return the entries of these keys as the open transaction sees them."""
+        known: dict[str, Entry | None] = {}
+        unknown = []
+        for key in keys:
+            try:
+                known[key] = self._changed[key] if key in self._changed else self.recent[key]
+            except KeyError:
+                unknown.append(key)
+        return known | self.get_all(unknown) if unknown else known
 
     def scan(self, prefix: str) -> Snapshot:
         rows = self.connection.execute(
@@ -130,46 +164,51 @@ class Tables:
 
     def transact(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
         """Do `Store.transact`; on an error the caller rolls back."""
-        found: dict[str, Entry | None] = {}
+        found = self._current({each.key for each in (*compares, *writes)})
         for compare in compares:
-            entry = found[compare.key] = self.get(compare.key)
+            entry = found[compare.key]
             if (entry.revision if entry else 0) != compare.revision:
                 raise TransactionConflict(compare.key)
-        revision = self.revision + 1
-        previous = (found[write.key] if write.key in found else self.get(write.key) for write in writes)
-        changed = [
-            event
-            for write, before in zip(writes, previous, strict=True)
-            if (event := self._apply(write, before, revision))
-        ]
-        self._record(changed)
-        if changed:
+        revision, leases = self.revision + 1, {}
+        events = []
+        for write in writes:
+            previous = found[write.key]
+            if isinstance(write, Put):
+                if write.lease is not None and write.lease not in self.deadlines:
+                    raise NotFound(f"lease {write.lease} is over", "take a new one")
+                leases[write.key] = write.lease
+                entry = Entry(write.key, write.value, revision, previous.created if previous else revision)
+                events.append(Event("put", entry, previous, revision))
+            elif previous:
+                events.append(Event("delete", Entry(write.key, b"", revision, previous.created), previous, revision))
+        if events:
+            self._write(events, leases)
+            self._note(events)
+            self.events += events
             self.revision = revision
         return self.revision
 
-    def _apply(self, write: Write, previous: Entry | None, revision: int) -> Event | None:
-        if isinstance(write, Put):
-            if write.lease is not None and write.lease not in self.deadlines:
-                raise NotFound(f"lease {write.lease} is over", "take a new one")
-            entry = Entry(write.key, write.value, revision, previous.created if previous else revision)
-            self.connection.execute(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)",
-                (entry.key, entry.value, entry.revision, entry.created, write.lease),
-            )
-            return Event("put", entry, previous, revision)
-        if previous is None:
-            return None
-        self.connection.execute("DELETE FROM entries WHERE key = ?", (write.key,))
-        return Event("delete", Entry(write.key, b"", revision, previous.created), previous, revision)
-
-    def _record(self, events: Sequence[Event]) -> None:
-        rows = []
+    def _write(self, events: Sequence[Event], leases: dict[str, int | None]) -> None:
+        """Write changes of one revision to `entries` and to `changes`. `leases` are those of the entries put."""
+        puts, deletes, rows = [], [], []
         for position, event in enumerate(events):
             entry, previous = event.entry, event.previous
             old = (previous.value, previous.revision, previous.created) if previous else (None, None, None)
             rows.append((event.revision, position, event.kind, entry.key, entry.value, entry.created, *old))
-        self.connection.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        self.events += events
+            if event.kind == "put":
+                puts.append((entry.key, entry.value, entry.revision, entry.created, leases[entry.key]))
+            else:
+                deletes.append(entry.key)
+        for some in _in_batches(deletes):
+            self.connection.execute(_delete(len(some)), some)
+        for table, those in (("entries", puts), ("changes", rows)):
+            for batch in _in_batches(those):
+                values = [value for row in batch for value in row]
+                self.connection.execute(_insert(table, len(batch), len(batch[0])), values)
+
+    def _note(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._changed[event.entry.key] = event.entry if event.kind == "put" else None
 
     def save_counters(self) -> None:
         """Save the counters before a commit, and delete old history, piece by piece.
@@ -231,6 +270,32 @@ class Tables:
         return True
 
 
+def _in_batches(some: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield parts of at most `_ROWS`."""
+    for start in range(0, len(some), _ROWS):
+        yield some[start : start + _ROWS]
+
+
+@functools.cache
+def _select(count: int) -> str:
+    return f"SELECT key, value, revision, created FROM entries WHERE key IN ({_marks(count)})"
+
+
+@functools.cache
+def _delete(count: int) -> str:
+    return f"DELETE FROM entries WHERE key IN ({_marks(count)})"
+
+
+@functools.cache
+def _insert(table: str, rows: int, columns: int) -> str:
+    row = f"({_marks(columns)})"
+    return f"INSERT OR REPLACE INTO {table} VALUES {', '.join([row] * rows)}"
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
+
+
 def size_of(event: Event) -> int:
     """Return the approximate size in bytes."""
     return ROW + len(event.entry.value) + (len(event.previous.value) if event.previous else 0)
@@ -239,7 +304,9 @@ def size_of(event: Event) -> int:
 def _connect(path: Path, steps: Sequence[Migration]) -> sqlite3.Connection:
     try:
         path.touch(mode=0o600)
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.2)
+        connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=0.2, cached_statements=_STATEMENTS
+        )
         try:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
