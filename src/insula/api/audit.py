@@ -101,6 +101,7 @@ class AuditedRequest:
         self._status: int | None = None
         self._announced = self._ended = False
         self._received = self._sent = 0
+        self._head: dict[str, Any] | None = None  # of the entry, once the route is known
         self._outbox = outbox
         self._intent = Intent(outbox, self._about) if outbox and scope.get("method") not in _READS else None
         if log is not None:
@@ -230,15 +231,19 @@ class AuditedRequest:
         if "tenant" in details:
             tenant = details.pop("tenant")
         name = details.pop("name", None) or (name and str(name).lstrip("/"))
-        principal = self.authority.principal
+        if self._head is None:
+            principal = self.authority.principal
+            self._head = {
+                "time": timestamp(self._began),
+                "id": self.id,
+                "user": self.authority.name,
+                "principal": principal and principal.id,
+                "proof": self.authority.proof,
+                **self._source(),
+                "verb": f"{self._scope['method']} {self._template() or self._scope['path']}"[:_LONGEST],
+            }
         return {
-            "time": timestamp(self._began),
-            "id": self.id,
-            "user": self.authority.name,
-            "principal": principal and principal.id,
-            "proof": self.authority.proof,
-            **self._source(),
-            "verb": f"{self._scope['method']} {self._template() or self._scope['path']}"[:_LONGEST],
+            **self._head,
             "tenant": tenant and str(tenant)[:_LONGEST],
             "name": name and str(name)[:_LONGEST],
             **{key: str(value)[:_LONGEST] for key, value in details.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ class RequestTimes:
         }
 
 
+@functools.cache  # of the routes that there are
 def plain_route(template: str) -> str:
     """Return a route without the types of its parameters, as in ``/v1/tenants/{tenant}``."""
     return template.replace(":str}", "}").replace(":path}", "}").replace(":int}", "}")

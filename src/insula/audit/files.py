@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from insula.audit.chain import OVERHEAD, parse
 
@@ -51,13 +51,19 @@ def open_for_reading(path: Path) -> BinaryIO:
     return open(fd, "rb")
 
 
-def is_at(path: Path, fd: int) -> bool:
-    """Whether an open file is still the one at `path`."""
-    try:
-        found, held = os.lstat(path), os.fstat(fd)
-    except FileNotFoundError:
-        return False
-    return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+class OpenFile(NamedTuple):
+    """An open file: as long as it is open, no other file has these numbers."""
+
+    device: int
+    inode: int
+
+    def size(self, path: Path) -> int | None:
+        """Return its size in bytes if it is still at `path`, else None."""
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        return found.st_size if (found.st_dev, found.st_ino) == self else None
 
 
 def rotate(path: Path, files: int) -> None:

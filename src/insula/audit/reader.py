@@ -16,7 +16,7 @@ _PIECE = 1 << 17
 
 def timestamp(seconds: float) -> str:
     """Format a time as in RFC 3339, in UTC with microseconds, so that times sort as text."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def read(

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from insula.audit import files, witness
 from insula.audit.chain import OVERHEAD, Chain, ChainHead, begin, hash_of
+from insula.audit.files import OpenFile
 from insula.audit.floods import Floods
 from insula.audit.keys import KeyFile, VerificationKey
 from insula.audit.reader import timestamp
@@ -45,8 +46,9 @@ Callback = Callable[[], None]
 
 
 class _Line(NamedTuple):
-    """An entry as JSON. `written` and `synced` are called in the writer's thread: it is in the file, on the disk."""
+    """An entry and its JSON. `written` and `synced` are called in the writer's thread: in the file, on the disk."""
 
+    entry: dict[str, Any]
     data: bytes
     written: Callback | None = None
     synced: Callback | None = None
@@ -103,6 +105,7 @@ class AuditLog:
         self._said: str | None = None
         self._cut: int | None = None  # the last line of what was removed without a record
         self._fd: int | None = None
+        self._file: OpenFile | None = None  # of `_fd`
         self._chain: Chain | None = None  # until it is recovered
         self._last: bytes | None = b""  # the bytes since the start of the last line, except `_remains`
         self._remains = b""  # of a write after the last line
@@ -133,7 +136,7 @@ class AuditLog:
         if self._queue.qsize() >= _MOST_WAITING:
             self._lost += 1
         else:
-            self._queue.put(_Line(_encode(entry), written, synced))
+            self._queue.put(_line(entry, written, synced))
 
     def record_failure(self, entry: dict[str, Any], source: str, *, proved: bool) -> None:
         """Record a failed attempt, or count it if the source has too many."""
@@ -141,7 +144,7 @@ class AuditLog:
         if self.floods.admit(source, str(entry.get("status")), time.monotonic(), proved=proved):
             self.record(entry)
         elif not counting:
-            self._queue.put(_Line(b""))  # so that the thread looks at the end of the window
+            self._queue.put(_Line({}, b""))  # so that the thread looks at the end of the window
 
     def new_key(self, entry: dict[str, Any], told: Callable[[VerificationKey | OSError], None]) -> None:
         """Begin with a new key after a record with the members of `entry`. `told` is called in the writer's thread with
@@ -218,7 +221,7 @@ class AuditLog:
         try:
             self._recover()
             for counted in self.floods.take(now, end=at_end):
-                self._waiting.append(_Line(_encode({"time": timestamp(time.time()), **_COUNT, **counted})))
+                self._waiting.append(_line({"time": timestamp(time.time()), **_COUNT, **counted}))
             if self._waiting:
                 self._write()
             self._tell("write", None)
@@ -259,7 +262,7 @@ class AuditLog:
         ]
         self._open.update(left.open)
         records = [{"time": now, **record} for record in found.records]
-        self._waiting[:0] = [_Line(_encode(entry)) for entry in (*records, *closing)]
+        self._waiting[:0] = [_line(entry) for entry in (*records, *closing)]
         if self._waiting and closing:
             last = len(records) + len(closing) - 1
             self._waiting[last] = self._waiting[last]._replace(synced=self._recovered)
@@ -285,7 +288,7 @@ class AuditLog:
             self._append(self._waiting, count)
             if self._lost and not self._waiting:
                 lost, self._lost = self._lost, 0
-                self._waiting.append(_Line(_encode({"time": timestamp(time.time()), "lost": lost})))
+                self._waiting.append(_line({"time": timestamp(time.time()), "lost": lost}))
 
     def _append(self, lines: list[_Line], count: int) -> None:
         """Seal and write the first `count` of `lines`; those that were written completely are removed from the list."""
@@ -317,12 +320,11 @@ class AuditLog:
                 self._is_written(line)
 
     def _is_written(self, line: _Line) -> None:
-        if b'"phase":"' in line.data:
-            entry = json.loads(line.data)
-            if entry.get("phase") == "begun":
-                self._open[entry["id"]] = about(entry)
-            elif entry.get("phase") == "ended":
-                self._open.pop(entry["id"], None)
+        entry = line.entry
+        if entry.get("phase") == "begun":
+            self._open[entry["id"]] = about(entry)
+        elif entry.get("phase") == "ended":
+            self._open.pop(entry["id"], None)
         if line.written:
             line.written()
         if line.synced:
@@ -332,9 +334,7 @@ class AuditLog:
 
     def _room(self, line: _Line) -> int:
         """Open the file, rotated if the line exceeds its size; returns the remaining bytes."""
-        fresh = self._open_file()
-        assert self._fd is not None
-        used = os.fstat(self._fd).st_size
+        used, fresh = self._open_file()
         if self.size and not fresh and used + len(line.data) + OVERHEAD + _CUT > self.size:
             try:
                 self._rotate()
@@ -345,25 +345,27 @@ class AuditLog:
             return self._room(line)
         return self.size - used - _CUT
 
-    def _open_file(self) -> bool:
-        """Open the file unless it is open; returns whether it has nothing but its first line. Then it isn't rotated,
-        however long the next line is."""
-        if self._fd is not None and not files.is_at(self.path, self._fd):
+    def _open_file(self) -> tuple[int, bool]:
+        """Open the file unless it is open; returns its size, and whether it has nothing but its first line. Then it
+        isn't rotated, however long the next line is."""
+        used = None if self._file is None else self._file.size(self.path)
+        if self._fd is not None and used is None:
             self._sync()
             os.close(self._fd)
             self._fd = None
         if self._fd is None:
             self._fd = files.open_for_writing(self.path, self.group)
-        if os.fstat(self._fd).st_size:
-            return False
+            found = os.fstat(self._fd)
+            used, self._file = found.st_size, OpenFile(found.st_dev, found.st_ino)
+        if used:
+            return used, False
         cut = {} if self._cut is None else {"cut": self._cut}
         self._append_record({"chain": "file", **cut, "open": list(self._open.values())[:_MOST_OPEN]})
         self._cut = None
-        return True
+        return os.fstat(self._fd).st_size, True
 
     def _append_record(self, record: dict[str, Any]) -> None:
-        lines = [_Line(_encode({"time": timestamp(time.time()), **record}))]
-        self._append(lines, 1)
+        self._append([_line({"time": timestamp(time.time()), **record})], 1)
 
     def _rotate(self) -> None:
         """Rename the file. If that removes the oldest one, this one's last line says up to which line."""
@@ -433,5 +435,5 @@ class AuditLog:
 _encoder = json.JSONEncoder(separators=(",", ":"))
 
 
-def _encode(entry: dict[str, Any]) -> bytes:
-    return _encoder.encode(entry).encode()
+def _line(entry: dict[str, Any], written: Callback | None = None, synced: Callback | None = None) -> _Line:
+    return _Line(entry, _encoder.encode(entry).encode(), written, synced)
