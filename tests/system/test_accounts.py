@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
+from msgspec.structs import asdict
 
 from insula.control.accounting import history
 from insula.control.accounting.accounts import Accounts
 from insula.control.identities.authority import OPERATOR
+from insula.control.instances.drivers.base import GroupCounters
+from insula.control.instances.drivers.container.driver import ContainerDriver
 from insula.control.instances.managed import ManagedInstance
 from insula.control.keys import ACCOUNTS, CHECKPOINTS, LEDGERS
 from insula.control.plane import ControlPlane
 from insula.model.accounting import UsedTotals
 from insula.model.errors import Failed
-from insula.model.objects import InstanceSpec, Resources
+from insula.model.objects import Instance, InstanceSpec, Resources
 from insula.settings import Settings
 from insula.store.sqlite import SqliteStore
 from tests.support.machine import Run
-from tests.support.wait import eventually
+from tests.support.wait import eventually, patiently
 from tests.system.test_two_planes import end_of
 
 TENANT = "default"
@@ -218,5 +222,82 @@ def test_a_full_disk_holds_nothing_up(settings: Settings, monkeypatch: pytest.Mo
         after = await ACCOUNTS.get(store, TENANT, managed.instance.id)
         assert after and after.value.memory.over and (before is None or not before.value.memory.over)
         await plane.instances.remove(TENANT, "full", force=True)
+
+    on(settings, body)
+
+
+async def answered(plane: ControlPlane, tenant: str) -> None:
+    """Metrics and usage, of a tenant and of all, answer while somebody else holds that tenant up."""
+    async with asyncio.timeout(patiently(10)):
+        assert tenant in {each.tenant.name for each in await plane.accounting.figures()}
+        assert (await plane.accounting.figures(tenant))[0].totals.used.cpu > 0
+        assert (await plane.accounting.of(tenant)).used.cpu > 0
+        assert tenant in {each.tenant for each in await plane.accounting.all()}
+
+
+def test_neither_a_slow_end_nor_a_slow_network_delays_metrics_and_usage(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of processes is paused, and then the tenant's turn at the fabric is taken, as by a slow verb."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = ContainerDriver.end
+
+    def slow(driver: ContainerDriver, instance: Instance) -> GroupCounters | None:
+        begun.set()
+        assert go_on.wait(patiently(60))
+        return real(driver, instance)
+
+    async def body(plane: ControlPlane) -> None:
+        managed = await started(plane, "slow")
+        before = await used(plane, "slow")
+        monkeypatch.setattr(ContainerDriver, "end", slow)
+        settling = asyncio.create_task(plane.accounting.accounts.settle(managed))
+        try:
+            assert await asyncio.to_thread(begun.wait, patiently(30)), "the instance is being ended"
+            await answered(plane, TENANT)
+            assert not settling.done()
+        finally:
+            go_on.set()
+            await settling
+        async with plane.context.locks[TENANT]:
+            settling = asyncio.create_task(plane.accounting.accounts.settle(managed))
+            await answered(plane, TENANT)
+            assert not settling.done(), "its packets are read in the tenant's turn"
+        await settling
+        after = await used(plane, "slow")
+        assert after.cpu >= before.cpu and after.sent == before.sent == PING, "nothing is lost"
+        await plane.instances.remove(TENANT, "slow", force=True)
+
+    on(settings, body)
+
+
+def test_totals_never_fall(settings: Settings) -> None:
+    """Neither while instances end and are removed, nor when they are read at the same time."""
+
+    async def body(plane: ControlPlane) -> None:
+        highest, ended = dict[str, float](), False
+
+        async def watch() -> int:
+            rounds = 0
+            while not ended:
+                if rounds % 2:
+                    await plane.accounting.accounts.read(TENANT)
+                totals = (await plane.accounting.figures(TENANT))[0].totals
+                now = {**asdict(totals.used), **asdict(totals.reserved), "group": totals.group}
+                assert {name for name, value in now.items() if value < highest.get(name, 0)} == set()
+                highest.update(now)
+                rounds += 1
+                await asyncio.sleep(0.001)
+            return rounds
+
+        watching = asyncio.create_task(watch())
+        for number in range(5):
+            name = f"short{number}"
+            await plane.instances.run(TENANT, worker(name, "i=0; while :; do i=$((i+1)); done"), by=OPERATOR)
+            await asyncio.sleep(0.1)
+            await plane.instances.remove(TENANT, name, force=True)
+        ended = True
+        assert await watching > 20
+        assert highest["cpu"] > 0 and highest["instances"] > 0
 
     on(settings, body)

@@ -45,11 +45,7 @@ class Series(NamedTuple):
 
 TENANT: Final = (
     Series("cpu_seconds", "Processor time of the tenant's instances", lambda f: f.totals.used.cpu / 1e9),
-    Series(
-        "other_cpu_seconds",
-        "Processor time of the tenant's control group that is none of its instances'",
-        lambda f: max(0, f.totals.group - f.totals.used.cpu) / 1e9,
-    ),
+    Series("group_cpu_seconds", "Processor time of the tenant's control group", lambda f: f.totals.group / 1e9),
     Series("network_receive_bytes", "Bytes of IP packets to the instances", lambda f: f.totals.used.received),
     Series("network_receive_packets", "IP packets to the instances", lambda f: f.totals.used.received_packets),
     Series("network_transmit_bytes", "Bytes of IP packets from the instances", lambda f: f.totals.used.sent),

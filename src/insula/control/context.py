@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -103,9 +104,26 @@ class Context:
     async def fabric_turn(self, tenant: str, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """`fabric_call` for a call that only reads, or a caller that must not be cancelled. Its thread starts at once
         if no other has its turn."""
+        async with self.turn(tenant):
+            return await asyncio.to_thread(call, *args, **kwargs)
+
+    @asynccontextmanager
+    async def turn(self, tenant: str) -> AsyncIterator[None]:
+        """Take the tenant's turn at the fabric."""
         await self.prepared(tenant)
         async with self.locks[tenant]:
-            return await asyncio.to_thread(call, *args, **kwargs)
+            yield
+
+    @asynccontextmanager
+    async def turn_within(self, tenant: str, seconds: float) -> AsyncIterator[bool]:
+        """Take the tenant's turn at the fabric if it comes within `seconds`. Yield whether it has."""
+        async with AsyncExitStack() as held:
+            got = False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await held.enter_async_context(self.turn(tenant))
+                    got = True
+            yield got
 
 
 def going_down() -> Unavailable:

@@ -7,6 +7,10 @@ killed in between, the next one reads the same counters again, which adds nothin
 The accounts in memory are the truth; each write has a whole one, and writes are applied in their order. A tenant's lock
 is held while its counters are read: an old reading that arrives late would count an earlier incarnation twice. If
 neither the processor time nor the memory of a tenant's control group has changed, its instances are not looked at.
+
+The holder of that lock waits for the kernel and the store, never for a verb: not for the end of processes, and not for
+the tenant's turn at the fabric, which is taken before the lock. So those who ask for totals wait for no verb either.
+Counters of packets are read in such a turn. A reading that doesn't get it leaves them to the next one.
 """
 
 from __future__ import annotations
@@ -37,7 +41,11 @@ from insula.store.protocol import Delete, Entry, Put, Store, Write
 from insula.store.typed import Keyspace
 
 T = TypeVar("T")
+Packets = Mapping[int, Traffic]
+"""The traffic of a tenant's instances, by the indices of their ports."""
 PROBLEM = "accounting"
+PATIENCE = 0.2
+"""Seconds that a reading waits for a tenant's turn at the fabric."""
 _EMPTY = Account()
 _TURN = 64  # accounts that are handled before other tasks may run
 
@@ -176,7 +184,7 @@ class Accounts:
 
     async def _read(self, tenant: str, running: Sequence[ManagedInstance]) -> None:
         mine = self.of(tenant)
-        async with mine.lock:
+        async with self.context.turn_within(tenant, PATIENCE) as turn, mine.lock:
             if self._tenants.get(tenant) is not mine:  # it was removed
                 return
             drivers = {each.instance.id: driver for each in running if (driver := self._driver(each))}
@@ -186,11 +194,11 @@ class Accounts:
             if reading.found is None:
                 mine.unchanged = reading.at
                 return
-            traffic = await self._traffic(running)
+            traffic = await self._traffic(running) if turn else {}
             async for each in in_turns(running):
                 if each.instance.id in reading.found:
                     self._take(mine, each, reading.found[each.instance.id], traffic, reading.at)
-            mine.seen, mine.unchanged = reading.group, reading.at
+            mine.seen, mine.unchanged = reading.group if turn else None, reading.at
 
     def _driver(self, managed: ManagedInstance) -> Driver | None:
         driver = self.context.driver(managed.instance)
@@ -203,14 +211,14 @@ class Accounts:
             return Reading(at, group, None)
         return Reading(at, group, {each: driver.counters(tenant, each) for each, driver in drivers.items()})
 
-    async def _traffic(self, manageds: Collection[ManagedInstance]) -> Mapping[int, Traffic]:
-        """The traffic of instances of one tenant, by the indices of their ports."""
+    async def _traffic(self, manageds: Collection[ManagedInstance]) -> Packets:
+        """The traffic of instances of one tenant, whose turn at the fabric the caller has."""
         ports: list[Port] = [port for each in manageds for port in each.instance.ports]
         if not ports:
             return {}
         owner, fabric = next(iter(manageds)).tenant, self.context.fabric
         try:
-            return await self.context.fabric_turn(owner.name, fabric.traffic, owner, ports)
+            return await asyncio.to_thread(fabric.traffic, owner, ports)
         except (InsulaError, OSError):  # the tenant's network is missing: its controller repairs it
             return {}
 
@@ -219,7 +227,7 @@ class Accounts:
         mine: TenantAccounts,
         managed: ManagedInstance,
         group: GroupCounters | None,
-        traffic: Mapping[int, Traffic],
+        traffic: Packets,
         at: float,
         *,
         over: bool = False,
@@ -250,9 +258,10 @@ class Accounts:
         if driver is None:
             return
         instance, mine = managed.instance, self.of(managed.instance.tenant)
-        async with mine.lock:
-            group = driver.ended(instance) or await asyncio.to_thread(driver.end, instance)
-            traffic = await self._traffic([managed])
+        if driver.ended(instance) is None:
+            await asyncio.to_thread(driver.end, instance)
+        async with self.context.turn(instance.tenant), mine.lock:
+            group, traffic = driver.counters(instance.tenant, instance.id), await self._traffic([managed])
             if group is None and not traffic:
                 return
             self._take(mine, managed, group, traffic, now().at, over=True)
