@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -15,10 +16,11 @@ import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from insula.api.duplex import Duplex, Incoming
 from insula.cli.terminal import DetachFilter, detach_keys
 from insula.client.http import chunk, connect, head
 from insula.model.errors import Conflict, Invalid, NotFound, Unavailable
@@ -383,3 +385,39 @@ def test_the_death_of_the_server_is_an_error(stub: StubDaemon, tmp_path: Path) -
         ):
             list(attachment)
         thread.join()
+
+
+class Sink:
+    """A process that takes whatever it is sent."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    async def send(self, kind: Kind, payload: bytes = b"") -> None:
+        self.taken += 1
+
+
+@pytest.mark.parametrize("kind", [Kind.IDLE, Kind.STDIN])
+def test_a_flood_of_empty_frames_leaves_others_their_turn(kind: Kind) -> None:
+    count = 5000
+
+    async def main() -> None:
+        messages = iter([{"type": "http.request", "body": encode(kind) * count, "more_body": True}])
+
+        async def receive() -> Any:
+            return next(messages, {"type": "http.disconnect"})
+
+        async def signal(_: int) -> None:
+            raise AssertionError
+
+        sink, turns = Sink(), 0
+        duplex = Duplex(lambda: cast(Any, None), signal=signal)
+        passing = asyncio.ensure_future(duplex._up(cast(Any, sink), Incoming(receive)))
+        while not passing.done():
+            turns += 1
+            await asyncio.sleep(0)
+        await passing
+        assert sink.taken == (count if kind is Kind.STDIN else 0)
+        assert turns > count // 100
+
+    asyncio.run(main())

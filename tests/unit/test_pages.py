@@ -79,6 +79,16 @@ def test_filters(query: str, found: list[str], tenants: StubDaemon) -> None:
         assert sorted(name for page in pages for name in names(page)) == found
 
 
+def test_filters_by_label_are_few(tenants: StubDaemon) -> None:
+    """Each is compared with every item of a list."""
+    for query, status in (
+        ("&".join(f"label=x{number}" for number in range(64)), 200),
+        ("&".join(f"label=x{number}" for number in range(65)), 400),
+        ("&".join(["label=team"] * 3000), 200),  # once is enough
+    ):
+        assert ask(tenants, head("GET", f"/v1/tenants?{query}")).status == status
+
+
 def test_instances_by_state(stub: StubDaemon) -> None:
     for name in ("a", "b"):
         stub.client.instances.run("acme", "x", ["true"], name=name, start=False)

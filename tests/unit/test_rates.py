@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import select
 import socket
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 
 from insula.api import access, patience, streams
 from insula.api.access import AccessMiddleware
+from insula.api.patience import Patient
 from insula.api.peer import Peer
 from insula.api.sources import network_of
 from insula.api.tls.record import ClientRecord
@@ -358,3 +361,46 @@ def test_an_upload_must_bring_something(stub: StubDaemon, sock: socket.socket, m
     assert answer.startswith(b"HTTP/1.1 400") and b"send it faster" in answer
     stub.client.instances.archive_put("acme", "web", "/", [b"quick"])  # the control
     assert stub.plane.instances.uploads["/"] == b"quick"
+
+
+def test_an_answer_that_nobody_reads_is_dropped(
+    stub: StubDaemon, sock: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if requests follow at once (pipelining), whose answers wait behind it."""
+    monkeypatch.setattr(patience, "STALL", 0.3)
+    request = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n"
+    sock.sendall(request * 20)
+    poll = select.poll()
+    poll.register(sock, 0)
+    assert [(sock.fileno(), select.POLLHUP)] == poll.poll(patiently(20) * 1000), "the server has closed it"
+    with socket.socket(socket.AF_UNIX) as reader:
+        reader.connect(str(stub.path))
+        reader.sendall(request.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+        assert received_until_closed(reader).endswith(b"}"), "the control"
+
+
+def test_bodies_in_memory_are_limited_by_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "MOST_BODIES", 1000)
+    held: Counter[str] = Counter()
+
+    def request(sender: str | None, size: int) -> Patient:
+        pieces = iter([b"x" * (size - 1), b"x"])
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": next(pieces), "more_body": True}
+
+        return Patient(receive, {}, held, sender)
+
+    async def main() -> None:
+        first, second = request("ann", 600), request("ann", 600)
+        assert len((await first())["body"]) == 599
+        with pytest.raises(TooManyRequests, match="not answered yet"):
+            await second()
+        for other in ("bob", None):  # None is the operator
+            for _ in range(2):
+                await request(other, 500)()
+        second.close()
+        first.close()
+        assert len((await request("ann", 1000)())["body"]) == 999
+
+    asyncio.run(main())

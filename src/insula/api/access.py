@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from typing import Any
 from urllib.parse import quote
 
@@ -105,6 +106,7 @@ class AccessMiddleware:
         self.outbox = outbox
         self.group = group_id()
         self._open: set[OpenRequest] = set()
+        self._bodies: Counter[str] = Counter()
         self._stopping: asyncio.Task[None] | None = None
         cache.watchers.add(self._rights_changed)
 
@@ -138,7 +140,11 @@ class AccessMiddleware:
             return
         # the framework fails at a field that is no host or missing; nothing depends on what clients write there
         scope["headers"] = [*(each for each in scope["headers"] if each[0] != b"host"), _HOST]
-        await self._serve(scope, Patient(receive, state), send, entry)
+        patient = Patient(receive, state, self._bodies, _sender_of(authority))
+        try:
+            await self._serve(scope, patient, send, entry)
+        finally:
+            patient.close()
 
     def _counted_failure(self, error: InsulaError, peer: Peer | None, client: ClientRecord | None) -> InsulaError:
         """Count a failed authentication of its source. Return the error, or TooManyRequests if there were many.
@@ -225,3 +231,11 @@ class AccessMiddleware:
             sender = request.authority
             if sender.principal is not None and (sender.principal.id == principal or principal in sender.groups):
                 request.check(self.cache)
+
+
+def _sender_of(authority: Authority) -> str | None:
+    """Whose bodies are counted together: those of a principal, or of a tenant's service accounts. None is the operator,
+    whose are not counted."""
+    if (principal := authority.principal) is None:
+        return None
+    return f"tenant {principal.tenant}" if principal.tenant else principal.id

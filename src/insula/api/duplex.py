@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
@@ -26,6 +27,9 @@ from insula.model.stream import Decoder, Kind, encode
 
 T = TypeVar("T")
 TOWARDS = (Kind.STDIN, Kind.STDIN_EOF, Kind.RESIZE)
+_TURN, _SMALL, _PAUSE = 64, 1024, 0.004
+"""After so many frames of fewer bytes a connection waits for so many seconds, and others have their turn: a client may
+send ten thousand empty ones at once, again and again."""
 
 
 class Attached(Protocol):
@@ -42,7 +46,8 @@ class Incoming:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._decoder = Decoder()
-        self._frames: list[tuple[Kind, bytes]] = []
+        self._frames: deque[tuple[Kind, bytes]] = deque()
+        self._small = 0
         self.ended = False
         self.gone = False
 
@@ -58,7 +63,14 @@ class Incoming:
                 self._frames.extend(self._decoder.feed(message["body"]))
             except ValueError as error:
                 raise Invalid(f"the body is not a sequence of frames: {error}", "see /openapi.json") from None
-        return self._frames.pop(0) if self._frames else None
+        if not self._frames:
+            return None
+        frame = self._frames.popleft()
+        self._small += len(frame[1]) < _SMALL
+        if self._small >= _TURN:
+            self._small = 0
+            await asyncio.sleep(_PAUSE)
+        return frame
 
     async def until_gone(self) -> None:
         """Wait until the client closes the connection."""

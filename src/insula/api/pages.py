@@ -72,6 +72,9 @@ class ListPage:
         self._request = request
         self._limit = limit
         self._prefix = prefix or ""
+        labels = [*dict.fromkeys(labels)]
+        if len(labels) > rules.MAX_LABELS:  # each is compared with all items
+            raise Invalid(f"{len(labels)} filters by label are too many", f"use at most {rules.MAX_LABELS}")
         self._labels = [text.partition("=") for text in labels]
         self._state = state
         self._filters = [*(("label", text) for text in labels), *([("prefix", prefix)] if prefix else [])]

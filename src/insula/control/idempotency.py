@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -20,14 +20,14 @@ from insula.control.context import Context
 from insula.control.keys import HOST, IDEMPOTENCY
 from insula.model.errors import Conflict, Failed, IdempotencyKeyReused, TooManyRequests
 from insula.model.objects import IdempotencyRecord
-from insula.store.protocol import Put, Write
+from insula.store.protocol import Delete, Put, Store, Write
 from insula.store.typed import Found
 
 LIFE = 86_400.0
 """Seconds that a key is remembered."""
 MAX_KEYS = 500
 """Keys of one principal at a time."""
-MAX_ANSWER = 16 << 10
+MAX_ANSWER = 4 << 10
 """The longest answer in bytes that is kept; a longer one is made anew of the object."""
 _LEASE = 3600.0  # keys of an hour share a lease of the store, which deletes them
 
@@ -138,3 +138,9 @@ def _runs() -> Conflict:
     error = Conflict("a request with this idempotency key is running", "wait, and send it again")
     error.retry_after = 1.0
     return error
+
+
+async def kept_of(store: Store, principals: Iterable[str]) -> list[Delete]:
+    """Return the deletions of what is kept of the keys of principals, which are to be removed."""
+    snapshots = [await store.list(IDEMPOTENCY.prefix(each)) for each in principals]
+    return [Delete(entry.key) for snapshot in snapshots for entry in snapshot.entries]

@@ -25,6 +25,7 @@ from insula.control.allocation.reservations import Reservation
 from insula.control.allocation.transaction import Proposal, allocate, guarded, retried
 from insula.control.context import Context
 from insula.control.disk import disk_view, unlimited
+from insula.control.idempotency import kept_of
 from insula.control.identities.authority import no_tenant
 from insula.control.identities.cache import IdentityCache
 from insula.control.instances.specs import check_labels, cli_command
@@ -223,7 +224,7 @@ class Tenants:
 
     async def _rights(self, name: str) -> Sequence[Delete]:
         """The deletions of bindings, service accounts and their tokens that go with this tenant, so that they give no
-        rights in a later tenant of its name; and of its sets of declared state."""
+        rights in a later tenant of its name; and of its sets of declared state, and its accounts' idempotency keys."""
         store = self.context.store
         accounts = (await store.list(PRINCIPALS.prefix(name))).entries
         bindings = (await store.list(BINDINGS.prefix(name))).entries
@@ -231,7 +232,7 @@ class Tenants:
         tokens = [TOKENS.delete(token.id) for token in self.cache.tokens() if token.principal in ids]
         tokens += [CERTIFICATES.delete(each.serial) for each in self.cache.certificates() if each.principal in ids]
         sets = [entry for each in (SETS, MEMBERS) for entry in (await store.list(each.prefix(name))).entries]
-        return [*(Delete(entry.key) for entry in [*accounts, *bindings, *sets]), *tokens]
+        return [*(Delete(entry.key) for entry in [*accounts, *bindings, *sets]), *tokens, *await kept_of(store, ids)]
 
     async def _erase(self, tenant: Tenant) -> None:
         """Remove a tenant from the store after its creation has failed."""

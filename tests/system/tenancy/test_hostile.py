@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import pytest
 
+from insula.client import Client
 from insula.model.errors import NotFound
 from tests.support.daemon import Daemon
 from tests.support.wait import until
@@ -215,3 +217,65 @@ class Watching:
                 if f'"name":"{name}"'.encode() in line:
                     return str(json.loads(line)["cursor"])
         raise AssertionError("the events have ended")
+
+
+# -- what it costs the host --------------------------------------------------------------------------------------------
+
+
+def test_service_accounts_that_come_and_go_leave_no_keys(fresh: Daemon) -> None:
+    """Each has 500 keys; an admin could make another account, and remove it, without end."""
+    operator, where, accounts = Client(str(fresh.run / "insulad.sock")), fresh.run / "users.sock", {}
+    for tenant in ("stays", "goes"):
+        operator.tenants.create(tenant)
+        for name in ("one", "two"):
+            account = f"{tenant}/{name}"
+            accounts[account] = operator.identities.create_service_account(tenant, name)["principal"]["id"]
+            operator.identities.bind(account, "member", tenant)
+            token = operator.identities.create_token(account)["token"]
+            body, target = {"name": name, "subnet": "10.0.0.0/24"}, f"/v1/tenants/{tenant}/networks"
+            assert exchange(where, "POST", target, body, token=token, idempotency_key="k").status == 201
+            operator.networks.remove(tenant, name)
+    operator.identities.remove_service_account("stays", "two")
+    operator.tenants.remove("goes")
+    fresh.stop()
+    with closing(sqlite3.connect(fresh.root / "state.db")) as store:
+        found = store.execute("SELECT key FROM entries WHERE key LIKE '/idempotency/%'").fetchall()
+    assert [key.split("/")[2] for (key,) in found] == [accounts["stays/one"]]
+
+
+def test_a_user_does_not_fill_the_memory_with_bodies(daemon: Daemon, people: People, houses: Houses) -> None:
+    """Of bodies that are never whole; a neighbour's is taken meanwhile."""
+    ann = people.person("member", houses.acme.tenant)
+    path, megabytes = str(daemon.run / "users.sock"), 7
+    piece = b" " * (megabytes << 20)
+    head = (
+        f"POST /v1/tenants/{houses.acme.tenant}/diff HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ann.secret}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(piece) + 1}\r\n\r\n"
+    ).encode()
+    with ExitStack() as stack:
+        socks = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(10)]
+        for sock in socks:
+            sock.settimeout(60)
+            sock.connect(path)
+            with suppress(OSError):  # it is refused, and closed, in the middle
+                sock.sendall(head + piece)
+        refused = [sock for sock in socks if readable(sock)]
+        assert 1 <= len(refused) <= 2, "nine are more than 56 MiB"
+        assert all(sock.recv(12) == b"HTTP/1.1 429" for sock in refused)
+        bob = people.person("member", houses.globex.tenant)
+        files = [{"name": "a", "format": "yaml", "text": "# " + "x" * 100_000}]
+        body = {"set": "s", "files": files, "allow_empty": True}
+        assert ask(daemon, bob, "POST", f"/v1/tenants/{houses.globex.tenant}/diff", body).status == 200
+        assert ask(daemon, ann, "GET", "/v1/whoami").status == 200
+    until(
+        lambda: ask(daemon, ann, "POST", f"/v1/tenants/{houses.acme.tenant}/diff", body).status == 200, "it may again"
+    )
+
+
+def readable(sock: socket.socket) -> bool:
+    """Whether an answer is there, or comes within a moment."""
+    sock.settimeout(0.5)
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except TimeoutError:
+        return False

@@ -15,6 +15,7 @@ from typing import TypeVar
 from insula.control.allocation.quotas import add
 from insula.control.allocation.transaction import guard, guarded, retried
 from insula.control.context import Context
+from insula.control.idempotency import kept_of
 from insula.control.identities.authority import Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.counts import AccountQuotas, Parts, StoredProof
@@ -139,9 +140,10 @@ class Identities:
             proofs = await self.counts.stored([principal.id])
             deletes = [PRINCIPALS.delete(*key_of(principal)), *(each.delete() for each in reservations_of(principal))]
             compares, writes = await self.counts.less(principal, Usage(service_accounts=1, tokens=len(proofs)))
+            kept = await kept_of(self.context.store, [principal.id])
             await self._commit(
                 [PRINCIPALS.unchanged(found, *key_of(principal)), *compares],
-                [*deletes, *bindings, *(each.delete() for each in proofs), *writes],
+                [*deletes, *bindings, *(each.delete() for each in proofs), *kept, *writes],
             )
 
         await self.counts.in_turn(principal, attempt)

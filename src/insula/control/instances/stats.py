@@ -73,15 +73,18 @@ class Stats:
 
         if tenant is not None:
             await self.tenants.find(tenant)
+            names = [*dict.fromkeys(names)]
             for name in names:
                 if not fits(managed := await self.find(tenant, name)):
                     raise no_instance(tenant, name)
                 require(self.context.driver(managed.instance), "stats")
 
+        wanted = frozenset(names)
+
         def present() -> list[ManagedInstance]:
             tenants = [tenant] if among is None else among
             all_of = (managed for each in tenants for managed in self.managed.of(each) if fits(managed))
-            return [m for m in all_of if (m.instance.name in names if names else m.active)]
+            return [m for m in all_of if (m.instance.name in wanted if wanted else m.active)]
 
         async for sample in self._samples(tenant or "", present, interval):
             yield sample
