@@ -105,8 +105,9 @@ class Certificates:
 
     def before(self, kind: Holder) -> CertificateAuthority | None:
         """Return the authority before the last rotation, as long as it is trusted."""
+        new = self.authority(kind)  # first, since it may be rotated now
         try:
-            old, new = _load(self._path(kind, "old.")), self.authority(kind)
+            old = _load(self._path(kind, "old."))
         except FileNotFoundError:
             return None
         over = new.certificate.not_valid_before_utc + _EARLIER + OVERLAP[kind]
