@@ -1,4 +1,4 @@
-"""The API and the SDK against each other over a real unix socket."""
+"""The API and the client of the command line against each other over a real unix socket."""
 
 from __future__ import annotations
 
@@ -379,7 +379,7 @@ def test_garbage_is_no_chunked_body(garbage: bytes) -> None:
         list(Dechunker().feed(garbage))
 
 
-def test_the_sdk_needs_the_standard_library_only() -> None:
+def test_the_client_needs_the_standard_library_only() -> None:
     source = str(Path(__file__).parents[2] / "src")
     code = f"import sys; sys.path.append({source!r}); import insula.client, insula.client.attachment"
     subprocess.run([sys.executable, "-IS", "-c", code], check=True)

@@ -39,6 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "api": {"control", *LIBRARIES, "kernel", "model", "settings", "log", "audit"},
     "oci": {"container", "kernel", *RUNTIME},
     "client": RUNTIME,
+    "sdk": {"client", "model"},
     "cli": {"client", "tree", "insula.model.quotas", *RUNTIME, "insula.audit"},  # audit is the standard library alone
 }
 # What each may import of others' packages; the command line starts in milliseconds because it has none.
@@ -47,6 +48,7 @@ PACKAGES: dict[str, set[str]] = {
     "cli": set(),
     "oci": set(),
     "tree": set(),
+    "sdk": {"msgspec"},
     "api": {"msgspec", "prometheus_client", "litestar", "uvicorn", "cryptography"},
     "control": {"msgspec", "yaml", "joserfc"},
 }

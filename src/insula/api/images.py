@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
-import msgspec
 from litestar import Controller, Request, delete, get, post
 from litestar.params import JSONBody
 from litestar.response import Stream
@@ -19,13 +18,7 @@ from insula.control.identities.authority import Authority
 from insula.image.registry import Progress
 from insula.model import fields
 from insula.model.objects import Image, Struct
-
-
-class Credentials(Struct):
-    """The login at a registry."""
-
-    username: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-    password: Annotated[str, msgspec.Meta(max_length=4096)]
+from insula.model.views import Credentials
 
 
 class PullSpec(Struct):

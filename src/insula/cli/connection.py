@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from time import time
 
-from insula.cli import remotes
-from insula.client import Client
+from insula.client import Client, remotes
 from insula.model.errors import Denied, InsulaError, Invalid
 
 TYPE_CHECKING = False
@@ -38,7 +37,7 @@ def connect(arguments: Arguments) -> Client:
     found = remotes.load(name)
     token = token or (None if found.get("certificate") else found.get("token"))
     if token is None and "login" in found:
-        from insula.cli.sessions import token_of
+        from insula.client.sessions import token_of
 
         token = token_of(name, found)
     client = Client(remote=HttpsRemote(found["addresses"], found["authority"], token, found.get("certificate")))

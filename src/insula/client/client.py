@@ -1,4 +1,4 @@
-"""The Python SDK: the HTTP API as methods. The command line is built on it.
+"""The client of the command line: the HTTP API as methods. Programs use `insula.sdk`, which is typed.
 
     >>> from insula.client import Client
     >>> client = Client()

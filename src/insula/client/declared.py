@@ -1,4 +1,4 @@
-"""Declared state in the SDK: files are sent as they are, since the server reads them."""
+"""Declared state: files are sent as they are, since the server reads them."""
 
 from __future__ import annotations
 

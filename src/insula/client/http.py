@@ -51,6 +51,11 @@ class Dechunker:
         self._left = 0  # missing bytes of the current chunk
         self._after = False  # the line end after a chunk is missing
 
+    @property
+    def rest(self) -> bytes:
+        """What has arrived after the last chunk: an empty line, if the connection can be used again."""
+        return bytes(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Return the pieces of the body in `data`. Failed if it is not a chunked body."""
         self._buffer += data
@@ -79,6 +84,16 @@ class Dechunker:
             self.done = not self._left
 
 
+def parse_head(text: str) -> tuple[int, dict[str, str]]:
+    """Return the status and the header fields, names in lower case, of a response (RFC 9112, 4). Failed."""
+    status_line, *lines = text.split("\r\n")
+    version, _, rest = status_line.partition(" ")
+    if not version.startswith("HTTP/1.") or not (rest[:3].isascii() and rest[:3].isdigit()):
+        raise Failed(f"{status_line[:60]!r} is not an HTTP response", "check what listens on the socket")
+    fields = (line.partition(":") for line in lines)
+    return int(rest[:3]), {name.strip().lower(): value.strip() for name, _, value in fields}
+
+
 class Response:
     """The response to a request: `status`, `headers` (names in lower case) and a body, which is read as it arrives."""
 
@@ -86,14 +101,7 @@ class Response:
         self.sock = sock
         self._buffer = bytearray()
         head = self._read_head()
-        status_line, *lines = head.split("\r\n")
-        version, _, rest = status_line.partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise Failed(f"{status_line[:60]!r} is not an HTTP response", "check what listens on the socket")
-        self.status = int(rest[:3])
-        self.headers = {
-            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
-        }
+        self.status, self.headers = parse_head(head)
         self._chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
         length = self.headers.get("content-length")
         self._left: int | None = int(length) if length is not None and not self._chunked else None
@@ -167,7 +175,7 @@ class Response:
         if self.status < 400:
             return self
         try:
-            raise _error(self.status, self.read()[:MAX_ERROR_BODY])
+            raise error_of(self.status, self.read()[:MAX_ERROR_BODY])
         finally:
             self.close()
 
@@ -181,7 +189,7 @@ class Response:
         self.close()
 
 
-def _error(status: int, body: bytes) -> InsulaError:
+def error_of(status: int, body: bytes) -> InsulaError:
     """Return the error in a body from `InsulaError.to_problem`; Failed with the status for any other body."""
     try:
         data = loads(body)

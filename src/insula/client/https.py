@@ -14,14 +14,15 @@ import ssl
 import threading
 
 from insula.client.http import Remote
-from insula.model.errors import Denied, InsulaError, Unavailable
+from insula.model.errors import Denied, InsulaError, Invalid, Unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PIECE = 65536
-_CONNECT = 10.0  # seconds to connect to an address, and for the handshake
+CONNECT = 10.0
+"""Seconds to connect to an address, and for the handshake."""
 
 
 class HttpsRemote(Remote):
@@ -33,20 +34,15 @@ class HttpsRemote(Remote):
     ) -> None:
         super().__init__(addresses[0] if addresses else "", token)
         self.addresses = list(addresses)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
-        self.context.load_verify_locations(cadata=authority)
-        if certificate:
-            self.context.load_cert_chain(certificate)
+        self.context = context_of(authority, certificate)
 
     def connect(self, timeout: float | None = None) -> socket.socket:
         """Connect to the first address that answers. Unavailable, Denied if its certificate is not of the authority."""
         problems = []
         for address in self.addresses:
-            host, _, port = address.rpartition(":")
-            host = host.strip("[]")
+            host, port = split(address)
             try:
-                plain = socket.create_connection((host, int(port)), _CONNECT)
+                plain = socket.create_connection((host, port), CONNECT)
             except OSError as error:
                 problems.append(f"{address}: {error.strerror or error}")
                 continue
@@ -76,7 +72,7 @@ class HttpsRemote(Remote):
         shaken.wait()
         if failed:
             ours.close()
-            raise _explained(failed[0], address)
+            raise explained(failed[0], address)
         ours.settimeout(timeout)
         return ours
 
@@ -100,7 +96,7 @@ def authority_at(address: str, wanted: str) -> str:
     """
     from insula.client.client import Client
 
-    found = certificates(str(Client(remote=_Unverified(address), timeout=_CONNECT).identities.login()["authority"]))
+    found = certificates(str(Client(remote=_Unverified(address), timeout=CONNECT).identities.login()["authority"]))
     for name, pem in found.items():
         if name.removeprefix("SHA256:") == wanted.strip().lower().replace(":", "").removeprefix("sha256"):
             return pem
@@ -122,7 +118,26 @@ def certificates(pem: str) -> dict[str, str]:
     return found
 
 
-def _explained(error: OSError, address: str) -> InsulaError:
+def context_of(authority: str, certificate: str | None = None) -> ssl.SSLContext:
+    """Return the settings of TLS for a server of this authority (PEM), with the client's `certificate`, a file."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=authority)
+    if certificate:
+        context.load_cert_chain(certificate)
+    return context
+
+
+def split(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT; an IPv6 address stands in brackets. Invalid."""
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()):
+        raise Invalid(f"{address[:100]!r} is no address of a server", "write HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def explained(error: OSError, address: str) -> InsulaError:
+    """Return the error for a user of a handshake that failed."""
     if isinstance(error, ssl.SSLCertVerificationError):
         what = f"{address} is not the server that you were invited to: {error.verify_message}"
         return Denied(what, "ask its operator whether that is right, and for a new invitation")

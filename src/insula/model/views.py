@@ -7,7 +7,7 @@ Views are not stored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -133,6 +133,13 @@ class NetworkSpec(Struct, kw_only=True):
     subnet6: fields.Subnet6 | None = None
     mtu: fields.Mtu = 1500
     labels: fields.Labels = {}
+
+
+class Credentials(Struct, kw_only=True):
+    """The login at a registry."""
+
+    username: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    password: Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class ExecSpec(Struct, kw_only=True):

@@ -1,4 +1,4 @@
-"""Members of two tenants at work, by the command line and the SDK, each seeing its own tenant only."""
+"""Members of two tenants at work, by the command line and its client, each seeing its own tenant only."""
 
 from __future__ import annotations
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from insula.cli import remotes
 from insula.cli.options import Arguments, Command, Option, UsageError
 from insula.cli.output import clean, warn
-from insula.client import Client
+from insula.client import Client, remotes
 from insula.model.errors import Conflict, Invalid, NotFound
 
 TYPE_CHECKING = False
@@ -16,9 +15,9 @@ PORT = 7443
 
 
 def login(arguments: Arguments) -> int:
-    from insula.cli.sessions import fields
     from insula.client.https import HttpsRemote
     from insula.client.oidc import Issuer
+    from insula.client.sessions import fields
 
     name, remote = _host(arguments)
     info = Client(remote=HttpsRemote(remote["addresses"], remote["authority"])).identities.login()

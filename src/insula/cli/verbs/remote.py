@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from insula.cli import remotes
 from insula.cli.connection import connect
 from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import clean, listing, print_json, warn
-from insula.client import Client
+from insula.client import Client, remotes
 from insula.model.cpython import dumps, loads
 from insula.model.errors import Conflict, Invalid, NotFound
 from insula.model.units import parse_duration

@@ -7,7 +7,7 @@ what it got.
 
 from __future__ import annotations
 
-from insula.cli import remotes
+from insula.client import remotes
 from insula.model.errors import Unauthenticated
 
 TYPE_CHECKING = False

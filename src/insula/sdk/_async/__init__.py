@@ -1,0 +1,1 @@
+"""The SDK for asyncio, and the source of that for threads."""

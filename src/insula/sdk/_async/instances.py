@@ -1,0 +1,227 @@
+"""`AsyncInstanceOperations`: /v1/tenants/{tenant}/instances."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Literal, Unpack
+
+from insula.model.objects import ConsoleSize, Exit, InstanceSpec
+from insula.model.views import ExecSpec, ResourcesPatch, Started, StatsSample
+from insula.sdk import answers
+from insula.sdk._async.calls import AsyncCaller, request
+from insula.sdk._async.items import AsyncItems, as_sent, lines, log_outputs
+from insula.sdk._async.network import AsyncPieces
+from insula.sdk._async.process import AsyncAttachedProcess
+from insula.sdk.messages import HTTPRequest, Query
+from insula.sdk.types import AnyExplanation, AnyInstance, AnyProcess, InstanceState, LogOutput, ResourceOptions
+
+
+class AsyncInstanceOperations:
+    """Instances, their life cycle, input and output. An archive is a tar in pieces."""
+
+    def __init__(self, caller: AsyncCaller) -> None:
+        self._caller = caller
+
+    def list(
+        self,
+        tenant: str | None = None,
+        *,
+        prefix: str | None = None,
+        labels: Sequence[str] = (),
+        state: InstanceState | None = None,
+        page: int | None = None,
+    ) -> AsyncIterator[AnyInstance]:
+        """Yield the instances of a tenant, or (None) of all tenants that one may see: those whose names begin with
+        `prefix`, that have all `labels`, each NAME=VALUE, or NAME with any value, and that are in a state."""
+        where = ("instances",) if tenant is None else ("tenants", tenant, "instances")
+        query = {"prefix": prefix, "label": [*labels], "state": state}
+        return self._caller.pages(answers.INSTANCES, *where, query=query, page=page)
+
+    async def get(self, tenant: str, name: str) -> AnyInstance:
+        return await self._caller.get(answers.INSTANCE, *_path(tenant, name))
+
+    # -- life cycle ----------------------------------------------------------------------------------------------------
+
+    async def run(
+        self, tenant: str, spec: InstanceSpec, *, start: bool = True, idempotency_key: str | None = None
+    ) -> AnyInstance:
+        """Create an instance, started unless `start` is False."""
+        where = ("tenants", tenant, "instances")
+        return await self._caller.change(
+            answers.INSTANCE, "POST", *where, body=spec, query={"start": start}, key=idempotency_key
+        )
+
+    async def update(
+        self, tenant: str, name: str, *, idempotency_key: str | None = None, **limits: Unpack[ResourceOptions]
+    ) -> AnyInstance:
+        """Change the given limits, at once if it runs."""
+        return await self._caller.change(
+            answers.INSTANCE, "PATCH", *_path(tenant, name), body=ResourcesPatch(**limits), key=idempotency_key
+        )
+
+    async def rename(self, tenant: str, name: str, to: str, *, idempotency_key: str | None = None) -> AnyInstance:
+        return await self._act(tenant, name, "rename", idempotency_key, {"to": to})
+
+    async def start(self, tenant: str, name: str, *, idempotency_key: str | None = None) -> AnyInstance:
+        return await self._act(tenant, name, "start", idempotency_key)
+
+    async def stop(
+        self, tenant: str, name: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> AnyInstance:
+        """Stop an instance by its stop signal, then SIGKILL after `timeout` seconds; None is its spec's."""
+        return await self._act(tenant, name, "stop", idempotency_key, {"timeout": timeout})
+
+    async def restart(
+        self, tenant: str, name: str, *, timeout: float | None = None, idempotency_key: str | None = None
+    ) -> AnyInstance:
+        return await self._act(tenant, name, "restart", idempotency_key, {"timeout": timeout})
+
+    async def pause(self, tenant: str, name: str, *, idempotency_key: str | None = None) -> AnyInstance:
+        """Freeze all of its processes."""
+        return await self._act(tenant, name, "pause", idempotency_key)
+
+    async def unpause(self, tenant: str, name: str, *, idempotency_key: str | None = None) -> AnyInstance:
+        return await self._act(tenant, name, "unpause", idempotency_key)
+
+    async def kill(
+        self, tenant: str, name: str, *, signal: str = "SIGKILL", idempotency_key: str | None = None
+    ) -> None:
+        """Send a signal to its PID 1."""
+        query = {"signal": signal}
+        await self._caller.do("POST", *_path(tenant, name), "kill", query=query, key=idempotency_key)
+
+    async def wait(self, tenant: str, name: str) -> Exit:
+        """Wait until its PID 1 has exited."""
+        return await self._caller.change(answers.EXIT, "POST", *_path(tenant, name), "wait", key=None)
+
+    async def remove(self, tenant: str, name: str, *, force: bool = False, idempotency_key: str | None = None) -> None:
+        """Remove an instance. Conflict while it runs, unless `force`, which kills it."""
+        await self._caller.do("DELETE", *_path(tenant, name), query={"force": force}, key=idempotency_key)
+
+    # -- a look at it --------------------------------------------------------------------------------------------------
+
+    async def top(self, tenant: str, name: str) -> Sequence[AnyProcess]:
+        """Return its processes."""
+        return await self._caller.get(answers.PROCESSES, *_path(tenant, name), "top")
+
+    async def explain(self, tenant: str, name: str) -> AnyExplanation:
+        """Return its isolation, read from the kernel."""
+        return await self._caller.get(answers.EXPLANATION, *_path(tenant, name), "explain")
+
+    def stats(self, tenant: str, name: str, *, interval: float | None = None) -> AsyncItems[StatsSample]:
+        """Yield its usage: once, or every `interval` seconds."""
+        sent = request("GET", *_path(tenant, name), "stats", query={"interval": interval})
+        return AsyncItems(self._caller, sent, lines(answers.STATS_SAMPLE))
+
+    def logs(
+        self, tenant: str, name: str, *, follow: bool = False, tail: int | None = None, since: float | None = None
+    ) -> AsyncItems[LogOutput]:
+        """Yield its output so far, with `follow` also what comes: only the last `tail` lines, and since a time (seconds
+        since the epoch)."""
+        query = {"follow": follow, "tail": tail, "since": since}
+        return AsyncItems(self._caller, request("GET", *_path(tenant, name), "logs", query=query), log_outputs)
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def exec(
+        self,
+        tenant: str,
+        name: str,
+        command: Sequence[str],
+        *,
+        stdin: bool = False,
+        tty: bool = False,
+        size: ConsoleSize | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        working_dir: str | None = None,
+    ) -> AsyncAttachedProcess:
+        """Run a further process in a running instance; with `stdin` it has an input, with `tty` a terminal."""
+        spec = ExecSpec(
+            command=[*command],
+            stdin=stdin,
+            tty=tty,
+            console_size=size,
+            env=dict(env or {}),
+            user=user,
+            working_dir=working_dir,
+        )
+        return AsyncAttachedProcess(self._caller, _post(*_path(tenant, name), "exec"), spec)
+
+    async def exec_detached(
+        self,
+        tenant: str,
+        name: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        working_dir: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Started:
+        """Run a further process in the background: it has no input, and its output is discarded."""
+        spec = ExecSpec(command=[*command], env=dict(env or {}), user=user, working_dir=working_dir)
+        where = (*_path(tenant, name), "processes")
+        return await self._caller.change(answers.STARTED, "POST", *where, body=spec, key=idempotency_key)
+
+    def attach(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        stdin: bool = False,
+        replay: bool = False,
+        start: bool = False,
+        size: ConsoleSize | None = None,
+    ) -> AsyncAttachedProcess:
+        """Attach to an instance's output, with `replay` from the start of its log, and with `stdin` to its input.
+        `start` starts it after that, so that no output is missed; `size` is then that of its terminal."""
+        query = {"stdin": stdin, "replay": replay, "start": start, **_extent(size)}
+        return AsyncAttachedProcess(self._caller, _post(*_path(tenant, name), "attach", query=query))
+
+    def run_attached(self, tenant: str, spec: InstanceSpec, *, size: ConsoleSize | None = None) -> AsyncAttachedProcess:
+        """Create an instance, attach to it, and start it. `name` of the result is that of the instance."""
+        return AsyncAttachedProcess(self._caller, _post("tenants", tenant, "run", query=_extent(size)), spec)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def archive_get(self, tenant: str, name: str, path: str) -> AsyncItems[bytes]:
+        """Yield an archive with the file or tree at `path`."""
+        sent = request("GET", *_path(tenant, name), "archive", query={"path": path})
+        return AsyncItems(self._caller, sent, as_sent)
+
+    async def archive_put(
+        self,
+        tenant: str,
+        name: str,
+        path: str,
+        archive: AsyncPieces,
+        *,
+        copy: Literal["tree", "content"] | None = None,
+    ) -> None:
+        """Unpack an archive into the directory `path`.
+
+        `copy` is for an archive of one tree, as with cp(1): "tree" puts it into `path` if that is a directory, else
+        makes it `path`; "content" puts its content into the directory `path`.
+        """
+        where = (*_path(tenant, name), "archive")
+        await self._caller.upload(answers.nothing, "PUT", *where, pieces=archive, query={"path": path, "copy": copy})
+
+    def export(self, tenant: str, name: str) -> AsyncItems[bytes]:
+        """Yield an archive with the root file system, without its mounts."""
+        return AsyncItems(self._caller, request("GET", *_path(tenant, name), "export"), as_sent)
+
+    async def _act(self, tenant: str, name: str, verb: str, key: str | None, query: Query = None) -> AnyInstance:
+        return await self._caller.change(answers.INSTANCE, "POST", *_path(tenant, name), verb, query=query, key=key)
+
+
+def _path(tenant: str, name: str) -> tuple[str, ...]:
+    return ("tenants", tenant, "instances", name)
+
+
+def _post(*path: str, query: Query = None) -> HTTPRequest:
+    return request("POST", *path, query=query)
+
+
+def _extent(size: ConsoleSize | None) -> dict[str, object]:
+    return {} if size is None else {"rows": size.rows, "columns": size.columns}

@@ -1,0 +1,1 @@
+"""The SDK for threads, made from `_async/` by scripts/unasync."""

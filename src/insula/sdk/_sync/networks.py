@@ -1,0 +1,48 @@
+"""`NetworkOperations`: /v1/tenants/{tenant}/networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from insula.model.views import NetworkSpec
+from insula.sdk import answers
+from insula.sdk._sync.calls import Caller
+from insula.sdk.types import AnyNetwork
+
+
+class NetworkOperations:
+    """A tenant's private networks."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def list(
+        self, tenant: str, *, prefix: str | None = None, labels: Sequence[str] = (), page: int | None = None
+    ) -> Iterator[AnyNetwork]:
+        """Yield the networks of a tenant: those whose names begin with `prefix`, and that have all `labels`."""
+        query = {"prefix": prefix, "label": [*labels]}
+        return self._caller.pages(answers.NETWORKS, "tenants", tenant, "networks", query=query, page=page)
+
+    def create(
+        self,
+        tenant: str,
+        name: str,
+        subnet: str,
+        *,
+        subnet6: str | None = None,
+        mtu: int = 1500,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> AnyNetwork:
+        """Create a network with the addresses of `subnet`, as in "10.0.0.0/24"."""
+        spec = NetworkSpec(name=name, subnet=subnet, subnet6=subnet6, mtu=mtu, labels=dict(labels or {}))
+        return self._caller.change(
+            answers.NETWORK, "POST", "tenants", tenant, "networks", body=spec, key=idempotency_key
+        )
+
+    def get(self, tenant: str, network: str) -> AnyNetwork:
+        return self._caller.get(answers.NETWORK, "tenants", tenant, "networks", network)
+
+    def remove(self, tenant: str, network: str, *, idempotency_key: str | None = None) -> None:
+        """Remove a network. Conflict while an instance is on it."""
+        self._caller.do("DELETE", "tenants", tenant, "networks", network, key=idempotency_key)

@@ -1,0 +1,79 @@
+"""TLS over a socket, so that a connection can be read and written at the same time."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+
+from insula.client.https import explained
+from insula.model.errors import Unavailable
+from insula.sdk._sync.network import Lock, Socket
+from insula.sdk.sockets import CHUNK
+
+
+class TLSSocket:
+    """The client's side of TLS over a connected socket."""
+
+    def __init__(self, plain: Socket, context: ssl.SSLContext, host: str) -> None:
+        self._plain = plain
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._using = threading.Lock()  # of `_tls`, which is not for two threads at once
+        self._writing = Lock()
+
+    def handshake(self, address: str) -> None:
+        """Prove each other who one is. Denied if the server is not of the authority, Unavailable."""
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError as error:
+                raise explained(error, address) from None
+            self._flush()
+            if not (data := self._plain.read()):
+                raise Unavailable(f"{address} closed the connection", "is it an address of Insula's HTTPS?")
+            self._incoming.write(data)
+        self._flush()
+
+    def read(self) -> bytes:
+        """Return what has arrived, waiting for it; b"" if the other side has closed."""
+        while True:
+            try:
+                with self._using:
+                    return self._tls.read(CHUNK)
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError:  # it was closed, or the server refuses the certificate
+                return b""
+            if self._outgoing.pending:
+                self._flush()
+            data = self._plain.read()
+            with self._using:
+                if data:
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
+
+    def write(self, data: bytes) -> bool:
+        """Send data; False if the other side takes no more."""
+        try:
+            with self._using:
+                self._tls.write(data)
+        except ssl.SSLError:
+            return False
+        return self._flush()
+
+    def _flush(self) -> bool:
+        """Send what TLS has to send."""
+        with self._writing:
+            with self._using:
+                data = self._outgoing.read()
+            return not data or self._plain.write(data)
+
+    def stale(self) -> bool:
+        return self._plain.stale()
+
+    def shut(self) -> None:
+        self._plain.shut()
