@@ -306,6 +306,9 @@ class StubTenants:
         except KeyError:
             raise NotFound(f"there is no tenant {name}", "`insula tenant ls` lists them") from None
 
+    async def created(self) -> dict[str, int]:
+        return {}
+
     async def create(self, name: str, limits: Any, labels: dict[str, str]) -> TenantView:
         check_label("tenant", name)
         if name in self.views:

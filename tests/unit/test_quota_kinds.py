@@ -136,7 +136,18 @@ def test_content_that_two_images_share_counts_once() -> None:
 
 def test_an_instance_counts_the_most_that_its_log_may_take() -> None:
     spec = InstanceSpec(image="x", resources=Resources(cpus=0.5), log_size=1 << 20, log_files=4)
-    assert of_instance(spec) == Usage(instances=1, cpus=0.5, log_bytes=4 << 20)
+    found = of_instance(spec)
+    assert found == Usage(instances=1, cpus=0.5, log_bytes=4 << 20, spec_bytes=found.spec_bytes)
+
+
+def test_an_instance_counts_what_its_record_takes_whatever_its_name() -> None:
+    spec = InstanceSpec(image="x", command=["true"])
+    found = of_instance(spec).spec_bytes
+    assert 500 < found < 2000
+    assert of_instance(msgspec.structs.replace(spec, name="n" * 63)).spec_bytes == found
+    for more in ({"command": ["true", "y" * 1000]}, {"labels": {"y": "y" * 1000}}, {"env": {"y": "y" * 1000}}):
+        assert 1000 <= of_instance(msgspec.structs.replace(spec, **more)).spec_bytes - found < 1020
+    assert of_instance(spec, ImageConfig(labels={"y": "y" * 1000})).spec_bytes - found > 1000
 
 
 # -- what open requests hold ---------------------------------------------------------------------------------------
@@ -205,6 +216,7 @@ async def populate(store: SqliteStore) -> Usage:
         memory=128 << 20,
         disk=2 << 30,
         inodes=1000,
+        spec_bytes=2 * of_instance(spec).spec_bytes,
         log_bytes=60 << 20,
         networks=1,
         images=2,

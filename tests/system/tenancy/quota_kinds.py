@@ -37,6 +37,12 @@ def of_instances(each: Callable[[dict[str, Any]], int | float]) -> Callable[[Cli
     return lambda client, tenant: sum(each(view["instance"]["spec"]) for view in client.instances.list(tenant))
 
 
+def record_size(view: dict[str, Any]) -> int:
+    """The bytes of an instance's spec and of its image's settings as JSON, without its name."""
+    parts = (view["instance"]["spec"], view["instance"]["config"])
+    return sum(len(json.dumps(part, separators=(",", ":"))) for part in parts) - len(view["instance"]["name"])
+
+
 def rootfs(number: int) -> bytes:
     """The tar of a root file system with 64 KiB of its own, which don't compress."""
     data = bytes(range(256)) + os.urandom(64 * 1024 - 256)
@@ -78,6 +84,11 @@ KINDS = {
         MOST * 1000,
         an_instance(resources={"disk": 64 * MIB, "inodes": 1000}),
         of_instances(lambda s: s["resources"]["inodes"]),
+    ),
+    "spec_bytes": StoredKind(
+        MOST * 12_000 + 6000,
+        an_instance(env={"LONG": "x" * 10_500}),  # with the rest about 12,000 bytes
+        lambda client, tenant: sum(map(record_size, client.instances.list(tenant))),
     ),
     "log_bytes": StoredKind(
         MOST * 2 * MIB,

@@ -18,20 +18,23 @@ from typing import TypeVar
 import msgspec
 
 from insula.model.errors import Invalid, QuotaExceeded
-from insula.model.objects import Image, InstanceSpec, Limits, Resources, Struct, Tenant
+from insula.model.objects import Image, ImageConfig, Instance, InstanceSpec, Limits, Resources, Struct, Tenant
 from insula.model.quotas import QUOTAS, STORED, TABLE, Quota
 from insula.model.rules import MAX_BYTES
 from insula.model.units import format_size, shorten
 from insula.model.views import LimitsPatch, Usage
 
 S = TypeVar("S", bound=Struct)
-OF_INSTANCES = ("instances", "cpus", "memory", "disk", "inodes", "log_bytes")
+OF_INSTANCES = ("instances", "cpus", "memory", "disk", "inodes", "spec_bytes", "log_bytes")
 """The quotas of what instances count."""
+_NO_CONFIG = ImageConfig()
+_encode = msgspec.json.Encoder().encode
 _ROUNDING = 1e-9  # sums of fractions of a CPU are not exact
 
 
-def of_instance(spec: InstanceSpec) -> Usage:
-    """What an instance counts, running or not: the quotas `OF_INSTANCES`."""
+def of_instance(spec: InstanceSpec, config: ImageConfig = _NO_CONFIG) -> Usage:
+    """What an instance counts, running or not: the quotas `OF_INSTANCES`. Its record is in the store and in memory, so
+    that its size counts: as JSON, without the name, which may change."""
     resources = spec.resources
     return Usage(
         instances=1,
@@ -39,13 +42,14 @@ def of_instance(spec: InstanceSpec) -> Usage:
         memory=resources.memory or 0,
         disk=resources.disk or 0,
         inodes=resources.inodes or 0,
+        spec_bytes=len(_encode(spec)) - len(spec.name) + len(_encode(config)),
         log_bytes=spec.log_size * spec.log_files,
     )
 
 
-def of_instances(specs: Iterable[InstanceSpec]) -> Usage:
+def of_instances(instances: Iterable[Instance]) -> Usage:
     """What instances count together."""
-    return functools.reduce(total, map(of_instance, specs), Usage())
+    return functools.reduce(total, (of_instance(each.spec, each.config) for each in instances), Usage())
 
 
 def of_images(images: Iterable[Image]) -> Usage:

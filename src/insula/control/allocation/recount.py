@@ -40,7 +40,7 @@ async def recount(store: Store, tenant: str, before: Usage | None = None) -> Usa
 
 
 async def _of_instances(store: Store, tenant: str) -> Usage:
-    return of_instances(instance.spec for instance in await INSTANCES.list(store, tenant))
+    return of_instances(await INSTANCES.list(store, tenant))
 
 
 async def _of_networks(store: Store, tenant: str) -> Usage:

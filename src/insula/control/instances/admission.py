@@ -27,7 +27,7 @@ from insula.control.networks.ports import Ports, port_reservations
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, NotFound
-from insula.model.objects import Image, Instance, InstanceSpec, Network, OverlayRoot, Resources, Tenant
+from insula.model.objects import Image, Instance, InstanceSpec, Network, OverlayRoot, Tenant
 from insula.model.views import Usage
 from insula.store.protocol import Compare
 from insula.store.typed import Found
@@ -95,11 +95,11 @@ class Admission:
     async def check_replacement(self, by: Authority, tenant: str, name: str, spec: InstanceSpec) -> None:
         """Check what can be checked of an instance that is to be in place of the one of this name, before that one is
         removed. Invalid, Denied, NotFound, QuotaExceeded."""
-        spec, owner, _, _ = await self._checked(by, tenant, spec)
+        spec, owner, image, _ = await self._checked(by, tenant, spec)
         usage = (await guard(self.context.store, tenant)).value
         if before := await INSTANCES.get(self.context.store, tenant, name):
-            usage = subtract(usage, of_instance(before.value.spec))
-        add(owner.value, usage, of_instance(spec))
+            usage = subtract(usage, of_instance(before.value.spec, before.value.config))
+        add(owner.value, usage, of_instance(spec, image.value.config))
 
     async def _checked(
         self, by: Authority, tenant: str, spec: InstanceSpec
@@ -122,7 +122,7 @@ class Admission:
 
         async def propose() -> Proposal[Instance]:
             usage = await guard(store, tenant)
-            rest = add(owner.value, usage.value, of_instance(spec))
+            rest = add(owner.value, usage.value, of_instance(spec, draft.config))
             name = spec.name or next(names)
             port = await self.ports.allocate(network.value, name, spec) if network else None
             project = await choose_project(self.context, draft.id)
@@ -175,26 +175,23 @@ def _explain(key: str, instance: Instance, *, named: bool) -> None:
         raise Conflict(f"MAC address {value} is taken", "leave it out to get a free one")
 
 
-async def resize(
-    context: Context, before: Instance, revision: int, resources: Resources, *, undo: bool = False
+async def respecify(
+    context: Context, before: Instance, revision: int, spec: InstanceSpec, *, undo: bool = False
 ) -> Found[Instance]:
-    """Commit other limits of an instance, within its tenant's quota, and return the changed instance. QuotaExceeded;
+    """Commit another spec of an instance, within its tenant's quota, and return the changed instance. QuotaExceeded;
     TransactionConflict if the instance or its tenant was changed meanwhile.
 
     `undo` takes such a change back, even if that exceeds the quota by now.
     """
     tenant, name = before.tenant, before.name
-    spec = msgspec.structs.replace(before.spec, resources=resources)
     after = msgspec.structs.replace(before, spec=spec, generation=before.generation + 1)
+    counts = of_instance(before.spec, before.config), of_instance(spec, before.config)
 
     async def attempt(guard: Found[Usage]) -> Found[Instance]:
         owner = await TENANTS.get(context.store, tenant)
         if owner is None:
             raise NotFound(f"there is no tenant {tenant}", "`insula tenant ls` lists them")
-        if undo:
-            usage = exchange(guard.value, of_instance(before.spec), of_instance(spec))
-        else:
-            usage = change(owner.value, guard.value, of_instance(before.spec), of_instance(spec))
+        usage = exchange(guard.value, *counts) if undo else change(owner.value, guard.value, *counts)
         changed = await context.store.transact(
             [
                 USAGE.unchanged(guard, tenant),
@@ -224,7 +221,7 @@ async def delete_instance(context: Context, instance: Instance, accounts: Accoun
     own = port_reservations(instance.port) if instance.port else []
 
     async def attempt(guard: Found[Usage]) -> None:
-        usage = subtract(guard.value, of_instance(instance.spec))
+        usage = subtract(guard.value, of_instance(instance.spec, instance.config))
         await context.store.transact(
             [Compare(USAGE.key(tenant), guard.revision)],
             [

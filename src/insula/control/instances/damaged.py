@@ -91,7 +91,7 @@ class Damaged:
         good, bad = INSTANCES.sort_out(entry for entry in snapshot.entries if entry.key != key)
         if bad:
             return subtract(before, Usage(instances=1))
-        usage = of_instances(found.value.spec for found in good)
+        usage = of_instances(found.value for found in good)
         return msgspec.structs.replace(before, **{name: getattr(usage, name) for name in OF_INSTANCES})
 
     async def _discard(self, instance: str) -> None:

@@ -20,7 +20,7 @@ from insula.control.disk import with_disk_defaults
 from insula.control.identities.admission import admit
 from insula.control.identities.authority import Authority
 from insula.control.instances import remote
-from insula.control.instances.admission import Admission, resize
+from insula.control.instances.admission import Admission, respecify
 from insula.control.instances.attach_session import AttachSession
 from insula.control.instances.checks import Known, as_it_is, check_running, check_there, not_running, still_active
 from insula.control.instances.controller import InstanceController
@@ -168,6 +168,12 @@ class Instances(InstanceIo):
             put = INSTANCES.put(instance, tenant, name)
             return Found(instance, await self.context.store.put(put.key, put.value, expect=known.revision))
 
+        return await self._changed(tenant, name, attempt)
+
+    async def _changed(
+        self, tenant: str, name: str, attempt: Callable[[Known], Awaitable[Found[Instance] | None]]
+    ) -> InstanceView:
+        """Commit by `attempt`, and wait until that is observed."""
         if found := await self._commit(tenant, name, attempt):
             return await self._converged(found)
         return await self.get(tenant, name)
@@ -358,10 +364,12 @@ class Instances(InstanceIo):
             owner = await self.tenants.find(tenant)
             storage = self.context.settings.storage
             resources = with_disk_defaults(owner.value.limits, check_resources(merge(before, patch)), storage)
-            return await resize(self.context, as_it_is(known), known.revision, resources)
+            spec = msgspec.structs.replace(known.instance.spec, resources=resources)
+            return await respecify(self.context, as_it_is(known), known.revision, spec)
 
         async def undo(known: Known) -> Found[Instance] | None:
-            return await resize(self.context, as_it_is(known), known.revision, before, undo=True)
+            spec = msgspec.structs.replace(known.instance.spec, resources=before)
+            return await respecify(self.context, as_it_is(known), known.revision, spec, undo=True)
 
         found = await self._commit(tenant, name, attempt)
         assert found
@@ -382,16 +390,16 @@ class Instances(InstanceIo):
         restart: RestartPolicy,
         stop_timeout: float,
     ) -> InstanceView:
-        """Change what is looked at only when it is needed, so that a running instance goes on. Invalid; Denied as for
-        a start, since its restart policy may start it."""
+        """Change what is looked at only when it is needed, so that a running instance goes on. Invalid, QuotaExceeded;
+        Denied as for a start, since its restart policy may start it."""
 
-        def wanted(known: Known) -> Changes | None:
+        async def attempt(known: Known) -> Found[Instance] | None:
             before = known.instance.spec
             spec = check(msgspec.structs.replace(before, labels=labels, restart=restart, stop_timeout=stop_timeout))
             admit(by, tenant, spec)
-            return None if spec == before else {"spec": spec, "wanted": as_it_is(known).wanted}
+            return None if spec == before else await respecify(self.context, as_it_is(known), known.revision, spec)
 
-        return await self._whole(self._make(tenant, name, wanted))
+        return await self._whole(self._changed(tenant, name, attempt))
 
     async def wait(self, tenant: str, name: str) -> Exit:
         """Wait until PID 1 has ended, and return its exit; also for an instance that was removed when it ended."""
