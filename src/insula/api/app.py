@@ -88,7 +88,14 @@ def create_app(
     app.state[HTTPS] = https
     check_routes(app)
     return AccessMiddleware(
-        app, plane.identity_cache, plane.context.rates, audit, socket, app.state.times, outbox, plane.providers
+        IdempotencyMiddleware(app),
+        plane.identity_cache,
+        plane.context.rates,
+        audit,
+        socket,
+        app.state.times,
+        outbox,
+        plane.providers,
     )
 
 
@@ -145,7 +152,6 @@ def application(plane: ControlPlane, audit: AuditLog | None, outbox: Outbox | No
         response_class=Answer,
         guards=[authorize],
         before_request=begin,
-        middleware=[IdempotencyMiddleware],
         request_max_body_size=MAX_BODY,
         openapi_config=OpenAPIConfig(
             title="Insula",

@@ -60,6 +60,7 @@ class Server(uvicorn.Server):
                 interface="asgi3",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 date_header=False,
                 h11_max_incomplete_event_size=MAX_HEAD,
