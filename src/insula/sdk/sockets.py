@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import threading
 from collections.abc import Iterator
 
-from insula.client.client import default_socket
 from insula.model.errors import Denied, InsulaError, Unavailable
 
 CHUNK = 65536
@@ -65,12 +65,14 @@ class ClosableSocket:
             return bool(poll.poll(0))
 
 
+def reason(error: OSError) -> str:
+    """Return why a connection failed; asyncio puts the address in place of the error's text."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or "no answer"
+
+
 def unreachable(path: str, error: OSError) -> InsulaError:
     """Return the error for a unix socket that can't be connected to."""
     if isinstance(error, PermissionError):
         what = f"{path} can't be opened: permission denied"
         return Denied(what, "be root or a member of the group `insula`, or use users.sock")
-    return Unavailable(f"insulad does not answer at {path} ({error.strerror or error})", _START_HINT)
-
-
-__all__ = ["CHUNK", "ClosableSocket", "default_socket", "unreachable"]
+    return Unavailable(f"insulad does not answer at {path} ({reason(error)})", _START_HINT)

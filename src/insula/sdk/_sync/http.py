@@ -17,6 +17,7 @@ from insula.model.errors import Failed, Unavailable
 from insula.sdk._sync.network import Lock, Socket
 from insula.sdk._sync.tls import TLSSocket
 from insula.sdk.messages import ConnectionLost, HTTPHead, HTTPRequest, encoded
+from insula.sdk.sockets import reason
 
 IDLE = 3.0
 """The server closes connections that were idle for 5 seconds."""
@@ -110,7 +111,7 @@ class HTTPSTransport(HTTPTransport):
             try:
                 plain = Socket.tcp(host, port, self.timeout)
             except OSError as error:
-                problems.append(f"{address}: {error.strerror or error or 'no answer'}")
+                problems.append(f"{address}: {reason(error)}")
                 continue
             try:
                 secure = TLSSocket(plain, self._context, host)
