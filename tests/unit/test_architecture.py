@@ -49,7 +49,7 @@ PACKAGES: dict[str, set[str]] = {
     "oci": set(),
     "tree": set(),
     "sdk": {"msgspec"},
-    "api": {"msgspec", "prometheus_client", "litestar", "uvicorn", "cryptography"},
+    "api": {"msgspec", "prometheus_client", "litestar", "uvicorn", "h11", "cryptography"},
     "control": {"msgspec", "yaml", "joserfc"},
 }
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")

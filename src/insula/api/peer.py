@@ -13,13 +13,15 @@ import os
 import socket
 import struct
 from collections import Counter
+from http import HTTPStatus
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from insula.api.framing import StrictConnection
 from insula.api.patience import PunctualProtocol
 from insula.api.problems import encoded
 from insula.api.tls.record import split
-from insula.model.errors import Failed, Invalid
+from insula.model.errors import Failed, InsulaError, Invalid
 from insula.settings import OPERATORS
 
 SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13; Python has no name for it
@@ -63,16 +65,31 @@ def allowed(peer: Peer, group: int | None) -> bool:
 
 
 class ProblemProtocol(PunctualProtocol):
-    """uvicorn's HTTP protocol; what is not HTTP is answered as every other error is, and told to the function
+    """uvicorn's HTTP protocol; what is not clearly HTTP is answered as every other error is, and told to the function
     "malformed" of the state, which the audit log has it from."""
+
+    conn: StrictConnection
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = StrictConnection()
 
     def send_400_response(self, msg: str) -> None:
         if told := self.app_state.get("malformed"):
             told(self.app_state.get("peer"), self.app_state.get("client"))
-        error = Invalid(f"this is not a valid HTTP request: {msg}", "send HTTP/1.1")
-        status, headers, body = encoded(error)
-        lines = (b"HTTP/1.1 %d Bad Request" % status, *(b"%b: %b" % field for field in headers), b"", body)
-        self.transport.write(b"\r\n".join(lines))
+        status, why = self.conn.refused
+        if (
+            self.conn.in_body and self.cycle.response_started
+        ):  # two answers to one request would be taken for those to two
+            self.transport.close()
+        else:
+            self.close_with(Invalid(f"this is not a valid HTTP request: {why}", "see RFC 9112"), status)
+
+    def close_with(self, error: InsulaError, status: int | None = None) -> None:
+        """Send an error that belongs to no request, and close the connection."""
+        status, headers, body = encoded(error, status)
+        first = b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode())
+        self.transport.write(b"\r\n".join((first, *(b"%b: %b" % field for field in headers), b"", body)))
         self.transport.close()
 
 

@@ -29,9 +29,10 @@ async def refuse(error: InsulaError, send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def encoded(error: InsulaError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return the status, the header fields and the body of a response after which the connection is closed."""
-    body = msgspec.json.encode(error.to_problem())
+def encoded(error: InsulaError, status: int | None = None) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return the status, the header fields and the body of a response after which the connection is closed. `status` is
+    another one than the error's own."""
+    body = msgspec.json.encode(error.to_problem(status))
     length = b"%d" % len(body)
     headers = [(b"content-type", PROBLEM.encode()), (b"connection", b"close"), (b"content-length", length)]
-    return error.http_status, headers + fields_of(error), body
+    return status or error.http_status, headers + fields_of(error), body

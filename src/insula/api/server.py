@@ -18,7 +18,6 @@ from insula.api.tls.record import ClientRecord
 
 GRACE = 5
 """Seconds until the server stops waiting for requests; `AccessMiddleware` ends them earlier."""
-MAX_HEAD = 64 << 10
 _ACCEPTED = 16  # connections that are accepted before other tasks may run
 
 
@@ -63,7 +62,6 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 date_header=False,
-                h11_max_incomplete_event_size=MAX_HEAD,
                 timeout_graceful_shutdown=GRACE,
                 backlog=_ACCEPTED,  # asyncio accepts as many at once as the backlog has
             )
