@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from insula.cli.options import Arguments
 
 _LONGEST = 16384
-_REFRESH = 86400.0  # seconds after which a remote is asked for its certificate authorities
+_DAY = 86400.0
+_SOON = 7 * _DAY
+"""Seconds before the end of a token or certificate from which on its owner is warned."""
 
 
 def connect(arguments: Arguments) -> Client:
@@ -41,8 +43,10 @@ def connect(arguments: Arguments) -> Client:
 
         token = token_of(name, found)
     client = Client(remote=HttpsRemote(found["addresses"], found["authority"], token, found.get("certificate")))
-    if time() - found.get("checked", 0.0) > _REFRESH:
+    if time() - found.get("checked", 0.0) > _DAY:
         _check_authority(name, client)
+        if "login" not in found:  # which is refreshed
+            _warn_of_the_end(name, client)
     return client
 
 
@@ -53,6 +57,18 @@ def _check_authority(name: str, client: Client) -> None:
     with remotes.RemoteLock(name):
         found = remotes.load(name)
         remotes.save(name, {**found, "authority": authority or found["authority"], "checked": time()})
+
+
+def _warn_of_the_end(name: str, client: Client) -> None:
+    """Print a warning if the proof that this remote is used with ends soon. It is called once a day."""
+    try:
+        expires = client.identities.whoami()["expires"]
+    except InsulaError:
+        return  # what the user has asked for tells why
+    if expires and expires - time() < _SOON:
+        from insula.cli.output import moment, warn
+
+        warn(f"warning: your access to {name} ends on {moment(expires)}; hint: ask for another invitation")
 
 
 def _authority_of(client: Client) -> str | None:

@@ -119,12 +119,17 @@ def certificates(pem: str) -> dict[str, str]:
 
 
 def context_of(authority: str, certificate: str | None = None) -> ssl.SSLContext:
-    """Return the settings of TLS for a server of this authority (PEM), with the client's `certificate`, a file."""
+    """Return the settings of TLS for a server of this authority (PEM), with the client's `certificate`, a file. Invalid
+    if that has none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=authority)
     if certificate:
-        context.load_cert_chain(certificate)
+        try:
+            context.load_cert_chain(certificate)
+        except OSError as error:
+            what = "it has no key with its certificate" if isinstance(error, ssl.SSLError) else error.strerror
+            raise Invalid(f"{certificate}: {what}", "name a file from `insula certificate create`") from None
     return context
 
 

@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -159,3 +160,82 @@ def test_events_say_why_they_end(accept: str, daemon: Daemon, people: People, ho
     assert ("event: error" in data.decode()) == last.startswith("data: ") == (accept == "text/event-stream")
     problem = json.loads(last.removeprefix("data: "))
     assert (problem["status"], problem["code"]) == (401, "Unauthenticated")
+
+
+def an_upload(target: str) -> bytes:
+    """The beginning of a request whose body never ends."""
+    return (
+        f"{target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        "content-type: application/x-tar\r\ntransfer-encoding: chunked\r\n"
+        "authorization: Bearer TOKEN\r\n\r\n200\r\n" + "\0" * 512 + "\r\n"
+    ).encode()
+
+
+def a_read(target: str) -> bytes:
+    return f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer TOKEN\r\n\r\n".encode()
+
+
+OPEN = {
+    "statistics": a_read("/v1/tenants/TENANT/stats?interval=0.2"),
+    "all statistics": a_read("/v1/stats?interval=0.2"),
+    "statistics of one": a_read("/v1/tenants/TENANT/instances/ticking/stats?interval=0.2"),
+    "logs as events": a_read("/v1/tenants/TENANT/instances/ticking/logs?follow=true").replace(
+        b"host: x", b"host: x\r\naccept: text/event-stream"
+    ),
+    "import": an_upload("POST /v1/tenants/TENANT/images/import?name=x"),
+    "load": an_upload("POST /v1/tenants/TENANT/images/load"),
+    "cp": an_upload("PUT /v1/tenants/TENANT/instances/ticking/archive?path=/tmp"),
+    "wait": a_read("/v1/tenants/TENANT/instances/ticking/wait").replace(b"GET", b"POST"),
+}
+"""Requests that last, beside those of the command line above."""
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_what_else_is_open_ends_too(name: str, people: People, houses: Houses, ticking: str, daemon: Daemon) -> None:
+    tenant = str(houses.acme.tenant)
+    person, other = people.person("member", tenant), people.person("member", tenant)
+    asked = OPEN[name].replace(b"TENANT", tenant.encode())
+    before = len(people.operator.images.list(tenant))
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as control:
+        for each, who in ((sock, person), (control, other)):
+            each.settimeout(patiently(60))
+            each.connect(str(daemon.run / "users.sock"))
+            each.sendall(asked.replace(b"TOKEN", who.secret.encode()))
+        if b"interval" in asked or b"follow" in asked:
+            assert sock.recv(15) == control.recv(15) == b"HTTP/1.1 200 OK"
+        else:
+            until(lambda: holds(people, tenant, name), "both are at work")
+        unbind(people, person, tenant)
+        data = b""
+        while piece := sock.recv(65536):
+            data += piece
+        assert b"NotFound" in data or b"Denied" in data, data[-500:]
+        control.settimeout(0.5)
+        with suppress(TimeoutError):
+            assert control.recv(1) != b"", "that of another member goes on"
+    assert len(people.operator.images.list(tenant)) == before
+
+
+def holds(people: People, tenant: str, name: str) -> bool:
+    """Whether both requests have been let in: they count in the tenant's quotas."""
+    usage = people.operator.tenants.get(tenant)["usage"]
+    return bool(usage["streams"] >= 2 if name == "wait" else usage["upload_bytes"] >= 2 * 512)
+
+
+def test_a_removed_tenant_ends_what_its_members_see(daemon: Daemon, people: People) -> None:
+    daemon.cli.ok("tenant", "create", "leaving")
+    cli = daemon.cli.of("leaving")
+    cli.ok("network", "create", "default", "--subnet", "10.0.0.0/24")
+    cli.ok("run", "-d", "--name", "ticking", "busybox", "sh", "-c", LOOP)
+    person = people.person("member", "leaving")
+    with (
+        person.cli.start("logs", "-f", "ticking") as logs,
+        person.cli.start("exec", "ticking", "sh", "-c", LOOP) as run,
+    ):
+        for each in (logs, run):
+            assert each.stdout and each.stdout.readline() == "tick\n"
+        daemon.cli.ok("tenant", "rm", "-f", "leaving")
+        for each in (logs, run):
+            each.communicate(timeout=patiently(60))
+    with pytest.raises(NotFound):
+        person.client.instances.list("leaving")

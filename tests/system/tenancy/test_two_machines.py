@@ -97,11 +97,14 @@ class World(NamedTuple):
     acme: Machine
     globex: Machine
 
-    def join(self, machine: Machine, user: str) -> None:
+    def join(self, machine: Machine, user: str, ttl: str = "30d") -> None:
         machine.run("remote", "rm", "lab")
-        invitation = json.loads(self.daemon.cli.ok("--json", "remote", "invite", user))
-        invitation["addresses"] = [f"{machine.host}:{PORT}"]
-        machine.ok("remote", "add", "lab", stdin=encode(invitation) + "\n")
+        machine.ok("remote", "add", "lab", stdin=self.invitation(machine, user, ttl))
+
+    def invitation(self, machine: Machine, user: str, ttl: str = "30d") -> str:
+        """An invitation with the address by which this machine reaches the host."""
+        invitation = json.loads(self.daemon.cli.ok("--json", "remote", "invite", user, "--ttl", ttl))
+        return encode({**invitation, "addresses": [f"{machine.host}:{PORT}"]}) + "\n"
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +243,45 @@ def test_a_certificate_is_renewed_by_itself(world: World, tmp_path: Path) -> Non
         world.acme.there(lambda: second.identities.create_certificate("of-globex"))
     with pytest.raises(InsulaError, match="7776000"):
         world.acme.there(lambda: second.identities.create_certificate(ttl=91 * 86400))
+
+
+def test_the_command_line_uses_a_certificate(world: World, tmp_path: Path) -> None:
+    machine, file = world.acme, tmp_path / "own.pem"
+    file.touch(mode=0o600)
+    file.write_text(world.operator.identities.create_certificate("of-acme")["pem"])
+
+    def add() -> subprocess.CompletedProcess[str]:
+        return machine.run("remote", "add", "lab", "--certificate", str(file), stdin=world.invitation(machine, "x"))
+
+    world.operator.identities.create_user("x")
+    machine.ok("remote", "rm", "lab")
+    try:
+        assert add().stdout.startswith("lab: of-acme at "), "the certificate counts, and not the invitation"
+        assert ", by certificate " in machine.ok("whoami") and machine.ok("ps") is not None
+        renewed = machine.ok("certificate", "create")
+        assert renewed.startswith("-----BEGIN PRIVATE KEY-----")
+        machine.ok("remote", "rm", "lab")
+        for mode, content, reason in ((0o644, renewed, "chmod 600"), (0o600, "x", "no key with its certificate")):
+            file.write_text(content)
+            file.chmod(mode)
+            refused = add()
+            assert refused.returncode == 1 and reason in refused.stderr and refused.stderr.count("\n") == 1
+        assert machine.run("--remote", "lab", "ps").returncode == 1, "nothing is kept of what was refused"
+    finally:
+        world.operator.identities.remove_user("x")
+        world.join(machine, "of-acme")
+
+
+def test_the_end_of_a_token_is_announced(world: World) -> None:
+    """Seven days before, once a day."""
+    for ttl, warned in (("8d", False), ("6d", True)):
+        world.join(world.acme, "of-acme", ttl)
+        first, second = world.acme.run("ps"), world.acme.run("ps")
+        assert first.returncode == second.returncode == 0
+        assert ("warning: your access to lab ends on " in first.stderr) == warned, first
+        assert second.stderr == ""
+        assert "until 2" in world.acme.ok("whoami")
+    world.join(world.acme, "of-acme")
 
 
 @pytest.mark.parametrize("way", ["revoked", "expired"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from insula.cli.connection import connect
@@ -9,7 +10,7 @@ from insula.cli.options import Arguments, Command, Option
 from insula.cli.output import clean, listing, print_json, warn
 from insula.client import Client, remotes
 from insula.model.cpython import dumps, loads
-from insula.model.errors import Conflict, Invalid, NotFound
+from insula.model.errors import Conflict, Denied, Invalid, NotFound
 from insula.model.units import parse_duration
 
 TYPE_CHECKING = False
@@ -73,13 +74,29 @@ def add(arguments: Arguments) -> int:
         warn("Paste the invitation (`insula remote invite USER` printed it), and press Enter:")
     invitation = decode(sys.stdin.readline(_LONGEST).strip())
     addresses, authority = [str(each) for each in invitation["addresses"]], str(invitation["authority"])
-    joined = Client(remote=HttpsRemote(addresses, authority, str(invitation["token"]))).identities.join()
-    token = joined["token"]
-    remotes.save(arguments.name, {"addresses": addresses, "authority": authority, "token": token})
+    proof: dict[str, str] = {}
+    if arguments.certificate:
+        proof["certificate"] = private(arguments.certificate)
+        Client(remote=HttpsRemote(addresses, authority, **proof)).identities.whoami()  # before it is kept
+    else:
+        invited = HttpsRemote(addresses, authority, str(invitation["token"]))
+        proof["token"] = str(Client(remote=invited).identities.join()["token"])
+    remotes.save(arguments.name, {"addresses": addresses, "authority": authority, **proof})
     remotes.use(arguments.name)
-    user = Client(remote=HttpsRemote(addresses, authority, token)).identities.whoami()["user"]
+    user = Client(remote=HttpsRemote(addresses, authority, **proof)).identities.whoami()["user"]
     print(f"{clean(arguments.name)}: {clean(user)} at {clean(addresses[0])}, used from now on")
     return 0
+
+
+def private(path: str) -> str:
+    """Return the absolute path of a file with a key. Invalid, Denied if others can read it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise Invalid(f"{path}: {error.strerror}", "name a file from `insula certificate create`") from None
+    if mode & 0o077:
+        raise Denied(f"{path} can be read by other users", f"chmod 600 {path}")
+    return os.path.abspath(path)
 
 
 def ls(arguments: Arguments) -> int:
@@ -120,6 +137,8 @@ COMMANDS = {
         add,
         "Add a host with an invitation, which is read from the standard input, and use it from now on.",
         "NAME",
+        [Option("--certificate", "prove who you are by this key and certificate, instead of a token", "FILE")],
+        details="FILE is what `insula certificate create` printed, with mode 600.",
     ),
     "fingerprint": Command(
         fingerprint,
