@@ -1,4 +1,4 @@
-"""Disk quotas that the kernel enforces: of instances in a pool.
+"""Disk quotas that the kernel enforces: of instances in a pool, and on a file system with project quotas.
 
 They take a kernel with project quotas: where there is none they are skipped, and run in the virtual machine.
 """
@@ -68,6 +68,15 @@ def projects(daemon: Daemon) -> list[str]:
 
 def size(cli: Cli, name: str, file: str = "/full") -> int:
     return int(cli.ok("exec", name, "stat", "-c", "%s", file))
+
+
+def usage_of(daemon: Daemon, project: int, directory: str) -> quota.ProjectUsage:
+    """What the kernel counts for a project ID, and its limits."""
+    fd = os.open(daemon.root / directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return quota.get_usage(fd, project)
+    finally:
+        os.close(fd)
 
 
 def trees(daemon: Daemon) -> set[str]:
@@ -187,6 +196,50 @@ def test_the_sum_of_a_tenant(cli: Cli) -> None:
     assert 8 * MIB <= view["disk"]["used"] < 9 * MIB and view["disk"]["limit"] == 30 * MIB
     assert view["usage"]["disk"] == 20 * MIB and view["disk"]["enforced"]
     cli.ok("tenant", "rm", "-f", "acme")
+
+
+@pytest.mark.parametrize("where", ["on ext4", "on xfs", "in a pool of xfs"])
+def test_a_limit_from_the_launch_to_the_removal(unstarted: Daemon, where: str) -> None:
+    """With all of insulad's files on such a file system, and with a pool; that of ext4 is in the other tests."""
+    *_, kind = where.split()
+    disks.make(unstarted.path / "image", kind, 320 * MIB)
+    unstarted.root.mkdir()
+    disks.mount(unstarted.path / "image", kind, unstarted.root)  # skips where the kernel has no quotas
+    directory = "instances"
+    if "pool" in where:
+        disks.unmount(unstarted.root)
+        unstarted.configure('[storage]\npool = "320m"\nformat = "xfs"\n')
+        directory = "pool"
+    unstarted.start()
+    cli = unstarted.cli
+    check = next(each for each in cli.json("doctor") if each["name"] == "disk quotas")
+    assert check["state"] == "ok" and f"/{directory}: a write beyond 1M was refused" in check["detail"]
+    cli.ok("run", "-d", "--name", "full", "--disk", "20m", "--inodes", "100", "busybox", "sleep", "600")
+    cli.ok("run", "-d", "--name", "free", "--disk", "40m", "busybox", "sleep", "600")
+    work = f"touch full; i=0; while touch f$i; do i=$((i+1)); done 2>/dev/null; echo $i; {FILL}"
+    made, *said = cli.run("exec", "full", "sh", "-c", work).out.splitlines()
+    assert 80 < int(made) < 100 and NO_ROOM.search("\n".join(said))
+    assert 19.8 * MIB < size(cli, "full") <= 20 * MIB
+    cli.ok("exec", "free", "dd", "if=/dev/zero", "of=/full", "bs=1M", "count=30")
+
+    project = cli.json("inspect", "full")[0]["instance"]["project_id"]
+    counted = usage_of(unstarted, project, directory)
+    assert (counted.space_limit, counted.inodes_limit, counted.inodes) == (20 * MIB, 100, 100)
+    disk = cli.json("explain", "full")["disk"]
+    assert disk == {"used": counted.space, "limit": 20 * MIB, "inodes": 100, "inodes_limit": 100, "enforced": True}
+    tenant = cli.json("tenant", "show", "default")["disk"]
+    assert tenant["used"] >= counted.space + 30 * MIB and tenant["enforced"], "of both"
+
+    unstarted.kill("insulad")
+    unstarted.start()
+    assert cli.json("explain", "full")["disk"] == disk
+    for more in ("touch /new", "dd if=/dev/zero bs=64k count=4 >>/full"):
+        assert NO_ROOM.search(cli.run("exec", "full", "sh", "-c", more).err), more
+    cli.ok("exec", "free", "dd", "if=/dev/zero", "of=/more", "bs=1M", "count=5")
+    cli.ok("rm", "-f", "full", "free")
+    until(lambda: projects(unstarted) == [] == [*trees(unstarted)], "both project IDs are released")
+    left = usage_of(unstarted, project, directory)
+    assert (left.space, left.inodes, left.space_limit, left.inodes_limit) == (0, 0, None, None)
 
 
 def test_down_unmounts_the_pool_and_keeps_what_is_in_it(limiting: Daemon) -> None:
