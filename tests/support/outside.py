@@ -13,8 +13,9 @@ What a registry does depends on the name by which it is asked:
     blob-X.test         redirects each request for a layer there
     realm-X.test        has its tokens there
 
-X is an IPv4 address with dashes, or `six` for ::1. DNS answers `to-X.test` with X, and other names with ADDRESS. Each
-request is printed as a line: name, method, path and whether there was a login.
+A repository below hang/ hangs at each of them. X is an IPv4 address with dashes, or `six` for ::1. DNS answers
+`to-X.test` with X, and other names with ADDRESS. Each request is printed as a line: name, method, path and whether
+there was a login.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Registry(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.headers.get("Host", "").partition(".")[0]
         kind, _, target = name.partition("-")
+        if "/hang/" in self.path:
+            kind = "hang"
         login = self.headers.get("Authorization")
         say(f"{name} {self.command} {self.path} {bool(login)}")
         part = self.path.rpartition("/")[2]

@@ -40,8 +40,10 @@ def test_a_row_of_usage() -> None:
         "memory": 1.5 * (1 << 30) * 3600, "memory_sampled": 3600.0, "memory_unsampled": 4.25,
     }  # fmt: skip
     reserved = {"instances": 7200.0, "cpus": 3600.0, "memory": 3600.0 * (2 << 30)}
-    shown = {"tenant": "acme", "since": 0.0, "until": 1.0, "used": used, "other_cpu": 250_000_000, "reserved": reserved}
-    assert usage.row(shown)[2:] == ["1:02:05", "0.25s", "1:00:00", "1.5Gh", "2Gh", "1.5K", "0B"]
+    images = {"received": 1000, "received_packets": 2, "sent": 24, "sent_packets": 1}
+    shown = {"tenant": "acme", "since": 0.0, "until": 1.0, "used": used, "other_cpu": 250_000_000, "images": images}
+    shown["reserved"] = reserved
+    assert usage.row(shown)[2:] == ["1:02:05", "0.25s", "1:00:00", "1.5Gh", "2Gh", "1.5K", "0B", "1K"]
     assert len(usage.row(shown)) == len(usage.HEADER)
     assert usage.of_instance(used) == ["1:02:05", "1.5Gh", "4.25s", "1.5K", "0B"]
 

@@ -141,7 +141,12 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
     def inside(nft: Nft) -> None:
         install(nft)
         assert elements(nft) == {}
-        some = [rules.of_network(network()), rules.of_port(port()), rules.of_port(port(8, OTHER, "10.0.0.3", None))]
+        some: list[rules.Elements] = [
+            rules.OF_EGRESS,
+            rules.of_network(network()),
+            rules.of_port(port()),
+            rules.of_port(port(8, OTHER, "10.0.0.3", None)),
+        ]
         for each in some:
             transact(rules.add(TABLE, each))
             transact(rules.add(TABLE, each))  # what is there stays
@@ -158,11 +163,13 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "inet same": {("br3", "br3")},
             "inet gateways4": {("br3", "10.0.0.1")},
             "inet gateways6": {("br3", "fd00::1")},
+            "inet egress_sent": {("ipv4",)},
+            "inet egress_received": {("ipv4",)},
         }
         assert {element[:2] for element in ndp} == {("p7", MAC)} and len(ndp) == 2
         assert set(found) | {"bridge ndp"} == set(rules.SETS)
-        transact(rules.delete(TABLE, some[1]))
-        transact(rules.delete(TABLE, some[1]))  # no error where there is none
+        transact(rules.delete(TABLE, some[2]))
+        transact(rules.delete(TABLE, some[2]))  # no error where there is none
         assert elements(nft)["bridge macs"] == {("p8", OTHER)}
         for each in some:
             transact(rules.delete(TABLE, each))

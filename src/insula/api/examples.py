@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from insula.api.images import BaseSpec, PullSpec, PushSpec, SaveSpec, TagSpec
-from insula.model.accounting import InstanceUsage, ReservedTotals, TenantUsage, UsedTotals
+from insula.model.accounting import InstanceUsage, ReservedTotals, TenantUsage, TrafficTotals, UsedTotals
 from insula.model.declared import ApplySpec, DeclaredFile, DeclaredItem
 from insula.model.objects import (
     Exit,
@@ -167,6 +167,7 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         until=_NOW + 3600,
         used=_USED,
         other_cpu=7_000_000,
+        images=TrafficTotals(received=2_252_704, received_packets=1602, sent=44_310, sent_packets=801),
         reserved=ReservedTotals(instances=3600.0, cpus=1800.0, memory=3600.0 * 64 * _MIB),
         instances=[InstanceUsage(name="web", used=_USED)],
     ),

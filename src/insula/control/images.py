@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -19,19 +19,21 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeVar
 
 import msgspec
 
+from insula.control.accounting.accounts import Accounts
 from insula.control.allocation.quotas import change, check_fits, exchange, of_images
 from insula.control.allocation.transaction import guard, guarded
 from insula.control.context import Context
 from insula.control.instances.specs import cli_command
 from insula.control.keys import IMAGES, INSTANCES, NETWORKS, SHARED, TENANTS, USAGE
 from insula.control.tenants import Tenants
+from insula.control.turns import Turns
 from insula.image.egress import Egress
 from insula.image.job import Job
-from insula.image.limits import AT_ONCE, AT_ONCE_TENANT
+from insula.image.limits import AT_ONCE, AT_ONCE_MORE, AT_ONCE_TENANT
 from insula.image.reference import normalise_reference
 from insula.image.registry import Auth, Progress
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
-from insula.model.objects import Image, ImageConfig
+from insula.model.objects import Image, ImageConfig, Tenant
 from insula.model.quotas import QUOTAS
 from insula.model.units import check_label
 from insula.model.views import Usage
@@ -54,25 +56,32 @@ class Login(Protocol):
 
 
 class Images:
-    def __init__(self, context: Context, tenants: Tenants) -> None:
+    def __init__(self, context: Context, tenants: Tenants, accounts: Accounts) -> None:
         self.context = context
         self.tenants = tenants
+        self._accounts = accounts
         self._live: list[set[str]] = []  # for each garbage collection under way, digests that it keeps
-        self._of_all = asyncio.Semaphore(AT_ONCE)
-        self._of_tenant: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE_TENANT))
+        self._turns = Turns(AT_ONCE_TENANT, AT_ONCE_MORE, AT_ONCE)
+        self._threads = ThreadPoolExecutor(
+            AT_ONCE, "insula-image"
+        )  # slow pulls would take all of the default executor's
 
     async def _work(self, tenant: str, method: Callable[..., T], *, outside: bool = False) -> T:
         """Run `method` of the image store in a thread. When the caller is cancelled, the method is ended and undoes its
         changes.
 
-        At most `AT_ONCE` run at a time, `AT_ONCE_TENANT` of one tenant; the others wait. `outside`: the method is given
-        the tenant's way out (`_egress`).
+        The number of works at a time is bounded (`limits.AT_ONCE`); others wait. The work's connections to registries
+        are charged to the tenant: their processes are in its control group. `outside`: the method is given the tenant's
+        way out (`_egress`).
         """
-        job = Job()
-        async with self._of_tenant[tenant], self._of_all, AsyncExitStack() as stack:
+        async with self._turns.turn(tenant), AsyncExitStack() as stack:
+            owner = (await self.tenants.find(tenant)).value
+            job = Job(await asyncio.to_thread(self.context.groups.of_images, owner.name))
+            stack.enter_context(self._accounts.pulling(tenant))
             if outside:
-                method = partial(method, egress=await stack.enter_async_context(self._egress(tenant)))
-            thread = asyncio.ensure_future(asyncio.to_thread(method, job=job))
+                method = partial(method, egress=await stack.enter_async_context(self._egress(owner)))
+            run = asyncio.get_running_loop().run_in_executor
+            thread = asyncio.ensure_future(run(self._threads, partial(method, job=job)))
             try:
                 return await asyncio.shield(thread)
             except asyncio.CancelledError:
@@ -82,15 +91,14 @@ class Images:
                 raise
 
     @asynccontextmanager
-    async def _egress(self, tenant: str) -> AsyncIterator[Egress]:
+    async def _egress(self, tenant: Tenant) -> AsyncIterator[Egress]:
         """A network namespace with the tenant's way out, and the resolver at its networks' gateways. Conflict if it
         has no network."""
-        found = (await self.tenants.find(tenant)).value
-        networks = await NETWORKS.readable(self.context.store, tenant)
+        networks = await NETWORKS.readable(self.context.store, tenant.name)
         if not networks:
-            hint = cli_command(tenant, "network create default --subnet 10.0.0.0/24")
-            raise Conflict(f"tenant {tenant} has no network, and images are fetched and sent through one", hint)
-        making = asyncio.ensure_future(self.context.fabric_turn(tenant, self.context.fabric.egress, found))
+            hint = cli_command(tenant.name, "network create default --subnet 10.0.0.0/24")
+            raise Conflict(f"tenant {tenant.name} has no network, and images are fetched and sent through one", hint)
+        making = asyncio.ensure_future(self.context.fabric_turn(tenant.name, self.context.fabric.egress, tenant))
         try:
             netns = await asyncio.shield(making)
         except asyncio.CancelledError:

@@ -22,7 +22,7 @@
 from __future__ import annotations
 
 from insula.model import upgrades
-from insula.model.accounting import Account, Checkpoint, History, Ledger, TenantUsage, UsageMeter
+from insula.model.accounting import Account, Checkpoint, History, Ledger, TenantUsage, TrafficMeters, UsageMeter
 from insula.model.declared import ApplySet, SetMember
 from insula.model.objects import IdempotencyRecord, Image, Instance, InstanceEvent, InstanceStatus, Network, Tenant
 from insula.model.principals import Binding, Certificate, Principal, Token
@@ -48,6 +48,7 @@ IDEMPOTENCY = Keyspace("/idempotency", IdempotencyRecord, 2)
 ACCOUNTS = Keyspace("/accounting/instances", Account, 2)
 LEDGERS = Keyspace("/accounting/ledgers", Ledger, 1)
 GROUPS = Keyspace("/accounting/groups", UsageMeter, 2)
+EGRESS = Keyspace("/accounting/egress", TrafficMeters, 2)
 HISTORIES = Keyspace("/accounting/history", History, 2)
 REMOVED = Keyspace("/accounting/removed", TenantUsage, 2)
 CHECKPOINTS = Keyspace("/accounting/checkpoints", Checkpoint, 1)

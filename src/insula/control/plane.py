@@ -74,7 +74,7 @@ class ControlPlane:
         self.accounting = Accounting(context, self.managed, accounts, self.tenants)
         self.identities = Identities(context, self.tenants, self.identity_cache)
         self.networks = Networks(context, self.tenants, self.network_controller, ports)
-        self.images = Images(context, self.tenants)
+        self.images = Images(context, self.tenants, accounts)
         self.instance_controller = InstanceController(context, self.managed, ports, self.tasks, accounts)
         admission = Admission(context, self.tenants, self.networks, self.images, ports, accounts)
         self.instances = Instances(self.tenants, admission, self.instance_controller, self.tasks)

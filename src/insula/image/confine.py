@@ -37,7 +37,7 @@ OOM = "500"
 """The oom_score_adj of these processes: they are killed first when memory runs out, unlike insulad."""
 
 _FILES = 64
-_PROCESSES = 256  # and threads, of all tools of `USER` together
+_PROCESSES = 4096  # and threads, of all tools of `USER` together; a skopeo has a dozen
 _CALLS = """
     read readv pread64 write writev pwrite64 lseek close close_range fsync fdatasync ftruncate fallocate
     open openat openat2 creat stat lstat fstat newfstatat fstatat64 statx fstatfs getdents getdents64 access faccessat

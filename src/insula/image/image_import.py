@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,13 +21,15 @@ import msgspec
 from insula.image import archive, manifest, worker
 from insula.image.blobs import copy, digest_of, hex_of, write
 from insula.image.job import Job
-from insula.image.limits import MAX_DOCUMENT, MAX_LAYERS, PATIENCE, Budget
+from insula.image.limits import EXTRACTIONS, MAX_DOCUMENT, MAX_LAYERS, PATIENCE, Budget
 from insula.image.manifest import Descriptor, Manifest
 from insula.image.staging import remove
 from insula.model.errors import Failed, Invalid
 from insula.model.objects import Image
 
 Fetch = Callable[[str], BinaryIO]  # opens the blob of a digest at the source of the image
+_extractions = threading.BoundedSemaphore(EXTRACTIONS)
+_POLL = 0.2  # seconds between two looks whether the job was cancelled
 
 
 class Diff(msgspec.Struct, frozen=True):
@@ -187,7 +191,8 @@ class ImageImport:
         fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             limits = self._budget.limits()
-            result = worker.run(file, fd, limits, self._job, plain=plain, whole=whole, repack=repack)
+            with self._extracting():
+                result = worker.run(file, fd, limits, self._job, plain=plain, whole=whole, repack=repack)
         finally:
             os.close(fd)
         if plain:  # the images in it are counted separately
@@ -195,6 +200,16 @@ class ImageImport:
         else:
             self._budget.spend(tar=result.size, files=result.files, entries=result.entries, cpu=result.cpu)
         return result
+
+    @contextmanager
+    def _extracting(self) -> Iterator[None]:
+        """Wait while too many archives are being extracted."""
+        while not _extractions.acquire(timeout=_POLL):
+            self._job.check()
+        try:
+            yield
+        finally:
+            _extractions.release()
 
     def _take_blob(self, part: Descriptor, fetch: Fetch) -> None:
         if part.digest not in self.blobs:

@@ -28,9 +28,14 @@ class Cancelled(Failed):
 
 
 class Job:
-    """A job. `cancel` may be called from any thread; it is cancelled automatically after its time limit."""
+    """A job. `cancel` may be called from any thread; it is cancelled automatically after its time limit.
 
-    def __init__(self) -> None:
+    `groups` are files to which processes that talk to others write ``0``, to join the control groups of whoever wants
+    the work (cgroups(7)).
+    """
+
+    def __init__(self, groups: Sequence[str] = ()) -> None:
+        self.groups = groups
         self._mutex = threading.Lock()  # for the two below
         self._processes: set[subprocess.Popen[Any]] = set()
         self._cancelled = False

@@ -41,8 +41,11 @@ MEMORY = 1 << 30
 """Bytes of memory of the process that extracts."""
 STALL, LEAST = 300.0, 1 << 20
 """The minimum speed of a registry: (seconds, bytes in that time)."""
-AT_ONCE, AT_ONCE_TENANT = 16, 4
-"""Concurrent imports, pulls, pushes and saves, of all tenants and of one tenant; further ones wait."""
+AT_ONCE_TENANT, AT_ONCE_MORE, AT_ONCE = 4, 12, 64
+"""Concurrent imports, pulls, pushes and saves: of one tenant, of all tenants beyond the first one of each, and in all.
+Further ones wait."""
+EXTRACTIONS = 16
+"""Concurrent extractions: they are bounded in time, pulls are bounded by the speed of a registry only."""
 RESERVE, RESERVE_PART = 1 << 30, 20
 """Bytes of the disk that imports leave free; at most a twentieth of the disk."""
 

@@ -40,13 +40,15 @@ MAX_LINES = 10_000
 VERSION = b"Directory Transport Version: 1.1\n"
 _MAX_LINE = 4096
 _CPU = 3600  # seconds of processor time of one skopeo
+_KILLED = (-9, 128 + 9)  # as its parents report it
 _PLACE = "/mnt"
 # it needs a mount namespace, because only root may enter the directories above the staging directory; the shell stays
 # as PID 1 of the PID namespace, since a change of user would clear its PR_SET_PDEATHSIG
-_BEGIN = f"""echo {OOM} >/proc/self/oom_score_adj
+_BEGIN = f"""for each in $3; do echo 0 >"$each" || exit 1; done
+echo {OOM} >/proc/self/oom_score_adj
 mount --bind "$1" {_PLACE} && cd {_PLACE}/"$2" || exit 1
 etc={_PLACE}/"$2"-home/etc
-shift 2"""
+shift 3"""
 _END = '"$@"\nexit $?'
 _NAMESPACES = (
     *("setpriv", "--pdeathsig=KILL"),
@@ -123,8 +125,7 @@ def _best(reference: Reference, directory: Path, access: Access) -> Reference:
     access.job.limit(STALL)
     out, err = access.job.communicate(process)
     access.job.limit(None)
-    if process.returncode != 0:
-        raise explain(reference, [*err.decode(errors="replace").splitlines()[-20:]], access.egress)
+    _check_end(process, reference, err.decode(errors="replace").splitlines()[-20:], access)
     if len(out) > MAX_DOCUMENT:
         raise Invalid(f"the manifest of {reference.familiar} is too large", f"at most {MAX_DOCUMENT} bytes are read")
     document = manifest.read_document(out)
@@ -161,7 +162,7 @@ def _start(
     script = "\n".join([_BEGIN, *([egress.SCRIPT] if access.egress else []), _END])
     command = [
         *_NAMESPACES,
-        *("sh", "-c", script, "sh", str(directory.parent), directory.name),
+        *("sh", "-c", script, "sh", str(directory.parent), directory.name, " ".join(access.job.groups)),
         *("prlimit", f"--cpu={_CPU}", "--core=0", "--nofile=1024", f"--fsize={MAX_SIZE}", "--memlock=0", "--"),
         *("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs"),
         *("--inh-caps=-all", "--bounding-set=-all"),
@@ -266,6 +267,14 @@ def _watch(
     access.job.check()
     if stop:
         raise stop[0]
+    _check_end(process, reference, errors, access)
+
+
+def _check_end(process: subprocess.Popen[bytes], reference: Reference, errors: list[str], access: Access) -> None:
+    """Raise the reason why skopeo has failed, if it has."""
+    if process.returncode in _KILLED:
+        hint = "the tenant's limit of memory may be too low, see `insula tenant show`"
+        raise Failed(f"the process that copies {reference.familiar} was killed", hint)
     if process.returncode != 0:
         raise explain(reference, errors, access.egress)
 

@@ -44,6 +44,24 @@ class Account(Struct, kw_only=True):
     memory: MemoryMeter = MemoryMeter()
 
 
+class TrafficMeters(Struct, kw_only=True):
+    """The packets that pulls and pushes of a tenant's images have received and sent on one host."""
+
+    received: UsageMeter = UsageMeter()
+    received_packets: UsageMeter = UsageMeter()
+    sent: UsageMeter = UsageMeter()
+    sent_packets: UsageMeter = UsageMeter()
+
+
+class TrafficTotals(Struct, kw_only=True):
+    """Bytes and packets of layer 3."""
+
+    received: int = 0
+    received_packets: int = 0
+    sent: int = 0
+    sent_packets: int = 0
+
+
 class UsedTotals(Struct, kw_only=True):
     """What one or more instances have used. `memory` is exact to the samples: see docs/accounting.md."""
 
@@ -86,11 +104,13 @@ class Checkpoint(Struct, kw_only=True):
 
 
 class UsageSnapshot(Struct, kw_only=True):
-    """A tenant's totals at a time, in seconds since the epoch. `group` is the processor time of its control group."""
+    """A tenant's totals at a time, in seconds since the epoch. `group` is the processor time of its control group,
+    `images` the traffic of its pulls and pushes."""
 
     at: float
     used: UsedTotals = UsedTotals()
     group: int = 0
+    images: TrafficTotals = TrafficTotals()
     reserved: ReservedTotals = ReservedTotals()
 
 
@@ -115,7 +135,8 @@ class TenantUsage(Struct, kw_only=True):
 
     `used` is the sum over its instances, of which some may be gone. `other_cpu` is the remaining processor time of its
     control group, nanoseconds: its resolver, containers that were prepared and not used, and what could not be
-    attributed. `instances` are those that exist, each since it was created; empty in a list of tenants.
+    attributed. `images` is the traffic of pulls and pushes through the tenant's network. `instances` are those that
+    exist, each since it was created; empty in a list of tenants.
     """
 
     tenant: str
@@ -123,5 +144,6 @@ class TenantUsage(Struct, kw_only=True):
     until: float
     used: UsedTotals
     other_cpu: int
+    images: TrafficTotals = TrafficTotals()
     reserved: ReservedTotals
     instances: list[InstanceUsage] = []  # noqa: RUF012

@@ -99,7 +99,7 @@ class TrafficCounter(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """The traffic of one port, from the instance's point of view."""
+    """The traffic of a port or of a namespace, from the point of view of who is in it."""
 
     received: TrafficCounter
     sent: TrafficCounter
@@ -204,6 +204,10 @@ class Fabric(Protocol):
         Counted are IP packets from layer 3 on, which the fabric's rules let through. The counters live from `plug` to
         `unplug`, also if the instance and its device are gone before that. A port that isn't plugged is left out.
         """
+
+    def egress_traffic(self, tenant: Tenant) -> Traffic | None:
+        """Return the IP packets that all namespaces of `egress` have received and sent together, those that are gone
+        included, as `traffic` counts them; None if nothing counts them."""
 
     def probe_points(self, tenant: Tenant, networks: Sequence[Network], ports: Sequence[Port]) -> ProbePoints:
         """Return the tenant's probe points. `networks` are all of the tenant's, `ports` those to probe."""

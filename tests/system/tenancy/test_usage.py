@@ -265,7 +265,7 @@ def test_the_table(cli: Cli, daemon: Daemon) -> None:
     cli.ok("run", "-d", "--name", "web", "busybox", "sleep", "600")
     lines = cli.ok("usage").splitlines()
     assert lines[0].split() == [
-        "TENANT", "SINCE", "CPU", "OTHER", "RESERVED", "MEMORY", "RESERVED", "RECEIVED", "SENT"
+        "TENANT", "SINCE", "CPU", "OTHER", "RESERVED", "MEMORY", "RESERVED", "RECEIVED", "SENT", "IMAGES"
     ]  # fmt: skip
     assert lines[1].startswith(str(cli.tenant))
     assert lines[4].startswith("web ")

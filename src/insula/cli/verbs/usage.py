@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-HEADER = ["TENANT", "SINCE", "CPU", "OTHER", "RESERVED", "MEMORY", "RESERVED", "RECEIVED", "SENT"]
+HEADER = ["TENANT", "SINCE", "CPU", "OTHER", "RESERVED", "MEMORY", "RESERVED", "RECEIVED", "SENT", "IMAGES"]
 INSTANCES = ["NAME", "CPU", "MEMORY", "NOT SAMPLED", "RECEIVED", "SENT"]
 
 
@@ -52,6 +52,7 @@ def row(usage: dict[str, Any]) -> list[Any]:
         hours(reserved["memory"]),
         size(used["received"]),
         size(used["sent"]),
+        size(usage["images"]["received"] + usage["images"]["sent"]),
     ]
 
 

@@ -19,7 +19,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -27,12 +27,31 @@ from msgspec.structs import replace
 
 from insula.control.accounting import history
 from insula.control.accounting.ledger import after_boot, ledger_with, now, read_ledger
-from insula.control.accounting.meters import accrue, add, advance, baseline, finish, hold, sample, totals
+from insula.control.accounting.meters import (
+    accrue,
+    add,
+    advance,
+    advance_traffic,
+    baseline,
+    finish,
+    hold,
+    sample,
+    totals,
+    traffic_totals,
+)
 from insula.control.context import Context
 from insula.control.instances.drivers.base import Driver, GroupCounters
 from insula.control.instances.managed import ManagedInstance, ManagedInstances
-from insula.control.keys import ACCOUNTS, CHECKPOINTS, GROUPS, HISTORIES, LEDGERS, TENANTS, USAGE
-from insula.model.accounting import Account, Checkpoint, MemoryMeter, UsageMeter, UsageSnapshot, UsedTotals
+from insula.control.keys import ACCOUNTS, CHECKPOINTS, EGRESS, GROUPS, HISTORIES, LEDGERS, TENANTS, USAGE
+from insula.model.accounting import (
+    Account,
+    Checkpoint,
+    MemoryMeter,
+    TrafficMeters,
+    UsageMeter,
+    UsageSnapshot,
+    UsedTotals,
+)
 from insula.model.errors import Failed, InsulaError
 from insula.model.objects import Port, Tenant
 from insula.model.views import Usage
@@ -47,6 +66,7 @@ PROBLEM = "accounting"
 PATIENCE = 0.2
 """Seconds that a reading waits for a tenant's turn at the fabric."""
 _EMPTY = Account()
+_NO_TRAFFIC = TrafficMeters()
 _TURN = 64  # accounts that are handled before other tasks may run
 
 
@@ -54,7 +74,8 @@ class TenantAccounts:
     """One tenant's accounts on this host, by the ids of instances. `unsaved` are those to be written.
 
     `group` is the processor time of its control group. `seen` are that group's counters at the last reading, and
-    `unchanged` is the time until which no counter has changed since then.
+    `unchanged` is the time until which no counter has changed since then. `egress` is the traffic of pulls and pushes,
+    of which `pulls` are at work; `egress_moved` if it may have changed since the last reading.
     """
 
     def __init__(self) -> None:
@@ -62,8 +83,11 @@ class TenantAccounts:
         self.group = UsageMeter()
         self.seen: GroupCounters | None = None
         self.unchanged = 0.0
+        self.egress = TrafficMeters()
+        self.egress_moved = False
+        self.pulls = 0
         self.unsaved: set[str] = set()
-        self.group_unsaved = False
+        self.group_unsaved = self.egress_unsaved = False
         self.lock = asyncio.Lock()
 
     def account(self, managed: ManagedInstance) -> Account:
@@ -78,6 +102,10 @@ class TenantAccounts:
     def set_group(self, group: GroupCounters | None) -> None:
         if group and (after := advance(self.group, group.incarnation, group.cpu)) != self.group:
             self.group, self.group_unsaved = after, True
+
+    def set_egress(self, traffic: Traffic | None) -> None:
+        if traffic and (after := advance_traffic(self.egress, traffic)) != self.egress:
+            self.egress, self.egress_unsaved = after, True
 
 
 class Reading(NamedTuple):
@@ -104,8 +132,8 @@ class Accounts:
     async def load(self) -> None:
         """Read what is stored. A damaged record is a problem of this host, and its totals begin anew."""
         store, host = self.context.store, self.context.host
-        accounts, groups, ledgers, marks, tenants = await asyncio.gather(
-            *(store.list(kind.prefix_all()) for kind in (ACCOUNTS, GROUPS, LEDGERS, CHECKPOINTS, TENANTS))
+        accounts, groups, egress, ledgers, marks, tenants = await asyncio.gather(
+            *(store.list(kind.prefix_all()) for kind in (ACCOUNTS, GROUPS, EGRESS, LEDGERS, CHECKPOINTS, TENANTS))
         )
         checkpoint = dict(self._readable(CHECKPOINTS, marks.entries)).get((host,))
         own = {each.instance.id for each in self.managed.all()}
@@ -115,10 +143,14 @@ class Accounts:
         for (tenant, where), group in self._readable(GROUPS, groups.entries):
             if where == host:
                 self.of(tenant).group = group
+        for (tenant, where), meters in self._readable(EGRESS, egress.entries):
+            if where == host:
+                self.of(tenant).egress = meters
         known = {tenant: ledger for (tenant,), ledger in self._readable(LEDGERS, ledgers.entries)}
         puts: list[Write] = [*after_boot(known.items(), checkpoint)]
         for entry in tenants.entries:
             (name,) = TENANTS.parts(entry.key)
+            self.of(name).egress_moved = True  # a pull may have ended with the last daemon
             if name not in known:  # of an earlier version, or damaged
                 puts.append(await self._ledger_of_now(name))
             if checkpoint and checkpoint.boot == now().boot:
@@ -147,15 +179,16 @@ class Accounts:
         for managed in self.managed.all():
             if managed.active:
                 running[managed.instance.tenant].append(managed)
-        for tenant, some in running.items():
-            await self._read(tenant, some)
+        pulling = [name for name, mine in self._tenants.items() if mine.pulls or mine.egress_moved]
+        for tenant in {**running, **dict.fromkeys(pulling)}:
+            await self._read(tenant, running.get(tenant, []))
         await self.save()
 
     async def save(self) -> None:
         """Store what is unsaved, some at a time. What can't be stored stays unsaved."""
         host, stored = self.context.host, False
         for name, mine in [*self._tenants.items()]:
-            while (mine.unsaved or mine.group_unsaved) and self._tenants.get(name) is mine:
+            while (mine.unsaved or mine.group_unsaved or mine.egress_unsaved) and self._tenants.get(name) is mine:
                 await self._save_some(name, mine)
                 stored = True
         if stored or len(self.managed):
@@ -164,23 +197,38 @@ class Accounts:
             await self.context.store.transact([], [put], durable=False)
 
     async def _save_some(self, name: str, mine: TenantAccounts) -> None:
-        taken, group = set(islice(mine.unsaved, _TURN)), mine.group_unsaved
+        taken, group, egress = set(islice(mine.unsaved, _TURN)), mine.group_unsaved, mine.egress_unsaved
         puts = [ACCOUNTS.put(mine.accounts[each], name, each) for each in taken if each in mine.accounts]
         puts += [GROUPS.put(mine.group, name, self.context.host)] if group else []
+        puts += [EGRESS.put(mine.egress, name, self.context.host)] if egress else []
         mine.unsaved -= taken
-        mine.group_unsaved = False
+        mine.group_unsaved = mine.egress_unsaved = False
         try:
             await self.context.store.transact([], puts, durable=False)
         except BaseException:
             mine.unsaved |= taken
             mine.group_unsaved |= group
+            mine.egress_unsaved |= egress
             raise
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     async def read(self, tenant: str) -> None:
         """Read the counters of a tenant's instances that run. They are stored with the next flush."""
+        mine = self.of(tenant)
+        mine.egress_moved |= mine.egress != _NO_TRAFFIC  # the last packets may come after the end of a pull
         await self._read(tenant, [each for each in self.managed.of(tenant) if each.active])
+
+    @contextmanager
+    def pulling(self, tenant: str) -> Iterator[None]:
+        """Read the tenant's counters every ten seconds while the block runs, and once more after it."""
+        mine = self.of(tenant)
+        mine.pulls += 1
+        try:
+            yield
+        finally:
+            mine.pulls -= 1
+            mine.egress_moved = True
 
     async def _read(self, tenant: str, running: Sequence[ManagedInstance]) -> None:
         mine = self.of(tenant)
@@ -191,6 +239,9 @@ class Accounts:
             seen = mine.seen if drivers.keys() <= mine.accounts.keys() else None
             reading = await asyncio.to_thread(self._measure, tenant, drivers, seen)
             mine.set_group(reading.group)
+            if mine.pulls or mine.egress_moved:
+                mine.egress_moved = False
+                mine.set_egress(await self._egress(tenant))
             if reading.found is None:
                 mine.unchanged = reading.at
                 return
@@ -222,6 +273,15 @@ class Accounts:
         except (InsulaError, OSError):  # the tenant's network is missing: its controller repairs it
             return {}
 
+    async def _egress(self, tenant: str) -> Traffic | None:
+        """The traffic of pulls and pushes through the tenant's network."""
+        try:
+            if (found := await TENANTS.get(self.context.store, tenant)) is None:
+                return None
+            return await self.context.fabric_turn(tenant, self.context.fabric.egress_traffic, found.value)
+        except (InsulaError, OSError):
+            return None
+
     def _take(
         self,
         mine: TenantAccounts,
@@ -239,15 +299,7 @@ class Accounts:
             after = replace(after, cpu=advance(after.cpu, group.incarnation, group.cpu), memory=memory)
         for port in managed.instance.ports:
             if moved := traffic.get(port.index):
-                after = replace(
-                    after,
-                    received=advance(after.received, moved.received.incarnation, moved.received.bytes),
-                    received_packets=advance(
-                        after.received_packets, moved.received.incarnation, moved.received.packets
-                    ),
-                    sent=advance(after.sent, moved.sent.incarnation, moved.sent.bytes),
-                    sent_packets=advance(after.sent_packets, moved.sent.incarnation, moved.sent.packets),
-                )
+                after = advance_traffic(after, moved)
         if after is not before:
             mine.set(managed.instance.id, after)
 
@@ -284,14 +336,18 @@ class Accounts:
     async def _totals(self, tenant: str, mine: TenantAccounts) -> UsageSnapshot:
         store = self.context.store
         ledger = accrue(await read_ledger(store, tenant), *now())
-        used, group = [ledger.removed], mine.group.total
+        used, group, egress = [ledger.removed], mine.group.total, [mine.egress]
         if not self.managed.complete:
             for (_, instance), account in self._readable(ACCOUNTS, await _entries(store, ACCOUNTS, tenant)):
                 used += [totals(account)] if instance not in mine.accounts else []
             for (_, host), meter in self._readable(GROUPS, await _entries(store, GROUPS, tenant)):
                 group += meter.total if host != self.context.host else 0
+            stored = self._readable(EGRESS, await _entries(store, EGRESS, tenant))
+            egress += [meters for (_, host), meters in stored if host != self.context.host]
         used += [totals(each, mine.unchanged) async for each in in_turns([*mine.accounts.values()])]
-        return UsageSnapshot(at=time.time(), used=add(used), group=group, reserved=ledger.reserved)
+        return UsageSnapshot(
+            at=time.time(), used=add(used), group=group, images=traffic_totals(egress), reserved=ledger.reserved
+        )
 
     # -- instances and tenants come and go ---------------------------------------------------------------------------
 
@@ -330,11 +386,12 @@ class Accounts:
         name, mine, store = tenant.name, self.of(tenant.name), self.context.store
         async with mine.lock:
             mine.set_group(await asyncio.to_thread(self.context.groups.counters, name))
+            mine.set_egress(await self._egress(name))
             kept = await history.last_totals(store, tenant, await self._totals(name, mine))
             del self._tenants[name]
             try:
                 found: list[Write] = [LEDGERS.delete(name), *kept]
-                for kind in (ACCOUNTS, GROUPS, HISTORIES):
+                for kind in (ACCOUNTS, GROUPS, EGRESS, HISTORIES):
                     found += [Delete(entry.key) for entry in (await store.list(kind.prefix(name))).entries]
                 yield found
             except BaseException:

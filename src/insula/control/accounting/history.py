@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
+from msgspec.structs import replace
+
 from insula.control.accounting.meters import subtract
 from insula.control.keys import HISTORIES, REMOVED
-from insula.model.accounting import History, ReservedTotals, TenantUsage, UsageSnapshot, UsedTotals
+from insula.model.accounting import History, TenantUsage, UsageSnapshot
 from insula.model.errors import Failed
 from insula.model.objects import Tenant
 from insula.store.protocol import Entry, Store, Write
@@ -65,7 +67,7 @@ async def last_totals(store: Store, tenant: Tenant, totals: UsageSnapshot) -> li
     writes: list[Write] = [
         REMOVED.delete(*parts) for number, parts in enumerate(kept) if parts[0] < oldest or number <= len(kept) - MOST
     ]
-    if totals.used != UsedTotals() or totals.reserved != ReservedTotals():
+    if replace(totals, at=0.0, group=0) != UsageSnapshot(at=0.0):
         last = between(tenant, UsageSnapshot(at=tenant.created), totals)
         writes.append(REMOVED.put(last, _removal(totals.at), tenant.name))
     return writes
@@ -85,6 +87,7 @@ def between(tenant: Tenant, begun: UsageSnapshot, until: UsageSnapshot) -> Tenan
         until=until.at,
         used=used,
         other_cpu=max(0, until.group - begun.group - used.cpu),
+        images=subtract(until.images, begun.images),
         reserved=subtract(until.reserved, begun.reserved),
     )
 

@@ -7,9 +7,20 @@ from typing import Final, TypeVar
 
 from msgspec.structs import asdict, replace
 
-from insula.model.accounting import Account, Ledger, MemoryMeter, ReservedTotals, UsageMeter, UsedTotals
+from insula.model.accounting import (
+    Account,
+    Ledger,
+    MemoryMeter,
+    ReservedTotals,
+    TrafficMeters,
+    TrafficTotals,
+    UsageMeter,
+    UsedTotals,
+)
+from insula.network.fabric import Traffic
 
-S = TypeVar("S", UsedTotals, ReservedTotals)
+M = TypeVar("M", Account, TrafficMeters)
+S = TypeVar("S", UsedTotals, ReservedTotals, TrafficTotals)
 INTERVAL: Final = 10.0
 """Seconds between two readings."""
 LONGEST: Final = 2.5 * INTERVAL
@@ -20,6 +31,18 @@ def advance(meter: UsageMeter, incarnation: str, raw: int) -> UsageMeter:
     """Take a reading of a counter. A new incarnation has counted from 0."""
     before = meter.raw if incarnation == meter.incarnation else 0
     return UsageMeter(incarnation=incarnation, raw=max(raw, before), total=meter.total + max(0, raw - before))
+
+
+def advance_traffic(meters: M, traffic: Traffic) -> M:
+    """Take a reading of the four counters of traffic."""
+    received, sent = traffic
+    return replace(
+        meters,
+        received=advance(meters.received, received.incarnation, received.bytes),
+        received_packets=advance(meters.received_packets, received.incarnation, received.packets),
+        sent=advance(meters.sent, sent.incarnation, sent.bytes),
+        sent_packets=advance(meters.sent_packets, sent.incarnation, sent.packets),
+    )
 
 
 def baseline(incarnation: str, raw: int) -> UsageMeter:
@@ -82,6 +105,13 @@ def totals(account: Account, until: float = 0.0) -> UsedTotals:
         memory_sampled=memory.sampled,
         memory_unsampled=memory.unsampled,
     )
+
+
+def traffic_totals(those: Iterable[TrafficMeters]) -> TrafficTotals:
+    """The sums of the meters' totals."""
+    some = list(those)
+    names = TrafficTotals.__struct_fields__
+    return TrafficTotals(**{name: sum(getattr(each, name).total for each in some) for name in names})
 
 
 def add(those: Iterable[UsedTotals]) -> UsedTotals:

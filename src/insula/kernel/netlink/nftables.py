@@ -163,11 +163,12 @@ def _listed(keys: Iterable[bytes], comment: str) -> bytes:
 
 
 def _element(key: bytes, data: bytes) -> bytes:
-    """Return the attribute of an element: its key, which is a multiple of four bytes long, and other attributes. All
-    headers are packed at once, since a port has a dozen elements."""
-    size = len(key) + 4
-    heads = _HEADS.pack(size + 8 + len(data), _ELEMENT | NESTED, size + 4, _KEY | NESTED, size, _VALUE)
-    return heads + key + data
+    """Return the attribute of an element: its key and other attributes. All headers are packed at once, since a port
+    has a dozen elements."""
+    size, padding = len(key) + 4, -len(key) % 4
+    padded = size + padding
+    heads = _HEADS.pack(padded + 8 + len(data), _ELEMENT | NESTED, padded + 4, _KEY | NESTED, size, _VALUE)
+    return heads + key + bytes(padding) + data
 
 
 def _counters(body: bytes) -> Iterator[tuple[bytes, ElementCounter]]:

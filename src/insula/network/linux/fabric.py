@@ -343,6 +343,11 @@ class LinuxFabric:
         return self._tenant(tenant).traffic(ports)
 
     @about_tenant
+    def egress_traffic(self, tenant: Tenant) -> Traffic | None:
+        """Return the counters of set elements (rules.py), which are those of all namespaces together."""
+        return self._tenant(tenant).egress_traffic()
+
+    @about_tenant
     def probe_points(self, tenant: Tenant, networks: Sequence[Network], ports: Sequence[Port]) -> ProbePoints:
         """Return the tenant's namespace, and the host's ends of its ports and of its uplink."""
         namespace, by_name = self._tenant(tenant), {network.name: network for network in networks}

@@ -159,7 +159,7 @@ def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) 
     """Return unknown devices, and devices that set elements allow although they don't exist. A counter may outlive its
     device until it was read."""
     names = {link.name for link in links.values()}
-    allowed = {each[0] for name, some in elements.items() if name not in rules.COUNTED for each in some}
+    allowed = {each[0] for name, some in elements.items() if name not in rules.COUNTERS for each in some}
     for device in sorted(allowed - names):
         yield f"rule elements of {device}, which does not exist"
     for link in links.values():

@@ -8,7 +8,7 @@ There are three tables. Packets from and to tenants that no rule accepts are dro
   have no use, and each start would send one to every instance.
 - The `inet` table in a tenant's namespace is that of its router. It answers pings and DNS at its gateways, forwards
   new connections from networks to the uplink, and forwards nothing between two networks. Namespaces of `linux.egress`
-  have DNS and the uplink as well.
+  have DNS and the uplink as well. What they send and receive is counted at their devices.
 - The table in the host's namespace isolates tenants from each other and from the host.
 
 ICMP errors about probes of `insula verify` are dropped in router and host, because such an error quotes the probe and
@@ -112,7 +112,17 @@ table inet {table} {{
     set same {{ typeof iifname . oifname; }}
     set gateways4 {{ typeof iifname . ip daddr; }}
     set gateways6 {{ typeof iifname . ip6 daddr; }}
+    set egress_sent {{ typeof meta nfproto; counter; }}
+    set egress_received {{ typeof meta nfproto; counter; }}
 
+    chain from_egress {{
+        type filter hook prerouting priority 0; policy accept;
+        iifname "{egress}*" meta nfproto @egress_sent accept
+    }}
+    chain to_egress {{
+        type filter hook postrouting priority 0; policy accept;
+        oifname "{egress}*" meta nfproto @egress_received accept
+    }}
     chain input {{
         type filter hook input priority 0; policy drop;
         iifname "lo" accept
@@ -307,11 +317,19 @@ _TYPES: Final = {
     "inet same": "dd",
     "inet gateways4": "d4",
     "inet gateways6": "d6",
+    "inet egress_sent": "v",
+    "inet egress_received": "v",
 }
-"""The types of an element's parts: device, MAC address, IPv4 and IPv6 address, 16 bytes in hexadecimal."""
+"""The types of an element's parts: device, MAC address, IPv4 and IPv6 address, 16 bytes in hexadecimal, and version of
+IP."""
 SETS: Final = tuple(_TYPES)
 """All sets, by "family set"."""
 COUNTED: Final = ("bridge sent", "bridge received")
+"""The sets whose elements are counters of ports."""
+OF_EGRESS: Final[Elements] = {"inet egress_sent": [("ipv4",)], "inet egress_received": [("ipv4",)]}
+"""The elements that count the packets of all namespaces of `linux.egress`, which have no IPv6. They are never deleted.
+"""
+COUNTERS: Final = (*COUNTED, *OF_EGRESS)
 """The sets whose elements have counters. An element's comment is random: it tells that its counter began anew."""
 
 
@@ -355,7 +373,7 @@ def change(table: str, added: Keys, deleted: Keys) -> list[Request]:
     incarnation = os.urandom(8).hex()
     for keys in (added, deleted):
         for name, some in keys.items():
-            requests += add_elements(*_of(name, table), some, incarnation if name in COUNTED else "")
+            requests += add_elements(*_of(name, table), some, incarnation if name in COUNTERS else "")
     for name, some in deleted.items():
         requests += delete_elements(*_of(name, table), some)
     return requests
@@ -384,7 +402,8 @@ def element(name: str, packed: bytes) -> tuple[str, ...]:
     return tuple(found)
 
 
-_LENGTHS: Final = {"d": IFNAME, "m": 8, "4": 4, "6": 16, "h": 16}
+_LENGTHS: Final = {"d": IFNAME, "m": 8, "4": 4, "6": 16, "h": 16, "v": 1}
+_VERSIONS: Final = {"ipv4": b"\2"}  # NFPROTO_IPV4
 
 
 def _packed(kind: str, part: str) -> bytes:
@@ -394,6 +413,8 @@ def _packed(kind: str, part: str) -> bytes:
         return bytes.fromhex(part.replace(":", "")) + b"\0\0"
     if kind == "h":
         return int(part, 16).to_bytes(16, "big")
+    if kind == "v":
+        return _VERSIONS[part]
     return inet_pton(AF_INET if kind == "4" else AF_INET6, part)
 
 
@@ -404,4 +425,6 @@ def _text(kind: str, packed: bytes) -> str:
         return packed[:6].hex(":")
     if kind == "h":
         return f"0x{packed.hex()}"
+    if kind == "v":
+        return next((name for name, value in _VERSIONS.items() if value == packed), packed.hex())
     return inet_ntop(AF_INET if kind == "4" else AF_INET6, packed)

@@ -222,7 +222,8 @@ class TenantNamespace:
             name: [each for key in have.get(name, ()) if (each := rules.element(name, key)) in devices]
             for name in rules.COUNTED
         }
-        wanted: list[rules.Elements] = [*map(rules.of_network, networks), *map(rules.of_port, ports), counted]
+        wanted: list[rules.Elements] = [rules.OF_EGRESS, counted]
+        wanted += [*map(rules.of_network, networks), *map(rules.of_port, ports)]
         if not intent.complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
@@ -358,6 +359,15 @@ class TenantNamespace:
             for index, key in keys.items()
             if (one := received.get(key)) and (other := sent.get(key))
         }
+
+    def egress_traffic(self) -> Traffic | None:
+        """Return the counters of all namespaces of `linux.egress`; None if they are missing."""
+        sent, received = (
+            self._nftables.counter(family, self.naming.prefix, set_, rules.key(name, element))
+            for name, [element] in rules.OF_EGRESS.items()
+            for family, set_ in [name.split()]
+        )
+        return Traffic(TrafficCounter(*received), TrafficCounter(*sent)) if received and sent else None
 
     def _replace_elements(self, port: Port) -> None:
         """Replace all elements of the port's device by those of the port."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from insula.control.instances.drivers.base import GroupCounters
 from insula.control.instances.drivers.directory import boot_id
 from insula.kernel.cgroups import Cgroup, Resources
+from insula.kernel.cgroups.base import distinct
 from insula.model.errors import Failed
 from insula.model.objects import Limits, Tenant
 
@@ -53,6 +54,16 @@ class TenantGroups:
                 raise Failed(what, "stop instances, or allow more") from error
             hint = "`insula doctor` tells what this host lacks"
             raise Failed(f"the control group of tenant {tenant.name} can't be made: {error}", hint) from error
+
+    def of_images(self, name: str) -> list[str]:
+        """Make the group below the tenant's for processes that fetch and send images. Returns the files to which a
+        process writes ``0`` to join it; none on a host without control groups. OSError."""
+        group = Cgroup(f"{self.prefix}/{name}/images")
+        try:
+            group.create()
+        except FileNotFoundError:
+            return []
+        return [f"{each}/{group.members}" for each in distinct(group.directories())]
 
     def counters(self, name: str) -> GroupCounters | None:
         """The counters of the tenant's group; None if it is not there."""
