@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,7 @@ from insula.store.sqlite import SqliteStore
 from insula.store.typed import Found
 
 
-def tenant(**limits: float | int | None) -> Tenant:
+def tenant(**limits: Any) -> Tenant:
     return Tenant(name="acme", index=1, id_base=1 << 30, limits=Limits(**limits), created=0.0)
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,7 +33,7 @@ NAMES = [quota.name for quota in TABLE]
 ACME = Tenant(name="acme", index=1, id_base=1 << 30, created=0.0)
 
 
-def limited(**limits: float | int | None) -> Tenant:
+def limited(**limits: Any) -> Tenant:
     return msgspec.structs.replace(ACME, limits=Limits(**limits))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import subprocess
@@ -17,6 +18,7 @@ import insula.sdk
 from insula.api.app import application
 from insula.api.idempotency import takes_key
 from insula.api.openapi import operations
+from insula.model import objects
 from insula.model.objects import Resources
 from insula.model.quotas import QUOTAS
 from insula.sdk import (
@@ -216,7 +218,14 @@ def test_that_test_sees_what_is_untyped() -> None:
 
 
 def test_limits_are_those_of_the_table() -> None:
-    assert list(LimitOptions.__annotations__) == list(QUOTAS)
+    """In each place that a type checker reads, since the structs are made of the table."""
+    assert list(LimitOptions.__annotations__) == list(QUOTAS), "add the new quota to sdk/types.py"
+    source = ast.parse(inspect.getsource(objects))
+    [shown] = [node for node in ast.walk(source) if isinstance(node, ast.ClassDef) and node.name == "Limits"]
+    fields = {ast.unparse(each.target): each for each in shown.body if isinstance(each, ast.AnnAssign)}
+    assert list(fields) == list(QUOTAS), "add the new quota to model/objects.py"
+    for name, field in fields.items():
+        assert ast.unparse(field.annotation) == ("int | None" if QUOTAS[name].whole else "float | None"), name
     assert list(ResourceOptions.__annotations__) == list(Resources.__struct_fields__)
     for name, hint in get_type_hints(LimitOptions).items():
         assert hint == (int | None if QUOTAS[name].whole else float | None), name

@@ -7,7 +7,7 @@ in canonical form (`ipaddress`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, dataclass_transform
+from typing import TYPE_CHECKING, Annotated, Literal, dataclass_transform
 
 import msgspec
 
@@ -28,11 +28,27 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 if TYPE_CHECKING:
 
     class Limits(Struct):
-        """The limits of a tenant as a whole, one field for each quota of `quotas.TABLE`; None is no limit."""
+        """The limits of a tenant as a whole, one field for each quota of `quotas.TABLE`; None is no limit. This is
+        for type checkers: the struct itself is made of the table, which a test compares."""
 
-        def __init__(self, **limits: float | int | None) -> None: ...
-
-        def __getattr__(self, name: str) -> Any: ...
+        cpus: float | None = None
+        memory: int | None = None
+        pids: int | None = None
+        bandwidth: int | None = None
+        disk: int | None = None
+        inodes: int | None = None
+        instances: int | None = None
+        networks: int | None = None
+        images: int | None = None
+        image_bytes: int | None = None
+        spec_bytes: int | None = None
+        log_bytes: int | None = None
+        service_accounts: int | None = None
+        tokens: int | None = None
+        exec_sessions: int | None = None
+        streams: int | None = None
+        upload_bytes: int | None = None
+        requests: int | None = None
 
 else:
     Limits = msgspec.defstruct(

@@ -57,7 +57,8 @@ else:
 
 def new_limits(settings: QuotaSettings) -> Limits:
     """Return the limits of a new tenant. Invalid."""
-    return Limits(**{quota.name: limit(settings, quota) for quota in TABLE})
+    limits: dict[str, Any] = {quota.name: limit(settings, quota) for quota in TABLE}
+    return Limits(**limits)
 
 
 def user_limit(settings: QuotaSettings, name: str) -> float | int | None:

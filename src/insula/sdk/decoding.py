@@ -12,7 +12,8 @@ from typing import TypeVar
 import msgspec
 from msgspec import inspect
 
-from insula.model.errors import Failed, from_dict
+from insula.model.errors import Failed, InsulaError, from_dict
+from insula.model.stream import Decoder, Kind
 from insula.sdk.types import AuditEntry, EventView
 
 T = TypeVar("T")
@@ -72,8 +73,25 @@ def line(data: bytes) -> object:
     """Return a line of a stream; a problem is raised."""
     value = parsed(data)
     if isinstance(value, dict) and {"error", "message", "hint"} <= value.keys():
-        raise from_dict(value)
+        raise problem(value)
     return value
+
+
+def problem(value: object) -> InsulaError:
+    """Return the error that a server tells, as parsed JSON."""
+    members = value.items() if isinstance(value, dict) else ()
+    return from_dict({name: member for name, member in members if isinstance(member, str)})
+
+
+def frames(decoder: Decoder, data: bytes) -> Iterator[tuple[Kind, bytes]]:
+    """Yield the frames that are complete with `data`; that of an error is raised. Failed for what is no frame."""
+    try:
+        for kind, payload in decoder.feed(data):
+            if kind is Kind.ERROR:
+                raise problem(parsed(payload))
+            yield kind, payload
+    except ValueError as error:
+        raise Failed(f"the answer is no sequence of frames: {error}", "check what listens at this address") from None
 
 
 def event(value: object) -> EventView:
@@ -84,10 +102,6 @@ def event(value: object) -> EventView:
 def entry(value: object) -> AuditEntry:
     """Return an entry of the audit log; its members that AuditEntry has no field for are its `details`."""
     return of(AuditEntry)(_with_details(value, AuditEntry))
-
-
-def text(data: Iterator[bytes]) -> str:
-    return b"".join(data).decode()
 
 
 def _with_details(value: object, kind: type[msgspec.Struct]) -> object:

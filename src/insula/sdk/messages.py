@@ -55,4 +55,5 @@ def encoded(request: HTTPRequest) -> bytes:
 def next_page(link: str | None) -> str | None:
     """Return the target of the next page from the field Link (RFC 8288); None if this page is the last."""
     where, _, relation = (link or "").partition(">;")
-    return where[1:] if where.startswith("</v1/") and relation.strip() == 'rel="next"' else None
+    usable = where.startswith("</v1/") and where.isascii() and where.isprintable() and " " not in where
+    return where[1:] if usable and relation.strip() == 'rel="next"' else None

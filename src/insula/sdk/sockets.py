@@ -44,6 +44,10 @@ class ClosableSocket:
                 if self._closing and not self._busy:
                     self._sock.close()
 
+    def limit(self, timeout: float | None) -> None:
+        """Change the timeout of each operation."""
+        self._timeout = timeout
+
     def shut(self) -> None:
         """Close the connection."""
         with self._lock:

@@ -10,6 +10,7 @@ import msgspec
 
 from insula.model.objects import Image, Struct
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
+from insula.model.stream import Kind
 from insula.model.views import Explanation, InstanceView, NetworkView, ProcessView, TenantView
 
 AnyTenant = TenantView | OwnTenantView
@@ -19,6 +20,7 @@ AnyInstance = InstanceView | OwnInstanceView
 AnyProcess = ProcessView | OwnProcess
 AnyExplanation = Explanation | OwnExplanation
 StreamName = Literal["stdout", "stderr"]
+STREAMS: dict[Kind, StreamName] = {Kind.STDOUT: "stdout", Kind.STDERR: "stderr"}
 InstanceState = Literal["created", "starting", "running", "paused", "stopping", "exited", "failed"]
 
 
@@ -36,6 +38,7 @@ class LimitOptions(TypedDict, total=False):
     networks: int | None
     images: int | None
     image_bytes: int | None
+    spec_bytes: int | None
     log_bytes: int | None
     service_accounts: int | None
     tokens: int | None

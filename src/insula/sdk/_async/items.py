@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
-from insula.model.cpython import loads
-from insula.model.errors import from_dict
-from insula.model.stream import Decoder, Kind
+from insula.model.stream import Decoder
 from insula.sdk._async.calls import AsyncCaller
 from insula.sdk._async.network import finish
 from insula.sdk._async.transport import AsyncExchange
-from insula.sdk.decoding import line
+from insula.sdk.decoding import frames, line
 from insula.sdk.messages import HTTPRequest
-from insula.sdk.types import LogOutput
+from insula.sdk.types import STREAMS, LogOutput
 
 T = TypeVar("T")
 
@@ -99,12 +97,10 @@ async def log_outputs(body: AsyncIterator[bytes]) -> AsyncIterator[LogOutput]:
     """Yield the frames of a log."""
     decoder = Decoder()
     async for piece in body:
-        for kind, payload in decoder.feed(piece):
-            if kind is Kind.ERROR:
-                raise from_dict(loads(payload))
-            if kind is Kind.STDOUT or kind is Kind.STDERR:
-                stamp = int.from_bytes(payload[:8], "big") / 1e9
-                yield LogOutput(time=stamp, stream="stdout" if kind is Kind.STDOUT else "stderr", data=payload[8:])
+        for kind, payload in frames(decoder, piece):
+            if kind in STREAMS:
+                written = int.from_bytes(payload[:8], "big") / 1e9
+                yield LogOutput(time=written, stream=STREAMS[kind], data=payload[8:])
 
 
 async def as_sent(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

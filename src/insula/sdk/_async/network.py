@@ -11,7 +11,6 @@ import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from typing import TypeVar
 
-from insula.client.https import CONNECT
 from insula.sdk.sockets import CHUNK, ClosableSocket, unreachable
 
 T = TypeVar("T")
@@ -41,7 +40,7 @@ class AsyncSocket(ClosableSocket):
         return made
 
     @classmethod
-    async def tcp(cls, host: str, port: int, timeout: float | None) -> AsyncSocket:
+    async def tcp(cls, host: str, port: int, timeout: float) -> AsyncSocket:
         """Connect to the first address of a host that answers. OSError."""
         loop = asyncio.get_running_loop()
         refused: OSError | None = None
@@ -49,7 +48,7 @@ class AsyncSocket(ClosableSocket):
             made = cls(socket.socket(family, kind | socket.SOCK_CLOEXEC, number), timeout)
             try:
                 made._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                async with asyncio.timeout(CONNECT):
+                async with asyncio.timeout(timeout):
                     await loop.sock_connect(made._sock, address)
                 return made
             except OSError as error:

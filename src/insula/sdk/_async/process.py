@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
-from insula.model.cpython import loads
-from insula.model.errors import from_dict
 from insula.model.stream import MAX_PAYLOAD, RESIZE, Decoder, Kind, encode
 from insula.sdk._async.calls import AsyncCaller, checked
 from insula.sdk._async.network import AsyncBackground
 from insula.sdk._async.transport import AsyncExchange
-from insula.sdk.decoding import of, parsed
+from insula.sdk.decoding import frames, of, parsed
 from insula.sdk.messages import ConnectionLost, HTTPRequest
-from insula.sdk.types import CompletedProcess, ProcessExit, ProcessOutput
+from insula.sdk.types import STREAMS, CompletedProcess, ProcessExit, ProcessOutput
 
 
 class AsyncAttachedProcess:
@@ -29,7 +29,7 @@ class AsyncAttachedProcess:
         self._opening = opening
         self._exchange: AsyncExchange | None = None
         self._decoder = Decoder()
-        self._frames: list[tuple[Kind, bytes]] = []
+        self._frames: Iterator[tuple[Kind, bytes]] = iter(())  # those that have arrived
         self.name = ""
         """The name of the instance that `run_attached` has made."""
         self.exit: ProcessExit | None = None
@@ -74,12 +74,10 @@ class AsyncAttachedProcess:
     async def __anext__(self) -> ProcessOutput:
         while self.exit is None:
             kind, payload = await self._frame()
-            if kind is Kind.STDOUT or kind is Kind.STDERR:
-                return ProcessOutput(stream="stdout" if kind is Kind.STDOUT else "stderr", data=payload)
+            if kind in STREAMS:
+                return ProcessOutput(stream=STREAMS[kind], data=payload)
             if kind is Kind.EXIT:
                 self.exit = of(ProcessExit)(parsed(payload))
-            elif kind is Kind.ERROR:
-                raise from_dict(loads(payload))
         await self.aclose()
         raise StopAsyncIteration
 
@@ -133,8 +131,8 @@ class AsyncAttachedProcess:
     async def _frame(self) -> tuple[Kind, bytes]:
         """Return the next frame. ConnectionLost if there is none."""
         exchange = await self._open()
-        while not self._frames:
+        while (frame := next(self._frames, None)) is None:
             if not (piece := await exchange.receive()):
                 raise ConnectionLost("insulad closed the connection; the process may run on", "attach again")
-            self._frames.extend(self._decoder.feed(piece))
-        return self._frames.pop(0)
+            self._frames = frames(self._decoder, piece)
+        return frame

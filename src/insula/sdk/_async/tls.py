@@ -47,8 +47,6 @@ class AsyncTLSSocket:
                 pass
             except ssl.SSLError:  # it was closed, or the server refuses the certificate
                 return b""
-            if self._outgoing.pending:
-                await self._flush()
             data = await self._plain.read()
             with self._using:
                 if data:

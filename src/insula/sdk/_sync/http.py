@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from insula.client.client import default_socket
 from insula.client.http import MAX_HEAD, Dechunker, chunk, parse_head
-from insula.client.https import context_of, explained, split
+from insula.client.https import CONNECT, context_of, explained, split
 from insula.model.errors import Failed, Unavailable
 from insula.sdk._sync.network import Lock, Socket
 from insula.sdk._sync.tls import TLSSocket
@@ -109,13 +109,14 @@ class HTTPSTransport(HTTPTransport):
         for address in self.addresses:
             host, port = split(address)
             try:
-                plain = Socket.tcp(host, port, self.timeout)
+                plain = Socket.tcp(host, port, CONNECT)
             except OSError as error:
                 problems.append(f"{address}: {reason(error)}")
                 continue
             try:
                 secure = TLSSocket(plain, self._context, host)
                 secure.handshake(address)
+                plain.limit(self.timeout)
             except BaseException as error:
                 plain.shut()
                 if isinstance(error, OSError):

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from insula.client.https import CONNECT
 from insula.sdk.sockets import CHUNK, ClosableSocket, unreachable
 
 T = TypeVar("T")
@@ -28,6 +27,10 @@ class Socket(ClosableSocket):
         super().__init__(sock, timeout)
         sock.settimeout(timeout)
 
+    def limit(self, timeout: float | None) -> None:
+        super().limit(timeout)
+        self._sock.settimeout(timeout)
+
     @classmethod
     def unix(cls, path: str, timeout: float | None) -> Socket:
         """Connect to a unix socket. Unavailable, Denied."""
@@ -40,9 +43,9 @@ class Socket(ClosableSocket):
         return made
 
     @classmethod
-    def tcp(cls, host: str, port: int, timeout: float | None) -> Socket:
+    def tcp(cls, host: str, port: int, timeout: float) -> Socket:
         """Connect to the first address of a host that answers. OSError."""
-        sock = socket.create_connection((host, port), CONNECT)
+        sock = socket.create_connection((host, port), timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return cls(sock, timeout)
 

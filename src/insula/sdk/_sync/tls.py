@@ -47,8 +47,6 @@ class TLSSocket:
                 pass
             except ssl.SSLError:  # it was closed, or the server refuses the certificate
                 return b""
-            if self._outgoing.pending:
-                self._flush()
             data = self._plain.read()
             with self._using:
                 if data:
