@@ -130,6 +130,8 @@ def test_whatever_happens_the_usage_is_the_sum_of_what_is_there(steps: list[tupl
 def test_content_that_two_images_share_counts_once() -> None:
     found = of_images([image("a", x=5, y=7), image("b", y=7, z=1)])
     assert (found.images, found.image_bytes) == (2, 13)
+    [one, two] = (of_images([each]).config_bytes for each in (image("a", x=5, y=7), image("b", y=7, z=1)))
+    assert found.config_bytes == one + two and one > 100, "the record of each counts"
     assert of_images([image("a", x=5), image("a2", x=5)]).image_bytes == 5
     old = msgspec.structs.replace(image("old"), size=9)
     assert of_images([old]).image_bytes == 9, "one of an earlier version counts its size"
@@ -222,6 +224,7 @@ async def populate(store: SqliteStore) -> Usage:
         networks=1,
         images=2,
         image_bytes=7,
+        config_bytes=of_images([image("i", x=3, y=4), image("j", y=4)]).config_bytes,
         service_accounts=1,
         tokens=1,
     )

@@ -104,6 +104,7 @@ TABLE = (
     Quota("networks", "store", "", 100, "networks", "networks"),
     Quota("images", "store", "", 1000, "images", "names of images of its own"),
     Quota("image_bytes", "store", "bytes", 500 * GIB, "images", "content of its images, shared parts once"),
+    Quota("config_bytes", "store", "bytes", 32 << 20, "configurations", "records of its images, for each name"),
     Quota("spec_bytes", "store", "bytes", 32 << 20, "specs", "specs of its instances, with their images' settings"),
     Quota("log_bytes", "store", "bytes", 500 * GIB, "logs", "space that logs of its instances may take"),
     Quota("service_accounts", "store", "", 100, "service accounts", "service accounts"),

@@ -40,7 +40,11 @@ def of_instances(each: Callable[[dict[str, Any]], int | float]) -> Callable[[Cli
 def record_size(view: dict[str, Any]) -> int:
     """The bytes of an instance's spec and of its image's settings as JSON, without its name."""
     parts = (view["instance"]["spec"], view["instance"]["config"])
-    return sum(len(json.dumps(part, separators=(",", ":"))) for part in parts) - len(view["instance"]["name"])
+    return sum(map(len, map(compact, parts))) - len(view["instance"]["name"])
+
+
+def compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def rootfs(number: int) -> bytes:
@@ -56,6 +60,10 @@ def rootfs(number: int) -> bytes:
 
 IMAGE = len(rootfs(0)) + 67_000
 """About the bytes that such an image counts: tar, compressed layer, configuration and manifest."""
+
+
+RECORD = 950
+"""About the bytes of the record of another name for busybox."""
 
 
 def own_images(client: Client, tenant: str) -> list[dict[str, Any]]:
@@ -84,6 +92,11 @@ KINDS = {
         MOST * 1000,
         an_instance(resources={"disk": 64 * MIB, "inodes": 1000}),
         of_instances(lambda s: s["resources"]["inodes"]),
+    ),
+    "config_bytes": StoredKind(
+        MOST * RECORD + RECORD // 2,
+        lambda client, tenant, n: client.images.tag(tenant, "busybox", f"i{n:02}"),
+        lambda client, tenant: sum(len(compact(image)) for image in own_images(client, tenant)),
     ),
     "spec_bytes": StoredKind(
         MOST * 12_000 + 6000,

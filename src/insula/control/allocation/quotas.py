@@ -53,11 +53,13 @@ def of_instances(instances: Iterable[Instance]) -> Usage:
 
 
 def of_images(images: Iterable[Image]) -> Usage:
-    """What a tenant's images count together. Their content counts once, however many of them have it."""
+    """What a tenant's images count together. Their content counts once, however many of them have it; the record of
+    each, which has its configuration, is in every list of them."""
     found, content = [*images], dict[str, int]()
     for image in found:
         content.update(image.content or {image.digest: image.size})
-    return Usage(images=len(found), image_bytes=sum(content.values()))
+    records = sum(len(_encode(image)) for image in found)
+    return Usage(images=len(found), image_bytes=sum(content.values()), config_bytes=records)
 
 
 def add(tenant: Tenant, usage: Usage, more: Usage) -> Usage:

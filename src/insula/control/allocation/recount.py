@@ -119,7 +119,7 @@ def outdated(entry: Entry) -> bool:
 _COUNTS = {
     _of_instances: OF_INSTANCES,
     _of_networks: ("networks",),
-    _of_images: ("images", "image_bytes"),
+    _of_images: ("images", "image_bytes", "config_bytes"),
     _of_principals: ("service_accounts", "tokens"),
 }
 """The quotas that each of these counts; a test compares them with the table."""
