@@ -21,7 +21,7 @@ from insula.api.framing import StrictConnection
 from insula.api.patience import PunctualProtocol
 from insula.api.problems import encoded
 from insula.api.tls.record import split
-from insula.model.errors import Failed, InsulaError, Invalid
+from insula.model.errors import Failed, InsulaError, Invalid, TooManyRequests
 from insula.settings import OPERATORS
 
 SO_PEERGROUPS = 59  # asm-generic/socket.h, since Linux 4.13; Python has no name for it
@@ -78,9 +78,7 @@ class ProblemProtocol(PunctualProtocol):
         if told := self.app_state.get("malformed"):
             told(self.app_state.get("peer"), self.app_state.get("client"))
         status, why = self.conn.refused
-        if (
-            self.conn.in_body and self.cycle.response_started
-        ):  # two answers to one request would be taken for those to two
+        if self.conn.in_body and self.cycle.response_started:  # a second answer would be taken for one to the next
             self.transport.close()
         else:
             self.close_with(Invalid(f"this is not a valid HTTP request: {why}", "see RFC 9112"), status)
@@ -106,7 +104,7 @@ class PeerProtocol(ProblemProtocol):
         if self._user is not None:
             self._connections[self._user] += 1
             if self._connections[self._user] > MAX_CONNECTIONS:
-                transport.abort()
+                self.close_with(TooManyRequests(f"you have {MAX_CONNECTIONS} connections open already"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -146,6 +146,9 @@ def explained(error: OSError, address: str) -> InsulaError:
     if isinstance(error, ssl.SSLCertVerificationError):
         what = f"{address} is not the server that you were invited to: {error.verify_message}"
         return Denied(what, "ask its operator whether that is right, and for a new invitation")
+    if isinstance(error, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        hint = "it closes those of an address that has too many: close some, or try again in a few seconds"
+        return Unavailable(f"{address} has closed the connection before TLS began", hint)
     return Unavailable(f"{address}: no TLS: {error}", "is it an address of Insula's HTTPS?")
 
 

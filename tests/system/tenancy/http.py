@@ -38,6 +38,11 @@ def exchange(
         answer = b""
         while piece := sock.recv(65536):
             answer += piece
+    return parsed(answer)
+
+
+def parsed(answer: bytes) -> HttpAnswer:
+    """The bytes of a whole answer as one."""
     if not answer:
         raise ConnectionError("the server has closed the connection without an answer")
     top, _, rest = answer.partition(b"\r\n\r\n")

@@ -123,7 +123,8 @@ def exceeded(who: str, quota: Quota, limit: float, used: float, asked: float) ->
         )
     else:
         what = f"may have {quota.show(limit)} {quota.what} and has {has}: {left} left"
-    hint = f"remove what is not needed, ask for less, or have an operator raise the limit ({quota.option})"
+    where = quota.option if quota.name in QUOTAS else f"{quota.name} in [quotas] of insulad.toml"
+    hint = f"remove what is not needed, ask for less, or have an operator raise the limit ({where})"
     return QuotaExceeded(f"{who} {what}", hint)
 
 

@@ -73,7 +73,8 @@ class Rates:
     def _check(self, key: Hashable, rate: float, who: str) -> None:
         wait = self._requests.take(key, rate, BURST * rate)
         if wait:
-            raise TooManyRequests(f"{who} more than {rate:g} requests a second", retry_after=ceil(wait))
+            what = "request" if rate == 1 else "requests"
+            raise TooManyRequests(f"{who} more than {rate:g} {what} a second", retry_after=ceil(wait))
 
     def check_failure(self, source: Hashable) -> None:
         """Count a failed authentication."""
