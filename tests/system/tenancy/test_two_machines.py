@@ -290,14 +290,13 @@ def test_a_stream_ends_with_its_certificate(way: str, world: World, tmp_path: Pa
     control, _ = by_certificate(world, tmp_path)
     followed, going_on = (world.acme.there(each.host.events) for each in (client, control))
 
-    def change(number: int) -> None:
-        world.operator.instances.update("acme", "web", pids=100 + number)
-
     def next_of(events: Iterator[dict[str, object]]) -> dict[str, object]:
         with ThreadPoolExecutor(1) as pool:  # a stream begins with its first event
-            waiting, number = pool.submit(lambda: world.acme.there(lambda: next(events))), 0
-            while not waiting.done():
-                change(number := number + 1)
+            waiting = pool.submit(lambda: world.acme.there(lambda: next(events)))
+            for pids in range(1000, 100_000):
+                if waiting.done():
+                    break
+                world.operator.tenants.update("acme", pids=pids)
             return waiting.result()
 
     assert next_of(followed)["kind"] and next_of(going_on)["kind"]
