@@ -49,6 +49,40 @@ def told(daemon: Daemon, token: str, targets: list[str]) -> dict[str, tuple[int,
     return answers
 
 
+HIDDEN = {
+    "index",
+    "vni",
+    "id_base",
+    "start_time",
+    "uid_map",
+    "gid_map",
+    "cgroups",
+    "upper",
+    "inode",
+    "revision",
+}
+"""Keys of what is the host's."""
+
+
+def test_nothing_of_the_host_is_in_any_answer(
+    daemon: Daemon, houses: Houses, people: People, targets: list[str]
+) -> None:
+    """Neither its keys, nor its paths, names and numbers, in any answer that a member can get."""
+    acme = str(houses.acme.tenant)
+    web, tenant = people.operator.instances.get(acme, "web"), people.operator.tenants.get(acme)["tenant"]
+    texts = [str(daemon.path), daemon.prefix, f'"{web["instance"]["host"]}"', str(tenant["id_base"])]
+    numbers = [f'"pid":{web["status"]["pid"]}', f'"start_time":{web["status"]["start_time"]}']
+    member, auditor = people.person("member", acme), people.person("auditor")
+    shown = told(daemon, member.secret, targets)
+    for target, (status, _, body) in shown.items():
+        text = body.decode("utf-8", "replace")
+        if status == 200 and "/openapi.json" not in target and "/schema" not in target:
+            assert not [each for each in (*texts, *numbers) if each in text], target
+            assert not [key for key in HIDDEN if f'"{key}":' in text], target
+    whole = str([body for _, _, body in told(daemon, auditor.secret, targets).values()])
+    assert sum(f'"{key}":' in whole for key in HIDDEN) > 5 and all(each in whole for each in texts[1:]), "the control"
+
+
 def write(people: People, tenant: str, writes: int) -> None:
     """Make, change and remove objects of each kind, so many times."""
     operator, done = people.operator, 0
