@@ -169,6 +169,20 @@ def test_each_way_to_fail_is_one_line(
     until(lambda: told()[: len(expected)] == expected and len(told()) == len(expected) + 1, "the upload that broke off")
 
 
+def test_too_many_requests_are_lines(daemon: Daemon, people: People, new: Callable[[], list[dict[str, Any]]]) -> None:
+    """One for each, as long as they are no flood."""
+    daemon.cli.ok("tenant", "create", "hurried", "--requests", "1")
+    try:
+        member = people.person("member", "hurried")
+        asked = [ask(daemon, "GET", "/v1/tenants/hurried", member.secret) for _ in range(12)]
+    finally:
+        daemon.cli.ok("tenant", "rm", "hurried")
+    found = [entry for entry in new() if entry.get("user") == member.name]
+    assert 200 in asked and 429 in asked
+    assert [entry["status"] for entry in found] == [status for status in asked if status == 429]
+    assert {(entry["error"], entry["tenant"]) for entry in found} == {("TooManyRequests", "hurried")}
+
+
 def test_what_is_not_http_is_one_line(daemon: Daemon, new: Callable[[], list[dict[str, Any]]]) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(patiently(60))
