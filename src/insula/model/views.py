@@ -141,6 +141,9 @@ class Credentials(Struct, kw_only=True):
     username: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     password: Annotated[str, msgspec.Meta(max_length=4096)]
 
+    def __repr__(self) -> str:
+        return f"Credentials({self.username!r})"  # never the password
+
 
 class ExecSpec(Struct, kw_only=True):
     """The request for a further process in a running instance; None means the value of the instance's PID 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import pytest
 
 from insula.client.oidc import Issuer
 from insula.model.errors import Unauthenticated
+from tests.support.cli import REPOSITORY
 from tests.support.cloud import API, PORT, SETTINGS, Cloud
 from tests.support.machine import Namespaces
 from tests.support.provider import CLIENT, ISSUER, Browser, installed
@@ -25,6 +27,19 @@ from tests.support.wait import patiently, until
 
 pytestmark = pytest.mark.skipif(not installed(), reason="scripts/provider has installed no provider")
 HOST = f"https://127.0.0.1:{PORT}"
+
+PROGRAM = """
+import asyncio
+from insula.sdk import AsyncInsula, Insula
+
+async def main():
+    async with AsyncInsula.remote("lab") as cloud:
+        print((await cloud.identities.whoami()).user)
+
+with Insula.remote("lab") as cloud:
+    print(cloud.identities.whoami().user)
+asyncio.run(main())
+"""
 
 
 class Machine:
@@ -66,6 +81,14 @@ class Machine:
                 act(url, account)
             out, err = process.communicate(timeout=patiently(60))
             return process.returncode, out.strip(), err
+
+    def whoami_of_the_sdk(self) -> list[str]:
+        """The user's name, by a program, for threads and for asyncio."""
+        command = Namespaces.wrap(self.cloud.daemon.namespaces.host, sys.executable, "-c", PROGRAM)
+        environment = {**self.environment, "PYTHONPATH": str(REPOSITORY / "src")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patiently(60))
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
 
     @property
     def file(self) -> Path:
@@ -122,6 +145,9 @@ def test_a_login_by_another_device(cloud: Cloud, machine: Machine, fingerprint: 
             assert status == 0 and out.startswith("oidc#ann"), error
         second = machine.kept()
         assert second["refresh"] != first["refresh"], "it was rotated"
+        machine.expire()
+        assert machine.whoami_of_the_sdk() == ["oidc#ann"] * 2
+        assert machine.kept()["refresh"] != second["refresh"], "the SDK refreshes a login, and keeps it"
         machine.expire()
         assert machine.run("whoami")[0] == 0, "the login lives: no refresh token was used twice"
 

@@ -19,13 +19,14 @@ import pytest
 
 from insula.api.tls.certificates import Certificates
 from insula.kernel.netns import call_in
-from insula.model.errors import Denied, NotFound, Unauthenticated, Unavailable
+from insula.model.errors import Conflict, Denied, Failed, Invalid, NotFound, Unauthenticated, Unavailable
 from insula.model.own_views import OwnExplanation, OwnInstanceView, OwnProcess, OwnTenantView
 from insula.model.views import Explanation, InstanceView, ProcessView, TenantView
 from insula.sdk import (
     ApplySpec,
     AsyncHTTPSTransport,
     AsyncInsula,
+    Credentials,
     DeclaredFile,
     HTTPSTransport,
     InstanceSpec,
@@ -37,12 +38,13 @@ from tests.support.daemon import Daemon
 from tests.support.machine import Namespaces, Run
 from tests.support.wait import patiently, until
 from tests.system.tenancy.conftest import People, Person
-from tests.system.tenancy.sdk_program import BIG, SHOUTING, async_day, day
+from tests.system.tenancy.sdk_program import BIG, SHOUTING, async_day, day, tar
 from tests.system.tenancy.test_https import ADDRESS, API, PORT, authority, gates, handshake
 
 T = TypeVar("T")
 WHERE = f"{ADDRESS}:{PORT}"
 TENANTS = ("acme", "globex")
+SECRET = Credentials(username="ann", password="hunter2")
 
 
 class Machines:
@@ -230,6 +232,59 @@ def test_every_read_is_understood(machines: Machines, members: Members, people: 
     assert operator.audit.head().head.partition(":")[0].isdigit()
     assert admin.name.encode() in b"".join(operator.audit.raw())
     operator.instances.remove("acme", "read", force=True)
+
+
+def test_images_pass_in_both_directions(machines: Machines, people: People) -> None:
+    """Saved, loaded, tagged, imported, removed; an error in the middle of a pull."""
+    admin = people.person("admin", "acme")
+
+    def work() -> list[str]:
+        with machines.cloud(admin.secret) as cloud:
+            saved = list(cloud.images.save("acme", ["busybox:latest"], layout="docker"))
+            [loaded] = cloud.images.load("acme", saved, name="mine:1")
+            assert (loaded.tenant, loaded.name) == ("acme", "mine:1")
+            assert cloud.images.tag("acme", "mine:1", "mine:2").layers == loaded.layers
+            assert cloud.images.import_rootfs("acme", "bare:1", [tar("greeting", BIG)]).size >= len(BIG)
+            names = [each.name for each in cloud.images.list("acme", page=1) if each.tenant == "acme"]
+            pull = cloud.images.pull("acme", "127.0.0.1:1/nothing", insecure=True, credentials=SECRET)
+            with pytest.raises((Denied, Failed, Unavailable)):
+                list(pull)
+            with pytest.raises(Invalid):
+                cloud.images.load("acme", [b"no tar" * 1000])
+            for name in names:
+                cloud.images.remove("acme", name)
+            return names
+
+    assert "hunter2" not in repr(SECRET)
+    assert machines.on(1, work) == ["bare:1", "mine:1", "mine:2"]
+
+
+def test_identities_from_an_invitation_to_a_service_account(machines: Machines, people: People) -> None:
+    """A user joins by an invitation; an admin makes a service account, which works, and is removed."""
+    operator = machines.operator.identities
+    admin = people.person("admin", "acme")
+    word = operator.invite(admin.name, ttl=600)
+    assert word.addresses == [WHERE] and "BEGIN CERTIFICATE" in word.authority
+    with machines.cloud(word.token) as invited:
+        joined = machines.on(0, invited.identities.join)
+    account = "acme/robot"
+    operator.create_service_account("acme", "robot")
+    assert operator.bind(account, "member", "acme").kind == "service-account"
+    made = operator.create_token(account, ttl=600, labels={"kind": "mine"}, idempotency_key="robot-token")
+    with pytest.raises(Conflict, match=made.id):
+        operator.create_token(account, ttl=600, labels={"kind": "mine"}, idempotency_key="robot-token")
+
+    def names(token: str) -> list[str]:
+        with machines.cloud(token) as cloud:
+            return [view.principal.name for view in cloud.identities.list_service_accounts("acme")]
+
+    assert machines.on(0, lambda: names(joined.token)) == ["robot"]
+    with pytest.raises(Denied):
+        machines.on(1, lambda: names(made.token))
+    operator.unbind(account, "acme")
+    operator.revoke_token(made.id)
+    operator.remove_service_account("acme", "robot")
+    assert machines.on(0, lambda: names(joined.token)) == []
 
 
 def test_declared_state_and_events(machines: Machines, people: People) -> None:
