@@ -20,7 +20,7 @@ from tests.support.peers import Host, Missing
 
 SECTIONS = (
     *("launch", "steps", "runtimes", "burst", "scale", "start", "commands", "api", "memory", "network", "accounting"),
-    "stalls",
+    *("revocation", "stalls"),
 )
 REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks

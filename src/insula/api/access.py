@@ -15,23 +15,22 @@ from urllib.parse import quote
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from insula.api.audit import AuditedRequest
+from insula.api.audit import READS, AuditedRequest
 from insula.api.authentication import authenticate
+from insula.api.open_requests import OpenRequest, OpenRequests
 from insula.api.outbox import Outbox
 from insula.api.patience import Patient
 from insula.api.peer import Peer, allowed, group_id
 from insula.api.problems import refuse
 from insula.api.request_times import RequestTimes
 from insula.api.sources import network_of
-from insula.api.streams import last_piece
 from insula.api.tls.record import ClientRecord
 from insula.audit.writer import AuditLog
-from insula.control.allocation.in_flight import Held
 from insula.control.allocation.rates import Rates
 from insula.control.identities.authority import NOBODY, Authority
 from insula.control.identities.cache import IdentityCache
 from insula.control.identities.providers import Providers
-from insula.model.errors import Denied, InsulaError, TooManyRequests, Unauthenticated, Unavailable, defect
+from insula.model.errors import InsulaError, TooManyRequests, Unavailable, defect
 
 log = logging.getLogger("insula.access")
 GRACE = 1.0
@@ -40,45 +39,6 @@ LOGIN = "/v1/login"
 """The path of the request that nobody needs a proof for."""
 _PATH = 200  # characters of a path in the log
 _HOST = (b"host", b"insula")
-
-
-class OpenRequest:
-    """A request. `answering`: its answer has begun. `unchecked`: rights have changed
-    before that. `why` is the error that it was ended with."""
-
-    def __init__(self, task: asyncio.Future[None], scope: Any, authority: Authority) -> None:
-        self.task = task
-        self.authority = authority
-        self.why: InsulaError | None = None
-        self.answering = False
-        self.unchecked = False
-        self._state = scope["state"]
-        self.holds: list[Held] = self._state.setdefault("holds", [])
-
-    def end(self, why: InsulaError) -> None:
-        """Cancel it. What it runs finds the reason in the state of its scope, as "ended"."""
-        if self.why is None:
-            self.why = self._state["ended"] = why
-            self.task.cancel()
-
-    def check(self, cache: IdentityCache) -> None:
-        """End it unless its sender still has the right to it. A request about the sender itself, such as one that
-        revokes its own token, goes on until it answers; if the answer is a stream, the check is made up for then."""
-        permission = self._state.get("permission")
-        self.unchecked = not self.answering and bool(permission) and permission[0].startswith("self.")
-        if self.unchecked:
-            return
-        authority = cache.again(self.authority)
-        if authority is None:
-            self.end(Unauthenticated("the proof of who you are is not valid any more", "make a new token"))
-        elif permission:
-            try:
-                authority.check(*permission)
-            except InsulaError as error:
-                self.end(error)
-            if permission[0].startswith("self.") and not authority.has_all_of(self.authority):
-                self.end(Denied("a role of yours was taken", "ask again: the answer is another one now"))
-            self.authority = authority  # which changes of roles concern it: those of its groups may be others now
 
 
 class AccessMiddleware:
@@ -105,7 +65,7 @@ class AccessMiddleware:
         self.times = times or RequestTimes()
         self.outbox = outbox
         self.group = group_id()
-        self._open: set[OpenRequest] = set()
+        self._open = OpenRequests()
         self._bodies: Counter[str] = Counter()
         self._stopping: asyncio.Task[None] | None = None
         cache.watchers.add(self._rights_changed)
@@ -162,25 +122,30 @@ class AccessMiddleware:
         return error
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: AuditedRequest) -> None:
-        status, media, begun = 0, "", time.monotonic()
+        status, begun = 0, time.monotonic()
 
         async def noting_send(message: Message) -> None:
-            nonlocal status, media
+            nonlocal status
+            if message["type"] == "http.response.start" and scope.get("method") not in READS:
+                await self._open.cut()  # of what it may have revoked
+            await request.unless_silent()
             request.answering = True
+            request.complete = message["type"] == "http.response.body" and not message.get("more_body")
             if message["type"] == "http.response.start":
-                media = dict(message.get("headers") or ()).get(b"content-type", b"").decode("latin-1")
+                request.media = dict(message.get("headers") or ()).get(b"content-type", b"").decode("latin-1")
                 if self.audit:
                     message["headers"] = [*(message.get("headers") or ()), (b"x-request-id", entry.id.encode())]
                 status = message.get("status", status)
                 self.times.observe(scope, status, time.monotonic() - begun)
             if request.unchecked and message.get("more_body"):
                 request.check(self.cache)
-                await asyncio.sleep(0)  # is ended here
+                await request.unless_silent()
+                await asyncio.sleep(0)  # is cancelled here
             entry.sending(message)
             await send(message)
 
         task = asyncio.ensure_future(self.app(scope, entry.receiving(receive), noting_send))
-        request = OpenRequest(task, scope, entry.authority)
+        request = OpenRequest(self._open, task, entry, send)
         timer = self._expiry(request)
         self._open.add(request)
         try:
@@ -200,10 +165,10 @@ class AccessMiddleware:
                 path = quote(scope["path"], safe="/:@,+=~")[:_PATH]  # a newline in it would start a new log line
                 log.debug("%s %s %s status=%d ms=%.1f", scope.get("method"), path, entry.sender, status, took)
         if task.cancelled():
-            if not request.answering:
+            if request.last is not None:
+                await request.last
+            elif not request.answering:
                 await refuse(request.why or Unavailable("insulad is stopping", "try again later"), send)
-            elif request.why and not isinstance(request.why, Unavailable) and (last := last_piece(media, request.why)):
-                await send({"type": "http.response.body", "body": last, "more_body": False})
         elif (error := task.exception()) is not None:
             log.error("%s %s", scope.get("method"), entry.sender, exc_info=error)
             if request.answering:
@@ -227,10 +192,7 @@ class AccessMiddleware:
         return asyncio.get_running_loop().call_later(left, request.check, self.cache)
 
     def _rights_changed(self, principal: str) -> None:
-        for request in tuple(self._open):
-            sender = request.authority
-            if sender.principal is not None and (sender.principal.id == principal or principal in sender.groups):
-                request.check(self.cache)
+        self._open.check(principal, self.cache)
 
 
 def _sender_of(authority: Authority) -> str | None:

@@ -34,7 +34,7 @@ from insula.control.identities.authority import NOBODY, Authority
 from insula.model.errors import Failed, InsulaError, Unavailable
 
 _READS_DATA = ("/logs", "/archive", "/export")
-_READS = ("GET", "HEAD", "OPTIONS")
+READS = ("GET", "HEAD", "OPTIONS")
 _CHANGES_NOTHING = ("/wait", "/diff")
 _LASTING = ("/exec", "/attach", "/run", "/images/save", *_READS_DATA)  # they may last for days
 _AHEAD = ("/attach", "/kill", "/archive", "/logs", "/export", "/images/push", "/images/pull", "/images/save", "/down")
@@ -95,6 +95,7 @@ class AuditedRequest:
         self.authority: Authority = NOBODY
         self._log = log
         self._scope: Any = scope
+        self.state: Any = scope["state"]
         self._peer = peer
         self._socket = socket
         self._began = time.time()
@@ -103,7 +104,7 @@ class AuditedRequest:
         self._received = self._sent = 0
         self._head: dict[str, Any] | None = None  # of the entry, once the route is known
         self._outbox = outbox
-        self._intent = Intent(outbox, self._about) if outbox and scope.get("method") not in _READS else None
+        self._intent = Intent(outbox, self._about) if outbox and scope.get("method") not in READS else None
         if log is not None:
             _current.set(self)
         if self._intent is not None:
@@ -139,7 +140,7 @@ class AuditedRequest:
         """Refuse a change that can't be recorded, and record what is to be recorded before it begins."""
         if self._log is None or not self._is_recorded():
             return
-        if self._log.full and self._scope["method"] not in _READS:
+        if self._log.full and self._scope["method"] not in READS:
             raise Unavailable(
                 f"changes are refused, because the audit log can't be written: {self._log.trouble}",
                 "make room on its disk; reading goes on",
@@ -277,7 +278,7 @@ class AuditedRequest:
 
     def _is_recorded(self) -> bool:
         template = self._template() or self._scope["path"]
-        if self._scope["method"] in _READS:
+        if self._scope["method"] in READS:
             return template.endswith(_READS_DATA) and "/instances/" in template
         return not template.endswith(_CHANGES_NOTHING)
 

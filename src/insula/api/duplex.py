@@ -20,6 +20,7 @@ import msgspec
 from litestar import Request
 from litestar.types import Receive, Scope, Send
 
+from insula.api.open_requests import ENDS_ITSELF
 from insula.api.patience import BODY
 from insula.api.streams import FRAMES, last_piece
 from insula.model.errors import Conflict, InsulaError, Invalid, NotFound, Unavailable
@@ -124,6 +125,7 @@ class Duplex:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         incoming = self.incoming or Incoming(receive)
+        scope["state"][ENDS_ITSELF] = True  # what it has started may have to be killed first
         async with self.open() as attached:
             headers = [(b"content-type", FRAMES.encode()), (b"connection", b"close"), *self.headers]
             await send({"type": "http.response.start", "status": 200, "headers": headers})

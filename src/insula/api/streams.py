@@ -120,9 +120,14 @@ async def primed(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 def last_piece(media: str, error: BaseException) -> bytes:
-    """Return an error as the end of a stream of a media type; empty for one that has no place for it."""
+    """Return an error as the end of a stream of a media type; empty for one that has no place for it. It is noted."""
+    return end_of(media, _as_insula_error(error))
+
+
+def end_of(media: str, error: InsulaError) -> bytes:
+    """Return `last_piece`, and note nothing."""
     encoded = _ENDS.get(media.partition(";")[0])
-    return encoded(msgspec.json.encode(_as_insula_error(error).to_problem())) if encoded else b""
+    return encoded(msgspec.json.encode(error.to_problem())) if encoded else b""
 
 
 def _as_insula_error(error: BaseException) -> InsulaError:
