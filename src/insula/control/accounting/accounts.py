@@ -239,7 +239,7 @@ class Accounts:
             seen = mine.seen if drivers.keys() <= mine.accounts.keys() else None
             reading = await asyncio.to_thread(self._measure, tenant, drivers, seen)
             mine.set_group(reading.group)
-            if mine.pulls or mine.egress_moved:
+            if turn and (mine.pulls or mine.egress_moved):
                 mine.egress_moved = False
                 mine.set_egress(await self._egress(tenant))
             if reading.found is None:
@@ -274,11 +274,11 @@ class Accounts:
             return {}
 
     async def _egress(self, tenant: str) -> Traffic | None:
-        """The traffic of pulls and pushes through the tenant's network."""
+        """The traffic of pulls and pushes through the network of a tenant, whose turn at the fabric the caller has."""
         try:
             if (found := await TENANTS.get(self.context.store, tenant)) is None:
                 return None
-            return await self.context.fabric_turn(tenant, self.context.fabric.egress_traffic, found.value)
+            return await asyncio.to_thread(self.context.fabric.egress_traffic, found.value)
         except (InsulaError, OSError):
             return None
 
@@ -384,9 +384,9 @@ class Accounts:
         """Yield the writes of the transaction that removes a tenant: all that is stored of it is deleted, and its last
         totals are kept."""
         name, mine, store = tenant.name, self.of(tenant.name), self.context.store
-        async with mine.lock:
+        async with self.context.turn_within(name, PATIENCE) as turn, mine.lock:
             mine.set_group(await asyncio.to_thread(self.context.groups.counters, name))
-            mine.set_egress(await self._egress(name))
+            mine.set_egress(await self._egress(name) if turn else None)
             kept = await history.last_totals(store, tenant, await self._totals(name, mine))
             del self._tenants[name]
             try:
