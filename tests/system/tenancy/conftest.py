@@ -44,10 +44,10 @@ class People:
         self.operator = Client(str(daemon.run / "insulad.sock"), timeout=60)
         self._made: list[str] = []
 
-    def person(self, role: str, tenant: str | None = None, **token: object) -> Person:
-        """A new user with this role, in a tenant or on the host, and a token of its own."""
+    def person(self, role: str, tenant: str | None = None, uid: int | None = None, **token: object) -> Person:
+        """A new user with this role in a tenant, or on the host, and with a token. `uid` is its user of the host."""
         name = f"{role}-{next(_numbers)}"
-        self.operator.identities.create_user(name)
+        self.operator.identities.create_user(name, uid)
         self._made.append(name)
         self.operator.identities.bind(name, role, tenant)
         return self.with_token(name, tenant, **token)

@@ -33,9 +33,12 @@ from tests.support.daemon import Daemon
 from tests.support.wait import patiently
 from tests.system.tenancy.conftest import Houses, People, Person
 from tests.system.tenancy.http import HttpAnswer, dechunked, exchange
+from tests.system.tenancy.test_quotas import as_user
 
 NDJSON, TAR, FRAMES = "application/x-ndjson", "application/x-tar", "application/vnd.insula.frames"
 ROLES = ("operator", "auditor", "admin", "member", "viewer")
+BY_UID = {"operator": 61051, "admin": 61052}
+"""Roles that give rights to others, which a token can't: these are users of the host."""
 LEFT_OUT = {"down"}  # ends insulad
 ELSEWHERE = {"remove_tenant", "update_tenant"}  # what all others need stays: on a tenant that is not there
 OFF = {"create_certificate", "invite", "rotate_authority"}  # 503: there is no HTTPS here
@@ -97,7 +100,16 @@ def document(daemon: Daemon) -> dict[str, Any]:
 class Fuzzer:
     """Sends generated requests as one person, and checks the answers."""
 
-    def __init__(self, daemon: Daemon, document: dict[str, Any], tenant: str, person: Person, canary: Canary) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        document: dict[str, Any],
+        tenant: str,
+        person: Person,
+        canary: Canary,
+        uid: int | None = None,
+    ) -> None:
+        self.uid = uid
         self.path = daemon.run / "users.sock"
         self.document = document
         self.tenant = tenant
@@ -105,6 +117,7 @@ class Fuzzer:
         self.canary = canary
         self.statuses: Counter[int] = Counter()
         self.refused: Counter[str] = Counter()
+        self.done: set[str] = set()
         self.reads_hosts = person.name.startswith(("operator", "auditor"))
         self.problems: list[str] = []
         self.mode = GenerationMode.POSITIVE
@@ -171,12 +184,16 @@ class Fuzzer:
         body: bytes = given.encode() if isinstance(given, str) else given
         fields = {name.lower(): value for name, value in as_text(request.headers).items()}
         fields |= {"host": "insula", "connection": "close", "content-length": str(len(body))}
-        fields["authorization"] = f"Bearer {self.person.secret}"
+        if self.uid is None:
+            fields["authorization"] = f"Bearer {self.person.secret}"
+        else:
+            fields.pop("authorization", None)
         fields.pop("transfer-encoding", None)
         lines = [f"{request.method} {request.path_url} HTTP/1.1", *(f"{name}: {text}" for name, text in fields.items())]
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(patiently(60))
-            sock.connect(str(self.path))
+            with as_user(self.uid or 0):
+                sock.connect(str(self.path))
             sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body)
             return received(sock)
 
@@ -192,6 +209,8 @@ class Fuzzer:
             whole = answer.body.decode("utf-8", "replace") + str(answer.headers)
             for text in self.canary.texts:
                 assert text not in whole, f"{text} is of another tenant"
+        if answer.status < 300:
+            self.done.add(name)
         kind = answer.headers.get("content-type", "").partition(";")[0]
         if answer.status >= 400:
             assert kind == "application/problem+json", kind
@@ -255,11 +274,20 @@ def received(sock: socket.socket) -> HttpAnswer:
 @pytest.fixture(scope="module")
 def fuzzers(
     daemon: Daemon, document: dict[str, Any], houses: Houses, people: People, canary: Canary
-) -> dict[str, Fuzzer]:
-    tenant = str(houses.acme.tenant)
-    hosts = ("operator", "auditor")
-    persons = {role: people.person(role, None if role in hosts else tenant) for role in ROLES}
-    return {role: Fuzzer(daemon, document, tenant, person, canary) for role, person in persons.items()}
+) -> Iterator[dict[str, Fuzzer]]:
+    """One for each role. Users that are made meanwhile are removed."""
+    tenant, hosts = str(houses.acme.tenant), ("operator", "auditor")
+    persons = {role: people.person(role, None if role in hosts else tenant, BY_UID.get(role)) for role in ROLES}
+    modes = {path: path.stat().st_mode & 0o7777 for path in (daemon.path, daemon.path.parent)}
+    for path in modes:
+        path.chmod(0o711)
+    before = {view["principal"]["name"] for view in people.operator.identities.users()}
+    yield {role: Fuzzer(daemon, document, tenant, person, canary, BY_UID.get(role)) for role, person in persons.items()}
+    for view in people.operator.identities.users():
+        if view["principal"]["name"] not in before:
+            people.operator.identities.remove_user(view["principal"]["name"])
+    for path, mode in modes.items():
+        path.chmod(mode)
 
 
 def fuzz_all(fuzzer: Fuzzer, positive: int, negative: int) -> None:
@@ -286,6 +314,7 @@ def test_generated_requests(role: str, fuzzers: dict[str, Fuzzer], daemon: Daemo
     else:
         fuzz_all(fuzzers[role], 2, 0)
     assert daemon.pid("insulad") == pid, "it lives"
+    assert ("create_service_account" in fuzzers[role].done) == (role in BY_UID), "the control: rights are given, too"
 
 
 @pytest.mark.long
