@@ -66,17 +66,18 @@ class Images:
             AT_ONCE, "insula-image"
         )  # slow pulls would take all of the default executor's
 
-    async def _work(self, tenant: str, method: Callable[..., T], *, outside: bool = False) -> T:
+    async def _work(self, tenant: str, method: Callable[..., T], *, outside: bool = False, shared: bool = False) -> T:
         """Run `method` of the image store in a thread. When the caller is cancelled, the method is ended and undoes its
         changes.
 
         The number of works at a time is bounded (`limits.AT_ONCE`); others wait. The work's connections to registries
         are charged to the tenant: their processes are in its control group. `outside`: the method is given the tenant's
-        way out (`_egress`).
+        way out (`_egress`). An import may have as much as all images of the tenant, unless it is for a `shared` one.
         """
         async with self._turns.turn(tenant), AsyncExitStack() as stack:
             owner = (await self.tenants.find(tenant)).value
-            job = Job(await asyncio.to_thread(self.context.groups.of_images, owner.name))
+            groups = await asyncio.to_thread(self.context.groups.of_images, owner.name)
+            job = Job(groups, None if shared else owner.limits.image_bytes)
             stack.enter_context(self._accounts.pulling(tenant))
             if outside:
                 method = partial(method, egress=await stack.enter_async_context(self._egress(owner)))
@@ -231,7 +232,7 @@ class Images:
         """
         await self.tenants.find(tenant)
         build = partial(self.context.images.build_base, distribution, release, progress)
-        [image] = await self._name("", [await self._work(tenant, build)])
+        [image] = await self._name("", [await self._work(tenant, build, shared=True)])
         if release is None:
             await self._name("", [msgspec.structs.replace(image, name=f"{distribution}:latest")])
         return image
