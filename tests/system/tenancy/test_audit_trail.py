@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from insula.api.app import application
-from insula.api.authorization import handlers
+from insula.api.authorization import handlers, permission_of
 from insula.audit.writer import FULL, UNKNOWN
 from insula.client import Client
 from insula.model.errors import Denied, InsulaError, Unavailable
+from insula.model.permissions import NOT_BY_TOKEN, OF_EVERYBODY, permissions_of
 from tests.support.daemon import Daemon
 from tests.support.wait import patiently, until
 from tests.system.tenancy.conftest import Houses, People, Person
@@ -139,6 +140,23 @@ def test_every_attempt_at_another_tenants_routes_is_one_line(
     }
     assert {entry["proof"] for entry in found} == {f"token {ben.secret.split('_')[1]}"}
     assert {entry["uid"] for entry in found} == {0} and all("phase" not in entry for entry in found)
+
+
+def test_everything_that_a_viewer_may_not_is_one_line(
+    daemon: Daemon, people: People, houses: Houses, new: Callable[[], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    eve, tenant = people.person("viewer", houses.acme.tenant), str(houses.acme.tenant)
+    held = (permissions_of("viewer") | OF_EVERYBODY) - NOT_BY_TOKEN
+    sent = Counter[str]()
+    for path, method, handler in handlers(application(StubPlane(tmp_path), None)):
+        if permission_of(handler, method) not in held:
+            named = path.replace("{tenant:str}", tenant)
+            named = re.sub(r"\{(\w+):(\w+)\}", lambda match: "1" if match[2] == "int" else "x", named)
+            assert ask(daemon, method, named, eve.secret) == 403
+            sent[f"{method} {re.sub(r':(str|path|int)}', '}', path)}"] += 1
+    found = [entry for entry in new() if entry.get("user") == eve.name]
+    assert Counter(entry["verb"] for entry in found) == sent and 40 < len(sent) < 120
+    assert {(entry["status"], entry["error"]) for entry in found} == {(403, "Denied")}
 
 
 def test_each_way_to_fail_is_one_line(
