@@ -376,7 +376,7 @@ class StubEvents:
 
 class StubSettings:
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.run = root, root / "run"
 
 
 class StubContext:

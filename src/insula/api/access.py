@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
 from typing import Any
@@ -22,6 +23,7 @@ from insula.api.outbox import Outbox
 from insula.api.patience import Patient
 from insula.api.peer import Peer, allowed, group_id
 from insula.api.problems import refuse
+from insula.api.redaction import hide, pattern_of
 from insula.api.request_times import RequestTimes
 from insula.api.sources import network_of
 from insula.api.tls.record import ClientRecord
@@ -55,11 +57,13 @@ class AccessMiddleware:
         times: RequestTimes | None = None,
         outbox: Outbox | None = None,
         providers: Providers | None = None,
+        hidden: re.Pattern[str] | None = None,
     ) -> None:
         self.app = app
         self.cache = cache
         self.rates = rates
         self.providers = providers
+        self.hidden = hidden or pattern_of(())
         self.audit = audit
         self.socket = socket
         self.times = times or RequestTimes()
@@ -88,6 +92,7 @@ class AccessMiddleware:
             await refuse(error, send)
             return
         state["authority"] = entry.authority = authority
+        hide(None if authority.sees_host else self.hidden)
         try:
             if authority.principal is not None:
                 self.rates.check_principal(authority.principal.id)

@@ -45,6 +45,7 @@ from insula.api.openapi import Document
 from insula.api.outbox import Outbox
 from insula.api.pages import PAGES
 from insula.api.parameters import Plane
+from insula.api.redaction import pattern_of
 from insula.api.request_times import RequestTimes
 from insula.api.stats import STATS
 from insula.api.tenants import TenantRoutes
@@ -96,6 +97,7 @@ def create_app(
         app.state.times,
         outbox,
         plane.providers,
+        pattern_of((plane.settings.root, plane.settings.run)),
     )
 
 

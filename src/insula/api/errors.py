@@ -11,6 +11,7 @@ from litestar.exceptions import HTTPException
 
 from insula.api.audit import note
 from insula.api.problems import PROBLEM, fields_of
+from insula.api.redaction import problem_of
 from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound, defect
 
 log = logging.getLogger("insula.api")
@@ -24,7 +25,7 @@ def answer(
     note(error=type(error).__name__)
     fields = {**(headers or {}), **{name.decode(): value.decode() for name, value in fields_of(error)}}
     return Response(
-        error.to_problem(status), status_code=status or error.http_status, media_type=PROBLEM, headers=fields
+        problem_of(error, status), status_code=status or error.http_status, media_type=PROBLEM, headers=fields
     )
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from insula.api.redaction import shown
 from insula.control.identities.authority import Authority
 from insula.model.accounting import TenantUsage
 from insula.model.declared import DeclaredItem
-from insula.model.objects import Exit, Image, Instance
+from insula.model.objects import Exit, Image, Instance, InstanceStatus
 from insula.model.own_views import HIDDEN, OwnExplanation, OwnInstanceView, OwnNetworkView, OwnProcess, OwnTenantView
 from insula.model.principals import (
     Authorities,
@@ -74,7 +75,9 @@ def for_sender(value: Any, authority: Authority) -> Any:
     if isinstance(value, list | tuple):
         return [for_sender(each, authority) for each in value]
     if isinstance(value, dict):
-        return value if authority.sees_host else {k: v for k, v in value.items() if k not in _OF_HOST}
+        if authority.sees_host:
+            return value
+        return {k: shown(v) if k == "error" and v else v for k, v in value.items() if k not in _OF_HOST}
     if not isinstance(value, msgspec.Struct):
         return value
     if isinstance(value, InstanceView | Explanation):
@@ -87,12 +90,22 @@ def _narrow(value: msgspec.Struct) -> msgspec.Struct:
         value = replace(value, pids=value.pids[1:])
     if isinstance(value, Explanation):
         value = replace(value, processes=[replace(each, pids=each.pids[1:]) for each in value.processes])
+    if isinstance(value, InstanceView | Explanation):
+        value = replace(value, status=_told(value.status))
+    if isinstance(value, DeclaredItem) and value.reason:
+        value = replace(value, reason=shown(value.reason))
     if kind := NARROW.get(type(value)):
         narrow: msgspec.Struct = msgspec.convert(value, kind, from_attributes=True)
         return narrow
     if isinstance(value, FREE):
         return value
     raise TypeError(f"nobody has decided what tenants see of {type(value).__name__}")
+
+
+def _told(status: InstanceStatus) -> InstanceStatus:
+    if status.error is None:
+        return status
+    return replace(status, error=shown(status.error), hint=status.hint and shown(status.hint))
 
 
 def _without_secrets(instance: Instance, authority: Authority) -> Instance:

@@ -7,6 +7,7 @@ import math
 import msgspec
 from litestar.types import Send
 
+from insula.api.redaction import problem_of
 from insula.model.errors import InsulaError, Unauthenticated
 
 PROBLEM = "application/problem+json"
@@ -32,7 +33,7 @@ async def refuse(error: InsulaError, send: Send) -> None:
 def encoded(error: InsulaError, status: int | None = None) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Return the status, the header fields and the body of a response after which the connection is closed. `status` is
     another one than the error's own."""
-    body = msgspec.json.encode(error.to_problem(status))
+    body = msgspec.json.encode(problem_of(error, status))
     length = b"%d" % len(body)
     headers = [(b"content-type", PROBLEM.encode()), (b"connection", b"close"), (b"content-length", length)]
     return status or error.http_status, headers + fields_of(error), body

@@ -23,6 +23,7 @@ from insula.api.audit import note
 from insula.api.authorization import hold
 from insula.api.narrowing import for_sender
 from insula.api.patience import LEAST, STALL
+from insula.api.redaction import problem_of
 from insula.control.identities.authority import Authority
 from insula.image.limits import MAX_SIZE as MAX_UPLOAD
 from insula.image.limits import check_room
@@ -127,7 +128,7 @@ def last_piece(media: str, error: BaseException) -> bytes:
 def end_of(media: str, error: InsulaError) -> bytes:
     """Return `last_piece`, and note nothing."""
     encoded = _ENDS.get(media.partition(";")[0])
-    return encoded(msgspec.json.encode(error.to_problem())) if encoded else b""
+    return encoded(msgspec.json.encode(problem_of(error))) if encoded else b""
 
 
 def _as_insula_error(error: BaseException) -> InsulaError:
