@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -160,6 +161,30 @@ def test_output_before_an_error_is_read_before_it() -> None:
             next(process)
 
 
+def test_an_error_ends_the_input_that_nobody_takes(tmp_path: Path) -> None:
+    """The server tells an error while the client is still sending, and reads no more of it."""
+    error = encode(Kind.ERROR, b'{"error": "Denied", "message": "taken"}')
+    raised = threading.Event()
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(tmp_path / "server.sock"))
+        listener.listen()
+
+        def serve() -> None:
+            with closing(listener.accept()[0]) as sock:
+                sock.recv(1000)
+                sock.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(error) + error)
+                assert raised.wait(patiently(30))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with Insula(UnixTransport(str(tmp_path / "server.sock"), timeout=patiently(20))) as cloud:
+            process = cloud.instances.exec("acme", "web", ["cat"], stdin=True)
+            with pytest.raises(Denied, match="taken"):
+                process.communicate(b"x" * 10_000_000)
+        raised.set()
+        thread.join(patiently(30))
+
+
 # -- TLS -------------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +209,37 @@ def test_a_server_that_says_nothing_is_given_up(silent: str, tmp_path: Path, mon
 
     with pytest.raises(Unavailable, match=r"within 0\.2 s"):
         asyncio.run(ask())
+
+
+def test_after_the_handshake_the_timeout_of_requests_holds(tmp_path: Path) -> None:
+    """A server with a good certificate that never answers; the handshake may take longer than a request."""
+    certificates = Certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server(["127.0.0.1"]))
+    pem, asked = certificates.authority("server").pem.decode(), threading.Event()
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        where = f"127.0.0.1:{listener.getsockname()[1]}"
+
+        def serve() -> None:
+            for _ in range(2):
+                with context.wrap_socket(listener.accept()[0], server_side=True) as sock:
+                    while sock.recv(4096):  # until the client goes
+                        asked.set()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        cloud = Insula(HTTPSTransport(where, authority=pem, timeout=0.2))
+        with cloud, pytest.raises(Unavailable, match=r"within 0\.2 s"):
+            cloud.identities.whoami()
+
+        async def ask() -> None:
+            async with AsyncInsula(AsyncHTTPSTransport(where, authority=pem, timeout=0.2)) as cloud:
+                await cloud.identities.whoami()
+
+        with pytest.raises(Unavailable, match=r"within 0\.2 s"):
+            asyncio.run(ask())
+        thread.join(patiently(10))
+    assert asked.is_set()
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":7443", "host:x", "host:²"])

@@ -46,6 +46,7 @@ class HttpsRemote(Remote):
             except OSError as error:
                 problems.append(f"{address}: {error.strerror or error}")
                 continue
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else the request waits for an acknowledgement
             return self._open(plain, host, address, timeout)
         raise Unavailable("; ".join(problems) or "there is no address", "is insulad running there, and reachable?")
 
