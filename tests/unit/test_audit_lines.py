@@ -1,15 +1,18 @@
-"""Lines and heads of the audit log: what is one, and what is none."""
+"""Lines, heads and the key of the audit log."""
 
 from __future__ import annotations
 
 import json
+import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.audit.chain import OVERHEAD, ChainHead, begin, parse, parse_head
+from insula.audit.chain import OVERHEAD, Chain, ChainHead, begin, parse, parse_head
+from insula.audit.keys import KeyFile
 
 
 @given(st.binary(max_size=300))
@@ -36,3 +39,21 @@ def test_what_is_no_head(text: str) -> None:
     with pytest.raises(ValueError, match="is no head"):
         parse_head(text)
     assert parse_head("17:" + "0" * 64) == ChainHead(17, "0" * 64)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_key_that_finds_no_room_leaves_the_file_as_it_was(tmp_path: Path, there: bool) -> None:
+    """An empty one would be said to be damaged at the next start."""
+    keys, first = KeyFile(tmp_path / "audit.key"), Chain(ChainHead(7, "a" * 64), "a" * 64, b"k" * 32)
+    if there:
+        keys.save(first)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # write(2) fails with EFBIG
+    try:
+        with pytest.raises(OSError):
+            keys.save(Chain(ChainHead(8, "b" * 64), "b" * 64, b"l" * 32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (keys.load() == first) if there else not (tmp_path / "audit.key").exists()
+    keys.save(first)
+    assert keys.load() == first

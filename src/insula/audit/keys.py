@@ -47,12 +47,21 @@ class KeyFile:
         if self.path is None:
             return
         text = b"%020d %b %b" % (chain.head.seq, chain.head.hash.encode(), chain.key.hex().encode())
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600)
-        try:
-            os.pwrite(fd, b"%b %b\n" % (text, _checksum(text)), 0)
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
+        record = b"%b %b\n" % (text, _checksum(text))
+        if self.path.exists():
+            _write(self.path, record)
+        else:  # on a full disk there is no file then, and not an empty one
+            _write(draft := self.path.with_name(f"{self.path.name}.new"), record, os.O_CREAT)
+            draft.rename(self.path)
+
+
+def _write(path: Path, record: bytes, flags: int = 0) -> None:
+    fd = os.open(path, os.O_WRONLY | flags | _FLAGS, 0o600)
+    try:
+        os.pwrite(fd, record, 0)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def _checksum(text: bytes) -> bytes:
