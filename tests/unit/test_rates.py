@@ -6,11 +6,14 @@ The clock of the buckets is the tests' own.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
 import json
 import secrets
 import select
 import socket
 import threading
+import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +25,8 @@ from hypothesis import strategies as st
 
 from insula.api import access, patience, streams
 from insula.api.access import AccessMiddleware
+from insula.api.audit import AuditedRequest
+from insula.api.outbox import Outbox
 from insula.api.patience import Patient
 from insula.api.peer import Peer
 from insula.api.sources import network_of
@@ -404,3 +409,25 @@ def test_bodies_in_memory_are_limited_by_sender(monkeypatch: pytest.MonkeyPatch)
         assert len((await request("ann", 1000)())["body"]) == 999
 
     asyncio.run(main())
+
+
+def test_a_request_is_garbage_when_it_has_ended() -> None:
+    """At once, with its body: a full collection comes after some thousand requests of a megabyte each."""
+
+    class Body(bytearray):
+        pass
+
+    def request(*, ended: bool) -> weakref.ref[Body]:
+        body = Body()
+        scope: Any = {"method": "POST", "path": "/v1/tenants", "headers": [], "state": {"body": body}}
+        entry = AuditedRequest(None, scope, None, "", Outbox(cast(Any, None), cast(Any, None)))
+        if ended:
+            entry.end()
+        return weakref.ref(body)
+
+    gc.disable()
+    try:
+        found = [contextvars.Context().run(request, ended=ended) for ended in (True, False)]
+        assert [each() is None for each in found] == [True, False], "the second is the control"
+    finally:
+        gc.enable()

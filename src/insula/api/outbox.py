@@ -147,5 +147,6 @@ class Intent:
     def end(self) -> int | None:
         """Carry no more; returns the slot, once, to be released when the line is on the disk."""
         self._done = True
+        self._describe = dict  # else the request and its body stay in memory until a full garbage collection
         number, self.number = self.number, None
         return number
