@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -14,6 +15,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+
+from joserfc import jwt
+from joserfc.jwk import ECKey
 
 from bench.lib import Bench, Measure, Table, interleave
 from bench.peers import docker
@@ -25,6 +30,7 @@ from tests.support.peers import IMAGE, Missing
 from tests.support.wait import until
 
 ADDRESS, PORT, GATE_USER, MEMBER = "198.18.0.2", 7443, 61007, 61008
+ISSUER = "http://127.0.0.1:8080"
 ROUNDS, REQUESTS = 20, 50
 SAMPLES = 4000
 HANDSHAKES = 500  # a second, of the flood
@@ -70,11 +76,12 @@ def _complete(answer: bytes) -> bool:
 def measure(bench: Bench) -> list[Table]:
     served = _Served(bench)
     with ExitStack() as stack:
+        stack.callback(served.close)
         return [_by_proof(bench, served, stack), _new_connections(bench, served), _flood(served), _oracles(served)]
 
 
 class _Served:
-    """A daemon with HTTPS, and a member of the tenant `default` with a proof of each kind."""
+    """A daemon with HTTPS, and a member of the tenant `acme` with a proof of each kind."""
 
     def __init__(self, bench: Bench) -> None:
         daemon = self.daemon = bench.daemon
@@ -82,7 +89,10 @@ class _Served:
             path.chmod(0o711)
         daemon.stop()
         api = f'[api]\nlisten = ["0.0.0.0:{PORT}"]\nnames = ["{ADDRESS}"]\nuser = "{GATE_USER}"\n'
-        daemon.configure(api + '[quotas]\nrequests = "none"\nuser_requests = "none"\n')
+        oidc = f'[[oidc]]\nissuer = "{ISSUER}"\nclient_id = "insula"\nallow_loopback = true\n'
+        daemon.configure(api + '[quotas]\nrequests = "none"\nuser_requests = "none"\n' + oidc)
+        self.key = ECKey.generate_key("P-256", {"kid": "bench", "alg": "ES256", "use": "sig"})
+        self.provider = self._publish(bench.scratch / "provider")
         daemon.start()
         operator = Client(str(daemon.run / "insulad.sock"), timeout=60)
         for name in ("acme", "globex"):
@@ -92,9 +102,41 @@ class _Served:
         operator.identities.create_user("member", MEMBER)
         operator.identities.bind("member", "member", "acme")
         self.token = str(operator.identities.create_token("member")["token"])
+        operator.identities.create_user("member-oidc", provider="oidc", subject="member")
+        operator.identities.bind("member-oidc", "member", "acme")
         self.certificate = bench.scratch / "member.pem"
         self.certificate.write_text(operator.identities.create_certificate("member")["pem"])
         until(lambda: self._answers(), "the gate answers")
+
+    def _publish(self, directory: Path) -> subprocess.Popen[bytes]:
+        """Serve the key of a provider of OpenID Connect, as far as insulad asks for it."""
+        (directory / ".well-known").mkdir(parents=True)
+        metadata = {"issuer": ISSUER, "jwks_uri": f"{ISSUER}/jwks"}
+        (directory / ".well-known" / "openid-configuration").write_text(json.dumps(metadata))
+        (directory / "jwks").write_text(json.dumps({"keys": [self.key.as_dict(private=False)]}))
+        command = ["-m", "http.server", "--bind", "127.0.0.1", "--directory", str(directory), ISSUER.rpartition(":")[2]]
+        serving = self.daemon.namespaces.wrap(self.daemon.namespaces.host, sys.executable, *command)
+        return subprocess.Popen(serving, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        self.provider.kill()
+        self.provider.wait()
+
+    def id_token(self) -> str:
+        """A token as the provider signs them."""
+        now = int(time.time())
+        claims = {"iss": ISSUER, "aud": "insula", "sub": "member", "iat": now, "exp": now + 3600}
+        return jwt.encode({"alg": "ES256", "kid": "bench"}, claims, self.key, algorithms=["ES256"])
+
+    def processor_time(self) -> float:
+        """Seconds of the processors that insulad and its gate have used."""
+        pid, spent = self.daemon.pid("insulad"), 0
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        gates = [child for child in children if b"tls.gate" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        for process in (str(pid), *gates):
+            for thread in Path(f"/proc/{process}/task").iterdir():
+                spent += int((thread / "schedstat").read_text().split()[0])
+        return spent / 1e9
 
     def _answers(self) -> bool:
         try:
@@ -133,12 +175,14 @@ class _Served:
         return sock
 
     def connections(self) -> dict[str, Connection]:
-        bearer = f"authorization: Bearer {self.token}"
+        bearer, signed = (f"authorization: Bearer {token}" for token in (self.token, self.id_token()))
         return {
             "the operator's socket": Connection(self.unix("insulad.sock")),
             "the users' socket, by user ID": Connection(self.unix("users.sock", MEMBER)),
             "the users' socket, by token": Connection(self.unix("users.sock", MEMBER), bearer),
+            "the users' socket, by a provider's token": Connection(self.unix("users.sock", MEMBER), signed),
             "HTTPS, by token": Connection(self.https(), bearer),
+            "HTTPS, by a provider's token": Connection(self.https(), signed),
             "HTTPS, by certificate": Connection(self.https(certificate=True)),
         }
 
@@ -150,6 +194,7 @@ def _by_proof(bench: Bench, served: _Served, stack: ExitStack) -> Table:
         name: partial(c.each, "/v1/tenants/acme/instances") for name, c in connections.items()
     }
     missing: dict[str, str] = {}
+    cost = _cost(served, connections, bench.rounds(ROUNDS))
     try:
         peer = docker(bench)
         stack.callback(peer.close)
@@ -160,19 +205,37 @@ def _by_proof(bench: Bench, served: _Served, stack: ExitStack) -> Table:
         who["dockerd, GET /_ping"] = partial(Connection(sock).each, "/_ping")
     except (Missing, OSError, AssertionError) as problem:
         missing["dockerd"] = " ".join(str(problem).split())[:300]
-    table = Table("A request, by proof", ["proof", "whoami, ms", "list one instance, ms", "+ ms", "a second"])
+    table = Table(
+        "A request, by proof",
+        ["proof", "whoami, ms", "list one instance, ms", "+ ms", "a second", "CPU ms", "+ CPU ms"],
+    )
     (first, dropped), (second, more) = (interleave(each, bench.rounds(ROUNDS)) for each in (who, listing))
-    base = statistics.median(second["the operator's socket"])
+    base, least = statistics.median(second["the operator's socket"]), cost["the operator's socket"]
     for (name, values), listed in zip(first.items(), second.items(), strict=True):
         median, lists = statistics.median(values), statistics.median(listed[1])
         label = name if name == listed[0] else f"{name}; {listed[0].partition(', ')[2]}"
-        cells = (f"{median * 1e3:.3f}", f"{lists * 1e3:.3f}", f"{(lists - base) * 1e3:+.3f}", f"{1 / lists:.0f}")
+        cells = [f"{median * 1e3:.3f}", f"{lists * 1e3:.3f}", f"{(lists - base) * 1e3:+.3f}", f"{1 / lists:.0f}"]
+        spent = cost.get(name)
+        cells += ["-", "-"] if spent is None else [f"{spent * 1e3:.3f}", f"{(spent - least) * 1e3:+.3f}"]
         table.rows.append([label, *cells])
     table.notes += [
         f"kept-alive connections, one request after the other; medians of means of {REQUESTS}",
+        "CPU: processor time of insulad and its gate for the list, which does not count other programs' turns, as the "
+        "times do on a busy machine. +: to the operator's socket, which takes no proof with a request",
         *(f"{name}: not measured: {why}" for name, why in {**missing, **dropped, **more}.items()),
     ]
     return table
+
+
+def _cost(served: _Served, connections: dict[str, Connection], rounds: int) -> dict[str, float]:
+    """The processor time of the servers for a request on each connection: medians of means, seconds."""
+    spent: dict[str, list[float]] = {name: [] for name in connections}
+    for _ in range(rounds):  # in turns: a connection on which nothing happens is closed
+        for name, connection in connections.items():
+            before = served.processor_time()
+            connection.each("/v1/tenants/acme/instances")
+            spent[name].append((served.processor_time() - before) / REQUESTS)
+    return {name: statistics.median(values) for name, values in spent.items()}
 
 
 def _new_connections(bench: Bench, served: _Served) -> Table:

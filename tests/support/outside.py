@@ -30,7 +30,7 @@ import sys
 import threading
 from typing import Any
 
-from tests.support.images import OCI, Layout, digest, member, tar
+from tests.support.images import ARCHITECTURE, OCI, Layout, digest, member, tar
 
 PASSWORD = "correct horse"
 PORT, CANARY = 5001, 9000
@@ -47,6 +47,21 @@ def layout() -> Layout:
 
 LAYOUT = layout()
 MANIFEST = LAYOUT.blobs[LAYOUT.index["manifests"][0]["digest"]]
+INDEX = json.dumps(
+    {
+        "schemaVersion": 2,
+        "mediaType": OCI + "index.v1+json",
+        "manifests": [
+            {
+                "mediaType": OCI + "manifest.v1+json",
+                "digest": digest(MANIFEST),
+                "size": len(MANIFEST),
+                "platform": {"os": "linux", "architecture": ARCHITECTURE},
+            }
+        ],
+    }
+).encode()
+"""An index of that image, which is served by its digest."""
 LAYERS = [layer["digest"] for layer in json.loads(MANIFEST)["layers"]]
 
 
@@ -87,6 +102,8 @@ class Registry(http.server.BaseHTTPRequestHandler):
             self.answer(401, WWW_Authenticate='Basic realm="test"')
         elif kind == "redirect" and "/manifests/" in self.path:
             self.answer(307, Location=f"{place(target)}{self.path}")
+        elif part == digest(INDEX):
+            self.answer(200, INDEX, Content_Type=OCI + "index.v1+json", Docker_Content_Digest=part)
         elif "/manifests/" in self.path:
             self.answer(200, MANIFEST, Content_Type=OCI + "manifest.v1+json", Docker_Content_Digest=digest(MANIFEST))
         elif part in LAYERS and kind == "blob":

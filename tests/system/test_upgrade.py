@@ -7,6 +7,7 @@ import json
 import sqlite3
 from typing import Any
 
+from insula.client import Client
 from tests.support.daemon import Daemon
 
 
@@ -60,6 +61,9 @@ def test_an_instance_of_0_1_0_runs_on(fresh: Daemon) -> None:
     assert cli.ok("exec", "web", "sh", "-c", "grep -c ' /t ' /proc/mounts") == "1"
     assert cli.json("inspect", "done")[0]["status"]["exit"]["exit_status"] == 3
     assert cli.ok("logs", "done") == "out"
+    who = Client(str(fresh.run / "users.sock"))
+    assert cli.ok("whoami") == "operator, by socket: operator of the host", "as before, without a login"
+    assert who.identities.users() == [] == who.identities.bindings() == who.identities.bindings("default")
     cli.ok("restart", "-t", "0", "web")
     again = cli.json("inspect", "web")[0]
     assert again["status"]["pid"] != before["status"]["pid"] and again["instance"]["starts"] == 2

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from insula.model.quotas import QUOTAS
+
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "src"
 MODULES = sorted((SOURCE / "insula").rglob("*.py"))
@@ -386,3 +388,18 @@ def test_that_check_sees_a_name_in_two_modules() -> None:
         "insula.d": "State = int\nclass Probes: pass",
     }
     assert names_in_two_modules(sources) == ["Probe: insula.a, insula.b", "State: insula.c, insula.d"]
+
+
+# -- quotas ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("module", "name"), [("model/objects.py", "Limits"), ("sdk/types.py", "LimitOptions")])
+def test_type_checkers_see_every_quota(module: str, name: str) -> None:
+    """The struct is made of the table; what a type checker reads is written by hand."""
+    tree = ast.parse((SOURCE / "insula" / module).read_text())
+    [shown] = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name]
+    fields = {
+        ast.unparse(each.target): ast.unparse(each.annotation) for each in shown.body if isinstance(each, ast.AnnAssign)
+    }
+    wanted = {name: "int | None" if quota.whole else "float | None" for name, quota in QUOTAS.items()}
+    assert list(fields.items()) == list(wanted.items()), f"add the new quota to {module}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import subprocess
@@ -18,9 +17,7 @@ import insula.sdk
 from insula.api.app import application
 from insula.api.idempotency import takes_key
 from insula.api.openapi import operations
-from insula.model import objects
 from insula.model.objects import Resources
-from insula.model.quotas import QUOTAS
 from insula.sdk import (
     ApplySpec,
     AsyncInsula,
@@ -30,7 +27,6 @@ from insula.sdk import (
     InstanceSpec,
     Insula,
     Items,
-    LimitOptions,
     ResourceOptions,
 )
 from insula.sdk._async import network as for_tasks
@@ -217,15 +213,5 @@ def test_that_test_sees_what_is_untyped() -> None:
     assert not untyped(dict[str, str]) and not untyped(list[InstanceSpec])
 
 
-def test_limits_are_those_of_the_table() -> None:
-    """In each place that a type checker reads, since the structs are made of the table."""
-    assert list(LimitOptions.__annotations__) == list(QUOTAS), "add the new quota to sdk/types.py"
-    source = ast.parse(inspect.getsource(objects))
-    [shown] = [node for node in ast.walk(source) if isinstance(node, ast.ClassDef) and node.name == "Limits"]
-    fields = {ast.unparse(each.target): each for each in shown.body if isinstance(each, ast.AnnAssign)}
-    assert list(fields) == list(QUOTAS), "add the new quota to model/objects.py"
-    for name, field in fields.items():
-        assert ast.unparse(field.annotation) == ("int | None" if QUOTAS[name].whole else "float | None"), name
+def test_limits_of_instances_are_those_of_the_model() -> None:
     assert list(ResourceOptions.__annotations__) == list(Resources.__struct_fields__)
-    for name, hint in get_type_hints(LimitOptions).items():
-        assert hint == (int | None if QUOTAS[name].whole else float | None), name

@@ -73,9 +73,28 @@ class HttpsRemote(Remote):
         shaken.wait()
         if failed:
             ours.close()
-            raise explained(failed[0], address)
+            raise explained(failed[0], address, self._other_authority(failed[0], address))
         ours.settimeout(timeout)
         return ours
+
+    def _other_authority(self, error: OSError, address: str) -> str:
+        """Return which authority the server names after it has not proved itself, and which one is trusted; "" if that
+        is not the reason."""
+        from hashlib import sha256
+
+        from insula.client.client import Client
+
+        if not isinstance(error, ssl.SSLCertVerificationError):
+            return ""
+        trusted = {f"SHA256:{sha256(each).hexdigest()}" for each in self.context.get_ca_certs(binary_form=True)}
+        try:
+            login = Client(remote=_Unverified(address), timeout=CONNECT).identities.login()
+            named = set(certificates(str(login["authority"])))
+        except (InsulaError, OSError, LookupError, TypeError, ValueError):  # it is whatever
+            named = set()
+        if named & trusted:
+            return ""
+        return f": its authority is {' or '.join(sorted(named)) or 'unknown'}, not {' or '.join(sorted(trusted))}"
 
 
 class _Unverified(HttpsRemote):
@@ -142,10 +161,10 @@ def split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def explained(error: OSError, address: str) -> InsulaError:
-    """Return the error for a user of a handshake that failed."""
+def explained(error: OSError, address: str, other: str = "") -> InsulaError:
+    """Return the error for a user of a handshake that failed; `other` says whose certificate it was."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        what = f"{address} is not the server that you were invited to: {error.verify_message}"
+        what = f"{address} is not the server that you were invited to{other or f': {error.verify_message}'}"
         return Denied(what, "ask its operator whether that is right, and for a new invitation")
     if isinstance(error, ConnectionError | ssl.SSLEOFError | ssl.SSLZeroReturnError):
         hint = "it closes those of an address that has too many: close some, or try again in a few seconds"

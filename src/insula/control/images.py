@@ -30,9 +30,9 @@ from insula.control.turns import Turns
 from insula.image.egress import Egress
 from insula.image.job import Job
 from insula.image.limits import AT_ONCE, AT_ONCE_MORE, AT_ONCE_TENANT
-from insula.image.reference import normalise_reference
+from insula.image.reference import Reference, normalise_reference, parse
 from insula.image.registry import Auth, Progress
-from insula.model.errors import Conflict, Denied, Failed, InsulaError, NotFound
+from insula.model.errors import Conflict, Denied, Failed, InsulaError, Invalid, NotFound
 from insula.model.objects import Image, ImageConfig, Tenant
 from insula.model.quotas import QUOTAS
 from insula.model.units import check_label
@@ -66,17 +66,18 @@ class Images:
             AT_ONCE, "insula-image"
         )  # slow pulls would take all of the default executor's
 
-    async def _work(self, tenant: str, method: Callable[..., T], *, outside: bool = False) -> T:
+    async def _work(self, tenant: str, method: Callable[..., T], *, outside: bool = False, shared: bool = False) -> T:
         """Run `method` of the image store in a thread. When the caller is cancelled, the method is ended and undoes its
         changes.
 
         The number of works at a time is bounded (`limits.AT_ONCE`); others wait. The work's connections to registries
         are charged to the tenant: their processes are in its control group. `outside`: the method is given the tenant's
-        way out (`_egress`).
+        way out (`_egress`). An import may have as much as all images of the tenant, unless it is for a `shared` one.
         """
         async with self._turns.turn(tenant), AsyncExitStack() as stack:
             owner = (await self.tenants.find(tenant)).value
-            job = Job(await asyncio.to_thread(self.context.groups.of_images, owner.name))
+            groups = await asyncio.to_thread(self.context.groups.of_images, owner.name)
+            job = Job(groups, None if shared else owner.limits.image_bytes)
             stack.enter_context(self._accounts.pulling(tenant))
             if outside:
                 method = partial(method, egress=await stack.enter_async_context(self._egress(owner)))
@@ -140,18 +141,26 @@ class Images:
     # -- looking ---------------------------------------------------------------------------------------------------
 
     async def find(self, tenant: str, name: str) -> Found[Image]:
-        """The tenant's own image of that name, else the shared one. NotFound."""
-        name = normalise_reference(name)
-        own, shared = await asyncio.gather(
-            IMAGES.get(self.context.store, check_label("tenant", tenant), name),
-            IMAGES.get(self.context.store, SHARED, name),
-        )
-        if found := own or shared:
-            return found
+        """The tenant's own image of that name, else the shared one; with a tag and a digest only one that has the
+        digest. NotFound."""
+        wanted = parse(name)
+        shown, names = wanted.familiar, [wanted.familiar]
+        pinned = wanted.digest if wanted.tag else None
+        if pinned:
+            shown = f"{wanted.familiar}@{pinned}"
+            names.append(_by_digest(wanted).familiar)
+        for each in names:
+            found = await asyncio.gather(
+                IMAGES.get(self.context.store, check_label("tenant", tenant), each),
+                IMAGES.get(self.context.store, SHARED, each),
+            )
+            for image in found:
+                if image and (pinned is None or each != wanted.familiar or image.value.digest == pinned):
+                    return image
         await self.tenants.find(tenant)
         raise NotFound(
-            f"there is no image {name}",
-            f"{cli_command(tenant, f'image pull {name}')} fetches it, {cli_command(tenant, 'image ls')} lists them",
+            f"there is no image {shown}",
+            f"{cli_command(tenant, f'image pull {shown}')} fetches it, {cli_command(tenant, 'image ls')} lists them",
         )
 
     async def get(self, tenant: str, name: str) -> Image:
@@ -220,8 +229,11 @@ class Images:
             progress=progress,
             own=await self._own(tenant),
         )
-        [image] = await self._name(tenant, [await self._work(tenant, pull, outside=not of_host)])
-        return image
+        image, wanted = await self._work(tenant, pull, outside=not of_host), parse(reference)
+        images = [image]
+        if name is None and wanted.tag and wanted.digest not in (None, image.digest):  # that of an index
+            images.append(msgspec.structs.replace(image, name=_by_digest(wanted).familiar))
+        return (await self._name(tenant, images, pulled=wanted.digest))[0]
 
     async def build_base(
         self, tenant: str, distribution: str, release: str | None = None, *, progress: Progress | None = None
@@ -231,7 +243,7 @@ class Images:
         """
         await self.tenants.find(tenant)
         build = partial(self.context.images.build_base, distribution, release, progress)
-        [image] = await self._name("", [await self._work(tenant, build)])
+        [image] = await self._name("", [await self._work(tenant, build, shared=True)])
         if release is None:
             await self._name("", [msgspec.structs.replace(image, name=f"{distribution}:latest")])
         return image
@@ -252,9 +264,11 @@ class Images:
         owner, usage = await self.tenants.find(tenant), await guard(self.context.store, tenant)
         check_fits(owner.value, QUOTAS["image_bytes"], usage.value.image_bytes, 1)
 
-    async def _name(self, tenant: str, images: Sequence[Image], *, check: Image | None = None) -> Sequence[Image]:
+    async def _name(
+        self, tenant: str, images: Sequence[Image], *, check: Image | None = None, pulled: str | None = None
+    ) -> Sequence[Image]:
         """Bind the images' names to their content, all or none; a name may have been bound to other content before.
-        QuotaExceeded.
+        QuotaExceeded; Invalid for a name with a digest that is neither the content's nor that it was `pulled` by.
 
         The content is new, and the image store has kept it for the caller until now. Or it is the content of the image
         `check`, which must still exist; else Conflict.
@@ -281,6 +295,9 @@ class Images:
             )
 
         try:
+            for image in images:
+                if parse(image.name).digest not in (None, image.digest, pulled):
+                    raise Invalid(f"{image.name} is not the digest of the image", "leave the digest out")
             if tenant:
                 await guarded(store, tenant, attempt)
             else:
@@ -438,3 +455,8 @@ def _close(making: asyncio.Future[int]) -> None:
 
 def _login(auth: Login | None) -> Auth | None:
     return Auth(username=auth.username, password=auth.password) if auth else None
+
+
+def _by_digest(reference: Reference) -> Reference:
+    """The name of an image by its digest alone."""
+    return msgspec.structs.replace(reference, tag=None)

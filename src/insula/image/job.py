@@ -31,11 +31,11 @@ class Job:
     """A job. `cancel` may be called from any thread; it is cancelled automatically after its time limit.
 
     `groups` are files to which processes that talk to others write ``0``, to join the control groups of whoever wants
-    the work (cgroups(7)).
+    the work (cgroups(7)). `space` is the most bytes that an import may have; None is the image store's own limit.
     """
 
-    def __init__(self, groups: Sequence[str] = ()) -> None:
-        self.groups = groups
+    def __init__(self, groups: Sequence[str] = (), space: int | None = None) -> None:
+        self.groups, self.space = groups, space
         self._mutex = threading.Lock()  # for the two below
         self._processes: set[subprocess.Popen[Any]] = set()
         self._cancelled = False

@@ -153,7 +153,7 @@ class ImageStore:
         with self._start_import("pulling an image", job, own) as importing:
             directory = importing.directory / "pull"
             access = registry.Access(auth, insecure, progress or _silent, job, egress)
-            registry.pull(wanted, directory, self.max_size, access)
+            registry.pull(wanted, directory, self._most(job), access)
             importing.receive(_tree_size(directory))
             (progress or _silent)("Extracting layers")
             with archive.ArchiveTree(directory) as tree:
@@ -306,6 +306,10 @@ class ImageStore:
 
     # -- holding and publishing ------------------------------------------------------------
 
+    def _most(self, job: Job) -> int:
+        """The most bytes of an import."""
+        return self.max_size if job.space is None else min(self.max_size, job.space)
+
     @contextmanager
     def _start_import(self, doing: str, job: Job, own: Collection[str] | None = None) -> Iterator[ImageImport]:
         """Make an import with a staging directory. Layers that it finds in the store are protected while it runs.
@@ -331,7 +335,7 @@ class ImageStore:
 
         with disk_errors(doing), staging(self._tmp) as directory:
             try:
-                budget = Budget(self.max_size, self.max_entries)
+                budget = Budget(self._most(job), self.max_entries)
                 yield ImageImport(directory, budget, job, known, discreet=own is not None)
                 job.check()
             finally:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         networks: int | None = None
         images: int | None = None
         image_bytes: int | None = None
+        config_bytes: int | None = None
         spec_bytes: int | None = None
         log_bytes: int | None = None
         service_accounts: int | None = None

@@ -38,6 +38,7 @@ class LimitOptions(TypedDict, total=False):
     networks: int | None
     images: int | None
     image_bytes: int | None
+    config_bytes: int | None
     spec_bytes: int | None
     log_bytes: int | None
     service_accounts: int | None

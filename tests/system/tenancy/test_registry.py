@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from insula.model.errors import Denied, InsulaError, NotFound
+from insula.model.errors import Denied, InsulaError, Invalid, NotFound
 from tests.support import machine, outside
-from tests.support.images import Layout
+from tests.support.images import Layout, digest, member, tar
 from tests.support.machine import Namespaces
 from tests.support.outside import CANARY, PASSWORD, PORT
 from tests.support.wait import patiently, until
@@ -277,8 +277,49 @@ def test_no_name_and_no_digest_gives_an_image_of_another(world: World) -> None:
             bob.images.save("globex", [name])
         with pytest.raises(NotFound):
             bob.instances.run("globex", name, ["true"])
-    for digest in digests:
-        assert isinstance(refusal(world.bob, f"private.test:{PORT}/app@{digest}"), Denied)
+    for each in digests:
+        assert isinstance(refusal(world.bob, f"private.test:{PORT}/app@{each}"), Denied)
+
+
+def test_a_digest_beside_a_tag_is_that_of_the_content(world: World) -> None:
+    """Whatever the tag is bound to by now. The digest may be that of an index."""
+    person, tenant = world.ann, world.tenant(world.ann)
+    images, where = person.client.images, f"plain.test:{PORT}/pinned"
+    manifest, index = digest(outside.MANIFEST), digest(outside.INDEX)
+    for pinned in (f"{where}:1@{manifest}", f"{where}:2@{index}"):
+        pull(person, pinned)
+        assert images.get(tenant, pinned)["digest"] == manifest
+        with pytest.raises(NotFound, match=r"there is no image .*@sha256:0000"):
+            images.get(tenant, f"{pinned.partition('@')[0]}@sha256:{'0' * 64}")
+    for tag in ("1", "2"):
+        images.tag(tenant, "busybox", f"{where}:{tag}")
+    with pytest.raises(NotFound):
+        person.client.instances.run(tenant, f"{where}:1@{manifest}", ["true"], start=False)
+    kept = person.client.instances.run(tenant, f"{where}:2@{index}", ["true"], start=False)
+    assert kept["instance"]["image_digest"] == manifest, "it is there by its digest alone"
+    shared = images.get(tenant, "busybox")
+    assert images.get(tenant, f"busybox:latest@{shared['digest']}") == shared
+    person.client.instances.remove(tenant, kept["instance"]["name"])
+
+
+def test_no_image_gets_the_digest_of_another_as_its_name(world: World) -> None:
+    """By a tag, or by an archive that says so: who runs it by its digest would get something else."""
+    person, tenant = world.ann, world.tenant(world.ann)
+    images = person.client.images
+    busybox, false = images.get(tenant, "busybox")["digest"], f"sha256:{'1' * 64}"
+    assert images.tag(tenant, "busybox", f"mine@{busybox}")["name"] == f"mine@{busybox}", "the control"
+    with pytest.raises(Invalid, match="is not the digest of the image"):
+        images.tag(tenant, "busybox", f"mine@{false}")
+    with pytest.raises(Invalid, match="is not the digest of the image"):
+        images.import_(tenant, f"mine@{false}", [tar(member("a", b"x"))])
+    for name, refused in ((f"loaded@{false}", True), ("loaded:1", False)):
+        layout = Layout()
+        layout.image([tar(member("a", b"loaded"))], name=name)
+        if refused:
+            with pytest.raises(Invalid, match="is not the digest of the image"):
+                images.load(tenant, [layout.tar()])
+        else:
+            assert [image["name"] for image in images.load(tenant, [layout.tar()])] == [name]
 
 
 @pytest.mark.parametrize("missing", range(2))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from insula.kernel.cgroups import Cgroup
+from insula.model.errors import Invalid, QuotaExceeded
 from tests.support import machine, outside
 from tests.support.machine import Namespaces
 from tests.support.outside import PORT
@@ -119,6 +120,25 @@ def test_it_has_no_more_memory_than_its_tenant(world: World) -> None:
     assert "was killed" in error.message and "limit of memory" in str(error.hint), error
     world.daemon.cli.ok("tenant", "update", "tiny", "--memory", "256m")
     assert pull(person, f"plain.test:{PORT}/app:1")
+
+
+def test_it_takes_no_more_of_the_disk_than_its_tenant_may_have(world: World) -> None:
+    """What is larger when it is unpacked than all images of the tenant may be is ended, and what doesn't fit is not
+    kept."""
+    person, reference = member_of_new(world, "poor"), f"{OWN}:{PORT}/app:1"
+    pull(person, reference)
+    content = person.client.images.get("poor", reference)["content"]
+    person.cli.ok("image", "rm", reference)
+    store = world.daemon.root / "images"
+    before = sorted(store.glob("[bl]*/**/*"))
+    for most, expected in ((max(content.values()) - 1, Invalid), (sum(content.values()) - 1, QuotaExceeded)):
+        world.daemon.cli.ok("tenant", "update", "poor", "--image-bytes", str(most))
+        error = refusal(person, reference)
+        assert isinstance(error, expected) and error.hint, error
+        until(lambda: not [*(store / "tmp").iterdir()], "nothing is left of it")
+        assert sorted(store.glob("[bl]*/**/*")) == before
+    world.daemon.cli.ok("tenant", "update", "poor", "--image-bytes", str(sum(content.values())))
+    assert pull(person, reference)
 
 
 def test_pulls_that_never_end_keep_nobody_else_from_pulling(world: World) -> None:

@@ -22,7 +22,7 @@ from insula.api.tls.certificates import Certificates
 from insula.api.tls.gate import OF_ADDRESS
 from insula.cli.verbs.remote import encode
 from insula.client import Client
-from insula.client.https import HttpsRemote
+from insula.client.https import HttpsRemote, certificates
 from insula.kernel.netns import call_in
 from insula.model.errors import Denied, InsulaError, NotFound, Unauthenticated
 from tests.support.daemon import Daemon
@@ -313,11 +313,21 @@ def test_a_stream_ends_with_its_certificate(way: str, world: World, tmp_path: Pa
 # -- the server ------------------------------------------------------------------------------------------------------
 
 
-def test_the_server_proves_itself_by_each_of_its_names(world: World) -> None:
+def test_the_server_proves_itself_by_each_of_its_names(world: World, tmp_path: Path) -> None:
     for host, name in ((HOSTS[0], HOSTS[0]), (HOSTS[0], NAME), (HOST6, HOST6), (HOST6, NAME)):
         assert shakes(world.acme, host, name), (host, name)
     for host, name in ((HOSTS[0], "198.18.0.3"), (HOSTS[0], "other.test"), (HOST6, "2001:2:0:ffff::3")):
         assert not shakes(world.acme, host, name), (host, name)
+    strange = world.acme.sdk(authority=Certificates(tmp_path).trusted("server").decode(), token="x")
+    with pytest.raises(Denied, match="not the server that you were invited to: its authority is SHA256") as refused:
+        world.acme.there(strange.identities.whoami)
+    for directory in (tmp_path, world.daemon.root / "pki"):
+        (named,) = certificates(Certificates(directory).trusted("server").decode())
+        assert named in str(refused.value), "both fingerprints"
+    other = world.acme.sdk("198.18.0.3", token="x")
+    world.daemon.namespaces.ip(world.daemon.namespaces.host, "address add 198.18.0.3/24 dev uplink0")
+    with pytest.raises(Denied, match=r"not valid for '198\.18\.0\.3'|IP address mismatch"):
+        world.acme.there(other.identities.whoami)
     by_ipv6 = world.acme.sdk(f"[{HOST6}]", token=world.acme.kept_token())
     assert world.acme.there(by_ipv6.identities.whoami)["user"] == "of-acme"
 

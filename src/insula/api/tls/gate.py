@@ -39,8 +39,6 @@ HANDSHAKES_OF_ADDRESS = 16
 """Handshakes at a time of one address: a quarter of them, so that no address can hold all."""
 OF_ADDRESS = 128
 """Connections at a time of one IPv4 address, or of one IPv6 network of 64 bits."""
-_PIECE = 65536
-_ENDED = (OSError, ssl.SSLError, asyncio.IncompleteReadError)
 
 
 class Gate:
@@ -90,68 +88,97 @@ class Gate:
         try:
             with counted(self._of_address, source):
                 try:
-                    streams = await self._admitted(sock, address, source)
+                    client = await self._admitted(sock, address, source)
                 finally:
                     self._handshakes.release()
-                if streams:
-                    await self._pass(*streams, address, port)
+                if client:
+                    await self._pass(*client, address, port)
         finally:
             self._connections.release()
 
-    async def _admitted(
-        self, sock: socket.socket, address: str, source: str
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """Return the streams of the plain bytes; None if the source has too many of these, or the handshake fails."""
+    async def _admitted(self, sock: socket.socket, address: str, source: str) -> tuple[Relay, asyncio.Transport] | None:
+        """Return the client's side of the plain bytes; None if the source has too many, or the handshake fails."""
         with counted(self._shaking, source):
             if self._of_address[source] > OF_ADDRESS or self._shaking[source] > HANDSHAKES_OF_ADDRESS:
                 sock.close()
                 return None
             return await self._handshake(sock, address)
 
-    async def _handshake(
-        self, sock: socket.socket, address: str
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """Return the streams of the plain bytes; None if the handshake failed, which is told."""
+    async def _handshake(self, sock: socket.socket, address: str) -> tuple[Relay, asyncio.Transport] | None:
+        """Return the client's side of the plain bytes; None if the handshake failed, which is told."""
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=_PIECE)
-        protocol = asyncio.StreamReaderProtocol(reader)
+        relay = Relay()
         try:
             transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, sock, ssl=self.context, ssl_handshake_timeout=HANDSHAKE
+                lambda: relay, sock, ssl=self.context, ssl_handshake_timeout=HANDSHAKE
             )
-        except (*_ENDED, TimeoutError) as error:
+        except OSError as error:  # also TimeoutError, and SSLError
             reason = getattr(error, "reason", None) or type(error).__name__
             detail = getattr(error, "verify_message", None)
             tell(event="handshake", address=address, error=f"{reason}: {detail}" if detail else str(reason))
             return None
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        return relay, transport
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, port: int) -> None:
-        """Connect to insulad, and pass bytes both ways until one side has ended."""
-        of_tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+    async def _pass(self, requests: Relay, client: asyncio.Transport, address: str, port: int) -> None:
+        """Connect to insulad, and pass bytes both ways until both sides have ended."""
+        of_tls: ssl.SSLObject = client.get_extra_info("ssl_object")
         record = ClientRecord(address, port, of_tls.version() or "", of_tls.getpeercert(binary_form=True))
-        ours: asyncio.StreamWriter | None = None
+        answers = Relay()
         try:
-            theirs, ours = await asyncio.open_unix_connection(self.target, limit=_PIECE)
-            ours.write(record.encode())
-            await asyncio.gather(copy(reader, ours), copy(theirs, writer))
-        except _ENDED as error:
-            if ours is None:
-                tell(event="insulad", error=str(error))
+            insulad, _ = await asyncio.get_running_loop().create_unix_connection(lambda: answers, self.target)
+            insulad.write(record.encode())
+            requests.begin(insulad)
+            answers.begin(client)
+            await asyncio.wait((requests.ended, answers.ended))
+        except OSError as error:
+            tell(event="insulad", error=str(error))
         finally:
-            for each in (writer, ours):
-                if each is not None:
-                    each.close()
+            client.close()
 
 
-async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    """Pass bytes until `source` ends; then end `target`, which ends the other direction."""
-    try:
-        while data := await source.read(_PIECE):
-            target.write(data)
-            await target.drain()
-    finally:
-        target.close()
+class Relay(asyncio.Protocol):
+    """One side of a connection: passes what it receives to the other side, and ends that when it ends. While there is
+    too much to be written here, nothing is read there."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._early = bytearray()
+        self._here: asyncio.Transport | None = None
+        self._there: asyncio.Transport | None = None
+
+    def begin(self, there: asyncio.Transport) -> None:
+        """Pass what has come, and what comes."""
+        self._there = there
+        there.write(self._early)
+        if self.ended.done():
+            there.close()
+        elif self._here is not None:
+            self._here.resume_reading()
+
+    def connection_made(self, transport: Any) -> None:
+        self._here = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._there is not None:
+            self._there.write(data)
+        else:
+            self._early += data
+            if self._here is not None:
+                self._here.pause_reading()
+
+    def pause_writing(self) -> None:
+        if self._there is not None:
+            self._there.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._there is not None:
+            self._there.resume_reading()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+        if self._there is not None:
+            self._there.close()
 
 
 @contextlib.contextmanager

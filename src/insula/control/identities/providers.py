@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ OVERLAP = 600.0
 LONGEST = 16 << 10
 """Bytes of a token."""
 _MAX_KEYS = 64
+_MAX_VERIFIED = 256  # tokens whose signature is known to be right; it takes longer to check than a short request
 _RSA_BITS = range(2048, 4097)
 
 
@@ -71,6 +73,7 @@ class Provider:
         self._fetched: float | None = None
         self._why: InsulaError | None = None
         self._fetching: asyncio.Task[None] | None = None
+        self._verified: dict[bytes, tuple[_Known, dict[str, Any]]] = {}  # by the digests of tokens
 
     async def verify(self, text: str, header: dict[str, Any]) -> OidcClaims:
         """Return what a token of this provider says. Unauthenticated, Denied; Unavailable without any key."""
@@ -98,14 +101,22 @@ class Provider:
             return None  # it must say which one
         if not fitting:
             return None
+        digest = hashlib.sha256(text.encode()).digest()
+        by, claims = self._verified.get(digest, (None, {}))
+        if any(each is by for each in fitting):
+            return claims
         from joserfc import jwt
         from joserfc.errors import JoseError
 
         for known in fitting:
             try:
-                return dict(jwt.decode(text, known.key, algorithms=[algorithm]).claims)
+                claims = dict(jwt.decode(text, known.key, algorithms=[algorithm]).claims)
             except (JoseError, ValueError, TypeError, RecursionError):
                 continue
+            self._verified[digest] = known, claims
+            if len(self._verified) > _MAX_VERIFIED:
+                del self._verified[next(iter(self._verified))]
+            return claims
         return None
 
     # -- keys ----------------------------------------------------------------------------------------------------------
