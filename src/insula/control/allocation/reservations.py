@@ -54,14 +54,19 @@ class Allocator:
     async def choose(self, pick: Callable[[set[str]], str]) -> str:
         """Take the value that `pick` chooses and return it. `pick` is called with the taken values; its exceptions are
         passed on."""
+        taken = await self.taken()
+        value = pick(taken)
+        taken.add(value)
+        return value
+
+    async def taken(self) -> set[str]:
+        """Return the taken values, which the caller must not change."""
         if self._taken is None:
             prefix = f"/claims/{self.kind}/"
             snapshot = await self.store.list(prefix)
             if self._taken is None:  # another task may have read them meanwhile
                 self._taken = {entry.key[len(prefix) :] for entry in snapshot.entries}
-        value = pick(self._taken)
-        self._taken.add(value)
-        return value
+        return self._taken
 
     async def lowest(self, start: int, end: int, what: str) -> int:
         """The lowest free number from `start` up to but not including `end`; Conflict when there is none."""

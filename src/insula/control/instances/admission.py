@@ -68,19 +68,7 @@ class Admission:
         """
         spec, owner, image, network = await self._checked(by, tenant, spec)
         driver = self.context.driver_for(spec)
-        draft = Instance(
-            tenant=tenant,
-            name=spec.name or make_name(spec.image),
-            host=self.context.host,
-            id=driver.reserve(tenant),
-            spec=spec,
-            image_digest=image.value.digest,
-            root=OverlayRoot(layers=image.value.layers),
-            config=image.value.config,
-            wanted="running" if start else "stopped",
-            starts=1 if start else 0,
-            created=time.time(),
-        )
+        draft = self._draft(tenant, spec, image.value, driver.reserve(tenant), start=start)
         await driver.validate(owner.value, draft)
 
         admitting.add(draft.id)
@@ -94,12 +82,33 @@ class Admission:
 
     async def check_replacement(self, by: Authority, tenant: str, name: str, spec: InstanceSpec) -> None:
         """Check what can be checked of an instance that is to be in place of the one of this name, before that one is
-        removed. Invalid, Denied, NotFound, QuotaExceeded."""
-        spec, owner, image, _ = await self._checked(by, tenant, spec)
+        removed: also that its addresses are free then, and that its image has what it names. Invalid, Denied, NotFound,
+        Conflict, QuotaExceeded."""
+        spec, owner, image, network = await self._checked(by, tenant, spec)
         usage = (await guard(self.context.store, tenant)).value
-        if before := await INSTANCES.get(self.context.store, tenant, name):
+        before = await INSTANCES.get(self.context.store, tenant, name)
+        if before:
             usage = subtract(usage, of_instance(before.value.spec, before.value.config))
         add(owner.value, usage, of_instance(spec, image.value.config))
+        if network:
+            await self.ports.check(network.value, spec, before.value.ports if before else ())
+        draft = self._draft(tenant, spec, image.value, before.value.id if before else "0" * 32, start=False)
+        await self.context.driver_for(spec).validate(owner.value, draft)
+
+    def _draft(self, tenant: str, spec: InstanceSpec, image: Image, new_id: str, *, start: bool) -> Instance:
+        return Instance(
+            tenant=tenant,
+            name=spec.name or make_name(spec.image),
+            host=self.context.host,
+            id=new_id,
+            spec=spec,
+            image_digest=image.digest,
+            root=OverlayRoot(layers=image.layers),
+            config=image.config,
+            wanted="running" if start else "stopped",
+            starts=1 if start else 0,
+            created=time.time(),
+        )
 
     async def _checked(
         self, by: Authority, tenant: str, spec: InstanceSpec

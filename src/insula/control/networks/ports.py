@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_network
 from itertools import count
@@ -34,8 +34,7 @@ class Ports:
 
     async def allocate(self, network: Network, instance: str, spec: InstanceSpec) -> Port:
         """A port with the addresses of the spec, or free ones, taken in their allocators. Invalid, Conflict."""
-        if spec.address6 and not network.subnet6:
-            raise Invalid(f"network {network.name} has no IPv6", "leave the IPv6 address out")
+        _check_ipv6(network, spec)
         async with AsyncExitStack() as undo:
             address = await self._address(network, network.subnet, spec.address)
             undo.callback(self._addresses(network).release, address)
@@ -57,6 +56,17 @@ class Ports:
             address6=address6,
         )
 
+    async def check(self, network: Network, spec: InstanceSpec, instead_of: Sequence[Port]) -> None:
+        """Check that there would be addresses for a spec if these ports were gone. None is taken. Invalid, Conflict."""
+        _check_ipv6(network, spec)
+        own = [port for port in instead_of if port.network == network.name]
+        taken = await self._addresses(network).taken() - {each for port in own for each in addresses(port)}
+        address = allocate(_parsed(network.subnet), taken, spec.address, None)
+        if network.subnet6:
+            allocate(_parsed(network.subnet6), taken, spec.address6, None)
+        macs = await self.context.allocators.of(_mac_kind(network.tenant, network.name)).taken()
+        _pick_mac(network, address, spec.mac_address, macs - {port.mac for port in own})
+
     def _addresses(self, network: Network) -> Allocator:
         return self.context.allocators.of(_address_kind(network.tenant, network.name))
 
@@ -69,17 +79,8 @@ class Ports:
         return chosen
 
     async def _mac(self, network: Network, address: str, wanted: str | None) -> str:
-        """`wanted`, or the first free one of the MAC addresses that `port_mac` derives from the IP address."""
-        identity = f"{network.tenant}/{network.name}/{network.created!r}"
-
-        def pick(taken: set[str]) -> str:
-            if wanted is None:
-                return next(mac for n in count() if (mac := port_mac(identity, address, n)) not in taken)
-            if (mac := parse_mac(wanted)) in taken:
-                raise Conflict(f"MAC address {mac} is taken", "leave it out to get a free one")
-            return mac
-
-        return await self.context.allocators.of(_mac_kind(network.tenant, network.name)).choose(pick)
+        allocator = self.context.allocators.of(_mac_kind(network.tenant, network.name))
+        return await allocator.choose(lambda taken: _pick_mac(network, address, wanted, taken))
 
     def forget(self, network: Network) -> None:
         """Drop the state that is kept for a network that was removed."""
@@ -135,6 +136,21 @@ _parsed = functools.lru_cache(maxsize=1024)(ip_network)
 
 def _address_kind(tenant: str, network: str) -> str:
     return f"address/{tenant}/{network}"
+
+
+def _check_ipv6(network: Network, spec: InstanceSpec) -> None:
+    if spec.address6 and not network.subnet6:
+        raise Invalid(f"network {network.name} has no IPv6", "leave the IPv6 address out")
+
+
+def _pick_mac(network: Network, address: str, wanted: str | None, taken: set[str]) -> str:
+    """Return `wanted`, or the first free one of the MAC addresses that `port_mac` derives from the IP address."""
+    if wanted is None:
+        identity = f"{network.tenant}/{network.name}/{network.created!r}"
+        return next(mac for n in count() if (mac := port_mac(identity, address, n)) not in taken)
+    if (mac := parse_mac(wanted)) in taken:
+        raise Conflict(f"MAC address {mac} is taken", "leave it out to get a free one")
+    return mac
 
 
 def _mac_kind(tenant: str, network: str) -> str:
