@@ -24,7 +24,7 @@ from insula.model.errors import Denied, InsulaError, Unauthenticated, Unavailabl
 
 ENDS_ITSELF = "ends itself"
 """Set in the state of a request that sends its last piece itself when it is cancelled."""
-_TURN = 32  # streams that are ended before other tasks may run
+_TURN = 256  # streams that are ended before other tasks may run, which takes some 20 ms
 _PATIENCE = 1.0  # seconds that the answer to a revocation waits for the end of streams
 
 
