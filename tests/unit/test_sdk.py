@@ -331,8 +331,9 @@ class Server:
 
 
 def answered(body: bytes, *fields: bytes, status: int = 200) -> bytes:
-    head = b"\r\n".join([b"HTTP/1.1 %d X" % status, b"content-length: %d" % len(body), *fields, b"", b""])
-    return head + body
+    """An answer after which the server closes the connection, and says so: else the client might use it again."""
+    first = b"HTTP/1.1 %d X\r\nconnection: close\r\ncontent-length: %d" % (status, len(body))
+    return b"\r\n".join([first, *fields, b"", body])
 
 
 TENANT = msgspec.json.encode(TenantView(tenant=Tenant(name="a", index=1, id_base=2, created=0.0), usage=Usage()))
