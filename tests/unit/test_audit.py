@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,13 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.audit import writer
+from insula.audit import files, writer
 from insula.audit.reader import read, timestamp
 from insula.audit.writer import AuditLog
 from tests.support.wait import patiently
@@ -262,3 +263,28 @@ def test_readers_beside_a_rotating_writer_see_each_line_once(tmp_path: Path) -> 
         reader.join()
     assert wrong == []
     assert numbers(path, 99) == list(range(2000))
+
+
+def test_files_are_opened_again_if_two_rotations_pass_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second has removed the oldest one only, so far: the first file that was opened was renamed once."""
+    path, real = tmp_path / "audit.log", files.open_for_reading
+    for number, text in enumerate(("newest", "newer", "older", "oldest")):
+        files.numbered(path, number).write_text(text)
+
+    def first() -> None:
+        files.rotate(path, 3)
+        path.write_text("next")
+
+    def begin_second() -> None:
+        files.numbered(path, 2).rename(files.numbered(path, 3))
+
+    steps = iter((first, begin_second))
+
+    def open_for_reading(which: Path) -> BinaryIO:
+        if which.suffix in (".2", ".3") and (step := next(steps, None)):
+            step()
+        return real(which)
+
+    monkeypatch.setattr(files, "open_for_reading", open_for_reading)
+    with contextlib.ExitStack() as stack:
+        assert [file.read() for file in files.open_all(path, 3, stack)] == [b"next", b"newest", b"newer"]

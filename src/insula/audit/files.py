@@ -78,8 +78,8 @@ def rotate(path: Path, files: int) -> None:
 def open_all(path: Path, files: int, stack: contextlib.ExitStack) -> list[BinaryIO]:
     """Open the log and its rotated files, newest first, so that a file that is renamed meanwhile is not missed.
 
-    A file that is newer than the first would be out of order. That happens only if the first is renamed twice
-    meanwhile; then all are opened again.
+    If the first is renamed meanwhile, all are opened again: another rotation may have begun then, and have removed a
+    file of which only a newer one tells.
     """
     for _ in range(_ATTEMPTS):
         stack.close()
@@ -97,11 +97,8 @@ def open_all(path: Path, files: int, stack: contextlib.ExitStack) -> list[Binary
 
 
 def _is_at(path: Path, inode: int, number: int) -> bool:
-    """Whether a file was renamed at most once since it was found as that number."""
-    for each in (number, number + 1):
-        with contextlib.suppress(FileNotFoundError):
-            if numbered(path, each).stat().st_ino == inode:
-                return True
+    with contextlib.suppress(FileNotFoundError):
+        return numbered(path, number).stat().st_ino == inode
     return False
 
 
