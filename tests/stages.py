@@ -26,23 +26,30 @@ LIMIT = 70 * 60
 NOTHING_SELECTED = 5
 """pytest's exit status where its options select no test: no failure."""
 
+LOCKUP = "soft lockup"
+"""What the kernel of the virtual machine says when its emulated processors hang (seen once: both, for minutes); then it
+panics, and the machine ends (tests/support/guest.py)."""
+
 _FAILURE = re.compile(r"(FAILED|ERROR) \S+")
 _RESULT = re.compile(r"(?:=+ )?(\d+ .*) in [\d.]+s\b.*")
 
 
 @dataclass
 class Stage:
-    """A program that runs by itself. `without` is said if it fails and that is no failure of the whole run."""
+    """A program that runs by itself. `without` is said if it fails and that is no failure of the whole run. If it has
+    said `again` and fails, it is run once more."""
 
     name: str
     command: list[str]
     without: str = ""
+    again: str = ""
     status: int | None = None
     wall: float = 0.0
     processor: float = 0.0
     result: str = ""
     failures: list[str] = field(default_factory=list)
     _pid: int = 0
+    _said_again: bool = False
 
     @property
     def failed(self) -> bool:
@@ -53,6 +60,13 @@ class Stage:
         return self._pid != 0
 
     def run(self) -> None:
+        self._run()
+        if self._said_again and (self.status or 0) > 0:
+            _say(self.name, f"==> once more: {self.again}")
+            self.failures, self.result = [], ""
+            self._run()
+
+    def _run(self) -> None:
         begun = time.monotonic()
         _say(self.name, f"==> {' '.join(self.command)}")
         process = subprocess.Popen(
@@ -65,7 +79,8 @@ class Stage:
         self._pid = 0  # before another process can have it
         _, status, usage = os.wait4(process.pid, 0)  # of all its descendants that were waited for
         self.status = process.returncode = os.waitstatus_to_exitcode(status)
-        self.wall, self.processor = time.monotonic() - begun, usage.ru_utime + usage.ru_stime
+        self.wall += time.monotonic() - begun
+        self.processor += usage.ru_utime + usage.ru_stime
         reader.join(5)  # what a test has left running may hold the pipe open
         if self.status and self.without:
             _say(self.name, self.without)
@@ -77,6 +92,7 @@ class Stage:
         for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip("\n")
             _say(self.name, line)
+            self._said_again |= bool(self.again) and self.again in line
             if _FAILURE.match(line):
                 self.failures.append(line)
             elif match := _RESULT.fullmatch(line):
@@ -88,9 +104,10 @@ class Stage:
             os.kill(self._pid, signal.SIGKILL)
 
 
-def pytest(suite: str, options: list[str]) -> Stage:
+def pytest(suite: str, options: list[str], again: str = "") -> Stage:
     """The suite below a directory; the stage has the name of the last one."""
-    return Stage(Path(suite).name, [sys.executable, "-m", "pytest", f"tests/{suite}", *options])
+    command = [sys.executable, "-m", "pytest", f"tests/{suite}", *options]
+    return Stage(Path(suite).name, command, again=again)
 
 
 def lanes(options: list[str]) -> list[list[Stage]]:
@@ -104,7 +121,7 @@ def lanes(options: list[str]) -> list[list[Stage]]:
     )
     return [
         [pytest("system", ["--ignore=tests/system/tenancy", *options])],
-        [guest, pytest("modern", options)],
+        [guest, pytest("modern", options, again=LOCKUP)],
         [pytest("unit", options), peers, pytest("peer", options), provider, pytest("system/tenancy", options)],
     ]
 

@@ -50,6 +50,7 @@ def test_the_machine_is_what_it_should_be(guest: Guest) -> None:
     assert guest.ok("uname -r").startswith("6.1.")
     assert guest.ok("grep cgroup /proc/mounts | cut -d ' ' -f 2,3") == "/sys/fs/cgroup cgroup2"
     assert guest.run("ip -o link show up | grep -v ' lo: '").out == ""  # no network
+    assert guest.ok("cat /proc/sys/kernel/softlockup_panic /proc/sys/kernel/watchdog_thresh") == "1\n30"
 
 
 def test_up_installs_starts_and_shows(guest: Guest) -> None:

@@ -35,6 +35,12 @@ class Done:
     seconds: float
 
 
+KERNEL_OPTIONS = (
+    "console=ttyS0 panic=-1 quiet net.ifnames=0 tsc=reliable mitigations=off softlockup_panic=1 watchdog_thresh=30"
+)
+"""With a processor that hangs for a minute the kernel panics, and QEMU ends (tests/stages.py)."""
+
+
 class Guest:
     """The machine; `directory` holds the disk and the kernel, `scratch` what belongs to this run of it."""
 
@@ -59,7 +65,7 @@ class Guest:
         options = f"""
             -nodefaults -no-user-config -machine q35 -accel tcg,thread=multi -cpu max,-la57 -smp 2 -m 1536M -no-reboot
             -kernel {self._directory}/kernel -initrd {self._directory}/initrd
-            -append console=ttyS0\\ panic=-1\\ quiet\\ net.ifnames=0\\ tsc=reliable\\ mitigations=off
+            -append {shlex.quote(KERNEL_OPTIONS)}
             -drive file={self._disk},format=raw,if=virtio,cache=unsafe
             -drive file={self._checkout},format=raw,if=virtio,readonly=on
             -device virtio-serial-pci -device virtserialport,chardev=agent,name=agent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,22 @@ def test_an_optional_stage_may_fail(capsys: pytest.CaptureFixture[str]) -> None:
     made.run()
     assert not made.failed
     assert "one    | it is skipped" in capsys.readouterr().out
+
+
+def test_one_whose_machine_hung_is_run_once_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, and only if it failed and said so."""
+    tried = tmp_path / "tried"
+    script = f"echo x >>{tried}; echo {{}}; echo FAILED a::b; exit $(($(wc -l <{tried}) < {{}}))"
+    for said, succeeds, runs, failed in (
+        ("BUG: soft lockup", 2, 2, False), ("BUG: soft lockup", 9, 2, True), ("other", 2, 1, True),
+        ("BUG: soft lockup", 1, 1, False),
+    ):  # fmt: skip
+        made = stage(script.format(said, succeeds))
+        made.again = "soft lockup"
+        made.run()
+        assert (len(tried.read_text().split()), made.failed) == (runs, failed)
+        assert ("once more" in capsys.readouterr().out) is (runs == 2)
+        tried.unlink()
 
 
 def test_one_that_hangs_is_killed_and_has_failed() -> None:
