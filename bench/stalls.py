@@ -40,7 +40,7 @@ NOTES = [
 def measure(bench: Bench) -> list[Table]:
     client = Client(str(bench.cli.socket))
     for tenant in ("calm", "hostile"):
-        client.tenants.create(tenant)
+        client.tenants.create(tenant, spec_bytes=None)
         client.networks.create(tenant, "default", subnet="10.0.0.0/24")
     client.instances.run("calm", "busybox", ["sleep", "3600"], name="calm")
     scale = 10 if bench.quick else 1
