@@ -19,16 +19,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.guest import LOCKUP
+
 CHECKOUT = Path(__file__).parents[1]
 LIMIT = 70 * 60
 """Seconds after which what still runs is killed, so that a run that hangs ends with a report."""
 
 NOTHING_SELECTED = 5
 """pytest's exit status where its options select no test: no failure."""
-
-LOCKUP = "soft lockup"
-"""What the kernel of the virtual machine says when its emulated processors hang (seen once: both, for minutes); then it
-panics, and the machine ends (tests/support/guest.py)."""
 
 _FAILURE = re.compile(r"(FAILED|ERROR) \S+")
 _RESULT = re.compile(r"(?:=+ )?(\d+ .*) in [\d.]+s\b.*")
@@ -65,6 +63,7 @@ class Stage:
             _say(self.name, f"==> once more: {self.again}")
             self.failures, self.result = [], ""
             self._run()
+            self.result += f", after one of {self.again}"
 
     def _run(self) -> None:
         begun = time.monotonic()

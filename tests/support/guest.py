@@ -38,7 +38,9 @@ class Done:
 KERNEL_OPTIONS = (
     "console=ttyS0 panic=-1 quiet net.ifnames=0 tsc=reliable mitigations=off softlockup_panic=1 watchdog_thresh=30"
 )
-"""With a processor that hangs for a minute the kernel panics, and QEMU ends (tests/stages.py)."""
+"""With a processor that hangs for a minute the kernel says `LOCKUP` and panics, and QEMU ends."""
+LOCKUP = "soft lockup"
+"""Emulated processors have been seen to hang, both for minutes: then tests/stages.py runs its stage once more."""
 
 
 class Guest:
@@ -133,5 +135,6 @@ class Guest:
         return message
 
     def last_lines(self, count: int = 25) -> str:
-        """The end of what the kernel and systemd wrote to the console."""
-        return "\n".join(self.console.read_text(errors="replace").splitlines()[-count:])
+        """The end of what the kernel and systemd wrote to the console; before it, that the kernel hung, if it did."""
+        lines = self.console.read_text(errors="replace").splitlines()
+        return "\n".join([*(line for line in lines[:-count] if LOCKUP in line), *lines[-count:]])
