@@ -46,10 +46,9 @@ PrincipalName = Annotated[str, _text(rules.PRINCIPAL, 2 * rules.MAX_LABEL + 1, "
 BoundName = Annotated[str, _text(rules.BOUND, rules.MAX_BOUND, "ann", "acme/ci", "oidc:developers")]
 Subject = Annotated[str, _text(rules.SUBJECT, rules.MAX_SUBJECT, "248289761001")]
 ImageReference = Annotated[str, _text(rules.REFERENCE, rules.MAX_REPOSITORY, "busybox:latest")]
-Labels = Annotated[
-    dict[Annotated[str, _text(rules.LABEL_NAME, 128, "team")], Annotated[str, schema(maxLength=rules.MAX_LABEL_VALUE)]],
-    schema(maxProperties=rules.MAX_LABELS),
-]
+LabelName = Annotated[str, _text(rules.LABEL_NAME, 128, "team")]
+LabelValue = Annotated[str, schema(maxLength=rules.MAX_LABEL_VALUE)]
+Labels = Annotated[dict[LabelName, LabelValue], schema(maxProperties=rules.MAX_LABELS)]
 IpAddress = Annotated[
     str, schema(maxLength=rules.MAX_ADDRESS, description="an IPv4 or IPv6 address", examples=["10.0.0.53"])
 ]
@@ -73,6 +72,18 @@ Subnet6 = Annotated[
         examples=["fd00:1::/64"],
     ),
 ]
+Cidr = Annotated[
+    str,
+    schema(
+        maxLength=rules.MAX_SUBNET,
+        description="an IPv4 or IPv6 range in CIDR notation without host bits, or one address",
+        examples=["10.0.0.0/8", "fd00::/8"],
+    ),
+]
+NamePattern = Annotated[str, _text(rules.NAME_PATTERN, rules.MAX_DOMAIN, "api.example.com", "*.example.com")]
+PortNumber = Annotated[int, _number(1, 65535)]
+IcmpType = Annotated[int, _number(0, 255)]
+Priority = Annotated[int, _number(0, rules.MAX_PRIORITY)]
 Mac = Annotated[str, _text(rules.PORT_MAC, 17, "02:42:ac:11:00:02")]
 Mtu = Annotated[int, _number(rules.MIN_MTU, rules.MAX_MTU, description="bytes; at least 1280 with IPv6")]
 Cpus = Annotated[float, _number(rules.MIN_CPUS, rules.MAX_CPUS)]

@@ -67,6 +67,19 @@ MAX_ADDRESS = 45  # of IPv6, with an IPv4 address at its end
 MAX_SUBNET = MAX_ADDRESS + 4
 MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791: every host accepts 576 bytes; RFC 8200; jumbo frames
 
+# -- policies --------------------------------------------------------------------------------------------------------
+
+NAME_PATTERN = rf"(\*\.)?{DOMAIN}"
+"""A DNS name, or ``*.`` and one: any name below it."""
+MAX_LABEL_VALUES = 64
+MAX_EXPRESSIONS = 16
+MAX_EXCEPTIONS = 64
+MAX_PEERS = 64
+MAX_PORT_MATCHES = 64
+MAX_POLICY_RULES = 128
+MAX_GROUP_CIDRS = 1000
+MAX_PRIORITY = 1_000_000
+
 # -- limits ----------------------------------------------------------------------------------------------------------
 
 MIN_CPUS, MAX_CPUS = 0.01, 65536

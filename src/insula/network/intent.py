@@ -5,6 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from insula.model.objects import Network, Port, Struct, Tenant
+from insula.model.policies import AddressGroup, OperatorPolicy, Policy
+
+
+class PolicyIntent(Struct, kw_only=True):
+    """The policies of one tenant, and what they refer to.
+
+    `labels` are those of its instances by name. `operator` are the operator's policies that apply to the tenant, in the
+    order in which they are asked.
+    """
+
+    policies: Sequence[Policy] = ()
+    groups: Sequence[AddressGroup] = ()
+    labels: Mapping[str, Mapping[str, str]] = {}
+    operator: Sequence[OperatorPolicy] = ()
 
 
 class TenantIntent(Struct, kw_only=True):
@@ -20,4 +34,5 @@ class TenantIntent(Struct, kw_only=True):
     networks: Sequence[Network] = ()
     ports: Sequence[Port] = ()
     names: Mapping[str, Sequence[str]] = {}
+    policy: PolicyIntent = PolicyIntent()
     complete: bool = True
