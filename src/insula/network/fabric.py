@@ -54,13 +54,19 @@ Nic = NetnsNic | TapNic | VfNic
 
 
 class InstalledNetwork(Struct, kw_only=True):
-    """A network as installed in the kernel; `index` is that of the `Network`, `gateways` have prefix lengths."""
+    """A network as installed in the kernel; `index` is that of the `Network`, `gateways` have prefix lengths.
+
+    `remotes` maps the MAC addresses of ports on other hosts to these hosts' underlay addresses, and `vni` is that of
+    their packets, None if the network has no such ports.
+    """
 
     index: int
     device: str
     gateways: list[str]
     mtu: int
     up: bool
+    vni: int | None = None
+    remotes: Mapping[str, str] = {}
 
 
 class InstalledPort(Struct, kw_only=True):
@@ -164,6 +170,10 @@ class Fabric(Protocol):
 
     def close(self) -> None:
         """Wait for running calls, and release handles; the installed state stays. Failed if a call doesn't end."""
+
+    def set_hosts(self, hosts: Iterable[str]) -> None:
+        """Set the underlay addresses of the cloud's hosts: `RemotePort.host` is one of these, and packets of tenants'
+        networks from other addresses are dropped. Invalid, Unavailable if this host is the only one."""
 
     def apply(self, intent: TenantIntent) -> Mapping[str, InsulaError]:
         """Make the installed state of the tenant equal to its intent.

@@ -21,11 +21,25 @@ class PolicyIntent(Struct, kw_only=True):
     operator: Sequence[OperatorPolicy] = ()
 
 
+class RemotePort(Struct, kw_only=True):
+    """A port of the tenant on another host. `addresses` are those that it may send from, without the link-local one.
+
+    `host` is the other host's underlay address, the one that it sends tenants' packets to other hosts from.
+    """
+
+    network: str
+    instance: str
+    mac: str
+    addresses: Sequence[str]
+    host: str
+
+
 class TenantIntent(Struct, kw_only=True):
     """Everything that a fabric installs for one tenant. A new capability of fabrics becomes a field with a default.
 
     `ports` are those of all instances of this host, running or not: a port is plugged when its instance starts, and
-    removed when it is no longer in the intent. `names` are all names that the tenant's resolver answers, with their
+    removed when it is no longer in the intent. `remotes` are the ports on other hosts that ports of this host may
+    reach; one that is plugged here is ignored. `names` are all names that the tenant's resolver answers, with their
     addresses. `complete` is False if a record of the store can't be read, so that parts may be missing here: then only
     parts of earlier intents are removed.
     """
@@ -33,6 +47,7 @@ class TenantIntent(Struct, kw_only=True):
     tenant: Tenant
     networks: Sequence[Network] = ()
     ports: Sequence[Port] = ()
+    remotes: Sequence[RemotePort] = ()
     names: Mapping[str, Sequence[str]] = {}
     policy: PolicyIntent = PolicyIntent()
     complete: bool = True

@@ -86,6 +86,8 @@ def differences(installed: Installed, networks: Iterable[Network], ports: Iterab
         found += _compare(f"network {network.name}: gateways", _bare(have.gateways), of_gateway(network))
         if have.mtu != network.mtu:
             found.append(f"network {network.name}: MTU is {have.mtu}, not {network.mtu}")
+        if have.vni not in (None, network.vni):
+            found.append(f"network {network.name}: packets to other hosts have VNI {have.vni}, not {network.vni}")
     for port in ports:
         if port.tenant == installed.tenant:
             found += _port_differences(port, mine, plugged.pop(port.index, None))

@@ -21,6 +21,7 @@ IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_LINK_NETNSID = 20, 
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_EUI64, ADDR_GEN_MODE_NONE = 8, 0, 1
 BR_STP_STATE, BR_MCAST_SNOOPING, BRPORT_LEARNING, BRPORT_UNICAST_FLOOD = 5, 23, 8, 9
+BRPORT_MCAST_FLOOD, BRPORT_BCAST_FLOOD, BRPORT_NEIGH_SUPPRESS = 27, 30, 32
 VXLAN_ID, VXLAN_LOCAL, VXLAN_LEARNING, VXLAN_PORT, VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 VETH_INFO_PEER, IFA_F_NODAD = 1, 2
@@ -34,6 +35,16 @@ LINK = struct.Struct("=BxHiII")
 ADDR = struct.Struct("=BBBBI")
 NEIGH = struct.Struct("=BxxxiHBB")
 ROUTE = struct.Struct("=8BI")
+
+
+@dataclass(frozen=True)
+class VxlanSettings:
+    """The settings of a VXLAN device (RFC 7348): identifier, own address, UDP port, and whether it learns hosts."""
+
+    vni: int
+    local: str | None
+    port: int
+    learning: bool
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,10 @@ class Link:
     flood: bool | None = None
     carrier: bool = False
     namespace: int | None = None  # of the peer, by its number here (ip-netns(8), set); None if it is here or unknown
+    broadcast: bool | None = None  # as a bridge port: whether it sends broadcast, and multicast, frames of others
+    multicast: bool | None = None
+    suppress: bool | None = None  # whether the bridge answers for neighbours behind it: BR_NEIGH_SUPPRESS
+    vxlan: VxlanSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,7 @@ class Neighbour:
     mac: str
     address: str | None
     permanent: bool
+    host: str | None = None  # of a VXLAN device's forwarding entry: the host that frames are sent to
 
 
 def parse_link(body: bytes) -> Link:
@@ -88,8 +104,29 @@ def parse_link(body: bytes) -> Link:
         group=rtattr.integer(attributes[IFLA_GROUP]) if IFLA_GROUP in attributes else 0,
         carrier=bool(flags & IFF_LOWER_UP),
         namespace=rtattr.integer(attributes[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in attributes else None,
-        learning=bool(port[BRPORT_LEARNING][0]) if BRPORT_LEARNING in port else None,
-        flood=bool(port[BRPORT_UNICAST_FLOOD][0]) if BRPORT_UNICAST_FLOOD in port else None,
+        learning=_flag(port, BRPORT_LEARNING),
+        flood=_flag(port, BRPORT_UNICAST_FLOOD),
+        broadcast=_flag(port, BRPORT_BCAST_FLOOD),
+        multicast=_flag(port, BRPORT_MCAST_FLOOD),
+        suppress=_flag(port, BRPORT_NEIGH_SUPPRESS),
+        vxlan=_vxlan(info),
+    )
+
+
+def _flag(attributes: dict[int, bytes], number: int) -> bool | None:
+    return bool(attributes[number][0]) if number in attributes else None
+
+
+def _vxlan(info: dict[int, bytes]) -> VxlanSettings | None:
+    data = rtattr.parse(info.get(INFO_DATA, b"")) if info.get(INFO_KIND) == b"vxlan\0" else {}
+    if VXLAN_ID not in data:
+        return None
+    local = data.get(VXLAN_LOCAL) or data.get(VXLAN_LOCAL6)
+    return VxlanSettings(
+        vni=rtattr.integer(data[VXLAN_ID]),
+        local=str(ip_address(local)) if local else None,
+        port=int.from_bytes(data.get(VXLAN_PORT, b""), "big"),
+        learning=_flag(data, VXLAN_LEARNING) is not False,
     )
 
 
@@ -111,4 +148,5 @@ def parse_neighbour(family: int, body: bytes) -> Neighbour:
         mac=attributes.get(NDA_LLADDR, b"").hex(":"),
         address=str(ip_address(to)) if to and family != socket.AF_BRIDGE else None,
         permanent=bool(state & NUD_PERMANENT) or (family == socket.AF_BRIDGE and bool(state & NUD_NOARP)),
+        host=str(ip_address(to)) if to and family == socket.AF_BRIDGE else None,
     )

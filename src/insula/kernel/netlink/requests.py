@@ -47,8 +47,21 @@ def bridge(name: str, *, index: int = 0, mac: str, mtu: int) -> Request:
     return _new_link(f"bridge {name}", name, index, info, mac=mac, mtu=mtu)
 
 
-def vxlan(name: str, *, vni: int, local: str, port: int = 4789, index: int = 0, mtu: int, master: int) -> Request:
-    """Create a VXLAN device (RFC 7348), up, without learning: forwarding entries are added with `add_forwarding`."""
+def vxlan(
+    name: str,
+    *,
+    vni: int,
+    local: str,
+    port: int = 4789,
+    index: int = 0,
+    mtu: int,
+    master: int,
+    netns: int | None = None,
+) -> Request:
+    """Create a VXLAN device (RFC 7348), up, without learning: forwarding entries are added with `add_forwarding`.
+
+    With the descriptor `netns` the device and its `master` are in that namespace; its UDP socket stays in this one.
+    """
     family, packed = _packed(local)
     data = rtattr.nested(
         (rt.VXLAN_ID, rtattr.u32(vni)),
@@ -57,7 +70,7 @@ def vxlan(name: str, *, vni: int, local: str, port: int = 4789, index: int = 0, 
         (rt.VXLAN_PORT, struct.pack("!H", port)),
     )
     info = rtattr.nested((rt.INFO_KIND, b"vxlan\0"), (rt.INFO_DATA | rtattr.NESTED, data))
-    return _new_link(f"vxlan {name}", name, index, info, mtu=mtu, master=master)
+    return _new_link(f"vxlan {name}", name, index, info, mtu=mtu, master=master, netns=netns)
 
 
 def set_link(
@@ -83,10 +96,29 @@ def set_link(
     return Request(f"set link {index}", rt.RTM_NEWLINK, 0, body)
 
 
-def set_bridge_port(index: int, *, learning: bool, flood: bool, alias: str | None = None) -> Request:
-    """Set a bridge port's flags, learning of source addresses and flooding of unicast to unknown addresses, and its
-    link's alias."""
-    data = rtattr.nested((rt.BRPORT_LEARNING, bytes([learning])), (rt.BRPORT_UNICAST_FLOOD, bytes([flood])))
+def set_bridge_port(
+    index: int,
+    *,
+    learning: bool,
+    flood: bool,
+    broadcast: bool | None = None,
+    multicast: bool | None = None,
+    suppress: bool | None = None,
+    alias: str | None = None,
+) -> Request:
+    """Set a bridge port's flags (bridge(8)), and its link's alias.
+
+    They are learning of source addresses; flooding of unicast to unknown addresses, of broadcast and of multicast; and
+    `suppress`: the bridge itself answers ARP and NDP for the neighbours behind this port.
+    """
+    flags = {
+        rt.BRPORT_LEARNING: learning,
+        rt.BRPORT_UNICAST_FLOOD: flood,
+        rt.BRPORT_BCAST_FLOOD: broadcast,
+        rt.BRPORT_MCAST_FLOOD: multicast,
+        rt.BRPORT_NEIGH_SUPPRESS: suppress,
+    }
+    data = rtattr.nested(*((flag, None if value is None else bytes([value])) for flag, value in flags.items()))
     info = rtattr.nested((rt.INFO_SLAVE_KIND, b"bridge\0"), (rt.INFO_SLAVE_DATA | rtattr.NESTED, data))
     return Request(
         f"set bridge port {index}",
@@ -177,9 +209,18 @@ def add_forwarding(index: int, mac: str, *, remote: str | None = None) -> Reques
 
     Those of a VXLAN device go to the host `remote`.
     """
-    body = rt.NEIGH.pack(socket.AF_BRIDGE, index, rt.NUD_NOARP, rt.NTF_SELF if remote else rt.NTF_MASTER, 0)
+    state, place = (rt.NUD_PERMANENT, rt.NTF_SELF) if remote else (rt.NUD_NOARP, rt.NTF_MASTER)
+    body = rt.NEIGH.pack(socket.AF_BRIDGE, index, state, place, 0)
     body += rtattr.attributes((rt.NDA_LLADDR, rtattr.mac(mac)), (rt.NDA_DST, remote and _packed(remote)[1]))
     return Request(f"add forwarding entry {mac}", rt.RTM_NEWNEIGH, CREATE | REPLACE, body)
+
+
+def delete_forwarding(index: int, mac: str, *, remote: bool = False) -> Request:
+    """Delete a forwarding entry of a bridge port, or with `remote` that of a VXLAN device; no error if it is gone."""
+    body = rt.NEIGH.pack(socket.AF_BRIDGE, index, 0, rt.NTF_SELF if remote else rt.NTF_MASTER, 0)
+    body += rtattr.attributes((rt.NDA_LLADDR, rtattr.mac(mac)))
+    ignore = frozenset({_ENOENT, _ENODEV})
+    return Request(f"delete forwarding entry {mac}", rt.RTM_DELNEIGH, 0, body, ignore)
 
 
 def _new_link(
@@ -191,9 +232,11 @@ def _new_link(
     mac: str | None = None,
     mtu: int | None = None,
     master: int | None = None,
+    netns: int | None = None,
 ) -> Request:
     body = _link_body(index, rt.IFF_UP) + rtattr.attributes(
         (rt.IFLA_IFNAME, rtattr.text(name)),
+        (rt.IFLA_NET_NS_FD, None if netns is None else rtattr.u32(netns)),
         (rt.IFLA_ADDRESS, mac and rtattr.mac(mac)),
         (rt.IFLA_MTU, mtu and rtattr.u32(mtu)),
         (rt.IFLA_MASTER, master and rtattr.u32(master)),

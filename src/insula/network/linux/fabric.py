@@ -15,6 +15,7 @@ from pathlib import Path
 from insula.kernel import netlink, records, trees
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
+from insula.kernel.netlink.nftables import NftablesSocket
 from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.model.errors import Failed, InsulaError, NotFound, Unavailable
@@ -23,13 +24,14 @@ from insula.network import endpoints
 from insula.network.addresses import uplink_mac
 from insula.network.fabric import Installed, NetnsNic, Nic, ProbePoints, Router, Station, TapNic, Traffic
 from insula.network.intent import TenantIntent
-from insula.network.linux import calls, egress, inside, namespaces, naming, readback, resolver, rules, sysctl
+from insula.network.linux import calls, egress, inside, namespaces, naming, overlay, readback, resolver, rules, sysctl
 from insula.network.linux.calls import Calls, about_host, about_tenant
 from insula.network.linux.deletion import DeferredDeletion, is_gone
 from insula.network.linux.naming import Naming
 from insula.network.linux.state import addresses, gateways
 from insula.network.linux.sysctl import HostSettings
 from insula.network.linux.tenant import TenantNamespace, recording
+from insula.network.linux.underlay import Members, Underlay
 
 log = logging.getLogger("insula.network")
 _BINDS = 0.2  # seconds within which dnsmasq listens at a gateway that was announced
@@ -44,8 +46,9 @@ class LinuxFabric:
 
     `run` is a directory on a file system that is empty after a reboot. `range4` and `range6` are the ranges of the
     uplinks' addresses. `resolvers` are the upstream name servers: None means the host's, () none. `groups` is the
-    parent of the tenants' control groups, in which their resolvers run. The host's namespace is that of the thread
-    that calls `open`.
+    parent of the tenants' control groups, in which their resolvers run. `underlay` is this host's address on the
+    network between the hosts; without it all instances of a tenant are on this host. The host's namespace is that of
+    the thread that calls `open`.
     """
 
     def __init__(
@@ -57,7 +60,10 @@ class LinuxFabric:
         range6: str = "fd69:6e73:756c:6100::/64",
         resolvers: Sequence[str] | None = None,
         groups: str | None = None,
+        underlay: Underlay | None = None,
     ) -> None:
+        self._underlay = underlay
+        self._members: Members | None = None
         self.naming = Naming(prefix, IPv4Network(range4), IPv6Network(range6))
         self._run = run / "network"
         self._records = self._run / "tenants"
@@ -90,6 +96,8 @@ class LinuxFabric:
             with contextlib.suppress(OSError):  # a kernel without bpf(2): address changes are not announced
                 self._injector = Injector()
         self._ensure_host()
+        if self._underlay and self._members is None:
+            self._members = Members(self._underlay, self.naming.prefix, Rtnl(), NftablesSocket())
         self._calls.open()
 
     def close(self) -> None:
@@ -111,7 +119,10 @@ class LinuxFabric:
             self._host_nft.close()
         if self._injector:
             self._injector.close()
+        if self._members:
+            self._members.close()
         self._procfs.close()
+        self._members = None
         self._host = self._host_nft = self._injector = None
 
     def _ensure_host(self) -> None:
@@ -133,7 +144,8 @@ class LinuxFabric:
     def _host_rules(self, about: int | None = None) -> str:
         """Return the host's rules; `about` is an IP version for which forwarding is about to be enabled."""
         versions = [v for v in (4, 6) if v == about or sysctl.read(sysctl.FORWARDING[v]) == "1"]
-        return rules.host_rules(self.naming, self._servers, {v: self._settings.closed(v) for v in versions})
+        closed = {v: self._settings.closed(v) for v in versions}
+        return rules.host_rules(self.naming, self._servers, closed, self._underlay)
 
     @property
     def reserved(self) -> Sequence[str]:
@@ -145,7 +157,15 @@ class LinuxFabric:
         """Return differences in the host's own namespace, as text."""
         _, nft = self._handles()
         wanted = self._host_rules()
-        return list(readback.rule_drift(nft, self.naming.prefix, ("inet",), wanted))
+        others = self._members.drift() if self._members else ()
+        return [*readback.rule_drift(nft, self.naming.prefix, ("inet",), wanted), *others]
+
+    @about_host
+    def set_hosts(self, hosts: Iterable[str]) -> None:
+        """Accept packets of tenants' networks from the hosts with these underlay addresses, and no others."""
+        if self._members is None:
+            raise Unavailable("this host has no underlay address", "set one, and start insulad again")
+        self._members.set(hosts)
 
     def _handles(self) -> tuple[Rtnl, Nft]:
         if self._host is None or self._host_nft is None:
@@ -171,7 +191,7 @@ class LinuxFabric:
                 starting.enter_context(self._resolver.ensuring(tenant, namespace.netns, self._upstream(tenant)))
             with recording(errors, "tenant"):
                 namespace.ensure(host, ipv6=self._ipv6)
-            made = namespace.apply(intent, self._prepare, errors)
+            made = namespace.apply(intent, self._prepare, self._members, errors)
         with recording(errors, "tenant"):
             for network in made:
                 self._await_resolver(namespace, network)
@@ -219,9 +239,19 @@ class LinuxFabric:
             namespace = self._tenants.pop(name, None)
         if namespace:
             namespace.close()
+        self._remove_overlay(name)
         host.execute(netlink.delete_link(name=self.naming.uplink(index)))
         namespaces.remove(self.naming.namespace(name))
         (self._records / name).unlink(missing_ok=True)
+
+    def _remove_overlay(self, name: str) -> None:
+        """Delete the tenant's VXLAN devices now: a namespace ends some time later, and holds the VNIs until then."""
+        netns = namespaces.open_named(self.naming.namespace(name))
+        if netns is not None:
+            try:
+                call_in(netns, overlay.remove)
+            finally:
+                os.close(netns)
 
     def _upstream(self, tenant: Tenant) -> list[str]:
         """Return the upstream servers of the tenant's resolver: ports at the host's end of its uplink, which the host's

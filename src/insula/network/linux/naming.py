@@ -20,7 +20,8 @@ UPLINK: Final = "uplink"  # in the tenant's namespace
 EGRESS: Final = "egress"  # the beginning of the names of devices there: see `linux.egress`
 MTU: Final = 1500  # of the uplinks
 MAX_PORTS: Final = 1023  # of a bridge (BR_MAX_PORTS in net/bridge/br_private.h, without number 0)
-_NETWORKS, _PORTS = 1_000_000_000, 2_000_000_000  # the first interface indices of bridges and of ports
+# the first interface indices of bridges, VXLAN devices and ports
+_NETWORKS, _VXLANS, _PORTS = 1_000_000_000, 1_500_000_000, 2_000_000_000
 _PREFIX = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
@@ -32,6 +33,10 @@ def port(index: int) -> str:
     return f"p{index}"
 
 
+def vxlan(network: int) -> str:
+    return f"vx{network}"
+
+
 def egress(number: int) -> str:
     return f"{EGRESS}{number}"
 
@@ -41,7 +46,11 @@ def bridge_index(network: int) -> int:
 
 
 def is_bridge_index(index: int) -> bool:
-    return _NETWORKS <= index < _PORTS
+    return _NETWORKS <= index < _VXLANS
+
+
+def vxlan_index(network: int) -> int:
+    return _VXLANS + network
 
 
 def port_index(index: int) -> int:

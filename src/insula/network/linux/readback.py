@@ -16,7 +16,7 @@ from insula.kernel.netns import call_in
 from insula.kernel.nftables import Nft
 from insula.network.addresses import gateway_mac
 from insula.network.fabric import Installed, InstalledNetwork, InstalledPort
-from insula.network.linux import naming, rules, sysctl
+from insula.network.linux import naming, overlay, rules, sysctl
 from insula.network.linux.deletion import is_gone
 from insula.network.linux.tenant import FAMILIES, TenantNamespace
 
@@ -29,10 +29,9 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
     for address in namespace.rtnl.addresses():
         if not address.link_local:
             addresses[address.index].append(address.address)
+    forwarding = namespace.rtnl.neighbours(socket.AF_BRIDGE)
     networks = [
-        InstalledNetwork(
-            index=index, device=link.name, gateways=sorted(addresses[link.index]), mtu=link.mtu, up=link.up
-        )
+        _network(index, link, addresses[link.index], links.get(naming.vxlan_index(index)), forwarding)
         for link in links.values()
         if (index := naming.number(link.name, "br")) is not None
     ]
@@ -41,13 +40,13 @@ def read(namespace: TenantNamespace, *, ipv6: bool) -> Installed:
         for link in links.values()
         if (index := naming.number(link.name, "p")) is not None
     ]
-    forwarding = namespace.rtnl.neighbours(socket.AF_BRIDGE)
     drift = [
         *call_in(namespace.netns, lambda: sysctl.differences(sysctl.ROUTER)),
         *rule_drift(namespace.nft, namespace.naming.prefix, FAMILIES, rules.tenant_rules(namespace.naming.prefix)),
         *_uplink_drift(namespace, links, addresses, ipv6=ipv6),
         *_network_drift(networks, links, elements),
         *_port_drift(ports, links, forwarding, elements),
+        *_overlay_drift(namespace, links, forwarding, elements),
         *_orphans(links, elements),
     ]
     return Installed(
@@ -69,6 +68,20 @@ def rule_drift(nft: Nft, table: str, families: tuple[str, ...], wanted: str) -> 
         for line in unified_diff(was, now, n=0, lineterm=""):
             if line[:1] in "+-" and line[:3] not in ("+++", "---"):
                 yield f"rule {'added' if line[0] == '+' else 'missing'} in {family} {table}: {line[1:]}"
+
+
+def _network(
+    index: int, link: Link, addresses: list[str], vxlan: Link | None, forwarding: list[Neighbour]
+) -> InstalledNetwork:
+    return InstalledNetwork(
+        index=index,
+        device=link.name,
+        gateways=sorted(addresses),
+        mtu=link.mtu,
+        up=link.up,
+        vni=vxlan.vxlan.vni if vxlan and vxlan.vxlan else None,
+        remotes={entry.mac: entry.host for entry in forwarding if vxlan and entry.index == vxlan.index and entry.host},
+    )
 
 
 def _port(index: int, link: Link, links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> InstalledPort:
@@ -155,6 +168,43 @@ def _port_drift(
                 yield f"device {port.device} has no forwarding entry for {mac}"
 
 
+def _overlay_drift(
+    namespace: TenantNamespace,
+    links: dict[int, Link],
+    forwarding: list[Neighbour],
+    elements: dict[str, set[tuple[str, ...]]],
+) -> Iterator[str]:
+    """Check VXLAN devices: what they accept, and that each allowed MAC address is that of a port on one other host."""
+    by_name = {link.name: link for link in links.values()}
+    neighbours = {
+        (entry.index, entry.mac)
+        for family in (socket.AF_INET, socket.AF_INET6)
+        for entry in namespace.rtnl.neighbours(family)
+        if entry.permanent
+    }
+    for link in links.values():
+        if (network := naming.number(link.name, "vx")) is None:
+            continue
+        if link.vxlan is None or not overlay.is_outside(link, by_name):
+            yield f"device {link.name} is not the VXLAN device it should be"
+        elif link.vxlan.learning or not overlay.is_closed(link):
+            yield f"device {link.name} learns addresses or is flooded"
+        if link.index != naming.vxlan_index(network) or link.master != naming.bridge_index(network):
+            yield f"device {link.name} is not on {naming.bridge(network)}"
+        if not link.up:
+            yield f"device {link.name} is down"
+        allowed = {element[1] for element in elements.get("bridge macs", ()) if element[0] == link.name}
+        sent = {entry.mac for entry in forwarding if entry.index == link.index and entry.host is not None}
+        bridged = {entry.mac for entry in forwarding if entry.index == link.index and entry.host is None}
+        for mac in sorted(sent ^ allowed):
+            yield f"device {link.name} has {'a host for' if mac in sent else 'no host for'} {mac}"
+        for mac in sorted(allowed):
+            if mac not in bridged:
+                yield f"device {link.name} has no forwarding entry for {mac}"
+            if (naming.bridge_index(network), mac) not in neighbours:
+                yield f"{naming.bridge(network)} has no neighbour entry for {mac}"
+
+
 def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) -> Iterator[str]:
     """Return unknown devices, and devices that set elements allow although they don't exist. A counter may outlive its
     device until it was read."""
@@ -164,6 +214,6 @@ def _orphans(links: dict[int, Link], elements: dict[str, set[tuple[str, ...]]]) 
         yield f"rule elements of {device}, which does not exist"
     for link in links.values():
         if link.name not in ("lo", naming.UPLINK) and all(
-            naming.number(link.name, head) is None for head in ("br", "p", naming.EGRESS)
+            naming.number(link.name, head) is None for head in ("br", "p", "vx", naming.EGRESS)
         ):
             yield f"device {link.name} is not ours"

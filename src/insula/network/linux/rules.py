@@ -31,8 +31,10 @@ from insula.kernel.netns import call_in_new
 from insula.kernel.nftables import Nft
 from insula.model.objects import Network, Port
 from insula.network.addresses import link_local
+from insula.network.intent import RemotePort
 from insula.network.linux import naming
 from insula.network.linux.naming import Naming
+from insula.network.linux.underlay import Underlay, chains
 from insula.network.packets import DSCP
 
 CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
@@ -166,10 +168,14 @@ table inet {table} {{
 
 _HOST = """
 table inet {table} {{
+    set members4 {{ typeof ip saddr; }}
+    set members6 {{ typeof ip6 saddr; }}
+
     chain input {{
         type filter hook input priority -5; policy accept;
         iifname "{uplinks}*" goto to_host
     }}
+    {underlay}
     chain to_host {{
         ct state established,related accept
         drop
@@ -187,6 +193,8 @@ table inet {table} {{
     chain from_tenant {{
         oifname "{uplinks}*" drop
         fib saddr . iif oif missing drop
+        ip daddr @members4 udp dport {vxlan} drop
+        ip6 daddr @members6 udp dport {vxlan} drop
         ct status dnat ct original ip daddr {range4} th dport 53 accept
         ct status dnat ct original ip6 daddr {range6} th dport 53 accept
         ip daddr {{ {range4}, 169.254.0.0/16, 192.0.2.0/24 }} drop
@@ -243,7 +251,10 @@ def tenant_rules(table: str) -> str:
 
 
 def host_rules(
-    names: Naming, servers: Sequence[str] = (), closed: Mapping[int, Sequence[str]] = MappingProxyType({})
+    names: Naming,
+    servers: Sequence[str] = (),
+    closed: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    underlay: Underlay | None = None,
 ) -> str:
     """Return the rules of the table in the host's namespace.
 
@@ -251,11 +262,14 @@ def host_rules(
     link-local and some other addresses. `servers` are the upstream name servers: resolvers send queries to the host's
     end of their uplink, which are translated to these, because a tenant's network may have the servers' addresses.
     Between the devices in `closed`, by IP version, nothing is forwarded: the host did not forward before insulad
-    enabled it.
+    enabled it. Packets to the VXLAN port of this host's `underlay` address are accepted from the other hosts only, and
+    not tracked: there are as many of their connections as of all instances together.
     """
     return _HOST.format(
         table=names.prefix,
         uplinks=names.uplinks,
+        vxlan=underlay.port if underlay else 4789,
+        underlay="" if underlay is None else chains(underlay),
         range4=names.range4,
         range6=names.range6,
         metadata4=", ".join(METADATA4),
@@ -354,6 +368,19 @@ def of_port(port: Port) -> dict[str, list[tuple[str, ...]]]:
         "bridge ipv6": [(device, mac, address) for address in six],
         "bridge ndp": [(device, mac, f"0x{int(IPv6Address(address)):032x}") for address in six],
         **{name: [(device,)] for name in COUNTED},
+    }
+
+
+def of_remote(network: Network, remote: RemotePort) -> dict[str, list[tuple[str, ...]]]:
+    """Return the elements for a port on another host: the source addresses of its frames from the VXLAN device."""
+    device, mac = naming.vxlan(network.index), remote.mac
+    six = [address for address in remote.addresses if ":" in address]
+    six += [link_local(mac)] if six else []
+    return {
+        "bridge macs": [(device, mac)],
+        "bridge ipv4": [(device, mac, address) for address in remote.addresses if ":" not in address],
+        "bridge ipv6": [(device, mac, address) for address in six],
+        "bridge ndp": [(device, mac, f"0x{int(IPv6Address(address)):032x}") for address in six],
     }
 
 

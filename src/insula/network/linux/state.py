@@ -37,6 +37,8 @@ class InstalledState:
     """Permanent entries on bridges: (index of the link, IP address) to MAC address."""
     forwarding: set[tuple[int, str]]
     """Permanent entries of bridges: (index of the link, MAC address)."""
+    hosts: dict[tuple[int, str], str]
+    """Entries of VXLAN devices: (index of the link, MAC address) to the address of the host."""
     elements: dict[str, set[bytes]]
     """Keys by set."""
     ipv6: set[str]
@@ -61,10 +63,12 @@ def read(netns: int, rtnl: Rtnl, nftables: NftablesSocket, table: str) -> Instal
         for entry in rtnl.neighbours(family)
         if entry.permanent and entry.address and naming.is_bridge_index(entry.index)
     }
-    forwarding = {(entry.index, entry.mac) for entry in rtnl.neighbours(socket.AF_BRIDGE) if entry.permanent}
+    entries = [entry for entry in rtnl.neighbours(socket.AF_BRIDGE) if entry.permanent]
+    forwarding = {(entry.index, entry.mac) for entry in entries if entry.host is None}
+    hosts = {(entry.index, entry.mac): entry.host for entry in entries if entry.host is not None}
     bridges = [name for name in links if naming.number(name, "br") is not None]
     ipv6 = call_in(netns, lambda: {each for each in bridges if _has_ipv6(each)})
-    return InstalledState(links, gone, addresses, neighbours, forwarding, keys(nftables, table), ipv6)
+    return InstalledState(links, gone, addresses, neighbours, forwarding, hosts, keys(nftables, table), ipv6)
 
 
 def keys(nftables: NftablesSocket, table: str) -> dict[str, set[bytes]]:

@@ -23,11 +23,12 @@ from insula.model.errors import Conflict, Failed, InsulaError
 from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import gateway_mac, uplink_mac
 from insula.network.fabric import Traffic, TrafficCounter
-from insula.network.intent import TenantIntent
-from insula.network.linux import naming, neighbours, rules, state, sysctl
+from insula.network.intent import RemotePort, TenantIntent
+from insula.network.linux import naming, neighbours, overlay, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.naming import Naming
 from insula.network.linux.state import InstalledState, addresses, prefix
+from insula.network.linux.underlay import Members
 from insula.network.packets import announcement
 
 FAMILIES = ("bridge", "inet")
@@ -62,6 +63,7 @@ class TenantNamespace:
         self._marked_groups: set[int] = set()  # for `delete_marked`
         self._unplugged = 0
         self._previous_macs: dict[str, str] = {}  # the last MAC address of each IP address
+        self._remotes: set[tuple[str, str]] = set()  # (network, MAC address) of ports on other hosts
         self._injector = injector
         self._procfs = procfs
 
@@ -132,12 +134,17 @@ class TenantNamespace:
     # -- the whole intent ----------------------------------------------------------------------------------------
 
     def apply(
-        self, intent: TenantIntent, prepare: Callable[[Network], None], errors: dict[str, InsulaError]
+        self,
+        intent: TenantIntent,
+        prepare: Callable[[Network], None],
+        members: Members | None,
+        errors: dict[str, InsulaError],
     ) -> Sequence[Network]:
         """Change networks, ports and set elements to those of the intent; `ensure` was called before. Returns the
         networks whose bridges were made.
 
-        `prepare` is called with each network first, and may refuse it. Errors are added to `errors`.
+        `prepare` is called with each network first, and may refuse it. `members` are the other hosts, None if this host
+        has no underlay. Errors are added to `errors`.
         """
         now = state.read(self.netns, self.rtnl, self._nftables, self.naming.prefix)
         self._marked_groups |= now.marked_groups
@@ -160,8 +167,14 @@ class TenantNamespace:
         for port in plugged:
             with recording(errors, f"port {port.instance}"):
                 self._repair_port(networks[port.network], port, now)
+        remotes = overlay.by_network(intent, plugged)
+        for network in networks.values():
+            with recording(errors, f"network {network.name}"):
+                overlay.apply(self.rtnl, self.netns, members, network, remotes[network.name], now)
+        self._remotes = {(remote.network, remote.mac) for remote in intent.remotes}
         with recording(errors, "tenant"):
-            self._apply_elements(networks.values(), plugged, now, intent)
+            elsewhere = [(network, each) for network in networks.values() for each in remotes[network.name]]
+            self._apply_elements(networks.values(), plugged, now, intent, elsewhere)
         return made
 
     def _remove_leftovers(self, intent: TenantIntent, now: InstalledState) -> None:
@@ -170,6 +183,7 @@ class TenantNamespace:
         ports = {port.index: port for port in intent.ports}
         for link in now.links.values():
             network, port = naming.number(link.name, "br"), naming.number(link.name, "p")
+            network = naming.number(link.name, "vx") if network is None else network
             stale = network is not None and network not in networks and (intent.complete or network in self._networks)
             stale |= port is not None and port not in ports and (intent.complete or port in self._ports)
             stale |= port in ports and link.index != naming.port_index(ports[port].index)
@@ -180,6 +194,7 @@ class TenantNamespace:
         if intent.complete:
             self._networks, self._ports = networks, set(ports)
             known = {address for port in intent.ports for address in addresses(port)}
+            known |= {address for remote in intent.remotes for address in overlay.addresses(remote)}
             for index, address in now.neighbours:
                 if address not in known:
                     self.rtnl.execute(netlink.delete_neighbour(index, address))
@@ -213,7 +228,12 @@ class TenantNamespace:
             self.rtnl.sync_carrier(naming.port(port.index))
 
     def _apply_elements(
-        self, networks: Iterable[Network], ports: Iterable[Port], now: InstalledState, intent: TenantIntent
+        self,
+        networks: Iterable[Network],
+        ports: Iterable[Port],
+        now: InstalledState,
+        intent: TenantIntent,
+        remotes: Iterable[tuple[Network, RemotePort]],
     ) -> None:
         """Change the sets to the elements of these networks and plugged ports. Counters of other ports of the intent
         stay: their instances have ended, and the counters may have to be read."""
@@ -224,6 +244,7 @@ class TenantNamespace:
         }
         wanted: list[rules.Elements] = [rules.OF_EGRESS, counted]
         wanted += [*map(rules.of_network, networks), *map(rules.of_port, ports)]
+        wanted += [rules.of_remote(*each) for each in remotes]
         if not intent.complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
@@ -273,12 +294,12 @@ class TenantNamespace:
 
     def unplug(self, network: Network, port: Port) -> None:
         """Remove the port's set elements, and mark its device, which `delete_marked` deletes with its other end."""
-        bridge = naming.bridge_index(network.index)
+        bridge, moved = naming.bridge_index(network.index), (network.name, port.mac) in self._remotes
         self._nftables.transact(*rules.delete(self.naming.prefix, rules.of_port(port)))
         group, self._unplugged = group_of(self._unplugged), self._unplugged + 1
         self.rtnl.execute(
             netlink.set_link_group(naming.port_index(port.index), group),
-            *(netlink.delete_neighbour(bridge, address) for address in addresses(port)),
+            *(netlink.delete_neighbour(bridge, address) for address in addresses(port) if not moved),
         )
         self._marked_groups.add(group)
         for address in addresses(port):

@@ -1,0 +1,153 @@
+"""The overlay: a tenant's networks on several hosts, by VXLAN (RFC 7348).
+
+A network with ports on other hosts has a VXLAN device on its bridge, in the tenant's namespace. The device's UDP socket
+is in the host's namespace: a VXLAN device keeps the namespace that it was made from. Nothing is learned or flooded. A
+port on another host has a forwarding entry of the bridge (MAC address to device), one of the device (MAC address to
+host), and a neighbour entry for each of its addresses. From these entries the bridge itself answers the ARP and NDP
+requests of local instances (neigh_suppress, bridge(8)), so no request crosses the underlay. Broadcast and multicast
+frames stay on their host.
+
+Frames from the device pass the same filter as those of a port: they may only have the source addresses of ports on
+other hosts (rules.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from insula.kernel import netlink
+from insula.kernel.netlink import Request, Rtnl
+from insula.kernel.netlink.messages import Link, VxlanSettings
+from insula.model.errors import Invalid, Unavailable
+from insula.model.objects import Network, Port
+from insula.network.addresses import link_local
+from insula.network.intent import RemotePort, TenantIntent
+from insula.network.linux import naming
+from insula.network.linux.state import InstalledState
+from insula.network.linux.underlay import Members, Underlay
+
+
+def by_network(intent: TenantIntent, plugged: Iterable[Port]) -> dict[str, list[RemotePort]]:
+    """Return the ports on other hosts by network, without those that are plugged here: an instance has moved."""
+    here = {(port.network, port.mac) for port in plugged}
+    found: dict[str, list[RemotePort]] = {network.name: [] for network in intent.networks}
+    for remote in intent.remotes:
+        if remote.network in found and (remote.network, remote.mac) not in here:
+            found[remote.network].append(remote)
+    return found
+
+
+def addresses(remote: RemotePort) -> list[str]:
+    """Return the addresses of a port on another host, the link-local one included if it has IPv6."""
+    six = any(":" in address for address in remote.addresses)
+    return [*remote.addresses, *([link_local(remote.mac)] if six else [])]
+
+
+def apply(
+    rtnl: Rtnl,
+    netns: int,
+    members: Members | None,
+    network: Network,
+    remotes: Sequence[RemotePort],
+    now: InstalledState,
+) -> None:
+    """Make or repair the device of a network and the entries of its ports on other hosts; without such ports remove it.
+
+    `rtnl` is in the tenant's namespace `netns`. Unavailable, Invalid: what can be made is made.
+    """
+    name = naming.vxlan(network.index)
+    link = now.links.get(name)
+    if not remotes or members is None:
+        if link:
+            rtnl.execute(netlink.delete_link(index=link.index))
+        if remotes:
+            what = f"network {network.name} has instances on other hosts, and this host has no underlay address"
+            raise Unavailable(what, "set one")
+        return
+    wrong = link is not None and not _is_right(link, network, members.underlay, now)
+    if link and wrong:
+        rtnl.execute(netlink.delete_link(index=link.index))
+    if made := link is None or wrong:
+        _make(rtnl, netns, members, network)
+        rtnl.sync_carrier(name)
+    known = [remote for remote in remotes if remote.host in members.addresses]
+    rtnl.execute(*_requests(now, network, known, made=made))
+    members.check(network)
+    for remote in remotes:
+        if remote not in known:
+            what = f"instance {remote.instance} is on host {remote.host}, which is not of this cloud"
+            raise Invalid(what, "tell the fabric all hosts first")
+
+
+def remove() -> None:
+    """Delete all VXLAN devices of the calling thread's namespace."""
+    with Rtnl() as rtnl:
+        mine = [link.index for link in rtnl.links() if naming.number(link.name, "vx") is not None]
+        rtnl.execute(*(netlink.delete_link(index=index) for index in mine))
+
+
+def is_outside(link: Link, links: Mapping[str, Link]) -> bool:
+    """Whether the socket of a VXLAN device is in the host's namespace: there is the other end of the uplink, too."""
+    uplink = links.get(naming.UPLINK)
+    return uplink is None or (link.namespace is not None and link.namespace == uplink.namespace)
+
+
+def is_closed(link: Link) -> bool:
+    """Whether a VXLAN device learns and floods nothing, and the bridge answers for the neighbours behind it."""
+    return not (link.learning or link.flood or link.broadcast or link.multicast) and bool(link.suppress)
+
+
+def _is_right(link: Link, network: Network, underlay: Underlay, now: InstalledState) -> bool:
+    settings = VxlanSettings(vni=network.vni, local=underlay.address, port=underlay.port, learning=False)
+    return (link.index, link.vxlan) == (naming.vxlan_index(network.index), settings) and is_outside(link, now.links)
+
+
+def _make(rtnl: Rtnl, netns: int, members: Members, network: Network) -> None:
+    """Make the device from the host's namespace."""
+    index = naming.vxlan_index(network.index)
+    members.rtnl.execute(
+        netlink.vxlan(
+            naming.vxlan(network.index),
+            vni=network.vni,
+            local=members.underlay.address,
+            port=members.underlay.port,
+            index=index,
+            mtu=network.mtu,
+            master=naming.bridge_index(network.index),
+            netns=netns,
+        )
+    )
+    rtnl.execute(*_port(network))
+
+
+def _port(network: Network) -> list[Request]:
+    """Return requests for the settings of the device and of the bridge's port."""
+    index, on = naming.vxlan_index(network.index), naming.bridge_index(network.index)
+    flags = netlink.set_bridge_port(index, learning=False, flood=False, broadcast=False, multicast=False, suppress=True)
+    return [netlink.set_link(index, up=True, mtu=network.mtu, master=on, alias=network.name), flags]
+
+
+def _requests(now: InstalledState, network: Network, remotes: Sequence[RemotePort], *, made: bool) -> Iterator[Request]:
+    """Yield requests that change the entries of a network's device; it was just `made`, or is that of `now`."""
+    index, on = naming.vxlan_index(network.index), naming.bridge_index(network.index)
+    link = now.links.get(naming.vxlan(network.index))
+    wanted_port = (True, network.mtu, on, network.name)
+    if not made and link and not (is_closed(link) and (link.up, link.mtu, link.master, link.alias) == wanted_port):
+        yield from _port(network)
+    hosts = {} if made else {mac: host for (at, mac), host in now.hosts.items() if at == index}
+    forwarding = set() if made else {mac for at, mac in now.forwarding if at == index}
+    wanted = {remote.mac: remote.host for remote in remotes}
+    for mac in hosts.keys() - wanted.keys():
+        yield netlink.delete_forwarding(index, mac, remote=True)
+    for mac in forwarding - wanted.keys():
+        yield netlink.delete_forwarding(index, mac)
+    for remote in remotes:
+        if hosts.get(remote.mac) != remote.host:
+            yield netlink.add_forwarding(index, remote.mac, remote=remote.host)
+        if remote.mac not in forwarding:
+            yield netlink.add_forwarding(index, remote.mac)
+        for address in addresses(remote):
+            if ":" in address and not network.gateway6:
+                continue
+            if now.neighbours.get((on, address)) != remote.mac:
+                yield netlink.add_neighbour(on, address, remote.mac)
