@@ -106,7 +106,7 @@ def _changes(cloud: Lab) -> list[Change]:
             ["gateway fd00::1 of br1 is missing in the rules"],
         ),
         (['nft delete element inet lab bridges { "br1" }'], [], ["br1 is missing in set bridges"]),
-        (['nft delete element inet lab same { "br1" . "br1" }'], [], ["br1 is missing in set same"]),
+        (['nft delete element inet lab paths { "br1" . "br1" }'], [], ["br1 is missing in set paths"]),
         (["ip link set p1 down"], [], ["device p1 is down"]),
         (["bridge link set dev p1 learning on"], [], ["device p1 learns addresses or is flooded"]),
         (["bridge link set dev p1 flood on"], [], ["device p1 learns addresses or is flooded"]),

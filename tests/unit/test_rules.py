@@ -160,7 +160,7 @@ def test_the_elements_of_ports_and_networks_come_and_go() -> None:
             "bridge sent": {("p7",), ("p8",)},
             "bridge received": {("p7",), ("p8",)},
             "inet bridges": {("br3",)},
-            "inet same": {("br3", "br3")},
+            "inet paths": {("br3", "br3"), ("br3", "uplink")},
             "inet gateways4": {("br3", "10.0.0.1")},
             "inet gateways6": {("br3", "fd00::1")},
             "inet egress_sent": {("ipv4",)},
@@ -204,9 +204,9 @@ def test_a_transaction_may_have_thousands_of_elements() -> None:
     def inside(nft: Nft) -> None:
         install(nft)
         names = [(f"br{number}", f"p{number}") for number in range(5000)]
-        some = {"inet same": names}
+        some = {"inet paths": names}
         transact(rules.add(TABLE, some))
-        assert elements(nft) == {"inet same": set(names)}
+        assert elements(nft) == {"inet paths": set(names)}
         transact(rules.delete(TABLE, some))
         assert elements(nft) == {}
 

@@ -73,7 +73,7 @@ _FEATURES = {
         "nftables", "missing", "no network can be made", "install libnftables1; the kernel needs nf_tables"
     ),
     "bridge_connections": _Meaning(
-        "conntrack on bridges", "degraded", "no stateful policies inside a network", "load the module br_netfilter"
+        "conntrack on bridges", "missing", "no network can be made", "load the module br_netfilter"
     ),
     "virtual_machines": _Meaning(
         "KVM", "degraded", "virtual machines are emulated, which is slow", "enable virtualization, or nested, for KVM"

@@ -200,14 +200,6 @@ table ip t {
     }
 }
 """
-_BRIDGE_RULES = """
-table bridge t {
-    chain c {
-        type filter hook forward priority 0
-        ct state established,related accept
-    }
-}
-"""
 
 
 def packet_filter() -> str:
@@ -217,14 +209,9 @@ def packet_filter() -> str:
 
 
 def bridge_connections() -> str:
-    """Connection tracking of bridged packets, by nf_conntrack_bridge or by the older br_netfilter."""
-    try:
-        _load_rules(_BRIDGE_RULES)
-    except OSError:
-        if Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists():
-            return "by br_netfilter"
-        raise
-    return "by nf_conntrack_bridge"
+    """Connection tracking of bridged packets, by the module br_netfilter."""
+    os.stat("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    return "by br_netfilter"
 
 
 def _load_rules(rules: str) -> None:

@@ -14,7 +14,7 @@ import errno
 import functools
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -35,7 +35,7 @@ _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (_NFTABLES << 8 | number for nu
 FIRST_GENERATION: Final = 1
 """The generation of a network namespace whose rules were never changed."""
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
-_ELEMENT, _KEY, _VALUE = 1, 1, 1
+_ELEMENT, _KEY, _DATA, _VALUE = 1, 1, 2, 1
 _USER_DATA, _EXPRESSION, _EXPRESSIONS = 6, 7, 11  # of an element
 _EXPRESSION_DATA = 2
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
@@ -85,6 +85,22 @@ class NftablesSocket(NetlinkSocket):
             listed = attributes.parse(body[4:]).get(_ELEMENTS, b"")
             elements = (attributes.parse(element) for _, element in attributes.pairs(listed))
             found += (attributes.parse(element[_KEY])[_VALUE] for element in elements)
+        return found
+
+    def mappings(self, family: str, table: str, name: str) -> dict[bytes, bytes]:
+        """Return the elements of a map, data by key; none if the map is missing. NetlinkError."""
+        try:
+            answers = self.dump(_GETSETELEM, _set(family, table, name))
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return {}
+            raise
+        found: dict[bytes, bytes] = {}
+        for body in answers:
+            for _, packed in attributes.pairs(attributes.parse(body[4:]).get(_ELEMENTS, b"")):
+                element = attributes.parse(packed)
+                key, data = (attributes.parse(element[part])[_VALUE] for part in (_KEY, _DATA))
+                found[key] = data
         return found
 
     def counters(self, family: str, table: str, name: str) -> dict[bytes, ElementCounter]:
@@ -142,8 +158,21 @@ def add_elements(family: str, table: str, name: str, keys: Iterable[bytes], comm
     return _elements(f"add elements to set {name}", _NEWSETELEM, CREATE, _set(family, table, name), keys, comment)
 
 
+def add_mappings(family: str, table: str, name: str, mappings: Mapping[bytes, bytes]) -> Iterator[Request]:
+    """Yield requests that add elements to a map, data by key. One that has the key with other data is an error
+    (EEXIST)."""
+    left = iter(mappings.items())
+    while some := list(islice(left, _TOGETHER)):
+        listed = b"".join(
+            _element(key, attributes.attributes((_DATA | NESTED, attributes.attributes((_VALUE, data)))))
+            for key, data in some
+        )
+        body = _set(family, table, name) + attributes.attributes((_ELEMENTS | NESTED, listed))
+        yield Request(f"add elements to map {name}", _NEWSETELEM, CREATE, body)
+
+
 def delete_elements(family: str, table: str, name: str, keys: Iterable[bytes]) -> Iterator[Request]:
-    """Yield requests that delete elements of a set; a missing one is an error."""
+    """Yield requests that delete elements of a set or map; a missing one is an error."""
     return _elements(f"delete elements of set {name}", _DELSETELEM, 0, _set(family, table, name), keys)
 
 

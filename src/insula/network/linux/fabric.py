@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from insula.kernel import netlink, records, trees
+from insula.kernel import modules, netlink, records, trees
 from insula.kernel.injection import Injector
 from insula.kernel.netlink import Rtnl
 from insula.kernel.netlink.nftables import NftablesSocket
@@ -89,6 +89,7 @@ class LinuxFabric:
         for directory in (self._run, self._records):  # readable by root only: it has data of all tenants
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o700)
+        _require_bridge_filter()
         if namespaces.prepare_directory():
             (self._run / "directory").touch()
         if self._host is None:
@@ -460,6 +461,20 @@ def _station(namespace: TenantNamespace, network: Network, port: Port) -> Statio
         index=naming.port_index(port.index),
         mac=port.mac,
     )
+
+
+def _require_bridge_filter() -> None:
+    """Load br_netfilter, with which the router's rules judge bridged packets. Unavailable without it.
+
+    The module applies the host's own rules to the host's own bridges as well, which nobody has asked for: if it was not
+    there, that is turned off again.
+    """
+    if sysctl.has_bridge_filter():
+        return
+    modules.load("br_netfilter")
+    if not sysctl.has_bridge_filter():
+        raise Unavailable("this kernel has no br_netfilter", "install the package with the kernel's modules")
+    sysctl.write(dict.fromkeys(sysctl.BRIDGE_FILTERS, "0"))
 
 
 def _no_namespace(tenant: Tenant) -> NotFound:

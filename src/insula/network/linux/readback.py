@@ -136,7 +136,7 @@ def _network_drift(
         for address in sorted(known ^ have):
             where = "on the device" if address in known else "in the rules"
             yield f"gateway {address} of {network.device} is missing {where}"
-        for name, element in (("bridges", (network.device,)), ("same", (network.device, network.device))):
+        for name, element in (("bridges", (network.device,)), ("paths", (network.device, network.device))):
             if element not in elements.get(f"inet {name}", ()):
                 yield f"{network.device} is missing in set {name}"
 

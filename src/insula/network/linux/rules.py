@@ -6,9 +6,11 @@ There are three tables. Packets from and to tenants that no rule accepts are dro
   address and its own IP addresses only, also in ARP and NDP messages. Router advertisements and DHCP replies are
   dropped. So are reports of multicast membership (RFC 3376, RFC 3810): the bridges flood multicast frames, so reports
   have no use, and each start would send one to every instance.
-- The `inet` table in a tenant's namespace is that of its router. It answers pings and DNS at its gateways, forwards
-  new connections from networks to the uplink, and forwards nothing between two networks. Namespaces of `linux.egress`
-  have DNS and the uplink as well. What they send and receive is counted at their devices.
+- The `inet` table in a tenant's namespace is that of its router. It answers pings and DNS at its gateways, and judges
+  connections: those that are routed, and with br_netfilter those between two instances of one network. The set `paths`
+  has the pairs of devices between which a connection may be opened. `epoch.py` tells how changes reach open
+  connections. Namespaces of `linux.egress` have DNS and the uplink as well. What they send and receive is counted at
+  their devices.
 - The table in the host's namespace isolates tenants from each other and from the host.
 
 ICMP errors about probes of `insula verify` are dropped in router and host, because such an error quotes the probe and
@@ -111,7 +113,9 @@ table bridge {table} {{
 }}
 table inet {table} {{
     set bridges {{ typeof iifname; }}
-    set same {{ typeof iifname . oifname; }}
+    set paths {{ typeof iifname . oifname; }}
+    set judged {{ type mark; }}
+    map epoch {{ type nf_proto : mark; }}
     set gateways4 {{ typeof iifname . ip daddr; }}
     set gateways6 {{ typeof iifname . ip6 daddr; }}
     set egress_sent {{ typeof meta nfproto; counter; }}
@@ -146,14 +150,27 @@ table inet {table} {{
     }}
     chain forward {{
         type filter hook forward priority 0; policy drop;
-        iifname . oifname @same accept comment "bridged frames, with br_netfilter"
-        ct state established,related accept
+        ct mark @judged accept
         ct state invalid drop
-        ct state new ct count over {connections} drop comment "tenants share the host's table"
-        iifname @bridges oifname "{uplink}" accept
-        iifname "{egress}*" ip daddr {{ 169.254.0.0/16, {metadata4} }} reject with icmpx admin-prohibited
-        iifname "{egress}*" oifname "{uplink}" accept
-        iifname "{egress}*" reject with icmpx admin-prohibited comment "at once: its user waits"
+        ct state related meta l4proto {{ icmp, icmpv6 }} accept comment "errors about connections"
+        ct state untracked icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} iifname . oifname @paths accept
+        ct direction original iifname . oifname @paths goto judge
+        ct direction reply oifname . iifname @paths goto judge
+        oifname "{egress}*" ct state established accept
+        iifname "{egress}*" goto egress_forward
+    }}
+    chain judge {{
+        oifname "{uplink}" ct state new ct count over {connections} drop comment "tenants share the host's table"
+        jump policies
+        ct mark set meta nfproto map @epoch accept
+    }}
+    chain policies {{
+    }}
+    chain egress_forward {{
+        ct state new ct count over {connections} drop
+        ip daddr {{ 169.254.0.0/16, {metadata4} }} reject with icmpx admin-prohibited
+        oifname "{uplink}" accept
+        reject with icmpx admin-prohibited comment "at once: its user waits"
     }}
     chain output {{
         type filter hook output priority 0; policy accept;
@@ -328,7 +345,7 @@ _TYPES: Final = {
     "bridge sent": "d",
     "bridge received": "d",
     "inet bridges": "d",
-    "inet same": "dd",
+    "inet paths": "dd",
     "inet gateways4": "d4",
     "inet gateways6": "d6",
     "inet egress_sent": "v",
@@ -352,7 +369,7 @@ def of_network(network: Network) -> dict[str, list[tuple[str, ...]]]:
     device = naming.bridge(network.index)
     return {
         "inet bridges": [(device,)],
-        "inet same": [(device, device)],
+        "inet paths": [(device, device), (device, naming.UPLINK)],
         "inet gateways4": [(device, network.gateway)],
         "inet gateways6": [(device, network.gateway6)] if network.gateway6 else [],
     }

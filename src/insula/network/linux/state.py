@@ -129,17 +129,16 @@ def port_settings(network: Network, port: Port) -> list[Request]:
     ]
 
 
-def elements(table: str, wanted: Iterable[rules.Elements], have: dict[str, set[bytes]]) -> list[Request]:
-    """Return requests that change the sets from the keys `have` to the elements `wanted`."""
+def differences(
+    wanted: Iterable[rules.Elements], have: dict[str, set[bytes]]
+) -> tuple[dict[str, set[bytes]], dict[str, set[bytes]]]:
+    """Return the keys to add to the sets, and those to delete, to get from the keys `have` to the elements `wanted`."""
     keys: dict[str, set[bytes]] = {name: set() for name in have}
     for each in wanted:
         for name, some in each.items():
             keys[name].update(rules.key(name, element) for element in some)
-    return rules.change(
-        table,
-        {name: keys[name] - present for name, present in have.items()},
-        {name: present - keys[name] for name, present in have.items()},
-    )
+    added = {name: keys[name] - present for name, present in have.items()}
+    return added, {name: present - keys[name] for name, present in have.items()}
 
 
 # -- addresses ----------------------------------------------------------------------------------------------------

@@ -39,11 +39,21 @@ ROUTER = {
     "ipv6/conf/default/accept_redirects": "0",
     "ipv6/conf/default/accept_dad": "0",
     "ipv6/conf/default/disable_ipv6": "1",  # a bridge has IPv6 if its network has; ports never
-    # otherwise br_netfilter passes bridged packets through the rules for routed ones too
-    "bridge/bridge-nf-call-iptables": "0",
-    "bridge/bridge-nf-call-ip6tables": "0",
+    # br_netfilter: the rules of the router judge bridged packets too (network/linux/rules.py)
+    "bridge/bridge-nf-call-iptables": "1",
+    "bridge/bridge-nf-call-ip6tables": "1",
     "bridge/bridge-nf-call-arptables": "0",
+    # a packet outside of the window that the kernel expects is no reason to lose it: instances judge that themselves
+    "netfilter/nf_conntrack_tcp_be_liberal": "1",
 }
+
+
+BRIDGE_FILTERS: Final = tuple(f"bridge/bridge-nf-call-{table}" for table in ("iptables", "ip6tables", "arptables"))
+
+
+def has_bridge_filter() -> bool:
+    """Whether bridged packets can pass the rules for routed ones (the module br_netfilter)."""
+    return read(BRIDGE_FILTERS[0]) is not None
 
 
 def bridge(name: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ from insula.network.fabric import Traffic, TrafficCounter
 from insula.network.intent import RemotePort, TenantIntent
 from insula.network.linux import naming, neighbours, overlay, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
+from insula.network.linux.epoch import Epoch
 from insula.network.linux.naming import Naming
 from insula.network.linux.state import InstalledState, addresses, prefix
 from insula.network.linux.underlay import Members
@@ -56,6 +57,7 @@ class TenantNamespace:
         handles = call_in(self.netns, lambda: (Rtnl(), Nft(), NftablesSocket(), Rtnl()))
         # the last socket is for slow requests, which would block users of the first
         self.rtnl, self.nft, self._nftables, self._slow_rtnl = handles
+        self._epoch = Epoch(self._nftables, names.prefix)
         self._deleting = threading.Lock()
         self._closed = False
         self._networks: set[int] = set()  # of all intents so far
@@ -248,7 +250,17 @@ class TenantNamespace:
         if not intent.complete:  # elements that may be of a missing network or port stay
             known = {naming.bridge(n) for n in self._networks} | {naming.port(n) for n in self._ports}
             have = {name: {k for k in some if rules.element(name, k)[0] in known} for name, some in have.items()}
-        self._nftables.transact(*state.elements(self.naming.prefix, wanted, have))
+        self._transact(wanted, have)
+
+    def _transact(self, wanted: Iterable[rules.Elements], have: dict[str, set[bytes]]) -> None:
+        """Change the sets from the keys `have` to the elements `wanted`. If some go, the next epoch begins: open
+        connections may need them."""
+        added, deleted = state.differences(wanted, have)
+        requests = rules.change(self.naming.prefix, added, deleted)
+        if not self._epoch.is_valid() or any(deleted.values()):
+            self._epoch.transact(*requests)
+        else:
+            self._nftables.transact(*requests)
 
     # -- ports ---------------------------------------------------------------------------------------------------
 
@@ -295,7 +307,7 @@ class TenantNamespace:
     def unplug(self, network: Network, port: Port) -> None:
         """Remove the port's set elements, and mark its device, which `delete_marked` deletes with its other end."""
         bridge, moved = naming.bridge_index(network.index), (network.name, port.mac) in self._remotes
-        self._nftables.transact(*rules.delete(self.naming.prefix, rules.of_port(port)))
+        self._epoch.transact(*rules.delete(self.naming.prefix, rules.of_port(port)))
         group, self._unplugged = group_of(self._unplugged), self._unplugged + 1
         self.rtnl.execute(
             netlink.set_link_group(naming.port_index(port.index), group),
@@ -395,7 +407,7 @@ class TenantNamespace:
         device = naming.port(port.index)
         have = state.keys(self._nftables, self.naming.prefix)
         mine = {name: {k for k in some if rules.element(name, k)[0] == device} for name, some in have.items()}
-        self._nftables.transact(*state.elements(self.naming.prefix, [rules.of_port(port)], mine))
+        self._transact([rules.of_port(port)], mine)
 
 
 @contextlib.contextmanager
