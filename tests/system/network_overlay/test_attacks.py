@@ -47,9 +47,9 @@ def test_packets_of_the_overlay_come_from_the_hosts_of_the_cloud_only(version: i
     stranger, target = Machine(9, version, cloud.mtu), cloud.hosts[0].address
     spy = web.sniffer()
     for sender, arrives in ((cloud.hosts[1], True), (stranger, False)):
-        for kind, packet in ((IP, udp("10.0.0.3", "10.0.0.2", b"%s")), (IPV6, udp("fd00::3", "fd00::2", b"%s"))):
+        for kind, source, address in ((IP, "10.0.0.3", "10.0.0.2"), (IPV6, "fd00::3", "fd00::2")):
             mark = os.urandom(6)
-            frame = ethernet(web.port.mac, db.port.mac, kind, packet[:-2] + mark)
+            frame = ethernet(web.port.mac, db.port.mac, kind, udp(source, address, mark))
             sender.sends(encapsulated(cloud.networks["acme", "net"].vni, frame), target)
             assert spy.sees(mark, SOON if arrives else SHORT) == arrives, (sender.number, kind)
     first, second = cloud.hosts
