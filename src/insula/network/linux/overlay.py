@@ -50,33 +50,39 @@ def apply(
     network: Network,
     remotes: Sequence[RemotePort],
     now: InstalledState,
+    *,
+    complete: bool,
 ) -> None:
-    """Make or repair the device of a network and the entries of its ports on other hosts; without such ports remove it.
+    """Make or repair the device of a network that has ports on other hosts, and its entries.
 
-    `rtnl` is in the tenant's namespace `netns`. Unavailable, Invalid: what can be made is made.
+    `rtnl` is in the tenant's namespace `netns`. If `remotes` are `complete` other entries are removed. Unavailable,
+    Invalid: what can be made is made.
     """
-    name = naming.vxlan(network.index)
-    link = now.links.get(name)
-    if not remotes or members is None:
-        if link:
-            rtnl.execute(netlink.delete_link(index=link.index))
-        if remotes:
-            what = f"network {network.name} has instances on other hosts, and this host has no underlay address"
-            raise Unavailable(what, "set one")
-        return
-    wrong = link is not None and not _is_right(link, network, members.underlay, now)
-    if link and wrong:
-        rtnl.execute(netlink.delete_link(index=link.index))
-    if made := link is None or wrong:
+    if members is None:
+        what = f"network {network.name} has instances on other hosts, and this host has no underlay address"
+        raise Unavailable(what, "set its underlay address, and start insulad again")
+    link = now.links.get(naming.vxlan(network.index))
+    if link and not _is_right(link, network, members.underlay, now):
+        delete(rtnl, network, now)
+        link = None
+    if link is None:
         _make(rtnl, netns, members, network)
-        rtnl.sync_carrier(name)
     known = [remote for remote in remotes if remote.host in members.addresses]
-    rtnl.execute(*_requests(now, network, known, made=made))
+    rtnl.execute(*_requests(now, network, known), *(_stale(now, network, known) if complete else ()))
     members.check(network)
     for remote in remotes:
         if remote not in known:
             what = f"instance {remote.instance} is on host {remote.host}, which is not of this cloud"
             raise Invalid(what, "tell the fabric all hosts first")
+
+
+def delete(rtnl: Rtnl, network: Network, now: InstalledState) -> None:
+    """Delete the device of a network, if there is one, with its entries."""
+    if link := now.links.pop(naming.vxlan(network.index), None):
+        rtnl.execute(netlink.delete_link(index=link.index))
+        for entry in [entry for entry in now.hosts if entry[0] == link.index]:
+            del now.hosts[entry]
+        now.forwarding.difference_update([entry for entry in now.forwarding if entry[0] == link.index])
 
 
 def remove() -> None:
@@ -104,20 +110,19 @@ def _is_right(link: Link, network: Network, underlay: Underlay, now: InstalledSt
 
 def _make(rtnl: Rtnl, netns: int, members: Members, network: Network) -> None:
     """Make the device from the host's namespace."""
-    index = naming.vxlan_index(network.index)
-    members.rtnl.execute(
-        netlink.vxlan(
-            naming.vxlan(network.index),
-            vni=network.vni,
-            local=members.underlay.address,
-            port=members.underlay.port,
-            index=index,
-            mtu=network.mtu,
-            master=naming.bridge_index(network.index),
-            netns=netns,
-        )
+    make = netlink.vxlan(
+        naming.vxlan(network.index),
+        vni=network.vni,
+        local=members.underlay.address,
+        port=members.underlay.port,
+        index=naming.vxlan_index(network.index),
+        mtu=network.mtu,
+        master=naming.bridge_index(network.index),
+        netns=netns,
     )
+    members.rtnl.execute(make)
     rtnl.execute(*_port(network))
+    rtnl.sync_carrier(naming.vxlan(network.index))
 
 
 def _port(network: Network) -> list[Request]:
@@ -127,27 +132,29 @@ def _port(network: Network) -> list[Request]:
     return [netlink.set_link(index, up=True, mtu=network.mtu, master=on, alias=network.name), flags]
 
 
-def _requests(now: InstalledState, network: Network, remotes: Sequence[RemotePort], *, made: bool) -> Iterator[Request]:
-    """Yield requests that change the entries of a network's device; it was just `made`, or is that of `now`."""
+def _requests(now: InstalledState, network: Network, remotes: Sequence[RemotePort]) -> Iterator[Request]:
+    """Yield requests for what is missing or wrong at a network's device, which is new if it is not in `now`."""
     index, on = naming.vxlan_index(network.index), naming.bridge_index(network.index)
     link = now.links.get(naming.vxlan(network.index))
     wanted_port = (True, network.mtu, on, network.name)
-    if not made and link and not (is_closed(link) and (link.up, link.mtu, link.master, link.alias) == wanted_port):
+    if link and not (is_closed(link) and (link.up, link.mtu, link.master, link.alias) == wanted_port):
         yield from _port(network)
-    hosts = {} if made else {mac: host for (at, mac), host in now.hosts.items() if at == index}
-    forwarding = set() if made else {mac for at, mac in now.forwarding if at == index}
-    wanted = {remote.mac: remote.host for remote in remotes}
-    for mac in hosts.keys() - wanted.keys():
-        yield netlink.delete_forwarding(index, mac, remote=True)
-    for mac in forwarding - wanted.keys():
-        yield netlink.delete_forwarding(index, mac)
     for remote in remotes:
-        if hosts.get(remote.mac) != remote.host:
+        if now.hosts.get((index, remote.mac)) != remote.host:
             yield netlink.add_forwarding(index, remote.mac, remote=remote.host)
-        if remote.mac not in forwarding:
+        if (index, remote.mac) not in now.forwarding:
             yield netlink.add_forwarding(index, remote.mac)
         for address in addresses(remote):
-            if ":" in address and not network.gateway6:
-                continue
-            if now.neighbours.get((on, address)) != remote.mac:
+            if now.neighbours.get((on, address)) != remote.mac and (network.gateway6 or ":" not in address):
                 yield netlink.add_neighbour(on, address, remote.mac)
+
+
+def _stale(now: InstalledState, network: Network, remotes: Sequence[RemotePort]) -> Iterator[Request]:
+    """Yield requests that delete the entries of all other MAC addresses."""
+    index, wanted = naming.vxlan_index(network.index), {remote.mac for remote in remotes}
+    for at, mac in now.hosts:
+        if at == index and mac not in wanted:
+            yield netlink.delete_forwarding(index, mac, remote=True)
+    for at, mac in now.forwarding:
+        if at == index and mac not in wanted:
+            yield netlink.delete_forwarding(index, mac)

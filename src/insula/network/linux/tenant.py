@@ -172,7 +172,10 @@ class TenantNamespace:
         remotes = overlay.by_network(intent, plugged)
         for network in networks.values():
             with recording(errors, f"network {network.name}"):
-                overlay.apply(self.rtnl, self.netns, members, network, remotes[network.name], now)
+                if some := remotes[network.name]:
+                    overlay.apply(self.rtnl, self.netns, members, network, some, now, complete=intent.complete)
+                elif intent.complete:
+                    overlay.delete(self.rtnl, network, now)
         self._remotes = {(remote.network, remote.mac) for remote in intent.remotes}
         with recording(errors, "tenant"):
             elsewhere = [(network, each) for network in networks.values() for each in remotes[network.name]]
