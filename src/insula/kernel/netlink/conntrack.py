@@ -1,0 +1,161 @@
+"""Connections that the kernel tracks (ctnetlink): list those to an address or port, and delete them.
+
+An entry of the table has two tuples: that of the first packet (original), and that of the replies. Translation of
+addresses (NAT) is decided when an entry is made, and holds until it is gone. So a change of the translation concerns
+connections that exist only if their entries are deleted: the next packet then makes a new one. That matters most for
+UDP, where a client that keeps sending keeps its entry (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
+
+The kernel filters dumps by parts of a tuple since Linux 5.8 (CTA_FILTER). Its filter of IPv6 addresses lists those that
+differ, so these are compared here only.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Final, NamedTuple
+
+from insula.kernel.netlink import attributes
+from insula.kernel.netlink.attributes import NESTED
+from insula.kernel.netlink.socket import NetlinkSocket, Request
+
+_NETLINK_NETFILTER: Final = 12
+_GET, _DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
+_ORIGINAL, _REPLY, _ID, _FILTER = 1, 2, 12, 25
+_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_ADDRESSES: Final = {4: (1, 2), 6: (3, 4)}  # CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST
+_PROTOCOL, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
+_FILTER_ORIGINAL, _FILTER_REPLY = 1, 2
+_BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5
+PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmp6": 58}
+
+
+class Tuple(NamedTuple):
+    """One direction of a connection; the ports are 0 where the protocol has none."""
+
+    source: str
+    destination: str
+    protocol: int
+    source_port: int
+    destination_port: int
+
+
+class Connection(NamedTuple):
+    """An entry; `handle` are its identifying attributes as the kernel listed them."""
+
+    original: Tuple
+    reply: Tuple
+    handle: bytes
+
+
+class Match(NamedTuple):
+    """A condition on one tuple of an entry: the original one, or with `reply` that of the replies. None matches any.
+    `ports` are the first and last destination port."""
+
+    destination: str | None = None
+    source: str | None = None
+    protocol: str | None = None
+    ports: tuple[int, int] | None = None
+    reply: bool = False
+    version: int = 4
+
+    def matches(self, connection: Connection) -> bool:
+        """Whether an entry fulfils the condition."""
+        found = connection.reply if self.reply else connection.original
+        return (
+            self.destination in (None, found.destination)
+            and self.source in (None, found.source)
+            and (self.protocol is None or PROTOCOLS[self.protocol] == found.protocol)
+            and (self.ports is None or self.ports[0] <= found.destination_port <= self.ports[1])
+        )
+
+
+def to(destination: str, protocol: str | None = None, ports: tuple[int, int] | None = None) -> Match:
+    """Return the condition that the first packet was sent to this address and, unless None, protocol and ports."""
+    return Match(destination, protocol=protocol, ports=ports, version=_version(destination))
+
+
+class ConntrackSocket(NetlinkSocket):
+    """A socket in the network namespace of the calling thread. Its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__(_NETLINK_NETFILTER)
+
+    def connections(self, match: Match) -> list[Connection]:
+        """Return the entries that match. NetlinkError."""
+        found = (_parse(body) for body in self.dump(_GET, _request(match)))
+        return [each for each in found if each is not None and match.matches(each)]
+
+    def delete(self, matches: Iterable[Match]) -> int:
+        """Delete the entries that match one of the conditions; returns how many there were. NetlinkError."""
+        gone = {each.handle: match.version for match in matches for each in self.connections(match)}
+        requests = [
+            Request("delete a connection", _DELETE, 0, _header(version) + handle, frozenset({errno.ENOENT}))
+            for handle, version in gone.items()
+        ]
+        for start in range(0, len(requests), 256):
+            self.execute(*requests[start : start + 256])
+        return len(gone)
+
+
+def _request(match: Match) -> bytes:
+    """Return the body of a dump that the kernel filters by address, protocol and single port."""
+    flags, addresses, protocol = 0, list[tuple[int, bytes]](), list[tuple[int, bytes]]()
+    of_source, of_destination = _ADDRESSES[match.version]
+    for address, kind, flag in (
+        (match.source, of_source, _BY_SOURCE),
+        (match.destination, of_destination, _BY_DESTINATION),
+    ):
+        if address is not None and match.version == 4:
+            flags |= flag
+            addresses.append((kind, ip_address(address).packed))
+    if match.protocol is not None:
+        flags |= _BY_PROTOCOL
+        protocol.append((_PROTOCOL, bytes([PROTOCOLS[match.protocol]])))
+        if match.ports and match.ports[0] == match.ports[1]:
+            flags |= _BY_PORT
+            protocol.append((_DESTINATION_PORT, struct.pack("!H", match.ports[0])))
+    if not flags:
+        return _header(match.version)
+    parts = [(_TUPLE_IP | NESTED, attributes.attributes(*addresses))] if addresses else []
+    parts += [(_TUPLE_PROTOCOL | NESTED, attributes.attributes(*protocol))] if protocol else []
+    ours, theirs = (_FILTER_REPLY, _FILTER_ORIGINAL) if match.reply else (_FILTER_ORIGINAL, _FILTER_REPLY)
+    wanted = attributes.attributes((ours, attributes.u32(flags)), (theirs, attributes.u32(0)))
+    kind = _REPLY if match.reply else _ORIGINAL
+    return _header(match.version) + attributes.attributes(
+        (kind | NESTED, attributes.attributes(*parts)), (_FILTER | NESTED, wanted)
+    )
+
+
+def _parse(body: bytes) -> Connection | None:
+    """Return the entry; None for one of another kind than IPv4 and IPv6."""
+    found = attributes.parse(body[4:])
+    original, reply = (_tuple(found.get(kind, b"")) for kind in (_ORIGINAL, _REPLY))
+    if original is None or reply is None:
+        return None
+    handle = attributes.attributes((_ORIGINAL | NESTED, found[_ORIGINAL]), (_ID, found.get(_ID)))
+    return Connection(original, reply, handle)
+
+
+def _tuple(data: bytes) -> Tuple | None:
+    parts = attributes.parse(data)
+    addresses = attributes.parse(parts.get(_TUPLE_IP, b""))
+    protocol = attributes.parse(parts.get(_TUPLE_PROTOCOL, b""))
+    for source, destination in _ADDRESSES.values():
+        if source in addresses and destination in addresses:
+            ports = (int.from_bytes(protocol.get(each, b""), "big") for each in (_SOURCE_PORT, _DESTINATION_PORT))
+            number = protocol.get(_PROTOCOL, b"\0")[0]
+            return Tuple(str(ip_address(addresses[source])), str(ip_address(addresses[destination])), number, *ports)
+    return None
+
+
+def _header(version: int) -> bytes:
+    """Return a `struct nfgenmsg`."""
+    return struct.pack("!BBH", socket.AF_INET6 if version == 6 else socket.AF_INET, 0, 0)
+
+
+def _version(address: str) -> int:
+    return 6 if ":" in address else 4

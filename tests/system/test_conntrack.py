@@ -1,0 +1,87 @@
+"""Listing and deleting tracked connections, and elements of maps, on a real kernel."""
+
+from __future__ import annotations
+
+import socket
+
+from insula.kernel import netlink
+from insula.kernel.netlink import Rtnl, maps
+from insula.kernel.netlink.conntrack import ConntrackSocket, Match, to
+from insula.kernel.netlink.maps import KeyInterval
+from insula.kernel.netlink.nftables import NftablesSocket
+from insula.kernel.nftables import Nft
+from tests.support.lab import isolated
+
+_RULES = """
+table inet t {
+    map single { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
+    map ranges { type ipv4_addr . inet_proto . inet_service : ipv4_addr; flags interval; }
+    chain output { type nat hook output priority -100; ct state new counter; }
+}
+"""
+
+
+def _up() -> None:
+    with Rtnl() as rtnl:
+        rtnl.execute(netlink.set_link(1, up=True))
+
+
+@isolated
+def test_entries_are_found_by_destination_and_only_those_are_deleted() -> None:
+    _up()
+    with Nft() as nft, ConntrackSocket() as conntrack:
+        nft.run(_RULES)
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.socket(family, socket.SOCK_DGRAM) as sender:
+                for port in (5000, 5001, 5002, 6000):
+                    sender.sendto(b"x", (address, port))
+                ours = sender.getsockname()[1]
+            found = conntrack.connections(to(address, "udp", (5001, 5001)))
+            assert [each.original.destination_port for each in found] == [5001]
+            assert found[0].original.source == address and found[0].original.source_port == ours
+            assert len(conntrack.connections(to(address, "udp", (5000, 5002)))) == 3
+            assert len(conntrack.connections(to(address))) >= 4
+            assert not conntrack.connections(to(address, "tcp"))
+            assert len(conntrack.connections(Match(address, reply=True, version=6 if ":" in address else 4))) >= 4
+            assert conntrack.delete([to(address, "udp", (5000, 5001)), to(address, "udp", (5001, 5001))]) == 2
+            left = {each.original.destination_port for each in conntrack.connections(to(address, "udp"))}
+            assert left == {5002, 6000}
+            assert conntrack.delete([to(address, "udp", (7000, 7000))]) == 0
+
+
+@isolated
+def test_elements_of_maps_are_added_read_and_changed() -> None:
+    with Nft() as nft, NftablesSocket() as nftables:
+        nft.run(_RULES)
+        key = KeyInterval(socket.inet_aton("192.0.2.1") + b"\6\0\0\0" + b"\0\x50\0\0")
+        one, other = (socket.inet_aton(each) + b"\x1f\x90\0\0" for each in ("10.0.0.2", "10.0.0.3"))
+        nftables.transact(*maps.change("inet", "t", "single", {}, {key: one}))
+        assert maps.read(nftables, "inet", "t", "single") == {key: one}
+        assert "192.0.2.1 . tcp . 80 : 10.0.0.2 . 8080" in nft.run("list map inet t single")
+        nftables.transact(*maps.change("inet", "t", "single", {key: one}, {key: other}))
+        assert maps.read(nftables, "inet", "t", "single") == {key: other}
+        nftables.transact(*maps.change("inet", "t", "single", {key: other}, {}))
+        assert maps.read(nftables, "inet", "t", "single") == {}
+
+        head = socket.inet_aton("192.0.2.1") + b"\x11\0\0\0"
+        many = KeyInterval(head + (20000).to_bytes(2, "big") + b"\0\0", head + (39999).to_bytes(2, "big") + b"\0\0")
+        nftables.transact(*maps.change("inet", "t", "ranges", {}, {many: one[:4]}))
+        assert maps.read(nftables, "inet", "t", "ranges") == {many: one[:4]}
+        assert "192.0.2.1 . udp . 20000-39999 : 10.0.0.2" in nft.run("list map inet t ranges")
+        nftables.transact(*maps.change("inet", "t", "ranges", {many: one[:4]}, {many: other[:4]}))
+        assert maps.read(nftables, "inet", "t", "ranges") == {many: other[:4]}
+
+
+@isolated
+def test_twenty_thousand_elements_are_one_transaction() -> None:
+    with Nft() as nft, NftablesSocket() as nftables:
+        nft.run(_RULES)
+        head, to_ = socket.inet_aton("192.0.2.1") + b"\6\0\0\0", socket.inet_aton("10.0.0.2")
+        wanted = {
+            KeyInterval(head + port.to_bytes(2, "big") + b"\0\0"): to_ + (port - 1000).to_bytes(2, "big") + b"\0\0"
+            for port in range(20000, 40000)
+        }
+        nftables.transact(*maps.change("inet", "t", "single", {}, wanted))
+        assert maps.read(nftables, "inet", "t", "single") == wanted
+        nftables.transact(*maps.change("inet", "t", "single", wanted, {}))
+        assert maps.read(nftables, "inet", "t", "single") == {}
