@@ -50,6 +50,13 @@ def is_zombie(pid: str) -> bool:
         return True
 
 
+_CHANGING = re.compile(
+    r"counter packets \d+ bytes \d+"
+    r"|\b0x8[0-9a-f]{7}\b"  # each port that goes begins an epoch
+    r"|elements = \{[^{}]*ct count[^{}]*\}"  # open connections
+)
+
+
 def inside(cloud: Lab, tenant: str) -> dict[str, object]:
     """The objects in a tenant's namespace."""
     netns = cloud.inside(tenant)
@@ -59,9 +66,7 @@ def inside(cloud: Lab, tenant: str) -> dict[str, object]:
             return {
                 "links": [link for link in rtnl.links() if link.name != "lo"],
                 "neighbours": [n for family in (2, 7, 10) for n in rtnl.neighbours(family) if n.permanent],
-                "rules": re.sub(
-                    r"counter packets \d+ bytes \d+|\b0x8[0-9a-f]{7}\b", "number", nft.run("list ruleset")
-                ),  # each port that goes begins an epoch
+                "rules": _CHANGING.sub("", nft.run("list ruleset")),
             }
 
     try:

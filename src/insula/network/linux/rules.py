@@ -40,6 +40,7 @@ from insula.network.linux.underlay import Underlay, chains
 from insula.network.packets import DSCP
 
 CONNECTIONS: Final = 16384  # of a tenant to the outside: all tenants share the host's table of connections
+CONNECTIONS_EACH: Final = 8192  # of an address of an instance to anywhere: the tenant has one table of connections
 DNS_QUERIES: Final = 2000  # a second over UDP to the tenant's resolver, which uses the host's processors
 DNS_CONNECTIONS: Final = 50  # a second over TCP: the resolver forks a process for each
 
@@ -116,6 +117,8 @@ table inet {table} {{
     set paths {{ typeof iifname . oifname; }}
     set judged {{ type mark; }}
     map epoch {{ type nf_proto : mark; }}
+    set connections4 {{ type ipv4_addr; size 65535; flags dynamic; }}
+    set connections6 {{ type ipv6_addr; size 65535; flags dynamic; }}
     set gateways4 {{ typeof iifname . ip daddr; }}
     set gateways6 {{ typeof iifname . ip6 daddr; }}
     set egress_sent {{ typeof meta nfproto; counter; }}
@@ -160,6 +163,8 @@ table inet {table} {{
         iifname "{egress}*" goto egress_forward
     }}
     chain judge {{
+        iifname @bridges ct state new add @connections4 {{ ip saddr ct count over {each} }} drop
+        iifname @bridges ct state new add @connections6 {{ ip6 saddr ct count over {each} }} drop
         oifname "{uplink}" ct state new ct count over {connections} drop comment "tenants share the host's table"
         jump policies
         ct mark set meta nfproto map @epoch accept
@@ -260,6 +265,7 @@ def tenant_rules(table: str) -> str:
         egress=naming.EGRESS,
         metadata4=", ".join(METADATA4),
         connections=CONNECTIONS,
+        each=CONNECTIONS_EACH,
         queries=DNS_QUERIES,
         connects=DNS_CONNECTIONS,
         protocols6=PROTOCOLS6,
