@@ -19,8 +19,8 @@ from tests.support import machine
 from tests.support.peers import Host, Missing
 
 SECTIONS = (
-    *("launch", "steps", "runtimes", "burst", "scale", "start", "commands", "api", "memory", "network", "accounting"),
-    *("revocation", "stalls"),
+    *("launch", "steps", "runtimes", "burst", "scale", "start", "commands", "api", "memory", "network", "overlay"),
+    *("accounting", "revocation", "stalls"),
 )
 REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
