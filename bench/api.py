@@ -97,8 +97,8 @@ class _Served:
         operator = Client(str(daemon.run / "insulad.sock"), timeout=60)
         for name in ("acme", "globex"):
             operator.tenants.create(name)
-        operator.instances.run("globex", name="there", image="busybox", command=["sleep", "3600"], network=None)
-        operator.instances.run("acme", name="idle", image="busybox", command=["sleep", "3600"], network=None)
+        operator.instances.run("globex", name="there", image="busybox", command=["sleep", "3600"], networks=[])
+        operator.instances.run("acme", name="idle", image="busybox", command=["sleep", "3600"], networks=[])
         operator.identities.create_user("member", MEMBER)
         operator.identities.bind("member", "member", "acme")
         self.token = str(operator.identities.create_token("member")["token"])

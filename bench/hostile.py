@@ -110,7 +110,7 @@ def _instances(client: Client, scale: int) -> Iterator[Case]:
     instances, count, large = client.instances, INSTANCES // scale, LARGE // scale
 
     def make(number: int) -> None:
-        instances.run("hostile", "busybox", ["true"], name=f"many{number}", start=False, network=None)
+        instances.run("hostile", "busybox", ["true"], name=f"many{number}", start=False, networks=[])
 
     for first in range(0, count, 8):
         together(8, lambda n: make(first + n))  # noqa: B023
@@ -119,7 +119,7 @@ def _instances(client: Client, scale: int) -> Iterator[Case]:
     def make_large() -> None:
         for number in range(large):
             words = ["x" * TEXT] * 8
-            instances.run("hostile", "busybox", words, name=f"large{number}", start=False, network=None)
+            instances.run("hostile", "busybox", words, name=f"large{number}", start=False, networks=[])
 
     yield f"making {large} instances of 1 MB", make_large
     yield f"`ps` of {large} instances of 1 MB", lambda: instances.list("hostile")

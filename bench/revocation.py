@@ -32,7 +32,7 @@ def measure(bench: Bench) -> list[Table]:
     daemon.start()
     operator = Client(str(daemon.run / "insulad.sock"), timeout=60)
     talk = ["sh", "-c", "echo hello; exec sleep 3600"]
-    operator.instances.run("default", name="talker", image="busybox", command=talk, network=None)
+    operator.instances.run("default", name="talker", image="busybox", command=talk, networks=[])
     operator.identities.create_user(MEMBER)
     operator.identities.bind(MEMBER, "member", "default")
     table = Table(

@@ -77,7 +77,7 @@ class ProcessDriver:
         return secrets.token_hex(16)
 
     async def validate(self, tenant: Tenant, draft: Instance) -> None:
-        if draft.spec.network:
+        if draft.spec.networks:
             raise Invalid("processes of the host have no network of their own", "--network none")
 
     async def create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> None:

@@ -182,7 +182,7 @@ class Zoo:
         """One more instance; its name begins with `kind`."""
         name = f"{kind}-{next(self._numbers)}"
         view = self.client.instances.run(
-            tenant, "busybox", ["sleep", "3600"], start=run, name=name, stop_timeout=0, network=None, **spec
+            tenant, "busybox", ["sleep", "3600"], start=run, name=name, stop_timeout=0, networks=[], **spec
         )
         self.ids[name] = view["instance"]["id"]
         if run:
@@ -228,7 +228,7 @@ class Zoo:
         cli, program = self.daemon.cli.of(TENANT), self.daemon.path / "program"
         self.client.instances.remove(TENANT, name)
         script = "until [ -e /go ]; do sleep 0.05; done; exec /program"
-        view = self.client.instances.run(TENANT, "busybox", ["sh", "-c", script], name=name, network=None)
+        view = self.client.instances.run(TENANT, "busybox", ["sh", "-c", script], name=name, networks=[])
         self.ids[name], self.pids[name] = view["instance"]["id"], view["status"]["pid"]
         program.write_bytes(elf.leader_gone())
         program.chmod(0o755)

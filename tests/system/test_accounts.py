@@ -21,7 +21,7 @@ from insula.control.keys import ACCOUNTS, CHECKPOINTS, LEDGERS
 from insula.control.plane import ControlPlane
 from insula.model.accounting import UsedTotals
 from insula.model.errors import Failed
-from insula.model.objects import Instance, InstanceSpec, Resources
+from insula.model.objects import Instance, InstanceSpec, NetworkAttachment, Resources
 from insula.settings import Settings
 from insula.store.sqlite import SqliteStore
 from tests.support.machine import Run
@@ -80,7 +80,7 @@ async def started(plane: ControlPlane, name: str) -> ManagedInstance:
     """An instance that has worked, has pinged once, and sleeps. Nothing else is counted on its network."""
     if "v4" not in [view.network.name for view in await plane.networks.list(TENANT)]:
         await plane.networks.create(TENANT, "v4", "10.99.0.0/24")
-    await plane.instances.run(TENANT, worker(name, WORK, network="v4"), by=OPERATOR)
+    await plane.instances.run(TENANT, worker(name, WORK, networks=[NetworkAttachment(network="v4")]), by=OPERATOR)
     found = plane.managed.find(TENANT, name)
     assert found
     before = None
@@ -100,13 +100,13 @@ def test_settling_twice_adds_nothing(settings: Settings) -> None:
         managed, accounts = await started(plane, "twice"), plane.accounting.accounts
         await accounts.settle(managed)
         first = await ACCOUNTS.get(plane.context.store, TENANT, managed.instance.id)
-        assert first and first.value.cpu.total > 0 and first.value.sent.total == PING
+        assert first and first.value.cpu.total > 0 and first.value.ports["eth0"].sent.total == PING
         assert first.value.memory.over
         again = Accounts(plane.context, plane.managed)
         await again.load()
         await again.settle(managed)
         second = await ACCOUNTS.get(plane.context.store, TENANT, managed.instance.id)
-        assert second and second.value.sent == first.value.sent
+        assert second and second.value.ports == first.value.ports
         assert second.value.cpu.total - first.value.cpu.total < 1_000_000, "but for the last instructions of the dying"
         await eventually(lambda: managed.status.state == "exited" and not managed.busy, "it is cleared away")
         third = await ACCOUNTS.get(plane.context.store, TENANT, managed.instance.id)

@@ -102,7 +102,7 @@ def test_fifty_creations_at_the_limit_give_exactly_as_many_as_fit(daemon: Daemon
     def create(number: int) -> bool:
         resources = {"disk": 10 * MIB, "inodes": 100}
         try:
-            client.instances.run(name, image="busybox", network=None, start=False, resources=resources)
+            client.instances.run(name, image="busybox", networks=[], start=False, resources=resources)
         except QuotaExceeded:
             return False
         return True

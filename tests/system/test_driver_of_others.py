@@ -58,7 +58,7 @@ def run(settings: Settings, body: Callable[[ControlPlane], Awaitable[None]]) -> 
 
 
 def process_of(name: str, *command: str, **more: object) -> InstanceSpec:
-    return InstanceSpec(image="busybox", name=name, network=None, command=list(command), stop_timeout=5, **more)  # type: ignore[arg-type]
+    return InstanceSpec(image="busybox", name=name, networks=[], command=list(command), stop_timeout=5, **more)  # type: ignore[arg-type]
 
 
 def alive(pid: int | None) -> bool:

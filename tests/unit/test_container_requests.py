@@ -48,7 +48,7 @@ def instance(name: str = "web", **spec: Any) -> Instance:
 
 
 def launch(requests: Requests, wanted: Instance) -> dict[str, Any]:
-    return asyncio.run(requests.launch(TENANT, wanted, None)).config
+    return asyncio.run(requests.launch(TENANT, wanted, [])).config
 
 
 def test_the_config_of_the_check_is_that_of_the_first_launch(requests: Counting) -> None:

@@ -14,8 +14,10 @@ from insula.control.tenants import FIRST_ID, MAX_TENANTS
 from insula.model.errors import Invalid
 from insula.model.objects import (
     IDS_PER_TENANT,
+    AddressPair,
     Exit,
     InstanceSpec,
+    NetworkAttachment,
     Resources,
     RestartPolicy,
     TmpfsMount,
@@ -27,8 +29,15 @@ BAD: list[dict[str, object]] = [
     {"name": "Web"},
     {"name": "a" * 64},
     {"name": "../x"},
-    {"network": "No"},
-    {"network": None, "address": "10.0.0.2"},
+    {"networks": [NetworkAttachment(network="No")]},
+    {"networks": [NetworkAttachment(network="a"), NetworkAttachment(network="a")]},
+    {"networks": [NetworkAttachment(network=f"n{i}") for i in range(17)]},
+    {"networks": [NetworkAttachment(network="a", mac="01:00:5e:00:00:01")]},
+    {"networks": [NetworkAttachment(network="a", allowed_pairs=[AddressPair(address="10.0.0.1/24")])]},
+    {"networks": [NetworkAttachment(network="a", allowed_pairs=[AddressPair(address="224.0.0.18")])]},
+    {"networks": [NetworkAttachment(network="a", allowed_pairs=[AddressPair(address="fe80::1%eth0")])]},
+    {"networks": [NetworkAttachment(network="a", allowed_pairs=[AddressPair(address="10.0.0.9", mac="no")])]},
+    {"networks": [NetworkAttachment(network="a", allowed_pairs=[AddressPair(address="10.0.0.9")] * 33)]},
     {"labels": {"": "x"}},
     {"labels": {"a": "b\n"}},
     {"labels": {str(i): "" for i in range(65)}},
@@ -57,7 +66,7 @@ def test_invalid_specs_are_refused_with_a_hint(fields: dict[str, object]) -> Non
 def test_valid_specs_are_accepted() -> None:
     spec = InstanceSpec(image="busybox", name="web", labels={"app.kubernetes.io/name": "ü"}, stop_signal="int")
     assert check(spec).stop_signal == "SIGINT"
-    assert check(InstanceSpec(image="busybox", network=None)).network is None
+    assert check(InstanceSpec(image="busybox", networks=[])).networks == []
 
 
 @given(st.text(max_size=200))

@@ -307,7 +307,7 @@ spec: {image: busybox, stop_signal: term, dns: ["fd00:0::1"], resources: {cpus: 
 
 def test_what_others_need_comes_first_whatever_the_order() -> None:
     def instance(name: str, **options: str) -> str:
-        spec = json.dumps({"image": "busybox", "network": "back", "options": options})
+        spec = json.dumps({"image": "busybox", "networks": [{"network": "back"}], "options": options})
         return f"apiVersion: insula/v1\nkind: Instance\nmetadata: {{name: {name}}}\nspec: {spec}\n"
 
     text = "---\n".join([instance("c", pid_of="b"), instance("b", pid_of="a"), instance("a"), NETWORK])

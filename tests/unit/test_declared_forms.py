@@ -31,7 +31,9 @@ NAMES = st.from_regex("[A-Z_]{1,8}", fullmatch=True)
 SPEC = st.fixed_dictionaries(
     {"image": st.sampled_from(["busybox", "busybox:latest", "a/b:1e3"])},
     optional={
-        "network": st.none() | st.just("back"),
+        "networks": st.lists(
+            st.sampled_from([{"network": "back"}, {"network": "front", "mac": "02-42-AC-11-00-02"}]), max_size=2
+        ),
         "command": st.lists(WORD, max_size=3),
         "entrypoint": st.none() | st.lists(WORD, max_size=2),
         "env": st.dictionaries(NAMES, WORD, max_size=3),

@@ -25,7 +25,9 @@ from insula.settings import Settings
 SPEC: dict[str, Any] = {
     "name": "",
     "image": "x",
-    "network": "default",
+    "networks": [
+        {"network": "default", "address": None, "address6": None, "mac": None, "allowed_pairs": []},
+    ],
     "stop_timeout": 10.0,
     "resources": {"cpus": None, "memory": None, "pids": 4096, "disk": None, "inodes": None},
     "restart": {"name": "no", "max_retries": 0},

@@ -140,7 +140,7 @@ def test_content_that_two_images_share_counts_once() -> None:
 def test_an_instance_counts_the_most_that_its_log_may_take() -> None:
     spec = InstanceSpec(image="x", resources=Resources(cpus=0.5), log_size=1 << 20, log_files=4)
     found = of_instance(spec)
-    assert found == Usage(instances=1, cpus=0.5, log_bytes=4 << 20, spec_bytes=found.spec_bytes)
+    assert found == Usage(instances=1, cpus=0.5, ports=1, log_bytes=4 << 20, spec_bytes=found.spec_bytes)
 
 
 def test_an_instance_counts_what_its_record_takes_whatever_its_name() -> None:
@@ -222,6 +222,7 @@ async def populate(store: SqliteStore) -> Usage:
         spec_bytes=2 * of_instance(spec).spec_bytes,
         log_bytes=60 << 20,
         networks=1,
+        ports=2,
         images=2,
         image_bytes=7,
         config_bytes=of_images([image("i", x=3, y=4), image("j", y=4)]).config_bytes,

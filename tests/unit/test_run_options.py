@@ -218,7 +218,7 @@ PORT = Port(
 
 def etc(port: Port | None = PORT, **asked: Any) -> dict[str, list[str]]:
     instance = objects.instance(spec=check(InstanceSpec(**BASE, **asked)), ports=[port] if port else [])
-    return {name: text.splitlines() for name, text in etc_files(instance, NETWORK if port else None).items()}
+    return {name: text.splitlines() for name, text in etc_files(instance, [NETWORK] if port else []).items()}
 
 
 def test_contents_of_the_files_of_etc() -> None:

@@ -364,8 +364,7 @@ def test_an_answer_that_is_an_object_is_the_same_json() -> None:
         security={},
         layers=[],
         upper="/u",
-        device=None,
-        installed={"a": [1]},
+        installed=[{"a": [1]}],
         rules=None,
     )  # fmt: skip
     assert b"".join(parts(explanation)) == msgspec.json.encode(explanation)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.control.keys import EVENTS, IMAGES, INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
+from insula.control.keys import ACCOUNTS, EVENTS, IMAGES, INSTANCES, NETWORKS, STATUS, TENANTS, USAGE
 from insula.model import upgrades
 from insula.model.errors import Failed
-from insula.model.objects import ContainerOptions, InstanceSpec, OverlayRoot, Rlimit, TmpfsMount
+from insula.model.objects import ContainerOptions, InstanceSpec, NetworkAttachment, OverlayRoot, Rlimit, TmpfsMount
 from insula.store.protocol import Entry
 from insula.store.typed import Keyspace, known_fields
 
@@ -42,6 +42,8 @@ def test_an_instance_of_0_1_0() -> None:
     assert (web.host, web.starts, web.generation, web.wanted) == ("", 3, 3, "running")
     assert web.root == OverlayRoot(layers=["sha256:1", "sha256:2"])
     assert [port.address for port in web.ports] == ["10.77.0.2"] and web.port == web.ports[0]
+    assert (web.port.interface, web.port.wanted, web.port.allowed_pairs) == ("eth0", "plugged", [])
+    assert web.spec.networks == [NetworkAttachment(network="default")]
     assert web.spec.mounts == [TmpfsMount(path="/t", executable=True)]
     assert web.spec.kind == "container"
     assert web.spec.options == ContainerOptions(
@@ -59,7 +61,38 @@ def test_an_instance_of_0_1_0() -> None:
     )
     assert (web.spec.command, web.spec.env, web.spec.resources.cpus) == (["sleep", "9"], {"A": "b"}, 0.5)
     db = decode("/instances/acme/db")
-    assert (db.starts, db.generation, db.ports, db.port) == (0, 1, [], None)
+    assert (db.starts, db.generation, db.ports, db.port, db.spec.networks) == (0, 1, [], None, [])
+
+
+def test_an_instance_with_one_network() -> None:
+    """As it was stored after 0.1.0, before an instance could have several ports."""
+    now = msgspec.to_builtins(decode("/instances/acme/web"))
+    for was, becomes in (
+        ({"network": "a"}, [NetworkAttachment(network="a")]),
+        ({"network": None, "address": None}, []),
+        (
+            {"network": "a", "address": "10.0.0.9", "address6": "fd00::9", "mac_address": "02:42:ac:11:00:02"},
+            [NetworkAttachment(network="a", address="10.0.0.9", address6="fd00::9", mac="02:42:ac:11:00:02")],
+        ),
+    ):
+        spec = {name: value for name, value in now["spec"].items() if name != "networks"} | was
+        port = {
+            name: now["ports"][0][name]
+            for name in ("tenant", "network", "instance", "index", "mac", "address", "address6")
+        }
+        found = decode("/instances/acme/web", {**now, "spec": spec, "ports": [port]})
+        assert found.spec.networks == becomes
+        assert found.ports == decode("/instances/acme/web").ports
+        assert upgrades.networks(upgrades.networks(spec)) == upgrades.networks(spec)
+
+
+def test_an_account_with_one_port() -> None:
+    meter = {"incarnation": "x", "raw": 5, "total": 7}
+    found = ACCOUNTS.decode(entry("/accounting/instances/acme/1", {"cpu": meter, "received": meter, "sent": meter}))
+    assert found.cpu.total == 7
+    assert {name: (each.received.total, each.sent.total) for name, each in found.ports.items()} == {"eth0": (7, 7)}
+    assert found.ports["eth0"].sent_packets.total == 0
+    assert ACCOUNTS.decode(entry("/accounting/instances/acme/1", msgspec.to_builtins(found))) == found
 
 
 def test_a_status_of_0_1_0() -> None:
@@ -72,7 +105,7 @@ def test_a_status_of_0_1_0() -> None:
 def test_migrated_objects_stay_as_they_are(key: str) -> None:
     found = msgspec.to_builtins(decode(key))
     assert msgspec.to_builtins(decode(key, found)) == found
-    for upgrade in (upgrades.instance, upgrades.status):
+    for upgrade in (upgrades.instance, upgrades.status, upgrades.account):
         if key.startswith(f"/{upgrade.__name__}"):
             assert upgrade(found) == found
 

@@ -157,8 +157,6 @@ _OBJECTS: tuple[msgspec.Struct, ...] = (
         security={"seccomp": "2"},
         layers=[Layer(digest=_DIGEST, path="/var/lib/insula/images/layers/5e")],
         upper="/var/lib/insula/instances/0/upper",
-        device="i9",
-        installed=None,
         rules=None,
     ),
     TenantUsage(

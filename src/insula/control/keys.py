@@ -45,7 +45,7 @@ TOKENS = Keyspace("/identities/tokens", Token, 1)
 CERTIFICATES = Keyspace("/identities/certificates", Certificate, 1)
 IDEMPOTENCY = Keyspace("/idempotency", IdempotencyRecord, 2)
 
-ACCOUNTS = Keyspace("/accounting/instances", Account, 2)
+ACCOUNTS = Keyspace("/accounting/instances", Account, 2, upgrades.account)
 LEDGERS = Keyspace("/accounting/ledgers", Ledger, 1)
 GROUPS = Keyspace("/accounting/groups", UsageMeter, 2)
 EGRESS = Keyspace("/accounting/egress", TrafficMeters, 2)

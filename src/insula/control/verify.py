@@ -53,19 +53,19 @@ class Verifier:
                 await context.prepared(tenant.name)
             for tenant in tenants:  # in name order: no deadlock
                 await held.enter_async_context(context.locks[tenant.name])
-            ports = [m.instance.port for m in self.managed.of(None) if m.instance.port]
+            ports = [port for m in self.managed.of(None) for port in m.instance.plugged]
             netns = self._namespaces(held)
             return await asyncio.to_thread(verify, context.fabric, tenants, networks, ports, netns)
 
     def _namespaces(self, held: AsyncExitStack) -> dict[int, int]:
-        """A descriptor of each running instance's network namespace, by the index of its port."""
+        """A descriptor of each running instance's network namespace, by the indices of its ports."""
         found: dict[int, int] = {}
         for managed in self.managed.of(None):
-            port = managed.instance.port
-            if port and managed.status.state in ("running", "paused", "stopping"):
+            ports = managed.instance.plugged
+            if ports and managed.status.state in ("running", "paused", "stopping"):
                 with suppress(NotFound):  # it has just ended
                     nic = self.context.driver(managed.instance).nic(managed.instance.id)
                     held.callback(nic.close)
                     if isinstance(nic, NetnsNic):
-                        found[port.index] = nic.fd
+                        found |= {port.index: nic.fd for port in ports}
         return found

@@ -34,18 +34,16 @@ class MemoryMeter(Struct, kw_only=True):
 
 
 class Account(Struct, kw_only=True):
-    """What one instance has used."""
+    """What one instance has used. `ports` are the packets of all ports that it has had, by their interfaces: what a
+    port has moved that was unplugged is in the totals."""
 
     cpu: UsageMeter = UsageMeter()
-    received: UsageMeter = UsageMeter()
-    received_packets: UsageMeter = UsageMeter()
-    sent: UsageMeter = UsageMeter()
-    sent_packets: UsageMeter = UsageMeter()
+    ports: dict[str, TrafficMeters] = {}  # noqa: RUF012 (msgspec copies mutable defaults)
     memory: MemoryMeter = MemoryMeter()
 
 
 class TrafficMeters(Struct, kw_only=True):
-    """The packets that pulls and pushes of a tenant's images have received and sent on one host."""
+    """The packets that a port, or the pulls and pushes of a tenant's images on one host, have received and sent."""
 
     received: UsageMeter = UsageMeter()
     received_packets: UsageMeter = UsageMeter()

@@ -54,6 +54,14 @@ IpAddress = Annotated[
 ]
 Address4 = Annotated[str, schema(format="ipv4", maxLength=15, examples=["10.0.0.2"])]
 Address6 = Annotated[str, schema(format="ipv6", maxLength=rules.MAX_ADDRESS, examples=["fd00::2"])]
+AddressRange = Annotated[
+    str,
+    schema(
+        maxLength=rules.MAX_SUBNET,
+        description="an IPv4 or IPv6 address, or a range in CIDR notation",
+        examples=["10.0.0.100", "10.9.0.0/16"],
+    ),
+]
 Subnet4 = Annotated[
     str,
     schema(

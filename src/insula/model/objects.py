@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         inodes: int | None = None
         instances: int | None = None
         networks: int | None = None
+        ports: int | None = None
         images: int | None = None
         image_bytes: int | None = None
         config_bytes: int | None = None
@@ -108,16 +109,31 @@ class NetworkStatus(Struct, kw_only=True):
     ports: int = 0
 
 
+class AddressPair(Struct, kw_only=True):
+    """Addresses that an instance may use at a port beside the port's own: a virtual address (VRRP, RFC 9568), or what a
+    router appliance routes. None as MAC address is the port's."""
+
+    address: fields.AddressRange
+    mac: fields.Mac | None = None
+
+
 class Port(Struct, kw_only=True):
-    """The connection of one instance to one network. `index` is unique on this cloud: it names the host's device."""
+    """The connection of one instance to one network. `index` is unique on this cloud: it names the host's device.
+
+    `interface` is the name of the device inside, unique in the instance. A port that is to be "removed" stays until the
+    instance's host has unplugged it.
+    """
 
     tenant: str
     network: str
     instance: str
     index: int
+    interface: str = "eth0"
     mac: str
     address: str
     address6: str | None = None
+    allowed_pairs: list[AddressPair] = []
+    wanted: Literal["plugged", "removed"] = "plugged"
 
 
 # -- images ---------------------------------------------------------------------
@@ -270,15 +286,28 @@ class ConsoleSize(Struct, kw_only=True):
     columns: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
+class NetworkAttachment(Struct, kw_only=True):
+    """A network that an instance is connected to. None is a free address, and a MAC address made of it."""
+
+    network: fields.Label
+    address: fields.Address4 | None = None
+    address6: fields.Address6 | None = None
+    mac: fields.Mac | None = None
+    allowed_pairs: Annotated[list[AddressPair], fields.at_most(rules.MAX_ADDRESS_PAIRS)] = []
+
+
+def _default_networks() -> list[NetworkAttachment]:
+    return [NetworkAttachment(network="default")]
+
+
 class InstanceSpec(Struct, kw_only=True):
     """The spec of an instance, as in `insula run`. Empty or None means the image's value, or the default."""
 
     name: fields.OptionalLabel = ""
     image: fields.ImageReference
-    network: fields.Label | None = "default"  # None: loopback only
-    address: fields.Address4 | None = None
-    address6: fields.Address6 | None = None
-    mac_address: fields.Mac | None = None
+    networks: Annotated[list[NetworkAttachment], fields.at_most(rules.MAX_PORTS)] = msgspec.field(
+        default_factory=_default_networks
+    )  # none: loopback only
     command: list[fields.ArgumentText] = []  # replaces the image's cmd
     entrypoint: list[fields.ArgumentText] | None = None
     env: fields.Environment = {}
@@ -345,8 +374,13 @@ class Instance(Struct, kw_only=True):
 
     @property
     def port(self) -> Port | None:
-        """The first port; None without a network."""
-        return self.ports[0] if self.ports else None
+        """The first port, which has the default route; None without a network."""
+        return next(iter(self.plugged), None)
+
+    @property
+    def plugged(self) -> list[Port]:
+        """The ports that are wanted, in the order of their interfaces."""
+        return [port for port in self.ports if port.wanted == "plugged"]
 
 
 class Exit(Struct, kw_only=True):
@@ -376,6 +410,7 @@ class InstanceStatus(Struct, kw_only=True):
     backoff: int = 0  # of these, the last ones without a stable run in between
     next_start: float | None = None  # when its restart policy has it started again, after it ended or failed
     resources: Resources | None = None  # the applied limits, while it runs
+    ports: list[int] = []  # the indices of the ports that are plugged in, while it runs
 
 
 class InstanceEvent(Struct, kw_only=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from insula.model.objects import (
+    AddressPair,
     Exit,
     ImageConfig,
     InstanceSpec,
@@ -58,9 +59,12 @@ class OwnPort(Struct, kw_only=True):
     tenant: str
     network: str
     instance: str
+    interface: str
     mac: str
     address: str
     address6: str | None
+    allowed_pairs: list[AddressPair]
+    wanted: Literal["plugged", "removed"]
 
 
 class OwnInstance(Struct, kw_only=True):

@@ -65,6 +65,10 @@ PORT_MAC = "(?:[1-9a-f][02468ace]|0[468ace])(?::[0-9a-f]{2}){5}|02:(?:0[4-9a-f]|
 """A MAC address that a port may have: no group address (IEEE 802), and none of those of gateways and uplinks."""
 MAX_ADDRESS = 45  # of IPv6, with an IPv4 address at its end
 MAX_SUBNET = MAX_ADDRESS + 4
+MAX_PORTS = 16  # of an instance
+MAX_ADDRESS_PAIRS = 32  # of a port
+INTERFACE = "eth(?:0|[1-9][0-9]?)"
+"""The name of a port's device inside its instance."""
 MIN_MTU, MIN_MTU6, MAX_MTU = 576, 1280, 9216  # RFC 791: every host accepts 576 bytes; RFC 8200; jumbo frames
 
 # -- policies --------------------------------------------------------------------------------------------------------

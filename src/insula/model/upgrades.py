@@ -21,14 +21,17 @@ _OF_CONTAINERS = (
     "aio",
 )
 
+_OF_NETWORK = {"network": "network", "address": "address", "address6": "address6", "mac_address": "mac"}
+_OF_TRAFFIC = ("received", "received_packets", "sent", "sent_packets")
+
 
 def instance(value: dict[str, Any]) -> dict[str, Any]:
     """Convert an `Instance`. 0.1.0 had one port, one kind, one host, and counted starts only.
 
-    The host of its instances is "", the one that the store belongs to.
+    The host of its instances is "", the one that the store belongs to. Later ones had `ports`, with one at most.
     """
     if "host" in value:
-        return value
+        return {**value, "spec": networks(value["spec"])}
     value = {**value, "host": "", "spec": spec(value["spec"])}
     port, layers = value.pop("port"), value.pop("layers")
     starts = value.pop("generation", 0)
@@ -46,7 +49,28 @@ def spec(value: dict[str, Any]) -> dict[str, Any]:
     options = {name: value[name] for name in _OF_CONTAINERS if name in value}
     rest = {name: each for name, each in value.items() if name not in (*_OF_CONTAINERS, "tmpfs")}
     mounts = [{"type": "tmpfs", **mount} for mount in value.get("tmpfs", [])]
-    return {**rest, "mounts": mounts, "options": {"kind": "container", **options}}
+    return {**networks(rest), "mounts": mounts, "options": {"kind": "container", **options}}
+
+
+def networks(value: dict[str, Any]) -> dict[str, Any]:
+    """Convert the networks of an `InstanceSpec`, or of a part of one. Before there were several, it had one network
+    (null for none), and fields of its own for the addresses there."""
+    if "networks" in value or value.keys().isdisjoint(_OF_NETWORK):
+        return value
+    rest = {name: each for name, each in value.items() if name not in _OF_NETWORK}
+    if (network := value.get("network", "default")) is None:
+        return {**rest, "networks": []}
+    addresses = {new: value[old] for old, new in _OF_NETWORK.items() if value.get(old) is not None}
+    return {**rest, "networks": [{**addresses, "network": network}]}
+
+
+def account(value: dict[str, Any]) -> dict[str, Any]:
+    """Convert an `Account`. Before an instance could have several ports, its four meters of traffic were here."""
+    meters = {name: value[name] for name in _OF_TRAFFIC if name in value}
+    if not meters:
+        return value
+    rest = {name: each for name, each in value.items() if name not in meters}
+    return {**rest, "ports": {"eth0": meters}}
 
 
 def status(value: dict[str, Any]) -> dict[str, Any]:

@@ -319,8 +319,7 @@ class Explanation(Struct, kw_only=True):
     security: dict[str, str]  # seccomp, capabilities, no_new_privs from proc_pid_status(5)
     layers: list[Layer]
     upper: str
-    device: str | None  # on the tenant's bridge
-    installed: dict[str, object] | None  # the installed port
+    installed: list[dict[str, object]] = []  # its ports, as they are in the kernel
     rules: str | None
     health: Health | None = None
     disk: DiskView | None = None

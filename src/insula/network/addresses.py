@@ -71,6 +71,22 @@ def parse_subnet(text: str, version: int, *, reserved: Iterable[str] = ()) -> Su
     return subnet
 
 
+def parse_range(text: str) -> str:
+    """Parse an address, or a range in CIDR notation, of an allowed address pair; returns it in canonical form, an
+    address without its length. `Invalid` if it is malformed, has host bits, or overlaps what no port may send from."""
+    try:
+        found = ip_network(text, strict=False)
+        if ip_address(text.partition("/")[0]) != found.network_address or "%" in text:
+            raise ValueError
+    except ValueError:
+        what = f"{shorten(text)} is neither an address nor a range in CIDR notation"
+        raise Invalid(what, "as in 10.0.0.100 or 10.9.0.0/16") from None
+    for other, reason in _RESERVED:
+        if _overlap(found, other):
+            raise Invalid(f"address pair {found} can't be allowed: {other} {reason}", "use other addresses")
+    return str(found.network_address) if found.prefixlen == found.max_prefixlen else str(found)
+
+
 def check_disjoint(subnet: Subnet, others: Iterable[tuple[str, str | None]]) -> None:
     """Raise `Conflict` if `subnet` overlaps one of the tenant's `others`, given as (name of its network, subnet)."""
     for name, text in others:

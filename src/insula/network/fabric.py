@@ -157,6 +157,10 @@ class ProbePoints:
         os.close(self.router.netns)
 
 
+Places = Sequence[tuple[Network, Port]]
+"""Ports with their networks."""
+
+
 # -- the protocol -----------------------------------------------------------------------------------------------
 
 
@@ -186,15 +190,21 @@ class Fabric(Protocol):
     def remove(self, tenant: Tenant) -> None:
         """Remove everything of the tenant; no error if it is gone."""
 
-    def plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic) -> None:
+    def plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic, beside: Places = ()) -> None:
         """Connect `nic` to a port, and add the port's addresses to the instance's name. Idempotent.
 
-        A network namespace gets eth0 with addresses and default routes, and loopback. Conflict if the network is full,
-        Unavailable for a kind of nic that the fabric doesn't support.
+        `beside` are the instance's other ports, which are connected. A network namespace gets loopback and the port's
+        interface with its addresses. The lowest interface has the default routes; what is sent from an address of
+        another leaves by that one. Conflict if the network is full, Unavailable for a kind of nic that the fabric
+        doesn't support.
         """
 
-    def unplug(self, tenant: Tenant, network: Network, port: Port) -> None:
-        """Remove the port, and its addresses from the instance's name; no error if they are gone."""
+    def unplug(self, tenant: Tenant, network: Network, port: Port, nic: Nic | None = None, beside: Places = ()) -> None:
+        """Remove the port, and its addresses from the instance's name; no error if they are gone.
+
+        With `nic` the instance runs on with the ports `beside`: its interface and what belongs to it are gone when this
+        returns.
+        """
 
     def egress(self, tenant: Tenant) -> int:
         """Return a descriptor of a new network namespace, which the caller closes, for a program of the host.

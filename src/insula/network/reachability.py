@@ -7,6 +7,7 @@ instance reaches the host. An endpoint is one address: an instance with IPv4 and
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from insula.model.objects import Network, Port
@@ -43,12 +44,12 @@ class InstalledReachability:
 
     def __init__(self, installed: Iterable[Installed], ports: Iterable[Port]) -> None:
         self._installed = {one.tenant: one for one in installed}
-        self._ports: dict[tuple[str, str], InstalledPort] = {}
+        self._ports: dict[tuple[str, str], list[InstalledPort]] = defaultdict(list)
         for port in ports:
             one = self._installed.get(port.tenant)
             for found in one.ports if one else ():
                 if found.index == port.index:
-                    self._ports[port.tenant, port.instance] = found
+                    self._ports[port.tenant, port.instance].append(found)
 
     def __call__(self, source: Endpoint, target: Endpoint) -> bool:
         network = self._network(source)
@@ -62,10 +63,10 @@ class InstalledReachability:
 
     def _network(self, endpoint: Endpoint) -> int | None:
         """Return the network on whose bridge the instance may use this address."""
-        port = self._ports.get((endpoint.tenant, endpoint.name))
-        if port is None or not port.up or endpoint.address not in (*port.addresses, *port.addresses6):
-            return None
-        return port.network
+        for port in self._ports.get((endpoint.tenant, endpoint.name), ()):
+            if port.up and endpoint.address in (*port.addresses, *port.addresses6):
+                return port.network
+        return None
 
     def _gateways(self, tenant: str, network: int) -> list[str]:
         found = [n for n in self._installed[tenant].networks if n.index == network and n.up]

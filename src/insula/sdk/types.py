@@ -36,6 +36,7 @@ class LimitOptions(TypedDict, total=False):
     inodes: int | None
     instances: int | None
     networks: int | None
+    ports: int | None
     images: int | None
     image_bytes: int | None
     config_bytes: int | None

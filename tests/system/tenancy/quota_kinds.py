@@ -28,9 +28,16 @@ class StoredKind(NamedTuple):
 
 def an_instance(**spec: Any) -> Callable[[Client, str, int], object]:
     def make(client: Client, tenant: str, number: int) -> object:
-        return client.instances.run(tenant, "busybox", ["true"], start=False, network=None, name=f"i{number}", **spec)
+        return client.instances.run(tenant, "busybox", ["true"], start=False, networks=[], name=f"i{number}", **spec)
 
     return make
+
+
+def on_a_network(client: Client, tenant: str, number: int) -> object:
+    """An instance with one port."""
+    if not client.networks.list(tenant):
+        client.networks.create(tenant, "default", "10.0.0.0/24")
+    return client.instances.run(tenant, "busybox", ["true"], start=False, name=f"i{number}")
 
 
 def of_instances(each: Callable[[dict[str, Any]], int | float]) -> Callable[[Client, str], int | float]:
@@ -113,6 +120,7 @@ KINDS = {
         lambda client, tenant, n: client.networks.create(tenant, f"n{n}", f"10.{n}.0.0/24"),
         lambda client, tenant: len(client.networks.list(tenant)),
     ),
+    "ports": StoredKind(MOST, on_a_network, of_instances(lambda spec: len(spec["networks"]))),
     "images": StoredKind(
         MOST,
         lambda client, tenant, n: client.images.tag(tenant, "busybox", f"i{n}"),

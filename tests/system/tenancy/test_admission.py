@@ -128,7 +128,7 @@ def test_options_take_their_permissions_by_every_path(path: Any, role: Any, take
     options: Spec = {"kind": "container"}
     for permission in taken:
         options |= OF_OPTIONS[permission]
-    spec = {"image": "busybox", "command": ["true"], "network": None, "stop_timeout": 0, "options": options}
+    spec = {"image": "busybox", "command": ["true"], "networks": [], "stop_timeout": 0, "options": options}
     refused = ""
     try:
         path(world.members[role].client, world, spec)

@@ -21,7 +21,8 @@ def network(name: str, subnet: str = "10.1.0.0/24", **labels: str) -> dict[str, 
 
 
 def instance(name: str, on: str | None = "back", labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    whole = {"image": "busybox", "network": on, "command": ["sleep", "600"], "stop_timeout": 0, **spec}
+    networks = [] if on is None else [{"network": on}]
+    whole = {"image": "busybox", "networks": networks, "command": ["sleep", "600"], "stop_timeout": 0, **spec}
     return document("Instance", name, whole, labels or {})
 
 

@@ -124,12 +124,12 @@ def test_what_can_not_be_replaced_is_made_again_as_it_was(host: Cli) -> None:
     """With the reason, and still a member of its set."""
     tenant, back = document("Tenant", "declared-g", {}), of("declared-g", network("back"))
     before = of("declared-g", instance("web"))
-    wrong = of("declared-g", instance("web", address="10.9.9.9"))
+    wrong = of("declared-g", instance("web", networks=[{"network": "back", "address": "10.9.9.9"}]))
     apply(host, tenant, back, before, options=HOST).ok()
     for _ in range(2):
         failed = apply(host, tenant, back, wrong, options=(*HOST, "--replace"))
         assert results(failed)["Instance declared-g/web"] == "failed" and "10.9.9.9" in failed.out, failed
-        assert instances(host.of("declared-g"))["web"]["spec"]["address"] is None
+        assert instances(host.of("declared-g"))["web"]["spec"]["networks"][0]["address"] is None
         assert host.of("declared-g").json("inspect", "web")[0]["status"]["state"] == "running"
     again = apply(host, tenant, back, before, options=HOST)
     assert set(results(again).values()) == {"unchanged"}, again

@@ -111,6 +111,11 @@ def imported(*members: Any) -> Way:
     return way
 
 
+def on(address: str) -> list[dict[str, str]]:
+    """The default network, with this address there."""
+    return [{"network": "default", "address": address}]
+
+
 WAYS: dict[str, Way] = {
     "no such image": lambda m: m.run(image="nothing:here"),
     "no such program": lambda m: m.run(command=["/no/such/program"]),
@@ -120,9 +125,9 @@ WAYS: dict[str, Way] = {
     "a mount on a file": lambda m: m.run(mounts=[{"type": "tmpfs", "path": "/etc/passwd"}]),
     "little memory": lambda m: m.run(resources={"memory": 1}),
     "one process": lambda m: m.run(resources={"pids": 1}, command=["sh", "-c", "true | true"]),
-    "an address that is taken": lambda m: (m.run(address="10.0.0.2"), m.run(address="10.0.0.2", name="y")),
-    "an address outside": lambda m: m.run(address="10.9.9.9"),
-    "no such network": lambda m: m.run(network="nowhere"),
+    "an address that is taken": lambda m: (m.run(networks=on("10.0.0.2")), m.run(networks=on("10.0.0.2"), name="y")),
+    "an address outside": lambda m: m.run(networks=on("10.9.9.9")),
+    "no such network": lambda m: m.run(networks=[{"network": "nowhere"}]),
     "a PID namespace of nobody": lambda m: m.run(options={"kind": "container", "pid_of": "nobody"}),
     "a capability": lambda m: m.run(options={"kind": "container", "cap_add": ["SYS_ADMIN"]}),
     "a health check that fails": lambda m: m.run(command=["sleep", "60"], healthcheck={"test": ["CMD", "/no/such"]}),

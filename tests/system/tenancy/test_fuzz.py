@@ -83,7 +83,9 @@ def canary(daemon: Daemon, people: People) -> Iterator[Canary]:
     client, tenant = people.operator, "canary-house"
     client.tenants.create(tenant, {"canary-label": "canary-value"})
     client.networks.create(tenant, "canarynet", "10.203.77.0/24")
-    view = client.instances.run(tenant, "busybox", ["sleep", "600"], name="canaryweb", network="canarynet")
+    view = client.instances.run(
+        tenant, "busybox", ["sleep", "600"], name="canaryweb", networks=[{"network": "canarynet"}]
+    )
     person = people.person("admin", tenant)
     port = view["instance"]["ports"][0]
     texts = ("canary", "10.203.77.", view["instance"]["id"], port["mac"], person.name, person.secret.split("_")[1])

@@ -106,8 +106,7 @@ def test_the_whole_world_of_a_tenant(api: Generated, houses: Houses) -> None:
     spec = models.InstanceSpec(
         name="made",
         image="made:1",
-        network="made",
-        address="10.44.0.7",
+        networks=[models.NetworkAttachment(network="made", address="10.44.0.7")],
         command=["sh", "-c", "echo up; trap 'exit 3' TERM; while :; do sleep 0.1; done"],
         labels=labels,
     )

@@ -33,7 +33,7 @@ while piece := sock.recv(65536):
     answer += piece
 print(answer.hex())
 """
-SPEC = {"image": "busybox", "command": ["sleep", "600"], "network": None}
+SPEC = {"image": "busybox", "command": ["sleep", "600"], "networks": []}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,7 @@ from tests.support.wait import until
 from tests.system.tenancy.conftest import Houses, People, Person
 from tests.system.tenancy.http import HttpAnswer, exchange
 
-SPEC = {"image": "busybox", "command": ["sleep", "600"], "network": None}
+SPEC = {"image": "busybox", "command": ["sleep", "600"], "networks": []}
 
 
 class Api:

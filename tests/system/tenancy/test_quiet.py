@@ -94,7 +94,7 @@ def write(people: People, tenant: str, writes: int) -> None:
         if done >= writes:
             break
         name = f"x{number}"
-        operator.instances.run(tenant, "busybox", ["true"], name=name, network=None, start=False)
+        operator.instances.run(tenant, "busybox", ["true"], name=name, networks=[], start=False)
         operator.images.tag(tenant, "theirs", name)
         operator.identities.create_service_account(tenant, name)
         operator.identities.bind(f"{tenant}/{name}", "viewer", tenant)
@@ -109,7 +109,7 @@ def write(people: People, tenant: str, writes: int) -> None:
             done += 3
         if number % 10 == 0:
             operator.networks.create(tenant, name, f"10.{number // 10 + 1}.0.0/24")
-            operator.instances.run(tenant, "busybox", ["sleep", "600"], name=f"y{number}", network=name)
+            operator.instances.run(tenant, "busybox", ["sleep", "600"], name=f"y{number}", networks=[{"network": name}])
             done += 2
     operator.images.remove(tenant, "theirs")
 

@@ -211,7 +211,7 @@ def test_content_that_an_instance_uses_is_paid_for_after_its_name_is_bound_anew(
     operator.tenants.create("rebinding")
     operator.images.import_("rebinding", "app", [rootfs(1)])
     one = usage(operator, "rebinding")["image_bytes"]
-    operator.instances.run("rebinding", "app", ["x"], start=False, network=None, name="web")
+    operator.instances.run("rebinding", "app", ["x"], start=False, networks=[], name="web")
     operator.images.import_("rebinding", "app", [rootfs(2)])
     names = [image["name"] for image in own_images(operator, "rebinding")]
     assert len(names) == 2 and names[0] == "app:latest" and names[1].startswith("app@sha256:")

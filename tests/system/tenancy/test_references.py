@@ -31,7 +31,7 @@ OWN, THEIRS, ABSENT = "myself", "theirs", "absent"
 NOWHERE = "no-such-tenant-"
 TAR, FRAMES = "application/x-tar", "application/vnd.insula.frames"
 BODIES = {  # in place of the description's example, which names what is not there
-    "run": {"image": "busybox", "command": ["true"], "network": "default"},
+    "run": {"image": "busybox", "command": ["true"], "networks": [{"network": "default"}]},
     "tag": {"source": OWN, "name": "another"},
     "pull": {"reference": "127.0.0.1:1/x", "insecure": True},
     "push": {"name": "busybox", "reference": "127.0.0.1:1/x", "insecure": True},
@@ -271,8 +271,8 @@ def test_what_is_one_s_own_is_answered_otherwise(world: World) -> None:
 
 
 DOCUMENTS = {
-    "network": {"kind": "Instance", "spec": {"image": "busybox", "network": "NAME"}},
-    "image": {"kind": "Instance", "spec": {"image": "NAME", "network": None}},
+    "network": {"kind": "Instance", "spec": {"image": "busybox", "networks": [{"network": "NAME"}]}},
+    "image": {"kind": "Instance", "spec": {"image": "NAME", "networks": []}},
     "pid_of": {"kind": "Instance", "spec": {"image": "busybox", "options": {"kind": "container", "pid_of": "NAME"}}},
     "account": {"kind": "Binding", "spec": {"role": "viewer", "subject": "service-account"}},
 }

@@ -163,22 +163,24 @@ def of(used: str, limit: object) -> str:
 
 
 def network(page: Page) -> None:
-    title("Network: its place on the tenant's own segment")
-    port = next(iter(page["instance"]["ports"]), None)
-    if port is None:
+    title("Network: its place on the tenant's own segments")
+    if not page["instance"]["ports"]:
         print("  loopback only")
-        return
-    facts(
-        {
-            "network": port["network"],
-            "address": ", ".join(filter(None, (port["address"], port["address6"]))),
-            "MAC address": port["mac"],
-            **({"device on the bridge": page["device"]} if "device" in page else {}),
-        }
-    )
-    for name, value in (page.get("installed") or {}).items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        facts({f"installed: {name}": shown})
+    installed = {each["index"]: each for each in page.get("installed") or ()}
+    for port in page["instance"]["ports"]:
+        here = installed.get(port.get("index"), {})
+        facts(
+            {
+                "interface": port["interface"],
+                "network": port["network"],
+                "address": ", ".join(filter(None, (port["address"], port["address6"]))),
+                "MAC address": port["mac"],
+                **({"device on the bridge": here["device"]} if here else {}),
+            }
+        )
+        for name, value in here.items():
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            facts({f"installed: {name}": shown})
     if page.get("rules"):
         print("  rules")
         for line in page["rules"].splitlines():

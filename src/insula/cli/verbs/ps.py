@@ -29,12 +29,12 @@ def run(arguments: Arguments) -> int:
 
 def row(view: dict[str, Any], with_tenant: bool) -> list[Any]:
     instance, status = view["instance"], view["status"]
-    port = (instance["ports"] or [{}])[0]
+    addresses = [port["address"] for port in instance["ports"] if port["wanted"] == "plugged"]
     cells = [
         instance["name"],
         instance["spec"]["image"],
         state(status, restarting=view["restarting"], health=view["health"]) + ("" if view["reconciled"] else " (?)"),
-        port.get("address"),
+        ", ".join(addresses) or None,
         status.get("pid"),
         age(instance["created"]),
     ]

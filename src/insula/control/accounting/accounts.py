@@ -31,6 +31,7 @@ from insula.control.accounting.meters import (
     accrue,
     add,
     advance,
+    advance_port,
     advance_traffic,
     baseline,
     finish,
@@ -299,7 +300,7 @@ class Accounts:
             after = replace(after, cpu=advance(after.cpu, group.incarnation, group.cpu), memory=memory)
         for port in managed.instance.ports:
             if moved := traffic.get(port.index):
-                after = advance_traffic(after, moved)
+                after = advance_port(after, port.interface, moved)
         if after is not before:
             mine.set(managed.instance.id, after)
 

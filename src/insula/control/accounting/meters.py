@@ -19,12 +19,12 @@ from insula.model.accounting import (
 )
 from insula.network.fabric import Traffic
 
-M = TypeVar("M", Account, TrafficMeters)
 S = TypeVar("S", UsedTotals, ReservedTotals, TrafficTotals)
 INTERVAL: Final = 10.0
 """Seconds between two readings."""
 LONGEST: Final = 2.5 * INTERVAL
 """Seconds between two samples of memory over which they are joined; a longer gap is counted as not sampled."""
+_NO_TRAFFIC = TrafficMeters()
 
 
 def advance(meter: UsageMeter, incarnation: str, raw: int) -> UsageMeter:
@@ -33,7 +33,13 @@ def advance(meter: UsageMeter, incarnation: str, raw: int) -> UsageMeter:
     return UsageMeter(incarnation=incarnation, raw=max(raw, before), total=meter.total + max(0, raw - before))
 
 
-def advance_traffic(meters: M, traffic: Traffic) -> M:
+def advance_port(account: Account, interface: str, traffic: Traffic) -> Account:
+    """Take a reading of the counters of one port."""
+    meters = advance_traffic(account.ports.get(interface, _NO_TRAFFIC), traffic)
+    return replace(account, ports={**account.ports, interface: meters})
+
+
+def advance_traffic(meters: TrafficMeters, traffic: Traffic) -> TrafficMeters:
     """Take a reading of the four counters of traffic."""
     received, sent = traffic
     return replace(
@@ -94,13 +100,13 @@ def accrue(ledger: Ledger, boot: str, at: float) -> Ledger:
 
 def totals(account: Account, until: float = 0.0) -> UsedTotals:
     """The totals of an account; its last sample of memory was still right at the time `until`."""
-    memory = hold(account.memory, until)
+    memory, moved = hold(account.memory, until), traffic_totals(account.ports.values())
     return UsedTotals(
         cpu=account.cpu.total,
-        received=account.received.total,
-        received_packets=account.received_packets.total,
-        sent=account.sent.total,
-        sent_packets=account.sent_packets.total,
+        received=moved.received,
+        received_packets=moved.received_packets,
+        sent=moved.sent,
+        sent_packets=moved.sent_packets,
         memory=memory.total,
         memory_sampled=memory.sampled,
         memory_unsampled=memory.unsampled,

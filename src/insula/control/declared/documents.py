@@ -52,12 +52,13 @@ def _declaration(raw: RawDocument, tenant: str | None) -> Declaration:
     if kind is None:
         what = "a document has no kind" if name is None else f"there is no kind {shorten(name)}"
         raw.refuse(what, f"one of {', '.join(KINDS)}", ("kind",))
+    value = kind.upgraded(raw.value)
     try:
-        document: DeclaredDocument = msgspec.convert(raw.value, kind.document)
+        document: DeclaredDocument = msgspec.convert(value, kind.document)
     except msgspec.ValidationError as error:
         raw.refuse_type(str(error))
     owner = _owner(raw, kind, document, tenant)
-    given = {"spec": raw.value.get("spec") or {}}
+    given = {"spec": value.get("spec") or {}}
     if "labels" in raw.value["metadata"]:
         given["labels"] = raw.value["metadata"]["labels"]
     try:

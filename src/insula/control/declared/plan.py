@@ -95,7 +95,7 @@ class Planner:
         def readable(form: Form) -> Form:
             return kind.masked(form, by, ref.tenant)
 
-        applied = readable(mine.applied) if mine else None
+        applied = readable(kind.upgraded(mine.applied)) if mine else None
         default = kind.default(self.verbs, ref, before.form)
         merged = merge(readable(declared.form), applied, readable(before.form), default)
         step.after = kind.full(ref, merged.form)

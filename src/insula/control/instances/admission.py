@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Sequence
 from itertools import chain, count
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from insula.control.networks.ports import Ports, port_reservations
 from insula.control.networks.verbs import Networks
 from insula.control.tenants import Tenants
 from insula.model.errors import Conflict, NotFound
-from insula.model.objects import Image, Instance, InstanceSpec, Network, OverlayRoot, Tenant
+from insula.model.objects import Image, Instance, InstanceSpec, Network, NetworkAttachment, OverlayRoot, Tenant
 from insula.model.views import Usage
 from insula.store.protocol import Compare
 from insula.store.typed import Found
@@ -66,7 +67,7 @@ class Admission:
 
         Its id is added to `admitting` before the commit, so that the controller ignores the store's event of it.
         """
-        spec, owner, image, network = await self._checked(by, tenant, spec)
+        spec, owner, image, networks = await self._checked(by, tenant, spec)
         driver = self.context.driver_for(spec)
         draft = self._draft(tenant, spec, image.value, driver.reserve(tenant), start=start)
         await driver.validate(owner.value, draft)
@@ -74,7 +75,7 @@ class Admission:
         admitting.add(draft.id)
         try:
             async with turn(self.context.store, tenant):
-                made = await self._commit(owner, network, image, draft)
+                made = await self._commit(owner, networks, image, draft)
         except BaseException:
             admitting.discard(draft.id)
             raise
@@ -84,14 +85,14 @@ class Admission:
         """Check what can be checked of an instance that is to be in place of the one of this name, before that one is
         removed: also that its addresses are free then, and that its image has what it names. Invalid, Denied, NotFound,
         Conflict, QuotaExceeded."""
-        spec, owner, image, network = await self._checked(by, tenant, spec)
+        spec, owner, image, networks = await self._checked(by, tenant, spec)
         usage = (await guard(self.context.store, tenant)).value
         before = await INSTANCES.get(self.context.store, tenant, name)
         if before:
             usage = subtract(usage, of_instance(before.value.spec, before.value.config))
         add(owner.value, usage, of_instance(spec, image.value.config))
-        if network:
-            await self.ports.check(network.value, spec, before.value.ports if before else ())
+        for network, attachment in zip(networks, spec.networks, strict=True):
+            await self.ports.check(network.value, attachment, before.value.ports if before else ())
         draft = self._draft(tenant, spec, image.value, before.value.id if before else "0" * 32, start=False)
         await self.context.driver_for(spec).validate(owner.value, draft)
 
@@ -112,34 +113,35 @@ class Admission:
 
     async def _checked(
         self, by: Authority, tenant: str, spec: InstanceSpec
-    ) -> tuple[InstanceSpec, Found[Tenant], Found[Image], Found[Network] | None]:
+    ) -> tuple[InstanceSpec, Found[Tenant], Found[Image], Sequence[Found[Network]]]:
         """Return the spec in canonical form, and what it names. Invalid, Denied, NotFound, Conflict."""
         spec = check(spec)
         admit(by, tenant, spec)
         check_room(self.context)
         owner, image = await asyncio.gather(self.tenants.find(tenant), self.images.find(tenant, spec.image))
-        network = await self.networks.find(tenant, spec.network) if spec.network is not None else None
+        networks = [await self.networks.find(tenant, each.network) for each in spec.networks]
         resources = with_disk_defaults(owner.value.limits, spec.resources, self.context.settings.storage)
-        return msgspec.structs.replace(spec, resources=resources), owner, image, network
+        return msgspec.structs.replace(spec, resources=resources), owner, image, networks
 
     async def _commit(
-        self, owner: Found[Tenant], network: Found[Network] | None, image: Found[Image], draft: Instance
+        self, owner: Found[Tenant], networks: Sequence[Found[Network]], image: Found[Image], draft: Instance
     ) -> Found[Instance]:
         store, tenant, spec = self.context.store, draft.tenant, draft.spec
         names = chain([draft.name], (make_name(spec.image) for _ in count()))
+        attached = [*zip((each.value for each in networks), spec.networks, strict=True)]
         account = self.accounts.baseline(self.context.driver_for(spec), tenant, draft.id)
 
         async def propose() -> Proposal[Instance]:
             usage = await guard(store, tenant)
             rest = add(owner.value, usage.value, of_instance(spec, draft.config))
             name = spec.name or next(names)
-            port = await self.ports.allocate(network.value, name, spec) if network else None
+            ports = await self.ports.allocate(name, attached)
             project = await choose_project(self.context, draft.id)
             instance = msgspec.structs.replace(
                 draft,
                 name=name,
                 spec=msgspec.structs.replace(spec, name=name),
-                ports=[port] if port else [],
+                ports=ports,
                 project_id=project and project.id,
             )
             compares = [
@@ -147,7 +149,7 @@ class Admission:
                 TENANTS.unchanged(owner, tenant),
                 USAGE.unchanged(usage, tenant),
                 IMAGES.unchanged(image, image.value.tenant or SHARED, image.value.name),
-                *([NETWORKS.unchanged(network, tenant, network.value.name)] if network else []),
+                *(NETWORKS.unchanged(each, tenant, each.value.name) for each in networks),
             ]
             writes = [
                 INSTANCES.put(instance, tenant, name),
@@ -155,7 +157,8 @@ class Admission:
                 await ledger_with(store, tenant, rest),
                 *([ACCOUNTS.put(account, tenant, draft.id)] if account else []),
             ]
-            reservations = [*(port_reservations(port) if port else []), *([project.reservation] if project else [])]
+            reservations = [each for port in ports for each in port_reservations(port)]
+            reservations += [project.reservation] if project else []
             return Proposal(instance, reservations, compares, writes)
 
         def refuse(key: str, instance: Instance) -> None:
@@ -174,13 +177,20 @@ def _explain(key: str, instance: Instance, *, named: bool) -> None:
     if key == INSTANCES.key(tenant, name):
         if named:
             raise Conflict(f"tenant {tenant} has an instance {name} already", "choose another name, or remove that one")
-    elif key == TENANTS.key(tenant) or (instance.port and key == NETWORKS.key(tenant, instance.port.network)):
+    elif key in (TENANTS.key(tenant), *(NETWORKS.key(tenant, port.network) for port in instance.ports)):
         raise Conflict(f"tenant {tenant} was changed at the same time", "try again")
     elif key.startswith(IMAGES.prefix_all()):
         raise Conflict(f"image {spec.image} was changed at the same time", "try again")
-    elif (value := key.rpartition("/")[2]) in (spec.address, spec.address6):
+    else:
+        explain_port(key, spec.networks)
+
+
+def explain_port(key: str, attachments: Iterable[NetworkAttachment]) -> None:
+    """Raise Conflict if the key is the reservation of an address that one of these asks for."""
+    value = key.rpartition("/")[2]
+    if any(value in (each.address, each.address6) for each in attachments):
         raise Conflict(f"address {value} is taken", "leave the address out to get a free one")
-    elif spec.mac_address and instance.port and value == instance.port.mac:
+    if any(value == each.mac for each in attachments):
         raise Conflict(f"MAC address {value} is taken", "leave it out to get a free one")
 
 
@@ -227,7 +237,7 @@ async def delete_instance(context: Context, instance: Instance, accounts: Accoun
     `Store.flush`.
     """
     tenant, name = instance.tenant, instance.name
-    own = port_reservations(instance.port) if instance.port else []
+    own = [each for port in instance.ports for each in port_reservations(port)]
 
     async def attempt(guard: Found[Usage]) -> None:
         usage = subtract(guard.value, of_instance(instance.spec, instance.config))

@@ -85,7 +85,7 @@ class InstanceController:
         managed = self.managed.find(instance.tenant, instance.name)
         if managed is None and (managed := self.managed.with_id(instance.id)):  # it has another name now
             self.managed.rename(managed, instance, revision)
-            if managed.active and instance.port:
+            if managed.active and instance.ports:
                 self.lifecycle.ports.networks.nudge(managed.tenant.name)
         elif managed and revision > managed.revision:
             managed.instance, managed.revision = instance, revision

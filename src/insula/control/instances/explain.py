@@ -29,14 +29,11 @@ async def explain(context: Context, instances: ManagedInstances, managed: Manage
         health=managed.monitor.health if managed.monitor else None,
         disk=disk_view(context.disk, [instance], instance.spec.resources),
     )
-    if port := instance.port:
+    if mine := [port.index for port in instance.ports]:
         with suppress(InsulaError):
             installed = await context.fabric_call(instance.tenant, context.fabric.installed, managed.tenant)
-            here = next((p for p in installed.ports if p.index == port.index), None)
-            if here:
-                found = msgspec.structs.replace(
-                    found, device=here.device, installed=msgspec.to_builtins(here), rules=installed.rules
-                )
+            if here := [port for port in installed.ports if port.index in mine]:
+                found = msgspec.structs.replace(found, installed=msgspec.to_builtins(here), rules=installed.rules)
     return found
 
 

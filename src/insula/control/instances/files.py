@@ -71,8 +71,8 @@ class Files:
         async with managed.lock:
             if managed.active:
                 raise Conflict(f"instance {managed.instance.name} is just starting", "try again")
-            network = await self.ports.network(managed.instance)
-            async with self._driver(managed).holder(managed.tenant, managed.instance, network) as process:
+            networks = [place.network for place in await self.ports.places(managed.instance)]
+            async with self._driver(managed).holder(managed.tenant, managed.instance, networks) as process:
                 yield process
 
     def _driver(self, managed: ManagedInstance) -> Driver:

@@ -108,30 +108,31 @@ class Lifecycle:
             start_time=running.start_time,
             started=running.started or time.time(),
             resources=instance.spec.resources,
+            ports=[port.index for port in instance.plugged],
         )
         self.context.problems.solved(records_of(managed))
         self._watch(managed)
 
     async def _launch(self, managed: ManagedInstance) -> Running:
-        """Create it, plug in its port, connect clients that wait for its output, and start it. After an InsulaError
+        """Create it, plug in its ports, connect clients that wait for its output, and start it. After an InsulaError
         nothing of it is left."""
         instance = managed.instance
         console, managed.console = managed.console, None
-        joined, network = pid_owner(self.managed, instance.tenant, instance.spec), await self.ports.network(instance)
+        joined, places = pid_owner(self.managed, instance.tenant, instance.spec), await self.ports.places(instance)
         await self.context.prepared(instance.tenant)
         managed.hold = "unknown"
         with self._in_time(managed) as check:
 
             def connect(nic: Nic) -> Awaitable[None]:
-                assert network
                 try:
                     check()
                 except Failed:
                     nic.close()
                     raise
-                return self.ports.plug(managed.tenant, network, instance, nic)
+                return self.ports.plug(managed.tenant, places, nic)
 
-            options = CreateOptions(network, console, joined, connect if network else None)
+            networks = [place.network for place in places]
+            options = CreateOptions(networks, console, joined, connect if places else None)
             async with AsyncExitStack() as undo:
                 undo.push_async_callback(self._discard, managed)
                 running = await self._start(managed, options, check)
@@ -231,6 +232,7 @@ class Lifecycle:
                 restarts=status.restarts,
                 backoff=status.backoff,
                 resources=status.resources,
+                ports=status.ports,
             ),
         )
         if not named and managed.instance.port:

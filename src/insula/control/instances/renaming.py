@@ -84,5 +84,5 @@ async def _follow(controller: InstanceController, managed: ManagedInstance, old:
         await context.store.transact([INSTANCES.absent(tenant, old)], [STATUS.delete(tenant, old)])
     context.problems.solved(f"instance {tenant}/{old}")  # it is reported again under the new name
     controller.recorder.record(managed, "renamed", before=old)
-    if managed.instance.port and managed.active:
+    if managed.instance.ports and managed.active:
         await controller.lifecycle.ports.networks.converged(tenant)

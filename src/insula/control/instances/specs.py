@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import signal
+from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address
 
 import msgspec
@@ -17,9 +18,9 @@ from insula.control.allocation.quotas import check_resources
 from insula.model import rules
 from insula.model.errors import Invalid
 from insula.model.health import plan
-from insula.model.objects import Instance, InstanceSpec
+from insula.model.objects import AddressPair, Instance, InstanceSpec, NetworkAttachment
 from insula.model.units import check_label, parse_signal, shorten
-from insula.network.addresses import parse_mac
+from insula.network.addresses import parse_mac, parse_range
 
 _DOMAIN = re.compile(rules.DOMAIN)
 
@@ -29,12 +30,7 @@ def check(spec: InstanceSpec) -> InstanceSpec:
     empty."""
     if spec.name:
         check_label("instance", spec.name)
-    if spec.network is not None:
-        check_label("network", spec.network)
-    elif spec.address or spec.address6 or spec.mac_address:
-        raise Invalid("an instance without a network can't have an address", "leave out the address, or --network none")
-    if spec.mac_address is not None:
-        parse_mac(spec.mac_address)
+    spec = msgspec.structs.replace(spec, networks=check_networks(spec.networks))
     if len(spec.mounts) > rules.MAX_MOUNTS:
         raise Invalid(f"{len(spec.mounts)} tmpfs are too many", "use at most 100")
     if spec.options.pid_of is not None:
@@ -47,6 +43,31 @@ def check(spec: InstanceSpec) -> InstanceSpec:
     if spec.stop_signal is None:
         return spec
     return msgspec.structs.replace(spec, stop_signal=signal_name(parse_signal(spec.stop_signal)))
+
+
+def check_networks(attachments: Sequence[NetworkAttachment]) -> list[NetworkAttachment]:
+    """Check the networks of an instance, and return them with MAC addresses and pairs in canonical form. Invalid."""
+    if len(attachments) > rules.MAX_PORTS:
+        raise Invalid(f"{len(attachments)} networks are too many", f"an instance has at most {rules.MAX_PORTS} ports")
+    found = [_check_attachment(each) for each in attachments]
+    names = [each.network for each in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise Invalid(f"network {twice} is given twice", "an instance has one port on a network at most")
+    return found
+
+
+def _check_attachment(attachment: NetworkAttachment) -> NetworkAttachment:
+    check_label("network", attachment.network)
+    if len(attachment.allowed_pairs) > rules.MAX_ADDRESS_PAIRS:
+        what = f"{len(attachment.allowed_pairs)} allowed address pairs are too many"
+        raise Invalid(what, f"use at most {rules.MAX_ADDRESS_PAIRS} for a port")
+    pairs = [_check_pair(each) for each in attachment.allowed_pairs]
+    mac = attachment.mac and parse_mac(attachment.mac)
+    return msgspec.structs.replace(attachment, mac=mac, allowed_pairs=pairs)
+
+
+def _check_pair(pair: AddressPair) -> AddressPair:
+    return AddressPair(address=parse_range(pair.address), mac=pair.mac and parse_mac(pair.mac))
 
 
 def check_names(spec: InstanceSpec) -> InstanceSpec:

@@ -131,9 +131,9 @@ class Stats:
         ports: dict[str, list[Port]] = defaultdict(list)
         owners = {}
         for managed in manageds:
-            if managed.active and (port := managed.instance.port):
-                ports[port.tenant].append(port)
-                owners[port.tenant] = managed.tenant
+            if managed.active and managed.instance.ports:
+                ports[managed.instance.tenant] += managed.instance.ports
+                owners[managed.instance.tenant] = managed.tenant
         context, found = self.context, {}
         for name, owner in owners.items():
             with suppress(InsulaError, OSError):  # the tenant's network is missing: its controller repairs it
@@ -182,7 +182,7 @@ def _stats(
     )
     if found is None:
         return shown
-    moved = traffic.get(instance.port.index) if instance.port else None
+    moved = [each for port in instance.ports if (each := traffic.get(port.index))]
     io = found.get("io")
     return msgspec.structs.replace(
         shown,
@@ -191,8 +191,8 @@ def _stats(
         throttled=found.get("cpu", {}).get("throttled"),
         memory=found.get("memory", {}).get("working_set"),
         pids=found.get("pids", {}).get("current"),
-        received=moved and moved.received.bytes,
-        sent=moved and moved.sent.bytes,
+        received=sum(each.received.bytes for each in moved) if moved else None,
+        sent=sum(each.sent.bytes for each in moved) if moved else None,
         read=_bytes(io, "read_bytes"),
         written=_bytes(io, "write_bytes"),
         pressure={

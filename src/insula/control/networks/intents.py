@@ -34,7 +34,7 @@ class Intents:
             tenant=found.value,
             networks=[each.value for each in NETWORKS.sort_out(snapshot.entries)[0]],
             ports=[port for instance, _ in instances for port in instance.ports],
-            names={i.name: [a for port in i.ports for a in addresses(port)] for i, runs in instances if runs},
+            names={i.name: [a for port in i.plugged for a in addresses(port)] for i, runs in instances if runs},
             complete=not self.context.unreadable,
         )
 

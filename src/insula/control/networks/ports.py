@@ -1,13 +1,14 @@
-"""Ports: connections of instances to networks. A port is allocated with its instance, and plugged in at its start."""
+"""Ports: connections of instances to networks. A port is plugged in when its instance starts, or while it runs."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_network
 from itertools import count
+from typing import NamedTuple
 
 from insula.control.allocation.reservations import Allocator, Reservation
 from insula.control.context import Context
@@ -15,13 +16,23 @@ from insula.control.keys import NETWORKS
 from insula.control.networks.controller import NetworkController
 from insula.control.networks.intents import addresses
 from insula.model.errors import Conflict, Failed, InsulaError, Invalid, NotFound, Unavailable
-from insula.model.objects import Instance, InstanceSpec, Network, Port, Tenant
+from insula.model.objects import Instance, Network, NetworkAttachment, Port, Tenant
 from insula.network.addresses import allocate, parse_mac, port_mac
 from insula.network.fabric import Nic
 from insula.store.protocol import Entry
 
 _PORT = "port-index"
 _MAX_INDEX = 1 << 24
+
+
+WantedPort = tuple[Network, NetworkAttachment]
+
+
+class Place(NamedTuple):
+    """A port and its network."""
+
+    network: Network
+    port: Port
 
 
 class Ports:
@@ -32,17 +43,27 @@ class Ports:
 
     # -- allocation; ports are committed together with their instance ----------------------------------------------
 
-    async def allocate(self, network: Network, instance: str, spec: InstanceSpec) -> Port:
-        """A port with the addresses of the spec, or free ones, taken in their allocators. Invalid, Conflict."""
-        _check_ipv6(network, spec)
+    async def allocate(self, instance: str, wanted: Sequence[WantedPort], beside: Sequence[Port] = ()) -> list[Port]:
+        """Ports with the addresses of the attachments, or free ones, taken in their allocators. `beside` are those that
+        the instance has already. Invalid, Conflict."""
+        made: list[Port] = []
         async with AsyncExitStack() as undo:
-            address = await self._address(network, network.subnet, spec.address)
+            for (network, attachment), interface in zip(wanted, free_interfaces(beside), strict=False):
+                made.append(await self._allocate(network, attachment, instance, interface))
+                undo.callback(self.context.allocators.release, port_reservations(made[-1]))
+            undo.pop_all()
+        return made
+
+    async def _allocate(self, network: Network, wanted: NetworkAttachment, instance: str, interface: str) -> Port:
+        check_versions(network, wanted)
+        async with AsyncExitStack() as undo:
+            address = await self._address(network, network.subnet, wanted.address)
             undo.callback(self._addresses(network).release, address)
             address6 = None
             if network.subnet6:
-                address6 = await self._address(network, network.subnet6, spec.address6)
+                address6 = await self._address(network, network.subnet6, wanted.address6)
                 undo.callback(self._addresses(network).release, address6)
-            mac = await self._mac(network, address, spec.mac_address)
+            mac = await self._mac(network, address, wanted.mac)
             undo.callback(self.context.allocators.of(_mac_kind(network.tenant, network.name)).release, mac)
             index = await self.context.allocators.of(_PORT).random(_MAX_INDEX, "places for ports")
             undo.pop_all()
@@ -51,21 +72,24 @@ class Ports:
             network=network.name,
             instance=instance,
             index=index,
+            interface=interface,
             mac=mac,
             address=address,
             address6=address6,
+            allowed_pairs=wanted.allowed_pairs,
         )
 
-    async def check(self, network: Network, spec: InstanceSpec, instead_of: Sequence[Port]) -> None:
-        """Check that there would be addresses for a spec if these ports were gone. None is taken. Invalid, Conflict."""
-        _check_ipv6(network, spec)
+    async def check(self, network: Network, wanted: NetworkAttachment, instead_of: Sequence[Port]) -> None:
+        """Check that there would be addresses for an attachment if these ports were gone. None is taken. Invalid,
+        Conflict."""
+        check_versions(network, wanted)
         own = [port for port in instead_of if port.network == network.name]
         taken = await self._addresses(network).taken() - {each for port in own for each in addresses(port)}
-        address = allocate(_parsed(network.subnet), taken, spec.address, None)
+        address = allocate(_parsed(network.subnet), taken, wanted.address, None)
         if network.subnet6:
-            allocate(_parsed(network.subnet6), taken, spec.address6, None)
+            allocate(_parsed(network.subnet6), taken, wanted.address6, None)
         macs = await self.context.allocators.of(_mac_kind(network.tenant, network.name)).taken()
-        _pick_mac(network, address, spec.mac_address, macs - {port.mac for port in own})
+        _pick_mac(network, address, wanted.mac, macs - {port.mac for port in own})
 
     def _addresses(self, network: Network) -> Allocator:
         return self.context.allocators.of(_address_kind(network.tenant, network.name))
@@ -91,44 +115,47 @@ class Ports:
 
     # -- on this host ---------------------------------------------------------------------------------------------
 
-    async def network(self, instance: Instance) -> Network | None:
-        """The network of the instance's port. NotFound if it was removed."""
-        if instance.port is None:
-            return None
-        found = await NETWORKS.get(self.context.store, instance.tenant, instance.port.network)
+    async def places(self, instance: Instance) -> list[Place]:
+        """The instance's wanted ports with their networks. NotFound if one of these was removed."""
+        return [Place(await self._network(port), port) for port in instance.plugged]
+
+    async def _network(self, port: Port) -> Network:
+        found = await NETWORKS.get(self.context.store, port.tenant, port.network)
         if found is None:
-            raise NotFound(f"network {instance.port.network} of tenant {instance.tenant} is gone", "create it again")
+            raise NotFound(f"network {port.network} of tenant {port.tenant} is gone", "create it again")
         return found.value
 
-    def plug(self, tenant: Tenant, network: Network, instance: Instance, nic: Nic) -> Awaitable[None]:
-        """Connect an instance to its network, add its name to the resolver, and close the nic. The future of that.
+    def plug(self, tenant: Tenant, places: Sequence[Place], nic: Nic) -> Awaitable[None]:
+        """Connect an instance to networks, add its name to the resolver, and close the nic. The future of that.
 
         It runs to its end even if the caller is cancelled. Else its thread would go on with a descriptor that may
         already mean another nic.
         """
-        assert instance.port
-        return asyncio.shield(asyncio.ensure_future(self._plug(tenant, network, instance.port, nic)))
+        return asyncio.shield(asyncio.ensure_future(self._plug(tenant, places, nic)))
 
-    async def _plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic) -> None:
+    async def _plug(self, tenant: Tenant, places: Sequence[Place], nic: Nic) -> None:
         fabric = self.context.fabric
         try:
-            try:
-                await self.context.fabric_turn(tenant.name, fabric.plug, tenant, network, port, nic)
-            except (Conflict, Unavailable):  # the network is full, or the nic is of another kind
-                raise
-            except InsulaError:  # parts of the network are missing: repair it, and try once more
-                await self.networks.converged(tenant.name)
-                await self.context.fabric_turn(tenant.name, fabric.plug, tenant, network, port, nic)
+            for before, (network, port) in enumerate(places):
+                work = functools.partial(fabric.plug, tenant, network, port, nic, places[:before])
+                try:
+                    await self.context.fabric_turn(tenant.name, work)
+                except (Conflict, Unavailable):  # the network is full, or the nic is of another kind
+                    raise
+                except InsulaError:  # parts of the network are missing: repair it, and try once more
+                    await self.networks.converged(tenant.name)
+                    await self.context.fabric_turn(tenant.name, work)
         finally:
             nic.close()
 
     async def unplug(self, tenant: Tenant, instance: Instance) -> None:
-        """Remove the instance's port and name; nothing happens if they are not there."""
-        network = None
-        with suppress(NotFound, Failed):  # its record is gone, or damaged
-            network = await self.network(instance)
-        if network and instance.port:
-            await self.context.fabric_call(tenant.name, self.context.fabric.unplug, tenant, network, instance.port)
+        """Remove the instance's ports and name; nothing happens if they are not there."""
+        for port in instance.ports:
+            network = None
+            with suppress(NotFound, Failed):  # its record is gone, or damaged
+                network = await self._network(port)
+            if network:
+                await self.context.fabric_call(tenant.name, self.context.fabric.unplug, tenant, network, port)
 
 
 _parsed = functools.lru_cache(maxsize=1024)(ip_network)
@@ -138,9 +165,20 @@ def _address_kind(tenant: str, network: str) -> str:
     return f"address/{tenant}/{network}"
 
 
-def _check_ipv6(network: Network, spec: InstanceSpec) -> None:
-    if spec.address6 and not network.subnet6:
+def free_interfaces(beside: Sequence[Port]) -> Iterator[str]:
+    """Yield the names of interfaces that none of these ports has."""
+    taken = {port.interface for port in beside}
+    return (name for number in count() if (name := f"eth{number}") not in taken)
+
+
+def check_versions(network: Network, wanted: NetworkAttachment) -> None:
+    """Raise Invalid for an IPv6 address on a network that has none."""
+    if network.subnet6:
+        return
+    if wanted.address6:
         raise Invalid(f"network {network.name} has no IPv6", "leave the IPv6 address out")
+    if any(":" in pair.address for pair in wanted.allowed_pairs):
+        raise Invalid(f"network {network.name} has no IPv6", "leave the pair with an IPv6 address out")
 
 
 def _pick_mac(network: Network, address: str, wanted: str | None, taken: set[str]) -> str:

@@ -168,9 +168,8 @@ class Networks:
             raise Denied("network default of tenant default can't be removed", "it always exists")
 
         async def attempt(guard: Found[Usage]) -> None:
-            users = [
-                i.name for i in await INSTANCES.list(self.context.store, tenant) if i.port and i.port.network == name
-            ]
+            instances = await INSTANCES.list(self.context.store, tenant)
+            users = [each.name for each in instances if any(port.network == name for port in each.ports)]
             if users:
                 raise Conflict(f"network {name} is used by {', '.join(users[:3])}", "remove these instances first")
             await self.context.store.transact(

@@ -13,6 +13,7 @@ from insula.kernel.netlink import attributes as rtattr
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_SETNEIGHTBL, RTM_GETNSID = 67, 90
 IFF_UP, IFF_LOWER_UP = 1, 0x10000
@@ -35,6 +36,8 @@ LINK = struct.Struct("=BxHiII")
 ADDR = struct.Struct("=BBBBI")
 NEIGH = struct.Struct("=BxxxiHBB")
 ROUTE = struct.Struct("=8BI")
+RULE = struct.Struct("=8BI")  # struct fib_rule_hdr
+FRA_SRC, FRA_PRIORITY = 2, 6
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from insula.kernel.netlink import attributes as rtattr
 from insula.kernel.netlink import messages as rt
 from insula.kernel.netlink.socket import CREATE, EXCLUSIVE, REPLACE, Request
 
+MAIN_TABLE = 254
+_RULES = 1000  # the preference of a rule for a routing table with number 0
+_EXISTS = frozenset({17})  # EEXIST
 _ENOENT, _ENXIO, _ENODEV, _EINVAL, _EADDRNOTAVAIL = 2, 6, 19, 22, 99
 
 
@@ -161,18 +164,38 @@ def delete_address(index: int, address: str) -> Request:
     return Request(f"delete address {address}", rt.RTM_DELADDR, 0, _address_body(index, address), ignore)
 
 
-def add_route(destination: str, *, index: int, gateway: str | None = None) -> Request:
-    """Add a route to `destination`, in CIDR notation, through a gateway or directly through the link."""
+def add_route(destination: str, *, index: int, gateway: str | None = None, table: int = MAIN_TABLE) -> Request:
+    """Add a route to `destination`, in CIDR notation, through a gateway or directly through the link. `table` is the
+    number of a routing table below 256."""
     network, _, length = destination.partition("/")
     family, packed = _packed(network)
     scope = 0 if gateway else 253  # RT_SCOPE_UNIVERSE, RT_SCOPE_LINK
-    main, protocol_static, unicast = 254, 4, 1
-    body = rt.ROUTE.pack(family, int(length), 0, 0, main, protocol_static, scope, unicast, 0) + rtattr.attributes(
+    protocol_static, unicast = 4, 1
+    body = rt.ROUTE.pack(family, int(length), 0, 0, table, protocol_static, scope, unicast, 0) + rtattr.attributes(
         (rt.RTA_DST, packed if int(length) else None),
         (rt.RTA_OIF, rtattr.u32(index)),
         (rt.RTA_GATEWAY, gateway and _packed(gateway)[1]),
     )
     return Request(f"add route {destination}", rt.RTM_NEWROUTE, CREATE | REPLACE, body)
+
+
+def add_source_rule(source: str, table: int) -> Request:
+    """Add a rule (ip-rule(8)): packets from the address `source` are routed by `table`. No error if it is there."""
+    return Request(f"add rule for {source}", rt.RTM_NEWRULE, CREATE | EXCLUSIVE, _rule(source, table), _EXISTS)
+
+
+def delete_source_rule(source: str, table: int) -> Request:
+    """Delete a rule that `add_source_rule` has added; no error if it is gone."""
+    ignore = frozenset({_ENOENT})
+    return Request(f"delete rule for {source}", rt.RTM_DELRULE, 0, _rule(source, table), ignore)
+
+
+def _rule(source: str, table: int) -> bytes:
+    family, packed = _packed(source)
+    to_table = 1  # FR_ACT_TO_TBL
+    return rt.RULE.pack(family, 0, len(packed) * 8, 0, table, 0, 0, to_table, 0) + rtattr.attributes(
+        (rt.FRA_SRC, packed), (rt.FRA_PRIORITY, rtattr.u32(_RULES + table))
+    )
 
 
 def add_neighbour(index: int, address: str, mac: str) -> Request:

@@ -20,10 +20,11 @@ from insula.kernel.netlink import NetlinkError, Rtnl
 from insula.kernel.netns import OWN, call_in, call_in_new
 from insula.model.errors import Unavailable
 from insula.network.linux import naming, sysctl
-from insula.network.linux.tenant import DEVICE, TenantNamespace
+from insula.network.linux.tenant import TenantNamespace
 
 _RANGE = IPv4Network("169.254.64.0/24")
 _LOOPBACK = 1
+DEVICE = "eth0"
 _SETTINGS = {
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv6/conf/default/disable_ipv6": "1",

@@ -22,7 +22,7 @@ from insula.model.errors import Failed, InsulaError, NotFound, Unavailable
 from insula.model.objects import Network, NetworkStatus, Port, Tenant
 from insula.network import endpoints
 from insula.network.addresses import uplink_mac
-from insula.network.fabric import Installed, NetnsNic, Nic, ProbePoints, Router, Station, TapNic, Traffic
+from insula.network.fabric import Installed, NetnsNic, Nic, Places, ProbePoints, Router, Station, TapNic, Traffic
 from insula.network.intent import TenantIntent
 from insula.network.linux import calls, egress, inside, namespaces, naming, overlay, readback, resolver, rules, sysctl
 from insula.network.linux.calls import Calls, about_host, about_tenant
@@ -302,22 +302,24 @@ class LinuxFabric:
     # -- ports ---------------------------------------------------------------------------------------------------
 
     @about_tenant
-    def plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic) -> None:
-        """Connect a network namespace to the network by its eth0; other kinds of nic are refused (Unavailable)."""
+    def plug(self, tenant: Tenant, network: Network, port: Port, nic: Nic, beside: Places = ()) -> None:
+        """Connect a network namespace to the network; other kinds of nic are refused (Unavailable)."""
         if not isinstance(nic, NetnsNic):
             kind = "a tap device" if isinstance(nic, TapNic) else "a virtual function"
             raise Unavailable(f"{port.instance} has {kind}, which the linux fabric does not support", "use a container")
         self._check_recorded(tenant)
-        self._tenant(tenant).plug(network, port, nic.fd)
+        self._tenant(tenant).plug(network, port, nic.fd, beside)
         self._resolver.add_name(tenant, port.instance, addresses(port))
 
     @about_tenant
-    def unplug(self, tenant: Tenant, network: Network, port: Port) -> None:
-        """Block the port's packets now, and schedule the deletion of its device."""
+    def unplug(self, tenant: Tenant, network: Network, port: Port, nic: Nic | None = None, beside: Places = ()) -> None:
+        """Block the port's packets now, and schedule the deletion of its device; with `nic` delete it now."""
         self._resolver.remove_name(tenant.name, port.instance, addresses(port))
         with contextlib.suppress(NotFound):  # the namespace is gone with everything in it
             namespace = self._tenant(tenant)
             namespace.unplug(network, port)
+            if isinstance(nic, NetnsNic):
+                namespace.withdraw(network, port, nic.fd, beside)
             self._deletion.wake(namespace)
 
     @about_tenant

@@ -61,11 +61,13 @@ def bridge(name: str) -> dict[str, str]:
     return {f"{ip}/neigh/{name}/mcast_solicit": "0" for ip in ("ipv4", "ipv6")}
 
 
-def instance(*, ipv6: bool) -> dict[str, str]:
-    """Return settings of an instance's namespace, to be written before it gets its device."""
+INSTANCE: Final = {"ipv4/ip_unprivileged_port_start": "0", "ipv4/ping_group_range": "0 2147483647"}
+"""Settings of an instance's namespace."""
+
+
+def interface(*, ipv6: bool) -> dict[str, str]:
+    """Return settings that a device takes over which an instance's namespace gets afterwards."""
     return {
-        "ipv4/ip_unprivileged_port_start": "0",
-        "ipv4/ping_group_range": "0 2147483647",
         "ipv6/conf/default/disable_ipv6": "0" if ipv6 else "1",
         "ipv6/conf/default/accept_ra": "0",
         "ipv6/conf/default/autoconf": "0",

@@ -11,7 +11,6 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
 
 from insula.kernel import descriptors, netlink
 from insula.kernel.injection import Injector
@@ -22,27 +21,20 @@ from insula.kernel.nftables import Nft
 from insula.model.errors import Conflict, Failed, InsulaError
 from insula.model.objects import Network, Port, Tenant
 from insula.network.addresses import gateway_mac, uplink_mac
-from insula.network.fabric import Traffic, TrafficCounter
+from insula.network.fabric import Places, Traffic, TrafficCounter
 from insula.network.intent import RemotePort, TenantIntent
-from insula.network.linux import naming, neighbours, overlay, rules, state, sysctl
+from insula.network.linux import interfaces, naming, neighbours, overlay, rules, state, sysctl
 from insula.network.linux.deletion import group_of, is_gone
 from insula.network.linux.epoch import Epoch
+from insula.network.linux.interfaces import addresses_of
 from insula.network.linux.naming import Naming
-from insula.network.linux.state import InstalledState, addresses, prefix
+from insula.network.linux.state import InstalledState, addresses
 from insula.network.linux.underlay import Members
 from insula.network.packets import announcement
 
 FAMILIES = ("bridge", "inet")
-DEVICE = "eth0"  # of an instance
 _REMEMBERED = 4096
 _SINGLY = 8  # ports whose counters are asked for one by one, and not all together
-RETRANSMIT: Final = 100
-"""Milliseconds between two requests for a neighbour's MAC address.
-
-All namespaces of the host share the neighbour tables (arp(7), gc_thresh3), and an entry that waits for a reply can't be
-evicted. It waits for three requests (mcast_solicit), here 0.3 s instead of the usual 3 s. A neighbour on the same host
-replies much faster.
-"""
 
 
 class TenantNamespace:
@@ -267,8 +259,9 @@ class TenantNamespace:
 
     # -- ports ---------------------------------------------------------------------------------------------------
 
-    def plug(self, network: Network, port: Port, netns: int) -> None:
-        """Connect the namespace `netns` to a port; an existing connection is repaired."""
+    def plug(self, network: Network, port: Port, netns: int, beside: Places = ()) -> None:
+        """Connect the namespace `netns` to a port; an existing connection is repaired. `beside` are the instance's
+        other ports, which are connected."""
         with contextlib.ExitStack() as undo:
             with reported(network, port):
                 inside = call_in(netns, lambda: self._enter(network, port))
@@ -284,9 +277,9 @@ class TenantNamespace:
                             raise
                         self._reconnect(network, port, netns, inside)
                         self._replace_elements(port)
-                    _configure(inside, network, port)
+                    interfaces.configure(inside, network, port, beside)
                     self.rtnl.sync_carrier(naming.port(port.index))
-                    inside.sync_carrier(DEVICE)
+                    inside.sync_carrier(port.interface)
                     self._announce(port)
                 undo.pop_all()
             finally:
@@ -294,9 +287,9 @@ class TenantNamespace:
 
     def _enter(self, network: Network, port: Port) -> Rtnl:
         """Write settings and rules in the instance's namespace, and open a socket for the rest. Runs in it."""
-        sysctl.write(sysctl.instance(ipv6=port.address6 is not None), self._procfs)
-        gateways = [gateway for _, gateway in _with_prefixes(network, port)]
-        neighbours.bound(self.naming.prefix, DEVICE, gateways)
+        new = neighbours.bound(self.naming.prefix, interfaces.gateways(network, port))
+        settings = sysctl.interface(ipv6=port.address6 is not None)
+        sysctl.write({**sysctl.INSTANCE, **settings} if new else settings, self._procfs)
         return Rtnl()
 
     def _announce(self, port: Port) -> None:
@@ -322,6 +315,14 @@ class TenantNamespace:
         while len(self._previous_macs) > _REMEMBERED:
             del self._previous_macs[next(iter(self._previous_macs))]
 
+    def withdraw(self, network: Network, port: Port, netns: int, beside: Places) -> None:
+        """Delete the device of a port that was unplugged, and what belongs to it in the namespace `netns`."""
+        while self.delete_marked():
+            pass
+        with reported(network, port), call_in(netns, Rtnl) as inside:
+            interfaces.forget(inside, network, port, beside)
+            call_in(netns, lambda: neighbours.release(self.naming.prefix, interfaces.gateways(network, port)))
+
     def delete_marked(self) -> bool:
         """Delete one group of unplugged devices; returns whether there are more. May be called from any thread."""
         with self._deleting:
@@ -333,7 +334,13 @@ class TenantNamespace:
         """Make the veth pair in one batch. EEXIST if a device has one of the names; Conflict if the bridge is full."""
         index, bridge = naming.port_index(port.index), naming.bridge_index(network.index)
         pair = netlink.veth(
-            naming.port(port.index), DEVICE, netns, index=index, peer_mac=port.mac, mtu=network.mtu, master=bridge
+            naming.port(port.index),
+            port.interface,
+            netns,
+            index=index,
+            peer_mac=port.mac,
+            mtu=network.mtu,
+            master=bridge,
         )
         try:
             self.rtnl.execute(pair, *state.port_settings(network, port))
@@ -352,7 +359,7 @@ class TenantNamespace:
 
     def _reconnect(self, network: Network, port: Port, netns: int, inside: Rtnl) -> None:
         """Repair an existing device if it leads to this namespace, else replace it."""
-        ours, theirs = self.rtnl.link(naming.port(port.index)), inside.link(DEVICE)
+        ours, theirs = self.rtnl.link(naming.port(port.index)), inside.link(port.interface)
         index = naming.port_index(port.index)
         if ours and is_gone(ours.group):
             ours = None
@@ -362,14 +369,14 @@ class TenantNamespace:
             )
             self.rtnl.execute(repair, *state.port_settings(network, port))
             inside.execute(netlink.set_link(theirs.index, mac=port.mac, mtu=network.mtu))
-            wanted = {address for address, _ in _with_prefixes(network, port)}
+            wanted = {each.with_prefix for each in addresses_of(network, port)}
             present = [a for a in inside.addresses() if a.index == theirs.index and not a.link_local]
             inside.execute(
                 *(netlink.delete_address(theirs.index, a.address) for a in present if a.address not in wanted)
             )
             return
         self.rtnl.execute(netlink.delete_link(name=naming.port(port.index)))
-        inside.execute(netlink.delete_link(name=DEVICE))
+        inside.execute(netlink.delete_link(name=port.interface))
         self._connect(network, port, netns)
 
     # -- elements ------------------------------------------------------------------------------------------------
@@ -431,29 +438,3 @@ def reported(network: Network, port: Port) -> Iterator[None]:
         yield
     except OSError as error:
         raise Failed(f"port of {port.instance} on network {network.name}: {error.strerror or error}") from error
-
-
-def _with_prefixes(network: Network, port: Port) -> list[tuple[str, str]]:
-    """Return (address with prefix length, gateway) for each IP version of the port."""
-    found = [(f"{port.address}/{prefix(network.subnet)}", network.gateway)]
-    if port.address6 and network.subnet6 and network.gateway6:
-        found.append((f"{port.address6}/{prefix(network.subnet6)}", network.gateway6))
-    return found
-
-
-def _configure(inside: Rtnl, network: Network, port: Port) -> None:
-    """Set up loopback and eth0, with addresses and default routes."""
-    index = inside.index(DEVICE)
-    if index is None:
-        raise Failed(f"{DEVICE} of {port.instance} is missing", "start the instance again")
-    mac = gateway_mac(network.index)
-    requests = [netlink.set_link(1, up=True), netlink.set_link(index, up=True)]
-    for address, gateway in _with_prefixes(network, port):
-        requests.append(netlink.set_retransmission(index, RETRANSMIT, ipv6=":" in gateway))
-        everything = "::/0" if ":" in gateway else "0.0.0.0/0"
-        requests += [
-            netlink.add_address(index, address),
-            netlink.add_neighbour(index, gateway, mac),
-            netlink.add_route(everything, index=index, gateway=gateway),
-        ]
-    inside.execute(*requests)

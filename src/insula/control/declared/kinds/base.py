@@ -120,6 +120,10 @@ class DeclaredKind(ABC):
         required = {field.name for field in msgspec.structs.fields(self.spec) if field.required}
         return {name: value for name, value in full["spec"].items() if name in required}
 
+    def upgraded(self, form: Form) -> Form:
+        """Return a form that an earlier version took, or has stored, in the present form: by default as it is."""
+        return form
+
     def depends(self, ref: ObjectReference, form: Form) -> Iterable[ObjectReference]:
         """Return the objects that must be there before this one."""
         return [ObjectReference("Tenant", None, ref.tenant)] if ref.tenant is not None else []

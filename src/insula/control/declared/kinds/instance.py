@@ -21,6 +21,7 @@ from insula.control.declared.merge import FieldPath, Form
 from insula.control.identities.authority import Authority
 from insula.control.instances.specs import check
 from insula.image.reference import parse
+from insula.model import upgrades
 from insula.model.errors import NotFound
 from insula.model.objects import Healthcheck, InstanceSpec, RestartPolicy
 from insula.model.own_views import HIDDEN
@@ -60,10 +61,15 @@ class InstanceKind(DeclaredKind):
         self.decode(spec)
         return {**_form(check(_spec(ref, spec, labels))), "wanted": spec.get("wanted", "running")}
 
+    def upgraded(self, form: Form) -> Form:
+        """0.1.0 had one network: `network`, `address`, `address6` and `mac_address`."""
+        spec = form.get("spec")
+        return {**form, "spec": upgrades.networks(spec)} if isinstance(spec, dict) else form
+
     def depends(self, ref: ObjectReference, form: Form) -> Iterable[ObjectReference]:
         yield from super().depends(ref, form)
-        if network := form["spec"].get("network"):
-            yield ObjectReference("Network", ref.tenant, network)
+        for attachment in form["spec"].get("networks") or ():
+            yield ObjectReference("Network", ref.tenant, attachment["network"])
         if owner := (form["spec"].get("options") or {}).get("pid_of"):
             yield ObjectReference("Instance", ref.tenant, owner)
 

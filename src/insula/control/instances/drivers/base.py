@@ -55,10 +55,10 @@ class GroupCounters(NamedTuple):
 
 
 class CreateOptions(NamedTuple):
-    """Options of `Driver.create` beside the instance. `joined` is the process whose PID namespace it shares. `connect`
-    plugs in a nic and closes it; it is None without a network."""
+    """Options of `Driver.create` beside the instance. `networks` are those of its ports. `joined` is the process whose
+    PID namespace it shares. `connect` plugs in a nic and closes it; it is None without a network."""
 
-    network: Network | None = None
+    networks: Sequence[Network] = ()
     console: ConsoleSize | None = None
     joined: Running | None = None
     connect: Callable[[Nic], Awaitable[None]] | None = None
@@ -155,7 +155,7 @@ class Driver(Protocol):
         """
 
     def nic(self, instance_id: str) -> Nic:
-        """The nic of a created instance, for its port. The caller closes it. NotFound if it has ended."""
+        """The nic of a created instance, for its ports. The caller closes it. NotFound if it has ended."""
 
     async def start(self, instance_id: str) -> Running:
         """Start its program. Failed says why that is not possible."""
@@ -237,7 +237,7 @@ class Driver(Protocol):
         """A reader of its log from `since` on (seconds since the epoch), or of the last `tail` lines of that."""
 
     def holder(
-        self, tenant: Tenant, instance: Instance, network: Network | None
+        self, tenant: Tenant, instance: Instance, networks: Sequence[Network]
     ) -> AbstractAsyncContextManager[Running]:
         """A process that sleeps in the root file system of an instance that doesn't run."""
 

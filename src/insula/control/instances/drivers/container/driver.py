@@ -126,7 +126,7 @@ class ContainerDriver:
         return None
 
     async def _create(self, tenant: Tenant, instance: Instance, options: CreateOptions) -> ProcessState:
-        request = await self.requests.launch(tenant, instance, options.network)
+        request = await self.requests.launch(tenant, instance, options.networks)
         if joined := options.joined:
             request = request._replace(share=[joined.pid, joined.start_time])
         if size := options.console:
@@ -251,9 +251,9 @@ class ContainerDriver:
         return LogReader(str(self.requests.directory(instance_id).log), since_ns=int(since * 1e9), tail=tail)
 
     @asynccontextmanager
-    async def holder(self, tenant: Tenant, instance: Instance, network: Network | None) -> AsyncIterator[Running]:
+    async def holder(self, tenant: Tenant, instance: Instance, networks: Sequence[Network]) -> AsyncIterator[Running]:
         container = secrets.token_hex(16)
-        request = await self.requests.holder(tenant, instance, network, container)
+        request = await self.requests.holder(tenant, instance, networks, container)
         try:
             try:
                 state = await self.runtime.create(request)
@@ -322,8 +322,6 @@ class ContainerDriver:
             security=explain.security(pid) if pid else {},
             layers=self._layers(instance),
             upper=str(self.requests.directory(instance.id).upper),
-            device=None,
-            installed=None,
             rules=None,
             pressure=explain.pressure(group) if pid else {},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -61,20 +62,20 @@ class Requests:
         """The control group of an instance."""
         return f"{self.parent(instance.tenant)}/{instance.id}"
 
-    async def launch(self, tenant: Tenant, instance: Instance, network: Network | None) -> Launch:
+    async def launch(self, tenant: Tenant, instance: Instance, networks: Sequence[Network]) -> Launch:
         """The request for its next start, after writing the files that it needs. Invalid, OSError."""
         if self.directory(instance.id).is_fresh():  # a few small files in the page cache: a thread would cost more
-            return self.prepare(tenant, instance, network)
-        return await self._workers.do(tenant.name, partial(self.prepare, tenant, instance, network))
+            return self.prepare(tenant, instance, networks)
+        return await self._workers.do(tenant.name, partial(self.prepare, tenant, instance, networks))
 
-    def prepare(self, tenant: Tenant, instance: Instance, network: Network | None, *, begin: bool = True) -> Launch:
+    def prepare(self, tenant: Tenant, instance: Instance, networks: Sequence[Network], *, begin: bool = True) -> Launch:
         """Do the work of `launch` in the caller's thread. Without `begin` no start of the instance is recorded."""
         spec, directory = instance.spec, self.directory(instance.id)
         if self._disk.trouble and directory.pooled:
             raise Unavailable("the disk of instances is not there", "the operator sees why with `insula status`")
         directory.make(tenant.id_base)
         self._limit(instance, directory)
-        directory.write_etc(etc_files(instance, network), tenant.id_base)
+        directory.write_etc(etc_files(instance, networks), tenant.id_base)
         lower, oci = self._checked_oci(instance, directory) or self.oci(tenant, instance, spec, directory)
         if begin:
             directory.write_record(LaunchRecord(starts=instance.starts, boot=self._boot))
@@ -124,7 +125,7 @@ class Requests:
         """Whether the writable layer is where limits are enforced: those that are older than the pool are not."""
         return self._disk.enforced and (self._pool is None or directory.pooled)
 
-    async def holder(self, tenant: Tenant, instance: Instance, network: Network | None, container: str) -> Launch:
+    async def holder(self, tenant: Tenant, instance: Instance, networks: Sequence[Network], container: str) -> Launch:
         """The request for a holder: a container with the instance's root file system that only sleeps.
 
         It has an id of its own, so that after a crash it can't be taken for the instance. Its program is the host's
@@ -143,7 +144,7 @@ class Requests:
             options=msgspec.structs.replace(instance.spec.options, init=False),
         )
         asleep = msgspec.structs.replace(instance, spec=spec)
-        request = await self._workers.do(tenant.name, partial(self.prepare, tenant, asleep, network, begin=False))
+        request = await self._workers.do(tenant.name, partial(self.prepare, tenant, asleep, networks, begin=False))
         options = ["bind", "sealed", "ro", "nosuid", "nodev"]
         request.config["mounts"].append({"destination": SLEEP, "type": "bind", "source": program, "options": options})
         group = f"{self.parent(instance.tenant)}/{container}"
