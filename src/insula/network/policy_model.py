@@ -27,6 +27,7 @@ from insula.model.policies import (
     PortMatch,
     Selector,
 )
+from insula.network.addresses import link_local
 from insula.network.intent import TenantIntent
 
 
@@ -188,14 +189,17 @@ def port_of(intent: TenantIntent, address: str) -> Port | None:
     """Return the port of the instance that has this address."""
     wanted = ip_address(address)
     for port in intent.ports:
-        if any(ip_address(each) == wanted for each in (port.address, port.address6) if each):
+        own = [port.address, *([port.address6, link_local(port.mac)] if port.address6 else [])]
+        if any(ip_address(each) == wanted for each in own):
             return port
     return None
 
 
 def is_inside(intent: TenantIntent, address: str) -> bool:
-    """Whether an address belongs to one of the tenant's networks."""
-    subnets = [subnet for network in intent.networks for subnet in (network.subnet, network.subnet6) if subnet]
+    """Whether an address belongs to one of the tenant's networks, each of which has all link-local ones."""
+    subnets = ["fe80::/10"] + [
+        subnet for network in intent.networks for subnet in (network.subnet, network.subnet6) if subnet
+    ]
     return _within(address, subnets)
 
 

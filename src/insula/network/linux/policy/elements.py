@@ -1,0 +1,147 @@
+"""The kernel's form of what the compiler has found: entries of the sets and maps of chains.py."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import Final
+
+from insula.kernel.netlink import Request, intervals, maps
+from insula.kernel.netlink.maps import KeyInterval
+from insula.kernel.netlink.nftables import NftablesSocket
+from insula.model.policies import Direction
+from insula.network.linux.policy.classes import RangePiece
+from insula.network.linux.policy.compiler import DIRECTIONS, Compiled, Grants
+from insula.network.linux.policy.operator import Cell, CompiledOperator, interval_number
+from insula.network.linux.policy.port_sets import EVERYTHING, PROTOCOLS, PortInterval, PortSet
+
+SetContents = dict[str, dict[KeyInterval, bytes]]
+"""The elements of each set or map, value by key; the value is empty in a set."""
+
+FEW_PORTS: Final = 16
+"""Intervals of so many ports are single elements: a set of intervals is slower to change the larger it is."""
+_INTERVALS: Final = (
+    "ranges4", "ranges6", "operator4", "operator6",
+    "operator_tcp", "operator_udp", "operator_icmp", "operator_icmpv6",
+)  # fmt: skip
+_EXACT: Final = (
+    "subjects4", "subjects6", "peers4", "peers6",
+    "unknown", "without_dns", "everything", "protocols", "ports",
+    *(f"{kind}{name}_{direction}" for direction in DIRECTIONS for kind in ("", "audit_")
+      for name in ("isolated", "pairs", "to_all")),
+    *(f"operator_{action}_{direction}" for direction in DIRECTIONS for action in ("accept", "deny")),
+)  # fmt: skip
+SETS: Final = (*_EXACT, *_INTERVALS, "port_ranges")
+"""All sets and maps that the compiler fills, by name."""
+
+
+def contents(compiled: Compiled, operator: CompiledOperator) -> SetContents:
+    """Return the entries of all sets."""
+    found: SetContents = {name: {} for name in SETS}
+    for address, number in compiled.subjects.items():
+        add_address(found, address, number)
+    for piece, number in compiled.pieces:
+        _add_piece(found, "ranges", piece, number)
+    found["unknown"] = {KeyInterval(_number(number)): b"" for number in compiled.unknown}
+    found["without_dns"] = {KeyInterval(_number(number)): b"" for number in compiled.without_dns}
+    for number, ports in compiled.port_sets.items():
+        _add_ports(found, number, ports)
+    for kind, grants in (("", compiled.enforced), ("audit_", compiled.audited)):
+        for direction, each in grants.items():
+            _add_grants(found, kind, direction, each)
+    _add_operator(found, operator)
+    return found
+
+
+def add_address(found: SetContents, address: str, number: int) -> None:
+    """Add the class of an instance's address."""
+    version, packed = (6, inet_pton(AF_INET6, address)) if ":" in address else (4, inet_pton(AF_INET, address))
+    for name in ("subjects", "peers"):
+        found.setdefault(f"{name}{version}", {})[KeyInterval(packed)] = _number(number)
+
+
+def _add_piece(found: SetContents, name: str, piece: RangePiece, number: int) -> None:
+    length = 4 if piece.version == 4 else 16
+    key = KeyInterval(piece.first.to_bytes(length, "big"), piece.last.to_bytes(length, "big"))
+    found[f"{name}{piece.version}"][key] = _number(number)
+
+
+def _add_ports(found: SetContents, number: int, ports: PortSet) -> None:
+    if ports == EVERYTHING:
+        found["everything"][KeyInterval(_number(number))] = b""
+        return
+    for interval in ports:
+        head = _number(number) + bytes((interval.protocol, 0, 0, 0))
+        if interval.is_all:
+            found["protocols"][KeyInterval(head)] = b""
+        elif interval.last - interval.first < FEW_PORTS:
+            for port in range(interval.first, interval.last + 1):
+                found["ports"][KeyInterval(head + _padded(port))] = b""
+        else:
+            found["port_ranges"][KeyInterval(head + _padded(interval.first), head + _padded(interval.last))] = b""
+
+
+def _add_grants(found: SetContents, kind: str, direction: Direction, grants: Grants) -> None:
+    found[f"{kind}isolated_{direction}"] = {KeyInterval(_number(number)): b"" for number in grants.isolated}
+    found[f"{kind}to_all_{direction}"] = {KeyInterval(_number(s)): _number(ports) for s, ports in grants.to_all.items()}
+    found[f"{kind}pairs_{direction}"] = {
+        KeyInterval(_number(subject) + _number(other)): _number(ports)
+        for (subject, other), ports in grants.pairs.items()
+    }
+
+
+def _add_operator(found: SetContents, operator: CompiledOperator) -> None:
+    for piece, number in operator.pieces:
+        _add_piece(found, "operator", piece, number)
+    for protocol, number in PROTOCOLS.items():
+        of_protocol = (each for each in operator.intervals if each.protocol == number)
+        found[f"operator_{protocol}"] = {_interval(each): _number(interval_number(each)) for each in of_protocol}
+    for direction in DIRECTIONS:
+        found[f"operator_accept_{direction}"] = _cells(operator.accepted[direction])
+        found[f"operator_deny_{direction}"] = _cells(operator.denied[direction])
+
+
+def _cells(cells: Iterable[Cell]) -> dict[KeyInterval, bytes]:
+    return {KeyInterval(_number(cell.address) + _number(cell.ports)): b"" for cell in cells}
+
+
+def _interval(interval: PortInterval) -> KeyInterval:
+    return KeyInterval(interval.first.to_bytes(2, "big"), interval.last.to_bytes(2, "big"))
+
+
+def _number(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+def _padded(port: int) -> bytes:
+    return port.to_bytes(2, "big") + b"\0\0"
+
+
+# -- changes -----------------------------------------------------------------------------------------------------------
+
+
+def read(socket: NftablesSocket, table: str) -> SetContents:
+    """Read the elements of all sets."""
+    return {
+        name: intervals.read(socket, table, name) if name in _INTERVALS else maps.read(socket, "inet", table, name)
+        for name in SETS
+    }
+
+
+def changes(table: str, have: SetContents, wanted: SetContents) -> list[Request]:
+    """Return requests that change the sets of `wanted` from what they have. What is to go is deleted first: a key has
+    one value, and intervals don't overlap."""
+    deleted: list[Request] = []
+    added: list[Request] = []
+    for name, want in wanted.items():
+        now = have.get(name, {})
+        gone = [key for key, value in now.items() if want.get(key) != value]
+        new = {key: value for key, value in want.items() if now.get(key) != value}
+        if name in _INTERVALS:
+            deleted += intervals.delete(table, name, gone)
+            added += intervals.add(table, name, new)
+        else:
+            deleted += maps.delete("inet", table, name, gone)
+            added += maps.add("inet", table, name, new)
+    return [*deleted, *added]

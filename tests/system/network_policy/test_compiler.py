@@ -1,0 +1,123 @@
+"""The compiler against the reference model: what the kernel's sets hold after random changes."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from random import Random
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from insula.kernel.netlink.nftables import NftablesSocket
+from insula.kernel.netns import call_in_new
+from insula.kernel.nftables import Nft
+from insula.model.policies import InstancePeer, Policy, PolicyRule, PortMatch, Selector
+from insula.network.intent import PolicyIntent, TenantIntent
+from insula.network.linux.policy import chains, elements
+from insula.network.linux.policy.compiler import Compiler, members_of
+from insula.network.linux.policy.operator import compile_operator
+from insula.network.policy_model import is_inside, judge
+from tests.support import policies
+
+TABLE = "t"
+
+
+def compiled(intent: TenantIntent) -> elements.SetContents:
+    compiler = Compiler(intent.policy, intent.networks, members_of(intent.ports, intent.remotes))
+    return elements.contents(compiler.run(), compile_operator(intent.policy.operator))
+
+
+def in_new_table(worlds: list[TenantIntent]) -> list[elements.SetContents]:
+    """Change one table to each of the intents in turn, and return what the kernel has after each."""
+
+    def work() -> list[elements.SetContents]:
+        found = []
+        with Nft() as nft:
+            nft.run(f"table inet {TABLE} {{ {chains.sets()} {chains.chains()} }}")
+            socket = NftablesSocket()
+            try:
+                for intent in worlds:
+                    have, wanted = elements.read(socket, TABLE), compiled(intent)
+                    socket.transact(*elements.changes(TABLE, have, wanted))
+                    now = elements.read(socket, TABLE)
+                    assert now == wanted
+                    assert elements.changes(TABLE, now, wanted) == []
+                    found.append(now)
+            finally:
+                socket.close()
+        return found
+
+    return call_in_new(work)
+
+
+def addresses(intent: TenantIntent) -> list[str]:
+    own = [address for port in intent.ports for address in (port.address, port.address6) if address]
+    return [*own, *policies.OUTSIDE, "10.0.0.99", "fd00:1::99"]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(worlds=st.lists(policies.intents(), min_size=1, max_size=3), seed=st.integers(0, 1 << 32))
+def test_sets_in_the_kernel_mean_what_the_model_says(worlds: list[TenantIntent], seed: int) -> None:
+    random = Random(seed)
+    tiers = {"address": "unknown", "operator": "operator", "out": "out", "in": "in"}
+    for intent, sets in zip(worlds, in_new_table(worlds), strict=True):
+        every = addresses(intent)
+        for _ in range(200):
+            source, destination = random.choice(every), random.choice(every)
+            if ip_address(source).version != ip_address(destination).version:
+                continue
+            inside = is_inside(intent, source), is_inside(intent, destination)
+            if inside == (False, False):
+                continue
+            crossing = {(True, False): "out", (False, True): "in"}.get(inside, "")
+            protocol = random.choice(("tcp", "udp", "icmp", "icmpv6", "sctp"))
+            port = random.choice((8, 13, 128) if "icmp" in protocol else (*policies.PORTS, 2, 5000, 65534))
+            wanted = judge(intent, source, destination, protocol, port)
+            found = policies.judged(sets, source, destination, protocol, port, crossing)
+            assert found == ("" if wanted.allowed else tiers[wanted.tier]), (source, destination, protocol, port)
+
+
+def policy(name: str, app: str, *ports: int) -> Policy:
+    return Policy(
+        tenant="acme",
+        name=name,
+        select=Selector(labels={"app": app}),
+        directions=["in"],
+        rules=[
+            PolicyRule(
+                direction="in",
+                peers=[InstancePeer(select=Selector(labels={"app": "client"}))],
+                ports=[PortMatch(protocol="tcp", port=port) for port in ports],
+            )
+        ],
+        created=0,
+    )
+
+
+def world(policies_: list[Policy], instances: int) -> TenantIntent:
+    plugged = [policies.port_of(f"i{n}", policies.NETWORKS[0], 2 + n) for n in range(instances)]
+    labels = {port.instance: {"app": "client" if n == 0 else f"app{n % 10}"} for n, port in enumerate(plugged)}
+    intent = PolicyIntent(policies=policies_, labels=labels)
+    return TenantIntent(tenant=policies.TENANT, networks=policies.NETWORKS, ports=plugged, policy=intent)
+
+
+def test_a_policy_more_renumbers_nobody_whom_it_does_not_concern() -> None:
+    some = [policy(f"p{n}", f"app{n}", 80 + n) for n in range(1, 5)]
+    before, after = compiled(world(some, 100)), compiled(world([*some, policy("p9", "app9", 443)], 100))
+    changed = {key for key in after["subjects4"] if before["subjects4"][key] != after["subjects4"][key]}
+    assert len(changed) == 10, "those that it selects"
+    assert before["ports"].items() <= after["ports"].items()
+    assert before["pairs_in"].items() <= after["pairs_in"].items()
+
+
+def test_an_instance_more_is_two_elements_for_each_address_whatever_the_number_of_policies() -> None:
+    for number in (1, 9):
+        some = [policy(f"p{n}", f"app{n}", 80) for n in range(number)]
+        before, after = compiled(world(some, 50)), compiled(world(some, 51))
+        more = {name: len(after[name]) - len(before[name]) for name in after if after[name] != before[name]}
+        assert more == {"subjects4": 1, "peers4": 1, "subjects6": 2, "peers6": 2}, "the link-local address too"
+
+
+def test_narrowing_a_policy_changes_one_entry_of_the_two_classes() -> None:
+    before, after = (compiled(world([policy("p", "app1", *ports)], 50)) for ports in ((80, 81), (80,)))
+    assert {name for name in after if after[name] != before[name]} == {"ports", "pairs_in"}
